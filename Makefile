@@ -1,0 +1,73 @@
+# make help lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SANITIZE ?=
+MODE := $(if $(SANITIZE),sanitize,release)
+BUILD := build/$(MODE)
+CC ?= cc
+CFLAGS := -std=c11 -O3 -g -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread -I. -Ilora_c/include \
+	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+LIB_SOURCES := $(filter-out lora_c/bindings/%,$(wildcard lora_c/*/*.c lora_c/*/*/*.c))
+CHECK_SOURCES := $(wildcard tests/c/*.c)
+OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
+CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
+SOURCES := $(shell find lora_c -name '*.[ch]')
+MAKEFLAGS += -j2
+
+.PHONY: help demo test check asan headers lint bench clean
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(VENV)/made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/made pyproject.toml setup.py $(SOURCES)
+	$(BIN)/pip install --quiet -e ".[test]"
+	@touch $@
+
+demo: $(VENV)/installed ## install into .venv and teach the model that ships a new task
+	$(BIN)/lora-c demo --out demo-output
+
+test: $(VENV)/installed check lint ## install into .venv, run the C checks and pytest
+	$(BIN)/python -m pytest
+
+check: $(BUILD)/check headers ## the C checks alone
+	$(BUILD)/check
+
+asan: ## the C checks under ASan and UBSan
+	$(MAKE) SANITIZE=address,undefined check
+
+headers: $(wildcard lora_c/include/lora_c/*.h) # every public header compiles alone, in C and in C++
+	@for h in $^; do $(CC) -std=c11 -Wall -Wextra -Werror -Ilora_c/include -fsyntax-only -x c $$h && \
+		$(CC) -std=c++17 -Wall -Wextra -Werror -Ilora_c/include -fsyntax-only -x c++ $$h || exit 1; done
+
+lint: $(VENV)/installed $(BUILD)/liblora_c.a ## layers, symbols, ruff, types of the extension
+	$(BIN)/python tests/lint/lint_layers.py
+	sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a
+	$(BIN)/ruff check python tests examples benchmarks setup.py
+	$(BIN)/python -m mypy.stubtest lora_c._core
+
+bench: $(VENV)/installed $(BUILD)/bench_gemm ## speed: matrix product, training step, decoding
+	$(BUILD)/bench_gemm
+	$(BIN)/python benchmarks/bench_step.py
+
+clean: ## remove everything that was built
+	rm -rf build $(VENV) python/lora_c/*.so python/*.egg-info demo-output
+
+$(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
+	$(CC) $(CFLAGS) $^ -lm -o $@
+
+$(BUILD)/bench_gemm: $(BUILD)/benchmarks/bench_gemm.o $(BUILD)/liblora_c.a
+	$(CC) $(CFLAGS) $^ -lm -o $@
+
+$(BUILD)/liblora_c.a: $(OBJECTS)
+	rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(dir $@)
+	$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
+
+-include $(OBJECTS:.o=.d) $(CHECK_OBJECTS:.o=.d)

@@ -1,0 +1,23 @@
+/* Small arithmetic and compiler attributes shared by all layers. */
+#ifndef LORA_BASE_UTIL_H
+#define LORA_BASE_UTIL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define LORA_RESTRICT __restrict__
+#define LORA_INLINE static inline __attribute__((always_inline))
+/* Puts one function on an ISA rung without per-file compiler flags: LORA_TARGET("avx2,fma") */
+#define LORA_TARGET(isa) __attribute__((target(isa)))
+
+enum { LORA_ALIGN = 64 };
+
+LORA_INLINE int64_t lora_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+LORA_INLINE int64_t lora_round_up(int64_t a, int64_t b) { return lora_div_up(a, b) * b; }
+LORA_INLINE int64_t lora_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+LORA_INLINE int64_t lora_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+/* false on overflow */
+LORA_INLINE bool lora_mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
+
+#endif

@@ -1,0 +1,363 @@
+#include "lora_c/bindings/py_buffer.h"
+#include "lora_c/bindings/py_array.h"
+
+#include <string.h>
+
+PyObject *lora_py_shape(int ndim, const int64_t *shape) {
+    PyObject *tuple = PyTuple_New(ndim);
+    for (int i = 0; tuple && i < ndim; i++) {
+        PyObject *n = PyLong_FromLongLong(shape[i]);
+        if (!n) Py_CLEAR(tuple);
+        else PyTuple_SET_ITEM(tuple, i, n);
+    }
+    return tuple;
+}
+
+static void fail_shape(const lora_py_array *a, const char *expected) {
+    PyObject *shape = lora_py_shape(a->ndim, a->shape);
+    if (shape) PyErr_Format(PyExc_ValueError, "%s: expected %s, got shape %R", a->name, expected, shape);
+    Py_XDECREF(shape);
+}
+
+/* --- element types ------------------------------------------------------------------------------------------------ */
+
+static const char *kinds_text(int kinds) {
+    switch (kinds) {
+    case LORA_PY_F32: return "float32";
+    case LORA_PY_F32 | LORA_PY_BF16: return "float32 or bfloat16";
+    case LORA_PY_FLOATS: return "float32, float16 or bfloat16";
+    case LORA_PY_BF16: return "bfloat16";
+    case LORA_PY_F16: return "float16";
+    case LORA_PY_U8: return "uint8";
+    default: return "int32 or int64";
+    }
+}
+
+static const char *way_out(int kinds) {
+    if (kinds & (LORA_PY_F32)) return "astype(numpy.float32)";
+    if (kinds & LORA_PY_U8) return "view(numpy.uint8)";
+    if (kinds & LORA_PY_I32) return "astype(numpy.int32)";
+    return kinds & LORA_PY_BF16 ? "astype(ml_dtypes.bfloat16)" : "astype(numpy.float16)";
+}
+
+/* Name of a native buffer format, for messages and for the kind. */
+static const char *format_name(char code, Py_ssize_t itemsize) {
+    static const char *const signed_names[] = {"int8", "int16", "int32", "int64"};
+    static const char *const unsigned_names[] = {"uint8", "uint16", "uint32", "uint64"};
+    int size = itemsize == 1 ? 0 : itemsize == 2 ? 1 : itemsize == 4 ? 2 : itemsize == 8 ? 3 : -1;
+    if (code == 'f' && itemsize == 4) return "float32";
+    if (code == 'd' && itemsize == 8) return "float64";
+    if (code == 'e' && itemsize == 2) return "float16";
+    if (code == '?') return "bool";
+    if (size >= 0 && strchr("bhilq", code)) return signed_names[size];
+    if (size >= 0 && strchr("BHILQ", code)) return unsigned_names[size];
+    return NULL;
+}
+
+static lora_py_kind kind_of(const char *name) {
+    static const struct {
+        const char *name;
+        lora_py_kind kind;
+    } known[] = {{"float32", LORA_PY_F32}, {"float16", LORA_PY_F16}, {"uint8", LORA_PY_U8},
+                 {"int32", LORA_PY_I32},   {"int64", LORA_PY_I64}};
+    for (size_t i = 0; name && i < sizeof known / sizeof *known; i++)
+        if (strcmp(name, known[i].name) == 0) return known[i].kind;
+    return LORA_PY_OTHER;
+}
+
+static int check_format(lora_py_array *a, int kinds, int is_bf16) {
+    const char *format = a->view.format ? a->view.format : "B";
+    char order = strchr("@=<>!^", *format) && *format ? *format : '@';
+    const char *code = order == *format ? format + 1 : format;
+    const char *name = *code && !code[1] ? format_name(*code, a->view.itemsize) : NULL;
+    int big_endian = order == '>' || order == '!';
+    if (a->view.itemsize > 1 && big_endian != PY_BIG_ENDIAN && (big_endian || order == '<')) {
+        PyErr_Format(PyExc_TypeError, "%s: expected native byte order, got buffer format '%s'; use x.astype(x.dtype.newbyteorder('='))",
+                     a->name, format);
+        return -1;
+    }
+    a->kind = is_bf16 ? LORA_PY_BF16 : kind_of(name);
+    if (a->kind & kinds) return 0;
+    if (is_bf16) name = "bfloat16";
+    if (name)
+        PyErr_Format(PyExc_TypeError, "%s: expected %s, got %s; use x.%s", a->name, kinds_text(kinds), name, way_out(kinds));
+    else
+        PyErr_Format(PyExc_TypeError, "%s: expected %s, got buffer format '%s'; use x.%s", a->name, kinds_text(kinds), format,
+                     way_out(kinds));
+    return -1;
+}
+
+/* --- layout ------------------------------------------------------------------------------------------------------- */
+
+static void fail_strides(const lora_py_array *a) {
+    int64_t strides[LORA_PY_MAX_DIMS];
+    for (int i = 0; i < a->ndim; i++) strides[i] = a->view.strides[i];
+    PyObject *tuple = lora_py_shape(a->ndim, strides);
+    if (tuple)
+        PyErr_Format(PyExc_ValueError, "%s: expected a C-contiguous array, got strides %R; use numpy.ascontiguousarray",
+                     a->name, tuple);
+    Py_XDECREF(tuple);
+}
+
+/* From the last dimension up; a dimension of size 1 has no stride that could matter. */
+static int check_strides(lora_py_array *a, int flags) {
+    Py_ssize_t expected = a->view.itemsize;
+    a->ld = a->cols;
+    for (int i = a->ndim - 1; i >= 0; i--) {
+        Py_ssize_t stride = a->view.strides ? a->view.strides[i] : expected;
+        if (a->shape[i] > 1 && stride != expected) {
+            int apart = (flags & LORA_PY_ROWS) && i == a->ndim - 2 && stride > expected && stride % a->view.itemsize == 0;
+            if (!apart) {
+                fail_strides(a);
+                return -1;
+            }
+            a->ld = stride / a->view.itemsize;
+            expected = stride;
+        }
+        expected *= (Py_ssize_t)a->shape[i];
+    }
+    return 0;
+}
+
+static int check_layout(lora_py_array *a, int flags) {
+    if (a->view.ndim < 1 || a->view.ndim > LORA_PY_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "%s: expected 1 to %d dimensions, got %d", a->name, (int)LORA_PY_MAX_DIMS, a->view.ndim);
+        return -1;
+    }
+    a->ndim = a->view.ndim;
+    a->n = 1;
+    for (int i = 0; i < a->ndim; i++) {
+        a->shape[i] = a->view.shape ? a->view.shape[i] : a->view.len / a->view.itemsize;
+        a->n *= a->shape[i];
+    }
+    if (a->n == 0) {
+        fail_shape(a, "at least one element");
+        return -1;
+    }
+    a->cols = a->shape[a->ndim - 1];
+    a->rows = a->n / a->cols;
+    if (check_strides(a, flags) < 0) return -1;
+    if ((uintptr_t)a->view.buf % (size_t)a->view.itemsize) {
+        PyErr_Format(PyExc_ValueError, "%s: expected memory aligned to %zd bytes, got address %p; use x.copy()", a->name,
+                     a->view.itemsize, a->view.buf);
+        return -1;
+    }
+    if ((flags & LORA_PY_WRITABLE) && a->view.readonly) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a writable array, got a read-only one; use x.copy()", a->name);
+        return -1;
+    }
+    a->data = a->view.buf;
+    return 0;
+}
+
+int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_array *out) {
+    *out = (lora_py_array){.name = name};
+    int is_bf16;
+    PyObject *exporter = lora_py_exporter(o, &is_bf16);
+    if (!exporter) return -1;
+    if (!PyObject_CheckBuffer(exporter)) {
+        const char *shown = kinds_text(kinds);
+        PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s; use numpy.asarray(x, ...)", name, shown,
+                     Py_TYPE(o)->tp_name);
+        Py_DECREF(exporter);
+        return -1;
+    }
+    int status = PyObject_GetBuffer(exporter, &out->view, PyBUF_FORMAT | PyBUF_STRIDES);
+    Py_DECREF(exporter);
+    if (status < 0) { /* types without a struct code, objects, dates: NumPy's own message lacks the argument's name */
+        PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s that cannot be read as plain numbers; use x.%s", name,
+                     kinds_text(kinds), Py_TYPE(o)->tp_name, way_out(kinds));
+        return -1;
+    }
+    if (check_format(out, kinds, is_bf16) == 0 && check_layout(out, flags) == 0) return 0;
+    lora_py_release(out);
+    return -1;
+}
+
+void lora_py_release(lora_py_array *a) {
+    if (a->view.obj) PyBuffer_Release(&a->view);
+}
+
+/* --- shapes and overlap ------------------------------------------------------------------------------------------- */
+
+int lora_py_expect(const lora_py_array *a, int ndim, const int64_t *shape) {
+    int same = a->ndim == ndim;
+    for (int i = 0; same && i < ndim; i++) same = shape[i] < 0 || shape[i] == a->shape[i];
+    if (same) return 0;
+    char text[32 * LORA_PY_MAX_DIMS] = "shape (";
+    int is_free = 1;
+    for (int i = 0; i < ndim; i++) is_free = is_free && shape[i] < 0;
+    if (is_free) PyOS_snprintf(text, sizeof text, "%d dimension%s", ndim, ndim > 1 ? "s" : "");
+    for (int i = 0; !is_free && i < ndim; i++) {
+        size_t used = strlen(text);
+        const char *comma = i + 1 < ndim ? ", " : ndim == 1 ? ",)" : ")";
+        if (shape[i] < 0) PyOS_snprintf(text + used, sizeof text - used, "any%s", comma);
+        else PyOS_snprintf(text + used, sizeof text - used, "%lld%s", (long long)shape[i], comma);
+    }
+    fail_shape(a, text);
+    return -1;
+}
+
+int lora_py_expect_last(const lora_py_array *a, int64_t cols, const lora_py_array *other) {
+    int same = a->cols == cols && (!other || a->ndim == other->ndim);
+    for (int i = 0; same && other && i < a->ndim - 1; i++) same = a->shape[i] == other->shape[i];
+    if (same) return 0;
+    if (other) {
+        int64_t shape[LORA_PY_MAX_DIMS];
+        memcpy(shape, other->shape, sizeof shape);
+        shape[other->ndim - 1] = cols;
+        return lora_py_expect(a, other->ndim, shape);
+    }
+    char text[48];
+    PyOS_snprintf(text, sizeof text, "shape (..., %lld)", (long long)cols);
+    fail_shape(a, text);
+    return -1;
+}
+
+static uintptr_t end_of(const lora_py_array *a) {
+    return (uintptr_t)a->data + (uintptr_t)(((a->rows - 1) * a->ld + a->cols) * a->view.itemsize);
+}
+
+int lora_py_apart(const lora_py_array *out, const lora_py_array *in) {
+    if (!out->data || !in->data) return 0;
+    if ((uintptr_t)out->data >= end_of(in) || (uintptr_t)in->data >= end_of(out)) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected memory apart from %s, got overlapping buffers; use a new array", out->name,
+                 in->name);
+    return -1;
+}
+
+/* --- token ids ---------------------------------------------------------------------------------------------------- */
+
+static int convert_ids(lora_py_ids *ids) {
+    const int64_t *wide = ids->array.data;
+    ids->converted = PyMem_RawMalloc((size_t)ids->n * sizeof(int32_t));
+    if (!ids->converted) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (int64_t i = 0; i < ids->n; i++) {
+        if (wide[i] < INT32_MIN || wide[i] > INT32_MAX) {
+            PyErr_Format(PyExc_ValueError, "%s: expected numbers of 32 bits, got %lld at index %lld", ids->array.name,
+                         (long long)wide[i], (long long)i);
+            return -1;
+        }
+        ids->converted[i] = (int32_t)wide[i];
+    }
+    ids->data = ids->converted;
+    return 0;
+}
+
+int lora_py_get_ids(PyObject *o, const char *name, lora_py_ids *out) {
+    *out = (lora_py_ids){0};
+    PyObject *array = lora_py_integers(o);
+    if (!array) return -1;
+    int status = lora_py_get(array, name, LORA_PY_I32 | LORA_PY_I64, 0, &out->array);
+    Py_DECREF(array);
+    if (status < 0) return -1;
+    out->n = out->array.n;
+    out->data = out->array.data;
+    const int64_t any[] = {-1};
+    if (lora_py_expect(&out->array, 1, any) == 0 && (out->array.kind == LORA_PY_I32 || convert_ids(out) == 0)) return 0;
+    lora_py_release_ids(out);
+    return -1;
+}
+
+void lora_py_release_ids(lora_py_ids *ids) {
+    PyMem_RawFree(ids->converted);
+    ids->converted = NULL;
+    lora_py_release(&ids->array);
+}
+
+/* --- weights ------------------------------------------------------------------------------------------------------ */
+
+static int weight_of_parameter(lora_py_parameter *p, const char *name, lora_py_weight *out) {
+    if (p->ndim != 2) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a matrix, got a Parameter with %d dimensions", name, p->ndim);
+        return -1;
+    }
+    out->w = (lora_weight){LORA_WEIGHT_F32, p->shape[0], p->shape[1], p->shape[1], p->data, NULL};
+    out->grad = p->grad;
+    out->keep = Py_NewRef((PyObject *)p);
+    return 0;
+}
+
+/* A memoryview holds the export, so the array can be neither freed nor resized while it is a weight. */
+static PyObject *keep_export(PyObject *o) {
+    int is_bf16;
+    PyObject *exporter = lora_py_exporter(o, &is_bf16);
+    PyObject *keep = exporter ? PyMemoryView_FromObject(exporter) : NULL;
+    Py_XDECREF(exporter);
+    return keep;
+}
+
+int lora_py_get_weight(lora_py_state *state, PyObject *o, const char *name, lora_py_weight *out) {
+    *out = (lora_py_weight){0};
+    if (Py_IS_TYPE(o, state->nf4_type)) {
+        lora_py_nf4tensor *t = (lora_py_nf4tensor *)o;
+        out->w = (lora_weight){LORA_WEIGHT_NF4, t->nf4.rows, t->nf4.cols, t->nf4.cols, NULL, &t->nf4};
+        out->keep = Py_NewRef(o);
+        return 0;
+    }
+    if (Py_IS_TYPE(o, state->parameter_type)) return weight_of_parameter((lora_py_parameter *)o, name, out);
+    lora_py_array a;
+    const int64_t any[] = {-1, -1};
+    if (lora_py_get(o, name, LORA_PY_F32 | LORA_PY_BF16, 0, &a) < 0) return -1;
+    int status = lora_py_expect(&a, 2, any);
+    if (status == 0 && !(out->keep = keep_export(o))) status = -1;
+    out->w = (lora_weight){a.kind == LORA_PY_F32 ? LORA_WEIGHT_F32 : LORA_WEIGHT_BF16, a.shape[0], a.cols, a.cols, a.data, NULL};
+    lora_py_release(&a);
+    return status;
+}
+
+int lora_py_get_vector(lora_py_state *state, PyObject *o, const char *name, const float **data, int64_t *n, float **grad,
+                       PyObject **keep) {
+    *grad = NULL;
+    *keep = NULL;
+    if (Py_IS_TYPE(o, state->parameter_type)) {
+        lora_py_parameter *p = (lora_py_parameter *)o;
+        if (p->ndim != 1) {
+            PyErr_Format(PyExc_ValueError, "%s: expected a vector, got a Parameter with %d dimensions", name, p->ndim);
+            return -1;
+        }
+        *data = p->data;
+        *n = p->size;
+        *grad = p->grad;
+        *keep = Py_NewRef(o);
+        return 0;
+    }
+    lora_py_array a;
+    const int64_t any[] = {-1};
+    if (lora_py_get(o, name, LORA_PY_F32 | LORA_PY_BF16, 0, &a) < 0) return -1;
+    if (lora_py_expect(&a, 1, any) == 0) {
+        *n = a.n;
+        *data = a.data;
+        if (a.kind == LORA_PY_F32) *keep = keep_export(o);
+        else if ((*keep = lora_py_float_copy(&a))) {
+            lora_py_array copy;
+            if (lora_py_get(*keep, name, LORA_PY_F32, 0, &copy) == 0) {
+                *data = copy.data;
+                lora_py_release(&copy); /* keep still owns the memory */
+            } else Py_CLEAR(*keep);
+        }
+    }
+    lora_py_release(&a);
+    return *keep ? 0 : -1;
+}
+
+int lora_py_dtype(PyObject *o, void *out) {
+    static const struct {
+        const char *name;
+        lora_py_kind kind;
+    } known[] = {{"float32", LORA_PY_F32}, {"float16", LORA_PY_F16}, {"bfloat16", LORA_PY_BF16}};
+    PyObject *name = PyUnicode_Check(o) ? Py_NewRef(o) : PyObject_GetAttrString(o, PyType_Check(o) ? "__name__" : "name");
+    if (!name) PyErr_Clear();
+    for (size_t i = 0; name && PyUnicode_Check(name) && i < sizeof known / sizeof *known; i++) {
+        if (PyUnicode_CompareWithASCIIString(name, known[i].name)) continue;
+        *(lora_py_kind *)out = known[i].kind;
+        Py_DECREF(name);
+        return 1;
+    }
+    Py_XDECREF(name);
+    PyErr_Format(PyExc_TypeError, "dtype: expected 'float32', 'float16' or 'bfloat16', got %R", o);
+    return 0;
+}

@@ -1,0 +1,65 @@
+/* From status to exception, and what all objects of the module have in common. */
+#include "lora_c/bindings/py_state.h"
+
+PyObject *lora_py_raise(lora_py_state *state, const lora_error *err) {
+    PyObject *type = PyExc_RuntimeError;
+    switch (err->code) {
+    case LORA_EINVAL:
+    case LORA_ESHAPE: type = PyExc_ValueError; break;
+    case LORA_EDTYPE: type = PyExc_TypeError; break;
+    case LORA_ENOMEM: type = PyExc_MemoryError; break;
+    case LORA_EUNSUPPORTED: type = PyExc_NotImplementedError; break;
+    case LORA_EDEVICE: type = state->device_error; break;
+    case LORA_EBUSY:
+    case LORA_OK: break;
+    }
+    PyErr_SetString(type, err->message[0] ? err->message : lora_status_name(err->code));
+    return NULL;
+}
+
+void *lora_py_new(PyTypeObject *type) {
+    lora_py_state *state = lora_py_state_of(type);
+    lora_py_object *self = (lora_py_object *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->owner = Py_NewRef(state->owner);
+    self->ctx = state->ctx;
+    atomic_flag_clear(&self->busy);
+    return self;
+}
+
+void lora_py_delete(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(((lora_py_object *)self)->owner);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+int lora_py_traverse(PyObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    return 0;
+}
+
+PyObject *lora_py_reduce(PyObject *self, PyObject *unused) {
+    (void)unused;
+    PyErr_Format(PyExc_TypeError,
+                 "%s: cannot be pickled or copied; keep its arrays (data, codes, state_dict()) or save the model or the "
+                 "adapter instead",
+                 Py_TYPE(self)->tp_name);
+    return NULL;
+}
+
+int lora_py_enter(lora_py_object *self) {
+    if (!atomic_flag_test_and_set(&self->busy)) return 0;
+    PyErr_Format(PyExc_RuntimeError, "%s: in use by another thread; give each thread its own or take a lock",
+                 Py_TYPE(self)->tp_name);
+    return -1;
+}
+
+void *lora_py_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes, const char *name) {
+    void *p;
+    Py_BEGIN_ALLOW_THREADS /* clearing gigabytes takes time */
+    p = lora_ctx_alloc(ctx, tag, bytes);
+    Py_END_ALLOW_THREADS
+    if (!p) PyErr_Format(PyExc_MemoryError, "%s: expected %zu bytes of memory, got none", name, bytes);
+    return p;
+}

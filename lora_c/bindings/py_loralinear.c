@@ -1,0 +1,412 @@
+/* LoRALinear: y = W x + b + s B A x with a frozen W. No state is kept between forward and backward. */
+#include "lora_c/bindings/py_array.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct loralinear {
+    lora_py_object base;
+    PyObject *given;      /* the base as it was passed */
+    lora_py_weight weight;
+    PyObject *bias_keep;
+    const float *bias;
+    float *dbias;
+    lora_py_parameter *A, *B;
+    int64_t rank;
+    double lora_alpha, scaling, dropout;
+    uint64_t seed;
+} loralinear;
+
+static int linear_traverse(PyObject *o, visitproc visit, void *arg) {
+    loralinear *self = (loralinear *)o;
+    Py_VISIT(self->given);
+    Py_VISIT(self->weight.keep);
+    Py_VISIT(self->bias_keep);
+    return lora_py_traverse(o, visit, arg);
+}
+
+static void linear_dealloc(PyObject *o) {
+    PyObject_GC_UnTrack(o);
+    loralinear *self = (loralinear *)o;
+    Py_XDECREF(self->given);
+    Py_XDECREF(self->weight.keep);
+    Py_XDECREF(self->bias_keep);
+    Py_XDECREF(self->A);
+    Py_XDECREF(self->B);
+    lora_py_delete(o);
+}
+
+/* --- construction ------------------------------------------------------------------------------------------------- */
+
+/* The matrix given by the caller (a Parameter is shared, an array is copied) or a fresh one of zeros. */
+static lora_py_parameter *adapter_matrix(lora_py_state *state, PyObject *given, const char *arg, const char *name,
+                                         const int64_t *shape) {
+    if (given == Py_None) return lora_py_parameter_new(state, 2, shape, name, 1);
+    lora_py_array a;
+    if (lora_py_get(given, arg, LORA_PY_F32, 0, &a) < 0) return NULL;
+    lora_py_parameter *p = NULL;
+    if (lora_py_expect(&a, 2, shape) == 0) {
+        if (Py_IS_TYPE(given, state->parameter_type)) p = (lora_py_parameter *)Py_NewRef(given);
+        else if ((p = lora_py_parameter_new(state, 2, shape, name, 1))) memcpy(p->data, a.data, (size_t)a.n * sizeof(float));
+    }
+    lora_py_release(&a);
+    return p;
+}
+
+static int set_bias(loralinear *self, lora_py_state *state, PyObject *bias) {
+    if (bias == Py_None) return 0;
+    int64_t n;
+    if (lora_py_get_vector(state, bias, "bias", &self->bias, &n, &self->dbias, &self->bias_keep) < 0) return -1;
+    if (n == self->weight.w.rows) return 0;
+    PyErr_Format(PyExc_ValueError, "bias: expected shape (%lld,), got shape (%lld,)", (long long)self->weight.w.rows, (long long)n);
+    return -1;
+}
+
+static int set_adapter(loralinear *self, lora_py_state *state, PyObject *A, PyObject *B) {
+    int64_t K = self->weight.w.cols, N = self->weight.w.rows;
+    const int64_t a_shape[] = {self->rank, K}, b_shape[] = {N, self->rank};
+    self->A = adapter_matrix(state, A, "A", "lora_A", a_shape);
+    if (!self->A) return -1;
+    if (A == Py_None) lora_adapter_init(self->rank, K, self->seed, self->A->data);
+    self->B = adapter_matrix(state, B, "B", "lora_B", b_shape);
+    if (!self->B) return -1;
+    if (self->A != self->B) return 0;
+    PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
+    return -1;
+}
+
+/* A seed is any 64 bits. */
+static int seed_converter(PyObject *o, void *out) {
+    uint64_t seed = PyLong_AsUnsignedLongLong(o);
+    if (seed == UINT64_MAX && PyErr_Occurred()) {
+        PyErr_Format(PyExc_ValueError, "seed, step: expected a whole number from 0 to 2**64 - 1, got %R", o);
+        return 0;
+    }
+    *(uint64_t *)out = seed;
+    return 1;
+}
+
+static int check_numbers(const loralinear *self) {
+    int64_t rank = self->rank;
+    if (rank < 1 || rank > 65536) {
+        PyErr_Format(PyExc_ValueError, "r: expected 1 to 65536, got %lld", (long long)rank);
+        return -1;
+    }
+    if (!isfinite(self->lora_alpha)) {
+        PyErr_SetString(PyExc_ValueError, "lora_alpha: expected a finite number, got NaN or infinity");
+        return -1;
+    }
+    if (!(self->dropout >= 0.0 && self->dropout < 1.0)) {
+        PyErr_SetString(PyExc_ValueError, "lora_dropout: expected 0 <= lora_dropout < 1, got a number outside");
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"base", "r", "lora_alpha", "lora_dropout", "bias", "A", "B", "seed", "use_rslora", NULL};
+    PyObject *given, *alpha = Py_None, *bias = Py_None, *A = Py_None, *B = Py_None;
+    Py_ssize_t rank = 8;
+    double dropout = 0.0;
+    uint64_t seed = 0;
+    int rslora = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|n$OdOOOO&p:LoRALinear", names, &given, &rank, &alpha, &dropout, &bias, &A,
+                                     &B, seed_converter, &seed, &rslora)) return NULL;
+    lora_py_state *state = lora_py_state_of(type);
+    loralinear *self = lora_py_new(type);
+    if (!self) return NULL;
+    self->rank = rank;
+    self->dropout = dropout;
+    self->seed = seed;
+    self->lora_alpha = alpha == Py_None ? (double)rank : PyFloat_AsDouble(alpha);
+    if (self->lora_alpha == -1.0 && PyErr_Occurred()) goto fail;
+    if (check_numbers(self) < 0) goto fail;
+    self->scaling = self->lora_alpha / (rslora ? sqrt((double)rank) : (double)rank);
+    self->given = Py_NewRef(given);
+    if (lora_py_get_weight(state, given, "base", &self->weight) < 0) goto fail;
+    if (set_bias(self, state, bias) < 0 || set_adapter(self, state, A, B) < 0) goto fail;
+    return (PyObject *)self;
+fail:
+    Py_DECREF(self);
+    return NULL;
+}
+
+/* --- calls -------------------------------------------------------------------------------------------------------- */
+
+static lora_adapter adapter_of(const loralinear *self, int training, uint64_t step) {
+    return (lora_adapter){
+        .rank = self->rank,
+        .A = self->A->data,
+        .B = self->B->data,
+        .dA = self->A->grad,
+        .dB = self->B->grad,
+        .scale = (float)self->scaling,
+        .dropout = training ? (float)self->dropout : 0.0f,
+        .dropout_seed = self->seed,
+        .dropout_stream = step,
+    };
+}
+
+/* The output for the leading dimensions of like and a last one of cols: out itself, checked, or a new array. */
+static PyObject *output(PyObject *out, const lora_py_array *like, int64_t cols, lora_py_array *held, float **data, int64_t *ld) {
+    *held = (lora_py_array){0};
+    if (out == Py_None) {
+        int64_t shape[LORA_PY_MAX_DIMS];
+        memcpy(shape, like->shape, sizeof shape);
+        shape[like->ndim - 1] = cols;
+        *ld = cols;
+        return lora_py_new_array(LORA_PY_F32, like->ndim, shape, 0, (void **)data);
+    }
+    if (lora_py_get(out, "out", LORA_PY_F32, LORA_PY_WRITABLE | LORA_PY_ROWS, held) < 0) return NULL;
+    *data = held->data;
+    *ld = held->ld;
+    return lora_py_expect_last(held, cols, like) == 0 ? Py_NewRef(out) : NULL;
+}
+
+/* Writing over the layer's own weights through out= must fail, too. */
+static int apart_from_weights(const loralinear *self, const lora_py_array *out) {
+    lora_weight w = self->weight.w;
+    lora_py_array own[] = {
+        {.name = "base", .data = (void *)w.data, .rows = 1, .cols = w.rows * w.cols, .view.itemsize = w.kind == LORA_WEIGHT_F32 ? 4 : 2},
+        {.name = "bias", .data = (void *)self->bias, .rows = 1, .cols = w.rows, .view.itemsize = 4},
+        {.name = "A", .data = self->A->data, .rows = 1, .cols = self->A->size, .view.itemsize = 4},
+        {.name = "B", .data = self->B->data, .rows = 1, .cols = self->B->size, .view.itemsize = 4},
+        {.name = "A.grad", .data = self->A->grad, .rows = 1, .cols = self->A->size, .view.itemsize = 4},
+        {.name = "B.grad", .data = self->B->grad, .rows = 1, .cols = self->B->size, .view.itemsize = 4},
+    };
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        if (lora_py_apart(out, &own[i]) < 0) return -1;
+    return 0;
+}
+
+static PyObject *finish(loralinear *self, PyObject *result, lora_status status, const lora_error *err) {
+    if (status == LORA_OK) return result;
+    Py_DECREF(result);
+    return lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), err);
+}
+
+PyDoc_STRVAR(forward_doc,
+"forward($self, x, /, *, out=None, training=False, step=0)\n--\n\n"
+"Compute y = x W^T + bias + s (drop(x) A^T) B^T.\n\n"
+"Shapes\n------\nx (..., in_features); result (..., out_features).\n\n"
+"Parameters\n----------\n"
+"x : array\n    float32; rows may lie apart, elements of a row may not.\n"
+"out : array, optional\n    float32, writable, apart from x and the weights.\n"
+"training : bool\n    Apply lora_dropout.\n"
+"step : int\n    Chooses the dropout mask; give backward() the same.\n\n"
+"Returns\n-------\nndarray\n    out, or a new array.\n\n"
+"Raises\n------\nValueError\n    A shape or stride does not fit, or out overlaps an input.\n"
+"TypeError\n    Another element type.\nRuntimeError\n    Another thread is using this layer.\n\n"
+"Notes\n-----\nError bound c (K + R) 2^-24 |x||W|; the same bits for any number of threads.\n\n"
+"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; QLoRA, arXiv:2305.14314, eq. 5.");
+
+static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "out", "training", "step", NULL};
+    PyObject *x_given, *out = Py_None;
+    int training = 0;
+    uint64_t step = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OpO&:forward", names, &x_given, &out, &training, seed_converter, &step)) return NULL;
+    loralinear *self = (loralinear *)o;
+    lora_weight w = self->weight.w;
+    lora_py_array x, held = {0};
+    if (lora_py_get(x_given, "x", LORA_PY_F32, LORA_PY_ROWS, &x) < 0) return NULL;
+    float *y;
+    int64_t ldy;
+    PyObject *result = lora_py_expect_last(&x, w.cols, NULL) < 0 ? NULL : output(out, &x, w.rows, &held, &y, &ldy);
+    if (result && (lora_py_apart(&held, &x) < 0 || apart_from_weights(self, &held) < 0 || lora_py_enter(&self->base) < 0))
+        Py_CLEAR(result);
+    if (result) {
+        lora_adapter adapter = adapter_of(self, training, step);
+        lora_status status;
+        lora_error err = {0};
+        LORA_PY_CALL(self->base.ctx, status, lora_linear_forward(self->base.ctx, x.rows, x.data, x.ld, &w, self->bias, &adapter,
+                                                                 y, ldy, false, &err));
+        lora_py_leave(&self->base);
+        result = finish(self, result, status, &err);
+    }
+    lora_py_release(&held);
+    lora_py_release(&x);
+    return result;
+}
+
+PyDoc_STRVAR(backward_doc,
+"backward($self, dy, x, /, *, out=None, training=False, step=0)\n--\n\n"
+"Compute dx = dy W + s drop\'((dy B) A) and add to A.grad and B.grad.\n\n"
+"Shapes\n------\ndy (..., out_features); x (..., in_features) as given to forward(); result like x.\n\n"
+"Parameters\n----------\n"
+"dy, x : array\n    float32; rows may lie apart.\n"
+"out : array, optional\n    float32, writable, apart from dy, x and the weights.\n"
+"training, step\n    As given to forward().\n\n"
+"Returns\n-------\nndarray\n    dx: out, or a new array. Overwritten, while the gradients are added to.\n\n"
+"Raises\n------\nValueError, TypeError, RuntimeError\n    As forward().\n\n"
+"Notes\n-----\nx A^T is computed again, so that the layer keeps no activation.\n\n"
+"Source\n------\nLoRA, arXiv:2106.09685, eq. 3.");
+
+static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "out", "training", "step", NULL};
+    PyObject *dy_given, *x_given, *out = Py_None;
+    int training = 0;
+    uint64_t step = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OpO&:backward", names, &dy_given, &x_given, &out, &training,
+                                     seed_converter, &step)) return NULL;
+    loralinear *self = (loralinear *)o;
+    lora_weight w = self->weight.w;
+    lora_py_array dy = {0}, x = {0}, held = {0};
+    PyObject *result = NULL;
+    float *dx;
+    int64_t lddx;
+    if (lora_py_get(dy_given, "dy", LORA_PY_F32, LORA_PY_ROWS, &dy) < 0) return NULL;
+    if (lora_py_get(x_given, "x", LORA_PY_F32, LORA_PY_ROWS, &x) < 0) goto done;
+    if (lora_py_expect_last(&x, w.cols, NULL) < 0 || lora_py_expect_last(&dy, w.rows, &x) < 0) goto done;
+    result = output(out, &x, w.cols, &held, &dx, &lddx);
+    if (!result) goto done;
+    if (lora_py_apart(&held, &x) < 0 || lora_py_apart(&held, &dy) < 0 || apart_from_weights(self, &held) < 0
+        || lora_py_enter(&self->base) < 0) {
+        Py_CLEAR(result);
+        goto done;
+    }
+    lora_adapter adapter = adapter_of(self, training, step);
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(self->base.ctx, status,
+                 lora_linear_backward(self->base.ctx, x.rows, dy.data, dy.ld, x.data, x.ld, &w, &adapter, dx, lddx, false,
+                                      self->weight.grad, self->dbias, &err));
+    lora_py_leave(&self->base);
+    result = finish(self, result, status, &err);
+done:
+    lora_py_release(&held);
+    lora_py_release(&x);
+    lora_py_release(&dy);
+    return result;
+}
+
+PyDoc_STRVAR(merge_doc,
+"merge($self, /, *, sign=1.0)\n--\n\n"
+"Return W + sign s B A.\n\n"
+"Parameters\n----------\nsign : float\n    1 to merge, -1 to take a merged adapter out.\n\n"
+"Returns\n-------\nndarray\n    float32, (out_features, in_features); each element is rounded once.\n\n"
+"Source\n------\nLoRA, arXiv:2106.09685, section 4.1.");
+
+static PyObject *linear_merge(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"sign", NULL};
+    double sign = 1.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$d:merge", names, &sign)) return NULL;
+    loralinear *self = (loralinear *)o;
+    lora_weight w = self->weight.w;
+    const int64_t shape[] = {w.rows, w.cols};
+    void *merged;
+    PyObject *result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &merged);
+    if (!result || lora_py_enter(&self->base) < 0) {
+        Py_XDECREF(result);
+        return NULL;
+    }
+    lora_adapter adapter = adapter_of(self, 0, 0);
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(self->base.ctx, status, lora_linear_merge(self->base.ctx, &w, &adapter, (float)sign, merged, &err));
+    lora_py_leave(&self->base);
+    return finish(self, result, status, &err);
+}
+
+PyDoc_STRVAR(parameters_doc,
+"parameters($self, /)\n--\n\nReturn the trained parameters: A, B, then a base and a bias that were given as Parameter.");
+
+static PyObject *linear_parameters(PyObject *o, PyObject *unused) {
+    (void)unused;
+    loralinear *self = (loralinear *)o;
+    PyObject *list = PyList_New(0);
+    struct {
+        PyObject *parameter;
+        float *grad;
+    } all[] = {{(PyObject *)self->A, self->A->grad}, {(PyObject *)self->B, self->B->grad},
+               {self->weight.keep, self->weight.grad}, {self->bias_keep, self->dbias}};
+    for (size_t i = 0; list && i < sizeof all / sizeof *all; i++)
+        if (all[i].grad && PyList_Append(list, all[i].parameter) < 0) Py_CLEAR(list);
+    return list;
+}
+
+/* --- attributes --------------------------------------------------------------------------------------------------- */
+
+enum { ATTR_A, ATTR_B, BASE, IN, OUT, RANK, ALPHA, SCALING, DROPOUT };
+
+static PyObject *linear_get(PyObject *o, void *which) {
+    loralinear *self = (loralinear *)o;
+    switch ((int)(intptr_t)which) {
+    case ATTR_A: return Py_NewRef((PyObject *)self->A);
+    case ATTR_B: return Py_NewRef((PyObject *)self->B);
+    case BASE: return Py_NewRef(self->given);
+    case IN: return PyLong_FromLongLong(self->weight.w.cols);
+    case OUT: return PyLong_FromLongLong(self->weight.w.rows);
+    case RANK: return PyLong_FromLongLong(self->rank);
+    case ALPHA: return PyFloat_FromDouble(self->lora_alpha);
+    case SCALING: return PyFloat_FromDouble(self->scaling);
+    default: return PyFloat_FromDouble(self->dropout);
+    }
+}
+
+static PyObject *linear_repr(PyObject *o) {
+    loralinear *self = (loralinear *)o;
+    static const char *const kinds[] = {"float32", "bfloat16", "NF4"};
+    PyObject *alpha = PyFloat_FromDouble(self->lora_alpha);
+    PyObject *text = alpha ? PyUnicode_FromFormat("LoRALinear(in_features=%lld, out_features=%lld, r=%lld, lora_alpha=%R, base=%s)",
+                                                  (long long)self->weight.w.cols, (long long)self->weight.w.rows,
+                                                  (long long)self->rank, alpha, kinds[self->weight.w.kind])
+                           : NULL;
+    Py_XDECREF(alpha);
+    return text;
+}
+
+#define GETTER(name, which, doc) {name, linear_get, NULL, doc, (void *)(intptr_t)(which)}
+static PyGetSetDef linear_getset[] = {
+    GETTER("A", ATTR_A, "(r, in_features)."),
+    GETTER("B", ATTR_B, "(out_features, r)."),
+    GETTER("base", BASE, "The frozen matrix as it was given."),
+    GETTER("in_features", IN, "Columns of the base."),
+    GETTER("out_features", OUT, "Rows of the base."),
+    GETTER("r", RANK, "Rank of the adapter."),
+    GETTER("lora_alpha", ALPHA, "Numerator of the scale."),
+    GETTER("scaling", SCALING, "s = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora."),
+    GETTER("lora_dropout", DROPOUT, "Probability of zeroing an element of x on its way to A in training."),
+    {0},
+};
+
+static PyMethodDef linear_methods[] = {
+    {"forward", LORA_PY_KEYWORDS linear_forward, METH_VARARGS | METH_KEYWORDS, forward_doc},
+    {"backward", LORA_PY_KEYWORDS linear_backward, METH_VARARGS | METH_KEYWORDS, backward_doc},
+    {"merge", LORA_PY_KEYWORDS linear_merge, METH_VARARGS | METH_KEYWORDS, merge_doc},
+    {"parameters", linear_parameters, METH_NOARGS, parameters_doc},
+    {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
+    {0},
+};
+
+PyDoc_STRVAR(linear_doc,
+"LoRALinear(base, r=8, *, lora_alpha=None, lora_dropout=0.0, bias=None, A=None, B=None, seed=0, use_rslora=False)\n--\n\n"
+"A linear layer with a LoRA adapter: y = W x + bias + s B A x.\n\n"
+"Shapes\n------\nbase (out_features, in_features); bias (out_features,); A (r, in_features); B (out_features, r).\n\n"
+"Parameters\n----------\n"
+"base : NF4Tensor, array or Parameter\n    Frozen as NF4Tensor or as a float32 or bfloat16 array, which is borrowed, not copied;\n"
+"    trained as Parameter.\n"
+"r : int\n    Rank.\n"
+"lora_alpha : float, optional\n    s = lora_alpha / r; by default r, so that s is 1.\n"
+"lora_dropout : float\n    Dropout on the input of A while training.\n"
+"bias : array or Parameter, optional\n    Added to every row.\n"
+"A, B : array or Parameter, optional\n    Start values (copied) or shared parameters. By default A is uniform in\n"
+"    +-1/sqrt(in_features), as PEFT draws it, and B is zero.\n"
+"seed : int\n    For A and for the dropout masks.\n"
+"use_rslora : bool\n    s = lora_alpha / sqrt(r).\n\n"
+"Raises\n------\nValueError\n    A shape or a number does not fit.\nTypeError\n    Another element type.\n\n"
+"Notes\n-----\nOne thread at a time per layer; a second one gets RuntimeError.\n\n"
+"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; rsLoRA, arXiv:2312.03732.");
+
+static PyType_Slot linear_slots[] = {
+    {Py_tp_new, linear_new},         {Py_tp_dealloc, linear_dealloc}, {Py_tp_traverse, linear_traverse},
+    {Py_tp_repr, linear_repr},       {Py_tp_methods, linear_methods}, {Py_tp_getset, linear_getset},
+    {Py_tp_doc, (void *)linear_doc}, {Py_tp_call, linear_forward},    {0, NULL},
+};
+
+PyType_Spec lora_py_loralinear_spec = {
+    .name = "lora_c._core.LoRALinear",
+    .basicsize = sizeof(loralinear),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = linear_slots,
+};

@@ -1,0 +1,306 @@
+/* Operations with a weight matrix, and attention, on NumPy arrays. */
+#include "lora_c/bindings/py_ops.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The same leading dimensions with another last one. */
+static float *give_last(lora_py_call *c, const lora_py_array *like, int64_t cols) {
+    int64_t shape[LORA_PY_MAX_DIMS];
+    memcpy(shape, like->shape, sizeof shape);
+    shape[like->ndim - 1] = cols;
+    return lora_py_give(c, like->ndim, shape, 0);
+}
+
+static float *give_matrix(lora_py_call *c, int64_t rows, int64_t cols) {
+    const int64_t shape[] = {rows, cols};
+    return lora_py_give(c, 2, shape, 1);
+}
+
+/* --- linear ------------------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(linear_doc,
+"linear($module, x, w, /, bias=None)\n--\n\n"
+"y = x w^T + bias.\n\n"
+"Shapes\n------\nx (..., in_features) float32; w (out_features, in_features); bias (out_features,); result (..., out_features).\n\n"
+"Parameters\n----------\nw : NF4Tensor, Parameter or array\n    NF4, float32 or bfloat16.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, without the adapter.");
+
+static PyObject *op_linear(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "bias", NULL};
+    PyObject *x_given, *w_given, *bias_given = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:linear", names, &x_given, &w_given, &bias_given)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS), *bias = NULL;
+    if (!x || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    const lora_weight *w = &c.weight.w;
+    if (lora_py_expect_last(x, w->cols, NULL) < 0) return lora_py_abandon(&c);
+    if (bias_given != Py_None
+        && (!(bias = lora_py_take(&c, bias_given, "bias", 0)) || lora_py_expect(bias, 1, &w->rows) < 0)) return lora_py_abandon(&c);
+    float *y = give_last(&c, x, w->rows);
+    if (!y) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_linear_forward(c.state->ctx, x->rows, x->data, x->ld, w, bias ? bias->data : NULL, NULL, y,
+                                                           w->rows, false, &c.err));
+    return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(linear_backward_doc,
+"linear_backward($module, dy, w, /, x=None)\n--\n\n"
+"The gradients of linear: dx = dy w and, when x is given, (dx, dw, dbias) with dw = dy^T x and dbias = sum of dy.\n\n"
+"Shapes\n------\ndy (..., out_features); w (out_features, in_features); x and dx (..., in_features); dw like w; dbias (out_features,).\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, differentiated.");
+
+static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "x", NULL};
+    PyObject *dy_given, *w_given, *x_given = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:linear_backward", names, &dy_given, &w_given, &x_given)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *dy = lora_py_take(&c, dy_given, "dy", LORA_PY_ROWS), *x = NULL;
+    if (!dy || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    const lora_weight *w = &c.weight.w;
+    if (lora_py_expect_last(dy, w->rows, NULL) < 0) return lora_py_abandon(&c);
+    if (x_given != Py_None
+        && (!(x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS)) || lora_py_expect_last(x, w->cols, dy) < 0)) return lora_py_abandon(&c);
+    float *dx = give_last(&c, dy, w->cols), *dw = NULL, *dbias = NULL;
+    if (!dx) return lora_py_abandon(&c);
+    if (x && (!(dw = give_matrix(&c, w->rows, w->cols)) || !(dbias = lora_py_give(&c, 1, &w->rows, 1)))) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_linear_backward(c.state->ctx, dy->rows, dy->data, dy->ld, x ? x->data : NULL,
+                                                            x ? x->ld : w->cols, w, NULL, dx, w->cols, false, dw, dbias, &c.err));
+    return lora_py_end(&c, status);
+}
+
+/* --- embedding ---------------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(embedding_doc,
+"embedding($module, ids, w, /)\n--\n\n"
+"w[ids].\n\n"
+"Shapes\n------\nids (M,) integers; w (V, H); result (M, H) float32.\n\n"
+"Parameters\n----------\nw : NF4Tensor, Parameter or array\n    NF4, float32 or bfloat16.\n\n"
+"Raises\n------\nValueError\n    An id is not in 0 ... V - 1 (its index is named), or a shape does not fit.");
+
+static PyObject *op_embedding(PyObject *module, PyObject *args) {
+    PyObject *ids_given, *w_given;
+    if (!PyArg_ParseTuple(args, "OO:embedding", &ids_given, &w_given)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    if (lora_py_get_ids(ids_given, "ids", &c.ids[0]) < 0 || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0)
+        return lora_py_abandon(&c);
+    int64_t M = c.ids[0].n, H = c.weight.w.cols;
+    float *y = give_matrix(&c, M, H);
+    if (!y) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_embedding_forward(c.state->ctx, M, c.ids[0].data, &c.weight.w, y, H, &c.err));
+    return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(embedding_backward_doc,
+"embedding_backward($module, ids, dy, vocab_size, /)\n--\n\n"
+"The gradient of embedding: dw[v] is the sum of dy[m] over ids[m] == v.\n\n"
+"Shapes\n------\nids (M,) integers; dy (M, H) float32; result (vocab_size, H).\n\n"
+"Raises\n------\nValueError\n    An id is not in 0 ... vocab_size - 1, or a shape does not fit.");
+
+static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
+    PyObject *ids_given, *dy_given;
+    Py_ssize_t V;
+    if (!PyArg_ParseTuple(args, "OOn:embedding_backward", &ids_given, &dy_given, &V)) return NULL;
+    if (V < 1) {
+        PyErr_Format(PyExc_ValueError, "vocab_size: expected >= 1, got %zd", V);
+        return NULL;
+    }
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    if (lora_py_get_ids(ids_given, "ids", &c.ids[0]) < 0) return lora_py_abandon(&c);
+    lora_py_array *dy = lora_py_take(&c, dy_given, "dy", 0);
+    const int64_t shape[] = {c.ids[0].n, -1};
+    if (!dy || lora_py_expect(dy, 2, shape) < 0) return lora_py_abandon(&c);
+    float *dw = give_matrix(&c, V, dy->cols);
+    if (!dw) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_embedding_backward(c.state->ctx, dy->rows, c.ids[0].data, dy->data, dy->ld, V, dy->cols,
+                                                               dw, &c.err));
+    return lora_py_end(&c, status);
+}
+
+/* --- loss --------------------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(cross_entropy_doc,
+"cross_entropy($module, x, w, targets, loss_weight, /, *, gradients=False, grad_scale=1.0)\n--\n\n"
+"The loss of a linear head without ever holding all logits.\n\n"
+"Shapes\n------\nx (M, H) float32; w (V, H); targets (M,) integers; loss_weight (M,) float32.\n\n"
+"Parameters\n----------\n"
+"w : NF4Tensor, Parameter or array\n    The head.\n"
+"gradients : bool\n    Compute them too.\n"
+"grad_scale : float\n    Multiplies the gradients.\n\n"
+"Returns\n-------\nfloat, or (float, dx, dw)\n    Sum of loss_weight * (logsumexp(x w^T) - logit of the target), in nats; dx like x, dw like w.\n\n"
+"Raises\n------\nValueError\n    A target is not in 0 ... V - 1 where loss_weight is not 0, or a shape does not fit.");
+
+static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "", "gradients", "grad_scale", NULL};
+    PyObject *x_given, *w_given, *targets_given, *weight_given;
+    int gradients = 0;
+    double grad_scale = 1.0, loss = 0.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$pd:cross_entropy", names, &x_given, &w_given, &targets_given, &weight_given,
+                                     &gradients, &grad_scale)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *x = lora_py_take(&c, x_given, "x", 0);
+    if (!x || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    const lora_weight *w = &c.weight.w;
+    const int64_t x_shape[] = {-1, w->cols};
+    if (lora_py_expect(x, 2, x_shape) < 0 || lora_py_get_ids(targets_given, "targets", &c.ids[0]) < 0
+        || lora_py_expect(&c.ids[0].array, 1, &x->rows) < 0) return lora_py_abandon(&c);
+    lora_py_array *weight = lora_py_take(&c, weight_given, "loss_weight", 0);
+    if (!weight || lora_py_expect(weight, 1, &x->rows) < 0) return lora_py_abandon(&c);
+    float *dx = NULL, *dw = NULL;
+    if (gradients && (!(dx = lora_py_give_like(&c, x)) || !(dw = give_matrix(&c, w->rows, w->cols)))) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_linear_cross_entropy(c.state->ctx, x->rows, x->data, x->ld, w, c.ids[0].data, weight->data,
+                                                                 (float)grad_scale, &loss, NULL, dx, w->cols, dw, &c.err));
+    PyObject *result = lora_py_end(&c, status);
+    if (!result || !gradients) {
+        Py_XDECREF(result);
+        return result ? PyFloat_FromDouble(loss) : NULL;
+    }
+    PyObject *with_loss = Py_BuildValue("(dOO)", loss, PyTuple_GET_ITEM(result, 0), PyTuple_GET_ITEM(result, 1));
+    Py_DECREF(result);
+    return with_loss;
+}
+
+/* --- attention ---------------------------------------------------------------------------------------------------- */
+
+typedef struct attention_args {
+    lora_attention_shape shape;
+    int64_t M, n_segments;
+    const int32_t *cu;
+    const float *q, *k, *v, *dout;
+    float *o, *lse, *dq, *dk, *dv;
+    lora_kv_view *kv;
+} attention_args;
+
+/* Shapes of q, k, v and the segments; what the segments must satisfy the library checks. */
+static int attention_inputs(lora_py_call *c, PyObject *const given[4], double scale, Py_ssize_t window, attention_args *a) {
+    const int64_t any[] = {-1, -1, -1};
+    lora_py_array *q = lora_py_take(c, given[0], "q", 0);
+    if (!q || lora_py_expect(q, 3, any) < 0) return -1;
+    const int64_t kv_shape[] = {q->shape[0], -1, q->shape[2]};
+    lora_py_array *k = lora_py_take(c, given[1], "k", 0);
+    if (!k || lora_py_expect(k, 3, kv_shape) < 0) return -1;
+    lora_py_array *v = lora_py_take_like(c, given[2], "v", k);
+    if (!v || lora_py_get_ids(given[3], "cu_seqlens", &c->ids[0]) < 0) return -1;
+    int64_t n = c->ids[0].n;
+    const int32_t *cu = c->ids[0].data;
+    if (n < 2 || cu[0] != 0 || cu[n - 1] != q->shape[0]) {
+        PyErr_Format(PyExc_ValueError, "cu_seqlens: expected 0, the ends of the segments, and at last %lld, got %lld numbers from %d to %d",
+                     (long long)q->shape[0], (long long)n, (int)cu[0], (int)cu[n - 1]);
+        return -1;
+    }
+    for (int64_t i = 1; i < n; i++) { /* the views below are made from them before the library sees them */
+        if (cu[i] > cu[i - 1]) continue;
+        PyErr_Format(PyExc_ValueError, "cu_seqlens: expected rising numbers, got %d after %d", (int)cu[i], (int)cu[i - 1]);
+        return -1;
+    }
+    *a = (attention_args){
+        .shape = {q->shape[1], k->shape[1], q->shape[2], (float)(isnan(scale) ? 1.0 / sqrt((double)q->shape[2]) : scale), window},
+        .M = q->shape[0], .n_segments = n - 1, .cu = cu, .q = q->data, .k = k->data, .v = v->data,
+    };
+    return 0;
+}
+
+static lora_status run_attention(lora_ctx *ctx, attention_args *a, lora_error *err) {
+    int64_t D = a->shape.head_dim, q_width = a->shape.n_heads * D, kv_width = a->shape.n_kv_heads * D;
+    for (int64_t s = 0; s < a->n_segments; s++) {
+        int64_t begin = a->cu[s] * kv_width;
+        a->kv[s] = (lora_kv_view){a->k + begin, a->v + begin, kv_width, kv_width, a->cu[s + 1] - a->cu[s]};
+    }
+    LORA_TRY(lora_attention_forward(ctx, &a->shape, a->n_segments, a->cu, a->q, q_width, a->kv, a->o, q_width, a->lse, err));
+    if (!a->dout) return LORA_OK;
+    return lora_attention_backward(ctx, &a->shape, a->n_segments, a->cu, a->q, q_width, a->k, kv_width, a->v, kv_width, a->o, q_width,
+                                   a->lse, a->dout, q_width, a->dq, q_width, a->dk, kv_width, a->dv, kv_width, err);
+}
+
+PyDoc_STRVAR(attention_doc,
+"attention($module, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0)\n--\n\n"
+"Causal grouped-query attention over packed segments.\n\n"
+"Shapes\n------\nq (M, heads, D); k, v (M, kv_heads, D) with heads a multiple of kv_heads; cu_seqlens (segments + 1,): 0 and the ends of the\n"
+"segments; result like q. float32.\n\n"
+"Parameters\n----------\n"
+"scale : float, optional\n    By default 1 / sqrt(D).\n"
+"sliding_window : int\n    A query sees this many keys, itself included; 0: all before it.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape, a segment or an element type does not fit.\n\n"
+"Notes\n-----\nTiled: no M x M matrix exists.\n\n"
+"Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 1.");
+
+static int scale_converter(PyObject *o, void *out) {
+    double scale = o == Py_None ? NAN : PyFloat_AsDouble(o);
+    if (PyErr_Occurred()) return 0;
+    if (o != Py_None && !isfinite(scale)) {
+        PyErr_SetString(PyExc_ValueError, "scale: expected a finite number, got NaN or infinity");
+        return 0;
+    }
+    *(double *)out = scale;
+    return 1;
+}
+
+static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "", "scale", "sliding_window", NULL};
+    PyObject *given[4];
+    double scale = NAN;
+    Py_ssize_t window = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&n:attention", names, &given[0], &given[1], &given[2], &given[3],
+                                     scale_converter, &scale, &window)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    attention_args a;
+    if (attention_inputs(&c, given, scale, window, &a) < 0 || !(a.o = lora_py_give_like(&c, &c.in[0]))
+        || !(a.kv = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)a.n_segments * sizeof *a.kv, "cu_seqlens")))
+        return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, run_attention(c.state->ctx, &a, &c.err));
+    lora_ctx_free(c.state->ctx, a.kv);
+    return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(attention_backward_doc,
+"attention_backward($module, dout, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0)\n--\n\n"
+"The gradients (dq, dk, dv) of attention.\n\n"
+"Shapes\n------\ndout, q and dq (M, heads, D); k, v, dk and dv (M, kv_heads, D). float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    As attention().\n\n"
+"Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 2.");
+
+static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "", "", "scale", "sliding_window", NULL};
+    PyObject *given[4], *dout_given;
+    double scale = NAN;
+    Py_ssize_t window = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|$O&n:attention_backward", names, &dout_given, &given[0], &given[1],
+                                     &given[2], &given[3], scale_converter, &scale, &window)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    attention_args a;
+    if (attention_inputs(&c, given, scale, window, &a) < 0) return lora_py_abandon(&c);
+    lora_py_array *dout = lora_py_take_like(&c, dout_given, "dout", &c.in[0]);
+    if (!dout || !(a.dq = lora_py_give_like(&c, &c.in[0])) || !(a.dk = lora_py_give_like(&c, &c.in[1]))
+        || !(a.dv = lora_py_give_like(&c, &c.in[1]))) return lora_py_abandon(&c);
+    a.dout = dout->data;
+    lora_ctx *ctx = c.state->ctx;
+    a.kv = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)a.n_segments * sizeof *a.kv, "cu_seqlens");
+    if (a.kv) a.o = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)dout->n * sizeof(float), "o");
+    if (a.o) a.lse = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)(a.M * a.shape.n_heads) * sizeof(float), "lse");
+    lora_status status = LORA_OK;
+    int ready = a.lse != NULL;
+    if (ready) LORA_PY_CALL(ctx, status, run_attention(ctx, &a, &c.err));
+    lora_ctx_free(ctx, a.kv);
+    lora_ctx_free(ctx, a.o);
+    lora_ctx_free(ctx, a.lse);
+    return ready ? lora_py_end(&c, status) : lora_py_abandon(&c);
+}
+
+PyMethodDef lora_py_matrix_ops[] = {
+    {"linear", LORA_PY_KEYWORDS op_linear, METH_VARARGS | METH_KEYWORDS, linear_doc},
+    {"linear_backward", LORA_PY_KEYWORDS op_linear_backward, METH_VARARGS | METH_KEYWORDS, linear_backward_doc},
+    {"embedding", op_embedding, METH_VARARGS, embedding_doc},
+    {"embedding_backward", op_embedding_backward, METH_VARARGS, embedding_backward_doc},
+    {"cross_entropy", LORA_PY_KEYWORDS op_cross_entropy, METH_VARARGS | METH_KEYWORDS, cross_entropy_doc},
+    {"attention", LORA_PY_KEYWORDS op_attention, METH_VARARGS | METH_KEYWORDS, attention_doc},
+    {"attention_backward", LORA_PY_KEYWORDS op_attention_backward, METH_VARARGS | METH_KEYWORDS, attention_backward_doc},
+    {0},
+};

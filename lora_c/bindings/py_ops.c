@@ -1,0 +1,300 @@
+/* Operations that work row by row or element by element, on NumPy arrays. */
+#include "lora_c/bindings/py_ops.h"
+
+#include <math.h>
+#include <string.h>
+
+/* --- calls -------------------------------------------------------------------------------------------------------- */
+
+lora_py_array *lora_py_take(lora_py_call *c, PyObject *o, const char *name, int flags) {
+    lora_py_array *a = &c->in[c->n_in++];
+    return lora_py_get(o, name, LORA_PY_F32, flags, a) < 0 ? NULL : a;
+}
+
+lora_py_array *lora_py_take_like(lora_py_call *c, PyObject *o, const char *name, const lora_py_array *like) {
+    lora_py_array *a = lora_py_take(c, o, name, 0);
+    return a && lora_py_expect(a, like->ndim, like->shape) == 0 ? a : NULL;
+}
+
+float *lora_py_give(lora_py_call *c, int ndim, const int64_t *shape, int clear) {
+    void *data;
+    c->out[c->n_out] = lora_py_new_array(LORA_PY_F32, ndim, shape, clear, &data);
+    return c->out[c->n_out] ? c->n_out++, data : NULL;
+}
+
+float *lora_py_give_like(lora_py_call *c, const lora_py_array *like) { return lora_py_give(c, like->ndim, like->shape, 0); }
+
+static void release_call(lora_py_call *c) {
+    for (int i = 0; i < c->n_in; i++) lora_py_release(&c->in[i]);
+    for (int i = 0; i < 2; i++) lora_py_release_ids(&c->ids[i]);
+    Py_CLEAR(c->weight.keep);
+    Py_CLEAR(c->keep);
+}
+
+PyObject *lora_py_abandon(lora_py_call *c) {
+    release_call(c);
+    for (int i = 0; i < c->n_out; i++) Py_CLEAR(c->out[i]);
+    return NULL;
+}
+
+PyObject *lora_py_end(lora_py_call *c, lora_status status) {
+    if (status != LORA_OK) {
+        lora_py_abandon(c);
+        return lora_py_raise(c->state, &c->err);
+    }
+    release_call(c);
+    if (c->n_out == 0) Py_RETURN_NONE;
+    if (c->n_out == 1) return c->out[0];
+    return c->n_out == 2 ? Py_BuildValue("(NN)", c->out[0], c->out[1]) : Py_BuildValue("(NNN)", c->out[0], c->out[1], c->out[2]);
+}
+
+/* --- rmsnorm ------------------------------------------------------------------------------------------------------ */
+
+PyDoc_STRVAR(rmsnorm_doc,
+"rmsnorm($module, x, weight, /, *, eps=1e-05)\n--\n\n"
+"y = x / sqrt(mean(x**2) + eps) * weight, row by row.\n\n"
+"Shapes\n------\nx (..., H); weight (H,); result like x. float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4.");
+
+static PyObject *op_rmsnorm(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "eps", NULL};
+    PyObject *x_given, *w_given;
+    double eps = 1e-5;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$d:rmsnorm", names, &x_given, &w_given, &eps)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS), *w = x ? lora_py_take(&c, w_given, "weight", 0) : NULL;
+    if (!w || lora_py_expect(w, 1, &x->cols) < 0) return lora_py_abandon(&c);
+    float *y = lora_py_give_like(&c, x);
+    if (!y) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_rmsnorm_forward(c.state->ctx, x->rows, x->cols, x->data, x->ld, w->data, (float)eps, y,
+                                                            x->cols, NULL, &c.err));
+    return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(rmsnorm_backward_doc,
+"rmsnorm_backward($module, dy, x, weight, /, *, eps=1e-05)\n--\n\n"
+"The gradients (dx, dweight) of rmsnorm.\n\n"
+"Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight (H,). float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4, differentiated.");
+
+/* The forward pass writes its result where dx will be: only rstd is wanted of it. */
+static lora_status rmsnorm_gradients(lora_ctx *ctx, const lora_py_array *dy, const lora_py_array *x, const float *w, float eps,
+                                     float *rstd, float *dx, float *dw, lora_error *err) {
+    LORA_TRY(lora_rmsnorm_forward(ctx, x->rows, x->cols, x->data, x->ld, w, eps, dx, x->cols, rstd, err));
+    return lora_rmsnorm_backward(ctx, x->rows, x->cols, dy->data, dy->ld, x->data, x->ld, w, rstd, dx, x->cols, false, dw, err);
+}
+
+static PyObject *op_rmsnorm_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "eps", NULL};
+    PyObject *dy_given, *x_given, *w_given;
+    double eps = 1e-5;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$d:rmsnorm_backward", names, &dy_given, &x_given, &w_given, &eps)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *x = lora_py_take(&c, x_given, "x", 0), *dy = x ? lora_py_take_like(&c, dy_given, "dy", x) : NULL;
+    lora_py_array *w = dy ? lora_py_take(&c, w_given, "weight", 0) : NULL;
+    if (!w || lora_py_expect(w, 1, &x->cols) < 0) return lora_py_abandon(&c);
+    float *dx = lora_py_give_like(&c, x), *dw = dx ? lora_py_give(&c, 1, &x->cols, 1) : NULL;
+    float *rstd = dw ? lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)x->rows * sizeof(float), "rstd") : NULL;
+    if (!rstd) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, rmsnorm_gradients(c.state->ctx, dy, x, w->data, (float)eps, rstd, dx, dw, &c.err));
+    lora_ctx_free(c.state->ctx, rstd);
+    return lora_py_end(&c, status);
+}
+
+/* --- rope --------------------------------------------------------------------------------------------------------- */
+
+typedef struct rope_args {
+    int64_t M, n_heads, D, n_positions;
+    const int32_t *positions;
+    const double *inv_freq;
+    double scale;
+    float *table, *x;
+    bool backward;
+} rope_args;
+
+static lora_status run_rope(lora_ctx *ctx, const rope_args *r, lora_error *err) {
+    int64_t half = r->D / 2;
+    float *cosine = r->table, *sine = r->table + r->n_positions * half;
+    LORA_TRY(lora_rope_table(ctx, r->n_positions, half, r->inv_freq, r->scale, cosine, sine, err));
+    return lora_rope(ctx, r->M, r->n_heads, r->D, r->x, r->n_heads * r->D, r->positions, cosine, sine, r->n_positions, r->backward, err);
+}
+
+static int rope_positions(const lora_py_ids *positions, rope_args *r) {
+    for (int64_t i = 0; i < positions->n; i++) {
+        if (positions->data[i] < 0) {
+            PyErr_Format(PyExc_ValueError, "positions: expected numbers >= 0, got %d at index %lld", (int)positions->data[i], (long long)i);
+            return -1;
+        }
+        if (positions->data[i] >= r->n_positions) r->n_positions = (int64_t)positions->data[i] + 1;
+    }
+    r->positions = positions->data;
+    return 0;
+}
+
+static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const char *format, const char *name, bool backward) {
+    static char *names[] = {"", "", "", "scale", NULL};
+    PyObject *x_given, *positions_given, *inv_freq_given;
+    rope_args r = {.scale = 1.0, .backward = backward};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &x_given, &positions_given, &inv_freq_given, &r.scale)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    int64_t n_freq;
+    lora_py_array *x = lora_py_take(&c, x_given, name, 0);
+    const int64_t any[] = {-1, -1, -1};
+    if (!x || lora_py_expect(x, 3, any) < 0 || lora_py_get_ids(positions_given, "positions", &c.ids[0]) < 0
+        || lora_py_expect(&c.ids[0].array, 1, &x->shape[0]) < 0 || rope_positions(&c.ids[0], &r) < 0
+        || !(c.keep = lora_py_doubles(inv_freq_given, "inv_freq", &r.inv_freq, &n_freq))) return lora_py_abandon(&c);
+    r.M = x->shape[0];
+    r.n_heads = x->shape[1];
+    r.D = x->shape[2];
+    if (r.D % 2 || n_freq != r.D / 2 || !isfinite(r.scale)) {
+        PyErr_Format(PyExc_ValueError, "inv_freq: expected D / 2 numbers for an even D = %lld and a finite scale, got %lld numbers",
+                     (long long)r.D, (long long)n_freq);
+        return lora_py_abandon(&c);
+    }
+    r.x = lora_py_give_like(&c, x);
+    if (r.x) r.table = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)(r.n_positions * r.D) * sizeof(float), "positions");
+    if (!r.table) return lora_py_abandon(&c);
+    memcpy(r.x, x->data, (size_t)x->n * sizeof(float));
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, run_rope(c.state->ctx, &r, &c.err));
+    lora_ctx_free(c.state->ctx, r.table);
+    return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(rope_doc,
+"rope($module, x, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
+"Rotate the pairs (i, i + D/2) of each head by positions[m] * inv_freq[i].\n\n"
+"Shapes\n------\nx (M, heads, D) float32; positions (M,) integers; inv_freq (D / 2,); result like x.\n\n"
+"Parameters\n----------\nscale : float\n    Multiplies cosine and sine.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape, a position or an element type does not fit.\n\n"
+"Source\n------\nRoFormer, arXiv:2104.09864, eq. 34, with the half-split pairing of Hugging Face folders.");
+
+static PyObject *op_rope(PyObject *module, PyObject *args, PyObject *kwargs) {
+    return rope(module, args, kwargs, "OOO|$d:rope", "x", false);
+}
+
+PyDoc_STRVAR(rope_backward_doc,
+"rope_backward($module, dy, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
+"The gradient of rope: the rotation the other way.\n\n"
+"Shapes\n------\ndy (M, heads, D) float32; positions (M,) integers; inv_freq (D / 2,); result like dy.\n\n"
+"Raises\n------\nValueError, TypeError\n    As rope().\n\n"
+"Source\n------\nRoFormer, arXiv:2104.09864, eq. 34.");
+
+static PyObject *op_rope_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
+    return rope(module, args, kwargs, "OOO|$d:rope_backward", "dy", true);
+}
+
+/* --- swiglu ------------------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(swiglu_doc,
+"swiglu($module, gate, up, /)\n--\n\n"
+"silu(gate) * up.\n\n"
+"Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nGLU variants, arXiv:2002.05202.");
+
+static PyObject *op_swiglu(PyObject *module, PyObject *args) {
+    PyObject *gate_given, *up_given;
+    if (!PyArg_ParseTuple(args, "OO:swiglu", &gate_given, &up_given)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *gate = lora_py_take(&c, gate_given, "gate", 0), *up = gate ? lora_py_take_like(&c, up_given, "up", gate) : NULL;
+    float *h = up ? lora_py_give_like(&c, gate) : NULL;
+    if (!h) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_swiglu_forward(c.state->ctx, gate->rows, gate->cols, gate->data, gate->ld, up->data,
+                                                           up->ld, h, gate->cols, &c.err));
+    return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(swiglu_backward_doc,
+"swiglu_backward($module, dh, gate, up, /)\n--\n\n"
+"The gradients (dgate, dup) of swiglu.\n\n"
+"Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
+
+static PyObject *op_swiglu_backward(PyObject *module, PyObject *args) {
+    PyObject *dh_given, *gate_given, *up_given;
+    if (!PyArg_ParseTuple(args, "OOO:swiglu_backward", &dh_given, &gate_given, &up_given)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *gate = lora_py_take(&c, gate_given, "gate", 0), *up = gate ? lora_py_take_like(&c, up_given, "up", gate) : NULL;
+    lora_py_array *dh = up ? lora_py_take_like(&c, dh_given, "dh", gate) : NULL;
+    float *dgate = dh ? lora_py_give_like(&c, gate) : NULL, *dup = dgate ? lora_py_give_like(&c, gate) : NULL;
+    if (!dup) return lora_py_abandon(&c);
+    int64_t I = gate->cols;
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_swiglu_backward(c.state->ctx, gate->rows, I, dh->data, I, gate->data, I, up->data, I,
+                                                            dgate, I, dup, I, &c.err));
+    return lora_py_end(&c, status);
+}
+
+/* --- optimizer ---------------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(adamw_step_doc,
+"adamw_step($module, p, g, m, v, /, *, step, lr, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, grad_scale=1.0)\n--\n\n"
+"One step of AdamW; p, m and v are changed in place.\n\n"
+"Shapes\n------\np, g, m, v of one shape. float32.\n\n"
+"Parameters\n----------\n"
+"step : int\n    1 for the first step.\n"
+"grad_scale : float\n    The gradient is multiplied by this first.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape, a number or an element type does not fit; arrays overlap or are read-only.\n\n"
+"Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");
+
+static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "", "step", "lr", "beta1", "beta2", "eps", "weight_decay", "grad_scale", NULL};
+    static const char *const shown[] = {"p", "g", "m", "v"};
+    PyObject *given[4];
+    long long step = 0;
+    lora_adamw_hyper h = {NAN, 0.9, 0.999, 1e-8, 0.0, 0, 1.0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$Lddddddd:adamw_step", names, &given[0], &given[1], &given[2], &given[3],
+                                     &step, &h.lr, &h.beta1, &h.beta2, &h.eps, &h.weight_decay, &h.grad_scale)) return NULL;
+    h.step = step;
+    if (step < 1 || !isfinite(h.lr)) {
+        PyErr_SetString(PyExc_ValueError, "step, lr: expected step >= 1 and a finite lr, got others");
+        return NULL;
+    }
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *a[4];
+    for (int i = 0; i < 4; i++) {
+        a[i] = lora_py_take(&c, given[i], shown[i], i == 1 ? 0 : LORA_PY_WRITABLE);
+        if (!a[i] || lora_py_expect(a[i], a[0]->ndim, a[0]->shape) < 0) return lora_py_abandon(&c);
+        for (int j = 0; j < i; j++)
+            if (lora_py_apart(a[i], a[j]) < 0) return lora_py_abandon(&c);
+    }
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status,
+                 lora_adamw_step(c.state->ctx, a[0]->n, a[0]->data, a[1]->data, a[2]->data, a[3]->data, &h, &c.err));
+    return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(sum_of_squares_doc,
+"sum_of_squares($module, g, /)\n--\n\n"
+"The sum of the squares of a float32 array, in float64 and in an order that does not depend on threads.");
+
+static PyObject *op_sum_of_squares(PyObject *module, PyObject *given) {
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *g = lora_py_take(&c, given, "g", 0);
+    if (!g) return lora_py_abandon(&c);
+    double sum = 0.0;
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_sum_of_squares(c.state->ctx, g->n, g->data, &sum, &c.err));
+    PyObject *none = lora_py_end(&c, status);
+    Py_XDECREF(none);
+    return none ? PyFloat_FromDouble(sum) : NULL;
+}
+
+PyMethodDef lora_py_row_ops[] = {
+    {"rmsnorm", LORA_PY_KEYWORDS op_rmsnorm, METH_VARARGS | METH_KEYWORDS, rmsnorm_doc},
+    {"rmsnorm_backward", LORA_PY_KEYWORDS op_rmsnorm_backward, METH_VARARGS | METH_KEYWORDS, rmsnorm_backward_doc},
+    {"rope", LORA_PY_KEYWORDS op_rope, METH_VARARGS | METH_KEYWORDS, rope_doc},
+    {"rope_backward", LORA_PY_KEYWORDS op_rope_backward, METH_VARARGS | METH_KEYWORDS, rope_backward_doc},
+    {"swiglu", op_swiglu, METH_VARARGS, swiglu_doc},
+    {"swiglu_backward", op_swiglu_backward, METH_VARARGS, swiglu_backward_doc},
+    {"adamw_step", LORA_PY_KEYWORDS op_adamw_step, METH_VARARGS | METH_KEYWORDS, adamw_step_doc},
+    {"sum_of_squares", op_sum_of_squares, METH_O, sum_of_squares_doc},
+    {0},
+};

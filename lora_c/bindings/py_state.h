@@ -1,0 +1,91 @@
+/* What the binding's files share: the module state, the objects that others look into, errors and exclusive use. */
+#ifndef LORA_PY_STATE_H
+#define LORA_PY_STATE_H
+
+#ifndef PY_SSIZE_T_CLEAN
+#define PY_SSIZE_T_CLEAN
+#endif
+#include <Python.h> /* before any system header: every file of the binding includes its own headers first */
+
+#include <stdatomic.h>
+
+#include "lora_c/lora_c.h"
+
+#define LORA_PY_KEYWORDS (PyCFunction)(void (*)(void))
+
+typedef struct lora_py_state {
+    PyObject *owner; /* capsule that owns ctx: every object holds it, so that the context outlives the module */
+    lora_ctx *ctx;
+    PyObject *device_error;
+    PyTypeObject *nf4_type, *parameter_type, *linear_type, *adamw_type, *decoder_type, *kv_cache_type;
+} lora_py_state;
+
+/* First fields of every object of this module. */
+typedef struct lora_py_object {
+    PyObject_HEAD
+    PyObject *owner;
+    lora_ctx *ctx;
+    atomic_flag busy; /* exclusive use; not a critical section, which would end where the GIL is released */
+} lora_py_object;
+
+typedef struct lora_py_nf4tensor {
+    lora_py_object base;
+    lora_nf4 nf4; /* points into the blocks below or into the library's tables */
+    uint8_t *codes, *absmax_codes;
+    float *absmax, *nested_absmax, *tables; /* tables: own lut and nested map, where they came from a file */
+    Py_ssize_t code_bytes;
+    int64_t n_blocks, n_nested;
+} lora_py_nf4tensor;
+
+enum { LORA_PY_MAX_DIMS = 8 };
+
+typedef struct lora_py_parameter {
+    lora_py_object base;
+    float *data, *grad; /* grad: NULL when frozen */
+    int ndim;
+    Py_ssize_t shape[LORA_PY_MAX_DIMS], strides[LORA_PY_MAX_DIMS]; /* strides in bytes, for the buffer protocol */
+    int64_t size;
+    PyObject *name;
+} lora_py_parameter;
+
+extern PyModuleDef lora_py_module;
+extern PyType_Spec lora_py_nf4tensor_spec, lora_py_parameter_spec, lora_py_loralinear_spec, lora_py_adamw_spec,
+    lora_py_decoder_spec, lora_py_kvcache_spec;
+extern PyMethodDef lora_py_row_ops[], lora_py_matrix_ops[];
+
+/* Types are final, so the type of an object is the one that the module made. */
+static inline lora_py_state *lora_py_state_of(PyTypeObject *type) { return PyType_GetModuleState(type); }
+
+/** Maps a status to its exception, once for the whole binding. Always returns NULL. */
+PyObject *lora_py_raise(lora_py_state *state, const lora_error *err);
+
+/** Allocates an object that holds the context. NULL with an exception. */
+void *lora_py_new(PyTypeObject *type);
+/** The end of every dealloc: lets go of the context, the object and its type. */
+void lora_py_delete(PyObject *self);
+int lora_py_traverse(PyObject *self, visitproc visit, void *arg);
+/** tp_new and __reduce__ of types that refuse. */
+PyObject *lora_py_reduce(PyObject *self, PyObject *unused);
+
+/** Exclusive use of a mutable object: -1 with RuntimeError when another thread is inside. */
+int lora_py_enter(lora_py_object *self);
+static inline void lora_py_leave(lora_py_object *self) { atomic_flag_clear(&self->busy); }
+
+/** Memory under a tag, zeroed; NULL with MemoryError. name is the argument or array that it is for. */
+void *lora_py_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes, const char *name);
+
+/** A Parameter with zeroed data; shape has ndim entries, all > 0. */
+lora_py_parameter *lora_py_parameter_new(lora_py_state *state, int ndim, const int64_t *shape, const char *name,
+                                         int requires_grad);
+
+/* Runs one C call, or several, with the GIL released and the context locked. */
+#define LORA_PY_CALL(ctx, status, expr)                                                                                \
+    do {                                                                                                               \
+        Py_BEGIN_ALLOW_THREADS                                                                                         \
+        lora_ctx_lock(ctx);                                                                                            \
+        (status) = (expr);                                                                                             \
+        lora_ctx_unlock(ctx);                                                                                          \
+        Py_END_ALLOW_THREADS                                                                                           \
+    } while (0)
+
+#endif

@@ -1,0 +1,55 @@
+/* The 4-bit NormalFloat table and its 15 thresholds, for C and CUDA.
+ *
+ * Source   QLoRA, arXiv:2305.14314, eq. 4 and appendix E: quantiles of N(0, 1), eight on the positive side, seven on the
+ *          negative one and an exact zero, scaled to [-1, 1]. The values below are the published constants (MIT-licensed
+ *          bitsandbytes); computing the quantiles again gives last digits that differ, so the table is canonical.
+ * Threshold i is the float32 midpoint of values i and i + 1. x > threshold takes the higher code, x == threshold keeps
+ * the lower one. The midpoint needs 25 bits, so three of the published 16-digit literals (codes 0, 12 and 14) round to
+ * the wrong neighbour when a C compiler reads them as float; the values here are the float32 results of
+ * (value(i) + value(i + 1)) / 2, rounded to nearest even, which is what the peer's CPU path compares with. */
+#ifndef LORA_FORMAT_NF4_CODEBOOK_H
+#define LORA_FORMAT_NF4_CODEBOOK_H
+
+/* X(code, value) */
+#define LORA_NF4_VALUES(X)                                                                                             \
+    X(0, -1.0f)                                                                                                        \
+    X(1, -0.6961928009986877f)                                                                                         \
+    X(2, -0.5250730514526367f)                                                                                         \
+    X(3, -0.39491748809814453f)                                                                                        \
+    X(4, -0.28444138169288635f)                                                                                        \
+    X(5, -0.18477343022823334f)                                                                                        \
+    X(6, -0.09105003625154495f)                                                                                        \
+    X(7, 0.0f)                                                                                                         \
+    X(8, 0.07958029955625534f)                                                                                         \
+    X(9, 0.16093020141124725f)                                                                                         \
+    X(10, 0.24611230194568634f)                                                                                        \
+    X(11, 0.33791524171829224f)                                                                                        \
+    X(12, 0.44070982933044434f)                                                                                        \
+    X(13, 0.5626170039176941f)                                                                                         \
+    X(14, 0.7229568362236023f)                                                                                         \
+    X(15, 1.0f)
+
+/* X(code below, threshold) */
+#define LORA_NF4_THRESHOLDS(X)                                                                                         \
+    X(0, -0.8480963706970215f)                                                                                         \
+    X(1, -0.6106328964233398f)                                                                                         \
+    X(2, -0.4599952697753906f)                                                                                         \
+    X(3, -0.33967941999435425f)                                                                                        \
+    X(4, -0.23460739850997925f)                                                                                        \
+    X(5, -0.13791173696517944f)                                                                                        \
+    X(6, -0.045525018125772476f)                                                                                       \
+    X(7, 0.03979014977812767f)                                                                                         \
+    X(8, 0.120255246758461f)                                                                                           \
+    X(9, 0.2035212516784668f)                                                                                          \
+    X(10, 0.2920137643814087f)                                                                                         \
+    X(11, 0.3893125355243683f)                                                                                         \
+    X(12, 0.5016634464263916f)                                                                                         \
+    X(13, 0.6427869200706482f)                                                                                         \
+    X(14, 0.8614784479141235f)
+
+/* The code of zero: what a block of zeros and the missing nibble of an odd count get. */
+#define LORA_NF4_ZERO_CODE 7
+
+#define LORA_NF4_ITEM(code, value) value,
+
+#endif

@@ -1,0 +1,24 @@
+/* Reading one element of a lora_nf4: nibble order and block scales (docs/FORMATS.md). */
+#ifndef LORA_FORMAT_NF4_LAYOUT_H
+#define LORA_FORMAT_NF4_LAYOUT_H
+
+#include "lora_c/base/util.h"
+#include "lora_c/nf4.h"
+
+/* A ragged last block never stores a smaller absmax, and no block divides by one. */
+#define LORA_NF4_MIN_ABSMAX 1e-38f
+
+/** Even elements sit in the high nibble. */
+LORA_INLINE unsigned lora_nf4_code(const uint8_t *codes, int64_t i) {
+    unsigned byte = codes[i >> 1];
+    return i & 1 ? byte & 15 : byte >> 4;
+}
+
+/** Scale of a block. The product is rounded before the sum, as the peer's float32 kernels do. */
+LORA_INLINE float lora_nf4_absmax(const lora_nf4 *w, int64_t block) {
+    if (w->absmax) return w->absmax[block];
+    float product = w->nested_map[w->absmax_codes[block]] * w->nested_absmax[block / w->nested_block_size];
+    return product + w->nested_offset;
+}
+
+#endif

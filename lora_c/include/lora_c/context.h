@@ -1,0 +1,77 @@
+/* lora_ctx: the kernel table, the thread pool, the memory accounts and the scratch buffers of one user.
+ *
+ * Threads: one call at a time per context. Callers that share a context between threads take lora_ctx_lock around
+ * each call (the Python binding does). Different contexts are independent. Results never depend on n_threads. */
+#ifndef LORA_C_CONTEXT_H
+#define LORA_C_CONTEXT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lora_c/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct lora_ctx lora_ctx;
+
+/* Instruction-set rungs, lowest first. REF is the float64 oracle of the tests, PORTABLE is plain C. */
+typedef enum lora_isa {
+    LORA_ISA_AUTO = -1,
+    LORA_ISA_REF = 0,
+    LORA_ISA_PORTABLE = 1,
+    LORA_ISA_AVX2 = 2,   /* AVX2 + FMA + F16C */
+    LORA_ISA_AVX512 = 3, /* AVX-512 F, BW, DQ, VL */
+} lora_isa;
+
+/* What a piece of memory is for; the report lists live and peak bytes by tag. */
+typedef enum lora_mem_tag {
+    LORA_MEM_BASE,       /* frozen base weights */
+    LORA_MEM_PARAM,      /* trainable weights */
+    LORA_MEM_GRAD,       /* their gradients */
+    LORA_MEM_OPTIM,      /* optimizer state */
+    LORA_MEM_ACTIVATION, /* decoder arena, KV caches */
+    LORA_MEM_SCRATCH,    /* packing buffers, thread stacks, tables */
+    LORA_MEM_TAGS,
+} lora_mem_tag;
+
+typedef struct lora_mem_usage {
+    size_t live_bytes, peak_bytes;
+} lora_mem_usage;
+
+typedef struct lora_ctx_options {
+    int n_threads; /* 0: one per CPU in the affinity mask */
+    lora_isa isa;  /* AUTO: the best rung of this CPU; a rung above the CPU is refused */
+} lora_ctx_options;
+
+/** Creates a context. options may be NULL (all defaults). Errors: EINVAL, EUNSUPPORTED, ENOMEM. */
+lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lora_error *err) LORA_MUST_CHECK;
+void lora_ctx_destroy(lora_ctx *ctx); /* NULL allowed; every object made with it must be gone */
+
+void lora_ctx_lock(lora_ctx *ctx);
+void lora_ctx_unlock(lora_ctx *ctx);
+
+/** Changes the number of threads (0: default). The bits of every later result stay the same. */
+lora_status lora_ctx_set_threads(lora_ctx *ctx, int n_threads, lora_error *err) LORA_MUST_CHECK;
+int lora_ctx_threads(const lora_ctx *ctx);
+/** Chooses the kernel rung; EUNSUPPORTED when the CPU lacks it. */
+lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) LORA_MUST_CHECK;
+lora_isa lora_ctx_isa(const lora_ctx *ctx);
+const char *lora_isa_name(lora_isa isa); /* "ref", "portable", "avx2", "avx512" */
+
+const char *lora_mem_tag_name(lora_mem_tag tag); /* "base weights", … */
+lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag);
+/** Peak of the sum over all tags (not the sum of the peaks). */
+lora_mem_usage lora_ctx_memory_total(const lora_ctx *ctx);
+void lora_ctx_reset_peak(lora_ctx *ctx);
+
+/** Memory for a caller's own weights, gradients and optimizer state: 64-byte aligned, zeroed, readable for 64 bytes past
+ *  the end, counted under tag. NULL when refused. Needs no lock. */
+void *lora_ctx_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes);
+void lora_ctx_free(lora_ctx *ctx, void *p); /* NULL allowed */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,45 @@
+/* The linear layer of LoRA and QLoRA.
+ * Letters  M tokens, K in_features, N out_features, R rank. */
+#ifndef LORA_C_LINEAR_H
+#define LORA_C_LINEAR_H
+
+#include <stdbool.h>
+
+#include "lora_c/context.h"
+#include "lora_c/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** y[M,N] = x[M,K] · W[N,K]^T + bias + s · (drop(x) · A^T) · B^T       (added to y when accumulate)
+ *  Shapes   x (M, K) with ldx >= K; y (M, N) with ldy >= N; bias (N) or NULL; adapter or NULL
+ *  Types    float32 activations; W float32, bfloat16 or NF4 (decoded while packing); float32 accumulation
+ *  Alias    y may not overlap x, W, A, B or bias (EINVAL)
+ *  Numerics |err| <= c · (K + R) · 2^-24 · |x|·|W|; order of sums fixed by the shape, same bits for any thread count
+ *  Errors   ESHAPE, EINVAL, ENOMEM (scratch)
+ *  Source   LoRA arXiv:2106.09685 eq. 3; QLoRA arXiv:2305.14314 eq. 5 */
+lora_status lora_linear_forward(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w,
+                                const float *bias, const lora_adapter *adapter, float *y, int64_t ldy,
+                                bool accumulate, lora_error *err) LORA_MUST_CHECK;
+
+/** dx[M,K] = dy[M,N] · W[N,K] + s · drop'((dy · B) · A)      (added to dx when accumulate_dx; skipped when dx is NULL)
+ *  dA += s · (dy · B)^T · drop(x)      dB += s · dy^T · (drop(x) · A^T)      dW += dy^T · x      dbias += sum over M of dy
+ *  dW (N, K) contiguous and dbias (N) may be NULL (frozen). No activation is kept between forward and backward:
+ *  x is given again and x · A^T is computed again. */
+lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_t lddy, const float *x, int64_t ldx,
+                                 const lora_weight *w, const lora_adapter *adapter, float *dx, int64_t lddx,
+                                 bool accumulate_dx, float *dW, float *dbias, lora_error *err) LORA_MUST_CHECK;
+
+/** merged[N,K] (float32, contiguous) = W + sign · s · B · A. The product is rounded once per element. */
+lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float sign,
+                              float *merged, lora_error *err) LORA_MUST_CHECK;
+
+/** A[R,K] uniform in [-1/sqrt(K), 1/sqrt(K)), the Kaiming bound with a = sqrt 5 that PEFT uses; a function of seed only.
+ *  B starts at zero, so a fresh adapter changes nothing.   Source  LoRA, arXiv:2106.09685, section 4.1 */
+void lora_adapter_init(int64_t rank, int64_t in_features, uint64_t seed, float *A);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

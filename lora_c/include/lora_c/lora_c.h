@@ -1,0 +1,12 @@
+/* The whole C interface of lora-c. */
+#ifndef LORA_C_H
+#define LORA_C_H
+#include "lora_c/context.h"
+#include "lora_c/decoder.h"
+#include "lora_c/linear.h"
+#include "lora_c/nf4.h"
+#include "lora_c/nn.h"
+#include "lora_c/optim.h"
+#include "lora_c/status.h"
+#include "lora_c/types.h"
+#endif

@@ -1,0 +1,61 @@
+/* NF4: 4-bit NormalFloat with optional double quantization, byte-equal to bitsandbytes.
+ * Source   QLoRA, arXiv:2305.14314, section 3 (NF4, eq. 4; double quantization); docs/FORMATS.md for every byte. */
+#ifndef LORA_C_NF4_H
+#define LORA_C_NF4_H
+
+#include <stdint.h>
+
+#include "lora_c/context.h"
+#include "lora_c/status.h"
+#include "lora_c/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { LORA_NF4_BLOCK = 64, LORA_NF4_NESTED_BLOCK = 256 };
+
+/* A borrowed, immutable view of a 4-bit matrix. Element i of the row-major flattened matrix is
+ *     lut[code(i)] * absmax(i / block_size)
+ * code(i): high nibble of codes[i/2] for even i, low nibble for odd i. Blocks ignore row ends.
+ * absmax(b): absmax[b] if absmax != NULL, else nested_map[absmax_codes[b]] * nested_absmax[b / nested_block_size] + nested_offset
+ * (float32, product rounded before the sum). */
+typedef struct lora_nf4 {
+    int64_t rows, cols;
+    int64_t block_size;         /* 32, 64, … 4096 */
+    const float *lut;           /* 16 values; lora_nf4_lut() unless read from a file */
+    const uint8_t *codes;       /* (rows*cols + 1) / 2 bytes; readable for 64 bytes past the end */
+    const float *absmax;        /* n_blocks, or NULL when double-quantized */
+    const uint8_t *absmax_codes;/* n_blocks, double-quantized only */
+    const float *nested_absmax; /* ceil(n_blocks / nested_block_size) */
+    const float *nested_map;    /* 256 values */
+    int64_t nested_block_size;  /* 256 */
+    float nested_offset;
+} lora_nf4;
+
+const float *lora_nf4_lut(void);           /* the 16 NormalFloat values */
+const float *lora_dynamic_map_signed(void);/* the 256-value signed 8-bit dynamic map (float32) */
+
+int64_t lora_nf4_code_bytes(int64_t rows, int64_t cols);
+int64_t lora_nf4_blocks(int64_t rows, int64_t cols, int64_t block_size);
+
+/** Quantizes src (rows, cols), contiguous, float32/float16/bfloat16, into codes and absmax (float32 per block).
+ *  Numerics  code = number of thresholds strictly below x * (1/absmax), float32; all-zero block: codes 7, absmax 0
+ *            (a ragged zero tail block: absmax 1e-38, as the peer stores it). Byte-equal for any thread count.
+ *  Errors    EINVAL names the first non-finite index and its value; ESHAPE; EDTYPE. Output is undefined after an error. */
+lora_status lora_nf4_quantize(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols,
+                              int64_t block_size, uint8_t *codes, float *absmax, lora_error *err) LORA_MUST_CHECK;
+
+/** Double quantization of n absmax values: offset = mean, then 8-bit codes of absmax - offset per nested block of 256.
+ *  Numerics  true nearest value of the signed dynamic map (ties to the even index), zero stays zero. */
+lora_status lora_nf4_double_quantize(lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes,
+                                     float *nested_absmax, float *nested_offset, lora_error *err) LORA_MUST_CHECK;
+
+/** Decodes elements [begin, begin + count) of the flattened matrix into dst (float32, float16 or bfloat16; one rounding). */
+lora_status lora_nf4_dequantize(lora_ctx *ctx, const lora_nf4 *w, int64_t begin, int64_t count, void *dst,
+                                lora_dtype dtype, lora_error *err) LORA_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,93 @@
+/* The operations around the linear layers, each with its gradient. All activations float32, row-major.
+ * Letters  M tokens, H hidden size, D head_dim, V vocabulary. ld* in elements. d<name> is the gradient of <name>.
+ * Common   outputs may not overlap inputs unless a line says so; sums run in an order fixed by the shape;
+ *          errors ESHAPE, EINVAL, ENOMEM. */
+#ifndef LORA_C_NN_H
+#define LORA_C_NN_H
+
+#include <stdbool.h>
+
+#include "lora_c/context.h"
+#include "lora_c/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** y = x / sqrt(mean(x^2) + eps) * weight, row by row; rstd (M) receives 1/sqrt(...) or is NULL.
+ *  Source   RMSNorm, arXiv:1910.07467, eq. 4 */
+lora_status lora_rmsnorm_forward(lora_ctx *ctx, int64_t M, int64_t H, const float *x, int64_t ldx, const float *weight,
+                                 float eps, float *y, int64_t ldy, float *rstd, lora_error *err) LORA_MUST_CHECK;
+/** dx (added to when accumulate_dx; may be NULL), dweight (H, added to; may be NULL). */
+lora_status lora_rmsnorm_backward(lora_ctx *ctx, int64_t M, int64_t H, const float *dy, int64_t lddy, const float *x,
+                                  int64_t ldx, const float *weight, const float *rstd, float *dx, int64_t lddx,
+                                  bool accumulate_dx, float *dweight, lora_error *err) LORA_MUST_CHECK;
+
+/** cos[p][i] = scale * cos(p * inv_freq[i]), sin likewise, for p < n_positions, i < half; computed in float64, rounded once. */
+lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, int64_t half, const double *inv_freq, double scale,
+                            float *cos, float *sin, lora_error *err) LORA_MUST_CHECK;
+/** Rotates the pairs (i, i + D/2) of each head of x (M, n_heads * D) in place by the angle of positions[m];
+ *  backward rotates the other way (the gradient). positions[m] < n_positions is checked (EINVAL).
+ *  Source   RoFormer, arXiv:2104.09864, eq. 34; half-split pairing of Hugging Face folders */
+lora_status lora_rope(lora_ctx *ctx, int64_t M, int64_t n_heads, int64_t D, float *x, int64_t ldx,
+                      const int32_t *positions, const float *cos, const float *sin, int64_t n_positions, bool backward,
+                      lora_error *err) LORA_MUST_CHECK;
+
+typedef struct lora_attention_shape {
+    int64_t n_heads, n_kv_heads, head_dim; /* n_heads % n_kv_heads == 0 */
+    float scale;                           /* usually 1/sqrt(head_dim) */
+    int64_t sliding_window;                /* 0: none; else a query sees the last sliding_window keys, itself included */
+} lora_attention_shape;
+
+/* Keys and values of one segment: row t of k is (n_kv_heads * D) floats at k + t * ldk. In training the rows are the
+ * segment's own tokens; with a KV cache they are all past tokens and the new ones. */
+typedef struct lora_kv_view {
+    const float *k, *v;
+    int64_t ldk, ldv;
+    int64_t length; /* >= the segment's number of queries; query i sees keys 0 .. length - n_queries + i */
+} lora_kv_view;
+
+/** Causal grouped-query attention over packed segments: segment s holds query rows cu_seqlens[s] .. cu_seqlens[s+1]-1.
+ *  o (M, n_heads * D); lse (M, n_heads), the log of the softmax denominator with the maximum inside, or NULL.
+ *  Tiled: no T×T matrix exists for more than one tile. Same bits for any thread count and any packing of segments.
+ *  Source   FlashAttention-2, arXiv:2307.08691, algorithm 1 */
+lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, int64_t n_segments,
+                                   const int32_t *cu_seqlens, const float *q, int64_t ldq, const lora_kv_view *kv,
+                                   float *o, int64_t ldo, float *lse, lora_error *err) LORA_MUST_CHECK;
+/** dq, dk, dv (overwritten) for the training case: keys and values are the segment's own rows of k and v.
+ *  Source   FlashAttention-2, arXiv:2307.08691, algorithm 2 */
+lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, int64_t n_segments,
+                                    const int32_t *cu_seqlens, const float *q, int64_t ldq, const float *k, int64_t ldk,
+                                    const float *v, int64_t ldv, const float *o, int64_t ldo, const float *lse,
+                                    const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk,
+                                    float *dv, int64_t lddv, lora_error *err) LORA_MUST_CHECK;
+
+/** h = silu(gate) * up, (M, inner). h may be gate or up (same pointer and stride).   Source  GLU variants, arXiv:2002.05202 */
+lora_status lora_swiglu_forward(lora_ctx *ctx, int64_t M, int64_t inner, const float *gate, int64_t ldg, const float *up,
+                                int64_t ldu, float *h, int64_t ldh, lora_error *err) LORA_MUST_CHECK;
+/** dgate, dup from dh; dgate may be gate, dup may be up or dh (same pointer and stride). */
+lora_status lora_swiglu_backward(lora_ctx *ctx, int64_t M, int64_t inner, const float *dh, int64_t lddh, const float *gate,
+                                 int64_t ldg, const float *up, int64_t ldu, float *dgate, int64_t lddg, float *dup,
+                                 int64_t lddu, lora_error *err) LORA_MUST_CHECK;
+
+/** y[m] = W[ids[m]], W (V, H) of any kind. ids outside 0 .. V-1 are refused by index (EINVAL). */
+lora_status lora_embedding_forward(lora_ctx *ctx, int64_t M, const int32_t *ids, const lora_weight *w, float *y,
+                                   int64_t ldy, lora_error *err) LORA_MUST_CHECK;
+/** dW[ids[m]] += dy[m], in the order of m. */
+lora_status lora_embedding_backward(lora_ctx *ctx, int64_t M, const int32_t *ids, const float *dy, int64_t lddy,
+                                    int64_t V, int64_t H, float *dW, lora_error *err) LORA_MUST_CHECK;
+
+/** Fused head and loss: logits = x · W^T for a chunk of the rows with loss_weight != 0 at a time, never for all.
+ *  loss_sum   sum over m of loss_weight[m] * (logsumexp(logits[m]) - logits[m][targets[m]]), float64
+ *  dx (M, H)  grad_scale * d loss_sum / dx, rows without weight are set to 0; NULL: evaluation only
+ *  dW (V, H)  added to; NULL: frozen head.   token_loss (M): the unweighted loss per token (0 where weight 0), or NULL
+ *  targets outside 0 .. V-1 on weighted rows are refused by index. */
+lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w,
+                                      const int32_t *targets, const float *loss_weight, float grad_scale,
+                                      double *loss_sum, float *token_loss, float *dx, int64_t lddx, float *dW,
+                                      lora_error *err) LORA_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,47 @@
+/* Element types and the borrowed views that cross the C interface. */
+#ifndef LORA_C_TYPES_H
+#define LORA_C_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum lora_dtype { LORA_F32, LORA_BF16, LORA_F16 } lora_dtype;
+
+static inline size_t lora_dtype_bytes(lora_dtype t) { return t == LORA_F32 ? 4 : 2; }
+static inline const char *lora_dtype_name(lora_dtype t) {
+    return t == LORA_F32 ? "float32" : t == LORA_BF16 ? "bfloat16" : "float16";
+}
+
+struct lora_nf4;
+
+typedef enum lora_weight_kind { LORA_WEIGHT_F32, LORA_WEIGHT_BF16, LORA_WEIGHT_NF4 } lora_weight_kind;
+
+/* A borrowed (out_features, in_features) matrix, row-major: the frozen or trained base of a linear layer. */
+typedef struct lora_weight {
+    lora_weight_kind kind;
+    int64_t rows, cols;         /* N = out_features, K = in_features */
+    int64_t ld;                 /* elements between rows; dense kinds only */
+    const void *data;           /* dense kinds: float or uint16_t (bfloat16 bits) */
+    const struct lora_nf4 *nf4; /* NF4 kind */
+} lora_weight;
+
+/* A LoRA adapter on a linear layer: s * B * A, A (R, K), B (N, R), row-major, contiguous.
+ * Source   LoRA, arXiv:2106.09685, eq. 3; s = lora_alpha / r as in PEFT. */
+typedef struct lora_adapter {
+    int64_t rank;
+    const float *A, *B;
+    float *dA, *dB;          /* added to; NULL when not trained */
+    float scale;
+    float dropout;           /* probability of zeroing an element of x on its way to A; 0 in evaluation */
+    uint64_t dropout_seed;   /* the mask is a function of (seed, stream, element index): recomputed, not stored */
+    uint64_t dropout_stream;
+} lora_adapter;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

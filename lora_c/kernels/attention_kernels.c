@@ -1,0 +1,32 @@
+#include "lora_c/kernels/attention_kernels.h"
+
+#include "lora_c/base/util.h"
+
+/* The widest panel and vector of any rung (two AVX-512 vectors, one), and the most rows of a backward chunk: what is
+ * enough for these is enough for all. */
+enum { PANEL = 32, VECTOR = 16, ROWS = 48 };
+
+int64_t lora_attention_forward_scratch(int64_t n_rows, int64_t D) {
+    int64_t state = lora_round_up(n_rows, PANEL) * (2 * D + 2); /* Q^T, O^T, maximum, sum */
+    int64_t block = LORA_ATTENTION_BLOCK * (PANEL + 2 * D);     /* scores, copies of K and V */
+    return lora_round_up(state + block, VECTOR) + 4 * VECTOR;
+}
+
+int64_t lora_attention_backward_scratch(int64_t D) {
+    int64_t width = lora_round_up(D, VECTOR);
+    int64_t keys = 5 * LORA_ATTENTION_BLOCK * width;                    /* K, K^T, V^T, dK, dV */
+    int64_t rows = ROWS * (3 * width + 2 * LORA_ATTENTION_BLOCK + 2);   /* Q, dO, dQ; scores; statistics */
+    return lora_round_up(keys + rows, VECTOR) + 16 * VECTOR;
+}
+
+void lora_attention_kernels_init(lora_attention_kernels *k, lora_isa isa) {
+    lora_attention_init_ref(k);
+    if (isa >= LORA_ISA_PORTABLE)
+        lora_attention_init_portable(k);
+#if defined(__x86_64__)
+    if (isa >= LORA_ISA_AVX2)
+        lora_attention_init_avx2(k);
+    if (isa >= LORA_ISA_AVX512)
+        lora_attention_init_avx512(k);
+#endif
+}

@@ -1,0 +1,78 @@
+/* Tiles of causal grouped-query attention (FlashAttention-2, arXiv:2307.08691).
+ * A tile holds the rows of one group: the n_queries consecutive queries of every query head that shares one key/value
+ * head. Row r = i * group + h is query i, head h of the group; its data starts at q + i * ldq + h * D. */
+#ifndef LORA_ATTENTION_KERNELS_H
+#define LORA_ATTENTION_KERNELS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lora_c/context.h"
+
+enum {
+    LORA_ATTENTION_BLOCK = 96,    /* keys per block, and tokens per side of a backward tile */
+    LORA_ATTENTION_ROWS = 192,    /* rows a forward tile aims at (a group larger than this makes it larger) */
+};
+
+/* One forward task: a block of queries against all the keys that they see. */
+typedef struct lora_attention_forward_tile {
+    int64_t n_queries, group, D;
+    float scale;
+    int64_t last;                 /* the last key that query 0 sees; query i sees keys ..= last + i, last >= 0 */
+    int64_t window;               /* 0: none; else a query sees the last window keys of those */
+    const float *q;               /* first query, first head of the group */
+    int64_t ldq;
+    const float *k, *v;           /* key 0 of the segment, this key/value head */
+    int64_t ldk, ldv;
+    float *o;                     /* as q */
+    int64_t ldo;
+    float *lse;                   /* first query, first head of the group, rows ld_lse apart; or NULL */
+    int64_t ld_lse;
+    float *scratch;               /* lora_attention_forward_scratch floats, 64-byte aligned */
+} lora_attention_forward_tile;
+
+/* One backward task: n_queries queries against n_keys keys, both <= LORA_ATTENTION_BLOCK. */
+typedef struct lora_attention_backward_tile {
+    int64_t n_queries, n_keys, group, D;
+    float scale;
+    int64_t last;                 /* as above, but counted from key 0 of this tile; >= 0 */
+    int64_t window;
+    bool accumulate;              /* add to dq, dk, dv instead of setting them */
+    const float *q, *k, *v, *dout;
+    int64_t ldq, ldk, ldv, lddo;
+    const float *lse, *delta;     /* first query, first head of the group, rows ld_stat apart */
+    int64_t ld_stat;
+    float *dq, *dk, *dv;
+    int64_t lddq, lddk, lddv;
+    float *scratch;               /* lora_attention_backward_scratch floats, 64-byte aligned */
+} lora_attention_backward_tile;
+
+/* Common contract   any alignment of q, k, v, o and their gradients (float is enough); only the named elements are
+ * read or written; outputs do not overlap inputs. Sums over D and over keys run in index order, so the result of a row
+ * does not depend on the other rows of its tile. */
+typedef struct lora_attention_kernels {
+    /* o = softmax(scale * q k^T) v by online softmax over key blocks (algorithm 1); lse = log of the denominator,
+     * maximum inside. Blocks start at multiples of LORA_ATTENTION_BLOCK, so a query gets the same bits whether it
+     * comes alone (decode) or among others (prefill). */
+    void (*forward)(const lora_attention_forward_tile *tile);
+    /* delta[m][h] = sum_d dout[m][h*D + d] * o[m][h*D + d] for M rows; delta is (M, n_heads), dense. */
+    void (*delta)(int64_t M, int64_t n_heads, int64_t D, const float *dout, int64_t lddo, const float *o, int64_t ldo,
+                  float *delta);
+    /* p = exp(scale * q k^T - lse), ds = p * (dout v^T - delta);   dv (+)= p^T dout, dq (+)= scale * ds k,
+     * dk (+)= scale * ds^T q (algorithm 2, one tile). dk, dv: n_keys rows of D; dq: as q. */
+    void (*backward)(const lora_attention_backward_tile *tile);
+} lora_attention_kernels;
+
+/** Scratch of one tile, in floats, enough for every rung. */
+int64_t lora_attention_forward_scratch(int64_t n_rows, int64_t D);
+int64_t lora_attention_backward_scratch(int64_t D);
+
+void lora_attention_kernels_init(lora_attention_kernels *k, lora_isa isa);
+
+/* Rungs, each in its own file. */
+void lora_attention_init_ref(lora_attention_kernels *k);
+void lora_attention_init_portable(lora_attention_kernels *k);
+void lora_attention_init_avx2(lora_attention_kernels *k);
+void lora_attention_init_avx512(lora_attention_kernels *k);
+
+#endif

@@ -1,0 +1,9 @@
+#include "lora_c/kernels/kernels.h"
+
+void lora_kernels_init(lora_kernels *k, lora_isa isa) {
+    k->isa = isa;
+    lora_nf4_kernels_init(&k->nf4, isa);
+    lora_gemm_kernels_init(&k->gemm, isa);
+    lora_rowwise_kernels_init(&k->rowwise, isa);
+    lora_attention_kernels_init(&k->attention, isa);
+}

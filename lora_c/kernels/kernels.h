@@ -1,0 +1,24 @@
+/* The kernel table: leaves behind slots. Leaves never allocate, never start threads and never fail; the operations
+ * above check first. A family fills its slots in the order ref, portable, x86 rungs, each rung replacing what it does
+ * better, up to the rung asked for (LORA_ISA_REF leaves the float64 oracle in every slot). */
+#ifndef LORA_KERNELS_H
+#define LORA_KERNELS_H
+
+#include "lora_c/context.h"
+#include "lora_c/kernels/attention_kernels.h"
+#include "lora_c/kernels/gemm_kernels.h"
+#include "lora_c/kernels/nf4_kernels.h"
+#include "lora_c/kernels/rowwise_kernels.h"
+
+typedef struct lora_kernels {
+    lora_isa isa;
+    lora_nf4_kernels nf4;
+    lora_gemm_kernels gemm;
+    lora_rowwise_kernels rowwise;
+    lora_attention_kernels attention;
+} lora_kernels;
+
+/** Fills every slot for the given rung (not AUTO; the caller has checked that the CPU has it). */
+void lora_kernels_init(lora_kernels *k, lora_isa isa);
+
+#endif

@@ -1,0 +1,65 @@
+/* NF4 kernels, the oracle: one element at a time, straight from the definition. */
+#include "lora_c/base/half.h"
+#include "lora_c/format/nf4_codebook.h"
+#include "lora_c/format/nf4_layout.h"
+#include "lora_c/kernels/nf4_kernels.h"
+
+#define THRESHOLD(code, value) value,
+static const float thresholds[15] = {LORA_NF4_THRESHOLDS(THRESHOLD)};
+
+static unsigned nearest_code(float y) {
+    unsigned code = 0;
+    for (int j = 0; j < 15; j++) code += y > thresholds[j];
+    return code;
+}
+
+static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+    for (int64_t b = 0; b < n_blocks; b++, x += block_size, codes += block_size / 2) {
+        uint32_t top = 0; /* bit patterns of magnitudes order like the magnitudes, with NaN above infinity */
+        for (int64_t i = 0; i < block_size; i++) {
+            uint32_t magnitude = lora_bits_f32(x[i]) & 0x7fffffffu;
+            if (magnitude > top) top = magnitude;
+        }
+        if (top >= 0x7f800000u) return b;
+        absmax[b] = lora_f32_bits(top);
+        float inverse = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
+        for (int64_t i = 0; i < block_size; i += 2)
+            codes[i / 2] = (uint8_t)(nearest_code(x[i] * inverse) << 4 | nearest_code(x[i + 1] * inverse));
+    }
+    return n_blocks;
+}
+
+static void dequantize(const lora_nf4 *w, int64_t begin, int64_t count, float *dst) {
+    for (int64_t i = 0; i < count; i++)
+        dst[i] = w->lut[lora_nf4_code(w->codes, begin + i)] * lora_nf4_absmax(w, (begin + i) / w->block_size);
+}
+
+static void decode_absmax(const lora_nf4 *w, int64_t first_block, int64_t n, float *dst) {
+    for (int64_t i = 0; i < n; i++) dst[i] = lora_nf4_absmax(w, first_block + i);
+}
+
+static void bf16_to_f32(int64_t n, const uint16_t *src, float *dst) {
+    for (int64_t i = 0; i < n; i++) dst[i] = lora_bf16_to_f32(src[i]);
+}
+
+static void f16_to_f32(int64_t n, const uint16_t *src, float *dst) {
+    for (int64_t i = 0; i < n; i++) dst[i] = lora_f16_to_f32(src[i]);
+}
+
+static void f32_to_bf16(int64_t n, const float *src, uint16_t *dst) {
+    for (int64_t i = 0; i < n; i++) dst[i] = lora_f32_to_bf16(src[i]);
+}
+
+static void f32_to_f16(int64_t n, const float *src, uint16_t *dst) {
+    for (int64_t i = 0; i < n; i++) dst[i] = lora_f32_to_f16(src[i]);
+}
+
+void lora_nf4_fill_ref(lora_nf4_kernels *k) {
+    *k = (lora_nf4_kernels){.quantize = quantize,
+                            .dequantize = dequantize,
+                            .decode_absmax = decode_absmax,
+                            .bf16_to_f32 = bf16_to_f32,
+                            .f16_to_f32 = f16_to_f32,
+                            .f32_to_bf16 = f32_to_bf16,
+                            .f32_to_f16 = f32_to_f16};
+}

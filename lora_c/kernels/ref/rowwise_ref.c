@@ -1,0 +1,97 @@
+/* Float64 oracle of the row-wise kernels: the formulas of rowwise_kernels.h, one rounding at the end. */
+#include <math.h>
+
+#include "lora_c/kernels/rowwise_kernels.h"
+
+static float rmsnorm_forward(int64_t n, const float *x, const float *weight, float eps, float *y) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
+    double rstd = 1.0 / sqrt(sum / (double)n + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = (float)(x[i] * rstd * weight[i]);
+    return (float)rstd;
+}
+
+static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float rstd, float *dx,
+                             bool accumulate, float *dweight) {
+    double r = rstd, sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += (double)dy[i] * weight[i] * x[i];
+    double c = sum / (double)n * r * r;
+    for (int64_t i = 0; i < n; i++) {
+        double g = dy[i], v = x[i];
+        if (dweight) dweight[i] = (float)(dweight[i] + g * v * r);
+        if (dx) dx[i] = (float)((accumulate ? (double)dx[i] : 0.0) + r * (g * weight[i] - c * v));
+    }
+}
+
+static void rope(int64_t half, float *x, const float *cosine, const float *sine, float sign) {
+    for (int64_t i = 0; i < half; i++) {
+        double a = x[i], b = x[i + half], c = cosine[i], s = (double)sign * sine[i];
+        x[i] = (float)(a * c - b * s);
+        x[i + half] = (float)(b * c + a * s);
+    }
+}
+
+static void swiglu_forward(int64_t n, const float *gate, const float *up, float *h) {
+    for (int64_t i = 0; i < n; i++) {
+        double g = gate[i];
+        h[i] = (float)(up[i] * (g / (1.0 + exp(-g))));
+    }
+}
+
+static void swiglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
+    for (int64_t i = 0; i < n; i++) {
+        double d = dh[i], g = gate[i], u = up[i], s = 1.0 / (1.0 + exp(-g));
+        dup[i] = (float)(d * g * s);
+        dgate[i] = (float)(d * u * s * (1.0 + g * (1.0 - s)));
+    }
+}
+
+static double softmax_cross_entropy(int64_t n, float *logits, int64_t target, float scale, bool gradient) {
+    double max = -INFINITY, sum = 0.0, at_target = logits[target];
+    for (int64_t i = 0; i < n; i++)
+        if (logits[i] > max) max = logits[i];
+    for (int64_t i = 0; i < n; i++) sum += exp(logits[i] - max);
+    if (gradient)
+        for (int64_t i = 0; i < n; i++) logits[i] = (float)(scale * (exp(logits[i] - max) / sum - (i == target)));
+    return log(sum) + (max - at_target);
+}
+
+static void adamw(int64_t n, float *p, const float *g, float *m, float *v, const lora_adamw_constants *c) {
+    for (int64_t i = 0; i < n; i++) {
+        double grad = (double)g[i] * c->grad_scale;
+        double m1 = (double)m[i] * c->beta1 + grad * c->one_minus_beta1;
+        double v1 = (double)v[i] * c->beta2 + grad * grad * c->one_minus_beta2;
+        p[i] = (float)((double)p[i] * c->decay - c->step_size * m1 / (sqrt(v1) / c->sqrt_bias2 + c->eps));
+        m[i] = (float)m1;
+        v[i] = (float)v1;
+    }
+}
+
+static double sum_of_squares(int64_t n, const float *g) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += (double)g[i] * g[i];
+    return sum;
+}
+
+static void axpy(int64_t n, float a, const float *x, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] = (float)((double)a * x[i] + y[i]);
+}
+
+static void exp_row(int64_t n, const float *x, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] < -87.3f ? 0.0f : (float)exp(x[i]);
+}
+
+void lora_rowwise_fill_ref(lora_rowwise_kernels *k) {
+    *k = (lora_rowwise_kernels){
+        .rmsnorm_forward = rmsnorm_forward,
+        .rmsnorm_backward = rmsnorm_backward,
+        .rope = rope,
+        .swiglu_forward = swiglu_forward,
+        .swiglu_backward = swiglu_backward,
+        .softmax_cross_entropy = softmax_cross_entropy,
+        .adamw = adamw,
+        .sum_of_squares = sum_of_squares,
+        .axpy = axpy,
+        .exp = exp_row,
+    };
+}

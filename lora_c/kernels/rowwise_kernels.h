@@ -1,0 +1,79 @@
+/* Row-wise kernels: normalisation, rotary embedding, SwiGLU, softmax cross entropy, AdamW and the small vector helpers.
+ * Every slot works on one row (or one flat range) of float32 with unit stride, any length n >= 0, no alignment needed,
+ * and touches nothing outside its n elements. All bits depend on n, the data and the rung only.
+ * u = 2^-24. Errors are relative to the exact result on the same float32 inputs. */
+#ifndef LORA_ROWWISE_KERNELS_H
+#define LORA_ROWWISE_KERNELS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lora_c/context.h"
+
+/* The constants of one AdamW call, computed once in float64 and rounded once. */
+typedef struct lora_adamw_constants {
+    float grad_scale;
+    float decay;                      /* 1 - lr * weight_decay */
+    float beta1, one_minus_beta1;
+    float beta2, one_minus_beta2;
+    float step_size;                  /* lr / (1 - beta1^step) */
+    float sqrt_bias2;                 /* sqrt(1 - beta2^step) */
+    float eps;
+} lora_adamw_constants;
+
+typedef struct lora_rowwise_kernels {
+    /** y[i] = x[i] * r * weight[i], r = 1/sqrt(mean(x^2) + eps); returns r. n >= 1.
+     *  Alias     y may be x.        Numerics  |err| <= (n/8 + 12) u |y| (a sum in at least 8 lanes) */
+    float (*rmsnorm_forward)(int64_t n, const float *x, const float *weight, float eps, float *y);
+
+    /** c = mean(dy * weight * x) * rstd^2;   dx[i] = rstd * (dy[i] * weight[i] - c * x[i])   (added to when accumulate)
+     *  dweight[i] += dy[i] * x[i] * rstd.    dx or dweight may be NULL.
+     *  Alias     dx may be dy or x.
+     *  Numerics  |err| <= 8 u rstd |dy w| + (n/8 + 12) u rstd^3 mean|dy w x| |x| */
+    void (*rmsnorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float rstd, float *dx,
+                             bool accumulate, float *dweight);
+
+    /** One head in place: (a, b) = (x[i], x[i + half]);  x[i] = a cos[i] - s b sin[i];  x[i + half] = b cos[i] + s a sin[i].
+     *  s is sign: 1 forward, -1 backward. cos and sin have half elements.      Numerics  |err| <= 3 u (|a| + |b|) */
+    void (*rope)(int64_t half, float *x, const float *cos, const float *sin, float sign);
+
+    /** h[i] = up[i] * gate[i] / (1 + exp(-gate[i])).
+     *  Alias     h may be gate or up.      Numerics  |err| <= 8 u |h| + 2^-120 |up| */
+    void (*swiglu_forward)(int64_t n, const float *gate, const float *up, float *h);
+
+    /** s = sigmoid(gate);   dgate = dh up s (1 + gate (1 - s));   dup = dh gate s.
+     *  Alias     dgate may be gate; dup may be up or dh.      Numerics  |err| <= 16 u (1 + |gate|) |dh up|, 8 u |dh gate| */
+    void (*swiglu_backward)(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup);
+
+    /** Returns logsumexp(logits) - logits[target]. With gradient, logits become scale * (softmax(logits) - onehot(target)),
+     *  else they are left as they are. n >= 1, 0 <= target < n. A NaN or +Inf logit gives a NaN loss.
+     *  Numerics  L = max |logit|. loss: (L + 100) u; gradient: (100 + 2 L) u |scale| softmax, + 2 u |scale| at the target */
+    double (*softmax_cross_entropy)(int64_t n, float *logits, int64_t target, float scale, bool gradient);
+
+    /** g *= grad_scale;  p *= decay;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;
+     *  p -= step_size * m / (sqrt(v) / sqrt_bias2 + eps). Elementwise, no fused multiply-add, so that the portable and
+     *  the SIMD rungs give the same bits. p, m, v and g do not overlap. */
+    void (*adamw)(int64_t n, float *p, const float *g, float *m, float *v, const lora_adamw_constants *c);
+
+    /** Sum of g[i]^2 in float64: 16 lanes (lane = i mod 16), then lanes l += l+8, l+4, l+2, l+1. A float32 square is exact in
+     *  float64, so all rungs but the oracle give the same bits. */
+    double (*sum_of_squares)(int64_t n, const float *g);
+
+    /** y[i] += a * x[i]. The product is rounded once or not at all.      Alias     y may be x. */
+    void (*axpy)(int64_t n, float a, const float *x, float *y);
+
+    /** y[i] = exp(x[i]); 0 below -87.3, +Inf above 88.72, exactly 1 at 0, NaN kept.
+     *  Alias     y may be x.      Numerics  at most 1.1 ulp from the exact value (measured) */
+    void (*exp)(int64_t n, const float *x, float *y);
+} lora_rowwise_kernels;
+
+/** Fills every slot for the rung. */
+void lora_rowwise_kernels_init(lora_rowwise_kernels *k, lora_isa isa);
+
+/* Each rung fills what it has; implemented in ref/, portable/ and x86/. */
+void lora_rowwise_fill_ref(lora_rowwise_kernels *k);
+void lora_rowwise_fill_portable(lora_rowwise_kernels *k);
+void lora_rowwise_fill_avx2(lora_rowwise_kernels *k);
+void lora_rowwise_fill_avx512(lora_rowwise_kernels *k);
+
+#endif

@@ -1,0 +1,206 @@
+/* Register-blocked products of small tiles, exp2 and lane packing, for the attention template.
+ * The including file defines the vector type V with VLEN lanes, MR (rows per register block), ATTN_TARGET and the
+ * v_* operations, all static, so that each rung has its own copy.
+ *
+ * A panel is NR = 2 * VLEN columns wide: MR x 2 accumulators, two loads and MR broadcasts per MR * 2 FMAs. */
+#ifndef LORA_TMPL_ATTENTION_TILE_TMPL_H
+#define LORA_TMPL_ATTENTION_TILE_TMPL_H
+
+#include "lora_c/base/util.h"
+
+enum { NR = 2 * VLEN };
+
+#define ATTN_INLINE static inline __attribute__((always_inline)) ATTN_TARGET
+#define ATTN_NOINLINE static __attribute__((noinline)) ATTN_TARGET
+
+typedef enum tile_start { START_ZERO, START_ADD, START_SCALE } tile_start;
+
+/* c[r][x] = start + sum_p a[r * rs + p * ks] * b[p][x]; mr and nv are literals where this is inlined, so the
+ * accumulators are registers. START_SCALE multiplies the old c by scale[x] first (the online softmax correction). */
+ATTN_INLINE void tile_mm(const int mr, const int nv, const tile_start start, int64_t k, const float *a, int64_t rs,
+                         int64_t ks, const float *b, int64_t ldb, const float *scale, float *c, int64_t ldc) {
+    V acc[MR][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < mr; r++) {
+#pragma GCC unroll 2
+        for (int x = 0; x < nv; x++) {
+            if (start == START_ZERO)
+                acc[r][x] = v_set1(0.0f);
+            else
+                acc[r][x] = v_load(c + r * ldc + x * VLEN);
+            if (start == START_SCALE)
+                acc[r][x] = v_mul(acc[r][x], v_load(scale + x * VLEN));
+        }
+    }
+    for (int64_t p = 0; p < k; p++) {
+        V b0 = v_load(b + p * ldb);
+        V b1 = nv > 1 ? v_load(b + p * ldb + VLEN) : b0;
+#pragma GCC unroll 16
+        for (int r = 0; r < mr; r++) {
+            V x = v_set1(a[r * rs + p * ks]);
+            acc[r][0] = v_fma(x, b0, acc[r][0]);
+            if (nv > 1)
+                acc[r][1] = v_fma(x, b1, acc[r][1]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < mr; r++)
+#pragma GCC unroll 2
+        for (int x = 0; x < nv; x++)
+            v_store(c + r * ldc + x * VLEN, acc[r][x]);
+}
+
+/* The remainder of m by MR, one literal instance for each count (MR <= 8). */
+#define TILE_CASE(n, nv, start, rs, ks)                                                                                \
+    case n:                                                                                                            \
+        tile_mm(n < MR ? n : MR, nv, start, k, a, rs, ks, b, ldb, scale, c, ldc);                                      \
+        break;
+#define TILE_REMAINDER(nv, start, rs, ks)                                                                              \
+    switch (m) {                                                                                                       \
+        TILE_CASE(1, nv, start, rs, ks)                                                                                \
+        TILE_CASE(2, nv, start, rs, ks)                                                                                \
+        TILE_CASE(3, nv, start, rs, ks)                                                                                \
+        TILE_CASE(4, nv, start, rs, ks)                                                                                \
+        TILE_CASE(5, nv, start, rs, ks)                                                                                \
+        TILE_CASE(6, nv, start, rs, ks)                                                                                \
+        TILE_CASE(7, nv, start, rs, ks)                                                                                \
+    }
+#define TILE_LOOP(nv, start, rs, ks, step)                                                                             \
+    for (; m >= MR; m -= MR, a += (step), c += MR * ldc)                                                               \
+        tile_mm(MR, nv, start, k, a, rs, ks, b, ldb, scale, c, ldc);                                                   \
+    TILE_REMAINDER(nv, start, rs, ks)
+
+/* c[m][nv * VLEN] = a[m][k] b[k][nv * VLEN], rows of a contiguous along k */
+ATTN_NOINLINE void mm_dot(int64_t m, int nv, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                          float *c, int64_t ldc) {
+    const float *scale = 0;
+    if (nv == 2) {
+        TILE_LOOP(2, START_ZERO, lda, 1, MR * lda)
+    } else {
+        TILE_LOOP(1, START_ZERO, lda, 1, MR * lda)
+    }
+}
+
+/* c[m][nv * VLEN] = c + a[k][m]^T b[k][nv * VLEN], a contiguous along m */
+ATTN_NOINLINE void mm_outer_add(int64_t m, int nv, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                                float *c, int64_t ldc) {
+    const float *scale = 0;
+    if (nv == 2) {
+        TILE_LOOP(2, START_ADD, 1, lda, MR)
+    } else {
+        TILE_LOOP(1, START_ADD, 1, lda, MR)
+    }
+}
+
+/* As mm_outer_add on c * scale[x], scale one value per column */
+ATTN_NOINLINE void mm_outer_scaled(int64_t m, int nv, int64_t k, const float *a, int64_t lda, const float *b,
+                                   int64_t ldb, const float *scale, float *c, int64_t ldc) {
+    if (nv == 2) {
+        TILE_LOOP(2, START_SCALE, 1, lda, MR)
+    } else {
+        TILE_LOOP(1, START_SCALE, 1, lda, MR)
+    }
+}
+
+/* 2^x for x <= 127, relative error < 3e-7; exactly 0 below -126.5 (so masked scores, -inf, vanish), NaN stays NaN.
+ * Adding 1.5 * 2^23 + 127 rounds x to an integer n and leaves n + 127, the exponent field of 2^n, in the low bits
+ * (0 for n = -127); then a degree 6 minimax polynomial of 2^r, |r| <= 1/2 (error 2e-9). */
+ATTN_INLINE V exp2_lanes(V x) {
+    const V low = v_set1(-127.0f), magic = v_set1(12582912.0f + 127.0f);
+    V c = v_max(low, x);
+    V t = v_add(c, magic);
+    V r = v_sub(c, v_sub(t, magic));
+    V p = v_set1(0.00015353361959569156f);
+    p = v_fma(p, r, v_set1(0.0013398875016719103f));
+    p = v_fma(p, r, v_set1(0.00961843691766262f));
+    p = v_fma(p, r, v_set1(0.055503323674201965f));
+    p = v_fma(p, r, v_set1(0.24022647738456726f));
+    p = v_fma(p, r, v_set1(0.6931471824645996f));
+    p = v_fma(p, r, v_set1(1.0f));
+    return v_mul(p, v_low_bits_to_exponent(t));
+}
+
+/* dst[d][lane] = scale * rows[lane][d] for VLEN lanes; rows of dst are NR apart. */
+ATTN_NOINLINE void pack_lanes(const float *const *rows, int64_t D, float scale, float *dst) {
+    V x[VLEN], s = v_set1(scale);
+    int64_t d = 0;
+    for (; d + VLEN <= D; d += VLEN) {
+#pragma GCC unroll 16
+        for (int i = 0; i < VLEN; i++)
+            x[i] = v_load(rows[i] + d);
+        v_transpose(x);
+#pragma GCC unroll 16
+        for (int i = 0; i < VLEN; i++)
+            v_store(dst + (d + i) * NR, v_mul(x[i], s));
+    }
+    for (; d < D; d++)
+        for (int i = 0; i < VLEN; i++)
+            dst[d * NR + i] = rows[i][d] * scale;
+}
+
+/* rows[lane][d] = src[d][lane] * factor[lane] for the first n_lanes lanes; the reverse of pack_lanes. */
+ATTN_NOINLINE void unpack_lanes(const float *src, const float *factor, int64_t D, float *const *rows, int n_lanes) {
+    V x[VLEN], f = v_load(factor);
+    int64_t d = 0;
+    for (; d + VLEN <= D; d += VLEN) {
+#pragma GCC unroll 16
+        for (int i = 0; i < VLEN; i++)
+            x[i] = v_mul(v_load(src + (d + i) * NR), f);
+        v_transpose(x);
+#pragma GCC unroll 16
+        for (int i = 0; i < VLEN; i++)
+            if (i < n_lanes)
+                v_store(rows[i] + d, x[i]);
+    }
+    for (; d < D; d++)
+        for (int i = 0; i < n_lanes; i++)
+            rows[i][d] = src[d * NR + i] * factor[i];
+}
+
+/* dst[r][d] = src[r][d], d < D, and 0 for D <= d < ld_dst */
+ATTN_INLINE void copy_row(const float *src, int64_t D, float *dst, int64_t ld_dst) {
+    int64_t d = 0;
+    for (; d + VLEN <= D; d += VLEN)
+        v_store(dst + d, v_load(src + d));
+    for (; d < D; d++)
+        dst[d] = src[d];
+    for (; d < ld_dst; d++)
+        dst[d] = 0.0f;
+}
+
+/* Asks for a row that is needed soon: no hardware prefetcher follows short rows that are pages apart. */
+ATTN_INLINE void prefetch_row(const float *row, int64_t D) {
+    for (int64_t d = 0; d < D; d += 16)
+        __builtin_prefetch(row + d);
+    __builtin_prefetch(row + D - 1);
+}
+
+/* n rows by copy_row */
+ATTN_NOINLINE void copy_rows(const float *src, int64_t ld, int64_t n, int64_t D, float *dst, int64_t ld_dst) {
+    enum { AHEAD = 12 };
+    for (int64_t j = 0; j < n; j++) {
+        if (j + AHEAD < n)
+            prefetch_row(src + (j + AHEAD) * ld, D);
+        copy_row(src + j * ld, D, dst + j * ld_dst, ld_dst);
+    }
+}
+
+/* dst[d] = src[d] or dst[d] + src[d], d < D */
+ATTN_INLINE void write_row(const float *src, int64_t D, bool add, float *dst) {
+    int64_t d = 0;
+    for (; d + VLEN <= D; d += VLEN) {
+        V x = v_load(src + d);
+        v_store(dst + d, add ? v_add(v_load(dst + d), x) : x);
+    }
+    for (; d < D; d++)
+        dst[d] = add ? dst[d] + src[d] : src[d];
+}
+
+/* The next n floats of a scratch buffer, 64-byte aligned. */
+static float *carve(float **scratch, int64_t n) {
+    float *p = *scratch;
+    *scratch += lora_round_up(n, 16);
+    return p;
+}
+
+#endif

@@ -1,0 +1,239 @@
+/* NF4 kernels, AVX2 + F16C: groups of 32 elements (a group never crosses a block). */
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "lora_c/base/half.h"
+#include "lora_c/format/nf4_layout.h"
+#include "lora_c/kernels/nf4_kernels.h"
+#include "lora_c/kernels/tmpl/nf4_cells.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+
+enum {
+    GROUP = 32,
+    BATCH = 1024,    /* elements whose scales are found together; they stay in the L1 cache */
+    PREFETCH = 8192, /* bytes ahead: two batches; 80 % of the speed of a plain read stream instead of 50 % without */
+};
+
+/* Byte tables for pshufb, each 16 bytes in both halves: cells 0 .. 15 and cells -16 .. -1. */
+typedef struct cell_tables {
+    __m256i base[2], low[2], high[2];
+} cell_tables;
+
+/* 16 words below 256 as 16 bytes, in both lanes. */
+LORA_INLINE __m256i twice(__m256i words) {
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(words, words), 0x88);
+}
+
+static cell_tables load_tables(void) {
+    const __m256i byte = _mm256_set1_epi16(0xff);
+    cell_tables t;
+    for (int half = 0; half < 2; half++) {
+        __m256i threshold = _mm256_loadu_si256((const __m256i *)(lora_nf4_cell_threshold + 16 * half));
+        __m256i base = _mm256_loadu_si256((const __m256i *)(lora_nf4_cell_base + 16 * half));
+        t.base[half] = twice(base);
+        t.low[half] = twice(_mm256_and_si256(threshold, byte));
+        t.high[half] = twice(_mm256_srli_epi16(threshold, 8));
+    }
+    return t;
+}
+
+LORA_INLINE int32_t top_magnitude(const float *x, int64_t n) {
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i top0 = _mm256_setzero_si256(), top1 = top0;
+    for (int64_t i = 0; i < n; i += 16) {
+        top0 = _mm256_max_epi32(top0, _mm256_and_si256(mask, _mm256_loadu_si256((const __m256i *)(x + i))));
+        top1 = _mm256_max_epi32(top1, _mm256_and_si256(mask, _mm256_loadu_si256((const __m256i *)(x + i + 8))));
+    }
+    top0 = _mm256_max_epi32(top0, top1);
+    __m128i h = _mm_max_epi32(_mm256_castsi256_si128(top0), _mm256_extracti128_si256(top0, 1));
+    h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+}
+
+/* Two pshufb cover 32 entries: an index with its top bit set reads 0, so the other half's table fills it in. */
+LORA_INLINE __m256i lookup(const __m256i table[2], __m256i cell, __m256i flipped) {
+    return _mm256_or_si256(_mm256_shuffle_epi8(table[0], cell), _mm256_shuffle_epi8(table[1], flipped));
+}
+
+/* Codes of 32 elements as bytes, in the order that in-lane packing leaves (pack_nibbles undoes it). */
+__attribute__((noinline)) static __m256i exact_codes(const float *x, float inverse) {
+    static const float thresholds[15] = {LORA_NF4_THRESHOLDS(LORA_NF4_THRESHOLD_)};
+    __m256i code[4];
+    for (int j = 0; j < 4; j++) {
+        __m256 y = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * j), _mm256_set1_ps(inverse));
+        code[j] = _mm256_setzero_si256();
+        for (int t = 0; t < 15; t++) {
+            __m256 above = _mm256_cmp_ps(y, _mm256_set1_ps(thresholds[t]), _CMP_GT_OQ);
+            code[j] = _mm256_sub_epi32(code[j], _mm256_castps_si256(above));
+        }
+    }
+    return _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
+}
+
+LORA_INLINE __m256i scaled_integers(const float *x, __m256 scale) {
+    return _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), scale)),
+                              _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), scale)));
+}
+
+LORA_INLINE __m256i group_codes(const float *x, float inverse, __m256 scale, const cell_tables *t) {
+    __m256i q0 = scaled_integers(x, scale), q1 = scaled_integers(x + 16, scale);
+    __m256i cell = _mm256_packs_epi16(_mm256_srai_epi16(q0, 11), _mm256_srai_epi16(q1, 11));
+    __m256i flipped = _mm256_xor_si256(cell, _mm256_set1_epi8((char)0x80));
+    __m256i low = lookup(t->low, cell, flipped), high = lookup(t->high, cell, flipped);
+    __m256i t0 = _mm256_unpacklo_epi8(low, high), t1 = _mm256_unpackhi_epi8(low, high);
+    __m256i equal = _mm256_or_si256(_mm256_cmpeq_epi16(q0, t0), _mm256_cmpeq_epi16(q1, t1));
+    if (__builtin_expect(!_mm256_testz_si256(equal, equal), 0)) return exact_codes(x, inverse);
+    __m256i above = _mm256_packs_epi16(_mm256_cmpgt_epi16(q0, t0), _mm256_cmpgt_epi16(q1, t1));
+    return _mm256_sub_epi8(lookup(t->base, cell, flipped), above);
+}
+
+/* Each lane holds four codes of every eight; pairs become bytes, then 16-bit units of the two lanes alternate. */
+LORA_INLINE __m128i pack_nibbles(__m256i codes) {
+    __m256i pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x0110));
+    pairs = _mm256_packus_epi16(pairs, pairs);
+    return _mm_unpacklo_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+}
+
+static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+    const cell_tables tables = load_tables();
+    /* The scales of a batch come first: their latency (reduction, division) then overlaps instead of adding up. */
+    int64_t batch = block_size < BATCH ? BATCH / block_size : 1;
+    for (int64_t first = 0; first < n_blocks; first += batch, absmax += batch) {
+        int64_t n = lora_min_i64(batch, n_blocks - first);
+        float inverse[BATCH / GROUP];
+        for (int64_t b = 0; b < n; b++) {
+            int32_t top = top_magnitude(x + b * block_size, block_size);
+            if (top >= 0x7f800000) return first + b;
+            absmax[b] = lora_f32_bits((uint32_t)top);
+            inverse[b] = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
+        }
+        for (int64_t b = 0; b < n; b++) {
+            bool fits = absmax[b] >= LORA_NF4_CELL_MIN_ABSMAX;
+            __m256 scale = _mm256_set1_ps(inverse[b] * 32768.0f);
+            for (int64_t i = 0; i < block_size; i += GROUP, x += GROUP, codes += GROUP / 2) {
+                _mm_prefetch((const char *)x + PREFETCH, _MM_HINT_T0);
+                _mm_prefetch((const char *)x + PREFETCH + 64, _MM_HINT_T0);
+                __m256i c = fits ? group_codes(x, inverse[b], scale, &tables) : exact_codes(x, inverse[b]);
+                _mm_storeu_si128((__m128i *)codes, pack_nibbles(c));
+            }
+        }
+    }
+    return n_blocks;
+}
+
+/* The table as four byte planes, so that one pshufb looks up 32 codes. */
+static void load_planes(const float *lut, __m256i planes[4]) {
+    for (int p = 0; p < 4; p++) {
+        uint8_t plane[16];
+        for (int i = 0; i < 16; i++) plane[i] = (uint8_t)(lora_bits_f32(lut[i]) >> 8 * p);
+        planes[p] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)plane));
+    }
+}
+
+/* 32 elements from 16 bytes. The lower lane gets elements 0-3 of every eight, the upper lane 4-7, because unpacking
+ * works within lanes. */
+LORA_INLINE void decode_group(const uint8_t *bytes, const __m256i planes[4], __m256 scale, float *dst) {
+    const __m256i spread = _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7,
+                                            10, 10, 11, 11, 14, 14, 15, 15);
+    __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes));
+    v = _mm256_shuffle_epi8(v, spread);
+    v = _mm256_blendv_epi8(_mm256_srli_epi16(v, 4), v, _mm256_set1_epi16((short)0xff00));
+    v = _mm256_and_si256(v, _mm256_set1_epi8(15));
+    __m256i p0 = _mm256_shuffle_epi8(planes[0], v), p1 = _mm256_shuffle_epi8(planes[1], v);
+    __m256i p2 = _mm256_shuffle_epi8(planes[2], v), p3 = _mm256_shuffle_epi8(planes[3], v);
+    __m256i low0 = _mm256_unpacklo_epi8(p0, p1), low1 = _mm256_unpackhi_epi8(p0, p1);
+    __m256i high0 = _mm256_unpacklo_epi8(p2, p3), high1 = _mm256_unpackhi_epi8(p2, p3);
+    _mm256_storeu_ps(dst, _mm256_mul_ps(scale, _mm256_castsi256_ps(_mm256_unpacklo_epi16(low0, high0))));
+    _mm256_storeu_ps(dst + 8, _mm256_mul_ps(scale, _mm256_castsi256_ps(_mm256_unpackhi_epi16(low0, high0))));
+    _mm256_storeu_ps(dst + 16, _mm256_mul_ps(scale, _mm256_castsi256_ps(_mm256_unpacklo_epi16(low1, high1))));
+    _mm256_storeu_ps(dst + 24, _mm256_mul_ps(scale, _mm256_castsi256_ps(_mm256_unpackhi_epi16(low1, high1))));
+}
+
+static void dequantize(const lora_nf4 *w, int64_t begin, int64_t count, float *dst) {
+    __m256i planes[4];
+    load_planes(w->lut, planes);
+    int64_t end = begin + count;
+    for (int64_t i = begin; i < end;) {
+        int64_t block = i / w->block_size, stop = lora_min_i64((block + 1) * w->block_size, end);
+        float scale = lora_nf4_absmax(w, block);
+        for (; i < stop && i & 1; i++) *dst++ = w->lut[lora_nf4_code(w->codes, i)] * scale;
+        for (; i + GROUP <= stop; i += GROUP, dst += GROUP)
+            decode_group(w->codes + i / 2, planes, _mm256_set1_ps(scale), dst);
+        for (; i < stop; i++) *dst++ = w->lut[lora_nf4_code(w->codes, i)] * scale;
+    }
+}
+
+static void decode_absmax(const lora_nf4 *w, int64_t first_block, int64_t n, float *dst) {
+    int64_t i = 0;
+    while (!w->absmax && i < n) {
+        int64_t nested = (first_block + i) / w->nested_block_size;
+        int64_t stop = lora_min_i64(n, (nested + 1) * w->nested_block_size - first_block);
+        __m256 scale = _mm256_set1_ps(w->nested_absmax[nested]), offset = _mm256_set1_ps(w->nested_offset);
+        for (; i + 8 <= stop; i += 8) {
+            __m128i code = _mm_loadl_epi64((const __m128i *)(w->absmax_codes + first_block + i));
+            __m256 value = _mm256_i32gather_ps(w->nested_map, _mm256_cvtepu8_epi32(code), 4);
+            _mm256_storeu_ps(dst + i, _mm256_add_ps(_mm256_mul_ps(value, scale), offset));
+        }
+        for (; i < stop; i++) dst[i] = lora_nf4_absmax(w, first_block + i);
+    }
+    for (; i < n; i++) dst[i] = w->absmax[first_block + i];
+}
+
+static void bf16_to_f32(int64_t n, const uint16_t *src, float *dst) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(src + i)));
+        _mm256_storeu_si256((__m256i *)(dst + i), _mm256_slli_epi32(v, 16));
+    }
+    for (; i < n; i++) dst[i] = lora_bf16_to_f32(src[i]);
+}
+
+static void f16_to_f32(int64_t n, const uint16_t *src, float *dst) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i))));
+    for (; i < n; i++) dst[i] = lora_f16_to_f32(src[i]);
+}
+
+LORA_INLINE __m256i round_to_bf16(__m256i u) {
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+    __m256i magnitude = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
+    __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+}
+
+static void f32_to_bf16(int64_t n, const float *src, uint16_t *dst) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256i a = round_to_bf16(_mm256_loadu_si256((const __m256i *)(src + i)));
+        __m256i b = round_to_bf16(_mm256_loadu_si256((const __m256i *)(src + i + 8)));
+        __m256i v = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+        _mm256_storeu_si256((__m256i *)(dst + i), v);
+    }
+    for (; i < n; i++) dst[i] = lora_f32_to_bf16(src[i]);
+}
+
+static void f32_to_f16(int64_t n, const float *src, uint16_t *dst) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m128i v = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm_storeu_si128((__m128i *)(dst + i), v);
+    }
+    for (; i < n; i++) dst[i] = lora_f32_to_f16(src[i]);
+}
+
+void lora_nf4_fill_avx2(lora_nf4_kernels *k) {
+    *k = (lora_nf4_kernels){.quantize = quantize,
+                            .dequantize = dequantize,
+                            .decode_absmax = decode_absmax,
+                            .bf16_to_f32 = bf16_to_f32,
+                            .f16_to_f32 = f16_to_f32,
+                            .f32_to_bf16 = f32_to_bf16,
+                            .f32_to_f16 = f32_to_f16};
+}
+
+#pragma GCC pop_options
+#endif

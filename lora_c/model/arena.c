@@ -1,0 +1,126 @@
+/* One allocation for a whole pass. Its layout is a pure function of the shapes, of what trains and of the recompute
+ * switch, so its size is known before the start. */
+#include "lora_c/base/util.h"
+#include "lora_c/model/decoder_struct.h"
+#include "lora_c/ops/ctx.h"
+
+typedef struct carver {
+    unsigned char *base; /* NULL: only count */
+    size_t used;         /* SIZE_MAX: more than the address space */
+} carver;
+
+static void *carve(carver *c, int64_t n, size_t element_bytes) {
+    size_t begin = c->used, bytes;
+    if (!lora_mul_size((size_t)n, element_bytes, &bytes) || bytes > SIZE_MAX - LORA_ALIGN ||
+        __builtin_add_overflow(begin, (bytes + LORA_ALIGN - 1) & ~(size_t)(LORA_ALIGN - 1), &c->used))
+        c->used = SIZE_MAX;
+    return c->base ? c->base + begin : NULL;
+}
+
+/* cols < 2^33 (the widest row is Q + 2 KV), so cols * 4 fits */
+static float *carve_floats(carver *c, int64_t rows, int64_t cols) { return carve(c, rows, (size_t)cols * sizeof(float)); }
+
+/* The part of a state that every layer needs while it runs. */
+static lora_layer_state carve_working_state(carver *c, const lora_decoder_config *k, int64_t M) {
+    lora_layer_state s = {0};
+    s.qkv = carve_floats(c, M, lora_qkv_width(k));
+    s.att = carve_floats(c, M, lora_q_width(k));
+    s.gate = carve_floats(c, M, k->intermediate_size);
+    s.up = carve_floats(c, M, k->intermediate_size);
+    return s;
+}
+
+static lora_layer_state carve_state(carver *c, const lora_decoder_config *k, int64_t M) {
+    lora_layer_state s = carve_working_state(c, k, M);
+    s.rstd1 = carve_floats(c, M, 1);
+    s.lse = carve_floats(c, M, k->num_attention_heads);
+    s.x2 = carve_floats(c, M, k->hidden_size);
+    s.rstd2 = carve_floats(c, M, 1);
+    return s;
+}
+
+/* Layers below lowest run in place on one residual stream; from there on each stream has memory of its own. */
+static void lay_streams(carver *c, const lora_decoder_config *k, int64_t M, lora_buffers *b) {
+    float *shared = NULL;
+    for (int64_t i = 0; i <= k->num_hidden_layers; i++) {
+        bool fresh = i == 0 || i >= b->lowest;
+        /* the last stream is written even where nothing below it is kept: in place too */
+        if (b->lowest == k->num_hidden_layers) fresh = i == 0;
+        if (fresh) shared = carve_floats(c, M, k->hidden_size);
+        if (c->base) b->x[i] = shared;
+    }
+}
+
+static void lay_states(carver *c, const lora_decoder_config *k, int64_t M, lora_recompute recompute, lora_buffers *b) {
+    int64_t L = k->num_hidden_layers;
+    lora_layer_state kept = b->lowest < L ? carve_state(c, k, M) : carve_working_state(c, k, M);
+    for (int64_t i = 0; i < L; i++) {
+        if (i > b->lowest && recompute == LORA_RECOMPUTE_NONE) kept = carve_state(c, k, M);
+        if (!c->base) continue;
+        b->states[i] = kept;
+        if (i >= b->lowest) continue;
+        b->states[i].rstd1 = b->states[i].rstd2 = b->states[i].lse = NULL;
+        b->states[i].x2 = b->x[i];
+    }
+}
+
+static void lay_gradients(carver *c, const lora_decoder *d, int64_t M, lora_buffers *b) {
+    const lora_decoder_config *k = &d->config;
+    b->rstd_final = carve_floats(c, M, 1);
+    b->dxn = carve_floats(c, M, k->hidden_size);
+    if (b->lowest == k->num_hidden_layers) return;
+    b->dx = carve_floats(c, M, k->hidden_size);
+}
+
+/* h and dh serve the MLP, datt and dqkv the attention that follows it in backward: the same memory twice. */
+static void lay_inner(carver *c, const lora_decoder_config *k, int64_t M, lora_buffers *b) {
+    size_t begin = c->used;
+    b->h = carve_floats(c, M, k->intermediate_size);
+    b->dh = carve_floats(c, M, k->intermediate_size);
+    size_t mlp_end = c->used;
+    if (begin != SIZE_MAX) c->used = begin;
+    b->datt = carve_floats(c, M, lora_q_width(k));
+    b->dqkv = carve_floats(c, M, lora_qkv_width(k));
+    if (c->used < mlp_end) c->used = mlp_end;
+}
+
+static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base, lora_buffers *b) {
+    const lora_decoder_config *k = &d->config;
+    carver c = {base, 0};
+    int64_t L = k->num_hidden_layers;
+    *b = (lora_buffers){.lowest = training ? lora_lowest_trainable_layer(d) : L};
+    b->x = carve(&c, L + 1, sizeof *b->x);
+    b->states = carve(&c, L, sizeof *b->states);
+    b->positions = carve(&c, M, sizeof *b->positions);
+    b->views = carve(&c, M, sizeof *b->views);
+    lay_streams(&c, k, M, b);
+    lay_states(&c, k, M, d->recompute, b);
+    b->xn = carve_floats(&c, M, k->hidden_size);
+    if (training) lay_gradients(&c, d, M, b);
+    if (b->lowest < L)
+        lay_inner(&c, k, M, b);
+    else if (base)
+        b->h = b->states[0].gate;
+    return c.used;
+}
+
+lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *b, lora_error *err) {
+    size_t bytes = layout(d, n_tokens, training, NULL, b);
+    if (bytes > d->arena_bytes) {
+        lora_mem_free(&d->ctx->mem, d->arena); /* first, so that the old and the new one never live together */
+        d->arena_bytes = 0;
+        d->arena = bytes < SIZE_MAX / 2 ? lora_mem_alloc(&d->ctx->mem, LORA_MEM_ACTIVATION, bytes) : NULL;
+        LORA_CHECK(d->arena, err, LORA_ENOMEM,
+                   "activations: expected %zu bytes for %lld tokens, got none; use fewer tokens or recompute=\"layer\"",
+                   bytes, (long long)n_tokens);
+        d->arena_bytes = bytes;
+    }
+    layout(d, n_tokens, training, d->arena, b);
+    return LORA_OK;
+}
+
+int64_t lora_decoder_arena_bytes(const lora_decoder *d, int64_t n_tokens, bool training) {
+    lora_buffers unused;
+    size_t bytes = n_tokens > 0 ? layout(d, n_tokens, training, NULL, &unused) : 0;
+    return bytes > INT64_MAX ? INT64_MAX : (int64_t)bytes;
+}

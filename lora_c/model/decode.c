@@ -1,0 +1,40 @@
+/* Decoding with a KV cache: prefill and single tokens are the same call. */
+#include <string.h>
+
+#include "lora_c/model/decoder_struct.h"
+
+static lora_status check_sequences(const lora_kv_cache *c, int64_t n_segments, const int32_t *sequences, lora_error *err) {
+    LORA_CHECK(n_segments >= 1 && n_segments <= c->n_sequences, err, LORA_ESHAPE,
+               "sequences: expected 1 to %lld of them, got %lld", (long long)c->n_sequences, (long long)n_segments);
+    LORA_CHECK(sequences, err, LORA_EINVAL, "sequences: expected an array, got NULL");
+    for (int64_t s = 0; s < n_segments; s++) {
+        LORA_CHECK(sequences[s] >= 0 && sequences[s] < c->n_sequences, err, LORA_EINVAL,
+                   "sequences: expected 0 to %lld, got %d at index %lld", (long long)c->n_sequences - 1, (int)sequences[s],
+                   (long long)s);
+        for (int64_t t = 0; t < s; t++)
+            LORA_CHECK(sequences[t] != sequences[s], err, LORA_EINVAL, "sequences: expected distinct values, got %d twice",
+                       (int)sequences[s]);
+    }
+    return LORA_OK;
+}
+
+lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens,
+                                const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) {
+    LORA_CHECK(c->decoder == d, err, LORA_EINVAL, "cache: expected one made by this decoder, got one of another");
+    LORA_CHECK(cu_seqlens, err, LORA_EINVAL, "cu_seqlens: expected an array, got NULL");
+    LORA_TRY(check_sequences(c, n_segments, sequences, err));
+    int64_t H = d->config.hidden_size;
+    lora_run run = {.n_tokens = cu_seqlens[n_segments], .n_segments = n_segments, .input_ids = input_ids,
+                    .cu_seqlens = cu_seqlens, .cache = c, .sequences = sequences};
+    lora_buffers b;
+    LORA_TRY(lora_check_run(d, &run, err));
+    LORA_TRY(lora_arena_prepare(d, run.n_tokens, false, &b, err));
+    LORA_TRY(lora_layers_forward(d, &run, &b, err));
+    for (int64_t s = 0; s < n_segments; s++) /* only the last row of a segment goes through the head */
+        memmove(b.xn + s * H, b.xn + (cu_seqlens[s + 1] - 1) * H, (size_t)H * sizeof(float));
+    LORA_TRY(lora_linear_forward(d->ctx, n_segments, b.xn, H, &lora_head(d)->w, NULL, NULL, logits, d->config.vocab_size,
+                                 false, err));
+    /* only now: a failed call leaves no trace */
+    for (int64_t s = 0; s < n_segments; s++) c->lengths[sequences[s]] += cu_seqlens[s + 1] - cu_seqlens[s];
+    return LORA_OK;
+}

@@ -1,0 +1,82 @@
+/* The KV cache: keys after RoPE and values of past tokens. */
+#include <string.h>
+
+#include "lora_c/base/util.h"
+#include "lora_c/model/decoder_struct.h"
+#include "lora_c/ops/ctx.h"
+
+static lora_status cache_bytes(const lora_decoder *d, int64_t n_sequences, int64_t max_tokens, size_t *bytes,
+                               lora_error *err) {
+    LORA_CHECK(n_sequences > 0 && n_sequences < INT32_MAX, err, LORA_EINVAL, "n_sequences: expected 1 to %d, got %lld",
+               INT32_MAX - 1, (long long)n_sequences);
+    LORA_CHECK(max_tokens > 0 && max_tokens <= d->config.max_position_embeddings, err, LORA_EINVAL,
+               "max_tokens: expected 1 to %lld (max_position_embeddings), got %lld",
+               (long long)d->config.max_position_embeddings, (long long)max_tokens);
+    size_t row = (size_t)lora_kv_width(&d->config) * sizeof(float), n = 2 * (size_t)d->config.num_hidden_layers;
+    LORA_CHECK(lora_mul_size(row, n, bytes) && lora_mul_size(*bytes, (size_t)n_sequences, bytes) &&
+                   lora_mul_size(*bytes, (size_t)max_tokens, bytes) && *bytes < SIZE_MAX / 2,
+               err, LORA_ENOMEM, "max_tokens: expected a KV cache that fits the address space, got %lld sequences of %lld tokens",
+               (long long)n_sequences, (long long)max_tokens);
+    return LORA_OK;
+}
+
+lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t max_tokens, lora_kv_cache **out,
+                                 lora_error *err) {
+    size_t bytes = 0;
+    *out = NULL;
+    LORA_TRY(cache_bytes(d, n_sequences, max_tokens, &bytes, err));
+    lora_mem *mem = &d->ctx->mem;
+    lora_kv_cache *c = lora_mem_calloc(mem, LORA_MEM_ACTIVATION, sizeof *c + (size_t)n_sequences * sizeof *c->lengths);
+    float *data = c ? lora_mem_alloc(mem, LORA_MEM_ACTIVATION, bytes) : NULL;
+    if (!data) {
+        lora_mem_free(mem, c);
+        return lora_fail(err, LORA_ENOMEM, "max_tokens: expected %zu bytes for the KV cache, got none; use a smaller one",
+                         bytes);
+    }
+    *c = (lora_kv_cache){d->ctx, d, n_sequences, max_tokens, lora_kv_width(&d->config), (int64_t *)(c + 1), data};
+    *out = c;
+    return LORA_OK;
+}
+
+void lora_kv_cache_destroy(lora_kv_cache *c) {
+    if (!c) return;
+    lora_mem *mem = &c->ctx->mem;
+    lora_mem_free(mem, c->data);
+    lora_mem_free(mem, c);
+}
+
+int64_t lora_kv_cache_sequences(const lora_kv_cache *c) { return c->n_sequences; }
+int64_t lora_kv_cache_max_tokens(const lora_kv_cache *c) { return c->max_tokens; }
+int64_t lora_kv_cache_length(const lora_kv_cache *c, int64_t sequence) {
+    return sequence >= 0 && sequence < c->n_sequences ? c->lengths[sequence] : 0;
+}
+
+lora_status lora_kv_cache_truncate(lora_kv_cache *c, int64_t sequence, int64_t length, lora_error *err) {
+    LORA_CHECK(sequence >= 0 && sequence < c->n_sequences, err, LORA_EINVAL, "sequence: expected 0 to %lld, got %lld",
+               (long long)c->n_sequences - 1, (long long)sequence);
+    LORA_CHECK(length >= 0 && length <= c->lengths[sequence], err, LORA_EINVAL, "length: expected 0 to %lld, got %lld",
+               (long long)c->lengths[sequence], (long long)length);
+    c->lengths[sequence] = length;
+    return LORA_OK;
+}
+
+/* (max_tokens, KV) of one sequence: keys (part 0) or values (part 1) */
+static float *sequence_rows(const lora_kv_cache *c, int64_t layer, int64_t part, int64_t sequence) {
+    return c->data + ((layer * 2 + part) * c->n_sequences + sequence) * c->max_tokens * c->width;
+}
+
+void lora_kv_append(const lora_run *run, int64_t layer, const float *k, const float *v, int64_t ld, lora_kv_view *views) {
+    const lora_kv_cache *c = run->cache;
+    int64_t width = c->width;
+    size_t row = (size_t)width * sizeof(float);
+    for (int64_t s = 0; s < run->n_segments; s++) {
+        int64_t sequence = run->sequences[s], past = c->lengths[sequence];
+        int64_t begin = run->cu_seqlens[s], n = run->cu_seqlens[s + 1] - begin;
+        float *keys = sequence_rows(c, layer, 0, sequence), *values = sequence_rows(c, layer, 1, sequence);
+        for (int64_t i = 0; i < n; i++) {
+            memcpy(keys + (past + i) * width, k + (begin + i) * ld, row);
+            memcpy(values + (past + i) * width, v + (begin + i) * ld, row);
+        }
+        views[s] = (lora_kv_view){keys, values, width, width, past + n};
+    }
+}

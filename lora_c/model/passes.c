@@ -1,0 +1,71 @@
+/* What callers ask of a batch: loss with gradients, loss, logits. */
+#include <math.h>
+
+#include "lora_c/model/decoder_struct.h"
+
+static lora_run run_of(const lora_batch *batch, bool training) {
+    return (lora_run){.n_tokens = batch->n_tokens,
+                      .n_segments = batch->n_segments,
+                      .input_ids = batch->input_ids,
+                      .cu_seqlens = batch->cu_seqlens,
+                      .training = training,
+                      .dropout_step = batch->dropout_step};
+}
+
+/* Before the pass, so that a refused batch leaves no half of its gradients behind. */
+static lora_status check_targets(const lora_decoder *d, const lora_batch *batch, lora_error *err) {
+    LORA_CHECK(batch->targets && batch->loss_weight, err, LORA_EINVAL, "%s: expected an array, got NULL",
+               batch->targets ? "loss_weight" : "targets");
+    for (int64_t m = 0; m < batch->n_tokens; m++) {
+        if (batch->loss_weight[m] == 0.0f) continue;
+        LORA_CHECK(isfinite(batch->loss_weight[m]), err, LORA_EINVAL,
+                   "loss_weight: expected finite values, got %g at index %lld", (double)batch->loss_weight[m], (long long)m);
+        LORA_CHECK(batch->targets[m] >= 0 && batch->targets[m] < d->config.vocab_size, err, LORA_EINVAL,
+                   "targets: expected 0 to %lld where loss_weight is not 0, got %d at index %lld",
+                   (long long)d->config.vocab_size - 1, (int)batch->targets[m], (long long)m);
+    }
+    return LORA_OK;
+}
+
+lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *batch, float grad_scale, double *loss_sum,
+                                          lora_error *err) {
+    int64_t M = batch->n_tokens, H = d->config.hidden_size, L = d->config.num_hidden_layers;
+    const lora_matrix *head = lora_head(d);
+    lora_run run = run_of(batch, true);
+    lora_buffers b;
+    LORA_TRY(lora_check_run(d, &run, err));
+    LORA_TRY(check_targets(d, batch, err));
+    LORA_TRY(lora_arena_prepare(d, M, true, &b, err));
+    LORA_TRY(lora_layers_forward(d, &run, &b, err));
+    float *dxn = b.lowest < L || d->final_norm.dw ? b.dxn : NULL;
+    LORA_TRY(lora_linear_cross_entropy(d->ctx, M, b.xn, H, &head->w, batch->targets, batch->loss_weight, grad_scale,
+                                       loss_sum, NULL, dxn, H, head->dW, err));
+    if (!dxn) return LORA_OK; /* nothing trains below the head */
+    LORA_TRY(lora_rmsnorm_backward(d->ctx, M, H, dxn, H, b.x[L], H, d->final_norm.w, b.rstd_final, b.dx, H, false,
+                                   d->final_norm.dw, err));
+    return b.lowest < L ? lora_layers_backward(d, &run, &b, err) : LORA_OK;
+}
+
+static lora_status evaluate(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
+    LORA_TRY(lora_arena_prepare(d, run->n_tokens, false, b, err));
+    return lora_layers_forward(d, run, b, err);
+}
+
+lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *loss_sum, float *token_loss, lora_error *err) {
+    lora_run run = run_of(batch, false);
+    lora_buffers b;
+    LORA_TRY(lora_check_run(d, &run, err));
+    LORA_TRY(check_targets(d, batch, err));
+    LORA_TRY(evaluate(d, &run, &b, err));
+    return lora_linear_cross_entropy(d->ctx, batch->n_tokens, b.xn, d->config.hidden_size, &lora_head(d)->w, batch->targets,
+                                     batch->loss_weight, 1.0f, loss_sum, token_loss, NULL, 0, NULL, err);
+}
+
+lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
+    lora_run run = run_of(batch, false);
+    lora_buffers b;
+    LORA_TRY(lora_check_run(d, &run, err));
+    LORA_TRY(evaluate(d, &run, &b, err));
+    return lora_linear_forward(d->ctx, batch->n_tokens, b.xn, d->config.hidden_size, &lora_head(d)->w, NULL, NULL, logits,
+                               d->config.vocab_size, false, err);
+}

@@ -1,0 +1,60 @@
+/* The checks that come before every pass, and the positions. */
+#include <string.h>
+
+#include "lora_c/model/decoder_struct.h"
+
+static int64_t past_tokens(const lora_run *run, int64_t segment) {
+    return run->cache ? run->cache->lengths[run->sequences[segment]] : 0;
+}
+
+static lora_status check_length(const lora_decoder *d, const lora_run *run, int64_t s, lora_error *err) {
+    long long length = past_tokens(run, s) + run->cu_seqlens[s + 1] - run->cu_seqlens[s];
+    if (run->cache)
+        LORA_CHECK(length <= run->cache->max_tokens, err, LORA_EINVAL,
+                   "cache: expected at most %lld tokens in sequence %d (max_tokens), got %lld",
+                   (long long)run->cache->max_tokens, (int)run->sequences[s], length);
+    LORA_CHECK(length <= d->config.max_position_embeddings, err, LORA_EINVAL,
+               "input_ids: expected at most %lld tokens in a segment (max_position_embeddings), got %lld in segment %lld",
+               (long long)d->config.max_position_embeddings, length, (long long)s);
+    return LORA_OK;
+}
+
+static lora_status check_segments(const lora_decoder *d, const lora_run *run, lora_error *err) {
+    const int32_t *cu = run->cu_seqlens;
+    LORA_CHECK(run->n_segments >= 1 && run->n_segments <= run->n_tokens, err, LORA_ESHAPE,
+               "cu_seqlens: expected 1 to %lld segments, got %lld", (long long)run->n_tokens, (long long)run->n_segments);
+    LORA_CHECK(cu[0] == 0, err, LORA_EINVAL, "cu_seqlens: expected to start with 0, got %d", (int)cu[0]);
+    for (int64_t s = 0; s < run->n_segments; s++) {
+        LORA_CHECK(cu[s] < cu[s + 1], err, LORA_EINVAL,
+                   "cu_seqlens: expected strictly rising values, got %d then %d at index %lld", (int)cu[s],
+                   (int)cu[s + 1], (long long)s + 1);
+        LORA_CHECK(cu[s + 1] <= run->n_tokens, err, LORA_EINVAL, "cu_seqlens: expected at most n_tokens = %lld, got %d",
+                   (long long)run->n_tokens, (int)cu[s + 1]);
+        LORA_TRY(check_length(d, run, s, err));
+    }
+    LORA_CHECK(cu[run->n_segments] == run->n_tokens, err, LORA_EINVAL,
+               "cu_seqlens: expected to end with n_tokens = %lld, got %d", (long long)run->n_tokens,
+               (int)cu[run->n_segments]);
+    return LORA_OK;
+}
+
+lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_error *err) {
+    LORA_TRY(lora_check_complete(d, err));
+    LORA_CHECK(run->input_ids && run->cu_seqlens, err, LORA_EINVAL, "%s: expected an array, got NULL",
+               run->input_ids ? "cu_seqlens" : "input_ids");
+    LORA_CHECK(run->n_tokens >= 1 && run->n_tokens < INT32_MAX, err, LORA_ESHAPE,
+               "input_ids: expected 1 to %d tokens, got %lld", INT32_MAX - 1, (long long)run->n_tokens);
+    LORA_TRY(check_segments(d, run, err));
+    for (int64_t m = 0; m < run->n_tokens; m++)
+        LORA_CHECK(run->input_ids[m] >= 0 && run->input_ids[m] < d->config.vocab_size, err, LORA_EINVAL,
+                   "input_ids: expected 0 to %lld, got %d at index %lld", (long long)d->config.vocab_size - 1,
+                   (int)run->input_ids[m], (long long)m);
+    return LORA_OK;
+}
+
+void lora_set_positions(const lora_run *run, int32_t *positions) {
+    for (int64_t s = 0; s < run->n_segments; s++) {
+        int32_t begin = run->cu_seqlens[s], past = (int32_t)past_tokens(run, s);
+        for (int32_t m = begin; m < run->cu_seqlens[s + 1]; m++) positions[m] = past + m - begin;
+    }
+}

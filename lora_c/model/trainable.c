@@ -1,0 +1,33 @@
+/* Which parts of a decoder train, and so how far down the backward pass goes. */
+#include "lora_c/model/decoder_struct.h"
+
+bool lora_reads_input(const lora_matrix *m) {
+    return m->dW || (m->has_adapter && (m->adapter.dA || m->adapter.dB));
+}
+
+bool lora_matrix_trains(const lora_matrix *m) { return lora_reads_input(m) || m->dbias; }
+
+bool lora_qkv_trains(const lora_layer *l) {
+    return l->input_norm.dw || lora_matrix_trains(&l->matrices[LORA_Q_PROJ]) ||
+           lora_matrix_trains(&l->matrices[LORA_K_PROJ]) || lora_matrix_trains(&l->matrices[LORA_V_PROJ]);
+}
+
+bool lora_attention_trains(const lora_layer *l) {
+    return lora_qkv_trains(l) || lora_matrix_trains(&l->matrices[LORA_O_PROJ]);
+}
+
+bool lora_gate_up_trains(const lora_layer *l) {
+    return l->post_attention_norm.dw || lora_matrix_trains(&l->matrices[LORA_GATE_PROJ]) ||
+           lora_matrix_trains(&l->matrices[LORA_UP_PROJ]);
+}
+
+static bool layer_trains(const lora_layer *l) {
+    return lora_attention_trains(l) || lora_gate_up_trains(l) || lora_matrix_trains(&l->matrices[LORA_DOWN_PROJ]);
+}
+
+int64_t lora_lowest_trainable_layer(const lora_decoder *d) {
+    int64_t layer = 0, L = d->config.num_hidden_layers;
+    if (d->embed_tokens.dW) return 0; /* its gradient comes through every layer */
+    while (layer < L && !layer_trains(&d->layers[layer])) layer++;
+    return layer;
+}

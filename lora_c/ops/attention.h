@@ -1,0 +1,17 @@
+/* What attention.c and attention_backward.c share. */
+#ifndef LORA_OPS_ATTENTION_H
+#define LORA_OPS_ATTENTION_H
+
+#include "lora_c/nn.h"
+
+/** Refuses impossible shapes and segment tables; ESHAPE, EINVAL. */
+lora_status lora_attention_check(const lora_attention_shape *shape, int64_t n_segments, const int32_t *cu_seqlens,
+                                 lora_error *err) LORA_MUST_CHECK;
+/** Refuses a NULL pointer or a row stride below width. rows 0: anything goes. */
+lora_status lora_attention_check_rows(const char *name, const void *p, int64_t rows, int64_t ld, int64_t width,
+                                      lora_error *err) LORA_MUST_CHECK;
+
+/** The segment s with first[s] <= item < first[s + 1]; first has n + 1 ascending entries. */
+int64_t lora_attention_segment_of(const int64_t *first, int64_t n, int64_t item);
+
+#endif

@@ -1,0 +1,96 @@
+#include <pthread.h>
+#include <string.h>
+
+#include "lora_c/base/cpuinfo.h"
+#include "lora_c/base/util.h"
+#include "lora_c/ops/ctx.h"
+
+const char *lora_isa_name(lora_isa isa) {
+    static const char *const names[] = {"ref", "portable", "avx2", "avx512"};
+    return isa >= LORA_ISA_REF && isa <= LORA_ISA_AVX512 ? names[isa] : "auto";
+}
+
+const char *lora_mem_tag_name(lora_mem_tag tag) {
+    static const char *const names[LORA_MEM_TAGS] = {"base weights", "parameters",  "gradients",
+                                                     "optimizer",    "activations", "scratch"};
+    return (unsigned)tag < LORA_MEM_TAGS ? names[tag] : "unknown";
+}
+
+/* The context's own block is counted by its own accounts, so they are set up before it exists. */
+lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lora_error *err) {
+    *out = NULL;
+    lora_mem mem;
+    lora_mem_init(&mem);
+    lora_ctx *ctx = lora_mem_calloc(&mem, LORA_MEM_SCRATCH, sizeof *ctx);
+    LORA_CHECK(ctx, err, LORA_ENOMEM, "context: expected %zu bytes, got none", sizeof *ctx);
+    lora_mem_init(&ctx->mem);
+    pthread_mutex_init(&ctx->lock, NULL);
+    lora_status status = lora_ctx_set_isa(ctx, options ? options->isa : LORA_ISA_AUTO, err);
+    if (status == LORA_OK) status = lora_ctx_set_threads(ctx, options ? options->n_threads : 0, err);
+    if (status != LORA_OK) {
+        lora_ctx_destroy(ctx);
+        return status;
+    }
+    *out = ctx;
+    return LORA_OK;
+}
+
+void lora_ctx_destroy(lora_ctx *ctx) {
+    if (!ctx) return;
+    lora_pool_destroy(ctx->pool);
+    for (int i = 0; i < LORA_SCRATCH_SLOTS; i++) lora_mem_free(&ctx->mem, ctx->scratch[i].data);
+    pthread_mutex_destroy(&ctx->lock);
+    lora_mem spare;
+    lora_mem_init(&spare);
+    lora_mem_free(&spare, ctx);
+}
+
+void lora_ctx_lock(lora_ctx *ctx) { pthread_mutex_lock(&ctx->lock); }
+void lora_ctx_unlock(lora_ctx *ctx) { pthread_mutex_unlock(&ctx->lock); }
+
+lora_status lora_ctx_set_threads(lora_ctx *ctx, int n_threads, lora_error *err) {
+    lora_pool *pool;
+    LORA_TRY(lora_pool_create(&ctx->mem, n_threads == 0 ? lora_default_threads() : n_threads, &pool, err));
+    lora_pool_destroy(ctx->pool);
+    ctx->pool = pool;
+    return LORA_OK;
+}
+
+int lora_ctx_threads(const lora_ctx *ctx) { return lora_pool_threads(ctx->pool); }
+
+lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
+    lora_isa best = lora_cpu_best_isa();
+    if (isa == LORA_ISA_AUTO) isa = best;
+    LORA_CHECK(isa >= LORA_ISA_REF && isa <= LORA_ISA_AVX512, err, LORA_EINVAL,
+               "isa: expected ref, portable, avx2 or avx512, got %d", (int)isa);
+    LORA_CHECK(isa <= best, err, LORA_EUNSUPPORTED, "isa: expected at most %s on this CPU, got %s", lora_isa_name(best),
+               lora_isa_name(isa));
+    lora_kernels_init(&ctx->kernels, isa);
+    return LORA_OK;
+}
+
+lora_isa lora_ctx_isa(const lora_ctx *ctx) { return ctx->kernels.isa; }
+
+lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag) {
+    return (lora_mem_usage){atomic_load(&ctx->mem.live[tag]), atomic_load(&ctx->mem.peak[tag])};
+}
+
+lora_mem_usage lora_ctx_memory_total(const lora_ctx *ctx) {
+    return (lora_mem_usage){atomic_load(&ctx->mem.total_live), atomic_load(&ctx->mem.total_peak)};
+}
+
+void lora_ctx_reset_peak(lora_ctx *ctx) {
+    for (int tag = 0; tag < LORA_MEM_TAGS; tag++) atomic_store(&ctx->mem.peak[tag], atomic_load(&ctx->mem.live[tag]));
+    atomic_store(&ctx->mem.total_peak, atomic_load(&ctx->mem.total_live));
+}
+
+lora_status lora_ctx_scratch(lora_ctx *ctx, lora_scratch_slot slot, size_t bytes, void **out, lora_error *err) {
+    if (ctx->scratch[slot].bytes < bytes || !ctx->scratch[slot].data) {
+        lora_mem_free(&ctx->mem, ctx->scratch[slot].data);
+        ctx->scratch[slot].data = lora_mem_alloc(&ctx->mem, LORA_MEM_SCRATCH, bytes);
+        ctx->scratch[slot].bytes = ctx->scratch[slot].data ? bytes : 0;
+        LORA_CHECK(ctx->scratch[slot].data, err, LORA_ENOMEM, "scratch: expected %zu bytes, got none", bytes);
+    }
+    *out = ctx->scratch[slot].data;
+    return LORA_OK;
+}

@@ -1,0 +1,35 @@
+/* What a lora_ctx holds, for the operations. */
+#ifndef LORA_OPS_CTX_H
+#define LORA_OPS_CTX_H
+
+#include <pthread.h>
+
+#include "lora_c/base/alloc.h"
+#include "lora_c/base/parallel.h"
+#include "lora_c/context.h"
+#include "lora_c/kernels/kernels.h"
+
+/* Grow-only buffers, one owner each, so that the steady state never allocates. */
+typedef enum lora_scratch_slot {
+    LORA_SCRATCH_GEMM_A,    /* packed left operand, shared by the threads */
+    LORA_SCRATCH_GEMM_B,    /* packed right operand, per thread */
+    LORA_SCRATCH_GEMM_C,    /* output tiles, per thread */
+    LORA_SCRATCH_LINEAR,    /* x·A^T, dy·B, dropped x */
+    LORA_SCRATCH_ATTENTION, /* tiles, per thread */
+    LORA_SCRATCH_XENT,      /* logits of a chunk, compacted rows */
+    LORA_SCRATCH_REDUCE,    /* partial sums */
+    LORA_SCRATCH_SLOTS,
+} lora_scratch_slot;
+
+struct lora_ctx {
+    lora_mem mem;
+    lora_kernels kernels;
+    lora_pool *pool;
+    pthread_mutex_t lock;
+    struct { void *data; size_t bytes; } scratch[LORA_SCRATCH_SLOTS];
+};
+
+/** At least bytes of 64-byte aligned scratch in *out, content undefined, valid until the next call for the same slot. */
+lora_status lora_ctx_scratch(lora_ctx *ctx, lora_scratch_slot slot, size_t bytes, void **out, lora_error *err) LORA_MUST_CHECK;
+
+#endif

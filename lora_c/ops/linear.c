@@ -1,0 +1,222 @@
+/* LoRA's linear layer. The update goes through the low rank: T = drop(x) A^T first, never B A as a matrix. */
+#include "lora_c/linear.h"
+
+#include <string.h>
+
+#include "lora_c/base/philox.h"
+#include "lora_c/base/util.h"
+#include "lora_c/nf4.h"
+#include "lora_c/ops/ctx.h"
+#include "lora_c/ops/gemm.h"
+
+enum { DROP_ROWS = 16, SUM_COLUMNS = 256 };
+
+/* Scratch of one call: low-rank products and, with dropout, the dropped input or its gradient. */
+typedef struct workspace {
+    float *t;       /* (M, R): drop(x) A^T */
+    float *u;       /* (M, R): dy B */
+    float *dropped; /* (M, K) */
+} workspace;
+
+static lora_weight dense(const float *data, int64_t rows, int64_t cols) {
+    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = cols, .data = data};
+}
+
+static lora_weight strided(const float *data, int64_t rows, int64_t cols, int64_t ld) {
+    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = ld, .data = data};
+}
+
+/* c[m,n] (+)= alpha * a[m,k] * op(b) */
+static lora_status product(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const lora_weight *b,
+                           bool b_transposed, float *c, int64_t ldc, bool accumulate, lora_error *err) {
+    lora_gemm_args g = {m, n, k, alpha, a, lda, 1, b, b_transposed, c, ldc, accumulate, NULL};
+    return lora_gemm(ctx, &g, err);
+}
+
+/* c[m,n] += alpha * a[k,m]^T * b[k,n] */
+static lora_status product_tn(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+                              int64_t ldb, float *c, int64_t ldc, lora_error *err) {
+    lora_weight w = strided(b, k, n, ldb);
+    lora_gemm_args g = {m, n, k, alpha, a, 1, lda, &w, false, c, ldc, true, NULL};
+    return lora_gemm(ctx, &g, err);
+}
+
+/* --- dropout --- */
+
+typedef struct drop_job {
+    const lora_adapter *a;
+    int64_t M, K, ld_in, ld_out;
+    const float *in;
+    float *out;
+    bool accumulate;
+} drop_job;
+
+/* out (+)= in * mask / (1 - p); the mask is a function of (seed, stream, m * K + k) and is never stored. */
+static void drop_task(void *arg, int64_t task, int worker) {
+    (void)worker;
+    drop_job *j = arg;
+    float keep_scale = 1.0f / (1.0f - j->a->dropout);
+    int64_t end = lora_min_i64((task + 1) * DROP_ROWS, j->M);
+    for (int64_t m = task * DROP_ROWS; m < end; m++) {
+        uint32_t words[4];
+        uint64_t counter = UINT64_MAX;
+        for (int64_t k = 0; k < j->K; k++) {
+            uint64_t index = (uint64_t)(m * j->K + k);
+            if (index / 4 != counter) lora_philox4x32(j->a->dropout_seed, j->a->dropout_stream, counter = index / 4, words);
+            float scale = lora_philox_to_uniform(words[index % 4]) < j->a->dropout ? 0.0f : keep_scale;
+            float value = j->in[m * j->ld_in + k] * scale, *out = j->out + m * j->ld_out + k;
+            *out = j->accumulate ? *out + value : value;
+        }
+    }
+}
+
+static void drop(lora_ctx *ctx, const lora_adapter *a, int64_t M, int64_t K, const float *in, int64_t ld_in, float *out, int64_t ld_out,
+                 bool accumulate) {
+    drop_job job = {a, M, K, ld_in, ld_out, in, out, accumulate};
+    lora_parallel_for(ctx->pool, lora_div_up(M, DROP_ROWS), drop_task, &job);
+}
+
+/* --- checks --- */
+
+static bool overlaps(const void *a, int64_t a_floats, const void *b, int64_t b_floats) {
+    const char *p = a, *q = b;
+    return p && q && p < q + b_floats * 4 && q < p + a_floats * 4;
+}
+
+static int64_t span(int64_t rows, int64_t ld, int64_t cols) { return rows > 0 ? (rows - 1) * ld + cols : 0; }
+
+static lora_status check_shapes(int64_t M, const lora_weight *w, int64_t ldx, int64_t ldy, const lora_adapter *a, lora_error *err) {
+    LORA_CHECK(M > 0 && w->rows > 0 && w->cols > 0, err, LORA_ESHAPE, "x: expected (M, K) with M, K, N > 0, got (%lld, %lld), N %lld",
+               (long long)M, (long long)w->cols, (long long)w->rows);
+    LORA_CHECK(ldx >= w->cols, err, LORA_ESHAPE, "ldx: expected >= %lld, got %lld", (long long)w->cols, (long long)ldx);
+    LORA_CHECK(ldy >= w->rows, err, LORA_ESHAPE, "ldy: expected >= %lld, got %lld", (long long)w->rows, (long long)ldy);
+    if (!a) return LORA_OK;
+    LORA_CHECK(a->rank > 0 && a->A && a->B, err, LORA_EINVAL, "adapter: expected A, B and r > 0, got r %lld", (long long)a->rank);
+    LORA_CHECK(a->dropout >= 0 && a->dropout < 1, err, LORA_EINVAL, "lora_dropout: expected 0 <= p < 1, got %g", (double)a->dropout);
+    return LORA_OK;
+}
+
+static lora_status get_workspace(lora_ctx *ctx, int64_t M, int64_t K, const lora_adapter *a, workspace *ws, lora_error *err) {
+    int64_t low = lora_round_up(M * a->rank, 16);
+    void *p;
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_LINEAR, (size_t)(2 * low + (a->dropout > 0 ? M * K : 0)) * sizeof(float), &p, err));
+    ws->t = p;
+    ws->u = ws->t + low;
+    ws->dropped = ws->u + low;
+    return LORA_OK;
+}
+
+/* --- forward --- */
+
+static lora_status add_update(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t N, int64_t K, const lora_adapter *a, float *y,
+                              int64_t ldy, lora_error *err) {
+    workspace ws;
+    lora_weight A = dense(a->A, a->rank, K), B = dense(a->B, N, a->rank);
+    LORA_TRY(get_workspace(ctx, M, K, a, &ws, err));
+    if (a->dropout > 0) {
+        drop(ctx, a, M, K, x, ldx, ws.dropped, K, false);
+        x = ws.dropped;
+        ldx = K;
+    }
+    LORA_TRY(product(ctx, M, a->rank, K, 1, x, ldx, &A, true, ws.t, a->rank, false, err));
+    return product(ctx, M, N, a->rank, a->scale, ws.t, a->rank, &B, true, y, ldy, true, err);
+}
+
+lora_status lora_linear_forward(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w, const float *bias,
+                                const lora_adapter *a, float *y, int64_t ldy, bool accumulate, lora_error *err) {
+    LORA_TRY(check_shapes(M, w, ldx, ldy, a, err));
+    LORA_CHECK(!overlaps(y, span(M, ldy, w->rows), x, span(M, ldx, w->cols)), err, LORA_EINVAL,
+               "y: expected memory apart from x, got overlapping buffers");
+    lora_gemm_args g = {M, w->rows, w->cols, 1, x, ldx, 1, w, true, y, ldy, accumulate, bias};
+    LORA_TRY(lora_gemm(ctx, &g, err));
+    return a ? add_update(ctx, M, x, ldx, w->rows, w->cols, a, y, ldy, err) : LORA_OK;
+}
+
+/* --- backward --- */
+
+typedef struct column_sum_job {
+    int64_t M, N, ld;
+    const float *dy;
+    float *sum;
+} column_sum_job;
+
+static void column_sum_task(void *arg, int64_t task, int worker) {
+    (void)worker;
+    column_sum_job *j = arg;
+    int64_t begin = task * SUM_COLUMNS, end = lora_min_i64(begin + SUM_COLUMNS, j->N);
+    for (int64_t m = 0; m < j->M; m++)
+        for (int64_t n = begin; n < end; n++) j->sum[n] += j->dy[m * j->ld + n];
+}
+
+/* dA, dB, and the update's part of dx. */
+static lora_status adapter_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t N, int64_t K,
+                                    const lora_adapter *a, float *dx, int64_t lddx, lora_error *err) {
+    workspace ws;
+    int64_t R = a->rank;
+    lora_weight A = dense(a->A, R, K), B = dense(a->B, N, R);
+    LORA_TRY(get_workspace(ctx, M, K, a, &ws, err));
+    LORA_TRY(product(ctx, M, R, N, a->scale, dy, lddy, &B, false, ws.u, R, false, err));
+    if (a->dA || a->dB) {
+        const float *in = x;
+        int64_t ld_in = ldx;
+        if (a->dropout > 0) {
+            drop(ctx, a, M, K, x, ldx, ws.dropped, K, false);
+            in = ws.dropped;
+            ld_in = K;
+        }
+        if (a->dA) LORA_TRY(product_tn(ctx, R, K, M, 1, ws.u, R, in, ld_in, a->dA, K, err));
+        if (a->dB) {
+            LORA_TRY(product(ctx, M, R, K, 1, in, ld_in, &A, true, ws.t, R, false, err));
+            LORA_TRY(product_tn(ctx, N, R, M, a->scale, dy, lddy, ws.t, R, a->dB, R, err));
+        }
+    }
+    if (!dx) return LORA_OK;
+    if (a->dropout == 0) return product(ctx, M, K, R, 1, ws.u, R, &A, false, dx, lddx, true, err);
+    LORA_TRY(product(ctx, M, K, R, 1, ws.u, R, &A, false, ws.dropped, K, false, err));
+    drop(ctx, a, M, K, ws.dropped, K, dx, lddx, true);
+    return LORA_OK;
+}
+
+lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_t lddy, const float *x, int64_t ldx, const lora_weight *w,
+                                 const lora_adapter *a, float *dx, int64_t lddx, bool accumulate_dx, float *dW, float *dbias,
+                                 lora_error *err) {
+    int64_t N = w->rows, K = w->cols;
+    LORA_TRY(check_shapes(M, w, x ? ldx : K, lddy, a, err));
+    LORA_CHECK(x || (!dW && !(a && (a->dA || a->dB))), err, LORA_EINVAL, "x: expected the forward input, got none");
+    if (dx) {
+        LORA_CHECK(lddx >= K, err, LORA_ESHAPE, "lddx: expected >= %lld, got %lld", (long long)K, (long long)lddx);
+        LORA_CHECK(!overlaps(dx, span(M, lddx, K), x, span(M, ldx, K)) && !overlaps(dx, span(M, lddx, K), dy, span(M, lddy, N)), err,
+                   LORA_EINVAL, "dx: expected memory apart from x and dy, got overlapping buffers");
+        LORA_TRY(product(ctx, M, K, N, 1, dy, lddy, w, false, dx, lddx, accumulate_dx, err));
+    }
+    if (dW) LORA_TRY(product_tn(ctx, N, K, M, 1, dy, lddy, x, ldx, dW, K, err));
+    if (dbias) {
+        column_sum_job job = {M, N, lddy, dy, dbias};
+        lora_parallel_for(ctx->pool, lora_div_up(N, SUM_COLUMNS), column_sum_task, &job);
+    }
+    return a ? adapter_backward(ctx, M, dy, lddy, x, ldx, N, K, a, dx, lddx, err) : LORA_OK;
+}
+
+/* --- merge --- */
+
+static void widen_rows(lora_ctx *ctx, const lora_weight *w, float *out) {
+    for (int64_t r = 0; r < w->rows; r++) {
+        float *to = out + r * w->cols;
+        if (w->kind == LORA_WEIGHT_F32)
+            memcpy(to, (const float *)w->data + r * w->ld, (size_t)w->cols * sizeof *to);
+        else
+            ctx->kernels.nf4.bf16_to_f32(w->cols, (const uint16_t *)w->data + r * w->ld, to);
+    }
+}
+
+lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, float sign, float *merged, lora_error *err) {
+    int64_t N = w->rows, K = w->cols;
+    LORA_TRY(check_shapes(1, w, K, N, a, err));
+    if (w->kind == LORA_WEIGHT_NF4)
+        LORA_TRY(lora_nf4_dequantize(ctx, w->nf4, 0, N * K, merged, LORA_F32, err));
+    else
+        widen_rows(ctx, w, merged);
+    if (!a) return LORA_OK;
+    lora_weight A = dense(a->A, a->rank, K);
+    return product(ctx, N, K, a->rank, sign * a->scale, a->B, a->rank, &A, false, merged, K, true, err);
+}

@@ -1,0 +1,90 @@
+"""LoRA and QLoRA fine-tuning in C, on NumPy arrays.
+
+The extension is loaded at once; the rest (models, data, training) when its name is first used, so that ``import lora_c``
+costs no more than NumPy and one shared library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._core import (
+    AdamW,
+    Decoder,
+    DeviceError,
+    KVCache,
+    LoRALinear,
+    NF4Tensor,
+    Parameter,
+    get_isa,
+    get_num_threads,
+    memory_report,
+    reset_peak_memory,
+    set_isa,
+    set_num_threads,
+    supported_isas,
+)
+
+if TYPE_CHECKING:
+    from . import ops, reference
+    from .configs import GenerationConfig, LoraConfig, TrainConfig
+    from .data import load_dataset
+    from .model import Model, load_model
+    from .trainer import Trainer
+
+__version__ = "0.1.0"
+
+# Name to the module that defines it; a module under its own name is the module itself.
+_LAZY = {
+    "GenerationConfig": "configs",
+    "LoraConfig": "configs",
+    "Model": "model",
+    "TrainConfig": "configs",
+    "Trainer": "trainer",
+    "load_dataset": "data",
+    "load_model": "model",
+    "ops": "ops",
+    "reference": "reference",
+}
+
+__all__ = [
+    "AdamW",
+    "Decoder",
+    "DeviceError",
+    "GenerationConfig",
+    "KVCache",
+    "LoRALinear",
+    "LoraConfig",
+    "Model",
+    "NF4Tensor",
+    "Parameter",
+    "TrainConfig",
+    "Trainer",
+    "__version__",
+    "get_isa",
+    "get_num_threads",
+    "load_dataset",
+    "load_model",
+    "memory_report",
+    "ops",
+    "reference",
+    "reset_peak_memory",
+    "set_isa",
+    "set_num_threads",
+    "supported_isas",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module_name = _LAZY.get(name)
+    if module_name is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{module_name}")
+    value = module if name == module_name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

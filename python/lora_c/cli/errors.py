@@ -1,0 +1,37 @@
+"""Expected errors end as one line on stderr; everything else keeps its traceback, because it is a bug of ours."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nlora-c: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except (ValueError, TypeError, NotImplementedError, MemoryError, OSError) as error:
+        if not expected(error):
+            raise
+        print(f"lora-c: {describe(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def expected(error: BaseException) -> bool:
+    """Our own errors, and those of the machine (no memory, no disk, no file)."""
+    from ..errors import LoraCError
+
+    return isinstance(error, (LoraCError, OSError, MemoryError, NotImplementedError))
+
+
+def describe(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return str(error) or "out of memory; use a smaller batch, --recompute layer or a shorter --max-seq-length"
+    return str(error)

@@ -1,0 +1,21 @@
+"""lora-c quantize"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("quantize", short_help="Write a model folder in NF4.")
+@click.option("--model", type=str, required=True, help="Model folder.")
+@click.option("--output-dir", type=str, required=True, help="Folder for the quantized model.")
+@click.option("--double-quant/--no-double-quant", default=True, show_default=True, help="Quantize the block scales too.")
+@click.option("--block-size", type=int, default=64, show_default=True, help="Weights per block scale.")
+def command(model: str, output_dir: str, double_quant: bool, block_size: int) -> None:
+    """Write the model in bitsandbytes' prequantized 4-bit format, which transformers loads too."""
+    from .. import _core
+    from ..model import load_model
+
+    loaded = load_model(model, quantize="nf4", double_quant=double_quant, block_size=block_size)
+    loaded.save(output_dir)
+    size = _core.memory_report()["base weights"]["live"]
+    click.echo(f"quantized {model}: {output_dir} ({size / 2**20:,.1f} MiB of 4-bit weights)")

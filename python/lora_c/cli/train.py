@@ -1,0 +1,140 @@
+"""lora-c train"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..configs import LoraConfig, TrainConfig
+from ..errors import ConfigError
+from .options import config_file_option, config_options, merge_settings, read_config_file, refuse_unknown, take
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..model import Model
+    from ..trainer import Trainer, TrainResult
+
+OWN_KEYS = ("model", "data", "eval_data", "limit", "resume")
+
+
+@click.command("train", short_help="Fine-tune a model on your data.")
+@click.option("--model", type=str, help="Hugging Face folder of the base model.")
+@click.option("--data", type=str, help="Training data: .jsonl or .txt.")
+@click.option("--eval-data", type=str, help="Held-out data; without it --val-fraction of the training data is held out.")
+@click.option("--limit", type=int, help="Read at most this many training examples.")
+@click.option("--resume", is_flag=True, default=None, help="Continue from the latest checkpoint in the output folder.")
+@config_file_option
+@config_options(TrainConfig)
+@config_options(LoraConfig, skip=("seed",))
+def command(config_file: Path | None, **flags: Any) -> None:
+    """Fine-tune a model and write a PEFT adapter (or the whole model with --method full or head).
+
+    Writes adapter_model.safetensors, adapter_config.json, metrics.jsonl, loss.png and config.yaml to the output folder.
+    """
+    settings = merge_settings(read_config_file(config_file), flags)
+    own = {key: settings.pop(key) for key in OWN_KEYS if key in settings}
+    train_config = TrainConfig(**take(settings, TrainConfig))
+    lora_config = LoraConfig(seed=train_config.seed, **take(settings, LoraConfig, skip=("seed",)))
+    refuse_unknown(settings, [*OWN_KEYS, *TrainConfig.model_fields, *LoraConfig.model_fields])
+    for key in ("model", "data"):
+        if not own.get(key):
+            raise ConfigError(f"{key}: expected a path, got nothing; give --{key} PATH or put {key}: in the config file")
+    run(own, train_config, lora_config)
+
+
+def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResult:
+    """Load, train, save, report."""
+    from ..trainer import Trainer
+
+    model = open_model(own["model"], config, lora)
+    train_data, eval_data = open_data(own, model, config)
+    trainer = Trainer(model, train_data, config, eval_data)
+    describe_run(trainer)
+    save_resolved_config(own, config, lora)
+    result = trainer.train(resume=bool(own.get("resume")))
+    save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(own['data']).name}")
+    return result
+
+
+def open_model(path: str, config: TrainConfig, lora: LoraConfig) -> Model:
+    from ..model import load_model
+
+    if config.method == "qlora":
+        model = load_model(path, quantize="nf4", double_quant=config.double_quant, block_size=config.block_size)
+    elif config.method == "lora":
+        model = load_model(path)
+    else:
+        model = load_model(path, trainable=config.method)
+    if config.method in ("lora", "qlora"):
+        model.add_adapter(lora)
+    return model
+
+
+def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    from ..data import load_dataset
+
+    length = min(config.max_seq_length, int(model.config["max_position_embeddings"]))
+    data = load_dataset(own["data"], model.tokenizer, max_seq_length=length, limit=own.get("limit"))
+    click.echo(f"data      {own['data']}: {data.report()}", err=True)
+    if own.get("eval_data"):
+        eval_data = load_dataset(own["eval_data"], model.tokenizer, max_seq_length=length)
+        click.echo(f"held out  {own['eval_data']}: {eval_data.report()}", err=True)
+        return data, eval_data
+    if config.val_fraction > 0 and len(data) > 1:
+        return data.split(config.val_fraction, config.seed)
+    return data, None
+
+
+def describe_run(trainer: Trainer) -> None:
+    """What will happen, before it happens: parameters, steps, memory."""
+    from ..memory import forecast
+
+    model, config = trainer.model, trainer.config
+    trained = sum(p.size for p in trainer.parameters)
+    total = model.num_parameters()
+    plan = forecast(trainer)
+    click.echo(f"method    {config.method}: {trained:,} trained of {total:,} parameters ({100 * trained / total:.2f} %)", err=True)
+    click.echo(
+        f"steps     {trainer.total_steps:,} of {config.per_device_train_batch_size * config.gradient_accumulation_steps} "
+        f"sequences; learning rate {config.learning_rate:g}, {config.lr_scheduler_type}, {trainer.warmup_steps} warm-up",
+        err=True,
+    )
+    click.echo(f"memory    {plan.describe()}", err=True)
+
+
+def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> None:
+    """config.yaml in the output folder starts the same run again."""
+    import yaml
+
+    from ..files import write_text
+
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {k: v for k, v in own.items() if v is not None and k != "resume"}
+    values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
+    write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+
+
+def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
+    from ..plot import plot_losses
+
+    folder = trainer.output_dir
+    if trainer.model.adapter_config is not None:
+        trainer.model.save_adapter(folder)
+        saved = f"adapter in {folder}"
+    else:
+        trainer.model.save(folder)
+        saved = f"model in {folder}"
+    plotted = plot_losses(trainer.history, folder / "loss.png", title)
+    held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
+    click.echo(
+        f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
+        f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
+        f"loss      {result.train_loss:.4f}{held_out}\n"
+        f"saved     {saved}" + (", loss.png" if plotted else "; install matplotlib for loss.png"),
+        err=True,
+    )
+    if result.interrupted:
+        raise KeyboardInterrupt

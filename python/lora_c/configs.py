@@ -1,0 +1,214 @@
+"""Options as typed, validated models. Names are those of PEFT (adapters) and transformers (training, generation).
+
+A wrong name or value raises `ConfigError` with one line that gives the nearest valid name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError, nearest
+
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+# Names that people type, and what they are called here.
+_SYNONYMS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "max_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "stop": "stop_strings",
+    "eval_split": "val_fraction",
+    "max_seq_len": "max_seq_length",
+    "gradient_checkpointing": "recompute",
+    "output": "output_dir",
+    "scheduler": "lr_scheduler_type",
+    "warmup": "warmup_ratio",
+    "modules": "target_modules",
+}
+NF4_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def _nearest_option(model: type[BaseModel], name: str) -> str:
+    synonym = _SYNONYMS.get(name)
+    if synonym in model.model_fields:
+        return f", did you mean {synonym!r}?"
+    return nearest(name, model.model_fields)
+
+
+def _one_line(model: type[BaseModel], error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{name}: unknown option{_nearest_option(model, name)}")
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        shown = f", got {item['input']!r}" if item["type"] != "value_error" else ""
+        lines.append(f"{name}: {message}{shown}" if name else message)
+    return f"{model.__name__}: " + "; ".join(dict.fromkeys(lines))
+
+
+class _Config(BaseModel):
+    """Base: unknown names are refused, and every refusal is one line."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_one_line(type(self), error)) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in type(self).model_fields:
+            raise ConfigError(f"{type(self).__name__}: {name}: unknown option{_nearest_option(type(self), name)}")
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise ConfigError(_one_line(type(self), error)) from None
+
+
+class LoraConfig(_Config):
+    """A LoRA adapter, with PEFT's names.
+
+    Parameters
+    ----------
+    r : int
+        Rank of the update.
+    lora_alpha : float
+        The update is scaled by `lora_alpha / r`, or by `lora_alpha / sqrt(r)` with `use_rslora`.
+    lora_dropout : float
+        Probability of zeroing an input of A during training.
+    target_modules : str or list of str
+        "all-linear", a list of module names (each matches as a suffix), or a regular expression that must match
+        the whole module path, such as ``r".*\\.[0-3]\\.self_attn\\.(q|v)_proj"``.
+    exclude_modules : str or list of str, optional
+        Modules left out, matched the same way.
+    layers_to_transform, layers_pattern : optional
+        Only these layer indices (not together with a regular expression).
+    rank_pattern, alpha_pattern : dict
+        Other ranks or alphas for some modules; a key matches as a suffix or a regular expression.
+    init_lora_weights : True or "gaussian"
+        A is Kaiming-uniform (True) or normal with standard deviation 1/r; B is always zero.
+    seed : int
+        Each module draws from its own stream, which depends on the seed and the module's name only.
+
+    Source: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732.
+    """
+
+    r: int = Field(8, gt=0, description="Rank of the update.")
+    lora_alpha: float = Field(16, gt=0, description="The update is scaled by lora_alpha / r.")
+    lora_dropout: Probability = Field(0.0, description="Probability of zeroing an input of A.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="all-linear, names separated by commas, or a regular expression."
+    )
+    exclude_modules: str | list[str] | None = Field(None, description="Modules left out.")
+    use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r).")
+    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = Field({}, description="Other ranks for some modules.")
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="Other alphas for some modules.")
+    layers_to_transform: int | list[int] | None = Field(None, description="Only these layers.")
+    layers_pattern: str | list[str] | None = Field(None, description="Name of the layer list, as in PEFT.")
+    init_lora_weights: Literal[True, "gaussian"] = Field(True, description="True: Kaiming uniform; gaussian.")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _layers_need_names(self) -> LoraConfig:
+        pattern = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
+        if pattern and self.layers_to_transform is not None:
+            raise ValueError(
+                "layers_to_transform: expected none with a regular expression in target_modules; "
+                "put the layer numbers into the expression"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern: expected layers_to_transform beside it, got none")
+        return self
+
+
+class GenerationConfig(_Config):
+    """How text is generated, with transformers' names.
+
+    Greedy unless `do_sample` is true, or `do_sample` is left alone and one of `temperature`, `top_k`, `top_p` is given.
+    A temperature of 0 means greedy.
+    """
+
+    max_new_tokens: int = Field(256, gt=0, description="Most tokens to write.")
+    do_sample: bool | None = Field(
+        None, description="Draw tokens at random; default: when temperature, top_k or top_p is given."
+    )
+    temperature: float = Field(1.0, ge=0.0, description="Divides the logits; 0 is greedy.")
+    top_k: int = Field(0, ge=0, description="Draw among the k most probable tokens; 0: all.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the most probable tokens that reach this share.")
+    seed: int = Field(0, ge=0, description="Seed of the random draws.")
+    stop_strings: list[str] = Field([], description="Stop when one of these texts appears.")
+    ignore_eos: bool = Field(False, description="Go on after the end token.")
+
+    @property
+    def sampling(self) -> bool:
+        """Whether tokens are drawn at random."""
+        if self.temperature == 0.0:
+            return False
+        if self.do_sample is not None:
+            return self.do_sample
+        return bool(self.model_fields_set & {"temperature", "top_k", "top_p"})
+
+
+class TrainConfig(_Config):
+    """A training run, with transformers' names.
+
+    `per_device_train_batch_size` counts examples per micro-batch. `max_steps` > 0 overrides `num_train_epochs`;
+    `warmup_steps` > 0 overrides `warmup_ratio`.
+    """
+
+    output_dir: str = Field("lora-c-output", description="Folder for the adapter, metrics, plot and checkpoints.")
+    method: Literal["qlora", "lora", "head", "full"] = Field(
+        "qlora", description="qlora: 4-bit frozen base; lora: base as it is; head: only lm_head; full: every weight."
+    )
+    num_train_epochs: float = Field(1.0, gt=0.0, description="Passes over the data.")
+    max_steps: int = Field(-1, description="Optimizer steps; overrides the epochs when > 0.")
+    learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="Schedule after warm-up.")
+    warmup_ratio: float = Field(0.0, ge=0.0, le=1.0, description="Share of the steps that warm up.")
+    warmup_steps: int = Field(0, ge=0, description="Warm-up steps; overrides the ratio when > 0.")
+    per_device_train_batch_size: int = Field(4, gt=0, description="Sequences per micro-batch, packed without padding.")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="Micro-batches per optimizer step.")
+    max_seq_length: int = Field(1024, gt=1, description="Longest sequence; the first tokens of a longer one are kept.")
+    max_grad_norm: float = Field(1.0, ge=0.0, description="Clip the global gradient norm; 0 turns it off.")
+    weight_decay: float = Field(0.0, ge=0.0, description="Decoupled weight decay of matrices.")
+    adam_beta1: Probability = Field(0.9, description="AdamW's first decay rate.")
+    adam_beta2: Probability = Field(0.999, description="AdamW's second decay rate.")
+    adam_epsilon: float = Field(1e-8, gt=0.0, description="AdamW's epsilon.")
+    seed: int = Field(0, ge=0, description="Seed of adapter weights, data order and dropout.")
+    recompute: Literal["none", "layer"] = Field(
+        "none", description="layer: keep one row per layer and compute the rest again in backward; same bits, less memory."
+    )
+    val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
+    eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
+    eval_batch_tokens: int = Field(2048, gt=0, description="Tokens per batch in evaluation.")
+    save_steps: int = Field(0, ge=0, description="Write a resumable checkpoint every so many steps; 0: none.")
+    save_total_limit: int | None = Field(2, gt=0, description="Keep only the latest checkpoints.")
+    logging_steps: int = Field(1, gt=0, description="Write metrics.jsonl every so many steps.")
+    double_quant: bool = Field(True, description="qlora: quantize the block scales too.")
+    block_size: int = Field(64, description="qlora: weights per block scale.")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> TrainConfig:
+        if self.block_size not in NF4_BLOCK_SIZES:
+            sizes = ", ".join(map(str, NF4_BLOCK_SIZES))
+            raise ValueError(f"block_size: expected one of {sizes}, got {self.block_size}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps: expected a positive number, or -1 for num_train_epochs, got {self.max_steps}")
+        return self
+
+    @property
+    def quantize(self) -> Literal["nf4"] | None:
+        """The base quantization that `method` asks for."""
+        return "nf4" if self.method == "qlora" else None

@@ -1,0 +1,47 @@
+"""The errors that users meet.
+
+Every message is one line: what was expected, what was given, and the way out.
+All of them are `ValueError`, so code that knows nothing of this package still catches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LoraCError(ValueError):
+    """Base of the errors raised by the Python side of lora_c."""
+
+
+class CheckpointError(LoraCError):
+    """A model folder, or a file in it, cannot be used."""
+
+
+class AdapterError(LoraCError):
+    """An adapter cannot be read, or does not fit the model."""
+
+
+class DataError(LoraCError):
+    """Training data, a prompt or a chat template cannot be used."""
+
+
+class ConfigError(LoraCError):
+    """An option has an unknown name or a value out of range."""
+
+
+class SaveError(LoraCError):
+    """A file could not be written; what was there before is unchanged."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ", did you mean 'x'?" for the known name closest to `name`, or an empty string."""
+    found = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def shorten(items: Iterable[object], limit: int = 5) -> str:
+    """Join the first `limit` items with commas and say how many more there are."""
+    texts = [str(item) for item in items]
+    rest = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + rest

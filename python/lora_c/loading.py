@@ -1,0 +1,160 @@
+"""From a model folder to weights in memory, tensor by tensor: read one, convert or quantize it, drop it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ._core import NF4Tensor, Parameter
+from .architectures import Architecture, WeightSpec
+from .checkpoint import DTYPES, Checkpoint, find_non_finite
+from .errors import CheckpointError, shorten
+from .prequantized import QuantRecord, is_prequantized, parts_of, read_nf4
+
+Trainable = Literal["none", "full", "head"]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT32 = np.dtype(np.float32)
+DENSE_DTYPES: dict[str, np.dtype[Any]] = {"float32": FLOAT32, "bfloat16": BFLOAT16}
+
+
+@dataclass
+class Weights:
+    """The weights of a model by decoder name, and what is needed to save them as they were."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    stored_dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    records: dict[str, QuantRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How tensors are kept. dtype None: as in the file (float16 becomes float32, which is exact)."""
+
+    quantize: bool
+    double_quant: bool
+    block_size: int
+    dtype: np.dtype[Any] | None
+    trainable: Trainable
+
+
+def load_weights(checkpoint: Checkpoint, architecture: Architecture, options: LoadOptions, progress: bool | None) -> Weights:
+    """Read every tensor of the architecture.
+
+    Raises
+    ------
+    CheckpointError
+        Tensors are missing, unexpected or misshaped, have a type that is not supported, or hold NaN or infinity.
+    """
+    specs = architecture.weights()
+    sources = {spec.name: _source(spec, checkpoint) for spec in specs}
+    _check_names(checkpoint, architecture, specs, sources)
+    weights = Weights()
+    for spec in _show_progress(specs, progress):
+        source = sources[spec.name]
+        if is_prequantized(source, checkpoint.tensors):
+            _load_prequantized(spec, checkpoint, options, weights)
+        else:
+            _load_dense(spec, source, checkpoint, options, weights)
+        for part in parts_of(source) & set(checkpoint.tensors):
+            checkpoint.release(part)
+    return weights
+
+
+def _source(spec: WeightSpec, checkpoint: Checkpoint) -> str:
+    """A head that is untied for training starts as a copy of the embedding."""
+    if spec.kind == "head" and checkpoint.config.get("tie_word_embeddings"):
+        return "model.embed_tokens.weight"
+    return spec.file_name
+
+
+def _check_names(checkpoint: Checkpoint, architecture: Architecture, specs: list[WeightSpec], sources: dict[str, str]) -> None:
+    present = set(checkpoint.tensors)
+    missing = [spec.file_name for spec in specs if sources[spec.name] not in present]
+    if missing:
+        raise CheckpointError(f"{checkpoint.path}: expected every tensor of the model, got none for {shorten(missing)}")
+    known: set[str] = set()
+    for spec in specs:
+        quantized = is_prequantized(spec.file_name, checkpoint.tensors)
+        known |= parts_of(spec.file_name) if quantized else {sources[spec.name]}
+        if quantized and spec.kind != "projection":
+            raise CheckpointError(
+                f"{spec.file_name}: expected a dense tensor, got a quantized one; only projections may be NF4"
+            )
+        shape = checkpoint.tensors[sources[spec.name]].shape
+        if not quantized and shape != spec.shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {spec.file_name}: expected shape {spec.shape}, got {shape}; check config.json"
+            )
+    fp4 = {name for name in present if name.endswith("bitsandbytes__fp4")}  # refused by name when its weight is read
+    extra = sorted(name for name in present - known - fp4 if not architecture.ignored(name))
+    if checkpoint.config.get("tie_word_embeddings"):
+        extra = [name for name in extra if name != "lm_head.weight"]
+    if extra:
+        raise CheckpointError(
+            f"{checkpoint.path}: expected only tensors of {architecture.family.architecture}, got also {shorten(extra)}; "
+            "is config.json this model's?"
+        )
+
+
+def _load_prequantized(spec: WeightSpec, checkpoint: Checkpoint, options: LoadOptions, weights: Weights) -> None:
+    tensor, record = read_nf4(spec, checkpoint.tensors, checkpoint.read)
+    weights.stored_dtypes[spec.name] = BFLOAT16
+    if options.trainable == "full" or (options.dtype is not None and not options.quantize):
+        array = tensor.dequantize()
+        dtype = FLOAT32 if options.trainable == "full" else options.dtype or FLOAT32
+        weights.values[spec.name] = keep(spec, array, dtype, options.trainable)
+        weights.stored_dtypes[spec.name] = dtype
+        return
+    weights.values[spec.name] = tensor
+    weights.records[spec.name] = record
+
+
+def _load_dense(spec: WeightSpec, source: str, checkpoint: Checkpoint, options: LoadOptions, weights: Weights) -> None:
+    info = checkpoint.tensors[source]
+    if info.dtype not in ("F32", "F16", "BF16"):
+        raise CheckpointError(f"{spec.file_name}: expected F32, F16 or BF16, got {info.dtype}")
+    array = checkpoint.read(source)
+    bad = find_non_finite(array)
+    if bad:
+        raise CheckpointError(
+            f"{spec.file_name}: expected finite numbers, got {bad[1]} at index {bad[0]}; the model is damaged"
+        )
+    dtype = FLOAT32 if info.dtype == "F16" else DTYPES[info.dtype]
+    if spec.kind == "projection" and options.quantize:
+        weights.values[spec.name] = NF4Tensor.quantize(
+            np.ascontiguousarray(array), block_size=options.block_size, double_quant=options.double_quant
+        )
+        weights.stored_dtypes[spec.name] = array.dtype
+        return
+    dtype = options.dtype or dtype
+    trained = options.trainable == "full" or (options.trainable == "head" and spec.kind == "head")
+    dtype = FLOAT32 if trained else dtype
+    weights.values[spec.name] = keep(spec, array, dtype, options.trainable)
+    weights.stored_dtypes[spec.name] = dtype
+
+
+def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], trainable: Trainable) -> Any:
+    """Return an owned copy in the type that the decoder wants, as a Parameter where it is trained."""
+    if trainable == "full" or (trainable == "head" and spec.kind == "head"):
+        return Parameter(np.array(array, FLOAT32, order="C"), name=spec.file_name)
+    if spec.kind == "vector":  # norms and biases enter float32 arithmetic; rounded first when bfloat16 was asked for
+        return np.array(np.asarray(array, dtype), FLOAT32, order="C")
+    return np.array(array, dtype, order="C")
+
+
+def _show_progress(specs: list[WeightSpec], progress: bool | None) -> Iterable[WeightSpec]:
+    shown = sys.stderr.isatty() if progress is None else progress
+    return _with_bar(specs) if shown else specs
+
+
+def _with_bar(specs: list[WeightSpec]) -> Iterator[WeightSpec]:
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(specs, description="Loading", console=Console(stderr=True), transient=True)

@@ -1,0 +1,52 @@
+"""The memory of a training run, known before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import _core
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes by purpose. ``base`` counts weights held by this process; a memory-mapped weight counts when it is read."""
+
+    base: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.base + self.parameters + self.gradients + self.optimizer + self.activations
+
+    def describe(self) -> str:
+        parts = [("base", self.base), ("trained", self.parameters), ("gradients", self.gradients)]
+        parts += [("optimizer", self.optimizer), ("activations", self.activations)]
+        listed = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in parts if size)
+        return f"{self.total / 2**20:,.1f} MiB forecast ({listed})"
+
+
+def largest_micro_batch(trainer: Trainer) -> int:
+    """The most tokens that one micro-batch can hold: the longest sequences together."""
+    lengths = np.sort([len(s) for s in trainer.train_data.samples])[::-1]
+    return int(lengths[: trainer.config.per_device_train_batch_size].sum())
+
+
+def forecast(trainer: Trainer) -> MemoryForecast:
+    report = _core.memory_report()
+    trained = sum(p.size for p in trainer.parameters) * 4
+    return MemoryForecast(
+        base=report["base weights"]["live"] + trainer.model.dense_bytes(),
+        parameters=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=trainer.model.decoder.arena_bytes(largest_micro_batch(trainer), training=True),
+    )

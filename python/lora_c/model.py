@@ -1,0 +1,339 @@
+"""A language model: weights from a folder, a decoder, a tokenizer, and at most one adapter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from . import generation, merge
+from ._core import Decoder, NF4Tensor, Parameter
+from .adapters import AdapterTarget, find_targets, init_adapter, read_adapter, write_adapter
+from .architectures import Architecture, architecture_of
+from .checkpoint import Checkpoint, read_json_object
+from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
+from .errors import AdapterError, CheckpointError, ConfigError
+from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, load_weights
+from .prequantized import QuantRecord, refuse_other_quantization
+from .saving import save_model
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """The two matrices on one projection, A (r, in), B (out, r), and their scale."""
+
+    module: str
+    A: Parameter
+    B: Parameter
+    scale: float
+
+
+class Model:
+    """What `load_model` returns.
+
+    Attributes
+    ----------
+    config : dict
+        The model's config.json.
+    decoder : Decoder
+        Forward, backward and decoding. It borrows the arrays in `weights`.
+    adapter_config : LoraConfig or None
+        The configuration of the adapter that is in use.
+    weights : dict
+        Decoder name to array, NF4Tensor or Parameter.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], architecture: Architecture, weights: Weights, source: Path,
+        tokenizer: Tokenizer | None, nf4_options: tuple[int, bool] = (64, True),
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.architecture = architecture
+        self.source = source
+        self.weights: dict[str, Any] = weights.values
+        self.stored_dtypes = weights.stored_dtypes
+        self.quant_records: dict[str, QuantRecord] = weights.records
+        self.nf4_options = nf4_options
+        self.adapters: dict[str, LoadedAdapter] = {}
+        self.adapter_config: LoraConfig | None = None
+        self.is_merged = False
+        self._tokenizer = tokenizer
+        self.decoder = Decoder(**architecture.decoder_kwargs)
+        for name, weight in self.weights.items():
+            self.decoder.set_weight(name, weight)
+        self.eos_token_ids = self._find_eos()
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; a folder without one is refused here, when it is needed."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_folder(self.source, self.config)
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder came with a tokenizer."""
+        return self._tokenizer is not None
+
+    @property
+    def context_length(self) -> int:
+        """The largest number of tokens that prompt and answer may have together."""
+        return int(self.architecture.decoder_kwargs["max_position_embeddings"])
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any weight is NF4."""
+        return any(isinstance(weight, NF4Tensor) for weight in self.weights.values())
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Return the number of weights, the adapter's included; tied embeddings count once."""
+        if only_trainable:
+            return sum(parameter.size for parameter in self.trainable_parameters())
+        base = sum(int(np.prod(weight.shape)) for weight in self.weights.values())
+        return base + sum(adapter.A.size + adapter.B.size for adapter in self.adapters.values())
+
+    def dense_bytes(self) -> int:
+        """Return the bytes of the weights that are plain arrays: neither NF4 nor parameters."""
+        return sum(weight.nbytes for weight in self.weights.values() if isinstance(weight, np.ndarray))
+
+    def trainable_parameters(self) -> list[Parameter]:
+        """Return the parameters that training changes, in the order of the forward pass."""
+        found = [weight for weight in self.weights.values() if isinstance(weight, Parameter)]
+        for adapter in self.adapters.values():
+            found += [adapter.A, adapter.B]
+        return [parameter for parameter in found if parameter.requires_grad]
+
+    def __repr__(self) -> str:
+        kind = "NF4" if self.is_quantized else str(self.stored_dtypes["embed_tokens"])
+        adapter = f", adapter r={self.adapter_config.r}" if self.adapter_config else ""
+        return f"Model({self.architecture.family.architecture}, {self.num_parameters():,} parameters, {kind}{adapter})"
+
+    def _find_eos(self) -> frozenset[int]:
+        file = self.source / "generation_config.json"
+        options = read_json_object(file) if file.is_file() else {}
+        found: set[int] = set()
+        for value in (options.get("eos_token_id"), self.config.get("eos_token_id")):
+            found |= {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}
+        if not found and self._tokenizer is not None and self._tokenizer.eos_token_id is not None:
+            found = {self._tokenizer.eos_token_id}
+        return frozenset(found)
+
+    # -- adapters -----------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, config: LoraConfig | None = None, **options: Any) -> None:
+        """Put a fresh adapter on the model; its output stays the same until training.
+
+        Parameters
+        ----------
+        config : LoraConfig, optional
+            Or its fields as keywords.
+
+        Raises
+        ------
+        AdapterError
+            There is an adapter already, or the configuration matches no module.
+        """
+        if config is not None and options:
+            raise ConfigError("config: expected a LoraConfig or options by keyword, got both")
+        config = config if config is not None else LoraConfig(**options)
+        self._refuse_second_adapter()
+        targets = find_targets(config, self.architecture)
+        self._install(config, targets, {t.spec.name: init_adapter(t, config) for t in targets}, trainable=True)
+
+    def load_adapter(self, path: str | os.PathLike[str], is_trainable: bool = True) -> None:
+        """Put an adapter folder in PEFT's format on the model.
+
+        Raises
+        ------
+        AdapterError
+            The folder cannot be read, needs what is not supported, or was made for another base model.
+        """
+        self._refuse_second_adapter()
+        config, targets, arrays = read_adapter(path, self.architecture)
+        self._install(config, targets, arrays, trainable=is_trainable)
+
+    def save_adapter(self, path: str | os.PathLike[str], dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+        """Write the adapter in PEFT's format, atomically."""
+        if self.adapter_config is None:
+            raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
+        if dtype not in DENSE_DTYPES:
+            raise ConfigError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
+        arrays = {adapter.module: (adapter.A.data, adapter.B.data) for adapter in self.adapters.values()}
+        write_adapter(path, self.adapter_config, arrays, base_model=str(self.source), dtype=dtype)
+
+    def delete_adapter(self) -> None:
+        """Take the adapter off; the base is what it was."""
+        if self.adapter_config is None:
+            raise AdapterError("delete_adapter: expected a model with an adapter, got none")
+        if self.is_merged:
+            self.unmerge_adapter()
+        for name in self.adapters:
+            self.decoder.remove_adapter(name)
+        self.adapters, self.adapter_config = {}, None
+
+    def _refuse_second_adapter(self) -> None:
+        if self.adapter_config is not None:
+            raise AdapterError("adapter: expected a model without one, got one; call delete_adapter() or merge(...) first")
+        if all(isinstance(weight, Parameter) for weight in self.weights.values()):
+            raise AdapterError("adapter: expected a frozen base, got a model with trainable='full'; load it without")
+
+    def _install(self, config: LoraConfig, targets: list[AdapterTarget], arrays: dict[str, Any], trainable: bool) -> None:
+        for target in targets:
+            name, module = target.spec.name, target.spec.module
+            parts = {}
+            for part, array in zip("AB", arrays[name], strict=True):
+                key = f"base_model.model.{module}.lora_{part}.weight"
+                parts[part] = Parameter(array, name=key, requires_grad=trainable)
+            self.adapters[name] = LoadedAdapter(module, parts["A"], parts["B"], target.scale)
+        self.adapter_config = config
+        self._attach()
+
+    def _attach(self) -> None:
+        config = self.adapter_config
+        assert config is not None
+        for name, adapter in self.adapters.items():
+            self.decoder.set_adapter(
+                name, adapter.A, adapter.B, scale=adapter.scale, dropout=config.lora_dropout, seed=config.seed
+            )
+
+    # -- merging ------------------------------------------------------------------------------------------------------
+
+    def merge(self, dtype: merge.MergeDtype = "float32") -> Model:
+        """Return a new model whose weights are W + s B A; this one keeps its adapter. See `merge.merge_model`."""
+        return merge.merge_model(self, dtype)
+
+    def merge_adapter(self) -> None:
+        """Fold the adapter into this model's float32 weights, as PEFT does; `unmerge_adapter` takes it out again.
+
+        Taking it out restores each weight up to one float32 rounding.
+        """
+        if self.adapter_config is None or self.is_merged:
+            state = "a merged one" if self.is_merged else "none"
+            raise AdapterError(f"merge_adapter: expected a model with an active adapter, got {state}")
+        merge.fold_in_place(self, 1.0)
+        for name in self.adapters:
+            self.decoder.remove_adapter(name)
+        self.is_merged = True
+
+    def unmerge_adapter(self) -> None:
+        """Take a merged adapter out of the weights and make it active again."""
+        if not self.is_merged:
+            raise AdapterError("unmerge_adapter: expected a model after merge_adapter(), got one that is not merged")
+        merge.fold_in_place(self, -1.0)
+        self.is_merged = False
+        self._attach()
+
+    def with_weights(
+        self, weights: dict[str, Any], stored: dict[str, np.dtype[Any]], records: dict[str, QuantRecord]
+    ) -> Model:
+        """Return a model with other weights and no adapter."""
+        return Model(
+            dict(self.config), self.architecture, Weights(weights, stored, records), self.source, self._tokenizer,
+            self.nf4_options,
+        )  # fmt: skip
+
+    # -- text ---------------------------------------------------------------------------------------------------------
+
+    def generate(self, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> str:
+        """Return the continuation of a prompt.
+
+        Parameters
+        ----------
+        prompt : str, list of dict, or list of int
+            A text, chat messages, or token ids.
+        config, **options
+            A `GenerationConfig` and/or its fields; greedy by default.
+        """
+        return "".join(self.stream(prompt, config, **options))
+
+    def stream(self, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
+        """Yield the continuation piece by piece; a piece never ends inside a character."""
+        return generation.generate_text(self, prompt, generation.resolve(config, options))
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(
+        self, path: str | os.PathLike[str], dtype: Literal["float32", "bfloat16", "nf4"] | None = None,
+        max_shard_bytes: int = 5_000_000_000,
+    ) -> None:  # fmt: skip
+        """Write a Hugging Face folder, atomically.
+
+        Parameters
+        ----------
+        dtype : optional
+            Type of the matrices; by default as they are (NF4 in bitsandbytes' layout, byte for byte as it was read).
+
+        Raises
+        ------
+        AdapterError
+            An adapter is active: a folder of weights cannot hold it.
+        """
+        save_model(self, path, dtype, max_shard_bytes)
+
+
+def load_model(
+    path: str | os.PathLike[str], quantize: Literal["nf4"] | None = None, double_quant: bool = True, block_size: int = 64,
+    dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
+) -> Model:  # fmt: skip
+    """Load a Hugging Face model folder.
+
+    Parameters
+    ----------
+    path : path
+        Folder with config.json, safetensors files and tokenizer.json; NF4 folders of bitsandbytes are read as they are.
+    quantize : "nf4", optional
+        Quantize the projections of the layers while loading, one tensor at a time.
+    double_quant, block_size
+        Details of NF4: quantize the scales too; weights per scale.
+    dtype : optional
+        Convert dense matrices; by default they stay as in the file (float16 becomes float32, which loses nothing).
+    progress : bool, optional
+        Show a bar on standard error; by default only on a terminal.
+    trainable : "none", "full" or "head"
+        "full" makes every weight a float32 parameter, "head" only lm_head. A head tied to the embedding becomes
+        a copy of its own, and a saved folder then says `"tie_word_embeddings": false`.
+
+    Raises
+    ------
+    CheckpointError
+        The folder cannot be used; the message says which file, what was expected and what was found.
+    """
+    _check_load_options(quantize, block_size, dtype, trainable)
+    if Path(path).is_file():
+        raise CheckpointError(f"{path}: expected a model folder, got a file; give the folder that holds config.json")
+    with Checkpoint(path) as checkpoint:
+        refuse_other_quantization(checkpoint.config)
+        config = dict(checkpoint.config)
+        if trainable == "head":
+            config["tie_word_embeddings"] = False
+        architecture = architecture_of(config)
+        options = LoadOptions(quantize == "nf4", double_quant, block_size, DENSE_DTYPES.get(dtype or ""), trainable)
+        weights = load_weights(checkpoint, architecture, options, progress)
+        tokenizer = None
+        if (checkpoint.path / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_folder(checkpoint.path, config)
+        quantized = next((w for w in weights.values.values() if isinstance(w, NF4Tensor)), None)
+        nf4 = (quantized.block_size, quantized.double_quant) if quantized is not None else (block_size, double_quant)
+        return Model(config, architecture, weights, checkpoint.path, tokenizer, nf4)
+
+
+def _check_load_options(quantize: Any, block_size: Any, dtype: Any, trainable: Any) -> None:
+    if quantize not in (None, "nf4"):
+        raise ConfigError(f"quantize: expected None or 'nf4', got {quantize!r}")
+    if block_size not in NF4_BLOCK_SIZES:
+        raise ConfigError(f"block_size: expected one of {', '.join(map(str, NF4_BLOCK_SIZES))}, got {block_size!r}")
+    if dtype not in (None, *DENSE_DTYPES):
+        raise ConfigError(f"dtype: expected None, 'float32' or 'bfloat16', got {dtype!r}")
+    if trainable not in ("none", "full", "head"):
+        raise ConfigError(f"trainable: expected 'none', 'full' or 'head', got {trainable!r}")
+    if trainable == "full" and quantize:
+        raise ConfigError(
+            "trainable: expected 'none' or 'head' with quantize='nf4', got 'full'; NF4 weights cannot be trained"
+        )

@@ -1,0 +1,82 @@
+"""What a person sees while training: a bar on a terminal, one line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    def step(self, record: dict[str, Any]) -> None: ...
+    def evaluation(self, record: dict[str, Any]) -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+class PlainProgress:
+    """Lines for logs and pipes, at most one every ``interval`` seconds."""
+
+    def __init__(self, total: int, interval: float = 5.0) -> None:
+        self.total, self.interval, self._last = total, interval, 0.0
+
+    def step(self, record: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._last >= self.interval or record["step"] == self.total:
+            self._last = now
+            print(
+                f"step {record['step']}/{self.total}  loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        print(f"step {record['step']}/{self.total}  held-out loss {record['eval_loss']:.4f}", file=sys.stderr, flush=True)
+
+    def message(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class BarProgress:
+    """A rich bar: loss, held-out loss, tokens per second, time left."""
+
+    def __init__(self, bar: Any, total: int, done: int) -> None:
+        self.bar = bar
+        self.task = bar.add_task("training", total=total, completed=done, loss="–", held_out="", speed="")
+
+    def step(self, record: dict[str, Any]) -> None:
+        self.bar.update(
+            self.task,
+            completed=record["step"],
+            loss=f"{record['loss']:.4f}",
+            speed=f"{record['tokens_per_second']:,.0f} tokens/s",
+        )
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        self.bar.update(self.task, held_out=f"held-out {record['eval_loss']:.4f}")
+
+    def message(self, text: str) -> None:
+        self.bar.console.print(text)
+
+
+@contextmanager
+def open_progress(total: int, done: int = 0) -> Iterator[Progress]:
+    """A bar when stderr is a terminal, plain lines otherwise."""
+    if not sys.stderr.isatty():
+        yield PlainProgress(total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[held_out]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        yield BarProgress(bar, total, done)

@@ -1,0 +1,79 @@
+"""From a model in memory to a Hugging Face folder, one tensor at a time, atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import merge
+from ._core import NF4Tensor
+from .architectures import WeightSpec
+from .checkpoint import TensorEntry, write_model_files
+from .errors import AdapterError, ConfigError
+from .files import atomic_folder
+from .loading import BFLOAT16, DENSE_DTYPES, FLOAT32
+from .prequantized import nf4_entries, quantization_config
+from .tokenizer import TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, max_shard_bytes: int) -> None:
+    """Write the folder; see `Model.save`."""
+    if model.adapter_config is not None and not model.is_merged:
+        raise AdapterError(
+            "save: expected a model without an active adapter, got one; use merge(...).save(path) or save_adapter(path)"
+        )
+    if dtype is not None and dtype not in (*DENSE_DTYPES, "nf4"):
+        raise ConfigError(f"dtype: expected 'float32', 'bfloat16' or 'nf4', got {dtype!r}")
+    entries = [entry for spec in model.architecture.weights() for entry in _entries(model, spec, dtype)]
+    quantized = any("bitsandbytes__nf4" in entry.name for entry in entries)
+    with atomic_folder(path, _belongs_to_model) as folder:
+        write_model_files(folder, entries, max_shard_bytes)
+        text = json.dumps(_saved_config(model, dtype, quantized), indent=2, ensure_ascii=False) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        _copy_tokenizer(model, folder)
+
+
+def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEntry]:
+    weight, stored = model.weights[spec.name], model.stored_dtypes[spec.name]
+    if dtype == "nf4" and spec.kind == "projection" and not isinstance(weight, NF4Tensor):
+        block, double = model.nf4_options
+        weight = NF4Tensor.quantize(np.ascontiguousarray(merge.dense(weight)), block_size=block, double_quant=double)
+    if isinstance(weight, NF4Tensor) and dtype in (None, "nf4"):
+        return nf4_entries(spec.file_name, weight, stored.name, model.quant_records.get(spec.name))
+    target = DENSE_DTYPES.get(dtype or "", FLOAT32 if stored == np.float16 else stored)
+    return [TensorEntry(spec.file_name, target, spec.shape, lambda: np.asarray(merge.dense(weight), target))]
+
+
+def _saved_config(model: Model, dtype: str | None, quantized: bool) -> dict[str, Any]:
+    config = dict(model.config)
+    config["tie_word_embeddings"] = model.architecture.tied
+    kept = "bfloat16" if model.stored_dtypes["embed_tokens"] == BFLOAT16 else "float32"
+    dense = dtype if dtype in DENSE_DTYPES else kept
+    config["dtype" if "dtype" in config else "torch_dtype"] = dense
+    if not quantized:
+        config.pop("quantization_config", None)
+    elif not model.quant_records or "quantization_config" not in config:
+        config["quantization_config"] = quantization_config(model.nf4_options[1], dense)
+    return config
+
+
+def _copy_tokenizer(model: Model, folder: Path) -> None:
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (model.source / name).is_file():
+            shutil.copyfile(model.source / name, folder / name)
+    if model.has_tokenizer and not (folder / "tokenizer.json").exists():
+        model.tokenizer.save(folder)
+
+
+def _belongs_to_model(name: str) -> bool:
+    """Files of an earlier save that a new one replaces."""
+    weights = name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json"))
+    return weights or name in (*TOKENIZER_FILES, "config.json", "generation_config.json")

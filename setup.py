@@ -1,0 +1,64 @@
+"""Builds lora_c._core, the only compiled part; everything else stands in pyproject.toml."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+LAYERS = ("base", "format", "kernels", "kernels/ref", "kernels/portable", "kernels/x86", "ops", "model", "bindings")
+SOURCES = [str(path) for layer in LAYERS for path in sorted(Path("lora_c", layer).glob("*.c"))]
+HEADERS = [str(path) for path in sorted(Path("lora_c").rglob("*.h"))]
+# No -ffast-math: linking with it would turn on flush-to-zero in the whole Python process. -ffp-contract=off: the same
+# source must give the same bits from every compiler; fused multiply-adds are asked for by name.
+FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-pthread"]
+
+
+class BuildExt(build_ext):
+    """Compiles the sources side by side and says what to install when there is no compiler."""
+
+    def build_extension(self, ext):
+        sanitize = os.environ.get("LORA_C_SANITIZE")
+        if sanitize:
+            ext.extra_compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"]
+            ext.extra_link_args += [f"-fsanitize={sanitize}"]
+        compile_one = self.compiler.compile
+
+        def compile_all(sources, *args, **kwargs):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return [o for objects in pool.map(lambda s: compile_one([s], *args, **kwargs), sources) for o in objects]
+
+        self.compiler.compile = compile_all
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            if self.compiler.compiler and not _found(self.compiler.compiler[0]):
+                raise SystemExit(
+                    f"lora-c: expected a C11 compiler, got none ({self.compiler.compiler[0]!r} is not on the PATH); "
+                    "install gcc or clang (Debian: apt-get install build-essential)"
+                ) from error
+            raise
+
+
+def _found(program):
+    from shutil import which
+
+    return which(program) is not None
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "lora_c._core",
+            sources=SOURCES,
+            depends=HEADERS,
+            include_dirs=[".", "lora_c/include", numpy.get_include()],
+            extra_compile_args=FLAGS,
+            extra_link_args=["-pthread"],
+            libraries=["m"],
+        )
+    ],
+    cmdclass={"build_ext": BuildExt},
+)

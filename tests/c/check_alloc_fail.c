@@ -1,0 +1,39 @@
+/* Every allocation of a training step fails once: an error each time, and the live bytes return to where they were. */
+#include "lora_c/ops/ctx.h"
+#include "tests/c/tiny_decoder.h"
+
+static lora_status one_step(lora_ctx *ctx) {
+    tiny_decoder t;
+    lora_error err;
+    lora_batch batch = tiny_batch();
+    double loss;
+    lora_kv_cache *cache = NULL;
+    lora_status status = tiny_decoder_make(ctx, 0.1f, -1, &t, &err);
+    if (status == LORA_OK) status = lora_decoder_forward_backward(t.decoder, &batch, 1, &loss, &err);
+    if (status == LORA_OK) status = lora_kv_cache_create(t.decoder, 1, 8, &cache, &err);
+    CHECK(status == LORA_OK || status == LORA_ENOMEM, "%s", err.message);
+    lora_kv_cache_destroy(cache);
+    if (t.decoder) tiny_decoder_free(&t);
+    return status;
+}
+
+void check_alloc_fail(void) {
+    for (int n = 0; n < 1000; n++) {
+        lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
+        size_t before = lora_ctx_memory_total(ctx).live_bytes;
+        ctx->mem.fail_after = n;
+        lora_status status = one_step(ctx);
+        ctx->mem.fail_after = -1;
+        size_t scratch = 0;
+        for (int slot = 0; slot < LORA_SCRATCH_SLOTS; slot++) scratch += ctx->scratch[slot].data ? ctx->scratch[slot].bytes : 0;
+        size_t after = lora_ctx_memory_total(ctx).live_bytes - scratch; /* scratch is the context's own, kept for the next call */
+        CHECK(after == before, "allocation %d: %zu bytes left over", n, after - before);
+        CHECK(one_step(ctx) == LORA_OK, "the context works after failure %d", n);
+        lora_ctx_destroy(ctx);
+        if (status == LORA_OK) {
+            CHECK(n > 5, "%d allocations were made to fail", n);
+            return;
+        }
+    }
+    CHECK(false, "the step never succeeded");
+}

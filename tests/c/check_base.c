@@ -1,0 +1,119 @@
+/* Status, memory accounts, halves, random numbers, and the thread pool. */
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lora_c/base/alloc.h"
+#include "lora_c/base/half.h"
+#include "lora_c/base/parallel.h"
+#include "lora_c/base/philox.h"
+#include "tests/c/check.h"
+
+static void check_status(void) {
+    lora_error err;
+    char big[600];
+    memset(big, 'x', sizeof big);
+    big[sizeof big - 1] = 0;
+    CHECK(lora_fail(&err, LORA_ESHAPE, "%s", big) == LORA_ESHAPE && strlen(err.message) == LORA_ERROR_BYTES - 1, "long messages are cut");
+    CHECK(lora_fail(NULL, LORA_EBUSY, "no error object") == LORA_EBUSY, "a NULL error is allowed");
+}
+
+static void check_memory(void) {
+    lora_mem mem;
+    lora_mem_init(&mem);
+    char *a = lora_mem_alloc(&mem, LORA_MEM_GRAD, 1000), *b = lora_mem_calloc(&mem, LORA_MEM_BASE, 24);
+    CHECK((uintptr_t)a % 64 == 0 && (uintptr_t)b % 64 == 0, "alignment");
+    CHECK(mem.live[LORA_MEM_GRAD] == 1000 && mem.total_live == 1024, "live bytes");
+    for (int i = 0; i < 24; i++) CHECK(b[i] == 0, "calloc clears byte %d", i);
+    lora_mem_free(&mem, a);
+    lora_mem_free(&mem, b);
+    lora_mem_free(&mem, NULL);
+    CHECK(mem.total_live == 0 && mem.total_peak == 1024 && mem.peak[LORA_MEM_GRAD] == 1000, "peaks stay");
+    CHECK(lora_mem_alloc(&mem, LORA_MEM_BASE, SIZE_MAX - 10) == NULL, "absurd sizes are refused");
+    mem.fail_after = 1;
+    a = lora_mem_alloc(&mem, LORA_MEM_BASE, 1);
+    CHECK(a && !lora_mem_alloc(&mem, LORA_MEM_BASE, 1), "the second allocation fails");
+    lora_mem_free(&mem, a);
+}
+
+/* Every 16-bit pattern survives a round trip; narrowing is compared with the definition on values between neighbours. */
+static void check_halves(void) {
+    long bad = 0;
+    for (uint32_t h = 0; h < 0x10000; h++) {
+        bool f16_nan = (h & 0x7c00) == 0x7c00 && (h & 0x3ff), bf16_nan = (h & 0x7f80) == 0x7f80 && (h & 0x7f);
+        bad += !f16_nan && lora_f32_to_f16(lora_f16_to_f32((uint16_t)h)) != h;
+        bad += !bf16_nan && lora_f32_to_bf16(lora_bf16_to_f32((uint16_t)h)) != h;
+        bad += f16_nan && !isnan(lora_f16_to_f32((uint16_t)h));
+        bad += bf16_nan && !isnan(lora_bf16_to_f32(lora_f32_to_bf16(lora_bf16_to_f32((uint16_t)h))));
+    }
+    for (uint32_t h = 0; h < 0x7bff; h++) { /* the midpoint goes to the even neighbour, a little more goes up */
+        float low = lora_f16_to_f32((uint16_t)h), high = lora_f16_to_f32((uint16_t)(h + 1)), middle = 0.5f * (low + high);
+        bad += lora_f32_to_f16(middle) != (h & 1 ? h + 1 : h);
+        bad += lora_f32_to_f16(nextafterf(middle, high)) != h + 1;
+        bad += lora_f32_to_f16(nextafterf(middle, low)) != h;
+    }
+    CHECK(bad == 0, "%ld wrong conversions", bad);
+    CHECK(lora_f32_to_f16(1e6f) == 0x7c00 && lora_f32_to_f16(-1e6f) == 0xfc00, "overflow is infinity");
+}
+
+/* Known answers of the authors' Random123 package (kat_vectors, philox4x32 10). */
+static void check_philox(void) {
+    uint32_t out[4];
+    lora_philox4x32(0, 0, 0, out);
+    CHECK(out[0] == 0x6627e8d5 && out[1] == 0xe169c58d && out[2] == 0xbc57ac4c && out[3] == 0x9b00dbd8, "zeros: %08x", out[0]);
+    lora_philox4x32(UINT64_MAX, UINT64_MAX, UINT64_MAX, out);
+    CHECK(out[0] == 0x408f276d && out[1] == 0x41c83b0e && out[2] == 0xa20bc7c6 && out[3] == 0x6d5451fd, "ones: %08x", out[0]);
+    double sum = 0;
+    for (int i = 0; i < 100000; i++) sum += (double)lora_philox_uniform(3, 1, (uint64_t)i);
+    CHECK(fabs(sum / 100000 - 0.5) < 0.005, "mean %f", sum / 100000);
+}
+
+enum { TASKS = 1000 };
+
+static void count_task(void *arg, int64_t task, int worker) {
+    (void)worker;
+    _Atomic int *counts = arg;
+    counts[task]++;
+}
+
+static bool every_task_ran_once(lora_pool *pool) {
+    static _Atomic int counts[TASKS];
+    memset((void *)counts, 0, sizeof counts);
+    for (int round = 1; round <= 20; round++) {
+        lora_parallel_for(pool, TASKS, count_task, (void *)counts);
+        for (int i = 0; i < TASKS; i++)
+            if (counts[i] != round) return false;
+    }
+    return true;
+}
+
+static void check_pool(void) {
+    static const int sizes[] = {1, 2, 3, 8, 64};
+    lora_error err;
+    lora_mem mem;
+    lora_mem_init(&mem);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        lora_pool *pool;
+        CHECK(lora_pool_create(&mem, sizes[i], &pool, &err) == LORA_OK, "%s", err.message);
+        CHECK(every_task_ran_once(pool), "%d threads", sizes[i]);
+        fflush(stdout);
+        pid_t child = fork(); /* threads do not survive fork: the child makes its own */
+        if (child == 0) _exit(every_task_ran_once(pool) ? 0 : 1);
+        int status = 1;
+        waitpid(child, &status, 0);
+        CHECK(status == 0, "%d threads after fork", sizes[i]);
+        lora_pool_destroy(pool);
+    }
+    lora_pool *none;
+    CHECK(lora_pool_create(&mem, 0, &none, &err) == LORA_EINVAL && none == NULL, "0 threads are refused");
+    CHECK(mem.total_live == 0, "%zu bytes left", mem.total_live);
+}
+
+void check_base(void) {
+    check_status();
+    check_memory();
+    check_halves();
+    check_philox();
+    check_pool();
+}

@@ -1,0 +1,133 @@
+/* LoRA's linear layer against float64 loops, with dropout masks recomputed from their definition. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "lora_c/base/philox.h"
+#include "tests/c/check.h"
+
+typedef struct problem {
+    int64_t M, K, N, R;
+    float *x, *w, *bias, *A, *B, *dy;
+    float scale, dropout;
+} problem;
+
+static float *normals(int64_t n, uint64_t seed) {
+    float *p = malloc((size_t)n * sizeof *p);
+    check_normal(p, n, seed, 1);
+    return p;
+}
+
+static problem make(int64_t M, int64_t K, int64_t N, int64_t R, float dropout) {
+    return (problem){M, K, N, R, normals(M * K, 1), normals(N * K, 2), normals(N, 3), normals(R * K, 4), normals(N * R, 5), normals(M * N, 6),
+                     0.7f, dropout};
+}
+
+static void release(problem *p) {
+    float *all[] = {p->x, p->w, p->bias, p->A, p->B, p->dy};
+    for (int i = 0; i < 6; i++) free(all[i]);
+}
+
+static double dropped(const problem *p, int64_t m, int64_t k) { /* mask / (1 - p) */
+    if (p->dropout == 0) return 1;
+    return lora_philox_uniform(9, 4, (uint64_t)(m * p->K + k)) < p->dropout ? 0 : 1 / (1 - (double)p->dropout);
+}
+
+static double low(const problem *p, int64_t m, int64_t r) { /* (drop(x) A^T)[m, r] */
+    double s = 0;
+    for (int64_t k = 0; k < p->K; k++) s += (double)p->x[m * p->K + k] * dropped(p, m, k) * (double)p->A[r * p->K + k];
+    return s;
+}
+
+static double back(const problem *p, int64_t m, int64_t r) { /* s (dy B)[m, r] */
+    double s = 0;
+    for (int64_t n = 0; n < p->N; n++) s += (double)p->dy[m * p->N + n] * (double)p->B[n * p->R + r];
+    return (double)p->scale * s;
+}
+
+/* Sums of a few hundred products of N(0, 1): float32 rounding is far below 1e-4 of the largest entry, errors far above. */
+static void close_to(const char *what, lora_isa isa, const float *got, const double *want, int64_t n) {
+    double worst = 0, top = 1e-6;
+    for (int64_t i = 0; i < n; i++) {
+        top = fmax(top, fabs(want[i]));
+        worst = fmax(worst, fabs((double)got[i] - want[i]));
+    }
+    CHECK(worst <= 2e-5 * top, "%s on %s: off by %g of %g", what, lora_isa_name(isa), worst, top);
+}
+
+static void check_case(lora_ctx *ctx, problem p) {
+    lora_isa isa = lora_ctx_isa(ctx);
+    lora_error err;
+    int64_t M = p.M, K = p.K, N = p.N, R = p.R;
+    lora_weight w = {.kind = LORA_WEIGHT_F32, .rows = N, .cols = K, .ld = K, .data = p.w};
+    guarded y = guarded_new(M * N, 1), dx = guarded_new(M * K, 0), dA = guarded_new(R * K, 1), dB = guarded_new(N * R, 0);
+    guarded dW = guarded_new(N * K, 0), db = guarded_new(N, 1);
+    guarded *grads[] = {&dA, &dB, &dW, &db};
+    for (int g = 0; g < 4; g++) memset(grads[g]->data, 0, (size_t)grads[g]->n * sizeof(float));
+    lora_adapter a = {R, p.A, p.B, dA.data, dB.data, p.scale, p.dropout, 9, 4};
+    CHECK(lora_linear_forward(ctx, M, p.x, K, &w, p.bias, &a, y.data, N, false, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_linear_backward(ctx, M, p.dy, N, p.x, K, &w, &a, dx.data, K, false, dW.data, db.data, &err) == LORA_OK, "%s", err.message);
+    double *want = malloc((size_t)(M * N + M * K + R * K + N * R + N * K + N) * sizeof *want);
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t n = 0; n < N; n++) {
+            double s = p.bias[n];
+            for (int64_t k = 0; k < K; k++) s += (double)p.x[m * K + k] * (double)p.w[n * K + k];
+            for (int64_t r = 0; r < R; r++) s += (double)p.scale * low(&p, m, r) * (double)p.B[n * R + r];
+            want[m * N + n] = s;
+        }
+    close_to("y", isa, y.data, want, M * N);
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t k = 0; k < K; k++) {
+            double s = 0;
+            for (int64_t n = 0; n < N; n++) s += (double)p.dy[m * N + n] * (double)p.w[n * K + k];
+            for (int64_t r = 0; r < R; r++) s += back(&p, m, r) * (double)p.A[r * K + k] * dropped(&p, m, k);
+            want[m * K + k] = s;
+        }
+    close_to("dx", isa, dx.data, want, M * K);
+    memset(want, 0, (size_t)(R * K) * sizeof *want);
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t r = 0; r < R; r++)
+            for (int64_t k = 0; k < K; k++) want[r * K + k] += back(&p, m, r) * (double)p.x[m * K + k] * dropped(&p, m, k);
+    close_to("dA", isa, dA.data, want, R * K);
+    memset(want, 0, (size_t)(N * R) * sizeof *want);
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t r = 0; r < R; r++)
+            for (int64_t n = 0; n < N; n++) want[n * R + r] += (double)p.scale * (double)p.dy[m * N + n] * low(&p, m, r);
+    close_to("dB", isa, dB.data, want, N * R);
+    memset(want, 0, (size_t)(N * K + N) * sizeof *want);
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t n = 0; n < N; n++) {
+            for (int64_t k = 0; k < K; k++) want[n * K + k] += (double)p.dy[m * N + n] * (double)p.x[m * K + k];
+            want[N * K + n] += (double)p.dy[m * N + n];
+        }
+    close_to("dW", isa, dW.data, want, N * K);
+    close_to("dbias", isa, db.data, want + N * K, N);
+    CHECK(guarded_ok(&y) && guarded_ok(&dx) && guarded_ok(&dA) && guarded_ok(&dB) && guarded_ok(&dW) && guarded_ok(&db), "guard bands");
+    free(want);
+    guarded *all[] = {&y, &dx, &dA, &dB, &dW, &db};
+    for (int g = 0; g < 6; g++) guarded_free(all[g]);
+}
+
+static void check_refusals(lora_ctx *ctx) {
+    problem p = make(2, 8, 4, 2, 0);
+    lora_weight w = {.kind = LORA_WEIGHT_F32, .rows = 4, .cols = 8, .ld = 8, .data = p.w};
+    lora_error err;
+    CHECK(lora_linear_forward(ctx, 2, p.x, 7, &w, NULL, NULL, p.dy, 4, false, &err) == LORA_ESHAPE, "short rows of x");
+    CHECK(lora_linear_forward(ctx, 2, p.x, 8, &w, NULL, NULL, p.x, 4, false, &err) == LORA_EINVAL, "y over x");
+    CHECK(lora_linear_forward(ctx, 0, p.x, 8, &w, NULL, NULL, p.dy, 4, false, &err) == LORA_ESHAPE, "no rows");
+    release(&p);
+}
+
+void check_linear(void) {
+    static const int64_t cases[][4] = {{1, 1, 1, 1}, {2, 3, 5, 2}, {3, 64, 17, 4}, {7, 65, 33, 8}, {17, 127, 31, 3}, {40, 172, 64, 8}};
+    FOR_EACH_ISA(isa) {
+        lora_ctx *ctx = check_ctx(isa, 2);
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+            for (int d = 0; d < 2; d++) {
+                problem p = make(cases[i][0], cases[i][1], cases[i][2], cases[i][3], d ? 0.3f : 0);
+                check_case(ctx, p);
+                release(&p);
+            }
+        check_refusals(ctx);
+        lora_ctx_destroy(ctx);
+    }
+}

@@ -1,0 +1,92 @@
+/* Runs the families named on the command line, or all. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lora_c/base/philox.h"
+#include "tests/c/check.h"
+
+void check_base(void);
+void check_nf4(void);
+void check_gemm(void);
+void check_linear(void);
+void check_rowwise(void);
+void check_nn(void);
+void check_attention(void);
+void check_decoder(void);
+void check_alloc_fail(void);
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+} families[] = {{"base", check_base},           {"nf4", check_nf4},         {"gemm", check_gemm},
+                {"linear", check_linear},       {"rowwise", check_rowwise}, {"nn", check_nn},
+                {"attention", check_attention}, {"decoder", check_decoder}, {"alloc_fail", check_alloc_fail}};
+
+static long n_passed, n_failed;
+
+void check_report(bool ok, const char *file, int line, const char *condition, const char *fmt, ...) {
+    if (ok) {
+        n_passed++;
+        return;
+    }
+    if (n_failed++ >= 20) return; /* the first ones tell the story */
+    va_list args;
+    va_start(args, fmt);
+    printf("%s:%d: %s: ", file, line, condition);
+    vprintf(fmt, args);
+    printf("\n");
+    va_end(args);
+}
+
+void check_normal(float *out, int64_t n, uint64_t seed, float scale) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t w[4];
+        lora_philox4x32(seed, 7, (uint64_t)i, w);
+        double u = ((double)w[0] + 0.5) * 0x1p-32, v = (double)w[1] * 0x1p-32;
+        out[i] = scale * (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * v));
+    }
+}
+
+enum { BAND = 32 };
+
+guarded guarded_new(int64_t n, int offset) {
+    guarded g = {.n = n, .memory = aligned_alloc(64, ((size_t)(n + 2 * BAND + 16) * sizeof(float) + 63) & ~(size_t)63)};
+    float *p = g.memory;
+    for (int64_t i = 0; i < n + 2 * BAND + 16; i++) p[i] = NAN;
+    g.data = p + BAND + offset;
+    return g;
+}
+
+bool guarded_ok(const guarded *g) {
+    for (int64_t i = 1; i <= BAND; i++)
+        if (!isnan(g->data[-i]) || (i <= 16 && !isnan(g->data[g->n + i - 1]))) return false;
+    return true;
+}
+
+void guarded_free(guarded *g) { free(g->memory); }
+
+lora_ctx *check_ctx(lora_isa isa, int threads) {
+    lora_ctx *ctx;
+    lora_error err;
+    if (lora_ctx_create(&(lora_ctx_options){.n_threads = threads, .isa = isa}, &ctx, &err) != LORA_OK) {
+        printf("context: %s\n", err.message);
+        exit(1);
+    }
+    return ctx;
+}
+
+int main(int argc, char **argv) {
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        bool chosen = argc < 2;
+        for (int a = 1; a < argc; a++) chosen |= strcmp(argv[a], families[i].name) == 0;
+        if (!chosen) continue;
+        long passed = n_passed, failed = n_failed;
+        families[i].run();
+        printf("%-12s %ld passed, %ld failed\n", families[i].name, n_passed - passed, n_failed - failed);
+        fflush(stdout);
+    }
+    printf("%ld passed, %ld failed\n", n_passed, n_failed);
+    return n_failed ? 1 : 0;
+}

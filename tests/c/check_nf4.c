@@ -1,0 +1,290 @@
+/* NF4: every rung of this CPU against the oracle bit for bit, the tables against their derivations, and the driver. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/c/check.h"
+#include "lora_c/base/cpuinfo.h"
+#include "lora_c/base/half.h"
+#include "lora_c/format/nf4_layout.h"
+#include "lora_c/kernels/nf4_kernels.h"
+#include "lora_c/kernels/tmpl/nf4_cells.h"
+#include "lora_c/nf4.h"
+
+enum { GUARD = 32 };
+
+static const int64_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 97, 127, 172, 257, 509, 1031, 4099};
+enum { N_SIZES = sizeof sizes / sizeof sizes[0] };
+
+static uint64_t state = 88172645463325252u;
+static uint32_t random_word(void) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return (uint32_t)(state >> 32);
+}
+static float uniform(float low, float high) { return low + (high - low) * (float)(random_word() >> 8) * 0x1p-24f; }
+
+/* n bytes between guard bands, shifted by offset bytes. */
+typedef struct bytes {
+    uint8_t *all, *p;
+    int64_t n, offset;
+} bytes;
+
+static bytes bytes_make(int64_t n, int64_t offset) {
+    bytes b = {malloc((size_t)(n + 2 * GUARD + offset + 64)), NULL, n, offset};
+    memset(b.all, 0xff, (size_t)(n + 2 * GUARD + offset + 64)); /* 0xffffffff is a NaN as float */
+    b.p = b.all + GUARD + offset;
+    return b;
+}
+static bool bytes_guarded(bytes b) {
+    for (int64_t i = 0; i < GUARD + b.offset; i++)
+        if (b.all[i] != 0xff) return false;
+    for (int64_t i = 0; i < GUARD; i++)
+        if (b.p[b.n + i] != 0xff) return false;
+    return true;
+}
+
+static float thresholds[15];
+
+static void check_tables(void) {
+    const float *lut = lora_nf4_lut();
+    static const float literal[15] = {LORA_NF4_THRESHOLDS(LORA_NF4_THRESHOLD_)};
+    for (int i = 0; i < 15; i++) {
+        thresholds[i] = (float)(((double)lut[i] + (double)lut[i + 1]) / 2);
+        CHECK(lut[i] < lut[i + 1], "table is not sorted at %d", i);
+        CHECK(literal[i] == thresholds[i], "threshold %d: %.9g is not the midpoint %.9g", i, (double)literal[i],
+              (double)thresholds[i]);
+    }
+    CHECK(lut[0] == -1 && lut[LORA_NF4_ZERO_CODE] == 0 && lut[15] == 1, "ends and zero of the table");
+
+    for (int cell = -16; cell < 16; cell++) { /* every q of a cell gives the number of rounded thresholds below it */
+        for (int q = cell * 2048; q < cell * 2048 + 2048; q++) {
+            int below = 0, equal = 0;
+            for (int i = 0; i < 15; i++) {
+                int rounded = (int)lrintf(thresholds[i] * 32768.0f);
+                below += q > rounded, equal += q == rounded;
+            }
+            int threshold = lora_nf4_cell_threshold[cell & 31];
+            CHECK(equal == (q == threshold), "cell %d, q %d: equal", cell, q);
+            CHECK(equal || below == lora_nf4_cell_base[cell & 31] + (q > threshold), "cell %d, q %d: code", cell, q);
+        }
+    }
+}
+
+/* The values as float32 steps: n + 1 points from 0.1 to 1, midpoints, times the power of ten. */
+static float map_point(int n, int j) {
+    volatile float step = (1.0f - 0.1f) / (float)n, product = j < (n + 1) / 2 ? (float)j * step : (float)(n - j) * step;
+    return j < (n + 1) / 2 ? 0.1f + product : 1.0f - product;
+}
+
+static void check_dynamic_map(void) {
+    static const float powers[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+    const float *map = lora_dynamic_map_signed();
+    int next = 128;
+    CHECK(map[127] == 0 && map[255] == 1, "zero and one of the dynamic map");
+    for (int i = 0; i < 7; i++)
+        for (int j = 0; j < 1 << i; j++, next++) {
+            float v = (map_point(1 << i, j) + map_point(1 << i, j + 1)) / 2 * powers[i];
+            CHECK(map[next] == v && map[254 - next] == -v, "map[%d]: %.9g, expected %.9g", next, (double)map[next], (double)v);
+        }
+    CHECK(next == 255, "map has %d positive values below 1", next - 128);
+}
+
+/* Kinds: 0 normal-like, 1 exact thresholds and values, 2 many zeros, 3 one huge, 4 subnormal, 5 a zero block. */
+static void fill_block(float *x, int64_t n, int kind) {
+    for (int64_t i = 0; i < n; i++) {
+        float v = uniform(-1, 1) + uniform(-1, 1);
+        uint32_t r = random_word();
+        if (kind == 1) v = r & 1 ? thresholds[r / 2 % 15] : nextafterf(thresholds[r / 4 % 15], r & 2 ? 2.0f : -2.0f);
+        if (kind == 2 && r & 1) v = 0;
+        if (kind == 4) v *= 0x1p-140f;
+        if (kind == 5) v = 0;
+        memcpy(x + i, &v, 4);
+    }
+    if (kind == 1) x[random_word() % n] = 1;
+    if (kind == 3) x[random_word() % n] = 3e38f;
+}
+
+static void check_quantize(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
+    static const int64_t block_sizes[] = {32, 64, 128, 256, 1024, 4096};
+    for (int s = 0; s < 6; s++)
+        for (int64_t n_blocks = 0; n_blocks <= 70; n_blocks = n_blocks < 3 ? n_blocks + 1 : n_blocks * 3) {
+            int64_t block_size = block_sizes[s], n = n_blocks * block_size, offset = 4 * (n_blocks % 3);
+            bytes x = bytes_make(4 * n, offset), codes = bytes_make(n / 2, n_blocks % 5), want = bytes_make(n / 2, 0);
+            bytes absmax = bytes_make(4 * n_blocks, offset), want_absmax = bytes_make(4 * n_blocks, 0);
+            float *xs = (float *)(void *)x.p;
+            for (int64_t b = 0; b < n_blocks; b++) fill_block(xs + b * block_size, block_size, (int)(b % 6));
+            int64_t got = k->quantize(xs, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
+            ref->quantize(xs, n_blocks, block_size, want.p, (float *)(void *)want_absmax.p);
+            CHECK(got == n_blocks, "%s quantize: returned %lld of %lld", lora_isa_name(isa), (long long)got, (long long)n_blocks);
+            CHECK(!memcmp(codes.p, want.p, (size_t)n / 2), "%s codes, block size %lld", lora_isa_name(isa), (long long)block_size);
+            CHECK(!memcmp(absmax.p, want_absmax.p, (size_t)n_blocks * 4), "%s absmax, block size %lld", lora_isa_name(isa),
+                  (long long)block_size);
+            CHECK(bytes_guarded(codes) && bytes_guarded(absmax), "%s quantize wrote outside", lora_isa_name(isa));
+            static const float bad[3] = {NAN, INFINITY, -INFINITY};
+            for (int j = 0; j < 3 && n_blocks > 0; j++) {
+                int64_t where = random_word() % n;
+                xs[where] = bad[j];
+                got = k->quantize(xs, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
+                CHECK(got == where / block_size, "%s: non-finite block %lld, got %lld", lora_isa_name(isa),
+                      (long long)(where / block_size), (long long)got);
+                xs[where] = 0;
+            }
+            free(x.all), free(codes.all), free(want.all), free(absmax.all), free(want_absmax.all);
+        }
+}
+
+/* Nearest value by brute force: the code's value is as near as any other, in float64. */
+static void check_nearest(const lora_nf4_kernels *k, lora_isa isa) {
+    const float *lut = lora_nf4_lut();
+    float x[64], absmax;
+    uint8_t codes[32];
+    for (int round = 0; round < 500; round++) {
+        fill_block(x, 64, round % 3);
+        x[0] = round % 2 ? 1.0f : 2.0f; /* so that the reciprocal is exact and x * inverse is what the definition says */
+        for (int i = 1; i < 64; i++) x[i] = fminf(fmaxf(x[i], -x[0]), x[0]);
+        k->quantize(x, 1, 64, codes, &absmax);
+        for (int i = 0; i < 64; i++) {
+            double y = (double)x[i] / absmax, best = 9;
+            for (int c = 0; c < 16; c++) best = fmin(best, fabs(y - lut[c]));
+            double mine = fabs(y - lut[lora_nf4_code(codes, i)]); /* a float32 midpoint may be 2^-26 off the true one */
+            CHECK(mine <= best + 0x1p-24, "%s: %.9g is coded at distance %.9g, nearest %.9g", lora_isa_name(isa), y, mine, best);
+        }
+    }
+    for (int c = 0; c < 16; c++) { /* every code survives a round trip */
+        for (int i = 0; i < 64; i++) x[i] = lut[(c + i) % 16] * 0.37f;
+        k->quantize(x, 1, 64, codes, &absmax);
+        for (int i = 0; i < 64; i++)
+            CHECK(lora_nf4_code(codes, i) == (unsigned)(c + i) % 16, "%s: code %d", lora_isa_name(isa), (c + i) % 16);
+    }
+}
+
+static void check_dequantize(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
+    enum { N = 9001, BLOCK = 64, BLOCKS = (N + BLOCK - 1) / BLOCK };
+    static uint8_t codes[N / 2 + 1 + 64], absmax_codes[BLOCKS + 64];
+    float absmax[BLOCKS], nested_absmax[9], lut[16];
+    for (size_t i = 0; i < sizeof codes; i++) codes[i] = (uint8_t)random_word();
+    for (int i = 0; i < BLOCKS; i++) absmax[i] = uniform(0, 2), absmax_codes[i] = (uint8_t)random_word();
+    for (int i = 0; i < 9; i++) nested_absmax[i] = uniform(0, 1);
+    for (int i = 0; i < 16; i++) lut[i] = uniform(-1, 1);
+    lora_nf4 plain = {1, N, BLOCK, lora_nf4_lut(), codes, absmax, NULL, NULL, NULL, 0, 0};
+    lora_nf4 nested = {1, N, BLOCK, lut, codes, NULL, absmax_codes, nested_absmax, lora_dynamic_map_signed(), 16, 0.37f};
+    const lora_nf4 *views[2] = {&plain, &nested};
+    for (int v = 0; v < 2; v++)
+        for (int s = 0; s < N_SIZES; s++)
+            for (int64_t begin = 0; begin < 200; begin += 1 + random_word() % 9) {
+                bytes got = bytes_make(4 * sizes[s], 4 * (begin % 4)), want = bytes_make(4 * sizes[s], 0);
+                k->dequantize(views[v], begin, sizes[s], (float *)(void *)got.p);
+                ref->dequantize(views[v], begin, sizes[s], (float *)(void *)want.p);
+                CHECK(!memcmp(got.p, want.p, (size_t)got.n) && bytes_guarded(got), "%s dequantize [%lld, +%lld)",
+                      lora_isa_name(isa), (long long)begin, (long long)sizes[s]);
+                free(got.all), free(want.all);
+                int64_t first = begin % 100, n = sizes[s] < BLOCKS - first ? sizes[s] : BLOCKS - first;
+                got = bytes_make(4 * n, 4 * (begin % 3)), want = bytes_make(4 * n, 0);
+                k->decode_absmax(views[v], first, n, (float *)(void *)got.p);
+                ref->decode_absmax(views[v], first, n, (float *)(void *)want.p);
+                CHECK(!memcmp(got.p, want.p, (size_t)got.n) && bytes_guarded(got), "%s decode_absmax", lora_isa_name(isa));
+                free(got.all), free(want.all);
+            }
+}
+
+static void check_halves(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
+    enum { ALL = 65536 };
+    static uint16_t h[ALL], back[ALL], want_back[ALL];
+    static float wide[ALL], want[ALL];
+    for (int i = 0; i < ALL; i++) h[i] = (uint16_t)i;
+    k->bf16_to_f32(ALL, h, wide), ref->bf16_to_f32(ALL, h, want);
+    CHECK(!memcmp(wide, want, sizeof wide), "%s bf16_to_f32", lora_isa_name(isa));
+    k->f16_to_f32(ALL, h, wide), ref->f16_to_f32(ALL, h, want);
+    CHECK(!memcmp(wide, want, sizeof wide), "%s f16_to_f32", lora_isa_name(isa));
+    for (int round = 0; round < 8; round++) {
+        for (int i = 0; i < ALL; i++) { /* any bits, and ties between two 16-bit values */
+            uint32_t u = random_word();
+            if (round % 2) u = (u & 0xffff0000u) | (i & 1 ? 0x8000u : 0x1000u);
+            if (round > 3) u = (u & 0x87ffffffu) | 0x38000000u;
+            memcpy(wide + i, &u, 4);
+        }
+        k->f32_to_bf16(ALL, wide, back), ref->f32_to_bf16(ALL, wide, want_back);
+        CHECK(!memcmp(back, want_back, sizeof back), "%s f32_to_bf16", lora_isa_name(isa));
+        k->f32_to_f16(ALL, wide, back), ref->f32_to_f16(ALL, wide, want_back);
+        CHECK(!memcmp(back, want_back, sizeof back), "%s f32_to_f16", lora_isa_name(isa));
+    }
+    for (int s = 0; s < N_SIZES; s++) {
+        bytes narrow = bytes_make(2 * sizes[s], 2), row = bytes_make(4 * sizes[s], 4);
+        k->f32_to_bf16(sizes[s], want, (uint16_t *)(void *)narrow.p);
+        k->bf16_to_f32(sizes[s], h, (float *)(void *)row.p);
+        CHECK(bytes_guarded(narrow) && bytes_guarded(row), "%s bf16 n=%lld", lora_isa_name(isa), (long long)sizes[s]);
+        k->f32_to_f16(sizes[s], want, (uint16_t *)(void *)narrow.p);
+        k->f16_to_f32(sizes[s], h, (float *)(void *)row.p);
+        CHECK(bytes_guarded(narrow) && bytes_guarded(row), "%s f16 n=%lld", lora_isa_name(isa), (long long)sizes[s]);
+        free(narrow.all), free(row.all);
+    }
+}
+
+/* Threads, ragged tails, errors, and double quantization by brute force. */
+static void check_driver(void) {
+    enum { ROWS = 300, COLS = 1013, N = ROWS * COLS, BLOCKS = (N + 63) / 64, NESTED = (BLOCKS + 255) / 256 };
+    static float x[N], absmax[2][BLOCKS], nested_absmax[NESTED], y[N];
+    static uint8_t codes[2][N / 2 + 1 + 64], nested[BLOCKS];
+    const float *map = lora_dynamic_map_signed();
+    for (int i = 0; i < N; i++) x[i] = uniform(-1, 1) * uniform(0, 1);
+    for (int threads = 1; threads <= 3; threads += 2) {
+        int t = threads > 1;
+        lora_error err;
+        lora_ctx *ctx = NULL;
+        CHECK(lora_ctx_create(&(lora_ctx_options){threads, LORA_ISA_AUTO}, &ctx, &err) == LORA_OK, "context");
+        CHECK(lora_nf4_quantize(ctx, x, LORA_F32, ROWS, COLS, 64, codes[t], absmax[t], &err) == LORA_OK, "quantize");
+        float offset = 0;
+        CHECK(lora_nf4_double_quantize(ctx, absmax[t], BLOCKS, nested, nested_absmax, &offset, &err) == LORA_OK, "double");
+        for (int i = 0; i < BLOCKS; i++) {
+            float top = nested_absmax[i / 256];
+            double v = (double)((absmax[t][i] - offset) / top), best = 9;
+            int code = 0;
+            for (int c = 0; c < 256; c++) {
+                double d = fabs(v - map[c]);
+                if (d < best || (d == best && c % 2 == 0)) best = d, code = c;
+            }
+            CHECK(code == nested[i], "nested code %d: got %d, nearest %d", i, nested[i], code);
+        }
+        lora_nf4 w = {ROWS, COLS, 64, lora_nf4_lut(), codes[t], absmax[t], NULL, NULL, NULL, 256, 0};
+        CHECK(lora_nf4_dequantize(ctx, &w, 0, N, y, LORA_F32, &err) == LORA_OK, "dequantize");
+        double worst = 0;
+        for (int i = 0; i < N; i++) worst = fmax(worst, fabs((double)x[i] - y[i]) / absmax[t][i / 64]);
+        CHECK(worst <= 0.1520, "largest error %.4f of absmax, half the widest gap is 0.1519", worst);
+        CHECK((codes[t][N / 2 - 1 + N % 2] & 15) == 7 || N % 2 == 0, "missing nibble");
+        CHECK(lora_nf4_dequantize(ctx, &w, N, 1, y, LORA_F32, &err) == LORA_ESHAPE, "range past the end");
+        CHECK(lora_nf4_quantize(ctx, x, LORA_F32, ROWS, COLS, 48, codes[t], absmax[t], &err) == LORA_EINVAL, "block size");
+        CHECK(lora_nf4_quantize(ctx, x, LORA_F32, 0, COLS, 64, codes[t], absmax[t], &err) == LORA_ESHAPE, "no rows");
+        float kept = x[200001], last = x[N - 1];
+        x[200001] = NAN, x[N - 1] = INFINITY;
+        static uint8_t other[N / 2 + 65];
+        static float scales[BLOCKS];
+        CHECK(lora_nf4_quantize(ctx, x, LORA_F32, ROWS, COLS, 64, other, scales, &err) == LORA_EINVAL, "NaN");
+        CHECK(strstr(err.message, "index 200001 ") != NULL, "message: %s", err.message);
+        x[200001] = kept;
+        CHECK(lora_nf4_quantize(ctx, x, LORA_F32, ROWS, COLS, 64, other, scales, &err) == LORA_EINVAL, "Inf in the tail");
+        CHECK(strstr(err.message, "got inf at index 303899 ") != NULL, "message: %s", err.message);
+        x[N - 1] = last;
+        float same[300], top[2];
+        for (int i = 0; i < 300; i++) same[i] = 0.25f;
+        CHECK(lora_nf4_double_quantize(ctx, same, 300, nested, top, &offset, &err) == LORA_OK, "equal scales");
+        for (int i = 0; i < 300; i++) CHECK(nested[i] == 127, "zero must stay zero");
+        lora_ctx_destroy(ctx);
+    }
+    CHECK(!memcmp(codes[0], codes[1], N / 2) && !memcmp(absmax[0], absmax[1], sizeof absmax[0]), "threads change bits");
+}
+
+void check_nf4(void) {
+    lora_nf4_kernels ref, k;
+    lora_nf4_kernels_init(&ref, LORA_ISA_REF);
+    check_tables();
+    check_dynamic_map();
+    for (lora_isa isa = LORA_ISA_REF; isa <= lora_cpu_best_isa(); isa++) {
+        lora_nf4_kernels_init(&k, isa);
+        check_quantize(&k, &ref, isa);
+        check_nearest(&k, isa);
+        check_dequantize(&k, &ref, isa);
+        check_halves(&k, &ref, isa);
+    }
+    check_driver();
+}

@@ -1,0 +1,332 @@
+/* The operations of nn.h (attention apart) and optim.h against double loops, their refusals, and the same bits for any
+ * number of threads. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "lora_c/base/half.h"
+#include "lora_c/nf4.h"
+#include "lora_c/nn.h"
+#include "lora_c/optim.h"
+
+#define U 0x1p-24
+#define OK(call)                                                                                                       \
+    do {                                                                                                               \
+        lora_error e_ = {0};                                                                                           \
+        lora_status s_ = (call);                                                                                       \
+        CHECK(s_ == LORA_OK, "%s: %s", #call, e_.message);                                                             \
+    } while (0)
+#define REFUSED(status, text, call)                                                                                    \
+    do {                                                                                                               \
+        lora_error e_ = {0};                                                                                           \
+        lora_status s_ = (call);                                                                                       \
+        CHECK(s_ == (status), "%s: status %d", #call, (int)s_);                                                        \
+        CHECK(strstr(e_.message, text) != NULL, "message without \"%s\": %s", text, e_.message);                       \
+    } while (0)
+#define ERR &e_
+
+static uint64_t state;
+static float uniform(float low, float high) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return low + (high - low) * (float)(state >> 40) * 0x1p-24f;
+}
+static float *random_floats(int64_t n, float low, float high) {
+    float *p = malloc((size_t)n * sizeof(float) + 1);
+    for (int64_t i = 0; i < n; i++) p[i] = uniform(low, high);
+    return p;
+}
+static float *copy_floats(const float *a, int64_t n) {
+    float *p = malloc((size_t)n * sizeof(float) + 1);
+    memcpy(p, a, (size_t)n * sizeof(float));
+    return p;
+}
+static void close_to(const char *what, double got, double want, double bound) {
+    CHECK(fabs(got - want) <= bound, "%s: got %.9g, expected %.9g, bound %.3g", what, got, want, bound);
+}
+
+/* FNV-1a over the results of a run, to compare runs bit by bit. */
+static uint64_t hash;
+static void mix(const void *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)p)[i]) * 1099511628211u;
+}
+
+static void check_norm(lora_ctx *ctx, int64_t M, int64_t H) {
+    int64_t ldx = H + 3, ldy = H + 1;
+    float *x = random_floats(M * ldx, -2, 2), *w = random_floats(H, -2, 2), *y = random_floats(M * ldy, 5, 6);
+    float *rstd = random_floats(M, 0, 0), *dy = random_floats(M * ldy, -1, 1), *dx = random_floats(M * ldx, -1, 1);
+    float *dx0 = copy_floats(dx, M * ldx), *dw = random_floats(H, -1, 1), *dw0 = copy_floats(dw, H);
+    OK(lora_rmsnorm_forward(ctx, M, H, x, ldx, w, 1e-6f, y, ldy, rstd, ERR));
+    OK(lora_rmsnorm_backward(ctx, M, H, dy, ldy, x, ldx, w, rstd, dx, ldx, true, dw, ERR));
+    double factor = (double)H / 8 + 12;
+    for (int64_t m = 0; m < M; m++) {
+        double square = 0, dot = 0, magnitude = 0;
+        for (int64_t i = 0; i < H; i++) {
+            double v = x[m * ldx + i], g = (double)dy[m * ldy + i] * w[i];
+            square += v * v, dot += g * v, magnitude += fabs(g * v);
+        }
+        double r = 1 / sqrt(square / (double)H + 1e-6f);
+        close_to("rstd", rstd[m], r, factor * U * r);
+        for (int64_t i = 0; i < H; i++) {
+            double v = x[m * ldx + i], g = (double)dy[m * ldy + i] * w[i], before = dx0[m * ldx + i];
+            close_to("rmsnorm y", y[m * ldy + i], v * r * w[i], factor * U * fabs(v * r * w[i]));
+            close_to("rmsnorm dx", dx[m * ldx + i], before + r * g - r * r * r * dot / (double)H * v,
+                     U * (factor * (r * fabs(g) + 4 * r * r * r * magnitude / (double)H * fabs(v)) + 2 * fabs(before)));
+        }
+        for (int64_t i = H; i < ldy; i++) CHECK(y[m * ldy + i] >= 5, "rmsnorm wrote between the rows");
+    }
+    for (int64_t i = 0; i < H; i++) {
+        double sum = dw0[i], magnitude = fabs(sum);
+        for (int64_t m = 0; m < M; m++) {
+            double t = (double)dy[m * ldy + i] * x[m * ldx + i] * rstd[m];
+            sum += t, magnitude += fabs(t);
+        }
+        close_to("rmsnorm dweight", dw[i], sum, ((double)M + 6) * U * magnitude);
+    }
+    mix(y, (size_t)(M * ldy) * 4), mix(dx, (size_t)(M * ldx) * 4), mix(dw, (size_t)H * 4);
+    free(x), free(w), free(y), free(rstd), free(dy), free(dx), free(dx0), free(dw), free(dw0);
+}
+
+static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D) {
+    int64_t n_positions = 97, half = D / 2, ldx = heads * D + 5;
+    double inv_freq[64];
+    for (int64_t i = 0; i < half; i++) inv_freq[i] = pow(10000.0, -2.0 * (double)i / (double)D);
+    float *c = random_floats(n_positions * half, 0, 0), *s = random_floats(n_positions * half, 0, 0);
+    OK(lora_rope_table(ctx, n_positions, half, inv_freq, 1.5, c, s, ERR));
+    for (int64_t p = 0; p < n_positions; p++)
+        for (int64_t i = 0; i < half; i++) {
+            close_to("rope cos", c[p * half + i], 1.5 * cos((double)p * inv_freq[i]), 1.5 * U);
+            close_to("rope sin", s[p * half + i], 1.5 * sin((double)p * inv_freq[i]), 1.5 * U);
+        }
+    int32_t *positions = malloc((size_t)M * 4 + 1);
+    for (int64_t m = 0; m < M; m++) positions[m] = (int32_t)((m * 31) % n_positions);
+    float *x = random_floats(M * ldx, -2, 2), *x0 = copy_floats(x, M * ldx);
+    OK(lora_rope(ctx, M, heads, D, x, ldx, positions, c, s, n_positions, false, ERR));
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t i = 0; i < half; i++) {
+                double a = x0[m * ldx + h * D + i], b = x0[m * ldx + h * D + i + half];
+                double co = c[positions[m] * half + i], si = s[positions[m] * half + i];
+                close_to("rope", x[m * ldx + h * D + i], a * co - b * si, 6 * U * (fabs(a) + fabs(b)));
+                close_to("rope", x[m * ldx + h * D + i + half], b * co + a * si, 6 * U * (fabs(a) + fabs(b)));
+            }
+    mix(x, (size_t)(M * ldx) * 4);
+    OK(lora_rope(ctx, M, heads, D, x, ldx, positions, c, s, n_positions, true, ERR));
+    for (int64_t m = 0; m < M; m++) /* a rotation and its transpose: the square of the scale */
+        for (int64_t i = 0; i < heads * D; i++) close_to("rope back", x[m * ldx + i], 2.25 * x0[m * ldx + i], 1e-5);
+    positions[M - 1] = (int32_t)n_positions;
+    REFUSED(LORA_EINVAL, "got 97", lora_rope(ctx, M, heads, D, x, ldx, positions, c, s, n_positions, true, ERR));
+    free(c), free(s), free(positions), free(x), free(x0);
+}
+
+static void check_swiglu(lora_ctx *ctx, int64_t M, int64_t I) {
+    int64_t ld = 2 * I; /* gate and up side by side, as a fused projection leaves them */
+    float *gu = random_floats(M * ld, -6, 6), *gu0 = copy_floats(gu, M * ld), *h = random_floats(M * I, 0, 0);
+    float *dh = random_floats(M * I, -1, 1);
+    OK(lora_swiglu_forward(ctx, M, I, gu, ld, gu + I, ld, h, I, ERR));
+    OK(lora_swiglu_backward(ctx, M, I, dh, I, gu, ld, gu + I, ld, gu, ld, gu + I, ld, ERR));
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t i = 0; i < I; i++) {
+            double g = gu0[m * ld + i], u = gu0[m * ld + I + i], d = dh[m * I + i], s = 1 / (1 + exp(-g));
+            close_to("swiglu h", h[m * I + i], u * g * s, 9 * U * fabs(u * g * s));
+            close_to("swiglu dgate", gu[m * ld + i], d * u * s * (1 + g * (1 - s)), 17 * U * (1 + fabs(g)) * fabs(d * u));
+            close_to("swiglu dup", gu[m * ld + I + i], d * g * s, 9 * U * fabs(d * g * s));
+        }
+    mix(h, (size_t)(M * I) * 4), mix(gu, (size_t)(M * ld) * 4);
+    if (I > 1)
+        REFUSED(LORA_EINVAL, "overlapping", lora_swiglu_forward(ctx, M, I, gu, ld, gu + I, ld, gu + 1, ld, ERR));
+    free(gu), free(gu0), free(h), free(dh);
+}
+
+static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
+    int64_t ld = H + 2;
+    float *w = random_floats(V * ld, -2, 2), *y = random_floats(M * H, 0, 0), *dense = random_floats(V * H, -2, 2);
+    uint16_t *half = malloc((size_t)(V * ld) * 2);
+    for (int64_t i = 0; i < V * ld; i++) half[i] = lora_f32_to_bf16(w[i]);
+    int32_t *ids = malloc((size_t)M * 4 + 1);
+    for (int64_t m = 0; m < M; m++) ids[m] = (int32_t)((m * 7 + m / 3) % V);
+
+    lora_weight f32 = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = H, .ld = ld, .data = w};
+    OK(lora_embedding_forward(ctx, M, ids, &f32, y, H, ERR));
+    for (int64_t m = 0; m < M; m++) CHECK(!memcmp(y + m * H, w + ids[m] * ld, (size_t)H * 4), "embedding float32");
+    lora_weight bf16 = {.kind = LORA_WEIGHT_BF16, .rows = V, .cols = H, .ld = ld, .data = half};
+    OK(lora_embedding_forward(ctx, M, ids, &bf16, y, H, ERR));
+    for (int64_t i = 0; i < M * H; i++)
+        CHECK(y[i] == lora_bf16_to_f32(half[ids[i / H] * ld + i % H]), "embedding bfloat16");
+
+    int64_t n_blocks = lora_nf4_blocks(V, H, 64);
+    uint8_t *codes = calloc((size_t)lora_nf4_code_bytes(V, H) + 64, 1);
+    float *absmax = random_floats(n_blocks, 0, 0), *decoded = random_floats(V * H, 0, 0);
+    OK(lora_nf4_quantize(ctx, dense, LORA_F32, V, H, 64, codes, absmax, ERR));
+    lora_nf4 q = {.rows = V, .cols = H, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
+    lora_weight nf4 = {.kind = LORA_WEIGHT_NF4, .rows = V, .cols = H, .nf4 = &q};
+    OK(lora_nf4_dequantize(ctx, &q, 0, V * H, decoded, LORA_F32, ERR));
+    OK(lora_embedding_forward(ctx, M, ids, &nf4, y, H, ERR));
+    for (int64_t m = 0; m < M; m++) CHECK(!memcmp(y + m * H, decoded + ids[m] * H, (size_t)H * 4), "embedding NF4");
+
+    float *dW = random_floats(V * H, -1, 1), *want = copy_floats(dW, V * H);
+    OK(lora_embedding_backward(ctx, M, ids, y, H, V, H, dW, ERR));
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t i = 0; i < H; i++) want[ids[m] * H + i] += y[m * H + i];
+    double worst = 0;
+    for (int64_t i = 0; i < V * H; i++) worst = fmax(worst, fabs((double)dW[i] - want[i]));
+    CHECK(worst <= 4 * (double)M * U * ((double)M + 1), "embedding backward: %g", worst);
+    mix(dW, (size_t)(V * H) * 4);
+    ids[M / 2] = -1;
+    REFUSED(LORA_EINVAL, "got -1", lora_embedding_forward(ctx, M, ids, &f32, y, H, ERR));
+    REFUSED(LORA_EINVAL, "got -1", lora_embedding_backward(ctx, M, ids, y, H, V, H, dW, ERR));
+    free(w), free(y), free(dense), free(half), free(ids), free(codes), free(absmax), free(decoded), free(dW), free(want);
+}
+
+typedef struct xent_case {
+    int64_t M, V, H;
+    int pattern; /* 0: all rows, 1: every third, 2: a run in the middle, 3: none */
+    lora_weight_kind kind;
+} xent_case;
+
+static void check_xent(lora_ctx *ctx, xent_case c) {
+    int64_t M = c.M, V = c.V, H = c.H, ldx = H + 1;
+    float *x = random_floats(M * ldx, -1, 1), *w = random_floats(V * H, -1, 1), *dx = random_floats(M * H, 7, 8);
+    float *dW = random_floats(V * H, -1, 1), *dW0 = copy_floats(dW, V * H), *token = random_floats(M, 7, 8);
+    float *weight = random_floats(M, 0.5f, 1.5f), scale = 0.25f;
+    uint16_t *half = malloc((size_t)(V * H) * 2);
+    for (int64_t i = 0; i < V * H; i++) half[i] = lora_f32_to_bf16(w[i]);
+    int32_t *targets = malloc((size_t)M * 4 + 1);
+    for (int64_t m = 0; m < M; m++) {
+        targets[m] = (int32_t)((m * 13 + 5) % V);
+        bool keep = c.pattern == 0 || (c.pattern == 1 && m % 3 == 0) || (c.pattern == 2 && m > M / 4 && m < M / 2);
+        if (!keep) weight[m] = 0, targets[m] = -100; /* never looked at */
+    }
+    lora_weight base = {.kind = c.kind, .rows = V, .cols = H, .ld = H, .data = c.kind == LORA_WEIGHT_BF16 ? (void *)half : w};
+    if (c.kind == LORA_WEIGHT_BF16)
+        for (int64_t i = 0; i < V * H; i++) w[i] = lora_bf16_to_f32(half[i]);
+    double loss, evaluated, want_loss = 0, *want_dW = calloc((size_t)(V * H), sizeof(double));
+    double *logits = malloc((size_t)V * sizeof(double));
+    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, targets, weight, scale, &loss, token, dx, H, dW, ERR));
+    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, targets, weight, scale, &evaluated, NULL, NULL, 0, NULL, ERR));
+    CHECK(loss == evaluated, "evaluation gives another loss");
+    double error = ((double)H + 50) * U * (double)H; /* of a logit, and so relative of a probability */
+    for (int64_t m = 0; m < M; m++) {
+        if (weight[m] == 0) {
+            CHECK(token[m] == 0, "token_loss without weight");
+            for (int64_t i = 0; i < H; i++) CHECK(dx[m * H + i] == 0, "dx without weight");
+            continue;
+        }
+        double max = -INFINITY, sum = 0;
+        for (int64_t v = 0; v < V; v++) {
+            logits[v] = 0;
+            for (int64_t i = 0; i < H; i++) logits[v] += (double)x[m * ldx + i] * w[v * H + i];
+            max = fmax(max, logits[v]);
+        }
+        for (int64_t v = 0; v < V; v++) sum += exp(logits[v] - max);
+        double token_loss = log(sum) + max - logits[targets[m]];
+        close_to("token_loss", token[m], token_loss, 2 * error + 4 * U * token_loss);
+        want_loss += weight[m] * token_loss;
+        for (int64_t v = 0; v < V; v++)
+            logits[v] = (double)scale * weight[m] * (exp(logits[v] - max) / sum - (v == targets[m]));
+        for (int64_t i = 0; i < H; i++) {
+            double g = 0;
+            for (int64_t v = 0; v < V; v++) g += logits[v] * w[v * H + i];
+            close_to("cross entropy dx", dx[m * H + i], g, 4 * scale * weight[m] * (error + (double)V * U));
+        }
+        for (int64_t v = 0; v < V; v++)
+            for (int64_t i = 0; i < H; i++) want_dW[v * H + i] += logits[v] * x[m * ldx + i];
+    }
+    close_to("loss_sum", loss, want_loss, (double)M * 2 * error * 1.5);
+    for (int64_t i = 0; i < V * H; i++)
+        close_to("cross entropy dW", dW[i], dW0[i] + want_dW[i], (double)M * 2 * scale * (error + (double)M * U) + 2 * U);
+    mix(&loss, sizeof loss), mix(token, (size_t)M * 4), mix(dx, (size_t)(M * H) * 4), mix(dW, (size_t)(V * H) * 4);
+    if (c.pattern == 0) {
+        targets[M - 1] = (int32_t)V;
+        REFUSED(LORA_EINVAL, "targets[", lora_linear_cross_entropy(ctx, M, x, ldx, &base, targets, weight, scale, &loss,
+                                                                    NULL, dx, H, NULL, ERR));
+        targets[M - 1] = 0;
+        REFUSED(LORA_EINVAL, "overlapping", lora_linear_cross_entropy(ctx, M, x, ldx, &base, targets, weight, scale,
+                                                                       &loss, NULL, x, ldx, NULL, ERR));
+    }
+    free(x), free(w), free(dx), free(dW), free(dW0), free(token), free(weight), free(half), free(targets);
+    free(want_dW), free(logits);
+}
+
+static void check_adamw(lora_ctx *ctx, int64_t n) {
+    float *p = random_floats(n, -1, 1), *m = random_floats(n, 0, 0), *v = random_floats(n, 0, 0);
+    double *wp = malloc((size_t)n * 8), *wm = calloc((size_t)n, 8), *wv = calloc((size_t)n, 8);
+    for (int64_t i = 0; i < n; i++) wp[i] = p[i];
+    lora_adamw_hyper h = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5};
+    for (h.step = 1; h.step <= 5; h.step++) {
+        float *g = random_floats(n, -1, 1);
+        double sum, want = 0;
+        OK(lora_adamw_step(ctx, n, p, g, m, v, &h, ERR));
+        OK(lora_sum_of_squares(ctx, n, g, &sum, ERR));
+        mix(&sum, sizeof sum);
+        for (int64_t i = 0; i < n; i++) { /* Loshchilov & Hutter, algorithm 2, in float64 */
+            double grad = g[i] * h.grad_scale;
+            want += (double)g[i] * g[i];
+            wm[i] = h.beta1 * wm[i] + (1 - h.beta1) * grad;
+            wv[i] = h.beta2 * wv[i] + (1 - h.beta2) * grad * grad;
+            double mhat = wm[i] / (1 - pow(h.beta1, (double)h.step)), vhat = wv[i] / (1 - pow(h.beta2, (double)h.step));
+            wp[i] = wp[i] * (1 - h.lr * h.weight_decay) - h.lr * mhat / (sqrt(vhat) + h.eps);
+        }
+        close_to("sum_of_squares", sum, want, (double)(n + 1) * 0x1p-52 * want);
+        free(g);
+    }
+    /* Each of 5 steps moves p by at most about lr * 3.2 and rounds it once; the step itself carries about 20 roundings
+     * and those of beta in float32 (the ratio of 1 - beta2 to its float32 value is 1 + 2e-8 here). */
+    for (int64_t i = 0; i < n; i++) close_to("adamw p", p[i], wp[i], 5 * (3 * U * 1.2 + 40 * U * h.lr * 3.2));
+    mix(p, (size_t)n * 4), mix(m, (size_t)n * 4), mix(v, (size_t)n * 4);
+    h.step = 0;
+    REFUSED(LORA_EINVAL, "step: expected >= 1, got 0", lora_adamw_step(ctx, n, p, m, v, v, &h, ERR));
+    h.step = 1;
+    if (n > 0) REFUSED(LORA_EINVAL, "overlapping", lora_adamw_step(ctx, n, p, m, v, v, &h, ERR));
+    free(p), free(m), free(v), free(wp), free(wm), free(wv);
+}
+
+static void check_refusals(lora_ctx *ctx) {
+    float x[64] = {0}, y[64], w[8] = {0};
+    REFUSED(LORA_ESHAPE, "x: expected a row stride >= 8, got 7", lora_rmsnorm_forward(ctx, 4, 8, x, 7, w, 0, y, 8, NULL, ERR));
+    REFUSED(LORA_EINVAL, "y: expected", lora_rmsnorm_forward(ctx, 4, 8, x, 8, w, 0, x + 4, 8, NULL, ERR));
+    REFUSED(LORA_EINVAL, "weight: expected", lora_rmsnorm_forward(ctx, 4, 8, x, 8, NULL, 0, y, 8, NULL, ERR));
+    REFUSED(LORA_ESHAPE, "H: expected", lora_rmsnorm_forward(ctx, 4, 0, x, 8, w, 0, y, 8, NULL, ERR));
+    REFUSED(LORA_ESHAPE, "D: expected an even", lora_rope(ctx, 1, 1, 7, x, 8, NULL, w, w, 1, false, ERR));
+    OK(lora_rmsnorm_forward(ctx, 0, 8, NULL, 8, w, 0, NULL, 8, NULL, ERR));
+}
+
+static uint64_t run_all(lora_ctx *ctx) {
+    static const int64_t rows[] = {1, 2, 7, 33, 65, 131}, widths[] = {1, 3, 8, 17, 64, 172, 576};
+    state = 88172645463325252u, hash = 14695981039346656037u;
+    for (int r = 0; r < 6; r++)
+        for (int c = 0; c < 7; c++) {
+            check_norm(ctx, rows[r], widths[c]);
+            check_swiglu(ctx, rows[r], widths[c]);
+            check_embedding(ctx, rows[r], 29, widths[c]);
+        }
+    for (int r = 0; r < 6; r++) check_rope(ctx, rows[r], 3, 2), check_rope(ctx, rows[r], 2, 34), check_rope(ctx, rows[r], 4, 64);
+    for (int pattern = 0; pattern < 4; pattern++) {
+        check_xent(ctx, (xent_case){1, 5, 3, pattern, LORA_WEIGHT_F32});
+        check_xent(ctx, (xent_case){37, 101, 33, pattern, LORA_WEIGHT_F32});
+        check_xent(ctx, (xent_case){300, 67, 16, pattern, LORA_WEIGHT_BF16}); /* several chunks */
+    }
+    check_adamw(ctx, 0), check_adamw(ctx, 1), check_adamw(ctx, 1031), check_adamw(ctx, 200003);
+    check_refusals(ctx);
+    return hash;
+}
+
+void check_nn(void) {
+    for (int isa = LORA_ISA_REF; isa <= LORA_ISA_AVX512; isa++) {
+        uint64_t first = 0;
+        for (int n = 0; n < 4; n++) {
+            static const int threads[] = {1, 2, 3, 8};
+            lora_ctx *ctx;
+            lora_error err;
+            lora_ctx_options options = {.n_threads = threads[n], .isa = (lora_isa)isa};
+            lora_status status = lora_ctx_create(&options, &ctx, &err);
+            if (status == LORA_EUNSUPPORTED) return; /* this CPU stops at the rung below */
+            CHECK(status == LORA_OK, "context: %s", err.message);
+            if (status != LORA_OK) return;
+            uint64_t got = run_all(ctx);
+            if (n == 0) first = got;
+            CHECK(got == first, "%s: %d threads give other bits than 1", lora_isa_name((lora_isa)isa), threads[n]);
+            lora_ctx_destroy(ctx);
+        }
+    }
+}

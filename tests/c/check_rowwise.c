@@ -1,0 +1,274 @@
+/* Row-wise kernels: every rung of this CPU against the float64 oracle, within the bounds of rowwise_kernels.h. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "lora_c/base/cpuinfo.h"
+#include "lora_c/kernels/rowwise_kernels.h"
+
+#define U 0x1p-24
+enum { GUARD = 16 };
+
+static const int64_t sizes[] = {1,  2,  3,  7,  8,   9,   15,  16,  17,  31,   32,   33,
+                                63, 64, 65, 97, 127, 172, 257, 509, 576, 1031, 4099, 8209};
+enum { N_SIZES = sizeof sizes / sizeof sizes[0] };
+
+/* n floats between NaN bands, shifted by offset floats from an aligned address. */
+typedef struct row {
+    float *all, *p;
+    int64_t n, offset;
+} row;
+
+static row row_make(int64_t n, int64_t offset) {
+    row r = {malloc((size_t)(n + 2 * GUARD + offset) * sizeof(float)), NULL, n, offset};
+    for (int64_t i = 0; i < n + 2 * GUARD + offset; i++) r.all[i] = NAN;
+    r.p = r.all + GUARD + offset;
+    return r;
+}
+static bool row_guards(row r) {
+    for (int64_t i = 0; i < GUARD + r.offset; i++)
+        if (!isnan(r.all[i])) return false;
+    for (int64_t i = 0; i < GUARD; i++)
+        if (!isnan(r.p[r.n + i])) return false;
+    return true;
+}
+static row row_copy(row a) {
+    row r = row_make(a.n, a.offset);
+    memcpy(r.p, a.p, (size_t)a.n * sizeof(float));
+    return r;
+}
+
+static uint64_t state = 88172645463325252u;
+static float uniform(float low, float high) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return low + (high - low) * (float)(state >> 40) * 0x1p-24f;
+}
+static row row_random(int64_t n, int64_t offset, float low, float high) {
+    row r = row_make(n, offset);
+    for (int64_t i = 0; i < n; i++) r.p[i] = uniform(low, high);
+    return r;
+}
+
+#define FREE(...)                                                                                                      \
+    do {                                                                                                               \
+        row list_[] = {__VA_ARGS__};                                                                                   \
+        for (size_t j_ = 0; j_ < sizeof list_ / sizeof list_[0]; j_++) free(list_[j_].all);                            \
+    } while (0)
+
+/* got against want: |difference| <= bound(i); the guards of got must still be NaN. */
+#define CLOSE(name, got, want, bound)                                                                                  \
+    do {                                                                                                               \
+        CHECK(row_guards(got), "%s %s n=%lld: wrote outside the row", lora_isa_name(isa), name, (long long)(got).n);   \
+        for (int64_t i = 0; i < (got).n; i++) {                                                                        \
+            double difference_ = fabs((double)(got).p[i] - (double)(want).p[i]), bound_ = (bound);                     \
+            CHECK(difference_ <= bound_, "%s %s n=%lld [%lld]: got %.9g, expected %.9g, bound %.3g",                   \
+                  lora_isa_name(isa), name, (long long)(got).n, (long long)i, (double)(got).p[i], (double)(want).p[i], \
+                  bound_);                                                                                             \
+        }                                                                                                              \
+    } while (0)
+
+/* A sum of n products in at least 8 lanes: n/8 additions a lane, a few more across lanes. */
+static double sum_factor(int64_t n) { return (double)n / 8.0 + 12.0; }
+
+static void check_norm(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
+                       int64_t offset) {
+    row x = row_random(n, offset, -3, 3), w = row_random(n, 0, -2, 2), dy = row_random(n, offset, -1, 1);
+    row y = row_make(n, offset), want = row_make(n, 0);
+    float eps = 1e-5f, rstd = k->rmsnorm_forward(n, x.p, w.p, eps, y.p);
+    float want_rstd = ref->rmsnorm_forward(n, x.p, w.p, eps, want.p);
+    CHECK(fabs((double)rstd - want_rstd) <= sum_factor(n) * U * want_rstd, "rstd n=%lld", (long long)n);
+    CLOSE("rmsnorm_forward", y, want, sum_factor(n) * U * fabs((double)want.p[i]));
+    row in_place = row_copy(x);
+    k->rmsnorm_forward(n, in_place.p, w.p, eps, in_place.p);
+    CHECK(!memcmp(in_place.p, y.p, (size_t)n * 4), "rmsnorm_forward in place n=%lld", (long long)n);
+
+    double mean = 0.0;
+    for (int64_t i = 0; i < n; i++) mean += fabs((double)dy.p[i] * w.p[i] * x.p[i]) / (double)n;
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        row dx = row_random(n, offset, -1, 1), dw = row_random(n, 0, -1, 1), dx0 = row_copy(dx);
+        row want_dx = row_copy(dx), want_dw = row_copy(dw), dw0 = row_copy(dw);
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, rstd, dx.p, accumulate, dw.p);
+        ref->rmsnorm_backward(n, dy.p, x.p, w.p, rstd, want_dx.p, accumulate, want_dw.p);
+        double r = rstd;
+        CLOSE("rmsnorm_backward dx", dx, want_dx,
+              U * (8 * r * fabs((double)dy.p[i] * w.p[i]) + sum_factor(n) * r * r * r * mean * fabs((double)x.p[i]) +
+                   2 * fabs((double)dx0.p[i])));
+        CLOSE("rmsnorm_backward dweight", dw, want_dw,
+              U * (4 * r * fabs((double)dy.p[i] * x.p[i]) + 2 * fabs((double)dw0.p[i])));
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, rstd, NULL, accumulate, dw0.p);
+        CHECK(!memcmp(dw0.p, dw.p, (size_t)n * 4), "dweight without dx n=%lld", (long long)n);
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, rstd, dx0.p, accumulate, NULL);
+        CHECK(!memcmp(dx0.p, dx.p, (size_t)n * 4), "dx without dweight n=%lld", (long long)n);
+        FREE(dx, dw, dx0, want_dx, want_dw, dw0);
+    }
+    FREE(x, w, dy, y, want, in_place);
+}
+
+static void check_rope(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t half,
+                       int64_t offset) {
+    row x = row_random(2 * half, offset, -3, 3), c = row_random(half, 0, -1, 1), s = row_random(half, 0, -1, 1);
+    for (int sign = -1; sign <= 1; sign += 2) {
+        row got = row_copy(x), want = row_copy(x);
+        k->rope(half, got.p, c.p, s.p, (float)sign);
+        ref->rope(half, want.p, c.p, s.p, (float)sign);
+        CLOSE("rope", got, want, 3 * U * (fabs((double)x.p[i % half]) + fabs((double)x.p[i % half + half])));
+        FREE(got, want);
+    }
+    FREE(x, c, s);
+}
+
+static void check_swiglu(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
+                         int64_t offset) {
+    row g = row_random(n, offset, -12, 12), u = row_random(n, 0, -3, 3), d = row_random(n, offset, -2, 2);
+    static const float special[] = {0.0f, -0.0f, 100.0f, -100.0f, 1e30f, -1e30f, -88.0f, 88.0f, 1e-40f, -87.31f};
+    for (int64_t i = 0; i < n && n > 32 && i < 10; i++) g.p[i] = special[i];
+    row h = row_make(n, offset), want = row_make(n, 0), du = row_make(n, 0), want_du = row_make(n, 0);
+    k->swiglu_forward(n, g.p, u.p, h.p);
+    ref->swiglu_forward(n, g.p, u.p, want.p);
+    CLOSE("swiglu_forward", h, want, 8 * U * fabs((double)want.p[i]) + 0x1p-120 * fabs((double)u.p[i]));
+    row alias = row_copy(g);
+    k->swiglu_forward(n, alias.p, u.p, alias.p);
+    CHECK(!memcmp(alias.p, h.p, (size_t)n * 4), "swiglu_forward h = gate, n=%lld", (long long)n);
+
+    k->swiglu_backward(n, d.p, g.p, u.p, h.p, du.p);
+    ref->swiglu_backward(n, d.p, g.p, u.p, want.p, want_du.p);
+    CLOSE("swiglu_backward dgate", h, want,
+          16 * U * (1 + fabs((double)g.p[i])) * fabs((double)d.p[i] * u.p[i]) + 0x1p-118);
+    CLOSE("swiglu_backward dup", du, want_du, 8 * U * fabs((double)want_du.p[i]) + 0x1p-118);
+    row gate = row_copy(g), up = row_copy(u);
+    k->swiglu_backward(n, d.p, gate.p, up.p, gate.p, up.p);
+    CHECK(!memcmp(gate.p, h.p, (size_t)n * 4) && !memcmp(up.p, du.p, (size_t)n * 4), "in place n=%lld", (long long)n);
+    FREE(g, u, d, h, want, du, want_du, alias, gate, up);
+}
+
+static void check_softmax(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
+                          int64_t offset) {
+    for (int kind = 0; kind < 4; kind++) { /* small, wide, all equal, one huge */
+        float range = kind == 0 ? 2.0f : 40.0f, scale = 0.37f;
+        row x = row_random(n, offset, -range, range);
+        if (kind == 2)
+            for (int64_t i = 0; i < n; i++) x.p[i] = -7.5f;
+        if (kind == 3) x.p[n / 2] = 3e4f;
+        double max = 0.0;
+        for (int64_t i = 0; i < n; i++) max = fmax(max, fabs((double)x.p[i]));
+        int64_t target = kind == 1 ? n - 1 : n / 3;
+        row got = row_copy(x), want = row_copy(x), kept = row_copy(x), probability = row_copy(x);
+        double loss = k->softmax_cross_entropy(n, got.p, target, scale, true);
+        double want_loss = ref->softmax_cross_entropy(n, want.p, target, scale, true);
+        CHECK(fabs(loss - want_loss) <= (max + 100) * U, "%s loss n=%lld: got %.9g, expected %.9g", lora_isa_name(isa),
+              (long long)n, loss, want_loss);
+        /* The tail error of exp is relative to x - max: half an ulp of a float below 2 * max in the exponent. */
+        memcpy(probability.p, want.p, (size_t)n * 4);
+        probability.p[target] += scale;
+        CLOSE("softmax gradient", got, want,
+              (100 + 2 * max) * U * fabs((double)probability.p[i]) + (i == target ? 2 * U * scale : 0) + 0x1p-120);
+        CHECK(k->softmax_cross_entropy(n, kept.p, target, scale, false) == loss, "loss without gradient");
+        CHECK(row_guards(kept) && !memcmp(kept.p, x.p, (size_t)n * 4), "logits changed without gradient");
+        FREE(x, got, want, kept, probability);
+    }
+    row bad = row_random(n, offset, -1, 1);
+    bad.p[n - 1] = NAN;
+    CHECK(isnan(k->softmax_cross_entropy(n, bad.p, 0, 1.0f, false)), "%s NaN logit n=%lld", lora_isa_name(isa), (long long)n);
+    bad.p[n - 1] = INFINITY;
+    CHECK(isnan(k->softmax_cross_entropy(n, bad.p, 0, 1.0f, false)), "%s Inf logit n=%lld", lora_isa_name(isa), (long long)n);
+    FREE(bad);
+}
+
+static void check_adamw(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
+                        int64_t offset) {
+    lora_adamw_constants c = {0.5f, 0.999f, 0.9f, 0.1f, 0.999f, 0.001f, 3e-3f, 0.2f, 1e-8f};
+    row p = row_random(n, offset, -1, 1), g = row_random(n, 0, -1, 1), m = row_random(n, offset, -0.1f, 0.1f);
+    row v = row_random(n, 0, 0, 0.01f);
+    if (n > 8) g.p[3] = m.p[3] = v.p[3] = 0.0f;
+    row p0 = row_copy(p), m0 = row_copy(m), v0 = row_copy(v), wp = row_copy(p), wm = row_copy(m), wv = row_copy(v);
+    k->adamw(n, p.p, g.p, m.p, v.p, &c);
+    ref->adamw(n, wp.p, g.p, wm.p, wv.p, &c);
+    double grad = 0.5;
+    CLOSE("adamw m", m, wm, 3 * U * (fabs((double)m0.p[i]) + 0.1 * grad));
+    CLOSE("adamw v", v, wv, 5 * U * (v0.p[i] + 0.001 * grad * grad));
+    /* |m| is at most |m0| + 0.05 and its error is absolute, so the error of the step is bounded by that. */
+    CLOSE("adamw p", p, wp,
+          3 * U * fabs((double)p0.p[i]) +
+              12 * U * c.step_size * (fabs((double)m0.p[i]) + 0.05) / (sqrt((double)wv.p[i]) / 0.2 + 1e-8));
+    if (isa > LORA_ISA_PORTABLE) { /* elementwise without fused operations: the same bits */
+        lora_rowwise_kernels portable;
+        lora_rowwise_kernels_init(&portable, LORA_ISA_PORTABLE);
+        portable.adamw(n, p0.p, g.p, m0.p, v0.p, &c);
+        CHECK(!memcmp(p0.p, p.p, (size_t)n * 4) && !memcmp(m0.p, m.p, (size_t)n * 4) && !memcmp(v0.p, v.p, (size_t)n * 4),
+              "adamw differs from portable n=%lld", (long long)n);
+    }
+    FREE(p, g, m, v, p0, m0, v0, wp, wm, wv);
+}
+
+static void check_vectors(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
+                          int64_t offset) {
+    row x = row_random(n, offset, -3, 3), y = row_random(n, 0, -3, 3), y0 = row_copy(y), want = row_copy(y);
+    double sum = k->sum_of_squares(n, x.p), exact = ref->sum_of_squares(n, x.p);
+    CHECK(fabs(sum - exact) <= (double)n * 0x1p-52 * exact, "sum_of_squares n=%lld", (long long)n);
+    lora_rowwise_kernels portable;
+    lora_rowwise_kernels_init(&portable, LORA_ISA_PORTABLE);
+    CHECK(sum == portable.sum_of_squares(n, x.p), "sum_of_squares differs from portable n=%lld", (long long)n);
+    k->axpy(n, 0.7f, x.p, y.p);
+    ref->axpy(n, 0.7f, x.p, want.p);
+    CLOSE("axpy", y, want, 2 * U * (fabs(0.7 * x.p[i]) + fabs((double)y0.p[i])));
+    for (int64_t i = 0; i < n; i++) x.p[i] *= 28.0f;
+    k->exp(n, x.p, y.p);
+    ref->exp(n, x.p, want.p);
+    CLOSE("exp", y, want, 2 * U * want.p[i]);
+    FREE(x, y, y0, want);
+}
+
+/* Distance of exp from the exact value in units of its last place, over every stride-th float of the range. */
+static void check_exp_ulp(const lora_rowwise_kernels *k, lora_isa isa) {
+    enum { BATCH = 4096, STRIDE = 61 };
+    static float x[BATCH], y[BATCH];
+    double worst = 0.0;
+    for (int negative = 0; negative < 2; negative++) {
+        uint32_t bits = 0, last = negative ? 0x42ae9999u /* 87.3 */ : 0x42b17217u /* 88.7228 */;
+        while (bits <= last) {
+            int n = 0;
+            for (; n < BATCH && bits <= last; n++, bits += STRIDE) {
+                uint32_t b = bits | (negative ? 0x80000000u : 0);
+                memcpy(&x[n], &b, 4);
+            }
+            k->exp(n, x, y);
+            for (int i = 0; i < n; i++) {
+                double exact = exp((double)x[i]);
+                double ulp = ldexp(1.0, (int)floor(log2(exact)) - 23);
+                worst = fmax(worst, fabs(y[i] - exact) / ulp);
+            }
+        }
+    }
+    CHECK(worst <= 1.1, "%s exp: %.3f ulp", lora_isa_name(isa), worst);
+    float special[8] = {0.0f, -0.0f, -87.4f, -INFINITY, INFINITY, 89.0f, NAN, 88.7228317f}, out[8];
+    k->exp(8, special, out);
+    CHECK(out[0] == 1.0f && out[1] == 1.0f, "%s exp(0)", lora_isa_name(isa));
+    CHECK(out[2] == 0.0f && out[3] == 0.0f, "%s exp of very negative values", lora_isa_name(isa));
+    CHECK(isinf(out[4]) && isinf(out[5]) && isnan(out[6]) && isfinite(out[7]), "%s exp of large values and NaN",
+          lora_isa_name(isa));
+    uint32_t payload = 0x7fc00001u; /* a NaN whose low bits must not leak into the exponent */
+    memcpy(&special[0], &payload, 4);
+    k->exp(8, special, out);
+    CHECK(isnan(out[0]), "%s exp(NaN with payload)", lora_isa_name(isa));
+}
+
+void check_rowwise(void) {
+    lora_rowwise_kernels ref, k;
+    lora_rowwise_kernels_init(&ref, LORA_ISA_REF);
+    for (int rung = LORA_ISA_PORTABLE; rung <= (int)lora_cpu_best_isa(); rung++) {
+        lora_isa isa = (lora_isa)rung;
+        lora_rowwise_kernels_init(&k, isa);
+        for (int s = 0; s < N_SIZES; s++)
+            for (int64_t offset = 0; offset < 2; offset++) {
+                check_norm(&k, &ref, isa, sizes[s], offset);
+                check_rope(&k, &ref, isa, sizes[s], offset);
+                check_swiglu(&k, &ref, isa, sizes[s], offset);
+                check_softmax(&k, &ref, isa, sizes[s], offset);
+                check_adamw(&k, &ref, isa, sizes[s], offset);
+                check_vectors(&k, &ref, isa, sizes[s], offset);
+            }
+        check_exp_ulp(&k, isa);
+    }
+}

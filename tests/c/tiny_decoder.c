@@ -1,0 +1,70 @@
+#include "tests/c/tiny_decoder.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { H = 24, I = 40, HEADS = 4, KV_HEADS = 2, D = 6, LAYERS = 2, R = 3 };
+
+static const int64_t shapes[LORA_LAYER_MATRICES][2] = {{HEADS * D, H}, {KV_HEADS * D, H}, {KV_HEADS * D, H}, {H, HEADS * D}, {I, H}, {I, H}, {H, I}};
+
+static lora_weight matrix(const float *data, int64_t rows, int64_t cols) {
+    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = cols, .data = data};
+}
+
+static lora_status set_layer(tiny_decoder *t, int64_t layer, float dropout, int skip, float **w, float **g, lora_error *err) {
+    for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
+        int64_t rows = shapes[slot][0], cols = shapes[slot][1];
+        lora_weight m = matrix(*w, rows, cols);
+        *w += rows * cols;
+        if (layer == 1 && slot == skip) continue;
+        LORA_TRY(lora_decoder_set_matrix(t->decoder, layer, (lora_matrix_slot)slot, &m, NULL, err));
+        lora_adapter a = {R, *w, *w + R * cols, *g, *g + R * cols, 0.5f, dropout, 11, 0};
+        *w += R * (rows + cols);
+        *g += R * (rows + cols);
+        LORA_TRY(lora_decoder_set_adapter(t->decoder, layer, (lora_matrix_slot)slot, &a, err));
+    }
+    LORA_TRY(lora_decoder_set_vector(t->decoder, layer, LORA_INPUT_LAYERNORM, *w, H, NULL, err));
+    return lora_decoder_set_vector(t->decoder, layer, LORA_POST_ATTENTION_LAYERNORM, *w + H, H, NULL, err);
+}
+
+lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decoder *t, lora_error *err) {
+    static const double inv_freq[D / 2] = {1, 0.1, 0.01};
+    lora_decoder_config config = {.hidden_size = H, .intermediate_size = I, .num_hidden_layers = LAYERS, .num_attention_heads = HEADS,
+                                  .num_key_value_heads = KV_HEADS, .head_dim = D, .vocab_size = TINY_VOCAB, .max_position_embeddings = 64,
+                                  .rms_norm_eps = 1e-5, .rope_inv_freq = inv_freq, .rope_scale = 1, .tie_word_embeddings = true};
+    memset(t, 0, sizeof *t);
+    LORA_TRY(lora_decoder_create(ctx, &config, &t->decoder, err));
+    t->n_weights = 40000;
+    t->n_grads = 8000;
+    t->weights = malloc((size_t)t->n_weights * sizeof(float));
+    t->grads = calloc((size_t)t->n_grads, sizeof(float));
+    check_normal(t->weights, t->n_weights, 21, 0.3f);
+    float *w = t->weights, *g = t->grads;
+    lora_weight embed = matrix(w, TINY_VOCAB, H);
+    w += TINY_VOCAB * H;
+    LORA_TRY(lora_decoder_set_matrix(t->decoder, -1, LORA_EMBED_TOKENS, &embed, NULL, err));
+    LORA_TRY(lora_decoder_set_vector(t->decoder, -1, LORA_FINAL_NORM, w, H, NULL, err));
+    w += H;
+    for (int64_t layer = 0; layer < LAYERS; layer++) {
+        LORA_TRY(set_layer(t, layer, dropout, skip, &w, &g, err));
+        w += 2 * H;
+    }
+    return LORA_OK;
+}
+
+void tiny_decoder_free(tiny_decoder *t) {
+    lora_decoder_destroy(t->decoder);
+    free(t->weights);
+    free(t->grads);
+}
+
+lora_batch tiny_batch(void) {
+    static int32_t ids[TINY_TOKENS], targets[TINY_TOKENS], cu[] = {0, 1, 9, TINY_TOKENS};
+    static float weight[TINY_TOKENS];
+    for (int i = 0; i < TINY_TOKENS; i++) {
+        ids[i] = (i * 17 + 3) % TINY_VOCAB;
+        targets[i] = (i * 31 + 5) % TINY_VOCAB;
+        weight[i] = i % 4 ? 1.0f : 0.0f;
+    }
+    return (lora_batch){.n_tokens = TINY_TOKENS, .n_segments = 3, .input_ids = ids, .cu_seqlens = cu, .targets = targets, .loss_weight = weight};
+}

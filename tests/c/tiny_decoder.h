@@ -1,0 +1,20 @@
+/* A random decoder of two layers with LoRA on every matrix, for the checks that need a whole model. */
+#ifndef LORA_TESTS_TINY_DECODER_H
+#define LORA_TESTS_TINY_DECODER_H
+
+#include "tests/c/check.h"
+
+enum { TINY_TOKENS = 23, TINY_VOCAB = 50 };
+
+typedef struct tiny_decoder {
+    lora_decoder *decoder;
+    float *weights, *grads; /* grads: of all adapters, one after the other */
+    int64_t n_weights, n_grads;
+} tiny_decoder;
+
+/* skip: a matrix slot of layer 1 that is left out, or -1 */
+lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decoder *out, lora_error *err);
+void tiny_decoder_free(tiny_decoder *t);
+lora_batch tiny_batch(void);
+
+#endif

@@ -1,0 +1,104 @@
+"""Checks the rules of the C tree that a compiler does not: which layer includes which, and who may call what.
+
+Usage: python tests/lint/lint_layers.py [ROOT]
+Prints one line per violation, exits with 1 when there are any.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+# A layer includes itself and those below it, never one above.
+LAYERS = ("base", "format", "kernels", "ops", "model")
+PUBLIC = "lora_c/"  # "lora_c/nf4.h" is a public header, "lora_c/base/alloc.h" is not
+INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
+COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.DOTALL)
+
+# (what, the pattern in code without comments and strings, the files that may use it)
+CALLS = (
+    ("memory from libc", r"\b(?:malloc|calloc|realloc|aligned_alloc|posix_memalign|strdup|free)\s*\(", ("base/alloc.c",)),
+    ("threads", r"\bpthread_\w+", ("base/parallel.c", "ops/context.c", "ops/ctx.h")),
+    ("printing", r"\b(?:f?printf|puts|fputs|putchar|perror)\s*\(", ()),
+    ("ending the process", r"\b(?:_?exit|abort|assert)\s*\(", ()),
+    ("errno", r"\berrno\b", ()),
+    ("OpenMP", r"#\s*pragma\s+omp\b", ()),
+)
+# Headers that only some folders may include.
+HEADERS = (
+    ("vector intrinsics", re.compile(r"(?:\w+mmintrin|arm_neon|arm_sve)\.h$"), ("kernels/x86/", "kernels/arm/", "kernels/tmpl/")),
+    ("Python", re.compile(r"Python\.h$|structmember\.h$|numpy/"), ("bindings/",)),
+    ("threads", re.compile(r"pthread\.h$|threads\.h$|omp\.h$"), ("base/parallel.c", "ops/context.c", "ops/ctx.h")),
+    ("CUDA", re.compile(r"cuda"), ("cuda/",)),
+)
+# One number of the NF4 table stands for all: a second copy of the table would drift.
+SINGLE_SOURCE = "0.6961928"
+
+
+def blank(match):
+    """Replaces a comment or string by as many lines, so that line numbers stay right."""
+    return "\n" * match.group().count("\n")
+
+
+def layer_of(path):
+    """Layer of a path relative to lora_c/ ("base", …), "public" for the public headers."""
+    return "public" if path.startswith("include/") else path.split("/")[0]
+
+
+def include_error(path, target):
+    """The reason why the file at path may not include target, or None."""
+    layer = layer_of(path)
+    if not target.startswith(PUBLIC):
+        return None if layer == "bindings" and "/" not in target else f'"{target}": write the path from the top, "lora_c/..."'
+    inner = target.removeprefix(PUBLIC)
+    if "/" not in inner:
+        return None  # public headers declare, every layer may see them
+    below = inner.split("/")[0]
+    if layer == "public":
+        return f'public headers include public headers only, got "{target}"'
+    if layer == "bindings":
+        return None if below == "bindings" else f'bindings include public headers only, got "{target}"'
+    if below not in LAYERS or LAYERS.index(below) > LAYERS.index(layer):
+        return f'{layer} may not include "{target}", which lies above it'
+    mine, theirs = path.split("/"), inner.split("/")
+    if layer == below == "kernels" and len(mine) == 3 and len(theirs) == 3 and theirs[1] not in (mine[1], "tmpl"):
+        return f'{"/".join(mine[:2])} may not include its sibling "{target}"'
+    return None
+
+
+def errors_of(path, text):
+    """(line number, message) for each violation in one file."""
+    for match in INCLUDE.finditer(text):
+        line, (bracket, target) = text.count("\n", 0, match.start(2)) + 1, match.groups()
+        if bracket == '"' and (message := include_error(path, target)):
+            yield line, message
+        for what, pattern, allowed in HEADERS:
+            if pattern.search(target) and not path.startswith(allowed):
+                yield line, f"{what}: {target} belongs in {', '.join(allowed)}"
+    if layer_of(path) == "bindings":
+        return  # bindings use CPython's memory and reporting; what they include is checked above
+    code = COMMENT_OR_STRING.sub(blank, text)
+    for what, pattern, allowed in CALLS:
+        if path in allowed:
+            continue
+        for match in re.finditer(pattern, code):
+            place = f"belongs in {', '.join(allowed)}" if allowed else "has no place in the library"
+            yield code.count("\n", 0, match.start()) + 1, f"{what}: {match.group().strip('( ')} {place}"
+
+
+def main():
+    """Prints what it found and returns the exit status."""
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parents[2]) / "lora_c"
+    files = sorted(p for p in root.rglob("*") if p.suffix in (".c", ".h"))
+    found, tables = [], []
+    for file in files:
+        path, text = file.relative_to(root).as_posix(), file.read_text(encoding="utf-8")
+        found += [f"lora_c/{path}:{line}: {message}" for line, message in errors_of(path, text)]
+        tables += [path] * text.count(SINGLE_SOURCE)
+    if tables != ["format/nf4_codebook.h"]:
+        found.append(f"{SINGLE_SOURCE}: expected once, in format/nf4_codebook.h, got {tables}")
+    print("\n".join([*found, f"lint_layers: {len(files)} files, {len(found)} violations"]))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The command line as a person meets it, in its own process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import lora_c as lc
+
+
+def run(*args, ok=True, **kwargs):
+    done = subprocess.run([sys.executable, "-m", "lora_c", *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
+    if ok:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def one_line_error(done):
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def stories(shared_data):
+    return shared_data / "stories260K_hf"
+
+
+def test_help_lists_every_command():
+    text = run("--help").stdout
+    for name in ("train", "generate", "chat", "eval", "merge", "quantize", "demo"):
+        assert name in text
+        assert "Usage" in run(name, "--help").stdout
+    assert "--learning-rate" in run("train", "--help").stdout
+
+
+@pytest.mark.parametrize("source", ["tinyshakespeare", "gsm8k"])
+def test_train_merge_generate(shared_data, stories, tmp_path, source):
+    if source == "gsm8k":
+        rows = (shared_data / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:120]
+        records = [json.loads(r) for r in rows]
+        data = tmp_path / "gsm8k.jsonl"
+        data.write_text(
+            "".join(json.dumps({"prompt": r["question"] + "\n", "completion": r["answer"]}) + "\n" for r in records),
+            encoding="utf-8",
+        )
+    else:
+        data = tmp_path / "text.txt"
+        text = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
+        data.write_text(text[:40_000], encoding="utf-8")
+    out = tmp_path / "out"
+    config = tmp_path / "run.yaml"
+    config.write_text("learning_rate: 1e-3\nmax_steps: 99\nmax-seq-length: 128\nr: 4\n", encoding="utf-8")
+    done = run("train", "--config", config, "--model", stories, "--data", data, "--output-dir", out, "--max-steps", 30,
+               "--val-fraction", 0.1, "--eval-steps", 30)  # fmt: skip
+    assert "forecast" in done.stderr and "adapter in" in done.stderr
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    evals = [r["eval_loss"] for r in records if "eval_loss" in r]
+    assert evals[-1] < evals[0]
+    assert max(r["step"] for r in records) == 30
+    for name in ("adapter_model.safetensors", "adapter_config.json", "loss.png", "config.yaml"):
+        assert (out / name).stat().st_size > 0
+
+    model = lc.load_model(stories, progress=False)
+    model.load_adapter(out)
+    ids = np.arange(3, 60, dtype=np.int32)
+    with_adapter = model.decoder.logits(ids)
+    run("merge", "--model", stories, "--adapter", out, "--output-dir", tmp_path / "merged", "--dtype", "float32")
+    merged = lc.load_model(tmp_path / "merged", progress=False).decoder.logits(ids)
+    assert np.abs(merged - with_adapter).max() < 1e-4
+    run("merge", "--model", stories, "--adapter", out, "--output-dir", tmp_path / "merged16")
+    merged16 = lc.load_model(tmp_path / "merged16", progress=False).decoder.logits(ids)
+    # bfloat16 keeps 8 bits: each weight moves by at most 2^-9 relative; logits of this model move by well under 0.3
+    assert np.abs(merged16 - with_adapter).max() < 0.3
+    text = run("generate", "--model", stories, "--adapter", out, "--max-new-tokens", 8, "Once upon").stdout
+    assert len(text.strip()) > 0
+    loss = json.loads(run("eval", "--model", stories, "--data", data, "--max-seq-length", 128, "--json").stdout)
+    adapted = json.loads(run("eval", "--model", stories, "--adapter", out, "--data", data, "--max-seq-length", 128, "--json").stdout)
+    assert adapted["loss"] < loss["loss"]
+
+
+def test_quantize_writes_a_folder_that_loads_with_equal_logits(stories, tmp_path):
+    run("quantize", "--model", stories, "--output-dir", tmp_path / "q")
+    ids = np.arange(3, 40, dtype=np.int32)
+    direct = lc.load_model(stories, quantize="nf4", progress=False).decoder.logits(ids)
+    np.testing.assert_array_equal(lc.load_model(tmp_path / "q", progress=False).decoder.logits(ids), direct)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("train", "--model", "nowhere", "--data", "x.jsonl"), "nowhere"),
+        (("train", "--data", "x.jsonl"), "give --model PATH"),
+        (("generate", "--model", "nowhere", "hi"), "nowhere"),
+        (("trian",), "Did you mean 'train'"),
+        (("train", "--config", "none.yaml"), "expected a readable YAML file"),
+        (("train", "--model", "m", "--data", "d", "--learning-rate", "-1"), "learning_rate"),
+    ],
+)
+def test_mistakes_end_in_one_line(args, message, tmp_path):
+    assert message in one_line_error(run(*args, ok=False, cwd=tmp_path))
+
+
+def test_unknown_config_key_names_the_nearest(tmp_path):
+    (tmp_path / "c.yaml").write_text("learning_rte: 1e-3\n", encoding="utf-8")
+    assert "'learning_rate'" in one_line_error(run("train", "--config", tmp_path / "c.yaml", ok=False))
+
+
+def test_bad_json_line_is_named(stories, tmp_path):
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"text": "ok"}\nnot json\n', encoding="utf-8")
+    assert "d.jsonl:2" in one_line_error(run("train", "--model", stories, "--data", data, "--output-dir", tmp_path, ok=False))
+
+
+def test_ctrl_c_stops_with_a_checkpoint(shared_data, stories, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_c", "train", "--model", stories, "--data", shared_data / "tinyshakespeare" / "input.txt",
+         "--output-dir", tmp_path / "out", "--max-steps", "100000", "--max-seq-length", "64"],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in err and "saving a checkpoint" in err
+    assert any(p.name.startswith("checkpoint-") for p in (tmp_path / "out").iterdir())

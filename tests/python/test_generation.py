@@ -1,0 +1,105 @@
+"""Sampling, stopping and streaming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_c.configs import GenerationConfig
+from lora_c.errors import ConfigError, DataError
+from lora_c.generation import choose_token, generate_ids, probabilities
+from lora_c.model import load_model
+
+LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 3.0], np.float32)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def test_probabilities() -> None:
+    config = GenerationConfig(temperature=0.5)
+    np.testing.assert_allclose(probabilities(LOGITS, config), softmax(LOGITS.astype(np.float64) / 0.5))
+    kept = probabilities(LOGITS, GenerationConfig(top_k=2))
+    np.testing.assert_allclose(kept, [0, 0.5, 0, 0, 0.5])
+    p = softmax(LOGITS.astype(np.float64))
+    assert probabilities(LOGITS, GenerationConfig(top_p=p[1] * 0.9)).nonzero()[0].tolist() == [1]
+    assert probabilities(LOGITS, GenerationConfig(top_p=p[1] * 1.1)).nonzero()[0].tolist() == [1, 4]
+    assert probabilities(LOGITS, GenerationConfig(top_p=1.0)).all()
+
+
+def test_greedy_and_draws() -> None:
+    generator = np.random.Generator(np.random.Philox(0))
+    assert choose_token(LOGITS, GenerationConfig(), generator) == 1
+    assert choose_token(LOGITS, GenerationConfig(temperature=0.0, do_sample=True), generator) == 1
+    config = GenerationConfig(temperature=1.0)
+    draws = np.bincount([choose_token(LOGITS, config, generator) for _ in range(20_000)], minlength=5) / 20_000
+    np.testing.assert_allclose(draws, softmax(LOGITS), atol=0.015)
+
+
+def test_same_seed_same_text(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir)
+    options = {"max_new_tokens": 12, "temperature": 2.0, "ignore_eos": True}
+    one = model.generate("w3 w4", **options, seed=1)
+    assert one == model.generate("w3 w4", **options, seed=1) != model.generate("w3 w4", **options, seed=2)
+    assert "".join(model.stream("w3 w4", GenerationConfig(**options), seed=1)) == one
+
+
+def test_cached_decoding_equals_whole_forward(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir)
+    ids = [3, 4, 5]
+    got = list(generate_ids(model, ids, GenerationConfig(max_new_tokens=10, ignore_eos=True)))
+    for token in got:
+        assert token == int(model.decoder.logits(np.array(ids, np.int32))[-1].argmax())
+        ids.append(token)
+
+
+def test_stops(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir)
+    free = GenerationConfig(max_new_tokens=1000, ignore_eos=True)
+    ids = list(generate_ids(model, [3, 4], free))
+    assert len(ids) == 62  # the context is 64
+    assert list(generate_ids(model, [3, 4], GenerationConfig(max_new_tokens=5, ignore_eos=True))) == ids[:5]
+    model.eos_token_ids = frozenset({ids[3]})
+    assert list(generate_ids(model, [3, 4], GenerationConfig())) == ids[: ids.index(ids[3])]
+
+
+def test_stop_strings_are_cut_and_never_shown(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir)
+    options = {"max_new_tokens": 20, "ignore_eos": True}
+    text = model.generate("w3 w4", **options)
+    stop = text[15:21]
+    pieces = list(model.stream("w3 w4", **options, stop_strings=[stop, "never"]))
+    assert "".join(pieces) == text[: text.index(stop)] and all(pieces)
+
+
+def test_wrong_prompts_are_refused(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir)
+    for prompt, message in [
+        (3, "expected a text, a list"), ([], "at least one token"), ("", "at least one token"), ([99], "from 0 to 63, got 99"),
+        ([3] * 64, "context of 64"), ([{"role": "user", "content": "x"}], "chat template"),
+    ]:  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            model.generate(prompt)
+    with pytest.raises(ConfigError, match="did you mean 'max_new_tokens'"):
+        model.generate("w3", max_tokens=3)
+    with pytest.raises(ConfigError, match="temperature"):
+        model.generate("w3", temperature=-1.0)
+
+
+def test_chat_prompt(tiny_model_dir: Path) -> None:
+    (tiny_model_dir / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    model = load_model(tiny_model_dir)
+    options = {"max_new_tokens": 5, "ignore_eos": True}
+    assert model.generate([{"role": "user", "content": "w3 w4"}], **options) == model.generate("w3 w4 ", **options)
+
+
+def test_folder_without_tokenizer_works_by_ids(tiny_model_dir: Path) -> None:
+    (tiny_model_dir / "tokenizer.json").unlink()
+    model = load_model(tiny_model_dir)
+    assert len(list(generate_ids(model, [3], GenerationConfig(max_new_tokens=3, ignore_eos=True)))) == 3
+    with pytest.raises(ValueError, match="tokenizer.json"):
+        model.generate("w3")

@@ -1,0 +1,88 @@
+"""reference.py against central differences: the oracle itself must be right."""
+
+import numpy as np
+import pytest
+
+from lora_c import reference as ref
+
+RNG = np.random.default_rng(7)
+
+
+def central_difference(function, x, step=1e-6):
+    """d function / dx by (f(x + h) - f(x - h)) / 2h, in float64."""
+    x = np.array(x, np.float64)
+    grad = np.empty_like(x)
+    for i in np.ndindex(x.shape):
+        old = x[i]
+        x[i] = old + step
+        up = function(x)
+        x[i] = old - step
+        down = function(x)
+        x[i] = old
+        grad[i] = (up - down) / (2 * step)
+    return grad
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-8)
+
+
+def test_lora_linear_gradients():
+    x, w, a, b = (RNG.standard_normal(s) for s in ((4, 5), (3, 5), (2, 5), (3, 2)))
+    dy = RNG.standard_normal((4, 3))
+    dx, da, db = ref.lora_linear_backward(dy, x, w, a, b, 1.7)
+    close(dx, central_difference(lambda t: (dy * ref.lora_linear(t, w, a, b, 1.7)).sum(), x))
+    close(da, central_difference(lambda t: (dy * ref.lora_linear(x, w, t, b, 1.7)).sum(), a))
+    close(db, central_difference(lambda t: (dy * ref.lora_linear(x, w, a, t, 1.7)).sum(), b))
+
+
+def test_rmsnorm_gradients():
+    x, w, dy = RNG.standard_normal((3, 6)), RNG.standard_normal(6), RNG.standard_normal((3, 6))
+    dx, dw = ref.rmsnorm_backward(dy, x, w, 1e-5)
+    close(dx, central_difference(lambda t: (dy * ref.rmsnorm(t, w, 1e-5)).sum(), x))
+    close(dw, central_difference(lambda t: (dy * ref.rmsnorm(x, t, 1e-5)).sum(), w))
+
+
+def test_rope_backward_is_the_gradient_and_rotation_keeps_length():
+    x, dy = RNG.standard_normal((4, 2, 6)), RNG.standard_normal((4, 2, 6))
+    positions, inv_freq = np.arange(4), np.array([1.0, 0.1, 0.01])
+    close(ref.rope(dy, positions, inv_freq, backward=True),
+          central_difference(lambda t: (dy * ref.rope(t, positions, inv_freq)).sum(), x))
+    close(np.linalg.norm(ref.rope(x, positions, inv_freq), axis=-1), np.linalg.norm(x, axis=-1))
+
+
+def test_swiglu_gradients():
+    g, u, dh = (RNG.standard_normal((3, 4)) for _ in range(3))
+    dg, du = ref.swiglu_backward(dh, g, u)
+    close(dg, central_difference(lambda t: (dh * ref.swiglu(t, u)).sum(), g))
+    close(du, central_difference(lambda t: (dh * ref.swiglu(g, t)).sum(), u))
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_attention_gradients(window):
+    q, k, v = RNG.standard_normal((6, 4, 3)), RNG.standard_normal((6, 2, 3)), RNG.standard_normal((6, 2, 3))
+    dout, cu = RNG.standard_normal((6, 4, 3)), [0, 4, 6]
+    dq, dk, dv = ref.attention_backward(dout, q, k, v, cu, sliding_window=window)
+    run = lambda q, k, v: (dout * ref.attention(q, k, v, cu, sliding_window=window)).sum()  # noqa: E731
+    close(dq, central_difference(lambda t: run(t, k, v), q))
+    close(dk, central_difference(lambda t: run(q, t, v), k))
+    close(dv, central_difference(lambda t: run(q, k, t), v))
+
+
+def test_attention_never_crosses_segments():
+    q, k, v = (RNG.standard_normal((5, 2, 3)) for _ in range(3))
+    whole = ref.attention(q, k, v, [0, 2, 5])
+    np.testing.assert_array_equal(whole[2:], ref.attention(q[2:], k[2:], v[2:], [0, 3]))
+
+
+def test_cross_entropy_gradients():
+    x, w = RNG.standard_normal((4, 3)), RNG.standard_normal((5, 3))
+    targets, weight = np.array([0, 4, 2, 1]), np.array([1.0, 0.0, 2.0, 0.5])
+    dx, dw = ref.linear_cross_entropy_backward(x, w, targets, weight)
+    close(dx, central_difference(lambda t: ref.linear_cross_entropy(t, w, targets, weight), x))
+    close(dw, central_difference(lambda t: ref.linear_cross_entropy(x, t, targets, weight), w))
+
+
+def test_embedding_gradient():
+    ids, w, dy = np.array([1, 3, 1]), RNG.standard_normal((4, 2)), RNG.standard_normal((3, 2))
+    close(ref.embedding_backward(ids, dy, 4), central_difference(lambda t: (dy * ref.embedding(ids, t)).sum(), w))

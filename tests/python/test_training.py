@@ -1,0 +1,179 @@
+"""The training loop on a real small checkpoint: loss falls, bits repeat, runs resume, errors are clear."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import lora_c as lc
+from lora_c import _core
+from lora_c.data import Dataset, Sample
+from lora_c.errors import CheckpointError, ConfigError
+from lora_c.trainer import Trainer
+
+
+@pytest.fixture
+def stories(shared_data):
+    return shared_data / "stories260K_hf"
+
+
+@pytest.fixture
+def shakespeare(shared_data, stories, tmp_path):
+    """A slice of real text, cut for the tokenizer of the model."""
+    text = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")[:20_000]
+    path = tmp_path / "slice.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def make_trainer(stories, data, out, method="qlora", dropout=0.0, **options):
+    quantize = "nf4" if method == "qlora" else None
+    trainable = method if method in ("full", "head") else "none"
+    model = lc.load_model(stories, quantize=quantize, trainable=trainable, progress=False)
+    if method in ("lora", "qlora"):
+        model.add_adapter(lc.LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, seed=1))
+    dataset = lc.load_dataset(data, model.tokenizer, max_seq_length=64)
+    train, held_out = dataset.split(0.1, seed=0)
+    settings = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_steps": 6, "seed": 5} | options
+    config = lc.TrainConfig(output_dir=str(out), method=method, **settings)
+    return Trainer(model, train, config, held_out)
+
+
+def trained_arrays(trainer):
+    return [np.array(p.data) for p in trainer.parameters]
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora", "head", "full"])
+def test_held_out_loss_falls_with_every_method(stories, shakespeare, tmp_path, method):
+    trainer = make_trainer(stories, shakespeare, tmp_path / "out", method, max_steps=25, eval_steps=25)
+    result = trainer.train()
+    evals = [r["eval_loss"] for r in trainer.history if "eval_loss" in r]
+    assert evals[-1] < evals[0] - 0.02
+    assert result.steps == 25 and not result.interrupted
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("loss" in r for r in lines) == 25
+    assert {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(lines[-2])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_bits_do_not_depend_on_threads(stories, shakespeare, tmp_path, dropout):
+    before = _core.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 8):
+            _core.set_num_threads(threads)
+            trainer = make_trainer(stories, shakespeare, tmp_path / str(threads), max_steps=20, dropout=dropout)
+            trainer.train()
+            losses = [r["loss"] for r in trainer.history if "loss" in r]
+            results.append((losses, trained_arrays(trainer)))
+    finally:
+        _core.set_num_threads(before)
+    for losses, arrays in results[1:]:
+        assert losses == results[0][0]
+        assert all(np.array_equal(a, b) for a, b in zip(arrays, results[0][1], strict=True))
+
+
+def test_recompute_gives_the_same_bits_in_less_memory(stories, shakespeare, tmp_path):
+    runs = {}
+    for recompute in ("none", "layer"):
+        trainer = make_trainer(stories, shakespeare, tmp_path / recompute, recompute=recompute, dropout=0.1)
+        trainer.train()
+        runs[recompute] = (trained_arrays(trainer), trainer.model.decoder.arena_bytes(256))
+    assert all(np.array_equal(a, b) for a, b in zip(runs["none"][0], runs["layer"][0], strict=True))
+    assert runs["layer"][1] < runs["none"][1] / 2
+
+
+def test_interrupted_and_resumed_run_has_the_same_bits(stories, shakespeare, tmp_path):
+    whole = make_trainer(stories, shakespeare, tmp_path / "whole", dropout=0.1)
+    whole.train()
+    first = make_trainer(stories, shakespeare, tmp_path / "parts", dropout=0.1, save_steps=3)
+    first.train()
+    assert (tmp_path / "parts" / "checkpoint-3" / "adapter_model.safetensors").is_file()
+    second = make_trainer(stories, shakespeare, tmp_path / "parts", dropout=0.1)
+    second.train(resume=True)
+    assert all(np.array_equal(a, b) for a, b in zip(trained_arrays(whole), trained_arrays(second), strict=True))
+
+
+def test_ctrl_c_saves_a_checkpoint(stories, shakespeare, tmp_path, monkeypatch):
+    trainer = make_trainer(stories, shakespeare, tmp_path / "out")
+    step = Trainer._one_step
+
+    def interrupt(self, n, *args):
+        if n == 2:
+            raise KeyboardInterrupt
+        step(self, n, *args)
+
+    monkeypatch.setattr(Trainer, "_one_step", interrupt)
+    result = trainer.train()
+    assert result.interrupted and result.steps == 2
+    assert (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").is_file()
+
+
+def test_accumulation_is_the_same_mathematics(stories, shakespeare, tmp_path):
+    """4 x 1 and 1 x 4 sequences: equal up to the order of float32 sums (relative 1e-4 after 3 steps of AdamW)."""
+    runs = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        trainer = make_trainer(
+            stories,
+            shakespeare,
+            tmp_path / f"{size}",
+            max_steps=3,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        runs.append([r["loss"] for r in trainer.history if "loss" in r])
+    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-4)
+
+
+def test_checkpoint_of_another_run_is_refused(stories, shakespeare, tmp_path):
+    first = make_trainer(stories, shakespeare, tmp_path / "a", save_steps=3)
+    first.train()
+    other = make_trainer(stories, shakespeare, tmp_path / "b", method="head")
+    with pytest.raises(CheckpointError, match="resume with the options"):
+        other.train(resume=tmp_path / "a" / "checkpoint-3")
+    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+        other.train(resume=tmp_path / "nothing")
+
+
+def test_full_disk_leaves_the_last_checkpoint(stories, shakespeare, tmp_path, monkeypatch):
+    import safetensors.numpy
+
+    trainer = make_trainer(stories, shakespeare, tmp_path / "out", save_steps=2)
+    real, calls = safetensors.numpy.save_file, []
+
+    def full(tensors, path, *args, **kwargs):
+        if "training_state" in str(path):
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError(28, "No space left on device")
+        return real(tensors, path, *args, **kwargs)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(ValueError, match="room on the disk"):
+        trainer.train()
+    monkeypatch.undo()
+    left = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert "checkpoint-2" in left and not any("part" in name for name in left)
+    resumed = make_trainer(stories, shakespeare, tmp_path / "out")
+    assert resumed.train(resume=True).steps == 6
+
+
+def test_frozen_model_is_refused(stories, tmp_path):
+    model = lc.load_model(stories, progress=False)
+    data = Dataset([Sample(np.arange(4, dtype=np.int32), np.ones(4, np.float32))])
+    with pytest.raises(ConfigError, match="at least one trainable parameter"):
+        Trainer(model, data, lc.TrainConfig(output_dir=str(tmp_path)))
+
+
+def test_forecast_is_near_the_measured_peak(stories, shakespeare, tmp_path):
+    from lora_c.memory import forecast
+
+    trainer = make_trainer(stories, shakespeare, tmp_path / "out", max_steps=3)
+    plan = forecast(trainer)
+    result = trainer.train()
+    scratch = _core.memory_report()["scratch"]["peak"]
+    assert plan.total <= result.peak_memory_bytes + scratch
+    assert result.peak_memory_bytes - scratch <= 1.1 * plan.total
+    shutil.rmtree(tmp_path / "out")
