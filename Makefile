@@ -15,7 +15,7 @@ CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
 SOURCES := $(shell find lora_c -name '*.[ch]')
 MAKEFLAGS += -j2
 
-.PHONY: help demo test check asan headers lint bench clean
+.PHONY: help demo test check asan headers layers lint stubtest bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -30,10 +30,10 @@ $(VENV)/installed: $(VENV)/made pyproject.toml setup.py $(SOURCES)
 demo: $(VENV)/installed ## install into .venv and teach the model that ships a new task
 	$(BIN)/lora-c demo --out demo-output
 
-test: $(VENV)/installed check lint ## install into .venv, run the C checks and pytest
+test: $(VENV)/installed check stubtest ## install into .venv, run the C checks and pytest
 	$(BIN)/python -m pytest
 
-check: $(BUILD)/check headers ## the C checks alone
+check: $(BUILD)/check headers layers ## the C checks alone
 	$(BUILD)/check
 
 asan: ## the C checks under ASan and UBSan
@@ -43,10 +43,15 @@ headers: $(wildcard lora_c/include/lora_c/*.h) # every public header compiles al
 	@for h in $^; do $(CC) -std=c11 -Wall -Wextra -Werror -Ilora_c/include -fsyntax-only -x c $$h && \
 		$(CC) -std=c++17 -Wall -Wextra -Werror -Ilora_c/include -fsyntax-only -x c++ $$h || exit 1; done
 
-lint: $(VENV)/installed $(BUILD)/liblora_c.a ## layers, symbols, ruff, types of the extension
-	$(BIN)/python tests/lint/lint_layers.py
-	sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a
+layers: $(BUILD)/liblora_c.a # what a compiler does not check: include directions, calls, names, writable data
+	@$(PYTHON) tests/lint/lint_layers.py
+	@$(if $(SANITIZE),,sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a)
+
+lint: $(VENV)/installed layers ## layers and symbols of the C tree, style of the Python tree
+	sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a python/lora_c/_core.*.so
 	$(BIN)/ruff check python tests examples benchmarks setup.py
+
+stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 	$(BIN)/python -m mypy.stubtest lora_c._core
 
 bench: $(VENV)/installed $(BUILD)/bench_gemm ## speed: matrix product, training step, decoding

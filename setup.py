@@ -34,9 +34,10 @@ class BuildExt(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
-            if self.compiler.compiler and not _found(self.compiler.compiler[0]):
+            command = getattr(self.compiler, "compiler", None)
+            if command and not _found(command[0]):
                 raise SystemExit(
-                    f"lora-c: expected a C11 compiler, got none ({self.compiler.compiler[0]!r} is not on the PATH); "
+                    f"lora-c: expected a C11 compiler, got none ({command[0]!r} is not on the PATH); "
                     "install gcc or clang (Debian: apt-get install build-essential)"
                 ) from error
             raise

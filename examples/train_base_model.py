@@ -50,13 +50,15 @@ CONFIG = {
 
 
 def make_tokenizer(folder: Path, vocab_size: int) -> int:
-    """Write tokenizer.json and its config; returns the vocabulary size. The questions' words are known, as in any real base."""
+    """Write tokenizer.json and its config; returns the vocabulary size. The words of the questions are known."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(set("".join(FILLER) + "".join(chr(c) for c in range(32, 127))))
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[AddedToken(t, special=True) for t in SPECIAL], initial_alphabet=[_byte_char(c) for c in alphabet]
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
+        initial_alphabet=[_byte_char(c) for c in alphabet],
     )
     words = [m["content"] for c in conversations(seed=17, n=2000) for m in c["messages"]]
     tokenizer.train_from_iterator([*stories(seed=17, n=4000), *words], trainer)

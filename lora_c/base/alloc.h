@@ -11,7 +11,7 @@
 typedef struct lora_mem {
     _Atomic size_t live[LORA_MEM_TAGS], peak[LORA_MEM_TAGS];
     _Atomic size_t total_live, total_peak;
-    _Atomic int64_t fail_after; /* tests: the allocation that brings this to 0 fails; negative: never */
+    _Atomic int64_t fail_after; /* tests: this many more succeed, then one fails; negative: never */
 } lora_mem;
 
 void lora_mem_init(lora_mem *mem);

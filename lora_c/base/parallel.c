@@ -3,12 +3,16 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
 #include "lora_c/base/util.h"
 
-enum { MAX_THREADS = 256, SPIN_ROUNDS = 4000 };
+enum { MAX_THREADS = 256, SPIN_ROUNDS = 1000 };
+
+/* gate counts the workers inside the present job; with this bit set there is no job to enter. */
+#define GATE_CLOSED (UINT64_C(1) << 63)
 
 typedef struct worker {
     lora_pool *pool;
@@ -22,28 +26,32 @@ struct lora_pool {
     pid_t owner;
     pthread_mutex_t lock;
     pthread_cond_t wake, finished;
-    lora_task_fn fn;
+    lora_task_fn fn; /* fn, arg and n_tasks are written while the gate is closed, read by workers inside it */
     void *arg;
     int64_t n_tasks;
-    _Atomic int64_t next_task;
-    _Atomic uint64_t job; /* rises by one per job; workers wait for it */
-    _Atomic int n_busy;
-    bool stop;
+    _Atomic int n_asleep;
+    _Atomic bool stop;
+    _Alignas(LORA_ALIGN) _Atomic uint64_t job; /* rises by one per job; workers wait for it */
+    _Alignas(LORA_ALIGN) _Atomic uint64_t gate;
+    _Alignas(LORA_ALIGN) _Atomic int64_t next_task;
     worker workers[];
 };
 
 int lora_default_threads(void) {
+#if defined(__linux__)
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) {
-        int n = CPU_COUNT(&set);
-        return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
-    }
-    return 1;
+    long n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
+#else
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
 }
 
 static inline void pause_cpu(void) {
 #if defined(__x86_64__)
     __asm__ volatile("pause");
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
 #endif
 }
 
@@ -55,41 +63,55 @@ static void run_tasks(lora_pool *pool, int id) {
     }
 }
 
-/* Waits for a job other than seen: spins a little because the next one usually follows at once, then sleeps. */
-static bool wait_for_job(lora_pool *pool, uint64_t seen) {
+/* A worker that wakes up late finds the gate closed and goes back to waiting, so that nobody waits for it. */
+static bool enter_gate(lora_pool *pool) { return !(atomic_fetch_add(&pool->gate, 1) & GATE_CLOSED); }
+
+static void leave_gate(lora_pool *pool) {
+    if (atomic_fetch_sub(&pool->gate, 1) != (GATE_CLOSED | 1)) return;
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_signal(&pool->finished);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+/* Waits for a job other than seen: spins a little because the next one usually follows at once, then sleeps. n_asleep
+ * rises before job is looked at and the caller raises job before it looks at n_asleep: one of them sees the other. */
+static uint64_t wait_for_job(lora_pool *pool, uint64_t seen) {
+    uint64_t job;
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        if (atomic_load_explicit(&pool->job, memory_order_acquire) != seen) return !pool->stop;
+        if ((job = atomic_load_explicit(&pool->job, memory_order_acquire)) != seen) return job;
         pause_cpu();
     }
     pthread_mutex_lock(&pool->lock);
-    while (atomic_load(&pool->job) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
-    bool go = !pool->stop;
+    atomic_fetch_add(&pool->n_asleep, 1);
+    while ((job = atomic_load(&pool->job)) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+    atomic_fetch_sub(&pool->n_asleep, 1);
     pthread_mutex_unlock(&pool->lock);
-    return go;
+    return job;
 }
 
 static void *worker_main(void *argument) {
     worker *self = argument;
     lora_pool *pool = self->pool;
-    uint64_t seen = 0;
-    while (wait_for_job(pool, seen)) {
-        seen = atomic_load(&pool->job);
-        run_tasks(pool, self->id);
-        if (atomic_fetch_sub(&pool->n_busy, 1) == 1) {
-            pthread_mutex_lock(&pool->lock);
-            pthread_cond_signal(&pool->finished);
-            pthread_mutex_unlock(&pool->lock);
-        }
+    for (uint64_t job = 0;;) {
+        job = wait_for_job(pool, job);
+        if (atomic_load(&pool->stop)) return NULL;
+        if (enter_gate(pool)) run_tasks(pool, self->id);
+        leave_gate(pool);
     }
-    return NULL;
+}
+
+/* Announces a job, or the end. */
+static void wake_workers(lora_pool *pool) {
+    atomic_fetch_add(&pool->job, 1);
+    if (atomic_load(&pool->n_asleep) == 0) return;
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
 }
 
 static void stop_workers(lora_pool *pool) {
-    pthread_mutex_lock(&pool->lock);
-    pool->stop = true;
-    atomic_fetch_add(&pool->job, 1);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
+    atomic_store(&pool->stop, true);
+    wake_workers(pool);
     for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].thread, NULL);
     pool->n_started = 0;
 }
@@ -99,9 +121,22 @@ static void reset_sync(lora_pool *pool) {
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->finished, NULL);
     atomic_store(&pool->job, 0);
+    atomic_store(&pool->gate, GATE_CLOSED);
+    atomic_store(&pool->n_asleep, 0);
+    atomic_store(&pool->stop, false);
     pool->n_started = 0;
-    pool->stop = false;
     pool->owner = getpid();
+}
+
+/* Signals belong to the caller's threads, Ctrl-C above all; faults stay with the thread that made them. Threads inherit
+ * the mask, which the caller then gets back. */
+static sigset_t block_signals(void) {
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP};
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&blocked, faults[i]);
+    pthread_sigmask(SIG_BLOCK, &blocked, &before);
+    return before;
 }
 
 /* Starts the workers on first use, and again in a child after fork (threads do not survive it). Where the system gives
@@ -109,12 +144,14 @@ static void reset_sync(lora_pool *pool) {
 static void start_workers(lora_pool *pool) {
     if (pool->owner != getpid()) reset_sync(pool);
     if (pool->n_started || pool->n_threads == 1) return;
+    sigset_t before = block_signals();
     for (int i = 0; i < pool->n_threads - 1; i++) {
         worker *w = &pool->workers[i];
         *w = (worker){.pool = pool, .id = i + 1};
         if (pthread_create(&w->thread, NULL, worker_main, w) != 0) break;
         pool->n_started = i + 1;
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 lora_status lora_pool_create(lora_mem *mem, int n_threads, lora_pool **out, lora_error *err) {
@@ -130,6 +167,7 @@ lora_status lora_pool_create(lora_mem *mem, int n_threads, lora_pool **out, lora
     return LORA_OK;
 }
 
+/* In a child after fork the lock may have been held by a thread that no longer exists: it is left alone. */
 void lora_pool_destroy(lora_pool *pool) {
     if (!pool) return;
     if (pool->owner == getpid()) {
@@ -143,13 +181,15 @@ void lora_pool_destroy(lora_pool *pool) {
 
 int lora_pool_threads(const lora_pool *pool) { return pool->n_threads; }
 
-static void wait_for_workers(lora_pool *pool) {
+/* Closes the gate and waits for the workers that are still inside. */
+static void close_gate(lora_pool *pool) {
+    atomic_fetch_or(&pool->gate, GATE_CLOSED);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        if (atomic_load_explicit(&pool->n_busy, memory_order_acquire) == 0) return;
+        if (atomic_load_explicit(&pool->gate, memory_order_acquire) == GATE_CLOSED) return;
         pause_cpu();
     }
     pthread_mutex_lock(&pool->lock);
-    while (atomic_load(&pool->n_busy) != 0) pthread_cond_wait(&pool->finished, &pool->lock);
+    while (atomic_load(&pool->gate) != GATE_CLOSED) pthread_cond_wait(&pool->finished, &pool->lock);
     pthread_mutex_unlock(&pool->lock);
 }
 
@@ -159,15 +199,12 @@ void lora_parallel_for(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *
         for (int64_t task = 0; task < n_tasks; task++) fn(arg, task, 0);
         return;
     }
-    pthread_mutex_lock(&pool->lock);
     pool->fn = fn;
     pool->arg = arg;
     pool->n_tasks = n_tasks;
     atomic_store(&pool->next_task, 0);
-    atomic_store(&pool->n_busy, pool->n_started);
-    atomic_fetch_add(&pool->job, 1);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
+    atomic_fetch_and(&pool->gate, ~GATE_CLOSED);
+    wake_workers(pool);
     run_tasks(pool, 0);
-    wait_for_workers(pool);
+    close_gate(pool);
 }

@@ -43,10 +43,8 @@ static lora_layer_state carve_state(carver *c, const lora_decoder_config *k, int
 static void lay_streams(carver *c, const lora_decoder_config *k, int64_t M, lora_buffers *b) {
     float *shared = NULL;
     for (int64_t i = 0; i <= k->num_hidden_layers; i++) {
-        bool fresh = i == 0 || i >= b->lowest;
-        /* the last stream is written even where nothing below it is kept: in place too */
-        if (b->lowest == k->num_hidden_layers) fresh = i == 0;
-        if (fresh) shared = carve_floats(c, M, k->hidden_size);
+        bool kept = i >= b->lowest && b->lowest < k->num_hidden_layers;
+        if (i == 0 || kept) shared = carve_floats(c, M, k->hidden_size);
         if (c->base) b->x[i] = shared;
     }
 }

@@ -1,5 +1,6 @@
 #include <pthread.h>
-#include <string.h>
+#include <stdatomic.h>
+#include <unistd.h>
 
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/base/util.h"
@@ -16,7 +17,7 @@ const char *lora_mem_tag_name(lora_mem_tag tag) {
     return (unsigned)tag < LORA_MEM_TAGS ? names[tag] : "unknown";
 }
 
-/* The context's own block is counted by its own accounts, so they are set up before it exists. */
+/* The context's own block is not counted: the accounts lie inside it. */
 lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lora_error *err) {
     *out = NULL;
     lora_mem mem;
@@ -25,6 +26,7 @@ lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lor
     LORA_CHECK(ctx, err, LORA_ENOMEM, "context: expected %zu bytes, got none", sizeof *ctx);
     lora_mem_init(&ctx->mem);
     pthread_mutex_init(&ctx->lock, NULL);
+    atomic_store(&ctx->owner, (int)getpid());
     lora_status status = lora_ctx_set_isa(ctx, options ? options->isa : LORA_ISA_AUTO, err);
     if (status == LORA_OK) status = lora_ctx_set_threads(ctx, options ? options->n_threads : 0, err);
     if (status != LORA_OK) {
@@ -45,7 +47,23 @@ void lora_ctx_destroy(lora_ctx *ctx) {
     lora_mem_free(&spare, ctx);
 }
 
-void lora_ctx_lock(lora_ctx *ctx) { pthread_mutex_lock(&ctx->lock); }
+/* After fork the lock may be held by a thread that the child does not have: the child's first caller makes a new one. */
+static void own_lock(lora_ctx *ctx) {
+    int self = (int)getpid(), owner = atomic_load(&ctx->owner);
+    while (owner != self) {
+        if (owner != 0 && atomic_compare_exchange_strong(&ctx->owner, &owner, 0)) {
+            pthread_mutex_init(&ctx->lock, NULL);
+            atomic_store(&ctx->owner, self);
+        }
+        owner = atomic_load(&ctx->owner);
+    }
+}
+
+void lora_ctx_lock(lora_ctx *ctx) {
+    own_lock(ctx);
+    pthread_mutex_lock(&ctx->lock);
+}
+
 void lora_ctx_unlock(lora_ctx *ctx) { pthread_mutex_unlock(&ctx->lock); }
 
 lora_status lora_ctx_set_threads(lora_ctx *ctx, int n_threads, lora_error *err) {
@@ -86,7 +104,9 @@ void lora_ctx_reset_peak(lora_ctx *ctx) {
 
 lora_status lora_ctx_scratch(lora_ctx *ctx, lora_scratch_slot slot, size_t bytes, void **out, lora_error *err) {
     if (ctx->scratch[slot].bytes < bytes || !ctx->scratch[slot].data) {
-        lora_mem_free(&ctx->mem, ctx->scratch[slot].data);
+        void *old = ctx->scratch[slot].data;
+        ctx->scratch[slot].data = NULL; /* never a freed pointer, not even in a child forked right here */
+        lora_mem_free(&ctx->mem, old);  /* first, so that the peak is the larger one and not the sum */
         ctx->scratch[slot].data = lora_mem_alloc(&ctx->mem, LORA_MEM_SCRATCH, bytes);
         ctx->scratch[slot].bytes = ctx->scratch[slot].data ? bytes : 0;
         LORA_CHECK(ctx->scratch[slot].data, err, LORA_ENOMEM, "scratch: expected %zu bytes, got none", bytes);

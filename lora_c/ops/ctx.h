@@ -3,6 +3,7 @@
 #define LORA_OPS_CTX_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "lora_c/base/alloc.h"
 #include "lora_c/base/parallel.h"
@@ -26,6 +27,7 @@ struct lora_ctx {
     lora_kernels kernels;
     lora_pool *pool;
     pthread_mutex_t lock;
+    _Atomic int owner; /* process of the lock; 0 while a child after fork makes its own */
     struct { void *data; size_t bytes; } scratch[LORA_SCRATCH_SLOTS];
 };
 

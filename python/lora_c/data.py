@@ -100,9 +100,7 @@ class Dataset:
         return line
 
 
-def load_dataset(
-    path: str | Path, tokenizer: Tokenizer, *, max_seq_length: int = 1024, limit: int | None = None
-) -> Dataset:
+def load_dataset(path: str | Path, tokenizer: Tokenizer, *, max_seq_length: int = 1024, limit: int | None = None) -> Dataset:
     """Read a JSONL or text file and turn it into samples.
 
     Parameters

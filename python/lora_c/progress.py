@@ -67,7 +67,8 @@ def open_progress(total: int, done: int = 0) -> Iterator[Progress]:
         yield PlainProgress(total)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
 
     columns = (
         TextColumn("[bold]{task.description}"),

@@ -208,9 +208,7 @@ def linear_cross_entropy(x: ArrayLike, w: ArrayLike, targets: ArrayLike, loss_we
     return float((_f64(loss_weight) * (lse - logits[rows, np.asarray(targets)])).sum())
 
 
-def linear_cross_entropy_backward(
-    x: ArrayLike, w: ArrayLike, targets: ArrayLike, loss_weight: ArrayLike
-) -> tuple[F64, F64]:
+def linear_cross_entropy_backward(x: ArrayLike, w: ArrayLike, targets: ArrayLike, loss_weight: ArrayLike) -> tuple[F64, F64]:
     """(dx, dw): dlogits = loss_weight * (softmax - onehot)."""
     x, w = _f64(x), _f64(w)
     logits = x @ w.T

@@ -53,6 +53,12 @@ static void check_halves(void) {
         bad += lora_f32_to_f16(nextafterf(middle, high)) != h + 1;
         bad += lora_f32_to_f16(nextafterf(middle, low)) != h;
     }
+    for (uint32_t h = 0; h < 0x7f7f; h++) { /* the same for bfloat16, in bits: neighbours are 0x10000 apart */
+        uint32_t low = h << 16;
+        bad += lora_f32_to_bf16(lora_f32_bits(low + 0x8000)) != (h & 1 ? h + 1 : h);
+        bad += lora_f32_to_bf16(lora_f32_bits(low + 0x8001)) != h + 1;
+        bad += lora_f32_to_bf16(lora_f32_bits(low + 0x7fff)) != h;
+    }
     CHECK(bad == 0, "%ld wrong conversions", bad);
     CHECK(lora_f32_to_f16(1e6f) == 0x7c00 && lora_f32_to_f16(-1e6f) == 0xfc00, "overflow is infinity");
 }
@@ -64,6 +70,11 @@ static void check_philox(void) {
     CHECK(out[0] == 0x6627e8d5 && out[1] == 0xe169c58d && out[2] == 0xbc57ac4c && out[3] == 0x9b00dbd8, "zeros: %08x", out[0]);
     lora_philox4x32(UINT64_MAX, UINT64_MAX, UINT64_MAX, out);
     CHECK(out[0] == 0x408f276d && out[1] == 0x41c83b0e && out[2] == 0xa20bc7c6 && out[3] == 0x6d5451fd, "ones: %08x", out[0]);
+    lora_philox4x32(0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88, out);
+    CHECK(out[0] == 0xd16cfe09 && out[1] == 0x94fdcceb && out[2] == 0x5001e420 && out[3] == 0x24126ea1, "digits of pi: %08x", out[0]);
+    lora_philox4x32(3, 1, 25, out);
+    for (uint64_t i = 0; i < 4; i++) CHECK(lora_philox_uniform(3, 1, 100 + i) == lora_philox_to_uniform(out[i]), "word %d", (int)i);
+    CHECK(lora_philox_to_uniform(UINT32_MAX) < 1, "1 is not reached");
     double sum = 0;
     for (int i = 0; i < 100000; i++) sum += (double)lora_philox_uniform(3, 1, (uint64_t)i);
     CHECK(fabs(sum / 100000 - 0.5) < 0.005, "mean %f", sum / 100000);
@@ -88,6 +99,21 @@ static bool every_task_ran_once(lora_pool *pool) {
     return true;
 }
 
+static void use_worker(void *arg, int64_t task, int worker) {
+    (void)task;
+    _Atomic int *users = arg;
+    if (atomic_fetch_add(&users[worker], 1) != 0) users[256] = 1;
+    for (volatile int i = 0; i < 200; i++) {}
+    atomic_fetch_sub(&users[worker], 1);
+}
+
+/* Two tasks that run at the same time never have the same worker number: per-thread scratch relies on it. */
+static void check_workers_are_distinct(lora_pool *pool) {
+    static _Atomic int users[257];
+    for (int round = 0; round < 200; round++) lora_parallel_for(pool, 2 + round % 7, use_worker, (void *)users);
+    CHECK(users[256] == 0, "a worker number was used twice at a time");
+}
+
 static void check_pool(void) {
     static const int sizes[] = {1, 2, 3, 8, 64};
     lora_error err;
@@ -97,6 +123,7 @@ static void check_pool(void) {
         lora_pool *pool;
         CHECK(lora_pool_create(&mem, sizes[i], &pool, &err) == LORA_OK, "%s", err.message);
         CHECK(every_task_ran_once(pool), "%d threads", sizes[i]);
+        check_workers_are_distinct(pool);
         fflush(stdout);
         pid_t child = fork(); /* threads do not survive fork: the child makes its own */
         if (child == 0) _exit(every_task_ran_once(pool) ? 0 : 1);
@@ -110,10 +137,45 @@ static void check_pool(void) {
     CHECK(mem.total_live == 0, "%zu bytes left", mem.total_live);
 }
 
+/* A child may be forked while another thread of its parent holds the context: its own first call must not wait for ever. */
+static void check_lock_after_fork(void) {
+    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
+    lora_ctx_lock(ctx);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(10);
+        lora_ctx_lock(ctx);
+        lora_ctx_unlock(ctx);
+        lora_ctx_destroy(ctx);
+        _exit(0);
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    CHECK(status == 0, "child ended with %d", status);
+    lora_ctx_unlock(ctx);
+    lora_ctx_destroy(ctx);
+}
+
+static void check_context(void) {
+    lora_error err;
+    lora_ctx *none = (lora_ctx *)&err;
+    CHECK(lora_ctx_create(&(lora_ctx_options){.n_threads = 257, .isa = LORA_ISA_AUTO}, &none, &err) == LORA_EINVAL && !none, "257 threads");
+    CHECK(lora_ctx_create(&(lora_ctx_options){.n_threads = 1, .isa = (lora_isa)9}, &none, &err) == LORA_EINVAL && !none, "rung 9");
+    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 1);
+    CHECK(lora_ctx_isa(ctx) == lora_cpu_best_isa(), "AUTO is the best rung, got %s", lora_isa_name(lora_ctx_isa(ctx)));
+    for (int isa = lora_cpu_best_isa() + 1; isa <= LORA_ISA_AVX512; isa++)
+        CHECK(lora_ctx_set_isa(ctx, (lora_isa)isa, &err) == LORA_EUNSUPPORTED, "%s is above this CPU", lora_isa_name((lora_isa)isa));
+    CHECK(lora_ctx_set_threads(ctx, -1, &err) == LORA_EINVAL && lora_ctx_threads(ctx) == 1, "a refused number changes nothing");
+    lora_ctx_destroy(ctx);
+    lora_ctx_destroy(NULL);
+}
+
 void check_base(void) {
     check_status();
     check_memory();
     check_halves();
     check_philox();
     check_pool();
+    check_context();
+    check_lock_after_fork();
 }

@@ -25,7 +25,7 @@ CALLS = (
 )
 # Headers that only some folders may include.
 HEADERS = (
-    ("vector intrinsics", re.compile(r"(?:\w+mmintrin|arm_neon|arm_sve)\.h$"), ("kernels/x86/", "kernels/arm/", "kernels/tmpl/")),
+    ("intrinsics", re.compile(r"(?:\w+mmintrin|arm_neon|arm_sve)\.h$"), ("kernels/x86/", "kernels/arm/", "kernels/tmpl/")),
     ("Python", re.compile(r"Python\.h$|structmember\.h$|numpy/"), ("bindings/",)),
     ("threads", re.compile(r"pthread\.h$|threads\.h$|omp\.h$"), ("base/parallel.c", "ops/context.c", "ops/ctx.h")),
     ("CUDA", re.compile(r"cuda"), ("cuda/",)),

@@ -14,7 +14,9 @@ import lora_c as lc
 
 
 def run(*args, ok=True, **kwargs):
-    done = subprocess.run([sys.executable, "-m", "lora_c", *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_c", *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs
+    )
     if ok:
         assert done.returncode == 0, done.stderr
     return done
@@ -24,11 +26,6 @@ def one_line_error(done):
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     return done.stderr.strip().splitlines()[-1]
-
-
-@pytest.fixture
-def stories(shared_data):
-    return shared_data / "stories260K_hf"
 
 
 def test_help_lists_every_command():
@@ -42,7 +39,7 @@ def test_help_lists_every_command():
 @pytest.mark.parametrize("source", ["tinyshakespeare", "gsm8k"])
 def test_train_merge_generate(shared_data, stories, tmp_path, source):
     if source == "gsm8k":
-        rows = (shared_data / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:120]
+        rows = (shared_data("gsm8k") / "train.jsonl").read_text(encoding="utf-8").splitlines()[:120]
         records = [json.loads(r) for r in rows]
         data = tmp_path / "gsm8k.jsonl"
         data.write_text(
@@ -51,7 +48,7 @@ def test_train_merge_generate(shared_data, stories, tmp_path, source):
         )
     else:
         data = tmp_path / "text.txt"
-        text = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
+        text = (shared_data("tinyshakespeare") / "input.txt").read_text(encoding="utf-8")
         data.write_text(text[:40_000], encoding="utf-8")
     out = tmp_path / "out"
     config = tmp_path / "run.yaml"
@@ -80,7 +77,9 @@ def test_train_merge_generate(shared_data, stories, tmp_path, source):
     text = run("generate", "--model", stories, "--adapter", out, "--max-new-tokens", 8, "Once upon").stdout
     assert len(text.strip()) > 0
     loss = json.loads(run("eval", "--model", stories, "--data", data, "--max-seq-length", 128, "--json").stdout)
-    adapted = json.loads(run("eval", "--model", stories, "--adapter", out, "--data", data, "--max-seq-length", 128, "--json").stdout)
+    adapted = json.loads(
+        run("eval", "--model", stories, "--adapter", out, "--data", data, "--max-seq-length", 128, "--json").stdout
+    )
     assert adapted["loss"] < loss["loss"]
 
 
@@ -119,7 +118,7 @@ def test_bad_json_line_is_named(stories, tmp_path):
 
 def test_ctrl_c_stops_with_a_checkpoint(shared_data, stories, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "lora_c", "train", "--model", stories, "--data", shared_data / "tinyshakespeare" / "input.txt",
+        [sys.executable, "-m", "lora_c", "train", "--model", stories, "--data", shared_data("tinyshakespeare") / "input.txt",
          "--output-dir", tmp_path / "out", "--max-steps", "100000", "--max-seq-length", "64"],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip

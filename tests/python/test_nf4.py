@@ -203,9 +203,7 @@ def test_same_bytes_for_any_thread_count(threads: Callable[[int], None]) -> None
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_non_finite_values_are_named_by_the_first_index(
-    dtype: Any, value: float, threads: Callable[[int], None]
-) -> None:
+def test_non_finite_values_are_named_by_the_first_index(dtype: Any, value: float, threads: Callable[[int], None]) -> None:
     x = np.zeros((401, 513), dtype)
     for n in (1, 3):
         threads(n)
@@ -224,7 +222,7 @@ def test_wrong_block_size(block_size: int) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int32, np.uint8, np.complex64, ">f4"])
 def test_wrong_dtype(dtype: Any) -> None:
-    with pytest.raises(TypeError, match="float32"):
+    with pytest.raises(TypeError, match="float32|byte order"):
         lc.NF4Tensor.quantize(np.ones((4, 64), dtype))
 
 

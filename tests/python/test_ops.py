@@ -45,7 +45,9 @@ def test_rmsnorm(n):
     close(ops.rmsnorm(x, w, eps=1e-5), ref.rmsnorm(x, w, 1e-5))
     dx, dw = ops.rmsnorm_backward(dy, x, w, eps=1e-5)
     want_dx, want_dw = ref.rmsnorm_backward(dy, x, w, 1e-5)
-    close(dx, want_dx, 1e-4)
+    # dx is a difference of two terms as large as r * dy * w, which cancel for n = 1: the bound is on the terms
+    terms = np.abs(dy * w) / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(dx, want_dx, rtol=0, atol=3e-5 * terms.max())
     close(dw, want_dw)
 
 

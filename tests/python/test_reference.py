@@ -46,8 +46,10 @@ def test_rmsnorm_gradients():
 def test_rope_backward_is_the_gradient_and_rotation_keeps_length():
     x, dy = RNG.standard_normal((4, 2, 6)), RNG.standard_normal((4, 2, 6))
     positions, inv_freq = np.arange(4), np.array([1.0, 0.1, 0.01])
-    close(ref.rope(dy, positions, inv_freq, backward=True),
-          central_difference(lambda t: (dy * ref.rope(t, positions, inv_freq)).sum(), x))
+    close(
+        ref.rope(dy, positions, inv_freq, backward=True),
+        central_difference(lambda t: (dy * ref.rope(t, positions, inv_freq)).sum(), x),
+    )
     close(np.linalg.norm(ref.rope(x, positions, inv_freq), axis=-1), np.linalg.norm(x, axis=-1))
 
 

@@ -14,14 +14,9 @@ from lora_c.trainer import Trainer
 
 
 @pytest.fixture
-def stories(shared_data):
-    return shared_data / "stories260K_hf"
-
-
-@pytest.fixture
 def shakespeare(shared_data, stories, tmp_path):
     """A slice of real text, cut for the tokenizer of the model."""
-    text = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")[:20_000]
+    text = (shared_data("tinyshakespeare") / "input.txt").read_text(encoding="utf-8")[:20_000]
     path = tmp_path / "slice.txt"
     path.write_text(text, encoding="utf-8")
     return path

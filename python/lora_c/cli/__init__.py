@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from .. import __version__
@@ -62,4 +64,16 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the ``lora-c`` script: one line for every expected error, exit status 1."""
     with friendly_errors():
-        cli(prog_name="lora-c")
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """Run a command and return its exit status; click alone would turn Ctrl-C into status 1."""
+    try:
+        status = cli(prog_name="lora-c", standalone_mode=False)
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return status if isinstance(status, int) else 0

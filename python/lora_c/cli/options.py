@@ -78,7 +78,11 @@ def refuse_unknown(settings: dict[str, Any], known: list[str]) -> None:
 
 def _option(name: str, info: FieldInfo) -> Callable[[F], F]:
     kind = _plain_type(info.annotation)
-    shown = "" if info.default in (None, "") or info.is_required() or isinstance(info.default, dict) else f"  [default: {info.default}]"
+    shown = (
+        ""
+        if info.default in (None, "") or info.is_required() or isinstance(info.default, dict)
+        else f"  [default: {info.default}]"
+    )
     text = (info.description or "") + shown
     if kind is bool:
         return click.option(f"{flag_name(name)}/--no-{name.replace('_', '-')}", name, default=None, help=text)
@@ -113,7 +117,7 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def _comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
-    """"a,b" is a list; a single word stays a word (it may be "all-linear" or a regular expression)."""
+    """ "a,b" is a list; a single word stays a word (it may be "all-linear" or a regular expression)."""
     if value is None or "," not in value:
         return value
     parts = [part.strip() for part in value.split(",") if part.strip()]

@@ -95,7 +95,9 @@ def describe_run(trainer: Trainer) -> None:
     trained = sum(p.size for p in trainer.parameters)
     total = model.num_parameters()
     plan = forecast(trainer)
-    click.echo(f"method    {config.method}: {trained:,} trained of {total:,} parameters ({100 * trained / total:.2f} %)", err=True)
+    click.echo(
+        f"method    {config.method}: {trained:,} trained of {total:,} parameters ({100 * trained / total:.2f} %)", err=True
+    )
     click.echo(
         f"steps     {trainer.total_steps:,} of {config.per_device_train_batch_size * config.gradient_accumulation_steps} "
         f"sequences; learning rate {config.learning_rate:g}, {config.lr_scheduler_type}, {trainer.warmup_steps} warm-up",

@@ -13,7 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 
 NAMES = ("Mia", "Tom", "Ana", "Ben", "Lea", "Sam", "Eva", "Max", "Zoe", "Leo", "Ida", "Jon", "Amy", "Dan", "Nora", "Paul")
-THINGS = ("apple", "pear", "plum", "lemon", "button", "marble", "ribbon", "shell", "stone", "key", "coin", "nut", "bean", "feather")
+THINGS = (
+    "apple",
+    "pear",
+    "plum",
+    "lemon",
+    "button",
+    "marble",
+    "ribbon",
+    "shell",
+    "stone",
+    "key",
+    "coin",
+    "nut",
+    "bean",
+    "feather",
+)
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "brown", "golden")
 PLACES = ("box", "bag", "basket", "drawer", "jar", "bowl", "chest", "sack", "tin", "cup")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

@@ -1,0 +1,54 @@
+/* A small random decoder with every kind of part, and the same model written as naive float64 loops: the oracle of
+ * losses, logits and (by central differences) gradients. */
+#ifndef LORA_TESTS_DECODER_ORACLE_H
+#define LORA_TESTS_DECODER_ORACLE_H
+
+#include "tests/c/check.h"
+
+/* Q = 32 differs from H, KV = 16 from both: no two shapes can be mistaken for each other. */
+enum { OH = 24, OI = 40, O_HEADS = 4, O_KV_HEADS = 2, OD = 8, O_LAYERS = 3, OV = 37, OR = 3, O_POSITIONS = 16 };
+enum { OQ = O_HEADS * OD, OKV = O_KV_HEADS * OD, O_TOKENS = 13, O_SEGMENTS = 3 };
+
+/* Tensors of a layer: matrix and bias by slot, two norms, A and B by slot. Then the three that belong to no layer. */
+enum { O_MATRIX = 0, O_BIAS = 7, O_NORM = 14, O_A = 16, O_B = 23, O_PER_LAYER = 30 };
+enum { O_EMBED = O_LAYERS * O_PER_LAYER, O_HEAD, O_FINAL_NORM, O_TENSORS };
+
+typedef struct oracle_tensor {
+    int64_t rows, cols, n;
+    float *w, *g; /* NULL where the options leave the tensor out */
+    double *p;    /* what the oracle reads */
+} oracle_tensor;
+
+typedef struct oracle_options {
+    bool tied, biases, adapters;
+    int64_t window;
+    float dropout;
+} oracle_options;
+
+typedef struct oracle_model {
+    oracle_options options;
+    oracle_tensor t[O_TENSORS];
+} oracle_model;
+
+oracle_model *oracle_new(oracle_options options);
+void oracle_free(oracle_model *m);
+void oracle_zero_grad(oracle_model *m);
+/* Copies the float weights to the oracle's again. */
+void oracle_sync(oracle_model *m);
+
+lora_decoder_config oracle_config(const oracle_model *m);
+/* A decoder with all weights set; only trains[i] tensors get their gradient (NULL: all). */
+lora_decoder *oracle_decoder(const oracle_model *m, lora_ctx *ctx, const bool *trains);
+void oracle_set_tensor(const oracle_model *m, lora_decoder *d, int tensor, const bool *trains);
+const char *oracle_name(int tensor); /* valid until the next call */
+
+/* Segments of 5, 1 and 7 tokens; some tokens repeat, some carry no loss. */
+lora_batch oracle_batch(void);
+
+void oracle_logits(const oracle_model *m, const lora_batch *batch, bool training, double *logits); /* (n_tokens, OV) */
+double oracle_loss(const oracle_model *m, const lora_batch *batch, bool training);
+
+void check_decoder_cache(void);
+void check_decoder_refusals(void);
+
+#endif
