@@ -13,7 +13,7 @@ CHECK_SOURCES := $(wildcard tests/c/*.c)
 OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
 SOURCES := $(shell find lora_c -name '*.[ch]')
-MAKEFLAGS += -j2
+MAKEFLAGS += -j2 --no-print-directory
 
 .PHONY: help demo test check asan headers layers lint stubtest bench clean
 help: ## this list
@@ -34,10 +34,10 @@ test: $(VENV)/installed check stubtest ## install into .venv, run the C checks a
 	$(BIN)/python -m pytest
 
 check: $(BUILD)/check headers layers ## the C checks alone
-	$(BUILD)/check
+	@$(BUILD)/check
 
 asan: ## the C checks under ASan and UBSan
-	$(MAKE) SANITIZE=address,undefined check
+	@$(MAKE) SANITIZE=address,undefined check
 
 headers: $(wildcard lora_c/include/lora_c/*.h) # every public header compiles alone, in C and in C++
 	@for h in $^; do $(CC) -std=c11 -Wall -Wextra -Werror -Ilora_c/include -fsyntax-only -x c $$h && \
@@ -62,17 +62,18 @@ clean: ## remove everything that was built
 	rm -rf build $(VENV) python/lora_c/*.so python/*.egg-info demo-output
 
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
-	$(CC) $(CFLAGS) $^ -lm -o $@
+	@$(CC) $(CFLAGS) $^ -lm -o $@
 
 $(BUILD)/bench_gemm: $(BUILD)/benchmarks/bench_gemm.o $(BUILD)/liblora_c.a
-	$(CC) $(CFLAGS) $^ -lm -o $@
+	@$(CC) $(CFLAGS) $^ -lm -o $@
 
 $(BUILD)/liblora_c.a: $(OBJECTS)
-	rm -f $@
-	ar rcs $@ $^
+	@rm -f $@
+	@ar rcs $@ $^
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(dir $@)
-	$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
+	@echo "  CC  $<"
+	@$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
 -include $(OBJECTS:.o=.d) $(CHECK_OBJECTS:.o=.d)

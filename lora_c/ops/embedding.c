@@ -5,6 +5,7 @@
 #include "lora_c/nn.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/rows.h"
+#include "lora_c/ops/weight.h"
 
 enum { GRAD_COLUMNS = 64 }; /* columns of dW per task: every task walks over all tokens in order, so no two tasks meet */
 
@@ -35,14 +36,8 @@ static void forward_task(void *arg, int64_t task, int worker) {
     for (int64_t m = task * job->rows_per_task; m < end; m++) {
         float *y = job->y + m * job->ldy;
         int64_t id = job->ids[m];
-        if (w->kind == LORA_WEIGHT_F32) {
-            memcpy(y, (const float *)w->data + id * w->ld, (size_t)job->H * sizeof(float));
-        } else if (w->kind == LORA_WEIGHT_BF16) {
-            const uint16_t *row = (const uint16_t *)w->data + id * w->ld;
-            job->kernels->nf4.bf16_to_f32(job->H, row, y);
-        } else {
-            job->kernels->nf4.dequantize(w->nf4, id * job->H, job->H, y);
-        }
+        const float *row = lora_weight_run(job->kernels, w, id, 0, job->H, y);
+        if (row != y) memcpy(y, row, (size_t)job->H * sizeof(float));
     }
 }
 

@@ -9,13 +9,12 @@
 #include <string.h>
 
 #include "lora_c/base/util.h"
-#include "lora_c/nf4.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/ops/gemm_small.h"
+#include "lora_c/ops/weight.h"
 
 enum {
     CHUNK_ROWS = 1008, /* rows of A packed at once: a multiple of 6 and 14; larger would only grow the buffer */
-    SMALL_M = 4,       /* up to here a dot product per weight row beats packing */
-    DOT_ROWS = 32,     /* weight rows per task of the small-m path */
     WIDE_TASKS = 4,    /* fewer column blocks than this: split the rows too, so that every thread has work */
 };
 
@@ -31,16 +30,6 @@ typedef struct gemm_job {
     float *rowbuf;              /* per worker */
     int64_t b_floats, tile_floats, rowbuf_floats;
 } gemm_job;
-
-/* n floats of row r of the weight from column k on; a pointer into the weight where no decoding is needed. */
-static const float *weight_run(const lora_kernels *kernels, const lora_weight *w, int64_t r, int64_t k, int64_t n, float *buffer) {
-    switch (w->kind) {
-    case LORA_WEIGHT_F32: return (const float *)w->data + r * w->ld + k;
-    case LORA_WEIGHT_BF16: kernels->nf4.bf16_to_f32(n, (const uint16_t *)w->data + r * w->ld + k, buffer); return buffer;
-    case LORA_WEIGHT_NF4: kernels->nf4.dequantize(w->nf4, r * w->cols + k, n, buffer); return buffer;
-    }
-    return buffer;
-}
 
 /* One k block of one panel of A: [kc][mr], rows beyond the matrix are zero. */
 static void pack_a_task(void *arg, int64_t task, int worker) {
@@ -70,7 +59,7 @@ static void pack_b_transposed(const gemm_job *job, int64_t k0, int64_t kc, int64
         const float *rows[LORA_GEMM_MAX_NR];
         int64_t n = lora_min_i64(u->nr, nc - j);
         for (int64_t i = 0; i < n; i++)
-            rows[i] = weight_run(job->kernels, job->g->b, j0 + j + i, k0, kc, rowbuf + i * u->kc);
+            rows[i] = lora_weight_run(job->kernels, job->g->b, j0 + j + i, k0, kc, rowbuf + i * u->kc);
         if (n < u->nr) memset(out, 0, (size_t)(kc * u->nr) * sizeof *out);
         u->transpose(rows, n, kc, out, u->nr);
     }
@@ -80,7 +69,7 @@ static void pack_b_transposed(const gemm_job *job, int64_t k0, int64_t kc, int64
 static void pack_b_straight(const gemm_job *job, int64_t k0, int64_t kc, int64_t j0, int64_t nc, float *out, float *rowbuf) {
     const lora_gemm_kernels *u = &job->kernels->gemm;
     for (int64_t k = 0; k < kc; k++) {
-        const float *row = weight_run(job->kernels, job->g->b, k0 + k, j0, nc, rowbuf);
+        const float *row = lora_weight_run(job->kernels, job->g->b, k0 + k, j0, nc, rowbuf);
         float *to = out + k * u->nr;
         for (int64_t j = 0; j < nc; j += u->nr, to += kc * u->nr) {
             int64_t n = lora_min_i64(u->nr, nc - j);
@@ -157,32 +146,8 @@ static lora_status packed_product(lora_ctx *ctx, const lora_gemm_args *g, lora_e
     return LORA_OK;
 }
 
-/* A few tokens: every weight row is decoded once and multiplied with all of them. */
-static void dot_task(void *arg, int64_t task, int worker) {
-    gemm_job *job = arg;
-    const lora_gemm_args *g = job->g;
-    int64_t end = lora_min_i64((task + 1) * DOT_ROWS, g->n);
-    float *rowbuf = job->rowbuf + worker * job->rowbuf_floats;
-    for (int64_t j = task * DOT_ROWS; j < end; j++) {
-        float sums[SMALL_M];
-        const float *w = weight_run(job->kernels, g->b, j, 0, g->k, rowbuf);
-        job->kernels->gemm.dots(g->m, g->k, w, g->a, g->a_row_stride, sums);
-        for (int64_t i = 0; i < g->m; i++) write_tile(g, &sums[i], 1, i, 1, j, 1);
-    }
-}
-
-static lora_status small_product(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
-    gemm_job job = {.kernels = &ctx->kernels, .g = g, .rowbuf_floats = lora_round_up(g->k, 16) + 16};
-    void *rows;
-    size_t bytes = (size_t)(lora_pool_threads(ctx->pool) * job.rowbuf_floats) * sizeof(float);
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &rows, err));
-    job.rowbuf = rows;
-    lora_parallel_for(ctx->pool, lora_div_up(g->n, DOT_ROWS), dot_task, &job);
-    return LORA_OK;
-}
-
 lora_status lora_gemm(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
     if (g->m <= 0 || g->n <= 0) return LORA_OK;
-    if (g->b_transposed && g->m <= SMALL_M && g->a_col_stride == 1) return small_product(ctx, g, err);
+    if (lora_gemm_is_small(g)) return lora_gemm_small(ctx, g, err);
     return packed_product(ctx, g, err);
 }

@@ -5,9 +5,9 @@
 
 #include "lora_c/base/philox.h"
 #include "lora_c/base/util.h"
-#include "lora_c/nf4.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm.h"
+#include "lora_c/ops/weight.h"
 
 enum { DROP_ROWS = 16, SUM_COLUMNS = 256 };
 
@@ -199,23 +199,25 @@ lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int6
 
 /* --- merge --- */
 
-static void widen_rows(lora_ctx *ctx, const lora_weight *w, float *out) {
-    for (int64_t r = 0; r < w->rows; r++) {
-        float *to = out + r * w->cols;
-        if (w->kind == LORA_WEIGHT_F32)
-            memcpy(to, (const float *)w->data + r * w->ld, (size_t)w->cols * sizeof *to);
-        else
-            ctx->kernels.nf4.bf16_to_f32(w->cols, (const uint16_t *)w->data + r * w->ld, to);
-    }
+typedef struct widen_job {
+    const lora_kernels *kernels;
+    const lora_weight *w;
+    float *out;
+} widen_job;
+
+static void widen_task(void *arg, int64_t row, int worker) {
+    (void)worker;
+    const widen_job *job = arg;
+    float *to = job->out + row * job->w->cols;
+    const float *from = lora_weight_run(job->kernels, job->w, row, 0, job->w->cols, to);
+    if (from != to) memcpy(to, from, (size_t)job->w->cols * sizeof *to);
 }
 
 lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, float sign, float *merged, lora_error *err) {
     int64_t N = w->rows, K = w->cols;
     LORA_TRY(check_shapes(1, w, K, N, a, err));
-    if (w->kind == LORA_WEIGHT_NF4)
-        LORA_TRY(lora_nf4_dequantize(ctx, w->nf4, 0, N * K, merged, LORA_F32, err));
-    else
-        widen_rows(ctx, w, merged);
+    widen_job job = {&ctx->kernels, w, merged};
+    lora_parallel_for(ctx->pool, N, widen_task, &job);
     if (!a) return LORA_OK;
     lora_weight A = dense(a->A, a->rank, K);
     return product(ctx, N, K, a->rank, sign * a->scale, a->B, a->rank, &A, false, merged, K, true, err);
