@@ -12,6 +12,8 @@ from . import _core
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
 from .configs import TrainConfig
 from .errors import ConfigError
+from .files import write_text
+from .interrupt import deferred_interrupt
 from .progress import Progress, open_progress
 from .schedule import learning_rate
 from .training_state import latest_checkpoint, load_training_state, prune_checkpoints, save_checkpoint
@@ -69,8 +71,8 @@ class Trainer:
         model.decoder.recompute = config.recompute
         self.output_dir = Path(config.output_dir)
         self.history: list[dict[str, Any]] = []
+        self._tokens_before = 0  # by the runs that this one resumes
         self._tokens_seen = 0
-        self._step_dropout = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -91,27 +93,25 @@ class Trainer:
         """Run to the last step; Ctrl-C saves a checkpoint and returns. resume: True (latest) or a checkpoint folder."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         first = self._resume(resume) if resume else 0
-        if first == 0:
-            (self.output_dir / "metrics.jsonl").unlink(missing_ok=True)
+        self._rewrite_metrics()
         _core.reset_peak_memory()
+        self._tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)
         self._tokens_seen = 0
         started = time.perf_counter()
-        done, interrupted = first, False
-        with open_progress(self.total_steps, done) as progress:
+        done = first
+        with open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
             if self.eval_data is not None and first == 0 and self.config.eval_steps:
                 self._evaluate_and_log(0, progress)
-            try:
-                while done < self.total_steps:
-                    self._one_step(done, started, progress)
-                    done += 1
-                    self._periodic(done, progress)
-            except KeyboardInterrupt:
-                interrupted = True
+            while done < self.total_steps and not stop.requested:
+                self._one_step(done, started, progress)
+                done += 1
+                self._periodic(done, progress)
+            interrupted = done < self.total_steps
+            if interrupted:
                 progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
                 save_checkpoint(self, done)
-            else:
-                if self.eval_data is not None and not self._logged_eval(done):
-                    self._evaluate_and_log(done, progress)
+            elif self.eval_data is not None and not self._logged_eval(done):
+                self._evaluate_and_log(done, progress)
         return self._result(done, time.perf_counter() - started, interrupted)
 
     def evaluate(self, dataset: Dataset | None = None) -> float:
@@ -151,7 +151,7 @@ class Trainer:
             "loss": loss / total_weight,
             "learning_rate": rate,
             "grad_norm": grad_norm,
-            "tokens": self._tokens_seen,
+            "tokens": self._tokens_before + self._tokens_seen,
             "tokens_per_second": round(self._tokens_seen / max(elapsed, 1e-9), 1),
             "elapsed_seconds": round(elapsed, 3),
             "peak_memory_bytes": _core.memory_report()["total"]["peak"],
@@ -192,6 +192,10 @@ class Trainer:
     def _write_metrics(self, record: dict[str, Any]) -> None:
         with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def _rewrite_metrics(self) -> None:
+        """Start the file with what this run builds on: nothing, or the history of the checkpoint that it resumes from."""
+        write_text(self.output_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in self.history))
 
     def _resume(self, resume: bool | str | Path) -> int:
         folder = latest_checkpoint(self.output_dir) if resume is True else Path(resume)

@@ -1,7 +1,9 @@
 """The training loop on a real small checkpoint: loss falls, bits repeat, runs resume, errors are clear."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -90,19 +92,30 @@ def test_interrupted_and_resumed_run_has_the_same_bits(stories, shakespeare, tmp
     assert all(np.array_equal(a, b) for a, b in zip(trained_arrays(whole), trained_arrays(second), strict=True))
 
 
-def test_ctrl_c_saves_a_checkpoint(stories, shakespeare, tmp_path, monkeypatch):
+def test_ctrl_c_in_the_middle_of_a_step_resumes_with_the_same_bits(stories, shakespeare, tmp_path, monkeypatch):
+    whole = make_trainer(stories, shakespeare, tmp_path / "whole")
+    whole.train()
     trainer = make_trainer(stories, shakespeare, tmp_path / "out")
-    step = Trainer._one_step
+    forward_backward = Trainer._forward_backward
 
-    def interrupt(self, n, *args):
-        if n == 2:
-            raise KeyboardInterrupt
-        step(self, n, *args)
+    def interrupt(self, batch, grad_scale, dropout_step):
+        if dropout_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward_backward(self, batch, grad_scale, dropout_step)
 
-    monkeypatch.setattr(Trainer, "_one_step", interrupt)
-    result = trainer.train()
-    assert result.interrupted and result.steps == 2
-    assert (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_forward_backward", interrupt)
+        result = trainer.train()
+    assert result.interrupted and result.steps == 3
+    assert (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").is_file()
+    (tmp_path / "out" / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n')  # as a kill after the checkpoint leaves it
+    resumed = make_trainer(stories, shakespeare, tmp_path / "out")
+    resumed.train(resume=True)
+    assert all(np.array_equal(a, b) for a, b in zip(trained_arrays(whole), trained_arrays(resumed), strict=True))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in lines if "loss" in r] == list(range(1, resumed.total_steps + 1))
+    assert [r.get("tokens") for r in lines] == [r.get("tokens") for r in whole.history]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_accumulation_is_the_same_mathematics(stories, shakespeare, tmp_path):
