@@ -131,3 +131,27 @@ def test_ctrl_c_stops_with_a_checkpoint(shared_data, stories, tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in err and "saving a checkpoint" in err
     assert any(p.name.startswith("checkpoint-") for p in (tmp_path / "out").iterdir())
+
+
+def test_every_command_takes_a_config_file(stories, tmp_path):
+    data = tmp_path / "text.txt"
+    data.write_text("Once upon a time there was a little girl. " * 20)
+    config = tmp_path / "eval.yaml"
+    config.write_text(f"model: {stories}\ndata: {data}\nmax-seq-length: 64\njson: true\n")
+    result = json.loads(run("eval", "--config", config).stdout)
+    assert result["loss"] > 0
+    shorter = json.loads(run("eval", "--config", config, "--max-seq-length", 32).stdout)
+    assert shorter["sequences"] > result["sequences"]
+    config.write_text(f"model: {stories}\ndatta: {data}\n")
+    assert "did you mean 'data'?" in one_line_error(run("eval", "--config", config, ok=False))
+
+
+def test_the_resolved_config_starts_the_same_run_again(stories, tmp_path):
+    data = tmp_path / "text.txt"
+    data.write_text("Once upon a time there was a little girl. " * 20)
+    flags = ["--max-steps", 2, "--max-seq-length", 32, "--learning-rate", "1e-3", "--rank-pattern", "q_proj=4", "--r", 2]
+    flags += ["--target-modules", "q_proj,v_proj", "--init-lora-weights", "gaussian", "--no-double-quant"]
+    run("train", "--model", stories, "--data", data, "--output-dir", tmp_path / "a", *flags)
+    run("train", "--config", tmp_path / "a" / "config.yaml", "--output-dir", tmp_path / "b")
+    a, b = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab")
+    assert a == b

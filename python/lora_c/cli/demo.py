@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from .options import Command
 
-@click.command("demo", short_help="Teach the model that ships a new task.")
+
+@click.command("demo", cls=Command, short_help="Teach the model that ships a new task.")
 @click.option("--out", "output_dir", type=str, default="demo-output", show_default=True, help="Folder for adapter and plot.")
 @click.option("--short", is_flag=True, help="A few steps only: shows that everything works, not that it learns.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the task and of the training.")

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from .generate import open_model
+from .options import Command
 
 
-@click.command("eval", short_help="Loss and perplexity on your data.")
+@click.command("eval", cls=Command, short_help="Loss and perplexity on your data.")
 @click.option("--model", type=str, required=True, help="Model folder.")
 @click.option("--data", type=str, required=True, help="Data: .jsonl or .txt.")
 @click.option("--adapter", type=str, help="PEFT adapter folder.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from .generate import open_model
+from .options import Command
 
 
-@click.command("merge", short_help="Fold an adapter into its base.")
+@click.command("merge", cls=Command, short_help="Fold an adapter into its base.")
 @click.option("--model", type=str, required=True, help="Model folder.")
 @click.option("--adapter", type=str, required=True, help="PEFT adapter folder.")
 @click.option("--output-dir", type=str, required=True, help="Folder for the merged model.")

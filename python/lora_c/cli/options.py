@@ -1,4 +1,4 @@
-"""Flags made from the fields of a config class, and the merge of flags with a YAML file: one place for names and help."""
+"""Flags made from the fields of a config class, and YAML files whose keys are the flags: one place for names and help."""
 
 from __future__ import annotations
 
@@ -16,86 +16,92 @@ from ..errors import ConfigError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# --- flags from config classes ---
+
+
+class FieldOption(click.Option):
+    """A flag that stands for a field of a config class; help lists it under the heading of that class."""
+
+    section = ""
+
+
 def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def config_options(*classes: type[BaseModel], skip: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Add one flag per field. A flag that is not given stays None, so that the file or the default can speak."""
+def config_options(cls: type[BaseModel], section: str, skip: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Add one flag per field. A flag that is not given is None, so that the class's own default speaks."""
 
     def decorate(function: F) -> F:
-        fields = [(n, f) for c in classes for n, f in c.model_fields.items() if n not in skip]
-        for name, info in reversed(fields):
-            function = _option(name, info)(function)
+        for name, info in reversed(cls.model_fields.items()):
+            if name not in skip:
+                function = _option(name, info, section)(function)
         return function
 
     return decorate
 
 
-def config_file_option(function: F) -> F:
-    help_text = "YAML file whose keys are the names of the flags; a flag wins over the file."
-    return click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help=help_text)(function)
-
-
-def read_config_file(path: Path | None) -> dict[str, Any]:
-    """The mapping in a YAML file, keys with _ or - alike."""
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config: expected a readable YAML file, got {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: expected YAML in {str(path)!r}, got: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"config: expected keys and values in {str(path)!r}, got a {type(values).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def merge_settings(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """File values overruled by the flags that were given."""
-    return {**file, **{key: value for key, value in flags.items() if value is not None}}
-
-
 def take(settings: dict[str, Any], cls: type[BaseModel], skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Remove and return the settings that belong to a config class."""
-    return {name: settings.pop(name) for name in cls.model_fields if name in settings and name not in skip}
+    """Remove the fields of a config class from the settings and return those that were given."""
+    taken = {name: settings.pop(name) for name in cls.model_fields if name in settings and name not in skip}
+    return {name: value for name, value in taken.items() if value is not None}
 
 
-def refuse_unknown(settings: dict[str, Any], known: list[str]) -> None:
-    """Anything left over in a config file is a mistake, named with its nearest neighbour."""
-    from difflib import get_close_matches
+class TextList(click.ParamType):
+    """ "a,b" is a list; a single word stays a word (it may be "all-linear" or a regular expression)."""
 
-    for name in settings:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
-        raise ConfigError(f"config: unknown key {name!r}{hint}")
+    name = "A,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or "," not in value:
+            return value
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        return [int(p) if p.lstrip("-").isdigit() else p for p in parts]
 
 
-def _option(name: str, info: FieldInfo) -> Callable[[F], F]:
+class Literals(click.Choice):
+    """The values of a Literal, which need not be texts: "true" on the command line and true in a file are True."""
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = {str(value).lower(): value for value in values}
+        super().__init__(list(self.values), case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.values[super().convert(str(value).lower(), param, ctx)]
+
+
+class Pairs(click.ParamType):
+    """NAME=NUMBER pairs, or a mapping from a file."""
+
+    name = "KEY=VALUE,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return {k.strip(): float(v) for k, v in (pair.split("=") for pair in value.split(","))}
+        except ValueError:
+            self.fail(f"expected NAME=NUMBER pairs, got {value!r}", param, ctx)
+
+
+def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
     kind = _plain_type(info.annotation)
-    shown = (
-        ""
-        if info.default in (None, "") or info.is_required() or isinstance(info.default, dict)
-        else f"  [default: {info.default}]"
-    )
-    text = (info.description or "") + shown
+    hidden_default = info.default in (None, "") or info.is_required() or isinstance(info.default, (dict, list))
+    text = (info.description or "") + ("" if hidden_default else f"  [default: {info.default}]")
     if kind is bool:
-        return click.option(f"{flag_name(name)}/--no-{name.replace('_', '-')}", name, default=None, help=text)
-    if get_origin(kind) is Literal:
-        choices = [str(c) for c in get_args(kind)]
-        return click.option(flag_name(name), name, type=click.Choice(choices), default=None, help=text)
-    if kind is list:
-        return click.option(flag_name(name), name, callback=_comma_list, default=None, metavar="A,B", help=text)
-    if kind is dict:
-        return click.option(flag_name(name), name, callback=_pairs, default=None, metavar="KEY=VALUE,…", help=text)
-    if kind in (int, float):
-        return click.option(flag_name(name), name, type=kind, default=None, help=text)
-    return click.option(flag_name(name), name, type=str, default=None, metavar="TEXT", help=text)
+        flags, type_ = f"{flag_name(name)}/--no-{name.replace('_', '-')}", click.BOOL
+    elif get_origin(kind) is Literal:
+        flags, type_ = flag_name(name), Literals(get_args(kind))
+    else:
+        kinds: dict[Any, Any] = {list: TextList(), dict: Pairs(), int: click.INT, float: click.FLOAT}
+        flags, type_ = flag_name(name), kinds.get(kind, click.STRING)
+
+    def decorate(function: F) -> F:
+        function = click.option(flags, name, type=type_, default=None, help=text, cls=FieldOption)(function)
+        function.__click_params__[-1].section = section  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def _plain_type(annotation: Any) -> Any:
@@ -116,18 +122,63 @@ def _plain_type(annotation: Any) -> Any:
     return annotation
 
 
-def _comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
-    """ "a,b" is a list; a single word stays a word (it may be "all-linear" or a regular expression)."""
-    if value is None or "," not in value:
-        return value
-    parts = [part.strip() for part in value.split(",") if part.strip()]
-    return [int(p) if p.lstrip("-").isdigit() else p for p in parts]
+# --- the command class: --config, and help by section ---
 
 
-def _pairs(_ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, float] | None:
-    if value is None:
-        return None
+class Command(click.Command):
+    """A command with ``--config FILE``, whose keys are the names of its flags; a flag wins over the file."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        text = "YAML file whose keys are the names of the flags; a flag wins over the file."
+        path = click.Path(path_type=Path)
+        self.params.append(
+            click.Option(["--config"], type=path, metavar="FILE", is_eager=True, expose_value=False, callback=_read, help=text)
+        )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "") or "Options", []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    names = {}
+    for param in ctx.command.params:
+        if param.expose_value and param.name:
+            names |= {spelling.lstrip("-").replace("-", "_"): param.name for spelling in param.opts}
+    values = read_config_file(path, list(names))
+    ctx.default_map = {names[key]: value for key, value in values.items()}
+
+
+def read_config_file(path: Path, known: list[str]) -> dict[str, Any]:
+    """The mapping in a YAML file, keys with _ or - alike; an unknown key is named with its nearest neighbour."""
+    import yaml
+
     try:
-        return {k.strip(): float(v) for k, v in (pair.split("=") for pair in value.split(","))}
-    except ValueError:
-        raise click.BadParameter(f"expected NAME=NUMBER pairs, got {value!r}", param=param) from None
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config: expected a readable YAML file, got {str(path)!r}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: expected YAML in {str(path)!r}, got: {' '.join(str(error).split())}") from None
+    if not isinstance(values, (dict, type(None))):
+        raise ConfigError(f"config: expected keys and values in {str(path)!r}, got a {type(values).__name__}")
+    settings = {str(key).replace("-", "_"): value for key, value in (values or {}).items()}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"config: unknown key {name!r} in {str(path)!r}{_hint(name, known)}")
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _hint(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from .options import Command
 
-@click.command("quantize", short_help="Write a model folder in NF4.")
+
+@click.command("quantize", cls=Command, short_help="Write a model folder in NF4.")
 @click.option("--model", type=str, required=True, help="Model folder.")
 @click.option("--output-dir", type=str, required=True, help="Folder for the quantized model.")
 @click.option("--double-quant/--no-double-quant", default=True, show_default=True, help="Quantize the block scales too.")

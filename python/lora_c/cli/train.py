@@ -9,39 +9,33 @@ import click
 
 from ..configs import LoraConfig, TrainConfig
 from ..errors import ConfigError
-from .options import config_file_option, config_options, merge_settings, read_config_file, refuse_unknown, take
+from .options import Command, config_options, take
 
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..model import Model
     from ..trainer import Trainer, TrainResult
 
-OWN_KEYS = ("model", "data", "eval_data", "limit", "resume")
 
-
-@click.command("train", short_help="Fine-tune a model on your data.")
+@click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
 @click.option("--model", type=str, help="Hugging Face folder of the base model.")
 @click.option("--data", type=str, help="Training data: .jsonl or .txt.")
 @click.option("--eval-data", type=str, help="Held-out data; without it --val-fraction of the training data is held out.")
 @click.option("--limit", type=int, help="Read at most this many training examples.")
 @click.option("--resume", is_flag=True, default=None, help="Continue from the latest checkpoint in the output folder.")
-@config_file_option
-@config_options(TrainConfig)
-@config_options(LoraConfig, skip=("seed",))
-def command(config_file: Path | None, **flags: Any) -> None:
+@config_options(TrainConfig, "Training")
+@config_options(LoraConfig, "Adapter", skip=("seed",))
+def command(**settings: Any) -> None:
     """Fine-tune a model and write a PEFT adapter (or the whole model with --method full or head).
 
     Writes adapter_model.safetensors, adapter_config.json, metrics.jsonl, loss.png and config.yaml to the output folder.
     """
-    settings = merge_settings(read_config_file(config_file), flags)
-    own = {key: settings.pop(key) for key in OWN_KEYS if key in settings}
     train_config = TrainConfig(**take(settings, TrainConfig))
     lora_config = LoraConfig(seed=train_config.seed, **take(settings, LoraConfig, skip=("seed",)))
-    refuse_unknown(settings, [*OWN_KEYS, *TrainConfig.model_fields, *LoraConfig.model_fields])
     for key in ("model", "data"):
-        if not own.get(key):
+        if not settings.get(key):
             raise ConfigError(f"{key}: expected a path, got nothing; give --{key} PATH or put {key}: in the config file")
-    run(own, train_config, lora_config)
+    run(settings, train_config, lora_config)
 
 
 def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResult:
