@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS ?= .venv-peers
 SANITIZE ?=
 MODE := $(if $(SANITIZE),sanitize,release)
 BUILD := build/$(MODE)
@@ -15,7 +16,7 @@ CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
 SOURCES := $(shell find lora_c -name '*.[ch]')
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan headers layers lint stubtest bench clean
+.PHONY: help demo test check asan headers layers lint stubtest check-peers bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -53,6 +54,14 @@ lint: $(VENV)/installed layers ## layers and symbols of the C tree, style of the
 
 stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 	$(BIN)/python -m mypy.stubtest lora_c._core
+
+$(PEERS)/ready: tests/peers/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet -r $<
+	@touch $@
+
+check-peers: $(VENV)/installed $(PEERS)/ready ## round trips with transformers, PEFT, bitsandbytes and gguf in a venv of their own
+	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath=tests/peers -p no:cacheprovider tests/peers
 
 bench: $(VENV)/installed $(BUILD)/bench_gemm ## speed: matrix product, training step, decoding
 	$(BUILD)/bench_gemm
