@@ -16,6 +16,7 @@ typedef enum lora_scratch_slot {
     LORA_SCRATCH_GEMM_B,    /* packed right operand, per thread */
     LORA_SCRATCH_GEMM_C,    /* output tiles, per thread */
     LORA_SCRATCH_LINEAR,    /* x·A^T, dy·B, dropped x */
+    LORA_SCRATCH_DORA,      /* layer outputs before their scaling, dropped x */
     LORA_SCRATCH_ATTENTION, /* tiles, per thread */
     LORA_SCRATCH_XENT,      /* logits of a chunk, compacted rows */
     LORA_SCRATCH_REDUCE,    /* partial sums */

@@ -3,13 +3,14 @@
 
 #include <string.h>
 
-#include "lora_c/base/philox.h"
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/ops/dora.h"
+#include "lora_c/ops/dropout.h"
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/weight.h"
 
-enum { DROP_ROWS = 16, SUM_COLUMNS = 256 };
+enum { SUM_COLUMNS = 256 };
 
 /* Scratch of one call: low-rank products and, with dropout, the dropped input or its gradient. */
 typedef struct workspace {
@@ -41,41 +42,6 @@ static lora_status product_tn(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, fl
     return lora_gemm(ctx, &g, err);
 }
 
-/* --- dropout --- */
-
-typedef struct drop_job {
-    const lora_adapter *a;
-    int64_t M, K, ld_in, ld_out;
-    const float *in;
-    float *out;
-    bool accumulate;
-} drop_job;
-
-/* out (+)= in * mask / (1 - p); the mask is a function of (seed, stream, m * K + k) and is never stored. */
-static void drop_task(void *arg, int64_t task, int worker) {
-    (void)worker;
-    drop_job *j = arg;
-    float keep_scale = 1.0f / (1.0f - j->a->dropout);
-    int64_t end = lora_min_i64((task + 1) * DROP_ROWS, j->M);
-    for (int64_t m = task * DROP_ROWS; m < end; m++) {
-        uint32_t words[4];
-        uint64_t counter = UINT64_MAX;
-        for (int64_t k = 0; k < j->K; k++) {
-            uint64_t index = (uint64_t)(m * j->K + k);
-            if (index / 4 != counter) lora_philox4x32(j->a->dropout_seed, j->a->dropout_stream, counter = index / 4, words);
-            float scale = lora_philox_to_uniform(words[index % 4]) < j->a->dropout ? 0.0f : keep_scale;
-            float value = j->in[m * j->ld_in + k] * scale, *out = j->out + m * j->ld_out + k;
-            *out = j->accumulate ? *out + value : value;
-        }
-    }
-}
-
-static void drop(lora_ctx *ctx, const lora_adapter *a, int64_t M, int64_t K, const float *in, int64_t ld_in, float *out, int64_t ld_out,
-                 bool accumulate) {
-    drop_job job = {a, M, K, ld_in, ld_out, in, out, accumulate};
-    lora_parallel_for(ctx->pool, lora_div_up(M, DROP_ROWS), drop_task, &job);
-}
-
 /* --- checks --- */
 
 static bool overlaps(const void *a, int64_t a_floats, const void *b, int64_t b_floats) {
@@ -92,6 +58,7 @@ static lora_status check_shapes(int64_t M, const lora_weight *w, int64_t ldx, in
     LORA_CHECK(ldy >= w->rows, err, LORA_ESHAPE, "ldy: expected >= %lld, got %lld", (long long)w->rows, (long long)ldy);
     if (!a) return LORA_OK;
     LORA_CHECK(a->rank > 0 && a->A && a->B, err, LORA_EINVAL, "adapter: expected A, B and r > 0, got r %lld", (long long)a->rank);
+    LORA_CHECK(!a->magnitude || a->norm, err, LORA_EINVAL, "adapter: expected norm beside DoRA's magnitude, got NULL; call lora_dora_norm");
     LORA_CHECK(a->dropout >= 0 && a->dropout < 1, err, LORA_EINVAL, "lora_dropout: expected 0 <= p < 1, got %g", (double)a->dropout);
     return LORA_OK;
 }
@@ -114,7 +81,7 @@ static lora_status add_update(lora_ctx *ctx, int64_t M, const float *x, int64_t 
     lora_weight A = dense(a->A, a->rank, K), B = dense(a->B, N, a->rank);
     LORA_TRY(get_workspace(ctx, M, K, a, &ws, err));
     if (a->dropout > 0) {
-        drop(ctx, a, M, K, x, ldx, ws.dropped, K, false);
+        lora_dropout(ctx, a, M, K, x, ldx, ws.dropped, K, false);
         x = ws.dropped;
         ldx = K;
     }
@@ -127,6 +94,7 @@ lora_status lora_linear_forward(lora_ctx *ctx, int64_t M, const float *x, int64_
     LORA_TRY(check_shapes(M, w, ldx, ldy, a, err));
     LORA_CHECK(!overlaps(y, span(M, ldy, w->rows), x, span(M, ldx, w->cols)), err, LORA_EINVAL,
                "y: expected memory apart from x, got overlapping buffers");
+    if (a && a->magnitude) return lora_dora_forward(ctx, M, x, ldx, w, bias, a, y, ldy, accumulate, err);
     lora_gemm_args g = {M, w->rows, w->cols, 1, x, ldx, 1, w, true, y, ldy, accumulate, bias};
     LORA_TRY(lora_gemm(ctx, &g, err));
     return a ? add_update(ctx, M, x, ldx, w->rows, w->cols, a, y, ldy, err) : LORA_OK;
@@ -160,7 +128,7 @@ static lora_status adapter_backward(lora_ctx *ctx, int64_t M, const float *dy, i
         const float *in = x;
         int64_t ld_in = ldx;
         if (a->dropout > 0) {
-            drop(ctx, a, M, K, x, ldx, ws.dropped, K, false);
+            lora_dropout(ctx, a, M, K, x, ldx, ws.dropped, K, false);
             in = ws.dropped;
             ld_in = K;
         }
@@ -173,7 +141,7 @@ static lora_status adapter_backward(lora_ctx *ctx, int64_t M, const float *dy, i
     if (!dx) return LORA_OK;
     if (a->dropout == 0) return product(ctx, M, K, R, 1, ws.u, R, &A, false, dx, lddx, true, err);
     LORA_TRY(product(ctx, M, K, R, 1, ws.u, R, &A, false, ws.dropped, K, false, err));
-    drop(ctx, a, M, K, ws.dropped, K, dx, lddx, true);
+    lora_dropout(ctx, a, M, K, ws.dropped, K, dx, lddx, true);
     return LORA_OK;
 }
 
@@ -182,13 +150,14 @@ lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int6
                                  lora_error *err) {
     int64_t N = w->rows, K = w->cols;
     LORA_TRY(check_shapes(M, w, x ? ldx : K, lddy, a, err));
-    LORA_CHECK(x || (!dW && !(a && (a->dA || a->dB))), err, LORA_EINVAL, "x: expected the forward input, got none");
+    LORA_CHECK(x || (!dW && !(a && (a->dA || a->dB || a->dmagnitude))), err, LORA_EINVAL, "x: expected the forward input, got none");
     if (dx) {
         LORA_CHECK(lddx >= K, err, LORA_ESHAPE, "lddx: expected >= %lld, got %lld", (long long)K, (long long)lddx);
         LORA_CHECK(!overlaps(dx, span(M, lddx, K), x, span(M, ldx, K)) && !overlaps(dx, span(M, lddx, K), dy, span(M, lddy, N)), err,
                    LORA_EINVAL, "dx: expected memory apart from x and dy, got overlapping buffers");
-        LORA_TRY(product(ctx, M, K, N, 1, dy, lddy, w, false, dx, lddx, accumulate_dx, err));
     }
+    if (a && a->magnitude) return lora_dora_backward(ctx, M, dy, lddy, x, ldx, w, a, dx, lddx, accumulate_dx, dW, dbias, err);
+    if (dx) LORA_TRY(product(ctx, M, K, N, 1, dy, lddy, w, false, dx, lddx, accumulate_dx, err));
     if (dW) LORA_TRY(product_tn(ctx, N, K, M, 1, dy, lddy, x, ldx, dW, K, err));
     if (dbias) {
         column_sum_job job = {M, N, lddy, dy, dbias};
@@ -220,5 +189,8 @@ lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_ad
     lora_parallel_for(ctx->pool, N, widen_task, &job);
     if (!a) return LORA_OK;
     lora_weight A = dense(a->A, a->rank, K);
-    return product(ctx, N, K, a->rank, sign * a->scale, a->B, a->rank, &A, false, merged, K, true, err);
+    if (a->magnitude && sign < 0) lora_dora_scale_rows(ctx, N, K, a, true, merged);
+    LORA_TRY(product(ctx, N, K, a->rank, sign * a->scale, a->B, a->rank, &A, false, merged, K, true, err));
+    if (a->magnitude && sign > 0) lora_dora_scale_rows(ctx, N, K, a, false, merged);
+    return LORA_OK;
 }

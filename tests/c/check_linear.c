@@ -63,7 +63,8 @@ static void check_case(lora_ctx *ctx, problem p) {
     guarded dW = guarded_new(N * K, 0), db = guarded_new(N, 1);
     guarded *grads[] = {&dA, &dB, &dW, &db};
     for (int g = 0; g < 4; g++) memset(grads[g]->data, 0, (size_t)grads[g]->n * sizeof(float));
-    lora_adapter a = {R, p.A, p.B, dA.data, dB.data, p.scale, p.dropout, 9, 4};
+    lora_adapter a = {.rank = R, .A = p.A, .B = p.B, .dA = dA.data, .dB = dB.data, .scale = p.scale, .dropout = p.dropout, .dropout_seed = 9,
+                      .dropout_stream = 4};
     CHECK(lora_linear_forward(ctx, M, p.x, K, &w, p.bias, &a, y.data, N, false, &err) == LORA_OK, "%s", err.message);
     CHECK(lora_linear_backward(ctx, M, p.dy, N, p.x, K, &w, &a, dx.data, K, false, dW.data, db.data, &err) == LORA_OK, "%s", err.message);
     double *want = malloc((size_t)(M * N + M * K + R * K + N * R + N * K + N) * sizeof *want);

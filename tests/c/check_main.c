@@ -11,6 +11,7 @@ void check_base(void);
 void check_nf4(void);
 void check_gemm(void);
 void check_linear(void);
+void check_dora(void);
 void check_rowwise(void);
 void check_nn(void);
 void check_attention(void);
@@ -21,7 +22,7 @@ static const struct {
     const char *name;
     void (*run)(void);
 } families[] = {{"base", check_base},           {"nf4", check_nf4},         {"gemm", check_gemm},
-                {"linear", check_linear},       {"rowwise", check_rowwise}, {"nn", check_nn},
+                {"linear", check_linear},       {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
                 {"attention", check_attention}, {"decoder", check_decoder}, {"alloc_fail", check_alloc_fail}};
 
 static long n_passed, n_failed;

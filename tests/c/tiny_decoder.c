@@ -18,7 +18,8 @@ static lora_status set_layer(tiny_decoder *t, int64_t layer, float dropout, int 
         *w += rows * cols;
         if (layer == 1 && slot == skip) continue;
         LORA_TRY(lora_decoder_set_matrix(t->decoder, layer, (lora_matrix_slot)slot, &m, NULL, err));
-        lora_adapter a = {R, *w, *w + R * cols, *g, *g + R * cols, 0.5f, dropout, 11, 0};
+        lora_adapter a = {.rank = R, .A = *w, .B = *w + R * cols, .dA = *g, .dB = *g + R * cols, .scale = 0.5f, .dropout = dropout,
+                          .dropout_seed = 11};
         *w += R * (rows + cols);
         *g += R * (rows + cols);
         LORA_TRY(lora_decoder_set_adapter(t->decoder, layer, (lora_matrix_slot)slot, &a, err));

@@ -31,7 +31,16 @@ lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int6
                                  const lora_weight *w, const lora_adapter *adapter, float *dx, int64_t lddx,
                                  bool accumulate_dx, float *dW, float *dbias, lora_error *err) LORA_MUST_CHECK;
 
-/** merged[N,K] (float32, contiguous) = W + sign · s · B · A. The product is rounded once per element. */
+/** norm[n] = ||W_n + s B_n A||, the row lengths that DoRA divides by (float32; sums in float64). Costs N · K · R; no (N, K)
+ *  matrix is stored. A pass with DoRA reads them from adapter->norm and treats them as constants, as PEFT does:
+ *      g = magnitude / norm (0 where norm is 0)      y = W x + (g - 1) W d + g s B A d + bias,  d = drop(x)
+ *      dmagnitude += sum over M of dy · (W d + s B A d) / norm
+ *  Source   DoRA, arXiv:2402.09353, eq. 5; norms outside the gradient, section 4.3. */
+lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float *norm,
+                           lora_error *err) LORA_MUST_CHECK;
+
+/** merged[N,K] (float32, contiguous) = W + sign · s · B · A; the product is rounded once per element. With DoRA, sign 1 gives
+ *  g · (W + s B A), and sign -1 takes a W merged so back to W / g - s B A (norm as it was at the merge). */
 lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float sign,
                               float *merged, lora_error *err) LORA_MUST_CHECK;
 

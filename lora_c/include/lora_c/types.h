@@ -29,8 +29,9 @@ typedef struct lora_weight {
     const struct lora_nf4 *nf4; /* NF4 kind */
 } lora_weight;
 
-/* A LoRA adapter on a linear layer: s * B * A, A (R, K), B (N, R), row-major, contiguous.
- * Source   LoRA, arXiv:2106.09685, eq. 3; s = lora_alpha / r as in PEFT. */
+/* A LoRA adapter on a linear layer: s * B * A, A (R, K), B (N, R), row-major, contiguous. With magnitude it is DoRA: row n
+ * of W + s B A is given the length magnitude[n].
+ * Source   LoRA, arXiv:2106.09685, eq. 3; s = lora_alpha / r as in PEFT. DoRA, arXiv:2402.09353, eq. 5. */
 typedef struct lora_adapter {
     int64_t rank;
     const float *A, *B;
@@ -39,6 +40,9 @@ typedef struct lora_adapter {
     float dropout;           /* probability of zeroing an element of x on its way to A; 0 in evaluation */
     uint64_t dropout_seed;   /* the mask is a function of (seed, stream, element index): recomputed, not stored */
     uint64_t dropout_stream;
+    const float *magnitude;  /* DoRA's m (N); NULL: plain LoRA */
+    float *dmagnitude;       /* added to; NULL when not trained */
+    const float *norm;       /* with magnitude: row lengths of W + s B A (N), from lora_dora_norm */
 } lora_adapter;
 
 #ifdef __cplusplus
