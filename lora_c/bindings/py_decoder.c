@@ -209,7 +209,7 @@ static PyObject *change_adapter(decoder *self, const char *name, const lora_adap
 }
 
 PyDoc_STRVAR(set_adapter_doc,
-"set_adapter($self, name, A, B, /, *, scale, dropout=0.0, seed=0)\n--\n\n"
+"set_adapter($self, name, A, B, /, *, scale, dropout=0.0, seed=0, magnitude=None)\n--\n\n"
 "Put a LoRA adapter on a projection: y = W x + scale B A x. It replaces the one that is there.\n\n"
 "Shapes\n------\nA (r, in_features); B (out_features, r).\n\n"
 "Parameters\n----------\n"
@@ -217,18 +217,21 @@ PyDoc_STRVAR(set_adapter_doc,
 "A, B : Parameter\n    Shared; trained where requires_grad.\n"
 "scale : float\n    lora_alpha / r.\n"
 "dropout : float\n    On the input of A in forward_backward().\n"
-"seed : int\n    For the dropout masks.\n\n"
-"Raises\n------\nValueError\n    Unknown name, or a shape does not fit.");
+"seed : int\n    For the dropout masks.\n"
+"magnitude : Parameter, optional\n    (out_features,): makes it DoRA, row n of W + scale B A given the length magnitude[n].\n\n"
+"Raises\n------\nValueError\n    Unknown name, or a shape does not fit.\n\n"
+"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; DoRA, arXiv:2402.09353, eq. 5.");
 
 static PyObject *decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "", "scale", "dropout", "seed", NULL};
+    static char *names[] = {"", "", "", "scale", "dropout", "seed", "magnitude", NULL};
     const char *name;
     lora_py_state *state = lora_py_state_of(Py_TYPE(o));
     lora_py_parameter *A, *B;
+    PyObject *magnitude = Py_None;
     double scale = NAN, dropout = 0.0;
     unsigned long long seed = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO!O!|$ddK:set_adapter", names, &name, state->parameter_type, &A,
-                                     state->parameter_type, &B, &scale, &dropout, &seed)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO!O!|$ddKO:set_adapter", names, &name, state->parameter_type, &A,
+                                     state->parameter_type, &B, &scale, &dropout, &seed, &magnitude)) return NULL;
     if (!isfinite(scale) || !(dropout >= 0.0 && dropout < 1.0)) {
         PyErr_SetString(PyExc_ValueError, "scale, dropout: expected a finite scale and 0 <= dropout < 1, got others");
         return NULL;
@@ -247,9 +250,15 @@ static PyObject *decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwar
             return NULL;
         }
     }
+    lora_py_parameter *m = magnitude == Py_None ? NULL : (lora_py_parameter *)magnitude;
+    if (m && (!Py_IS_TYPE(magnitude, state->parameter_type) || m->ndim != 1 || m->shape[0] != B->shape[0])) {
+        PyErr_Format(PyExc_ValueError, "magnitude: expected a Parameter of shape (%lld,) for %s, got another", (long long)B->shape[0], name);
+        return NULL;
+    }
     lora_adapter adapter = {.rank = A->shape[0], .A = A->data, .B = B->data, .dA = A->grad, .dB = B->grad,
-                            .scale = (float)scale, .dropout = (float)dropout, .dropout_seed = seed};
-    PyObject *keep = PyTuple_Pack(2, A, B);
+                            .scale = (float)scale, .dropout = (float)dropout, .dropout_seed = seed,
+                            .magnitude = m ? m->data : NULL, .dmagnitude = m ? m->grad : NULL};
+    PyObject *keep = PyTuple_Pack(3, A, B, magnitude);
     PyObject *result = keep ? change_adapter((decoder *)o, name, &adapter, keep) : NULL;
     Py_XDECREF(keep);
     return result;

@@ -11,7 +11,8 @@ typedef struct loralinear {
     PyObject *bias_keep;
     const float *bias;
     float *dbias;
-    lora_py_parameter *A, *B;
+    lora_py_parameter *A, *B, *magnitude; /* magnitude: DoRA's, or NULL */
+    float *norm;                          /* (out_features), with magnitude: of the present W + s B A */
     int64_t rank;
     double lora_alpha, scaling, dropout;
     uint64_t seed;
@@ -33,6 +34,8 @@ static void linear_dealloc(PyObject *o) {
     Py_XDECREF(self->bias_keep);
     Py_XDECREF(self->A);
     Py_XDECREF(self->B);
+    Py_XDECREF(self->magnitude);
+    lora_ctx_free(self->base.ctx, self->norm);
     lora_py_delete(o);
 }
 
@@ -75,6 +78,42 @@ static int set_adapter(loralinear *self, lora_py_state *state, PyObject *A, PyOb
     return -1;
 }
 
+static lora_adapter adapter_of(const loralinear *self, int training, uint64_t step);
+
+/* The row norms of W + s B A as A and B are now. */
+static int refresh_norm(loralinear *self) {
+    if (!self->norm) return 0;
+    lora_adapter adapter = adapter_of(self, 0, 0);
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(self->base.ctx, status, lora_dora_norm(self->base.ctx, &self->weight.w, &adapter, self->norm, &err));
+    if (status == LORA_OK) return 0;
+    lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), &err);
+    return -1;
+}
+
+/* DoRA starts from the lengths that the rows have. */
+static int set_magnitude(loralinear *self, lora_py_state *state, PyObject *given, int use_dora) {
+    if (!use_dora && given == Py_None) return 0;
+    const int64_t shape[] = {self->weight.w.rows};
+    lora_py_array a;
+    self->norm = lora_py_alloc(state->ctx, LORA_MEM_SCRATCH, (size_t)shape[0] * sizeof(float), "norm");
+    if (!self->norm || refresh_norm(self) < 0) return -1;
+    if (given == Py_None) {
+        self->magnitude = lora_py_parameter_new(state, 1, shape, "lora_magnitude_vector", 1);
+        if (self->magnitude) memcpy(self->magnitude->data, self->norm, (size_t)shape[0] * sizeof(float));
+        return self->magnitude ? 0 : -1;
+    }
+    if (lora_py_get(given, "magnitude", LORA_PY_F32, 0, &a) < 0) return -1;
+    if (lora_py_expect(&a, 1, shape) == 0) {
+        if (Py_IS_TYPE(given, state->parameter_type)) self->magnitude = (lora_py_parameter *)Py_NewRef(given);
+        else if ((self->magnitude = lora_py_parameter_new(state, 1, shape, "lora_magnitude_vector", 1)))
+            memcpy(self->magnitude->data, a.data, (size_t)a.n * sizeof(float));
+    }
+    lora_py_release(&a);
+    return self->magnitude ? 0 : -1;
+}
+
 /* A seed is any 64 bits. */
 static int seed_converter(PyObject *o, void *out) {
     uint64_t seed = PyLong_AsUnsignedLongLong(o);
@@ -104,14 +143,14 @@ static int check_numbers(const loralinear *self) {
 }
 
 static PyObject *linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"base", "r", "lora_alpha", "lora_dropout", "bias", "A", "B", "seed", "use_rslora", NULL};
-    PyObject *given, *alpha = Py_None, *bias = Py_None, *A = Py_None, *B = Py_None;
+    static char *names[] = {"base", "r", "lora_alpha", "lora_dropout", "bias", "A", "B", "seed", "use_rslora", "use_dora", "magnitude", NULL};
+    PyObject *given, *alpha = Py_None, *bias = Py_None, *A = Py_None, *B = Py_None, *magnitude = Py_None;
     Py_ssize_t rank = 8;
     double dropout = 0.0;
     uint64_t seed = 0;
-    int rslora = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|n$OdOOOO&p:LoRALinear", names, &given, &rank, &alpha, &dropout, &bias, &A,
-                                     &B, seed_converter, &seed, &rslora)) return NULL;
+    int rslora = 0, dora = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|n$OdOOOO&ppO:LoRALinear", names, &given, &rank, &alpha, &dropout, &bias, &A,
+                                     &B, seed_converter, &seed, &rslora, &dora, &magnitude)) return NULL;
     lora_py_state *state = lora_py_state_of(type);
     loralinear *self = lora_py_new(type);
     if (!self) return NULL;
@@ -125,6 +164,7 @@ static PyObject *linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->given = Py_NewRef(given);
     if (lora_py_get_weight(state, given, "base", &self->weight) < 0) goto fail;
     if (set_bias(self, state, bias) < 0 || set_adapter(self, state, A, B) < 0) goto fail;
+    if (set_magnitude(self, state, magnitude, dora) < 0) goto fail;
     return (PyObject *)self;
 fail:
     Py_DECREF(self);
@@ -144,6 +184,9 @@ static lora_adapter adapter_of(const loralinear *self, int training, uint64_t st
         .dropout = training ? (float)self->dropout : 0.0f,
         .dropout_seed = self->seed,
         .dropout_stream = step,
+        .magnitude = self->magnitude ? self->magnitude->data : NULL,
+        .dmagnitude = self->magnitude ? self->magnitude->grad : NULL,
+        .norm = self->norm,
     };
 }
 
@@ -173,6 +216,8 @@ static int apart_from_weights(const loralinear *self, const lora_py_array *out) 
         {.name = "B", .data = self->B->data, .rows = 1, .cols = self->B->size, .view.itemsize = 4},
         {.name = "A.grad", .data = self->A->grad, .rows = 1, .cols = self->A->size, .view.itemsize = 4},
         {.name = "B.grad", .data = self->B->grad, .rows = 1, .cols = self->B->size, .view.itemsize = 4},
+        {.name = "magnitude", .data = self->magnitude ? self->magnitude->data : NULL, .rows = 1, .cols = w.rows, .view.itemsize = 4},
+        {.name = "magnitude.grad", .data = self->magnitude ? self->magnitude->grad : NULL, .rows = 1, .cols = w.rows, .view.itemsize = 4},
     };
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         if (lora_py_apart(out, &own[i]) < 0) return -1;
@@ -215,6 +260,10 @@ static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
     PyObject *result = lora_py_expect_last(&x, w.cols, NULL) < 0 ? NULL : output(out, &x, w.rows, &held, &y, &ldy);
     if (result && (lora_py_apart(&held, &x) < 0 || apart_from_weights(self, &held) < 0 || lora_py_enter(&self->base) < 0))
         Py_CLEAR(result);
+    if (result && refresh_norm(self) < 0) {
+        lora_py_leave(&self->base);
+        Py_CLEAR(result);
+    }
     if (result) {
         lora_adapter adapter = adapter_of(self, training, step);
         lora_status status;
@@ -265,6 +314,11 @@ static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) 
         Py_CLEAR(result);
         goto done;
     }
+    if (refresh_norm(self) < 0) {
+        lora_py_leave(&self->base);
+        Py_CLEAR(result);
+        goto done;
+    }
     lora_adapter adapter = adapter_of(self, training, step);
     lora_status status;
     lora_error err = {0};
@@ -282,8 +336,8 @@ done:
 
 PyDoc_STRVAR(merge_doc,
 "merge($self, /, *, sign=1.0)\n--\n\n"
-"Return W + sign s B A.\n\n"
-"Parameters\n----------\nsign : float\n    1 to merge, -1 to take a merged adapter out.\n\n"
+"Return W + sign s B A; with DoRA g (W + s B A).\n\n"
+"Parameters\n----------\nsign : float\n    1 to merge, -1 to take a merged adapter out (not with DoRA: keep the base).\n\n"
 "Returns\n-------\nndarray\n    float32, (out_features, in_features); each element is rounded once.\n\n"
 "Source\n------\nLoRA, arXiv:2106.09685, section 4.1.");
 
@@ -300,6 +354,11 @@ static PyObject *linear_merge(PyObject *o, PyObject *args, PyObject *kwargs) {
         Py_XDECREF(result);
         return NULL;
     }
+    if (refresh_norm(self) < 0) {
+        lora_py_leave(&self->base);
+        Py_DECREF(result);
+        return NULL;
+    }
     lora_adapter adapter = adapter_of(self, 0, 0);
     lora_status status;
     lora_error err = {0};
@@ -309,7 +368,7 @@ static PyObject *linear_merge(PyObject *o, PyObject *args, PyObject *kwargs) {
 }
 
 PyDoc_STRVAR(parameters_doc,
-"parameters($self, /)\n--\n\nReturn the trained parameters: A, B, then a base and a bias that were given as Parameter.");
+"parameters($self, /)\n--\n\nReturn the trained parameters: A, B, DoRA\'s magnitude, then a base and a bias that were given as Parameter.");
 
 static PyObject *linear_parameters(PyObject *o, PyObject *unused) {
     (void)unused;
@@ -319,6 +378,7 @@ static PyObject *linear_parameters(PyObject *o, PyObject *unused) {
         PyObject *parameter;
         float *grad;
     } all[] = {{(PyObject *)self->A, self->A->grad}, {(PyObject *)self->B, self->B->grad},
+               {(PyObject *)self->magnitude, self->magnitude ? self->magnitude->grad : NULL},
                {self->weight.keep, self->weight.grad}, {self->bias_keep, self->dbias}};
     for (size_t i = 0; list && i < sizeof all / sizeof *all; i++)
         if (all[i].grad && PyList_Append(list, all[i].parameter) < 0) Py_CLEAR(list);
@@ -327,13 +387,14 @@ static PyObject *linear_parameters(PyObject *o, PyObject *unused) {
 
 /* --- attributes --------------------------------------------------------------------------------------------------- */
 
-enum { ATTR_A, ATTR_B, BASE, IN, OUT, RANK, ALPHA, SCALING, DROPOUT };
+enum { ATTR_A, ATTR_B, MAGNITUDE, BASE, IN, OUT, RANK, ALPHA, SCALING, DROPOUT };
 
 static PyObject *linear_get(PyObject *o, void *which) {
     loralinear *self = (loralinear *)o;
     switch ((int)(intptr_t)which) {
     case ATTR_A: return Py_NewRef((PyObject *)self->A);
     case ATTR_B: return Py_NewRef((PyObject *)self->B);
+    case MAGNITUDE: return Py_NewRef(self->magnitude ? (PyObject *)self->magnitude : Py_None);
     case BASE: return Py_NewRef(self->given);
     case IN: return PyLong_FromLongLong(self->weight.w.cols);
     case OUT: return PyLong_FromLongLong(self->weight.w.rows);
@@ -360,6 +421,7 @@ static PyObject *linear_repr(PyObject *o) {
 static PyGetSetDef linear_getset[] = {
     GETTER("A", ATTR_A, "(r, in_features)."),
     GETTER("B", ATTR_B, "(out_features, r)."),
+    GETTER("magnitude", MAGNITUDE, "(out_features,) with DoRA, else None."),
     GETTER("base", BASE, "The frozen matrix as it was given."),
     GETTER("in_features", IN, "Columns of the base."),
     GETTER("out_features", OUT, "Rows of the base."),
@@ -380,7 +442,8 @@ static PyMethodDef linear_methods[] = {
 };
 
 PyDoc_STRVAR(linear_doc,
-"LoRALinear(base, r=8, *, lora_alpha=None, lora_dropout=0.0, bias=None, A=None, B=None, seed=0, use_rslora=False)\n--\n\n"
+"LoRALinear(base, r=8, *, lora_alpha=None, lora_dropout=0.0, bias=None, A=None, B=None, seed=0, use_rslora=False, "
+"use_dora=False, magnitude=None)\n--\n\n"
 "A linear layer with a LoRA adapter: y = W x + bias + s B A x.\n\n"
 "Shapes\n------\nbase (out_features, in_features); bias (out_features,); A (r, in_features); B (out_features, r).\n\n"
 "Parameters\n----------\n"
@@ -393,10 +456,13 @@ PyDoc_STRVAR(linear_doc,
 "A, B : array or Parameter, optional\n    Start values (copied) or shared parameters. By default A is uniform in\n"
 "    +-1/sqrt(in_features), as PEFT draws it, and B is zero.\n"
 "seed : int\n    For A and for the dropout masks.\n"
-"use_rslora : bool\n    s = lora_alpha / sqrt(r).\n\n"
+"use_rslora : bool\n    s = lora_alpha / sqrt(r).\n"
+"use_dora : bool\n    DoRA: y = g (W x + s B A x) + bias with g = magnitude / ||W + s B A|| by rows.\n"
+"magnitude : array or Parameter, optional\n    (out_features,), implies use_dora; by default the row lengths of W + s B A.\n\n"
 "Raises\n------\nValueError\n    A shape or a number does not fit.\nTypeError\n    Another element type.\n\n"
 "Notes\n-----\nOne thread at a time per layer; a second one gets RuntimeError.\n\n"
-"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; rsLoRA, arXiv:2312.03732.");
+"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; rsLoRA, arXiv:2312.03732; DoRA,\n"
+"arXiv:2402.09353, eq. 5.");
 
 static PyType_Slot linear_slots[] = {
     {Py_tp_new, linear_new},         {Py_tp_dealloc, linear_dealloc}, {Py_tp_traverse, linear_traverse},

@@ -98,6 +98,7 @@ void lora_decoder_destroy(lora_decoder *d) {
     lora_mem_free(mem, d->arena);
     lora_mem_free(mem, d->cos);
     lora_mem_free(mem, d->sin);
+    lora_free_adapter_norms(d);
     lora_mem_free(mem, d->layers);
     lora_mem_free(mem, d);
 }
@@ -142,8 +143,6 @@ static lora_status check_layer(const lora_decoder *d, int64_t layer, bool global
 static lora_status find_matrix(lora_decoder *d, int64_t layer, int slot, lora_matrix **out, lora_error *err) {
     LORA_CHECK(slot >= 0 && slot <= LORA_LM_HEAD, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_LM_HEAD, slot);
     LORA_TRY(check_layer(d, layer, slot >= LORA_LAYER_MATRICES, MATRIX_NAMES[slot], err));
-    LORA_CHECK(slot != LORA_LM_HEAD || !d->config.tie_word_embeddings, err, LORA_EINVAL,
-               "lm_head: expected no weight with tie_word_embeddings, got one; set tie_word_embeddings to false to untie it");
     *out = slot == LORA_EMBED_TOKENS ? &d->embed_tokens : slot == LORA_LM_HEAD ? &d->lm_head : &d->layers[layer].matrices[slot];
     return LORA_OK;
 }
@@ -182,6 +181,7 @@ lora_status lora_decoder_set_matrix(lora_decoder *d, int64_t layer, lora_matrix_
     matrix_shape(&d->config, (int)slot, &rows, &cols);
     LORA_TRY(check_matrix(w, rows, cols, grad != NULL, matrix_name(layer, (int)slot).text, err));
     m->w = *w;
+    m->norm_known = false;
     m->set = true;
     m->dW = grad;
     return LORA_OK;
@@ -227,7 +227,12 @@ lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix
                    (long long)adapter->rank);
         LORA_CHECK(adapter->dropout >= 0 && adapter->dropout < 1, err, LORA_EINVAL, "%s: expected 0 <= lora_dropout < 1, got %g",
                    name.text, (double)adapter->dropout);
+        if (adapter->magnitude) {
+            LORA_CHECK(m->set, err, LORA_EINVAL, "%s: expected its weight before a DoRA adapter, got none", name.text);
+            LORA_TRY(lora_make_adapter_norm(d, m, err));
+        }
         m->adapter = *adapter;
+        m->adapter.norm = m->norm;
     }
     m->has_adapter = adapter != NULL;
     return LORA_OK;

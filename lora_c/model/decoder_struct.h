@@ -15,6 +15,8 @@ typedef struct lora_matrix {
     float *dbias;
     lora_adapter adapter;
     bool has_adapter;
+    float *norm; /* with a DoRA adapter: its row norms of this pass, owned */
+    bool norm_known;
 } lora_matrix;
 
 typedef struct lora_norm {
@@ -89,7 +91,7 @@ static inline int64_t lora_kv_width(const lora_decoder_config *c) { return c->nu
 static inline int64_t lora_qkv_width(const lora_decoder_config *c) { return lora_q_width(c) + 2 * lora_kv_width(c); }
 
 static inline const lora_matrix *lora_head(const lora_decoder *d) {
-    return d->config.tie_word_embeddings ? &d->embed_tokens : &d->lm_head;
+    return d->config.tie_word_embeddings && !d->lm_head.set ? &d->embed_tokens : &d->lm_head;
 }
 
 /* decoder.c: names the first required weight that is missing */
@@ -112,6 +114,11 @@ int64_t lora_lowest_trainable_layer(const lora_decoder *d); /* 0 .. L; L: only w
 /* arena.c */
 lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *out,
                                lora_error *err) LORA_MUST_CHECK;
+
+/* adapter_norms.c: the row norms of DoRA adapters */
+lora_status lora_refresh_adapter_norms(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_make_adapter_norm(lora_decoder *d, lora_matrix *m, lora_error *err) LORA_MUST_CHECK; /* memory for m's */
+void lora_free_adapter_norms(lora_decoder *d);
 
 /* forward.c */
 /** The adapter of matrix slot as this run uses it, or NULL; *storage backs it. */

@@ -2,7 +2,7 @@
 #include "lora_c/model/decoder_struct.h"
 
 bool lora_reads_input(const lora_matrix *m) {
-    return m->dW || (m->has_adapter && (m->adapter.dA || m->adapter.dB));
+    return m->dW || (m->has_adapter && (m->adapter.dA || m->adapter.dB || m->adapter.dmagnitude));
 }
 
 bool lora_matrix_trains(const lora_matrix *m) { return lora_reads_input(m) || m->dbias; }

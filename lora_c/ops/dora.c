@@ -209,7 +209,6 @@ lora_status lora_dora_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_
 typedef struct merge_job {
     int64_t N, K;
     const lora_adapter *a;
-    bool divide;
     float *rows;
 } merge_job;
 
@@ -217,10 +216,10 @@ static void merge_task(void *arg, int64_t n, int worker) {
     (void)worker;
     merge_job *j = arg;
     float g = gain(j->a, n), *row = j->rows + n * j->K;
-    for (int64_t k = 0; k < j->K; k++) row[k] = j->divide ? row[k] / g : row[k] * g;
+    for (int64_t k = 0; k < j->K; k++) row[k] *= g;
 }
 
-void lora_dora_scale_rows(lora_ctx *ctx, int64_t N, int64_t K, const lora_adapter *a, bool divide, float *rows) {
-    merge_job job = {N, K, a, divide, rows};
+void lora_dora_scale_rows(lora_ctx *ctx, int64_t N, int64_t K, const lora_adapter *a, float *rows) {
+    merge_job job = {N, K, a, rows};
     lora_parallel_for(ctx->pool, N, merge_task, &job);
 }

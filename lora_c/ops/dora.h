@@ -14,7 +14,7 @@ lora_status lora_dora_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_
                                const lora_weight *w, const lora_adapter *a, float *dx, int64_t lddx, bool accumulate_dx,
                                float *dW, float *dbias, lora_error *err) LORA_MUST_CHECK;
 
-/** Row n of rows (N, K) times magnitude[n] / norm[n], or divided by it. */
-void lora_dora_scale_rows(lora_ctx *ctx, int64_t N, int64_t K, const lora_adapter *a, bool divide, float *rows);
+/** Row n of rows (N, K) times magnitude[n] / norm[n]. */
+void lora_dora_scale_rows(lora_ctx *ctx, int64_t N, int64_t K, const lora_adapter *a, float *rows);
 
 #endif

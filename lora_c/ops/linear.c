@@ -185,12 +185,12 @@ static void widen_task(void *arg, int64_t row, int worker) {
 lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, float sign, float *merged, lora_error *err) {
     int64_t N = w->rows, K = w->cols;
     LORA_TRY(check_shapes(1, w, K, N, a, err));
+    LORA_CHECK(!a || !a->magnitude || sign == 1, err, LORA_EINVAL, "sign: expected 1 with DoRA, got %g; keep the base to undo it", (double)sign);
     widen_job job = {&ctx->kernels, w, merged};
     lora_parallel_for(ctx->pool, N, widen_task, &job);
     if (!a) return LORA_OK;
     lora_weight A = dense(a->A, a->rank, K);
-    if (a->magnitude && sign < 0) lora_dora_scale_rows(ctx, N, K, a, true, merged);
     LORA_TRY(product(ctx, N, K, a->rank, sign * a->scale, a->B, a->rank, &A, false, merged, K, true, err));
-    if (a->magnitude && sign > 0) lora_dora_scale_rows(ctx, N, K, a, false, merged);
+    if (a->magnitude) lora_dora_scale_rows(ctx, N, K, a, merged);
     return LORA_OK;
 }

@@ -103,6 +103,8 @@ class LoRALinear:
     @property
     def B(self) -> Parameter: ...
     @property
+    def magnitude(self) -> Parameter | None: ...
+    @property
     def base(self) -> _Weight: ...
     @property
     def in_features(self) -> int: ...
@@ -128,6 +130,8 @@ class LoRALinear:
         B: _Array | None = None,
         seed: int = 0,
         use_rslora: bool = False,
+        use_dora: bool = False,
+        magnitude: _Array | None = None,
     ) -> LoRALinear: ...
     def forward(self, x: _Array, /, *, out: _Array | None = None, training: bool = False, step: int = 0) -> _F32: ...
     def backward(
@@ -196,7 +200,16 @@ class Decoder:
     ) -> Decoder: ...
     def set_weight(self, name: str, weight: _Weight, /) -> None: ...
     def set_adapter(
-        self, name: str, A: Parameter, B: Parameter, /, *, scale: float, dropout: float = 0.0, seed: int = 0
+        self,
+        name: str,
+        A: Parameter,
+        B: Parameter,
+        /,
+        *,
+        scale: float,
+        dropout: float = 0.0,
+        seed: int = 0,
+        magnitude: Parameter | None = None,
     ) -> None: ...
     def remove_adapter(self, name: str, /) -> None: ...
     def forward_backward(

@@ -72,6 +72,38 @@ def lora_linear_backward(
     return dy @ w + dt @ a, dt.T @ x, scale * dy.T @ (x @ a.T)
 
 
+def dora_norm(w: ArrayLike, a: ArrayLike, b: ArrayLike, scale: float) -> F64:
+    """Row lengths ||W + s B A|| (N,).   Source: DoRA, arXiv:2402.09353, eq. 5, with rows for the paper's columns."""
+    return np.linalg.norm(_f64(w) + scale * _f64(b) @ _f64(a), axis=1)
+
+
+def dora_linear(
+    x: ArrayLike, w: ArrayLike, a: ArrayLike, b: ArrayLike, scale: float, magnitude: ArrayLike, norm: ArrayLike,
+    bias: ArrayLike | None = None, mask: ArrayLike = 1.0,
+) -> F64:  # fmt: skip
+    """y = W x + (g - 1) W d + g s B A d + bias with d = mask * x and g = magnitude / norm.
+
+    mask (M, K) is the dropout mask over (1 - p): PEFT drops the input of everything that DoRA adds to W x.
+    """
+    g = _f64(magnitude) / _f64(norm)
+    dropped = _f64(x) * _f64(mask)
+    return linear(x, w, bias) + (g - 1) * linear(dropped, w) + g * (scale * (dropped @ _f64(a).T) @ _f64(b).T)
+
+
+def dora_linear_backward(
+    dy: ArrayLike, x: ArrayLike, w: ArrayLike, a: ArrayLike, b: ArrayLike, scale: float, magnitude: ArrayLike,
+    norm: ArrayLike, mask: ArrayLike = 1.0,
+) -> tuple[F64, F64, F64, F64]:  # fmt: skip
+    """(dx, dA, dB, dmagnitude), the norm held constant (DoRA, section 4.3).   dz = g * dy is what reaches W + s B A."""
+    dy, x, w, a, b, norm = _f64(dy), _f64(x), _f64(w), _f64(a), _f64(b), _f64(norm)
+    dropped = x * _f64(mask)
+    dz = dy * (_f64(magnitude) / norm)
+    dt = scale * dz @ b
+    dx = dy @ w + _f64(mask) * ((dz - dy) @ w + dt @ a)
+    z = dropped @ w.T + scale * (dropped @ a.T) @ b.T
+    return dx, dt.T @ dropped, scale * dz.T @ (dropped @ a.T), (dy * z).sum(axis=0) / norm
+
+
 # --- normalisation, positions, MLP --------------------------------------------------------------------------------
 
 

@@ -36,6 +36,21 @@ def test_lora_linear_gradients():
     close(db, central_difference(lambda t: (dy * ref.lora_linear(x, w, a, t, 1.7)).sum(), b))
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+def test_dora_gradients_with_a_constant_norm(dropped):
+    x, w, a, b, dy = (RNG.standard_normal(s) for s in ((4, 5), (3, 5), (2, 5), (3, 2), (4, 3)))
+    m, mask = RNG.standard_normal(3), (RNG.random((4, 5)) > 0.4) / 0.6 if dropped else 1.0
+    norm = ref.dora_norm(w, a, b, 1.7)
+    close(norm**2, ((w + 1.7 * b @ a) ** 2).sum(axis=1))
+
+    def loss(x=x, a=a, b=b, m=m):
+        return (dy * ref.dora_linear(x, w, a, b, 1.7, m, norm, mask=mask)).sum()
+
+    got = ref.dora_linear_backward(dy, x, w, a, b, 1.7, m, norm, mask)
+    for gradient, name, value in zip(got, "xabm", (x, a, b, m), strict=True):
+        close(gradient, central_difference(lambda t, name=name: loss(**{name: t}), value))
+
+
 def test_rmsnorm_gradients():
     x, w, dy = RNG.standard_normal((3, 6)), RNG.standard_normal(6), RNG.standard_normal((3, 6))
     dx, dw = ref.rmsnorm_backward(dy, x, w, 1e-5)

@@ -30,7 +30,7 @@ typedef enum lora_matrix_slot {
     LORA_Q_PROJ, LORA_K_PROJ, LORA_V_PROJ, LORA_O_PROJ, LORA_GATE_PROJ, LORA_UP_PROJ, LORA_DOWN_PROJ,
     LORA_LAYER_MATRICES,
     LORA_EMBED_TOKENS = LORA_LAYER_MATRICES,
-    LORA_LM_HEAD, /* refused when tie_word_embeddings */
+    LORA_LM_HEAD, /* with tie_word_embeddings the embedding, until a head of its own is set */
 } lora_matrix_slot;
 
 /* Vectors: norms (required) and the biases of the seven layer matrices (optional, bias of matrix i = LORA_BIAS + i). */
@@ -52,7 +52,8 @@ lora_status lora_decoder_set_matrix(lora_decoder *decoder, int64_t layer, lora_m
 lora_status lora_decoder_set_vector(lora_decoder *decoder, int64_t layer, lora_vector_slot slot, const float *v,
                                     int64_t n, float *grad, lora_error *err) LORA_MUST_CHECK;
 /** Sets the LoRA adapter of a layer matrix (copied struct, borrowed arrays); NULL removes it. dropout_stream is set by
- *  the decoder from (dropout_step, layer, slot). */
+ *  the decoder from (dropout_step, layer, slot), norm from the weight and the adapter at the start of each pass; a decode
+ *  that only goes on with begun sequences keeps the norms of the pass before it. */
 lora_status lora_decoder_set_adapter(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot,
                                      const lora_adapter *adapter, lora_error *err) LORA_MUST_CHECK;
 

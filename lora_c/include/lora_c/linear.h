@@ -39,8 +39,8 @@ lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int6
 lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float *norm,
                            lora_error *err) LORA_MUST_CHECK;
 
-/** merged[N,K] (float32, contiguous) = W + sign · s · B · A; the product is rounded once per element. With DoRA, sign 1 gives
- *  g · (W + s B A), and sign -1 takes a W merged so back to W / g - s B A (norm as it was at the merge). */
+/** merged[N,K] (float32, contiguous) = W + sign · s · B · A; the product is rounded once per element. With DoRA it is
+ *  g · (W + s B A), and sign must be 1. */
 lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float sign,
                               float *merged, lora_error *err) LORA_MUST_CHECK;
 
