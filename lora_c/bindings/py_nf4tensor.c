@@ -154,6 +154,7 @@ typedef struct nf4_parts {
     PyObject *codes, *absmax, *absmax_codes, *nested_absmax, *nested_map, *lut;
     Py_ssize_t rows, cols, block_size, nested_block_size;
     double nested_offset;
+    const char *quant_type;
 } nf4_parts;
 
 static int check_parts(const nf4_parts *p) {
@@ -164,6 +165,10 @@ static int check_parts(const nf4_parts *p) {
         return -1;
     }
     if (check_block_size(p->block_size) < 0) return -1;
+    if (strcmp(p->quant_type, "nf4") && strcmp(p->quant_type, "fp4")) {
+        PyErr_Format(PyExc_ValueError, "quant_type: expected 'nf4' or 'fp4', got '%s'", p->quant_type);
+        return -1;
+    }
     if ((p->absmax == Py_None) == (p->absmax_codes == Py_None)) {
         PyErr_SetString(PyExc_ValueError, "absmax: expected either absmax or absmax_codes, got both or neither");
         return -1;
@@ -185,6 +190,8 @@ static int check_parts(const nf4_parts *p) {
 
 static int fill_from_parts(nf4tensor *self, const nf4_parts *p) {
     lora_ctx *ctx = self->base.ctx;
+    self->is_fp4 = p->quant_type[0] == 'f';
+    if (self->is_fp4) self->nf4.lut = lora_fp4_lut();
     if (p->absmax != Py_None) {
         self->absmax = copy_part(ctx, p->absmax, "absmax", LORA_PY_F32, self->n_blocks);
         self->nf4.absmax = self->absmax;
@@ -205,7 +212,7 @@ static int fill_from_parts(nf4tensor *self, const nf4_parts *p) {
 
 PyDoc_STRVAR(from_parts_doc,
 "from_parts($type, codes, shape, *, block_size=64, absmax=None, absmax_codes=None, nested_absmax=None, nested_map=None, "
-"nested_offset=0.0, nested_block_size=256, lut=None)\n--\n\n"
+"nested_offset=0.0, nested_block_size=256, quant_type='nf4', lut=None)\n--\n\n"
 "Make a tensor from stored parts, as a bitsandbytes checkpoint has them. The parts are copied.\n\n"
 "Shapes\n------\n"
 "codes ((rows * cols + 1) // 2,) uint8, the even element in the high nibble; absmax (n_blocks,) float32, or absmax_codes\n"
@@ -214,6 +221,7 @@ PyDoc_STRVAR(from_parts_doc,
 "shape : tuple of two int\n    (out_features, in_features).\n"
 "absmax : array, optional\n    Scales in float32. Give either this or absmax_codes.\n"
 "nested_offset : float\n    Mean of the scales, which is added to each decoded scale.\n"
+"quant_type : 'nf4' or 'fp4'\n    What the codes mean. FP4 is the other type of bitsandbytes: it is read and computed with, never made.\n"
 "lut, nested_map : array, optional\n    Tables that differ from the built-in ones.\n\n"
 "Returns\n-------\nNF4Tensor\n\n"
 "Raises\n------\nValueError\n    A size does not fit the shape, or parts contradict each other.\n"
@@ -221,11 +229,11 @@ PyDoc_STRVAR(from_parts_doc,
 
 static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"codes", "shape", "block_size", "absmax", "absmax_codes", "nested_absmax",
-                            "nested_map", "nested_offset", "nested_block_size", "lut", NULL};
-    nf4_parts p = {NULL, Py_None, Py_None, Py_None, Py_None, Py_None, 0, 0, LORA_NF4_BLOCK, LORA_NF4_NESTED_BLOCK, 0.0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(nn)|$nOOOOdnO:from_parts", names, &p.codes, &p.rows, &p.cols,
+                            "nested_map", "nested_offset", "nested_block_size", "quant_type", "lut", NULL};
+    nf4_parts p = {NULL, Py_None, Py_None, Py_None, Py_None, Py_None, 0, 0, LORA_NF4_BLOCK, LORA_NF4_NESTED_BLOCK, 0.0, "nf4"};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(nn)|$nOOOOdnsO:from_parts", names, &p.codes, &p.rows, &p.cols,
                                      &p.block_size, &p.absmax, &p.absmax_codes, &p.nested_absmax, &p.nested_map,
-                                     &p.nested_offset, &p.nested_block_size, &p.lut)) return NULL;
+                                     &p.nested_offset, &p.nested_block_size, &p.quant_type, &p.lut)) return NULL;
     if (check_parts(&p) < 0) return NULL;
     lora_py_array codes;
     if (lora_py_get(p.codes, "codes", LORA_PY_U8, 0, &codes) < 0) return NULL;
@@ -292,9 +300,9 @@ static PyObject *nf4_repr(PyObject *o) {
     char size[32];
     if (bytes < 1e6) PyOS_snprintf(size, sizeof size, "%.1f kB", bytes / 1e3);
     else PyOS_snprintf(size, sizeof size, bytes < 1e9 ? "%.1f MB" : "%.2f GB", bytes / (bytes < 1e9 ? 1e6 : 1e9));
-    return PyUnicode_FromFormat("NF4Tensor(shape=(%lld, %lld), block_size=%lld, double_quant=%s, %s)", (long long)self->nf4.rows,
-                                (long long)self->nf4.cols, (long long)self->nf4.block_size,
-                                self->absmax ? "False" : "True", size);
+    return PyUnicode_FromFormat("NF4Tensor(shape=(%lld, %lld), block_size=%lld, double_quant=%s%s, %s)",
+                                (long long)self->nf4.rows, (long long)self->nf4.cols, (long long)self->nf4.block_size,
+                                self->absmax ? "False" : "True", self->is_fp4 ? ", quant_type='fp4'" : "", size);
 }
 
 static int nf4_getbuffer(PyObject *o, Py_buffer *view, int flags) {
@@ -304,7 +312,7 @@ static int nf4_getbuffer(PyObject *o, Py_buffer *view, int flags) {
 
 /* One getter for all attributes: the closure says which. */
 enum { SHAPE, BLOCK_SIZE, DOUBLE_QUANT, NBYTES, CODES, ABSMAX, ABSMAX_CODES, NESTED_ABSMAX, NESTED_OFFSET, NESTED_MAP,
-       NESTED_BLOCK, LUT };
+       NESTED_BLOCK, QUANT_TYPE, LUT };
 
 static PyObject *part_view(PyObject *o, lora_py_kind kind, int64_t n, const void *data) {
     return data ? lora_py_view(o, kind, 1, &n, data, 0) : Py_NewRef(Py_None);
@@ -326,6 +334,7 @@ static PyObject *nf4_get(PyObject *o, void *which) {
     case NESTED_OFFSET: return PyFloat_FromDouble((double)w->nested_offset);
     case NESTED_MAP: return part_view(o, LORA_PY_F32, 256, w->nested_map);
     case NESTED_BLOCK: return PyLong_FromLongLong(self->absmax ? 0 : w->nested_block_size);
+    case QUANT_TYPE: return PyUnicode_FromString(self->is_fp4 ? "fp4" : "nf4");
     default: return part_view(o, LORA_PY_F32, 16, w->lut);
     }
 }
@@ -343,6 +352,7 @@ static PyGetSetDef nf4_getset[] = {
     GETTER("nested_offset", NESTED_OFFSET, "What is added to each decoded scale."),
     GETTER("nested_map", NESTED_MAP, "The 256 values of the 8-bit scales, read-only; None unless double-quantized."),
     GETTER("nested_block_size", NESTED_BLOCK, "Scales per scale of scales; 0 unless double-quantized."),
+    GETTER("quant_type", QUANT_TYPE, "What the codes mean: 'nf4', or 'fp4' where a checkpoint of that type was read."),
     GETTER("lut", LUT, "The 16 values of the codes, read-only."),
     {0},
 };
@@ -357,6 +367,7 @@ static PyMethodDef nf4_methods[] = {
 
 PyDoc_STRVAR(nf4_doc,
 "A matrix in 4-bit NormalFloat, immutable. Made by quantize() or from_parts().\n\n"
+"from_parts() also takes the FP4 codes of a bitsandbytes checkpoint; the attribute quant_type says which they are.\n\n"
 "The buffer protocol gives the packed codes, read-only. Safe to share between threads.\n\n"
 "Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
 

@@ -47,6 +47,26 @@
     X(13, 0.6427869200706482f)                                                                                         \
     X(14, 0.8614784479141235f)
 
+/* FP4: sign, two bits of exponent, one of mantissa, scaled to [-1, 1]; values not in order of their codes, code 8 is a zero
+ * too. Source: get_4bit_type("fp4") of bitsandbytes, read only: checkpoints of that type are kept as they are. */
+#define LORA_FP4_VALUES(X)                                                                                             \
+    X(0, 0.0f)                                                                                                         \
+    X(1, 0.0052083334885537624f)                                                                                       \
+    X(2, 0.6666666865348816f)                                                                                          \
+    X(3, 1.0f)                                                                                                         \
+    X(4, 0.3333333432674408f)                                                                                          \
+    X(5, 0.5f)                                                                                                         \
+    X(6, 0.1666666716337204f)                                                                                          \
+    X(7, 0.25f)                                                                                                        \
+    X(8, 0.0f)                                                                                                         \
+    X(9, -0.0052083334885537624f)                                                                                      \
+    X(10, -0.6666666865348816f)                                                                                        \
+    X(11, -1.0f)                                                                                                       \
+    X(12, -0.3333333432674408f)                                                                                        \
+    X(13, -0.5f)                                                                                                       \
+    X(14, -0.1666666716337204f)                                                                                        \
+    X(15, -0.25f)
+
 /* The code of zero: what a block of zeros and the missing nibble of an odd count get. */
 #define LORA_NF4_ZERO_CODE 7
 

@@ -6,6 +6,7 @@ A family is one row of `FAMILIES`. What a row cannot express is refused by name,
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from .errors import CheckpointError, shorten
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 PROJECTIONS = ATTENTION + MLP
+MAX_HEAD_DIM = 4096
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         raise CheckpointError(f"config.json: hidden_size: expected a multiple of num_attention_heads {heads}, got {hidden}")
     if heads % kv_heads:
         raise CheckpointError(f"config.json: num_key_value_heads: expected a divisor of {heads}, got {kv_heads}")
-    if head_dim % 2:
-        raise CheckpointError(f"config.json: head_dim: expected an even number, got {head_dim}")
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise CheckpointError(f"config.json: head_dim: expected an even number up to {MAX_HEAD_DIM}, got {head_dim}")
     eps = config.get("rms_norm_eps", 1e-6)
     if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 <= eps < 1:
         raise CheckpointError(f"config.json: rms_norm_eps: expected a small positive number, got {eps!r}")
@@ -238,6 +240,6 @@ def _llama3(inv_freq: NDArray[np.float64], rope: Mapping[str, Any]) -> NDArray[n
 
 def _number(table: Mapping[str, Any], key: str) -> float:
     value = table.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
         raise CheckpointError(f"config.json: {key}: expected a positive number, got {value!r}")
     return float(value)

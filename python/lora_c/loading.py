@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -15,7 +15,7 @@ from ._core import NF4Tensor, Parameter
 from .architectures import Architecture, WeightSpec
 from .checkpoint import DTYPES, Checkpoint, find_non_finite
 from .errors import CheckpointError, shorten
-from .prequantized import QuantRecord, is_prequantized, parts_of, read_nf4
+from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
 
 Trainable = Literal["none", "full", "head"]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -51,16 +51,26 @@ def load_weights(checkpoint: Checkpoint, architecture: Architecture, options: Lo
     CheckpointError
         Tensors are missing, unexpected or misshaped, have a type that is not supported, or hold NaN or infinity.
     """
+    refuse_other_quantization(checkpoint.config, checkpoint.tensors)
+    layers = architecture.decoder_kwargs["num_hidden_layers"]
+    if layers > len(checkpoint.tensors):  # before anything grows with a number that nothing backs
+        raise CheckpointError(
+            f"{checkpoint.path}: expected the tensors of {layers} layers (num_hidden_layers in config.json), got "
+            f"{len(checkpoint.tensors)} tensors"
+        )
     specs = architecture.weights()
     sources = {spec.name: _source(spec, checkpoint) for spec in specs}
     _check_names(checkpoint, architecture, specs, sources)
     weights = Weights()
+    prequantized = any(quant_type_of(source, checkpoint.tensors) for source in sources.values())
+    # What a prequantized folder left dense was left so on purpose: it stays as it is.
+    dense_options = replace(options, quantize=False) if prequantized else options
     for spec in _show_progress(specs, progress):
         source = sources[spec.name]
-        if is_prequantized(source, checkpoint.tensors):
+        if quant_type_of(source, checkpoint.tensors):
             _load_prequantized(spec, checkpoint, options, weights)
         else:
-            _load_dense(spec, source, checkpoint, options, weights)
+            _load_dense(spec, source, checkpoint, dense_options, weights)
         for part in parts_of(source) & set(checkpoint.tensors):
             checkpoint.release(part)
     return weights
@@ -80,19 +90,19 @@ def _check_names(checkpoint: Checkpoint, architecture: Architecture, specs: list
         raise CheckpointError(f"{checkpoint.path}: expected every tensor of the model, got none for {shorten(missing)}")
     known: set[str] = set()
     for spec in specs:
-        quantized = is_prequantized(spec.file_name, checkpoint.tensors)
+        quantized = quant_type_of(spec.file_name, checkpoint.tensors)
         known |= parts_of(spec.file_name) if quantized else {sources[spec.name]}
         if quantized and spec.kind != "projection":
             raise CheckpointError(
-                f"{spec.file_name}: expected a dense tensor, got a quantized one; only projections may be NF4"
+                f"{spec.file_name}: expected a dense tensor, got a 4-bit one; only the projections of the layers may be "
+                "quantized, load the model that it was made from with quantize='nf4'"
             )
         shape = checkpoint.tensors[sources[spec.name]].shape
         if not quantized and shape != spec.shape:
             raise CheckpointError(
                 f"{checkpoint.path}: {spec.file_name}: expected shape {spec.shape}, got {shape}; check config.json"
             )
-    fp4 = {name for name in present if name.endswith("bitsandbytes__fp4")}  # refused by name when its weight is read
-    extra = sorted(name for name in present - known - fp4 if not architecture.ignored(name))
+    extra = sorted(name for name in present - known if not architecture.ignored(name))
     if checkpoint.config.get("tie_word_embeddings"):
         extra = [name for name in extra if name != "lm_head.weight"]
     if extra:
@@ -103,8 +113,8 @@ def _check_names(checkpoint: Checkpoint, architecture: Architecture, specs: list
 
 
 def _load_prequantized(spec: WeightSpec, checkpoint: Checkpoint, options: LoadOptions, weights: Weights) -> None:
-    tensor, record = read_nf4(spec, checkpoint.tensors, checkpoint.read)
-    weights.stored_dtypes[spec.name] = BFLOAT16
+    tensor, record = read_4bit(spec, checkpoint.tensors, checkpoint.read)
+    weights.stored_dtypes[spec.name] = np.dtype(record.dtype)
     if options.trainable == "full" or (options.dtype is not None and not options.quantize):
         array = tensor.dequantize()
         dtype = FLOAT32 if options.trainable == "full" else options.dtype or FLOAT32
@@ -136,7 +146,7 @@ def _load_dense(spec: WeightSpec, source: str, checkpoint: Checkpoint, options: 
     trained = options.trainable == "full" or (options.trainable == "head" and spec.kind == "head")
     dtype = FLOAT32 if trained else dtype
     weights.values[spec.name] = keep(spec, array, dtype, options.trainable)
-    weights.stored_dtypes[spec.name] = dtype
+    weights.stored_dtypes[spec.name] = array.dtype if not trained and options.dtype is None else dtype
 
 
 def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], trainable: Trainable) -> Any:

@@ -117,3 +117,4 @@ def fold_in_place(model: Model, sign: float) -> None:
         else:
             model.weights[name] = merged  # a new array: other models may share the old one
             model.decoder.set_weight(name, merged)
+        model.stored_dtypes[name] = np.dtype(np.float32)

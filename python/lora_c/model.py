@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, read_json_object
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
 from .errors import AdapterError, CheckpointError, ConfigError
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, load_weights
-from .prequantized import QuantRecord, refuse_other_quantization
+from .prequantized import QuantRecord
 from .saving import save_model
 from .tokenizer import Tokenizer
 
@@ -287,9 +287,10 @@ def load_model(
     Parameters
     ----------
     path : path
-        Folder with config.json, safetensors files and tokenizer.json; NF4 folders of bitsandbytes are read as they are.
+        Folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes (NF4, FP4) are read
+        as they are.
     quantize : "nf4", optional
-        Quantize the projections of the layers while loading, one tensor at a time.
+        Quantize the projections of the layers while loading, one tensor at a time; a prequantized folder stays as it is.
     double_quant, block_size
         Details of NF4: quantize the scales too; weights per scale.
     dtype : optional
@@ -309,7 +310,6 @@ def load_model(
     if Path(path).is_file():
         raise CheckpointError(f"{path}: expected a model folder, got a file; give the folder that holds config.json")
     with Checkpoint(path) as checkpoint:
-        refuse_other_quantization(checkpoint.config)
         config = dict(checkpoint.config)
         if trainable == "head":
             config["tie_word_embeddings"] = False

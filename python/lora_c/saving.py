@@ -16,8 +16,8 @@ from .architectures import WeightSpec
 from .checkpoint import TensorEntry, write_model_files
 from .errors import AdapterError, ConfigError
 from .files import atomic_folder
-from .loading import BFLOAT16, DENSE_DTYPES, FLOAT32
-from .prequantized import nf4_entries, quantization_config
+from .loading import DENSE_DTYPES
+from .prequantized import nf4_entries, quant_type_of, quantization_config
 from .tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -33,10 +33,13 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
     if dtype is not None and dtype not in (*DENSE_DTYPES, "nf4"):
         raise ConfigError(f"dtype: expected 'float32', 'bfloat16' or 'nf4', got {dtype!r}")
     entries = [entry for spec in model.architecture.weights() for entry in _entries(model, spec, dtype)]
-    quantized = any("bitsandbytes__nf4" in entry.name for entry in entries)
+    names = [entry.name for entry in entries]
+    dense = [
+        s.module for s in model.architecture.weights() if s.kind == "projection" and not quant_type_of(s.file_name, names)
+    ]
     with atomic_folder(path, _belongs_to_model) as folder:
         write_model_files(folder, entries, max_shard_bytes)
-        text = json.dumps(_saved_config(model, dtype, quantized), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(_saved_config(model, dtype, dense), indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         _copy_tokenizer(model, folder)
 
@@ -48,20 +51,20 @@ def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEn
         weight = NF4Tensor.quantize(np.ascontiguousarray(merge.dense(weight)), block_size=block, double_quant=double)
     if isinstance(weight, NF4Tensor) and dtype in (None, "nf4"):
         return nf4_entries(spec.file_name, weight, stored.name, model.quant_records.get(spec.name))
-    target = DENSE_DTYPES.get(dtype or "", FLOAT32 if stored == np.float16 else stored)
+    target = DENSE_DTYPES.get(dtype or "", stored)
     return [TensorEntry(spec.file_name, target, spec.shape, lambda: np.asarray(merge.dense(weight), target))]
 
 
-def _saved_config(model: Model, dtype: str | None, quantized: bool) -> dict[str, Any]:
+def _saved_config(model: Model, dtype: str | None, dense_modules: list[str]) -> dict[str, Any]:
     config = dict(model.config)
     config["tie_word_embeddings"] = model.architecture.tied
-    kept = "bfloat16" if model.stored_dtypes["embed_tokens"] == BFLOAT16 else "float32"
-    dense = dtype if dtype in DENSE_DTYPES else kept
+    dense = dtype if dtype in DENSE_DTYPES else model.stored_dtypes["embed_tokens"].name
     config["dtype" if "dtype" in config else "torch_dtype"] = dense
-    if not quantized:
+    n_quantized = sum(spec.kind == "projection" for spec in model.architecture.weights()) - len(dense_modules)
+    if n_quantized == 0:
         config.pop("quantization_config", None)
-    elif not model.quant_records or "quantization_config" not in config:
-        config["quantization_config"] = quantization_config(model.nf4_options[1], dense)
+    elif n_quantized > len(model.quant_records) or "quantization_config" not in config:  # else what it said still holds
+        config["quantization_config"] = quantization_config(model.nf4_options[1], dense, dense_modules)
     return config
 
 

@@ -57,6 +57,12 @@ static void check_tables(void) {
     }
     CHECK(lut[0] == -1 && lut[LORA_NF4_ZERO_CODE] == 0 && lut[15] == 1, "ends and zero of the table");
 
+    static const double twelfths[8] = {0, 0.0625, 8, 12, 4, 6, 2, 3}; /* FP4 by the meaning of its bits */
+    for (int i = 0; i < 16; i++) {
+        float expected = (float)(twelfths[i % 8] / 12) * (i < 8 ? 1.0f : -1.0f);
+        CHECK(lora_fp4_lut()[i] == expected, "FP4 value %d: %.9g is not %.9g", i, (double)lora_fp4_lut()[i], (double)expected);
+    }
+
     for (int cell = -16; cell < 16; cell++) { /* every q of a cell gives the number of rounded thresholds below it */
         for (int q = cell * 2048; q < cell * 2048 + 2048; q++) {
             int below = 0, equal = 0;

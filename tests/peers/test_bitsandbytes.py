@@ -33,3 +33,32 @@ def test_our_folder_there(llama_folder, tmp_path: Path, double_quant: bool, bloc
     ours = model.weights["layers.1.down_proj"].dequantize()
     assert (decoded(theirs, "model.layers.1.mlp.down_proj").numpy() == ours).all()
     close(model.decoder.logits(IDS), peer_logits(theirs))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32])
+def test_their_folder_here_and_back(llama_folder, tmp_path: Path, kind: str, double_quant: bool, storage: torch.dtype) -> None:
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double_quant, bnb_4bit_quant_storage=storage
+    )
+    theirs = load_peer(llama_folder(), quantization_config=config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = lc.load_model(tmp_path / "theirs")
+    close(model.decoder.logits(IDS), peer_logits(theirs))
+    model.save(tmp_path / "back")
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (tmp_path / "theirs/model.safetensors").read_bytes()
+    close(peer_logits(load_peer(tmp_path / "back")), peer_logits(theirs), 0)
+
+
+def test_skipped_modules_both_ways(llama_folder, tmp_path: Path) -> None:
+    skipped = ["lm_head", "model.layers.1.mlp.down_proj"]
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped)
+    theirs = load_peer(llama_folder(), quantization_config=config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = lc.load_model(tmp_path / "theirs")
+    assert not isinstance(model.weights["layers.1.down_proj"], lc.NF4Tensor)
+    close(model.decoder.logits(IDS), peer_logits(theirs))
+    model.add_adapter(r=2, target_modules=["q_proj"])  # its merge quantizes q_proj again, and so writes the config anew
+    model.merge(dtype="nf4").save(tmp_path / "merged")
+    close(lc.load_model(tmp_path / "merged").decoder.logits(IDS), peer_logits(load_peer(tmp_path / "merged")))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lora_c.architectures import architecture_of, rope_inv_freq
-from lora_c.checkpoint import Checkpoint, SafetensorsFile, TensorEntry, find_non_finite, write_model_files, write_safetensors
+from lora_c.checkpoint import SafetensorsFile, TensorEntry, find_non_finite, write_model_files, write_safetensors
 from lora_c.errors import CheckpointError, ConfigError, SaveError
 from lora_c.files import atomic_file, atomic_folder, recover_folder
 from lora_c.model import load_model
@@ -244,67 +244,6 @@ def test_save_and_load(tiny_model_dir: Path, tmp_path: Path, dtype: str | None) 
         assert np.array_equal(again.decoder.logits(IDS), model.decoder.logits(IDS))
     assert again.tokenizer.eos_token_id == 2
     assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize("double_quant", [True, False])
-def test_prequantized_folder_round_trip_keeps_bytes(make_model, tmp_path: Path, double_quant: bool) -> None:
-    folder = make_model(dtype=ml_dtypes.bfloat16)
-    model = load_model(folder, quantize="nf4", double_quant=double_quant)
-    model.save(tmp_path / "one")
-    again = load_model(tmp_path / "one")
-    assert again.is_quantized and np.array_equal(again.decoder.logits(IDS), model.decoder.logits(IDS))
-    again.save(tmp_path / "two")
-    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
-    assert (tmp_path / "one/config.json").read_bytes() == (tmp_path / "two/config.json").read_bytes()
-    names = Checkpoint(tmp_path / "one").tensors
-    base = "model.layers.0.self_attn.q_proj.weight"
-    assert names[base].shape == (32 * 32 // 2, 1) and names[base].dtype == "U8"
-    assert (base + ".nested_absmax" in names) == double_quant
-    dense = load_model(tmp_path / "one", dtype="float32")
-    np.testing.assert_allclose(dense.decoder.logits(IDS), model.decoder.logits(IDS), atol=1e-4)
-
-
-def test_damaged_prequantized_folder_is_refused(make_model, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    load_model(make_model(), quantize="nf4").save(tmp_path / "q")
-    path = tmp_path / "q/model.safetensors"
-    good = load_file(path)
-    base = "model.layers.0.self_attn.q_proj.weight"
-    state = base + ".quant_state.bitsandbytes__nf4"
-    record = json.loads(good[state].tobytes())
-
-    def with_state(**changes: object) -> dict[str, np.ndarray]:
-        return good | {state: np.frombuffer(json.dumps(record | changes).encode(), np.uint8)}
-
-    nan = good[base + ".nested_absmax"].copy()
-    nan[0] = np.nan
-    cases = [
-        ({k: v for k, v in good.items() if k != base + ".absmax"}, ".absmax: expected this tensor"),
-        (good | {base: good[base][:-1]}, "bytes of codes"),
-        (good | {base + ".nested_absmax": nan}, "expected finite numbers"),
-        (with_state(shape=[64, 16]), "shape: expected"),
-        (with_state(blocksize=0), "blocksize: expected one of"),
-        (with_state(quant_type="fp4"), "quant_type"),
-        (with_state(nested_offset=None), "nested_offset"),
-        (with_state(nested_blocksize=-1), "nested_blocksize"),
-        (with_state(surprise=1), "expected an object with the fields"),
-        (good | {state: np.frombuffer(b"{", np.uint8)}, "expected a JSON record"),
-        ({(k.replace("__nf4", "__fp4") if k == state else k): v for k, v in good.items()}, "FP4"),
-    ]
-    for tensors, message in cases:
-        save_file(tensors, path)
-        with pytest.raises(CheckpointError, match=message):
-            load_model(tmp_path / "q")
-
-
-def test_other_quantization_is_refused_by_name(make_model) -> None:
-    for options, message in [
-        ({"quant_method": "gptq"}, "'gptq'"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8-bit"),
-    ]:
-        with pytest.raises(CheckpointError, match=message):
-            load_model(make_model(quantization_config=options))
 
 
 def test_bad_options_are_refused(tiny_model_dir: Path) -> None:

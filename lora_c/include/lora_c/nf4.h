@@ -23,7 +23,7 @@ enum { LORA_NF4_BLOCK = 64, LORA_NF4_NESTED_BLOCK = 256 };
 typedef struct lora_nf4 {
     int64_t rows, cols;
     int64_t block_size;         /* 32, 64, … 4096 */
-    const float *lut;           /* 16 values; lora_nf4_lut() unless read from a file */
+    const float *lut;           /* 16 values in any order; lora_nf4_lut() unless read from a file */
     const uint8_t *codes;       /* (rows*cols + 1) / 2 bytes; readable for 64 bytes past the end */
     const float *absmax;        /* n_blocks, or NULL when double-quantized */
     const uint8_t *absmax_codes;/* n_blocks, double-quantized only */
@@ -34,6 +34,7 @@ typedef struct lora_nf4 {
 } lora_nf4;
 
 const float *lora_nf4_lut(void);           /* the 16 NormalFloat values */
+const float *lora_fp4_lut(void);           /* the 16 values of bitsandbytes' FP4, which is read in the same layout */
 const float *lora_dynamic_map_signed(void);/* the 256-value signed 8-bit dynamic map (float32) */
 
 int64_t lora_nf4_code_bytes(int64_t rows, int64_t cols);
