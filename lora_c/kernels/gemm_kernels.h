@@ -19,10 +19,6 @@ typedef struct lora_gemm_kernels {
 
     /** out[k * ld + r] = rows[r][k] for r < n_rows, k < n: rows become columns of a panel. n_rows <= ld. */
     void (*transpose)(const float *const *rows, int64_t n_rows, int64_t n, float *out, int64_t ld);
-
-    /** sums[i] = sum over k < n of w[k] * x[i * ldx + k], i < m <= 8.   For a few tokens at a time.
-     *  Numerics  lanes in fixed order; the result for one i does not depend on m */
-    void (*dots)(int64_t m, int64_t n, const float *w, const float *x, int64_t ldx, float *sums);
 } lora_gemm_kernels;
 
 void lora_gemm_kernels_init(lora_gemm_kernels *k, lora_isa isa);

@@ -7,6 +7,7 @@
 #include "lora_c/context.h"
 #include "lora_c/kernels/attention_kernels.h"
 #include "lora_c/kernels/gemm_kernels.h"
+#include "lora_c/kernels/gemv_kernels.h"
 #include "lora_c/kernels/nf4_kernels.h"
 #include "lora_c/kernels/rowwise_kernels.h"
 
@@ -14,6 +15,7 @@ typedef struct lora_kernels {
     lora_isa isa;
     lora_nf4_kernels nf4;
     lora_gemm_kernels gemm;
+    lora_gemv_kernels gemv;
     lora_rowwise_kernels rowwise;
     lora_attention_kernels attention;
 } lora_kernels;

@@ -1,50 +1,143 @@
-/* Every weight row is decoded once and multiplied with all the tokens. */
+/* Every weight row is read once and multiplied with all the tokens. */
 #include "lora_c/ops/gemm_small.h"
+
+#include <string.h>
 
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/weight.h"
 
 enum {
-    SMALL_M = 4,   /* up to here a dot product per weight row beats packing */
-    DOT_ROWS = 32, /* weight rows per task */
+    SMALL_M = 16,        /* up to here this beats packing */
+    TASK_BYTES = 32768,  /* of a weight: a few microseconds of reading */
+    MAX_PRODUCTS = 8,
 };
+
+/* How the rows of a weight are read. */
+typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_DECODED } row_format;
+
+typedef struct product {
+    const lora_gemm_args *g;
+    row_format format;
+    int64_t first_task, rows_per_task;
+} product;
 
 typedef struct small_job {
     const lora_kernels *kernels;
-    const lora_gemm_args *g;
-    float *rowbuf; /* per worker */
-    int64_t rowbuf_floats;
+    product products[MAX_PRODUCTS];
+    int64_t n_products;
+    float *arranged; /* (m, ld_arranged): the tokens for the NF4 kernel, or NULL */
+    int64_t ld_arranged;
+    float *buffers; /* per worker: scales of a block of rows, or one decoded row */
+    int64_t buffer_floats;
 } small_job;
 
-static void write_row(const lora_gemm_args *g, const float *sums, int64_t j) {
-    for (int64_t i = 0; i < g->m; i++) {
-        float *c = g->c + i * g->ldc + j, value = g->alpha * sums[i] + (g->bias ? g->bias[j] : 0.0f);
-        *c = g->accumulate ? *c + value : value;
+/* NF4 blocks ignore row ends; where one would lie in two rows, the row is decoded first. */
+static row_format format_of(const lora_weight *w) {
+    switch (w->kind) {
+    case LORA_WEIGHT_F32: return ROWS_F32;
+    case LORA_WEIGHT_BF16: return ROWS_BF16;
+    case LORA_WEIGHT_NF4: return w->cols % w->nf4->block_size == 0 ? ROWS_NF4 : ROWS_DECODED;
+    }
+    return ROWS_DECODED;
+}
+
+static int64_t row_bytes(const lora_weight *w, row_format format) {
+    return format == ROWS_F32 ? 4 * w->cols : format == ROWS_BF16 ? 2 * w->cols : lora_div_up(w->cols, 2);
+}
+
+static int64_t buffer_floats(const lora_weight *w, row_format format) {
+    if (format == ROWS_NF4) return LORA_GEMV_ROWS * (w->cols / w->nf4->block_size) + LORA_GEMV_SCALES_PAST_END;
+    return format == ROWS_DECODED ? w->cols : 0;
+}
+
+/* sums (rows, m) of rows r .. r + rows - 1 with tokens i .. i + m - 1 */
+static void multiply(const small_job *job, const product *p, int64_t r, int64_t rows, int64_t i, int64_t m, float *buffer, float *sums) {
+    const lora_gemv_kernels *u = &job->kernels->gemv;
+    const lora_gemm_args *g = p->g;
+    const lora_weight *w = g->b;
+    const float *x = g->a + i * g->a_row_stride;
+    int64_t k = g->k, ldx = g->a_row_stride;
+    switch (p->format) {
+    case ROWS_F32: u->f32(rows, k, (const float *)w->data + r * w->ld, w->ld, m, x, ldx, sums); break;
+    case ROWS_BF16: u->bf16(rows, k, (const uint16_t *)w->data + r * w->ld, w->ld, m, x, ldx, sums); break;
+    case ROWS_NF4: {
+        lora_gemv_nf4 part = {rows, k, w->nf4->block_size, w->nf4->codes + r * (k / 2), buffer, w->nf4->lut};
+        u->nf4(&part, m, job->arranged + i * job->ld_arranged, job->ld_arranged, sums);
+        break;
+    }
+    case ROWS_DECODED:
+        for (int64_t j = 0; j < rows; j++)
+            u->f32(1, k, lora_weight_run(job->kernels, w, r + j, 0, k, buffer), k, m, x, ldx, sums + j * m);
+        break;
     }
 }
 
-static void dot_task(void *arg, int64_t task, int worker) {
-    small_job *job = arg;
-    const lora_gemm_args *g = job->g;
-    int64_t end = lora_min_i64((task + 1) * DOT_ROWS, g->n);
-    float *rowbuf = job->rowbuf + worker * job->rowbuf_floats;
-    for (int64_t j = task * DOT_ROWS; j < end; j++) {
-        float sums[SMALL_M];
-        const float *w = lora_weight_run(job->kernels, g->b, j, 0, g->k, rowbuf);
-        job->kernels->gemm.dots(g->m, g->k, w, g->a, g->a_row_stride, sums);
-        write_row(g, sums, j);
+static void write_sums(const lora_gemm_args *g, int64_t r, int64_t rows, int64_t i, int64_t m, const float *sums) {
+    for (int64_t t = 0; t < m; t++) {
+        float *c = g->c + (i + t) * g->ldc + r;
+        for (int64_t j = 0; j < rows; j++) {
+            float value = g->alpha * sums[j * m + t] + (g->bias ? g->bias[r + j] : 0.0f);
+            c[j] = g->accumulate ? c[j] + value : value;
+        }
+    }
+}
+
+static void small_task(void *arg, int64_t task, int worker) {
+    const small_job *job = arg;
+    const product *p = job->products + job->n_products - 1;
+    while (task < p->first_task) p--;
+    const lora_gemm_args *g = p->g;
+    int64_t begin = (task - p->first_task) * p->rows_per_task, end = lora_min_i64(begin + p->rows_per_task, g->n);
+    float *buffer = job->buffers + worker * job->buffer_floats, sums[LORA_GEMV_ROWS * LORA_GEMV_TOKENS];
+    for (int64_t r = begin; r < end; r += LORA_GEMV_ROWS) {
+        int64_t rows = lora_min_i64(LORA_GEMV_ROWS, end - r);
+        if (p->format == ROWS_NF4) {
+            int64_t per_row = g->k / g->b->nf4->block_size;
+            job->kernels->nf4.decode_absmax(g->b->nf4, r * per_row, rows * per_row, buffer);
+            memset(buffer + rows * per_row, 0, LORA_GEMV_SCALES_PAST_END * sizeof *buffer);
+        }
+        for (int64_t i = 0; i < g->m; i += LORA_GEMV_TOKENS) {
+            int64_t m = lora_min_i64(LORA_GEMV_TOKENS, g->m - i);
+            multiply(job, p, r, rows, i, m, buffer, sums);
+            write_sums(g, r, rows, i, m, sums);
+        }
     }
 }
 
 bool lora_gemm_is_small(const lora_gemm_args *g) { return g->b_transposed && g->m <= SMALL_M && g->a_col_stride == 1; }
 
-lora_status lora_gemm_small(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
-    small_job job = {.kernels = &ctx->kernels, .g = g, .rowbuf_floats = lora_round_up(g->k, 16) + 16};
-    void *rows;
-    size_t bytes = (size_t)(lora_pool_threads(ctx->pool) * job.rowbuf_floats) * sizeof(float);
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &rows, err));
-    job.rowbuf = rows;
-    lora_parallel_for(ctx->pool, lora_div_up(g->n, DOT_ROWS), dot_task, &job);
+/* The tokens in the order of the NF4 kernel, once for all the products. */
+static lora_status arrange(lora_ctx *ctx, small_job *job, const lora_gemm_args *g, lora_error *err) {
+    const lora_gemv_kernels *u = &job->kernels->gemv;
+    void *memory;
+    job->ld_arranged = lora_round_up(lora_round_up(g->k, u->group), 16); /* rows begin at 64 bytes */
+    size_t bytes = (size_t)(g->m * job->ld_arranged) * sizeof(float);
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, bytes, &memory, err));
+    job->arranged = memory;
+    for (int64_t i = 0; i < g->m; i++) u->arrange(g->k, g->a + i * g->a_row_stride, job->arranged + i * job->ld_arranged);
+    return LORA_OK;
+}
+
+lora_status lora_gemm_small(lora_ctx *ctx, const lora_gemm_args *products, int64_t n, lora_error *err) {
+    LORA_CHECK(n >= 1 && n <= MAX_PRODUCTS, err, LORA_EINVAL, "products: expected 1 to %d, got %lld", MAX_PRODUCTS, (long long)n);
+    small_job job = {.kernels = &ctx->kernels, .n_products = n};
+    int64_t n_tasks = 0;
+    bool any_nf4 = false;
+    for (int64_t i = 0; i < n; i++) {
+        const lora_gemm_args *g = products + i;
+        row_format format = format_of(g->b);
+        int64_t rows_per_task = lora_max_i64(1, TASK_BYTES / row_bytes(g->b, format));
+        job.products[i] = (product){g, format, n_tasks, rows_per_task};
+        job.buffer_floats = lora_max_i64(job.buffer_floats, lora_round_up(buffer_floats(g->b, format), 16));
+        n_tasks += lora_div_up(g->n, rows_per_task);
+        any_nf4 |= format == ROWS_NF4;
+    }
+    if (any_nf4) LORA_TRY(arrange(ctx, &job, products, err));
+    void *memory;
+    size_t bytes = (size_t)(lora_pool_threads(ctx->pool) * job.buffer_floats) * sizeof(float);
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &memory, err));
+    job.buffers = memory;
+    lora_parallel_for(ctx->pool, n_tasks, small_task, &job);
     return LORA_OK;
 }

@@ -17,14 +17,6 @@ static void transpose(const float *const *rows, int64_t n_rows, int64_t n, float
         for (int64_t k = 0; k < n; k++) out[k * ld + r] = rows[r][k];
 }
 
-static void dots(int64_t m, int64_t n, const float *w, const float *x, int64_t ldx, float *sums) {
-    for (int64_t i = 0; i < m; i++) {
-        double sum = 0;
-        for (int64_t k = 0; k < n; k++) sum += (double)w[k] * (double)x[i * ldx + k];
-        sums[i] = (float)sum;
-    }
-}
-
 void lora_gemm_fill_ref(lora_gemm_kernels *k) {
-    *k = (lora_gemm_kernels){.mr = MR, .nr = NR, .kc = 4096, .nc = 64, .micro = micro, .transpose = transpose, .dots = dots};
+    *k = (lora_gemm_kernels){.mr = MR, .nr = NR, .kc = 4096, .nc = 64, .micro = micro, .transpose = transpose};
 }

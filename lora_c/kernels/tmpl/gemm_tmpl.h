@@ -1,7 +1,7 @@
-/* The micro-kernel and the dot products for any vector width. The includer defines
+/* The micro-kernel for any vector width. The includer defines
  *     SUFFIX, TARGET      name ending, target attribute string
  *     VEC, VL             vector type and its floats
- *     LOAD, STORE, ZERO, BROADCAST, FMA, SUM
+ *     LOAD, STORE, ZERO, BROADCAST, FMA
  *     MR                  rows of the register tile; the tile is two vectors wide
  * MR * 2 accumulators, two B vectors and one broadcast must fit the register file: 6 rows of 16 with 16 registers,
  * 14 rows of 32 with 32. Unrolling is complete so that the compiler keeps the accumulators in registers. */
@@ -38,22 +38,5 @@ static LORA_TARGET(TARGET) void NAME(micro)(int64_t kc, const float *a, const fl
             STORE(tile + i * NR, c[i][0]);
             STORE(tile + i * NR + VL, c[i][1]);
         }
-    }
-}
-
-static LORA_TARGET(TARGET) void NAME(dots)(int64_t m, int64_t n, const float *w, const float *x, int64_t ldx, float *sums) {
-    for (int64_t i = 0; i < m; i++, x += ldx) {
-        VEC s0 = ZERO(), s1 = ZERO(), s2 = ZERO(), s3 = ZERO();
-        int64_t k = 0;
-        for (; k + 4 * VL <= n; k += 4 * VL) {
-            s0 = FMA(LOADU(w + k), LOADU(x + k), s0);
-            s1 = FMA(LOADU(w + k + VL), LOADU(x + k + VL), s1);
-            s2 = FMA(LOADU(w + k + 2 * VL), LOADU(x + k + 2 * VL), s2);
-            s3 = FMA(LOADU(w + k + 3 * VL), LOADU(x + k + 3 * VL), s3);
-        }
-        for (; k + VL <= n; k += VL) s0 = FMA(LOADU(w + k), LOADU(x + k), s0);
-        float tail = 0;
-        for (; k < n; k++) tail += w[k] * x[k];
-        sums[i] = SUM(ADD(ADD(s0, s1), ADD(s2, s3))) + tail;
     }
 }

@@ -10,19 +10,11 @@
 #define VL 8
 #define MR 6
 #define LOAD _mm256_load_ps
-#define LOADU _mm256_loadu_ps
 #define STORE _mm256_store_ps
 #define ZERO _mm256_setzero_ps
 #define BROADCAST _mm256_broadcast_ss
 #define FMA _mm256_fmadd_ps
 #define ADD _mm256_add_ps
-#define SUM sum_avx2
-
-static inline LORA_TARGET("avx2,fma") float sum_avx2(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
 
 #include "lora_c/kernels/tmpl/gemm_tmpl.h"
 
@@ -65,6 +57,5 @@ void lora_gemm_fill_avx2(lora_gemm_kernels *k) {
     k->nc = 128;
     k->micro = micro_avx2;
     k->transpose = transpose;
-    k->dots = dots_avx2;
 }
 #endif

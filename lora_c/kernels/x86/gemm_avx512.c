@@ -10,13 +10,11 @@
 #define VL 16
 #define MR 14
 #define LOAD _mm512_load_ps
-#define LOADU _mm512_loadu_ps
 #define STORE _mm512_store_ps
 #define ZERO _mm512_setzero_ps
 #define BROADCAST(p) _mm512_set1_ps(*(p))
 #define FMA _mm512_fmadd_ps
 #define ADD _mm512_add_ps
-#define SUM _mm512_reduce_add_ps
 
 #include "lora_c/kernels/tmpl/gemm_tmpl.h"
 
@@ -26,6 +24,6 @@ void lora_gemm_fill_avx512(lora_gemm_kernels *k) {
     k->kc = 512;
     k->nc = 128;
     k->micro = micro_avx512;
-    k->dots = dots_avx512; /* transpose stays AVX2's: packing is a few percent */
+    /* transpose stays AVX2's: packing is a few percent */
 }
 #endif

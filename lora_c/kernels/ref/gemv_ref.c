@@ -1,0 +1,42 @@
+/* float64 accumulation, one element at a time: the oracle of the other rungs. */
+#include <string.h>
+
+#include "lora_c/base/half.h"
+#include "lora_c/format/nf4_layout.h"
+#include "lora_c/kernels/gemv_kernels.h"
+
+static void arrange(int64_t k, const float *x, float *out) { memcpy(out, x, (size_t)k * sizeof *out); }
+
+static void nf4(const lora_gemv_nf4 *w, int64_t m, const float *x, int64_t ldx, float *sums) {
+    for (int64_t r = 0; r < w->rows; r++)
+        for (int64_t i = 0; i < m; i++) {
+            double sum = 0;
+            for (int64_t e = 0; e < w->k; e++) {
+                double scale = (double)w->scales[(r * w->k + e) / w->block_size];
+                sum += scale * (double)w->lut[lora_nf4_code(w->codes, r * w->k + e)] * (double)x[i * ldx + e];
+            }
+            sums[r * m + i] = (float)sum;
+        }
+}
+
+static void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < m; i++) {
+            double sum = 0;
+            for (int64_t e = 0; e < k; e++) sum += (double)w[r * ldw + e] * (double)x[i * ldx + e];
+            sums[r * m + i] = (float)sum;
+        }
+}
+
+static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < m; i++) {
+            double sum = 0;
+            for (int64_t e = 0; e < k; e++) sum += (double)lora_bf16_to_f32(w[r * ldw + e]) * (double)x[i * ldx + e];
+            sums[r * m + i] = (float)sum;
+        }
+}
+
+void lora_gemv_fill_ref(lora_gemv_kernels *k) {
+    *k = (lora_gemv_kernels){.group = 1, .arrange = arrange, .nf4 = nf4, .f32 = f32, .bf16 = bf16};
+}
