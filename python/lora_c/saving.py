@@ -18,7 +18,7 @@ from .errors import AdapterError, ConfigError
 from .files import atomic_folder
 from .loading import DENSE_DTYPES
 from .prequantized import nf4_entries, quant_type_of, quantization_config
-from .tokenizer import TOKENIZER_FILES
+from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
 
 if TYPE_CHECKING:
     from .model import Model
@@ -69,8 +69,9 @@ def _saved_config(model: Model, dtype: str | None, dense_modules: list[str]) -> 
 
 
 def _copy_tokenizer(model: Model, folder: Path) -> None:
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
+    for name in (*TOKENIZER_FILES, TOOL_TEMPLATE, "generation_config.json"):
         if (model.source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(model.source / name, folder / name)
     if model.has_tokenizer and not (folder / "tokenizer.json").exists():
         model.tokenizer.save(folder)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import chat_template
 from .checkpoint import read_json_object
 from .errors import CheckpointError, DataError
 
@@ -19,6 +19,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt",
 )  # fmt: skip
+TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
 
 
 class Tokenizer:
@@ -55,7 +56,6 @@ class Tokenizer:
         self.eos_token_id = self._special_id("eos_token")
         self.pad_token_id = self._special_id("pad_token")
         self.unk_token_id = self._special_id("unk_token")
-        self._compiled: dict[str, Any] = {}
 
     @classmethod
     def from_folder(cls, path: str | os.PathLike[str], config: dict[str, Any] | None = None) -> Tokenizer:
@@ -149,30 +149,29 @@ class Tokenizer:
         DataError
             The model has no chat template, or the template refuses the messages.
         """
+        source = self._template_for(tools)
+        return chat_template.render(source, messages, add_generation_prompt, tools, self.special_tokens | variables)
+
+    def marked_chat(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Any] | None = None
+    ) -> tuple[str, list[tuple[int, int]]] | None:
+        """Return the text of a conversation and the (begin, end) of the assistant's parts, in characters.
+
+        None where the template does not mark them with {% generation %}.
+        """
+        source = self._template_for(tools)
+        if not chat_template.marks_assistant(source):
+            return None
+        return chat_template.render_marked(source, messages, tools, self.special_tokens)
+
+    def _template_for(self, tools: Sequence[Any] | None) -> str:
         source = self.tool_template if tools and self.tool_template else self.chat_template
         if source is None:
             raise DataError(
                 "messages: expected a model with a chat template, got one without; give a plain prompt, or add "
                 "chat_template.jinja to the model folder"
             )
-        import jinja2
-
-        try:
-            if source not in self._compiled:
-                self._compiled[source] = _environment().from_string(source)
-            return str(
-                self._compiled[source].render(
-                    messages=list(messages),
-                    tools=list(tools) if tools else None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **(self.special_tokens | variables),
-                )
-            )
-        except jinja2.TemplateError as error:
-            raise DataError(f"messages: expected what the chat template accepts, got: {error}") from None
-        except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise DataError(f"messages: expected messages with 'role' and 'content' text, got: {error}") from None
+        return source
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder."""
@@ -182,6 +181,9 @@ class Tokenizer:
         (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
         if self.chat_template is not None:
             (target / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        if self.tool_template is not None:
+            (target / TOOL_TEMPLATE).parent.mkdir(exist_ok=True)
+            (target / TOOL_TEMPLATE).write_text(self.tool_template, encoding="utf-8")
 
     def _special_id(self, key: str) -> int | None:
         text = self.special_tokens.get(key)
@@ -240,10 +242,11 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 
 def _templates(folder: Path, options: dict[str, Any]) -> tuple[str | None, str | None]:
-    """(chat template, template for tools); the .jinja file wins over the JSON files."""
+    """(chat template, template for tools); the .jinja files win over the JSON files."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8"), None
+        tool_file = folder / TOOL_TEMPLATE
+        return _read_text(file), _read_text(tool_file) if tool_file.is_file() else None
     value = _read_optional(folder / "chat_template.json").get("chat_template", options.get("chat_template"))
     if isinstance(value, list):
         named = {str(entry.get("name")): str(entry.get("template")) for entry in value if isinstance(entry, dict)}
@@ -253,32 +256,8 @@ def _templates(folder: Path, options: dict[str, Any]) -> tuple[str | None, str |
     return value, None
 
 
-def _environment() -> Any:
-    """The sandbox that chat templates are written for: whitespace rules, helpers and tags as in transformers."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %} marks the assistant's text; for rendering it changes nothing."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = tojson
-    strftime_now: Callable[[str], str] = lambda form: datetime.now().strftime(form)  # noqa: E731
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    return environment
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: expected UTF-8 text, got: {error}") from None
