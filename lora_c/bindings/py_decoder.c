@@ -264,6 +264,46 @@ static PyObject *decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwar
     return result;
 }
 
+PyDoc_STRVAR(set_token_rows_doc,
+"set_token_rows($self, ids, rows, /)\n--\n\n"
+"Train some rows of the embedding and nothing else of it.\n\n"
+"Shapes\n------\nids (n,); rows (n, hidden_size).\n\n"
+"Parameters\n----------\n"
+"ids : int32 or int64 array, list of int, or None\n    Token ids, distinct; None ends it.\n"
+"rows : Parameter or None\n    Their rows, with requires_grad.\n\n"
+"Raises\n------\nValueError\n    embed_tokens is not a Parameter with requires_grad, or an id or a shape does not fit.\n\n"
+"Notes\n-----\nThe Parameter that is embed_tokens serves this alone: its rows are overwritten before each pass, and its gradient is\n"
+"moved into rows.grad. A head that is the same Parameter takes part.");
+
+static PyObject *decoder_set_token_rows(PyObject *o, PyObject *args) {
+    decoder *self = (decoder *)o;
+    PyObject *given, *rows_given;
+    lora_py_ids ids = {0};
+    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
+    if (!PyArg_ParseTuple(args, "OO:set_token_rows", &given, &rows_given) || (given != Py_None && lora_py_get_ids(given, "ids", &ids) < 0))
+        return NULL;
+    lora_py_parameter *rows = Py_IS_TYPE(rows_given, state->parameter_type) ? (lora_py_parameter *)rows_given : NULL;
+    bool fits = ids.n == 0 || (rows && rows->grad && rows->ndim == 2 && rows->shape[0] == ids.n && rows->shape[1] == self->config.hidden_size);
+    if (!fits)
+        PyErr_Format(PyExc_ValueError, "rows: expected a Parameter of shape (%lld, %lld) with requires_grad, got another", (long long)ids.n,
+                     (long long)self->config.hidden_size);
+    if (!fits || lora_py_enter(&self->base) < 0) {
+        lora_py_release_ids(&ids);
+        return NULL;
+    }
+    lora_status set = LORA_OK;
+    lora_error err = {0};
+    LORA_PY_CALL(self->base.ctx, set, lora_decoder_set_token_rows(self->decoder, ids.n, ids.data, rows ? rows->data : NULL,
+                                                                  rows ? rows->grad : NULL, &err));
+    int status = 0;
+    if (set == LORA_OK) status = PyDict_SetItemString(self->adapters, "token rows", rows_given); /* borrowed by the library */
+    lora_py_leave(&self->base);
+    lora_py_release_ids(&ids);
+    if (status < 0) return NULL;
+    if (set != LORA_OK) return raise_from(self, &err);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(remove_adapter_doc, "remove_adapter($self, name, /)\n--\n\nTake the adapter off a projection; none there is fine.");
 
 static PyObject *decoder_remove_adapter(PyObject *o, PyObject *args) {
@@ -560,6 +600,7 @@ static PyGetSetDef decoder_getset[] = {
 static PyMethodDef decoder_methods[] = {
     {"set_weight", decoder_set_weight, METH_VARARGS, set_weight_doc},
     {"set_adapter", LORA_PY_KEYWORDS decoder_set_adapter, METH_VARARGS | METH_KEYWORDS, set_adapter_doc},
+    {"set_token_rows", decoder_set_token_rows, METH_VARARGS, set_token_rows_doc},
     {"remove_adapter", decoder_remove_adapter, METH_VARARGS, remove_adapter_doc},
     {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
     {"loss", LORA_PY_KEYWORDS decoder_loss, METH_VARARGS | METH_KEYWORDS, loss_doc},

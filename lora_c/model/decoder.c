@@ -99,6 +99,7 @@ void lora_decoder_destroy(lora_decoder *d) {
     lora_mem_free(mem, d->cos);
     lora_mem_free(mem, d->sin);
     lora_free_adapter_norms(d);
+    lora_mem_free(mem, d->token_rows.ids);
     lora_mem_free(mem, d->layers);
     lora_mem_free(mem, d);
 }

@@ -55,12 +55,21 @@ typedef struct lora_buffers {
     lora_kv_view *views;      /* (M): at most one segment per token */
 } lora_buffers;
 
+/* Trained rows of the embedding (n, H) by token id. */
+typedef struct lora_token_rows {
+    int64_t n;
+    int32_t *ids; /* owned */
+    const float *rows;
+    float *grad;
+} lora_token_rows;
+
 struct lora_decoder {
     lora_ctx *ctx;
     lora_decoder_config config;
     lora_layer *layers;
     lora_matrix embed_tokens, lm_head;
     lora_norm final_norm;
+    lora_token_rows token_rows;
     float *cos, *sin; /* (max_position_embeddings, D / 2) */
     lora_attention_shape attention;
     lora_recompute recompute;
@@ -119,6 +128,10 @@ lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training,
 lora_status lora_refresh_adapter_norms(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_make_adapter_norm(lora_decoder *d, lora_matrix *m, lora_error *err) LORA_MUST_CHECK; /* memory for m's */
 void lora_free_adapter_norms(lora_decoder *d);
+
+/* token_rows.c */
+void lora_write_token_rows(lora_decoder *d);                    /* into the embedding, before a pass */
+void lora_collect_token_rows(lora_decoder *d, bool complete);   /* gradients out of it (dropped unless complete) */
 
 /* forward.c */
 /** The adapter of matrix slot as this run uses it, or NULL; *storage backs it. */

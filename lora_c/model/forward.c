@@ -87,6 +87,7 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers;
     LORA_TRY(lora_refresh_adapter_norms(d, run, err));
+    lora_write_token_rows(d);
     lora_set_positions(run, b->positions);
     LORA_TRY(lora_embedding_forward(d->ctx, run->n_tokens, run->input_ids, &d->embed_tokens.w, b->x[0], H, err));
     for (int64_t layer = 0; layer < L; layer++) {

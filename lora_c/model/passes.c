@@ -27,8 +27,7 @@ static lora_status check_targets(const lora_decoder *d, const lora_batch *batch,
     return LORA_OK;
 }
 
-lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *batch, float grad_scale, double *loss_sum,
-                                          lora_error *err) {
+static lora_status forward_backward(lora_decoder *d, const lora_batch *batch, float grad_scale, double *loss_sum, lora_error *err) {
     int64_t M = batch->n_tokens, H = d->config.hidden_size, L = d->config.num_hidden_layers;
     const lora_matrix *head = lora_head(d);
     lora_run run = run_of(batch, true);
@@ -44,6 +43,13 @@ lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *bat
     LORA_TRY(lora_rmsnorm_backward(d->ctx, M, H, dxn, H, b.x[L], H, d->final_norm.w, b.rstd_final, b.dx, H, false,
                                    d->final_norm.dw, err));
     return b.lowest < L ? lora_layers_backward(d, &run, &b, err) : LORA_OK;
+}
+
+lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *batch, float grad_scale, double *loss_sum,
+                                          lora_error *err) {
+    lora_status status = forward_backward(d, batch, grad_scale, loss_sum, err);
+    lora_collect_token_rows(d, status == LORA_OK);
+    return status;
 }
 
 static lora_status evaluate(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core import LoRALinear, NF4Tensor, Parameter
+from .architectures import architecture_of
 from .checkpoint import find_non_finite
 from .errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
-    from .model import LoadedAdapter, Model
+    from .adapters import LoadedAdapter
+    from .model import Model
 
 MergeDtype = Literal["float32", "bfloat16", "nf4"]
 
@@ -29,10 +31,11 @@ def dense(weight: Any) -> NDArray[Any]:
 
 
 def merged_weight(weight: Any, adapter: LoadedAdapter, sign: float = 1.0) -> NDArray[np.float32]:
-    """Return W + sign * s * B * A in float32, (out, in), each element rounded once."""
+    """Return W + sign * s * B * A in float32, (out, in), each element rounded once; with DoRA g * (W + s B A)."""
     base = weight.data if isinstance(weight, Parameter) else weight
     r = adapter.A.shape[0]
-    layer = LoRALinear(base, r, lora_alpha=adapter.scale * r, A=adapter.A.data, B=adapter.B.data)
+    magnitude = None if adapter.magnitude is None else adapter.magnitude.data
+    layer = LoRALinear(base, r, lora_alpha=adapter.scale * r, A=adapter.A.data, B=adapter.B.data, magnitude=magnitude)
     return layer.merge(sign=sign)
 
 
@@ -52,25 +55,45 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
     """
     if dtype not in ("float32", "bfloat16", "nf4"):
         raise ConfigError(f"dtype: expected 'float32', 'bfloat16' or 'nf4', got {dtype!r}")
-    if model.adapter_config is None and not model.is_merged:
+    if model.adapter is None:
         raise AdapterError("merge: expected a model with an adapter, got none; call add_adapter or load_adapter first")
-    weights, stored = {}, dict(model.stored_dtypes)
-    records = {}
-    for spec in model.architecture.weights():
-        weight, adapter = model.weights[spec.name], model.adapters.get(spec.name)
-        if model.is_merged:
-            adapter = None
+    replaced, layers = whole_tensors(model), {} if model.is_merged else model.adapters
+    config = dict(model.config)
+    if model.architecture.tied and "lm_head" in replaced:
+        config["tie_word_embeddings"] = False
+    weights: dict[str, Any] = {}
+    stored, records = dict(model.stored_dtypes), {}
+    for spec in architecture_of(config).weights():
+        name = spec.name
+        weight = replaced.get(name, model.weights.get(name))
+        stored.setdefault(name, stored["embed_tokens"])  # a head that is untied here
         if spec.kind == "vector":
-            weights[spec.name] = np.array(dense(weight), np.float32)
+            weights[name] = np.array(dense(weight), np.float32)
         elif spec.kind == "projection":
-            weights[spec.name] = _merge_one(model, spec.module, weight, adapter, dtype)
-            if adapter is None and weights[spec.name] is weight and spec.name in model.quant_records:
-                records[spec.name] = model.quant_records[spec.name]
+            weights[name] = _merge_one(model, spec.module, weight, layers.get(name), dtype)
+            if weights[name] is weight and name in model.quant_records:
+                records[name] = model.quant_records[name]
         else:
-            weights[spec.name] = _cast(dense(weight), stored[spec.name].name if dtype == "nf4" else dtype)
+            weights[name] = _cast(dense(weight), stored[name].name if dtype == "nf4" else dtype)
         if dtype != "nf4":
-            stored[spec.name] = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
-    return model.with_weights(weights, stored, records)
+            stored[name] = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    return model.with_weights(weights, stored, records, config)
+
+
+def whole_tensors(model: Model) -> dict[str, Any]:
+    """Decoder name to what the adapter in use puts in the place of the base's weight.
+
+    It names `lm_head` exactly where the head is no longer the embedding: it was trained whole, or the embedding was.
+    """
+    adapter = model.adapter
+    if adapter is None:
+        return {}
+    replaced = adapter.replaced()
+    if adapter.tokens is not None:
+        replaced["embed_tokens"] = adapter.tokens.whole()
+    elif model.architecture.tied and "embed_tokens" in replaced:
+        replaced.setdefault("lm_head", model.weights["embed_tokens"])
+    return replaced
 
 
 def _merge_one(model: Model, module: str, weight: Any, adapter: LoadedAdapter | None, dtype: MergeDtype) -> Any:
@@ -93,15 +116,24 @@ def _cast(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     return np.array(array, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
 
 
-def fold_in_place(model: Model, sign: float) -> None:
-    """Add (sign 1) or take away (sign -1) s B A in the model's own weights.
+def fold_in_place(model: Model) -> None:
+    """Put W + s B A in the place of the model's own weights.
 
     Raises
     ------
     AdapterError
-        A weight is not float32: rounding would make it impossible to take the adapter away again.
+        A weight is not float32: rounding would make it impossible to take the adapter away again. Or the adapter
+        replaces whole tensors, which cannot be folded.
     """
-    for name in model.adapters:
+    adapter = model.adapter
+    assert adapter is not None
+    if adapter.replaced():
+        name = next(iter(adapter.replaced()))
+        raise AdapterError(
+            f"merge_adapter: expected an adapter of low-rank updates only, got one that replaces {name}; use "
+            "merge(dtype=...), which returns a new model"
+        )
+    for name in adapter.layers:
         weight = model.weights[name]
         if isinstance(weight, NF4Tensor) or dense(weight).dtype != np.float32:
             kind = "NF4" if isinstance(weight, NF4Tensor) else str(dense(weight).dtype)
@@ -109,12 +141,25 @@ def fold_in_place(model: Model, sign: float) -> None:
                 f"merge_adapter: {name}: expected a float32 weight, got {kind}, which cannot be restored after a merge; use "
                 "merge(dtype=...), which returns a new model, or load the base with dtype='float32'"
             )
-    for name, adapter in model.adapters.items():
+    for name, layer in adapter.layers.items():
         weight = model.weights[name]
-        merged = merged_weight(weight, adapter, sign)
-        if isinstance(weight, Parameter):
-            weight.data[...] = merged
-        else:
-            model.weights[name] = merged  # a new array: other models may share the old one
-            model.decoder.set_weight(name, merged)
-        model.stored_dtypes[name] = np.dtype(np.float32)
+        if layer.magnitude is not None:
+            model.before_merge[name] = np.array(dense(weight))
+        _put(model, name, merged_weight(weight, layer))
+
+
+def take_out_in_place(model: Model) -> None:
+    """Undo `fold_in_place`."""
+    for name, layer in model.adapters.items():
+        kept = model.before_merge.pop(name, None)
+        _put(model, name, merged_weight(model.weights[name], layer, -1.0) if kept is None else kept)
+
+
+def _put(model: Model, name: str, array: NDArray[np.float32]) -> None:
+    weight = model.weights[name]
+    if isinstance(weight, Parameter):
+        weight.data[...] = array
+    else:
+        model.weights[name] = array  # a new array: other models may share the old one
+        model.decoder.set_weight(name, array)
+    model.stored_dtypes[name] = np.dtype(np.float32)

@@ -1,18 +1,19 @@
-"""A language model: weights from a folder, a decoder, a tokenizer, and at most one adapter."""
+"""A language model: weights from a folder, a decoder, a tokenizer, and adapters of which one is in use."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import generation, merge
 from ._core import Decoder, NF4Tensor, Parameter
-from .adapters import AdapterTarget, find_targets, init_adapter, read_adapter, write_adapter
+from .adapters import Adapter, AdapterSet, LoadedAdapter, load_arrays, read_adapter, write_adapter
+from .adapters.fresh import fresh_adapter
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint, read_json_object
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
@@ -21,16 +22,6 @@ from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, load_weights
 from .prequantized import QuantRecord
 from .saving import save_model
 from .tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class LoadedAdapter:
-    """The two matrices on one projection, A (r, in), B (out, r), and their scale."""
-
-    module: str
-    A: Parameter
-    B: Parameter
-    scale: float
 
 
 class Model:
@@ -42,8 +33,12 @@ class Model:
         The model's config.json.
     decoder : Decoder
         Forward, backward and decoding. It borrows the arrays in `weights`.
+    adapters : dict
+        Decoder name to the update of that matrix, of the adapter that is in use.
     adapter_config : LoraConfig or None
         The configuration of the adapter that is in use.
+    adapter_names, active_adapter
+        The names of all adapters, and of the one in use (None: the base alone).
     weights : dict
         Decoder name to array, NF4Tensor or Parameter.
     """
@@ -59,13 +54,13 @@ class Model:
         self.stored_dtypes = weights.stored_dtypes
         self.quant_records: dict[str, QuantRecord] = weights.records
         self.nf4_options = nf4_options
-        self.adapters: dict[str, LoadedAdapter] = {}
-        self.adapter_config: LoraConfig | None = None
         self.is_merged = False
         self._tokenizer = tokenizer
         self.decoder = Decoder(**architecture.decoder_kwargs)
         for name, weight in self.weights.items():
             self.decoder.set_weight(name, weight)
+        self._adapters = AdapterSet(self.decoder, self.weights, architecture.tied)
+        self.before_merge: dict[str, Any] = {}
         self.eos_token_ids = self._find_eos()
 
     # -- what it is ---------------------------------------------------------------------------------------------------
@@ -97,7 +92,8 @@ class Model:
         if only_trainable:
             return sum(parameter.size for parameter in self.trainable_parameters())
         base = sum(int(np.prod(weight.shape)) for weight in self.weights.values())
-        return base + sum(adapter.A.size + adapter.B.size for adapter in self.adapters.values())
+        active = self._adapters.active
+        return base + (sum(parameter.size for parameter in active.parameters()) if active else 0)
 
     def dense_bytes(self) -> int:
         """Return the bytes of the weights that are plain arrays: neither NF4 nor parameters."""
@@ -106,8 +102,7 @@ class Model:
     def trainable_parameters(self) -> list[Parameter]:
         """Return the parameters that training changes, in the order of the forward pass."""
         found = [weight for weight in self.weights.values() if isinstance(weight, Parameter)]
-        for adapter in self.adapters.values():
-            found += [adapter.A, adapter.B]
+        found += self._adapters.active.parameters() if self._adapters.active else []
         return [parameter for parameter in found if parameter.requires_grad]
 
     def __repr__(self) -> str:
@@ -127,81 +122,147 @@ class Model:
 
     # -- adapters -----------------------------------------------------------------------------------------------------
 
-    def add_adapter(self, config: LoraConfig | None = None, **options: Any) -> None:
-        """Put a fresh adapter on the model; its output stays the same until training.
+    @property
+    def adapters(self) -> dict[str, LoadedAdapter]:
+        """Decoder name to the update of that matrix, of the adapter that is in use."""
+        return self._adapters.active.layers if self._adapters.active else {}
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that is in use, with all that it holds."""
+        return self._adapters.active
+
+    @property
+    def adapter_config(self) -> LoraConfig | None:
+        """The configuration of the adapter that is in use."""
+        return self._adapters.active.config if self._adapters.active else None
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The names of all adapters on the model."""
+        return self._adapters.names
+
+    @property
+    def active_adapter(self) -> str | None:
+        """The name of the adapter in use; None: the base alone."""
+        return self._adapters.active_name
+
+    def add_adapter(self, config: LoraConfig | None = None, name: str = "default", **options: Any) -> None:
+        """Put a fresh adapter on the model and use it; its output stays the same until training.
 
         Parameters
         ----------
         config : LoraConfig, optional
             Or its fields as keywords.
+        name : str
+            For `set_adapter`, where the model has several.
 
         Raises
         ------
         AdapterError
-            There is an adapter already, or the configuration matches no module.
+            There is an adapter of that name already, or the configuration matches no module.
         """
         if config is not None and options:
             raise ConfigError("config: expected a LoraConfig or options by keyword, got both")
         config = config if config is not None else LoraConfig(**options)
-        self._refuse_second_adapter()
-        targets = find_targets(config, self.architecture)
-        self._install(config, targets, {t.spec.name: init_adapter(t, config) for t in targets}, trainable=True)
+        self._refuse_second(name)
+        self._put(name, fresh_adapter(self, config))
+        self._adapters.activate(name)
 
-    def load_adapter(self, path: str | os.PathLike[str], is_trainable: bool = True) -> None:
-        """Put an adapter folder in PEFT's format on the model.
+    def load_adapter(self, path: str | os.PathLike[str], name: str = "default", is_trainable: bool = True) -> None:
+        """Put an adapter from a file or folder on the model; the first one is in use at once, others after `set_adapter`.
+
+        Parameters
+        ----------
+        path : path
+            An adapter of PEFT.
+        name : str
+            For `set_adapter`, where the model has several.
+        is_trainable : bool
+            Whether training changes it.
 
         Raises
         ------
         AdapterError
-            The folder cannot be read, needs what is not supported, or was made for another base model.
+            It cannot be read, needs what is not supported, or was made for another base model.
         """
-        self._refuse_second_adapter()
-        config, targets, arrays = read_adapter(path, self.architecture)
-        self._install(config, targets, arrays, trainable=is_trainable)
+        self._refuse_second(name)
+        arrays = read_adapter(path, self.architecture)
+        embedding = np.asarray(self.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
+        self._put(name, load_arrays(arrays, self.architecture, embedding, is_trainable))
+        if self._adapters.active is None:
+            self._adapters.activate(name)
 
-    def save_adapter(self, path: str | os.PathLike[str], dtype: Literal["float32", "bfloat16"] = "float32") -> None:
-        """Write the adapter in PEFT's format, atomically."""
-        if self.adapter_config is None:
-            raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
-        if dtype not in DENSE_DTYPES:
-            raise ConfigError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
-        arrays = {adapter.module: (adapter.A.data, adapter.B.data) for adapter in self.adapters.values()}
-        write_adapter(path, self.adapter_config, arrays, base_model=str(self.source), dtype=dtype)
+    def set_adapter(self, name: str | None) -> None:
+        """Use another adapter; None: the base alone. Nothing is loaded or computed again.
 
-    def delete_adapter(self) -> None:
-        """Take the adapter off; the base is what it was."""
-        if self.adapter_config is None:
-            raise AdapterError("delete_adapter: expected a model with an adapter, got none")
+        Raises
+        ------
+        AdapterError
+            There is none of that name, or the present one is folded into the weights.
+        """
         if self.is_merged:
-            self.unmerge_adapter()
-        for name in self.adapters:
-            self.decoder.remove_adapter(name)
-        self.adapters, self.adapter_config = {}, None
+            raise AdapterError(
+                "set_adapter: expected a model that is not merged, got a merged one; call unmerge_adapter() first"
+            )
+        if name is not None and name not in self._adapters:
+            known = ", ".join(self.adapter_names) or "none"
+            raise AdapterError(f"set_adapter: expected one of the model's adapters ({known}), got {name!r}")
+        self._adapters.activate(name)
 
-    def _refuse_second_adapter(self) -> None:
-        if self.adapter_config is not None:
-            raise AdapterError("adapter: expected a model without one, got one; call delete_adapter() or merge(...) first")
-        if all(isinstance(weight, Parameter) for weight in self.weights.values()):
+    def save_adapter(
+        self, path: str | os.PathLike[str], dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        format: Literal["peft"] = "peft",
+    ) -> None:  # fmt: skip
+        """Write the adapter in use, atomically."""
+        adapter = self._adapters.active
+        if adapter is None:
+            raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
+        write_adapter(path, adapter.arrays(), self.architecture, base_model=str(self.source), dtype=dtype, format=format)
+
+    def delete_adapter(self, name: str | None = None) -> None:
+        """Take an adapter off the model (by default the one in use); the base is what it was."""
+        name = name if name is not None else self.active_adapter
+        if name is None or name not in self._adapters:
+            raise AdapterError(
+                "delete_adapter: expected a model with an adapter, got none" + (f" named {name!r}" if name else "")
+            )
+        if self.is_merged and name == self.active_adapter:
+            self.unmerge_adapter()
+        self._adapters.remove(name)
+
+    def dense_weight(self, name: str) -> Any:
+        """Return one of the base's weights as an array (NF4 as float32)."""
+        return merge.dense(self.weights[name])
+
+    def full_precision(self, name: str) -> NDArray[Any]:
+        """Return one of the base's weights as its folder has it, where that is still more than what is in memory."""
+        weight = self.weights[name]
+        if isinstance(weight, NF4Tensor) and name not in self.quant_records and (self.source / "config.json").is_file():
+            file_name = next(spec.file_name for spec in self.architecture.weights() if spec.name == name)
+            with Checkpoint(self.source) as checkpoint:
+                if file_name in checkpoint.tensors:
+                    return np.array(checkpoint.read(file_name), np.float32)
+        return merge.dense(weight)
+
+    def quantize_weight(self, array: NDArray[Any]) -> NF4Tensor:
+        """Return a matrix in NF4 with the block size and the double quantization of this model."""
+        block_size, double_quant = self.nf4_options
+        return NF4Tensor.quantize(np.ascontiguousarray(array), block_size=block_size, double_quant=double_quant)
+
+    def _refuse_second(self, name: str) -> None:
+        if name in self._adapters:
+            raise AdapterError(
+                f"adapter: expected a model without one named {name!r}, got one; give another name, or call delete_adapter() "
+                "or merge(...) first"
+            )
+        if self.is_merged:
+            raise AdapterError("adapter: expected a model that is not merged, got a merged one; call unmerge_adapter() first")
+        if self.weights and all(isinstance(weight, Parameter) for weight in self.weights.values()):
             raise AdapterError("adapter: expected a frozen base, got a model with trainable='full'; load it without")
 
-    def _install(self, config: LoraConfig, targets: list[AdapterTarget], arrays: dict[str, Any], trainable: bool) -> None:
-        for target in targets:
-            name, module = target.spec.name, target.spec.module
-            parts = {}
-            for part, array in zip("AB", arrays[name], strict=True):
-                key = f"base_model.model.{module}.lora_{part}.weight"
-                parts[part] = Parameter(array, name=key, requires_grad=trainable)
-            self.adapters[name] = LoadedAdapter(module, parts["A"], parts["B"], target.scale)
-        self.adapter_config = config
-        self._attach()
-
-    def _attach(self) -> None:
-        config = self.adapter_config
-        assert config is not None
-        for name, adapter in self.adapters.items():
-            self.decoder.set_adapter(
-                name, adapter.A, adapter.B, scale=adapter.scale, dropout=config.lora_dropout, seed=config.seed
-            )
+    def _put(self, name: str, adapter: Adapter) -> None:
+        self._adapters.add(name, adapter)
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
@@ -212,32 +273,32 @@ class Model:
     def merge_adapter(self) -> None:
         """Fold the adapter into this model's float32 weights, as PEFT does; `unmerge_adapter` takes it out again.
 
-        Taking it out restores each weight up to one float32 rounding.
+        Taking it out restores each weight up to one float32 rounding, with DoRA exactly.
         """
         if self.adapter_config is None or self.is_merged:
             state = "a merged one" if self.is_merged else "none"
             raise AdapterError(f"merge_adapter: expected a model with an active adapter, got {state}")
-        merge.fold_in_place(self, 1.0)
-        for name in self.adapters:
-            self.decoder.remove_adapter(name)
+        merge.fold_in_place(self)
+        self._adapters.detach_matrices()
         self.is_merged = True
 
     def unmerge_adapter(self) -> None:
         """Take a merged adapter out of the weights and make it active again."""
         if not self.is_merged:
             raise AdapterError("unmerge_adapter: expected a model after merge_adapter(), got one that is not merged")
-        merge.fold_in_place(self, -1.0)
+        merge.take_out_in_place(self)
         self.is_merged = False
-        self._attach()
+        self._adapters.attach_matrices()
 
     def with_weights(
-        self, weights: dict[str, Any], stored: dict[str, np.dtype[Any]], records: dict[str, QuantRecord]
-    ) -> Model:
-        """Return a model with other weights and no adapter."""
+        self, weights: dict[str, Any], stored: dict[str, np.dtype[Any]], records: dict[str, QuantRecord],
+        config: dict[str, Any] | None = None,
+    ) -> Model:  # fmt: skip
+        """Return a model with other weights (and another config) and no adapter."""
+        config = dict(self.config) if config is None else config
         return Model(
-            dict(self.config), self.architecture, Weights(weights, stored, records), self.source, self._tokenizer,
-            self.nf4_options,
-        )  # fmt: skip
+            config, architecture_of(config), Weights(weights, stored, records), self.source, self._tokenizer, self.nf4_options
+        )
 
     # -- text ---------------------------------------------------------------------------------------------------------
 

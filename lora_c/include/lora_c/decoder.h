@@ -57,6 +57,12 @@ lora_status lora_decoder_set_vector(lora_decoder *decoder, int64_t layer, lora_v
 lora_status lora_decoder_set_adapter(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot,
                                      const lora_adapter *adapter, lora_error *err) LORA_MUST_CHECK;
 
+/** Trains n rows (n, H) of the embedding by token id and nothing else of it. embed_tokens must be a trained float32 matrix
+ *  that exists for this: its rows are overwritten before each pass, its gradient is moved into grad (n, H) and cleared.
+ *  ids are copied, rows and grad borrowed. n 0 ends it. */
+lora_status lora_decoder_set_token_rows(lora_decoder *decoder, int64_t n, const int32_t *ids, const float *rows, float *grad,
+                                        lora_error *err) LORA_MUST_CHECK;
+
 typedef enum lora_recompute { LORA_RECOMPUTE_NONE, LORA_RECOMPUTE_LAYER } lora_recompute;
 /** LAYER keeps one residual row per layer and computes the rest of a layer again in backward: same bits, less memory. */
 void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute);

@@ -1,0 +1,92 @@
+"""adapter_config.json of PEFT: what is read, what may stand there without effect, and what is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..configs import LoraConfig
+from ..errors import AdapterError, ConfigError
+
+_READ_FIELDS = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
+    "alpha_pattern", "layers_to_transform", "layers_pattern", "use_dora", "bias", "modules_to_save",
+    "trainable_token_indices", "fan_in_fan_out", "loftq_config",
+}  # fmt: skip
+# Fields that describe the file or guide training only.
+_HARMLESS = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "init_lora_weights", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config", "megatron_core",
+    "qalora_group_size",
+}  # fmt: skip
+# The only initialisations that leave the base weights as they are; "eva" cannot be drawn again here.
+_PLAIN_INIT = (None, True, False, "gaussian", "eva", "orthogonal")
+_PEFT_ALPHA = 8
+
+
+def parse_adapter_config(values: Mapping[str, Any], where: str) -> LoraConfig:
+    """Turn PEFT's adapter_config.json into a `LoraConfig`.
+
+    Raises
+    ------
+    AdapterError
+        A field that changes the result is set and not supported.
+    """
+    if str(values.get("peft_type", "LORA")).upper() != "LORA":
+        raise AdapterError(
+            f"{where}: peft_type: expected 'LORA', got {values['peft_type']!r}; other methods are not supported"
+        )
+    init = values.get("init_lora_weights", True)
+    if not any(init is known or init == known for known in _PLAIN_INIT):
+        raise AdapterError(
+            f"{where}: init_lora_weights: expected an initialisation that keeps the base weights, got {init!r}; convert it "
+            "with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    for key, value in values.items():
+        if key not in _READ_FIELDS | _HARMLESS and not _is_neutral(key, value, values):
+            raise AdapterError(
+                f"{where}: {key}: expected it unset, got {str(value)[:60]!r}; this feature is not supported and would "
+                "change the result, merge it with PEFT (merge_and_unload) and load the merged model"
+            )
+    given = {key: values[key] for key in _READ_FIELDS if values.get(key) is not None}
+    given.setdefault("lora_alpha", _PEFT_ALPHA)
+    given.setdefault("target_modules", None)
+    if init is not None and init != "eva":
+        given["init_lora_weights"] = init
+    for key in ("layers_pattern", "layers_to_transform", "exclude_modules", "modules_to_save", "trainable_token_indices"):
+        if given.get(key) in ([], "", {}):
+            del given[key]
+    try:
+        return LoraConfig(**given)
+    except ConfigError as error:
+        raise AdapterError(f"{where}: {error}") from None
+
+
+def _is_neutral(key: str, value: Any, values: Mapping[str, Any]) -> bool:
+    if value in (None, False, [], {}, ""):
+        return True
+    # Rows of a tied embedding stay tied without being asked; whole modules do not.
+    return key == "ensure_weight_tying" and not values.get("modules_to_save")
+
+
+def peft_config(config: LoraConfig, modules: Iterable[str], base_model: str | None) -> dict[str, Any]:
+    """Return adapter_config.json for an adapter of these modules.
+
+    The initialisation is written only where it is PEFT's own draw: PEFT would change the base again for "pissa".
+    """
+    names: Any = config.target_modules
+    if names is None or names == "all-linear":
+        names = sorted({module.rpartition(".")[2] for module in modules})
+    alpha = config.lora_alpha
+    init = config.init_lora_weights
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "auto_mapping": None, "base_model_name_or_path": base_model,
+        "revision": None, "inference_mode": True, "r": config.r,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": config.lora_dropout,
+        "target_modules": names, "exclude_modules": config.exclude_modules, "fan_in_fan_out": config.fan_in_fan_out,
+        "bias": config.bias, "use_rslora": config.use_rslora, "modules_to_save": config.modules_to_save,
+        "init_lora_weights": init if init in (True, False, "gaussian", "orthogonal") else True,
+        "layers_to_transform": config.layers_to_transform, "layers_pattern": config.layers_pattern,
+        "rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern, "use_dora": config.use_dora,
+        "trainable_token_indices": config.trainable_token_indices,
+    }  # fmt: skip

@@ -1,0 +1,70 @@
+"""Adapter files of any format: which one it is, and the way in and out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..architectures import Architecture
+from ..errors import AdapterError, ConfigError, shorten
+from ..files import recover_folder
+from . import peft_format
+from .data import AdapterArrays
+
+Format = Literal["peft"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+
+def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> AdapterArrays:
+    """Read an adapter of any known format and check it against a base model.
+
+    Parameters
+    ----------
+    path : path
+        A folder of PEFT, or a folder that holds one named adapter in a subfolder, as PEFT saves them.
+
+    Raises
+    ------
+    AdapterError
+        It is not an adapter, needs what is not supported, or belongs to another base model.
+    """
+    return peft_format.read_peft(find_folder(path), architecture)
+
+
+def find_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder with the files: the given one, or its only subfolder that has them (a named adapter)."""
+    folder = recover_folder(path)
+    if not folder.is_dir():
+        kind = "a file" if folder.exists() else "nothing there"
+        raise AdapterError(f"{path}: expected a folder with adapter_config.json and its weights, got {kind}")
+    if (folder / peft_format.CONFIG_FILE).exists():
+        return folder
+    named = sorted(entry.parent.name for entry in folder.glob(f"*/{peft_format.CONFIG_FILE}"))
+    if len(named) > 1:
+        raise AdapterError(
+            f"{path}: expected one adapter, got a folder with {shorten(named)}; give {path}/{named[0]} or another of them"
+        )
+    return folder / named[0] if named else folder
+
+
+def write_adapter(
+    path: str | os.PathLike[str],
+    adapter: AdapterArrays,
+    architecture: Architecture,
+    base_model: str | None = None,
+    dtype: str = "float32",
+    format: str = "peft",
+) -> None:
+    """Write an adapter, atomically.
+
+    Parameters
+    ----------
+    dtype : "float32", "float16" or "bfloat16"
+        Stored type; training goes on from float32 without loss.
+    """
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ConfigError(f"dtype: expected 'float32', 'float16' or 'bfloat16', got {dtype!r}")
+    if format not in FORMATS:
+        raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    peft_format.write_peft(path, adapter, architecture, base_model, dtype)

@@ -1,0 +1,193 @@
+"""Adapters on a model: their parameters, and which of them the decoder uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .._core import Decoder, Parameter
+from ..architectures import Architecture
+from ..configs import LoraConfig
+from .data import F32, AdapterArrays, MatrixArrays, TokenRows, specs_by_name
+from .peft_format import PREFIX
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """The update of one projection: A (r, in), B (out, r), their scale, and DoRA's magnitude (out,)."""
+
+    module: str
+    A: Parameter
+    B: Parameter
+    scale: float
+    magnitude: Parameter | None = None
+
+    def parameters(self) -> list[Parameter]:
+        """A, B and the magnitude."""
+        return [p for p in (self.A, self.B, self.magnitude) if p is not None]
+
+    def arrays(self) -> MatrixArrays:
+        """The present values."""
+        magnitude = None if self.magnitude is None else self.magnitude.data
+        return MatrixArrays(self.A.data, self.B.data, self.scale, magnitude)
+
+
+@dataclass(frozen=True)
+class TrainedTokens:
+    """Rows of the embedding, and the copy of the embedding that holds them while the adapter is in use."""
+
+    ids: list[int]
+    rows: Parameter
+    embedding: Parameter
+
+    def whole(self) -> F32:
+        """The embedding with the rows as they are now."""
+        self.embedding.data[self.ids] = self.rows.data
+        return self.embedding.data
+
+
+@dataclass
+class Adapter:
+    """A named adapter. `base` holds weights that take the place of the model's own while it is in use (see `initialize`),
+    `start` the (A, B) that were taken out of those."""
+
+    config: LoraConfig
+    layers: dict[str, LoadedAdapter]
+    saved: dict[str, Parameter] = field(default_factory=dict)
+    tokens: TrainedTokens | None = None
+    base: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, tuple[F32, F32]] = field(default_factory=dict)
+
+    def parameters(self) -> list[Parameter]:
+        """Every parameter, in the order of the forward pass within each kind."""
+        found = [p for layer in self.layers.values() for p in layer.parameters()]
+        found += self.saved.values()
+        return found + ([self.tokens.rows] if self.tokens else [])
+
+    def replaced(self) -> dict[str, Any]:
+        """Decoder name to the weight that takes the place of the model's own."""
+        return {**self.base, **self.saved, **({"embed_tokens": self.tokens.embedding} if self.tokens else {})}
+
+    def arrays(self) -> AdapterArrays:
+        """The present values, as a file would hold them."""
+        saved = {name: parameter.data for name, parameter in self.saved.items()}
+        rows = TokenRows(self.tokens.ids, self.tokens.rows.data) if self.tokens else None
+        return AdapterArrays(self.config, {name: layer.arrays() for name, layer in self.layers.items()}, saved, rows)
+
+
+def load_arrays(arrays: AdapterArrays, architecture: Architecture, embedding: F32 | None, trainable: bool) -> Adapter:
+    """Make parameters of an adapter's arrays.
+
+    Parameters
+    ----------
+    embedding : array or None
+        The base's embedding, where the adapter trains rows of it.
+    """
+    specs = specs_by_name(architecture)
+    layers = {}
+    for name, matrix in arrays.matrices.items():
+        module = specs[name].module
+        parts = {"lora_A.weight": matrix.A, "lora_B.weight": matrix.B, "lora_magnitude_vector": matrix.magnitude}
+        made = {
+            part: Parameter(array, name=f"{PREFIX}{module}.{part}", requires_grad=trainable)
+            for part, array in parts.items()
+            if array is not None
+        }
+        layers[name] = LoadedAdapter(
+            module, made["lora_A.weight"], made["lora_B.weight"], matrix.scale, made.get("lora_magnitude_vector")
+        )
+    saved = {
+        name: Parameter(array, name=PREFIX + specs[name].file_name, requires_grad=trainable)
+        for name, array in arrays.saved.items()
+    }
+    tokens = None
+    if arrays.tokens is not None and embedding is not None:
+        key = f"{PREFIX}{specs['embed_tokens'].module}.trainable_tokens_delta"
+        rows = Parameter(np.ascontiguousarray(arrays.tokens.rows), name=key, requires_grad=trainable)
+        tokens = TrainedTokens(arrays.tokens.ids, rows, Parameter(embedding, name="embed_tokens", requires_grad=trainable))
+        tokens.whole()
+    base = {name: read() for name, read in arrays.residual_base.items()}
+    return Adapter(arrays.config, layers, saved, tokens, base)
+
+
+class AdapterSet:
+    """The named adapters of a model, at most one of them in use. Swapping changes no weight of the base."""
+
+    def __init__(self, decoder: Decoder, weights: Mapping[str, Any], tied: bool) -> None:
+        self._decoder, self._weights, self._tied = decoder, weights, tied
+        self._named: dict[str, Adapter] = {}
+        self.active_name: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the order of their arrival."""
+        return list(self._named)
+
+    @property
+    def active(self) -> Adapter | None:
+        """The adapter in use."""
+        return self._named[self.active_name] if self.active_name is not None else None
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self._named[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._named
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Keep an adapter; it is in use after `activate`."""
+        self._named[name] = adapter
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter, taking it out of use first."""
+        if name == self.active_name:
+            self.activate(None)
+        del self._named[name]
+
+    def activate(self, name: str | None) -> None:
+        """Use this adapter instead of the present one; None: the base alone."""
+        if self.active is not None:
+            self._detach(self.active)
+        self.active_name = name
+        if self.active is not None:
+            self._attach(self.active)
+
+    def detach_matrices(self) -> None:
+        """Take the updates out of use and leave everything else: after they were folded into the weights."""
+        for layer in self.active.layers if self.active else ():
+            self._decoder.remove_adapter(layer)
+
+    def attach_matrices(self) -> None:
+        """Put the updates of the active adapter back into use."""
+        adapter = self.active
+        if adapter is None:
+            return
+        for name, layer in adapter.layers.items():
+            self._decoder.set_adapter(
+                name, layer.A, layer.B, scale=layer.scale, dropout=adapter.config.lora_dropout, seed=adapter.config.seed,
+                magnitude=layer.magnitude,
+            )  # fmt: skip
+
+    def _attach(self, adapter: Adapter) -> None:
+        replaced = adapter.replaced()
+        if self._tied and "embed_tokens" in replaced and "lm_head" not in replaced:
+            # As in PEFT: trained rows count for a tied head, too; an embedding that is trained whole leaves it as it is.
+            replaced["lm_head"] = adapter.tokens.embedding if adapter.tokens else self._weights["embed_tokens"]
+        for name, weight in replaced.items():
+            self._decoder.set_weight(name, weight)
+        if adapter.tokens is not None and adapter.tokens.rows.requires_grad:
+            self._decoder.set_token_rows(adapter.tokens.ids, adapter.tokens.rows)
+        self.attach_matrices()
+
+    def _detach(self, adapter: Adapter) -> None:
+        self.detach_matrices()
+        if adapter.tokens is not None:
+            self._decoder.set_token_rows(None, None)
+        replaced = set(adapter.replaced())
+        if self._tied and replaced & {"embed_tokens", "lm_head"}:
+            self._decoder.set_weight("lm_head", self._weights["embed_tokens"])
+        for name in replaced & set(self._weights):
+            self._decoder.set_weight(name, self._weights[name])

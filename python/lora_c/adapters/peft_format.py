@@ -1,0 +1,222 @@
+"""Adapters as PEFT stores them: `adapter_config.json` and `adapter_model.safetensors`. Pickles are never opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..architectures import Architecture, WeightSpec
+from ..checkpoint import SafetensorsFile, TensorEntry, find_non_finite, read_json_object, write_safetensors
+from ..configs import LoraConfig
+from ..errors import AdapterError, CheckpointError
+from ..files import atomic_folder
+from .config import parse_adapter_config, peft_config
+from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name
+from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_KEY = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
+)
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+_BASE_LAYER = ".base_layer."
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the file belongs: a target's part ("lora_A", …), a whole tensor ("saved") or rows ("tokens")."""
+
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+
+
+def read_peft(folder: Path, architecture: Architecture) -> AdapterArrays:
+    """Read an adapter folder and check it against a base model.
+
+    Raises
+    ------
+    AdapterError
+        The folder is not an adapter, needs what is not supported, or belongs to another base model.
+    """
+    weights = _weights_file(folder)
+    try:
+        values = read_json_object(folder / CONFIG_FILE)
+        config = parse_adapter_config(values, str(folder / CONFIG_FILE))
+        file = SafetensorsFile(weights)
+    except CheckpointError as error:
+        raise AdapterError(str(error)) from None
+    try:
+        return _read_arrays(file, config, architecture)
+    finally:
+        file.close()
+
+
+def _weights_file(folder: Path) -> Path:
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        if (folder / "adapter_model.bin").exists():
+            raise AdapterError(
+                f"{folder / 'adapter_model.bin'}: expected {WEIGHTS_FILE}, got a pickle, which can run code when opened; "
+                "convert it with PEFT's save_pretrained(..., safe_serialization=True)"
+            )
+        raise AdapterError(f"{weights}: expected this file, got nothing there; is this an adapter folder?")
+    return weights
+
+
+def _read_arrays(file: SafetensorsFile, config: LoraConfig, architecture: Architecture) -> AdapterArrays:
+    targets = find_targets(config, architecture, strict=False)
+    saved = find_saved(config, architecture, targets)
+    token_ids = find_token_ids(config, architecture)
+    places = _places(config, targets, saved, token_ids, architecture)
+    found: dict[tuple[str, str], F32] = {}
+    for key in file.tensors:
+        place = _place_of(key, places, file, architecture)
+        found[place.kind, place.name] = _read_tensor(file, key, place)
+    for key, place in places.items():
+        if (place.kind, place.name) not in found:
+            raise AdapterError(
+                f"{file.path}: expected tensor {PREFIX + key!r} (named in {CONFIG_FILE}), got a file without it"
+            )
+    matrices = {
+        t.spec.name: MatrixArrays(
+            found["lora_A", t.spec.name],
+            found["lora_B", t.spec.name],
+            t.scale,
+            found.get(("lora_magnitude_vector", t.spec.name)),
+        )
+        for t in targets
+    }
+    wholes = {name: array for (kind, name), array in found.items() if kind == "saved"}
+    rows = TokenRows(token_ids, found["tokens", "embed_tokens"]) if token_ids else None
+    return AdapterArrays(config, matrices, wholes, rows)
+
+
+def _places(
+    config: LoraConfig, targets: Iterable[AdapterTarget], saved: Iterable[WeightSpec], token_ids: list[int] | None,
+    architecture: Architecture,
+) -> dict[str, Place]:  # fmt: skip
+    """Every key that the configuration promises, without the prefix, and where it belongs."""
+    places = {}
+    for target in targets:
+        (out, inner), name = target.spec.shape, target.spec.name
+        places[target.spec.module + ".lora_A.weight"] = Place("lora_A", name, (target.r, inner))
+        places[target.spec.module + ".lora_B.weight"] = Place("lora_B", name, (out, target.r))
+        if config.use_dora:
+            places[target.spec.module + ".lora_magnitude_vector"] = Place("lora_magnitude_vector", name, (out,))
+    adapted = {target.spec.module for target in targets}
+    for spec in saved:
+        places[_saved_key(spec, adapted)] = Place("saved", spec.name, spec.shape)
+    if token_ids:
+        embedding = specs_by_name(architecture)["embed_tokens"]
+        places[embedding.module + _TOKENS] = Place("tokens", "embed_tokens", (len(token_ids), embedding.shape[1]))
+    return places
+
+
+def _saved_key(spec: WeightSpec, adapted: set[str]) -> str:
+    """PEFT wraps an adapted module, so that its own bias is found one level deeper."""
+    module, _, part = spec.file_name.rpartition(".")
+    return f"{module}{_BASE_LAYER}{part}" if module in adapted else spec.file_name
+
+
+def _place_of(key: str, places: Mapping[str, Place], file: SafetensorsFile, architecture: Architecture) -> Place:
+    plain = key.removeprefix(PREFIX)
+    match = _KEY.fullmatch(key)
+    if match is not None:
+        suffix = "" if match["part"] == "lora_magnitude_vector" else ".weight"
+        plain = f"{match['module']}.{match['part']}{suffix}"
+    for candidate in (plain, plain.replace(_BASE_LAYER, "."), _with_base_layer(plain)):
+        if candidate in places:
+            return places[candidate]
+    module = match["module"] if match is not None else None
+    if module is None:
+        raise AdapterError(f"{file.path}: {key}: expected only what {CONFIG_FILE} names, got this tensor; it is not supported")
+    if module not in {spec.module for spec in all_specs(architecture)}:
+        raise AdapterError(
+            f"{file.path}: {key}: expected a module of this model, got {module!r}; it is an adapter for another base model"
+        )
+    raise AdapterError(
+        f"{file.path}: {key}: expected a tensor that {CONFIG_FILE} asks for, got one more; see its target_modules and use_dora"
+    )
+
+
+def _with_base_layer(key: str) -> str:
+    module, _, part = key.rpartition(".")
+    return f"{module}{_BASE_LAYER}{part}"
+
+
+def _read_tensor(file: SafetensorsFile, key: str, place: Place) -> F32:
+    info = file.tensors[key]
+    if info.shape != place.shape:
+        rank = {"lora_A": (info.shape[1:], place.shape[1:]), "lora_B": (info.shape[:1], place.shape[:1])}.get(place.kind)
+        only_rank = rank is not None and len(info.shape) == 2 and rank[0] == rank[1]
+        reason = f"{CONFIG_FILE} gives another rank" if only_rank else "this is an adapter for another base model"
+        raise AdapterError(f"{file.path}: {key}: expected shape {place.shape}, got {info.shape}; {reason}")
+    return read_floats(file, key)
+
+
+def read_floats(file: SafetensorsFile, key: str) -> F32:
+    """Return a tensor as float32.
+
+    Raises
+    ------
+    AdapterError
+        It has another type, or a number that is not finite.
+    """
+    info = file.tensors[key]
+    if info.dtype not in ("F32", "F16", "BF16"):
+        raise AdapterError(f"{file.path}: {key}: expected F32, F16 or BF16, got {info.dtype}")
+    array = file.read(key).astype(np.float32)
+    bad = find_non_finite(array)
+    if bad:
+        raise AdapterError(f"{file.path}: {key}: expected finite numbers, got {bad[1]} at index {bad[0]}")
+    return array
+
+
+def write_peft(
+    path: str | os.PathLike[str], adapter: AdapterArrays, architecture: Architecture, base_model: str | None, dtype: str
+) -> None:
+    """Write an adapter folder that PEFT loads, atomically.
+
+    Parameters
+    ----------
+    dtype : "float32", "float16" or "bfloat16"
+        Stored type; training goes on from float32 without loss.
+    """
+    entries = peft_entries(adapter, architecture, stored_dtype(dtype))
+    specs = specs_by_name(architecture)
+    config = peft_config(adapter.config, [specs[name].module for name in adapter.matrices], base_model)
+    with atomic_folder(path, {CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin"}.__contains__) as folder:
+        with open(folder / WEIGHTS_FILE, "wb") as file:
+            write_safetensors(file.write, entries, {"format": "pt"})
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def stored_dtype(name: str) -> np.dtype[Any]:
+    """The type of the tensors in a file."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def peft_entries(adapter: AdapterArrays, architecture: Architecture, dtype: np.dtype[Any]) -> list[TensorEntry]:
+    """The tensors of the file under PEFT's names."""
+    specs = specs_by_name(architecture)
+    arrays: dict[str, F32] = {}
+    for name, matrix in adapter.matrices.items():
+        module = specs[name].module
+        arrays |= {f"{module}.lora_A.weight": matrix.A, f"{module}.lora_B.weight": matrix.B}
+        if matrix.magnitude is not None:
+            arrays[f"{module}.lora_magnitude_vector"] = matrix.magnitude
+    adapted = {specs[name].module for name in adapter.matrices}
+    arrays |= {_saved_key(specs[name], adapted): array for name, array in adapter.saved.items()}
+    if adapter.tokens is not None:
+        arrays[specs["embed_tokens"].module + _TOKENS] = adapter.tokens.rows
+    return [TensorEntry.of(PREFIX + key, np.ascontiguousarray(array).astype(dtype)) for key, array in arrays.items()]

@@ -1,0 +1,213 @@
+"""Which parts of a model a configuration means, by PEFT's rules of matching."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..architectures import Architecture, WeightSpec
+from ..configs import LoraConfig
+from ..errors import AdapterError
+from .data import all_specs
+
+# PEFT's table of what is adapted when target_modules is not given, by model_type; it has no row for other families.
+DEFAULT_TARGETS: dict[str, list[str]] = {
+    "gpt2": ["c_attn"],
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ["q_proj", "v_proj"]),
+}
+
+
+@dataclass(frozen=True)
+class AdapterTarget:
+    """One adapted matrix with the rank and scale that the configuration gives it."""
+
+    spec: WeightSpec
+    r: int
+    scale: float
+
+
+def find_targets(config: LoraConfig, architecture: Architecture, strict: bool = True) -> list[AdapterTarget]:
+    """Return the matrices that a configuration adapts.
+
+    Parameters
+    ----------
+    strict : bool
+        Also refuse a listed name that matches nothing (a typing error in a configuration; in a file PEFT allows it).
+
+    Raises
+    ------
+    AdapterError
+        Nothing matches, or a name is not a projection of a layer.
+    """
+    projections = [spec for spec in architecture.weights() if spec.kind == "projection"]
+    known = sorted({spec.module.rpartition(".")[2] for spec in projections})
+    names = target_names(config, architecture)
+    with _one_line_for_regex("target_modules"):
+        found = [s for s in projections if names == "all-linear" or _matches(s.module, names)]
+        _refuse_other_modules(names, architecture)
+        chosen = [s for s in found if _in_layers(s.module, config) and not _left_out(s.module, config)]
+        targets = [target_of(spec, config) for spec in chosen]
+    if strict and isinstance(names, list):
+        for name in names:
+            if not any(_matches(spec.module, [name]) for spec in projections):
+                raise AdapterError(f"target_modules: expected names among {', '.join(known)}, got {name!r}")
+    if not targets:
+        raise AdapterError(f"target_modules: expected to match one of {', '.join(known)} at least once, got {names!r}")
+    return targets
+
+
+def target_names(config: LoraConfig, architecture: Architecture) -> str | list[str]:
+    """`target_modules`, or PEFT's default for the family where it is None."""
+    if config.target_modules is not None:
+        return config.target_modules
+    kind = architecture.family.model_type
+    if kind not in DEFAULT_TARGETS:
+        raise AdapterError(
+            f"target_modules: expected names for {kind} (PEFT has no default for it), got None; give 'all-linear'"
+        )
+    return DEFAULT_TARGETS[kind]
+
+
+def target_of(spec: WeightSpec, config: LoraConfig) -> AdapterTarget:
+    """The rank and the scale of one matrix: patterns first, then the general values."""
+    r = int(_by_pattern(config.rank_pattern, spec.module, config.r))
+    alpha = float(_by_pattern(config.alpha_pattern, spec.module, config.lora_alpha))
+    return AdapterTarget(spec, r, alpha / (math.sqrt(r) if config.use_rslora else r))
+
+
+def find_saved(config: LoraConfig, architecture: Architecture, targets: Iterable[AdapterTarget]) -> list[WeightSpec]:
+    """Return the tensors that are trained whole: modules_to_save, and the biases that `bias` names.
+
+    A name of modules_to_save matches the end of a module's path, without regard to dots, as in PEFT: "norm" means every
+    norm. A module that holds others ("mlp") means all of them.
+
+    Raises
+    ------
+    AdapterError
+        None of the modules_to_save exists.
+    """
+    specs = all_specs(architecture)
+    names = config.modules_to_save or []
+    chosen = [spec for spec in specs if _is_saved(spec.module, names)]
+    if names and not chosen:
+        known = sorted({spec.module.rpartition(".")[2] for spec in specs})
+        raise AdapterError(f"modules_to_save: expected to match one of {', '.join(known)}, got {shorten_names(names)}")
+    adapted = {target.spec.module for target in targets}
+    both = next((spec.module for spec in chosen if spec.module in adapted), None)
+    if both is not None:
+        raise AdapterError(
+            f"modules_to_save: expected modules without an adapter, got {both!r}, which target_modules adapts too"
+        )
+    biases = [
+        spec
+        for spec in specs
+        if spec.file_name.endswith(".bias")
+        and spec not in chosen
+        and (config.bias == "all" or (config.bias == "lora_only" and spec.module in adapted))
+    ]
+    return chosen + biases
+
+
+def find_token_ids(config: LoraConfig, architecture: Architecture) -> list[int] | None:
+    """Return the token ids of `trainable_token_indices`.
+
+    Raises
+    ------
+    AdapterError
+        It names another module than the embedding, an id occurs twice or is outside the vocabulary, or the embedding is
+        trained whole.
+    """
+    given = config.trainable_token_indices
+    if not given:
+        return None
+    embedding = next(spec for spec in architecture.weights() if spec.kind == "embedding")
+    if isinstance(given, dict):
+        other = next((name for name in given if not _matches(embedding.module, [name])), None)
+        if other is not None or len(given) > 1:
+            raise AdapterError(
+                f"trainable_token_indices: expected only {embedding.module.rpartition('.')[2]!r}, got {shorten_names(given)}; "
+                "rows of other modules are not supported"
+            )
+        given = next(iter(given.values()))
+    vocab = embedding.shape[0]
+    bad = next((i for i in given if not 0 <= i < vocab), None)
+    if bad is not None or len(set(given)) != len(given):
+        got = f"{bad}" if bad is not None else "one of them twice"
+        raise AdapterError(f"trainable_token_indices: expected distinct ids from 0 to {vocab - 1}, got {got}")
+    if any(_is_saved(module, config.modules_to_save or []) for module in (embedding.module, "lm_head")):
+        raise AdapterError(
+            "trainable_token_indices: expected the embedding and the head not in modules_to_save, got both; drop one"
+        )
+    return list(given)
+
+
+def shorten_names(names: Iterable[str]) -> str:
+    """The names as a list to read."""
+    return ", ".join(repr(name) for name in names)
+
+
+def _is_saved(module: str, names: list[str]) -> bool:
+    return any(path.endswith(name) for path in _paths(module) for name in names)
+
+
+def _paths(module: str) -> Iterator[str]:
+    """The module and the modules that hold it."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+
+
+def _matches(module: str, names: str | Iterable[str]) -> bool:
+    """PEFT's rule: a string must match the whole path as a regular expression, list entries match as suffixes."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith("." + name) for name in names)
+
+
+def _refuse_other_modules(names: str | list[str], architecture: Architecture) -> None:
+    """LoRA on the embedding or on the head: PEFT can, this decoder cannot, and leaving it out would change the result."""
+    if names == "all-linear":
+        return
+    for spec in all_specs(architecture):
+        if spec.kind in ("embedding", "head") and _matches(spec.module, names):
+            raise AdapterError(
+                f"target_modules: expected projections of the layers, got {spec.module!r}; train it whole with "
+                "modules_to_save, or merge such an adapter with PEFT (merge_and_unload) and load the merged model"
+            )
+
+
+def _left_out(module: str, config: LoraConfig) -> bool:
+    if config.exclude_modules and _matches(module, config.exclude_modules):
+        return True
+    return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config.modules_to_save or [])
+
+
+def _in_layers(module: str, config: LoraConfig) -> bool:
+    wanted = config.layers_to_transform
+    if wanted is None or wanted == []:
+        return True
+    names = config.layers_pattern or [r"[^.]*"]
+    for name in [names] if isinstance(names, str) else names:
+        found = re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", module)
+        if found:
+            return int(found.group(1)) in ([wanted] if isinstance(wanted, int) else wanted)
+    return False
+
+
+def _by_pattern(table: Mapping[str, Any], module: str, default: Any) -> Any:
+    for pattern, value in table.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+@contextmanager
+def _one_line_for_regex(name: str) -> Iterator[None]:
+    try:
+        yield
+    except re.error as error:
+        raise AdapterError(f"{name}: expected valid regular expressions, got: {error} in {error.pattern!r}") from None
