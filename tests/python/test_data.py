@@ -16,6 +16,10 @@ class ByteTokenizer:
 
     eos_token_id = 0
     chat_template = "yes"
+    special_tokens: dict = {}
+
+    def marked_chat(self, messages, tools=None):
+        return None
 
     def encode(self, text, add_special_tokens=False):
         return [ord(c) for c in text]

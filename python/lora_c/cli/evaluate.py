@@ -9,19 +9,19 @@ from typing import Any
 import click
 
 from .generate import open_model
-from .options import Command
+from .options import Command, TextList
 
 
 @click.command("eval", cls=Command, short_help="Loss and perplexity on your data.")
 @click.option("--model", type=str, required=True, help="Model folder.")
-@click.option("--data", type=str, required=True, help="Data: .jsonl or .txt.")
+@click.option("--data", type=TextList(), required=True, help="Data: .jsonl, .json, .parquet or .txt, several, or a folder.")
 @click.option("--adapter", type=str, help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--limit", type=int, help="Read at most this many examples.")
 @click.option("--max-seq-length", type=int, default=1024, show_default=True, help="Longest sequence in tokens.")
 @click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens per batch.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(data: str, limit: int | None, max_seq_length: int, batch_tokens: int, as_json: bool, **own: Any) -> None:
+def command(data: Any, limit: int | None, max_seq_length: int, batch_tokens: int, as_json: bool, **own: Any) -> None:
     """Mean cross entropy and perplexity over the tokens that carry loss."""
     from ..data import load_dataset
     from ..trainer import evaluate_loss

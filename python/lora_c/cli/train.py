@@ -9,7 +9,7 @@ import click
 
 from ..configs import LoraConfig, TrainConfig
 from ..errors import ConfigError
-from .options import Command, config_options, take
+from .options import Command, TextList, config_options, take
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
 @click.option("--model", type=str, help="Hugging Face folder of the base model.")
-@click.option("--data", type=str, help="Training data: .jsonl or .txt.")
-@click.option("--eval-data", type=str, help="Held-out data; without it --val-fraction of the training data is held out.")
+@click.option("--data", type=TextList(), help="Training data: .jsonl, .json, .parquet or .txt, several, or a folder.")
+@click.option(
+    "--eval-data", type=TextList(), help="Held-out data; without it --val-fraction of the training data is held out."
+)
 @click.option("--limit", type=int, help="Read at most this many training examples.")
 @click.option("--resume", is_flag=True, default=None, help="Continue from the latest checkpoint in the output folder.")
 @config_options(TrainConfig, "Training")
@@ -48,7 +50,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     describe_run(trainer)
     save_resolved_config(own, config, lora)
     result = trainer.train(resume=bool(own.get("resume")))
-    save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(own['data']).name}")
+    save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(train_data.source).name}")
     return result
 
 
@@ -71,10 +73,10 @@ def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[D
 
     length = min(config.max_seq_length, int(model.config["max_position_embeddings"]))
     data = load_dataset(own["data"], model.tokenizer, max_seq_length=length, limit=own.get("limit"))
-    click.echo(f"data      {own['data']}: {data.report()}", err=True)
+    click.echo(f"data      {data.source}: {data.report()}", err=True)
     if own.get("eval_data"):
         eval_data = load_dataset(own["eval_data"], model.tokenizer, max_seq_length=length)
-        click.echo(f"held out  {own['eval_data']}: {eval_data.report()}", err=True)
+        click.echo(f"held out  {eval_data.source}: {eval_data.report()}", err=True)
         return data, eval_data
     if config.val_fraction > 0 and len(data) > 1:
         return data.split(config.val_fraction, config.seed)
