@@ -71,7 +71,7 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
             weights[name] = np.array(dense(weight), np.float32)
         elif spec.kind == "projection":
             weights[name] = _merge_one(model, spec.module, weight, layers.get(name), dtype)
-            if weights[name] is weight and name in model.quant_records:
+            if weights[name] is weight and name in model.quant_records and name not in replaced:
                 records[name] = model.quant_records[name]
         else:
             weights[name] = _cast(dense(weight), stored[name].name if dtype == "nf4" else dtype)

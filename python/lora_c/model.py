@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from . import generation, merge
 from ._core import Decoder, NF4Tensor, Parameter
 from .adapters import Adapter, AdapterSet, LoadedAdapter, load_arrays, read_adapter, write_adapter
+from .adapters.conversion import can_convert, for_original_base
 from .adapters.fresh import fresh_adapter
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint, read_json_object
@@ -97,7 +98,8 @@ class Model:
 
     def dense_bytes(self) -> int:
         """Return the bytes of the weights that are plain arrays: neither NF4 nor parameters."""
-        return sum(weight.nbytes for weight in self.weights.values() if isinstance(weight, np.ndarray))
+        own = self._adapters.active.base if self._adapters.active else {}
+        return sum(w.nbytes for w in (*self.weights.values(), *own.values()) if isinstance(w, np.ndarray))
 
     def trainable_parameters(self) -> list[Parameter]:
         """Return the parameters that training changes, in the order of the forward pass."""
@@ -214,11 +216,30 @@ class Model:
         self, path: str | os.PathLike[str], dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         format: Literal["peft"] = "peft",
     ) -> None:  # fmt: skip
-        """Write the adapter in use, atomically."""
+        """Write the adapter in use, atomically.
+
+        Notes
+        -----
+        An adapter that changed its base (PiSSA, OLoRA) is written for the original one, with twice the rank, where that
+        gives the same model. Where it does not (a quantized base, LoftQ, DoRA besides), the base that it needs is
+        written into the subfolder `base_model`, and `load_adapter` takes both.
+        """
         adapter = self._adapters.active
         if adapter is None:
             raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
-        write_adapter(path, adapter.arrays(), self.architecture, base_model=str(self.source), dtype=dtype, format=format)
+        arrays = adapter.arrays()
+        write_base = None
+        if adapter.base and can_convert(adapter):
+            arrays = for_original_base(arrays, adapter.start)
+        elif adapter.base:
+            write_base = self._with_base_of(adapter).save
+        write_adapter(
+            path, arrays, self.architecture, base_model=str(self.source), dtype=dtype, format=format, write_base=write_base
+        )
+
+    def _with_base_of(self, adapter: Adapter) -> Model:
+        records = {name: record for name, record in self.quant_records.items() if name not in adapter.base}
+        return self.with_weights({**self.weights, **adapter.base}, dict(self.stored_dtypes), records)
 
     def delete_adapter(self, name: str | None = None) -> None:
         """Take an adapter off the model (by default the one in use); the base is what it was."""

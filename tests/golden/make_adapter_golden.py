@@ -2,7 +2,9 @@
 
 Usage: PYTHON_WITH_PEFT tests/golden/make_adapter_golden.py     (torch, transformers, peft)
 Writes tests/golden/adapters/: biased/ and tied/ (base models), one folder per adapter, golden.npz with `ids`,
-`<adapter>.logits`, and for those in TRAINED `<adapter>.losses` and `<adapter>.grad.<key>` of the first step.
+`<adapter>.logits`, and for those in TRAINED `<adapter>.losses` and `<adapter>.grad.<key>` of the first step. Those in
+CONVERTED changed their base: their folder holds the adapter of twice the rank for the original base, and
+`<adapter>.start.<module>` is s B A as it was drawn.
 """
 
 from __future__ import annotations
@@ -57,6 +59,13 @@ ADAPTERS: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 TRAINED = ("dora", "dora_rslora", "bias_all", "bias_lora_only", "save_head_tied", "save_embedding_tied", "save_norms",
            "save_projection", "tokens", "tokens_tied", "patterns")  # fmt: skip
+
+
+CONVERTED: dict[str, tuple[str, dict]] = {
+    "pissa": ("tied", {"r": 3, "lora_alpha": 4, "init_lora_weights": "pissa", "target_modules": ["q_proj", "down_proj"]}),
+    "olora": ("biased", {"r": 2, "lora_alpha": 6, "use_rslora": True, "init_lora_weights": "olora",
+                         "target_modules": ["o_proj", "up_proj"]}),
+}  # fmt: skip
 
 
 def make_base(name: str) -> Path:
@@ -114,6 +123,30 @@ def train(model: PeftModel) -> dict[str, np.ndarray]:
     return record | {"losses": np.array(losses)}
 
 
+def make_converted(name: str, base: str, options: dict) -> dict[str, np.ndarray]:
+    model = fresh(base, options)
+    record = {}
+    for path, module in model.named_modules():
+        if path.endswith(tuple(options["target_modules"])) and ".1." in path:
+            record["start." + path.removeprefix("base_model.model.")] = module.get_delta_weight("default").detach().numpy()
+    initial = OUT / "initial"
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(initial)
+    model.peft_config["default"].init_lora_weights = options["init_lora_weights"]
+    randomize(model)
+    record["logits"] = logits(model)
+    model.save_pretrained(OUT / name, path_initial_model_for_weight_conversion=initial)
+    shutil.rmtree(initial)
+    clean(name, base)
+    return record
+
+
+def clean(name: str, base: str) -> None:
+    (OUT / name / "README.md").unlink()
+    config = OUT / name / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(OUT / base), base))
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     shutil.rmtree(OUT, ignore_errors=True)
@@ -124,12 +157,12 @@ def main() -> None:
         model = fresh(base, options)
         randomize(model)
         model.save_pretrained(OUT / name)
-        (OUT / name / "README.md").unlink()
-        config = OUT / name / "adapter_config.json"
-        config.write_text(config.read_text().replace(str(OUT / base), base))
+        clean(name, base)
         record[f"{name}.logits"] = logits(model)
         if name in TRAINED:
             record |= {f"{name}.{key}": value for key, value in train(model).items()}
+    for name, (base, options) in CONVERTED.items():
+        record |= {f"{name}.{key}": value for key, value in make_converted(name, base, options).items()}
     np.savez_compressed(OUT / "golden.npz", **record)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..architectures import Architecture
 from ..errors import AdapterError, ConfigError, shorten
@@ -29,7 +32,21 @@ def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> Ad
     AdapterError
         It is not an adapter, needs what is not supported, or belongs to another base model.
     """
-    return peft_format.read_peft(find_folder(path), architecture)
+    folder = find_folder(path)
+    arrays = peft_format.read_peft(folder, architecture)
+    base = folder / peft_format.BASE_FOLDER
+    return replace(arrays, residual_base=_base_of(base, arrays)) if (base / "config.json").is_file() else arrays
+
+
+def _base_of(folder: Path, arrays: AdapterArrays) -> dict[str, Callable[[], Any]]:
+    """The adapted weights of the base that lies beside the adapter, read when the first of them is asked for."""
+    from ..model import load_model
+
+    @cache
+    def weights() -> dict[str, Any]:
+        return load_model(folder, progress=False).weights
+
+    return {name: lambda name=name: weights()[name] for name in arrays.matrices}  # type: ignore[misc]
 
 
 def find_folder(path: str | os.PathLike[str]) -> Path:
@@ -55,6 +72,7 @@ def write_adapter(
     base_model: str | None = None,
     dtype: str = "float32",
     format: str = "peft",
+    write_base: Callable[[Path], None] | None = None,
 ) -> None:
     """Write an adapter, atomically.
 
@@ -62,9 +80,11 @@ def write_adapter(
     ----------
     dtype : "float32", "float16" or "bfloat16"
         Stored type; training goes on from float32 without loss.
+    write_base : callable, optional
+        See `peft_format.write_peft`.
     """
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"dtype: expected 'float32', 'float16' or 'bfloat16', got {dtype!r}")
     if format not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-    peft_format.write_peft(path, adapter, architecture, base_model, dtype)
+    peft_format.write_peft(path, adapter, architecture, base_model, dtype, write_base)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+BASE_FOLDER = "base_model"  # the base of an adapter that changed it: PiSSA, OLoRA, LoftQ
 PREFIX = "base_model.model."
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
@@ -183,19 +184,26 @@ def read_floats(file: SafetensorsFile, key: str) -> F32:
 
 
 def write_peft(
-    path: str | os.PathLike[str], adapter: AdapterArrays, architecture: Architecture, base_model: str | None, dtype: str
-) -> None:
+    path: str | os.PathLike[str], adapter: AdapterArrays, architecture: Architecture, base_model: str | None, dtype: str,
+    write_base: Callable[[Path], None] | None = None,
+) -> None:  # fmt: skip
     """Write an adapter folder that PEFT loads, atomically.
 
     Parameters
     ----------
+    write_base : callable, optional
+        Writes the base that the adapter needs instead of `base_model` into the folder it is given, a subfolder.
     dtype : "float32", "float16" or "bfloat16"
         Stored type; training goes on from float32 without loss.
     """
     entries = peft_entries(adapter, architecture, stored_dtype(dtype))
     specs = specs_by_name(architecture)
+    if write_base is not None:
+        base_model = str(Path(os.path.realpath(path)) / BASE_FOLDER)
     config = peft_config(adapter.config, [specs[name].module for name in adapter.matrices], base_model)
-    with atomic_folder(path, {CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin"}.__contains__) as folder:
+    with atomic_folder(path, {CONFIG_FILE, WEIGHTS_FILE, BASE_FOLDER, "adapter_model.bin"}.__contains__) as folder:
+        if write_base is not None:
+            write_base(folder / BASE_FOLDER)
         with open(folder / WEIGHTS_FILE, "wb") as file:
             write_safetensors(file.write, entries, {"format": "pt"})
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
