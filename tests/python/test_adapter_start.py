@@ -100,13 +100,12 @@ def test_a_dense_split_is_saved_for_the_original_base(kind: str, dtype: str | No
     assert np.array_equal(model.decoder.logits(IDS), base)
 
 
-@pytest.mark.parametrize(
-    "options", [{"init_lora_weights": kind} for kind in SPLIT] + [{"init_lora_weights": "pissa", "use_dora": True}]
-)
-@pytest.mark.parametrize("quantize", ["nf4", None])
+OWN_BASE = [({"init_lora_weights": kind}, "nf4") for kind in SPLIT]
+OWN_BASE += [({"init_lora_weights": "pissa", "use_dora": True}, None), ({"init_lora_weights": "loftq"}, None)]
+
+
+@pytest.mark.parametrize(("options", "quantize"), OWN_BASE)
 def test_a_split_that_no_other_base_fits_is_saved_with_its_base(options: dict, quantize: str | None, tmp_path: Path) -> None:
-    if quantize is None and options["init_lora_weights"] != "loftq" and not options.get("use_dora"):
-        pytest.skip("saved for the original base")
     model = load_model(GOLDEN / "tied", quantize=quantize, block_size=32)
     base = model.decoder.logits(IDS)
     model.add_adapter(r=4, lora_alpha=8, **options)
