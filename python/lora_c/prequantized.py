@@ -109,7 +109,8 @@ def read_4bit(
         return array
 
     state = part(_STATE + kind, "U8").tobytes()
-    fields = _parse_state(name + _STATE + kind, kind, state, spec)
+    nested = name + ".nested_absmax" in tensors  # some tools write the fields of nesting where there is none
+    fields = _parse_state(name + _STATE + kind, kind, state, spec, nested)
     block, rows, cols = fields["blocksize"], *spec.shape
     count = rows * cols
     n_blocks = -(-count // block)
@@ -119,7 +120,7 @@ def read_4bit(
     raw = np.array(read(name))
     quant_map = part(".quant_map", "F32", (16,))
     scales: dict[str, Any] = {}
-    if "nested_offset" not in fields:
+    if not nested:
         scales["absmax"] = part(".absmax", "F32", (n_blocks,))
     else:
         nested_block = fields["nested_blocksize"]
@@ -151,7 +152,7 @@ def _check_range(name: str, tensor: NF4Tensor) -> None:
         raise CheckpointError(f"{name}: expected scales that decode to finite numbers, got {bad[1]} at block {bad[0][0]}")
 
 
-def _parse_state(where: str, kind: str, state: bytes, spec: WeightSpec) -> dict[str, Any]:
+def _parse_state(where: str, kind: str, state: bytes, spec: WeightSpec, nested: bool) -> dict[str, Any]:
     try:
         fields = json.loads(state.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -170,8 +171,8 @@ def _parse_state(where: str, kind: str, state: bytes, spec: WeightSpec) -> dict[
         raise refuse("blocksize", f"one of {NF4_BLOCK_SIZES}")
     if fields.get("dtype") not in _SOURCE_DTYPES:
         raise refuse("dtype", f"one of {', '.join(_SOURCE_DTYPES)}")
-    if "nested_offset" in fields:
-        offset = fields["nested_offset"]
+    if nested:
+        offset = fields.get("nested_offset")
         if type(offset) not in (int, float) or not abs(offset) <= float(np.finfo(np.float32).max):
             raise refuse("nested_offset", "a finite number")
         if type(fields.get("nested_blocksize")) is not int or not 0 < fields["nested_blocksize"] <= 4096:

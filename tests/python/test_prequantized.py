@@ -13,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 import lora_c as lc
 from lora_c import _core
-from lora_c.checkpoint import Checkpoint
+from lora_c.architectures import WeightSpec
+from lora_c.checkpoint import Checkpoint, SafetensorsFile
 from lora_c.errors import CheckpointError
 from lora_c.model import Model, load_model
+from lora_c.prequantized import nf4_entries, read_4bit
 
 IDS = np.arange(3, 20, dtype=np.int32)
 GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden" / "bnb_folders.npz")
@@ -219,3 +221,28 @@ def test_number_of_layers_is_checked_before_it_is_used(make_model) -> None:
         config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 2_000_000_000}
         (folder / "config.json").write_text(json.dumps(config))
         load_model(folder)
+
+
+def test_small_file_of_another_tool(shared_data) -> None:
+    """Its header is as listed beside it; its matrix decodes to table value times scale, bit for bit."""
+    folder = shared_data("bnb_reference")
+    file = SafetensorsFile(folder / "bnb_nf4.safetensors")
+    listed = json.loads((folder / "bnb_nf4.expected.json").read_text())
+    origin = 8 + listed["header_size"]
+    for entry in listed["tensors"]:
+        info = file.tensors[entry["name"]]
+        assert (info.dtype, list(info.shape)) == (entry["dtype"], entry["shape"])
+        assert [info.start - origin, info.end - origin] == entry["data_offsets"]
+    assert len(file.tensors) == len(listed["tensors"])
+    name = "model.layers.0.weight"
+    state = json.loads(file.read(name + ".quant_state.bitsandbytes__nf4").tobytes())
+    spec = WeightSpec("w", name, tuple(state["shape"]), "projection")
+    tensor, record = read_4bit(spec, file.tensors, file.read)
+    codes = file.read(name).ravel()
+    index = np.stack([codes >> 4, codes & 15], axis=1).ravel()
+    expected = file.read(name + ".quant_map")[index] * file.read(name + ".absmax")[0]
+    assert np.array_equal(tensor.dequantize().ravel(), expected)
+    bits = expected.astype(ml_dtypes.bfloat16).view(np.uint16)
+    assert np.array_equal(tensor.dequantize(dtype="bfloat16").view(np.uint16).ravel(), bits)
+    for entry in nf4_entries(name, tensor, record.dtype, record):
+        assert entry.load().tobytes() == file.read(entry.name).tobytes()
