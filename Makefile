@@ -63,8 +63,9 @@ $(PEERS)/ready: tests/peers/requirements.txt
 check-peers: $(VENV)/installed $(PEERS)/ready ## round trips with transformers, PEFT, bitsandbytes and gguf in a venv of their own
 	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath=tests/peers -p no:cacheprovider tests/peers
 
-bench: $(VENV)/installed $(BUILD)/bench_gemm ## speed: matrix product, training step, decoding
+bench: $(VENV)/installed $(BUILD)/bench_gemm $(BUILD)/bench_decode ## speed: matrix product, training step, decoding
 	$(BUILD)/bench_gemm
+	$(BUILD)/bench_decode
 	$(BIN)/python benchmarks/bench_step.py
 
 clean: ## remove everything that was built
@@ -73,7 +74,8 @@ clean: ## remove everything that was built
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -o $@
 
-$(BUILD)/bench_gemm: $(BUILD)/benchmarks/bench_gemm.o $(BUILD)/liblora_c.a
+.PRECIOUS: $(BUILD)/benchmarks/%.o
+$(BUILD)/bench_%: $(BUILD)/benchmarks/bench_%.o $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -o $@
 
 $(BUILD)/liblora_c.a: $(OBJECTS)

@@ -1,14 +1,12 @@
 /* Every weight row is read once and multiplied with all the tokens. */
 #include "lora_c/ops/gemm_small.h"
 
-#include <string.h>
-
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/weight.h"
 
 enum {
-    SMALL_M = 16,        /* up to here this beats packing */
+    SMALL_M = 24,       /* up to here this beats packing */
     TASK_BYTES = 32768,  /* of a weight: a few microseconds of reading */
     MAX_PRODUCTS = 8,
 };
@@ -61,11 +59,7 @@ static void multiply(const small_job *job, const product *p, int64_t r, int64_t 
     switch (p->format) {
     case ROWS_F32: u->f32(rows, k, (const float *)w->data + r * w->ld, w->ld, m, x, ldx, sums); break;
     case ROWS_BF16: u->bf16(rows, k, (const uint16_t *)w->data + r * w->ld, w->ld, m, x, ldx, sums); break;
-    case ROWS_NF4: {
-        lora_gemv_nf4 part = {rows, k, w->nf4->block_size, w->nf4->codes + r * (k / 2), buffer, w->nf4->lut};
-        u->nf4(&part, m, job->arranged + i * job->ld_arranged, job->ld_arranged, sums);
-        break;
-    }
+    case ROWS_NF4: u->nf4(w->nf4, r, rows, m, job->arranged + i * job->ld_arranged, job->ld_arranged, buffer, sums); break;
     case ROWS_DECODED:
         for (int64_t j = 0; j < rows; j++)
             u->f32(1, k, lora_weight_run(job->kernels, w, r + j, 0, k, buffer), k, m, x, ldx, sums + j * m);
@@ -92,11 +86,6 @@ static void small_task(void *arg, int64_t task, int worker) {
     float *buffer = job->buffers + worker * job->buffer_floats, sums[LORA_GEMV_ROWS * LORA_GEMV_TOKENS];
     for (int64_t r = begin; r < end; r += LORA_GEMV_ROWS) {
         int64_t rows = lora_min_i64(LORA_GEMV_ROWS, end - r);
-        if (p->format == ROWS_NF4) {
-            int64_t per_row = g->k / g->b->nf4->block_size;
-            job->kernels->nf4.decode_absmax(g->b->nf4, r * per_row, rows * per_row, buffer);
-            memset(buffer + rows * per_row, 0, LORA_GEMV_SCALES_PAST_END * sizeof *buffer);
-        }
         for (int64_t i = 0; i < g->m; i += LORA_GEMV_TOKENS) {
             int64_t m = lora_min_i64(LORA_GEMV_TOKENS, g->m - i);
             multiply(job, p, r, rows, i, m, buffer, sums);

@@ -30,18 +30,20 @@ static bool within(float got, double want, double magnitude, int64_t k) {
 static void check_nf4_slot(const lora_kernels *rung, const lora_kernels *ref, int64_t rows, int64_t k, int64_t block, int64_t m) {
     int64_t per_row = k / block, ldx = lora_round_up(lora_round_up(k, rung->gemv.group), 16);
     uint8_t *codes = malloc((size_t)(rows * k / 2)); /* exact size: what reads past the end is seen by the sanitizer */
-    float *scales = calloc((size_t)(rows * per_row + LORA_GEMV_SCALES_PAST_END), sizeof *scales);
+    float *scales = malloc((size_t)(rows * per_row) * sizeof *scales);
+    int64_t n_scratch = rows * per_row + LORA_GEMV_SCALES_PAST_END;
+    float *scratch = malloc((size_t)n_scratch * sizeof *scratch);
     float *x = malloc((size_t)(m * k) * sizeof *x), *arranged = aligned_alloc(64, (size_t)(m * ldx) * sizeof *arranged);
     float *want = malloc((size_t)(rows * m) * sizeof *want), *magnitude = malloc((size_t)(rows * m) * sizeof *magnitude);
     fill_codes(codes, rows * k / 2, (uint64_t)(k + rows));
     check_normal(scales, rows * per_row, 2, 1);
-    for (int64_t i = rows * per_row; i < rows * per_row + LORA_GEMV_SCALES_PAST_END; i++) scales[i] = NAN; /* read, never used */
+    for (int64_t i = 0; i < n_scratch; i++) scratch[i] = NAN; /* what is read past the scales must not matter */
     check_normal(x, m * k, 3, 1);
     for (int64_t i = 0; i < m; i++) rung->gemv.arrange(k, x + i * k, arranged + i * ldx);
-    lora_gemv_nf4 w = {rows, k, block, codes, scales, lora_nf4_lut()};
+    lora_nf4 w = {.rows = rows, .cols = k, .block_size = block, .lut = lora_nf4_lut(), .codes = codes, .absmax = scales};
     guarded sums = guarded_new(rows * m, 1);
-    rung->gemv.nf4(&w, m, arranged, ldx, sums.data);
-    ref->gemv.nf4(&w, m, x, k, want);
+    rung->gemv.nf4(&w, 0, rows, m, arranged, ldx, scratch, sums.data);
+    ref->gemv.nf4(&w, 0, rows, m, x, k, scratch, want);
     long bad = 0;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < m; i++) {
@@ -49,14 +51,13 @@ static void check_nf4_slot(const lora_kernels *rung, const lora_kernels *ref, in
             for (int64_t e = 0; e < k; e++) size += fabs((double)(scales[(r * k + e) / block] * x[i * k + e]));
             bad += !within(sums.data[r * m + i], (double)want[r * m + i], size, k);
             float alone;
-            lora_gemv_nf4 one = {1, k, block, codes + r * (k / 2), scales + r * per_row, lora_nf4_lut()};
-            rung->gemv.nf4(&one, 1, arranged + i * ldx, ldx, &alone);
+            rung->gemv.nf4(&w, r, 1, 1, arranged + i * ldx, ldx, scratch, &alone);
             bad += alone != sums.data[r * m + i];
         }
     CHECK(bad == 0 && guarded_ok(&sums), "%s nf4 rows %lld k %lld block %lld m %lld: %ld wrong", lora_isa_name(rung->isa), (long long)rows,
           (long long)k, (long long)block, (long long)m, bad);
     guarded_free(&sums);
-    free(codes), free(scales), free(x), free(arranged), free(want), free(magnitude);
+    free(codes), free(scales), free(scratch), free(x), free(arranged), free(want), free(magnitude);
 }
 
 static void check_dense_slots(const lora_kernels *rung, const lora_kernels *ref, int64_t rows, int64_t k, int64_t m) {

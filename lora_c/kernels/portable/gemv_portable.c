@@ -7,11 +7,12 @@ enum { LANES = 8, GROUP = 32 };
 
 static float sum_lanes(const float *s) { return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])); }
 
-static void nf4_row(const lora_gemv_nf4 *w, int64_t r, int64_t m, const float *x, int64_t ldx, float *sums) {
+static void nf4_row(const lora_nf4 *w, int64_t row, int64_t m, const float *x, int64_t ldx, float *sums) {
     float lanes[LORA_GEMV_TOKENS][LANES] = {{0}};
-    for (int64_t k = 0; k < w->k; k += GROUP) {
-        float value[GROUP], scale = w->scales[(r * w->k + k) / w->block_size];
-        const uint8_t *codes = w->codes + (r * w->k + k) / 2;
+    for (int64_t k = 0; k < w->cols; k += GROUP) {
+        int64_t at = row * w->cols + k;
+        float value[GROUP], scale = lora_nf4_absmax(w, at / w->block_size);
+        const uint8_t *codes = w->codes + at / 2;
         for (int j = 0; j < GROUP; j++) value[j] = w->lut[lora_nf4_code(codes, j)] * scale;
         for (int64_t i = 0; i < m; i++) {
             const float *from = x + i * ldx + k;
@@ -22,8 +23,9 @@ static void nf4_row(const lora_gemv_nf4 *w, int64_t r, int64_t m, const float *x
     for (int64_t i = 0; i < m; i++) sums[i] = sum_lanes(lanes[i]);
 }
 
-static void nf4(const lora_gemv_nf4 *w, int64_t m, const float *x, int64_t ldx, float *sums) {
-    for (int64_t r = 0; r < w->rows; r++) nf4_row(w, r, m, x, ldx, sums + r * m);
+static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const float *x, int64_t ldx, float *scales, float *sums) {
+    (void)scales;
+    for (int64_t r = 0; r < rows; r++) nf4_row(w, row + r, m, x, ldx, sums + r * m);
 }
 
 static void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {

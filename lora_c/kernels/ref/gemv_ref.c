@@ -7,13 +7,15 @@
 
 static void arrange(int64_t k, const float *x, float *out) { memcpy(out, x, (size_t)k * sizeof *out); }
 
-static void nf4(const lora_gemv_nf4 *w, int64_t m, const float *x, int64_t ldx, float *sums) {
-    for (int64_t r = 0; r < w->rows; r++)
+static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const float *x, int64_t ldx, float *scales, float *sums) {
+    (void)scales;
+    for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < m; i++) {
             double sum = 0;
-            for (int64_t e = 0; e < w->k; e++) {
-                double scale = (double)w->scales[(r * w->k + e) / w->block_size];
-                sum += scale * (double)w->lut[lora_nf4_code(w->codes, r * w->k + e)] * (double)x[i * ldx + e];
+            for (int64_t e = 0; e < w->cols; e++) {
+                int64_t at = (row + r) * w->cols + e;
+                double value = (double)w->lut[lora_nf4_code(w->codes, at)] * (double)lora_nf4_absmax(w, at / w->block_size);
+                sum += value * (double)x[i * ldx + e];
             }
             sums[r * m + i] = (float)sum;
         }

@@ -1,6 +1,6 @@
 /* The products of a few tokens for any vector width. The includer defines
  *     TARGET                      target attribute string
- *     VEC, VL, LOADU, STOREU, ZERO, MUL, ADD, FMA, SUM
+ *     VEC, VL, LOADU, ZERO, MUL, ADD, FMA, SUM
  *     LOAD_PART(p, n)             the first n < VL floats, zeros behind them
  *     LOAD_BF16(p), LOAD_BF16_PART(p, n)     the same for bfloat16, widened
  *     tables, load_tables(lut, block_size)   what decoding needs, in registers
@@ -27,85 +27,156 @@ GEMV_INLINE void add_group(const VEC *w, VEC scale, const int m, const float *x,
     }
 }
 
-/* Elements k0 .. k1 of row r. */
-GEMV_INLINE void nf4_run(const lora_gemv_nf4 *a, const tables *t, int64_t r, int64_t k0, int64_t k1, int64_t ahead, const int m,
-                         const float *x, int64_t ldx, VEC *acc) {
-    const uint8_t *codes = a->codes + r * (a->k / 2);
-    const float *scale = a->scales + r * (a->k / a->block_size);
+/* The scales of n blocks. Scalar look-ups run beside the vector work of the row before; a gather would compete with it. */
+GEMV_INLINE void row_scales(const lora_nf4 *w, int64_t first, int64_t n, float *out) {
+    if (w->absmax) {
+        memcpy(out, w->absmax + first, (size_t)n * sizeof *out);
+        return;
+    }
+    const float *map = w->nested_map;
+    const uint8_t *codes = w->absmax_codes + first;
+    for (int64_t b = 0; b < n; b++) {
+        out[b] = map[codes[b]];
+        __asm__ volatile("" : "+r"(codes)); /* no gather from an optimiser either */
+    }
+    for (int64_t b = 0; b < n;) {
+        int64_t nested = (first + b) / w->nested_block_size, end = lora_min_i64(n, (nested + 1) * w->nested_block_size - first);
+        float factor = w->nested_absmax[nested];
+        for (; b < end; b++) out[b] = out[b] * factor + w->nested_offset; /* two roundings: no contraction in this project */
+    }
+}
+
+/* Elements k0 .. k1 of a row. */
+GEMV_INLINE void nf4_run(const tables *t, const uint8_t *codes, const float *scale, int log_block, int64_t k0, int64_t k1, int64_t ahead,
+                         const int m, const float *x, int64_t ldx, VEC *acc) {
     int64_t k = k0;
     VEC w[WIDTH];
     for (; k + GROUP <= k1; k += GROUP) {
         __builtin_prefetch(codes + k / 2 + ahead, 0, 3);
         decode(t, codes + k / 2, GROUP / 2, w);
-        add_group(w, scales(t, scale + k / a->block_size, GROUP), m, x + k, ldx, acc);
+        add_group(w, scales(t, scale + (k >> log_block), GROUP), m, x + k, ldx, acc);
     }
     if (k < k1) {
         decode(t, codes + k / 2, (k1 - k) / 2, w);
-        add_group(w, scales(t, scale + k / a->block_size, k1 - k), m, x + k, ldx, acc);
+        add_group(w, scales(t, scale + (k >> log_block), k1 - k), m, x + k, ldx, acc);
     }
 }
 
-GEMV_INLINE void nf4_rows(const lora_gemv_nf4 *a, const int m, const float *x, int64_t ldx, float *sums) {
+/* One token: a single stream of codes, each row from begin to end. */
+GEMV_FN void nf4_one(const lora_nf4 *a, int64_t row, int64_t rows, const float *x, float *scale, float *sums) {
     const tables t = load_tables(a->lut, a->block_size);
+    int log_block = __builtin_ctzll((uint64_t)a->block_size);
+    int64_t k = a->cols, blocks = k >> log_block;
+    for (int64_t r = row; r < row + rows; r++) {
+        VEC acc[1] = {ZERO()};
+        row_scales(a, r * blocks, blocks, scale);
+        nf4_run(&t, a->codes + r * (k / 2), scale, log_block, 0, k, PREFETCH_BYTES, 1, x, 0, acc);
+        *sums++ = SUM(acc[0]);
+    }
+}
+
+/* Several tokens: all the rows pass by a chunk of the tokens that stays in the L1 cache. */
+GEMV_INLINE void nf4_several(const lora_nf4 *a, int64_t row, int64_t rows, const int m, const float *x, int64_t ldx, float *scale,
+                             float *sums) {
+    const tables t = load_tables(a->lut, a->block_size);
+    int log_block = __builtin_ctzll((uint64_t)a->block_size);
+    int64_t blocks = a->cols >> log_block, code_bytes = a->cols / 2;
     VEC acc[LORA_GEMV_ROWS][LORA_GEMV_TOKENS];
-    int64_t chunk = m == 1 ? a->k : CHUNK, ahead = m == 1 ? PREFETCH_BYTES : a->rows * (a->k / 2);
-    for (int64_t k = 0; k < a->k; k += chunk) {
-        int64_t end = lora_min_i64(k + chunk, a->k);
-        for (int64_t r = 0; r < a->rows; r++) {
+    row_scales(a, row * blocks, rows * blocks, scale);
+    for (int64_t k = 0; k < a->cols; k += CHUNK) {
+        int64_t end = lora_min_i64(k + CHUNK, a->cols);
+        for (int64_t r = 0; r < rows; r++) {
             VEC part[LORA_GEMV_TOKENS];
             UNROLL for (int i = 0; i < m; i++) part[i] = k ? acc[r][i] : ZERO();
-            nf4_run(a, &t, r, k, end, ahead, m, x, ldx, part);
+            nf4_run(&t, a->codes + (row + r) * code_bytes, scale + r * blocks, log_block, k, end, rows * code_bytes, m, x, ldx, part);
             UNROLL for (int i = 0; i < m; i++) acc[r][i] = part[i];
         }
     }
-    for (int64_t r = 0; r < a->rows; r++)
+    for (int64_t r = 0; r < rows; r++)
         UNROLL for (int i = 0; i < m; i++) sums[r * m + i] = SUM(acc[r][i]);
 }
 
-GEMV_FN void nf4(const lora_gemv_nf4 *a, int64_t m, const float *x, int64_t ldx, float *sums) {
-    switch (m) {
-    case 1: nf4_rows(a, 1, x, ldx, sums); break;
-    case 2: nf4_rows(a, 2, x, ldx, sums); break;
-    case 3: nf4_rows(a, 3, x, ldx, sums); break;
-    default: nf4_rows(a, 4, x, ldx, sums); break;
+/* call(n) with n = m as a constant */
+#define FOR_TOKENS(m, call)                                                                                            \
+    switch (m) {                                                                                                       \
+    case 1: call(1); break;                                                                                            \
+    case 2: call(2); break;                                                                                            \
+    case 3: call(3); break;                                                                                            \
+    default: call(4); break;                                                                                           \
+    }
+
+GEMV_FN void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const float *x, int64_t ldx, float *scale, float *sums) {
+    if (m == 1) {
+        nf4_one(w, row, rows, x, scale, sums);
+        return;
+    }
+#define CALL(n) nf4_several(w, row, rows, n, x, ldx, scale, sums)
+    FOR_TOKENS(m, CALL)
+#undef CALL
+}
+
+/* --- dense rows: two accumulators per token, even and odd vectors --- */
+
+/* The n <= VL elements from w[i] on as a vector. */
+typedef VEC (*load_elements)(const void *w, int64_t i, int64_t n);
+
+GEMV_INLINE VEC load_f32(const void *w, int64_t i, int64_t n) {
+    const float *p = (const float *)w + i;
+    return n < VL ? LOAD_PART(p, n) : LOADU(p);
+}
+
+GEMV_INLINE VEC load_bf16(const void *w, int64_t i, int64_t n) {
+    const uint16_t *p = (const uint16_t *)w + i;
+    return n < VL ? LOAD_BF16_PART(p, n) : LOAD_BF16(p);
+}
+
+/* Elements k0 .. k1 of the row that begins at w[0]. */
+GEMV_INLINE void dense_run(load_elements load, const void *w, int64_t k0, int64_t k1, const int m, const float *x, int64_t ldx,
+                           VEC *even, VEC *odd) {
+    int64_t k = k0;
+    for (; k + 2 * VL <= k1; k += 2 * VL) {
+        VEC w0 = load(w, k, VL), w1 = load(w, k + VL, VL);
+        UNROLL for (int i = 0; i < m; i++) {
+            even[i] = FMA(w0, LOADU(x + i * ldx + k), even[i]);
+            odd[i] = FMA(w1, LOADU(x + i * ldx + k + VL), odd[i]);
+        }
+    }
+    for (; k < k1; k += VL) {
+        VEC w0 = load(w, k, k1 - k);
+        UNROLL for (int i = 0; i < m; i++) even[i] = FMA(w0, load_f32(x + i * ldx, k, k1 - k), even[i]);
     }
 }
 
-/* Dense rows: two accumulators per token, even and odd vectors. */
-#define DENSE_ROWS(NAME, TYPE, LOAD, PART)                                                                                  \
-    GEMV_INLINE void NAME##_rows(int64_t rows, int64_t k, const TYPE *w, int64_t ldw, const int m, const float *x, int64_t ldx, \
-                                 float *sums) {                                                                             \
-        for (int64_t r = 0; r < rows; r++, w += ldw, sums += m) {                                                           \
-            VEC even[LORA_GEMV_TOKENS], odd[LORA_GEMV_TOKENS];                                                              \
-            UNROLL for (int i = 0; i < m; i++) even[i] = odd[i] = ZERO();                                                   \
-            int64_t e = 0;                                                                                                  \
-            for (; e + 2 * VL <= k; e += 2 * VL) {                                                                          \
-                __builtin_prefetch((const char *)(w + e) + PREFETCH_BYTES, 0, 3);                                           \
-                VEC w0 = LOAD(w + e), w1 = LOAD(w + e + VL);                                                                \
-                UNROLL for (int i = 0; i < m; i++) {                                                                        \
-                    even[i] = FMA(w0, LOADU(x + i * ldx + e), even[i]);                                                     \
-                    odd[i] = FMA(w1, LOADU(x + i * ldx + e + VL), odd[i]);                                                  \
-                }                                                                                                           \
-            }                                                                                                               \
-            for (; e < k; e += VL) {                                                                                        \
-                int64_t n = k - e;                                                                                          \
-                VEC w0 = n < VL ? PART(w + e, n) : LOAD(w + e);                                                             \
-                UNROLL for (int i = 0; i < m; i++) {                                                                        \
-                    const float *from = x + i * ldx + e;                                                                    \
-                    even[i] = FMA(w0, n < VL ? LOAD_PART(from, n) : LOADU(from), even[i]);                                  \
-                }                                                                                                           \
-            }                                                                                                               \
-            UNROLL for (int i = 0; i < m; i++) sums[i] = SUM(ADD(even[i], odd[i]));                                         \
-        }                                                                                                                   \
-    }                                                                                                                       \
-    GEMV_FN void NAME(int64_t rows, int64_t k, const TYPE *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) { \
-        switch (m) {                                                                                                        \
-        case 1: NAME##_rows(rows, k, w, ldw, 1, x, ldx, sums); break;                                                       \
-        case 2: NAME##_rows(rows, k, w, ldw, 2, x, ldx, sums); break;                                                       \
-        case 3: NAME##_rows(rows, k, w, ldw, 3, x, ldx, sums); break;                                                       \
-        default: NAME##_rows(rows, k, w, ldw, 4, x, ldx, sums); break;                                                      \
-        }                                                                                                                   \
-    }
+GEMV_INLINE void dense(load_elements load, size_t element, int64_t rows, int64_t k, const void *w, int64_t ldw, const int m,
+                       const float *x, int64_t ldx, float *sums) {
+    VEC acc[LORA_GEMV_ROWS][2][LORA_GEMV_TOKENS];
+    int64_t chunk = m == 1 ? k : CHUNK;
+    for (int64_t k0 = 0; k0 < k; k0 += chunk)
+        for (int64_t r = 0; r < rows; r++) {
+            VEC even[LORA_GEMV_TOKENS], odd[LORA_GEMV_TOKENS];
+            UNROLL for (int i = 0; i < m; i++) {
+                even[i] = k0 ? acc[r][0][i] : ZERO();
+                odd[i] = k0 ? acc[r][1][i] : ZERO();
+            }
+            const char *row = (const char *)w + (size_t)(r * ldw) * element;
+            dense_run(load, row, k0, lora_min_i64(k0 + chunk, k), m, x, ldx, even, odd);
+            UNROLL for (int i = 0; i < m; i++) {
+                acc[r][0][i] = even[i];
+                acc[r][1][i] = odd[i];
+            }
+        }
+    for (int64_t r = 0; r < rows; r++)
+        UNROLL for (int i = 0; i < m; i++) sums[r * m + i] = SUM(ADD(acc[r][0][i], acc[r][1][i]));
+}
 
-DENSE_ROWS(f32, float, LOADU, LOAD_PART)
-DENSE_ROWS(bf16, uint16_t, LOAD_BF16, LOAD_BF16_PART)
+GEMV_FN void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
+#define CALL(n) dense(load_f32, sizeof *w, rows, k, w, ldw, n, x, ldx, sums)
+    FOR_TOKENS(m, CALL)
+#undef CALL
+}
+
+GEMV_FN void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
+#define CALL(n) dense(load_bf16, sizeof *w, rows, k, w, ldw, n, x, ldx, sums)
+    FOR_TOKENS(m, CALL)
+#undef CALL
+}

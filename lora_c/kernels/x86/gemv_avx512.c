@@ -2,6 +2,7 @@
  * shifts and table permutes (which read four bits only) decode them all, and a lane never crosses a block. */
 #if defined(__x86_64__)
 #include <immintrin.h>
+#include <string.h>
 
 #include "lora_c/base/util.h"
 #include "lora_c/kernels/gemv_kernels.h"

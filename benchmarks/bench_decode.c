@@ -1,0 +1,286 @@
+/* Decoding: tokens per second of an NF4 decoder with random weights, beside what the machine can read and what the product
+ * itself does from the cache, measured in the same run on the same threads.
+ * Usage   bench_decode [threads ...]       Times are the best over the tokens of a run (batch: one token of each sequence). */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "lora_c/base/cpuinfo.h"
+#include "lora_c/base/parallel.h"
+#include "lora_c/base/philox.h"
+#include "lora_c/lora_c.h"
+
+enum { RANK = 16, PROMPT = 64, TOKENS = 24, CONTEXT = 256, MAX_BATCH = 16, READ_CHUNK = 1 << 16 };
+
+typedef struct shape {
+    const char *name;
+    int64_t hidden, layers, heads, kv_heads, mlp, vocab;
+    bool tied;
+} shape;
+
+static const shape SHAPES[] = {{"135M", 576, 30, 9, 3, 1536, 49152, true}, {"1.1B", 2048, 22, 32, 4, 5632, 32000, false}};
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void must(lora_status status, const lora_error *err) {
+    if (status == LORA_OK) return;
+    fprintf(stderr, "%s\n", err->message);
+    exit(1);
+}
+
+static void *memory(size_t bytes) {
+    void *p = aligned_alloc(64, (bytes + 127) & ~(size_t)63);
+    if (!p) exit(1);
+    return p;
+}
+
+/* --- random weights --- */
+
+static void random_bytes(void *out, size_t bytes, uint64_t seed) {
+    uint64_t state = seed * 2 + 1;
+    for (size_t i = 0; i + 8 <= bytes; i += 8) {
+        state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        uint64_t word = state ^ state >> 29;
+        memcpy((char *)out + i, &word, 8);
+    }
+}
+
+static float *random_floats(int64_t n, float scale, uint64_t seed) {
+    float *p = memory((size_t)n * sizeof *p);
+    for (int64_t i = 0; i < n; i++) p[i] = scale * (lora_philox_uniform(seed, 1, (uint64_t)i) - 0.5f);
+    return p;
+}
+
+typedef struct quantized {
+    lora_nf4 nf4;
+    lora_weight w;
+} quantized;
+
+/* Double-quantized; scales near 0.02 so that activations stay finite. */
+static quantized *random_nf4(int64_t rows, int64_t cols, double *bytes) {
+    quantized *q = memory(sizeof *q);
+    int64_t blocks = rows * cols / 64, nested = (blocks + 255) / 256;
+    uint8_t *codes = memory((size_t)(rows * cols / 2 + 64)), *absmax = memory((size_t)blocks + 64);
+    float *nested_absmax = memory((size_t)nested * sizeof(float));
+    random_bytes(codes, (size_t)(rows * cols / 2), (uint64_t)(rows + cols));
+    random_bytes(absmax, (size_t)blocks, 7);
+    for (int64_t i = 0; i < nested; i++) nested_absmax[i] = 0.01f;
+    q->nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax_codes = absmax,
+                        .nested_absmax = nested_absmax, .nested_map = lora_dynamic_map_signed(), .nested_offset = 0.02f, .nested_block_size = 256};
+    q->w = (lora_weight){.kind = LORA_WEIGHT_NF4, .rows = rows, .cols = cols, .nf4 = &q->nf4};
+    *bytes += (double)(rows * cols / 2 + blocks + 4 * nested);
+    return q;
+}
+
+static lora_weight random_bf16(int64_t rows, int64_t cols) {
+    uint16_t *p = memory((size_t)(rows * cols) * sizeof *p);
+    random_bytes(p, (size_t)(rows * cols) * sizeof *p, 5);
+    for (int64_t i = 0; i < rows * cols; i++) p[i] = (uint16_t)((p[i] & 0x807f) | 0x3c80); /* magnitude 0.016 to 0.03 */
+    return (lora_weight){.kind = LORA_WEIGHT_BF16, .rows = rows, .cols = cols, .ld = cols, .data = p};
+}
+
+/* --- calibration --- */
+
+typedef struct read_job {
+    const uint64_t *data;
+    bool has_avx2;
+    _Atomic uint64_t sink;
+} read_job;
+
+typedef uint64_t wide __attribute__((vector_size(32)));
+
+/* Wide enough loads that the core does not limit the memory; baseline code reads half as fast on some CPUs. */
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static uint64_t read_wide(const wide *p) {
+    wide sum[4] = {{0}};
+    for (int i = 0; i < READ_CHUNK / 32; i += 4) {
+        __builtin_prefetch((const char *)(p + i) + 8192, 0, 3);
+        __builtin_prefetch((const char *)(p + i) + 8192 + 64, 0, 3);
+        for (int j = 0; j < 4; j++) sum[j] += p[i + j];
+    }
+    sum[0] += sum[1] + sum[2] + sum[3];
+    return sum[0][0] + sum[0][1] + sum[0][2] + sum[0][3];
+}
+#endif
+
+static uint64_t read_baseline(const uint64_t *p) {
+    uint64_t sum[8] = {0};
+    for (int i = 0; i < READ_CHUNK / 8; i += 8)
+        for (int j = 0; j < 8; j++) sum[j] += p[i + j];
+    for (int j = 1; j < 8; j++) sum[0] += sum[j];
+    return sum[0];
+}
+
+static void read_task(void *arg, int64_t task, int worker) {
+    (void)worker;
+    read_job *job = arg;
+    const char *p = (const char *)job->data + task * READ_CHUNK;
+#if defined(__x86_64__)
+    if (job->has_avx2) {
+        job->sink += read_wide((const wide *)(const void *)p);
+        return;
+    }
+#endif
+    job->sink += read_baseline((const uint64_t *)(const void *)p);
+}
+
+/* bytes/s of reading memory that no cache holds */
+static double read_bandwidth(lora_pool *pool) {
+    static uint64_t *data;
+    const int64_t bytes = INT64_C(512) << 20;
+    if (!data) random_bytes(data = memory((size_t)bytes), (size_t)bytes, 1);
+    bool has_avx2 = lora_cpu_best_isa() >= LORA_ISA_AVX2; /* once: CPUID is slow in a virtual machine */
+    double best = 1e9;
+    for (int i = 0; i < 5; i++) {
+        read_job job = {data, has_avx2, 0};
+        double start = now();
+        lora_parallel_for(pool, bytes / READ_CHUNK, read_task, &job);
+        double time = now() - start;
+        if (time < best) best = time;
+    }
+    return (double)bytes / best;
+}
+
+/* bytes/s of codes and scales when they come from the second-level caches */
+static double in_cache_speed(lora_ctx *ctx) {
+    lora_error err;
+    int64_t N = 256 * lora_ctx_threads(ctx), K = 2048;
+    double bytes = 0, best = 1e9;
+    quantized *q = random_nf4(N, K, &bytes);
+    float *x = random_floats(K, 1, 3), *y = memory((size_t)N * sizeof *y);
+    for (int i = 0; i < 300; i++) {
+        double start = now();
+        for (int j = 0; j < 4; j++) must(lora_linear_forward(ctx, 1, x, K, &q->w, NULL, NULL, y, N, false, &err), &err);
+        double time = (now() - start) / 4;
+        if (time < best) best = time;
+    }
+    return bytes / best;
+}
+
+/* --- a decoder --- */
+
+typedef struct model {
+    lora_decoder *decoder;
+    double nf4_bytes, head_bytes, adapter_bytes;
+    lora_adapter adapters[LORA_LAYER_MATRICES];
+} model;
+
+static model build(lora_ctx *ctx, const shape *s) {
+    lora_error err;
+    model m = {0};
+    int64_t D = s->hidden / s->heads, KV = D * s->kv_heads;
+    double *inv_freq = memory((size_t)(D / 2) * sizeof *inv_freq);
+    for (int64_t i = 0; i < D / 2; i++) inv_freq[i] = 1.0 / (double)(1 + i * i);
+    lora_decoder_config config = {.hidden_size = s->hidden, .intermediate_size = s->mlp, .num_hidden_layers = s->layers,
+                                  .num_attention_heads = s->heads, .num_key_value_heads = s->kv_heads, .head_dim = D, .vocab_size = s->vocab,
+                                  .max_position_embeddings = 2048, .rms_norm_eps = 1e-5, .rope_inv_freq = inv_freq, .rope_scale = 1,
+                                  .tie_word_embeddings = s->tied};
+    must(lora_decoder_create(ctx, &config, &m.decoder, &err), &err);
+    const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden}, {KV, s->hidden}, {s->hidden, s->hidden},
+                                                    {s->mlp, s->hidden}, {s->mlp, s->hidden}, {s->hidden, s->mlp}};
+    float *ones = random_floats(s->hidden, 0, 1);
+    for (int64_t i = 0; i < s->hidden; i++) ones[i] = 1;
+    for (int64_t layer = 0; layer < s->layers; layer++) {
+        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
+            quantized *q = random_nf4(shapes[slot][0], shapes[slot][1], &m.nf4_bytes);
+            must(lora_decoder_set_matrix(m.decoder, layer, (lora_matrix_slot)slot, &q->w, NULL, &err), &err);
+        }
+        must(lora_decoder_set_vector(m.decoder, layer, LORA_INPUT_LAYERNORM, ones, s->hidden, NULL, &err), &err);
+        must(lora_decoder_set_vector(m.decoder, layer, LORA_POST_ATTENTION_LAYERNORM, ones, s->hidden, NULL, &err), &err);
+    }
+    must(lora_decoder_set_vector(m.decoder, -1, LORA_FINAL_NORM, ones, s->hidden, NULL, &err), &err);
+    lora_weight table = random_bf16(s->vocab, s->hidden);
+    must(lora_decoder_set_matrix(m.decoder, -1, LORA_EMBED_TOKENS, &table, NULL, &err), &err);
+    if (!s->tied) table = random_bf16(s->vocab, s->hidden);
+    if (!s->tied) must(lora_decoder_set_matrix(m.decoder, -1, LORA_LM_HEAD, &table, NULL, &err), &err);
+    m.head_bytes = 2.0 * (double)(s->vocab * s->hidden);
+    return m;
+}
+
+static void add_adapters(model *m, const shape *s) {
+    lora_error err;
+    int64_t KV = s->hidden / s->heads * s->kv_heads;
+    const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden}, {KV, s->hidden}, {s->hidden, s->hidden},
+                                                    {s->mlp, s->hidden}, {s->mlp, s->hidden}, {s->hidden, s->mlp}};
+    for (int64_t layer = 0; layer < s->layers; layer++)
+        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
+            int64_t N = shapes[slot][0], K = shapes[slot][1];
+            lora_adapter a = {.rank = RANK, .A = random_floats(RANK * K, 0.02f, 1), .B = random_floats(N * RANK, 0.02f, 2), .scale = 2};
+            must(lora_decoder_set_adapter(m->decoder, layer, (lora_matrix_slot)slot, &a, &err), &err);
+            m->adapter_bytes += 4.0 * (double)(RANK * (N + K));
+        }
+}
+
+/* Seconds per step of one token for each of batch sequences. */
+static double step_time(model *m, const shape *s, int64_t batch) {
+    lora_error err;
+    lora_kv_cache *cache;
+    must(lora_kv_cache_create(m->decoder, batch, CONTEXT, &cache, &err), &err);
+    int32_t cu[MAX_BATCH + 1], sequences[MAX_BATCH], prompt[PROMPT], ids[MAX_BATCH];
+    float *logits = memory((size_t)(batch * s->vocab) * sizeof *logits);
+    for (int32_t i = 0; i < PROMPT; i++) prompt[i] = i * 7 + 3;
+    for (int32_t i = 0; i <= batch; i++) cu[i] = i;
+    for (int32_t i = 0; i < batch; i++) {
+        sequences[i] = i;
+        ids[i] = 11 + i;
+        must(lora_decoder_decode(m->decoder, cache, 1, (int32_t[]){0, PROMPT}, &i, prompt, logits, &err), &err);
+    }
+    double best = 1e9;
+    for (int i = 0; i < TOKENS; i++) {
+        double start = now();
+        must(lora_decoder_decode(m->decoder, cache, batch, cu, sequences, ids, logits, &err), &err);
+        double time = now() - start;
+        if (time < best) best = time;
+    }
+    lora_kv_cache_destroy(cache);
+    free(logits);
+    return best;
+}
+
+static void bench(lora_ctx *ctx, lora_pool *pool, const shape *s, model *m, const char *adapter) {
+    double bandwidth = read_bandwidth(pool), in_cache = in_cache_speed(ctx);
+    double bytes = m->nf4_bytes + m->head_bytes + m->adapter_bytes;
+    for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 4) {
+        double time = step_time(m, s, batch);
+        /* what the step would take if the products ran as from the cache and the dense weights at the speed of memory */
+        double floor = m->nf4_bytes / (in_cache < bandwidth ? in_cache : bandwidth) + (bytes - m->nf4_bytes) / bandwidth;
+        printf("%-5s %7s %7d %6lld %9.1f %8.1f %10.1f (%3.0f %%) %10.1f", s->name, adapter, lora_ctx_threads(ctx), (long long)batch,
+               1e3 * time, (double)batch / time, bytes / time / 1e9, 100 * bytes / time / bandwidth, in_cache / 1e9);
+        if (batch == 1) printf(" (%3.0f %%)", 100 * floor / time);
+        printf("\n");
+        fflush(stdout);
+    }
+}
+
+int main(int argc, char **argv) {
+    lora_error err;
+    printf("NF4 decoding, %s, context %d. bytes: codes, scales, head in bfloat16 and adapters, once per step, and their share of the read\n"
+           "bandwidth; in cache: the product's own GB/s from the second-level caches, and how much of that speed the step keeps\n"
+           "shape adapter threads  batch   ms/step tokens/s  GB/s of bytes   in cache GB/s\n", lora_isa_name(lora_cpu_best_isa()), PROMPT);
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
+        lora_ctx *ctx;
+        must(lora_ctx_create(NULL, &ctx, &err), &err);
+        model m = build(ctx, &SHAPES[i]);
+        for (int adapter = 0; adapter < 2; adapter++) {
+            if (adapter) add_adapters(&m, &SHAPES[i]);
+            for (int t = 1; t <= (argc > 1 ? argc - 1 : 2); t++) {
+                int threads = argc > 1 ? atoi(argv[t]) : t;
+                lora_mem mem;
+                lora_pool *pool;
+                lora_mem_init(&mem);
+                must(lora_pool_create(&mem, threads, &pool, &err), &err);
+                must(lora_ctx_set_threads(ctx, threads, &err), &err);
+                bench(ctx, pool, &SHAPES[i], &m, adapter ? "r=16" : "none");
+                lora_pool_destroy(pool);
+            }
+        }
+        lora_decoder_destroy(m.decoder);
+        lora_ctx_destroy(ctx);
+    }
+    return 0;
+}
