@@ -57,7 +57,7 @@ typedef struct lora_py_ids {
 int lora_py_get_ids(PyObject *o, const char *name, lora_py_ids *out);
 void lora_py_release_ids(lora_py_ids *ids);
 
-/* A matrix operand: NF4Tensor, Parameter, or a float32 or bfloat16 array. keep owns its memory. */
+/* A matrix operand: NF4Tensor, GGMLTensor, Parameter, or a float32 or bfloat16 array. keep owns its memory. */
 typedef struct lora_py_weight {
     lora_weight w;
     float *grad; /* of a trained Parameter */

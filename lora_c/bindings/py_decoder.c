@@ -141,7 +141,7 @@ PyDoc_STRVAR(set_weight_doc,
 "Parameters\n----------\n"
 "name : str\n    embed_tokens, lm_head, norm, layers.N.input_layernorm, layers.N.post_attention_layernorm,\n"
 "    layers.N.<q|k|v|o|gate|up|down>_proj, or one of these projections with .bias behind it.\n"
-"weight : NF4Tensor, Parameter or array\n    Matrices: (out_features, in_features) NF4, float32 or bfloat16. Vectors: float32 (bfloat16 is\n"
+"weight : NF4Tensor, GGMLTensor, Parameter or array\n    Matrices: (out_features, in_features) NF4, GGUF blocks, float32 or bfloat16. Vectors: float32 (bfloat16 is\n"
 "    converted to a copy). A Parameter with requires_grad is trained.\n\n"
 "Raises\n------\nValueError\n    Unknown name, or another shape.\nTypeError\n    Another element type.");
 

@@ -407,7 +407,7 @@ static PyObject *linear_get(PyObject *o, void *which) {
 
 static PyObject *linear_repr(PyObject *o) {
     loralinear *self = (loralinear *)o;
-    static const char *const kinds[] = {"float32", "bfloat16", "NF4"};
+    static const char *const kinds[] = {"float32", "bfloat16", "NF4", "GGML"};
     PyObject *alpha = PyFloat_FromDouble(self->lora_alpha);
     PyObject *text = alpha ? PyUnicode_FromFormat("LoRALinear(in_features=%lld, out_features=%lld, r=%lld, lora_alpha=%R, base=%s)",
                                                   (long long)self->weight.w.cols, (long long)self->weight.w.rows,
@@ -447,7 +447,7 @@ PyDoc_STRVAR(linear_doc,
 "A linear layer with a LoRA adapter: y = W x + bias + s B A x.\n\n"
 "Shapes\n------\nbase (out_features, in_features); bias (out_features,); A (r, in_features); B (out_features, r).\n\n"
 "Parameters\n----------\n"
-"base : NF4Tensor, array or Parameter\n    Frozen as NF4Tensor or as a float32 or bfloat16 array, which is borrowed, not copied;\n"
+"base : NF4Tensor, GGMLTensor, array or Parameter\n    Frozen as NF4Tensor, GGMLTensor or as a float32 or bfloat16 array, which is borrowed, not copied;\n"
 "    trained as Parameter.\n"
 "r : int\n    Rank.\n"
 "lora_alpha : float, optional\n    s = lora_alpha / r; by default r, so that s is 1.\n"

@@ -23,7 +23,7 @@ PyDoc_STRVAR(linear_doc,
 "linear($module, x, w, /, bias=None)\n--\n\n"
 "y = x w^T + bias.\n\n"
 "Shapes\n------\nx (..., in_features) float32; w (out_features, in_features); bias (out_features,); result (..., out_features).\n\n"
-"Parameters\n----------\nw : NF4Tensor, Parameter or array\n    NF4, float32 or bfloat16.\n\n"
+"Parameters\n----------\nw : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
 "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
 "Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, without the adapter.");
 
@@ -79,7 +79,7 @@ PyDoc_STRVAR(embedding_doc,
 "embedding($module, ids, w, /)\n--\n\n"
 "w[ids].\n\n"
 "Shapes\n------\nids (M,) integers; w (V, H); result (M, H) float32.\n\n"
-"Parameters\n----------\nw : NF4Tensor, Parameter or array\n    NF4, float32 or bfloat16.\n\n"
+"Parameters\n----------\nw : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
 "Raises\n------\nValueError\n    An id is not in 0 ... V - 1 (its index is named), or a shape does not fit.");
 
 static PyObject *op_embedding(PyObject *module, PyObject *args) {
@@ -130,7 +130,7 @@ PyDoc_STRVAR(cross_entropy_doc,
 "The loss of a linear head without ever holding all logits.\n\n"
 "Shapes\n------\nx (M, H) float32; w (V, H); targets (M,) integers; loss_weight (M,) float32.\n\n"
 "Parameters\n----------\n"
-"w : NF4Tensor, Parameter or array\n    The head.\n"
+"w : NF4Tensor, GGMLTensor, Parameter or array\n    The head.\n"
 "gradients : bool\n    Compute them too.\n"
 "grad_scale : float\n    Multiplies the gradients.\n\n"
 "Returns\n-------\nfloat, or (float, dx, dw)\n    Sum of loss_weight * (logsumexp(x w^T) - logit of the target), in nats; dx like x, dw like w.\n\n"

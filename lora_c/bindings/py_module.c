@@ -185,7 +185,8 @@ static int add_types(PyObject *module, lora_py_state *state) {
         PyType_Spec *spec;
         PyTypeObject **type;
     } all[] = {
-        {&lora_py_nf4tensor_spec, &state->nf4_type},       {&lora_py_parameter_spec, &state->parameter_type},
+        {&lora_py_nf4tensor_spec, &state->nf4_type},       {&lora_py_ggmltensor_spec, &state->ggml_type},
+        {&lora_py_parameter_spec, &state->parameter_type},
         {&lora_py_loralinear_spec, &state->linear_type},   {&lora_py_adamw_spec, &state->adamw_type},
         {&lora_py_decoder_spec, &state->decoder_type},     {&lora_py_kvcache_spec, &state->kv_cache_type},
     };
@@ -211,6 +212,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     lora_py_state *state = state_of(module);
     Py_VISIT(state->device_error);
     Py_VISIT(state->nf4_type);
+    Py_VISIT(state->ggml_type);
     Py_VISIT(state->parameter_type);
     Py_VISIT(state->linear_type);
     Py_VISIT(state->adamw_type);
@@ -223,6 +225,7 @@ static int module_clear(PyObject *module) {
     lora_py_state *state = state_of(module);
     Py_CLEAR(state->device_error);
     Py_CLEAR(state->nf4_type);
+    Py_CLEAR(state->ggml_type);
     Py_CLEAR(state->parameter_type);
     Py_CLEAR(state->linear_type);
     Py_CLEAR(state->adamw_type);

@@ -17,7 +17,7 @@ typedef struct lora_py_state {
     PyObject *owner; /* capsule that owns ctx: every object holds it, so that the context outlives the module */
     lora_ctx *ctx;
     PyObject *device_error;
-    PyTypeObject *nf4_type, *parameter_type, *linear_type, *adamw_type, *decoder_type, *kv_cache_type;
+    PyTypeObject *nf4_type, *ggml_type, *parameter_type, *linear_type, *adamw_type, *decoder_type, *kv_cache_type;
 } lora_py_state;
 
 /* First fields of every object of this module. */
@@ -38,6 +38,14 @@ typedef struct lora_py_nf4tensor {
     int is_fp4; /* the codes are FP4 of bitsandbytes: another table, the same layout */
 } lora_py_nf4tensor;
 
+typedef struct lora_py_ggmltensor {
+    lora_py_object base;
+    lora_ggml ggml;
+    Py_buffer borrowed; /* holds the mapped file or the array; obj NULL when owned */
+    uint8_t *owned;
+    Py_ssize_t bytes;
+} lora_py_ggmltensor;
+
 enum { LORA_PY_MAX_DIMS = 8 };
 
 typedef struct lora_py_parameter {
@@ -50,7 +58,7 @@ typedef struct lora_py_parameter {
 } lora_py_parameter;
 
 extern PyModuleDef lora_py_module;
-extern PyType_Spec lora_py_nf4tensor_spec, lora_py_parameter_spec, lora_py_loralinear_spec, lora_py_adamw_spec,
+extern PyType_Spec lora_py_nf4tensor_spec, lora_py_ggmltensor_spec, lora_py_parameter_spec, lora_py_loralinear_spec, lora_py_adamw_spec,
     lora_py_decoder_spec, lora_py_kvcache_spec;
 extern PyMethodDef lora_py_row_ops[], lora_py_matrix_ops[];
 

@@ -8,12 +8,14 @@
 #include "lora_c/kernels/attention_kernels.h"
 #include "lora_c/kernels/gemm_kernels.h"
 #include "lora_c/kernels/gemv_kernels.h"
+#include "lora_c/kernels/ggml_kernels.h"
 #include "lora_c/kernels/nf4_kernels.h"
 #include "lora_c/kernels/rowwise_kernels.h"
 
 typedef struct lora_kernels {
     lora_isa isa;
     lora_nf4_kernels nf4;
+    lora_ggml_kernels ggml;
     lora_gemm_kernels gemm;
     lora_gemv_kernels gemv;
     lora_rowwise_kernels rowwise;

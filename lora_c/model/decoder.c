@@ -5,8 +5,8 @@
 #include <stdio.h>
 
 #include "lora_c/model/decoder_struct.h"
-#include "lora_c/nf4.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/ops/rows.h"
 
 /* --- creation --- */
 
@@ -158,19 +158,11 @@ static void matrix_shape(const lora_decoder_config *c, int slot, int64_t *rows, 
 /* --- setters --- */
 
 static lora_status check_matrix(const lora_weight *w, int64_t rows, int64_t cols, bool trained, const char *name, lora_error *err) {
-    LORA_CHECK(w && (w->kind == LORA_WEIGHT_NF4 ? (const void *)w->nf4 : w->data), err, LORA_EINVAL,
-               "%s: expected a weight, got NULL", name);
+    LORA_TRY(lora_rows_check_weight(name, w, err));
     LORA_CHECK(w->rows == rows && w->cols == cols, err, LORA_ESHAPE, "%s: expected (%lld, %lld), got (%lld, %lld)", name,
                (long long)rows, (long long)cols, (long long)w->rows, (long long)w->cols);
-    if (w->kind == LORA_WEIGHT_NF4)
-        LORA_CHECK(w->nf4->rows == rows && w->nf4->cols == cols, err, LORA_ESHAPE,
-                   "%s: expected NF4 codes for (%lld, %lld), got (%lld, %lld)", name, (long long)rows, (long long)cols,
-                   (long long)w->nf4->rows, (long long)w->nf4->cols);
-    else
-        LORA_CHECK(w->ld >= cols, err, LORA_ESHAPE, "%s: expected a row stride >= %lld, got %lld", name, (long long)cols,
-                   (long long)w->ld);
     LORA_CHECK(!trained || w->kind == LORA_WEIGHT_F32, err, LORA_EDTYPE, "%s: expected float32 for a trained weight, got %s", name,
-               w->kind == LORA_WEIGHT_NF4 ? "nf4" : "bfloat16");
+               w->kind == LORA_WEIGHT_BF16 ? "bfloat16" : "quantized codes");
     return LORA_OK;
 }
 

@@ -101,7 +101,7 @@ static lora_status run_chunk(lora_ctx *ctx, xent_job *job, lora_error *err) {
 static lora_status check(int64_t M, const float *x, int64_t ldx, const lora_weight *w, const int32_t *targets,
                          const float *loss_weight, const double *loss_sum, const float *token_loss, const float *dx,
                          int64_t lddx, const float *dW, lora_error *err) {
-    LORA_TRY(lora_rows_check_weight(w, err));
+    LORA_TRY(lora_rows_check_weight("w", w, err));
     LORA_CHECK(loss_sum != NULL, err, LORA_EINVAL, "loss_sum: expected a pointer, got NULL");
     int64_t V = w->rows, H = w->cols;
     lora_rows in[] = {{"x", x, M, H, ldx}, {"targets", targets, 1, M, M}, {"loss_weight", loss_weight, 1, M, M}};

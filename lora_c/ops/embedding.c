@@ -43,7 +43,7 @@ static void forward_task(void *arg, int64_t task, int worker) {
 
 lora_status lora_embedding_forward(lora_ctx *ctx, int64_t M, const int32_t *ids, const lora_weight *w, float *y,
                                    int64_t ldy, lora_error *err) {
-    LORA_TRY(lora_rows_check_weight(w, err));
+    LORA_TRY(lora_rows_check_weight("w", w, err));
     lora_rows in = {"ids", ids, 1, M, M}, out = {"y", y, M, w->cols, ldy};
     LORA_TRY(lora_rows_check(in, err));
     LORA_TRY(lora_rows_check(out, err));

@@ -1,5 +1,5 @@
 /* Packed matrix product after Goto and van de Geijn (Anatomy of High-Performance Matrix Multiplication, 2008).
- * B is decoded from float32, bfloat16 or NF4 inside the packing step, in both orientations; there is no second copy.
+ * B is decoded from float32, bfloat16, NF4 or GGUF blocks inside the packing step, in both orientations; there is no second copy.
  *
  *   for each chunk of A's rows           all threads pack the chunk once
  *     task (row block, column block)     one thread owns its part of C from the first k to the last

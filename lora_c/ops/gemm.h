@@ -8,7 +8,7 @@
 #include "lora_c/types.h"
 
 /* C[m,n] (+)= alpha * A[m,k] * op(B)[k,n].  A float32 with any strides (a transposed A is row stride 1).
- * B is a lora_weight (float32, bfloat16, NF4): b_transposed means op(B) = W^T (n = W.rows, k = W.cols: forward),
+ * B is a lora_weight (float32, bfloat16, NF4, GGUF blocks): b_transposed means op(B) = W^T (n = W.rows, k = W.cols: forward),
  * else op(B) = W (k = W.rows, n = W.cols: gradient of the input, or a plain dense product). */
 typedef struct lora_gemm_args {
     int64_t m, n, k;

@@ -36,6 +36,7 @@ static row_format format_of(const lora_weight *w) {
     case LORA_WEIGHT_F32: return ROWS_F32;
     case LORA_WEIGHT_BF16: return ROWS_BF16;
     case LORA_WEIGHT_NF4: return w->cols % w->nf4->block_size == 0 ? ROWS_NF4 : ROWS_DECODED;
+    case LORA_WEIGHT_GGML: return ROWS_DECODED;
     }
     return ROWS_DECODED;
 }

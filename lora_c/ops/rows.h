@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "lora_c/base/util.h"
+#include "lora_c/ggml.h"
 #include "lora_c/nf4.h"
 #include "lora_c/status.h"
 #include "lora_c/types.h"
@@ -58,17 +59,19 @@ static inline lora_status lora_rows_same_or_disjoint(lora_rows out, lora_rows ot
     return lora_rows_disjoint(out, other, err);
 }
 
-/* Kind, shape and pointers of a weight; what NF4 holds inside is its own format's business. */
-static inline lora_status lora_rows_check_weight(const lora_weight *w, lora_error *err) {
-    LORA_CHECK(w != NULL, err, LORA_EINVAL, "w: expected a weight, got NULL");
+/* Kind, shape and pointers of a weight called name; what a quantized one holds inside is its own format's business. */
+static inline lora_status lora_rows_check_weight(const char *name, const lora_weight *w, lora_error *err) {
+    LORA_CHECK(w != NULL, err, LORA_EINVAL, "%s: expected a weight, got NULL", name);
     LORA_CHECK(w->rows >= 1 && w->cols >= 1, err, LORA_ESHAPE,
-               "w: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")", w->rows, w->cols);
-    if (w->kind != LORA_WEIGHT_NF4)
-        return lora_rows_check((lora_rows){"w", w->data, w->rows, w->cols, w->ld}, err);
-    LORA_CHECK(w->nf4 != NULL, err, LORA_EINVAL, "w: expected an NF4 matrix, got NULL");
-    LORA_CHECK(w->nf4->rows == w->rows && w->nf4->cols == w->cols, err, LORA_ESHAPE,
-               "w: expected NF4 codes for (%" PRId64 ", %" PRId64 "), got (%" PRId64 ", %" PRId64 ")", w->rows, w->cols,
-               w->nf4->rows, w->nf4->cols);
+               "%s: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols);
+    if (w->kind != LORA_WEIGHT_NF4 && w->kind != LORA_WEIGHT_GGML)
+        return lora_rows_check((lora_rows){name, w->data, w->rows, w->cols, w->ld}, err);
+    bool nf4 = w->kind == LORA_WEIGHT_NF4;
+    LORA_CHECK(nf4 ? w->nf4 != NULL : w->ggml != NULL, err, LORA_EINVAL, "%s: expected a quantized matrix, got NULL", name);
+    int64_t rows = nf4 ? w->nf4->rows : w->ggml->rows, cols = nf4 ? w->nf4->cols : w->ggml->cols;
+    LORA_CHECK(rows == w->rows && cols == w->cols, err, LORA_ESHAPE,
+               "%s: expected codes for (%" PRId64 ", %" PRId64 "), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols,
+               rows, cols);
     return LORA_OK;
 }
 

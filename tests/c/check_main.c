@@ -9,6 +9,7 @@
 
 void check_base(void);
 void check_nf4(void);
+void check_ggml(void);
 void check_gemm(void);
 void check_gemv(void);
 void check_linear(void);
@@ -22,7 +23,7 @@ void check_alloc_fail(void);
 static const struct {
     const char *name;
     void (*run)(void);
-} families[] = {{"base", check_base},           {"nf4", check_nf4},         {"gemm", check_gemm},
+} families[] = {{"base", check_base},           {"nf4", check_nf4},         {"ggml", check_ggml},       {"gemm", check_gemm},
                 {"gemv", check_gemv},
                 {"linear", check_linear},       {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
                 {"attention", check_attention}, {"decoder", check_decoder}, {"alloc_fail", check_alloc_fail}};

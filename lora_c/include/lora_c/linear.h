@@ -14,7 +14,7 @@ extern "C" {
 
 /** y[M,N] = x[M,K] · W[N,K]^T + bias + s · (drop(x) · A^T) · B^T       (added to y when accumulate)
  *  Shapes   x (M, K) with ldx >= K; y (M, N) with ldy >= N; bias (N) or NULL; adapter or NULL
- *  Types    float32 activations; W float32, bfloat16 or NF4 (decoded while packing); float32 accumulation
+ *  Types    float32 activations; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32 accumulation
  *  Alias    y may not overlap x, W, A, B or bias (EINVAL)
  *  Numerics |err| <= c · (K + R) · 2^-24 · |x|·|W|; order of sums fixed by the shape, same bits for any thread count
  *  Errors   ESHAPE, EINVAL, ENOMEM (scratch)

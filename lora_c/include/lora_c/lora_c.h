@@ -3,6 +3,7 @@
 #define LORA_C_H
 #include "lora_c/context.h"
 #include "lora_c/decoder.h"
+#include "lora_c/ggml.h"
 #include "lora_c/linear.h"
 #include "lora_c/nf4.h"
 #include "lora_c/nn.h"

@@ -17,16 +17,18 @@ static inline const char *lora_dtype_name(lora_dtype t) {
 }
 
 struct lora_nf4;
+struct lora_ggml;
 
-typedef enum lora_weight_kind { LORA_WEIGHT_F32, LORA_WEIGHT_BF16, LORA_WEIGHT_NF4 } lora_weight_kind;
+typedef enum lora_weight_kind { LORA_WEIGHT_F32, LORA_WEIGHT_BF16, LORA_WEIGHT_NF4, LORA_WEIGHT_GGML } lora_weight_kind;
 
 /* A borrowed (out_features, in_features) matrix, row-major: the frozen or trained base of a linear layer. */
 typedef struct lora_weight {
     lora_weight_kind kind;
-    int64_t rows, cols;         /* N = out_features, K = in_features */
-    int64_t ld;                 /* elements between rows; dense kinds only */
-    const void *data;           /* dense kinds: float or uint16_t (bfloat16 bits) */
-    const struct lora_nf4 *nf4; /* NF4 kind */
+    int64_t rows, cols;           /* N = out_features, K = in_features */
+    int64_t ld;                   /* elements between rows; dense kinds only */
+    const void *data;             /* dense kinds: float or uint16_t (bfloat16 bits) */
+    const struct lora_nf4 *nf4;   /* NF4 kind */
+    const struct lora_ggml *ggml; /* GGML kind: the blocks of a GGUF file */
 } lora_weight;
 
 /* A LoRA adapter on a linear layer: s * B * A, A (R, K), B (N, R), row-major, contiguous. With magnitude it is DoRA: row n
