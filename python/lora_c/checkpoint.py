@@ -115,7 +115,8 @@ def _read_header(read: Callable[[int], bytes], size: int, path: Path) -> tuple[d
         raise fail("a JSON header", error or "nesting without end") from None
     if not isinstance(header, dict):
         raise fail("a JSON object as header", type(header).__name__)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # MLX writes null
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise fail("__metadata__ to map names to text", repr(metadata)[:60])
     tensors = {name: _tensor_info(name, entry, 8 + length, fail) for name, entry in header.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from . import generation, merge
 from ._core import Decoder, NF4Tensor, Parameter
-from .adapters import Adapter, AdapterSet, LoadedAdapter, load_arrays, read_adapter, write_adapter
+from .adapters import Adapter, AdapterArrays, AdapterSet, LoadedAdapter, load_arrays, read_adapter, write_adapter
+from .adapters.combine import Combination, combine
 from .adapters.conversion import can_convert, for_original_base
 from .adapters.fresh import fresh_adapter
 from .architectures import Architecture, architecture_of
@@ -177,7 +179,7 @@ class Model:
         Parameters
         ----------
         path : path
-            An adapter of PEFT.
+            An adapter of PEFT or mlx-lm; which one is seen from the files.
         name : str
             For `set_adapter`, where the model has several.
         is_trainable : bool
@@ -194,6 +196,46 @@ class Model:
         self._put(name, load_arrays(arrays, self.architecture, embedding, is_trainable))
         if self._adapters.active is None:
             self._adapters.activate(name)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        **options: Any,
+    ) -> None:
+        """Combine adapters of the model into a new one, as PEFT does; use it with `set_adapter`.
+
+        Parameters
+        ----------
+        adapters, weights
+            Their names, and a factor for each.
+        adapter_name : str
+            Name of the result.
+        combination_type, **options
+            See `adapters.combine.Combination`: svd_rank, svd_clamp, density, majority_sign_method, seed.
+
+        Raises
+        ------
+        AdapterError
+            An adapter is missing, holds more than low-rank updates, or has a rank that does not fit.
+        """
+        missing = next((name for name in adapters if name not in self._adapters), None)
+        if missing is not None:
+            raise AdapterError(f"adapters: expected names among {', '.join(self.adapter_names) or 'none'}, got {missing!r}")
+        self._refuse_second(adapter_name)
+        how = Combination(combination_type, **options)
+        parts = [self._for_original_base(self._adapters[name]) for name in adapters]
+        arrays = combine(parts, weights, how, self.architecture)
+        self._adapters.add(adapter_name, load_arrays(arrays, self.architecture, None, trainable=False))
+
+    def _for_original_base(self, adapter: Adapter) -> AdapterArrays:
+        """The adapter's values, for the base of the model where it has one of its own and that gives the same model."""
+        arrays = adapter.arrays()
+        if adapter.base and can_convert(adapter):
+            return for_original_base(arrays, adapter.start)
+        return replace(arrays, residual_base={name: lambda w=w: w for name, w in adapter.base.items()})  # type: ignore[misc]
 
     def set_adapter(self, name: str | None) -> None:
         """Use another adapter; None: the base alone. Nothing is loaded or computed again.
@@ -214,7 +256,7 @@ class Model:
 
     def save_adapter(
         self, path: str | os.PathLike[str], dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-        format: Literal["peft"] = "peft",
+        format: Literal["peft", "mlx"] = "peft",
     ) -> None:  # fmt: skip
         """Write the adapter in use, atomically.
 
@@ -227,12 +269,8 @@ class Model:
         adapter = self._adapters.active
         if adapter is None:
             raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
-        arrays = adapter.arrays()
-        write_base = None
-        if adapter.base and can_convert(adapter):
-            arrays = for_original_base(arrays, adapter.start)
-        elif adapter.base:
-            write_base = self._with_base_of(adapter).save
+        arrays = self._for_original_base(adapter)
+        write_base = self._with_base_of(adapter).save if arrays.residual_base else None
         write_adapter(
             path, arrays, self.architecture, base_model=str(self.source), dtype=dtype, format=format, write_base=write_base
         )

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 from ..architectures import Architecture
 from ..errors import AdapterError, ConfigError, shorten
 from ..files import recover_folder
-from . import peft_format
+from . import mlx_format, peft_format
 from .data import AdapterArrays
 
-Format = Literal["peft"]
+Format = Literal["peft", "mlx"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
@@ -25,7 +25,7 @@ def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> Ad
     Parameters
     ----------
     path : path
-        A folder of PEFT, or a folder that holds one named adapter in a subfolder, as PEFT saves them.
+        A folder of PEFT or of mlx-lm, or a folder that holds one named adapter in a subfolder, as PEFT saves them.
 
     Raises
     ------
@@ -33,6 +33,8 @@ def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> Ad
         It is not an adapter, needs what is not supported, or belongs to another base model.
     """
     folder = find_folder(path)
+    if (folder / mlx_format.WEIGHTS_FILE).is_file() and not (folder / peft_format.WEIGHTS_FILE).is_file():
+        return mlx_format.read_mlx(folder, architecture)
     arrays = peft_format.read_peft(folder, architecture)
     base = folder / peft_format.BASE_FOLDER
     return replace(arrays, residual_base=_base_of(base, arrays)) if (base / "config.json").is_file() else arrays
@@ -87,4 +89,12 @@ def write_adapter(
         raise ConfigError(f"dtype: expected 'float32', 'float16' or 'bfloat16', got {dtype!r}")
     if format not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    if write_base is not None and format != "peft":
+        raise AdapterError(
+            f"{path}: expected an adapter for the original base, got one with a base of its own (PiSSA, OLoRA or LoftQ); save "
+            "it as 'peft', which takes the base along, or merge it"
+        )
+    if format == "mlx":
+        mlx_format.write_mlx(path, adapter, architecture, base_model, dtype)
+        return
     peft_format.write_peft(path, adapter, architecture, base_model, dtype, write_base)

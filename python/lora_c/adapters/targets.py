@@ -79,6 +79,15 @@ def target_of(spec: WeightSpec, config: LoraConfig) -> AdapterTarget:
     return AdapterTarget(spec, r, alpha / (math.sqrt(r) if config.use_rslora else r))
 
 
+def describe_targets(names: Iterable[str], architecture: Architecture) -> list[str]:
+    """Return target_modules for these matrices (decoder names): last names where they mean nothing else, else whole paths."""
+    projections = [spec for spec in architecture.weights() if spec.kind == "projection"]
+    chosen = set(names)
+    last = sorted({spec.module.rpartition(".")[2] for spec in projections if spec.name in chosen})
+    meant = {spec.name for spec in projections if _matches(spec.module, last)}
+    return last if meant == chosen else [spec.module for spec in projections if spec.name in chosen]
+
+
 def find_saved(config: LoraConfig, architecture: Architecture, targets: Iterable[AdapterTarget]) -> list[WeightSpec]:
     """Return the tensors that are trained whole: modules_to_save, and the biases that `bias` names.
 

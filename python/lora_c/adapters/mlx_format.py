@@ -1,0 +1,168 @@
+"""Adapters as mlx-lm stores them: `adapter_config.json` and `adapters.safetensors`.
+
+`lora_a` (in, r) and `lora_b` (r, out) are the transposes of PEFT's A and B, `m` is DoRA's magnitude. `scale` is the factor
+itself, not an alpha. `num_layers` counts from the top: the last n layers, all for -1. Names of modules are within a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..architectures import Architecture, WeightSpec
+from ..checkpoint import SafetensorsFile, TensorEntry, read_json_object, write_safetensors
+from ..configs import LoraConfig
+from ..errors import AdapterError, CheckpointError, ConfigError
+from ..files import atomic_folder
+from .data import F32, AdapterArrays, MatrixArrays, specs_by_name
+from .peft_format import CONFIG_FILE, read_floats, stored_dtype
+from .targets import describe_targets
+
+WEIGHTS_FILE = "adapters.safetensors"
+_KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_a|lora_b|m)")
+_LAYER = re.compile(r".*\.(?P<index>\d+)\.(?P<rest>[^\d].*)")
+
+
+def read_mlx(folder: Path, architecture: Architecture) -> AdapterArrays:
+    """Read an adapter folder of mlx-lm and check it against a base model.
+
+    Raises
+    ------
+    AdapterError
+        It is damaged, of another kind, or for another base model.
+    """
+    where = folder / CONFIG_FILE
+    try:
+        values = read_json_object(where)
+        file = SafetensorsFile(folder / WEIGHTS_FILE)
+    except CheckpointError as error:
+        raise AdapterError(str(error)) from None
+    try:
+        scale, dropout, dora = _options(values, where)
+        matrices = _matrices(file, architecture, scale, dora)
+    finally:
+        file.close()
+    if not matrices:
+        raise AdapterError(f"{file.path}: expected lora_a and lora_b of some projections, got none")
+    return AdapterArrays(_config(matrices, architecture, scale, dropout, dora), matrices)
+
+
+def _options(values: Mapping[str, Any], where: Path) -> tuple[float, float, bool]:
+    kind = values.get("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise AdapterError(f"{where}: fine_tune_type: expected 'lora' or 'dora', got {kind!r}; fuse it with mlx_lm.fuse first")
+    parameters = values.get("lora_parameters")
+    if not isinstance(parameters, dict):
+        raise AdapterError(f"{where}: lora_parameters: expected rank, scale and dropout, got {str(parameters)[:60]!r}")
+    scale, dropout = parameters.get("scale"), parameters.get("dropout", 0.0)
+    for name, value in (("scale", scale), ("dropout", dropout)):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
+            raise AdapterError(f"{where}: lora_parameters.{name}: expected a number, got {value!r}")
+    return float(scale), float(dropout), kind == "dora"  # type: ignore[arg-type]
+
+
+def _matrices(file: SafetensorsFile, architecture: Architecture, scale: float, dora: bool) -> dict[str, MatrixArrays]:
+    projections = {spec.module: spec for spec in architecture.weights() if spec.kind == "projection"}
+    parts: dict[str, dict[str, F32]] = {}
+    for key in file.tensors:
+        match = _KEY.fullmatch(key)
+        if match is None or match["module"] not in projections or (match["part"] == "m") > dora:
+            known = "lora_a, lora_b or m" if dora else "lora_a or lora_b"
+            raise AdapterError(
+                f"{file.path}: {key}: expected {known} of a projection of this model, got this tensor; it is not supported, "
+                "or the adapter is for another base model"
+            )
+        parts.setdefault(match["module"], {})[match["part"]] = read_floats(file, key)
+    names = ("lora_a", "lora_b", "m") if dora else ("lora_a", "lora_b")
+    matrices = {}
+    for module, spec in projections.items():
+        if module in parts:
+            _check_parts(parts[module], names, spec, file)
+            a, b = parts[module]["lora_a"], parts[module]["lora_b"]
+            matrices[spec.name] = MatrixArrays(
+                np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), scale, parts[module].get("m")
+            )
+    return matrices
+
+
+def _check_parts(found: Mapping[str, F32], names: tuple[str, ...], spec: WeightSpec, file: SafetensorsFile) -> None:
+    out, inner = spec.shape
+    for name in names:
+        if name not in found:
+            raise AdapterError(f"{file.path}: expected tensor {f'{spec.module}.{name}'!r}, got a file without it")
+    r = found["lora_a"].shape[-1] if found["lora_a"].ndim == 2 else 0
+    for name, shape in (("lora_a", (inner, r)), ("lora_b", (r, out)), ("m", (out,))):
+        if name in found and (found[name].shape != shape or r == 0):
+            raise AdapterError(
+                f"{file.path}: {spec.module}.{name}: expected shape {shape}, got {found[name].shape}; this is an adapter for "
+                "another base model"
+            )
+
+
+def _config(
+    matrices: Mapping[str, MatrixArrays], architecture: Architecture, scale: float, dropout: float, dora: bool
+) -> LoraConfig:
+    modules = {spec.name: spec.module for spec in architecture.weights()}
+    r = max(matrix.r for matrix in matrices.values())
+    others = {f"^{modules[name].replace('.', '[.]')}": m.r for name, m in matrices.items() if m.r != r}
+    try:
+        return LoraConfig(
+            r=r, lora_alpha=scale * r, lora_dropout=dropout, use_dora=dora,
+            target_modules=describe_targets(matrices, architecture), rank_pattern=others,
+            alpha_pattern={module: scale * rank for module, rank in others.items()},
+        )  # fmt: skip
+    except ConfigError as error:
+        raise AdapterError(f"mlx adapter: {error}") from None
+
+
+def write_mlx(
+    path: str | os.PathLike[str], adapter: AdapterArrays, architecture: Architecture, base_model: str | None, dtype: str
+) -> None:
+    """Write an adapter folder that mlx-lm loads, atomically.
+
+    mlx-lm has one rank and one scale for all matrices: smaller ranks are filled up with zeros, other scales go into lora_b.
+
+    Raises
+    ------
+    AdapterError
+        The adapter holds what the format has no place for.
+    """
+    if adapter.saved or adapter.tokens is not None:
+        what = next(iter(adapter.saved), "trained token rows")
+        raise AdapterError(
+            f"{path}: expected an adapter of low-rank updates only, got one with {what}; MLX has no place for it"
+        )
+    specs = specs_by_name(architecture)
+    r = max(matrix.r for matrix in adapter.matrices.values())
+    scale = max((matrix.scale for matrix in adapter.matrices.values()), key=abs)
+    arrays: dict[str, F32] = {}
+    layers, keys = set(), set()
+    for name, matrix in adapter.matrices.items():
+        module = specs[name].module
+        match = _LAYER.fullmatch(module)
+        assert match is not None  # projections lie in layers
+        layers.add(int(match["index"]))
+        keys.add(match["rest"])
+        missing = r - matrix.r
+        arrays[f"{module}.lora_a"] = np.pad(matrix.A, ((0, missing), (0, 0))).T
+        arrays[f"{module}.lora_b"] = np.pad(matrix.B * np.float32(matrix.scale / scale), ((0, 0), (0, missing))).T
+        if matrix.magnitude is not None:
+            arrays[f"{module}.m"] = matrix.magnitude
+    depth = int(architecture.decoder_kwargs["num_hidden_layers"])
+    config = {
+        "fine_tune_type": "dora" if adapter.config.use_dora else "lora", "num_layers": depth - min(layers),
+        "lora_parameters": {"rank": r, "scale": scale, "dropout": adapter.config.lora_dropout, "keys": sorted(keys)},
+        "model": base_model,
+    }  # fmt: skip
+    stored = stored_dtype(dtype)
+    entries = [TensorEntry.of(key, np.ascontiguousarray(array).astype(stored)) for key, array in arrays.items()]
+    with atomic_folder(path, {CONFIG_FILE, WEIGHTS_FILE}.__contains__) as folder:
+        with open(folder / WEIGHTS_FILE, "wb") as out:
+            write_safetensors(out.write, entries, {"format": "mlx"})
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=4, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,76 @@
+"""Adapters both ways between lora-c and PEFT: configurations of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from peer_models import IDS, close, peer_logits
+
+import lora_c as lc
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 96, "attention_bias": True, "mlp_bias": True}
+CONFIGS = [
+    {},
+    {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": None},
+    {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 3}, "alpha_pattern": {".*1.*": 5}},
+    {"target_modules": r".*\.1\.(self_attn\.(q|k)_proj|mlp\.up_proj)"},
+    {"exclude_modules": ["k_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+    {"use_dora": True, "r": 2, "lora_alpha": 5},
+    {"bias": "all"},
+    {"bias": "lora_only", "target_modules": ["v_proj"]},
+    {"modules_to_save": ["lm_head"]},
+    {"modules_to_save": ["embed_tokens", "norm"]},
+    {"trainable_token_indices": [5, 9, 30]},
+    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "olora"},
+    {"init_lora_weights": "orthogonal"},
+]
+
+
+def moved(model: lc.Model) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    for parameter in model.trainable_parameters():
+        parameter.data[...] += 0.05 * rng.standard_normal(parameter.shape)
+    return model.decoder.logits(IDS)
+
+
+def load_peer(base: Path, adapter: Path) -> torch.nn.Module:
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(model, adapter).eval()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("options", CONFIGS, ids=str)
+def test_ours_there_and_theirs_here(llama_folder, tmp_path: Path, options: dict, tied: bool) -> None:
+    base = llama_folder(tie_word_embeddings=tied, **SMALL)
+    model = lc.load_model(base)
+    model.add_adapter(lc.LoraConfig(**options))
+    expected = moved(model)
+    model.save_adapter(tmp_path / "ours")
+    theirs = load_peer(base, tmp_path / "ours")
+    close(peer_logits(theirs), expected, 1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = lc.load_model(base)
+    again.load_adapter(tmp_path / "theirs")
+    close(again.decoder.logits(IDS), expected, 1e-5)
+    merged = model.merge()
+    merged.save(tmp_path / "merged")
+    close(peer_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "loftq"])
+def test_a_quantized_base_of_its_own_there(llama_folder, tmp_path: Path, kind: str) -> None:
+    model = lc.load_model(llama_folder(), quantize="nf4")
+    model.add_adapter(r=4, lora_alpha=6, init_lora_weights=kind)
+    expected = moved(model)
+    model.save_adapter(tmp_path / "ours")
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).train()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    close(peer_logits(theirs), expected)
