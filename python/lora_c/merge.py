@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from .adapters import LoadedAdapter
     from .model import Model
 
-MergeDtype = Literal["float32", "bfloat16", "nf4"]
+MergeDtype = Literal["float32", "bfloat16", "float16", "nf4"]
+_DENSE: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
 
 
 def dense(weight: Any) -> NDArray[Any]:
@@ -44,17 +49,18 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
 
     Parameters
     ----------
-    dtype : "float32", "bfloat16" or "nf4"
+    dtype : "float32", "bfloat16", "float16" or "nf4"
         Type of the weight matrices of the result. "nf4" quantizes W + s B A again, with the block size of the base;
-        matrices without an adapter keep their codes. That rounding can change outputs: compare before shipping.
+        matrices without an adapter keep their codes. That rounding can change outputs: `merge_with_report` measures it.
+        float16 values are held in memory as float32 and saved as float16.
 
     Raises
     ------
     AdapterError
-        There is no adapter, or the merged weights are not finite.
+        There is no adapter, or a merged weight is not finite in that type (it is named).
     """
-    if dtype not in ("float32", "bfloat16", "nf4"):
-        raise ConfigError(f"dtype: expected 'float32', 'bfloat16' or 'nf4', got {dtype!r}")
+    if dtype not in (*_DENSE, "nf4"):
+        raise ConfigError(f"dtype: expected 'float32', 'bfloat16', 'float16' or 'nf4', got {dtype!r}")
     if model.adapter is None:
         raise AdapterError("merge: expected a model with an adapter, got none; call add_adapter or load_adapter first")
     replaced, layers = whole_tensors(model), {} if model.is_merged else model.adapters
@@ -68,15 +74,15 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
         weight = replaced.get(name, model.weights.get(name))
         stored.setdefault(name, stored["embed_tokens"])  # a head that is untied here
         if spec.kind == "vector":
-            weights[name] = np.array(dense(weight), np.float32)
+            weights[name] = _finite(np.array(dense(weight), np.float32), spec.file_name)
         elif spec.kind == "projection":
             weights[name] = _merge_one(model, spec.module, weight, layers.get(name), dtype)
             if weights[name] is weight and name in model.quant_records and name not in replaced:
                 records[name] = model.quant_records[name]
         else:
-            weights[name] = _cast(dense(weight), stored[name].name if dtype == "nf4" else dtype)
+            weights[name] = _cast(dense(weight), stored[name].name if dtype == "nf4" else dtype, spec.module)
         if dtype != "nf4":
-            stored[name] = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+            stored[name] = _DENSE[dtype]
     return model.with_weights(weights, stored, records, config)
 
 
@@ -102,18 +108,27 @@ def _merge_one(model: Model, module: str, weight: Any, adapter: LoadedAdapter | 
             return weight
         array = dense(weight)
     else:
-        array = merged_weight(weight, adapter)
-        bad = find_non_finite(array)
-        if bad:
-            raise AdapterError(f"merge: {module}: expected finite numbers, got {bad[1]} at index {bad[0]}; check the adapter")
+        array = _finite(merged_weight(weight, adapter), module)
     if dtype == "nf4":
         block, double = model.nf4_options
         return NF4Tensor.quantize(np.ascontiguousarray(array), block_size=block, double_quant=double)
-    return _cast(array, dtype)
+    return _cast(array, dtype, module)
 
 
-def _cast(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    return np.array(array, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+def _cast(array: NDArray[Any], dtype: str, module: str) -> NDArray[Any]:
+    """Round to the type; what the decoder computes with is float32 or bfloat16."""
+    if dtype != "float16":
+        return _finite(np.array(array, _DENSE[dtype]), module)
+    with np.errstate(over="ignore"):  # said below, with the name
+        return np.array(_finite(np.asarray(array, np.float16), module), np.float32)
+
+
+def _finite(array: NDArray[Any], module: str) -> NDArray[Any]:
+    bad = find_non_finite(array)
+    if bad:
+        way_out = "use bfloat16 or float32" if array.dtype == np.float16 else "check the adapter"
+        raise AdapterError(f"merge: {module}: expected finite numbers, got {bad[1]} at index {bad[0]}; {way_out}")
+    return array
 
 
 def fold_in_place(model: Model) -> None:

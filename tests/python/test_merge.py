@@ -109,7 +109,7 @@ def test_in_place_merge_of_rounded_bases_names_the_way_out(tiny_model_dir: Path,
 def test_refusals(tiny_model_dir: Path) -> None:
     model = adapted(tiny_model_dir)
     with pytest.raises(ConfigError, match="dtype: expected"):
-        model.merge(dtype="float16")
+        model.merge(dtype="float8")
     model.adapters["layers.1.o_proj"].B.data[3, 1] = np.inf
     with pytest.raises(AdapterError, match="layers.1.self_attn.o_proj: expected finite numbers"):
         model.merge()

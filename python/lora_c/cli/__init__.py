@@ -1,4 +1,4 @@
-"""The command line: ``lora-c train | generate | chat | eval | merge | quantize | demo``."""
+"""The command line: ``lora-c train | generate | chat | eval | merge | export | quantize | demo``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": ("chat", "Talk with a model."),
     "eval": ("evaluate", "Loss and perplexity of a model on your data."),
     "merge": ("merge", "Fold an adapter into its base model."),
+    "export": ("export", "Write an adapter or a model in another format."),
     "quantize": ("quantize", "Write a model folder in 4-bit NF4."),
     "demo": ("demo", "Teach the model that ships a task it cannot do, in about a minute."),
 }

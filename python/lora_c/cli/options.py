@@ -155,6 +155,9 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
         if param.expose_value and param.name:
             names |= {spelling.lstrip("-").replace("-", "_"): param.name for spelling in param.opts}
     values = read_config_file(path, list(names))
+    repeated = {param.name for param in ctx.command.params if getattr(param, "multiple", False)}
+    for key, value in values.items():
+        values[key] = [value] if names[key] in repeated and not isinstance(value, list) else value
     ctx.default_map = {names[key]: value for key, value in values.items()}
 
 

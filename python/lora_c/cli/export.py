@@ -1,0 +1,96 @@
+"""lora-c export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import AdapterError, CheckpointError, ConfigError
+from .options import Command
+
+
+@click.command("export", cls=Command, short_help="Write an adapter or a model in another format.")
+@click.argument("source", type=str)
+@click.argument("output", type=str)
+@click.option("--to", "target", type=click.Choice(["peft", "mlx", "hf"]), required=True, help="hf: a folder of whole weights.")
+@click.option("--model", type=str, help="Base model of an adapter.  [default: the one that the adapter names]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "nf4"]),
+    help="Stored type.  [default: float32, hf: as it is]",
+)
+def command(source: str, output: str, target: str, model: str | None, dtype: str | None) -> None:
+    """Write SOURCE, an adapter of any known format or a model folder, to OUTPUT."""
+    if is_adapter(source):
+        base = model or base_of(source)
+        export_merged(source, base, output, dtype) if target == "hf" else export_adapter(source, base, output, target, dtype)
+    elif target == "hf":
+        from ..model import load_model
+
+        load_model(source).save(output, dtype=dtype)  # type: ignore[arg-type]
+    else:
+        raise ConfigError(f"to: expected 'hf' for a model folder, got {target!r}; only an adapter can be written as that")
+    click.echo(f"exported {source}: {output} ({target})")
+
+
+def is_adapter(path: str) -> bool:
+    """Whether the path is an adapter: the other thing that can be exported is a model folder."""
+    folder = Path(path)
+    return any(folder.glob("adapter_config.json")) or (
+        not (folder / "config.json").exists() and any(folder.glob("*/adapter_config.json"))
+    )
+
+
+def base_of(source: str) -> str:
+    """The base model that an adapter names, where it is a folder here.
+
+    Raises
+    ------
+    AdapterError
+        It names none, or one that is not here.
+    """
+    from ..adapters.formats import find_folder
+    from ..checkpoint import read_json_object
+
+    values = read_json_object(find_folder(source) / "adapter_config.json")
+    named = values.get("base_model_name_or_path") or values.get("model")
+    if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
+        raise AdapterError(f"{source}: expected its base model in a folder, got {named!r}; give --model PATH")
+    return named
+
+
+def export_adapter(source: str, base: str, output: str, target: str, dtype: str | None) -> None:
+    """Convert an adapter; of the base only config.json is read, unless the adapter has a base of its own."""
+    from ..adapters import read_adapter, write_adapter
+    from ..architectures import architecture_of
+    from ..checkpoint import read_json_object
+    from ..model import load_model
+
+    dtype = dtype or "float32"
+    if dtype == "nf4":
+        raise ConfigError("dtype: expected float32, float16 or bfloat16 for an adapter, got 'nf4'")
+    try:
+        architecture = architecture_of(read_json_object(Path(base) / "config.json"))
+    except CheckpointError as error:
+        raise AdapterError(f"model: expected the folder of the base model, got {base!r}: {error}") from None
+    arrays = read_adapter(source, architecture)
+    if not arrays.residual_base:
+        write_adapter(output, arrays, architecture, base_model=base, dtype=dtype, format=target)
+        return
+    model = load_model(base)
+    model.load_adapter(source, is_trainable=False)
+    options: dict[str, Any] = {"dtype": dtype, "format": target}
+    model.save_adapter(output, **options)
+
+
+def export_merged(source: str, base: str, output: str, dtype: str | None) -> None:
+    """Merge an adapter into its base."""
+    from ..model import load_model
+
+    model = load_model(base)
+    model.load_adapter(source, is_trainable=False)
+    kept = model.stored_dtypes["embed_tokens"].name
+    merged = model.merge(dtype=dtype or ("nf4" if model.is_quantized else kept))  # type: ignore[arg-type]
+    merged.save(output)

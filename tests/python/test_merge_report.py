@@ -1,0 +1,176 @@
+"""The merge report: figures against their definitions, refusals, and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lora_c.cli import cli
+from lora_c.errors import AdapterError
+from lora_c.merge_report import TARGETS, default_segments, merge_with_report
+from lora_c.model import Model, load_model
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
+SEGMENTS = [list(range(3, 40)), [5, 9, 2, 30, 11]]
+
+
+def adapted(name: str = "patterns", base: str = "biased", **options: object) -> Model:
+    model = load_model(GOLDEN / base, **options)
+    model.load_adapter(GOLDEN / name)
+    return model
+
+
+def distributions(model: Model) -> np.ndarray:
+    rows = [model.decoder.logits(np.array(ids, np.int32)).astype(np.float64) for ids in SEGMENTS]
+    exp = np.exp(np.concatenate(rows))
+    return exp / exp.sum(axis=1, keepdims=True)
+
+
+def perplexity(model: Model) -> float:
+    weight = np.ones(sum(map(len, SEGMENTS)), np.float32)
+    ends = np.cumsum([len(ids) for ids in SEGMENTS])
+    weight[ends - 1] = 0
+    ids = np.concatenate(SEGMENTS).astype(np.int32)
+    loss = model.decoder.loss(ids, np.array([0, *ends], np.int32), np.append(ids[1:], 0).astype(np.int32), weight)
+    return float(np.exp(loss / weight.sum()))
+
+
+@pytest.mark.parametrize("dtype", TARGETS)
+def test_figures_follow_their_definitions(dtype: str) -> None:
+    model = adapted()
+    before = model.decoder.logits(np.array(SEGMENTS[0], np.int32))
+    merged, report = merge_with_report(model, dtype, SEGMENTS)
+    p, q = distributions(model), distributions(merged)
+    kl = (p * np.log(p / q)).sum(axis=1)
+    np.testing.assert_allclose([report.merged.mean_kl, report.merged.max_kl], [kl.mean(), kl.max()], rtol=1e-6, atol=1e-12)
+    assert report.merged.equal_top1 == (p.argmax(axis=1) == q.argmax(axis=1)).mean()
+    assert report.tokens == 42 and report.merged == report.targets[dtype] and set(report.targets) == set(TARGETS)
+    np.testing.assert_allclose(report.adapter_perplexity, perplexity(model), rtol=1e-5)
+    np.testing.assert_allclose(report.merged.perplexity, perplexity(merged), rtol=1e-5)
+    model.set_adapter(None)
+    np.testing.assert_allclose(report.base_perplexity, perplexity(model), rtol=1e-5)
+    model.set_adapter("default")
+    assert np.array_equal(model.decoder.logits(np.array(SEGMENTS[0], np.int32)), before)
+
+
+def test_targets_are_ordered_by_what_they_lose() -> None:
+    _, report = merge_with_report(adapted(), "bfloat16", SEGMENTS)
+    lost = [report.targets[target].mean_kl for target in ("float32", "float16", "bfloat16", "nf4")]
+    assert lost == sorted(lost) and lost[0] < 1e-10 and lost[3] > 1e-5
+    errors = [report.target_weight_error[target] for target in ("float32", "float16", "bfloat16", "nf4")]
+    assert errors == sorted(errors) and errors[0] == 0 and errors[2] < 2**-8
+    names = {layer.name for layer in report.layers}
+    assert "layers.0.q_proj" in names and "embed_tokens" in names and "norm" not in names
+    text = report.as_text()
+    assert "bfloat16" in text and "<- written" in text and "largest weight errors" in text
+
+
+def test_a_quantized_base_and_an_untied_head() -> None:
+    model = adapted("save_head_tied", "tied", quantize="nf4")
+    merged, report = merge_with_report(model, "nf4", SEGMENTS)
+    assert merged.is_quantized and "untied" in report.tied_embeddings and not merged.architecture.tied
+    assert report.target_weight_error["nf4"] > 1e-3  # q and v are quantized again
+    assert {layer.name: layer.relative_error for layer in report.layers}["layers.0.up_proj"] == 0
+    assert "tied, as in the base" in merge_with_report(adapted("defaults", "tied"), "float32", SEGMENTS)[1].tied_embeddings
+
+
+def test_float16_that_overflows_is_refused_by_name_and_listed() -> None:
+    model = adapted()
+    model.adapters["layers.1.q_proj"].B.data[0, 0] = 1e7
+    with pytest.raises(
+        AdapterError, match=r"merge: model.layers.1.self_attn.q_proj: expected finite numbers, got .*use bfloat16"
+    ):
+        merge_with_report(model, "float16", SEGMENTS)
+    _, report = merge_with_report(model, "float32", SEGMENTS)
+    assert "float16" not in report.targets and "float16" in report.details["impossible_targets"]
+    model.adapters["layers.1.q_proj"].B.data[0, 0] = np.nan
+    with pytest.raises(AdapterError, match="layers.1.self_attn.q_proj: expected finite numbers, got nan"):
+        merge_with_report(model, "float32", SEGMENTS)
+
+
+def test_the_default_sample(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir)
+    model.add_adapter(r=2)
+    segments = default_segments(model)
+    assert len(segments) > 1 and all(1 < len(ids) <= model.context_length for ids in segments)
+    assert len(default_segments(adapted())) == 1  # without a tokenizer: its own text alone
+    _, report = merge_with_report(model, "float32")
+    assert report.tokens <= 1024 and report.merged.equal_top1 == 1.0
+
+
+def run(*args: object) -> str:
+    result = CliRunner().invoke(cli, [str(arg) for arg in args], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_command_merges_several_adapters(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    paths = ["--adapter", GOLDEN / "first", "--adapter", GOLDEN / "third"]
+    text = run("merge", "--model", GOLDEN / "tied", *paths, "--weights", 0.7, -0.4, "--output-dir", out, "--dtype", "float32")
+    saved = json.loads((out / "merge_report.json").read_text())
+    assert (out / "merge_report.txt").read_text() in text
+    assert saved["details"]["weights"] == [0.7, -0.4] and saved["details"]["combination"] == "cat"
+    assert saved["dtype"] == "float32" and saved["merged"]["equal_top1"] == 1.0
+    record, ids = np.load(GOLDEN / "combine.npz"), np.load(GOLDEN / "golden.npz")["ids"].astype(np.int32)
+    assert np.abs(load_model(out).decoder.logits(ids) - record["cat.logits"]).max() < 1e-4
+    config = tmp_path / "merge.yaml"
+    config.write_text(
+        f"model: {GOLDEN / 'tied'}\nadapter: {GOLDEN / 'first'}\noutput_dir: {tmp_path / 'one'}\nreport: false\n"
+    )
+    run("merge", "--config", config, "--weights", "0.4", "--dtype", "float16")
+    one = load_model(tmp_path / "one")
+    assert one.stored_dtypes["embed_tokens"] == np.float16 and not (tmp_path / "one" / "merge_report.json").exists()
+    assert np.abs(one.decoder.logits(ids) - record["one.logits"]).max() < 0.02
+
+
+def test_command_measures_on_given_data(stories: Path, tmp_path: Path) -> None:
+    model = load_model(stories)
+    model.add_adapter(r=2)
+    model.save_adapter(tmp_path / "a")
+    (tmp_path / "text.txt").write_text("Once upon a time there was a little dog. " * 20)
+    run(
+        "merge",
+        "--model",
+        stories,
+        "--adapter",
+        tmp_path / "a",
+        "--output-dir",
+        tmp_path / "m",
+        "--data",
+        tmp_path / "text.txt",
+    )
+    saved = json.loads((tmp_path / "m" / "merge_report.json").read_text())
+    assert saved["sample"].endswith("text.txt") and saved["tokens"] > 100
+    assert saved["base_perplexity"] == saved["adapter_perplexity"]
+
+
+@pytest.mark.parametrize("target", ["peft", "mlx", "hf"])
+@pytest.mark.parametrize("source", ["rslora", "mlx_dora"])
+def test_export_of_adapters(source: str, target: str, tmp_path: Path) -> None:
+    ids = np.load(GOLDEN / "golden.npz")["ids"].astype(np.int32)
+    model = load_model(GOLDEN / "tied")
+    model.load_adapter(GOLDEN / source)
+    run("export", GOLDEN / source, tmp_path / "out", "--to", target, "--model", GOLDEN / "tied")
+    again = load_model(tmp_path / "out" if target == "hf" else GOLDEN / "tied")
+    if target != "hf":
+        again.load_adapter(tmp_path / "out")
+    assert np.abs(again.decoder.logits(ids) - model.decoder.logits(ids)).max() < 2e-5
+
+
+def test_export_of_models_and_its_refusals(tmp_path: Path) -> None:
+    run("export", GOLDEN / "tied", tmp_path / "half", "--to", "hf", "--dtype", "bfloat16")
+    assert load_model(tmp_path / "half").stored_dtypes["embed_tokens"].name == "bfloat16"
+    for args, match in [
+        ((GOLDEN / "tied", tmp_path / "x", "--to", "mlx"), "only an adapter"),
+        ((GOLDEN / "rslora", tmp_path / "x", "--to", "mlx"), "give --model PATH"),
+        ((GOLDEN / "rslora", tmp_path / "x", "--to", "peft", "--model", tmp_path / "none"), "folder of the base model"),
+        ((GOLDEN / "rslora", tmp_path / "x", "--to", "peft", "--model", GOLDEN / "tied", "--dtype", "nf4"), "got 'nf4'"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            run("export", *args)
+    assert not (tmp_path / "x").exists()
