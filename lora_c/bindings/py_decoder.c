@@ -30,285 +30,28 @@ static PyObject *raise_from(const decoder *self, const lora_error *err) {
 
 /* --- construction ------------------------------------------------------------------------------------------------- */
 
-static PyObject *options_dict(const lora_decoder_config *c, PyObject *inv_freq) {
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:O,s:d,s:L,s:O}", "hidden_size", (long long)c->hidden_size,
-                         "intermediate_size", (long long)c->intermediate_size, "num_hidden_layers", (long long)c->num_hidden_layers,
-                         "num_attention_heads", (long long)c->num_attention_heads, "num_key_value_heads",
-                         (long long)c->num_key_value_heads, "head_dim", (long long)c->head_dim, "vocab_size",
-                         (long long)c->vocab_size, "max_position_embeddings", (long long)c->max_position_embeddings,
-                         "rms_norm_eps", c->rms_norm_eps, "rope_inv_freq", inv_freq, "rope_scale", c->rope_scale,
-                         "sliding_window", (long long)c->sliding_window, "tie_word_embeddings",
-                         c->tie_word_embeddings ? Py_True : Py_False);
-}
-
-static decoder *create(PyTypeObject *type, lora_decoder_config *c, PyObject *inv_freq_given) {
-    int64_t n;
-    PyObject *inv_freq = lora_py_doubles(inv_freq_given, "rope_inv_freq", &c->rope_inv_freq, &n);
-    if (!inv_freq) return NULL;
-    decoder *self = NULL;
-    if (c->head_dim < 2 || n != c->head_dim / 2) {
-        PyErr_Format(PyExc_ValueError, "rope_inv_freq: expected head_dim / 2 = %lld numbers, got %lld", (long long)(c->head_dim / 2),
-                     (long long)n);
-    } else if ((self = lora_py_new(type))) {
+static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    lora_decoder_config config = {0};
+    lora_py_decoder_memory memory = {0};
+    PyObject *options = lora_py_decoder_arguments(args, kwargs, &config, &memory);
+    decoder *self = options ? lora_py_new(type) : NULL;
+    if (self) {
         lora_status status;
         lora_error err = {0};
-        LORA_PY_CALL(self->base.ctx, status, lora_decoder_create(self->base.ctx, c, &self->decoder, &err));
-        self->config = *c;
-        self->config.rope_inv_freq = NULL;
+        LORA_PY_CALL(self->base.ctx, status, lora_decoder_create(self->base.ctx, &config, &self->decoder, &err));
+        self->config = config;
+        self->config.sliding_window = NULL;
+        self->config.layer_rope = NULL;
+        for (int i = 0; i < LORA_MAX_ROPES; i++) self->config.ropes[i].inv_freq = NULL;
+        self->options = Py_NewRef(options);
+        self->weights = PyDict_New();
+        self->adapters = PyDict_New();
         if (status != LORA_OK) raise_from(self, &err);
-        else if ((self->weights = PyDict_New()) && (self->adapters = PyDict_New())) self->options = options_dict(c, inv_freq);
-        if (!self->options) Py_CLEAR(self);
+        if (status != LORA_OK || !self->weights || !self->adapters) Py_CLEAR(self);
     }
-    Py_DECREF(inv_freq);
-    return self;
-}
-
-static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                            "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_inv_freq", "rope_scale",
-                            "sliding_window", "tie_word_embeddings", NULL};
-    long long hidden = -1, intermediate = -1, layers = -1, heads = -1, kv_heads = -1, head_dim = -1, vocab = -1, positions = -1;
-    long long window = 0;
-    double eps = -1.0, scale = 1.0;
-    PyObject *inv_freq = NULL;
-    int tied = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$LLLLLLLLdOdLp:Decoder", names, &hidden, &intermediate, &layers, &heads,
-                                     &kv_heads, &head_dim, &vocab, &positions, &eps, &inv_freq, &scale, &window, &tied)) return NULL;
-    const long long sizes[] = {hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, positions};
-    for (int i = 0; i < 8; i++) {
-        if (sizes[i] >= 1) continue;
-        PyErr_Format(sizes[i] == -1 ? PyExc_TypeError : PyExc_ValueError, "%s: expected a size >= 1, got %s", names[i],
-                     sizes[i] == -1 ? "none" : "a smaller one");
-        return NULL;
-    }
-    if (!inv_freq || eps == -1.0) {
-        PyErr_Format(PyExc_TypeError, "%s: expected a value, got none", inv_freq ? "rms_norm_eps" : "rope_inv_freq");
-        return NULL;
-    }
-    lora_decoder_config config = {
-        .hidden_size = hidden, .intermediate_size = intermediate, .num_hidden_layers = layers, .num_attention_heads = heads,
-        .num_key_value_heads = kv_heads, .head_dim = head_dim, .vocab_size = vocab, .max_position_embeddings = positions,
-        .sliding_window = window, .rms_norm_eps = eps, .rope_scale = scale, .tie_word_embeddings = tied,
-    };
-    return (PyObject *)create(type, &config, inv_freq);
-}
-
-/* --- weights and adapters ----------------------------------------------------------------------------------------- */
-
-typedef struct weight_place {
-    int64_t layer;
-    int is_vector, slot;
-} weight_place;
-
-static const char *const MATRIX_NAMES[LORA_LAYER_MATRICES] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                                              "gate_proj", "up_proj", "down_proj"};
-
-static int place_in_layer(const char *rest, weight_place *place) {
-    for (int i = 0; i < LORA_LAYER_MATRICES; i++) {
-        size_t length = strlen(MATRIX_NAMES[i]);
-        if (strncmp(rest, MATRIX_NAMES[i], length)) continue;
-        place->is_vector = strcmp(rest + length, ".bias") == 0;
-        place->slot = place->is_vector ? LORA_BIAS + i : i;
-        return place->is_vector || rest[length] == 0;
-    }
-    place->is_vector = 1;
-    place->slot = strcmp(rest, "input_layernorm") == 0 ? LORA_INPUT_LAYERNORM : LORA_POST_ATTENTION_LAYERNORM;
-    return place->slot == LORA_INPUT_LAYERNORM || strcmp(rest, "post_attention_layernorm") == 0;
-}
-
-static int find_place(const decoder *self, const char *name, weight_place *place) {
-    *place = (weight_place){-1, 0, 0};
-    if (strcmp(name, "embed_tokens") == 0) return place->slot = LORA_EMBED_TOKENS, 0;
-    if (strcmp(name, "lm_head") == 0) return place->slot = LORA_LM_HEAD, 0;
-    if (strcmp(name, "norm") == 0) return place->is_vector = 1, place->slot = LORA_FINAL_NORM, 0;
-    if (strncmp(name, "layers.", 7) == 0 && name[7] >= '0' && name[7] <= '9') {
-        const char *p = name + 7;
-        int64_t layer = 0;
-        for (; *p >= '0' && *p <= '9' && layer < INT32_MAX; p++) layer = layer * 10 + (*p - '0');
-        place->layer = layer;
-        if (*p == '.' && layer < self->config.num_hidden_layers && place_in_layer(p + 1, place)) return 0;
-    }
-    PyErr_Format(PyExc_ValueError,
-                 "name: expected embed_tokens, lm_head, norm or layers.N.<part> with N < %lld and a part such as q_proj, "
-                 "q_proj.bias or input_layernorm, got '%s'",
-                 (long long)self->config.num_hidden_layers, name);
-    return -1;
-}
-
-PyDoc_STRVAR(set_weight_doc,
-"set_weight($self, name, weight, /)\n--\n\n"
-"Set a weight by name. Its memory is borrowed and kept alive.\n\n"
-"Parameters\n----------\n"
-"name : str\n    embed_tokens, lm_head, norm, layers.N.input_layernorm, layers.N.post_attention_layernorm,\n"
-"    layers.N.<q|k|v|o|gate|up|down>_proj, or one of these projections with .bias behind it.\n"
-"weight : NF4Tensor, GGMLTensor, Parameter or array\n    Matrices: (out_features, in_features) NF4, GGUF blocks, float32 or bfloat16. Vectors: float32 (bfloat16 is\n"
-"    converted to a copy). A Parameter with requires_grad is trained.\n\n"
-"Raises\n------\nValueError\n    Unknown name, or another shape.\nTypeError\n    Another element type.");
-
-static PyObject *decoder_set_weight(PyObject *o, PyObject *args) {
-    const char *name;
-    PyObject *given;
-    decoder *self = (decoder *)o;
-    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
-    weight_place place;
-    if (!PyArg_ParseTuple(args, "sO:set_weight", &name, &given) || find_place(self, name, &place) < 0) return NULL;
-    lora_py_weight matrix = {0};
-    const float *vector = NULL;
-    int64_t n = 0;
-    int status = place.is_vector ? lora_py_get_vector(state, given, name, &vector, &n, &matrix.grad, &matrix.keep)
-                                 : lora_py_get_weight(state, given, name, &matrix);
-    if (status < 0 || lora_py_enter(&self->base) < 0) {
-        Py_XDECREF(matrix.keep);
-        return NULL;
-    }
-    PyObject *old = Py_XNewRef(PyDict_GetItemString(self->weights, name)); /* borrowed by the library until it is replaced */
-    lora_status set = LORA_OK;
-    lora_error err = {0};
-    status = PyDict_SetItemString(self->weights, name, matrix.keep);
-    if (status == 0) {
-        LORA_PY_CALL(self->base.ctx, set, place.is_vector
-            ? lora_decoder_set_vector(self->decoder, place.layer, (lora_vector_slot)place.slot, vector, n, matrix.grad, &err)
-            : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &matrix.w, matrix.grad, &err));
-    }
-    if (set != LORA_OK) {
-        if (old) status = PyDict_SetItemString(self->weights, name, old);
-        else status = PyDict_DelItemString(self->weights, name);
-    }
-    Py_XDECREF(old);
-    Py_XDECREF(matrix.keep);
-    lora_py_leave(&self->base);
-    if (status < 0) return NULL;
-    if (set != LORA_OK) return raise_from(self, &err);
-    Py_RETURN_NONE;
-}
-
-/* Sets (adapter != NULL) or removes an adapter, with keep as its owner. */
-static PyObject *change_adapter(decoder *self, const char *name, const lora_adapter *adapter, PyObject *keep) {
-    weight_place place;
-    if (find_place(self, name, &place) < 0) return NULL;
-    if (place.is_vector || place.layer < 0) {
-        PyErr_Format(PyExc_ValueError, "name: expected a projection of a layer, got '%s'", name);
-        return NULL;
-    }
-    if (lora_py_enter(&self->base) < 0) return NULL;
-    PyObject *old = Py_XNewRef(PyDict_GetItemString(self->adapters, name));
-    PyObject *value = keep ? keep : Py_None;
-    lora_status set = LORA_OK;
-    lora_error err = {0};
-    int status = PyDict_SetItemString(self->adapters, name, value);
-    if (status == 0) {
-        LORA_PY_CALL(self->base.ctx, set,
-                     lora_decoder_set_adapter(self->decoder, place.layer, (lora_matrix_slot)place.slot, adapter, &err));
-        if (set != LORA_OK) status = PyDict_SetItemString(self->adapters, name, old ? old : Py_None);
-    }
-    Py_XDECREF(old);
-    lora_py_leave(&self->base);
-    if (status < 0) return NULL;
-    if (set != LORA_OK) return raise_from(self, &err);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(set_adapter_doc,
-"set_adapter($self, name, A, B, /, *, scale, dropout=0.0, seed=0, magnitude=None)\n--\n\n"
-"Put a LoRA adapter on a projection: y = W x + scale B A x. It replaces the one that is there.\n\n"
-"Shapes\n------\nA (r, in_features); B (out_features, r).\n\n"
-"Parameters\n----------\n"
-"name : str\n    layers.N.<q|k|v|o|gate|up|down>_proj.\n"
-"A, B : Parameter\n    Shared; trained where requires_grad.\n"
-"scale : float\n    lora_alpha / r.\n"
-"dropout : float\n    On the input of A in forward_backward().\n"
-"seed : int\n    For the dropout masks.\n"
-"magnitude : Parameter, optional\n    (out_features,): makes it DoRA, row n of W + scale B A given the length magnitude[n].\n\n"
-"Raises\n------\nValueError\n    Unknown name, or a shape does not fit.\n\n"
-"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; DoRA, arXiv:2402.09353, eq. 5.");
-
-static PyObject *decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "", "scale", "dropout", "seed", "magnitude", NULL};
-    const char *name;
-    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
-    lora_py_parameter *A, *B;
-    PyObject *magnitude = Py_None;
-    double scale = NAN, dropout = 0.0;
-    unsigned long long seed = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO!O!|$ddKO:set_adapter", names, &name, state->parameter_type, &A,
-                                     state->parameter_type, &B, &scale, &dropout, &seed, &magnitude)) return NULL;
-    if (!isfinite(scale) || !(dropout >= 0.0 && dropout < 1.0)) {
-        PyErr_SetString(PyExc_ValueError, "scale, dropout: expected a finite scale and 0 <= dropout < 1, got others");
-        return NULL;
-    }
-    weight_place place;
-    if (find_place((decoder *)o, name, &place) < 0) return NULL;
-    const lora_decoder_config *c = &((decoder *)o)->config;
-    int64_t q = c->num_attention_heads * c->head_dim, kv = c->num_key_value_heads * c->head_dim;
-    const int64_t in[] = {c->hidden_size, c->hidden_size, c->hidden_size, q, c->hidden_size, c->hidden_size, c->intermediate_size};
-    const int64_t out[] = {q, kv, kv, c->hidden_size, c->intermediate_size, c->intermediate_size, c->hidden_size};
-    if (!place.is_vector && place.slot < LORA_LAYER_MATRICES) {
-        if (A->ndim != 2 || A->shape[1] != in[place.slot] || B->ndim != 2 || B->shape[0] != out[place.slot]
-            || B->shape[1] != A->shape[0]) {
-            PyErr_Format(PyExc_ValueError, "A, B: expected shapes (r, %lld) and (%lld, r) for %s, got others", (long long)in[place.slot],
-                         (long long)out[place.slot], name);
-            return NULL;
-        }
-    }
-    lora_py_parameter *m = magnitude == Py_None ? NULL : (lora_py_parameter *)magnitude;
-    if (m && (!Py_IS_TYPE(magnitude, state->parameter_type) || m->ndim != 1 || m->shape[0] != B->shape[0])) {
-        PyErr_Format(PyExc_ValueError, "magnitude: expected a Parameter of shape (%lld,) for %s, got another", (long long)B->shape[0], name);
-        return NULL;
-    }
-    lora_adapter adapter = {.rank = A->shape[0], .A = A->data, .B = B->data, .dA = A->grad, .dB = B->grad,
-                            .scale = (float)scale, .dropout = (float)dropout, .dropout_seed = seed,
-                            .magnitude = m ? m->data : NULL, .dmagnitude = m ? m->grad : NULL};
-    PyObject *keep = PyTuple_Pack(3, A, B, magnitude);
-    PyObject *result = keep ? change_adapter((decoder *)o, name, &adapter, keep) : NULL;
-    Py_XDECREF(keep);
-    return result;
-}
-
-PyDoc_STRVAR(set_token_rows_doc,
-"set_token_rows($self, ids, rows, /)\n--\n\n"
-"Train some rows of the embedding and nothing else of it.\n\n"
-"Shapes\n------\nids (n,); rows (n, hidden_size).\n\n"
-"Parameters\n----------\n"
-"ids : int32 or int64 array, list of int, or None\n    Token ids, distinct; None ends it.\n"
-"rows : Parameter or None\n    Their rows, with requires_grad.\n\n"
-"Raises\n------\nValueError\n    embed_tokens is not a Parameter with requires_grad, or an id or a shape does not fit.\n\n"
-"Notes\n-----\nThe Parameter that is embed_tokens serves this alone: its rows are overwritten before each pass, and its gradient is\n"
-"moved into rows.grad. A head that is the same Parameter takes part.");
-
-static PyObject *decoder_set_token_rows(PyObject *o, PyObject *args) {
-    decoder *self = (decoder *)o;
-    PyObject *given, *rows_given;
-    lora_py_ids ids = {0};
-    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
-    if (!PyArg_ParseTuple(args, "OO:set_token_rows", &given, &rows_given) || (given != Py_None && lora_py_get_ids(given, "ids", &ids) < 0))
-        return NULL;
-    lora_py_parameter *rows = Py_IS_TYPE(rows_given, state->parameter_type) ? (lora_py_parameter *)rows_given : NULL;
-    bool fits = ids.n == 0 || (rows && rows->grad && rows->ndim == 2 && rows->shape[0] == ids.n && rows->shape[1] == self->config.hidden_size);
-    if (!fits)
-        PyErr_Format(PyExc_ValueError, "rows: expected a Parameter of shape (%lld, %lld) with requires_grad, got another", (long long)ids.n,
-                     (long long)self->config.hidden_size);
-    if (!fits || lora_py_enter(&self->base) < 0) {
-        lora_py_release_ids(&ids);
-        return NULL;
-    }
-    lora_status set = LORA_OK;
-    lora_error err = {0};
-    LORA_PY_CALL(self->base.ctx, set, lora_decoder_set_token_rows(self->decoder, ids.n, ids.data, rows ? rows->data : NULL,
-                                                                  rows ? rows->grad : NULL, &err));
-    int status = 0;
-    if (set == LORA_OK) status = PyDict_SetItemString(self->adapters, "token rows", rows_given); /* borrowed by the library */
-    lora_py_leave(&self->base);
-    lora_py_release_ids(&ids);
-    if (status < 0) return NULL;
-    if (set != LORA_OK) return raise_from(self, &err);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(remove_adapter_doc, "remove_adapter($self, name, /)\n--\n\nTake the adapter off a projection; none there is fine.");
-
-static PyObject *decoder_remove_adapter(PyObject *o, PyObject *args) {
-    const char *name;
-    return PyArg_ParseTuple(args, "s:remove_adapter", &name) ? change_adapter((decoder *)o, name, NULL, NULL) : NULL;
+    Py_XDECREF(options);
+    lora_py_release_decoder_memory(&memory);
+    return (PyObject *)self;
 }
 
 /* --- batches ------------------------------------------------------------------------------------------------------ */
@@ -598,10 +341,10 @@ static PyGetSetDef decoder_getset[] = {
 };
 
 static PyMethodDef decoder_methods[] = {
-    {"set_weight", decoder_set_weight, METH_VARARGS, set_weight_doc},
-    {"set_adapter", LORA_PY_KEYWORDS decoder_set_adapter, METH_VARARGS | METH_KEYWORDS, set_adapter_doc},
-    {"set_token_rows", decoder_set_token_rows, METH_VARARGS, set_token_rows_doc},
-    {"remove_adapter", decoder_remove_adapter, METH_VARARGS, remove_adapter_doc},
+    {"set_weight", LORA_PY_KEYWORDS lora_py_decoder_set_weight, METH_VARARGS | METH_KEYWORDS, lora_py_set_weight_doc},
+    {"set_adapter", LORA_PY_KEYWORDS lora_py_decoder_set_adapter, METH_VARARGS | METH_KEYWORDS, lora_py_set_adapter_doc},
+    {"set_token_rows", lora_py_decoder_set_token_rows, METH_VARARGS, lora_py_set_token_rows_doc},
+    {"remove_adapter", lora_py_decoder_remove_adapter, METH_VARARGS, lora_py_remove_adapter_doc},
     {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
     {"loss", LORA_PY_KEYWORDS decoder_loss, METH_VARARGS | METH_KEYWORDS, loss_doc},
     {"logits", decoder_logits, METH_VARARGS, logits_doc},
@@ -614,17 +357,32 @@ static PyMethodDef decoder_methods[] = {
 
 PyDoc_STRVAR(decoder_doc,
 "Decoder(*, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, vocab_size, "
-"max_position_embeddings, rms_norm_eps, rope_inv_freq, rope_scale=1.0, sliding_window=0, tie_word_embeddings=False)\n--\n\n"
-"A Llama-family decoder: forward and backward over a packed batch, and decoding with a KV cache.\n\n"
+"max_position_embeddings, norm_eps, norm='rms', norm_weight_offset=0.0, pre_norm=True, post_norm=False, qk_norm='none', "
+"activation='silu', gated_mlp=True, learned_positions=False, tie_word_embeddings=False, embedding_scale=1.0, residual_scale=1.0, "
+"attention_scale=0.0, attention_softcap=0.0, logit_scale=1.0, logit_softcap=0.0, sliding_window=0, rope_inv_freq=None, "
+"rope_scale=1.0, second_rope_inv_freq=None, second_rope_scale=1.0, layer_rope=None, rope_switch=0)\n--\n\n"
+"A decoder: forward and backward over a packed batch, and decoding with a KV cache. What differs between the families of\n"
+"models is an argument.\n\n"
 "Parameters\n----------\n"
 "hidden_size, ... : int\n    As in config.json of a Hugging Face folder.\n"
-"rope_inv_freq : array\n    float64 (head_dim / 2,): angle per position of each pair.\n"
+"norm : 'rms' or 'layer'\n    Kind of all norms; norm_eps is added under the root, norm_weight_offset to the weight (Gemma: 1).\n"
+"pre_norm, post_norm : bool\n    Norms of the inputs and of the outputs of attention and MLP; at least one of them.\n"
+"qk_norm : 'none', 'head' or 'row'\n    RMSNorm of queries and keys before the rotation, head by head or all heads together.\n"
+"activation : 'silu' or 'gelu_tanh'\n    Of gate_proj's output, which multiplies up_proj's; with gated_mlp=False of up_proj's output.\n"
+"learned_positions : bool\n    An embedding of the position (embed_positions) is added to that of the token.\n"
+"embedding_scale, residual_scale : float\n    Multiply the embedding, and what attention and MLP add to the residual stream.\n"
+"attention_scale : float\n    Multiplies query times key; 0: 1 / sqrt(head_dim).\n"
+"attention_softcap, logit_softcap : float\n    c tanh(x / c) of scores and logits; 0: none. Logits are multiplied by logit_scale first.\n"
+"sliding_window : int or sequence of int\n    For all layers or one for each: a position sees this many keys, itself included; 0: all.\n"
+"rope_inv_freq : array\n    float64, at most head_dim / 2: angle per position of each pair; fewer turn only the start of a head. None: no rotation.\n"
 "rope_scale : float\n    Multiplies cosine and sine.\n"
-"sliding_window : int\n    A position sees this many keys, itself included; 0: all.\n\n"
-"Raises\n------\nValueError\n    A size is out of range or contradicts another.\n\n"
+"second_rope_inv_freq, second_rope_scale : optional\n    A second table.\n"
+"layer_rope : sequence of int, optional\n    Table of each layer, 0 or 1; -1: no rotation. By default 0 for all.\n"
+"rope_switch : int\n    Sequences of more tokens than this use the second table in all layers (longrope); 0: never.\n\n"
+"Raises\n------\nValueError\n    A number is out of range or contradicts another.\n\n"
 "Notes\n-----\nWeights are set by name with set_weight() and are borrowed. One thread at a time; results do not depend on the number\n"
 "of threads inside.\n\n"
-"Source\n------\nLlama 2, arXiv:2307.09288, section 2.2.");
+"Source\n------\nLlama 2, arXiv:2307.09288, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2.");
 
 static PyType_Slot decoder_slots[] = {
     {Py_tp_new, decoder_new},         {Py_tp_dealloc, decoder_dealloc}, {Py_tp_traverse, decoder_traverse},

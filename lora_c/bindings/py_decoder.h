@@ -7,7 +7,7 @@
 typedef struct lora_py_decoder {
     lora_py_object base;
     lora_decoder *decoder;
-    lora_decoder_config config; /* rope_inv_freq is not kept here */
+    lora_decoder_config config; /* its pointers are not kept here */
     PyObject *options;          /* the configuration as a dict */
     PyObject *weights, *adapters; /* name -> what owns the borrowed memory */
     lora_recompute recompute;
@@ -18,6 +18,25 @@ typedef struct lora_py_kvcache {
     lora_kv_cache *cache;
     lora_py_decoder *decoder;
 } lora_py_kvcache;
+
+/* Arrays that a configuration borrows until the decoder is made. */
+typedef struct lora_py_decoder_memory {
+    int32_t *windows;
+    int8_t *layer_rope;
+    PyObject *inv_freq[LORA_MAX_ROPES];
+} lora_py_decoder_memory;
+
+/** The arguments of Decoder() as a configuration. Returns them as a dict, or NULL with an exception; release the memory
+ *  in both cases. */
+PyObject *lora_py_decoder_arguments(PyObject *args, PyObject *kwargs, lora_decoder_config *config, lora_py_decoder_memory *memory);
+void lora_py_release_decoder_memory(lora_py_decoder_memory *memory);
+
+/* py_decoder_weights.c: the methods that give the decoder its weights and adapters */
+PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwargs);
+PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwargs);
+PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args);
+PyObject *lora_py_decoder_remove_adapter(PyObject *o, PyObject *args);
+extern const char lora_py_set_weight_doc[], lora_py_set_adapter_doc[], lora_py_set_token_rows_doc[], lora_py_remove_adapter_doc[];
 
 PyObject *lora_py_kvcache_new(lora_py_decoder *decoder, int64_t n_sequences, int64_t max_tokens);
 

@@ -155,7 +155,8 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     float *dx = NULL, *dw = NULL;
     if (gradients && (!(dx = lora_py_give_like(&c, x)) || !(dw = give_matrix(&c, w->rows, w->cols)))) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_linear_cross_entropy(c.state->ctx, x->rows, x->data, x->ld, w, c.ids[0].data, weight->data,
+    LORA_PY_CALL(c.state->ctx, status, lora_linear_cross_entropy(c.state->ctx, x->rows, x->data, x->ld, w,
+                                                                 (lora_logit_map){1.0f, 0.0f}, c.ids[0].data, weight->data,
                                                                  (float)grad_scale, &loss, NULL, dx, w->cols, dw, &c.err));
     PyObject *result = lora_py_end(&c, status);
     if (!result || !gradients) {

@@ -68,8 +68,8 @@ static PyObject *op_rmsnorm(PyObject *module, PyObject *args, PyObject *kwargs) 
     float *y = lora_py_give_like(&c, x);
     if (!y) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_rmsnorm_forward(c.state->ctx, x->rows, x->cols, x->data, x->ld, w->data, (float)eps, y,
-                                                            x->cols, NULL, &c.err));
+    lora_norm norm = {LORA_NORM_RMS, x->cols, 1, (float)eps, 0.0f, w->data, NULL};
+    LORA_PY_CALL(c.state->ctx, status, lora_norm_forward(c.state->ctx, &norm, x->rows, x->data, x->ld, y, x->cols, NULL, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -80,11 +80,11 @@ PyDoc_STRVAR(rmsnorm_backward_doc,
 "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
 "Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4, differentiated.");
 
-/* The forward pass writes its result where dx will be: only rstd is wanted of it. */
-static lora_status rmsnorm_gradients(lora_ctx *ctx, const lora_py_array *dy, const lora_py_array *x, const float *w, float eps,
-                                     float *rstd, float *dx, float *dw, lora_error *err) {
-    LORA_TRY(lora_rmsnorm_forward(ctx, x->rows, x->cols, x->data, x->ld, w, eps, dx, x->cols, rstd, err));
-    return lora_rmsnorm_backward(ctx, x->rows, x->cols, dy->data, dy->ld, x->data, x->ld, w, rstd, dx, x->cols, false, dw, err);
+/* The forward pass writes its result where dx will be: only the statistics are wanted of it. */
+static lora_status norm_gradients(lora_ctx *ctx, const lora_norm *norm, const lora_py_array *dy, const lora_py_array *x, float *stats,
+                                  float *dx, float *dw, float *db, lora_error *err) {
+    LORA_TRY(lora_norm_forward(ctx, norm, x->rows, x->data, x->ld, dx, x->cols, stats, err));
+    return lora_norm_backward(ctx, norm, x->rows, dy->data, dy->ld, x->data, x->ld, stats, dx, x->cols, false, dw, db, err);
 }
 
 static PyObject *op_rmsnorm_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -97,11 +97,12 @@ static PyObject *op_rmsnorm_backward(PyObject *module, PyObject *args, PyObject 
     lora_py_array *w = dy ? lora_py_take(&c, w_given, "weight", 0) : NULL;
     if (!w || lora_py_expect(w, 1, &x->cols) < 0) return lora_py_abandon(&c);
     float *dx = lora_py_give_like(&c, x), *dw = dx ? lora_py_give(&c, 1, &x->cols, 1) : NULL;
-    float *rstd = dw ? lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)x->rows * sizeof(float), "rstd") : NULL;
-    if (!rstd) return lora_py_abandon(&c);
+    float *stats = dw ? lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)x->rows * 2 * sizeof(float), "stats") : NULL;
+    if (!stats) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, rmsnorm_gradients(c.state->ctx, dy, x, w->data, (float)eps, rstd, dx, dw, &c.err));
-    lora_ctx_free(c.state->ctx, rstd);
+    lora_norm norm = {LORA_NORM_RMS, x->cols, 1, (float)eps, 0.0f, w->data, NULL};
+    LORA_PY_CALL(c.state->ctx, status, norm_gradients(c.state->ctx, &norm, dy, x, stats, dx, dw, NULL, &c.err));
+    lora_ctx_free(c.state->ctx, stats);
     return lora_py_end(&c, status);
 }
 
@@ -120,7 +121,7 @@ static lora_status run_rope(lora_ctx *ctx, const rope_args *r, lora_error *err) 
     int64_t half = r->D / 2;
     float *cosine = r->table, *sine = r->table + r->n_positions * half;
     LORA_TRY(lora_rope_table(ctx, r->n_positions, half, r->inv_freq, r->scale, cosine, sine, err));
-    return lora_rope(ctx, r->M, r->n_heads, r->D, r->x, r->n_heads * r->D, r->positions, cosine, sine, r->n_positions, r->backward, err);
+    return lora_rope(ctx, r->M, r->n_heads, r->D, r->D, r->x, r->n_heads * r->D, r->positions, cosine, sine, r->n_positions, r->backward, err);
 }
 
 static int rope_positions(const lora_py_ids *positions, rope_args *r) {
@@ -205,7 +206,7 @@ static PyObject *op_swiglu(PyObject *module, PyObject *args) {
     float *h = up ? lora_py_give_like(&c, gate) : NULL;
     if (!h) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_swiglu_forward(c.state->ctx, gate->rows, gate->cols, gate->data, gate->ld, up->data,
+    LORA_PY_CALL(c.state->ctx, status, lora_mlp_forward(c.state->ctx, LORA_SILU, gate->rows, gate->cols, gate->data, gate->ld, up->data,
                                                            up->ld, h, gate->cols, &c.err));
     return lora_py_end(&c, status);
 }
@@ -227,7 +228,7 @@ static PyObject *op_swiglu_backward(PyObject *module, PyObject *args) {
     if (!dup) return lora_py_abandon(&c);
     int64_t I = gate->cols;
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_swiglu_backward(c.state->ctx, gate->rows, I, dh->data, I, gate->data, I, up->data, I,
+    LORA_PY_CALL(c.state->ctx, status, lora_mlp_backward(c.state->ctx, LORA_SILU, gate->rows, I, dh->data, I, gate->data, I, up->data, I,
                                                             dgate, I, dup, I, &c.err));
     return lora_py_end(&c, status);
 }

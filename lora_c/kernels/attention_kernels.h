@@ -18,6 +18,7 @@ enum {
 typedef struct lora_attention_forward_tile {
     int64_t n_queries, group, D;
     float scale;
+    float softcap;                /* 0: none; else a score x becomes softcap * tanh(x / softcap) before the softmax */
     int64_t last;                 /* the last key that query 0 sees; query i sees keys ..= last + i, last >= 0 */
     int64_t window;               /* 0: none; else a query sees the last window keys of those */
     const float *q;               /* first query, first head of the group */
@@ -34,7 +35,7 @@ typedef struct lora_attention_forward_tile {
 /* One backward task: n_queries queries against n_keys keys, both <= LORA_ATTENTION_BLOCK. */
 typedef struct lora_attention_backward_tile {
     int64_t n_queries, n_keys, group, D;
-    float scale;
+    float scale, softcap;
     int64_t last;                 /* as above, but counted from key 0 of this tile; >= 0 */
     int64_t window;
     bool accumulate;              /* add to dq, dk, dv instead of setting them */
@@ -59,7 +60,7 @@ typedef struct lora_attention_kernels {
     void (*delta)(int64_t M, int64_t n_heads, int64_t D, const float *dout, int64_t lddo, const float *o, int64_t ldo,
                   float *delta);
     /* p = exp(scale * q k^T - lse), ds = p * (dout v^T - delta);   dv (+)= p^T dout, dq (+)= scale * ds k,
-     * dk (+)= scale * ds^T q (algorithm 2, one tile). dk, dv: n_keys rows of D; dq: as q. */
+     * dk (+)= scale * ds^T q (algorithm 2, one tile); with a softcap ds also carries 1 - tanh^2. dk, dv: n_keys rows of D; dq: as q. */
     void (*backward)(const lora_attention_backward_tile *tile);
 } lora_attention_kernels;
 

@@ -22,18 +22,31 @@ typedef struct lora_adamw_constants {
 } lora_adamw_constants;
 
 typedef struct lora_rowwise_kernels {
-    /** y[i] = x[i] * r * weight[i], r = 1/sqrt(mean(x^2) + eps); returns r. n >= 1.
+    /** y[i] = x[i] * r * w[i], w = offset + weight, r = 1/sqrt(mean(x^2) + eps); returns r. n >= 1. An offset of 0 leaves
+     *  the weight as it is; 1 is Gemma's.
      *  Alias     y may be x.        Numerics  |err| <= (n/8 + 12) u |y| (a sum in at least 8 lanes) */
-    float (*rmsnorm_forward)(int64_t n, const float *x, const float *weight, float eps, float *y);
+    float (*rmsnorm_forward)(int64_t n, const float *x, const float *weight, float offset, float eps, float *y);
 
-    /** c = mean(dy * weight * x) * rstd^2;   dx[i] = rstd * (dy[i] * weight[i] - c * x[i])   (added to when accumulate)
+    /** c = mean(dy * w * x) * rstd^2;   dx[i] = rstd * (dy[i] * w[i] - c * x[i])   (added to when accumulate)
      *  dweight[i] += dy[i] * x[i] * rstd.    dx or dweight may be NULL.
      *  Alias     dx may be dy or x.
      *  Numerics  |err| <= 8 u rstd |dy w| + (n/8 + 12) u rstd^3 mean|dy w x| |x| */
-    void (*rmsnorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float rstd, float *dx,
-                             bool accumulate, float *dweight);
+    void (*rmsnorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd,
+                             float *dx, bool accumulate, float *dweight);
 
-    /** One head in place: (a, b) = (x[i], x[i + half]);  x[i] = a cos[i] - s b sin[i];  x[i + half] = b cos[i] + s a sin[i].
+    /** y[i] = (x[i] - mean) * r * weight[i] + bias[i], r = 1/sqrt(mean((x - mean)^2) + eps); returns r. n >= 1.
+     *  Alias     y may be x.        Numerics  |err| <= (n/8 + 12) u (2 |y - bias| + max|x| r |weight|) + u |y| */
+    float (*layernorm_forward)(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y,
+                               float *mean);
+
+    /** z = (x - mean) * rstd, g = dy * weight;   dx = rstd * (g - mean(g) - z mean(g z))   (added to when accumulate)
+     *  dweight[i] += dy[i] * z[i];   dbias[i] += dy[i].    dx, dweight or dbias may be NULL.
+     *  Alias     dx may be dy or x.
+     *  Numerics  |err| <= (n/8 + 12) u rstd (|g| + mean|g| + |z| mean|g z|) */
+    void (*layernorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd,
+                               float *dx, bool accumulate, float *dweight, float *dbias);
+
+    /** The start of one head in place: (a, b) = (x[i], x[i + half]);  x[i] = a cos[i] - s b sin[i];  x[i + half] = b cos[i] + s a sin[i].
      *  s is sign: 1 forward, -1 backward. cos and sin have half elements.      Numerics  |err| <= 3 u (|a| + |b|) */
     void (*rope)(int64_t half, float *x, const float *cos, const float *sin, float sign);
 
@@ -44,6 +57,22 @@ typedef struct lora_rowwise_kernels {
     /** s = sigmoid(gate);   dgate = dh up s (1 + gate (1 - s));   dup = dh gate s.
      *  Alias     dgate may be gate; dup may be up or dh.      Numerics  |err| <= 16 u (1 + |gate|) |dh up|, 8 u |dh gate| */
     void (*swiglu_backward)(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup);
+
+    /** h[i] = up[i] * gelu(gate[i]), gelu(x) = x s(x) with s = 1 / (1 + exp(-2 k (x + 0.044715 x^3))), k = sqrt(2/pi): the
+     *  tanh form of GELU (arXiv:1606.08415, section 2). up NULL: h = gelu(gate).
+     *  Alias     h may be gate or up.      Numerics  |err| <= (16 + 4 gate^2) u |h| + 2^-120 |up| */
+    void (*geglu_forward)(int64_t n, const float *gate, const float *up, float *h);
+
+    /** dgate = dh up (s + gate s'), dup = dh gate s, with s as above. up and dup NULL: dgate = dh gelu'(gate).
+     *  Alias     dgate may be gate; dup may be up or dh.
+     *  Numerics  |err| <= (32 + 16 gate^2) u |dh up|, (16 + 4 gate^2) u |dh gate s| + 2^-118 */
+    void (*geglu_backward)(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup);
+
+    /** x[i] = cap * tanh(x[i] / cap), cap > 0.      Numerics  |err| <= 8 u |x| */
+    void (*softcap_forward)(int64_t n, float cap, float *x);
+
+    /** d[i] *= 1 - (y[i] / cap)^2, y a result of softcap_forward.      Numerics  |err| <= 4 u |d before| */
+    void (*softcap_backward)(int64_t n, float cap, const float *y, float *d);
 
     /** Returns logsumexp(logits) - logits[target]. With gradient, logits become scale * (softmax(logits) - onehot(target)),
      *  else they are left as they are. n >= 1, 0 <= target < n. A NaN or +Inf logit gives a NaN loss.
@@ -61,6 +90,9 @@ typedef struct lora_rowwise_kernels {
 
     /** y[i] += a * x[i]. The product is rounded once or not at all.      Alias     y may be x. */
     void (*axpy)(int64_t n, float a, const float *x, float *y);
+
+    /** y[i] = a * x[i].      Alias     y may be x. */
+    void (*scale)(int64_t n, float a, const float *x, float *y);
 
     /** y[i] = exp(x[i]); 0 below -87.3, +Inf above 88.72, exactly 1 at 0, NaN kept.
      *  Alias     y may be x.      Numerics  at most 1.1 ulp from the exact value (measured) */

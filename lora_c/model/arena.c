@@ -20,22 +20,31 @@ static void *carve(carver *c, int64_t n, size_t element_bytes) {
 /* cols < 2^33 (the widest row is Q + 2 KV), so cols * 4 fits */
 static float *carve_floats(carver *c, int64_t rows, int64_t cols) { return carve(c, rows, (size_t)cols * sizeof(float)); }
 
-/* The part of a state that every layer needs while it runs. */
-static lora_layer_state carve_working_state(carver *c, const lora_decoder_config *k, int64_t M) {
-    lora_layer_state s = {0};
+/* The part of a state that every layer needs while it runs; branch: the memory of its branches, or NULL. */
+static lora_layer_state carve_working_state(carver *c, const lora_decoder_config *k, int64_t M, float *branch) {
+    lora_layer_state s = {.att_branch = branch, .mlp_branch = branch};
     s.qkv = carve_floats(c, M, lora_qkv_width(k));
     s.att = carve_floats(c, M, lora_q_width(k));
-    s.gate = carve_floats(c, M, k->intermediate_size);
     s.up = carve_floats(c, M, k->intermediate_size);
+    s.gate = k->gated_mlp ? carve_floats(c, M, k->intermediate_size) : s.up;
     return s;
 }
 
-static lora_layer_state carve_state(carver *c, const lora_decoder_config *k, int64_t M) {
-    lora_layer_state s = carve_working_state(c, k, M);
-    s.rstd1 = carve_floats(c, M, 1);
+static int64_t norm_groups(const lora_decoder_config *k, int norm) {
+    if (norm != LORA_Q_NORM && norm != LORA_K_NORM) return 1;
+    return (norm == LORA_Q_NORM ? lora_q_width(k) : lora_kv_width(k)) / lora_norm_width(k, norm);
+}
+
+static lora_layer_state carve_state(carver *c, const lora_decoder_config *k, int64_t M, float *branch) {
+    lora_layer_state s = carve_working_state(c, k, M, branch);
+    for (int i = 0; i < LORA_LAYER_NORMS; i++)
+        if (lora_has_norm(k, i)) s.stats[i] = carve_floats(c, M, 2 * norm_groups(k, i));
     s.lse = carve_floats(c, M, k->num_attention_heads);
     s.x2 = carve_floats(c, M, k->hidden_size);
-    s.rstd2 = carve_floats(c, M, 1);
+    if (k->qk_norm != LORA_QK_NORM_NONE) s.qk = carve_floats(c, M, lora_q_width(k) + lora_kv_width(k));
+    if (!k->post_norm) return s;
+    s.att_branch = carve_floats(c, M, k->hidden_size); /* inputs of norms: kept */
+    s.mlp_branch = carve_floats(c, M, k->hidden_size);
     return s;
 }
 
@@ -51,23 +60,25 @@ static void lay_streams(carver *c, const lora_decoder_config *k, int64_t M, lora
 
 static void lay_states(carver *c, const lora_decoder_config *k, int64_t M, lora_recompute recompute, lora_buffers *b) {
     int64_t L = k->num_hidden_layers;
-    lora_layer_state kept = b->lowest < L ? carve_state(c, k, M) : carve_working_state(c, k, M);
+    float *branch = lora_has_branches(k) ? carve_floats(c, M, k->hidden_size) : NULL;
+    lora_layer_state kept = b->lowest < L ? carve_state(c, k, M, branch) : carve_working_state(c, k, M, branch);
     for (int64_t i = 0; i < L; i++) {
-        if (i > b->lowest && recompute == LORA_RECOMPUTE_NONE) kept = carve_state(c, k, M);
+        if (i > b->lowest && recompute == LORA_RECOMPUTE_NONE) kept = carve_state(c, k, M, branch);
         if (!c->base) continue;
         b->states[i] = kept;
-        if (i >= b->lowest) continue;
-        b->states[i].rstd1 = b->states[i].rstd2 = b->states[i].lse = NULL;
-        b->states[i].x2 = b->x[i];
+        if (i < b->lowest)
+            b->states[i] = (lora_layer_state){.qkv = kept.qkv, .att = kept.att, .gate = kept.gate, .up = kept.up,
+                                              .att_branch = branch, .mlp_branch = branch, .x2 = b->x[i]};
     }
 }
 
 static void lay_gradients(carver *c, const lora_decoder *d, int64_t M, lora_buffers *b) {
     const lora_decoder_config *k = &d->config;
-    b->rstd_final = carve_floats(c, M, 1);
+    b->stats_final = carve_floats(c, M, 2);
     b->dxn = carve_floats(c, M, k->hidden_size);
     if (b->lowest == k->num_hidden_layers) return;
     b->dx = carve_floats(c, M, k->hidden_size);
+    if (lora_has_branches(k)) b->dbranch = carve_floats(c, M, k->hidden_size);
 }
 
 /* h and dh serve the MLP, datt and dqkv the attention that follows it in backward: the same memory twice. */
@@ -90,6 +101,7 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     b->x = carve(&c, L + 1, sizeof *b->x);
     b->states = carve(&c, L, sizeof *b->states);
     b->positions = carve(&c, M, sizeof *b->positions);
+    b->rope_rows = k->rope_switch ? carve(&c, M, sizeof *b->rope_rows) : b->positions;
     b->views = carve(&c, M, sizeof *b->views);
     lay_streams(&c, k, M, b);
     lay_states(&c, k, M, d->recompute, b);

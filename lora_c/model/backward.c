@@ -5,26 +5,52 @@
 static lora_status project_backward(lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *dy,
                                     int64_t lddy, const float *x, int64_t ldx, float *dx, int64_t lddx, bool accumulate,
                                     lora_error *err) {
-    const lora_matrix *m = &d->layers[layer].matrices[slot];
+    const lora_layer *l = &d->layers[layer];
+    const lora_matrix *m = &l->matrices[slot];
     lora_adapter storage;
     if (!dx && !lora_matrix_trains(m)) return LORA_OK;
-    return lora_linear_backward(d->ctx, run->n_tokens, dy, lddy, x, ldx, &m->w,
-                                lora_run_adapter(m, run, layer, slot, &storage), dx, lddx, accumulate, m->dW, m->dbias, err);
+    return lora_linear_backward(d->ctx, run->n_tokens, dy, lddy, x, ldx, &m->w, lora_run_adapter(l, run, layer, slot, &storage), dx,
+                                lddx, accumulate, m->dW, m->dbias, err);
 }
 
-/* xn again, from the input and the same kernel as in forward: the same bits. */
-static lora_status norm_again(lora_decoder *d, const lora_run *run, const float *x, const lora_norm *n, lora_buffers *b,
-                              lora_error *err) {
-    int64_t H = d->config.hidden_size;
-    return lora_rmsnorm_forward(d->ctx, run->n_tokens, H, x, H, n->w, (float)d->config.rms_norm_eps, b->xn, H, NULL, err);
+/* dx (added to when accumulate, else it may be dy) through the norm of slot, and the gradients of its weights. */
+static lora_status norm_backward(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, int slot,
+                                 const float *dy, int64_t lddy, const float *x, int64_t ldx, float *dx, int64_t lddx,
+                                 bool accumulate, lora_error *err) {
+    lora_norm n = lora_decoder_norm(d, layer, slot);
+    const lora_norm_weights *w = &d->layers[layer].norms[slot];
+    return lora_norm_backward(d->ctx, &n, run->n_tokens, dy, lddy, x, ldx, b->states[layer].stats[slot], dx, lddx, accumulate, w->dw,
+                              w->db, err);
 }
 
-/* dx of the residual stream += gradient through the norm; dxn NULL: nothing below wants it. */
-static lora_status norm_backward(lora_decoder *d, const lora_run *run, const float *dxn, const float *x, const float *rstd,
-                                 const lora_norm *n, lora_buffers *b, lora_error *err) {
-    int64_t H = d->config.hidden_size;
-    if (!dxn) return LORA_OK;
-    return lora_rmsnorm_backward(d->ctx, run->n_tokens, H, dxn, H, x, H, n->w, rstd, b->dx, H, true, n->dw, err);
+/* *dy: the gradient of what a projection puts out, from that of the stream: the same, or b->dbranch behind factor and norm. */
+static lora_status branch_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int norm_slot,
+                                   const float *branch, const float **dy, lora_error *err) {
+    int64_t M = run->n_tokens, H = d->config.hidden_size;
+    *dy = b->dx;
+    if (!branch) return LORA_OK;
+    *dy = b->dbranch;
+    LORA_TRY(lora_scale_rows(d->ctx, M, H, (float)d->config.residual_scale, b->dx, H, b->dbranch, H, false, err));
+    if (!d->config.post_norm) return LORA_OK;
+    return norm_backward(d, run, b, layer, norm_slot, b->dbranch, H, branch, H, b->dbranch, H, false, err);
+}
+
+/* Where the gradient of a block's input goes: without a norm before it straight into that of the stream, added. */
+typedef struct input_gradient {
+    float *dx;
+    bool added; /* from the first projection on; else that one sets it */
+} input_gradient;
+
+static input_gradient input_gradient_of(const lora_decoder *d, const lora_buffers *b, const lora_norm_weights *norm, bool below) {
+    if (!d->config.pre_norm) return (input_gradient){below ? b->dx : NULL, true};
+    return (input_gradient){below || lora_norm_trains(norm) ? b->dxn : NULL, false};
+}
+
+/* The input of the block again, from the stream and the same kernel as in forward: the same bits. */
+static lora_status input_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x, bool read,
+                               const float **out, lora_error *err) {
+    *out = x; /* not read */
+    return read ? lora_block_input(d, run, b, layer, slot, x, NULL, out, err) : LORA_OK;
 }
 
 /* b->dx holds the gradient of the layer's output and, after this, of x2. below: something under the MLP wants it. */
@@ -33,31 +59,37 @@ static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffe
     const lora_layer_state *s = &b->states[layer];
     const lora_layer *l = &d->layers[layer];
     int64_t M = run->n_tokens, H = d->config.hidden_size, I = d->config.intermediate_size;
-    bool inner = below || lora_gate_up_trains(l);
-    float *dxn = below || l->post_attention_norm.dw ? b->dxn : NULL;
-    if (lora_reads_input(&l->matrices[LORA_DOWN_PROJ]))
-        LORA_TRY(lora_swiglu_forward(d->ctx, M, I, s->gate, I, s->up, I, b->h, I, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_DOWN_PROJ, b->dx, H, b->h, I, inner ? b->dh : NULL, I, false, err));
+    bool inner = below || lora_gate_up_trains(l), gated = d->config.gated_mlp;
+    input_gradient in = input_gradient_of(d, b, &l->norms[LORA_POST_ATTENTION_LAYERNORM], below);
+    const float *x, *dy;
+    LORA_TRY(branch_backward(d, run, b, layer, LORA_MLP_OUTPUT_NORM, s->mlp_branch, &dy, err));
+    if (lora_reads_input(&l->matrices[LORA_DOWN_PROJ])) LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
+    LORA_TRY(project_backward(d, run, layer, LORA_DOWN_PROJ, dy, H, b->h, I, inner ? b->dh : NULL, I, false, err));
     if (!inner) return LORA_OK;
     /* gate and up are not needed again: their gradients take their place */
-    LORA_TRY(lora_swiglu_backward(d->ctx, M, I, b->dh, I, s->gate, I, s->up, I, s->gate, I, s->up, I, err));
-    if (lora_reads_input(&l->matrices[LORA_GATE_PROJ]) || lora_reads_input(&l->matrices[LORA_UP_PROJ]))
-        LORA_TRY(norm_again(d, run, s->x2, &l->post_attention_norm, b, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_GATE_PROJ, s->gate, I, b->xn, H, dxn, H, false, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_UP_PROJ, s->up, I, b->xn, H, dxn, H, true, err));
-    return norm_backward(d, run, dxn, s->x2, s->rstd2, &l->post_attention_norm, b, err);
+    LORA_TRY(lora_mlp_backward(d->ctx, d->config.activation, M, I, b->dh, I, s->gate, I, gated ? s->up : NULL, I, s->gate, I,
+                               gated ? s->up : NULL, I, err));
+    bool read = lora_reads_input(&l->matrices[LORA_GATE_PROJ]) || lora_reads_input(&l->matrices[LORA_UP_PROJ]);
+    LORA_TRY(input_again(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, read, &x, err));
+    if (gated) LORA_TRY(project_backward(d, run, layer, LORA_GATE_PROJ, s->gate, I, x, H, in.dx, H, in.added, err));
+    LORA_TRY(project_backward(d, run, layer, LORA_UP_PROJ, s->up, I, x, H, in.dx, H, gated || in.added, err));
+    if (!d->config.pre_norm || !in.dx) return LORA_OK;
+    return norm_backward(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, in.dx, H, s->x2, H, b->dx, H, true, err);
 }
 
-/* datt -> dqkv of the projections' outputs: through attention and back through the rotation. */
+/* datt -> dqkv of the projections' outputs: through attention, back through the rotation and through the norms. */
 static lora_status core_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_decoder_config *k = &d->config;
     const lora_layer_state *s = &b->states[layer];
     int64_t Q = lora_q_width(k), KV = lora_kv_width(k), ld = lora_qkv_width(k);
-    LORA_TRY(lora_attention_backward(d->ctx, &d->attention, run->n_segments, run->cu_seqlens, s->qkv, ld, s->qkv + Q, ld,
-                                     s->qkv + Q + KV, ld, s->att, Q, s->lse, b->datt, Q, b->dqkv, ld, b->dqkv + Q, ld,
-                                     b->dqkv + Q + KV, ld, err));
-    return lora_rope(d->ctx, run->n_tokens, k->num_attention_heads + k->num_key_value_heads, k->head_dim, b->dqkv, ld,
-                     b->positions, d->cos, d->sin, k->max_position_embeddings, true, err);
+    lora_attention_shape shape = lora_layer_attention(d, layer);
+    float *dq = b->dqkv, *dk = dq + Q, *dv = dk + KV;
+    LORA_TRY(lora_attention_backward(d->ctx, &shape, run->n_segments, run->cu_seqlens, s->qkv, ld, s->qkv + Q, ld,
+                                     s->qkv + Q + KV, ld, s->att, Q, s->lse, b->datt, Q, dq, ld, dk, ld, dv, ld, err));
+    LORA_TRY(lora_rotate(d, run, b, layer, dq, true, err));
+    if (k->qk_norm == LORA_QK_NORM_NONE) return LORA_OK;
+    LORA_TRY(norm_backward(d, run, b, layer, LORA_Q_NORM, dq, ld, s->qk, Q + KV, dq, ld, false, err));
+    return norm_backward(d, run, b, layer, LORA_K_NORM, dk, ld, s->qk + Q, Q + KV, dk, ld, false, err);
 }
 
 static bool qkv_reads_input(const lora_layer *l) {
@@ -73,27 +105,42 @@ static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora
     const lora_layer *l = &d->layers[layer];
     int64_t H = k->hidden_size, Q = lora_q_width(k), KV = lora_kv_width(k), ld = lora_qkv_width(k);
     bool inner = below || lora_qkv_trains(l);
-    float *dk = b->dqkv + Q, *dv = dk + KV, *dxn = below || l->input_norm.dw ? b->dxn : NULL;
-    LORA_TRY(project_backward(d, run, layer, LORA_O_PROJ, b->dx, H, s->att, Q, inner ? b->datt : NULL, Q, false, err));
+    input_gradient in = input_gradient_of(d, b, &l->norms[LORA_INPUT_LAYERNORM], below);
+    const float *x, *dy;
+    LORA_TRY(branch_backward(d, run, b, layer, LORA_ATTENTION_OUTPUT_NORM, s->att_branch, &dy, err));
+    LORA_TRY(project_backward(d, run, layer, LORA_O_PROJ, dy, H, s->att, Q, inner ? b->datt : NULL, Q, false, err));
     if (!inner) return LORA_OK;
     LORA_TRY(core_backward(d, run, b, layer, err));
-    if (qkv_reads_input(l)) LORA_TRY(norm_again(d, run, b->x[layer], &l->input_norm, b, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_Q_PROJ, b->dqkv, ld, b->xn, H, dxn, H, false, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_K_PROJ, dk, ld, b->xn, H, dxn, H, true, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_V_PROJ, dv, ld, b->xn, H, dxn, H, true, err));
-    return norm_backward(d, run, dxn, b->x[layer], s->rstd1, &l->input_norm, b, err);
+    LORA_TRY(input_again(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], qkv_reads_input(l), &x, err));
+    LORA_TRY(project_backward(d, run, layer, LORA_Q_PROJ, b->dqkv, ld, x, H, in.dx, H, in.added, err));
+    LORA_TRY(project_backward(d, run, layer, LORA_K_PROJ, b->dqkv + Q, ld, x, H, in.dx, H, true, err));
+    LORA_TRY(project_backward(d, run, layer, LORA_V_PROJ, b->dqkv + Q + KV, ld, x, H, in.dx, H, true, err));
+    if (!k->pre_norm || !in.dx) return LORA_OK;
+    return norm_backward(d, run, b, layer, LORA_INPUT_LAYERNORM, in.dx, H, b->x[layer], H, b->dx, H, true, err);
+}
+
+/* b->dx holds the gradient of the first stream. */
+static lora_status embeddings_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
+    const lora_decoder_config *k = &d->config;
+    int64_t M = run->n_tokens, H = k->hidden_size;
+    float *tokens = lora_global(d, LORA_EMBED_TOKENS)->dW, *positions = lora_global(d, LORA_EMBED_POSITIONS)->dW;
+    if (positions)
+        LORA_TRY(lora_embedding_backward(d->ctx, M, b->positions, b->dx, H, k->max_position_embeddings, H, positions, err));
+    if (!tokens) return LORA_OK;
+    if (k->embedding_scale != 1.0)
+        LORA_TRY(lora_scale_rows(d->ctx, M, H, (float)k->embedding_scale, b->dx, H, b->dx, H, false, err));
+    return lora_embedding_backward(d->ctx, M, run->input_ids, b->dx, H, k->vocab_size, H, tokens, err);
 }
 
 lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
-    int64_t L = d->config.num_hidden_layers, H = d->config.hidden_size;
-    float *dE = d->embed_tokens.dW;
+    int64_t L = d->config.num_hidden_layers;
+    bool embeddings = lora_embeddings_train(d);
     for (int64_t layer = L - 1; layer >= b->lowest; layer--) {
-        bool below = layer > b->lowest || dE, attention = below || lora_attention_trains(&d->layers[layer]);
+        bool below = layer > b->lowest || embeddings, attention = below || lora_attention_trains(&d->layers[layer]);
         /* the shared state still holds the last layer */
         if (d->recompute == LORA_RECOMPUTE_LAYER && layer < L - 1) LORA_TRY(lora_layer_recompute(d, run, b, layer, err));
         LORA_TRY(mlp_backward(d, run, b, layer, attention, err));
         if (attention) LORA_TRY(attention_backward(d, run, b, layer, below, err));
     }
-    if (!dE) return LORA_OK;
-    return lora_embedding_backward(d->ctx, run->n_tokens, run->input_ids, b->dx, H, d->config.vocab_size, H, dE, err);
+    return embeddings ? embeddings_backward(d, run, b, err) : LORA_OK;
 }

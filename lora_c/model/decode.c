@@ -32,8 +32,7 @@ lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_seg
     LORA_TRY(lora_layers_forward(d, &run, &b, err));
     for (int64_t s = 0; s < n_segments; s++) /* only the last row of a segment goes through the head */
         memmove(b.xn + s * H, b.xn + (cu_seqlens[s + 1] - 1) * H, (size_t)H * sizeof(float));
-    LORA_TRY(lora_linear_forward(d->ctx, n_segments, b.xn, H, &lora_head(d)->w, NULL, NULL, logits, d->config.vocab_size,
-                                 false, err));
+    LORA_TRY(lora_decoder_head(d, n_segments, b.xn, logits, err));
     /* only now: a failed call leaves no trace */
     for (int64_t s = 0; s < n_segments; s++) c->lengths[sequences[s]] += cu_seqlens[s + 1] - cu_seqlens[s];
     return LORA_OK;

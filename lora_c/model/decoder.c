@@ -28,47 +28,100 @@ static lora_status check_sizes(const lora_decoder_config *c, lora_error *err) {
     return LORA_OK;
 }
 
+static lora_status check_number(const char *name, double x, bool may_be_zero, lora_error *err) {
+    LORA_CHECK((may_be_zero ? x >= 0 : x > 0) && isfinite(x), err, LORA_EINVAL, "%s: expected a finite number %s 0, got %g", name,
+               may_be_zero ? ">=" : ">", x);
+    return LORA_OK;
+}
+
+static lora_status check_numbers(const lora_decoder_config *c, lora_error *err) {
+    LORA_TRY(check_number("norm_eps", c->norm_eps, false, err));
+    LORA_TRY(check_number("norm_weight_offset", c->norm_weight_offset, true, err));
+    LORA_TRY(check_number("embedding_scale", c->embedding_scale, false, err));
+    LORA_TRY(check_number("residual_scale", c->residual_scale, false, err));
+    LORA_TRY(check_number("attention_scale", c->attention_scale, false, err));
+    LORA_TRY(check_number("attention_softcap", c->attention_softcap, true, err));
+    LORA_TRY(check_number("logit_scale", (double)c->logits.scale, false, err));
+    return check_number("logit_softcap", (double)c->logits.softcap, true, err);
+}
+
+static lora_status check_rope(const lora_decoder_config *c, const lora_rope_config *r, lora_error *err) {
+    LORA_CHECK(r->rotary >= 2 && r->rotary % 2 == 0 && r->rotary <= c->head_dim, err, LORA_EINVAL,
+               "rope_inv_freq: expected 1 to head_dim / 2 = %lld values, got %lld", (long long)c->head_dim / 2, (long long)r->rotary / 2);
+    LORA_TRY(check_number("rope_scale", r->scale, false, err));
+    LORA_CHECK(r->inv_freq, err, LORA_EINVAL, "rope_inv_freq: expected values, got NULL");
+    for (int64_t i = 0; i < r->rotary / 2; i++)
+        LORA_CHECK(isfinite(r->inv_freq[i]), err, LORA_EINVAL, "rope_inv_freq: expected finite values, got %g at index %lld",
+                   r->inv_freq[i], (long long)i);
+    return LORA_OK;
+}
+
+static lora_status check_ropes(const lora_decoder_config *c, lora_error *err) {
+    LORA_CHECK(c->n_ropes >= 0 && c->n_ropes <= LORA_MAX_ROPES, err, LORA_EINVAL, "n_ropes: expected 0 to %d, got %d", LORA_MAX_ROPES,
+               c->n_ropes);
+    for (int i = 0; i < c->n_ropes; i++) LORA_TRY(check_rope(c, &c->ropes[i], err));
+    for (int64_t i = 0; c->layer_rope && i < c->num_hidden_layers; i++)
+        LORA_CHECK(c->layer_rope[i] >= -1 && c->layer_rope[i] < c->n_ropes, err, LORA_EINVAL, "layer_rope: expected -1 to %d, got %d at index %lld",
+                   c->n_ropes - 1, (int)c->layer_rope[i], (long long)i);
+    if (!c->rope_switch) return LORA_OK;
+    LORA_CHECK(c->n_ropes == 2 && !c->layer_rope && c->ropes[0].rotary == c->ropes[1].rotary, err, LORA_EINVAL,
+               "rope_switch: expected two tables of one size for all layers, got others");
+    LORA_CHECK(c->rope_switch > 0 && c->max_position_embeddings < INT32_MAX / 2, err, LORA_EINVAL, "rope_switch: expected > 0, got %lld",
+               (long long)c->rope_switch);
+    return LORA_OK;
+}
+
 static lora_status check_config(const lora_decoder_config *c, lora_error *err) {
     LORA_TRY(check_sizes(c, err));
     LORA_CHECK(c->num_attention_heads % c->num_key_value_heads == 0, err, LORA_EINVAL,
                "num_attention_heads: expected a multiple of num_key_value_heads (%lld), got %lld",
                (long long)c->num_key_value_heads, (long long)c->num_attention_heads);
-    LORA_CHECK(c->head_dim % 2 == 0, err, LORA_EINVAL, "head_dim: expected an even number, got %lld",
-               (long long)c->head_dim);
     LORA_CHECK(lora_q_width(c) < INT32_MAX, err, LORA_EINVAL,
                "num_attention_heads: expected num_attention_heads * head_dim below %d, got %lld", INT32_MAX,
                (long long)lora_q_width(c));
-    LORA_CHECK(c->rms_norm_eps > 0 && isfinite(c->rms_norm_eps), err, LORA_EINVAL,
-               "rms_norm_eps: expected a finite number > 0, got %g", c->rms_norm_eps);
-    LORA_CHECK(c->sliding_window >= 0, err, LORA_EINVAL, "sliding_window: expected >= 0, got %lld",
-               (long long)c->sliding_window);
-    LORA_CHECK(c->rope_scale > 0 && isfinite(c->rope_scale), err, LORA_EINVAL,
-               "rope_scale: expected a finite number > 0, got %g", c->rope_scale);
-    LORA_CHECK(c->rope_inv_freq, err, LORA_EINVAL, "rope_inv_freq: expected head_dim / 2 values, got NULL");
-    for (int64_t i = 0; i < c->head_dim / 2; i++)
-        LORA_CHECK(isfinite(c->rope_inv_freq[i]), err, LORA_EINVAL, "rope_inv_freq: expected finite values, got %g at index %lld",
-                   c->rope_inv_freq[i], (long long)i);
-    return LORA_OK;
+    LORA_CHECK(c->pre_norm || c->post_norm, err, LORA_EINVAL, "pre_norm, post_norm: expected at least one of them, got none");
+    LORA_CHECK(c->gated_mlp || c->activation == LORA_GELU_TANH, err, LORA_EUNSUPPORTED, "activation: expected gelu_tanh without a gate, got another");
+    for (int64_t i = 0; c->sliding_window && i < c->num_hidden_layers; i++)
+        LORA_CHECK(c->sliding_window[i] >= 0, err, LORA_EINVAL, "sliding_window: expected >= 0, got %d at index %lld",
+                   (int)c->sliding_window[i], (long long)i);
+    LORA_TRY(check_numbers(c, err));
+    return check_ropes(c, err);
 }
 
-static lora_status make_rope_table(lora_decoder *d, lora_error *err) {
-    int64_t half = d->config.head_dim / 2, n = d->config.max_position_embeddings;
-    size_t bytes = (size_t)n * (size_t)half * sizeof(float); /* below 2^31 * 2^30 * 4 */
-    bool fits = bytes < SIZE_MAX / 8;
-    d->cos = fits ? lora_mem_alloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes) : NULL;
+static lora_status make_rope_tables(lora_decoder *d, lora_error *err) {
+    lora_decoder_config *c = &d->config;
+    int64_t n = c->max_position_embeddings;
+    double floats = 0; /* each table is below 2^31 * 2^30 floats */
+    for (int i = 0; i < c->n_ropes; i++) floats += (double)n * (double)(c->ropes[i].rotary / 2);
+    LORA_CHECK(floats < 0x1p60, err, LORA_ENOMEM, "max_position_embeddings: expected RoPE tables that fit the address space, got %lld", (long long)n);
+    size_t bytes = (size_t)floats * sizeof(float);
+    if (!bytes) return LORA_OK;
+    d->cos = lora_mem_alloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes);
     d->sin = d->cos ? lora_mem_alloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes) : NULL;
-    LORA_CHECK(d->sin, err, LORA_ENOMEM, "max_position_embeddings: expected twice %zu bytes for the RoPE table, got none", bytes);
-    return lora_rope_table(d->ctx, n, half, d->config.rope_inv_freq, d->config.rope_scale, d->cos, d->sin, err);
+    LORA_CHECK(d->sin, err, LORA_ENOMEM, "max_position_embeddings: expected twice %zu bytes for the RoPE tables, got none", bytes);
+    for (int64_t i = 0, at = 0; i < c->n_ropes; i++) {
+        lora_rope_config *r = &c->ropes[i];
+        d->rope_at[i] = at;
+        LORA_TRY(lora_rope_table(d->ctx, n, r->rotary / 2, r->inv_freq, r->scale, d->cos + at, d->sin + at, err));
+        r->inv_freq = NULL; /* the table holds all of it */
+        at += n * (r->rotary / 2);
+    }
+    return LORA_OK;
 }
 
 static lora_status make_parts(lora_decoder *d, lora_error *err) {
-    size_t bytes = (size_t)d->config.num_hidden_layers * sizeof *d->layers;
+    lora_decoder_config *c = &d->config;
+    size_t bytes = (size_t)c->num_hidden_layers * sizeof *d->layers;
     d->layers = lora_mem_calloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes);
     LORA_CHECK(d->layers, err, LORA_ENOMEM, "num_hidden_layers: expected %zu bytes for %lld layers, got none", bytes,
-               (long long)d->config.num_hidden_layers);
-    LORA_TRY(make_rope_table(d, err));
-    d->config.rope_inv_freq = NULL; /* the table holds all of it */
-    return LORA_OK;
+               (long long)c->num_hidden_layers);
+    for (int64_t i = 0; i < c->num_hidden_layers; i++) {
+        d->layers[i].sliding_window = c->sliding_window ? c->sliding_window[i] : 0;
+        d->layers[i].rope = c->layer_rope ? c->layer_rope[i] : c->n_ropes ? 0 : -1;
+    }
+    c->sliding_window = NULL; /* the layers hold them */
+    c->layer_rope = NULL;
+    return make_rope_tables(d, err);
 }
 
 lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config, lora_decoder **out, lora_error *err) {
@@ -78,11 +131,6 @@ lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config
     LORA_CHECK(d, err, LORA_ENOMEM, "decoder: expected %zu bytes, got none", sizeof *d);
     d->ctx = ctx;
     d->config = *config;
-    d->attention = (lora_attention_shape){.n_heads = config->num_attention_heads,
-                                          .n_kv_heads = config->num_key_value_heads,
-                                          .head_dim = config->head_dim,
-                                          .scale = (float)(1.0 / sqrt((double)config->head_dim)),
-                                          .sliding_window = config->sliding_window};
     lora_status status = make_parts(d, err);
     if (status != LORA_OK) {
         lora_decoder_destroy(d);
@@ -108,29 +156,36 @@ void lora_decoder_set_recompute(lora_decoder *d, lora_recompute recompute) { d->
 
 /* --- names and places --- */
 
-static const char *const MATRIX_NAMES[] = {"q_proj",  "k_proj",    "v_proj",       "o_proj", "gate_proj",
-                                           "up_proj", "down_proj", "embed_tokens", "lm_head"};
-static const char *const NORM_NAMES[] = {"input_layernorm", "post_attention_layernorm", "norm"};
+static const char *const MATRIX_NAMES[] = {"q_proj",  "k_proj",    "v_proj",       "o_proj",  "gate_proj",
+                                           "up_proj", "down_proj", "embed_tokens", "lm_head", "embed_positions"};
+static const char *const NORM_NAMES[] = {"input_layernorm", "post_attention_layernorm", "attention_output_norm", "mlp_output_norm",
+                                         "q_norm",          "k_norm",                   "norm"};
 
-/* "layers.3.q_proj", "layers.3.q_proj.bias", or "embed_tokens" for layer -1 */
-typedef struct weight_name {
-    char text[64];
-} weight_name;
-
-static weight_name name_of(int64_t layer, const char *part, const char *suffix) {
-    weight_name name;
-    if (layer < 0)
-        snprintf(name.text, sizeof name.text, "%s%s", part, suffix);
-    else
-        snprintf(name.text, sizeof name.text, "layers.%lld.%s%s", (long long)layer, part, suffix);
+lora_slot_name lora_decoder_slot_name(bool vector, int slot) {
+    lora_slot_name name;
+    bool norm = vector && slot < LORA_BIAS;
+    const char *part = norm ? NORM_NAMES[slot % LORA_NORM_SLOTS] : MATRIX_NAMES[vector ? slot - LORA_BIAS : slot];
+    snprintf(name.text, sizeof name.text, "%s%s", part, vector && slot >= LORA_NORM_BIAS ? ".bias" : "");
     return name;
 }
 
-static weight_name matrix_name(int64_t layer, int slot) { return name_of(layer, MATRIX_NAMES[slot], ""); }
+/* "layers.3.q_proj", "layers.3.q_proj.bias", or "embed_tokens" for layer -1 */
+typedef struct weight_name {
+    char text[80];
+} weight_name;
 
-static weight_name vector_name(int64_t layer, int slot) {
-    return slot < LORA_BIAS ? name_of(layer, NORM_NAMES[slot], "") : name_of(layer, MATRIX_NAMES[slot - LORA_BIAS], ".bias");
+static weight_name name_of(int64_t layer, bool vector, int slot) {
+    weight_name name;
+    lora_slot_name part = lora_decoder_slot_name(vector, slot);
+    if (layer < 0)
+        snprintf(name.text, sizeof name.text, "%s", part.text);
+    else
+        snprintf(name.text, sizeof name.text, "layers.%lld.%s", (long long)layer, part.text);
+    return name;
 }
+
+static weight_name matrix_name(int64_t layer, int slot) { return name_of(layer, false, slot); }
+static weight_name vector_name(int64_t layer, int slot) { return name_of(layer, true, slot); }
 
 static lora_status check_layer(const lora_decoder *d, int64_t layer, bool global, const char *part, lora_error *err) {
     if (global)
@@ -142,17 +197,25 @@ static lora_status check_layer(const lora_decoder *d, int64_t layer, bool global
 }
 
 static lora_status find_matrix(lora_decoder *d, int64_t layer, int slot, lora_matrix **out, lora_error *err) {
-    LORA_CHECK(slot >= 0 && slot <= LORA_LM_HEAD, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_LM_HEAD, slot);
-    LORA_TRY(check_layer(d, layer, slot >= LORA_LAYER_MATRICES, MATRIX_NAMES[slot], err));
-    *out = slot == LORA_EMBED_TOKENS ? &d->embed_tokens : slot == LORA_LM_HEAD ? &d->lm_head : &d->layers[layer].matrices[slot];
+    LORA_CHECK(slot >= 0 && slot < LORA_MATRIX_SLOTS, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_MATRIX_SLOTS - 1, slot);
+    bool global = slot >= LORA_LAYER_MATRICES;
+    LORA_TRY(check_layer(d, layer, global, MATRIX_NAMES[slot], err));
+    LORA_CHECK(d->config.gated_mlp || slot != LORA_GATE_PROJ, err, LORA_EINVAL, "gate_proj: expected none in this model (gated_mlp), got one");
+    LORA_CHECK(d->config.learned_positions || slot != LORA_EMBED_POSITIONS, err, LORA_EINVAL,
+               "embed_positions: expected none in this model (learned_positions), got one");
+    *out = global ? &d->globals[slot - LORA_LAYER_MATRICES] : &d->layers[layer].matrices[slot];
     return LORA_OK;
 }
 
 static void matrix_shape(const lora_decoder_config *c, int slot, int64_t *rows, int64_t *cols) {
     int64_t H = c->hidden_size, I = c->intermediate_size, Q = lora_q_width(c), KV = lora_kv_width(c), V = c->vocab_size;
-    const int64_t shapes[][2] = {{Q, H}, {KV, H}, {KV, H}, {H, Q}, {I, H}, {I, H}, {H, I}, {V, H}, {V, H}};
+    const int64_t shapes[][2] = {{Q, H}, {KV, H}, {KV, H}, {H, Q}, {I, H}, {I, H}, {H, I}, {V, H}, {V, H}, {c->max_position_embeddings, H}};
     *rows = shapes[slot][0];
     *cols = shapes[slot][1];
+}
+
+void lora_decoder_matrix_shape(const lora_decoder *d, lora_matrix_slot slot, int64_t *rows, int64_t *cols) {
+    matrix_shape(&d->config, (int)slot, rows, cols);
 }
 
 /* --- setters --- */
@@ -173,37 +236,48 @@ lora_status lora_decoder_set_matrix(lora_decoder *d, int64_t layer, lora_matrix_
     LORA_TRY(find_matrix(d, layer, (int)slot, &m, err));
     matrix_shape(&d->config, (int)slot, &rows, &cols);
     LORA_TRY(check_matrix(w, rows, cols, grad != NULL, matrix_name(layer, (int)slot).text, err));
-    m->w = *w;
+    LORA_TRY(lora_weight_rows(w, 0, rows, &m->w, &m->codes, err));
     m->norm_known = false;
     m->set = true;
     m->dW = grad;
     return LORA_OK;
 }
 
-static void put_bias(lora_matrix *m, const float *bias, float *dbias) {
-    m->bias = bias;
-    m->dbias = dbias;
+static bool is_global_vector(int slot) { return slot == LORA_FINAL_NORM || slot == LORA_NORM_BIAS + LORA_FINAL_NORM; }
+
+static int64_t vector_size(const lora_decoder_config *c, int slot) {
+    int64_t rows, cols;
+    if (slot < LORA_BIAS) return lora_norm_width(c, slot % LORA_NORM_SLOTS);
+    matrix_shape(c, slot - LORA_BIAS, &rows, &cols);
+    return rows;
+}
+
+static void put_vector(lora_decoder *d, int64_t layer, int slot, const float *v, float *grad) {
+    if (slot >= LORA_BIAS) {
+        lora_matrix *m = &d->layers[layer].matrices[slot - LORA_BIAS];
+        m->bias = v;
+        m->dbias = grad;
+        return;
+    }
+    lora_norm_weights *n = is_global_vector(slot) ? &d->final_norm : &d->layers[layer].norms[slot % LORA_NORM_SLOTS];
+    *(slot < LORA_NORM_BIAS ? &n->w : &n->b) = v;
+    *(slot < LORA_NORM_BIAS ? &n->dw : &n->db) = grad;
 }
 
 lora_status lora_decoder_set_vector(lora_decoder *d, int64_t layer, lora_vector_slot vector_slot, const float *v, int64_t n,
                                     float *grad, lora_error *err) {
     int slot = (int)vector_slot;
     LORA_CHECK(slot >= 0 && slot < LORA_VECTOR_SLOTS, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_VECTOR_SLOTS - 1, slot);
-    LORA_TRY(check_layer(d, layer, slot == LORA_FINAL_NORM, slot < LORA_BIAS ? NORM_NAMES[slot] : MATRIX_NAMES[slot - LORA_BIAS], err));
-    int64_t expected = d->config.hidden_size, cols;
-    if (slot >= LORA_BIAS) matrix_shape(&d->config, slot - LORA_BIAS, &expected, &cols);
+    LORA_TRY(check_layer(d, layer, is_global_vector(slot), lora_decoder_slot_name(true, slot).text, err));
     weight_name name = vector_name(layer, slot);
+    bool belongs = slot >= LORA_BIAS ? d->config.gated_mlp || slot != LORA_BIAS + LORA_GATE_PROJ
+                                     : lora_has_norm(&d->config, slot % LORA_NORM_SLOTS) &&
+                                           (slot < LORA_NORM_BIAS || d->config.norm == LORA_NORM_LAYER);
+    LORA_CHECK(belongs, err, LORA_EINVAL, "%s: expected none in this model, got one", name.text);
+    int64_t expected = vector_size(&d->config, slot);
     LORA_CHECK(v, err, LORA_EINVAL, "%s: expected a vector, got NULL", name.text);
     LORA_CHECK(n == expected, err, LORA_ESHAPE, "%s: expected (%lld,), got (%lld,)", name.text, (long long)expected, (long long)n);
-    lora_norm norm = {v, grad};
-    if (slot >= LORA_BIAS)
-        put_bias(&d->layers[layer].matrices[slot - LORA_BIAS], v, grad);
-    else if (slot == LORA_FINAL_NORM)
-        d->final_norm = norm;
-    else if (slot == LORA_INPUT_LAYERNORM)
-        d->layers[layer].input_norm = norm;
-    else
-        d->layers[layer].post_attention_norm = norm;
+    put_vector(d, layer, slot, v, grad);
     return LORA_OK;
 }
 
@@ -237,16 +311,23 @@ static lora_status missing(weight_name name, lora_error *err) {
     return lora_fail(err, LORA_EINVAL, "%s: expected a weight, got none", name.text);
 }
 
+static lora_status check_norm(const lora_decoder *d, int64_t layer, int slot, const lora_norm_weights *n, lora_error *err) {
+    if (!lora_has_norm(&d->config, slot)) return LORA_OK;
+    if (!n->w) return missing(vector_name(layer, slot), err);
+    return d->config.norm == LORA_NORM_LAYER && !n->b ? missing(vector_name(layer, LORA_NORM_BIAS + slot), err) : LORA_OK;
+}
+
 lora_status lora_check_complete(const lora_decoder *d, lora_error *err) {
-    if (!d->embed_tokens.set) return missing(matrix_name(-1, LORA_EMBED_TOKENS), err);
+    const lora_decoder_config *c = &d->config;
+    if (!lora_global(d, LORA_EMBED_TOKENS)->set) return missing(matrix_name(-1, LORA_EMBED_TOKENS), err);
+    if (c->learned_positions && !lora_global(d, LORA_EMBED_POSITIONS)->set) return missing(matrix_name(-1, LORA_EMBED_POSITIONS), err);
     if (!lora_head(d)->set) return missing(matrix_name(-1, LORA_LM_HEAD), err);
-    if (!d->final_norm.w) return missing(vector_name(-1, LORA_FINAL_NORM), err);
-    for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++) {
+    LORA_TRY(check_norm(d, -1, LORA_FINAL_NORM, &d->final_norm, err));
+    for (int64_t layer = 0; layer < c->num_hidden_layers; layer++) {
         const lora_layer *l = &d->layers[layer];
-        if (!l->input_norm.w) return missing(vector_name(layer, LORA_INPUT_LAYERNORM), err);
-        if (!l->post_attention_norm.w) return missing(vector_name(layer, LORA_POST_ATTENTION_LAYERNORM), err);
+        for (int slot = 0; slot < LORA_LAYER_NORMS; slot++) LORA_TRY(check_norm(d, layer, slot, &l->norms[slot], err));
         for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++)
-            if (!l->matrices[slot].set) return missing(matrix_name(layer, slot), err);
+            if (!l->matrices[slot].set && (c->gated_mlp || slot != LORA_GATE_PROJ)) return missing(matrix_name(layer, slot), err);
     }
     return LORA_OK;
 }

@@ -6,9 +6,11 @@
 #include "lora_c/decoder.h"
 #include "lora_c/linear.h"
 #include "lora_c/nn.h"
+#include "lora_c/weight_rows.h"
 
 typedef struct lora_matrix {
     lora_weight w;
+    lora_weight_codes codes; /* what its pointers lead to where it is quantized */
     bool set;
     float *dW;
     const float *bias;
@@ -19,25 +21,29 @@ typedef struct lora_matrix {
     bool norm_known;
 } lora_matrix;
 
-typedef struct lora_norm {
-    const float *w;
-    float *dw;
-} lora_norm;
+typedef struct lora_norm_weights {
+    const float *w, *b; /* b: LayerNorm */
+    float *dw, *db;
+} lora_norm_weights;
 
 typedef struct lora_layer {
     lora_matrix matrices[LORA_LAYER_MATRICES];
-    lora_norm input_norm, post_attention_norm;
+    lora_norm_weights norms[LORA_LAYER_NORMS];
+    int64_t sliding_window;
+    int rope; /* -1: none */
 } lora_layer;
 
 /* What one layer keeps for its backward pass. The normed inputs and h are computed again. */
 typedef struct lora_layer_state {
-    float *rstd1;     /* (M), or NULL: not kept */
-    float *qkv;       /* (M, Q + 2 KV), q and k after RoPE */
-    float *att;       /* (M, Q) */
-    float *lse;       /* (M, heads), or NULL: not kept */
-    float *x2;        /* (M, H): the residual stream between attention and MLP */
-    float *rstd2;     /* (M), or NULL */
-    float *gate, *up; /* (M, I) */
+    float *stats[LORA_LAYER_NORMS]; /* (M, groups, 2) of each norm, or NULL: not kept */
+    float *qkv;        /* (M, Q + 2 KV), q and k after norm and RoPE */
+    float *qk;         /* (M, Q + KV): q and k before their norms; NULL: not kept, or no such norms */
+    float *att;        /* (M, Q) */
+    float *lse;        /* (M, heads), or NULL: not kept */
+    float *att_branch; /* (M, H): output of o_proj, where it is not added to the stream as it is; else NULL */
+    float *mlp_branch; /* (M, H): output of down_proj, likewise; in evaluation the memory of att_branch */
+    float *x2;         /* (M, H): the residual stream between attention and MLP */
+    float *gate, *up;  /* (M, I); without a gate both are up */
 } lora_layer_state;
 
 /* Every buffer of a pass, carved from one arena. */
@@ -47,11 +53,13 @@ typedef struct lora_buffers {
     lora_layer_state *states; /* L */
     float *xn;                /* (M, H): a normed input */
     float *h;                 /* (M, I): input of down_proj; gate's own memory in evaluation */
-    float *rstd_final;        /* (M) */
+    float *stats_final;       /* (M, 2), or NULL */
     float *dx, *dxn;          /* (M, H): gradient of the residual stream; of a normed input */
+    float *dbranch;           /* (M, H): gradient of a branch; NULL where branches are the stream */
     float *dh;                /* (M, I) */
     float *datt, *dqkv;       /* (M, Q), (M, Q + 2 KV): in the memory of h and dh, which attention does not need */
     int32_t *positions;       /* (M) */
+    int32_t *rope_rows;       /* (M): rows of the RoPE tables; positions itself where segments do not choose */
     lora_kv_view *views;      /* (M): at most one segment per token */
 } lora_buffers;
 
@@ -67,11 +75,11 @@ struct lora_decoder {
     lora_ctx *ctx;
     lora_decoder_config config;
     lora_layer *layers;
-    lora_matrix embed_tokens, lm_head;
-    lora_norm final_norm;
+    lora_matrix globals[LORA_MATRIX_SLOTS - LORA_LAYER_MATRICES];
+    lora_norm_weights final_norm;
     lora_token_rows token_rows;
-    float *cos, *sin; /* (max_position_embeddings, D / 2) */
-    lora_attention_shape attention;
+    float *cos, *sin; /* (n_ropes, max_position_embeddings, rotary / 2), each table behind the other */
+    int64_t rope_at[LORA_MAX_ROPES]; /* where each begins */
     lora_recompute recompute;
     void *arena;
     size_t arena_bytes;
@@ -99,9 +107,26 @@ static inline int64_t lora_q_width(const lora_decoder_config *c) { return c->num
 static inline int64_t lora_kv_width(const lora_decoder_config *c) { return c->num_key_value_heads * c->head_dim; }
 static inline int64_t lora_qkv_width(const lora_decoder_config *c) { return lora_q_width(c) + 2 * lora_kv_width(c); }
 
-static inline const lora_matrix *lora_head(const lora_decoder *d) {
-    return d->config.tie_word_embeddings && !d->lm_head.set ? &d->embed_tokens : &d->lm_head;
+static inline const lora_matrix *lora_global(const lora_decoder *d, lora_matrix_slot slot) {
+    return &d->globals[slot - LORA_LAYER_MATRICES];
 }
+static inline const lora_matrix *lora_head(const lora_decoder *d) {
+    bool tied = d->config.tie_word_embeddings && !lora_global(d, LORA_LM_HEAD)->set;
+    return lora_global(d, tied ? LORA_EMBED_TOKENS : LORA_LM_HEAD);
+}
+/* Outputs of attention and MLP go through a norm or a factor before they join the residual stream. */
+static inline bool lora_has_branches(const lora_decoder_config *c) { return c->post_norm || c->residual_scale != 1.0; }
+static inline bool lora_has_norm(const lora_decoder_config *c, int norm) {
+    return norm <= LORA_POST_ATTENTION_LAYERNORM ? c->pre_norm
+           : norm <= LORA_MLP_OUTPUT_NORM        ? c->post_norm
+           : norm <= LORA_K_NORM                 ? c->qk_norm != LORA_QK_NORM_NONE
+                                                 : true;
+}
+/* norm.c */
+/** The norm as an operation; weights are those of the norm slot (LORA_FINAL_NORM: layer is not read). */
+lora_norm lora_decoder_norm(const lora_decoder *d, int64_t layer, int slot);
+/** Elements of the weight of a norm slot. */
+int64_t lora_norm_width(const lora_decoder_config *c, int slot);
 
 /* decoder.c: names the first required weight that is missing */
 lora_status lora_check_complete(const lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
@@ -109,14 +134,17 @@ lora_status lora_check_complete(const lora_decoder *d, lora_error *err) LORA_MUS
 /* run.c */
 /** Refuses what no pass could compute (missing weights, ids, segment table, lengths) before anything is written. */
 lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
-/** Fills positions: they go on where the cache ends and begin at 0 without one. */
-void lora_set_positions(const lora_run *run, int32_t *positions);
+/** Fills positions (they go on where the cache ends and begin at 0 without one) and rows of the RoPE tables. */
+void lora_set_positions(const lora_decoder *d, const lora_run *run, lora_buffers *b);
 
 /* trainable.c: what a gradient is wanted for */
 bool lora_reads_input(const lora_matrix *m); /* the gradients of m are made from its input */
 bool lora_matrix_trains(const lora_matrix *m);
-bool lora_qkv_trains(const lora_layer *l);       /* q, k, v or the norm before them */
-bool lora_attention_trains(const lora_layer *l); /* the same, or o_proj */
+bool lora_norm_trains(const lora_norm_weights *n);
+bool lora_qk_norm_trains(const lora_layer *l);
+bool lora_embeddings_train(const lora_decoder *d);
+bool lora_qkv_trains(const lora_layer *l);       /* q, k, v or the norms around them */
+bool lora_attention_trains(const lora_layer *l); /* the same, o_proj or the norm behind it */
 bool lora_gate_up_trains(const lora_layer *l);   /* gate, up or the norm before them */
 int64_t lora_lowest_trainable_layer(const lora_decoder *d); /* 0 .. L; L: only what lies above the layers */
 
@@ -134,14 +162,28 @@ void lora_write_token_rows(lora_decoder *d);                    /* into the embe
 void lora_collect_token_rows(lora_decoder *d, bool complete);   /* gradients out of it (dropped unless complete) */
 
 /* forward.c */
-/** The adapter of matrix slot as this run uses it, or NULL; *storage backs it. */
-const lora_adapter *lora_run_adapter(const lora_matrix *m, const lora_run *run, int64_t layer, int slot,
+/** The adapter of matrix slot of layer as this run uses it, or NULL; *storage backs it. */
+const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot,
                                      lora_adapter *storage);
+/** What attention or the MLP reads of the stream x: its norm of slot, or x itself. */
+lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x,
+                             float *stats, const float **out, lora_error *err) LORA_MUST_CHECK;
+lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer);
+/** RoPE on q and k of qkv as the layer has it; backward: the other way. */
+lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward,
+                        lora_error *err) LORA_MUST_CHECK;
+/** h = activation(gate) * up of a state, or activation(up). */
+lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_layer_state *s, float *h,
+                                  lora_error *err) LORA_MUST_CHECK;
 /** From token ids to the normed input of the head in b->xn. */
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
 /** Fills the state of a layer from its input again; its output is not needed. */
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer,
                                  lora_error *err) LORA_MUST_CHECK;
+
+/* passes.c */
+/** logits (M, V) of M normed rows. */
+lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float *logits, lora_error *err) LORA_MUST_CHECK;
 
 /* backward.c: from b->dx, the gradient of the last layer's output, down to the lowest thing that trains */
 lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;

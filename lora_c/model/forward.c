@@ -1,26 +1,34 @@
 /* The forward pass of a layer: training, evaluation, recomputation and cached decoding all run this one.
- *     x2 = x + o_proj(attention(norm(x)))        x' = x2 + down_proj(silu(gate) * up), gate and up of norm(x2)
- * Source   Llama, arXiv:2302.13971, section 2.2 */
+ *     x2 = x + o_proj(attention(norm(x)))        x' = x2 + down_proj(activation(gate) * up), gate and up of norm(x2)
+ * with the variations that lora_decoder_config names.
+ * Source   Llama, arXiv:2302.13971, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2 */
 #include <string.h>
 
 #include "lora_c/model/decoder_struct.h"
 
-/* No dropout outside training; a mask of its own for every step, layer and matrix. */
-const lora_adapter *lora_run_adapter(const lora_matrix *m, const lora_run *run, int64_t layer, int slot,
-                                     lora_adapter *storage) {
+/* The first matrix of the layer with the same A: parts of a fused module share its dropout masks. */
+static int mask_slot(const lora_layer *l, int slot) {
+    for (int s = 0; s < slot; s++)
+        if (l->matrices[s].has_adapter && l->matrices[s].adapter.A == l->matrices[slot].adapter.A) return s;
+    return slot;
+}
+
+/* No dropout outside training; a mask of its own for every step, layer and module. */
+const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_adapter *storage) {
+    const lora_matrix *m = &l->matrices[slot];
     if (!m->has_adapter) return NULL;
     *storage = m->adapter;
     if (!run->training) storage->dropout = 0;
-    storage->dropout_stream = (run->dropout_step << 20) + ((uint64_t)layer << 4) + (uint64_t)slot;
+    storage->dropout_stream = (run->dropout_step << 20) + ((uint64_t)layer << 4) + (uint64_t)mask_slot(l, slot);
     return storage;
 }
 
 static lora_status project(lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *x, int64_t ldx,
                            float *y, int64_t ldy, bool accumulate, lora_error *err) {
-    const lora_matrix *m = &d->layers[layer].matrices[slot];
+    const lora_layer *l = &d->layers[layer];
     lora_adapter storage;
-    return lora_linear_forward(d->ctx, run->n_tokens, x, ldx, &m->w, m->bias,
-                               lora_run_adapter(m, run, layer, slot, &storage), y, ldy, accumulate, err);
+    return lora_linear_forward(d->ctx, run->n_tokens, x, ldx, &l->matrices[slot].w, l->matrices[slot].bias,
+                               lora_run_adapter(l, run, layer, slot, &storage), y, ldy, accumulate, err);
 }
 
 static void views_of_batch(const lora_run *run, const float *k, const float *v, int64_t ld, lora_kv_view *views) {
@@ -30,10 +38,18 @@ static void views_of_batch(const lora_run *run, const float *k, const float *v, 
     }
 }
 
-static lora_status norm(lora_decoder *d, const lora_run *run, const float *x, const lora_norm *n, lora_buffers *b,
-                        float *rstd, lora_error *err) {
+static lora_status norm(lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *x, int64_t ldx, float *y,
+                        int64_t ldy, float *stats, lora_error *err) {
+    lora_norm n = lora_decoder_norm(d, layer, slot);
+    return lora_norm_forward(d->ctx, &n, run->n_tokens, x, ldx, y, ldy, stats, err);
+}
+
+/* *out: what attention or the MLP reads of the stream x, its norm in b->xn or x itself. */
+lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x,
+                             float *stats, const float **out, lora_error *err) {
     int64_t H = d->config.hidden_size;
-    return lora_rmsnorm_forward(d->ctx, run->n_tokens, H, x, H, n->w, (float)d->config.rms_norm_eps, b->xn, H, rstd, err);
+    *out = d->config.pre_norm ? b->xn : x;
+    return d->config.pre_norm ? norm(d, run, layer, slot, x, H, b->xn, H, stats, err) : LORA_OK;
 }
 
 /* The residual stream that a projection is added to; the same memory where nothing is kept. */
@@ -41,58 +57,127 @@ static void copy_stream(const lora_decoder *d, const lora_run *run, float *to, c
     if (to != from) memcpy(to, from, (size_t)(run->n_tokens * d->config.hidden_size) * sizeof(float));
 }
 
-static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
+/* to = from + residual_scale * post_norm(projection of x): straight into the stream where nothing lies between. */
+static lora_status add_block(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, int norm_slot,
+                             const float *x, int64_t ldx, float *branch, const float *from, float *to, lora_error *err) {
+    int64_t M = run->n_tokens, H = d->config.hidden_size;
+    copy_stream(d, run, to, from);
+    if (!branch) return project(d, run, layer, slot, x, ldx, to, H, true, err);
+    LORA_TRY(project(d, run, layer, slot, x, ldx, branch, H, false, err));
+    if (d->config.post_norm)
+        LORA_TRY(norm(d, run, layer, norm_slot, branch, H, b->xn, H, b->states[layer].stats[norm_slot], err));
+    return lora_scale_rows(d->ctx, M, H, (float)d->config.residual_scale, d->config.post_norm ? b->xn : branch, H, to, H, true, err);
+}
+
+/* q, k and v of the layer: projected, q and k normed and rotated. */
+static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_decoder_config *k = &d->config;
     const lora_layer_state *s = &b->states[layer];
     int64_t H = k->hidden_size, Q = lora_q_width(k), KV = lora_kv_width(k), ld = lora_qkv_width(k);
-    float *keys = s->qkv + Q, *values = keys + KV;
-    LORA_TRY(norm(d, run, b->x[layer], &d->layers[layer].input_norm, b, s->rstd1, err));
-    LORA_TRY(project(d, run, layer, LORA_Q_PROJ, b->xn, H, s->qkv, ld, false, err));
-    LORA_TRY(project(d, run, layer, LORA_K_PROJ, b->xn, H, keys, ld, false, err));
-    LORA_TRY(project(d, run, layer, LORA_V_PROJ, b->xn, H, values, ld, false, err));
+    float *raw = s->qk ? s->qk : s->qkv; /* before the norms; the same place where it is not kept */
+    int64_t ld_raw = s->qk ? Q + KV : ld;
+    const float *x;
+    LORA_TRY(lora_block_input(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], s->stats[LORA_INPUT_LAYERNORM], &x, err));
+    LORA_TRY(project(d, run, layer, LORA_Q_PROJ, x, H, raw, ld_raw, false, err));
+    LORA_TRY(project(d, run, layer, LORA_K_PROJ, x, H, raw + Q, ld_raw, false, err));
+    LORA_TRY(project(d, run, layer, LORA_V_PROJ, x, H, s->qkv + Q + KV, ld, false, err));
+    if (k->qk_norm != LORA_QK_NORM_NONE) {
+        LORA_TRY(norm(d, run, layer, LORA_Q_NORM, raw, ld_raw, s->qkv, ld, s->stats[LORA_Q_NORM], err));
+        LORA_TRY(norm(d, run, layer, LORA_K_NORM, raw + Q, ld_raw, s->qkv + Q, ld, s->stats[LORA_K_NORM], err));
+    }
+    return lora_rotate(d, run, b, layer, s->qkv, false, err);
+}
+
+lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward,
+                        lora_error *err) {
+    const lora_decoder_config *k = &d->config;
+    int rope = d->layers[layer].rope;
+    if (rope < 0) return LORA_OK;
+    int64_t n_tables = k->rope_switch ? LORA_MAX_ROPES : 1, at = d->rope_at[rope];
     /* q and k heads lie behind each other: one call rotates both */
-    LORA_TRY(lora_rope(d->ctx, run->n_tokens, k->num_attention_heads + k->num_key_value_heads, k->head_dim, s->qkv, ld,
-                       b->positions, d->cos, d->sin, k->max_position_embeddings, false, err));
+    return lora_rope(d->ctx, run->n_tokens, k->num_attention_heads + k->num_key_value_heads, k->head_dim, k->ropes[rope].rotary, qkv,
+                     lora_qkv_width(k), b->rope_rows, d->cos + at, d->sin + at, n_tables * k->max_position_embeddings, backward, err);
+}
+
+lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer) {
+    const lora_decoder_config *k = &d->config;
+    return (lora_attention_shape){.n_heads = k->num_attention_heads, .n_kv_heads = k->num_key_value_heads, .head_dim = k->head_dim,
+                                  .scale = (float)k->attention_scale, .softcap = (float)k->attention_softcap,
+                                  .sliding_window = d->layers[layer].sliding_window};
+}
+
+static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
+    const lora_decoder_config *k = &d->config;
+    const lora_layer_state *s = &b->states[layer];
+    int64_t Q = lora_q_width(k), KV = lora_kv_width(k), ld = lora_qkv_width(k);
+    float *keys = s->qkv + Q, *values = keys + KV;
+    lora_attention_shape shape = lora_layer_attention(d, layer);
+    LORA_TRY(make_qkv(d, run, b, layer, err));
     if (run->cache)
         lora_kv_append(run, layer, keys, values, ld, b->views);
     else
         views_of_batch(run, keys, values, ld, b->views);
-    LORA_TRY(lora_attention_forward(d->ctx, &d->attention, run->n_segments, run->cu_seqlens, s->qkv, ld, b->views, s->att,
-                                    Q, s->lse, err));
-    copy_stream(d, run, s->x2, b->x[layer]);
-    return project(d, run, layer, LORA_O_PROJ, s->att, Q, s->x2, H, true, err);
+    LORA_TRY(lora_attention_forward(d->ctx, &shape, run->n_segments, run->cu_seqlens, s->qkv, ld, b->views, s->att, Q, s->lse, err));
+    return add_block(d, run, b, layer, LORA_O_PROJ, LORA_ATTENTION_OUTPUT_NORM, s->att, Q, s->att_branch, b->x[layer], s->x2, err);
 }
 
 static lora_status mlp_inputs(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
     int64_t H = d->config.hidden_size, I = d->config.intermediate_size;
-    LORA_TRY(norm(d, run, s->x2, &d->layers[layer].post_attention_norm, b, s->rstd2, err));
-    LORA_TRY(project(d, run, layer, LORA_GATE_PROJ, b->xn, H, s->gate, I, false, err));
-    return project(d, run, layer, LORA_UP_PROJ, b->xn, H, s->up, I, false, err);
+    const float *x;
+    LORA_TRY(lora_block_input(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, s->stats[LORA_POST_ATTENTION_LAYERNORM], &x, err));
+    if (d->config.gated_mlp) LORA_TRY(project(d, run, layer, LORA_GATE_PROJ, x, H, s->gate, I, false, err));
+    return project(d, run, layer, LORA_UP_PROJ, x, H, s->up, I, false, err);
 }
 
 static lora_status mlp_output(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
+    int64_t I = d->config.intermediate_size;
+    LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
+    return add_block(d, run, b, layer, LORA_DOWN_PROJ, LORA_MLP_OUTPUT_NORM, b->h, I, s->mlp_branch, s->x2, b->x[layer + 1], err);
+}
+
+lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_layer_state *s, float *h, lora_error *err) {
+    int64_t I = d->config.intermediate_size;
+    return lora_mlp_forward(d->ctx, d->config.activation, run->n_tokens, I, s->gate, I, d->config.gated_mlp ? s->up : NULL, I, h, I, err);
+}
+
+/* The output of down_proj again, for the norm behind it; the last thing in b->h. */
+static lora_status mlp_branch_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
+    const lora_layer_state *s = &b->states[layer];
     int64_t H = d->config.hidden_size, I = d->config.intermediate_size;
-    LORA_TRY(lora_swiglu_forward(d->ctx, run->n_tokens, I, s->gate, I, s->up, I, b->h, I, err));
-    copy_stream(d, run, b->x[layer + 1], s->x2);
-    return project(d, run, layer, LORA_DOWN_PROJ, b->h, I, b->x[layer + 1], H, true, err);
+    if (!d->config.post_norm) return LORA_OK;
+    LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
+    LORA_TRY(project(d, run, layer, LORA_DOWN_PROJ, b->h, I, s->mlp_branch, H, false, err));
+    return norm(d, run, layer, LORA_MLP_OUTPUT_NORM, s->mlp_branch, H, b->xn, H, s->stats[LORA_MLP_OUTPUT_NORM], err);
 }
 
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     LORA_TRY(attention_block(d, run, b, layer, err));
-    return mlp_inputs(d, run, b, layer, err);
+    LORA_TRY(mlp_inputs(d, run, b, layer, err));
+    return mlp_branch_again(d, run, b, layer, err);
+}
+
+static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
+    int64_t M = run->n_tokens, H = d->config.hidden_size;
+    LORA_TRY(lora_embedding_forward(d->ctx, M, run->input_ids, &lora_global(d, LORA_EMBED_TOKENS)->w, b->x[0], H, err));
+    if (d->config.embedding_scale != 1.0)
+        LORA_TRY(lora_scale_rows(d->ctx, M, H, (float)d->config.embedding_scale, b->x[0], H, b->x[0], H, false, err));
+    if (!d->config.learned_positions) return LORA_OK;
+    LORA_TRY(lora_embedding_forward(d->ctx, M, b->positions, &lora_global(d, LORA_EMBED_POSITIONS)->w, b->xn, H, err));
+    return lora_scale_rows(d->ctx, M, H, 1.0f, b->xn, H, b->x[0], H, true, err);
 }
 
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers;
     LORA_TRY(lora_refresh_adapter_norms(d, run, err));
     lora_write_token_rows(d);
-    lora_set_positions(run, b->positions);
-    LORA_TRY(lora_embedding_forward(d->ctx, run->n_tokens, run->input_ids, &d->embed_tokens.w, b->x[0], H, err));
+    lora_set_positions(d, run, b);
+    LORA_TRY(embed(d, run, b, err));
     for (int64_t layer = 0; layer < L; layer++) {
-        LORA_TRY(lora_layer_recompute(d, run, b, layer, err));
+        LORA_TRY(attention_block(d, run, b, layer, err));
+        LORA_TRY(mlp_inputs(d, run, b, layer, err));
         LORA_TRY(mlp_output(d, run, b, layer, err));
     }
-    return norm(d, run, b->x[L], &d->final_norm, b, b->rstd_final, err);
+    return norm(d, run, L, LORA_FINAL_NORM, b->x[L], H, b->xn, H, b->stats_final, err);
 }

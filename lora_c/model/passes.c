@@ -36,12 +36,13 @@ static lora_status forward_backward(lora_decoder *d, const lora_batch *batch, fl
     LORA_TRY(check_targets(d, batch, err));
     LORA_TRY(lora_arena_prepare(d, M, true, &b, err));
     LORA_TRY(lora_layers_forward(d, &run, &b, err));
-    float *dxn = b.lowest < L || d->final_norm.dw ? b.dxn : NULL;
-    LORA_TRY(lora_linear_cross_entropy(d->ctx, M, b.xn, H, &head->w, batch->targets, batch->loss_weight, grad_scale,
-                                       loss_sum, NULL, dxn, H, head->dW, err));
+    float *dxn = b.lowest < L || lora_norm_trains(&d->final_norm) ? b.dxn : NULL;
+    LORA_TRY(lora_linear_cross_entropy(d->ctx, M, b.xn, H, &head->w, d->config.logits, batch->targets, batch->loss_weight,
+                                       grad_scale, loss_sum, NULL, dxn, H, head->dW, err));
     if (!dxn) return LORA_OK; /* nothing trains below the head */
-    LORA_TRY(lora_rmsnorm_backward(d->ctx, M, H, dxn, H, b.x[L], H, d->final_norm.w, b.rstd_final, b.dx, H, false,
-                                   d->final_norm.dw, err));
+    lora_norm norm = lora_decoder_norm(d, L, LORA_FINAL_NORM);
+    LORA_TRY(lora_norm_backward(d->ctx, &norm, M, dxn, H, b.x[L], H, b.stats_final, b.dx, H, false, d->final_norm.dw,
+                                d->final_norm.db, err));
     return b.lowest < L ? lora_layers_backward(d, &run, &b, err) : LORA_OK;
 }
 
@@ -63,8 +64,8 @@ lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *
     LORA_TRY(lora_check_run(d, &run, err));
     LORA_TRY(check_targets(d, batch, err));
     LORA_TRY(evaluate(d, &run, &b, err));
-    return lora_linear_cross_entropy(d->ctx, batch->n_tokens, b.xn, d->config.hidden_size, &lora_head(d)->w, batch->targets,
-                                     batch->loss_weight, 1.0f, loss_sum, token_loss, NULL, 0, NULL, err);
+    return lora_linear_cross_entropy(d->ctx, batch->n_tokens, b.xn, d->config.hidden_size, &lora_head(d)->w, d->config.logits,
+                                     batch->targets, batch->loss_weight, 1.0f, loss_sum, token_loss, NULL, 0, NULL, err);
 }
 
 lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
@@ -72,6 +73,13 @@ lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float 
     lora_buffers b;
     LORA_TRY(lora_check_run(d, &run, err));
     LORA_TRY(evaluate(d, &run, &b, err));
-    return lora_linear_forward(d->ctx, batch->n_tokens, b.xn, d->config.hidden_size, &lora_head(d)->w, NULL, NULL, logits,
-                               d->config.vocab_size, false, err);
+    return lora_decoder_head(d, batch->n_tokens, b.xn, logits, err);
+}
+
+lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float *logits, lora_error *err) {
+    const lora_logit_map *map = &d->config.logits;
+    int64_t V = d->config.vocab_size;
+    LORA_TRY(lora_linear_forward(d->ctx, M, xn, d->config.hidden_size, &lora_head(d)->w, NULL, NULL, logits, V, false, err));
+    if (map->scale != 1.0f) LORA_TRY(lora_scale_rows(d->ctx, M, V, map->scale, logits, V, logits, V, false, err));
+    return map->softcap > 0 ? lora_softcap_rows(d->ctx, M, V, map->softcap, logits, V, err) : LORA_OK;
 }

@@ -13,6 +13,11 @@ static lora_status check_length(const lora_decoder *d, const lora_run *run, int6
         LORA_CHECK(length <= run->cache->max_tokens, err, LORA_EINVAL,
                    "cache: expected at most %lld tokens in sequence %d (max_tokens), got %lld",
                    (long long)run->cache->max_tokens, (int)run->sequences[s], length);
+    if (run->cache && past_tokens(run, s) > 0)
+        LORA_CHECK(length <= lora_decoder_rope_limit(d, past_tokens(run, s)), err, LORA_EINVAL,
+                   "cache: expected sequence %d to stay within %lld tokens, where the RoPE frequencies change, got %lld; truncate "
+                   "it to 0 and append all its tokens",
+                   (int)run->sequences[s], (long long)d->config.rope_switch, length);
     LORA_CHECK(length <= d->config.max_position_embeddings, err, LORA_EINVAL,
                "input_ids: expected at most %lld tokens in a segment (max_position_embeddings), got %lld in segment %lld",
                (long long)d->config.max_position_embeddings, length, (long long)s);
@@ -52,9 +57,19 @@ lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_erro
     return LORA_OK;
 }
 
-void lora_set_positions(const lora_run *run, int32_t *positions) {
+int64_t lora_decoder_rope_limit(const lora_decoder *d, int64_t length) {
+    int64_t limit = d->config.rope_switch;
+    return limit && length <= limit ? limit : d->config.max_position_embeddings;
+}
+
+void lora_set_positions(const lora_decoder *d, const lora_run *run, lora_buffers *b) {
+    int64_t limit = d->config.rope_switch;
     for (int64_t s = 0; s < run->n_segments; s++) {
-        int32_t begin = run->cu_seqlens[s], past = (int32_t)past_tokens(run, s);
-        for (int32_t m = begin; m < run->cu_seqlens[s + 1]; m++) positions[m] = past + m - begin;
+        int32_t begin = run->cu_seqlens[s], end = run->cu_seqlens[s + 1], past = (int32_t)past_tokens(run, s);
+        int32_t shift = limit && past + (end - begin) > limit ? (int32_t)d->config.max_position_embeddings : 0;
+        for (int32_t m = begin; m < end; m++) {
+            b->positions[m] = past + m - begin;
+            if (limit) b->rope_rows[m] = b->positions[m] + shift; /* the second table lies behind the first */
+        }
     }
 }

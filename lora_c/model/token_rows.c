@@ -8,7 +8,7 @@
 
 static lora_status check_rows(const lora_decoder *d, int64_t n, const int32_t *ids, const float *rows, const float *grad,
                               lora_error *err) {
-    const lora_matrix *e = &d->embed_tokens;
+    const lora_matrix *e = lora_global(d, LORA_EMBED_TOKENS);
     LORA_CHECK(ids && rows && grad, err, LORA_EINVAL, "token rows: expected ids, rows and a gradient, got NULL");
     LORA_CHECK(e->set && e->w.kind == LORA_WEIGHT_F32 && e->dW && e->w.ld == e->w.cols, err, LORA_EINVAL,
                "token rows: expected embed_tokens as a trained float32 matrix, got another; give it a copy first");
@@ -35,7 +35,7 @@ lora_status lora_decoder_set_token_rows(lora_decoder *d, int64_t n, const int32_
 
 /* The embedding may have been replaced since: then there is nothing to keep in step. */
 static float *target(const lora_decoder *d) {
-    const lora_matrix *e = &d->embed_tokens;
+    const lora_matrix *e = lora_global(d, LORA_EMBED_TOKENS);
     return d->token_rows.n > 0 && e->dW ? (float *)(uintptr_t)e->w.data : NULL; /* a trained matrix is the caller's to change */
 }
 
@@ -49,7 +49,7 @@ void lora_write_token_rows(lora_decoder *d) {
 void lora_collect_token_rows(lora_decoder *d, bool complete) {
     if (!target(d)) return;
     int64_t H = d->config.hidden_size;
-    float *dE = d->embed_tokens.dW;
+    float *dE = lora_global(d, LORA_EMBED_TOKENS)->dW;
     for (int64_t i = 0; complete && i < d->token_rows.n; i++)
         for (int64_t k = 0; k < H; k++) d->token_rows.grad[i * H + k] += dE[d->token_rows.ids[i] * H + k];
     memset(dE, 0, (size_t)(d->config.vocab_size * H) * sizeof(float));

@@ -3,6 +3,8 @@
  * lengths of the segments alone and share no output, so neither threads nor neighbours can change a bit. */
 #include "lora_c/ops/attention.h"
 
+#include <math.h>
+
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
 
@@ -19,6 +21,8 @@ lora_status lora_attention_check(const lora_attention_shape *shape, int64_t n_se
                "head_dim: expected 1 .. %d, got %lld", MAX_HEAD_DIM, (long long)shape->head_dim);
     LORA_CHECK(shape->sliding_window >= 0, err, LORA_EINVAL, "sliding_window: expected >= 0, got %lld",
                (long long)shape->sliding_window);
+    LORA_CHECK(shape->softcap >= 0 && shape->softcap < INFINITY, err, LORA_EINVAL, "softcap: expected >= 0, got %g",
+               (double)shape->softcap);
     LORA_CHECK(n_segments >= 0, err, LORA_ESHAPE, "n_segments: expected >= 0, got %lld", (long long)n_segments);
     LORA_CHECK(n_segments == 0 || cu_seqlens, err, LORA_EINVAL, "cu_seqlens: expected a pointer, got NULL");
     for (int64_t s = 0; s < n_segments; s++)
@@ -81,6 +85,7 @@ static void forward_task(void *arg, int64_t task, int worker) {
         .group = job->group,
         .D = D,
         .scale = shape->scale,
+        .softcap = shape->softcap,
         .last = kv->length - n + begin,
         .window = shape->sliding_window,
         .q = job->q + row * job->ldq + head * D,

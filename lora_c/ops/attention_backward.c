@@ -51,6 +51,7 @@ static void backward_task(void *arg, int64_t task, int worker) {
         .group = job->group,
         .D = D,
         .scale = shape->scale,
+        .softcap = shape->softcap,
         .last = query0 - key0,
         .window = shape->sliding_window,
         .accumulate = job->phase > 0,

@@ -1,4 +1,5 @@
 /* Head and loss in one: logits exist for one chunk of weighted rows at a time and become their own gradient in place. */
+#include <math.h>
 #include <string.h>
 
 #include "lora_c/nn.h"
@@ -18,6 +19,7 @@ typedef struct xent_job {
     const float *x;
     int64_t ldx;
     const lora_weight *w;
+    lora_logit_map map;
     const int32_t *targets;
     const float *loss_weight;
     float grad_scale;
@@ -30,6 +32,7 @@ typedef struct xent_job {
     int64_t *index;  /* (chunk) row numbers */
     double *loss;    /* (chunk) */
     float *logits, *x_rows, *dx_rows;
+    float *capped;   /* (chunk, V) with a softcap: the logits that the gradient takes the place of */
 } xent_job;
 
 static int64_t chunk_rows(int64_t V) {
@@ -52,8 +55,12 @@ static void loss_task(void *arg, int64_t task, int worker) {
     int64_t end = lora_min_i64(job->n_rows, (task + 1) * job->rows_per_task);
     for (int64_t r = task * job->rows_per_task; r < end; r++) {
         int64_t m = job->index[r];
-        job->loss[r] = job->kernels->softmax_cross_entropy(job->V, job->logits + r * job->V, job->targets[m],
+        float *logits = job->logits + r * job->V, *capped = job->capped ? job->capped + r * job->V : NULL;
+        if (job->map.softcap > 0) job->kernels->softcap_forward(job->V, job->map.softcap, logits);
+        if (capped) memcpy(capped, logits, (size_t)job->V * sizeof(float));
+        job->loss[r] = job->kernels->softmax_cross_entropy(job->V, logits, job->targets[m],
                                                            job->grad_scale * job->loss_weight[m], gradient);
+        if (capped) job->kernels->softcap_backward(job->V, job->map.softcap, capped, logits);
     }
 }
 
@@ -73,14 +80,14 @@ static lora_status run_chunk(lora_ctx *ctx, xent_job *job, lora_error *err) {
         for (int64_t r = 0; r < n; r++)
             memcpy(job->x_rows + r * H, job->x + job->index[r] * job->ldx, (size_t)H * sizeof(float));
 
-    lora_gemm_args forward = {.m = n, .n = V, .k = H, .alpha = 1.0f, .a = x, .a_row_stride = ldx, .a_col_stride = 1,
+    lora_gemm_args forward = {.m = n, .n = V, .k = H, .alpha = job->map.scale, .a = x, .a_row_stride = ldx, .a_col_stride = 1,
                               .b = job->w, .b_transposed = true, .c = job->logits, .ldc = V};
     LORA_TRY(lora_gemm(ctx, &forward, err));
     lora_parallel_for(ctx->pool, lora_div_up(n, job->rows_per_task), loss_task, job);
 
     if (job->dx) {
         float *dx = job->contiguous ? job->dx + job->index[0] * job->lddx : job->dx_rows;
-        lora_gemm_args input = {.m = n, .n = H, .k = V, .alpha = 1.0f, .a = job->logits, .a_row_stride = V,
+        lora_gemm_args input = {.m = n, .n = H, .k = V, .alpha = job->map.scale, .a = job->logits, .a_row_stride = V,
                                 .a_col_stride = 1, .b = job->w, .b_transposed = false, .c = dx,
                                 .ldc = job->contiguous ? job->lddx : H};
         LORA_TRY(lora_gemm(ctx, &input, err));
@@ -90,7 +97,7 @@ static lora_status run_chunk(lora_ctx *ctx, xent_job *job, lora_error *err) {
     }
     if (job->dW) {
         lora_weight rows = {.kind = LORA_WEIGHT_F32, .rows = n, .cols = H, .ld = ldx, .data = x};
-        lora_gemm_args weight = {.m = V, .n = H, .k = n, .alpha = 1.0f, .a = job->logits, .a_row_stride = 1,
+        lora_gemm_args weight = {.m = V, .n = H, .k = n, .alpha = job->map.scale, .a = job->logits, .a_row_stride = 1,
                                  .a_col_stride = V, .b = &rows, .b_transposed = false, .c = job->dW, .ldc = H,
                                  .accumulate = true};
         LORA_TRY(lora_gemm(ctx, &weight, err));
@@ -98,10 +105,12 @@ static lora_status run_chunk(lora_ctx *ctx, xent_job *job, lora_error *err) {
     return LORA_OK;
 }
 
-static lora_status check(int64_t M, const float *x, int64_t ldx, const lora_weight *w, const int32_t *targets,
+static lora_status check(int64_t M, const float *x, int64_t ldx, const lora_weight *w, lora_logit_map map, const int32_t *targets,
                          const float *loss_weight, const double *loss_sum, const float *token_loss, const float *dx,
                          int64_t lddx, const float *dW, lora_error *err) {
     LORA_TRY(lora_rows_check_weight("w", w, err));
+    LORA_CHECK(map.scale > 0 && map.scale < INFINITY && map.softcap >= 0 && map.softcap < INFINITY, err, LORA_EINVAL,
+               "map: expected a scale > 0 and a softcap >= 0, got %g and %g", (double)map.scale, (double)map.softcap);
     LORA_CHECK(loss_sum != NULL, err, LORA_EINVAL, "loss_sum: expected a pointer, got NULL");
     int64_t V = w->rows, H = w->cols;
     lora_rows in[] = {{"x", x, M, H, ldx}, {"targets", targets, 1, M, M}, {"loss_weight", loss_weight, 1, M, M}};
@@ -132,23 +141,25 @@ static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, int64_t capacity,
     logits = (size_t)lora_round_up((int64_t)logits, LORA_ALIGN);
     rows = (size_t)lora_round_up((int64_t)rows, LORA_ALIGN);
     void *scratch;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, logits + 2 * rows + 2 * small, &scratch, err));
+    size_t capped = job->map.softcap > 0 && (job->dx || job->dW) ? logits : 0;
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, logits + 2 * rows + 2 * small + capped, &scratch, err));
     char *p = scratch;
     job->logits = (float *)p;
     job->x_rows = (float *)(p + logits);
     job->dx_rows = (float *)(p + logits + rows);
     job->loss = (double *)(p + logits + 2 * rows);
     job->index = (int64_t *)(p + logits + 2 * rows + small);
+    job->capped = capped ? (float *)(p + logits + 2 * rows + 2 * small) : NULL;
     return LORA_OK;
 }
 
 lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w,
-                                      const int32_t *targets, const float *loss_weight, float grad_scale,
+                                      lora_logit_map map, const int32_t *targets, const float *loss_weight, float grad_scale,
                                       double *loss_sum, float *token_loss, float *dx, int64_t lddx, float *dW,
                                       lora_error *err) {
-    LORA_TRY(check(M, x, ldx, w, targets, loss_weight, loss_sum, token_loss, dx, lddx, dW, err));
+    LORA_TRY(check(M, x, ldx, w, map, targets, loss_weight, loss_sum, token_loss, dx, lddx, dW, err));
     xent_job job = {.kernels = &ctx->kernels.rowwise, .M = M, .V = w->rows, .H = w->cols, .x = x, .ldx = ldx, .w = w,
-                    .targets = targets, .loss_weight = loss_weight, .grad_scale = grad_scale, .dx = dx, .lddx = lddx,
+                    .map = map, .targets = targets, .loss_weight = loss_weight, .grad_scale = grad_scale, .dx = dx, .lddx = lddx,
                     .dW = dW, .rows_per_task = lora_rows_per_task(w->rows)};
     int64_t capacity = chunk_rows(job.V);
     LORA_TRY(chunk_buffers(ctx, &job, capacity, err));

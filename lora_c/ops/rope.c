@@ -41,7 +41,7 @@ lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, int64_t half, co
 
 typedef struct rope_job {
     const lora_rowwise_kernels *kernels;
-    int64_t M, n_heads, D, rows_per_task;
+    int64_t M, n_heads, D, rotary, rows_per_task;
     float *x;
     int64_t ldx;
     const int32_t *positions;
@@ -52,7 +52,7 @@ typedef struct rope_job {
 static void rope_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const rope_job *job = arg;
-    int64_t half = job->D / 2, end = lora_min_i64(job->M, (task + 1) * job->rows_per_task);
+    int64_t half = job->rotary / 2, end = lora_min_i64(job->M, (task + 1) * job->rows_per_task);
     for (int64_t m = task * job->rows_per_task; m < end; m++) {
         const float *c = job->cosine + job->positions[m] * half, *s = job->sine + job->positions[m] * half;
         for (int64_t h = 0; h < job->n_heads; h++)
@@ -60,14 +60,16 @@ static void rope_task(void *arg, int64_t task, int worker) {
     }
 }
 
-lora_status lora_rope(lora_ctx *ctx, int64_t M, int64_t n_heads, int64_t D, float *x, int64_t ldx,
+lora_status lora_rope(lora_ctx *ctx, int64_t M, int64_t n_heads, int64_t D, int64_t rotary, float *x, int64_t ldx,
                       const int32_t *positions, const float *cos, const float *sin, int64_t n_positions, bool backward,
                       lora_error *err) {
-    LORA_CHECK(D >= 2 && D % 2 == 0, err, LORA_ESHAPE, "D: expected an even head_dim >= 2, got %" PRId64, D);
+    LORA_CHECK(D >= 2, err, LORA_ESHAPE, "D: expected a head_dim >= 2, got %" PRId64, D);
+    LORA_CHECK(rotary >= 2 && rotary % 2 == 0 && rotary <= D, err, LORA_ESHAPE,
+               "rotary: expected an even number from 2 to %" PRId64 ", got %" PRId64, D, rotary);
     LORA_CHECK(n_heads >= 0 && n_heads <= INT64_MAX / D, err, LORA_ESHAPE, "n_heads: expected >= 0, got %" PRId64,
                n_heads);
     lora_rows out = {"x", x, M, n_heads * D, ldx}, p = {"positions", positions, 1, M, M};
-    lora_rows c = {"cos", cos, n_positions, D / 2, D / 2}, s = {"sin", sin, n_positions, D / 2, D / 2};
+    lora_rows c = {"cos", cos, n_positions, rotary / 2, rotary / 2}, s = {"sin", sin, n_positions, rotary / 2, rotary / 2};
     LORA_TRY(lora_rows_check(out, err));
     LORA_TRY(lora_rows_check(p, err));
     LORA_TRY(lora_rows_check(c, err));
@@ -79,7 +81,7 @@ lora_status lora_rope(lora_ctx *ctx, int64_t M, int64_t n_heads, int64_t D, floa
         LORA_CHECK(positions[m] >= 0 && positions[m] < n_positions, err, LORA_EINVAL,
                    "positions: expected 0 <= positions[%" PRId64 "] < %" PRId64 ", got %" PRId32, m, n_positions,
                    positions[m]);
-    rope_job job = {.kernels = &ctx->kernels.rowwise, .M = M, .n_heads = n_heads, .D = D,
+    rope_job job = {.kernels = &ctx->kernels.rowwise, .M = M, .n_heads = n_heads, .D = D, .rotary = rotary,
                     .rows_per_task = lora_rows_per_task(n_heads * D), .x = x, .ldx = ldx, .positions = positions,
                     .cosine = cos, .sine = sin, .sign = backward ? -1.0f : 1.0f};
     lora_parallel_for(ctx->pool, lora_div_up(M, job.rows_per_task), rope_task, &job);

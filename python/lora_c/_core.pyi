@@ -215,13 +215,31 @@ class Decoder:
         head_dim: int,
         vocab_size: int,
         max_position_embeddings: int,
-        rms_norm_eps: float,
-        rope_inv_freq: Any,
-        rope_scale: float = 1.0,
-        sliding_window: int = 0,
+        norm_eps: float,
+        norm: Literal["rms", "layer"] = "rms",
+        norm_weight_offset: float = 0.0,
+        pre_norm: bool = True,
+        post_norm: bool = False,
+        qk_norm: Literal["none", "head", "row"] = "none",
+        activation: Literal["silu", "gelu_tanh"] = "silu",
+        gated_mlp: bool = True,
+        learned_positions: bool = False,
         tie_word_embeddings: bool = False,
+        embedding_scale: float = 1.0,
+        residual_scale: float = 1.0,
+        attention_scale: float = 0.0,
+        attention_softcap: float = 0.0,
+        logit_scale: float = 1.0,
+        logit_softcap: float = 0.0,
+        sliding_window: int | Sequence[int] = 0,
+        rope_inv_freq: Any = None,
+        rope_scale: float = 1.0,
+        second_rope_inv_freq: Any = None,
+        second_rope_scale: float = 1.0,
+        layer_rope: Sequence[int] | None = None,
+        rope_switch: int = 0,
     ) -> Decoder: ...
-    def set_weight(self, name: str, weight: _Weight, /) -> None: ...
+    def set_weight(self, name: str, weight: _Weight, /, *, row: int | None = None) -> None: ...
     def set_adapter(
         self,
         name: str,
@@ -233,6 +251,7 @@ class Decoder:
         dropout: float = 0.0,
         seed: int = 0,
         magnitude: Parameter | None = None,
+        row: int | None = None,
     ) -> None: ...
     def set_token_rows(self, ids: _Ids | None, rows: Parameter | None, /) -> None: ...
     def remove_adapter(self, name: str, /) -> None: ...

@@ -1,61 +1,53 @@
 """Model families as data: config.json -> the arguments of `Decoder`, and the names and shapes of its weights.
 
-A family is one row of `FAMILIES`. What a row cannot express is refused by name, never guessed.
+The families are rows of the table in `families.py`. What a row cannot express is refused by name, never guessed.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import CheckpointError, shorten
+from .families import ATTENTION, FAMILIES, HARMLESS, MLP, SIZES, Family
+from .rope import Rope, number, rope_of
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-PROJECTIONS = ATTENTION + MLP
 MAX_HEAD_DIM = 4096
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one family of Llama-like decoders differs from the others.
-
-    biases: projections with a bias, always ("qkv") or as the keys attention_bias and mlp_bias say ("config").
-    sliding_window: "never", "always" (where the key is a number) or "switch" (only with use_sliding_window).
-    """
-
-    architecture: str
-    model_type: str
-    biases: Literal["config", "none", "qkv"]
-    sliding_window: Literal["never", "always", "switch"] = "never"
-
-
-FAMILIES = (
-    Family("LlamaForCausalLM", "llama", biases="config"),
-    Family("MistralForCausalLM", "mistral", biases="none", sliding_window="always"),
-    Family("Qwen2ForCausalLM", "qwen2", biases="qkv", sliding_window="switch"),
-)
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+}  # fmt: skip
+_NEUTRAL = (None, False, [], {}, "")
 
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """One tensor: its name in the decoder, in the file, and its shape (out, in) or (n,)."""
+    """One tensor of the file: its name in the model, in the file, and its shape (out, in) or (n,).
+
+    parts: decoder name and first row of each matrix, where the tensor holds several behind each other; else empty.
+    transposed: the file stores it as (in, out).
+    """
 
     name: str
     file_name: str
     shape: tuple[int, ...]
-    kind: Literal["projection", "embedding", "head", "vector"]
+    kind: Literal["projection", "embedding", "positions", "head", "vector"]
+    parts: tuple[tuple[str, int], ...] = ()
+    transposed: bool = False
 
     @property
     def module(self) -> str:
         """The module path as PEFT spells it, such as model.layers.0.self_attn.q_proj."""
         return self.file_name.rpartition(".")[0]
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """The shape in the file."""
+        return self.shape[::-1] if self.transposed else self.shape
 
 
 @dataclass(frozen=True)
@@ -72,34 +64,61 @@ class Architecture:
         return bool(self.decoder_kwargs["tie_word_embeddings"])
 
     def weights(self) -> list[WeightSpec]:
-        """Every tensor that the decoder needs, in the order of the forward pass."""
+        """Every tensor that the model needs, in the order of the forward pass."""
+        k, names = self.decoder_kwargs, self.family.globals
+        hidden = k["hidden_size"]
+        vocab = (k["vocab_size"], hidden)
+        out = [WeightSpec("embed_tokens", names["embed_tokens"] + ".weight", vocab, "embedding")]
+        if "embed_positions" in names:
+            shape = (k["max_position_embeddings"], hidden)
+            out.append(WeightSpec("embed_positions", names["embed_positions"] + ".weight", shape, "positions"))
+        for n in range(k["num_hidden_layers"]):
+            for parts, path in self.family.layer.items():
+                out += self._module(f"layers.{n}.", parts.split(), f"{self.family.layers}.{n}.{path}")
+        out += self._module("", ["norm"], names["norm"])
+        if not self.tied:
+            out.append(WeightSpec("lm_head", names["lm_head"] + ".weight", vocab, "head"))
+        return out
+
+    def _module(self, layer: str, parts: list[str], path: str) -> list[WeightSpec]:
+        """The weight of a module and its bias, where it has one."""
+        if parts[0] not in ATTENTION + MLP:
+            spec = WeightSpec(layer + parts[0], path + ".weight", (self._norm_width(parts[0]),), "vector")
+            has_bias = self.decoder_kwargs["norm"] == "layer"
+        else:
+            shapes = [self._shape(part) for part in parts]
+            shape = (sum(rows for rows, _ in shapes), shapes[0][1])
+            firsts = np.cumsum([0] + [rows for rows, _ in shapes]).tolist()
+            places = tuple((layer + part, first) for part, first in zip(parts, firsts, strict=False))
+            name = layer + (parts[0] if len(parts) == 1 else path.rpartition(".")[2])
+            places = () if len(parts) == 1 else places
+            spec = WeightSpec(name, path + ".weight", shape, "projection", places, self.family.transposed)
+            has_bias = parts[0] in self.biased
+        if not has_bias:
+            return [spec]
+        biases = tuple((f"{part}.bias", first) for part, first in spec.parts)
+        return [spec, WeightSpec(spec.name + ".bias", path + ".bias", spec.shape[:1], "vector", biases)]
+
+    def _shape(self, projection: str) -> tuple[int, int]:
         k = self.decoder_kwargs
-        hidden, head_dim = k["hidden_size"], k["head_dim"]
-        q, kv, mid = k["num_attention_heads"] * head_dim, k["num_key_value_heads"] * head_dim, k["intermediate_size"]
-        shapes = {
+        hidden, mid = k["hidden_size"], k["intermediate_size"]
+        q, kv = k["num_attention_heads"] * k["head_dim"], k["num_key_value_heads"] * k["head_dim"]
+        return {
             "q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q),
             "gate_proj": (mid, hidden), "up_proj": (mid, hidden), "down_proj": (hidden, mid),
-        }  # fmt: skip
-        out = [WeightSpec("embed_tokens", "model.embed_tokens.weight", (k["vocab_size"], hidden), "embedding")]
-        for n in range(k["num_hidden_layers"]):
-            layer, file = f"layers.{n}.", f"model.layers.{n}."
-            out.append(WeightSpec(layer + "input_layernorm", file + "input_layernorm.weight", (hidden,), "vector"))
-            for name in PROJECTIONS:
-                if name == "gate_proj":
-                    norm = "post_attention_layernorm"
-                    out.append(WeightSpec(layer + norm, file + norm + ".weight", (hidden,), "vector"))
-                path = file + ("self_attn." if name in ATTENTION else "mlp.") + name
-                out.append(WeightSpec(layer + name, path + ".weight", shapes[name], "projection"))
-                if name in self.biased:
-                    out.append(WeightSpec(f"{layer}{name}.bias", path + ".bias", shapes[name][:1], "vector"))
-        out.append(WeightSpec("norm", "model.norm.weight", (hidden,), "vector"))
-        if not self.tied:
-            out.append(WeightSpec("lm_head", "lm_head.weight", (k["vocab_size"], hidden), "head"))
-        return out
+        }[projection]  # fmt: skip
+
+    def _norm_width(self, norm: str) -> int:
+        k = self.decoder_kwargs
+        if norm not in ("q_norm", "k_norm"):
+            return int(k["hidden_size"])
+        heads = 1 if k["qk_norm"] == "head" else k["num_attention_heads" if norm == "q_norm" else "num_key_value_heads"]
+        return int(heads * k["head_dim"])
 
     def ignored(self, file_name: str) -> bool:
         """Whether a tensor of a checkpoint carries nothing that this model needs."""
-        return file_name.endswith(".rotary_emb.inv_freq") or (self.tied and file_name == "lm_head.weight")
+        buffers = (".rotary_emb.inv_freq", ".attn.masked_bias") + ((".attn.bias",) if self.family.transposed else ())
+        return file_name.endswith(buffers) or (self.tied and file_name == "lm_head.weight")
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
@@ -111,37 +130,16 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         The family or a feature is not supported (named, with what is supported), or a size is missing or absurd.
     """
     family = _family(config)
-    _refuse_features(config)
-    hidden = _size(config, "hidden_size")
-    heads = _size(config, "num_attention_heads")
-    kv_heads = _size(config, "num_key_value_heads", heads)
-    head_dim = _size(config, "head_dim", hidden // heads)
-    if config.get("head_dim") is None and hidden % heads:
-        raise CheckpointError(f"config.json: hidden_size: expected a multiple of num_attention_heads {heads}, got {hidden}")
-    if heads % kv_heads:
-        raise CheckpointError(f"config.json: num_key_value_heads: expected a divisor of {heads}, got {kv_heads}")
-    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        raise CheckpointError(f"config.json: head_dim: expected an even number up to {MAX_HEAD_DIM}, got {head_dim}")
-    eps = config.get("rms_norm_eps", 1e-6)
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 <= eps < 1:
-        raise CheckpointError(f"config.json: rms_norm_eps: expected a small positive number, got {eps!r}")
-    layers, positions = _size(config, "num_hidden_layers"), _size(config, "max_position_embeddings", 2048)
-    kwargs = {
-        "hidden_size": hidden,
-        "intermediate_size": _size(config, "intermediate_size"),
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "vocab_size": _size(config, "vocab_size"),
-        "max_position_embeddings": positions,
-        "rms_norm_eps": float(eps),
-        "rope_inv_freq": rope_inv_freq(config, head_dim),
-        "rope_scale": 1.0,
-        "sliding_window": _sliding_window(config, family, layers, positions),
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
-    }
-    return Architecture(family, kwargs, _biased(config, family))
+    config = _in_common_names(config, family)
+    _refuse_unknown(config, family)
+    kwargs = _sizes(config, family) | dict(family.decoder)
+    layers = kwargs["num_hidden_layers"]
+    kwargs["activation"] = _activation(config, family)
+    kwargs["tie_word_embeddings"] = bool(config["tie_word_embeddings"])
+    kwargs["sliding_window"] = _windows(config, family, layers, kwargs["max_position_embeddings"])
+    kwargs |= _scales(config, family, kwargs) | _ropes(config, family, kwargs)
+    defaults = {"norm": "rms", "qk_norm": "none"}
+    return Architecture(family, defaults | kwargs, _biased(config, family))
 
 
 def _family(config: Mapping[str, Any]) -> Family:
@@ -154,12 +152,53 @@ def _family(config: Mapping[str, Any]) -> Family:
     raise CheckpointError(f"config.json: architectures: expected one of {known}, got {got}")
 
 
-def _refuse_features(config: Mapping[str, Any]) -> None:
-    neutral = {"hidden_act": ("silu", "swish"), "partial_rotary_factor": (None, 1, 1.0), "is_encoder_decoder": (None, False)}
-    for key, allowed in neutral.items():
-        value = config.get(key, allowed[0])
-        if value not in allowed:
-            raise CheckpointError(f"config.json: {key}: expected {allowed[0]!r}, got {value!r}; this is not supported")
+def _in_common_names(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    common = {new: config[old] for new, old in family.rename.items() if config.get(old) is not None}
+    rest = {key: value for key, value in config.items() if key not in family.rename.values()}
+    merged = {"tie_word_embeddings": False} | dict(family.defaults) | rest | common
+    for key, value in family.defaults.items():
+        if merged[key] is None and key not in ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
+            merged[key] = value  # null means the default, but for these it means "none"
+    return merged
+
+
+def _refuse_unknown(config: Mapping[str, Any], family: Family) -> None:
+    known = SIZES | HARMLESS | family.keys
+    for key, value in config.items():
+        if key not in known and not any(value is n or (type(value) is type(n) and value == n) for n in _NEUTRAL):
+            if (key, value) in (("partial_rotary_factor", 1), ("sliding_window", 0)):
+                continue
+            raise CheckpointError(
+                f"config.json: {key}: expected nothing, got {str(value)[:60]!r}; this is not supported for "
+                f"{family.architecture} and might change the result"
+            )
+
+
+def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    hidden = _size(config, "hidden_size")
+    heads = _size(config, "num_attention_heads")
+    kv_heads = _size(config, "num_key_value_heads", heads)
+    head_dim = _size(config, "head_dim", hidden // heads)
+    if config.get("head_dim") is None and hidden % heads:
+        raise CheckpointError(f"config.json: hidden_size: expected a multiple of num_attention_heads {heads}, got {hidden}")
+    if heads % kv_heads:
+        raise CheckpointError(f"config.json: num_key_value_heads: expected a divisor of {heads}, got {kv_heads}")
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise CheckpointError(f"config.json: head_dim: expected an even number up to {MAX_HEAD_DIM}, got {head_dim}")
+    eps = config.get("rms_norm_eps", 1e-5 if family.model_type == "gpt2" else 1e-6)
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 < eps < 1:
+        raise CheckpointError(f"config.json: rms_norm_eps: expected a small positive number, got {eps!r}")
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": _size(config, "intermediate_size", 4 * hidden if family.model_type == "gpt2" else None),
+        "num_hidden_layers": _size(config, "num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": _size(config, "vocab_size"),
+        "max_position_embeddings": _size(config, "max_position_embeddings", 2048),
+        "norm_eps": float(eps),
+    }
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -173,73 +212,135 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     return value
 
 
+def _activation(config: Mapping[str, Any], family: Family) -> str:
+    gemma = family.model_type.startswith("gemma")
+    key = "hidden_activation" if gemma and config.get("hidden_activation") else "hidden_act"
+    name = config.get(key) or "silu"
+    if family.model_type == "gemma" and name == "gelu":
+        name = "gelu_pytorch_tanh"  # what the first release meant
+    if name not in ACTIVATIONS or (ACTIVATIONS[name] == "silu" and not family.decoder.get("gated_mlp", True)):
+        raise CheckpointError(
+            f"config.json: {key}: expected one of {', '.join(ACTIVATIONS)}, got {name!r}; this is not supported"
+        )
+    return ACTIVATIONS[name]
+
+
 def _biased(config: Mapping[str, Any], family: Family) -> tuple[str, ...]:
-    if family.biases == "none":
-        return ()
-    if family.biases == "qkv":
-        return ("q_proj", "k_proj", "v_proj")
-    attention = ATTENTION if config.get("attention_bias") else ()
-    return attention + (MLP if config.get("mlp_bias") else ())
+    attention = ATTENTION if config.get("attention_bias") and "attention_bias" in family.keys else ()
+    return family.biases + attention + (MLP if config.get("mlp_bias") and "mlp_bias" in family.keys else ())
 
 
-def _sliding_window(config: Mapping[str, Any], family: Family, layers: int, positions: int) -> int:
-    """Size of the attention window of all layers; 0 for none. Windows in some layers only are refused."""
-    window = config.get("sliding_window")
-    kinds = set(config.get("layer_types") or ())
-    if family.sliding_window == "never" or window is None or kinds == {"full_attention"}:
+def _windows(config: Mapping[str, Any], family: Family, layers: int, positions: int) -> int | list[int]:
+    """Attention windows: one number for all layers, or one for each; 0 for none."""
+    if family.windows == "never" or config.get("sliding_window") is None:
         return 0
-    if family.sliding_window == "switch" and kinds != {"sliding_attention"}:
-        first = config.get("max_window_layers", layers)
-        if not config.get("use_sliding_window") or (not kinds and first >= layers):
-            return 0
-        if kinds or first > 0:
-            raise CheckpointError(
-                "config.json: use_sliding_window: expected the same attention in all layers, got a window in some of them; "
-                "set it to false for texts shorter than the window"
-            )
-    if len(kinds) > 1:
-        raise CheckpointError(f"config.json: layer_types: expected the same kind in all layers, got {shorten(sorted(kinds))}")
+    if family.windows in ("switch", "nope") and not config.get("use_sliding_window"):
+        return 0
     window = _size(config, "sliding_window")
-    return 0 if window >= positions else window
+    window = 0 if window >= positions else window
+    kinds = config.get("layer_types")
+    if kinds and family.windows != "all":
+        if not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
+            raise CheckpointError(
+                f"config.json: layer_types: expected {layers} of full_attention and sliding_attention, got {shorten(kinds)}"
+            )
+        local = [kind == "sliding_attention" for kind in kinds]
+    else:
+        local = _local_layers(config, family, layers)
+    found = [window if is_local else 0 for is_local in local]
+    return found[0] if len(set(found)) == 1 else found
 
 
-def rope_inv_freq(config: Mapping[str, Any], head_dim: int) -> NDArray[np.float64]:
-    """Rotation frequencies of the head_dim / 2 pairs, rounded to float32 as the models were trained with.
-
-    Reads both spellings: `rope_theta` with `rope_scaling`, and `rope_parameters`.
-
-    Shapes: (head_dim / 2,)
-    Source: RoFormer, arXiv:2104.09864; position interpolation, arXiv:2306.15595; the "llama3" rule of Llama 3.1.
-    """
-    rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
-    theta = _number(rope | {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0))}, "rope_theta")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise CheckpointError(f"config.json: partial_rotary_factor: expected 1, got {rope['partial_rotary_factor']!r}")
-    inv_freq: NDArray[np.float64] = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if kind == "linear":
-        inv_freq = inv_freq / _number(rope, "factor")
-    elif kind == "llama3":
-        inv_freq = _llama3(inv_freq, rope)
-    elif kind != "default":
-        raise CheckpointError(f"config.json: rope_type: expected one of default, linear, llama3, got {kind!r}")
-    return inv_freq.astype(np.float32).astype(np.float64)
+def _local_layers(config: Mapping[str, Any], family: Family, layers: int) -> list[bool]:
+    if family.windows == "switch":
+        return [n >= config["max_window_layers"] for n in range(layers)]
+    if family.windows == "alternate":
+        return [n % 2 == 0 for n in range(layers)]
+    if family.windows == "pattern":
+        period = _size(config, "sliding_window_pattern", 6)
+        return [(n + 1) % period != 0 for n in range(layers)]
+    if family.windows == "nope":
+        return [not turns for turns in _turning_layers(config, layers)]
+    return [True] * layers
 
 
-def _llama3(inv_freq: NDArray[np.float64], rope: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Slow rotations are stretched by factor, fast ones kept, those between blended."""
-    factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    old = _number(rope, "original_max_position_embeddings")
-    if high <= low:
-        raise CheckpointError(f"config.json: high_freq_factor: expected above low_freq_factor {low:g}, got {high:g}")
-    turns = old * inv_freq / (2 * math.pi)
-    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    result: NDArray[np.float64] = (1 - blend) * inv_freq / factor + blend * inv_freq
-    return result
+def _scales(config: Mapping[str, Any], family: Family, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if family.embedding_scale == "sqrt":
+        out["embedding_scale"] = _rounded(math.sqrt(kwargs["hidden_size"]), config)
+    if "embedding_multiplier" in family.keys:
+        factors = {key: number({key: 1.0} | dict(config), key) for key in family.keys if key.endswith("_multiplier")}
+        out["embedding_scale"] = factors["embedding_multiplier"]
+        out["residual_scale"] = factors["residual_multiplier"]
+        out["attention_scale"] = factors["attention_multiplier"]
+        out["logit_scale"] = 1.0 / number({"logits_scaling": 1.0} | dict(config), "logits_scaling")
+    if "query_pre_attn_scalar" in family.keys:
+        out["attention_scale"] = number(config, "query_pre_attn_scalar") ** -0.5
+        for key, name in (("attn_logit_softcapping", "attention_softcap"), ("final_logit_softcapping", "logit_softcap")):
+            if config.get(key) is not None:
+                out[name] = number(config, key)
+    if config.get("scale_attn_weights") is False and "scale_attn_weights" in family.keys:
+        out["attention_scale"] = 1.0
+    return out
 
 
-def _number(table: Mapping[str, Any], key: str) -> float:
-    value = table.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
-        raise CheckpointError(f"config.json: {key}: expected a positive number, got {value!r}")
-    return float(value)
+def _rounded(x: float, config: Mapping[str, Any]) -> float:
+    """transformers keeps the embedding's factor in the type of the embedding, and so did the training."""
+    name = str(config.get("dtype") or config.get("torch_dtype"))
+    kinds = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+    return float(np.asarray(x).astype(kinds.get(name, np.float32)))
+
+
+def _turning_layers(config: Mapping[str, Any], layers: int) -> list[bool]:
+    """Whether each layer rotates its queries and keys (SmolLM3)."""
+    given = config.get("no_rope_layers")
+    if given is None:
+        period = _size(config, "no_rope_layer_interval", 4)
+        return [(n + 1) % period != 0 for n in range(layers)]
+    if not isinstance(given, list) or len(given) < layers or not all(value in (0, 1) for value in given):
+        raise CheckpointError(f"config.json: no_rope_layers: expected {layers} of 0 and 1, got {str(given)[:60]}")
+    return [bool(value) for value in given[:layers]]
+
+
+def _ropes(config: Mapping[str, Any], family: Family, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    layers, head_dim, positions = kwargs["num_hidden_layers"], kwargs["head_dim"], kwargs["max_position_embeddings"]
+    if family.rope == "none":
+        return {}
+    if family.rope == "local":
+        return _local_and_global_ropes(config, kwargs)
+    rope = rope_of(config, head_dim, positions)
+    out: dict[str, Any] = {"rope_inv_freq": rope.inv_freq, "rope_scale": rope.scale}
+    if rope.long_inv_freq is not None:
+        out |= {"second_rope_inv_freq": rope.long_inv_freq, "second_rope_scale": rope.scale, "rope_switch": rope.switch}
+    if family.rope == "nope":
+        out["layer_rope"] = [0 if turns else -1 for turns in _turning_layers(config, layers)]
+    return out
+
+
+def _local_and_global_ropes(config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Gemma 3: layers with a window have a table of their own."""
+    given = config.get("rope_parameters") or {}
+    rest = {key: config.get(key) for key in ("rope_theta", "rope_scaling")}
+    if "full_attention" in given or "sliding_attention" in given:
+        wide = {"rope_parameters": given.get("full_attention"), "rope_theta": rest["rope_theta"] or 1e6}
+        local = given.get("sliding_attention")
+    else:
+        wide = {
+            "rope_parameters": given or None,
+            "rope_scaling": rest["rope_scaling"],
+            "rope_theta": rest["rope_theta"] or 1e6,
+        }
+        local = None
+    narrow = {"rope_parameters": local, "rope_theta": config.get("rope_local_base_freq") or 10000.0}
+    tables: list[Rope] = [rope_of(c, kwargs["head_dim"], kwargs["max_position_embeddings"]) for c in (wide, narrow)]
+    if any(table.long_inv_freq is not None for table in tables):
+        raise CheckpointError("config.json: rope_type: expected one without longrope for this family, got 'longrope'")
+    layers = kwargs["num_hidden_layers"]
+    kinds = config.get("layer_types")
+    period = _size(config, "sliding_window_pattern", 6)
+    local_layers = [k == "sliding_attention" for k in kinds] if kinds else [(n + 1) % period != 0 for n in range(layers)]
+    return {
+        "rope_inv_freq": tables[0].inv_freq, "rope_scale": tables[0].scale,
+        "second_rope_inv_freq": tables[1].inv_freq, "second_rope_scale": tables[1].scale,
+        "layer_rope": [int(is_local) for is_local in local_layers],
+    }  # fmt: skip

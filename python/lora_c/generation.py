@@ -70,14 +70,19 @@ def generate_ids(model: Model, ids: Sequence[int], config: GenerationConfig) -> 
     cache = model.decoder.new_cache(len(ids) + budget)
     generator = np.random.Generator(np.random.Philox(config.seed))
     ends = frozenset() if config.ignore_eos else model.eos_token_ids
-    step = np.asarray(ids, np.int32)
+    step, all_ids = np.asarray(ids, np.int32), list(ids)
+    switch = model.decoder.config["rope_switch"]
     for _ in range(budget):
         logits = np.asarray(model.decoder.decode(cache, step)).reshape(-1)
         token = choose_token(logits, config, generator)
         if token in ends:
             return
         yield token
+        all_ids.append(token)
         step = np.array([token], np.int32)
+        if switch and len(all_ids) == switch + 1:  # longrope: from here on other frequencies, also for the tokens before
+            cache.truncate(0, 0)
+            step = np.asarray(all_ids, np.int32)
 
 
 def generate_text(model: Model, prompt: Any, config: GenerationConfig) -> Iterator[str]:

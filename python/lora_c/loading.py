@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core import NF4Tensor, Parameter
-from .architectures import Architecture, WeightSpec
+from .architectures import Architecture, WeightSpec, architecture_of
 from .checkpoint import DTYPES, Checkpoint, find_non_finite
 from .errors import CheckpointError, shorten
 from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
@@ -59,7 +59,8 @@ def load_weights(checkpoint: Checkpoint, architecture: Architecture, options: Lo
             f"{len(checkpoint.tensors)} tensors"
         )
     specs = architecture.weights()
-    sources = {spec.name: _source(spec, checkpoint) for spec in specs}
+    tied = architecture_of(checkpoint.config).tied
+    sources = {spec.name: stored_name(_source(spec, specs, tied), checkpoint) for spec in specs}
     _check_names(checkpoint, architecture, specs, sources)
     weights = Weights()
     prequantized = any(quant_type_of(source, checkpoint.tensors) for source in sources.values())
@@ -76,11 +77,22 @@ def load_weights(checkpoint: Checkpoint, architecture: Architecture, options: Lo
     return weights
 
 
-def _source(spec: WeightSpec, checkpoint: Checkpoint) -> str:
+def _source(spec: WeightSpec, specs: list[WeightSpec], tied: bool) -> WeightSpec:
     """A head that is untied for training starts as a copy of the embedding."""
-    if spec.kind == "head" and checkpoint.config.get("tie_word_embeddings"):
-        return "model.embed_tokens.weight"
-    return spec.file_name
+    if spec.kind == "head" and tied:
+        return next(other for other in specs if other.kind == "embedding")
+    return spec
+
+
+def stored_name(spec: WeightSpec, checkpoint: Checkpoint) -> str:
+    """The name of a tensor in the file. Folders saved from the bare model, such as GPT-2's own, leave out the first part."""
+    bare = spec.file_name.partition(".")[2]
+    return spec.file_name if spec.file_name in checkpoint.tensors or bare not in checkpoint.tensors else bare
+
+
+def in_order(spec: WeightSpec, array: NDArray[Any]) -> NDArray[Any]:
+    """A tensor of the file as (out, in)."""
+    return np.ascontiguousarray(array.T) if spec.transposed else array
 
 
 def _check_names(checkpoint: Checkpoint, architecture: Architecture, specs: list[WeightSpec], sources: dict[str, str]) -> None:
@@ -98,13 +110,14 @@ def _check_names(checkpoint: Checkpoint, architecture: Architecture, specs: list
                 "quantized, load the model that it was made from with quantize='nf4'"
             )
         shape = checkpoint.tensors[sources[spec.name]].shape
-        if not quantized and shape != spec.shape:
+        if not quantized and shape != spec.file_shape:
             raise CheckpointError(
-                f"{checkpoint.path}: {spec.file_name}: expected shape {spec.shape}, got {shape}; check config.json"
+                f"{checkpoint.path}: {spec.file_name}: expected shape {spec.file_shape}, got {shape}; check config.json"
             )
-    extra = sorted(name for name in present - known if not architecture.ignored(name))
-    if checkpoint.config.get("tie_word_embeddings"):
-        extra = [name for name in extra if name != "lm_head.weight"]
+    tied = architecture_of(checkpoint.config).tied
+    extra = sorted(
+        name for name in present - known if not architecture.ignored(name) and not (tied and name == "lm_head.weight")
+    )
     if extra:
         raise CheckpointError(
             f"{checkpoint.path}: expected only tensors of {architecture.family.architecture}, got also {shorten(extra)}; "
@@ -129,7 +142,7 @@ def _load_dense(spec: WeightSpec, source: str, checkpoint: Checkpoint, options: 
     info = checkpoint.tensors[source]
     if info.dtype not in ("F32", "F16", "BF16"):
         raise CheckpointError(f"{spec.file_name}: expected F32, F16 or BF16, got {info.dtype}")
-    array = checkpoint.read(source)
+    array = in_order(spec, checkpoint.read(source))
     bad = find_non_finite(array)
     if bad:
         raise CheckpointError(

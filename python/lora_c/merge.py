@@ -176,5 +176,5 @@ def _put(model: Model, name: str, array: NDArray[np.float32]) -> None:
         weight.data[...] = array
     else:
         model.weights[name] = array  # a new array: other models may share the old one
-        model.decoder.set_weight(name, array)
+        model.parts.set_weight(name, array)
     model.stored_dtypes[name] = np.dtype(np.float32)

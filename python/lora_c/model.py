@@ -21,7 +21,8 @@ from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint, read_json_object
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
 from .errors import AdapterError, CheckpointError, ConfigError
-from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, load_weights
+from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights, stored_name
+from .parts import Parts
 from .prequantized import QuantRecord
 from .saving import save_model
 from .tokenizer import Tokenizer
@@ -60,9 +61,10 @@ class Model:
         self.is_merged = False
         self._tokenizer = tokenizer
         self.decoder = Decoder(**architecture.decoder_kwargs)
+        self.parts = Parts(self.decoder, architecture.weights())
         for name, weight in self.weights.items():
-            self.decoder.set_weight(name, weight)
-        self._adapters = AdapterSet(self.decoder, self.weights, architecture.tied)
+            self.parts.set_weight(name, weight)
+        self._adapters = AdapterSet(self.parts, self.weights, architecture.tied)
         self.before_merge: dict[str, Any] = {}
         self.eos_token_ids = self._find_eos()
 
@@ -298,10 +300,11 @@ class Model:
         """Return one of the base's weights as its folder has it, where that is still more than what is in memory."""
         weight = self.weights[name]
         if isinstance(weight, NF4Tensor) and name not in self.quant_records and (self.source / "config.json").is_file():
-            file_name = next(spec.file_name for spec in self.architecture.weights() if spec.name == name)
+            spec = next(spec for spec in self.architecture.weights() if spec.name == name)
             with Checkpoint(self.source) as checkpoint:
+                file_name = stored_name(spec, checkpoint)
                 if file_name in checkpoint.tensors:
-                    return np.array(checkpoint.read(file_name), np.float32)
+                    return np.array(in_order(spec, checkpoint.read(file_name)), np.float32)
         return merge.dense(weight)
 
     def quantize_weight(self, array: NDArray[Any]) -> NF4Tensor:

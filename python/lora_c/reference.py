@@ -293,7 +293,7 @@ def decoder_logits(
     """
     ids, cu = np.asarray(input_ids), np.asarray(cu_seqlens)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    eps = config["rms_norm_eps"]
+    eps = config["norm_eps"]
     positions = np.concatenate([np.arange(e - b) for b, e in zip(cu[:-1], cu[1:], strict=True)])
     x = embedding(ids, weights["embed_tokens"])
     for layer in range(config["num_hidden_layers"]):

@@ -16,7 +16,7 @@ from .architectures import WeightSpec
 from .checkpoint import TensorEntry, write_model_files
 from .errors import AdapterError, ConfigError
 from .files import atomic_folder
-from .loading import DENSE_DTYPES
+from .loading import DENSE_DTYPES, in_order
 from .prequantized import nf4_entries, quant_type_of, quantization_config
 from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
 
@@ -52,7 +52,9 @@ def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEn
     if isinstance(weight, NF4Tensor) and dtype in (None, "nf4"):
         return nf4_entries(spec.file_name, weight, stored.name, model.quant_records.get(spec.name))
     target = DENSE_DTYPES.get(dtype or "", stored)
-    return [TensorEntry(spec.file_name, target, spec.shape, lambda: np.asarray(merge.dense(weight), target))]
+    return [
+        TensorEntry(spec.file_name, target, spec.file_shape, lambda: in_order(spec, np.asarray(merge.dense(weight), target)))
+    ]
 
 
 def _saved_config(model: Model, dtype: str | None, dense_modules: list[str]) -> dict[str, Any]:

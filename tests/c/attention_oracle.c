@@ -62,12 +62,19 @@ static int64_t at_k(const attention_oracle *a, int64_t j, int64_t h) {
     return (j * a->KV + h / (a->H / a->KV)) * a->D;
 }
 
+/* The score of a query and a key; *slope: its derivative by scale * dot. */
+static double score(const attention_oracle *a, const double *q, const double *k, double *slope) {
+    double s = a->scale * dot(a->D, q, k), t = a->softcap > 0 ? tanh(s / a->softcap) : 0;
+    *slope = 1 - t * t;
+    return a->softcap > 0 ? a->softcap * t : s;
+}
+
 static void forward_row(attention_oracle *a, int64_t i, int64_t h) {
     const double *q = a->q + at_q(a, i, h);
-    double max = -INFINITY, sum = 0, products = 0, scores = 0, v_max = 0, *o = a->o + at_q(a, i, h);
+    double max = -INFINITY, slope, sum = 0, products = 0, scores = 0, v_max = 0, *o = a->o + at_q(a, i, h);
     int64_t first = first_key(a, i), last = a->past + i;
     for (int64_t j = first; j <= last; j++) {
-        double s = a->scale * dot(a->D, q, a->k + at_k(a, j, h));
+        double s = score(a, q, a->k + at_k(a, j, h), &slope);
         max = fmax(max, s);
         scores = fmax(scores, fabs(s));
         products = fmax(products, dot_abs(a->D, q, a->k + at_k(a, j, h)));
@@ -76,7 +83,7 @@ static void forward_row(attention_oracle *a, int64_t i, int64_t h) {
     for (int64_t d = 0; d < a->D; d++)
         o[d] = 0;
     for (int64_t j = first; j <= last; j++) {
-        double p = exp(a->scale * dot(a->D, q, a->k + at_k(a, j, h)) - max);
+        double p = exp(score(a, q, a->k + at_k(a, j, h), &slope) - max);
         sum += p;
         for (int64_t d = 0; d < a->D; d++)
             o[d] += p * a->v[at_k(a, j, h) + d];
@@ -84,7 +91,7 @@ static void forward_row(attention_oracle *a, int64_t i, int64_t h) {
     for (int64_t d = 0; d < a->D; d++)
         o[d] /= sum;
     double n = (double)(last - first + 1);
-    double delta = unit * ((double)(a->D + 4) * fabs(a->scale) * products + 6 * scores + 16);
+    double delta = unit * ((double)(a->D + 4) * fabs(a->scale) * products + (a->softcap > 0 ? 16 : 6) * scores + 16);
     a->lse[i * a->H + h] = max + log(sum);
     a->tol_o[i * a->H + h] = v_max * (2 * delta + (n + 8) * unit);
     a->tol_lse[i * a->H + h] = delta + n * unit + 4 * unit * fabs(max + log(sum));
@@ -106,12 +113,14 @@ static void backward_row(attention_oracle *a, int64_t i, int64_t h) {
     double p_error = 2 * a->tol_lse[i * a->H + h] + 4 * unit;
     double ds_error = scale * (2 * weight * p_error + (2 * D + 8) * unit * weight + dout_sum * a->tol_o[i * a->H + h]);
     double sums = (double)((a->past + a->T) * a->H / a->KV + 4) * unit;
+    if (a->softcap > 0) /* the error of 1 - tanh^2 */
+        ds_error += scale * 2 * weight * (2 * a->tol_lse[i * a->H + h] / a->softcap + 8 * unit);
     double each = ds_error + sums * scale * 2 * weight;
     a->tol_dq[i * a->H + h] = k_max * each;
     for (int64_t j = first; j <= last; j++) {
         int64_t kj = at_k(a, j, h);
-        double p = exp(a->scale * dot(a->D, q, a->k + kj) - lse);
-        double ds = a->scale * p * (dot(a->D, dout, a->v + kj) - delta);
+        double slope, p = exp(score(a, q, a->k + kj, &slope) - lse);
+        double ds = a->scale * slope * p * (dot(a->D, dout, a->v + kj) - delta);
         for (int64_t d = 0; d < a->D; d++) {
             dq[d] += ds * a->k[kj + d];
             a->dk[kj + d] += ds * q[d];

@@ -8,7 +8,7 @@
  * lse (T, H). tol_*: the bound of each element's error; per (row, head) for dq, o and lse, per (key, head) else. */
 typedef struct attention_oracle {
     int64_t T, past, H, KV, D, window;
-    double scale;
+    double scale, softcap; /* softcap 0: none; set after create */
     double *q, *k, *v, *dout;
     double *o, *lse, *dq, *dk, *dv;
     double *tol_o, *tol_lse, *tol_dq, *tol_dk, *tol_dv;

@@ -45,7 +45,7 @@ static void fill(float *p, int64_t rows, int64_t ld, int64_t width, float size) 
 }
 
 static batch batch_create(int64_t D, int64_t H, int64_t KV, int64_t window, int64_t n, const int *lengths, float size) {
-    batch b = {.shape = {H, KV, D, (float)(1.0 / sqrt((double)D)), window}, .n = n};
+    batch b = {.shape = {H, KV, D, (float)(1.0 / sqrt((double)D)), window, 0}, .n = n};
     for (int64_t s = 0; s < n; s++)
         b.cu[s + 1] = b.cu[s] + lengths[s];
     b.M = b.cu[n];
@@ -114,6 +114,7 @@ static attention_oracle oracle_of(const batch *b, int64_t s) {
     const float *q = b->qkv + row * b->ld, *k = q + q_width(b), *v = k + k_width(b);
     attention_oracle_create(&a, T, 0, b->shape.n_heads, b->shape.n_kv_heads, b->shape.head_dim, b->shape.sliding_window,
                             b->shape.scale);
+    a.softcap = b->shape.softcap;
     load(a.q, q, T, b->ld, q_width(b));
     load(a.k, k, T, b->ld, k_width(b));
     load(a.v, v, T, b->ld, k_width(b));
@@ -147,9 +148,10 @@ static bool guards_hold(const float *p, int64_t rows, int64_t ld, int64_t width)
     return true;
 }
 
-static void check_shape(lora_ctx **ctx, lora_isa lowest, int64_t D, int64_t H, int64_t KV, int64_t window) {
+static void check_shape(lora_ctx **ctx, lora_isa lowest, int64_t D, int64_t H, int64_t KV, int64_t window, float softcap) {
     static const int lengths[] = {1, 2, 130, 3, 17, 64, 65};
     batch b = batch_create(D, H, KV, window, 7, lengths, 1.0f);
+    b.shape.softcap = softcap;
     attention_oracle a[7];
     for (int64_t s = 0; s < b.n; s++)
         a[s] = oracle_of(&b, s);
@@ -175,12 +177,15 @@ static void check_shapes(lora_ctx **ctx) {
                 if (dims[d] > 16 && w != h) /* wide heads: one window each, to bound the time */
                     continue;
                 check_shape(ctx, dims[d] <= 3 ? LORA_ISA_REF : LORA_ISA_PORTABLE, dims[d], heads[h][0], heads[h][1],
-                            windows[w]);
+                            windows[w], 0);
+                if (w == h) /* caps that bend the scores a little, much, and to a step */
+                    check_shape(ctx, dims[d] <= 3 ? LORA_ISA_REF : LORA_ISA_PORTABLE, dims[d], heads[h][0], heads[h][1],
+                                windows[w], w == 0 ? 50.0f : w == 1 ? 1.0f : 0.25f);
             }
         }
     }
-    check_shape(ctx, LORA_ISA_PORTABLE, 256, 2, 1, 0);
-    check_shape(ctx, LORA_ISA_PORTABLE, 4, 40, 1, 0); /* a group wider than a panel */
+    check_shape(ctx, LORA_ISA_PORTABLE, 256, 2, 1, 0, 0);
+    check_shape(ctx, LORA_ISA_PORTABLE, 4, 40, 1, 0, 0); /* a group wider than a panel */
 }
 
 /* Logits of some thousands: nothing may overflow, and one key may take all the weight. */
@@ -231,13 +236,15 @@ static void check_threads(lora_isa isa) {
     lora_ctx_destroy(ctx);
 }
 
-static void check_packing(lora_ctx *ctx) {
+static void check_packing(lora_ctx *ctx, float softcap) {
     static const int lengths[] = {5, 200, 1, 33, 96, 97};
     for (int64_t window = 0; window <= 50; window += 50) {
         batch all = batch_create(20, 6, 3, window, 6, lengths, 1.0f);
+        all.shape.softcap = softcap;
         run(ctx, &all);
         for (int s = 0; s < 6; s++) {
             batch one = batch_create(20, 6, 3, window, 1, &lengths[s], 1.0f);
+            one.shape.softcap = softcap;
             memcpy(one.qkv, all.qkv + all.cu[s] * all.ld, (size_t)(one.M * one.ld) * sizeof(float));
             memcpy(one.dout, all.dout + all.cu[s] * all.ld_out, (size_t)(one.M * one.ld_out) * sizeof(float));
             run(ctx, &one);
@@ -250,9 +257,10 @@ static void check_packing(lora_ctx *ctx) {
 }
 
 /* A prompt in pieces against the growing cache, down to single tokens, equals the prompt in one piece bit for bit. */
-static void check_cache(lora_ctx *ctx, int64_t window) {
+static void check_cache(lora_ctx *ctx, int64_t window, float softcap) {
     static const int length = 230, pieces[] = {100, 1, 1, 90, 37, 1};
     batch b = batch_create(20, 6, 2, window, 1, &length, 1.0f);
+    b.shape.softcap = softcap;
     run(ctx, &b);
     float *o = nan_buffer(b.M * b.ld_out);
     int64_t done = 0;
@@ -273,9 +281,10 @@ static void check_cache(lora_ctx *ctx, int64_t window) {
 }
 
 /* The oracle's own gradient against central differences of its forward: L = sum of dout * o. */
-static void check_oracle(void) {
+static void check_oracle(float softcap) {
     static const int length = 6;
     batch b = batch_create(3, 4, 2, 4, 1, &length, 1.0f);
+    b.shape.softcap = softcap;
     attention_oracle a = oracle_of(&b, 0);
     const struct { double *x, *dx; int64_t n; } inputs[] = {
         {a.q, a.dq, a.T * 12}, {a.k, a.dk, a.T * 6}, {a.v, a.dv, a.T * 6}};
@@ -303,10 +312,11 @@ static void check_refusals(lora_ctx *ctx) {
     float x[64] = {0};
     lora_error err;
     int32_t cu[] = {0, 2}, falling[] = {2, 0};
-    lora_attention_shape shape = {2, 1, 4, 0.5f, 0}, heads = {3, 2, 4, 0.5f, 0};
+    lora_attention_shape shape = {2, 1, 4, 0.5f, 0, 0}, heads = {3, 2, 4, 0.5f, 0, 0}, cap = {2, 1, 4, 0.5f, 0, -1};
     lora_kv_view kv = {x, x, 4, 4, 2}, few = {x, x, 4, 4, 1};
     float *o = x + 16;
     CHECK(lora_attention_forward(ctx, &heads, 1, cu, x, 12, &kv, o, 12, NULL, &err) == LORA_ESHAPE, "heads 3/2");
+    CHECK(lora_attention_forward(ctx, &cap, 1, cu, x, 8, &kv, o, 8, NULL, &err) == LORA_EINVAL, "softcap -1");
     CHECK(lora_attention_forward(ctx, &shape, 1, falling, x, 8, &kv, o, 8, NULL, &err) == LORA_EINVAL, "cu falls");
     CHECK(lora_attention_forward(ctx, &shape, 1, cu, x, 8, &few, o, 8, NULL, &err) == LORA_ESHAPE, "too few keys");
     CHECK(lora_attention_forward(ctx, &shape, 1, cu, x, 7, &kv, o, 8, NULL, &err) == LORA_ESHAPE, "ldq too small");
@@ -319,15 +329,18 @@ void check_attention(void) {
     lora_ctx *ctx[LORA_ISA_AVX512 + 1] = {NULL};
     for (lora_isa isa = LORA_ISA_REF; isa <= lora_cpu_best_isa(); isa++)
         ctx[isa] = context(isa, 2);
-    check_oracle();
+    check_oracle(0);
+    check_oracle(0.7f);
     check_shapes(ctx);
     check_refusals(ctx[LORA_ISA_PORTABLE]);
     for (lora_isa isa = LORA_ISA_PORTABLE; isa <= lora_cpu_best_isa(); isa++) {
         check_large_logits(ctx[isa]);
         check_threads(isa);
-        check_packing(ctx[isa]);
-        check_cache(ctx[isa], 0);
-        check_cache(ctx[isa], 50);
+        check_packing(ctx[isa], 0);
+        check_packing(ctx[isa], 0.7f);
+        check_cache(ctx[isa], 0, 0);
+        check_cache(ctx[isa], 50, 0);
+        check_cache(ctx[isa], 50, 0.7f);
     }
     for (lora_isa isa = LORA_ISA_REF; isa <= lora_cpu_best_isa(); isa++)
         lora_ctx_destroy(ctx[isa]);

@@ -9,6 +9,14 @@ static const oracle_options OPTIONS[] = {
     {.biases = true, .adapters = true, .dropout = 0.25f},
     {.tied = true, .adapters = true, .window = 3},
     {.tied = true, .biases = true},
+    {.adapters = true, .dropout = 0.25f, .shared_a = true, .partial_rope = true, .switched_rope = true},            /* Phi 3 */
+    {.tied = true, .adapters = true, .post_norm = true, .offset = true, .gelu = true, .softcaps = true, .scales = true,
+     .local_layers = true, .window = 3},                                                                             /* Gemma 2 */
+    {.tied = true, .adapters = true, .post_norm = true, .offset = true, .gelu = true, .qk_norm = LORA_QK_NORM_HEAD}, /* Gemma 3 */
+    {.adapters = true, .no_pre_norm = true, .post_norm = true, .qk_norm = LORA_QK_NORM_ROW},                         /* OLMo 2 */
+    {.tied = true, .adapters = true, .scales = true, .biases = true},                                                /* Granite */
+    {.tied = true, .adapters = true, .biases = true, .layer_norm = true, .gelu = true, .ungated = true, .positions = true,
+     .shared_a = true, .dropout = 0.25f},                                                                            /* GPT-2 */
 };
 enum { N_OPTIONS = sizeof OPTIONS / sizeof *OPTIONS, SAMPLES = 4 };
 

@@ -144,6 +144,10 @@ void check_decoder_cache(void) {
     FOR_EACH_ISA(isa) {
         check_cache((oracle_options){.biases = true, .adapters = true, .dropout = 0.25f}, isa);
         check_cache((oracle_options){.tied = true, .window = 3}, isa);
+        check_cache((oracle_options){.post_norm = true, .softcaps = true, .scales = true, .local_layers = true, .window = 3,
+                                     .qk_norm = LORA_QK_NORM_HEAD, .gelu = true, .offset = true}, isa);
+        check_cache((oracle_options){.no_pre_norm = true, .post_norm = true, .qk_norm = LORA_QK_NORM_ROW}, isa);
+        check_cache((oracle_options){.layer_norm = true, .gelu = true, .ungated = true, .positions = true, .biases = true}, isa);
     }
 }
 

@@ -54,10 +54,11 @@ static void mix(const void *p, size_t bytes) {
 static void check_norm(lora_ctx *ctx, int64_t M, int64_t H) {
     int64_t ldx = H + 3, ldy = H + 1;
     float *x = random_floats(M * ldx, -2, 2), *w = random_floats(H, -2, 2), *y = random_floats(M * ldy, 5, 6);
-    float *rstd = random_floats(M, 0, 0), *dy = random_floats(M * ldy, -1, 1), *dx = random_floats(M * ldx, -1, 1);
+    float *stats = random_floats(2 * M, 0, 0), *dy = random_floats(M * ldy, -1, 1), *dx = random_floats(M * ldx, -1, 1);
     float *dx0 = copy_floats(dx, M * ldx), *dw = random_floats(H, -1, 1), *dw0 = copy_floats(dw, H);
-    OK(lora_rmsnorm_forward(ctx, M, H, x, ldx, w, 1e-6f, y, ldy, rstd, ERR));
-    OK(lora_rmsnorm_backward(ctx, M, H, dy, ldy, x, ldx, w, rstd, dx, ldx, true, dw, ERR));
+    lora_norm norm = {LORA_NORM_RMS, H, 1, 1e-6f, 0.0f, w, NULL};
+    OK(lora_norm_forward(ctx, &norm, M, x, ldx, y, ldy, stats, ERR));
+    OK(lora_norm_backward(ctx, &norm, M, dy, ldy, x, ldx, stats, dx, ldx, true, dw, NULL, ERR));
     double factor = (double)H / 8 + 12;
     for (int64_t m = 0; m < M; m++) {
         double square = 0, dot = 0, magnitude = 0;
@@ -66,7 +67,7 @@ static void check_norm(lora_ctx *ctx, int64_t M, int64_t H) {
             square += v * v, dot += g * v, magnitude += fabs(g * v);
         }
         double r = 1 / sqrt(square / (double)H + 1e-6f);
-        close_to("rstd", rstd[m], r, factor * U * r);
+        close_to("rstd", stats[2 * m], r, factor * U * r);
         for (int64_t i = 0; i < H; i++) {
             double v = x[m * ldx + i], g = (double)dy[m * ldy + i] * w[i], before = dx0[m * ldx + i];
             close_to("rmsnorm y", y[m * ldy + i], v * r * w[i], factor * U * fabs(v * r * w[i]));
@@ -78,13 +79,13 @@ static void check_norm(lora_ctx *ctx, int64_t M, int64_t H) {
     for (int64_t i = 0; i < H; i++) {
         double sum = dw0[i], magnitude = fabs(sum);
         for (int64_t m = 0; m < M; m++) {
-            double t = (double)dy[m * ldy + i] * x[m * ldx + i] * rstd[m];
+            double t = (double)dy[m * ldy + i] * x[m * ldx + i] * stats[2 * m];
             sum += t, magnitude += fabs(t);
         }
         close_to("rmsnorm dweight", dw[i], sum, ((double)M + 6) * U * magnitude);
     }
     mix(y, (size_t)(M * ldy) * 4), mix(dx, (size_t)(M * ldx) * 4), mix(dw, (size_t)H * 4);
-    free(x), free(w), free(y), free(rstd), free(dy), free(dx), free(dx0), free(dw), free(dw0);
+    free(x), free(w), free(y), free(stats), free(dy), free(dx), free(dx0), free(dw), free(dw0);
 }
 
 static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D) {
@@ -101,7 +102,7 @@ static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D) {
     int32_t *positions = malloc((size_t)M * 4 + 1);
     for (int64_t m = 0; m < M; m++) positions[m] = (int32_t)((m * 31) % n_positions);
     float *x = random_floats(M * ldx, -2, 2), *x0 = copy_floats(x, M * ldx);
-    OK(lora_rope(ctx, M, heads, D, x, ldx, positions, c, s, n_positions, false, ERR));
+    OK(lora_rope(ctx, M, heads, D, D, x, ldx, positions, c, s, n_positions, false, ERR));
     for (int64_t m = 0; m < M; m++)
         for (int64_t h = 0; h < heads; h++)
             for (int64_t i = 0; i < half; i++) {
@@ -111,11 +112,11 @@ static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D) {
                 close_to("rope", x[m * ldx + h * D + i + half], b * co + a * si, 6 * U * (fabs(a) + fabs(b)));
             }
     mix(x, (size_t)(M * ldx) * 4);
-    OK(lora_rope(ctx, M, heads, D, x, ldx, positions, c, s, n_positions, true, ERR));
+    OK(lora_rope(ctx, M, heads, D, D, x, ldx, positions, c, s, n_positions, true, ERR));
     for (int64_t m = 0; m < M; m++) /* a rotation and its transpose: the square of the scale */
         for (int64_t i = 0; i < heads * D; i++) close_to("rope back", x[m * ldx + i], 2.25 * x0[m * ldx + i], 1e-5);
     positions[M - 1] = (int32_t)n_positions;
-    REFUSED(LORA_EINVAL, "got 97", lora_rope(ctx, M, heads, D, x, ldx, positions, c, s, n_positions, true, ERR));
+    REFUSED(LORA_EINVAL, "got 97", lora_rope(ctx, M, heads, D, D, x, ldx, positions, c, s, n_positions, true, ERR));
     free(c), free(s), free(positions), free(x), free(x0);
 }
 
@@ -123,8 +124,8 @@ static void check_swiglu(lora_ctx *ctx, int64_t M, int64_t I) {
     int64_t ld = 2 * I; /* gate and up side by side, as a fused projection leaves them */
     float *gu = random_floats(M * ld, -6, 6), *gu0 = copy_floats(gu, M * ld), *h = random_floats(M * I, 0, 0);
     float *dh = random_floats(M * I, -1, 1);
-    OK(lora_swiglu_forward(ctx, M, I, gu, ld, gu + I, ld, h, I, ERR));
-    OK(lora_swiglu_backward(ctx, M, I, dh, I, gu, ld, gu + I, ld, gu, ld, gu + I, ld, ERR));
+    OK(lora_mlp_forward(ctx, LORA_SILU, M, I, gu, ld, gu + I, ld, h, I, ERR));
+    OK(lora_mlp_backward(ctx, LORA_SILU, M, I, dh, I, gu, ld, gu + I, ld, gu, ld, gu + I, ld, ERR));
     for (int64_t m = 0; m < M; m++)
         for (int64_t i = 0; i < I; i++) {
             double g = gu0[m * ld + i], u = gu0[m * ld + I + i], d = dh[m * I + i], s = 1 / (1 + exp(-g));
@@ -134,7 +135,7 @@ static void check_swiglu(lora_ctx *ctx, int64_t M, int64_t I) {
         }
     mix(h, (size_t)(M * I) * 4), mix(gu, (size_t)(M * ld) * 4);
     if (I > 1)
-        REFUSED(LORA_EINVAL, "overlapping", lora_swiglu_forward(ctx, M, I, gu, ld, gu + I, ld, gu + 1, ld, ERR));
+        REFUSED(LORA_EINVAL, "overlapping", lora_mlp_forward(ctx, LORA_SILU, M, I, gu, ld, gu + I, ld, gu + 1, ld, ERR));
     free(gu), free(gu0), free(h), free(dh);
 }
 
@@ -202,8 +203,8 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
         for (int64_t i = 0; i < V * H; i++) w[i] = lora_bf16_to_f32(half[i]);
     double loss, evaluated, want_loss = 0, *want_dW = calloc((size_t)(V * H), sizeof(double));
     double *logits = malloc((size_t)V * sizeof(double));
-    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, targets, weight, scale, &loss, token, dx, H, dW, ERR));
-    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, targets, weight, scale, &evaluated, NULL, NULL, 0, NULL, ERR));
+    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, (lora_logit_map){1, 0}, targets, weight, scale, &loss, token, dx, H, dW, ERR));
+    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, (lora_logit_map){1, 0}, targets, weight, scale, &evaluated, NULL, NULL, 0, NULL, ERR));
     CHECK(loss == evaluated, "evaluation gives another loss");
     double error = ((double)H + 50) * U * (double)H; /* of a logit, and so relative of a probability */
     for (int64_t m = 0; m < M; m++) {
@@ -238,10 +239,10 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
     mix(&loss, sizeof loss), mix(token, (size_t)M * 4), mix(dx, (size_t)(M * H) * 4), mix(dW, (size_t)(V * H) * 4);
     if (c.pattern == 0) {
         targets[M - 1] = (int32_t)V;
-        REFUSED(LORA_EINVAL, "targets[", lora_linear_cross_entropy(ctx, M, x, ldx, &base, targets, weight, scale, &loss,
+        REFUSED(LORA_EINVAL, "targets[", lora_linear_cross_entropy(ctx, M, x, ldx, &base, (lora_logit_map){1, 0}, targets, weight, scale, &loss,
                                                                     NULL, dx, H, NULL, ERR));
         targets[M - 1] = 0;
-        REFUSED(LORA_EINVAL, "overlapping", lora_linear_cross_entropy(ctx, M, x, ldx, &base, targets, weight, scale,
+        REFUSED(LORA_EINVAL, "overlapping", lora_linear_cross_entropy(ctx, M, x, ldx, &base, (lora_logit_map){1, 0}, targets, weight, scale,
                                                                        &loss, NULL, x, ldx, NULL, ERR));
     }
     free(x), free(w), free(dx), free(dW), free(dW0), free(token), free(weight), free(half), free(targets);
@@ -283,12 +284,17 @@ static void check_adamw(lora_ctx *ctx, int64_t n) {
 
 static void check_refusals(lora_ctx *ctx) {
     float x[64] = {0}, y[64], w[8] = {0};
-    REFUSED(LORA_ESHAPE, "x: expected a row stride >= 8, got 7", lora_rmsnorm_forward(ctx, 4, 8, x, 7, w, 0, y, 8, NULL, ERR));
-    REFUSED(LORA_EINVAL, "y: expected", lora_rmsnorm_forward(ctx, 4, 8, x, 8, w, 0, x + 4, 8, NULL, ERR));
-    REFUSED(LORA_EINVAL, "weight: expected", lora_rmsnorm_forward(ctx, 4, 8, x, 8, NULL, 0, y, 8, NULL, ERR));
-    REFUSED(LORA_ESHAPE, "H: expected", lora_rmsnorm_forward(ctx, 4, 0, x, 8, w, 0, y, 8, NULL, ERR));
-    REFUSED(LORA_ESHAPE, "D: expected an even", lora_rope(ctx, 1, 1, 7, x, 8, NULL, w, w, 1, false, ERR));
-    OK(lora_rmsnorm_forward(ctx, 0, 8, NULL, 8, w, 0, NULL, 8, NULL, ERR));
+    lora_norm norm = {LORA_NORM_RMS, 8, 1, 0, 0, w, NULL}, no_weight = {LORA_NORM_RMS, 8, 1, 0, 0, NULL, NULL};
+    lora_norm empty = {LORA_NORM_RMS, 0, 1, 0, 0, w, NULL}, no_bias = {LORA_NORM_LAYER, 8, 1, 0, 0, w, NULL};
+    REFUSED(LORA_ESHAPE, "x: expected a row stride >= 8, got 7", lora_norm_forward(ctx, &norm, 4, x, 7, y, 8, NULL, ERR));
+    REFUSED(LORA_EINVAL, "y: expected", lora_norm_forward(ctx, &norm, 4, x, 8, x + 4, 8, NULL, ERR));
+    REFUSED(LORA_EINVAL, "weight: expected", lora_norm_forward(ctx, &no_weight, 4, x, 8, y, 8, NULL, ERR));
+    REFUSED(LORA_EINVAL, "bias: expected", lora_norm_forward(ctx, &no_bias, 4, x, 8, y, 8, NULL, ERR));
+    REFUSED(LORA_ESHAPE, "H: expected", lora_norm_forward(ctx, &empty, 4, x, 8, y, 8, NULL, ERR));
+    REFUSED(LORA_ESHAPE, "D: expected a head_dim", lora_rope(ctx, 1, 1, 1, 2, x, 8, NULL, w, w, 1, false, ERR));
+    REFUSED(LORA_ESHAPE, "rotary: expected an even", lora_rope(ctx, 1, 1, 7, 7, x, 8, NULL, w, w, 1, false, ERR));
+    REFUSED(LORA_EUNSUPPORTED, "up: expected", lora_mlp_forward(ctx, LORA_SILU, 1, 8, x, 8, NULL, 8, y, 8, ERR));
+    OK(lora_norm_forward(ctx, &norm, 0, NULL, 8, NULL, 8, NULL, ERR));
 }
 
 static uint64_t run_all(lora_ctx *ctx) {

@@ -76,12 +76,12 @@ static void check_norm(const lora_rowwise_kernels *k, const lora_rowwise_kernels
                        int64_t offset) {
     row x = row_random(n, offset, -3, 3), w = row_random(n, 0, -2, 2), dy = row_random(n, offset, -1, 1);
     row y = row_make(n, offset), want = row_make(n, 0);
-    float eps = 1e-5f, rstd = k->rmsnorm_forward(n, x.p, w.p, eps, y.p);
-    float want_rstd = ref->rmsnorm_forward(n, x.p, w.p, eps, want.p);
+    float eps = 1e-5f, rstd = k->rmsnorm_forward(n, x.p, w.p, 0.0f, eps, y.p);
+    float want_rstd = ref->rmsnorm_forward(n, x.p, w.p, 0.0f, eps, want.p);
     CHECK(fabs((double)rstd - want_rstd) <= sum_factor(n) * U * want_rstd, "rstd n=%lld", (long long)n);
     CLOSE("rmsnorm_forward", y, want, sum_factor(n) * U * fabs((double)want.p[i]));
     row in_place = row_copy(x);
-    k->rmsnorm_forward(n, in_place.p, w.p, eps, in_place.p);
+    k->rmsnorm_forward(n, in_place.p, w.p, 0.0f, eps, in_place.p);
     CHECK(!memcmp(in_place.p, y.p, (size_t)n * 4), "rmsnorm_forward in place n=%lld", (long long)n);
 
     double mean = 0.0;
@@ -89,17 +89,17 @@ static void check_norm(const lora_rowwise_kernels *k, const lora_rowwise_kernels
     for (int accumulate = 0; accumulate < 2; accumulate++) {
         row dx = row_random(n, offset, -1, 1), dw = row_random(n, 0, -1, 1), dx0 = row_copy(dx);
         row want_dx = row_copy(dx), want_dw = row_copy(dw), dw0 = row_copy(dw);
-        k->rmsnorm_backward(n, dy.p, x.p, w.p, rstd, dx.p, accumulate, dw.p);
-        ref->rmsnorm_backward(n, dy.p, x.p, w.p, rstd, want_dx.p, accumulate, want_dw.p);
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, 0.0f, rstd, dx.p, accumulate, dw.p);
+        ref->rmsnorm_backward(n, dy.p, x.p, w.p, 0.0f, rstd, want_dx.p, accumulate, want_dw.p);
         double r = rstd;
         CLOSE("rmsnorm_backward dx", dx, want_dx,
               U * (8 * r * fabs((double)dy.p[i] * w.p[i]) + sum_factor(n) * r * r * r * mean * fabs((double)x.p[i]) +
                    2 * fabs((double)dx0.p[i])));
         CLOSE("rmsnorm_backward dweight", dw, want_dw,
               U * (4 * r * fabs((double)dy.p[i] * x.p[i]) + 2 * fabs((double)dw0.p[i])));
-        k->rmsnorm_backward(n, dy.p, x.p, w.p, rstd, NULL, accumulate, dw0.p);
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, 0.0f, rstd, NULL, accumulate, dw0.p);
         CHECK(!memcmp(dw0.p, dw.p, (size_t)n * 4), "dweight without dx n=%lld", (long long)n);
-        k->rmsnorm_backward(n, dy.p, x.p, w.p, rstd, dx0.p, accumulate, NULL);
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, 0.0f, rstd, dx0.p, accumulate, NULL);
         CHECK(!memcmp(dx0.p, dx.p, (size_t)n * 4), "dx without dweight n=%lld", (long long)n);
         FREE(dx, dw, dx0, want_dx, want_dw, dw0);
     }

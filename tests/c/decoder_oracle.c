@@ -7,7 +7,10 @@
 #include "lora_c/base/philox.h"
 
 static const double EPS = 1e-5, SCALE = 0.75, ROPE_SCALE = 1.1;
-static const double INV_FREQ[OD / 2] = {1, 0.3, 0.1, 0.02};
+static const double INV_FREQ[2][OD / 2] = {{1, 0.3, 0.1, 0.02}, {0.7, 0.2, 0.05, 0.01}};
+static const double EMBEDDING_SCALE = 1.5, RESIDUAL_SCALE = 0.6, ATTENTION_SCALE = 0.25, LOGIT_SCALE = 0.5;
+static const double ATTENTION_CAP = 1.25, LOGIT_CAP = 1.5;
+enum { SWITCH = 5 };
 static const uint64_t SEED = 11;
 
 /* --- the model --- */
@@ -25,24 +28,47 @@ static oracle_tensor tensor(int64_t rows, int64_t cols, float mean, float scale,
     return t;
 }
 
+static int64_t norm_width(const oracle_options *o, int norm) {
+    if (norm < LORA_Q_NORM) return OH;
+    return o->qk_norm == LORA_QK_NORM_HEAD ? OD : norm == LORA_Q_NORM ? OQ : OKV;
+}
+
+static bool has_norm(const oracle_options *o, int norm) {
+    if (norm < LORA_ATTENTION_OUTPUT_NORM) return !o->no_pre_norm;
+    return norm < LORA_Q_NORM ? o->post_norm : o->qk_norm != LORA_QK_NORM_NONE;
+}
+
+/* The slot whose A slot reads. */
+static int a_slot(const oracle_options *o, int slot) {
+    if (!o->shared_a) return slot;
+    return slot == LORA_K_PROJ || slot == LORA_V_PROJ ? LORA_Q_PROJ : slot == LORA_UP_PROJ && !o->ungated ? LORA_GATE_PROJ : slot;
+}
+
 oracle_model *oracle_new(oracle_options o) {
     oracle_model *m = calloc(1, sizeof *m);
     m->options = o;
+    float mean = o.offset ? 0 : 1;
     for (int layer = 0; layer < O_LAYERS; layer++) {
         oracle_tensor *t = m->t + layer * O_PER_LAYER;
         uint64_t seed = 1000 + 100 * (uint64_t)layer;
-        for (int i = 0; i < 7; i++) {
+        for (int i = 0; i < LORA_LAYER_MATRICES; i++) {
             int64_t N = SHAPES[i][0], K = SHAPES[i][1];
-            t[O_MATRIX + i] = tensor(N, K, 0, 0.2f, seed++, true);
-            t[O_BIAS + i] = tensor(1, N, 0, 0.2f, seed++, o.biases);
-            t[O_A + i] = tensor(OR, K, 0, 0.2f, seed++, o.adapters);
-            t[O_B + i] = tensor(N, OR, 0, 0.2f, seed++, o.adapters);
+            bool exists = i != LORA_GATE_PROJ || !o.ungated;
+            t[O_MATRIX + i] = tensor(N, K, 0, 0.2f, seed++, exists);
+            t[O_BIAS + i] = tensor(1, N, 0, 0.2f, seed++, o.biases && exists);
+            t[O_A + i] = tensor(OR, K, 0, 0.2f, seed++, o.adapters && exists && a_slot(&o, i) == i);
+            t[O_B + i] = tensor(N, OR, 0, 0.2f, seed++, o.adapters && exists);
         }
-        for (int i = 0; i < 2; i++) t[O_NORM + i] = tensor(1, OH, 1, 0.2f, seed++, true);
+        for (int i = 0; i < LORA_LAYER_NORMS; i++) {
+            t[O_NORM + i] = tensor(1, norm_width(&o, i), mean, 0.2f, seed++, has_norm(&o, i));
+            t[O_NORM_BIAS + i] = tensor(1, norm_width(&o, i), 0, 0.2f, seed++, o.layer_norm && has_norm(&o, i));
+        }
     }
     m->t[O_EMBED] = tensor(OV, OH, 0, 0.7f, 1, true);
     m->t[O_HEAD] = tensor(OV, OH, 0, 0.3f, 2, !o.tied);
-    m->t[O_FINAL_NORM] = tensor(1, OH, 1, 0.2f, 3, true);
+    m->t[O_POSITIONS_EMBED] = tensor(O_POSITIONS, OH, 0, 0.5f, 4, o.positions);
+    m->t[O_FINAL_NORM] = tensor(1, OH, mean, 0.2f, 3, true);
+    m->t[O_FINAL_NORM_BIAS] = tensor(1, OH, 0, 0.2f, 5, o.layer_norm);
     oracle_sync(m);
     return m;
 }
@@ -68,9 +94,10 @@ void oracle_free(oracle_model *m) {
 
 const char *oracle_name(int i) {
     static char name[64];
-    static const char *const parts[] = {"matrix", "bias", "norm", "A", "B"};
-    static const int first[] = {O_MATRIX, O_BIAS, O_NORM, O_A, O_B, O_PER_LAYER};
-    if (i >= O_EMBED) return i == O_EMBED ? "embed_tokens" : i == O_HEAD ? "lm_head" : "final norm";
+    static const char *const parts[] = {"matrix", "bias", "norm", "norm bias", "A", "B"};
+    static const char *const globals[] = {"embed_tokens", "lm_head", "embed_positions", "final norm", "final norm bias"};
+    static const int first[] = {O_MATRIX, O_BIAS, O_NORM, O_NORM_BIAS, O_A, O_B, O_PER_LAYER};
+    if (i >= O_EMBED) return globals[i - O_EMBED];
     int part = 0, within = i % O_PER_LAYER;
     while (within >= first[part + 1]) part++;
     snprintf(name, sizeof name, "layer %d %s %d", i / O_PER_LAYER, parts[part], within - first[part]);
@@ -79,31 +106,63 @@ const char *oracle_name(int i) {
 
 /* --- the decoder under test --- */
 
+static bool is_local(const oracle_options *o, int layer) { return o->local_layers && layer < 2; }
+
+static int64_t window_of(const oracle_options *o, int layer) { return o->local_layers && layer == 2 ? 0 : o->window; }
+
+/* -1: no rotation */
+static int rope_of(const oracle_options *o, int layer) { return o->local_layers ? (is_local(o, layer) ? layer : -1) : 0; }
+
 lora_decoder_config oracle_config(const oracle_model *m) {
+    static int32_t windows[O_LAYERS];
+    static int8_t ropes[O_LAYERS];
+    const oracle_options *o = &m->options;
+    for (int i = 0; i < O_LAYERS; i++) {
+        windows[i] = (int32_t)window_of(o, i);
+        ropes[i] = (int8_t)rope_of(o, i);
+    }
+    int64_t rotary = o->partial_rope ? OD / 2 : OD;
     return (lora_decoder_config){.hidden_size = OH, .intermediate_size = OI, .num_hidden_layers = O_LAYERS,
                                  .num_attention_heads = O_HEADS, .num_key_value_heads = O_KV_HEADS, .head_dim = OD,
                                  .vocab_size = OV, .max_position_embeddings = O_POSITIONS,
-                                 .sliding_window = m->options.window, .rms_norm_eps = EPS, .rope_inv_freq = INV_FREQ,
-                                 .rope_scale = ROPE_SCALE, .tie_word_embeddings = m->options.tied};
+                                 .norm = o->layer_norm ? LORA_NORM_LAYER : LORA_NORM_RMS, .norm_eps = EPS,
+                                 .norm_weight_offset = o->offset ? 1 : 0, .pre_norm = !o->no_pre_norm, .post_norm = o->post_norm,
+                                 .qk_norm = o->qk_norm, .activation = o->gelu ? LORA_GELU_TANH : LORA_SILU, .gated_mlp = !o->ungated,
+                                 .learned_positions = o->positions, .tie_word_embeddings = o->tied,
+                                 .embedding_scale = o->scales ? EMBEDDING_SCALE : 1, .residual_scale = o->scales ? RESIDUAL_SCALE : 1,
+                                 .attention_scale = o->scales ? ATTENTION_SCALE : 1 / sqrt(OD),
+                                 .attention_softcap = o->softcaps ? ATTENTION_CAP : 0,
+                                 .logits = {o->scales ? (float)LOGIT_SCALE : 1, o->softcaps ? (float)LOGIT_CAP : 0},
+                                 .sliding_window = windows, .n_ropes = o->local_layers || o->switched_rope ? 2 : 1,
+                                 .ropes = {{INV_FREQ[0], rotary, ROPE_SCALE}, {INV_FREQ[1], rotary, ROPE_SCALE}},
+                                 .layer_rope = o->local_layers ? ropes : NULL, .rope_switch = o->switched_rope ? SWITCH : 0};
+}
+
+static lora_status set_adapter(const oracle_model *m, lora_decoder *d, int i, const bool *trains, lora_error *err) {
+    int slot = i % O_PER_LAYER - O_B, a = i - O_B + O_A + a_slot(&m->options, slot) - slot;
+    const oracle_tensor *A = &m->t[a], *B = &m->t[i];
+    lora_adapter adapter = {.rank = OR, .A = A->w, .B = B->w, .dA = !trains || trains[a] ? A->g : NULL,
+                            .dB = !trains || trains[i] ? B->g : NULL, .scale = (float)SCALE, .dropout = m->options.dropout,
+                            .dropout_seed = SEED};
+    return lora_decoder_set_adapter(d, i / O_PER_LAYER, (lora_matrix_slot)slot, &adapter, err);
 }
 
 static lora_status set_tensor(const oracle_model *m, lora_decoder *d, int i, const bool *trains, lora_error *err) {
+    static const lora_matrix_slot globals[] = {LORA_EMBED_TOKENS, LORA_LM_HEAD, LORA_EMBED_POSITIONS};
     const oracle_tensor *t = &m->t[i];
     float *g = !trains || trains[i] ? t->g : NULL;
     lora_weight w = {.kind = LORA_WEIGHT_F32, .rows = t->rows, .cols = t->cols, .ld = t->cols, .data = t->w};
     int64_t layer = i < O_EMBED ? i / O_PER_LAYER : -1;
-    int within = i % O_PER_LAYER;
+    int within = i % O_PER_LAYER, vector = -1;
     if (!t->w) return LORA_OK;
-    if (i == O_FINAL_NORM) return lora_decoder_set_vector(d, -1, LORA_FINAL_NORM, t->w, t->n, g, err);
-    if (i >= O_EMBED) return lora_decoder_set_matrix(d, -1, i == O_EMBED ? LORA_EMBED_TOKENS : LORA_LM_HEAD, &w, g, err);
-    if (within < O_BIAS) return lora_decoder_set_matrix(d, layer, (lora_matrix_slot)within, &w, g, err);
-    if (within < O_NORM) return lora_decoder_set_vector(d, layer, (lora_vector_slot)(LORA_BIAS + within - O_BIAS), t->w, t->n, g, err);
-    if (within < O_A) return lora_decoder_set_vector(d, layer, (lora_vector_slot)(LORA_INPUT_LAYERNORM + within - O_NORM), t->w, t->n, g, err);
-    if (within >= O_B) return LORA_OK; /* set together with A */
-    const oracle_tensor *b = t + (O_B - O_A);
-    lora_adapter a = {.rank = OR, .A = t->w, .B = b->w, .dA = g, .dB = !trains || trains[i + O_B - O_A] ? b->g : NULL,
-                      .scale = (float)SCALE, .dropout = m->options.dropout, .dropout_seed = SEED};
-    return lora_decoder_set_adapter(d, layer, (lora_matrix_slot)(within - O_A), &a, err);
+    if (i >= O_FINAL_NORM) vector = LORA_FINAL_NORM + (i == O_FINAL_NORM ? 0 : LORA_NORM_BIAS);
+    else if (i >= O_EMBED) return lora_decoder_set_matrix(d, -1, globals[i - O_EMBED], &w, g, err);
+    else if (within < O_BIAS) return lora_decoder_set_matrix(d, layer, (lora_matrix_slot)within, &w, g, err);
+    else if (within < O_NORM) vector = LORA_BIAS + within - O_BIAS;
+    else if (within < O_NORM_BIAS) vector = within - O_NORM;
+    else if (within < O_A) vector = LORA_NORM_BIAS + within - O_NORM_BIAS;
+    else return within < O_B ? LORA_OK : set_adapter(m, d, i, trains, err); /* A is set together with B */
+    return lora_decoder_set_vector(d, layer, (lora_vector_slot)vector, t->w, t->n, g, err);
 }
 
 void oracle_set_tensor(const oracle_model *m, lora_decoder *d, int tensor, const bool *trains) {
@@ -147,43 +206,66 @@ static double dropped(const oracle_run *r, int layer, int slot, int64_t token, i
 /* y (N) = W x + bias + s B A drop(x) for one token */
 static void linear(const oracle_run *r, int layer, int slot, int64_t token, const double *x, double *y) {
     const oracle_tensor *t = r->m->t + layer * O_PER_LAYER, *w = &t[O_MATRIX + slot];
+    int a = a_slot(&r->m->options, slot); /* and its dropout mask */
     double low[OR] = {0};
     for (int64_t n = 0; n < w->rows; n++) {
         y[n] = t[O_BIAS + slot].p ? t[O_BIAS + slot].p[n] : 0;
         for (int64_t k = 0; k < w->cols; k++) y[n] += w->p[n * w->cols + k] * x[k];
     }
-    if (!t[O_A + slot].p) return;
+    if (!t[O_A + a].p) return;
     for (int64_t k = 0; k < w->cols; k++)
-        for (int i = 0; i < OR; i++) low[i] += t[O_A + slot].p[i * w->cols + k] * dropped(r, layer, slot, token, w->cols, k, x[k]);
+        for (int i = 0; i < OR; i++) low[i] += t[O_A + a].p[i * w->cols + k] * dropped(r, layer, a, token, w->cols, k, x[k]);
     for (int64_t n = 0; n < w->rows; n++)
         for (int i = 0; i < OR; i++) y[n] += SCALE * t[O_B + slot].p[n * OR + i] * low[i];
 }
 
-static void rmsnorm(const double *x, const double *weight, double *y) {
-    double mean = 0;
-    for (int i = 0; i < OH; i++) mean += x[i] * x[i] / OH;
-    for (int i = 0; i < OH; i++) y[i] = x[i] / sqrt(mean + EPS) * weight[i];
+/* y = norm of x (n); weight, bias: tensors */
+static void norm(const oracle_model *m, const oracle_tensor *weight, const oracle_tensor *bias, int64_t n, const double *x, double *y) {
+    double mean = 0, square = 0, count = (double)n;
+    for (int64_t i = 0; i < n && m->options.layer_norm; i++) mean += x[i] / count;
+    for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean) / count;
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (x[i] - mean) / sqrt(square + EPS) * (weight->p[i] + (m->options.offset ? 1 : 0)) + (bias->p ? bias->p[i] : 0);
 }
 
-static void rotate(double *x, int64_t heads, int64_t position) {
-    for (int64_t h = 0; h < heads; h++)
-        for (int i = 0; i < OD / 2; i++) {
-            double angle = (double)position * INV_FREQ[i], c = ROPE_SCALE * cos(angle), s = ROPE_SCALE * sin(angle);
-            double *p = x + h * OD + i, a = p[0], b = p[OD / 2];
+/* The norm of a layer, or a copy where it has none. */
+static void layer_norm(const oracle_run *r, int layer, int slot, const double *x, double *y) {
+    const oracle_tensor *t = r->m->t + layer * O_PER_LAYER + slot;
+    if (t[O_NORM].p) norm(r->m, &t[O_NORM], &t[O_NORM_BIAS], t[O_NORM].n, x, y);
+    else memcpy(y, x, OH * sizeof *x);
+}
+
+/* q or k (heads * OD): normed, then turned to its position in a segment of length tokens. */
+static void place(const oracle_run *r, int layer, int norm_slot, double *x, int64_t heads, int64_t position, int64_t length) {
+    const oracle_options *o = &r->m->options;
+    const oracle_tensor *t = r->m->t + layer * O_PER_LAYER + norm_slot;
+    double turned[OQ];
+    int64_t width = heads * OD, rotary = o->partial_rope ? OD / 2 : OD;
+    for (int64_t at = 0; t[O_NORM].p && at < width; at += t[O_NORM].n) {
+        norm(r->m, &t[O_NORM], &t[O_NORM_BIAS], t[O_NORM].n, x + at, turned);
+        memcpy(x + at, turned, (size_t)t[O_NORM].n * sizeof *x);
+    }
+    int rope = o->switched_rope && length > SWITCH ? 1 : rope_of(o, layer);
+    for (int64_t h = 0; rope >= 0 && h < heads; h++)
+        for (int i = 0; i < rotary / 2; i++) {
+            double angle = (double)position * INV_FREQ[rope][i], c = ROPE_SCALE * cos(angle), s = ROPE_SCALE * sin(angle);
+            double *p = x + h * OD + i, a = p[0], b = p[rotary / 2];
             p[0] = a * c - b * s;
-            p[OD / 2] = b * c + a * s;
+            p[rotary / 2] = b * c + a * s;
         }
 }
 
 /* o (OQ) of token t, which sees tokens first .. t */
-static void attend(const double *q, double (*k)[OKV], double (*v)[OKV], int64_t first, int64_t t, double *o) {
+static void attend(const oracle_options *options, const double *q, double (*k)[OKV], double (*v)[OKV], int64_t first, int64_t t, double *o) {
     for (int h = 0; h < O_HEADS; h++) {
         int kv = h / (O_HEADS / O_KV_HEADS) * OD;
         double weight[O_TOKENS], sum = 0;
         for (int64_t j = first; j <= t; j++) {
             double score = 0;
             for (int i = 0; i < OD; i++) score += q[h * OD + i] * k[j][kv + i];
-            sum += weight[j] = exp(score / sqrt(OD));
+            score *= options->scales ? ATTENTION_SCALE : 1 / sqrt(OD);
+            if (options->softcaps) score = ATTENTION_CAP * tanh(score / ATTENTION_CAP);
+            sum += weight[j] = exp(score);
         }
         for (int i = 0; i < OD; i++) {
             o[h * OD + i] = 0;
@@ -192,53 +274,75 @@ static void attend(const double *q, double (*k)[OKV], double (*v)[OKV], int64_t 
     }
 }
 
+/* x += residual_scale * post_norm(y) */
+static void add(const oracle_run *r, int layer, int norm_slot, const double *y, double *x) {
+    double branch[OH];
+    layer_norm(r, layer, norm_slot, y, branch);
+    for (int i = 0; i < OH; i++) x[i] += (r->m->options.scales ? RESIDUAL_SCALE : 1) * branch[i];
+}
+
 static void attention_layer(const oracle_run *r, int layer, double (*x)[OH]) {
-    const double *norm = r->m->t[layer * O_PER_LAYER + O_NORM].p;
     double q[O_TOKENS][OQ], k[O_TOKENS][OKV], v[O_TOKENS][OKV], xn[OH], o[OQ], y[OH];
     for (int64_t s = 0; s < r->batch->n_segments; s++) {
-        int64_t begin = r->batch->cu_seqlens[s];
-        for (int64_t t = begin; t < r->batch->cu_seqlens[s + 1]; t++) {
-            rmsnorm(x[t], norm, xn);
+        int64_t begin = r->batch->cu_seqlens[s], end = r->batch->cu_seqlens[s + 1];
+        for (int64_t t = begin; t < end; t++) {
+            layer_norm(r, layer, LORA_INPUT_LAYERNORM, x[t], xn);
             linear(r, layer, LORA_Q_PROJ, t, xn, q[t]);
             linear(r, layer, LORA_K_PROJ, t, xn, k[t]);
             linear(r, layer, LORA_V_PROJ, t, xn, v[t]);
-            rotate(q[t], O_HEADS, t - begin);
-            rotate(k[t], O_KV_HEADS, t - begin);
-            int64_t window = r->m->options.window, first = window && t - window + 1 > begin ? t - window + 1 : begin;
-            attend(q[t], k, v, first, t, o);
+            place(r, layer, LORA_Q_NORM, q[t], O_HEADS, t - begin, end - begin);
+            place(r, layer, LORA_K_NORM, k[t], O_KV_HEADS, t - begin, end - begin);
+            int64_t window = window_of(&r->m->options, layer), first = window && t - window + 1 > begin ? t - window + 1 : begin;
+            attend(&r->m->options, q[t], k, v, first, t, o);
             linear(r, layer, LORA_O_PROJ, t, o, y);
-            for (int i = 0; i < OH; i++) x[t][i] += y[i];
+            add(r, layer, LORA_ATTENTION_OUTPUT_NORM, y, x[t]);
         }
     }
 }
 
+static double activation(const oracle_options *o, double x) {
+    if (!o->gelu) return x / (1 + exp(-x));
+    return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
 static void mlp_layer(const oracle_run *r, int layer, double (*x)[OH]) {
+    const oracle_options *o = &r->m->options;
     double xn[OH], gate[OI], up[OI], y[OH];
     for (int64_t t = 0; t < r->batch->n_tokens; t++) {
-        rmsnorm(x[t], r->m->t[layer * O_PER_LAYER + O_NORM + 1].p, xn);
-        linear(r, layer, LORA_GATE_PROJ, t, xn, gate);
+        layer_norm(r, layer, LORA_POST_ATTENTION_LAYERNORM, x[t], xn);
+        if (!o->ungated) linear(r, layer, LORA_GATE_PROJ, t, xn, gate);
         linear(r, layer, LORA_UP_PROJ, t, xn, up);
-        for (int i = 0; i < OI; i++) gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+        for (int i = 0; i < OI; i++) gate[i] = o->ungated ? activation(o, up[i]) : activation(o, gate[i]) * up[i];
         linear(r, layer, LORA_DOWN_PROJ, t, gate, y);
-        for (int i = 0; i < OH; i++) x[t][i] += y[i];
+        add(r, layer, LORA_MLP_OUTPUT_NORM, y, x[t]);
     }
+}
+
+static void embed(const oracle_run *r, double (*x)[OH]) {
+    const oracle_tensor *positions = &r->m->t[O_POSITIONS_EMBED];
+    for (int64_t s = 0; s < r->batch->n_segments; s++)
+        for (int64_t begin = r->batch->cu_seqlens[s], t = begin; t < r->batch->cu_seqlens[s + 1]; t++)
+            for (int i = 0; i < OH; i++)
+                x[t][i] = (r->m->options.scales ? EMBEDDING_SCALE : 1) * r->m->t[O_EMBED].p[r->batch->input_ids[t] * OH + i] +
+                          (positions->p ? positions->p[(t - begin) * OH + i] : 0);
 }
 
 void oracle_logits(const oracle_model *m, const lora_batch *batch, bool training, double *logits) {
     oracle_run run = {m, batch, training};
     double x[O_TOKENS][OH], xn[OH];
     const double *head = m->t[m->options.tied ? O_EMBED : O_HEAD].p;
-    for (int64_t t = 0; t < batch->n_tokens; t++)
-        for (int i = 0; i < OH; i++) x[t][i] = m->t[O_EMBED].p[batch->input_ids[t] * OH + i];
+    embed(&run, x);
     for (int layer = 0; layer < O_LAYERS; layer++) {
         attention_layer(&run, layer, x);
         mlp_layer(&run, layer, x);
     }
     for (int64_t t = 0; t < batch->n_tokens; t++) {
-        rmsnorm(x[t], m->t[O_FINAL_NORM].p, xn);
+        norm(m, &m->t[O_FINAL_NORM], &m->t[O_FINAL_NORM_BIAS], OH, x[t], xn);
         for (int v = 0; v < OV; v++) {
-            logits[t * OV + v] = 0;
-            for (int i = 0; i < OH; i++) logits[t * OV + v] += head[v * OH + i] * xn[i];
+            double sum = 0;
+            for (int i = 0; i < OH; i++) sum += head[v * OH + i] * xn[i];
+            sum *= m->options.scales ? LOGIT_SCALE : 1;
+            logits[t * OV + v] = m->options.softcaps ? LOGIT_CAP * tanh(sum / LOGIT_CAP) : sum;
         }
     }
 }

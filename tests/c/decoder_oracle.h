@@ -9,9 +9,18 @@
 enum { OH = 24, OI = 40, O_HEADS = 4, O_KV_HEADS = 2, OD = 8, O_LAYERS = 3, OV = 37, OR = 3, O_POSITIONS = 16 };
 enum { OQ = O_HEADS * OD, OKV = O_KV_HEADS * OD, O_TOKENS = 13, O_SEGMENTS = 3 };
 
-/* Tensors of a layer: matrix and bias by slot, two norms, A and B by slot. Then the three that belong to no layer. */
-enum { O_MATRIX = 0, O_BIAS = 7, O_NORM = 14, O_A = 16, O_B = 23, O_PER_LAYER = 30 };
-enum { O_EMBED = O_LAYERS * O_PER_LAYER, O_HEAD, O_FINAL_NORM, O_TENSORS };
+/* Tensors of a layer: matrix and bias by slot, norm and norm bias by slot, A and B by slot. Then those that belong to no
+ * layer. */
+enum {
+    O_MATRIX = 0,
+    O_BIAS = O_MATRIX + LORA_LAYER_MATRICES,
+    O_NORM = O_BIAS + LORA_LAYER_MATRICES,
+    O_NORM_BIAS = O_NORM + LORA_LAYER_NORMS,
+    O_A = O_NORM_BIAS + LORA_LAYER_NORMS,
+    O_B = O_A + LORA_LAYER_MATRICES,
+    O_PER_LAYER = O_B + LORA_LAYER_MATRICES
+};
+enum { O_EMBED = O_LAYERS * O_PER_LAYER, O_HEAD, O_POSITIONS_EMBED, O_FINAL_NORM, O_FINAL_NORM_BIAS, O_TENSORS };
 
 typedef struct oracle_tensor {
     int64_t rows, cols, n;
@@ -21,8 +30,17 @@ typedef struct oracle_tensor {
 
 typedef struct oracle_options {
     bool tied, biases, adapters;
-    int64_t window;
+    int64_t window; /* of all layers; with local_layers of layers 0 and 1 */
     float dropout;
+    bool layer_norm, offset;          /* LayerNorm; 1 + weight */
+    bool no_pre_norm, post_norm;
+    lora_qk_norm qk_norm;
+    bool gelu, ungated, positions;
+    bool scales;                      /* of embedding, residual stream, attention and logits */
+    bool softcaps;                    /* of attention and logits */
+    bool local_layers;                /* layer 0 and 1 have a rope of their own, layer 2 has none */
+    bool partial_rope, switched_rope; /* half of each head turns; segments of more than 5 tokens use the second table */
+    bool shared_a;                    /* k and v have the A of q, up that of gate */
 } oracle_options;
 
 typedef struct oracle_model {

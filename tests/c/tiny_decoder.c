@@ -32,7 +32,9 @@ lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decod
     static const double inv_freq[D / 2] = {1, 0.1, 0.01};
     lora_decoder_config config = {.hidden_size = H, .intermediate_size = I, .num_hidden_layers = LAYERS, .num_attention_heads = HEADS,
                                   .num_key_value_heads = KV_HEADS, .head_dim = D, .vocab_size = TINY_VOCAB, .max_position_embeddings = 64,
-                                  .rms_norm_eps = 1e-5, .rope_inv_freq = inv_freq, .rope_scale = 1, .tie_word_embeddings = true};
+                                  .norm_eps = 1e-5, .pre_norm = true, .gated_mlp = true, .embedding_scale = 1,
+                                  .residual_scale = 1, .attention_scale = 0.4, .logits = {1, 0}, .n_ropes = 1,
+                                  .ropes = {{inv_freq, D, 1}}, .tie_word_embeddings = true};
     memset(t, 0, sizeof *t);
     LORA_TRY(lora_decoder_create(ctx, &config, &t->decoder, err));
     t->n_weights = 40000;

@@ -176,7 +176,7 @@ class TestOutputs:
 def decoder() -> tuple[Decoder, dict[str, np.ndarray]]:
     made = Decoder(
         hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=4,
-        vocab_size=4, max_position_embeddings=16, rms_norm_eps=1e-5, rope_inv_freq=FREQ, tie_word_embeddings=True,
+        vocab_size=4, max_position_embeddings=16, norm_eps=1e-5, rope_inv_freq=FREQ, tie_word_embeddings=True,
     )  # fmt: skip
     weights = {
         "embed_tokens": f32(4, 8), "norm": f32(8), "layers.0.input_layernorm": f32(8),

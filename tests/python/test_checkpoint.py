@@ -12,11 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora_c.architectures import architecture_of, rope_inv_freq
+from lora_c.architectures import architecture_of
 from lora_c.checkpoint import SafetensorsFile, TensorEntry, find_non_finite, write_model_files, write_safetensors
 from lora_c.errors import CheckpointError, ConfigError, SaveError
 from lora_c.files import atomic_file, atomic_folder, recover_folder
 from lora_c.model import load_model
+from lora_c.rope import rope_of
 
 IDS = np.arange(3, 20, dtype=np.int32)
 
@@ -187,9 +188,10 @@ def test_pickles_and_strange_folders_are_refused(tmp_path: Path, tiny_model_dir:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "expected one of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"),
-        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type: expected one of default, linear, llama3"),
+        ({"architectures": ["OPTForCausalLM"]}, "expected one of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"),
+        ({"hidden_act": "relu"}, "hidden_act: expected one of silu, .*got 'relu'"),
+        ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "rope_type: expected one of default, linear"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "spin": 3}}, "rope_parameters: .*'spin'"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor"),
         ({"hidden_size": -1}, "hidden_size: expected a positive"),
         ({"vocab_size": None}, "vocab_size: expected a positive number, got nothing"),
@@ -214,19 +216,19 @@ def test_families(tiny) -> None:
     mistral = architecture_of(tiny.config | {"architectures": ["MistralForCausalLM"], "sliding_window": 8, "head_dim": 16})
     assert mistral.decoder_kwargs["sliding_window"] == 8 and mistral.decoder_kwargs["head_dim"] == 16
     partly = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-    with pytest.raises(CheckpointError, match="use_sliding_window"):
-        architecture_of(tiny.config | partly)
+    assert architecture_of(tiny.config | partly).decoder_kwargs["sliding_window"] == [0, 8]
     biased = architecture_of(tiny.config | {"attention_bias": True, "mlp_bias": True})
     assert sum(spec.name.endswith(".bias") for spec in biased.weights()) == 14
 
 
 def test_rope_spellings_and_scaling() -> None:
-    plain = rope_inv_freq({"rope_theta": 500000.0}, 64)
-    assert np.array_equal(plain, rope_inv_freq({"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}, 64))
-    linear = rope_inv_freq({"rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}, 64)
+    plain = rope_of({"rope_theta": 500000.0}, 64, 8192).inv_freq
+    spelled = {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}
+    assert np.array_equal(plain, rope_of(spelled, 64, 8192).inv_freq)
+    linear = rope_of({"rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}, 64, 8192).inv_freq
     np.testing.assert_allclose(linear, plain / 4, rtol=1e-7)
     rule = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    llama3 = rope_inv_freq({"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3"} | rule}, 64)
+    llama3 = rope_of({"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3"} | rule}, 64, 131072).inv_freq
     wavelength = 2 * np.pi / plain
     np.testing.assert_array_equal(llama3[wavelength < 2048], plain[wavelength < 2048])
     np.testing.assert_allclose(llama3[wavelength > 8192], plain[wavelength > 8192] / 8, rtol=1e-7)

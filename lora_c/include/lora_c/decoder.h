@@ -1,4 +1,5 @@
-/* A Llama-family decoder: one forward and one backward over a packed batch, and KV-cache decoding.
+/* A decoder: one forward and one backward over a packed batch, and KV-cache decoding. What differs between the families
+ * of models is data in lora_decoder_config.
  * Weights, gradients and adapters are borrowed: the caller keeps them alive while they are set. */
 #ifndef LORA_C_DECODER_H
 #define LORA_C_DECODER_H
@@ -6,6 +7,7 @@
 #include <stdbool.h>
 
 #include "lora_c/context.h"
+#include "lora_c/nn.h"
 #include "lora_c/types.h"
 
 #ifdef __cplusplus
@@ -15,14 +17,43 @@ extern "C" {
 typedef struct lora_decoder lora_decoder;
 typedef struct lora_kv_cache lora_kv_cache;
 
+enum { LORA_MAX_ROPES = 2 };
+
+/* One table of rotations. */
+typedef struct lora_rope_config {
+    const double *inv_freq; /* rotary / 2 values, copied */
+    int64_t rotary;         /* elements of each head that are rotated, from its start: even, <= head_dim */
+    double scale;           /* multiplies cos and sin (yarn's and longrope's attention factor); 1 otherwise */
+} lora_rope_config;
+
+typedef enum lora_qk_norm {
+    LORA_QK_NORM_NONE,
+    LORA_QK_NORM_HEAD, /* each head of q and k by itself (Qwen 3, Gemma 3) */
+    LORA_QK_NORM_ROW,  /* all heads together (OLMo 2) */
+} lora_qk_norm;
+
+/* One layer:   x2 = x + residual_scale * post(o_proj(attention(pre(x))))
+ *              x' = x2 + residual_scale * post(down_proj(mlp(pre(x2))))         pre, post: norms, where switched on */
 typedef struct lora_decoder_config {
     int64_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim;
     int64_t vocab_size, max_position_embeddings;
-    int64_t sliding_window;      /* 0: none */
-    double rms_norm_eps;
-    const double *rope_inv_freq; /* head_dim / 2 values, copied */
-    double rope_scale;           /* multiplies cos and sin (yarn's attention factor); 1 otherwise */
+    lora_norm_kind norm;
+    double norm_eps, norm_weight_offset;
+    bool pre_norm, post_norm;    /* at least one: norms of the inputs, of the outputs of attention and MLP */
+    lora_qk_norm qk_norm;        /* before the rotation */
+    lora_activation activation;
+    bool gated_mlp;              /* activation(gate) * up; else activation(up) and no gate_proj */
+    bool learned_positions;      /* an embedding of the position is added to that of the token */
     bool tie_word_embeddings;
+    double embedding_scale, residual_scale;
+    double attention_scale;      /* of q k^T, usually 1 / sqrt(head_dim) */
+    double attention_softcap;    /* 0: none */
+    lora_logit_map logits;
+    const int32_t *sliding_window; /* (num_hidden_layers), 0: none; copied. NULL: none anywhere */
+    int n_ropes;                   /* 0: no rotation */
+    lora_rope_config ropes[LORA_MAX_ROPES];
+    const int8_t *layer_rope;      /* (num_hidden_layers): which of ropes, -1: none; copied. NULL: 0 everywhere */
+    int64_t rope_switch;           /* 0, or with two ropes and no layer_rope: segments longer than this use the second */
 } lora_decoder_config;
 
 /* Matrices. Layer matrices first (layer = 0 …), then the two global ones (layer = -1). */
@@ -30,16 +61,31 @@ typedef enum lora_matrix_slot {
     LORA_Q_PROJ, LORA_K_PROJ, LORA_V_PROJ, LORA_O_PROJ, LORA_GATE_PROJ, LORA_UP_PROJ, LORA_DOWN_PROJ,
     LORA_LAYER_MATRICES,
     LORA_EMBED_TOKENS = LORA_LAYER_MATRICES,
-    LORA_LM_HEAD, /* with tie_word_embeddings the embedding, until a head of its own is set */
+    LORA_LM_HEAD,         /* with tie_word_embeddings the embedding, until a head of its own is set */
+    LORA_EMBED_POSITIONS, /* (max_position_embeddings, hidden_size), with learned_positions */
+    LORA_MATRIX_SLOTS,
 } lora_matrix_slot;
 
-/* Vectors: norms (required) and the biases of the seven layer matrices (optional, bias of matrix i = LORA_BIAS + i). */
+/* Vectors: the norms that the configuration switches on (required), their biases for LayerNorm (required), and the
+ * biases of the layer matrices (optional). Bias of norm i = LORA_NORM_BIAS + i, of matrix i = LORA_BIAS + i. */
 typedef enum lora_vector_slot {
-    LORA_INPUT_LAYERNORM, LORA_POST_ATTENTION_LAYERNORM,
-    LORA_FINAL_NORM, /* layer = -1 */
-    LORA_BIAS,
+    LORA_INPUT_LAYERNORM, LORA_POST_ATTENTION_LAYERNORM, /* pre_norm: before attention, before the MLP (Llama's names) */
+    LORA_ATTENTION_OUTPUT_NORM, LORA_MLP_OUTPUT_NORM,    /* post_norm */
+    LORA_Q_NORM, LORA_K_NORM,                            /* qk_norm */
+    LORA_LAYER_NORMS,
+    LORA_FINAL_NORM = LORA_LAYER_NORMS, /* layer = -1 */
+    LORA_NORM_SLOTS,
+    LORA_NORM_BIAS = LORA_NORM_SLOTS,
+    LORA_BIAS = LORA_NORM_BIAS + LORA_NORM_SLOTS,
     LORA_VECTOR_SLOTS = LORA_BIAS + LORA_LAYER_MATRICES,
 } lora_vector_slot;
+
+/** Name of a slot without its layer: "q_proj", "input_layernorm", "q_proj.bias". slot < LORA_VECTOR_SLOTS.
+ *  vector: of lora_vector_slot, else of lora_matrix_slot. */
+typedef struct lora_slot_name {
+    char text[48];
+} lora_slot_name;
+lora_slot_name lora_decoder_slot_name(bool vector, int slot);
 
 lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config, lora_decoder **out,
                                 lora_error *err) LORA_MUST_CHECK;
@@ -48,11 +94,14 @@ void lora_decoder_destroy(lora_decoder *decoder);
 /** Sets a matrix; grad (same shape, float32, contiguous) makes it trainable, NULL freezes it. Shapes are checked. */
 lora_status lora_decoder_set_matrix(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot, const lora_weight *w,
                                     float *grad, lora_error *err) LORA_MUST_CHECK;
+/** (rows, cols) of a matrix slot. */
+void lora_decoder_matrix_shape(const lora_decoder *decoder, lora_matrix_slot slot, int64_t *rows, int64_t *cols);
 /** Sets a norm weight or a bias (n floats); grad as above. */
 lora_status lora_decoder_set_vector(lora_decoder *decoder, int64_t layer, lora_vector_slot slot, const float *v,
                                     int64_t n, float *grad, lora_error *err) LORA_MUST_CHECK;
 /** Sets the LoRA adapter of a layer matrix (copied struct, borrowed arrays); NULL removes it. dropout_stream is set by
- *  the decoder from (dropout_step, layer, slot), norm from the weight and the adapter at the start of each pass; a decode
+ *  the decoder from (dropout_step, layer, slot), the slot being the first with the same A: adapters of matrices that were
+ *  cut from a fused one share A, its gradient and its masks. norm is made from the weight and the adapter at the start of each pass; a decode
  *  that only goes on with begun sequences keeps the norms of the pass before it. */
 lora_status lora_decoder_set_adapter(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot,
                                      const lora_adapter *adapter, lora_error *err) LORA_MUST_CHECK;
@@ -100,6 +149,10 @@ int64_t lora_kv_cache_sequences(const lora_kv_cache *cache);
 int64_t lora_kv_cache_max_tokens(const lora_kv_cache *cache);
 /** Cuts a sequence to length (0: forget all); larger than the present length is refused. */
 lora_status lora_kv_cache_truncate(lora_kv_cache *cache, int64_t sequence, int64_t length, lora_error *err) LORA_MUST_CHECK;
+
+/** The longest sequence that the RoPE table of a sequence of length tokens serves: rope_switch until a sequence grows
+ *  beyond it, max_position_embeddings otherwise. Growing past it in the cache is refused: truncate to 0 and append all. */
+int64_t lora_decoder_rope_limit(const lora_decoder *decoder, int64_t length);
 
 /** Appends the tokens of each segment s to sequence sequences[s] (distinct) and writes the logits of each segment's last
  *  token to logits (n_segments, vocab_size). Prefill and decode are the same call; no dropout. */

@@ -10,4 +10,5 @@
 #include "lora_c/optim.h"
 #include "lora_c/status.h"
 #include "lora_c/types.h"
+#include "lora_c/weight_rows.h"
 #endif

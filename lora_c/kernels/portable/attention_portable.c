@@ -23,6 +23,7 @@ LORA_INLINE V v_iota(void) { return (V){0, 1, 2, 3}; }
 LORA_INLINE V v_add(V a, V b) { return a + b; }
 LORA_INLINE V v_sub(V a, V b) { return a - b; }
 LORA_INLINE V v_mul(V a, V b) { return a * b; }
+LORA_INLINE V v_div(V a, V b) { return a / b; }
 LORA_INLINE V v_fma(V a, V b, V c) { return a * b + c; }
 LORA_INLINE V v_select(VI mask, V a, V b) { return (V)((mask & (VI)a) | (~mask & (VI)b)); }
 /* b where either is NaN, as on x86 */

@@ -40,32 +40,76 @@ LORA_INLINE float reduce(float *lane) {
     return lane[0];
 }
 
-static float rmsnorm_forward(int64_t n, const float *x, const float *weight, float eps, float *y) {
+static float rmsnorm_forward(int64_t n, const float *x, const float *weight, float offset, float eps, float *y) {
     float lane[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
         for (int l = 0; l < LANES; l++) lane[l] += x[i + l] * x[i + l];
     for (; i < n; i++) lane[i % LANES] += x[i] * x[i];
     float rstd = 1.0f / sqrtf(reduce(lane) / (float)n + eps);
-    for (i = 0; i < n; i++) y[i] = x[i] * rstd * weight[i];
+    for (i = 0; i < n; i++) y[i] = x[i] * rstd * (offset + weight[i]);
     return rstd;
 }
 
-static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float rstd, float *dx,
-                             bool accumulate, float *dweight) {
+static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd,
+                             float *dx, bool accumulate, float *dweight) {
     if (dweight)
         for (int64_t i = 0; i < n; i++) dweight[i] += dy[i] * (x[i] * rstd);
     if (!dx) return;
     float lane[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] += dy[i + l] * weight[i + l] * x[i + l];
-    for (; i < n; i++) lane[i % LANES] += dy[i] * weight[i] * x[i];
+        for (int l = 0; l < LANES; l++) lane[l] += dy[i + l] * (offset + weight[i + l]) * x[i + l];
+    for (; i < n; i++) lane[i % LANES] += dy[i] * (offset + weight[i]) * x[i];
     float c = reduce(lane) / (float)n * rstd * rstd;
     if (accumulate)
-        for (i = 0; i < n; i++) dx[i] += rstd * (dy[i] * weight[i] - c * x[i]);
+        for (i = 0; i < n; i++) dx[i] += rstd * (dy[i] * (offset + weight[i]) - c * x[i]);
     else
-        for (i = 0; i < n; i++) dx[i] = rstd * (dy[i] * weight[i] - c * x[i]);
+        for (i = 0; i < n; i++) dx[i] = rstd * (dy[i] * (offset + weight[i]) - c * x[i]);
+}
+
+static float layernorm_forward(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y,
+                               float *mean) {
+    float sum[LANES] = {0}, square[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) sum[l] += x[i + l];
+    for (; i < n; i++) sum[i % LANES] += x[i];
+    float m = reduce(sum) / (float)n;
+    for (i = 0; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) square[l] += (x[i + l] - m) * (x[i + l] - m);
+    for (; i < n; i++) square[i % LANES] += (x[i] - m) * (x[i] - m);
+    float rstd = 1.0f / sqrtf(reduce(square) / (float)n + eps);
+    for (i = 0; i < n; i++) y[i] = (x[i] - m) * rstd * weight[i] + bias[i];
+    *mean = m;
+    return rstd;
+}
+
+static void layernorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd,
+                               float *dx, bool accumulate, float *dweight, float *dbias) {
+    if (dweight)
+        for (int64_t i = 0; i < n; i++) dweight[i] += dy[i] * ((x[i] - mean) * rstd);
+    if (dbias)
+        for (int64_t i = 0; i < n; i++) dbias[i] += dy[i];
+    if (!dx) return;
+    float sum[LANES] = {0}, dot[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            float g = dy[i + l] * weight[i + l];
+            sum[l] += g;
+            dot[l] += g * ((x[i + l] - mean) * rstd);
+        }
+    for (; i < n; i++) {
+        float g = dy[i] * weight[i];
+        sum[i % LANES] += g;
+        dot[i % LANES] += g * ((x[i] - mean) * rstd);
+    }
+    float s = reduce(sum) / (float)n, d = reduce(dot) / (float)n;
+    for (i = 0; i < n; i++) {
+        float change = rstd * (dy[i] * weight[i] - s - (x[i] - mean) * rstd * d);
+        dx[i] = accumulate ? dx[i] + change : change;
+    }
 }
 
 static void rope(int64_t half, float *x, const float *cosine, const float *sine, float sign) {
@@ -85,6 +129,52 @@ static void swiglu_backward(int64_t n, const float *dh, const float *gate, const
         float d = dh[i], g = gate[i], u = up[i], s = 1.0f / (1.0f + exp_one(-g));
         dgate[i] = d * u * (s * (1.0f + g * (1.0f - s)));
         dup[i] = d * (g * s);
+    }
+}
+
+/* exp(-2 k (x + 0.044715 x^3)): 1 + it is the denominator of the tanh form of GELU. */
+LORA_INLINE float gelu_exp(float x) {
+    return exp_one(x * (x * x * (-2.0f * LORA_GELU_K * 0.044715f) - 2.0f * LORA_GELU_K));
+}
+
+static void geglu_forward(int64_t n, const float *gate, const float *up, float *h) {
+    if (up)
+        for (int64_t i = 0; i < n; i++) h[i] = up[i] * (gate[i] / (1.0f + gelu_exp(gate[i])));
+    else
+        for (int64_t i = 0; i < n; i++) h[i] = gate[i] / (1.0f + gelu_exp(gate[i]));
+}
+
+static void geglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
+    for (int64_t i = 0; i < n; i++) {
+        float d = dh[i], g = gate[i], u = up ? up[i] : 1.0f, s = 1.0f / (1.0f + gelu_exp(g));
+        float near = fabsf(g) < 64.0f ? g : 64.0f; /* beyond, s (1 - s) is 0 and the factor must stay finite */
+        float inner = near * near * (6.0f * LORA_GELU_K * 0.044715f) + 2.0f * LORA_GELU_K;
+        dgate[i] = d * u * (g * s * (1.0f - s) * inner + s);
+        if (dup) dup[i] = d * (g * s);
+    }
+}
+
+/* tanh: an odd polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel (Cephes tanhf). */
+LORA_INLINE float tanh_one(float x) {
+    float z = x * x, p = LORA_TANH_C4;
+    p = p * z + LORA_TANH_C3;
+    p = p * z + LORA_TANH_C2;
+    p = p * z + LORA_TANH_C1;
+    p = p * z + LORA_TANH_C0;
+    float large = 1.0f - 2.0f / (exp_one(x + x) + 1.0f);
+    return fabsf(x) < LORA_TANH_SMALL ? p * z * x + x : large;
+}
+
+static void softcap_forward(int64_t n, float cap, float *x) {
+    float inverse = 1.0f / cap;
+    for (int64_t i = 0; i < n; i++) x[i] = cap * tanh_one(x[i] * inverse);
+}
+
+static void softcap_backward(int64_t n, float cap, const float *y, float *d) {
+    float inverse = 1.0f / cap;
+    for (int64_t i = 0; i < n; i++) {
+        float t = y[i] * inverse;
+        d[i] *= 1.0f - t * t;
     }
 }
 
@@ -163,6 +253,10 @@ static void axpy(int64_t n, float a, const float *x, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
+static void scale_row(int64_t n, float a, const float *x, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] = a * x[i];
+}
+
 static void exp_row(int64_t n, const float *x, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] = exp_one(x[i]);
 }
@@ -171,13 +265,20 @@ void lora_rowwise_fill_portable(lora_rowwise_kernels *k) {
     *k = (lora_rowwise_kernels){
         .rmsnorm_forward = rmsnorm_forward,
         .rmsnorm_backward = rmsnorm_backward,
+        .layernorm_forward = layernorm_forward,
+        .layernorm_backward = layernorm_backward,
         .rope = rope,
         .swiglu_forward = swiglu_forward,
         .swiglu_backward = swiglu_backward,
+        .geglu_forward = geglu_forward,
+        .geglu_backward = geglu_backward,
+        .softcap_forward = softcap_forward,
+        .softcap_backward = softcap_backward,
         .softmax_cross_entropy = softmax_cross_entropy,
         .adamw = adamw,
         .sum_of_squares = sum_of_squares,
         .axpy = axpy,
+        .scale = scale_row,
         .exp = exp_row,
     };
 }

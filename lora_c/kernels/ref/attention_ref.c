@@ -12,6 +12,16 @@ static double dot(int64_t D, const float *a, const float *b) {
     return sum;
 }
 
+/* The score of a query and a key: scale * dot, then the soft cap; *slope: its derivative by scale * dot. */
+static double score(float scale, float softcap, int64_t D, const float *q, const float *k, double *slope) {
+    double x = scale * dot(D, q, k);
+    if (slope) *slope = 1.0;
+    if (!(softcap > 0)) return x;
+    double t = tanh(x / softcap);
+    if (slope) *slope = 1.0 - t * t;
+    return softcap * t;
+}
+
 static int64_t first_key(int64_t last, int64_t window) { return window > 0 ? lora_max_i64(last - window + 1, 0) : 0; }
 
 static void attention_forward_ref(const lora_attention_forward_tile *t) {
@@ -23,11 +33,11 @@ static void attention_forward_ref(const lora_attention_forward_tile *t) {
             const float *q = t->q + i * t->ldq + h * t->D;
             double max = -INFINITY, sum = 0.0;
             for (int64_t j = first; j <= last; j++)
-                max = fmax(max, t->scale * dot(t->D, q, t->k + j * t->ldk));
+                max = fmax(max, score(t->scale, t->softcap, t->D, q, t->k + j * t->ldk, NULL));
             for (int64_t d = 0; d < t->D; d++)
                 out[d] = 0.0;
             for (int64_t j = first; j <= last; j++) {
-                double p = exp(t->scale * dot(t->D, q, t->k + j * t->ldk) - max);
+                double p = exp(score(t->scale, t->softcap, t->D, q, t->k + j * t->ldk, NULL) - max);
                 sum += p;
                 for (int64_t d = 0; d < t->D; d++)
                     out[d] += p * t->v[j * t->ldv + d];
@@ -52,9 +62,10 @@ static bool probability(const lora_attention_backward_tile *t, int64_t i, int64_
     int64_t last = t->last + i;
     if (j > last || j < first_key(last, t->window))
         return false;
-    *p = exp(t->scale * dot(t->D, t->q + i * t->ldq + h * t->D, t->k + j * t->ldk) - t->lse[i * t->ld_stat + h]);
+    double slope, s = score(t->scale, t->softcap, t->D, t->q + i * t->ldq + h * t->D, t->k + j * t->ldk, &slope);
+    *p = exp(s - t->lse[i * t->ld_stat + h]);
     double dp = dot(t->D, t->dout + i * t->lddo + h * t->D, t->v + j * t->ldv);
-    *ds = t->scale * *p * (dp - t->delta[i * t->ld_stat + h]);
+    *ds = t->scale * slope * *p * (dp - t->delta[i * t->ld_stat + h]);
     return true;
 }
 

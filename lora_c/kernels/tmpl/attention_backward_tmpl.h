@@ -74,13 +74,20 @@ static ATTN_TARGET void backward_copy_rows(const lora_attention_backward_tile *t
 }
 
 /* Columns from .. to - 1 (whole vectors) of one row: s becomes P, dp becomes dS. low .. high: the keys it sees. */
-ATTN_INLINE void backward_softmax_row(const bool masked, const lora_attention_backward_tile *t, float *s, float *dp,
-                                      int64_t from, int64_t to, float lse, float delta, float low, float high) {
-    const V c = v_set1((float)((double)t->scale * LOG2E)), l = v_set1(-lse), d = v_set1(delta);
+ATTN_INLINE void backward_softmax_row(const bool masked, const bool capped, const lora_attention_backward_tile *t,
+                                      float *s, float *dp, int64_t from, int64_t to, float lse, float delta, float low,
+                                      float high) {
+    const V c = v_set1((float)((double)(capped ? t->softcap : t->scale) * LOG2E)), l = v_set1(-lse), d = v_set1(delta);
+    const V inner = v_set1(capped ? (float)((double)t->scale / (double)t->softcap) : 0.0f);
     const V scale = v_set1(t->scale), lo = v_set1(low), hi = v_set1(high), zero = v_set1(0.0f);
     for (int64_t j = from; j < to; j += VLEN) {
-        V p = exp2_lanes(v_fma(v_load(s + j), c, l));
+        V x = v_load(s + j);
+        if (capped)
+            x = tanh_lanes(v_mul(x, inner));
+        V p = exp2_lanes(v_fma(x, c, l));
         V ds = v_mul(v_mul(p, scale), v_sub(v_load(dp + j), d));
+        if (capped)
+            ds = v_mul(ds, v_sub(v_set1(1.0f), v_mul(x, x)));
         if (masked) {
             V key = v_add(v_set1((float)j), v_iota());
             p = v_where_between(key, lo, hi, p, zero);
@@ -110,10 +117,13 @@ static ATTN_TARGET void backward_softmax(const lora_attention_backward_tile *t, 
         low = lora_min_i64(low, BLOCK); /* small integers are exact floats */
         float *s = w->s + r * BLOCK, *dp = w->dp + r * BLOCK;
         backward_prefetch(t, first + r);
-        if (low > from || high < to - 1)
-            backward_softmax_row(true, t, s, dp, from, to, w->lse[r], w->delta[r], (float)low, (float)high);
+        bool masked = low > from || high < to - 1;
+        if (t->softcap > 0)
+            backward_softmax_row(true, true, t, s, dp, from, to, w->lse[r], w->delta[r], (float)low, (float)high);
+        else if (masked)
+            backward_softmax_row(true, false, t, s, dp, from, to, w->lse[r], w->delta[r], (float)low, (float)high);
         else
-            backward_softmax_row(false, t, s, dp, from, to, w->lse[r], w->delta[r], 0.0f, 0.0f);
+            backward_softmax_row(false, false, t, s, dp, from, to, w->lse[r], w->delta[r], 0.0f, 0.0f);
     }
 }
 

@@ -6,7 +6,10 @@
 #ifndef LORA_TMPL_ATTENTION_TILE_TMPL_H
 #define LORA_TMPL_ATTENTION_TILE_TMPL_H
 
+#include <math.h>
+
 #include "lora_c/base/util.h"
+#include "lora_c/kernels/tmpl/exp_tmpl.h"
 
 enum { NR = 2 * VLEN };
 
@@ -118,6 +121,21 @@ ATTN_INLINE V exp2_lanes(V x) {
     p = v_fma(p, r, v_set1(0.6931471824645996f));
     p = v_fma(p, r, v_set1(1.0f));
     return v_mul(p, v_low_bits_to_exponent(t));
+}
+
+/* tanh: an odd polynomial near 0 (Cephes tanhf), 1 - 2 / (e^2x + 1) beyond. */
+ATTN_INLINE V tanh_lanes(V x) {
+    const V one = v_set1(1.0f), limit = v_set1(LORA_TANH_SMALL), below = v_set1(-LORA_TANH_SMALL);
+    V z = v_mul(x, x), p = v_set1(LORA_TANH_C4);
+    p = v_fma(p, z, v_set1(LORA_TANH_C3));
+    p = v_fma(p, z, v_set1(LORA_TANH_C2));
+    p = v_fma(p, z, v_set1(LORA_TANH_C1));
+    p = v_fma(p, z, v_set1(LORA_TANH_C0));
+    V small = v_fma(v_mul(p, z), x, x);
+    V top = v_where_between(x, v_set1(20.0f), v_set1(INFINITY), v_set1(20.0f), x); /* exp2_lanes ends at 127 */
+    V e = exp2_lanes(v_mul(top, v_set1(2.88539008177792681472f)));                  /* 2 / ln 2 */
+    V large = v_sub(one, v_div(v_set1(2.0f), v_add(e, one)));
+    return v_where_between(x, below, limit, small, large);
 }
 
 /* dst[d][lane] = scale * rows[lane][d] for VLEN lanes; rows of dst are NR apart. */

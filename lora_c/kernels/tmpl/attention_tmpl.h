@@ -49,8 +49,8 @@ ATTN_INLINE int64_t row_offset(const lora_attention_forward_tile *t, int64_t r, 
 
 static ATTN_TARGET void forward_begin(const lora_attention_forward_tile *t, float *state, int64_t index) {
     panel p = panel_at(t, state, index);
-    /* scores in units of log 2, so that the softmax needs exp2 only */
-    float scale = (float)((double)t->scale * LOG2E);
+    /* scores in units of log 2, so that the softmax needs exp2 only; with a soft cap they become so behind it */
+    float scale = t->softcap > 0 ? (float)((double)t->scale / (double)t->softcap) : (float)((double)t->scale * LOG2E);
     int64_t rows = t->n_queries * t->group;
     for (int64_t r = 0; rows <= FEW && r < rows; r++)
         for (int64_t d = 0; d < t->D; d++)
@@ -88,6 +88,14 @@ static ATTN_TARGET void forward_mask(const lora_attention_forward_tile *t, int64
             v_store(cell, v_where_between(v_set1((float)j), lo, hi, v_load(cell), v_set1(-INFINITY)));
         }
     }
+}
+
+/* s = softcap * tanh(s), in units of log 2, for keys from .. to - 1. */
+static ATTN_TARGET void forward_softcap(int nv, int64_t from, int64_t to, float softcap, float *s) {
+    const V cap = v_set1((float)((double)softcap * LOG2E));
+    for (int64_t j = from; j < to; j++)
+        for (int x = 0; x < nv; x++)
+            v_store(s + j * NR + x * VLEN, v_mul(cap, tanh_lanes(v_load(s + j * NR + x * VLEN))));
 }
 
 /* s = exp2(s - max) in place for keys from .. to - 1; correction = exp2(old max - new max). */
@@ -139,6 +147,8 @@ static ATTN_TARGET void forward_block(const lora_attention_forward_tile *t, floa
         mm_few_scores(rows, t->D, to - from, k + from * ldk, ldk, v + from * ldv, ldv, p.q, s + from * NR);
     else
         mm_dot(to - from, p.nv, t->D, k + from * ldk, ldk, p.q, NR, s + from * NR, NR);
+    if (t->softcap > 0)
+        forward_softcap(p.nv, from, to, t->softcap, s);
     if (from_all > from)
         forward_mask(t, index, p.nv, key0, from, lora_min_i64(from_all, to), s);
     if (to_all < to)

@@ -20,6 +20,15 @@
 #define LORA_EXP_C2 1.6666665459e-1f
 #define LORA_EXP_C1 5.0000001201e-1f
 
+/* sqrt(2 / pi) of the tanh form of GELU, and the polynomial of tanh near 0 (Cephes tanhf). */
+#define LORA_GELU_K 0.797884560802865356f
+#define LORA_TANH_SMALL 0.625f
+#define LORA_TANH_C4 (-5.70498872745e-3f)
+#define LORA_TANH_C3 2.06390887954e-2f
+#define LORA_TANH_C2 (-5.37397155531e-2f)
+#define LORA_TANH_C1 1.33314422036e-1f
+#define LORA_TANH_C0 (-3.33332819422e-1f)
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 

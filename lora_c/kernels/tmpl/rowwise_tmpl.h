@@ -2,6 +2,7 @@
  *     W, vec                            lanes (a divisor of 16) and vector type
  *     v_load(p, count), v_store(p, v, count)   the first count lanes (0 elsewhere, nothing touched), count == W: all
  *     v_set v_add v_sub v_mul v_div v_fma(a, b, c) = a b + c   v_fnma(a, b, c) = c - a b   v_max v_sqrt v_exp
+ *     v_small(x, limit, a, b)           a where |x| < limit, else b (NaN: b)
  *     v_sum(v), v_top(v)                sum and maximum over the lanes, in a fixed order
  *     squares_state, squares_zero, squares_add(state *, p) for 16 floats at p, squares_total
  *     ROWWISE_FILL                      name of the fill function
@@ -35,29 +36,29 @@ enum { SUMS = 4, BLOCK = 4096 };
         if (i_ < (n)) step(i_, (n) - i_);                                                                              \
     } while (0)
 
-static float rmsnorm_forward(int64_t n, const float *x, const float *weight, float eps, float *y) {
+static float rmsnorm_forward(int64_t n, const float *x, const float *weight, float offset, float eps, float *y) {
     float sum;
 #define STEP(i, c, s) v_fma(v_load(x + (i), c), v_load(x + (i), c), s)
     REDUCE(n, sum, STEP);
 #undef STEP
     float rstd = 1.0f / sqrtf(sum / (float)n + eps);
-    vec r = v_set(rstd);
-#define STEP(i, c) v_store(y + (i), v_mul(v_mul(v_load(x + (i), c), r), v_load(weight + (i), c)), c)
+    vec r = v_set(rstd), o = v_set(offset);
+#define STEP(i, c) v_store(y + (i), v_mul(v_mul(v_load(x + (i), c), r), v_add(o, v_load(weight + (i), c))), c)
     MAP(n, STEP);
 #undef STEP
     return rstd;
 }
 
-LORA_INLINE void rmsnorm_dx(const float *dy, const float *x, const float *weight, vec r, vec c, float *dx,
+LORA_INLINE void rmsnorm_dx(const float *dy, const float *x, const float *weight, vec o, vec r, vec c, float *dx,
                             bool accumulate, int64_t i, int64_t count) {
-    vec d = v_mul(v_load(dy + i, count), v_load(weight + i, count));
+    vec d = v_mul(v_load(dy + i, count), v_add(o, v_load(weight + i, count)));
     d = v_fnma(c, v_load(x + i, count), d);
     v_store(dx + i, accumulate ? v_fma(r, d, v_load(dx + i, count)) : v_mul(r, d), count);
 }
 
-static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float rstd, float *dx,
-                             bool accumulate, float *dweight) {
-    vec r = v_set(rstd);
+static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd,
+                             float *dx, bool accumulate, float *dweight) {
+    vec r = v_set(rstd), o = v_set(offset);
     if (dweight) {
 #define STEP(i, c)                                                                                                     \
     v_store(dweight + (i), v_fma(v_load(dy + (i), c), v_mul(v_load(x + (i), c), r), v_load(dweight + (i), c)), c)
@@ -66,11 +67,76 @@ static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const f
     }
     if (!dx) return;
     float sum;
-#define STEP(i, c, s) v_fma(v_mul(v_load(dy + (i), c), v_load(weight + (i), c)), v_load(x + (i), c), s)
+#define STEP(i, c, s) v_fma(v_mul(v_load(dy + (i), c), v_add(o, v_load(weight + (i), c))), v_load(x + (i), c), s)
     REDUCE(n, sum, STEP);
 #undef STEP
     vec mean = v_set(sum / (float)n * rstd * rstd);
-#define STEP(i, c) rmsnorm_dx(dy, x, weight, r, mean, dx, accumulate, i, c)
+#define STEP(i, c) rmsnorm_dx(dy, x, weight, o, r, mean, dx, accumulate, i, c)
+    MAP(n, STEP);
+#undef STEP
+}
+
+/* (x - mean)^2 added to the sum; masked lanes hold 0 - mean, so they are read back as 0. */
+LORA_INLINE vec centered_square(const float *x, vec mean, int64_t i, int64_t count, vec sum) {
+    vec d = v_sub(v_load(x + i, count), mean);
+    if (count == W) return v_fma(d, d, sum);
+    float tail[W];
+    v_store(tail, d, W);
+    d = v_load(tail, count);
+    return v_fma(d, d, sum);
+}
+
+static float layernorm_forward(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y,
+                               float *mean) {
+    float sum, square;
+#define STEP(i, c, s) v_add(s, v_load(x + (i), c))
+    REDUCE(n, sum, STEP);
+#undef STEP
+    *mean = sum / (float)n;
+    vec m = v_set(*mean);
+#define STEP(i, c, s) centered_square(x, m, i, c, s)
+    REDUCE(n, square, STEP);
+#undef STEP
+    float rstd = 1.0f / sqrtf(square / (float)n + eps);
+    vec r = v_set(rstd);
+#define STEP(i, c)                                                                                                     \
+    v_store(y + (i), v_fma(v_mul(v_sub(v_load(x + (i), c), m), r), v_load(weight + (i), c), v_load(bias + (i), c)), c)
+    MAP(n, STEP);
+#undef STEP
+    return rstd;
+}
+
+LORA_INLINE void layernorm_step(const float *dy, const float *x, const float *weight, vec m, vec r, vec sum, vec dot,
+                                float *dx, bool accumulate, int64_t i, int64_t count) {
+    vec z = v_mul(v_sub(v_load(x + i, count), m), r);
+    vec g = v_fnma(z, dot, v_sub(v_mul(v_load(dy + i, count), v_load(weight + i, count)), sum));
+    v_store(dx + i, accumulate ? v_fma(r, g, v_load(dx + i, count)) : v_mul(r, g), count);
+}
+
+static void layernorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd,
+                               float *dx, bool accumulate, float *dweight, float *dbias) {
+    vec m = v_set(mean), r = v_set(rstd);
+    if (dweight) {
+#define STEP(i, c)                                                                                                     \
+    v_store(dweight + (i), v_fma(v_load(dy + (i), c), v_mul(v_sub(v_load(x + (i), c), m), r), v_load(dweight + (i), c)), c)
+        MAP(n, STEP);
+#undef STEP
+    }
+    if (dbias) {
+#define STEP(i, c) v_store(dbias + (i), v_add(v_load(dbias + (i), c), v_load(dy + (i), c)), c)
+        MAP(n, STEP);
+#undef STEP
+    }
+    if (!dx) return;
+    float sum, dot;
+#define STEP(i, c, s) v_fma(v_load(dy + (i), c), v_load(weight + (i), c), s)
+    REDUCE(n, sum, STEP);
+#undef STEP
+#define STEP(i, c, s) v_fma(v_mul(v_load(dy + (i), c), v_load(weight + (i), c)), v_mul(v_sub(v_load(x + (i), c), m), r), s)
+    REDUCE(n, dot, STEP);
+#undef STEP
+    vec vsum = v_set(sum / (float)n), vdot = v_set(dot / (float)n);
+#define STEP(i, c) layernorm_step(dy, x, weight, m, r, vsum, vdot, dx, accumulate, i, c)
     MAP(n, STEP);
 #undef STEP
 }
@@ -114,6 +180,74 @@ LORA_INLINE void swiglu_backward_step(const float *dh, const float *gate, const 
 
 static void swiglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
 #define STEP(i, c) swiglu_backward_step(dh, gate, up, dgate, dup, i, c)
+    MAP(n, STEP);
+#undef STEP
+}
+
+/* exp(-2 k (x + 0.044715 x^3)): 1 + it is the denominator of the tanh form of GELU. */
+LORA_INLINE vec gelu_exp(vec x) {
+    vec cubic = v_fma(v_mul(x, x), v_set(-2.0f * LORA_GELU_K * 0.044715f), v_set(-2.0f * LORA_GELU_K));
+    return v_exp(v_mul(x, cubic));
+}
+
+LORA_INLINE void geglu_step(const float *gate, const float *up, float *h, int64_t i, int64_t count) {
+    vec g = v_load(gate + i, count);
+    vec gelu = v_div(g, v_add(v_set(1.0f), gelu_exp(g)));
+    v_store(h + i, up ? v_mul(v_load(up + i, count), gelu) : gelu, count);
+}
+
+static void geglu_forward(int64_t n, const float *gate, const float *up, float *h) {
+#define STEP(i, c) geglu_step(gate, up, h, i, c)
+    MAP(n, STEP);
+#undef STEP
+}
+
+/* s' = s (1 - s) 2 k (1 + 3 * 0.044715 x^2) */
+LORA_INLINE void geglu_backward_step(const float *dh, const float *gate, const float *up, float *dgate, float *dup,
+                                     int64_t i, int64_t count) {
+    const vec one = v_set(1.0f);
+    vec d = v_load(dh + i, count), g = v_load(gate + i, count);
+    vec s = v_div(one, v_add(one, gelu_exp(g)));
+    vec near = v_small(g, 64.0f, g, v_set(64.0f)); /* beyond, s (1 - s) is 0 and the factor must stay finite */
+    vec inner = v_fma(v_mul(near, near), v_set(6.0f * LORA_GELU_K * 0.044715f), v_set(2.0f * LORA_GELU_K));
+    vec slope = v_fma(v_mul(v_mul(g, s), v_sub(one, s)), inner, s);
+    v_store(dgate + i, v_mul(up ? v_mul(d, v_load(up + i, count)) : d, slope), count);
+    if (dup) v_store(dup + i, v_mul(d, v_mul(g, s)), count);
+}
+
+static void geglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
+#define STEP(i, c) geglu_backward_step(dh, gate, up, dgate, dup, i, c)
+    MAP(n, STEP);
+#undef STEP
+}
+
+/* tanh: an odd polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel (Cephes tanhf). */
+LORA_INLINE vec v_tanh(vec x) {
+    const vec one = v_set(1.0f);
+    vec z = v_mul(x, x), p = v_set(LORA_TANH_C4);
+    p = v_fma(p, z, v_set(LORA_TANH_C3));
+    p = v_fma(p, z, v_set(LORA_TANH_C2));
+    p = v_fma(p, z, v_set(LORA_TANH_C1));
+    p = v_fma(p, z, v_set(LORA_TANH_C0));
+    vec small = v_fma(v_mul(p, z), x, x);
+    vec large = v_sub(one, v_div(v_set(2.0f), v_add(v_exp(v_add(x, x)), one)));
+    return v_small(x, LORA_TANH_SMALL, small, large);
+}
+
+static void softcap_forward(int64_t n, float cap, float *x) {
+    vec c = v_set(cap), inverse = v_set(1.0f / cap);
+#define STEP(i, k) v_store(x + (i), v_mul(c, v_tanh(v_mul(v_load(x + (i), k), inverse))), k)
+    MAP(n, STEP);
+#undef STEP
+}
+
+static void softcap_backward(int64_t n, float cap, const float *y, float *d) {
+    vec inverse = v_set(1.0f / cap);
+#define STEP(i, k)                                                                                                     \
+    do {                                                                                                               \
+        vec t_ = v_mul(v_load(y + (i), k), inverse), d_ = v_load(d + (i), k);                                          \
+        v_store(d + (i), v_mul(d_, v_fnma(t_, t_, v_set(1.0f))), k);                                                   \
+    } while (0)
     MAP(n, STEP);
 #undef STEP
 }
@@ -213,6 +347,13 @@ static void axpy(int64_t n, float a, const float *x, float *y) {
 #undef STEP
 }
 
+static void scale_row(int64_t n, float a, const float *x, float *y) {
+    vec va = v_set(a);
+#define STEP(i, c) v_store(y + (i), v_mul(va, v_load(x + (i), c)), c)
+    MAP(n, STEP);
+#undef STEP
+}
+
 static void exp_row(int64_t n, const float *x, float *y) {
 #define STEP(i, c) v_store(y + (i), v_exp(v_load(x + (i), c)), c)
     MAP(n, STEP);
@@ -223,13 +364,20 @@ void ROWWISE_FILL(lora_rowwise_kernels *k) {
     *k = (lora_rowwise_kernels){
         .rmsnorm_forward = rmsnorm_forward,
         .rmsnorm_backward = rmsnorm_backward,
+        .layernorm_forward = layernorm_forward,
+        .layernorm_backward = layernorm_backward,
         .rope = rope,
         .swiglu_forward = swiglu_forward,
         .swiglu_backward = swiglu_backward,
+        .geglu_forward = geglu_forward,
+        .geglu_backward = geglu_backward,
+        .softcap_forward = softcap_forward,
+        .softcap_backward = softcap_backward,
         .softmax_cross_entropy = softmax_cross_entropy,
         .adamw = adamw,
         .sum_of_squares = sum_of_squares,
         .axpy = axpy,
+        .scale = scale_row,
         .exp = exp_row,
     };
 }

@@ -19,6 +19,7 @@ V_OP V v_iota(void) { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 V_OP V v_add(V a, V b) { return _mm256_add_ps(a, b); }
 V_OP V v_sub(V a, V b) { return _mm256_sub_ps(a, b); }
 V_OP V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
+V_OP V v_div(V a, V b) { return _mm256_div_ps(a, b); }
 V_OP V v_fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 V_OP V v_max(V a, V b) { return _mm256_max_ps(a, b); } /* b where either is NaN */
 /* the low 9 bits become sign and exponent */

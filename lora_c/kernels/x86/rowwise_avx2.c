@@ -33,6 +33,10 @@ LORA_INLINE vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 LORA_INLINE vec v_fnma(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 LORA_INLINE vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); }
 LORA_INLINE vec v_sqrt(vec a) { return _mm256_sqrt_ps(a); }
+LORA_INLINE vec v_small(vec x, float limit, vec a, vec b) {
+    vec magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(magnitude, _mm256_set1_ps(limit), _CMP_LT_OQ));
+}
 LORA_INLINE vec v_exp(vec a) { return lora_exp_avx2(a); }
 LORA_INLINE float v_sum(vec v) {
     __m128 h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

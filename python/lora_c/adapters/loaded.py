@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .._core import Decoder, Parameter
+from .._core import Parameter
 from ..architectures import Architecture
 from ..configs import LoraConfig
+from ..parts import Parts
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, specs_by_name
 from .peft_format import PREFIX
 
@@ -116,7 +117,7 @@ def load_arrays(arrays: AdapterArrays, architecture: Architecture, embedding: F3
 class AdapterSet:
     """The named adapters of a model, at most one of them in use. Swapping changes no weight of the base."""
 
-    def __init__(self, decoder: Decoder, weights: Mapping[str, Any], tied: bool) -> None:
+    def __init__(self, decoder: Parts, weights: Mapping[str, Any], tied: bool) -> None:
         self._decoder, self._weights, self._tied = decoder, weights, tied
         self._named: dict[str, Adapter] = {}
         self.active_name: str | None = None

@@ -1,0 +1,275 @@
+/* How a Decoder gets its weights, adapters and trained token rows. The library borrows; two dicts own. */
+#include "lora_c/bindings/py_decoder.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef lora_py_decoder decoder;
+
+static PyObject *raise_from(const decoder *self, const lora_error *err) {
+    return lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), err);
+}
+
+typedef struct weight_place {
+    int64_t layer;
+    int is_vector, slot;
+} weight_place;
+
+/* The slot that rest names among the matrices of a layer (global: those of none) or the vectors. */
+static int find_slot(const char *rest, int global, weight_place *place) {
+    for (place->is_vector = 0; place->is_vector < 2; place->is_vector++) {
+        int end = place->is_vector ? LORA_VECTOR_SLOTS : LORA_MATRIX_SLOTS;
+        for (place->slot = 0; place->slot < end; place->slot++) {
+            int slot = place->slot, own = place->is_vector ? slot == LORA_FINAL_NORM || slot == LORA_NORM_BIAS + LORA_FINAL_NORM
+                                                           : slot >= LORA_LAYER_MATRICES;
+            if (own == global && strcmp(rest, lora_decoder_slot_name(place->is_vector, slot).text) == 0) return 1;
+        }
+    }
+    return 0;
+}
+
+static int find_place(const decoder *self, const char *name, weight_place *place) {
+    *place = (weight_place){-1, 0, 0};
+    if (find_slot(name, 1, place)) return 0;
+    if (strncmp(name, "layers.", 7) == 0 && name[7] >= '0' && name[7] <= '9') {
+        const char *p = name + 7;
+        int64_t layer = 0;
+        for (; *p >= '0' && *p <= '9' && layer < INT32_MAX; p++) layer = layer * 10 + (*p - '0');
+        place->layer = layer;
+        if (*p == '.' && layer < self->config.num_hidden_layers && find_slot(p + 1, 0, place)) return 0;
+    }
+    PyErr_Format(PyExc_ValueError,
+                 "name: expected embed_tokens, embed_positions, lm_head, norm or layers.N.<part> with N < %lld and a part such as "
+                 "q_proj, q_proj.bias or input_layernorm, got '%s'",
+                 (long long)self->config.num_hidden_layers, name);
+    return -1;
+}
+
+const char lora_py_set_weight_doc[] =
+"set_weight($self, name, weight, /, *, row=None)\n--\n\n"
+"Set a weight by name. Its memory is borrowed and kept alive.\n\n"
+"Parameters\n----------\n"
+"name : str\n    embed_tokens, embed_positions, lm_head, norm, or layers.N. and: input_layernorm, post_attention_layernorm (before the\n"
+"    MLP), attention_output_norm, mlp_output_norm, q_norm, k_norm, <q|k|v|o|gate|up|down>_proj; projections and norms of\n"
+"    'layer' also with .bias behind it.\n"
+"weight : NF4Tensor, GGMLTensor, Parameter or array\n    Matrices: (out_features, in_features) NF4, GGUF blocks, float32 or bfloat16. Vectors: float32 (bfloat16 is\n"
+"    converted to a copy). A Parameter with requires_grad is trained.\n"
+"row : int, optional\n    The weight is the rows from this one on of the given matrix (elements of the given vector), which holds several.\n\n"
+"Raises\n------\nValueError\n    Unknown name, or another shape.\nTypeError\n    Another element type.";
+
+/* A row number, or -1 for None. */
+static int get_row(PyObject *given, int64_t *row) {
+    *row = -1;
+    if (given == Py_None) return 0;
+    *row = PyLong_AsLongLong(given);
+    if (*row == -1 && PyErr_Occurred()) return -1;
+    if (*row >= 0) return 0;
+    PyErr_Format(PyExc_ValueError, "row: expected >= 0, got %lld", (long long)*row);
+    return -1;
+}
+
+/* Cuts the rows that the slot takes out of a given weight or vector. */
+static int cut_rows(const decoder *self, const weight_place *place, int64_t row, lora_py_weight *given, lora_weight_codes *codes, const float **vector,
+                    int64_t *n) {
+    int64_t rows, cols;
+    lora_error err = {0};
+    if (place->is_vector && place->slot >= LORA_BIAS) {
+        lora_decoder_matrix_shape(self->decoder, (lora_matrix_slot)(place->slot - LORA_BIAS), &rows, &cols);
+        if (row < 0 || row > *n - rows) {
+            PyErr_Format(PyExc_ValueError, "row: expected %lld elements from row on, got row %lld of %lld", (long long)rows, (long long)row,
+                         (long long)*n);
+            return -1;
+        }
+        *vector += row;
+        if (given->grad) given->grad += row;
+        *n = rows;
+        return 0;
+    }
+    if (place->is_vector) {
+        PyErr_SetString(PyExc_ValueError, "row: expected 0 for a norm, got another");
+        return -1;
+    }
+    lora_decoder_matrix_shape(self->decoder, (lora_matrix_slot)place->slot, &rows, &cols);
+    lora_weight whole = given->w;
+    if (lora_weight_rows(&whole, row, rows, &given->w, codes, &err) != LORA_OK) {
+        raise_from(self, &err);
+        return -1;
+    }
+    if (given->grad) given->grad += row * whole.cols;
+    return 0;
+}
+
+PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "row", NULL};
+    const char *name;
+    int64_t row;
+    PyObject *given, *row_given = Py_None;
+    decoder *self = (decoder *)o;
+    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
+    weight_place place;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO|$O:set_weight", names, &name, &given, &row_given) || find_place(self, name, &place) < 0
+        || get_row(row_given, &row) < 0) return NULL;
+    lora_weight_codes codes;
+    lora_py_weight matrix = {0};
+    const float *vector = NULL;
+    int64_t n = 0;
+    int status = place.is_vector ? lora_py_get_vector(state, given, name, &vector, &n, &matrix.grad, &matrix.keep)
+                                 : lora_py_get_weight(state, given, name, &matrix);
+    if (status == 0 && row >= 0) status = cut_rows(self, &place, row, &matrix, &codes, &vector, &n);
+    if (status < 0 || lora_py_enter(&self->base) < 0) {
+        Py_XDECREF(matrix.keep);
+        return NULL;
+    }
+    PyObject *old = Py_XNewRef(PyDict_GetItemString(self->weights, name)); /* borrowed by the library until it is replaced */
+    lora_status set = LORA_OK;
+    lora_error err = {0};
+    status = PyDict_SetItemString(self->weights, name, matrix.keep);
+    if (status == 0) {
+        LORA_PY_CALL(self->base.ctx, set, place.is_vector
+            ? lora_decoder_set_vector(self->decoder, place.layer, (lora_vector_slot)place.slot, vector, n, matrix.grad, &err)
+            : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &matrix.w, matrix.grad, &err));
+    }
+    if (set != LORA_OK) {
+        if (old) status = PyDict_SetItemString(self->weights, name, old);
+        else status = PyDict_DelItemString(self->weights, name);
+    }
+    Py_XDECREF(old);
+    Py_XDECREF(matrix.keep);
+    lora_py_leave(&self->base);
+    if (status < 0) return NULL;
+    if (set != LORA_OK) return raise_from(self, &err);
+    Py_RETURN_NONE;
+}
+
+/* Sets (adapter != NULL) or removes an adapter, with keep as its owner. */
+static PyObject *change_adapter(decoder *self, const char *name, const lora_adapter *adapter, PyObject *keep) {
+    weight_place place;
+    if (find_place(self, name, &place) < 0) return NULL;
+    if (place.is_vector || place.layer < 0) {
+        PyErr_Format(PyExc_ValueError, "name: expected a projection of a layer, got '%s'", name);
+        return NULL;
+    }
+    if (lora_py_enter(&self->base) < 0) return NULL;
+    PyObject *old = Py_XNewRef(PyDict_GetItemString(self->adapters, name));
+    PyObject *value = keep ? keep : Py_None;
+    lora_status set = LORA_OK;
+    lora_error err = {0};
+    int status = PyDict_SetItemString(self->adapters, name, value);
+    if (status == 0) {
+        LORA_PY_CALL(self->base.ctx, set,
+                     lora_decoder_set_adapter(self->decoder, place.layer, (lora_matrix_slot)place.slot, adapter, &err));
+        if (set != LORA_OK) status = PyDict_SetItemString(self->adapters, name, old ? old : Py_None);
+    }
+    Py_XDECREF(old);
+    lora_py_leave(&self->base);
+    if (status < 0) return NULL;
+    if (set != LORA_OK) return raise_from(self, &err);
+    Py_RETURN_NONE;
+}
+
+const char lora_py_set_adapter_doc[] =
+"set_adapter($self, name, A, B, /, *, scale, dropout=0.0, seed=0, magnitude=None, row=None)\n--\n\n"
+"Put a LoRA adapter on a projection: y = W x + scale B A x. It replaces the one that is there.\n\n"
+"Shapes\n------\nA (r, in_features); B (out_features, r).\n\n"
+"Parameters\n----------\n"
+"name : str\n    layers.N.<q|k|v|o|gate|up|down>_proj.\n"
+"A, B : Parameter\n    Shared; trained where requires_grad.\n"
+"scale : float\n    lora_alpha / r.\n"
+"dropout : float\n    On the input of A in forward_backward().\n"
+"seed : int\n    For the dropout masks.\n"
+"magnitude : Parameter, optional\n    (out_features,): makes it DoRA, row n of W + scale B A given the length magnitude[n].\n"
+"row : int, optional\n    B (and magnitude) are those of a matrix that holds several: the rows from this one on are used. Projections with the\n"
+"    same A share its dropout masks.\n\n"
+"Raises\n------\nValueError\n    Unknown name, or a shape does not fit.\n\n"
+"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; DoRA, arXiv:2402.09353, eq. 5.";
+
+PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "scale", "dropout", "seed", "magnitude", "row", NULL};
+    const char *name;
+    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
+    lora_py_parameter *A, *B;
+    PyObject *magnitude = Py_None, *row_given = Py_None;
+    int64_t row, in, out;
+    double scale = NAN, dropout = 0.0;
+    unsigned long long seed = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO!O!|$ddKOO:set_adapter", names, &name, state->parameter_type, &A,
+                                     state->parameter_type, &B, &scale, &dropout, &seed, &magnitude, &row_given) || get_row(row_given, &row) < 0) return NULL;
+    if (!isfinite(scale) || !(dropout >= 0.0 && dropout < 1.0)) {
+        PyErr_SetString(PyExc_ValueError, "scale, dropout: expected a finite scale and 0 <= dropout < 1, got others");
+        return NULL;
+    }
+    weight_place place;
+    if (find_place((decoder *)o, name, &place) < 0) return NULL;
+    int whole = row < 0; /* else B holds the rows of several matrices */
+    if (whole) row = 0;
+    if (!place.is_vector && place.slot < LORA_LAYER_MATRICES) {
+        lora_decoder_matrix_shape(((decoder *)o)->decoder, (lora_matrix_slot)place.slot, &out, &in);
+        if (A->ndim != 2 || A->shape[1] != in || B->ndim != 2 || (whole ? B->shape[0] != out : row > B->shape[0] - out)
+            || B->shape[1] != A->shape[0]) {
+            PyErr_Format(PyExc_ValueError, "A, B: expected shapes (r, %lld) and (%lld, r) for %s, got others", (long long)in,
+                         (long long)(row + out), name);
+            return NULL;
+        }
+    }
+    lora_py_parameter *m = magnitude == Py_None ? NULL : (lora_py_parameter *)magnitude;
+    if (m && (!Py_IS_TYPE(magnitude, state->parameter_type) || m->ndim != 1 || m->shape[0] != B->shape[0])) {
+        PyErr_Format(PyExc_ValueError, "magnitude: expected a Parameter of shape (%lld,) for %s, got another", (long long)B->shape[0], name);
+        return NULL;
+    }
+    int64_t r = A->shape[0];
+    lora_adapter adapter = {.rank = r, .A = A->data, .B = B->data + row * r, .dA = A->grad, .dB = B->grad ? B->grad + row * r : NULL,
+                            .scale = (float)scale, .dropout = (float)dropout, .dropout_seed = seed,
+                            .magnitude = m ? m->data + row : NULL, .dmagnitude = m && m->grad ? m->grad + row : NULL};
+    PyObject *keep = PyTuple_Pack(3, A, B, magnitude);
+    PyObject *result = keep ? change_adapter((decoder *)o, name, &adapter, keep) : NULL;
+    Py_XDECREF(keep);
+    return result;
+}
+
+const char lora_py_set_token_rows_doc[] =
+"set_token_rows($self, ids, rows, /)\n--\n\n"
+"Train some rows of the embedding and nothing else of it.\n\n"
+"Shapes\n------\nids (n,); rows (n, hidden_size).\n\n"
+"Parameters\n----------\n"
+"ids : int32 or int64 array, list of int, or None\n    Token ids, distinct; None ends it.\n"
+"rows : Parameter or None\n    Their rows, with requires_grad.\n\n"
+"Raises\n------\nValueError\n    embed_tokens is not a Parameter with requires_grad, or an id or a shape does not fit.\n\n"
+"Notes\n-----\nThe Parameter that is embed_tokens serves this alone: its rows are overwritten before each pass, and its gradient is\n"
+"moved into rows.grad. A head that is the same Parameter takes part.";
+
+PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args) {
+    decoder *self = (decoder *)o;
+    PyObject *given, *rows_given;
+    lora_py_ids ids = {0};
+    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
+    if (!PyArg_ParseTuple(args, "OO:set_token_rows", &given, &rows_given) || (given != Py_None && lora_py_get_ids(given, "ids", &ids) < 0))
+        return NULL;
+    lora_py_parameter *rows = Py_IS_TYPE(rows_given, state->parameter_type) ? (lora_py_parameter *)rows_given : NULL;
+    bool fits = ids.n == 0 || (rows && rows->grad && rows->ndim == 2 && rows->shape[0] == ids.n && rows->shape[1] == self->config.hidden_size);
+    if (!fits)
+        PyErr_Format(PyExc_ValueError, "rows: expected a Parameter of shape (%lld, %lld) with requires_grad, got another", (long long)ids.n,
+                     (long long)self->config.hidden_size);
+    if (!fits || lora_py_enter(&self->base) < 0) {
+        lora_py_release_ids(&ids);
+        return NULL;
+    }
+    lora_status set = LORA_OK;
+    lora_error err = {0};
+    LORA_PY_CALL(self->base.ctx, set, lora_decoder_set_token_rows(self->decoder, ids.n, ids.data, rows ? rows->data : NULL,
+                                                                  rows ? rows->grad : NULL, &err));
+    int status = 0;
+    if (set == LORA_OK) status = PyDict_SetItemString(self->adapters, "token rows", rows_given); /* borrowed by the library */
+    lora_py_leave(&self->base);
+    lora_py_release_ids(&ids);
+    if (status < 0) return NULL;
+    if (set != LORA_OK) return raise_from(self, &err);
+    Py_RETURN_NONE;
+}
+
+const char lora_py_remove_adapter_doc[] = "remove_adapter($self, name, /)\n--\n\nTake the adapter off a projection; none there is fine.";
+
+PyObject *lora_py_decoder_remove_adapter(PyObject *o, PyObject *args) {
+    const char *name;
+    return PyArg_ParseTuple(args, "s:remove_adapter", &name) ? change_adapter((decoder *)o, name, NULL, NULL) : NULL;
+}
+

@@ -1,0 +1,178 @@
+"""The table of model families: names of tensors, and what of the decoder each family uses.
+
+A family is one row of `FAMILIES`. A config.json key that a row does not name, that is not among `HARMLESS` and that is set
+to something is refused by name, so a feature that would change the result is never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+QKV = ATTENTION[:3]
+
+# Decoder names to module paths, in the order of the forward pass. Several decoder names: one module of the file that holds
+# these matrices behind each other.
+_ATTENTION = {name: f"self_attn.{name}" for name in ATTENTION}
+_MLP = {name: f"mlp.{name}" for name in MLP}
+_QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+_PRE = {"input_layernorm": "input_layernorm"}
+LLAMA = _PRE | _ATTENTION | {"post_attention_layernorm": "post_attention_layernorm"} | _MLP
+LLAMA_QK = _PRE | _ATTENTION | _QK_NORMS | {"post_attention_layernorm": "post_attention_layernorm"} | _MLP
+_OUTPUT_NORMS = {"attention_output_norm": "post_attention_layernorm"}, {"mlp_output_norm": "post_feedforward_layernorm"}
+GEMMA2 = (
+    _PRE | _ATTENTION | _OUTPUT_NORMS[0] | {"post_attention_layernorm": "pre_feedforward_layernorm"} | _MLP | _OUTPUT_NORMS[1]
+)
+GEMMA3 = GEMMA2 | _QK_NORMS
+OLMO2 = _ATTENTION | _QK_NORMS | _OUTPUT_NORMS[0] | _MLP | _OUTPUT_NORMS[1]
+PHI3 = _PRE | {
+    "q_proj k_proj v_proj": "self_attn.qkv_proj", "o_proj": "self_attn.o_proj",
+    "post_attention_layernorm": "post_attention_layernorm",
+    "gate_proj up_proj": "mlp.gate_up_proj", "down_proj": "mlp.down_proj",
+}  # fmt: skip
+GPT2 = {
+    "input_layernorm": "ln_1", "q_proj k_proj v_proj": "attn.c_attn", "o_proj": "attn.c_proj",
+    "post_attention_layernorm": "ln_2", "up_proj": "mlp.c_fc", "down_proj": "mlp.c_proj",
+}  # fmt: skip
+
+_LLAMA_GLOBALS = {"embed_tokens": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
+_GPT2_GLOBALS = {
+    "embed_tokens": "transformer.wte", "embed_positions": "transformer.wpe", "norm": "transformer.ln_f", "lm_head": "lm_head",
+}  # fmt: skip
+
+Window = Literal["never", "all", "switch", "alternate", "pattern", "nope"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family of decoders differs from the others.
+
+    Attributes
+    ----------
+    layer, layers, globals : mapping, str, mapping
+        Decoder names to module paths within a layer; the path of the layers; those that belong to no layer.
+    decoder : mapping
+        Arguments of `Decoder` that the whole family has.
+    biases : tuple of str
+        Projections that always have a bias; others follow the keys attention_bias and mlp_bias, where the row names them.
+    windows : str
+        Which layers have a sliding window: "all" (where sliding_window is a number), "switch" (layers from
+        max_window_layers on, only with use_sliding_window), "alternate" (every other, the first included), "pattern" (all
+        but every sixth), "nope" (those without rotation, only with use_sliding_window). layer_types wins over all rules.
+    keys : frozenset of str
+        Keys of config.json that the row honours besides `SIZES`.
+    defaults : mapping
+        What transformers assumes where config.json leaves a key out.
+    rename : mapping
+        The family's own names of common keys.
+    """
+
+    architecture: str
+    model_type: str
+    layer: Mapping[str, str] = field(default_factory=lambda: LLAMA)
+    layers: str = "model.layers"
+    globals: Mapping[str, str] = field(default_factory=lambda: _LLAMA_GLOBALS)
+    decoder: Mapping[str, object] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()
+    windows: Window = "never"
+    rope: Literal["all", "nope", "local", "none"] = "all"
+    keys: frozenset[str] = frozenset()
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+    transposed: bool = False
+    embedding_scale: Literal["none", "sqrt", "multiplier"] = "none"
+
+
+_ROPE = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
+_BIAS = frozenset({"attention_bias"})
+_WINDOW = frozenset({"sliding_window"})
+_SWITCH = frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"})
+_GEMMA = {"norm_weight_offset": 1.0}
+_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh"}
+_GEMMA_KEYS = _ROPE | _BIAS | {"hidden_activation"}
+_SANDWICH_KEYS = _GEMMA_KEYS | _WINDOW | {
+    "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "layer_types",
+}  # fmt: skip
+_SANDWICH_DEFAULTS = _GEMMA_DEFAULTS | {"query_pre_attn_scalar": 256, "sliding_window": 4096}
+
+FAMILIES = (
+    Family("LlamaForCausalLM", "llama", keys=_ROPE | _BIAS | {"mlp_bias"}),
+    Family("MistralForCausalLM", "mistral", windows="all", keys=_ROPE | _WINDOW, defaults={"sliding_window": 4096}),
+    Family(
+        "Qwen2ForCausalLM", "qwen2", biases=QKV, windows="switch", keys=_ROPE | _SWITCH, defaults={"max_window_layers": 28},
+    ),
+    Family(
+        "Qwen3ForCausalLM", "qwen3", layer=LLAMA_QK, decoder={"qk_norm": "head"}, windows="switch",
+        keys=_ROPE | _SWITCH | _BIAS, defaults={"max_window_layers": 28, "head_dim": 128},
+    ),
+    Family(
+        "SmolLM3ForCausalLM", "smollm3", windows="nope", rope="nope",
+        keys=_ROPE | _SWITCH | _BIAS | {"mlp_bias", "no_rope_layers", "no_rope_layer_interval"},
+        defaults={"tie_word_embeddings": True, "rope_theta": 2000000.0},
+    ),
+    Family(
+        "Phi3ForCausalLM", "phi3", layer=PHI3, windows="all",
+        keys=_ROPE | _WINDOW | {"original_max_position_embeddings", "partial_rotary_factor"}, defaults={"rms_norm_eps": 1e-5},
+    ),
+    Family(
+        "GemmaForCausalLM", "gemma", decoder=_GEMMA, embedding_scale="sqrt", keys=_GEMMA_KEYS, defaults=_GEMMA_DEFAULTS,
+    ),
+    Family(
+        "Gemma2ForCausalLM", "gemma2", layer=GEMMA2, decoder=_GEMMA | {"post_norm": True}, embedding_scale="sqrt",
+        windows="alternate", keys=_SANDWICH_KEYS,
+        defaults=_SANDWICH_DEFAULTS | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
+    Family(
+        "Gemma3ForCausalLM", "gemma3_text", layer=GEMMA3, decoder=_GEMMA | {"post_norm": True, "qk_norm": "head"},
+        embedding_scale="sqrt", windows="pattern", rope="local",
+        keys=_SANDWICH_KEYS | {"rope_local_base_freq", "sliding_window_pattern"}, defaults=_SANDWICH_DEFAULTS,
+    ),
+    Family(
+        "Olmo2ForCausalLM", "olmo2", layer=OLMO2, decoder={"pre_norm": False, "post_norm": True, "qk_norm": "row"},
+        keys=_ROPE | _BIAS, defaults={"rms_norm_eps": 1e-5},
+    ),
+    Family(
+        "GraniteForCausalLM", "granite", embedding_scale="multiplier",
+        keys=_ROPE | _BIAS | {
+            "mlp_bias", "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling",
+        },
+        defaults={"attention_multiplier": 1.0},
+    ),
+    Family(
+        "GPT2LMHeadModel", "gpt2", layer=GPT2, layers="transformer.h", globals=_GPT2_GLOBALS, biases=ATTENTION + MLP,
+        decoder={"norm": "layer", "gated_mlp": False, "learned_positions": True}, rope="none", transposed=True,
+        keys=frozenset({"scale_attn_weights"}), defaults={"tie_word_embeddings": True, "hidden_act": "gelu_new"},
+        rename={
+            "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+            "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "rms_norm_eps": "layer_norm_epsilon",
+            "hidden_act": "activation_function",
+        },
+    ),
+)  # fmt: skip
+
+SIZES = frozenset({
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "max_position_embeddings", "rms_norm_eps", "hidden_act", "tie_word_embeddings", "architectures",
+    "model_type",
+})  # fmt: skip
+
+# Keys that say nothing about the function that the model computes: token ids, how it was made and saved, how transformers runs
+# it. The dropouts are those of the base's own training; an adapter is trained without them.
+HARMLESS = frozenset({
+    "attention_dropout", "attn_pdrop", "auto_map", "begin_suppress_tokens", "bos_token_id", "cache_implementation",
+    "chunk_size_feed_forward", "decoder_start_token_id", "dtype", "embd_pdrop", "eos_token_id", "finetuning_task",
+    "id2label", "initializer_range", "label2id", "max_length", "min_length", "n_ctx", "num_labels", "output_attentions",
+    "output_hidden_states", "pad_token_id", "predict_special_tokens", "prefix", "pretraining_tp", "problem_type",
+    "quantization_config", "reorder_and_upcast_attn", "resid_pdrop", "return_dict", "sep_token_id", "suppress_tokens",
+    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
+    "transformers_version", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "_name_or_path",
+    "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "num_return_sequences", "num_beams",
+    "num_beam_groups", "repetition_penalty", "temperature", "top_k", "top_p", "typical_p", "diversity_penalty",
+    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "do_sample", "early_stopping",
+    "gradient_checkpointing",
+    "transformers.js_config", "embedding_size", "_sliding_window_pattern", "residual_dropout", "embedding_dropout",
+})  # fmt: skip

@@ -1,0 +1,190 @@
+"""Every family against transformers and PEFT on tiny random models: logits, greedy text, LoRA gradients, round trips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lora_c import _core
+from lora_c.configs import LoraConfig
+from lora_c.model import Model, load_model
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "families"
+CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+TRAINED = [name for name in CASES if "_" not in name] + ["phi3_longrope"]
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    return bits.view(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def tensors(record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key[7:]: from_bits(value) for key, value in record.items() if key.startswith("tensor.")}
+
+
+def folder(record: dict[str, np.ndarray], path: Path, **changes: object) -> Path:
+    """The model folder of a record, in float32."""
+    path.mkdir()
+    config = json.loads(record["config"].tobytes()) | changes
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(tensors(record), path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def greedy(model: Model, ids: np.ndarray, n: int) -> list[int]:
+    from lora_c.configs import GenerationConfig
+    from lora_c.generation import generate_ids
+
+    config = GenerationConfig(max_new_tokens=n, ignore_eos=True)
+    return list(generate_ids(model, ids.tolist(), config))
+
+
+def adapt(model: Model, record: dict[str, np.ndarray]) -> None:
+    model.add_adapter(LoraConfig(r=4, lora_alpha=8))
+    for parameter in model.trainable_parameters():
+        parameter.data[...] = from_bits(record["adapter." + parameter.name])
+
+
+def loss_and_gradients(model: Model, ids: np.ndarray) -> float:
+    weight = np.ones(len(ids), np.float32)
+    weight[-1] = 0
+    cu, targets = np.array([0, len(ids)], np.int32), np.roll(ids, -1)
+    for parameter in model.trainable_parameters():
+        parameter.zero_grad()
+    n = len(ids) - 1
+    return model.decoder.forward_backward(ids, cu, targets, weight, grad_scale=1 / n) / n
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture
+def isa():
+    """Set the instruction set for one test."""
+    before = _core.get_isa()
+    yield _core.set_isa
+    _core.set_isa(before)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_greedy_text(name: str, tmp_path: Path, isa) -> None:
+    record = golden(name)
+    model = load_model(folder(record, tmp_path / "model"))
+    for rung in _core.supported_isas():
+        if rung == "ref":
+            continue
+        isa(rung)
+        assert np.abs(model.decoder.logits(record["ids"]) - record["logits"]).max() < 1e-4, rung
+        assert greedy(model, record["ids"], len(record["greedy"])) == record["greedy"].tolist(), rung
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_packed_and_cached_like_alone(name: str, tmp_path: Path) -> None:
+    """Two sequences in one batch, and one token at a time against the cache."""
+    record = golden(name)
+    model = load_model(folder(record, tmp_path / "model"))
+    ids = record["ids"]
+    short = ids[:17]
+    both = model.decoder.logits(np.concatenate([short, ids]), np.array([0, 17, 57], np.int32))
+    np.testing.assert_allclose(both[17:], record["logits"], atol=1e-4)
+    alone = model.decoder.logits(short)
+    np.testing.assert_allclose(both[:17], alone, atol=1e-5)
+    cache = model.decoder.new_cache(40)
+    for i, token in enumerate(short):
+        row = model.decoder.decode(cache, [int(token)])[0]
+        np.testing.assert_allclose(row, alone[i], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_lora_gradients(name: str, tmp_path: Path) -> None:
+    record = golden(name)
+    model = load_model(folder(record, tmp_path / "model"))
+    adapt(model, record)
+    assert len(model.trainable_parameters()) == sum(key.startswith("grad.") for key in record)
+    assert abs(loss_and_gradients(model, record["ids"]) - record["loss"]) < 1e-4
+    for parameter in model.trainable_parameters():
+        assert relative(parameter.grad, record["grad." + parameter.name]) < 1e-3, parameter.name
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_threads_and_recomputation_change_no_bit(name: str, tmp_path: Path) -> None:
+    record = golden(name)
+    model = load_model(folder(record, tmp_path / "model"))
+    adapt(model, record)
+    threads = _core.get_num_threads()
+    try:
+        runs = []
+        for n, recompute in ((1, "none"), (3, "none"), (2, "layer")):
+            _core.set_num_threads(n)
+            model.decoder.recompute = recompute
+            loss = loss_and_gradients(model, record["ids"])
+            runs.append((loss, [parameter.grad.tobytes() for parameter in model.trainable_parameters()]))
+    finally:
+        _core.set_num_threads(threads)
+    assert runs[0] == runs[1] == runs[2]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_folder_round_trip(name: str, tmp_path: Path) -> None:
+    record = golden(name)
+    model = load_model(folder(record, tmp_path / "model"))
+    model.save(tmp_path / "again", dtype="float32")
+    saved, want = load_file(tmp_path / "again" / "model.safetensors"), tensors(record)
+    want.pop("lm_head.weight", None) if model.architecture.tied else None
+    assert saved.keys() == want.keys()
+    for key, array in want.items():
+        assert np.array_equal(saved[key], array), key
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == [
+        model.architecture.family.architecture
+    ]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_adapter_round_trip_and_merge(name: str, tmp_path: Path) -> None:
+    record = golden(name)
+    path = folder(record, tmp_path / "model")
+    model = load_model(path)
+    adapt(model, record)
+    model.save_adapter(tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert saved.keys() == {key[8:] for key in record if key.startswith("adapter.")}
+    adapted = model.decoder.logits(record["ids"])
+    again = load_model(path)
+    again.load_adapter(tmp_path / "adapter")
+    assert np.array_equal(again.decoder.logits(record["ids"]), adapted)
+    merged = model.merge("float32")
+    merged.save(tmp_path / "merged")
+    np.testing.assert_allclose(load_model(tmp_path / "merged").decoder.logits(record["ids"]), adapted, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_full_training_and_nf4(name: str, tmp_path: Path) -> None:
+    """Every tensor of the family gets a gradient; quantized, the adapter still does."""
+    record = golden(name)
+    path = folder(record, tmp_path / "model")
+    full = load_model(path, trainable="full")
+    loss_and_gradients(full, record["ids"])
+    for parameter in full.trainable_parameters():
+        assert np.isfinite(parameter.grad).all() and parameter.grad.any(), parameter.name
+    small = load_model(path, quantize="nf4")
+    dense = load_model(path)
+    for spec in dense.architecture.weights():
+        if spec.kind == "projection":
+            dense.parts.set_weight(spec.name, small.weights[spec.name].dequantize())
+    for model in (small, dense):
+        adapt(model, record)
+    losses = [loss_and_gradients(model, record["ids"]) for model in (small, dense)]
+    assert abs(losses[0] - losses[1]) < 1e-5
+    for a, b in zip(small.trainable_parameters(), dense.trainable_parameters(), strict=True):
+        assert relative(a.grad, b.grad) < 1e-4, a.name
