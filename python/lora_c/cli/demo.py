@@ -15,7 +15,11 @@ def command(output_dir: str, short: bool, seed: int) -> None:
     """QLoRA fine-tune the base model that ships on questions about small stories, and show what it learned.
 
     The base has read such stories but has never seen a question. Training and held-out examples share no question.
+    Ends with status 1 when the model did not learn the task, or when merging changed an answer.
     """
-    from ..demo.run import run_demo
+    from ..demo.run import run_demo, shortcoming
+    from ..errors import LoraCError
 
-    run_demo(output_dir, short=short, seed=seed)
+    missing = shortcoming(run_demo(output_dir, short=short, seed=seed), short=short)
+    if missing:
+        raise LoraCError(missing)

@@ -33,7 +33,7 @@ class DemoSize:
     steps: int
 
 
-FULL, SHORT = DemoSize(n_train=12_000, n_held_out=200, steps=600), DemoSize(n_train=256, n_held_out=20, steps=6)
+FULL, SHORT = DemoSize(n_train=9_600, n_held_out=200, steps=600), DemoSize(n_train=256, n_held_out=20, steps=8)
 
 
 def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -60,6 +60,7 @@ def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0) -> d
         learning_rate=4e-3,
         lr_scheduler_type="cosine",
         warmup_ratio=0.05,
+        adam_beta2=0.99,
         eval_steps=max(1, size.steps // 6),
         seed=seed,
     )
@@ -120,9 +121,22 @@ def _summary(
         "seconds": round(result.elapsed_seconds, 1),
         "tokens_per_second": round(result.tokens_per_second),
         "peak_memory_mib": round(result.peak_memory_bytes / 2**20, 1),
+        "held_out_loss_before": next(r["eval_loss"] for r in result.history if "eval_loss" in r),
         "held_out_loss": result.eval_loss,
         "threads": _core.get_num_threads(),
     }
+
+
+def shortcoming(summary: dict[str, Any], *, short: bool) -> str | None:
+    """What the demonstration failed to show, or None."""
+    if not summary["merged_answers_equal"]:
+        return "merged model: expected the answers of the adapter model, got others"
+    if short:
+        before, after = summary["held_out_loss_before"], summary["held_out_loss"]
+        return None if after < before else f"held-out loss: expected it to fall below {before:.4f}, got {after:.4f}"
+    if summary["exact_match_after"] < 0.9:
+        return f"exact match: expected at least 90 % after training, got {summary['exact_match_after']:.1%}"
+    return None
 
 
 def _print_example(console: Any, example: dict[str, Any]) -> None:

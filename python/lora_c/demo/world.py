@@ -1,117 +1,97 @@
-"""A seeded generator of small stories and of questions about them.
+"""A seeded generator of small scenes and of questions about them.
 
-The stories teach the base model the language of its world: who put how many of what where, and what somebody sees on
-looking there again. Nothing in them is a question. The questions are the task of the demonstration: a short story, a
-question about it, a short answer, in the chat format of the base model.
+The stories teach the base model the language of its world: who put how many of what where, which animal slept under what,
+how the weather was, and remarks that look back at all this. Nothing in them is a question. The questions are the task of
+the demonstration: a short scene, a question about it, a short answer, in the chat format of the base model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+# fmt: off
 NAMES = ("Mia", "Tom", "Ana", "Ben", "Lea", "Sam", "Eva", "Max", "Zoe", "Leo", "Ida", "Jon", "Amy", "Dan", "Nora", "Paul")
-THINGS = (
-    "apple",
-    "pear",
-    "plum",
-    "lemon",
-    "button",
-    "marble",
-    "ribbon",
-    "shell",
-    "stone",
-    "key",
-    "coin",
-    "nut",
-    "bean",
-    "feather",
-)
+NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "brown", "golden")
+THINGS = ("apples", "pears", "plums", "lemons", "buttons", "marbles", "ribbons", "shells", "stones", "keys", "coins", "nuts")
 PLACES = ("box", "bag", "basket", "drawer", "jar", "bowl", "chest", "sack", "tin", "cup")
-NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-PUT = ("{name} put {things} in the {place}.", "{name} has {things} in the {place}.", "In the {place} {name} keeps {things}.")
-LOOK = (
-    "{name} looked in the {place} and saw {things}.",
-    "There were {things} in the {place}.",
-    "The {thing} in the {place} {be} {colour}.",
-    "{name} counted the {thing}: {number}.",
-    "The {thing} of {name} {be} in the {place}.",
-    "The {place} belongs to {name}.",
-    "The {colour} {thing} belong to {name}.",
-    "{number} {colour} {thing} were in the {place} of {name}.",
+SIZES = ("small", "large", "young", "tall", "thin", "fat")
+ANIMALS = ("cat", "dog", "fox", "hare", "owl", "goat", "frog", "hen", "mouse", "snail")
+SPOTS = ("tree", "table", "bench", "bridge", "roof", "bush", "stairs", "cart")
+WEATHERS = ("warm", "cold", "rainy", "windy", "foggy", "sunny", "snowy", "quiet")
+TIMES = ("morning", "noon", "evening", "night", "afternoon")
+WORDS = (NAMES, NUMBERS, COLOURS, THINGS, PLACES, SIZES, ANIMALS, SPOTS, WEATHERS, TIMES)
+
+# A scene is told by one sentence of each row, in any order.
+TELLING = (
+    ("{name} put {number} {colour} {things} in the {place}.", "In the {place} {name} kept {number} {colour} {things}.",
+     "{number} {colour} {things} lay in the {place} of {name}."),
+    ("A {size} {animal} slept under the {spot}.", "Under the {spot} lay a {size} {animal}.",
+     "There was a {size} {animal} under the {spot}."),
+    ("It was a {weather} {time}.", "The {time} was {weather}.", "This was on a {weather} {time}."),
 )
-FILLER = (
-    "It was a quiet morning.",
-    "The rain had stopped.",
-    "A bird sang in the garden.",
-    "The day was warm.",
-    "Nobody was at the door.",
-    "The clock struck noon.",
+REMARKS = (
+    "The {things} were {colour}.", "{name} counted the {things}: {number}.", "The {things} stayed in the {place}.",
+    "The {place} was full of {things}.", "The {place} belonged to {name}.", "{name} liked the {colour} {things}.",
+    "The {number} {things} were {colour}.", "The {animal} was {size}.", "The {animal} stayed under the {spot}.",
+    "{name} saw the {animal}.", "Nobody else came to the {spot}.", "The rest of the {time} was {weather} too.",
+    "So the {weather} {time} went by.", "The {size} {animal} never saw the {number} {things}.",
+    # Statements that begin with the words of the questions, so that these words mean something to the base.
+    "Who had the {things} was plain: {name}.", "How many {things} there were, {name} knew: {number}.",
+    "What colour the {things} were, {name} knew: {colour}.", "Where the {things} were, {name} knew: in the {place}.",
+    "What was in the {place} was plain: {number} {colour} {things}.", "Which animal was there, {name} saw: a {size} {animal}.",
+    "Where the {animal} was, {name} saw: under the {spot}.", "How the weather was, {name} knew: {weather}.",
+    "What time of day it was, {name} knew: {time}.",
 )
+QUESTIONS = (
+    ("Who has the {things}?", "{name}"), ("How many {things} are there?", "{number}"),
+    ("What colour are the {things}?", "{colour}"),
+    ("Where are the {things}?", "in the {place}"), ("What is in the {place}?", "{number} {colour} {things}"),
+    ("Which animal is there?", "a {size} {animal}"), ("Where is the {animal}?", "under the {spot}"),
+    ("How is the weather?", "{weather}"), ("What time of day is it?", "{time}"),
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
-class Fact:
-    """Who keeps how many of what in which place."""
+class Scene:
+    """Everything that is true in one story."""
 
     name: str
     number: str
     colour: str
-    thing: str
+    things: str
     place: str
+    size: str
+    animal: str
+    spot: str
+    weather: str
+    time: str
 
-    @property
-    def things(self) -> str:
-        return f"{self.number} {self.colour} {self.plural}"
-
-    @property
-    def plural(self) -> str:
-        return self.thing if self.number == "one" else self.thing + "s"
-
-    def tell(self, pattern: str) -> str:
-        text = pattern.format(
-            name=self.name,
-            number=self.number,
-            colour=self.colour,
-            thing=self.plural,
-            things=self.things,
-            place=self.place,
-            be="is" if self.number == "one" else "are",
-        )
+    def say(self, pattern: str) -> str:
+        text = pattern.format(**vars(self))
         return text[0].upper() + text[1:]
 
 
-def facts(rng: np.random.Generator, n: int) -> list[Fact]:
-    """n facts that share no name, thing, colour, number or place, so that each question has one answer."""
-    names = rng.permutation(len(NAMES))[:n]
-    numbers = rng.permutation(len(NUMBERS) - 1)[:n] + 1
-    colours = rng.permutation(len(COLOURS))[:n]
-    things = rng.permutation(len(THINGS))[:n]
-    places = rng.permutation(len(PLACES))[:n]
-    return [
-        Fact(NAMES[a], NUMBERS[b], COLOURS[c], THINGS[d], PLACES[e])
-        for a, b, c, d, e in zip(names, numbers, colours, things, places, strict=True)
-    ]
+def scene(rng: np.random.Generator) -> Scene:
+    return Scene(*(words[rng.integers(len(words))] for words in WORDS))
 
 
-def telling(rng: np.random.Generator, told: list[Fact]) -> str:
-    """The first part of a story: every fact once, in order."""
-    return " ".join(fact.tell(PUT[rng.integers(len(PUT))]) for fact in told)
+def telling(rng: np.random.Generator, told: Scene) -> str:
+    """The first part of a story: three sentences in any order."""
+    sentences = [told.say(row[rng.integers(len(row))]) for row in TELLING]
+    return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
 
 
 def story(rng: np.random.Generator) -> str:
-    """Two to four facts, then several looks back at them in any order."""
-    told = facts(rng, int(rng.integers(2, 5)))
-    parts = [telling(rng, told)]
-    if rng.random() < 0.5:
-        parts.append(FILLER[rng.integers(len(FILLER))])
-    for _ in range(int(rng.integers(3, 7))):
-        fact = told[rng.integers(len(told))]
-        parts.append(fact.tell(LOOK[rng.integers(len(LOOK))]))
-    return " ".join(parts)
+    """A scene, then several remarks about it."""
+    told = scene(rng)
+    remarks = [told.say(REMARKS[i]) for i in rng.permutation(len(REMARKS))[: rng.integers(5, 11)]]
+    return " ".join([telling(rng, told), *remarks])
 
 
 def stories(seed: int, n: int) -> Iterator[str]:
@@ -121,38 +101,44 @@ def stories(seed: int, n: int) -> Iterator[str]:
         yield story(rng)
 
 
-def question(rng: np.random.Generator, told: list[Fact]) -> tuple[str, str]:
-    """(question, answer) about one of the facts."""
-    fact = told[rng.integers(len(told))]
-    thing = fact.thing + "s"
-    choices = (
-        (f"How many {thing} does {fact.name} have?", fact.number),
-        (f"Where are the {thing}?", f"in the {fact.place}"),
-        (f"Who has the {thing}?", fact.name),
-        (f"What colour are the {thing} in the {fact.place}?", fact.colour),
-        (f"What is in the {fact.place}?", fact.things),
-    )
-    return choices[rng.integers(len(choices))]
+def conversation(rng: np.random.Generator, n_questions: int) -> list[dict[str, str]]:
+    """Messages: a scene with a first question, its answer, further questions about the same scene and their answers."""
+    told = scene(rng)
+    messages = []
+    for i in rng.permutation(len(QUESTIONS))[:n_questions]:
+        ask, answer = QUESTIONS[i]
+        question = told.say(ask) if messages else f"{telling(rng, told)} {told.say(ask)}"
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer.format(**vars(told))})
+    return messages
 
 
-def conversations(seed: int, n: int) -> list[dict[str, list[dict[str, str]]]]:
-    """n different examples in the messages format: a story of two or three facts, a question, the answer."""
+def conversations(seed: int, n: int, n_questions: int) -> list[dict[str, Any]]:
+    """n examples in the messages format; no scene with its first question stands twice."""
     rng = np.random.Generator(np.random.Philox(key=[seed, 2]))
     seen: set[str] = set()
-    examples: list[dict[str, list[dict[str, str]]]] = []
+    examples: list[dict[str, Any]] = []
     while len(examples) < n:
-        told = facts(rng, int(rng.integers(2, 4)))
-        text = telling(rng, told)
-        ask, answer = question(rng, told)
-        prompt = f"{text} {ask}"
-        if prompt in seen:
-            continue
-        seen.add(prompt)
-        examples.append({"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]})
+        messages = conversation(rng, n_questions)
+        if messages[0]["content"] not in seen:
+            seen.add(messages[0]["content"])
+            examples.append({"messages": messages})
     return examples
 
 
-def task(seed: int, n_train: int, n_held_out: int) -> tuple[list[dict], list[dict]]:
-    """(training, held-out) examples that share no question text."""
-    examples = conversations(seed, n_train + n_held_out)
-    return examples[:n_train], examples[n_train:]
+def task(seed: int, n_train: int, n_held_out: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training, held-out) examples. No question of one, scene included, stands in the other.
+
+    Training conversations ask five questions about their scene, held-out ones a single one.
+    """
+    held_out = conversations(2 * seed + 1, n_held_out, n_questions=1)
+    told = {scene_text(example) for example in held_out}
+    candidates = conversations(2 * seed, n_train + n_held_out, n_questions=5)
+    train = [example for example in candidates if scene_text(example) not in told]
+    return train[:n_train], held_out
+
+
+def scene_text(example: dict[str, Any]) -> str:
+    """The scene of a conversation, without the question behind it."""
+    text: str = example["messages"][0]["content"]
+    return text.rpartition(". ")[0]
