@@ -63,6 +63,14 @@ static void run_tasks(lora_pool *pool, int id) {
     }
 }
 
+void lora_wait_for_count(const _Atomic int64_t *count, int64_t n) {
+    for (int i = 0; atomic_load_explicit(count, memory_order_acquire) < n; i++)
+        if (i < SPIN_ROUNDS)
+            pause_cpu();
+        else
+            sched_yield(); /* whoever it is may need this CPU */
+}
+
 /* A worker that wakes up late finds the gate closed and goes back to waiting, so that nobody waits for it. */
 static bool enter_gate(lora_pool *pool) { return !(atomic_fetch_add(&pool->gate, 1) & GATE_CLOSED); }
 

@@ -31,6 +31,25 @@ static lora_status project(lora_decoder *d, const lora_run *run, int64_t layer, 
                                lora_run_adapter(l, run, layer, slot, &storage), y, ldy, accumulate, err);
 }
 
+typedef struct output {
+    float *y;
+    int64_t ld;
+} output;
+
+/* n consecutive slots that read the same x (M, H). */
+static lora_status project_many(lora_decoder *d, const lora_run *run, int64_t layer, int first, int64_t n, const float *x, const output *out,
+                                lora_error *err) {
+    const lora_layer *l = &d->layers[layer];
+    lora_linear_layer layers[LORA_LINEAR_LAYERS];
+    lora_adapter storage[LORA_LINEAR_LAYERS];
+    for (int i = 0; i < n; i++) {
+        const lora_matrix *m = &l->matrices[first + i];
+        const lora_adapter *adapter = lora_run_adapter(l, run, layer, first + i, &storage[i]);
+        layers[i] = (lora_linear_layer){&m->w, m->bias, adapter, out[i].y, out[i].ld, false};
+    }
+    return lora_linear_forward_many(d->ctx, run->n_tokens, x, d->config.hidden_size, n, layers, err);
+}
+
 static void views_of_batch(const lora_run *run, const float *k, const float *v, int64_t ld, lora_kv_view *views) {
     for (int64_t s = 0; s < run->n_segments; s++) {
         int64_t begin = run->cu_seqlens[s];
@@ -73,14 +92,13 @@ static lora_status add_block(lora_decoder *d, const lora_run *run, lora_buffers 
 static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_decoder_config *k = &d->config;
     const lora_layer_state *s = &b->states[layer];
-    int64_t H = k->hidden_size, Q = lora_q_width(k), KV = lora_kv_width(k), ld = lora_qkv_width(k);
+    int64_t Q = lora_q_width(k), KV = lora_kv_width(k), ld = lora_qkv_width(k);
     float *raw = s->qk ? s->qk : s->qkv; /* before the norms; the same place where it is not kept */
     int64_t ld_raw = s->qk ? Q + KV : ld;
     const float *x;
     LORA_TRY(lora_block_input(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], s->stats[LORA_INPUT_LAYERNORM], &x, err));
-    LORA_TRY(project(d, run, layer, LORA_Q_PROJ, x, H, raw, ld_raw, false, err));
-    LORA_TRY(project(d, run, layer, LORA_K_PROJ, x, H, raw + Q, ld_raw, false, err));
-    LORA_TRY(project(d, run, layer, LORA_V_PROJ, x, H, s->qkv + Q + KV, ld, false, err));
+    const output qkv[] = {{raw, ld_raw}, {raw + Q, ld_raw}, {s->qkv + Q + KV, ld}};
+    LORA_TRY(project_many(d, run, layer, LORA_Q_PROJ, 3, x, qkv, err));
     if (k->qk_norm != LORA_QK_NORM_NONE) {
         LORA_TRY(norm(d, run, layer, LORA_Q_NORM, raw, ld_raw, s->qkv, ld, s->stats[LORA_Q_NORM], err));
         LORA_TRY(norm(d, run, layer, LORA_K_NORM, raw + Q, ld_raw, s->qkv + Q, ld, s->stats[LORA_K_NORM], err));
@@ -123,11 +141,12 @@ static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_bu
 
 static lora_status mlp_inputs(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
-    int64_t H = d->config.hidden_size, I = d->config.intermediate_size;
+    int64_t I = d->config.intermediate_size;
     const float *x;
     LORA_TRY(lora_block_input(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, s->stats[LORA_POST_ATTENTION_LAYERNORM], &x, err));
-    if (d->config.gated_mlp) LORA_TRY(project(d, run, layer, LORA_GATE_PROJ, x, H, s->gate, I, false, err));
-    return project(d, run, layer, LORA_UP_PROJ, x, H, s->up, I, false, err);
+    const output gate_up[] = {{s->gate, I}, {s->up, I}};
+    int without_gate = d->config.gated_mlp ? 0 : 1;
+    return project_many(d, run, layer, LORA_GATE_PROJ + without_gate, 2 - without_gate, x, gate_up + without_gate, err);
 }
 
 static lora_status mlp_output(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {

@@ -148,6 +148,6 @@ static lora_status packed_product(lora_ctx *ctx, const lora_gemm_args *g, lora_e
 
 lora_status lora_gemm(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
     if (g->m <= 0 || g->n <= 0) return LORA_OK;
-    if (lora_gemm_is_small(g)) return lora_gemm_small(ctx, g, 1, err);
+    if (lora_gemm_is_small(g)) return lora_gemm_small(ctx, &(lora_small_product){.args = *g}, 1, 0, err);
     return packed_product(ctx, g, err);
 }

@@ -1,6 +1,8 @@
 /* Every weight row is read once and multiplied with all the tokens. */
 #include "lora_c/ops/gemm_small.h"
 
+#include <stdatomic.h>
+
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/weight.h"
@@ -8,22 +10,23 @@
 enum {
     SMALL_M = 24,       /* up to here this beats packing */
     TASK_BYTES = 32768,  /* of a weight: a few microseconds of reading */
-    MAX_PRODUCTS = 8,
 };
 
 /* How the rows of a weight are read. */
 typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_DECODED } row_format;
 
 typedef struct product {
-    const lora_gemm_args *g;
+    const lora_small_product *given;
     row_format format;
     int64_t first_task, rows_per_task;
 } product;
 
 typedef struct small_job {
     const lora_kernels *kernels;
-    product products[MAX_PRODUCTS];
+    product products[LORA_SMALL_PRODUCTS];
     int64_t n_products;
+    int64_t n_leading_tasks;
+    _Atomic int64_t leading_done;
     float *arranged; /* (m, ld_arranged): the tokens for the NF4 kernel, or NULL */
     int64_t ld_arranged;
     float *buffers; /* per worker: scales of a block of rows, or one decoded row */
@@ -51,13 +54,13 @@ static int64_t buffer_floats(const lora_weight *w, row_format format) {
 }
 
 /* sums (rows, m) of rows r .. r + rows - 1 with tokens i .. i + m - 1 */
-static void multiply(const small_job *job, const product *p, int64_t r, int64_t rows, int64_t i, int64_t m, float *buffer, float *sums) {
+static void multiply(const small_job *job, const lora_gemm_args *g, row_format format, int64_t r, int64_t rows, int64_t i, int64_t m,
+                     float *buffer, float *sums) {
     const lora_gemv_kernels *u = &job->kernels->gemv;
-    const lora_gemm_args *g = p->g;
     const lora_weight *w = g->b;
     const float *x = g->a + i * g->a_row_stride;
     int64_t k = g->k, ldx = g->a_row_stride;
-    switch (p->format) {
+    switch (format) {
     case ROWS_F32: u->f32(rows, k, (const float *)w->data + r * w->ld, w->ld, m, x, ldx, sums); break;
     case ROWS_BF16: u->bf16(rows, k, (const uint16_t *)w->data + r * w->ld, w->ld, m, x, ldx, sums); break;
     case ROWS_NF4: u->nf4(w->nf4, r, rows, m, job->arranged + i * job->ld_arranged, job->ld_arranged, buffer, sums); break;
@@ -78,21 +81,28 @@ static void write_sums(const lora_gemm_args *g, int64_t r, int64_t rows, int64_t
     }
 }
 
-static void small_task(void *arg, int64_t task, int worker) {
-    const small_job *job = arg;
-    const product *p = job->products + job->n_products - 1;
-    while (task < p->first_task) p--;
-    const lora_gemm_args *g = p->g;
-    int64_t begin = (task - p->first_task) * p->rows_per_task, end = lora_min_i64(begin + p->rows_per_task, g->n);
-    float *buffer = job->buffers + worker * job->buffer_floats, sums[LORA_GEMV_ROWS * LORA_GEMV_TOKENS];
-    for (int64_t r = begin; r < end; r += LORA_GEMV_ROWS) {
-        int64_t rows = lora_min_i64(LORA_GEMV_ROWS, end - r);
+/* Rows begin .. end with all the tokens. */
+static void multiply_rows(const small_job *job, const lora_gemm_args *g, row_format format, int64_t begin, int64_t end, float *buffer) {
+    float sums[LORA_GEMV_ROWS * LORA_GEMV_TOKENS];
+    for (int64_t r = begin; r < end; r += LORA_GEMV_ROWS)
         for (int64_t i = 0; i < g->m; i += LORA_GEMV_TOKENS) {
-            int64_t m = lora_min_i64(LORA_GEMV_TOKENS, g->m - i);
-            multiply(job, p, r, rows, i, m, buffer, sums);
+            int64_t rows = lora_min_i64(LORA_GEMV_ROWS, end - r), m = lora_min_i64(LORA_GEMV_TOKENS, g->m - i);
+            multiply(job, g, format, r, rows, i, m, buffer, sums);
             write_sums(g, r, rows, i, m, sums);
         }
-    }
+}
+
+static void small_task(void *arg, int64_t task, int worker) {
+    small_job *job = arg;
+    const product *p = job->products + job->n_products - 1;
+    while (task < p->first_task) p--;
+    const lora_small_product *given = p->given;
+    int64_t begin = (task - p->first_task) * p->rows_per_task, end = lora_min_i64(begin + p->rows_per_task, given->args.n);
+    multiply_rows(job, &given->args, p->format, begin, end, job->buffers + worker * job->buffer_floats);
+    if (task < job->n_leading_tasks) atomic_fetch_add_explicit(&job->leading_done, 1, memory_order_release);
+    if (!given->has_update) return;
+    lora_wait_for_count(&job->leading_done, job->n_leading_tasks);
+    multiply_rows(job, &given->update, ROWS_F32, begin, end, NULL);
 }
 
 bool lora_gemm_is_small(const lora_gemm_args *g) { return g->b_transposed && g->m <= SMALL_M && g->a_col_stride == 1; }
@@ -109,21 +119,22 @@ static lora_status arrange(lora_ctx *ctx, small_job *job, const lora_gemm_args *
     return LORA_OK;
 }
 
-lora_status lora_gemm_small(lora_ctx *ctx, const lora_gemm_args *products, int64_t n, lora_error *err) {
-    LORA_CHECK(n >= 1 && n <= MAX_PRODUCTS, err, LORA_EINVAL, "products: expected 1 to %d, got %lld", MAX_PRODUCTS, (long long)n);
+lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, int64_t n, int64_t n_leading, lora_error *err) {
+    LORA_CHECK(n >= 1 && n <= LORA_SMALL_PRODUCTS, err, LORA_EINVAL, "products: expected 1 to %d, got %lld", LORA_SMALL_PRODUCTS, (long long)n);
     small_job job = {.kernels = &ctx->kernels, .n_products = n};
     int64_t n_tasks = 0;
     bool any_nf4 = false;
     for (int64_t i = 0; i < n; i++) {
-        const lora_gemm_args *g = products + i;
+        const lora_gemm_args *g = &products[i].args;
         row_format format = format_of(g->b);
         int64_t rows_per_task = lora_max_i64(1, TASK_BYTES / row_bytes(g->b, format));
-        job.products[i] = (product){g, format, n_tasks, rows_per_task};
+        job.products[i] = (product){products + i, format, n_tasks, rows_per_task};
         job.buffer_floats = lora_max_i64(job.buffer_floats, lora_round_up(buffer_floats(g->b, format), 16));
         n_tasks += lora_div_up(g->n, rows_per_task);
         any_nf4 |= format == ROWS_NF4;
+        if (i < n_leading) job.n_leading_tasks = n_tasks;
     }
-    if (any_nf4) LORA_TRY(arrange(ctx, &job, products, err));
+    if (any_nf4) LORA_TRY(arrange(ctx, &job, &products->args, err));
     void *memory;
     size_t bytes = (size_t)(lora_pool_threads(ctx->pool) * job.buffer_floats) * sizeof(float);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &memory, err));

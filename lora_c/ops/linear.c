@@ -8,6 +8,7 @@
 #include "lora_c/ops/dora.h"
 #include "lora_c/ops/dropout.h"
 #include "lora_c/ops/gemm.h"
+#include "lora_c/ops/gemm_small.h"
 #include "lora_c/ops/weight.h"
 
 enum { SUM_COLUMNS = 256 };
@@ -25,6 +26,11 @@ static lora_weight dense(const float *data, int64_t rows, int64_t cols) {
 
 static lora_weight strided(const float *data, int64_t rows, int64_t cols, int64_t ld) {
     return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = ld, .data = data};
+}
+
+/* x W^T + bias */
+static lora_gemm_args product_of(int64_t M, const float *x, int64_t ldx, const lora_linear_layer *l) {
+    return (lora_gemm_args){M, l->w->rows, l->w->cols, 1, x, ldx, 1, l->w, true, l->y, l->ldy, l->accumulate, l->bias};
 }
 
 /* c[m,n] (+)= alpha * a[m,k] * op(b) */
@@ -89,15 +95,72 @@ static lora_status add_update(lora_ctx *ctx, int64_t M, const float *x, int64_t 
     return product(ctx, M, N, a->rank, a->scale, ws.t, a->rank, &B, true, y, ldy, true, err);
 }
 
+static lora_status forward_one(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_linear_layer *l, lora_error *err) {
+    const lora_weight *w = l->w;
+    const lora_adapter *a = l->adapter;
+    if (a && a->magnitude) return lora_dora_forward(ctx, M, x, ldx, w, l->bias, a, l->y, l->ldy, l->accumulate, err);
+    lora_gemm_args g = product_of(M, x, ldx, l);
+    LORA_TRY(lora_gemm(ctx, &g, err));
+    return a ? add_update(ctx, M, x, ldx, w->rows, w->cols, a, l->y, l->ldy, err) : LORA_OK;
+}
+
+/* Few tokens: first x A^T of every adapter, then the rows of every W, each followed by its rows of B. */
+static lora_status forward_few(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers, lora_error *err) {
+    lora_small_product products[LORA_SMALL_PRODUCTS];
+    lora_weight A[LORA_LINEAR_LAYERS], B[LORA_LINEAR_LAYERS];
+    int64_t low = 0, used = 0, n_leading = 0, K = layers->w->cols;
+    for (int64_t i = 0; i < n; i++) low += layers[i].adapter ? lora_round_up(M * layers[i].adapter->rank, 16) : 0;
+    void *memory;
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_LINEAR, (size_t)low * sizeof(float), &memory, err));
+    float *t[LORA_LINEAR_LAYERS] = {NULL};
+    for (int64_t i = 0; i < n; i++) {
+        const lora_adapter *a = layers[i].adapter;
+        if (!a) continue;
+        t[i] = (float *)memory + used;
+        used += lora_round_up(M * a->rank, 16);
+        A[i] = dense(a->A, a->rank, K);
+        B[i] = dense(a->B, layers[i].w->rows, a->rank);
+        products[n_leading++] = (lora_small_product){.args = {M, a->rank, K, 1, x, ldx, 1, &A[i], true, t[i], a->rank, false, NULL}};
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const lora_linear_layer *l = layers + i;
+        lora_small_product *p = products + n_leading + i;
+        *p = (lora_small_product){.args = product_of(M, x, ldx, l), .has_update = l->adapter};
+        if (!l->adapter) continue;
+        int64_t R = l->adapter->rank;
+        p->update = (lora_gemm_args){M, l->w->rows, R, l->adapter->scale, t[i], R, 1, &B[i], true, l->y, l->ldy, true, NULL};
+    }
+    return lora_gemm_small(ctx, products, n_leading + n, n_leading, err);
+}
+
+static bool fits_few(int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers) {
+    for (int64_t i = 0; i < n; i++) {
+        const lora_adapter *a = layers[i].adapter;
+        lora_gemm_args g = product_of(M, x, ldx, layers + i);
+        if (!lora_gemm_is_small(&g) || (a && (a->magnitude || a->dropout > 0))) return false;
+    }
+    return true;
+}
+
+lora_status lora_linear_forward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers,
+                                     lora_error *err) {
+    LORA_CHECK(n >= 1 && n <= LORA_LINEAR_LAYERS, err, LORA_EINVAL, "layers: expected 1 to %d, got %lld", LORA_LINEAR_LAYERS, (long long)n);
+    for (int64_t i = 0; i < n; i++) {
+        const lora_linear_layer *l = layers + i;
+        LORA_TRY(check_shapes(M, l->w, ldx, l->ldy, l->adapter, err));
+        LORA_CHECK(l->w->cols == layers->w->cols, err, LORA_ESHAPE, "layers: expected the same K = %lld in all, got %lld",
+                   (long long)layers->w->cols, (long long)l->w->cols);
+        LORA_CHECK(!overlaps(l->y, span(M, l->ldy, l->w->rows), x, span(M, ldx, l->w->cols)), err, LORA_EINVAL,
+                   "y: expected memory apart from x, got overlapping buffers");
+    }
+    if (fits_few(M, x, ldx, n, layers)) return forward_few(ctx, M, x, ldx, n, layers, err);
+    for (int64_t i = 0; i < n; i++) LORA_TRY(forward_one(ctx, M, x, ldx, layers + i, err));
+    return LORA_OK;
+}
+
 lora_status lora_linear_forward(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w, const float *bias,
                                 const lora_adapter *a, float *y, int64_t ldy, bool accumulate, lora_error *err) {
-    LORA_TRY(check_shapes(M, w, ldx, ldy, a, err));
-    LORA_CHECK(!overlaps(y, span(M, ldy, w->rows), x, span(M, ldx, w->cols)), err, LORA_EINVAL,
-               "y: expected memory apart from x, got overlapping buffers");
-    if (a && a->magnitude) return lora_dora_forward(ctx, M, x, ldx, w, bias, a, y, ldy, accumulate, err);
-    lora_gemm_args g = {M, w->rows, w->cols, 1, x, ldx, 1, w, true, y, ldy, accumulate, bias};
-    LORA_TRY(lora_gemm(ctx, &g, err));
-    return a ? add_update(ctx, M, x, ldx, w->rows, w->cols, a, y, ldy, err) : LORA_OK;
+    return lora_linear_forward_many(ctx, M, x, ldx, 1, &(lora_linear_layer){w, bias, a, y, ldy, accumulate}, err);
 }
 
 /* --- backward --- */

@@ -140,10 +140,10 @@ static void check_operation(lora_isa isa, int64_t m, int64_t rows, int64_t cols,
     float *x = malloc((size_t)(m * cols) * sizeof *x), *y = malloc((size_t)(m * rows) * sizeof *y), *alone = malloc((size_t)rows * sizeof *alone);
     guarded out = guarded_new(m * rows, 1);
     check_normal(x, m * cols, 1, 1);
-    lora_gemm_args both[] = {{m, rows, cols, 1, x, cols, 1, &packed, true, out.data, rows, false, NULL},
-                             {m, rows, cols, 1, x, cols, 1, &dense, true, y, rows, false, NULL}};
-    CHECK(lora_gemm_is_small(&both[0]), "m %lld", (long long)m);
-    CHECK(lora_gemm_small(ctx, both, 2, &err) == LORA_OK, "%s", err.message);
+    lora_small_product both[] = {{.args = {m, rows, cols, 1, x, cols, 1, &packed, true, out.data, rows, false, NULL}},
+                                 {.args = {m, rows, cols, 1, x, cols, 1, &dense, true, y, rows, false, NULL}}};
+    CHECK(lora_gemm_is_small(&both[0].args), "m %lld", (long long)m);
+    CHECK(lora_gemm_small(ctx, both, 2, 0, &err) == LORA_OK, "%s", err.message);
     long bad = 0, changed = 0;
     for (int64_t i = 0; i < m; i++) {
         for (int64_t r = 0; r < rows; r++) {

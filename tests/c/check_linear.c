@@ -118,9 +118,45 @@ static void check_refusals(lora_ctx *ctx) {
     release(&p);
 }
 
+/* Layers in one call, each with what it may have, against one call each on one thread. */
+static void many_equals_one_by_one(lora_isa isa, int threads, int64_t M) {
+    enum { K = 96, LAYERS = 3 };
+    static const int64_t N[LAYERS] = {130, 40, 700};
+    lora_ctx *ctx = check_ctx(isa, threads), *alone = check_ctx(isa, 1);
+    lora_error err;
+    problem p[LAYERS];
+    lora_weight w[LAYERS];
+    lora_adapter a[LAYERS];
+    lora_linear_layer layers[LAYERS];
+    float *y[LAYERS], *want = malloc((size_t)(M * 700) * sizeof *want);
+    for (int i = 0; i < LAYERS; i++) {
+        p[i] = make(M, K, N[i], 5, 0);
+        w[i] = (lora_weight){.kind = LORA_WEIGHT_F32, .rows = N[i], .cols = K, .ld = K, .data = p[i].w};
+        a[i] = (lora_adapter){.rank = 5, .A = p[i].A, .B = p[i].B, .scale = p[i].scale};
+        y[i] = normals(M * N[i], 8);
+        layers[i] = (lora_linear_layer){&w[i], i == 0 ? p[i].bias : NULL, i == 1 ? NULL : &a[i], y[i], N[i], i == 2};
+    }
+    CHECK(lora_linear_forward_many(ctx, M, p[0].x, K, LAYERS, layers, &err) == LORA_OK, "%s", err.message);
+    for (int i = 0; i < LAYERS; i++) {
+        check_normal(want, M * N[i], 8, 1);
+        CHECK(lora_linear_forward(alone, M, p[0].x, K, &w[i], layers[i].bias, layers[i].adapter, want, N[i], layers[i].accumulate, &err) == LORA_OK,
+              "%s", err.message);
+        CHECK(memcmp(want, y[i], (size_t)(M * N[i]) * sizeof *want) == 0, "%s %d threads M %lld: layer %d differs", lora_isa_name(isa),
+              threads, (long long)M, i);
+    }
+    w[1].cols = K - 1;
+    CHECK(lora_linear_forward_many(ctx, M, p[0].x, K, LAYERS, layers, &err) == LORA_ESHAPE, "layers of different K were taken");
+    for (int i = 0; i < LAYERS; i++) free(y[i]), release(&p[i]);
+    free(want);
+    lora_ctx_destroy(ctx);
+    lora_ctx_destroy(alone);
+}
+
 void check_linear(void) {
     static const int64_t cases[][4] = {{1, 1, 1, 1}, {2, 3, 5, 2}, {3, 64, 17, 4}, {7, 65, 33, 8}, {17, 127, 31, 3}, {40, 172, 64, 8}};
     FOR_EACH_ISA(isa) {
+        for (int threads = 1; threads <= 4; threads++)
+            for (int64_t M = 1; M <= 61; M += 20) many_equals_one_by_one(isa, threads, M);
         lora_ctx *ctx = check_ctx(isa, 2);
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
             for (int d = 0; d < 2; d++) {

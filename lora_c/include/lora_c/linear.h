@@ -23,6 +23,23 @@ lora_status lora_linear_forward(lora_ctx *ctx, int64_t M, const float *x, int64_
                                 const float *bias, const lora_adapter *adapter, float *y, int64_t ldy,
                                 bool accumulate, lora_error *err) LORA_MUST_CHECK;
 
+enum { LORA_LINEAR_LAYERS = 4 };
+
+/* One of several layers that read the same x; the fields are the arguments of lora_linear_forward. */
+typedef struct lora_linear_layer {
+    const lora_weight *w;
+    const float *bias;
+    const lora_adapter *adapter;
+    float *y;
+    int64_t ldy;
+    bool accumulate;
+} lora_linear_layer;
+
+/** lora_linear_forward for each of n <= LORA_LINEAR_LAYERS layers, with the same bits. With few tokens (decoding) they and
+ *  their adapters share one parallel region, so that small matrices cost no waiting. */
+lora_status lora_linear_forward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n,
+                                     const lora_linear_layer *layers, lora_error *err) LORA_MUST_CHECK;
+
 /** dx[M,K] = dy[M,N] · W[N,K] + s · drop'((dy · B) · A)      (added to dx when accumulate_dx; skipped when dx is NULL)
  *  dA += s · (dy · B)^T · drop(x)      dB += s · dy^T · (drop(x) · A^T)      dW += dy^T · x      dbias += sum over M of dy
  *  dW (N, K) contiguous and dbias (N) may be NULL (frozen). No activation is kept between forward and backward:
