@@ -204,6 +204,7 @@ static int module_exec(PyObject *module) {
                                                     PyExc_RuntimeError, NULL);
     if (!state->device_error || PyModule_AddObjectRef(module, "DeviceError", state->device_error) < 0) return -1;
     if (add_types(module, state) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "DECODE_BATCH", LORA_DECODE_BATCH) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_row_ops) < 0) return -1;
     return PyModule_AddFunctions(module, lora_py_matrix_ops);
 }

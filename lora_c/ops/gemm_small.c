@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 
 #include "lora_c/base/util.h"
+#include "lora_c/decoder.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/weight.h"
 
@@ -11,6 +12,8 @@ enum {
     SMALL_M = 24,       /* up to here this beats packing */
     TASK_BYTES = 32768,  /* of a weight: a few microseconds of reading */
 };
+
+_Static_assert(SMALL_M >= LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
 
 /* How the rows of a weight are read. */
 typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_DECODED } row_format;

@@ -1,17 +1,21 @@
-"""Text generation: prefill once, then one token at a time, greedy or sampled."""
+"""Text generation: prefill once, then one token at a time, greedy or sampled, for one prompt or several together."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._core import DECODE_BATCH
 from .configs import GenerationConfig
 from .errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from ._core import KVCache
     from .model import Model
 
 
@@ -35,6 +39,13 @@ def prompt_ids(model: Model, prompt: Any) -> list[int]:
     if len(ids) >= limit:
         raise DataError(f"prompt: expected fewer tokens than the model's context of {limit}, got {len(ids)}; shorten it")
     return ids
+
+
+def is_batch(prompt: Any) -> bool:
+    """Whether this is a list of prompts: of texts, of message lists, or of lists of token ids."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or not prompt:
+        return False
+    return all(isinstance(part, (str, Sequence, np.ndarray)) for part in prompt)
 
 
 def probabilities(logits: NDArray[np.float32], config: GenerationConfig) -> NDArray[np.float64]:
@@ -64,23 +75,69 @@ def choose_token(logits: NDArray[np.float32], config: GenerationConfig, generato
     return min(int(np.searchsorted(bounds, generator.random() * bounds[-1], side="right")), logits.size - 1)
 
 
+class TokenChooser:
+    """Chooses the tokens of one answer until an end token, max_new_tokens, or the end of the context."""
+
+    def __init__(self, model: Model, n_prompt: int, config: GenerationConfig) -> None:
+        self.config = config
+        self.budget = min(config.max_new_tokens, model.context_length - n_prompt)
+        self._generator = np.random.Generator(np.random.Philox(config.seed))
+        self._ends = frozenset() if config.ignore_eos else model.eos_token_ids
+
+    def choose(self, logits: NDArray[np.float32]) -> int | None:
+        """Return the next token, or None at an end token."""
+        self.budget -= 1
+        token = choose_token(logits, self.config, self._generator)
+        return None if token in self._ends else token
+
+
+class TextPieces:
+    """Makes text of tokens, up to a stop string."""
+
+    def __init__(self, model: Model, ids: Sequence[int], config: GenerationConfig) -> None:
+        self._decoder = model.tokenizer.stream_decoder(ids)
+        self._stops = [text for text in config.stop_strings if text]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Return the text that is certain by now; it may be empty."""
+        self._held += self._decoder.push(token)
+        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        self.stopped = bool(found)
+        return self._release(min(found) if found else len(self._held) - _overlap(self._held, self._stops))
+
+    def flush(self) -> str:
+        """Return what was held back, after the last token."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.flush()
+        return self._release(len(self._held))
+
+    def _release(self, n: int) -> str:
+        ready, self._held = self._held[:n], self._held[n:]
+        return ready
+
+
+def must_read_again(model: Model, length: int) -> bool:
+    """Whether the cache ends here. LongRoPE: from rope_switch on, tokens have other angles, the ones before too."""
+    switch = model.decoder.config["rope_switch"]
+    return bool(switch) and length == switch + 1
+
+
 def generate_ids(model: Model, ids: Sequence[int], config: GenerationConfig) -> Iterator[int]:
     """Yield new token ids until an end token (not yielded), max_new_tokens, or the end of the context."""
-    budget = min(config.max_new_tokens, model.context_length - len(ids))
-    cache = model.decoder.new_cache(len(ids) + budget)
-    generator = np.random.Generator(np.random.Philox(config.seed))
-    ends = frozenset() if config.ignore_eos else model.eos_token_ids
+    chooser = TokenChooser(model, len(ids), config)
+    cache = model.decoder.new_cache(len(ids) + chooser.budget)
     step, all_ids = np.asarray(ids, np.int32), list(ids)
-    switch = model.decoder.config["rope_switch"]
-    for _ in range(budget):
-        logits = np.asarray(model.decoder.decode(cache, step)).reshape(-1)
-        token = choose_token(logits, config, generator)
-        if token in ends:
+    while chooser.budget > 0:
+        token = chooser.choose(model.decoder.decode(cache, step)[0])
+        if token is None:
             return
         yield token
         all_ids.append(token)
         step = np.array([token], np.int32)
-        if switch and len(all_ids) == switch + 1:  # longrope: from here on other frequencies, also for the tokens before
+        if must_read_again(model, len(all_ids)):
             cache.truncate(0, 0)
             step = np.asarray(all_ids, np.int32)
 
@@ -88,23 +145,87 @@ def generate_ids(model: Model, ids: Sequence[int], config: GenerationConfig) -> 
 def generate_text(model: Model, prompt: Any, config: GenerationConfig) -> Iterator[str]:
     """Yield pieces of text; together they are the answer, without the prompt and without a stop string."""
     ids = prompt_ids(model, prompt)
-    decoder = model.tokenizer.stream_decoder(ids)
-    stops = [text for text in config.stop_strings if text]
-    held = ""
+    text = TextPieces(model, ids, config)
     for token in generate_ids(model, ids, config):
-        held += decoder.push(token)
-        found = [at for at in (held.find(stop) for stop in stops) if at >= 0]
-        if found:
-            if min(found):
-                yield held[: min(found)]
+        if piece := text.push(token):
+            yield piece
+        if text.stopped:
             return
-        ready = len(held) - _overlap(held, stops)
-        if ready:
-            yield held[:ready]
-            held = held[ready:]
-    held += decoder.flush()
-    if held:
-        yield held
+    if piece := text.flush():
+        yield piece
+
+
+@dataclass
+class _Answer:
+    """One prompt of a batch: its sequence in the cache, its tokens and its text so far."""
+
+    index: int
+    sequence: int
+    ids: list[int]
+    chooser: TokenChooser
+    pieces: TextPieces
+    text: str = ""
+
+    def advance(self, logits: NDArray[np.float32]) -> bool:
+        """Take the next token; False when the answer is complete."""
+        token = self.chooser.choose(logits)
+        if token is not None:
+            self.ids.append(token)
+            self.text += self.pieces.push(token)
+            if self.chooser.budget > 0 and not self.pieces.stopped:
+                return True
+        self.text += self.pieces.flush()
+        return False
+
+
+def _read(model: Model, cache: KVCache, answer: _Answer) -> NDArray[np.float32]:
+    """Logits after all tokens of one answer, read alone, so that they are what they are without the others."""
+    cache.truncate(answer.sequence, 0)
+    return model.decoder.decode(cache, answer.ids, sequences=[answer.sequence])[0]
+
+
+def _step(model: Model, cache: KVCache, live: Sequence[_Answer]) -> list[NDArray[np.float32]]:
+    """Logits after the last token of every answer, in one call but for those whose cache ends."""
+    again = {i for i, answer in enumerate(live) if must_read_again(model, len(answer.ids))}
+    together = [answer for i, answer in enumerate(live) if i not in again]
+    rows: Iterator[NDArray[np.float32]] = iter(())
+    if together:
+        tokens, sequences = [answer.ids[-1] for answer in together], [answer.sequence for answer in together]
+        cu_seqlens = list(range(len(together) + 1))
+        rows = iter(model.decoder.decode(cache, tokens, cu_seqlens=cu_seqlens, sequences=sequences))
+    return [_read(model, cache, answer) if i in again else next(rows) for i, answer in enumerate(live)]
+
+
+def generate_batch(model: Model, prompts: Sequence[Any], config: GenerationConfig) -> list[str]:
+    """Return the answers to several prompts, each the same as alone (the seed too), decoded together.
+
+    Up to `DECODE_BATCH` sequences take a step in one call; when one ends, the next prompt takes its place.
+    """
+    all_ids = [prompt_ids(model, prompt) for prompt in prompts]
+    choosers = [TokenChooser(model, len(ids), config) for ids in all_ids]
+    texts = [""] * len(all_ids)
+    longest = max(len(ids) + chooser.budget for ids, chooser in zip(all_ids, choosers, strict=True))
+    free = list(range(min(len(all_ids), DECODE_BATCH)))
+    cache = model.decoder.new_cache(longest, len(free))
+    waiting = deque(range(len(all_ids)))
+    live: list[_Answer] = []
+
+    def goes_on(answer: _Answer, logits: NDArray[np.float32]) -> bool:
+        if answer.advance(logits):
+            return True
+        texts[answer.index] = answer.text
+        free.append(answer.sequence)
+        return False
+
+    while waiting or live:
+        while waiting and free:
+            i = waiting.popleft()
+            answer = _Answer(i, free.pop(), list(all_ids[i]), choosers[i], TextPieces(model, all_ids[i], config))
+            if goes_on(answer, _read(model, cache, answer)):
+                live.append(answer)
+        if live:
+            live = [answer for answer, row in zip(live, _step(model, cache, live), strict=True) if goes_on(answer, row)]
+    return texts
 
 
 def _overlap(text: str, stops: Sequence[str]) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -364,16 +364,28 @@ class Model:
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
-    def generate(self, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> str:
-        """Return the continuation of a prompt.
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]], config: GenerationConfig | None = None, **options: Any
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[str] | Sequence[Sequence[Any]], config: GenerationConfig | None = None, **options: Any
+    ) -> list[str]: ...
+
+    def generate(self, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> str | list[str]:
+        """Return the continuation of a prompt, or a list of continuations for a list of prompts.
 
         Parameters
         ----------
-        prompt : str, list of dict, or list of int
-            A text, chat messages, or token ids.
+        prompt : str, list of dict, or list of int; or a list of these
+            A text, chat messages, or token ids. Several prompts are decoded together; each answer is the same as alone.
         config, **options
             A `GenerationConfig` and/or its fields; greedy by default.
         """
+        if generation.is_batch(prompt):
+            return generation.generate_batch(self, prompt, generation.resolve(config, options))
         return "".join(self.stream(prompt, config, **options))
 
     def stream(self, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:

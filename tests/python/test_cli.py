@@ -83,6 +83,20 @@ def test_train_merge_generate(shared_data, stories, tmp_path, source):
     assert adapted["loss"] < loss["loss"]
 
 
+def test_several_prompts_are_answered_as_json_lines(tiny_model_dir, tmp_path):
+    model = lc.load_model(tiny_model_dir, progress=False)
+    want = [{"prompt": text, "answer": model.generate(text, max_new_tokens=4, ignore_eos=True)} for text in ("w3 w4", "w5")]
+    flags = ("--model", tiny_model_dir, "--max-new-tokens", 4, "--ignore-eos")
+    (tmp_path / "prompts.txt").write_text("w3 w4\n\nw5\n", encoding="utf-8")
+    (tmp_path / "c.yaml").write_text("prompt: w5\n", encoding="utf-8")
+    for args in (("w3 w4", "w5"), ("--prompts", tmp_path / "prompts.txt")):
+        assert [json.loads(line) for line in run("generate", *flags, *args).stdout.splitlines()] == want
+    assert run("generate", *flags, "--config", tmp_path / "c.yaml").stdout == want[1]["answer"] + "\n"
+    (tmp_path / "empty.txt").touch()
+    for name in ("empty.txt", "missing.txt"):
+        assert name in one_line_error(run("generate", *flags, "--prompts", tmp_path / name, ok=False))
+
+
 def test_quantize_writes_a_folder_that_loads_with_equal_logits(stories, tmp_path):
     run("quantize", "--model", stories, "--output-dir", tmp_path / "q")
     ids = np.arange(3, 40, dtype=np.int32)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from lora_c._core import DECODE_BATCH
 from lora_c.configs import GenerationConfig
 from lora_c.errors import ConfigError, DataError
 from lora_c.generation import choose_token, generate_ids, probabilities
@@ -74,6 +77,56 @@ def test_stop_strings_are_cut_and_never_shown(tiny_model_dir: Path) -> None:
     stop = text[15:21]
     pieces = list(model.stream("w3 w4", **options, stop_strings=[stop, "never"]))
     assert "".join(pieces) == text[: text.index(stop)] and all(pieces)
+
+
+BATCH_OPTIONS = [
+    {"max_new_tokens": 9, "ignore_eos": True},
+    {"max_new_tokens": 12, "temperature": 2.0, "seed": 3},  # ends at end tokens, at different steps
+    {"max_new_tokens": 12, "temperature": 2.0, "ignore_eos": True, "stop_strings": ["7", "w4"]},
+]
+
+
+@pytest.mark.parametrize("options", BATCH_OPTIONS)
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_batch_equals_one_by_one(make_model: Callable[..., Path], quantize: Any, options: dict[str, Any]) -> None:
+    model = load_model(make_model(hidden_size=64, intermediate_size=128, num_attention_heads=2), quantize=quantize)
+    model.add_adapter(r=4, target_modules="all-linear")
+    rng = np.random.default_rng(0)
+    for name in model.adapters:
+        model.adapters[name].B.data[:] = rng.standard_normal(model.adapters[name].B.shape) * 0.1
+    lengths = [1, 2, 40, 3, 5, 25, 7, 8, 60, 10, 1, 4, 13, 2, 30, 6, 24, 4, 63, 20]  # more than fit one call
+    prompts = [rng.integers(3, 64, n).tolist() for n in lengths]
+    assert len(prompts) > DECODE_BATCH
+    alone = [model.generate(prompt, **options) for prompt in prompts]
+    assert model.generate(prompts, **options) == alone
+    assert len(set(alone)) > len(alone) // 2  # the answers differ, so that a mixed-up sequence shows
+
+
+def test_batch_of_texts_and_messages(tiny_model_dir: Path) -> None:
+    (tiny_model_dir / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    model = load_model(tiny_model_dir)
+    options = {"max_new_tokens": 5, "ignore_eos": True}
+    texts = ["w3 w4", "w5", "w6 w7 w8"]
+    alone = [model.generate(text, **options) for text in texts]
+    assert model.generate(texts, **options) == alone
+    assert model.generate(texts[:1], **options) == alone[:1]
+    assert model.generate([[{"role": "user", "content": text}] for text in texts], **options) == alone
+    with pytest.raises(DataError, match="at least one token"):
+        model.generate(["w3", ""])
+
+
+def test_logits_of_a_batch_have_the_bits_of_each_alone(tiny_model_dir: Path) -> None:
+    decoder = load_model(tiny_model_dir).decoder
+    together, alone = decoder.new_cache(8, DECODE_BATCH), decoder.new_cache(8, 1)
+    cu, tokens = np.arange(DECODE_BATCH + 1), np.arange(DECODE_BATCH) + 5
+    first, second = (
+        decoder.decode(together, tokens, cu_seqlens=cu),
+        decoder.decode(together, tokens[::-1].copy(), cu_seqlens=cu),
+    )
+    for i in range(DECODE_BATCH):
+        alone.truncate(0, 0)
+        np.testing.assert_array_equal(decoder.decode(alone, [int(tokens[i])])[0], first[i])
+        np.testing.assert_array_equal(decoder.decode(alone, [int(tokens[-1 - i])])[0], second[i])
 
 
 def test_wrong_prompts_are_refused(tiny_model_dir: Path) -> None:

@@ -154,6 +154,9 @@ lora_status lora_kv_cache_truncate(lora_kv_cache *cache, int64_t sequence, int64
  *  beyond it, max_position_embeddings otherwise. Growing past it in the cache is refused: truncate to 0 and append all. */
 int64_t lora_decoder_rope_limit(const lora_decoder *decoder, int64_t length);
 
+/* Up to so many tokens in a call of lora_decoder_decode the logits of each have the bits that it gets alone. */
+enum { LORA_DECODE_BATCH = 16 };
+
 /** Appends the tokens of each segment s to sequence sequences[s] (distinct) and writes the logits of each segment's last
  *  token to logits (n_segments, vocab_size). Prefill and decode are the same call; no dropout. */
 lora_status lora_decoder_decode(lora_decoder *decoder, lora_kv_cache *cache, int64_t n_segments,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,25 +17,56 @@ if TYPE_CHECKING:
     from ..model import Model
 
 
-@click.command("generate", cls=Command, short_help="Write text from a prompt.")
-@click.argument("prompt", required=False)
+class Texts(click.Argument):
+    """Any number of texts; a single one from a file of settings is one text, not a sequence of letters."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        return super().type_cast_value(ctx, (value,) if isinstance(value, str) else value)
+
+
+@click.command("generate", cls=Command, short_help="Write text from prompts.")
+@click.argument("prompt", nargs=-1, cls=Texts)
+@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Text file with one prompt per line.")
 @click.option("--model", type=str, help="Model folder.")
 @click.option("--adapter", type=str, help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--chat-template/--raw", "chat_template", default=None, help="Wrap the prompt as a user's turn, or not.")
 @config_options(GenerationConfig, "Generation")
 def command(**own: Any) -> None:
-    """Write text from PROMPT (from standard input where it is absent), token by token."""
+    """Write text from PROMPT (from standard input where it is absent), token by token.
+
+    Several prompts are decoded together; the answers are written as JSON lines with "prompt" and "answer".
+    """
     config = GenerationConfig(**take(own, GenerationConfig))
+    texts = [*(own.get("prompt") or ()), *(read_prompts(own["prompts"]) if own.get("prompts") else ())]
     model = open_model(own)
-    text = own.get("prompt") if own.get("prompt") is not None else sys.stdin.read()
     template = own.get("chat_template")
     if template is None:
         template = model.tokenizer.chat_template is not None
-    prompt: Any = [{"role": "user", "content": text}] if template else text
-    for piece in model.stream(prompt, config):
+
+    def prompt_of(text: str) -> Any:
+        return [{"role": "user", "content": text}] if template else text
+
+    if len(texts) > 1 or own.get("prompts"):
+        for text, answer in zip(texts, model.generate([prompt_of(text) for text in texts], config), strict=True):
+            click.echo(json.dumps({"prompt": text, "answer": answer}, ensure_ascii=False))
+        return
+    for piece in model.stream(prompt_of(texts[0] if texts else sys.stdin.read()), config):
         click.echo(piece, nl=False)
     click.echo()
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"prompts: expected a text file with one prompt per line, got {str(path)!r}: {reason}") from None
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"prompts: expected at least one line in {str(path)!r}, got none")
+    return prompts
 
 
 def open_model(own: dict[str, Any]) -> Model:
