@@ -63,9 +63,10 @@ $(PEERS)/ready: tests/peers/requirements.txt
 check-peers: $(VENV)/installed $(PEERS)/ready ## round trips with transformers, PEFT, bitsandbytes and gguf in a venv of their own
 	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath=tests/peers -p no:cacheprovider tests/peers
 
-bench: $(VENV)/installed $(BUILD)/bench_gemm $(BUILD)/bench_decode ## speed: matrix product, training step, decoding
+bench: $(VENV)/installed $(BUILD)/bench_gemm $(BUILD)/bench_decode $(BUILD)/bench_quantize ## speed: matrix product, training step, decoding
 	$(BUILD)/bench_gemm
 	$(BUILD)/bench_decode
+	$(BUILD)/bench_quantize
 	$(BIN)/python benchmarks/bench_step.py
 
 clean: ## remove everything that was built

@@ -4,14 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "lora_c/base/cpuinfo.h"
-#include "lora_c/base/parallel.h"
+#include "benchmarks/memory_speed.h"
 #include "lora_c/base/philox.h"
-#include "lora_c/lora_c.h"
 
-enum { RANK = 16, PROMPT = 64, TOKENS = 24, CONTEXT = 256, MAX_BATCH = 16, READ_CHUNK = 1 << 16 };
+enum { RANK = 16, PROMPT = 64, TOKENS = 24, CONTEXT = 256, MAX_BATCH = 16 };
 
 typedef struct shape {
     const char *name;
@@ -21,34 +18,7 @@ typedef struct shape {
 
 static const shape SHAPES[] = {{"135M", 576, 30, 9, 3, 1536, 49152, true}, {"1.1B", 2048, 22, 32, 4, 5632, 32000, false}};
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void must(lora_status status, const lora_error *err) {
-    if (status == LORA_OK) return;
-    fprintf(stderr, "%s\n", err->message);
-    exit(1);
-}
-
-static void *memory(size_t bytes) {
-    void *p = aligned_alloc(64, (bytes + 127) & ~(size_t)63);
-    if (!p) exit(1);
-    return p;
-}
-
 /* --- random weights --- */
-
-static void random_bytes(void *out, size_t bytes, uint64_t seed) {
-    uint64_t state = seed * 2 + 1;
-    for (size_t i = 0; i + 8 <= bytes; i += 8) {
-        state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        uint64_t word = state ^ state >> 29;
-        memcpy((char *)out + i, &word, 8);
-    }
-}
 
 static float *random_floats(int64_t n, float scale, uint64_t seed) {
     float *p = memory((size_t)n * sizeof *p);
@@ -85,66 +55,6 @@ static lora_weight random_bf16(int64_t rows, int64_t cols) {
 }
 
 /* --- calibration --- */
-
-typedef struct read_job {
-    const uint64_t *data;
-    bool has_avx2;
-    _Atomic uint64_t sink;
-} read_job;
-
-typedef uint64_t wide __attribute__((vector_size(32)));
-
-/* Wide enough loads that the core does not limit the memory; baseline code reads half as fast on some CPUs. */
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) static uint64_t read_wide(const wide *p) {
-    wide sum[4] = {{0}};
-    for (int i = 0; i < READ_CHUNK / 32; i += 4) {
-        __builtin_prefetch((const char *)(p + i) + 8192, 0, 3);
-        __builtin_prefetch((const char *)(p + i) + 8192 + 64, 0, 3);
-        for (int j = 0; j < 4; j++) sum[j] += p[i + j];
-    }
-    sum[0] += sum[1] + sum[2] + sum[3];
-    return sum[0][0] + sum[0][1] + sum[0][2] + sum[0][3];
-}
-#endif
-
-static uint64_t read_baseline(const uint64_t *p) {
-    uint64_t sum[8] = {0};
-    for (int i = 0; i < READ_CHUNK / 8; i += 8)
-        for (int j = 0; j < 8; j++) sum[j] += p[i + j];
-    for (int j = 1; j < 8; j++) sum[0] += sum[j];
-    return sum[0];
-}
-
-static void read_task(void *arg, int64_t task, int worker) {
-    (void)worker;
-    read_job *job = arg;
-    const char *p = (const char *)job->data + task * READ_CHUNK;
-#if defined(__x86_64__)
-    if (job->has_avx2) {
-        job->sink += read_wide((const wide *)(const void *)p);
-        return;
-    }
-#endif
-    job->sink += read_baseline((const uint64_t *)(const void *)p);
-}
-
-/* bytes/s of reading memory that no cache holds */
-static double read_bandwidth(lora_pool *pool) {
-    static uint64_t *data;
-    const int64_t bytes = INT64_C(512) << 20;
-    if (!data) random_bytes(data = memory((size_t)bytes), (size_t)bytes, 1);
-    bool has_avx2 = lora_cpu_best_isa() >= LORA_ISA_AVX2; /* once: CPUID is slow in a virtual machine */
-    double best = 1e9;
-    for (int i = 0; i < 5; i++) {
-        read_job job = {data, has_avx2, 0};
-        double start = now();
-        lora_parallel_for(pool, bytes / READ_CHUNK, read_task, &job);
-        double time = now() - start;
-        if (time < best) best = time;
-    }
-    return (double)bytes / best;
-}
 
 /* bytes/s of codes and scales when they come from the second-level caches */
 static double in_cache_speed(lora_ctx *ctx) {

@@ -13,7 +13,7 @@ enum {
     TASK_BYTES = 32768,  /* of a weight: a few microseconds of reading */
 };
 
-_Static_assert(SMALL_M >= LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
+_Static_assert((int)SMALL_M >= (int)LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
 
 /* How the rows of a weight are read. */
 typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_DECODED } row_format;
