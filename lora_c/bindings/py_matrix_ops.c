@@ -126,23 +126,25 @@ static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
 /* --- loss --------------------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(cross_entropy_doc,
-"cross_entropy($module, x, w, targets, loss_weight, /, *, gradients=False, grad_scale=1.0)\n--\n\n"
+"cross_entropy($module, x, w, targets, loss_weight, /, *, gradients=False, grad_scale=1.0, logit_scale=1.0, logit_softcap=0.0)\n--\n\n"
 "The loss of a linear head without ever holding all logits.\n\n"
 "Shapes\n------\nx (M, H) float32; w (V, H); targets (M,) integers; loss_weight (M,) float32.\n\n"
 "Parameters\n----------\n"
 "w : NF4Tensor, GGMLTensor, Parameter or array\n    The head.\n"
 "gradients : bool\n    Compute them too.\n"
-"grad_scale : float\n    Multiplies the gradients.\n\n"
+"grad_scale : float\n    Multiplies the gradients.\n"
+"logit_scale, logit_softcap : float\n    Logits are c tanh(logit_scale x w^T / c) with c = logit_softcap; 0: without tanh.\n\n"
 "Returns\n-------\nfloat, or (float, dx, dw)\n    Sum of loss_weight * (logsumexp(x w^T) - logit of the target), in nats; dx like x, dw like w.\n\n"
 "Raises\n------\nValueError\n    A target is not in 0 ... V - 1 where loss_weight is not 0, or a shape does not fit.");
 
 static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "", "", "gradients", "grad_scale", NULL};
+    static char *names[] = {"", "", "", "", "gradients", "grad_scale", "logit_scale", "logit_softcap", NULL};
     PyObject *x_given, *w_given, *targets_given, *weight_given;
     int gradients = 0;
     double grad_scale = 1.0, loss = 0.0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$pd:cross_entropy", names, &x_given, &w_given, &targets_given, &weight_given,
-                                     &gradients, &grad_scale)) return NULL;
+    lora_logit_map map = {1.0f, 0.0f};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$pdff:cross_entropy", names, &x_given, &w_given, &targets_given, &weight_given,
+                                     &gradients, &grad_scale, &map.scale, &map.softcap)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     lora_py_array *x = lora_py_take(&c, x_given, "x", 0);
     if (!x || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
@@ -156,7 +158,7 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     if (gradients && (!(dx = lora_py_give_like(&c, x)) || !(dw = give_matrix(&c, w->rows, w->cols)))) return lora_py_abandon(&c);
     lora_status status;
     LORA_PY_CALL(c.state->ctx, status, lora_linear_cross_entropy(c.state->ctx, x->rows, x->data, x->ld, w,
-                                                                 (lora_logit_map){1.0f, 0.0f}, c.ids[0].data, weight->data,
+                                                                 map, c.ids[0].data, weight->data,
                                                                  (float)grad_scale, &loss, NULL, dx, w->cols, dw, &c.err));
     PyObject *result = lora_py_end(&c, status);
     if (!result || !gradients) {
@@ -180,7 +182,7 @@ typedef struct attention_args {
 } attention_args;
 
 /* Shapes of q, k, v and the segments; what the segments must satisfy the library checks. */
-static int attention_inputs(lora_py_call *c, PyObject *const given[4], double scale, Py_ssize_t window, attention_args *a) {
+static int attention_inputs(lora_py_call *c, PyObject *const given[4], double scale, Py_ssize_t window, float softcap, attention_args *a) {
     const int64_t any[] = {-1, -1, -1};
     lora_py_array *q = lora_py_take(c, given[0], "q", 0);
     if (!q || lora_py_expect(q, 3, any) < 0) return -1;
@@ -202,7 +204,8 @@ static int attention_inputs(lora_py_call *c, PyObject *const given[4], double sc
         return -1;
     }
     *a = (attention_args){
-        .shape = {q->shape[1], k->shape[1], q->shape[2], (float)(isnan(scale) ? 1.0 / sqrt((double)q->shape[2]) : scale), window},
+        .shape = {q->shape[1], k->shape[1], q->shape[2], (float)(isnan(scale) ? 1.0 / sqrt((double)q->shape[2]) : scale), window,
+                  softcap},
         .M = q->shape[0], .n_segments = n - 1, .cu = cu, .q = q->data, .k = k->data, .v = v->data,
     };
     return 0;
@@ -221,13 +224,14 @@ static lora_status run_attention(lora_ctx *ctx, attention_args *a, lora_error *e
 }
 
 PyDoc_STRVAR(attention_doc,
-"attention($module, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0)\n--\n\n"
+"attention($module, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0, softcap=0.0)\n--\n\n"
 "Causal grouped-query attention over packed segments.\n\n"
 "Shapes\n------\nq (M, heads, D); k, v (M, kv_heads, D) with heads a multiple of kv_heads; cu_seqlens (segments + 1,): 0 and the ends of the\n"
 "segments; result like q. float32.\n\n"
 "Parameters\n----------\n"
 "scale : float, optional\n    By default 1 / sqrt(D).\n"
-"sliding_window : int\n    A query sees this many keys, itself included; 0: all before it.\n\n"
+"sliding_window : int\n    A query sees this many keys, itself included; 0: all before it.\n"
+"softcap : float\n    Scores are softcap tanh(score / softcap); 0: without tanh.\n\n"
 "Raises\n------\nValueError, TypeError\n    A shape, a segment or an element type does not fit.\n\n"
 "Notes\n-----\nTiled: no M x M matrix exists.\n\n"
 "Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 1.");
@@ -244,15 +248,16 @@ static int scale_converter(PyObject *o, void *out) {
 }
 
 static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "", "", "scale", "sliding_window", NULL};
+    static char *names[] = {"", "", "", "", "scale", "sliding_window", "softcap", NULL};
     PyObject *given[4];
     double scale = NAN;
+    float softcap = 0.0f;
     Py_ssize_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&n:attention", names, &given[0], &given[1], &given[2], &given[3],
-                                     scale_converter, &scale, &window)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&nf:attention", names, &given[0], &given[1], &given[2], &given[3],
+                                     scale_converter, &scale, &window, &softcap)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     attention_args a;
-    if (attention_inputs(&c, given, scale, window, &a) < 0 || !(a.o = lora_py_give_like(&c, &c.in[0]))
+    if (attention_inputs(&c, given, scale, window, softcap, &a) < 0 || !(a.o = lora_py_give_like(&c, &c.in[0]))
         || !(a.kv = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)a.n_segments * sizeof *a.kv, "cu_seqlens")))
         return lora_py_abandon(&c);
     lora_status status;
@@ -262,22 +267,23 @@ static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs
 }
 
 PyDoc_STRVAR(attention_backward_doc,
-"attention_backward($module, dout, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0)\n--\n\n"
+"attention_backward($module, dout, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0, softcap=0.0)\n--\n\n"
 "The gradients (dq, dk, dv) of attention.\n\n"
 "Shapes\n------\ndout, q and dq (M, heads, D); k, v, dk and dv (M, kv_heads, D). float32.\n\n"
 "Raises\n------\nValueError, TypeError\n    As attention().\n\n"
 "Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 2.");
 
 static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "", "", "", "scale", "sliding_window", NULL};
+    static char *names[] = {"", "", "", "", "", "scale", "sliding_window", "softcap", NULL};
     PyObject *given[4], *dout_given;
     double scale = NAN;
+    float softcap = 0.0f;
     Py_ssize_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|$O&n:attention_backward", names, &dout_given, &given[0], &given[1],
-                                     &given[2], &given[3], scale_converter, &scale, &window)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|$O&nf:attention_backward", names, &dout_given, &given[0], &given[1],
+                                     &given[2], &given[3], scale_converter, &scale, &window, &softcap)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     attention_args a;
-    if (attention_inputs(&c, given, scale, window, &a) < 0) return lora_py_abandon(&c);
+    if (attention_inputs(&c, given, scale, window, softcap, &a) < 0) return lora_py_abandon(&c);
     lora_py_array *dout = lora_py_take_like(&c, dout_given, "dout", &c.in[0]);
     if (!dout || !(a.dq = lora_py_give_like(&c, &c.in[0])) || !(a.dk = lora_py_give_like(&c, &c.in[1]))
         || !(a.dv = lora_py_give_like(&c, &c.in[1]))) return lora_py_abandon(&c);

@@ -48,37 +48,30 @@ PyObject *lora_py_end(lora_py_call *c, lora_status status) {
     return c->n_out == 2 ? Py_BuildValue("(NN)", c->out[0], c->out[1]) : Py_BuildValue("(NNN)", c->out[0], c->out[1], c->out[2]);
 }
 
-/* --- rmsnorm ------------------------------------------------------------------------------------------------------ */
+/* --- norms -------------------------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(rmsnorm_doc,
-"rmsnorm($module, x, weight, /, *, eps=1e-05)\n--\n\n"
-"y = x / sqrt(mean(x**2) + eps) * weight, row by row.\n\n"
-"Shapes\n------\nx (..., H); weight (H,); result like x. float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4.");
-
-static PyObject *op_rmsnorm(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "eps", NULL};
-    PyObject *x_given, *w_given;
-    double eps = 1e-5;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$d:rmsnorm", names, &x_given, &w_given, &eps)) return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
-    lora_py_array *x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS), *w = x ? lora_py_take(&c, w_given, "weight", 0) : NULL;
-    if (!w || lora_py_expect(w, 1, &x->cols) < 0) return lora_py_abandon(&c);
-    float *y = lora_py_give_like(&c, x);
-    if (!y) return lora_py_abandon(&c);
-    lora_status status;
-    lora_norm norm = {LORA_NORM_RMS, x->cols, 1, (float)eps, 0.0f, w->data, NULL};
-    LORA_PY_CALL(c.state->ctx, status, lora_norm_forward(c.state->ctx, &norm, x->rows, x->data, x->ld, y, x->cols, NULL, &c.err));
-    return lora_py_end(&c, status);
+/* x and the weights of a norm; bias NULL: none is taken. */
+static lora_py_array *take_norm(lora_py_call *c, lora_norm *norm, PyObject *x_given, PyObject *weight, PyObject *bias, int rows) {
+    lora_py_array *x = lora_py_take(c, x_given, "x", rows ? LORA_PY_ROWS : 0), *w = x ? lora_py_take(c, weight, "weight", 0) : NULL;
+    if (!w || lora_py_expect(w, 1, &x->cols) < 0) return NULL;
+    lora_py_array *b = bias ? lora_py_take(c, bias, "bias", 0) : NULL;
+    if (bias && (!b || lora_py_expect(b, 1, &x->cols) < 0)) return NULL;
+    norm->H = x->cols;
+    norm->groups = 1;
+    norm->weight = w->data;
+    norm->bias = b ? b->data : w->data; /* no gradient reads it */
+    return x;
 }
 
-PyDoc_STRVAR(rmsnorm_backward_doc,
-"rmsnorm_backward($module, dy, x, weight, /, *, eps=1e-05)\n--\n\n"
-"The gradients (dx, dweight) of rmsnorm.\n\n"
-"Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight (H,). float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4, differentiated.");
+static PyObject *norm_forward(PyObject *module, lora_norm *norm, PyObject *x_given, PyObject *weight, PyObject *bias) {
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *x = take_norm(&c, norm, x_given, weight, bias, 1);
+    float *y = x ? lora_py_give_like(&c, x) : NULL;
+    if (!y) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_norm_forward(c.state->ctx, norm, x->rows, x->data, x->ld, y, x->cols, NULL, &c.err));
+    return lora_py_end(&c, status);
+}
 
 /* The forward pass writes its result where dx will be: only the statistics are wanted of it. */
 static lora_status norm_gradients(lora_ctx *ctx, const lora_norm *norm, const lora_py_array *dy, const lora_py_array *x, float *stats,
@@ -87,29 +80,85 @@ static lora_status norm_gradients(lora_ctx *ctx, const lora_norm *norm, const lo
     return lora_norm_backward(ctx, norm, x->rows, dy->data, dy->ld, x->data, x->ld, stats, dx, x->cols, false, dw, db, err);
 }
 
-static PyObject *op_rmsnorm_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "", "eps", NULL};
-    PyObject *dy_given, *x_given, *w_given;
-    double eps = 1e-5;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$d:rmsnorm_backward", names, &dy_given, &x_given, &w_given, &eps)) return NULL;
+static PyObject *norm_backward(PyObject *module, lora_norm *norm, PyObject *dy_given, PyObject *x_given, PyObject *weight) {
     lora_py_call c = {.state = PyModule_GetState(module)};
-    lora_py_array *x = lora_py_take(&c, x_given, "x", 0), *dy = x ? lora_py_take_like(&c, dy_given, "dy", x) : NULL;
-    lora_py_array *w = dy ? lora_py_take(&c, w_given, "weight", 0) : NULL;
-    if (!w || lora_py_expect(w, 1, &x->cols) < 0) return lora_py_abandon(&c);
-    float *dx = lora_py_give_like(&c, x), *dw = dx ? lora_py_give(&c, 1, &x->cols, 1) : NULL;
-    float *stats = dw ? lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)x->rows * 2 * sizeof(float), "stats") : NULL;
+    lora_py_array *x = take_norm(&c, norm, x_given, weight, NULL, 0), *dy = x ? lora_py_take_like(&c, dy_given, "dy", x) : NULL;
+    float *dx = dy ? lora_py_give_like(&c, x) : NULL, *dw = dx ? lora_py_give(&c, 1, &x->cols, 1) : NULL, *db = NULL;
+    int has_bias = norm->kind == LORA_NORM_LAYER;
+    if (!dw || (has_bias && !(db = lora_py_give(&c, 1, &x->cols, 1)))) return lora_py_abandon(&c);
+    float *stats = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)x->rows * 2 * sizeof(float), "stats");
     if (!stats) return lora_py_abandon(&c);
     lora_status status;
-    lora_norm norm = {LORA_NORM_RMS, x->cols, 1, (float)eps, 0.0f, w->data, NULL};
-    LORA_PY_CALL(c.state->ctx, status, norm_gradients(c.state->ctx, &norm, dy, x, stats, dx, dw, NULL, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, norm_gradients(c.state->ctx, norm, dy, x, stats, dx, dw, db, &c.err));
     lora_ctx_free(c.state->ctx, stats);
     return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(rmsnorm_doc,
+"rmsnorm($module, x, weight, /, *, eps=1e-05, weight_offset=0.0)\n--\n\n"
+"y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight), row by row.\n\n"
+"Shapes\n------\nx (..., H); weight (H,); result like x. float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4; Gemma has the offset 1.");
+
+static PyObject *op_rmsnorm(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "eps", "weight_offset", NULL};
+    PyObject *x, *weight;
+    lora_norm norm = {.kind = LORA_NORM_RMS, .eps = 1e-5f};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$ff:rmsnorm", names, &x, &weight, &norm.eps, &norm.weight_offset)) return NULL;
+    return norm_forward(module, &norm, x, weight, NULL);
+}
+
+PyDoc_STRVAR(rmsnorm_backward_doc,
+"rmsnorm_backward($module, dy, x, weight, /, *, eps=1e-05, weight_offset=0.0)\n--\n\n"
+"The gradients (dx, dweight) of rmsnorm.\n\n"
+"Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight (H,). float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4, differentiated.");
+
+static PyObject *op_rmsnorm_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "eps", "weight_offset", NULL};
+    PyObject *dy, *x, *weight;
+    lora_norm norm = {.kind = LORA_NORM_RMS, .eps = 1e-5f};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$ff:rmsnorm_backward", names, &dy, &x, &weight, &norm.eps, &norm.weight_offset))
+        return NULL;
+    return norm_backward(module, &norm, dy, x, weight);
+}
+
+PyDoc_STRVAR(layernorm_doc,
+"layernorm($module, x, weight, bias, /, *, eps=1e-05)\n--\n\n"
+"y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row.\n\n"
+"Shapes\n------\nx (..., H); weight, bias (H,); result like x. float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nLayerNorm, arXiv:1607.06450, eq. 4.");
+
+static PyObject *op_layernorm(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "eps", NULL};
+    PyObject *x, *weight, *bias;
+    lora_norm norm = {.kind = LORA_NORM_LAYER, .eps = 1e-5f};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$f:layernorm", names, &x, &weight, &bias, &norm.eps)) return NULL;
+    return norm_forward(module, &norm, x, weight, bias);
+}
+
+PyDoc_STRVAR(layernorm_backward_doc,
+"layernorm_backward($module, dy, x, weight, /, *, eps=1e-05)\n--\n\n"
+"The gradients (dx, dweight, dbias) of layernorm.\n\n"
+"Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight, dbias (H,). float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nLayerNorm, arXiv:1607.06450, eq. 4, differentiated.");
+
+static PyObject *op_layernorm_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "eps", NULL};
+    PyObject *dy, *x, *weight;
+    lora_norm norm = {.kind = LORA_NORM_LAYER, .eps = 1e-5f};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$f:layernorm_backward", names, &dy, &x, &weight, &norm.eps)) return NULL;
+    return norm_backward(module, &norm, dy, x, weight);
 }
 
 /* --- rope --------------------------------------------------------------------------------------------------------- */
 
 typedef struct rope_args {
-    int64_t M, n_heads, D, n_positions;
+    int64_t M, n_heads, D, rotary, n_positions;
     const int32_t *positions;
     const double *inv_freq;
     double scale;
@@ -118,10 +167,10 @@ typedef struct rope_args {
 } rope_args;
 
 static lora_status run_rope(lora_ctx *ctx, const rope_args *r, lora_error *err) {
-    int64_t half = r->D / 2;
+    int64_t half = r->rotary / 2;
     float *cosine = r->table, *sine = r->table + r->n_positions * half;
     LORA_TRY(lora_rope_table(ctx, r->n_positions, half, r->inv_freq, r->scale, cosine, sine, err));
-    return lora_rope(ctx, r->M, r->n_heads, r->D, r->D, r->x, r->n_heads * r->D, r->positions, cosine, sine, r->n_positions, r->backward, err);
+    return lora_rope(ctx, r->M, r->n_heads, r->D, r->rotary, r->x, r->n_heads * r->D, r->positions, cosine, sine, r->n_positions, r->backward, err);
 }
 
 static int rope_positions(const lora_py_ids *positions, rope_args *r) {
@@ -151,13 +200,14 @@ static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const 
     r.M = x->shape[0];
     r.n_heads = x->shape[1];
     r.D = x->shape[2];
-    if (r.D % 2 || n_freq != r.D / 2 || !isfinite(r.scale)) {
-        PyErr_Format(PyExc_ValueError, "inv_freq: expected D / 2 numbers for an even D = %lld and a finite scale, got %lld numbers",
+    r.rotary = 2 * n_freq;
+    if (r.rotary > r.D || !isfinite(r.scale)) {
+        PyErr_Format(PyExc_ValueError, "inv_freq: expected at most D / 2 numbers for D = %lld and a finite scale, got %lld numbers",
                      (long long)r.D, (long long)n_freq);
         return lora_py_abandon(&c);
     }
     r.x = lora_py_give_like(&c, x);
-    if (r.x) r.table = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)(r.n_positions * r.D) * sizeof(float), "positions");
+    if (r.x) r.table = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)(r.n_positions * r.rotary) * sizeof(float), "positions");
     if (!r.table) return lora_py_abandon(&c);
     memcpy(r.x, x->data, (size_t)x->n * sizeof(float));
     lora_status status;
@@ -168,8 +218,8 @@ static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const 
 
 PyDoc_STRVAR(rope_doc,
 "rope($module, x, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
-"Rotate the pairs (i, i + D/2) of each head by positions[m] * inv_freq[i].\n\n"
-"Shapes\n------\nx (M, heads, D) float32; positions (M,) integers; inv_freq (D / 2,); result like x.\n\n"
+"Rotate the pairs (i, i + n) of each head by positions[m] * inv_freq[i], n = len(inv_freq); elements from 2 n on stay.\n\n"
+"Shapes\n------\nx (M, heads, D) float32; positions (M,) integers; inv_freq (n,), n <= D / 2; result like x.\n\n"
 "Parameters\n----------\nscale : float\n    Multiplies cosine and sine.\n\n"
 "Raises\n------\nValueError, TypeError\n    A shape, a position or an element type does not fit.\n\n"
 "Source\n------\nRoFormer, arXiv:2104.09864, eq. 34, with the half-split pairing of Hugging Face folders.");
@@ -181,7 +231,7 @@ static PyObject *op_rope(PyObject *module, PyObject *args, PyObject *kwargs) {
 PyDoc_STRVAR(rope_backward_doc,
 "rope_backward($module, dy, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
 "The gradient of rope: the rotation the other way.\n\n"
-"Shapes\n------\ndy (M, heads, D) float32; positions (M,) integers; inv_freq (D / 2,); result like dy.\n\n"
+"Shapes\n------\ndy (M, heads, D) float32; positions (M,) integers; inv_freq (n,), n <= D / 2; result like dy.\n\n"
 "Raises\n------\nValueError, TypeError\n    As rope().\n\n"
 "Source\n------\nRoFormer, arXiv:2104.09864, eq. 34.");
 
@@ -198,17 +248,36 @@ PyDoc_STRVAR(swiglu_doc,
 "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
 "Source\n------\nGLU variants, arXiv:2002.05202.");
 
-static PyObject *op_swiglu(PyObject *module, PyObject *args) {
-    PyObject *gate_given, *up_given;
-    if (!PyArg_ParseTuple(args, "OO:swiglu", &gate_given, &up_given)) return NULL;
+/* up NULL: none. */
+static PyObject *mlp_forward(PyObject *module, lora_activation activation, PyObject *gate_given, PyObject *up_given) {
     lora_py_call c = {.state = PyModule_GetState(module)};
-    lora_py_array *gate = lora_py_take(&c, gate_given, "gate", 0), *up = gate ? lora_py_take_like(&c, up_given, "up", gate) : NULL;
-    float *h = up ? lora_py_give_like(&c, gate) : NULL;
+    lora_py_array *gate = lora_py_take(&c, gate_given, "gate", 0), *up = NULL;
+    if (!gate || (up_given && !(up = lora_py_take_like(&c, up_given, "up", gate)))) return lora_py_abandon(&c);
+    float *h = lora_py_give_like(&c, gate);
     if (!h) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_mlp_forward(c.state->ctx, LORA_SILU, gate->rows, gate->cols, gate->data, gate->ld, up->data,
-                                                           up->ld, h, gate->cols, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, lora_mlp_forward(c.state->ctx, activation, gate->rows, gate->cols, gate->data, gate->ld,
+                                                        up ? up->data : NULL, gate->ld, h, gate->cols, &c.err));
     return lora_py_end(&c, status);
+}
+
+static PyObject *mlp_backward(PyObject *module, lora_activation activation, PyObject *dh_given, PyObject *gate_given, PyObject *up_given) {
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *gate = lora_py_take(&c, gate_given, "gate", 0), *up = NULL;
+    if (!gate || (up_given && !(up = lora_py_take_like(&c, up_given, "up", gate)))) return lora_py_abandon(&c);
+    lora_py_array *dh = lora_py_take_like(&c, dh_given, "dh", gate);
+    float *dgate = dh ? lora_py_give_like(&c, gate) : NULL, *dup = NULL;
+    if (!dgate || (up && !(dup = lora_py_give_like(&c, gate)))) return lora_py_abandon(&c);
+    int64_t I = gate->cols;
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_mlp_backward(c.state->ctx, activation, gate->rows, I, dh->data, I, gate->data, I,
+                                                         up ? up->data : NULL, I, dgate, I, dup, I, &c.err));
+    return lora_py_end(&c, status);
+}
+
+static PyObject *op_swiglu(PyObject *module, PyObject *args) {
+    PyObject *gate, *up;
+    return PyArg_ParseTuple(args, "OO:swiglu", &gate, &up) ? mlp_forward(module, LORA_SILU, gate, up) : NULL;
 }
 
 PyDoc_STRVAR(swiglu_backward_doc,
@@ -219,18 +288,34 @@ PyDoc_STRVAR(swiglu_backward_doc,
 "Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
 
 static PyObject *op_swiglu_backward(PyObject *module, PyObject *args) {
-    PyObject *dh_given, *gate_given, *up_given;
-    if (!PyArg_ParseTuple(args, "OOO:swiglu_backward", &dh_given, &gate_given, &up_given)) return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
-    lora_py_array *gate = lora_py_take(&c, gate_given, "gate", 0), *up = gate ? lora_py_take_like(&c, up_given, "up", gate) : NULL;
-    lora_py_array *dh = up ? lora_py_take_like(&c, dh_given, "dh", gate) : NULL;
-    float *dgate = dh ? lora_py_give_like(&c, gate) : NULL, *dup = dgate ? lora_py_give_like(&c, gate) : NULL;
-    if (!dup) return lora_py_abandon(&c);
-    int64_t I = gate->cols;
-    lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_mlp_backward(c.state->ctx, LORA_SILU, gate->rows, I, dh->data, I, gate->data, I, up->data, I,
-                                                            dgate, I, dup, I, &c.err));
-    return lora_py_end(&c, status);
+    PyObject *dh, *gate, *up;
+    return PyArg_ParseTuple(args, "OOO:swiglu_backward", &dh, &gate, &up) ? mlp_backward(module, LORA_SILU, dh, gate, up) : NULL;
+}
+
+PyDoc_STRVAR(geglu_doc,
+"geglu($module, gate, up=None, /)\n--\n\n"
+"gelu(gate) * up with the tanh form of GELU; without up, gelu(gate).\n\n"
+"Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nGLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2.");
+
+static PyObject *op_geglu(PyObject *module, PyObject *args) {
+    PyObject *gate, *up = Py_None;
+    if (!PyArg_ParseTuple(args, "O|O:geglu", &gate, &up)) return NULL;
+    return mlp_forward(module, LORA_GELU_TANH, gate, up == Py_None ? NULL : up);
+}
+
+PyDoc_STRVAR(geglu_backward_doc,
+"geglu_backward($module, dh, gate, up=None, /)\n--\n\n"
+"The gradients (dgate, dup) of geglu; without up, dgate.\n\n"
+"Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
+"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+"Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
+
+static PyObject *op_geglu_backward(PyObject *module, PyObject *args) {
+    PyObject *dh, *gate, *up = Py_None;
+    if (!PyArg_ParseTuple(args, "OO|O:geglu_backward", &dh, &gate, &up)) return NULL;
+    return mlp_backward(module, LORA_GELU_TANH, dh, gate, up == Py_None ? NULL : up);
 }
 
 /* --- optimizer ---------------------------------------------------------------------------------------------------- */
@@ -291,10 +376,14 @@ static PyObject *op_sum_of_squares(PyObject *module, PyObject *given) {
 PyMethodDef lora_py_row_ops[] = {
     {"rmsnorm", LORA_PY_KEYWORDS op_rmsnorm, METH_VARARGS | METH_KEYWORDS, rmsnorm_doc},
     {"rmsnorm_backward", LORA_PY_KEYWORDS op_rmsnorm_backward, METH_VARARGS | METH_KEYWORDS, rmsnorm_backward_doc},
+    {"layernorm", LORA_PY_KEYWORDS op_layernorm, METH_VARARGS | METH_KEYWORDS, layernorm_doc},
+    {"layernorm_backward", LORA_PY_KEYWORDS op_layernorm_backward, METH_VARARGS | METH_KEYWORDS, layernorm_backward_doc},
     {"rope", LORA_PY_KEYWORDS op_rope, METH_VARARGS | METH_KEYWORDS, rope_doc},
     {"rope_backward", LORA_PY_KEYWORDS op_rope_backward, METH_VARARGS | METH_KEYWORDS, rope_backward_doc},
     {"swiglu", op_swiglu, METH_VARARGS, swiglu_doc},
     {"swiglu_backward", op_swiglu_backward, METH_VARARGS, swiglu_backward_doc},
+    {"geglu", op_geglu, METH_VARARGS, geglu_doc},
+    {"geglu_backward", op_geglu_backward, METH_VARARGS, geglu_backward_doc},
     {"adamw_step", LORA_PY_KEYWORDS op_adamw_step, METH_VARARGS | METH_KEYWORDS, adamw_step_doc},
     {"sum_of_squares", op_sum_of_squares, METH_O, sum_of_squares_doc},
     {0},

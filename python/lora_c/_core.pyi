@@ -278,18 +278,44 @@ class Decoder:
         self, cache: KVCache, input_ids: _Ids, /, *, cu_seqlens: _Ids | None = None, sequences: _Ids | None = None
     ) -> _F32: ...
 
-def rmsnorm(x: _Array, weight: _Array, /, *, eps: float = 1e-5) -> _F32: ...
-def rmsnorm_backward(dy: _Array, x: _Array, weight: _Array, /, *, eps: float = 1e-5) -> tuple[_F32, _F32]: ...
+def rmsnorm(x: _Array, weight: _Array, /, *, eps: float = 1e-5, weight_offset: float = 0.0) -> _F32: ...
+def rmsnorm_backward(
+    dy: _Array, x: _Array, weight: _Array, /, *, eps: float = 1e-5, weight_offset: float = 0.0
+) -> tuple[_F32, _F32]: ...
+def layernorm(x: _Array, weight: _Array, bias: _Array, /, *, eps: float = 1e-5) -> _F32: ...
+def layernorm_backward(dy: _Array, x: _Array, weight: _Array, /, *, eps: float = 1e-5) -> tuple[_F32, _F32, _F32]: ...
 def rope(x: _Array, positions: _Ids, inv_freq: Any, /, *, scale: float = 1.0) -> _F32: ...
 def rope_backward(dy: _Array, positions: _Ids, inv_freq: Any, /, *, scale: float = 1.0) -> _F32: ...
 def attention(
-    q: _Array, k: _Array, v: _Array, cu_seqlens: _Ids, /, *, scale: float | None = None, sliding_window: int = 0
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    cu_seqlens: _Ids,
+    /,
+    *,
+    scale: float | None = None,
+    sliding_window: int = 0,
+    softcap: float = 0.0,
 ) -> _F32: ...
 def attention_backward(
-    dout: _Array, q: _Array, k: _Array, v: _Array, cu_seqlens: _Ids, /, *, scale: float | None = None, sliding_window: int = 0
+    dout: _Array,
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    cu_seqlens: _Ids,
+    /,
+    *,
+    scale: float | None = None,
+    sliding_window: int = 0,
+    softcap: float = 0.0,
 ) -> tuple[_F32, _F32, _F32]: ...
 def swiglu(gate: _Array, up: _Array, /) -> _F32: ...
 def swiglu_backward(dh: _Array, gate: _Array, up: _Array, /) -> tuple[_F32, _F32]: ...
+def geglu(gate: _Array, up: _Array | None = None, /) -> _F32: ...
+@overload
+def geglu_backward(dh: _Array, gate: _Array, /) -> _F32: ...
+@overload
+def geglu_backward(dh: _Array, gate: _Array, up: _Array, /) -> tuple[_F32, _F32]: ...
 def embedding(ids: _Ids, w: _Weight, /) -> _F32: ...
 def embedding_backward(ids: _Ids, dy: _Array, vocab_size: int, /) -> _F32: ...
 def linear(x: _Array, w: _Weight, /, bias: _Array | None = None) -> _F32: ...
@@ -307,10 +333,21 @@ def cross_entropy(
     *,
     gradients: Literal[False] = False,
     grad_scale: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float = 0.0,
 ) -> float: ...
 @overload
 def cross_entropy(
-    x: _Array, w: _Weight, targets: _Ids, loss_weight: _Array, /, *, gradients: Literal[True], grad_scale: float = 1.0
+    x: _Array,
+    w: _Weight,
+    targets: _Ids,
+    loss_weight: _Array,
+    /,
+    *,
+    gradients: Literal[True],
+    grad_scale: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float = 0.0,
 ) -> tuple[float, _F32, _F32]: ...
 def adamw_step(
     p: _Array,

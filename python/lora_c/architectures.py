@@ -185,12 +185,12 @@ def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         raise CheckpointError(f"config.json: num_key_value_heads: expected a divisor of {heads}, got {kv_heads}")
     if head_dim % 2 or head_dim > MAX_HEAD_DIM:
         raise CheckpointError(f"config.json: head_dim: expected an even number up to {MAX_HEAD_DIM}, got {head_dim}")
-    eps = config.get("rms_norm_eps", 1e-5 if family.model_type == "gpt2" else 1e-6)
+    eps = config.get("rms_norm_eps", 1e-6)
     if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 < eps < 1:
         raise CheckpointError(f"config.json: rms_norm_eps: expected a small positive number, got {eps!r}")
     return {
         "hidden_size": hidden,
-        "intermediate_size": _size(config, "intermediate_size", 4 * hidden if family.model_type == "gpt2" else None),
+        "intermediate_size": _size(config, "intermediate_size", family.mlp_ratio * hidden or None),
         "num_hidden_layers": _size(config, "num_hidden_layers"),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -213,11 +213,9 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
 
 
 def _activation(config: Mapping[str, Any], family: Family) -> str:
-    gemma = family.model_type.startswith("gemma")
-    key = "hidden_activation" if gemma and config.get("hidden_activation") else "hidden_act"
+    key = "hidden_activation" if "hidden_activation" in family.keys and config.get("hidden_activation") else "hidden_act"
     name = config.get(key) or "silu"
-    if family.model_type == "gemma" and name == "gelu":
-        name = "gelu_pytorch_tanh"  # what the first release meant
+    name = family.aliases.get(name, name)
     if name not in ACTIVATIONS or (ACTIVATIONS[name] == "silu" and not family.decoder.get("gated_mlp", True)):
         raise CheckpointError(
             f"config.json: {key}: expected one of {', '.join(ACTIVATIONS)}, got {name!r}; this is not supported"
@@ -232,23 +230,30 @@ def _biased(config: Mapping[str, Any], family: Family) -> tuple[str, ...]:
 
 def _windows(config: Mapping[str, Any], family: Family, layers: int, positions: int) -> int | list[int]:
     """Attention windows: one number for all layers, or one for each; 0 for none."""
+    kinds = _layer_kinds(config, family, layers)
     if family.windows == "never" or config.get("sliding_window") is None:
         return 0
     if family.windows in ("switch", "nope") and not config.get("use_sliding_window"):
         return 0
     window = _size(config, "sliding_window")
     window = 0 if window >= positions else window
-    kinds = config.get("layer_types")
-    if kinds and family.windows != "all":
-        if not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
-            raise CheckpointError(
-                f"config.json: layer_types: expected {layers} of full_attention and sliding_attention, got {shorten(kinds)}"
-            )
-        local = [kind == "sliding_attention" for kind in kinds]
-    else:
-        local = _local_layers(config, family, layers)
+    local = [kind == "sliding_attention" for kind in kinds] if kinds else _local_layers(config, family, layers)
     found = [window if is_local else 0 for is_local in local]
     return found[0] if len(set(found)) == 1 else found
+
+
+def _layer_kinds(config: Mapping[str, Any], family: Family, layers: int) -> list[str]:
+    """The layer_types of a config.json, or nothing where rules of the family decide."""
+    kinds = config.get("layer_types")
+    if not kinds or "layer_types" not in family.keys:
+        return []
+    allowed = ["full_attention", "sliding_attention"]
+    if family.windows == "all":  # transformers does not read the list then: it may only repeat what sliding_window says
+        allowed = allowed[:1] if config.get("sliding_window") is None else allowed[1:]
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in allowed for kind in kinds):
+        got = shorten(kinds) if isinstance(kinds, list) else repr(kinds)
+        raise CheckpointError(f"config.json: layer_types: expected {layers} of {' and '.join(allowed)}, got {got}")
+    return kinds
 
 
 def _local_layers(config: Mapping[str, Any], family: Family, layers: int) -> list[bool]:
@@ -308,7 +313,7 @@ def _ropes(config: Mapping[str, Any], family: Family, kwargs: Mapping[str, Any])
         return {}
     if family.rope == "local":
         return _local_and_global_ropes(config, kwargs)
-    rope = rope_of(config, head_dim, positions)
+    rope = rope_of(config, head_dim, positions, family.aliases)
     out: dict[str, Any] = {"rope_inv_freq": rope.inv_freq, "rope_scale": rope.scale}
     if rope.long_inv_freq is not None:
         out |= {"second_rope_inv_freq": rope.long_inv_freq, "second_rope_scale": rope.scale, "rope_switch": rope.switch}

@@ -66,8 +66,10 @@ class Family:
         Keys of config.json that the row honours besides `SIZES`.
     defaults : mapping
         What transformers assumes where config.json leaves a key out.
-    rename : mapping
-        The family's own names of common keys.
+    rename, aliases : mapping
+        The family's own names of common keys, and of their values.
+    mlp_ratio : int
+        intermediate_size in hidden sizes, where config.json leaves it out.
     """
 
     architecture: str
@@ -82,6 +84,8 @@ class Family:
     keys: frozenset[str] = frozenset()
     defaults: Mapping[str, object] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    mlp_ratio: int = 0
     transposed: bool = False
     embedding_scale: Literal["none", "sqrt", "multiplier"] = "none"
 
@@ -100,7 +104,10 @@ _SANDWICH_DEFAULTS = _GEMMA_DEFAULTS | {"query_pre_attn_scalar": 256, "sliding_w
 
 FAMILIES = (
     Family("LlamaForCausalLM", "llama", keys=_ROPE | _BIAS | {"mlp_bias"}),
-    Family("MistralForCausalLM", "mistral", windows="all", keys=_ROPE | _WINDOW, defaults={"sliding_window": 4096}),
+    Family(
+        "MistralForCausalLM", "mistral", windows="all", keys=_ROPE | _WINDOW | {"layer_types"},
+        defaults={"sliding_window": 4096},
+    ),
     Family(
         "Qwen2ForCausalLM", "qwen2", biases=QKV, windows="switch", keys=_ROPE | _SWITCH, defaults={"max_window_layers": 28},
     ),
@@ -116,9 +123,11 @@ FAMILIES = (
     Family(
         "Phi3ForCausalLM", "phi3", layer=PHI3, windows="all",
         keys=_ROPE | _WINDOW | {"original_max_position_embeddings", "partial_rotary_factor"}, defaults={"rms_norm_eps": 1e-5},
+        aliases={"su": "longrope", "yarn": "longrope"},
     ),
     Family(
         "GemmaForCausalLM", "gemma", decoder=_GEMMA, embedding_scale="sqrt", keys=_GEMMA_KEYS, defaults=_GEMMA_DEFAULTS,
+        aliases={"gelu": "gelu_pytorch_tanh"},  # what the first release meant
     ),
     Family(
         "Gemma2ForCausalLM", "gemma2", layer=GEMMA2, decoder=_GEMMA | {"post_norm": True}, embedding_scale="sqrt",
@@ -144,7 +153,8 @@ FAMILIES = (
     Family(
         "GPT2LMHeadModel", "gpt2", layer=GPT2, layers="transformer.h", globals=_GPT2_GLOBALS, biases=ATTENTION + MLP,
         decoder={"norm": "layer", "gated_mlp": False, "learned_positions": True}, rope="none", transposed=True,
-        keys=frozenset({"scale_attn_weights"}), defaults={"tie_word_embeddings": True, "hidden_act": "gelu_new"},
+        keys=frozenset({"scale_attn_weights"}), mlp_ratio=4,
+        defaults={"tie_word_embeddings": True, "hidden_act": "gelu_new", "rms_norm_eps": 1e-5},
         rename={
             "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
             "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "rms_norm_eps": "layer_norm_epsilon",

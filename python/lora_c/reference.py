@@ -107,33 +107,53 @@ def dora_linear_backward(
 # --- normalisation, positions, MLP --------------------------------------------------------------------------------
 
 
-def rmsnorm(x: ArrayLike, weight: ArrayLike, eps: float) -> F64:
-    """x / sqrt(mean(x²) + eps) * weight.   Source: arXiv:1910.07467, eq. 4."""
+def rmsnorm(x: ArrayLike, weight: ArrayLike, eps: float, weight_offset: float = 0.0) -> F64:
+    """x / sqrt(mean(x²) + eps) * (weight_offset + weight).   Source: arXiv:1910.07467, eq. 4; Gemma's offset is 1."""
     x = _f64(x)
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * _f64(weight)
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * (weight_offset + _f64(weight))
 
 
-def rmsnorm_backward(dy: ArrayLike, x: ArrayLike, weight: ArrayLike, eps: float) -> tuple[F64, F64]:
-    """(dx, dweight). With r = 1/sqrt(mean(x²)+eps) and g = dy * weight:  dx = r g - r³ x mean(g x)."""
+def rmsnorm_backward(
+    dy: ArrayLike, x: ArrayLike, weight: ArrayLike, eps: float, weight_offset: float = 0.0
+) -> tuple[F64, F64]:  # fmt: skip
+    """(dx, dweight). With r = 1/sqrt(mean(x²)+eps) and g = dy * (weight_offset + weight):  dx = r g - r³ x mean(g x)."""
     dy, x = _f64(dy), _f64(x)
     r = 1.0 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
-    g = dy * _f64(weight)
+    g = dy * (weight_offset + _f64(weight))
     dx = r * g - r**3 * x * np.mean(g * x, axis=-1, keepdims=True)
     return dx, (dy * x * r).reshape(-1, x.shape[-1]).sum(axis=0)
 
 
-def rope(x: ArrayLike, positions: ArrayLike, inv_freq: ArrayLike, scale: float = 1.0, backward: bool = False) -> F64:
-    """Rotate the pairs (i, i + D/2) of x (M, heads, D) by positions[m] * inv_freq[i].
+def layernorm(x: ArrayLike, weight: ArrayLike, bias: ArrayLike, eps: float) -> F64:
+    """(x - mean) / sqrt(var + eps) * weight + bias.   Source: arXiv:1607.06450, eq. 4."""
+    x = _f64(x)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * _f64(weight) + _f64(bias)
 
+
+def layernorm_backward(dy: ArrayLike, x: ArrayLike, weight: ArrayLike, eps: float) -> tuple[F64, F64, F64]:
+    """(dx, dweight, dbias). With z the normed x and g = dy * weight:  dx = r (g - mean(g) - z mean(g z))."""
+    dy, x = _f64(dy), _f64(x)
+    x = x - x.mean(axis=-1, keepdims=True)
+    r = 1.0 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
+    z, g = x * r, dy * _f64(weight)
+    dx = r * (g - g.mean(axis=-1, keepdims=True) - z * np.mean(g * z, axis=-1, keepdims=True))
+    return dx, (dy * z).reshape(-1, x.shape[-1]).sum(axis=0), dy.reshape(-1, x.shape[-1]).sum(axis=0)
+
+
+def rope(x: ArrayLike, positions: ArrayLike, inv_freq: ArrayLike, scale: float = 1.0, backward: bool = False) -> F64:
+    """Rotate the pairs (i, i + n) of x (M, heads, D), n = len(inv_freq), by positions[m] * inv_freq[i].
+
+    Elements from 2 n on stay as they are (partial rotation).
     Source: RoFormer, arXiv:2104.09864, eq. 34, with the half-split pairing of Hugging Face folders.
     """
     x = _f64(x)
     angle = _f64(positions)[:, None] * _f64(inv_freq)[None, :]
     cos, sin = scale * np.cos(angle)[:, None, :], scale * np.sin(angle)[:, None, :]
     sin = -sin if backward else sin
-    half = x.shape[-1] // 2
-    x1, x2 = x[..., :half], x[..., half:]
-    return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+    n = cos.shape[-1]
+    x1, x2, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1)
 
 
 def silu(x: ArrayLike) -> F64:
@@ -153,12 +173,50 @@ def swiglu_backward(dh: ArrayLike, gate: ArrayLike, up: ArrayLike) -> tuple[F64,
     return dh * up * sigma * (1.0 + gate * (1.0 - sigma)), dh * gate * sigma
 
 
+_GELU_K = math.sqrt(2.0 / math.pi)
+
+
+def gelu(x: ArrayLike) -> F64:
+    """x / 2 (1 + tanh(k (x + 0.044715 x³))), k = sqrt(2/π).   Source: GELU, arXiv:1606.08415, section 2."""
+    x = _f64(x)
+    return 0.5 * x * (1.0 + np.tanh(_GELU_K * (x + 0.044715 * x**3)))
+
+
+def geglu(gate: ArrayLike, up: ArrayLike = 1.0) -> F64:
+    """gelu(gate) * up.   Source: arXiv:2002.05202."""
+    return gelu(gate) * _f64(up)
+
+
+def geglu_backward(dh: ArrayLike, gate: ArrayLike, up: ArrayLike = 1.0) -> tuple[F64, F64]:
+    """(dgate, dup): gelu'(g) = (1 + t)/2 + g/2 (1 - t²) k (1 + 3 · 0.044715 g²) with t the tanh."""
+    dh, gate = _f64(dh), _f64(gate)
+    t = np.tanh(_GELU_K * (gate + 0.044715 * gate**3))
+    slope = 0.5 * (1.0 + t) + 0.5 * gate * (1.0 - t * t) * _GELU_K * (1.0 + 3 * 0.044715 * gate**2)
+    return dh * _f64(up) * slope, dh * gelu(gate)
+
+
+def softcap(x: ArrayLike, cap: float) -> F64:
+    """cap * tanh(x / cap); cap 0: x.   Source: Gemma 2, arXiv:2408.00118, section 2."""
+    x = _f64(x)
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def softcap_slope(y: ArrayLike, cap: float) -> F64:
+    """The derivative of softcap, from its result: 1 - (y / cap)²."""
+    y = _f64(y)
+    return 1.0 - (y / cap) ** 2 if cap else np.ones_like(y)
+
+
 # --- attention ----------------------------------------------------------------------------------------------------
 
 
-def _attention_probabilities(q: F64, k: F64, scale: float, window: int) -> F64:
-    """softmax(scale q kᵀ) of one head, causal; query i of n sees keys up to len(k) - n + i."""
-    scores = scale * q @ k.T
+def _attention_probabilities(q: F64, k: F64, scale: float, window: int, cap: float) -> tuple[F64, F64]:
+    """softmax(softcap(scale q kᵀ)) of one head, causal, and the slope of the softcap.
+
+    Query i of n sees keys up to len(k) - n + i.
+    """
+    scores = softcap(scale * q @ k.T, cap)
+    slope = softcap_slope(scores, cap)
     query = np.arange(len(q))[:, None] + len(k) - len(q)
     key = np.arange(len(k))[None, :]
     hidden = key > query
@@ -166,11 +224,17 @@ def _attention_probabilities(q: F64, k: F64, scale: float, window: int) -> F64:
         hidden |= key <= query - window
     scores = np.where(hidden, -np.inf, scores)
     p = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
+    return p / p.sum(axis=1, keepdims=True), slope
 
 
 def attention(
-    q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens: ArrayLike, scale: float | None = None, sliding_window: int = 0
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    cu_seqlens: ArrayLike,
+    scale: float | None = None,
+    sliding_window: int = 0,
+    softcap: float = 0.0,
 ) -> F64:
     """Causal grouped-query attention over packed segments. q (M, heads, D), k and v (M, kv_heads, D) -> (M, heads, D).
 
@@ -183,7 +247,7 @@ def attention(
     cu = np.asarray(cu_seqlens)
     for begin, end in zip(cu[:-1], cu[1:], strict=True):
         for h in range(q.shape[1]):
-            p = _attention_probabilities(q[begin:end, h], k[begin:end, h // group], scale, sliding_window)
+            p, _ = _attention_probabilities(q[begin:end, h], k[begin:end, h // group], scale, sliding_window, softcap)
             out[begin:end, h] = p @ v[begin:end, h // group]
     return out
 
@@ -196,8 +260,9 @@ def attention_backward(
     cu_seqlens: ArrayLike,
     scale: float | None = None,
     sliding_window: int = 0,
+    softcap: float = 0.0,
 ) -> tuple[F64, F64, F64]:
-    """(dq, dk, dv). With P the probabilities: dV = Pᵀ dO, dP = dO Vᵀ, dS = P * (dP - rowsum(dP * P))."""
+    """(dq, dk, dv). With P the probabilities: dV = Pᵀ dO, dP = dO Vᵀ, dS = P * (dP - rowsum(dP * P)) * softcap's slope."""
     dout, q, k, v = _f64(dout), _f64(q), _f64(k), _f64(v)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     group = q.shape[1] // k.shape[1]
@@ -206,10 +271,10 @@ def attention_backward(
     for begin, end in zip(cu[:-1], cu[1:], strict=True):
         for h in range(q.shape[1]):
             s, g = slice(begin, end), h // group
-            p = _attention_probabilities(q[s, h], k[s, g], scale, sliding_window)
+            p, slope = _attention_probabilities(q[s, h], k[s, g], scale, sliding_window, softcap)
             dv[s, g] += p.T @ dout[s, h]
             dp = dout[s, h] @ v[s, g].T
-            ds = p * (dp - (dp * p).sum(axis=1, keepdims=True))
+            ds = p * (dp - (dp * p).sum(axis=1, keepdims=True)) * slope
             dq[s, h] = scale * ds @ k[s, g]
             dk[s, g] += scale * ds.T @ q[s, h]
     return dq, dk, dv
@@ -231,23 +296,27 @@ def embedding_backward(ids: ArrayLike, dy: ArrayLike, vocab_size: int) -> F64:
     return dw
 
 
-def linear_cross_entropy(x: ArrayLike, w: ArrayLike, targets: ArrayLike, loss_weight: ArrayLike) -> float:
-    """sum over m of loss_weight[m] * (logsumexp(x Wᵀ)[m] - logits[m, targets[m]])."""
-    logits = _f64(x) @ _f64(w).T
+def linear_cross_entropy(
+    x: ArrayLike, w: ArrayLike, targets: ArrayLike, loss_weight: ArrayLike, scale: float = 1.0, cap: float = 0.0
+) -> float:
+    """sum over m of loss_weight[m] * (logsumexp(logits[m]) - logits[m, targets[m]]), logits = softcap(scale x Wᵀ)."""
+    logits = softcap(scale * _f64(x) @ _f64(w).T, cap)
     top = logits.max(axis=1, keepdims=True)
     lse = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
     rows = np.arange(len(logits))
     return float((_f64(loss_weight) * (lse - logits[rows, np.asarray(targets)])).sum())
 
 
-def linear_cross_entropy_backward(x: ArrayLike, w: ArrayLike, targets: ArrayLike, loss_weight: ArrayLike) -> tuple[F64, F64]:
-    """(dx, dw): dlogits = loss_weight * (softmax - onehot)."""
+def linear_cross_entropy_backward(
+    x: ArrayLike, w: ArrayLike, targets: ArrayLike, loss_weight: ArrayLike, scale: float = 1.0, cap: float = 0.0
+) -> tuple[F64, F64]:
+    """(dx, dw): dlogits = loss_weight * (softmax - onehot), then scale times the slope of the softcap."""
     x, w = _f64(x), _f64(w)
-    logits = x @ w.T
+    logits = softcap(scale * x @ w.T, cap)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     p[np.arange(len(p)), np.asarray(targets)] -= 1.0
-    p *= _f64(loss_weight)[:, None]
+    p *= _f64(loss_weight)[:, None] * scale * softcap_slope(logits, cap)
     return p @ w, p.T @ x
 
 
@@ -284,28 +353,68 @@ def global_norm(grads: list[Any]) -> float:
 # --- the decoder --------------------------------------------------------------------------------------------------
 
 
-def decoder_logits(
-    weights: dict[str, Any], config: dict[str, Any], input_ids: ArrayLike, cu_seqlens: ArrayLike, inv_freq: ArrayLike
-) -> F64:
-    """Logits of a Llama-family decoder. ``weights`` has the names of Decoder.set_weight, each a float matrix or vector.
+def decoder_logits(weights: dict[str, Any], config: dict[str, Any], input_ids: ArrayLike, cu_seqlens: ArrayLike) -> F64:
+    """Logits of a decoder. ``weights`` has the names of Decoder.set_weight, ``config`` is Decoder.config.
 
-    Source: Llama 2, arXiv:2307.09288, section 2.2; the shapes are those of Hugging Face folders.
+    Source: Llama 2, arXiv:2307.09288, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2.
     """
     ids, cu = np.asarray(input_ids), np.asarray(cu_seqlens)
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    eps = config["norm_eps"]
-    positions = np.concatenate([np.arange(e - b) for b, e in zip(cu[:-1], cu[1:], strict=True)])
-    x = embedding(ids, weights["embed_tokens"])
-    for layer in range(config["num_hidden_layers"]):
-        w = {k.split(".", 2)[2]: v for k, v in weights.items() if k.startswith(f"layers.{layer}.")}
-        xn = rmsnorm(x, w["input_layernorm"], eps)
-        q = linear(xn, w["q_proj"], w.get("q_proj.bias")).reshape(len(ids), heads, -1)
-        k = linear(xn, w["k_proj"], w.get("k_proj.bias")).reshape(len(ids), kv_heads, -1)
-        v = linear(xn, w["v_proj"], w.get("v_proj.bias")).reshape(len(ids), kv_heads, -1)
-        a = attention(rope(q, positions, inv_freq), rope(k, positions, inv_freq), v, cu)
-        x = x + linear(a.reshape(len(ids), -1), w["o_proj"], w.get("o_proj.bias"))
-        xn = rmsnorm(x, w["post_attention_layernorm"], eps)
-        h = swiglu(linear(xn, w["gate_proj"], w.get("gate_proj.bias")), linear(xn, w["up_proj"], w.get("up_proj.bias")))
-        x = x + linear(h, w["down_proj"], w.get("down_proj.bias"))
-    head = weights["embed_tokens"] if config.get("tie_word_embeddings") else weights["lm_head"]
-    return linear(rmsnorm(x, weights["norm"], eps), head)
+    lengths = np.diff(cu)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    x = config["embedding_scale"] * embedding(ids, weights["embed_tokens"])
+    if config["learned_positions"]:
+        x = x + embedding(positions, weights["embed_positions"])
+    long = np.repeat(lengths, lengths) > (config["rope_switch"] or np.inf)
+    for n in range(config["num_hidden_layers"]):
+        w = {k.split(".", 2)[2]: v for k, v in weights.items() if k.startswith(f"layers.{n}.")}
+        a = _attention_block(_norm(x, w, "input_layernorm", config, "pre_norm"), w, config, n, cu, positions, long)
+        x = x + config["residual_scale"] * _norm(a, w, "attention_output_norm", config, "post_norm")
+        m = _mlp_block(_norm(x, w, "post_attention_layernorm", config, "pre_norm"), w, config)
+        x = x + config["residual_scale"] * _norm(m, w, "mlp_output_norm", config, "post_norm")
+    head = weights["embed_tokens"] if config["tie_word_embeddings"] else weights["lm_head"]
+    return softcap(config["logit_scale"] * linear(_norm(x, weights, "norm", config), head), config["logit_softcap"])
+
+
+def _norm(x: F64, w: dict[str, Any], name: str, config: dict[str, Any], switch: str | None = None) -> F64:
+    if switch is not None and not config[switch]:
+        return x
+    if config["norm"] == "layer":
+        return layernorm(x, w[name], w[name + ".bias"], config["norm_eps"])
+    return rmsnorm(x, w[name], config["norm_eps"], config["norm_weight_offset"])
+
+
+def _project(x: F64, w: dict[str, Any], name: str) -> F64:
+    return linear(x, w[name], w.get(name + ".bias"))
+
+
+def _attention_block(
+    x: F64, w: dict[str, Any], config: dict[str, Any], layer: int, cu: Any, positions: Any, long: Any
+) -> F64:  # fmt: skip
+    table = 0 if config["layer_rope"] is None else config["layer_rope"][layer]
+    tables = [
+        (config["rope_inv_freq"], config["rope_scale"]), (config["second_rope_inv_freq"], config["second_rope_scale"])
+    ]  # fmt: skip
+    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"], "v": config["num_key_value_heads"]}
+    made = {}
+    for part, n in heads.items():
+        y = _project(x, w, f"{part}_proj")
+        if part != "v" and config["qk_norm"] == "row":
+            y = _norm(y, w, f"{part}_norm", config)
+        y = y.reshape(len(x), n, -1)
+        if part != "v" and config["qk_norm"] == "head":
+            y = _norm(y, w, f"{part}_norm", config)
+        if part != "v" and table >= 0 and tables[table][0] is not None:
+            turned = rope(y, positions, *tables[table])
+            y = np.where(long[:, None, None], rope(y, positions, *tables[1]), turned) if long.any() else turned
+        made[part] = y
+    window = config["sliding_window"]
+    window = window if isinstance(window, int) else window[layer]
+    scale = config["attention_scale"] or None
+    a = attention(made["q"], made["k"], made["v"], cu, scale, window, config["attention_softcap"])
+    return _project(a.reshape(len(x), -1), w, "o_proj")
+
+
+def _mlp_block(x: F64, w: dict[str, Any], config: dict[str, Any]) -> F64:
+    act = silu if config["activation"] == "silu" else gelu
+    up = _project(x, w, "up_proj")
+    return _project(act(_project(x, w, "gate_proj")) * up if config["gated_mlp"] else act(up), w, "down_proj")

@@ -38,15 +38,15 @@ class Rope:
     switch: int = 0
 
 
-def rope_of(config: Mapping[str, Any], head_dim: int, positions: int, theta: float = 10000.0) -> Rope:
+def rope_of(config: Mapping[str, Any], head_dim: int, positions: int, aliases: Mapping[str, str] | None = None) -> Rope:
     """Return the table of a config.json.
 
     Parameters
     ----------
     positions : int
         max_position_embeddings.
-    theta : float
-        The family's rope_theta, for a config without one.
+    aliases : mapping, optional
+        The family's own names of rope types.
 
     Raises
     ------
@@ -60,14 +60,13 @@ def rope_of(config: Mapping[str, Any], head_dim: int, positions: int, theta: flo
     unknown = sorted(key for key, value in rope.items() if key not in _KNOWN and value is not None)
     if unknown:
         raise CheckpointError(f"config.json: rope_parameters: expected known keys, got {unknown[0]!r}; this is not supported")
-    rope.setdefault("rope_theta", config.get("rope_theta", theta))
+    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     if rope.get("partial_rotary_factor") is None:
         rope["partial_rotary_factor"] = config.get("partial_rotary_factor") or 1.0
     if config.get("original_max_position_embeddings") is not None:  # Phi-3 keeps it outside, and it wins
         rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if config.get("model_type") == "phi3" and kind in ("su", "yarn"):
-        kind = "longrope"
+    kind = (aliases or {}).get(kind, kind)
     if kind not in KINDS:
         raise CheckpointError(f"config.json: rope_type: expected one of {', '.join(KINDS)}, got {kind!r}")
     dim = int(head_dim * number(rope, "partial_rotary_factor"))

@@ -32,12 +32,12 @@ static float uniform(float low, float high) {
     return low + (high - low) * (float)(state >> 40) * 0x1p-24f;
 }
 static float *random_floats(int64_t n, float low, float high) {
-    float *p = malloc((size_t)n * sizeof(float) + 1);
+    float *p = calloc((size_t)n + 1, sizeof(float));
     for (int64_t i = 0; i < n; i++) p[i] = uniform(low, high);
     return p;
 }
 static float *copy_floats(const float *a, int64_t n) {
-    float *p = malloc((size_t)n * sizeof(float) + 1);
+    float *p = calloc((size_t)n + 1, sizeof(float));
     memcpy(p, a, (size_t)n * sizeof(float));
     return p;
 }
@@ -88,10 +88,71 @@ static void check_norm(lora_ctx *ctx, int64_t M, int64_t H) {
     free(x), free(w), free(y), free(stats), free(dy), free(dx), free(dx0), free(dw), free(dw0);
 }
 
-static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D) {
-    int64_t n_positions = 97, half = D / 2, ldx = heads * D + 5;
+/* Rows of several vectors, each normed by itself; y and dx in place; the plain loop over the kernels' formulas. */
+static void check_groups(lora_ctx *ctx, lora_norm_kind kind, int64_t M, int64_t groups, int64_t H) {
+    int64_t ld = groups * H + 5, n = M * ld;
+    float *x = random_floats(n, -1, 3), *w = random_floats(H, -2, 2), *b = random_floats(H, -1, 1), *y = copy_floats(x, n);
+    float *stats = random_floats(2 * M * groups, 0, 0), *dy = random_floats(n, -1, 1), *dx = copy_floats(dy, n);
+    float *dw = random_floats(H, 0, 0), *db = random_floats(H, 0, 0);
+    memset(dw, 0, (size_t)H * 4), memset(db, 0, (size_t)H * 4);
+    float offset = kind == LORA_NORM_RMS ? 1.0f : 0.0f;
+    lora_norm norm = {kind, H, groups, 1e-3f, offset, w, b};
+    double *want_dw = calloc((size_t)H, 8), *want_db = calloc((size_t)H, 8), factor = ((double)H / 8 + 12) * U, spread = 0;
+    OK(lora_norm_forward(ctx, &norm, M, y, ld, y, ld, stats, ERR));
+    OK(lora_norm_backward(ctx, &norm, M, dx, ld, x, ld, stats, dx, ld, false, dw, kind == LORA_NORM_RMS ? NULL : db, ERR));
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t g = 0; g < groups; g++) {
+            const float *xs = x + m * ld + g * H, *ds = dy + m * ld + g * H;
+            double mean = 0, square = 0, sum = 0, dot = 0;
+            for (int64_t i = 0; i < H && kind == LORA_NORM_LAYER; i++) mean += xs[i] / (double)H;
+            for (int64_t i = 0; i < H; i++) square += (xs[i] - mean) * (xs[i] - mean) / (double)H;
+            double r = 1 / sqrt(square + 1e-3f);
+            for (int64_t i = 0; i < H; i++) {
+                double gradient = (double)ds[i] * ((double)w[i] + (double)offset);
+                sum += kind == LORA_NORM_LAYER ? gradient / (double)H : 0, dot += gradient * (xs[i] - mean) * r / (double)H;
+            }
+            double error = factor * r * (1 + 3 * r) * 40; /* of mean and variance, relative to the spread */
+            for (int64_t i = 0; i < H; i++) {
+                double z = (xs[i] - mean) * r, weight = (double)w[i] + (double)offset;
+                close_to("norm y", y[m * ld + g * H + i], z * weight + (kind == LORA_NORM_LAYER ? b[i] : 0), error * (1 + fabs(weight)));
+                close_to("norm dx", dx[m * ld + g * H + i], r * (ds[i] * weight - sum - z * dot), error * r * (2 + fabs(z)));
+                want_dw[i] += ds[i] * z, want_db[i] += ds[i], spread = fmax(spread, error * (1 + fabs(z)));
+            }
+        }
+    double terms = (double)(M * groups);
+    for (int64_t i = 0; i < H; i++) {
+        close_to("norm dweight", dw[i], want_dw[i], terms * (spread + terms * U * 40));
+        if (kind == LORA_NORM_LAYER) close_to("norm dbias", db[i], want_db[i], terms * terms * U);
+    }
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t i = groups * H; i < ld; i++) CHECK(y[m * ld + i] == x[m * ld + i] && dx[m * ld + i] == dy[m * ld + i], "norm wrote a gap");
+    mix(y, (size_t)n * 4), mix(dx, (size_t)n * 4), mix(dw, (size_t)H * 4), mix(db, (size_t)H * 4);
+    free(x), free(w), free(b), free(y), free(stats), free(dy), free(dx), free(dw), free(db), free(want_dw), free(want_db);
+}
+
+/* Multiples, sums and the soft cap of rows. */
+static void check_scale(lora_ctx *ctx, int64_t M, int64_t N) {
+    int64_t ld = N + 2;
+    float *x = random_floats(M * ld, -2, 2), *y = random_floats(M * ld, -2, 2), *y0 = copy_floats(y, M * ld);
+    OK(lora_scale_rows(ctx, M, N, 0.3f, x, ld, y, ld, true, ERR));
+    for (int64_t i = 0; i < M * ld; i++)
+        close_to("scale and add", y[i], i % ld < N ? y0[i] + 0.3f * (double)x[i] : (double)y0[i], 2 * U * 3);
+    mix(y, (size_t)(M * ld) * 4);
+    OK(lora_scale_rows(ctx, M, N, -2.0f, y, ld, y, ld, false, ERR));
+    memcpy(y0, y, (size_t)(M * ld) * 4);
+    OK(lora_softcap_rows(ctx, M, N, 1.5f, y, ld, ERR));
+    for (int64_t i = 0; i < M * ld; i++)
+        close_to("softcap", y[i], i % ld < N ? 1.5 * tanh(y0[i] / 1.5) : (double)y0[i], 8 * U * fabs((double)y0[i]));
+    mix(y, (size_t)(M * ld) * 4);
+    REFUSED(LORA_EINVAL, "softcap: expected > 0", lora_softcap_rows(ctx, M, N, 0, y, ld, ERR));
+    free(x), free(y), free(y0);
+}
+
+/* The first rotary elements of each head turn, the rest stays. */
+static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D, int64_t rotary) {
+    int64_t n_positions = 97, half = rotary / 2, ldx = heads * D + 5;
     double inv_freq[64];
-    for (int64_t i = 0; i < half; i++) inv_freq[i] = pow(10000.0, -2.0 * (double)i / (double)D);
+    for (int64_t i = 0; i < half; i++) inv_freq[i] = pow(10000.0, -2.0 * (double)i / (double)rotary);
     float *c = random_floats(n_positions * half, 0, 0), *s = random_floats(n_positions * half, 0, 0);
     OK(lora_rope_table(ctx, n_positions, half, inv_freq, 1.5, c, s, ERR));
     for (int64_t p = 0; p < n_positions; p++)
@@ -102,7 +163,7 @@ static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D) {
     int32_t *positions = malloc((size_t)M * 4 + 1);
     for (int64_t m = 0; m < M; m++) positions[m] = (int32_t)((m * 31) % n_positions);
     float *x = random_floats(M * ldx, -2, 2), *x0 = copy_floats(x, M * ldx);
-    OK(lora_rope(ctx, M, heads, D, D, x, ldx, positions, c, s, n_positions, false, ERR));
+    OK(lora_rope(ctx, M, heads, D, rotary, x, ldx, positions, c, s, n_positions, false, ERR));
     for (int64_t m = 0; m < M; m++)
         for (int64_t h = 0; h < heads; h++)
             for (int64_t i = 0; i < half; i++) {
@@ -111,12 +172,15 @@ static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D) {
                 close_to("rope", x[m * ldx + h * D + i], a * co - b * si, 6 * U * (fabs(a) + fabs(b)));
                 close_to("rope", x[m * ldx + h * D + i + half], b * co + a * si, 6 * U * (fabs(a) + fabs(b)));
             }
+    for (int64_t i = 0; i < M * heads * D; i++)
+        if (i % D >= rotary) CHECK(x[i / (heads * D) * ldx + i % (heads * D)] == x0[i / (heads * D) * ldx + i % (heads * D)], "rope turned too much");
     mix(x, (size_t)(M * ldx) * 4);
-    OK(lora_rope(ctx, M, heads, D, D, x, ldx, positions, c, s, n_positions, true, ERR));
+    OK(lora_rope(ctx, M, heads, D, rotary, x, ldx, positions, c, s, n_positions, true, ERR));
     for (int64_t m = 0; m < M; m++) /* a rotation and its transpose: the square of the scale */
-        for (int64_t i = 0; i < heads * D; i++) close_to("rope back", x[m * ldx + i], 2.25 * x0[m * ldx + i], 1e-5);
+        for (int64_t i = 0; i < heads * D; i++)
+            close_to("rope back", x[m * ldx + i], (i % D < rotary ? 2.25 : 1) * x0[m * ldx + i], 1e-5);
     positions[M - 1] = (int32_t)n_positions;
-    REFUSED(LORA_EINVAL, "got 97", lora_rope(ctx, M, heads, D, D, x, ldx, positions, c, s, n_positions, true, ERR));
+    REFUSED(LORA_EINVAL, "got 97", lora_rope(ctx, M, heads, D, rotary, x, ldx, positions, c, s, n_positions, true, ERR));
     free(c), free(s), free(positions), free(x), free(x0);
 }
 
@@ -139,12 +203,32 @@ static void check_swiglu(lora_ctx *ctx, int64_t M, int64_t I) {
     free(gu), free(gu0), free(h), free(dh);
 }
 
+static void check_geglu(lora_ctx *ctx, int64_t M, int64_t I, bool gated) {
+    int64_t ld = 2 * I;
+    float *gu = random_floats(M * ld, -3, 3), *gu0 = copy_floats(gu, M * ld), *h = random_floats(M * I, 0, 0);
+    float *dh = random_floats(M * I, -1, 1), *up = gated ? gu + I : NULL;
+    OK(lora_mlp_forward(ctx, LORA_GELU_TANH, M, I, gu, ld, up, ld, h, I, ERR));
+    OK(lora_mlp_backward(ctx, LORA_GELU_TANH, M, I, dh, I, gu, ld, up, ld, gu, ld, up, ld, ERR));
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t i = 0; i < I; i++) {
+            double g = gu0[m * ld + i], u = gated ? gu0[m * ld + I + i] : 1, d = dh[m * I + i], k = sqrt(2 / acos(-1.0));
+            double t = tanh(k * (g + 0.044715 * g * g * g)), gelu = 0.5 * g * (1 + t);
+            double slope = 0.5 * (1 + t) + 0.5 * g * (1 - t * t) * k * (1 + 3 * 0.044715 * g * g);
+            close_to("geglu h", h[m * I + i], u * gelu, 60 * U * fabs(u) * (fabs(gelu) + 1e-3));
+            close_to("geglu dgate", gu[m * ld + i], d * u * slope, 180 * U * fabs(d * u));
+            if (gated) close_to("geglu dup", gu[m * ld + I + i], d * gelu, 60 * U * fabs(d) * (fabs(gelu) + 1e-3));
+            else CHECK(gu[m * ld + I + i] == gu0[m * ld + I + i], "geglu wrote an up that is not there");
+        }
+    mix(h, (size_t)(M * I) * 4), mix(gu, (size_t)(M * ld) * 4);
+    free(gu), free(gu0), free(h), free(dh);
+}
+
 static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
     int64_t ld = H + 2;
     float *w = random_floats(V * ld, -2, 2), *y = random_floats(M * H, 0, 0), *dense = random_floats(V * H, -2, 2);
     uint16_t *half = malloc((size_t)(V * ld) * 2);
     for (int64_t i = 0; i < V * ld; i++) half[i] = lora_f32_to_bf16(w[i]);
-    int32_t *ids = malloc((size_t)M * 4 + 1);
+    int32_t *ids = calloc((size_t)M + 1, sizeof *ids);
     for (int64_t m = 0; m < M; m++) ids[m] = (int32_t)((m * 7 + m / 3) % V);
 
     lora_weight f32 = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = H, .ld = ld, .data = w};
@@ -181,6 +265,7 @@ static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
 
 typedef struct xent_case {
     int64_t M, V, H;
+    lora_logit_map map;
     int pattern; /* 0: all rows, 1: every third, 2: a run in the middle, 3: none */
     lora_weight_kind kind;
 } xent_case;
@@ -202,9 +287,9 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
     if (c.kind == LORA_WEIGHT_BF16)
         for (int64_t i = 0; i < V * H; i++) w[i] = lora_bf16_to_f32(half[i]);
     double loss, evaluated, want_loss = 0, *want_dW = calloc((size_t)(V * H), sizeof(double));
-    double *logits = malloc((size_t)V * sizeof(double));
-    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, (lora_logit_map){1, 0}, targets, weight, scale, &loss, token, dx, H, dW, ERR));
-    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, (lora_logit_map){1, 0}, targets, weight, scale, &evaluated, NULL, NULL, 0, NULL, ERR));
+    double *logits = malloc((size_t)V * sizeof(double)), *slope = malloc((size_t)V * sizeof(double));
+    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &loss, token, dx, H, dW, ERR));
+    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &evaluated, NULL, NULL, 0, NULL, ERR));
     CHECK(loss == evaluated, "evaluation gives another loss");
     double error = ((double)H + 50) * U * (double)H; /* of a logit, and so relative of a probability */
     for (int64_t m = 0; m < M; m++) {
@@ -216,7 +301,9 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
         double max = -INFINITY, sum = 0;
         for (int64_t v = 0; v < V; v++) {
             logits[v] = 0;
-            for (int64_t i = 0; i < H; i++) logits[v] += (double)x[m * ldx + i] * w[v * H + i];
+            for (int64_t i = 0; i < H; i++) logits[v] += (double)c.map.scale * x[m * ldx + i] * w[v * H + i];
+            if (c.map.softcap > 0) logits[v] = c.map.softcap * tanh(logits[v] / c.map.softcap);
+            slope[v] = c.map.scale * (c.map.softcap > 0 ? 1 - pow(logits[v] / c.map.softcap, 2) : 1);
             max = fmax(max, logits[v]);
         }
         for (int64_t v = 0; v < V; v++) sum += exp(logits[v] - max);
@@ -224,7 +311,7 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
         close_to("token_loss", token[m], token_loss, 2 * error + 4 * U * token_loss);
         want_loss += weight[m] * token_loss;
         for (int64_t v = 0; v < V; v++)
-            logits[v] = (double)scale * weight[m] * (exp(logits[v] - max) / sum - (v == targets[m]));
+            logits[v] = slope[v] * scale * weight[m] * (exp(logits[v] - max) / sum - (v == targets[m]));
         for (int64_t i = 0; i < H; i++) {
             double g = 0;
             for (int64_t v = 0; v < V; v++) g += logits[v] * w[v * H + i];
@@ -239,14 +326,14 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
     mix(&loss, sizeof loss), mix(token, (size_t)M * 4), mix(dx, (size_t)(M * H) * 4), mix(dW, (size_t)(V * H) * 4);
     if (c.pattern == 0) {
         targets[M - 1] = (int32_t)V;
-        REFUSED(LORA_EINVAL, "targets[", lora_linear_cross_entropy(ctx, M, x, ldx, &base, (lora_logit_map){1, 0}, targets, weight, scale, &loss,
+        REFUSED(LORA_EINVAL, "targets[", lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &loss,
                                                                     NULL, dx, H, NULL, ERR));
         targets[M - 1] = 0;
-        REFUSED(LORA_EINVAL, "overlapping", lora_linear_cross_entropy(ctx, M, x, ldx, &base, (lora_logit_map){1, 0}, targets, weight, scale,
+        REFUSED(LORA_EINVAL, "overlapping", lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale,
                                                                        &loss, NULL, x, ldx, NULL, ERR));
     }
     free(x), free(w), free(dx), free(dW), free(dW0), free(token), free(weight), free(half), free(targets);
-    free(want_dW), free(logits);
+    free(want_dW), free(logits), free(slope);
 }
 
 static void check_adamw(lora_ctx *ctx, int64_t n) {
@@ -304,13 +391,23 @@ static uint64_t run_all(lora_ctx *ctx) {
         for (int c = 0; c < 7; c++) {
             check_norm(ctx, rows[r], widths[c]);
             check_swiglu(ctx, rows[r], widths[c]);
+            check_geglu(ctx, rows[r], widths[c], true);
+            check_geglu(ctx, rows[r], widths[c], false);
+            check_groups(ctx, LORA_NORM_RMS, rows[r], 3, widths[c]);
+            check_groups(ctx, LORA_NORM_LAYER, rows[r], 1, widths[c]);
+            check_scale(ctx, rows[r], widths[c]);
             check_embedding(ctx, rows[r], 29, widths[c]);
         }
-    for (int r = 0; r < 6; r++) check_rope(ctx, rows[r], 3, 2), check_rope(ctx, rows[r], 2, 34), check_rope(ctx, rows[r], 4, 64);
+    for (int r = 0; r < 6; r++) {
+        check_rope(ctx, rows[r], 3, 2, 2), check_rope(ctx, rows[r], 2, 34, 34), check_rope(ctx, rows[r], 4, 64, 64);
+        check_rope(ctx, rows[r], 3, 33, 24);
+    }
     for (int pattern = 0; pattern < 4; pattern++) {
-        check_xent(ctx, (xent_case){1, 5, 3, pattern, LORA_WEIGHT_F32});
-        check_xent(ctx, (xent_case){37, 101, 33, pattern, LORA_WEIGHT_F32});
-        check_xent(ctx, (xent_case){300, 67, 16, pattern, LORA_WEIGHT_BF16}); /* several chunks */
+        check_xent(ctx, (xent_case){1, 5, 3, {1, 0}, pattern, LORA_WEIGHT_F32});
+        check_xent(ctx, (xent_case){37, 101, 33, {1, 0}, pattern, LORA_WEIGHT_F32});
+        check_xent(ctx, (xent_case){300, 67, 16, {1, 0}, pattern, LORA_WEIGHT_BF16}); /* several chunks */
+        check_xent(ctx, (xent_case){37, 101, 33, {0.4f, 0}, pattern, LORA_WEIGHT_F32});
+        check_xent(ctx, (xent_case){300, 67, 16, {0.5f, 1.5f}, pattern, LORA_WEIGHT_F32});
     }
     check_adamw(ctx, 0), check_adamw(ctx, 1), check_adamw(ctx, 1031), check_adamw(ctx, 200003);
     check_refusals(ctx);

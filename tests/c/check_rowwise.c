@@ -73,37 +73,79 @@ static row row_random(int64_t n, int64_t offset, float low, float high) {
 static double sum_factor(int64_t n) { return (double)n / 8.0 + 12.0; }
 
 static void check_norm(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
-                       int64_t offset) {
+                       int64_t offset, float add) {
     row x = row_random(n, offset, -3, 3), w = row_random(n, 0, -2, 2), dy = row_random(n, offset, -1, 1);
     row y = row_make(n, offset), want = row_make(n, 0);
-    float eps = 1e-5f, rstd = k->rmsnorm_forward(n, x.p, w.p, 0.0f, eps, y.p);
-    float want_rstd = ref->rmsnorm_forward(n, x.p, w.p, 0.0f, eps, want.p);
+    float eps = 1e-5f, rstd = k->rmsnorm_forward(n, x.p, w.p, add, eps, y.p);
+    float want_rstd = ref->rmsnorm_forward(n, x.p, w.p, add, eps, want.p);
     CHECK(fabs((double)rstd - want_rstd) <= sum_factor(n) * U * want_rstd, "rstd n=%lld", (long long)n);
     CLOSE("rmsnorm_forward", y, want, sum_factor(n) * U * fabs((double)want.p[i]));
     row in_place = row_copy(x);
-    k->rmsnorm_forward(n, in_place.p, w.p, 0.0f, eps, in_place.p);
+    k->rmsnorm_forward(n, in_place.p, w.p, add, eps, in_place.p);
     CHECK(!memcmp(in_place.p, y.p, (size_t)n * 4), "rmsnorm_forward in place n=%lld", (long long)n);
 
     double mean = 0.0;
-    for (int64_t i = 0; i < n; i++) mean += fabs((double)dy.p[i] * w.p[i] * x.p[i]) / (double)n;
+    for (int64_t i = 0; i < n; i++) mean += fabs((double)dy.p[i] * ((double)add + w.p[i]) * x.p[i]) / (double)n;
     for (int accumulate = 0; accumulate < 2; accumulate++) {
         row dx = row_random(n, offset, -1, 1), dw = row_random(n, 0, -1, 1), dx0 = row_copy(dx);
         row want_dx = row_copy(dx), want_dw = row_copy(dw), dw0 = row_copy(dw);
-        k->rmsnorm_backward(n, dy.p, x.p, w.p, 0.0f, rstd, dx.p, accumulate, dw.p);
-        ref->rmsnorm_backward(n, dy.p, x.p, w.p, 0.0f, rstd, want_dx.p, accumulate, want_dw.p);
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, add, rstd, dx.p, accumulate, dw.p);
+        ref->rmsnorm_backward(n, dy.p, x.p, w.p, add, rstd, want_dx.p, accumulate, want_dw.p);
         double r = rstd;
         CLOSE("rmsnorm_backward dx", dx, want_dx,
-              U * (8 * r * fabs((double)dy.p[i] * w.p[i]) + sum_factor(n) * r * r * r * mean * fabs((double)x.p[i]) +
+              U * (8 * r * fabs((double)dy.p[i] * ((double)add + w.p[i])) + sum_factor(n) * r * r * r * mean * fabs((double)x.p[i]) +
                    2 * fabs((double)dx0.p[i])));
         CLOSE("rmsnorm_backward dweight", dw, want_dw,
               U * (4 * r * fabs((double)dy.p[i] * x.p[i]) + 2 * fabs((double)dw0.p[i])));
-        k->rmsnorm_backward(n, dy.p, x.p, w.p, 0.0f, rstd, NULL, accumulate, dw0.p);
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, add, rstd, NULL, accumulate, dw0.p);
         CHECK(!memcmp(dw0.p, dw.p, (size_t)n * 4), "dweight without dx n=%lld", (long long)n);
-        k->rmsnorm_backward(n, dy.p, x.p, w.p, 0.0f, rstd, dx0.p, accumulate, NULL);
+        k->rmsnorm_backward(n, dy.p, x.p, w.p, add, rstd, dx0.p, accumulate, NULL);
         CHECK(!memcmp(dx0.p, dx.p, (size_t)n * 4), "dx without dweight n=%lld", (long long)n);
         FREE(dx, dw, dx0, want_dx, want_dw, dw0);
     }
     FREE(x, w, dy, y, want, in_place);
+}
+
+static void check_layernorm(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
+                            int64_t offset) {
+    row x = row_random(n, offset, -2, 4), w = row_random(n, 0, -2, 2), b = row_random(n, offset, -1, 1);
+    row dy = row_random(n, offset, -1, 1), y = row_make(n, offset), want = row_make(n, 0);
+    float mean, want_mean, eps = 1e-3f, rstd = k->layernorm_forward(n, x.p, w.p, b.p, eps, y.p, &mean);
+    float want_rstd = ref->layernorm_forward(n, x.p, w.p, b.p, eps, want.p, &want_mean);
+    double f = sum_factor(n) * U, r = want_rstd;
+    CHECK(fabs((double)mean - want_mean) <= f * 4, "mean n=%lld", (long long)n);
+    CHECK(fabs((double)rstd - r) <= f * r * (1 + 4 * r), "rstd n=%lld: %.9g, expected %.9g", (long long)n, (double)rstd, r);
+    /* the error of the mean, at most f max|x|, is divided by the spread */
+    CLOSE("layernorm_forward", y, want,
+          f * (fabs((double)want.p[i] - b.p[i]) * (2 + 4 * r) + 4 * r * fabs((double)w.p[i])) + U * fabs((double)want.p[i]));
+    row in_place = row_copy(x);
+    k->layernorm_forward(n, in_place.p, w.p, b.p, eps, in_place.p, &mean);
+    CHECK(!memcmp(in_place.p, y.p, (size_t)n * 4), "layernorm_forward in place n=%lld", (long long)n);
+
+    double sum = 0, dot = 0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += fabs((double)dy.p[i] * w.p[i]) / (double)n;
+        dot += fabs((double)dy.p[i] * w.p[i] * ((double)x.p[i] - mean) * rstd) / (double)n;
+    }
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        row dx = row_random(n, offset, -1, 1), dw = row_random(n, 0, -1, 1), db = row_random(n, offset, -1, 1), dx0 = row_copy(dx);
+        row want_dx = row_copy(dx), want_dw = row_copy(dw), want_db = row_copy(db), dw0 = row_copy(dw), db0 = row_copy(db);
+        k->layernorm_backward(n, dy.p, x.p, w.p, mean, rstd, dx.p, accumulate, dw.p, db.p);
+        ref->layernorm_backward(n, dy.p, x.p, w.p, mean, rstd, want_dx.p, accumulate, want_dw.p, want_db.p);
+        CLOSE("layernorm_backward dx", dx, want_dx,
+              f * rstd * (fabs((double)dy.p[i] * w.p[i]) + sum + fabs(((double)x.p[i] - mean) * rstd) * dot) * 2 +
+                  2 * U * fabs((double)dx0.p[i]));
+        CLOSE("layernorm_backward dweight", dw, want_dw,
+              U * (6 * fabs((double)dy.p[i] * ((double)x.p[i] - mean) * rstd) + 2 * fabs((double)dw0.p[i])) + 0x1p-40);
+        CLOSE("layernorm_backward dbias", db, want_db, 2 * U * (fabs((double)dy.p[i]) + fabs((double)db0.p[i])));
+        row alone = row_copy(dx0);
+        k->layernorm_backward(n, dy.p, x.p, w.p, mean, rstd, alone.p, accumulate, NULL, NULL);
+        CHECK(!memcmp(alone.p, dx.p, (size_t)n * 4), "dx without weights n=%lld", (long long)n);
+        k->layernorm_backward(n, dy.p, x.p, w.p, mean, rstd, NULL, accumulate, dw0.p, NULL);
+        CHECK(!memcmp(dw0.p, dw.p, (size_t)n * 4), "dweight alone n=%lld", (long long)n);
+        FREE(dx, dw, db, dx0, want_dx, want_dw, want_db, dw0, db0, alone);
+    }
+    FREE(x, w, b, dy, y, want, in_place);
 }
 
 static void check_rope(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t half,
@@ -141,6 +183,52 @@ static void check_swiglu(const lora_rowwise_kernels *k, const lora_rowwise_kerne
     k->swiglu_backward(n, d.p, gate.p, up.p, gate.p, up.p);
     CHECK(!memcmp(gate.p, h.p, (size_t)n * 4) && !memcmp(up.p, du.p, (size_t)n * 4), "in place n=%lld", (long long)n);
     FREE(g, u, d, h, want, du, want_du, alias, gate, up);
+}
+
+/* With a gate and without. */
+static void check_geglu(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
+                        int64_t offset, bool gated) {
+    row g = row_random(n, offset, -6, 6), u = row_random(n, 0, -3, 3), d = row_random(n, offset, -2, 2);
+    static const float special[] = {0.0f, -0.0f, 100.0f, -100.0f, 1e30f, -1e30f, -12.0f, 12.0f, 1e-40f, -9.5f};
+    for (int64_t i = 0; i < n && n > 32 && i < 10; i++) g.p[i] = special[i];
+    const float *up = gated ? u.p : NULL;
+    row h = row_make(n, offset), want = row_make(n, 0), du = row_make(n, 0), want_du = row_make(n, 0);
+    k->geglu_forward(n, g.p, up, h.p);
+    ref->geglu_forward(n, g.p, up, want.p);
+    /* beyond |gate| = 12 the exponential is 0 or infinite, and the error does not grow any more */
+#define SQUARE(x) fmin((double)(x) * (x), 144)
+    CLOSE("geglu_forward", h, want, (16 + 4 * SQUARE(g.p[i])) * U * fabs((double)want.p[i]) + 0x1p-118);
+    row alias = row_copy(g);
+    k->geglu_forward(n, alias.p, up, alias.p);
+    CHECK(!memcmp(alias.p, h.p, (size_t)n * 4), "geglu_forward h = gate, n=%lld", (long long)n);
+
+    k->geglu_backward(n, d.p, g.p, up, h.p, gated ? du.p : NULL);
+    ref->geglu_backward(n, d.p, g.p, up, want.p, gated ? want_du.p : NULL);
+    CLOSE("geglu_backward dgate", h, want, (32 + 16 * SQUARE(g.p[i])) * U * fabs((double)d.p[i] * (gated ? u.p[i] : 1)) + 0x1p-118);
+    row gate = row_copy(g), second = row_copy(u);
+    if (gated)
+        CLOSE("geglu_backward dup", du, want_du, (16 + 4 * SQUARE(g.p[i])) * U * fabs((double)want_du.p[i]) + 0x1p-118);
+    k->geglu_backward(n, d.p, gate.p, gated ? second.p : NULL, gate.p, gated ? second.p : NULL);
+    CHECK(!memcmp(gate.p, h.p, (size_t)n * 4) && (!gated || !memcmp(second.p, du.p, (size_t)n * 4)), "in place n=%lld", (long long)n);
+    FREE(g, u, d, h, want, du, want_du, alias, gate, second);
+}
+
+static void check_softcap(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
+                          int64_t offset) {
+    static const float caps[] = {30.0f, 1.0f, 0.01f};
+    for (int c = 0; c < 3; c++) {
+        row x = row_random(n, offset, -40, 40), d = row_random(n, offset, -2, 2), d0 = row_copy(d), want_d = row_copy(d);
+        static const float special[] = {0.0f, -0.0f, 1e-30f, 1e30f, -1e30f, INFINITY, -INFINITY, 18.75f, 0.625f, -0.6249f};
+        for (int64_t i = 0; i < n && n > 32 && i < 10; i++) x.p[i] = special[i];
+        row want = row_copy(x);
+        k->softcap_forward(n, caps[c], x.p);
+        ref->softcap_forward(n, caps[c], want.p);
+        CLOSE("softcap_forward", x, want, 8 * U * fabs((double)want.p[i]) + 0x1p-126);
+        k->softcap_backward(n, caps[c], want.p, d.p);
+        ref->softcap_backward(n, caps[c], want.p, want_d.p);
+        CLOSE("softcap_backward", d, want_d, 4 * U * fabs((double)d0.p[i]));
+        FREE(x, d, d0, want_d, want);
+    }
 }
 
 static void check_softmax(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
@@ -213,6 +301,8 @@ static void check_vectors(const lora_rowwise_kernels *k, const lora_rowwise_kern
     k->axpy(n, 0.7f, x.p, y.p);
     ref->axpy(n, 0.7f, x.p, want.p);
     CLOSE("axpy", y, want, 2 * U * (fabs(0.7 * x.p[i]) + fabs((double)y0.p[i])));
+    k->scale(n, -0.3f, x.p, y.p);
+    for (int64_t i = 0; i < n; i++) CHECK(y.p[i] == -0.3f * x.p[i], "scale n=%lld", (long long)n);
     for (int64_t i = 0; i < n; i++) x.p[i] *= 28.0f;
     k->exp(n, x.p, y.p);
     ref->exp(n, x.p, want.p);
@@ -262,7 +352,12 @@ void check_rowwise(void) {
         lora_rowwise_kernels_init(&k, isa);
         for (int s = 0; s < N_SIZES; s++)
             for (int64_t offset = 0; offset < 2; offset++) {
-                check_norm(&k, &ref, isa, sizes[s], offset);
+                check_norm(&k, &ref, isa, sizes[s], offset, 0.0f);
+                check_norm(&k, &ref, isa, sizes[s], offset, 3.0f);
+                check_layernorm(&k, &ref, isa, sizes[s], offset);
+                check_geglu(&k, &ref, isa, sizes[s], offset, true);
+                check_geglu(&k, &ref, isa, sizes[s], offset, false);
+                check_softcap(&k, &ref, isa, sizes[s], offset);
                 check_rope(&k, &ref, isa, sizes[s], offset);
                 check_swiglu(&k, &ref, isa, sizes[s], offset);
                 check_softmax(&k, &ref, isa, sizes[s], offset);

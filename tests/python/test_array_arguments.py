@@ -29,12 +29,16 @@ FREQ = np.array([1.0, 0.5], np.float64)
 CALLS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "rmsnorm": (ops.rmsnorm, [f32(M, K), f32(K)]),
     "rmsnorm_backward": (ops.rmsnorm_backward, [f32(M, K), f32(M, K), f32(K)]),
+    "layernorm": (ops.layernorm, [f32(M, K), f32(K), f32(K)]),
+    "layernorm_backward": (ops.layernorm_backward, [f32(M, K), f32(M, K), f32(K)]),
     "rope": (ops.rope, [f32(M, 2, 4), np.arange(M, dtype=np.int32), FREQ]),
     "rope_backward": (ops.rope_backward, [f32(M, 2, 4), np.arange(M, dtype=np.int32), FREQ]),
     "attention": (ops.attention, [f32(M, 4, 8), f32(M, 2, 8), f32(M, 2, 8), CU]),
     "attention_backward": (ops.attention_backward, [f32(M, 4, 8), f32(M, 4, 8), f32(M, 2, 8), f32(M, 2, 8), CU]),
     "swiglu": (ops.swiglu, [f32(M, K), f32(M, K)]),
     "swiglu_backward": (ops.swiglu_backward, [f32(M, K), f32(M, K), f32(M, K)]),
+    "geglu": (ops.geglu, [f32(M, K)]),
+    "geglu_backward": (ops.geglu_backward, [f32(M, K), f32(M, K), f32(M, K)]),
     "embedding": (ops.embedding, [IDS, f32(4, K)]),
     "embedding_backward": (ops.embedding_backward, [IDS, f32(M, K), 4]),
     "linear": (ops.linear, [f32(M, K), f32(N, K), f32(N)]),
@@ -89,9 +93,12 @@ def test_arrays_that_do_not_fit(name: str, place: int, kind: str) -> None:
 
 # (function, argument, axis) that may be longer than in CALLS: the batch, the vocabulary, the width of an embedding.
 FITS = {
-    ("rmsnorm", 0, 0), ("linear", 0, 0), ("sum_of_squares", 0, 0), ("sum_of_squares", 0, -1), ("LoRALinear.forward", 0, 0),
+    ("rmsnorm", 0, 0), ("layernorm", 0, 0), ("linear", 0, 0), ("sum_of_squares", 0, 0), ("sum_of_squares", 0, -1),
+    ("LoRALinear.forward", 0, 0),
     ("NF4Tensor.quantize", 0, 0), ("NF4Tensor.quantize", 0, -1), ("embedding", 1, 0), ("embedding", 1, -1),
     ("embedding_backward", 1, -1), ("cross_entropy", 1, 0),
+    ("geglu", 0, 0), ("geglu", 0, -1),
+    ("rope", 0, -1), ("rope_backward", 0, -1),  # fewer frequencies than pairs turn the start of each head
 }  # fmt: skip
 
 

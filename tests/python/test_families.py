@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lora_c import _core
+from lora_c import _core, reference
+from lora_c.architectures import architecture_of
 from lora_c.configs import LoraConfig
+from lora_c.errors import CheckpointError
+from lora_c.families import FAMILIES
 from lora_c.model import Model, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
@@ -115,6 +118,107 @@ def test_lora_gradients(name: str, tmp_path: Path) -> None:
     assert abs(loss_and_gradients(model, record["ids"]) - record["loss"]) < 1e-4
     for parameter in model.trainable_parameters():
         assert relative(parameter.grad, record["grad." + parameter.name]) < 1e-3, parameter.name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_readable_reference_says_the_same(name: str, tmp_path: Path) -> None:
+    record = golden(name)
+    model = load_model(folder(record, tmp_path / "model"))
+    weights = {}
+    for spec in model.architecture.weights():
+        parts = spec.parts or ((spec.name, 0),)
+        firsts = [first for _, first in parts] + [spec.shape[0]]
+        for (part, first), end in zip(parts, firsts[1:], strict=True):
+            weights[part] = model.weights[spec.name][first:end]
+    logits = reference.decoder_logits(weights, model.decoder.config, record["ids"], [0, len(record["ids"])])
+    np.testing.assert_allclose(logits, record["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"use_sliding_window": True}, "use_sliding_window: expected nothing"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected nothing"),
+        ("llama", {"embedding_multiplier": 2.0}, "embedding_multiplier: expected nothing, got '2.0'"),
+        ("llama", {"residual_scale_of_tomorrow": [1]}, "residual_scale_of_tomorrow"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act: expected one of silu"),
+        ("mistral", {"attention_bias": True}, "attention_bias: expected nothing"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types: expected 2 of sliding_attention"),
+        ("qwen2", {"layer_types": ["sliding_attention"]}, "layer_types: expected 2 of"),
+        ("qwen3", {"layer_types": ["linear_attention", "full_attention"]}, "layer_types: expected 2 of"),
+        ("smollm3", {"no_rope_layers": [2, 1]}, "no_rope_layers: expected 2 of 0 and 1"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "short_factor"),
+        ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.1}}, "partial_rotary_factor"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention: expected nothing"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar: expected a positive"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention: expected nothing"),
+        ("gemma3", {"vision_config": {"depth": 2}}, "vision_config: expected nothing"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv: expected nothing"),
+        ("granite", {"logits_scaling": -1}, "logits_scaling: expected a positive"),
+        ("granite", {"position_embedding_type": "nope"}, "position_embedding_type: expected nothing"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: expected nothing"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention: expected nothing"),
+        ("gpt2", {"activation_function": "relu"}, "hidden_act: expected one of silu"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(name: str, changes: dict, message: str) -> None:
+    config = json.loads(golden(name)["config"].tobytes())
+    architecture_of(config)
+    with pytest.raises(CheckpointError, match=message):
+        architecture_of(config | changes)
+
+
+def test_every_family_has_a_golden_model() -> None:
+    found = {json.loads(golden(name)["config"].tobytes())["architectures"][0] for name in TRAINED}
+    assert found == {family.architecture for family in FAMILIES}
+
+
+def test_older_spellings_of_the_same_config(tmp_path: Path) -> None:
+    """rope_theta with rope_scaling, and the windows as rules instead of lists."""
+    llama = json.loads(golden("llama_llama3")["config"].tobytes())
+    rope = llama.pop("rope_parameters")
+    old = llama | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    new = architecture_of(json.loads(golden("llama_llama3")["config"].tobytes())).decoder_kwargs
+    assert np.array_equal(architecture_of(old).decoder_kwargs["rope_inv_freq"], new["rope_inv_freq"])
+    gemma = json.loads(golden("gemma3")["config"].tobytes())
+    tables = gemma.pop("rope_parameters")
+    wide = tables["full_attention"]
+    gemma |= {
+        "rope_theta": wide["rope_theta"], "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "rope_local_base_freq": tables["sliding_attention"]["rope_theta"],
+    }  # fmt: skip
+    new = architecture_of(json.loads(golden("gemma3")["config"].tobytes())).decoder_kwargs
+    for key in ("rope_inv_freq", "second_rope_inv_freq", "layer_rope", "sliding_window"):
+        assert np.array_equal(architecture_of(gemma).decoder_kwargs[key], new[key]), key
+    gemma.pop("layer_types")
+    assert architecture_of(gemma | {"sliding_window_pattern": 2}).decoder_kwargs["layer_rope"] == [1, 0, 1]
+
+
+def test_gemma_scales_its_embedding_in_the_type_of_the_folder() -> None:
+    config = json.loads(golden("gemma")["config"].tobytes()) | {"hidden_size": 3072}
+    config.pop("torch_dtype", None)
+    assert architecture_of(config | {"dtype": "float32"}).decoder_kwargs["embedding_scale"] == np.float32(3072**0.5)
+    assert architecture_of(config | {"dtype": "bfloat16"}).decoder_kwargs["embedding_scale"] == 55.5
+
+
+def test_gpt2_folder_without_prefix(tmp_path: Path) -> None:
+    """The first release has no "transformer." before its names, and its masks as buffers."""
+    record = golden("gpt2")
+    path = folder(record, tmp_path / "model")
+    bare = {key.removeprefix("transformer."): value for key, value in tensors(record).items() if key != "lm_head.weight"}
+    bare["h.0.attn.bias"] = np.ones((1, 1, 96, 96), np.float32)
+    save_file(bare, path / "model.safetensors", metadata={"format": "pt"})
+    assert np.abs(load_model(path).decoder.logits(record["ids"]) - record["logits"]).max() < 1e-4
+
+
+def test_longrope_cache_refuses_to_cross_the_switch(tmp_path: Path) -> None:
+    record = golden("phi3_longrope_switch")
+    model = load_model(folder(record, tmp_path / "model"))
+    cache = model.decoder.new_cache(60)
+    model.decoder.decode(cache, record["ids"])
+    model.decoder.decode(cache, record["ids"][:5])
+    with pytest.raises(ValueError, match="within 45 tokens, where the RoPE frequencies change, got 46"):
+        model.decoder.decode(cache, record["ids"][:1])
 
 
 @pytest.mark.parametrize("name", TRAINED)

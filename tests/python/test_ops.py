@@ -52,6 +52,31 @@ def test_rmsnorm(n):
 
 
 @pytest.mark.parametrize("n", SIZES)
+def test_layernorm_and_the_offset_of_rmsnorm(n):
+    r = rng(n, 7)
+    x, w, b, dy = normal(r, 5, n), normal(r, n), normal(r, n), normal(r, 5, n)
+    close(ops.rmsnorm(x, w, eps=1e-2, weight_offset=1.0), ref.rmsnorm(x, w, 1e-2, 1.0))
+    close(ops.layernorm(x, w, b, eps=1e-2), ref.layernorm(x, w, b, 1e-2), 1e-4)
+    for got, want in zip(ops.layernorm_backward(dy, x, w, eps=1e-2), ref.layernorm_backward(dy, x, w, 1e-2), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-4 * (1 + np.abs(want).max()))
+    dx, dw = ops.rmsnorm_backward(dy, x, w, eps=1e-2, weight_offset=1.0)
+    want_dx, want_dw = ref.rmsnorm_backward(dy, x, w, 1e-2, 1.0)
+    np.testing.assert_allclose(dx, want_dx, rtol=0, atol=1e-4 * (1 + np.abs(dy * (1 + w)).max()))
+    close(dw, want_dw)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_geglu(n):
+    r = rng(n, 8)
+    gate, up, dh = normal(r, 3, n) * 2, normal(r, 3, n), normal(r, 3, n)
+    close(ops.geglu(gate, up), ref.geglu(gate, up))
+    close(ops.geglu(gate), ref.gelu(gate))
+    for got, want in zip(ops.geglu_backward(dh, gate, up), ref.geglu_backward(dh, gate, up), strict=True):
+        close(got, want)
+    close(ops.geglu_backward(dh, gate), ref.geglu_backward(dh, gate)[0])
+
+
+@pytest.mark.parametrize("n", SIZES)
 def test_swiglu(n):
     r = rng(n, 1)
     gate, up, dh = normal(r, 3, n) * 4, normal(r, 3, n), normal(r, 3, n)
@@ -67,18 +92,21 @@ def test_rope(half):
     inv_freq = 10000.0 ** (-np.arange(half) / half)
     close(ops.rope(x, positions, inv_freq), ref.rope(x, positions, inv_freq))
     close(ops.rope_backward(x, positions, inv_freq), ref.rope(x, positions, inv_freq, backward=True))
+    part = inv_freq[: (half + 1) // 2]  # only the start of each head turns
+    close(ops.rope(x, positions, part), ref.rope(x, positions, part))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(1, 1, 1), (4, 2, 8), (2, 2, 17), (6, 2, 64)])
-@pytest.mark.parametrize("window", [0, 5])
-def test_attention(heads, kv_heads, dim, window):
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (5, 0.0), (0, 1.5)])
+def test_attention(heads, kv_heads, dim, window, cap):
     r = rng(heads, dim, window)
     cu = np.array([0, 1, 18, 90], np.int32)
     q, k, v = normal(r, 90, heads, dim), normal(r, 90, kv_heads, dim), normal(r, 90, kv_heads, dim)
     dout = normal(r, 90, heads, dim)
-    close(ops.attention(q, k, v, cu, sliding_window=window), ref.attention(q, k, v, cu, sliding_window=window))
-    got = ops.attention_backward(dout, q, k, v, cu, sliding_window=window)
-    want = ref.attention_backward(dout, q, k, v, cu, sliding_window=window)
+    options = {"sliding_window": window, "softcap": cap}
+    close(ops.attention(q, k, v, cu, **options), ref.attention(q, k, v, cu, **options))
+    got = ops.attention_backward(dout, q, k, v, cu, **options)
+    want = ref.attention_backward(dout, q, k, v, cu, **options)
     for g, w in zip(got, want, strict=True):
         close(g, w, 1e-4)
 
@@ -116,6 +144,11 @@ def test_cross_entropy(m, h, v):
     close(dx, want_dx)
     close(dw, want_dw)
     assert math.isclose(ops.cross_entropy(x, w, targets, weight), loss, rel_tol=1e-6)
+    loss, dx, dw = ops.cross_entropy(x, w, targets, weight, gradients=True, logit_scale=0.5, logit_softcap=1.5)
+    assert math.isclose(loss, ref.linear_cross_entropy(x, w, targets, weight, 0.5, 1.5), rel_tol=1e-5, abs_tol=1e-6)
+    want_dx, want_dw = ref.linear_cross_entropy_backward(x, w, targets, weight, 0.5, 1.5)
+    close(dx, want_dx)
+    close(dw, want_dw)
 
 
 @pytest.mark.parametrize("n", SIZES)

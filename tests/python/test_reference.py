@@ -58,6 +58,32 @@ def test_rmsnorm_gradients():
     close(dw, central_difference(lambda t: (dy * ref.rmsnorm(x, t, 1e-5)).sum(), w))
 
 
+def test_norms_of_gemma_and_gpt2_gradients():
+    x, w, b, dy = RNG.standard_normal((3, 6)), RNG.standard_normal(6), RNG.standard_normal(6), RNG.standard_normal((3, 6))
+    close(ref.rmsnorm(x, w, 1e-5, weight_offset=1.0), ref.rmsnorm(x, 1 + w, 1e-5))
+    dx, dw = ref.rmsnorm_backward(dy, x, w, 1e-5, weight_offset=1.0)
+    close(dx, central_difference(lambda t: (dy * ref.rmsnorm(t, w, 1e-5, 1.0)).sum(), x))
+    close(dw, central_difference(lambda t: (dy * ref.rmsnorm(x, t, 1e-5, 1.0)).sum(), w))
+    z = ref.layernorm(x, np.ones(6), np.zeros(6), 0.0)
+    close(z.mean(axis=1), np.zeros(3))
+    close((z * z).mean(axis=1), np.ones(3))
+    dx, dw, db = ref.layernorm_backward(dy, x, w, 1e-2)
+    close(dx, central_difference(lambda t: (dy * ref.layernorm(t, w, b, 1e-2)).sum(), x))
+    close(dw, central_difference(lambda t: (dy * ref.layernorm(x, t, b, 1e-2)).sum(), w))
+    close(db, central_difference(lambda t: (dy * ref.layernorm(x, w, t, 1e-2)).sum(), b))
+
+
+def test_geglu_and_softcap_gradients():
+    g, u, dh = (RNG.standard_normal((3, 4)) for _ in range(3))
+    dg, du = ref.geglu_backward(dh, g, u)
+    close(dg, central_difference(lambda t: (dh * ref.geglu(t, u)).sum(), g))
+    close(du, central_difference(lambda t: (dh * ref.geglu(g, t)).sum(), u))
+    close(ref.geglu_backward(dh, g)[0], central_difference(lambda t: (dh * ref.gelu(t)).sum(), g))
+    slope = ref.softcap_slope(ref.softcap(3 * g, 1.5), 1.5)
+    close(dh * slope, central_difference(lambda t: (dh * ref.softcap(t, 1.5)).sum(), 3 * g))
+    close(ref.softcap(g, 0.0), g)
+
+
 def test_rope_backward_is_the_gradient_and_rotation_keeps_length():
     x, dy = RNG.standard_normal((4, 2, 6)), RNG.standard_normal((4, 2, 6))
     positions, inv_freq = np.arange(4), np.array([1.0, 0.1, 0.01])
@@ -75,12 +101,15 @@ def test_swiglu_gradients():
     close(du, central_difference(lambda t: (dh * ref.swiglu(g, t)).sum(), u))
 
 
-@pytest.mark.parametrize("window", [0, 2])
-def test_attention_gradients(window):
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (2, 0.0), (0, 0.8)])
+def test_attention_gradients(window, cap):
     q, k, v = RNG.standard_normal((6, 4, 3)), RNG.standard_normal((6, 2, 3)), RNG.standard_normal((6, 2, 3))
     dout, cu = RNG.standard_normal((6, 4, 3)), [0, 4, 6]
-    dq, dk, dv = ref.attention_backward(dout, q, k, v, cu, sliding_window=window)
-    run = lambda q, k, v: (dout * ref.attention(q, k, v, cu, sliding_window=window)).sum()  # noqa: E731
+    dq, dk, dv = ref.attention_backward(dout, q, k, v, cu, sliding_window=window, softcap=cap)
+
+    def run(q, k, v):
+        return (dout * ref.attention(q, k, v, cu, sliding_window=window, softcap=cap)).sum()
+
     close(dq, central_difference(lambda t: run(t, k, v), q))
     close(dk, central_difference(lambda t: run(q, t, v), k))
     close(dv, central_difference(lambda t: run(q, k, t), v))
@@ -103,3 +132,11 @@ def test_cross_entropy_gradients():
 def test_embedding_gradient():
     ids, w, dy = np.array([1, 3, 1]), RNG.standard_normal((4, 2)), RNG.standard_normal((3, 2))
     close(ref.embedding_backward(ids, dy, 4), central_difference(lambda t: (dy * ref.embedding(ids, t)).sum(), w))
+
+
+def test_loss_gradients_behind_scale_and_softcap():
+    x, w = RNG.standard_normal((4, 3)), RNG.standard_normal((5, 3))
+    args = ([0, 4, 2, 1], [1.0, 0.0, 2.0, 0.5], 0.7, 1.2)
+    dx, dw = ref.linear_cross_entropy_backward(x, w, *args)
+    close(dx, central_difference(lambda t: ref.linear_cross_entropy(t, w, *args), x))
+    close(dw, central_difference(lambda t: ref.linear_cross_entropy(x, t, *args), w))
