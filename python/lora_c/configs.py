@@ -54,7 +54,7 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
             continue
         message = item["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        shown = f", got {item['input']!r}" if item["type"] != "value_error" else ""
+        shown = f", got {repr(item['input'])[:80]}" if item["type"] != "value_error" else ""
         lines.append(f"{name}: {message}{shown}" if name else message)
     return f"{model.__name__}: " + "; ".join(dict.fromkeys(lines))
 

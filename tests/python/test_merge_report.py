@@ -128,6 +128,16 @@ def test_command_merges_several_adapters(tmp_path: Path) -> None:
     assert np.abs(one.decoder.logits(ids) - record["one.logits"]).max() < 0.02
 
 
+def test_a_single_module_name_on_the_command_line_is_a_name(stories: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Once upon a time there was a little dog. " * 20)
+    run("train", "--model", stories, "--data", tmp_path / "text.txt", "--output-dir", tmp_path / "a", "--max-steps", 1,
+        "--target-modules", "q_proj", "--modules-to-save", "lm_head", "--use-dora", "--trainable-token-indices", 5,
+        "--modules-to-save", "norm")  # fmt: skip
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj"] and config["modules_to_save"] == ["norm"] and config["use_dora"]
+    assert config["trainable_token_indices"] == [5]
+
+
 def test_command_measures_on_given_data(stories: Path, tmp_path: Path) -> None:
     model = load_model(stories)
     model.add_adapter(r=2)

@@ -34,12 +34,12 @@ def parse_adapter_config(values: Mapping[str, Any], where: str) -> LoraConfig:
     """
     if str(values.get("peft_type", "LORA")).upper() != "LORA":
         raise AdapterError(
-            f"{where}: peft_type: expected 'LORA', got {values['peft_type']!r}; other methods are not supported"
+            f"{where}: peft_type: expected 'LORA', got {repr(values['peft_type'])[:80]}; other methods are not supported"
         )
     init = values.get("init_lora_weights", True)
     if not any(init is known or init == known for known in _PLAIN_INIT):
         raise AdapterError(
-            f"{where}: init_lora_weights: expected an initialisation that keeps the base weights, got {init!r}; convert it "
+            f"{where}: init_lora_weights: expected an initialisation that keeps the base weights, got {repr(init)[:80]}; convert it "
             "with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     for key, value in values.items():

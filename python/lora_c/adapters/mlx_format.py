@@ -63,7 +63,7 @@ def _options(values: Mapping[str, Any], where: Path) -> tuple[float, float, bool
     scale, dropout = parameters.get("scale"), parameters.get("dropout", 0.0)
     for name, value in (("scale", scale), ("dropout", dropout)):
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
-            raise AdapterError(f"{where}: lora_parameters.{name}: expected a number, got {value!r}")
+            raise AdapterError(f"{where}: lora_parameters.{name}: expected a number, got {repr(value)[:80]}")
     return float(scale), float(dropout), kind == "dora"  # type: ignore[arg-type]
 
 
@@ -75,8 +75,8 @@ def _matrices(file: SafetensorsFile, architecture: Architecture, scale: float, d
         if match is None or match["module"] not in projections or (match["part"] == "m") > dora:
             known = "lora_a, lora_b or m" if dora else "lora_a or lora_b"
             raise AdapterError(
-                f"{file.path}: {key}: expected {known} of a projection of this model, got this tensor; it is not supported, "
-                "or the adapter is for another base model"
+                f"{file.path}: {key[:120]}: expected {known} of a projection of this model, got this tensor; it is not "
+                "supported, or the adapter is for another base model"
             )
         parts.setdefault(match["module"], {})[match["part"]] = read_floats(file, key)
     names = ("lora_a", "lora_b", "m") if dora else ("lora_a", "lora_b")

@@ -132,6 +132,7 @@ def _saved_key(spec: WeightSpec, adapted: set[str]) -> str:
 def _place_of(key: str, places: Mapping[str, Place], file: SafetensorsFile, architecture: Architecture) -> Place:
     plain = key.removeprefix(PREFIX)
     match = _KEY.fullmatch(key)
+    shown = key[:120]
     if match is not None:
         suffix = "" if match["part"] == "lora_magnitude_vector" else ".weight"
         plain = f"{match['module']}.{match['part']}{suffix}"
@@ -140,10 +141,12 @@ def _place_of(key: str, places: Mapping[str, Place], file: SafetensorsFile, arch
             return places[candidate]
     module = match["module"] if match is not None else None
     if module is None:
-        raise AdapterError(f"{file.path}: {key}: expected only what {CONFIG_FILE} names, got this tensor; it is not supported")
+        raise AdapterError(
+            f"{file.path}: {shown}: expected only what {CONFIG_FILE} names, got this tensor; it is not supported"
+        )
     if module not in {spec.module for spec in all_specs(architecture)}:
         raise AdapterError(
-            f"{file.path}: {key}: expected a module of this model, got {module!r}; it is an adapter for another base model"
+            f"{file.path}: {shown}: expected a module of this model, got another; it is an adapter for another base model"
         )
     raise AdapterError(
         f"{file.path}: {key}: expected a tensor that {CONFIG_FILE} asks for, got one more; see its target_modules and use_dora"

@@ -156,7 +156,7 @@ def find_token_ids(config: LoraConfig, architecture: Architecture) -> list[int] 
 
 def shorten_names(names: Iterable[str]) -> str:
     """The names as a list to read."""
-    return ", ".join(repr(name) for name in names)
+    return ", ".join(repr(name)[:80] for name in names)
 
 
 def _is_saved(module: str, names: list[str]) -> bool:

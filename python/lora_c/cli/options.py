@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -48,12 +49,12 @@ def take(settings: dict[str, Any], cls: type[BaseModel], skip: tuple[str, ...] =
 
 
 class TextList(click.ParamType):
-    """ "a,b" is a list; a single word stays a word (it may be "all-linear" or a regular expression)."""
+    """ "a,b" is a list, and so is a single name; "all-linear" and regular expressions stay texts."""
 
     name = "A,B"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str) or "," not in value:
+        if not isinstance(value, str) or not ("," in value or re.fullmatch(r"[\w.]+", value)):
             return value
         parts = [part.strip() for part in value.split(",") if part.strip()]
         return [int(p) if p.lstrip("-").isdigit() else p for p in parts]
