@@ -63,6 +63,43 @@ def test_ours_there_and_theirs_here(llama_folder, tmp_path: Path, options: dict,
     close(peer_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected, 1e-5)
 
 
+GPT2 = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=96, n_positions=64, initializer_range=0.2)
+PHI3 = transformers.Phi3Config(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=96,
+    max_position_embeddings=128, original_max_position_embeddings=128, initializer_range=0.2, pad_token_id=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (GPT2, {"target_modules": None}),
+        (GPT2, {"use_dora": True, "r": 3}),
+        (GPT2, {"modules_to_save": ["mlp.c_proj", "ln_f"], "target_modules": ["c_attn"], "bias": "lora_only"}),
+        (GPT2, {"bias": "all", "trainable_token_indices": {"wte": [4, 8]}, "target_modules": ["c_fc"]}),
+        (PHI3, {"target_modules": ["qkv_proj", "down_proj"]}),
+        (PHI3, {"use_dora": True, "lora_alpha": 5}),
+        (PHI3, {"modules_to_save": ["gate_up_proj", "lm_head"], "target_modules": ["o_proj"]}),
+    ],
+    ids=str,
+)
+def test_families_with_matrices_of_several_parts(tmp_path: Path, config: object, options: dict) -> None:
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).eval().save_pretrained(tmp_path / "base")
+    model = lc.load_model(tmp_path / "base")
+    model.add_adapter(lc.LoraConfig(**options))
+    expected = moved(model)
+    model.save_adapter(tmp_path / "ours")
+    theirs = load_peer(tmp_path / "base", tmp_path / "ours")
+    close(peer_logits(theirs), expected, 1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = lc.load_model(tmp_path / "base")
+    again.load_adapter(tmp_path / "theirs")
+    close(again.decoder.logits(IDS), expected, 1e-5)
+    model.merge().save(tmp_path / "merged")
+    close(peer_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected, 1e-5)
+
+
 @pytest.mark.parametrize("kind", ["pissa", "olora", "loftq"])
 def test_a_quantized_base_of_its_own_there(llama_folder, tmp_path: Path, kind: str) -> None:
     model = lc.load_model(llama_folder(), quantize="nf4")

@@ -39,8 +39,8 @@ def parse_adapter_config(values: Mapping[str, Any], where: str) -> LoraConfig:
     init = values.get("init_lora_weights", True)
     if not any(init is known or init == known for known in _PLAIN_INIT):
         raise AdapterError(
-            f"{where}: init_lora_weights: expected an initialisation that keeps the base weights, got {repr(init)[:80]}; convert it "
-            "with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"{where}: init_lora_weights: expected an initialisation that keeps the base weights, got {repr(init)[:80]}; "
+            "convert it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     for key, value in values.items():
         if key not in _READ_FIELDS | _HARMLESS and not _is_neutral(key, value, values):

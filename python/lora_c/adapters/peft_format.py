@@ -39,6 +39,7 @@ class Place:
     kind: str
     name: str
     shape: tuple[int, ...]
+    transposed: bool = False
 
 
 def read_peft(folder: Path, architecture: Architecture) -> AdapterArrays:
@@ -116,7 +117,7 @@ def _places(
             places[target.spec.module + ".lora_magnitude_vector"] = Place("lora_magnitude_vector", name, (out,))
     adapted = {target.spec.module for target in targets}
     for spec in saved:
-        places[_saved_key(spec, adapted)] = Place("saved", spec.name, spec.shape)
+        places[_saved_key(spec, adapted)] = Place("saved", spec.name, spec.file_shape, spec.transposed)
     if token_ids:
         embedding = specs_by_name(architecture)["embed_tokens"]
         places[embedding.module + _TOKENS] = Place("tokens", "embed_tokens", (len(token_ids), embedding.shape[1]))
@@ -165,7 +166,8 @@ def _read_tensor(file: SafetensorsFile, key: str, place: Place) -> F32:
         only_rank = rank is not None and len(info.shape) == 2 and rank[0] == rank[1]
         reason = f"{CONFIG_FILE} gives another rank" if only_rank else "this is an adapter for another base model"
         raise AdapterError(f"{file.path}: {key}: expected shape {place.shape}, got {info.shape}; {reason}")
-    return read_floats(file, key)
+    array = read_floats(file, key)
+    return np.ascontiguousarray(array.T) if place.transposed else array
 
 
 def read_floats(file: SafetensorsFile, key: str) -> F32:
@@ -204,6 +206,7 @@ def write_peft(
     if write_base is not None:
         base_model = str(Path(os.path.realpath(path)) / BASE_FOLDER)
     config = peft_config(adapter.config, [specs[name].module for name in adapter.matrices], base_model)
+    config["fan_in_fan_out"] = any(specs[name].transposed for name in adapter.matrices)
     with atomic_folder(path, {CONFIG_FILE, WEIGHTS_FILE, BASE_FOLDER, "adapter_model.bin"}.__contains__) as folder:
         if write_base is not None:
             write_base(folder / BASE_FOLDER)
@@ -227,7 +230,8 @@ def peft_entries(adapter: AdapterArrays, architecture: Architecture, dtype: np.d
         if matrix.magnitude is not None:
             arrays[f"{module}.lora_magnitude_vector"] = matrix.magnitude
     adapted = {specs[name].module for name in adapter.matrices}
-    arrays |= {_saved_key(specs[name], adapted): array for name, array in adapter.saved.items()}
+    for name, array in adapter.saved.items():
+        arrays[_saved_key(specs[name], adapted)] = array.T if specs[name].transposed else array
     if adapter.tokens is not None:
         arrays[specs["embed_tokens"].module + _TOKENS] = adapter.tokens.rows
     return [TensorEntry.of(PREFIX + key, np.ascontiguousarray(array).astype(dtype)) for key, array in arrays.items()]
