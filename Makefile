@@ -13,6 +13,7 @@ LIB_SOURCES := $(filter-out lora_c/bindings/%,$(wildcard lora_c/*/*.c lora_c/*/*
 CHECK_SOURCES := $(wildcard tests/c/*.c)
 OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
+BENCHES := $(patsubst benchmarks/%.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
 SOURCES := $(shell find lora_c -name '*.[ch]')
 MAKEFLAGS += -j2 --no-print-directory
 
@@ -34,7 +35,7 @@ demo: $(VENV)/installed ## install into .venv and teach the model that ships a n
 test: $(VENV)/installed check stubtest ## install into .venv, run the C checks and pytest
 	$(BIN)/python -m pytest
 
-check: $(BUILD)/check headers layers ## the C checks alone
+check: $(BUILD)/check $(BENCHES) headers layers ## the C checks alone
 	@$(BUILD)/check
 
 asan: ## the C checks under ASan and UBSan
@@ -63,7 +64,7 @@ $(PEERS)/ready: tests/peers/requirements.txt
 check-peers: $(VENV)/installed $(PEERS)/ready ## round trips with transformers, PEFT, bitsandbytes and gguf in a venv of their own
 	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath=tests/peers -p no:cacheprovider tests/peers
 
-bench: $(VENV)/installed $(BUILD)/bench_gemm $(BUILD)/bench_decode $(BUILD)/bench_quantize ## speed: matrix product, training step, decoding
+bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, training step, decoding
 	$(BUILD)/bench_gemm
 	$(BUILD)/bench_decode
 	$(BUILD)/bench_quantize
@@ -75,8 +76,7 @@ clean: ## remove everything that was built
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -o $@
 
-.PRECIOUS: $(BUILD)/benchmarks/%.o
-$(BUILD)/bench_%: $(BUILD)/benchmarks/bench_%.o $(BUILD)/liblora_c.a
+$(BENCHES): $(BUILD)/%: $(BUILD)/benchmarks/%.o $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -o $@
 
 $(BUILD)/liblora_c.a: $(OBJECTS)
@@ -88,4 +88,4 @@ $(BUILD)/%.o: %.c
 	@echo "  CC  $<"
 	@$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
--include $(OBJECTS:.o=.d) $(CHECK_OBJECTS:.o=.d)
+-include $(OBJECTS:.o=.d) $(CHECK_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))

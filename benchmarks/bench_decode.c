@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <math.h>
+
 #include "benchmarks/memory_speed.h"
 #include "lora_c/base/philox.h"
 
@@ -88,8 +90,10 @@ static model build(lora_ctx *ctx, const shape *s) {
     for (int64_t i = 0; i < D / 2; i++) inv_freq[i] = 1.0 / (double)(1 + i * i);
     lora_decoder_config config = {.hidden_size = s->hidden, .intermediate_size = s->mlp, .num_hidden_layers = s->layers,
                                   .num_attention_heads = s->heads, .num_key_value_heads = s->kv_heads, .head_dim = D, .vocab_size = s->vocab,
-                                  .max_position_embeddings = 2048, .rms_norm_eps = 1e-5, .rope_inv_freq = inv_freq, .rope_scale = 1,
-                                  .tie_word_embeddings = s->tied};
+                                  .max_position_embeddings = 2048, .norm = LORA_NORM_RMS, .norm_eps = 1e-5, .pre_norm = true,
+                                  .activation = LORA_SILU, .gated_mlp = true, .tie_word_embeddings = s->tied, .embedding_scale = 1,
+                                  .residual_scale = 1, .attention_scale = 1 / sqrt((double)D), .logits = {.scale = 1}, .n_ropes = 1,
+                                  .ropes = {{.inv_freq = inv_freq, .rotary = D, .scale = 1}}};
     must(lora_decoder_create(ctx, &config, &m.decoder, &err), &err);
     const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden}, {KV, s->hidden}, {s->hidden, s->hidden},
                                                     {s->mlp, s->hidden}, {s->mlp, s->hidden}, {s->hidden, s->mlp}};
