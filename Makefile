@@ -17,7 +17,7 @@ BENCHES := $(patsubst benchmarks/%.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
 SOURCES := $(shell find lora_c -name '*.[ch]')
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan headers layers lint stubtest check-peers bench clean
+.PHONY: help demo test check asan headers layers lint stubtest check-peers bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -69,6 +69,9 @@ bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, training step, dec
 	$(BUILD)/bench_decode
 	$(BUILD)/bench_quantize
 	$(BIN)/python benchmarks/bench_step.py
+
+bench-peers: $(VENV)/installed $(PEERS)/ready ## speed and memory of a training step beside transformers + PEFT + bitsandbytes
+	$(BIN)/python benchmarks/bench_peers.py --peers $(PEERS)/bin/python
 
 clean: ## remove everything that was built
 	rm -rf build $(VENV) python/lora_c/*.so python/*.egg-info demo-output

@@ -1,5 +1,5 @@
 /* The NF4 linear layer as a share of the machine's own float32 FMA peak, measured in the same run.
- * Peak: independent register-only FMAs on one thread, times the threads. Best of several interleaved repetitions. */
+ * Best of several interleaved repetitions. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -13,30 +13,6 @@ static double now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-
-#if defined(__x86_64__)
-/* Explicit registers: a C loop over an array spills and shows half of the truth. */
-#define FMA(reg, width) "vfmadd231ps %%" width "15, %%" width "14, %%" width #reg "\n\t"
-#define TEN(width) FMA(0, width) FMA(1, width) FMA(2, width) FMA(3, width) FMA(4, width) FMA(5, width) FMA(6, width) FMA(7, width) \
-    FMA(8, width) FMA(9, width)
-#define CLEAR "vpxor %%xmm14, %%xmm14, %%xmm14\n\tvpxor %%xmm15, %%xmm15, %%xmm15\n\t"
-#define CLOBBER "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm14", "xmm15"
-
-static double fma_peak(lora_isa isa) { /* flop/s of one thread */
-    const long rounds = 2000000;
-    double start = now();
-    if (isa >= LORA_ISA_AVX512) {
-        __asm__ volatile(CLEAR ::: CLOBBER);
-        for (long i = 0; i < rounds; i++) __asm__ volatile(TEN("zmm")::: CLOBBER);
-        return (double)rounds * 10 * 32 / (now() - start);
-    }
-    __asm__ volatile(CLEAR ::: CLOBBER);
-    for (long i = 0; i < rounds; i++) __asm__ volatile(TEN("ymm")::: CLOBBER);
-    return (double)rounds * 10 * 16 / (now() - start);
-}
-#else
-static double fma_peak(lora_isa isa) { (void)isa; return 0; }
-#endif
 
 static float *noise(int64_t n) {
     float *p = malloc((size_t)n * sizeof *p);
@@ -63,7 +39,7 @@ static void bench(lora_ctx *ctx, int threads, int64_t M, int64_t N) {
     double forward = 0, backward = 0, peak = 0, flop = 2.0 * (double)M * (double)N * (double)K;
     must(lora_linear_forward(ctx, M, x, K, &weight, NULL, NULL, y, N, false, &err), &err);
     for (int i = 0; i < 7; i++) {
-        double p = fma_peak(lora_ctx_isa(ctx)), t0 = now();
+        double p = lora_ctx_fma_peak(ctx), t0 = now();
         must(lora_linear_forward(ctx, M, x, K, &weight, NULL, NULL, y, N, false, &err), &err);
         double t1 = now();
         must(lora_linear_backward(ctx, M, y, N, NULL, K, &weight, NULL, x, K, false, NULL, NULL, &err), &err);
@@ -73,8 +49,8 @@ static void bench(lora_ctx *ctx, int threads, int64_t M, int64_t N) {
         if (flop / (t2 - t1) > backward) backward = flop / (t2 - t1);
         for (int64_t j = 0; j < M * K; j++) x[j] = (float)(j % 17) - 8;
     }
-    printf("%7d %6lld %6lld %12.1f %10.1f (%3.0f %%) %10.1f (%3.0f %%)\n", threads, (long long)M, (long long)N, threads * peak / 1e9,
-           forward / 1e9, 100 * forward / (threads * peak), backward / 1e9, 100 * backward / (threads * peak));
+    printf("%7d %6lld %6lld %12.1f %10.1f (%3.0f %%) %10.1f (%3.0f %%)\n", threads, (long long)M, (long long)N, peak / 1e9,
+           forward / 1e9, 100 * forward / peak, backward / 1e9, 100 * backward / peak);
     free(x);
     free(y);
     free(codes);

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_step.py --shape 135m --batch 1 --length 512
 
-Memory: `ours` is the peak of the library's own accounts (weights, adapters, optimizer, activations, scratch), `process` the
+Memory: `peak` is that of weights, adapters, optimizer, activations and scratch by the library's accounts, `process` the
 peak resident size of the whole process, Python and NumPy included.
 """
 
@@ -13,43 +13,20 @@ import resource
 import time
 
 import numpy as np
-from random_model import SHAPES, random_model
+from random_model import random_model
+from shapes import SHAPES
 
 import lora_c as lc
+from lora_c import _core
+from lora_c.bench import StepBench, profile_table
 
 
-def train_step(model: lc.Model, optimizer: lc.AdamW, ids: np.ndarray, cu_seqlens: np.ndarray) -> float:
-    optimizer.zero_grad()
-    targets = np.roll(ids, -1)
-    weight = np.ones(len(ids), np.float32)
-    weight[cu_seqlens[1:] - 1] = 0
-    loss = model.decoder.forward_backward(ids, cu_seqlens, targets, weight, grad_scale=1 / weight.sum())
-    optimizer.step(max_grad_norm=1.0)
-    return loss / float(weight.sum())
-
-
-def bench_step(model: lc.Model, batch: int, length: int, steps: int) -> str:
-    rng = np.random.default_rng(0)
-    vocab = model.architecture.decoder_kwargs["vocab_size"]
-    ids = rng.integers(0, vocab, batch * length).astype(np.int32)
-    cu_seqlens = np.arange(0, batch * length + 1, length, dtype=np.int32)
-    optimizer = lc.AdamW(model.trainable_parameters(), lr=1e-4)
-    lc.reset_peak_memory()
-    train_step(model, optimizer, ids, cu_seqlens)
-    times = []
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(steps):
-        begin = time.perf_counter()
-        train_step(model, optimizer, ids, cu_seqlens)
-        times.append(time.perf_counter() - begin)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    ours = lc.memory_report()["total"]["peak"]
+def bench_step(model: lc.Model, batch: int, length: int, steps: int, profile: bool) -> str:
+    bench = StepBench(model, batch, length)
+    measured = bench.measure(steps, profile=profile)
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rate, best = batch * length / np.median(times), batch * length / min(times)
-    return (
-        f"QLoRA step {batch}x{length}: {rate:,.0f} tokens/s (best {best:,.0f}), {np.median(times):.3f} s, "
-        f"ours {ours / 2**20:,.0f} MiB, process {process / 2**20:,.0f} MiB, {faults / steps:.0f} page faults a step"
-    )
+    line = f"QLoRA step {batch}x{length}: {measured.describe()}, process {process / 2**20:,.0f} MiB"
+    return line + ("\n" + profile_table(measured, _core.fma_peak()) if profile else "")
 
 
 def bench_decode(model: lc.Model, prompt: int, tokens: int) -> str:
@@ -73,13 +50,14 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--recompute", choices=["none", "layer"], default="none")
+    parser.add_argument("--profile", action="store_true", help="list where the time of a step goes")
     args = parser.parse_args()
     model = random_model(args.shape)
     model.add_adapter(lc.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"))
     model.decoder.recompute = args.recompute
     machine = f"{lc.get_isa()}, {lc.get_num_threads()} threads"
     print(f"{args.shape}: {model.num_parameters():,} parameters, rank {args.rank}, {machine}")
-    print(bench_step(model, args.batch, args.length, args.steps))
+    print(bench_step(model, args.batch, args.length, args.steps, args.profile))
     print(bench_decode(model, prompt=64, tokens=64))
 
 

@@ -7,23 +7,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from shapes import SHAPES
 
 import lora_c as lc
 from lora_c.architectures import WeightSpec, architecture_of
 from lora_c.loading import Weights
-
-LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": LLAMA
-    | {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2}
-    | {"intermediate_size": 384, "vocab_size": 512, "max_position_embeddings": 512, "tie_word_embeddings": True},
-    "135m": LLAMA
-    | {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-    | {"intermediate_size": 1536, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True},
-    "1.1b": LLAMA
-    | {"hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4}
-    | {"intermediate_size": 5632, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False},
-}
 
 
 def random_model(shape: str, *, quantize: bool = True, seed: int = 0) -> lc.Model:

@@ -167,6 +167,56 @@ static PyObject *reset_peak_memory(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* --- profile ------------------------------------------------------------------------------------------------------ */
+
+PyDoc_STRVAR(set_profiling_doc,
+"set_profiling($module, on, /)\n--\n\n"
+"Switch the accounts of profile_report() on, with every cost at 0, or off; what was recorded stays readable.");
+
+static PyObject *set_profiling(PyObject *module, PyObject *given) {
+    lora_ctx *ctx = state_of(module)->ctx;
+    int on = PyObject_IsTrue(given), done;
+    if (on < 0) return NULL;
+    LORA_PY_CALL(ctx, done, (lora_ctx_set_profiling(ctx, on), 0));
+    (void)done;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(profile_report_doc,
+"profile_report($module, /)\n--\n\n"
+"Return {operation: {'calls': int, 'seconds': float, 'flops': float, 'bytes': float}} since set_profiling(True).\n\n"
+"Operations do not contain each other: their seconds (wall clock) add up. flops counts useful multiply-adds twice, bytes\n"
+"operands read and results written once. Operations that never ran are left out.");
+
+static PyObject *profile_report(PyObject *module, PyObject *unused) {
+    (void)unused;
+    lora_ctx *ctx = state_of(module)->ctx;
+    PyObject *report = PyDict_New();
+    for (int op = 0; report && op < LORA_OPS; op++) {
+        lora_op_cost cost;
+        LORA_PY_CALL(ctx, cost, lora_ctx_op_cost(ctx, (lora_op)op));
+        if (cost.calls == 0) continue;
+        PyObject *entry = Py_BuildValue("{s:L,s:d,s:d,s:d}", "calls", (long long)cost.calls, "seconds", cost.seconds, "flops",
+                                        cost.flops, "bytes", cost.bytes);
+        if (!entry || PyDict_SetItemString(report, lora_op_name((lora_op)op), entry) < 0) Py_CLEAR(report);
+        Py_XDECREF(entry);
+    }
+    return report;
+}
+
+PyDoc_STRVAR(fma_peak_doc,
+"fma_peak($module, /)\n--\n\n"
+"Measure float32 multiply-adds of every thread together, in flop/s, on the kernels in use: the machine's own yardstick.\n\n"
+"Takes some milliseconds. 0.0 for kernels without such a loop.");
+
+static PyObject *fma_peak(PyObject *module, PyObject *unused) {
+    (void)unused;
+    lora_ctx *ctx = state_of(module)->ctx;
+    double peak;
+    LORA_PY_CALL(ctx, peak, lora_ctx_fma_peak(ctx));
+    return PyFloat_FromDouble(peak);
+}
+
 /* --- the module --------------------------------------------------------------------------------------------------- */
 
 static PyMethodDef settings[] = {
@@ -177,6 +227,9 @@ static PyMethodDef settings[] = {
     {"supported_isas", supported_isas, METH_NOARGS, supported_isas_doc},
     {"memory_report", memory_report, METH_NOARGS, memory_report_doc},
     {"reset_peak_memory", reset_peak_memory, METH_NOARGS, reset_peak_memory_doc},
+    {"set_profiling", set_profiling, METH_O, set_profiling_doc},
+    {"profile_report", profile_report, METH_NOARGS, profile_report_doc},
+    {"fma_peak", fma_peak, METH_NOARGS, fma_peak_doc},
     {0},
 };
 

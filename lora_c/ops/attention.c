@@ -7,6 +7,7 @@
 
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/ops/profile.h"
 
 enum { MAX_QUERIES = 64, MAX_HEAD_DIM = 1 << 16, MAX_HEADS = 1 << 16 };
 
@@ -40,6 +41,19 @@ lora_status lora_attention_check_rows(const char *name, const void *p, int64_t r
     LORA_CHECK(ld >= width, err, LORA_ESHAPE, "%s: expected a row stride of at least %lld, got %lld", name,
                (long long)width, (long long)ld);
     return LORA_OK;
+}
+
+double lora_attention_pairs(const lora_attention_shape *shape, int64_t n_segments, const int32_t *cu_seqlens,
+                            const lora_kv_view *kv) {
+    double pairs = 0;
+    for (int64_t s = 0; s < n_segments; s++) {
+        int64_t queries = cu_seqlens[s + 1] - cu_seqlens[s], last = kv ? kv[s].length : queries; /* what the last query sees */
+        int64_t window = shape->sliding_window > 0 ? shape->sliding_window : last;
+        int64_t full = lora_min_i64(queries, lora_max_i64(0, last - window)); /* queries that see a whole window */
+        int64_t most = lora_min_i64(window, last - full), rest = queries - full;
+        pairs += (double)full * (double)window + (double)rest * ((double)most - 0.5 * (double)(rest - 1));
+    }
+    return pairs * (double)shape->n_heads;
 }
 
 int64_t lora_attention_segment_of(const int64_t *first, int64_t n, int64_t item) {
@@ -159,6 +173,10 @@ lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *sh
         .scratch = (float *)(void *)((char *)scratch + table),
         .scratch_floats = tile,
     };
+    int64_t began = lora_profile_begin(ctx);
     lora_parallel_for(ctx->pool, first_block[n_segments] * shape->n_kv_heads, forward_task, &job);
+    double pairs = began ? lora_attention_pairs(shape, n_segments, cu_seqlens, kv) : 0;
+    double floats = (double)M * (double)((2 * shape->n_heads + 2 * shape->n_kv_heads) * shape->head_dim);
+    lora_profile_end(ctx, LORA_OP_ATTENTION_FORWARD, began, 4 * pairs * (double)shape->head_dim, 4 * floats);
     return LORA_OK;
 }

@@ -11,6 +11,10 @@ lora_status lora_attention_check(const lora_attention_shape *shape, int64_t n_se
 lora_status lora_attention_check_rows(const char *name, const void *p, int64_t rows, int64_t ld, int64_t width,
                                       lora_error *err) LORA_MUST_CHECK;
 
+/** The pairs of a query and a key that it sees, over all heads: the measure of the work. kv NULL: each segment's own keys. */
+double lora_attention_pairs(const lora_attention_shape *shape, int64_t n_segments, const int32_t *cu_seqlens,
+                            const lora_kv_view *kv);
+
 /** The segment s with first[s] <= item < first[s + 1]; first has n + 1 ascending entries. */
 int64_t lora_attention_segment_of(const int64_t *first, int64_t n, int64_t item);
 

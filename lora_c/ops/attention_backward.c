@@ -8,6 +8,7 @@
 
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/ops/profile.h"
 
 enum { BLOCK = LORA_ATTENTION_BLOCK, DELTA_ROWS = 32 };
 
@@ -143,6 +144,7 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
         return LORA_OK;
     LORA_TRY(backward_scratch(ctx, &job, M, err));
 
+    int64_t began = lora_profile_begin(ctx);
     lora_parallel_for(ctx->pool, lora_div_up(M, DELTA_ROWS), delta_task, &job);
     for (int64_t phase = 0;; phase++) {
         /* the nearest pair of a tile is (phase - 1) * BLOCK + 1 tokens apart: beyond the window nothing is left */
@@ -153,5 +155,8 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
             break;
         lora_parallel_for(ctx->pool, tiles * shape->n_kv_heads, backward_task, &job);
     }
+    double pairs = began ? lora_attention_pairs(shape, n_segments, cu_seqlens, NULL) : 0;
+    double floats = (double)M * (double)((4 * shape->n_heads + 4 * shape->n_kv_heads) * shape->head_dim);
+    lora_profile_end(ctx, LORA_OP_ATTENTION_BACKWARD, began, 10 * pairs * (double)shape->head_dim, 4 * floats);
     return LORA_OK;
 }

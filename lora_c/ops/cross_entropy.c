@@ -5,12 +5,13 @@
 #include "lora_c/nn.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm.h"
+#include "lora_c/ops/profile.h"
 #include "lora_c/ops/rows.h"
 
 enum {
-    CHUNK_BYTES = 8 << 20, /* logits of one chunk */
-    CHUNK_ROWS_MIN = 16,   /* fewer, and reading W once per chunk costs more than the products */
-    CHUNK_ROWS_MAX = 128,
+    CHUNK_BYTES = 32 << 20,  /* logits of one chunk */
+    CHUNK_ROWS_MIN = 16,    /* fewer, and reading W once per chunk costs more than the products */
+    CHUNK_ROWS_MAX = 256,   /* W is decoded once per chunk: a cost of about 15 rows */
 };
 
 typedef struct xent_job {
@@ -165,16 +166,21 @@ lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, 
     LORA_TRY(chunk_buffers(ctx, &job, capacity, err));
     if (dx) lora_parallel_for(ctx->pool, lora_div_up(M, lora_rows_per_task(job.H)), clear_task, &job);
     if (token_loss) memset(token_loss, 0, (size_t)M * sizeof(float));
-    double sum = 0.0;
+    double sum = 0.0, rows = 0.0;
+    int64_t began = lora_profile_begin(ctx);
     for (int64_t m = 0; m < M;) {
         m = next_chunk(&job, m, capacity);
         if (job.n_rows == 0) break;
         LORA_TRY(run_chunk(ctx, &job, err));
+        rows += (double)job.n_rows;
         for (int64_t r = 0; r < job.n_rows; r++) {
             sum += (double)loss_weight[job.index[r]] * job.loss[r];
             if (token_loss) token_loss[job.index[r]] = (float)job.loss[r];
         }
     }
+    double products = 1 + (dx ? 1 : 0) + (dW ? 1 : 0), V = (double)job.V, H = (double)job.H;
+    double bytes = (dx ? 2 : 1) * lora_profile_weight_bytes(w) + 4 * rows * ((dx ? 2 : 1) * H + V) + (dW ? 8 * V * H : 0);
+    lora_profile_end(ctx, LORA_OP_HEAD_AND_LOSS, began, 2 * products * rows * V * H, bytes);
     *loss_sum = sum;
     return LORA_OK;
 }

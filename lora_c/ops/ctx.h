@@ -9,6 +9,7 @@
 #include "lora_c/base/parallel.h"
 #include "lora_c/context.h"
 #include "lora_c/kernels/kernels.h"
+#include "lora_c/profile.h"
 
 /* Grow-only buffers, one owner each, so that the steady state never allocates. */
 typedef enum lora_scratch_slot {
@@ -30,6 +31,7 @@ struct lora_ctx {
     pthread_mutex_t lock;
     _Atomic int owner; /* process of the lock; 0 while a child after fork makes its own */
     struct { void *data; size_t bytes; } scratch[LORA_SCRATCH_SLOTS];
+    struct { bool on; lora_op_cost costs[LORA_OPS]; } profile;
 };
 
 /** At least bytes of 64-byte aligned scratch in *out, content undefined, valid until the next call for the same slot. */

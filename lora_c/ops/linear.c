@@ -9,6 +9,7 @@
 #include "lora_c/ops/dropout.h"
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/gemm_small.h"
+#include "lora_c/ops/profile.h"
 #include "lora_c/ops/weight.h"
 
 enum { SUM_COLUMNS = 256 };
@@ -46,6 +47,41 @@ static lora_status product_tn(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, fl
     lora_weight w = strided(b, k, n, ldb);
     lora_gemm_args g = {m, n, k, alpha, a, 1, lda, &w, false, c, ldc, true, NULL};
     return lora_gemm(ctx, &g, err);
+}
+
+/* --- costs: operands once each, results twice where they are added to --- */
+
+static void count_base(lora_ctx *ctx, lora_op op, int64_t began, int64_t M, const lora_weight *w) {
+    double m = (double)M, n = (double)w->rows, k = (double)w->cols;
+    lora_profile_end(ctx, op, began, 2 * m * n * k, lora_profile_weight_bytes(w) + 4 * m * (n + k));
+}
+
+static void count_weight_gradient(lora_ctx *ctx, int64_t began, int64_t M, int64_t N, int64_t K) {
+    double m = (double)M, n = (double)N, k = (double)K;
+    lora_profile_end(ctx, LORA_OP_WEIGHT_GRADIENT, began, 2 * m * n * k, 4 * (m * (n + k) + 2 * n * k));
+}
+
+static void count_adapter_forward(lora_ctx *ctx, int64_t began, int64_t M, int64_t N, int64_t K, const lora_adapter *a) {
+    double m = (double)M, n = (double)N, k = (double)K, r = (double)a->rank;
+    lora_profile_end(ctx, LORA_OP_ADAPTER_FORWARD, began, 2 * m * r * (k + n), 4 * (m * (k + 2 * n) + r * (k + n)));
+}
+
+static void count_adapter_backward(lora_ctx *ctx, int64_t began, int64_t M, int64_t N, int64_t K, const lora_adapter *a, bool dx) {
+    double m = (double)M, n = (double)N, k = (double)K, r = (double)a->rank;
+    double products = n + (dx ? k : 0) + (a->dA ? k : 0) + (a->dB ? k + n : 0);
+    lora_profile_end(ctx, LORA_OP_ADAPTER_BACKWARD, began, 2 * m * r * products, 4 * (m * (n + k + (dx ? 2 * k : 0)) + 3 * r * (n + k)));
+}
+
+/* One region for several layers and their adapters: counted as one linear forward. */
+static void count_few(lora_ctx *ctx, int64_t began, int64_t M, int64_t n, const lora_linear_layer *layers) {
+    double flops = 0, bytes = 0, m = (double)M;
+    for (int64_t i = 0; i < n; i++) {
+        double rows = (double)layers[i].w->rows, k = (double)layers[i].w->cols;
+        double r = layers[i].adapter ? (double)layers[i].adapter->rank : 0;
+        flops += 2 * m * (rows * k + r * (rows + k));
+        bytes += lora_profile_weight_bytes(layers[i].w) + 4 * m * (rows + k) + 4 * r * (rows + k);
+    }
+    lora_profile_end(ctx, LORA_OP_LINEAR_FORWARD, began, flops, bytes);
 }
 
 /* --- checks --- */
@@ -99,9 +135,15 @@ static lora_status forward_one(lora_ctx *ctx, int64_t M, const float *x, int64_t
     const lora_weight *w = l->w;
     const lora_adapter *a = l->adapter;
     if (a && a->magnitude) return lora_dora_forward(ctx, M, x, ldx, w, l->bias, a, l->y, l->ldy, l->accumulate, err);
+    int64_t began = lora_profile_begin(ctx);
     lora_gemm_args g = product_of(M, x, ldx, l);
     LORA_TRY(lora_gemm(ctx, &g, err));
-    return a ? add_update(ctx, M, x, ldx, w->rows, w->cols, a, l->y, l->ldy, err) : LORA_OK;
+    count_base(ctx, LORA_OP_LINEAR_FORWARD, began, M, w);
+    if (!a) return LORA_OK;
+    began = lora_profile_begin(ctx);
+    LORA_TRY(add_update(ctx, M, x, ldx, w->rows, w->cols, a, l->y, l->ldy, err));
+    count_adapter_forward(ctx, began, M, w->rows, w->cols, a);
+    return LORA_OK;
 }
 
 /* Few tokens: first x A^T of every adapter, then the rows of every W, each followed by its rows of B. */
@@ -130,7 +172,10 @@ static lora_status forward_few(lora_ctx *ctx, int64_t M, const float *x, int64_t
         int64_t R = l->adapter->rank;
         p->update = (lora_gemm_args){M, l->w->rows, R, l->adapter->scale, t[i], R, 1, &B[i], true, l->y, l->ldy, true, NULL};
     }
-    return lora_gemm_small(ctx, products, n_leading + n, n_leading, err);
+    int64_t began = lora_profile_begin(ctx);
+    LORA_TRY(lora_gemm_small(ctx, products, n_leading + n, n_leading, err));
+    count_few(ctx, began, M, n, layers);
+    return LORA_OK;
 }
 
 static bool fits_few(int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers) {
@@ -220,13 +265,25 @@ lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int6
                    LORA_EINVAL, "dx: expected memory apart from x and dy, got overlapping buffers");
     }
     if (a && a->magnitude) return lora_dora_backward(ctx, M, dy, lddy, x, ldx, w, a, dx, lddx, accumulate_dx, dW, dbias, err);
-    if (dx) LORA_TRY(product(ctx, M, K, N, 1, dy, lddy, w, false, dx, lddx, accumulate_dx, err));
-    if (dW) LORA_TRY(product_tn(ctx, N, K, M, 1, dy, lddy, x, ldx, dW, K, err));
+    int64_t began = lora_profile_begin(ctx);
+    if (dx) {
+        LORA_TRY(product(ctx, M, K, N, 1, dy, lddy, w, false, dx, lddx, accumulate_dx, err));
+        count_base(ctx, LORA_OP_LINEAR_BACKWARD, began, M, w);
+    }
+    if (dW) {
+        began = lora_profile_begin(ctx);
+        LORA_TRY(product_tn(ctx, N, K, M, 1, dy, lddy, x, ldx, dW, K, err));
+        count_weight_gradient(ctx, began, M, N, K);
+    }
     if (dbias) {
         column_sum_job job = {M, N, lddy, dy, dbias};
         lora_parallel_for(ctx->pool, lora_div_up(N, SUM_COLUMNS), column_sum_task, &job);
     }
-    return a ? adapter_backward(ctx, M, dy, lddy, x, ldx, N, K, a, dx, lddx, err) : LORA_OK;
+    if (!a) return LORA_OK;
+    began = lora_profile_begin(ctx);
+    LORA_TRY(adapter_backward(ctx, M, dy, lddy, x, ldx, N, K, a, dx, lddx, err));
+    count_adapter_backward(ctx, began, M, N, K, a, dx != NULL);
+    return LORA_OK;
 }
 
 /* --- merge --- */

@@ -3,6 +3,7 @@
 
 #include "lora_c/optim.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/ops/profile.h"
 #include "lora_c/ops/rows.h"
 
 enum { ADAMW_ELEMENTS = 16384, SQUARES_ELEMENTS = 65536 }; /* per task */
@@ -57,7 +58,9 @@ lora_status lora_adamw_step(lora_ctx *ctx, int64_t n, float *p, const float *g, 
             .eps = (float)hyper->eps,
         },
     };
+    int64_t began = lora_profile_begin(ctx);
     lora_parallel_for(ctx->pool, lora_div_up(n, ADAMW_ELEMENTS), adamw_task, &job);
+    lora_profile_end(ctx, LORA_OP_OPTIMIZER, began, 0, 28.0 * (double)n);
     return LORA_OK;
 }
 
@@ -82,7 +85,9 @@ lora_status lora_sum_of_squares(lora_ctx *ctx, int64_t n, const float *g, double
     void *partial;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_REDUCE, (size_t)n_tasks * sizeof(double), &partial, err));
     squares_job job = {&ctx->kernels.rowwise, n, g, partial};
+    int64_t began = lora_profile_begin(ctx);
     lora_parallel_for(ctx->pool, n_tasks, squares_task, &job);
+    lora_profile_end(ctx, LORA_OP_OPTIMIZER, began, 0, 4.0 * (double)n);
     double total = 0.0;
     for (int64_t t = 0; t < n_tasks; t++) total += job.partial[t];
     *sum = total;

@@ -10,6 +10,7 @@ import numpy as np
 from . import _core
 
 if TYPE_CHECKING:
+    from .model import Model
     from .trainer import Trainer
 
 
@@ -41,12 +42,17 @@ def largest_micro_batch(trainer: Trainer) -> int:
 
 
 def forecast(trainer: Trainer) -> MemoryForecast:
+    return forecast_model(trainer.model, largest_micro_batch(trainer))
+
+
+def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
+    """The memory of training what is trainable in model, with micro-batches of up to n_tokens."""
     report = _core.memory_report()
-    trained = sum(p.size for p in trainer.parameters) * 4
+    trained = sum(p.size for p in model.trainable_parameters()) * 4
     return MemoryForecast(
-        base=report["base weights"]["live"] + trainer.model.dense_bytes(),
+        base=report["base weights"]["live"] + model.dense_bytes(),
         parameters=trained,
         gradients=trained,
         optimizer=2 * trained,
-        activations=trainer.model.decoder.arena_bytes(largest_micro_batch(trainer), training=True),
+        activations=model.decoder.arena_bytes(n_tokens, training=True),
     )

@@ -19,6 +19,7 @@ void check_nn(void);
 void check_attention(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
+void check_profile(void);
 void check_alloc_fail(void);
 
 static const struct {
@@ -27,7 +28,7 @@ static const struct {
 } families[] = {{"base", check_base},           {"nf4", check_nf4},         {"ggml", check_ggml},       {"gemm", check_gemm},
                 {"gemv", check_gemv},
                 {"linear", check_linear},       {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
-                {"attention", check_attention}, {"decoder", check_decoder},
+                {"attention", check_attention}, {"decoder", check_decoder}, {"profile", check_profile},
                 {"decoder_adapters", check_decoder_adapters}, {"alloc_fail", check_alloc_fail}};
 
 static long n_passed, n_failed;

@@ -30,7 +30,7 @@ def one_line_error(done):
 
 def test_help_lists_every_command():
     text = run("--help").stdout
-    for name in ("train", "generate", "chat", "eval", "merge", "quantize", "demo"):
+    for name in ("train", "generate", "chat", "eval", "merge", "quantize", "bench", "demo"):
         assert name in text
         assert "Usage" in run(name, "--help").stdout
     assert "--learning-rate" in run("train", "--help").stdout

@@ -8,6 +8,7 @@
 #include "lora_c/nf4.h"
 #include "lora_c/nn.h"
 #include "lora_c/optim.h"
+#include "lora_c/profile.h"
 #include "lora_c/status.h"
 #include "lora_c/types.h"
 #include "lora_c/weight_rows.h"

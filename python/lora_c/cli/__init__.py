@@ -1,4 +1,4 @@
-"""The command line: ``lora-c train | generate | chat | eval | merge | export | quantize | demo``."""
+"""The command line: ``lora-c train | generate | chat | eval | merge | export | quantize | bench | demo``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "merge": ("merge", "Fold an adapter into its base model."),
     "export": ("export", "Write an adapter or a model in another format."),
     "quantize": ("quantize", "Write a model folder in 4-bit NF4."),
+    "bench": ("bench", "Speed and memory of a training step on this machine; --profile says where its time goes."),
     "demo": ("demo", "Teach the model that ships a task it cannot do, in about a minute."),
 }
 

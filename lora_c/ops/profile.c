@@ -1,0 +1,68 @@
+/* The accounts of lora_c/profile.h. */
+#include "lora_c/ops/profile.h"
+
+#include <time.h>
+
+#include "lora_c/kernels/fma_burst.h"
+#include "lora_c/nf4.h"
+
+enum { PEAK_RUNS = 7, PEAK_ROUNDS = 400000 }; /* 4 million instructions a thread and run: about a millisecond */
+
+const char *lora_op_name(lora_op op) {
+    static const char *const names[LORA_OPS] = {
+        "linear forward",    "linear backward",    "weight gradient", "adapter forward", "adapter backward",
+        "attention forward", "attention backward", "head and loss",   "norm forward",    "norm backward",
+        "rope",              "swiglu forward",     "swiglu backward", "embedding",       "optimizer"};
+    return (unsigned)op < LORA_OPS ? names[op] : "unknown";
+}
+
+int64_t lora_profile_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec + 1;
+}
+
+void lora_ctx_set_profiling(lora_ctx *ctx, bool on) {
+    ctx->profile.on = on;
+    for (int op = 0; on && op < LORA_OPS; op++) ctx->profile.costs[op] = (lora_op_cost){0};
+}
+
+lora_op_cost lora_ctx_op_cost(const lora_ctx *ctx, lora_op op) {
+    return (unsigned)op < LORA_OPS ? ctx->profile.costs[op] : (lora_op_cost){0};
+}
+
+void lora_profile_end(lora_ctx *ctx, lora_op op, int64_t began, double flops, double bytes) {
+    if (!began) return;
+    lora_op_cost *cost = &ctx->profile.costs[op];
+    cost->calls++;
+    cost->seconds += 1e-9 * (double)(lora_profile_now() - began);
+    cost->flops += flops;
+    cost->bytes += bytes;
+}
+
+double lora_profile_weight_bytes(const lora_weight *w) {
+    double n = (double)w->rows * (double)w->cols;
+    switch (w->kind) {
+    case LORA_WEIGHT_F32: return 4 * n;
+    case LORA_WEIGHT_BF16: return 2 * n;
+    case LORA_WEIGHT_NF4: return n / 2 + n / (double)w->nf4->block_size * (w->nf4->absmax ? 4 : 1);
+    }
+    return 0;
+}
+
+static void burst_task(void *arg, int64_t task, int worker) {
+    (void)task, (void)worker;
+    lora_fma_burst(((const lora_ctx *)arg)->kernels.isa, PEAK_ROUNDS);
+}
+
+double lora_ctx_fma_peak(lora_ctx *ctx) {
+    int threads = lora_pool_threads(ctx->pool);
+    double flops = (double)threads * PEAK_ROUNDS * (double)lora_fma_burst(ctx->kernels.isa, 1), best = 0;
+    for (int run = 0; flops > 0 && run < PEAK_RUNS; run++) {
+        int64_t began = lora_profile_now();
+        lora_parallel_for(ctx->pool, threads, burst_task, ctx);
+        double rate = flops / (1e-9 * (double)(lora_profile_now() - began));
+        if (rate > best) best = rate;
+    }
+    return best;
+}

@@ -1,0 +1,118 @@
+"""The speed and memory of a training step, and where its time goes: what ``lora-c bench`` measures."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import _core
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+@dataclass
+class StepMeasurement:
+    """Some training steps of the same size. Bytes are the library's own accounts."""
+
+    tokens: int
+    seconds: list[float]
+    forecast_bytes: int
+    peak_bytes: int
+    page_faults: int  # of the timed steps together; a steady state has next to none
+    profile: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / statistics.median(self.seconds)
+
+    def describe(self) -> str:
+        best = self.tokens / min(self.seconds)
+        return (
+            f"{self.tokens_per_second:,.0f} tokens/s (best {best:,.0f}), {statistics.median(self.seconds):.3f} s a step of "
+            f"{self.tokens:,} tokens, peak {self.peak_bytes / 2**20:,.1f} MiB (forecast {self.forecast_bytes / 2**20:,.1f}), "
+            f"{self.page_faults / len(self.seconds):,.0f} page faults a step"
+        )
+
+
+class StepBench:
+    """A model with something to train, an optimizer, and a batch of random tokens with loss on every position."""
+
+    def __init__(self, model: Model, batch: int, length: int, seed: int = 0) -> None:
+        limit, vocab = model.context_length, int(model.architecture.decoder_kwargs["vocab_size"])
+        if not 2 <= length <= limit:
+            raise ConfigError(f"length: expected 2 to {limit:,} (the model's context), got {length:,}")
+        if batch < 1:
+            raise ConfigError(f"batch: expected at least 1 sequence, got {batch}")
+        self.model = model
+        self.ids = np.random.default_rng(seed).integers(0, vocab, batch * length).astype(np.int32)
+        self.cu_seqlens = np.arange(0, batch * length + 1, length, dtype=np.int32)
+        self.targets = np.roll(self.ids, -1)
+        self.loss_weight = np.ones(len(self.ids), np.float32)
+        self.loss_weight[self.cu_seqlens[1:] - 1] = 0
+        self.optimizer = _core.AdamW(model.trainable_parameters(), lr=1e-4)
+        self.steps = 0
+
+    def step(self) -> float:
+        """Train one step; return the mean loss before it."""
+        weight = float(self.loss_weight.sum())
+        self.optimizer.zero_grad()
+        loss = self.model.decoder.forward_backward(
+            self.ids, self.cu_seqlens, self.targets, self.loss_weight, grad_scale=1 / weight, dropout_step=self.steps
+        )
+        self.optimizer.step(max_grad_norm=1.0)
+        self.steps += 1
+        return loss / weight
+
+    def measure_one(self) -> float:
+        """Train one step; return its seconds."""
+        begin = time.perf_counter()
+        self.step()
+        return time.perf_counter() - begin
+
+    def measure(self, steps: int, *, profile: bool = False) -> StepMeasurement:
+        """One step that warms up, then ``steps`` timed ones; with ``profile`` the costs are those of the timed ones."""
+        from .memory import forecast_model
+
+        plan = forecast_model(self.model, len(self.ids))
+        _core.reset_peak_memory()
+        self.step()
+        seconds = []
+        if profile:
+            _core.set_profiling(True)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(max(1, steps)):
+            seconds.append(self.measure_one())
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        costs = _core.profile_report() if profile else {}
+        _core.set_profiling(False)
+        peak = _core.memory_report()["total"]["peak"] + self.model.dense_bytes()
+        return StepMeasurement(len(self.ids), seconds, plan.total, peak, faults, costs)
+
+
+def profile_table(measured: StepMeasurement, peak_flops: float) -> str:
+    """One line an operation, the most expensive first. ``peak_flops``: the machine's float32 multiply-adds, flop/s."""
+    steps, whole = len(measured.seconds), sum(measured.seconds)
+    lines = [f"{'operation':<20}{'calls':>8}{'ms':>10}{'time':>8}{'GFLOP/s':>10}{'of peak':>9}{'MB moved':>11}{'GB/s':>8}"]
+    costs = sorted(measured.profile.items(), key=lambda item: -item[1]["seconds"])
+    for name, cost in costs:
+        seconds = max(cost["seconds"], 1e-9)
+        rate = cost["flops"] / seconds
+        speed = f"{rate / 1e9:>10,.1f}" if rate else f"{'':>10}"
+        share = f"{100 * rate / peak_flops:>7.0f} %" if rate and peak_flops else f"{'':>9}"
+        lines.append(
+            f"{name:<20}{cost['calls'] / steps:>8,.0f}{1e3 * seconds / steps:>10,.2f}{100 * seconds / whole:>6.1f} %{speed}{share}"
+            f"{cost['bytes'] / steps / 1e6:>11,.1f}{cost['bytes'] / seconds / 1e9:>8,.1f}"
+        )
+    rest = max(0.0, whole - sum(cost["seconds"] for _, cost in costs))
+    lines.append(f"{'everything else':<20}{'':>8}{1e3 * rest / steps:>10,.2f}{100 * rest / whole:>6.1f} %")
+    total = sum(cost["flops"] for _, cost in costs) / whole
+    share = f", {100 * total / peak_flops:.0f} % of this machine's {peak_flops / 1e9:,.0f} (float32 FMA)" if peak_flops else ""
+    lines.append(f"the whole step: {total / 1e9:,.1f} GFLOP/s{share}")
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""lora-c bench"""
+
+from __future__ import annotations
+
+import click
+
+from .options import Command
+
+
+@click.command("bench", cls=Command, short_help="Speed and memory of a training step on this machine.")
+@click.option("--model", type=str, help="Model folder.  [default: the model that ships]")
+@click.option("--batch", type=int, default=4, show_default=True, help="Sequences of a step.")
+@click.option("--length", type=int, help="Tokens of a sequence.  [default: 512, or the model's context if shorter]")
+@click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter on every linear layer.")
+@click.option("--steps", type=int, default=5, show_default=True, help="Timed steps, after one that warms up.")
+@click.option("--quantize", type=click.Choice(["nf4", "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
+@click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
+@click.option("--profile", is_flag=True, help="List where the time of a step goes, operation by operation.")
+def command(
+    model: str | None, batch: int, length: int | None, rank: int, steps: int, quantize: str, recompute: str, profile: bool
+) -> None:
+    """Time training steps on random tokens. Nothing is written."""
+    from .. import _core
+    from ..bench import StepBench, profile_table
+    from ..configs import LoraConfig
+    from ..demo.run import BASE_MODEL
+    from ..model import load_model
+
+    loaded = load_model(model or BASE_MODEL, quantize=None if quantize == "none" else "nf4")
+    loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    loaded.decoder.recompute = recompute  # type: ignore[assignment]
+    bench = StepBench(loaded, batch, length or min(512, loaded.context_length))
+    click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {_core.get_isa()}, {_core.get_num_threads()} threads")
+    measured = bench.measure(steps, profile=profile)
+    click.echo(measured.describe())
+    if profile:
+        click.echo(profile_table(measured, _core.fma_peak()))
