@@ -35,9 +35,8 @@ class Peer:
         command = [python, str(HERE / "peer_worker.py"), "--shape", args.shape, "--batch", str(args.batch)]
         command += ["--length", str(args.length), "--rank", str(args.rank), "--threads", str(lc.get_num_threads())]
         command += ["--checkpointing"] if args.checkpointing else []
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
         self.greeting = self._answer()
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -54,7 +53,8 @@ class Peer:
         while line := self.process.stdout.readline():
             if line.startswith("{"):  # its libraries may write lines of their own
                 return json.loads(line)
-        raise SystemExit(f"the peer ended: {self.process.communicate()[1].strip().splitlines()[-1:]}")
+        command = " ".join(map(str, self.process.args))  # type: ignore[arg-type]
+        raise SystemExit(f"the peer ended; see why with: {command} < /dev/null")
 
 
 def our_bench(args: argparse.Namespace) -> StepBench:

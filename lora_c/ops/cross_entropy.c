@@ -9,9 +9,9 @@
 #include "lora_c/ops/rows.h"
 
 enum {
-    CHUNK_BYTES = 32 << 20,  /* logits of one chunk */
-    CHUNK_ROWS_MIN = 16,    /* fewer, and reading W once per chunk costs more than the products */
-    CHUNK_ROWS_MAX = 256,   /* W is decoded once per chunk: a cost of about 15 rows */
+    CHUNK_BYTES = 16 << 20, /* logits of one chunk; the products pack as much again */
+    CHUNK_ROWS_MIN = 16,   /* fewer, and reading W once per chunk costs more than the products */
+    CHUNK_ROWS_MAX = 256,  /* W is decoded once per chunk: a cost of about 15 rows */
 };
 
 typedef struct xent_job {

@@ -106,10 +106,9 @@ def profile_table(measured: StepMeasurement, peak_flops: float) -> str:
         rate = cost["flops"] / seconds
         speed = f"{rate / 1e9:>10,.1f}" if rate else f"{'':>10}"
         share = f"{100 * rate / peak_flops:>7.0f} %" if rate and peak_flops else f"{'':>9}"
-        lines.append(
-            f"{name:<20}{cost['calls'] / steps:>8,.0f}{1e3 * seconds / steps:>10,.2f}{100 * seconds / whole:>6.1f} %{speed}{share}"
-            f"{cost['bytes'] / steps / 1e6:>11,.1f}{cost['bytes'] / seconds / 1e9:>8,.1f}"
-        )
+        when = f"{name:<20}{cost['calls'] / steps:>8,.0f}{1e3 * seconds / steps:>10,.2f}{100 * seconds / whole:>6.1f} %"
+        moved = f"{cost['bytes'] / steps / 1e6:>11,.1f}{cost['bytes'] / seconds / 1e9:>8,.1f}"
+        lines.append(when + speed + share + moved)
     rest = max(0.0, whole - sum(cost["seconds"] for _, cost in costs))
     lines.append(f"{'everything else':<20}{'':>8}{1e3 * rest / steps:>10,.2f}{100 * rest / whole:>6.1f} %")
     total = sum(cost["flops"] for _, cost in costs) / whole
