@@ -70,7 +70,7 @@ bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, training step, dec
 	$(BUILD)/bench_quantize
 	$(BIN)/python benchmarks/bench_step.py
 
-bench-peers: $(VENV)/installed $(PEERS)/ready ## speed and memory of a training step beside transformers + PEFT + bitsandbytes
+bench-peers: $(VENV)/installed $(PEERS)/ready ## speed and memory beside transformers, PEFT and bitsandbytes
 	$(BIN)/python benchmarks/bench_peers.py --peers $(PEERS)/bin/python
 
 clean: ## remove everything that was built

@@ -323,6 +323,29 @@ static int set_recompute(PyObject *o, PyObject *value, void *unused) {
     return 0;
 }
 
+static PyObject *get_activation_dtype(PyObject *o, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(lora_dtype_name(((decoder *)o)->activation_dtype));
+}
+
+static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    decoder *self = (decoder *)o;
+    int half = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "bfloat16") == 0;
+    int single = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "float32") == 0;
+    lora_error err = {0};
+    if (!half && !single) {
+        PyErr_Format(PyExc_ValueError, "activation_dtype: expected 'float32' or 'bfloat16', got %R", value ? value : Py_None);
+        return -1;
+    }
+    if (lora_py_enter(&self->base) < 0) return -1;
+    self->activation_dtype = half ? LORA_BF16 : LORA_F32;
+    lora_status status = lora_decoder_set_activation_dtype(self->decoder, self->activation_dtype, &err);
+    lora_py_leave(&self->base);
+    if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
+    return status == LORA_OK ? 0 : -1;
+}
+
 static PyObject *get_config(PyObject *o, void *unused) {
     (void)unused;
     return PyDict_Copy(((decoder *)o)->options);
@@ -336,6 +359,8 @@ static PyObject *decoder_repr(PyObject *o) {
 
 static PyGetSetDef decoder_getset[] = {
     {"recompute", get_recompute, set_recompute, "'layer' keeps one row per layer and computes the rest again: same bits, less memory.", NULL},
+    {"activation_dtype", get_activation_dtype, set_activation_dtype,
+     "'bfloat16' keeps what backward needs of a layer in half the memory: same loss, gradients of rounded activations.", NULL},
     {"config", get_config, NULL, "The arguments of the constructor.", NULL},
     {0},
 };

@@ -11,6 +11,7 @@ typedef struct lora_py_decoder {
     PyObject *options;          /* the configuration as a dict */
     PyObject *weights, *adapters; /* name -> what owns the borrowed memory */
     lora_recompute recompute;
+    lora_dtype activation_dtype;
 } lora_py_decoder;
 
 typedef struct lora_py_kvcache {

@@ -35,11 +35,15 @@ static int64_t norm_groups(const lora_decoder_config *k, int norm) {
     return (norm == LORA_Q_NORM ? lora_q_width(k) : lora_kv_width(k)) / lora_norm_width(k, norm);
 }
 
+static void carve_statistics(carver *c, const lora_decoder_config *k, int64_t M, lora_layer_state *s) {
+    for (int i = 0; i < LORA_LAYER_NORMS; i++)
+        if (lora_has_norm(k, i)) s->stats[i] = carve_floats(c, M, 2 * norm_groups(k, i));
+    s->lse = carve_floats(c, M, k->num_attention_heads);
+}
+
 static lora_layer_state carve_state(carver *c, const lora_decoder_config *k, int64_t M, float *branch) {
     lora_layer_state s = carve_working_state(c, k, M, branch);
-    for (int i = 0; i < LORA_LAYER_NORMS; i++)
-        if (lora_has_norm(k, i)) s.stats[i] = carve_floats(c, M, 2 * norm_groups(k, i));
-    s.lse = carve_floats(c, M, k->num_attention_heads);
+    carve_statistics(c, k, M, &s);
     s.x2 = carve_floats(c, M, k->hidden_size);
     if (k->qk_norm != LORA_QK_NORM_NONE) s.qk = carve_floats(c, M, lora_q_width(k) + lora_kv_width(k));
     if (!k->post_norm) return s;
@@ -48,22 +52,42 @@ static lora_layer_state carve_state(carver *c, const lora_decoder_config *k, int
     return s;
 }
 
-/* Layers below lowest run in place on one residual stream; from there on each stream has memory of its own. */
-static void lay_streams(carver *c, const lora_decoder_config *k, int64_t M, lora_buffers *b) {
-    float *shared = NULL;
+/* Layers below lowest run in place on one residual stream; from there on each stream has memory of its own, or two take
+ * turns where copies are kept. */
+static void lay_streams(carver *c, const lora_decoder_config *k, int64_t M, bool copies, lora_buffers *b) {
+    float *streams[2] = {NULL, NULL};
+    int64_t n = 0; /* so far */
     for (int64_t i = 0; i <= k->num_hidden_layers; i++) {
-        bool kept = i >= b->lowest && b->lowest < k->num_hidden_layers;
-        if (i == 0 || kept) shared = carve_floats(c, M, k->hidden_size);
-        if (c->base) b->x[i] = shared;
+        if (i == 0 || (i >= b->lowest && b->lowest < k->num_hidden_layers)) {
+            if (!copies || n < 2) streams[n % 2] = carve_floats(c, M, k->hidden_size);
+            n++;
+        }
+        if (c->base) b->x[i] = streams[(n - 1) % 2];
     }
 }
 
-static void lay_states(carver *c, const lora_decoder_config *k, int64_t M, lora_recompute recompute, lora_buffers *b) {
+/* One state that every layer runs in, statistics and copies apart. */
+static void lay_copies(carver *c, const lora_decoder_config *k, int64_t M, lora_buffers *b) {
+    int64_t L = k->num_hidden_layers;
+    uint16_t **kept = carve(c, L, sizeof *kept);
+    for (int64_t i = b->lowest; i < L; i++) {
+        lora_layer_state statistics = {0};
+        carve_statistics(c, k, M, &statistics);
+        uint16_t *copy = i < L - 1 ? carve(c, M, (size_t)lora_kept_width(k) * sizeof *copy) : NULL;
+        if (!c->base) continue;
+        kept[i] = copy;
+        b->states[i].lse = statistics.lse;
+        for (int n = 0; n < LORA_LAYER_NORMS; n++) b->states[i].stats[n] = statistics.stats[n];
+    }
+    b->kept = kept;
+}
+
+static void lay_states(carver *c, const lora_decoder_config *k, int64_t M, bool own, lora_buffers *b) {
     int64_t L = k->num_hidden_layers;
     float *branch = lora_has_branches(k) ? carve_floats(c, M, k->hidden_size) : NULL;
     lora_layer_state kept = b->lowest < L ? carve_state(c, k, M, branch) : carve_working_state(c, k, M, branch);
     for (int64_t i = 0; i < L; i++) {
-        if (i > b->lowest && recompute == LORA_RECOMPUTE_NONE) kept = carve_state(c, k, M, branch);
+        if (i > b->lowest && own) kept = carve_state(c, k, M, branch);
         if (!c->base) continue;
         b->states[i] = kept;
         if (i < b->lowest)
@@ -103,8 +127,10 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     b->positions = carve(&c, M, sizeof *b->positions);
     b->rope_rows = k->rope_switch ? carve(&c, M, sizeof *b->rope_rows) : b->positions;
     b->views = carve(&c, M, sizeof *b->views);
-    lay_streams(&c, k, M, b);
-    lay_states(&c, k, M, d->recompute, b);
+    bool keeps_all = d->recompute == LORA_RECOMPUTE_NONE, copies = keeps_all && d->activation_dtype == LORA_BF16 && b->lowest < L;
+    lay_streams(&c, k, M, copies, b);
+    lay_states(&c, k, M, keeps_all && !copies, b);
+    if (copies) lay_copies(&c, k, M, b);
     b->xn = carve_floats(&c, M, k->hidden_size);
     if (training) lay_gradients(&c, d, M, b);
     if (b->lowest < L)

@@ -154,6 +154,13 @@ void lora_decoder_destroy(lora_decoder *d) {
 
 void lora_decoder_set_recompute(lora_decoder *d, lora_recompute recompute) { d->recompute = recompute; }
 
+lora_status lora_decoder_set_activation_dtype(lora_decoder *d, lora_dtype dtype, lora_error *err) {
+    LORA_CHECK(dtype == LORA_F32 || dtype == LORA_BF16, err, LORA_EDTYPE, "activation_dtype: expected float32 or bfloat16, got %s",
+               lora_dtype_name(dtype));
+    d->activation_dtype = dtype;
+    return LORA_OK;
+}
+
 /* --- names and places --- */
 
 static const char *const MATRIX_NAMES[] = {"q_proj",  "k_proj",    "v_proj",       "o_proj",  "gate_proj",

@@ -50,7 +50,8 @@ typedef struct lora_layer_state {
 typedef struct lora_buffers {
     int64_t lowest;           /* layers below keep nothing and run in place; L in evaluation */
     float **x;                /* L + 1 residual streams (M, H); those up to lowest - 1 are one buffer */
-    lora_layer_state *states; /* L */
+    lora_layer_state *states; /* L; with kept, one memory but for stats and lse */
+    uint16_t **kept;          /* L: bfloat16 copies of what backward reads, or NULL: each layer's state is its own */
     float *xn;                /* (M, H): a normed input */
     float *h;                 /* (M, I): input of down_proj; gate's own memory in evaluation */
     float *stats_final;       /* (M, 2), or NULL */
@@ -81,6 +82,7 @@ struct lora_decoder {
     float *cos, *sin; /* (n_ropes, max_position_embeddings, rotary / 2), each table behind the other */
     int64_t rope_at[LORA_MAX_ROPES]; /* where each begins */
     lora_recompute recompute;
+    lora_dtype activation_dtype;
     void *arena;
     size_t arena_bytes;
 };
@@ -180,6 +182,11 @@ lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffe
 /** Fills the state of a layer from its input again; its output is not needed. */
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer,
                                  lora_error *err) LORA_MUST_CHECK;
+
+/* kept_layers.c: with activations in bfloat16, the copy of a layer that has run, and its state from the copy */
+void lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer);
+void lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer);
+int64_t lora_kept_width(const lora_decoder_config *k); /* elements of a copy, per token */
 
 /* passes.c */
 /** logits (M, V) of M normed rows. */

@@ -197,6 +197,7 @@ lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffe
         LORA_TRY(attention_block(d, run, b, layer, err));
         LORA_TRY(mlp_inputs(d, run, b, layer, err));
         LORA_TRY(mlp_output(d, run, b, layer, err));
+        lora_keep_layer(d, run, b, layer);
     }
     return norm(d, run, L, LORA_FINAL_NORM, b->x[L], H, b->xn, H, b->stats_final, err);
 }

@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "lora_c/kernels/fma_burst.h"
+#include "lora_c/ggml.h"
 #include "lora_c/nf4.h"
 
 enum { PEAK_RUNS = 7, PEAK_ROUNDS = 400000 }; /* 4 million instructions a thread and run: about a millisecond */
@@ -45,6 +46,7 @@ double lora_profile_weight_bytes(const lora_weight *w) {
     switch (w->kind) {
     case LORA_WEIGHT_F32: return 4 * n;
     case LORA_WEIGHT_BF16: return 2 * n;
+    case LORA_WEIGHT_GGML: return n / (double)lora_ggml_block_values(w->ggml->type) * (double)lora_ggml_block_bytes(w->ggml->type);
     case LORA_WEIGHT_NF4: return n / 2 + n / (double)w->nf4->block_size * (w->nf4->absmax ? 4 : 1);
     }
     return 0;

@@ -207,6 +207,7 @@ class KVCache:
 @final
 class Decoder:
     recompute: Literal["none", "layer"]
+    activation_dtype: Literal["float32", "bfloat16"]
     @property
     def config(self) -> dict[str, Any]: ...
     def __new__(

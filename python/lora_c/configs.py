@@ -235,9 +235,15 @@ class TrainConfig(_Config):
     adam_beta2: Probability = Field(0.999, description="AdamW's second decay rate.")
     adam_epsilon: float = Field(1e-8, gt=0.0, description="AdamW's epsilon.")
     seed: int = Field(0, ge=0, description="Seed of adapter weights, data order and dropout.")
-    recompute: Literal["none", "layer"] = Field(
-        "none", description="layer: keep one row per layer and compute the rest again in backward; same bits, less memory."
+    recompute: Literal["none", "layer", "auto"] = Field(
+        "auto",
+        description="layer: keep one row per layer and compute the rest again in backward; same bits, less memory, a third "
+        "slower. auto: layer where the forecast of none exceeds memory_limit.",
     )
+    activation_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: keep activations for backward in half the memory; same loss, rounded gradients."
+    )
+    memory_limit: float | None = Field(None, gt=0.0, description="GiB for recompute=auto; by default 80 % of what is free.")
     val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
     eval_batch_tokens: int = Field(2048, gt=0, description="Tokens per batch in evaluation.")

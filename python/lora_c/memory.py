@@ -1,9 +1,10 @@
-"""The memory of a training run, known before it starts."""
+"""The memory of a training run, known before it starts, and what is done where it is too much."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -23,14 +24,15 @@ class MemoryForecast:
     gradients: int
     optimizer: int
     activations: int
+    scratch: int
 
     @property
     def total(self) -> int:
-        return self.base + self.parameters + self.gradients + self.optimizer + self.activations
+        return self.base + self.parameters + self.gradients + self.optimizer + self.activations + self.scratch
 
     def describe(self) -> str:
         parts = [("base", self.base), ("trained", self.parameters), ("gradients", self.gradients)]
-        parts += [("optimizer", self.optimizer), ("activations", self.activations)]
+        parts += [("optimizer", self.optimizer), ("activations", self.activations), ("scratch", self.scratch)]
         listed = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in parts if size)
         return f"{self.total / 2**20:,.1f} MiB forecast ({listed})"
 
@@ -55,4 +57,43 @@ def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
         gradients=trained,
         optimizer=2 * trained,
         activations=model.decoder.arena_bytes(n_tokens, training=True),
+        scratch=_scratch_bytes(model, n_tokens),
     )
+
+
+def _scratch_bytes(model: Model, n_tokens: int) -> int:
+    """The working memory of the operations: an estimate from their blocking (lora_c/ops), the head's chunks above all."""
+    shapes = {spec.name: spec.shape for spec in model.architecture.weights() if len(spec.shape) == 2}
+    vocab, hidden = model.architecture.decoder_kwargs["vocab_size"], model.architecture.decoder_kwargs["hidden_size"]
+    chunk = max(16, min(256, (16 << 20) // 4 // vocab // 16 * 16))
+    logits = min(chunk, n_tokens) * vocab
+    widest = max(max(shape) for shape in shapes.values() if vocab not in shape) if len(shapes) > 1 else hidden
+    packed = max(min(n_tokens, 1008) * widest, logits)  # the left operand of a product: activations, or the logits' gradient
+    per_thread = 1 << 20
+    return 4 * (logits + 2 * chunk * hidden + packed) + _core.get_num_threads() * per_thread
+
+
+def available_bytes() -> int:
+    """Memory that this process could still take: what Linux says is available, within the limit of its control group."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            left = int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text())
+        except (OSError, ValueError):  # no control groups, or "max"
+            continue
+        available = min(available, max(left, 0))
+    return available
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Literal["none", "layer"]:
+    """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free."""
+    decoder, before = model.decoder, model.decoder.recompute
+    decoder.recompute = "none"
+    plan = forecast_model(model, n_tokens)
+    decoder.recompute = before
+    limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * available_bytes()
+    return "none" if plan.total <= limit else "layer"

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
@@ -68,11 +68,19 @@ class Trainer:
             weight_decay=config.weight_decay,
             no_decay=[p for p in self.parameters if len(p.shape) == 1],
         )
-        model.decoder.recompute = config.recompute
+        model.decoder.activation_dtype = config.activation_dtype
+        model.decoder.recompute = self._recompute()
         self.output_dir = Path(config.output_dir)
         self.history: list[dict[str, Any]] = []
         self._tokens_before = 0  # by the runs that this one resumes
         self._tokens_seen = 0
+
+    def _recompute(self) -> Literal["none", "layer"]:
+        from .memory import choose_recompute, largest_micro_batch
+
+        if self.config.recompute != "auto":
+            return self.config.recompute
+        return choose_recompute(self.model, largest_micro_batch(self), self.config.memory_limit)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -146,6 +146,49 @@ static void check_alone(oracle_options options) {
     oracle_free(got);
 }
 
+/* --- activations in bfloat16 --- */
+
+/* The loss keeps its bits; a gradient moves by what rounding its activations once can do, on any number of threads alike. */
+static void check_bf16_activations(oracle_options options) {
+    oracle_model *want = oracle_new(options), *got = oracle_new(options), *again = oracle_new(options);
+    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2), *one = check_ctx(LORA_ISA_AUTO, 1);
+    lora_decoder *exact = oracle_decoder(want, ctx, NULL), *d = oracle_decoder(got, ctx, NULL), *e = oracle_decoder(again, one, NULL);
+    lora_error err;
+    CHECK(lora_decoder_set_activation_dtype(d, LORA_BF16, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_set_activation_dtype(e, LORA_BF16, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_set_activation_dtype(d, LORA_F16, &err) == LORA_EDTYPE, "float16 activations are refused");
+    CHECK(lora_decoder_arena_bytes(d, 64, true) < lora_decoder_arena_bytes(exact, 64, true), "bfloat16 activations take less memory");
+    double loss = step(want, exact);
+    CHECK(step(got, d) == loss, "bfloat16 activations: other loss");
+    CHECK(step(again, e) == loss, "bfloat16 activations: other loss on one thread");
+    check_equal(again, got, "bfloat16 activations, threads");
+    double all_distance = 0, all_length = 0;
+    for (int i = 0; i < O_TENSORS; i++) {
+        if (!got->t[i].g) continue;
+        double distance = 0, length = 0;
+        for (int64_t j = 0; j < got->t[i].n; j++) {
+            double difference = (double)got->t[i].g[j] - (double)want->t[i].g[j];
+            distance += difference * difference;
+            length += (double)want->t[i].g[j] * (double)want->t[i].g[j];
+        }
+        all_distance += distance;
+        all_length += length;
+        /* loose for the bias of k, whose terms all but cancel: the softmax does not see a common shift */
+        CHECK(distance <= 0x1p-8 * length, "bfloat16 activations: gradient of %s off by %.3g", oracle_name(i), sqrt(distance / length));
+    }
+    CHECK(all_distance > 0, "bfloat16 activations: no gradient changed, so nothing was rounded");
+    CHECK(all_distance <= 0x1p-14 * all_length, "bfloat16 activations: gradients together off by %.3g, expected 4 units of bfloat16",
+          sqrt(all_distance / all_length));
+    lora_decoder_destroy(exact);
+    lora_decoder_destroy(d);
+    lora_decoder_destroy(e);
+    lora_ctx_destroy(ctx);
+    lora_ctx_destroy(one);
+    oracle_free(want);
+    oracle_free(got);
+    oracle_free(again);
+}
+
 /* --- other weight formats --- */
 
 static uint16_t *to_bf16(float *w, int64_t n) { /* by cutting: any bfloat16 will do, w follows it */
@@ -250,6 +293,7 @@ void check_decoder(void) {
     for (int i = 0; i < N_OPTIONS; i++) {
         check_gradients(OPTIONS[i]);
         check_alone(OPTIONS[i]);
+        check_bf16_activations(OPTIONS[i]);
     }
     FOR_EACH_ISA(isa) for (int i = 0; i < N_OPTIONS; i++) check_bits(OPTIONS[i], isa);
     check_formats(LORA_WEIGHT_BF16);

@@ -115,6 +115,9 @@ lora_status lora_decoder_set_token_rows(lora_decoder *decoder, int64_t n, const 
 typedef enum lora_recompute { LORA_RECOMPUTE_NONE, LORA_RECOMPUTE_LAYER } lora_recompute;
 /** LAYER keeps one residual row per layer and computes the rest of a layer again in backward: same bits, less memory. */
 void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute);
+/** BF16 keeps what backward needs of a layer in half the memory: same loss, gradients of activations rounded once. Without
+ *  effect where recompute keeps next to nothing anyway. Errors: EDTYPE for others than F32 (the default) and BF16. */
+lora_status lora_decoder_set_activation_dtype(lora_decoder *decoder, lora_dtype dtype, lora_error *err) LORA_MUST_CHECK;
 
 /* A packed batch: no padding; segment s is tokens cu_seqlens[s] .. cu_seqlens[s+1]-1 and attends only to itself. */
 typedef struct lora_batch {
