@@ -94,7 +94,7 @@ def write_random_tokens(path: Path, vocab: int, batch: int, length: int) -> None
 
 
 def write_gsm8k(path: Path, source: Path, examples: int) -> None:
-    """Write questions as prompts and answers as completions, at the lengths of a BPE tokenizer (8192 entries) made from them."""
+    """Write questions as prompts and answers as completions, at the lengths of a BPE tokenizer made from them."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]

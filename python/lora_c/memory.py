@@ -64,7 +64,7 @@ def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
 def _scratch_bytes(model: Model, n_tokens: int) -> int:
     """The working memory of the operations: an estimate from their blocking (lora_c/ops), the head's chunks above all."""
     shapes = {spec.name: spec.shape for spec in model.architecture.weights() if len(spec.shape) == 2}
-    vocab, hidden = model.architecture.decoder_kwargs["vocab_size"], model.architecture.decoder_kwargs["hidden_size"]
+    vocab, hidden = (int(model.architecture.decoder_kwargs[name]) for name in ("vocab_size", "hidden_size"))
     chunk = max(16, min(256, (16 << 20) // 4 // vocab // 16 * 16))
     logits = min(chunk, n_tokens) * vocab
     widest = max(max(shape) for shape in shapes.values() if vocab not in shape) if len(shapes) > 1 else hidden
