@@ -135,13 +135,14 @@ def test_ctrl_c_stops_with_a_checkpoint(shared_data, stories, tmp_path):
         [sys.executable, "-m", "lora_c", "train", "--model", stories, "--data", shared_data("tinyshakespeare") / "input.txt",
          "--output-dir", tmp_path / "out", "--max-steps", "100000", "--max-seq-length", "64"],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell starts background jobs deaf to it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     metrics = tmp_path / "out" / "metrics.jsonl"
     while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err and "saving a checkpoint" in err
     assert any(p.name.startswith("checkpoint-") for p in (tmp_path / "out").iterdir())

@@ -93,6 +93,7 @@ def test_interrupted_and_resumed_run_has_the_same_bits(stories, shakespeare, tmp
 
 
 def test_ctrl_c_in_the_middle_of_a_step_resumes_with_the_same_bits(stories, shakespeare, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
     whole = make_trainer(stories, shakespeare, tmp_path / "whole")
     whole.train()
     trainer = make_trainer(stories, shakespeare, tmp_path / "out")
@@ -116,6 +117,7 @@ def test_ctrl_c_in_the_middle_of_a_step_resumes_with_the_same_bits(stories, shak
     assert [r["step"] for r in lines if "loss" in r] == list(range(1, resumed.total_steps + 1))
     assert [r.get("tokens") for r in lines] == [r.get("tokens") for r in whole.history]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 def test_accumulation_is_the_same_mathematics(stories, shakespeare, tmp_path):
