@@ -51,17 +51,8 @@ def load_weights(checkpoint: Checkpoint, architecture: Architecture, options: Lo
     CheckpointError
         Tensors are missing, unexpected or misshaped, have a type that is not supported, or hold NaN or infinity.
     """
-    refuse_other_quantization(checkpoint.config, checkpoint.tensors)
-    layers = architecture.decoder_kwargs["num_hidden_layers"]
-    if layers > len(checkpoint.tensors):  # before anything grows with a number that nothing backs
-        raise CheckpointError(
-            f"{checkpoint.path}: expected the tensors of {layers} layers (num_hidden_layers in config.json), got "
-            f"{len(checkpoint.tensors)} tensors"
-        )
+    sources = check_tensors(checkpoint, architecture)
     specs = architecture.weights()
-    tied = architecture_of(checkpoint.config).tied
-    sources = {spec.name: stored_name(_source(spec, specs, tied), checkpoint) for spec in specs}
-    _check_names(checkpoint, architecture, specs, sources)
     weights = Weights()
     prequantized = any(quant_type_of(source, checkpoint.tensors) for source in sources.values())
     # What a prequantized folder left dense was left so on purpose: it stays as it is.
@@ -75,6 +66,28 @@ def load_weights(checkpoint: Checkpoint, architecture: Architecture, options: Lo
         for part in parts_of(source) & set(checkpoint.tensors):
             checkpoint.release(part)
     return weights
+
+
+def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, str]:
+    """Return decoder name -> name in the file, after the headers alone have been checked: names, shapes, quantization.
+
+    Raises
+    ------
+    CheckpointError
+        Tensors are missing, unexpected or misshaped, or quantized in a way that cannot be read.
+    """
+    refuse_other_quantization(checkpoint.config, checkpoint.tensors)
+    layers = architecture.decoder_kwargs["num_hidden_layers"]
+    if layers > len(checkpoint.tensors):  # before anything grows with a number that nothing backs
+        raise CheckpointError(
+            f"{checkpoint.path}: expected the tensors of {layers} layers (num_hidden_layers in config.json), got "
+            f"{len(checkpoint.tensors)} tensors"
+        )
+    specs = architecture.weights()
+    tied = architecture_of(checkpoint.config).tied
+    sources = {spec.name: stored_name(_source(spec, specs, tied), checkpoint) for spec in specs}
+    _check_names(checkpoint, architecture, specs, sources)
+    return sources
 
 
 def _source(spec: WeightSpec, specs: list[WeightSpec], tied: bool) -> WeightSpec:

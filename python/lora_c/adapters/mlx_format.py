@@ -44,7 +44,7 @@ def read_mlx(folder: Path, architecture: Architecture) -> AdapterArrays:
     except CheckpointError as error:
         raise AdapterError(str(error)) from None
     try:
-        scale, dropout, dora = _options(values, where)
+        scale, dropout, dora = parse_mlx_config(values, str(where))
         matrices = _matrices(file, architecture, scale, dora)
     finally:
         file.close()
@@ -53,7 +53,14 @@ def read_mlx(folder: Path, architecture: Architecture) -> AdapterArrays:
     return AdapterArrays(_config(matrices, architecture, scale, dropout, dora), matrices)
 
 
-def _options(values: Mapping[str, Any], where: Path) -> tuple[float, float, bool]:
+def parse_mlx_config(values: Mapping[str, Any], where: str) -> tuple[float, float, bool]:
+    """Return (scale, dropout, DoRA or not) of an adapter_config.json of mlx-lm.
+
+    Raises
+    ------
+    AdapterError
+        It asks for what is not supported.
+    """
     kind = values.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise AdapterError(f"{where}: fine_tune_type: expected 'lora' or 'dora', got {kind!r}; fuse it with mlx_lm.fuse first")
@@ -62,7 +69,7 @@ def _options(values: Mapping[str, Any], where: Path) -> tuple[float, float, bool
         raise AdapterError(f"{where}: lora_parameters: expected rank, scale and dropout, got {str(parameters)[:60]!r}")
     scale, dropout = parameters.get("scale"), parameters.get("dropout", 0.0)
     for name, value in (("scale", scale), ("dropout", dropout)):
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) <= float(np.finfo(np.float32).max):
             raise AdapterError(f"{where}: lora_parameters.{name}: expected a number, got {repr(value)[:80]}")
     return float(scale), float(dropout), kind == "dora"  # type: ignore[arg-type]
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": ("evaluate", "Loss and perplexity of a model on your data."),
     "merge": ("merge", "Fold an adapter into its base model."),
     "export": ("export", "Write an adapter or a model in another format."),
+    "inspect": ("inspect", "Say what a file or folder is, and what is unsupported in it."),
     "quantize": ("quantize", "Write a model folder in 4-bit NF4."),
     "bench": ("bench", "Speed and memory of a training step on this machine; --profile says where its time goes."),
     "demo": ("demo", "Teach the model that ships a task it cannot do, in about a minute."),

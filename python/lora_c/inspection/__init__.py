@@ -1,0 +1,11 @@
+"""What a file or folder is: format, architecture, types, sizes, adapter rank and targets, and what is unsupported in it.
+
+report.py    what is found, as data
+files.py     one file: safetensors, GGUF, JSON, data, pickles
+folders.py   a folder: models, adapters, training output, checkpoints, tokenizers, data
+"""
+
+from .folders import inspect_path
+from .report import Report
+
+__all__ = ["Report", "inspect_path"]

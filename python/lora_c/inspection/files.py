@@ -1,0 +1,161 @@
+"""One file: which format its first bytes and its name say, and what is in it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import SafetensorsFile, TensorInfo, read_json_object
+from ..data.records import SUFFIXES, kind_of, read_records
+from ..data.samples import KINDS
+from ..errors import LoraCError, shorten
+from .report import Report, shape_text
+
+_SAMPLE = 1000  # records looked at
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def inspect_file(path: Path, report: Report) -> None:
+    """Fill the report; a damaged file is named in its problems."""
+    report.bytes = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head[:4] == b"GGUF":
+        _gguf(head, report)
+    elif path.suffix == ".safetensors":
+        _safetensors(path, report)
+    elif _is_pickle(path, head):
+        report.kind = "pickle"
+        report.problems.append(
+            "a pickle can run code when opened and is never read; save it as safetensors with the tool that made it"
+        )
+    elif path.suffix == ".json" and _looks_like_object(head):
+        _json(path, report)
+    elif kind_of(path) in SUFFIXES:
+        inspect_data([path], report)
+    elif not head:
+        report.kind = "empty file"
+        report.problems.append("the file is empty")
+    else:
+        report.problems.append(f"a file that begins with {head[:8]!r} and ends in {path.suffix or 'nothing'!r} is not known")
+
+
+def _is_pickle(path: Path, head: bytes) -> bool:
+    return path.suffix.lower() in _PICKLE_SUFFIXES or (
+        head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    )
+
+
+def _looks_like_object(head: bytes) -> bool:
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
+
+
+def _gguf(head: bytes, report: Report) -> None:
+    report.kind = "GGUF file"
+    if len(head) < 24:
+        report.problems.append("the file ends inside its header")
+        return
+    version, tensors, entries = struct.unpack_from("<IQQ", head, 4)
+    report.add(version=version, tensors=tensors, metadata_entries=entries)
+    if version not in (2, 3):
+        report.problems.append(f"version: expected 2 or 3, got {version}")
+
+
+def _safetensors(path: Path, report: Report) -> None:
+    report.kind = "safetensors file"
+    try:
+        file = SafetensorsFile(path)
+    except LoraCError as error:
+        report.problems.append(str(error))
+        return
+    describe_tensors(file.tensors, report)
+    report.add(metadata=shorten(f"{key}={value[:40]}" for key, value in file.metadata.items()))
+    names = list(file.tensors)
+    if any(name.startswith("param.") for name in names):
+        report.add(holds="training state of lora-c; inspect its folder")
+    elif any(".lora_A." in name or ".lora_embedding_A" in name for name in names):
+        report.add(holds="adapter weights of PEFT; inspect their folder")
+    elif any(name.endswith(".lora_a") for name in names):
+        report.add(holds="adapter weights of MLX; inspect their folder")
+    elif any("quant_state.bitsandbytes" in name for name in names):
+        report.add(holds="4-bit weights of bitsandbytes; inspect their folder")
+    file.close()
+
+
+def describe_tensors(tensors: dict[str, TensorInfo], report: Report) -> None:
+    """Counts by type, and the largest tensors."""
+    report.count_tensors(tensors)
+    largest = sorted(tensors.items(), key=lambda item: item[1].start - item[1].end)[:3]
+    report.add(largest=shorten(f"{name} {info.dtype} {shape_text(info.shape)}" for name, info in largest))
+
+
+def _json(path: Path, report: Report) -> None:
+    try:
+        values = read_json_object(path)
+    except LoraCError as lines:
+        try:  # JSONL under another name
+            inspect_data([path], report)
+        except LoraCError:
+            report.problems = [str(lines)]
+        return
+    if "model" in values and "added_tokens" in values:
+        _tokenizer_json(values, report)
+    elif "weight_map" in values:
+        report.kind = "index of safetensors shards"
+        shards = values["weight_map"]
+        if isinstance(shards, dict):
+            report.add(tensors=len(shards), shards=len({str(value) for value in shards.values()}))
+    elif "peft_type" in values or "lora_parameters" in values:
+        report.kind = "configuration of an adapter; inspect its folder"
+    elif "architectures" in values or "model_type" in values:
+        report.kind = "configuration of a model; inspect its folder"
+        report.add(architecture=values.get("architectures") or values.get("model_type"))
+    elif any(kind in values for kind in KINDS):
+        inspect_data([path], report)
+    else:
+        report.kind = "JSON file"
+        report.add(keys=shorten(values))
+
+
+def _tokenizer_json(values: dict[str, Any], report: Report) -> None:
+    report.kind = "tokenizer of the tokenizers library"
+    model = values["model"] if isinstance(values["model"], dict) else {}
+    vocab = model.get("vocab")
+    report.add(model=str(model.get("type") or "unknown"), vocabulary=len(vocab) if isinstance(vocab, (dict, list)) else None)
+
+
+def inspect_data(paths: list[Path], report: Report) -> None:
+    """Data sets: what their first records are."""
+    report.kind = "training data"
+    report.add(files=len(paths), format=shorten(sorted({kind_of(path).lstrip(".") for path in paths})))
+    kinds: Counter[str] = Counter()
+    for path in paths:
+        if kind_of(path) == ".txt":
+            kinds["plain text"] += 1
+            continue
+        try:
+            for where, record in islice(read_records(path), _SAMPLE):
+                kind = next((k for k in KINDS if k in record), None)
+                kinds[kind or "unknown"] += 1
+                if kind is None and kinds["unknown"] == 1:
+                    report.problems.append(f"{where}: expected one of the keys {', '.join(KINDS)}, got {shorten(record)}")
+        except LoraCError as error:
+            report.problems.append(str(error))
+    looked = sum(kinds.values())
+    report.add(records=f"{looked:,}" + (" looked at" if looked >= _SAMPLE else ""))
+    report.add(kinds=shorten(f"{kind} ({count:,})" for kind, count in kinds.items()))
+    if not looked and not report.problems:
+        report.problems.append("no record in it")
+
+
+def json_or_nothing(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

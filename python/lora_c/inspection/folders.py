@@ -1,0 +1,203 @@
+"""A folder: models (dense or quantized), adapters, training output and checkpoints, tokenizers, data."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..adapters.config import parse_adapter_config
+from ..adapters.mlx_format import parse_mlx_config
+from ..architectures import architecture_of
+from ..checkpoint import Checkpoint, SafetensorsFile, TensorInfo, read_json_object
+from ..data.records import kind_of
+from ..errors import CheckpointError, LoraCError, shorten
+from ..loading import check_tensors
+from ..prequantized import quant_type_of, refuse_other_quantization
+from ..tokenizer import Tokenizer
+from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
+from .report import Report, shape_text
+
+_A = re.compile(r"(?P<module>.+)\.(lora_A(\.default)?\.weight|lora_embedding_A(\.default)?|lora_a)")
+
+
+def inspect_path(path: str | os.PathLike[str]) -> Report:
+    """Say what a file or folder is.
+
+    Raises
+    ------
+    CheckpointError
+        There is nothing at the path, or it cannot be read.
+    """
+    target = Path(path)
+    report = Report(str(path))
+    try:
+        if target.is_dir():
+            report.bytes = sum(entry.stat().st_size for entry in os.scandir(target) if entry.is_file())
+            _folder(target, report)
+        elif target.is_file():
+            inspect_file(target, report)
+        else:
+            raise CheckpointError(f"{path}: expected a file or a folder, got nothing there")
+    except (OSError, ValueError) as error:
+        if isinstance(error, LoraCError):
+            raise
+        raise CheckpointError(f"{path}: expected something that can be read, got: {error}") from None
+    return report
+
+
+def _folder(folder: Path, report: Report) -> None:
+    names = {entry.name for entry in os.scandir(folder)}
+    data = sorted(folder / name for name in names if kind_of(Path(name)) in (".jsonl", ".ndjson", ".parquet"))
+    rows: list[tuple[bool, Callable[[Path, Report], None]]] = [
+        ("trainer_state.json" in names, _checkpoint),
+        ("adapter_config.json" in names, _adapter),
+        ("config.json" in names, _model),
+        ("tokenizer.json" in names, _tokenizer_folder),
+    ]
+    for found, describe in rows:
+        if found:
+            describe(folder, report)
+            return
+    data = [path for path in data if path.is_file() and path.name != "metrics.jsonl"]
+    if data:
+        inspect_data(data, report)
+        return
+    report.kind = "folder"
+    report.add(files=shorten(sorted(names)))
+    known = "config.json (a model), adapter_config.json (an adapter), tokenizer.json, or data files"
+    report.problems.append(f"expected {known} in the folder, got {shorten(sorted(names)) or 'nothing'}")
+
+
+def _collect(report: Report, call: Callable[[], Any]) -> Any:
+    """The result of a call; what it refuses becomes a problem."""
+    try:
+        return call()
+    except LoraCError as error:
+        if str(error) not in report.problems:
+            report.problems.append(str(error))
+        return None
+
+
+def _model(folder: Path, report: Report) -> None:
+    report.kind = "model folder of Hugging Face"
+    config = _collect(report, lambda: read_json_object(folder / "config.json")) or {}
+    report.add(architecture=config.get("architectures") or config.get("model_type"))
+    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
+        if isinstance(config.get(key), int):
+            report.facts[key.replace("_", " ")] = config[key]
+    checkpoint = _collect(report, lambda: Checkpoint(folder))
+    if checkpoint is not None:
+        with checkpoint:
+            _weights(checkpoint, config, report)
+    _collect(report, lambda: _tokenizer(folder, config, report))
+
+
+def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> None:
+    tensors = checkpoint.tensors
+    describe_tensors(tensors, report)
+    kinds = {name: kind for name in tensors if (kind := quant_type_of(name, tensors))}
+    blocks: Counter[str] = Counter()
+    elements = sum(math.prod(info.shape) for name, info in tensors.items() if not _is_part(name, kinds))
+    for name, kind in kinds.items():
+        state = _state(checkpoint, f"{name}.quant_state.bitsandbytes__{kind}")
+        shape = state.get("shape")
+        elements += math.prod(shape) if isinstance(shape, list) and all(isinstance(n, int) for n in shape) else 0
+        nested = " nested" if name + ".nested_absmax" in tensors else ""
+        blocks[f"{kind}{nested}, block {state.get('blocksize')}"] += 1
+    report.add(parameters=elements, quantized=shorten(f"{count} weights {kind}" for kind, count in blocks.items()))
+    report.add(tied_head=True if config.get("tie_word_embeddings") else None)
+    if kinds:
+        report.kind += ", 4-bit weights of bitsandbytes"
+    _collect(report, lambda: refuse_other_quantization(config, tensors))
+    architecture = _collect(report, lambda: architecture_of(config))
+    if architecture is not None:
+        _collect(report, lambda: check_tensors(checkpoint, architecture))
+
+
+def _is_part(name: str, kinds: dict[str, str]) -> bool:
+    wholes = (name, name.rpartition(".")[0], name.rpartition(".quant_state.")[0])
+    return any(whole in kinds for whole in wholes)
+
+
+def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    try:
+        state = json.loads(checkpoint.read(name).tobytes())
+    except (ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _tokenizer(folder: Path, config: dict[str, Any], report: Report) -> None:
+    if not (folder / "tokenizer.json").is_file():
+        report.add(tokenizer="none")
+        return
+    tokenizer = Tokenizer.from_folder(folder, config)
+    report.add(tokenizer=f"{tokenizer.vocab_size:,} tokens", chat_template="yes" if tokenizer.chat_template else "no")
+    report.add(end_token=tokenizer.special_tokens.get("eos_token"))
+
+
+def _tokenizer_folder(folder: Path, report: Report) -> None:
+    report.kind = "tokenizer folder"
+    _collect(report, lambda: _tokenizer(folder, {}, report))
+
+
+def _adapter(folder: Path, report: Report) -> None:
+    values = _collect(report, lambda: read_json_object(folder / "adapter_config.json")) or {}
+    trained = (folder / "metrics.jsonl").is_file() and (folder / "config.yaml").is_file()
+    mlx = "lora_parameters" in values
+    report.kind = "adapter of MLX" if mlx else "adapter of PEFT" + (", output of lora-c train" if trained else "")
+    if mlx:
+        table = values["lora_parameters"] if isinstance(values["lora_parameters"], dict) else {}
+        report.add(rank=table.get("rank"), scale=table.get("scale"), layers=values.get("num_layers"))
+        report.add(method=values.get("fine_tune_type", "lora"))
+        _collect(report, lambda: parse_mlx_config(values, "adapter_config.json"))
+    else:
+        report.add(method=values.get("peft_type", "LORA"), rank=values.get("r"), lora_alpha=values.get("lora_alpha"))
+        report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
+        report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
+        _collect(report, lambda: parse_adapter_config(values, "adapter_config.json"))
+    weights = folder / ("adapters.safetensors" if mlx else "adapter_model.safetensors")
+    if not weights.is_file():
+        pickle = (folder / "adapter_model.bin").exists()
+        got = "adapter_model.bin, a pickle, which is never opened" if pickle else "nothing there"
+        report.problems.append(f"{weights.name}: expected this file, got {got}")
+        return
+    file = _collect(report, lambda: SafetensorsFile(weights))
+    if file is not None:
+        _matrices(file.tensors, mlx, report)
+        file.close()
+
+
+def _matrices(tensors: dict[str, TensorInfo], mlx: bool, report: Report) -> None:
+    report.count_tensors(tensors)
+    ranks: Counter[int] = Counter()
+    for name, info in tensors.items():
+        if _A.fullmatch(name) and len(info.shape) == 2:
+            ranks[info.shape[1 if mlx else 0]] += 1
+    report.add(parameters=sum(math.prod(info.shape) for info in tensors.values()), adapted_matrices=sum(ranks.values()))
+    report.add(ranks=shorten(f"{rank} ({count})" for rank, count in sorted(ranks.items())))
+
+
+def _checkpoint(folder: Path, report: Report) -> None:
+    report.kind = "checkpoint of lora-c train"
+    position = _collect(report, lambda: read_json_object(folder / "trainer_state.json")) or {}
+    config, history = position.get("config"), position.get("history")
+    config = config if isinstance(config, dict) else {}
+    history = history if isinstance(history, list) else []
+    losses = [row["loss"] for row in history if isinstance(row, dict) and isinstance(row.get("loss"), (int, float))]
+    report.add(step=position.get("step"), method=config.get("method"), last_loss=losses[-1] if losses else None)
+    file = _collect(report, lambda: SafetensorsFile(folder / "training_state.safetensors"))
+    if file is not None:
+        report.count_tensors(file.tensors)
+        trained = {name: info for name, info in file.tensors.items() if name.startswith("param.")}
+        report.add(parameters=sum(math.prod(info.shape) for info in trained.values()), parameter_tensors=len(trained))
+        report.add(first=shorten(f"{name[6:]} {shape_text(info.shape)}" for name, info in list(trained.items())[:1]))
+        file.close()
+    adapter = json_or_nothing(folder / "adapter_config.json")
+    report.add(rank=adapter.get("r"), targets=adapter.get("target_modules"))

@@ -1,0 +1,58 @@
+"""What an inspection found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..checkpoint import TensorInfo
+from ..errors import shorten
+
+_LONGEST = 300  # characters of a fact
+
+
+@dataclass
+class Report:
+    """kind: what it is, in words; facts: label to value; tensors: one row per element type; problems: what will be refused."""
+
+    path: str
+    kind: str = "unknown"
+    bytes: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    tensors: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing was found that would be refused."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"usable": self.usable}
+
+    def add(self, **facts: Any) -> None:
+        """Keep the facts that are known: numbers as they are, anything else as a short text (it comes from a file)."""
+        for label, value in facts.items():
+            if value in (None, "", []):
+                continue
+            if not isinstance(value, (bool, int, float)):
+                value = (shorten(value, 8) if isinstance(value, list) else str(value))[:_LONGEST]
+            self.facts[label.replace("_", " ")] = value
+
+    def count_tensors(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """One row per element type, the one with most bytes first."""
+        rows: dict[str, dict[str, Any]] = {}
+        for info in tensors.values():
+            row = rows.setdefault(info.dtype, {"dtype": info.dtype, "tensors": 0, "elements": 0, "bytes": 0})
+            row["tensors"] += 1
+            row["elements"] += math.prod(info.shape)
+            row["bytes"] += info.end - info.start
+        self.tensors = sorted(rows.values(), key=lambda row: -row["bytes"])
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """(2, 3) as 2 x 3."""
+    return " x ".join(map(str, shape))
