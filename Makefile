@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
+FUZZ_CASES ?= 10000
 SANITIZE ?=
 MODE := $(if $(SANITIZE),sanitize,release)
 BUILD := build/$(MODE)
@@ -17,7 +18,7 @@ BENCHES := $(patsubst benchmarks/%.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
 SOURCES := $(shell find lora_c -name '*.[ch]')
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan headers layers lint stubtest check-peers bench bench-peers clean
+.PHONY: help demo test check asan headers layers lint stubtest check-peers fuzz fuzz-asan bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -55,6 +56,17 @@ lint: $(VENV)/installed layers ## layers and symbols of the C tree, style of the
 
 stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 	$(BIN)/python -m mypy.stubtest lora_c._core
+
+fuzz: $(VENV)/installed ## read FUZZ_CASES damaged files per format
+	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES)
+
+fuzz-asan: $(VENV)/installed ## the same with the extension under ASan and UBSan
+	rm -rf build/asan && mkdir -p build/asan/source
+	cp -r lora_c python setup.py pyproject.toml README.md LICENSE build/asan/source/
+	LORA_C_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --target build/asan/lib build/asan/source
+	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc PYTHONPATH=build/asan/lib \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES) --memory 0
 
 $(PEERS)/ready: tests/peers/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

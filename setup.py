@@ -22,7 +22,7 @@ class BuildExt(build_ext):
     def build_extension(self, ext):
         sanitize = os.environ.get("LORA_C_SANITIZE")
         if sanitize:
-            ext.extra_compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"]
+            ext.extra_compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]
             ext.extra_link_args += [f"-fsanitize={sanitize}"]
         compile_one = self.compiler.compile
 

@@ -18,6 +18,7 @@ from .families import ATTENTION, FAMILIES, HARMLESS, MLP, SIZES, Family
 from .rope import Rope, number, rope_of
 
 MAX_HEAD_DIM = 4096
+MAX_LAYERS = 10_000
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
@@ -130,7 +131,16 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         The family or a feature is not supported (named, with what is supported), or a size is missing or absurd.
     """
     family = _family(config)
-    config = _in_common_names(config, family)
+    try:
+        return _architecture(_in_common_names(config, family), family)
+    except (TypeError, LookupError, AttributeError, ArithmeticError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = f"{type(error).__name__}: {error}"  # a list for a number, or the like; sizes are checked by name
+        raise CheckpointError(f"config.json: expected values of the right kinds, got one that is not ({reason})") from None
+
+
+def _architecture(config: dict[str, Any], family: Family) -> Architecture:
     _refuse_unknown(config, family)
     kwargs = _sizes(config, family) | dict(family.decoder)
     layers = kwargs["num_hidden_layers"]
@@ -144,6 +154,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
 
 def _family(config: Mapping[str, Any]) -> Family:
     names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise CheckpointError(f"config.json: architectures: expected a list of names, got {names!r}")
     for family in FAMILIES:
         if names == [family.architecture] or (not names and config.get("model_type") == family.model_type):
             return family
@@ -191,7 +203,7 @@ def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": _size(config, "intermediate_size", family.mlp_ratio * hidden or None),
-        "num_hidden_layers": _size(config, "num_hidden_layers"),
+        "num_hidden_layers": _layers(config),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
@@ -199,6 +211,13 @@ def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         "max_position_embeddings": _size(config, "max_position_embeddings", 2048),
         "norm_eps": float(eps),
     }
+
+
+def _layers(config: Mapping[str, Any]) -> int:
+    layers = _size(config, "num_hidden_layers")
+    if layers > MAX_LAYERS:  # lists of that length are made before any tensor is seen
+        raise CheckpointError(f"config.json: num_hidden_layers: expected at most {MAX_LAYERS}, got {layers}")
+    return layers
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -215,7 +234,7 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
 def _activation(config: Mapping[str, Any], family: Family) -> str:
     key = "hidden_activation" if "hidden_activation" in family.keys and config.get("hidden_activation") else "hidden_act"
     name = config.get(key) or "silu"
-    name = family.aliases.get(name, name)
+    name = family.aliases.get(name, name) if isinstance(name, str) else ""
     if name not in ACTIVATIONS or (ACTIVATIONS[name] == "silu" and not family.decoder.get("gated_mlp", True)):
         raise CheckpointError(
             f"config.json: {key}: expected one of {', '.join(ACTIVATIONS)}, got {name!r}; this is not supported"

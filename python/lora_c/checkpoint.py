@@ -191,10 +191,11 @@ class Checkpoint:
             table = read_json_object(index).get("weight_map")
             if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
                 raise CheckpointError(f"{index}: expected weight_map to map tensors to files, got {str(table)[:60]}")
+            present = {entry.name for entry in os.scandir(self.path) if entry.is_file()}
             for shard in sorted(set(table.values())):
                 if Path(shard).name != shard or shard in (".", ".."):
                     raise CheckpointError(f"{index}: expected plain file names in weight_map, got {shard!r}")
-                if not (self.path / shard).is_file():
+                if shard not in present:
                     raise CheckpointError(f"{self.path / shard}: expected this shard (named in the index), got nothing there")
             self._index = table
             return [self.path / shard for shard in sorted(set(table.values()))]

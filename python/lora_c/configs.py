@@ -53,6 +53,7 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
             lines.append(f"{name}: unknown option{_nearest_option(model, name)}")
             continue
         message = item["msg"].removeprefix("Value error, ")
+        message = message.replace("Input should be ", "expected ")
         message = message[:1].lower() + message[1:]
         shown = f", got {repr(item['input'])[:80]}" if item["type"] != "value_error" else ""
         lines.append(f"{name}: {message}{shown}" if name else message)

@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 800  # characters of a message; what was given may be of any size
+
 
 class LoraCError(ValueError):
-    """Base of the errors raised by the Python side of lora_c."""
+    """Base of the errors raised by the Python side of lora_c; the message is one line, its middle cut where it is long."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 class CheckpointError(LoraCError):

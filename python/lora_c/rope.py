@@ -56,7 +56,12 @@ def rope_of(config: Mapping[str, Any], head_dim: int, positions: int, aliases: M
     Source: RoFormer, arXiv:2104.09864; position interpolation, arXiv:2306.15595; YaRN, arXiv:2309.00071; LongRoPE,
     arXiv:2402.13753; the "llama3" rule of Llama 3.1. Values are rounded to float32 as the models were trained with.
     """
-    rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        table = config.get(key) or {}
+        if not isinstance(table, dict):
+            raise CheckpointError(f"config.json: {key}: expected an object, got {table!r}")
+        rope |= table
     unknown = sorted(key for key, value in rope.items() if key not in _KNOWN and value is not None)
     if unknown:
         raise CheckpointError(f"config.json: rope_parameters: expected known keys, got {unknown[0]!r}; this is not supported")

@@ -88,7 +88,7 @@ class Tokenizer:
             value = named.get(key)
             value = value.get("content") if isinstance(value, dict) else value
             default = (config or {}).get(f"{key}_id")
-            if value is None and key not in named and type(default) is int:
+            if value is None and key not in named and type(default) is int and 0 <= default < 2**32:
                 value = backend.id_to_token(default)
             if isinstance(value, str):
                 special[key] = value
@@ -117,7 +117,7 @@ class Tokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, or None."""
-        found: int | None = self.backend.token_to_id(token)
+        found: int | None = self.backend.token_to_id(token) if _is_unicode(token) else None
         return found
 
     def stream_decoder(self, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> StreamDecoder:
@@ -226,6 +226,10 @@ class StreamDecoder:
             del self._ids[:drop]
         self._done = len(self._ids)
         return piece
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _check_text(text: Any) -> None:

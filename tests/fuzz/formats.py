@@ -1,0 +1,167 @@
+"""The formats that are fuzzed: good files to start from, and what reads them.
+
+A reader may return or raise `LoraCError`; everything else is a finding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lora_c as lc
+from lora_c.checkpoint import SafetensorsFile, TensorEntry, write_model_files
+from lora_c.data import load_dataset
+from lora_c.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = ROOT / "python/lora_c/base_model"
+IDS = np.array([1, 2, 3], np.int32)
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 44,
+    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 48,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    "hidden_act": "silu", "attention_bias": False, "bos_token_id": 1, "eos_token_id": [2, 3], "torch_dtype": "float32",
+    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                     "original_max_position_embeddings": 32},
+}  # fmt: skip
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}{% endfor %}<|end|>{% endfor %}{{ tools | tojson if tools else '' }}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+RECORDS: list[dict[str, Any]] = [
+    {"messages": [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "ü"), ("assistant", "b"))]},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [CALL]}], "tools": [{"name": "f"}]},
+    {"prompt": "a", "completion": "b"},
+    {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+    {"instruction": "a", "input": "b", "output": "c", "system": "d"},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "tools": "[]"},
+    {"text": "several words of text 日本"},
+]
+
+
+@dataclass(frozen=True)
+class Format:
+    """`make` fills a folder with good files, `read` reads what is in it; `files` are those to damage."""
+
+    make: Callable[[Path], None]
+    read: Callable[[Path], object]
+    files: tuple[str, ...]
+
+
+def _tensors() -> dict[str, np.ndarray]:
+    from lora_c.architectures import architecture_of
+
+    rng = np.random.default_rng(0)
+    return {s.file_name: rng.standard_normal(s.shape).astype(np.float32) * 0.1 for s in architecture_of(CONFIG).weights()}
+
+
+def make_model(folder: Path) -> None:
+    """Shards, an index, a tokenizer with a template, generation settings."""
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((BASE / name).read_bytes())
+    write_model_files(folder, [TensorEntry.of(name, array) for name, array in _tensors().items()], 20_000)
+
+
+def make_bnb(folder: Path) -> None:
+    golden = np.load(ROOT / "tests/golden/bnb_folders.npz")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(golden[f"nf4_nested_bfloat16_storage/{name}"].tobytes())
+
+
+def make_adapter(folder: Path) -> None:
+    make_model(folder)
+    model = lc.load_model(folder, progress=False)
+    model.add_adapter(r=2, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 3}, use_rslora=True)
+    model.save_adapter(folder / "adapter")
+    model.save_adapter(folder / "mlx", format="mlx")
+
+
+def make_jsonl(folder: Path) -> None:
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS)
+    (folder / "data.jsonl").write_text(text, encoding="utf-8")
+
+
+def make_json(folder: Path) -> None:
+    (folder / "data.json").write_text(json.dumps(RECORDS), encoding="utf-8")
+
+
+def make_parquet(folder: Path) -> None:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(arrow.Table.from_pylist(RECORDS[:1] * 20), folder / "data.parquet", compression="snappy")
+
+
+def make_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((BASE / name).read_bytes())
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|end|>"}}))
+
+
+def read_safetensors(folder: Path) -> None:
+    for path in sorted(folder.glob("*.safetensors")):
+        file = SafetensorsFile(path)
+        for name in file.tensors:
+            bytes(file.read(name).reshape(-1).view(np.uint8))
+            file.release(name)
+        file.close()
+
+
+def read_model(folder: Path) -> None:
+    for quantize in (None, "nf4"):
+        model = lc.load_model(folder, quantize=quantize, progress=False)
+        if model.config["vocab_size"] > int(IDS.max()) and model.context_length >= IDS.size:
+            model.decoder.logits(IDS)
+
+
+_models: dict[str, Any] = {}
+
+
+def read_adapter(folder: Path) -> None:
+    """Both kinds; the model is loaded once, because its files are not those that are damaged."""
+    model = _models.setdefault("adapter", None) or lc.load_model(folder, progress=False)
+    _models["adapter"] = model
+    for name in ("adapter", "mlx"):
+        if (folder / name).is_dir():
+            try:
+                model.load_adapter(folder / name)
+                model.decoder.logits(IDS)
+            finally:
+                if model.adapter_config is not None:
+                    model.delete_adapter()
+
+
+def read_data(folder: Path) -> None:
+    tokenizer = _models.setdefault("tokenizer", Tokenizer.from_folder(BASE))
+    tokenizer.chat_template = TEMPLATE
+    load_dataset(folder, tokenizer, max_seq_length=64)
+
+
+def read_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.decode(tokenizer.encode("several words, 12 + 3 = ü"))
+    if tokenizer.chat_template is not None:
+        tokenizer.apply_chat_template(RECORDS[0]["messages"], add_generation_prompt=True)
+
+
+FORMATS = {
+    "safetensors": Format(make_bnb, read_safetensors, ("model.safetensors",)),
+    "folder": Format(
+        make_model, read_model, ("config.json", "model.safetensors.index.json", "generation_config.json", "*.safetensors")
+    ),
+    "bnb": Format(make_bnb, read_model, ("model.safetensors", "config.json")),
+    "adapter": Format(make_adapter, read_adapter, ("adapter/*.json", "adapter/*.safetensors", "mlx/*")),
+    "jsonl": Format(make_jsonl, read_data, ("data.jsonl",)),
+    "json": Format(make_json, read_data, ("data.json",)),
+    "parquet": Format(make_parquet, read_data, ("data.parquet",)),
+    "tokenizer": Format(make_tokenizer, read_tokenizer, ("*.json",)),
+}
