@@ -50,8 +50,9 @@ layers: $(BUILD)/liblora_c.a # what a compiler does not check: include direction
 	@$(PYTHON) tests/lint/lint_layers.py
 	@$(if $(SANITIZE),,sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a)
 
-lint: $(VENV)/installed layers ## layers and symbols of the C tree, style of the Python tree
+lint: $(VENV)/installed layers ## layers, symbols and spills of the C tree, style of the Python tree
 	sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a python/lora_c/_core.*.so
+	$(PYTHON) tests/lint/lint_spills.py $(BUILD)/liblora_c.a
 	$(BIN)/ruff check python tests examples benchmarks setup.py
 
 stubtest: $(VENV)/installed ## does _core.pyi say what the extension has

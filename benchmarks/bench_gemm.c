@@ -1,12 +1,15 @@
-/* The NF4 linear layer as a share of the machine's own float32 FMA peak, measured in the same run.
- * Best of several interleaved repetitions. */
+/* The matrix product as a share of the machine's own float32 FMA peak, measured in the same repetition by register-only
+ * FMAs on all the threads. Contestants are interleaved; printed are the median and the best share. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
-#include "lora_c/base/cpuinfo.h"
 #include "lora_c/base/philox.h"
 #include "lora_c/lora_c.h"
+#include "lora_c/ops/ctx.h"
+
+enum { REPETITIONS = 9, MAX_CONTESTANTS = 8 };
 
 static double now(void) {
     struct timespec t;
@@ -26,46 +29,121 @@ static void must(lora_status status, const lora_error *err) {
     exit(1);
 }
 
-static void bench(lora_ctx *ctx, int threads, int64_t M, int64_t N) {
+typedef struct layer {
+    int64_t M, N, K;
+    lora_weight w;
+    lora_nf4 nf4;
+    lora_adapter adapter;
+    float *x, *y, *dx;
+    void *memory[10];
+    int n_memory;
+} layer;
+
+static void *keep(layer *l, void *p) { return l->memory[l->n_memory++] = p; }
+
+static layer *make_layer(lora_ctx *ctx, lora_weight_kind kind, bool double_quant, int64_t M, int64_t N, int64_t K, int64_t rank) {
+    layer *l = calloc(1, sizeof *l);
     lora_error err;
-    int64_t K = N;
-    float *x = noise(M * K), *y = malloc((size_t)(M * N) * sizeof *y), *w = noise(N * K);
-    uint8_t *codes = malloc((size_t)(N * K / 2 + 64));
-    float *absmax = malloc((size_t)(N * K / 64) * sizeof *absmax);
-    must(lora_nf4_quantize(ctx, w, LORA_F32, N, K, 64, codes, absmax, &err), &err);
-    free(w);
-    lora_nf4 nf4 = {.rows = N, .cols = K, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
-    lora_weight weight = {.kind = LORA_WEIGHT_NF4, .rows = N, .cols = K, .nf4 = &nf4};
-    double forward = 0, backward = 0, peak = 0, flop = 2.0 * (double)M * (double)N * (double)K;
-    must(lora_linear_forward(ctx, M, x, K, &weight, NULL, NULL, y, N, false, &err), &err);
-    for (int i = 0; i < 7; i++) {
-        double p = lora_ctx_fma_peak(ctx), t0 = now();
-        must(lora_linear_forward(ctx, M, x, K, &weight, NULL, NULL, y, N, false, &err), &err);
-        double t1 = now();
-        must(lora_linear_backward(ctx, M, y, N, NULL, K, &weight, NULL, x, K, false, NULL, NULL, &err), &err);
-        double t2 = now();
-        if (p > peak) peak = p;
-        if (flop / (t1 - t0) > forward) forward = flop / (t1 - t0);
-        if (flop / (t2 - t1) > backward) backward = flop / (t2 - t1);
-        for (int64_t j = 0; j < M * K; j++) x[j] = (float)(j % 17) - 8;
+    *l = (layer){.M = M, .N = N, .K = K, .w = {.kind = kind, .rows = N, .cols = K, .ld = K}};
+    l->x = keep(l, noise(M * K));
+    l->y = keep(l, calloc((size_t)(M * N), sizeof(float)));
+    l->dx = keep(l, calloc((size_t)(M * K), sizeof(float)));
+    float *w = keep(l, noise(N * K));
+    l->w.data = w;
+    if (kind == LORA_WEIGHT_BF16) {
+        uint16_t *h = keep(l, malloc((size_t)(N * K) * 2 + 64));
+        ctx->kernels.nf4.f32_to_bf16(N * K, w, h);
+        l->w.data = h;
+    } else if (kind == LORA_WEIGHT_NF4) {
+        int64_t blocks = N * K / 64;
+        uint8_t *codes = keep(l, malloc((size_t)(N * K / 2 + 64))), *absmax_codes = keep(l, malloc((size_t)blocks));
+        float *absmax = keep(l, malloc((size_t)blocks * 4)), *nested = keep(l, malloc((size_t)(blocks / 256 + 1) * 4));
+        must(lora_nf4_quantize(ctx, w, LORA_F32, N, K, 64, codes, absmax, &err), &err);
+        l->nf4 = (lora_nf4){.rows = N, .cols = K, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax,
+                            .absmax_codes = absmax_codes, .nested_absmax = nested, .nested_map = lora_dynamic_map_signed(),
+                            .nested_block_size = 256};
+        if (double_quant) {
+            must(lora_nf4_double_quantize(ctx, absmax, blocks, absmax_codes, nested, &l->nf4.nested_offset, &err), &err);
+            l->nf4.absmax = NULL;
+        }
+        l->w.nf4 = &l->nf4;
     }
-    printf("%7d %6lld %6lld %12.1f %10.1f (%3.0f %%) %10.1f (%3.0f %%)\n", threads, (long long)M, (long long)N, peak / 1e9,
-           forward / 1e9, 100 * forward / peak, backward / 1e9, 100 * backward / peak);
-    free(x);
-    free(y);
-    free(codes);
-    free(absmax);
+    if (rank)
+        l->adapter = (lora_adapter){.rank = rank, .A = keep(l, noise(rank * K)), .B = keep(l, noise(N * rank)), .scale = 2,
+                                    .dA = keep(l, calloc((size_t)(rank * K), 4)), .dB = keep(l, calloc((size_t)(N * rank), 4))};
+    return l;
+}
+
+static void free_layer(layer *l) {
+    for (int i = 0; i < l->n_memory; i++) free(l->memory[i]);
+    free(l);
+}
+
+typedef struct contestant {
+    lora_precision precision;
+    bool backward;
+    double share[REPETITIONS];
+} contestant;
+
+static double run(lora_ctx *ctx, layer *l, const contestant *c) { /* useful flop/s */
+    lora_error err;
+    must(lora_ctx_set_precision(ctx, c->precision, &err), &err);
+    const lora_adapter *a = l->adapter.rank ? &l->adapter : NULL;
+    double flop = 2.0 * (double)l->M * (double)l->N * (double)l->K, start = now();
+    if (c->backward)
+        must(lora_linear_backward(ctx, l->M, l->y, l->N, l->x, l->K, &l->w, a, l->dx, l->K, false, NULL, NULL, &err), &err);
+    else
+        must(lora_linear_forward(ctx, l->M, l->x, l->K, &l->w, NULL, a, l->y, l->N, false, &err), &err);
+    if (a) flop += (c->backward ? 5.0 : 2.0) * (double)(l->M * a->rank) * (double)(l->N + l->K);
+    return flop / (now() - start);
+}
+
+static int rising(const void *a, const void *b) { return *(const double *)a > *(const double *)b ? 1 : -1; }
+
+static void bench(lora_ctx *ctx, const char *what, layer *l) {
+    contestant all[4] = {{.precision = LORA_PRECISION_EXACT}, {.precision = LORA_PRECISION_EXACT, .backward = true},
+                         {.precision = LORA_PRECISION_FAST}, {.precision = LORA_PRECISION_FAST, .backward = true}};
+    double peaks[REPETITIONS];
+    for (int c = 0; c < 4; c++) run(ctx, l, all + c); /* memory of the first touch */
+    for (int r = 0; r < REPETITIONS; r++) {
+        peaks[r] = lora_ctx_fma_peak(ctx);
+        for (int c = 0; c < 4; c++) all[c].share[r] = run(ctx, l, all + c) / peaks[r];
+    }
+    qsort(peaks, REPETITIONS, sizeof *peaks, rising);
+    printf("%-12s %7d %5lld %5lld %5lld %7.0f", what, lora_ctx_threads(ctx), (long long)l->M, (long long)l->N, (long long)l->K,
+           peaks[REPETITIONS / 2] / 1e9);
+    for (int c = 0; c < 4; c++) {
+        qsort(all[c].share, REPETITIONS, sizeof(double), rising);
+        printf("   %4.0f %4.0f", 100 * all[c].share[REPETITIONS / 2], 100 * all[c].share[REPETITIONS - 1]);
+    }
+    printf("\n");
+    fflush(stdout);
+    free_layer(l);
 }
 
 int main(void) {
-    lora_error err;
-    printf("NF4 linear, %s, GFLOP/s and share of the float32 FMA peak\nthreads      M    N=K   peak GFLOP/s     forward            backward\n",
-           lora_isa_name(lora_cpu_best_isa()));
     for (int threads = 1; threads <= 2; threads++) {
         lora_ctx *ctx;
+        lora_error err;
         must(lora_ctx_create(&(lora_ctx_options){.n_threads = threads, .isa = LORA_ISA_AUTO}, &ctx, &err), &err);
-        for (int64_t N = 2048; N <= 4096; N *= 2)
-            for (int64_t M = 512; M <= 2048; M *= 4) bench(ctx, threads, M, N);
+        must(lora_ctx_set_precision(ctx, LORA_PRECISION_FAST, &err), &err);
+        if (threads == 1)
+            printf("%% of the float32 FMA peak, median and best of %d. Rung %s, fast operands %s\n"
+                   "                                         peak     exact       exact        fast        fast\n"
+                   "weight       threads     M     N     K GFLOP/s    forward    backward     forward    backward\n",
+                   REPETITIONS, lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx));
+        for (int64_t M = 512; M <= 2048; M *= 4)
+            for (int64_t N = 2048; N <= 4096; N *= 2) bench(ctx, "NF4", make_layer(ctx, LORA_WEIGHT_NF4, false, M, N, N, 0));
+        bench(ctx, "NF4 double", make_layer(ctx, LORA_WEIGHT_NF4, true, 512, 2048, 2048, 0));
+        bench(ctx, "float32", make_layer(ctx, LORA_WEIGHT_F32, false, 512, 2048, 2048, 0));
+        bench(ctx, "bfloat16", make_layer(ctx, LORA_WEIGHT_BF16, false, 512, 2048, 2048, 0));
+        bench(ctx, "head", make_layer(ctx, LORA_WEIGHT_BF16, false, 128, 49152, 576, 0));
+        bench(ctx, "135M q", make_layer(ctx, LORA_WEIGHT_NF4, true, 512, 576, 576, 0));
+        bench(ctx, "135M q r=16", make_layer(ctx, LORA_WEIGHT_NF4, true, 512, 576, 576, 16));
+        bench(ctx, "135M gate", make_layer(ctx, LORA_WEIGHT_NF4, true, 512, 1536, 576, 0));
+        bench(ctx, "  r=16", make_layer(ctx, LORA_WEIGHT_NF4, true, 512, 1536, 576, 16));
+        bench(ctx, "1.1B gate", make_layer(ctx, LORA_WEIGHT_NF4, true, 256, 5632, 2048, 0));
+        bench(ctx, "  r=16", make_layer(ctx, LORA_WEIGHT_NF4, true, 256, 5632, 2048, 16));
         lora_ctx_destroy(ctx);
     }
     return 0;

@@ -25,6 +25,17 @@ lora_isa lora_cpu_best_isa(void) {
     const uint32_t avx512 = avx512f | avx512dq | avx512bw | avx512vl;
     return (b & avx512) == avx512 && (xcr0 & zmm_state) == zmm_state ? LORA_ISA_AVX512 : LORA_ISA_AVX2;
 }
+
+lora_cpu_extras lora_cpu_avx512_extras(void) {
+    uint32_t a, b, c, d;
+    lora_cpu_extras cpu = {false, false, false};
+    if (lora_cpu_best_isa() != LORA_ISA_AVX512 || !__get_cpuid(0, &a, &b, &c, &d)) return cpu;
+    cpu.amd = b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) cpu.vnni = c >> 11 & 1;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.bf16 = a >> 5 & 1;
+    return cpu;
+}
 #else
 lora_isa lora_cpu_best_isa(void) { return LORA_ISA_PORTABLE; }
+lora_cpu_extras lora_cpu_avx512_extras(void) { return (lora_cpu_extras){false, false, false}; }
 #endif

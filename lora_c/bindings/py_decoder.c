@@ -1,6 +1,7 @@
 /* Decoder: weights by name, and the calls over a packed batch. The library borrows; two dicts own. */
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_decoder.h"
+#include "lora_c/bindings/py_precision.h"
 
 #include <math.h>
 #include <string.h>
@@ -361,6 +362,8 @@ static PyGetSetDef decoder_getset[] = {
     {"recompute", get_recompute, set_recompute, "'layer' keeps one row per layer and computes the rest again: same bits, less memory.", NULL},
     {"activation_dtype", get_activation_dtype, set_activation_dtype,
      "'bfloat16' keeps what backward needs of a layer in half the memory: same loss, gradients of rounded activations.", NULL},
+    {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,
+     "'exact' or 'fast', for every pass; at first that of the module. See set_precision().", NULL},
     {"config", get_config, NULL, "The arguments of the constructor.", NULL},
     {0},
 };

@@ -1,5 +1,6 @@
 /* The module: one context, its settings, and the types. */
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_precision.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -27,8 +28,9 @@ static int fail_isa(const char *argument, const char *name) {
 }
 
 static int read_environment(lora_ctx_options *options) {
-    const char *threads = getenv("LORA_C_NUM_THREADS"), *isa = getenv("LORA_C_ISA");
-    *options = (lora_ctx_options){0, LORA_ISA_AUTO};
+    const char *threads = getenv("LORA_C_NUM_THREADS"), *isa = getenv("LORA_C_ISA"), *arithmetic = getenv("LORA_C_PRECISION");
+    *options = (lora_ctx_options){.isa = LORA_ISA_AUTO};
+    if (arithmetic && *arithmetic && lora_py_precision_by_name("LORA_C_PRECISION", arithmetic, &options->precision) < 0) return -1;
     if (threads && *threads) {
         char *end;
         errno = 0;
@@ -126,7 +128,7 @@ static PyObject *supported_isas(PyObject *module, PyObject *unused) {
     PyObject *list = PyList_New(0);
     for (int isa = LORA_ISA_REF; list && isa <= LORA_ISA_AVX512; isa++) {
         lora_ctx *probe;
-        if (lora_ctx_create(&(lora_ctx_options){1, (lora_isa)isa}, &probe, NULL) != LORA_OK) continue;
+        if (lora_ctx_create(&(lora_ctx_options){.n_threads = 1, .isa = (lora_isa)isa}, &probe, NULL) != LORA_OK) continue;
         lora_ctx_destroy(probe);
         PyObject *name = PyUnicode_FromString(lora_isa_name((lora_isa)isa));
         if (!name || PyList_Append(list, name) < 0) Py_CLEAR(list);
@@ -258,6 +260,7 @@ static int module_exec(PyObject *module) {
     if (!state->device_error || PyModule_AddObjectRef(module, "DeviceError", state->device_error) < 0) return -1;
     if (add_types(module, state) < 0) return -1;
     if (PyModule_AddIntConstant(module, "DECODE_BATCH", LORA_DECODE_BATCH) < 0) return -1;
+    if (PyModule_AddFunctions(module, lora_py_precision_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_row_ops) < 0) return -1;
     return PyModule_AddFunctions(module, lora_py_matrix_ops);
 }

@@ -1,32 +1,85 @@
-/* Leaves of the matrix product. Panels are packed: A as [k][mr], B as [k][nr], padded with zeros to full panels. */
+/* Leaves of the packed matrix product. A path is one arithmetic for the products; sums are float32 in every path.
+ *
+ * Both operands are packed into panels of 4-byte words: w rows of A or w columns of B, and n values of k, laid out as
+ * [step][w].
+ *     float32          a step is one k
+ *     bfloat16, int16  a step is two k, the even one in the low half; a missing last k is zero
+ * Only int16: 64 values of k (32 steps) of a row or column share one scale. The scales of a block follow its steps, as
+ * [w rounded up to 16] floats; the last block of a panel may be shorter. */
 #ifndef LORA_GEMM_KERNELS_H
 #define LORA_GEMM_KERNELS_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lora_c/base/util.h"
 #include "lora_c/context.h"
+#include "lora_c/nf4.h"
 
-enum { LORA_GEMM_MAX_MR = 16, LORA_GEMM_MAX_NR = 32 };
+enum {
+    LORA_GEMM_MAX_MR = 16,
+    LORA_GEMM_MAX_NR = 32,
+    LORA_GEMM_MAX_KC = 1024,
+    LORA_GEMM_SCALE_BLOCK = 64, /* k */
+};
+
+typedef struct lora_gemm_path {
+    int64_t mr, nr;      /* largest register tile. Panels of A are 1 to mr wide, panels of B nr or nr / 2 */
+    int64_t kc;          /* k per block, a multiple of 64: the order of a sum depends on it, so it is fixed */
+    int64_t k_per_step;  /* 1 or 2 */
+    int64_t block_steps; /* steps that share scales, 0: no scales */
+
+    /** tile[mr][nr] (+)= sum over the steps of a[step][mr] * b[step][nr].  b and tile 64-byte aligned.
+     *  Numerics  one float32 accumulator per element, k in order. float32: FMA where the rung has it (ref: float64).
+     *            bfloat16: products of a pair summed first, subnormals are zero. int16: exact integer sum of a block, then
+     *            float(sum) * (scale of a * scale of b), added to the tile */
+    void (*micro)(int64_t mr, int64_t nr, int64_t steps, const void *a, const void *b, float *tile, bool accumulate);
+
+    /** Panel column r is source[r * ld + k], r < n_rows <= width, k < n <= kc; columns from n_rows on are zero. */
+    void (*pack_rows)(const float *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel);
+
+    /** Panel column j is source[k * ld + j], j < n_cols <= width, k < n <= kc; columns from n_cols on are zero. */
+    void (*pack_columns)(const float *source, int64_t ld, int64_t n_cols, int64_t n, int64_t width, void *panel);
+
+    /* As the two above, from 4 bits. cols, the first column and n are multiples of 64, block_size and nested_block_size
+     * powers of two, block_size >= 64. NULL where a rung decodes first. */
+
+    /** Panel column r is row + r of w, k from first_col on. */
+    void (*pack_nf4_rows)(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width, void *panel);
+
+    /** n_panels panels of nr columns, from column first_col of w on (a multiple of nr); k is the row, from row on. */
+    void (*pack_nf4_columns)(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, void *panels,
+                             int64_t panel_words);
+} lora_gemm_path;
+
+typedef enum lora_gemm_arithmetic { LORA_GEMM_EXACT, LORA_GEMM_BF16, LORA_GEMM_INT16, LORA_GEMM_PATHS } lora_gemm_arithmetic;
 
 typedef struct lora_gemm_kernels {
-    int64_t mr, nr; /* register tile; nr divides nc */
-    int64_t kc, nc; /* a B block of kc x nc floats and its C tiles stay in L2, one B panel of kc x nr in L1 */
-
-    /** tile[mr][nr] (+)= sum over k < kc of a[k][mr] * b[k][nr].   a, b, tile 64-byte aligned; tile contiguous.
-     *  Numerics  one float32 accumulator per element, k in order; FMA where the rung has it (ref: float64) */
-    void (*micro)(int64_t kc, const float *a, const float *b, float *tile, bool accumulate);
-
-    /** out[k * ld + r] = rows[r][k] for r < n_rows, k < n: rows become columns of a panel. n_rows <= ld. */
-    void (*transpose)(const float *const *rows, int64_t n_rows, int64_t n, float *out, int64_t ld);
+    lora_gemm_path paths[LORA_GEMM_PATHS]; /* micro is NULL where the CPU has no instruction for a path */
+    lora_gemm_arithmetic fast;             /* the path of LORA_PRECISION_FAST */
 } lora_gemm_kernels;
 
+/** Words of a panel of n values of k. */
+LORA_INLINE int64_t lora_gemm_steps(const lora_gemm_path *p, int64_t n) { return lora_div_up(n, p->k_per_step); }
+LORA_INLINE int64_t lora_gemm_scale_words(const lora_gemm_path *p, int64_t width, int64_t n) {
+    return p->block_steps ? lora_div_up(lora_gemm_steps(p, n), p->block_steps) * lora_round_up(width, 16) : 0;
+}
+LORA_INLINE int64_t lora_gemm_panel_words(const lora_gemm_path *p, int64_t width, int64_t n) {
+    return lora_gemm_steps(p, n) * width + lora_gemm_scale_words(p, width, n);
+}
+
+/** Fills the paths of the rung. The fast path is
+ *      bfloat16   where the CPU has AVX512_BF16 at twice the float32 rate: AMD (Zen 4 and later);
+ *      int16      elsewhere, where it has AVX512_VNNI: on Intel's CPUs vdpbf16ps runs at half the float32 rate;
+ *      float32    otherwise. */
 void lora_gemm_kernels_init(lora_gemm_kernels *k, lora_isa isa);
 
 /* Each rung fills what it has. */
-void lora_gemm_fill_ref(lora_gemm_kernels *k);
-void lora_gemm_fill_portable(lora_gemm_kernels *k);
-void lora_gemm_fill_avx2(lora_gemm_kernels *k);
-void lora_gemm_fill_avx512(lora_gemm_kernels *k);
+void lora_gemm_fill_ref(lora_gemm_path *p);
+void lora_gemm_fill_portable(lora_gemm_path *p);
+void lora_gemm_fill_avx2(lora_gemm_path *p);
+void lora_gemm_fill_avx512(lora_gemm_path *p);
+void lora_gemm_fill_bf16(lora_gemm_path *p);
+void lora_gemm_fill_int16(lora_gemm_path *p);
 
 #endif

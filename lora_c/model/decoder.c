@@ -130,6 +130,7 @@ lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config
     lora_decoder *d = lora_mem_calloc(&ctx->mem, LORA_MEM_SCRATCH, sizeof *d);
     LORA_CHECK(d, err, LORA_ENOMEM, "decoder: expected %zu bytes, got none", sizeof *d);
     d->ctx = ctx;
+    d->precision = ctx->precision;
     d->config = *config;
     lora_status status = make_parts(d, err);
     if (status != LORA_OK) {
@@ -159,6 +160,18 @@ lora_status lora_decoder_set_activation_dtype(lora_decoder *d, lora_dtype dtype,
                lora_dtype_name(dtype));
     d->activation_dtype = dtype;
     return LORA_OK;
+}
+
+void lora_decoder_set_precision(lora_decoder *d, lora_precision precision) {
+    d->precision = precision == LORA_PRECISION_FAST ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT;
+}
+
+lora_precision lora_decoder_precision(const lora_decoder *d) { return d->precision; }
+
+lora_precision lora_precision_in_force(lora_ctx *ctx, lora_precision precision) {
+    lora_precision before = ctx->precision;
+    ctx->precision = precision;
+    return before;
 }
 
 /* --- names and places --- */

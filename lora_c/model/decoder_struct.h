@@ -83,6 +83,7 @@ struct lora_decoder {
     int64_t rope_at[LORA_MAX_ROPES]; /* where each begins */
     lora_recompute recompute;
     lora_dtype activation_dtype;
+    lora_precision precision;
     void *arena;
     size_t arena_bytes;
 };
@@ -180,6 +181,9 @@ lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lo
 /** From token ids to the normed input of the head in b->xn. */
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
 /** Fills the state of a layer from its input again; its output is not needed. */
+/** Puts the precision of a pass in force and returns the one before it, which the pass puts back at its end. */
+lora_precision lora_precision_in_force(lora_ctx *ctx, lora_precision precision);
+
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer,
                                  lora_error *err) LORA_MUST_CHECK;
 

@@ -48,7 +48,9 @@ static lora_status forward_backward(lora_decoder *d, const lora_batch *batch, fl
 
 lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *batch, float grad_scale, double *loss_sum,
                                           lora_error *err) {
+    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
     lora_status status = forward_backward(d, batch, grad_scale, loss_sum, err);
+    lora_precision_in_force(d->ctx, before);
     lora_collect_token_rows(d, status == LORA_OK);
     return status;
 }
@@ -58,7 +60,7 @@ static lora_status evaluate(lora_decoder *d, const lora_run *run, lora_buffers *
     return lora_layers_forward(d, run, b, err);
 }
 
-lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *loss_sum, float *token_loss, lora_error *err) {
+static lora_status loss(lora_decoder *d, const lora_batch *batch, double *loss_sum, float *token_loss, lora_error *err) {
     lora_run run = run_of(batch, false);
     lora_buffers b;
     LORA_TRY(lora_check_run(d, &run, err));
@@ -68,7 +70,14 @@ lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *
                                      batch->targets, batch->loss_weight, 1.0f, loss_sum, token_loss, NULL, 0, NULL, err);
 }
 
-lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
+lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *loss_sum, float *token_loss, lora_error *err) {
+    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
+    lora_status status = loss(d, batch, loss_sum, token_loss, err);
+    lora_precision_in_force(d->ctx, before);
+    return status;
+}
+
+static lora_status all_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
     lora_run run = run_of(batch, false);
     lora_buffers b;
     LORA_TRY(lora_check_run(d, &run, err));
@@ -82,4 +91,11 @@ lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float
     LORA_TRY(lora_linear_forward(d->ctx, M, xn, d->config.hidden_size, &lora_head(d)->w, NULL, NULL, logits, V, false, err));
     if (map->scale != 1.0f) LORA_TRY(lora_scale_rows(d->ctx, M, V, map->scale, logits, V, logits, V, false, err));
     return map->softcap > 0 ? lora_softcap_rows(d->ctx, M, V, map->softcap, logits, V, err) : LORA_OK;
+}
+
+lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
+    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
+    lora_status status = all_logits(d, batch, logits, err);
+    lora_precision_in_force(d->ctx, before);
+    return status;
 }

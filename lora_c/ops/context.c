@@ -28,6 +28,7 @@ lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lor
     pthread_mutex_init(&ctx->lock, NULL);
     atomic_store(&ctx->owner, (int)getpid());
     lora_status status = lora_ctx_set_isa(ctx, options ? options->isa : LORA_ISA_AUTO, err);
+    if (status == LORA_OK) status = lora_ctx_set_precision(ctx, options ? options->precision : LORA_PRECISION_EXACT, err);
     if (status == LORA_OK) status = lora_ctx_set_threads(ctx, options ? options->n_threads : 0, err);
     if (status != LORA_OK) {
         lora_ctx_destroy(ctx);
@@ -85,6 +86,22 @@ lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
                lora_isa_name(isa));
     lora_kernels_init(&ctx->kernels, isa);
     return LORA_OK;
+}
+
+lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) {
+    LORA_CHECK(precision == LORA_PRECISION_EXACT || precision == LORA_PRECISION_FAST, err, LORA_EINVAL,
+               "precision: expected exact or fast, got %d", (int)precision);
+    ctx->precision = precision;
+    return LORA_OK;
+}
+
+lora_precision lora_ctx_precision(const lora_ctx *ctx) { return ctx->precision; }
+
+const char *lora_precision_name(lora_precision precision) { return precision == LORA_PRECISION_FAST ? "fast" : "exact"; }
+
+const char *lora_ctx_operands(const lora_ctx *ctx) {
+    static const char *const names[LORA_GEMM_PATHS] = {"float32", "bfloat16", "int16"};
+    return names[ctx->precision == LORA_PRECISION_FAST ? ctx->kernels.gemm.fast : LORA_GEMM_EXACT];
 }
 
 lora_isa lora_ctx_isa(const lora_ctx *ctx) { return ctx->kernels.isa; }

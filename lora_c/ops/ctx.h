@@ -27,6 +27,7 @@ typedef enum lora_scratch_slot {
 struct lora_ctx {
     lora_mem mem;
     lora_kernels kernels;
+    lora_precision precision;
     lora_pool *pool;
     pthread_mutex_t lock;
     _Atomic int owner; /* process of the lock; 0 while a child after fork makes its own */

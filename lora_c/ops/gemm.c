@@ -1,147 +1,199 @@
 /* Packed matrix product after Goto and van de Geijn (Anatomy of High-Performance Matrix Multiplication, 2008).
- * B is decoded from float32, bfloat16, NF4 or GGUF blocks inside the packing step, in both orientations; there is no second copy.
+ * B is decoded inside the packing step, in both orientations; there is no second copy.
  *
- *   for each chunk of A's rows           all threads pack the chunk once
- *     task (row block, column block)     one thread owns its part of C from the first k to the last
- *       for each k block                 pack B (kc x nc), then micro-kernels into C tiles that stay in L2 */
+ *   a wide output: tasks of a few column strips; one thread owns its part of C from the first k to the last
+ *       for each k block                  pack the strips of B into L2
+ *         for each panel, for each strip  micro-kernel into a C tile that stays in L2
+ *   a narrow output (LoRA's low rank): B is packed once and shared, tasks are row panels
+ *       for each panel, for each strip, for each k block  micro-kernel into one tile */
 #include "lora_c/ops/gemm.h"
 
-#include <string.h>
-
 #include "lora_c/base/util.h"
-#include "lora_c/ops/ctx.h"
+#include "lora_c/ops/gemm_packed.h"
+#include "lora_c/ops/gemm_right.h"
 #include "lora_c/ops/gemm_small.h"
-#include "lora_c/ops/weight.h"
 
 enum {
-    CHUNK_ROWS = 1008, /* rows of A packed at once: a multiple of 6 and 14; larger would only grow the buffer */
-    WIDE_TASKS = 4,    /* fewer column blocks than this: split the rows too, so that every thread has work */
+    TASKS = 16,                  /* aimed at per output, so that a few threads share the work evenly */
+    WIDE_STRIPS = 4,             /* per task at most: 128 columns, a k block of B and the C tiles fit L2 */
+    NARROW_STRIPS = 4,           /* outputs up to here share B */
+    SHARED_WORDS = 4 * 1024 * 1024,
 };
+
+typedef struct output_plan {
+    const lora_gemm_output *o;
+    int64_t n_strips, strip_words, n_blocks; /* strip_words: all k blocks of one strip */
+    bool narrow;
+    int64_t per_task;            /* strips, or panels of a narrow output */
+    int64_t first_task, n_tasks;
+    float *shared_b;             /* [strip][k block], narrow only */
+} output_plan;
 
 typedef struct gemm_job {
     const lora_kernels *kernels;
-    const lora_gemm_args *g;
-    int64_t first_row, rows;    /* the chunk of A */
-    int64_t n_panels, n_kblocks;/* of the chunk */
-    int64_t row_block, n_row_blocks, n_col_blocks;
-    float *packed_a;            /* [k block][panel][kc][mr] */
-    float *packed_b;            /* per worker */
-    float *tiles;               /* per worker */
-    float *rowbuf;              /* per worker */
-    int64_t b_floats, tile_floats, rowbuf_floats;
+    const lora_gemm_path *path;
+    int64_t n_panels, block_words; /* of one strip and k block */
+    output_plan plans[LORA_GEMM_OUTPUTS];
+    int n_plans;
+    float *workers;                /* per thread: strips of B, C tiles, scratch of the packing */
+    int64_t b_words, tile_words, worker_words;
 } gemm_job;
 
-/* One k block of one panel of A: [kc][mr], rows beyond the matrix are zero. */
-static void pack_a_task(void *arg, int64_t task, int worker) {
-    (void)worker;
-    gemm_job *job = arg;
-    const lora_gemm_args *g = job->g;
-    const lora_gemm_kernels *u = &job->kernels->gemm;
-    int64_t panel = task % job->n_panels, block = task / job->n_panels, mr = u->mr;
-    int64_t k0 = block * u->kc, kc = lora_min_i64(u->kc, g->k - k0), r0 = panel * mr, rows = lora_min_i64(mr, job->rows - r0);
-    float *out = job->packed_a + block * u->kc * job->n_panels * mr + panel * kc * mr;
-    const float *a = g->a + (job->first_row + r0) * g->a_row_stride + k0 * g->a_col_stride;
-    if (rows < mr) memset(out, 0, (size_t)(kc * mr) * sizeof *out);
-    if (g->a_col_stride == 1) {
-        const float *source[LORA_GEMM_MAX_MR];
-        for (int64_t i = 0; i < rows; i++) source[i] = a + i * g->a_row_stride;
-        u->transpose(source, rows, kc, out, mr);
-        return;
-    }
-    for (int64_t k = 0; k < kc; k++)
-        for (int64_t i = 0; i < rows; i++) out[k * mr + i] = a[i * g->a_row_stride + k * g->a_col_stride];
+/* One k block of one term. */
+typedef struct block_cursor {
+    int term;
+    int64_t k0, n;
+    bool first, last;
+} block_cursor;
+
+static block_cursor block_at(const output_plan *p, const lora_gemm_path *path, int64_t index) {
+    block_cursor c = {.first = index == 0, .last = index == p->n_blocks - 1};
+    for (int64_t blocks; index >= (blocks = lora_div_up(p->o->terms[c.term].left->k, path->kc)); index -= blocks) c.term++;
+    c.k0 = index * path->kc;
+    c.n = lora_min_i64(path->kc, p->o->terms[c.term].left->k - c.k0);
+    return c;
 }
 
-/* op(B) = W^T: rows of W become columns. Rows are decoded first, then transposed nr at a time. */
-static void pack_b_transposed(const gemm_job *job, int64_t k0, int64_t kc, int64_t j0, int64_t nc, float *out, float *rowbuf) {
-    const lora_gemm_kernels *u = &job->kernels->gemm;
-    for (int64_t j = 0; j < nc; j += u->nr, out += kc * u->nr) {
-        const float *rows[LORA_GEMM_MAX_NR];
-        int64_t n = lora_min_i64(u->nr, nc - j);
-        for (int64_t i = 0; i < n; i++)
-            rows[i] = lora_weight_run(job->kernels, job->g->b, j0 + j + i, k0, kc, rowbuf + i * u->kc);
-        if (n < u->nr) memset(out, 0, (size_t)(kc * u->nr) * sizeof *out);
-        u->transpose(rows, n, kc, out, u->nr);
-    }
-}
-
-/* op(B) = W: rows of W are the k index already. */
-static void pack_b_straight(const gemm_job *job, int64_t k0, int64_t kc, int64_t j0, int64_t nc, float *out, float *rowbuf) {
-    const lora_gemm_kernels *u = &job->kernels->gemm;
-    for (int64_t k = 0; k < kc; k++) {
-        const float *row = lora_weight_run(job->kernels, job->g->b, k0 + k, j0, nc, rowbuf);
-        float *to = out + k * u->nr;
-        for (int64_t j = 0; j < nc; j += u->nr, to += kc * u->nr) {
-            int64_t n = lora_min_i64(u->nr, nc - j);
-            memcpy(to, row + j, (size_t)n * sizeof *to);
-            if (n < u->nr) memset(to + n, 0, (size_t)(u->nr - n) * sizeof *to);
-        }
-    }
+static void pack_strips(const gemm_job *job, const output_plan *p, block_cursor c, int64_t strip, int64_t n_strips, float *to, float *scratch) {
+    int64_t first = strip * job->path->nr, end = lora_min_i64((strip + n_strips) * job->path->nr, p->o->n);
+    const lora_gemm_term *t = &p->o->terms[c.term];
+    lora_gemm_right right = {t->b, t->b_transposed, first, end - first, c.k0, c.n};
+    lora_gemm_pack_right(job->kernels, job->path, &right, to, job->block_words, scratch);
 }
 
 /* alpha, bias and accumulation happen once, when the finished tile leaves the cache. */
-static void write_tile(const lora_gemm_args *g, const float *tile, int64_t ld_tile, int64_t i0, int64_t rows, int64_t j0, int64_t cols) {
+static void write_tile(const lora_gemm_output *o, const float *tile, int64_t ld_tile, int64_t i0, int64_t rows, int64_t j0, int64_t cols) {
     for (int64_t i = 0; i < rows; i++, tile += ld_tile) {
-        float *c = g->c + (i0 + i) * g->ldc + j0;
-        const float *bias = g->bias ? g->bias + j0 : NULL;
-        if (g->accumulate && bias)
-            for (int64_t j = 0; j < cols; j++) c[j] += g->alpha * tile[j] + bias[j];
-        else if (g->accumulate)
-            for (int64_t j = 0; j < cols; j++) c[j] += g->alpha * tile[j];
+        float *c = o->c + (i0 + i) * o->ldc + j0;
+        const float *bias = o->bias ? o->bias + j0 : NULL;
+        if (o->accumulate && bias)
+            for (int64_t j = 0; j < cols; j++) c[j] += o->alpha * tile[j] + bias[j];
+        else if (o->accumulate)
+            for (int64_t j = 0; j < cols; j++) c[j] += o->alpha * tile[j];
         else if (bias)
-            for (int64_t j = 0; j < cols; j++) c[j] = g->alpha * tile[j] + bias[j];
+            for (int64_t j = 0; j < cols; j++) c[j] = o->alpha * tile[j] + bias[j];
         else
-            for (int64_t j = 0; j < cols; j++) c[j] = g->alpha * tile[j];
+            for (int64_t j = 0; j < cols; j++) c[j] = o->alpha * tile[j];
     }
+}
+
+static void multiply(const gemm_job *job, const output_plan *p, block_cursor c, int64_t panel, int64_t strip, const float *b, float *tile) {
+    const lora_gemm_left *left = p->o->terms[c.term].left;
+    int64_t row = lora_gemm_panel_row(left, panel), height = lora_gemm_panel_row(left, panel + 1) - row;
+    int64_t col = strip * job->path->nr, width = lora_gemm_strip_width(job->path, p->o->n - col);
+    job->path->micro(height, width, lora_gemm_steps(job->path, c.n), lora_gemm_left_panel(left, c.k0, panel), b, tile, !c.first);
+    if (c.last) write_tile(p->o, tile, width, row, height, col, lora_min_i64(width, p->o->n - col));
+}
+
+static void wide_task(const gemm_job *job, const output_plan *p, int64_t task, float *b, float *tiles, float *scratch) {
+    int64_t first = task * p->per_task, n = lora_min_i64(p->per_task, p->n_strips - first), size = job->path->mr * job->path->nr;
+    for (int64_t index = 0; index < p->n_blocks; index++) {
+        block_cursor c = block_at(p, job->path, index);
+        pack_strips(job, p, c, first, n, b, scratch);
+        for (int64_t panel = 0; panel < job->n_panels; panel++)
+            for (int64_t s = 0; s < n; s++) {
+                float *tile = tiles + (p->n_blocks > 1 ? panel * n + s : 0) * size;
+                multiply(job, p, c, panel, first + s, b + s * job->block_words, tile);
+            }
+    }
+}
+
+static void narrow_task(const gemm_job *job, const output_plan *p, int64_t task, float *tile) {
+    int64_t end = lora_min_i64((task + 1) * p->per_task, job->n_panels);
+    for (int64_t panel = task * p->per_task; panel < end; panel++)
+        for (int64_t strip = 0; strip < p->n_strips; strip++)
+            for (int64_t index = 0; index < p->n_blocks; index++) {
+                const float *b = p->shared_b + strip * p->strip_words + index * job->block_words;
+                multiply(job, p, block_at(p, job->path, index), panel, strip, b, tile);
+            }
 }
 
 static void product_task(void *arg, int64_t task, int worker) {
-    gemm_job *job = arg;
-    const lora_gemm_args *g = job->g;
-    const lora_gemm_kernels *u = &job->kernels->gemm;
-    int64_t mr = u->mr, nr = u->nr, j0 = task % job->n_col_blocks * u->nc, nc = lora_min_i64(u->nc, g->n - j0);
-    int64_t p0 = task / job->n_col_blocks * job->row_block, p1 = lora_min_i64(p0 + job->row_block, job->n_panels);
-    float *b = job->packed_b + worker * job->b_floats, *tiles = job->tiles + worker * job->tile_floats;
-    float *rowbuf = job->rowbuf + worker * job->rowbuf_floats;
-    int64_t n_strips = lora_div_up(nc, nr);
-    for (int64_t block = 0; block < job->n_kblocks; block++) {
-        int64_t k0 = block * u->kc, kc = lora_min_i64(u->kc, g->k - k0);
-        const float *a = job->packed_a + block * u->kc * job->n_panels * mr;
-        (g->b_transposed ? pack_b_transposed : pack_b_straight)(job, k0, kc, j0, nc, b, rowbuf);
-        for (int64_t strip = 0; strip < n_strips; strip++)
-            for (int64_t p = p0; p < p1; p++)
-                u->micro(kc, a + p * kc * mr, b + strip * kc * nr, tiles + ((p - p0) * n_strips + strip) * mr * nr, block > 0);
+    const gemm_job *job = arg;
+    const output_plan *p = job->plans + job->n_plans - 1;
+    while (task < p->first_task) p--;
+    float *b = job->workers + worker * job->worker_words, *tiles = b + job->b_words, *scratch = tiles + job->tile_words;
+    if (p->narrow)
+        narrow_task(job, p, task - p->first_task, tiles);
+    else
+        wide_task(job, p, task - p->first_task, b, tiles, scratch);
+}
+
+/* Packs one strip of a narrow output, all k. */
+static void shared_task(void *arg, int64_t task, int worker) {
+    const gemm_job *job = arg;
+    const output_plan *p = job->plans;
+    for (; !p->narrow || task >= p->n_strips; p++) task -= p->narrow ? p->n_strips : 0;
+    float *scratch = job->workers + worker * job->worker_words + job->b_words + job->tile_words;
+    for (int64_t index = 0; index < p->n_blocks; index++)
+        pack_strips(job, p, block_at(p, job->path, index), task, 1, p->shared_b + task * p->strip_words + index * job->block_words, scratch);
+}
+
+/* A block of a GGUF format, up to 256 columns, is decoded once where it lies across the strips. */
+static int64_t strips_per_task(const lora_gemm_output *o, int64_t n_strips) {
+    for (int t = 0; t < o->n_terms; t++)
+        if (o->terms[t].b->kind == LORA_WEIGHT_GGML && !o->terms[t].b_transposed) return LORA_GEMM_MOST_STRIPS;
+    return lora_min_i64(lora_max_i64(n_strips / TASKS, 1), WIDE_STRIPS);
+}
+
+static output_plan make_plan(const gemm_job *job, const lora_gemm_output *o) {
+    output_plan p = {.o = o, .n_strips = lora_div_up(o->n, job->path->nr)};
+    for (int t = 0; t < o->n_terms; t++) p.n_blocks += lora_div_up(o->terms[t].left->k, job->path->kc);
+    p.strip_words = p.n_blocks * job->block_words;
+    p.narrow = p.n_strips <= NARROW_STRIPS && p.n_strips * p.strip_words <= SHARED_WORDS;
+    p.per_task = p.narrow ? lora_div_up(job->n_panels, TASKS) : strips_per_task(o, p.n_strips);
+    p.n_tasks = lora_div_up(p.narrow ? job->n_panels : p.n_strips, p.per_task);
+    return p;
+}
+
+lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_outputs, lora_error *err) {
+    const lora_gemm_left *left = outputs[0].terms[0].left;
+    const lora_gemm_path *path = left->path;
+    gemm_job job = {.kernels = &ctx->kernels, .path = path, .n_panels = left->n_panels, .n_plans = n_outputs};
+    job.block_words = lora_round_up(lora_gemm_panel_words(path, path->nr, path->kc), 16);
+    int64_t tile = path->mr * path->nr, n_tasks = 0, shared_words = 0, shared_strips = 0;
+    job.tile_words = lora_round_up(tile, 16);
+    for (int i = 0; i < n_outputs; i++) {
+        output_plan p = make_plan(&job, outputs + i);
+        p.first_task = n_tasks;
+        n_tasks += p.n_tasks;
+        if (p.narrow) {
+            shared_words += p.n_strips * p.strip_words;
+            shared_strips += p.n_strips;
+        } else {
+            job.b_words = lora_max_i64(job.b_words, p.per_task * job.block_words);
+            if (p.n_blocks > 1) job.tile_words = lora_max_i64(job.tile_words, lora_round_up(p.per_task * job.n_panels * tile, 16));
+        }
+        job.plans[i] = p;
     }
-    for (int64_t p = p0; p < p1; p++)
-        for (int64_t strip = 0; strip < n_strips; strip++)
-            write_tile(g, tiles + ((p - p0) * n_strips + strip) * mr * nr, nr, job->first_row + p * mr,
-                       lora_min_i64(mr, job->rows - p * mr), j0 + strip * nr, lora_min_i64(nr, nc - strip * nr));
+    job.worker_words = job.b_words + job.tile_words + lora_gemm_right_scratch(path);
+    void *memory;
+    size_t words = (size_t)(lora_pool_threads(ctx->pool) * job.worker_words + shared_words);
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, words * sizeof(float), &memory, err));
+    float *shared = memory;
+    job.workers = shared + shared_words;
+    for (int i = 0; i < n_outputs; i++)
+        if (job.plans[i].narrow) {
+            job.plans[i].shared_b = shared;
+            shared += job.plans[i].n_strips * job.plans[i].strip_words;
+        }
+    lora_parallel_for(ctx->pool, shared_strips, shared_task, &job);
+    lora_parallel_for(ctx->pool, n_tasks, product_task, &job);
+    return LORA_OK;
 }
 
 static lora_status packed_product(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
-    const lora_gemm_kernels *u = &ctx->kernels.gemm;
-    int64_t chunk = lora_min_i64(g->m, CHUNK_ROWS), panels = lora_div_up(chunk, u->mr), threads = lora_pool_threads(ctx->pool);
-    gemm_job job = {.kernels = &ctx->kernels, .g = g, .n_kblocks = lora_div_up(g->k, u->kc), .n_col_blocks = lora_div_up(g->n, u->nc)};
-    int64_t row_split = lora_max_i64(1, lora_div_up(WIDE_TASKS, job.n_col_blocks));
-    job.row_block = lora_max_i64(lora_div_up(panels, row_split), 1);
-    job.b_floats = u->kc * lora_round_up(u->nc, u->nr);
-    job.tile_floats = job.row_block * u->mr * lora_round_up(u->nc, u->nr);
-    job.rowbuf_floats = lora_max_i64(u->kc * u->nr, u->nc) + 16;
-    job.rowbuf_floats = lora_round_up(job.rowbuf_floats, 16);
-    void *a, *b, *c;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(panels * u->mr * g->k) * sizeof(float), &a, err));
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, (size_t)(threads * (job.b_floats + job.rowbuf_floats)) * sizeof(float), &b, err));
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_C, (size_t)(threads * job.tile_floats) * sizeof(float), &c, err));
-    job.packed_a = a;
-    job.packed_b = b;
-    job.rowbuf = job.packed_b + threads * job.b_floats;
-    job.tiles = c;
-    for (job.first_row = 0; job.first_row < g->m; job.first_row += chunk) {
-        job.rows = lora_min_i64(chunk, g->m - job.first_row);
-        job.n_panels = lora_div_up(job.rows, u->mr);
-        job.n_row_blocks = lora_div_up(job.n_panels, job.row_block);
-        lora_parallel_for(ctx->pool, job.n_panels * job.n_kblocks, pack_a_task, &job);
-        lora_parallel_for(ctx->pool, job.n_row_blocks * job.n_col_blocks, product_task, &job);
+    const lora_gemm_path *path = lora_gemm_path_of(ctx, g->exact ? LORA_PRECISION_EXACT : ctx->precision);
+    int64_t n_chunks = lora_div_up(g->m, LORA_GEMM_CHUNK), longest = lora_div_up(g->m, n_chunks);
+    void *words;
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)lora_gemm_left_words(path, longest, g->k) * sizeof(float), &words, err));
+    for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
+        int64_t row = g->m * chunk / n_chunks, rows = g->m * (chunk + 1) / n_chunks - row;
+        lora_gemm_left left;
+        lora_gemm_pack_left(ctx, path, rows, g->k, g->a + row * g->a_row_stride, g->a_row_stride, g->a_col_stride, words, &left);
+        lora_gemm_output o = {.n = g->n, .alpha = g->alpha, .n_terms = 1, .terms = {{&left, g->b, g->b_transposed}},
+                              .c = g->c + row * g->ldc, .ldc = g->ldc, .accumulate = g->accumulate, .bias = g->bias};
+        LORA_TRY(lora_gemm_run(ctx, &o, 1, err));
     }
     return LORA_OK;
 }

@@ -7,7 +7,7 @@
 #include "lora_c/context.h"
 #include "lora_c/types.h"
 
-/* C[m,n] (+)= alpha * A[m,k] * op(B)[k,n].  A float32 with any strides (a transposed A is row stride 1).
+/* C[m,n] (+)= alpha * A[m,k] * op(B)[k,n].  A is float32, one of its strides 1 (row stride 1: A transposed).
  * B is a lora_weight (float32, bfloat16, NF4, GGUF blocks): b_transposed means op(B) = W^T (n = W.rows, k = W.cols: forward),
  * else op(B) = W (k = W.rows, n = W.cols: gradient of the input, or a plain dense product). */
 typedef struct lora_gemm_args {
@@ -21,10 +21,12 @@ typedef struct lora_gemm_args {
     int64_t ldc;
     bool accumulate;
     const float *bias; /* (n), added once, or NULL */
+    bool exact;        /* whatever the precision of the context: weights that are merged */
 } lora_gemm_args;
 
-/** Numerics  the k-sum of every C element runs in blocks of fixed size in index order on one thread, so the bits depend
- *            on (m, n, k, formats, rung) only.   Errors  ENOMEM (scratch). Shapes are the caller's duty. */
+/** In the precision of the context.
+ *  Numerics  the k-sum of every C element runs in blocks of fixed size in index order on one thread, so the bits depend
+ *            on (m, n, k, formats, rung, precision) only.   Errors  ENOMEM (scratch). Shapes are the caller's duty. */
 lora_status lora_gemm(lora_ctx *ctx, const lora_gemm_args *args, lora_error *err) LORA_MUST_CHECK;
 
 #endif

@@ -9,79 +9,20 @@
 #include "lora_c/ops/dropout.h"
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/gemm_small.h"
+#include "lora_c/ops/linear_costs.h"
+#include "lora_c/ops/linear_packed.h"
 #include "lora_c/ops/profile.h"
 #include "lora_c/ops/weight.h"
 
 enum { SUM_COLUMNS = 256 };
 
-/* Scratch of one call: low-rank products and, with dropout, the dropped input or its gradient. */
-typedef struct workspace {
-    float *t;       /* (M, R): drop(x) A^T */
-    float *u;       /* (M, R): dy B */
-    float *dropped; /* (M, K) */
-} workspace;
-
 static lora_weight dense(const float *data, int64_t rows, int64_t cols) {
     return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = cols, .data = data};
 }
 
-static lora_weight strided(const float *data, int64_t rows, int64_t cols, int64_t ld) {
-    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = ld, .data = data};
-}
-
 /* x W^T + bias */
 static lora_gemm_args product_of(int64_t M, const float *x, int64_t ldx, const lora_linear_layer *l) {
-    return (lora_gemm_args){M, l->w->rows, l->w->cols, 1, x, ldx, 1, l->w, true, l->y, l->ldy, l->accumulate, l->bias};
-}
-
-/* c[m,n] (+)= alpha * a[m,k] * op(b) */
-static lora_status product(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const lora_weight *b,
-                           bool b_transposed, float *c, int64_t ldc, bool accumulate, lora_error *err) {
-    lora_gemm_args g = {m, n, k, alpha, a, lda, 1, b, b_transposed, c, ldc, accumulate, NULL};
-    return lora_gemm(ctx, &g, err);
-}
-
-/* c[m,n] += alpha * a[k,m]^T * b[k,n] */
-static lora_status product_tn(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
-                              int64_t ldb, float *c, int64_t ldc, lora_error *err) {
-    lora_weight w = strided(b, k, n, ldb);
-    lora_gemm_args g = {m, n, k, alpha, a, 1, lda, &w, false, c, ldc, true, NULL};
-    return lora_gemm(ctx, &g, err);
-}
-
-/* --- costs: operands once each, results twice where they are added to --- */
-
-static void count_base(lora_ctx *ctx, lora_op op, int64_t began, int64_t M, const lora_weight *w) {
-    double m = (double)M, n = (double)w->rows, k = (double)w->cols;
-    lora_profile_end(ctx, op, began, 2 * m * n * k, lora_profile_weight_bytes(w) + 4 * m * (n + k));
-}
-
-static void count_weight_gradient(lora_ctx *ctx, int64_t began, int64_t M, int64_t N, int64_t K) {
-    double m = (double)M, n = (double)N, k = (double)K;
-    lora_profile_end(ctx, LORA_OP_WEIGHT_GRADIENT, began, 2 * m * n * k, 4 * (m * (n + k) + 2 * n * k));
-}
-
-static void count_adapter_forward(lora_ctx *ctx, int64_t began, int64_t M, int64_t N, int64_t K, const lora_adapter *a) {
-    double m = (double)M, n = (double)N, k = (double)K, r = (double)a->rank;
-    lora_profile_end(ctx, LORA_OP_ADAPTER_FORWARD, began, 2 * m * r * (k + n), 4 * (m * (k + 2 * n) + r * (k + n)));
-}
-
-static void count_adapter_backward(lora_ctx *ctx, int64_t began, int64_t M, int64_t N, int64_t K, const lora_adapter *a, bool dx) {
-    double m = (double)M, n = (double)N, k = (double)K, r = (double)a->rank;
-    double products = n + (dx ? k : 0) + (a->dA ? k : 0) + (a->dB ? k + n : 0);
-    lora_profile_end(ctx, LORA_OP_ADAPTER_BACKWARD, began, 2 * m * r * products, 4 * (m * (n + k + (dx ? 2 * k : 0)) + 3 * r * (n + k)));
-}
-
-/* One region for several layers and their adapters: counted as one linear forward. */
-static void count_few(lora_ctx *ctx, int64_t began, int64_t M, int64_t n, const lora_linear_layer *layers) {
-    double flops = 0, bytes = 0, m = (double)M;
-    for (int64_t i = 0; i < n; i++) {
-        double rows = (double)layers[i].w->rows, k = (double)layers[i].w->cols;
-        double r = layers[i].adapter ? (double)layers[i].adapter->rank : 0;
-        flops += 2 * m * (rows * k + r * (rows + k));
-        bytes += lora_profile_weight_bytes(layers[i].w) + 4 * m * (rows + k) + 4 * r * (rows + k);
-    }
-    lora_profile_end(ctx, LORA_OP_LINEAR_FORWARD, began, flops, bytes);
+    return (lora_gemm_args){M, l->w->rows, l->w->cols, 1, x, ldx, 1, l->w, true, l->y, l->ldy, l->accumulate, l->bias, false};
 }
 
 /* --- checks --- */
@@ -105,46 +46,14 @@ static lora_status check_shapes(int64_t M, const lora_weight *w, int64_t ldx, in
     return LORA_OK;
 }
 
-static lora_status get_workspace(lora_ctx *ctx, int64_t M, int64_t K, const lora_adapter *a, workspace *ws, lora_error *err) {
-    int64_t low = lora_round_up(M * a->rank, 16);
-    void *p;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_LINEAR, (size_t)(2 * low + (a->dropout > 0 ? M * K : 0)) * sizeof(float), &p, err));
-    ws->t = p;
-    ws->u = ws->t + low;
-    ws->dropped = ws->u + low;
+static lora_status check_many(int64_t n, const lora_weight *first, const lora_weight *w, lora_error *err) {
+    LORA_CHECK(n >= 1 && n <= LORA_LINEAR_LAYERS, err, LORA_EINVAL, "layers: expected 1 to %d, got %lld", LORA_LINEAR_LAYERS, (long long)n);
+    LORA_CHECK(w->cols == first->cols, err, LORA_ESHAPE, "layers: expected the same K = %lld in all, got %lld", (long long)first->cols,
+               (long long)w->cols);
     return LORA_OK;
 }
 
 /* --- forward --- */
-
-static lora_status add_update(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t N, int64_t K, const lora_adapter *a, float *y,
-                              int64_t ldy, lora_error *err) {
-    workspace ws;
-    lora_weight A = dense(a->A, a->rank, K), B = dense(a->B, N, a->rank);
-    LORA_TRY(get_workspace(ctx, M, K, a, &ws, err));
-    if (a->dropout > 0) {
-        lora_dropout(ctx, a, M, K, x, ldx, ws.dropped, K, false);
-        x = ws.dropped;
-        ldx = K;
-    }
-    LORA_TRY(product(ctx, M, a->rank, K, 1, x, ldx, &A, true, ws.t, a->rank, false, err));
-    return product(ctx, M, N, a->rank, a->scale, ws.t, a->rank, &B, true, y, ldy, true, err);
-}
-
-static lora_status forward_one(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_linear_layer *l, lora_error *err) {
-    const lora_weight *w = l->w;
-    const lora_adapter *a = l->adapter;
-    if (a && a->magnitude) return lora_dora_forward(ctx, M, x, ldx, w, l->bias, a, l->y, l->ldy, l->accumulate, err);
-    int64_t began = lora_profile_begin(ctx);
-    lora_gemm_args g = product_of(M, x, ldx, l);
-    LORA_TRY(lora_gemm(ctx, &g, err));
-    count_base(ctx, LORA_OP_LINEAR_FORWARD, began, M, w);
-    if (!a) return LORA_OK;
-    began = lora_profile_begin(ctx);
-    LORA_TRY(add_update(ctx, M, x, ldx, w->rows, w->cols, a, l->y, l->ldy, err));
-    count_adapter_forward(ctx, began, M, w->rows, w->cols, a);
-    return LORA_OK;
-}
 
 /* Few tokens: first x A^T of every adapter, then the rows of every W, each followed by its rows of B. */
 static lora_status forward_few(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers, lora_error *err) {
@@ -162,7 +71,7 @@ static lora_status forward_few(lora_ctx *ctx, int64_t M, const float *x, int64_t
         used += lora_round_up(M * a->rank, 16);
         A[i] = dense(a->A, a->rank, K);
         B[i] = dense(a->B, layers[i].w->rows, a->rank);
-        products[n_leading++] = (lora_small_product){.args = {M, a->rank, K, 1, x, ldx, 1, &A[i], true, t[i], a->rank, false, NULL}};
+        products[n_leading++] = (lora_small_product){.args = {M, a->rank, K, 1, x, ldx, 1, &A[i], true, t[i], a->rank, false, NULL, false}};
     }
     for (int64_t i = 0; i < n; i++) {
         const lora_linear_layer *l = layers + i;
@@ -170,11 +79,11 @@ static lora_status forward_few(lora_ctx *ctx, int64_t M, const float *x, int64_t
         *p = (lora_small_product){.args = product_of(M, x, ldx, l), .has_update = l->adapter};
         if (!l->adapter) continue;
         int64_t R = l->adapter->rank;
-        p->update = (lora_gemm_args){M, l->w->rows, R, l->adapter->scale, t[i], R, 1, &B[i], true, l->y, l->ldy, true, NULL};
+        p->update = (lora_gemm_args){M, l->w->rows, R, l->adapter->scale, t[i], R, 1, &B[i], true, l->y, l->ldy, true, NULL, false};
     }
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_gemm_small(ctx, products, n_leading + n, n_leading, err));
-    count_few(ctx, began, M, n, layers);
+    lora_count_forward(ctx, began, M, n, layers);
     return LORA_OK;
 }
 
@@ -187,19 +96,42 @@ static bool fits_few(int64_t M, const float *x, int64_t ldx, int64_t n, const lo
     return true;
 }
 
-lora_status lora_linear_forward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers,
-                                     lora_error *err) {
-    LORA_CHECK(n >= 1 && n <= LORA_LINEAR_LAYERS, err, LORA_EINVAL, "layers: expected 1 to %d, got %lld", LORA_LINEAR_LAYERS, (long long)n);
-    for (int64_t i = 0; i < n; i++) {
+static lora_status check_forward(int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers, lora_error *err) {
+    for (int64_t i = 0; i < n || i == 0; i++) {
         const lora_linear_layer *l = layers + i;
+        LORA_TRY(check_many(n, layers->w, l->w, err));
         LORA_TRY(check_shapes(M, l->w, ldx, l->ldy, l->adapter, err));
-        LORA_CHECK(l->w->cols == layers->w->cols, err, LORA_ESHAPE, "layers: expected the same K = %lld in all, got %lld",
-                   (long long)layers->w->cols, (long long)l->w->cols);
         LORA_CHECK(!overlaps(l->y, span(M, l->ldy, l->w->rows), x, span(M, ldx, l->w->cols)), err, LORA_EINVAL,
                    "y: expected memory apart from x, got overlapping buffers");
     }
+    return LORA_OK;
+}
+
+static lora_status forward_packed(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers, lora_error *err) {
+    int64_t began = lora_profile_begin(ctx);
+    LORA_TRY(lora_linear_packed_forward(ctx, M, x, ldx, (int)n, layers, err));
+    lora_count_forward(ctx, began, M, n, layers);
+    return LORA_OK;
+}
+
+static bool any_dora(int64_t n, const lora_linear_layer *layers) {
+    for (int64_t i = 0; i < n; i++)
+        if (layers[i].adapter && layers[i].adapter->magnitude) return true;
+    return false;
+}
+
+lora_status lora_linear_forward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers,
+                                     lora_error *err) {
+    LORA_TRY(check_forward(M, x, ldx, n, layers, err));
     if (fits_few(M, x, ldx, n, layers)) return forward_few(ctx, M, x, ldx, n, layers, err);
-    for (int64_t i = 0; i < n; i++) LORA_TRY(forward_one(ctx, M, x, ldx, layers + i, err));
+    if (!any_dora(n, layers)) return forward_packed(ctx, M, x, ldx, n, layers, err);
+    for (int64_t i = 0; i < n; i++) {
+        const lora_linear_layer *l = layers + i;
+        if (l->adapter && l->adapter->magnitude)
+            LORA_TRY(lora_dora_forward(ctx, M, x, ldx, l->w, l->bias, l->adapter, l->y, l->ldy, l->accumulate, err));
+        else
+            LORA_TRY(lora_linear_forward_many(ctx, M, x, ldx, 1, l, err));
+    }
     return LORA_OK;
 }
 
@@ -224,66 +156,48 @@ static void column_sum_task(void *arg, int64_t task, int worker) {
         for (int64_t n = begin; n < end; n++) j->sum[n] += j->dy[m * j->ld + n];
 }
 
-/* dA, dB, and the update's part of dx. */
-static lora_status adapter_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_t lddy, const float *x, int64_t ldx, int64_t N, int64_t K,
-                                    const lora_adapter *a, float *dx, int64_t lddx, lora_error *err) {
-    workspace ws;
-    int64_t R = a->rank;
-    lora_weight A = dense(a->A, R, K), B = dense(a->B, N, R);
-    LORA_TRY(get_workspace(ctx, M, K, a, &ws, err));
-    LORA_TRY(product(ctx, M, R, N, a->scale, dy, lddy, &B, false, ws.u, R, false, err));
-    if (a->dA || a->dB) {
-        const float *in = x;
-        int64_t ld_in = ldx;
-        if (a->dropout > 0) {
-            lora_dropout(ctx, a, M, K, x, ldx, ws.dropped, K, false);
-            in = ws.dropped;
-            ld_in = K;
-        }
-        if (a->dA) LORA_TRY(product_tn(ctx, R, K, M, 1, ws.u, R, in, ld_in, a->dA, K, err));
-        if (a->dB) {
-            LORA_TRY(product(ctx, M, R, K, 1, in, ld_in, &A, true, ws.t, R, false, err));
-            LORA_TRY(product_tn(ctx, N, R, M, a->scale, dy, lddy, ws.t, R, a->dB, R, err));
-        }
+static lora_status check_backward(int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_gradient *gradients, const float *dx,
+                                  int64_t lddx, lora_error *err) {
+    for (int64_t i = 0; i < n || i == 0; i++) {
+        const lora_linear_gradient *g = gradients + i;
+        const lora_adapter *a = g->adapter;
+        int64_t N = g->w->rows, K = g->w->cols;
+        LORA_TRY(check_many(n, gradients->w, g->w, err));
+        LORA_TRY(check_shapes(M, g->w, x ? ldx : K, g->lddy, a, err));
+        LORA_CHECK(x || (!g->dW && !(a && (a->dA || a->dB || a->dmagnitude))), err, LORA_EINVAL, "x: expected the forward input, got none");
+        if (!dx) continue;
+        LORA_CHECK(lddx >= K, err, LORA_ESHAPE, "lddx: expected >= %lld, got %lld", (long long)K, (long long)lddx);
+        LORA_CHECK(!overlaps(dx, span(M, lddx, K), x, span(M, ldx, K)) && !overlaps(dx, span(M, lddx, K), g->dy, span(M, g->lddy, N)), err,
+                   LORA_EINVAL, "dx: expected memory apart from x and dy, got overlapping buffers");
     }
-    if (!dx) return LORA_OK;
-    if (a->dropout == 0) return product(ctx, M, K, R, 1, ws.u, R, &A, false, dx, lddx, true, err);
-    LORA_TRY(product(ctx, M, K, R, 1, ws.u, R, &A, false, ws.dropped, K, false, err));
-    lora_dropout(ctx, a, M, K, ws.dropped, K, dx, lddx, true);
     return LORA_OK;
+}
+
+lora_status lora_linear_backward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_gradient *gradients,
+                                      float *dx, int64_t lddx, bool accumulate_dx, lora_error *err) {
+    LORA_TRY(check_backward(M, x, ldx, n, gradients, dx, lddx, err));
+    lora_linear_gradient plain[LORA_LINEAR_LAYERS];
+    int n_plain = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const lora_linear_gradient *g = gradients + i;
+        if (g->adapter && g->adapter->magnitude) {
+            LORA_TRY(lora_dora_backward(ctx, M, g->dy, g->lddy, x, ldx, g->w, g->adapter, dx, lddx, accumulate_dx, g->dW, g->dbias, err));
+            accumulate_dx = true;
+            continue;
+        }
+        plain[n_plain++] = *g;
+        if (!g->dbias) continue;
+        column_sum_job job = {M, g->w->rows, g->lddy, g->dy, g->dbias};
+        lora_parallel_for(ctx->pool, lora_div_up(job.N, SUM_COLUMNS), column_sum_task, &job);
+    }
+    return n_plain ? lora_linear_packed_backward(ctx, M, x, ldx, n_plain, plain, dx, lddx, accumulate_dx, err) : LORA_OK;
 }
 
 lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_t lddy, const float *x, int64_t ldx, const lora_weight *w,
                                  const lora_adapter *a, float *dx, int64_t lddx, bool accumulate_dx, float *dW, float *dbias,
                                  lora_error *err) {
-    int64_t N = w->rows, K = w->cols;
-    LORA_TRY(check_shapes(M, w, x ? ldx : K, lddy, a, err));
-    LORA_CHECK(x || (!dW && !(a && (a->dA || a->dB || a->dmagnitude))), err, LORA_EINVAL, "x: expected the forward input, got none");
-    if (dx) {
-        LORA_CHECK(lddx >= K, err, LORA_ESHAPE, "lddx: expected >= %lld, got %lld", (long long)K, (long long)lddx);
-        LORA_CHECK(!overlaps(dx, span(M, lddx, K), x, span(M, ldx, K)) && !overlaps(dx, span(M, lddx, K), dy, span(M, lddy, N)), err,
-                   LORA_EINVAL, "dx: expected memory apart from x and dy, got overlapping buffers");
-    }
-    if (a && a->magnitude) return lora_dora_backward(ctx, M, dy, lddy, x, ldx, w, a, dx, lddx, accumulate_dx, dW, dbias, err);
-    int64_t began = lora_profile_begin(ctx);
-    if (dx) {
-        LORA_TRY(product(ctx, M, K, N, 1, dy, lddy, w, false, dx, lddx, accumulate_dx, err));
-        count_base(ctx, LORA_OP_LINEAR_BACKWARD, began, M, w);
-    }
-    if (dW) {
-        began = lora_profile_begin(ctx);
-        LORA_TRY(product_tn(ctx, N, K, M, 1, dy, lddy, x, ldx, dW, K, err));
-        count_weight_gradient(ctx, began, M, N, K);
-    }
-    if (dbias) {
-        column_sum_job job = {M, N, lddy, dy, dbias};
-        lora_parallel_for(ctx->pool, lora_div_up(N, SUM_COLUMNS), column_sum_task, &job);
-    }
-    if (!a) return LORA_OK;
-    began = lora_profile_begin(ctx);
-    LORA_TRY(adapter_backward(ctx, M, dy, lddy, x, ldx, N, K, a, dx, lddx, err));
-    count_adapter_backward(ctx, began, M, N, K, a, dx != NULL);
-    return LORA_OK;
+    lora_linear_gradient g = {dy, lddy, w, a, dW, dbias};
+    return lora_linear_backward_many(ctx, M, x, ldx, 1, &g, dx, lddx, accumulate_dx, err);
 }
 
 /* --- merge --- */
@@ -310,7 +224,8 @@ lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_ad
     lora_parallel_for(ctx->pool, N, widen_task, &job);
     if (!a) return LORA_OK;
     lora_weight A = dense(a->A, a->rank, K);
-    LORA_TRY(product(ctx, N, K, a->rank, sign * a->scale, a->B, a->rank, &A, false, merged, K, true, err));
+    lora_gemm_args update = {N, K, a->rank, sign * a->scale, a->B, a->rank, 1, &A, false, merged, K, true, NULL, true};
+    LORA_TRY(lora_gemm(ctx, &update, err));
     if (a->magnitude) lora_dora_scale_rows(ctx, N, K, a, merged);
     return LORA_OK;
 }

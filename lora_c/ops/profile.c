@@ -11,7 +11,7 @@ enum { PEAK_RUNS = 7, PEAK_ROUNDS = 400000 }; /* 4 million instructions a thread
 
 const char *lora_op_name(lora_op op) {
     static const char *const names[LORA_OPS] = {
-        "linear forward",    "linear backward",    "weight gradient", "adapter forward", "adapter backward",
+        "linear forward",    "linear backward",    "adapter gradient", "weight gradient",
         "attention forward", "attention backward", "head and loss",   "norm forward",    "norm backward",
         "rope",              "swiglu forward",     "swiglu backward", "embedding",       "optimizer"};
     return (unsigned)op < LORA_OPS ? names[op] : "unknown";

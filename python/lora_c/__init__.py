@@ -20,10 +20,12 @@ from ._core import (
     Parameter,
     get_isa,
     get_num_threads,
+    get_precision,
     memory_report,
     reset_peak_memory,
     set_isa,
     set_num_threads,
+    set_precision,
     supported_isas,
 )
 
@@ -66,6 +68,7 @@ __all__ = [
     "__version__",
     "get_isa",
     "get_num_threads",
+    "get_precision",
     "load_dataset",
     "load_model",
     "memory_report",
@@ -74,6 +77,7 @@ __all__ = [
     "reset_peak_memory",
     "set_isa",
     "set_num_threads",
+    "set_precision",
     "supported_isas",
 ]
 

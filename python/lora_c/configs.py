@@ -245,6 +245,10 @@ class TrainConfig(_Config):
         "float32", description="bfloat16: keep activations for backward in half the memory; same loss, rounded gradients."
     )
     memory_limit: float | None = Field(None, gt=0.0, description="GiB for recompute=auto; by default 80 % of what is free.")
+    precision: Literal["exact", "fast"] = Field(
+        "fast",
+        description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them.",
+    )
     val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
     eval_batch_tokens: int = Field(2048, gt=0, description="Tokens per batch in evaluation.")

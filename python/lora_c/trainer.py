@@ -70,6 +70,7 @@ class Trainer:
         )
         model.decoder.activation_dtype = config.activation_dtype
         model.decoder.recompute = self._recompute()
+        model.decoder.precision = config.precision
         self.output_dir = Path(config.output_dir)
         self.history: list[dict[str, Any]] = []
         self._tokens_before = 0  # by the runs that this one resumes

@@ -84,7 +84,7 @@ static void run(lora_ctx *ctx, batch *b) {
 static lora_ctx *context(lora_isa isa, int n_threads) {
     lora_ctx *ctx = NULL;
     lora_error err;
-    lora_status status = lora_ctx_create(&(lora_ctx_options){n_threads, isa}, &ctx, &err);
+    lora_status status = lora_ctx_create(&(lora_ctx_options){.n_threads = n_threads, .isa = isa}, &ctx, &err);
     CHECK(status == LORA_OK, "context: %s", err.message);
     return ctx;
 }

@@ -1,129 +1,308 @@
-/* The matrix product against float64 loops: every rung, orientation and weight format. */
+/* The matrix product against float64 loops: every rung and arithmetic, orientation and weight format. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "lora_c/base/half.h"
+#include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm.h"
+#include "lora_c/ops/gemm_packed.h"
 #include "tests/c/check.h"
+
+enum {
+    SHORT_BLOCKS = 1, /* NF4 blocks of 32, output misaligned, bias */
+    A_TRANSPOSED = 2,
+    ACCUMULATE = 4,
+    DOUBLE_QUANT = 8,
+    ROUGH = 16, /* outliers and blocks of zeros in A and the weight */
+    VARIANTS = 32,
+};
 
 typedef struct weight_case {
     lora_weight w;
     lora_nf4 nf4;
     float *dense; /* what the stored weight stands for */
     void *stored;
-    uint8_t *codes;
-    float *absmax;
+    uint8_t *codes, *absmax_codes;
+    float *absmax, *nested;
 } weight_case;
 
-static weight_case make_weight(lora_ctx *ctx, lora_weight_kind kind, int64_t rows, int64_t cols, int64_t block_size) {
-    weight_case c = {.w = {.kind = kind, .rows = rows, .cols = cols, .ld = cols}};
+/* Every 7th run of 64 is zero, one value in 101 is a hundred times as large. */
+static void roughen(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] *= i / 64 % 7 == 3 ? 0.0f : i % 101 == 5 ? 100.0f : 1.0f;
+}
+
+static void make_nf4(lora_ctx *ctx, weight_case *c, int64_t block_size, bool double_quant) {
+    int64_t rows = c->w.rows, cols = c->w.cols, n_blocks = lora_nf4_blocks(rows, cols, block_size);
     lora_error err;
+    c->codes = malloc((size_t)lora_nf4_code_bytes(rows, cols) + 64);
+    c->absmax = malloc((size_t)n_blocks * sizeof(float));
+    CHECK(lora_nf4_quantize(ctx, c->dense, LORA_F32, rows, cols, block_size, c->codes, c->absmax, &err) == LORA_OK, "%s", err.message);
+    c->nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_nf4_lut(), .codes = c->codes, .absmax = c->absmax};
+    if (double_quant) {
+        c->absmax_codes = malloc((size_t)n_blocks);
+        c->nested = malloc((size_t)(n_blocks / LORA_NF4_NESTED_BLOCK + 1) * sizeof(float));
+        CHECK(lora_nf4_double_quantize(ctx, c->absmax, n_blocks, c->absmax_codes, c->nested, &c->nf4.nested_offset, &err) == LORA_OK, "%s",
+              err.message);
+        c->nf4.absmax = NULL;
+        c->nf4.absmax_codes = c->absmax_codes;
+        c->nf4.nested_absmax = c->nested;
+        c->nf4.nested_map = lora_dynamic_map_signed();
+        c->nf4.nested_block_size = LORA_NF4_NESTED_BLOCK;
+    }
+    CHECK(lora_nf4_dequantize(ctx, &c->nf4, 0, rows * cols, c->dense, LORA_F32, &err) == LORA_OK, "%s", err.message);
+    c->w.nf4 = &c->nf4;
+}
+
+static weight_case *make_weight(lora_ctx *ctx, lora_weight_kind kind, int64_t rows, int64_t cols, int variant) {
+    weight_case *c = calloc(1, sizeof *c);
+    c->w = (lora_weight){.kind = kind, .rows = rows, .cols = cols, .ld = cols};
     int64_t n = rows * cols;
-    c.dense = malloc((size_t)n * sizeof(float));
-    check_normal(c.dense, n, (uint64_t)(rows * 131 + cols), 1);
+    c->dense = malloc((size_t)n * sizeof(float));
+    check_normal(c->dense, n, (uint64_t)(rows * 131 + cols), 1);
+    if (variant & ROUGH) roughen(c->dense, n);
     if (kind == LORA_WEIGHT_F32) {
-        c.w.data = c.dense;
+        c->w.data = c->dense;
     } else if (kind == LORA_WEIGHT_BF16) {
-        uint16_t *h = c.stored = malloc((size_t)n * 2 + 64);
-        for (int64_t i = 0; i < n; i++) c.dense[i] = lora_bf16_to_f32(h[i] = lora_f32_to_bf16(c.dense[i]));
-        c.w.data = h;
+        uint16_t *h = c->stored = malloc((size_t)n * 2 + 64);
+        for (int64_t i = 0; i < n; i++) c->dense[i] = lora_bf16_to_f32(h[i] = lora_f32_to_bf16(c->dense[i]));
+        c->w.data = h;
     } else {
-        c.codes = malloc((size_t)lora_nf4_code_bytes(rows, cols) + 64);
-        c.absmax = malloc((size_t)lora_nf4_blocks(rows, cols, block_size) * sizeof(float));
-        CHECK(lora_nf4_quantize(ctx, c.dense, LORA_F32, rows, cols, block_size, c.codes, c.absmax, &err) == LORA_OK, "%s", err.message);
-        c.nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_nf4_lut(), .codes = c.codes, .absmax = c.absmax};
-        CHECK(lora_nf4_dequantize(ctx, &c.nf4, 0, n, c.dense, LORA_F32, &err) == LORA_OK, "%s", err.message);
+        make_nf4(ctx, c, variant & SHORT_BLOCKS ? 32 : 64, variant & DOUBLE_QUANT);
     }
     return c;
 }
 
 static void free_weight(weight_case *c) {
-    free(c->dense);
-    free(c->stored);
-    free(c->codes);
-    free(c->absmax);
+    void *all[] = {c->dense, c->stored, c->codes, c->absmax, c->absmax_codes, c->nested, c};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-/* |error| <= (k + 4) * 2^-24 * sum |a||b| + rounding of the result: the forward error bound of any order of a float32 sum */
-static bool within(double got, double want, double magnitude, int64_t k) {
-    return fabs(got - want) <= (double)(k + 4) * 0x1p-24 * magnitude + 0x1p-23 * fabs(want);
+/* op(b)[p, j] */
+static double right(const weight_case *c, bool transposed, int64_t p, int64_t j) {
+    return (double)c->dense[transposed ? j * c->w.cols + p : p * c->w.cols + j];
+}
+
+/* Largest |value| that shares a scale with op(b)[p, j]. Square blocks of 4-bit weights span 64 columns too. */
+static double right_top(const weight_case *c, bool transposed, int64_t k, int64_t p, int64_t n, int64_t j) {
+    bool square = c->w.kind == LORA_WEIGHT_NF4 && !transposed;
+    int64_t p0 = p / 64 * 64, p1 = p0 + 64 < k ? p0 + 64 : k, j0 = square ? j / 64 * 64 : j, j1 = square ? (j0 + 64 < n ? j0 + 64 : n) : j + 1;
+    double top = 0;
+    for (int64_t q = p0; q < p1; q++)
+        for (int64_t l = j0; l < j1; l++) top = fmax(top, fabs(right(c, transposed, q, l)));
+    return top;
+}
+
+typedef struct bound {
+    double error, magnitude;
+} bound;
+
+/* What rounding the operands may change in one product of x and y: to 8 significant bits, or to steps of top / 5792. */
+static double operand_error(lora_gemm_arithmetic path, double x, double y, double x_top, double y_top) {
+    if (path == LORA_GEMM_EXACT) return 0;
+    double ex = path == LORA_GEMM_BF16 ? fabs(x) * 0x1p-8 : x_top * (0.5 / 5792 + 0x1p-22);
+    double ey = path == LORA_GEMM_BF16 ? fabs(y) * 0x1p-8 : y_top * (0.5 / 5792 + 0x1p-22);
+    return fabs(x) * ey + fabs(y) * ex + ex * ey;
+}
+
+/* Any order of a float32 sum of k products, and the rounding of the result. */
+static bool within(double got, double want, bound b, int64_t k) {
+    return fabs(got - want) <= b.error + (double)(k + 4) * 0x1p-24 * (b.magnitude + b.error) + 0x1p-23 * fabs(want);
+}
+
+typedef struct problem {
+    lora_gemm_arithmetic path;
+    lora_gemm_args g;
+    weight_case *c;
+    float before; /* content of C */
+} problem;
+
+static long count_wrong(const problem *t) {
+    const lora_gemm_args *g = &t->g;
+    long wrong = 0;
+    double *tops = calloc((size_t)(g->m * lora_div_up(g->k, 64)), sizeof *tops);
+    for (int64_t i = 0; i < g->m; i++)
+        for (int64_t p = 0; p < g->k; p++) {
+            double *top = tops + i * lora_div_up(g->k, 64) + p / 64;
+            *top = fmax(*top, fabs((double)g->a[i * g->a_row_stride + p * g->a_col_stride]));
+        }
+    for (int64_t j = 0; j < g->n; j++) {
+        double *y = malloc((size_t)g->k * sizeof *y), *y_top = calloc((size_t)g->k, sizeof *y_top);
+        for (int64_t p = 0; p < g->k; p++) {
+            y[p] = right(t->c, g->b_transposed, p, j);
+            if (t->path == LORA_GEMM_INT16) y_top[p] = p % 64 ? y_top[p - 1] : right_top(t->c, g->b_transposed, g->k, p, g->n, j);
+        }
+        for (int64_t i = 0; i < g->m; i++) {
+            double sum = 0;
+            bound b = {0, 3};
+            for (int64_t p = 0; p < g->k; p++) {
+                double x = (double)g->a[i * g->a_row_stride + p * g->a_col_stride];
+                sum += x * y[p];
+                b.magnitude += fabs(x * y[p]);
+                b.error += operand_error(t->path, x, y[p], tops[i * lora_div_up(g->k, 64) + p / 64], y_top[p]);
+            }
+            double want = (double)g->alpha * sum + (g->bias ? (double)g->bias[j] : 0) + (g->accumulate ? (double)t->before : 0);
+            wrong += !within((double)g->c[i * g->ldc + j], want, b, g->k);
+        }
+        free(y);
+        free(y_top);
+    }
+    free(tops);
+    for (int64_t i = 0; i < g->m; i++)
+        for (int64_t j = g->n; j < g->ldc; j++) wrong += !isnan(g->c[i * g->ldc + j]);
+    return wrong;
+}
+
+/* As lora_gemm, but packed however few the rows are. */
+static lora_status packed_gemm(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
+    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->precision);
+    if (g->m > LORA_GEMM_CHUNK) return lora_gemm(ctx, g, err);
+    void *words;
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)lora_gemm_left_words(path, g->m, g->k) * sizeof(float), &words, err));
+    lora_gemm_left left;
+    lora_gemm_pack_left(ctx, path, g->m, g->k, g->a, g->a_row_stride, g->a_col_stride, words, &left);
+    lora_gemm_output o = {g->n, g->alpha, 1, {{&left, g->b, g->b_transposed}}, g->c, g->ldc, g->accumulate, g->bias};
+    return lora_gemm_run(ctx, &o, 1, err);
 }
 
 static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t rows, int64_t cols, bool transposed, int variant) {
-    weight_case c = make_weight(ctx, kind, rows, cols, variant & 1 ? 32 : 64);
-    if (kind == LORA_WEIGHT_NF4) c.w.nf4 = &c.nf4;
-    int64_t n = transposed ? rows : cols, k = transposed ? cols : rows, lda = (variant & 2 ? m : k) + 3, ldc = n + 5;
-    bool a_transposed = variant & 2, accumulate = variant & 4;
-    int64_t a_floats = (a_transposed ? k : m) * lda;
+    weight_case *c = make_weight(ctx, kind, rows, cols, variant);
+    int64_t n = transposed ? rows : cols, k = transposed ? cols : rows, lda = (variant & A_TRANSPOSED ? m : k) + 3, ldc = n + 5;
+    int64_t a_floats = (variant & A_TRANSPOSED ? k : m) * lda;
     float *a = malloc((size_t)a_floats * sizeof(float)), *bias = malloc((size_t)n * sizeof(float));
     check_normal(a, a_floats, 5, 1);
     check_normal(bias, n, 6, 1);
-    guarded out = guarded_new(m * ldc, variant & 1);
+    if (variant & ROUGH) roughen(a, a_floats);
+    guarded out = guarded_new(m * ldc, variant & SHORT_BLOCKS);
+    problem t = {ctx->precision == LORA_PRECISION_FAST ? ctx->kernels.gemm.fast : LORA_GEMM_EXACT,
+                 {m, n, k, 0.5f, a, variant & A_TRANSPOSED ? 1 : lda, variant & A_TRANSPOSED ? lda : 1, &c->w, transposed, out.data, ldc,
+                  variant & ACCUMULATE, variant & SHORT_BLOCKS ? bias : NULL, false}, c, 0.25f};
     for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) out.data[i * ldc + j] = 0.25f;
-    lora_gemm_args g = {m, n, k, 0.5f, a, a_transposed ? 1 : lda, a_transposed ? lda : 1, &c.w, transposed, out.data, ldc, accumulate,
-                        variant & 1 ? bias : NULL};
+        for (int64_t j = 0; j < n; j++) out.data[i * ldc + j] = t.before;
     lora_error err;
-    CHECK(lora_gemm(ctx, &g, &err) == LORA_OK, "%s", err.message);
-    long bad = 0;
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < ldc; j++) {
-            if (j >= n) {
-                bad += !isnan(out.data[i * ldc + j]);
-                continue;
-            }
-            double sum = 0, magnitude = 1.5;
-            for (int64_t p = 0; p < k; p++) {
-                double x = (double)a[i * g.a_row_stride + p * g.a_col_stride];
-                double y = (double)c.dense[transposed ? j * cols + p : p * cols + j];
-                sum += x * y;
-                magnitude += fabs(x * y);
-            }
-            double want = 0.5 * sum + (g.bias ? (double)bias[j] : 0) + (accumulate ? 0.25 : 0);
-            bad += !within((double)out.data[i * ldc + j], want, magnitude, k);
-        }
-    CHECK(bad == 0 && guarded_ok(&out), "%s kind %d m %lld rows %lld cols %lld transposed %d variant %d: %ld wrong",
-          lora_isa_name(lora_ctx_isa(ctx)), kind, (long long)m, (long long)rows, (long long)cols, transposed, variant, bad);
+    CHECK((variant & ACCUMULATE ? packed_gemm : lora_gemm)(ctx, &t.g, &err) == LORA_OK, "%s", err.message);
+    long wrong = count_wrong(&t);
+    CHECK(wrong == 0 && guarded_ok(&out), "%s, operands %s, kind %d m %lld rows %lld cols %lld transposed %d variant %d: %ld wrong",
+          lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx), kind, (long long)m, (long long)rows, (long long)cols, transposed, variant,
+          wrong);
     guarded_free(&out);
     free(a);
     free(bias);
-    free_weight(&c);
+    free_weight(c);
 }
 
 static void sizes(lora_ctx *ctx) {
-    static const int64_t ms[] = {1, 2, 3, 4, 5, 7, 8, 13, 17, 33, 65}, ks[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 127, 172};
+    static const int64_t ms[] = {1, 2, 3, 4, 5, 7, 8, 13, 15, 17, 29, 33, 65}, ks[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 127, 172};
     const size_t n_m = sizeof ms / sizeof *ms, n_k = sizeof ks / sizeof *ks;
     for (int kind = LORA_WEIGHT_F32; kind <= LORA_WEIGHT_NF4; kind++)
         for (size_t i = 0; i < n_k; i++)
             for (size_t j = 0; j < n_k; j += 1 + i % 3) {
-                int variant = (int)((i * 7 + j * 3 + (size_t)kind) % 8);
+                int variant = (int)((i * 7 + j * 3 + (size_t)kind) % VARIANTS);
                 compare(ctx, (lora_weight_kind)kind, ms[(i + j) % n_m], ks[j], ks[i], true, variant);
                 compare(ctx, (lora_weight_kind)kind, ms[(i + 2 * j) % n_m], ks[j], ks[i], false, variant);
             }
 }
 
-static void big(lora_ctx *ctx) {
-    compare(ctx, LORA_WEIGHT_NF4, 1100, 129, 320, true, 0); /* two chunks of A, two k blocks, ragged columns */
-    compare(ctx, LORA_WEIGHT_NF4, 70, 320, 257, false, 4);
-    compare(ctx, LORA_WEIGHT_F32, 16, 900, 131, false, 2); /* the shape of dA: k long, m small */
+/* Shapes whose weights are packed from 4 bits directly, ragged in every other direction. */
+static void four_bits(lora_ctx *ctx) {
+    static const int64_t rows[] = {1, 31, 33, 61, 64, 97, 130}, cols[] = {64, 128, 192, 320};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (size_t j = 0; j < sizeof cols / sizeof *cols; j++) {
+            int variant = (int)(4 * i + 8 * j) % VARIANTS & ~SHORT_BLOCKS;
+            compare(ctx, LORA_WEIGHT_NF4, 19, rows[i], cols[j], true, variant);
+            compare(ctx, LORA_WEIGHT_NF4, 19, rows[i], cols[j], false, variant ^ DOUBLE_QUANT);
+        }
 }
 
-static void same_bits_for_any_threads(lora_isa isa) {
-    float *first = NULL;
-    enum { M = 37, N = 200, K = 300 };
-    for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
-        lora_ctx *ctx = check_ctx(isa, threads);
-        weight_case c = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 64);
-        c.w.nf4 = &c.nf4;
+static void big(lora_ctx *ctx) {
+    compare(ctx, LORA_WEIGHT_NF4, 1100, 129, 320, true, 0);              /* two chunks of A */
+    compare(ctx, LORA_WEIGHT_NF4, 33, 161, 2112, true, DOUBLE_QUANT);    /* several k blocks, ragged columns */
+    compare(ctx, LORA_WEIGHT_NF4, 20, 1090, 192, false, ACCUMULATE);     /* the same, k along the rows */
+    compare(ctx, LORA_WEIGHT_F32, 40, 16, 2100, true, ROUGH);            /* LoRA's low rank: few columns */
+    compare(ctx, LORA_WEIGHT_F32, 16, 900, 131, false, A_TRANSPOSED);    /* the shape of dA: k long, m small */
+}
+
+/* Two products summed into two outputs at once: y and z = x W^T + t B^T, and twice that. */
+static void sums_of_products(lora_ctx *ctx) {
+    enum { M = 45, N = 130, K = 192, R = 5 };
+    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->precision);
+    weight_case *w = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 0), *b = make_weight(ctx, LORA_WEIGHT_F32, N, R, 0);
+    float *x = malloc(M * K * sizeof *x), *t = malloc(M * R * sizeof *t);
+    check_normal(x, M * K, 1, 1);
+    check_normal(t, M * R, 2, 1);
+    guarded y = guarded_new(M * N, 0), z = guarded_new(M * N, 1);
+    int64_t x_words = lora_gemm_left_words(path, M, K);
+    lora_error err;
+    void *words;
+    CHECK(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(x_words + lora_gemm_left_words(path, M, R)) * 4, &words, &err) == LORA_OK, "%s",
+          err.message);
+    lora_gemm_left left_x, left_t;
+    lora_gemm_pack_left(ctx, path, M, K, x, K, 1, words, &left_x);
+    lora_gemm_pack_left(ctx, path, M, R, t, R, 1, (float *)words + x_words, &left_t);
+    lora_gemm_output outputs[2];
+    for (int i = 0; i < 2; i++)
+        outputs[i] = (lora_gemm_output){.n = N, .alpha = (float)(1 + i), .n_terms = 2, .c = i ? z.data : y.data, .ldc = N,
+                                        .terms = {{&left_x, &w->w, true}, {&left_t, &b->w, true}}};
+    CHECK(lora_gemm_run(ctx, outputs, 2, &err) == LORA_OK, "%s", err.message);
+    const double tolerance = ctx->precision == LORA_PRECISION_FAST ? 0x1p-7 : (K + R) * 0x1p-24; /* two operands of 8 bits */
+    long wrong = 0;
+    for (int64_t i = 0; i < M; i++)
+        for (int64_t j = 0; j < N; j++) {
+            double sum = 0, magnitude = 0;
+            for (int64_t k = 0; k < K + R; k++) {
+                double product = k < K ? (double)x[i * K + k] * right(w, true, k, j) : (double)t[i * R + k - K] * right(b, true, k - K, j);
+                sum += product;
+                magnitude += fabs(product);
+            }
+            wrong += !(fabs((double)y.data[i * N + j] - sum) <= tolerance * magnitude) || z.data[i * N + j] != 2 * y.data[i * N + j];
+        }
+    CHECK(wrong == 0 && guarded_ok(&y) && guarded_ok(&z), "%s, operands %s: %ld wrong", lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx),
+          wrong);
+    guarded_free(&y);
+    guarded_free(&z);
+    free(x);
+    free(t);
+    free_weight(w);
+    free_weight(b);
+}
+
+/* A value that is not finite reaches the outputs that it has a part in, and no others. */
+static void not_finite(lora_ctx *ctx) {
+    enum { M = 20, N = 40, K = 128 };
+    for (int i = 0; i < 2; i++) {
+        weight_case *c = make_weight(ctx, LORA_WEIGHT_F32, N, K, 0);
         float *a = malloc(M * K * sizeof *a), *out = malloc(M * N * sizeof *out);
         check_normal(a, M * K, 1, 1);
-        lora_gemm_args g = {M, N, K, 1, a, K, 1, &c.w, true, out, N, false, NULL};
+        a[3 * K + 70] = i ? NAN : INFINITY;
+        lora_gemm_args g = {M, N, K, 1, a, K, 1, &c->w, true, out, N, false, NULL, false};
         lora_error err;
         CHECK(lora_gemm(ctx, &g, &err) == LORA_OK, "%s", err.message);
-        if (first) CHECK(memcmp(first, out, M * N * sizeof *out) == 0, "%s: %d threads change bits", lora_isa_name(isa), threads);
+        long wrong = 0;
+        for (int64_t j = 0; j < M * N; j++) wrong += (bool)isfinite(out[j]) == (j / N == 3);
+        CHECK(wrong == 0, "operands %s, not finite: %ld wrong", lora_ctx_operands(ctx), wrong);
+        free(a);
+        free(out);
+        free_weight(c);
+    }
+}
+
+static void same_bits_for_any_threads(lora_isa isa, lora_gemm_arithmetic path) {
+    float *first = NULL;
+    enum { M = 37, N = 200, K = 320 };
+    for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
+        lora_ctx *ctx = check_ctx(isa, threads);
+        ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
+        ctx->kernels.gemm.fast = path;
+        weight_case *c = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 0);
+        float *a = malloc(M * K * sizeof *a), *out = malloc(M * (N + K) * sizeof *out);
+        check_normal(a, M * K, 1, 1);
+        lora_gemm_args forward = {M, N, K, 1, a, K, 1, &c->w, true, out, N, false, NULL, false};
+        lora_gemm_args backward = {M, K, N, 1, out, N, 1, &c->w, false, out + M * N, K, false, NULL, false};
+        lora_error err;
+        CHECK(lora_gemm(ctx, &forward, &err) == LORA_OK && lora_gemm(ctx, &backward, &err) == LORA_OK, "%s", err.message);
+        if (first) CHECK(memcmp(first, out, M * (N + K) * sizeof *out) == 0, "%s: %d threads change bits", lora_isa_name(isa), threads);
         if (first) free(out); else first = out;
         free(a);
-        free_weight(&c);
+        free_weight(c);
         lora_ctx_destroy(ctx);
     }
     free(first);
@@ -132,9 +311,17 @@ static void same_bits_for_any_threads(lora_isa isa) {
 void check_gemm(void) {
     FOR_EACH_ISA(isa) {
         lora_ctx *ctx = check_ctx(isa, 2);
-        sizes(ctx);
-        big(ctx);
+        for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
+            if (!ctx->kernels.gemm.paths[path].micro) continue;
+            ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
+            ctx->kernels.gemm.fast = (lora_gemm_arithmetic)path;
+            sizes(ctx);
+            four_bits(ctx);
+            big(ctx);
+            sums_of_products(ctx);
+            not_finite(ctx);
+            same_bits_for_any_threads(isa, (lora_gemm_arithmetic)path);
+        }
         lora_ctx_destroy(ctx);
-        same_bits_for_any_threads(isa);
     }
 }

@@ -140,8 +140,8 @@ static void check_operation(lora_isa isa, int64_t m, int64_t rows, int64_t cols,
     float *x = malloc((size_t)(m * cols) * sizeof *x), *y = malloc((size_t)(m * rows) * sizeof *y), *alone = malloc((size_t)rows * sizeof *alone);
     guarded out = guarded_new(m * rows, 1);
     check_normal(x, m * cols, 1, 1);
-    lora_small_product both[] = {{.args = {m, rows, cols, 1, x, cols, 1, &packed, true, out.data, rows, false, NULL}},
-                                 {.args = {m, rows, cols, 1, x, cols, 1, &dense, true, y, rows, false, NULL}}};
+    lora_small_product both[] = {{.args = {m, rows, cols, 1, x, cols, 1, &packed, true, out.data, rows, false, NULL, false}},
+                                 {.args = {m, rows, cols, 1, x, cols, 1, &dense, true, y, rows, false, NULL, false}}};
     CHECK(lora_gemm_is_small(&both[0].args), "m %lld", (long long)m);
     CHECK(lora_gemm_small(ctx, both, 2, 0, &err) == LORA_OK, "%s", err.message);
     long bad = 0, changed = 0;
@@ -155,7 +155,7 @@ static void check_operation(lora_isa isa, int64_t m, int64_t rows, int64_t cols,
             }
             bad += !within(out.data[i * rows + r], want, size, 2 * cols) || !within(y[i * rows + r], want, size, cols);
         }
-        lora_gemm_args single = {1, rows, cols, 1, x + i * cols, cols, 1, &packed, true, alone, rows, false, NULL};
+        lora_gemm_args single = {1, rows, cols, 1, x + i * cols, cols, 1, &packed, true, alone, rows, false, NULL, false};
         CHECK(lora_gemm(one_thread, &single, &err) == LORA_OK, "%s", err.message);
         changed += memcmp(alone, out.data + i * rows, (size_t)rows * sizeof *alone) != 0;
     }

@@ -127,7 +127,7 @@ static void check_product(lora_ctx *ctx) {
         for (int64_t m = 1; m <= MOST; m = m * 3 + 1)
             for (int transposed = 0; transposed < 2; transposed++) {
                 int64_t n = transposed ? ROWS : COLS, k = transposed ? COLS : ROWS;
-                lora_gemm_args g = {m, n, k, 1, a, k, 1, &packed, transposed, got, n, false, NULL}, h = g;
+                lora_gemm_args g = {m, n, k, 1, a, k, 1, &packed, transposed, got, n, false, NULL, false}, h = g;
                 h.b = &plain, h.c = want;
                 CHECK(lora_gemm(ctx, &g, &err) == LORA_OK && lora_gemm(ctx, &h, &err) == LORA_OK, "%s", err.message);
                 CHECK(!memcmp(got, want, (size_t)(m * n) * sizeof(float)), "%s %s m %lld transposed %d", lora_isa_name(lora_ctx_isa(ctx)),

@@ -238,7 +238,7 @@ static void check_driver(void) {
         int t = threads > 1;
         lora_error err;
         lora_ctx *ctx = NULL;
-        CHECK(lora_ctx_create(&(lora_ctx_options){threads, LORA_ISA_AUTO}, &ctx, &err) == LORA_OK, "context");
+        CHECK(lora_ctx_create(&(lora_ctx_options){.n_threads = threads, .isa = LORA_ISA_AUTO}, &ctx, &err) == LORA_OK, "context");
         CHECK(lora_nf4_quantize(ctx, x, LORA_F32, ROWS, COLS, 64, codes[t], absmax[t], &err) == LORA_OK, "quantize");
         float offset = 0;
         CHECK(lora_nf4_double_quantize(ctx, absmax[t], BLOCKS, nested, nested_absmax, &offset, &err) == LORA_OK, "double");

@@ -74,7 +74,9 @@ def test_a_short_run_end_to_end(base, tmp_path, capsys):
     for model in (first, second):
         model.load_adapter(tmp_path)
     _, held_out = world.task(0, 256, 20)
+    first.decoder.precision = "fast"  # as in training
     assert evaluate_loss(first, dataset(first, held_out)) == pytest.approx(summary["held_out_loss"], rel=1e-6)
+    first.decoder.precision = second.decoder.precision
     ids = np.arange(20, dtype=np.int32)
     assert np.array_equal(first.decoder.logits(ids), second.decoder.logits(ids))
 

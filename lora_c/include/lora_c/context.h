@@ -25,6 +25,13 @@ typedef enum lora_isa {
     LORA_ISA_AVX512 = 3, /* AVX-512 F, BW, DQ, VL */
 } lora_isa;
 
+/* Arithmetic of the matrix products of more than 16 rows. Sums are float32 in both, and results never depend on threads.
+ * FAST rounds the operands of each product to
+ *     bfloat16                            on AMD CPUs with AVX512_BF16 (Zen 4 and later), which run it at twice the float32 rate
+ *     int16, one scale per 64 values of k on other CPUs with AVX512_VNNI (Intel: bfloat16 runs at half the float32 rate there)
+ * and is the same as EXACT on all others. Its error is at most that of bfloat16 operands, as mixed-precision training has. */
+typedef enum lora_precision { LORA_PRECISION_EXACT, LORA_PRECISION_FAST } lora_precision;
+
 /* What a piece of memory is for; the report lists live and peak bytes by tag. */
 typedef enum lora_mem_tag {
     LORA_MEM_BASE,       /* frozen base weights */
@@ -43,6 +50,7 @@ typedef struct lora_mem_usage {
 typedef struct lora_ctx_options {
     int n_threads; /* 0: one per CPU in the affinity mask */
     lora_isa isa;  /* AUTO: the best rung of this CPU; a rung above the CPU is refused */
+    lora_precision precision; /* EXACT where nothing is said */
 } lora_ctx_options;
 
 /** Creates a context. options may be NULL (all defaults). Errors: EINVAL, EUNSUPPORTED, ENOMEM. */
@@ -58,6 +66,12 @@ int lora_ctx_threads(const lora_ctx *ctx);
 /** Chooses the kernel rung; EUNSUPPORTED when the CPU lacks it. */
 lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) LORA_MUST_CHECK;
 lora_isa lora_ctx_isa(const lora_ctx *ctx);
+/** Precision of the calls that follow. EINVAL for another value. */
+lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) LORA_MUST_CHECK;
+lora_precision lora_ctx_precision(const lora_ctx *ctx);
+const char *lora_precision_name(lora_precision precision); /* "exact", "fast" */
+/** What the operands of a product are rounded to in the precision in force: "float32", "bfloat16", "int16". */
+const char *lora_ctx_operands(const lora_ctx *ctx);
 const char *lora_isa_name(lora_isa isa); /* "ref", "portable", "avx2", "avx512" */
 
 const char *lora_mem_tag_name(lora_mem_tag tag); /* "base weights", … */

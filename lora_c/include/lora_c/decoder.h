@@ -119,6 +119,10 @@ void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute)
  *  effect where recompute keeps next to nothing anyway. Errors: EDTYPE for others than F32 (the default) and BF16. */
 lora_status lora_decoder_set_activation_dtype(lora_decoder *decoder, lora_dtype dtype, lora_error *err) LORA_MUST_CHECK;
 
+/** Precision of every pass of this decoder; at first that of the context when it was created. */
+void lora_decoder_set_precision(lora_decoder *decoder, lora_precision precision);
+lora_precision lora_decoder_precision(const lora_decoder *decoder);
+
 /* A packed batch: no padding; segment s is tokens cu_seqlens[s] .. cu_seqlens[s+1]-1 and attends only to itself. */
 typedef struct lora_batch {
     int64_t n_tokens, n_segments;

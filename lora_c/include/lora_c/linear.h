@@ -35,8 +35,8 @@ typedef struct lora_linear_layer {
     bool accumulate;
 } lora_linear_layer;
 
-/** lora_linear_forward for each of n <= LORA_LINEAR_LAYERS layers, with the same bits. With few tokens (decoding) they and
- *  their adapters share one parallel region, so that small matrices cost no waiting. */
+/** lora_linear_forward for each of n <= LORA_LINEAR_LAYERS layers, with the same bits. x is packed once for all; with few
+ *  tokens (decoding) they and their adapters share one parallel region, so that small matrices cost no waiting. */
 lora_status lora_linear_forward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n,
                                      const lora_linear_layer *layers, lora_error *err) LORA_MUST_CHECK;
 
@@ -55,6 +55,19 @@ lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int6
  *  Source   DoRA, arXiv:2402.09353, eq. 5; norms outside the gradient, section 4.3. */
 lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float *norm,
                            lora_error *err) LORA_MUST_CHECK;
+
+/* One of several layers that read the same x, in the backward pass: the arguments of lora_linear_backward. */
+typedef struct lora_linear_gradient {
+    const float *dy;
+    int64_t lddy;
+    const lora_weight *w;
+    const lora_adapter *adapter;
+    float *dW, *dbias;
+} lora_linear_gradient;
+
+/** lora_linear_backward for n <= LORA_LINEAR_LAYERS layers of one x: dx (+)= the sum of their gradients, formed as one product. */
+lora_status lora_linear_backward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_gradient *gradients,
+                                      float *dx, int64_t lddx, bool accumulate_dx, lora_error *err) LORA_MUST_CHECK;
 
 /** merged[N,K] (float32, contiguous) = W + sign · s · B · A; the product is rounded once per element. With DoRA it is
  *  g · (W + s B A), and sign must be 1. */

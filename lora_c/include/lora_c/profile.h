@@ -14,11 +14,10 @@ extern "C" {
 
 /* Operations that do not contain each other, so that their times add up. */
 typedef enum lora_op {
-    LORA_OP_LINEAR_FORWARD,   /* x W^T, the frozen or trained base */
-    LORA_OP_LINEAR_BACKWARD,  /* dy W */
-    LORA_OP_WEIGHT_GRADIENT,  /* dy^T x and the bias's sum, full training */
-    LORA_OP_ADAPTER_FORWARD,  /* the low-rank update, dropout included */
-    LORA_OP_ADAPTER_BACKWARD, /* dA, dB and its part of dx */
+    LORA_OP_LINEAR_FORWARD,   /* x W^T and the adapter's update, one sum */
+    LORA_OP_LINEAR_BACKWARD,  /* dx: dy W and the adapter's part of it */
+    LORA_OP_ADAPTER_GRADIENT, /* dA and dB, dropout included */
+    LORA_OP_WEIGHT_GRADIENT,  /* dy^T x, full training */
     LORA_OP_ATTENTION_FORWARD,
     LORA_OP_ATTENTION_BACKWARD,
     LORA_OP_HEAD_AND_LOSS, /* logits, cross entropy and their gradients */

@@ -3,20 +3,29 @@
 
 enum { MR = 4, NR = 8 };
 
-static void micro(int64_t kc, const float *a, const float *b, float *tile, bool accumulate) {
-    for (int i = 0; i < MR; i++)
-        for (int j = 0; j < NR; j++) {
-            double sum = accumulate ? (double)tile[i * NR + j] : 0.0;
-            for (int64_t k = 0; k < kc; k++) sum += (double)a[k * MR + i] * (double)b[k * NR + j];
-            tile[i * NR + j] = (float)sum;
+static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, bool accumulate) {
+    const float *a = a_panel, *b = b_panel;
+    for (int64_t i = 0; i < mr; i++)
+        for (int64_t j = 0; j < nr; j++) {
+            double sum = accumulate ? (double)tile[i * nr + j] : 0.0;
+            for (int64_t k = 0; k < steps; k++) sum += (double)a[k * mr + i] * (double)b[k * nr + j];
+            tile[i * nr + j] = (float)sum;
         }
 }
 
-static void transpose(const float *const *rows, int64_t n_rows, int64_t n, float *out, int64_t ld) {
-    for (int64_t r = 0; r < n_rows; r++)
-        for (int64_t k = 0; k < n; k++) out[k * ld + r] = rows[r][k];
+static void pack_rows(const float *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel) {
+    float *out = panel;
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t r = 0; r < width; r++) out[k * width + r] = r < n_rows ? source[r * ld + k] : 0.0f;
 }
 
-void lora_gemm_fill_ref(lora_gemm_kernels *k) {
-    *k = (lora_gemm_kernels){.mr = MR, .nr = NR, .kc = 4096, .nc = 64, .micro = micro, .transpose = transpose};
+static void pack_columns(const float *source, int64_t ld, int64_t n_cols, int64_t n, int64_t width, void *panel) {
+    float *out = panel;
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t j = 0; j < width; j++) out[k * width + j] = j < n_cols ? source[k * ld + j] : 0.0f;
+}
+
+void lora_gemm_fill_ref(lora_gemm_path *p) {
+    *p = (lora_gemm_path){.mr = MR, .nr = NR, .kc = LORA_GEMM_MAX_KC, .k_per_step = 1, .micro = micro, .pack_rows = pack_rows,
+                          .pack_columns = pack_columns};
 }

@@ -1,42 +1,72 @@
-/* The micro-kernel for any vector width. The includer defines
+/* The micro-kernel for any vector width and for operands of one word per step. The includer defines
  *     SUFFIX, TARGET      name ending, target attribute string
- *     VEC, VL             vector type and its floats
- *     LOAD, STORE, ZERO, BROADCAST, FMA
- *     MR                  rows of the register tile; the tile is two vectors wide
+ *     VEC, VL             accumulator vector and its words
+ *     WORD, LOAD_B, BROADCAST, MULTIPLY_ADD(a, b, c)    operands
+ *     ZERO, and LOAD, STORE, ADD or FINISH(c, i, j, tile, accumulate)    accumulators
+ *     STEPS_PER_CALL      of one instance, 0: all. Scales of [rows up to 16] and of [columns] words follow so many steps
+ *     MR                  rows of the largest register tile, which is two vectors wide
  * MR * 2 accumulators, two B vectors and one broadcast must fit the register file: 6 rows of 16 with 16 registers,
- * 14 rows of 32 with 32. Unrolling is complete so that the compiler keeps the accumulators in registers. */
+ * 14 rows of 32 with 32. Rows and vectors are constants in each instance so that the accumulators stay in registers;
+ * tests/lint/lint_spills.py looks. */
 #define LORA_CAT2(a, b) a##b
 #define LORA_CAT(a, b) LORA_CAT2(a, b)
 #define NAME(x) LORA_CAT(x, SUFFIX)
-#define NR (2 * VL)
 #define UNROLL _Pragma("GCC unroll 32")
+#ifndef FINISH
+#define STEPS_PER_CALL 0
+#define FINISH(c, i, j, tile, accumulate) STORE(tile, accumulate ? ADD(c, LOAD(tile)) : c)
+#endif
 
-static LORA_TARGET(TARGET) void NAME(micro)(int64_t kc, const float *a, const float *b, float *tile, bool accumulate) {
+static inline __attribute__((always_inline)) LORA_TARGET(TARGET) void NAME(tile)(const int rows, const int vectors, int64_t steps,
+                                                                                 const WORD *a, const WORD *b, float *tile,
+                                                                                 bool accumulate) {
     VEC c[MR][2];
-    UNROLL for (int i = 0; i < MR; i++) {
-        c[i][0] = ZERO();
-        c[i][1] = ZERO();
-    }
-    for (int64_t k = 0; k < kc; k++) {
-        __builtin_prefetch(b + 8 * NR, 0, 3);
-        VEC b0 = LOAD(b), b1 = LOAD(b + VL);
-        UNROLL for (int i = 0; i < MR; i++) {
-            VEC x = BROADCAST(a + i);
-            c[i][0] = FMA(x, b0, c[i][0]);
-            c[i][1] = FMA(x, b1, c[i][1]);
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) c[i][j] = ZERO();
+    for (int64_t s = 0; s < steps; s++) {
+        __typeof__(LOAD_B(b)) v[2];
+        UNROLL for (int j = 0; j < vectors; j++) {
+            __builtin_prefetch(b + 8 * vectors * VL + j * VL, 0, 3);
+            v[j] = LOAD_B(b + j * VL);
         }
-        a += MR;
-        b += NR;
+        UNROLL for (int i = 0; i < rows; i++) {
+            __typeof__(LOAD_B(b)) x = BROADCAST(a + i);
+            UNROLL for (int j = 0; j < vectors; j++) c[i][j] = MULTIPLY_ADD(x, v[j], c[i][j]);
+        }
+        a += rows;
+        b += vectors * VL;
     }
     if (accumulate) {
-        UNROLL for (int i = 0; i < MR; i++) {
-            STORE(tile + i * NR, ADD(c[i][0], LOAD(tile + i * NR)));
-            STORE(tile + i * NR + VL, ADD(c[i][1], LOAD(tile + i * NR + VL)));
-        }
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vectors; j++) FINISH(c[i][j], i, j, tile + (i * vectors + j) * VL, true);
     } else {
-        UNROLL for (int i = 0; i < MR; i++) {
-            STORE(tile + i * NR, c[i][0]);
-            STORE(tile + i * NR + VL, c[i][1]);
-        }
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vectors; j++) FINISH(c[i][j], i, j, tile + (i * vectors + j) * VL, false);
+    }
+}
+
+#define INSTANCE(rows, vectors)                                                                                        \
+    static LORA_TARGET(TARGET) void NAME(micro_##rows##x##vectors)(int64_t steps, const WORD *a, const WORD *b,        \
+                                                                   float *tile, bool accumulate) {                    \
+        NAME(tile)(rows, vectors, steps, a, b, tile, accumulate);                                                      \
+    }
+#define EACH(rows) INSTANCE(rows, 1) INSTANCE(rows, 2)
+#define ENTRY(rows) {NAME(micro_##rows##x1), NAME(micro_##rows##x2)},
+#if MR == 14
+#define ALL_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
+#else
+#define ALL_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#endif
+ALL_ROWS(EACH)
+
+static void NAME(micro)(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, bool accumulate) {
+    static void (*const instances[MR][2])(int64_t, const WORD *, const WORD *, float *, bool) = {ALL_ROWS(ENTRY)};
+    const WORD *a = a_panel, *b = b_panel;
+    int64_t most = STEPS_PER_CALL ? STEPS_PER_CALL : steps;
+    for (; steps > 0; steps -= most, accumulate = true) {
+        int64_t n = lora_min_i64(most, steps);
+        instances[mr - 1][nr / VL - 1](n, a, b, tile, accumulate);
+        a += n * mr + LORA_GEMM_MAX_MR;
+        b += n * nr + nr;
     }
 }

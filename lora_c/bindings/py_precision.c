@@ -1,0 +1,66 @@
+/* exact or fast: for the module's operations and for a decoder. */
+#include "lora_c/bindings/py_decoder.h"
+#include "lora_c/bindings/py_precision.h"
+
+#include <string.h>
+
+int lora_py_precision_by_name(const char *argument, const char *name, lora_precision *out) {
+    for (int p = LORA_PRECISION_EXACT; p <= LORA_PRECISION_FAST; p++)
+        if (name && strcmp(name, lora_precision_name((lora_precision)p)) == 0) return *out = (lora_precision)p, 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected 'exact' or 'fast', got '%s'", argument, name ? name : "");
+    return -1;
+}
+
+static lora_py_state *state_of(PyObject *module) { return PyModule_GetState(module); }
+
+PyDoc_STRVAR(set_precision_doc,
+"set_precision($module, name, /)\n--\n\n"
+"Choose the arithmetic of matrix products of more than 16 rows: 'exact' (float32) or 'fast'.\n\n"
+"'fast' rounds their operands to bfloat16 where the CPU runs that at twice the float32 rate (AMD, Zen 4 and later), to int16\n"
+"with a scale per 64 values where it has AVX512_VNNI, and is 'exact' elsewhere. Sums stay float32. The environment\n"
+"variable LORA_C_PRECISION sets it at import; a Decoder has a precision of its own.\n\n"
+"Raises\n------\nValueError\n    Unknown name.");
+
+static PyObject *set_precision(PyObject *module, PyObject *args) {
+    const char *name;
+    lora_precision precision;
+    if (!PyArg_ParseTuple(args, "s:set_precision", &name) || lora_py_precision_by_name("name", name, &precision) < 0) return NULL;
+    lora_py_state *state = state_of(module);
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(state->ctx, status, lora_ctx_set_precision(state->ctx, precision, &err));
+    if (status != LORA_OK) return lora_py_raise(state, &err);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(get_precision_doc, "get_precision($module, /)\n--\n\nReturn 'exact' or 'fast'.");
+
+static PyObject *get_precision(PyObject *module, PyObject *unused) {
+    (void)unused;
+    lora_ctx *ctx = state_of(module)->ctx;
+    lora_precision precision;
+    LORA_PY_CALL(ctx, precision, lora_ctx_precision(ctx));
+    return PyUnicode_FromString(lora_precision_name(precision));
+}
+
+PyMethodDef lora_py_precision_functions[] = {
+    {"set_precision", set_precision, METH_VARARGS, set_precision_doc},
+    {"get_precision", get_precision, METH_NOARGS, get_precision_doc},
+    {0},
+};
+
+PyObject *lora_py_decoder_precision(PyObject *o, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(lora_precision_name(lora_decoder_precision(((lora_py_decoder *)o)->decoder)));
+}
+
+int lora_py_decoder_set_precision(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    lora_py_decoder *self = (lora_py_decoder *)o;
+    lora_precision precision;
+    const char *name = value && PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
+    if (PyErr_Occurred() || lora_py_precision_by_name("precision", name, &precision) < 0 || lora_py_enter(&self->base) < 0) return -1;
+    lora_decoder_set_precision(self->decoder, precision);
+    lora_py_leave(&self->base);
+    return 0;
+}

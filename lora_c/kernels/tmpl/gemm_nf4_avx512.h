@@ -1,0 +1,56 @@
+/* What the packing steps of all paths share when they read 4-bit weights. Needs AVX-512 F, BW, DQ, VL by the includer. */
+#ifndef LORA_GEMM_NF4_AVX512_H
+#define LORA_GEMM_NF4_AVX512_H
+
+#include <immintrin.h>
+
+#include "lora_c/format/nf4_layout.h"
+#include "lora_c/kernels/gemm_kernels.h"
+#include "lora_c/kernels/tmpl/transpose_avx512.h"
+
+enum { LORA_NF4_CHUNK = 64 }; /* elements that never straddle two blocks: starts are multiples of it */
+
+/* scales[c * stride] = scale of the chunk at element begin + 64 c. Divisors are powers of two. The product is rounded
+ * before the sum, as in lora_nf4_absmax. */
+LORA_INLINE void lora_nf4_chunk_scales(const lora_nf4 *w, int64_t begin, int64_t n_chunks, float *scales, int64_t stride) {
+    int shift = __builtin_ctzll((unsigned long long)w->block_size);
+    if (w->absmax) {
+        for (int64_t c = 0; c < n_chunks; c++) scales[c * stride] = w->absmax[(begin + LORA_NF4_CHUNK * c) >> shift];
+        return;
+    }
+    int nested = __builtin_ctzll((unsigned long long)w->nested_block_size);
+    for (int64_t c = 0; c < n_chunks; c++) {
+        int64_t block = (begin + LORA_NF4_CHUNK * c) >> shift;
+        float product = w->nested_map[w->absmax_codes[block]] * w->nested_absmax[block >> nested];
+        scales[c * stride] = product + w->nested_offset;
+    }
+}
+
+/* Codes of 16 rows and up to 128 columns: afterwards word d of lane r holds columns 8 d .. 8 d + 7 of row r, byte by byte,
+ * even column in the high nibble. Rows from n_rows on are zero; only the first n columns are read. */
+LORA_INLINE void lora_nf4_load_16_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t col, int64_t n, __m512i words[16]) {
+    __mmask16 mask = n >= 2 * LORA_NF4_CHUNK ? 0xffff : 0x00ff;
+    const uint8_t *codes = w->codes + (row * w->cols + col) / 2;
+    for (int i = 0; i < 16; i++)
+        words[i] = i < n_rows ? _mm512_maskz_loadu_epi32(mask, codes + i * (w->cols / 2)) : _mm512_setzero_si512();
+    lora_transpose_16x16(words);
+}
+
+/* Scales of 16 rows, [chunk][16]; 0 for rows from n_rows on. */
+LORA_INLINE void lora_nf4_scales_16_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t col, int64_t n, float *scales) {
+    if (n_rows < 16)
+        for (int64_t i = 0; i < n / LORA_NF4_CHUNK * 16; i++) scales[i] = 0;
+    for (int64_t i = 0; i < n_rows; i++)
+        lora_nf4_chunk_scales(w, (row + i) * w->cols + col, n / LORA_NF4_CHUNK, scales + i, 16);
+}
+
+/* Index words for vpermw from 16 columns of two rows: lane j is code(first, j) | (16 + code(second, j)) << 16 in the
+ * five bits of each half that the instruction reads. first and second point to the 8 bytes of the columns. */
+LORA_INLINE __m512i lora_nf4_pair_indices(const uint8_t *first, const uint8_t *second) {
+    __m128i t = _mm_unpacklo_epi8(_mm_loadl_epi64((const __m128i *)first), _mm_loadl_epi64((const __m128i *)second));
+    __m256i twice = _mm256_set_m128i(_mm_unpackhi_epi16(t, t), _mm_unpacklo_epi16(t, t));
+    __m512i bytes = _mm512_srlv_epi32(_mm512_cvtepu8_epi16(twice), _mm512_set1_epi64(4)); /* shift words by 4, 0, 4, 0, … */
+    return _mm512_ternarylogic_epi32(bytes, _mm512_set1_epi32(0x000f000f), _mm512_set1_epi32(0x00100000), 0xea);
+}
+
+#endif

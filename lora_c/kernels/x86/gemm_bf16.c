@@ -1,0 +1,121 @@
+/* bfloat16 products (AVX512_BF16): 14 x 32 tiles as in float32, two k per step. Operands are rounded to nearest even on
+ * their way into the panel. */
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+
+#include "lora_c/kernels/tmpl/gemm_pairs_avx512.h"
+
+enum { LANES = 16, MAX_CHUNKS = LORA_GEMM_MAX_KC / LORA_NF4_CHUNK };
+
+#define SUFFIX _bf16
+#define TARGET "avx512f,avx512bf16"
+#define VEC __m512
+#define VL 16
+#define MR 14
+#define WORD uint32_t
+#define LOAD_B _mm512_load_si512
+#define BROADCAST(p) _mm512_set1_epi32((int)*(p))
+#define MULTIPLY_ADD(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
+#define LOAD _mm512_load_ps
+#define STORE _mm512_store_ps
+#define ZERO _mm512_setzero_ps
+#define ADD _mm512_add_ps
+
+#include "lora_c/kernels/tmpl/gemm_tmpl.h"
+
+/* 32 values in order. */
+LORA_INLINE __m512i narrow_32(__m512 first, __m512 second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); }
+/* Pairs: lane j is (even[j], odd[j]). */
+LORA_INLINE __m512i pair(__m512 even, __m512 odd) { return lora_interleave_halves(narrow_32(even, odd)); }
+
+static void pack_rows(const float *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel) {
+    for (int64_t first = 0; first < width; first += LANES) {
+        uint32_t *out = (uint32_t *)panel + first;
+        const float *rows = source + first * ld;
+        __mmask16 lanes = lora_first_lanes(width - first);
+        for (int64_t k = 0; k < n; k += 2 * LANES) {
+            __mmask16 here = lora_first_lanes(n - k), there = lora_first_lanes(n - k - LANES);
+            __m512i r[16];
+            for (int64_t i = 0; i < 16; i++)
+                r[i] = first + i < n_rows ? narrow_32(_mm512_maskz_loadu_ps(here, rows + i * ld + k),
+                                                      _mm512_maskz_loadu_ps(there, rows + i * ld + k + LANES))
+                                          : _mm512_setzero_si512();
+            lora_transpose_16x16(r);
+            int64_t steps = lora_min_i64(LANES, lora_div_up(n - k, 2));
+            for (int64_t s = 0; s < steps; s++) _mm512_mask_storeu_epi32(out + (k / 2 + s) * width, lanes, r[s]);
+        }
+    }
+}
+
+static void pack_columns(const float *source, int64_t ld, int64_t n_cols, int64_t n, int64_t width, void *panel) {
+    for (int64_t first = 0; first < width; first += LANES) {
+        uint32_t *out = (uint32_t *)panel + first;
+        const float *in = source + first;
+        __mmask16 from = lora_first_lanes(n_cols - first), to = lora_first_lanes(width - first);
+        for (int64_t k = 0; k < n; k += 2, in += 2 * ld, out += width) {
+            __m512 odd = k + 1 < n ? _mm512_maskz_loadu_ps(from, in + ld) : _mm512_setzero_ps();
+            _mm512_mask_storeu_epi32(out, to, pair(_mm512_maskz_loadu_ps(from, in), odd));
+        }
+    }
+}
+
+/* Four steps of 16 rows from one transposed word: nibbles in column order stand at these shifts. */
+LORA_INLINE void store_4_steps(__m512i word, __m512 scale, __m512 lut, uint32_t *out, int64_t width) {
+    static const int shifts[8] = {4, 0, 12, 8, 20, 16, 28, 24};
+    _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) { /* the permute reads the low four bits only */
+        __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, shifts[2 * j]), lut), scale);
+        __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, shifts[2 * j + 1]), lut), scale);
+        _mm512_store_si512(out + j * width, pair(even, odd));
+    }
+}
+
+static void pack_nf4_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width, void *panel) {
+    const __m512 lut = _mm512_loadu_ps(w->lut);
+    float scales[MAX_CHUNKS * 16];
+    for (int64_t first = 0; first < width; first += LANES) {
+        uint32_t *out = (uint32_t *)panel + first;
+        int64_t here = lora_min_i64(lora_max_i64(n_rows - first, 0), LANES);
+        lora_nf4_scales_16_rows(w, row + first, here, first_col, n, scales);
+        for (int64_t k = 0; k < n; k += 2 * LORA_NF4_CHUNK) {
+            __m512i words[16];
+            lora_nf4_load_16_rows(w, row + first, here, first_col + k, n - k, words);
+            int64_t n_words = lora_min_i64(16, (n - k) / 8);
+            for (int64_t d = 0; d < n_words; d++)
+                store_4_steps(words[d], _mm512_loadu_ps(scales + (k + 8 * d) / LORA_NF4_CHUNK * 16), lut, out + (k / 2 + 4 * d) * width, width);
+        }
+    }
+}
+
+/* The scaled tables of two rows, one behind the other. A row beyond the matrix has scale 0. */
+LORA_INLINE __m512i pair_table(const lora_nf4 *w, __m512 lut, int64_t row, int64_t n_rows, int64_t col) {
+    float scales[2] = {0, 0};
+    for (int64_t i = 0; i < n_rows; i++) lora_nf4_chunk_scales(w, (row + i) * w->cols + col, 1, scales + i, 1);
+    return narrow_32(_mm512_mul_ps(lut, _mm512_set1_ps(scales[0])), _mm512_mul_ps(lut, _mm512_set1_ps(scales[1])));
+}
+
+static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, void *panels,
+                             int64_t panel_words) {
+    enum { NR = 2 * LANES };
+    const __m512 lut = _mm512_loadu_ps(w->lut);
+    for (int64_t k = 0; k < n; k += 2) {
+        int64_t rows = lora_min_i64(2, n - k);
+        const uint8_t *codes = w->codes + ((row + k) * w->cols + first_col) / 2, *next = rows == 2 ? codes + w->cols / 2 : codes;
+        uint32_t *out = (uint32_t *)panels + k / 2 * NR;
+        __m512i table = _mm512_setzero_si512();
+        for (int64_t p = 0; p < n_panels; p++, out += panel_words, codes += NR / 2, next += NR / 2) {
+            int64_t col = first_col + p * NR;
+            if (p == 0 || col % LORA_NF4_CHUNK == 0) table = pair_table(w, lut, row + k, rows, col - col % LORA_NF4_CHUNK);
+            _mm512_store_si512(out, _mm512_permutexvar_epi16(lora_nf4_pair_indices(codes, next), table));
+            _mm512_store_si512(out + LANES, _mm512_permutexvar_epi16(lora_nf4_pair_indices(codes + 8, next + 8), table));
+        }
+    }
+}
+
+void lora_gemm_fill_bf16(lora_gemm_path *p) {
+    *p = (lora_gemm_path){.mr = MR, .nr = 2 * VL, .kc = LORA_GEMM_MAX_KC, .k_per_step = 2, .micro = micro_bf16, .pack_rows = pack_rows,
+                          .pack_columns = pack_columns, .pack_nf4_rows = pack_nf4_rows, .pack_nf4_columns = pack_nf4_columns};
+}
+
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,63 @@
+/* Packing of the left operand, shared by all the threads. */
+#include "lora_c/ops/gemm_packed.h"
+
+#include "lora_c/base/util.h"
+
+const lora_gemm_path *lora_gemm_path_of(const lora_ctx *ctx, lora_precision precision) {
+    const lora_gemm_kernels *u = &ctx->kernels.gemm;
+    return &u->paths[precision == LORA_PRECISION_FAST ? u->fast : LORA_GEMM_EXACT];
+}
+
+static int64_t left_words(const lora_gemm_path *path, int64_t m, int64_t n_panels, int64_t n) {
+    return lora_gemm_steps(path, n) * m + n_panels * lora_gemm_scale_words(path, path->mr, n);
+}
+
+int64_t lora_gemm_left_words(const lora_gemm_path *path, int64_t m, int64_t k) {
+    int64_t n_panels = lora_div_up(m, path->mr), words = 0;
+    for (int64_t k0 = 0; k0 < k; k0 += path->kc) words += left_words(path, m, n_panels, lora_min_i64(path->kc, k - k0));
+    return lora_round_up(words, 16);
+}
+
+int64_t lora_gemm_panel_row(const lora_gemm_left *left, int64_t panel) { return left->m * panel / left->n_panels; }
+
+float *lora_gemm_left_panel(const lora_gemm_left *left, int64_t k0, int64_t panel) {
+    int64_t n = lora_min_i64(left->path->kc, left->k - k0);
+    return left->words + k0 / left->path->kc * left_words(left->path, left->m, left->n_panels, left->path->kc) +
+           left_words(left->path, lora_gemm_panel_row(left, panel), panel, n);
+}
+
+typedef struct left_job {
+    const lora_gemm_left *left;
+    const float *a;
+    int64_t row_stride, col_stride;
+} left_job;
+
+enum { TASK_PANELS = 4 };
+
+static void pack_panel(const left_job *job, int64_t k0, int64_t panel) {
+    const lora_gemm_left *left = job->left;
+    const lora_gemm_path *path = left->path;
+    int64_t n = lora_min_i64(path->kc, left->k - k0), row = lora_gemm_panel_row(left, panel);
+    int64_t height = lora_gemm_panel_row(left, panel + 1) - row;
+    const float *a = job->a + row * job->row_stride + k0 * job->col_stride;
+    float *out = lora_gemm_left_panel(left, k0, panel);
+    if (job->col_stride == 1)
+        path->pack_rows(a, job->row_stride, height, n, height, out);
+    else
+        path->pack_columns(a, job->col_stride, height, n, height, out);
+}
+
+static void pack_task(void *arg, int64_t task, int worker) {
+    (void)worker;
+    const left_job *job = arg;
+    int64_t groups = lora_div_up(job->left->n_panels, TASK_PANELS), first = task % groups * TASK_PANELS;
+    int64_t end = lora_min_i64(first + TASK_PANELS, job->left->n_panels);
+    for (int64_t panel = first; panel < end; panel++) pack_panel(job, task / groups * job->left->path->kc, panel);
+}
+
+void lora_gemm_pack_left(lora_ctx *ctx, const lora_gemm_path *path, int64_t m, int64_t k, const float *a, int64_t row_stride,
+                         int64_t col_stride, float *words, lora_gemm_left *out) {
+    *out = (lora_gemm_left){path, m, k, lora_div_up(m, path->mr), words};
+    left_job job = {out, a, row_stride, col_stride};
+    lora_parallel_for(ctx->pool, lora_div_up(out->n_panels, TASK_PANELS) * lora_div_up(k, path->kc), pack_task, &job);
+}

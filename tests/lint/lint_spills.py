@@ -1,0 +1,79 @@
+"""Disassembles the micro-kernels of the matrix product and fails when an inner loop touches the stack.
+
+Usage: python tests/lint/lint_spills.py LIBRARY.a
+A register tile that does not fit the register file still computes the right product, at half the speed. Compilers do that
+silently, so this looks at what they made. Says so and succeeds where there is no objdump or the library is not for x86-64.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+
+FUNCTION = re.compile(r"^[0-9a-f]+ <(micro_\d+x[12]_\w+)>:$")
+INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
+PRODUCT = ("vfmadd", "vdpbf16ps", "vpdpwssd")
+STACK = re.compile(r"\(%r[sb]p[,)]")
+EXPECTED = {"avx2": 12, "avx512": 28, "bf16": 28, "int16": 28}  # one per tile height and width
+
+
+def functions(listing):
+    """Name to [(address, mnemonic, operands)] of every micro-kernel."""
+    found, current = {}, None
+    for line in listing.splitlines():
+        if line.endswith(">:"):
+            match = FUNCTION.match(line)
+            current = found.setdefault(match.group(1), []) if match else None
+        elif current is not None and (match := INSTRUCTION.match(line)):
+            current.append((int(match.group(1), 16), match.group(2), match.group(3)))
+    return found
+
+
+def inner_loops(code):
+    """Instructions of every backward jump's range that multiplies and holds no smaller such range."""
+    ranges = []
+    for address, mnemonic, operands in code:
+        target = re.match(r"([0-9a-f]+)\b", operands)
+        if mnemonic.startswith("j") and target and code[0][0] <= int(target.group(1), 16) <= address:
+            ranges.append((int(target.group(1), 16), address))
+    bodies = [[i for i in code if begin <= i[0] <= end] for begin, end in ranges]
+    bodies = [body for body in bodies if any(i[1].startswith(PRODUCT) for i in body)]
+    return [b for b in bodies if not any(o is not b and set(o) < set(b) for o in bodies)]
+
+
+def errors_of(found):
+    """One line for each micro-kernel that is missing, has no product loop, or spills."""
+    for suffix, expected in EXPECTED.items():
+        n = sum(name.endswith(f"_{suffix}") for name in found)
+        if n != expected:
+            yield f"{suffix}: expected {expected} micro-kernels, got {n}"
+    for name, code in sorted(found.items()):
+        loops = inner_loops(code)
+        if not loops:
+            yield f"{name}: expected a loop that multiplies, got none"
+        for body in loops:
+            for address, mnemonic, operands in body:
+                if STACK.search(operands):
+                    yield f"{name}: {address:x}: {mnemonic} {operands}: the inner loop touches the stack"
+
+
+def main():
+    """Prints what it found and returns the exit status."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    if shutil.which("objdump") is None:
+        print("lint_spills: skipped, no objdump")
+        return 0
+    command = ["objdump", "-d", "--no-show-raw-insn", sys.argv[1]]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if "file format elf64-x86-64" not in listing:
+        print("lint_spills: skipped, the library is not for x86-64")
+        return 0
+    found = functions(listing)
+    problems = list(errors_of(found))
+    print("\n".join([*problems, f"lint_spills: {len(found)} micro-kernels, {len(problems)} problems"]))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
