@@ -226,8 +226,8 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
         value = default
     if value is None:
         raise CheckpointError(f"config.json: {key}: expected a positive number, got nothing; is this a model folder?")
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise CheckpointError(f"config.json: {key}: expected a positive number below 2^31, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31 - 1:
+        raise CheckpointError(f"config.json: {key}: expected a positive number below 2^31 - 1, got {value!r}")
     return value
 
 

@@ -1,26 +1,49 @@
-"""From a model folder to weights in memory, tensor by tensor: read one, convert or quantize it, drop it."""
+"""From a model folder or a GGUF file to weights in memory, tensor by tensor: read one, convert or quantize it, drop it."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ._core import NF4Tensor, Parameter
+from ._core import GGMLTensor, NF4Tensor, Parameter
 from .architectures import Architecture, WeightSpec, architecture_of
 from .checkpoint import DTYPES, Checkpoint, find_non_finite
 from .errors import CheckpointError, shorten
 from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
 
+if TYPE_CHECKING:
+    from .gguf.checkpoint import GGUFCheckpoint
+
 Trainable = Literal["none", "full", "head"]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
 DENSE_DTYPES: dict[str, np.dtype[Any]] = {"float32": FLOAT32, "bfloat16": BFLOAT16}
+
+
+@dataclass
+class RequantizationError:
+    """How far weights moved that were quantized already and then quantized to NF4: sums over all of them."""
+
+    squared_error: float = 0.0
+    squared_norm: float = 0.0
+
+    def add(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
+        """Count one matrix. `after` is overwritten."""
+        after -= before
+        self.squared_error += float(np.vdot(after, after))
+        self.squared_norm += float(np.vdot(before, before))
+
+    @property
+    def relative(self) -> float:
+        """Norm of the change relative to the norm of the weights."""
+        return math.sqrt(self.squared_error / self.squared_norm) if self.squared_norm else 0.0
 
 
 @dataclass
@@ -30,6 +53,7 @@ class Weights:
     values: dict[str, Any] = field(default_factory=dict)
     stored_dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
     records: dict[str, QuantRecord] = field(default_factory=dict)
+    requantized: RequantizationError | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +67,9 @@ class LoadOptions:
     trainable: Trainable
 
 
-def load_weights(checkpoint: Checkpoint, architecture: Architecture, options: LoadOptions, progress: bool | None) -> Weights:
+def load_weights(
+    checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture, options: LoadOptions, progress: bool | None
+) -> Weights:
     """Read every tensor of the architecture.
 
     Raises
@@ -59,7 +85,7 @@ def load_weights(checkpoint: Checkpoint, architecture: Architecture, options: Lo
     dense_options = replace(options, quantize=False) if prequantized else options
     for spec in _show_progress(specs, progress):
         source = sources[spec.name]
-        if quant_type_of(source, checkpoint.tensors):
+        if isinstance(checkpoint, Checkpoint) and quant_type_of(source, checkpoint.tensors):
             _load_prequantized(spec, checkpoint, options, weights)
         else:
             _load_dense(spec, source, checkpoint, dense_options, weights)
@@ -97,7 +123,7 @@ def _source(spec: WeightSpec, specs: list[WeightSpec], tied: bool) -> WeightSpec
     return spec
 
 
-def stored_name(spec: WeightSpec, checkpoint: Checkpoint) -> str:
+def stored_name(spec: WeightSpec, checkpoint: Checkpoint | GGUFCheckpoint) -> str:
     """The name of a tensor in the file. Folders saved from the bare model, such as GPT-2's own, leave out the first part."""
     bare = spec.file_name.partition(".")[2]
     return spec.file_name if spec.file_name in checkpoint.tensors or bare not in checkpoint.tensors else bare
@@ -108,7 +134,9 @@ def in_order(spec: WeightSpec, array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array.T) if spec.transposed else array
 
 
-def _check_names(checkpoint: Checkpoint, architecture: Architecture, specs: list[WeightSpec], sources: dict[str, str]) -> None:
+def _check_names(
+    checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture, specs: list[WeightSpec], sources: dict[str, str]
+) -> None:
     present = set(checkpoint.tensors)
     missing = [spec.file_name for spec in specs if sources[spec.name] not in present]
     if missing:
@@ -151,11 +179,17 @@ def _load_prequantized(spec: WeightSpec, checkpoint: Checkpoint, options: LoadOp
     weights.records[spec.name] = record
 
 
-def _load_dense(spec: WeightSpec, source: str, checkpoint: Checkpoint, options: LoadOptions, weights: Weights) -> None:
+def _load_dense(
+    spec: WeightSpec, source: str, checkpoint: Checkpoint | GGUFCheckpoint, options: LoadOptions, weights: Weights
+) -> None:
     info = checkpoint.tensors[source]
+    array = checkpoint.read(source)
+    if isinstance(array, GGMLTensor):
+        _load_blocks(spec, array, options, weights)
+        return
     if info.dtype not in ("F32", "F16", "BF16"):
         raise CheckpointError(f"{spec.file_name}: expected F32, F16 or BF16, got {info.dtype}")
-    array = in_order(spec, checkpoint.read(source))
+    array = in_order(spec, array)
     bad = find_non_finite(array)
     if bad:
         raise CheckpointError(
@@ -173,6 +207,25 @@ def _load_dense(spec: WeightSpec, source: str, checkpoint: Checkpoint, options: 
     dtype = FLOAT32 if trained else dtype
     weights.values[spec.name] = keep(spec, array, dtype, options.trainable)
     weights.stored_dtypes[spec.name] = array.dtype if not trained and options.dtype is None else dtype
+
+
+def _load_blocks(spec: WeightSpec, tensor: GGMLTensor, options: LoadOptions, weights: Weights) -> None:
+    """Blocks of a GGUF file, finite as `GGMLTensor` has checked: used where they lie unless something else was asked for."""
+    trained = options.trainable == "full" or (options.trainable == "head" and spec.kind == "head")
+    weights.stored_dtypes[spec.name] = {"F16": np.dtype(np.float16), "BF16": BFLOAT16}.get(tensor.type, FLOAT32)
+    if options.quantize and spec.kind == "projection":
+        before = tensor.dequantize()
+        after = NF4Tensor.quantize(before, block_size=options.block_size, double_quant=options.double_quant)
+        weights.values[spec.name] = after
+        if tensor.block_size > 1:
+            weights.requantized = weights.requantized or RequantizationError()
+            weights.requantized.add(before, after.dequantize())
+    elif trained or spec.kind == "vector" or options.dtype is not None:
+        dtype = FLOAT32 if trained else options.dtype or FLOAT32
+        weights.values[spec.name] = keep(spec, tensor.dequantize().reshape(spec.shape), dtype, options.trainable)
+        weights.stored_dtypes[spec.name] = dtype
+    else:
+        weights.values[spec.name] = tensor
 
 
 def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], trainable: Trainable) -> Any:

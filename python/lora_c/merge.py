@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ._core import LoRALinear, NF4Tensor, Parameter
+from ._core import GGMLTensor, LoRALinear, NF4Tensor, Parameter
 from .architectures import architecture_of
 from .checkpoint import find_non_finite
 from .errors import AdapterError, ConfigError
@@ -29,10 +29,17 @@ _DENSE: dict[str, np.dtype[Any]] = {
 
 
 def dense(weight: Any) -> NDArray[Any]:
-    """Return a weight as an array: float32 for NF4, unchanged for dense ones."""
-    if isinstance(weight, NF4Tensor):
+    """Return a weight as an array: float32 for NF4 and the blocks of GGUF files, unchanged for dense ones."""
+    if isinstance(weight, (NF4Tensor, GGMLTensor)):
         return weight.dequantize()
     return weight.data if isinstance(weight, Parameter) else weight
+
+
+def format_of(weight: Any) -> str:
+    """Name how a weight is kept: "NF4", a block format of GGUF files, or a NumPy type."""
+    if isinstance(weight, NF4Tensor):
+        return "NF4"
+    return weight.type if isinstance(weight, GGMLTensor) else str(dense(weight).dtype)
 
 
 def merged_weight(weight: Any, adapter: LoadedAdapter, sign: float = 1.0) -> NDArray[np.float32]:
@@ -150,8 +157,9 @@ def fold_in_place(model: Model) -> None:
         )
     for name in adapter.layers:
         weight = model.weights[name]
-        if isinstance(weight, NF4Tensor) or dense(weight).dtype != np.float32:
-            kind = "NF4" if isinstance(weight, NF4Tensor) else str(dense(weight).dtype)
+        quantized = isinstance(weight, (NF4Tensor, GGMLTensor))
+        if quantized or dense(weight).dtype != np.float32:
+            kind = format_of(weight)
             raise AdapterError(
                 f"merge_adapter: {name}: expected a float32 weight, got {kind}, which cannot be restored after a merge; use "
                 "merge(dtype=...), which returns a new model, or load the base with dtype='float32'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import generation, merge
-from ._core import Decoder, NF4Tensor, Parameter
+from ._core import Decoder, GGMLTensor, NF4Tensor, Parameter
 from .adapters import Adapter, AdapterArrays, AdapterSet, LoadedAdapter, load_arrays, read_adapter, write_adapter
 from .adapters.combine import Combination, combine
 from .adapters.conversion import can_convert, for_original_base
@@ -21,6 +22,8 @@ from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint, read_json_object
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
 from .errors import AdapterError, CheckpointError, ConfigError
+from .gguf.checkpoint import GGUFCheckpoint
+from .gguf.reader import is_gguf
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights, stored_name
 from .parts import Parts
 from .prequantized import QuantRecord
@@ -44,7 +47,9 @@ class Model:
     adapter_names, active_adapter
         The names of all adapters, and of the one in use (None: the base alone).
     weights : dict
-        Decoder name to array, NF4Tensor or Parameter.
+        Decoder name to array, NF4Tensor, GGMLTensor or Parameter.
+    requantization_error : float or None
+        Where the blocks of a GGUF file were quantized to NF4: the norm of the change relative to that of the weights.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Model:
         self.stored_dtypes = weights.stored_dtypes
         self.quant_records: dict[str, QuantRecord] = weights.records
         self.nf4_options = nf4_options
+        self.requantization_error = weights.requantized.relative if weights.requantized else None
         self.is_merged = False
         self._tokenizer = tokenizer
         self.decoder = Decoder(**architecture.decoder_kwargs)
@@ -101,9 +107,9 @@ class Model:
         return base + (sum(parameter.size for parameter in active.parameters()) if active else 0)
 
     def dense_bytes(self) -> int:
-        """Return the bytes of the weights that are plain arrays: neither NF4 nor parameters."""
+        """Return the bytes of the weights that are plain arrays or mapped blocks: neither NF4 nor parameters."""
         own = self._adapters.active.base if self._adapters.active else {}
-        return sum(w.nbytes for w in (*self.weights.values(), *own.values()) if isinstance(w, np.ndarray))
+        return sum(w.nbytes for w in (*self.weights.values(), *own.values()) if isinstance(w, (np.ndarray, GGMLTensor)))
 
     def trainable_parameters(self) -> list[Parameter]:
         """Return the parameters that training changes, in the order of the forward pass."""
@@ -112,7 +118,7 @@ class Model:
         return [parameter for parameter in found if parameter.requires_grad]
 
     def __repr__(self) -> str:
-        kind = "NF4" if self.is_quantized else str(self.stored_dtypes["embed_tokens"])
+        kind = "NF4" if self.is_quantized else merge.format_of(self.weights["layers.0.down_proj"])
         adapter = f", adapter r={self.adapter_config.r}" if self.adapter_config else ""
         return f"Model({self.architecture.family.architecture}, {self.num_parameters():,} parameters, {kind}{adapter})"
 
@@ -258,9 +264,9 @@ class Model:
 
     def save_adapter(
         self, path: str | os.PathLike[str], dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-        format: Literal["peft", "mlx"] = "peft",
+        format: Literal["peft", "mlx", "gguf"] = "peft",
     ) -> None:  # fmt: skip
-        """Write the adapter in use, atomically.
+        """Write the adapter in use, atomically: a folder, or with format="gguf" one file for llama.cpp.
 
         Notes
         -----
@@ -417,15 +423,16 @@ def load_model(
     path: str | os.PathLike[str], quantize: Literal["nf4"] | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
 ) -> Model:  # fmt: skip
-    """Load a Hugging Face model folder.
+    """Load a Hugging Face model folder or a GGUF file.
 
     Parameters
     ----------
     path : path
         Folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes (NF4, FP4) are read
-        as they are.
+        as they are. Or a GGUF file (the first one of several): its blocks are used where the file is mapped.
     quantize : "nf4", optional
-        Quantize the projections of the layers while loading, one tensor at a time; a prequantized folder stays as it is.
+        Quantize the projections of the layers while loading, one tensor at a time; a prequantized folder stays as it is,
+        the blocks of a GGUF file are quantized again (`requantization_error` of the result says how much that changes).
     double_quant, block_size
         Details of NF4: quantize the scales too; weights per scale.
     dtype : optional
@@ -442,9 +449,7 @@ def load_model(
         The folder cannot be used; the message says which file, what was expected and what was found.
     """
     _check_load_options(quantize, block_size, dtype, trainable)
-    if Path(path).is_file():
-        raise CheckpointError(f"{path}: expected a model folder, got a file; give the folder that holds config.json")
-    with Checkpoint(path) as checkpoint:
+    with _open_checkpoint(path) as checkpoint:
         config = dict(checkpoint.config)
         if trainable == "head":
             config["tie_word_embeddings"] = False
@@ -452,11 +457,31 @@ def load_model(
         options = LoadOptions(quantize == "nf4", double_quant, block_size, DENSE_DTYPES.get(dtype or ""), trainable)
         weights = load_weights(checkpoint, architecture, options, progress)
         tokenizer = None
-        if (checkpoint.path / "tokenizer.json").is_file():
+        if isinstance(checkpoint, GGUFCheckpoint):
+            tokenizer = checkpoint.tokenizer()
+        elif (checkpoint.path / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_folder(checkpoint.path, config)
         quantized = next((w for w in weights.values.values() if isinstance(w, NF4Tensor)), None)
         nf4 = (quantized.block_size, quantized.double_quant) if quantized is not None else (block_size, double_quant)
-        return Model(config, architecture, weights, checkpoint.path, tokenizer, nf4)
+        model = Model(config, architecture, weights, checkpoint.path, tokenizer, nf4)
+        _report_requantization(model, progress)
+        return model
+
+
+def _report_requantization(model: Model, progress: bool | None) -> None:
+    if model.requantization_error is not None and progress is not False:
+        change = 100 * model.requantization_error
+        print(f"Quantized again to NF4: the weights change by {change:.2f} % (relative norm)", file=sys.stderr)
+
+
+def _open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | GGUFCheckpoint:
+    if is_gguf(path):
+        return GGUFCheckpoint(path)
+    if Path(path).is_file():
+        raise CheckpointError(
+            f"{path}: expected a model folder or a GGUF file, got a file of another kind; give the folder of config.json"
+        )
+    return Checkpoint(path)
 
 
 def _check_load_options(quantize: Any, block_size: Any, dtype: Any, trainable: Any) -> None:

@@ -116,7 +116,10 @@ def test_command_merges_several_adapters(tmp_path: Path) -> None:
     assert (out / "merge_report.txt").read_text() in text
     assert saved["details"]["weights"] == [0.7, -0.4] and saved["details"]["combination"] == "cat"
     assert saved["dtype"] == "float32" and saved["merged"]["equal_top1"] == 1.0
-    record, ids = np.load(GOLDEN / "combine.npz"), np.load(GOLDEN / "golden.npz")["ids"].astype(np.int32)
+    with np.load(GOLDEN / "combine.npz") as file:
+        record = dict(file)
+    with np.load(GOLDEN / "golden.npz") as file:
+        ids = file["ids"].astype(np.int32)
     assert np.abs(load_model(out).decoder.logits(ids) - record["cat.logits"]).max() < 1e-4
     config = tmp_path / "merge.yaml"
     config.write_text(
@@ -162,7 +165,8 @@ def test_command_measures_on_given_data(stories: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["peft", "mlx", "hf"])
 @pytest.mark.parametrize("source", ["rslora", "mlx_dora"])
 def test_export_of_adapters(source: str, target: str, tmp_path: Path) -> None:
-    ids = np.load(GOLDEN / "golden.npz")["ids"].astype(np.int32)
+    with np.load(GOLDEN / "golden.npz") as file:
+        ids = file["ids"].astype(np.int32)
     model = load_model(GOLDEN / "tied")
     model.load_adapter(GOLDEN / source)
     run("export", GOLDEN / source, tmp_path / "out", "--to", target, "--model", GOLDEN / "tied")

@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args
 from ..architectures import Architecture
 from ..errors import AdapterError, ConfigError, shorten
 from ..files import recover_folder
+from ..gguf.reader import is_gguf
 from . import mlx_format, peft_format
 from .data import AdapterArrays
 
-Format = Literal["peft", "mlx"]
+Format = Literal["peft", "mlx", "gguf"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
@@ -25,13 +26,18 @@ def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> Ad
     Parameters
     ----------
     path : path
-        A folder of PEFT or of mlx-lm, or a folder that holds one named adapter in a subfolder, as PEFT saves them.
+        A folder of PEFT or of mlx-lm, a folder that holds one named adapter in a subfolder, as PEFT saves them, or a
+        GGUF file.
 
     Raises
     ------
     AdapterError
         It is not an adapter, needs what is not supported, or belongs to another base model.
     """
+    if is_gguf(path):
+        from ..gguf import adapters as gguf_format
+
+        return gguf_format.read_adapter(path, architecture)
     folder = find_folder(path)
     if (folder / mlx_format.WEIGHTS_FILE).is_file() and not (folder / peft_format.WEIGHTS_FILE).is_file():
         return mlx_format.read_mlx(folder, architecture)
@@ -94,6 +100,11 @@ def write_adapter(
             f"{path}: expected an adapter for the original base, got one with a base of its own (PiSSA, OLoRA or LoftQ); save "
             "it as 'peft', which takes the base along, or merge it"
         )
+    if format == "gguf":
+        from ..gguf import adapters as gguf_format
+
+        gguf_format.write_adapter(path, adapter, architecture, dtype)
+        return
     if format == "mlx":
         mlx_format.write_mlx(path, adapter, architecture, base_model, dtype)
         return

@@ -14,15 +14,23 @@ from .options import Command
 @click.command("export", cls=Command, short_help="Write an adapter or a model in another format.")
 @click.argument("source", type=str)
 @click.argument("output", type=str)
-@click.option("--to", "target", type=click.Choice(["peft", "mlx", "hf"]), required=True, help="hf: a folder of whole weights.")
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["peft", "mlx", "gguf", "hf"]),
+    required=True,
+    help="hf: a folder of whole weights; gguf: one file for llama.cpp, of an adapter or of a model.",
+)
 @click.option("--model", type=str, help="Base model of an adapter.  [default: the one that the adapter names]")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16", "nf4"]),
-    help="Stored type.  [default: float32, hf: as it is]",
+    type=click.Choice(["float32", "float16", "bfloat16", "nf4", "q8_0"]),
+    help="Stored type; nf4 in folders, q8_0 in GGUF models.  [default: float32, hf: as it is, a GGUF model: float16]",
 )
 def command(source: str, output: str, target: str, model: str | None, dtype: str | None) -> None:
-    """Write SOURCE, an adapter of any known format or a model folder, to OUTPUT."""
+    """Write SOURCE, an adapter of any known format, a model folder or a GGUF file, to OUTPUT."""
+    if dtype == "q8_0" and (target != "gguf" or is_adapter(source)):
+        raise ConfigError("dtype: expected 'q8_0' for a model with --to gguf only, got it for another target")
     if is_adapter(source):
         base = model or base_of(source)
         export_merged(source, base, output, dtype) if target == "hf" else export_adapter(source, base, output, target, dtype)
@@ -30,13 +38,23 @@ def command(source: str, output: str, target: str, model: str | None, dtype: str
         from ..model import load_model
 
         load_model(source).save(output, dtype=dtype)  # type: ignore[arg-type]
+    elif target == "gguf":
+        export_gguf(source, output, dtype or "float16")
     else:
-        raise ConfigError(f"to: expected 'hf' for a model folder, got {target!r}; only an adapter can be written as that")
+        raise ConfigError(f"to: expected 'hf' or 'gguf' for a model, got {target!r}; only an adapter can be written as that")
     click.echo(f"exported {source}: {output} ({target})")
 
 
 def is_adapter(path: str) -> bool:
     """Whether the path is an adapter: the other thing that can be exported is a model folder."""
+    from ..gguf.reader import GGUFFile, is_gguf
+
+    if is_gguf(path):
+        file = GGUFFile(path)
+        try:
+            return bool(file.get("general.type") == "adapter")
+        finally:
+            file.close()
     folder = Path(path)
     return any(folder.glob("adapter_config.json")) or (
         not (folder / "config.json").exists() and any(folder.glob("*/adapter_config.json"))
@@ -53,28 +71,53 @@ def base_of(source: str) -> str:
     """
     from ..adapters.formats import find_folder
     from ..checkpoint import read_json_object
+    from ..gguf.reader import is_gguf
 
+    if is_gguf(source):
+        raise AdapterError(f"{source}: expected the base model of a GGUF adapter, which names none; give --model PATH")
     values = read_json_object(find_folder(source) / "adapter_config.json")
     named = values.get("base_model_name_or_path") or values.get("model")
-    if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
+    if not isinstance(named, str) or not ((Path(named) / "config.json").is_file() or is_gguf(named)):
         raise AdapterError(f"{source}: expected its base model in a folder, got {named!r}; give --model PATH")
     return named
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """The config.json of a model folder, or what it would be for a GGUF file."""
+    from ..checkpoint import read_json_object
+    from ..gguf.checkpoint import GGUFCheckpoint
+    from ..gguf.reader import is_gguf
+
+    if not is_gguf(model):
+        return read_json_object(Path(model) / "config.json")
+    with GGUFCheckpoint(model) as checkpoint:
+        return checkpoint.config
+
+
+def export_gguf(source: str, output: str, dtype: str) -> None:
+    """Write a model as one GGUF file."""
+    from ..gguf import write_model
+    from ..model import load_model
+
+    types = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+    if dtype not in types:
+        raise ConfigError(f"dtype: expected one of {', '.join(types)} for a GGUF model, got {dtype!r}")
+    write_model(output, load_model(source), types[dtype])  # type: ignore[arg-type]
 
 
 def export_adapter(source: str, base: str, output: str, target: str, dtype: str | None) -> None:
     """Convert an adapter; of the base only config.json is read, unless the adapter has a base of its own."""
     from ..adapters import read_adapter, write_adapter
     from ..architectures import architecture_of
-    from ..checkpoint import read_json_object
     from ..model import load_model
 
     dtype = dtype or "float32"
     if dtype == "nf4":
         raise ConfigError("dtype: expected float32, float16 or bfloat16 for an adapter, got 'nf4'")
     try:
-        architecture = architecture_of(read_json_object(Path(base) / "config.json"))
+        architecture = architecture_of(config_of(base))
     except CheckpointError as error:
-        raise AdapterError(f"model: expected the folder of the base model, got {base!r}: {error}") from None
+        raise AdapterError(f"model: expected a GGUF file or the folder of the base model, got {base!r}: {error}") from None
     arrays = read_adapter(source, architecture)
     if not arrays.residual_base:
         write_adapter(output, arrays, architecture, base_model=base, dtype=dtype, format=target)

@@ -55,11 +55,13 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
 
 
 def open_model(path: str, config: TrainConfig, lora: LoraConfig) -> Model:
+    """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
+    from ..gguf.checkpoint import has_blocks
     from ..model import load_model
 
-    if config.method == "qlora":
+    if config.method == "qlora" and not has_blocks(path):
         model = load_model(path, quantize="nf4", double_quant=config.double_quant, block_size=config.block_size)
-    elif config.method == "lora":
+    elif config.method in ("lora", "qlora"):
         model = load_model(path)
     else:
         model = load_model(path, trainable=config.method)

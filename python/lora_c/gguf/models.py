@@ -1,0 +1,115 @@
+"""Models as GGUF files for llama.cpp: F32, F16, BF16 or Q8_0, with the tokenizer."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import merge
+from .._core import GGMLTensor
+from ..architectures import WeightSpec
+from ..checkpoint import find_non_finite
+from ..errors import AdapterError, CheckpointError, ConfigError
+from ..files import atomic_file
+from .checkpoint import interleave
+from .families import GGUFFamily, family_of_architecture
+from .format import DENSE, TYPES_BY_NAME, Value
+from .metadata import metadata_of
+from .reader import GGUFFile, is_gguf
+from .vocabulary import tokenizer_metadata
+from .writer import GGUFEntry, text, uint32, write_gguf
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+ModelType = Literal["F32", "F16", "BF16", "Q8_0"]
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
+
+
+def write_model(path: str | os.PathLike[str], model: Model, type: ModelType = "F16") -> None:
+    """Write a model as one GGUF file, atomically and one tensor at a time.
+
+    Parameters
+    ----------
+    type : "F32", "F16", "BF16" or "Q8_0"
+        Type of the matrices; vectors stay float32. A matrix whose rows are no multiple of 32 becomes F16 instead of Q8_0.
+
+    Raises
+    ------
+    AdapterError
+        An adapter is in use; merge it first.
+    CheckpointError
+        The family or the tokenizer has no place in a GGUF file, or a weight is too large for the type.
+    """
+    if type not in _FILE_TYPES:
+        raise ConfigError(f"type: expected one of {', '.join(_FILE_TYPES)}, got {type!r}")
+    if model.adapter_config is not None and not model.is_merged:
+        raise AdapterError("GGUF: expected a model without an active adapter, got one; use merge(...) first")
+    family = family_of_architecture(model.architecture.family.architecture)
+    values, tensors = metadata_of(model.config, model.architecture, family)
+    values["general.type"] = text("model")
+    values["general.name"] = text(model.source.name)
+    values["general.file_type"] = uint32(_FILE_TYPES[type])
+    if type == "Q8_0":
+        values["general.quantization_version"] = uint32(2)
+    values |= _tokenizer(model)
+    entries = [_entry(model, spec, family, type) for spec in model.architecture.weights()]
+    with atomic_file(path) as file:
+        write_gguf(file.write, values, [*tensors, *entries])
+
+
+def _tokenizer(model: Model) -> dict[str, Value]:
+    """As the GGUF file that the model came from has it, else made from the model's tokenizer, else none."""
+    if is_gguf(model.source):
+        file = GGUFFile(model.source)
+        try:
+            return {key: value for key, value in file.values.items() if key.startswith("tokenizer.")}
+        finally:
+            file.close()
+    if not model.has_tokenizer:
+        return {"tokenizer.ggml.model": text("none")}
+    return tokenizer_metadata(model.tokenizer, int(model.architecture.decoder_kwargs["vocab_size"]))
+
+
+def _entry(model: Model, spec: WeightSpec, family: GGUFFamily, type: str) -> GGUFEntry:
+    if spec.kind == "vector":
+        type = "F32"
+    elif spec.shape[-1] % TYPES_BY_NAME[type].block:
+        type = "F16"
+    weight = model.weights[spec.name]
+    name = family.to_file(spec.file_name)
+    key = family.heads_key(spec.file_name)
+    heads = None if key is None else int(model.architecture.decoder_kwargs[key])
+    return GGUFEntry(name, type, spec.shape, lambda: _stored(name, weight, type, heads, family.offset(spec.file_name)))
+
+
+def _stored(name: str, weight: Any, type: str, heads: int | None, offset: float) -> NDArray[Any] | GGMLTensor:
+    if isinstance(weight, GGMLTensor) and weight.type == type and type not in DENSE:
+        if heads is None:
+            return weight
+        rows = interleave(weight.blocks.reshape(weight.shape[0], -1), heads)
+        return GGMLTensor.from_blocks(rows.reshape(-1), weight.shape, type)
+    values = np.asarray(merge.dense(weight))
+    values = values if heads is None else interleave(values, heads)
+    if offset:
+        values = values.astype(np.float32) + np.float32(offset)
+    if type not in DENSE:
+        return _quantized(name, np.ascontiguousarray(values))
+    with np.errstate(over="ignore"):
+        stored = values.astype(DENSE[type])
+    bad = find_non_finite(stored)
+    if bad:
+        raise CheckpointError(
+            f"{name}: expected values that {type} can hold, got {bad[1]} at index {bad[0]}; use another type"
+        )
+    return stored
+
+
+def _quantized(name: str, values: NDArray[Any]) -> GGMLTensor:
+    try:
+        return GGMLTensor.quantize(values)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from None

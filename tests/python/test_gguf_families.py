@@ -1,0 +1,93 @@
+"""GGUF files of every family: names, order and metadata as llama.cpp's own converter writes them (tests/golden)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import lora_c as lc
+from lora_c.architectures import architecture_of
+from lora_c.gguf import write_model
+from lora_c.gguf.families import family_of_arch
+from lora_c.gguf.reader import GGUFFile
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+RECORD: dict[str, Any] = json.loads((GOLDEN / "gguf_families.json").read_text(encoding="utf-8"))
+_spec = importlib.util.spec_from_file_location("make_gguf_families", GOLDEN / "make_gguf_families.py")
+assert _spec is not None and _spec.loader is not None
+golden_script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(golden_script)
+IDS = np.arange(3, 30, dtype=np.int32)
+# Keys that one side writes and that say what the other side's default is.
+IMPLIED = ("attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base", "vocab_size",
+           "rope.scaling.original_context_length", "attention.sliding_window", "rope.freq_base_swa")  # fmt: skip
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path) -> Callable[[str], Path]:
+    """The model folder that the converter was given."""
+
+    def make(name: str) -> Path:
+        config = RECORD[name]["config"]
+        tensors = {s.file_name: golden_script.weight_of(s.file_name, s.file_shape) for s in architecture_of(config).weights()}
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder/config.json").write_text(json.dumps(config), encoding="utf-8")
+        save_file(tensors, tmp_path / "folder/model.safetensors")
+        return tmp_path / "folder"
+
+    return make
+
+
+@pytest.mark.parametrize("name", list(RECORD))
+def test_files_are_those_of_the_converter(name: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    record = RECORD[name]
+    folder = lc.load_model(folder_of(name), progress=False)
+    write_model(tmp_path / "ours.gguf", folder, "F32")
+    file = GGUFFile(tmp_path / "ours.gguf")
+    assert file.get("general.architecture") == record["architecture"]
+    assert set(file.tensors) == set(record["tensors"])
+    for tensor, (*shape, first, second) in ((t, (*v[0], *v[1:])) for t, v in record["tensors"].items()):
+        values = np.asarray(file.read(tensor))
+        assert list(values.shape) == shape, tensor
+        np.testing.assert_allclose(golden_script.sums_of(values), [first, second], rtol=1e-6, atol=1e-4, err_msg=tensor)
+    for key, value in record["metadata"].items():
+        if file.get(key) is None and key.partition(".")[2] in IMPLIED:
+            continue
+        assert file.get(key) == pytest.approx(value, rel=1e-6) if isinstance(value, float) else file.get(key) == value, key
+    again = lc.load_model(tmp_path / "ours.gguf", progress=False)
+    np.testing.assert_allclose(again.decoder.logits(IDS), folder.decoder.logits(IDS), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["phi3", "gemma2", "qwen3"])
+def test_families_train_on_blocks(name: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """Fused matrices give their rows, norms their offset: gradients equal those on the dequantized weights."""
+    write_model(tmp_path / "q8.gguf", lc.load_model(folder_of(name), progress=False), "Q8_0")
+    results = []
+    for dtype in (None, "float32"):
+        model = lc.load_model(tmp_path / "q8.gguf", dtype=dtype, progress=False)  # type: ignore[arg-type]
+        model.add_adapter(lc.LoraConfig(r=2, seed=1))
+        parameters = model.trainable_parameters()
+        rng = np.random.default_rng(0)
+        for parameter in parameters:
+            parameter.data[...] = rng.standard_normal(parameter.shape) * 0.05
+        cu, weight = np.array([0, len(IDS)], np.int32), np.ones(len(IDS), np.float32)
+        loss = model.decoder.forward_backward(IDS, cu, np.roll(IDS, -1), weight)
+        results.append((loss, [np.array(parameter.grad) for parameter in parameters]))
+    assert results[0][0] == results[1][0]
+    for got, want in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_every_family_row_has_a_golden_file() -> None:
+    for record in RECORD.values():
+        family_of_arch(record["architecture"], "golden")
+    assert {record["architecture"] for record in RECORD.values()} == {
+        "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"
+    }  # fmt: skip
