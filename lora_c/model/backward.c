@@ -13,6 +13,31 @@ static lora_status project_backward(lora_decoder *d, const lora_run *run, int64_
                                 lddx, accumulate, m->dW, m->dbias, err);
 }
 
+/* One of the projections of a common input, and the gradient of its output. */
+typedef struct projected {
+    int slot;
+    const float *dy;
+    int64_t lddy;
+} projected;
+
+/* Those that something wants a gradient of: dx (+)= the sum of their parts, one product. */
+static lora_status project_backward_many(lora_decoder *d, const lora_run *run, int64_t layer, int n, const projected *parts, const float *x,
+                                         float *dx, bool accumulate, lora_error *err) {
+    const lora_layer *l = &d->layers[layer];
+    int64_t H = d->config.hidden_size;
+    lora_linear_gradient gradients[LORA_LINEAR_LAYERS];
+    lora_adapter storage[LORA_LINEAR_LAYERS];
+    int n_wanted = 0;
+    for (int i = 0; i < n; i++) {
+        const lora_matrix *m = &l->matrices[parts[i].slot];
+        if (!dx && !lora_matrix_trains(m)) continue;
+        const lora_adapter *adapter = lora_run_adapter(l, run, layer, parts[i].slot, &storage[n_wanted]);
+        gradients[n_wanted++] = (lora_linear_gradient){parts[i].dy, parts[i].lddy, &m->w, adapter, m->dW, m->dbias};
+    }
+    if (n_wanted == 0) return LORA_OK;
+    return lora_linear_backward_many(d->ctx, run->n_tokens, x, H, n_wanted, gradients, dx, H, accumulate, err);
+}
+
 /* dx (added to when accumulate, else it may be dy) through the norm of slot, and the gradients of its weights. */
 static lora_status norm_backward(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, int slot,
                                  const float *dy, int64_t lddy, const float *x, int64_t ldx, float *dx, int64_t lddx,
@@ -71,8 +96,8 @@ static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffe
                                gated ? s->up : NULL, I, err));
     bool read = lora_reads_input(&l->matrices[LORA_GATE_PROJ]) || lora_reads_input(&l->matrices[LORA_UP_PROJ]);
     LORA_TRY(input_again(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, read, &x, err));
-    if (gated) LORA_TRY(project_backward(d, run, layer, LORA_GATE_PROJ, s->gate, I, x, H, in.dx, H, in.added, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_UP_PROJ, s->up, I, x, H, in.dx, H, gated || in.added, err));
+    const projected parts[] = {{LORA_UP_PROJ, s->up, I}, {LORA_GATE_PROJ, s->gate, I}};
+    LORA_TRY(project_backward_many(d, run, layer, gated ? 2 : 1, parts, x, in.dx, in.added, err));
     if (!d->config.pre_norm || !in.dx) return LORA_OK;
     return norm_backward(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, in.dx, H, s->x2, H, b->dx, H, true, err);
 }
@@ -112,9 +137,8 @@ static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora
     if (!inner) return LORA_OK;
     LORA_TRY(core_backward(d, run, b, layer, err));
     LORA_TRY(input_again(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], qkv_reads_input(l), &x, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_Q_PROJ, b->dqkv, ld, x, H, in.dx, H, in.added, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_K_PROJ, b->dqkv + Q, ld, x, H, in.dx, H, true, err));
-    LORA_TRY(project_backward(d, run, layer, LORA_V_PROJ, b->dqkv + Q + KV, ld, x, H, in.dx, H, true, err));
+    const projected parts[] = {{LORA_Q_PROJ, b->dqkv, ld}, {LORA_K_PROJ, b->dqkv + Q, ld}, {LORA_V_PROJ, b->dqkv + Q + KV, ld}};
+    LORA_TRY(project_backward_many(d, run, layer, 3, parts, x, in.dx, in.added, err));
     if (!k->pre_norm || !in.dx) return LORA_OK;
     return norm_backward(d, run, b, layer, LORA_INPUT_LAYERNORM, in.dx, H, b->x[layer], H, b->dx, H, true, err);
 }
