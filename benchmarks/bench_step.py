@@ -49,11 +49,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--precision", choices=["exact", "fast"], default="fast")
     parser.add_argument("--recompute", choices=["none", "layer"], default="none")
     parser.add_argument("--profile", action="store_true", help="list where the time of a step goes")
     args = parser.parse_args()
     model = random_model(args.shape)
     model.add_adapter(lc.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"))
+    model.decoder.precision = args.precision
     model.decoder.recompute = args.recompute
     machine = f"{lc.get_isa()}, {lc.get_num_threads()} threads"
     print(f"{args.shape}: {model.num_parameters():,} parameters, rank {args.rank}, {machine}")

@@ -14,10 +14,19 @@ from .options import Command
 @click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter on every linear layer.")
 @click.option("--steps", type=int, default=5, show_default=True, help="Timed steps, after one that warms up.")
 @click.option("--quantize", type=click.Choice(["nf4", "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
+@click.option("--precision", type=click.Choice(["exact", "fast"]), default="fast", show_default=True, help="As in train.")
 @click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
 @click.option("--profile", is_flag=True, help="List where the time of a step goes, operation by operation.")
 def command(
-    model: str | None, batch: int, length: int | None, rank: int, steps: int, quantize: str, recompute: str, profile: bool
+    model: str | None,
+    batch: int,
+    length: int | None,
+    rank: int,
+    steps: int,
+    quantize: str,
+    recompute: str,
+    precision: str,
+    profile: bool,
 ) -> None:
     """Time training steps on random tokens. Nothing is written."""
     from .. import _core
@@ -28,6 +37,7 @@ def command(
 
     loaded = load_model(model or BASE_MODEL, quantize=None if quantize == "none" else "nf4")
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]
     bench = StepBench(loaded, batch, length or min(512, loaded.context_length))
     click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {_core.get_isa()}, {_core.get_num_threads()} threads")
