@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import lora_c as lc
+from lora_c.architectures import architecture_of
 from lora_c.checkpoint import SafetensorsFile, TensorEntry, write_model_files
 from lora_c.data import load_dataset
 from lora_c.tokenizer import Tokenizer
@@ -56,19 +57,23 @@ class Format:
 
 
 def _tensors() -> dict[str, np.ndarray]:
-    from lora_c.architectures import architecture_of
-
     rng = np.random.default_rng(0)
     return {s.file_name: rng.standard_normal(s.shape).astype(np.float32) * 0.1 for s in architecture_of(CONFIG).weights()}
 
 
 def make_model(folder: Path) -> None:
     """Shards, an index, a tokenizer with a template, generation settings."""
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    write_folder(folder, CONFIG, _tensors())
+
+
+def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((BASE / name).read_bytes())
-    write_model_files(folder, [TensorEntry.of(name, array) for name, array in _tensors().items()], 20_000)
+    entries = [TensorEntry.of(name, array.astype(np.float32)) for name, array in tensors.items()]
+    write_model_files(folder, entries, 20_000)
 
 
 def make_bnb(folder: Path) -> None:
@@ -83,6 +88,36 @@ def make_adapter(folder: Path) -> None:
     model.add_adapter(r=2, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 3}, use_rslora=True)
     model.save_adapter(folder / "adapter")
     model.save_adapter(folder / "mlx", format="mlx")
+
+
+def make_gguf(folder: Path) -> None:
+    """A model in blocks, with a tokenizer and a template, and an adapter for it."""
+    from lora_c.gguf import write_model
+
+    config = CONFIG | {"intermediate_size": 64, "vocab_size": 3000}
+    rng = np.random.default_rng(0)
+    shapes = {spec.file_name: spec.shape for spec in architecture_of(config).weights()}
+    write_folder(folder / "model", config, {name: rng.standard_normal(shape) * 0.1 for name, shape in shapes.items()})
+    model = lc.load_model(folder / "model", progress=False)
+    write_model(folder / "model.gguf", model, "Q8_0")
+    model.add_adapter(r=2, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 3})
+    model.save_adapter(folder / "adapter.gguf", format="gguf")
+
+
+def read_gguf(folder: Path) -> None:
+    """Every tensor, the model, its tokenizer, and the adapter on it."""
+    from lora_c.gguf.reader import GGUFFile
+
+    file = GGUFFile(folder / "model.gguf")
+    for name in file.tensors:
+        file.read(name)
+    file.close()
+    model = lc.load_model(folder / "model.gguf", progress=False)
+    model.load_adapter(folder / "adapter.gguf")
+    if model.has_tokenizer:
+        model.tokenizer.decode(model.tokenizer.encode("several words, 12 + 3 = ü"))
+    if model.config["vocab_size"] > int(IDS.max()) and model.context_length >= IDS.size:
+        model.decoder.logits(IDS)
 
 
 def make_jsonl(folder: Path) -> None:
@@ -159,6 +194,7 @@ FORMATS = {
         make_model, read_model, ("config.json", "model.safetensors.index.json", "generation_config.json", "*.safetensors")
     ),
     "bnb": Format(make_bnb, read_model, ("model.safetensors", "config.json")),
+    "gguf": Format(make_gguf, read_gguf, ("*.gguf",)),
     "adapter": Format(make_adapter, read_adapter, ("adapter/*.json", "adapter/*.safetensors", "mlx/*")),
     "jsonl": Format(make_jsonl, read_data, ("data.jsonl",)),
     "json": Format(make_json, read_data, ("data.json",)),

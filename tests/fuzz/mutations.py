@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
 
+GGUF_NAME = re.compile(rb"(?:general|llama|tokenizer|adapter|blk|rope)[0-9a-z_.]+")
 Mutation = Callable[[bytes, random.Random], bytes]
 NUMBERS = [0, 1, -1, 2, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 10**30, -(2**63)]
 VALUES: list[Any] = [
@@ -134,6 +136,24 @@ def damage_safetensors(data: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(text) if rng.random() < 0.95 else rng.choice(NUMBERS) % 2**64) + text + body
 
 
+def damage_gguf(data: bytes, rng: random.Random) -> bytes:
+    """Numbers and texts of the header on most draws; blind changes, mostly of the header, on the others."""
+    end = max(data.rfind(b"blk."), data.rfind(b"output")) + 64  # the last tensor's name and what follows it
+    draw = rng.random()
+    if draw < 0.15:
+        return damage_bytes(data, rng)
+    if draw < 0.5:
+        return damage_bytes(data[:end], rng) + data[end:]
+    out = bytearray(data)
+    names = [match.end() for match in GGUF_NAME.finditer(data, 0, end)]
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        at = rng.choice(names) + rng.choice([-rng.randrange(1, 12), 0, 0, 4, 4, 8, 12, 16, 20, 24, 28])
+        form = rng.choice(["<I", "<I", "<Q"])
+        value = rng.choice([*NUMBERS, rng.randrange(14), rng.randrange(45)]) % 256 ** struct.calcsize(form)
+        out[at : at + struct.calcsize(form)] = struct.pack(form, value)
+    return bytes(out)
+
+
 def damage_lines(data: bytes, rng: random.Random) -> bytes:
     """One line of a JSONL file."""
     lines = data.split(b"\n")
@@ -148,4 +168,6 @@ def mutation_for(name: str) -> Mutation:
         return damage_json
     if name.endswith(".safetensors"):
         return damage_safetensors
+    if name.endswith(".gguf"):
+        return damage_gguf
     return damage_lines if name.endswith(".jsonl") else damage_bytes
