@@ -44,14 +44,18 @@ static double back(const problem *p, int64_t m, int64_t r) { /* s (dy B)[m, r] *
     return (double)p->scale * s;
 }
 
-/* Sums of a few hundred products of N(0, 1): float32 rounding is far below 1e-4 of the largest entry, errors far above. */
+/* Sums of a few hundred products of N(0, 1): float32 rounding is far below 1e-4 of the largest entry, errors far above. With
+ * operands of 8 bits the products are off by 2^-8, independently, so that a sum is off by a hundredth of its spread; some
+ * results have been rounded three times. */
+static double tolerance = 2e-5;
+
 static void close_to(const char *what, lora_isa isa, const float *got, const double *want, int64_t n) {
     double worst = 0, top = 1e-6;
     for (int64_t i = 0; i < n; i++) {
         top = fmax(top, fabs(want[i]));
         worst = fmax(worst, fabs((double)got[i] - want[i]));
     }
-    CHECK(worst <= 2e-5 * top, "%s on %s: off by %g of %g", what, lora_isa_name(isa), worst, top);
+    CHECK(worst <= tolerance * top, "%s on %s: off by %g of %g", what, lora_isa_name(isa), worst, top);
 }
 
 static void check_case(lora_ctx *ctx, problem p) {
@@ -108,6 +112,82 @@ static void check_case(lora_ctx *ctx, problem p) {
     for (int g = 0; g < 6; g++) guarded_free(all[g]);
 }
 
+enum { GROUP_M = 1050, GROUP_K = 96, GROUP = 3 }; /* more rows than are packed at once */
+
+typedef struct group {
+    int64_t N[GROUP];
+    problem p[GROUP];
+    lora_weight w[GROUP];
+    lora_adapter a[GROUP];
+    float *y[GROUP], *dA[GROUP], *dB[GROUP];
+} group;
+
+/* Ranks 5, none, and 3 with dropout. */
+static void make_group(group *g) {
+    *g = (group){.N = {40, 33, 17}};
+    for (int i = 0; i < GROUP; i++) {
+        int64_t R = i == 2 ? 3 : 5;
+        g->p[i] = make(GROUP_M, GROUP_K, g->N[i], R, i == 2 ? 0.25f : 0);
+        g->w[i] = (lora_weight){.kind = LORA_WEIGHT_F32, .rows = g->N[i], .cols = GROUP_K, .ld = GROUP_K, .data = g->p[i].w};
+        g->y[i] = calloc((size_t)(GROUP_M * g->N[i]), sizeof(float));
+        g->dA[i] = calloc((size_t)(R * GROUP_K), sizeof(float));
+        g->dB[i] = calloc((size_t)(g->N[i] * R), sizeof(float));
+        g->a[i] = (lora_adapter){.rank = R, .A = g->p[i].A, .B = g->p[i].B, .dA = g->dA[i], .dB = g->dB[i], .scale = 0.7f,
+                                 .dropout = g->p[i].dropout, .dropout_seed = 9, .dropout_stream = 4};
+    }
+}
+
+static void free_group(group *g) {
+    for (int i = 0; i < GROUP; i++) {
+        release(&g->p[i]);
+        free(g->y[i]);
+        free(g->dA[i]);
+        free(g->dB[i]);
+    }
+}
+
+/* Layers of one x together: the outputs and gradients of each alone, bit by bit; dx is the sum. */
+static void check_group(lora_ctx *ctx) {
+    lora_isa isa = lora_ctx_isa(ctx);
+    lora_error err;
+    group together, alone;
+    make_group(&together);
+    make_group(&alone);
+    const float *x = together.p[0].x;
+    lora_linear_layer outputs[GROUP];
+    lora_linear_gradient gradients[GROUP];
+    float *dx = calloc(GROUP_M * GROUP_K, sizeof *dx), *part = calloc(GROUP_M * GROUP_K, sizeof *part);
+    double *want = calloc(GROUP_M * GROUP_K, sizeof *want);
+    for (int i = 0; i < GROUP; i++) {
+        const lora_adapter *a = i == 1 ? NULL : &together.a[i], *b = i == 1 ? NULL : &alone.a[i];
+        int64_t N = together.N[i];
+        outputs[i] = (lora_linear_layer){&together.w[i], together.p[i].bias, a, together.y[i], N, false};
+        gradients[i] = (lora_linear_gradient){together.p[i].dy, N, &together.w[i], a, NULL, NULL};
+        CHECK(lora_linear_forward(ctx, GROUP_M, x, GROUP_K, &alone.w[i], alone.p[i].bias, b, alone.y[i], N, false, &err) == LORA_OK, "%s",
+              err.message);
+        CHECK(lora_linear_backward(ctx, GROUP_M, alone.p[i].dy, N, x, GROUP_K, &alone.w[i], b, part, GROUP_K, false, NULL, NULL, &err) == LORA_OK,
+              "%s", err.message);
+        for (int64_t j = 0; j < GROUP_M * GROUP_K; j++) want[j] += (double)part[j];
+    }
+    CHECK(lora_linear_forward_many(ctx, GROUP_M, x, GROUP_K, GROUP, outputs, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_linear_backward_many(ctx, GROUP_M, x, GROUP_K, GROUP, gradients, dx, GROUP_K, false, &err) == LORA_OK, "%s", err.message);
+    close_to("dx of a group", isa, dx, want, GROUP_M * GROUP_K);
+    for (int i = 0; i < GROUP; i++) {
+        size_t R = (size_t)together.a[i].rank, N = (size_t)together.N[i];
+        CHECK(memcmp(together.y[i], alone.y[i], GROUP_M * N * sizeof(float)) == 0 &&
+                  memcmp(together.dA[i], alone.dA[i], R * GROUP_K * sizeof(float)) == 0 &&
+                  memcmp(together.dB[i], alone.dB[i], N * R * sizeof(float)) == 0,
+              "%s, operands %s: layer %d of a group has other bits", lora_isa_name(isa), lora_ctx_operands(ctx), i);
+    }
+    CHECK(lora_linear_forward_many(ctx, GROUP_M, x, GROUP_K, 0, outputs, &err) == LORA_EINVAL, "no layers");
+    CHECK(lora_linear_forward_many(ctx, GROUP_M, x, GROUP_K, LORA_LINEAR_LAYERS + 1, outputs, &err) == LORA_EINVAL, "too many layers");
+    free(dx);
+    free(part);
+    free(want);
+    free_group(&together);
+    free_group(&alone);
+}
+
 static void check_refusals(lora_ctx *ctx) {
     problem p = make(2, 8, 4, 2, 0);
     lora_weight w = {.kind = LORA_WEIGHT_F32, .rows = 4, .cols = 8, .ld = 8, .data = p.w};
@@ -153,17 +233,23 @@ static void many_equals_one_by_one(lora_isa isa, int threads, int64_t M) {
 }
 
 void check_linear(void) {
-    static const int64_t cases[][4] = {{1, 1, 1, 1}, {2, 3, 5, 2}, {3, 64, 17, 4}, {7, 65, 33, 8}, {17, 127, 31, 3}, {40, 172, 64, 8}};
+    static const int64_t cases[][4] = {{1, 1, 1, 1}, {2, 3, 5, 2}, {3, 64, 17, 4}, {7, 65, 33, 8}, {17, 127, 31, 3}, {29, 64, 128, 16}, {40, 172, 64, 8}};
     FOR_EACH_ISA(isa) {
         for (int threads = 1; threads <= 4; threads++)
             for (int64_t M = 1; M <= 61; M += 20) many_equals_one_by_one(isa, threads, M);
         lora_ctx *ctx = check_ctx(isa, 2);
-        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-            for (int d = 0; d < 2; d++) {
-                problem p = make(cases[i][0], cases[i][1], cases[i][2], cases[i][3], d ? 0.3f : 0);
-                check_case(ctx, p);
-                release(&p);
-            }
+        for (int precision = LORA_PRECISION_EXACT; precision <= LORA_PRECISION_FAST; precision++) {
+            lora_error err;
+            CHECK(lora_ctx_set_precision(ctx, (lora_precision)precision, &err) == LORA_OK, "%s", err.message);
+            tolerance = strcmp(lora_ctx_operands(ctx), "float32") == 0 ? 2e-5 : 1e-2;
+            for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+                for (int d = 0; d < 2; d++) {
+                    problem p = make(cases[i][0], cases[i][1], cases[i][2], cases[i][3], d ? 0.3f : 0);
+                    check_case(ctx, p);
+                    release(&p);
+                }
+            check_group(ctx);
+        }
         check_refusals(ctx);
         lora_ctx_destroy(ctx);
     }
