@@ -9,7 +9,7 @@
 #include "lora_c/lora_c.h"
 #include "lora_c/ops/ctx.h"
 
-enum { REPETITIONS = 9, MAX_CONTESTANTS = 8 };
+enum { REPETITIONS = 9 };
 
 static double now(void) {
     struct timespec t;

@@ -87,13 +87,14 @@ static lora_status forward_few(lora_ctx *ctx, int64_t M, const float *x, int64_t
     return LORA_OK;
 }
 
-static bool fits_few(int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers) {
+static int64_t count_few(int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers) {
+    int64_t few = 0;
     for (int64_t i = 0; i < n; i++) {
         const lora_adapter *a = layers[i].adapter;
         lora_gemm_args g = product_of(M, x, ldx, layers + i);
-        if (!lora_gemm_is_small(&g) || (a && (a->magnitude || a->dropout > 0))) return false;
+        few += lora_gemm_is_small(&g) && !(a && (a->magnitude || a->dropout > 0));
     }
-    return true;
+    return few;
 }
 
 static lora_status check_forward(int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers, lora_error *err) {
@@ -123,8 +124,10 @@ static bool any_dora(int64_t n, const lora_linear_layer *layers) {
 lora_status lora_linear_forward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_layer *layers,
                                      lora_error *err) {
     LORA_TRY(check_forward(M, x, ldx, n, layers, err));
-    if (fits_few(M, x, ldx, n, layers)) return forward_few(ctx, M, x, ldx, n, layers, err);
-    if (!any_dora(n, layers)) return forward_packed(ctx, M, x, ldx, n, layers, err);
+    int64_t few = count_few(M, x, ldx, n, layers);
+    if (few == n) return forward_few(ctx, M, x, ldx, n, layers, err);
+    if (few == 0 && !any_dora(n, layers)) return forward_packed(ctx, M, x, ldx, n, layers, err);
+    /* layers that alone take different ways, whose bits differ, do not share one */
     for (int64_t i = 0; i < n; i++) {
         const lora_linear_layer *l = layers + i;
         if (l->adapter && l->adapter->magnitude)
