@@ -1,5 +1,6 @@
 /* GGMLTensor: an immutable matrix in a block format of GGUF files, read where the file is mapped or quantized here. */
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_dequantize.h"
 
 #include <string.h>
 
@@ -142,41 +143,16 @@ static PyObject *ggml_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) 
 
 PyDoc_STRVAR(dequantize_doc,
 "dequantize($self, /, *, dtype=\'float32\', out=None)\n--\n\n"
-"Decode the matrix in float32, then round each element once to dtype.\n\n"
-"Parameters\n----------\n"
-"dtype : str or dtype\n    float32, float16 or bfloat16 (needs ml_dtypes).\n"
-"out : array, optional\n    C-contiguous and writable, of the tensor's shape and of dtype.\n\n"
-"Returns\n-------\nndarray\n    out, or a new array.\n\n"
-"Raises\n------\nTypeError, ValueError\n    dtype is another, or out does not fit.");
+"Decode the matrix in float32, then round each element once to dtype.\n\n" LORA_PY_DEQUANTIZE_DOC);
+
+static lora_status decode(lora_ctx *ctx, const void *matrix, void *out, lora_dtype dtype, lora_error *err) {
+    const lora_ggml *w = matrix;
+    return lora_ggml_dequantize(ctx, w, 0, w->rows, out, dtype, err);
+}
 
 static PyObject *ggml_dequantize(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"dtype", "out", NULL};
-    lora_py_kind kind = LORA_PY_F32;
-    PyObject *out = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$O&O:dequantize", names, lora_py_dtype, &kind, &out)) return NULL;
     ggmltensor *self = (ggmltensor *)o;
-    const int64_t shape[] = {self->ggml.rows, self->ggml.cols};
-    lora_py_array given = {0};
-    void *data = NULL;
-    PyObject *result = NULL;
-    if (out == Py_None) {
-        result = lora_py_new_array(kind, 2, shape, 0, &data);
-    } else if (lora_py_get(out, "out", kind, LORA_PY_WRITABLE, &given) == 0) {
-        data = given.data;
-        result = lora_py_expect(&given, 2, shape) == 0 ? Py_NewRef(out) : NULL;
-    }
-    if (result) {
-        lora_status status;
-        lora_error err = {0};
-        lora_dtype dtype = kind == LORA_PY_F32 ? LORA_F32 : kind == LORA_PY_F16 ? LORA_F16 : LORA_BF16;
-        LORA_PY_CALL(self->base.ctx, status, lora_ggml_dequantize(self->base.ctx, &self->ggml, 0, shape[0], data, dtype, &err));
-        if (status != LORA_OK) {
-            Py_CLEAR(result);
-            lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
-        }
-    }
-    lora_py_release(&given);
-    return result;
+    return lora_py_dequantize(o, self->base.ctx, &self->ggml, self->ggml.rows, self->ggml.cols, decode, args, kwargs);
 }
 
 static PyObject *ggml_repr(PyObject *o) {

@@ -1,5 +1,6 @@
 /* NF4Tensor: an immutable 4-bit matrix. Its memory never moves, so buffer exports and views need no counter. */
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_dequantize.h"
 
 #include <limits.h>
 #include <math.h>
@@ -251,42 +252,16 @@ static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs)
 
 PyDoc_STRVAR(dequantize_doc,
 "dequantize($self, /, *, dtype=\'float32\', out=None)\n--\n\n"
-"Decode the matrix: lut[code] * absmax, one rounding per element.\n\n"
-"Parameters\n----------\n"
-"dtype : str or dtype\n    float32, float16 or bfloat16 (needs ml_dtypes).\n"
-"out : array, optional\n    C-contiguous and writable, of the tensor's shape and of dtype.\n\n"
-"Returns\n-------\nndarray\n    out, or a new array.\n\n"
-"Raises\n------\nTypeError, ValueError\n    dtype is another, or out does not fit.");
+"Decode the matrix: lut[code] * absmax, one rounding per element.\n\n" LORA_PY_DEQUANTIZE_DOC);
+
+static lora_status decode(lora_ctx *ctx, const void *matrix, void *out, lora_dtype dtype, lora_error *err) {
+    const lora_nf4 *w = matrix;
+    return lora_nf4_dequantize(ctx, w, 0, w->rows * w->cols, out, dtype, err);
+}
 
 static PyObject *nf4_dequantize(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"dtype", "out", NULL};
-    lora_py_kind kind = LORA_PY_F32;
-    PyObject *out = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$O&O:dequantize", names, lora_py_dtype, &kind, &out)) return NULL;
     nf4tensor *self = (nf4tensor *)o;
-    const int64_t shape[] = {self->nf4.rows, self->nf4.cols};
-    lora_py_array given = {0};
-    void *data = NULL;
-    PyObject *result = NULL;
-    if (out == Py_None) {
-        result = lora_py_new_array(kind, 2, shape, 0, &data);
-    } else if (lora_py_get(out, "out", kind, LORA_PY_WRITABLE, &given) == 0) {
-        data = given.data;
-        result = lora_py_expect(&given, 2, shape) == 0 ? Py_NewRef(out) : NULL;
-    }
-    if (result) {
-        lora_status status;
-        lora_error err = {0};
-        lora_dtype dtype = kind == LORA_PY_F32 ? LORA_F32 : kind == LORA_PY_F16 ? LORA_F16 : LORA_BF16;
-        LORA_PY_CALL(self->base.ctx, status,
-                     lora_nf4_dequantize(self->base.ctx, &self->nf4, 0, shape[0] * shape[1], data, dtype, &err));
-        if (status != LORA_OK) {
-            Py_CLEAR(result);
-            lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
-        }
-    }
-    lora_py_release(&given);
-    return result;
+    return lora_py_dequantize(o, self->base.ctx, &self->nf4, self->nf4.rows, self->nf4.cols, decode, args, kwargs);
 }
 
 static Py_ssize_t total_bytes(const nf4tensor *self) {
