@@ -9,7 +9,7 @@
 #include "lora_c/lora_c.h"
 #include "lora_c/ops/ctx.h"
 
-enum { REPETITIONS = 9 };
+enum { REPETITIONS = 9, LAYER_BUFFERS = 12 };
 
 static double now(void) {
     struct timespec t;
@@ -35,11 +35,14 @@ typedef struct layer {
     lora_nf4 nf4;
     lora_adapter adapter;
     float *x, *y, *dx;
-    void *memory[10];
+    void *memory[LAYER_BUFFERS]; /* x, y, dx, w; four of NF4; four of an adapter */
     int n_memory;
 } layer;
 
-static void *keep(layer *l, void *p) { return l->memory[l->n_memory++] = p; }
+static void *keep(layer *l, void *p) {
+    if (l->n_memory == LAYER_BUFFERS) abort();
+    return l->memory[l->n_memory++] = p;
+}
 
 static layer *make_layer(lora_ctx *ctx, lora_weight_kind kind, bool double_quant, int64_t M, int64_t N, int64_t K, int64_t rank) {
     layer *l = calloc(1, sizeof *l);
