@@ -5,7 +5,7 @@ Source: LoRA, arXiv:2106.09685, section 4.1 ("no additional inference latency").
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .adapters import LoadedAdapter
     from .model import Model
 
-MergeDtype = Literal["float32", "bfloat16", "float16", "nf4"]
+MergeDtype = Literal["float32", "bfloat16", "float16", "nf4", "q8_0"]
+Q8_0_BLOCK = 32
 _DENSE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -56,18 +57,19 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
 
     Parameters
     ----------
-    dtype : "float32", "bfloat16", "float16" or "nf4"
+    dtype : "float32", "bfloat16", "float16", "nf4" or "q8_0"
         Type of the weight matrices of the result. "nf4" quantizes W + s B A again, with the block size of the base;
-        matrices without an adapter keep their codes. That rounding can change outputs: `merge_with_report` measures it.
-        float16 values are held in memory as float32 and saved as float16.
+        "q8_0" makes the blocks of GGUF files of all matrices (float16 where rows are no multiple of 32), for
+        `gguf.write_model`. Matrices without an adapter keep codes of that kind. Rounding can change outputs:
+        `merge_with_report` measures it. float16 values are held in memory as float32 and saved as float16.
 
     Raises
     ------
     AdapterError
         There is no adapter, or a merged weight is not finite in that type (it is named).
     """
-    if dtype not in (*_DENSE, "nf4"):
-        raise ConfigError(f"dtype: expected 'float32', 'bfloat16', 'float16' or 'nf4', got {dtype!r}")
+    if dtype not in get_args(MergeDtype):
+        raise ConfigError(f"dtype: expected one of {', '.join(get_args(MergeDtype))}, got {dtype!r}")
     if model.adapter is None:
         raise AdapterError("merge: expected a model with an adapter, got none; call add_adapter or load_adapter first")
     replaced, layers = whole_tensors(model), {} if model.is_merged else model.adapters
@@ -82,13 +84,13 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
         stored.setdefault(name, stored["embed_tokens"])  # a head that is untied here
         if spec.kind == "vector":
             weights[name] = _finite(np.array(dense(weight), np.float32), spec.file_name)
-        elif spec.kind == "projection":
+        elif spec.kind == "projection" or dtype == "q8_0":
             weights[name] = _merge_one(model, spec.module, weight, layers.get(name), dtype)
             if weights[name] is weight and name in model.quant_records and name not in replaced:
                 records[name] = model.quant_records[name]
         else:
             weights[name] = _cast(dense(weight), stored[name].name if dtype == "nf4" else dtype, spec.module)
-        if dtype != "nf4":
+        if dtype in _DENSE:
             stored[name] = _DENSE[dtype]
     return model.with_weights(weights, stored, records, config)
 
@@ -111,7 +113,7 @@ def whole_tensors(model: Model) -> dict[str, Any]:
 
 def _merge_one(model: Model, module: str, weight: Any, adapter: LoadedAdapter | None, dtype: MergeDtype) -> Any:
     if adapter is None:
-        if dtype == "nf4" and isinstance(weight, NF4Tensor):
+        if format_of(weight) == dtype.upper():  # blocks of that kind already
             return weight
         array = dense(weight)
     else:
@@ -119,7 +121,19 @@ def _merge_one(model: Model, module: str, weight: Any, adapter: LoadedAdapter | 
     if dtype == "nf4":
         block, double = model.nf4_options
         return NF4Tensor.quantize(np.ascontiguousarray(array), block_size=block, double_quant=double)
+    if dtype == "q8_0":
+        return _q8_0(array, module)
     return _cast(array, dtype, module)
+
+
+def _q8_0(array: NDArray[Any], module: str) -> Any:
+    """Blocks of 32 weights of a row; float16 where the rows are no multiple of that, as in a GGUF file."""
+    if array.shape[-1] % Q8_0_BLOCK:
+        return _cast(array, "float16", module)
+    try:
+        return GGMLTensor.quantize(np.ascontiguousarray(_finite(array, module)))
+    except ValueError as error:  # a block whose scale is beyond float16
+        raise AdapterError(f"merge: {module}: {error}; use bfloat16 or float32") from None
 
 
 def _cast(array: NDArray[Any], dtype: str, module: str) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .adapters import LoadedAdapter
     from .model import Model
 
-TARGETS: tuple[merge.MergeDtype, ...] = ("float32", "bfloat16", "float16", "nf4")
+TARGETS: tuple[merge.MergeDtype, ...] = get_args(merge.MergeDtype)
 MAX_TOKENS, SEGMENT = 1024, 256
 _MAX_LOGITS = 1 << 26  # values of the reference that are kept: 256 MiB
 _GREEDY_TOKENS = 96

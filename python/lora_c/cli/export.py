@@ -97,12 +97,12 @@ def config_of(model: str) -> dict[str, Any]:
 def export_gguf(source: str, output: str, dtype: str) -> None:
     """Write a model as one GGUF file."""
     from ..gguf import write_model
+    from ..gguf.models import TYPES
     from ..model import load_model
 
-    types = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-    if dtype not in types:
-        raise ConfigError(f"dtype: expected one of {', '.join(types)} for a GGUF model, got {dtype!r}")
-    write_model(output, load_model(source), types[dtype])  # type: ignore[arg-type]
+    if dtype not in TYPES:
+        raise ConfigError(f"dtype: expected one of {', '.join(TYPES)} for a GGUF model, got {dtype!r}")
+    write_model(output, load_model(source), TYPES[dtype])
 
 
 def export_adapter(source: str, base: str, output: str, target: str, dtype: str | None) -> None:

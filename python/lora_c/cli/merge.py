@@ -53,13 +53,16 @@ def _is_number(text: str) -> bool:
 @click.command("merge", cls=MergeCommand, short_help="Fold adapters into their base.")
 @click.option("--model", type=str, required=True, help="Model folder.")
 @click.option("--adapter", "adapters", type=str, multiple=True, required=True, help="Adapter; give it again for several.")
-@click.option("--output-dir", type=str, required=True, help="Folder for the merged model.")
+@click.option("--output-dir", "--output", type=str, required=True, help="Folder for the merged model, or a file NAME.gguf.")
+@click.option(
+    "--to",
+    type=click.Choice(["hf", "gguf"]),
+    help="hf: a model folder; gguf: one file for llama.cpp.  [default: gguf where the output's name ends in .gguf]",
+)
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16", "nf4"]),
-    default="bfloat16",
-    show_default=True,
-    help="Stored type; nf4 quantizes the merged weights again.",
+    type=click.Choice(["float32", "bfloat16", "float16", "nf4", "q8_0"]),
+    help="Stored type; nf4 (folders) and q8_0 (GGUF) quantize the merged weights.  [default: bfloat16, in GGUF float16]",
 )
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Merge into the quantized base (as it was in QLoRA training).")
 @click.option("--weights", type=Factors(), help="A factor for each adapter.  [default: 1]")
@@ -73,28 +76,65 @@ def _is_number(text: str) -> bool:
 @click.option("--data", type=str, help="Text or JSONL for the report; by default a sample that comes with the package.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Measure what the merge loses.")
 def command(
-    model: str, adapters: tuple[str, ...], output_dir: str, dtype: Any, quantize: str | None, data: str | None, report: bool,
-    **combination: Any,
+    model: str, adapters: tuple[str, ...], output_dir: str, to: str | None, dtype: str | None, quantize: str | None,
+    data: str | None, report: bool, **combination: Any,
 ) -> None:  # fmt: skip
-    """Write W + s·B·A as a model folder of its own, with a report of what that loses. The base folder is not changed."""
+    """Write W + s·B·A as a model of its own, with a report of what that loses. The base is not changed."""
+    from ..gguf.models import TYPES, header_of
+
+    to = to or ("gguf" if output_dir.endswith(".gguf") else "hf")
+    chosen = stored_type(to, dtype, output_dir)
     loaded = open_model({"model": model, "quantize": quantize})
+    if to == "gguf":
+        header_of(loaded, TYPES[chosen])  # a refusal comes before the work
     how = load_adapters(loaded, adapters, combination)
-    done = f"merged {', '.join(adapters)} into {model}: {output_dir} ({dtype})"
+    done = f"merged {', '.join(adapters)} into {model}: {output_dir} ({chosen})"
     if not report:
-        loaded.merge(dtype=dtype).save(output_dir)
+        write_merged(loaded.merge(dtype=chosen), output_dir, to, chosen)
         click.echo(done)
         return
     from ..files import write_json, write_text
     from ..merge_report import merge_with_report, segments_of
 
     segments = segments_of(loaded, data) if data else None
-    merged, found = merge_with_report(loaded, dtype, segments, sample=data or "the default sample")
+    merged, found = merge_with_report(loaded, chosen, segments, sample=data or "the default sample")
     found.details |= {"model": model, "adapters": list(adapters), **how}
-    merged.save(output_dir)
-    write_json(Path(output_dir) / "merge_report.json", found.as_dict())
-    write_text(Path(output_dir) / "merge_report.txt", found.as_text())
+    write_merged(merged, output_dir, to, chosen)
+    report_name = output_dir.removesuffix(".gguf") + ".merge_report" if to == "gguf" else f"{output_dir}/merge_report"
+    write_json(report_name + ".json", found.as_dict())
+    write_text(report_name + ".txt", found.as_text())
     click.echo(found.as_text())
     click.echo(done)
+
+
+def stored_type(to: str, dtype: str | None, output: str) -> Any:
+    """The type of the merged weights.
+
+    Raises
+    ------
+    ConfigError
+        The format has no place for it, or a GGUF file would take the place of a folder.
+    """
+    from ..errors import ConfigError
+
+    if to == "gguf" and Path(output).is_dir():
+        raise ConfigError(f"output-dir: expected the name of a file for --to gguf, got the folder {output!r}; give NAME.gguf")
+    if (to, dtype) == ("gguf", "nf4"):
+        raise ConfigError("dtype: expected float32, float16, bfloat16 or q8_0 for a GGUF file, got 'nf4'")
+    if (to, dtype) == ("hf", "q8_0"):
+        raise ConfigError("dtype: expected float32, float16, bfloat16 or nf4 for a model folder, got 'q8_0'; give --to gguf")
+    return dtype or ("float16" if to == "gguf" else "bfloat16")
+
+
+def write_merged(merged: Model, output: str, to: str, dtype: str) -> None:
+    """Write the folder or the file."""
+    if to == "hf":
+        merged.save(output)
+        return
+    from ..gguf import write_model
+    from ..gguf.models import TYPES
+
+    write_model(output, merged, TYPES[dtype])
 
 
 def load_adapters(model: Model, paths: tuple[str, ...], combination: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ..model import Model
 
 ModelType = Literal["F32", "F16", "BF16", "Q8_0"]
+# The types by the names that other commands and `merge` have for them.
+TYPES: dict[str, ModelType] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 
 
@@ -49,16 +51,28 @@ def write_model(path: str | os.PathLike[str], model: Model, type: ModelType = "F
     if model.adapter_config is not None and not model.is_merged:
         raise AdapterError("GGUF: expected a model without an active adapter, got one; use merge(...) first")
     family = family_of_architecture(model.architecture.family.architecture)
+    values, tensors = header_of(model, type)
+    entries = [_entry(model, spec, family, type) for spec in model.architecture.weights()]
+    with atomic_file(path) as file:
+        write_gguf(file.write, values, [*tensors, *entries])
+
+
+def header_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[GGUFEntry]]:
+    """Return the metadata of the file, and the tensors that stand for metadata; nothing is written.
+
+    Raises
+    ------
+    CheckpointError
+        The family or the tokenizer has no place in a GGUF file.
+    """
+    family = family_of_architecture(model.architecture.family.architecture)
     values, tensors = metadata_of(model.config, model.architecture, family)
     values["general.type"] = text("model")
     values["general.name"] = text(model.source.name)
     values["general.file_type"] = uint32(_FILE_TYPES[type])
     if type == "Q8_0":
         values["general.quantization_version"] = uint32(2)
-    values |= _tokenizer(model)
-    entries = [_entry(model, spec, family, type) for spec in model.architecture.weights()]
-    with atomic_file(path) as file:
-        write_gguf(file.write, values, [*tensors, *entries])
+    return values | _tokenizer(model), tensors
 
 
 def _tokenizer(model: Model) -> dict[str, Value]:
