@@ -74,6 +74,8 @@ def refuse_other_quantization(config: dict[str, Any], names: Iterable[str] = ())
         raise CheckpointError(
             f"config.json: load_in_8bit: expected 4-bit weights (NF4 or FP4), got 8-bit ones (LLM.int8); {_WAY_OUT}"
         )
+    if isinstance(config.get("quantization"), dict):
+        raise CheckpointError(f"config.json: quantization: expected nothing, got MLX's integer quantization; {_WAY_OUT}")
     for name in names:
         for end, method in _OTHER_METHODS.items():
             if name.endswith(end):

@@ -50,7 +50,7 @@ def read_peft(folder: Path, architecture: Architecture) -> AdapterArrays:
     AdapterError
         The folder is not an adapter, needs what is not supported, or belongs to another base model.
     """
-    weights = _weights_file(folder)
+    weights = weights_file(folder)
     try:
         values = read_json_object(folder / CONFIG_FILE)
         config = parse_adapter_config(values, str(folder / CONFIG_FILE))
@@ -63,13 +63,20 @@ def read_peft(folder: Path, architecture: Architecture) -> AdapterArrays:
         file.close()
 
 
-def _weights_file(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
+    """The file of an adapter's tensors.
+
+    Raises
+    ------
+    AdapterError
+        There is none, or a pickle instead.
+    """
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         if (folder / "adapter_model.bin").exists():
             raise AdapterError(
                 f"{folder / 'adapter_model.bin'}: expected {WEIGHTS_FILE}, got a pickle, which can run code when opened; "
-                "convert it with PEFT's save_pretrained(..., safe_serialization=True)"
+                "convert it with PEFT: PeftModel.from_pretrained(base, FOLDER).save_pretrained(NEW_FOLDER)"
             )
         raise AdapterError(f"{weights}: expected this file, got nothing there; is this an adapter folder?")
     return weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..checkpoint import SafetensorsFile, TensorInfo, read_json_object
 from ..data.records import SUFFIXES, kind_of, read_records
 from ..data.samples import KINDS
 from ..errors import LoraCError, shorten
+from .gguf_files import inspect_gguf
 from .report import Report, shape_text
 
 _SAMPLE = 1000  # records looked at
@@ -25,7 +25,7 @@ def inspect_file(path: Path, report: Report) -> None:
     with open(path, "rb") as file:
         head = file.read(64)
     if head[:4] == b"GGUF":
-        _gguf(head, report)
+        inspect_gguf(path, report)
     elif path.suffix == ".safetensors":
         _safetensors(path, report)
     elif _is_pickle(path, head):
@@ -52,17 +52,6 @@ def _is_pickle(path: Path, head: bytes) -> bool:
 
 def _looks_like_object(head: bytes) -> bool:
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
-
-
-def _gguf(head: bytes, report: Report) -> None:
-    report.kind = "GGUF file"
-    if len(head) < 24:
-        report.problems.append("the file ends inside its header")
-        return
-    version, tensors, entries = struct.unpack_from("<IQQ", head, 4)
-    report.add(version=version, tensors=tensors, metadata_entries=entries)
-    if version not in (2, 3):
-        report.problems.append(f"version: expected 2 or 3, got {version}")
 
 
 def _safetensors(path: Path, report: Report) -> None:

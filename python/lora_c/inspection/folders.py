@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.config import parse_adapter_config
+from ..adapters.mlx_format import WEIGHTS_FILE as MLX_WEIGHTS
 from ..adapters.mlx_format import parse_mlx_config
+from ..adapters.peft_format import weights_file
 from ..architectures import architecture_of
 from ..checkpoint import Checkpoint, SafetensorsFile, TensorInfo, read_json_object
 from ..data.records import kind_of
@@ -68,34 +70,26 @@ def _folder(folder: Path, report: Report) -> None:
     if data:
         inspect_data(data, report)
         return
-    report.kind = "folder"
+    models = sorted(name for name in names if name.endswith(".gguf"))
+    report.kind = "folder of GGUF files" if models else "folder"
     report.add(files=shorten(sorted(names)))
     known = "config.json (a model), adapter_config.json (an adapter), tokenizer.json, or data files"
-    report.problems.append(f"expected {known} in the folder, got {shorten(sorted(names)) or 'nothing'}")
-
-
-def _collect(report: Report, call: Callable[[], Any]) -> Any:
-    """The result of a call; what it refuses becomes a problem."""
-    try:
-        return call()
-    except LoraCError as error:
-        if str(error) not in report.problems:
-            report.problems.append(str(error))
-        return None
+    way_out = f"; give one of its files, such as {models[0]}" if models else ""
+    report.problems.append(f"expected {known} in the folder, got {shorten(sorted(names)) or 'nothing'}{way_out}")
 
 
 def _model(folder: Path, report: Report) -> None:
     report.kind = "model folder of Hugging Face"
-    config = _collect(report, lambda: read_json_object(folder / "config.json")) or {}
+    config = report.collect(lambda: read_json_object(folder / "config.json")) or {}
     report.add(architecture=config.get("architectures") or config.get("model_type"))
     for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
         if isinstance(config.get(key), int):
             report.facts[key.replace("_", " ")] = config[key]
-    checkpoint = _collect(report, lambda: Checkpoint(folder))
+    checkpoint = report.collect(lambda: Checkpoint(folder))
     if checkpoint is not None:
         with checkpoint:
             _weights(checkpoint, config, report)
-    _collect(report, lambda: _tokenizer(folder, config, report))
+    report.collect(lambda: _tokenizer(folder, config, report))
 
 
 def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> None:
@@ -114,10 +108,10 @@ def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> 
     report.add(tied_head=True if config.get("tie_word_embeddings") else None)
     if kinds:
         report.kind += ", 4-bit weights of bitsandbytes"
-    _collect(report, lambda: refuse_other_quantization(config, tensors))
-    architecture = _collect(report, lambda: architecture_of(config))
+    report.collect(lambda: refuse_other_quantization(config, tensors))
+    architecture = report.collect(lambda: architecture_of(config))
     if architecture is not None:
-        _collect(report, lambda: check_tensors(checkpoint, architecture))
+        report.collect(lambda: check_tensors(checkpoint, architecture))
 
 
 def _is_part(name: str, kinds: dict[str, str]) -> bool:
@@ -144,11 +138,11 @@ def _tokenizer(folder: Path, config: dict[str, Any], report: Report) -> None:
 
 def _tokenizer_folder(folder: Path, report: Report) -> None:
     report.kind = "tokenizer folder"
-    _collect(report, lambda: _tokenizer(folder, {}, report))
+    report.collect(lambda: _tokenizer(folder, {}, report))
 
 
 def _adapter(folder: Path, report: Report) -> None:
-    values = _collect(report, lambda: read_json_object(folder / "adapter_config.json")) or {}
+    values = report.collect(lambda: read_json_object(folder / "adapter_config.json")) or {}
     trained = (folder / "metrics.jsonl").is_file() and (folder / "config.yaml").is_file()
     mlx = "lora_parameters" in values
     report.kind = "adapter of MLX" if mlx else "adapter of PEFT" + (", output of lora-c train" if trained else "")
@@ -156,19 +150,16 @@ def _adapter(folder: Path, report: Report) -> None:
         table = values["lora_parameters"] if isinstance(values["lora_parameters"], dict) else {}
         report.add(rank=table.get("rank"), scale=table.get("scale"), layers=values.get("num_layers"))
         report.add(method=values.get("fine_tune_type", "lora"))
-        _collect(report, lambda: parse_mlx_config(values, "adapter_config.json"))
+        report.collect(lambda: parse_mlx_config(values, "adapter_config.json"))
     else:
         report.add(method=values.get("peft_type", "LORA"), rank=values.get("r"), lora_alpha=values.get("lora_alpha"))
         report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
         report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
-        _collect(report, lambda: parse_adapter_config(values, "adapter_config.json"))
-    weights = folder / ("adapters.safetensors" if mlx else "adapter_model.safetensors")
-    if not weights.is_file():
-        pickle = (folder / "adapter_model.bin").exists()
-        got = "adapter_model.bin, a pickle, which is never opened" if pickle else "nothing there"
-        report.problems.append(f"{weights.name}: expected this file, got {got}")
+        report.collect(lambda: parse_adapter_config(values, "adapter_config.json"))
+    weights = folder / MLX_WEIGHTS if mlx else report.collect(lambda: weights_file(folder))
+    if weights is None:
         return
-    file = _collect(report, lambda: SafetensorsFile(weights))
+    file = report.collect(lambda: SafetensorsFile(weights))
     if file is not None:
         _matrices(file.tensors, mlx, report)
         file.close()
@@ -186,13 +177,13 @@ def _matrices(tensors: dict[str, TensorInfo], mlx: bool, report: Report) -> None
 
 def _checkpoint(folder: Path, report: Report) -> None:
     report.kind = "checkpoint of lora-c train"
-    position = _collect(report, lambda: read_json_object(folder / "trainer_state.json")) or {}
+    position = report.collect(lambda: read_json_object(folder / "trainer_state.json")) or {}
     config, history = position.get("config"), position.get("history")
     config = config if isinstance(config, dict) else {}
     history = history if isinstance(history, list) else []
     losses = [row["loss"] for row in history if isinstance(row, dict) and isinstance(row.get("loss"), (int, float))]
     report.add(step=position.get("step"), method=config.get("method"), last_loss=losses[-1] if losses else None)
-    file = _collect(report, lambda: SafetensorsFile(folder / "training_state.safetensors"))
+    file = report.collect(lambda: SafetensorsFile(folder / "training_state.safetensors"))
     if file is not None:
         report.count_tensors(file.tensors)
         trained = {name: info for name, info in file.tensors.items() if name.startswith("param.")}

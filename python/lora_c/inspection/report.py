@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ..checkpoint import TensorInfo
-from ..errors import shorten
+from ..errors import LoraCError, shorten
 
+T = TypeVar("T")
 _LONGEST = 300  # characters of a fact
 
 
@@ -41,6 +42,15 @@ class Report:
             if not isinstance(value, (bool, int, float)):
                 value = (shorten(value, 8) if isinstance(value, list) else str(value))[:_LONGEST]
             self.facts[label.replace("_", " ")] = value
+
+    def collect(self, call: Callable[[], T]) -> T | None:
+        """The result of a call; what it refuses becomes a problem."""
+        try:
+            return call()
+        except LoraCError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
 
     def count_tensors(self, tensors: Mapping[str, TensorInfo]) -> None:
         """One row per element type, the one with most bytes first."""
