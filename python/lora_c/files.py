@@ -11,20 +11,16 @@ import json
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from .aside import aside_of, remove_stale
 from .errors import SaveError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 @contextmanager
@@ -62,19 +58,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         The disk is full; the file that stood at `path` is unchanged.
     """
     target = Path(os.path.realpath(path))
-    aside = _aside(target)
-    with _clear_errors(target):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(aside, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, target)
-            _sync_folder(target.parent)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+    with _clear_errors(target), aside_of(target, folder=False) as (aside, handle):
+        with open(handle, "wb", closefd=False) as file:
+            yield file
+            file.flush()
+            os.fsync(handle)
+        os.replace(aside, target)
+        _sync_folder(target.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -108,21 +98,14 @@ def atomic_folder(path: str | os.PathLike[str], owned: Callable[[str], bool] | N
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_dir():
         raise SaveError(f"{target}: expected a folder or a free name, got a file; choose another name")
-    aside = _aside(target)
-    with _clear_errors(target):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside.mkdir()
-            yield aside
-            _sync_tree(aside)
-            if target.exists():
-                _swap(target, aside, owned)
-            else:
-                os.rename(aside, target)
-            _sync_folder(target.parent)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    with _clear_errors(target), aside_of(target, folder=True) as (aside, _):
+        yield aside
+        _sync_tree(aside)
+        if target.exists():
+            _swap(target, aside, owned)
+        else:
+            os.rename(aside, target)
+        _sync_folder(target.parent)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -140,21 +123,32 @@ def _swap(target: Path, aside: Path, owned: Callable[[str], bool] | None) -> Non
     """Put `aside` at `target` in one step where the system can, keeping entries that are not ours."""
     strangers = [entry.name for entry in os.scandir(target) if owned is None or not owned(entry.name)]
     kept = [name for name in strangers if not (aside / name).exists()]
-    linked = []
-    for name in kept:  # hard links first: plain files are at both places when the names change hands
-        if (target / name).is_file() and not (target / name).is_symlink():
-            os.link(target / name, aside / name)
-            linked.append(name)
+    # Hard links first: when the names change hands, what is kept is at both places, and nothing is left to do.
+    later = [name for name in kept if not _link(target / name, aside / name)]
+    if later:  # these must outlive a kill before they are moved: under this name nothing is taken for an unfinished save
+        aside = aside.rename(aside.with_suffix(".swap"))
     if not _exchange(aside, target):
         previous = target.with_name(f".{target.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
         os.rename(target, previous)
         os.rename(aside, target)
         os.rename(previous, aside)
-    for name in kept:
-        if name not in linked:
-            os.rename(aside / name, target / name)
+    for name in later:
+        os.rename(aside / name, target / name)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _link(source: Path, copy: Path) -> bool:
+    """Make a hard link of a file, or of every file of a folder; False, and nothing at `copy`, where that cannot be done."""
+    try:
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, copy, symlinks=True, copy_function=os.link)
+        else:
+            os.link(source, copy, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.rmtree(copy, ignore_errors=True)
+        return False
+    return True
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -170,8 +164,9 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def recover_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the folder, moving the previous one back if a crash struck between the two renames of a save."""
+    """Return the folder, after a kill during a save: what it left is removed, and the previous state moved back in place."""
     target = Path(os.path.realpath(path))
+    remove_stale(target)
     previous = target.with_name(f".{target.name}.previous")
     if not target.exists() and previous.is_dir():
         os.rename(previous, target)
