@@ -220,6 +220,19 @@ static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwar
     return PyLong_FromLongLong(lora_decoder_arena_bytes(((decoder *)o)->decoder, n, training));
 }
 
+PyDoc_STRVAR(scratch_bytes_doc,
+"scratch_bytes($self, n_tokens, /)\n--\n\nReturn the bytes that the operations of a training step of n_tokens work in.");
+
+static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *given) {
+    long long n = PyLong_AsLongLong(given);
+    if (n == -1 && PyErr_Occurred()) return NULL;
+    if (n < 1 || n > INT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "n_tokens: expected 1 to 2**31 - 1, got %lld", n);
+        return NULL;
+    }
+    return PyLong_FromLongLong(lora_decoder_scratch_bytes(((decoder *)o)->decoder, n));
+}
+
 /* --- decoding ----------------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(new_cache_doc,
@@ -376,6 +389,7 @@ static PyMethodDef decoder_methods[] = {
     {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
     {"loss", LORA_PY_KEYWORDS decoder_loss, METH_VARARGS | METH_KEYWORDS, loss_doc},
     {"logits", decoder_logits, METH_VARARGS, logits_doc},
+    {"scratch_bytes", decoder_scratch_bytes, METH_O, scratch_bytes_doc},
     {"arena_bytes", LORA_PY_KEYWORDS decoder_arena_bytes, METH_VARARGS | METH_KEYWORDS, arena_bytes_doc},
     {"new_cache", decoder_new_cache, METH_VARARGS, new_cache_doc},
     {"decode", LORA_PY_KEYWORDS decoder_decode, METH_VARARGS | METH_KEYWORDS, decode_doc},

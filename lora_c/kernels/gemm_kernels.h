@@ -41,7 +41,11 @@ typedef struct lora_gemm_path {
     /** Panel column j is source[k * ld + j], j < n_cols <= width, k < n <= kc; columns from n_cols on are zero. */
     void (*pack_columns)(const float *source, int64_t ld, int64_t n_cols, int64_t n, int64_t width, void *panel);
 
-    /* As the two above, from 4 bits. cols, the first column and n are multiples of 64, block_size and nested_block_size
+    /* As the two above, from bfloat16. NULL where a path has float32 operands, or widens first. */
+    void (*pack_bf16_rows)(const uint16_t *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel);
+    void (*pack_bf16_columns)(const uint16_t *source, int64_t ld, int64_t n_cols, int64_t n, int64_t width, void *panel);
+
+    /* As the first two, from 4 bits. cols, the first column and n are multiples of 64, block_size and nested_block_size
      * powers of two, block_size >= 64. NULL where a rung decodes first. */
 
     /** Panel column r is row + r of w, k from first_col on. */

@@ -74,10 +74,12 @@ typedef struct lora_rowwise_kernels {
     /** d[i] *= 1 - (y[i] / cap)^2, y a result of softcap_forward.      Numerics  |err| <= 4 u |d before| */
     void (*softcap_backward)(int64_t n, float cap, const float *y, float *d);
 
-    /** Returns logsumexp(logits) - logits[target]. With gradient, logits become scale * (softmax(logits) - onehot(target)),
-     *  else they are left as they are. n >= 1, 0 <= target < n. A NaN or +Inf logit gives a NaN loss.
-     *  Numerics  L = max |logit|. loss: (L + 100) u; gradient: (100 + 2 L) u |scale| softmax, + 2 u |scale| at the target */
-    double (*softmax_cross_entropy)(int64_t n, float *logits, int64_t target, float scale, bool gradient);
+    /** The largest of n >= 1 values. A NaN may be passed over. */
+    float (*max)(int64_t n, const float *x);
+
+    /** x[i] = exp(x[i] - shift); returns their sum, which a NaN makes NaN.
+     *  Numerics  |err| <= (4 + 2 |x - shift|) u exp(x - shift), + 100 u of the sum */
+    double (*exp_sum)(int64_t n, float shift, float *x);
 
     /** g *= grad_scale;  p *= decay;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;
      *  p -= step_size * m / (sqrt(v) / sqrt_bias2 + eps). Elementwise, no fused multiply-add, so that the portable and

@@ -3,6 +3,7 @@
 #include "lora_c/base/util.h"
 #include "lora_c/model/decoder_struct.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/ops/gemm.h"
 
 typedef struct carver {
     unsigned char *base; /* NULL: only count */
@@ -159,4 +160,13 @@ int64_t lora_decoder_arena_bytes(const lora_decoder *d, int64_t n_tokens, bool t
     lora_buffers unused;
     size_t bytes = n_tokens > 0 ? layout(d, n_tokens, training, NULL, &unused) : 0;
     return bytes > INT64_MAX ? INT64_MAX : (int64_t)bytes;
+}
+
+int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens) {
+    const lora_decoder_config *k = &d->config;
+    enum { PER_THREAD = 1 << 20 }; /* packed weights and tiles, in a cache */
+    lora_weight head = {.rows = k->vocab_size, .cols = k->hidden_size};
+    int64_t widest = lora_max_i64((k->gated_mlp ? 2 : 1) * k->intermediate_size, lora_max_i64(lora_qkv_width(k), k->hidden_size));
+    return lora_linear_cross_entropy_scratch(d->ctx, d->precision, n_tokens, &head) + lora_gemm_scratch(d->ctx, d->precision, n_tokens, widest) +
+           lora_pool_threads(d->ctx->pool) * PER_THREAD;
 }

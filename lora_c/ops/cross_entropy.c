@@ -1,21 +1,20 @@
-/* Head and loss in one: logits exist for one chunk of weighted rows at a time and become their own gradient in place. */
+/* Head and loss in one: logits are never in memory (head_pass.c), but for the gradient of a trained head, slice by slice. */
 #include <math.h>
 #include <string.h>
 
 #include "lora_c/nn.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm.h"
+#include "lora_c/ops/head_pass.h"
 #include "lora_c/ops/profile.h"
 #include "lora_c/ops/rows.h"
+#include "lora_c/weight_rows.h"
 
-enum {
-    CHUNK_BYTES = 16 << 20, /* logits of one chunk; the products pack as much again */
-    CHUNK_ROWS_MIN = 16,   /* fewer, and reading W once per chunk costs more than the products */
-    CHUNK_ROWS_MAX = 256,  /* W is decoded once per chunk: a cost of about 15 rows */
-};
+enum { SLICE = 4096 }; /* columns of the vocabulary whose logits a trained head needs at a time */
 
 typedef struct xent_job {
     const lora_rowwise_kernels *kernels;
+    lora_head_pass pass;
     int64_t M, V, H;
     const float *x;
     int64_t ldx;
@@ -28,18 +27,18 @@ typedef struct xent_job {
     int64_t lddx;
     float *dW;
     /* the chunk */
-    int64_t n_rows, rows_per_task;
-    bool contiguous; /* the rows lie behind each other in x, so x and dx are used as they are */
-    int64_t *index;  /* (chunk) row numbers */
-    double *loss;    /* (chunk) */
-    float *logits, *x_rows, *dx_rows;
-    float *capped;   /* (chunk, V) with a softcap: the logits that the gradient takes the place of */
+    int64_t n_rows;
+    const float *chunk_x;
+    int64_t chunk_ldx;
+    int64_t *index;         /* (chunk) row numbers */
+    int32_t *chunk_targets; /* (chunk) */
+    lora_head_row *sums;    /* (chunk) */
+    float *x_rows;          /* (chunk, H) where the rows do not lie behind each other in x */
+    float *buffers;         /* (threads, H) */
+    float *slice;           /* (chunk, SLICE) logits, then their gradient */
+    float *capped;          /* (threads, SLICE) */
+    int64_t first_col, n_cols;
 } xent_job;
-
-static int64_t chunk_rows(int64_t V) {
-    int64_t rows = CHUNK_BYTES / (int64_t)sizeof(float) / V / CHUNK_ROWS_MIN * CHUNK_ROWS_MIN;
-    return lora_max_i64(CHUNK_ROWS_MIN, lora_min_i64(CHUNK_ROWS_MAX, rows));
-}
 
 static void clear_task(void *arg, int64_t task, int worker) {
     (void)worker;
@@ -49,59 +48,64 @@ static void clear_task(void *arg, int64_t task, int worker) {
         if (job->loss_weight[m] == 0.0f) memset(job->dx + m * job->lddx, 0, (size_t)job->H * sizeof(float));
 }
 
-static void loss_task(void *arg, int64_t task, int worker) {
-    (void)worker;
+static void row_task(void *arg, int64_t r, int worker) {
     const xent_job *job = arg;
-    bool gradient = job->dx || job->dW;
-    int64_t end = lora_min_i64(job->n_rows, (task + 1) * job->rows_per_task);
-    for (int64_t r = task * job->rows_per_task; r < end; r++) {
-        int64_t m = job->index[r];
-        float *logits = job->logits + r * job->V, *capped = job->capped ? job->capped + r * job->V : NULL;
-        if (job->map.softcap > 0) job->kernels->softcap_forward(job->V, job->map.softcap, logits);
-        if (capped) memcpy(capped, logits, (size_t)job->V * sizeof(float));
-        job->loss[r] = job->kernels->softmax_cross_entropy(job->V, logits, job->targets[m],
-                                                           job->grad_scale * job->loss_weight[m], gradient);
-        if (capped) job->kernels->softcap_backward(job->V, job->map.softcap, capped, logits);
-    }
+    int64_t m = job->index[r];
+    job->sums[r] = lora_head_pass_row(&job->pass, r);
+    if (job->dx)
+        lora_head_pass_gradient(&job->pass, r, job->grad_scale * job->loss_weight[m], job->dx + m * job->lddx,
+                                job->buffers + worker * job->H);
 }
 
 /* Fills index with the next weighted rows; returns the row to go on from. */
-static int64_t next_chunk(xent_job *job, int64_t m, int64_t capacity) {
-    for (job->n_rows = 0; m < job->M && job->n_rows < capacity; m++)
-        if (job->loss_weight[m] != 0.0f) job->index[job->n_rows++] = m;
-    job->contiguous = job->n_rows > 0 && job->index[job->n_rows - 1] - job->index[0] == job->n_rows - 1;
+static int64_t next_chunk(xent_job *job, int64_t m) {
+    for (job->n_rows = 0; m < job->M && job->n_rows < LORA_HEAD_ROWS; m++)
+        if (job->loss_weight[m] != 0.0f) {
+            job->index[job->n_rows] = m;
+            job->chunk_targets[job->n_rows++] = job->targets[m];
+        }
+    bool contiguous = job->n_rows > 0 && job->index[job->n_rows - 1] - job->index[0] == job->n_rows - 1;
+    job->chunk_x = contiguous ? job->x + job->index[0] * job->ldx : job->x_rows;
+    job->chunk_ldx = contiguous ? job->ldx : job->H;
+    if (!contiguous)
+        for (int64_t r = 0; r < job->n_rows; r++)
+            memcpy(job->x_rows + r * job->H, job->x + job->index[r] * job->ldx, (size_t)job->H * sizeof(float));
     return m;
 }
 
-static lora_status run_chunk(lora_ctx *ctx, xent_job *job, lora_error *err) {
-    int64_t n = job->n_rows, V = job->V, H = job->H;
-    const float *x = job->contiguous ? job->x + job->index[0] * job->ldx : job->x_rows;
-    int64_t ldx = job->contiguous ? job->ldx : H;
-    if (!job->contiguous)
-        for (int64_t r = 0; r < n; r++)
-            memcpy(job->x_rows + r * H, job->x + job->index[r] * job->ldx, (size_t)H * sizeof(float));
-
-    lora_gemm_args forward = {.m = n, .n = V, .k = H, .alpha = job->map.scale, .a = x, .a_row_stride = ldx, .a_col_stride = 1,
-                              .b = job->w, .b_transposed = true, .c = job->logits, .ldc = V};
-    LORA_TRY(lora_gemm(ctx, &forward, err));
-    lora_parallel_for(ctx->pool, lora_div_up(n, job->rows_per_task), loss_task, job);
-
-    if (job->dx) {
-        float *dx = job->contiguous ? job->dx + job->index[0] * job->lddx : job->dx_rows;
-        lora_gemm_args input = {.m = n, .n = H, .k = V, .alpha = job->map.scale, .a = job->logits, .a_row_stride = V,
-                                .a_col_stride = 1, .b = job->w, .b_transposed = false, .c = dx,
-                                .ldc = job->contiguous ? job->lddx : H};
-        LORA_TRY(lora_gemm(ctx, &input, err));
-        if (!job->contiguous)
-            for (int64_t r = 0; r < n; r++)
-                memcpy(job->dx + job->index[r] * job->lddx, job->dx_rows + r * H, (size_t)H * sizeof(float));
+/* Logits of a slice become their gradient: factor * (softmax - onehot) * slope. */
+static void slice_task(void *arg, int64_t r, int worker) {
+    const xent_job *job = arg;
+    int64_t n = job->n_cols, target = job->chunk_targets[r] - job->first_col;
+    float *logits = job->slice + r * SLICE, *capped = job->capped + worker * SLICE;
+    float factor = job->grad_scale * job->loss_weight[job->index[r]];
+    if (job->map.softcap > 0) {
+        job->kernels->softcap_forward(n, job->map.softcap, logits);
+        memcpy(capped, logits, (size_t)n * sizeof(float));
     }
-    if (job->dW) {
-        lora_weight rows = {.kind = LORA_WEIGHT_F32, .rows = n, .cols = H, .ld = ldx, .data = x};
-        lora_gemm_args weight = {.m = V, .n = H, .k = n, .alpha = job->map.scale, .a = job->logits, .a_row_stride = 1,
-                                 .a_col_stride = V, .b = &rows, .b_transposed = false, .c = job->dW, .ldc = H,
-                                 .accumulate = true};
-        LORA_TRY(lora_gemm(ctx, &weight, err));
+    (void)job->kernels->exp_sum(n, (float)job->sums[r].log_sum, logits);
+    job->kernels->scale(n, factor, logits, logits);
+    if (target >= 0 && target < n) logits[target] = (float)(-(double)factor * job->sums[r].others);
+    if (job->map.softcap > 0) job->kernels->softcap_backward(n, job->map.softcap, capped, logits);
+}
+
+static lora_status weight_gradient(lora_ctx *ctx, xent_job *job, lora_error *err) {
+    int64_t n = job->n_rows, H = job->H;
+    lora_weight x = {.kind = LORA_WEIGHT_F32, .rows = n, .cols = H, .ld = job->chunk_ldx, .data = job->chunk_x};
+    for (job->first_col = 0; job->first_col < job->V; job->first_col += SLICE) {
+        job->n_cols = lora_min_i64(SLICE, job->V - job->first_col);
+        lora_weight rows;
+        lora_weight_codes codes;
+        LORA_TRY(lora_weight_rows(job->w, job->first_col, job->n_cols, &rows, &codes, err));
+        lora_gemm_args logits = {.m = n, .n = job->n_cols, .k = H, .alpha = job->map.scale, .a = job->chunk_x,
+                                 .a_row_stride = job->chunk_ldx, .a_col_stride = 1, .b = &rows, .b_transposed = true,
+                                 .c = job->slice, .ldc = SLICE};
+        LORA_TRY(lora_gemm(ctx, &logits, err));
+        lora_parallel_for(ctx->pool, n, slice_task, job);
+        lora_gemm_args gradient = {.m = job->n_cols, .n = H, .k = n, .alpha = job->map.scale, .a = job->slice, .a_row_stride = 1,
+                                   .a_col_stride = SLICE, .b = &x, .b_transposed = false, .c = job->dW + job->first_col * H,
+                                   .ldc = H, .accumulate = true};
+        LORA_TRY(lora_gemm(ctx, &gradient, err));
     }
     return LORA_OK;
 }
@@ -131,27 +135,40 @@ static lora_status check(int64_t M, const float *x, int64_t ldx, const lora_weig
     return LORA_OK;
 }
 
-/* Points the chunk buffers of job into the scratch slot. */
-static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, int64_t capacity, lora_error *err) {
-    size_t logits, rows, small = (size_t)lora_round_up(capacity * (int64_t)sizeof(double), LORA_ALIGN);
-    LORA_CHECK(lora_mul_size((size_t)capacity * sizeof(float), (size_t)job->V, &logits) &&
-                   lora_mul_size((size_t)capacity * sizeof(float), (size_t)job->H, &rows) &&
-                   logits < SIZE_MAX / 4 && rows < SIZE_MAX / 8,
-               err, LORA_ENOMEM, "w: expected logits of %" PRId64 " rows that fit memory, got %" PRId64 " columns",
-               capacity, job->V);
-    logits = (size_t)lora_round_up((int64_t)logits, LORA_ALIGN);
-    rows = (size_t)lora_round_up((int64_t)rows, LORA_ALIGN);
+/* Points the chunk buffers of job behind each other from base on, NULL: none. Returns their bytes. */
+static int64_t lay_chunk(xent_job *job, int64_t rows, int64_t threads, char *base) {
+    int64_t bytes[] = {rows * (int64_t)sizeof(int64_t), rows * (int64_t)sizeof(lora_head_row), rows * (int64_t)sizeof(int32_t),
+                       rows * job->H * 4, threads * job->H * 4, job->dW ? rows * SLICE * 4 : 0, job->dW ? threads * SLICE * 4 : 0};
+    void **to[] = {(void **)&job->index, (void **)&job->sums, (void **)&job->chunk_targets, (void **)&job->x_rows,
+                   (void **)&job->buffers, (void **)&job->slice, (void **)&job->capped};
+    int64_t at = 0;
+    for (int i = 0; i < 7; i++) {
+        *to[i] = base ? base + at : NULL;
+        at += lora_round_up(bytes[i], LORA_ALIGN);
+    }
+    return at;
+}
+
+static int64_t most_rows(int64_t M) { return lora_max_i64(1, lora_min_i64(M, LORA_HEAD_ROWS)); }
+
+static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, lora_error *err) {
+    int64_t rows = most_rows(job->M), threads = lora_pool_threads(ctx->pool);
     void *scratch;
-    size_t capped = job->map.softcap > 0 && (job->dx || job->dW) ? logits : 0;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, logits + 2 * rows + 2 * small + capped, &scratch, err));
-    char *p = scratch;
-    job->logits = (float *)p;
-    job->x_rows = (float *)(p + logits);
-    job->dx_rows = (float *)(p + logits + rows);
-    job->loss = (double *)(p + logits + 2 * rows);
-    job->index = (int64_t *)(p + logits + 2 * rows + small);
-    job->capped = capped ? (float *)(p + logits + 2 * rows + 2 * small) : NULL;
-    return LORA_OK;
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, (size_t)lay_chunk(job, rows, threads, NULL), &scratch, err));
+    lay_chunk(job, rows, threads, scratch);
+    return lora_head_pass_create(ctx, job->w, job->map, job->dx != NULL, rows, &job->pass, err);
+}
+
+int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, lora_precision precision, int64_t M, const lora_weight *w) {
+    xent_job job = {.H = w->cols};
+    return lora_head_pass_bytes(ctx, precision, w, true, most_rows(M)) + lay_chunk(&job, most_rows(M), lora_pool_threads(ctx->pool), NULL);
+}
+
+static void report_cost(lora_ctx *ctx, const xent_job *job, int64_t began, double rows) {
+    double products = 1 + (job->dx ? 1 : 0) + (job->dW ? 2 : 0), V = (double)job->V, H = (double)job->H;
+    double chunks = ceil(rows / LORA_HEAD_ROWS);
+    double bytes = chunks * lora_profile_weight_bytes(job->w) + 4 * rows * (job->dx ? 2 : 1) * H + (job->dW ? 8 * V * H : 0);
+    lora_profile_end(ctx, LORA_OP_HEAD_AND_LOSS, began, 2 * products * rows * V * H, bytes);
 }
 
 lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w,
@@ -161,26 +178,25 @@ lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, 
     LORA_TRY(check(M, x, ldx, w, map, targets, loss_weight, loss_sum, token_loss, dx, lddx, dW, err));
     xent_job job = {.kernels = &ctx->kernels.rowwise, .M = M, .V = w->rows, .H = w->cols, .x = x, .ldx = ldx, .w = w,
                     .map = map, .targets = targets, .loss_weight = loss_weight, .grad_scale = grad_scale, .dx = dx, .lddx = lddx,
-                    .dW = dW, .rows_per_task = lora_rows_per_task(w->rows)};
-    int64_t capacity = chunk_rows(job.V);
-    LORA_TRY(chunk_buffers(ctx, &job, capacity, err));
+                    .dW = dW};
+    LORA_TRY(chunk_buffers(ctx, &job, err));
     if (dx) lora_parallel_for(ctx->pool, lora_div_up(M, lora_rows_per_task(job.H)), clear_task, &job);
     if (token_loss) memset(token_loss, 0, (size_t)M * sizeof(float));
-    double sum = 0.0, rows = 0.0;
+    double sum = 0.0, weighted = 0.0;
     int64_t began = lora_profile_begin(ctx);
     for (int64_t m = 0; m < M;) {
-        m = next_chunk(&job, m, capacity);
+        m = next_chunk(&job, m);
         if (job.n_rows == 0) break;
-        LORA_TRY(run_chunk(ctx, &job, err));
-        rows += (double)job.n_rows;
+        lora_head_pass_run(ctx, &job.pass, job.n_rows, job.chunk_x, job.chunk_ldx, job.chunk_targets);
+        lora_parallel_for(ctx->pool, job.n_rows, row_task, &job);
+        if (dW) LORA_TRY(weight_gradient(ctx, &job, err));
+        weighted += (double)job.n_rows;
         for (int64_t r = 0; r < job.n_rows; r++) {
-            sum += (double)loss_weight[job.index[r]] * job.loss[r];
-            if (token_loss) token_loss[job.index[r]] = (float)job.loss[r];
+            sum += (double)loss_weight[job.index[r]] * job.sums[r].loss;
+            if (token_loss) token_loss[job.index[r]] = (float)job.sums[r].loss;
         }
     }
-    double products = 1 + (dx ? 1 : 0) + (dW ? 1 : 0), V = (double)job.V, H = (double)job.H;
-    double bytes = (dx ? 2 : 1) * lora_profile_weight_bytes(w) + 4 * rows * ((dx ? 2 : 1) * H + V) + (dW ? 8 * V * H : 0);
-    lora_profile_end(ctx, LORA_OP_HEAD_AND_LOSS, began, 2 * products * rows * V * H, bytes);
+    report_cost(ctx, &job, began, weighted);
     *loss_sum = sum;
     return LORA_OK;
 }

@@ -19,7 +19,8 @@ typedef enum lora_scratch_slot {
     LORA_SCRATCH_LINEAR,    /* x·A^T, dy·B, dropped x */
     LORA_SCRATCH_DORA,      /* layer outputs before their scaling, dropped x */
     LORA_SCRATCH_ATTENTION, /* tiles, per thread */
-    LORA_SCRATCH_XENT,      /* logits of a chunk, compacted rows */
+    LORA_SCRATCH_XENT,      /* compacted rows with loss */
+    LORA_SCRATCH_HEAD,      /* packed rows, sums per range of the vocabulary, packed weights per thread */
     LORA_SCRATCH_REDUCE,    /* partial sums */
     LORA_SCRATCH_SLOTS,
 } lora_scratch_slot;

@@ -29,4 +29,7 @@ typedef struct lora_gemm_args {
  *            on (m, n, k, formats, rung, precision) only.   Errors  ENOMEM (scratch). Shapes are the caller's duty. */
 lora_status lora_gemm(lora_ctx *ctx, const lora_gemm_args *args, lora_error *err) LORA_MUST_CHECK;
 
+/** Bytes of a packed (m, k) left operand in the precision of the context. */
+int64_t lora_gemm_scratch(const lora_ctx *ctx, lora_precision precision, int64_t m, int64_t k);
+
 #endif

@@ -2,6 +2,7 @@
 #include "lora_c/ops/gemm_packed.h"
 
 #include "lora_c/base/util.h"
+#include "lora_c/ops/gemm.h"
 
 const lora_gemm_path *lora_gemm_path_of(const lora_ctx *ctx, lora_precision precision) {
     const lora_gemm_kernels *u = &ctx->kernels.gemm;
@@ -16,6 +17,10 @@ int64_t lora_gemm_left_words(const lora_gemm_path *path, int64_t m, int64_t k) {
     int64_t n_panels = lora_div_up(m, path->mr), words = 0;
     for (int64_t k0 = 0; k0 < k; k0 += path->kc) words += left_words(path, m, n_panels, lora_min_i64(path->kc, k - k0));
     return lora_round_up(words, 16);
+}
+
+int64_t lora_gemm_scratch(const lora_ctx *ctx, lora_precision precision, int64_t m, int64_t k) {
+    return lora_gemm_left_words(lora_gemm_path_of(ctx, precision), lora_min_i64(m, LORA_GEMM_CHUNK), k) * (int64_t)sizeof(float);
 }
 
 int64_t lora_gemm_panel_row(const lora_gemm_left *left, int64_t panel) { return left->m * panel / left->n_panels; }

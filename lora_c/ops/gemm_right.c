@@ -29,6 +29,8 @@ static void pack_from_rows(const lora_kernels *kernels, const lora_gemm_path *pa
     const lora_weight *w = r->b;
     if (path->pack_nf4_rows && packs_from_4_bits(w)) {
         path->pack_nf4_rows(w->nf4, row, n_rows, r->k0, r->n, width, panel);
+    } else if (path->pack_bf16_rows && w->kind == LORA_WEIGHT_BF16) {
+        path->pack_bf16_rows((const uint16_t *)w->data + row * w->ld + r->k0, w->ld, n_rows, r->n, width, panel);
     } else if (w->kind == LORA_WEIGHT_F32) {
         path->pack_rows((const float *)w->data + row * w->ld + r->k0, w->ld, n_rows, r->n, width, panel);
     } else {
@@ -43,6 +45,14 @@ static void pack_from_columns(const lora_kernels *kernels, const lora_gemm_path 
     const lora_weight *w = r->b;
     if (path->pack_nf4_columns && packs_from_4_bits(w)) {
         path->pack_nf4_columns(w->nf4, r->k0, r->n, r->first_col, r->n_cols / path->nr, panels, panel_words);
+        return;
+    }
+    if (path->pack_bf16_columns && w->kind == LORA_WEIGHT_BF16) {
+        const uint16_t *source = (const uint16_t *)w->data + r->k0 * w->ld + r->first_col;
+        for (int64_t j = 0; j < r->n_cols; j += path->nr, panels += panel_words) {
+            int64_t cols = lora_min_i64(path->nr, r->n_cols - j);
+            path->pack_bf16_columns(source + j, w->ld, cols, r->n, lora_gemm_strip_width(path, cols), panels);
+        }
         return;
     }
     bool decode = w->kind != LORA_WEIGHT_F32;

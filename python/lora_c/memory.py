@@ -57,20 +57,8 @@ def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
         gradients=trained,
         optimizer=2 * trained,
         activations=model.decoder.arena_bytes(n_tokens, training=True),
-        scratch=_scratch_bytes(model, n_tokens),
+        scratch=model.decoder.scratch_bytes(n_tokens),
     )
-
-
-def _scratch_bytes(model: Model, n_tokens: int) -> int:
-    """The working memory of the operations: an estimate from their blocking (lora_c/ops), the head's chunks above all."""
-    shapes = {spec.name: spec.shape for spec in model.architecture.weights() if len(spec.shape) == 2}
-    vocab, hidden = (int(model.architecture.decoder_kwargs[name]) for name in ("vocab_size", "hidden_size"))
-    chunk = max(16, min(256, (16 << 20) // 4 // vocab // 16 * 16))
-    logits = min(chunk, n_tokens) * vocab
-    widest = max(max(shape) for shape in shapes.values() if vocab not in shape) if len(shapes) > 1 else hidden
-    packed = max(min(n_tokens, 1008) * widest, logits)  # the left operand of a product: activations, or the logits' gradient
-    per_thread = 1 << 20
-    return 4 * (logits + 2 * chunk * hidden + packed) + _core.get_num_threads() * per_thread
 
 
 def available_bytes() -> int:

@@ -16,6 +16,7 @@ void check_linear(void);
 void check_dora(void);
 void check_rowwise(void);
 void check_nn(void);
+void check_head(void);
 void check_attention(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
@@ -28,6 +29,7 @@ static const struct {
 } families[] = {{"base", check_base},           {"nf4", check_nf4},         {"ggml", check_ggml},       {"gemm", check_gemm},
                 {"gemv", check_gemv},
                 {"linear", check_linear},       {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
+                {"head", check_head},
                 {"attention", check_attention}, {"decoder", check_decoder}, {"profile", check_profile},
                 {"decoder_adapters", check_decoder_adapters}, {"alloc_fail", check_alloc_fail}};
 

@@ -1,55 +1,14 @@
-/* The operations of nn.h (attention apart) and optim.h against double loops, their refusals, and the same bits for any
+/* The operations of nn.h (attention and the head apart) and optim.h against double loops, their refusals, and the same bits for any
  * number of threads. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "check.h"
+#include "check_ops.h"
 #include "lora_c/base/half.h"
 #include "lora_c/nf4.h"
 #include "lora_c/nn.h"
 #include "lora_c/optim.h"
-
-#define U 0x1p-24
-#define OK(call)                                                                                                       \
-    do {                                                                                                               \
-        lora_error e_ = {0};                                                                                           \
-        lora_status s_ = (call);                                                                                       \
-        CHECK(s_ == LORA_OK, "%s: %s", #call, e_.message);                                                             \
-    } while (0)
-#define REFUSED(status, text, call)                                                                                    \
-    do {                                                                                                               \
-        lora_error e_ = {0};                                                                                           \
-        lora_status s_ = (call);                                                                                       \
-        CHECK(s_ == (status), "%s: status %d", #call, (int)s_);                                                        \
-        CHECK(strstr(e_.message, text) != NULL, "message without \"%s\": %s", text, e_.message);                       \
-    } while (0)
-#define ERR &e_
-
-static uint64_t state;
-static float uniform(float low, float high) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    return low + (high - low) * (float)(state >> 40) * 0x1p-24f;
-}
-static float *random_floats(int64_t n, float low, float high) {
-    float *p = calloc((size_t)n + 1, sizeof(float));
-    for (int64_t i = 0; i < n; i++) p[i] = uniform(low, high);
-    return p;
-}
-static float *copy_floats(const float *a, int64_t n) {
-    float *p = calloc((size_t)n + 1, sizeof(float));
-    memcpy(p, a, (size_t)n * sizeof(float));
-    return p;
-}
-static void close_to(const char *what, double got, double want, double bound) {
-    CHECK(fabs(got - want) <= bound, "%s: got %.9g, expected %.9g, bound %.3g", what, got, want, bound);
-}
-
-/* FNV-1a over the results of a run, to compare runs bit by bit. */
-static uint64_t hash;
-static void mix(const void *p, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)p)[i]) * 1099511628211u;
-}
 
 static void check_norm(lora_ctx *ctx, int64_t M, int64_t H) {
     int64_t ldx = H + 3, ldy = H + 1;
@@ -263,79 +222,6 @@ static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
     free(w), free(y), free(dense), free(half), free(ids), free(codes), free(absmax), free(decoded), free(dW), free(want);
 }
 
-typedef struct xent_case {
-    int64_t M, V, H;
-    lora_logit_map map;
-    int pattern; /* 0: all rows, 1: every third, 2: a run in the middle, 3: none */
-    lora_weight_kind kind;
-} xent_case;
-
-static void check_xent(lora_ctx *ctx, xent_case c) {
-    int64_t M = c.M, V = c.V, H = c.H, ldx = H + 1;
-    float *x = random_floats(M * ldx, -1, 1), *w = random_floats(V * H, -1, 1), *dx = random_floats(M * H, 7, 8);
-    float *dW = random_floats(V * H, -1, 1), *dW0 = copy_floats(dW, V * H), *token = random_floats(M, 7, 8);
-    float *weight = random_floats(M, 0.5f, 1.5f), scale = 0.25f;
-    uint16_t *half = malloc((size_t)(V * H) * 2);
-    for (int64_t i = 0; i < V * H; i++) half[i] = lora_f32_to_bf16(w[i]);
-    int32_t *targets = malloc((size_t)M * 4 + 1);
-    for (int64_t m = 0; m < M; m++) {
-        targets[m] = (int32_t)((m * 13 + 5) % V);
-        bool keep = c.pattern == 0 || (c.pattern == 1 && m % 3 == 0) || (c.pattern == 2 && m > M / 4 && m < M / 2);
-        if (!keep) weight[m] = 0, targets[m] = -100; /* never looked at */
-    }
-    lora_weight base = {.kind = c.kind, .rows = V, .cols = H, .ld = H, .data = c.kind == LORA_WEIGHT_BF16 ? (void *)half : w};
-    if (c.kind == LORA_WEIGHT_BF16)
-        for (int64_t i = 0; i < V * H; i++) w[i] = lora_bf16_to_f32(half[i]);
-    double loss, evaluated, want_loss = 0, *want_dW = calloc((size_t)(V * H), sizeof(double));
-    double *logits = malloc((size_t)V * sizeof(double)), *slope = malloc((size_t)V * sizeof(double));
-    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &loss, token, dx, H, dW, ERR));
-    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &evaluated, NULL, NULL, 0, NULL, ERR));
-    CHECK(loss == evaluated, "evaluation gives another loss");
-    double error = ((double)H + 50) * U * (double)H; /* of a logit, and so relative of a probability */
-    for (int64_t m = 0; m < M; m++) {
-        if (weight[m] == 0) {
-            CHECK(token[m] == 0, "token_loss without weight");
-            for (int64_t i = 0; i < H; i++) CHECK(dx[m * H + i] == 0, "dx without weight");
-            continue;
-        }
-        double max = -INFINITY, sum = 0;
-        for (int64_t v = 0; v < V; v++) {
-            logits[v] = 0;
-            for (int64_t i = 0; i < H; i++) logits[v] += (double)c.map.scale * x[m * ldx + i] * w[v * H + i];
-            if (c.map.softcap > 0) logits[v] = c.map.softcap * tanh(logits[v] / c.map.softcap);
-            slope[v] = c.map.scale * (c.map.softcap > 0 ? 1 - pow(logits[v] / c.map.softcap, 2) : 1);
-            max = fmax(max, logits[v]);
-        }
-        for (int64_t v = 0; v < V; v++) sum += exp(logits[v] - max);
-        double token_loss = log(sum) + max - logits[targets[m]];
-        close_to("token_loss", token[m], token_loss, 2 * error + 4 * U * token_loss);
-        want_loss += weight[m] * token_loss;
-        for (int64_t v = 0; v < V; v++)
-            logits[v] = slope[v] * scale * weight[m] * (exp(logits[v] - max) / sum - (v == targets[m]));
-        for (int64_t i = 0; i < H; i++) {
-            double g = 0;
-            for (int64_t v = 0; v < V; v++) g += logits[v] * w[v * H + i];
-            close_to("cross entropy dx", dx[m * H + i], g, 4 * scale * weight[m] * (error + (double)V * U));
-        }
-        for (int64_t v = 0; v < V; v++)
-            for (int64_t i = 0; i < H; i++) want_dW[v * H + i] += logits[v] * x[m * ldx + i];
-    }
-    close_to("loss_sum", loss, want_loss, (double)M * 2 * error * 1.5);
-    for (int64_t i = 0; i < V * H; i++)
-        close_to("cross entropy dW", dW[i], dW0[i] + want_dW[i], (double)M * 2 * scale * (error + (double)M * U) + 2 * U);
-    mix(&loss, sizeof loss), mix(token, (size_t)M * 4), mix(dx, (size_t)(M * H) * 4), mix(dW, (size_t)(V * H) * 4);
-    if (c.pattern == 0) {
-        targets[M - 1] = (int32_t)V;
-        REFUSED(LORA_EINVAL, "targets[", lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &loss,
-                                                                    NULL, dx, H, NULL, ERR));
-        targets[M - 1] = 0;
-        REFUSED(LORA_EINVAL, "overlapping", lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale,
-                                                                       &loss, NULL, x, ldx, NULL, ERR));
-    }
-    free(x), free(w), free(dx), free(dW), free(dW0), free(token), free(weight), free(half), free(targets);
-    free(want_dW), free(logits), free(slope);
-}
-
 static void check_adamw(lora_ctx *ctx, int64_t n) {
     float *p = random_floats(n, -1, 1), *m = random_floats(n, 0, 0), *v = random_floats(n, 0, 0);
     double *wp = malloc((size_t)n * 8), *wm = calloc((size_t)n, 8), *wv = calloc((size_t)n, 8);
@@ -401,13 +287,6 @@ static uint64_t run_all(lora_ctx *ctx) {
     for (int r = 0; r < 6; r++) {
         check_rope(ctx, rows[r], 3, 2, 2), check_rope(ctx, rows[r], 2, 34, 34), check_rope(ctx, rows[r], 4, 64, 64);
         check_rope(ctx, rows[r], 3, 33, 24);
-    }
-    for (int pattern = 0; pattern < 4; pattern++) {
-        check_xent(ctx, (xent_case){1, 5, 3, {1, 0}, pattern, LORA_WEIGHT_F32});
-        check_xent(ctx, (xent_case){37, 101, 33, {1, 0}, pattern, LORA_WEIGHT_F32});
-        check_xent(ctx, (xent_case){300, 67, 16, {1, 0}, pattern, LORA_WEIGHT_BF16}); /* several chunks */
-        check_xent(ctx, (xent_case){37, 101, 33, {0.4f, 0}, pattern, LORA_WEIGHT_F32});
-        check_xent(ctx, (xent_case){300, 67, 16, {0.5f, 1.5f}, pattern, LORA_WEIGHT_F32});
     }
     check_adamw(ctx, 0), check_adamw(ctx, 1), check_adamw(ctx, 1031), check_adamw(ctx, 200003);
     check_refusals(ctx);

@@ -146,6 +146,8 @@ lora_status lora_decoder_logits(lora_decoder *decoder, const lora_batch *batch, 
 
 /** Bytes of the activation arena for n_tokens in training (or evaluation), known before the start. */
 int64_t lora_decoder_arena_bytes(const lora_decoder *decoder, int64_t n_tokens, bool training);
+/** Bytes that the operations of a training step work in: the head's sums and the packed operands of the widest products. */
+int64_t lora_decoder_scratch_bytes(const lora_decoder *decoder, int64_t n_tokens);
 
 /** Keys and values of up to n_sequences sequences of up to max_tokens each. */
 lora_status lora_kv_cache_create(lora_decoder *decoder, int64_t n_sequences, int64_t max_tokens, lora_kv_cache **out,

@@ -110,7 +110,7 @@ typedef struct lora_logit_map {
 lora_status lora_softcap_rows(lora_ctx *ctx, int64_t M, int64_t N, float softcap, float *x, int64_t ldx,
                               lora_error *err) LORA_MUST_CHECK;
 
-/** Fused head and loss: logits = map(x · W^T) for a chunk of the rows with loss_weight != 0 at a time, never for all.
+/** Fused head and loss: logits = map(x · W^T) of rows with loss_weight != 0 exist in cache, a few rows and columns at a time.
  *  loss_sum   sum over m of loss_weight[m] * (logsumexp(logits[m]) - logits[m][targets[m]]), float64
  *  dx (M, H)  grad_scale * d loss_sum / dx, rows without weight are set to 0; NULL: evaluation only
  *  dW (V, H)  added to; NULL: frozen head.   token_loss (M): the unweighted loss per token (0 where weight 0), or NULL
@@ -119,6 +119,8 @@ lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, 
                                       lora_logit_map map, const int32_t *targets, const float *loss_weight, float grad_scale,
                                       double *loss_sum, float *token_loss, float *dx, int64_t lddx, float *dW,
                                       lora_error *err) LORA_MUST_CHECK;
+/** Bytes of scratch that a frozen head needs for M rows with loss. */
+int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, lora_precision precision, int64_t M, const lora_weight *w);
 
 #ifdef __cplusplus
 }

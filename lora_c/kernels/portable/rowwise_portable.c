@@ -199,32 +199,19 @@ static float row_max(int64_t n, const float *x) {
     return lora_f32_bits((uint32_t)ordered(max));
 }
 
-static double softmax_cross_entropy(int64_t n, float *logits, int64_t target, float scale, bool gradient) {
-    float max = row_max(n, logits);
-    double loss = (double)max - (double)logits[target];
-    double sum = 0.0; /* float32 inside a block, float64 between blocks: the error does not grow with n */
+static double exp_sum(int64_t n, float shift, float *x) {
+    double total = 0.0; /* float32 inside a block, float64 between blocks: the error does not grow with n */
     for (int64_t begin = 0; begin < n; begin += BLOCK) {
-        int64_t end = lora_min_i64(n, begin + BLOCK);
-        float lane[LANES] = {0}, e[LANES];
-        int64_t i = begin;
+        int64_t end = lora_min_i64(n, begin + BLOCK), i = begin;
+        float lane[LANES] = {0};
         for (; i + LANES <= end; i += LANES) {
-            for (int l = 0; l < LANES; l++) e[l] = exp_one(logits[i + l] - max);
-            for (int l = 0; l < LANES; l++) lane[l] += e[l];
-            if (gradient) memcpy(logits + i, e, sizeof e);
+            for (int l = 0; l < LANES; l++) x[i + l] = exp_one(x[i + l] - shift);
+            for (int l = 0; l < LANES; l++) lane[l] += x[i + l];
         }
-        for (; i < end; i++) {
-            float value = exp_one(logits[i] - max);
-            lane[i % LANES] += value;
-            if (gradient) logits[i] = value;
-        }
-        sum += reduce(lane);
+        for (; i < end; i++) lane[i % LANES] += x[i] = exp_one(x[i] - shift);
+        total += reduce(lane);
     }
-    if (gradient) {
-        float factor = (float)(scale / sum);
-        for (int64_t i = 0; i < n; i++) logits[i] *= factor;
-        logits[target] -= scale;
-    }
-    return loss + log(sum);
+    return total;
 }
 
 static void adamw(int64_t n, float *LORA_RESTRICT p, const float *LORA_RESTRICT g, float *LORA_RESTRICT m,
@@ -274,7 +261,8 @@ void lora_rowwise_fill_portable(lora_rowwise_kernels *k) {
         .geglu_backward = geglu_backward,
         .softcap_forward = softcap_forward,
         .softcap_backward = softcap_backward,
-        .softmax_cross_entropy = softmax_cross_entropy,
+        .max = row_max,
+        .exp_sum = exp_sum,
         .adamw = adamw,
         .sum_of_squares = sum_of_squares,
         .axpy = axpy,

@@ -104,14 +104,21 @@ static void softcap_backward(int64_t n, float cap, const float *y, float *d) {
     }
 }
 
-static double softmax_cross_entropy(int64_t n, float *logits, int64_t target, float scale, bool gradient) {
-    double max = -INFINITY, sum = 0.0, at_target = logits[target];
+static float row_max(int64_t n, const float *x) {
+    float max = -INFINITY;
     for (int64_t i = 0; i < n; i++)
-        if (logits[i] > max) max = logits[i];
-    for (int64_t i = 0; i < n; i++) sum += exp(logits[i] - max);
-    if (gradient)
-        for (int64_t i = 0; i < n; i++) logits[i] = (float)(scale * (exp(logits[i] - max) / sum - (i == target)));
-    return log(sum) + (max - at_target);
+        if (x[i] > max) max = x[i];
+    return max;
+}
+
+static double exp_sum(int64_t n, float shift, float *x) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        double e = exp((double)x[i] - shift);
+        sum += e;
+        x[i] = (float)e;
+    }
+    return sum;
 }
 
 static void adamw(int64_t n, float *p, const float *g, float *m, float *v, const lora_adamw_constants *c) {
@@ -156,7 +163,8 @@ void lora_rowwise_fill_ref(lora_rowwise_kernels *k) {
         .geglu_backward = geglu_backward,
         .softcap_forward = softcap_forward,
         .softcap_backward = softcap_backward,
-        .softmax_cross_entropy = softmax_cross_entropy,
+        .max = row_max,
+        .exp_sum = exp_sum,
         .adamw = adamw,
         .sum_of_squares = sum_of_squares,
         .axpy = axpy,

@@ -271,42 +271,28 @@ static float row_max(int64_t n, const float *x) {
     return v_top(v_max(v_max(t0, t1), v_max(t2, t3)));
 }
 
-/* exp(logits - max), stored when gradient is set, and added to the sum. A masked lane would add exp(-max), so the tail
- * is read back from a buffer that holds 0 there. */
-LORA_INLINE vec softmax_step(float *logits, vec max, bool gradient, int64_t i, int64_t count, vec sum) {
-    vec e = v_exp(v_sub(v_load(logits + i, count), max));
-    if (gradient) v_store(logits + i, e, count);
+/* A masked lane would add exp(-shift), so the tail is read back from a buffer that holds 0 there. */
+LORA_INLINE vec exp_step(float *x, vec shift, int64_t i, int64_t count, vec sum) {
+    vec e = v_exp(v_sub(v_load(x + i, count), shift));
+    v_store(x + i, e, count);
     if (count == W) return v_add(sum, e);
     float tail[W];
     v_store(tail, e, W);
     return v_add(sum, v_load(tail, count));
 }
 
-LORA_INLINE float softmax_block(int64_t n, float *logits, vec max, bool gradient) {
-    float sum;
-#define STEP(i, c, s) softmax_step(logits, max, gradient, i, c, s)
-    REDUCE(n, sum, STEP);
+static double exp_sum(int64_t n, float shift, float *x) {
+    vec s = v_set(shift);
+    double total = 0.0; /* float32 inside a block, float64 between blocks: the error does not grow with n */
+    for (int64_t begin = 0; begin < n; begin += BLOCK) {
+        int64_t count = n - begin < BLOCK ? n - begin : BLOCK;
+        float *block = x + begin, sum;
+#define STEP(i, c, t) exp_step(block, s, i, c, t)
+        REDUCE(count, sum, STEP);
 #undef STEP
-    return sum;
-}
-
-static double softmax_cross_entropy(int64_t n, float *logits, int64_t target, float scale, bool gradient) {
-    float max = row_max(n, logits);
-    vec vmax = v_set(max);
-    double loss = (double)max - (double)logits[target];
-    double sum = 0.0; /* float32 inside a block, float64 between blocks: the error does not grow with n */
-    for (int64_t i = 0; i < n; i += BLOCK) {
-        int64_t count = n - i < BLOCK ? n - i : BLOCK;
-        sum += gradient ? softmax_block(count, logits + i, vmax, true) : softmax_block(count, logits + i, vmax, false);
+        total += sum;
     }
-    if (gradient) {
-        vec factor = v_set((float)(scale / sum));
-#define STEP(i, c) v_store(logits + (i), v_mul(v_load(logits + (i), c), factor), c)
-        MAP(n, STEP);
-#undef STEP
-        logits[target] -= scale;
-    }
-    return loss + log(sum);
+    return total;
 }
 
 LORA_INLINE void adamw_step(float *p, const float *g, float *m, float *v, const lora_adamw_constants *c, int64_t i,
@@ -373,7 +359,8 @@ void ROWWISE_FILL(lora_rowwise_kernels *k) {
         .geglu_backward = geglu_backward,
         .softcap_forward = softcap_forward,
         .softcap_backward = softcap_backward,
-        .softmax_cross_entropy = softmax_cross_entropy,
+        .max = row_max,
+        .exp_sum = exp_sum,
         .adamw = adamw,
         .sum_of_squares = sum_of_squares,
         .axpy = axpy,

@@ -60,6 +60,36 @@ static void pack_columns(const float *source, int64_t ld, int64_t n_cols, int64_
     }
 }
 
+static void pack_bf16_rows(const uint16_t *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel) {
+    for (int64_t first = 0; first < width; first += LANES) {
+        uint32_t *out = (uint32_t *)panel + first;
+        const uint16_t *rows = source + first * ld;
+        __mmask16 lanes = lora_first_lanes(width - first);
+        for (int64_t k = 0; k < n; k += 2 * LANES) {
+            __mmask32 here = n - k >= 2 * LANES ? 0xffffffff : (1u << (n - k)) - 1;
+            __m512i r[16];
+            for (int64_t i = 0; i < 16; i++)
+                r[i] = first + i < n_rows ? _mm512_maskz_loadu_epi16(here, rows + i * ld + k) : _mm512_setzero_si512();
+            lora_transpose_16x16(r);
+            int64_t steps = lora_min_i64(LANES, lora_div_up(n - k, 2));
+            for (int64_t s = 0; s < steps; s++) _mm512_mask_storeu_epi32(out + (k / 2 + s) * width, lanes, r[s]);
+        }
+    }
+}
+
+static void pack_bf16_columns(const uint16_t *source, int64_t ld, int64_t n_cols, int64_t n, int64_t width, void *panel) {
+    for (int64_t first = 0; first < width; first += LANES) {
+        uint32_t *out = (uint32_t *)panel + first;
+        const uint16_t *in = source + first;
+        __mmask16 from = lora_first_lanes(n_cols - first), to = lora_first_lanes(width - first);
+        for (int64_t k = 0; k < n; k += 2, in += 2 * ld, out += width) {
+            __m256i even = _mm256_maskz_loadu_epi16(from, in);
+            __m256i odd = k + 1 < n ? _mm256_maskz_loadu_epi16(from, in + ld) : _mm256_setzero_si256();
+            _mm512_mask_storeu_epi32(out, to, lora_interleave_halves(_mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1)));
+        }
+    }
+}
+
 /* Four steps of 16 rows from one transposed word: nibbles in column order stand at these shifts. */
 LORA_INLINE void store_4_steps(__m512i word, __m512 scale, __m512 lut, uint32_t *out, int64_t width) {
     static const int shifts[8] = {4, 0, 12, 8, 20, 16, 28, 24};
@@ -114,7 +144,8 @@ static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t 
 
 void lora_gemm_fill_bf16(lora_gemm_path *p) {
     *p = (lora_gemm_path){.mr = MR, .nr = 2 * VL, .kc = LORA_GEMM_MAX_KC, .k_per_step = 2, .micro = micro_bf16, .pack_rows = pack_rows,
-                          .pack_columns = pack_columns, .pack_nf4_rows = pack_nf4_rows, .pack_nf4_columns = pack_nf4_columns};
+                          .pack_columns = pack_columns, .pack_bf16_rows = pack_bf16_rows, .pack_bf16_columns = pack_bf16_columns,
+                          .pack_nf4_rows = pack_nf4_rows, .pack_nf4_columns = pack_nf4_columns};
 }
 
 #pragma GCC pop_options
