@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import CheckpointError, shorten
 from .families import ATTENTION, FAMILIES, HARMLESS, MLP, SIZES, Family
+from .multimodal import is_left_out, spellings, text_config
 from .rope import Rope, number, rope_of
 
 MAX_HEAD_DIM = 4096
@@ -31,6 +32,7 @@ class WeightSpec:
 
     parts: decoder name and first row of each matrix, where the tensor holds several behind each other; else empty.
     transposed: the file stores it as (in, out).
+    aliases: names that other releases have given it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class WeightSpec:
     kind: Literal["projection", "embedding", "positions", "head", "vector"]
     parts: tuple[tuple[str, int], ...] = ()
     transposed: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -79,7 +82,7 @@ class Architecture:
         out += self._module("", ["norm"], names["norm"])
         if not self.tied:
             out.append(WeightSpec("lm_head", names["lm_head"] + ".weight", vocab, "head"))
-        return out
+        return [replace(spec, aliases=spellings(spec.file_name, self.family)[1:]) for spec in out]
 
     def _module(self, layer: str, parts: list[str], path: str) -> list[WeightSpec]:
         """The weight of a module and its bias, where it has one."""
@@ -119,7 +122,8 @@ class Architecture:
     def ignored(self, file_name: str) -> bool:
         """Whether a tensor of a checkpoint carries nothing that this model needs."""
         buffers = (".rotary_emb.inv_freq", ".attn.masked_bias") + ((".attn.bias",) if self.family.transposed else ())
-        return file_name.endswith(buffers) or (self.tied and file_name == "lm_head.weight")
+        heads = ("lm_head.weight", "language_model.lm_head.weight") if self.tied else ()
+        return file_name.endswith(buffers) or file_name in heads or is_left_out(file_name, self.family)
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
@@ -130,6 +134,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     CheckpointError
         The family or a feature is not supported (named, with what is supported), or a size is missing or absurd.
     """
+    config = text_config(config)
     family = _family(config)
     try:
         return _architecture(_in_common_names(config, family), family)

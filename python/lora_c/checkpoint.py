@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .errors import CheckpointError, shorten
 from .files import recover_folder
+from .multimodal import text_config
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_SHARD_BYTES = 5_000_000_000
@@ -172,7 +173,7 @@ class Checkpoint:
         if not self.path.is_dir():
             kind = "a file" if self.path.exists() else "nothing there"
             raise CheckpointError(f"{path}: expected a model folder with config.json and *.safetensors, got {kind}")
-        self.config = read_json_object(self.path / "config.json", "a model folder has one; check the path")
+        self.config = text_config(read_json_object(self.path / "config.json", "a model folder has one; check the path"))
         self._files: dict[str, SafetensorsFile] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for file in [SafetensorsFile(name) for name in self._shards()]:

@@ -7,7 +7,7 @@ to something is refused by name, so a feature that would change the result is ne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -70,6 +70,12 @@ class Family:
         The family's own names of common keys, and of their values.
     mlp_ratio : int
         intermediate_size in hidden sizes, where config.json leaves it out.
+    text_of : str
+        For a model of texts and images, of which the text model is read: what that is called on its own.
+    left_out : tuple of str
+        What file names begin with that belongs to the rest of such a model.
+    spellings : tuple of str
+        What the names of the text model have begun with in different releases, the one of modules first.
     """
 
     architecture: str
@@ -86,6 +92,9 @@ class Family:
     rename: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     mlp_ratio: int = 0
+    text_of: str = ""
+    left_out: tuple[str, ...] = ()
+    spellings: tuple[str, ...] = ()
     transposed: bool = False
     embedding_scale: Literal["none", "sqrt", "multiplier"] = "none"
 
@@ -101,6 +110,16 @@ _SANDWICH_KEYS = _GEMMA_KEYS | _WINDOW | {
     "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "layer_types",
 }  # fmt: skip
 _SANDWICH_DEFAULTS = _GEMMA_DEFAULTS | {"query_pre_attn_scalar": 256, "sliding_window": 4096}
+
+_GEMMA3 = Family(
+    "Gemma3ForCausalLM", "gemma3_text", layer=GEMMA3, decoder=_GEMMA | {"post_norm": True, "qk_norm": "head"},
+    embedding_scale="sqrt", windows="pattern", rope="local",
+    keys=_SANDWICH_KEYS | {"rope_local_base_freq", "sliding_window_pattern"},
+    defaults=_SANDWICH_DEFAULTS | {  # text_config leaves out what is like this
+        "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072,
+    },
+    spellings=("model.", "model.language_model.", "language_model.model."),
+)  # fmt: skip
 
 FAMILIES = (
     Family("LlamaForCausalLM", "llama", keys=_ROPE | _BIAS | {"mlp_bias"}),
@@ -134,10 +153,14 @@ FAMILIES = (
         windows="alternate", keys=_SANDWICH_KEYS,
         defaults=_SANDWICH_DEFAULTS | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     ),
-    Family(
-        "Gemma3ForCausalLM", "gemma3_text", layer=GEMMA3, decoder=_GEMMA | {"post_norm": True, "qk_norm": "head"},
-        embedding_scale="sqrt", windows="pattern", rope="local",
-        keys=_SANDWICH_KEYS | {"rope_local_base_freq", "sliding_window_pattern"}, defaults=_SANDWICH_DEFAULTS,
+    _GEMMA3,
+    replace(
+        _GEMMA3, architecture="Gemma3ForConditionalGeneration", model_type="gemma3", layers="model.language_model.layers",
+        globals={
+            "embed_tokens": "model.language_model.embed_tokens", "norm": "model.language_model.norm", "lm_head": "lm_head",
+        },
+        text_of="Gemma3ForCausalLM", left_out=("vision_tower.", "multi_modal_projector."),
+        spellings=("model.language_model.", "language_model.model.", "model."),
     ),
     Family(
         "Olmo2ForCausalLM", "olmo2", layer=OLMO2, decoder={"pre_norm": False, "post_norm": True, "qk_norm": "row"},

@@ -86,7 +86,7 @@ def load_weights(
     for spec in _show_progress(specs, progress):
         source = sources[spec.name]
         if isinstance(checkpoint, Checkpoint) and quant_type_of(source, checkpoint.tensors):
-            _load_prequantized(spec, checkpoint, options, weights)
+            _load_prequantized(spec, source, checkpoint, options, weights)
         else:
             _load_dense(spec, source, checkpoint, dense_options, weights)
         for part in parts_of(source) & set(checkpoint.tensors):
@@ -126,7 +126,8 @@ def _source(spec: WeightSpec, specs: list[WeightSpec], tied: bool) -> WeightSpec
 def stored_name(spec: WeightSpec, checkpoint: Checkpoint | GGUFCheckpoint) -> str:
     """The name of a tensor in the file. Folders saved from the bare model, such as GPT-2's own, leave out the first part."""
     bare = spec.file_name.partition(".")[2]
-    return spec.file_name if spec.file_name in checkpoint.tensors or bare not in checkpoint.tensors else bare
+    names = (spec.file_name, *spec.aliases, bare)
+    return next((name for name in names if name in checkpoint.tensors), spec.file_name)
 
 
 def in_order(spec: WeightSpec, array: NDArray[Any]) -> NDArray[Any]:
@@ -143,8 +144,8 @@ def _check_names(
         raise CheckpointError(f"{checkpoint.path}: expected every tensor of the model, got none for {shorten(missing)}")
     known: set[str] = set()
     for spec in specs:
-        quantized = quant_type_of(spec.file_name, checkpoint.tensors)
-        known |= parts_of(spec.file_name) if quantized else {sources[spec.name]}
+        quantized = quant_type_of(sources[spec.name], checkpoint.tensors)
+        known |= parts_of(sources[spec.name]) if quantized else {sources[spec.name]}
         if quantized and spec.kind != "projection":
             raise CheckpointError(
                 f"{spec.file_name}: expected a dense tensor, got a 4-bit one; only the projections of the layers may be "
@@ -166,8 +167,8 @@ def _check_names(
         )
 
 
-def _load_prequantized(spec: WeightSpec, checkpoint: Checkpoint, options: LoadOptions, weights: Weights) -> None:
-    tensor, record = read_4bit(spec, checkpoint.tensors, checkpoint.read)
+def _load_prequantized(spec: WeightSpec, source: str, checkpoint: Checkpoint, options: LoadOptions, weights: Weights) -> None:
+    tensor, record = read_4bit(source, spec.shape, checkpoint.tensors, checkpoint.read)
     weights.stored_dtypes[spec.name] = np.dtype(record.dtype)
     if options.trainable == "full" or (options.dtype is not None and not options.quantize):
         array = tensor.dequantize()

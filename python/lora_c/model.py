@@ -464,6 +464,8 @@ def load_model(
         quantized = next((w for w in weights.values.values() if isinstance(w, NF4Tensor)), None)
         nf4 = (quantized.block_size, quantized.double_quant) if quantized is not None else (block_size, double_quant)
         model = Model(config, architecture, weights, checkpoint.path, tokenizer, nf4)
+        if architecture.family.text_of and progress is not False:
+            print(f"{path}: only the text model is read, the part for images is left out", file=sys.stderr)
         _report_requantization(model, progress)
         return model
 

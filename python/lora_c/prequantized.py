@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core import NF4Tensor
-from .architectures import WeightSpec
 from .checkpoint import TensorEntry, TensorInfo, find_non_finite
 from .configs import NF4_BLOCK_SIZES
 from .errors import CheckpointError
@@ -83,16 +82,15 @@ def refuse_other_quantization(config: dict[str, Any], names: Iterable[str] = ())
 
 
 def read_4bit(
-    spec: WeightSpec, tensors: dict[str, TensorInfo], read: Callable[[str], NDArray[Any]]
+    name: str, shape: tuple[int, ...], tensors: dict[str, TensorInfo], read: Callable[[str], NDArray[Any]]
 ) -> tuple[NF4Tensor, QuantRecord]:
-    """Assemble one matrix from its tensors.
+    """Assemble one matrix of this shape from its tensors.
 
     Raises
     ------
     CheckpointError
         A part is missing or contradicts the others.
     """
-    name = spec.file_name
     kind = quant_type_of(name, tensors)
     if kind is None:
         raise CheckpointError(f"{name}: expected a weight in 4 bits, got one without the record {_STATE}nf4")
@@ -112,8 +110,8 @@ def read_4bit(
 
     state = part(_STATE + kind, "U8").tobytes()
     nested = name + ".nested_absmax" in tensors  # some tools write the fields of nesting where there is none
-    fields = _parse_state(name + _STATE + kind, kind, state, spec, nested)
-    block, rows, cols = fields["blocksize"], *spec.shape
+    fields = _parse_state(name + _STATE + kind, kind, state, shape, nested)
+    block, rows, cols = fields["blocksize"], *shape
     count = rows * cols
     n_blocks = -(-count // block)
     info = tensors.get(name)
@@ -154,7 +152,7 @@ def _check_range(name: str, tensor: NF4Tensor) -> None:
         raise CheckpointError(f"{name}: expected scales that decode to finite numbers, got {bad[1]} at block {bad[0][0]}")
 
 
-def _parse_state(where: str, kind: str, state: bytes, spec: WeightSpec, nested: bool) -> dict[str, Any]:
+def _parse_state(where: str, kind: str, state: bytes, shape: tuple[int, ...], nested: bool) -> dict[str, Any]:
     try:
         fields = json.loads(state.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -167,8 +165,8 @@ def _parse_state(where: str, kind: str, state: bytes, spec: WeightSpec, nested: 
 
     if fields.get("quant_type") != kind:
         raise refuse("quant_type", repr(kind))
-    if fields.get("shape") != list(spec.shape):
-        raise refuse("shape", list(spec.shape))
+    if fields.get("shape") != list(shape):
+        raise refuse("shape", list(shape))
     if type(fields.get("blocksize")) is not int or fields["blocksize"] not in NF4_BLOCK_SIZES:
         raise refuse("blocksize", f"one of {NF4_BLOCK_SIZES}")
     if fields.get("dtype") not in _SOURCE_DTYPES:

@@ -12,11 +12,12 @@ import numpy as np
 
 from . import merge
 from ._core import NF4Tensor
-from .architectures import WeightSpec
+from .architectures import WeightSpec, architecture_of
 from .checkpoint import TensorEntry, write_model_files
 from .errors import AdapterError, ConfigError
 from .files import atomic_folder
 from .loading import DENSE_DTYPES, in_order
+from .multimodal import config_of_text_model
 from .prequantized import nf4_entries, quant_type_of, quantization_config
 from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
 
@@ -32,11 +33,10 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
         )
     if dtype is not None and dtype not in (*DENSE_DTYPES, "nf4"):
         raise ConfigError(f"dtype: expected 'float32', 'bfloat16' or 'nf4', got {dtype!r}")
-    entries = [entry for spec in model.architecture.weights() for entry in _entries(model, spec, dtype)]
+    specs = architecture_of(config_of_text_model(model.config)).weights()
+    entries = [entry for spec in specs for entry in _entries(model, spec, dtype)]
     names = [entry.name for entry in entries]
-    dense = [
-        s.module for s in model.architecture.weights() if s.kind == "projection" and not quant_type_of(s.file_name, names)
-    ]
+    dense = [spec.module for spec in specs if spec.kind == "projection" and not quant_type_of(spec.file_name, names)]
     with atomic_folder(path, _belongs_to_model) as folder:
         write_model_files(folder, entries, max_shard_bytes)
         text = json.dumps(_saved_config(model, dtype, dense), indent=2, ensure_ascii=False) + "\n"
@@ -58,7 +58,7 @@ def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEn
 
 
 def _saved_config(model: Model, dtype: str | None, dense_modules: list[str]) -> dict[str, Any]:
-    config = dict(model.config)
+    config = config_of_text_model(model.config)
     config["tie_word_embeddings"] = model.architecture.tied
     dense = dtype if dtype in DENSE_DTYPES else model.stored_dtypes["embed_tokens"].name
     config["dtype" if "dtype" in config else "torch_dtype"] = dense

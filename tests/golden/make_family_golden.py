@@ -55,13 +55,19 @@ CASES = {
                                     "rope_parameters": {
                                         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
                                         "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}}),
+    "gemma3_conditional": ("Gemma3Config", {"num_hidden_layers": 2, "head_dim": 16, "sliding_window": 9,
+                                            "layer_types": ["sliding_attention", "full_attention"]}),
     "olmo2": ("Olmo2Config", {}),
     "granite": ("GraniteConfig", {"attention_bias": True, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
                                   "attention_multiplier": 0.2, "logits_scaling": 2.5}),
     "gpt2": ("GPT2Config", {}),
 }  # fmt: skip
 # These differ from the family's own case in what rotates queries and keys: logits and greedy text are enough.
-FORWARD_ONLY = {name for name in CASES if "_" in name} - {"phi3_longrope"}
+FORWARD_ONLY = {name for name in CASES if "_" in name} - {"phi3_longrope", "gemma3_conditional"}
+VISION = {
+    "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 4, "patch_size": 2,
+}  # fmt: skip
 
 
 def config_of(name):
@@ -72,6 +78,11 @@ def config_of(name):
             "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, "n_inner": 40,
             "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
         }  # fmt: skip
+    if kind == "Gemma3Config":  # a text model in a model of texts and images
+        return transformers.Gemma3Config(
+            text_config=values, vision_config=VISION, mm_tokens_per_image=1, image_token_index=60, boi_token_index=61,
+            eoi_token_index=62, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
     return getattr(transformers, kind)(**values)
 
 
@@ -120,7 +131,8 @@ def record(name, seed):
 def adapted(model, ids, seed):
     """Loss and gradients with an adapter on every linear layer."""
     out = {}
-    peft = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    targets = r"model\.language_model\..*_proj" if hasattr(model.config, "text_config") else "all-linear"
+    peft = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for key, parameter in peft.named_parameters():

@@ -19,7 +19,7 @@ from lora_c.model import Model, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
-TRAINED = [name for name in CASES if "_" not in name] + ["phi3_longrope"]
+TRAINED = [name for name in CASES if "_" not in name] + ["phi3_longrope", "gemma3_conditional"]
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -239,7 +239,7 @@ def test_threads_and_recomputation_change_no_bit(name: str, tmp_path: Path) -> N
     assert runs[0] == runs[1] == runs[2]
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != "gemma3_conditional"])  # see test_multimodal.py
 def test_folder_round_trip(name: str, tmp_path: Path) -> None:
     record = golden(name)
     model = load_model(folder(record, tmp_path / "model"))

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 import lora_c as lc
 from lora_c import _core
-from lora_c.architectures import WeightSpec
 from lora_c.checkpoint import Checkpoint, SafetensorsFile
 from lora_c.errors import CheckpointError
 from lora_c.model import Model, load_model
@@ -236,8 +235,7 @@ def test_small_file_of_another_tool(shared_data) -> None:
     assert len(file.tensors) == len(listed["tensors"])
     name = "model.layers.0.weight"
     state = json.loads(file.read(name + ".quant_state.bitsandbytes__nf4").tobytes())
-    spec = WeightSpec("w", name, tuple(state["shape"]), "projection")
-    tensor, record = read_4bit(spec, file.tensors, file.read)
+    tensor, record = read_4bit(name, tuple(state["shape"]), file.tensors, file.read)
     codes = file.read(name).ravel()
     index = np.stack([codes >> 4, codes & 15], axis=1).ravel()
     expected = file.read(name + ".quant_map")[index] * file.read(name + ".absmax")[0]

@@ -75,7 +75,7 @@ def parse_mlx_config(values: Mapping[str, Any], where: str) -> tuple[float, floa
 
 
 def _matrices(file: SafetensorsFile, architecture: Architecture, scale: float, dora: bool) -> dict[str, MatrixArrays]:
-    projections = {spec.module: spec for spec in architecture.weights() if spec.kind == "projection"}
+    projections = {_module(spec, architecture): spec for spec in architecture.weights() if spec.kind == "projection"}
     parts: dict[str, dict[str, F32]] = {}
     for key in file.tensors:
         match = _KEY.fullmatch(key)
@@ -96,6 +96,15 @@ def _matrices(file: SafetensorsFile, architecture: Architecture, scale: float, d
                 np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), scale, parts[module].get("m")
             )
     return matrices
+
+
+def _module(spec: WeightSpec, architecture: Architecture) -> str:
+    """The module's path in mlx-lm, which has the text model of a larger one under language_model.model."""
+    return (
+        spec.module.replace("model.language_model.", "language_model.model.", 1)
+        if architecture.family.text_of
+        else spec.module
+    )
 
 
 def _check_parts(found: Mapping[str, F32], names: tuple[str, ...], spec: WeightSpec, file: SafetensorsFile) -> None:
@@ -151,7 +160,7 @@ def write_mlx(
     arrays: dict[str, F32] = {}
     layers, keys = set(), set()
     for name, matrix in adapter.matrices.items():
-        module = specs[name].module
+        module = _module(specs[name], architecture)
         match = _LAYER.fullmatch(module)
         assert match is not None  # projections lie in layers
         layers.add(int(match["index"]))

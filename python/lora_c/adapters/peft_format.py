@@ -18,6 +18,7 @@ from ..checkpoint import SafetensorsFile, TensorEntry, find_non_finite, read_jso
 from ..configs import LoraConfig
 from ..errors import AdapterError, CheckpointError
 from ..files import atomic_folder
+from ..multimodal import is_left_out, spellings
 from .config import parse_adapter_config, peft_config
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
@@ -89,6 +90,9 @@ def _read_arrays(file: SafetensorsFile, config: LoraConfig, architecture: Archit
     places = _places(config, targets, saved, token_ids, architecture)
     found: dict[tuple[str, str], F32] = {}
     for key in file.tensors:
+        if is_left_out(key.removeprefix(PREFIX), architecture.family):
+            _check_untrained(file, key)
+            continue
         place = _place_of(key, places, file, architecture)
         found[place.kind, place.name] = _read_tensor(file, key, place)
     for key, place in places.items():
@@ -144,10 +148,11 @@ def _place_of(key: str, places: Mapping[str, Place], file: SafetensorsFile, arch
     if match is not None:
         suffix = "" if match["part"] == "lora_magnitude_vector" else ".weight"
         plain = f"{match['module']}.{match['part']}{suffix}"
+    plain = spellings(plain, architecture.family)[0]
     for candidate in (plain, plain.replace(_BASE_LAYER, "."), _with_base_layer(plain)):
         if candidate in places:
             return places[candidate]
-    module = match["module"] if match is not None else None
+    module = spellings(match["module"], architecture.family)[0] if match is not None else None
     if module is None:
         raise AdapterError(
             f"{file.path}: {shown}: expected only what {CONFIG_FILE} names, got this tensor; it is not supported"
@@ -159,6 +164,17 @@ def _place_of(key: str, places: Mapping[str, Place], file: SafetensorsFile, arch
     raise AdapterError(
         f"{file.path}: {key}: expected a tensor that {CONFIG_FILE} asks for, got one more; see its target_modules and use_dora"
     )
+
+
+def _check_untrained(file: SafetensorsFile, key: str) -> None:
+    """PEFT also adapts modules of the part for images that are called like those of the text model: with texts alone their B
+    stays zero, and they change nothing."""
+    match = _KEY.fullmatch(key)
+    if match is None or (match["part"] == "lora_B" and read_floats(file, key).any()):
+        raise AdapterError(
+            f"{file.path}: {key[:120]}: expected an adapter of the text model only, got one that also changes the part for "
+            "images, which is left out here; merge it with PEFT (merge_and_unload) and load the merged model"
+        )
 
 
 def _with_base_layer(key: str) -> str:
@@ -212,7 +228,10 @@ def write_peft(
     specs = specs_by_name(architecture)
     if write_base is not None:
         base_model = str(Path(os.path.realpath(path)) / BASE_FOLDER)
-    config = peft_config(adapter.config, [specs[name].module for name in adapter.matrices], base_model)
+    modules = [specs[name].module for name in adapter.matrices]
+    config = peft_config(adapter.config, modules, base_model)
+    if architecture.family.left_out:
+        config["target_modules"] = _of_text_model(config["target_modules"], architecture)
     config["fan_in_fan_out"] = any(specs[name].transposed for name in adapter.matrices)
     with atomic_folder(path, {CONFIG_FILE, WEIGHTS_FILE, BASE_FOLDER, "adapter_model.bin"}.__contains__) as folder:
         if write_base is not None:
@@ -220,6 +239,13 @@ def write_peft(
         with open(folder / WEIGHTS_FILE, "wb") as file:
             write_safetensors(file.write, entries, {"format": "pt"})
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _of_text_model(targets: Any, architecture: Architecture) -> Any:
+    """Last names as an expression that leaves modules of the same name in the part for images alone."""
+    if not isinstance(targets, list) or not all(name.isidentifier() for name in targets):
+        return targets
+    return rf"{re.escape(architecture.family.layers)}\..*\.({'|'.join(sorted(targets))})"
 
 
 def stored_dtype(name: str) -> np.dtype[Any]:

@@ -52,6 +52,7 @@ class GGUFFamily:
 
     def to_file(self, name: str) -> str:
         """The file's name of a tensor of a model folder (model.layers.0.self_attn.q_proj.weight)."""
+        name = name.replace("model.language_model.", "model.", 1)  # the text model of a larger one
         module, _, part = name.rpartition(".")
         if module in _GLOBALS:
             return f"{_GLOBALS[module]}.{part}"
@@ -97,7 +98,7 @@ FAMILIES = (
     GGUFFamily("granite", "GraniteForCausalLM", "granite", _LLAMA, interleaved=True),
 )
 # Families of folders that a file calls by the name of another.
-ALIASES = {"MistralForCausalLM": "llama"}
+ALIASES = {"MistralForCausalLM": "llama", "Gemma3ForConditionalGeneration": "gemma3"}
 
 
 def family_of_arch(arch: object, where: str) -> GGUFFamily:

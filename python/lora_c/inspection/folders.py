@@ -20,6 +20,7 @@ from ..checkpoint import Checkpoint, SafetensorsFile, TensorInfo, read_json_obje
 from ..data.records import kind_of
 from ..errors import CheckpointError, LoraCError, shorten
 from ..loading import check_tensors
+from ..multimodal import is_left_out, text_config
 from ..prequantized import quant_type_of, refuse_other_quantization
 from ..tokenizer import Tokenizer
 from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
@@ -80,7 +81,7 @@ def _folder(folder: Path, report: Report) -> None:
 
 def _model(folder: Path, report: Report) -> None:
     report.kind = "model folder of Hugging Face"
-    config = report.collect(lambda: read_json_object(folder / "config.json")) or {}
+    config = text_config(report.collect(lambda: read_json_object(folder / "config.json")) or {})
     report.add(architecture=config.get("architectures") or config.get("model_type"))
     for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
         if isinstance(config.get(key), int):
@@ -111,6 +112,8 @@ def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> 
     report.collect(lambda: refuse_other_quantization(config, tensors))
     architecture = report.collect(lambda: architecture_of(config))
     if architecture is not None:
+        unread = [info for name, info in tensors.items() if is_left_out(name, architecture.family)]
+        report.add(left_out=f"{len(unread)} tensors of the part for images" if unread else None)
         report.collect(lambda: check_tensors(checkpoint, architecture))
 
 
