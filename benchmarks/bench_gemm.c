@@ -1,5 +1,6 @@
 /* The matrix product as a share of the machine's own float32 FMA peak, measured in the same repetition by register-only
- * FMAs on all the threads. Contestants are interleaved; printed are the median and the best share. */
+ * FMAs on all the threads. Contestants are interleaved; printed are the median and the best share. An argument chooses
+ * weights by a part of their name. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,7 +104,13 @@ static double run(lora_ctx *ctx, layer *l, const contestant *c) { /* useful flop
 
 static int rising(const void *a, const void *b) { return *(const double *)a > *(const double *)b ? 1 : -1; }
 
+static const char *wanted = ""; /* part of the name of a weight */
+
 static void bench(lora_ctx *ctx, const char *what, layer *l) {
+    if (!strstr(what, wanted)) {
+        free_layer(l);
+        return;
+    }
     contestant all[4] = {{.precision = LORA_PRECISION_EXACT}, {.precision = LORA_PRECISION_EXACT, .backward = true},
                          {.precision = LORA_PRECISION_FAST}, {.precision = LORA_PRECISION_FAST, .backward = true}};
     double peaks[REPETITIONS];
@@ -124,7 +131,8 @@ static void bench(lora_ctx *ctx, const char *what, layer *l) {
     free_layer(l);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) wanted = argv[1];
     for (int threads = 1; threads <= 2; threads++) {
         lora_ctx *ctx;
         lora_error err;

@@ -29,11 +29,11 @@ typedef struct lora_gemm_path {
     int64_t k_per_step;  /* 1 or 2 */
     int64_t block_steps; /* steps that share scales, 0: no scales */
 
-    /** tile[mr][nr] (+)= sum over the steps of a[step][mr] * b[step][nr].  b and tile 64-byte aligned.
+    /** tile[mr][nr] (+)= sum over the steps of a[step][mr] * b[step][nr].  b 64-byte aligned; ld is the row stride of tile.
      *  Numerics  one float32 accumulator per element, k in order. float32: FMA where the rung has it (ref: float64).
      *            bfloat16: products of a pair summed first, subnormals are zero. int16: exact integer sum of a block, then
      *            float(sum) * (scale of a * scale of b), added to the tile */
-    void (*micro)(int64_t mr, int64_t nr, int64_t steps, const void *a, const void *b, float *tile, bool accumulate);
+    void (*micro)(int64_t mr, int64_t nr, int64_t steps, const void *a, const void *b, float *tile, int64_t ld, bool accumulate);
 
     /** Panel column r is source[r * ld + k], r < n_rows <= width, k < n <= kc; columns from n_rows on are zero. */
     void (*pack_rows)(const float *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel);

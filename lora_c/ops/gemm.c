@@ -3,7 +3,7 @@
  *
  *   a wide output: tasks of a few column strips; one thread owns its part of C from the first k to the last
  *       for each k block                  pack the strips of B into L2
- *         for each panel, for each strip  micro-kernel into a C tile that stays in L2
+ *         for each panel, for each strip  micro-kernel into C, or into a tile that stays in L2
  *   a narrow output (LoRA's low rank): B is packed once and shared, tasks are row panels
  *       for each panel, for each strip, for each k block  micro-kernel into one tile */
 #include "lora_c/ops/gemm.h"
@@ -61,7 +61,7 @@ static void pack_strips(const gemm_job *job, const output_plan *p, block_cursor 
     lora_gemm_pack_right(job->kernels, job->path, &right, to, job->block_words, scratch);
 }
 
-/* alpha, bias and accumulation happen once, when the finished tile leaves the cache. */
+/* Where a tile is not a part of C: alpha, bias and accumulation happen once, when the finished tile leaves the cache. */
 static void write_tile(const lora_gemm_output *o, const float *tile, int64_t ld_tile, int64_t i0, int64_t rows, int64_t j0, int64_t cols) {
     for (int64_t i = 0; i < rows; i++, tile += ld_tile) {
         float *c = o->c + (i0 + i) * o->ldc + j0;
@@ -80,8 +80,13 @@ static void write_tile(const lora_gemm_output *o, const float *tile, int64_t ld_
 static void multiply(const gemm_job *job, const output_plan *p, block_cursor c, int64_t panel, int64_t strip, const float *b, float *tile) {
     const lora_gemm_left *left = p->o->terms[c.term].left;
     int64_t row = lora_gemm_panel_row(left, panel), height = lora_gemm_panel_row(left, panel + 1) - row;
-    int64_t col = strip * job->path->nr, width = lora_gemm_strip_width(job->path, p->o->n - col);
-    job->path->micro(height, width, lora_gemm_steps(job->path, c.n), lora_gemm_left_panel(left, c.k0, panel), b, tile, !c.first);
+    int64_t col = strip * job->path->nr, width = lora_gemm_strip_width(job->path, p->o->n - col), steps = lora_gemm_steps(job->path, c.n);
+    const float *a = lora_gemm_left_panel(left, c.k0, panel);
+    if (p->o->alpha == 1 && !p->o->bias && p->o->n - col >= width) {
+        job->path->micro(height, width, steps, a, b, p->o->c + row * p->o->ldc + col, p->o->ldc, p->o->accumulate || !c.first);
+        return;
+    }
+    job->path->micro(height, width, steps, a, b, tile, width, !c.first);
     if (c.last) write_tile(p->o, tile, width, row, height, col, lora_min_i64(width, p->o->n - col));
 }
 

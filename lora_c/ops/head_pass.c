@@ -114,7 +114,7 @@ static void panel_logits(const lora_head_pass *p, int64_t panel, int64_t height,
         int64_t width = lora_gemm_strip_width(path, n - j), cols = lora_min_i64(width, n - j);
         for (int64_t k = 0; k < p->w->cols; k += path->kc) {
             int64_t here = lora_min_i64(path->kc, p->w->cols - k);
-            path->micro(height, width, lora_gemm_steps(path, here), lora_gemm_left_panel(&p->x, k, panel), packed, b->tile, k > 0);
+            path->micro(height, width, lora_gemm_steps(path, here), lora_gemm_left_panel(&p->x, k, panel), packed, b->tile, width, k > 0);
             packed += k_block_words(p, here);
         }
         for (int64_t i = 0; i < height; i++) p->kernels->rowwise.scale(cols, p->map.scale, b->tile + i * width, b->logits + i * p->block + j);
@@ -157,7 +157,7 @@ static void panel_gradient(const lora_head_pass *p, int64_t height, int64_t n, b
     const lora_gemm_path *path = p->path;
     path->pack_rows(b->logits, p->block, height, n, height, b->packed);
     for (int64_t s = 0; s < strips(p, p->w->cols); s++, tiles += tile_words(p))
-        path->micro(height, acc_width(p, s), lora_gemm_steps(path, n), b->packed, b->back + s * p->back_words, tiles, !first);
+        path->micro(height, acc_width(p, s), lora_gemm_steps(path, n), b->packed, b->back + s * p->back_words, tiles, acc_width(p, s), !first);
 }
 
 static void block_task(const lora_head_pass *p, int64_t range, int64_t v, int64_t n, const head_buffers *b) {

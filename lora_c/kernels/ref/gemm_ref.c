@@ -3,13 +3,14 @@
 
 enum { MR = 4, NR = 8 };
 
-static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, bool accumulate) {
+static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, int64_t ld,
+                  bool accumulate) {
     const float *a = a_panel, *b = b_panel;
     for (int64_t i = 0; i < mr; i++)
         for (int64_t j = 0; j < nr; j++) {
-            double sum = accumulate ? (double)tile[i * nr + j] : 0.0;
+            double sum = accumulate ? (double)tile[i * ld + j] : 0.0;
             for (int64_t k = 0; k < steps; k++) sum += (double)a[k * mr + i] * (double)b[k * nr + j];
-            tile[i * nr + j] = (float)sum;
+            tile[i * ld + j] = (float)sum;
         }
 }
 

@@ -17,13 +17,20 @@
 #define FINISH(c, i, j, tile, accumulate) STORE(tile, accumulate ? ADD(c, LOAD(tile)) : c)
 #endif
 
+/* The empty instruction keeps the compiler from working out all the rows' addresses first, which would not fit registers. */
+#define WRITE_ROWS(accumulate)                                                                                         \
+    UNROLL for (int i = 0; i < rows; i++, tile += ld) {                                                                \
+        __asm__("" : "+r"(tile));                                                                                      \
+        UNROLL for (int j = 0; j < vectors; j++) FINISH(c[i][j], i, j, tile + j * VL, accumulate);                     \
+    }
+
 static inline __attribute__((always_inline)) LORA_TARGET(TARGET) void NAME(tile)(const int rows, const int vectors, int64_t steps,
                                                                                  const WORD *a, const WORD *b, float *tile,
-                                                                                 bool accumulate) {
+                                                                                 int64_t ld, bool accumulate) {
     VEC c[MR][2];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) c[i][j] = ZERO();
-    for (int64_t s = 0; s < steps; s++) {
+    do { /* steps >= 1 */
         __typeof__(LOAD_B(b)) v[2];
         UNROLL for (int j = 0; j < vectors; j++) {
             __builtin_prefetch(b + 8 * vectors * VL + j * VL, 0, 3);
@@ -35,20 +42,18 @@ static inline __attribute__((always_inline)) LORA_TARGET(TARGET) void NAME(tile)
         }
         a += rows;
         b += vectors * VL;
-    }
+    } while (--steps > 0);
     if (accumulate) {
-        UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int j = 0; j < vectors; j++) FINISH(c[i][j], i, j, tile + (i * vectors + j) * VL, true);
+        WRITE_ROWS(true)
     } else {
-        UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int j = 0; j < vectors; j++) FINISH(c[i][j], i, j, tile + (i * vectors + j) * VL, false);
+        WRITE_ROWS(false)
     }
 }
 
 #define INSTANCE(rows, vectors)                                                                                        \
     static LORA_TARGET(TARGET) void NAME(micro_##rows##x##vectors)(int64_t steps, const WORD *a, const WORD *b,        \
-                                                                   float *tile, bool accumulate) {                    \
-        NAME(tile)(rows, vectors, steps, a, b, tile, accumulate);                                                      \
+                                                                   float *tile, int64_t ld, bool accumulate) {        \
+        NAME(tile)(rows, vectors, steps, a, b, tile, ld, accumulate);                                                  \
     }
 #define EACH(rows) INSTANCE(rows, 1) INSTANCE(rows, 2)
 #define ENTRY(rows) {NAME(micro_##rows##x1), NAME(micro_##rows##x2)},
@@ -59,13 +64,14 @@ static inline __attribute__((always_inline)) LORA_TARGET(TARGET) void NAME(tile)
 #endif
 ALL_ROWS(EACH)
 
-static void NAME(micro)(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, bool accumulate) {
-    static void (*const instances[MR][2])(int64_t, const WORD *, const WORD *, float *, bool) = {ALL_ROWS(ENTRY)};
+static void NAME(micro)(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, int64_t ld,
+                        bool accumulate) {
+    static void (*const instances[MR][2])(int64_t, const WORD *, const WORD *, float *, int64_t, bool) = {ALL_ROWS(ENTRY)};
     const WORD *a = a_panel, *b = b_panel;
     int64_t most = STEPS_PER_CALL ? STEPS_PER_CALL : steps;
     for (; steps > 0; steps -= most, accumulate = true) {
         int64_t n = lora_min_i64(most, steps);
-        instances[mr - 1][nr / VL - 1](n, a, b, tile, accumulate);
+        instances[mr - 1][nr / VL - 1](n, a, b, tile, ld, accumulate);
         a += n * mr + LORA_GEMM_MAX_MR;
         b += n * nr + nr;
     }

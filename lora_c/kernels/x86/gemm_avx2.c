@@ -15,8 +15,8 @@
 #define LOAD_B _mm256_load_ps
 #define BROADCAST _mm256_broadcast_ss
 #define MULTIPLY_ADD _mm256_fmadd_ps
-#define LOAD _mm256_load_ps
-#define STORE _mm256_store_ps
+#define LOAD _mm256_loadu_ps
+#define STORE _mm256_storeu_ps
 #define ZERO _mm256_setzero_ps
 #define ADD _mm256_add_ps
 

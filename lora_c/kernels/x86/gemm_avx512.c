@@ -15,8 +15,8 @@
 #define LOAD_B _mm512_load_ps
 #define BROADCAST(p) _mm512_set1_ps(*(p))
 #define MULTIPLY_ADD _mm512_fmadd_ps
-#define LOAD _mm512_load_ps
-#define STORE _mm512_store_ps
+#define LOAD _mm512_loadu_ps
+#define STORE _mm512_storeu_ps
 #define ZERO _mm512_setzero_ps
 #define ADD _mm512_add_ps
 

@@ -17,8 +17,8 @@ enum { LANES = 16, MAX_CHUNKS = LORA_GEMM_MAX_KC / LORA_NF4_CHUNK };
 #define LOAD_B _mm512_load_si512
 #define BROADCAST(p) _mm512_set1_epi32((int)*(p))
 #define MULTIPLY_ADD(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
-#define LOAD _mm512_load_ps
-#define STORE _mm512_store_ps
+#define LOAD _mm512_loadu_ps
+#define STORE _mm512_storeu_ps
 #define ZERO _mm512_setzero_ps
 #define ADD _mm512_add_ps
 

@@ -32,9 +32,9 @@ LORA_INLINE __m512i multiply_add(__m512i a, __m512i b, __m512i c) {
 #define MULTIPLY_ADD multiply_add
 #define ZERO _mm512_setzero_si512
 #define FINISH(c, i, j, tile, accumulate)                                                                              \
-    _mm512_store_ps(tile, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c),                                                       \
+    _mm512_storeu_ps(tile, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c),                                                      \
                                           _mm512_mul_ps(_mm512_set1_ps(((const float *)a)[i]), _mm512_load_ps((const float *)b + (j) * VL)), \
-                                          (accumulate) ? _mm512_load_ps(tile) : _mm512_setzero_ps()))
+                                          (accumulate) ? _mm512_loadu_ps(tile) : _mm512_setzero_ps()))
 #define STEPS_PER_CALL BLOCK_STEPS
 
 #include "lora_c/kernels/tmpl/gemm_tmpl.h"
