@@ -77,8 +77,9 @@ $(PEERS)/ready: tests/peers/requirements.txt
 check-peers: $(VENV)/installed $(PEERS)/ready ## round trips with transformers, PEFT, bitsandbytes and gguf in a venv of their own
 	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath=tests/peers -p no:cacheprovider tests/peers
 
-bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, training step, decoding
+bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, attention, training step, decoding
 	$(BUILD)/bench_gemm
+	$(BUILD)/bench_attention
 	$(BUILD)/bench_decode
 	$(BUILD)/bench_quantize
 	$(BIN)/python benchmarks/bench_step.py

@@ -2,17 +2,17 @@
 
 #include "lora_c/base/util.h"
 
-/* The widest panel and vector of any rung (two AVX-512 vectors, one), and the most rows of a backward chunk: what is
- * enough for these is enough for all. */
+/* Float32 kernels: the widest panel and vector of any rung (two AVX-512 vectors, one), and the most rows of a backward
+ * chunk. What is enough for these is enough for all. */
 enum { PANEL = 32, VECTOR = 16, ROWS = 48 };
 
-int64_t lora_attention_forward_scratch(int64_t n_rows, int64_t D) {
+static int64_t forward_scratch(int64_t n_rows, int64_t D) {
     int64_t state = lora_round_up(n_rows, PANEL) * (2 * D + 2); /* Q^T, O^T, maximum, sum */
     int64_t block = LORA_ATTENTION_BLOCK * (PANEL + 2 * D);     /* scores, copies of K and V */
     return lora_round_up(state + block, VECTOR) + 4 * VECTOR;
 }
 
-int64_t lora_attention_backward_scratch(int64_t D) {
+static int64_t backward_scratch(int64_t D) {
     int64_t width = lora_round_up(D, VECTOR);
     int64_t keys = 5 * LORA_ATTENTION_BLOCK * width;                    /* K, K^T, V^T, dK, dV */
     int64_t rows = ROWS * (3 * width + 2 * LORA_ATTENTION_BLOCK + 2);   /* Q, dO, dQ; scores; statistics */
@@ -20,6 +20,9 @@ int64_t lora_attention_backward_scratch(int64_t D) {
 }
 
 void lora_attention_kernels_init(lora_attention_kernels *k, lora_isa isa) {
+    k->block = LORA_ATTENTION_BLOCK;
+    k->forward_scratch = forward_scratch;
+    k->backward_scratch = backward_scratch;
     lora_attention_init_ref(k);
     if (isa >= LORA_ISA_PORTABLE)
         lora_attention_init_portable(k);
@@ -28,5 +31,15 @@ void lora_attention_kernels_init(lora_attention_kernels *k, lora_isa isa) {
         lora_attention_init_avx2(k);
     if (isa >= LORA_ISA_AVX512)
         lora_attention_init_avx512(k);
+#endif
+}
+
+void lora_attention_fast_kernels_init(lora_attention_kernels *k, lora_isa isa, lora_gemm_arithmetic fast) {
+    lora_attention_kernels_init(k, isa);
+#if defined(__x86_64__)
+    if (fast == LORA_GEMM_BF16) {
+        lora_attention_init_bf16_forward(k);
+        lora_attention_init_bf16_backward(k);
+    }
 #endif
 }

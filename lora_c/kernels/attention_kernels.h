@@ -8,10 +8,12 @@
 #include <stdint.h>
 
 #include "lora_c/context.h"
+#include "lora_c/kernels/gemm_kernels.h"
 
 enum {
-    LORA_ATTENTION_BLOCK = 96,    /* keys per block, and tokens per side of a backward tile */
+    LORA_ATTENTION_BLOCK = 96,    /* keys per block in float32, and tokens per side of a backward tile */
     LORA_ATTENTION_ROWS = 192,    /* rows a forward tile aims at (a group larger than this makes it larger) */
+    LORA_ATTENTION_MAX_FAST_D = 1024, /* wider heads have float32 operands in every precision */
 };
 
 /* One forward task: a block of queries against all the keys that they see. */
@@ -29,10 +31,10 @@ typedef struct lora_attention_forward_tile {
     int64_t ldo;
     float *lse;                   /* first query, first head of the group, rows ld_lse apart; or NULL */
     int64_t ld_lse;
-    float *scratch;               /* lora_attention_forward_scratch floats, 64-byte aligned */
+    float *scratch;               /* forward_scratch floats, 64-byte aligned */
 } lora_attention_forward_tile;
 
-/* One backward task: n_queries queries against n_keys keys, both <= LORA_ATTENTION_BLOCK. */
+/* One backward task: n_queries queries against n_keys keys, both at most a block of the kernels. */
 typedef struct lora_attention_backward_tile {
     int64_t n_queries, n_keys, group, D;
     float scale, softcap;
@@ -45,16 +47,22 @@ typedef struct lora_attention_backward_tile {
     int64_t ld_stat;
     float *dq, *dk, *dv;
     int64_t lddq, lddk, lddv;
-    float *scratch;               /* lora_attention_backward_scratch floats, 64-byte aligned */
+    float *scratch;               /* backward_scratch floats, 64-byte aligned */
 } lora_attention_backward_tile;
 
 /* Common contract   any alignment of q, k, v, o and their gradients (float is enough); only the named elements are
  * read or written; outputs do not overlap inputs. Sums over D and over keys run in index order, so the result of a row
  * does not depend on the other rows of its tile. */
 typedef struct lora_attention_kernels {
+    int64_t block; /* tokens per side of a backward tile */
+
+    /** Scratch of one tile, in floats, a multiple of 16. */
+    int64_t (*forward_scratch)(int64_t n_rows, int64_t D);
+    int64_t (*backward_scratch)(int64_t D);
+
     /* o = softmax(scale * q k^T) v by online softmax over key blocks (algorithm 1); lse = log of the denominator,
-     * maximum inside. Blocks start at multiples of LORA_ATTENTION_BLOCK, so a query gets the same bits whether it
-     * comes alone (decode) or among others (prefill). */
+     * maximum inside. Blocks start at multiples of a constant, so a query gets the same bits whether it comes alone
+     * (decode) or among others (prefill). */
     void (*forward)(const lora_attention_forward_tile *tile);
     /* delta[m][h] = sum_d dout[m][h*D + d] * o[m][h*D + d] for M rows; delta is (M, n_heads), dense. */
     void (*delta)(int64_t M, int64_t n_heads, int64_t D, const float *dout, int64_t lddo, const float *o, int64_t ldo,
@@ -64,16 +72,18 @@ typedef struct lora_attention_kernels {
     void (*backward)(const lora_attention_backward_tile *tile);
 } lora_attention_kernels;
 
-/** Scratch of one tile, in floats, enough for every rung. */
-int64_t lora_attention_forward_scratch(int64_t n_rows, int64_t D);
-int64_t lora_attention_backward_scratch(int64_t D);
-
+/** Every rung has float32 operands. */
 void lora_attention_kernels_init(lora_attention_kernels *k, lora_isa isa);
+/** As above, but bfloat16 operands in all products where that is the fast path of the matrix product on this CPU. Sums and
+ *  the softmax are float32. Only for segments without past keys: it has no kernel for few rows against many keys. */
+void lora_attention_fast_kernels_init(lora_attention_kernels *k, lora_isa isa, lora_gemm_arithmetic fast);
 
 /* Rungs, each in its own file. */
 void lora_attention_init_ref(lora_attention_kernels *k);
 void lora_attention_init_portable(lora_attention_kernels *k);
 void lora_attention_init_avx2(lora_attention_kernels *k);
 void lora_attention_init_avx512(lora_attention_kernels *k);
+void lora_attention_init_bf16_forward(lora_attention_kernels *k);
+void lora_attention_init_bf16_backward(lora_attention_kernels *k);
 
 #endif

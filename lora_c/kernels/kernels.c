@@ -8,4 +8,5 @@ void lora_kernels_init(lora_kernels *k, lora_isa isa) {
     lora_gemv_kernels_init(&k->gemv, isa);
     lora_rowwise_kernels_init(&k->rowwise, isa);
     lora_attention_kernels_init(&k->attention, isa);
+    lora_attention_fast_kernels_init(&k->attention_fast, isa, k->gemm.fast);
 }

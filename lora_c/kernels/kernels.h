@@ -19,7 +19,7 @@ typedef struct lora_kernels {
     lora_gemm_kernels gemm;
     lora_gemv_kernels gemv;
     lora_rowwise_kernels rowwise;
-    lora_attention_kernels attention;
+    lora_attention_kernels attention, attention_fast; /* by precision */
 } lora_kernels;
 
 /** Fills every slot for the given rung (not AUTO; the caller has checked that the CPU has it). */

@@ -43,6 +43,11 @@ lora_status lora_attention_check_rows(const char *name, const void *p, int64_t r
     return LORA_OK;
 }
 
+const lora_attention_kernels *lora_attention_kernels_of(const lora_ctx *ctx, int64_t D) {
+    bool fast = ctx->precision == LORA_PRECISION_FAST && D <= LORA_ATTENTION_MAX_FAST_D;
+    return fast ? &ctx->kernels.attention_fast : &ctx->kernels.attention;
+}
+
 double lora_attention_pairs(const lora_attention_shape *shape, int64_t n_segments, const int32_t *cu_seqlens,
                             const lora_kv_view *kv) {
     double pairs = 0;
@@ -69,7 +74,7 @@ int64_t lora_attention_segment_of(const int64_t *first, int64_t n, int64_t item)
 }
 
 typedef struct forward_job {
-    const lora_attention_kernels *kernels;
+    const lora_attention_kernels *exact, *kernels; /* with past keys, without */
     const lora_attention_shape *shape;
     const int32_t *cu_seqlens;
     const lora_kv_view *kv;
@@ -94,7 +99,8 @@ static void forward_task(void *arg, int64_t task, int worker) {
     int64_t begin = (job->first_block[s + 1] - 1 - index) * job->block;
     int64_t row = job->cu_seqlens[s] + begin;
     const lora_kv_view *kv = &job->kv[s];
-    job->kernels->forward(&(lora_attention_forward_tile){
+    const lora_attention_kernels *kernels = kv->length > n ? job->exact : job->kernels;
+    kernels->forward(&(lora_attention_forward_tile){
         .n_queries = lora_min_i64(job->block, n - begin),
         .group = job->group,
         .D = D,
@@ -146,7 +152,9 @@ lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *sh
 
     int64_t group = shape->n_heads / shape->n_kv_heads;
     int64_t block = lora_min_i64(lora_max_i64(LORA_ATTENTION_ROWS / group, 1), MAX_QUERIES);
-    int64_t tile = lora_attention_forward_scratch(block * group, shape->head_dim);
+    const lora_attention_kernels *exact = &ctx->kernels.attention, *kernels = lora_attention_kernels_of(ctx, shape->head_dim);
+    int64_t tile = lora_max_i64(exact->forward_scratch(block * group, shape->head_dim),
+                                kernels->forward_scratch(block * group, shape->head_dim));
     size_t table = (size_t)lora_round_up((n_segments + 1) * (int64_t)sizeof(int64_t), LORA_ALIGN);
     void *scratch;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_ATTENTION,
@@ -157,7 +165,8 @@ lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *sh
     for (int64_t s = 0; s < n_segments; s++)
         first_block[s + 1] = first_block[s] + lora_div_up(cu_seqlens[s + 1] - cu_seqlens[s], block);
     forward_job job = {
-        .kernels = &ctx->kernels.attention,
+        .exact = exact,
+        .kernels = kernels,
         .shape = shape,
         .cu_seqlens = cu_seqlens,
         .kv = kv,

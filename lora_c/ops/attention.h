@@ -2,6 +2,7 @@
 #ifndef LORA_OPS_ATTENTION_H
 #define LORA_OPS_ATTENTION_H
 
+#include "lora_c/kernels/attention_kernels.h"
 #include "lora_c/nn.h"
 
 /** Refuses impossible shapes and segment tables; ESHAPE, EINVAL. */
@@ -10,6 +11,9 @@ lora_status lora_attention_check(const lora_attention_shape *shape, int64_t n_se
 /** Refuses a NULL pointer or a row stride below width. rows 0: anything goes. */
 lora_status lora_attention_check_rows(const char *name, const void *p, int64_t rows, int64_t ld, int64_t width,
                                       lora_error *err) LORA_MUST_CHECK;
+
+/** The kernels of the context's precision for heads of D elements. */
+const lora_attention_kernels *lora_attention_kernels_of(const lora_ctx *ctx, int64_t D);
 
 /** The pairs of a query and a key that it sees, over all heads: the measure of the work. kv NULL: each segment's own keys. */
 double lora_attention_pairs(const lora_attention_shape *shape, int64_t n_segments, const int32_t *cu_seqlens,

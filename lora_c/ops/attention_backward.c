@@ -1,6 +1,6 @@
 /* FlashAttention-2 backward (arXiv:2307.08691, algorithm 2) without atomics and with five products per tile.
  *
- * A segment is cut into blocks of LORA_ATTENTION_BLOCK tokens; tile (i, j) holds query block i and key block j <= i and
+ * A segment is cut into blocks of block tokens; tile (i, j) holds query block i and key block j <= i and
  * adds to dq of block i and dk, dv of block j. Phase p runs all tiles with i - j = p: no two of them share an output,
  * so they may run at the same time, and every output receives its terms in the order of p whatever the threads do.
  * Phase 0, the diagonal, sets the outputs. */
@@ -10,7 +10,7 @@
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/profile.h"
 
-enum { BLOCK = LORA_ATTENTION_BLOCK, DELTA_ROWS = 32 };
+enum { DELTA_ROWS = 32 };
 
 typedef struct backward_job {
     const lora_attention_kernels *kernels;
@@ -44,11 +44,11 @@ static void backward_task(void *arg, int64_t task, int worker) {
     int64_t index = task / shape->n_kv_heads;
     int64_t s = lora_attention_segment_of(job->first_tile, job->n_segments, index);
     int64_t begin = job->cu_seqlens[s], n = job->cu_seqlens[s + 1] - begin;
-    int64_t key0 = (index - job->first_tile[s]) * BLOCK, query0 = key0 + job->phase * BLOCK;
+    int64_t key0 = (index - job->first_tile[s]) * job->kernels->block, query0 = key0 + job->phase * job->kernels->block;
     int64_t q_row = begin + query0, k_row = begin + key0;
     job->kernels->backward(&(lora_attention_backward_tile){
-        .n_queries = lora_min_i64(BLOCK, n - query0),
-        .n_keys = lora_min_i64(BLOCK, n - key0),
+        .n_queries = lora_min_i64(job->kernels->block, n - query0),
+        .n_keys = lora_min_i64(job->kernels->block, n - key0),
         .group = job->group,
         .D = D,
         .scale = shape->scale,
@@ -82,7 +82,7 @@ static int64_t begin_phase(backward_job *job, int64_t phase) {
     job->phase = phase;
     job->first_tile[0] = 0;
     for (int64_t s = 0; s < job->n_segments; s++) {
-        int64_t blocks = lora_div_up(job->cu_seqlens[s + 1] - job->cu_seqlens[s], BLOCK);
+        int64_t blocks = lora_div_up(job->cu_seqlens[s + 1] - job->cu_seqlens[s], job->kernels->block);
         job->first_tile[s + 1] = job->first_tile[s] + lora_max_i64(blocks - phase, 0);
     }
     return job->first_tile[job->n_segments];
@@ -108,7 +108,7 @@ static lora_status check_backward(const backward_job *job, int64_t M, lora_error
 }
 
 static lora_status backward_scratch(lora_ctx *ctx, backward_job *job, int64_t M, lora_error *err) {
-    job->scratch_floats = lora_attention_backward_scratch(job->shape->head_dim);
+    job->scratch_floats = job->kernels->backward_scratch(job->shape->head_dim);
     size_t table = (size_t)lora_round_up((job->n_segments + 1) * (int64_t)sizeof(int64_t), LORA_ALIGN);
     size_t delta = (size_t)lora_round_up(M * job->shape->n_heads * (int64_t)sizeof(float), LORA_ALIGN);
     size_t tiles = (size_t)lora_pool_threads(ctx->pool) * (size_t)job->scratch_floats * sizeof(float);
@@ -128,7 +128,7 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
     LORA_CHECK(ctx, err, LORA_EINVAL, "ctx: expected a context, got NULL");
     LORA_TRY(lora_attention_check(shape, n_segments, cu_seqlens, err));
     backward_job job = {
-        .kernels = &ctx->kernels.attention,
+        .kernels = lora_attention_kernels_of(ctx, shape->head_dim),
         .shape = shape,
         .cu_seqlens = cu_seqlens,
         .q = q, .k = k, .v = v, .o = o, .dout = dout, .lse = lse,
@@ -147,8 +147,8 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
     int64_t began = lora_profile_begin(ctx);
     lora_parallel_for(ctx->pool, lora_div_up(M, DELTA_ROWS), delta_task, &job);
     for (int64_t phase = 0;; phase++) {
-        /* the nearest pair of a tile is (phase - 1) * BLOCK + 1 tokens apart: beyond the window nothing is left */
-        if (shape->sliding_window > 0 && phase > 0 && (phase - 1) * BLOCK + 1 >= shape->sliding_window)
+        /* the nearest pair of a tile is (phase - 1) * block + 1 tokens apart: beyond the window nothing is left */
+        if (shape->sliding_window > 0 && phase > 0 && (phase - 1) * job.kernels->block + 1 >= shape->sliding_window)
             break;
         int64_t tiles = begin_phase(&job, phase);
         if (tiles == 0)

@@ -3,10 +3,17 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* Bounds. u = 2^-24. A score has error (D + 4) u scale |q|.|k| plus a few u |score|, so a probability has the relative
- * error delta below, a weighted mean over n keys 2 delta + (n + 8) u times the largest value; the gradient carries
- * the same through p * (dp - delta) with |dp|, |delta| <= A = max |dout|.|v|. */
+#include "lora_c/base/half.h"
+
+/* Bounds. u = 2^-24, e the error of an operand. A score has error ((D + 4) u + 2 e) scale |q|.|k| plus a few u |score|, so a
+ * probability has the relative error delta below, a weighted mean over n keys 2 delta + (n + 8) u + 2 e times the largest
+ * value; the gradient carries the same through p * (dp - delta) with |dp|, |delta| <= A = max |dout|.|v|. */
 static const double unit = 0x1p-24;
+
+/* An operand of a product. */
+static double operand(const attention_oracle *a, double x) {
+    return a->bf16 ? (double)lora_bf16_to_f32(lora_f32_to_bf16((float)x)) : x;
+}
 
 static double *array(int64_t n) { return calloc((size_t)n + 1, sizeof(double)); }
 
@@ -33,6 +40,13 @@ static double dot(int64_t D, const double *x, const double *y) {
     double sum = 0;
     for (int64_t d = 0; d < D; d++)
         sum += x[d] * y[d];
+    return sum;
+}
+
+static double product(const attention_oracle *a, const double *x, const double *y) {
+    double sum = 0;
+    for (int64_t d = 0; d < a->D; d++)
+        sum += operand(a, x[d]) * operand(a, y[d]);
     return sum;
 }
 
@@ -64,7 +78,7 @@ static int64_t at_k(const attention_oracle *a, int64_t j, int64_t h) {
 
 /* The score of a query and a key; *slope: its derivative by scale * dot. */
 static double score(const attention_oracle *a, const double *q, const double *k, double *slope) {
-    double s = a->scale * dot(a->D, q, k), t = a->softcap > 0 ? tanh(s / a->softcap) : 0;
+    double s = a->scale * product(a, q, k), t = a->softcap > 0 ? tanh(s / a->softcap) : 0;
     *slope = 1 - t * t;
     return a->softcap > 0 ? a->softcap * t : s;
 }
@@ -86,14 +100,15 @@ static void forward_row(attention_oracle *a, int64_t i, int64_t h) {
         double p = exp(score(a, q, a->k + at_k(a, j, h), &slope) - max);
         sum += p;
         for (int64_t d = 0; d < a->D; d++)
-            o[d] += p * a->v[at_k(a, j, h) + d];
+            o[d] += operand(a, p) * operand(a, a->v[at_k(a, j, h) + d]);
     }
     for (int64_t d = 0; d < a->D; d++)
         o[d] /= sum;
     double n = (double)(last - first + 1);
-    double delta = unit * ((double)(a->D + 4) * fabs(a->scale) * products + (a->softcap > 0 ? 16 : 6) * scores + 16);
+    double delta = expm1(((double)(a->D + 4) * unit + 2 * a->operand) * fabs(a->scale) * products +
+                         unit * ((a->softcap > 0 ? 16 : 6) * scores + 16));
     a->lse[i * a->H + h] = max + log(sum);
-    a->tol_o[i * a->H + h] = v_max * (2 * delta + (n + 8) * unit);
+    a->tol_o[i * a->H + h] = v_max * (2 * delta + (n + 8) * unit + 2 * a->operand);
     a->tol_lse[i * a->H + h] = delta + n * unit + 4 * unit * fabs(max + log(sum));
 }
 
@@ -111,8 +126,8 @@ static void backward_row(attention_oracle *a, int64_t i, int64_t h) {
         dout_sum += fabs(dout[d]);
     /* the error of ds relative to p, and of sums over at most all rows of the group */
     double p_error = 2 * a->tol_lse[i * a->H + h] + 4 * unit;
-    double ds_error = scale * (2 * weight * p_error + (2 * D + 8) * unit * weight + dout_sum * a->tol_o[i * a->H + h]);
-    double sums = (double)((a->past + a->T) * a->H / a->KV + 4) * unit;
+    double ds_error = scale * (2 * weight * p_error + ((2 * D + 8) * unit + 2 * a->operand) * weight + dout_sum * a->tol_o[i * a->H + h]);
+    double sums = (double)((a->past + a->T) * a->H / a->KV + 4) * unit + 2 * a->operand;
     if (a->softcap > 0) /* the error of 1 - tanh^2 */
         ds_error += scale * 2 * weight * (2 * a->tol_lse[i * a->H + h] / a->softcap + 8 * unit);
     double each = ds_error + sums * scale * 2 * weight;
@@ -120,11 +135,11 @@ static void backward_row(attention_oracle *a, int64_t i, int64_t h) {
     for (int64_t j = first; j <= last; j++) {
         int64_t kj = at_k(a, j, h);
         double slope, p = exp(score(a, q, a->k + kj, &slope) - lse);
-        double ds = a->scale * slope * p * (dot(a->D, dout, a->v + kj) - delta);
+        double ds = operand(a, a->scale * slope * p * (product(a, dout, a->v + kj) - delta)), rounded = operand(a, p);
         for (int64_t d = 0; d < a->D; d++) {
-            dq[d] += ds * a->k[kj + d];
-            a->dk[kj + d] += ds * q[d];
-            a->dv[kj + d] += p * dout[d];
+            dq[d] += ds * operand(a, a->k[kj + d]);
+            a->dk[kj + d] += ds * operand(a, q[d]);
+            a->dv[kj + d] += rounded * operand(a, dout[d]);
         }
         a->tol_dk[kj / a->D] += p * each * max_abs(a->D, q);
         a->tol_dv[kj / a->D] += p * (p_error + sums) * max_abs(a->D, dout);

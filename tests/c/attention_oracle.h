@@ -1,7 +1,8 @@
-/* Attention of one segment in float64 by plain loops, with the error that a float32 implementation may make. */
+/* Attention of one segment in float64 by plain loops, with the error that an implementation with float32 sums may make. */
 #ifndef TESTS_ATTENTION_ORACLE_H
 #define TESTS_ATTENTION_ORACLE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* T queries after past cached keys. Arrays are dense: q, o, dout, dq (T, H, D); k, v, dk, dv (past + T, KV, D);
@@ -9,6 +10,8 @@
 typedef struct attention_oracle {
     int64_t T, past, H, KV, D, window;
     double scale, softcap; /* softcap 0: none; set after create */
+    double operand;        /* relative error of the operands of a product in the implementation, 0: none; set after create */
+    bool bf16;             /* rounds those operands here too: what bfloat16 costs; set after create */
     double *q, *k, *v, *dout;
     double *o, *lse, *dq, *dk, *dv;
     double *tol_o, *tol_lse, *tol_dq, *tol_dk, *tol_dv;

@@ -18,6 +18,7 @@ void check_rowwise(void);
 void check_nn(void);
 void check_head(void);
 void check_attention(void);
+void check_attention_fast(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_profile(void);
@@ -30,7 +31,8 @@ static const struct {
                 {"gemv", check_gemv},
                 {"linear", check_linear},       {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
                 {"head", check_head},
-                {"attention", check_attention}, {"decoder", check_decoder}, {"profile", check_profile},
+                {"attention", check_attention}, {"attention_fast", check_attention_fast},
+                {"decoder", check_decoder},     {"profile", check_profile},
                 {"decoder_adapters", check_decoder_adapters}, {"alloc_fail", check_alloc_fail}};
 
 static long n_passed, n_failed;

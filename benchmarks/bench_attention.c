@@ -1,0 +1,138 @@
+/* Attention as a share of the machine's own float32 FMA peak, measured in the same repetition by register-only FMAs on all
+ * the threads. The work counted is that of the pairs of a query and a key that it sees: 4 D flops forward, 10 D backward.
+ * Contestants are interleaved; printed are the median and the best share. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "lora_c/base/philox.h"
+#include "lora_c/lora_c.h"
+
+enum { REPETITIONS = 15, MAX_SEGMENTS = 16 };
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void must(lora_status status, const lora_error *err) {
+    if (status == LORA_OK) return;
+    fprintf(stderr, "%s\n", err->message);
+    exit(1);
+}
+
+/* Rows of qkv are [q | k | v], as in the decoder. */
+typedef struct batch {
+    lora_attention_shape shape;
+    int64_t n, length, M, q_width, kv_width, ld;
+    int32_t cu[MAX_SEGMENTS + 1];
+    lora_kv_view kv[MAX_SEGMENTS];
+    float *qkv, *dqkv, *out, *dout, *lse;
+} batch;
+
+static float *noise(int64_t n) {
+    float *p = malloc((size_t)n * sizeof *p);
+    for (int64_t i = 0; i < n; i++) p[i] = lora_philox_uniform(1, 1, (uint64_t)i) - 0.5f;
+    return p;
+}
+
+static batch make_batch(int64_t H, int64_t KV, int64_t D, int64_t window, int64_t n, int64_t length) {
+    batch b = {.shape = {H, KV, D, (float)(1.0 / sqrt((double)D)), window, 0}, .n = n, .length = length, .M = n * length};
+    b.q_width = H * D;
+    b.kv_width = KV * D;
+    b.ld = b.q_width + 2 * b.kv_width;
+    b.qkv = noise(b.M * b.ld);
+    b.dqkv = noise(b.M * b.ld);
+    b.out = noise(b.M * b.q_width);
+    b.dout = noise(b.M * b.q_width);
+    b.lse = noise(b.M * H);
+    for (int64_t s = 0; s < n; s++) {
+        const float *k = b.qkv + s * length * b.ld + b.q_width;
+        b.cu[s + 1] = (int32_t)((s + 1) * length);
+        b.kv[s] = (lora_kv_view){k, k + b.kv_width, b.ld, b.ld, length};
+    }
+    return b;
+}
+
+static void free_batch(batch *b) {
+    float *all[] = {b->qkv, b->dqkv, b->out, b->dout, b->lse};
+    for (int i = 0; i < 5; i++) free(all[i]);
+}
+
+static double pairs(const batch *b) {
+    double window = b->shape.sliding_window ? (double)b->shape.sliding_window : (double)b->length, T = (double)b->length;
+    return (double)(b->n * b->shape.n_heads) * (window * (window + 1) / 2 + (T - window) * window);
+}
+
+typedef struct contestant {
+    lora_precision precision;
+    double forward[REPETITIONS], backward[REPETITIONS], both[REPETITIONS];
+} contestant;
+
+static void run(lora_ctx *ctx, const batch *b, contestant *c, int repetition, double peak) {
+    lora_error err;
+    float *k = b->qkv + b->q_width, *v = k + b->kv_width, *dk = b->dqkv + b->q_width, *dv = dk + b->kv_width;
+    double flop = pairs(b) * (double)b->shape.head_dim;
+    must(lora_ctx_set_precision(ctx, c->precision, &err), &err);
+    double start = now();
+    must(lora_attention_forward(ctx, &b->shape, b->n, b->cu, b->qkv, b->ld, b->kv, b->out, b->q_width, b->lse, &err), &err);
+    double middle = now();
+    must(lora_attention_backward(ctx, &b->shape, b->n, b->cu, b->qkv, b->ld, k, b->ld, v, b->ld, b->out, b->q_width, b->lse, b->dout,
+                                 b->q_width, b->dqkv, b->ld, dk, b->ld, dv, b->ld, &err),
+         &err);
+    double end = now();
+    c->forward[repetition] = 4 * flop / (middle - start) / peak;
+    c->backward[repetition] = 10 * flop / (end - middle) / peak;
+    c->both[repetition] = 14 * flop / (end - start) / peak;
+}
+
+static int rising(const void *a, const void *b) { return *(const double *)a > *(const double *)b ? 1 : -1; }
+
+static void print_share(double *share) {
+    qsort(share, REPETITIONS, sizeof *share, rising);
+    printf("  %4.0f %4.0f", 100 * share[REPETITIONS / 2], 100 * share[REPETITIONS - 1]);
+}
+
+static void bench(lora_ctx *ctx, const char *what, batch b) {
+    contestant all[2] = {{.precision = LORA_PRECISION_EXACT}, {.precision = LORA_PRECISION_FAST}};
+    for (int c = 0; c < 2; c++) run(ctx, &b, all + c, 0, 1); /* memory of the first touch */
+    for (int r = 0; r < REPETITIONS; r++) {
+        double peak = lora_ctx_fma_peak(ctx);
+        for (int c = 0; c < 2; c++) run(ctx, &b, all + c, r, peak);
+    }
+    printf("%-12s %7d %5lld x %-5lld %6lld", what, lora_ctx_threads(ctx), (long long)b.n, (long long)b.length,
+           (long long)b.shape.sliding_window);
+    for (int c = 0; c < 2; c++) {
+        print_share(all[c].forward);
+        print_share(all[c].backward);
+        print_share(all[c].both);
+        printf("   ");
+    }
+    printf("\n");
+    fflush(stdout);
+    free_batch(&b);
+}
+
+int main(void) {
+    for (int threads = 1; threads <= 2; threads++) {
+        lora_ctx *ctx;
+        lora_error err;
+        must(lora_ctx_create(&(lora_ctx_options){.n_threads = threads, .isa = LORA_ISA_AUTO}, &ctx, &err), &err);
+        must(lora_ctx_set_precision(ctx, LORA_PRECISION_FAST, &err), &err);
+        if (threads == 1)
+            printf("%% of the float32 FMA peak, median and best of %d. Rung %s, fast operands %s\n"
+                   "                                             exact                               fast\n"
+                   "shape        threads   segments    window    forward   backward       both      forward   backward       both\n",
+                   REPETITIONS, lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx));
+        bench(ctx, "135M", make_batch(9, 3, 64, 0, 1, 512));
+        bench(ctx, "135M", make_batch(9, 3, 64, 0, 4, 512));
+        bench(ctx, "1.1B", make_batch(32, 4, 64, 0, 1, 512));
+        bench(ctx, "1.1B long", make_batch(32, 4, 64, 0, 1, 2048));
+        bench(ctx, "8 of 128", make_batch(8, 8, 128, 0, 1, 1024));
+        bench(ctx, "windows", make_batch(8, 4, 128, 256, 1, 2048));
+        lora_ctx_destroy(ctx);
+    }
+    return 0;
+}

@@ -1,0 +1,86 @@
+/* Attention in precision fast: its error beside that of a float64 computation whose operands are rounded to bfloat16. */
+#include <math.h>
+#include <string.h>
+
+#include "attention_batch.h"
+
+enum { OUTPUTS = 4, SEGMENTS = 5 };
+static const char *const names[OUTPUTS] = {"o", "dq", "dk", "dv"};
+static const int lengths[SEGMENTS] = {1, 2, 290, 37, 127};
+
+/* Sums of squared differences from the truth. */
+typedef struct errors {
+    double rounded[OUTPUTS], fast[OUTPUTS], size[OUTPUTS];
+} errors;
+
+static void add(errors *e, int which, const double *truth, const double *rounded, const float *x, int64_t ld, int64_t rows, int64_t width) {
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t i = 0; i < width; i++) {
+            double want = truth[r * width + i], a = rounded[r * width + i] - want, b = (double)x[r * ld + i] - want;
+            e->size[which] += want * want;
+            e->rounded[which] += a * a;
+            e->fast[which] += b * b;
+        }
+    }
+}
+
+static void add_segment(errors *e, const attention_batch *b, int64_t s) {
+    attention_oracle truth = attention_batch_oracle(b, s, 0, false), rounded = attention_batch_oracle(b, s, 0, true);
+    int64_t row = b->cu[s], T = truth.T, q_width = attention_q_width(b), k_width = attention_k_width(b);
+    const float *dq = b->dqkv + row * b->ld, *dk = dq + q_width;
+    add(e, 0, truth.o, rounded.o, b->out + row * b->ld_out, b->ld_out, T, q_width);
+    add(e, 1, truth.dq, rounded.dq, dq, b->ld, T, q_width);
+    add(e, 2, truth.dk, rounded.dk, dk, b->ld, T, k_width);
+    add(e, 3, truth.dv, rounded.dv, dk + k_width, b->ld, T, k_width);
+    attention_oracle_destroy(&truth);
+    attention_oracle_destroy(&rounded);
+}
+
+static void check_error(lora_ctx *ctx, int64_t D, int64_t H, int64_t KV, int64_t window, float softcap) {
+    attention_batch b = attention_batch_create(D, H, KV, window, SEGMENTS, lengths, 1.5f);
+    b.shape.softcap = softcap;
+    attention_batch_run(ctx, &b);
+    errors e = {{0}, {0}, {0}};
+    for (int64_t s = 0; s < b.n; s++)
+        add_segment(&e, &b, s);
+    for (int i = 0; i < OUTPUTS; i++) /* two draws of the same roundings differ a little */
+        CHECK(sqrt(e.fast[i]) <= 1.15 * sqrt(e.rounded[i]) + 1e-6 * sqrt(e.size[i]),
+              "D %d heads %d/%d window %d cap %g, %s: error %.3g of its size, bfloat16 operands %.3g", (int)D, (int)H, (int)KV, (int)window,
+              (double)softcap, names[i], sqrt(e.fast[i] / e.size[i]), sqrt(e.rounded[i] / e.size[i]));
+    attention_batch_destroy(&b);
+}
+
+/* Segments with past keys get the bits of precision exact, whatever stands beside them. */
+static void check_past(lora_ctx *ctx) {
+    static const int both[] = {40, 90};
+    attention_batch b = attention_batch_create(20, 6, 2, 0, 2, both, 1.0f);
+    const float *k = b.qkv + attention_q_width(&b), *v = k + attention_k_width(&b);
+    lora_kv_view kv[2] = {{k, v, b.ld, b.ld, 40}, {k, v, b.ld, b.ld, 130}}; /* the second continues the first */
+    lora_error err;
+    float *exact = attention_buffer(b.M * b.ld_out);
+    for (int precision = 0; precision < 2; precision++) {
+        CHECK(lora_ctx_set_precision(ctx, precision ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT, &err) == LORA_OK, "precision");
+        lora_status status = lora_attention_forward(ctx, &b.shape, 2, b.cu, b.qkv, b.ld, kv, precision ? b.out : exact, b.ld_out, NULL, &err);
+        CHECK(status == LORA_OK, "past: %s", err.message);
+    }
+    int64_t at = 40 * b.ld_out;
+    CHECK(attention_same_rows(exact + at, b.out + at, 90, b.ld_out, b.ld_out - 1), "fast changes a segment with past keys");
+    CHECK(!attention_same_rows(exact, b.out, 40, b.ld_out, b.ld_out - 1), "fast does not change a segment without past keys");
+    attention_buffer_free(exact);
+    attention_batch_destroy(&b);
+}
+
+void check_attention_fast(void);
+void check_attention_fast(void) {
+    lora_ctx *ctx = attention_context(lora_cpu_best_isa(), 2, LORA_PRECISION_FAST);
+    if (strcmp(lora_ctx_operands(ctx), "bfloat16") == 0) { /* elsewhere attention is float32, see check_attention */
+        check_error(ctx, 64, 3, 1, 0, 0);
+        check_error(ctx, 64, 3, 1, 70, 0);
+        check_error(ctx, 20, 4, 4, 0, 0);
+        check_error(ctx, 48, 8, 1, 0, 3.0f);
+        check_error(ctx, 7, 2, 1, 1, 0);
+        check_error(ctx, 130, 2, 2, 0, 0);
+        check_past(ctx);
+    }
+    lora_ctx_destroy(ctx);
+}
