@@ -55,12 +55,12 @@ CASES = {
                                     "rope_parameters": {
                                         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
                                         "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}}),
-    "gemma3_conditional": ("Gemma3Config", {"num_hidden_layers": 2, "head_dim": 16, "sliding_window": 9,
-                                            "layer_types": ["sliding_attention", "full_attention"]}),
     "olmo2": ("Olmo2Config", {}),
     "granite": ("GraniteConfig", {"attention_bias": True, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
                                   "attention_multiplier": 0.2, "logits_scaling": 2.5}),
     "gpt2": ("GPT2Config", {}),
+    "gemma3_conditional": ("Gemma3Config", {"num_hidden_layers": 2, "head_dim": 16, "sliding_window": 9,
+                                            "layer_types": ["sliding_attention", "full_attention"]}),
 }  # fmt: skip
 # These differ from the family's own case in what rotates queries and keys: logits and greedy text are enough.
 FORWARD_ONLY = {name for name in CASES if "_" in name} - {"phi3_longrope", "gemma3_conditional"}
