@@ -8,6 +8,8 @@
 /* A ragged last block never stores a smaller absmax, and no block divides by one. */
 #define LORA_NF4_MIN_ABSMAX 1e-38f
 
+enum { LORA_NF4_MAX_BLOCK = 4096 };
+
 /** Even elements sit in the high nibble. */
 LORA_INLINE unsigned lora_nf4_code(const uint8_t *codes, int64_t i) {
     unsigned byte = codes[i >> 1];

@@ -8,13 +8,14 @@
 
 #include "lora_c/context.h"
 #include "lora_c/nf4.h"
+#include "lora_c/types.h"
 
 typedef struct lora_nf4_kernels {
-    /** n_blocks full blocks: absmax[b] = max |x|, code = number of thresholds strictly below x * (1 / max(absmax, 1e-38)).
-     *  codes gets n_blocks * block_size / 2 bytes. block_size is a multiple of 32.
+    /** n_blocks full blocks: absmax[b] = max |x|, code = number of thresholds strictly below x * (1 / max(absmax, 1e-38)),
+     *  where x is src in float32. codes gets n_blocks * block_size / 2 bytes. block_size is a multiple of 32.
      *  Returns the first block that holds a NaN or an infinity (it and the blocks after it are then unspecified), or
      *  n_blocks. Alias: none allowed. */
-    int64_t (*quantize)(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax);
+    int64_t (*quantize)(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax);
 
     /** dst[i] = lut[code(begin + i)] * absmax(block of begin + i) for i in 0 .. count-1; any begin, any count >= 0. */
     void (*dequantize)(const lora_nf4 *w, int64_t begin, int64_t count, float *dst);

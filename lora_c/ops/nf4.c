@@ -9,17 +9,16 @@
 #include "lora_c/ops/ctx.h"
 
 enum {
-    CHUNK = 65536,    /* elements per task: a multiple of every block size */
-    MAX_BLOCK = 4096,
-    BUFFER = MAX_BLOCK, /* elements converted at a time on a thread's stack */
-    NESTED_CHUNK = 64,  /* nested blocks per task */
+    CHUNK = 65536,     /* elements per task: a multiple of every block size */
+    BUFFER = 4096,     /* elements converted at a time on a thread's stack */
+    NESTED_CHUNK = 64, /* nested blocks per task */
 };
 
 #define THRESHOLD(code, value) value,
 
-/* Powers of two, so that CHUNK and BUFFER are multiples and a block never splits a byte. */
+/* Powers of two, so that CHUNK is a multiple and a block never splits a byte. */
 static lora_status check_block_size(int64_t block_size, lora_error *err) {
-    bool fits = block_size >= 32 && block_size <= MAX_BLOCK && (block_size & (block_size - 1)) == 0;
+    bool fits = block_size >= 32 && block_size <= LORA_NF4_MAX_BLOCK && (block_size & (block_size - 1)) == 0;
     LORA_CHECK(fits, err, LORA_EINVAL, "block_size: expected 32, 64, 128, 256, 512, 1024, 2048 or 4096, got %lld",
                (long long)block_size);
     return LORA_OK;
@@ -50,11 +49,11 @@ static float element(const void *src, lora_dtype dtype, int64_t i) {
 }
 
 /* Minimum over the tasks, so that the index named is the first one for any number of threads. */
-static void report_first_bad(quantize_job *job, int64_t begin, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        if (isfinite(x[i])) continue;
+static void report_first_bad(quantize_job *job, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+        if (isfinite(element(job->src, job->dtype, i))) continue;
         int64_t seen = atomic_load(&job->first_bad);
-        while (begin + i < seen && !atomic_compare_exchange_weak(&job->first_bad, &seen, begin + i)) {
+        while (i < seen && !atomic_compare_exchange_weak(&job->first_bad, &seen, i)) {
         }
         return;
     }
@@ -82,35 +81,22 @@ static bool quantize_ragged(const float *x, int64_t n, uint8_t *codes, float *ab
     return true;
 }
 
-/* n elements from begin (a block start); only the end of the matrix is ragged. */
-static void quantize_range(quantize_job *job, int64_t begin, const float *x, int64_t n) {
-    int64_t n_blocks = n / job->block_size, full = n_blocks * job->block_size;
-    uint8_t *codes = job->codes + begin / 2;
-    float *absmax = job->absmax + begin / job->block_size;
-    bool finite = job->kernels->quantize(x, n_blocks, job->block_size, codes, absmax) == n_blocks;
-    if (finite && full < n) finite = quantize_ragged(x + full, n - full, codes + full / 2, absmax + n_blocks);
-    if (!finite) report_first_bad(job, begin, x, n);
-}
-
+/* Chunks begin at blocks; only the end of the matrix is ragged. */
 static void quantize_task(void *arg, int64_t task, int worker) {
     (void)worker;
     quantize_job *job = arg;
     int64_t begin = task * CHUNK, end = lora_min_i64(begin + CHUNK, job->n);
     if (atomic_load(&job->first_bad) < begin) return; /* the call fails already, and not because of this chunk */
-    if (job->dtype == LORA_F32) {
-        quantize_range(job, begin, (const float *)job->src + begin, end - begin);
-        return;
+    int64_t n_blocks = (end - begin) / job->block_size, full = begin + n_blocks * job->block_size;
+    const void *src = (const char *)job->src + begin * (int64_t)lora_dtype_bytes(job->dtype);
+    float *absmax = job->absmax + begin / job->block_size;
+    bool finite = job->kernels->quantize(src, job->dtype, n_blocks, job->block_size, job->codes + begin / 2, absmax) == n_blocks;
+    if (finite && full < end) {
+        float x[LORA_NF4_MAX_BLOCK];
+        for (int64_t i = full; i < end; i++) x[i - full] = element(job->src, job->dtype, i);
+        finite = quantize_ragged(x, end - full, job->codes + full / 2, absmax + n_blocks);
     }
-    float x[BUFFER];
-    for (int64_t i = begin; i < end; i += BUFFER) {
-        int64_t n = lora_min_i64(BUFFER, end - i);
-        const uint16_t *src = (const uint16_t *)job->src + i;
-        if (job->dtype == LORA_BF16)
-            job->kernels->bf16_to_f32(n, src, x);
-        else
-            job->kernels->f16_to_f32(n, src, x);
-        quantize_range(job, i, x, n);
-    }
+    if (!finite) report_first_bad(job, begin, end);
 }
 
 lora_status lora_nf4_quantize(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols,

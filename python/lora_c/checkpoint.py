@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from .errors import CheckpointError, shorten
 from .files import recover_folder
 from .multimodal import text_config
+from .read_ahead import Extent
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_SHARD_BYTES = 5_000_000_000
@@ -220,6 +221,11 @@ class Checkpoint:
         if name not in self._files:
             raise CheckpointError(f"{self.path}: expected a tensor {name!r}, got none of that name")
         return self._files[name].read(name)
+
+    def extent(self, name: str) -> Extent:
+        """Where the bytes of a tensor lie."""
+        info = self.tensors[name]
+        return Extent(self._files[name].path, info.start, info.end)
 
     def release(self, name: str) -> None:
         """Give the memory of a tensor back to the system after its last use."""

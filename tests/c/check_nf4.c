@@ -111,32 +111,71 @@ static void fill_block(float *x, int64_t n, int kind) {
     if (kind == 3) x[random_word() % n] = 3e38f;
 }
 
+static const lora_dtype dtypes[] = {LORA_F32, LORA_BF16, LORA_F16};
+
+/* x rounded to dtype: the source in src, its values back in x. Float16 values stay within its range. */
+static void round_to(lora_dtype dtype, int64_t n, float *x, void *src) {
+    uint16_t *h = src;
+    for (int64_t i = 0; i < n; i++) {
+        if (dtype == LORA_F32) memcpy((float *)src + i, x + i, 4);
+        if (dtype == LORA_BF16) h[i] = lora_f32_to_bf16(x[i]), x[i] = lora_bf16_to_f32(h[i]);
+        if (dtype == LORA_F16) h[i] = lora_f32_to_f16(fabsf(x[i]) > 65000 ? copysignf(65000, x[i]) : x[i]), x[i] = lora_f16_to_f32(h[i]);
+    }
+}
+
+/* One call against the oracle on the same values in float32. */
+static void check_quantize_case(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa, lora_dtype dtype, int64_t block_size,
+                                int64_t n_blocks) {
+    const char *name = lora_isa_name(isa), *from = lora_dtype_name(dtype);
+    int64_t n = n_blocks * block_size, width = (int64_t)lora_dtype_bytes(dtype), offset = width * (n_blocks % 3);
+    bytes x = bytes_make(4 * n, 0), src = bytes_make(width * n, offset);
+    bytes codes = bytes_make(n / 2, n_blocks % 5), want = bytes_make(n / 2, 0);
+    bytes absmax = bytes_make(4 * n_blocks, 4 * (n_blocks % 3)), want_absmax = bytes_make(4 * n_blocks, 0);
+    float *xs = (float *)(void *)x.p;
+    for (int64_t b = 0; b < n_blocks; b++) fill_block(xs + b * block_size, block_size, (int)(b % 6));
+    round_to(dtype, n, xs, src.p);
+    int64_t got = k->quantize(src.p, dtype, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
+    ref->quantize(xs, LORA_F32, n_blocks, block_size, want.p, (float *)(void *)want_absmax.p);
+    CHECK(got == n_blocks, "%s quantize %s: returned %lld of %lld", name, from, (long long)got, (long long)n_blocks);
+    CHECK(!memcmp(codes.p, want.p, (size_t)n / 2), "%s codes of %s, block size %lld", name, from, (long long)block_size);
+    CHECK(!memcmp(absmax.p, want_absmax.p, (size_t)n_blocks * 4), "%s absmax of %s, block size %lld", name, from, (long long)block_size);
+    CHECK(bytes_guarded(codes) && bytes_guarded(absmax), "%s quantize %s wrote outside", name, from);
+    static const float bad[3] = {NAN, INFINITY, -INFINITY};
+    for (int j = 0; j < 3 && n_blocks > 0; j++) {
+        int64_t where = random_word() % n;
+        float value = bad[j];
+        uint16_t half = dtype == LORA_BF16 ? lora_f32_to_bf16(value) : lora_f32_to_f16(value);
+        memcpy(src.p + width * where, dtype == LORA_F32 ? (void *)&value : (void *)&half, (size_t)width);
+        got = k->quantize(src.p, dtype, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
+        CHECK(got == where / block_size, "%s: non-finite block %lld of %s, got %lld", name, (long long)(where / block_size), from, (long long)got);
+        memset(src.p + width * where, 0, (size_t)width);
+    }
+    free(x.all), free(src.all), free(codes.all), free(want.all), free(absmax.all), free(want_absmax.all);
+}
+
 static void check_quantize(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
     static const int64_t block_sizes[] = {32, 64, 128, 256, 1024, 4096};
-    for (int s = 0; s < 6; s++)
-        for (int64_t n_blocks = 0; n_blocks <= 70; n_blocks = n_blocks < 3 ? n_blocks + 1 : n_blocks * 3) {
-            int64_t block_size = block_sizes[s], n = n_blocks * block_size, offset = 4 * (n_blocks % 3);
-            bytes x = bytes_make(4 * n, offset), codes = bytes_make(n / 2, n_blocks % 5), want = bytes_make(n / 2, 0);
-            bytes absmax = bytes_make(4 * n_blocks, offset), want_absmax = bytes_make(4 * n_blocks, 0);
-            float *xs = (float *)(void *)x.p;
-            for (int64_t b = 0; b < n_blocks; b++) fill_block(xs + b * block_size, block_size, (int)(b % 6));
-            int64_t got = k->quantize(xs, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
-            ref->quantize(xs, n_blocks, block_size, want.p, (float *)(void *)want_absmax.p);
-            CHECK(got == n_blocks, "%s quantize: returned %lld of %lld", lora_isa_name(isa), (long long)got, (long long)n_blocks);
-            CHECK(!memcmp(codes.p, want.p, (size_t)n / 2), "%s codes, block size %lld", lora_isa_name(isa), (long long)block_size);
-            CHECK(!memcmp(absmax.p, want_absmax.p, (size_t)n_blocks * 4), "%s absmax, block size %lld", lora_isa_name(isa),
-                  (long long)block_size);
-            CHECK(bytes_guarded(codes) && bytes_guarded(absmax), "%s quantize wrote outside", lora_isa_name(isa));
-            static const float bad[3] = {NAN, INFINITY, -INFINITY};
-            for (int j = 0; j < 3 && n_blocks > 0; j++) {
-                int64_t where = random_word() % n;
-                xs[where] = bad[j];
-                got = k->quantize(xs, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
-                CHECK(got == where / block_size, "%s: non-finite block %lld, got %lld", lora_isa_name(isa),
-                      (long long)(where / block_size), (long long)got);
-                xs[where] = 0;
+    for (int d = 0; d < 3; d++)
+        for (int s = 0; s < 6; s++)
+            for (int64_t n_blocks = 0; n_blocks <= 70; n_blocks = n_blocks < 3 ? n_blocks + 1 : n_blocks * 3)
+                check_quantize_case(k, ref, isa, dtypes[d], block_sizes[s], n_blocks);
+}
+
+/* Every 16-bit value as the largest of its block, and as one that is coded. */
+static void check_all_halves(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
+    enum { BLOCK = 32 };
+    for (int d = 1; d < 3; d++)
+        for (uint32_t bits = 0; bits < 65536; bits += BLOCK) {
+            uint16_t src[BLOCK];
+            float x[BLOCK], absmax = -1, want_absmax = -2;
+            uint8_t codes[BLOCK / 2] = {1}, want[BLOCK / 2] = {2};
+            for (int i = 0; i < BLOCK; i++) {
+                src[i] = (uint16_t)(bits + (uint32_t)i);
+                x[i] = d == 1 ? lora_bf16_to_f32(src[i]) : lora_f16_to_f32(src[i]);
             }
-            free(x.all), free(codes.all), free(want.all), free(absmax.all), free(want_absmax.all);
+            int64_t got = k->quantize(src, dtypes[d], 1, BLOCK, codes, &absmax);
+            CHECK(got == ref->quantize(x, LORA_F32, 1, BLOCK, want, &want_absmax), "%s %s %u", lora_isa_name(isa), lora_dtype_name(dtypes[d]), bits);
+            if (got) CHECK(absmax == want_absmax && !memcmp(codes, want, sizeof codes), "%s %s %u", lora_isa_name(isa), lora_dtype_name(dtypes[d]), bits);
         }
 }
 
@@ -149,7 +188,7 @@ static void check_nearest(const lora_nf4_kernels *k, lora_isa isa) {
         fill_block(x, 64, round % 3);
         x[0] = round % 2 ? 1.0f : 2.0f; /* so that the reciprocal is exact and x * inverse is what the definition says */
         for (int i = 1; i < 64; i++) x[i] = fminf(fmaxf(x[i], -x[0]), x[0]);
-        k->quantize(x, 1, 64, codes, &absmax);
+        k->quantize(x, LORA_F32, 1, 64, codes, &absmax);
         for (int i = 0; i < 64; i++) {
             double y = (double)x[i] / absmax, best = 9;
             for (int c = 0; c < 16; c++) best = fmin(best, fabs(y - lut[c]));
@@ -159,7 +198,7 @@ static void check_nearest(const lora_nf4_kernels *k, lora_isa isa) {
     }
     for (int c = 0; c < 16; c++) { /* every code survives a round trip */
         for (int i = 0; i < 64; i++) x[i] = lut[(c + i) % 16] * 0.37f;
-        k->quantize(x, 1, 64, codes, &absmax);
+        k->quantize(x, LORA_F32, 1, 64, codes, &absmax);
         for (int i = 0; i < 64; i++)
             CHECK(lora_nf4_code(codes, i) == (unsigned)(c + i) % 16, "%s: code %d", lora_isa_name(isa), (c + i) % 16);
     }
@@ -288,6 +327,7 @@ void check_nf4(void) {
     for (lora_isa isa = LORA_ISA_REF; isa <= lora_cpu_best_isa(); isa++) {
         lora_nf4_kernels_init(&k, isa);
         check_quantize(&k, &ref, isa);
+        check_all_halves(&k, &ref, isa);
         check_nearest(&k, isa);
         check_dequantize(&k, &ref, isa);
         check_halves(&k, &ref, isa);

@@ -1,6 +1,7 @@
 /* NF4 kernels in plain C: loops over 32 elements that a compiler vectorises on any machine. */
 #include <string.h>
 
+#include "lora_c/base/half.h"
 #include "lora_c/format/nf4_codebook.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/nf4_kernels.h"
@@ -24,7 +25,7 @@ static int32_t top_magnitude(const float *x, int64_t n) {
     return top[0];
 }
 
-static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+static int64_t quantize_floats(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
     for (int64_t b = 0; b < n_blocks; b++) {
         int32_t top = top_magnitude(x, block_size);
         if (top >= 0x7f800000) return b;
@@ -38,6 +39,18 @@ static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, ui
                 for (int j = 0; j < GROUP; j++) code[j] += y[j] > thresholds[t];
             for (int j = 0; j < GROUP / 2; j++) codes[j] = (uint8_t)(code[2 * j] << 4 | code[2 * j + 1]);
         }
+    }
+    return n_blocks;
+}
+
+/* 16-bit blocks are widened one at a time. */
+static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+    if (dtype == LORA_F32) return quantize_floats(src, n_blocks, block_size, codes, absmax);
+    const uint16_t *h = src;
+    float x[LORA_NF4_MAX_BLOCK];
+    for (int64_t b = 0; b < n_blocks; b++, h += block_size, codes += block_size / 2) {
+        for (int64_t i = 0; i < block_size; i++) x[i] = dtype == LORA_BF16 ? lora_bf16_to_f32(h[i]) : lora_f16_to_f32(h[i]);
+        if (quantize_floats(x, 1, block_size, codes, absmax + b) == 0) return b;
     }
     return n_blocks;
 }

@@ -13,18 +13,26 @@ static unsigned nearest_code(float y) {
     return code;
 }
 
-static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
-    for (int64_t b = 0; b < n_blocks; b++, x += block_size, codes += block_size / 2) {
+static float element(const void *src, lora_dtype dtype, int64_t i) {
+    if (dtype == LORA_F32) return ((const float *)src)[i];
+    uint16_t h = ((const uint16_t *)src)[i];
+    return dtype == LORA_BF16 ? lora_bf16_to_f32(h) : lora_f16_to_f32(h);
+}
+
+static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+    for (int64_t b = 0, first = 0; b < n_blocks; b++, first += block_size, codes += block_size / 2) {
         uint32_t top = 0; /* bit patterns of magnitudes order like the magnitudes, with NaN above infinity */
         for (int64_t i = 0; i < block_size; i++) {
-            uint32_t magnitude = lora_bits_f32(x[i]) & 0x7fffffffu;
+            uint32_t magnitude = lora_bits_f32(element(src, dtype, first + i)) & 0x7fffffffu;
             if (magnitude > top) top = magnitude;
         }
         if (top >= 0x7f800000u) return b;
         absmax[b] = lora_f32_bits(top);
         float inverse = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
-        for (int64_t i = 0; i < block_size; i += 2)
-            codes[i / 2] = (uint8_t)(nearest_code(x[i] * inverse) << 4 | nearest_code(x[i + 1] * inverse));
+        for (int64_t i = 0; i < block_size; i += 2) {
+            float high = element(src, dtype, first + i) * inverse, low = element(src, dtype, first + i + 1) * inverse;
+            codes[i / 2] = (uint8_t)(nearest_code(high) << 4 | nearest_code(low));
+        }
     }
     return n_blocks;
 }

@@ -39,17 +39,42 @@ static cell_tables load_tables(void) {
     return t;
 }
 
-LORA_INLINE int32_t top_magnitude(const float *x, int64_t n) {
-    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
-    __m256i top0 = _mm256_setzero_si256(), top1 = top0;
-    for (int64_t i = 0; i < n; i += 16) {
-        top0 = _mm256_max_epi32(top0, _mm256_and_si256(mask, _mm256_loadu_si256((const __m256i *)(x + i))));
-        top1 = _mm256_max_epi32(top1, _mm256_and_si256(mask, _mm256_loadu_si256((const __m256i *)(x + i + 8))));
-    }
-    top0 = _mm256_max_epi32(top0, top1);
-    __m128i h = _mm_max_epi32(_mm256_castsi256_si128(top0), _mm256_extracti128_si256(top0, 1));
+/* In what follows dtype is a constant: each function is compiled once for every source. */
+LORA_INLINE const void *at(const void *src, lora_dtype dtype, int64_t i) {
+    return (const char *)src + i * (dtype == LORA_F32 ? 4 : 2);
+}
+
+LORA_INLINE __m256 load_8(const void *x, lora_dtype dtype) {
+    if (dtype == LORA_F32) return _mm256_loadu_ps(x);
+    __m128i h = _mm_loadu_si128(x);
+    return dtype == LORA_F16 ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+LORA_INLINE uint32_t largest_of_8(__m256i v) {
+    __m128i h = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0x4e));
-    return _mm_cvtsi128_si32(_mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+}
+
+/* The largest magnitude as float32 bits: the bits of any of the types order like their values. */
+LORA_INLINE uint32_t top_magnitude(const void *x, lora_dtype dtype, int64_t n) {
+    __m256i top0 = _mm256_setzero_si256(), top1 = top0;
+    if (dtype == LORA_F32) {
+        const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+        for (int64_t i = 0; i < n; i += 16) {
+            top0 = _mm256_max_epi32(top0, _mm256_and_si256(mask, _mm256_loadu_si256(at(x, dtype, i))));
+            top1 = _mm256_max_epi32(top1, _mm256_and_si256(mask, _mm256_loadu_si256(at(x, dtype, i + 8))));
+        }
+        return largest_of_8(_mm256_max_epi32(top0, top1));
+    }
+    const __m256i mask = _mm256_set1_epi16(0x7fff);
+    for (int64_t i = 0; i < n; i += GROUP) {
+        top0 = _mm256_max_epi16(top0, _mm256_and_si256(mask, _mm256_loadu_si256(at(x, dtype, i))));
+        top1 = _mm256_max_epi16(top1, _mm256_and_si256(mask, _mm256_loadu_si256(at(x, dtype, i + 16))));
+    }
+    top0 = _mm256_max_epi16(top0, top1);
+    uint16_t top = (uint16_t)largest_of_8(_mm256_max_epi32(_mm256_srli_epi32(top0, 16), _mm256_and_si256(top0, _mm256_set1_epi32(0xffff))));
+    return lora_bits_f32(dtype == LORA_BF16 ? lora_bf16_to_f32(top) : _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(top))));
 }
 
 /* Two pshufb cover 32 entries: an index with its top bit set reads 0, so the other half's table fills it in. */
@@ -58,11 +83,11 @@ LORA_INLINE __m256i lookup(const __m256i table[2], __m256i cell, __m256i flipped
 }
 
 /* Codes of 32 elements as bytes, in the order that in-lane packing leaves (pack_nibbles undoes it). */
-__attribute__((noinline)) static __m256i exact_codes(const float *x, float inverse) {
+LORA_INLINE __m256i exact_codes_of(const void *x, lora_dtype dtype, float inverse) {
     static const float thresholds[15] = {LORA_NF4_THRESHOLDS(LORA_NF4_THRESHOLD_)};
     __m256i code[4];
     for (int j = 0; j < 4; j++) {
-        __m256 y = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * j), _mm256_set1_ps(inverse));
+        __m256 y = _mm256_mul_ps(load_8(at(x, dtype, 8 * j), dtype), _mm256_set1_ps(inverse));
         code[j] = _mm256_setzero_si256();
         for (int t = 0; t < 15; t++) {
             __m256 above = _mm256_cmp_ps(y, _mm256_set1_ps(thresholds[t]), _CMP_GT_OQ);
@@ -72,19 +97,25 @@ __attribute__((noinline)) static __m256i exact_codes(const float *x, float inver
     return _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
 }
 
-LORA_INLINE __m256i scaled_integers(const float *x, __m256 scale) {
-    return _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), scale)),
-                              _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), scale)));
+/* Out of line: rare. */
+__attribute__((noinline)) static __m256i exact_codes(const void *x, lora_dtype dtype, float inverse) {
+    if (dtype == LORA_F32) return exact_codes_of(x, LORA_F32, inverse);
+    return dtype == LORA_BF16 ? exact_codes_of(x, LORA_BF16, inverse) : exact_codes_of(x, LORA_F16, inverse);
 }
 
-LORA_INLINE __m256i group_codes(const float *x, float inverse, __m256 scale, const cell_tables *t) {
-    __m256i q0 = scaled_integers(x, scale), q1 = scaled_integers(x + 16, scale);
+LORA_INLINE __m256i scaled_integers(const void *x, lora_dtype dtype, __m256 scale) {
+    return _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(load_8(x, dtype), scale)),
+                              _mm256_cvtps_epi32(_mm256_mul_ps(load_8(at(x, dtype, 8), dtype), scale)));
+}
+
+LORA_INLINE __m256i group_codes(const void *x, lora_dtype dtype, float inverse, __m256 scale, const cell_tables *t) {
+    __m256i q0 = scaled_integers(x, dtype, scale), q1 = scaled_integers(at(x, dtype, 16), dtype, scale);
     __m256i cell = _mm256_packs_epi16(_mm256_srai_epi16(q0, 11), _mm256_srai_epi16(q1, 11));
     __m256i flipped = _mm256_xor_si256(cell, _mm256_set1_epi8((char)0x80));
     __m256i low = lookup(t->low, cell, flipped), high = lookup(t->high, cell, flipped);
     __m256i t0 = _mm256_unpacklo_epi8(low, high), t1 = _mm256_unpackhi_epi8(low, high);
     __m256i equal = _mm256_or_si256(_mm256_cmpeq_epi16(q0, t0), _mm256_cmpeq_epi16(q1, t1));
-    if (__builtin_expect(!_mm256_testz_si256(equal, equal), 0)) return exact_codes(x, inverse);
+    if (__builtin_expect(!_mm256_testz_si256(equal, equal), 0)) return exact_codes(x, dtype, inverse);
     __m256i above = _mm256_packs_epi16(_mm256_cmpgt_epi16(q0, t0), _mm256_cmpgt_epi16(q1, t1));
     return _mm256_sub_epi8(lookup(t->base, cell, flipped), above);
 }
@@ -96,7 +127,7 @@ LORA_INLINE __m128i pack_nibbles(__m256i codes) {
     return _mm_unpacklo_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
 }
 
-static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+LORA_INLINE int64_t quantize_of(const void *x, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
     const cell_tables tables = load_tables();
     /* The scales of a batch come first: their latency (reduction, division) then overlaps instead of adding up. */
     int64_t batch = block_size < BATCH ? BATCH / block_size : 1;
@@ -104,23 +135,31 @@ static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, ui
         int64_t n = lora_min_i64(batch, n_blocks - first);
         float inverse[BATCH / GROUP];
         for (int64_t b = 0; b < n; b++) {
-            int32_t top = top_magnitude(x + b * block_size, block_size);
+            uint32_t top = top_magnitude(at(x, dtype, b * block_size), dtype, block_size);
             if (top >= 0x7f800000) return first + b;
-            absmax[b] = lora_f32_bits((uint32_t)top);
+            absmax[b] = lora_f32_bits(top);
             inverse[b] = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
         }
         for (int64_t b = 0; b < n; b++) {
             bool fits = absmax[b] >= LORA_NF4_CELL_MIN_ABSMAX;
             __m256 scale = _mm256_set1_ps(inverse[b] * 32768.0f);
-            for (int64_t i = 0; i < block_size; i += GROUP, x += GROUP, codes += GROUP / 2) {
+            for (int64_t i = 0; i < block_size; i += GROUP, x = at(x, dtype, GROUP), codes += GROUP / 2) {
                 _mm_prefetch((const char *)x + PREFETCH, _MM_HINT_T0);
-                _mm_prefetch((const char *)x + PREFETCH + 64, _MM_HINT_T0);
-                __m256i c = fits ? group_codes(x, inverse[b], scale, &tables) : exact_codes(x, inverse[b]);
+                if (dtype == LORA_F32) _mm_prefetch((const char *)x + PREFETCH + 64, _MM_HINT_T0);
+                __m256i c = fits ? group_codes(x, dtype, inverse[b], scale, &tables) : exact_codes(x, dtype, inverse[b]);
                 _mm_storeu_si128((__m128i *)codes, pack_nibbles(c));
             }
         }
     }
     return n_blocks;
+}
+
+static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+    switch (dtype) {
+    case LORA_F32: return quantize_of(src, LORA_F32, n_blocks, block_size, codes, absmax);
+    case LORA_BF16: return quantize_of(src, LORA_BF16, n_blocks, block_size, codes, absmax);
+    default: return quantize_of(src, LORA_F16, n_blocks, block_size, codes, absmax);
+    }
 }
 
 /* The table as four byte planes, so that one pshufb looks up 32 codes. */

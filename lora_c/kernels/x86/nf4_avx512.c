@@ -16,20 +16,39 @@ enum {
     PREFETCH = 8192, /* bytes ahead: two batches; 80 % of the speed of a plain read stream instead of 50 % without */
 };
 
-LORA_INLINE int32_t top_magnitude(const float *x, int64_t n) {
-    const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+/* In what follows dtype is a constant: each function is compiled once for every source. */
+LORA_INLINE const void *at(const void *src, lora_dtype dtype, int64_t i) {
+    return (const char *)src + i * (dtype == LORA_F32 ? 4 : 2);
+}
+
+LORA_INLINE __m512 load_16(const void *x, lora_dtype dtype) {
+    if (dtype == LORA_F32) return _mm512_loadu_ps(x);
+    __m256i h = _mm256_loadu_si256(x);
+    return dtype == LORA_F16 ? _mm512_cvtph_ps(h) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+/* The largest magnitude as float32 bits: the bits of any of the types order like their values. */
+LORA_INLINE uint32_t top_magnitude(const void *x, lora_dtype dtype, int64_t n) {
     __m512i top0 = _mm512_setzero_si512(), top1 = top0;
-    for (int64_t i = 0; i < n; i += GROUP) {
-        top0 = _mm512_max_epi32(top0, _mm512_and_si512(mask, _mm512_loadu_si512(x + i)));
-        top1 = _mm512_max_epi32(top1, _mm512_and_si512(mask, _mm512_loadu_si512(x + i + 16)));
+    if (dtype == LORA_F32) {
+        const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+        for (int64_t i = 0; i < n; i += GROUP) {
+            top0 = _mm512_max_epi32(top0, _mm512_and_si512(mask, _mm512_loadu_si512(at(x, dtype, i))));
+            top1 = _mm512_max_epi32(top1, _mm512_and_si512(mask, _mm512_loadu_si512(at(x, dtype, i + 16))));
+        }
+        return (uint32_t)_mm512_reduce_max_epi32(_mm512_max_epi32(top0, top1));
     }
-    return _mm512_reduce_max_epi32(_mm512_max_epi32(top0, top1));
+    const __m512i mask = _mm512_set1_epi16(0x7fff);
+    for (int64_t i = 0; i < n; i += GROUP) top0 = _mm512_max_epi16(top0, _mm512_and_si512(mask, _mm512_loadu_si512(at(x, dtype, i))));
+    top1 = _mm512_max_epi32(_mm512_srli_epi32(top0, 16), _mm512_and_si512(top0, _mm512_set1_epi32(0xffff)));
+    uint16_t top = (uint16_t)_mm512_reduce_max_epi32(top1);
+    return lora_bits_f32(dtype == LORA_BF16 ? lora_bf16_to_f32(top) : _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(top))));
 }
 
 /* Codes of 16 elements in order, by the 15 comparisons. */
-LORA_INLINE __m512i exact_codes_16(const float *x, float inverse) {
+LORA_INLINE __m512i exact_codes_16(__m512 x, float inverse) {
     static const float thresholds[15] = {LORA_NF4_THRESHOLDS(LORA_NF4_THRESHOLD_)};
-    __m512 y = _mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(inverse));
+    __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(inverse));
     __m512i code = _mm512_setzero_si512();
     for (int t = 0; t < 15; t++) {
         __mmask16 above = _mm512_cmp_ps_mask(y, _mm512_set1_ps(thresholds[t]), _CMP_GT_OQ);
@@ -39,16 +58,15 @@ LORA_INLINE __m512i exact_codes_16(const float *x, float inverse) {
 }
 
 /* Codes of 32 elements as 16-bit integers, in the order that in-lane packing leaves (pack_nibbles undoes it). */
-__attribute__((noinline)) static __m512i exact_codes(const float *x, float inverse) {
-    return _mm512_packs_epi32(exact_codes_16(x, inverse), exact_codes_16(x + 16, inverse));
+__attribute__((noinline)) static __m512i exact_codes(__m512 x0, __m512 x1, float inverse) {
+    return _mm512_packs_epi32(exact_codes_16(x0, inverse), exact_codes_16(x1, inverse));
 }
 
-LORA_INLINE __m512i group_codes(const float *x, float inverse, __m512 scale, __m512i threshold, __m512i base) {
-    __m512i q = _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), scale)),
-                                   _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 16), scale)));
+LORA_INLINE __m512i group_codes(__m512 x0, __m512 x1, float inverse, __m512 scale, __m512i threshold, __m512i base) {
+    __m512i q = _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x0, scale)), _mm512_cvtps_epi32(_mm512_mul_ps(x1, scale)));
     __m512i cell = _mm512_srai_epi16(q, 11); /* the permute reads the low five bits only */
     __m512i t = _mm512_permutexvar_epi16(cell, threshold);
-    if (__builtin_expect(_mm512_cmpeq_epi16_mask(q, t) != 0, 0)) return exact_codes(x, inverse);
+    if (__builtin_expect(_mm512_cmpeq_epi16_mask(q, t) != 0, 0)) return exact_codes(x0, x1, inverse);
     __m512i code = _mm512_permutexvar_epi16(cell, base);
     return _mm512_mask_add_epi16(code, _mm512_cmpgt_epi16_mask(q, t), code, _mm512_set1_epi16(1));
 }
@@ -60,7 +78,7 @@ LORA_INLINE __m128i pack_nibbles(__m512i codes) {
     return _mm512_cvtepi32_epi8(_mm512_permutexvar_epi32(order, pairs));
 }
 
-static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+LORA_INLINE int64_t quantize_of(const void *x, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
     const __m512i threshold = _mm512_loadu_si512(lora_nf4_cell_threshold);
     const __m512i base = _mm512_loadu_si512(lora_nf4_cell_base);
     /* The scales of a batch come first: their latency (reduction, division) then overlaps instead of adding up. */
@@ -69,23 +87,32 @@ static int64_t quantize(const float *x, int64_t n_blocks, int64_t block_size, ui
         int64_t n = lora_min_i64(batch, n_blocks - first);
         float inverse[BATCH / GROUP];
         for (int64_t b = 0; b < n; b++) {
-            int32_t top = top_magnitude(x + b * block_size, block_size);
+            uint32_t top = top_magnitude(at(x, dtype, b * block_size), dtype, block_size);
             if (top >= 0x7f800000) return first + b;
-            absmax[b] = lora_f32_bits((uint32_t)top);
+            absmax[b] = lora_f32_bits(top);
             inverse[b] = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
         }
         for (int64_t b = 0; b < n; b++) {
             bool fits = absmax[b] >= LORA_NF4_CELL_MIN_ABSMAX;
             __m512 scale = _mm512_set1_ps(inverse[b] * 32768.0f);
-            for (int64_t i = 0; i < block_size; i += GROUP, x += GROUP, codes += GROUP / 2) {
+            for (int64_t i = 0; i < block_size; i += GROUP, x = at(x, dtype, GROUP), codes += GROUP / 2) {
                 _mm_prefetch((const char *)x + PREFETCH, _MM_HINT_T0);
-                _mm_prefetch((const char *)x + PREFETCH + 64, _MM_HINT_T0);
-                __m512i c = fits ? group_codes(x, inverse[b], scale, threshold, base) : exact_codes(x, inverse[b]);
+                if (dtype == LORA_F32) _mm_prefetch((const char *)x + PREFETCH + 64, _MM_HINT_T0);
+                __m512 x0 = load_16(x, dtype), x1 = load_16(at(x, dtype, 16), dtype);
+                __m512i c = fits ? group_codes(x0, x1, inverse[b], scale, threshold, base) : exact_codes(x0, x1, inverse[b]);
                 _mm_storeu_si128((__m128i *)codes, pack_nibbles(c));
             }
         }
     }
     return n_blocks;
+}
+
+static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+    switch (dtype) {
+    case LORA_F32: return quantize_of(src, LORA_F32, n_blocks, block_size, codes, absmax);
+    case LORA_BF16: return quantize_of(src, LORA_BF16, n_blocks, block_size, codes, absmax);
+    default: return quantize_of(src, LORA_F16, n_blocks, block_size, codes, absmax);
+    }
 }
 
 /* 16 elements from 8 bytes: each byte doubled, the even copy shifted down; the permute reads four bits only. */

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .._core import GGMLTensor
 from ..checkpoint import TensorInfo
 from ..errors import CheckpointError
+from ..read_ahead import Extent
 from .config import config_of
 from .reader import GGUFFile, is_gguf
 
@@ -95,6 +96,12 @@ class GGUFCheckpoint:
             array = value if isinstance(value, np.ndarray) else value.dequantize().reshape(file.info(file_name).shape)
             return np.asarray(array.astype(np.float32) - np.float32(offset))
         return value
+
+    def extent(self, name: str) -> Extent:
+        """Where the bytes of a tensor lie."""
+        file, file_name = self._places[name]
+        info = file.info(file_name)
+        return Extent(file.path, info.start, info.end)
 
     def release(self, name: str) -> None:
         """Give the memory of a tensor back to the system after its last use."""
