@@ -79,7 +79,7 @@ def load_weights(
         Tensors are missing, unexpected or misshaped, have a type that is not supported, or hold NaN or infinity.
     """
     sources = check_tensors(checkpoint, architecture)
-    specs = architecture.weights()
+    specs = specs_of(checkpoint, architecture)
     weights = Weights()
     prequantized = any(quant_type_of(source, checkpoint.tensors) for source in sources.values())
     # What a prequantized folder left dense was left so on purpose: it stays as it is.
@@ -122,11 +122,17 @@ def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[st
             f"{checkpoint.path}: expected the tensors of {layers} layers (num_hidden_layers in config.json), got "
             f"{len(checkpoint.tensors)} tensors"
         )
-    specs = architecture.weights()
+    specs = specs_of(checkpoint, architecture)
     tied = architecture_of(checkpoint.config).tied
     sources = {spec.name: stored_name(_source(spec, specs, tied), checkpoint) for spec in specs}
     _check_names(checkpoint, architecture, specs, sources)
     return sources
+
+
+def specs_of(checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture) -> list[WeightSpec]:
+    """The tensors as this checkpoint stores them: in GGUF files every matrix is (out, in)."""
+    specs = architecture.weights()
+    return specs if isinstance(checkpoint, Checkpoint) else [replace(spec, transposed=False) for spec in specs]
 
 
 def _source(spec: WeightSpec, specs: list[WeightSpec], tied: bool) -> WeightSpec:

@@ -25,6 +25,10 @@ SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "vocab_size": 40, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
+GPT2 = {
+    "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_ctx": 128, "vocab_size": 40, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -50,6 +54,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "phi3": ("Phi3", {}),
     "olmo2": ("Olmo2", {}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 4}),
+    "gpt2": ("GPT2", {}),
     "granite": (
         "Granite",
         {"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 3.0},
@@ -77,8 +82,12 @@ def convert(name: str, folder: Path) -> dict[str, object]:
     from conversion.base import ModelBase
 
     kind, changes = CASES[name]
-    config = getattr(transformers, kind + ("TextConfig" if kind == "Gemma3" else "Config"))(**(SIZES | changes))
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).float()
+    if kind == "GPT2":
+        config = transformers.GPT2Config(**GPT2)
+        model = transformers.GPT2LMHeadModel(config).float()
+    else:
+        config = getattr(transformers, kind + ("TextConfig" if kind == "Gemma3" else "Config"))(**(SIZES | changes))
+        model = getattr(transformers, f"{kind}ForCausalLM")(config).float()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(weight_of(key, tuple(parameter.shape))))

@@ -82,6 +82,23 @@ def test_our_adapter_there(llama_folder, tmp_path: Path) -> None:
         close(want, np.array(peer.scores[: len(IDS)]))
 
 
+def test_our_gpt2_there(tmp_path: Path) -> None:
+    """LayerNorm, learned positions, fused and transposed matrices."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is built from source")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=96, n_positions=64, initializer_range=0.2)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path / "base")
+    model = lc.load_model(tmp_path / "base")
+    write_model(tmp_path / "model.gguf", model, "F32")
+    close(lc.load_model(tmp_path / "model.gguf").decoder.logits(IDS), peer_logits(theirs))
+    options = {"n_ctx": 64, "logits_all": True, "verbose": False, "type_k": 0, "type_v": 0}
+    peer = llama_cpp.Llama(str(tmp_path / "model.gguf"), **options)
+    peer.eval(IDS.tolist())
+    # llama.cpp looks GELU up in a table of float16 values.
+    close(np.array(peer.scores[: len(IDS)]), peer_logits(theirs), 2e-3)
+
+
 def test_our_tokenizer_there(tmp_path: Path) -> None:
     """The packaged model in llama.cpp: the same token ids, and the same greedy text."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is built from source")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import lora_c as lc
 from lora_c.architectures import architecture_of
 from lora_c.gguf import write_model
-from lora_c.gguf.families import family_of_arch
+from lora_c.gguf.families import FAMILIES, family_of_arch
 from lora_c.gguf.reader import GGUFFile
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -65,7 +65,7 @@ def test_files_are_those_of_the_converter(name: str, folder_of: Callable[[str], 
     np.testing.assert_allclose(again.decoder.logits(IDS), folder.decoder.logits(IDS), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["phi3", "gemma2", "qwen3"])
+@pytest.mark.parametrize("name", ["phi3", "gemma2", "qwen3", "gpt2"])
 def test_families_train_on_blocks(name: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     """Fused matrices give their rows, norms their offset: gradients equal those on the dequantized weights."""
     write_model(tmp_path / "q8.gguf", lc.load_model(folder_of(name), progress=False), "Q8_0")
@@ -88,6 +88,25 @@ def test_families_train_on_blocks(name: str, folder_of: Callable[[str], Path], t
 def test_every_family_row_has_a_golden_file() -> None:
     for record in RECORD.values():
         family_of_arch(record["architecture"], "golden")
-    assert {record["architecture"] for record in RECORD.values()} == {
-        "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"
-    }  # fmt: skip
+    assert {record["architecture"] for record in RECORD.values()} == {family.arch for family in FAMILIES}
+
+
+def test_gpt2_as_a_folder_again_and_its_adapters(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """A folder stores its matrices as (in, out), the file as (out, in); config.json has GPT-2's own names."""
+    source = folder_of("gpt2")
+    original = lc.load_model(source, progress=False)
+    write_model(tmp_path / "m.gguf", original, "F32")
+    model = lc.load_model(tmp_path / "m.gguf", progress=False)
+    model.save(tmp_path / "again")
+    config = json.loads((tmp_path / "again/config.json").read_text())
+    assert (config["n_embd"], config["n_layer"], config["n_inner"], config["layer_norm_epsilon"]) == (32, 2, 128, 1e-5)
+    assert not {"hidden_size", "rope_theta", "head_dim", "num_key_value_heads"} & set(config)
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "again/model.safetensors")
+    assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+    model.add_adapter(lc.LoraConfig(r=3, target_modules="all-linear"))
+    rng = np.random.default_rng(0)
+    for parameter in model.trainable_parameters():
+        parameter.data[...] = rng.standard_normal(parameter.shape) * 0.1
+    model.save_adapter(tmp_path / "a.gguf", format="gguf")
+    original.load_adapter(tmp_path / "a.gguf")
+    np.testing.assert_allclose(original.decoder.logits(IDS), model.decoder.logits(IDS), rtol=1e-5, atol=1e-4)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from ..families import FAMILIES
 from .families import GGUFFamily, family_of_arch
 from .format import Kind
 from .reader import GGUFFile
@@ -16,6 +17,8 @@ from .reader import GGUFFile
 _UNSET = 0xFFFFFFFF  # a token id that some writers store for "none"
 # Keys under the architecture's name that change nothing here, or nothing with the one value given.
 _HARMLESS = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.layer_norm_epsilon"}
+# Of these families the rotation is not asked for: there is none.
+_WITHOUT_ROPE = ("gpt2",)
 _NEUTRAL = {
     "expert_count": 0, "expert_used_count": 0, "use_parallel_residual": False, "attention.causal": True,
     "attention.max_alibi_bias": 0.0, "attention.clamp_kqv": 0.0, "pooling_type": 0,
@@ -81,13 +84,16 @@ def config_of(file: GGUFFile) -> tuple[dict[str, Any], GGUFFamily]:
     family = family_of_arch(file.get("general.architecture"), str(file.path))
     meta = _Metadata(file, family.arch)
     config = {"architectures": [family.architecture], "model_type": family.model_type} | _sizes(file, meta)
-    config |= _rope(file, meta, config)
+    if family.arch not in _WITHOUT_ROPE:
+        config |= _rope(file, meta, config)
     special: dict[str, Callable[[_Metadata, dict[str, Any]], dict[str, Any]]] = {
-        "gemma2": _gemma, "gemma3": _gemma, "granite": _granite, "phi3": _phi3, "llama": _llama,
+        "gemma2": _gemma, "gemma3": _gemma, "granite": _granite, "phi3": _phi3, "llama": _llama, "gpt2": _gpt2,
     }  # fmt: skip
     if family.arch in special:
         config |= special[family.arch](meta, config)
     meta.refuse_unasked()
+    row = next(row for row in FAMILIES if row.architecture == family.architecture)
+    config = {row.rename.get(key, key): value for key, value in config.items()}
     return config | _tokens(file) | {"torch_dtype": _dtype(file)}, family
 
 
@@ -248,6 +254,16 @@ def _phi3(meta: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
         scaling = {"rope_type": "longrope", "long_factor": factors["long"], "short_factor": factors["short"]}
         result["rope_scaling"] = scaling | ({"attention_factor": attention} if attention is not None else {})
     return result
+
+
+def _gpt2(meta: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
+    """Not RMS but LayerNorm, and as many heads of keys as of queries."""
+    if config.pop("num_key_value_heads") != config["num_attention_heads"]:
+        raise CheckpointError(f"{meta.where('attention.head_count_kv')}: expected attention.head_count, got another")
+    if config.pop("head_dim", None) not in (None, config["hidden_size"] // config["num_attention_heads"]):
+        raise CheckpointError(f"{meta.where('attention.key_length')}: expected embedding_length / head_count, got another")
+    meta.get("rope.dimension_count")  # some writers give one all the same
+    return {"rms_norm_eps": meta.get("attention.layer_norm_epsilon")}
 
 
 def token_id(file: GGUFFile, name: str) -> int | None:

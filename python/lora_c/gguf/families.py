@@ -7,11 +7,19 @@ Source: gguf-py/gguf/tensor_mapping.py and the converters of llama.cpp.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import CheckpointError
 
 _GLOBALS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_GPT2_GLOBALS = {
+    "transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
+    "lm_head": "output",
+}  # fmt: skip
+_GPT2 = {
+    "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}  # fmt: skip
 _ATTENTION = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
@@ -41,6 +49,8 @@ class GGUFFamily:
         i + head_dim / 2.
     norm_offset : float
         What the file has added to the norm weights of the folder.
+    layers, globals : str, mapping
+        Path of the layers in the folder; modules that belong to no layer, as `layer`.
     """
 
     arch: str
@@ -49,27 +59,29 @@ class GGUFFamily:
     layer: Mapping[str, str]
     interleaved: bool = False
     norm_offset: float = 0.0
+    layers: str = "model.layers"
+    globals: Mapping[str, str] = field(default_factory=lambda: _GLOBALS)
 
     def to_file(self, name: str) -> str:
         """The file's name of a tensor of a model folder (model.layers.0.self_attn.q_proj.weight)."""
         name = name.replace("model.language_model.", "model.", 1)  # the text model of a larger one
         module, _, part = name.rpartition(".")
-        if module in _GLOBALS:
-            return f"{_GLOBALS[module]}.{part}"
-        prefix, _, rest = module.removeprefix("model.layers.").partition(".")
-        if not module.startswith("model.layers.") or rest not in self.layer:
+        if module in self.globals:
+            return f"{self.globals[module]}.{part}"
+        prefix, _, rest = module.removeprefix(self.layers + ".").partition(".")
+        if not module.startswith(self.layers + ".") or rest not in self.layer:
             raise CheckpointError(f"{name}: expected a tensor that GGUF has a name for ({self.arch}), got this one")
         return f"blk.{prefix}.{self.layer[rest]}.{part}"
 
     def to_folder(self, name: str) -> str | None:
         """The folder's name of a tensor of the file; None for one that no folder has."""
         module, _, part = name.rpartition(".")
-        for path, tensor in _GLOBALS.items():
+        for path, tensor in self.globals.items():
             if module == tensor:
                 return f"{path}.{part}"
         prefix, _, rest = module.removeprefix("blk.").partition(".")
         found = [path for path, tensor in self.layer.items() if tensor == rest]
-        return f"model.layers.{prefix}.{found[0]}.{part}" if found and module.startswith("blk.") else None
+        return f"{self.layers}.{prefix}.{found[0]}.{part}" if found and module.startswith("blk.") else None
 
     def heads_key(self, name: str) -> str | None:
         """Which key of config.json counts the heads whose rows are interleaved in this tensor of a folder; None: none are."""
@@ -96,6 +108,7 @@ FAMILIES = (
     GGUFFamily("olmo2", "Olmo2ForCausalLM", "olmo2", _SANDWICH),
     GGUFFamily("smollm3", "SmolLM3ForCausalLM", "smollm3", _LLAMA, interleaved=True),
     GGUFFamily("granite", "GraniteForCausalLM", "granite", _LLAMA, interleaved=True),
+    GGUFFamily("gpt2", "GPT2LMHeadModel", "gpt2", _GPT2, layers="transformer.h", globals=_GPT2_GLOBALS),
 )
 # Families of folders that a file calls by the name of another.
 ALIASES = {"MistralForCausalLM": "llama", "Gemma3ForConditionalGeneration": "gemma3"}

@@ -42,7 +42,8 @@ def metadata_of(
     sizes, arch = architecture.decoder_kwargs, family.arch
     values = {"general.architecture": text(arch)}
     values |= {f"{arch}.{key}": uint32(int(sizes[name])) for key, name in _SIZES.items()}
-    values[f"{arch}.attention.layer_norm_rms_epsilon"] = float32(sizes["norm_eps"])
+    kind = "layer_norm_epsilon" if sizes["norm"] == "layer" else "layer_norm_rms_epsilon"
+    values[f"{arch}.attention.{kind}"] = float32(sizes["norm_eps"])
     given = {key: name for name, key in _NUMBERS.items() if isinstance(config.get(name), (int, float))}
     values |= {f"{arch}.{key}": float32(float(config[name])) for key, name in given.items()}
     window = config.get("sliding_window")
@@ -50,6 +51,8 @@ def metadata_of(
         values[f"{arch}.attention.sliding_window"] = uint32(window)
     elif np.any(sizes["sliding_window"]):
         raise CheckpointError(f"GGUF: expected attention without a window for {arch}, got a window of {window}; save a folder")
+    if architecture.family.rope == "none":
+        return values, []
     rope, tensors = _rope(config, int(sizes["head_dim"]), arch)
     return values | {f"{arch}.{key}": value for key, value in rope.items()}, tensors
 
