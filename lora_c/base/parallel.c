@@ -14,6 +14,12 @@ enum { MAX_THREADS = 256, SPIN_ROUNDS = 1000 };
 /* gate counts the workers inside the present job; with this bit set there is no job to enter. */
 #define GATE_CLOSED (UINT64_C(1) << 63)
 
+/* Tasks that are handed out in order. */
+typedef struct range {
+    _Alignas(LORA_ALIGN) _Atomic int64_t next;
+    int64_t end;
+} range;
+
 typedef struct worker {
     lora_pool *pool;
     pthread_t thread;
@@ -26,14 +32,14 @@ struct lora_pool {
     pid_t owner;
     pthread_mutex_t lock;
     pthread_cond_t wake, finished;
-    lora_task_fn fn; /* fn, arg and n_tasks are written while the gate is closed, read by workers inside it */
+    lora_task_fn fn; /* fn, arg and the ranges are written while the gate is closed, read by workers inside it */
     void *arg;
-    int64_t n_tasks;
+    int n_ranges;
+    range *ranges; /* (n_threads) */
     _Atomic int n_asleep;
     _Atomic bool stop;
     _Alignas(LORA_ALIGN) _Atomic uint64_t job; /* rises by one per job; workers wait for it */
     _Alignas(LORA_ALIGN) _Atomic uint64_t gate;
-    _Alignas(LORA_ALIGN) _Atomic int64_t next_task;
     worker workers[];
 };
 
@@ -56,10 +62,13 @@ static inline void pause_cpu(void) {
 }
 
 static void run_tasks(lora_pool *pool, int id) {
-    for (;;) {
-        int64_t task = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed);
-        if (task >= pool->n_tasks) return;
-        pool->fn(pool->arg, task, id);
+    for (int i = 0; i < pool->n_ranges; i++) {
+        range *r = &pool->ranges[(id + i) % pool->n_ranges];
+        for (;;) {
+            int64_t task = atomic_fetch_add_explicit(&r->next, 1, memory_order_relaxed);
+            if (task >= r->end) break;
+            pool->fn(pool->arg, task, id);
+        }
     }
 }
 
@@ -166,8 +175,10 @@ lora_status lora_pool_create(lora_mem *mem, int n_threads, lora_pool **out, lora
     *out = NULL;
     LORA_CHECK(n_threads >= 1 && n_threads <= MAX_THREADS, err, LORA_EINVAL, "n_threads: expected 1 to %d, got %d",
                MAX_THREADS, n_threads);
-    lora_pool *pool = lora_mem_calloc(mem, LORA_MEM_SCRATCH, sizeof *pool + (size_t)n_threads * sizeof(worker));
+    size_t bytes = (size_t)lora_round_up((int64_t)(sizeof(lora_pool) + (size_t)n_threads * sizeof(worker)), LORA_ALIGN);
+    lora_pool *pool = lora_mem_calloc(mem, LORA_MEM_SCRATCH, bytes + (size_t)n_threads * sizeof(range));
     LORA_CHECK(pool, err, LORA_ENOMEM, "thread pool: expected memory for %d threads, got none", n_threads);
+    pool->ranges = (range *)((char *)pool + bytes);
     pool->mem = mem;
     pool->n_threads = n_threads;
     reset_sync(pool);
@@ -201,7 +212,7 @@ static void close_gate(lora_pool *pool) {
     pthread_mutex_unlock(&pool->lock);
 }
 
-void lora_parallel_for(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg) {
+static void run_job(lora_pool *pool, int64_t n_tasks, int n_ranges, lora_task_fn fn, void *arg) {
     if (n_tasks > 1) start_workers(pool);
     if (n_tasks <= 1 || pool->n_started == 0) {
         for (int64_t task = 0; task < n_tasks; task++) fn(arg, task, 0);
@@ -209,10 +220,19 @@ void lora_parallel_for(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *
     }
     pool->fn = fn;
     pool->arg = arg;
-    pool->n_tasks = n_tasks;
-    atomic_store(&pool->next_task, 0);
+    pool->n_ranges = n_ranges;
+    for (int r = 0; r < n_ranges; r++) {
+        atomic_store_explicit(&pool->ranges[r].next, lora_div_up(r * n_tasks, n_ranges), memory_order_relaxed);
+        pool->ranges[r].end = lora_div_up((r + 1) * n_tasks, n_ranges);
+    }
     atomic_fetch_and(&pool->gate, ~GATE_CLOSED);
     wake_workers(pool);
     run_tasks(pool, 0);
     close_gate(pool);
+}
+
+void lora_parallel_for(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg) { run_job(pool, n_tasks, 1, fn, arg); }
+
+void lora_parallel_near(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg) {
+    run_job(pool, n_tasks, pool->n_threads, fn, arg);
 }

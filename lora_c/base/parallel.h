@@ -22,7 +22,11 @@ int lora_default_threads(void); /* CPUs in the affinity mask, at least 1 */
  *  order, one at a time. Not re-entrant: fn may not call it. After fork the child re-creates its threads lazily. */
 void lora_parallel_for(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg);
 
-/** Inside a task: waits until other tasks have raised *count to n. Only for tasks of lower index, which have all begun. */
+/** The same, but each thread begins with its own run of neighbouring tasks and takes tasks of others when it is done: where
+ *  two operations number their tasks alike, a thread finds in its cache what it wrote before. */
+void lora_parallel_near(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg);
+
+/** Inside a task of lora_parallel_for: waits until other tasks have raised *count to n. Only for tasks of lower index, which have all begun. */
 void lora_wait_for_count(const _Atomic int64_t *count, int64_t n);
 
 #endif

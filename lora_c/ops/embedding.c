@@ -53,7 +53,7 @@ lora_status lora_embedding_forward(lora_ctx *ctx, int64_t M, const int32_t *ids,
     embedding_job job = {.kernels = &ctx->kernels, .M = M, .H = w->cols, .rows_per_task = lora_rows_per_task(w->cols),
                          .ids = ids, .w = w, .y = y, .ldy = ldy};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->pool, lora_div_up(M, job.rows_per_task), forward_task, &job);
+    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), forward_task, &job);
     lora_profile_end(ctx, LORA_OP_EMBEDDING, began, 0, 8.0 * (double)(M * w->cols));
     return LORA_OK;
 }

@@ -1,7 +1,7 @@
 /* Packed matrix product after Goto and van de Geijn (Anatomy of High-Performance Matrix Multiplication, 2008).
  * B is decoded inside the packing step, in both orientations; there is no second copy.
  *
- *   a wide output: tasks of a few column strips; one thread owns its part of C from the first k to the last
+ *   a wide output: tasks of a few column strips of a group of rows; one thread owns its part of C from the first k to the last
  *       for each k block                  pack the strips of B into L2
  *         for each panel, for each strip  micro-kernel into C, or into a tile that stays in L2
  *   a narrow output (LoRA's low rank): B is packed once and shared, tasks are row panels
@@ -14,7 +14,8 @@
 #include "lora_c/ops/gemm_small.h"
 
 enum {
-    TASKS = 16,                  /* aimed at per output, so that a few threads share the work evenly */
+    TASKS = 16,                  /* aimed at per output and group, so that a few threads share the work evenly */
+    GROUP_PANELS = 18,           /* 252 rows: B is packed once per group */
     WIDE_STRIPS = 4,             /* per task at most: 128 columns, a k block of B and the C tiles fit L2 */
     NARROW_STRIPS = 4,           /* outputs up to here share B */
     SHARED_WORDS = 4 * 1024 * 1024,
@@ -25,7 +26,7 @@ typedef struct output_plan {
     int64_t n_strips, strip_words, n_blocks; /* strip_words: all k blocks of one strip */
     bool narrow;
     int64_t per_task;            /* strips, or panels of a narrow output */
-    int64_t first_task, n_tasks;
+    int64_t first_task, n_tasks; /* within a group */
     float *shared_b;             /* [strip][k block], narrow only */
 } output_plan;
 
@@ -33,6 +34,8 @@ typedef struct gemm_job {
     const lora_kernels *kernels;
     const lora_gemm_path *path;
     int64_t n_panels, block_words; /* of one strip and k block */
+    int64_t n_groups, group_tasks; /* Groups of rows, all their tasks one behind the other: so a thread that works through a
+                                    * part of the tasks reads and writes its own rows, here and in the operations around. */
     output_plan plans[LORA_GEMM_OUTPUTS];
     int n_plans;
     float *workers;                /* per thread: strips of B, C tiles, scratch of the packing */
@@ -90,22 +93,26 @@ static void multiply(const gemm_job *job, const output_plan *p, block_cursor c, 
     if (c.last) write_tile(p->o, tile, width, row, height, col, lora_min_i64(width, p->o->n - col));
 }
 
-static void wide_task(const gemm_job *job, const output_plan *p, int64_t task, float *b, float *tiles, float *scratch) {
+static int64_t group_panel(const gemm_job *job, int64_t group) { return job->n_panels * group / job->n_groups; }
+
+static void wide_task(const gemm_job *job, const output_plan *p, int64_t group, int64_t task, float *b, float *tiles, float *scratch) {
+    int64_t begin = group_panel(job, group), end = group_panel(job, group + 1);
     int64_t first = task * p->per_task, n = lora_min_i64(p->per_task, p->n_strips - first), size = job->path->mr * job->path->nr;
     for (int64_t index = 0; index < p->n_blocks; index++) {
         block_cursor c = block_at(p, job->path, index);
         pack_strips(job, p, c, first, n, b, scratch);
-        for (int64_t panel = 0; panel < job->n_panels; panel++)
+        for (int64_t panel = begin; panel < end; panel++)
             for (int64_t s = 0; s < n; s++) {
-                float *tile = tiles + (p->n_blocks > 1 ? panel * n + s : 0) * size;
+                float *tile = tiles + (p->n_blocks > 1 ? (panel - begin) * n + s : 0) * size;
                 multiply(job, p, c, panel, first + s, b + s * job->block_words, tile);
             }
     }
 }
 
-static void narrow_task(const gemm_job *job, const output_plan *p, int64_t task, float *tile) {
-    int64_t end = lora_min_i64((task + 1) * p->per_task, job->n_panels);
-    for (int64_t panel = task * p->per_task; panel < end; panel++)
+static void narrow_task(const gemm_job *job, const output_plan *p, int64_t group, int64_t task, float *tile) {
+    int64_t begin = group_panel(job, group) + task * p->per_task;
+    int64_t end = lora_min_i64(begin + p->per_task, group_panel(job, group + 1));
+    for (int64_t panel = begin; panel < end; panel++)
         for (int64_t strip = 0; strip < p->n_strips; strip++)
             for (int64_t index = 0; index < p->n_blocks; index++) {
                 const float *b = p->shared_b + strip * p->strip_words + index * job->block_words;
@@ -116,12 +123,14 @@ static void narrow_task(const gemm_job *job, const output_plan *p, int64_t task,
 static void product_task(void *arg, int64_t task, int worker) {
     const gemm_job *job = arg;
     const output_plan *p = job->plans + job->n_plans - 1;
+    int64_t group = task / job->group_tasks;
+    task %= job->group_tasks;
     while (task < p->first_task) p--;
     float *b = job->workers + worker * job->worker_words, *tiles = b + job->b_words, *scratch = tiles + job->tile_words;
     if (p->narrow)
-        narrow_task(job, p, task - p->first_task, tiles);
+        narrow_task(job, p, group, task - p->first_task, tiles);
     else
-        wide_task(job, p, task - p->first_task, b, tiles, scratch);
+        wide_task(job, p, group, task - p->first_task, b, tiles, scratch);
 }
 
 /* Packs one strip of a narrow output, all k. */
@@ -146,8 +155,9 @@ static output_plan make_plan(const gemm_job *job, const lora_gemm_output *o) {
     for (int t = 0; t < o->n_terms; t++) p.n_blocks += lora_div_up(o->terms[t].left->k, job->path->kc);
     p.strip_words = p.n_blocks * job->block_words;
     p.narrow = p.n_strips <= NARROW_STRIPS && p.n_strips * p.strip_words <= SHARED_WORDS;
-    p.per_task = p.narrow ? lora_div_up(job->n_panels, TASKS) : strips_per_task(o, p.n_strips);
-    p.n_tasks = lora_div_up(p.narrow ? job->n_panels : p.n_strips, p.per_task);
+    int64_t panels = lora_div_up(job->n_panels, job->n_groups);
+    p.per_task = p.narrow ? lora_div_up(panels, TASKS) : strips_per_task(o, p.n_strips);
+    p.n_tasks = lora_div_up(p.narrow ? panels : p.n_strips, p.per_task);
     return p;
 }
 
@@ -156,18 +166,19 @@ lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_
     const lora_gemm_path *path = left->path;
     gemm_job job = {.kernels = &ctx->kernels, .path = path, .n_panels = left->n_panels, .n_plans = n_outputs};
     job.block_words = lora_round_up(lora_gemm_panel_words(path, path->nr, path->kc), 16);
-    int64_t tile = path->mr * path->nr, n_tasks = 0, shared_words = 0, shared_strips = 0;
+    job.n_groups = lora_max_i64(1, job.n_panels / GROUP_PANELS);
+    int64_t tile = path->mr * path->nr, panels = lora_div_up(job.n_panels, job.n_groups), shared_words = 0, shared_strips = 0;
     job.tile_words = lora_round_up(tile, 16);
     for (int i = 0; i < n_outputs; i++) {
         output_plan p = make_plan(&job, outputs + i);
-        p.first_task = n_tasks;
-        n_tasks += p.n_tasks;
+        p.first_task = job.group_tasks;
+        job.group_tasks += p.n_tasks;
         if (p.narrow) {
             shared_words += p.n_strips * p.strip_words;
             shared_strips += p.n_strips;
         } else {
             job.b_words = lora_max_i64(job.b_words, p.per_task * job.block_words);
-            if (p.n_blocks > 1) job.tile_words = lora_max_i64(job.tile_words, lora_round_up(p.per_task * job.n_panels * tile, 16));
+            if (p.n_blocks > 1) job.tile_words = lora_max_i64(job.tile_words, lora_round_up(p.per_task * panels * tile, 16));
         }
         job.plans[i] = p;
     }
@@ -183,7 +194,7 @@ lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_
             shared += job.plans[i].n_strips * job.plans[i].strip_words;
         }
     lora_parallel_for(ctx->pool, shared_strips, shared_task, &job);
-    lora_parallel_for(ctx->pool, n_tasks, product_task, &job);
+    lora_parallel_near(ctx->pool, job.n_groups * job.group_tasks, product_task, &job);
     return LORA_OK;
 }
 

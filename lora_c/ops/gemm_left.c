@@ -55,14 +55,14 @@ static void pack_panel(const left_job *job, int64_t k0, int64_t panel) {
 static void pack_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const left_job *job = arg;
-    int64_t groups = lora_div_up(job->left->n_panels, TASK_PANELS), first = task % groups * TASK_PANELS;
+    int64_t blocks = lora_div_up(job->left->k, job->left->path->kc), first = task / blocks * TASK_PANELS;
     int64_t end = lora_min_i64(first + TASK_PANELS, job->left->n_panels);
-    for (int64_t panel = first; panel < end; panel++) pack_panel(job, task / groups * job->left->path->kc, panel);
+    for (int64_t panel = first; panel < end; panel++) pack_panel(job, task % blocks * job->left->path->kc, panel);
 }
 
 void lora_gemm_pack_left(lora_ctx *ctx, const lora_gemm_path *path, int64_t m, int64_t k, const float *a, int64_t row_stride,
                          int64_t col_stride, float *words, lora_gemm_left *out) {
     *out = (lora_gemm_left){path, m, k, lora_div_up(m, path->mr), words};
     left_job job = {out, a, row_stride, col_stride};
-    lora_parallel_for(ctx->pool, lora_div_up(out->n_panels, TASK_PANELS) * lora_div_up(k, path->kc), pack_task, &job);
+    lora_parallel_near(ctx->pool, lora_div_up(out->n_panels, TASK_PANELS) * lora_div_up(k, path->kc), pack_task, &job);
 }

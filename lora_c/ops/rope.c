@@ -86,7 +86,7 @@ lora_status lora_rope(lora_ctx *ctx, int64_t M, int64_t n_heads, int64_t D, int6
                     .rows_per_task = lora_rows_per_task(n_heads * D), .x = x, .ldx = ldx, .positions = positions,
                     .cosine = cos, .sine = sin, .sign = backward ? -1.0f : 1.0f};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->pool, lora_div_up(M, job.rows_per_task), rope_task, &job);
+    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), rope_task, &job);
     lora_profile_end(ctx, LORA_OP_ROPE, began, 0, 8.0 * (double)(M * n_heads * D));
     return LORA_OK;
 }
