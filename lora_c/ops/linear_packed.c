@@ -6,6 +6,7 @@
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/gemm_packed.h"
 #include "lora_c/ops/linear_costs.h"
+#include "lora_c/ops/low_rank_sums.h"
 #include "lora_c/ops/profile.h"
 
 static lora_weight dense(const float *data, int64_t rows, int64_t cols, int64_t ld) {
@@ -208,24 +209,41 @@ static lora_status low_again(lora_ctx *ctx, int64_t M, int64_t K, const float *x
     return LORA_OK;
 }
 
-/* dA += u^T drop(x), dB += s dy^T t, and with dropout dx += drop'(u A). */
-static lora_status adapter_gradients(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_linear_gradient *g, const float *t,
-                                     const float *u, float *dropped, float *dx, int64_t lddx, lora_error *err) {
-    const lora_adapter *a = g->adapter;
-    int64_t R = a->rank, K = g->w->cols, N = g->w->rows;
-    if (a->dA) {
-        if (a->dropout > 0) lora_dropout(ctx, a, M, K, x, ldx, dropped, K, false);
-        lora_weight in = a->dropout > 0 ? dense(dropped, M, K, K) : dense(x, M, K, ldx);
-        LORA_TRY(product(ctx, R, K, M, 1, u, 1, R, &in, false, a->dA, K, true, err));
+static lora_low_rank_sum sum_of_dA(int64_t K, const float *x, int64_t ldx, const lora_adapter *a, const float *u) {
+    return (lora_low_rank_sum){.low = u, .rank = a->rank, .wide = x, .ld = ldx, .cols = K, .alpha = 1, .out = a->dA};
+}
+
+/* dA_i += u_i^T drop_i(x), dB_i += s_i dy_i^T t_i: those of whole x at once, those of a dropped x one by one. */
+static lora_status adapter_gradients(lora_ctx *ctx, int64_t M, int64_t K, const float *x, int64_t ldx, int n, const lora_linear_gradient *g,
+                                     const lora_adapter *const *adapters, const workspace *ws, lora_error *err) {
+    lora_low_rank_sum sums[LORA_LOW_RANK_SUMS];
+    int n_sums = 0;
+    for (int i = 0; i < n; i++)
+        if (adapters[i] && adapters[i]->dA && adapters[i]->dropout == 0) sums[n_sums++] = sum_of_dA(K, x, ldx, adapters[i], ws->u[i]);
+    for (int i = 0; i < n; i++)
+        if (adapters[i] && adapters[i]->dB)
+            sums[n_sums++] = (lora_low_rank_sum){.low = ws->t[i], .rank = adapters[i]->rank, .wide = g[i].dy, .ld = g[i].lddy,
+                                                 .cols = g[i].w->rows, .alpha = adapters[i]->scale, .out = adapters[i]->dB, .transposed = true};
+    LORA_TRY(lora_low_rank_sums(ctx, M, n_sums, sums, err));
+    for (int i = 0; i < n; i++) {
+        if (!adapters[i] || !adapters[i]->dA || adapters[i]->dropout == 0) continue;
+        lora_dropout(ctx, adapters[i], M, K, x, ldx, ws->dropped, K, false);
+        lora_low_rank_sum dA = sum_of_dA(K, ws->dropped, K, adapters[i], ws->u[i]);
+        LORA_TRY(lora_low_rank_sums(ctx, M, 1, &dA, err));
     }
-    if (a->dB) {
-        lora_weight low = dense(t, M, R, R);
-        LORA_TRY(product(ctx, N, R, M, a->scale, g->dy, 1, g->lddy, &low, false, a->dB, R, true, err));
+    return LORA_OK;
+}
+
+/* dx += drop_i'(u_i A_i) of the adapters with dropout. */
+static lora_status dropped_input_gradients(lora_ctx *ctx, int64_t M, int64_t K, int n, const lora_adapter *const *adapters, float *dx,
+                                           int64_t lddx, const workspace *ws, lora_error *err) {
+    for (int i = 0; i < n; i++) {
+        const lora_adapter *a = adapters[i];
+        if (!a || a->dropout == 0) continue;
+        lora_weight A = weight_a(a, K);
+        LORA_TRY(product(ctx, M, K, a->rank, 1, ws->u[i], a->rank, 1, &A, false, ws->dropped, K, false, err));
+        lora_dropout(ctx, a, M, K, ws->dropped, K, dx, lddx, true);
     }
-    if (!dx || a->dropout == 0) return LORA_OK;
-    lora_weight A = weight_a(a, K);
-    LORA_TRY(product(ctx, M, K, R, 1, u, R, 1, &A, false, dropped, K, false, err));
-    lora_dropout(ctx, a, M, K, dropped, K, dx, lddx, true);
     return LORA_OK;
 }
 
@@ -254,8 +272,8 @@ lora_status lora_linear_packed_backward(lora_ctx *ctx, int64_t M, const float *x
     }
     began = lora_profile_begin(ctx);
     if (any_trains) LORA_TRY(low_again(ctx, M, K, x, ldx, n, adapters, &ws, err));
-    for (int i = 0; i < n; i++)
-        if (adapters[i]) LORA_TRY(adapter_gradients(ctx, M, x, ldx, g + i, ws.t[i], ws.u[i], ws.dropped, dx, lddx, err));
+    LORA_TRY(adapter_gradients(ctx, M, K, x, ldx, n, g, adapters, &ws, err));
+    if (dx) LORA_TRY(dropped_input_gradients(ctx, M, K, n, adapters, dx, lddx, &ws, err));
     if (any_adapter) lora_count_adapter_gradient(ctx, began, M, n, g);
     for (int i = 0; i < n; i++) {
         if (!g[i].dW) continue;
