@@ -91,10 +91,13 @@ static void count_task(void *arg, int64_t task, int worker) {
 static bool every_task_ran_once(lora_pool *pool) {
     static _Atomic int counts[TASKS];
     memset((void *)counts, 0, sizeof counts);
-    for (int round = 1; round <= 20; round++) {
-        lora_parallel_for(pool, TASKS, count_task, (void *)counts);
-        for (int i = 0; i < TASKS; i++)
-            if (counts[i] != round) return false;
+    for (int round = 1; round <= 40; round++) {
+        int n = round <= 20 ? TASKS : round % 11; /* fewer than threads too */
+        (round % 2 ? lora_parallel_for : lora_parallel_near)(pool, n, count_task, (void *)counts);
+        for (int i = 0; i < TASKS; i++) {
+            if (counts[i] != (i < n)) return false;
+            counts[i] = 0;
+        }
     }
     return true;
 }
@@ -110,7 +113,8 @@ static void use_worker(void *arg, int64_t task, int worker) {
 /* Two tasks that run at the same time never have the same worker number: per-thread scratch relies on it. */
 static void check_workers_are_distinct(lora_pool *pool) {
     static _Atomic int users[257];
-    for (int round = 0; round < 200; round++) lora_parallel_for(pool, 2 + round % 7, use_worker, (void *)users);
+    for (int round = 0; round < 200; round++)
+        (round % 2 ? lora_parallel_for : lora_parallel_near)(pool, 2 + round % 7, use_worker, (void *)users);
     CHECK(users[256] == 0, "a worker number was used twice at a time");
 }
 

@@ -13,6 +13,7 @@ void check_ggml(void);
 void check_gemm(void);
 void check_gemv(void);
 void check_linear(void);
+void check_low_rank_sums(void);
 void check_dora(void);
 void check_rowwise(void);
 void check_nn(void);
@@ -29,7 +30,8 @@ static const struct {
     void (*run)(void);
 } families[] = {{"base", check_base},           {"nf4", check_nf4},         {"ggml", check_ggml},       {"gemm", check_gemm},
                 {"gemv", check_gemv},
-                {"linear", check_linear},       {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
+                {"linear", check_linear},       {"low_rank_sums", check_low_rank_sums},
+                {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
                 {"head", check_head},
                 {"attention", check_attention}, {"attention_fast", check_attention_fast},
                 {"decoder", check_decoder},     {"profile", check_profile},

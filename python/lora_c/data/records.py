@@ -18,6 +18,7 @@ from ..errors import DataError
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 MAX_LINE = 1 << 26  # bytes of one JSONL line
 MAX_ARRAY = 1 << 30  # bytes of a file that is one JSON array, or of one text
+READ_BYTES = 1 << 20  # at a time: a reader takes the memory for what is asked for, however short the file
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -87,12 +88,14 @@ def _take(read: Any, size: int, path: Path) -> bytes:
 
 
 def _read_whole(file: IO[bytes], path: Path) -> bytes:
-    data = _take(file.read, MAX_ARRAY + 1, path)
-    if len(data) > MAX_ARRAY:
-        raise DataError(
-            f"{path}: expected at most {MAX_ARRAY >> 20} MiB in one piece, got more; write one example per line (JSONL)"
-        )
-    return data.removeprefix(_BOM)
+    data = bytearray()
+    while piece := _take(file.read, READ_BYTES, path):
+        data += piece
+        if len(data) > MAX_ARRAY:
+            raise DataError(
+                f"{path}: expected at most {MAX_ARRAY >> 20} MiB in one piece, got more; write one example per line (JSONL)"
+            )
+    return bytes(data.removeprefix(_BOM))
 
 
 def _decode(data: bytes, where: str) -> str:

@@ -1,0 +1,75 @@
+/* The sums behind the gradients of A and B against double loops: every rung and arithmetic, groups and chunks of tokens. */
+#include <math.h>
+
+#include "check_ops.h"
+#include "lora_c/ops/low_rank_sums.h"
+
+typedef struct sum_case {
+    int64_t M, rank, cols, ld;
+    bool transposed;
+} sum_case;
+
+/* What rounding the operands may change in a sum of M products of values up to 1, beside the float32 sum itself. */
+static double bound(lora_gemm_arithmetic path, int64_t M) {
+    static const double operand[LORA_GEMM_PATHS] = {[LORA_GEMM_BF16] = 0x1p-7, [LORA_GEMM_INT16] = 2.0 / 5792};
+    return (double)M * operand[path] * (path == LORA_GEMM_EXACT ? 0 : 1) + (double)(M + 8) * U * ((double)M + 2);
+}
+
+/* Two sums that share a wide operand and one that does not, at once. */
+static void check_sums(lora_ctx *ctx, lora_gemm_arithmetic path, sum_case c) {
+    enum { N = 3 };
+    int64_t ranks[N] = {c.rank, c.rank / 2 + 1, c.rank};
+    float *wide[2] = {random_floats(c.M * c.ld, -1, 1), random_floats(c.M * c.ld, -1, 1)}, *low[N], *before[N];
+    guarded out[N];
+    lora_low_rank_sum sums[N];
+    for (int i = 0; i < N; i++) {
+        low[i] = random_floats(c.M * ranks[i], -1, 1);
+        out[i] = guarded_new(ranks[i] * c.cols, i);
+        for (int64_t j = 0; j < ranks[i] * c.cols; j++) out[i].data[j] = uniform(-1, 1);
+        before[i] = copy_floats(out[i].data, ranks[i] * c.cols);
+        sums[i] = (lora_low_rank_sum){low[i], ranks[i], wide[i / 2], c.ld, c.cols, 0.5f, out[i].data, c.transposed};
+    }
+    OK(lora_low_rank_sums(ctx, c.M, N, sums, ERR));
+    for (int i = 0; i < N; i++) {
+        long wrong = 0;
+        for (int64_t r = 0; r < ranks[i]; r++)
+            for (int64_t j = 0; j < c.cols; j++) {
+                double sum = 0;
+                for (int64_t m = 0; m < c.M; m++) sum += (double)low[i][m * ranks[i] + r] * (double)wide[i / 2][m * c.ld + j];
+                int64_t at = c.transposed ? j * ranks[i] + r : r * c.cols + j;
+                wrong += !(fabs((double)out[i].data[at] - (double)before[i][at] - 0.5 * sum) <= bound(path, c.M));
+            }
+        CHECK(wrong == 0 && guarded_ok(&out[i]), "%s, operands %s, M %lld rank %lld cols %lld: %ld wrong", lora_isa_name(lora_ctx_isa(ctx)),
+              lora_ctx_operands(ctx), (long long)c.M, (long long)ranks[i], (long long)c.cols, wrong);
+        mix(out[i].data, (size_t)(ranks[i] * c.cols) * sizeof(float));
+        guarded_free(&out[i]);
+        free(low[i]), free(before[i]);
+    }
+    free(wide[0]), free(wide[1]);
+}
+
+static uint64_t run_all(lora_ctx *ctx, lora_gemm_arithmetic path) {
+    static const sum_case cases[] = {{1, 1, 1, 1, false},   {7, 4, 33, 35, true},     {64, 16, 64, 64, false},  {255, 15, 40, 47, true},
+                                     {513, 16, 70, 70, false}, {777, 29, 17, 20, true}, {1037, 8, 130, 131, false}, {2100, 3, 48, 48, true}};
+    state = 88172645463325252u, hash = 14695981039346656037u;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_sums(ctx, path, cases[i]);
+    return hash;
+}
+
+void check_low_rank_sums(void) {
+    FOR_EACH_ISA(isa)
+        for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
+            uint64_t first = 0;
+            for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
+                lora_ctx *ctx = check_ctx(isa, threads);
+                ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
+                ctx->kernels.gemm.fast = (lora_gemm_arithmetic)path;
+                if (ctx->kernels.gemm.paths[path].micro) {
+                    uint64_t got = run_all(ctx, (lora_gemm_arithmetic)path);
+                    if (threads == 1) first = got;
+                    CHECK(got == first, "%s, operands %s: %d threads give other bits than 1", lora_isa_name(isa), lora_ctx_operands(ctx), threads);
+                }
+                lora_ctx_destroy(ctx);
+            }
+        }
+}
