@@ -58,20 +58,24 @@ static lora_weight random_bf16(int64_t rows, int64_t cols) {
 
 /* --- calibration --- */
 
+enum { PRECISIONS = 2 }; /* exact and fast, in turn */
+
 /* bytes/s of codes and scales when they come from the second-level caches */
-static double in_cache_speed(lora_ctx *ctx) {
+static void in_cache_speed(lora_ctx *ctx, double *speed) {
     lora_error err;
     int64_t N = 256 * lora_ctx_threads(ctx), K = 2048;
-    double bytes = 0, best = 1e9;
+    double bytes = 0, best[PRECISIONS] = {1e9, 1e9};
     quantized *q = random_nf4(N, K, &bytes);
     float *x = random_floats(K, 1, 3), *y = memory((size_t)N * sizeof *y);
-    for (int i = 0; i < 300; i++) {
-        double start = now();
-        for (int j = 0; j < 4; j++) must(lora_linear_forward(ctx, 1, x, K, &q->w, NULL, NULL, y, N, false, &err), &err);
-        double time = (now() - start) / 4;
-        if (time < best) best = time;
-    }
-    return bytes / best;
+    for (int i = 0; i < 300; i++)
+        for (int p = 0; p < PRECISIONS; p++) {
+            must(lora_ctx_set_precision(ctx, (lora_precision)p, &err), &err);
+            double start = now();
+            for (int j = 0; j < 4; j++) must(lora_linear_forward(ctx, 1, x, K, &q->w, NULL, NULL, y, N, false, &err), &err);
+            double time = (now() - start) / 4;
+            if (time < best[p]) best[p] = time;
+        }
+    for (int p = 0; p < PRECISIONS; p++) speed[p] = bytes / best[p];
 }
 
 /* --- a decoder --- */
@@ -130,43 +134,58 @@ static void add_adapters(model *m, const shape *s) {
         }
 }
 
-/* Seconds per step of one token for each of batch sequences. */
-static double step_time(model *m, const shape *s, int64_t batch) {
+typedef struct step {
+    double prefill, decode; /* seconds */
+} step;
+
+/* The prompts of batch sequences, and one token for each. */
+static void step_time(model *m, const shape *s, int64_t batch, step *best) {
     lora_error err;
-    lora_kv_cache *cache;
-    must(lora_kv_cache_create(m->decoder, batch, CONTEXT, &cache, &err), &err);
+    lora_kv_cache *caches[PRECISIONS];
     int32_t cu[MAX_BATCH + 1], sequences[MAX_BATCH], prompt[PROMPT], ids[MAX_BATCH];
     float *logits = memory((size_t)(batch * s->vocab) * sizeof *logits);
     for (int32_t i = 0; i < PROMPT; i++) prompt[i] = i * 7 + 3;
     for (int32_t i = 0; i <= batch; i++) cu[i] = i;
-    for (int32_t i = 0; i < batch; i++) {
-        sequences[i] = i;
-        ids[i] = 11 + i;
-        must(lora_decoder_decode(m->decoder, cache, 1, (int32_t[]){0, PROMPT}, &i, prompt, logits, &err), &err);
+    for (int p = 0; p < PRECISIONS; p++) {
+        must(lora_kv_cache_create(m->decoder, batch, CONTEXT, &caches[p], &err), &err);
+        lora_decoder_set_precision(m->decoder, (lora_precision)p);
+        best[p] = (step){1e9, 1e9};
+        for (int32_t i = 0; i < batch; i++) {
+            sequences[i] = i;
+            ids[i] = 11 + i;
+            double start = now();
+            must(lora_decoder_decode(m->decoder, caches[p], 1, (int32_t[]){0, PROMPT}, &i, prompt, logits, &err), &err);
+            best[p].prefill = fmin(best[p].prefill, now() - start);
+        }
     }
-    double best = 1e9;
-    for (int i = 0; i < TOKENS; i++) {
-        double start = now();
-        must(lora_decoder_decode(m->decoder, cache, batch, cu, sequences, ids, logits, &err), &err);
-        double time = now() - start;
-        if (time < best) best = time;
-    }
-    lora_kv_cache_destroy(cache);
+    for (int i = 0; i < TOKENS; i++)
+        for (int p = 0; p < PRECISIONS; p++) {
+            lora_decoder_set_precision(m->decoder, (lora_precision)p);
+            double start = now();
+            must(lora_decoder_decode(m->decoder, caches[p], batch, cu, sequences, ids, logits, &err), &err);
+            best[p].decode = fmin(best[p].decode, now() - start);
+        }
+    for (int p = 0; p < PRECISIONS; p++) lora_kv_cache_destroy(caches[p]);
     free(logits);
-    return best;
 }
 
 static void bench(lora_ctx *ctx, lora_pool *pool, const shape *s, model *m, const char *adapter) {
-    double bandwidth = read_bandwidth(pool), in_cache = in_cache_speed(ctx);
+    double bandwidth = read_bandwidth(pool), in_cache[PRECISIONS];
     double bytes = m->nf4_bytes + m->head_bytes + m->adapter_bytes;
+    in_cache_speed(ctx, in_cache);
     for (int64_t batch = 1; batch <= MAX_BATCH; batch *= 4) {
-        double time = step_time(m, s, batch);
-        /* what the step would take if the products ran as from the cache and the dense weights at the speed of memory */
-        double floor = m->nf4_bytes / (in_cache < bandwidth ? in_cache : bandwidth) + (bytes - m->nf4_bytes) / bandwidth;
-        printf("%-5s %7s %7d %6lld %9.1f %8.1f %10.1f (%3.0f %%) %10.1f", s->name, adapter, lora_ctx_threads(ctx), (long long)batch,
-               1e3 * time, (double)batch / time, bytes / time / 1e9, 100 * bytes / time / bandwidth, in_cache / 1e9);
-        if (batch == 1) printf(" (%3.0f %%)", 100 * floor / time);
-        printf("\n");
+        step times[PRECISIONS];
+        step_time(m, s, batch, times);
+        for (int p = 0; p < PRECISIONS; p++) {
+            double time = times[p].decode;
+            /* what the step would take if the products ran as from the cache and the dense weights at the speed of memory */
+            double floor = m->nf4_bytes / fmin(in_cache[p], bandwidth) + (bytes - m->nf4_bytes) / bandwidth;
+            printf("%-5s %7s %9s %7d %6lld %9.1f %8.1f %10.1f (%3.0f %%) %10.1f", s->name, adapter, lora_precision_name((lora_precision)p),
+                   lora_ctx_threads(ctx), (long long)batch, 1e3 * time, (double)batch / time, bytes / time / 1e9, 100 * bytes / time / bandwidth,
+                   in_cache[p] / 1e9);
+            if (batch == 1) printf(" (%3.0f %%) %8.1f", 100 * floor / time, PROMPT / times[p].prefill);
+            printf("\n");
+        }
         fflush(stdout);
     }
 }
@@ -174,8 +193,9 @@ static void bench(lora_ctx *ctx, lora_pool *pool, const shape *s, model *m, cons
 int main(int argc, char **argv) {
     lora_error err;
     printf("NF4 decoding, %s, context %d. bytes: codes, scales, head in bfloat16 and adapters, once per step, and their share of the read\n"
-           "bandwidth; in cache: the product's own GB/s from the second-level caches, and how much of that speed the step keeps\n"
-           "shape adapter threads  batch   ms/step tokens/s  GB/s of bytes   in cache GB/s\n", lora_isa_name(lora_cpu_best_isa()), PROMPT);
+           "bandwidth; in cache: the product's own GB/s from the second-level caches, and how much of that speed the step keeps, memory\n"
+           "allowing; prefill: tokens/s of the context\n"
+           "shape adapter precision threads  batch   ms/step tokens/s  GB/s of bytes   in cache GB/s    prefill\n", lora_isa_name(lora_cpu_best_isa()), PROMPT);
     for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
         lora_ctx *ctx;
         must(lora_ctx_create(NULL, &ctx, &err), &err);

@@ -1,10 +1,24 @@
 #include "lora_c/kernels/gemv_kernels.h"
 
+#include "lora_c/base/cpuinfo.h"
+
 void lora_gemv_kernels_init(lora_gemv_kernels *k, lora_isa isa) {
-    lora_gemv_fill_ref(k);
-    if (isa >= LORA_ISA_PORTABLE) lora_gemv_fill_portable(k);
+    *k = (lora_gemv_kernels){0};
+    lora_gemv_path *exact = &k->paths[LORA_GEMM_EXACT];
+    lora_gemv_fill_ref(exact);
+    if (isa >= LORA_ISA_PORTABLE) lora_gemv_fill_portable(exact);
 #if defined(__x86_64__)
-    if (isa >= LORA_ISA_AVX2) lora_gemv_fill_avx2(k);
-    if (isa >= LORA_ISA_AVX512) lora_gemv_fill_avx512(k);
+    if (isa >= LORA_ISA_AVX2) lora_gemv_fill_avx2(exact);
+    if (isa < LORA_ISA_AVX512) return;
+    lora_gemv_fill_avx512(exact);
+    lora_cpu_extras cpu = lora_cpu_avx512_extras();
+    if (cpu.bf16) {
+        k->paths[LORA_GEMM_BF16] = *exact;
+        lora_gemv_fill_bf16(&k->paths[LORA_GEMM_BF16]);
+    }
+    if (cpu.vnni) {
+        k->paths[LORA_GEMM_INT16] = *exact;
+        lora_gemv_fill_int16(&k->paths[LORA_GEMM_INT16]);
+    }
 #endif
 }

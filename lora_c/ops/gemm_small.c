@@ -3,6 +3,7 @@
 
 #include <stdatomic.h>
 
+#include "lora_c/base/shares.h"
 #include "lora_c/base/util.h"
 #include "lora_c/decoder.h"
 #include "lora_c/ops/ctx.h"
@@ -24,14 +25,22 @@ typedef struct product {
     int64_t first_task, rows_per_task;
 } product;
 
+/* The tokens as a kernel takes them; token i lies i * stride bytes behind data. */
+typedef struct tokens {
+    const char *data;
+    int64_t stride;
+} tokens;
+
 typedef struct small_job {
     const lora_kernels *kernels;
+    const lora_gemv_path *path;
     product products[LORA_SMALL_PRODUCTS];
-    int64_t n_products;
+    int64_t n_products, n_tasks;
     int64_t n_leading_tasks;
-    _Atomic int64_t leading_done;
-    float *arranged; /* (m, ld_arranged): the tokens for the NF4 kernel, or NULL */
-    int64_t ld_arranged;
+    _Atomic int64_t next_leading, leading_done;
+    tokens arranged, rounded; /* for NF4 and for bfloat16 rows, where the path wants them other than they are */
+    lora_share *shares;       /* (n_shares): the tasks behind the leading ones */
+    int64_t n_shares;
     float *buffers; /* per worker: scales of a block of rows, or one decoded row */
     int64_t buffer_floats;
 } small_job;
@@ -59,17 +68,21 @@ static int64_t buffer_floats(const lora_weight *w, row_format format) {
 /* sums (rows, m) of rows r .. r + rows - 1 with tokens i .. i + m - 1 */
 static void multiply(const small_job *job, const lora_gemm_args *g, row_format format, int64_t r, int64_t rows, int64_t i, int64_t m,
                      float *buffer, float *sums) {
-    const lora_gemv_kernels *u = &job->kernels->gemv;
+    const lora_gemv_path *u = job->path;
     const lora_weight *w = g->b;
     const float *x = g->a + i * g->a_row_stride;
-    int64_t k = g->k, ldx = g->a_row_stride;
+    int64_t k = g->k, stride = g->a_row_stride * (int64_t)sizeof *x;
+    const tokens arranged = job->arranged, rounded = job->rounded;
     switch (format) {
-    case ROWS_F32: u->f32(rows, k, (const float *)w->data + r * w->ld, w->ld, m, x, ldx, sums); break;
-    case ROWS_BF16: u->bf16(rows, k, (const uint16_t *)w->data + r * w->ld, w->ld, m, x, ldx, sums); break;
-    case ROWS_NF4: u->nf4(w->nf4, r, rows, m, job->arranged + i * job->ld_arranged, job->ld_arranged, buffer, sums); break;
+    case ROWS_F32: u->f32(rows, k, (const float *)w->data + r * w->ld, w->ld, m, x, stride, sums); break;
+    case ROWS_BF16:
+        u->bf16(rows, k, (const uint16_t *)w->data + r * w->ld, w->ld, m, rounded.data ? rounded.data + i * rounded.stride : (const void *)x,
+                rounded.data ? rounded.stride : stride, sums);
+        break;
+    case ROWS_NF4: u->nf4(w->nf4, r, rows, m, arranged.data + i * arranged.stride, arranged.stride, buffer, sums); break;
     case ROWS_DECODED:
         for (int64_t j = 0; j < rows; j++)
-            u->f32(1, k, lora_weight_run(job->kernels, w, r + j, 0, k, buffer), k, m, x, ldx, sums + j * m);
+            u->f32(1, k, lora_weight_run(job->kernels, w, r + j, 0, k, buffer), k, m, x, stride, sums + j * m);
         break;
     }
 }
@@ -95,53 +108,85 @@ static void multiply_rows(const small_job *job, const lora_gemm_args *g, row_for
         }
 }
 
-static void small_task(void *arg, int64_t task, int worker) {
-    small_job *job = arg;
+static void run_task(small_job *job, int64_t task, int worker) {
     const product *p = job->products + job->n_products - 1;
     while (task < p->first_task) p--;
     const lora_small_product *given = p->given;
     int64_t begin = (task - p->first_task) * p->rows_per_task, end = lora_min_i64(begin + p->rows_per_task, given->args.n);
     multiply_rows(job, &given->args, p->format, begin, end, job->buffers + worker * job->buffer_floats);
-    if (task < job->n_leading_tasks) atomic_fetch_add_explicit(&job->leading_done, 1, memory_order_release);
     if (!given->has_update) return;
     lora_wait_for_count(&job->leading_done, job->n_leading_tasks);
     multiply_rows(job, &given->update, ROWS_F32, begin, end, NULL);
 }
 
+/* Leading tasks one at a time, so that all of them have begun when a task behind them waits; then a share of the others, and
+ * what is left of the other shares. */
+static void share_task(void *arg, int64_t own, int worker) {
+    small_job *job = arg;
+    int64_t task;
+    while ((task = atomic_fetch_add_explicit(&job->next_leading, 1, memory_order_relaxed)) < job->n_leading_tasks) {
+        run_task(job, task, worker);
+        atomic_fetch_add_explicit(&job->leading_done, 1, memory_order_release);
+    }
+    for (int64_t i = 0; i < job->n_shares; i++) {
+        lora_share *share = job->shares + (own + i) % job->n_shares;
+        while ((task = lora_share_take(share, i > 0)) >= 0) run_task(job, task, worker);
+    }
+}
+
 bool lora_gemm_is_small(const lora_gemm_args *g) { return g->b_transposed && g->m <= SMALL_M && g->a_col_stride == 1; }
 
-/* The tokens in the order of the NF4 kernel, once for all the products. */
-static lora_status arrange(lora_ctx *ctx, small_job *job, const lora_gemm_args *g, lora_error *err) {
-    const lora_gemv_kernels *u = &job->kernels->gemv;
+/* Once for all the products, which have the same tokens. */
+static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm_args *g, bool arrange, bool round, lora_error *err) {
+    const lora_gemv_path *u = job->path;
+    round = round && u->round_bf16;
+    int64_t arranged = arrange ? lora_round_up(lora_div_up(g->k, u->group) * u->group_bytes, LORA_ALIGN) : 0;
+    int64_t rounded = round ? lora_round_up(g->k * (int64_t)sizeof(uint16_t), LORA_ALIGN) : 0;
     void *memory;
-    job->ld_arranged = lora_round_up(lora_round_up(g->k, u->group), 16); /* rows begin at 64 bytes */
-    size_t bytes = (size_t)(g->m * job->ld_arranged) * sizeof(float);
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, bytes, &memory, err));
-    job->arranged = memory;
-    for (int64_t i = 0; i < g->m; i++) u->arrange(g->k, g->a + i * g->a_row_stride, job->arranged + i * job->ld_arranged);
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(g->m * (arranged + rounded)), &memory, err));
+    char *to = memory;
+    for (int64_t i = 0; i < g->m && arrange; i++) u->arrange(g->k, g->a + i * g->a_row_stride, to + i * arranged);
+    if (arrange) job->arranged = (tokens){to, arranged};
+    to += g->m * arranged;
+    for (int64_t i = 0; i < g->m && round; i++) u->round_bf16(g->k, g->a + i * g->a_row_stride, (uint16_t *)(void *)(to + i * rounded));
+    if (round) job->rounded = (tokens){to, rounded};
     return LORA_OK;
+}
+
+static lora_status prepare_workers(lora_ctx *ctx, small_job *job, lora_error *err) {
+    int64_t n_threads = lora_pool_threads(ctx->pool), n_tasks = job->n_tasks - job->n_leading_tasks;
+    job->n_shares = lora_min_i64(n_threads, job->n_tasks);
+    size_t share_bytes = (size_t)job->n_shares * sizeof(lora_share);
+    void *memory;
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, share_bytes + (size_t)(n_threads * job->buffer_floats) * sizeof(float), &memory, err));
+    job->shares = memory;
+    job->buffers = (float *)(void *)((char *)memory + share_bytes);
+    for (int64_t i = 0; i < job->n_shares; i++) lora_share_set(job->shares + i, i, job->n_shares, job->n_leading_tasks, n_tasks);
+    return LORA_OK;
+}
+
+static const lora_gemv_path *path_of(const lora_ctx *ctx, bool exact) {
+    const lora_gemm_arithmetic fast = ctx->kernels.gemm.fast;
+    return &ctx->kernels.gemv.paths[!exact && ctx->precision == LORA_PRECISION_FAST ? fast : LORA_GEMM_EXACT];
 }
 
 lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, int64_t n, int64_t n_leading, lora_error *err) {
     LORA_CHECK(n >= 1 && n <= LORA_SMALL_PRODUCTS, err, LORA_EINVAL, "products: expected 1 to %d, got %lld", LORA_SMALL_PRODUCTS, (long long)n);
-    small_job job = {.kernels = &ctx->kernels, .n_products = n};
-    int64_t n_tasks = 0;
-    bool any_nf4 = false;
+    small_job job = {.kernels = &ctx->kernels, .path = path_of(ctx, products->args.exact), .n_products = n};
+    bool any_nf4 = false, any_bf16 = false;
     for (int64_t i = 0; i < n; i++) {
         const lora_gemm_args *g = &products[i].args;
         row_format format = format_of(g->b);
         int64_t rows_per_task = lora_max_i64(1, TASK_BYTES / row_bytes(g->b, format));
-        job.products[i] = (product){products + i, format, n_tasks, rows_per_task};
+        job.products[i] = (product){products + i, format, job.n_tasks, rows_per_task};
         job.buffer_floats = lora_max_i64(job.buffer_floats, lora_round_up(buffer_floats(g->b, format), 16));
-        n_tasks += lora_div_up(g->n, rows_per_task);
+        job.n_tasks += lora_div_up(g->n, rows_per_task);
         any_nf4 |= format == ROWS_NF4;
-        if (i < n_leading) job.n_leading_tasks = n_tasks;
+        any_bf16 |= format == ROWS_BF16;
+        if (i < n_leading) job.n_leading_tasks = job.n_tasks;
     }
-    if (any_nf4) LORA_TRY(arrange(ctx, &job, &products->args, err));
-    void *memory;
-    size_t bytes = (size_t)(lora_pool_threads(ctx->pool) * job.buffer_floats) * sizeof(float);
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &memory, err));
-    job.buffers = memory;
-    lora_parallel_for(ctx->pool, n_tasks, small_task, &job);
+    LORA_TRY(prepare_tokens(ctx, &job, &products->args, any_nf4, any_bf16, err));
+    LORA_TRY(prepare_workers(ctx, &job, err));
+    lora_parallel_for(ctx->pool, job.n_shares, share_task, &job);
     return LORA_OK;
 }

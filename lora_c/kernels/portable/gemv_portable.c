@@ -23,12 +23,13 @@ static void nf4_row(const lora_nf4 *w, int64_t row, int64_t m, const float *x, i
     for (int64_t i = 0; i < m; i++) sums[i] = sum_lanes(lanes[i]);
 }
 
-static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const float *x, int64_t ldx, float *scales, float *sums) {
+static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums) {
     (void)scales;
-    for (int64_t r = 0; r < rows; r++) nf4_row(w, row + r, m, x, ldx, sums + r * m);
+    for (int64_t r = 0; r < rows; r++) nf4_row(w, row + r, m, x, stride / (int64_t)sizeof(float), sums + r * m);
 }
 
-static void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
+static void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t stride, float *sums) {
+    int64_t ldx = stride / (int64_t)sizeof *x;
     for (int64_t r = 0; r < rows; r++, w += ldw)
         for (int64_t i = 0; i < m; i++) {
             const float *from = x + i * ldx;
@@ -41,7 +42,9 @@ static void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m,
         }
 }
 
-static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
+static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const void *tokens, int64_t stride, float *sums) {
+    const float *x = tokens;
+    int64_t ldx = stride / (int64_t)sizeof *x;
     for (int64_t r = 0; r < rows; r++, w += ldw)
         for (int64_t i = 0; i < m; i++) {
             const float *from = x + i * ldx;
@@ -54,8 +57,8 @@ static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_
         }
 }
 
-void lora_gemv_fill_portable(lora_gemv_kernels *k) {
-    k->nf4 = nf4;
-    k->f32 = f32;
-    k->bf16 = bf16; /* arrange stays the plain copy */
+void lora_gemv_fill_portable(lora_gemv_path *p) {
+    p->nf4 = nf4;
+    p->f32 = f32;
+    p->bf16 = bf16; /* arrange stays the plain copy */
 }

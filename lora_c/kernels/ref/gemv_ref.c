@@ -5,9 +5,11 @@
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/gemv_kernels.h"
 
-static void arrange(int64_t k, const float *x, float *out) { memcpy(out, x, (size_t)k * sizeof *out); }
+static void arrange(int64_t k, const float *x, void *out) { memcpy(out, x, (size_t)k * sizeof *x); }
 
-static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const float *x, int64_t ldx, float *scales, float *sums) {
+static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *tokens, int64_t stride, float *scales, float *sums) {
+    const float *x = tokens;
+    int64_t ldx = stride / (int64_t)sizeof *x;
     (void)scales;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < m; i++) {
@@ -21,7 +23,8 @@ static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const f
         }
 }
 
-static void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
+static void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t stride, float *sums) {
+    int64_t ldx = stride / (int64_t)sizeof *x;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < m; i++) {
             double sum = 0;
@@ -30,7 +33,9 @@ static void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m,
         }
 }
 
-static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
+static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const void *tokens, int64_t stride, float *sums) {
+    const float *x = tokens;
+    int64_t ldx = stride / (int64_t)sizeof *x;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < m; i++) {
             double sum = 0;
@@ -39,6 +44,6 @@ static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_
         }
 }
 
-void lora_gemv_fill_ref(lora_gemv_kernels *k) {
-    *k = (lora_gemv_kernels){.group = 1, .arrange = arrange, .nf4 = nf4, .f32 = f32, .bf16 = bf16};
+void lora_gemv_fill_ref(lora_gemv_path *p) {
+    *p = (lora_gemv_path){.group = 1, .group_bytes = sizeof(float), .arrange = arrange, .nf4 = nf4, .f32 = f32, .bf16 = bf16};
 }

@@ -12,6 +12,7 @@
 #define UNROLL _Pragma("GCC unroll 8")
 
 enum {
+    TOKENS = 4, /* eight vectors of decoded values and four accumulators fill 16 registers */
     WIDTH = 8,
     GROUP = WIDTH * VL,
     CHUNK = 4 * GROUP,       /* elements of a few tokens that stay in the L1 cache while the rows pass by */
@@ -63,7 +64,7 @@ GEMV_INLINE void nf4_run(const tables *t, const uint8_t *codes, const float *sca
 }
 
 /* One token: a single stream of codes, each row from begin to end. */
-GEMV_FN void nf4_one(const lora_nf4 *a, int64_t row, int64_t rows, const float *x, float *scale, float *sums) {
+GEMV_FN void nf4_one(const lora_nf4 *a, int64_t row, int64_t rows, const float *x, float *scale, float *sums, int64_t ld) {
     const tables t = load_tables(a->lut, a->block_size);
     int log_block = __builtin_ctzll((uint64_t)a->block_size);
     int64_t k = a->cols, blocks = k >> log_block;
@@ -71,29 +72,29 @@ GEMV_FN void nf4_one(const lora_nf4 *a, int64_t row, int64_t rows, const float *
         VEC acc[1] = {ZERO()};
         row_scales(a, r * blocks, blocks, scale);
         nf4_run(&t, a->codes + r * (k / 2), scale, log_block, 0, k, PREFETCH_BYTES, 1, x, 0, acc);
-        *sums++ = SUM(acc[0]);
+        sums[(r - row) * ld] = SUM(acc[0]);
     }
 }
 
 /* Several tokens: all the rows pass by a chunk of the tokens that stays in the L1 cache. */
 GEMV_INLINE void nf4_several(const lora_nf4 *a, int64_t row, int64_t rows, const int m, const float *x, int64_t ldx, float *scale,
-                             float *sums) {
+                             float *sums, int64_t ld) {
     const tables t = load_tables(a->lut, a->block_size);
     int log_block = __builtin_ctzll((uint64_t)a->block_size);
     int64_t blocks = a->cols >> log_block, code_bytes = a->cols / 2;
-    VEC acc[LORA_GEMV_ROWS][LORA_GEMV_TOKENS];
+    VEC acc[LORA_GEMV_ROWS][TOKENS];
     row_scales(a, row * blocks, rows * blocks, scale);
     for (int64_t k = 0; k < a->cols; k += CHUNK) {
         int64_t end = lora_min_i64(k + CHUNK, a->cols);
         for (int64_t r = 0; r < rows; r++) {
-            VEC part[LORA_GEMV_TOKENS];
+            VEC part[TOKENS];
             UNROLL for (int i = 0; i < m; i++) part[i] = k ? acc[r][i] : ZERO();
             nf4_run(&t, a->codes + (row + r) * code_bytes, scale + r * blocks, log_block, k, end, rows * code_bytes, m, x, ldx, part);
             UNROLL for (int i = 0; i < m; i++) acc[r][i] = part[i];
         }
     }
     for (int64_t r = 0; r < rows; r++)
-        UNROLL for (int i = 0; i < m; i++) sums[r * m + i] = SUM(acc[r][i]);
+        UNROLL for (int i = 0; i < m; i++) sums[r * ld + i] = SUM(acc[r][i]);
 }
 
 /* call(n) with n = m as a constant */
@@ -105,14 +106,18 @@ GEMV_INLINE void nf4_several(const lora_nf4 *a, int64_t row, int64_t rows, const
     default: call(4); break;                                                                                           \
     }
 
-GEMV_FN void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const float *x, int64_t ldx, float *scale, float *sums) {
-    if (m == 1) {
-        nf4_one(w, row, rows, x, scale, sums);
-        return;
-    }
-#define CALL(n) nf4_several(w, row, rows, n, x, ldx, scale, sums)
-    FOR_TOKENS(m, CALL)
+GEMV_FN void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *tokens, int64_t stride, float *scale, float *sums) {
+    int64_t ldx = stride / (int64_t)sizeof(float);
+    for (int64_t i = 0; i < m; i += TOKENS) {
+        const float *x = (const float *)tokens + i * ldx;
+        if (m - i == 1) {
+            nf4_one(w, row, rows, x, scale, sums + i, m);
+            return;
+        }
+#define CALL(n) nf4_several(w, row, rows, n, x, ldx, scale, sums + i, m)
+        FOR_TOKENS(m - i, CALL)
 #undef CALL
+    }
 }
 
 /* --- dense rows: two accumulators per token, even and odd vectors --- */
@@ -148,12 +153,12 @@ GEMV_INLINE void dense_run(load_elements load, const void *w, int64_t k0, int64_
 }
 
 GEMV_INLINE void dense(load_elements load, size_t element, int64_t rows, int64_t k, const void *w, int64_t ldw, const int m,
-                       const float *x, int64_t ldx, float *sums) {
-    VEC acc[LORA_GEMV_ROWS][2][LORA_GEMV_TOKENS];
+                       const float *x, int64_t ldx, float *sums, int64_t ld) {
+    VEC acc[LORA_GEMV_ROWS][2][TOKENS];
     int64_t chunk = m == 1 ? k : CHUNK;
     for (int64_t k0 = 0; k0 < k; k0 += chunk)
         for (int64_t r = 0; r < rows; r++) {
-            VEC even[LORA_GEMV_TOKENS], odd[LORA_GEMV_TOKENS];
+            VEC even[TOKENS], odd[TOKENS];
             UNROLL for (int i = 0; i < m; i++) {
                 even[i] = k0 ? acc[r][0][i] : ZERO();
                 odd[i] = k0 ? acc[r][1][i] : ZERO();
@@ -166,17 +171,20 @@ GEMV_INLINE void dense(load_elements load, size_t element, int64_t rows, int64_t
             }
         }
     for (int64_t r = 0; r < rows; r++)
-        UNROLL for (int i = 0; i < m; i++) sums[r * m + i] = SUM(ADD(acc[r][0][i], acc[r][1][i]));
+        UNROLL for (int i = 0; i < m; i++) sums[r * ld + i] = SUM(ADD(acc[r][0][i], acc[r][1][i]));
 }
 
-GEMV_FN void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
-#define CALL(n) dense(load_f32, sizeof *w, rows, k, w, ldw, n, x, ldx, sums)
-    FOR_TOKENS(m, CALL)
+GEMV_FN void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t stride, float *sums) {
+    int64_t ldx = stride / (int64_t)sizeof *x;
+#define CALL(n) dense(load_f32, sizeof *w, rows, k, w, ldw, n, x + i * ldx, ldx, sums + i, m)
+    for (int64_t i = 0; i < m; i += TOKENS) FOR_TOKENS(m - i, CALL)
 #undef CALL
 }
 
-GEMV_FN void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const float *x, int64_t ldx, float *sums) {
-#define CALL(n) dense(load_bf16, sizeof *w, rows, k, w, ldw, n, x, ldx, sums)
-    FOR_TOKENS(m, CALL)
+GEMV_FN void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const void *tokens, int64_t stride, float *sums) {
+    const float *x = tokens;
+    int64_t ldx = stride / (int64_t)sizeof *x;
+#define CALL(n) dense(load_bf16, sizeof *w, rows, k, w, ldw, n, x + i * ldx, ldx, sums + i, m)
+    for (int64_t i = 0; i < m; i += TOKENS) FOR_TOKENS(m - i, CALL)
 #undef CALL
 }

@@ -80,7 +80,8 @@ AVX2_INLINE __m256 scales(const tables *t, const float *p, int64_t k) {
     return k > 32 ? both : _mm256_zextps128_ps256(_mm256_castps256_ps128(both));
 }
 
-static LORA_TARGET(TARGET) void arrange(int64_t k, const float *x, float *out) {
+static LORA_TARGET(TARGET) void arrange(int64_t k, const float *x, void *arranged) {
+    float *out = arranged;
     for (int64_t begin = 0; begin < k; begin += 64, x += 64, out += 64)
         for (int64_t v = 0; v < 8; v++) /* nibble v / 4, bytes 4 (v % 4) onwards of each half */
             for (int64_t lane = 0; lane < 8; lane++) {
@@ -91,7 +92,8 @@ static LORA_TARGET(TARGET) void arrange(int64_t k, const float *x, float *out) {
 
 #include "lora_c/kernels/tmpl/gemv_tmpl.h"
 
-void lora_gemv_fill_avx2(lora_gemv_kernels *k) {
-    *k = (lora_gemv_kernels){.group = GROUP, .arrange = arrange, .nf4 = nf4, .f32 = f32, .bf16 = bf16};
+void lora_gemv_fill_avx2(lora_gemv_path *p) {
+    *p = (lora_gemv_path){.group = GROUP, .group_bytes = GROUP * (int64_t)sizeof(float), .arrange = arrange,
+                          .nf4 = nf4, .f32 = f32, .bf16 = bf16};
 }
 #endif

@@ -50,7 +50,8 @@ static inline __attribute__((always_inline)) LORA_TARGET(TARGET) __m512 scales(c
     return _mm512_maskz_permutexvar_ps(FIRST(k / 8), t->scale_of_lane, _mm512_broadcast_f32x4(_mm_loadu_ps(p)));
 }
 
-static LORA_TARGET(TARGET) void arrange(int64_t k, const float *x, float *out) {
+static LORA_TARGET(TARGET) void arrange(int64_t k, const float *x, void *arranged) {
+    float *out = arranged;
     for (int64_t begin = 0; begin < k; begin += 128, x += 128, out += 128)
         for (int64_t lane = 0; lane < 16; lane++)
             for (int64_t j = 0; j < 8; j++) out[16 * j + lane] = begin + 8 * lane + j < k ? x[8 * lane + j] : 0.0f;
@@ -58,7 +59,8 @@ static LORA_TARGET(TARGET) void arrange(int64_t k, const float *x, float *out) {
 
 #include "lora_c/kernels/tmpl/gemv_tmpl.h"
 
-void lora_gemv_fill_avx512(lora_gemv_kernels *k) {
-    *k = (lora_gemv_kernels){.group = GROUP, .arrange = arrange, .nf4 = nf4, .f32 = f32, .bf16 = bf16};
+void lora_gemv_fill_avx512(lora_gemv_path *p) {
+    *p = (lora_gemv_path){.group = GROUP, .group_bytes = GROUP * (int64_t)sizeof(float), .arrange = arrange,
+                          .nf4 = nf4, .f32 = f32, .bf16 = bf16};
 }
 #endif
