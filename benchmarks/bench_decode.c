@@ -1,6 +1,7 @@
 /* Decoding: tokens per second of an NF4 decoder with random weights, beside what the machine can read and what the product
  * itself does from the cache, measured in the same run on the same threads.
  * Usage   bench_decode [threads ...]       Times are the best over the tokens of a run (batch: one token of each sequence). */
+#define _DEFAULT_SOURCE /* madvise */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,6 @@
 /* Quantizing a matrix to NF4 with double quantization: bytes of the source per second, and the share of the speed at which the
  * same threads read memory. Best of several interleaved repetitions. */
+#define _DEFAULT_SOURCE /* madvise */
 #include "benchmarks/memory_speed.h"
 
 enum { SIZE = 4096, COPIES = 4, REPETITIONS = 12 }; /* copies: together more than the caches hold */

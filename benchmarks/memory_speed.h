@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "lora_c/base/cpuinfo.h"
@@ -25,9 +26,14 @@ static inline void must(lora_status status, const lora_error *err) {
     exit(1);
 }
 
+/* In huge pages where they are to be had, as lora_c/base/alloc.c keeps frozen weights. */
 static inline void *memory(size_t bytes) {
-    void *p = aligned_alloc(64, (bytes + 127) & ~(size_t)63);
+    const size_t huge = 1 << 21, alignment = bytes >= huge ? huge : 64, padded = (bytes + 64 + alignment - 1) & ~(alignment - 1);
+    void *p = aligned_alloc(alignment, padded);
     if (!p) exit(1);
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= huge) (void)madvise(p, padded, MADV_HUGEPAGE);
+#endif
     return p;
 }
 

@@ -261,25 +261,29 @@ static int get_sequences(PyObject *given, int64_t n_segments, lora_py_ids *out) 
 }
 
 PyDoc_STRVAR(decode_doc,
-"decode($self, cache, input_ids, /, *, cu_seqlens=None, sequences=None)\n--\n\n"
+"decode($self, cache, input_ids, /, *, cu_seqlens=None, sequences=None, precision=None)\n--\n\n"
 "Append tokens to the sequences of a cache. The prompt and each later token go through the same call.\n\n"
 "Shapes\n------\ninput_ids (n_tokens,); cu_seqlens (n_segments + 1,); sequences (n_segments,).\n\n"
 "Parameters\n----------\n"
 "cache : KVCache\n    Of this decoder.\n"
 "input_ids : int32 or int64 array, or list of int\n    New tokens of all segments.\n"
 "cu_seqlens : optional\n    By default all tokens are one segment.\n"
-"sequences : optional\n    The sequence of each segment, distinct; by default 0, 1, ...\n\n"
+"sequences : optional\n    The sequence of each segment, distinct; by default 0, 1, ...\n"
+"precision : optional\n    'exact' or 'fast' for this call; by default the decoder's.\n\n"
 "Returns\n-------\nndarray\n    float32 (n_segments, vocab_size): the logits after each segment\'s last token.\n\n"
 "Raises\n------\nValueError\n    The cache is full or of another decoder, or an argument does not fit.\n"
 "RuntimeError\n    Another thread is using the decoder or the cache.");
 
 static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "cu_seqlens", "sequences", NULL};
+    static char *names[] = {"", "", "cu_seqlens", "sequences", "precision", NULL};
     lora_py_state *state = lora_py_state_of(Py_TYPE(o));
     lora_py_kvcache *cache;
+    const char *precision_name = NULL;
+    lora_precision precision = LORA_PRECISION_EXACT;
     PyObject *ids, *cu = Py_None, *sequences_given = Py_None, *result = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|$OO:decode", names, state->kv_cache_type, &cache, &ids, &cu,
-                                     &sequences_given)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|$OOz:decode", names, state->kv_cache_type, &cache, &ids, &cu,
+                                     &sequences_given, &precision_name)) return NULL;
+    if (precision_name && lora_py_precision_by_name("precision", precision_name, &precision) < 0) return NULL;
     decoder *self = (decoder *)o;
     if (cache->decoder != self) {
         PyErr_SetString(PyExc_ValueError, "cache: expected a cache of this decoder, got one of another; use new_cache()");
@@ -300,8 +304,11 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
     if (result) {
         lora_status status;
         lora_error err = {0};
+        lora_precision own = lora_decoder_precision(self->decoder);
+        lora_decoder_set_precision(self->decoder, precision_name ? precision : own);
         LORA_PY_CALL(state->ctx, status, lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens,
                                                              sequences.data, x.b.input_ids, logits, &err));
+        lora_decoder_set_precision(self->decoder, own);
         lora_py_leave(&cache->base);
         lora_py_leave(&self->base);
         if (status != LORA_OK) {

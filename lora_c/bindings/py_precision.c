@@ -15,10 +15,11 @@ static lora_py_state *state_of(PyObject *module) { return PyModule_GetState(modu
 
 PyDoc_STRVAR(set_precision_doc,
 "set_precision($module, name, /)\n--\n\n"
-"Choose the arithmetic of matrix products of more than 16 rows: 'exact' (float32) or 'fast'.\n\n"
+"Choose the arithmetic of matrix products: 'exact' (float32) or 'fast'.\n\n"
 "'fast' rounds their operands to bfloat16 where the CPU runs that at twice the float32 rate (AMD, Zen 4 and later), to int16\n"
 "with a scale per 64 values where it has AVX512_VNNI, and is 'exact' elsewhere. Sums stay float32. The environment\n"
-"variable LORA_C_PRECISION sets it at import; a Decoder has a precision of its own.\n\n"
+"variable LORA_C_PRECISION sets it at import; a Decoder has a precision of its own, and training and generation have theirs\n"
+"in their configurations.\n\n"
 "Raises\n------\nValueError\n    Unknown name.");
 
 static PyObject *set_precision(PyObject *module, PyObject *args) {

@@ -199,6 +199,11 @@ class GenerationConfig(_Config):
     seed: int = Field(0, ge=0, description="Seed of the random draws.")
     stop_strings: list[str] = Field([], description="Stop when one of these texts appears.")
     ignore_eos: bool = Field(False, description="Go on after the end token.")
+    precision: Literal["exact", "fast"] | None = Field(
+        None,
+        description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them. "
+        "Default: what the environment variable LORA_C_PRECISION says, else fast.",
+    )
 
     @property
     def sampling(self) -> bool:

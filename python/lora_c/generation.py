@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,12 @@ class TextPieces:
         return ready
 
 
+def precision_of(config: GenerationConfig) -> Literal["exact", "fast"]:
+    """The precision of the products; a value that import would refuse cannot stand in the environment."""
+    named = config.precision or os.environ.get("LORA_C_PRECISION")
+    return "exact" if named == "exact" else "fast"
+
+
 def must_read_again(model: Model, length: int) -> bool:
     """Whether the cache ends here. LongRoPE: from rope_switch on, tokens have other angles, the ones before too."""
     switch = model.decoder.config["rope_switch"]
@@ -130,8 +137,9 @@ def generate_ids(model: Model, ids: Sequence[int], config: GenerationConfig) -> 
     chooser = TokenChooser(model, len(ids), config)
     cache = model.decoder.new_cache(len(ids) + chooser.budget)
     step, all_ids = np.asarray(ids, np.int32), list(ids)
+    precision = precision_of(config)
     while chooser.budget > 0:
-        token = chooser.choose(model.decoder.decode(cache, step)[0])
+        token = chooser.choose(model.decoder.decode(cache, step, precision=precision)[0])
         if token is None:
             return
         yield token
@@ -181,7 +189,8 @@ class _Answer:
 def _read(model: Model, cache: KVCache, answer: _Answer) -> NDArray[np.float32]:
     """Logits after all tokens of one answer, read alone, so that they are what they are without the others."""
     cache.truncate(answer.sequence, 0)
-    return model.decoder.decode(cache, answer.ids, sequences=[answer.sequence])[0]
+    precision = precision_of(answer.chooser.config)
+    return model.decoder.decode(cache, answer.ids, sequences=[answer.sequence], precision=precision)[0]
 
 
 def _step(model: Model, cache: KVCache, live: Sequence[_Answer]) -> list[NDArray[np.float32]]:
@@ -192,7 +201,8 @@ def _step(model: Model, cache: KVCache, live: Sequence[_Answer]) -> list[NDArray
     if together:
         tokens, sequences = [answer.ids[-1] for answer in together], [answer.sequence for answer in together]
         cu_seqlens = list(range(len(together) + 1))
-        rows = iter(model.decoder.decode(cache, tokens, cu_seqlens=cu_seqlens, sequences=sequences))
+        precision = precision_of(together[0].chooser.config)  # one configuration for all answers of a batch
+        rows = iter(model.decoder.decode(cache, tokens, cu_seqlens=cu_seqlens, sequences=sequences, precision=precision))
     return [_read(model, cache, answer) if i in again else next(rows) for i, answer in enumerate(live)]
 
 

@@ -185,7 +185,7 @@ def default_segments(model: Model) -> list[list[int]]:
         size = min(SEGMENT, room)
         segments = [ids[i : i + size] for i in range(0, len(ids), size)]
     budget = min(_GREEDY_TOKENS, room - 1)
-    own = [start, *generate_ids(model, [start], GenerationConfig(max_new_tokens=budget, ignore_eos=True))]
+    own = [start, *generate_ids(model, [start], GenerationConfig(max_new_tokens=budget, ignore_eos=True, precision="exact"))]
     return [ids for ids in [*segments, own] if len(ids) > 1]
 
 

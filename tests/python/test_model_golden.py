@@ -68,7 +68,7 @@ def test_greedy_text(stories: Path) -> None:
     model = load_model(stories)
     golden = np.load(stories / "golden_logits.npz")["greedy_ids"]
     text = (stories / "greedy200.txt").read_text()
-    assert model.generate([1], max_new_tokens=200) == text
+    assert model.generate([1], max_new_tokens=200, precision="exact") == text
     assert model.tokenizer.decode(golden) == text
     assert model.num_parameters() == 260_032
 

@@ -76,6 +76,56 @@ def test_a_decoder_keeps_its_precision_to_itself(fast):
     assert np.array_equal(decoder.logits(ids), exact)
 
 
+def test_generation_is_fast_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("LORA_C_PRECISION", raising=False)
+    model = lc.load_model(BASE_MODEL, quantize="nf4", progress=False)
+    used = []
+
+    class Recorder:
+        """The decoder, and the precision of each of its decode calls."""
+
+        def __getattr__(self, name):
+            return getattr(decoder, name)
+
+        def decode(self, cache, ids, **options):
+            used.append(options["precision"])
+            return decoder.decode(cache, ids, **options)
+
+    decoder, model.decoder = model.decoder, Recorder()
+    options = {"max_new_tokens": 3, "ignore_eos": True}
+    for environment, argument, want in [
+        (None, None, "fast"), (None, "exact", "exact"), ("exact", None, "exact"), ("exact", "fast", "fast"), ("fast", None, "fast")
+    ]:  # fmt: skip
+        if environment:
+            monkeypatch.setenv("LORA_C_PRECISION", environment)
+        for prompt in ([5, 6], [[5, 6], [7, 8, 9]]):
+            used.clear()
+            model.generate(prompt, precision=argument, **options)
+            assert used and set(used) == {want}
+    assert decoder.precision == "exact"
+    with pytest.raises(ConfigError, match="precision"):
+        model.generate([5], precision="half")
+
+
+def test_decode_in_a_precision_of_its_own():
+    decoder = lc.load_model(BASE_MODEL, quantize="nf4", progress=False).decoder
+    rows = {}
+    for precision in ("exact", "fast", None):
+        cache = decoder.new_cache(8, 3)
+        decoder.decode(cache, [5, 6, 7], precision=precision)
+        first = decoder.decode(cache, [8], precision=precision)[0]
+        # together with other sequences, the bits of the token alone
+        decoder.decode(cache, [5, 6, 7], sequences=[2], precision=precision)
+        both = decoder.decode(cache, [9, 8], cu_seqlens=[0, 1, 2], sequences=[1, 2], precision=precision)
+        np.testing.assert_array_equal(both[1], first)
+        rows[precision] = first
+    np.testing.assert_array_equal(rows[None], rows["exact"])
+    scale = np.abs(rows["exact"]).max()
+    assert np.abs(rows["fast"] - rows["exact"]).max() <= 0.05 * scale
+    with pytest.raises(ValueError, match="precision: expected 'exact' or 'fast', got 'half'"):
+        decoder.decode(cache, [8], precision="half")
+
+
 def test_training_curves_agree(tmp_path):
     curves = {}
     for precision in ("exact", "fast"):

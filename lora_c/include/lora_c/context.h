@@ -25,11 +25,12 @@ typedef enum lora_isa {
     LORA_ISA_AVX512 = 3, /* AVX-512 F, BW, DQ, VL */
 } lora_isa;
 
-/* Arithmetic of the matrix products of more than 16 rows. Sums are float32 in both, and results never depend on threads.
+/* Arithmetic of the matrix products. Sums are float32 in both, and results never depend on threads.
  * FAST rounds the operands of each product to
  *     bfloat16                            on AMD CPUs with AVX512_BF16 (Zen 4 and later), which run it at twice the float32 rate
  *     int16, one scale per 64 values of k on other CPUs with AVX512_VNNI (Intel: bfloat16 runs at half the float32 rate there)
- * and is the same as EXACT on all others. Its error is at most that of bfloat16 operands, as mixed-precision training has. */
+ * and is the same as EXACT on all others. With up to 24 rows (decoding) weights of float32 and GGUF blocks, and with int16
+ * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as mixed-precision training has. */
 typedef enum lora_precision { LORA_PRECISION_EXACT, LORA_PRECISION_FAST } lora_precision;
 
 /* What a piece of memory is for; the report lists live and peak bytes by tag. */

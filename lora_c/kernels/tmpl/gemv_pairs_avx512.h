@@ -28,7 +28,7 @@ enum {
     GROUP_BYTES = GROUP_VECTORS * 64,
     CHUNK = 1024,          /* elements of several tokens that stay in the L1 cache while the rows pass by */
     ROWS_AT_ONCE = 16,
-    PREFETCH_BYTES = 8192, /* ahead of a single stream of codes */
+    PREFETCH_BYTES = 2048, /* ahead of a single stream of codes */
 };
 
 LORA_INLINE __mmask16 lora_first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
@@ -45,20 +45,32 @@ LORA_INLINE void lora_arrange_group(const __m512i *in, __m512i *out) {
     }
 }
 
-/* Where the scales of the blocks of a row come from: raw * factor + offset. */
+/* The scales of the blocks first <= block < end, which lie in one nested block: raw * factor + offset. */
 typedef struct scale_source {
     const lora_nf4 *w;
-    float unit;
-    int64_t first; /* block of the row's first element */
-    int log_block;
+    float unit, offset, factor;
+    int64_t first, end;
 } scale_source;
 
 LORA_INLINE float raw_scale(const lora_nf4 *w, int64_t block, const bool nested) {
     return nested ? w->nested_map[w->absmax_codes[block]] : w->absmax[block];
 }
 
-LORA_INLINE float factor_of(const scale_source *s, int64_t block, const bool nested) {
-    return nested ? s->w->nested_absmax[block / s->w->nested_block_size] * s->unit : s->unit;
+LORA_INLINE float factor_of(const scale_source *s, int64_t block) {
+    return s->w->nested_absmax[block / s->w->nested_block_size] * s->unit;
+}
+
+/* Moves the source to the nested block of block, if it is not there. */
+LORA_INLINE void move_to(scale_source *s, int64_t block, const bool nested) {
+    if (!nested || (s->first <= block && block < s->end)) return;
+    s->first = block / s->w->nested_block_size * s->w->nested_block_size;
+    s->end = s->first + s->w->nested_block_size;
+    s->factor = factor_of(s, block);
+}
+
+LORA_INLINE scale_source source_of(const lora_nf4 *w, float unit) {
+    if (w->absmax) return (scale_source){.w = w, .unit = unit, .factor = unit};
+    return (scale_source){.w = w, .unit = unit, .offset = w->nested_offset * unit};
 }
 
 /* The raw scales of the n <= blocks blocks from block on, each in the lanes of its elements; a group has 1, 2 or 4 blocks.
@@ -73,9 +85,9 @@ LORA_INLINE __m512 raw_scales(const lora_nf4 *w, int64_t block, const int blocks
 }
 
 /* Of a group that lies in two nested blocks: factors block by block. */
-LORA_INLINE __m512 factors_of(const scale_source *s, int64_t block, const int blocks, int64_t n, const bool nested) {
+static __m512 factors_of(const scale_source *s, int64_t block, int blocks, int64_t n) {
     float lanes[16];
-    for (int64_t i = 0; i < 16; i++) lanes[i] = factor_of(s, block + lora_min_i64(i * blocks / 16, n - 1), nested);
+    for (int64_t i = 0; i < 16; i++) lanes[i] = factor_of(s, block + lora_min_i64(i * blocks / 16, n - 1));
     return _mm512_loadu_ps(lanes);
 }
 
@@ -91,28 +103,25 @@ LORA_INLINE void add_group(__m512i table, __m512i codes, __m512 scale, const int
     }
 }
 
-/* Elements k0 .. k1 of a row whose codes begin at codes. Runs of groups whose blocks share a nested block do not look at it. */
-LORA_INLINE void run(const scale_source *s, __m512i table, const uint8_t *codes, int64_t k0, int64_t k1, int64_t ahead,
-                     const int blocks, const bool nested, const int m, const char *x, int64_t stride, __m512 *acc) {
+/* Elements k0 .. k1 of a row that begins with block and codes. Runs of groups in one nested block do not look at it. */
+LORA_INLINE void run(scale_source *s, int64_t row_block, int log_block, __m512i table, const uint8_t *codes, int64_t k0, int64_t k1,
+                     int64_t ahead, const int blocks, const bool nested, const int m, const char *x, int64_t stride, __m512 *acc) {
     const lora_nf4 *w = s->w;
-    const __m512 offset = _mm512_set1_ps(nested ? w->nested_offset * s->unit : 0.0f);
+    const __m512 offset = _mm512_set1_ps(s->offset);
     for (int64_t k = k0; k < k1;) {
-        int64_t block = s->first + (k >> s->log_block), same = k1; /* up to there the factor stays */
-        if (nested) {
-            int64_t next = (block / w->nested_block_size + 1) * w->nested_block_size - s->first;
-            same = lora_min_i64(k1, lora_min_i64(next, w->cols >> s->log_block) << s->log_block);
-        }
-        __m512 factor = _mm512_set1_ps(factor_of(s, block, nested));
+        move_to(s, row_block + (k >> log_block), nested);
+        int64_t same = k1; /* up to there the factor stays */
+        if (nested && s->end - row_block < k1 >> log_block) same = (s->end - row_block) << log_block;
+        __m512 factor = _mm512_set1_ps(s->factor);
         for (; k + GROUP <= same; k += GROUP) {
             _mm_prefetch((const char *)codes + k / 2 + ahead, _MM_HINT_T0);
-            __m512 raw = raw_scales(w, s->first + (k >> s->log_block), blocks, blocks, nested);
+            __m512 raw = raw_scales(w, row_block + (k >> log_block), blocks, blocks, nested);
             add_group(table, _mm512_loadu_si512(codes + k / 2), _mm512_fmadd_ps(raw, factor, offset), m, x + k / GROUP * GROUP_BYTES,
                       stride, acc);
         }
         if (k == same) continue;
-        int64_t here = lora_min_i64(GROUP, k1 - k), n = lora_max_i64(1, here >> s->log_block);
-        block = s->first + (k >> s->log_block);
-        if (same < k1) factor = factors_of(s, block, blocks, n, nested);
+        int64_t here = lora_min_i64(GROUP, k1 - k), n = lora_max_i64(1, here >> log_block), block = row_block + (k >> log_block);
+        if (same < k1) factor = factors_of(s, block, blocks, n);
         __m512 scale = _mm512_fmadd_ps(raw_scales(w, block, blocks, n, nested), factor, offset);
         add_group(table, _mm512_maskz_loadu_epi32(lora_first_lanes(here / 8), codes + k / 2), scale, m, x + k / GROUP * GROUP_BYTES, stride, acc);
         k += GROUP;
@@ -123,26 +132,26 @@ LORA_INLINE void run(const scale_source *s, __m512i table, const uint8_t *codes,
 LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const int blocks, const bool nested, const int m, const char *x,
                          int64_t stride, float *sums) {
     const levels l = load_levels(w->lut);
+    scale_source source = source_of(w, unit_of(l));
     int log_block = __builtin_ctzll((uint64_t)w->block_size);
-    int64_t chunk = m == 1 ? w->cols : CHUNK, code_bytes = w->cols / 2;
+    int64_t chunk = m == 1 ? w->cols : CHUNK, code_bytes = w->cols / 2, ahead = m == 1 ? PREFETCH_BYTES : ROWS_AT_ONCE * code_bytes;
     for (int64_t r0 = 0; r0 < rows; r0 += ROWS_AT_ONCE) {
         int64_t here = lora_min_i64(ROWS_AT_ONCE, rows - r0);
-        __m512 acc[ROWS_AT_ONCE][LORA_GEMV_TOKENS];
+        __m512 acc[LORA_GEMV_TOKENS][ROWS_AT_ONCE];
         for (int64_t k = 0; k < w->cols; k += chunk)
             for (int64_t r = 0; r < here; r++) {
                 __m512 part[LORA_GEMV_TOKENS];
-                scale_source s = {w, unit_of(l), (row + r0 + r) * (w->cols >> log_block), log_block};
-                UNROLL for (int i = 0; i < m; i++) part[i] = k ? acc[r][i] : _mm512_setzero_ps();
-                run(&s, table_of(l), w->codes + (row + r0 + r) * code_bytes, k, lora_min_i64(k + chunk, w->cols),
-                    m == 1 ? PREFETCH_BYTES : ROWS_AT_ONCE * code_bytes, blocks, nested, m, x, stride, part);
-                UNROLL for (int i = 0; i < m; i++) acc[r][i] = part[i];
+                int64_t at = row + r0 + r;
+                UNROLL for (int i = 0; i < m; i++) part[i] = k ? acc[i][r] : _mm512_setzero_ps();
+                run(&source, at * (w->cols >> log_block), log_block, table_of(l), w->codes + at * code_bytes, k,
+                    lora_min_i64(k + chunk, w->cols), ahead, blocks, nested, m, x, stride, part);
+                UNROLL for (int i = 0; i < m; i++) acc[i][r] = part[i];
             }
         for (int i = 0; i < m; i++) {
-            __m512 column[ROWS_AT_ONCE];
-            float of_rows[ROWS_AT_ONCE];
-            for (int64_t r = 0; r < ROWS_AT_ONCE; r++) column[r] = r < here ? acc[r][i] : _mm512_setzero_ps();
-            _mm512_storeu_ps(of_rows, lora_reduce_16_rows(column));
-            for (int64_t r = 0; r < here; r++) sums[(r0 + r) * m + i] = of_rows[r];
+            for (int64_t r = here; r < ROWS_AT_ONCE; r++) acc[i][r] = _mm512_setzero_ps();
+            __m512 of_rows = lora_reduce_16_rows(acc[i]);
+            for (int64_t r = 0; r < here && m > 1; r++) sums[(r0 + r) * m + i] = ((const float *)&of_rows)[r];
+            if (m == 1) _mm512_mask_storeu_ps(sums + r0, lora_first_lanes(here), of_rows);
         }
     }
 }

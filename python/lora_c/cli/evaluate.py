@@ -31,6 +31,7 @@ def command(data: Any, limit: int | None, max_seq_length: int, batch_tokens: int
     dataset = load_dataset(data, model.tokenizer, max_seq_length=length, limit=limit)
     loss = evaluate_loss(model, dataset, max_tokens=batch_tokens)
     result = {"loss": loss, "perplexity": math.exp(loss), "tokens": dataset.n_predicted, "sequences": len(dataset)}
+    result["precision"] = model.decoder.precision
     if as_json:
         click.echo(json.dumps(result))
     else:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..trainer import TrainResult
 
 BASE_MODEL = Path(__file__).parent.parent / "base_model"
-ANSWER = GenerationConfig(max_new_tokens=16)
+ANSWER = GenerationConfig(max_new_tokens=16, precision="exact")  # of the merged model too: the answers must be equal
 
 
 @dataclass(frozen=True)
