@@ -283,7 +283,13 @@ class Decoder:
     def scratch_bytes(self, n_tokens: int, /) -> int: ...
     def new_cache(self, max_tokens: int, n_sequences: int = 1, /) -> KVCache: ...
     def decode(
-        self, cache: KVCache, input_ids: _Ids, /, *, cu_seqlens: _Ids | None = None, sequences: _Ids | None = None,
+        self,
+        cache: KVCache,
+        input_ids: _Ids,
+        /,
+        *,
+        cu_seqlens: _Ids | None = None,
+        sequences: _Ids | None = None,
         precision: Literal["exact", "fast"] | None = None,
     ) -> _F32: ...
 

@@ -93,9 +93,8 @@ def test_generation_is_fast_unless_told_otherwise(monkeypatch):
 
     decoder, model.decoder = model.decoder, Recorder()
     options = {"max_new_tokens": 3, "ignore_eos": True}
-    for environment, argument, want in [
-        (None, None, "fast"), (None, "exact", "exact"), ("exact", None, "exact"), ("exact", "fast", "fast"), ("fast", None, "fast")
-    ]:  # fmt: skip
+    cases = [(None, None, "fast"), (None, "exact", "exact"), ("exact", None, "exact"), ("exact", "fast", "fast")]
+    for environment, argument, want in cases:
         if environment:
             monkeypatch.setenv("LORA_C_PRECISION", environment)
         for prompt in ([5, 6], [[5, 6], [7, 8, 9]]):
