@@ -48,7 +48,7 @@ def greedy(model: Model, ids: np.ndarray, n: int) -> list[int]:
     from lora_c.configs import GenerationConfig
     from lora_c.generation import generate_ids
 
-    config = GenerationConfig(max_new_tokens=n, ignore_eos=True)
+    config = GenerationConfig(max_new_tokens=n, ignore_eos=True, precision="exact")
     return list(generate_ids(model, ids.tolist(), config))
 
 
