@@ -15,7 +15,9 @@
 
 enum {
     TASKS = 16,                  /* aimed at per output and group, so that a few threads share the work evenly */
-    GROUP_PANELS = 18,           /* 252 rows: B is packed once per group */
+    GROUP_PANELS = 18,           /* at least, 252 rows: B is packed once per group */
+    MOST_GROUPS = 2,             /* of a chunk: a machine has few caches that threads do not share */
+    GROUPED_WIDTH = 2048,        /* from here on packing B again costs more than rows that move between caches */
     WIDE_STRIPS = 4,             /* per task at most: 128 columns, a k block of B and the C tiles fit L2 */
     NARROW_STRIPS = 4,           /* outputs up to here share B */
     SHARED_WORDS = 4 * 1024 * 1024,
@@ -166,7 +168,8 @@ lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_
     const lora_gemm_path *path = left->path;
     gemm_job job = {.kernels = &ctx->kernels, .path = path, .n_panels = left->n_panels, .n_plans = n_outputs};
     job.block_words = lora_round_up(lora_gemm_panel_words(path, path->nr, path->kc), 16);
-    job.n_groups = lora_max_i64(1, job.n_panels / GROUP_PANELS);
+    bool wide = left->k >= GROUPED_WIDTH && outputs[0].n >= GROUPED_WIDTH;
+    job.n_groups = wide ? 1 : lora_max_i64(1, lora_min_i64(job.n_panels / GROUP_PANELS, MOST_GROUPS));
     int64_t tile = path->mr * path->nr, panels = lora_div_up(job.n_panels, job.n_groups), shared_words = 0, shared_strips = 0;
     job.tile_words = lora_round_up(tile, 16);
     for (int i = 0; i < n_outputs; i++) {
