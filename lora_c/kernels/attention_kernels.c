@@ -12,7 +12,8 @@ static int64_t forward_scratch(int64_t n_rows, int64_t D) {
     return lora_round_up(state + block, VECTOR) + 4 * VECTOR;
 }
 
-static int64_t backward_scratch(int64_t D) {
+static int64_t backward_scratch(int64_t n_rows, int64_t D) {
+    (void)n_rows; /* they go by in chunks */
     int64_t width = lora_round_up(D, VECTOR);
     int64_t keys = 5 * LORA_ATTENTION_BLOCK * width;                    /* K, K^T, V^T, dK, dV */
     int64_t rows = ROWS * (3 * width + 2 * LORA_ATTENTION_BLOCK + 2);   /* Q, dO, dQ; scores; statistics */
@@ -20,7 +21,7 @@ static int64_t backward_scratch(int64_t D) {
 }
 
 void lora_attention_kernels_init(lora_attention_kernels *k, lora_isa isa) {
-    k->block = LORA_ATTENTION_BLOCK;
+    *k = (lora_attention_kernels){.key_block = LORA_ATTENTION_BLOCK};
     k->forward_scratch = forward_scratch;
     k->backward_scratch = backward_scratch;
     lora_attention_init_ref(k);

@@ -11,8 +11,9 @@
 #include "lora_c/kernels/gemm_kernels.h"
 
 enum {
-    LORA_ATTENTION_BLOCK = 96,    /* keys per block in float32, and tokens per side of a backward tile */
+    LORA_ATTENTION_BLOCK = 96,    /* keys per block in float32 */
     LORA_ATTENTION_ROWS = 192,    /* rows a forward tile aims at (a group larger than this makes it larger) */
+    LORA_ATTENTION_BACKWARD_ROWS = 384, /* the same backward */
     LORA_ATTENTION_MAX_FAST_D = 1024, /* wider heads have float32 operands in every precision */
 };
 
@@ -34,17 +35,20 @@ typedef struct lora_attention_forward_tile {
     float *scratch;               /* forward_scratch floats, 64-byte aligned */
 } lora_attention_forward_tile;
 
-/* One backward task: n_queries queries against n_keys keys, both at most a block of the kernels. */
+/* n_queries queries against one block of at most key_block keys, backward. The same queries meet several blocks, one after the
+ * other and with the same scratch, in which backward_begin may leave what does not depend on the keys. */
 typedef struct lora_attention_backward_tile {
     int64_t n_queries, n_keys, group, D;
     float scale, softcap;
-    int64_t last;                 /* as above, but counted from key 0 of this tile; >= 0 */
+    int64_t last;                 /* as above, but counted from key 0 of this tile: may be negative */
     int64_t window;
-    bool accumulate;              /* add to dq, dk, dv instead of setting them */
+    bool accumulate_dq;           /* add to dq instead of setting it */
+    bool accumulate_keys;         /* add to dk and dv instead of setting them */
     const float *q, *k, *v, *dout;
     int64_t ldq, ldk, ldv, lddo;
-    const float *lse, *delta;     /* first query, first head of the group, rows ld_stat apart */
-    int64_t ld_stat;
+    const float *lse;             /* first query, first head of the group, rows ld_lse apart */
+    int64_t ld_lse;
+    const float *delta;           /* (n_queries, group), dense */
     float *dq, *dk, *dv;
     int64_t lddq, lddk, lddv;
     float *scratch;               /* backward_scratch floats, 64-byte aligned */
@@ -54,11 +58,11 @@ typedef struct lora_attention_backward_tile {
  * read or written; outputs do not overlap inputs. Sums over D and over keys run in index order, so the result of a row
  * does not depend on the other rows of its tile. */
 typedef struct lora_attention_kernels {
-    int64_t block; /* tokens per side of a backward tile */
+    int64_t key_block; /* keys of a backward tile, and the most queries */
 
     /** Scratch of one tile, in floats, a multiple of 16. */
     int64_t (*forward_scratch)(int64_t n_rows, int64_t D);
-    int64_t (*backward_scratch)(int64_t D);
+    int64_t (*backward_scratch)(int64_t n_rows, int64_t D);
 
     /* o = softmax(scale * q k^T) v by online softmax over key blocks (algorithm 1); lse = log of the denominator,
      * maximum inside. Blocks start at multiples of a constant, so a query gets the same bits whether it comes alone
@@ -67,6 +71,8 @@ typedef struct lora_attention_kernels {
     /* delta[m][h] = sum_d dout[m][h*D + d] * o[m][h*D + d] for M rows; delta is (M, n_heads), dense. */
     void (*delta)(int64_t M, int64_t n_heads, int64_t D, const float *dout, int64_t lddo, const float *o, int64_t ldo,
                   float *delta);
+    /* Called once for the queries of a tile, whatever its keys. NULL: nothing to do. */
+    void (*backward_begin)(const lora_attention_backward_tile *tile);
     /* p = exp(scale * q k^T - lse), ds = p * (dout v^T - delta);   dv (+)= p^T dout, dq (+)= scale * ds k,
      * dk (+)= scale * ds^T q (algorithm 2, one tile); with a softcap ds also carries 1 - tanh^2. dk, dv: n_keys rows of D; dq: as q. */
     void (*backward)(const lora_attention_backward_tile *tile);

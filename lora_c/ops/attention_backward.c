@@ -1,16 +1,16 @@
-/* FlashAttention-2 backward (arXiv:2307.08691, algorithm 2) without atomics and with five products per tile.
+/* FlashAttention-2 backward (arXiv:2307.08691, algorithm 2) without atomic floats and with five products per tile.
  *
- * A segment is cut into blocks of block tokens; tile (i, j) holds query block i and key block j <= i and
- * adds to dq of block i and dk, dv of block j. Phase p runs all tiles with i - j = p: no two of them share an output,
- * so they may run at the same time, and every output receives its terms in the order of p whatever the threads do.
- * Phase 0, the diagonal, sets the outputs. */
+ * A task is a block of queries of one group of query heads; it meets the blocks of keys that its queries see, in ascending
+ * order, and adds to their dk and dv. Tasks begin with the last block of queries, which sees the most keys. A block of keys
+ * receives its terms from the blocks of queries in descending order, whatever the threads do: a task waits until the one
+ * behind it, which began earlier and is a block of keys ahead, is done with the block. */
 #include "lora_c/ops/attention.h"
+
+#include <stdatomic.h>
 
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/profile.h"
-
-enum { DELTA_ROWS = 32 };
 
 typedef struct backward_job {
     const lora_attention_kernels *kernels;
@@ -18,74 +18,89 @@ typedef struct backward_job {
     const int32_t *cu_seqlens;
     const float *q, *k, *v, *o, *dout, *lse;
     int64_t ldq, ldk, ldv, ldo, lddo;
-    float *dq, *dk, *dv, *delta;
+    float *dq, *dk, *dv;
     int64_t lddq, lddk, lddv;
-    int64_t n_segments, group, phase;
-    int64_t *first_tile; /* (n_segments + 1): tiles of this phase before each segment */
+    int64_t n_segments, group, query_block, key_block;
+    int64_t *first_task;      /* (n_segments + 1): blocks of queries before each segment */
+    int64_t *first_keys;      /* (n_segments + 1): blocks of keys before each segment */
+    _Atomic int64_t *done;    /* (blocks of keys, n_kv_heads): blocks of queries that a block of keys has met */
     float *scratch;
-    int64_t scratch_floats; /* per worker */
+    int64_t delta_floats, worker_floats;
 } backward_job;
 
-static void delta_task(void *arg, int64_t task, int worker) {
-    const backward_job *job = arg;
-    (void)worker;
-    int64_t row = job->cu_seqlens[0] + task * DELTA_ROWS, end = job->cu_seqlens[job->n_segments];
-    int64_t n_heads = job->shape->n_heads;
-    job->kernels->delta(lora_min_i64(DELTA_ROWS, end - row), n_heads, job->shape->head_dim,
-                        job->dout + row * job->lddo, job->lddo, job->o + row * job->ldo, job->ldo,
-                        job->delta + (row - job->cu_seqlens[0]) * n_heads);
+/* Block i of the queries of a segment. */
+typedef struct query_range {
+    int64_t i, n_blocks; /* of the segment */
+    int64_t first, n;    /* queries */
+    int64_t first_keys, last_keys;
+} query_range;
+
+static query_range queries_of(const backward_job *job, int64_t i, int64_t length) {
+    query_range r = {.i = i, .n_blocks = lora_div_up(length, job->query_block), .first = i * job->query_block};
+    int64_t window = job->shape->sliding_window;
+    r.n = lora_min_i64(job->query_block, length - r.first);
+    r.first_keys = window > 0 ? lora_max_i64(r.first - window + 1, 0) / job->key_block : 0;
+    r.last_keys = (r.first + r.n - 1) / job->key_block;
+    return r;
 }
 
-/* Task t: tile t / n_kv_heads of the phase, key/value head t % n_kv_heads. */
+/* How many blocks of queries behind r see block j of the keys. */
+static int64_t blocks_behind(const backward_job *job, const query_range *r, int64_t j) {
+    int64_t window = job->shape->sliding_window, last = r->n_blocks - 1;
+    if (window > 0) last = lora_min_i64(last, ((j + 1) * job->key_block + window - 2) / job->query_block);
+    return last - r->i;
+}
+
+/* Task t: block t / n_kv_heads of the queries, key/value head t % n_kv_heads. */
 static void backward_task(void *arg, int64_t task, int worker) {
     const backward_job *job = arg;
     const lora_attention_shape *shape = job->shape;
     int64_t D = shape->head_dim, kv_head = task % shape->n_kv_heads, head = kv_head * job->group;
     int64_t index = task / shape->n_kv_heads;
-    int64_t s = lora_attention_segment_of(job->first_tile, job->n_segments, index);
-    int64_t begin = job->cu_seqlens[s], n = job->cu_seqlens[s + 1] - begin;
-    int64_t key0 = (index - job->first_tile[s]) * job->kernels->block, query0 = key0 + job->phase * job->kernels->block;
-    int64_t q_row = begin + query0, k_row = begin + key0;
-    job->kernels->backward(&(lora_attention_backward_tile){
-        .n_queries = lora_min_i64(job->kernels->block, n - query0),
-        .n_keys = lora_min_i64(job->kernels->block, n - key0),
+    int64_t s = lora_attention_segment_of(job->first_task, job->n_segments, index);
+    int64_t begin = job->cu_seqlens[s], length = job->cu_seqlens[s + 1] - begin;
+    query_range r = queries_of(job, job->first_task[s + 1] - 1 - index, length);
+    int64_t row = begin + r.first;
+    float *delta = job->scratch + worker * job->worker_floats;
+    lora_attention_backward_tile tile = {
+        .n_queries = r.n,
         .group = job->group,
         .D = D,
         .scale = shape->scale,
         .softcap = shape->softcap,
-        .last = query0 - key0,
         .window = shape->sliding_window,
-        .accumulate = job->phase > 0,
-        .q = job->q + q_row * job->ldq + head * D,
-        .k = job->k + k_row * job->ldk + kv_head * D,
-        .v = job->v + k_row * job->ldv + kv_head * D,
-        .dout = job->dout + q_row * job->lddo + head * D,
+        .q = job->q + row * job->ldq + head * D,
+        .dout = job->dout + row * job->lddo + head * D,
         .ldq = job->ldq,
         .ldk = job->ldk,
         .ldv = job->ldv,
         .lddo = job->lddo,
-        .lse = job->lse + q_row * shape->n_heads + head,
-        .delta = job->delta + (q_row - job->cu_seqlens[0]) * shape->n_heads + head,
-        .ld_stat = shape->n_heads,
-        .dq = job->dq + q_row * job->lddq + head * D,
-        .dk = job->dk + k_row * job->lddk + kv_head * D,
-        .dv = job->dv + k_row * job->lddv + kv_head * D,
+        .lse = job->lse + row * shape->n_heads + head,
+        .ld_lse = shape->n_heads,
+        .delta = delta,
+        .dq = job->dq + row * job->lddq + head * D,
         .lddq = job->lddq,
         .lddk = job->lddk,
         .lddv = job->lddv,
-        .scratch = job->scratch + worker * job->scratch_floats,
-    });
-}
-
-/* Fills first_tile for the phase and returns the number of its tiles. */
-static int64_t begin_phase(backward_job *job, int64_t phase) {
-    job->phase = phase;
-    job->first_tile[0] = 0;
-    for (int64_t s = 0; s < job->n_segments; s++) {
-        int64_t blocks = lora_div_up(job->cu_seqlens[s + 1] - job->cu_seqlens[s], job->kernels->block);
-        job->first_tile[s + 1] = job->first_tile[s] + lora_max_i64(blocks - phase, 0);
+        .scratch = delta + job->delta_floats,
+    };
+    job->kernels->delta(r.n, job->group, D, tile.dout, job->lddo, job->o + row * job->ldo + head * D, job->ldo, delta);
+    if (job->kernels->backward_begin) job->kernels->backward_begin(&tile);
+    for (int64_t j = r.first_keys; j <= r.last_keys; j++) {
+        int64_t key0 = j * job->key_block, behind = blocks_behind(job, &r, j);
+        _Atomic int64_t *done = &job->done[(job->first_keys[s] + j) * shape->n_kv_heads + kv_head];
+        tile.n_keys = lora_min_i64(job->key_block, length - key0);
+        tile.last = r.first - key0;
+        tile.accumulate_dq = j > r.first_keys;
+        tile.accumulate_keys = behind > 0;
+        tile.k = job->k + (begin + key0) * job->ldk + kv_head * D;
+        tile.v = job->v + (begin + key0) * job->ldv + kv_head * D;
+        tile.dk = job->dk + (begin + key0) * job->lddk + kv_head * D;
+        tile.dv = job->dv + (begin + key0) * job->lddv + kv_head * D;
+        lora_wait_for_count(done, behind);
+        job->kernels->backward(&tile);
+        atomic_store_explicit(done, behind + 1, memory_order_release);
     }
-    return job->first_tile[job->n_segments];
 }
 
 static lora_status check_backward(const backward_job *job, int64_t M, lora_error *err) {
@@ -107,16 +122,29 @@ static lora_status check_backward(const backward_job *job, int64_t M, lora_error
     return LORA_OK;
 }
 
-static lora_status backward_scratch(lora_ctx *ctx, backward_job *job, int64_t M, lora_error *err) {
-    job->scratch_floats = job->kernels->backward_scratch(job->shape->head_dim);
-    size_t table = (size_t)lora_round_up((job->n_segments + 1) * (int64_t)sizeof(int64_t), LORA_ALIGN);
-    size_t delta = (size_t)lora_round_up(M * job->shape->n_heads * (int64_t)sizeof(float), LORA_ALIGN);
-    size_t tiles = (size_t)lora_pool_threads(ctx->pool) * (size_t)job->scratch_floats * sizeof(float);
+/* The tables, the counts and the workers' tiles in one buffer. */
+static lora_status backward_scratch(lora_ctx *ctx, backward_job *job, lora_error *err) {
+    int64_t n = job->n_segments, n_keys = 0, rows = job->query_block * job->group;
+    for (int64_t s = 0; s < n; s++)
+        n_keys += lora_div_up(job->cu_seqlens[s + 1] - job->cu_seqlens[s], job->key_block);
+    int64_t counts = 2 * (n + 1) + n_keys * job->shape->n_kv_heads;
+    job->delta_floats = lora_round_up(rows, LORA_ALIGN / (int64_t)sizeof(float));
+    job->worker_floats = job->delta_floats + job->kernels->backward_scratch(rows, job->shape->head_dim);
+    size_t table = (size_t)lora_round_up(counts * (int64_t)sizeof(int64_t), LORA_ALIGN);
+    size_t tiles = (size_t)lora_pool_threads(ctx->pool) * (size_t)job->worker_floats * sizeof(float);
     void *scratch;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_ATTENTION, table + delta + tiles, &scratch, err));
-    job->first_tile = scratch;
-    job->delta = (float *)(void *)((char *)scratch + table);
-    job->scratch = (float *)(void *)((char *)scratch + table + delta);
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_ATTENTION, table + tiles, &scratch, err));
+    job->first_task = scratch;
+    job->first_keys = job->first_task + n + 1;
+    job->done = (_Atomic int64_t *)(void *)(job->first_keys + n + 1);
+    job->scratch = (float *)(void *)((char *)scratch + table);
+    job->first_task[0] = job->first_keys[0] = 0;
+    for (int64_t s = 0; s < n; s++) {
+        int64_t length = job->cu_seqlens[s + 1] - job->cu_seqlens[s];
+        job->first_task[s + 1] = job->first_task[s] + lora_div_up(length, job->query_block);
+        job->first_keys[s + 1] = job->first_keys[s] + lora_div_up(length, job->key_block);
+    }
+    for (int64_t i = 0; i < n_keys * job->shape->n_kv_heads; i++) atomic_init(&job->done[i], 0);
     return LORA_OK;
 }
 
@@ -136,25 +164,18 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
         .dq = dq, .dk = dk, .dv = dv,
         .lddq = lddq, .lddk = lddk, .lddv = lddv,
         .n_segments = n_segments,
-        .group = shape->n_heads / shape->n_kv_heads,
     };
     int64_t M = n_segments ? cu_seqlens[n_segments] - cu_seqlens[0] : 0;
     LORA_TRY(check_backward(&job, M, err));
     if (M == 0)
         return LORA_OK;
-    LORA_TRY(backward_scratch(ctx, &job, M, err));
+    job.group = shape->n_heads / shape->n_kv_heads;
+    job.key_block = job.kernels->key_block;
+    job.query_block = lora_min_i64(lora_max_i64(LORA_ATTENTION_BACKWARD_ROWS / job.group, 1), job.key_block);
+    LORA_TRY(backward_scratch(ctx, &job, err));
 
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->pool, lora_div_up(M, DELTA_ROWS), delta_task, &job);
-    for (int64_t phase = 0;; phase++) {
-        /* the nearest pair of a tile is (phase - 1) * block + 1 tokens apart: beyond the window nothing is left */
-        if (shape->sliding_window > 0 && phase > 0 && (phase - 1) * job.kernels->block + 1 >= shape->sliding_window)
-            break;
-        int64_t tiles = begin_phase(&job, phase);
-        if (tiles == 0)
-            break;
-        lora_parallel_for(ctx->pool, tiles * shape->n_kv_heads, backward_task, &job);
-    }
+    lora_parallel_for(ctx->pool, job.first_task[n_segments] * shape->n_kv_heads, backward_task, &job);
     double pairs = began ? lora_attention_pairs(shape, n_segments, cu_seqlens, NULL) : 0;
     double floats = (double)M * (double)((4 * shape->n_heads + 4 * shape->n_kv_heads) * shape->head_dim);
     lora_profile_end(ctx, LORA_OP_ATTENTION_BACKWARD, began, 10 * pairs * (double)shape->head_dim, 4 * floats);

@@ -53,6 +53,7 @@ static void check_shapes(const rungs *all) {
     }
     check_shape(all, LORA_ISA_PORTABLE, 256, 2, 1, 0, 0);
     check_shape(all, LORA_ISA_PORTABLE, 4, 40, 1, 0, 0); /* a group wider than a panel */
+    check_shape(all, LORA_ISA_PORTABLE, 4, 40, 1, 20, 0); /* blocks of queries some of whose rows see no key of a block */
 }
 
 /* Logits of some thousands: nothing may overflow, and one key may take all the weight. */

@@ -63,9 +63,9 @@ static bool probability(const lora_attention_backward_tile *t, int64_t i, int64_
     if (j > last || j < first_key(last, t->window))
         return false;
     double slope, s = score(t->scale, t->softcap, t->D, t->q + i * t->ldq + h * t->D, t->k + j * t->ldk, &slope);
-    *p = exp(s - t->lse[i * t->ld_stat + h]);
+    *p = exp(s - t->lse[i * t->ld_lse + h]);
     double dp = dot(t->D, t->dout + i * t->lddo + h * t->D, t->v + j * t->ldv);
-    *ds = t->scale * slope * *p * (dp - t->delta[i * t->ld_stat + h]);
+    *ds = t->scale * slope * *p * (dp - t->delta[i * t->group + h]);
     return true;
 }
 
@@ -92,7 +92,7 @@ static void attention_backward_ref(const lora_attention_backward_tile *t) {
             for (int64_t j = 0; j < t->n_keys; j++)
                 if (probability(t, i, h, j, &p, &ds))
                     add_scaled(t->D, ds, t->k + j * t->ldk, a);
-            write_row(t->D, a, t->accumulate, t->dq + i * t->lddq + h * t->D);
+            write_row(t->D, a, t->accumulate_dq, t->dq + i * t->lddq + h * t->D);
         }
     }
     for (int64_t j = 0; j < t->n_keys; j++) {
@@ -105,8 +105,8 @@ static void attention_backward_ref(const lora_attention_backward_tile *t) {
                 add_scaled(t->D, p, t->dout + i * t->lddo + h * t->D, b);
             }
         }
-        write_row(t->D, a, t->accumulate, t->dk + j * t->lddk);
-        write_row(t->D, b, t->accumulate, t->dv + j * t->lddv);
+        write_row(t->D, a, t->accumulate_keys, t->dk + j * t->lddk);
+        write_row(t->D, b, t->accumulate_keys, t->dv + j * t->lddv);
     }
 }
 

@@ -68,8 +68,8 @@ static ATTN_TARGET void backward_copy_rows(const lora_attention_backward_tile *t
         int64_t i = (first + r) / t->group, h = (first + r) % t->group;
         copy_row(t->q + i * t->ldq + h * t->D, t->D, w->q + r * w->width, w->width);
         copy_row(t->dout + i * t->lddo + h * t->D, t->D, w->dout + r * w->width, w->width);
-        w->lse[r] = (float)((double)t->lse[i * t->ld_stat + h] * LOG2E);
-        w->delta[r] = t->delta[i * t->ld_stat + h];
+        w->lse[r] = (float)((double)t->lse[i * t->ld_lse + h] * LOG2E);
+        w->delta[r] = t->delta[i * t->group + h];
     }
 }
 
@@ -127,14 +127,24 @@ static ATTN_TARGET void backward_softmax(const lora_attention_backward_tile *t, 
     }
 }
 
+/* Rows that see no key of the first tile. */
+static ATTN_TARGET void zero_dq(const lora_attention_backward_tile *t, int64_t first, int64_t n) {
+    for (int64_t r = first; r < first + n; r++)
+        for (int64_t d = 0; d < t->D; d++)
+            t->dq[r / t->group * t->lddq + r % t->group * t->D + d] = 0.0f;
+}
+
 /* Rows first .. first + n - 1 of the tile. */
 static ATTN_TARGET void backward_chunk(const lora_attention_backward_tile *t, const backward_scratch *w, int64_t first,
                                        int64_t n) {
     int64_t first_query = first / t->group, last_query = (first + n - 1) / t->group;
     int64_t from = t->window > 0 ? lora_max_i64(t->last + first_query - t->window + 1, 0) : 0;
     int64_t to = lora_min_i64(t->last + last_query + 1, t->n_keys);
-    if (from >= to)
-        return; /* never on the diagonal, where every row sees itself and dq is set */
+    if (from >= to) {
+        if (!t->accumulate_dq)
+            zero_dq(t, first, n);
+        return;
+    }
     from = from / NR * NR;
     int64_t to_vector = lora_round_up(to, VLEN), width = w->width;
     backward_copy_rows(t, w, first, n);
@@ -153,7 +163,7 @@ static ATTN_TARGET void backward_chunk(const lora_attention_backward_tile *t, co
     }
     for (int64_t r = 0; r < n; r++) {
         int64_t i = (first + r) / t->group, h = (first + r) % t->group;
-        write_row(w->dq + r * width, t->D, t->accumulate, t->dq + i * t->lddq + h * t->D);
+        write_row(w->dq + r * width, t->D, t->accumulate_dq, t->dq + i * t->lddq + h * t->D);
     }
 }
 
@@ -164,8 +174,8 @@ static ATTN_TARGET void attention_backward(const lora_attention_backward_tile *t
     for (int64_t first = 0; first < rows; first += ROWS)
         backward_chunk(t, &w, first, lora_min_i64(ROWS, rows - first));
     for (int64_t j = 0; j < t->n_keys; j++) {
-        write_row(w.dk + j * w.width, t->D, t->accumulate, t->dk + j * t->lddk);
-        write_row(w.dv + j * w.width, t->D, t->accumulate, t->dv + j * t->lddv);
+        write_row(w.dk + j * w.width, t->D, t->accumulate_keys, t->dk + j * t->lddk);
+        write_row(w.dv + j * w.width, t->D, t->accumulate_keys, t->dv + j * t->lddv);
     }
 }
 

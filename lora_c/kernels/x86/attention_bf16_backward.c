@@ -6,7 +6,8 @@
  *     P = 2^(S - lse),  dS = P * (dP - delta)   one word: two rows of a key
  *     dV^T += dO^T P,  dK^T += Q^T dS        (D, 32), kept over all rows
  * and per tile of rows dQ = dS K, with dS once more as words of two keys of a row. Tiles in which no row sees a key of the
- * panel are skipped everywhere, so that a diagonal block costs little more than its half. */
+ * panel are skipped everywhere, so that a diagonal block costs little more than its half. Q and dO are packed once for all
+ * the blocks of keys. */
 #if defined(__x86_64__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
@@ -14,8 +15,8 @@
 #include "lora_c/kernels/x86/attention_bf16.h"
 
 enum {
-    BLOCK = 128,                              /* tokens per side */
-    ROWS = 8 * TALL,                          /* of a chunk */
+    BLOCK = 128,                           /* keys */
+    ROWS = 8 * TALL,                       /* of a chunk */
     DS_TILE = BLOCK / 2 * TALL + VLEN - 1, /* words of dS of TALL rows; whole vectors are stored at its end */
 };
 
@@ -27,45 +28,46 @@ typedef struct backward_state {
     uint32_t *k;            /* panels of 32 elements of D (or 16), [pairs of keys][elements] */
     float *dk, *dv;         /* panels of 32 keys, [D][32] */
     float *rows;            /* [ROWS][D], of Q, then of dO */
-    uint32_t *q, *dout;     /* tiles, [steps][rows] */
-    uint32_t *qt, *doutt;   /* strips of D, [pairs of rows][elements] */
+    uint32_t *q, *dout;     /* all rows: tiles, [steps][rows] */
+    uint32_t *qt, *doutt;   /* all rows by chunks: strips of D, [pairs of rows][elements] */
+    float *lse;             /* all rows, in units of log 2 */
+    const float *delta;
     float *s, *dp;          /* [ROWS][32] */
     uint32_t *pw, *dsw;     /* [pairs of rows][32] */
     uint32_t *ds;           /* tiles of DS_TILE words, [pairs of keys][rows] */
     float *dq;              /* [ROWS][D rounded up to 16] */
-    float *lse, *delta;     /* [ROWS], lse in units of log 2 */
     int32_t *low, *high;    /* [ROWS], the first and last key of the tile that a row sees */
 } backward_state;
 
-static int64_t backward_scratch(int64_t D) {
+static int64_t backward_scratch(int64_t n_rows, int64_t D) {
     int64_t wide = lora_round_up(D, VLEN), steps = pairs_of(D);
     int64_t keys = BLOCK * (2 * steps + wide / 2 + 2 * D);
-    int64_t rows = ROWS * (D + 2 * steps + D + 2 * NR + NR + wide + 4) + ROWS / TALL * DS_TILE;
-    return lora_round_up(keys + rows, VLEN) + 18 * VLEN;
+    int64_t rows = lora_round_up(n_rows, 2) * (2 * steps + D + 1);
+    int64_t chunk = ROWS * (D + 2 * NR + NR + wide + 2) + ROWS / TALL * DS_TILE;
+    return lora_round_up(keys + rows + chunk, VLEN) + 18 * VLEN;
 }
 
 static backward_state carve_backward(const lora_attention_backward_tile *t) {
     float *p = t->scratch;
-    int64_t D = t->D, wide = lora_round_up(D, VLEN);
+    int64_t D = t->D, wide = lora_round_up(D, VLEN), n_rows = lora_round_up(t->n_queries * t->group, 2);
     backward_state w = {.path = bf16_products(), .strips = strips_of(D), .steps = pairs_of(D)};
+    w.q = carve_words(&p, n_rows * w.steps);
+    w.dout = carve_words(&p, n_rows * w.steps);
+    w.qt = carve_words(&p, n_rows / 2 * D);
+    w.doutt = carve_words(&p, n_rows / 2 * D);
+    w.lse = carve(&p, n_rows);
     w.kt = carve_words(&p, BLOCK * w.steps);
     w.vt = carve_words(&p, BLOCK * w.steps);
     w.k = carve_words(&p, BLOCK / 2 * wide);
     w.dk = carve(&p, BLOCK * D);
     w.dv = carve(&p, BLOCK * D);
     w.rows = carve(&p, ROWS * D);
-    w.q = carve_words(&p, ROWS * w.steps);
-    w.dout = carve_words(&p, ROWS * w.steps);
-    w.qt = carve_words(&p, ROWS / 2 * D);
-    w.doutt = carve_words(&p, ROWS / 2 * D);
     w.s = carve(&p, ROWS * NR);
     w.dp = carve(&p, ROWS * NR);
     w.pw = carve_words(&p, ROWS / 2 * NR);
     w.dsw = carve_words(&p, ROWS / 2 * NR);
     w.ds = carve_words(&p, ROWS / TALL * DS_TILE);
     w.dq = carve(&p, ROWS * wide);
-    w.lse = carve(&p, ROWS);
-    w.delta = carve(&p, ROWS);
     w.low = (int32_t *)(void *)carve(&p, ROWS);
     w.high = (int32_t *)(void *)carve(&p, ROWS);
     return w;
@@ -109,16 +111,24 @@ static void pack_both(const backward_state *w, int64_t n, int64_t D, uint32_t *t
     }
 }
 
-static void begin_rows(const lora_attention_backward_tile *t, const backward_state *w, int64_t first, int64_t n) {
-    gather_rows(t->q, t->ldq, t->group, first, n, t->D, score_factor(t), w->rows);
-    pack_both(w, n, t->D, w->q, w->qt);
-    gather_rows(t->dout, t->lddo, t->group, first, n, t->D, 1.0f, w->rows);
-    pack_both(w, n, t->D, w->dout, w->doutt);
+static void attention_backward_begin(const lora_attention_backward_tile *t) {
+    backward_state w = carve_backward(t);
+    int64_t rows = t->n_queries * t->group;
+    for (int64_t first = 0; first < rows; first += ROWS) {
+        int64_t n = lora_min_i64(ROWS, rows - first), tiles = first * w.steps, strips = first / 2 * t->D;
+        gather_rows(t->q, t->ldq, t->group, first, n, t->D, score_factor(t), w.rows);
+        pack_both(&w, n, t->D, w.q + tiles, w.qt + strips);
+        gather_rows(t->dout, t->lddo, t->group, first, n, t->D, 1.0f, w.rows);
+        pack_both(&w, n, t->D, w.dout + tiles, w.doutt + strips);
+    }
+    for (int64_t i = 0; i < t->n_queries; i++)
+        for (int64_t h = 0; h < t->group; h++) w.lse[i * t->group + h] = (float)((double)t->lse[i * t->ld_lse + h] * LOG2E);
+}
+
+static void find_seen_keys(const lora_attention_backward_tile *t, const backward_state *w, int64_t first, int64_t n) {
     for (int64_t r = 0; r < n; r++) {
-        int64_t i = (first + r) / t->group, h = (first + r) % t->group, last = t->last + i;
-        w->lse[r] = (float)((double)t->lse[i * t->ld_stat + h] * LOG2E);
-        w->delta[r] = t->delta[i * t->ld_stat + h];
-        w->high[r] = (int32_t)lora_min_i64(last, t->n_keys - 1);
+        int64_t last = t->last + (first + r) / t->group;
+        w->high[r] = (int32_t)lora_max_i64(lora_min_i64(last, t->n_keys - 1), -1);
         w->low[r] = (int32_t)(t->window > 0 ? lora_min_i64(lora_max_i64(last - t->window + 1, 0), BLOCK) : 0);
     }
 }
@@ -207,7 +217,7 @@ static void write_dq(const lora_attention_backward_tile *t, const backward_state
     const V scale = v_set1(t->scale);
     for (int64_t d = 0; d < t->D; d += VLEN) {
         __mmask16 lanes = lora_first_lanes(t->D - d);
-        V old = t->accumulate ? _mm512_maskz_loadu_ps(lanes, dst + d) : v_set1(0.0f);
+        V old = t->accumulate_dq ? _mm512_maskz_loadu_ps(lanes, dst + d) : v_set1(0.0f);
         _mm512_mask_storeu_ps(dst + d, lanes, v_fma(v_load(dq + d), scale, old));
     }
 }
@@ -215,11 +225,14 @@ static void write_dq(const lora_attention_backward_tile *t, const backward_state
 /* dQ of one tile of rows. */
 static void tile_dq(const lora_attention_backward_tile *t, const backward_state *w, int64_t first, int64_t r, int64_t n) {
     int64_t from = w->low[r] / NR * NR, to = w->high[r + n - 1] + 1;
-    if (from >= to) return; /* never on the diagonal, where every row sees itself and dq is set */
+    int64_t wide = lora_round_up(t->D, VLEN);
+    if (from >= to) {
+        if (t->accumulate_dq) return;
+        for (int64_t i = 0; i < n * wide; i++) w->dq[r * wide + i] = 0.0f;
+    }
     for (int64_t i = 0; i < n; i++)
         prefetch_row(t->dq + (first + r + i) / t->group * t->lddq + (first + r + i) % t->group * t->D, t->D);
-    int64_t wide = lora_round_up(t->D, VLEN);
-    for (int64_t d = 0; d < t->D; d += NR) {
+    for (int64_t d = 0; d < t->D && from < to; d += NR) {
         int64_t width = columns_at(t->D, d);
         w->path.micro(n, width, pairs_of(to - from), w->ds + r / TALL * DS_TILE + from / 2 * n,
                       w->k + d * pairs_of(t->n_keys) + from / 2 * width, w->dq + r * wide + d, wide, false);
@@ -228,8 +241,13 @@ static void tile_dq(const lora_attention_backward_tile *t, const backward_state 
         write_dq(t, w, i, t->dq + (first + i) / t->group * t->lddq + (first + i) % t->group * t->D);
 }
 
-static void chunk(const lora_attention_backward_tile *t, const backward_state *w, int64_t first, int64_t n) {
-    begin_rows(t, w, first, n);
+/* Rows first .. first + n - 1; all is what attention_backward_begin left. */
+static void chunk(const lora_attention_backward_tile *t, const backward_state *all, int64_t first, int64_t n) {
+    backward_state here = *all, *w = &here;
+    w->q += first * w->steps, w->dout += first * w->steps;
+    w->qt += first / 2 * t->D, w->doutt += first / 2 * t->D;
+    w->lse += first, w->delta = t->delta + first;
+    find_seen_keys(t, w, first, n);
     for (int64_t key0 = 0; key0 < t->n_keys; key0 += NR) key_panel(t, w, n, key0);
     for (int64_t r = 0; r < n; r += TALL) tile_dq(t, w, first, r, lora_min_i64(TALL, n - r));
 }
@@ -244,7 +262,7 @@ static void write_keys(const lora_attention_backward_tile *t, const backward_sta
         float *rows[VLEN];
         for (int64_t i = 0; i < VLEN; i++) rows[i] = w->rows + i * t->D;
         unpack_lanes(src + j / NR * NR * t->D + j % NR, factors, t->D, rows, (int)n);
-        for (int64_t i = 0; i < n; i++) write_row(rows[i], t->D, t->accumulate, dst + (j + i) * ld);
+        for (int64_t i = 0; i < n; i++) write_row(rows[i], t->D, t->accumulate_keys, dst + (j + i) * ld);
     }
 }
 
@@ -258,7 +276,8 @@ static void attention_backward(const lora_attention_backward_tile *t) {
 }
 
 void lora_attention_init_bf16_backward(lora_attention_kernels *k) {
-    k->block = BLOCK;
+    k->key_block = BLOCK;
+    k->backward_begin = attention_backward_begin;
     k->backward_scratch = backward_scratch;
     k->backward = attention_backward;
 }
