@@ -106,19 +106,29 @@ static void add_columns(const lora_low_rank_sum *s, const part *p, int64_t n_gro
         }
 }
 
+/* Tasks that add up the results of sum i: none where an earlier sum has the same result (layers that are rows of one matrix
+ * share A), whose tasks then add both. */
+static int64_t add_tasks_of(const sums_job *job, int i) {
+    for (int j = 0; j < i; j++)
+        if (job->sums[j].out == job->sums[i].out) return 0;
+    return lora_div_up(job->sums[i].cols, TASK_COLUMNS);
+}
+
 static void add_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const sums_job *job = arg;
-    int i = 0;
-    for (int64_t here; task >= (here = lora_div_up(job->sums[i].cols, TASK_COLUMNS)); task -= here) i++;
-    int64_t begin = task * TASK_COLUMNS, end = lora_min_i64(begin + TASK_COLUMNS, job->sums[i].cols);
+    int first = 0;
+    for (int64_t here; task >= (here = add_tasks_of(job, first)); task -= here) first++;
+    int64_t begin = task * TASK_COLUMNS, end = lora_min_i64(begin + TASK_COLUMNS, job->sums[first].cols);
     for (int64_t j = begin; j < end; j += ADD_COLUMNS)
-        add_columns(&job->sums[i], &job->parts[i], job->n_groups, j, lora_min_i64(j + ADD_COLUMNS, end));
+        for (int i = first; i < job->n; i++)
+            if (job->sums[i].out == job->sums[first].out)
+                add_columns(&job->sums[i], &job->parts[i], job->n_groups, j, lora_min_i64(j + ADD_COLUMNS, end));
 }
 
 static int64_t add_tasks(const sums_job *job) {
     int64_t tasks = 0;
-    for (int i = 0; i < job->n; i++) tasks += lora_div_up(job->sums[i].cols, TASK_COLUMNS);
+    for (int i = 0; i < job->n; i++) tasks += add_tasks_of(job, i);
     return tasks;
 }
 

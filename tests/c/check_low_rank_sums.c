@@ -48,6 +48,28 @@ static void check_sums(lora_ctx *ctx, lora_gemm_arithmetic path, sum_case c) {
     free(wide[0]), free(wide[1]);
 }
 
+/* Layers that are rows of one matrix share A: three sums with one result, again and again with more threads than tasks. */
+static void check_one_result(lora_isa isa) {
+    enum { N = 3, M = 5, RANK = 16, COLS = 512, TIMES = 400 };
+    lora_ctx *ctx = check_ctx(isa, 3);
+    float *wide = random_floats(M * COLS, -1, 1), *low = random_floats(N * M * RANK, -1, 1);
+    int wrong = 0;
+    for (int t = 0; t < TIMES; t++) {
+        float out[RANK * COLS] = {0};
+        lora_low_rank_sum sums[N];
+        for (int i = 0; i < N; i++) sums[i] = (lora_low_rank_sum){low + i * M * RANK, RANK, wide, COLS, COLS, 1, out, false};
+        OK(lora_low_rank_sums(ctx, M, N, sums, ERR));
+        for (int at = 0; at < RANK * COLS; at++) {
+            double sum = 0;
+            for (int m = 0; m < N * M; m++) sum += (double)low[m * RANK + at / COLS] * (double)wide[m % M * COLS + at % COLS];
+            wrong += !(fabs((double)out[at] - sum) <= bound(LORA_GEMM_EXACT, N * M));
+        }
+    }
+    CHECK(wrong == 0, "%s: %d elements of a shared result are wrong", lora_isa_name(isa), wrong);
+    free(wide), free(low);
+    lora_ctx_destroy(ctx);
+}
+
 static uint64_t run_all(lora_ctx *ctx, lora_gemm_arithmetic path) {
     static const sum_case cases[] = {{1, 1, 1, 1, false},   {7, 4, 33, 35, true},     {64, 16, 64, 64, false},  {255, 15, 40, 47, true},
                                      {513, 16, 70, 70, false}, {777, 29, 17, 20, true}, {1037, 8, 130, 131, false}, {2100, 3, 48, 48, true}};
@@ -57,6 +79,7 @@ static uint64_t run_all(lora_ctx *ctx, lora_gemm_arithmetic path) {
 }
 
 void check_low_rank_sums(void) {
+    check_one_result(lora_cpu_best_isa());
     FOR_EACH_ISA(isa)
         for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
             uint64_t first = 0;
