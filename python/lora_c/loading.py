@@ -165,10 +165,10 @@ def _check_names(
     for spec in specs:
         quantized = quant_type_of(sources[spec.name], checkpoint.tensors)
         known |= parts_of(sources[spec.name]) if quantized else {sources[spec.name]}
-        if quantized and spec.kind != "projection":
+        if quantized and spec.kind not in ("projection", "head"):
             raise CheckpointError(
-                f"{spec.file_name}: expected a dense tensor, got a 4-bit one; only the projections of the layers may be "
-                "quantized, load the model that it was made from with quantize='nf4'"
+                f"{spec.file_name}: expected a dense tensor, got a 4-bit one; only the projections of the layers and the head "
+                "may be quantized, load the model that it was made from with quantize='nf4'"
             )
         shape = checkpoint.tensors[sources[spec.name]].shape
         if not quantized and shape != spec.file_shape:
@@ -189,9 +189,10 @@ def _check_names(
 def _load_prequantized(spec: WeightSpec, source: str, checkpoint: Checkpoint, options: LoadOptions, weights: Weights) -> None:
     tensor, record = read_4bit(source, spec.shape, checkpoint.tensors, checkpoint.read)
     weights.stored_dtypes[spec.name] = np.dtype(record.dtype)
-    if options.trainable == "full" or (options.dtype is not None and not options.quantize):
+    trained = options.trainable == "full" or (options.trainable == "head" and spec.kind == "head")
+    if trained or (options.dtype is not None and not options.quantize):
         array = tensor.dequantize()
-        dtype = FLOAT32 if options.trainable == "full" else options.dtype or FLOAT32
+        dtype = FLOAT32 if trained else options.dtype or FLOAT32
         weights.values[spec.name] = keep(spec, array, dtype, options.trainable)
         weights.stored_dtypes[spec.name] = dtype
         return

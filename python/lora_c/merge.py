@@ -84,7 +84,7 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
         stored.setdefault(name, stored["embed_tokens"])  # a head that is untied here
         if spec.kind == "vector":
             weights[name] = _finite(np.array(dense(weight), np.float32), spec.file_name)
-        elif spec.kind == "projection" or dtype == "q8_0":
+        elif spec.kind == "projection" or dtype == "q8_0" or format_of(weight) == dtype.upper():
             weights[name] = _merge_one(model, spec.module, weight, layers.get(name), dtype)
             if weights[name] is weight and name in model.quant_records and name not in replaced:
                 records[name] = model.quant_records[name]

@@ -208,15 +208,17 @@ def nf4_entries(file_name: str, tensor: NF4Tensor, dtype: str, record: QuantReco
     return entries
 
 
-def quantization_config(double_quant: bool, compute_dtype: str, dense_modules: Iterable[str] = ()) -> dict[str, Any]:
+def quantization_config(double_quant: bool, compute_dtype: str, dense_modules: list[str], head: bool) -> dict[str, Any]:
     """Return the quantization_config of config.json, as transformers writes it.
 
-    dense_modules: projections that are not quantized; transformers then needs the head named too.
+    dense_modules: projections that are not quantized. head: whether lm_head is; where no list is given, transformers leaves it
+    dense, and nothing else.
     """
+    skipped = dense_modules if head else ["lm_head", *dense_modules] if dense_modules else None
     return {
         "_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_compute_dtype": compute_dtype,
         "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double_quant,
         "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": ["lm_head", *dense_modules] if dense_modules else None,
+        "llm_int8_skip_modules": skipped,
         "llm_int8_threshold": 6.0, "load_in_4bit": True, "load_in_8bit": False, "quant_method": "bitsandbytes",
     }  # fmt: skip

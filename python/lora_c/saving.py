@@ -36,10 +36,10 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
     specs = architecture_of(config_of_text_model(model.config)).weights()
     entries = [entry for spec in specs for entry in _entries(model, spec, dtype)]
     names = [entry.name for entry in entries]
-    dense = [spec.module for spec in specs if spec.kind == "projection" and not quant_type_of(spec.file_name, names)]
+    linear = {spec.module: bool(quant_type_of(spec.file_name, names)) for spec in specs if spec.kind in ("projection", "head")}
     with atomic_folder(path, _belongs_to_model) as folder:
         write_model_files(folder, entries, max_shard_bytes)
-        text = json.dumps(_saved_config(model, dtype, dense), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(_saved_config(model, dtype, linear), indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         _copy_tokenizer(model, folder)
 
@@ -57,16 +57,18 @@ def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEn
     ]
 
 
-def _saved_config(model: Model, dtype: str | None, dense_modules: list[str]) -> dict[str, Any]:
+def _saved_config(model: Model, dtype: str | None, linear: dict[str, bool]) -> dict[str, Any]:
+    """linear: the modules of projections and of an untied head, and whether they are quantized."""
     config = config_of_text_model(model.config)
     config["tie_word_embeddings"] = model.architecture.tied
     dense = dtype if dtype in DENSE_DTYPES else model.stored_dtypes["embed_tokens"].name
     config["dtype" if "dtype" in config else "torch_dtype"] = dense
-    n_quantized = sum(spec.kind == "projection" for spec in model.architecture.weights()) - len(dense_modules)
+    n_quantized = sum(linear.values())
     if n_quantized == 0:
         config.pop("quantization_config", None)
     elif n_quantized > len(model.quant_records) or "quantization_config" not in config:  # else what it said still holds
-        config["quantization_config"] = quantization_config(model.nf4_options[1], dense, dense_modules)
+        left = [module for module, quantized in linear.items() if not quantized and module != "lm_head"]
+        config["quantization_config"] = quantization_config(model.nf4_options[1], dense, left, linear.get("lm_head", False))
     return config
 
 

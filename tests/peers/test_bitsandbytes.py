@@ -62,3 +62,17 @@ def test_skipped_modules_both_ways(llama_folder, tmp_path: Path) -> None:
     model.add_adapter(r=2, target_modules=["q_proj"])  # its merge quantizes q_proj again, and so writes the config anew
     model.merge(dtype="nf4").save(tmp_path / "merged")
     close(lc.load_model(tmp_path / "merged").decoder.logits(IDS), peer_logits(load_peer(tmp_path / "merged")))
+
+
+def test_a_head_in_4_bits(llama_folder, tmp_path: Path) -> None:
+    """With an empty list of modules to skip, transformers quantizes the head, too."""
+    options = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=[])
+    theirs = load_peer(llama_folder(), quantization_config=options)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = lc.load_model(tmp_path / "theirs")
+    assert isinstance(model.weights["lm_head"], lc.NF4Tensor)
+    close(model.decoder.logits(IDS), peer_logits(theirs))
+    model.save(tmp_path / "ours")
+    again = load_peer(tmp_path / "ours")
+    assert (decoded(again, "lm_head").numpy() == model.weights["lm_head"].dequantize()).all()
+    close(model.decoder.logits(IDS), peer_logits(again))

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_c as lc
 from lora_c import _core
+from lora_c._core import NF4Tensor, Parameter
 from lora_c.checkpoint import Checkpoint, SafetensorsFile
 from lora_c.errors import CheckpointError
 from lora_c.model import Model, load_model
@@ -203,14 +204,14 @@ def test_other_quantization_is_found_by_its_tensors(tiny_model_dir: Path, end: s
         load_model(tiny_model_dir)
 
 
-def test_quantized_head_is_refused_with_the_way_out(make_model, tmp_path: Path) -> None:
+def test_quantized_embedding_is_refused_with_the_way_out(make_model, tmp_path: Path) -> None:
     load_model(make_model(), quantize="nf4").save(tmp_path / "q")
     path = tmp_path / "q/model.safetensors"
     tensors = load_file(path)
     state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [64, 32]}
-    tensors["lm_head.weight.quant_state.bitsandbytes__nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    tensors["model.embed_tokens.weight.quant_state.bitsandbytes__nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match="lm_head.weight: expected a dense tensor, got a 4-bit one.*quantize='nf4'"):
+    with pytest.raises(CheckpointError, match="embed_tokens.weight: expected a dense tensor, got a 4-bit one.*quantize='nf4'"):
         load_model(tmp_path / "q")
 
 
@@ -220,6 +221,58 @@ def test_number_of_layers_is_checked_before_it_is_used(make_model) -> None:
         config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 9999}
         (folder / "config.json").write_text(json.dumps(config))
         load_model(folder)
+
+
+@pytest.fixture
+def quantized_head(make_model: Callable[..., Path], tmp_path: Path) -> Path:
+    """A folder whose head is in 4 bits as well, as bitsandbytes makes it where llm_int8_skip_modules is []."""
+    model = load_model(make_model(hidden_size=64), quantize="nf4")
+    model.weights["lm_head"] = NF4Tensor.quantize(model.weights["lm_head"])
+    model.save(tmp_path / "q")
+    config = json.loads((tmp_path / "q/config.json").read_text())
+    assert config["quantization_config"]["llm_int8_skip_modules"] == []
+    assert any(name.startswith("lm_head.weight.quant_state") for name in load_file(tmp_path / "q/model.safetensors"))
+    return tmp_path / "q"
+
+
+def test_a_head_in_4_bits(quantized_head: Path, tmp_path: Path) -> None:
+    model = load_model(quantized_head)
+    head = model.weights["lm_head"]
+    assert isinstance(head, NF4Tensor)
+    ids = np.arange(3, 40, dtype=np.int32)
+    logits = model.decoder.logits(ids)
+    dense = load_model(quantized_head)
+    dense.decoder.set_weight("lm_head", head.dequantize())
+    np.testing.assert_allclose(logits, dense.decoder.logits(ids), rtol=1e-5, atol=1e-5)
+    losses, gradients = [], []
+    for one in (model, dense):
+        one.add_adapter(r=2, target_modules="all-linear")
+        for i, parameter in enumerate(one.trainable_parameters()):
+            parameter.data[...] = np.random.default_rng(i).standard_normal(parameter.shape) * 0.1
+        cu, weight = np.array([0, len(ids)], np.int32), np.ones(len(ids), np.float32)
+        losses.append(one.decoder.forward_backward(ids, cu, np.roll(ids, -1), weight))
+        gradients.append([parameter.grad.copy() for parameter in one.trainable_parameters()])
+        one.delete_adapter()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for got, want in zip(*gradients, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+    model.save(tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (quantized_head / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "again/config.json").read_text()) == json.loads((quantized_head / "config.json").read_text())
+
+
+def test_a_head_in_4_bits_merged_and_trained(quantized_head: Path, tmp_path: Path) -> None:
+    model = load_model(quantized_head)
+    model.add_adapter(r=2, target_modules=["q_proj"])
+    kept = model.merge(dtype="nf4")
+    assert kept.weights["lm_head"] is model.weights["lm_head"] and "lm_head" in kept.quant_records
+    kept.save(tmp_path / "kept")
+    assert isinstance(load_model(tmp_path / "kept").weights["lm_head"], NF4Tensor)
+    dense = model.merge(dtype="float32").weights["lm_head"]
+    np.testing.assert_array_equal(dense, model.weights["lm_head"].dequantize())
+    trained = load_model(quantized_head, trainable="head").weights["lm_head"]
+    assert isinstance(trained, Parameter)
+    np.testing.assert_array_equal(trained.data, dense)
 
 
 def test_small_file_of_another_tool(shared_data) -> None:
