@@ -145,8 +145,8 @@ PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwar
 static PyObject *change_adapter(decoder *self, const char *name, const lora_adapter *adapter, PyObject *keep) {
     weight_place place;
     if (find_place(self, name, &place) < 0) return NULL;
-    if (place.is_vector || place.layer < 0) {
-        PyErr_Format(PyExc_ValueError, "name: expected a projection of a layer, got '%s'", name);
+    if (place.is_vector || place.slot == LORA_EMBED_POSITIONS) {
+        PyErr_Format(PyExc_ValueError, "name: expected a projection of a layer, embed_tokens or lm_head, got '%s'", name);
         return NULL;
     }
     if (lora_py_enter(&self->base) < 0) return NULL;
@@ -172,7 +172,8 @@ const char lora_py_set_adapter_doc[] =
 "Put a LoRA adapter on a projection: y = W x + scale B A x. It replaces the one that is there.\n\n"
 "Shapes\n------\nA (r, in_features); B (out_features, r).\n\n"
 "Parameters\n----------\n"
-"name : str\n    layers.N.<q|k|v|o|gate|up|down>_proj.\n"
+"name : str\n    layers.N.<q|k|v|o|gate|up|down>_proj; or embed_tokens or lm_head, (vocab_size, hidden_size) matrices that get no\n"
+"    dropout and no DoRA and take memory of their size in float32, twice where they train.\n"
 "A, B : Parameter\n    Shared; trained where requires_grad.\n"
 "scale : float\n    lora_alpha / r.\n"
 "dropout : float\n    On the input of A in forward_backward().\n"
@@ -202,7 +203,7 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
     if (find_place((decoder *)o, name, &place) < 0) return NULL;
     int whole = row < 0; /* else B holds the rows of several matrices */
     if (whole) row = 0;
-    if (!place.is_vector && place.slot < LORA_LAYER_MATRICES) {
+    if (!place.is_vector) {
         lora_decoder_matrix_shape(((decoder *)o)->decoder, (lora_matrix_slot)place.slot, &out, &in);
         if (A->ndim != 2 || A->shape[1] != in || B->ndim != 2 || (whole ? B->shape[0] != out : row > B->shape[0] - out)
             || B->shape[1] != A->shape[0]) {

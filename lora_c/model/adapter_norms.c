@@ -4,7 +4,7 @@
 
 /* A pass that only goes on with cached sequences: their keys and values already hold the adapter to what it was when they
  * were begun, so the norms of that pass stand. Without this, each new token would cost N * K * R per matrix. */
-static bool goes_on(const lora_run *run) {
+bool lora_goes_on(const lora_run *run) {
     if (!run->cache) return false;
     for (int64_t s = 0; s < run->n_segments; s++)
         if (run->cache->lengths[run->sequences[s]] == 0) return false;
@@ -12,7 +12,7 @@ static bool goes_on(const lora_run *run) {
 }
 
 static lora_status refresh(lora_decoder *d, const lora_run *run, lora_matrix *m, lora_error *err) {
-    if (!m->has_adapter || !m->adapter.magnitude || (m->norm_known && goes_on(run))) return LORA_OK;
+    if (!m->has_adapter || !m->adapter.magnitude || (m->norm_known && lora_goes_on(run))) return LORA_OK;
     LORA_TRY(lora_dora_norm(d->ctx, &m->w, &m->adapter, m->norm, err));
     m->norm_known = true;
     return LORA_OK;

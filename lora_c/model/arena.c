@@ -168,5 +168,5 @@ int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens) {
     lora_weight head = {.rows = k->vocab_size, .cols = k->hidden_size};
     int64_t widest = lora_max_i64((k->gated_mlp ? 2 : 1) * k->intermediate_size, lora_max_i64(lora_qkv_width(k), k->hidden_size));
     return lora_linear_cross_entropy_scratch(d->ctx, d->precision, n_tokens, &head) + lora_gemm_scratch(d->ctx, d->precision, n_tokens, widest) +
-           lora_pool_threads(d->ctx->pool) * PER_THREAD;
+           lora_pool_threads(d->ctx->pool) * PER_THREAD + lora_adapted_globals_bytes(d);
 }

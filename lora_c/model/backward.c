@@ -147,7 +147,7 @@ static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora
 static lora_status embeddings_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     const lora_decoder_config *k = &d->config;
     int64_t M = run->n_tokens, H = k->hidden_size;
-    float *tokens = lora_global(d, LORA_EMBED_TOKENS)->dW, *positions = lora_global(d, LORA_EMBED_POSITIONS)->dW;
+    float *tokens = lora_global_gradient(d, LORA_EMBED_TOKENS), *positions = lora_global(d, LORA_EMBED_POSITIONS)->dW;
     if (positions)
         LORA_TRY(lora_embedding_backward(d->ctx, M, b->positions, b->dx, H, k->max_position_embeddings, H, positions, err));
     if (!tokens) return LORA_OK;

@@ -148,6 +148,7 @@ void lora_decoder_destroy(lora_decoder *d) {
     lora_mem_free(mem, d->cos);
     lora_mem_free(mem, d->sin);
     lora_free_adapter_norms(d);
+    lora_free_adapted_globals(d);
     lora_mem_free(mem, d->token_rows.ids);
     lora_mem_free(mem, d->layers);
     lora_mem_free(mem, d);
@@ -258,6 +259,7 @@ lora_status lora_decoder_set_matrix(lora_decoder *d, int64_t layer, lora_matrix_
     LORA_TRY(check_matrix(w, rows, cols, grad != NULL, matrix_name(layer, (int)slot).text, err));
     LORA_TRY(lora_weight_rows(w, 0, rows, &m->w, &m->codes, err));
     m->norm_known = false;
+    lora_forget_adapted_globals(d);
     m->set = true;
     m->dW = grad;
     return LORA_OK;
@@ -306,14 +308,14 @@ lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix
     lora_matrix *m = NULL;
     LORA_TRY(find_matrix(d, layer, (int)slot, &m, err));
     weight_name name = matrix_name(layer, (int)slot);
-    LORA_CHECK((int)slot < LORA_LAYER_MATRICES, err, LORA_EUNSUPPORTED, "%s: expected a matrix of a layer for an adapter, got this one",
-               name.text);
+    LORA_CHECK(slot != LORA_EMBED_POSITIONS, err, LORA_EUNSUPPORTED, "%s: expected another matrix for an adapter, got this one", name.text);
     if (adapter) {
         LORA_CHECK(adapter->A && adapter->B, err, LORA_EINVAL, "%s: expected A and B, got NULL", name.text);
         LORA_CHECK(adapter->rank > 0 && adapter->rank < INT32_MAX, err, LORA_EINVAL, "%s: expected r > 0, got %lld", name.text,
                    (long long)adapter->rank);
         LORA_CHECK(adapter->dropout >= 0 && adapter->dropout < 1, err, LORA_EINVAL, "%s: expected 0 <= lora_dropout < 1, got %g",
                    name.text, (double)adapter->dropout);
+        if ((int)slot >= LORA_LAYER_MATRICES) LORA_TRY(lora_make_adapted_global(d, slot, adapter, err));
         if (adapter->magnitude) {
             LORA_CHECK(m->set, err, LORA_EINVAL, "%s: expected its weight before a DoRA adapter, got none", name.text);
             LORA_TRY(lora_make_adapter_norm(d, m, err));
@@ -322,6 +324,7 @@ lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix
         m->adapter.norm = m->norm;
     }
     m->has_adapter = adapter != NULL;
+    if (!adapter && (int)slot >= LORA_LAYER_MATRICES) return lora_make_adapted_global(d, slot, NULL, err);
     return LORA_OK;
 }
 

@@ -72,11 +72,18 @@ typedef struct lora_token_rows {
     float *grad;
 } lora_token_rows;
 
+/* W + s B A of the embedding or the head, where it has an adapter. */
+typedef struct lora_adapted_global {
+    float *whole, *gradient; /* (V, H), owned; gradient zero between passes */
+    bool known;              /* whole is that of the present weight */
+} lora_adapted_global;
+
 struct lora_decoder {
     lora_ctx *ctx;
     lora_decoder_config config;
     lora_layer *layers;
     lora_matrix globals[LORA_MATRIX_SLOTS - LORA_LAYER_MATRICES];
+    lora_adapted_global adapted[LORA_MATRIX_SLOTS - LORA_LAYER_MATRICES];
     lora_norm_weights final_norm;
     lora_token_rows token_rows;
     float *cos, *sin; /* (n_ropes, max_position_embeddings, rotary / 2), each table behind the other */
@@ -159,6 +166,20 @@ lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training,
 lora_status lora_refresh_adapter_norms(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_make_adapter_norm(lora_decoder *d, lora_matrix *m, lora_error *err) LORA_MUST_CHECK; /* memory for m's */
 void lora_free_adapter_norms(lora_decoder *d);
+/** Whether a pass only goes on with begun sequences: what was made of adapters for them then stands. */
+bool lora_goes_on(const lora_run *run);
+
+/* adapted_globals.c: adapters of LORA_EMBED_TOKENS and LORA_LM_HEAD */
+lora_weight lora_global_weight(const lora_decoder *d, lora_matrix_slot slot); /* as a pass reads it; the head's may be tied */
+float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot);
+lora_status lora_make_adapted_global(lora_decoder *d, lora_matrix_slot slot, const lora_adapter *adapter,
+                                     lora_error *err) LORA_MUST_CHECK; /* memory for it; adapter NULL: none */
+void lora_forget_adapted_globals(lora_decoder *d); /* after a weight has changed */
+void lora_free_adapted_globals(lora_decoder *d);
+int64_t lora_adapted_globals_bytes(const lora_decoder *d);
+lora_status lora_write_adapted_globals(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK; /* before a pass */
+/** Gradients out of the matrices into A and B (dropped unless complete). */
+lora_status lora_collect_adapted_globals(lora_decoder *d, bool complete, lora_error *err) LORA_MUST_CHECK;
 
 /* token_rows.c */
 void lora_write_token_rows(lora_decoder *d);                    /* into the embedding, before a pass */

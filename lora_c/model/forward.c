@@ -179,7 +179,8 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
 
 static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t M = run->n_tokens, H = d->config.hidden_size;
-    LORA_TRY(lora_embedding_forward(d->ctx, M, run->input_ids, &lora_global(d, LORA_EMBED_TOKENS)->w, b->x[0], H, err));
+    lora_weight tokens = lora_global_weight(d, LORA_EMBED_TOKENS);
+    LORA_TRY(lora_embedding_forward(d->ctx, M, run->input_ids, &tokens, b->x[0], H, err));
     if (d->config.embedding_scale != 1.0)
         LORA_TRY(lora_scale_rows(d->ctx, M, H, (float)d->config.embedding_scale, b->x[0], H, b->x[0], H, false, err));
     if (!d->config.learned_positions) return LORA_OK;
@@ -191,6 +192,7 @@ lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffe
     int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers;
     LORA_TRY(lora_refresh_adapter_norms(d, run, err));
     lora_write_token_rows(d);
+    LORA_TRY(lora_write_adapted_globals(d, run, err));
     lora_set_positions(d, run, b);
     LORA_TRY(embed(d, run, b, err));
     for (int64_t layer = 0; layer < L; layer++) {

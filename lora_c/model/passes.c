@@ -29,7 +29,7 @@ static lora_status check_targets(const lora_decoder *d, const lora_batch *batch,
 
 static lora_status forward_backward(lora_decoder *d, const lora_batch *batch, float grad_scale, double *loss_sum, lora_error *err) {
     int64_t M = batch->n_tokens, H = d->config.hidden_size, L = d->config.num_hidden_layers;
-    const lora_matrix *head = lora_head(d);
+    lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
     lora_run run = run_of(batch, true);
     lora_buffers b;
     LORA_TRY(lora_check_run(d, &run, err));
@@ -37,8 +37,8 @@ static lora_status forward_backward(lora_decoder *d, const lora_batch *batch, fl
     LORA_TRY(lora_arena_prepare(d, M, true, &b, err));
     LORA_TRY(lora_layers_forward(d, &run, &b, err));
     float *dxn = b.lowest < L || lora_norm_trains(&d->final_norm) ? b.dxn : NULL;
-    LORA_TRY(lora_linear_cross_entropy(d->ctx, M, b.xn, H, &head->w, d->config.logits, batch->targets, batch->loss_weight,
-                                       grad_scale, loss_sum, NULL, dxn, H, head->dW, err));
+    LORA_TRY(lora_linear_cross_entropy(d->ctx, M, b.xn, H, &head, d->config.logits, batch->targets, batch->loss_weight,
+                                       grad_scale, loss_sum, NULL, dxn, H, lora_global_gradient(d, LORA_LM_HEAD), err));
     if (!dxn) return LORA_OK; /* nothing trains below the head */
     lora_norm norm = lora_decoder_norm(d, L, LORA_FINAL_NORM);
     LORA_TRY(lora_norm_backward(d->ctx, &norm, M, dxn, H, b.x[L], H, b.stats_final, b.dx, H, false, d->final_norm.dw,
@@ -50,6 +50,8 @@ lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *bat
                                           lora_error *err) {
     lora_precision before = lora_precision_in_force(d->ctx, d->precision);
     lora_status status = forward_backward(d, batch, grad_scale, loss_sum, err);
+    lora_status collected = lora_collect_adapted_globals(d, status == LORA_OK, err);
+    if (status == LORA_OK) status = collected;
     lora_precision_in_force(d->ctx, before);
     lora_collect_token_rows(d, status == LORA_OK);
     return status;
@@ -66,7 +68,8 @@ static lora_status loss(lora_decoder *d, const lora_batch *batch, double *loss_s
     LORA_TRY(lora_check_run(d, &run, err));
     LORA_TRY(check_targets(d, batch, err));
     LORA_TRY(evaluate(d, &run, &b, err));
-    return lora_linear_cross_entropy(d->ctx, batch->n_tokens, b.xn, d->config.hidden_size, &lora_head(d)->w, d->config.logits,
+    lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
+    return lora_linear_cross_entropy(d->ctx, batch->n_tokens, b.xn, d->config.hidden_size, &head, d->config.logits,
                                      batch->targets, batch->loss_weight, 1.0f, loss_sum, token_loss, NULL, 0, NULL, err);
 }
 
@@ -88,7 +91,8 @@ static lora_status all_logits(lora_decoder *d, const lora_batch *batch, float *l
 lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float *logits, lora_error *err) {
     const lora_logit_map *map = &d->config.logits;
     int64_t V = d->config.vocab_size;
-    LORA_TRY(lora_linear_forward(d->ctx, M, xn, d->config.hidden_size, &lora_head(d)->w, NULL, NULL, logits, V, false, err));
+    lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
+    LORA_TRY(lora_linear_forward(d->ctx, M, xn, d->config.hidden_size, &head, NULL, NULL, logits, V, false, err));
     if (map->scale != 1.0f) LORA_TRY(lora_scale_rows(d->ctx, M, V, map->scale, logits, V, logits, V, false, err));
     return map->softcap > 0 ? lora_softcap_rows(d->ctx, M, V, map->softcap, logits, V, err) : LORA_OK;
 }

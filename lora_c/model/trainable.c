@@ -35,7 +35,7 @@ static bool layer_trains(const lora_layer *l) {
 }
 
 bool lora_embeddings_train(const lora_decoder *d) {
-    return lora_global(d, LORA_EMBED_TOKENS)->dW || lora_global(d, LORA_EMBED_POSITIONS)->dW;
+    return lora_global_gradient(d, LORA_EMBED_TOKENS) || lora_global(d, LORA_EMBED_POSITIONS)->dW;
 }
 
 int64_t lora_lowest_trainable_layer(const lora_decoder *d) {

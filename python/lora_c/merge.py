@@ -43,6 +43,17 @@ def format_of(weight: Any) -> str:
     return weight.type if isinstance(weight, GGMLTensor) else str(dense(weight).dtype)
 
 
+def is_same_weight(own: Any, array: NDArray[np.float32]) -> bool:
+    """Whether a weight of the model is this array, rounded to the type that the weight is kept in."""
+    if isinstance(own, GGMLTensor) and own.type == "Q8_0":
+        return bool(np.array_equal(GGMLTensor.quantize(array).blocks, own.blocks))
+    if isinstance(own, GGMLTensor):
+        kept = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}.get(own.type, np.float32)
+        return bool(np.array_equal(own.dequantize(), array.astype(kept).astype(np.float32)))
+    kept_array = dense(own)
+    return bool(np.array_equal(kept_array, array.astype(kept_array.dtype)))
+
+
 def merged_weight(weight: Any, adapter: LoadedAdapter, sign: float = 1.0) -> NDArray[np.float32]:
     """Return W + sign * s * B * A in float32, (out, in), each element rounded once; with DoRA g * (W + s B A)."""
     base = weight.data if isinstance(weight, Parameter) else weight
@@ -74,8 +85,9 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
         raise AdapterError("merge: expected a model with an adapter, got none; call add_adapter or load_adapter first")
     replaced, layers = whole_tensors(model), {} if model.is_merged else model.adapters
     config = dict(model.config)
-    if model.architecture.tied and "lm_head" in replaced:
+    if model.architecture.tied and ("lm_head" in replaced or {"lm_head", "embed_tokens"} & set(layers)):
         config["tie_word_embeddings"] = False
+        replaced.setdefault("lm_head", model.weights["embed_tokens"])
     weights: dict[str, Any] = {}
     stored, records = dict(model.stored_dtypes), {}
     for spec in architecture_of(config).weights():
@@ -89,7 +101,8 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
             if weights[name] is weight and name in model.quant_records and name not in replaced:
                 records[name] = model.quant_records[name]
         else:
-            weights[name] = _cast(dense(weight), stored[name].name if dtype == "nf4" else dtype, spec.module)
+            array = dense(weight) if name not in layers else _finite(merged_weight(weight, layers[name]), spec.module)
+            weights[name] = _cast(array, stored[name].name if dtype == "nf4" else dtype, spec.module)
         if dtype in _DENSE:
             stored[name] = _DENSE[dtype]
     return model.with_weights(weights, stored, records, config)
@@ -170,6 +183,11 @@ def fold_in_place(model: Model) -> None:
             "merge(dtype=...), which returns a new model"
         )
     for name in adapter.layers:
+        if model.architecture.tied and name in ("embed_tokens", "lm_head"):
+            raise AdapterError(
+                f"merge_adapter: {name}: expected a weight that nothing else uses, got one that embedding and head share; use "
+                "merge(dtype=...), which returns a new model"
+            )
         weight = model.weights[name]
         quantized = isinstance(weight, (NF4Tensor, GGMLTensor))
         if quantized or dense(weight).dtype != np.float32:

@@ -200,10 +200,27 @@ class Model:
         """
         self._refuse_second(name)
         arrays = read_adapter(path, self.architecture)
+        arrays = self._without_same_base(arrays)
         embedding = np.asarray(self.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
         self._put(name, load_arrays(arrays, self.architecture, embedding, is_trainable))
         if self._adapters.active is None:
             self._adapters.activate(name)
+
+    def _without_same_base(self, arrays: AdapterArrays) -> AdapterArrays:
+        """Drop the embedding or the head that an adapter brings along where it is the model's own."""
+
+        def is_own(name: str, read: Any) -> bool:
+            own = self.weights[name if name in self.weights else "embed_tokens"]
+            return name in ("embed_tokens", "lm_head") and merge.is_same_weight(own, read())
+
+        rest = {name: read for name, read in arrays.residual_base.items() if not is_own(name, read)}
+        shared = next((name for name in rest if name in ("embed_tokens", "lm_head") and self.architecture.tied), None)
+        if shared is not None:
+            raise AdapterError(
+                f"adapter: {shared}: expected the model's own weight, which embedding and head share, got another; merge it "
+                "with PEFT (merge_and_unload) and load the merged model"
+            )
+        return replace(arrays, residual_base=rest)
 
     def add_weighted_adapter(
         self,

@@ -230,7 +230,9 @@ static void check_bad_weights(const oracle_model *m, lora_decoder *d, lora_ctx *
     REFUSED(lora_decoder_set_vector(d, -1, LORA_FINAL_NORM, NULL, OH, NULL, &err), LORA_EINVAL, "norm: expected a vector");
     lora_adapter a = {.rank = OR, .A = v, .B = v, .dropout = 1};
     REFUSED(lora_decoder_set_adapter(d, 0, LORA_Q_PROJ, &a, &err), LORA_EINVAL, "dropout");
-    REFUSED(lora_decoder_set_adapter(d, -1, LORA_EMBED_TOKENS, &a, &err), LORA_EUNSUPPORTED, "embed_tokens");
+    a.dropout = 0;
+    a.magnitude = v;
+    REFUSED(lora_decoder_set_adapter(d, -1, LORA_EMBED_TOKENS, &a, &err), LORA_EINVAL, "embed_tokens: expected an adapter without DoRA");
     lora_decoder_config config = oracle_config(m);
     lora_decoder *other = d;
     config.num_key_value_heads = 3;

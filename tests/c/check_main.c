@@ -22,6 +22,7 @@ void check_attention(void);
 void check_attention_fast(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
+void check_adapted_globals(void);
 void check_profile(void);
 void check_alloc_fail(void);
 
@@ -35,7 +36,7 @@ static const struct {
                 {"head", check_head},
                 {"attention", check_attention}, {"attention_fast", check_attention_fast},
                 {"decoder", check_decoder},     {"profile", check_profile},
-                {"decoder_adapters", check_decoder_adapters}, {"alloc_fail", check_alloc_fail}};
+                {"decoder_adapters", check_decoder_adapters}, {"adapted_globals", check_adapted_globals}, {"alloc_fail", check_alloc_fail}};
 
 static long n_passed, n_failed;
 

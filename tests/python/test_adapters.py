@@ -74,7 +74,7 @@ def test_rank_and_alpha_patterns(tiny) -> None:
     assert rs[0].scale == 4.0
 
 
-@pytest.mark.parametrize("names", [["w_proj"], ["lm_head"], [], r"nothing", r"(", ["q_proj", "embed_tokens"]])
+@pytest.mark.parametrize("names", [["w_proj"], ["norm"], [], r"nothing", r"(", ["q_proj", "wpe"]])
 def test_targets_that_match_nothing_are_refused(tiny, names: object) -> None:
     with pytest.raises(AdapterError, match="target_modules: expected"):
         find_targets(LoraConfig(target_modules=names), architecture_of(tiny.config))

@@ -99,7 +99,9 @@ void lora_decoder_matrix_shape(const lora_decoder *decoder, lora_matrix_slot slo
 /** Sets a norm weight or a bias (n floats); grad as above. */
 lora_status lora_decoder_set_vector(lora_decoder *decoder, int64_t layer, lora_vector_slot slot, const float *v,
                                     int64_t n, float *grad, lora_error *err) LORA_MUST_CHECK;
-/** Sets the LoRA adapter of a layer matrix (copied struct, borrowed arrays); NULL removes it. dropout_stream is set by
+/** Sets the LoRA adapter of a layer matrix, of LORA_EMBED_TOKENS or LORA_LM_HEAD (copied struct, borrowed arrays); NULL
+ *  removes it. Those two take A (r, H) and B (V, r) like any (V, H) matrix, no DoRA, no dropout while they train, and float32
+ *  memory of their matrix's size, twice where they train. A tied head does not see the adapter of the embedding. dropout_stream is set by
  *  the decoder from (dropout_step, layer, slot), the slot being the first with the same A: adapters of matrices that were
  *  cut from a fused one share A, its gradient and its masks. norm is made from the weight and the adapter at the start of each pass; a decode
  *  that only goes on with begun sequences keeps the norms of the pass before it. */

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._core import LoRALinear
 from ..configs import LoraConfig
+from ..errors import AdapterError
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows
 from .initialize import Start, changes_base, init_adapter, init_from_base
 from .loaded import Adapter, load_arrays
@@ -27,6 +28,10 @@ def fresh_adapter(model: Model, config: LoraConfig) -> Adapter:
     """
     architecture = model.architecture
     targets = find_targets(config, architecture)
+    if config.lora_dropout and any(target.spec.kind == "head" for target in targets):
+        raise AdapterError(
+            f"lora_dropout: expected 0 with an adapter on the head, got {config.lora_dropout}; set it to 0 or leave it out"
+        )
     saved = {spec.name: _whole(model, spec.name) for spec in find_saved(config, architecture, targets)}
     ids = find_token_ids(config, architecture)
     embedding = _whole(model, "embed_tokens") if ids else None
@@ -36,7 +41,7 @@ def fresh_adapter(model: Model, config: LoraConfig) -> Adapter:
     matrices = {}
     for target in targets:
         name = target.spec.name
-        weight = model.weights[name]
+        weight = model.weights[name if name in model.weights else "embed_tokens"]  # a tied head
         if changes_base(config):
             begun = _start(model, target, config)
             base[name] = weight = _residual(model, name, begun)

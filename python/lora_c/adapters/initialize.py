@@ -46,7 +46,9 @@ def init_adapter(target: AdapterTarget, config: LoraConfig) -> tuple[F32, F32]:
     generator = _generator(config.seed, target.spec.module)
     if config.init_lora_weights == "orthogonal":
         return _orthogonal(generator, target)
-    if config.init_lora_weights == "gaussian":
+    if target.spec.kind == "embedding":  # as in PEFT whatever the initialisation, but for False
+        a = generator.standard_normal((target.r, in_features), np.float32)
+    elif config.init_lora_weights == "gaussian":
         a = generator.standard_normal((target.r, in_features), np.float32) * np.float32(1 / target.r)
     else:
         a = _uniform(generator, (target.r, in_features), in_features)

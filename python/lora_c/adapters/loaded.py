@@ -167,10 +167,10 @@ class AdapterSet:
         if adapter is None:
             return
         for name, layer in adapter.layers.items():
+            dropout = 0.0 if name == "embed_tokens" else adapter.config.lora_dropout  # PEFT's embeddings have none
             self._decoder.set_adapter(
-                name, layer.A, layer.B, scale=layer.scale, dropout=adapter.config.lora_dropout, seed=adapter.config.seed,
-                magnitude=layer.magnitude,
-            )  # fmt: skip
+                name, layer.A, layer.B, scale=layer.scale, dropout=dropout, seed=adapter.config.seed, magnitude=layer.magnitude
+            )
 
     def _attach(self, adapter: Adapter) -> None:
         replaced = adapter.replaced()

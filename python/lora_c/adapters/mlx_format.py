@@ -155,6 +155,11 @@ def write_mlx(
             f"{path}: expected an adapter of low-rank updates only, got one with {what}; MLX has no place for it"
         )
     specs = specs_by_name(architecture)
+    other = next((name for name in adapter.matrices if specs[name].kind != "projection"), None)
+    if other is not None:
+        raise AdapterError(
+            f"{path}: expected an adapter of the layers only, got one that adapts {other}; MLX has no place for it"
+        )
     r = max(matrix.r for matrix in adapter.matrices.values())
     scale = max((matrix.scale for matrix in adapter.matrices.values()), key=abs)
     arrays: dict[str, F32] = {}

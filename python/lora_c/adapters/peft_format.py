@@ -89,7 +89,10 @@ def _read_arrays(file: SafetensorsFile, config: LoraConfig, architecture: Archit
     token_ids = find_token_ids(config, architecture)
     places = _places(config, targets, saved, token_ids, architecture)
     found: dict[tuple[str, str], F32] = {}
+    bases = _saved_bases(file, architecture, {t.spec.name for t in targets})
     for key in file.tensors:
+        if key in bases.values():
+            continue
         if is_left_out(key.removeprefix(PREFIX), architecture.family):
             _check_untrained(file, key)
             continue
@@ -111,7 +114,21 @@ def _read_arrays(file: SafetensorsFile, config: LoraConfig, architecture: Archit
     }
     wholes = {name: array for (kind, name), array in found.items() if kind == "saved"}
     rows = TokenRows(token_ids, found["tokens", "embed_tokens"]) if token_ids else None
-    return AdapterArrays(config, matrices, wholes, rows)
+    # Copies: the file is closed before they are asked for.
+    own = {name: read_floats(file, key) for name, key in bases.items()}
+    return AdapterArrays(config, matrices, wholes, rows, {name: lambda w=w: w for name, w in own.items()})  # type: ignore[misc]
+
+
+def _saved_bases(file: SafetensorsFile, architecture: Architecture, adapted: set[str]) -> dict[str, str]:
+    """Decoder name to key of an embedding or a head without its adapter: PEFT writes it along where it is adapted."""
+    found = {}
+    for spec in all_specs(architecture):
+        key = f"{PREFIX}{spec.module}{_BASE_LAYER}weight"
+        if spec.kind in ("embedding", "head") and spec.name in adapted and key in file.tensors:
+            if file.tensors[key].shape != spec.shape:
+                raise AdapterError(f"{file.path}: {key}: expected shape {spec.shape}, got {file.tensors[key].shape}")
+            found[spec.name] = key
+    return found
 
 
 def _places(
@@ -122,6 +139,10 @@ def _places(
     places = {}
     for target in targets:
         (out, inner), name = target.spec.shape, target.spec.name
+        if target.spec.kind == "embedding":  # PEFT's update of an embedding is the transpose of s B A
+            places[target.spec.module + ".lora_embedding_A"] = Place("lora_B", name, (target.r, out), transposed=True)
+            places[target.spec.module + ".lora_embedding_B"] = Place("lora_A", name, (inner, target.r), transposed=True)
+            continue
         places[target.spec.module + ".lora_A.weight"] = Place("lora_A", name, (target.r, inner))
         places[target.spec.module + ".lora_B.weight"] = Place("lora_B", name, (out, target.r))
         if config.use_dora:
@@ -259,6 +280,9 @@ def peft_entries(adapter: AdapterArrays, architecture: Architecture, dtype: np.d
     arrays: dict[str, F32] = {}
     for name, matrix in adapter.matrices.items():
         module = specs[name].module
+        if specs[name].kind == "embedding":
+            arrays |= {f"{module}.lora_embedding_A": matrix.B.T, f"{module}.lora_embedding_B": matrix.A.T}
+            continue
         arrays |= {f"{module}.lora_A.weight": matrix.A, f"{module}.lora_B.weight": matrix.B}
         if matrix.magnitude is not None:
             arrays[f"{module}.lora_magnitude_vector"] = matrix.magnitude

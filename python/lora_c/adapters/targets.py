@@ -21,6 +21,9 @@ DEFAULT_TARGETS: dict[str, list[str]] = {
 }
 
 
+ADAPTED_KINDS = ("projection", "embedding", "head")
+
+
 @dataclass(frozen=True)
 class AdapterTarget:
     """One adapted matrix with the rank and scale that the configuration gives it."""
@@ -31,7 +34,7 @@ class AdapterTarget:
 
 
 def find_targets(config: LoraConfig, architecture: Architecture, strict: bool = True) -> list[AdapterTarget]:
-    """Return the matrices that a configuration adapts.
+    """Return the matrices that a configuration adapts: projections, and the embedding or the head where they are named.
 
     Parameters
     ----------
@@ -41,20 +44,23 @@ def find_targets(config: LoraConfig, architecture: Architecture, strict: bool = 
     Raises
     ------
     AdapterError
-        Nothing matches, or a name is not a projection of a layer.
+        Nothing matches, or a name is another module.
     """
-    projections = [spec for spec in architecture.weights() if spec.kind == "projection"]
-    known = sorted({spec.module.rpartition(".")[2] for spec in projections})
+    specs = all_specs(architecture)
+    projections = [spec for spec in specs if spec.kind == "projection"]
+    candidates = [spec for spec in specs if spec.kind in ADAPTED_KINDS]
+    known = sorted({spec.module.rpartition(".")[2] for spec in candidates})
     names = target_names(config, architecture)
     with _one_line_for_regex("target_modules"):
-        found = [s for s in projections if names == "all-linear" or _matches(s.module, names)]
+        found = projections if names == "all-linear" else [spec for spec in candidates if _matches(spec.module, names)]
         _refuse_other_modules(names, architecture)
         chosen = [s for s in found if _in_layers(s.module, config) and not _left_out(s.module, config)]
         targets = [target_of(spec, config) for spec in chosen]
     if strict and isinstance(names, list):
         for name in names:
-            if not any(_matches(spec.module, [name]) for spec in projections):
+            if not any(_matches(spec.module, [name]) for spec in candidates):
                 raise AdapterError(f"target_modules: expected names among {', '.join(known)}, got {name!r}")
+    _refuse_more_for_globals(targets, config)
     if not targets:
         raise AdapterError(f"target_modules: expected to match one of {', '.join(known)} at least once, got {names!r}")
     return targets
@@ -81,7 +87,7 @@ def target_of(spec: WeightSpec, config: LoraConfig) -> AdapterTarget:
 
 def describe_targets(names: Iterable[str], architecture: Architecture) -> list[str]:
     """Return target_modules for these matrices (decoder names): last names where they mean nothing else, else whole paths."""
-    projections = [spec for spec in architecture.weights() if spec.kind == "projection"]
+    projections = [spec for spec in all_specs(architecture) if spec.kind in ADAPTED_KINDS]
     chosen = set(names)
     last = sorted({spec.module.rpartition(".")[2] for spec in projections if spec.name in chosen})
     meant = {spec.name for spec in projections if _matches(spec.module, last)}
@@ -178,15 +184,33 @@ def _matches(module: str, names: str | Iterable[str]) -> bool:
 
 
 def _refuse_other_modules(names: str | list[str], architecture: Architecture) -> None:
-    """LoRA on the embedding or on the head: PEFT can, this decoder cannot, and leaving it out would change the result."""
+    """LoRA on learned positions: PEFT can, this decoder cannot, and leaving it out would change the result."""
     if names == "all-linear":
         return
     for spec in all_specs(architecture):
-        if spec.kind in ("embedding", "head") and _matches(spec.module, names):
+        if spec.kind == "positions" and _matches(spec.module, names):
             raise AdapterError(
-                f"target_modules: expected projections of the layers, got {spec.module!r}; train it whole with "
+                f"target_modules: expected projections, the embedding or the head, got {spec.module!r}; train it whole with "
                 "modules_to_save, or merge such an adapter with PEFT (merge_and_unload) and load the merged model"
             )
+
+
+def _refuse_more_for_globals(targets: Iterable[AdapterTarget], config: LoraConfig) -> None:
+    """What the embedding and the head cannot have besides A and B."""
+    for target in targets:
+        if target.spec.kind == "projection":
+            continue
+        given = {
+            "use_dora": config.use_dora,
+            "init_lora_weights": str(config.init_lora_weights).startswith(("pissa", "olora", "loftq", "orthogonal")),
+            "trainable_token_indices": bool(config.trainable_token_indices),
+        }
+        for name, is_set in given.items():
+            if is_set:
+                raise AdapterError(
+                    f"target_modules: expected {name} unset with an adapter on {target.spec.module!r}, got "
+                    f"{getattr(config, name)!r}; this is not supported"
+                )
 
 
 def _left_out(module: str, config: LoraConfig) -> bool:

@@ -44,11 +44,11 @@ def write_adapter(
     AdapterError
         The adapter holds what the format cannot: DoRA, whole tensors, trained rows of the embedding, a base of its own.
     """
-    _refuse_more_than_lora(adapter)
+    specs = specs_by_name(architecture)
+    _refuse_more_than_lora(adapter, [name for name in adapter.matrices if specs[name].kind != "projection"])
     family = family_of_architecture(architecture.family.architecture)
     alpha = _common_alpha(adapter)
     kind, target = _TYPES[dtype]
-    specs = specs_by_name(architecture)
     entries: list[GGUFEntry] = []
     for name, matrix in adapter.matrices.items():
         file_name = specs[name].file_name
@@ -71,11 +71,12 @@ def write_adapter(
         write_gguf(file.write, values, entries)
 
 
-def _refuse_more_than_lora(adapter: AdapterArrays) -> None:
+def _refuse_more_than_lora(adapter: AdapterArrays, globals: list[str]) -> None:
     has = {
         "DoRA's magnitudes": any(matrix.magnitude is not None for matrix in adapter.matrices.values()),
         "whole tensors (modules_to_save, bias)": bool(adapter.saved),
         "trained rows of the embedding": adapter.tokens is not None,
+        "an update of the embedding or the head": bool(globals),
         "weights of its own (PiSSA, OLoRA, LoftQ)": bool(adapter.residual_base),
     }
     for what, present in has.items():

@@ -1,0 +1,121 @@
+/* Adapters of the embedding and of the head. Both are read in ways that know nothing of adapters (rows by token id, one
+ * pass over the vocabulary), so they are given W + s B A as a matrix, made before each pass, and its gradient goes back to
+ * A and B after it: twice V * H floats where the adapter trains. A tied head reads the embedding without its adapter.
+ * Source   LoRA, arXiv:2106.09685, eq. 3, differentiated: dB = s G A^T, dA = s B^T G for the gradient G of the matrix */
+#include <string.h>
+
+#include "lora_c/linear.h"
+#include "lora_c/model/decoder_struct.h"
+#include "lora_c/ops/ctx.h"
+#include "lora_c/ops/gemm.h"
+
+static const lora_matrix_slot SLOTS[] = {LORA_EMBED_TOKENS, LORA_LM_HEAD};
+
+static lora_adapted_global *adapted(lora_decoder *d, lora_matrix_slot slot) { return &d->adapted[slot - LORA_LAYER_MATRICES]; }
+
+/* What the adapter is added to. */
+static const lora_matrix *base_of(const lora_decoder *d, lora_matrix_slot slot) {
+    return slot == LORA_LM_HEAD ? lora_head(d) : lora_global(d, slot);
+}
+
+static bool trains(const lora_matrix *m) { return m->has_adapter && (m->adapter.dA || m->adapter.dB); }
+
+lora_weight lora_global_weight(const lora_decoder *d, lora_matrix_slot slot) {
+    if (!lora_global(d, slot)->has_adapter) return base_of(d, slot)->w;
+    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = d->config.vocab_size, .cols = d->config.hidden_size,
+                         .ld = d->config.hidden_size, .data = d->adapted[slot - LORA_LAYER_MATRICES].whole};
+}
+
+float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot) {
+    const lora_matrix *m = lora_global(d, slot);
+    if (!m->has_adapter) return base_of(d, slot)->dW;
+    return trains(m) ? d->adapted[slot - LORA_LAYER_MATRICES].gradient : NULL;
+}
+
+static lora_status memory(lora_decoder *d, float **at, lora_error *err) {
+    size_t bytes = (size_t)d->config.vocab_size * (size_t)d->config.hidden_size * sizeof(float);
+    if (*at) return LORA_OK;
+    *at = lora_mem_calloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes);
+    LORA_CHECK(*at, err, LORA_ENOMEM, "adapter: expected %zu bytes for the adapted matrix, got none", bytes);
+    return LORA_OK;
+}
+
+lora_status lora_make_adapted_global(lora_decoder *d, lora_matrix_slot slot, const lora_adapter *adapter, lora_error *err) {
+    lora_adapted_global *a = adapted(d, slot);
+    a->known = false;
+    if (!adapter) {
+        lora_mem_free(&d->ctx->mem, a->whole);
+        lora_mem_free(&d->ctx->mem, a->gradient);
+        *a = (lora_adapted_global){0};
+        return LORA_OK;
+    }
+    LORA_CHECK(!adapter->magnitude, err, LORA_EINVAL, "%s: expected an adapter without DoRA, got one with it",
+               lora_decoder_slot_name(false, (int)slot).text);
+    LORA_TRY(memory(d, &a->whole, err));
+    return adapter->dA || adapter->dB ? memory(d, &a->gradient, err) : LORA_OK;
+}
+
+void lora_forget_adapted_globals(lora_decoder *d) {
+    for (int i = 0; i < 2; i++) adapted(d, SLOTS[i])->known = false;
+}
+
+void lora_free_adapted_globals(lora_decoder *d) {
+    for (int i = 0; i < 2; i++) {
+        lora_mem_free(&d->ctx->mem, adapted(d, SLOTS[i])->whole);
+        lora_mem_free(&d->ctx->mem, adapted(d, SLOTS[i])->gradient);
+    }
+}
+
+int64_t lora_adapted_globals_bytes(const lora_decoder *d) {
+    int64_t matrices = 0;
+    for (int i = 0; i < 2; i++) {
+        const lora_adapted_global *a = &d->adapted[SLOTS[i] - LORA_LAYER_MATRICES];
+        matrices += (a->whole != NULL) + (a->gradient != NULL);
+    }
+    return matrices * d->config.vocab_size * d->config.hidden_size * (int64_t)sizeof(float);
+}
+
+static lora_status write_one(lora_decoder *d, const lora_run *run, lora_matrix_slot slot, lora_error *err) {
+    const lora_matrix *m = lora_global(d, slot), *base = base_of(d, slot);
+    lora_adapted_global *a = adapted(d, slot);
+    if (!m->has_adapter || (a->known && lora_goes_on(run))) return LORA_OK;
+    const char *name = lora_decoder_slot_name(false, (int)slot).text;
+    LORA_CHECK(!base->dW, err, LORA_EINVAL, "%s: expected a frozen weight under an adapter, got a trained one", name);
+    LORA_CHECK(!run->training || !trains(m) || m->adapter.dropout == 0, err, LORA_EINVAL,
+               "%s: expected lora_dropout 0 for a trained adapter on it, got %g; set it to 0 or leave the module out", name,
+               (double)m->adapter.dropout);
+    lora_adapter plain = m->adapter;
+    plain.dropout = 0;
+    LORA_TRY(lora_linear_merge(d->ctx, &base->w, &plain, 1.0f, a->whole, err));
+    a->known = true;
+    return LORA_OK;
+}
+
+lora_status lora_write_adapted_globals(lora_decoder *d, const lora_run *run, lora_error *err) {
+    for (int i = 0; i < 2; i++) LORA_TRY(write_one(d, run, SLOTS[i], err));
+    return LORA_OK;
+}
+
+static lora_status collect_one(lora_decoder *d, const lora_adapter *adapter, const float *gradient, lora_error *err) {
+    int64_t V = d->config.vocab_size, H = d->config.hidden_size, R = adapter->rank;
+    lora_weight A = {.kind = LORA_WEIGHT_F32, .rows = R, .cols = H, .ld = H, .data = adapter->A};
+    lora_weight G = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = H, .ld = H, .data = gradient};
+    lora_gemm_args dB = {.m = V, .n = R, .k = H, .alpha = adapter->scale, .a = gradient, .a_row_stride = H, .a_col_stride = 1,
+                         .b = &A, .b_transposed = true, .c = adapter->dB, .ldc = R, .accumulate = true};
+    lora_gemm_args dA = {.m = R, .n = H, .k = V, .alpha = adapter->scale, .a = adapter->B, .a_row_stride = 1, .a_col_stride = R,
+                         .b = &G, .b_transposed = false, .c = adapter->dA, .ldc = H, .accumulate = true};
+    if (adapter->dB) LORA_TRY(lora_gemm(d->ctx, &dB, err));
+    return adapter->dA ? lora_gemm(d->ctx, &dA, err) : LORA_OK;
+}
+
+lora_status lora_collect_adapted_globals(lora_decoder *d, bool complete, lora_error *err) {
+    lora_status status = LORA_OK;
+    for (int i = 0; i < 2; i++) {
+        const lora_matrix *m = lora_global(d, SLOTS[i]);
+        float *gradient = adapted(d, SLOTS[i])->gradient;
+        if (!trains(m) || !gradient) continue;
+        if (complete && status == LORA_OK) status = collect_one(d, &m->adapter, gradient, err);
+        memset(gradient, 0, (size_t)d->config.vocab_size * (size_t)d->config.hidden_size * sizeof *gradient);
+    }
+    return status;
+}

@@ -1,0 +1,154 @@
+/* Adapters of the embedding and of the head inside a decoder: gradients against central differences of the loss, the logits of
+ * the merged matrices, refusals, and memory. */
+#include <string.h>
+
+#include "lora_c/linear.h"
+#include "lora_c/ops/ctx.h"
+#include "tests/c/tiny_decoder.h"
+
+enum { HIDDEN = 24, RANK = 3, N_A = RANK * HIDDEN, N_B = TINY_VOCAB * RANK };
+
+typedef struct part {
+    lora_adapter adapter;
+    float A[N_A], B[N_B], dA[N_A], dB[N_B];
+} part;
+
+typedef struct adapted {
+    tiny_decoder t;
+    part embedding, head;
+    float own_head[TINY_VOCAB * HIDDEN];
+} adapted;
+
+static void fill(part *p, uint64_t seed) {
+    check_normal(p->A, N_A, seed, 0.3f);
+    check_normal(p->B, N_B, seed + 1, 0.3f);
+    p->adapter = (lora_adapter){.rank = RANK, .A = p->A, .B = p->B, .dA = p->dA, .dB = p->dB, .scale = 0.5f};
+}
+
+static lora_weight dense(const float *data) {
+    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = TINY_VOCAB, .cols = HIDDEN, .ld = HIDDEN, .data = data};
+}
+
+static lora_status make(lora_ctx *ctx, adapted *m, lora_error *err) {
+    memset(m, 0, sizeof *m);
+    LORA_TRY(tiny_decoder_make(ctx, 0, -1, &m->t, err));
+    check_normal(m->own_head, TINY_VOCAB * HIDDEN, 3, 0.3f);
+    lora_weight head = dense(m->own_head);
+    LORA_TRY(lora_decoder_set_matrix(m->t.decoder, -1, LORA_LM_HEAD, &head, NULL, err));
+    fill(&m->embedding, 5);
+    fill(&m->head, 7);
+    LORA_TRY(lora_decoder_set_adapter(m->t.decoder, -1, LORA_EMBED_TOKENS, &m->embedding.adapter, err));
+    return lora_decoder_set_adapter(m->t.decoder, -1, LORA_LM_HEAD, &m->head.adapter, err);
+}
+
+static double loss_at(adapted *m, float *values, int64_t n, const float *direction, double step) {
+    lora_batch batch = tiny_batch();
+    lora_error err;
+    double loss = 0;
+    float kept[N_B];
+    memcpy(kept, values, (size_t)n * sizeof *values);
+    for (int64_t i = 0; i < n; i++) values[i] = (float)((double)values[i] + step * (double)direction[i]);
+    CHECK(lora_decoder_loss(m->t.decoder, &batch, &loss, NULL, &err) == LORA_OK, "%s", err.message);
+    memcpy(values, kept, (size_t)n * sizeof *values);
+    return loss;
+}
+
+static void check_slope(const char *what, adapted *m, float *values, int64_t n, const float *gradient) {
+    float direction[N_B];
+    check_normal(direction, n, 31, 1);
+    double slope = 0, h = 1e-2;
+    for (int64_t i = 0; i < n; i++) slope += (double)gradient[i] * (double)direction[i];
+    double difference = (loss_at(m, values, n, direction, h) - loss_at(m, values, n, direction, -h)) / (2 * h);
+    CHECK(fabs(slope - difference) <= 1e-2 * (1 + fabs(difference)), "%s: slope %g, by differences %g", what, slope, difference);
+}
+
+static void check_gradients(lora_ctx *ctx) {
+    adapted m;
+    lora_batch batch = tiny_batch();
+    lora_error err;
+    double loss;
+    CHECK(make(ctx, &m, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err) == LORA_OK, "%s", err.message);
+    check_slope("A of the embedding", &m, m.embedding.A, N_A, m.embedding.dA);
+    check_slope("B of the embedding", &m, m.embedding.B, N_B, m.embedding.dB);
+    check_slope("A of the head", &m, m.head.A, N_A, m.head.dA);
+    check_slope("B of the head", &m, m.head.B, N_B, m.head.dB);
+    float once[N_B]; /* gradients are added to, and nothing of a pass stays behind */
+    memcpy(once, m.head.dB, sizeof once);
+    CHECK(lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err) == LORA_OK, "%s", err.message);
+    double worst = 0;
+    for (int i = 0; i < N_B; i++) worst = fmax(worst, fabs((double)m.head.dB[i] - 2 * (double)once[i]));
+    CHECK(worst <= 1e-4, "the second pass adds %g more than the first", worst);
+    tiny_decoder_free(&m.t);
+}
+
+static void check_merged(lora_ctx *ctx) {
+    adapted m;
+    lora_batch batch = tiny_batch();
+    lora_error err;
+    static float want[TINY_TOKENS * TINY_VOCAB], got[TINY_TOKENS * TINY_VOCAB], whole[2][TINY_VOCAB * HIDDEN];
+    CHECK(make(ctx, &m, &err) == LORA_OK, "%s", err.message);
+    lora_decoder *d = m.t.decoder;
+    CHECK(lora_decoder_logits(d, &batch, got, &err) == LORA_OK, "%s", err.message);
+    lora_weight own[2] = {dense(m.t.weights), dense(m.own_head)};
+    const lora_adapter *adapters[2] = {&m.embedding.adapter, &m.head.adapter};
+    for (int i = 0; i < 2; i++) {
+        lora_matrix_slot slot = i ? LORA_LM_HEAD : LORA_EMBED_TOKENS;
+        CHECK(lora_linear_merge(ctx, &own[i], adapters[i], 1, whole[i], &err) == LORA_OK, "%s", err.message);
+        lora_weight merged = dense(whole[i]);
+        CHECK(lora_decoder_set_adapter(d, -1, slot, NULL, &err) == LORA_OK, "%s", err.message);
+        CHECK(lora_decoder_set_matrix(d, -1, slot, &merged, NULL, &err) == LORA_OK, "%s", err.message);
+    }
+    CHECK(lora_decoder_logits(d, &batch, want, &err) == LORA_OK, "%s", err.message);
+    CHECK(!memcmp(want, got, sizeof want), "logits of the merged matrices");
+    tiny_decoder_free(&m.t);
+}
+
+static void check_refusals(lora_ctx *ctx) {
+    adapted m;
+    lora_batch batch = tiny_batch();
+    lora_error err;
+    double loss;
+    float magnitude[TINY_VOCAB] = {0}, gradient[TINY_VOCAB * HIDDEN] = {0};
+    CHECK(make(ctx, &m, &err) == LORA_OK, "%s", err.message);
+    lora_decoder *d = m.t.decoder;
+    lora_adapter dora = m.head.adapter, dropping = m.head.adapter;
+    dora.magnitude = magnitude;
+    dropping.dropout = 0.1f;
+    CHECK(lora_decoder_set_adapter(d, -1, LORA_LM_HEAD, &dora, &err) == LORA_EINVAL, "DoRA");
+    CHECK(lora_decoder_set_adapter(d, -1, LORA_LM_HEAD, &dropping, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_loss(d, &batch, &loss, NULL, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_forward_backward(d, &batch, 1, &loss, &err) == LORA_EINVAL, "dropout");
+    CHECK(lora_decoder_set_adapter(d, -1, LORA_LM_HEAD, &m.head.adapter, &err) == LORA_OK, "%s", err.message);
+    lora_weight trained = dense(m.own_head);
+    CHECK(lora_decoder_set_matrix(d, -1, LORA_LM_HEAD, &trained, gradient, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_loss(d, &batch, &loss, NULL, &err) == LORA_EINVAL, "a trained head under an adapter");
+    tiny_decoder_free(&m.t);
+}
+
+/* Each allocation fails once: an error, and nothing is left over (the leak check of ASan). */
+static void check_memory(lora_ctx *ctx) {
+    for (int n = 0; n < 200; n++) {
+        adapted m;
+        lora_error err;
+        double loss;
+        lora_batch batch = tiny_batch();
+        ctx->mem.fail_after = n;
+        lora_status status = make(ctx, &m, &err);
+        if (status == LORA_OK) status = lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err);
+        ctx->mem.fail_after = -1;
+        CHECK(status == LORA_OK || status == LORA_ENOMEM, "%s", err.message);
+        if (m.t.decoder) tiny_decoder_free(&m.t);
+        if (status == LORA_OK) return;
+    }
+    CHECK(false, "the step never succeeded");
+}
+
+void check_adapted_globals(void) {
+    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
+    check_gradients(ctx);
+    check_merged(ctx);
+    check_refusals(ctx);
+    check_memory(ctx);
+    lora_ctx_destroy(ctx);
+}
