@@ -83,12 +83,23 @@ static void lay_copies(carver *c, const lora_decoder_config *k, int64_t M, lora_
     b->kept = kept;
 }
 
-static void lay_states(carver *c, const lora_decoder_config *k, int64_t M, bool own, lora_buffers *b) {
+/* Only where a layer's state is its own: what is computed again brings its low-rank products with it. */
+static void lay_low(carver *c, const lora_layer *l, int64_t M, lora_layer_state *s) {
+    for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
+        const lora_matrix *m = &l->matrices[slot];
+        bool wanted = m->has_adapter && m->adapter.dB && !m->adapter.magnitude && M > LORA_SMALL_M;
+        s->low[slot] = wanted ? carve_floats(c, M, m->adapter.rank) : NULL;
+    }
+}
+
+static void lay_states(carver *c, const lora_decoder *d, int64_t M, bool own, lora_buffers *b) {
+    const lora_decoder_config *k = &d->config;
     int64_t L = k->num_hidden_layers;
     float *branch = lora_has_branches(k) ? carve_floats(c, M, k->hidden_size) : NULL;
     lora_layer_state kept = b->lowest < L ? carve_state(c, k, M, branch) : carve_working_state(c, k, M, branch);
     for (int64_t i = 0; i < L; i++) {
         if (i > b->lowest && own) kept = carve_state(c, k, M, branch);
+        if (i >= b->lowest && own) lay_low(c, &d->layers[i], M, &kept);
         if (!c->base) continue;
         b->states[i] = kept;
         if (i < b->lowest)
@@ -130,7 +141,7 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     b->views = carve(&c, M, sizeof *b->views);
     bool keeps_all = d->recompute == LORA_RECOMPUTE_NONE, copies = keeps_all && d->activation_dtype == LORA_BF16 && b->lowest < L;
     lay_streams(&c, k, M, copies, b);
-    lay_states(&c, k, M, keeps_all && !copies, b);
+    lay_states(&c, d, M, keeps_all && !copies, b);
     if (copies) lay_copies(&c, k, M, b);
     b->xn = carve_floats(&c, M, k->hidden_size);
     if (training) lay_gradients(&c, d, M, b);

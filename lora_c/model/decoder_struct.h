@@ -44,6 +44,7 @@ typedef struct lora_layer_state {
     float *mlp_branch; /* (M, H): output of down_proj, likewise; in evaluation the memory of att_branch */
     float *x2;         /* (M, H): the residual stream between attention and MLP */
     float *gate, *up;  /* (M, I); without a gate both are up */
+    float *low[LORA_LAYER_MATRICES]; /* (M, R): s drop(x) A^T of each matrix for the gradient of B, or NULL: formed again */
 } lora_layer_state;
 
 /* Every buffer of a pass, carved from one arena. */
@@ -109,6 +110,7 @@ typedef struct lora_run {
     const int32_t *input_ids, *cu_seqlens;
     const lora_kv_cache *cache;
     const int32_t *sequences;
+    const lora_layer_state *states; /* of a training pass, else NULL */
     bool training;
     uint64_t dropout_step;
 } lora_run;

@@ -19,6 +19,7 @@ const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, i
     if (!m->has_adapter) return NULL;
     *storage = m->adapter;
     if (!run->training) storage->dropout = 0;
+    storage->low = run->states ? run->states[layer].low[slot] : NULL;
     storage->dropout_stream = (run->dropout_step << 20) + ((uint64_t)layer << 4) + (uint64_t)mask_slot(l, slot);
     return storage;
 }

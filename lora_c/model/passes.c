@@ -35,6 +35,7 @@ static lora_status forward_backward(lora_decoder *d, const lora_batch *batch, fl
     LORA_TRY(lora_check_run(d, &run, err));
     LORA_TRY(check_targets(d, batch, err));
     LORA_TRY(lora_arena_prepare(d, M, true, &b, err));
+    run.states = b.states;
     LORA_TRY(lora_layers_forward(d, &run, &b, err));
     float *dxn = b.lowest < L || lora_norm_trains(&d->final_norm) ? b.dxn : NULL;
     LORA_TRY(lora_linear_cross_entropy(d->ctx, M, b.xn, H, &head, d->config.logits, batch->targets, batch->loss_weight,

@@ -6,15 +6,15 @@
 #include "lora_c/base/shares.h"
 #include "lora_c/base/util.h"
 #include "lora_c/decoder.h"
+#include "lora_c/linear.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/weight.h"
 
 enum {
-    SMALL_M = 24,       /* up to here this beats packing */
     TASK_BYTES = 32768,  /* of a weight: a few microseconds of reading */
 };
 
-_Static_assert((int)SMALL_M >= (int)LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
+_Static_assert((int)LORA_SMALL_M >= (int)LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
 
 /* How the rows of a weight are read. */
 typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_DECODED } row_format;
@@ -134,7 +134,7 @@ static void share_task(void *arg, int64_t own, int worker) {
     }
 }
 
-bool lora_gemm_is_small(const lora_gemm_args *g) { return g->b_transposed && g->m <= SMALL_M && g->a_col_stride == 1; }
+bool lora_gemm_is_small(const lora_gemm_args *g) { return g->b_transposed && g->m <= LORA_SMALL_M && g->a_col_stride == 1; }
 
 /* Once for all the products, which have the same tokens. */
 static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm_args *g, bool arrange, bool round, lora_error *err) {

@@ -26,7 +26,7 @@ static lora_status product(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, float
 
 /* Low-rank products of a group and what dropout leaves of one input (or takes from one gradient). */
 typedef struct workspace {
-    float *t[LORA_LINEAR_LAYERS]; /* (M, R): s drop(x) A^T in forward, drop(x) A^T in backward */
+    float *t[LORA_LINEAR_LAYERS]; /* (M, R): s drop(x) A^T */
     float *u[LORA_LINEAR_LAYERS]; /* (M, R): s dy B */
     float *dropped;              /* (M, K) */
 } workspace;
@@ -45,7 +45,7 @@ static lora_status get_workspace(lora_ctx *ctx, int64_t M, int64_t K, int n, con
     float *next = memory;
     for (int i = 0; i < n; i++) {
         int64_t low = adapters[i] ? lora_round_up(M * adapters[i]->rank, 16) : 0;
-        ws->t[i] = next;
+        ws->t[i] = adapters[i] && adapters[i]->low ? adapters[i]->low : next;
         ws->u[i] = next + low;
         next += 2 * low;
     }
@@ -82,22 +82,22 @@ static int64_t chunk_row(int64_t M, int64_t chunk) { return M * chunk / n_chunks
 
 /* --- forward --- */
 
-/* t_i = alpha_i drop_i(x) A_i^T for the adapters with dropout, whole; alpha_i is s_i, or 1 where the sums are unscaled. */
+/* t_i = s_i drop_i(x) A_i^T for the adapters with dropout, whole. */
 static lora_status dropped_low(lora_ctx *ctx, int64_t M, int64_t K, const float *x, int64_t ldx, int n, const lora_adapter *const *adapters,
-                               bool scaled, workspace *ws, lora_error *err) {
+                               workspace *ws, lora_error *err) {
     for (int i = 0; i < n; i++) {
         const lora_adapter *a = adapters[i];
         if (!a || a->dropout == 0) continue;
         lora_weight A = weight_a(a, K);
         lora_dropout(ctx, a, M, K, x, ldx, ws->dropped, K, false);
-        LORA_TRY(product(ctx, M, a->rank, K, scaled ? a->scale : 1, ws->dropped, K, 1, &A, true, ws->t[i], a->rank, false, err));
+        LORA_TRY(product(ctx, M, a->rank, K, a->scale, ws->dropped, K, 1, &A, true, ws->t[i], a->rank, false, err));
     }
     return LORA_OK;
 }
 
 /* The same for the others, rows of one chunk, from packed x. */
 static lora_status plain_low(lora_ctx *ctx, int64_t K, const lora_gemm_left *x, int64_t row, int n, const lora_adapter *const *adapters,
-                             bool scaled, workspace *ws, lora_error *err) {
+                             workspace *ws, lora_error *err) {
     lora_gemm_output low[LORA_LINEAR_LAYERS];
     lora_weight A[LORA_LINEAR_LAYERS];
     int n_low = 0;
@@ -105,7 +105,7 @@ static lora_status plain_low(lora_ctx *ctx, int64_t K, const lora_gemm_left *x, 
         const lora_adapter *a = adapters[i];
         if (!a || a->dropout > 0) continue;
         A[i] = weight_a(a, K);
-        low[n_low++] = (lora_gemm_output){.n = a->rank, .alpha = scaled ? a->scale : 1, .n_terms = 1, .terms = {{x, &A[i], true}},
+        low[n_low++] = (lora_gemm_output){.n = a->rank, .alpha = a->scale, .n_terms = 1, .terms = {{x, &A[i], true}},
                                           .c = ws->t[i] + row * a->rank, .ldc = a->rank};
     }
     return n_low ? lora_gemm_run(ctx, low, n_low, err) : LORA_OK;
@@ -119,7 +119,7 @@ static lora_status forward_chunk(lora_ctx *ctx, int64_t row, int64_t rows, const
     lora_gemm_output sums[LORA_LINEAR_LAYERS];
     lora_weight B[LORA_LINEAR_LAYERS];
     lora_gemm_pack_left(ctx, l->path, rows, K, x + row * ldx, ldx, 1, l->wide[0], &left);
-    LORA_TRY(plain_low(ctx, K, &left, row, n, adapters, true, ws, err));
+    LORA_TRY(plain_low(ctx, K, &left, row, n, adapters, ws, err));
     for (int i = 0; i < n; i++) {
         const lora_linear_layer *o = outputs + i;
         sums[i] = (lora_gemm_output){.n = o->w->rows, .alpha = 1, .n_terms = 1, .terms = {{&left, o->w, true}}, .c = o->y + row * o->ldy,
@@ -141,7 +141,7 @@ lora_status lora_linear_packed_forward(lora_ctx *ctx, int64_t M, const float *x,
     workspace ws;
     lefts l;
     LORA_TRY(get_workspace(ctx, M, K, n, adapters, &ws, err));
-    LORA_TRY(dropped_low(ctx, M, K, x, ldx, n, adapters, true, &ws, err));
+    LORA_TRY(dropped_low(ctx, M, K, x, ldx, n, adapters, &ws, err));
     LORA_TRY(get_lefts(ctx, lora_div_up(M, n_chunks(M)), n, wide_k, adapters, &l, err));
     for (int64_t c = 0; c < n_chunks(M); c++) {
         int64_t row = chunk_row(M, c), rows = chunk_row(M, c + 1) - row;
@@ -186,25 +186,25 @@ static lora_status backward_chunk(lora_ctx *ctx, int64_t row, int64_t rows, int 
 
 static bool trains(const lora_adapter *a) { return a && (a->dA || a->dB); }
 
-/* t_i = drop_i(x) A_i^T again, for dB. */
+/* t_i = s_i drop_i(x) A_i^T again, for dB, where forward has not left it. */
 static lora_status low_again(lora_ctx *ctx, int64_t M, int64_t K, const float *x, int64_t ldx, int n, const lora_adapter *const *adapters,
                              workspace *ws, lora_error *err) {
     const lora_adapter *wanted[LORA_LINEAR_LAYERS];
     int64_t wide_k[LORA_LINEAR_LAYERS] = {K};
     bool any = false;
     for (int i = 0; i < n; i++) {
-        wanted[i] = adapters[i] && adapters[i]->dB ? adapters[i] : NULL;
+        wanted[i] = adapters[i] && adapters[i]->dB && !adapters[i]->low ? adapters[i] : NULL;
         any |= wanted[i] && wanted[i]->dropout == 0;
     }
     lefts l;
-    LORA_TRY(dropped_low(ctx, M, K, x, ldx, n, wanted, false, ws, err));
+    LORA_TRY(dropped_low(ctx, M, K, x, ldx, n, wanted, ws, err));
     if (!any) return LORA_OK;
     LORA_TRY(get_lefts(ctx, lora_div_up(M, n_chunks(M)), 1, wide_k, (const lora_adapter *const[]){NULL}, &l, err));
     for (int64_t c = 0; c < n_chunks(M); c++) {
         int64_t row = chunk_row(M, c);
         lora_gemm_left left;
         lora_gemm_pack_left(ctx, l.path, chunk_row(M, c + 1) - row, K, x + row * ldx, ldx, 1, l.wide[0], &left);
-        LORA_TRY(plain_low(ctx, K, &left, row, n, wanted, false, ws, err));
+        LORA_TRY(plain_low(ctx, K, &left, row, n, wanted, ws, err));
     }
     return LORA_OK;
 }
@@ -213,7 +213,7 @@ static lora_low_rank_sum sum_of_dA(int64_t K, const float *x, int64_t ldx, const
     return (lora_low_rank_sum){.low = u, .rank = a->rank, .wide = x, .ld = ldx, .cols = K, .alpha = 1, .out = a->dA};
 }
 
-/* dA_i += u_i^T drop_i(x), dB_i += s_i dy_i^T t_i: those of whole x at once, those of a dropped x one by one. */
+/* dA_i += u_i^T drop_i(x), dB_i += dy_i^T t_i: those of whole x at once, those of a dropped x one by one. */
 static lora_status adapter_gradients(lora_ctx *ctx, int64_t M, int64_t K, const float *x, int64_t ldx, int n, const lora_linear_gradient *g,
                                      const lora_adapter *const *adapters, const workspace *ws, lora_error *err) {
     lora_low_rank_sum sums[LORA_LOW_RANK_SUMS];
@@ -223,7 +223,7 @@ static lora_status adapter_gradients(lora_ctx *ctx, int64_t M, int64_t K, const 
     for (int i = 0; i < n; i++)
         if (adapters[i] && adapters[i]->dB)
             sums[n_sums++] = (lora_low_rank_sum){.low = ws->t[i], .rank = adapters[i]->rank, .wide = g[i].dy, .ld = g[i].lddy,
-                                                 .cols = g[i].w->rows, .alpha = adapters[i]->scale, .out = adapters[i]->dB, .transposed = true};
+                                                 .cols = g[i].w->rows, .alpha = 1, .out = adapters[i]->dB, .transposed = true};
     LORA_TRY(lora_low_rank_sums(ctx, M, n_sums, sums, err));
     for (int i = 0; i < n; i++) {
         if (!adapters[i] || !adapters[i]->dA || adapters[i]->dropout == 0) continue;

@@ -23,7 +23,10 @@ lora_status lora_linear_forward(lora_ctx *ctx, int64_t M, const float *x, int64_
                                 const float *bias, const lora_adapter *adapter, float *y, int64_t ldy,
                                 bool accumulate, lora_error *err) LORA_MUST_CHECK;
 
-enum { LORA_LINEAR_LAYERS = 4 };
+enum {
+    LORA_LINEAR_LAYERS = 4,
+    LORA_SMALL_M = 24, /* tokens: up to here rows of W are read as they are, beyond they are packed */
+};
 
 /* One of several layers that read the same x; the fields are the arguments of lora_linear_forward. */
 typedef struct lora_linear_layer {

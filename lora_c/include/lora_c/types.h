@@ -45,6 +45,8 @@ typedef struct lora_adapter {
     const float *magnitude;  /* DoRA's m (N); NULL: plain LoRA */
     float *dmagnitude;       /* added to; NULL when not trained */
     const float *norm;       /* with magnitude: row lengths of W + s B A (N), from lora_dora_norm */
+    float *low;              /* (M, R) or NULL: forward leaves s drop(x) A^T here and backward of the same x reads it instead of
+                              * forming it again, with the same bits. More than LORA_SMALL_M tokens, no magnitude */
 } lora_adapter;
 
 #ifdef __cplusplus
