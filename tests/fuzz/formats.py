@@ -17,6 +17,7 @@ import lora_c as lc
 from lora_c.architectures import architecture_of
 from lora_c.checkpoint import SafetensorsFile, TensorEntry, write_model_files
 from lora_c.data import load_dataset
+from lora_c.inspection import inspect_path
 from lora_c.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,28 @@ def make_adapter(folder: Path) -> None:
     model.add_adapter(r=2, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 3}, use_rslora=True)
     model.save_adapter(folder / "adapter")
     model.save_adapter(folder / "mlx", format="mlx")
+    model.delete_adapter()
+    model.add_adapter(r=2, target_modules=["embed_tokens", "lm_head"])
+    model.save_adapter(folder / "globals")
+
+
+def make_multimodal(folder: Path) -> None:
+    """The text model of a model of texts and images."""
+    with np.load(ROOT / "tests/golden/families/gemma3_conditional.npz") as golden:
+        config = json.loads(golden["config"].tobytes())
+        tensors = {key[7:]: np.float32(golden[key] >> 8) / 256 for key in golden if key.startswith("tensor.")}
+    write_folder(folder, config, tensors)
+
+
+def make_gguf_gpt2(folder: Path) -> None:
+    from lora_c.gguf import write_model
+
+    with np.load(ROOT / "tests/golden/families/gpt2.npz") as golden:
+        config = json.loads(golden["config"].tobytes())
+        tensors = {key[7:]: np.float32(golden[key] >> 8) / 256 for key in golden if key.startswith("tensor.")}
+    write_folder(folder / "model", config, tensors)
+    (folder / "model/tokenizer.json").unlink()
+    write_model(folder / "model.gguf", lc.load_model(folder / "model", progress=False), "Q8_0")
 
 
 def make_gguf(folder: Path) -> None:
@@ -112,8 +135,11 @@ def read_gguf(folder: Path) -> None:
     for name in file.tensors:
         file.read(name)
     file.close()
+    inspect_path(folder / "model.gguf")
     model = lc.load_model(folder / "model.gguf", progress=False)
-    model.load_adapter(folder / "adapter.gguf")
+    if (folder / "adapter.gguf").exists():
+        inspect_path(folder / "adapter.gguf")
+        model.load_adapter(folder / "adapter.gguf")
     if model.has_tokenizer:
         model.tokenizer.decode(model.tokenizer.encode("several words, 12 + 3 = ü"))
     if model.config["vocab_size"] > int(IDS.max()) and model.context_length >= IDS.size:
@@ -162,10 +188,10 @@ _models: dict[str, Any] = {}
 
 
 def read_adapter(folder: Path) -> None:
-    """Both kinds; the model is loaded once, because its files are not those that are damaged."""
+    """All kinds; the model is loaded once, because its files are not those that are damaged."""
     model = _models.setdefault("adapter", None) or lc.load_model(folder, progress=False)
     _models["adapter"] = model
-    for name in ("adapter", "mlx"):
+    for name in ("adapter", "mlx", "globals"):
         if (folder / name).is_dir():
             try:
                 model.load_adapter(folder / name)
@@ -195,7 +221,9 @@ FORMATS = {
     ),
     "bnb": Format(make_bnb, read_model, ("model.safetensors", "config.json")),
     "gguf": Format(make_gguf, read_gguf, ("*.gguf",)),
-    "adapter": Format(make_adapter, read_adapter, ("adapter/*.json", "adapter/*.safetensors", "mlx/*")),
+    "adapter": Format(make_adapter, read_adapter, ("adapter/*.json", "adapter/*.safetensors", "mlx/*", "globals/*")),
+    "multimodal": Format(make_multimodal, read_model, ("config.json", "*.safetensors")),
+    "gguf_gpt2": Format(make_gguf_gpt2, read_gguf, ("*.gguf",)),
     "jsonl": Format(make_jsonl, read_data, ("data.jsonl",)),
     "json": Format(make_json, read_data, ("data.json",)),
     "parquet": Format(make_parquet, read_data, ("data.parquet",)),
