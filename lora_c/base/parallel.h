@@ -26,7 +26,8 @@ void lora_parallel_for(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *
  *  two operations number their tasks alike, a thread finds in its cache what it wrote before. */
 void lora_parallel_near(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg);
 
-/** Inside a task of lora_parallel_for: waits until other tasks have raised *count to n. Only for tasks of lower index, which have all begun. */
+/** Inside a task: waits until other tasks have raised *count to n. Only for tasks that have begun, as those of lower index have
+ *  in lora_parallel_for. */
 void lora_wait_for_count(const _Atomic int64_t *count, int64_t n);
 
 #endif

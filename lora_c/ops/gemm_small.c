@@ -3,7 +3,6 @@
 
 #include <stdatomic.h>
 
-#include "lora_c/base/shares.h"
 #include "lora_c/base/util.h"
 #include "lora_c/decoder.h"
 #include "lora_c/linear.h"
@@ -35,12 +34,9 @@ typedef struct small_job {
     const lora_kernels *kernels;
     const lora_gemv_path *path;
     product products[LORA_SMALL_PRODUCTS];
-    int64_t n_products, n_tasks;
-    int64_t n_leading_tasks;
+    int64_t n_products, n_tasks, n_leading_tasks;
     _Atomic int64_t next_leading, leading_done;
     tokens arranged, rounded; /* for NF4 and for bfloat16 rows, where the path wants them other than they are */
-    lora_share *shares;       /* (n_shares): the tasks behind the leading ones */
-    int64_t n_shares;
     float *buffers; /* per worker: scales of a block of rows, or one decoded row */
     int64_t buffer_floats;
 } small_job;
@@ -119,19 +115,16 @@ static void run_task(small_job *job, int64_t task, int worker) {
     multiply_rows(job, &given->update, ROWS_F32, begin, end, NULL);
 }
 
-/* Leading tasks one at a time, so that all of them have begun when a task behind them waits; then a share of the others, and
- * what is left of the other shares. */
-static void share_task(void *arg, int64_t own, int worker) {
+/* Leading tasks first, so that all of them have begun when a task behind them waits. */
+static void task_after_leading(void *arg, int64_t task, int worker) {
     small_job *job = arg;
-    int64_t task;
-    while ((task = atomic_fetch_add_explicit(&job->next_leading, 1, memory_order_relaxed)) < job->n_leading_tasks) {
-        run_task(job, task, worker);
+    while (atomic_load_explicit(&job->next_leading, memory_order_relaxed) < job->n_leading_tasks) {
+        int64_t leading = atomic_fetch_add_explicit(&job->next_leading, 1, memory_order_relaxed);
+        if (leading >= job->n_leading_tasks) break;
+        run_task(job, leading, worker);
         atomic_fetch_add_explicit(&job->leading_done, 1, memory_order_release);
     }
-    for (int64_t i = 0; i < job->n_shares; i++) {
-        lora_share *share = job->shares + (own + i) % job->n_shares;
-        while ((task = lora_share_take(share, i > 0)) >= 0) run_task(job, task, worker);
-    }
+    run_task(job, job->n_leading_tasks + task, worker);
 }
 
 bool lora_gemm_is_small(const lora_gemm_args *g) { return g->b_transposed && g->m <= LORA_SMALL_M && g->a_col_stride == 1; }
@@ -150,18 +143,6 @@ static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm
     to += g->m * arranged;
     for (int64_t i = 0; i < g->m && round; i++) u->round_bf16(g->k, g->a + i * g->a_row_stride, (uint16_t *)(void *)(to + i * rounded));
     if (round) job->rounded = (tokens){to, rounded};
-    return LORA_OK;
-}
-
-static lora_status prepare_workers(lora_ctx *ctx, small_job *job, lora_error *err) {
-    int64_t n_threads = lora_pool_threads(ctx->pool), n_tasks = job->n_tasks - job->n_leading_tasks;
-    job->n_shares = lora_min_i64(n_threads, job->n_tasks);
-    size_t share_bytes = (size_t)job->n_shares * sizeof(lora_share);
-    void *memory;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, share_bytes + (size_t)(n_threads * job->buffer_floats) * sizeof(float), &memory, err));
-    job->shares = memory;
-    job->buffers = (float *)(void *)((char *)memory + share_bytes);
-    for (int64_t i = 0; i < job->n_shares; i++) lora_share_set(job->shares + i, i, job->n_shares, job->n_leading_tasks, n_tasks);
     return LORA_OK;
 }
 
@@ -186,7 +167,10 @@ lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, i
         if (i < n_leading) job.n_leading_tasks = job.n_tasks;
     }
     LORA_TRY(prepare_tokens(ctx, &job, &products->args, any_nf4, any_bf16, err));
-    LORA_TRY(prepare_workers(ctx, &job, err));
-    lora_parallel_for(ctx->pool, job.n_shares, share_task, &job);
+    void *memory;
+    size_t bytes = (size_t)(lora_pool_threads(ctx->pool) * job.buffer_floats) * sizeof(float);
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &memory, err));
+    job.buffers = memory;
+    lora_parallel_near(ctx->pool, job.n_tasks - job.n_leading_tasks, task_after_leading, &job); /* rows read in a row */
     return LORA_OK;
 }

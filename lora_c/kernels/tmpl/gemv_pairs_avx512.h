@@ -1,12 +1,12 @@
 /* The product of a few tokens with 4-bit rows by instructions that multiply pairs of 16-bit numbers (AVX-512). The includer
  * defines
+ *     GEMV_NF4                    name of the product, gemv_ in front: what tests/lint/lint_spills.py looks for
  *     levels                      what decoding needs, in registers
  *     load_levels(lut)
  *     table_of(levels)            the 16 values of the table as 16-bit numbers, twice
  *     unit_of(levels)             what a scale is multiplied with
  *     GROUP_VECTORS               of an arranged token: four of values, and what the includer wants behind them
- *     DOT(s, a, b)                s + a . b in each of 16 lanes, s of type SUM_OF_PAIRS
- *     NO_SUM                      its zero
+ *     DOT_GROUP(w, x)             w[0] . x[0] + w[1] . x[1] + w[2] . x[2] + w[3] . x[3] in each of 16 lanes, in this order
  *     ADD_SCALED(acc, s, scale, x)   acc + scale * s as float32; x: the arranged group
  *
  * 64 bytes hold 128 codes. A 16-bit word holds four: elements 4w + 1, 4w, 4w + 3, 4w + 2 from its low end on, so three
@@ -97,34 +97,36 @@ LORA_INLINE void add_group(__m512i table, __m512i codes, __m512 scale, const int
                     _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 12), table)};
     UNROLL for (int i = 0; i < m; i++) {
         const __m512i *from = (const __m512i *)(const void *)(x + i * stride);
-        SUM_OF_PAIRS s = NO_SUM;
-        UNROLL for (int j = 0; j < 4; j++) s = DOT(s, w[j], _mm512_load_si512(from + j));
-        acc[i] = ADD_SCALED(acc[i], s, scale, from);
+        acc[i] = ADD_SCALED(acc[i], DOT_GROUP(w, from), scale, from);
+        __asm__("" : "+v"(acc[i])); /* in a register */
     }
 }
 
-/* Elements k0 .. k1 of a row that begins with block and codes. Runs of groups in one nested block do not look at it. */
+/* Elements k0 .. k1 of a row that begins with row_block; codes and x are those of k0. Runs of groups in one nested block do
+ * not look at it. */
 LORA_INLINE void run(scale_source *s, int64_t row_block, int log_block, __m512i table, const uint8_t *codes, int64_t k0, int64_t k1,
                      int64_t ahead, const int blocks, const bool nested, const int m, const char *x, int64_t stride, __m512 *acc) {
     const lora_nf4 *w = s->w;
     const __m512 offset = _mm512_set1_ps(s->offset);
+    int64_t block = row_block + (k0 >> log_block);
     for (int64_t k = k0; k < k1;) {
-        move_to(s, row_block + (k >> log_block), nested);
+        move_to(s, block, nested);
         int64_t same = k1; /* up to there the factor stays */
         if (nested && s->end - row_block < k1 >> log_block) same = (s->end - row_block) << log_block;
         __m512 factor = _mm512_set1_ps(s->factor);
-        for (; k + GROUP <= same; k += GROUP) {
-            _mm_prefetch((const char *)codes + k / 2 + ahead, _MM_HINT_T0);
-            __m512 raw = raw_scales(w, row_block + (k >> log_block), blocks, blocks, nested);
-            add_group(table, _mm512_loadu_si512(codes + k / 2), _mm512_fmadd_ps(raw, factor, offset), m, x + k / GROUP * GROUP_BYTES,
-                      stride, acc);
+        for (; k + GROUP <= same; k += GROUP, codes += GROUP / 2, x += GROUP_BYTES) {
+            _mm_prefetch((const char *)codes + ahead, _MM_HINT_T0);
+            __m512 raw = raw_scales(w, block, blocks, blocks, nested);
+            add_group(table, _mm512_loadu_si512(codes), _mm512_fmadd_ps(raw, factor, offset), m, x, stride, acc);
+            block = blocks > 1 ? block + blocks : row_block + ((k + GROUP) >> log_block);
         }
         if (k == same) continue;
-        int64_t here = lora_min_i64(GROUP, k1 - k), n = lora_max_i64(1, here >> log_block), block = row_block + (k >> log_block);
+        int64_t here = lora_min_i64(GROUP, k1 - k), n = lora_max_i64(1, here >> log_block);
         if (same < k1) factor = factors_of(s, block, blocks, n);
         __m512 scale = _mm512_fmadd_ps(raw_scales(w, block, blocks, n, nested), factor, offset);
-        add_group(table, _mm512_maskz_loadu_epi32(lora_first_lanes(here / 8), codes + k / 2), scale, m, x + k / GROUP * GROUP_BYTES, stride, acc);
-        k += GROUP;
+        add_group(table, _mm512_maskz_loadu_epi32(lora_first_lanes(here / 8), codes), scale, m, x, stride, acc);
+        block += blocks;
+        k += GROUP, codes += GROUP / 2, x += GROUP_BYTES;
     }
 }
 
@@ -143,8 +145,8 @@ LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const int
                 __m512 part[LORA_GEMV_TOKENS];
                 int64_t at = row + r0 + r;
                 UNROLL for (int i = 0; i < m; i++) part[i] = k ? acc[i][r] : _mm512_setzero_ps();
-                run(&source, at * (w->cols >> log_block), log_block, table_of(l), w->codes + at * code_bytes, k,
-                    lora_min_i64(k + chunk, w->cols), ahead, blocks, nested, m, x, stride, part);
+                run(&source, at * (w->cols >> log_block), log_block, table_of(l), w->codes + at * code_bytes + k / 2, k,
+                    lora_min_i64(k + chunk, w->cols), ahead, blocks, nested, m, x + k / GROUP * GROUP_BYTES, stride, part);
                 UNROLL for (int i = 0; i < m; i++) acc[i][r] = part[i];
             }
         for (int i = 0; i < m; i++) {
@@ -157,7 +159,7 @@ LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const int
 }
 
 /* Decoding one token has what the scales look like as constants, several tokens have their number. */
-static void one_token(const lora_nf4 *w, int64_t row, int64_t rows, int blocks, bool nested, const char *x, float *sums) {
+LORA_INLINE void one_token(const lora_nf4 *w, int64_t row, int64_t rows, int blocks, bool nested, const char *x, float *sums) {
     switch (2 * blocks + nested) {
     case 2: rows_of(w, row, rows, 1, false, 1, x, 0, sums); break;
     case 3: rows_of(w, row, rows, 1, true, 1, x, 0, sums); break;
@@ -167,7 +169,7 @@ static void one_token(const lora_nf4 *w, int64_t row, int64_t rows, int blocks, 
     }
 }
 
-static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums) {
+static void GEMV_NF4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums) {
     int blocks = w->block_size < GROUP ? (int)(GROUP / w->block_size) : 1;
     bool nested = !w->absmax;
     (void)scales; /* decoded where they are used */

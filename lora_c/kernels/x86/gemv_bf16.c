@@ -15,9 +15,20 @@ LORA_INLINE __m512i round_pair(__m512 first, __m512 second) { return (__m512i)_m
 
 LORA_INLINE levels load_levels(const float *lut) { return (levels){round_pair(_mm512_loadu_ps(lut), _mm512_loadu_ps(lut))}; }
 
-#define SUM_OF_PAIRS __m512
-#define NO_SUM _mm512_setzero_ps()
-#define DOT(s, a, b) _mm512_dpbf16_ps(s, (__m512bh)(a), (__m512bh)(b))
+/* As instructions and not as intrinsics, around which gcc 12 moves accumulators to the stack and back. */
+LORA_INLINE __m512 multiply_pairs(__m512 sum, __m512i a, const __m512i *b) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "m"(*b));
+    return sum;
+}
+
+LORA_INLINE __m512 dot_group(const __m512i *w, const __m512i *x) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < 4; i++) sum = multiply_pairs(sum, w[i], x + i);
+    return sum;
+}
+
+#define GEMV_NF4 gemv_nf4_bf16
+#define DOT_GROUP dot_group
 #define ADD_SCALED(acc, s, scale, x) _mm512_fmadd_ps(scale, s, acc)
 #define GROUP_VECTORS 4
 #define table_of(l) ((l).table)
@@ -54,13 +65,13 @@ LORA_INLINE void dense_run(const uint16_t *w, int64_t k0, int64_t k1, const int 
         _mm_prefetch((const char *)(w + k) + PREFETCH_BYTES + 64, _MM_HINT_T0);
         __m512i w0 = _mm512_loadu_si512(w + k), w1 = _mm512_loadu_si512(w + k + 32);
         UNROLL for (int i = 0; i < m; i++) {
-            even[i] = DOT(even[i], w0, _mm512_load_si512(x + i * stride + 2 * k));
-            odd[i] = DOT(odd[i], w1, _mm512_load_si512(x + i * stride + 2 * k + 64));
+            even[i] = multiply_pairs(even[i], w0, (const __m512i *)(const void *)(x + i * stride + 2 * k));
+            odd[i] = multiply_pairs(odd[i], w1, (const __m512i *)(const void *)(x + i * stride + 2 * k + 64));
         }
     }
     for (; k < k1; k += 32) {
         __m512i w0 = _mm512_maskz_loadu_epi16(k1 - k >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (k1 - k)) - 1, w + k);
-        UNROLL for (int i = 0; i < m; i++) even[i] = DOT(even[i], w0, _mm512_load_si512(x + i * stride + 2 * k));
+        UNROLL for (int i = 0; i < m; i++) even[i] = multiply_pairs(even[i], w0, (const __m512i *)(const void *)(x + i * stride + 2 * k));
     }
 }
 
@@ -87,7 +98,7 @@ LORA_INLINE void dense(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, 
     }
 }
 
-static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const void *x, int64_t stride, float *sums) {
+static void gemv_bf16_bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_t m, const void *x, int64_t stride, float *sums) {
     switch (m) {
     case 1: dense(rows, k, w, ldw, 1, x, stride, sums); break;
     case 2: dense(rows, k, w, ldw, 2, x, stride, sums); break;
@@ -105,8 +116,8 @@ void lora_gemv_fill_bf16(lora_gemv_path *p) {
     p->group_bytes = GROUP_BYTES;
     p->arrange = arrange;
     p->round_bf16 = round_bf16;
-    p->nf4 = nf4;
-    p->bf16 = bf16;
+    p->nf4 = gemv_nf4_bf16;
+    p->bf16 = gemv_bf16_bf16;
 }
 
 #pragma GCC pop_options

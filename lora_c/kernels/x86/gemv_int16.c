@@ -30,9 +30,14 @@ LORA_INLINE levels load_levels(const float *lut) {
     return (levels){quantize_pair(values, values, _mm512_set1_ps(LEVELS / top)), top / LEVELS};
 }
 
-#define SUM_OF_PAIRS __m512i
-#define NO_SUM _mm512_setzero_si512()
-#define DOT(s, a, b) _mm512_dpwssd_epi32(s, a, b)
+LORA_INLINE __m512i dot_group(const __m512i *w, const __m512i *x) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int i = 0; i < 4; i++) sum = _mm512_dpwssd_epi32(sum, w[i], _mm512_load_si512(x + i));
+    return sum;
+}
+
+#define GEMV_NF4 gemv_nf4_int16
+#define DOT_GROUP dot_group
 #define ADD_SCALED(acc, s, scale, x) \
     _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_load_ps((const float *)(const void *)((x) + 4))), _mm512_cvtepi32_ps(s), acc)
 #define GROUP_VECTORS 5 /* the last holds the scale of each lane */
@@ -70,7 +75,7 @@ void lora_gemv_fill_int16(lora_gemv_path *p) {
     p->group = GROUP;
     p->group_bytes = GROUP_BYTES;
     p->arrange = arrange;
-    p->nf4 = nf4;
+    p->nf4 = gemv_nf4_int16;
 }
 
 #pragma GCC pop_options
