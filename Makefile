@@ -65,7 +65,7 @@ fuzz-asan: $(VENV)/installed ## the same with the extension under ASan and UBSan
 	rm -rf build/asan && mkdir -p build/asan/source
 	cp -r lora_c python setup.py pyproject.toml README.md LICENSE build/asan/source/
 	LORA_C_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --target build/asan/lib build/asan/source
-	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc PYTHONPATH=build/asan/lib \
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=build/asan/lib \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES) --memory 0
 

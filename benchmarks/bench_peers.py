@@ -55,6 +55,7 @@ ROWS = {
     "step-135m-4x512-recompute": training("135m", 4, 512, 3, recompute="layer"),
     "step-135m-4x512-bf16": training("135m", 4, 512, 3, activation_dtype="bfloat16"),
     "step-1.1b-1x256": training("1.1b", 1, 256, 3),
+    "step-1.1b-1x256-recompute": training("1.1b", 1, 256, 3, recompute="layer"),
     "gsm8k-135m": Row("gsm8k, prompts masked, 135m", {"task": "train", "rank": 16, "batch": 8}, "135m", 8, "examples/s", 4),
     "decode-135m": Row("NF4 decode 135m", {"task": "decode", "tokens": 32}, "135m", 32, "tokens/s"),
     "decode-1.1b": Row("NF4 decode 1.1b", {"task": "decode", "tokens": 24}, "1.1b", 24, "tokens/s", 3),
