@@ -7,6 +7,7 @@ Each side runs in a process of its own and one waits while the other works. Time
 one that warms up, in wall clock and in CPU seconds of the process (a busy machine disturbs the latter least). Memory is the
 peak resident size of the process, libraries and Python included, after loading. Weights are random; the model folders are
 kept in --work for the next run. The data of `gsm8k` is real, see `write_gsm8k`.
+Rows that end in llama.cpp need llama-cpp-python in the peers' environment.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Row:
     units: float = 1
     unit: str = "runs"
     repetitions: int = 4
+    peer: str = "worker_peers.py"
 
 
 def training(shape: str, batch: int, length: int, repetitions: int = 4, **more: Any) -> Row:
@@ -59,8 +61,26 @@ ROWS = {
     "gsm8k-135m": Row("gsm8k, prompts masked, 135m", {"task": "train", "rank": 16, "batch": 8}, "135m", 8, "examples/s", 4),
     "decode-135m": Row("NF4 decode 135m", {"task": "decode", "tokens": 32}, "135m", 32, "tokens/s"),
     "decode-1.1b": Row("NF4 decode 1.1b", {"task": "decode", "tokens": 24}, "1.1b", 24, "tokens/s", 3),
+    "decode-135m-llama.cpp": Row(
+        "decode 135m, NF4 beside llama.cpp's Q4_0",
+        {"task": "decode", "tokens": 32},
+        "135m",
+        32,
+        "tokens/s",
+        peer="worker_llama.py",
+    ),
+    "decode-1.1b-llama.cpp": Row(
+        "decode 1.1b, NF4 beside llama.cpp's Q4_0",
+        {"task": "decode", "tokens": 24},
+        "1.1b",
+        24,
+        "tokens/s",
+        peer="worker_llama.py",
+    ),
     "quantize": Row("quantize 4096x4096 to NF4 + DQ", {"task": "quantize", "rows": 4096}, "", 1, "matrices/s"),
 }
+# llama.cpp is built from source, so its rows are asked for by name.
+DEFAULT_ROWS = [name for name in [*ROWS, "import"] if name != "step-tiny" and not name.endswith("llama.cpp")]
 
 
 class Worker:
@@ -129,7 +149,7 @@ def prepare(row: Row, name: str, args: argparse.Namespace) -> dict[str, Any]:
 def compare(row: Row, name: str, args: argparse.Namespace) -> list[str]:
     """Table lines of one comparison."""
     task = prepare(row, name, args)
-    workers = [Worker(sys.executable, "worker_ours.py", task), Worker(args.peers, "worker_peers.py", task)]
+    workers = [Worker(sys.executable, "worker_ours.py", task), Worker(args.peers, row.peer, task)]
     ours, theirs = (worker.facts for worker in workers)
     if ours.get("trained") != theirs.get("trained"):
         raise SystemExit(f"trained parameters: expected the same on both sides, got {ours['trained']} and {theirs['trained']}")
@@ -149,7 +169,7 @@ def compare(row: Row, name: str, args: argparse.Namespace) -> list[str]:
     lines.append(f"| {row.title} | peak resident MiB | {mib[0]:,.0f} | {mib[1]:,.0f} | 1/{mib[1] / mib[0]:.1f} |")
     if task["task"] == "train":
         lines.append(f"| {row.title} | loss of the first step | {first[0]:.4f} | {first[1]:.4f} | |")
-    if row.shape:
+    if row.shape and row.peer == "worker_peers.py":
         times = [facts["seconds"] for facts in (ours, theirs)]
         lines.append(f"| load {row.shape} and quantize | s | {times[0]:.2f} | {times[1]:.2f} | {times[1] / times[0]:.1f} |")
     return lines
@@ -180,9 +200,7 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", default=".venv-peers/bin/python", help="Python of the peers' virtual environment")
-    parser.add_argument(
-        "--rows", nargs="+", choices=[*ROWS, "import"], default=[name for name in [*ROWS, "import"] if name != "step-tiny"]
-    )
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "import"], default=DEFAULT_ROWS)
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="folder for models and data")
     parser.add_argument("--gsm8k", type=Path, default=Path("../shared/data/gsm8k/train.jsonl"), help="gsm8k's train.jsonl")
     parser.add_argument("--out", type=Path, help="append the table to this file too")
