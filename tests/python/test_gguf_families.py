@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_c as lc
 from lora_c.architectures import architecture_of
+from lora_c.errors import CheckpointError
 from lora_c.gguf import write_model
 from lora_c.gguf.families import FAMILIES, family_of_arch
 from lora_c.gguf.reader import GGUFFile
@@ -89,6 +90,27 @@ def test_every_family_row_has_a_golden_file() -> None:
     for record in RECORD.values():
         family_of_arch(record["architecture"], "golden")
     assert {record["architecture"] for record in RECORD.values()} == {family.arch for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "what"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 24}, "attention_scale"),
+        ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["full_attention"]}, "sliding_window"),
+        ("olmo2", {"hidden_act": "gelu_pytorch_tanh"}, "activation"),
+    ],
+)
+def test_what_the_format_cannot_say_is_refused(
+    folder_of: Callable[[str], Path], tmp_path: Path, name: str, changes: dict[str, Any], what: str
+) -> None:
+    """Else the file would hold another model."""
+    folder = folder_of(name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    model = lc.load_model(folder, progress=False)
+    with pytest.raises(CheckpointError, match=f"GGUF: ({what}): expected .*save the model as a folder"):
+        write_model(tmp_path / "m.gguf", model, "F32")
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_gpt2_as_a_folder_again_and_its_adapters(folder_of: Callable[[str], Path], tmp_path: Path) -> None:

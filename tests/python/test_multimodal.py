@@ -87,9 +87,21 @@ def test_saved_alone_it_is_a_text_model(folder: Path, record: dict[str, np.ndarr
                for name in load_file(tmp_path / "text/model.safetensors"))  # fmt: skip
     again = load_model(tmp_path / "text")
     assert np.abs(again.decoder.logits(record["ids"]) - record["logits"]).max() < 1e-4
-    write_model(tmp_path / "text.gguf", load_model(folder), "F32")
-    # Where a file says no period, llama.cpp and lora-c take every sixth layer for one without a window.
-    assert load_model(tmp_path / "text.gguf").config["architectures"] == ["Gemma3ForCausalLM"]
+
+
+def test_as_gguf(folder: Path, tmp_path: Path) -> None:
+    """A file does not say which layers have a window: a model whose are others than every sixth is refused."""
+    with pytest.raises(CheckpointError, match="sliding_window: expected"):
+        write_model(tmp_path / "text.gguf", load_model(folder), "F32")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"layer_types": ["sliding_attention"] * 2, "query_pre_attn_scalar": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_model(folder)
+    write_model(tmp_path / "text.gguf", model, "F32")
+    again = load_model(tmp_path / "text.gguf")
+    ids = np.arange(3, 40, dtype=np.int32)
+    assert again.config["architectures"] == ["Gemma3ForCausalLM"]
+    np.testing.assert_allclose(again.decoder.logits(ids), model.decoder.logits(ids), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])

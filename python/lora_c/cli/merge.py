@@ -80,13 +80,13 @@ def command(
     data: str | None, report: bool, **combination: Any,
 ) -> None:  # fmt: skip
     """Write W + s·B·A as a model of its own, with a report of what that loses. The base is not changed."""
-    from ..gguf.models import TYPES, header_of
+    from ..gguf.models import TYPES, contents_of
 
     to = to or ("gguf" if output_dir.endswith(".gguf") else "hf")
     chosen = stored_type(to, dtype, output_dir)
     loaded = open_model({"model": model, "quantize": quantize})
     if to == "gguf":
-        header_of(loaded, TYPES[chosen])  # a refusal comes before the work
+        contents_of(loaded, TYPES[chosen])  # a refusal comes before the work
     how = load_adapters(loaded, adapters, combination)
     done = f"merged {', '.join(adapters)} into {model}: {output_dir} ({chosen})"
     if not report:

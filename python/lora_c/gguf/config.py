@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from ..families import FAMILIES
 from .families import GGUFFamily, family_of_arch
 from .format import Kind
 from .reader import GGUFFile
+
+if TYPE_CHECKING:
+    from .same_model import PlannedFile
 
 _UNSET = 0xFFFFFFFF  # a token id that some writers store for "none"
 # Keys under the architecture's name that change nothing here, or nothing with the one value given.
@@ -28,7 +31,7 @@ _NEUTRAL = {
 class _Metadata:
     """Numbers under the architecture's name; what nobody asked for is refused at the end."""
 
-    def __init__(self, file: GGUFFile, arch: str) -> None:
+    def __init__(self, file: GGUFFile | PlannedFile, arch: str) -> None:
         self.file, self.prefix = file, arch + "."
         self.asked: set[str] = set()
 
@@ -69,7 +72,7 @@ class _Metadata:
                 raise CheckpointError(f"{key}: expected it unset, got {str(value)[:40]}; this feature is not supported")
 
 
-def config_of(file: GGUFFile) -> tuple[dict[str, Any], GGUFFamily]:
+def config_of(file: GGUFFile | PlannedFile) -> tuple[dict[str, Any], GGUFFamily]:
     """Return what the config.json of this model would be, and the family.
 
     Raises
@@ -97,11 +100,11 @@ def config_of(file: GGUFFile) -> tuple[dict[str, Any], GGUFFamily]:
     return config | _tokens(file) | {"torch_dtype": _dtype(file)}, family
 
 
-def _shape(file: GGUFFile, name: str) -> tuple[int, ...]:
+def _shape(file: GGUFFile | PlannedFile, name: str) -> tuple[int, ...]:
     return file.info(name).shape
 
 
-def _sizes(file: GGUFFile, meta: _Metadata) -> dict[str, Any]:
+def _sizes(file: GGUFFile | PlannedFile, meta: _Metadata) -> dict[str, Any]:
     embedding = _shape(file, "token_embd.weight")
     heads, hidden = meta.size("attention.head_count"), meta.size("embedding_length")
     rotated = meta.get("rope.dimension_count")
@@ -132,7 +135,7 @@ def _llama(meta: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
     return {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
 
 
-def _rope(file: GGUFFile, meta: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _rope(file: GGUFFile | PlannedFile, meta: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
     theta = meta.get("rope.freq_base", 10000.0)
     if not isinstance(theta, (int, float)) or theta <= 0:
         raise CheckpointError(f"{meta.where('rope.freq_base')}: expected a positive number, got {theta!r}")
@@ -169,7 +172,7 @@ def llama3_factors(pairs: int, theta: float, factor: float, low: float, high: fl
     return np.asarray(1 / ((1 - blend) / factor + blend))
 
 
-def _llama3(file: GGUFFile, theta: float, old: float | None) -> dict[str, Any]:
+def _llama3(file: GGUFFile | PlannedFile, theta: float, old: float | None) -> dict[str, Any]:
     """The parameters behind rope_freqs.weight. The rule is linear between its two ends, and scaling low, high and the old
     length together changes nothing: with low = 1, two blended pairs give the other two."""
     factors = np.asarray(file.read("rope_freqs.weight"), np.float64).reshape(-1)
@@ -266,14 +269,14 @@ def _gpt2(meta: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
     return {"rms_norm_eps": meta.get("attention.layer_norm_epsilon")}
 
 
-def token_id(file: GGUFFile, name: str) -> int | None:
+def token_id(file: GGUFFile | PlannedFile, name: str) -> int | None:
     """The id of a special token ("bos", "eos", "eot", "unknown", "padding"), where the file has one."""
     value = file.get(f"tokenizer.ggml.{name}_token_id")
     count = len(file.get("tokenizer.ggml.tokens") or ())
     return value if type(value) is int and 0 <= value < (count or _UNSET) else None
 
 
-def _tokens(file: GGUFFile) -> dict[str, Any]:
+def _tokens(file: GGUFFile | PlannedFile) -> dict[str, Any]:
     """Ids of the special tokens; where the end of a turn has a token of its own, it ends a text, too."""
     ends = list(dict.fromkeys(t for t in (token_id(file, "eos"), token_id(file, "eot")) if t is not None))
     found: dict[str, Any] = {"bos_token_id": token_id(file, "bos"), "pad_token_id": token_id(file, "padding")}
@@ -281,5 +284,5 @@ def _tokens(file: GGUFFile) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _dtype(file: GGUFFile) -> str:
+def _dtype(file: GGUFFile | PlannedFile) -> str:
     return {"F32": "float32", "F16": "float16"}.get(file.info("token_embd.weight").type.name, "bfloat16")

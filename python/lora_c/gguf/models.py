@@ -19,6 +19,7 @@ from .families import GGUFFamily, family_of_architecture
 from .format import DENSE, TYPES_BY_NAME, Value
 from .metadata import metadata_of
 from .reader import GGUFFile, is_gguf
+from .same_model import check_same_model
 from .vocabulary import tokenizer_metadata
 from .writer import GGUFEntry, text, uint32, write_gguf
 
@@ -50,20 +51,18 @@ def write_model(path: str | os.PathLike[str], model: Model, type: ModelType = "F
         raise ConfigError(f"type: expected one of {', '.join(_FILE_TYPES)}, got {type!r}")
     if model.adapter_config is not None and not model.is_merged:
         raise AdapterError("GGUF: expected a model without an active adapter, got one; use merge(...) first")
-    family = family_of_architecture(model.architecture.family.architecture)
-    values, tensors = header_of(model, type)
-    entries = [_entry(model, spec, family, type) for spec in model.architecture.weights()]
+    values, entries = contents_of(model, type)
     with atomic_file(path) as file:
-        write_gguf(file.write, values, [*tensors, *entries])
+        write_gguf(file.write, values, entries)
 
 
-def header_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[GGUFEntry]]:
-    """Return the metadata of the file, and the tensors that stand for metadata; nothing is written.
+def contents_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[GGUFEntry]]:
+    """Return the metadata and the tensors of the file, which are loaded when they are written.
 
     Raises
     ------
     CheckpointError
-        The family or the tokenizer has no place in a GGUF file.
+        The family, something in its configuration, or the tokenizer has no place in a GGUF file.
     """
     family = family_of_architecture(model.architecture.family.architecture)
     values, tensors = metadata_of(model.config, model.architecture, family)
@@ -72,7 +71,9 @@ def header_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[GGU
     values["general.file_type"] = uint32(_FILE_TYPES[type])
     if type == "Q8_0":
         values["general.quantization_version"] = uint32(2)
-    return values | _tokenizer(model), tensors
+    entries = [*tensors, *(_entry(model, spec, family, type) for spec in model.architecture.weights())]
+    check_same_model(values, entries, model.architecture)
+    return values | _tokenizer(model), entries
 
 
 def _tokenizer(model: Model) -> dict[str, Value]:
