@@ -418,7 +418,7 @@ class Model:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(
-        self, path: str | os.PathLike[str], dtype: Literal["float32", "bfloat16", "nf4"] | None = None,
+        self, path: str | os.PathLike[str], dtype: Literal["float32", "bfloat16", "float16", "nf4"] | None = None,
         max_shard_bytes: int = 5_000_000_000,
     ) -> None:  # fmt: skip
         """Write a Hugging Face folder, atomically.

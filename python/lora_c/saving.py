@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import merge
 from ._core import NF4Tensor
 from .architectures import WeightSpec, architecture_of
-from .checkpoint import TensorEntry, write_model_files
-from .errors import AdapterError, ConfigError
+from .checkpoint import TensorEntry, find_non_finite, write_model_files
+from .errors import AdapterError, CheckpointError, ConfigError
 from .files import atomic_folder
 from .loading import DENSE_DTYPES, in_order
 from .multimodal import config_of_text_model
@@ -24,6 +25,8 @@ from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
 if TYPE_CHECKING:
     from .model import Model
 
+_DTYPES = DENSE_DTYPES | {"float16": np.dtype(np.float16)}
+
 
 def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, max_shard_bytes: int) -> None:
     """Write the folder; see `Model.save`."""
@@ -31,8 +34,8 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
         raise AdapterError(
             "save: expected a model without an active adapter, got one; use merge(...).save(path) or save_adapter(path)"
         )
-    if dtype is not None and dtype not in (*DENSE_DTYPES, "nf4"):
-        raise ConfigError(f"dtype: expected 'float32', 'bfloat16' or 'nf4', got {dtype!r}")
+    if dtype is not None and dtype not in (*_DTYPES, "nf4"):
+        raise ConfigError(f"dtype: expected 'float32', 'bfloat16', 'float16' or 'nf4', got {dtype!r}")
     specs = architecture_of(config_of_text_model(model.config)).weights()
     entries = [entry for spec in specs for entry in _entries(model, spec, dtype)]
     names = [entry.name for entry in entries]
@@ -51,17 +54,26 @@ def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEn
         weight = NF4Tensor.quantize(np.ascontiguousarray(merge.dense(weight)), block_size=block, double_quant=double)
     if isinstance(weight, NF4Tensor) and dtype in (None, "nf4"):
         return nf4_entries(spec.file_name, weight, stored.name, model.quant_records.get(spec.name))
-    target = DENSE_DTYPES.get(dtype or "", stored)
-    return [
-        TensorEntry(spec.file_name, target, spec.file_shape, lambda: in_order(spec, np.asarray(merge.dense(weight), target)))
-    ]
+    target = _DTYPES.get(dtype or "", stored)
+    return [TensorEntry(spec.file_name, target, spec.file_shape, lambda: in_order(spec, _stored(spec, weight, target)))]
+
+
+def _stored(spec: WeightSpec, weight: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # said below, with the name
+        array = np.asarray(merge.dense(weight), dtype)
+    bad = find_non_finite(array) if dtype == np.float16 else None
+    if bad:
+        raise CheckpointError(
+            f"{spec.file_name}: expected values that float16 can hold, got {bad[1]} at index {bad[0]}; use bfloat16 or float32"
+        )
+    return array
 
 
 def _saved_config(model: Model, dtype: str | None, linear: dict[str, bool]) -> dict[str, Any]:
     """linear: the modules of projections and of an untied head, and whether they are quantized."""
     config = config_of_text_model(model.config)
     config["tie_word_embeddings"] = model.architecture.tied
-    dense = dtype if dtype in DENSE_DTYPES else model.stored_dtypes["embed_tokens"].name
+    dense = dtype if dtype in _DTYPES else model.stored_dtypes["embed_tokens"].name
     config["dtype" if "dtype" in config else "torch_dtype"] = dense
     n_quantized = sum(linear.values())
     if n_quantized == 0:

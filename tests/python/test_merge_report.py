@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file
 
 from lora_c.cli import cli
-from lora_c.errors import AdapterError
+from lora_c.errors import AdapterError, CheckpointError
 from lora_c.merge_report import TARGETS, default_segments, merge_with_report
 from lora_c.model import Model, load_model
 
@@ -179,6 +180,18 @@ def test_export_of_adapters(source: str, target: str, tmp_path: Path) -> None:
 def test_export_of_models_and_its_refusals(tmp_path: Path) -> None:
     run("export", GOLDEN / "tied", tmp_path / "half", "--to", "hf", "--dtype", "bfloat16")
     assert load_model(tmp_path / "half").stored_dtypes["embed_tokens"].name == "bfloat16"
+    run("export", GOLDEN / "tied", tmp_path / "f16", "--to", "hf", "--dtype", "float16")
+    half = load_file(tmp_path / "f16/model.safetensors")
+    assert json.loads((tmp_path / "f16/config.json").read_text())["dtype"] == "float16"
+    for name, array in load_file(GOLDEN / "tied/model.safetensors").items():
+        np.testing.assert_array_equal(half[name], array.astype(np.float16))
+    model = load_model(GOLDEN / "tied")
+    model.weights["layers.1.q_proj"] = np.full((24, 24), 70000.0, np.float32)
+    with pytest.raises(
+        CheckpointError, match="layers.1.self_attn.q_proj.weight: expected values that float16 can hold, got inf"
+    ):
+        model.save(tmp_path / "over", dtype="float16")
+    assert not (tmp_path / "over").exists()
     for args, match in [
         ((GOLDEN / "tied", tmp_path / "x", "--to", "mlx"), "only an adapter"),
         ((GOLDEN / "rslora", tmp_path / "x", "--to", "mlx"), "give --model PATH"),
