@@ -186,6 +186,11 @@ def test_what_is_refused(tiny_model_dir: Path, tmp_path: Path, golden: dict[str,
     for format in ("mlx", "gguf"):
         with pytest.raises(AdapterError, match="lm_head|the head"):
             model.save_adapter(tmp_path / "x", format=format)  # type: ignore[arg-type]
+    shutil.copytree(GOLDEN / "global_adapters/head_tied", tmp_path / "tying")
+    config = tmp_path / "tying/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"ensure_weight_tying": True}))
+    with pytest.raises(AdapterError, match="ensure_weight_tying: expected it unset with an adapter on lm_head"):
+        load_model(base_of("head_tied")).load_adapter(tmp_path / "tying")
     tied = adapted("head_tied")
     with pytest.raises(AdapterError, match="embedding and head share"):
         tied.merge_adapter()

@@ -59,7 +59,15 @@ def read_peft(folder: Path, architecture: Architecture) -> AdapterArrays:
     except CheckpointError as error:
         raise AdapterError(str(error)) from None
     try:
-        return _read_arrays(file, config, architecture)
+        arrays = _read_arrays(file, config, architecture)
+        specs = specs_by_name(architecture)
+        shared = next((name for name in arrays.matrices if specs[name].kind != "projection"), None)
+        if values.get("ensure_weight_tying") and architecture.tied and shared is not None:
+            raise AdapterError(
+                f"{folder / CONFIG_FILE}: ensure_weight_tying: expected it unset with an adapter on {shared}, got True; this "
+                "is not supported, merge it with PEFT (merge_and_unload) and load the merged model"
+            )
+        return arrays
     finally:
         file.close()
 
