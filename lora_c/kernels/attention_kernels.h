@@ -12,8 +12,7 @@
 
 enum {
     LORA_ATTENTION_BLOCK = 96,    /* keys per block in float32 */
-    LORA_ATTENTION_ROWS = 192,    /* rows a forward tile aims at (a group larger than this makes it larger) */
-    LORA_ATTENTION_BACKWARD_ROWS = 384, /* the same backward */
+    LORA_ATTENTION_ROWS = 384,    /* rows a tile aims at (a group larger than this makes it larger) */
     LORA_ATTENTION_MAX_FAST_D = 1024, /* wider heads have float32 operands in every precision */
 };
 

@@ -9,7 +9,7 @@
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/profile.h"
 
-enum { MAX_QUERIES = 64, MAX_HEAD_DIM = 1 << 16, MAX_HEADS = 1 << 16 };
+enum { MAX_QUERIES = 128, MAX_HEAD_DIM = 1 << 16, MAX_HEADS = 1 << 16 };
 
 lora_status lora_attention_check(const lora_attention_shape *shape, int64_t n_segments, const int32_t *cu_seqlens,
                                  lora_error *err) {

@@ -171,7 +171,7 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
         return LORA_OK;
     job.group = shape->n_heads / shape->n_kv_heads;
     job.key_block = job.kernels->key_block;
-    job.query_block = lora_min_i64(lora_max_i64(LORA_ATTENTION_BACKWARD_ROWS / job.group, 1), job.key_block);
+    job.query_block = lora_min_i64(lora_max_i64(LORA_ATTENTION_ROWS / job.group, 1), job.key_block);
     LORA_TRY(backward_scratch(ctx, &job, err));
 
     int64_t began = lora_profile_begin(ctx);

@@ -69,11 +69,13 @@ typedef struct lora_kv_view {
 /** Causal grouped-query attention over packed segments: segment s holds query rows cu_seqlens[s] .. cu_seqlens[s+1]-1.
  *  o (M, n_heads * D); lse (M, n_heads), the log of the softmax denominator with the maximum inside, or NULL.
  *  Tiled: no T×T matrix exists for more than one tile. Same bits for any thread count and any packing of segments.
+ *  Numerics  the products have float32 operands; in precision FAST bfloat16 where the matrix product has (not int16), for
+ *            segments without past keys and heads up to 1024 wide. Sums and the softmax are float32.
  *  Source   FlashAttention-2, arXiv:2307.08691, algorithm 1 */
 lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, int64_t n_segments,
                                    const int32_t *cu_seqlens, const float *q, int64_t ldq, const lora_kv_view *kv,
                                    float *o, int64_t ldo, float *lse, lora_error *err) LORA_MUST_CHECK;
-/** dq, dk, dv (overwritten) for the training case: keys and values are the segment's own rows of k and v.
+/** dq, dk, dv (overwritten) for the training case: keys and values are the segment's own rows of k and v. Numerics as above.
  *  Source   FlashAttention-2, arXiv:2307.08691, algorithm 2 */
 lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, int64_t n_segments,
                                     const int32_t *cu_seqlens, const float *q, int64_t ldq, const float *k, int64_t ldk,

@@ -225,13 +225,15 @@ static ATTN_TARGET void attention_delta(int64_t M, int64_t n_heads, int64_t D, c
         for (int64_t h = 0; h < n_heads; h++) {
             const float *a = dout + m * lddo + h * D, *b = o + m * ldo + h * D;
             V acc = v_set1(0.0f);
-            float lanes[VLEN], sum = 0.0f;
+            float lanes[VLEN];
             int64_t d = 0;
             for (; d + VLEN <= D; d += VLEN)
                 acc = v_fma(v_load(a + d), v_load(b + d), acc);
             v_store(lanes, acc);
-            for (int i = 0; i < VLEN; i++)
-                sum += lanes[i];
+            for (int half = VLEN / 2; half > 0; half /= 2) /* a tree: a chain of additions would take as long as the rest */
+                for (int i = 0; i < half; i++)
+                    lanes[i] += lanes[i + half];
+            float sum = lanes[0];
             for (; d < D; d++)
                 sum += a[d] * b[d];
             delta[m * n_heads + h] = sum;

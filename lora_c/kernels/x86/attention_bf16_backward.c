@@ -27,7 +27,7 @@ typedef struct backward_state {
     uint32_t *kt, *vt;      /* panels of 32 keys, [steps][32] */
     uint32_t *k;            /* panels of 32 elements of D (or 16), [pairs of keys][elements] */
     float *dk, *dv;         /* panels of 32 keys, [D][32] */
-    float *rows;            /* [ROWS][D], of Q, then of dO */
+    float *rows;            /* [BLOCK][D]: of Q, dO, K, dK or dV */
     uint32_t *q, *dout;     /* all rows: tiles, [steps][rows] */
     uint32_t *qt, *doutt;   /* all rows by chunks: strips of D, [pairs of rows][elements] */
     float *lse;             /* all rows, in units of log 2 */
@@ -41,9 +41,9 @@ typedef struct backward_state {
 
 static int64_t backward_scratch(int64_t n_rows, int64_t D) {
     int64_t wide = lora_round_up(D, VLEN), steps = pairs_of(D);
-    int64_t keys = BLOCK * (2 * steps + wide / 2 + 2 * D);
+    int64_t keys = BLOCK * (2 * steps + wide / 2 + 3 * D);
     int64_t rows = lora_round_up(n_rows, 2) * (2 * steps + D + 1);
-    int64_t chunk = ROWS * (D + 2 * NR + NR + wide + 2) + ROWS / TALL * DS_TILE;
+    int64_t chunk = ROWS * (2 * NR + NR + wide + 2) + ROWS / TALL * DS_TILE;
     return lora_round_up(keys + rows + chunk, VLEN) + 18 * VLEN;
 }
 
@@ -61,7 +61,7 @@ static backward_state carve_backward(const lora_attention_backward_tile *t) {
     w.k = carve_words(&p, BLOCK / 2 * wide);
     w.dk = carve(&p, BLOCK * D);
     w.dv = carve(&p, BLOCK * D);
-    w.rows = carve(&p, ROWS * D);
+    w.rows = carve(&p, BLOCK * D);
     w.s = carve(&p, ROWS * NR);
     w.dp = carve(&p, ROWS * NR);
     w.pw = carve_words(&p, ROWS / 2 * NR);
@@ -83,18 +83,16 @@ static float dk_factor(const lora_attention_backward_tile *t) { return t->softca
 LORA_INLINE int64_t columns_at(int64_t D, int64_t d) { return D - d > VLEN ? NR : VLEN; }
 
 static void begin_keys(const lora_attention_backward_tile *t, const backward_state *w) {
-    for (int64_t j = 0; j < t->n_keys; j++) {
-        prefetch_row(t->k + j * t->ldk, t->D);
-        prefetch_row(t->v + j * t->ldv, t->D);
-    }
+    copy_rows(t->k, t->ldk, t->n_keys, t->D, w->rows, t->D); /* read twice */
     for (int64_t j = 0; j < t->n_keys; j += NR) {
         int64_t n = lora_min_i64(NR, t->n_keys - j);
-        w->path.pack_rows(t->k + j * t->ldk, t->ldk, n, t->D, NR, w->kt + j * w->steps);
+        for (int64_t i = j; i < j + n; i++) prefetch_row(t->v + i * t->ldv, t->D);
+        w->path.pack_rows(w->rows + j * t->D, t->D, n, t->D, NR, w->kt + j * w->steps);
         w->path.pack_rows(t->v + j * t->ldv, t->ldv, n, t->D, NR, w->vt + j * w->steps);
     }
     for (int64_t d = 0; d < t->D; d += NR) {
         int64_t width = columns_at(t->D, d);
-        w->path.pack_columns(t->k + d, t->ldk, lora_min_i64(width, t->D - d), t->n_keys, width, w->k + d * pairs_of(t->n_keys));
+        w->path.pack_columns(w->rows + d, t->D, lora_min_i64(width, t->D - d), t->n_keys, width, w->k + d * pairs_of(t->n_keys));
     }
     for (int64_t i = 0; i < BLOCK * t->D; i++) w->dk[i] = w->dv[i] = 0.0f;
 }
@@ -260,7 +258,10 @@ static void write_keys(const lora_attention_backward_tile *t, const backward_sta
     for (int64_t j = 0; j < t->n_keys; j += VLEN) {
         int64_t n = lora_min_i64(VLEN, t->n_keys - j);
         float *rows[VLEN];
-        for (int64_t i = 0; i < VLEN; i++) rows[i] = w->rows + i * t->D;
+        for (int64_t i = 0; i < VLEN; i++) {
+            rows[i] = w->rows + i * t->D;
+            prefetch_row(dst + lora_min_i64(j + i, t->n_keys - 1) * ld, t->D);
+        }
         unpack_lanes(src + j / NR * NR * t->D + j % NR, factors, t->D, rows, (int)n);
         for (int64_t i = 0; i < n; i++) write_row(rows[i], t->D, t->accumulate_keys, dst + (j + i) * ld);
     }

@@ -28,14 +28,14 @@ typedef struct forward_state {
     uint32_t *v;      /* strips of D, [pairs of keys][elements] */
     float *s;         /* [KEYS][32] */
     uint32_t *p;      /* [pairs of KEYS][32] */
-    float *rows;      /* [32][D] */
+    float *rows;      /* [KEYS][D]: of Q, 32 at a time; of V */
     float *panels;
 } forward_state;
 
 LORA_INLINE int64_t panel_floats(int64_t D) { return NR * (pairs_of(D) + D + 2); }
 
 static int64_t forward_scratch(int64_t n_rows, int64_t D) {
-    int64_t block = KEYS * (pairs_of(D) + NR + NR / 2) + pairs_of(KEYS) * D + NR * D;
+    int64_t block = KEYS * (pairs_of(D) + NR + NR / 2) + pairs_of(KEYS) * D + KEYS * D;
     return lora_round_up(lora_div_up(n_rows, NR) * panel_floats(D) + block, VLEN) + 8 * VLEN;
 }
 
@@ -46,7 +46,7 @@ static forward_state carve_forward(const lora_attention_forward_tile *t) {
     w.v = carve_words(&p, pairs_of(KEYS) * t->D);
     w.s = carve(&p, KEYS * NR);
     w.p = carve_words(&p, pairs_of(KEYS) * NR);
-    w.rows = carve(&p, NR * t->D);
+    w.rows = carve(&p, KEYS * t->D);
     w.panels = p;
     return w;
 }
@@ -75,14 +75,14 @@ static void forward_begin(const lora_attention_forward_tile *t, const forward_st
 /* n keys from key0 on. */
 static void pack_keys(const lora_attention_forward_tile *t, const forward_state *w, int64_t key0, int64_t n) {
     const float *k = t->k + key0 * t->ldk, *v = t->v + key0 * t->ldv;
-    for (int64_t j = 0; j < n; j++) prefetch_row(v + j * t->ldv, t->D);
     for (int64_t j = 0; j < n; j += TALL) {
         int64_t here = lora_min_i64(TALL, n - j);
         w->path.pack_rows(k + j * t->ldk, t->ldk, here, t->D, here, w->k + j * w->steps);
     }
+    copy_rows(v, t->ldv, n, t->D, w->rows, t->D); /* each strip reads all the rows, which are pages apart */
     for (int64_t d = 0; d < t->D; d += w->strips.width) {
         int64_t here = strip_at(w->strips, d);
-        w->path.pack_columns(v + d, t->ldv, here, n, here, w->v + d * pairs_of(n));
+        w->path.pack_columns(w->rows + d, t->D, here, n, here, w->v + d * pairs_of(n));
     }
 }
 
