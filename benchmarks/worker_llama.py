@@ -1,6 +1,6 @@
 """llama.cpp's side of a comparison (llama-cpp-python): decoding of the same shape in Q4_0; see worker.serve for the protocol.
 
-Every matrix is Q4_0, embedding and head too, where llama.cpp's own files have a larger head.
+The file is made by llama.cpp's own quantization, which keeps the head in Q6_K.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield gguf_name(name), file.get_tensor(name).to(torch.float32).numpy()
 
 
-def write_q4_0(folder: Path, path: Path) -> None:
+def write_f16(folder: Path, path: Path) -> None:
     """Write the model of a folder without a vocabulary; rows of q and k stay in transformers' order (only speed is asked)."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(path, "llama")
@@ -64,15 +64,22 @@ def write_q4_0(folder: Path, path: Path) -> None:
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
     for name, array in tensors(folder):
-        if array.ndim == 1:
-            writer.add_tensor(name, array)
-        else:
-            kind = gguf.GGMLQuantizationType.Q4_0
-            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        writer.add_tensor(name, array if array.ndim == 1 else array.astype(np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_q4_0(folder: Path, path: Path) -> None:
+    wide = folder / "f16.gguf"
+    write_f16(folder, wide)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    status = llama_cpp.llama_model_quantize(str(wide).encode(), str(path).encode(), params)
+    wide.unlink()
+    if status:
+        raise SystemExit(f"llama_model_quantize: expected 0, got {status}")
 
 
 def prepare(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]:
@@ -82,22 +89,22 @@ def prepare(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]
     threads = len(os.sched_getaffinity(0))
     model = llama_cpp._internals.LlamaModel(path_model=str(path), params=llama_cpp.llama_model_default_params(), verbose=False)
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_threads, params.n_threads_batch = 16 + task["tokens"], threads, threads
+    params.n_ctx, params.n_threads, params.n_threads_batch = task["tokens"], threads, threads
     context = llama_cpp._internals.LlamaContext(model=model, params=params, verbose=False)
-    batch = llama_cpp._internals.LlamaBatch(n_tokens=16, embd=0, n_seq_max=1, verbose=False)
+    batch = llama_cpp._internals.LlamaBatch(n_tokens=1, embd=0, n_seq_max=1, verbose=False)
     vocab = model.n_vocab()
 
-    def decode(tokens: list[int], past: int) -> int:
-        batch.set_batch(tokens, past, logits_all=False)
+    def decode(token: int, past: int) -> int:
+        batch.set_batch([token], past, logits_all=False)
         context.decode(batch)
         logits = llama_cpp.llama_get_logits_ith(context.ctx, -1)
         return int(np.ctypeslib.as_array(logits, (vocab,)).argmax())
 
     def run(_index: int) -> int:
         context.kv_cache_clear()
-        token = decode(list(range(16)), 0)
+        token = 0
         for i in range(task["tokens"]):
-            token = decode([token], 16 + i)
+            token = decode(token, i)
         return token
 
     return run, {"versions": f"llama-cpp-python {llama_cpp.__version__}, {threads} threads"}

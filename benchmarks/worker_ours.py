@@ -51,14 +51,14 @@ def train(task: dict[str, Any]) -> tuple[Callable[[int], float], dict[str, Any]]
 
 
 def decode(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]:
-    """A prompt of 16 tokens, then `tokens` greedy ones."""
+    """Greedy tokens after a prompt of one, so that every step decodes one token: `tokens` steps."""
     model = lc.load_model(task["folder"], quantize="nf4", progress=False)
     model.decoder.precision = "fast"  # as in model.generate
 
     def run(_index: int) -> int:
-        cache = model.decoder.new_cache(16 + task["tokens"])
-        logits = model.decoder.decode(cache, np.arange(16, dtype=np.int32))
-        for _ in range(task["tokens"]):
+        cache = model.decoder.new_cache(task["tokens"])
+        logits = model.decoder.decode(cache, [0])
+        for _ in range(task["tokens"] - 1):
             logits = model.decoder.decode(cache, [int(logits[0].argmax())])
         return int(logits[0].argmax())
 

@@ -74,13 +74,13 @@ def train(task: dict[str, Any]) -> tuple[Callable[[int], float], dict[str, Any]]
 
 
 def decode(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]:
-    """A prompt of 16 tokens, then `tokens` greedy ones."""
+    """Greedy tokens after a prompt of one, so that every step decodes one token: `tokens` steps."""
     model = load(task["folder"]).eval()
 
     @torch.inference_mode()
     def run(_index: int) -> int:
-        out = model(input_ids=torch.arange(16)[None], use_cache=True)
-        for _ in range(task["tokens"]):
+        out = model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True)
+        for _ in range(task["tokens"] - 1):
             token = out.logits[:, -1:].argmax(-1)
             out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
         return int(out.logits[0, -1].argmax())

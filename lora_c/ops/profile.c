@@ -7,7 +7,7 @@
 #include "lora_c/ggml.h"
 #include "lora_c/nf4.h"
 
-enum { PEAK_RUNS = 7, PEAK_ROUNDS = 400000 }; /* 4 million instructions a thread and run: about a millisecond */
+enum { PEAK_NS = 40000000, PEAK_ROUNDS = 400000 }; /* 4 million instructions a thread and run: about a millisecond */
 
 const char *lora_op_name(lora_op op) {
     static const char *const names[LORA_OPS] = {
@@ -60,7 +60,8 @@ static void burst_task(void *arg, int64_t task, int worker) {
 double lora_ctx_fma_peak(lora_ctx *ctx) {
     int threads = lora_pool_threads(ctx->pool);
     double flops = (double)threads * PEAK_ROUNDS * (double)lora_fma_burst(ctx->kernels.isa, 1), best = 0;
-    for (int run = 0; flops > 0 && run < PEAK_RUNS; run++) {
+    /* long enough for the scheduler to give every thread a CPU of its own */
+    for (int64_t start = lora_profile_now(); flops > 0 && lora_profile_now() - start < PEAK_NS;) {
         int64_t began = lora_profile_now();
         lora_parallel_for(ctx->pool, threads, burst_task, ctx);
         double rate = flops / (1e-9 * (double)(lora_profile_now() - began));
