@@ -1,4 +1,4 @@
-/* Row-wise kernels: normalisation, rotary embedding, SwiGLU, softmax cross entropy, AdamW and the small vector helpers.
+/* Row-wise kernels: normalisation, rotary embedding, SwiGLU, sums of exponentials, AdamW and the small vector helpers.
  * Every slot works on one row (or one flat range) of float32 with unit stride, any length n >= 0, no alignment needed,
  * and touches nothing outside its n elements. All bits depend on n, the data and the rung only.
  * u = 2^-24. Errors are relative to the exact result on the same float32 inputs. */
