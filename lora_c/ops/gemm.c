@@ -87,7 +87,8 @@ static void multiply(const gemm_job *job, const output_plan *p, block_cursor c, 
     int64_t row = lora_gemm_panel_row(left, panel), height = lora_gemm_panel_row(left, panel + 1) - row;
     int64_t col = strip * job->path->nr, width = lora_gemm_strip_width(job->path, p->o->n - col), steps = lora_gemm_steps(job->path, c.n);
     const float *a = lora_gemm_left_panel(left, c.k0, panel);
-    if (p->o->alpha == 1 && !p->o->bias && p->o->n - col >= width) {
+    /* scaled blocks are added up one by one: in rows that lie far apart each would miss the cache */
+    if (p->o->alpha == 1 && !p->o->bias && p->o->n - col >= width && !job->path->block_steps) {
         job->path->micro(height, width, steps, a, b, p->o->c + row * p->o->ldc + col, p->o->ldc, p->o->accumulate || !c.first);
         return;
     }
