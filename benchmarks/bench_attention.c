@@ -4,24 +4,10 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
-#include "lora_c/base/philox.h"
-#include "lora_c/lora_c.h"
+#include "benchmarks/bench.h"
 
 enum { REPETITIONS = 15, MAX_SEGMENTS = 16 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void must(lora_status status, const lora_error *err) {
-    if (status == LORA_OK) return;
-    fprintf(stderr, "%s\n", err->message);
-    exit(1);
-}
 
 /* Rows of qkv are [q | k | v], as in the decoder. */
 typedef struct batch {
@@ -31,12 +17,6 @@ typedef struct batch {
     lora_kv_view kv[MAX_SEGMENTS];
     float *qkv, *dqkv, *out, *dout, *lse;
 } batch;
-
-static float *noise(int64_t n) {
-    float *p = malloc((size_t)n * sizeof *p);
-    for (int64_t i = 0; i < n; i++) p[i] = lora_philox_uniform(1, 1, (uint64_t)i) - 0.5f;
-    return p;
-}
 
 static batch make_batch(int64_t H, int64_t KV, int64_t D, int64_t window, int64_t n, int64_t length) {
     batch b = {.shape = {H, KV, D, (float)(1.0 / sqrt((double)D)), window, 0}, .n = n, .length = length, .M = n * length};
@@ -87,8 +67,6 @@ static void run(lora_ctx *ctx, const batch *b, contestant *c, int repetition, do
     c->backward[repetition] = 10 * flop / (end - middle) / peak;
     c->both[repetition] = 14 * flop / (end - start) / peak;
 }
-
-static int rising(const void *a, const void *b) { return *(const double *)a > *(const double *)b ? 1 : -1; }
 
 static void print_share(double *share) {
     qsort(share, REPETITIONS, sizeof *share, rising);

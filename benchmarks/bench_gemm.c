@@ -4,31 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "lora_c/base/philox.h"
-#include "lora_c/lora_c.h"
+#include "benchmarks/bench.h"
 #include "lora_c/ops/ctx.h"
 
 enum { REPETITIONS = 9, LAYER_BUFFERS = 12 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static float *noise(int64_t n) {
-    float *p = malloc((size_t)n * sizeof *p);
-    for (int64_t i = 0; i < n; i++) p[i] = lora_philox_uniform(1, 1, (uint64_t)i) - 0.5f;
-    return p;
-}
-
-static void must(lora_status status, const lora_error *err) {
-    if (status == LORA_OK) return;
-    fprintf(stderr, "%s\n", err->message);
-    exit(1);
-}
 
 typedef struct layer {
     int64_t M, N, K;
@@ -101,8 +81,6 @@ static double run(lora_ctx *ctx, layer *l, const contestant *c) { /* useful flop
     if (a) flop += (c->backward ? 5.0 : 2.0) * (double)(l->M * a->rank) * (double)(l->N + l->K);
     return flop / (now() - start);
 }
-
-static int rising(const void *a, const void *b) { return *(const double *)a > *(const double *)b ? 1 : -1; }
 
 static const char *wanted = ""; /* part of the name of a weight */
 

@@ -1,30 +1,15 @@
-/* What the C benchmarks share: the clock, memory with content, and the speed at which threads read memory that no cache holds. */
+/* Memory with content, and the speed at which threads read memory that no cache holds. */
 #ifndef LORA_BENCHMARKS_MEMORY_SPEED_H
 #define LORA_BENCHMARKS_MEMORY_SPEED_H
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
+#include "benchmarks/bench.h"
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/base/parallel.h"
-#include "lora_c/lora_c.h"
 
 enum { READ_CHUNK = 1 << 16 };
-
-static inline double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static inline void must(lora_status status, const lora_error *err) {
-    if (status == LORA_OK) return;
-    fprintf(stderr, "%s\n", err->message);
-    exit(1);
-}
 
 /* In huge pages where they are to be had, as lora_c/base/alloc.c keeps frozen weights. */
 static inline void *memory(size_t bytes) {

@@ -205,6 +205,12 @@ static PyObject *decoder_logits(PyObject *o, PyObject *args) {
     return result;
 }
 
+static bool is_token_count(long long n) {
+    if (n >= 1 && n <= INT32_MAX) return true;
+    PyErr_Format(PyExc_ValueError, "n_tokens: expected 1 to 2**31 - 1, got %lld", n);
+    return false;
+}
+
 PyDoc_STRVAR(arena_bytes_doc,
 "arena_bytes($self, n_tokens, /, *, training=True)\n--\n\nReturn the bytes of activations for a batch of n_tokens, before it runs.");
 
@@ -212,11 +218,7 @@ static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwar
     static char *names[] = {"", "training", NULL};
     long long n;
     int training = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "L|$p:arena_bytes", names, &n, &training)) return NULL;
-    if (n < 1 || n > INT32_MAX) {
-        PyErr_Format(PyExc_ValueError, "n_tokens: expected 1 to 2**31 - 1, got %lld", n);
-        return NULL;
-    }
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "L|$p:arena_bytes", names, &n, &training) || !is_token_count(n)) return NULL;
     return PyLong_FromLongLong(lora_decoder_arena_bytes(((decoder *)o)->decoder, n, training));
 }
 
@@ -225,11 +227,7 @@ PyDoc_STRVAR(scratch_bytes_doc,
 
 static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *given) {
     long long n = PyLong_AsLongLong(given);
-    if (n == -1 && PyErr_Occurred()) return NULL;
-    if (n < 1 || n > INT32_MAX) {
-        PyErr_Format(PyExc_ValueError, "n_tokens: expected 1 to 2**31 - 1, got %lld", n);
-        return NULL;
-    }
+    if ((n == -1 && PyErr_Occurred()) || !is_token_count(n)) return NULL;
     return PyLong_FromLongLong(lora_decoder_scratch_bytes(((decoder *)o)->decoder, n));
 }
 

@@ -53,7 +53,7 @@ static void row_task(void *arg, int64_t r, int worker) {
     int64_t m = job->index[r];
     job->sums[r] = lora_head_pass_row(&job->pass, r);
     if (job->dx)
-        lora_head_pass_gradient(&job->pass, r, job->grad_scale * job->loss_weight[m], job->dx + m * job->lddx,
+        lora_head_pass_gradient(&job->pass, r, &job->sums[r], job->grad_scale * job->loss_weight[m], job->dx + m * job->lddx,
                                 job->buffers + worker * job->H);
 }
 

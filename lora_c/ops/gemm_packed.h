@@ -22,11 +22,11 @@ typedef struct lora_gemm_left {
     float *words;
 } lora_gemm_left;
 
-/* One product of the sum: left * op(b), as in lora_gemm_args. */
 /* Where a panel starts, in rows and in words. */
 int64_t lora_gemm_panel_row(const lora_gemm_left *left, int64_t panel);
 float *lora_gemm_left_panel(const lora_gemm_left *left, int64_t k0, int64_t panel);
 
+/* One product of the sum: left * op(b), as in lora_gemm_args. */
 typedef struct lora_gemm_term {
     const lora_gemm_left *left;
     const lora_weight *b;

@@ -18,17 +18,17 @@ static int64_t strips(const lora_head_pass *p, int64_t columns) { return lora_di
 static int64_t tile_words(const lora_head_pass *p) { return lora_round_up(p->path->mr * p->path->nr, 16); }
 static int64_t k_block_words(const lora_head_pass *p, int64_t k) { return lora_round_up(lora_gemm_panel_words(p->path, p->path->nr, k), 16); }
 
-/* Of one thread: W packed for the logits, W packed for the gradient, logits of a panel, the same packed, one tile, scratch. */
+/* Of one thread: W packed for the logits, W packed for the gradient, logits of a panel, the same packed, scratch. */
 typedef struct head_buffers {
-    float *forward, *back, *logits, *capped, *packed, *tile, *scratch;
+    float *forward, *back, *logits, *capped, *packed, *scratch;
 } head_buffers;
 
 static int64_t carve(const lora_head_pass *p, float *base, head_buffers *out) {
     int64_t row = p->block * p->path->mr, at = 0;
-    int64_t sizes[7] = {strips(p, p->block) * p->panel_words, p->gradient ? strips(p, p->w->cols) * p->back_words : 0, row, p->block,
-                        lora_gemm_left_words(p->path, p->path->mr, p->block), tile_words(p), lora_gemm_right_scratch(p->path)};
-    float **to[7] = {&out->forward, &out->back, &out->logits, &out->capped, &out->packed, &out->tile, &out->scratch};
-    for (int i = 0; i < 7; i++) {
+    int64_t sizes[6] = {strips(p, p->block) * p->panel_words, p->gradient ? strips(p, p->w->cols) * p->back_words : 0, row, p->block,
+                        lora_gemm_left_words(p->path, p->path->mr, p->block), lora_gemm_right_scratch(p->path)};
+    float **to[6] = {&out->forward, &out->back, &out->logits, &out->capped, &out->packed, &out->scratch};
+    for (int i = 0; i < 6; i++) {
         *to[i] = base ? base + at : NULL;
         at += lora_round_up(sizes[i], 16);
     }
@@ -106,19 +106,20 @@ static void pack_back(const lora_head_pass *p, int64_t v, int64_t n, const head_
     }
 }
 
-/* logits (height, n) with row stride block. */
+/* logits (height, n) with row stride block, a multiple of the strips. */
 static void panel_logits(const lora_head_pass *p, int64_t panel, int64_t height, int64_t n, const head_buffers *b) {
     const lora_gemm_path *path = p->path;
     const float *packed = b->forward;
     for (int64_t j = 0; j < n; j += path->nr) {
-        int64_t width = lora_gemm_strip_width(path, n - j), cols = lora_min_i64(width, n - j);
+        int64_t width = lora_gemm_strip_width(path, n - j);
         for (int64_t k = 0; k < p->w->cols; k += path->kc) {
             int64_t here = lora_min_i64(path->kc, p->w->cols - k);
-            path->micro(height, width, lora_gemm_steps(path, here), lora_gemm_left_panel(&p->x, k, panel), packed, b->tile, width, k > 0);
+            path->micro(height, width, lora_gemm_steps(path, here), lora_gemm_left_panel(&p->x, k, panel), packed, b->logits + j, p->block, k > 0);
             packed += k_block_words(p, here);
         }
-        for (int64_t i = 0; i < height; i++) p->kernels->rowwise.scale(cols, p->map.scale, b->tile + i * width, b->logits + i * p->block + j);
     }
+    for (int64_t i = 0; i < height && p->map.scale != 1; i++)
+        p->kernels->rowwise.scale(n, p->map.scale, b->logits + i * p->block, b->logits + i * p->block);
 }
 
 /* Turns the logits of a row into exp(logit - max) * slope, 0 at the target. Returns what the earlier sums are worth. */
@@ -211,17 +212,16 @@ lora_head_row lora_head_pass_row(const lora_head_pass *p, int64_t row) {
     return (lora_head_row){loss, log_sum, others / (target + others)};
 }
 
-void lora_head_pass_gradient(const lora_head_pass *p, int64_t row, float factor, float *dx, float *buffer) {
+void lora_head_pass_gradient(const lora_head_pass *p, int64_t row, const lora_head_row *sums, float factor, float *dx, float *buffer) {
     const lora_rowwise_kernels *k = &p->kernels->rowwise;
     int64_t H = p->w->cols, panel = row * p->x.n_panels / p->x.m;
     while (lora_gemm_panel_row(&p->x, panel + 1) <= row) panel++;
     int64_t i = row - lora_gemm_panel_row(&p->x, panel);
-    lora_head_row sums = lora_head_pass_row(p, row);
     double slope = p->map.softcap > 0 ? 1 - pow((double)p->at_target[row] / (double)p->map.softcap, 2) : 1;
-    float at_target = (float)(-(double)factor * (double)p->map.scale * slope * sums.others);
+    float at_target = (float)(-(double)factor * (double)p->map.scale * slope * sums->others);
     k->scale(H, at_target, lora_weight_run(p->kernels, p->w, p->targets[row], 0, H, buffer), dx);
     for (int64_t r = 0; r < p->n_ranges; r++) {
-        float share = (float)((double)factor * (double)p->map.scale * exp((double)p->max[r * p->x.m + row] - sums.log_sum));
+        float share = (float)((double)factor * (double)p->map.scale * exp((double)p->max[r * p->x.m + row] - sums->log_sum));
         const float *tiles = acc_panel(p, r, panel);
         for (int64_t s = 0; s < strips(p, H); s++, tiles += tile_words(p))
             k->axpy(lora_min_i64(p->path->nr, H - s * p->path->nr), share, tiles + i * acc_width(p, s), dx + s * p->path->nr);

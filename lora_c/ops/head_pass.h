@@ -54,7 +54,7 @@ typedef struct lora_head_row {
 
 lora_head_row lora_head_pass_row(const lora_head_pass *pass, int64_t row);
 
-/** dx (H) = factor * d loss / dx of one row; buffer holds H floats. */
-void lora_head_pass_gradient(const lora_head_pass *pass, int64_t row, float factor, float *dx, float *buffer);
+/** dx (H) = factor * d loss / dx of one row with these sums; buffer holds H floats. */
+void lora_head_pass_gradient(const lora_head_pass *pass, int64_t row, const lora_head_row *sums, float factor, float *dx, float *buffer);
 
 #endif

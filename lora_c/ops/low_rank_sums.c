@@ -7,7 +7,7 @@
 
 enum {
     BLOCK_ROWS = 256,          /* tokens whose wide operand is packed at a time */
-    GROUP_ROWS = 252,          /* as in gemm.c */
+    GROUP_ROWS = 252,          /* tokens of a group at least, as many as a group of rows in gemm.c */
     TASK_STRIPS = 4,
     TASK_COLUMNS = 512, ADD_COLUMNS = 16, /* of a result: rows of a transposed one stay in L1 */
     PARTIAL_BYTES = 8 << 20,   /* of all the groups together, unless one takes more */

@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "lora_c/linear.h"
-#include "lora_c/ops/ctx.h"
 #include "tests/c/tiny_decoder.h"
 
 enum { HIDDEN = 24, RANK = 3, N_A = RANK * HIDDEN, N_B = TINY_VOCAB * RANK };
@@ -29,7 +28,8 @@ static lora_weight dense(const float *data) {
     return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = TINY_VOCAB, .cols = HIDDEN, .ld = HIDDEN, .data = data};
 }
 
-static lora_status make(lora_ctx *ctx, adapted *m, lora_error *err) {
+static lora_status make(lora_ctx *ctx, void *memory, lora_error *err) {
+    adapted *m = memory;
     memset(m, 0, sizeof *m);
     LORA_TRY(tiny_decoder_make(ctx, 0, -1, &m->t, err));
     check_normal(m->own_head, TINY_VOCAB * HIDDEN, 3, 0.3f);
@@ -41,26 +41,7 @@ static lora_status make(lora_ctx *ctx, adapted *m, lora_error *err) {
     return lora_decoder_set_adapter(m->t.decoder, -1, LORA_LM_HEAD, &m->head.adapter, err);
 }
 
-static double loss_at(adapted *m, float *values, int64_t n, const float *direction, double step) {
-    lora_batch batch = tiny_batch();
-    lora_error err;
-    double loss = 0;
-    float kept[N_B];
-    memcpy(kept, values, (size_t)n * sizeof *values);
-    for (int64_t i = 0; i < n; i++) values[i] = (float)((double)values[i] + step * (double)direction[i]);
-    CHECK(lora_decoder_loss(m->t.decoder, &batch, &loss, NULL, &err) == LORA_OK, "%s", err.message);
-    memcpy(values, kept, (size_t)n * sizeof *values);
-    return loss;
-}
-
-static void check_slope(const char *what, adapted *m, float *values, int64_t n, const float *gradient) {
-    float direction[N_B];
-    check_normal(direction, n, 31, 1);
-    double slope = 0, h = 1e-2;
-    for (int64_t i = 0; i < n; i++) slope += (double)gradient[i] * (double)direction[i];
-    double difference = (loss_at(m, values, n, direction, h) - loss_at(m, values, n, direction, -h)) / (2 * h);
-    CHECK(fabs(slope - difference) <= 1e-2 * (1 + fabs(difference)), "%s: slope %g, by differences %g", what, slope, difference);
-}
+static const double SLOPE_TOLERANCE = 1e-2;
 
 static void check_gradients(lora_ctx *ctx) {
     adapted m;
@@ -69,10 +50,10 @@ static void check_gradients(lora_ctx *ctx) {
     double loss;
     CHECK(make(ctx, &m, &err) == LORA_OK, "%s", err.message);
     CHECK(lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err) == LORA_OK, "%s", err.message);
-    check_slope("A of the embedding", &m, m.embedding.A, N_A, m.embedding.dA);
-    check_slope("B of the embedding", &m, m.embedding.B, N_B, m.embedding.dB);
-    check_slope("A of the head", &m, m.head.A, N_A, m.head.dA);
-    check_slope("B of the head", &m, m.head.B, N_B, m.head.dB);
+    tiny_check_slope("A of the embedding", m.t.decoder, m.embedding.A, N_A, m.embedding.dA, SLOPE_TOLERANCE);
+    tiny_check_slope("B of the embedding", m.t.decoder, m.embedding.B, N_B, m.embedding.dB, SLOPE_TOLERANCE);
+    tiny_check_slope("A of the head", m.t.decoder, m.head.A, N_A, m.head.dA, SLOPE_TOLERANCE);
+    tiny_check_slope("B of the head", m.t.decoder, m.head.B, N_B, m.head.dB, SLOPE_TOLERANCE);
     float once[N_B]; /* gradients are added to, and nothing of a pass stays behind */
     memcpy(once, m.head.dB, sizeof once);
     CHECK(lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err) == LORA_OK, "%s", err.message);
@@ -126,29 +107,11 @@ static void check_refusals(lora_ctx *ctx) {
     tiny_decoder_free(&m.t);
 }
 
-/* Each allocation fails once: an error, and nothing is left over (the leak check of ASan). */
-static void check_memory(lora_ctx *ctx) {
-    for (int n = 0; n < 200; n++) {
-        adapted m;
-        lora_error err;
-        double loss;
-        lora_batch batch = tiny_batch();
-        ctx->mem.fail_after = n;
-        lora_status status = make(ctx, &m, &err);
-        if (status == LORA_OK) status = lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err);
-        ctx->mem.fail_after = -1;
-        CHECK(status == LORA_OK || status == LORA_ENOMEM, "%s", err.message);
-        if (m.t.decoder) tiny_decoder_free(&m.t);
-        if (status == LORA_OK) return;
-    }
-    CHECK(false, "the step never succeeded");
-}
-
 void check_adapted_globals(void) {
     lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
     check_gradients(ctx);
     check_merged(ctx);
     check_refusals(ctx);
-    check_memory(ctx);
+    tiny_check_memory(ctx, sizeof(adapted), make);
     lora_ctx_destroy(ctx);
 }

@@ -1,9 +1,7 @@
 /* DoRA and trained token rows inside a decoder: gradients against central differences of the loss, the norms that a cached
  * decode keeps, and refusals. */
-#include <stdlib.h>
 #include <string.h>
 
-#include "lora_c/ops/ctx.h"
 #include "tests/c/tiny_decoder.h"
 
 enum { HIDDEN = 24, RANK = 3, LAYER = 1, ROWS = 3 };
@@ -17,7 +15,8 @@ typedef struct adapted {
 
 static const int32_t IDS[ROWS] = {3, 20, 37}; /* the first tokens of tiny_batch */
 
-static lora_status make(lora_ctx *ctx, adapted *m, lora_error *err) {
+static lora_status make(lora_ctx *ctx, void *memory, lora_error *err) {
+    adapted *m = memory;
     memset(m, 0, sizeof *m);
     LORA_TRY(tiny_decoder_make(ctx, 0, -1, &m->t, err));
     check_normal(m->A, RANK * HIDDEN, 5, 0.3f);
@@ -32,27 +31,8 @@ static lora_status make(lora_ctx *ctx, adapted *m, lora_error *err) {
     return lora_decoder_set_token_rows(m->t.decoder, ROWS, IDS, m->rows, m->drows, err);
 }
 
-static double loss_at(adapted *m, float *values, int64_t n, const float *direction, double step) {
-    lora_batch batch = tiny_batch();
-    lora_error err;
-    double loss = 0;
-    float kept[ROWS * HIDDEN];
-    memcpy(kept, values, (size_t)n * sizeof *values);
-    for (int64_t i = 0; i < n; i++) values[i] = (float)((double)values[i] + step * (double)direction[i]);
-    CHECK(lora_decoder_loss(m->t.decoder, &batch, &loss, NULL, &err) == LORA_OK, "%s", err.message);
-    memcpy(values, kept, (size_t)n * sizeof *values);
-    return loss;
-}
-
 /* float32 losses near 60 carry about 1e-5; over a step of 2e-2 that is 5e-4 of a slope of order 1 */
-static void check_slope(const char *what, adapted *m, float *values, int64_t n, const float *gradient) {
-    float direction[ROWS * HIDDEN];
-    check_normal(direction, n, 31, 1);
-    double slope = 0, h = 1e-2;
-    for (int64_t i = 0; i < n; i++) slope += (double)gradient[i] * (double)direction[i];
-    double difference = (loss_at(m, values, n, direction, h) - loss_at(m, values, n, direction, -h)) / (2 * h);
-    CHECK(fabs(slope - difference) <= 5e-3 * (1 + fabs(difference)), "%s: slope %g, by differences %g", what, slope, difference);
-}
+static const double SLOPE_TOLERANCE = 5e-3;
 
 static void check_gradients(lora_ctx *ctx) {
     adapted m;
@@ -61,8 +41,8 @@ static void check_gradients(lora_ctx *ctx) {
     double loss;
     CHECK(make(ctx, &m, &err) == LORA_OK, "%s", err.message);
     CHECK(lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err) == LORA_OK, "%s", err.message);
-    check_slope("magnitude", &m, m.magnitude, HIDDEN, m.dm);
-    check_slope("token rows", &m, m.rows, ROWS * HIDDEN, m.drows);
+    tiny_check_slope("magnitude", m.t.decoder, m.magnitude, HIDDEN, m.dm, SLOPE_TOLERANCE);
+    tiny_check_slope("token rows", m.t.decoder, m.rows, ROWS * HIDDEN, m.drows, SLOPE_TOLERANCE);
     bool cleared = true;
     for (int64_t i = 0; i < TINY_VOCAB * HIDDEN; i++) cleared &= m.dE[i] == 0;
     CHECK(cleared, "the gradient of the embedding only passes through");
@@ -109,29 +89,11 @@ static void check_refusals(lora_ctx *ctx) {
     tiny_decoder_free(&m.t);
 }
 
-/* Each allocation of the two features fails once: an error, and nothing is left over (the leak check of ASan). */
-static void check_memory(lora_ctx *ctx) {
-    for (int n = 0; n < 200; n++) {
-        adapted m;
-        lora_error err;
-        double loss;
-        lora_batch batch = tiny_batch();
-        ctx->mem.fail_after = n;
-        lora_status status = make(ctx, &m, &err);
-        if (status == LORA_OK) status = lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err);
-        ctx->mem.fail_after = -1;
-        CHECK(status == LORA_OK || status == LORA_ENOMEM, "%s", err.message);
-        if (m.t.decoder) tiny_decoder_free(&m.t);
-        if (status == LORA_OK) return;
-    }
-    CHECK(false, "the step never succeeded");
-}
-
 void check_decoder_adapters(void) {
     lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
     check_gradients(ctx);
     check_norms_of_a_sequence(ctx);
     check_refusals(ctx);
-    check_memory(ctx);
+    tiny_check_memory(ctx, sizeof(adapted), make);
     lora_ctx_destroy(ctx);
 }

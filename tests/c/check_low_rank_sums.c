@@ -80,19 +80,5 @@ static uint64_t run_all(lora_ctx *ctx, lora_gemm_arithmetic path) {
 
 void check_low_rank_sums(void) {
     check_one_result(lora_cpu_best_isa());
-    FOR_EACH_ISA(isa)
-        for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
-            uint64_t first = 0;
-            for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
-                lora_ctx *ctx = check_ctx(isa, threads);
-                ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
-                ctx->kernels.gemm.fast = (lora_gemm_arithmetic)path;
-                if (ctx->kernels.gemm.paths[path].micro) {
-                    uint64_t got = run_all(ctx, (lora_gemm_arithmetic)path);
-                    if (threads == 1) first = got;
-                    CHECK(got == first, "%s, operands %s: %d threads give other bits than 1", lora_isa_name(isa), lora_ctx_operands(ctx), threads);
-                }
-                lora_ctx_destroy(ctx);
-            }
-        }
+    check_every_path(run_all);
 }

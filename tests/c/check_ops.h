@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lora_c/ops/ctx.h"
 #include "tests/c/check.h"
 
 #define U 0x1p-24
@@ -46,6 +47,25 @@ static inline void close_to(const char *what, double got, double want, double bo
 static uint64_t hash;
 static inline void mix(const void *p, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)p)[i]) * 1099511628211u;
+}
+
+/* run gives a hash of its results: the same for any number of threads, on every rung and with every arithmetic it has. */
+static inline void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_arithmetic path)) {
+    FOR_EACH_ISA(isa)
+        for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
+            uint64_t first = 0;
+            for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
+                lora_ctx *ctx = check_ctx(isa, threads);
+                ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
+                ctx->kernels.gemm.fast = (lora_gemm_arithmetic)path;
+                if (ctx->kernels.gemm.paths[path].micro) {
+                    uint64_t got = run(ctx, (lora_gemm_arithmetic)path);
+                    if (threads == 1) first = got;
+                    CHECK(got == first, "%s, operands %s: %d threads give other bits than 1", lora_isa_name(isa), lora_ctx_operands(ctx), threads);
+                }
+                lora_ctx_destroy(ctx);
+            }
+        }
 }
 
 #endif

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lora_c/ops/ctx.h"
+
 enum { H = 24, I = 40, HEADS = 4, KV_HEADS = 2, D = 6, LAYERS = 2, R = 3 };
 
 static const int64_t shapes[LORA_LAYER_MATRICES][2] = {{HEADS * D, H}, {KV_HEADS * D, H}, {KV_HEADS * D, H}, {H, HEADS * D}, {I, H}, {I, H}, {H, I}};
@@ -70,4 +72,46 @@ lora_batch tiny_batch(void) {
         weight[i] = i % 4 ? 1.0f : 0.0f;
     }
     return (lora_batch){.n_tokens = TINY_TOKENS, .n_segments = 3, .input_ids = ids, .cu_seqlens = cu, .targets = targets, .loss_weight = weight};
+}
+
+static double loss_at(lora_decoder *d, float *values, const float *kept, int64_t n, const float *direction, double step) {
+    lora_batch batch = tiny_batch();
+    lora_error err;
+    double loss = 0;
+    for (int64_t i = 0; i < n; i++) values[i] = (float)((double)kept[i] + step * (double)direction[i]);
+    CHECK(lora_decoder_loss(d, &batch, &loss, NULL, &err) == LORA_OK, "%s", err.message);
+    return loss;
+}
+
+void tiny_check_slope(const char *what, lora_decoder *d, float *values, int64_t n, const float *gradient, double tolerance) {
+    float *direction = malloc((size_t)n * sizeof *direction), *kept = malloc((size_t)n * sizeof *kept);
+    check_normal(direction, n, 31, 1);
+    memcpy(kept, values, (size_t)n * sizeof *kept);
+    double slope = 0, h = 1e-2;
+    for (int64_t i = 0; i < n; i++) slope += (double)gradient[i] * (double)direction[i];
+    double difference = (loss_at(d, values, kept, n, direction, h) - loss_at(d, values, kept, n, direction, -h)) / (2 * h);
+    memcpy(values, kept, (size_t)n * sizeof *kept);
+    CHECK(fabs(slope - difference) <= tolerance * (1 + fabs(difference)), "%s: slope %g, by differences %g", what, slope, difference);
+    free(direction);
+    free(kept);
+}
+
+void tiny_check_memory(lora_ctx *ctx, size_t bytes, lora_status (*make)(lora_ctx *ctx, void *memory, lora_error *err)) {
+    tiny_decoder *t = malloc(bytes);
+    for (int n = 0;; n++) {
+        lora_error err;
+        double loss;
+        lora_batch batch = tiny_batch();
+        ctx->mem.fail_after = n;
+        lora_status status = make(ctx, t, &err);
+        if (status == LORA_OK) status = lora_decoder_forward_backward(t->decoder, &batch, 1, &loss, &err);
+        ctx->mem.fail_after = -1;
+        CHECK(status == LORA_OK || status == LORA_ENOMEM, "%s", err.message);
+        if (t->decoder) tiny_decoder_free(t);
+        if (status == LORA_OK || n == 200) {
+            CHECK(status == LORA_OK, "the step never succeeded");
+            break;
+        }
+    }
+    free(t);
 }

@@ -17,4 +17,12 @@ lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decod
 void tiny_decoder_free(tiny_decoder *t);
 lora_batch tiny_batch(void);
 
+/* Whether gradient (n) is the slope of the loss on tiny_batch by values (n), along a random direction and by central differences,
+ * to tolerance * (1 + slope). */
+void tiny_check_slope(const char *what, lora_decoder *d, float *values, int64_t n, const float *gradient, double tolerance);
+
+/* Each allocation of make and of a step fails once: an error, and nothing is left over (the leak check of ASan). make fills
+ * bytes of memory that begin with a tiny_decoder. */
+void tiny_check_memory(lora_ctx *ctx, size_t bytes, lora_status (*make)(lora_ctx *ctx, void *memory, lora_error *err));
+
 #endif

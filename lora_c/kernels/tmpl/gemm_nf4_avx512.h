@@ -10,6 +10,8 @@
 
 enum { LORA_NF4_CHUNK = 64 }; /* elements that never straddle two blocks: starts are multiples of it */
 
+LORA_INLINE __mmask16 lora_first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
+
 /* scales[c * stride] = scale of the chunk at element begin + 64 c. Divisors are powers of two. The product is rounded
  * before the sum, as in lora_nf4_absmax. */
 LORA_INLINE void lora_nf4_chunk_scales(const lora_nf4 *w, int64_t begin, int64_t n_chunks, float *scales, int64_t stride) {
@@ -42,6 +44,29 @@ LORA_INLINE void lora_nf4_scales_16_rows(const lora_nf4 *w, int64_t row, int64_t
         for (int64_t i = 0; i < n / LORA_NF4_CHUNK * 16; i++) scales[i] = 0;
     for (int64_t i = 0; i < n_rows; i++)
         lora_nf4_chunk_scales(w, (row + i) * w->cols + col, n / LORA_NF4_CHUNK, scales + i, 16);
+}
+
+/* pack_nf4_rows of a path without scales of its own. store writes the steps of eight columns of 16 rows, from a word of
+ * lora_nf4_load_16_rows whose nibbles in column order stand at LORA_NF4_SHIFTS. */
+static const int LORA_NF4_SHIFTS[8] = {4, 0, 12, 8, 20, 16, 28, 24};
+typedef void lora_nf4_store(__m512i word, __m512 scale, __m512 lut, uint32_t *out, int64_t width);
+
+LORA_INLINE void lora_nf4_pack_rows(lora_nf4_store *store, int64_t k_per_step, const lora_nf4 *w, int64_t row, int64_t n_rows,
+                                    int64_t first_col, int64_t n, int64_t width, void *panel) {
+    const __m512 lut = _mm512_loadu_ps(w->lut);
+    float scales[LORA_GEMM_MAX_KC / LORA_NF4_CHUNK * 16];
+    for (int64_t first = 0; first < width; first += 16) {
+        uint32_t *out = (uint32_t *)panel + first;
+        int64_t here = lora_min_i64(lora_max_i64(n_rows - first, 0), 16);
+        lora_nf4_scales_16_rows(w, row + first, here, first_col, n, scales);
+        for (int64_t k = 0; k < n; k += 2 * LORA_NF4_CHUNK) {
+            __m512i words[16];
+            lora_nf4_load_16_rows(w, row + first, here, first_col + k, n - k, words);
+            int64_t n_words = lora_min_i64(16, (n - k) / 8);
+            for (int64_t d = 0; d < n_words; d++)
+                store(words[d], _mm512_loadu_ps(scales + (k + 8 * d) / LORA_NF4_CHUNK * 16), lut, out + (k + 8 * d) / k_per_step * width, width);
+        }
+    }
 }
 
 /* Index words for vpermw from 16 columns of two rows: lane j is code(first, j) | (16 + code(second, j)) << 16 in the

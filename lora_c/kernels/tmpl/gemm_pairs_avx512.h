@@ -4,8 +4,6 @@
 
 #include "lora_c/kernels/tmpl/gemm_nf4_avx512.h"
 
-LORA_INLINE __mmask16 lora_first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
-
 /* Words 0 .. 15 into the low halves, 16 .. 31 into the high halves. */
 LORA_INLINE __m512i lora_interleave_halves(__m512i words) {
     const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -6,7 +6,7 @@
 
 #include "lora_c/kernels/tmpl/gemm_pairs_avx512.h"
 
-enum { LANES = 16, MAX_CHUNKS = LORA_GEMM_MAX_KC / LORA_NF4_CHUNK };
+enum { LANES = 16 };
 
 #define SUFFIX _bf16
 #define TARGET "avx512f,avx512bf16"
@@ -29,23 +29,37 @@ LORA_INLINE __m512i narrow_32(__m512 first, __m512 second) { return (__m512i)_mm
 /* Pairs: lane j is (even[j], odd[j]). */
 LORA_INLINE __m512i pair(__m512 even, __m512 odd) { return lora_interleave_halves(narrow_32(even, odd)); }
 
-static void pack_rows(const float *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel) {
+/* 32 values of a row from k on, what lies behind n as zero. */
+LORA_INLINE __m512i load_f32(const void *row, int64_t k, int64_t n) {
+    const float *p = (const float *)row + k;
+    return narrow_32(_mm512_maskz_loadu_ps(lora_first_lanes(n - k), p), _mm512_maskz_loadu_ps(lora_first_lanes(n - k - LANES), p + LANES));
+}
+LORA_INLINE __m512i load_bf16(const void *row, int64_t k, int64_t n) {
+    return _mm512_maskz_loadu_epi16(n - k >= 2 * LANES ? 0xffffffff : (1u << (n - k)) - 1, (const uint16_t *)row + k);
+}
+
+/* row_bytes from one row of the source to the next */
+LORA_INLINE void pack_rows_by(__m512i (*load)(const void *, int64_t, int64_t), const char *source, int64_t row_bytes, int64_t n_rows, int64_t n,
+                              int64_t width, void *panel) {
     for (int64_t first = 0; first < width; first += LANES) {
         uint32_t *out = (uint32_t *)panel + first;
-        const float *rows = source + first * ld;
+        const char *rows = source + first * row_bytes;
         __mmask16 lanes = lora_first_lanes(width - first);
         for (int64_t k = 0; k < n; k += 2 * LANES) {
-            __mmask16 here = lora_first_lanes(n - k), there = lora_first_lanes(n - k - LANES);
             __m512i r[16];
-            for (int64_t i = 0; i < 16; i++)
-                r[i] = first + i < n_rows ? narrow_32(_mm512_maskz_loadu_ps(here, rows + i * ld + k),
-                                                      _mm512_maskz_loadu_ps(there, rows + i * ld + k + LANES))
-                                          : _mm512_setzero_si512();
+            for (int64_t i = 0; i < 16; i++) r[i] = first + i < n_rows ? load(rows + i * row_bytes, k, n) : _mm512_setzero_si512();
             lora_transpose_16x16(r);
             int64_t steps = lora_min_i64(LANES, lora_div_up(n - k, 2));
             for (int64_t s = 0; s < steps; s++) _mm512_mask_storeu_epi32(out + (k / 2 + s) * width, lanes, r[s]);
         }
     }
+}
+
+static void pack_rows(const float *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel) {
+    pack_rows_by(load_f32, (const char *)source, ld * (int64_t)sizeof *source, n_rows, n, width, panel);
+}
+static void pack_bf16_rows(const uint16_t *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel) {
+    pack_rows_by(load_bf16, (const char *)source, ld * (int64_t)sizeof *source, n_rows, n, width, panel);
 }
 
 static void pack_columns(const float *source, int64_t ld, int64_t n_cols, int64_t n, int64_t width, void *panel) {
@@ -56,23 +70,6 @@ static void pack_columns(const float *source, int64_t ld, int64_t n_cols, int64_
         for (int64_t k = 0; k < n; k += 2, in += 2 * ld, out += width) {
             __m512 odd = k + 1 < n ? _mm512_maskz_loadu_ps(from, in + ld) : _mm512_setzero_ps();
             _mm512_mask_storeu_epi32(out, to, pair(_mm512_maskz_loadu_ps(from, in), odd));
-        }
-    }
-}
-
-static void pack_bf16_rows(const uint16_t *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel) {
-    for (int64_t first = 0; first < width; first += LANES) {
-        uint32_t *out = (uint32_t *)panel + first;
-        const uint16_t *rows = source + first * ld;
-        __mmask16 lanes = lora_first_lanes(width - first);
-        for (int64_t k = 0; k < n; k += 2 * LANES) {
-            __mmask32 here = n - k >= 2 * LANES ? 0xffffffff : (1u << (n - k)) - 1;
-            __m512i r[16];
-            for (int64_t i = 0; i < 16; i++)
-                r[i] = first + i < n_rows ? _mm512_maskz_loadu_epi16(here, rows + i * ld + k) : _mm512_setzero_si512();
-            lora_transpose_16x16(r);
-            int64_t steps = lora_min_i64(LANES, lora_div_up(n - k, 2));
-            for (int64_t s = 0; s < steps; s++) _mm512_mask_storeu_epi32(out + (k / 2 + s) * width, lanes, r[s]);
         }
     }
 }
@@ -90,31 +87,16 @@ static void pack_bf16_columns(const uint16_t *source, int64_t ld, int64_t n_cols
     }
 }
 
-/* Four steps of 16 rows from one transposed word: nibbles in column order stand at these shifts. */
 LORA_INLINE void store_4_steps(__m512i word, __m512 scale, __m512 lut, uint32_t *out, int64_t width) {
-    static const int shifts[8] = {4, 0, 12, 8, 20, 16, 28, 24};
     _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) { /* the permute reads the low four bits only */
-        __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, shifts[2 * j]), lut), scale);
-        __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, shifts[2 * j + 1]), lut), scale);
+        __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, LORA_NF4_SHIFTS[2 * j]), lut), scale);
+        __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, LORA_NF4_SHIFTS[2 * j + 1]), lut), scale);
         _mm512_store_si512(out + j * width, pair(even, odd));
     }
 }
 
 static void pack_nf4_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width, void *panel) {
-    const __m512 lut = _mm512_loadu_ps(w->lut);
-    float scales[MAX_CHUNKS * 16];
-    for (int64_t first = 0; first < width; first += LANES) {
-        uint32_t *out = (uint32_t *)panel + first;
-        int64_t here = lora_min_i64(lora_max_i64(n_rows - first, 0), LANES);
-        lora_nf4_scales_16_rows(w, row + first, here, first_col, n, scales);
-        for (int64_t k = 0; k < n; k += 2 * LORA_NF4_CHUNK) {
-            __m512i words[16];
-            lora_nf4_load_16_rows(w, row + first, here, first_col + k, n - k, words);
-            int64_t n_words = lora_min_i64(16, (n - k) / 8);
-            for (int64_t d = 0; d < n_words; d++)
-                store_4_steps(words[d], _mm512_loadu_ps(scales + (k + 8 * d) / LORA_NF4_CHUNK * 16), lut, out + (k / 2 + 4 * d) * width, width);
-        }
-    }
+    lora_nf4_pack_rows(store_4_steps, 2, w, row, n_rows, first_col, n, width, panel);
 }
 
 /* The scaled tables of two rows, one behind the other. A row beyond the matrix has scale 0. */

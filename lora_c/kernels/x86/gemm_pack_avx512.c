@@ -6,17 +6,15 @@
 
 #include "lora_c/kernels/tmpl/gemm_nf4_avx512.h"
 
-enum { LANES = 16, MAX_CHUNKS = LORA_GEMM_MAX_KC / LORA_NF4_CHUNK };
-
-LORA_INLINE __mmask16 first_lanes(int64_t n) { return n >= LANES ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
+enum { LANES = 16 };
 
 void lora_pack_rows_avx512(const float *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel) {
     for (int64_t first = 0; first < width; first += LANES) {
         float *out = (float *)panel + first;
         const float *rows = source + first * ld;
-        __mmask16 lanes = first_lanes(width - first);
+        __mmask16 lanes = lora_first_lanes(width - first);
         for (int64_t k = 0; k < n; k += LANES) {
-            __mmask16 here = first_lanes(n - k);
+            __mmask16 here = lora_first_lanes(n - k);
             __m512i r[16];
             for (int64_t i = 0; i < 16; i++)
                 r[i] = first + i < n_rows ? _mm512_maskz_loadu_epi32(here, rows + i * ld + k) : _mm512_setzero_si512();
@@ -31,33 +29,19 @@ void lora_pack_columns_avx512(const float *source, int64_t ld, int64_t n_cols, i
     for (int64_t first = 0; first < width; first += LANES) {
         float *out = (float *)panel + first;
         const float *in = source + first;
-        __mmask16 from = first_lanes(n_cols - first), to = first_lanes(width - first);
+        __mmask16 from = lora_first_lanes(n_cols - first), to = lora_first_lanes(width - first);
         for (int64_t k = 0; k < n; k++, in += ld, out += width) _mm512_mask_storeu_ps(out, to, _mm512_maskz_loadu_ps(from, in));
     }
 }
 
-/* Eight columns of 16 rows from one transposed word: nibbles in column order stand at these shifts. */
-LORA_INLINE void store_8_columns(__m512i word, __m512 scale, __m512 lut, float *out, int64_t width) {
-    static const int shifts[8] = {4, 0, 12, 8, 20, 16, 28, 24};
+LORA_INLINE void store_8_columns(__m512i word, __m512 scale, __m512 lut, uint32_t *out, int64_t width) {
     _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) /* the permute reads the low four bits only */
-        _mm512_store_ps(out + j * width, _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, shifts[j]), lut), scale));
+        _mm512_store_ps((float *)out + j * width,
+                        _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, LORA_NF4_SHIFTS[j]), lut), scale));
 }
 
 void lora_pack_nf4_rows_avx512(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width, void *panel) {
-    const __m512 lut = _mm512_loadu_ps(w->lut);
-    float scales[MAX_CHUNKS * 16];
-    for (int64_t first = 0; first < width; first += LANES) {
-        float *out = (float *)panel + first;
-        int64_t here = lora_min_i64(lora_max_i64(n_rows - first, 0), LANES);
-        lora_nf4_scales_16_rows(w, row + first, here, first_col, n, scales);
-        for (int64_t k = 0; k < n; k += 2 * LORA_NF4_CHUNK) {
-            __m512i words[16];
-            lora_nf4_load_16_rows(w, row + first, here, first_col + k, n - k, words);
-            int64_t n_words = lora_min_i64(16, (n - k) / 8);
-            for (int64_t d = 0; d < n_words; d++)
-                store_8_columns(words[d], _mm512_loadu_ps(scales + (k + 8 * d) / LORA_NF4_CHUNK * 16), lut, out + (k + 8 * d) * width, width);
-        }
-    }
+    lora_nf4_pack_rows(store_8_columns, 1, w, row, n_rows, first_col, n, width, panel);
 }
 
 /* 16 columns of one row: each byte doubled, the even copy shifted down. */
