@@ -8,6 +8,7 @@ import click
 
 from .. import __version__
 from .errors import friendly_errors
+from .notices import plain_notices
 
 COMMANDS = {
     "train": ("train", "Fine-tune a model on your data (LoRA, QLoRA, full or head only)."),
@@ -66,7 +67,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the ``lora-c`` script: one line for every expected error, exit status 1."""
-    with friendly_errors():
+    with friendly_errors(), plain_notices():
         sys.exit(_run())
 
 
