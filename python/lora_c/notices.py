@@ -15,7 +15,7 @@ class LoraCWarning(UserWarning):
 
 def tell(message: str) -> None:
     """Warn with one line, attributed to the first caller outside this package (the command line prints the line alone)."""
-    depth, frame = 1, sys._getframe(1)
+    depth, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         depth, frame = depth + 1, frame.f_back
     warnings.warn(LoraCWarning(" ".join(message.split())), stacklevel=depth)
