@@ -7,13 +7,13 @@ format's own sign for a space and stays out of the comparison.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shorten
 from ..tokenizer import Tokenizer
 from .same_model import PlannedFile
 from .sample_texts import SAMPLE_TEXTS, texts_around
@@ -24,6 +24,7 @@ from .vocabulary import WAY_OUT, described, state_of
 if TYPE_CHECKING:
     import tokenizers
 
+_SPACE = "▁"
 _BATCH = 4096  # texts encoded at a time
 _RANDOM_TEXTS, _RANDOM_LENGTH = 2000, 12
 
@@ -40,16 +41,22 @@ def check_same_tokenizer(planned: PlannedFile, tokenizer: Tokenizer) -> None:
     if again is None:
         raise CheckpointError(f"GGUF: expected a tokenizer in the file, got none; {WAY_OUT}")
     _compare_names(tokenizer, again)
-    for text, special, want, got in _other_ids(tokenizer.backend, again.backend):
-        around = "" if special else " (without special tokens)"
+    ours, theirs = tokenizer.backend, again.backend
+    for special, texts in ((False, _texts(ours)), (True, SAMPLE_TEXTS)):
+        found = _other_ids(ours, theirs, texts, special)
+        if found is not None:
+            text, want, got = found
+            around = " with what stands around a text" if special else ""
+            reason = _reason(_around(tokenizer) if special else _steps(tokenizer, planned))
+            raise CheckpointError(
+                f"GGUF: tokenizer: expected the ids {_short(want)} for {text[:60]!r}{around}, got {_short(got)} from the "
+                f"file{reason}; {WAY_OUT}"
+            )
+    other = _other_text(ours, theirs)
+    if other is not None:
         raise CheckpointError(
-            f"GGUF: tokenizer: expected the ids {_short(want)} for {text[:60]!r}{around}, got {_short(got)} from the file"
-            f"{_reason(tokenizer, planned)}; {WAY_OUT}"
-        )
-    for ids, want_text, got_text in _other_texts(tokenizer.backend, again.backend):
-        raise CheckpointError(
-            f"GGUF: tokenizer: expected the text {want_text[:60]!r} for the ids {_short(ids)}, got {got_text[:60]!r} from the "
-            f"file{_reason(tokenizer, planned)}; {WAY_OUT}"
+            f"GGUF: tokenizer: expected the text {other[1][:60]!r} for the ids {_short(other[0])}, got {other[2][:60]!r} from "
+            f"the file{_reason(_decoding(tokenizer))}; {WAY_OUT}"
         )
 
 
@@ -63,49 +70,46 @@ def _compare_names(tokenizer: Tokenizer, again: Tokenizer) -> None:
             raise CheckpointError(f"GGUF: {name}: expected {want!r:.60}, got {got!r:.60} from the file; {WAY_OUT}")
 
 
-def _other_ids(ours: tokenizers.Tokenizer, theirs: tokenizers.Tokenizer) -> Iterator[tuple[str, bool, list[int], list[int]]]:
-    """(text, with special tokens, our ids, theirs) where they differ."""
-    for batch in _batches(_texts(ours)):
-        for special in (True, False):
-            pair = (backend.encode_batch(batch, add_special_tokens=special) for backend in (ours, theirs))
-            for text, want, got in zip(batch, *pair, strict=True):
-                if want.ids != got.ids:
-                    yield text, special, list(want.ids), list(got.ids)
+def _other_ids(
+    ours: tokenizers.Tokenizer, theirs: tokenizers.Tokenizer, texts: Iterable[str], special: bool
+) -> tuple[str, list[int], list[int]] | None:
+    """The first text that has other ids: (text, our ids, theirs)."""
+    for batch in _batches(texts):
+        pair = (backend.encode_batch_fast(batch, add_special_tokens=special) for backend in (ours, theirs))
+        for text, want, got in zip(batch, *pair, strict=True):
+            if want.ids != got.ids:
+                return text, list(want.ids), list(got.ids)
+    return None
 
 
 def _texts(backend: tokenizers.Tokenizer) -> Iterator[str]:
     yield from SAMPLE_TEXTS
     added = backend.get_added_tokens_decoder()
-    contents = [token.content for token in added.values()]
-    for content in contents:
-        yield from (text for text in texts_around(content) if _is_comparable(text, content))
+    for token in added.values():
+        if token.special or token.normalized or _SPACE not in token.content:
+            yield from texts_around(token.content)
     ids = sorted(backend.get_vocab(with_added_tokens=True).values())
     alone = backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
-    for text in alone:
-        if _is_comparable(text):
-            yield text
-            yield f"x {text}"
-    rng = np.random.default_rng(0)
-    plain = [i for i in ids if i not in added] or ids
-    rows = rng.choice(np.asarray(plain), (_RANDOM_TEXTS, _RANDOM_LENGTH)).tolist()
-    for text in backend.decode_batch(rows, skip_special_tokens=False):
-        if _is_comparable(text):
-            yield text
+    yield from _comparable(text for piece in alone for text in (piece, f"x {piece}"))
+    plain = np.asarray([i for i in ids if i not in added] or ids)
+    rows = np.random.default_rng(0).choice(plain, (_RANDOM_TEXTS, _RANDOM_LENGTH)).tolist()
+    yield from _comparable(backend.decode_batch(rows, skip_special_tokens=False))
 
 
-def _is_comparable(text: str, token: str = "") -> bool:
-    return "▁" not in text.replace(token, "") if token else "▁" not in text
+def _comparable(texts: Iterable[str]) -> Iterator[str]:
+    return (text for text in texts if _SPACE not in text)
 
 
-def _other_texts(ours: tokenizers.Tokenizer, theirs: tokenizers.Tokenizer) -> Iterator[tuple[list[int], str, str]]:
-    """(ids, our text, theirs) where they differ: every id alone, and the ids of the sample texts."""
+def _other_text(ours: tokenizers.Tokenizer, theirs: tokenizers.Tokenizer) -> tuple[list[int], str, str] | None:
+    """The first ids that have another text, of every id alone and of the sample texts: (ids, our text, theirs)."""
     rows = [[i] for i in sorted(ours.get_vocab(with_added_tokens=True).values())]
     rows += [list(encoding.ids) for encoding in ours.encode_batch(list(SAMPLE_TEXTS))]
     for skip in (False, True):
         pair = (backend.decode_batch(rows, skip_special_tokens=skip) for backend in (ours, theirs))
         for ids, want, got in zip(rows, *pair, strict=True):
             if want != got:
-                yield ids, want, got
+                return ids, want, got
+    return None
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -119,13 +123,16 @@ def _short(ids: Sequence[int]) -> str:
     return f"[{', '.join(map(str, ids[:12]))}{more}]"
 
 
-def _reason(tokenizer: Tokenizer, planned: PlannedFile) -> str:
-    """What the format has no key for, as far as the tokenizer itself says it."""
-    found = list(dict.fromkeys(_without_place(state_of(tokenizer), planned)))
-    return f"; the format has no place for {', '.join(found[:4])}" if found else ""
+# What the format has no place for, as far as the tokenizer itself says it.
 
 
-def _without_place(state: Mapping[str, Any], planned: PlannedFile) -> Iterator[str]:
+def _reason(found: Iterable[str]) -> str:
+    names = list(dict.fromkeys(found))
+    return f"; the format has no place for {shorten(names)}" if names else ""
+
+
+def _steps(tokenizer: Tokenizer, planned: PlannedFile) -> Iterator[str]:
+    state = state_of(tokenizer)
     byte_level = planned.get("tokenizer.ggml.model") == "gpt2"
     ignores = byte_level and SPLITS[planned.get("tokenizer.ggml.pre")].ignore_merges
     if bool(state["model"].get("ignore_merges")) != ignores:
@@ -138,7 +145,13 @@ def _without_place(state: Mapping[str, Any], planned: PlannedFile) -> Iterator[s
         for flag in ("single_word", "lstrip", "rstrip", "normalized"):
             if entry[flag] and not (flag == "normalized" and not state.get("normalizer")):
                 yield f"{flag} of {entry['content']!r}"
-    kinds = [step.get("type") for step in steps_of(state.get("post_processor"))]
-    yield from (f"the post_processor {kind}" for kind in kinds if kind != "ByteLevel")
-    if not byte_level:
-        yield "the decoder " + ", ".join(map(described, steps_of(state.get("decoder"))))
+
+
+def _around(tokenizer: Tokenizer) -> Iterator[str]:
+    for step in steps_of(state_of(tokenizer).get("post_processor")):
+        pieces = [piece["SpecialToken"]["id"] if "SpecialToken" in piece else "…" for piece in step.get("single", ())]
+        yield f"the post_processor {step.get('type')}" + (f" ({' '.join(pieces)})" if pieces else "")
+
+
+def _decoding(tokenizer: Tokenizer) -> Iterator[str]:
+    yield "the decoder " + (", ".join(map(described, steps_of(state_of(tokenizer).get("decoder")))) or "None")

@@ -1,7 +1,6 @@
 r"""How byte-level tokenizers cut text into words: the names that GGUF files have for it (tokenizer.ggml.pre).
 
-A name stands for what the models of that name do. llama.cpp writes some of these rules with other expressions (case of letters
-beyond ASCII in "tekken" and "gpt-4o") and leaves Unicode as it comes where a model composes it ("qwen2").
+A name stands for what the models of that name do; llama.cpp composes no Unicode, as the models of "qwen2" do.
 Source: the BPE pre-tokenizers of llama.cpp (src/llama-vocab.cpp) and of the models' own tokenizer.json.
 """
 
@@ -61,7 +60,7 @@ def name_of_split(pre_tokenizer: Mapping[str, Any] | None, nfc: bool, ignore_mer
     rule = _rule_of(pre_tokenizer)
     names = [name for name, split in SPLITS.items() if split.rule == rule and split.nfc == nfc]
     exact = [name for name in names if SPLITS[name].ignore_merges == ignore_merges]
-    return (exact or names or [None])[0]
+    return next(iter(exact or names), None)
 
 
 def _rule_of(pre_tokenizer: Mapping[str, Any] | None) -> str | None:

@@ -5,6 +5,7 @@ Source: the SentencePiece and BPE tokenizers of llama.cpp (src/llama-vocab.cpp) 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ _CONTROL_TEXTS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> "
     "_<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~[".split()
 )
+_PADDING = re.compile(r"\[+PAD\d+\]+")
 # Files whose general.name has one of these in it take the spaces after their special tokens away, except after a few.
 _STRIPPING_NAMES = ("phi-3", "phi3")
 _NOT_STRIPPED, _STRIPPED = ("<unk>", "<s>", "<|endoftext|>"), "</s>"
@@ -54,7 +56,7 @@ def tokenizer_of(file: GGUFFile | PlannedFile) -> Tokenizer | None:
     tokens = _checked_tokens(file, tokens)
     types = _types(file, tokens)
     try:
-        backend = _sentencepiece(file, tokens, types) if kind == "llama" else _byte_level(file, tokens)
+        backend = _sentencepiece(file, tokens, types) if kind == "llama" else _byte_level(file, tokens, types)
         _add_special_tokens(backend, tokens, types, _stripping(file, tokens, types))
         _add_template(backend, file, tokens, kind)
     except CheckpointError:
@@ -74,13 +76,13 @@ def _checked_tokens(file: GGUFFile | PlannedFile, tokens: Any) -> list[str]:
     rows = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else len(tokens)
     if len(tokens) > rows:
         raise CheckpointError(f"{where}: expected at most {rows} tokens (rows of the embedding), got {len(tokens)}")
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
-    if len(set(tokens)) < len(tokens):
+    texts = [str(token) or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
+    if len(set(texts)) < len(texts):
         ids: dict[str, int] = {}
-        for i, token in enumerate(tokens):
+        for i, token in enumerate(texts):
             if ids.setdefault(token, i) != i:
                 raise CheckpointError(f"{where}: expected each token once, got {token[:40]!r} as {ids[token]} and as {i}")
-    return tokens
+    return texts
 
 
 def _per_token(file: GGUFFile | PlannedFile, name: str, count: int, default: Any) -> Any:
@@ -94,7 +96,10 @@ def _per_token(file: GGUFFile | PlannedFile, name: str, count: int, default: Any
 
 def _types(file: GGUFFile | PlannedFile, tokens: list[str]) -> list[int]:
     given = _per_token(file, "token_type", len(tokens), np.full(len(tokens), NORMAL)).tolist()
-    return [CONTROL if token in _CONTROL_TEXTS else kind for token, kind in zip(tokens, given, strict=True)]
+    return [
+        CONTROL if token in _CONTROL_TEXTS and not _is_special(kind) else kind
+        for token, kind in zip(tokens, given, strict=True)
+    ]
 
 
 def _flag(file: GGUFFile | PlannedFile, name: str, default: bool) -> bool:
@@ -111,8 +116,10 @@ def _text(file: GGUFFile | PlannedFile, key: str) -> str | None:
     return value
 
 
-def _vocabulary(tokens: list[str]) -> dict[str, int]:
-    return {token: i for i, token in enumerate(tokens)}
+def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
+    """Text to id. What only fills up the rows of the embedding is no token: its id has no text, as in a model's folder."""
+    named = enumerate(zip(tokens, types, strict=True))
+    return {token: i for i, (token, kind) in named if kind != UNUSED or not _PADDING.fullmatch(token)}
 
 
 def _sentencepiece(file: GGUFFile | PlannedFile, tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
@@ -125,10 +132,10 @@ def _sentencepiece(file: GGUFFile | PlannedFile, tokens: list[str], types: list[
     if not np.isfinite(scores).all():
         at = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise CheckpointError(f"{file.path}: tokenizer.ggml.scores: expected finite numbers, got {scores[at]} for token {at}")
-    vocabulary = _vocabulary(tokens)
-    parts = {token for token, kind in zip(tokens, types, strict=True) if kind != BYTE}
+    vocabulary = _vocabulary(tokens, types)
+    parts = {token for token, i in vocabulary.items() if types[i] != BYTE}
     merges = []
-    for i, token in enumerate(tokens):
+    for token, i in vocabulary.items():
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in parts and right in parts:
@@ -149,7 +156,7 @@ def _sentencepiece(file: GGUFFile | PlannedFile, tokens: list[str], types: list[
     return backend
 
 
-def _byte_level(file: GGUFFile | PlannedFile, tokens: list[str]) -> tokenizers.Tokenizer:
+def _byte_level(file: GGUFFile | PlannedFile, tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
     """Bytes written as visible characters, words cut by a regular expression that tokenizer.ggml.pre names."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
@@ -161,7 +168,7 @@ def _byte_level(file: GGUFFile | PlannedFile, tokens: list[str]) -> tokenizers.T
             f"{file.path}: tokenizer.ggml.pre: expected one of {', '.join(SPLITS)}, got {pre!r}; this way of cutting "
             "text into words is not supported"
         )
-    vocabulary = _vocabulary(tokens)
+    vocabulary = _vocabulary(tokens, types)
     backend = Backend(models.BPE(vocab=vocabulary, merges=_merges(file, vocabulary), ignore_merges=split.ignore_merges))
     if split.nfc:
         backend.normalizer = normalizers.NFC()

@@ -150,13 +150,15 @@ def _pairs(merges: list[Any]) -> list[list[str]]:
 
 def _tokens(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int, byte_level: bool) -> tuple[list[str], list[int]]:
     """The text and the kind of each id; ids without a token are filled up as llama.cpp's converter does."""
-    vocabulary, model = dict(state["model"]["vocab"]), state["model"]
+    vocabulary, model = tokenizer.backend.get_vocab(with_added_tokens=False), state["model"]
     added = {entry["content"]: entry for entry in state.get("added_tokens", [])}
     ids = vocabulary | {content: entry["id"] for content, entry in added.items()}
     if ids and max(ids.values()) >= vocab_size:
         raise CheckpointError(f"GGUF: expected token ids below {vocab_size} (rows of the embedding), got {max(ids.values())}")
     tokens, types = [""] * vocab_size, [UNUSED] * vocab_size
-    for token, i in ids.items():
+    for token, i in sorted(ids.items()):
+        if "\0" in token:  # llama.cpp reads the texts of a file up to it
+            raise _no_place_for(f"the token {token[:40]!r}, in which a null character stands")
         if tokens[i]:
             raise CheckpointError(f"GGUF: expected one token for each id, got {tokens[i]!r} and {token!r} for {i}; {WAY_OUT}")
         tokens[i] = token
