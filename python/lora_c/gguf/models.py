@@ -21,7 +21,7 @@ from .metadata import metadata_of
 from .reader import GGUFFile, is_gguf
 from .same_model import PlannedFile, check_same_model
 from .same_tokenizer import check_same_tokenizer
-from .vocabulary import model_name, padded, tokenizer_metadata
+from .vocabulary import model_name, padded, tell_of_composing, tokenizer_metadata
 from .writer import GGUFEntry, text, uint32, write_gguf
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def write_model(path: str | os.PathLike[str], model: Model, type: ModelType = "F
     if model.adapter_config is not None and not model.is_merged:
         raise AdapterError("GGUF: expected a model without an active adapter, got one; use merge(...) first")
     values, entries = contents_of(model, type)
+    tell_of_composing(values)
     with atomic_file(path) as file:
         write_gguf(file.write, values, entries)
 

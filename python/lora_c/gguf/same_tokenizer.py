@@ -83,6 +83,8 @@ def _other_ids(
 
 
 def _texts(backend: tokenizers.Tokenizer) -> Iterator[str]:
+    from tokenizers import decoders
+
     yield from SAMPLE_TEXTS
     added = backend.get_added_tokens_decoder()
     for token in added.values():
@@ -90,7 +92,9 @@ def _texts(backend: tokenizers.Tokenizer) -> Iterator[str]:
             yield from texts_around(token.content)
     ids = sorted(backend.get_vocab(with_added_tokens=True).values())
     alone = backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
-    yield from _comparable(text for piece in alone for text in (piece, f"x {piece}"))
+    yield from _comparable(alone)
+    if not isinstance(backend.decoder, decoders.ByteLevel):  # where a text may begin with a space that it does not have
+        yield from _comparable(f"x {piece}" for piece in alone)
     plain = np.asarray([i for i in ids if i not in added] or ids)
     rows = np.random.default_rng(0).choice(plain, (_RANDOM_TEXTS, _RANDOM_LENGTH)).tolist()
     yield from _comparable(backend.decode_batch(rows, skip_special_tokens=False))

@@ -33,6 +33,7 @@ _CONTROL_TEXTS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> "
     "_<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~[".split()
 )
+_DEFAULT_IDS = {"bos": 1, "eos": 2}  # what llama.cpp puts around a text of SentencePiece's kind where a file names nothing
 _PADDING = re.compile(r"\[+PAD\d+\]+")
 # Files whose general.name has one of these in it take the spaces after their special tokens away, except after a few.
 _STRIPPING_NAMES = ("phi-3", "phi3")
@@ -49,11 +50,13 @@ def tokenizer_of(file: GGUFFile | PlannedFile) -> Tokenizer | None:
     """
     kind = file.get("tokenizer.ggml.model")
     tokens = file.get("tokenizer.ggml.tokens")
-    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")) or tokens is None or len(tokens) == 0:
+    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")) or tokens is None:
         return None
     if not isinstance(kind, str) or kind not in ("llama", "gpt2"):
         raise CheckpointError(f"{file.path}: tokenizer.ggml.model: expected 'llama' or 'gpt2', got {kind!r}")
     tokens = _checked_tokens(file, tokens)
+    if not tokens:
+        return None
     types = _types(file, tokens)
     try:
         backend = _sentencepiece(file, tokens, types) if kind == "llama" else _byte_level(file, tokens, types)
@@ -239,10 +242,19 @@ def _add_template(backend: tokenizers.Tokenizer, file: GGUFFile | PlannedFile, t
     from tokenizers import processors
 
     by_default = kind == "llama" or SPLITS[file.get("tokenizer.ggml.pre")].add_bos
-    begin = token_id(file, "bos") if _flag(file, "add_bos_token", by_default) else None
-    end = token_id(file, "eos") if _flag(file, "add_eos_token", False) else None
+    begin = _around(file, "bos", by_default, kind, len(tokens))
+    end = _around(file, "eos", False, kind, len(tokens))
     single = [tokens[begin] if begin is not None else "", "$A", tokens[end] if end is not None else ""]
     pieces = [piece for piece in single if piece]
     if len(pieces) > 1:
         special = [(tokens[i], i) for i in dict.fromkeys((begin, end)) if i is not None]
         backend.post_processor = processors.TemplateProcessing(single=pieces, special_tokens=special)
+
+
+def _around(file: GGUFFile | PlannedFile, name: str, by_default: bool, kind: str, count: int) -> int | None:
+    """The token that is put before ("bos") or behind ("eos") a text."""
+    if not _flag(file, f"add_{name}_token", by_default):
+        return None
+    default = _DEFAULT_IDS[name] if kind == "llama" and _DEFAULT_IDS[name] < count else None
+    found = token_id(file, name)
+    return default if found is None else found

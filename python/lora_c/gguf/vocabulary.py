@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from ..notices import tell
 from ..tokenizer import Tokenizer
 from .format import Kind, Value
 from .splits import SPLITS, name_of_split, steps_of
@@ -75,6 +76,16 @@ def model_name(name: str, tokenizer: Tokenizer | None) -> str:
     if stripping == strips_spaces(name):
         return name
     return f"phi-3 {name}" if stripping else re.sub(r"(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
+
+
+def tell_of_composing(values: Mapping[str, Value]) -> None:
+    """Say in one line where llama.cpp leaves out a step that the name of the rule stands for here."""
+    pre = values.get("tokenizer.ggml.pre")
+    if pre is not None and pre.data in SPLITS and SPLITS[pre.data].nfc:
+        tell(
+            "GGUF: the tokenizer composes Unicode (NFC) first, llama.cpp does not: text with combining marks gets other ids "
+            "there; compose it before (unicodedata.normalize)"
+        )
 
 
 def _no_place_for(what: str) -> CheckpointError:
