@@ -27,6 +27,22 @@ def test_metadata_becomes_the_folder_config(llama_file: Callable[..., Path]) -> 
     assert lc.load_model(llama_file(llama__attention__head_count_kv=per_layer)).config["num_key_value_heads"] == 2
 
 
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0}])
+def test_a_factor_of_the_rotation_is_written_with_its_kind(
+    make_model: Callable[..., Path], tmp_path: Path, scaling: dict[str, Any] | None
+) -> None:
+    """llama.cpp never scales where the kind is none, and takes a factor without a kind for a linear one."""
+    model = lc.load_model(make_model(rope_scaling=scaling))
+    model._tokenizer = None
+    write_model(tmp_path / "m.gguf", model, "F32")
+    file = GGUFFile(tmp_path / "m.gguf")
+    assert file.get("llama.rope.scaling.type") == (scaling and scaling["rope_type"])
+    assert file.get("llama.rope.scaling.factor") == (scaling and scaling["factor"])
+    again = lc.load_model(tmp_path / "m.gguf").architecture.decoder_kwargs
+    want = model.architecture.decoder_kwargs
+    np.testing.assert_allclose(again["rope_inv_freq"], want["rope_inv_freq"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("theta", [500000.0, 1e30])  # the second: the first pairs turn, all others are stretched
 @pytest.mark.parametrize(
     ("low", "high", "old", "factor"),

@@ -34,7 +34,7 @@ def corpus(shared_data: Callable[[str], Path]) -> list[str]:
         json.loads(line) for line in (shared_data("wikisql") / "train.jsonl").read_text(encoding="utf-8").splitlines()[:700]
     ]
     lines = stories[:900] + plays[:800] + [sum["answer"] for sum in sums[:800]] + [table["text"] for table in tables[:700]]
-    return [line[:80] for line in lines]
+    return [line[:60] for line in lines]
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +71,7 @@ def test_forty_tokenizers_keep_their_ids_or_are_refused_before_anything_is_writt
         model = lc.load_model(folder, progress=False)
         try:
             with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
                 write_model(out / "m.gguf", model, "F32")
         except CheckpointError as error:
             refused += 1

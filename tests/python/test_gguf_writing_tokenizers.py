@@ -22,6 +22,7 @@ from lora_c.gguf.format import Value
 from lora_c.gguf.reader import GGUFFile
 from lora_c.gguf.same_model import PlannedFile
 from lora_c.gguf.same_tokenizer import check_same_tokenizer
+from lora_c.gguf.sample_texts import SAMPLE_TEXTS
 from lora_c.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_of
 from lora_c.gguf.vocabulary import model_name, padded, tokenizer_metadata
 from lora_c.gguf.writer import text
@@ -71,6 +72,12 @@ def test_special_tokens_templates_and_kinds_are_in_the_file(tmp_path: Path) -> N
     theirs = again(values, tmp_path / "t.gguf")
     assert theirs.special_tokens == SPECIAL and theirs.vocab_size == ours.vocab_size
     assert (theirs.chat_template, theirs.tool_template) == ("{{ messages }}", "{{ tools }}")
+
+
+def test_the_sample_texts_have_every_byte_of_utf_8() -> None:
+    found = set("".join(SAMPLE_TEXTS).encode())
+    assert found == set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)} and len(set(SAMPLE_TEXTS)) == len(SAMPLE_TEXTS)
+    assert not any("▁" in sample for sample in SAMPLE_TEXTS)  # the format's own sign for a space
 
 
 def test_a_begin_token_that_only_the_post_processor_names_is_written(tmp_path: Path) -> None:
