@@ -27,6 +27,8 @@ from .read_ahead import Extent
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_SHARD_BYTES = 5_000_000_000
+MODEL_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+FILES_KEY = "lora_c.files"
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
@@ -186,7 +188,7 @@ class Checkpoint:
 
     def _shards(self) -> list[Path]:
         self._index: dict[str, str] = {}
-        single, index = self.path / "model.safetensors", self.path / "model.safetensors.index.json"
+        single, index = self.path / MODEL_FILE, self.path / INDEX_FILE
         if single.exists():
             return [single]
         if index.exists():
@@ -335,17 +337,25 @@ def plan_shards(entries: Sequence[TensorEntry], limit: int = MAX_SHARD_BYTES) ->
         shards[-1].append(entry)
         filled += entry.nbytes
     for i, shard in enumerate(shards, 1):
-        yield ("model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"), shard
+        yield (MODEL_FILE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"), shard
+
+
+def listing(format: str, names: Iterable[str]) -> dict[str, str]:
+    """Metadata of weights that lists all files of the save, so that the next one can tell them from the user's own."""
+    return {"format": format, FILES_KEY: json.dumps(sorted(names))}
 
 
 def write_model_files(folder: Path, entries: Sequence[TensorEntry], shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write the safetensors files of a model, and the index when there are several."""
-    weight_map: dict[str, str] = {}
-    for file_name, shard in plan_shards(entries, shard_bytes):
+    """Write the safetensors files of a model beside its other files, which they list, and the index when there are several."""
+    shards = list(plan_shards(entries, shard_bytes))
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names |= {file_name for file_name, _ in shards} | ({INDEX_FILE} if len(shards) > 1 else set())
+    for file_name, shard in shards:
         with open(folder / file_name, "wb") as file:
-            write_safetensors(file.write, shard, {"format": "pt"})
-        weight_map |= {entry.name: file_name for entry in shard}
-    if len(set(weight_map.values())) > 1:
-        total = sum(entry.nbytes for entry in entries)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            write_safetensors(file.write, shard, listing("pt", names))
+    if len(shards) > 1:
+        weight_map = {entry.name: file_name for file_name, shard in shards for entry in shard}
+        index = {
+            "metadata": {"total_size": sum(entry.nbytes for entry in entries)}, "weight_map": dict(sorted(weight_map.items())),
+        }  # fmt: skip
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

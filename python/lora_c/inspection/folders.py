@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.config import parse_adapter_config
-from ..adapters.mlx_format import WEIGHTS_FILE as MLX_WEIGHTS
 from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
 from ..architectures import architecture_of
@@ -23,6 +22,7 @@ from ..loading import check_tensors
 from ..multimodal import is_left_out, text_config
 from ..prequantized import quant_type_of, refuse_other_quantization
 from ..tokenizer import Tokenizer
+from ..written import MLX_FILE
 from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
 from .report import Report, shape_text
 
@@ -159,7 +159,7 @@ def _adapter(folder: Path, report: Report) -> None:
         report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
         report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
         report.collect(lambda: parse_adapter_config(values, "adapter_config.json"))
-    weights = folder / MLX_WEIGHTS if mlx else report.collect(lambda: weights_file(folder))
+    weights = folder / MLX_FILE if mlx else report.collect(lambda: weights_file(folder))
     if weights is None:
         return
     file = report.collect(lambda: SafetensorsFile(weights))
