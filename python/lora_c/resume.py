@@ -21,7 +21,7 @@ FREE_TRAIN_FIELDS = frozenset({
     "output_dir", "recompute", "memory_limit", "eval_steps", "eval_batch_tokens", "save_steps", "save_total_limit",
     "logging_steps",
 })  # fmt: skip
-# Judged together as the number of steps, see `_check_steps`.
+# Judged together, as the number of steps: a run may be prolonged.
 LENGTH_FIELDS = frozenset({"max_steps", "num_train_epochs"})
 FREE_LORA_FIELDS = frozenset({"fan_in_fan_out"})  # of LoraConfig: only written to a file
 _UNORDERED = frozenset({"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"})
@@ -67,17 +67,24 @@ def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
                 "again, or resume with --allow-changes (allow_changes=True) if nothing has changed"
             )
         return
-    _check_steps(now, position)
-    changes = _changes(position.run, now)
-    if not changes:
-        return
-    listed = shorten(changes, 8)
-    if not allow_changes:
+    if now.total_steps < position.step:
+        raise CheckpointError(
+            f"{where}: expected a run of {position.step} steps or more, which the checkpoint has done, got {now.total_steps}; "
+            "give a larger --max-steps or an earlier checkpoint"
+        )
+    listed = shorten(_changes(position.run, now), 8)
+    if listed and not allow_changes:
         raise CheckpointError(
             f"{where}: expected the run that it was written by, got changes of its result: {listed}; resume with the options "
             "and the data that the run was started with, or with --allow-changes (allow_changes=True)"
         )
-    tell(f"{where}: resumed with changes: {listed}")
+    if listed:
+        tell(f"{where}: resumed with changes: {listed}")
+    if now.total_steps != position.run.total_steps:
+        tell(
+            f"{where}: the run had {position.run.total_steps} steps and has {now.total_steps} now; from step {position.step} on "
+            f"the learning rate ({now.options.get('lr_scheduler_type')}) follows the new length"
+        )
 
 
 def _changes(before: Run, now: Run) -> list[str]:
@@ -101,19 +108,3 @@ def _is_same(name: str, old: Any, new: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return repr(value)[:40]
-
-
-def _check_steps(now: Run, position: Position) -> None:
-    """A run may be prolonged, or ended sooner but not before the checkpoint; the schedule then follows the new length."""
-    run = position.run
-    assert run is not None
-    if now.total_steps < position.step:
-        raise CheckpointError(
-            f"{position.folder}: expected a run of {position.step} steps or more, which the checkpoint has done, got "
-            f"{now.total_steps}; give a larger --max-steps or an earlier checkpoint"
-        )
-    if now.total_steps != run.total_steps:
-        tell(
-            f"{position.folder}: the run had {run.total_steps} steps and has {now.total_steps} now; from step {position.step} "
-            f"on the learning rate ({now.options.get('lr_scheduler_type')}) follows the new length"
-        )

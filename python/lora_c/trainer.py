@@ -183,7 +183,7 @@ class Trainer:
             self._save_checkpoint(done)
         last = latest_checkpoint(self.output_dir) if self.checkpoints else None
         state = f"the last finite state is in {last}" if last else "no finite state but the model's own is left"
-        return DivergenceError(f"training: {error}; {state}: start again with a smaller learning rate or a longer warm-up")
+        return DivergenceError(f"training: {error}; {state}; start again with a smaller learning rate or a longer warm-up")
 
     def evaluate(self, dataset: Dataset | None = None) -> float:
         """Mean cross entropy per token with loss."""
@@ -218,7 +218,8 @@ class Trainer:
         try:  # it refuses a gradient that is not finite before it changes a parameter
             grad_norm = self.optimizer.step(lr=rate, max_grad_norm=config.max_grad_norm or None)
         except ValueError as error:
-            raise DivergenceError(f"expected finite gradients at step {step + 1}, got: {error}") from None
+            got = str(error).partition("got ")[2].partition(";")[0]
+            raise DivergenceError(f"expected finite gradients at step {step + 1}, got {got}") from None
         self._tokens_seen += sum(batch.n_tokens for batch in batches)
         elapsed = time.perf_counter() - started
         record = {
