@@ -28,7 +28,6 @@ from .read_ahead import Extent
 MAX_HEADER_BYTES = 100_000_000
 MAX_SHARD_BYTES = 5_000_000_000
 MODEL_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-FILES_KEY = "lora_c.files"
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
@@ -340,19 +339,12 @@ def plan_shards(entries: Sequence[TensorEntry], limit: int = MAX_SHARD_BYTES) ->
         yield (MODEL_FILE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"), shard
 
 
-def listing(format: str, names: Iterable[str]) -> dict[str, str]:
-    """Metadata of weights that lists all files of the save, so that the next one can tell them from the user's own."""
-    return {"format": format, FILES_KEY: json.dumps(sorted(names))}
-
-
 def write_model_files(folder: Path, entries: Sequence[TensorEntry], shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write the safetensors files of a model beside its other files, which they list, and the index when there are several."""
+    """Write the safetensors files of a model, and the index when there are several."""
     shards = list(plan_shards(entries, shard_bytes))
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    names |= {file_name for file_name, _ in shards} | ({INDEX_FILE} if len(shards) > 1 else set())
     for file_name, shard in shards:
         with open(folder / file_name, "wb") as file:
-            write_safetensors(file.write, shard, listing("pt", names))
+            write_safetensors(file.write, shard, {"format": "pt"})
     if len(shards) > 1:
         weight_map = {entry.name: file_name for file_name, shard in shards for entry in shard}
         index = {

@@ -82,8 +82,8 @@ def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
         tell(f"{where}: resumed with changes: {listed}")
     if now.total_steps != position.run.total_steps:
         tell(
-            f"{where}: the run had {position.run.total_steps} steps and has {now.total_steps} now; from step {position.step} on "
-            f"the learning rate ({now.options.get('lr_scheduler_type')}) follows the new length"
+            f"{where}: the run had {position.run.total_steps} steps and has {now.total_steps} now; from step {position.step} "
+            f"on the learning rate ({now.options.get('lr_scheduler_type')}) follows the new length"
         )
 
 

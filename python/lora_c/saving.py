@@ -50,13 +50,13 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
         (folder / "config.json").write_text(text, encoding="utf-8")
         _copy_tokenizer(model, folder)
         write_model_files(folder, entries, max_shard_bytes)
-        _tell_of_strangers(Path(os.path.realpath(path)), folder, before)
+        _tell_of_strangers(Path(os.path.realpath(path)), folder)
 
 
-def _tell_of_strangers(target: Path, folder: Path, before: set[str]) -> None:
+def _tell_of_strangers(target: Path, folder: Path) -> None:
     """Files that this save neither writes nor drops, and that whoever loads the folder takes for the model's."""
-    own = {name for name in (*TOKENIZER_FILES, TOOL_TEMPLATE, GENERATION) if not (folder / name).exists()}
-    left = sorted(name for name in own - before if (target / name).exists())
+    names = (*TOKENIZER_FILES, TOOL_TEMPLATE, GENERATION)
+    left = [name for name in names if (target / name).exists() and not (folder / name).exists()]
     if left:
         tell(f"{target}: {', '.join(left)} was there before and is kept: remove it if it does not belong to this model")
 

@@ -1,6 +1,7 @@
 """Which files of a folder an earlier save wrote: the only ones that a new save of the same kind drops.
 
-A save lists its files in the metadata of its weights, under `lora_c.files`; the index of a model in several files lists those.
+A model's index lists its weights; what else is there is kept. An adapter lists all its files in the metadata of its weights,
+under `lora_c.files`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from .aside import name_for_people
-from .checkpoint import FILES_KEY, INDEX_FILE, MODEL_FILE, SafetensorsFile, read_json_object
+from .checkpoint import INDEX_FILE, MODEL_FILE, SafetensorsFile, read_json_object
 from .errors import CheckpointError, SaveError
 from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
 
+FILES_KEY = "lora_c.files"
 ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE, BASE_FOLDER = (
     "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors", "base_model",
 )  # fmt: skip
@@ -33,8 +36,13 @@ def is_adapter_file(name: str) -> bool:
     return name in (ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE) or own_base
 
 
+def listing(format: str, names: Iterable[str]) -> dict[str, str]:
+    """Metadata of weights that lists all files of an adapter, so that the next one can tell them from the user's own."""
+    return {"format": format, FILES_KEY: json.dumps(sorted(names))}
+
+
 def model_files_in(folder: Path) -> set[str]:
-    """The files of the model that was saved in the folder before."""
+    """The weights of the model that was saved in the folder before."""
     found = {MODEL_FILE, INDEX_FILE}
     if (folder / INDEX_FILE).is_file():
         try:
@@ -43,8 +51,6 @@ def model_files_in(folder: Path) -> set[str]:
             table = None
         shards = {name for name in table.values() if isinstance(name, str)} if isinstance(table, dict) else set()
         found |= {name for name in shards if name.endswith(".safetensors")}
-    for name in sorted(found):
-        found |= {listed for listed in _listed(folder / name) if is_model_file(listed)}
     return found
 
 
@@ -91,7 +97,7 @@ def has_own_base(folder: Path, named: object) -> bool:
 
 
 def _listed(file: Path) -> list[str]:
-    if file.suffix != ".safetensors" or not file.is_file():
+    if not file.is_file():
         return []
     try:
         weights = SafetensorsFile(file)
