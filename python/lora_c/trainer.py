@@ -86,6 +86,7 @@ class Trainer:
         self.checkpoints: list[int] = []  # steps of those that this run has written
         self._metrics = MetricsFile(self.output_dir)
         self._unsaved: list[str] = []
+        self._resumed_at = 0
         self._tokens_before = 0  # by the runs that this one resumes
         self._tokens_seen = 0
 
@@ -122,8 +123,7 @@ class Trainer:
             CheckpointError  there is nothing to resume from, it is damaged, or it is another run's
             DivergenceError  a loss or gradient is not finite; the last finite state is saved and named
         """
-        folder = find_checkpoint(self.output_dir, resume)
-        first = 0 if folder is None else self._resume(folder, allow_changes)
+        first = self.resume_from(resume, allow_changes) if resume else self._resumed_at
         make_folder(self.output_dir)
         self._metrics.start(self.history)
         _core.reset_peak_memory()
@@ -161,12 +161,16 @@ class Trainer:
         """Of the training data, and of the model without what is trained of it."""
         return data_digest(self.train_data), model_digest(self.model)
 
-    def _resume(self, folder: Path, allow_changes: bool) -> int:
-        """Go on from a checkpoint; return the number of steps done."""
+    def resume_from(self, resume: bool | str | Path, allow_changes: bool = False) -> int:
+        """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there."""
+        folder = find_checkpoint(self.output_dir, resume)
+        if folder is None:
+            return 0
         position = read_position(folder)
         check_same_run(self.run(), position, allow_changes)
         load_training_state(self, position)
         self.run_id, self.checkpoints = position.run_id or self.run_id, position.written
+        self._resumed_at = position.step
         return position.step
 
     def _save_checkpoint(self, done: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import LoraConfig, TrainConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, LoraCError, SaveError
 from .options import Command, config_options, take
 from .paths import RUN_MARK, InputPath, InputPaths, ResumePath, flatten
 
@@ -57,9 +57,10 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     train_data, eval_data = open_data(own, model, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
-    save_resolved_config(own, config, lora)
     resume = own.get("resume") or False
-    result = trainer.train(resume=True if resume == "latest" else resume, allow_changes=bool(own.get("allow_changes")))
+    trainer.resume_from(True if resume == "latest" else resume, bool(own.get("allow_changes")))
+    save_resolved_config(own, config, lora)  # only now: a refused run leaves the file of the run that it is not
+    result = trainer.train()
     save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(train_data.source).name}")
     return result
 
@@ -129,22 +130,28 @@ def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraCon
 
 def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
     from ..plot import plot_losses
+    from ..run_checkpoints import checkpoint_folder
 
     folder = trainer.output_dir
-    if trainer.model.adapter_config is not None:
-        trainer.model.save_adapter(folder)
-        saved = f"adapter in {folder}"
-    else:
-        trainer.model.save(folder)
-        saved = f"model in {folder}"
+    kind = "adapter" if trainer.model.adapter_config is not None else "model"
+    try:
+        trainer.model.save_adapter(folder) if kind == "adapter" else trainer.model.save(folder)
+    except LoraCError as error:
+        if not trainer.checkpoints:
+            raise
+        state = checkpoint_folder(folder, trainer.checkpoints[-1])
+        raise SaveError(f"{error}; what was trained is in {state}") from None
     plotted = plot_losses(trainer.history, folder / "loss.png", title)
     held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
     click.echo(
         f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
         f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
         f"loss      {result.train_loss:.4f}{held_out}\n"
-        f"saved     {saved}" + (", loss.png" if plotted else "; install matplotlib for loss.png"),
+        f"saved     {kind} in {folder}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
         err=True,
     )
+    if result.unsaved:
+        missing = "; ".join(result.unsaved)
+        raise SaveError(f"checkpoints: expected one whenever it was asked for, got none at {missing}")
     if result.interrupted:
         raise KeyboardInterrupt
