@@ -28,6 +28,7 @@ class FieldOption(click.Option):
     """A flag that stands for a field of a config class; help lists it under the heading of that class."""
 
     section = ""
+    field_default: Any = None
 
 
 def flag_name(field: str) -> str:
@@ -110,7 +111,8 @@ def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         function = click.option(flags, name, type=type_, default=None, help=text, cls=FieldOption)(function)
-        function.__click_params__[-1].section = section  # type: ignore[attr-defined]
+        option = function.__click_params__[-1]  # type: ignore[attr-defined]
+        option.section, option.field_default = section, info.default
         return function
 
     return decorate
@@ -215,6 +217,12 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
             key, line = lines[name]
             raise ConfigError(f"{path}:{setting.line}: {setting.key}: expected each key once, got {key} in line {line} too")
         lines[name] = setting.key, setting.line
+        default = getattr(param, "field_default", None)
+        if setting.value is None and default is not None:
+            raise ConfigError(
+                f"{path}:{setting.line}: {setting.key}: expected a value, got nothing; leave the key out for the default "
+                f"({default})"
+            )
         if setting.value is not None:
             try:
                 values[name] = value_of(param, setting.value, ctx)
