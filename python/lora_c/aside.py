@@ -18,7 +18,8 @@ from pathlib import Path
 
 _MARK = "lora-c-"
 _LONGEST = 160  # bytes of a name that is repeated in the name aside; a file system holds 255
-_ASIDE = re.compile(rf"\.(?P<name>.+)\.{_MARK}[0-9a-f]{{8}}\.(part|swap|previous)")
+_ASIDE = re.compile(rf"\.(?P<name>.+)\.{_MARK}[0-9a-f]{{8}}\.(part|swap|previous|ready)")
+IN_PLACE = "in-place"  # the name of what is written inside the folder that it belongs to
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def aside_of(target: Path, folder: bool) -> Iterator[tuple[Path, int]]:
 
 
 def name_aside(target: Path, ending: str) -> Path:
-    """A name beside `target` that nobody uses; ending: "part", "swap" or "previous"."""
+    """A name beside `target` that nobody uses; ending: "part", "swap", "previous" or "ready"."""
     return target.with_name(f".{_stem(target.name)}.{_MARK}{uuid.uuid4().hex[:8]}.{ending}")
 
 
@@ -53,8 +54,14 @@ def names_aside(target: Path, ending: str) -> list[Path]:
 
 def name_for_people(path: str | os.PathLike[str]) -> str:
     """The path with the name that a save aside will take instead of the hidden one."""
-    parts = os.fspath(path).split(os.sep)
-    return os.sep.join(match["name"] if (match := _ASIDE.fullmatch(part)) else part for part in parts)
+    shown = []
+    for part in os.fspath(path).split(os.sep):
+        hidden = False
+        while match := _ASIDE.fullmatch(part):  # a save inside of a save
+            part, hidden = match["name"], True
+        if not (hidden and part == IN_PLACE):
+            shown.append(part)
+    return os.sep.join(shown)
 
 
 def _stem(name: str) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from .errors import CheckpointError, shorten
 from .files import recover_folder
 from .multimodal import text_config
+from .os_errors import reason
 from .read_ahead import Extent
 
 MAX_HEADER_BYTES = 100_000_000
@@ -252,7 +253,7 @@ def read_json_object(path: Path, hint: str = "") -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: expected this file, got nothing there{way_out}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected a JSON file, got: {error}{way_out}") from None
+        raise CheckpointError(f"{path}: expected a JSON file, got: {reason(error)}{way_out}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}{way_out}")
     return value

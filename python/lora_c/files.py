@@ -17,8 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .aside import aside_of, name_aside, name_for_people, names_aside, remove_stale
+from .aside import IN_PLACE, aside_of, name_aside, name_for_people, names_aside, remove_stale
 from .errors import SaveError
+from .in_place import finish, move_in, must_stay
 from .os_errors import saving
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -99,9 +100,17 @@ def atomic_folder(path: str | os.PathLike[str], owned: Callable[[str], bool] | N
     with saving(path):
         target = Path(os.path.realpath(path))
         _refuse_other_kinds(path, target, stat.S_ISDIR, "a folder or a free name")
-        with aside_of(target, folder=True) as (aside, _):
+        stays = must_stay(target)
+        if stays:
+            finish(target)
+        with aside_of(target / IN_PLACE if stays else target, folder=True) as (aside, _):
             yield aside
             _sync_tree(aside)
+            if stays:
+                _kept(target, aside, owned or (lambda name: False))  # refuses a folder in the place of a file
+                move_in(target, aside, owned or (lambda name: False))
+                _sync_folder(target)
+                return
             if target.exists():
                 _swap(target, aside, owned or (lambda name: False))
             else:
@@ -201,4 +210,7 @@ def recover_folder(path: str | os.PathLike[str]) -> Path:
         with suppress(OSError):  # it cannot be moved back here: the caller says that nothing is there
             for previous in names_aside(target, "previous")[-1:]:
                 os.rename(previous, target)
+    elif target.is_dir():
+        with suppress(OSError, ValueError):  # read-only, say: what is there is read as it is
+            finish(target)
     return target

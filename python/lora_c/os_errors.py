@@ -34,7 +34,7 @@ _SAVING = {
 def reason(error: BaseException) -> str:
     """The cause without the number and the path that Python writes around it."""
     if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
+        return error.strerror or str(error) or type(error).__name__
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -133,7 +133,8 @@ def read_position(folder: Path) -> Position:
 
     if values.get("format", 1) not in (1, FORMAT) or isinstance(values.get("format"), bool):
         raise fail(f"format {FORMAT}", values["format"])
-    step, history = values.get("step"), values.get("history")
+    step: Any = values.get("step")
+    history: Any = values.get("history")
     if not _is_count(step):
         raise fail("step to be a whole number", step)
     if not isinstance(history, list) or not all(map(_is_record, history)):
@@ -147,7 +148,8 @@ def read_position(folder: Path) -> Position:
         raise fail("run to have options and total_steps", run)
     if not isinstance(run.get("data"), str) or not isinstance(run.get("model"), str):
         raise fail("run to have digests of data and model", run)
-    run_id, written, saved_at = values.get("run_id"), values.get("checkpoints"), values.get("saved_at")
+    run_id, written = values.get("run_id"), values.get("checkpoints")
+    saved_at: Any = values.get("saved_at")
     if not isinstance(run_id, str) or not _is_count(saved_at):
         raise fail("run_id and saved_at", (run_id, saved_at))
     if not isinstance(written, list) or not all(map(_is_count, written)):

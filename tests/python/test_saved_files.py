@@ -118,6 +118,55 @@ def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_changes(tiny
     assert os.listdir(tmp_path / "out") == ["config.json"] and sorted(os.listdir(tmp_path)) == ["model", "out"]
 
 
+@pytest.mark.parametrize("why", ["working directory", "inside it", "mount", "parent"])
+def test_a_folder_that_cannot_be_exchanged_is_filled_where_it_is(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    model = load_model(tiny_model_dir)
+    if why in ("working directory", "inside it"):
+        monkeypatch.chdir(out if why == "working directory" else out / "sub")
+    elif why == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    before = out.stat().st_ino
+    model.save(out, max_shard_bytes=20_000)
+    model.save("." if why == "working directory" else out, dtype="bfloat16")
+    model.add_adapter(LoraConfig(r=2, init_lora_weights="loftq"))
+    model.save_adapter(out)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(out / "base_model")
+    monkeypatch.undo()
+    assert out.stat().st_ino == before and (out / "notes.txt").read_text() == "mine"
+    assert not list(out.glob(".*")) and len(list(out.glob("model*"))) == 1
+    assert load_model(out).weights["lm_head"].dtype.name == "bfloat16"
+
+
+def test_a_kill_while_a_folder_is_filled_where_it_is_is_finished_by_the_next_reader(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, model = tmp_path / "out", load_model(tiny_model_dir)
+    model.save(out, max_shard_bytes=20_000)
+    real, moved = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        moved.append(target)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.chdir(out)
+        patch.setattr(os, "replace", killed)
+        model.save(out, dtype="bfloat16")
+    assert len(list(out.glob(".in-place.*.ready"))) == 1
+    load_model(out)
+    model.save(tmp_path / "whole", dtype="bfloat16")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_only_names_of_unfinished_saves_are_removed_or_moved_back(tmp_path: Path) -> None:
     mine = [".out.0123abcd.part", ".out.part", ".out.previous", ".out.lora-c-0123abcd.part.txt"]
     for name in mine:

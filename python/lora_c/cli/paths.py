@@ -17,7 +17,7 @@ _SPLIT = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _READ_FOLDERS = (BASE_FOLDER, "additional_chat_templates")  # of a model or an adapter, besides the files in it
 
 
-class InputPath(click.ParamType):
+class InputPath(click.ParamType):  # type: ignore[type-arg]
     """A file or folder that is read."""
 
     name = "PATH"
@@ -42,7 +42,7 @@ class InputPaths(InputPath):
         return [part.strip() for part in path.split(",") if part.strip()]
 
 
-class ResumePath(click.ParamType):
+class ResumePath(click.ParamType):  # type: ignore[type-arg]
     """A checkpoint folder, "auto" or "latest"; true (in a file) is "latest", false is nothing."""
 
     name = "[auto|CHECKPOINT]"
@@ -68,7 +68,7 @@ def _file_of_a_merge(name: str) -> bool:
     return is_model_file(name) or is_adapter_file(name) or name in ("merge_report.json", "merge_report.txt")
 
 
-class OutputPath(click.ParamType):
+class OutputPath(click.ParamType):  # type: ignore[type-arg]
     """A folder or file that is written.
 
     Parameters

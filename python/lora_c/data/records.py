@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DataError
+from ..os_errors import reason
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 MAX_LINE = 1 << 26  # bytes of one JSONL line
@@ -75,7 +76,7 @@ def _open(path: Path) -> IO[bytes]:
     try:
         return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
     except OSError as error:
-        raise DataError(f"{path}: expected a readable file, got: {error.strerror or error}") from None
+        raise DataError(f"{path}: expected a readable file, got: {reason(error)}") from None
 
 
 def _take(read: Any, size: int, path: Path) -> bytes:
@@ -83,7 +84,7 @@ def _take(read: Any, size: int, path: Path) -> bytes:
     try:
         data: bytes = read(size)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a readable file, got: {error}") from None
+        raise DataError(f"{path}: expected a readable file, got: {reason(error)}") from None
     return data
 
 

@@ -20,6 +20,7 @@ from ..data.records import kind_of
 from ..errors import CheckpointError, LoraCError, shorten
 from ..loading import check_tensors
 from ..multimodal import is_left_out, text_config
+from ..os_errors import reason
 from ..prequantized import quant_type_of, refuse_other_quantization
 from ..tokenizer import Tokenizer
 from ..written import MLX_FILE
@@ -50,7 +51,7 @@ def inspect_path(path: str | os.PathLike[str]) -> Report:
     except (OSError, ValueError) as error:
         if isinstance(error, LoraCError):
             raise
-        raise CheckpointError(f"{path}: expected something that can be read, got: {error}") from None
+        raise CheckpointError(f"{path}: expected something that can be read, got: {reason(error)}") from None
     return report
 
 
