@@ -6,9 +6,11 @@ Everything is loaded when its name is first used: the extension and NumPy, then 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take the name for true; the module typing is not needed otherwise
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import ops, reference
     from ._core import (
         AdamW,

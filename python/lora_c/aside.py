@@ -107,6 +107,10 @@ def _create(target: Path, folder: bool) -> tuple[Path, int]:
             if folder and not aside.exists():
                 continue
             raise
+        except OSError:
+            if folder:
+                aside.rmdir()
+            raise
         with suppress(OSError):  # no locks here: nobody can take it for a stale one either
             fcntl.flock(handle, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):

@@ -173,8 +173,8 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = recover_folder(path)
-        if not self.path.is_dir():
-            kind = "a file" if self.path.exists() else "nothing there"
+        if not os.path.isdir(self.path):
+            kind = "a file" if os.path.exists(self.path) else "nothing there"
             raise CheckpointError(f"{path}: expected a model folder with config.json and *.safetensors, got {kind}")
         self.config = text_config(read_json_object(self.path / "config.json", "a model folder has one; check the path"))
         self._files: dict[str, SafetensorsFile] = {}

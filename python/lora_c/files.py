@@ -206,11 +206,11 @@ def recover_folder(path: str | os.PathLike[str]) -> Path:
     """Return the folder, after a kill during a save: what it left is removed, and the previous state moved back in place."""
     target = Path(os.path.realpath(path))
     remove_stale(target)
-    if not target.exists() and target.parent.is_dir():
+    if not os.path.exists(target) and os.path.isdir(target.parent):
         with suppress(OSError):  # it cannot be moved back here: the caller says that nothing is there
             for previous in names_aside(target, "previous")[-1:]:
                 os.rename(previous, target)
-    elif target.is_dir():
+    elif os.path.isdir(target):
         with suppress(OSError, ValueError):  # read-only, say: what is there is read as it is
             finish(target)
     return target

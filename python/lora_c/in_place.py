@@ -20,7 +20,7 @@ _DROPPED = ".dropped.json"  # in the hidden folder: the files of the save before
 
 def must_stay(target: Path) -> bool:
     """Whether an existing folder has to be filled where it is."""
-    if not target.is_dir():
+    if not os.path.isdir(target):
         return False
     with suppress(FileNotFoundError):  # the working directory may be gone
         if Path.cwd().is_relative_to(target):

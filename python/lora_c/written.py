@@ -44,7 +44,7 @@ def listing(format: str, names: Iterable[str]) -> dict[str, str]:
 def model_files_in(folder: Path) -> set[str]:
     """The weights of the model that was saved in the folder before."""
     found = {MODEL_FILE, INDEX_FILE}
-    if (folder / INDEX_FILE).is_file():
+    if os.path.isfile(folder / INDEX_FILE):
         try:
             table = read_json_object(folder / INDEX_FILE).get("weight_map")
         except CheckpointError:
@@ -70,14 +70,14 @@ def replaced_adapter(path: str | os.PathLike[str], format: str, with_base: bool 
     """
     folder = Path(os.path.realpath(path))
     before = adapter_files_in(folder)
-    if with_base and (folder / BASE_FOLDER / "config.json").exists() and f"{BASE_FOLDER}/config.json" not in before:
+    if with_base and os.path.exists(folder / BASE_FOLDER / "config.json") and f"{BASE_FOLDER}/config.json" not in before:
         raise SaveError(
             f"{name_for_people(folder / BASE_FOLDER)}: expected no folder of that name, got a model that no adapter wrote; "
             "choose another folder"
         )
     other, name = (MLX_FILE, "mlx-lm") if format == "peft" else (ADAPTER_FILE, "PEFT")
     own = ADAPTER_FILE if format == "peft" else MLX_FILE
-    if (folder / ADAPTER_CONFIG).exists() and (folder / other).exists() and not (folder / own).exists():
+    if os.path.exists(folder / ADAPTER_CONFIG) and os.path.exists(folder / other) and not os.path.exists(folder / own):
         raise SaveError(
             f"{name_for_people(folder)}: expected a folder without an adapter of {name}, got one with {other}; choose another "
             "folder"
@@ -90,14 +90,14 @@ def has_own_base(folder: Path, named: object) -> bool:
 
     An adapter whose files are not listed was written by an older version or another program.
     """
-    if not (folder / BASE_FOLDER / "config.json").is_file():
+    if not os.path.isfile(folder / BASE_FOLDER / "config.json"):
         return False
     listed = _listed(folder / ADAPTER_FILE)
     return f"{BASE_FOLDER}/config.json" in listed if listed else isinstance(named, str) and Path(named).name == BASE_FOLDER
 
 
 def _listed(file: Path) -> list[str]:
-    if not file.is_file():
+    if not os.path.isfile(file):
         return []
     try:
         weights = SafetensorsFile(file)

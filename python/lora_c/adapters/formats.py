@@ -62,8 +62,8 @@ def _base_of(folder: Path, arrays: AdapterArrays) -> dict[str, Callable[[], Any]
 def find_folder(path: str | os.PathLike[str]) -> Path:
     """The folder with the files: the given one, or its only subfolder that has them (a named adapter)."""
     folder = recover_folder(path)
-    if not folder.is_dir():
-        kind = "a file" if folder.exists() else "nothing there"
+    if not os.path.isdir(folder):
+        kind = "a file" if os.path.exists(folder) else "nothing there"
         raise AdapterError(f"{path}: expected a folder with adapter_config.json and its weights, got {kind}")
     if (folder / ADAPTER_CONFIG).exists():
         return folder

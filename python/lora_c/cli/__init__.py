@@ -5,10 +5,15 @@ Nothing is imported before `main` runs, so that Ctrl-C is one line while the lib
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
     from .commands import cli
 
 __all__ = ["cli", "main"]
@@ -17,12 +22,24 @@ __all__ = ["cli", "main"]
 def main() -> None:
     """Entry point of the ``lora-c`` script."""
     try:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
         from .commands import run
 
         run()
     except KeyboardInterrupt:
         print("\nlora-c: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """While a library is loaded there is nothing to clean up, and an exception could come out of it as another one."""
+    while frame is not None:
+        if "importlib._bootstrap" in frame.f_code.co_filename:
+            print("\nlora-c: stopped", file=sys.stderr, flush=True)
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def __getattr__(name: str) -> Any:

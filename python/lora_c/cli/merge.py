@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -125,7 +125,7 @@ def stored_type(to: str, dtype: str | None, output: str) -> Any:
     """
     from ..errors import ConfigError
 
-    if to == "gguf" and Path(output).is_dir():
+    if to == "gguf" and os.path.isdir(output):
         raise ConfigError(f"output-dir: expected the name of a file for --to gguf, got the folder {output!r}; give NAME.gguf")
     if (to, dtype) == ("gguf", "nf4"):
         raise ConfigError("dtype: expected float32, float16, bfloat16 or q8_0 for a GGUF file, got 'nf4'")

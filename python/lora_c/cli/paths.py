@@ -163,7 +163,7 @@ def refuse_input(name: str, output: str, writes: Callable[[str], bool], input_na
 
 
 def _collision(output: Path, writes: Callable[[str], bool], path: Path) -> Path | None:
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     if _same(output, path):
         return path
@@ -175,14 +175,14 @@ def _collision(output: Path, writes: Callable[[str], bool], path: Path) -> Path 
         if real.is_relative_to(home) and writes(real.relative_to(home).as_posix()):
             return file
     inside = Path(os.path.realpath(path))
-    if path.is_dir() and home.is_relative_to(inside) and home.relative_to(inside).parts[0] in _READ_FOLDERS:
+    if os.path.isdir(path) and home.is_relative_to(inside) and home.relative_to(inside).parts[0] in _READ_FOLDERS:
         return path / home.relative_to(inside).parts[0]
     return _linked(output, writes, path)
 
 
 def _linked(output: Path, writes: Callable[[str], bool], path: Path) -> Path | None:
     """A file in the output folder that would be replaced and is, by a link, a file of the input."""
-    if not output.is_dir():
+    if not os.path.isdir(output):
         return None
     files = list(_files_of(path))
     for entry in _scan(output):
@@ -195,7 +195,7 @@ def _linked(output: Path, writes: Callable[[str], bool], path: Path) -> Path | N
 
 def _files_of(path: Path) -> Iterator[Path]:
     """The files that are read where a path is given."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         yield path
         match = _SPLIT.fullmatch(path.name)
         if match:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,12 +35,12 @@ def data_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     files: list[Path] = []
     for path in map(lambda p: Path(str(p)), given):
-        if path.is_dir():
+        if os.path.isdir(path):
             inside = sorted(p for p in path.iterdir() if kind_of(p) in SUFFIXES and p.is_file() and not p.name.startswith("."))
             if not inside:
                 raise DataError(f"data: expected files ending in {', '.join(SUFFIXES)} in {str(path)!r}, got none")
             files += inside
-        elif path.is_file():
+        elif os.path.isfile(path):
             files.append(path)
         else:
             raise DataError(f"data: expected a .jsonl, .json, .parquet or .txt file, got {str(path)!r}, which does not exist")
