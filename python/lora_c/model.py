@@ -496,7 +496,7 @@ def _report_requantization(model: Model, progress: bool | None) -> None:
 def _open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | GGUFCheckpoint:
     if is_gguf(path):
         return GGUFCheckpoint(path)
-    if Path(path).is_file():
+    if os.path.isfile(path):
         raise CheckpointError(
             f"{path}: expected a model folder or a GGUF file, got a file of another kind; give the folder of config.json"
         )

@@ -9,13 +9,17 @@ from typing import Any
 import click
 
 from .generate import open_model
-from .options import Command, TextList
+from .options import Command
+from .paths import InputPath, InputPaths, flatten
 
 
 @click.command("eval", cls=Command, short_help="Loss and perplexity on your data.")
-@click.option("--model", type=str, required=True, help="Model folder.")
-@click.option("--data", type=TextList(), required=True, help="Data: .jsonl, .json, .parquet or .txt, several, or a folder.")
-@click.option("--adapter", type=str, help="PEFT adapter folder.")
+@click.option("--model", type=InputPath(), required=True, help="Model folder.")
+@click.option(
+    "--data", type=InputPaths(), multiple=True, callback=flatten, required=True,
+    help="Data: .jsonl, .json, .parquet or .txt, several, or a folder.",
+)  # fmt: skip
+@click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--limit", type=int, help="Read at most this many examples.")
 @click.option("--max-seq-length", type=int, default=1024, show_default=True, help="Longest sequence in tokens.")

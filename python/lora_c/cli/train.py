@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import LoraConfig, TrainConfig
-from ..errors import ConfigError
-from .options import Command, TextList, config_options, take
+from ..errors import ConfigError, LoraCError, SaveError
+from .options import Command, config_options, take
+from .paths import RUN_MARK, InputPath, InputPaths, ResumePath, flatten
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -18,13 +19,21 @@ if TYPE_CHECKING:
 
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
-@click.option("--model", type=str, help="Hugging Face folder of the base model.")
-@click.option("--data", type=TextList(), help="Training data: .jsonl, .json, .parquet or .txt, several, or a folder.")
+@click.option("--model", type=InputPath(), help="Hugging Face folder of the base model.")
 @click.option(
-    "--eval-data", type=TextList(), help="Held-out data; without it --val-fraction of the training data is held out."
-)
+    "--data", type=InputPaths(), multiple=True, callback=flatten,
+    help="Training data: .jsonl, .json, .parquet or .txt, several, or a folder.",
+)  # fmt: skip
+@click.option(
+    "--eval-data", type=InputPaths(), multiple=True, callback=flatten,
+    help="Held-out data; without it --val-fraction of the training data is held out.",
+)  # fmt: skip
 @click.option("--limit", type=int, help="Read at most this many training examples.")
-@click.option("--resume", is_flag=True, default=None, help="Continue from the latest checkpoint in the output folder.")
+@click.option(
+    "--resume", type=ResumePath(), is_flag=False, flag_value="latest", default=None,
+    help="Go on from the latest checkpoint in the output folder; auto: start where there is none; or from the one given.",
+)  # fmt: skip
+@click.option("--allow-changes", is_flag=True, default=None, help="Resume with changes of what decides the result.")
 @config_options(TrainConfig, "Training")
 @config_options(LoraConfig, "Adapter", skip=("seed",))
 def command(**settings: Any) -> None:
@@ -48,8 +57,10 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     train_data, eval_data = open_data(own, model, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
-    save_resolved_config(own, config, lora)
-    result = trainer.train(resume=bool(own.get("resume")))
+    resume = own.get("resume") or False
+    trainer.resume_from(True if resume == "latest" else resume, bool(own.get("allow_changes")))
+    save_resolved_config(own, config, lora)  # only now: a refused run leaves the file of the run that it is not
+    result = trainer.train()
     save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(train_data.source).name}")
     return result
 
@@ -109,32 +120,38 @@ def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraCon
     import yaml
 
     from ..files import write_text
+    from ..os_errors import make_folder
 
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {k: v for k, v in own.items() if v is not None and k != "resume"}
+    folder = make_folder(config.output_dir)
+    values = {k: v for k, v in own.items() if v is not None and k not in ("resume", "allow_changes")}
     values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
-    write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    write_text(folder / "config.yaml", f"{RUN_MARK}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}")
 
 
 def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
     from ..plot import plot_losses
+    from ..run_checkpoints import checkpoint_folder
 
     folder = trainer.output_dir
-    if trainer.model.adapter_config is not None:
-        trainer.model.save_adapter(folder)
-        saved = f"adapter in {folder}"
-    else:
-        trainer.model.save(folder)
-        saved = f"model in {folder}"
+    kind = "adapter" if trainer.model.adapter_config is not None else "model"
+    try:
+        trainer.model.save_adapter(folder) if kind == "adapter" else trainer.model.save(folder)
+    except LoraCError as error:
+        if not trainer.checkpoints:
+            raise
+        state = checkpoint_folder(folder, trainer.checkpoints[-1])
+        raise SaveError(f"{error}; what was trained is in {state}") from None
     plotted = plot_losses(trainer.history, folder / "loss.png", title)
     held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
     click.echo(
         f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
         f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
         f"loss      {result.train_loss:.4f}{held_out}\n"
-        f"saved     {saved}" + (", loss.png" if plotted else "; install matplotlib for loss.png"),
+        f"saved     {kind} in {folder}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
         err=True,
     )
+    if result.unsaved:
+        missing = "; ".join(result.unsaved)
+        raise SaveError(f"checkpoints: expected one whenever it was asked for, got none at {missing}")
     if result.interrupted:
         raise KeyboardInterrupt

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DataError
+from ..os_errors import reason
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 MAX_LINE = 1 << 26  # bytes of one JSONL line
@@ -33,12 +35,12 @@ def data_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     files: list[Path] = []
     for path in map(lambda p: Path(str(p)), given):
-        if path.is_dir():
+        if os.path.isdir(path):
             inside = sorted(p for p in path.iterdir() if kind_of(p) in SUFFIXES and p.is_file() and not p.name.startswith("."))
             if not inside:
                 raise DataError(f"data: expected files ending in {', '.join(SUFFIXES)} in {str(path)!r}, got none")
             files += inside
-        elif path.is_file():
+        elif os.path.isfile(path):
             files.append(path)
         else:
             raise DataError(f"data: expected a .jsonl, .json, .parquet or .txt file, got {str(path)!r}, which does not exist")
@@ -75,7 +77,7 @@ def _open(path: Path) -> IO[bytes]:
     try:
         return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
     except OSError as error:
-        raise DataError(f"{path}: expected a readable file, got: {error.strerror or error}") from None
+        raise DataError(f"{path}: expected a readable file, got: {reason(error)}") from None
 
 
 def _take(read: Any, size: int, path: Path) -> bytes:
@@ -83,7 +85,7 @@ def _take(read: Any, size: int, path: Path) -> bytes:
     try:
         data: bytes = read(size)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a readable file, got: {error}") from None
+        raise DataError(f"{path}: expected a readable file, got: {reason(error)}") from None
     return data
 
 

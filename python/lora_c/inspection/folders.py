@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.config import parse_adapter_config
-from ..adapters.mlx_format import WEIGHTS_FILE as MLX_WEIGHTS
 from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
 from ..architectures import architecture_of
@@ -21,8 +20,10 @@ from ..data.records import kind_of
 from ..errors import CheckpointError, LoraCError, shorten
 from ..loading import check_tensors
 from ..multimodal import is_left_out, text_config
+from ..os_errors import reason
 from ..prequantized import quant_type_of, refuse_other_quantization
 from ..tokenizer import Tokenizer
+from ..written import MLX_FILE
 from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
 from .report import Report, shape_text
 
@@ -50,7 +51,7 @@ def inspect_path(path: str | os.PathLike[str]) -> Report:
     except (OSError, ValueError) as error:
         if isinstance(error, LoraCError):
             raise
-        raise CheckpointError(f"{path}: expected something that can be read, got: {error}") from None
+        raise CheckpointError(f"{path}: expected something that can be read, got: {reason(error)}") from None
     return report
 
 
@@ -159,7 +160,7 @@ def _adapter(folder: Path, report: Report) -> None:
         report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
         report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
         report.collect(lambda: parse_adapter_config(values, "adapter_config.json"))
-    weights = folder / MLX_WEIGHTS if mlx else report.collect(lambda: weights_file(folder))
+    weights = folder / MLX_FILE if mlx else report.collect(lambda: weights_file(folder))
     if weights is None:
         return
     file = report.collect(lambda: SafetensorsFile(weights))
