@@ -73,6 +73,7 @@ class Model:
         self._adapters = AdapterSet(self.parts, self.weights, architecture.tied)
         self.before_merge: dict[str, Any] = {}
         self.eos_token_ids = self._find_eos()
+        self._tell_tokenizer()
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -81,7 +82,14 @@ class Model:
         """The model's tokenizer; a folder without one is refused here, when it is needed."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_folder(self.source, self.config)
+            self._tell_tokenizer()
         return self._tokenizer
+
+    def _tell_tokenizer(self) -> None:
+        """Let the tokenizer know the model's sizes, so that data which cannot fit is refused where it is read."""
+        if self._tokenizer is not None:
+            self._tokenizer.model_vocab_size = int(self.architecture.decoder_kwargs["vocab_size"])
+            self._tokenizer.model_context_length = self.context_length
 
     @property
     def has_tokenizer(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,11 +93,11 @@ class Trainer:
     def total_steps(self) -> int:
         if self.config.max_steps > 0:
             return self.config.max_steps
-        return max(1, round(self.steps_per_epoch * self.config.num_train_epochs))
+        return math.ceil(self.config.num_train_epochs * self.steps_per_epoch)  # as transformers, and so is the warm-up
 
     @property
     def warmup_steps(self) -> int:
-        return self.config.warmup_steps or round(self.config.warmup_ratio * self.total_steps)
+        return self.config.warmup_steps or math.ceil(self.total_steps * self.config.warmup_ratio)
 
     def train(self, resume: bool | str | Path = False) -> TrainResult:
         """Run to the last step; Ctrl-C saves a checkpoint and returns. resume: True (latest) or a checkpoint folder."""
