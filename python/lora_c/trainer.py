@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from . import _core
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
 from .configs import TrainConfig
+from .data.fits import fit_to_model
 from .errors import ConfigError
 from .files import write_text
 from .interrupt import deferred_interrupt
 from .progress import Progress, open_progress
+from .run_checks import Run, check_run
 from .schedule import learning_rate
 from .training_state import latest_checkpoint, load_training_state, prune_checkpoints, save_checkpoint
 
@@ -54,13 +56,17 @@ class Trainer:
 
     def __init__(self, model: Model, train_data: Dataset, config: TrainConfig, eval_data: Dataset | None = None) -> None:
         self.model, self.config = model, config
-        self.train_data, self.eval_data = train_data, eval_data
         self.parameters = model.trainable_parameters()
         if not self.parameters:
             raise ConfigError(
                 "model: expected at least one trainable parameter, got a frozen model; call model.add_adapter(...) or "
                 'load it with trainable="full" or "head"'
             )
+        check_run(Run(config, model=model, has_eval_data=eval_data is not None))
+        longest = config.max_seq_length if "max_seq_length" in config.model_fields_set else None
+        self.train_data = fit_to_model(train_data, model, "train_data", longest)
+        self.eval_data = eval_data if eval_data is None else fit_to_model(eval_data, model, "eval_data", longest)
+        check_run(Run(config, total_steps=self.total_steps))
         self.optimizer = _core.AdamW(
             self.parameters,
             lr=config.learning_rate,
@@ -230,7 +236,8 @@ class Trainer:
 
 
 def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> float:
-    """Mean cross entropy over every token with loss in ``dataset``."""
+    """Mean cross entropy over every token with loss in ``dataset``; what is beyond the context is cut, and told."""
+    dataset = fit_to_model(dataset, model, "dataset")
     loss = weight = 0.0
     for batch in evaluation_batches(dataset, max_tokens):
         loss += model.decoder.loss(batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight)

@@ -91,7 +91,7 @@ def test_gzip_that_unpacks_to_far_more_than_text_would_is_refused(tmp_path: Path
     monkeypatch.setattr(streams, "MAX_UNPACKED", 100_000)
     item = {"a.json.gz": "{},", "a.jsonl.gz": "{}\n", "a.txt.gz": "a\n", "a.csv.gz": "a\n"}[name]
     path = write(tmp_path / name, "[" * (name == "a.json.gz") + item * 300_000)
-    with pytest.raises(DataError, match=r"expected gzip that unpacks to at most 200 times its size, got more than \d+,\d+ bytes"):
+    with pytest.raises(DataError, match=r"unpacks to at most 200 times its size, got more than 1\d\d,\d00 b"):
         list(text_blocks(path) if "txt" in name else read_records(path))
     fine = write(tmp_path / name, "[" * (name == "a.json.gz") + item * 10_000 + "{}]" * (name == "a.json.gz"))
     list(text_blocks(fine) if "txt" in name else read_records(fine))
@@ -118,7 +118,8 @@ def test_an_array_is_read_item_by_item(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[{}", "[{},", "[{},]", "[{} {}]", "[,{}]", "[{}] x", "[{}]]", "[{}},{}]", '[{"a": tru}]', '[{"a": "\\x"}]', "[1]"]
+    "text",
+    ["[{}", "[{},", "[{},]", "[{} {}]", "[,{}]", "[{}] x", "[{}]]", "[{}},{}]", '[{"a": tru}]', '[{"a": "\\x"}]', "[1]"],
 )
 @pytest.mark.parametrize("size", [1, 1 << 20])
 def test_damaged_arrays_are_refused_as_json_refuses_them(tmp_path: Path, monkeypatch, text: str, size: int) -> None:

@@ -63,7 +63,7 @@ def texts(shared_data: Callable[[str], Path]) -> dict[str, str]:
     shakespeare = (shared_data("tinyshakespeare") / "input.txt").read_text(encoding="utf-8")[:200_000]
     stories = (shared_data("tinystories") / "tinystories_sample.txt").read_text(encoding="utf-8")[:200_000]
     rng = random.Random(0)
-    pieces = ["\n", "\n\n", "  ", " ", "\t", "grüße", "日本", "🦙", "word", "don't", "12,345", "....", "\n \n", "a" * 30, "}\n"]
+    pieces = ["\n", "\n\n", "  ", " ", "\t", "grüße", "日本", "🦙", "word", "don't", "12,345", "....", "\n \n", "a" * 30]
     return {
         "shakespeare": shakespeare,
         "stories": stories,

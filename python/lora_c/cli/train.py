@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import LoraConfig, TrainConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, shorten
+from ..notices import tell
+from .data import describe_data
 from .options import Command, TextList, config_options, take
 
 if TYPE_CHECKING:
@@ -42,13 +44,16 @@ def command(**settings: Any) -> None:
 
 def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResult:
     """Load, train, save, report."""
+    from ..run_checks import Run, check_run, ignored_options
     from ..trainer import Trainer
 
+    check_run(Run(config, lora))
     model = open_model(own["model"], config, lora)
     train_data, eval_data = open_data(own, model, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
-    save_resolved_config(own, config, lora)
+    whole = Run(config, lora, model, eval_data is not None, trainer.total_steps)
+    save_resolved_config(own, config, lora, ignored={name for name, _ in ignored_options(whole)})
     result = trainer.train(resume=bool(own.get("resume")))
     save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(train_data.source).name}")
     return result
@@ -71,18 +76,27 @@ def open_model(path: str, config: TrainConfig, lora: LoraConfig) -> Model:
 
 
 def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
-    from ..data import load_dataset
+    """Training data, and held-out data: what is given, a share of the training data, or the folder's validation split."""
+    from ..data import FoundFiles, find_files, load_files
 
-    length = min(config.max_seq_length, int(model.config["max_position_embeddings"]))
-    data = load_dataset(own["data"], model.tokenizer, max_seq_length=length, limit=own.get("limit"))
-    click.echo(f"data      {data.source}: {data.report()}", err=True)
+    if own.get("eval_data") and config.val_fraction > 0:
+        raise ConfigError("val_fraction: expected it unset beside eval_data, got both; leave one of them out")
+    found = find_files(own["data"])
+    held_out = None
     if own.get("eval_data"):
-        eval_data = load_dataset(own["eval_data"], model.tokenizer, max_seq_length=length)
-        click.echo(f"held out  {eval_data.source}: {eval_data.report()}", err=True)
-        return data, eval_data
-    if config.val_fraction > 0 and len(data) > 1:
-        return data.split(config.val_fraction, config.seed)
-    return data, None
+        held_out = find_files(own["eval_data"], ("validation", "test", "train"))
+    elif config.val_fraction == 0 and "validation" in found.others:
+        held_out = FoundFiles(found.others.pop("validation"), "validation")
+    data = load_files(found, model.tokenizer, max_seq_length=config.max_seq_length, limit=own.get("limit"))
+    describe_data("data", data)
+    if held_out is None:
+        return data.split(config.val_fraction, config.seed) if config.val_fraction > 0 else (data, None)
+    eval_data = load_files(held_out, model.tokenizer, max_seq_length=config.max_seq_length)
+    describe_data("held out", eval_data)
+    both = {path.resolve() for path in found.taken} & {path.resolve() for path in held_out.taken}
+    if both:
+        tell(f"eval_data: {shorten(sorted(path.name for path in both))} is trained on too; its loss says nothing of new text")
+    return data, eval_data
 
 
 def describe_run(trainer: Trainer) -> None:
@@ -104,8 +118,8 @@ def describe_run(trainer: Trainer) -> None:
     click.echo(f"memory    {plan.describe()}", err=True)
 
 
-def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> None:
-    """config.yaml in the output folder starts the same run again."""
+def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ignored: set[str]) -> None:
+    """config.yaml in the output folder starts the same run again; options without effect in it are not written."""
     import yaml
 
     from ..files import write_text
@@ -114,6 +128,7 @@ def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraCon
     folder.mkdir(parents=True, exist_ok=True)
     values = {k: v for k, v in own.items() if v is not None and k != "resume"}
     values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
+    values = {key: value for key, value in values.items() if key not in ignored}
     write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
 

@@ -12,6 +12,6 @@ fits.py           whether samples fit a model
 
 from .dataset import Dataset, load_dataset, load_files
 from .samples import Sample, samples_from_record
-from .splits import find_files
+from .splits import FoundFiles, find_files
 
-__all__ = ["Dataset", "Sample", "find_files", "load_dataset", "load_files", "samples_from_record"]
+__all__ = ["Dataset", "FoundFiles", "Sample", "find_files", "load_dataset", "load_files", "samples_from_record"]

@@ -1,7 +1,8 @@
 """A text file as token pieces of one length, without the whole text and its tokens in memory at once.
 
-The text is tokenized in windows that overlap. Neighbours are joined before the first character of a line (of a word, where a line
-is long) around which both have the same tokens; where they have not, the window grows. So the ids are those of the whole text.
+The text is tokenized in windows that overlap. Neighbours are joined before the first character of a line (of a word, where
+a line is long) around which both have the same tokens; where they have not, the window grows. So the ids are those of the
+whole text.
 """
 
 from __future__ import annotations
