@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 )
 @click.option("--limit", type=int, help="Read at most this many training examples.")
 @click.option("--resume", is_flag=True, default=None, help="Continue from the latest checkpoint in the output folder.")
+@click.option(
+    "--resize-embedding", is_flag=True, default=None, help="Rows for tokens that only the tokenizer has; they are trained."
+)
 @config_options(TrainConfig, "Training")
 @config_options(LoraConfig, "Adapter", skip=("seed",))
 def command(**settings: Any) -> None:
@@ -48,7 +51,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     from ..trainer import Trainer
 
     check_run(Run(config, lora))
-    model = open_model(own["model"], config, lora)
+    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")))
     train_data, eval_data = open_data(own, model, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
@@ -59,19 +62,20 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     return result
 
 
-def open_model(path: str, config: TrainConfig, lora: LoraConfig) -> Model:
+def open_model(path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False) -> Model:
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
     from ..model import load_model
+    from ..resize_embedding import train_added_tokens
 
+    options: dict[str, Any] = {"resize_embedding": resize}
     if config.method == "qlora" and not has_blocks(path):
-        model = load_model(path, quantize="nf4", double_quant=config.double_quant, block_size=config.block_size)
-    elif config.method in ("lora", "qlora"):
-        model = load_model(path)
-    else:
-        model = load_model(path, trainable=config.method)
+        options |= {"quantize": "nf4", "double_quant": config.double_quant, "block_size": config.block_size}
+    elif config.method in ("head", "full"):
+        options |= {"trainable": config.method}
+    model = load_model(path, **options)
     if config.method in ("lora", "qlora"):
-        model.add_adapter(lora)
+        model.add_adapter(train_added_tokens(lora, model))
     return model
 
 

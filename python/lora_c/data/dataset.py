@@ -110,9 +110,7 @@ def load_dataset(
     return load_files(files, tokenizer, max_seq_length=max_seq_length, limit=limit)
 
 
-def load_files(
-    files: FoundFiles, tokenizer: Tokenizer, *, max_seq_length: int = 1024, limit: int | None = None
-) -> Dataset:
+def load_files(files: FoundFiles, tokenizer: Tokenizer, *, max_seq_length: int = 1024, limit: int | None = None) -> Dataset:
     """Turn files that were found into samples; see `load_dataset`."""
     if max_seq_length < 2:
         raise DataError(f"max_seq_length: expected >= 2, got {max_seq_length}")
