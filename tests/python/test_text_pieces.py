@@ -69,7 +69,10 @@ def texts(shared_data: Callable[[str], Path]) -> dict[str, str]:
         "stories": stories,
         "one line": shakespeare.replace("\n", " "),
         "wild": "".join(rng.choice(pieces) for _ in range(40_000)),
-        "no place to cut": "abc" * 20_000,
+        "one word": "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(60_000)),
+        "one letter": "a" * 50_001,
+        "three letters": "abc" * 20_000,
+        "no spaces": "".join(rng.choice("日本語文字。、") for _ in range(30_000)),
     }
 
 
@@ -79,8 +82,9 @@ def test_windows_give_the_ids_of_the_whole_text(texts, stories, monkeypatch, kin
     tokenizer = Tokenizer.from_folder(stories) if kind == "stories260K" else Tokenizer(KINDS[kind](texts["shakespeare"]))
     for name, text in texts.items():
         parts = list(tokenize(blocks(text), tokenizer))
-        assert np.concatenate(parts).tolist() == tokenizer.encode(text, add_special_tokens=False), name
-        assert len(parts) > 10 or name in ("no place to cut", "wild"), name
+        whole = tokenizer.encode(text, add_special_tokens=False)
+        assert np.concatenate(parts).tolist() == whole, name
+        assert len(parts) > 3 or "letter" in name or len(whole) < 10, name
 
 
 def test_pieces_hold_every_token_once_and_begin_as_a_text_begins() -> None:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
 @click.option("--model", type=str, help="Hugging Face folder of the base model.")
-@click.option("--data", type=TextList(), help="Training data: .jsonl, .json, .parquet or .txt, several, or a folder.")
+@click.option("--data", type=TextList(), help="Training data: .jsonl, .json, .csv, .parquet or .txt, several, or a folder.")
 @click.option(
-    "--eval-data", type=TextList(), help="Held-out data; without it --val-fraction of the training data is held out."
+    "--eval-data", type=TextList(), help="Held-out data; default: --val-fraction of the data, or its validation split."
 )
 @click.option("--limit", type=int, help="Read at most this many training examples.")
 @click.option("--resume", is_flag=True, default=None, help="Continue from the latest checkpoint in the output folder.")

@@ -1,8 +1,8 @@
 """A text file as token pieces of one length, without the whole text and its tokens in memory at once.
 
 The text is tokenized in windows that overlap. Neighbours are joined before the first character of a line (of a word, where
-a line is long) around which both have the same tokens; where they have not, the window grows. So the ids are those of the
-whole text.
+a line is long; anywhere, where a word is) around which both have the same tokens; where they have not, the window grows. So
+the ids are those of the whole text.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _EDGE = 1 << 9  # characters at the ends of a window that say nothing: there the
 _TRIES = 16  # places that are looked at before the window grows
 _LINE_STARTS = re.compile(r"(?<=\n)(?=\S)")
 _WORD_STARTS = re.compile(r"(?<=[^\W_])(?= [^\W_])")
+_ANYWHERE = re.compile(r"(?<=\S)(?=\S)")
 
 Ids = NDArray[np.int32]
 
@@ -118,9 +119,10 @@ def _fill(text: str, size: int, source: Iterator[str]) -> tuple[str, bool]:
 def _join(text: str, window: _Window, following: _Window, shared: int, end: int) -> int | None:
     """The first place in the text around which both windows have the same tokens."""
     zone = shared + _EDGE + _AROUND, end - _EDGE - _AROUND
-    for starts in (_LINE_STARTS, _WORD_STARTS):
-        for at in (found.start() for found in islice(starts.finditer(text, *zone), _TRIES)):
-            both_cut = window.is_cut(at) and following.is_cut(at - shared)
-            if both_cut and window.near(at, shared) == following.near(at - shared, 0):
+    for starts in (_LINE_STARTS, _WORD_STARTS, _ANYWHERE):
+        places = (found.start() for found in starts.finditer(text, *zone))
+        cut = (at for at in places if window.is_cut(at) and following.is_cut(at - shared))
+        for at in islice(cut, _TRIES):
+            if window.near(at, shared) == following.near(at - shared, 0):
                 return at
     return None
