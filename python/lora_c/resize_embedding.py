@@ -19,9 +19,11 @@ from .adapters.formats import find_folder
 from .adapters.peft_format import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from .checkpoint import SafetensorsFile, read_json_object
 from .configs import LoraConfig
-from .errors import AdapterError, ConfigError
+from .errors import AdapterError, CheckpointError, ConfigError
 from .gguf.reader import is_gguf
 from .notices import tell
+
+_MOST_GAPS, _FEW = 4, 1024
 
 if TYPE_CHECKING:
     from .model import Model
@@ -29,8 +31,21 @@ if TYPE_CHECKING:
 
 
 def rows_for(tokenizer: Tokenizer) -> int:
-    """Return the rows that an embedding needs for every token."""
-    return 1 + max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    """Return the rows that an embedding needs for every token.
+
+    Raises
+    ------
+    ConfigError
+        A token's id is so large that most rows would be of no token.
+    """
+    ids = tokenizer.backend.get_vocab(with_added_tokens=True).values()
+    rows = 1 + max(ids, default=-1)
+    if rows > _MOST_GAPS * max(len(ids), _FEW):
+        raise ConfigError(
+            f"resize_embedding: expected the {len(ids):,} tokens of the tokenizer to be numbered one after another, got an id "
+            f"of {rows - 1:,}; correct it in tokenizer.json"
+        )
+    return rows
 
 
 def resize_embedding(model: Model, vocab_size: int) -> None:
@@ -111,7 +126,10 @@ def resize_for_adapter(model: Model, path: str | os.PathLike[str]) -> None:
         The adapter has rows for tokens that the tokenizer has not, either.
     """
     before = int(model.architecture.decoder_kwargs["vocab_size"])
-    needed = _rows_of_adapter(model, path)
+    try:
+        needed = _rows_of_adapter(model, path)
+    except CheckpointError:  # whoever reads the adapter says what is wrong with it
+        return
     if needed <= before:
         return
     known = rows_for(model.tokenizer) if model.has_tokenizer else before

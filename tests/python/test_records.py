@@ -100,7 +100,7 @@ def test_gzip_that_unpacks_to_far_more_than_text_would_is_refused(tmp_path: Path
 def test_an_array_is_read_item_by_item(tmp_path: Path, monkeypatch) -> None:
     """Whatever the size of the pieces that are read: the same items, and a damaged end is met only when it is reached."""
     items: list[dict[str, Any]] = [
-        {"text": "🦙 \u2028 \"quoted\\\\", "n": [1.5e-3, -7, 12345678901234567890, True, None], "deep": [[{}], [[]]]},
+        {"text": '🦙 \u2028 "quoted\\\\', "n": [1.5e-3, -7, 12345678901234567890, True, None], "deep": [[{}], [[]]]},
         {},
         {"text": "x" * 3000, "tail": "ü" * 50},
     ] * 3

@@ -119,6 +119,11 @@ def test_what_is_refused(make_model, stories: Path, tmp_path: Path) -> None:
         model.resize_embedding(70)
     write_gguf(tmp_path / "m.gguf", load_model(stories))
     blocks = load_model(tmp_path / "m.gguf")
+    state = json.loads((tmp_path / "model/tokenizer.json").read_text())
+    state["model"]["vocab"]["far"] = 4_000_000_000
+    (tmp_path / "model/tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="expected the 65 tokens .* one after another, got an id of 4,000,000,000"):
+        load_model(tmp_path / "model", resize_embedding=True)
     with pytest.raises(ConfigError, match="expected embed_tokens as a plain array, got GGMLTensor"):
         blocks.resize_embedding(1000)
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from lora_c import LoraConfig, TrainConfig, Trainer, load_model
 from lora_c.cli import cli
 from lora_c.data import Dataset, Sample
-from lora_c.errors import ConfigError
+from lora_c.errors import AdapterError, ConfigError
 from lora_c.run_checks import RULES, Run, check_run
 
 
@@ -104,6 +104,25 @@ def test_loftq_options_need_loftq() -> None:
     with pytest.raises(ConfigError, match="loftq_config: expected init_lora_weights loftq"):
         check_run(Run(TrainConfig(), LoraConfig(loftq_config=config)))
     check_run(Run(TrainConfig(), LoraConfig(loftq_config=config, init_lora_weights="loftq")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank_pattern": {"q_prjo": 4}}, "rank_pattern: expected patterns of adapted modules, such as .*, got 'q_prjo'"),
+        ({"target_modules": ["q_proj"], "alpha_pattern": {"v_proj": 4}}, "alpha_pattern: .*got 'v_proj'"),
+        ({"exclude_modules": ["q_proj", "v_prjo"]}, "exclude_modules: expected modules of this model, .*got 'v_prjo'"),
+        ({"exclude_modules": r".*\.9\..*"}, "exclude_modules: expected modules of this model"),
+        ({"layers_to_transform": [0, 2]}, "layers_to_transform: expected layers from 0 to 1, got 2"),
+        ({"layers_to_transform": -1}, "layers_to_transform: expected layers from 0 to 1, got -1|target_modules"),
+    ],
+)
+def test_options_of_a_fresh_adapter_that_match_nothing_are_refused(tiny_model_dir, options: dict, message: str) -> None:
+    model = load_model(tiny_model_dir, progress=False)
+    with pytest.raises(AdapterError, match=message):
+        model.add_adapter(**options)
+    ranks = {"v_proj": 2, r".*\.1\.mlp\..*": 3}
+    model.add_adapter(exclude_modules=["lm_head", "q_proj"], rank_pattern=ranks, layers_to_transform=1)
 
 
 class TestCommandLine:

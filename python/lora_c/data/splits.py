@@ -29,8 +29,8 @@ _IN_NAME = re.compile(rf"(?:^|{_SEPARATOR})({'|'.join(_KEYWORDS)})(?={_SEPARATOR
 # Texts and settings that lie beside data and are none.
 _ABOUT = re.compile(
     r"(readme|licen[cs]e|notice|copying|copyright|authors|contributors|contributing|changelog|citation|requirements)"
-    r"([-_. ].*)?|((dataset|dataset_infos?|dataset_dict|state|config|generation_config|tokenizer|tokenizer_config"
-    r"|special_tokens_map|adapter_config|trainer_state|merge_report)\.json)|metrics\.jsonl",
+    r"([-_. ].*)?|((dataset|dataset_infos?|dataset_dict|state|config|.*_config|tokenizer|special_tokens_map|added_tokens"
+    r"|chat_template|vocab|trainer_state|merge_report|.*\.index)\.json)|merges\.txt|metrics\.jsonl",
     re.IGNORECASE,
 )
 

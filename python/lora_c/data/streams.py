@@ -14,6 +14,7 @@ from ..errors import DataError
 from ..regular_file import open_regular
 
 READ_BYTES = 1 << 18
+MAX_LINE = 1 << 26  # characters of one line of a table
 MAX_UNPACKED = 1 << 26  # bytes that any gzip file may unpack to; beyond that MAX_RATIO counts
 MAX_RATIO = 200  # text packs by 3 to 30, the format allows 1,032
 BOM = b"\xef\xbb\xbf"
@@ -86,6 +87,8 @@ def text_lines(path: Path) -> Iterator[str]:
     rest = ""
     for block in text_blocks(path):
         *lines, rest = (rest + block).split("\n")
+        if len(rest) > MAX_LINE:
+            raise DataError(f"{path}: expected lines of at most {MAX_LINE >> 20} Mi characters, got a longer one")
         yield from (line + "\n" for line in lines)
     if rest:
         yield rest
