@@ -145,7 +145,7 @@ class TestHeldOutData:
                         "--method", "lora", "--max-steps", 2, "--eval-steps", 1)  # fmt: skip
         assert f"data      {splits / 'train.jsonl'} (train): 6 sequences" in said
         assert f"held out  {splits / 'valid.jsonl'} (validation): 3 sequences" in said
-        assert "left out  test.jsonl (test), README.md (no data)" in said
+        assert "left out  test.jsonl (test), README.md (in no split)" in said
         rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows if "eval_loss" in row] == [0, 1, 2]
 

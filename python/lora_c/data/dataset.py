@@ -7,6 +7,7 @@ loss is left out. Both are counted in the report. A text file is continued text:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -56,11 +57,11 @@ class Dataset:
         return sum(s.n_predicted for s in self.samples)
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-        """(train, held-out): a seeded choice of round(fraction * n) samples, at least one of each."""
+        """(train, held-out): a seeded choice of ceil(fraction * n) samples, as in `datasets`; at least one of each."""
         n = len(self.samples)
         if n < 2:
             raise DataError(f"val_fraction: expected at least 2 samples to split, got {n}; give --eval-data or more data")
-        n_eval = min(max(1, round(fraction * n)), n - 1)
+        n_eval = min(max(1, math.ceil(fraction * n)), n - 1)
         order = np.random.Generator(np.random.Philox(key=[seed, 0x5B11])).permutation(n)
         held_out = set(order[:n_eval].tolist())
         parts = ([], [])  # type: tuple[list[Sample], list[Sample]]

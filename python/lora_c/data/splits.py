@@ -48,7 +48,7 @@ class FoundFiles:
     others : dict
         Split to its files, those that are not taken.
     left_out : list of Path
-        What is in no split: texts about the data, and files of other kinds.
+        What is in no split: data that is named otherwise, texts about the data, and files of other kinds.
     """
 
     taken: list[Path] = field(default_factory=list)
@@ -60,7 +60,7 @@ class FoundFiles:
         """What was not taken, in one line; "" where there is nothing."""
         parts = [f"{shorten((path.name for path in paths), 3)} ({split})" for split, paths in self.others.items()]
         if self.left_out:
-            parts.append(f"{shorten((path.name for path in self.left_out), 5)} (no data)")
+            parts.append(f"{shorten((path.name for path in self.left_out), 5)} (in no split)")
         return ", ".join(parts)
 
 
@@ -119,7 +119,7 @@ def _add_folder(folder: Path, wanted: Sequence[str], found: FoundFiles) -> None:
         found.taken += sorted(sum(by_split.values(), unnamed))
     elif found.split:
         found.taken += by_split.pop(found.split)
-        found.left_out += unnamed
+        found.left_out = unnamed + found.left_out  # data first, for whoever reads only the first names
         for other, paths in by_split.items():
             found.others.setdefault(other, []).extend(paths)
     else:
