@@ -81,7 +81,8 @@ def test_texts_about_data_and_other_kinds_are_left_out_and_named(tmp_path: Path)
     found = find_files(tmp_path)
     assert names(found.taken, tmp_path) == ["train.txt"]
     assert sorted(names(found.left_out, tmp_path)) == sorted([*about, *other[:3], "old", "more.jsonl"])
-    with pytest.warns(LoraCWarning, match=r"data: read train.txt \(train\), left out: more.jsonl, .*LICENSE.txt.* \(in no split\)"):
+    told = r"data: read train.txt \(train\), left out: more.jsonl, .*LICENSE.txt.* \(in no split\)"
+    with pytest.warns(LoraCWarning, match=told):
         load_dataset(tmp_path, ByteTokenizer())
     assert names(find_files(tmp_path / "LICENSE.txt").taken, tmp_path) == ["LICENSE.txt"]  # named, it is meant
 
