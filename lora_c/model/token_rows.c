@@ -28,8 +28,9 @@ lora_status lora_decoder_set_token_rows(lora_decoder *d, int64_t n, const int32_
         LORA_CHECK(copy, err, LORA_ENOMEM, "token rows: expected %zu bytes for their ids, got none", (size_t)n * sizeof *copy);
         memcpy(copy, ids, (size_t)n * sizeof *copy);
     }
-    lora_mem_free(&d->ctx->mem, d->token_rows.ids);
+    int32_t *old = d->token_rows.ids;
     d->token_rows = (lora_token_rows){n > 0 ? n : 0, copy, rows, grad};
+    lora_mem_free(&d->ctx->mem, old);
     return LORA_OK;
 }
 
