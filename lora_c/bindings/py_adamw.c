@@ -290,13 +290,20 @@ static int take_step(PyObject *given, int64_t *step) {
 
 static const char *const STATE_KEYS[] = {"step", "m", "v"};
 
+/* A value with a reference of our own; NULL without an exception where there is none. */
+static PyObject *find_item(PyObject *dict, const char *key) {
+    PyObject *name = PyUnicode_FromString(key), *value = name ? Py_XNewRef(PyDict_GetItemWithError(dict, name)) : NULL;
+    Py_XDECREF(name);
+    return value;
+}
+
 /* The values of the three keys, each with a reference of our own. */
 static int take_items(PyObject *given, PyObject *items[3]) {
     PyObject *state = PyDict_New();
     int status = state ? PyDict_Update(state, given) : -1;
     for (int i = 0; status == 0 && i < 3; i++) {
-        if ((items[i] = Py_XNewRef(PyDict_GetItemString(state, STATE_KEYS[i])))) continue;
-        PyErr_Format(PyExc_ValueError, "state: expected keys step, m and v, got none for %s", STATE_KEYS[i]);
+        if ((items[i] = find_item(state, STATE_KEYS[i]))) continue;
+        if (!PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "state: expected keys step, m and v, got none for %s", STATE_KEYS[i]);
         status = -1;
     }
     if (status == 0 && PyDict_Size(state) != 3) {

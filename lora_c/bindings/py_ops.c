@@ -348,7 +348,7 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
     PyObject *given[4];
     int64_t step = 0;
     lora_adamw_hyper h = {NAN, 0.9, 0.999, 1e-8, 0.0, 0, 1.0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&ddddddd:adamw_step", names, &given[0], &given[1], &given[2], &given[3],
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&dddddd:adamw_step", names, &given[0], &given[1], &given[2], &given[3],
                                      lora_py_whole, &step, &h.lr, &h.beta1, &h.beta2, &h.eps, &h.weight_decay, &h.grad_scale)) return NULL;
     h.step = step;
     if (step < 1 || !isfinite(h.lr)) {
