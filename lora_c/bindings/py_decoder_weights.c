@@ -229,6 +229,10 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
                      whole ? "" : "row + ", (long long)out, name);
         return NULL;
     }
+    if (A == B) {
+        PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
+        return NULL;
+    }
     lora_py_parameter *m = magnitude == Py_None ? NULL : (lora_py_parameter *)magnitude;
     if (m && (!Py_IS_TYPE(magnitude, state->parameter_type) || m->ndim != 1 || m->shape[0] != B->shape[0])) {
         PyErr_Format(PyExc_ValueError, "magnitude: expected a Parameter of shape (%lld,) for %s, got another", (long long)B->shape[0], name);

@@ -34,10 +34,10 @@ lora_status lora_decoder_set_token_rows(lora_decoder *d, int64_t n, const int32_
     return LORA_OK;
 }
 
-/* The embedding may have been replaced since: then there is nothing to keep in step. */
+/* The embedding may have been replaced since, even by the rows themselves: then there is nothing to keep in step. */
 static float *target(const lora_decoder *d) {
     const lora_matrix *e = lora_global(d, LORA_EMBED_TOKENS);
-    return d->token_rows.n > 0 && e->dW ? (float *)(uintptr_t)e->w.data : NULL; /* a trained matrix is the caller's to change */
+    return d->token_rows.n > 0 && e->dW && e->dW != d->token_rows.grad ? (float *)(uintptr_t)e->w.data : NULL; /* a trained matrix is the caller's to change */
 }
 
 void lora_write_token_rows(lora_decoder *d) {

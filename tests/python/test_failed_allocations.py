@@ -22,7 +22,8 @@ sizes = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_atten
 d = Decoder(**sizes, rope_inv_freq=[1.0, 0.5], tie_word_embeddings=True)
 for n, s in dict(embed_tokens=(4, 8), norm=(8,)).items(): d.set_weight(n, ones(*s))
 for n, s in dict(input_layernorm=(8,), post_attention_layernorm=(8,), q_proj=(8, 8), k_proj=(4, 8), v_proj=(4, 8),
-                 o_proj=(8, 8), gate_proj=(12, 8), up_proj=(12, 8), down_proj=(8, 12)).items(): d.set_weight("layers.0." + n, ones(*s))
+                 o_proj=(8, 8), gate_proj=(12, 8), up_proj=(12, 8), down_proj=(8, 12)).items():
+    d.set_weight("layers.0." + n, ones(*s))
 A, B, bias = Parameter(ones(2, 8)), Parameter(ones(8, 2)), ones(8).astype(ml_dtypes.bfloat16)
 blocks, codes, absmax, l = np.zeros(64, np.uint8), np.zeros(32, np.uint8), ones(1), ones(2)
 embed = ones(4, 8)

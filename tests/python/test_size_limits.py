@@ -50,7 +50,9 @@ TAKES: dict[str, Callable[[int], Any]] = {
     "ids of a decoder": lambda n: MODEL.decode(CACHE, [n]),
     "sequences": lambda n: MODEL.decode(CACHE, [0], sequences=[n]),
     "cu_seqlens": lambda n: ops.attention(ones(2, 1, 8), ones(2, 1, 8), ones(2, 1, 8), [0, n]),
-    "step of a state": lambda n: AdamW([A]).load_state_dict({"step": n if n < 0 else max(n, 2**63), "m": [A.data], "v": [A.data]}),
+    "step of a state": lambda n: AdamW([A]).load_state_dict(
+        {"step": n if n < 0 else max(n, 2**63), "m": [A.data], "v": [A.data]}
+    ),
     "sliding_window": lambda n: Decoder(**SIZES, sliding_window=n if n < 0 else max(n, 2**31)),
     "windows": lambda n: Decoder(**SIZES, sliding_window=[n if n < 0 else max(n, 2**31)]),
     "layer_rope": lambda n: Decoder(**SIZES, rope_inv_freq=[1.0], layer_rope=[n if n != -1 else -2]),
