@@ -75,7 +75,7 @@ $(PEERS)/ready: tests/peers/requirements.txt
 	@touch $@
 
 check-peers: $(VENV)/installed $(PEERS)/ready ## round trips with transformers, PEFT, bitsandbytes and gguf in a venv of their own
-	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath=tests/peers -p no:cacheprovider tests/peers
+	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath='tests/peers tests/python' -p no:cacheprovider tests/peers
 
 bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, attention, training step, decoding
 	$(BUILD)/bench_gemm

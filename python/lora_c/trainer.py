@@ -14,6 +14,7 @@ from . import _core
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
 from .checkpoint import find_non_finite
 from .configs import TrainConfig
+from .data.fits import fit_to_model
 from .digests import data_digest, model_digest
 from .errors import ConfigError, DivergenceError, LoraCError
 from .interrupt import deferred_interrupt
@@ -23,6 +24,7 @@ from .os_errors import make_folder
 from .progress import Progress, open_progress
 from .resume import Run, check_same_run
 from .run_checkpoints import find_checkpoint, latest_checkpoint, prune_checkpoints, read_position
+from .run_checks import RunOptions, check_run
 from .schedule import learning_rate
 from .training_state import is_finite, load_training_state, save_checkpoint
 
@@ -62,13 +64,17 @@ class Trainer:
 
     def __init__(self, model: Model, train_data: Dataset, config: TrainConfig, eval_data: Dataset | None = None) -> None:
         self.model, self.config = model, config
-        self.train_data, self.eval_data = train_data, eval_data
         self.parameters = model.trainable_parameters()
         if not self.parameters:
             raise ConfigError(
                 "model: expected at least one trainable parameter, got a frozen model; call model.add_adapter(...) or "
                 'load it with trainable="full" or "head"'
             )
+        check_run(RunOptions(config, model=model, has_eval_data=eval_data is not None))
+        longest = config.max_seq_length if "max_seq_length" in config.model_fields_set else None
+        self.train_data = fit_to_model(train_data, model, "train_data", longest)
+        self.eval_data = eval_data if eval_data is None else fit_to_model(eval_data, model, "eval_data", longest)
+        check_run(RunOptions(config, total_steps=self.total_steps))
         self.optimizer = _core.AdamW(
             self.parameters,
             lr=config.learning_rate,
@@ -106,11 +112,11 @@ class Trainer:
     def total_steps(self) -> int:
         if self.config.max_steps > 0:
             return self.config.max_steps
-        return max(1, round(self.steps_per_epoch * self.config.num_train_epochs))
+        return math.ceil(self.config.num_train_epochs * self.steps_per_epoch)  # as transformers, and so is the warm-up
 
     @property
     def warmup_steps(self) -> int:
-        return self.config.warmup_steps or round(self.config.warmup_ratio * self.total_steps)
+        return self.config.warmup_steps or math.ceil(self.total_steps * self.config.warmup_ratio)
 
     def train(self, resume: bool | str | Path = False, allow_changes: bool = False) -> TrainResult:
         """Run to the last step and leave a checkpoint of it; Ctrl-C saves a checkpoint and returns.
@@ -290,7 +296,8 @@ class Trainer:
 
 
 def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> float:
-    """Mean cross entropy over every token with loss in ``dataset``."""
+    """Mean cross entropy over every token with loss in ``dataset``; what is beyond the context is cut, and told."""
+    dataset = fit_to_model(dataset, model, "dataset")
     loss = weight = 0.0
     for batch in evaluation_batches(dataset, max_tokens):
         loss += model.decoder.loss(batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight)

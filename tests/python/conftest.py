@@ -120,3 +120,17 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(os, "fsync", fail)
 
     return fill
+
+
+@pytest.fixture
+def llama_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write a small Llama as a GGUF file; keywords with dots replaced by two underscores change its metadata."""
+    from gguf_files import llama_tensors, llama_values, write_file
+
+    def make(kind: str | None = "Q4_0", name: str = "model.gguf", drop: tuple[str, ...] = (), **changes: Any) -> Path:
+        values = llama_values(**{key.replace("__", "."): value for key, value in changes.items()})
+        values = {key: value for key, value in values.items() if key not in drop}
+        tensors = {key: value for key, value in llama_tensors(kind).items() if key not in drop}
+        return write_file(tmp_path / name, values, tensors)
+
+    return make

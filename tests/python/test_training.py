@@ -198,8 +198,10 @@ def test_auto_recomputes_only_where_the_limit_asks_for_it(stories, shakespeare, 
     assert roomy.model.decoder.recompute == "none"
     limit = forecast(roomy).total / 2**30
     fits = make_trainer(stories, shakespeare, tmp_path / "fits", recompute="auto", memory_limit=1.2 * limit)
-    tight = make_trainer(stories, shakespeare, tmp_path / "tight", recompute="auto", memory_limit=0.5 * limit)
+    tight = make_trainer(stories, shakespeare, tmp_path / "tight", recompute="auto", memory_limit=0.9 * limit)
     assert (fits.model.decoder.recompute, tight.model.decoder.recompute) == ("none", "layer")
+    with pytest.raises(ConfigError, match=r"memory_limit: expected at least .* with recompute=layer\), got"):
+        make_trainer(stories, shakespeare, tmp_path / "none", recompute="auto", memory_limit=0.5 * limit)
 
 
 def test_activations_in_bfloat16_take_less_memory_and_train_alike(stories, shakespeare, tmp_path):

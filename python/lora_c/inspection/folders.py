@@ -16,8 +16,9 @@ from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
 from ..architectures import architecture_of
 from ..checkpoint import Checkpoint, SafetensorsFile, TensorInfo, read_json_object
-from ..data.records import kind_of
-from ..errors import CheckpointError, LoraCError, shorten
+from ..data.records import SUFFIXES, kind_of
+from ..data.splits import SPLITS, find_files
+from ..errors import CheckpointError, DataError, LoraCError, shorten
 from ..loading import check_tensors
 from ..multimodal import is_left_out, text_config
 from ..os_errors import reason
@@ -44,7 +45,7 @@ def inspect_path(path: str | os.PathLike[str]) -> Report:
         if target.is_dir():
             report.bytes = sum(entry.stat().st_size for entry in os.scandir(target) if entry.is_file())
             _folder(target, report)
-        elif target.is_file():
+        elif target.exists() or target.is_symlink():
             inspect_file(target, report)
         else:
             raise CheckpointError(f"{path}: expected a file or a folder, got nothing there")
@@ -57,7 +58,6 @@ def inspect_path(path: str | os.PathLike[str]) -> Report:
 
 def _folder(folder: Path, report: Report) -> None:
     names = {entry.name for entry in os.scandir(folder)}
-    data = sorted(folder / name for name in names if kind_of(Path(name)) in (".jsonl", ".ndjson", ".parquet"))
     rows: list[tuple[bool, Callable[[Path, Report], None]]] = [
         ("trainer_state.json" in names, _checkpoint),
         ("adapter_config.json" in names, _adapter),
@@ -68,11 +68,15 @@ def _folder(folder: Path, report: Report) -> None:
         if found:
             describe(folder, report)
             return
-    data = [path for path in data if path.is_file() and path.name != "metrics.jsonl"]
-    if data:
-        inspect_data(data, report)
-        return
     models = sorted(name for name in names if name.endswith(".gguf"))
+    try:
+        data = find_files(folder, tuple(SPLITS))
+        if not models or any(kind_of(path) != ".txt" for path in data.taken):
+            inspect_data(data, report)
+            return
+    except DataError as error:
+        if any(kind_of(Path(name)) in SUFFIXES for name in names):
+            report.problems.append(str(error))
     report.kind = "folder of GGUF files" if models else "folder"
     report.add(files=shorten(sorted(names)))
     known = "config.json (a model), adapter_config.json (an adapter), tokenizer.json, or data files"
