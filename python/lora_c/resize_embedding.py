@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from ._core import Parameter
 from .adapters.data import all_specs
 from .adapters.formats import find_folder
-from .adapters.peft_format import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from .adapters.peft_format import PREFIX
 from .checkpoint import SafetensorsFile, read_json_object
 from .configs import LoraConfig
 from .errors import AdapterError, CheckpointError, ConfigError
 from .gguf.reader import is_gguf
 from .notices import tell
+from .written import ADAPTER_CONFIG, ADAPTER_FILE
 
 _MOST_GAPS, _FEW = 4, 1024
 
@@ -146,13 +147,13 @@ def _rows_of_adapter(model: Model, path: str | os.PathLike[str]) -> int:
     if is_gguf(path):
         return 0
     folder = find_folder(path)
-    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_FILE).is_file():
         return 0
-    given = read_json_object(folder / CONFIG_FILE).get("trainable_token_indices") or []
+    given = read_json_object(folder / ADAPTER_CONFIG).get("trainable_token_indices") or []
     lists = given.values() if isinstance(given, dict) else [given]
     ids = [i for ids in lists if isinstance(ids, list) for i in ids if type(i) is int]
     rows = [1 + max(ids, default=-1)]
-    file = SafetensorsFile(folder / WEIGHTS_FILE)
+    file = SafetensorsFile(folder / ADAPTER_FILE)
     for spec in all_specs(model.architecture):
         info = file.tensors.get(f"{PREFIX}{spec.module}.weight")
         if spec.kind in ("embedding", "head") and info is not None and info.shape[1:] == spec.shape[1:]:

@@ -8,6 +8,7 @@ _WORDS = (
     "Hello world",
     "Once upon a time, there was a little girl named Lily.",
     "hello",
+    "Sphinx of black quartz, judge my vow: QUIZ, JINX, xylophone.",
     "a",
     "The quick brown fox JUMPS over 13 lazy dogs",
     "I'll don't WE'VE she'd it's O'Neill's rock'n'roll 'tis I'LL",
