@@ -33,8 +33,8 @@ def data_digest(data: Dataset) -> str:
     for i in range(len(data)):
         sample = data[i]
         digest.update(len(sample).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(sample.input_ids, np.int32).view(np.uint8))
-        digest.update(np.ascontiguousarray(sample.loss_mask, np.float32).view(np.uint8))
+        digest.update(_bytes(np.asarray(sample.input_ids, np.int32)))
+        digest.update(_bytes(np.asarray(sample.loss_mask, np.float32)))
     return digest.hexdigest()
 
 
@@ -57,8 +57,12 @@ def _weight_digest(weight: Any) -> bytes:
     digest = blake2b(digest_size=_SIZE)
     for part in _arrays(weight):
         digest.update(f"{part.dtype}{part.shape}".encode())
-        digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+        digest.update(_bytes(part))
     return digest.digest()
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def _arrays(weight: Any) -> Iterator[NDArray[Any]]:
@@ -76,5 +80,5 @@ def _arrays(weight: Any) -> Iterator[NDArray[Any]]:
 def _plain(value: Any) -> Any:
     """What JSON has no type for; arrays by their bytes."""
     if isinstance(value, np.ndarray):
-        return [str(value.dtype), list(value.shape), blake2b(np.ascontiguousarray(value), digest_size=_SIZE).hexdigest()]
+        return [str(value.dtype), list(value.shape), blake2b(_bytes(value), digest_size=_SIZE).hexdigest()]
     return value.item() if isinstance(value, np.generic) else str(value)

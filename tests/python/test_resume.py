@@ -50,7 +50,8 @@ def samples(seed: int = 0, n: int = 8) -> Dataset:
 @pytest.fixture
 def trainer(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Trainer]:
     def make(train: dict[str, Any] | None = None, lora: dict[str, Any] | None = None, **parts: Any) -> Trainer:
-        model = lc.load_model(parts.get("model", tiny_model_dir), progress=False, quantize=parts.get("quantize"))
+        model = lc.load_model(parts.get("model", tiny_model_dir), progress=False, quantize=parts.get("quantize"),
+                              **parts.get("load", {}))  # fmt: skip
         model.add_adapter(lc.LoraConfig(**LORA | (lora or {})))
         config = lc.TrainConfig(**{"output_dir": str(tmp_path / "out")} | TRAIN | (train or {}))
         return Trainer(model, parts.get("data", samples()), config, parts.get("eval_data"))
@@ -99,14 +100,23 @@ def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
         other = str(tmp_path / other)
     changed = {field: other} | ({"max_steps": -1} if field == "num_train_epochs" else {})
     train, lora = (changed, {}) if kind == "TrainConfig" else ({}, changed)
-    if kind == "LoraConfig" and field == "init_lora_weights":
-        lora = lora | {"layers_to_transform": LORA["layers_to_transform"]}
+    parts: dict[str, Any] = {}
+    if field == "memory_limit":  # which needs recompute auto beside it
+        train = train | {"recompute": "auto"}
+    elif field == "val_fraction":
+        parts["data"], parts["eval_data"] = samples().split(other, 0)
+    elif field.startswith("eval_"):
+        parts["eval_data"] = samples(5)
+    elif field in ("double_quant", "block_size"):  # of a base that is quantized while it is loaded
+        parts, train = {"quantize": "nf4", "load": {field: other}}, train | {"method": "qlora"}
+        shutil.rmtree(start.parent)
+        trainer({"method": "qlora"}, quantize="nf4").train()
     whole = None
     if rule.startswith("allowed"):
         plain = trainer({"output_dir": str(tmp_path / "whole")})
         plain.train()
         whole = arrays(plain)
-    resumed = trainer(train, lora)
+    resumed = trainer(train, lora, **parts)
     if rule.startswith("refused"):
         name = field if kind == "TrainConfig" else f"LoraConfig.{field}"
         with pytest.raises(CheckpointError, match=rf"(: |, ){re.escape(name)} .* -> "):

@@ -107,7 +107,7 @@ def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
         numbers = "int" in str(info.annotation)
         kinds: dict[Any, Any] = {list: TextList(numbers), dict: Pairs(), int: click.INT, float: click.FLOAT}
         flags, type_ = flag_name(name), kinds.get(kind, click.STRING)
-        type_ = output_of_a_run(info.default) if name == "output_dir" else type_
+        type_ = output_of_a_run(info.default) if name == "output_dir" else type_  # type: ignore[assignment]
 
     def decorate(function: F) -> F:
         function = click.option(flags, name, type=type_, default=None, help=text, cls=FieldOption)(function)
@@ -201,17 +201,17 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
     if path is None:
         return
     ctx.meta[CONFIG_FILE] = path
-    params = {}
+    params: dict[str, click.Parameter] = {}
     for param in ctx.command.params:
         if param.name and (param.expose_value or param.name == "overwrite"):
             params |= {spelling.lstrip("-").replace("-", "_"): param for spelling in param.opts}
     values: dict[str, Any] = {}
     lines: dict[str, tuple[str, int]] = {}
     for setting in read_settings(path):
-        param = params.get(setting.key)
-        if param is None:
+        if setting.key not in params:
             where = f"{str(path)!r}, line {setting.line}"
             raise ConfigError(f"config: unknown key {setting.key!r} in {where}{_hint(setting.key, params)}")
+        param = params[setting.key]
         name = str(param.name)
         if name in lines:
             key, line = lines[name]

@@ -125,9 +125,9 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
             output = ctx.params.get(param.name or "") or param.type.default
             for label, path in inputs if output else ():
                 refuse_input(_label(param), str(output), param.type.writes, label, path)
-            for path in resumed if output else ():
-                if path:
-                    refuse_input(_label(param), str(output), lambda name: False, "resume", str(path))
+            for checkpoint in resumed if output else ():
+                if checkpoint:
+                    refuse_input(_label(param), str(output), lambda name: False, "resume", str(checkpoint))
 
 
 RUN_MARK = "# lora-c train: every setting of this run"

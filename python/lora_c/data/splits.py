@@ -7,6 +7,7 @@ name are training data where no file is named so.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,10 +82,10 @@ def find_files(paths: str | Path | Sequence[str | Path], split: str | Sequence[s
     wanted = [_known_split(name) for name in ([split] if isinstance(split, str) else split)]
     found = FoundFiles()
     for path in map(lambda p: Path(str(p)), [paths] if isinstance(paths, (str, Path)) else paths):
-        if path.is_dir():
+        if os.path.isdir(path):
             _add_folder(path, wanted, found)
             continue
-        if not path.exists() and not path.is_symlink():
+        if not os.path.lexists(path):
             raise DataError(f"data: expected a file ending in {', '.join(SUFFIXES)}, got {str(path)!r}, which does not exist")
         check_regular(path, DataError)
         found.taken.append(path)
