@@ -7,14 +7,16 @@ loss is left out. Both are counted in the report. A text file is continued text:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError, shorten
+from . import reported
 from .records import data_files, kind_of, read_records, read_text
 from .samples import Sample, samples_from_record
 
@@ -87,6 +89,7 @@ def load_dataset(
         raise DataError(f"max_seq_length: expected >= 2, got {max_seq_length}")
     files = data_files(path)
     dataset = Dataset([], source=shorten(files, 2))
+    counts: Counter[str] = Counter()
     for file in files:
         if kind_of(file) == ".txt":
             _add_text(dataset, read_text(file), tokenizer, max_seq_length)
@@ -94,7 +97,8 @@ def load_dataset(
         for where, record in read_records(file):
             if limit is not None and dataset.n_examples >= limit:
                 break
-            _add_record(dataset, record, tokenizer, max_seq_length, where)
+            _add_record(dataset, record, tokenizer, max_seq_length, where, counts)
+    reported.tell_counts(counts, dataset.n_examples, dataset.source)
     if not dataset.samples:
         raise DataError(
             f"{dataset.source}: expected at least one example with a token that carries loss, got {dataset.report()}"
@@ -102,12 +106,14 @@ def load_dataset(
     return dataset
 
 
-def _add_record(dataset: Dataset, record: dict[str, Any], tokenizer: Tokenizer, limit: int, where: str) -> None:
+def _add_record(
+    dataset: Dataset, record: dict[str, Any], tokenizer: Tokenizer, limit: int, where: str, counts: Counter[str]
+) -> None:
     dataset.n_examples += 1
-    for sample in samples_from_record(record, tokenizer, where):
+    for sample in samples_from_record(record, tokenizer, where, counts):
         if len(sample) > limit:
             dataset.n_truncated += 1
-            sample = Sample(sample.input_ids[:limit], sample.loss_mask[:limit])
+            sample = replace(sample, input_ids=sample.input_ids[:limit], loss_mask=sample.loss_mask[:limit])
         if sample.n_predicted == 0:
             dataset.n_without_loss += 1
         else:
