@@ -58,7 +58,9 @@ def fuzz(
 ) -> Report:
     """Damage one file at a time; the others stay good, so that the damage is what is read."""
     report = Report(name)
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
+    shared = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=shared) as root, warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoraCWarning)  # a notice ends nothing
         folder = Path(root)
         form.make(folder)
         files = sorted({path for pattern in form.files for path in folder.glob(pattern) if path.is_file()})
@@ -95,9 +97,7 @@ def outcome(form: Format, folder: Path, damaged: Path) -> str | None:
     except Exception:
         return traceback.format_exc(limit=-6)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LoraCWarning)  # told, and read
-            form.read(folder)
+        form.read(folder)
     except LoraCError as error:
         lines = str(error).splitlines()
         fits = len(lines) == 1 and len(lines[0]) < 1000 and ("expected" in lines[0] or "got" in lines[0])
