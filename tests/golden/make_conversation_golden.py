@@ -3,8 +3,8 @@
 Needs transformers (not needed by the tests themselves), and the templates and the tokenizer beside the project:
 python tests/golden/make_conversation_golden.py [folder of data]
 
-The templates are tagged copies: {% generation %} stands around the assistant's answer, its end marker included. The file holds,
-per tokenizer and template, one digest per conversation of (ids, mask), or null where the template refuses the conversation.
+The templates are tagged copies: {% generation %} stands around the assistant's answer, its end marker included. The file
+holds, per tokenizer and template, one digest per conversation of (ids, mask), or null where the template refuses it.
 Conversations, tags, tokenizers and the digest are in random_conversations.py, for this script and for the test.
 """
 

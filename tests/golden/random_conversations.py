@@ -75,7 +75,8 @@ _TAGS = {  # (what stands in the template, the same with tags), in turn
          "{{ message['content'] | trim + '<end_of_turn>\n' }}{% endif %}"),
     ],
     "meta-llama-Llama-3.2-3B-Instruct": [
-        ("        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}",
+        ("        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ "
+         "message['content'] | trim + '<|eot_id|>' }}",
          "        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}\n"
          "        {%- if message.role == 'assistant' %}{% generation %}{{- message['content'] | trim + '<|eot_id|>' }}"
          "{% endgeneration %}{%- else %}{{- message['content'] | trim + '<|eot_id|>' }}{%- endif %}"),
