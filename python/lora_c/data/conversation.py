@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -51,6 +52,10 @@ class _Sequence:
     spans: list[Spans]
     turns: list[int]
 
+    def text_around_answers(self) -> str:
+        edges = [edge for spans in self.spans for span in spans for edge in span]
+        return "".join(self.text[begin:end] for begin, end in zip([0, *edges[1::2]], [*edges[::2], None], strict=True))
+
     def answers(self) -> Iterator[tuple[int, str]]:
         for i, spans in zip(self.turns, self.spans, strict=True):
             yield i, "".join(self.text[begin:end] for begin, end in spans)
@@ -75,7 +80,7 @@ def conversation(messages: list[Message], tokenizer: Tokenizer, tools: list[Any]
     last = sequences[-1]
     shown = messages if len(sequences) == 1 else messages[: last.turns[-1]]
     left_out |= {f"messages of the role {role[:40]!r}" for role in unwritten_roles(shown, last.text)}
-    if tools and not writes_tools(tools, last.text):
+    if tools and not writes_tools(tools, last.text_around_answers()):
         left_out.add("tools")
     pairs = [_pair(sequence.text, [s for spans in sequence.spans for s in spans], tokenizer) for sequence in sequences]
     return Conversation(pairs, sorted(left_out), n_written == 0)
@@ -102,28 +107,32 @@ def _marked(
         return None
     text, spans = marked
     assistant = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    alone = {}  # the conversation up to a turn, and the spans of that turn
-    if len(spans) == len(assistant):
-        of_turn = {i: [span] for i, span in zip(assistant, spans, strict=True)}
-    else:
-        n_before, of_turn = 0, {}
-        for i in assistant:
-            alone[i] = tokenizer.marked_chat(messages[: i + 1], tools) or ("", [])
-            of_turn[i] = spans[n_before : len(alone[i][1])]
-            n_before = len(alone[i][1])
-    whole = [_Sequence(text, [of_turn[i] for i in learned], learned)]
-    n_lost = sum(len(lost_parts(messages[i], answer)[0]) for i, answer in whole[0].answers())
-    if not n_lost:
-        return whole
-    apart = []
-    for i in learned:
-        turn_text, turn_spans = alone.get(i) or tokenizer.marked_chat(messages[: i + 1], tools) or ("", [])
-        own = turn_spans[-max(1, len(of_turn[i])) :]
-        turn = with_reasoning(Turn(turn_text, own[0][0] if own else len(turn_text), i), messages, tokenizer, tools)
-        kept = turn.text == turn_text
-        apart.append(_Sequence(turn.text, [own if kept else [(turn.begin, len(turn.text))]], [i]))
-    n_lost_apart = sum(len(lost_parts(messages[i], answer)[0]) for sequence in apart for i, answer in sequence.answers())
-    return apart if n_lost_apart < n_lost else whole
+    n_spans = [1] * len(assistant)
+    if len(spans) != len(assistant):
+        so_far = [len((tokenizer.marked_chat(messages[: i + 1], tools) or marked)[1]) for i in assistant]
+        n_spans = [n - before for n, before in zip(so_far, [0, *so_far], strict=False)]
+    ends = dict(zip(assistant, accumulate(n_spans), strict=True))
+    counts = dict(zip(assistant, n_spans, strict=True))
+    whole = _Sequence(text, [spans[ends[i] - counts[i] : ends[i]] for i in learned], learned)
+    if not _n_lost(whole, messages):
+        return [whole]
+    apart = [_marked_turn(messages, i, counts[i], tokenizer, tools) for i in learned]
+    return apart if sum(_n_lost(sequence, messages) for sequence in apart) < _n_lost(whole, messages) else [whole]
+
+
+def _marked_turn(messages: list[Message], i: int, n_spans: int, tokenizer: Tokenizer, tools: list[Any] | None) -> _Sequence:
+    """A turn alone: templates that drop past reasoning keep that of the last turn; those that do not are helped."""
+    text, spans = tokenizer.marked_chat(messages[: i + 1], tools) or ("", [])
+    alone = _Sequence(text, [spans[len(spans) - n_spans :]], [i])
+    if not _n_lost(alone, messages):
+        return alone
+    turn = with_reasoning(turn_of(messages, i, tokenizer, tools), messages, tokenizer, tools)
+    helped = _Sequence(turn.text, [[(turn.begin, len(turn.text))]], [i])
+    return helped if _n_lost(helped, messages) < _n_lost(alone, messages) else alone
+
+
+def _n_lost(sequence: _Sequence, messages: list[Message]) -> int:
+    return sum(len(lost_parts(messages[i], answer)[0]) for i, answer in sequence.answers())
 
 
 def _found(messages: list[Message], tokenizer: Tokenizer, tools: list[Any] | None, learned: list[int]) -> list[_Sequence]:

@@ -30,7 +30,8 @@ def checked_messages(messages: Any) -> list[Message]:
             raise DataError(f"expected message {i} to have 'role' and 'content', got {str(message)[:60]!r}")
         if all(message.get(key) is None for key in ("content", "function_call")) and not message.get("tool_calls"):
             raise DataError(f"expected message {i} to have 'content' or 'tool_calls', got {str(message)[:60]!r}")
-    return [_with_tool_calls(message) for message in messages]
+    legacy = any(message.get("function_call") is not None for message in messages)
+    return [_with_tool_calls(message) for message in messages] if legacy else list(messages)
 
 
 def learned_turns(messages: list[Message], n_prompt: int = 0) -> list[int]:
@@ -90,6 +91,8 @@ def _flag(message: Message, i: int) -> bool | None:
 def _with_tool_calls(message: Message) -> Message:
     """OpenAI's form before 'tool_calls' was "function_call", answered by the role "function"."""
     call = message.get("function_call")
+    if message["role"] == "function":
+        return message | {"role": "tool"}
     if call is None or message.get("tool_calls"):
         return message
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):

@@ -33,7 +33,10 @@ def turn_of(messages: list[Message], i: int, tokenizer: Tokenizer, tools: list[A
         The template refuses the messages, or its text does not show where the answer begins.
     """
     text = tokenizer.apply_chat_template(messages[: i + 1], tools=tools)
-    prompt = _prompt(messages[:i], tokenizer, tools)
+    try:
+        prompt = tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, tools=tools)
+    except DataError:  # some templates refuse to begin with the assistant, or with nothing
+        prompt = None
     if prompt is not None and text.startswith(prompt) and len(text) > len(prompt):
         return Turn(text, len(prompt), i)
     begin = _answer_begin(messages[:i], text, tokenizer, tools)
@@ -44,20 +47,17 @@ def turn_of(messages: list[Message], i: int, tokenizer: Tokenizer, tools: list[A
 
 def with_reasoning(turn: Turn, messages: list[Message], tokenizer: Tokenizer, tools: list[Any] | None) -> Turn:
     """The turn as the model has to say it, where the template drops its reasoning or leaves open what the prompt opens."""
-    message, answer = messages[turn.index], turn.text[turn.begin :]
-    prompt = _prompt(messages[: turn.index], tokenizer, tools)
-    tags = _opened(prompt or "")
-    if prompt is not None and tags is not None and tags[1] not in answer and "reasoning" not in lost_parts(message, answer)[0]:
-        gap = "\n" if prompt.endswith("\n") else "\n\n"
-        return Turn(f"{prompt}{gap}{tags[1]}\n\n{answer}", len(prompt), turn.index)  # an answer that needed no reasoning
+    message, prompt, answer = messages[turn.index], turn.text[: turn.begin], turn.text[turn.begin :]
+    tags = _opened(prompt)
     if "reasoning" not in lost_parts(message, answer)[0]:
-        return turn
-    before = prompt if prompt is not None else turn.text[: turn.begin]
-    said = _said(message, before, tags)
-    end = _end_of_answers(messages[: turn.index], tokenizer, tools)
+        if tags is None or tags[1] in answer:
+            return turn
+        gap = "\n" if prompt.endswith("\n") else "\n\n"
+        return Turn(f"{prompt}{gap}{tags[1]}\n\n{answer}", turn.begin, turn.index)  # an answer that needed no reasoning
+    said, end = _said(message, prompt, tags), _end_of_answers(messages[: turn.index], tokenizer, tools)
     if said is None or end is None or message.get("tool_calls"):
         return turn
-    return Turn(before + said + end, len(before), turn.index)
+    return Turn(prompt + said + end, turn.begin, turn.index)
 
 
 def _said(message: Message, prompt: str, tags: tuple[str, str] | None) -> str | None:
@@ -84,13 +84,6 @@ def _after_opening(content: str, opening: str, prompt: str) -> str:
 def _opened(prompt: str) -> tuple[str, str] | None:
     """The tags of reasoning that a prompt opens and the answer has to close."""
     return next((tags for tags in THINKING if prompt.rstrip().endswith(tags[0])), None)
-
-
-def _prompt(before: list[Message], tokenizer: Tokenizer, tools: list[Any] | None) -> str | None:
-    try:
-        return tokenizer.apply_chat_template(before, add_generation_prompt=True, tools=tools)
-    except DataError:  # some templates refuse to begin with the assistant, or with nothing
-        return None
 
 
 def _two_answers(before: list[Message], tokenizer: Tokenizer, tools: list[Any] | None) -> tuple[str, str]:
