@@ -1,6 +1,6 @@
 """Chat templates: the Jinja programs of models that turn a conversation into the text which the model was trained on.
 
-They are programs of strangers: `template_sandbox.py` bounds what they may take. Their dialect is that of transformers
+They are programs of strangers: `template_limits.py` bounds what they may take. Their dialect is that of transformers
 (whitespace rules, helpers, loop controls, the generation tag), so the text is the same. What a template sees of a message is
 in `template_messages.py`.
 """
@@ -14,8 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 from .errors import DataError
+from .template_limits import MAX_TEXT, Budget, budget, refusal
 from .template_messages import as_template_reads
-from .template_sandbox import MAX_TEXT, Budget, budget, environment, refusal
+from .template_sandbox import environment
 
 # Around marked text while it is being rendered: characters for private use without case or white space, of which no text
 # from outside can know these, so none is taken for a mark.

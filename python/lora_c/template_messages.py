@@ -110,7 +110,7 @@ def _forms(messages: list[Any], has: Callable[[Any], bool]) -> tuple[bool, ...]:
 
 
 def _has_parts(message: Any) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("content"), (list, Mapping))
+    return isinstance(message, dict) and isinstance(message.get("content"), (list, dict))
 
 
 def _has_arguments(message: Any) -> bool:

@@ -23,7 +23,8 @@ R1 = (
 )
 QWEN3 = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{% set parts = m.content.split('</think>') %}{{ '<A>' }}"
-    "{% generation %}{% if loop.last and parts | length > 1 %}{{ '<think>\n' + parts[0].removeprefix('<think>').strip() + '\n</think>\n\n' }}"
+    "{% generation %}{% if loop.last and parts | length > 1 %}"
+    "{{ '<think>\n' + parts[0].removeprefix('<think>').strip() + '\n</think>\n\n' }}"
     "{% endif %}{{ parts[-1].strip() + '</s>' }}{% endgeneration %}{% else %}{{ '<U>' + m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<A>' }}{% endif %}"
 )

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lora_c import chat_template, template_sandbox
+from lora_c import chat_template, template_limits
 from lora_c.errors import DataError
 
 START = "{% set n = namespace(s='aaaaaaaa', l=[1, 2, 3, 4]) %}"
@@ -60,7 +60,7 @@ def refused(source: str) -> str:
 def test_a_value_that_grows_in_a_loop_is_refused_before_it_takes_all_memory(
     grows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template_sandbox, "MAX_BYTES", 200 << 20)
+    monkeypatch.setattr(template_limits, "MAX_BYTES", 200 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "asks for" in refused(f"{START}{{% for i in range(400) %}}{grows}{{% endfor %}}{{{{ n.s }}}}")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900 << 10
@@ -68,20 +68,20 @@ def test_a_value_that_grows_in_a_loop_is_refused_before_it_takes_all_memory(
 
 @pytest.mark.parametrize("source", AT_ONCE)
 def test_a_huge_value_is_refused_before_it_is_made(source: str) -> None:
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     refused(source)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10 and time.thread_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10 and time.perf_counter() - start < 20
 
 
 @pytest.mark.parametrize("source", FOREVER)
 def test_a_template_that_does_not_end_is_ended(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_sandbox, "MAX_STEPS", 100_000)
-    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(template_limits, "MAX_STEPS", 100_000)
+    monkeypatch.setattr(template_limits, "MAX_SECONDS", 1.0)
     assert "steps" in (said := refused(source)) or "seconds" in said
 
 
 def test_steps_are_counted_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_sandbox, "MAX_STEPS", 100)
+    monkeypatch.setattr(template_limits, "MAX_STEPS", 100)
     for _ in range(3):
         assert render("{% for i in range(97) %}x{% endfor %}") == "x" * 97  # and the call of range
         assert "more than 100 steps" in refused("{% for i in range(99) %}x{% endfor %}")
