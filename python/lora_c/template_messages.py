@@ -160,7 +160,7 @@ def _printed(value: Any) -> str:
 
 def _parts(message: Any) -> list[dict[str, str]]:
     content = message.get("content") if isinstance(message, dict) else None
-    return content if _is_parts(content) else []
+    return content if isinstance(content, list) and _is_parts(content) else []
 
 
 def _is_parts(content: Any) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -106,29 +106,39 @@ def _marked(
     if marked is None:
         return None
     text, spans = marked
-    assistant = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    n_spans = [1] * len(assistant)
-    if len(spans) != len(assistant):
-        so_far = [len((tokenizer.marked_chat(messages[: i + 1], tools) or marked)[1]) for i in assistant]
-        n_spans = [n - before for n, before in zip(so_far, [0, *so_far], strict=False)]
-    ends = dict(zip(assistant, accumulate(n_spans), strict=True))
-    counts = dict(zip(assistant, n_spans, strict=True))
-    whole = _Sequence(text, [spans[ends[i] - counts[i] : ends[i]] for i in learned], learned)
+    of_turn = _spans_of_turns(text, spans, messages, tokenizer, tools)
+    whole = _Sequence(text, [of_turn[i] for i in learned], learned)
     if not _n_lost(whole, messages):
         return [whole]
-    apart = [_marked_turn(messages, i, counts[i], tokenizer, tools) for i in learned]
+    apart = [_marked_turn(messages, i, tokenizer, tools) for i in learned]
     return apart if sum(_n_lost(sequence, messages) for sequence in apart) < _n_lost(whole, messages) else [whole]
 
 
-def _marked_turn(messages: list[Message], i: int, n_spans: int, tokenizer: Tokenizer, tools: list[Any] | None) -> _Sequence:
+def _marked_turn(messages: list[Message], i: int, tokenizer: Tokenizer, tools: list[Any] | None) -> _Sequence:
     """A turn alone: templates that drop past reasoning keep that of the last turn; those that do not are helped."""
     text, spans = tokenizer.marked_chat(messages[: i + 1], tools) or ("", [])
-    alone = _Sequence(text, [spans[len(spans) - n_spans :]], [i])
+    alone = _Sequence(text, [_spans_of_turns(text, spans, messages[: i + 1], tokenizer, tools)[i]], [i])
     if not _n_lost(alone, messages):
         return alone
     turn = with_reasoning(turn_of(messages, i, tokenizer, tools), messages, tokenizer, tools)
     helped = _Sequence(turn.text, [[(turn.begin, len(turn.text))]], [i])
     return helped if _n_lost(helped, messages) < _n_lost(alone, messages) else alone
+
+
+def _spans_of_turns(
+    text: str, spans: Spans, messages: list[Message], tokenizer: Tokenizer, tools: list[Any] | None
+) -> dict[int, Spans]:
+    """The marked spans of each assistant turn: one, or all up to where the conversation up to that turn ends in the text."""
+    assistant = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    if len(spans) == len(assistant):
+        return {i: [span] for i, span in zip(assistant, spans, strict=True)}
+    of_turn, begin = {}, 0
+    for i in assistant:
+        up_to_here = tokenizer.marked_chat(messages[: i + 1], tools) if i != assistant[-1] else None
+        end = len(text) if up_to_here is None else len(commonprefix([text, up_to_here[0]]))
+        of_turn[i] = [span for span in spans if begin <= span[0] < end]
+        begin = max(begin, end)
+    return of_turn
 
 
 def _n_lost(sequence: _Sequence, messages: list[Message]) -> int:
