@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ._core import DECODE_BATCH
 from .configs import GenerationConfig
 from .errors import ConfigError, DataError
+from .text_ids import prompt_token_ids
 
 if TYPE_CHECKING:
     from ._core import KVCache
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def prompt_ids(model: Model, prompt: Any) -> list[int]:
     """Return the token ids of a text, of chat messages (rendered with the model's template), or of ids themselves."""
     if isinstance(prompt, str):
-        ids = model.tokenizer.encode(prompt)
+        ids = prompt_token_ids(model.tokenizer, prompt)
     elif isinstance(prompt, (Sequence, np.ndarray)) and len(prompt) and all(isinstance(m, dict) for m in prompt):
         text = model.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True)
         ids = model.tokenizer.encode(text, add_special_tokens=False)

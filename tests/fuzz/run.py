@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mutations import mutation_for
 from lora_c import _core
 from lora_c.errors import LoraCError
 from lora_c.inspection import inspect_path
+from lora_c.notices import LoraCWarning
 
 KEPT = Path("build/fuzz")
 
@@ -56,7 +58,9 @@ def fuzz(
 ) -> Report:
     """Damage one file at a time; the others stay good, so that the damage is what is read."""
     report = Report(name)
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
+    shared = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=shared) as root, warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoraCWarning)  # a notice ends nothing
         folder = Path(root)
         form.make(folder)
         files = sorted({path for pattern in form.files for path in folder.glob(pattern) if path.is_file()})

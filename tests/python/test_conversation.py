@@ -132,11 +132,11 @@ def test_template_that_drops_past_reasoning() -> None:
 def test_generation_prompt_with_more_than_the_history_shows() -> None:
     tokenizer = byte_tokenizer(
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+        "{% if add_generation_prompt %}<|assistant|>say: {% endif %}"
     )
     samples = samples_from_record({"messages": TWO}, tokenizer, "here")
     assert [split(s, tokenizer) for s in samples] == [["yo 🦙<|end|>"], ["ok<|end|>"]]
-    assert whole(samples[0], tokenizer) == "<|user|>hi<|end|><|assistant|><think>yo 🦙<|end|>"
+    assert whole(samples[0], tokenizer) == "<|user|>hi<|end|><|assistant|>say: yo 🦙<|end|>"
 
 
 def test_marks_of_the_template_are_believed() -> None:

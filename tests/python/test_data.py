@@ -14,6 +14,7 @@ from lora_c.schedule import learning_rate
 class ByteTokenizer:
     """One token per character, so that masks can be read off; chat format <role>text|."""
 
+    bos_token_id = None
     eos_token_id = 0
     chat_template = "yes"
     special_tokens: dict = {}
@@ -23,6 +24,9 @@ class ByteTokenizer:
 
     def encode(self, text, add_special_tokens=False):
         return [ord(c) for c in text]
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(map(chr, ids))
 
     def encode_with_offsets(self, text, add_special_tokens=False):
         return [ord(c) for c in text], [(i, i + 1) for i in range(len(text))]

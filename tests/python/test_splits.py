@@ -17,7 +17,7 @@ from lora_c.notices import LoraCWarning
 class ByteTokenizer:
     """One token per character, and no special ones."""
 
-    eos_token_id = None
+    bos_token_id = eos_token_id = None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(c) for c in text]

@@ -13,7 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lora_c import load_dataset
 from lora_c.data import text_pieces
-from lora_c.data.text_pieces import begin_tokens, cut_pieces, tokenize
+from lora_c.data.text_pieces import cut_pieces, tokenize
+from lora_c.text_ids import begin_token_ids
 from lora_c.tokenizer import Tokenizer
 
 
@@ -105,7 +106,7 @@ def test_pieces_hold_every_token_once_and_begin_as_a_text_begins() -> None:
 
 def test_a_text_file_begins_as_the_tokenizer_begins_a_text(stories: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(stories)
-    begin = begin_tokens(tokenizer)
+    begin = begin_token_ids(tokenizer)
     assert begin == [tokenizer.bos_token_id]
     text = "Once upon a time there was a girl.\r\nShe ran.\r"
     (tmp_path / "a.txt").write_bytes(text.encode())

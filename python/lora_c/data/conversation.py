@@ -7,90 +7,154 @@
 3. Some templates rewrite earlier messages as the conversation grows (they drop past reasoning, or move the system message to
    the last question). Then every turn becomes a sequence of its own: the prompt that the model will see, and the answer as the
    template writes it. An answer begins where the rendered text begins to depend on what the assistant says.
+4. Some templates drop the reasoning of the last answer, too, and open its tag in the generation prompt. The answer is then
+   written as the model has to say it after that prompt (`turns.py`).
+
+A token that holds any character of an answer carries loss.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from .lost_parts import lost_parts, unwritten_roles, writes_tools
+from .messages import Message, without_doubled_ends
+from .turns import Turn, turn_of, with_reasoning
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
 Pair = tuple[list[int], list[float]]
+Spans = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """Text up to the end of an assistant turn, and where the turn begins in it."""
+class Conversation:
+    """(token ids, loss mask) of a conversation: one pair as a rule, one per turn where the template rewrites history.
+
+    `left_out` names what the chat template does not write; `empty`: it writes nothing that the assistant says.
+    """
+
+    pairs: list[Pair]
+    left_out: list[str]
+    empty: bool
+
+
+@dataclass
+class _Sequence:
+    """A text, where its learned turns lie, and which messages they are."""
 
     text: str
-    begin: int
+    spans: list[Spans]
+    turns: list[int]
+
+    def text_around_answers(self) -> str:
+        edges = [edge for spans in self.spans for span in spans for edge in span]
+        return "".join(self.text[begin:end] for begin, end in zip([0, *edges[1::2]], [*edges[::2], None], strict=True))
+
+    def answers(self) -> Iterator[tuple[int, str]]:
+        for i, spans in zip(self.turns, self.spans, strict=True):
+            yield i, "".join(self.text[begin:end] for begin, end in spans)
 
 
-def assistant_samples(messages: Any, tokenizer: Tokenizer, tools: list[Any] | None = None, n_prompt: int = 0) -> list[Pair]:
-    """Return (token ids, loss mask) of a conversation: one pair as a rule, one per turn where the template rewrites history.
+def conversation(messages: list[Message], tokenizer: Tokenizer, tools: list[Any] | None, learned: list[int]) -> Conversation:
+    """Return the sequences of a conversation, of which the turns `learned` carry loss.
 
-    Parameters
-    ----------
-    n_prompt : int
-        The first messages, whose assistant turns carry no loss.
+    Raises
+    ------
+    DataError
+        The model has no chat template, or it refuses the messages, or its turns cannot be told apart.
     """
-    _check_messages(messages)
     if tokenizer.chat_template is None:
         raise DataError(
             "expected a model with a chat template for 'messages', got none; use 'prompt'/'completion' data or add "
             "chat_template.jinja to the model folder"
         )
+    messages = without_doubled_ends(messages, tokenizer, tools)
+    sequences = _marked(messages, tokenizer, tools, learned) or _found(messages, tokenizer, tools, learned)
+    left_out, n_written = _compare(sequences, messages)
+    last = sequences[-1]
+    shown = messages if len(sequences) == 1 else messages[: last.turns[-1]]
+    left_out |= {f"messages of the role {role[:40]!r}" for role in unwritten_roles(shown, last.text)}
+    if tools and not writes_tools(tools, last.text_around_answers()):
+        left_out.add("tools")
+    pairs = [_pair(sequence.text, [s for spans in sequence.spans for s in spans], tokenizer) for sequence in sequences]
+    return Conversation(pairs, sorted(left_out), n_written == 0)
+
+
+def _compare(sequences: Sequence[_Sequence], messages: list[Message]) -> tuple[set[str], int]:
+    """What of the learned answers is in no sequence, and how many parts are."""
+    lost: set[str] = set()
+    n_written = 0
+    for sequence in sequences:
+        for i, answer in sequence.answers():
+            kinds, n = lost_parts(messages[i], answer)
+            lost.update(f"{kind} of answers" for kind in kinds)
+            n_written += n
+    return lost, n_written
+
+
+def _marked(
+    messages: list[Message], tokenizer: Tokenizer, tools: list[Any] | None, learned: list[int]
+) -> list[_Sequence] | None:
+    """Sequences of a template that marks the assistant's text; None where it does not."""
+    marked = tokenizer.marked_chat(messages, tools)
+    if marked is None:
+        return None
+    text, spans = marked
+    of_turn = _spans_of_turns(text, spans, messages, tokenizer, tools)
+    whole = _Sequence(text, [of_turn[i] for i in learned], learned)
+    if not _n_lost(whole, messages):
+        return [whole]
+    apart = [_marked_turn(messages, i, tokenizer, tools) for i in learned]
+    return apart if sum(_n_lost(sequence, messages) for sequence in apart) < _n_lost(whole, messages) else [whole]
+
+
+def _marked_turn(messages: list[Message], i: int, tokenizer: Tokenizer, tools: list[Any] | None) -> _Sequence:
+    """A turn alone: templates that drop past reasoning keep that of the last turn; those that do not are helped."""
+    text, spans = tokenizer.marked_chat(messages[: i + 1], tools) or ("", [])
+    alone = _Sequence(text, [_spans_of_turns(text, spans, messages[: i + 1], tokenizer, tools)[i]], [i])
+    if not _n_lost(alone, messages):
+        return alone
+    turn = with_reasoning(turn_of(messages, i, tokenizer, tools), messages, tokenizer, tools)
+    helped = _Sequence(turn.text, [[(turn.begin, len(turn.text))]], [i])
+    return helped if _n_lost(helped, messages) < _n_lost(alone, messages) else alone
+
+
+def _spans_of_turns(
+    text: str, spans: Spans, messages: list[Message], tokenizer: Tokenizer, tools: list[Any] | None
+) -> dict[int, Spans]:
+    """The marked spans of each assistant turn: one, or all up to where the conversation up to that turn ends in the text."""
     assistant = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    turns = [i for i in assistant if i >= n_prompt and messages[i].get("weight") != 0]
-    if not turns:
-        raise DataError("expected at least one message with the role 'assistant' to learn from, got none")
-    if turns == assistant:
-        marked = tokenizer.marked_chat(messages, tools)
-        if marked is not None:
-            return [_mask_spans(*marked, tokenizer)]
+    if len(spans) == len(assistant):
+        return {i: [span] for i, span in zip(assistant, spans, strict=True)}
+    of_turn, begin = {}, 0
+    for i in assistant:
+        up_to_here = tokenizer.marked_chat(messages[: i + 1], tools) if i != assistant[-1] else None
+        end = len(text) if up_to_here is None else len(commonprefix([text, up_to_here[0]]))
+        of_turn[i] = [span for span in spans if begin <= span[0] < end]
+        begin = max(begin, end)
+    return of_turn
+
+
+def _n_lost(sequence: _Sequence, messages: list[Message]) -> int:
+    return sum(len(lost_parts(messages[i], answer)[0]) for i, answer in sequence.answers())
+
+
+def _found(messages: list[Message], tokenizer: Tokenizer, tools: list[Any] | None, learned: list[int]) -> list[_Sequence]:
     whole = tokenizer.apply_chat_template(messages, tools=tools)
-    found = [_turn(messages, i, tokenizer, tools) for i in turns]
-    spans = [_span_in(whole, turn, tokenizer) for turn in found]
+    turns = [with_reasoning(turn_of(messages, i, tokenizer, tools), messages, tokenizer, tools) for i in learned]
+    spans = [_span_in(whole, turn, tokenizer) for turn in turns]
     if all(span is not None for span in spans):
-        return [_mask_spans(whole, [span for span in spans if span is not None], tokenizer)]
-    return [_mask_spans(turn.text, [(turn.begin, len(turn.text))], tokenizer) for turn in found]
+        return [_Sequence(whole, [[span] for span in spans if span is not None], learned)]
+    return [_Sequence(turn.text, [[(turn.begin, len(turn.text))]], [turn.index]) for turn in turns]
 
 
-def _turn(messages: list[dict[str, Any]], i: int, tokenizer: Tokenizer, tools: list[Any] | None) -> _Turn:
-    text = tokenizer.apply_chat_template(messages[: i + 1], tools=tools)
-    try:
-        prompt: str | None = tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, tools=tools)
-    except DataError:  # some templates refuse to begin with the assistant, or with nothing
-        prompt = None
-    if prompt is not None and text.startswith(prompt) and len(text) > len(prompt):
-        return _Turn(text, len(prompt))
-    begin = _answer_begin(messages[:i], text, tokenizer, tools)
-    if prompt is None:
-        return _Turn(text, begin)
-    return _Turn(prompt + text[begin:], len(prompt))
-
-
-def _answer_begin(before: list[dict[str, Any]], text: str, tokenizer: Tokenizer, tools: list[Any] | None) -> int:
-    """Length of what the template writes before an answer, whatever the answer is."""
-    one, other = (
-        tokenizer.apply_chat_template([*before, {"role": "assistant", "content": answer}], tools=tools) for answer in "01"
-    )
-    header = commonprefix([one, other])
-    question = next((str(m.get("content") or "").strip() for m in reversed(before) if m["role"] == "user"), "")
-    if one == other or not text.startswith(header) or len(text) == len(header) or question not in header:
-        raise DataError(
-            f"expected the chat template to write turn {len(before)} after the text before it, got another text; use "
-            "'prompt'/'completion' data for this model"
-        )
-    return len(header)
-
-
-def _span_in(whole: str, turn: _Turn, tokenizer: Tokenizer) -> tuple[int, int] | None:
+def _span_in(whole: str, turn: Turn, tokenizer: Tokenizer) -> tuple[int, int] | None:
     """Where the turn lies in the whole conversation; some templates write the end token after the last turn only."""
     eos = tokenizer.special_tokens.get("eos_token") or ""
     for end in (len(turn.text), len(turn.text.removesuffix(eos))):
@@ -99,17 +163,12 @@ def _span_in(whole: str, turn: _Turn, tokenizer: Tokenizer) -> tuple[int, int] |
     return None
 
 
-def _mask_spans(text: str, spans: list[tuple[int, int]], tokenizer: Tokenizer) -> Pair:
+def _pair(text: str, spans: Spans, tokenizer: Tokenizer) -> Pair:
+    """Token ids, and a mask of the tokens that reach into a span; spans and tokens stand in order."""
     ids, offsets = tokenizer.encode_with_offsets(text, add_special_tokens=False)
-    mask = [float(any(b <= begin < e and end > begin for b, e in spans)) for begin, end in offsets]
+    mask, waiting = [], list(reversed(spans))
+    for begin, end in offsets:
+        while waiting and begin >= waiting[-1][1]:
+            waiting.pop()
+        mask.append(float(bool(waiting) and end > waiting[-1][0]))
     return list(ids), mask
-
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"expected 'messages' to be a list that is not empty, got {str(messages)[:60]!r}")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise DataError(f"expected message {i} to have 'role' and 'content', got {str(message)[:60]!r}")
-        if message.get("content") is None and not message.get("tool_calls"):
-            raise DataError(f"expected message {i} to have 'content' or 'tool_calls', got {str(message)[:60]!r}")

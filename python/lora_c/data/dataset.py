@@ -8,6 +8,7 @@ loss is left out. Both are counted in the report. A text file is continued text:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, shorten
 from ..notices import tell
+from ..text_ids import begin_token_ids
+from . import reported
 from .fits import check_ids
 from .records import kind_of, read_records
 from .samples import Sample, samples_from_record
 from .splits import FoundFiles, find_files
 from .streams import text_blocks
-from .text_pieces import begin_tokens, cut_pieces, tokenize
+from .text_pieces import cut_pieces, tokenize
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -117,6 +120,7 @@ def load_files(files: FoundFiles, tokenizer: Tokenizer, *, max_seq_length: int =
         raise DataError(f"max_seq_length: expected >= 2, got {max_seq_length}")
     max_seq_length = min(max_seq_length, getattr(tokenizer, "model_context_length", None) or max_seq_length)
     dataset = Dataset([], source=shorten(files.taken, 2), files=files)
+    counts: Counter[str] = Counter()
     for file in files.taken:
         if limit is not None and dataset.n_examples >= limit:
             break
@@ -124,9 +128,10 @@ def load_files(files: FoundFiles, tokenizer: Tokenizer, *, max_seq_length: int =
             _add_text(dataset, file, tokenizer, max_seq_length, limit)
             continue
         for where, record in read_records(file):
-            _add_record(dataset, record, tokenizer, max_seq_length, where)
+            _add_record(dataset, record, tokenizer, max_seq_length, where, counts)
             if limit is not None and dataset.n_examples >= limit:
                 break
+    reported.tell_counts(counts, dataset.n_examples, dataset.source)
     if not dataset.samples:
         raise DataError(
             f"{dataset.source}: expected at least one example with a token that carries loss, got {dataset.report()}"
@@ -134,15 +139,17 @@ def load_files(files: FoundFiles, tokenizer: Tokenizer, *, max_seq_length: int =
     return dataset
 
 
-def _add_record(dataset: Dataset, record: dict[str, Any], tokenizer: Tokenizer, length: int, where: str) -> None:
+def _add_record(
+    dataset: Dataset, record: dict[str, Any], tokenizer: Tokenizer, length: int, where: str, counts: Counter[str]
+) -> None:
     dataset.n_examples += 1
-    samples = samples_from_record(record, tokenizer, where)
+    samples = samples_from_record(record, tokenizer, where, counts)
     dataset.n_without_loss += not samples
     for sample in samples:
         check_ids(sample.input_ids, getattr(tokenizer, "model_vocab_size", None), where)
         if len(sample) > length:
             dataset.n_truncated += 1
-            sample = Sample(sample.input_ids[:length].copy(), sample.loss_mask[:length].copy())
+            sample = replace(sample, input_ids=sample.input_ids[:length].copy(), loss_mask=sample.loss_mask[:length].copy())
         if sample.n_predicted == 0:
             dataset.n_without_loss += 1
         else:
@@ -150,7 +157,7 @@ def _add_record(dataset: Dataset, record: dict[str, Any], tokenizer: Tokenizer, 
 
 
 def _add_text(dataset: Dataset, file: Path, tokenizer: Tokenizer, length: int, limit: int | None) -> None:
-    begin = begin_tokens(tokenizer)
+    begin = begin_token_ids(tokenizer)
     if length <= len(begin):
         raise DataError(f"max_seq_length: expected more than the {len(begin)} tokens that begin a text, got {length}")
     dataset.begin = tokenizer.decode(begin, skip_special_tokens=False) if begin else ""

@@ -3,16 +3,18 @@
     {"messages": [{"role", "content"}, ...], "tools": [...]}  loss on the assistant's turns; tools are optional
     {"prompt": str, "completion": str}                         loss on the completion and the end token
     {"prompt": [message, ...], "completion": [message, ...]}   loss on the assistant's turns of the completion
-    {"instruction": str, "input": str, "output": str}          alpaca: a user and an assistant turn
+    {"instruction": str, "input": str, "output": str}          alpaca: a user and an assistant turn; "history" before them
     {"conversations": [{"from", "value"}, ...]}                ShareGPT: the same as messages
     {"text": str}                                              loss on every token
 
-"system" (a text) may stand beside "instruction" and "conversations". An assistant message with "weight": 0 carries no loss.
+"system" (a text) may stand beside "instruction" and messages. An assistant message with "weight": 0 or "train": false carries
+no loss. Which other keys are refused is in `record_keys.py`.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,21 +23,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .conversation import assistant_samples
+from ..notices import tell
+from ..text_ids import prompt_and_completion_ids, whole_text_ids
+from . import reported
+from .alpaca import alpaca_messages, alpaca_prompts
+from .conversation import conversation
+from .messages import checked_messages, learned_turns
+from .record_keys import KINDS, kind_of_record
+from .sharegpt import sharegpt_messages
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
-KINDS = ("messages", "conversations", "prompt", "instruction", "text")
-SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
-    "model": "assistant", "system": "system", "tool": "tool", "observation": "tool",
-}  # fmt: skip
+__all__ = ["KINDS", "Sample", "samples_from_record"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sequence.
+    """One training sequence; `empty` where the record's answers say nothing, so that only their ends would be learned.
 
     Shapes
         input_ids (n,) int32; loss_mask (n,) float32, 1 where the token itself is to be predicted.
@@ -46,62 +51,77 @@ class Sample:
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.float32]
     where: str = ""
+    empty: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
     def n_predicted(self) -> int:
-        """Tokens that carry loss; the first token of a sequence is never predicted."""
-        return int(np.count_nonzero(self.loss_mask[1:]))
+        """Tokens that carry loss; the first token of a sequence is never predicted, the end of an empty answer not learned."""
+        return 0 if self.empty else int(np.count_nonzero(self.loss_mask[1:]))
 
 
-def samples_from_record(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[Sample]:
+def samples_from_record(
+    record: dict[str, Any], tokenizer: Tokenizer, where: str, counts: Counter[str] | None = None
+) -> list[Sample]:
     """The sequences of one example (several only when the chat template rewrites earlier turns).
 
+    Parameters
+        counts  takes the lines that are to be told of a data set, each counted once an example; without it, what is left out
+                of this example is told at once
     Raises
-    ------
-    DataError
-        The record is none of the kinds, or its parts do not fit; the message begins with `where`.
+        DataError  the record is none of the kinds, or its parts do not fit; the message begins with `where`
     """
+    lines: Counter[str] = Counter()
     try:
-        return _samples(record, tokenizer)
+        samples = _samples(record, tokenizer, lines)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
+    if counts is not None:
+        counts.update(lines.keys())
+    else:
+        for line in lines:
+            if line != reported.SEAM:
+                tell(line)
+    return samples
 
 
-def _samples(record: dict[str, Any], tokenizer: Tokenizer) -> list[Sample]:
-    kind = next((k for k in KINDS if k in record), None)
-    if kind is None:
-        raise DataError(
-            "expected 'messages', 'prompt'/'completion', 'instruction'/'output', 'conversations' or 'text', "
-            f"got the keys {sorted(map(str, record))[:8]}"
-        )
+def _samples(record: dict[str, Any], tokenizer: Tokenizer, lines: Counter[str]) -> list[Sample]:
+    kind, aside = kind_of_record(record)
+    if aside:
+        lines[reported.other_kind(kind, aside)] += 1
     if kind == "messages":
-        return _conversation(record["messages"], tokenizer, record)
+        return _conversation(record["messages"], tokenizer, record, lines)
     if kind == "conversations":
-        return _conversation(_with_system(record, sharegpt_messages(record["conversations"])), tokenizer, record)
+        return _conversation(sharegpt_messages(record["conversations"]), tokenizer, record, lines)
     if kind == "instruction":
-        return _alpaca(record, tokenizer)
+        return _alpaca(record, tokenizer, lines)
     if kind == "prompt":
         if isinstance(record["prompt"], list):
-            return _prompt_messages(record, tokenizer)
+            return _prompt_messages(record, tokenizer, lines)
         _need_strings(record, ("prompt", "completion"))
-        return [_prompt_sample(record["prompt"], record["completion"], tokenizer)]
+        return _prompts([(record["prompt"], record["completion"])], tokenizer, lines)
     _need_strings(record, ("text",))
-    ids = tokenizer.encode(record["text"], add_special_tokens=True)
-    if tokenizer.eos_token_id is not None:
-        ids = [*ids, tokenizer.eos_token_id]
-    return [_sample(ids, np.ones(len(ids), np.float32))]
+    ids = whole_text_ids(tokenizer, record["text"])
+    return [_sample(ids, np.ones(len(ids)), empty=not record["text"].strip())]
 
 
-def _conversation(messages: Any, tokenizer: Tokenizer, record: dict[str, Any], n_prompt: int = 0) -> list[Sample]:
-    pairs = assistant_samples(messages, tokenizer, _tools(record), n_prompt)
-    return [_sample(ids, mask) for ids, mask in pairs]
+def _conversation(
+    messages: Any, tokenizer: Tokenizer, record: dict[str, Any], lines: Counter[str], n_prompt: int = 0
+) -> list[Sample]:
+    system, checked = _system(record), checked_messages(messages)
+    if system and checked[0]["role"] == "system":
+        raise DataError("expected one system message, got 'system' beside messages that begin with one; keep one of them")
+    checked = [{"role": "system", "content": system}, *checked] if system else checked
+    learned = learned_turns(checked, n_prompt + bool(system))
+    found = conversation(checked, tokenizer, _tools(record), learned)
+    lines.update(map(reported.left_out, found.left_out))
+    return [_sample(ids, mask, found.empty) for ids, mask in found.pairs]
 
 
 def _tools(record: dict[str, Any]) -> list[Any] | None:
-    """The functions that the model may call; some data sets hold the list as JSON text."""
+    """The functions that the model may call; some data sets hold the list as JSON text, old ones bare functions."""
     tools = record.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
@@ -110,75 +130,57 @@ def _tools(record: dict[str, Any]) -> list[Any] | None:
             raise DataError(f"expected 'tools' to be a list or one in JSON, got text that is none: {error}") from None
     if tools and not isinstance(tools, list):
         raise DataError(f"expected 'tools' to be a list, got a {type(tools).__name__}")
-    return tools or None
+    functions = record.get("functions")
+    if functions and tools:
+        raise DataError("expected 'tools' or 'functions', got both; keep one of them")
+    if functions and not isinstance(functions, list):
+        raise DataError(f"expected 'functions' to be a list, got a {type(functions).__name__}")
+    return tools or [{"type": "function", "function": function} for function in functions or []] or None
 
 
-def _prompt_messages(record: dict[str, Any], tokenizer: Tokenizer) -> list[Sample]:
+def _prompt_messages(record: dict[str, Any], tokenizer: Tokenizer, lines: Counter[str]) -> list[Sample]:
     prompt, completion = record["prompt"], record.get("completion")
     if not isinstance(completion, list):
         raise DataError(f"expected 'completion' to be a list of messages as 'prompt' is, got {type(completion).__name__}")
-    return _conversation(prompt + completion, tokenizer, record, len(prompt))
+    return _conversation(prompt + completion, tokenizer, record, lines, len(prompt))
 
 
-def _with_system(record: dict[str, Any], messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _system(record: dict[str, Any]) -> str:
     system = record.get("system")
     if system is not None and not isinstance(system, str):
         raise DataError(f"expected 'system' to be a string, got {type(system).__name__}")
-    return [{"role": "system", "content": system}, *messages] if system else messages
+    return system or ""
 
 
-def _alpaca(record: dict[str, Any], tokenizer: Tokenizer) -> list[Sample]:
+def _alpaca(record: dict[str, Any], tokenizer: Tokenizer, lines: Counter[str]) -> list[Sample]:
     _need_strings(record, ("instruction", "output"))
-    extra = record.get("input") or ""
-    if not isinstance(extra, str):
-        raise DataError(f"expected 'input' to be a string, got {type(extra).__name__}")
+    _system(record)
     if tokenizer.chat_template is not None:
-        user = record["instruction"] + (f"\n\n{extra}" if extra else "")
-        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": record["output"]}]
-        return _conversation(_with_system(record, turns), tokenizer, {})
-    system = "".join(m["content"] + "\n\n" for m in _with_system(record, []))
-    prompt = f"{system}### Instruction:\n{record['instruction']}" + (f"\n\n### Input:\n{extra}" if extra else "")
-    return [_prompt_sample(prompt + "\n\n### Response:\n", record["output"], tokenizer)]
+        return _conversation(alpaca_messages(record), tokenizer, record, lines)
+    if _tools(record):
+        raise DataError(
+            "expected a model with a chat template for 'tools', got none; remove the key or add chat_template.jinja"
+        )
+    return _prompts(alpaca_prompts(record, tokenizer), tokenizer, lines)
 
 
-def sharegpt_messages(turns: Any) -> list[dict[str, Any]]:
-    """[{"from", "value"}, ...] as messages; a function call becomes a tool call of the assistant."""
-    if not isinstance(turns, list) or not all(isinstance(t, dict) and "from" in t and "value" in t for t in turns):
-        raise DataError(f"expected 'conversations' to be a list of {{'from', 'value'}}, got {str(turns)[:60]!r}")
-    messages: list[dict[str, Any]] = []
-    for turn in turns:
-        role = turn["from"]
-        if role == "function_call":
-            messages.append({"role": "assistant", "tool_calls": [_function_call(turn["value"])]})
-        elif isinstance(role, str) and role in SHAREGPT_ROLES:
-            messages.append({"role": SHAREGPT_ROLES[role], "content": turn["value"]})
-        else:
-            known = sorted([*SHAREGPT_ROLES, "function_call"])
-            raise DataError(f"expected 'from' to be one of {', '.join(known)}, got {str(role)[:60]!r}")
-    return messages
+def _prompts(turns: list[tuple[str, str]], tokenizer: Tokenizer, lines: Counter[str]) -> list[Sample]:
+    """Prompts and their completions: one sequence where every prompt goes on from the turn before it, as a rule."""
+    samples: list[tuple[list[int], list[float]]] = []
+    for prompt, completion in turns:
+        ids = prompt_and_completion_ids(tokenizer, prompt, completion)
+        if ids.seam:
+            lines[reported.SEAM] += 1
+        before, mask = samples[-1] if samples and ids.prompt[: len(samples[-1][0])] == samples[-1][0] else ([], [])
+        if before:
+            samples.pop()
+        mask = mask + [0.0] * (len(ids.prompt) - len(before)) + [float(not ids.empty)] * len(ids.completion)
+        samples.append((ids.prompt + ids.completion, mask))
+    return [_sample(*sample) for sample in samples]
 
 
-def _function_call(value: Any) -> dict[str, Any]:
-    try:
-        call = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        call = None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise DataError(f"expected a 'function_call' to hold JSON with 'name' and 'arguments', got {str(value)[:60]!r}")
-    return {"type": "function", "function": call}
-
-
-def _prompt_sample(prompt: str, completion: str, tokenizer: Tokenizer) -> Sample:
-    """Prompt and completion are tokenized as one text, so a word that spans the seam gets the tokens it has in prose."""
-    ids, offsets = tokenizer.encode_with_offsets(prompt + completion, add_special_tokens=True)
-    mask = [float(end > len(prompt) and end > begin) for begin, end in offsets]
-    if tokenizer.eos_token_id is not None:
-        ids, mask = [*ids, tokenizer.eos_token_id], [*mask, 1.0]
-    return _sample(ids, mask)
-
-
-def _sample(ids: Sequence[int], mask: Any) -> Sample:
-    return Sample(np.asarray(ids, np.int32), np.asarray(mask, np.float32))
+def _sample(ids: Sequence[int], mask: Any, empty: bool = False) -> Sample:
+    return Sample(np.asarray(ids, np.int32), np.asarray(mask, np.float32), empty=empty)
 
 
 def _need_strings(record: dict[str, Any], keys: Sequence[str]) -> None:

@@ -32,13 +32,6 @@ _ANYWHERE = re.compile(r"(?<=\S)(?=\S)")
 Ids = NDArray[np.int32]
 
 
-def begin_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before every text."""
-    plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a", add_special_tokens=True)
-    last = len(whole) - len(plain)
-    return next((whole[:i] for i in range(last + 1) if whole[i : i + len(plain)] == plain), [])
-
-
 def cut_pieces(parts: Iterable[Ids], length: int, begin: list[int]) -> Iterator[Ids]:
     """Consecutive pieces of `length` tokens, each of which begins with `begin` (once, where the text has it there)."""
     first = np.asarray(begin, np.int32)

@@ -1,0 +1,28 @@
+"""What is told of a data set in one line each, with the count of its examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..notices import tell
+
+SEAM = (
+    "the prompt's last token would be another one in one text with the completion; both are read apart, as in generation: a "
+    "space at the end of the prompt belongs at the begin of the completion"
+)
+
+
+def left_out(what: str) -> str:
+    """The line for what a chat template drops."""
+    return f"the chat template does not write {what}; they are in no sample: use another template, or write them into the text"
+
+
+def other_kind(kind: str, keys: list[str]) -> str:
+    """The line for keys beside those that are trained."""
+    return f"trained on {kind!r}; left aside: {', '.join(map(repr, keys))}"
+
+
+def tell_counts(counts: Counter[str], n_examples: int, source: str) -> None:
+    """Tell what happened to the examples of a data set, the most frequent first."""
+    for line, n in counts.most_common():
+        tell(f"{source}: {n:,} of {n_examples:,} examples: {line}")

@@ -1,0 +1,173 @@
+"""Keys of records: heeded, refused by name, or the user's own; flags of turns; other forms of conversations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from lora_c.data import samples_from_record
+from lora_c.errors import DataError
+from lora_c.tokenizer import Tokenizer
+
+TEMPLATE = (
+    "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TAGGED = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}</s>{% endgeneration %}"
+    "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+
+def byte_tokenizer(template: str | None) -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>"])
+    return Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>"}, template)
+
+
+def read(record: dict[str, Any], template: str | None) -> tuple[str, list[str]]:
+    """The text of a record's one sample, and the stretches of it that carry loss."""
+    tokenizer = byte_tokenizer(template)
+    (sample,) = samples_from_record(record, tokenizer, "here", Counter())
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], sample.loss_mask, [0]])))
+    stretches = [tokenizer.decode(sample.input_ids[b:e], False) for b, e in zip(edges[::2], edges[1::2], strict=True)]
+    return tokenizer.decode(sample.input_ids, False), stretches
+
+
+def user(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text} | more
+
+
+def assistant(text: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text} | more
+
+
+TURNS = [user("a"), assistant("b")]
+HISTORY = {"instruction": "And his dog?", "output": "Rex", "history": [["Who is Tom?", "A boy"], ["Where?", "Here"]]}
+
+
+def test_history_of_alpaca_is_turns_before_whose_answers_are_learned() -> None:
+    text, learned = read(HISTORY, TEMPLATE)
+    assert text == (
+        "<user>Who is Tom?</s><assistant>A boy</s><user>Where?</s><assistant>Here</s><user>And his dog?</s><assistant>Rex</s>"
+    )
+    assert learned == ["A boy</s>", "Here</s>", "Rex</s>"]
+    text, learned = read(HISTORY | {"system": "S.", "input": "I"}, None)
+    assert learned == ["A boy</s>", "Here</s>", "Rex</s>"]
+    assert text == (
+        "S.\n\n### Instruction:\nWho is Tom?\n\n### Response:\nA boy</s>\n\n### Instruction:\nWhere?\n\n"
+        "### Response:\nHere</s>\n\n### Instruction:\nAnd his dog?\n\n### Input:\nI\n\n### Response:\nRex</s>"
+    )
+
+
+@pytest.mark.parametrize("history", ["x", [["a"]], [["a", 1]], [{"q": "a"}]])
+def test_a_history_of_another_form_is_refused(history: Any) -> None:
+    with pytest.raises(DataError, match=r"expected 'history' to be a list of \[question, answer\]"):
+        read({"instruction": "a", "output": "b", "history": history}, TEMPLATE)
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "trainable", "loss"])
+@pytest.mark.parametrize("template", [TEMPLATE, TAGGED])
+def test_flags_of_turns_are_heeded_in_messages_and_conversations(key: str, template: str) -> None:
+    off = 0 if key == "weight" else False
+    messages = [user("a", **{key: off}), assistant("b", **{key: off}), user("c"), assistant("d", **{key: True})]
+    assert read({"messages": messages}, template)[1] == ["d</s>"]
+    names = {"user": "human", "assistant": "gpt"}
+    turns = [{"from": names[m["role"]], "value": m["content"]} | {k: v for k, v in m.items() if k == key} for m in messages]
+    assert read({"conversations": turns}, template)[1] == ["d</s>"]
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        (assistant("b", weight=0.5), "'weight' of message 1 to be 0 or 1, got '0.5'"),
+        (assistant("b", train="no"), "'train' of message 1 to be 0 or 1, got 'no'"),
+        (assistant("b", weight=1, train=False), "flags of message 1 to agree"),
+        (assistant("b", train_detail=[{"begin_offset": 0}]), "message 1 without 'train_detail'"),
+        (user("b", train=True), "'train' of message 1 to be 0, got 1 at the role 'user'"),
+    ],
+)
+def test_flags_that_say_no_yes_or_no_are_refused(turn: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"here: expected (the )?{message}"):
+        read({"messages": [user("a"), turn, assistant("c")]}, TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        ({"prompt": "a", "completion": "b", "system": "s"}, "system"),
+        ({"prompt": "a", "completion": "b", "history": [["c", "d"]]}, "history"),
+        ({"prompt": "a", "completion": "b", "tools": [{"name": "f"}]}, "tools"),
+        ({"prompt": "a", "completion": "b", "context": "c"}, "context"),
+        ({"prompt": "a", "completion": "b", "label": False}, "label"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen"),
+        ({"prompt": "a", "completion": "b", "images": ["x.png"]}, "images"),
+        ({"messages": TURNS, "history": [["c", "d"]]}, "history"),
+        ({"messages": TURNS, "documents": [{"text": "d"}]}, "documents"),
+        ({"messages": TURNS, "images": ["x.png"]}, "images"),
+        ({"messages": TURNS, "chat_template_kwargs": {"x": 1}}, "chat_template_kwargs"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "documents": ["d"]}, "documents"),
+        ({"instruction": "a", "output": "b", "context": "c"}, "context"),
+        ({"instruction": "a", "output": "b", "chosen": "c"}, "chosen"),
+        ({"text": "a", "prompt": "b"}, "prompt"),
+        ({"text": "a", "system": "b"}, "system"),
+    ],
+)
+def test_keys_that_would_change_the_text_are_refused_by_name(record: dict[str, Any], key: str) -> None:
+    with pytest.raises(DataError, match=f"here: expected a '.*' record without '{key}', got one with it; "):
+        read(record, TEMPLATE)
+
+
+@pytest.mark.parametrize("record", [{"text": "a"}, {"prompt": "a", "completion": "b"}, {"messages": TURNS}])
+def test_keys_of_the_users_own_and_keys_without_a_value_pass(record: dict[str, Any]) -> None:
+    own = {"id": 3, "source": "web", "lang": "en", "score": 0.5, "history": [], "system": None, "images": None}
+    assert read(record | own, TEMPLATE) == read(record, TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        ({"messages": TURNS, "prompt": "a"}, "trained on 'messages'; left aside: 'prompt'"),
+        ({"messages": TURNS, "text": "x"}, "trained on 'messages'; left aside: 'text'"),
+        ({"instruction": "a", "output": "b", "text": "x"}, "trained on 'instruction'; left aside: 'text'"),
+        ({"prompt": "a", "completion": "b", "text": "x"}, "trained on 'prompt'; left aside: 'text'"),
+    ],
+)
+def test_a_record_of_two_kinds_is_told(record: dict[str, Any], line: str) -> None:
+    told: Counter[str] = Counter()
+    samples_from_record(record, byte_tokenizer(TEMPLATE), "here", told)
+    assert list(told) == [line]
+
+
+def test_system_and_tools_stand_beside_every_form_of_messages() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    expected = "[f]<system>S.</s><user>a</s><assistant>b</s>"
+    conversation = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    for record in (
+        {"messages": TURNS}, {"conversations": conversation}, {"conversations": TURNS}, {"instruction": "a", "output": "b"},
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    ):  # fmt: skip
+        assert read(record | {"system": "S.", "tools": tools}, TEMPLATE) == (expected, ["b</s>"]), record
+    with pytest.raises(DataError, match="expected one system message"):
+        read({"messages": [{"role": "system", "content": "T."}, *TURNS], "system": "S."}, TEMPLATE)
+
+
+def test_function_calls_of_the_older_form_are_tool_calls() -> None:
+    call = {"name": "f", "arguments": '{"x": "ü"}'}
+    messages = [
+        user("a"),
+        assistant("", function_call=call),
+        {"role": "function", "name": "f", "content": "R"},
+        assistant("b"),
+    ]
+    text, learned = read({"messages": messages, "functions": [{"name": "f"}]}, TEMPLATE)
+    assert text.startswith("[f]") and "<tool>R</s>" in text
+    assert learned == ['{"name": "f", "arguments": {"x": "ü"}}</s>', "b</s>"]
