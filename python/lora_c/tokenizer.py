@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import chat_template
 from .checkpoint import read_json_object
 from .errors import CheckpointError, DataError
+from .os_errors import reason
 
 if TYPE_CHECKING:
     import tokenizers
@@ -39,7 +40,12 @@ class Tokenizer:
     Attributes
     ----------
     bos_token_id, eos_token_id, pad_token_id, unk_token_id : int or None
+    model_vocab_size, model_context_length : int or None
+        Rows of the embedding and tokens in the context of the model that it was loaded with, for what reads data.
     """
+
+    model_vocab_size: int | None = None
+    model_context_length: int | None = None
 
     def __init__(
         self,
@@ -176,7 +182,7 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder."""
         target = Path(folder)
-        self.backend.save(str(target / "tokenizer.json"))
+        (target / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         options = {"tokenizer_class": "PreTrainedTokenizerFast"} | self.special_tokens
         (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
         if self.chat_template is not None:
@@ -264,4 +270,4 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: expected UTF-8 text, got: {error}") from None
+        raise CheckpointError(f"{path}: expected UTF-8 text, got: {reason(error)}") from None

@@ -12,6 +12,7 @@ import click
 from ..configs import GenerationConfig
 from ..errors import ConfigError
 from .options import Command, config_options, take
+from .paths import InputPath
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -26,9 +27,9 @@ class Texts(click.Argument):
 
 @click.command("generate", cls=Command, short_help="Write text from prompts.")
 @click.argument("prompt", nargs=-1, cls=Texts)
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Text file with one prompt per line.")
-@click.option("--model", type=str, help="Model folder.")
-@click.option("--adapter", type=str, help="PEFT adapter folder.")
+@click.option("--prompts", type=InputPath(), metavar="FILE", help="Text file with one prompt per line.")
+@click.option("--model", type=InputPath(), help="Model folder.")
+@click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--chat-template/--raw", "chat_template", default=None, help="Wrap the prompt as a user's turn, or not.")
 @config_options(GenerationConfig, "Generation")
@@ -38,7 +39,7 @@ def command(**own: Any) -> None:
     Several prompts are decoded together; the answers are written as JSON lines with "prompt" and "answer".
     """
     config = GenerationConfig(**take(own, GenerationConfig))
-    texts = [*(own.get("prompt") or ()), *(read_prompts(own["prompts"]) if own.get("prompts") else ())]
+    texts = [*(own.get("prompt") or ()), *(read_prompts(Path(own["prompts"])) if own.get("prompts") else ())]
     model = open_model(own)
     template = own.get("chat_template")
     if template is None:

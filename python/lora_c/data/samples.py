@@ -44,10 +44,13 @@ class Sample:
 
     Shapes
         input_ids (n,) int32; loss_mask (n,) float32, 1 where the token itself is to be predicted.
+
+    `where` is the place that it was read from, for messages.
     """
 
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.float32]
+    where: str = ""
     empty: bool = False
 
     def __len__(self) -> int:
@@ -177,7 +180,7 @@ def _prompts(turns: list[tuple[str, str]], tokenizer: Tokenizer, lines: Counter[
 
 
 def _sample(ids: Sequence[int], mask: Any, empty: bool = False) -> Sample:
-    return Sample(np.asarray(ids, np.int32), np.asarray(mask, np.float32), empty)
+    return Sample(np.asarray(ids, np.int32), np.asarray(mask, np.float32), empty=empty)
 
 
 def _need_strings(record: dict[str, Any], keys: Sequence[str]) -> None:

@@ -272,7 +272,8 @@ def _gpt2(meta: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
 def token_id(file: GGUFFile | PlannedFile, name: str) -> int | None:
     """The id of a special token ("bos", "eos", "eot", "unknown", "padding"), where the file has one."""
     value = file.get(f"tokenizer.ggml.{name}_token_id")
-    count = len(file.get("tokenizer.ggml.tokens") or ())
+    tokens = file.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0  # another kind is refused where the tokenizer is read
     return value if type(value) is int and 0 <= value < (count or _UNSET) else None
 
 
