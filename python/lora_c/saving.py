@@ -20,7 +20,8 @@ from .files import atomic_folder
 from .loading import DENSE_DTYPES, in_order
 from .multimodal import config_of_text_model
 from .prequantized import nf4_entries, quant_type_of, quantization_config
-from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
+from .template_files import template_files
+from .tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from .model import Model
@@ -85,10 +86,12 @@ def _saved_config(model: Model, dtype: str | None, linear: dict[str, bool]) -> d
 
 
 def _copy_tokenizer(model: Model, folder: Path) -> None:
-    for name in (*TOKENIZER_FILES, TOOL_TEMPLATE, "generation_config.json"):
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (model.source / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(model.source / name, folder / name)
+    for path in template_files(model.source):
+        (folder / path.relative_to(model.source)).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / path.relative_to(model.source))
     if model.has_tokenizer and not (folder / "tokenizer.json").exists():
         model.tokenizer.save(folder)
 
