@@ -15,6 +15,7 @@ from . import merge
 from ._core import NF4Tensor
 from .architectures import WeightSpec, architecture_of
 from .checkpoint import TensorEntry, find_non_finite, write_model_files
+from .ends import with_ends
 from .errors import AdapterError, CheckpointError, ConfigError
 from .files import atomic_folder
 from .loading import DENSE_DTYPES, in_order
@@ -45,6 +46,7 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
         write_model_files(folder, entries, max_shard_bytes)
         text = json.dumps(_saved_config(model, dtype, linear), indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
+        _write_generation_config(model, folder)
         _copy_tokenizer(model, folder)
 
 
@@ -82,11 +84,18 @@ def _saved_config(model: Model, dtype: str | None, linear: dict[str, bool]) -> d
     elif n_quantized > len(model.quant_records) or "quantization_config" not in config:  # else what it said still holds
         left = [module for module, quantized in linear.items() if not quantized and module != "lm_head"]
         config["quantization_config"] = quantization_config(model.nf4_options[1], dense, left, linear.get("lm_head", False))
-    return config
+    return with_ends(config, model.eos_token_ids)
+
+
+def _write_generation_config(model: Model, folder: Path) -> None:
+    options = with_ends(model.generation_options, model.eos_token_ids)
+    if options:
+        text = json.dumps(options, indent=2, ensure_ascii=False) + "\n"
+        (folder / "generation_config.json").write_text(text, encoding="utf-8")
 
 
 def _copy_tokenizer(model: Model, folder: Path) -> None:
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
+    for name in TOKENIZER_FILES:
         if (model.source / name).is_file():
             shutil.copyfile(model.source / name, folder / name)
     for path in template_files(model.source):

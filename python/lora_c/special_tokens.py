@@ -91,9 +91,7 @@ def read_special_tokens(folder: Path, options: Mapping[str, Any], backend: token
     return result
 
 
-def _name(
-    result: SpecialTokens, said: Mapping[str, Any], own: Mapping[str, Any], flags: Mapping[str, Token], where: str
-) -> None:
+def _name(result: SpecialTokens, said: Mapping[str, Any], own: dict[str, Any], flags: Mapping[str, Token], where: str) -> None:
     for name in NAMES:
         if said.get(name) is not None:
             token = _token(said[name], f"{where}: {name}")
@@ -210,3 +208,8 @@ def _tell_other_ids(backend: tokenizers.Tokenizer, tokens: SpecialTokens) -> Non
     other = [f"{text} is {has}, not {said}" for text, (said, has) in ids.items() if has is not None and has != said]
     if other:
         tell(f"{tokens.where}: the ids of added tokens are those of tokenizer.json: {shorten(other)}")
+
+
+def is_marked(backend: tokenizers.Tokenizer, token_id: int) -> bool:
+    """Whether a token is one of the added ones, which are never cut."""
+    return token_id in backend.get_added_tokens_decoder()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from . import _core
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
 from .configs import TrainConfig
+from .ends import tell_untrained_ends
 from .errors import ConfigError
 from .files import write_text
 from .interrupt import deferred_interrupt
@@ -60,6 +61,7 @@ class Trainer:
                 "model: expected at least one trainable parameter, got a frozen model; call model.add_adapter(...) or "
                 'load it with trainable="full" or "head"'
             )
+        tell_untrained_ends(model, train_data)
         self.optimizer = _core.AdamW(
             self.parameters,
             lr=config.learning_rate,

@@ -15,6 +15,7 @@ from ..checkpoint import find_non_finite
 from ..errors import AdapterError, CheckpointError, ConfigError
 from ..files import atomic_file
 from .checkpoint import interleave
+from .ends import ends_metadata
 from .families import GGUFFamily, family_of_architecture
 from .format import DENSE, TYPES_BY_NAME, Value
 from .metadata import metadata_of
@@ -73,7 +74,7 @@ def contents_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[G
         values["general.quantization_version"] = uint32(2)
     entries = [*tensors, *(_entry(model, spec, family, type) for spec in model.architecture.weights())]
     check_same_model(values, entries, model.architecture)
-    return values | _tokenizer(model), entries
+    return values | _tokenizer(model) | ends_metadata(model), entries
 
 
 def _tokenizer(model: Model) -> dict[str, Value]:
