@@ -27,7 +27,8 @@ GREEDY: list[dict[str, Any]] = [
 ]  # fmt: skip
 SAMPLED: list[dict[str, Any]] = [
     {}, {"temperature": 0.5}, {"temperature": 1.7}, {"top_k": 1}, {"top_k": 7}, {"top_p": 0.5}, {"top_p": 0.95},
-    {"min_p": 0.05}, {"min_p": 0.5}, {"typical_p": 0.3}, {"typical_p": 0.9}, {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1},
+    {"min_p": 0.05}, {"min_p": 0.5}, {"typical_p": 0.3}, {"typical_p": 0.9},
+    {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1},
     {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "typical_p": 0.8, "repetition_penalty": 1.2},
 ]  # fmt: skip
 

@@ -14,6 +14,7 @@ from lora_c.configs import GenerationConfig
 from lora_c.errors import ConfigError, DataError
 from lora_c.generation import generate_ids
 from lora_c.model import load_model
+from lora_c.prompts import prompt_ids
 from lora_c.sampling import choose_token, probabilities
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 3.0], np.float32)
@@ -157,3 +158,42 @@ def test_folder_without_tokenizer_works_by_ids(tiny_model_dir: Path) -> None:
     assert len(list(generate_ids(model, [3], GenerationConfig(max_new_tokens=3, ignore_eos=True)))) == 3
     with pytest.raises(ValueError, match="tokenizer.json"):
         model.generate("w3")
+
+
+def test_a_last_answer_is_continued(tiny_model_dir: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}w3 {% else %}w4 {% endif %}{{ m.content }} </s>{% endfor %}"
+        "{% if add_generation_prompt %}w4 {% endif %}"
+    )
+    (tiny_model_dir / "chat_template.jinja").write_text(template)
+    model = load_model(tiny_model_dir)
+    question = {"role": "user", "content": "w5"}
+    assert prompt_ids(model, [question]) == [3, 5, 2, 4]
+    assert prompt_ids(model, [question, {"role": "assistant", "content": "w6 w7"}]) == [3, 5, 2, 4, 6, 7]
+    with pytest.raises(DataError, match="which is to be continued"):
+        prompt_ids(model, [question, {"role": "assistant", "tool_calls": [{}]}])
+
+
+def test_a_consumer_that_raises_leaves_nothing_locked(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir)
+    options = {"max_new_tokens": 9, "ignore_eos": True}
+    right = model.generate("w3 w4", **options)
+    with pytest.raises(RuntimeError, match="consumer"):
+        for _ in model.stream("w3 w4", **options):
+            raise RuntimeError("consumer")
+    abandoned = model.stream("w3 w4", **options)
+    next(abandoned)
+    assert model.generate("w3 w4", **options) == right  # another answer is half done
+    assert model.generate(["w3 w4"] * 3, **options) == [right] * 3
+
+
+def test_streamed_pieces_joined_are_the_answer(stories: Path) -> None:
+    model = load_model(stories)
+    for options in ({}, {"stop_strings": ["girl"]}, {"temperature": 1.5, "seed": 2}, {"stop_strings": ["</s>", "Lily wa"]}):
+        text = model.generate("Once upon a time", max_new_tokens=80, **options)
+        assert "".join(model.stream("Once upon a time", max_new_tokens=80, **options)) == text
+        assert model.generate(["Once upon a time"] * 2, max_new_tokens=80, **options) == [text] * 2
+    prompt = model.tokenizer.encode("Once upon a time")
+    answer = list(generate_ids(model, prompt, GenerationConfig(max_new_tokens=80)))
+    whole = model.tokenizer.decode([*prompt, *answer])
+    assert model.tokenizer.decode(prompt) + model.generate("Once upon a time", max_new_tokens=80) == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def command(**own: Any) -> None:
 def read_piped() -> str:
     """The text on standard input, without the newline that ends its last line."""
     try:
-        text = click.get_binary_stream("stdin").read().decode("utf-8")
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError("prompt: expected UTF-8 text on standard input, got other bytes") from None
     text = text.replace("\r\n", "\n")

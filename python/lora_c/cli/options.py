@@ -187,7 +187,7 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
         if param.expose_value and param.name:
             names |= {spelling.lstrip("-").replace("-", "_"): param.name for spelling in param.opts}
     values = read_config_file(path, list(names))
-    repeated = {param.name for param in ctx.command.params if getattr(param, "multiple", False)}
+    repeated = {param.name for param in ctx.command.params if getattr(param, "multiple", False) or param.nargs == -1}
     for key, value in values.items():
         values[key] = [value] if names[key] in repeated and not isinstance(value, list) else value
     ctx.default_map = {names[key]: value for key, value in values.items()}

@@ -14,6 +14,7 @@ from ..architectures import WeightSpec
 from ..checkpoint import find_non_finite
 from ..errors import AdapterError, CheckpointError, ConfigError
 from ..files import atomic_file
+from ..tokenizers_library import library_errors
 from .checkpoint import interleave
 from .ends import ends_metadata
 from .families import GGUFFamily, family_of_architecture
@@ -87,7 +88,8 @@ def _tokenizer(model: Model) -> dict[str, Value]:
             file.close()
     if not model.has_tokenizer:
         return {"tokenizer.ggml.model": text("none")}
-    return tokenizer_metadata(model.tokenizer, int(model.architecture.decoder_kwargs["vocab_size"]))
+    with library_errors(CheckpointError, "GGUF: expected a tokenizer that can be written"):
+        return tokenizer_metadata(model.tokenizer, int(model.architecture.decoder_kwargs["vocab_size"]))
 
 
 def _entry(model: Model, spec: WeightSpec, family: GGUFFamily, type: str) -> GGUFEntry:
