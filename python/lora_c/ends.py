@@ -100,7 +100,7 @@ def turn_end(tokenizer: Tokenizer) -> int | None:
     try:
         _, found, rest = tokenizer.apply_chat_template(messages).rpartition(_ANSWER)
         ids = tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found and rest.strip() else []
-    except DataError:  # a template that wants other messages says nothing of its ends
+    except (DataError, MemoryError):  # a template that wants other messages, or too much, says nothing of its ends
         return None
     return ids[0] if ids and is_marked(tokenizer.backend, ids[0]) else None
 
@@ -155,7 +155,8 @@ def _untrained_rows(matrix: Any, rows: list[int]) -> set[int]:
 def tell_untrained_ends(model: Model, dataset: Dataset) -> None:
     """Say which ends the data teaches though nothing can train their rows, and the way out."""
     frozen = [i for i in sorted(model.eos_token_ids) if not _is_trained(model, i)]
-    taught = [i for i in frozen if any(((s.input_ids == i) & (s.loss_mask > 0)).any() for s in dataset.samples)]
+    samples = [dataset[i] for i in range(len(dataset))] if frozen else []
+    taught = [i for i in frozen if any(((s.input_ids == i) & (s.loss_mask > 0)).any() for s in samples)]
     never = [i for i in untrained_ends(model) if i in taught] if taught else []
     if never:
         texts = [f"{model.tokenizer.id_to_token(i)} ({i})" if model.has_tokenizer else str(i) for i in never]

@@ -41,7 +41,9 @@ class TokenChooser:
         """Return the next token, or None at an end token."""
         self.budget -= 1
         check_logits(logits)
-        token = choose_token(self._process(logits, self._ids), self.config, self._generator)
+        scores = self._process(logits, self._ids)
+        check_logits(scores)
+        token = choose_token(scores, self.config, self._generator)
         self._ids.append(token)
         return None if token in self._ends else token
 

@@ -95,7 +95,8 @@ def _penalize(scores: F32, ids: Sequence[int], penalty: np.float32) -> None:
     """Source: CTRL, arXiv:1909.05858"""
     seen = np.unique(np.asarray(ids, np.int64))
     own = scores[seen]
-    scores[seen] = np.where(own < 0, own * penalty, own / penalty)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is refused afterwards
+        scores[seen] = np.where(own < 0, own * penalty, own / penalty)
 
 
 def _completing(ids: Sequence[int], size: int) -> NDArray[np.int64]:

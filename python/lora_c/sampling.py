@@ -17,7 +17,9 @@ def probabilities(logits: NDArray[np.float32], config: GenerationConfig) -> F64:
     Shapes: logits (V,), result (V,)
     Source: nucleus sampling, arXiv:1904.09751; min-p, arXiv:2407.01082; locally typical sampling, arXiv:2202.00666
     """
-    scores = logits.astype(np.float64) / config.temperature
+    scores = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature leaves the largest alone
+        scores = (scores - scores.max()) / config.temperature
     if 0 < config.top_k < scores.size:
         scores[scores < np.partition(scores, -config.top_k)[-config.top_k]] = -np.inf
     weights = _softmax(scores)
@@ -34,7 +36,8 @@ def probabilities(logits: NDArray[np.float32], config: GenerationConfig) -> F64:
 
 def _softmax(scores: F64) -> F64:
     weights: F64 = np.exp(scores - scores.max())
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def _typical(weights: F64, mass: float) -> F64:
@@ -45,8 +48,9 @@ def _typical(weights: F64, mass: float) -> F64:
     distance = np.abs(information - entropy)
     order = np.argsort(distance, kind="stable")
     last = min(int((np.cumsum(weights[order]) < mass).sum()), weights.size - 1)
-    kept = np.where(distance > distance[order[last]], 0.0, weights)
-    return kept / kept.sum()
+    kept: F64 = np.where(distance > distance[order[last]], 0.0, weights)
+    kept /= kept.sum()
+    return kept
 
 
 def choose_token(logits: NDArray[np.float32], config: GenerationConfig, generator: np.random.Generator) -> int:
@@ -81,6 +85,6 @@ def check_logits(logits: NDArray[np.float32]) -> None:
     if largest != largest or largest == np.inf:
         bad = int((np.isnan(logits) | (logits == np.inf)).sum())
         raise CheckpointError(
-            f"logits: expected finite numbers, got NaN or infinity for {bad} of {logits.size} tokens; the weights or the "
-            "adapter overflow: look at lora_alpha and the training loss, or generate without the adapter"
+            f"logits: expected finite numbers, got NaN or infinity for {bad} of {logits.size} tokens; the weights, the "
+            "adapter or a penalty overflow: look at lora_alpha and the training loss, or generate without the adapter"
         )

@@ -231,7 +231,7 @@ class Tokenizer:
         """Write tokenizer.json, tokenizer_config.json and the chat templates into a folder."""
         target = Path(folder)
         with library_errors(CheckpointError, f"{target / 'tokenizer.json'}: expected a tokenizer that can be written"):
-            text = self.backend.to_str()
+            text = self.backend.to_str(pretty=True)
         (target / "tokenizer.json").write_text(text, encoding="utf-8", newline="")
         options = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | self._options(), indent=2) + "\n"
         (target / "tokenizer_config.json").write_text(options, encoding="utf-8")

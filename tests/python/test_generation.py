@@ -36,6 +36,11 @@ def test_probabilities() -> None:
     assert probabilities(LOGITS, GenerationConfig(top_p=1.0)).all()
 
 
+def test_a_tiny_temperature_is_nearly_greedy() -> None:
+    for temperature in (1e-5, 1e-300, 5e-324):
+        np.testing.assert_array_equal(probabilities(LOGITS, GenerationConfig(temperature=temperature)), [0, 0.5, 0, 0, 0.5])
+
+
 def test_greedy_and_draws() -> None:
     generator = np.random.Generator(np.random.Philox(0))
     assert choose_token(LOGITS, GenerationConfig(), generator) == 1

@@ -86,6 +86,13 @@ def test_forbidding_every_token_is_refused(stories: Path) -> None:
         model.generate("Once", forced_eos_token_id=600, max_new_tokens=1)
 
 
+def test_a_penalty_that_overflows_is_refused(stories: Path) -> None:
+    model = lc.load_model(stories, progress=False)
+    for draw in ({}, {"temperature": 1.0}):
+        with pytest.raises(CheckpointError, match="or a penalty overflow"):
+            model.generate("Once upon a time", repetition_penalty=1e-45, max_new_tokens=4, **draw)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.2}])
 def test_logits_that_are_no_numbers_are_refused(tiny_model_dir: Path, bad: float, options: dict[str, Any]) -> None:

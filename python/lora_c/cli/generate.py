@@ -74,7 +74,7 @@ def read_piped() -> str:
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file that are not empty."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"prompts: expected a text file with one prompt per line, got {str(path)!r}: {reason}") from None
