@@ -42,7 +42,8 @@ class TokenChooser:
         self.budget -= 1
         check_logits(logits)
         scores = self._process(logits, self._ids)
-        check_logits(scores)
+        if scores is not logits:
+            check_logits(scores)
         token = choose_token(scores, self.config, self._generator)
         self._ids.append(token)
         return None if token in self._ends else token

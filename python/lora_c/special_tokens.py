@@ -93,10 +93,10 @@ def read_special_tokens(folder: Path, options: Mapping[str, Any], backend: token
 
 def _name(result: SpecialTokens, said: Mapping[str, Any], own: dict[str, Any], flags: Mapping[str, Token], where: str) -> None:
     for name in NAMES:
-        if said.get(name) is not None:
+        if said.get(name):  # an empty text names no token
             token = _token(said[name], f"{where}: {name}")
             result.named[name] = flags.get(text_of(token), token)
-    others = {key: value for key, value in said.items() if _is_own_name(key) and not isinstance(value, bool)} | own
+    others = {key: value for key, value in said.items() if _is_own_name(key) and _is_token(value)} | own
     for name, value in others.items():
         if value is not None:
             result.named[name] = _token(value, f"{where}: {name}")
@@ -104,6 +104,10 @@ def _name(result: SpecialTokens, said: Mapping[str, Any], own: dict[str, Any], f
     if extra is not None and not isinstance(extra, list):
         raise CheckpointError(f"{where}: {_EXTRA}: expected a list of tokens, got {type(extra).__name__}")
     result.extra = [_token(value, f"{where}: {_EXTRA}") for value in extra or ()]
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or hasattr(value, "content") or (isinstance(value, dict) and "content" in value)
 
 
 def _is_own_name(key: str) -> bool:
