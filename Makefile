@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 FUZZ_CASES ?= 10000
+DEBUG_PYTHON ?= python3-dbg
 SANITIZE ?=
 MODE := $(if $(SANITIZE),sanitize,release)
 BUILD := build/$(MODE)
@@ -15,10 +16,13 @@ CHECK_SOURCES := $(wildcard tests/c/*.c)
 OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
 BENCHES := $(patsubst benchmarks/%.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
+EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_arguments arguments_that_change fork size_limits outputs_apart ops nf4 ggml dora)
+WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 SOURCES := $(shell find lora_c -name '*.[ch]')
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan headers layers lint stubtest check-peers fuzz fuzz-asan bench bench-peers clean
+.PHONY: help demo test check asan headers layers lint stubtest check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -61,13 +65,21 @@ stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 fuzz: $(VENV)/installed ## read FUZZ_CASES damaged files per format
 	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES)
 
-fuzz-asan: $(VENV)/installed ## the same with the extension under ASan and UBSan
+build/asan/lib/installed: $(VENV)/installed # the extension under ASan and UBSan
 	rm -rf build/asan && mkdir -p build/asan/source
 	cp -r lora_c python setup.py pyproject.toml README.md LICENSE build/asan/source/
 	LORA_C_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --target build/asan/lib build/asan/source
-	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=build/asan/lib \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES) --memory 0
+	@touch $@
+
+fuzz-asan: build/asan/lib/installed ## the same with the extension under ASan and UBSan
+	$(WITH_ASAN) $(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES) --memory 0
+
+test-asan: build/asan/lib/installed ## pytest of what the extension is given, under ASan and UBSan
+	$(WITH_ASAN) $(BIN)/python -m pytest $(EXTENSION_TESTS)
+
+test-debug: $(VENV)/installed ## pytest under a debug build of CPython (Debian: python3-dbg) with its checks of memory
+	PYTHONPATH="$(CURDIR)/python:$$($(BIN)/python -c 'import numpy; print(numpy.__path__[0])')/.." PYTHONMALLOC=debug \
+	$(DEBUG_PYTHON) -X dev -m pytest -p no:cacheprovider
 
 $(PEERS)/ready: tests/peers/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
@@ -75,7 +87,7 @@ $(PEERS)/ready: tests/peers/requirements.txt
 	@touch $@
 
 check-peers: $(VENV)/installed $(PEERS)/ready ## round trips with transformers, PEFT, bitsandbytes and gguf in a venv of their own
-	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath=tests/peers -p no:cacheprovider tests/peers
+	PYTHONPATH=python $(PEERS)/bin/python -m pytest -W ignore -o pythonpath='tests/peers tests/python' -p no:cacheprovider tests/peers
 
 bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, attention, training step, decoding
 	$(BUILD)/bench_gemm

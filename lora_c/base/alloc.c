@@ -50,7 +50,7 @@ static unsigned char *allocate(lora_mem_tag tag, size_t padded) {
 }
 
 void *lora_mem_alloc(lora_mem *mem, lora_mem_tag tag, size_t bytes) {
-    if (must_fail(mem) || bytes > SIZE_MAX / 2) return NULL;
+    if (must_fail(mem) || bytes > SIZE_MAX / 2 || !lora_memory_fits(bytes)) return NULL;
     size_t padded = ((bytes + LORA_ALIGN - 1) & ~(size_t)(LORA_ALIGN - 1)) + HEADER_BYTES + TAIL_BYTES;
     unsigned char *raw = allocate(tag, padded);
     if (!raw) return NULL;

@@ -42,6 +42,13 @@ static int check_hyper(double lr, double beta1, double beta2, double eps, double
     return PyErr_Occurred() ? -1 : 0;
 }
 
+/* What a list or another iterable holds, as a tuple: a list may change while memory for its members is cleared. */
+static PyObject *fixed_items(PyObject *o, const char *expected) {
+    PyObject *items = PySequence_Tuple(o);
+    if (!items && PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_SetString(PyExc_TypeError, expected);
+    return items;
+}
+
 static Py_ssize_t find_slot(const adamw *self, Py_ssize_t n, PyObject *p) {
     for (Py_ssize_t i = 0; i < n; i++)
         if ((PyObject *)self->slots[i].p == p) return i;
@@ -71,9 +78,9 @@ static int add_parameter(adamw *self, lora_py_state *state, Py_ssize_t i, PyObje
 }
 
 static int add_parameters(adamw *self, lora_py_state *state, PyObject *params) {
-    PyObject *items = PySequence_Fast(params, "params: expected a list of Parameter objects");
+    PyObject *items = fixed_items(params, "params: expected a list of Parameter objects");
     if (!items) return -1;
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(items);
+    Py_ssize_t n = PyTuple_GET_SIZE(items);
     int status = -1;
     if (n == 0) PyErr_SetString(PyExc_ValueError, "params: expected at least one Parameter, got none");
     else if (!(self->slots = PyMem_Calloc((size_t)n, sizeof *self->slots))) PyErr_NoMemory();
@@ -81,7 +88,7 @@ static int add_parameters(adamw *self, lora_py_state *state, PyObject *params) {
         self->n = n;
         status = 0;
         for (Py_ssize_t i = 0; status == 0 && i < n; i++)
-            status = add_parameter(self, state, i, PySequence_Fast_GET_ITEM(items, i));
+            status = add_parameter(self, state, i, PyTuple_GET_ITEM(items, i));
     }
     Py_DECREF(items);
     return status;
@@ -89,11 +96,11 @@ static int add_parameters(adamw *self, lora_py_state *state, PyObject *params) {
 
 static int mark_no_decay(adamw *self, PyObject *no_decay) {
     if (!no_decay) return 0;
-    PyObject *items = PySequence_Fast(no_decay, "no_decay: expected a list of Parameter objects");
+    PyObject *items = fixed_items(no_decay, "no_decay: expected a list of Parameter objects");
     if (!items) return -1;
     int status = 0;
-    for (Py_ssize_t i = 0; status == 0 && i < PySequence_Fast_GET_SIZE(items); i++) {
-        Py_ssize_t at = find_slot(self, self->n, PySequence_Fast_GET_ITEM(items, i));
+    for (Py_ssize_t i = 0; status == 0 && i < PyTuple_GET_SIZE(items); i++) {
+        Py_ssize_t at = find_slot(self, self->n, PyTuple_GET_ITEM(items, i));
         if (at >= 0) self->slots[at].decay = 0;
         else {
             PyErr_Format(PyExc_ValueError, "no_decay: expected members of params, got another object at index %zd", i);
@@ -104,7 +111,7 @@ static int mark_no_decay(adamw *self, PyObject *no_decay) {
     return status;
 }
 
-static PyObject *adamw_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+static PyObject *make_adamw(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"params", "lr", "betas", "eps", "weight_decay", "no_decay", NULL};
     PyObject *params, *no_decay = NULL;
     double lr = 1e-4, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
@@ -119,7 +126,11 @@ static PyObject *adamw_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->eps = eps;
     self->weight_decay = weight_decay;
     if (add_parameters(self, lora_py_state_of(type), params) < 0 || mark_no_decay(self, no_decay) < 0) Py_CLEAR(self);
-    return (PyObject *)self;
+    return lora_py_publish(self);
+}
+
+static PyObject *adamw_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    return lora_py_new_with_kept(make_adamw, type, args, kwargs);
 }
 
 /* --- step --------------------------------------------------------------------------------------------------------- */
@@ -217,19 +228,16 @@ static PyObject *adamw_zero_grad(PyObject *o, PyObject *unused) {
 static float *moment(const adamw_slot *slot, int second) { return second ? slot->v : slot->m; }
 
 static PyObject *copy_moments(const adamw *self, int second) {
-    PyObject *list = PyList_New(self->n);
+    PyObject *list = PyList_New(0); /* grows: others may see it */
     for (Py_ssize_t i = 0; list && i < self->n; i++) {
         const lora_py_parameter *p = self->slots[i].p;
         int64_t shape[LORA_PY_MAX_DIMS];
         for (int d = 0; d < p->ndim; d++) shape[d] = p->shape[d];
         void *data;
         PyObject *array = lora_py_new_array(LORA_PY_F32, p->ndim, shape, 0, &data);
-        if (!array) {
-            Py_CLEAR(list);
-            break;
-        }
-        memcpy(data, moment(&self->slots[i], second), (size_t)p->size * sizeof(float));
-        PyList_SET_ITEM(list, i, array);
+        if (array) memcpy(data, moment(&self->slots[i], second), (size_t)p->size * sizeof(float));
+        if (!array || PyList_Append(list, array) < 0) Py_CLEAR(list);
+        Py_XDECREF(array);
     }
     return list;
 }
@@ -251,38 +259,59 @@ static PyObject *adamw_state_dict(PyObject *o, PyObject *unused) {
     return state;
 }
 
-/* Checks (copy = 0) or takes over (copy = 1) one list of moments. */
-static int load_moments(adamw *self, PyObject *list, const char *key, int second, int copy) {
-    PyObject *items = PySequence_Fast(list, "state: expected lists of arrays under m and v");
+/* One list of moments: every array of it, checked and held until all of the state is known to fit. */
+static int take_moments(const adamw *self, PyObject *list, const char *key, lora_py_array *held) {
+    PyObject *items = fixed_items(list, "state: expected lists of arrays under m and v");
     if (!items) return -1;
-    int status = 0;
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(items);
-    if (n != self->n) {
-        PyErr_Format(PyExc_ValueError, "state: expected %zd arrays under %s, got %zd", self->n, key, n);
-        status = -1;
-    }
+    Py_ssize_t n = PyTuple_GET_SIZE(items);
+    int status = n == self->n ? 0 : -1;
+    if (status < 0) PyErr_Format(PyExc_ValueError, "state: expected %zd arrays under %s, got %zd", self->n, key, n);
     for (Py_ssize_t i = 0; status == 0 && i < n; i++) {
         const lora_py_parameter *p = self->slots[i].p;
         int64_t shape[LORA_PY_MAX_DIMS];
         for (int d = 0; d < p->ndim; d++) shape[d] = p->shape[d];
-        lora_py_array a;
         char name[64];
         PyOS_snprintf(name, sizeof name, "state[%s][%lld]", key, (long long)i);
-        status = lora_py_get(PySequence_Fast_GET_ITEM(items, i), name, LORA_PY_F32, 0, &a);
-        if (status < 0) break;
-        status = lora_py_expect(&a, p->ndim, shape);
-        if (status == 0 && copy) memcpy(moment(&self->slots[i], second), a.data, (size_t)a.n * sizeof(float));
-        lora_py_release(&a);
+        status = lora_py_get(PyTuple_GET_ITEM(items, i), name, LORA_PY_F32, 0, &held[i]);
+        if (status == 0) status = lora_py_expect(&held[i], p->ndim, shape);
+        held[i].name = key;
     }
     Py_DECREF(items);
     return status;
 }
 
-/* Borrowed value of a required key. */
-static PyObject *state_item(PyObject *state, const char *key) {
-    PyObject *value = PyDict_GetItemString(state, key);
-    if (!value) PyErr_Format(PyExc_ValueError, "state: expected keys step, m and v, got none for %s", key);
+static int take_step(PyObject *given, int64_t *step) {
+    *step = PyLong_AsLongLong(given);
+    if (*step >= 0) return 0;
+    if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
+        PyErr_Format(PyExc_ValueError, "state: expected step >= 0, got %R", given);
+    return -1;
+}
+
+static const char *const STATE_KEYS[] = {"step", "m", "v"};
+
+/* A value with a reference of our own; NULL without an exception where there is none. */
+static PyObject *find_item(PyObject *dict, const char *key) {
+    PyObject *name = PyUnicode_FromString(key), *value = name ? Py_XNewRef(PyDict_GetItemWithError(dict, name)) : NULL;
+    Py_XDECREF(name);
     return value;
+}
+
+/* The values of the three keys, each with a reference of our own. */
+static int take_items(PyObject *given, PyObject *items[3]) {
+    PyObject *state = PyDict_New();
+    int status = state ? PyDict_Update(state, given) : -1;
+    for (int i = 0; status == 0 && i < 3; i++) {
+        if ((items[i] = find_item(state, STATE_KEYS[i]))) continue;
+        if (!PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "state: expected keys step, m and v, got none for %s", STATE_KEYS[i]);
+        status = -1;
+    }
+    if (status == 0 && PyDict_Size(state) != 3) {
+        PyErr_Format(PyExc_ValueError, "state: expected keys step, m and v, got %zd keys", PyDict_Size(state));
+        status = -1;
+    }
+    Py_XDECREF(state);
+    return status;
 }
 
 PyDoc_STRVAR(load_state_dict_doc,
@@ -296,32 +325,27 @@ static PyObject *adamw_load_state_dict(PyObject *o, PyObject *given) {
         PyErr_Format(PyExc_TypeError, "state: expected a mapping, got %s", Py_TYPE(given)->tp_name);
         return NULL;
     }
-    PyObject *state = PyDict_New();
-    if (!state || PyDict_Update(state, given) < 0) goto fail;
-    PyObject *step_given = state_item(state, "step"), *m = step_given ? state_item(state, "m") : NULL;
-    PyObject *v = m ? state_item(state, "v") : NULL;
-    if (!v) goto fail;
-    if (PyDict_Size(state) != 3) {
-        PyErr_Format(PyExc_ValueError, "state: expected keys step, m and v, got %zd keys", PyDict_Size(state));
-        goto fail;
+    PyObject *items[3] = {NULL, NULL, NULL};
+    int64_t step;
+    lora_py_array *held = PyMem_Calloc(2 * (size_t)self->n, sizeof *held);
+    int status = held ? 0 : -1;
+    if (!held) PyErr_NoMemory();
+    if (status == 0) status = take_items(given, items);
+    if (status == 0) status = take_step(items[0], &step);
+    if (status == 0) status = take_moments(self, items[1], "m", held);
+    if (status == 0) status = take_moments(self, items[2], "v", held + self->n);
+    if (status == 0 && lora_py_enter(&self->base) < 0) status = -1;
+    if (status == 0) {
+        for (Py_ssize_t i = 0; i < 2 * self->n; i++)
+            memcpy(moment(&self->slots[i % self->n], i >= self->n), held[i].data, (size_t)held[i].n * sizeof(float));
+        self->step = step;
+        lora_py_leave(&self->base);
     }
-    int64_t step = PyLong_AsLongLong(step_given);
-    if (step < 0) {
-        if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
-            PyErr_Format(PyExc_ValueError, "state: expected step >= 0, got %R", step_given);
-        goto fail;
-    }
-    if (load_moments(self, m, "m", 0, 0) < 0 || load_moments(self, v, "v", 1, 0) < 0) goto fail;
-    if (lora_py_enter(&self->base) < 0) goto fail;
-    int status = load_moments(self, m, "m", 0, 1) < 0 || load_moments(self, v, "v", 1, 1) < 0 ? -1 : 0;
-    if (status == 0) self->step = step;
-    lora_py_leave(&self->base);
-    Py_DECREF(state);
+    for (Py_ssize_t i = 0; held && i < 2 * self->n; i++) lora_py_release(&held[i]);
+    PyMem_Free(held);
+    for (int i = 0; i < 3; i++) Py_XDECREF(items[i]);
     if (status < 0) return NULL;
     Py_RETURN_NONE;
-fail:
-    Py_XDECREF(state);
-    return NULL;
 }
 
 /* --- attributes --------------------------------------------------------------------------------------------------- */
@@ -365,8 +389,10 @@ static PyGetSetDef adamw_getset[] = {
 
 PyDoc_STRVAR(zero_grad_doc, "zero_grad($self, /)\n--\n\nSet the gradients of all parameters to zero.");
 
+LORA_PY_KEEP(adamw_step)
+
 static PyMethodDef adamw_methods[] = {
-    {"step", LORA_PY_KEYWORDS adamw_step, METH_VARARGS | METH_KEYWORDS, step_doc},
+    {"step", LORA_PY_KEYWORDS adamw_step_kept, METH_VARARGS | METH_KEYWORDS, step_doc},
     {"zero_grad", adamw_zero_grad, METH_NOARGS, zero_grad_doc},
     {"state_dict", adamw_state_dict, METH_NOARGS, state_dict_doc},
     {"load_state_dict", adamw_load_state_dict, METH_O, load_state_dict_doc},

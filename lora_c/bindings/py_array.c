@@ -19,18 +19,34 @@ static int type_number(lora_py_kind kind) {
     }
 }
 
+/* The memory of any array as a plain array of another element type: no method of a subclass takes part. Steals type. */
+static PyObject *plain_view(PyArrayObject *array, PyArray_Descr *type) { return PyArray_View(array, type, &PyArray_Type); }
+
 static PyObject *as_bfloat16(PyObject *bits) {
-    PyObject *module = PyImport_ImportModule("ml_dtypes");
-    PyObject *type = module ? PyObject_GetAttrString(module, "bfloat16") : NULL;
-    PyObject *array = type ? PyObject_CallMethod(bits, "view", "O", type) : NULL;
+    PyObject *module = PyImport_ImportModule("ml_dtypes"), *type = module ? PyObject_GetAttrString(module, "bfloat16") : NULL;
+    PyArray_Descr *descr = NULL;
+    PyObject *array = type && PyArray_DescrConverter(type, &descr) ? plain_view((PyArrayObject *)bits, descr) : NULL;
     Py_XDECREF(type);
     Py_XDECREF(module);
     Py_DECREF(bits);
     return array;
 }
 
+/* NumPy allocates without asking whether the machine has the memory. */
+static int fits_memory(lora_py_kind kind, int ndim, const int64_t *shape) {
+    size_t bytes = kind == LORA_PY_F32 ? 4 : kind == LORA_PY_U8 ? 1 : 2;
+    for (int i = 0; i < ndim; i++)
+        if (__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes)) bytes = SIZE_MAX;
+    if (bytes < SIZE_MAX && lora_memory_fits(bytes)) return 1;
+    PyObject *tuple = lora_py_shape(ndim, shape);
+    if (tuple) PyErr_Format(PyExc_MemoryError, "result: expected memory for an array of shape %R, got none", tuple);
+    Py_XDECREF(tuple);
+    return 0;
+}
+
 PyObject *lora_py_new_array(lora_py_kind kind, int ndim, const int64_t *shape, int clear, void **data) {
     npy_intp dims[LORA_PY_MAX_DIMS];
+    if (!fits_memory(kind, ndim, shape)) return NULL;
     for (int i = 0; i < ndim; i++) dims[i] = (npy_intp)shape[i];
     PyObject *array = clear ? PyArray_ZEROS(ndim, dims, type_number(kind), 0) : PyArray_SimpleNew(ndim, dims, type_number(kind));
     if (!array) return NULL;
@@ -65,38 +81,38 @@ PyObject *lora_py_float_copy(const lora_py_array *a) {
 static int is_bfloat16(PyArrayObject *array) {
     PyArray_Descr *descr = PyArray_DESCR(array);
     if (!PyTypeNum_ISUSERDEF(descr->type_num) || PyDataType_ELSIZE(descr) != 2) return 0;
-    PyObject *name = PyObject_GetAttrString((PyObject *)descr, "name");
-    int same = name && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
-    Py_XDECREF(name);
-    PyErr_Clear();
-    return same && PyArray_ISNOTSWAPPED(array);
+    const char *name = descr->typeobj->tp_name, *dot = strrchr(name, '.');
+    return strcmp(dot ? dot + 1 : name, "bfloat16") == 0 && PyArray_ISNOTSWAPPED(array);
 }
 
 PyObject *lora_py_exporter(PyObject *o, int *is_bf16) {
     *is_bf16 = PyArray_Check(o) && is_bfloat16((PyArrayObject *)o);
-    return *is_bf16 ? PyObject_CallMethod(o, "view", "s", "uint16") : Py_NewRef(o);
+    return *is_bf16 ? plain_view((PyArrayObject *)o, PyArray_DescrFromType(NPY_UINT16)) : Py_NewRef(o);
 }
 
-PyObject *lora_py_integers(PyObject *o) {
-    if (!PyList_Check(o) && !PyTuple_Check(o)) return Py_NewRef(o);
-    PyObject *array = PyArray_FROM_O(o);
-    if (array && PyArray_SIZE((PyArrayObject *)array) == 0) { /* an empty list would be float64: let its size be the error */
-        npy_intp none = 0;
-        Py_SETREF(array, PyArray_SimpleNew(1, &none, NPY_INT64));
+int lora_py_is_array(PyObject *o) { return PyArray_Check(o); }
+
+int lora_py_pin(PyObject *exporter, lora_py_pinned *pin) {
+    *pin = (lora_py_pinned){0};
+    PyObject *array = NULL, *base = NULL; /* the last array that it leads to; the last thing that an array was made over */
+    for (PyObject *o = exporter; o;) {
+        if (PyArray_Check(o)) {
+            array = o;
+            if ((o = PyArray_BASE((PyArrayObject *)array))) base = o;
+        } else {
+            o = PyMemoryView_Check(o) ? PyMemoryView_GET_BUFFER(o)->obj : NULL;
+        }
     }
-    return array;
+    if (!array) return 0; /* others refuse to move while they are exported */
+    if (base && !PyArray_Check(base) && PyObject_CheckBuffer(base) && PyObject_GetBuffer(base, &pin->base, PyBUF_FULL_RO) < 0) PyErr_Clear();
+    pin->array = PyWeakref_NewRef(array, NULL);
+    return pin->array ? 0 : -1;
 }
 
-PyObject *lora_py_doubles(PyObject *o, const char *name, const double **data, int64_t *n) {
-    PyObject *array = PyArray_FROM_OTF(o, NPY_FLOAT64, NPY_ARRAY_CARRAY_RO);
-    if (!array) return NULL;
-    if (PyArray_NDIM((PyArrayObject *)array) != 1 || PyArray_SIZE((PyArrayObject *)array) == 0) {
-        PyErr_Format(PyExc_ValueError, "%s: expected a vector of numbers, got %d dimensions and %zd elements", name,
-                     PyArray_NDIM((PyArrayObject *)array), (Py_ssize_t)PyArray_SIZE((PyArrayObject *)array));
-        Py_DECREF(array);
-        return NULL;
-    }
-    *data = PyArray_DATA((PyArrayObject *)array);
-    *n = PyArray_SIZE((PyArrayObject *)array);
+PyObject *lora_py_doubles(PyObject *o, const char *name) {
+    PyArray_Descr *type = PyArray_DescrFromType(NPY_FLOAT64);
+    PyObject *array = PyArray_FromArray((PyArrayObject *)o, type, NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY | NPY_ARRAY_ENSUREARRAY);
+    if (!array && PyErr_ExceptionMatches(PyExc_TypeError))
+        PyErr_Format(PyExc_TypeError, "%s: expected numbers, got an array of %S", name, PyArray_DESCR((PyArrayObject *)o));
     return array;
 }

@@ -12,11 +12,14 @@ PyObject *lora_py_new_array(lora_py_kind kind, int ndim, const int64_t *shape, i
 PyObject *lora_py_view(PyObject *owner, lora_py_kind kind, int ndim, const int64_t *shape, const void *data, int writable);
 /** A float32 copy of a bfloat16 array. */
 PyObject *lora_py_float_copy(const lora_py_array *a);
-/** o itself, or for bfloat16 arrays (which refuse the buffer protocol) their uint16 view and *is_bf16 = 1. */
+/** o itself, or for bfloat16 arrays (which refuse the buffer protocol) a uint16 view and *is_bf16 = 1. New reference. */
 PyObject *lora_py_exporter(PyObject *o, int *is_bf16);
-/** Lists and the like as an int64 array, other things unchanged. New reference. */
-PyObject *lora_py_integers(PyObject *o);
-/** A contiguous float64 array of o; *data and *n describe it. New reference. */
-PyObject *lora_py_doubles(PyObject *o, const char *name, const double **data, int64_t *n);
+int lora_py_is_array(PyObject *o);
+/** Holds an array's memory where it is: an export alone stops neither resize(refcheck=False) of the array that owns it, which
+ *  a weak reference does, nor the end of what that array was made over (a mapped file, a bytearray), which an export of that
+ *  does. Arrays that are given other memory by way of their data attribute or __setstate__ cannot be held. */
+int lora_py_pin(PyObject *exporter, lora_py_pinned *pin);
+/** A float64 array of our own with what the array o holds. New reference. */
+PyObject *lora_py_doubles(PyObject *o, const char *name);
 
 #endif

@@ -29,6 +29,7 @@ static const char *kinds_text(int kinds) {
     case LORA_PY_BF16: return "bfloat16";
     case LORA_PY_F16: return "float16";
     case LORA_PY_U8: return "uint8";
+    case LORA_PY_F64: return "float64";
     default: return "int32 or int64";
     }
 }
@@ -36,6 +37,7 @@ static const char *kinds_text(int kinds) {
 static const char *way_out(int kinds) {
     if (kinds & (LORA_PY_F32)) return "astype(numpy.float32)";
     if (kinds & LORA_PY_U8) return "view(numpy.uint8)";
+    if (kinds & LORA_PY_F64) return "astype(numpy.float64)";
     if (kinds & LORA_PY_I32) return "astype(numpy.int32)";
     return kinds & LORA_PY_BF16 ? "astype(ml_dtypes.bfloat16)" : "astype(numpy.float16)";
 }
@@ -59,7 +61,7 @@ static lora_py_kind kind_of(const char *name) {
         const char *name;
         lora_py_kind kind;
     } known[] = {{"float32", LORA_PY_F32}, {"float16", LORA_PY_F16}, {"uint8", LORA_PY_U8},
-                 {"int32", LORA_PY_I32},   {"int64", LORA_PY_I64}};
+                 {"int32", LORA_PY_I32},   {"int64", LORA_PY_I64},     {"float64", LORA_PY_F64}};
     for (size_t i = 0; name && i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0) return known[i].kind;
     return LORA_PY_OTHER;
@@ -69,9 +71,9 @@ static int check_format(lora_py_array *a, int kinds, int is_bf16) {
     const char *format = a->view.format ? a->view.format : "B";
     char order = strchr("@=<>!^", *format) && *format ? *format : '@';
     const char *code = order == *format ? format + 1 : format;
-    const char *name = *code && !code[1] ? format_name(*code, a->view.itemsize) : NULL;
+    const char *name = *code && !code[1] ? format_name(*code, a->itemsize) : NULL;
     int big_endian = order == '>' || order == '!';
-    if (a->view.itemsize > 1 && big_endian != PY_BIG_ENDIAN && (big_endian || order == '<')) {
+    if (a->itemsize > 1 && big_endian != PY_BIG_ENDIAN && (big_endian || order == '<')) {
         PyErr_Format(PyExc_TypeError, "%s: expected native byte order, got buffer format '%s'; use x.astype(x.dtype.newbyteorder('='))",
                      a->name, format);
         return -1;
@@ -101,17 +103,17 @@ static void fail_strides(const lora_py_array *a) {
 
 /* From the last dimension up; a dimension of size 1 has no stride that could matter. */
 static int check_strides(lora_py_array *a, int flags) {
-    Py_ssize_t expected = a->view.itemsize;
+    Py_ssize_t expected = a->itemsize;
     a->ld = a->cols;
     for (int i = a->ndim - 1; i >= 0; i--) {
         Py_ssize_t stride = a->view.strides ? a->view.strides[i] : expected;
         if (a->shape[i] > 1 && stride != expected) {
-            int apart = (flags & LORA_PY_ROWS) && i == a->ndim - 2 && stride > expected && stride % a->view.itemsize == 0;
+            int apart = (flags & LORA_PY_ROWS) && i == a->ndim - 2 && stride > expected && stride % a->itemsize == 0;
             if (!apart) {
                 fail_strides(a);
                 return -1;
             }
-            a->ld = stride / a->view.itemsize;
+            a->ld = stride / a->itemsize;
             expected = stride;
         }
         expected *= (Py_ssize_t)a->shape[i];
@@ -127,19 +129,19 @@ static int check_layout(lora_py_array *a, int flags) {
     a->ndim = a->view.ndim;
     a->n = 1;
     for (int i = 0; i < a->ndim; i++) {
-        a->shape[i] = a->view.shape ? a->view.shape[i] : a->view.len / a->view.itemsize;
-        a->n *= a->shape[i];
+        a->shape[i] = a->view.shape ? a->view.shape[i] : a->view.len / a->itemsize;
+        if (__builtin_mul_overflow(a->n, a->shape[i], &a->n)) a->n = 0;
     }
-    if (a->n == 0) {
+    if (a->n < 1) {
         fail_shape(a, "at least one element");
         return -1;
     }
     a->cols = a->shape[a->ndim - 1];
     a->rows = a->n / a->cols;
     if (check_strides(a, flags) < 0) return -1;
-    if ((uintptr_t)a->view.buf % (size_t)a->view.itemsize) {
+    if ((uintptr_t)a->view.buf % (size_t)a->itemsize) {
         PyErr_Format(PyExc_ValueError, "%s: expected memory aligned to %zd bytes, got address %p; use x.copy()", a->name,
-                     a->view.itemsize, a->view.buf);
+                     a->itemsize, a->view.buf);
         return -1;
     }
     if ((flags & LORA_PY_WRITABLE) && a->view.readonly) {
@@ -165,20 +167,46 @@ int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_arr
     int status = PyObject_GetBuffer(exporter, &out->view, PyBUF_FORMAT | PyBUF_STRIDES);
     Py_DECREF(exporter);
     if (status < 0) { /* types without a struct code, objects, dates: NumPy's own message lacks the argument's name */
-        PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s that cannot be read as plain numbers; use x.%s", name,
-                     kinds_text(kinds), Py_TYPE(o)->tp_name, way_out(kinds));
+        if (PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_BufferError))
+            PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s that cannot be read as plain numbers; use x.%s", name,
+                         kinds_text(kinds), Py_TYPE(o)->tp_name, way_out(kinds));
         return -1;
     }
-    if (check_format(out, kinds, is_bf16) == 0 && check_layout(out, flags) == 0) return 0;
+    out->itemsize = out->view.itemsize;
+    if (lora_py_pin(out->view.obj, &out->pin) == 0 && check_format(out, kinds, is_bf16) == 0 && check_layout(out, flags) == 0)
+        return 0;
     lora_py_release(out);
     return -1;
 }
 
-void lora_py_release(lora_py_array *a) {
+void lora_py_unpin(lora_py_pinned *pin) {
+    Py_CLEAR(pin->array);
+    if (pin->base.obj) PyBuffer_Release(&pin->base);
+}
+
+static void release_export(lora_py_array *a) {
+    lora_py_unpin(&a->pin); /* before the export, which may be the last reference to what is pinned */
     if (a->view.obj) PyBuffer_Release(&a->view);
 }
 
-/* --- shapes and overlap ------------------------------------------------------------------------------------------- */
+void lora_py_release(lora_py_array *a) {
+    release_export(a);
+    PyMem_RawFree(a->own);
+    a->own = NULL;
+}
+
+int lora_py_detach(lora_py_array *a) {
+    size_t bytes = (size_t)a->n * (size_t)a->itemsize; /* there are as many */
+    if (!(a->own = PyMem_RawMalloc(bytes))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    a->data = memcpy(a->own, a->data, bytes);
+    release_export(a);
+    return 0;
+}
+
+/* --- shapes ------------------------------------------------------------------------------------------------------ */
 
 int lora_py_expect(const lora_py_array *a, int ndim, const int64_t *shape) {
     int same = a->ndim == ndim;
@@ -212,143 +240,6 @@ int lora_py_expect_last(const lora_py_array *a, int64_t cols, const lora_py_arra
     PyOS_snprintf(text, sizeof text, "shape (..., %lld)", (long long)cols);
     fail_shape(a, text);
     return -1;
-}
-
-static uintptr_t end_of(const lora_py_array *a) {
-    return (uintptr_t)a->data + (uintptr_t)(((a->rows - 1) * a->ld + a->cols) * a->view.itemsize);
-}
-
-int lora_py_apart(const lora_py_array *out, const lora_py_array *in) {
-    if (!out->data || !in->data) return 0;
-    if ((uintptr_t)out->data >= end_of(in) || (uintptr_t)in->data >= end_of(out)) return 0;
-    PyErr_Format(PyExc_ValueError, "%s: expected memory apart from %s, got overlapping buffers; use a new array", out->name,
-                 in->name);
-    return -1;
-}
-
-/* --- token ids ---------------------------------------------------------------------------------------------------- */
-
-static int convert_ids(lora_py_ids *ids) {
-    const int64_t *wide = ids->array.data;
-    ids->converted = PyMem_RawMalloc((size_t)ids->n * sizeof(int32_t));
-    if (!ids->converted) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    for (int64_t i = 0; i < ids->n; i++) {
-        if (wide[i] < INT32_MIN || wide[i] > INT32_MAX) {
-            PyErr_Format(PyExc_ValueError, "%s: expected numbers of 32 bits, got %lld at index %lld", ids->array.name,
-                         (long long)wide[i], (long long)i);
-            return -1;
-        }
-        ids->converted[i] = (int32_t)wide[i];
-    }
-    ids->data = ids->converted;
-    return 0;
-}
-
-int lora_py_get_ids(PyObject *o, const char *name, lora_py_ids *out) {
-    *out = (lora_py_ids){0};
-    PyObject *array = lora_py_integers(o);
-    if (!array) return -1;
-    int status = lora_py_get(array, name, LORA_PY_I32 | LORA_PY_I64, 0, &out->array);
-    Py_DECREF(array);
-    if (status < 0) return -1;
-    out->n = out->array.n;
-    out->data = out->array.data;
-    const int64_t any[] = {-1};
-    if (lora_py_expect(&out->array, 1, any) == 0 && (out->array.kind == LORA_PY_I32 || convert_ids(out) == 0)) return 0;
-    lora_py_release_ids(out);
-    return -1;
-}
-
-void lora_py_release_ids(lora_py_ids *ids) {
-    PyMem_RawFree(ids->converted);
-    ids->converted = NULL;
-    lora_py_release(&ids->array);
-}
-
-/* --- weights ------------------------------------------------------------------------------------------------------ */
-
-static int weight_of_parameter(lora_py_parameter *p, const char *name, lora_py_weight *out) {
-    if (p->ndim != 2) {
-        PyErr_Format(PyExc_ValueError, "%s: expected a matrix, got a Parameter with %d dimensions", name, p->ndim);
-        return -1;
-    }
-    out->w = (lora_weight){.kind = LORA_WEIGHT_F32, .rows = p->shape[0], .cols = p->shape[1], .ld = p->shape[1], .data = p->data};
-    out->grad = p->grad;
-    out->keep = Py_NewRef((PyObject *)p);
-    return 0;
-}
-
-/* A memoryview holds the export, so the array can be neither freed nor resized while it is a weight. */
-static PyObject *keep_export(PyObject *o) {
-    int is_bf16;
-    PyObject *exporter = lora_py_exporter(o, &is_bf16);
-    PyObject *keep = exporter ? PyMemoryView_FromObject(exporter) : NULL;
-    Py_XDECREF(exporter);
-    return keep;
-}
-
-int lora_py_get_weight(lora_py_state *state, PyObject *o, const char *name, lora_py_weight *out) {
-    *out = (lora_py_weight){0};
-    if (Py_IS_TYPE(o, state->nf4_type)) {
-        lora_py_nf4tensor *t = (lora_py_nf4tensor *)o;
-        out->w = (lora_weight){.kind = LORA_WEIGHT_NF4, .rows = t->nf4.rows, .cols = t->nf4.cols, .ld = t->nf4.cols, .nf4 = &t->nf4};
-        out->keep = Py_NewRef(o);
-        return 0;
-    }
-    if (Py_IS_TYPE(o, state->ggml_type)) {
-        lora_py_ggmltensor *t = (lora_py_ggmltensor *)o;
-        out->w = (lora_weight){.kind = LORA_WEIGHT_GGML, .rows = t->ggml.rows, .cols = t->ggml.cols, .ld = t->ggml.cols, .ggml = &t->ggml};
-        out->keep = Py_NewRef(o);
-        return 0;
-    }
-    if (Py_IS_TYPE(o, state->parameter_type)) return weight_of_parameter((lora_py_parameter *)o, name, out);
-    lora_py_array a;
-    const int64_t any[] = {-1, -1};
-    if (lora_py_get(o, name, LORA_PY_F32 | LORA_PY_BF16, 0, &a) < 0) return -1;
-    int status = lora_py_expect(&a, 2, any);
-    if (status == 0 && !(out->keep = keep_export(o))) status = -1;
-    lora_weight_kind kind = a.kind == LORA_PY_F32 ? LORA_WEIGHT_F32 : LORA_WEIGHT_BF16;
-    out->w = (lora_weight){.kind = kind, .rows = a.shape[0], .cols = a.cols, .ld = a.cols, .data = a.data};
-    lora_py_release(&a);
-    return status;
-}
-
-int lora_py_get_vector(lora_py_state *state, PyObject *o, const char *name, const float **data, int64_t *n, float **grad,
-                       PyObject **keep) {
-    *grad = NULL;
-    *keep = NULL;
-    if (Py_IS_TYPE(o, state->parameter_type)) {
-        lora_py_parameter *p = (lora_py_parameter *)o;
-        if (p->ndim != 1) {
-            PyErr_Format(PyExc_ValueError, "%s: expected a vector, got a Parameter with %d dimensions", name, p->ndim);
-            return -1;
-        }
-        *data = p->data;
-        *n = p->size;
-        *grad = p->grad;
-        *keep = Py_NewRef(o);
-        return 0;
-    }
-    lora_py_array a;
-    const int64_t any[] = {-1};
-    if (lora_py_get(o, name, LORA_PY_F32 | LORA_PY_BF16, 0, &a) < 0) return -1;
-    if (lora_py_expect(&a, 1, any) == 0) {
-        *n = a.n;
-        *data = a.data;
-        if (a.kind == LORA_PY_F32) *keep = keep_export(o);
-        else if ((*keep = lora_py_float_copy(&a))) {
-            lora_py_array copy;
-            if (lora_py_get(*keep, name, LORA_PY_F32, 0, &copy) == 0) {
-                *data = copy.data;
-                lora_py_release(&copy); /* keep still owns the memory */
-            } else Py_CLEAR(*keep);
-        }
-    }
-    lora_py_release(&a);
-    return *keep ? 0 : -1;
 }
 
 int lora_py_dtype(PyObject *o, void *out) {

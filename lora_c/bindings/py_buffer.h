@@ -11,6 +11,7 @@ typedef enum lora_py_kind {
     LORA_PY_U8 = 8,
     LORA_PY_I32 = 16,
     LORA_PY_I64 = 32,
+    LORA_PY_F64 = 64,
     LORA_PY_OTHER = 0,
 } lora_py_kind;
 
@@ -22,8 +23,17 @@ enum {
     LORA_PY_ROWS = 2, /* rows may lie apart: the stride of the second-last dimension is ld elements */
 };
 
+/* What keeps the memory of an array in its place. */
+typedef struct lora_py_pinned {
+    PyObject *array; /* a weak reference to the array that owns it, or NULL */
+    Py_buffer base;  /* of what that array was made over */
+} lora_py_pinned;
+
 typedef struct lora_py_array {
-    Py_buffer view; /* held until released; view.obj == NULL when empty */
+    Py_buffer view; /* held until released or detached; view.obj == NULL when empty */
+    lora_py_pinned pin;
+    void *own; /* after lora_py_detach() */
+    Py_ssize_t itemsize;
     const char *name;
     lora_py_kind kind;
     int ndim;
@@ -38,24 +48,42 @@ typedef struct lora_py_array {
  *  kinds is a set. name must outlive the array. -1 with an exception that says what was expected and given. */
 int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_array *out);
 void lora_py_release(lora_py_array *a); /* empty allowed */
+void lora_py_unpin(lora_py_pinned *pin);
+/** Copies a contiguous array and lets go of the given one: for values that are checked and must still be so when they are used. */
+int lora_py_detach(lora_py_array *a);
 
 /** Exact shape; dimensions < 0 are free. */
 int lora_py_expect(const lora_py_array *a, int ndim, const int64_t *shape);
 /** Last dimension and, when not NULL, the same leading dimensions as other. */
 int lora_py_expect_last(const lora_py_array *a, int64_t cols, const lora_py_array *other);
+
+/* py_overlap.c */
 /** Refuses an output that shares memory with an input (either may be empty). */
 int lora_py_apart(const lora_py_array *out, const lora_py_array *in);
+/** The same with what owns a weight: an export, NF4Tensor, GGMLTensor, Parameter (its gradient, too), a tuple of those, NULL. */
+int lora_py_apart_from_owner(lora_py_state *state, const lora_py_array *out, const char *name, PyObject *owner);
+/** Only with the gradient of a Parameter; other owners have none. */
+int lora_py_apart_from_gradient(lora_py_state *state, const lora_py_array *a, const char *name, PyObject *owner);
 
-/* Token ids, positions, lengths: int32 as given or int64 converted. */
+/* py_export.c */
+/** An object that takes over the export of an array and keeps it. NULL with an exception, and the array as it was. */
+PyObject *lora_py_keep_export(lora_py_state *state, lora_py_array *a);
+const Py_buffer *lora_py_exported(PyObject *o);
+
+/* py_numbers.c: always copies */
+/* Token ids, positions, lengths: a list, or an array of int32 or int64. */
 typedef struct lora_py_ids {
-    lora_py_array array;
-    int32_t *converted;
-    const int32_t *data;
+    lora_py_array array; /* its shape; the array itself is let go of */
+    int32_t *data;
     int64_t n;
 } lora_py_ids;
 
 int lora_py_get_ids(PyObject *o, const char *name, lora_py_ids *out);
 void lora_py_release_ids(lora_py_ids *ids);
+/** A vector of numbers as float64; free *data with PyMem_RawFree. */
+int lora_py_get_doubles(PyObject *o, const char *name, double **data, int64_t *n);
+
+/* py_weight.c */
 
 /* A matrix operand: NF4Tensor, GGMLTensor, Parameter, or a float32 or bfloat16 array. keep owns its memory. */
 typedef struct lora_py_weight {

@@ -9,8 +9,7 @@
 typedef lora_py_decoder decoder;
 
 static int decoder_traverse(PyObject *o, visitproc visit, void *arg) {
-    Py_VISIT(((decoder *)o)->weights);
-    Py_VISIT(((decoder *)o)->adapters);
+    for (Py_ssize_t i = 0; i < ((decoder *)o)->n_owners; i++) Py_VISIT(((decoder *)o)->owners[i]);
     Py_VISIT(((decoder *)o)->options);
     return lora_py_traverse(o, visit, arg);
 }
@@ -19,8 +18,8 @@ static void decoder_dealloc(PyObject *o) {
     PyObject_GC_UnTrack(o);
     decoder *self = (decoder *)o;
     lora_decoder_destroy(self->decoder);
-    Py_XDECREF(self->weights);
-    Py_XDECREF(self->adapters);
+    for (Py_ssize_t i = 0; i < self->n_owners; i++) Py_XDECREF(self->owners[i]);
+    PyMem_Free(self->owners);
     Py_XDECREF(self->options);
     lora_py_delete(o);
 }
@@ -31,7 +30,7 @@ static PyObject *raise_from(const decoder *self, const lora_error *err) {
 
 /* --- construction ------------------------------------------------------------------------------------------------- */
 
-static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+static PyObject *make_decoder(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     lora_decoder_config config = {0};
     lora_py_decoder_memory memory = {0};
     PyObject *options = lora_py_decoder_arguments(args, kwargs, &config, &memory);
@@ -45,14 +44,27 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         self->config.layer_rope = NULL;
         for (int i = 0; i < LORA_MAX_ROPES; i++) self->config.ropes[i].inv_freq = NULL;
         self->options = Py_NewRef(options);
-        self->weights = PyDict_New();
-        self->adapters = PyDict_New();
-        if (status != LORA_OK) raise_from(self, &err);
-        if (status != LORA_OK || !self->weights || !self->adapters) Py_CLEAR(self);
+        if (status == LORA_OK) self->precision = lora_decoder_precision(self->decoder);
+        else raise_from(self, &err);
+        if (status != LORA_OK || lora_py_make_owners(self) < 0) Py_CLEAR(self);
     }
     Py_XDECREF(options);
     lora_py_release_decoder_memory(&memory);
-    return (PyObject *)self;
+    return lora_py_publish(self);
+}
+
+static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    return lora_py_new_with_kept(make_decoder, type, args, kwargs);
+}
+
+/* A pass of the parent that was cut off by fork may have had another precision, and left half of what it keeps. */
+int lora_py_enter_decoder(decoder *self) {
+    int entered = lora_py_enter(&self->base), done;
+    if (entered < 0) return -1;
+    if (entered == 1) LORA_PY_CALL(self->base.ctx, done, (lora_decoder_after_fork(self->decoder), 0));
+    (void)done;
+    lora_decoder_set_precision(self->decoder, self->precision);
+    return 0;
 }
 
 /* --- batches ------------------------------------------------------------------------------------------------------ */
@@ -98,7 +110,8 @@ static int get_batch(PyObject *ids, PyObject *cu, PyObject *targets, PyObject *w
     if (get_tokens(ids, cu, x) < 0) return -1;
     const int64_t n[] = {x->ids.n};
     if (lora_py_get_ids(targets, "targets", &x->targets) < 0 || lora_py_expect(&x->targets.array, 1, n) < 0) return -1;
-    if (lora_py_get(weight, "loss_weight", LORA_PY_F32, 0, &x->weight) < 0 || lora_py_expect(&x->weight, 1, n) < 0) return -1;
+    if (lora_py_get(weight, "loss_weight", LORA_PY_F32, 0, &x->weight) < 0 || lora_py_expect(&x->weight, 1, n) < 0
+        || lora_py_detach(&x->weight) < 0) return -1; /* says which targets are read */
     x->b.targets = x->targets.data;
     x->b.loss_weight = x->weight.data;
     return 0;
@@ -126,7 +139,7 @@ static PyObject *decoder_forward_backward(PyObject *o, PyObject *args, PyObject 
                                      &dropout_step)) return NULL;
     decoder *self = (decoder *)o;
     batch x;
-    int ready = get_batch(ids, cu, targets, weight, &x) == 0 && lora_py_enter(&self->base) == 0;
+    int ready = get_batch(ids, cu, targets, weight, &x) == 0 && lora_py_enter_decoder(self) == 0;
     lora_status status = LORA_OK;
     lora_error err = {0};
     if (ready) {
@@ -137,6 +150,13 @@ static PyObject *decoder_forward_backward(PyObject *o, PyObject *args, PyObject 
     release_batch(&x);
     if (!ready) return NULL;
     return status == LORA_OK ? PyFloat_FromDouble(loss) : raise_from(self, &err);
+}
+
+static int apart_from_weights(const decoder *self, const lora_py_array *out) {
+    lora_py_state *state = lora_py_state_of(Py_TYPE((PyObject *)self));
+    for (Py_ssize_t i = 0; i < self->n_owners; i++)
+        if (lora_py_apart_from_owner(state, out, "the weights", self->owners[i]) < 0) return -1;
+    return 0;
 }
 
 PyDoc_STRVAR(loss_doc,
@@ -157,9 +177,9 @@ static PyObject *decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs) {
     if (ready && token_given != Py_None) {
         const int64_t n[] = {x.ids.n};
         ready = lora_py_get(token_given, "token_loss", LORA_PY_F32, LORA_PY_WRITABLE, &token_loss) == 0
-                && lora_py_expect(&token_loss, 1, n) == 0 && lora_py_apart(&token_loss, &x.weight) == 0;
+                && lora_py_expect(&token_loss, 1, n) == 0 && apart_from_weights(self, &token_loss) == 0;
     }
-    ready = ready && lora_py_enter(&self->base) == 0;
+    ready = ready && lora_py_enter_decoder(self) == 0;
     double loss = 0.0;
     lora_status status = LORA_OK;
     lora_error err = {0};
@@ -190,7 +210,7 @@ static PyObject *decoder_logits(PyObject *o, PyObject *args) {
         const int64_t shape[] = {x.ids.n, self->config.vocab_size};
         result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &logits);
     }
-    if (result && lora_py_enter(&self->base) < 0) Py_CLEAR(result);
+    if (result && lora_py_enter_decoder(self) < 0) Py_CLEAR(result);
     if (result) {
         lora_status status;
         lora_error err = {0};
@@ -205,9 +225,9 @@ static PyObject *decoder_logits(PyObject *o, PyObject *args) {
     return result;
 }
 
-static bool is_token_count(long long n) {
+static bool is_token_count(int64_t n) {
     if (n >= 1 && n <= INT32_MAX) return true;
-    PyErr_Format(PyExc_ValueError, "n_tokens: expected 1 to 2**31 - 1, got %lld", n);
+    PyErr_Format(PyExc_ValueError, "n_tokens: expected 1 to 2**31 - 1, got %lld", (long long)n);
     return false;
 }
 
@@ -216,19 +236,21 @@ PyDoc_STRVAR(arena_bytes_doc,
 
 static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "training", NULL};
-    long long n;
+    int64_t n, bytes;
     int training = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "L|$p:arena_bytes", names, &n, &training) || !is_token_count(n)) return NULL;
-    return PyLong_FromLongLong(lora_decoder_arena_bytes(((decoder *)o)->decoder, n, training));
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$p:arena_bytes", names, lora_py_whole, &n, &training) || !is_token_count(n)) return NULL;
+    LORA_PY_CALL(((decoder *)o)->base.ctx, bytes, lora_decoder_arena_bytes(((decoder *)o)->decoder, n, training));
+    return PyLong_FromLongLong(bytes);
 }
 
 PyDoc_STRVAR(scratch_bytes_doc,
 "scratch_bytes($self, n_tokens, /)\n--\n\nReturn the bytes that the operations of a training step of n_tokens work in.");
 
 static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *given) {
-    long long n = PyLong_AsLongLong(given);
-    if ((n == -1 && PyErr_Occurred()) || !is_token_count(n)) return NULL;
-    return PyLong_FromLongLong(lora_decoder_scratch_bytes(((decoder *)o)->decoder, n));
+    int64_t n, bytes;
+    if (!lora_py_whole(given, &n) || !is_token_count(n)) return NULL;
+    LORA_PY_CALL(((decoder *)o)->base.ctx, bytes, lora_decoder_scratch_bytes(((decoder *)o)->decoder, n)); /* asks the threads */
+    return PyLong_FromLongLong(bytes);
 }
 
 /* --- decoding ----------------------------------------------------------------------------------------------------- */
@@ -239,8 +261,8 @@ PyDoc_STRVAR(new_cache_doc,
 "Raises\n------\nValueError\n    A size is out of range.\nMemoryError\n    It does not fit in memory.");
 
 static PyObject *decoder_new_cache(PyObject *o, PyObject *args) {
-    long long max_tokens, n_sequences = 1;
-    if (!PyArg_ParseTuple(args, "L|L:new_cache", &max_tokens, &n_sequences)) return NULL;
+    int64_t max_tokens, n_sequences = 1;
+    if (!PyArg_ParseTuple(args, "O&|O&:new_cache", lora_py_whole, &max_tokens, lora_py_whole, &n_sequences)) return NULL;
     return lora_py_kvcache_new((decoder *)o, n_sequences, max_tokens);
 }
 
@@ -248,13 +270,12 @@ static PyObject *decoder_new_cache(PyObject *o, PyObject *args) {
 static int get_sequences(PyObject *given, int64_t n_segments, lora_py_ids *out) {
     if (given != Py_None)
         return lora_py_get_ids(given, "sequences", out) < 0 ? -1 : lora_py_expect(&out->array, 1, &n_segments);
-    out->converted = PyMem_RawMalloc((size_t)n_segments * sizeof(int32_t));
-    if (!out->converted) {
+    out->data = PyMem_RawMalloc((size_t)n_segments * sizeof *out->data);
+    if (!out->data) {
         PyErr_NoMemory();
         return -1;
     }
-    for (int64_t i = 0; i < n_segments; i++) out->converted[i] = (int32_t)i;
-    out->data = out->converted;
+    for (int64_t i = 0; i < n_segments; i++) out->data[i] = (int32_t)i;
     return 0;
 }
 
@@ -294,7 +315,7 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
         const int64_t shape[] = {x.b.n_segments, self->config.vocab_size};
         result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &logits);
     }
-    if (result && lora_py_enter(&self->base) < 0) Py_CLEAR(result);
+    if (result && lora_py_enter_decoder(self) < 0) Py_CLEAR(result);
     if (result && lora_py_enter(&cache->base) < 0) {
         lora_py_leave(&self->base);
         Py_CLEAR(result);
@@ -302,11 +323,9 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
     if (result) {
         lora_status status;
         lora_error err = {0};
-        lora_precision own = lora_decoder_precision(self->decoder);
-        lora_decoder_set_precision(self->decoder, precision_name ? precision : own);
+        if (precision_name) lora_decoder_set_precision(self->decoder, precision);
         LORA_PY_CALL(state->ctx, status, lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens,
                                                              sequences.data, x.b.input_ids, logits, &err));
-        lora_decoder_set_precision(self->decoder, own);
         lora_py_leave(&cache->base);
         lora_py_leave(&self->base);
         if (status != LORA_OK) {
@@ -335,7 +354,7 @@ static int set_recompute(PyObject *o, PyObject *value, void *unused) {
         PyErr_Format(PyExc_ValueError, "recompute: expected 'none' or 'layer', got %R", value ? value : Py_None);
         return -1;
     }
-    if (lora_py_enter(&self->base) < 0) return -1;
+    if (lora_py_enter_decoder(self) < 0) return -1;
     self->recompute = layer ? LORA_RECOMPUTE_LAYER : LORA_RECOMPUTE_NONE;
     lora_decoder_set_recompute(self->decoder, self->recompute);
     lora_py_leave(&self->base);
@@ -357,7 +376,7 @@ static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
         PyErr_Format(PyExc_ValueError, "activation_dtype: expected 'float32' or 'bfloat16', got %R", value ? value : Py_None);
         return -1;
     }
-    if (lora_py_enter(&self->base) < 0) return -1;
+    if (lora_py_enter_decoder(self) < 0) return -1;
     self->activation_dtype = half ? LORA_BF16 : LORA_F32;
     lora_status status = lora_decoder_set_activation_dtype(self->decoder, self->activation_dtype, &err);
     lora_py_leave(&self->base);
@@ -386,18 +405,25 @@ static PyGetSetDef decoder_getset[] = {
     {0},
 };
 
+LORA_PY_KEEP(lora_py_decoder_set_weight)
+LORA_PY_KEEP(lora_py_decoder_set_adapter)
+LORA_PY_KEEP(decoder_forward_backward)
+LORA_PY_KEEP(decoder_loss)
+LORA_PY_KEEP(decoder_arena_bytes)
+LORA_PY_KEEP(decoder_decode)
+
 static PyMethodDef decoder_methods[] = {
-    {"set_weight", LORA_PY_KEYWORDS lora_py_decoder_set_weight, METH_VARARGS | METH_KEYWORDS, lora_py_set_weight_doc},
-    {"set_adapter", LORA_PY_KEYWORDS lora_py_decoder_set_adapter, METH_VARARGS | METH_KEYWORDS, lora_py_set_adapter_doc},
+    {"set_weight", LORA_PY_KEYWORDS lora_py_decoder_set_weight_kept, METH_VARARGS | METH_KEYWORDS, lora_py_set_weight_doc},
+    {"set_adapter", LORA_PY_KEYWORDS lora_py_decoder_set_adapter_kept, METH_VARARGS | METH_KEYWORDS, lora_py_set_adapter_doc},
     {"set_token_rows", lora_py_decoder_set_token_rows, METH_VARARGS, lora_py_set_token_rows_doc},
     {"remove_adapter", lora_py_decoder_remove_adapter, METH_VARARGS, lora_py_remove_adapter_doc},
-    {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
-    {"loss", LORA_PY_KEYWORDS decoder_loss, METH_VARARGS | METH_KEYWORDS, loss_doc},
+    {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward_kept, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
+    {"loss", LORA_PY_KEYWORDS decoder_loss_kept, METH_VARARGS | METH_KEYWORDS, loss_doc},
     {"logits", decoder_logits, METH_VARARGS, logits_doc},
     {"scratch_bytes", decoder_scratch_bytes, METH_O, scratch_bytes_doc},
-    {"arena_bytes", LORA_PY_KEYWORDS decoder_arena_bytes, METH_VARARGS | METH_KEYWORDS, arena_bytes_doc},
+    {"arena_bytes", LORA_PY_KEYWORDS decoder_arena_bytes_kept, METH_VARARGS | METH_KEYWORDS, arena_bytes_doc},
     {"new_cache", decoder_new_cache, METH_VARARGS, new_cache_doc},
-    {"decode", LORA_PY_KEYWORDS decoder_decode, METH_VARARGS | METH_KEYWORDS, decode_doc},
+    {"decode", LORA_PY_KEYWORDS decoder_decode_kept, METH_VARARGS | METH_KEYWORDS, decode_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

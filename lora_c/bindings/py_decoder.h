@@ -9,7 +9,9 @@ typedef struct lora_py_decoder {
     lora_decoder *decoder;
     lora_decoder_config config; /* its pointers are not kept here */
     PyObject *options;          /* the configuration as a dict */
-    PyObject *weights, *adapters; /* name -> what owns the borrowed memory */
+    PyObject **owners; /* (n_owners): what owns the memory that the library borrows; not a dict, which others could empty */
+    Py_ssize_t n_owners;
+    lora_precision precision; /* of passes that are not told another */
     lora_recompute recompute;
     lora_dtype activation_dtype;
 } lora_py_decoder;
@@ -24,7 +26,7 @@ typedef struct lora_py_kvcache {
 typedef struct lora_py_decoder_memory {
     int32_t *windows;
     int8_t *layer_rope;
-    PyObject *inv_freq[LORA_MAX_ROPES];
+    double *inv_freq[LORA_MAX_ROPES];
 } lora_py_decoder_memory;
 
 /** The arguments of Decoder() as a configuration. Returns them as a dict, or NULL with an exception; release the memory
@@ -32,7 +34,12 @@ typedef struct lora_py_decoder_memory {
 PyObject *lora_py_decoder_arguments(PyObject *args, PyObject *kwargs, lora_decoder_config *config, lora_py_decoder_memory *memory);
 void lora_py_release_decoder_memory(lora_py_decoder_memory *memory);
 
+/** Exclusive use, with the decoder in order and its own precision set; -1 with an exception. Ends with lora_py_leave(). */
+int lora_py_enter_decoder(lora_py_decoder *self);
+
 /* py_decoder_weights.c: the methods that give the decoder its weights and adapters */
+/** Room for the owners of all weights and adapters; -1 with an exception. */
+int lora_py_make_owners(lora_py_decoder *self);
 PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args);

@@ -5,16 +5,16 @@
 #include <math.h>
 #include <string.h>
 
-enum { N_SIZES = 8 };
+enum { N_SIZES = 8, LAYERS = 2, NOT_GIVEN = -1 };
 
 /* What the arguments are read into, and what keeps their memory. */
 typedef struct given {
-    long long sizes[N_SIZES];
+    int64_t sizes[N_SIZES];
     double eps, weight_offset, embedding_scale, residual_scale, attention_scale, attention_softcap, logit_scale, logit_softcap;
     double rope_scale, second_rope_scale;
     const char *norm, *qk_norm, *activation;
     int pre_norm, post_norm, gated, positions, tied;
-    long long rope_switch;
+    int64_t rope_switch;
     PyObject *window, *layer_rope, *inv_freq, *second_inv_freq;
 } given;
 
@@ -26,20 +26,26 @@ static char *NAMES[] = {"hidden_size", "intermediate_size", "num_hidden_layers",
                         "second_rope_scale", "layer_rope", "rope_switch", NULL};
 
 static int read_arguments(PyObject *args, PyObject *kwargs, given *g) {
-    long long *s = g->sizes;
-    for (int i = 0; i < N_SIZES; i++) s[i] = -1;
+    int64_t *s = g->sizes;
+    for (int i = 0; i < N_SIZES; i++) s[i] = NOT_GIVEN;
     return PyArg_ParseTupleAndKeywords(
-        args, kwargs, "|$LLLLLLLLdsdppsspppddddddOOdOdOL:Decoder", NAMES, &s[0], &s[1], &s[2], &s[3], &s[4], &s[5], &s[6], &s[7], &g->eps,
+        args, kwargs, "|$O&O&O&O&O&O&O&O&dsdppsspppddddddOOdOdOO&:Decoder", NAMES, lora_py_whole, &s[0], lora_py_whole, &s[1], lora_py_whole, &s[2],
+        lora_py_whole, &s[3], lora_py_whole, &s[4], lora_py_whole, &s[5], lora_py_whole, &s[6], lora_py_whole, &s[7], &g->eps,
         &g->norm, &g->weight_offset, &g->pre_norm, &g->post_norm, &g->qk_norm, &g->activation, &g->gated, &g->positions, &g->tied,
         &g->embedding_scale, &g->residual_scale, &g->attention_scale, &g->attention_softcap, &g->logit_scale, &g->logit_softcap,
-        &g->window, &g->inv_freq, &g->rope_scale, &g->second_inv_freq, &g->second_rope_scale, &g->layer_rope, &g->rope_switch);
+        &g->window, &g->inv_freq, &g->rope_scale, &g->second_inv_freq, &g->second_rope_scale, &g->layer_rope, lora_py_whole,
+        &g->rope_switch);
 }
 
 static int check_required(const given *g) {
     for (int i = 0; i < N_SIZES; i++) {
         if (g->sizes[i] >= 1) continue;
-        PyErr_Format(g->sizes[i] == -1 ? PyExc_TypeError : PyExc_ValueError, "%s: expected a size >= 1, got %s", NAMES[i],
-                     g->sizes[i] == -1 ? "none" : "a smaller one");
+        PyErr_Format(g->sizes[i] == NOT_GIVEN ? PyExc_TypeError : PyExc_ValueError, "%s: expected a size >= 1, got %s", NAMES[i],
+                     g->sizes[i] == NOT_GIVEN ? "none" : "a smaller one");
+        return -1;
+    }
+    if (g->sizes[LAYERS] > LORA_MAX_LAYERS) { /* before anything is allocated for each of them */
+        PyErr_Format(PyExc_ValueError, "%s: expected 1 to %d, got %lld", NAMES[LAYERS], (int)LORA_MAX_LAYERS, (long long)g->sizes[LAYERS]);
         return -1;
     }
     if (g->eps != -1.0) return 0;
@@ -70,10 +76,10 @@ static int choose_kinds(const given *g, lora_decoder_config *c) {
 /* One number for all layers, or one for each. */
 static int get_windows(PyObject *given, int64_t layers, int32_t *out) {
     if (PyLong_Check(given)) {
-        long long all = PyLong_AsLongLong(given);
-        if (all == -1 && PyErr_Occurred()) return -1;
+        int64_t all;
+        if (!lora_py_whole(given, &all)) return -1;
         if (all < 0 || all > INT32_MAX) {
-            PyErr_Format(PyExc_ValueError, "sliding_window: expected 0 to 2**31 - 1, got %lld", all);
+            PyErr_Format(PyExc_ValueError, "sliding_window: expected 0 to 2**31 - 1, got %lld", (long long)all);
             return -1;
         }
         for (int64_t i = 0; i < layers; i++) out[i] = (int32_t)all;
@@ -96,15 +102,16 @@ static int get_layer_rope(PyObject *given, int64_t layers, int8_t *out) {
     return status;
 }
 
-static int get_rope(PyObject *given, const char *name, double scale, lora_decoder_config *c, PyObject **keep) {
+static int get_rope(PyObject *given, const char *name, double scale, lora_decoder_config *c, double **keep) {
     int64_t n;
     lora_rope_config *rope = &c->ropes[c->n_ropes];
-    if (!(*keep = lora_py_doubles(given, name, &rope->inv_freq, &n))) return -1;
+    if (lora_py_get_doubles(given, name, keep, &n) < 0) return -1;
     if (n > c->head_dim / 2) {
         PyErr_Format(PyExc_ValueError, "%s: expected at most head_dim / 2 = %lld numbers, got %lld", name, (long long)(c->head_dim / 2),
                      (long long)n);
         return -1;
     }
+    rope->inv_freq = *keep;
     rope->rotary = 2 * n;
     rope->scale = scale;
     c->n_ropes++;
@@ -121,13 +128,13 @@ static PyObject *options_dict(const given *g, PyObject *kwargs) {
         "residual_scale", g->residual_scale, "attention_scale", g->attention_scale, "attention_softcap", g->attention_softcap,
         "logit_scale", g->logit_scale, "logit_softcap", g->logit_softcap, "sliding_window", g->window, "rope_inv_freq", g->inv_freq,
         "rope_scale", g->rope_scale, "second_rope_inv_freq", g->second_inv_freq, "second_rope_scale", g->second_rope_scale,
-        "layer_rope", g->layer_rope, "rope_switch", g->rope_switch);
+        "layer_rope", g->layer_rope, "rope_switch", (long long)g->rope_switch);
     if (options && kwargs && PyDict_Update(options, kwargs) < 0) Py_CLEAR(options);
     return options;
 }
 
 static int fill(const given *g, lora_decoder_config *c, lora_py_decoder_memory *memory) {
-    const long long *s = g->sizes;
+    const int64_t *s = g->sizes;
     *c = (lora_decoder_config){
         .hidden_size = s[0], .intermediate_size = s[1], .num_hidden_layers = s[2], .num_attention_heads = s[3], .num_key_value_heads = s[4],
         .head_dim = s[5], .vocab_size = s[6], .max_position_embeddings = s[7], .norm_eps = g->eps, .norm_weight_offset = g->weight_offset,
@@ -138,7 +145,7 @@ static int fill(const given *g, lora_decoder_config *c, lora_py_decoder_memory *
     };
     if (choose_kinds(g, c) < 0) return -1;
     int64_t layers = c->num_hidden_layers;
-    if (layers > INT32_MAX || !(memory->windows = PyMem_RawCalloc((size_t)layers, sizeof *memory->windows))
+    if (!(memory->windows = PyMem_RawCalloc((size_t)layers, sizeof *memory->windows))
         || !(memory->layer_rope = PyMem_RawCalloc((size_t)layers, sizeof *memory->layer_rope))) {
         PyErr_NoMemory();
         return -1;
@@ -171,5 +178,5 @@ PyObject *lora_py_decoder_arguments(PyObject *args, PyObject *kwargs, lora_decod
 void lora_py_release_decoder_memory(lora_py_decoder_memory *memory) {
     PyMem_RawFree(memory->windows);
     PyMem_RawFree(memory->layer_rope);
-    for (int i = 0; i < LORA_MAX_ROPES; i++) Py_CLEAR(memory->inv_freq[i]);
+    for (int i = 0; i < LORA_MAX_ROPES; i++) PyMem_RawFree(memory->inv_freq[i]);
 }

@@ -1,4 +1,4 @@
-/* How a Decoder gets its weights, adapters and trained token rows. The library borrows; two dicts own. */
+/* How a Decoder gets its weights, adapters and trained token rows. The library borrows; the owners are kept by place. */
 #include "lora_c/bindings/py_decoder.h"
 
 #include <math.h>
@@ -45,6 +45,39 @@ static int find_place(const decoder *self, const char *name, weight_place *place
     return -1;
 }
 
+/* --- owners ------------------------------------------------------------------------------------------------------- */
+
+enum { WEIGHTS = LORA_MATRIX_SLOTS + LORA_VECTOR_SLOTS, OWNERS_PER_LAYER = WEIGHTS + LORA_MATRIX_SLOTS };
+
+int lora_py_make_owners(decoder *self) {
+    Py_ssize_t n = (Py_ssize_t)(self->config.num_hidden_layers + 1) * OWNERS_PER_LAYER + 1;
+    self->owners = PyMem_Calloc((size_t)n, sizeof *self->owners);
+    if (!self->owners) PyErr_NoMemory();
+    self->n_owners = self->owners ? n : 0;
+    return self->owners ? 0 : -1;
+}
+
+static PyObject **owners_of(const decoder *self, const weight_place *place) { return self->owners + (place->layer + 1) * OWNERS_PER_LAYER; }
+
+static PyObject **weight_owner(const decoder *self, const weight_place *place) {
+    return owners_of(self, place) + (place->is_vector ? LORA_MATRIX_SLOTS : 0) + place->slot;
+}
+
+static PyObject **adapter_owner(const decoder *self, const weight_place *place) { return owners_of(self, place) + WEIGHTS + place->slot; }
+
+static PyObject **token_rows_owner(const decoder *self) { return self->owners + self->n_owners - 1; }
+
+/* After the library has taken owner's memory (NULL: nothing) for what it had there. The decoder is let go of first: the end of
+ * the old owner may run Python code. */
+static void replace_owner(decoder *self, PyObject **place, PyObject *owner) {
+    PyObject *old = *place;
+    *place = Py_XNewRef(owner);
+    lora_py_leave(&self->base);
+    Py_XDECREF(old);
+}
+
+/* --- weights ------------------------------------------------------------------------------------------------------ */
+
 const char lora_py_set_weight_doc[] =
 "set_weight($self, name, weight, /, *, row=None)\n--\n\n"
 "Set a weight by name. Its memory is borrowed and kept alive.\n\n"
@@ -61,8 +94,7 @@ const char lora_py_set_weight_doc[] =
 static int get_row(PyObject *given, int64_t *row) {
     *row = -1;
     if (given == Py_None) return 0;
-    *row = PyLong_AsLongLong(given);
-    if (*row == -1 && PyErr_Occurred()) return -1;
+    if (!lora_py_whole(given, row)) return -1;
     if (*row >= 0) return 0;
     PyErr_Format(PyExc_ValueError, "row: expected >= 0, got %lld", (long long)*row);
     return -1;
@@ -116,53 +148,40 @@ PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwar
     int status = place.is_vector ? lora_py_get_vector(state, given, name, &vector, &n, &matrix.grad, &matrix.keep)
                                  : lora_py_get_weight(state, given, name, &matrix);
     if (status == 0 && row >= 0) status = cut_rows(self, &place, row, &matrix, &codes, &vector, &n);
-    if (status < 0 || lora_py_enter(&self->base) < 0) {
+    if (status < 0 || lora_py_enter_decoder(self) < 0) {
         Py_XDECREF(matrix.keep);
         return NULL;
     }
-    PyObject *old = Py_XNewRef(PyDict_GetItemString(self->weights, name)); /* borrowed by the library until it is replaced */
-    lora_status set = LORA_OK;
+    lora_status set;
     lora_error err = {0};
-    status = PyDict_SetItemString(self->weights, name, matrix.keep);
-    if (status == 0) {
-        LORA_PY_CALL(self->base.ctx, set, place.is_vector
-            ? lora_decoder_set_vector(self->decoder, place.layer, (lora_vector_slot)place.slot, vector, n, matrix.grad, &err)
-            : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &matrix.w, matrix.grad, &err));
-    }
-    if (set != LORA_OK) {
-        if (old) status = PyDict_SetItemString(self->weights, name, old);
-        else status = PyDict_DelItemString(self->weights, name);
-    }
-    Py_XDECREF(old);
+    LORA_PY_CALL(self->base.ctx, set, place.is_vector
+        ? lora_decoder_set_vector(self->decoder, place.layer, (lora_vector_slot)place.slot, vector, n, matrix.grad, &err)
+        : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &matrix.w, matrix.grad, &err));
+    if (set == LORA_OK) replace_owner(self, weight_owner(self, &place), matrix.keep);
+    else lora_py_leave(&self->base);
     Py_XDECREF(matrix.keep);
-    lora_py_leave(&self->base);
-    if (status < 0) return NULL;
     if (set != LORA_OK) return raise_from(self, &err);
     Py_RETURN_NONE;
 }
 
+/* --- adapters ----------------------------------------------------------------------------------------------------- */
+
+/* The place of a matrix that can have an adapter. */
+static int find_adapter_place(const decoder *self, const char *name, weight_place *place) {
+    if (find_place(self, name, place) < 0) return -1;
+    if (!place->is_vector && place->slot != LORA_EMBED_POSITIONS) return 0;
+    PyErr_Format(PyExc_ValueError, "name: expected a projection of a layer, embed_tokens or lm_head, got '%s'", name);
+    return -1;
+}
+
 /* Sets (adapter != NULL) or removes an adapter, with keep as its owner. */
-static PyObject *change_adapter(decoder *self, const char *name, const lora_adapter *adapter, PyObject *keep) {
-    weight_place place;
-    if (find_place(self, name, &place) < 0) return NULL;
-    if (place.is_vector || place.slot == LORA_EMBED_POSITIONS) {
-        PyErr_Format(PyExc_ValueError, "name: expected a projection of a layer, embed_tokens or lm_head, got '%s'", name);
-        return NULL;
-    }
-    if (lora_py_enter(&self->base) < 0) return NULL;
-    PyObject *old = Py_XNewRef(PyDict_GetItemString(self->adapters, name));
-    PyObject *value = keep ? keep : Py_None;
-    lora_status set = LORA_OK;
+static PyObject *change_adapter(decoder *self, const weight_place *place, const lora_adapter *adapter, PyObject *keep) {
+    if (lora_py_enter_decoder(self) < 0) return NULL;
+    lora_status set;
     lora_error err = {0};
-    int status = PyDict_SetItemString(self->adapters, name, value);
-    if (status == 0) {
-        LORA_PY_CALL(self->base.ctx, set,
-                     lora_decoder_set_adapter(self->decoder, place.layer, (lora_matrix_slot)place.slot, adapter, &err));
-        if (set != LORA_OK) status = PyDict_SetItemString(self->adapters, name, old ? old : Py_None);
-    }
-    Py_XDECREF(old);
-    lora_py_leave(&self->base);
-    if (status < 0) return NULL;
+    LORA_PY_CALL(self->base.ctx, set, lora_decoder_set_adapter(self->decoder, place->layer, (lora_matrix_slot)place->slot, adapter, &err));
+    if (set == LORA_OK) replace_owner(self, adapter_owner(self, place), keep);
+    else lora_py_leave(&self->base);
     if (set != LORA_OK) return raise_from(self, &err);
     Py_RETURN_NONE;
 }
@@ -200,17 +219,19 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
         return NULL;
     }
     weight_place place;
-    if (find_place((decoder *)o, name, &place) < 0) return NULL;
+    if (find_adapter_place((decoder *)o, name, &place) < 0) return NULL;
     int whole = row < 0; /* else B holds the rows of several matrices */
     if (whole) row = 0;
-    if (!place.is_vector) {
-        lora_decoder_matrix_shape(((decoder *)o)->decoder, (lora_matrix_slot)place.slot, &out, &in);
-        if (A->ndim != 2 || A->shape[1] != in || B->ndim != 2 || (whole ? B->shape[0] != out : row > B->shape[0] - out)
-            || B->shape[1] != A->shape[0]) {
-            PyErr_Format(PyExc_ValueError, "A, B: expected shapes (r, %lld) and (%lld, r) for %s, got others", (long long)in,
-                         (long long)(row + out), name);
-            return NULL;
-        }
+    lora_decoder_matrix_shape(((decoder *)o)->decoder, (lora_matrix_slot)place.slot, &out, &in);
+    if (A->ndim != 2 || A->shape[1] != in || B->ndim != 2 || (whole ? B->shape[0] != out : row > B->shape[0] - out)
+        || B->shape[1] != A->shape[0]) {
+        PyErr_Format(PyExc_ValueError, "A, B: expected shapes (r, %lld) and (%s%lld, r) for %s, got others", (long long)in,
+                     whole ? "" : "row + ", (long long)out, name);
+        return NULL;
+    }
+    if (A == B) {
+        PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
+        return NULL;
     }
     lora_py_parameter *m = magnitude == Py_None ? NULL : (lora_py_parameter *)magnitude;
     if (m && (!Py_IS_TYPE(magnitude, state->parameter_type) || m->ndim != 1 || m->shape[0] != B->shape[0])) {
@@ -222,7 +243,7 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
                             .scale = (float)scale, .dropout = (float)dropout, .dropout_seed = seed,
                             .magnitude = m ? m->data + row : NULL, .dmagnitude = m && m->grad ? m->grad + row : NULL};
     PyObject *keep = PyTuple_Pack(3, A, B, magnitude);
-    PyObject *result = keep ? change_adapter((decoder *)o, name, &adapter, keep) : NULL;
+    PyObject *result = keep ? change_adapter((decoder *)o, &place, &adapter, keep) : NULL;
     Py_XDECREF(keep);
     return result;
 }
@@ -250,7 +271,7 @@ PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args) {
     if (!fits)
         PyErr_Format(PyExc_ValueError, "rows: expected a Parameter of shape (%lld, %lld) with requires_grad, got another", (long long)ids.n,
                      (long long)self->config.hidden_size);
-    if (!fits || lora_py_enter(&self->base) < 0) {
+    if (!fits || lora_py_enter_decoder(self) < 0) {
         lora_py_release_ids(&ids);
         return NULL;
     }
@@ -258,11 +279,9 @@ PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args) {
     lora_error err = {0};
     LORA_PY_CALL(self->base.ctx, set, lora_decoder_set_token_rows(self->decoder, ids.n, ids.data, rows ? rows->data : NULL,
                                                                   rows ? rows->grad : NULL, &err));
-    int status = 0;
-    if (set == LORA_OK) status = PyDict_SetItemString(self->adapters, "token rows", rows_given); /* borrowed by the library */
-    lora_py_leave(&self->base);
+    if (set == LORA_OK) replace_owner(self, token_rows_owner(self), (PyObject *)rows);
+    else lora_py_leave(&self->base);
     lora_py_release_ids(&ids);
-    if (status < 0) return NULL;
     if (set != LORA_OK) return raise_from(self, &err);
     Py_RETURN_NONE;
 }
@@ -271,6 +290,8 @@ const char lora_py_remove_adapter_doc[] = "remove_adapter($self, name, /)\n--\n\
 
 PyObject *lora_py_decoder_remove_adapter(PyObject *o, PyObject *args) {
     const char *name;
-    return PyArg_ParseTuple(args, "s:remove_adapter", &name) ? change_adapter((decoder *)o, name, NULL, NULL) : NULL;
+    weight_place place;
+    if (!PyArg_ParseTuple(args, "s:remove_adapter", &name) || find_adapter_place((decoder *)o, name, &place) < 0) return NULL;
+    return change_adapter((decoder *)o, &place, NULL, NULL);
 }
 

@@ -10,6 +10,7 @@ PyObject *lora_py_dequantize(PyObject *o, lora_ctx *ctx, const void *matrix, int
     lora_py_kind kind = LORA_PY_F32;
     PyObject *out = Py_None, *result = NULL;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$O&O:dequantize", names, lora_py_dtype, &kind, &out)) return NULL;
+    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
     const int64_t shape[] = {rows, cols};
     lora_py_array given = {0};
     void *data = NULL;
@@ -17,7 +18,8 @@ PyObject *lora_py_dequantize(PyObject *o, lora_ctx *ctx, const void *matrix, int
         result = lora_py_new_array(kind, 2, shape, 0, &data);
     } else if (lora_py_get(out, "out", kind, LORA_PY_WRITABLE, &given) == 0) {
         data = given.data;
-        result = lora_py_expect(&given, 2, shape) == 0 ? Py_NewRef(out) : NULL;
+        int fits = lora_py_expect(&given, 2, shape) == 0 && lora_py_apart_from_owner(state, &given, "the tensor", o) == 0;
+        result = fits ? Py_NewRef(out) : NULL;
     }
     if (result) {
         lora_status status;
@@ -25,7 +27,7 @@ PyObject *lora_py_dequantize(PyObject *o, lora_ctx *ctx, const void *matrix, int
         LORA_PY_CALL(ctx, status, decode(ctx, matrix, data, dtype_of(kind), &err));
         if (status != LORA_OK) {
             Py_CLEAR(result);
-            lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
+            lora_py_raise(state, &err);
         }
     }
     lora_py_release(&given);

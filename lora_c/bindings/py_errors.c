@@ -1,6 +1,8 @@
 /* From status to exception, and what all objects of the module have in common. */
 #include "lora_c/bindings/py_state.h"
 
+#include <unistd.h>
+
 PyObject *lora_py_raise(lora_py_state *state, const lora_error *err) {
     PyObject *type = PyExc_RuntimeError;
     switch (err->code) {
@@ -21,9 +23,15 @@ void *lora_py_new(PyTypeObject *type) {
     lora_py_state *state = lora_py_state_of(type);
     lora_py_object *self = (lora_py_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
+    PyObject_GC_UnTrack(self);
     self->owner = Py_NewRef(state->owner);
     self->ctx = state->ctx;
-    atomic_flag_clear(&self->busy);
+    atomic_init(&self->busy, 0);
+    return self;
+}
+
+PyObject *lora_py_publish(void *self) {
+    if (self) PyObject_GC_Track(self);
     return self;
 }
 
@@ -49,7 +57,9 @@ PyObject *lora_py_reduce(PyObject *self, PyObject *unused) {
 }
 
 int lora_py_enter(lora_py_object *self) {
-    if (!atomic_flag_test_and_set(&self->busy)) return 0;
+    int me = (int)getpid(), inside = 0;
+    if (atomic_compare_exchange_strong(&self->busy, &inside, me)) return 0;
+    if (inside != me && atomic_compare_exchange_strong(&self->busy, &inside, me)) return 1;
     PyErr_Format(PyExc_RuntimeError, "%s: in use by another thread; give each thread its own or take a lock",
                  Py_TYPE(self)->tp_name);
     return -1;

@@ -10,12 +10,12 @@ static void ggml_dealloc(PyObject *o) {
     PyObject_GC_UnTrack(o);
     ggmltensor *self = (ggmltensor *)o;
     lora_ctx_free(self->base.ctx, self->owned);
-    if (self->borrowed.obj) PyBuffer_Release(&self->borrowed);
+    Py_XDECREF(self->borrowed);
     lora_py_delete(o);
 }
 
 static int ggml_traverse(PyObject *o, visitproc visit, void *arg) {
-    Py_VISIT(((ggmltensor *)o)->borrowed.obj);
+    Py_VISIT(((ggmltensor *)o)->borrowed);
     return lora_py_traverse(o, visit, arg);
 }
 
@@ -64,26 +64,24 @@ PyDoc_STRVAR(from_blocks_doc,
 static PyObject *ggml_from_blocks(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"blocks", "shape", "type", NULL};
     PyObject *blocks;
-    Py_ssize_t rows, cols;
+    int64_t rows, cols;
     const char *name;
     lora_ggml_type type;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(nn)s:from_blocks", names, &blocks, &rows, &cols, &name)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)s:from_blocks", names, &blocks, lora_py_whole, &rows, lora_py_whole, &cols, &name)) return NULL;
     if (type_of_name(name, &type) < 0) return NULL;
     int64_t bytes = bytes_of(type, rows, cols);
     lora_py_array a;
     if (bytes < 0 || lora_py_get(blocks, "blocks", LORA_PY_U8, 0, &a) < 0) return NULL;
     if (a.n != bytes) {
-        PyErr_Format(PyExc_ValueError, "blocks: expected %lld bytes for %s (%zd, %zd), got %lld", (long long)bytes, name, rows, cols,
-                     (long long)a.n);
+        PyErr_Format(PyExc_ValueError, "blocks: expected %lld bytes for %s (%lld, %lld), got %lld", (long long)bytes,
+                     lora_ggml_type_name(type), (long long)rows, (long long)cols, (long long)a.n);
         lora_py_release(&a);
         return NULL;
     }
     ggmltensor *self = lora_py_new((PyTypeObject *)cls);
-    if (!self) {
-        lora_py_release(&a);
-        return NULL;
-    }
-    self->borrowed = a.view; /* released with the tensor */
+    if (self && !(self->borrowed = lora_py_keep_export(lora_py_state_of((PyTypeObject *)cls), &a))) Py_CLEAR(self);
+    lora_py_release(&a);
+    if (!self) return NULL;
     self->ggml = (lora_ggml){type, rows, cols, a.data};
     self->bytes = (Py_ssize_t)bytes;
     lora_status status;
@@ -93,7 +91,7 @@ static PyObject *ggml_from_blocks(PyObject *cls, PyObject *args, PyObject *kwarg
         Py_DECREF(self);
         return lora_py_raise(lora_py_state_of((PyTypeObject *)cls), &err);
     }
-    return (PyObject *)self;
+    return lora_py_publish(self);
 }
 
 PyDoc_STRVAR(quantize_doc,
@@ -138,7 +136,7 @@ static PyObject *ggml_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) 
         }
     }
     lora_py_release(&w);
-    return (PyObject *)self;
+    return lora_py_publish(self);
 }
 
 PyDoc_STRVAR(dequantize_doc,
@@ -191,10 +189,14 @@ static PyGetSetDef ggml_getset[] = {
     {0},
 };
 
+LORA_PY_KEEP(ggml_from_blocks)
+LORA_PY_KEEP(ggml_quantize)
+LORA_PY_KEEP(ggml_dequantize)
+
 static PyMethodDef ggml_methods[] = {
-    {"from_blocks", LORA_PY_KEYWORDS ggml_from_blocks, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_blocks_doc},
-    {"quantize", LORA_PY_KEYWORDS ggml_quantize, METH_VARARGS | METH_KEYWORDS | METH_CLASS, quantize_doc},
-    {"dequantize", LORA_PY_KEYWORDS ggml_dequantize, METH_VARARGS | METH_KEYWORDS, dequantize_doc},
+    {"from_blocks", LORA_PY_KEYWORDS ggml_from_blocks_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_blocks_doc},
+    {"quantize", LORA_PY_KEYWORDS ggml_quantize_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, quantize_doc},
+    {"dequantize", LORA_PY_KEYWORDS ggml_dequantize_kept, METH_VARARGS | METH_KEYWORDS, dequantize_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

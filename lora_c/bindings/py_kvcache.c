@@ -30,24 +30,24 @@ PyObject *lora_py_kvcache_new(lora_py_decoder *decoder, int64_t n_sequences, int
     lora_status status;
     lora_error err = {0};
     LORA_PY_CALL(state->ctx, status, lora_kv_cache_create(decoder->decoder, n_sequences, max_tokens, &self->cache, &err));
-    if (status == LORA_OK) return (PyObject *)self;
+    if (status == LORA_OK) return lora_py_publish(self);
     Py_DECREF(self);
     return lora_py_raise(state, &err);
 }
 
-static int check_sequence(const kvcache *self, Py_ssize_t sequence) {
+static int check_sequence(const kvcache *self, int64_t sequence) {
     int64_t n = lora_kv_cache_sequences(self->cache);
     if (sequence >= 0 && sequence < n) return 0;
-    PyErr_Format(PyExc_ValueError, "sequence: expected 0 <= sequence < %lld, got %zd", (long long)n, sequence);
+    PyErr_Format(PyExc_ValueError, "sequence: expected 0 <= sequence < %lld, got %lld", (long long)n, (long long)sequence);
     return -1;
 }
 
 PyDoc_STRVAR(length_doc, "length($self, sequence=0, /)\n--\n\nReturn the number of tokens that a sequence holds.");
 
 static PyObject *kvcache_length(PyObject *o, PyObject *args) {
-    Py_ssize_t sequence = 0;
+    int64_t sequence = 0;
     kvcache *self = (kvcache *)o;
-    if (!PyArg_ParseTuple(args, "|n:length", &sequence) || check_sequence(self, sequence) < 0) return NULL;
+    if (!PyArg_ParseTuple(args, "|O&:length", lora_py_whole, &sequence) || check_sequence(self, sequence) < 0) return NULL;
     return PyLong_FromLongLong(lora_kv_cache_length(self->cache, sequence));
 }
 
@@ -57,9 +57,9 @@ PyDoc_STRVAR(truncate_doc,
 "Raises\n------\nValueError\n    length is larger than the present one.\nRuntimeError\n    Another thread is using this cache.");
 
 static PyObject *kvcache_truncate(PyObject *o, PyObject *args) {
-    Py_ssize_t sequence, length;
+    int64_t sequence, length;
     kvcache *self = (kvcache *)o;
-    if (!PyArg_ParseTuple(args, "nn:truncate", &sequence, &length) || check_sequence(self, sequence) < 0) return NULL;
+    if (!PyArg_ParseTuple(args, "O&O&:truncate", lora_py_whole, &sequence, lora_py_whole, &length) || check_sequence(self, sequence) < 0) return NULL;
     if (lora_py_enter(&self->base) < 0) return NULL;
     lora_error err = {0};
     lora_status status = lora_kv_cache_truncate(self->cache, sequence, length, &err);

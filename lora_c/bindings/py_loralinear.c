@@ -73,7 +73,7 @@ static int set_adapter(loralinear *self, lora_py_state *state, PyObject *A, PyOb
     if (A == Py_None) lora_adapter_init(self->rank, K, self->seed, self->A->data);
     self->B = adapter_matrix(state, B, "B", "lora_B", b_shape);
     if (!self->B) return -1;
-    if (self->A != self->B) return 0;
+    if (self->A != self->B) return 0; /* A == B: r is both sizes */
     PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
     return -1;
 }
@@ -142,14 +142,14 @@ static int check_numbers(const loralinear *self) {
     return 0;
 }
 
-static PyObject *linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+static PyObject *make_linear(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"base", "r", "lora_alpha", "lora_dropout", "bias", "A", "B", "seed", "use_rslora", "use_dora", "magnitude", NULL};
     PyObject *given, *alpha = Py_None, *bias = Py_None, *A = Py_None, *B = Py_None, *magnitude = Py_None;
-    Py_ssize_t rank = 8;
+    int64_t rank = 8;
     double dropout = 0.0;
     uint64_t seed = 0;
     int rslora = 0, dora = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|n$OdOOOO&ppO:LoRALinear", names, &given, &rank, &alpha, &dropout, &bias, &A,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&$OdOOOO&ppO:LoRALinear", names, &given, lora_py_whole, &rank, &alpha, &dropout, &bias, &A,
                                      &B, seed_converter, &seed, &rslora, &dora, &magnitude)) return NULL;
     lora_py_state *state = lora_py_state_of(type);
     loralinear *self = lora_py_new(type);
@@ -165,10 +165,14 @@ static PyObject *linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (lora_py_get_weight(state, given, "base", &self->weight) < 0) goto fail;
     if (set_bias(self, state, bias) < 0 || set_adapter(self, state, A, B) < 0) goto fail;
     if (set_magnitude(self, state, magnitude, dora) < 0) goto fail;
-    return (PyObject *)self;
+    return lora_py_publish(self);
 fail:
     Py_DECREF(self);
     return NULL;
+}
+
+static PyObject *linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    return lora_py_new_with_kept(make_linear, type, args, kwargs);
 }
 
 /* --- calls -------------------------------------------------------------------------------------------------------- */
@@ -206,21 +210,35 @@ static PyObject *output(PyObject *out, const lora_py_array *like, int64_t cols, 
     return lora_py_expect_last(held, cols, like) == 0 ? Py_NewRef(out) : NULL;
 }
 
+/* What the layer reads and adds to, by name. */
+typedef struct linear_memory {
+    const char *name;
+    PyObject *owner;
+} linear_memory;
+
+enum { MEMORIES = 5 };
+
+static void list_memory(const loralinear *self, linear_memory all[MEMORIES]) {
+    const linear_memory list[MEMORIES] = {{"base", self->weight.keep}, {"bias", self->bias_keep}, {"A", (PyObject *)self->A},
+                                          {"B", (PyObject *)self->B}, {"magnitude", (PyObject *)self->magnitude}};
+    memcpy(all, list, sizeof list);
+}
+
 /* Writing over the layer's own weights through out= must fail, too. */
 static int apart_from_weights(const loralinear *self, const lora_py_array *out) {
-    lora_weight w = self->weight.w;
-    lora_py_array own[] = {
-        {.name = "base", .data = (void *)w.data, .rows = 1, .cols = w.rows * w.cols, .view.itemsize = w.kind == LORA_WEIGHT_F32 ? 4 : 2},
-        {.name = "bias", .data = (void *)self->bias, .rows = 1, .cols = w.rows, .view.itemsize = 4},
-        {.name = "A", .data = self->A->data, .rows = 1, .cols = self->A->size, .view.itemsize = 4},
-        {.name = "B", .data = self->B->data, .rows = 1, .cols = self->B->size, .view.itemsize = 4},
-        {.name = "A.grad", .data = self->A->grad, .rows = 1, .cols = self->A->size, .view.itemsize = 4},
-        {.name = "B.grad", .data = self->B->grad, .rows = 1, .cols = self->B->size, .view.itemsize = 4},
-        {.name = "magnitude", .data = self->magnitude ? self->magnitude->data : NULL, .rows = 1, .cols = w.rows, .view.itemsize = 4},
-        {.name = "magnitude.grad", .data = self->magnitude ? self->magnitude->grad : NULL, .rows = 1, .cols = w.rows, .view.itemsize = 4},
-    };
-    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
-        if (lora_py_apart(out, &own[i]) < 0) return -1;
+    linear_memory all[MEMORIES];
+    list_memory(self, all);
+    for (int i = 0; i < MEMORIES; i++)
+        if (lora_py_apart_from_owner(lora_py_state_of(Py_TYPE((PyObject *)self)), out, all[i].name, all[i].owner) < 0) return -1;
+    return 0;
+}
+
+/* An input of backward() in the memory of a gradient would change while it is read. */
+static int apart_from_gradients(const loralinear *self, const lora_py_array *in) {
+    linear_memory all[MEMORIES];
+    list_memory(self, all);
+    for (int i = 0; i < MEMORIES; i++)
+        if (lora_py_apart_from_gradient(lora_py_state_of(Py_TYPE((PyObject *)self)), in, all[i].name, all[i].owner) < 0) return -1;
     return 0;
 }
 
@@ -310,7 +328,7 @@ static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) 
     result = output(out, &x, w.cols, &held, &dx, &lddx);
     if (!result) goto done;
     if (lora_py_apart(&held, &x) < 0 || lora_py_apart(&held, &dy) < 0 || apart_from_weights(self, &held) < 0
-        || lora_py_enter(&self->base) < 0) {
+        || apart_from_gradients(self, &x) < 0 || apart_from_gradients(self, &dy) < 0 || lora_py_enter(&self->base) < 0) {
         Py_CLEAR(result);
         goto done;
     }
@@ -432,10 +450,14 @@ static PyGetSetDef linear_getset[] = {
     {0},
 };
 
+LORA_PY_KEEP(linear_forward)
+LORA_PY_KEEP(linear_backward)
+LORA_PY_KEEP(linear_merge)
+
 static PyMethodDef linear_methods[] = {
-    {"forward", LORA_PY_KEYWORDS linear_forward, METH_VARARGS | METH_KEYWORDS, forward_doc},
-    {"backward", LORA_PY_KEYWORDS linear_backward, METH_VARARGS | METH_KEYWORDS, backward_doc},
-    {"merge", LORA_PY_KEYWORDS linear_merge, METH_VARARGS | METH_KEYWORDS, merge_doc},
+    {"forward", LORA_PY_KEYWORDS linear_forward_kept, METH_VARARGS | METH_KEYWORDS, forward_doc},
+    {"backward", LORA_PY_KEYWORDS linear_backward_kept, METH_VARARGS | METH_KEYWORDS, backward_doc},
+    {"merge", LORA_PY_KEYWORDS linear_merge_kept, METH_VARARGS | METH_KEYWORDS, merge_doc},
     {"parameters", linear_parameters, METH_NOARGS, parameters_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
@@ -467,7 +489,7 @@ PyDoc_STRVAR(linear_doc,
 static PyType_Slot linear_slots[] = {
     {Py_tp_new, linear_new},         {Py_tp_dealloc, linear_dealloc}, {Py_tp_traverse, linear_traverse},
     {Py_tp_repr, linear_repr},       {Py_tp_methods, linear_methods}, {Py_tp_getset, linear_getset},
-    {Py_tp_doc, (void *)linear_doc}, {Py_tp_call, linear_forward},    {0, NULL},
+    {Py_tp_doc, (void *)linear_doc}, {Py_tp_call, linear_forward_kept}, {0, NULL},
 };
 
 PyType_Spec lora_py_loralinear_spec = {

@@ -86,13 +86,13 @@ static PyObject *op_embedding(PyObject *module, PyObject *args) {
     PyObject *ids_given, *w_given;
     if (!PyArg_ParseTuple(args, "OO:embedding", &ids_given, &w_given)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
-    if (lora_py_get_ids(ids_given, "ids", &c.ids[0]) < 0 || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0)
+    if (lora_py_get_ids(ids_given, "ids", &c.ids) < 0 || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0)
         return lora_py_abandon(&c);
-    int64_t M = c.ids[0].n, H = c.weight.w.cols;
+    int64_t M = c.ids.n, H = c.weight.w.cols;
     float *y = give_matrix(&c, M, H);
     if (!y) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_embedding_forward(c.state->ctx, M, c.ids[0].data, &c.weight.w, y, H, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, lora_embedding_forward(c.state->ctx, M, c.ids.data, &c.weight.w, y, H, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -104,21 +104,21 @@ PyDoc_STRVAR(embedding_backward_doc,
 
 static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
     PyObject *ids_given, *dy_given;
-    Py_ssize_t V;
-    if (!PyArg_ParseTuple(args, "OOn:embedding_backward", &ids_given, &dy_given, &V)) return NULL;
-    if (V < 1) {
-        PyErr_Format(PyExc_ValueError, "vocab_size: expected >= 1, got %zd", V);
+    int64_t V;
+    if (!PyArg_ParseTuple(args, "OOO&:embedding_backward", &ids_given, &dy_given, lora_py_whole, &V)) return NULL;
+    if (V < 1 || V > INT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "vocab_size: expected 1 to 2**31 - 1, got %lld", (long long)V);
         return NULL;
     }
     lora_py_call c = {.state = PyModule_GetState(module)};
-    if (lora_py_get_ids(ids_given, "ids", &c.ids[0]) < 0) return lora_py_abandon(&c);
+    if (lora_py_get_ids(ids_given, "ids", &c.ids) < 0) return lora_py_abandon(&c);
     lora_py_array *dy = lora_py_take(&c, dy_given, "dy", 0);
-    const int64_t shape[] = {c.ids[0].n, -1};
+    const int64_t shape[] = {c.ids.n, -1};
     if (!dy || lora_py_expect(dy, 2, shape) < 0) return lora_py_abandon(&c);
     float *dw = give_matrix(&c, V, dy->cols);
     if (!dw) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_embedding_backward(c.state->ctx, dy->rows, c.ids[0].data, dy->data, dy->ld, V, dy->cols,
+    LORA_PY_CALL(c.state->ctx, status, lora_embedding_backward(c.state->ctx, dy->rows, c.ids.data, dy->data, dy->ld, V, dy->cols,
                                                                dw, &c.err));
     return lora_py_end(&c, status);
 }
@@ -150,15 +150,15 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     if (!x || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     const int64_t x_shape[] = {-1, w->cols};
-    if (lora_py_expect(x, 2, x_shape) < 0 || lora_py_get_ids(targets_given, "targets", &c.ids[0]) < 0
-        || lora_py_expect(&c.ids[0].array, 1, &x->rows) < 0) return lora_py_abandon(&c);
+    if (lora_py_expect(x, 2, x_shape) < 0 || lora_py_get_ids(targets_given, "targets", &c.ids) < 0
+        || lora_py_expect(&c.ids.array, 1, &x->rows) < 0) return lora_py_abandon(&c);
     lora_py_array *weight = lora_py_take(&c, weight_given, "loss_weight", 0);
-    if (!weight || lora_py_expect(weight, 1, &x->rows) < 0) return lora_py_abandon(&c);
+    if (!weight || lora_py_expect(weight, 1, &x->rows) < 0 || lora_py_detach(weight) < 0) return lora_py_abandon(&c); /* says which targets are read */
     float *dx = NULL, *dw = NULL;
     if (gradients && (!(dx = lora_py_give_like(&c, x)) || !(dw = give_matrix(&c, w->rows, w->cols)))) return lora_py_abandon(&c);
     lora_status status;
     LORA_PY_CALL(c.state->ctx, status, lora_linear_cross_entropy(c.state->ctx, x->rows, x->data, x->ld, w,
-                                                                 map, c.ids[0].data, weight->data,
+                                                                 map, c.ids.data, weight->data,
                                                                  (float)grad_scale, &loss, NULL, dx, w->cols, dw, &c.err));
     PyObject *result = lora_py_end(&c, status);
     if (!result || !gradients) {
@@ -182,7 +182,7 @@ typedef struct attention_args {
 } attention_args;
 
 /* Shapes of q, k, v and the segments; what the segments must satisfy the library checks. */
-static int attention_inputs(lora_py_call *c, PyObject *const given[4], double scale, Py_ssize_t window, float softcap, attention_args *a) {
+static int attention_inputs(lora_py_call *c, PyObject *const given[4], double scale, int64_t window, float softcap, attention_args *a) {
     const int64_t any[] = {-1, -1, -1};
     lora_py_array *q = lora_py_take(c, given[0], "q", 0);
     if (!q || lora_py_expect(q, 3, any) < 0) return -1;
@@ -190,9 +190,9 @@ static int attention_inputs(lora_py_call *c, PyObject *const given[4], double sc
     lora_py_array *k = lora_py_take(c, given[1], "k", 0);
     if (!k || lora_py_expect(k, 3, kv_shape) < 0) return -1;
     lora_py_array *v = lora_py_take_like(c, given[2], "v", k);
-    if (!v || lora_py_get_ids(given[3], "cu_seqlens", &c->ids[0]) < 0) return -1;
-    int64_t n = c->ids[0].n;
-    const int32_t *cu = c->ids[0].data;
+    if (!v || lora_py_get_ids(given[3], "cu_seqlens", &c->ids) < 0) return -1;
+    int64_t n = c->ids.n;
+    const int32_t *cu = c->ids.data;
     if (n < 2 || cu[0] != 0 || cu[n - 1] != q->shape[0]) {
         PyErr_Format(PyExc_ValueError, "cu_seqlens: expected 0, the ends of the segments, and at last %lld, got %lld numbers from %d to %d",
                      (long long)q->shape[0], (long long)n, (int)cu[0], (int)cu[n - 1]);
@@ -252,9 +252,9 @@ static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs
     PyObject *given[4];
     double scale = NAN;
     float softcap = 0.0f;
-    Py_ssize_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&nf:attention", names, &given[0], &given[1], &given[2], &given[3],
-                                     scale_converter, &scale, &window, &softcap)) return NULL;
+    int64_t window = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&O&f:attention", names, &given[0], &given[1], &given[2], &given[3],
+                                     scale_converter, &scale, lora_py_whole, &window, &softcap)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     attention_args a;
     if (attention_inputs(&c, given, scale, window, softcap, &a) < 0 || !(a.o = lora_py_give_like(&c, &c.in[0]))
@@ -278,9 +278,9 @@ static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObjec
     PyObject *given[4], *dout_given;
     double scale = NAN;
     float softcap = 0.0f;
-    Py_ssize_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|$O&nf:attention_backward", names, &dout_given, &given[0], &given[1],
-                                     &given[2], &given[3], scale_converter, &scale, &window, &softcap)) return NULL;
+    int64_t window = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|$O&O&f:attention_backward", names, &dout_given, &given[0], &given[1],
+                                     &given[2], &given[3], scale_converter, &scale, lora_py_whole, &window, &softcap)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     attention_args a;
     if (attention_inputs(&c, given, scale, window, softcap, &a) < 0) return lora_py_abandon(&c);
@@ -301,13 +301,19 @@ static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObjec
     return ready ? lora_py_end(&c, status) : lora_py_abandon(&c);
 }
 
+LORA_PY_KEEP(op_linear)
+LORA_PY_KEEP(op_linear_backward)
+LORA_PY_KEEP(op_cross_entropy)
+LORA_PY_KEEP(op_attention)
+LORA_PY_KEEP(op_attention_backward)
+
 PyMethodDef lora_py_matrix_ops[] = {
-    {"linear", LORA_PY_KEYWORDS op_linear, METH_VARARGS | METH_KEYWORDS, linear_doc},
-    {"linear_backward", LORA_PY_KEYWORDS op_linear_backward, METH_VARARGS | METH_KEYWORDS, linear_backward_doc},
+    {"linear", LORA_PY_KEYWORDS op_linear_kept, METH_VARARGS | METH_KEYWORDS, linear_doc},
+    {"linear_backward", LORA_PY_KEYWORDS op_linear_backward_kept, METH_VARARGS | METH_KEYWORDS, linear_backward_doc},
     {"embedding", op_embedding, METH_VARARGS, embedding_doc},
     {"embedding_backward", op_embedding_backward, METH_VARARGS, embedding_backward_doc},
-    {"cross_entropy", LORA_PY_KEYWORDS op_cross_entropy, METH_VARARGS | METH_KEYWORDS, cross_entropy_doc},
-    {"attention", LORA_PY_KEYWORDS op_attention, METH_VARARGS | METH_KEYWORDS, attention_doc},
-    {"attention_backward", LORA_PY_KEYWORDS op_attention_backward, METH_VARARGS | METH_KEYWORDS, attention_backward_doc},
+    {"cross_entropy", LORA_PY_KEYWORDS op_cross_entropy_kept, METH_VARARGS | METH_KEYWORDS, cross_entropy_doc},
+    {"attention", LORA_PY_KEYWORDS op_attention_kept, METH_VARARGS | METH_KEYWORDS, attention_doc},
+    {"attention_backward", LORA_PY_KEYWORDS op_attention_backward_kept, METH_VARARGS | METH_KEYWORDS, attention_backward_doc},
     {0},
 };

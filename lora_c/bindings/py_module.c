@@ -69,16 +69,16 @@ PyDoc_STRVAR(set_num_threads_doc,
 "Raises\n------\nValueError\n    n is negative or more than 256.");
 
 static PyObject *set_num_threads(PyObject *module, PyObject *args) {
-    int n;
-    if (!PyArg_ParseTuple(args, "i:set_num_threads", &n)) return NULL;
+    int64_t n;
+    if (!PyArg_ParseTuple(args, "O&:set_num_threads", lora_py_whole, &n)) return NULL;
     if (n < 0 || n > 256) {
-        PyErr_Format(PyExc_ValueError, "n: expected 0 to 256, got %d", n);
+        PyErr_Format(PyExc_ValueError, "n: expected 0 to 256, got %lld", (long long)n);
         return NULL;
     }
     lora_py_state *state = state_of(module);
     lora_status status;
     lora_error err = {0};
-    LORA_PY_CALL(state->ctx, status, lora_ctx_set_threads(state->ctx, n, &err));
+    LORA_PY_CALL(state->ctx, status, lora_ctx_set_threads(state->ctx, (int)n, &err));
     if (status != LORA_OK) return lora_py_raise(state, &err);
     Py_RETURN_NONE;
 }
@@ -249,7 +249,8 @@ static int add_types(PyObject *module, lora_py_state *state) {
         *all[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, all[i].spec, NULL);
         if (!*all[i].type || PyModule_AddType(module, *all[i].type) < 0) return -1;
     }
-    return 0;
+    state->export_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &lora_py_export_spec, NULL);
+    return state->export_type ? 0 : -1;
 }
 
 static int module_exec(PyObject *module) {
@@ -275,6 +276,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->adamw_type);
     Py_VISIT(state->decoder_type);
     Py_VISIT(state->kv_cache_type);
+    Py_VISIT(state->export_type);
     return 0;
 }
 
@@ -288,6 +290,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->adamw_type);
     Py_CLEAR(state->decoder_type);
     Py_CLEAR(state->kv_cache_type);
+    Py_CLEAR(state->export_type);
     Py_CLEAR(state->owner); /* the context goes when the last object goes */
     return 0;
 }

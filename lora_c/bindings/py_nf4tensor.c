@@ -25,9 +25,9 @@ static PyObject *nf4_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     return NULL;
 }
 
-static int check_block_size(Py_ssize_t n) {
+static int check_block_size(int64_t n) {
     if (n >= 32 && n <= 4096 && (n & (n - 1)) == 0) return 0;
-    PyErr_Format(PyExc_ValueError, "block_size: expected 32, 64, 128, 256, 512, 1024, 2048 or 4096, got %zd", n);
+    PyErr_Format(PyExc_ValueError, "block_size: expected 32, 64, 128, 256, 512, 1024, 2048 or 4096, got %lld", (long long)n);
     return -1;
 }
 
@@ -84,9 +84,9 @@ PyDoc_STRVAR(quantize_doc,
 static PyObject *nf4_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "block_size", "double_quant", NULL};
     PyObject *source;
-    Py_ssize_t block_size = LORA_NF4_BLOCK;
+    int64_t block_size = LORA_NF4_BLOCK;
     int double_quant = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$np:quantize", names, &source, &block_size, &double_quant)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O&p:quantize", names, &source, lora_py_whole, &block_size, &double_quant)) return NULL;
     lora_py_array w;
     const int64_t any[] = {-1, -1};
     if (check_block_size(block_size) < 0 || lora_py_get(source, "w", LORA_PY_FLOATS, 0, &w) < 0) return NULL;
@@ -107,7 +107,7 @@ static PyObject *nf4_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) {
     }
     self->nf4.absmax = self->absmax;
     lora_py_release(&w);
-    return (PyObject *)self;
+    return lora_py_publish(self);
 fail:
     Py_XDECREF(self);
     lora_py_release(&w);
@@ -119,7 +119,7 @@ static void *copy_part(lora_ctx *ctx, PyObject *o, const char *name, lora_py_kin
     lora_py_array a;
     if (lora_py_get(o, name, kind, 0, &a) < 0) return NULL;
     void *copy = NULL;
-    size_t bytes = (size_t)n * (size_t)a.view.itemsize;
+    size_t bytes = (size_t)n * (size_t)a.itemsize;
     if (a.n != n) PyErr_Format(PyExc_ValueError, "%s: expected %lld elements, got %lld", name, (long long)n, (long long)a.n);
     else if ((copy = lora_py_alloc(ctx, LORA_MEM_BASE, bytes, name))) memcpy(copy, a.data, bytes);
     lora_py_release(&a);
@@ -153,16 +153,15 @@ static int copy_tables(nf4tensor *self, PyObject *lut, PyObject *map) {
 
 typedef struct nf4_parts {
     PyObject *codes, *absmax, *absmax_codes, *nested_absmax, *nested_map, *lut;
-    Py_ssize_t rows, cols, block_size, nested_block_size;
+    int64_t rows, cols, block_size, nested_block_size;
     double nested_offset;
     const char *quant_type;
 } nf4_parts;
 
 static int check_parts(const nf4_parts *p) {
     int64_t elements;
-    if (p->rows < 1 || p->cols < 1 || __builtin_mul_overflow((int64_t)p->rows, (int64_t)p->cols, &elements)
-        || elements == INT64_MAX) {
-        PyErr_Format(PyExc_ValueError, "shape: expected two sizes >= 1, got (%zd, %zd)", p->rows, p->cols);
+    if (p->rows < 1 || p->cols < 1 || __builtin_mul_overflow(p->rows, p->cols, &elements) || elements == INT64_MAX) {
+        PyErr_Format(PyExc_ValueError, "shape: expected two sizes >= 1, got (%lld, %lld)", (long long)p->rows, (long long)p->cols);
         return -1;
     }
     if (check_block_size(p->block_size) < 0) return -1;
@@ -232,22 +231,22 @@ static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs)
     static char *names[] = {"codes", "shape", "block_size", "absmax", "absmax_codes", "nested_absmax",
                             "nested_map", "nested_offset", "nested_block_size", "quant_type", "lut", NULL};
     nf4_parts p = {NULL, Py_None, Py_None, Py_None, Py_None, Py_None, 0, 0, LORA_NF4_BLOCK, LORA_NF4_NESTED_BLOCK, 0.0, "nf4"};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(nn)|$nOOOOdnsO:from_parts", names, &p.codes, &p.rows, &p.cols,
-                                     &p.block_size, &p.absmax, &p.absmax_codes, &p.nested_absmax, &p.nested_map,
-                                     &p.nested_offset, &p.nested_block_size, &p.quant_type, &p.lut)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)|$O&OOOOdO&sO:from_parts", names, &p.codes, lora_py_whole, &p.rows, lora_py_whole,
+                                     &p.cols, lora_py_whole, &p.block_size, &p.absmax, &p.absmax_codes, &p.nested_absmax, &p.nested_map,
+                                     &p.nested_offset, lora_py_whole, &p.nested_block_size, &p.quant_type, &p.lut)) return NULL;
     if (check_parts(&p) < 0) return NULL;
     lora_py_array codes;
     if (lora_py_get(p.codes, "codes", LORA_PY_U8, 0, &codes) < 0) return NULL;
     int64_t expected = lora_nf4_code_bytes(p.rows, p.cols);
     nf4tensor *self = NULL;
     if (codes.n != expected) /* checked before anything is allocated from the shape */
-        PyErr_Format(PyExc_ValueError, "codes: expected %lld bytes for shape (%zd, %zd), got %lld", (long long)expected, p.rows,
-                     p.cols, (long long)codes.n);
+        PyErr_Format(PyExc_ValueError, "codes: expected %lld bytes for shape (%lld, %lld), got %lld", (long long)expected,
+                     (long long)p.rows, (long long)p.cols, (long long)codes.n);
     else if ((self = allocate((PyTypeObject *)cls, p.rows, p.cols, p.block_size)))
         memcpy(self->codes, codes.data, (size_t)expected);
     lora_py_release(&codes);
     if (self && fill_from_parts(self, &p) < 0) Py_CLEAR(self);
-    return (PyObject *)self;
+    return lora_py_publish(self);
 }
 
 PyDoc_STRVAR(dequantize_doc,
@@ -332,10 +331,14 @@ static PyGetSetDef nf4_getset[] = {
     {0},
 };
 
+LORA_PY_KEEP(nf4_quantize)
+LORA_PY_KEEP(nf4_from_parts)
+LORA_PY_KEEP(nf4_dequantize)
+
 static PyMethodDef nf4_methods[] = {
-    {"quantize", LORA_PY_KEYWORDS nf4_quantize, METH_VARARGS | METH_KEYWORDS | METH_CLASS, quantize_doc},
-    {"from_parts", LORA_PY_KEYWORDS nf4_from_parts, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_parts_doc},
-    {"dequantize", LORA_PY_KEYWORDS nf4_dequantize, METH_VARARGS | METH_KEYWORDS, dequantize_doc},
+    {"quantize", LORA_PY_KEYWORDS nf4_quantize_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, quantize_doc},
+    {"from_parts", LORA_PY_KEYWORDS nf4_from_parts_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_parts_doc},
+    {"dequantize", LORA_PY_KEYWORDS nf4_dequantize_kept, METH_VARARGS | METH_KEYWORDS, dequantize_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

@@ -26,9 +26,8 @@ float *lora_py_give_like(lora_py_call *c, const lora_py_array *like) { return lo
 
 static void release_call(lora_py_call *c) {
     for (int i = 0; i < c->n_in; i++) lora_py_release(&c->in[i]);
-    for (int i = 0; i < 2; i++) lora_py_release_ids(&c->ids[i]);
+    lora_py_release_ids(&c->ids);
     Py_CLEAR(c->weight.keep);
-    Py_CLEAR(c->keep);
 }
 
 PyObject *lora_py_abandon(lora_py_call *c) {
@@ -158,9 +157,10 @@ static PyObject *op_layernorm_backward(PyObject *module, PyObject *args, PyObjec
 /* --- rope --------------------------------------------------------------------------------------------------------- */
 
 typedef struct rope_args {
-    int64_t M, n_heads, D, rotary, n_positions;
+    int64_t M, n_heads, D, rotary;
     const int32_t *positions;
-    const double *inv_freq;
+    int32_t *rows; /* of the tables: that of token m is m */
+    double *inv_freq;
     double scale;
     float *table, *x;
     bool backward;
@@ -168,9 +168,10 @@ typedef struct rope_args {
 
 static lora_status run_rope(lora_ctx *ctx, const rope_args *r, lora_error *err) {
     int64_t half = r->rotary / 2;
-    float *cosine = r->table, *sine = r->table + r->n_positions * half;
-    LORA_TRY(lora_rope_table(ctx, r->n_positions, half, r->inv_freq, r->scale, cosine, sine, err));
-    return lora_rope(ctx, r->M, r->n_heads, r->D, r->rotary, r->x, r->n_heads * r->D, r->positions, cosine, sine, r->n_positions, r->backward, err);
+    float *cosine = r->table, *sine = r->table + r->M * half;
+    LORA_TRY(lora_rope_table(ctx, r->M, r->positions, half, r->inv_freq, r->scale, cosine, sine, err));
+    for (int64_t m = 0; m < r->M; m++) r->rows[m] = (int32_t)m;
+    return lora_rope(ctx, r->M, r->n_heads, r->D, r->rotary, r->x, r->n_heads * r->D, r->rows, cosine, sine, r->M, r->backward, err);
 }
 
 static int rope_positions(const lora_py_ids *positions, rope_args *r) {
@@ -179,10 +180,23 @@ static int rope_positions(const lora_py_ids *positions, rope_args *r) {
             PyErr_Format(PyExc_ValueError, "positions: expected numbers >= 0, got %d at index %lld", (int)positions->data[i], (long long)i);
             return -1;
         }
-        if (positions->data[i] >= r->n_positions) r->n_positions = (int64_t)positions->data[i] + 1;
     }
     r->positions = positions->data;
     return 0;
+}
+
+/* Tables with a row for each token, not for each position up to the highest: memory is of the size of x. */
+static int rope_memory(lora_ctx *ctx, rope_args *r) {
+    size_t floats = (size_t)(r->M * r->rotary), rows = (size_t)r->M;
+    r->table = lora_py_alloc(ctx, LORA_MEM_SCRATCH, floats * sizeof *r->table + rows * sizeof *r->rows, "positions");
+    r->rows = r->table ? (int32_t *)(r->table + floats) : NULL;
+    return r->table ? 0 : -1;
+}
+
+static PyObject *end_rope(lora_py_call *c, rope_args *r, int ready, lora_status status) {
+    lora_ctx_free(c->state->ctx, r->table);
+    PyMem_RawFree(r->inv_freq);
+    return ready ? lora_py_end(c, status) : lora_py_abandon(c);
 }
 
 static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const char *format, const char *name, bool backward) {
@@ -194,9 +208,9 @@ static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const 
     int64_t n_freq;
     lora_py_array *x = lora_py_take(&c, x_given, name, 0);
     const int64_t any[] = {-1, -1, -1};
-    if (!x || lora_py_expect(x, 3, any) < 0 || lora_py_get_ids(positions_given, "positions", &c.ids[0]) < 0
-        || lora_py_expect(&c.ids[0].array, 1, &x->shape[0]) < 0 || rope_positions(&c.ids[0], &r) < 0
-        || !(c.keep = lora_py_doubles(inv_freq_given, "inv_freq", &r.inv_freq, &n_freq))) return lora_py_abandon(&c);
+    if (!x || lora_py_expect(x, 3, any) < 0 || lora_py_get_ids(positions_given, "positions", &c.ids) < 0
+        || lora_py_expect(&c.ids.array, 1, &x->shape[0]) < 0 || rope_positions(&c.ids, &r) < 0
+        || lora_py_get_doubles(inv_freq_given, "inv_freq", &r.inv_freq, &n_freq) < 0) return lora_py_abandon(&c);
     r.M = x->shape[0];
     r.n_heads = x->shape[1];
     r.D = x->shape[2];
@@ -204,16 +218,14 @@ static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const 
     if (r.rotary > r.D || !isfinite(r.scale)) {
         PyErr_Format(PyExc_ValueError, "inv_freq: expected at most D / 2 numbers for D = %lld and a finite scale, got %lld numbers",
                      (long long)r.D, (long long)n_freq);
-        return lora_py_abandon(&c);
+        return end_rope(&c, &r, 0, LORA_OK);
     }
     r.x = lora_py_give_like(&c, x);
-    if (r.x) r.table = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)(r.n_positions * r.rotary) * sizeof(float), "positions");
-    if (!r.table) return lora_py_abandon(&c);
+    if (!r.x || rope_memory(c.state->ctx, &r) < 0) return end_rope(&c, &r, 0, LORA_OK);
     memcpy(r.x, x->data, (size_t)x->n * sizeof(float));
     lora_status status;
     LORA_PY_CALL(c.state->ctx, status, run_rope(c.state->ctx, &r, &c.err));
-    lora_ctx_free(c.state->ctx, r.table);
-    return lora_py_end(&c, status);
+    return end_rope(&c, &r, 1, status);
 }
 
 PyDoc_STRVAR(rope_doc,
@@ -334,10 +346,10 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
     static char *names[] = {"", "", "", "", "step", "lr", "beta1", "beta2", "eps", "weight_decay", "grad_scale", NULL};
     static const char *const shown[] = {"p", "g", "m", "v"};
     PyObject *given[4];
-    long long step = 0;
+    int64_t step = 0;
     lora_adamw_hyper h = {NAN, 0.9, 0.999, 1e-8, 0.0, 0, 1.0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$Lddddddd:adamw_step", names, &given[0], &given[1], &given[2], &given[3],
-                                     &step, &h.lr, &h.beta1, &h.beta2, &h.eps, &h.weight_decay, &h.grad_scale)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&dddddd:adamw_step", names, &given[0], &given[1], &given[2], &given[3],
+                                     lora_py_whole, &step, &h.lr, &h.beta1, &h.beta2, &h.eps, &h.weight_decay, &h.grad_scale)) return NULL;
     h.step = step;
     if (step < 1 || !isfinite(h.lr)) {
         PyErr_SetString(PyExc_ValueError, "step, lr: expected step >= 1 and a finite lr, got others");
@@ -373,18 +385,26 @@ static PyObject *op_sum_of_squares(PyObject *module, PyObject *given) {
     return none ? PyFloat_FromDouble(sum) : NULL;
 }
 
+LORA_PY_KEEP(op_rmsnorm)
+LORA_PY_KEEP(op_rmsnorm_backward)
+LORA_PY_KEEP(op_layernorm)
+LORA_PY_KEEP(op_layernorm_backward)
+LORA_PY_KEEP(op_rope)
+LORA_PY_KEEP(op_rope_backward)
+LORA_PY_KEEP(op_adamw_step)
+
 PyMethodDef lora_py_row_ops[] = {
-    {"rmsnorm", LORA_PY_KEYWORDS op_rmsnorm, METH_VARARGS | METH_KEYWORDS, rmsnorm_doc},
-    {"rmsnorm_backward", LORA_PY_KEYWORDS op_rmsnorm_backward, METH_VARARGS | METH_KEYWORDS, rmsnorm_backward_doc},
-    {"layernorm", LORA_PY_KEYWORDS op_layernorm, METH_VARARGS | METH_KEYWORDS, layernorm_doc},
-    {"layernorm_backward", LORA_PY_KEYWORDS op_layernorm_backward, METH_VARARGS | METH_KEYWORDS, layernorm_backward_doc},
-    {"rope", LORA_PY_KEYWORDS op_rope, METH_VARARGS | METH_KEYWORDS, rope_doc},
-    {"rope_backward", LORA_PY_KEYWORDS op_rope_backward, METH_VARARGS | METH_KEYWORDS, rope_backward_doc},
+    {"rmsnorm", LORA_PY_KEYWORDS op_rmsnorm_kept, METH_VARARGS | METH_KEYWORDS, rmsnorm_doc},
+    {"rmsnorm_backward", LORA_PY_KEYWORDS op_rmsnorm_backward_kept, METH_VARARGS | METH_KEYWORDS, rmsnorm_backward_doc},
+    {"layernorm", LORA_PY_KEYWORDS op_layernorm_kept, METH_VARARGS | METH_KEYWORDS, layernorm_doc},
+    {"layernorm_backward", LORA_PY_KEYWORDS op_layernorm_backward_kept, METH_VARARGS | METH_KEYWORDS, layernorm_backward_doc},
+    {"rope", LORA_PY_KEYWORDS op_rope_kept, METH_VARARGS | METH_KEYWORDS, rope_doc},
+    {"rope_backward", LORA_PY_KEYWORDS op_rope_backward_kept, METH_VARARGS | METH_KEYWORDS, rope_backward_doc},
     {"swiglu", op_swiglu, METH_VARARGS, swiglu_doc},
     {"swiglu_backward", op_swiglu_backward, METH_VARARGS, swiglu_backward_doc},
     {"geglu", op_geglu, METH_VARARGS, geglu_doc},
     {"geglu_backward", op_geglu_backward, METH_VARARGS, geglu_backward_doc},
-    {"adamw_step", LORA_PY_KEYWORDS op_adamw_step, METH_VARARGS | METH_KEYWORDS, adamw_step_doc},
+    {"adamw_step", LORA_PY_KEYWORDS op_adamw_step_kept, METH_VARARGS | METH_KEYWORDS, adamw_step_doc},
     {"sum_of_squares", op_sum_of_squares, METH_O, sum_of_squares_doc},
     {0},
 };

@@ -9,9 +9,8 @@ enum { LORA_PY_MAX_ARRAYS = 6 };
 typedef struct lora_py_call {
     lora_py_state *state;
     lora_py_array in[LORA_PY_MAX_ARRAYS];
-    lora_py_ids ids[2];
+    lora_py_ids ids;
     lora_py_weight weight;
-    PyObject *keep; /* another owner of memory in use */
     PyObject *out[3];
     int n_in, n_out;
     lora_error err;

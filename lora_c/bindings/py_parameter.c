@@ -31,10 +31,10 @@ lora_py_parameter *lora_py_parameter_new(lora_py_state *state, int ndim, const i
     if (self->name) self->data = lora_py_alloc(state->ctx, LORA_MEM_PARAM, bytes, "data");
     if (self->data && requires_grad) self->grad = lora_py_alloc(state->ctx, LORA_MEM_GRAD, bytes, "grad");
     if (!self->data || (requires_grad && !self->grad)) Py_CLEAR(self);
-    return self;
+    return (parameter *)lora_py_publish(self);
 }
 
-static PyObject *parameter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+static PyObject *make_parameter(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"data", "name", "requires_grad", NULL};
     PyObject *source;
     const char *name = "";
@@ -46,6 +46,10 @@ static PyObject *parameter_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     if (self) memcpy(self->data, data.data, (size_t)data.n * sizeof(float));
     lora_py_release(&data);
     return (PyObject *)self;
+}
+
+static PyObject *parameter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    return lora_py_new_with_kept(make_parameter, type, args, kwargs);
 }
 
 static PyObject *view_of(PyObject *o, float *data) {

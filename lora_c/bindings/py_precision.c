@@ -52,7 +52,7 @@ PyMethodDef lora_py_precision_functions[] = {
 
 PyObject *lora_py_decoder_precision(PyObject *o, void *unused) {
     (void)unused;
-    return PyUnicode_FromString(lora_precision_name(lora_decoder_precision(((lora_py_decoder *)o)->decoder)));
+    return PyUnicode_FromString(lora_precision_name(((lora_py_decoder *)o)->precision));
 }
 
 int lora_py_decoder_set_precision(PyObject *o, PyObject *value, void *unused) {
@@ -60,8 +60,8 @@ int lora_py_decoder_set_precision(PyObject *o, PyObject *value, void *unused) {
     lora_py_decoder *self = (lora_py_decoder *)o;
     lora_precision precision;
     const char *name = value && PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
-    if (PyErr_Occurred() || lora_py_precision_by_name("precision", name, &precision) < 0 || lora_py_enter(&self->base) < 0) return -1;
-    lora_decoder_set_precision(self->decoder, precision);
+    if (PyErr_Occurred() || lora_py_precision_by_name("precision", name, &precision) < 0 || lora_py_enter_decoder(self) < 0) return -1;
+    self->precision = precision;
     lora_py_leave(&self->base);
     return 0;
 }

@@ -13,11 +13,18 @@
 
 #define LORA_PY_KEYWORDS (PyCFunction)(void (*)(void))
 
+/* A method with keywords, as method tables take it: f##_kept, which calls f with keywords that stay. */
+#define LORA_PY_KEEP(f)                                                                                                \
+    static PyObject *f##_kept(PyObject *o, PyObject *args, PyObject *kwargs) {                                         \
+        return lora_py_with_kept(f, o, args, kwargs);                                                                  \
+    }
+
 typedef struct lora_py_state {
     PyObject *owner; /* capsule that owns ctx: every object holds it, so that the context outlives the module */
     lora_ctx *ctx;
     PyObject *device_error;
     PyTypeObject *nf4_type, *ggml_type, *parameter_type, *linear_type, *adamw_type, *decoder_type, *kv_cache_type;
+    PyTypeObject *export_type; /* not a name of the module */
 } lora_py_state;
 
 /* First fields of every object of this module. */
@@ -25,7 +32,8 @@ typedef struct lora_py_object {
     PyObject_HEAD
     PyObject *owner;
     lora_ctx *ctx;
-    atomic_flag busy; /* exclusive use; not a critical section, which would end where the GIL is released */
+    _Atomic int busy; /* exclusive use: the process that is inside, or 0. Not a critical section, which would end where the
+                       * GIL is released; not a flag, which a child forked meanwhile would keep for ever */
 } lora_py_object;
 
 typedef struct lora_py_nf4tensor {
@@ -41,7 +49,7 @@ typedef struct lora_py_nf4tensor {
 typedef struct lora_py_ggmltensor {
     lora_py_object base;
     lora_ggml ggml;
-    Py_buffer borrowed; /* holds the mapped file or the array; obj NULL when owned */
+    PyObject *borrowed; /* the export of the mapped file or the array; NULL when owned */
     uint8_t *owned;
     Py_ssize_t bytes;
 } lora_py_ggmltensor;
@@ -59,7 +67,7 @@ typedef struct lora_py_parameter {
 
 extern PyModuleDef lora_py_module;
 extern PyType_Spec lora_py_nf4tensor_spec, lora_py_ggmltensor_spec, lora_py_parameter_spec, lora_py_loralinear_spec, lora_py_adamw_spec,
-    lora_py_decoder_spec, lora_py_kvcache_spec;
+    lora_py_decoder_spec, lora_py_kvcache_spec, lora_py_export_spec;
 extern PyMethodDef lora_py_row_ops[], lora_py_matrix_ops[];
 
 /* Types are final, so the type of an object is the one that the module made. */
@@ -68,17 +76,31 @@ static inline lora_py_state *lora_py_state_of(PyTypeObject *type) { return PyTyp
 /** Maps a status to its exception, once for the whole binding. Always returns NULL. */
 PyObject *lora_py_raise(lora_py_state *state, const lora_error *err);
 
-/** Allocates an object that holds the context. NULL with an exception. */
+/** Allocates an object that holds the context; the garbage collector, and so gc.get_objects(), does not see it before
+ *  lora_py_publish(). NULL with an exception. */
 void *lora_py_new(PyTypeObject *type);
+/** The end of every construction: the object is whole and may be seen. NULL stays NULL. */
+PyObject *lora_py_publish(void *self);
 /** The end of every dealloc: lets go of the context, the object and its type. */
 void lora_py_delete(PyObject *self);
 int lora_py_traverse(PyObject *self, visitproc visit, void *arg);
 /** tp_new and __reduce__ of types that refuse. */
 PyObject *lora_py_reduce(PyObject *self, PyObject *unused);
 
-/** Exclusive use of a mutable object: -1 with RuntimeError when another thread is inside. */
+/** Exclusive use of a mutable object: -1 with RuntimeError when another thread is inside; 1 when the parent of this process
+ *  forked it while a thread was inside, which this process does not have. */
 int lora_py_enter(lora_py_object *self);
-static inline void lora_py_leave(lora_py_object *self) { atomic_flag_clear(&self->busy); }
+static inline void lora_py_leave(lora_py_object *self) { atomic_store(&self->busy, 0); }
+
+/* py_arguments.c */
+/** Calls f with a copy of kwargs that no Python code can reach: a conversion (__float__, __index__, ...) could find the dict
+ *  and empty it, and what f has read from it would be gone. */
+PyObject *lora_py_with_kept(PyCFunctionWithKeywords f, PyObject *o, PyObject *args, PyObject *kwargs);
+/** The same for tp_new. */
+PyObject *lora_py_new_with_kept(newfunc f, PyTypeObject *type, PyObject *args, PyObject *kwargs);
+/** Converter for O&: any whole number as int64_t, the nearest one where it needs more bits, so that the check of its range
+ *  is the one that refuses it. */
+int lora_py_whole(PyObject *o, void *out);
 
 /** Memory under a tag, zeroed; NULL with MemoryError. name is the argument or array that it is for. */
 void *lora_py_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes, const char *name);

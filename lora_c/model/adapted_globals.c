@@ -4,6 +4,7 @@
  * Source   LoRA, arXiv:2106.09685, eq. 3, differentiated: dB = s G A^T, dA = s B^T G for the gradient G of the matrix */
 #include <string.h>
 
+#include "lora_c/base/util.h"
 #include "lora_c/linear.h"
 #include "lora_c/model/decoder_struct.h"
 #include "lora_c/ops/ctx.h"
@@ -33,8 +34,11 @@ float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot) {
 }
 
 static lora_status memory(lora_decoder *d, float **at, lora_error *err) {
-    size_t bytes = (size_t)d->config.vocab_size * (size_t)d->config.hidden_size * sizeof(float);
+    size_t bytes;
     if (*at) return LORA_OK;
+    LORA_CHECK(lora_mul_size((size_t)d->config.vocab_size * sizeof(float), (size_t)d->config.hidden_size, &bytes), err, LORA_ENOMEM,
+               "adapter: expected a matrix that fits the address space, got %lld rows of %lld", (long long)d->config.vocab_size,
+               (long long)d->config.hidden_size);
     *at = lora_mem_calloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes);
     LORA_CHECK(*at, err, LORA_ENOMEM, "adapter: expected %zu bytes for the adapted matrix, got none", bytes);
     return LORA_OK;
@@ -44,9 +48,10 @@ lora_status lora_make_adapted_global(lora_decoder *d, lora_matrix_slot slot, con
     lora_adapted_global *a = adapted(d, slot);
     a->known = false;
     if (!adapter) {
-        lora_mem_free(&d->ctx->mem, a->whole);
-        lora_mem_free(&d->ctx->mem, a->gradient);
+        lora_adapted_global old = *a;
         *a = (lora_adapted_global){0};
+        lora_mem_free(&d->ctx->mem, old.whole);
+        lora_mem_free(&d->ctx->mem, old.gradient);
         return LORA_OK;
     }
     LORA_CHECK(!adapter->magnitude, err, LORA_EINVAL, "%s: expected an adapter without DoRA, got one with it",
@@ -106,6 +111,12 @@ static lora_status collect_one(lora_decoder *d, const lora_adapter *adapter, con
                          .b = &G, .b_transposed = false, .c = adapter->dA, .ldc = H, .accumulate = true};
     if (adapter->dB) LORA_TRY(lora_gemm(d->ctx, &dB, err));
     return adapter->dA ? lora_gemm(d->ctx, &dA, err) : LORA_OK;
+}
+
+void lora_drop_adapted_gradients(lora_decoder *d) {
+    size_t bytes = (size_t)d->config.vocab_size * (size_t)d->config.hidden_size * sizeof(float);
+    for (int i = 0; i < 2; i++)
+        if (adapted(d, SLOTS[i])->gradient) memset(adapted(d, SLOTS[i])->gradient, 0, bytes);
 }
 
 lora_status lora_collect_adapted_globals(lora_decoder *d, bool complete, lora_error *err) {

@@ -155,8 +155,10 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
 lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *b, lora_error *err) {
     size_t bytes = layout(d, n_tokens, training, NULL, b);
     if (bytes > d->arena_bytes) {
-        lora_mem_free(&d->ctx->mem, d->arena); /* first, so that the old and the new one never live together */
+        void *old = d->arena;
         d->arena_bytes = 0;
+        d->arena = NULL;                  /* never a freed pointer, not even in a child forked right here */
+        lora_mem_free(&d->ctx->mem, old); /* first, so that the old and the new one never live together */
         d->arena = bytes < SIZE_MAX / 2 ? lora_mem_alloc(&d->ctx->mem, LORA_MEM_ACTIVATION, bytes) : NULL;
         LORA_CHECK(d->arena, err, LORA_ENOMEM,
                    "activations: expected %zu bytes for %lld tokens, got none; use fewer tokens or recompute=\"layer\"",

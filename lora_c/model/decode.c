@@ -2,18 +2,20 @@
 #include <string.h>
 
 #include "lora_c/model/decoder_struct.h"
+#include "lora_c/ops/ctx.h"
 
-static lora_status check_sequences(const lora_kv_cache *c, int64_t n_segments, const int32_t *sequences, lora_error *err) {
+static lora_status check_sequences(lora_ctx *ctx, const lora_kv_cache *c, int64_t n_segments, const int32_t *sequences, lora_error *err) {
     LORA_CHECK(n_segments >= 1 && n_segments <= c->n_sequences, err, LORA_ESHAPE,
                "sequences: expected 1 to %lld of them, got %lld", (long long)c->n_sequences, (long long)n_segments);
     LORA_CHECK(sequences, err, LORA_EINVAL, "sequences: expected an array, got NULL");
+    void *scratch;
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_REDUCE, (size_t)c->n_sequences, &scratch, err));
+    unsigned char *seen = memset(scratch, 0, (size_t)c->n_sequences);
     for (int64_t s = 0; s < n_segments; s++) {
         LORA_CHECK(sequences[s] >= 0 && sequences[s] < c->n_sequences, err, LORA_EINVAL,
                    "sequences: expected 0 to %lld, got %d at index %lld", (long long)c->n_sequences - 1, (int)sequences[s],
                    (long long)s);
-        for (int64_t t = 0; t < s; t++)
-            LORA_CHECK(sequences[t] != sequences[s], err, LORA_EINVAL, "sequences: expected distinct values, got %d twice",
-                       (int)sequences[s]);
+        LORA_CHECK(!seen[sequences[s]]++, err, LORA_EINVAL, "sequences: expected distinct values, got %d twice", (int)sequences[s]);
     }
     return LORA_OK;
 }
@@ -22,7 +24,7 @@ static lora_status decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments,
                           const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) {
     LORA_CHECK(c->decoder == d, err, LORA_EINVAL, "cache: expected one made by this decoder, got one of another");
     LORA_CHECK(cu_seqlens, err, LORA_EINVAL, "cu_seqlens: expected an array, got NULL");
-    LORA_TRY(check_sequences(c, n_segments, sequences, err));
+    LORA_TRY(check_sequences(d->ctx, c, n_segments, sequences, err));
     int64_t H = d->config.hidden_size;
     lora_run run = {.n_tokens = cu_seqlens[n_segments], .n_segments = n_segments, .input_ids = input_ids,
                     .cu_seqlens = cu_seqlens, .cache = c, .sequences = sequences};

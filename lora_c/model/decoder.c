@@ -25,6 +25,8 @@ static lora_status check_sizes(const lora_decoder_config *c, lora_error *err) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         LORA_CHECK(sizes[i].value > 0 && sizes[i].value < INT32_MAX, err, LORA_EINVAL, "%s: expected 1 to %d, got %lld",
                    sizes[i].name, INT32_MAX - 1, (long long)sizes[i].value);
+    LORA_CHECK(c->num_hidden_layers <= LORA_MAX_LAYERS, err, LORA_EINVAL, "num_hidden_layers: expected 1 to %d, got %lld", LORA_MAX_LAYERS,
+               (long long)c->num_hidden_layers);
     return LORA_OK;
 }
 
@@ -88,27 +90,6 @@ static lora_status check_config(const lora_decoder_config *c, lora_error *err) {
     return check_ropes(c, err);
 }
 
-static lora_status make_rope_tables(lora_decoder *d, lora_error *err) {
-    lora_decoder_config *c = &d->config;
-    int64_t n = c->max_position_embeddings;
-    double floats = 0; /* each table is below 2^31 * 2^30 floats */
-    for (int i = 0; i < c->n_ropes; i++) floats += (double)n * (double)(c->ropes[i].rotary / 2);
-    LORA_CHECK(floats < 0x1p60, err, LORA_ENOMEM, "max_position_embeddings: expected RoPE tables that fit the address space, got %lld", (long long)n);
-    size_t bytes = (size_t)floats * sizeof(float);
-    if (!bytes) return LORA_OK;
-    d->cos = lora_mem_alloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes);
-    d->sin = d->cos ? lora_mem_alloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes) : NULL;
-    LORA_CHECK(d->sin, err, LORA_ENOMEM, "max_position_embeddings: expected twice %zu bytes for the RoPE tables, got none", bytes);
-    for (int64_t i = 0, at = 0; i < c->n_ropes; i++) {
-        lora_rope_config *r = &c->ropes[i];
-        d->rope_at[i] = at;
-        LORA_TRY(lora_rope_table(d->ctx, n, r->rotary / 2, r->inv_freq, r->scale, d->cos + at, d->sin + at, err));
-        r->inv_freq = NULL; /* the table holds all of it */
-        at += n * (r->rotary / 2);
-    }
-    return LORA_OK;
-}
-
 static lora_status make_parts(lora_decoder *d, lora_error *err) {
     lora_decoder_config *c = &d->config;
     size_t bytes = (size_t)c->num_hidden_layers * sizeof *d->layers;
@@ -121,7 +102,7 @@ static lora_status make_parts(lora_decoder *d, lora_error *err) {
     }
     c->sliding_window = NULL; /* the layers hold them */
     c->layer_rope = NULL;
-    return make_rope_tables(d, err);
+    return lora_copy_inv_freq(d, err);
 }
 
 lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config, lora_decoder **out, lora_error *err) {
@@ -145,8 +126,7 @@ void lora_decoder_destroy(lora_decoder *d) {
     if (!d) return;
     lora_mem *mem = &d->ctx->mem;
     lora_mem_free(mem, d->arena);
-    lora_mem_free(mem, d->cos);
-    lora_mem_free(mem, d->sin);
+    lora_free_rope_tables(d);
     lora_free_adapter_norms(d);
     lora_free_adapted_globals(d);
     lora_mem_free(mem, d->token_rows.ids);
@@ -173,6 +153,15 @@ lora_precision lora_precision_in_force(lora_ctx *ctx, lora_precision precision) 
     lora_precision before = ctx->precision;
     ctx->precision = precision;
     return before;
+}
+
+/* What a pass keeps from one call to the next and had begun to write. */
+void lora_decoder_after_fork(lora_decoder *d) {
+    for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++)
+        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) d->layers[layer].matrices[slot].norm_known = false;
+    lora_forget_adapted_globals(d);
+    lora_drop_adapted_gradients(d);
+    lora_collect_token_rows(d, false);
 }
 
 /* --- names and places --- */

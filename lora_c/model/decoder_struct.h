@@ -87,8 +87,10 @@ struct lora_decoder {
     lora_adapted_global adapted[LORA_MATRIX_SLOTS - LORA_LAYER_MATRICES];
     lora_norm_weights final_norm;
     lora_token_rows token_rows;
-    float *cos, *sin; /* (n_ropes, max_position_embeddings, rotary / 2), each table behind the other */
+    double *inv_freq[LORA_MAX_ROPES]; /* (rotary / 2), owned */
+    float *cos, *sin;                /* (n_ropes, rope_positions, rotary / 2), each table behind the other */
     int64_t rope_at[LORA_MAX_ROPES]; /* where each begins */
+    int64_t rope_positions;          /* so far: tables grow with what passes ask for */
     lora_recompute recompute;
     lora_dtype activation_dtype;
     lora_precision precision;
@@ -148,6 +150,8 @@ lora_status lora_check_complete(const lora_decoder *d, lora_error *err) LORA_MUS
 lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
 /** Fills positions (they go on where the cache ends and begin at 0 without one) and rows of the RoPE tables. */
 void lora_set_positions(const lora_decoder *d, const lora_run *run, lora_buffers *b);
+/** Tokens that a segment goes on from. */
+int64_t lora_past_tokens(const lora_run *run, int64_t segment);
 
 /* trainable.c: what a gradient is wanted for */
 bool lora_reads_input(const lora_matrix *m); /* the gradients of m are made from its input */
@@ -182,6 +186,14 @@ int64_t lora_adapted_globals_bytes(const lora_decoder *d);
 lora_status lora_write_adapted_globals(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK; /* before a pass */
 /** Gradients out of the matrices into A and B (dropped unless complete). */
 lora_status lora_collect_adapted_globals(lora_decoder *d, bool complete, lora_error *err) LORA_MUST_CHECK;
+
+void lora_drop_adapted_gradients(lora_decoder *d);
+
+/* rope_tables.c */
+lora_status lora_copy_inv_freq(lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
+/** Tables for every position of a run. */
+lora_status lora_reach_positions(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
+void lora_free_rope_tables(lora_decoder *d);
 
 /* token_rows.c */
 void lora_write_token_rows(lora_decoder *d);                    /* into the embedding, before a pass */

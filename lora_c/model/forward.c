@@ -115,7 +115,7 @@ lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, i
     int64_t n_tables = k->rope_switch ? LORA_MAX_ROPES : 1, at = d->rope_at[rope];
     /* q and k heads lie behind each other: one call rotates both */
     return lora_rope(d->ctx, run->n_tokens, k->num_attention_heads + k->num_key_value_heads, k->head_dim, k->ropes[rope].rotary, qkv,
-                     lora_qkv_width(k), b->rope_rows, d->cos + at, d->sin + at, n_tables * k->max_position_embeddings, backward, err);
+                     lora_qkv_width(k), b->rope_rows, d->cos + at, d->sin + at, n_tables * d->rope_positions, backward, err);
 }
 
 lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer) {
@@ -191,6 +191,7 @@ static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, 
 
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers;
+    LORA_TRY(lora_reach_positions(d, run, err));
     LORA_TRY(lora_refresh_adapter_norms(d, run, err));
     lora_write_token_rows(d);
     LORA_TRY(lora_write_adapted_globals(d, run, err));

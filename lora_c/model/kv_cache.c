@@ -26,10 +26,10 @@ lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t m
     *out = NULL;
     LORA_TRY(cache_bytes(d, n_sequences, max_tokens, &bytes, err));
     lora_mem *mem = &d->ctx->mem;
-    lora_kv_cache *c = lora_mem_calloc(mem, LORA_MEM_ACTIVATION, sizeof *c + (size_t)n_sequences * sizeof *c->lengths);
-    float *data = c ? lora_mem_alloc(mem, LORA_MEM_ACTIVATION, bytes) : NULL;
-    if (!data) {
-        lora_mem_free(mem, c);
+    float *data = lora_mem_alloc(mem, LORA_MEM_ACTIVATION, bytes); /* the larger one first */
+    lora_kv_cache *c = data ? lora_mem_calloc(mem, LORA_MEM_ACTIVATION, sizeof *c + (size_t)n_sequences * sizeof *c->lengths) : NULL;
+    if (!c) {
+        lora_mem_free(mem, data);
         return lora_fail(err, LORA_ENOMEM, "max_tokens: expected %zu bytes for the KV cache, got none; use a smaller one",
                          bytes);
     }

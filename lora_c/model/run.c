@@ -3,18 +3,18 @@
 
 #include "lora_c/model/decoder_struct.h"
 
-static int64_t past_tokens(const lora_run *run, int64_t segment) {
+int64_t lora_past_tokens(const lora_run *run, int64_t segment) {
     return run->cache ? run->cache->lengths[run->sequences[segment]] : 0;
 }
 
 static lora_status check_length(const lora_decoder *d, const lora_run *run, int64_t s, lora_error *err) {
-    long long length = past_tokens(run, s) + run->cu_seqlens[s + 1] - run->cu_seqlens[s];
+    long long length = lora_past_tokens(run, s) + run->cu_seqlens[s + 1] - run->cu_seqlens[s];
     if (run->cache)
         LORA_CHECK(length <= run->cache->max_tokens, err, LORA_EINVAL,
                    "cache: expected at most %lld tokens in sequence %d (max_tokens), got %lld",
                    (long long)run->cache->max_tokens, (int)run->sequences[s], length);
-    if (run->cache && past_tokens(run, s) > 0)
-        LORA_CHECK(length <= lora_decoder_rope_limit(d, past_tokens(run, s)), err, LORA_EINVAL,
+    if (run->cache && lora_past_tokens(run, s) > 0)
+        LORA_CHECK(length <= lora_decoder_rope_limit(d, lora_past_tokens(run, s)), err, LORA_EINVAL,
                    "cache: expected sequence %d to stay within %lld tokens, where the RoPE frequencies change, got %lld; truncate "
                    "it to 0 and append all its tokens",
                    (int)run->sequences[s], (long long)d->config.rope_switch, length);
@@ -65,8 +65,8 @@ int64_t lora_decoder_rope_limit(const lora_decoder *d, int64_t length) {
 void lora_set_positions(const lora_decoder *d, const lora_run *run, lora_buffers *b) {
     int64_t limit = d->config.rope_switch;
     for (int64_t s = 0; s < run->n_segments; s++) {
-        int32_t begin = run->cu_seqlens[s], end = run->cu_seqlens[s + 1], past = (int32_t)past_tokens(run, s);
-        int32_t shift = limit && past + (end - begin) > limit ? (int32_t)d->config.max_position_embeddings : 0;
+        int32_t begin = run->cu_seqlens[s], end = run->cu_seqlens[s + 1], past = (int32_t)lora_past_tokens(run, s);
+        int32_t shift = limit && past + (end - begin) > limit ? (int32_t)d->rope_positions : 0;
         for (int32_t m = begin; m < end; m++) {
             b->positions[m] = past + m - begin;
             if (limit) b->rope_rows[m] = b->positions[m] + shift; /* the second table lies behind the first */

@@ -28,15 +28,16 @@ lora_status lora_decoder_set_token_rows(lora_decoder *d, int64_t n, const int32_
         LORA_CHECK(copy, err, LORA_ENOMEM, "token rows: expected %zu bytes for their ids, got none", (size_t)n * sizeof *copy);
         memcpy(copy, ids, (size_t)n * sizeof *copy);
     }
-    lora_mem_free(&d->ctx->mem, d->token_rows.ids);
+    int32_t *old = d->token_rows.ids;
     d->token_rows = (lora_token_rows){n > 0 ? n : 0, copy, rows, grad};
+    lora_mem_free(&d->ctx->mem, old);
     return LORA_OK;
 }
 
-/* The embedding may have been replaced since: then there is nothing to keep in step. */
+/* The embedding may have been replaced since, even by the rows themselves: then there is nothing to keep in step. */
 static float *target(const lora_decoder *d) {
     const lora_matrix *e = lora_global(d, LORA_EMBED_TOKENS);
-    return d->token_rows.n > 0 && e->dW ? (float *)(uintptr_t)e->w.data : NULL; /* a trained matrix is the caller's to change */
+    return d->token_rows.n > 0 && e->dW && e->dW != d->token_rows.grad ? (float *)(uintptr_t)e->w.data : NULL; /* a trained matrix is the caller's to change */
 }
 
 void lora_write_token_rows(lora_decoder *d) {

@@ -48,12 +48,16 @@ void lora_ctx_destroy(lora_ctx *ctx) {
     lora_mem_free(&spare, ctx);
 }
 
-/* After fork the lock may be held by a thread that the child does not have: the child's first caller makes a new one. */
+/* After fork the lock may be held by a thread that the child does not have: the child's first caller makes a new one, and
+ * brings in order what that thread had begun to change. Whoever does it stands in owner as -pid, so that a child that is
+ * forked meanwhile does not wait for it. */
 static void own_lock(lora_ctx *ctx) {
     int self = (int)getpid(), owner = atomic_load(&ctx->owner);
     while (owner != self) {
-        if (owner != 0 && atomic_compare_exchange_strong(&ctx->owner, &owner, 0)) {
+        if (owner != -self && atomic_compare_exchange_strong(&ctx->owner, &owner, -self)) {
             pthread_mutex_init(&ctx->lock, NULL);
+            lora_kernels_init(&ctx->kernels, ctx->kernels.isa);
+            ctx->precision = ctx->chosen_precision;
             atomic_store(&ctx->owner, self);
         }
         owner = atomic_load(&ctx->owner);
@@ -68,10 +72,10 @@ void lora_ctx_lock(lora_ctx *ctx) {
 void lora_ctx_unlock(lora_ctx *ctx) { pthread_mutex_unlock(&ctx->lock); }
 
 lora_status lora_ctx_set_threads(lora_ctx *ctx, int n_threads, lora_error *err) {
-    lora_pool *pool;
+    lora_pool *pool, *old = ctx->pool;
     LORA_TRY(lora_pool_create(&ctx->mem, n_threads == 0 ? lora_default_threads() : n_threads, &pool, err));
-    lora_pool_destroy(ctx->pool);
-    ctx->pool = pool;
+    ctx->pool = pool; /* first: a child forked right here must not have a freed one */
+    lora_pool_destroy(old);
     return LORA_OK;
 }
 
@@ -91,7 +95,7 @@ lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) {
     LORA_CHECK(precision == LORA_PRECISION_EXACT || precision == LORA_PRECISION_FAST, err, LORA_EINVAL,
                "precision: expected exact or fast, got %d", (int)precision);
-    ctx->precision = precision;
+    ctx->precision = ctx->chosen_precision = precision;
     return LORA_OK;
 }
 

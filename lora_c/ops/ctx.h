@@ -28,10 +28,10 @@ typedef enum lora_scratch_slot {
 struct lora_ctx {
     lora_mem mem;
     lora_kernels kernels;
-    lora_precision precision;
+    lora_precision precision, chosen_precision; /* in force now, which a decoder's pass changes; as it was set */
     lora_pool *pool;
     pthread_mutex_t lock;
-    _Atomic int owner; /* process of the lock; 0 while a child after fork makes its own */
+    _Atomic int owner; /* process of the lock; -pid while a child after fork makes its own */
     struct { void *data; size_t bytes; } scratch[LORA_SCRATCH_SLOTS];
     struct { bool on; lora_op_cost costs[LORA_OPS]; } profile;
 };

@@ -10,6 +10,7 @@ typedef struct table_job {
     int64_t n_positions, half, rows_per_task;
     const double *inv_freq;
     double scale;
+    const int32_t *positions; /* NULL: 0, 1, ... */
     float *cosine, *sine;
 } table_job;
 
@@ -19,14 +20,14 @@ static void table_task(void *arg, int64_t task, int worker) {
     int64_t end = lora_min_i64(job->n_positions, (task + 1) * job->rows_per_task);
     for (int64_t p = task * job->rows_per_task; p < end; p++)
         for (int64_t i = 0; i < job->half; i++) {
-            double angle = (double)p * job->inv_freq[i];
+            double angle = (double)(job->positions ? job->positions[p] : p) * job->inv_freq[i];
             job->cosine[p * job->half + i] = (float)(job->scale * cos(angle));
             job->sine[p * job->half + i] = (float)(job->scale * sin(angle));
         }
 }
 
-lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, int64_t half, const double *inv_freq, double scale,
-                            float *cos, float *sin, lora_error *err) {
+lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
+                            double scale, float *cos, float *sin, lora_error *err) {
     lora_rows c = {"cos", cos, n_positions, half, half}, s = {"sin", sin, n_positions, half, half};
     lora_rows f = {"inv_freq", inv_freq, 1, 2 * half, 2 * half}; /* float64: two elements of 4 bytes each */
     LORA_TRY(lora_rows_check(c, err));
@@ -35,7 +36,7 @@ lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, int64_t half, co
     LORA_TRY(lora_rows_disjoint(s, c, err));
     LORA_TRY(lora_rows_disjoint(c, f, err));
     LORA_TRY(lora_rows_disjoint(s, f, err));
-    table_job job = {n_positions, half, lora_max_i64(1, 1024 / lora_max_i64(half, 1)), inv_freq, scale, cos, sin};
+    table_job job = {n_positions, half, lora_max_i64(1, 1024 / lora_max_i64(half, 1)), inv_freq, scale, positions, cos, sin};
     lora_parallel_for(ctx->pool, lora_div_up(n_positions, job.rows_per_task), table_task, &job);
     return LORA_OK;
 }

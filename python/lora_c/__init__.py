@@ -1,36 +1,36 @@
 """LoRA and QLoRA fine-tuning in C, on NumPy arrays.
 
-The extension is loaded at once; the rest (models, data, training) when its name is first used, so that ``import lora_c``
-costs no more than NumPy and one shared library.
+Everything is loaded when its name is first used: the extension and NumPy, then models, data, training.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-from ._core import (
-    AdamW,
-    Decoder,
-    DeviceError,
-    GGMLTensor,
-    KVCache,
-    LoRALinear,
-    NF4Tensor,
-    Parameter,
-    get_isa,
-    get_num_threads,
-    get_precision,
-    memory_report,
-    reset_peak_memory,
-    set_isa,
-    set_num_threads,
-    set_precision,
-    supported_isas,
-)
-
+TYPE_CHECKING = False  # type checkers take the name for true; the module typing is not needed otherwise
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import ops, reference
+    from ._core import (
+        AdamW,
+        Decoder,
+        DeviceError,
+        GGMLTensor,
+        KVCache,
+        LoRALinear,
+        NF4Tensor,
+        Parameter,
+        get_isa,
+        get_num_threads,
+        get_precision,
+        memory_report,
+        reset_peak_memory,
+        set_isa,
+        set_num_threads,
+        set_precision,
+        supported_isas,
+    )
     from .configs import GenerationConfig, LoraConfig, TrainConfig
     from .data import load_dataset
     from .model import Model, load_model
@@ -40,6 +40,29 @@ __version__ = "0.1.0"
 
 # Name to the module that defines it; a module under its own name is the module itself.
 _LAZY = {
+    "_core": "_core",
+    **dict.fromkeys(
+        (
+            "AdamW",
+            "Decoder",
+            "DeviceError",
+            "GGMLTensor",
+            "KVCache",
+            "LoRALinear",
+            "NF4Tensor",
+            "Parameter",
+            "get_isa",
+            "get_num_threads",
+            "get_precision",
+            "memory_report",
+            "reset_peak_memory",
+            "set_isa",
+            "set_num_threads",
+            "set_precision",
+            "supported_isas",
+        ),
+        "_core",
+    ),  # fmt: skip
     "GenerationConfig": "configs",
     "LoraConfig": "configs",
     "Model": "model",

@@ -1,12 +1,13 @@
 """What a save writes before it takes its place, and what killed saves left of that.
 
-It is a file or folder `.NAME.<8 hex digits>.part` beside NAME. The process that writes it holds a lock on it (flock), so one
-that nobody holds was left by a process that is gone.
+It is a file or folder `.NAME.lora-c-<8 hex digits>.part` beside NAME. The process that writes it holds a lock on it (flock),
+so one that nobody holds was left by a process that is gone. Other names are never touched.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -14,6 +15,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_MARK = "lora-c-"
+_LONGEST = 160  # bytes of a name that is repeated in the name aside; a file system holds 255
+_ASIDE = re.compile(rf"\.(?P<name>.+)\.{_MARK}[0-9a-f]{{8}}\.(part|swap|previous|ready)")
+IN_PLACE = "in-place"  # the name of what is written inside the folder that it belongs to
 
 
 @contextmanager
@@ -34,17 +40,47 @@ def aside_of(target: Path, folder: bool) -> Iterator[tuple[Path, int]]:
         os.close(handle)
 
 
+def name_aside(target: Path, ending: str) -> Path:
+    """A name beside `target` that nobody uses; ending: "part", "swap", "previous" or "ready"."""
+    return target.with_name(f".{_stem(target.name)}.{_MARK}{uuid.uuid4().hex[:8]}.{ending}")
+
+
+def names_aside(target: Path, ending: str) -> list[Path]:
+    """What is there beside `target` under such names."""
+    name = re.compile(rf"\.{re.escape(_stem(target.name))}\.{_MARK}[0-9a-f]{{8}}\.{ending}")
+    with os.scandir(target.parent) as entries:
+        return sorted(Path(entry.path) for entry in entries if name.fullmatch(entry.name))
+
+
+def name_for_people(path: str | os.PathLike[str]) -> str:
+    """The path with the name that a save aside will take instead of the hidden one."""
+    shown = []
+    for part in os.fspath(path).split(os.sep):
+        hidden = False
+        while match := _ASIDE.fullmatch(part):  # a save inside of a save
+            part, hidden = match["name"], True
+        if not (hidden and part == IN_PLACE):
+            shown.append(part)
+    return os.sep.join(shown)
+
+
+def _stem(name: str) -> str:
+    raw = os.fsencode(name)
+    if len(raw) <= _LONGEST:
+        return name
+    return os.fsdecode(raw[: _LONGEST - 17]) + "-" + hashlib.blake2b(raw, digest_size=8).hexdigest()
+
+
 def remove_stale(target: Path) -> None:
     """Remove what unfinished saves of `target` left, unless a process still writes it. Never fails."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.part")
-    with suppress(OSError), os.scandir(target.parent) as entries:
-        for path in [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]:
+    with suppress(OSError):
+        for path in names_aside(target, "part"):
             with suppress(OSError):  # held by its writer, not ours to remove, or no locks on this file system: it stays
                 _remove_unlocked(path)
 
 
 def _remove_unlocked(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe of that name is not waited for
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove(path)
@@ -62,7 +98,7 @@ def _remove(path: Path) -> None:
 def _create(target: Path, folder: bool) -> tuple[Path, int]:
     """Between its creation and its lock another process may take it for a stale one: then there is a next name."""
     while True:
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        aside = name_aside(target, "part")
         if folder:
             aside.mkdir()
         try:
@@ -70,6 +106,10 @@ def _create(target: Path, folder: bool) -> tuple[Path, int]:
         except FileNotFoundError:
             if folder and not aside.exists():
                 continue
+            raise
+        except OSError:
+            if folder:
+                aside.rmdir()
             raise
         with suppress(OSError):  # no locks here: nobody can take it for a stale one either
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from .errors import CheckpointError, shorten
 from .files import recover_folder
 from .multimodal import text_config
+from .os_errors import reason
 from .read_ahead import Extent
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_SHARD_BYTES = 5_000_000_000
+MODEL_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
@@ -171,8 +173,8 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = recover_folder(path)
-        if not self.path.is_dir():
-            kind = "a file" if self.path.exists() else "nothing there"
+        if not os.path.isdir(self.path):
+            kind = "a file" if os.path.exists(self.path) else "nothing there"
             raise CheckpointError(f"{path}: expected a model folder with config.json and *.safetensors, got {kind}")
         self.config = text_config(read_json_object(self.path / "config.json", "a model folder has one; check the path"))
         self._files: dict[str, SafetensorsFile] = {}
@@ -186,7 +188,7 @@ class Checkpoint:
 
     def _shards(self) -> list[Path]:
         self._index: dict[str, str] = {}
-        single, index = self.path / "model.safetensors", self.path / "model.safetensors.index.json"
+        single, index = self.path / MODEL_FILE, self.path / INDEX_FILE
         if single.exists():
             return [single]
         if index.exists():
@@ -251,7 +253,7 @@ def read_json_object(path: Path, hint: str = "") -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: expected this file, got nothing there{way_out}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected a JSON file, got: {error}{way_out}") from None
+        raise CheckpointError(f"{path}: expected a JSON file, got: {reason(error)}{way_out}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}{way_out}")
     return value
@@ -335,17 +337,18 @@ def plan_shards(entries: Sequence[TensorEntry], limit: int = MAX_SHARD_BYTES) ->
         shards[-1].append(entry)
         filled += entry.nbytes
     for i, shard in enumerate(shards, 1):
-        yield ("model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"), shard
+        yield (MODEL_FILE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"), shard
 
 
 def write_model_files(folder: Path, entries: Sequence[TensorEntry], shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write the safetensors files of a model, and the index when there are several."""
-    weight_map: dict[str, str] = {}
-    for file_name, shard in plan_shards(entries, shard_bytes):
+    shards = list(plan_shards(entries, shard_bytes))
+    for file_name, shard in shards:
         with open(folder / file_name, "wb") as file:
             write_safetensors(file.write, shard, {"format": "pt"})
-        weight_map |= {entry.name: file_name for entry in shard}
-    if len(set(weight_map.values())) > 1:
-        total = sum(entry.nbytes for entry in entries)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if len(shards) > 1:
+        weight_map = {entry.name: file_name for file_name, shard in shards for entry in shard}
+        index = {
+            "metadata": {"total_size": sum(entry.nbytes for entry in entries)}, "weight_map": dict(sorted(weight_map.items())),
+        }  # fmt: skip
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -5,9 +5,11 @@ A wrong name or value raises `ConfigError` with one line that gives the nearest 
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError, nearest
@@ -61,14 +63,25 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
     return f"{model.__name__}: " + "; ".join(dict.fromkeys(lines))
 
 
-class _Config(BaseModel):
-    """Base: unknown names are refused, and every refusal is one line."""
+def _plain(value: Any) -> Any:
+    """NumPy's scalars, tuples and paths as what they stand for; nothing else is converted: 8.9 is no rank, True no number."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return {_plain(key): _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+class _Config(BaseModel):
+    """Base: unknown names and values of another type are refused, and every refusal is one line."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, strict=True)
 
     def __init__(self, **values: Any) -> None:
         try:
-            super().__init__(**values)
+            super().__init__(**{name: _plain(value) for name, value in values.items()})
         except ValidationError as error:
             raise ConfigError(_one_line(type(self), error)) from None
 
@@ -76,7 +89,7 @@ class _Config(BaseModel):
         if name not in type(self).model_fields:
             raise ConfigError(f"{type(self).__name__}: {name}: unknown option{_nearest_option(type(self), name)}")
         try:
-            super().__setattr__(name, value)
+            super().__setattr__(name, _plain(value))
         except ValidationError as error:
             raise ConfigError(_one_line(type(self), error)) from None
 
@@ -243,7 +256,9 @@ class TrainConfig(_Config):
     `warmup_steps` > 0 overrides `warmup_ratio`.
     """
 
-    output_dir: str = Field("lora-c-output", description="Folder for the adapter, metrics, plot and checkpoints.")
+    output_dir: str = Field(
+        "lora-c-output", min_length=1, description="Folder for the adapter, metrics, plot and checkpoints."
+    )
     method: Literal["qlora", "lora", "head", "full"] = Field(
         "qlora", description="qlora: 4-bit frozen base; lora: base as it is; head: only lm_head; full: every weight."
     )

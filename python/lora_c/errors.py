@@ -42,6 +42,10 @@ class SaveError(LoraCError):
     """A file could not be written; what was there before is unchanged."""
 
 
+class DivergenceError(LoraCError):
+    """Training came to numbers that are not finite; the message names the last finite state."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ", did you mean 'x'?" for the known name closest to `name`, or an empty string."""
     found = get_close_matches(name, list(known), n=1, cutoff=0.5)

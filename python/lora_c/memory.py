@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from . import _core
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -78,10 +79,30 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Literal["none", "layer"]:
-    """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free."""
+    """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free.
+
+    Raises
+    ------
+    ConfigError
+        The limit was given and not even the forecast of "layer" stays within it.
+    """
+    plan = _forecast_with(model, n_tokens, "none")
+    limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * available_bytes()
+    if plan.total <= limit:
+        return "none"
+    least = _forecast_with(model, n_tokens, "layer")
+    if limit_gib and least.total > limit:
+        raise ConfigError(
+            f"memory_limit: expected at least {least.total / 2**30:.3g} GiB for micro-batches of {n_tokens:,} tokens "
+            f"({least.describe()} with recompute=layer), got {limit_gib:g}; lower per_device_train_batch_size or "
+            "max_seq_length, or raise the limit"
+        )
+    return "layer"
+
+
+def _forecast_with(model: Model, n_tokens: int, recompute: Literal["none", "layer"]) -> MemoryForecast:
     decoder, before = model.decoder, model.decoder.recompute
-    decoder.recompute = "none"
+    decoder.recompute = recompute
     plan = forecast_model(model, n_tokens)
     decoder.recompute = before
-    limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * available_bytes()
-    return "none" if plan.total <= limit else "layer"
+    return plan

@@ -31,6 +31,7 @@ from .notices import tell
 from .parts import Parts
 from .prequantized import QuantRecord
 from .prompts import is_batch
+from .resize_embedding import resize_embedding, resize_for_adapter, rows_for
 from .saving import save_model
 from .tokenizer import Tokenizer
 
@@ -56,6 +57,8 @@ class Model:
         The tokens that end an answer, see `ends`; what is saved names them, too.
     generation_options : dict
         The model's generation_config.json; empty where there is none.
+    added_tokens : list of int
+        Rows that the embedding got with `resize_embedding`.
     requantization_error : float or None
         Where the blocks of a GGUF file were quantized to NF4: the norm of the change relative to that of the weights.
     """
@@ -82,7 +85,9 @@ class Model:
         self.before_merge: dict[str, Any] = {}
         self._told_settings = False
         self.generation_options = read_generation_options(source)
+        self.added_tokens: list[int] = []
         self.eos_token_ids = ends if ends is not None else self._find_ends()
+        self._tell_tokenizer()
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -91,7 +96,14 @@ class Model:
         """The model's tokenizer; a folder without one is refused here, when it is needed."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_folder(self.source, self.config)
+            self._tell_tokenizer()
         return self._tokenizer
+
+    def _tell_tokenizer(self) -> None:
+        """Let the tokenizer know the model's sizes, so that data which cannot fit is refused where it is read."""
+        if self._tokenizer is not None:
+            self._tokenizer.model_vocab_size = int(self.architecture.decoder_kwargs["vocab_size"])
+            self._tokenizer.model_context_length = self.context_length
 
     @property
     def has_tokenizer(self) -> bool:
@@ -205,6 +217,7 @@ class Model:
             It cannot be read, needs what is not supported, or was made for another base model.
         """
         self._refuse_second(name)
+        resize_for_adapter(self, path)
         arrays = read_adapter(path, self.architecture)
         arrays = self._without_same_base(arrays)
         embedding = np.asarray(self.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
@@ -324,6 +337,16 @@ class Model:
     def dense_weight(self, name: str) -> Any:
         """Return one of the base's weights as an array (NF4 as float32)."""
         return merge.dense(self.weights[name])
+
+    def resize_embedding(self, vocab_size: int) -> None:
+        """Give the embedding and the head rows for `vocab_size` tokens; a new one is the mean of the old ones.
+
+        Raises
+        ------
+        ConfigError
+            There are fewer tokens than rows, or the rows are quantized.
+        """
+        resize_embedding(self, vocab_size)
 
     def full_precision(self, name: str) -> NDArray[Any]:
         """Return one of the base's weights as its folder has it, where that is still more than what is in memory."""
@@ -472,6 +495,7 @@ class Model:
 def load_model(
     path: str | os.PathLike[str], quantize: Literal["nf4"] | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
+    resize_embedding: bool = False,
 ) -> Model:  # fmt: skip
     """Load a Hugging Face model folder or a GGUF file.
 
@@ -492,6 +516,9 @@ def load_model(
     trainable : "none", "full" or "head"
         "full" makes every weight a float32 parameter, "head" only lm_head. A head tied to the embedding becomes
         a copy of its own, and a saved folder then says `"tie_word_embeddings": false`.
+    resize_embedding : bool
+        Give the embedding and the head rows for tokens that only the tokenizer has, each the mean of the old rows. An
+        adapter trains them with `trainable_token_indices=model.added_tokens`.
 
     Raises
     ------
@@ -517,6 +544,8 @@ def load_model(
         if architecture.family.text_of and progress is not False:
             print(f"{path}: only the text model is read, the part for images is left out", file=sys.stderr)
         _report_requantization(model, progress)
+        if resize_embedding:
+            model.resize_embedding(max(rows_for(model.tokenizer), architecture.decoder_kwargs["vocab_size"]))
         return model
 
 
@@ -529,7 +558,7 @@ def _report_requantization(model: Model, progress: bool | None) -> None:
 def _open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | GGUFCheckpoint:
     if is_gguf(path):
         return GGUFCheckpoint(path)
-    if Path(path).is_file():
+    if os.path.isfile(path):
         raise CheckpointError(
             f"{path}: expected a model folder or a GGUF file, got a file of another kind; give the folder of config.json"
         )

@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from .files import atomic_file
+from .notices import tell
+from .os_errors import reason
 
 
 def plot_losses(history: list[dict[str, Any]], path: Path, title: str = "") -> bool:
-    """Write the plot; False when matplotlib is not installed (``pip install lora-c[plot]``)."""
+    """Write the plot; False when matplotlib is not installed (``pip install lora-c[plot]``), or fails, which is told."""
+    try:
+        return _draw(history, path, title)
+    except Exception as error:  # a picture of a run is no reason to lose the run
+        tell(f"{path}: not drawn ({reason(error)})")
+        return False
+
+
+def _draw(history: list[dict[str, Any]], path: Path, title: str) -> bool:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

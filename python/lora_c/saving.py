@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +17,20 @@ from .checkpoint import TensorEntry, find_non_finite, write_model_files
 from .ends import with_ends
 from .errors import AdapterError, CheckpointError, ConfigError
 from .files import atomic_folder
+from .generation_file import GENERATION_FILE
 from .loading import DENSE_DTYPES, in_order
 from .multimodal import config_of_text_model
+from .notices import tell
+from .own_files import copy_own_file
 from .prequantized import nf4_entries, quant_type_of, quantization_config
-from .template_files import template_files
+from .template_files import TEMPLATE_FILE, template_files
 from .tokenizer import TOKENIZER_FILES
+from .written import model_files_in
 
 if TYPE_CHECKING:
     from .model import Model
 
+_LOADED = ("tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE, "chat_template.json")
 _DTYPES = DENSE_DTYPES | {"float16": np.dtype(np.float16)}
 
 
@@ -42,12 +46,23 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
     entries = [entry for spec in specs for entry in _entries(model, spec, dtype)]
     names = [entry.name for entry in entries]
     linear = {spec.module: bool(quant_type_of(spec.file_name, names)) for spec in specs if spec.kind in ("projection", "head")}
-    with atomic_folder(path, _belongs_to_model) as folder:
-        write_model_files(folder, entries, max_shard_bytes)
+    before = model_files_in(Path(os.path.realpath(path)))
+    with atomic_folder(path, before.__contains__) as folder:
         text = json.dumps(_saved_config(model, dtype, linear), indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         _write_generation_config(model, folder)
         _copy_tokenizer(model, folder)
+        write_model_files(folder, entries, max_shard_bytes)
+        _tell_of_strangers(Path(os.path.realpath(path)), folder)
+
+
+def _tell_of_strangers(target: Path, folder: Path) -> None:
+    """Files that this save neither writes nor drops, and that whoever loads the folder takes for the model's."""
+    templates = [path.relative_to(target).as_posix() for path in template_files(target)]
+    names = dict.fromkeys((*TOKENIZER_FILES, *templates, GENERATION_FILE))
+    left = [name for name in names if (target / name).exists() and not (folder / name).exists()]
+    if left:
+        tell(f"{target}: {', '.join(left)} was there before and is kept: remove it if it does not belong to this model")
 
 
 def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEntry]:
@@ -88,24 +103,17 @@ def _saved_config(model: Model, dtype: str | None, linear: dict[str, bool]) -> d
 
 
 def _write_generation_config(model: Model, folder: Path) -> None:
-    options = with_ends(model.generation_options, model.eos_token_ids)
-    if options:
+    copied = copy_own_file(model.source, GENERATION_FILE, folder)
+    before = model.generation_options if copied else {}
+    options = with_ends(before, model.eos_token_ids)
+    if options != before:
         text = json.dumps(options, indent=2, ensure_ascii=False) + "\n"
-        (folder / "generation_config.json").write_text(text, encoding="utf-8")
+        (folder / GENERATION_FILE).write_text(text, encoding="utf-8")
 
 
 def _copy_tokenizer(model: Model, folder: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (model.source / name).is_file():
-            shutil.copyfile(model.source / name, folder / name)
-    for path in template_files(model.source):
-        (folder / path.relative_to(model.source)).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / path.relative_to(model.source))
-    if model.has_tokenizer and not (folder / "tokenizer.json").exists():
+    templates = [path.relative_to(model.source).as_posix() for path in template_files(model.source)]
+    copied = {name: copy_own_file(model.source, name, folder) for name in dict.fromkeys((*TOKENIZER_FILES, *templates))}
+    lost = any((model.source / name).is_file() and not copied[name] for name in (*_LOADED, *templates))
+    if model.has_tokenizer and (lost or not copied["tokenizer.json"]):
         model.tokenizer.save(folder)
-
-
-def _belongs_to_model(name: str) -> bool:
-    """Files of an earlier save that a new one replaces."""
-    weights = name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json"))
-    return weights or name in (*TOKENIZER_FILES, "config.json", "generation_config.json")

@@ -12,6 +12,7 @@ from typing import Any
 
 from .checkpoint import read_json_object
 from .errors import CheckpointError
+from .os_errors import reason
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"  # names that have a meaning
@@ -43,7 +44,14 @@ def read_templates(folder: Path, options: Mapping[str, Any]) -> dict[str, str]:
 def template_files(folder: Path) -> list[Path]:
     """The .jinja files of a folder, the default one first."""
     default = folder / TEMPLATE_FILE
-    return [*([default] if default.is_file() else []), *sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))]
+    others = sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
+    return [path for path in (default, *others) if path.is_file()]
+
+
+def is_template(name: str) -> bool:
+    """Whether a file of that name, seen from the model's folder, is a template."""
+    folder, _, file = name.rpartition("/")
+    return name == TEMPLATE_FILE or (folder == TEMPLATE_FOLDER and file.endswith(".jinja"))
 
 
 def write_templates(folder: Path, templates: Mapping[str, str]) -> None:
@@ -74,4 +82,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: expected UTF-8 text, got: {error}") from None
+        raise CheckpointError(f"{path}: expected UTF-8 text, got: {reason(error)}") from None

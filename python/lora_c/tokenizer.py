@@ -48,7 +48,12 @@ class Tokenizer:
     extra_special_tokens : list of str
         Special tokens that have no name.
     bos_token_id, eos_token_id, pad_token_id, unk_token_id : int or None
+    model_vocab_size, model_context_length : int or None
+        Rows of the embedding and tokens in the context of the model that it was loaded with, for what reads data.
     """
+
+    model_vocab_size: int | None = None
+    model_context_length: int | None = None
 
     def __init__(
         self,

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
+import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
+from .checkpoint import find_non_finite
 from .configs import TrainConfig
+from .data.fits import fit_to_model
+from .digests import data_digest, model_digest
 from .ends import tell_untrained_ends
-from .errors import ConfigError
-from .files import write_text
+from .errors import ConfigError, DivergenceError, LoraCError
 from .interrupt import deferred_interrupt
+from .metrics import MetricsFile
+from .notices import tell
+from .os_errors import make_folder
 from .progress import Progress, open_progress
+from .resume import Run, check_same_run
+from .run_checkpoints import find_checkpoint, latest_checkpoint, prune_checkpoints, read_position
+from .run_checks import RunOptions, check_run
 from .schedule import learning_rate
-from .training_state import latest_checkpoint, load_training_state, prune_checkpoints, save_checkpoint
+from .training_state import is_finite, load_training_state, save_checkpoint
 
 if TYPE_CHECKING:
     from .data import Dataset
@@ -35,6 +45,7 @@ class TrainResult:
     elapsed_seconds: float
     peak_memory_bytes: int
     interrupted: bool = False
+    unsaved: list[str] = field(default_factory=list)  # checkpoints that could not be written, and why
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
@@ -54,14 +65,18 @@ class Trainer:
 
     def __init__(self, model: Model, train_data: Dataset, config: TrainConfig, eval_data: Dataset | None = None) -> None:
         self.model, self.config = model, config
-        self.train_data, self.eval_data = train_data, eval_data
         self.parameters = model.trainable_parameters()
         if not self.parameters:
             raise ConfigError(
                 "model: expected at least one trainable parameter, got a frozen model; call model.add_adapter(...) or "
                 'load it with trainable="full" or "head"'
             )
-        tell_untrained_ends(model, train_data)
+        check_run(RunOptions(config, model=model, has_eval_data=eval_data is not None))
+        longest = config.max_seq_length if "max_seq_length" in config.model_fields_set else None
+        self.train_data = fit_to_model(train_data, model, "train_data", longest)
+        self.eval_data = eval_data if eval_data is None else fit_to_model(eval_data, model, "eval_data", longest)
+        check_run(RunOptions(config, total_steps=self.total_steps))
+        tell_untrained_ends(model, self.train_data)
         self.optimizer = _core.AdamW(
             self.parameters,
             lr=config.learning_rate,
@@ -75,6 +90,11 @@ class Trainer:
         model.decoder.precision = config.precision
         self.output_dir = Path(config.output_dir)
         self.history: list[dict[str, Any]] = []
+        self.run_id = uuid.uuid4().hex
+        self.checkpoints: list[int] = []  # steps of those that this run has written
+        self._metrics = MetricsFile(self.output_dir)
+        self._unsaved: list[str] = []
+        self._resumed_at = 0
         self._tokens_before = 0  # by the runs that this one resumes
         self._tokens_seen = 0
 
@@ -94,36 +114,88 @@ class Trainer:
     def total_steps(self) -> int:
         if self.config.max_steps > 0:
             return self.config.max_steps
-        return max(1, round(self.steps_per_epoch * self.config.num_train_epochs))
+        return math.ceil(self.config.num_train_epochs * self.steps_per_epoch)  # as transformers, and so is the warm-up
 
     @property
     def warmup_steps(self) -> int:
-        return self.config.warmup_steps or round(self.config.warmup_ratio * self.total_steps)
+        return self.config.warmup_steps or math.ceil(self.total_steps * self.config.warmup_ratio)
 
-    def train(self, resume: bool | str | Path = False) -> TrainResult:
-        """Run to the last step; Ctrl-C saves a checkpoint and returns. resume: True (latest) or a checkpoint folder."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        first = self._resume(resume) if resume else 0
-        self._rewrite_metrics()
+    def train(self, resume: bool | str | Path = False, allow_changes: bool = False) -> TrainResult:
+        """Run to the last step and leave a checkpoint of it; Ctrl-C saves a checkpoint and returns.
+
+        Parameters
+            resume         True (the latest checkpoint in the output folder), "auto" (the same; start where there is none), or
+                           a checkpoint folder
+            allow_changes  resume although what changes the result has changed (docs/RESUME.md)
+        Raises
+            CheckpointError  there is nothing to resume from, it is damaged, or it is another run's
+            DivergenceError  a loss or gradient is not finite; the last finite state is saved and named
+        """
+        first = self.resume_from(resume, allow_changes) if resume else self._resumed_at
+        make_folder(self.output_dir)
+        self._metrics.start(self.history)
         _core.reset_peak_memory()
         self._tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)
         self._tokens_seen = 0
         started = time.perf_counter()
         done = first
         with open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
-            if self.eval_data is not None and first == 0 and self.config.eval_steps:
-                self._evaluate_and_log(0, progress)
-            while done < self.total_steps and not stop.requested:
-                self._one_step(done, started, progress)
-                done += 1
-                self._periodic(done, progress)
-            interrupted = done < self.total_steps
+            try:
+                if self.eval_data is not None and first == 0 and self.config.eval_steps:
+                    self._evaluate_and_log(0, progress)
+                while done < self.total_steps and not stop.requested:
+                    self._one_step(done, started, progress)
+                    done += 1
+                    self._periodic(done, progress)
+                interrupted = done < self.total_steps
+                if not interrupted and self.eval_data is not None and not self._logged_eval(done):
+                    self._evaluate_and_log(done, progress)
+                if any(find_non_finite(p.data) for p in self.parameters):
+                    raise DivergenceError(f"expected finite parameters after step {done}, got NaN or infinity")
+            except DivergenceError as error:
+                raise self._divergence(error, done) from None
             if interrupted:
                 progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
-                save_checkpoint(self, done)
-            elif self.eval_data is not None and not self._logged_eval(done):
-                self._evaluate_and_log(done, progress)
+            if interrupted or done > first:
+                self._save_checkpoint(done)
         return self._result(done, time.perf_counter() - started, interrupted)
+
+    def run(self) -> Run:
+        """What decides the result of this run, as it is written to checkpoints."""
+        return Run.of(self)
+
+    @cached_property
+    def digests(self) -> tuple[str, str]:
+        """Of the training data, and of the model without what is trained of it."""
+        return data_digest(self.train_data), model_digest(self.model)
+
+    def resume_from(self, resume: bool | str | Path, allow_changes: bool = False) -> int:
+        """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there."""
+        folder = find_checkpoint(self.output_dir, resume)
+        if folder is None:
+            return 0
+        position = read_position(folder)
+        check_same_run(self.run(), position, allow_changes)
+        load_training_state(self, position)
+        self.run_id, self.checkpoints = position.run_id or self.run_id, position.written
+        self._resumed_at = position.step
+        return position.step
+
+    def _save_checkpoint(self, done: int) -> None:
+        """A checkpoint that cannot be written does not end the run: its result is still to come."""
+        try:
+            save_checkpoint(self, done)
+        except (LoraCError, MemoryError) as error:
+            self._unsaved.append(f"step {done}: {error}")
+            tell(f"no checkpoint of step {done}: {error}")
+
+    def _divergence(self, error: DivergenceError, done: int) -> DivergenceError:
+        """The error with the way out, after the last finite state has been saved."""
+        if done and done not in self.checkpoints and is_finite(self):
+            self._save_checkpoint(done)
+        last = latest_checkpoint(self.output_dir) if self.checkpoints else None
+        state = f"the last finite state is in {last}" if last else "no finite state but the model's own is left"
+        return DivergenceError(f"training: {error}; {state}; start again with a smaller learning rate or a longer warm-up")
 
     def evaluate(self, dataset: Dataset | None = None) -> float:
         """Mean cross entropy per token with loss."""
@@ -146,6 +218,8 @@ class Trainer:
         loss = 0.0
         for i, batch in enumerate(batches):
             loss += self._forward_backward(batch, 1.0 / total_weight, step * config.gradient_accumulation_steps + i)
+        if not math.isfinite(loss):
+            raise DivergenceError(f"expected a finite loss at step {step + 1}, got {loss}")
         rate = learning_rate(
             step,
             peak=config.learning_rate,
@@ -153,7 +227,11 @@ class Trainer:
             warmup_steps=self.warmup_steps,
             kind=config.lr_scheduler_type,
         )
-        grad_norm = self.optimizer.step(lr=rate, max_grad_norm=config.max_grad_norm or None)
+        try:  # it refuses a gradient that is not finite before it changes a parameter
+            grad_norm = self.optimizer.step(lr=rate, max_grad_norm=config.max_grad_norm or None)
+        except ValueError as error:
+            got = str(error).partition("got ")[2].partition(";")[0]
+            raise DivergenceError(f"expected finite gradients at step {step + 1}, got {got}") from None
         self._tokens_seen += sum(batch.n_tokens for batch in batches)
         elapsed = time.perf_counter() - started
         record = {
@@ -170,7 +248,7 @@ class Trainer:
         progress.step(record)
         self.history.append(record)
         if (step + 1) % config.logging_steps == 0 or step + 1 == self.total_steps:
-            self._write_metrics(record)
+            self._metrics.append(record)
 
     def _forward_backward(self, batch: PackedBatch, grad_scale: float, dropout_step: int) -> float:
         return self.model.decoder.forward_backward(
@@ -187,32 +265,20 @@ class Trainer:
         if self.eval_data is not None and config.eval_steps and done % config.eval_steps == 0:
             self._evaluate_and_log(done, progress)
         if config.save_steps and done % config.save_steps == 0 and done < self.total_steps:
-            save_checkpoint(self, done)
-            prune_checkpoints(self.output_dir, config.save_total_limit)
+            self._save_checkpoint(done)
+            self.checkpoints = prune_checkpoints(self.output_dir, self.run_id, self.checkpoints, config.save_total_limit)
 
     def _evaluate_and_log(self, done: int, progress: Progress) -> None:
         loss = self.evaluate()
+        if not math.isfinite(loss):
+            raise DivergenceError(f"expected a finite held-out loss after step {done}, got {loss}")
         record = {"step": done, "eval_loss": loss}
         self.history.append(record)
-        self._write_metrics(record)
+        self._metrics.append(record)
         progress.evaluation(record)
 
     def _logged_eval(self, done: int) -> bool:
         return any(r.get("step") == done and "eval_loss" in r for r in self.history)
-
-    def _write_metrics(self, record: dict[str, Any]) -> None:
-        with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _rewrite_metrics(self) -> None:
-        """Start the file with what this run builds on: nothing, or the history of the checkpoint that it resumes from."""
-        write_text(self.output_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in self.history))
-
-    def _resume(self, resume: bool | str | Path) -> int:
-        folder = latest_checkpoint(self.output_dir) if resume is True else Path(resume)
-        if folder is None:
-            return 0
-        return load_training_state(self, folder)
 
     def _result(self, steps: int, elapsed: float, interrupted: bool) -> TrainResult:
         losses = [r["loss"] for r in self.history if "loss" in r]
@@ -226,12 +292,14 @@ class Trainer:
             elapsed_seconds=elapsed,
             peak_memory_bytes=_core.memory_report()["total"]["peak"],
             interrupted=interrupted,
+            unsaved=self._unsaved,
             history=self.history,
         )
 
 
 def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> float:
-    """Mean cross entropy over every token with loss in ``dataset``."""
+    """Mean cross entropy over every token with loss in ``dataset``; what is beyond the context is cut, and told."""
+    dataset = fit_to_model(dataset, model, "dataset")
     loss = weight = 0.0
     for batch in evaluation_batches(dataset, max_tokens):
         loss += model.decoder.loss(batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight)

@@ -113,7 +113,7 @@ static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D, int64
     double inv_freq[64];
     for (int64_t i = 0; i < half; i++) inv_freq[i] = pow(10000.0, -2.0 * (double)i / (double)rotary);
     float *c = random_floats(n_positions * half, 0, 0), *s = random_floats(n_positions * half, 0, 0);
-    OK(lora_rope_table(ctx, n_positions, half, inv_freq, 1.5, c, s, ERR));
+    OK(lora_rope_table(ctx, n_positions, NULL, half, inv_freq, 1.5, c, s, ERR));
     for (int64_t p = 0; p < n_positions; p++)
         for (int64_t i = 0; i < half; i++) {
             close_to("rope cos", c[p * half + i], 1.5 * cos((double)p * inv_freq[i]), 1.5 * U);

@@ -155,6 +155,15 @@ def make_json(folder: Path) -> None:
     (folder / "data.json").write_text(json.dumps(RECORDS), encoding="utf-8")
 
 
+def make_csv(folder: Path) -> None:
+    rows = 'prompt,completion\r\n"a, ""b""","two\r\nlines"\r\nc,日本\r\n' + "d,e\n" * 20
+    (folder / "data.csv").write_text(rows, encoding="utf-8", newline="")
+
+
+def make_text(folder: Path) -> None:
+    (folder / "data.txt").write_text("several words\r\nof text 日本 <s> and </s> more\n" * 20, encoding="utf-8")
+
+
 def make_parquet(folder: Path) -> None:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -226,6 +235,8 @@ FORMATS = {
     "gguf_gpt2": Format(make_gguf_gpt2, read_gguf, ("*.gguf",)),
     "jsonl": Format(make_jsonl, read_data, ("data.jsonl",)),
     "json": Format(make_json, read_data, ("data.json",)),
+    "csv": Format(make_csv, read_data, ("data.csv",)),
+    "text": Format(make_text, read_data, ("data.txt",)),
     "parquet": Format(make_parquet, read_data, ("data.parquet",)),
     "tokenizer": Format(make_tokenizer, read_tokenizer, ("*.json",)),
 }

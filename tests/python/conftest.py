@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,7 +112,6 @@ def bfloat16() -> Any:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a switch: from then on every fsync fails as on a full disk."""
     import errno
-    import os
 
     def fill() -> None:
         def fail(handle: int) -> None:
@@ -120,3 +120,39 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(os, "fsync", fail)
 
     return fill
+
+
+@pytest.fixture
+def llama_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write a small Llama as a GGUF file; keywords with dots replaced by two underscores change its metadata."""
+    from gguf_files import llama_tensors, llama_values, write_file
+
+    def make(kind: str | None = "Q4_0", name: str = "model.gguf", drop: tuple[str, ...] = (), **changes: Any) -> Path:
+        values = llama_values(**{key.replace("__", "."): value for key, value in changes.items()})
+        values = {key: value for key, value in values.items() if key not in drop}
+        tensors = {key: value for key, value in llama_tensors(kind).items() if key not in drop}
+        return write_file(tmp_path / name, values, tensors)
+
+    return make
+
+
+@pytest.fixture
+def alone() -> Callable[..., str]:
+    """Run code in a process of its own, where a crash, a hang or a hunger for memory is a failed test and no more."""
+    import resource
+    import subprocess
+    import sys
+
+    def run(code: str, seconds: float = 100, gib: int = 6) -> str:
+        def limit() -> None:
+            if not any(name in os.environ.get("LD_PRELOAD", "") for name in ("asan", "tsan")):  # they map terabytes
+                resource.setrlimit(resource.RLIMIT_AS, (gib << 30, gib << 30))
+
+        paths = [str(Path(lora_c.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-X", "faulthandler", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, preexec_fn=limit)
+        assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
+        return done.stdout
+
+    return run

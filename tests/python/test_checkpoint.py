@@ -305,7 +305,7 @@ def test_folder_swap_keeps_strangers_and_drops_own(tmp_path: Path, monkeypatch: 
 
 
 def test_crash_between_renames_is_repaired(tiny_model_dir: Path) -> None:
-    os.rename(tiny_model_dir, tiny_model_dir.with_name(f".{tiny_model_dir.name}.previous"))
+    os.rename(tiny_model_dir, tiny_model_dir.with_name(f".{tiny_model_dir.name}.lora-c-0123abcd.previous"))
     assert recover_folder(tiny_model_dir).is_dir()
     load_model(tiny_model_dir)
 

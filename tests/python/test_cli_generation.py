@@ -67,13 +67,13 @@ def test_lists_of_names_and_of_numbers_stay_lists() -> None:
 @pytest.mark.parametrize(
     ("yaml", "stops"),
     [("little girl", ["little girl"]), ('["a,b", "3"]', ["a,b", "3"]), ('"\\n"', ["\n"]), ('"3"', ["3"]),
-     ("3", None), ("[3]", None)],
+     ("3", ["3"]), ("[3]", ["3"]), ("yes", ["yes"]), ("{a: 1}", None)],
 )  # fmt: skip
 def test_stop_texts_in_a_file_of_settings(stories: Path, tmp_path: Path, yaml: str, stops: list[str] | None) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"model: {stories}\nprompt: {PROMPT}\nmax_new_tokens: 30\nstop_strings: {yaml}\n")
     if stops is None:
-        assert "put it in quotes" in invoke("generate", "--config", file).output
+        assert "run.yaml:4: stop_strings: expected" in str(invoke("generate", "--config", file).exception)
     else:
         right = lc.load_model(stories).generate(PROMPT, max_new_tokens=30, stop_strings=stops)
         assert run("generate", "--config", file) == right + "\n"

@@ -169,6 +169,11 @@ def test_split_shares_nothing_and_keeps_everything():
     assert len(b) == 5 and not a & b and a | b == set(range(20))
 
 
+def test_a_part_of_a_sample_is_held_out_whole():
+    data = Dataset([sample(2, i) for i in range(5)])
+    assert [len(data.split(fraction, seed=0)[1]) for fraction in (0.01, 0.5, 0.7, 0.99)] == [1, 3, 4, 4]
+
+
 def test_schedules():
     kwargs = {"peak": 1.0, "total_steps": 110, "warmup_steps": 10}
     for kind in ("linear", "cosine", "constant"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from lora_c.cli import cli
+from lora_c.data import load_dataset
 from lora_c.errors import CheckpointError
 from lora_c.inspection import Report, inspect_path
 from lora_c.model import load_model
+from lora_c.notices import LoraCWarning
+from lora_c.tokenizer import Tokenizer
 
 
 def types(report: Report) -> dict[str, int]:
@@ -162,6 +166,36 @@ def test_folders_of_other_things(tmp_path: Path, shared_data: Callable[[str], Pa
     assert inspect_path(shared_data("gsm8k")).kind == "training data"
     with pytest.raises(CheckpointError, match="got nothing there"):
         inspect_path(tmp_path / "absent")
+
+
+def test_data_is_counted_as_training_reads_it(stories: Path, tmp_path: Path) -> None:
+    for name, n in (("train.jsonl", 4), ("train.csv", 3), ("valid.jsonl", 2), ("test.jsonl", 1)):
+        head = "text\n" if name.endswith("csv") else ""
+        (tmp_path / name).write_text(head + "".join(f'{{"text": "{i}"}}\n' if not head else f"{i}\n" for i in range(n)))
+    (tmp_path / "README.md").write_text("words")
+    facts = inspect_path(tmp_path).facts
+    with pytest.warns(LoraCWarning, match="README.md"):
+        data = load_dataset(tmp_path, Tokenizer.from_folder(stories))
+    assert facts["records"] == str(data.n_examples) == "7"
+    assert facts["split"] == "train: train.csv, train.jsonl" and facts["left out"] == "README.md"
+    assert (facts["validation"], facts["test"]) == ("valid.jsonl: 2 records", "test.jsonl: 1 records")
+    (tmp_path / "more").mkdir()
+    for name in "ab":
+        (tmp_path / f"more/{name}.jsonl").write_text('{"text": "x"}\n' * 800)
+    assert inspect_path(tmp_path / "more").facts["records"] == "1,600"
+    (tmp_path / "more/c.jsonl").write_text('{"text": "x"}\n' * 1001)
+    assert inspect_path(tmp_path / "more").facts["records"] == "2,600 looked at"
+
+
+def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "itself").symlink_to("itself")
+    for name, message in (("pipe", "got a named pipe"), ("itself", "symbolic links")):
+        with pytest.raises(CheckpointError, match=message):
+            inspect_path(tmp_path / name)
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data/train.jsonl")
+    assert "train.jsonl: expected a regular file, got a named pipe" in inspect_path(tmp_path / "data").problems[0]
 
 
 def test_command_prints_tables_or_json(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
-"""Data files: JSONL, JSON arrays, Parquet, gzip; every mistake named by file and line."""
+"""Data files: JSONL, JSON arrays, CSV, Parquet, gzip; every mistake named by file and line."""
 
 from __future__ import annotations
 
 import builtins
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_c.data import records
-from lora_c.data.records import data_files, read_records, read_text
+from lora_c.data import json_records, streams
+from lora_c.data.records import read_records
+from lora_c.data.streams import text_blocks
 from lora_c.errors import DataError
 
 ROWS = [{"text": "Grüße 日本 🦙"}, {"prompt": "a", "completion": "b"}]
@@ -71,19 +73,138 @@ def test_mistakes_are_named_by_file_and_line(tmp_path: Path, data: bytes, messag
     assert "\n" not in str(error.value)
 
 
-def test_huge_lines_and_arrays_are_refused_before_they_are_parsed(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(records, "MAX_LINE", 1000)
-    monkeypatch.setattr(records, "MAX_ARRAY", 1000)
+def test_huge_lines_and_items_are_refused_before_they_are_parsed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(json_records, "MAX_LINE", 1000)
+    monkeypatch.setattr(streams, "READ_BYTES", 600)
     path = write(tmp_path / "a.jsonl", "{}\n" + json.dumps({"text": "x" * 2000}))
     with pytest.raises(DataError, match="a.jsonl:2: expected lines of at most"):
         values(path)
     bomb = write(tmp_path / "a.jsonl.gz", "x" * 1_000_000)
     with pytest.raises(DataError, match="a.jsonl.gz:1: expected lines of at most"):
         values(bomb)
-    with pytest.raises(DataError, match="write one example per line"):
-        values(write(tmp_path / "b.json", json.dumps([{"text": "x" * 2000}])))
-    with pytest.raises(DataError, match="at most"):
-        read_text(write(tmp_path / "c.txt.gz", "x" * 2000))
+    with pytest.raises(DataError, match="item 2: expected at most .* write one example per line"):
+        values(write(tmp_path / "b.json", json.dumps([{"text": ""}, {"text": "x" * 4000}])))
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.jsonl.gz", "a.txt.gz", "a.csv.gz"])
+def test_gzip_that_unpacks_to_far_more_than_text_would_is_refused(tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.setattr(streams, "MAX_UNPACKED", 100_000)
+    item = {"a.json.gz": "{},", "a.jsonl.gz": "{}\n", "a.txt.gz": "a\n", "a.csv.gz": "a\n"}[name]
+    path = write(tmp_path / name, "[" * (name == "a.json.gz") + item * 300_000)
+    with pytest.raises(DataError, match=r"unpacks to at most 200 times its size, got more than 1\d\d,\d00 b"):
+        list(text_blocks(path) if "txt" in name else read_records(path))
+    fine = write(tmp_path / name, "[" * (name == "a.json.gz") + item * 10_000 + "{}]" * (name == "a.json.gz"))
+    list(text_blocks(fine) if "txt" in name else read_records(fine))
+
+
+def test_an_array_is_read_item_by_item(tmp_path: Path, monkeypatch) -> None:
+    """Whatever the size of the pieces that are read: the same items, and a damaged end is met only when it is reached."""
+    items: list[dict[str, Any]] = [
+        {"text": '🦙 \u2028 "quoted\\\\', "n": [1.5e-3, -7, 12345678901234567890, True, None], "deep": [[{}], [[]]]},
+        {},
+        {"text": "x" * 3000, "tail": "ü" * 50},
+    ] * 3
+    for ascii_only in (True, False):
+        for indent in (None, 2):
+            text = json.dumps(items, ensure_ascii=ascii_only, indent=indent)
+            path = write(tmp_path / "a.json", text)
+            for size in (1, 3, 17, 1000, 1 << 20):
+                monkeypatch.setattr(streams, "READ_BYTES", size)
+                assert values(path) == items
+    reader = read_records(write(tmp_path / "b.json", '[{"text": "a"}, {"text": "b"}, {"te'))
+    assert [record["text"] for _, record in (next(reader), next(reader))] == ["a", "b"]
+    with pytest.raises(DataError, match="b.json: expected a JSON object, got .*column 33"):
+        next(reader)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[{}", "[{},", "[{},]", "[{} {}]", "[,{}]", "[{}] x", "[{}]]", "[{}},{}]", '[{"a": tru}]', '[{"a": "\\x"}]', "[1]"],
+)
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_damaged_arrays_are_refused_as_json_refuses_them(tmp_path: Path, monkeypatch, text: str, size: int) -> None:
+    monkeypatch.setattr(streams, "READ_BYTES", size)
+    with pytest.raises(DataError, match="a.json.*: expected a JSON object, got") as error:
+        values(write(tmp_path / "a.json", text))
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as wrong:
+        assert f"line {wrong.lineno}, column" in str(error.value)
+    assert values(write(tmp_path / "a.json", " [\n] \n")) == []
+
+
+def test_a_file_that_is_one_object(tmp_path: Path) -> None:
+    pretty = json.dumps(ROWS[0], indent=1)
+    assert values(write(tmp_path / "a.json", pretty)) == [ROWS[0]]
+    assert values(write(tmp_path / "a.json", "\n" + json.dumps(ROWS[0]))) == [ROWS[0]]
+    assert values(write(tmp_path / "a.json", "\n\n" + "\n".join(map(json.dumps, ROWS)))) == ROWS
+    for table in ({"data": ROWS}, {"version": 1, "train": ROWS, "validation": ROWS}, {"train": {"0": ROWS[0]}}):
+        for indent in (None, 2):
+            with pytest.raises(DataError, match=r"got one object that holds (data|train); write|train, validation; write"):
+                values(write(tmp_path / "a.json", json.dumps(table, indent=indent)))
+    with pytest.raises(DataError, match=r"one object per line, or an array of objects, can be read, line 4, column 1"):
+        values(write(tmp_path / "a.json", pretty + "\n" + pretty))
+
+
+class TestTables:
+    def test_columns_are_keys(self, tmp_path: Path) -> None:
+        text = 'prompt,completion\r\n"a, ""b""","two\r\nlines"\r\n\r\nc,\r\n'
+        expected = [{"prompt": 'a, "b"', "completion": "two\nlines"}, {"prompt": "c", "completion": ""}]
+        for name in ("a.csv", "a.csv.gz"):
+            path = write(tmp_path / name, text, "utf-8-sig")
+            assert list(read_records(path)) == [(f"{path}:2", expected[0]), (f"{path}:5", expected[1])]
+        path = write(tmp_path / "a.tsv", "prompt\tcompletion\na, b\tc\n")
+        assert values(path) == [{"prompt": "a, b", "completion": "c"}]
+        assert values(write(tmp_path / "empty.csv", "")) == []
+
+    def test_long_cells(self, tmp_path: Path) -> None:
+        assert values(write(tmp_path / "a.csv", "text\n" + "x" * 200_000)) == [{"text": "x" * 200_000}]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("prompt,completion\na,b\nc\n", r"a.csv:3: expected 2 columns \(prompt, completion\), got 1"),
+            ("prompt,completion\na,b,c\n", "a.csv:2: expected 2 columns .*, got 3"),
+            ("text,text\na,b\n", "a.csv:1: expected a name of its own for every column, got text"),
+            ("text,\na,b\n", "a.csv:1: expected a name of its own for every column, got one without a name"),
+            ('text\n"a', "a.csv:2: expected a row of a table, got: unexpected end of data"),
+            ('text\n"a"b', "a.csv:2: expected a row of a table"),
+        ],
+    )
+    def test_mistakes_are_named_by_file_and_line(self, tmp_path: Path, text: str, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            values(write(tmp_path / "a.csv", text))
+
+
+def test_other_kinds_of_files_are_refused_by_name(tmp_path: Path) -> None:
+    for name, data in (("a.zst", b"\x28\xb5"), ("a.md", b"# Title"), ("a.zip", b"PK"), ("data", b"text")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=f"{name}: expected a file ending in .jsonl, .* got '?(.zst|.md|.zip|no ending)"):
+            values(tmp_path / name)
+    assert values(write(tmp_path / "lines.data", '{"text": "a"}')) == [{"text": "a"}]
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "other"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=f"{name}: expected a regular file, got a named pipe; write what comes out"):
+            values(tmp_path / name)
+    (tmp_path / "link.jsonl").symlink_to("link.jsonl")
+    with pytest.raises(DataError, match="symbolic links"):
+        values(tmp_path / "link.jsonl")
+
+
+def test_every_line_end_is_a_line_feed(tmp_path: Path, monkeypatch) -> None:
+    for size in (1, 2, 1 << 20):
+        monkeypatch.setattr(streams, "READ_BYTES", size)
+        for name in ("a.txt", "a.txt.gz"):
+            path = write(tmp_path / name, "one\r\ntwo\rthree\n\r\r\nü🦙\r", "utf-8")
+            assert "".join(text_blocks(path)) == "one\ntwo\nthree\n\n\nü🦙\n"
+    monkeypatch.undo()
+    assert "".join(text_blocks(write(tmp_path / "b.txt", "a", "utf-8-sig"))) == "a"
+    (tmp_path / "c.txt").write_bytes("ü".encode()[:1])
+    with pytest.raises(DataError, match="c.txt: expected UTF-8 text, got byte 0xc3"):
+        list(text_blocks(tmp_path / "c.txt"))
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
@@ -95,29 +216,13 @@ def test_damaged_gzip(tmp_path: Path) -> None:
             values(path)
 
 
-def test_files_and_folders(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.parquet", "c.txt.gz", "notes.md", ".hidden.jsonl"):
-        (tmp_path / name).write_bytes(b"")
-    assert [p.name for p in data_files(tmp_path)] == ["a.parquet", "b.jsonl", "c.txt.gz"]
-    both = [tmp_path / "b.jsonl", str(tmp_path / "a.parquet")]
-    assert [p.name for p in data_files(both)] == ["b.jsonl", "a.parquet"]
-    (tmp_path / "empty").mkdir()
-    for wrong, message in [
-        (tmp_path / "empty", "expected files ending in"),
-        (tmp_path / "none", "does not exist"),
-        ([], "at least one file"),
-    ]:
-        with pytest.raises(DataError, match=message):
-            data_files(wrong)
-
-
 def test_unreadable_file(tmp_path: Path, monkeypatch) -> None:
     path = write(tmp_path / "a.jsonl", "{}")
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(DataError, match="a.jsonl: expected a readable file, got: Permission denied"):
         values(path)
 

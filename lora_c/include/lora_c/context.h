@@ -5,6 +5,7 @@
 #ifndef LORA_C_CONTEXT_H
 #define LORA_C_CONTEXT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -81,6 +82,8 @@ lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag);
 lora_mem_usage lora_ctx_memory_total(const lora_ctx *ctx);
 void lora_ctx_reset_peak(lora_ctx *ctx);
 
+/** Whether the machine has memory for one more block of this size. Asks the system for blocks from 1 GiB on; smaller ones fit. */
+bool lora_memory_fits(size_t bytes);
 /** Memory for a caller's own weights, gradients and optimizer state: 64-byte aligned, zeroed, readable for 64 bytes past
  *  the end, counted under tag. NULL when refused. Needs no lock. */
 void *lora_ctx_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes);

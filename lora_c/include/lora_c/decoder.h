@@ -17,7 +17,7 @@ extern "C" {
 typedef struct lora_decoder lora_decoder;
 typedef struct lora_kv_cache lora_kv_cache;
 
-enum { LORA_MAX_ROPES = 2 };
+enum { LORA_MAX_ROPES = 2, LORA_MAX_LAYERS = 1 << 16 };
 
 /* One table of rotations. */
 typedef struct lora_rope_config {
@@ -90,6 +90,8 @@ lora_slot_name lora_decoder_slot_name(bool vector, int slot);
 lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config, lora_decoder **out,
                                 lora_error *err) LORA_MUST_CHECK;
 void lora_decoder_destroy(lora_decoder *decoder);
+/** In a child whose parent forked it in the middle of a pass: drops what that pass had begun to write. */
+void lora_decoder_after_fork(lora_decoder *decoder);
 
 /** Sets a matrix; grad (same shape, float32, contiguous) makes it trainable, NULL freezes it. Shapes are checked. */
 lora_status lora_decoder_set_matrix(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot, const lora_weight *w,

@@ -40,9 +40,10 @@ lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, int64_t M, 
 lora_status lora_scale_rows(lora_ctx *ctx, int64_t M, int64_t N, float a, const float *x, int64_t ldx, float *y,
                             int64_t ldy, bool accumulate, lora_error *err) LORA_MUST_CHECK;
 
-/** cos[p][i] = scale * cos(p * inv_freq[i]), sin likewise, for p < n_positions, i < half; computed in float64, rounded once. */
-lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, int64_t half, const double *inv_freq, double scale,
-                            float *cos, float *sin, lora_error *err) LORA_MUST_CHECK;
+/** cos[p][i] = scale * cos(positions[p] * inv_freq[i]), sin likewise, for p < n_positions, i < half; computed in float64,
+ *  rounded once. positions NULL: 0, 1, ... n_positions - 1. */
+lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
+                            double scale, float *cos, float *sin, lora_error *err) LORA_MUST_CHECK;
 /** Rotates the pairs (i, i + rotary/2) of the first rotary elements of each head of x (M, n_heads * D) in place by the
  *  angle of positions[m], a row of the tables (n_positions, rotary/2); backward rotates the other way (the gradient).
  *  positions[m] < n_positions is checked (EINVAL).

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..architectures import Architecture
+from ..checkpoint import read_json_object
 from ..errors import AdapterError, ConfigError, shorten
 from ..files import recover_folder
 from ..gguf.reader import is_gguf
+from ..written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, MLX_FILE, has_own_base
 from . import mlx_format, peft_format
 from .data import AdapterArrays
 
@@ -39,11 +41,11 @@ def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> Ad
 
         return gguf_format.read_adapter(path, architecture)
     folder = find_folder(path)
-    if (folder / mlx_format.WEIGHTS_FILE).is_file() and not (folder / peft_format.WEIGHTS_FILE).is_file():
+    if (folder / MLX_FILE).is_file() and not (folder / ADAPTER_FILE).is_file():
         return mlx_format.read_mlx(folder, architecture)
     arrays = peft_format.read_peft(folder, architecture)
-    base = folder / peft_format.BASE_FOLDER
-    return replace(arrays, residual_base=_base_of(base, arrays)) if (base / "config.json").is_file() else arrays
+    named = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return replace(arrays, residual_base=_base_of(folder / BASE_FOLDER, arrays)) if has_own_base(folder, named) else arrays
 
 
 def _base_of(folder: Path, arrays: AdapterArrays) -> dict[str, Callable[[], Any]]:
@@ -60,12 +62,12 @@ def _base_of(folder: Path, arrays: AdapterArrays) -> dict[str, Callable[[], Any]
 def find_folder(path: str | os.PathLike[str]) -> Path:
     """The folder with the files: the given one, or its only subfolder that has them (a named adapter)."""
     folder = recover_folder(path)
-    if not folder.is_dir():
-        kind = "a file" if folder.exists() else "nothing there"
+    if not os.path.isdir(folder):
+        kind = "a file" if os.path.exists(folder) else "nothing there"
         raise AdapterError(f"{path}: expected a folder with adapter_config.json and its weights, got {kind}")
-    if (folder / peft_format.CONFIG_FILE).exists():
+    if (folder / ADAPTER_CONFIG).exists():
         return folder
-    named = sorted(entry.parent.name for entry in folder.glob(f"*/{peft_format.CONFIG_FILE}"))
+    named = sorted(entry.parent.name for entry in folder.glob(f"*/{ADAPTER_CONFIG}"))
     if len(named) > 1:
         raise AdapterError(
             f"{path}: expected one adapter, got a folder with {shorten(named)}; give {path}/{named[0]} or another of them"

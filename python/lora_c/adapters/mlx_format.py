@@ -20,11 +20,11 @@ from ..checkpoint import SafetensorsFile, TensorEntry, read_json_object, write_s
 from ..configs import LoraConfig
 from ..errors import AdapterError, CheckpointError, ConfigError
 from ..files import atomic_folder
+from ..written import ADAPTER_CONFIG, MLX_FILE, listing, replaced_adapter
 from .data import F32, AdapterArrays, MatrixArrays, specs_by_name
-from .peft_format import CONFIG_FILE, read_floats, stored_dtype
+from .peft_format import read_floats, stored_dtype
 from .targets import describe_targets
 
-WEIGHTS_FILE = "adapters.safetensors"
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_a|lora_b|m)")
 _LAYER = re.compile(r".*\.(?P<index>\d+)\.(?P<rest>[^\d].*)")
 
@@ -37,10 +37,10 @@ def read_mlx(folder: Path, architecture: Architecture) -> AdapterArrays:
     AdapterError
         It is damaged, of another kind, or for another base model.
     """
-    where = folder / CONFIG_FILE
+    where = folder / ADAPTER_CONFIG
     try:
         values = read_json_object(where)
-        file = SafetensorsFile(folder / WEIGHTS_FILE)
+        file = SafetensorsFile(folder / MLX_FILE)
     except CheckpointError as error:
         raise AdapterError(str(error)) from None
     try:
@@ -183,7 +183,8 @@ def write_mlx(
     }  # fmt: skip
     stored = stored_dtype(dtype)
     entries = [TensorEntry.of(key, np.ascontiguousarray(array).astype(stored)) for key, array in arrays.items()]
-    with atomic_folder(path, {CONFIG_FILE, WEIGHTS_FILE}.__contains__) as folder:
-        with open(folder / WEIGHTS_FILE, "wb") as out:
-            write_safetensors(out.write, entries, {"format": "mlx"})
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+    before = replaced_adapter(path, "mlx")
+    with atomic_folder(path, before.__contains__) as folder:
+        with open(folder / MLX_FILE, "wb") as out:
+            write_safetensors(out.write, entries, listing("mlx", {ADAPTER_CONFIG, MLX_FILE}))
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=4, sort_keys=True) + "\n", encoding="utf-8")

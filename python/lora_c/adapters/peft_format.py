@@ -14,17 +14,17 @@ import ml_dtypes
 import numpy as np
 
 from ..architectures import Architecture, WeightSpec
+from ..aside import name_for_people
 from ..checkpoint import SafetensorsFile, TensorEntry, find_non_finite, read_json_object, write_safetensors
 from ..configs import LoraConfig
 from ..errors import AdapterError, CheckpointError
 from ..files import atomic_folder
 from ..multimodal import is_left_out, spellings
+from ..written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, listing, replaced_adapter
 from .config import parse_adapter_config, peft_config
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-BASE_FOLDER = "base_model"  # the base of an adapter that changed it: PiSSA, OLoRA, LoftQ
 PREFIX = "base_model.model."
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
@@ -53,8 +53,8 @@ def read_peft(folder: Path, architecture: Architecture) -> AdapterArrays:
     """
     weights = weights_file(folder)
     try:
-        values = read_json_object(folder / CONFIG_FILE)
-        config = parse_adapter_config(values, str(folder / CONFIG_FILE))
+        values = read_json_object(folder / ADAPTER_CONFIG)
+        config = parse_adapter_config(values, str(folder / ADAPTER_CONFIG))
         file = SafetensorsFile(weights)
     except CheckpointError as error:
         raise AdapterError(str(error)) from None
@@ -64,8 +64,8 @@ def read_peft(folder: Path, architecture: Architecture) -> AdapterArrays:
         shared = next((name for name in arrays.matrices if specs[name].kind != "projection"), None)
         if values.get("ensure_weight_tying") and architecture.tied and shared is not None:
             raise AdapterError(
-                f"{folder / CONFIG_FILE}: ensure_weight_tying: expected it unset with an adapter on {shared}, got True; this "
-                "is not supported, merge it with PEFT (merge_and_unload) and load the merged model"
+                f"{folder / ADAPTER_CONFIG}: ensure_weight_tying: expected it unset with an adapter on {shared}, got True; "
+                "this is not supported, merge it with PEFT (merge_and_unload) and load the merged model"
             )
         return arrays
     finally:
@@ -80,11 +80,11 @@ def weights_file(folder: Path) -> Path:
     AdapterError
         There is none, or a pickle instead.
     """
-    weights = folder / WEIGHTS_FILE
+    weights = folder / ADAPTER_FILE
     if not weights.is_file():
         if (folder / "adapter_model.bin").exists():
             raise AdapterError(
-                f"{folder / 'adapter_model.bin'}: expected {WEIGHTS_FILE}, got a pickle, which can run code when opened; "
+                f"{folder / 'adapter_model.bin'}: expected {ADAPTER_FILE}, got a pickle, which can run code when opened; "
                 "convert it with PEFT: PeftModel.from_pretrained(base, FOLDER).save_pretrained(NEW_FOLDER)"
             )
         raise AdapterError(f"{weights}: expected this file, got nothing there; is this an adapter folder?")
@@ -109,7 +109,7 @@ def _read_arrays(file: SafetensorsFile, config: LoraConfig, architecture: Archit
     for key, place in places.items():
         if (place.kind, place.name) not in found:
             raise AdapterError(
-                f"{file.path}: expected tensor {PREFIX + key!r} (named in {CONFIG_FILE}), got a file without it"
+                f"{file.path}: expected tensor {PREFIX + key!r} (named in {ADAPTER_CONFIG}), got a file without it"
             )
     matrices = {
         t.spec.name: MatrixArrays(
@@ -184,14 +184,15 @@ def _place_of(key: str, places: Mapping[str, Place], file: SafetensorsFile, arch
     module = spellings(match["module"], architecture.family)[0] if match is not None else None
     if module is None:
         raise AdapterError(
-            f"{file.path}: {shown}: expected only what {CONFIG_FILE} names, got this tensor; it is not supported"
+            f"{file.path}: {shown}: expected only what {ADAPTER_CONFIG} names, got this tensor; it is not supported"
         )
     if module not in {spec.module for spec in all_specs(architecture)}:
         raise AdapterError(
             f"{file.path}: {shown}: expected a module of this model, got another; it is an adapter for another base model"
         )
     raise AdapterError(
-        f"{file.path}: {key}: expected a tensor that {CONFIG_FILE} asks for, got one more; see its target_modules and use_dora"
+        f"{file.path}: {key}: expected a tensor that {ADAPTER_CONFIG} asks for, got one more; see its "
+        "target_modules and use_dora"
     )
 
 
@@ -216,7 +217,7 @@ def _read_tensor(file: SafetensorsFile, key: str, place: Place) -> F32:
     if info.shape != place.shape:
         rank = {"lora_A": (info.shape[1:], place.shape[1:]), "lora_B": (info.shape[:1], place.shape[:1])}.get(place.kind)
         only_rank = rank is not None and len(info.shape) == 2 and rank[0] == rank[1]
-        reason = f"{CONFIG_FILE} gives another rank" if only_rank else "this is an adapter for another base model"
+        reason = f"{ADAPTER_CONFIG} gives another rank" if only_rank else "this is an adapter for another base model"
         raise AdapterError(f"{file.path}: {key}: expected shape {place.shape}, got {info.shape}; {reason}")
     array = read_floats(file, key)
     return np.ascontiguousarray(array.T) if place.transposed else array
@@ -256,18 +257,20 @@ def write_peft(
     entries = peft_entries(adapter, architecture, stored_dtype(dtype))
     specs = specs_by_name(architecture)
     if write_base is not None:
-        base_model = str(Path(os.path.realpath(path)) / BASE_FOLDER)
+        base_model = name_for_people(Path(os.path.realpath(path)) / BASE_FOLDER)
     modules = [specs[name].module for name in adapter.matrices]
     config = peft_config(adapter.config, modules, base_model)
     if architecture.family.left_out:
         config["target_modules"] = _of_text_model(config["target_modules"], architecture)
     config["fan_in_fan_out"] = any(specs[name].transposed for name in adapter.matrices)
-    with atomic_folder(path, {CONFIG_FILE, WEIGHTS_FILE, BASE_FOLDER, "adapter_model.bin"}.__contains__) as folder:
+    before = replaced_adapter(path, "peft", with_base=write_base is not None)
+    with atomic_folder(path, before.__contains__) as folder:
         if write_base is not None:
             write_base(folder / BASE_FOLDER)
-        with open(folder / WEIGHTS_FILE, "wb") as file:
-            write_safetensors(file.write, entries, {"format": "pt"})
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        own_base = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+        with open(folder / ADAPTER_FILE, "wb") as file:
+            write_safetensors(file.write, entries, listing("pt", {ADAPTER_CONFIG, ADAPTER_FILE} | own_base))
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _of_text_model(targets: Any, architecture: Architecture) -> Any:

@@ -13,6 +13,7 @@ from ..architectures import Architecture, WeightSpec
 from ..configs import LoraConfig
 from ..errors import AdapterError
 from .data import all_specs
+from .unused import refuse_unused_options
 
 # PEFT's table of what is adapted when target_modules is not given, by model_type; it has no row for other families.
 DEFAULT_TARGETS: dict[str, list[str]] = {
@@ -56,6 +57,8 @@ def find_targets(config: LoraConfig, architecture: Architecture, strict: bool = 
         _refuse_other_modules(names, architecture)
         chosen = [s for s in found if _in_layers(s.module, config) and not _left_out(s.module, config)]
         targets = [target_of(spec, config) for spec in chosen]
+        if strict and targets:
+            refuse_unused_options(config, (target.spec.module for target in targets), architecture)
     if strict and isinstance(names, list):
         for name in names:
             if not any(_matches(spec.module, [name]) for spec in candidates):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from .options import Command
+from .paths import InputPath
 
 
 @click.command("bench", cls=Command, short_help="Speed and memory of a training step on this machine.")
-@click.option("--model", type=str, help="Model folder.  [default: the model that ships]")
+@click.option("--model", type=InputPath(), help="Model folder.  [default: the model that ships]")
 @click.option("--batch", type=int, default=4, show_default=True, help="Sequences of a step.")
 @click.option("--length", type=int, help="Tokens of a sequence.  [default: 512, or the model's context if shorter]")
 @click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter on every linear layer.")

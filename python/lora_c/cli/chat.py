@@ -11,11 +11,12 @@ from ..errors import DataError
 from ..generation import resolve
 from .generate import open_model
 from .options import Command, config_options, take
+from .paths import InputPath
 
 
 @click.command("chat", cls=Command, short_help="Talk with a model.")
-@click.option("--model", type=str, help="Model folder.")
-@click.option("--adapter", type=str, help="PEFT adapter folder.")
+@click.option("--model", type=InputPath(), help="Model folder.")
+@click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--system", type=str, help="System message at the start.")
 @config_options(GenerationConfig, "Generation", skip=("bad_words_ids",))

@@ -11,9 +11,6 @@ from contextlib import contextmanager
 def friendly_errors() -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        print("\nlora-c: stopped", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -34,4 +31,8 @@ def expected(error: BaseException) -> bool:
 def describe(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return str(error) or "out of memory; use a smaller batch, --recompute layer or a shorter --max-seq-length"
+    if isinstance(error, OSError):
+        from ..os_errors import describe as describe_os_error
+
+        return describe_os_error(error)
     return str(error)

@@ -8,31 +8,41 @@ from typing import Any
 
 import click
 
+from .data import describe_data
 from .generate import open_model
-from .options import Command, TextList
+from .options import Command
+from .paths import InputPath, InputPaths, flatten
 
 
 @click.command("eval", cls=Command, short_help="Loss and perplexity on your data.")
-@click.option("--model", type=str, required=True, help="Model folder.")
-@click.option("--data", type=TextList(), required=True, help="Data: .jsonl, .json, .parquet or .txt, several, or a folder.")
-@click.option("--adapter", type=str, help="PEFT adapter folder.")
+@click.option("--model", type=InputPath(), required=True, help="Model folder.")
+@click.option(
+    "--data", type=InputPaths(), multiple=True, callback=flatten, required=True,
+    help="Data: .jsonl, .json, .csv, .parquet or .txt, several, or a folder.",
+)  # fmt: skip
+@click.option("--split", type=str, help="Of a folder: train, validation, test or all; default: test, or else validation.")
+@click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--limit", type=int, help="Read at most this many examples.")
 @click.option("--max-seq-length", type=int, default=1024, show_default=True, help="Longest sequence in tokens.")
 @click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens per batch.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(data: Any, limit: int | None, max_seq_length: int, batch_tokens: int, as_json: bool, **own: Any) -> None:
+def command(
+    data: Any, split: str | None, limit: int | None, max_seq_length: int, batch_tokens: int, as_json: bool, **own: Any
+) -> None:
     """Mean cross entropy and perplexity over the tokens that carry loss."""
-    from ..data import load_dataset
+    from ..data import find_files, load_files
     from ..trainer import evaluate_loss
 
+    files = find_files(data, split or ("test", "validation", "train"))
     model = open_model(own)
-    length = min(max_seq_length, int(model.config["max_position_embeddings"]))
-    dataset = load_dataset(data, model.tokenizer, max_seq_length=length, limit=limit)
+    dataset = load_files(files, model.tokenizer, max_seq_length=max_seq_length, limit=limit)
+    describe_data("data", dataset, err=as_json)
     loss = evaluate_loss(model, dataset, max_tokens=batch_tokens)
-    result = {"loss": loss, "perplexity": math.exp(loss), "tokens": dataset.n_predicted, "sequences": len(dataset)}
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    result: dict[str, Any] = {"loss": loss, "perplexity": perplexity, "tokens": dataset.n_predicted, "sequences": len(dataset)}
     result["precision"] = model.decoder.precision
     if as_json:
         click.echo(json.dumps(result))
     else:
-        click.echo(f"{dataset.report()}\nloss {loss:.4f}  perplexity {math.exp(loss):.3f}")
+        click.echo(f"loss {loss:.4f}  perplexity {perplexity:.3f}")

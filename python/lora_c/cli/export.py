@@ -9,11 +9,12 @@ import click
 
 from ..errors import AdapterError, CheckpointError, ConfigError
 from .options import Command
+from .paths import InputPath, output_of_a_model, refuse_inputs
 
 
 @click.command("export", cls=Command, short_help="Write an adapter or a model in another format.")
-@click.argument("source", type=str)
-@click.argument("output", type=str)
+@click.argument("source", type=InputPath())
+@click.argument("output", type=output_of_a_model())
 @click.option(
     "--to",
     "target",
@@ -21,7 +22,7 @@ from .options import Command
     required=True,
     help="hf: a folder of whole weights; gguf: one file for llama.cpp, of an adapter or of a model.",
 )
-@click.option("--model", type=str, help="Base model of an adapter.  [default: the one that the adapter names]")
+@click.option("--model", type=InputPath(), help="Base model of an adapter.  [default: the one that the adapter names]")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", "nf4", "q8_0"]),
@@ -33,6 +34,7 @@ def command(source: str, output: str, target: str, model: str | None, dtype: str
         raise ConfigError("dtype: expected 'q8_0' for a model with --to gguf only, got it for another target")
     if is_adapter(source):
         base = model or base_of(source)
+        refuse_inputs("OUTPUT", output, [("the adapter's base", base)])
         export_merged(source, base, output, dtype) if target == "hf" else export_adapter(source, base, output, target, dtype)
     elif target == "hf":
         from ..model import load_model

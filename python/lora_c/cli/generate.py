@@ -13,6 +13,7 @@ from ..configs import GenerationConfig
 from ..errors import ConfigError
 from ..generation import resolve
 from .options import Command, config_options, take
+from .paths import InputPath
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -27,9 +28,9 @@ class Texts(click.Argument):
 
 @click.command("generate", cls=Command, short_help="Write text from prompts.")
 @click.argument("prompt", nargs=-1, cls=Texts)
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Text file with one prompt per line.")
-@click.option("--model", type=str, help="Model folder.")
-@click.option("--adapter", type=str, help="PEFT adapter folder.")
+@click.option("--prompts", type=InputPath(), metavar="FILE", help="Text file with one prompt per line.")
+@click.option("--model", type=InputPath(), help="Model folder.")
+@click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--chat-template/--raw", "chat_template", default=None, help="Wrap the prompt as a user's turn, or not.")
 @click.option("--use-generation-config", is_flag=True, help="Take the settings of the model's generation_config.json.")
@@ -41,7 +42,7 @@ def command(**own: Any) -> None:
     """
     options = take(own, GenerationConfig)
     config = GenerationConfig(**options)
-    texts = [*(own.get("prompt") or ()), *(read_prompts(own["prompts"]) if own.get("prompts") else ())]
+    texts = [*(own.get("prompt") or ()), *(read_prompts(Path(own["prompts"])) if own.get("prompts") else ())]
     model = open_model(own)
     if own.get("use_generation_config"):
         config = resolve(model.generation_config, options)

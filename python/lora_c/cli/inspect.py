@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import Command
+from .paths import InputPath
 
 if TYPE_CHECKING:
     from ..inspection import Report
 
 
 @click.command("inspect", cls=Command, short_help="Say what a file or folder is.")
-@click.argument("path")
+@click.argument("path", type=InputPath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(path: str, as_json: bool) -> int:
     """Format, architecture, types, sizes, adapter rank and targets, and what is unsupported in it.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .generate import open_model
 from .options import Command
+from .paths import InputPath, output_of_a_model, refuse_inputs
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -51,9 +52,14 @@ def _is_number(text: str) -> bool:
 
 
 @click.command("merge", cls=MergeCommand, short_help="Fold adapters into their base.")
-@click.option("--model", type=str, required=True, help="Model folder.")
-@click.option("--adapter", "adapters", type=str, multiple=True, required=True, help="Adapter; give it again for several.")
-@click.option("--output-dir", "--output", type=str, required=True, help="Folder for the merged model, or a file NAME.gguf.")
+@click.option("--model", type=InputPath(), required=True, help="Model folder.")
+@click.option(
+    "--adapter", "adapters", type=InputPath(), multiple=True, required=True, help="Adapter; give it again for several."
+)
+@click.option(
+    "--output-dir", "--output", type=output_of_a_model(), required=True,
+    help="Folder for the merged model, or a file NAME.gguf.",
+)  # fmt: skip
 @click.option(
     "--to",
     type=click.Choice(["hf", "gguf"]),
@@ -73,7 +79,7 @@ def _is_number(text: str) -> bool:
 @click.option("--svd-rank", type=int, help="Rank of the combined update for svd.")
 @click.option("--majority-sign-method", type=click.Choice(["total", "frequency"]), default="total", help="For ties.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random pruning of dare.")
-@click.option("--data", type=str, help="Text or JSONL for the report; by default a sample that comes with the package.")
+@click.option("--data", type=InputPath(), help="Text or JSONL for the report; by default the package's own sample.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Measure what the merge loses.")
 def command(
     model: str, adapters: tuple[str, ...], output_dir: str, to: str | None, dtype: str | None, quantize: str | None,
@@ -84,6 +90,9 @@ def command(
 
     to = to or ("gguf" if output_dir.endswith(".gguf") else "hf")
     chosen = stored_type(to, dtype, output_dir)
+    report_name = output_dir.removesuffix(".gguf") + ".merge_report" if to == "gguf" else f"{output_dir}/merge_report"
+    for ending in (".json", ".txt") if report else ():
+        refuse_inputs("output-dir", report_name + ending, [("an input", path) for path in (model, *adapters, data) if path])
     loaded = open_model({"model": model, "quantize": quantize})
     if to == "gguf":
         contents_of(loaded, TYPES[chosen])  # a refusal comes before the work
@@ -100,7 +109,6 @@ def command(
     merged, found = merge_with_report(loaded, chosen, segments, sample=data or "the default sample")
     found.details |= {"model": model, "adapters": list(adapters), **how}
     write_merged(merged, output_dir, to, chosen)
-    report_name = output_dir.removesuffix(".gguf") + ".merge_report" if to == "gguf" else f"{output_dir}/merge_report"
     write_json(report_name + ".json", found.as_dict())
     write_text(report_name + ".txt", found.as_text())
     click.echo(found.as_text())
@@ -117,7 +125,7 @@ def stored_type(to: str, dtype: str | None, output: str) -> Any:
     """
     from ..errors import ConfigError
 
-    if to == "gguf" and Path(output).is_dir():
+    if to == "gguf" and os.path.isdir(output):
         raise ConfigError(f"output-dir: expected the name of a file for --to gguf, got the folder {output!r}; give NAME.gguf")
     if (to, dtype) == ("gguf", "nf4"):
         raise ConfigError("dtype: expected float32, float16, bfloat16 or q8_0 for a GGUF file, got 'nf4'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -14,8 +14,12 @@ from pydantic.fields import FieldInfo
 
 from ..configs import FREE_TEXTS
 from ..errors import ConfigError
+from .paths import InputPath, InputPaths, OutputPath, ResumePath, check_outputs, output_of_a_run
+from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
+# Keys of a context's meta.
+OVERWRITE, CONFIG_FILE, _LINES = "lora_c.overwrite", "lora_c.config", "lora_c.lines"
 
 
 # --- flags from config classes ---
@@ -25,6 +29,7 @@ class FieldOption(click.Option):
     """A flag that stands for a field of a config class; help lists it under the heading of that class."""
 
     section = ""
+    field_default: Any = None
 
 
 def flag_name(field: str) -> str:
@@ -69,7 +74,7 @@ class TextList(click.ParamType):
     name = "A,B"
 
     def __init__(self, numbers: bool = False) -> None:
-        self.numbers = numbers
+        self.numbers = numbers  # whether its items are whole numbers
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str) or not ("," in value or re.fullmatch(r"[\w.]+", value)):
@@ -93,12 +98,14 @@ class Pairs(click.ParamType):
     """NAME=NUMBER pairs, or a mapping from a file."""
 
     name = "KEY=VALUE,…"
+    numbers = True
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
         try:
-            return {k.strip(): float(v) for k, v in (pair.split("=") for pair in value.split(","))}
+            pairs = [pair.rpartition("=") for pair in value.split(",")]
+            return {name.strip(): plain_value(Plain(number.strip())) for name, _, number in pairs if float(number)}
         except ValueError:
             self.fail(f"expected NAME=NUMBER pairs, got {value!r}", param, ctx)
 
@@ -114,18 +121,16 @@ def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
     elif FREE_TEXTS in info.metadata:
         flags, type_, text = flag_name(name), FreeText(), f"{text} May be given several times."
     else:
-        kinds: dict[Any, Any] = {
-            list: TextList(numbers=_holds(info.annotation, int)),
-            dict: Pairs(),
-            int: click.INT,
-            float: click.FLOAT,
-        }
+        names = TextList(numbers=_holds(info.annotation, int))
+        kinds: dict[Any, Any] = {list: names, dict: Pairs(), int: click.INT, float: click.FLOAT}
         flags, type_ = flag_name(name), kinds.get(kind, click.STRING)
+        type_ = output_of_a_run(info.default) if name == "output_dir" else type_  # type: ignore[assignment]
 
     def decorate(function: F) -> F:
         several = isinstance(type_, FreeText)
         function = click.option(flags, name, type=type_, default=None, help=text, cls=FieldOption, multiple=several)(function)
-        function.__click_params__[-1].section = section  # type: ignore[attr-defined]
+        option = function.__click_params__[-1]  # type: ignore[attr-defined]
+        option.section, option.field_default = section, info.default
         return function
 
     return decorate
@@ -154,19 +159,42 @@ def _plain_type(annotation: Any) -> Any:
     return annotation
 
 
-# --- the command class: --config, and help by section ---
+_SCALARS = (
+    InputPath, OutputPath, ResumePath, click.Choice, click.types.IntParamType, click.types.FloatParamType,
+    click.types.StringParamType, click.types.BoolParamType,
+)  # fmt: skip
+
+
+# --- the command class: --config, --overwrite, and help by section ---
 
 
 class Command(click.Command):
-    """A command with ``--config FILE``, whose keys are the names of its flags; a flag wins over the file."""
+    """A command with ``--config FILE``, whose keys are the names of its flags; a flag wins over the file.
+
+    One that writes has ``--overwrite``, without which an output that is also an input is refused.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        text = "YAML file whose keys are the names of the flags; a flag wins over the file."
-        path = click.Path(path_type=Path)
         self.params.append(
-            click.Option(["--config"], type=path, metavar="FILE", is_eager=True, expose_value=False, callback=_read, help=text)
-        )
+            click.Option(
+                ["--config"], type=click.Path(path_type=Path), metavar="FILE", is_eager=True, expose_value=False,
+                callback=_read, help="YAML file whose keys are the names of the flags; a flag wins over the file.",
+            )
+        )  # fmt: skip
+        if any(isinstance(param.type, OutputPath) for param in self.params):
+            text = "Let the output take the place of an input."
+            self.params.append(
+                click.Option(["--overwrite"], is_flag=True, expose_value=False, callback=_remember_overwrite, help=text)
+            )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; an error in a value of the file names the line."""
+        try:
+            check_outputs(ctx, overwrite=bool(ctx.meta.get(OVERWRITE)))
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise _with_line(error, ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
@@ -179,41 +207,95 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
 
+def _remember_overwrite(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.meta[OVERWRITE] = value
+
+
+def _with_line(error: ConfigError, ctx: click.Context) -> ConfigError:
+    """Say in which line of the file the value stands that a config class refuses."""
+    match = re.match(r"\w+Config: (\w+)", str(error))
+    if match is None or ctx.get_parameter_source(match[1]) is not click.core.ParameterSource.DEFAULT_MAP:
+        return error
+    where = ctx.meta.get(_LINES, {}).get(match[1])
+    return ConfigError(f"{where}: {error}") if where else error
+
+
 def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
-    names = {}
+    ctx.meta[CONFIG_FILE] = path
+    params: dict[str, click.Parameter] = {}
     for param in ctx.command.params:
-        if param.expose_value and param.name:
-            names |= {spelling.lstrip("-").replace("-", "_"): param.name for spelling in param.opts}
-    values = read_config_file(path, list(names))
-    repeated = {param.name for param in ctx.command.params if getattr(param, "multiple", False) or param.nargs == -1}
-    for key, value in values.items():
-        values[key] = [value] if names[key] in repeated and not isinstance(value, list) else value
-    ctx.default_map = {names[key]: value for key, value in values.items()}
+        if param.name and (param.expose_value or param.name == "overwrite"):
+            params |= {spelling.lstrip("-").replace("-", "_"): param for spelling in param.opts}
+    values: dict[str, Any] = {}
+    lines: dict[str, tuple[str, int]] = {}
+    for setting in read_settings(path):
+        if setting.key not in params:
+            where = f"{str(path)!r}, line {setting.line}"
+            raise ConfigError(f"config: unknown key {setting.key!r} in {where}{_hint(setting.key, params)}")
+        param = params[setting.key]
+        name = str(param.name)
+        if name in lines:
+            key, line = lines[name]
+            raise ConfigError(f"{path}:{setting.line}: {setting.key}: expected each key once, got {key} in line {line} too")
+        lines[name] = setting.key, setting.line
+        default = getattr(param, "field_default", None)
+        if setting.value is None and default is not None:
+            raise ConfigError(
+                f"{path}:{setting.line}: {setting.key}: expected a value, got nothing; leave the key out for the default "
+                f"({default})"
+            )
+        if setting.value is not None:
+            try:
+                values[name] = value_of(param, setting.value, ctx)
+            except (ValueError, click.UsageError) as error:
+                said = error.message if isinstance(error, click.UsageError) else str(error)
+                raise ConfigError(f"{path}:{setting.line}: {setting.key}: {said}") from None
+    ctx.meta[_LINES] = {name: f"{path}:{line}" for name, (_, line) in lines.items() if name in values}
+    ctx.default_map = values
 
 
-def read_config_file(path: Path, known: list[str]) -> dict[str, Any]:
-    """The mapping in a YAML file, keys with _ or - alike; an unknown key is named with its nearest neighbour."""
-    import yaml
+def value_of(param: click.Parameter, value: Any, ctx: click.Context) -> Any:
+    """The value that a flag has when a file gives it.
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config: expected a readable YAML file, got {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: expected YAML in {str(path)!r}, got: {' '.join(str(error).split())}") from None
-    if not isinstance(values, (dict, type(None))):
-        raise ConfigError(f"config: expected keys and values in {str(path)!r}, got a {type(values).__name__}")
-    settings = {str(key).replace("-", "_"): value for key, value in (values or {}).items()}
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f"config: unknown key {name!r} in {str(path)!r}{_hint(name, known)}")
-    return {name: value for name, value in settings.items() if value is not None}
+    Raises
+    ------
+    ValueError, click.UsageError
+        It is not of the flag's type.
+    """
+    if isinstance(param.type, InputPaths) and isinstance(value, list):
+        return [[_one_value(param, item, ctx)[0] if "," not in str(item) else str(item) for item in value]]
+    if getattr(param, "multiple", False) or param.nargs == -1:
+        return [_one_value(param, item, ctx) for item in (value if isinstance(value, list) else [value])]
+    return _one_value(param, value, ctx)
 
 
-def _hint(name: str, known: list[str]) -> str:
+def _one_value(param: click.Parameter, value: Any, ctx: click.Context) -> Any:
+    kind = param.type
+    if isinstance(kind, (TextList, Pairs)):
+        given = value if isinstance(value, str) else plain_value(value)
+        if isinstance(value, Plain) and type(plain_value(value)) in (int, float, bool) and not kind.numbers:
+            raise ValueError(f"expected a text or a list of texts, got {value}; put it in quotes if it is a name")
+        return kind.convert(str(given) if isinstance(given, str) else given, param, ctx)
+    if not isinstance(value, str):
+        if isinstance(value, list) and not isinstance(kind, _SCALARS):
+            return plain_value(value)
+        shown = "nothing" if value is None else "a list" if isinstance(value, list) else "a mapping"
+        raise ValueError(f"expected a single value, got {shown}")
+    if isinstance(param, click.Option) and param.is_flag and isinstance(kind, click.types.BoolParamType):
+        return truth_value(value)
+    if isinstance(kind, click.types.IntParamType):
+        return whole_number(value)
+    if isinstance(kind, click.types.FloatParamType):
+        return real_number(value)
+    if isinstance(kind, click.types.BoolParamType):
+        return truth_value(value)
+    return kind.convert(str(value), param, ctx)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, 1)
+    near = get_close_matches(name, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from .options import Command
+from .paths import InputPath, output_of_a_model
 
 
 @click.command("quantize", cls=Command, short_help="Write a model folder in NF4.")
-@click.option("--model", type=str, required=True, help="Model folder.")
-@click.option("--output-dir", type=str, required=True, help="Folder for the quantized model.")
+@click.option("--model", type=InputPath(), required=True, help="Model folder.")
+@click.option("--output-dir", type=output_of_a_model(), required=True, help="Folder for the quantized model.")
 @click.option("--double-quant/--no-double-quant", default=True, show_default=True, help="Quantize the block scales too.")
 @click.option("--block-size", type=int, default=64, show_default=True, help="Weights per block scale.")
 def command(model: str, output_dir: str, double_quant: bool, block_size: int) -> None:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import LoraConfig, TrainConfig
-from ..errors import ConfigError
-from .options import Command, TextList, config_options, take
+from ..errors import ConfigError, LoraCError, SaveError, shorten
+from ..notices import tell
+from .data import describe_data
+from .options import Command, config_options, take
+from .paths import RUN_MARK, InputPath, InputPaths, ResumePath, flatten
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -18,13 +21,24 @@ if TYPE_CHECKING:
 
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
-@click.option("--model", type=str, help="Hugging Face folder of the base model.")
-@click.option("--data", type=TextList(), help="Training data: .jsonl, .json, .parquet or .txt, several, or a folder.")
+@click.option("--model", type=InputPath(), help="Hugging Face folder of the base model.")
 @click.option(
-    "--eval-data", type=TextList(), help="Held-out data; without it --val-fraction of the training data is held out."
-)
+    "--data", type=InputPaths(), multiple=True, callback=flatten,
+    help="Training data: .jsonl, .json, .csv, .parquet or .txt, several, or a folder.",
+)  # fmt: skip
+@click.option(
+    "--eval-data", type=InputPaths(), multiple=True, callback=flatten,
+    help="Held-out data; default: --val-fraction of the data, or its validation split.",
+)  # fmt: skip
 @click.option("--limit", type=int, help="Read at most this many training examples.")
-@click.option("--resume", is_flag=True, default=None, help="Continue from the latest checkpoint in the output folder.")
+@click.option(
+    "--resume", type=ResumePath(), is_flag=False, flag_value="latest", default=None,
+    help="Go on from the latest checkpoint in the output folder; auto: start where there is none; or from the one given.",
+)  # fmt: skip
+@click.option("--allow-changes", is_flag=True, default=None, help="Resume with changes of what decides the result.")
+@click.option(
+    "--resize-embedding", is_flag=True, default=None, help="Rows for tokens that only the tokenizer has; they are trained."
+)
 @config_options(TrainConfig, "Training")
 @config_options(LoraConfig, "Adapter", skip=("seed",))
 def command(**settings: Any) -> None:
@@ -42,47 +56,62 @@ def command(**settings: Any) -> None:
 
 def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResult:
     """Load, train, save, report."""
+    from ..run_checks import RunOptions, check_run, ignored_options
     from ..trainer import Trainer
 
-    model = open_model(own["model"], config, lora)
+    check_run(RunOptions(config, lora))
+    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")))
     train_data, eval_data = open_data(own, model, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
-    save_resolved_config(own, config, lora)
-    result = trainer.train(resume=bool(own.get("resume")))
+    resume = own.get("resume") or False
+    trainer.resume_from(True if resume == "latest" else resume, bool(own.get("allow_changes")))
+    whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps)
+    save_resolved_config(own, config, lora, ignored={name for name, _ in ignored_options(whole)})  # a refused run leaves it
+    result = trainer.train()
     save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(train_data.source).name}")
     return result
 
 
-def open_model(path: str, config: TrainConfig, lora: LoraConfig) -> Model:
+def open_model(path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False) -> Model:
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
     from ..model import load_model
+    from ..resize_embedding import train_added_tokens
 
+    options: dict[str, Any] = {"resize_embedding": resize}
     if config.method == "qlora" and not has_blocks(path):
-        model = load_model(path, quantize="nf4", double_quant=config.double_quant, block_size=config.block_size)
-    elif config.method in ("lora", "qlora"):
-        model = load_model(path)
-    else:
-        model = load_model(path, trainable=config.method)
+        options |= {"quantize": "nf4", "double_quant": config.double_quant, "block_size": config.block_size}
+    elif config.method in ("head", "full"):
+        options |= {"trainable": config.method}
+    model = load_model(path, **options)
     if config.method in ("lora", "qlora"):
-        model.add_adapter(lora)
+        model.add_adapter(train_added_tokens(lora, model))
     return model
 
 
 def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
-    from ..data import load_dataset
+    """Training data, and held-out data: what is given, a share of the training data, or the folder's validation split."""
+    from ..data import FoundFiles, find_files, load_files
 
-    length = min(config.max_seq_length, int(model.config["max_position_embeddings"]))
-    data = load_dataset(own["data"], model.tokenizer, max_seq_length=length, limit=own.get("limit"))
-    click.echo(f"data      {data.source}: {data.report()}", err=True)
+    if own.get("eval_data") and config.val_fraction > 0:
+        raise ConfigError("val_fraction: expected it unset beside eval_data, got both; leave one of them out")
+    found = find_files(own["data"])
+    held_out = None
     if own.get("eval_data"):
-        eval_data = load_dataset(own["eval_data"], model.tokenizer, max_seq_length=length)
-        click.echo(f"held out  {eval_data.source}: {eval_data.report()}", err=True)
-        return data, eval_data
-    if config.val_fraction > 0 and len(data) > 1:
-        return data.split(config.val_fraction, config.seed)
-    return data, None
+        held_out = find_files(own["eval_data"], ("validation", "test", "train"))
+    elif config.val_fraction == 0 and "validation" in found.others:
+        held_out = FoundFiles(found.others.pop("validation"), "validation")
+    data = load_files(found, model.tokenizer, max_seq_length=config.max_seq_length, limit=own.get("limit"))
+    describe_data("data", data)
+    if held_out is None:
+        return data.split(config.val_fraction, config.seed) if config.val_fraction > 0 else (data, None)
+    eval_data = load_files(held_out, model.tokenizer, max_seq_length=config.max_seq_length)
+    describe_data("held out", eval_data)
+    both = {path.resolve() for path in found.taken} & {path.resolve() for path in held_out.taken}
+    if both:
+        tell(f"eval_data: {shorten(sorted(path.name for path in both))} is trained on too; its loss says nothing of new text")
+    return data, eval_data
 
 
 def describe_run(trainer: Trainer) -> None:
@@ -104,37 +133,44 @@ def describe_run(trainer: Trainer) -> None:
     click.echo(f"memory    {plan.describe()}", err=True)
 
 
-def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> None:
-    """config.yaml in the output folder starts the same run again."""
+def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ignored: set[str]) -> None:
+    """config.yaml in the output folder starts the same run again; options without effect in it are not written."""
     import yaml
 
     from ..files import write_text
+    from ..os_errors import make_folder
 
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {k: v for k, v in own.items() if v is not None and k != "resume"}
+    folder = make_folder(config.output_dir)
+    values = {k: v for k, v in own.items() if v is not None and k not in ("resume", "allow_changes")}
     values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
-    write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    values = {key: value for key, value in values.items() if key not in ignored}
+    write_text(folder / "config.yaml", f"{RUN_MARK}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}")
 
 
 def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
     from ..plot import plot_losses
+    from ..run_checkpoints import checkpoint_folder
 
     folder = trainer.output_dir
-    if trainer.model.adapter_config is not None:
-        trainer.model.save_adapter(folder)
-        saved = f"adapter in {folder}"
-    else:
-        trainer.model.save(folder)
-        saved = f"model in {folder}"
+    kind = "adapter" if trainer.model.adapter_config is not None else "model"
+    try:
+        trainer.model.save_adapter(folder) if kind == "adapter" else trainer.model.save(folder)
+    except LoraCError as error:
+        if not trainer.checkpoints:
+            raise
+        state = checkpoint_folder(folder, trainer.checkpoints[-1])
+        raise SaveError(f"{error}; what was trained is in {state}") from None
     plotted = plot_losses(trainer.history, folder / "loss.png", title)
     held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
     click.echo(
         f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
         f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
         f"loss      {result.train_loss:.4f}{held_out}\n"
-        f"saved     {saved}" + (", loss.png" if plotted else "; install matplotlib for loss.png"),
+        f"saved     {kind} in {folder}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
         err=True,
     )
+    if result.unsaved:
+        missing = "; ".join(result.unsaved)
+        raise SaveError(f"checkpoints: expected one whenever it was asked for, got none at {missing}")
     if result.interrupted:
         raise KeyboardInterrupt

@@ -2,21 +2,29 @@
 
 Rule for long examples: the first ``max_seq_length`` tokens are kept. An example whose kept part holds no token with
 loss is left out. Both are counted in the report. A text file is continued text: it is cut into consecutive pieces of
-``max_seq_length`` tokens.
+``max_seq_length`` tokens, each of which begins with what the tokenizer puts before every text.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError, shorten
-from .records import data_files, kind_of, read_records, read_text
+from ..notices import tell
+from .fits import check_ids
+from .records import kind_of, read_records
 from .samples import Sample, samples_from_record
+from .splits import FoundFiles, find_files
+from .streams import text_blocks
+from .text_pieces import begin_tokens, cut_pieces, tokenize
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -31,6 +39,8 @@ class Dataset:
     n_truncated: int = 0
     n_without_loss: int = 0
     source: str = ""
+    files: FoundFiles = field(default_factory=FoundFiles)
+    begin: str = ""  # what pieces of text files begin with
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -47,11 +57,11 @@ class Dataset:
         return sum(s.n_predicted for s in self.samples)
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-        """(train, held-out): a seeded choice of round(fraction * n) samples, at least one of each."""
+        """(train, held-out): a seeded choice of ceil(fraction * n) samples, as in `datasets`; at least one of each."""
         n = len(self.samples)
         if n < 2:
             raise DataError(f"val_fraction: expected at least 2 samples to split, got {n}; give --eval-data or more data")
-        n_eval = min(max(1, round(fraction * n)), n - 1)
+        n_eval = min(max(1, math.ceil(fraction * n)), n - 1)
         order = np.random.Generator(np.random.Philox(key=[seed, 0x5B11])).permutation(n)
         held_out = set(order[:n_eval].tolist())
         parts = ([], [])  # type: tuple[list[Sample], list[Sample]]
@@ -62,6 +72,8 @@ class Dataset:
     def report(self) -> str:
         """One line for people."""
         line = f"{len(self.samples):,} sequences, {self.n_tokens:,} tokens, {self.n_predicted:,} with loss"
+        if self.begin:
+            line += f"; each piece of text begins with {self.begin}"
         if self.n_truncated:
             line += f"; {self.n_truncated:,} cut to the first tokens that fit"
         if self.n_without_loss:
@@ -70,31 +82,51 @@ class Dataset:
 
 
 def load_dataset(
-    path: str | Path | Sequence[str | Path], tokenizer: Tokenizer, *, max_seq_length: int = 1024, limit: int | None = None
+    path: str | Path | Sequence[str | Path],
+    tokenizer: Tokenizer,
+    *,
+    max_seq_length: int = 1024,
+    limit: int | None = None,
+    split: str | Sequence[str] = "train",
 ) -> Dataset:
     """Read data files and turn them into samples.
 
     Parameters
-        path            a ``.jsonl``, ``.json``, ``.parquet`` or ``.txt`` file, a list of them, or a folder of them; all but
-                        Parquet may end in ``.gz``
-        tokenizer       of the model that will be trained
+        path            a ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` or ``.txt`` file, a list of them, or a
+                        folder of them; all but Parquet may end in ``.gz``
+        tokenizer       of the model that will be trained; sequences are cut to that model's context at the latest
         max_seq_length  longest sequence in tokens (>= 2)
         limit           read at most this many examples
+        split           of a folder with files named by splits the one to read: "train", "validation" or "test"; "all"
+                        reads every file, several names mean the first one that is there
     Raises
         DataError       naming file and line
+    Notes
+        What a folder holds besides is named in a warning and in the result's ``files``.
     """
+    files = find_files(path, split)
+    rest = files.describe_rest()
+    if rest:
+        tell(f"data: read {shorten((file.name for file in files.taken), 3)} ({files.split}), left out: {rest}")
+    return load_files(files, tokenizer, max_seq_length=max_seq_length, limit=limit)
+
+
+def load_files(files: FoundFiles, tokenizer: Tokenizer, *, max_seq_length: int = 1024, limit: int | None = None) -> Dataset:
+    """Turn files that were found into samples; see `load_dataset`."""
     if max_seq_length < 2:
         raise DataError(f"max_seq_length: expected >= 2, got {max_seq_length}")
-    files = data_files(path)
-    dataset = Dataset([], source=shorten(files, 2))
-    for file in files:
+    max_seq_length = min(max_seq_length, getattr(tokenizer, "model_context_length", None) or max_seq_length)
+    dataset = Dataset([], source=shorten(files.taken, 2), files=files)
+    for file in files.taken:
+        if limit is not None and dataset.n_examples >= limit:
+            break
         if kind_of(file) == ".txt":
-            _add_text(dataset, read_text(file), tokenizer, max_seq_length)
+            _add_text(dataset, file, tokenizer, max_seq_length, limit)
             continue
         for where, record in read_records(file):
+            _add_record(dataset, record, tokenizer, max_seq_length, where)
             if limit is not None and dataset.n_examples >= limit:
                 break
-            _add_record(dataset, record, tokenizer, max_seq_length, where)
     if not dataset.samples:
         raise DataError(
             f"{dataset.source}: expected at least one example with a token that carries loss, got {dataset.report()}"
@@ -102,22 +134,40 @@ def load_dataset(
     return dataset
 
 
-def _add_record(dataset: Dataset, record: dict[str, Any], tokenizer: Tokenizer, limit: int, where: str) -> None:
+def _add_record(dataset: Dataset, record: dict[str, Any], tokenizer: Tokenizer, length: int, where: str) -> None:
     dataset.n_examples += 1
-    for sample in samples_from_record(record, tokenizer, where):
-        if len(sample) > limit:
+    samples = samples_from_record(record, tokenizer, where)
+    dataset.n_without_loss += not samples
+    for sample in samples:
+        check_ids(sample.input_ids, getattr(tokenizer, "model_vocab_size", None), where)
+        if len(sample) > length:
             dataset.n_truncated += 1
-            sample = Sample(sample.input_ids[:limit], sample.loss_mask[:limit])
+            sample = Sample(sample.input_ids[:length].copy(), sample.loss_mask[:length].copy())
         if sample.n_predicted == 0:
             dataset.n_without_loss += 1
         else:
-            dataset.samples.append(sample)
+            dataset.samples.append(replace(sample, where=where))
 
 
-def _add_text(dataset: Dataset, text: str, tokenizer: Tokenizer, limit: int) -> None:
-    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False), np.int32)
-    for begin in range(0, len(ids), limit):
-        piece = ids[begin : begin + limit]
+def _add_text(dataset: Dataset, file: Path, tokenizer: Tokenizer, length: int, limit: int | None) -> None:
+    begin = begin_tokens(tokenizer)
+    if length <= len(begin):
+        raise DataError(f"max_seq_length: expected more than the {len(begin)} tokens that begin a text, got {length}")
+    dataset.begin = tokenizer.decode(begin, skip_special_tokens=False) if begin else ""
+    for number, ids in enumerate(cut_pieces(tokenize(text_blocks(file), tokenizer), length, begin), 1):
+        if limit is not None and dataset.n_examples >= limit:
+            break
+        where = f"{file}, piece {number}"
         dataset.n_examples += 1
-        if len(piece) > 1:
-            dataset.samples.append(Sample(piece, np.ones(len(piece), np.float32)))
+        check_ids(ids, getattr(tokenizer, "model_vocab_size", None), where)
+        if len(ids) > max(1, len(begin)):
+            dataset.samples.append(Sample(ids, _text_mask(len(ids), len(begin)), where))
+
+
+@lru_cache(maxsize=64)
+def _text_mask(length: int, n_begin: int) -> NDArray[np.float32]:
+    """Loss on all but what begins the piece; the pieces of a text share one array."""
+    mask = np.ones(length, np.float32)
+    mask[:n_begin] = 0
+    mask.flags.writeable = False
+    return mask

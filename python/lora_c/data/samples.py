@@ -39,10 +39,13 @@ class Sample:
 
     Shapes
         input_ids (n,) int32; loss_mask (n,) float32, 1 where the token itself is to be predicted.
+
+    `where` is the place that it was read from, for messages.
     """
 
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.float32]
+    where: str = ""
 
     def __len__(self) -> int:
         return len(self.input_ids)

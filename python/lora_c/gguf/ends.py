@@ -27,7 +27,8 @@ _UNSET = 0xFFFFFFFF  # a token id that some writers store for "none"
 def token_id(file: GGUFFile | PlannedFile, name: str) -> int | None:
     """The id of a special token ("bos", "eos", "eot", "eom", "unknown", "padding"), where the file has one."""
     value = file.get(f"tokenizer.ggml.{name}_token_id")
-    count = len(file.get("tokenizer.ggml.tokens") or ())
+    tokens = file.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0  # another kind is refused where the tokenizer is read
     return value if type(value) is int and 0 <= value < (count or _UNSET) else None
 
 

@@ -21,8 +21,9 @@ from .families import GGUFFamily, family_of_architecture
 from .format import DENSE, TYPES_BY_NAME, Value
 from .metadata import metadata_of
 from .reader import GGUFFile, is_gguf
-from .same_model import check_same_model
-from .vocabulary import tokenizer_metadata
+from .same_model import PlannedFile, check_same_model
+from .same_tokenizer import check_same_tokenizer
+from .vocabulary import model_name, padded, tell_of_composing, tokenizer_metadata
 from .writer import GGUFEntry, text, uint32, write_gguf
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def write_model(path: str | os.PathLike[str], model: Model, type: ModelType = "F
     if model.adapter_config is not None and not model.is_merged:
         raise AdapterError("GGUF: expected a model without an active adapter, got one; use merge(...) first")
     values, entries = contents_of(model, type)
+    tell_of_composing(values)
     with atomic_file(path) as file:
         write_gguf(file.write, values, entries)
 
@@ -69,27 +71,31 @@ def contents_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[G
     family = family_of_architecture(model.architecture.family.architecture)
     values, tensors = metadata_of(model.config, model.architecture, family)
     values["general.type"] = text("model")
-    values["general.name"] = text(model.source.name)
+    values["general.name"] = text(model_name(model.source.name, model.tokenizer if model.has_tokenizer else None))
     values["general.file_type"] = uint32(_FILE_TYPES[type])
     if type == "Q8_0":
         values["general.quantization_version"] = uint32(2)
     entries = [*tensors, *(_entry(model, spec, family, type) for spec in model.architecture.weights())]
     check_same_model(values, entries, model.architecture)
-    return values | _tokenizer(model) | ends_metadata(model), entries
+    values |= _tokenizer(model)
+    if model.has_tokenizer:
+        check_same_tokenizer(PlannedFile(values, entries), model.tokenizer)
+    return values | ends_metadata(model), entries
 
 
 def _tokenizer(model: Model) -> dict[str, Value]:
     """As the GGUF file that the model came from has it, else made from the model's tokenizer, else none."""
+    rows = int(model.architecture.decoder_kwargs["vocab_size"])
     if is_gguf(model.source):
         file = GGUFFile(model.source)
         try:
-            return {key: value for key, value in file.values.items() if key.startswith("tokenizer.")}
+            return padded({key: value for key, value in file.values.items() if key.startswith("tokenizer.")}, rows)
         finally:
             file.close()
     if not model.has_tokenizer:
         return {"tokenizer.ggml.model": text("none")}
     with library_errors(CheckpointError, "GGUF: expected a tokenizer that can be written"):
-        return tokenizer_metadata(model.tokenizer, int(model.architecture.decoder_kwargs["vocab_size"]))
+        return tokenizer_metadata(model.tokenizer, rows)
 
 
 def _entry(model: Model, spec: WeightSpec, family: GGUFFamily, type: str) -> GGUFEntry:

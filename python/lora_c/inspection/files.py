@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import SafetensorsFile, TensorInfo, read_json_object
 from ..data.records import SUFFIXES, kind_of, read_records
 from ..data.samples import KINDS
-from ..errors import LoraCError, shorten
+from ..data.splits import FoundFiles, find_files
+from ..errors import CheckpointError, LoraCError, shorten
+from ..regular_file import open_regular
 from .gguf_files import inspect_gguf
 from .report import Report, shape_text
 
-_SAMPLE = 1000  # records looked at
+_SAMPLE = 1000  # records of a file that are looked at
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def inspect_file(path: Path, report: Report) -> None:
     """Fill the report; a damaged file is named in its problems."""
     report.bytes = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_regular(path, CheckpointError) as file:
         head = file.read(64)
     if head[:4] == b"GGUF":
         inspect_gguf(path, report)
@@ -36,7 +37,7 @@ def inspect_file(path: Path, report: Report) -> None:
     elif path.suffix == ".json" and _looks_like_object(head):
         _json(path, report)
     elif kind_of(path) in SUFFIXES:
-        inspect_data([path], report)
+        inspect_data(find_files(path), report)
     elif not head:
         report.kind = "empty file"
         report.problems.append("the file is empty")
@@ -87,7 +88,7 @@ def _json(path: Path, report: Report) -> None:
         values = read_json_object(path)
     except LoraCError as lines:
         try:  # JSONL under another name
-            inspect_data([path], report)
+            inspect_data(find_files(path), report)
         except LoraCError:
             report.problems = [str(lines)]
         return
@@ -104,7 +105,7 @@ def _json(path: Path, report: Report) -> None:
         report.kind = "configuration of a model; inspect its folder"
         report.add(architecture=values.get("architectures") or values.get("model_type"))
     elif any(kind in values for kind in KINDS):
-        inspect_data([path], report)
+        inspect_data(find_files(path), report)
     else:
         report.kind = "JSON file"
         report.add(keys=shorten(values))
@@ -117,34 +118,52 @@ def _tokenizer_json(values: dict[str, Any], report: Report) -> None:
     report.add(model=str(model.get("type") or "unknown"), vocabulary=len(vocab) if isinstance(vocab, (dict, list)) else None)
 
 
-def inspect_data(paths: list[Path], report: Report) -> None:
-    """Data sets: what their first records are."""
+def inspect_data(found: FoundFiles, report: Report) -> None:
+    """Data sets: what the first records of each split are."""
     report.kind = "training data"
-    report.add(files=len(paths), format=shorten(sorted({kind_of(path).lstrip(".") for path in paths})))
+    report.add(files=len(found.taken), format=shorten(sorted({kind_of(path).lstrip(".") for path in found.taken})))
+    if found.split:
+        report.add(split=f"{found.split}: {shorten(path.name for path in found.taken)}")
+    kinds, is_whole = _kinds(found.taken, report)
+    looked = sum(kinds.values())
+    report.add(records=f"{looked:,}" + ("" if is_whole else " looked at"))
+    report.add(kinds=shorten(f"{kind} ({count:,})" for kind, count in kinds.items()))
+    if not looked and not report.problems:
+        report.problems.append("no record in it")
+    for split, paths in found.others.items():
+        kinds, is_whole = _kinds(paths, report)
+        count = f"{sum(kinds.values()):,} records" + ("" if is_whole else " looked at")
+        report.facts[split] = f"{shorten(path.name for path in paths)}: {count}"
+    report.add(left_out=[path.name for path in found.left_out])
+
+
+def _kinds(paths: list[Path], report: Report) -> tuple[Counter[str], bool]:
+    """What the records are, and whether all were looked at."""
     kinds: Counter[str] = Counter()
+    is_whole = True
     for path in paths:
         if kind_of(path) == ".txt":
             kinds["plain text"] += 1
             continue
         try:
-            for where, record in islice(read_records(path), _SAMPLE):
+            for number, (where, record) in enumerate(read_records(path)):
+                if number == _SAMPLE:
+                    is_whole = False
+                    break
                 kind = next((k for k in KINDS if k in record), None)
                 kinds[kind or "unknown"] += 1
                 if kind is None and kinds["unknown"] == 1:
                     report.problems.append(f"{where}: expected one of the keys {', '.join(KINDS)}, got {shorten(record)}")
         except LoraCError as error:
             report.problems.append(str(error))
-    looked = sum(kinds.values())
-    report.add(records=f"{looked:,}" + (" looked at" if looked >= _SAMPLE else ""))
-    report.add(kinds=shorten(f"{kind} ({count:,})" for kind, count in kinds.items()))
-    if not looked and not report.problems:
-        report.problems.append("no record in it")
+    return kinds, is_whole
 
 
 def json_or_nothing(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        with open_regular(path, CheckpointError) as file:
+            value = json.loads(file.read().decode("utf-8"))
+    except (OSError, ValueError, RecursionError):  # a CheckpointError is a ValueError
         return {}
     return value if isinstance(value, dict) else {}

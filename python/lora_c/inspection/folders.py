@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.config import parse_adapter_config
-from ..adapters.mlx_format import WEIGHTS_FILE as MLX_WEIGHTS
 from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
 from ..architectures import architecture_of
 from ..checkpoint import Checkpoint, SafetensorsFile, TensorInfo, read_json_object
-from ..data.records import kind_of
-from ..errors import CheckpointError, LoraCError, shorten
+from ..data.records import SUFFIXES, kind_of
+from ..data.splits import SPLITS, find_files
+from ..errors import CheckpointError, DataError, LoraCError, shorten
 from ..loading import check_tensors
 from ..multimodal import is_left_out, text_config
+from ..os_errors import reason
 from ..prequantized import quant_type_of, refuse_other_quantization
 from ..tokenizer import Tokenizer
+from ..written import MLX_FILE
 from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
 from .report import Report, shape_text
 
@@ -43,20 +45,19 @@ def inspect_path(path: str | os.PathLike[str]) -> Report:
         if target.is_dir():
             report.bytes = sum(entry.stat().st_size for entry in os.scandir(target) if entry.is_file())
             _folder(target, report)
-        elif target.is_file():
+        elif target.exists() or target.is_symlink():
             inspect_file(target, report)
         else:
             raise CheckpointError(f"{path}: expected a file or a folder, got nothing there")
     except (OSError, ValueError) as error:
         if isinstance(error, LoraCError):
             raise
-        raise CheckpointError(f"{path}: expected something that can be read, got: {error}") from None
+        raise CheckpointError(f"{path}: expected something that can be read, got: {reason(error)}") from None
     return report
 
 
 def _folder(folder: Path, report: Report) -> None:
     names = {entry.name for entry in os.scandir(folder)}
-    data = sorted(folder / name for name in names if kind_of(Path(name)) in (".jsonl", ".ndjson", ".parquet"))
     rows: list[tuple[bool, Callable[[Path, Report], None]]] = [
         ("trainer_state.json" in names, _checkpoint),
         ("adapter_config.json" in names, _adapter),
@@ -67,11 +68,15 @@ def _folder(folder: Path, report: Report) -> None:
         if found:
             describe(folder, report)
             return
-    data = [path for path in data if path.is_file() and path.name != "metrics.jsonl"]
-    if data:
-        inspect_data(data, report)
-        return
     models = sorted(name for name in names if name.endswith(".gguf"))
+    try:
+        data = find_files(folder, tuple(SPLITS))
+        if not models or any(kind_of(path) != ".txt" for path in data.taken):
+            inspect_data(data, report)
+            return
+    except DataError as error:
+        if any(kind_of(Path(name)) in SUFFIXES for name in names):
+            report.problems.append(str(error))
     report.kind = "folder of GGUF files" if models else "folder"
     report.add(files=shorten(sorted(names)))
     known = "config.json (a model), adapter_config.json (an adapter), tokenizer.json, or data files"
@@ -159,7 +164,7 @@ def _adapter(folder: Path, report: Report) -> None:
         report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
         report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
         report.collect(lambda: parse_adapter_config(values, "adapter_config.json"))
-    weights = folder / MLX_WEIGHTS if mlx else report.collect(lambda: weights_file(folder))
+    weights = folder / MLX_FILE if mlx else report.collect(lambda: weights_file(folder))
     if weights is None:
         return
     file = report.collect(lambda: SafetensorsFile(weights))

@@ -1,0 +1,83 @@
+"""The commands, each imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .. import __version__
+from .errors import friendly_errors
+from .notices import plain_notices
+
+COMMANDS = {
+    "train": ("train", "Fine-tune a model on your data (LoRA, QLoRA, full or head only)."),
+    "generate": ("generate", "Write text from a prompt."),
+    "chat": ("chat", "Talk with a model."),
+    "eval": ("evaluate", "Loss and perplexity of a model on your data."),
+    "merge": ("merge", "Fold an adapter into its base model."),
+    "export": ("export", "Write an adapter or a model in another format."),
+    "inspect": ("inspect", "Say what a file or folder is, and what is unsupported in it."),
+    "quantize": ("quantize", "Write a model folder in 4-bit NF4."),
+    "bench": ("bench", "Speed and memory of a training step on this machine; --profile says where its time goes."),
+    "demo": ("demo", "Teach the model that ships a task it cannot do, in about a minute."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command only when the command runs, so that --help answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        from importlib import import_module
+
+        command = import_module(f".{COMMANDS[name][0]}", __package__).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):  # type: ignore[no-untyped-def]
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, 1)
+            error.message += f" Did you mean {near[0]!r}?" if near else f" Expected one of: {', '.join(COMMANDS)}."
+            raise
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lora-c")
+def cli() -> None:
+    """Fine-tune language models with LoRA and QLoRA on ordinary machines.
+
+    \b
+    lora-c train --model MODEL_FOLDER --data chat.jsonl --output-dir out
+    lora-c generate --model MODEL_FOLDER --adapter out "Hello"
+    """
+
+
+def run() -> None:
+    """Run the command line and exit: one line for every expected error, status 1."""
+    with friendly_errors(), plain_notices():
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """Run a command and return its exit status; click alone would turn Ctrl-C into status 1."""
+    try:
+        status = cli(prog_name="lora-c", standalone_mode=False)
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return status if isinstance(status, int) else 0

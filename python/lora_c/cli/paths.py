@@ -1,0 +1,235 @@
+"""Paths on the command line: which options name inputs, which name outputs, and that no output takes the place of an input."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ConfigError
+from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
+
+_SPLIT = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
+_READ_FOLDERS = (BASE_FOLDER, "additional_chat_templates")  # of a model or an adapter, besides the files in it
+
+
+class InputPath(click.ParamType):  # type: ignore[type-arg]
+    """A file or folder that is read."""
+
+    name = "PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, (str, os.PathLike)):
+            self.fail(f"expected a path, got {value!r}", param, ctx)
+        return os.fspath(value)
+
+
+class InputPaths(InputPath):
+    """Several: the flag given again, or paths with commas between them. A path that exists as it is given is one path."""
+
+    name = "PATH[,PATH]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [super(InputPaths, self).convert(item, param, ctx) for item in value]
+        path = super().convert(value, param, ctx)
+        if "," not in path or os.path.lexists(path):
+            return [path]
+        return [part.strip() for part in path.split(",") if part.strip()]
+
+
+class ResumePath(click.ParamType):  # type: ignore[type-arg]
+    """A checkpoint folder, "auto" or "latest"; true (in a file) is "latest", false is nothing."""
+
+    name = "[auto|CHECKPOINT]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        known = {"true": "latest", "yes": "latest", "false": "", "no": ""}
+        if not isinstance(value, (str, os.PathLike)):
+            self.fail(f"expected auto or a checkpoint folder, got {value!r}", param, ctx)
+        return known.get(os.fspath(value), os.fspath(value))
+
+
+def flatten(_ctx: click.Context, _param: click.Parameter, values: Any) -> list[str] | None:
+    """All paths of a flag that was given several times; None where it was not."""
+    return [path for paths in values for path in paths] or None
+
+
+def _file_of_a_run(name: str) -> bool:
+    own = name in ("metrics.jsonl", "loss.png", "config.yaml", "demo.json") or re.match(r"checkpoint-\d+/", name) is not None
+    return own or is_model_file(name) or is_adapter_file(name)
+
+
+def _file_of_a_merge(name: str) -> bool:
+    return is_model_file(name) or is_adapter_file(name) or name in ("merge_report.json", "merge_report.txt")
+
+
+class OutputPath(click.ParamType):  # type: ignore[type-arg]
+    """A folder or file that is written.
+
+    Parameters
+    ----------
+    writes : callable
+        Says by its path in the folder whether the command may write a file.
+    default : str, optional
+        Where it is written when the flag is not given.
+    """
+
+    name = "PATH"
+
+    def __init__(self, writes: Callable[[str], bool], default: str | None = None) -> None:
+        self.writes, self.default = writes, default
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+            self.fail(f"expected the name of a folder or file, got {value!r}", param, ctx)
+        return os.fspath(value)
+
+
+def output_of_a_run(default: str) -> OutputPath:
+    """The folder of a training run."""
+    return OutputPath(_file_of_a_run, default)
+
+
+def output_of_a_model() -> OutputPath:
+    """A folder or a GGUF file, with its report."""
+    return OutputPath(_file_of_a_merge)
+
+
+def check_outputs(ctx: click.Context, overwrite: bool) -> None:
+    """Compare what the command's options name.
+
+    Raises
+    ------
+    ConfigError
+        An output is an input, or would replace a file of one.
+    """
+    if overwrite:
+        return
+    inputs: list[tuple[str, str]] = []
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name or "")
+        if isinstance(param.type, InputPath) and value:
+            values = [value] if isinstance(value, (str, os.PathLike)) else value
+            inputs += [(_label(param), os.fspath(path)) for path in values]
+    config = ctx.meta.get("lora_c.config")
+    if config is not None and not is_written_by_a_run(config):
+        inputs.append(("config", os.fspath(config)))
+    resumed = [ctx.params.get(param.name or "") for param in ctx.command.params if isinstance(param.type, ResumePath)]
+    for param in ctx.command.params:
+        if isinstance(param.type, OutputPath):
+            output = ctx.params.get(param.name or "") or param.type.default
+            for label, path in inputs if output else ():
+                refuse_input(_label(param), str(output), param.type.writes, label, path)
+            for checkpoint in resumed if output else ():
+                if checkpoint:
+                    refuse_input(_label(param), str(output), lambda name: False, "resume", str(checkpoint))
+
+
+RUN_MARK = "# lora-c train: every setting of this run"
+
+
+def is_written_by_a_run(config: Path) -> bool:
+    """Whether a config.yaml is what an earlier run left, which the same run may write again."""
+    try:
+        with open(config, encoding="utf-8") as file:
+            return file.readline().rstrip() == RUN_MARK
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _label(param: click.Parameter) -> str:
+    return (param.name or "").replace("_", "-") if isinstance(param, click.Option) else (param.name or "").upper()
+
+
+def refuse_input(name: str, output: str, writes: Callable[[str], bool], input_name: str, path: str) -> None:
+    """Compare one output with one input; links count as what they lead to.
+
+    Raises
+    ------
+    ConfigError
+        The output is the input, or would replace a file of it.
+    """
+    hit = _collision(Path(output), writes, Path(path))
+    if hit is not None:
+        raise ConfigError(
+            f"{name}: expected another place than {input_name}, got {output!r}, which would replace {str(hit)!r}; choose "
+            "another name, or give --overwrite"
+        )
+
+
+def _collision(output: Path, writes: Callable[[str], bool], path: Path) -> Path | None:
+    if not os.path.exists(path):
+        return None
+    if _same(output, path):
+        return path
+    home = Path(os.path.realpath(output))
+    for file in _files_of(path):
+        if _same(output, file):
+            return file
+        real = Path(os.path.realpath(file))
+        if real.is_relative_to(home) and writes(real.relative_to(home).as_posix()):
+            return file
+    inside = Path(os.path.realpath(path))
+    if os.path.isdir(path) and home.is_relative_to(inside) and home.relative_to(inside).parts[0] in _READ_FOLDERS:
+        return path / home.relative_to(inside).parts[0]
+    return _linked(output, writes, path)
+
+
+def _linked(output: Path, writes: Callable[[str], bool], path: Path) -> Path | None:
+    """A file in the output folder that would be replaced and is, by a link, a file of the input."""
+    if not os.path.isdir(output):
+        return None
+    files = list(_files_of(path))
+    for entry in _scan(output):
+        if writes(entry.name):
+            found = next((file for file in files if _same(entry, file)), None)
+            if found is not None:
+                return found
+    return None
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """The files that are read where a path is given."""
+    if not os.path.isdir(path):
+        yield path
+        match = _SPLIT.fullmatch(path.name)
+        if match:
+            yield from (p for p in path.parent.glob(f"{match['stem']}-*-of-{match['count']}.gguf") if p != path)
+        return
+    entries = _scan(path)
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        if entry.is_file() and entry.suffix != ".gguf":  # a model's or an adapter's folder is not read for these
+            yield entry
+        elif entry.name in _READ_FOLDERS or (ADAPTER_CONFIG not in names and (entry / ADAPTER_CONFIG).is_file()):
+            yield from (file for file in _scan(entry) if file.is_file())
+
+
+def _scan(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _same(first: Path, second: Path) -> bool:
+    if os.path.realpath(first) == os.path.realpath(second):
+        return True
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
+def refuse_inputs(name: str, output: str, inputs: Iterable[tuple[str, str]]) -> None:
+    """As `refuse_input`, for a file or a model's folder whose input is found out late; --overwrite of the command counts."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None and ctx.meta.get("lora_c.overwrite"):
+        return
+    for label, path in inputs:
+        refuse_input(name, output, _file_of_a_merge, label, path)

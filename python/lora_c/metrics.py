@@ -1,0 +1,39 @@
+"""metrics.jsonl: a line for each step and each evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .files import write_text
+from .notices import tell
+from .os_errors import reason
+
+
+class MetricsFile:
+    """The file in the output folder. Once a run has begun, a disk that is full does not end it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._failed = False
+
+    def start(self, history: list[dict[str, Any]]) -> None:
+        """Begin with what this run builds on: nothing, or the history of the checkpoint that it resumes from.
+
+        Raises
+        ------
+        SaveError
+            It cannot be written.
+        """
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in history))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line; the first failure is told, the run and its history go on."""
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            if not self._failed:
+                tell(f"{self.path}: lines are missing from step {record['step']} on ({reason(error)})")
+            self._failed = True

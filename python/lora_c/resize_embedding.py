@@ -1,0 +1,162 @@
+"""More rows in the embedding and the head, for tokens that a tokenizer has and a model has not.
+
+A new row is the mean of the old ones, as in transformers: an unknown token is then as likely as the others on average.
+Source: https://nlp.stanford.edu/~johnhew/vocab-expansion.html
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._core import Parameter
+from .adapters.data import all_specs
+from .adapters.formats import find_folder
+from .adapters.peft_format import PREFIX
+from .checkpoint import SafetensorsFile, read_json_object
+from .configs import LoraConfig
+from .errors import AdapterError, CheckpointError, ConfigError
+from .gguf.reader import is_gguf
+from .notices import tell
+from .written import ADAPTER_CONFIG, ADAPTER_FILE
+
+_MOST_GAPS, _FEW = 4, 1024
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .tokenizer import Tokenizer
+
+
+def rows_for(tokenizer: Tokenizer) -> int:
+    """Return the rows that an embedding needs for every token.
+
+    Raises
+    ------
+    ConfigError
+        A token's id is so large that most rows would be of no token.
+    """
+    ids = tokenizer.backend.get_vocab(with_added_tokens=True).values()
+    rows = 1 + max(ids, default=-1)
+    if rows > _MOST_GAPS * max(len(ids), _FEW):
+        raise ConfigError(
+            f"resize_embedding: expected the {len(ids):,} tokens of the tokenizer to be numbered one after another, got an id "
+            f"of {rows - 1:,}; correct it in tokenizer.json"
+        )
+    return rows
+
+
+def resize_embedding(model: Model, vocab_size: int) -> None:
+    """Give the embedding and the head of a model, in place, rows for `vocab_size` tokens.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer tokens than rows, or the rows are quantized.
+    AdapterError
+        The model has an adapter already.
+    """
+    before = int(model.architecture.decoder_kwargs["vocab_size"])
+    if vocab_size == before:
+        return
+    if vocab_size < before:
+        raise ConfigError(f"resize_embedding: expected at least the {before:,} rows that the model has, got {vocab_size:,}")
+    if model.adapter_names or model.is_merged:
+        raise AdapterError("resize_embedding: expected a model without adapters, got one; resize it before they are added")
+    weights = dict(model.weights)
+    for name in ("embed_tokens", "lm_head"):
+        if name in weights:
+            weights[name] = _with_more_rows(name, weights[name], vocab_size)
+    config = model.config | {"vocab_size": vocab_size}
+    resized = model.with_weights(weights, model.stored_dtypes, model.quant_records, config)
+    resized.requantization_error = model.requantization_error
+    resized.added_tokens = [*model.added_tokens, *range(before, vocab_size)]
+    vars(model).update(vars(resized))
+
+
+def _with_more_rows(name: str, weight: Any, n_rows: int) -> Any:
+    if isinstance(weight, Parameter):
+        return Parameter(_longer(weight.data, n_rows), name=weight.name, requires_grad=weight.requires_grad)
+    if isinstance(weight, np.ndarray):
+        return _longer(weight, n_rows)
+    raise ConfigError(
+        f"resize_embedding: expected {name} as a plain array, got {type(weight).__name__}, whose rows are quantized; load the "
+        "folder that the model was made from"
+    )
+
+
+def _longer(weight: NDArray[Any], n_rows: int) -> NDArray[Any]:
+    mean = weight.mean(axis=0, dtype=np.float64).astype(weight.dtype)
+    return np.concatenate([weight, np.broadcast_to(mean, (n_rows - len(weight), len(mean)))])
+
+
+def train_added_tokens(config: LoraConfig, model: Model) -> LoraConfig:
+    """Return the configuration of an adapter that also trains the rows that were added to the embedding."""
+    if not model.added_tokens or _trains_embedding(config, model):
+        return config
+    given = config.trainable_token_indices or []
+    named = isinstance(given, dict)
+    ids: Iterable[int] = next(iter(given.values()), []) if isinstance(given, dict) else given
+    together: Any = sorted({*ids, *model.added_tokens})
+    if named and given:
+        together = dict.fromkeys(given, together)
+    if not model.architecture.tied:
+        tell(
+            "resize_embedding: the new rows of the embedding are trained, those of the head stay the mean of the old ones, so "
+            "that the new tokens are read and hardly written; --modules-to-save embed_tokens,lm_head trains both whole"
+        )
+    return config.model_copy(update={"trainable_token_indices": together})
+
+
+def _trains_embedding(config: LoraConfig, model: Model) -> bool:
+    """Whether the embedding or the head is trained already, whole or by an update of its own."""
+    names = {spec.module.rpartition(".")[2] for spec in all_specs(model.architecture) if spec.kind in ("embedding", "head")}
+    targets = config.target_modules if isinstance(config.target_modules, list) else []
+    return bool(names & {name.rpartition(".")[2] for name in [*(config.modules_to_save or []), *targets]})
+
+
+def resize_for_adapter(model: Model, path: str | os.PathLike[str]) -> None:
+    """Resize a model where an adapter was trained with tokens that the model's tokenizer has and its embedding has not.
+
+    Raises
+    ------
+    AdapterError
+        The adapter has rows for tokens that the tokenizer has not, either.
+    """
+    before = int(model.architecture.decoder_kwargs["vocab_size"])
+    try:
+        needed = _rows_of_adapter(model, path)
+    except CheckpointError:  # whoever reads the adapter says what is wrong with it
+        return
+    if needed <= before:
+        return
+    known = rows_for(model.tokenizer) if model.has_tokenizer else before
+    if needed > known:
+        raise AdapterError(
+            f"{os.fspath(path)}: expected rows for at most {max(before, known):,} tokens (of the model and its tokenizer), "
+            f"got {needed:,}; load the adapter on a model folder with the tokenizer that it was trained with"
+        )
+    resize_embedding(model, needed)
+    tell(f"{os.fspath(path)}: the embedding got {needed - before:,} rows more, for tokens that the adapter was trained with")
+
+
+def _rows_of_adapter(model: Model, path: str | os.PathLike[str]) -> int:
+    if is_gguf(path):
+        return 0
+    folder = find_folder(path)
+    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_FILE).is_file():
+        return 0
+    given = read_json_object(folder / ADAPTER_CONFIG).get("trainable_token_indices") or []
+    lists = given.values() if isinstance(given, dict) else [given]
+    ids = [i for ids in lists if isinstance(ids, list) for i in ids if type(i) is int]
+    rows = [1 + max(ids, default=-1)]
+    file = SafetensorsFile(folder / ADAPTER_FILE)
+    for spec in all_specs(model.architecture):
+        info = file.tensors.get(f"{PREFIX}{spec.module}.weight")
+        if spec.kind in ("embedding", "head") and info is not None and info.shape[1:] == spec.shape[1:]:
+            rows.append(info.shape[0])
+    file.close()
+    return max(rows)

@@ -1,0 +1,316 @@
+"""A resumed run is the run that wrote the checkpoint, or it is refused by name: docs/RESUME.md, field by field."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lora_c as lc
+from lora_c.data import Dataset, Sample
+from lora_c.errors import CheckpointError, DivergenceError
+from lora_c.notices import LoraCWarning
+from lora_c.trainer import Trainer
+
+TABLE = Path(__file__).parents[2] / "docs/RESUME.md"
+TRAIN: dict[str, Any] = {
+    "method": "lora", "max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+    "recompute": "none",
+}  # fmt: skip
+LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0, 1]}
+# One other value for every field; those that need more beside them stand for a run that has it.
+OTHER_TRAIN: dict[str, Any] = {
+    "output_dir": "elsewhere", "method": "qlora", "num_train_epochs": 3.0, "max_steps": 6, "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant", "warmup_ratio": 0.5, "warmup_steps": 1, "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 2, "max_seq_length": 64, "max_grad_norm": 0.0, "weight_decay": 0.1, "adam_beta1": 0.8,
+    "adam_beta2": 0.99, "adam_epsilon": 1e-6, "seed": 1, "recompute": "layer", "activation_dtype": "bfloat16",
+    "memory_limit": 100.0, "precision": "exact", "val_fraction": 0.1, "eval_steps": 1, "eval_batch_tokens": 16,
+    "save_steps": 1, "save_total_limit": 7, "logging_steps": 2, "double_quant": False, "block_size": 32,
+}  # fmt: skip
+OTHER_LORA: dict[str, Any] = {
+    "r": 3, "lora_alpha": 5, "lora_dropout": 0.1, "target_modules": ["q_proj"], "exclude_modules": ["k_proj"],
+    "use_rslora": True, "rank_pattern": {"q_proj": 1}, "alpha_pattern": {"q_proj": 3}, "layers_to_transform": [0],
+    "layers_pattern": "layers", "use_dora": True, "bias": "all", "modules_to_save": ["norm"], "trainable_token_indices": [3],
+    "init_lora_weights": "gaussian", "loftq_config": {"loftq_iter": 2}, "fan_in_fan_out": True, "seed": 1,
+}  # fmt: skip
+
+
+def samples(seed: int = 0, n: int = 8) -> Dataset:
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(3, 60, 12).astype(np.int32) for _ in range(n)]
+    return Dataset([Sample(i, np.ones(len(i), np.float32)) for i in ids])
+
+
+@pytest.fixture
+def trainer(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Trainer]:
+    def make(train: dict[str, Any] | None = None, lora: dict[str, Any] | None = None, **parts: Any) -> Trainer:
+        model = lc.load_model(parts.get("model", tiny_model_dir), progress=False, quantize=parts.get("quantize"),
+                              **parts.get("load", {}))  # fmt: skip
+        model.add_adapter(lc.LoraConfig(**LORA | (lora or {})))
+        config = lc.TrainConfig(**{"output_dir": str(tmp_path / "out")} | TRAIN | (train or {}))
+        return Trainer(model, parts.get("data", samples()), config, parts.get("eval_data"))
+
+    return make
+
+
+@pytest.fixture
+def start(trainer: Callable[..., Trainer], tmp_path: Path) -> Path:
+    """The checkpoint in the middle of a run."""
+    trainer().train()
+    return tmp_path / "out/checkpoint-2"
+
+
+def arrays(trainer: Trainer) -> list[np.ndarray[Any, Any]]:
+    return [np.array(p.data) for p in trainer.parameters]
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """(class, field, rule) of the table in the documentation."""
+    kind = ""
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"\| (\w*) ?\| (.+?) \| (.+?) \|", line)
+        if match and match[3] != "resumed with another value":
+            kind = match[1] or kind
+            yield kind, match[2].strip("`"), match[3]
+
+
+FIELDS = [row for row in rows() if row[0] in ("TrainConfig", "LoraConfig")]
+
+
+def test_every_field_is_placed() -> None:
+    for cls, other in ((lc.TrainConfig, OTHER_TRAIN), (lc.LoraConfig, OTHER_LORA)):
+        placed = [field for kind, field, _ in FIELDS if kind == cls.__name__]
+        assert placed == list(cls.model_fields), cls
+        assert set(other) == set(cls.model_fields), cls
+    assert {kind for kind, _, _ in rows()} == {"TrainConfig", "LoraConfig", "data", "model"}
+
+
+@pytest.mark.parametrize(("kind", "field", "rule"), FIELDS, ids=[f"{k}.{f}" for k, f, _ in FIELDS])
+def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
+    trainer: Callable[..., Trainer], start: Path, tmp_path: Path, kind: str, field: str, rule: str
+) -> None:
+    other = (OTHER_TRAIN if kind == "TrainConfig" else OTHER_LORA)[field]
+    if field == "output_dir":
+        other = str(tmp_path / other)
+    changed = {field: other} | ({"max_steps": -1} if field == "num_train_epochs" else {})
+    train, lora = (changed, {}) if kind == "TrainConfig" else ({}, changed)
+    parts: dict[str, Any] = {}
+    if field == "memory_limit":  # which needs recompute auto beside it
+        train = train | {"recompute": "auto"}
+    elif field == "val_fraction":
+        parts["data"], parts["eval_data"] = samples().split(other, 0)
+    elif field.startswith("eval_"):
+        parts["eval_data"] = samples(5)
+    elif field in ("double_quant", "block_size"):  # of a base that is quantized while it is loaded
+        parts, train = {"quantize": "nf4", "load": {field: other}}, train | {"method": "qlora"}
+        shutil.rmtree(start.parent)
+        trainer({"method": "qlora"}, quantize="nf4").train()
+    whole = None
+    if rule.startswith("allowed"):
+        plain = trainer({"output_dir": str(tmp_path / "whole")})
+        plain.train()
+        whole = arrays(plain)
+    resumed = trainer(train, lora, **parts)
+    if rule.startswith("refused"):
+        name = field if kind == "TrainConfig" else f"LoraConfig.{field}"
+        with pytest.raises(CheckpointError, match=rf"(: |, ){re.escape(name)} .* -> "):
+            resumed.train(resume=start)
+    elif rule.startswith("length"):
+        with pytest.warns(LoraCWarning, match="the run had 4 steps and has"):
+            resumed.train(resume=start)
+    else:
+        resumed.train(resume=start)
+        assert whole is not None
+        assert all(np.array_equal(a, b) for a, b in zip(arrays(resumed), whole, strict=True))
+
+
+def test_data_and_base_are_known_by_digest(
+    trainer: Callable[..., Trainer], start: Path, make_model: Callable[..., Path], tiny: Any, tmp_path: Path
+) -> None:
+    mask = samples()
+    mask.samples[3].loss_mask[5] = 0
+    other = tiny.write(tmp_path / "other", tiny.config, tiny.tensors(tiny.config, np.float32, 1))
+    for name, parts in (
+        ("data", {"data": samples(1)}), ("data", {"data": samples(0, 7)}), ("data", {"data": mask}),
+        ("model", {"model": other}), ("model", {"model": make_model("theta", rope_theta=500.0)}),
+        ("model", {"quantize": "nf4"}),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=rf"{name} \(digest\) \w+ -> \w+"):
+            trainer(**parts).train(resume=start)
+        with pytest.warns(LoraCWarning, match=rf"resumed with changes: {name} \(digest\)"):
+            trainer(**parts, train={"output_dir": str(tmp_path / name)}).train(resume=start, allow_changes=True)
+    again = trainer(model=make_model("copy"), eval_data=samples(5))
+    assert again.train(resume=start).steps == 4
+
+
+def test_changes_are_allowed_when_asked_for(trainer: Callable[..., Trainer], start: Path) -> None:
+    changed = trainer({"learning_rate": 1e-3, "seed": 3})
+    with pytest.raises(CheckpointError, match=r"learning_rate 0.01 -> 0.001, seed 0 -> 3; .*--allow-changes"):
+        changed.train(resume=start)
+    with pytest.warns(LoraCWarning, match="learning_rate 0.01 -> 0.001, seed 0 -> 3"):
+        result = changed.train(resume=start, allow_changes=True)
+    assert [r["step"] for r in result.history if "loss" in r] == [1, 2, 3, 4]
+    with pytest.raises(CheckpointError, match="LoraConfig.r 2 -> 4"):
+        trainer(lora={"r": 4}).train(resume=start)
+    with pytest.warns(LoraCWarning), pytest.raises(CheckpointError, match="expected .* with|expected .* as F32"):
+        trainer(lora={"r": 4}).train(resume=start, allow_changes=True)
+
+
+def test_nothing_to_resume_from_is_an_error_and_auto_starts(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    (tmp_path / "out/checkpoint-9").mkdir(parents=True)  # not of a run
+    with pytest.raises(CheckpointError, match="expected a checkpoint to resume from, got none.*--resume auto"):
+        trainer().train(resume=True)
+    with pytest.raises(CheckpointError, match="nowhere: resume: expected a checkpoint folder"):
+        trainer().train(resume=tmp_path / "nowhere")
+    assert trainer().train(resume="auto").history[0]["step"] == 1
+    shutil.rmtree(tmp_path / "out/checkpoint-4")
+    result = trainer().train(resume="auto")
+    assert [r["step"] for r in result.history] == [1, 2, 3, 4]
+    done = trainer().train(resume="auto")
+    assert done.steps == 4 and not done.interrupted and done.history == result.history
+
+
+def test_a_finished_run_is_prolonged_as_if_it_had_been_longer(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    schedule = {"lr_scheduler_type": "constant"}
+    whole = trainer(schedule | {"output_dir": str(tmp_path / "whole"), "max_steps": 7})
+    whole.train()
+    trainer(schedule | {"save_steps": 0}).train()
+    longer = trainer(schedule | {"max_steps": 7})
+    with pytest.warns(LoraCWarning, match="the run had 4 steps and has 7 now; from step 4"):
+        longer.train(resume=True)
+    assert all(np.array_equal(a, b) for a, b in zip(arrays(longer), arrays(whole), strict=True))
+    with pytest.raises(CheckpointError, match="expected a run of 7 steps or more.* got 3; give a larger --max-steps"):
+        trainer(schedule | {"max_steps": 3}).train(resume=True, allow_changes=True)
+
+
+def test_the_checkpoint_that_was_written_last_is_taken(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    trainer({"max_steps": 20, "save_steps": 0}).train()
+    trainer({"max_steps": 4, "seed": 1}).train()
+    with pytest.raises(CheckpointError, match="checkpoint-4: .*seed 1 -> 0"):
+        trainer({"max_steps": 20}).train(resume=True)
+    assert (tmp_path / "out/checkpoint-20").exists()
+
+
+def test_only_checkpoints_of_this_run_are_pruned_and_of_these_only_its_files(
+    trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    mine = ["checkpoint-2024", "checkpoint-best-1", "checkpoint-02", "checkpoint-1/deep"]
+    for name in mine:
+        (out / name).mkdir(parents=True)
+        (out / name / "notes.txt").write_text("mine")
+    trainer({"max_steps": 3, "save_steps": 0}).train()  # another run's, in the same folder
+    trainer({"max_steps": 8, "save_steps": 1, "save_total_limit": 2, "seed": 1}).train()
+    assert all((out / name / "notes.txt").read_text() == "mine" for name in mine)
+    assert sorted(p.name for p in out.iterdir() if (p / "trainer_state.json").exists()) == [
+        "checkpoint-6", "checkpoint-7", "checkpoint-8",
+    ]  # fmt: skip
+    assert sorted(p.name for p in (out / "checkpoint-1").iterdir()) == ["deep"]
+    with pytest.warns(LoraCWarning, match="the run had 8 steps"):
+        trainer({"max_steps": 10, "save_steps": 1, "save_total_limit": 1, "seed": 1}).train(resume=True)
+    assert sorted(p.name for p in out.iterdir() if (p / "trainer_state.json").exists()) == [
+        "checkpoint-10", "checkpoint-9",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [
+    {"step": None}, {"step": -1}, {"step": 1.5}, {"step": True}, {"step": 1 << 70}, {"step": 1}, {"history": None},
+    {"history": {"a": 1}}, {"history": [1]}, {"history": [{"loss": 1.0}]}, {"history": [{"step": 1, "loss": "x"}]},
+    {"history": [{"step": 1, "tokens": 0.5}]}, {"history": [{"step": 99}]}, {"history": [{"step": 1, "loss": float("nan")}]},
+    {"format": 3}, {"format": "2"}, {"run": None}, {"run": {}}, {"run": {"options": {}, "total_steps": 4, "data": 1}},
+    {"run_id": 7}, {"run_id": "other"}, {"checkpoints": "x"}, {"checkpoints": [None]}, {"saved_at": None},
+], ids=str)  # fmt: skip
+def test_a_damaged_position_is_one_clear_error(trainer: Callable[..., Trainer], start: Path, damage: dict[str, Any]) -> None:
+    file = start / "trainer_state.json"
+    values = {k: v for k, v in (json.loads(file.read_text()) | damage).items() if v is not None}
+    file.write_text(json.dumps(values))
+    resumed = trainer()
+    before = arrays(resumed)
+    with pytest.raises(CheckpointError, match="expected"):
+        resumed.train(resume=start)
+    assert all(np.array_equal(a, b) for a, b in zip(before, arrays(resumed), strict=True)) and resumed.history == []
+
+
+TENSOR_DAMAGE = ["float64", "int32", "missing", "more", "shape", "nan", "negative", "cut", "empty", "absent"]
+
+
+@pytest.mark.parametrize("damage", TENSOR_DAMAGE)
+def test_damaged_tensors_are_one_clear_error(trainer: Callable[..., Trainer], start: Path, damage: str) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from lora_c.checkpoint import SafetensorsFile
+
+    file = start / "training_state.safetensors"
+    metadata, tensors = SafetensorsFile(file).metadata, load_file(file)
+    key = sorted(name for name in tensors if name.startswith("v."))[-1]
+    match damage:
+        case "float64" | "int32":
+            tensors = {name: array.astype(damage) for name, array in tensors.items()}
+        case "missing":
+            del tensors[key]
+        case "more":
+            tensors["m.other"] = tensors[key]
+        case "shape":
+            tensors[key] = tensors[key].reshape(-1)
+        case "nan" | "negative":
+            tensors[key] = np.full_like(tensors[key], -1.0 if damage == "negative" else np.nan)
+    save_file(tensors, file, metadata)
+    if damage in ("cut", "empty"):
+        file.write_bytes(file.read_bytes()[: -5 if damage == "cut" else 0])
+    if damage == "absent":
+        file.unlink()
+    resumed = trainer()
+    before = arrays(resumed)
+    with pytest.raises(CheckpointError, match="expected"):
+        resumed.train(resume=start)
+    assert all(np.array_equal(a, b) for a, b in zip(before, arrays(resumed), strict=True))
+
+
+def test_a_checkpoint_of_the_older_format_is_resumed_only_when_asked_for(trainer: Callable[..., Trainer], start: Path) -> None:
+    values = json.loads((start / "trainer_state.json").read_text())
+    (start / "trainer_state.json").write_text(json.dumps({key: values[key] for key in ("step", "history", "config")}))
+    with pytest.raises(CheckpointError, match="got one of an older format.*--allow-changes"):
+        trainer().train(resume=start)
+    resumed = trainer()
+    assert resumed.train(resume=start, allow_changes=True).steps == 4
+    assert [r["step"] for r in resumed.history] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "held-out loss", "parameters"])
+def test_a_run_that_diverges_saves_and_names_the_last_finite_state(
+    trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    run = trainer({"save_steps": 0, "eval_steps": 3}, eval_data=samples(3, 2))
+    real, steps = Trainer._forward_backward, []
+
+    def forward_backward(self: Trainer, batch: Any, grad_scale: float, dropout_step: int) -> float:
+        loss = real(self, batch, grad_scale, dropout_step)
+        steps.append(dropout_step)
+        if dropout_step == 3 and where == "gradient":
+            assert self.parameters[0].grad is not None
+            self.parameters[0].grad[0] = np.inf
+        return float("nan") if dropout_step == 3 and where == "loss" else loss
+
+    def evaluate(self: Trainer, dataset: Any = None) -> float:
+        if steps == [0, 1, 2, 3] and where == "parameters":
+            self.parameters[0].data[0] = np.nan
+        return float("inf") if steps == [0, 1, 2] and where == "held-out loss" else 1.0
+
+    monkeypatch.setattr(Trainer, "_forward_backward", forward_backward)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    last = tmp_path / "out/checkpoint-3"
+    if where == "parameters":
+        with pytest.raises(DivergenceError, match="expected finite parameters after step 4, got NaN.*no finite state"):
+            run.train()
+        return
+    with pytest.raises(DivergenceError, match=f"{where}s? (at|after) step [34], got .*; the last finite state is in {last}; "):
+        run.train()
+    monkeypatch.undo()
+    again = trainer({"eval_steps": 0})
+    assert again.train(resume=last).steps == 4
