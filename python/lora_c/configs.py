@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import ConfigError, nearest
 
 _INITIALISATIONS = ("gaussian", "orthogonal", "pissa", "olora", "loftq")
+FREE_TEXTS = "free texts"  # marks a list whose items are any texts, so that no flag cuts them at commas
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 # Names that people type, and what they are called here.
@@ -195,22 +196,37 @@ class LoraConfig(_Config):
         return self
 
 
+FreeTexts = Annotated[list[str], FREE_TEXTS]
+SAMPLING_FIELDS = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+
+
 class GenerationConfig(_Config):
     """How text is generated, with transformers' names.
 
-    Greedy unless `do_sample` is true, or `do_sample` is left alone and one of `temperature`, `top_k`, `top_p` is given.
-    A temperature of 0 means greedy.
+    Greedy unless `do_sample` is true, or `do_sample` is left alone and one of `temperature`, `top_k`, `top_p`, `min_p`,
+    `typical_p` is given. A temperature of 0 means greedy. Penalties, forbidden and forced tokens hold for both.
     """
 
     max_new_tokens: int = Field(256, gt=0, description="Most tokens to write.")
     do_sample: bool | None = Field(
-        None, description="Draw tokens at random; default: when temperature, top_k or top_p is given."
+        None, description="Draw tokens at random; default: when temperature, top_k, top_p, min_p or typical_p is given."
     )
     temperature: float = Field(1.0, ge=0.0, description="Divides the logits; 0 is greedy.")
     top_k: int = Field(0, ge=0, description="Draw among the k most probable tokens; 0: all.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the most probable tokens that reach this share.")
+    min_p: float = Field(0.0, ge=0.0, le=1.0, description="Leave out tokens below this share of the most probable one's.")
+    typical_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the tokens of usual information, up to this share.")
     seed: int = Field(0, ge=0, description="Seed of the random draws.")
-    stop_strings: list[str] = Field([], description="Stop when one of these texts appears.")
+    repetition_penalty: float = Field(1.0, gt=0.0, description="Makes tokens that came before less likely where above 1.")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many tokens comes twice; 0: any may.")
+    bad_words: FreeTexts = Field([], description="Texts that are never written.")
+    bad_words_ids: list[list[int]] = Field([], description="The same as token ids.")
+    suppress_tokens: list[int] = Field([], description="Token ids that are never written.")
+    begin_suppress_tokens: list[int] = Field([], description="Token ids that no answer begins with.")
+    min_new_tokens: int = Field(0, ge=0, description="Fewest tokens to write: no end before.")
+    forced_bos_token_id: int | None = Field(None, ge=0, description="Token after a prompt of one token.")
+    forced_eos_token_id: int | list[int] | None = Field(None, description="Token that is written last where no end comes.")
+    stop_strings: FreeTexts = Field([], description="Stop when this text appears; special tokens count as their text.")
     ignore_eos: bool = Field(False, description="Go on after the end token.")
     precision: Literal["exact", "fast"] | None = Field(
         None,
@@ -225,7 +241,12 @@ class GenerationConfig(_Config):
             return False
         if self.do_sample is not None:
             return self.do_sample
-        return bool(self.model_fields_set & {"temperature", "top_k", "top_p"})
+        return bool(self.model_fields_set & SAMPLING_FIELDS)
+
+    @field_validator("stop_strings", "bad_words", mode="before")
+    @classmethod
+    def _one_text_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class TrainConfig(_Config):

@@ -12,113 +12,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core import DECODE_BATCH
+from .answer_text import TextPieces
 from .configs import GenerationConfig
-from .errors import ConfigError, DataError
-from .text_ids import prompt_token_ids
+from .errors import ConfigError
+from .logits import LogitsProcessor, bad_word_ids
+from .prompts import prompt_ids
+from .sampling import check_logits, choose_token
 
 if TYPE_CHECKING:
     from ._core import KVCache
     from .model import Model
 
 
-def prompt_ids(model: Model, prompt: Any) -> list[int]:
-    """Return the token ids of a text, of chat messages (rendered with the model's template), or of ids themselves."""
-    if isinstance(prompt, str):
-        ids = prompt_token_ids(model.tokenizer, prompt)
-    elif isinstance(prompt, (Sequence, np.ndarray)) and len(prompt) and all(isinstance(m, dict) for m in prompt):
-        text = model.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True)
-        ids = model.tokenizer.encode(text, add_special_tokens=False)
-    elif isinstance(prompt, (Sequence, np.ndarray)) and all(isinstance(i, (int, np.integer)) for i in prompt):
-        ids = [int(i) for i in prompt]
-    else:
-        raise DataError(f"prompt: expected a text, a list of messages or a list of token ids, got {type(prompt).__name__}")
-    vocab, limit = model.decoder.config["vocab_size"], model.context_length
-    if not ids:
-        raise DataError("prompt: expected at least one token, got none")
-    wrong = next((i for i in ids if not 0 <= i < vocab), None)
-    if wrong is not None:
-        raise DataError(f"prompt: expected token ids from 0 to {vocab - 1}, got {wrong}; is the tokenizer this model's?")
-    if len(ids) >= limit:
-        raise DataError(f"prompt: expected fewer tokens than the model's context of {limit}, got {len(ids)}; shorten it")
-    return ids
-
-
-def is_batch(prompt: Any) -> bool:
-    """Whether this is a list of prompts: of texts, of message lists, or of lists of token ids."""
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or not prompt:
-        return False
-    return all(isinstance(part, (str, Sequence, np.ndarray)) for part in prompt)
-
-
-def probabilities(logits: NDArray[np.float32], config: GenerationConfig) -> NDArray[np.float64]:
-    """Return the distribution to draw from: temperature, then top_k, then top_p, in float64.
-
-    Shapes: logits (V,), result (V,)
-    Source: nucleus sampling, arXiv:1904.09751
-    """
-    scores = logits.astype(np.float64) / config.temperature
-    if 0 < config.top_k < scores.size:
-        scores[scores < np.partition(scores, -config.top_k)[-config.top_k]] = -np.inf
-    weights: NDArray[np.float64] = np.exp(scores - scores.max())
-    weights /= weights.sum()
-    if config.top_p < 1.0:
-        order = np.argsort(-weights, kind="stable")
-        before = np.cumsum(weights[order]) - weights[order]
-        weights[order[before >= config.top_p]] = 0.0
-        weights /= weights.sum()
-    return weights
-
-
-def choose_token(logits: NDArray[np.float32], config: GenerationConfig, generator: np.random.Generator) -> int:
-    """Return the next token: the first of the largest logits, or a draw."""
-    if not config.sampling:
-        return int(logits.argmax())
-    bounds = np.cumsum(probabilities(logits, config))
-    return min(int(np.searchsorted(bounds, generator.random() * bounds[-1], side="right")), logits.size - 1)
-
-
 class TokenChooser:
     """Chooses the tokens of one answer until an end token, max_new_tokens, or the end of the context."""
 
-    def __init__(self, model: Model, n_prompt: int, config: GenerationConfig) -> None:
+    def __init__(self, model: Model, prompt: Sequence[int], config: GenerationConfig) -> None:
         self.config = config
-        self.budget = min(config.max_new_tokens, model.context_length - n_prompt)
+        self.budget = min(config.max_new_tokens, model.context_length - len(prompt))
         self._generator = np.random.Generator(np.random.Philox(config.seed))
         self._ends = frozenset() if config.ignore_eos else model.eos_token_ids
+        tokenizer = model.tokenizer if config.bad_words and model.has_tokenizer else None
+        forbidden = bad_word_ids(config, tokenizer, model.decoder.config["vocab_size"])
+        self._process = LogitsProcessor(config, len(prompt), self.budget, self._ends, forbidden)
+        self._ids = list(prompt)
 
     def choose(self, logits: NDArray[np.float32]) -> int | None:
         """Return the next token, or None at an end token."""
         self.budget -= 1
-        token = choose_token(logits, self.config, self._generator)
+        check_logits(logits)
+        scores = self._process(logits, self._ids)
+        if scores is not logits:
+            check_logits(scores)
+        token = choose_token(scores, self.config, self._generator)
+        self._ids.append(token)
         return None if token in self._ends else token
-
-
-class TextPieces:
-    """Makes text of tokens, up to a stop string."""
-
-    def __init__(self, model: Model, ids: Sequence[int], config: GenerationConfig) -> None:
-        self._decoder = model.tokenizer.stream_decoder(ids)
-        self._stops = [text for text in config.stop_strings if text]
-        self._held = ""
-        self.stopped = False
-
-    def push(self, token: int) -> str:
-        """Return the text that is certain by now; it may be empty."""
-        self._held += self._decoder.push(token)
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-        self.stopped = bool(found)
-        return self._release(min(found) if found else len(self._held) - _overlap(self._held, self._stops))
-
-    def flush(self) -> str:
-        """Return what was held back, after the last token."""
-        if self.stopped:
-            return ""
-        self._held += self._decoder.flush()
-        return self._release(len(self._held))
-
-    def _release(self, n: int) -> str:
-        ready, self._held = self._held[:n], self._held[n:]
-        return ready
 
 
 def precision_of(config: GenerationConfig) -> Literal["exact", "fast"]:
@@ -135,7 +63,7 @@ def must_read_again(model: Model, length: int) -> bool:
 
 def generate_ids(model: Model, ids: Sequence[int], config: GenerationConfig) -> Iterator[int]:
     """Yield new token ids until an end token (not yielded), max_new_tokens, or the end of the context."""
-    chooser = TokenChooser(model, len(ids), config)
+    chooser = TokenChooser(model, ids, config)
     cache = model.decoder.new_cache(len(ids) + chooser.budget)
     step, all_ids = np.asarray(ids, np.int32), list(ids)
     precision = precision_of(config)
@@ -154,7 +82,7 @@ def generate_ids(model: Model, ids: Sequence[int], config: GenerationConfig) -> 
 def generate_text(model: Model, prompt: Any, config: GenerationConfig) -> Iterator[str]:
     """Yield pieces of text; together they are the answer, without the prompt and without a stop string."""
     ids = prompt_ids(model, prompt)
-    text = TextPieces(model, ids, config)
+    text = TextPieces(model.tokenizer, ids, config)
     for token in generate_ids(model, ids, config):
         if piece := text.push(token):
             yield piece
@@ -213,7 +141,7 @@ def generate_batch(model: Model, prompts: Sequence[Any], config: GenerationConfi
     Up to `DECODE_BATCH` sequences take a step in one call; when one ends, the next prompt takes its place.
     """
     all_ids = [prompt_ids(model, prompt) for prompt in prompts]
-    choosers = [TokenChooser(model, len(ids), config) for ids in all_ids]
+    choosers = [TokenChooser(model, ids, config) for ids in all_ids]
     texts = [""] * len(all_ids)
     longest = max(len(ids) + chooser.budget for ids, chooser in zip(all_ids, choosers, strict=True))
     free = list(range(min(len(all_ids), DECODE_BATCH)))
@@ -231,21 +159,12 @@ def generate_batch(model: Model, prompts: Sequence[Any], config: GenerationConfi
     while waiting or live:
         while waiting and free:
             i = waiting.popleft()
-            answer = _Answer(i, free.pop(), list(all_ids[i]), choosers[i], TextPieces(model, all_ids[i], config))
+            answer = _Answer(i, free.pop(), list(all_ids[i]), choosers[i], TextPieces(model.tokenizer, all_ids[i], config))
             if goes_on(answer, _read(model, cache, answer)):
                 live.append(answer)
         if live:
             live = [answer for answer, row in zip(live, _step(model, cache, live), strict=True) if goes_on(answer, row)]
     return texts
-
-
-def _overlap(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that begins one of the stop strings."""
-    longest = max((len(stop) - 1 for stop in stops), default=0)
-    for n in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-n:]) for stop in stops):
-            return n
-    return 0
 
 
 def resolve(config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:

@@ -19,14 +19,18 @@ from .adapters.combine import Combination, combine
 from .adapters.conversion import can_convert, for_original_base
 from .adapters.fresh import fresh_adapter
 from .architectures import Architecture, architecture_of
-from .checkpoint import Checkpoint, read_json_object
+from .checkpoint import Checkpoint
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
+from .ends import find_ends
 from .errors import AdapterError, CheckpointError, ConfigError
+from .generation_file import GENERATION_FILE, generation_config_of, left_aside, read_generation_options
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights, stored_name
+from .notices import tell
 from .parts import Parts
 from .prequantized import QuantRecord
+from .prompts import is_batch
 from .resize_embedding import resize_embedding, resize_for_adapter, rows_for
 from .saving import save_model
 from .tokenizer import Tokenizer
@@ -49,6 +53,10 @@ class Model:
         The names of all adapters, and of the one in use (None: the base alone).
     weights : dict
         Decoder name to array, NF4Tensor, GGMLTensor or Parameter.
+    eos_token_ids : frozenset of int
+        The tokens that end an answer, see `ends`; what is saved names them, too.
+    generation_options : dict
+        The model's generation_config.json; empty where there is none.
     added_tokens : list of int
         Rows that the embedding got with `resize_embedding`.
     requantization_error : float or None
@@ -57,7 +65,7 @@ class Model:
 
     def __init__(
         self, config: dict[str, Any], architecture: Architecture, weights: Weights, source: Path,
-        tokenizer: Tokenizer | None, nf4_options: tuple[int, bool] = (64, True),
+        tokenizer: Tokenizer | None, nf4_options: tuple[int, bool] = (64, True), ends: frozenset[int] | None = None,
     ) -> None:  # fmt: skip
         self.config = config
         self.architecture = architecture
@@ -75,8 +83,10 @@ class Model:
             self.parts.set_weight(name, weight)
         self._adapters = AdapterSet(self.parts, self.weights, architecture.tied)
         self.before_merge: dict[str, Any] = {}
+        self._told_settings = False
+        self.generation_options = read_generation_options(source)
         self.added_tokens: list[int] = []
-        self.eos_token_ids = self._find_eos()
+        self.eos_token_ids = ends if ends is not None else self._find_ends()
         self._tell_tokenizer()
 
     # -- what it is ---------------------------------------------------------------------------------------------------
@@ -134,15 +144,11 @@ class Model:
         adapter = f", adapter r={self.adapter_config.r}" if self.adapter_config else ""
         return f"Model({self.architecture.family.architecture}, {self.num_parameters():,} parameters, {kind}{adapter})"
 
-    def _find_eos(self) -> frozenset[int]:
-        file = self.source / "generation_config.json"
-        options = read_json_object(file) if file.is_file() else {}
-        found: set[int] = set()
-        for value in (options.get("eos_token_id"), self.config.get("eos_token_id")):
-            found |= {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}
-        if not found and self._tokenizer is not None and self._tokenizer.eos_token_id is not None:
-            found = {self._tokenizer.eos_token_id}
-        return frozenset(found)
+    def _find_ends(self) -> frozenset[int]:
+        ends = find_ends(self.config, self.generation_options, self._tokenizer)
+        if (line := ends.disagreement(self._tokenizer)) is not None:
+            tell(f"{self.source}: {line}")
+        return ends.ids
 
     # -- adapters -----------------------------------------------------------------------------------------------------
 
@@ -405,7 +411,13 @@ class Model:
         """Return a model with other weights (and another config) and no adapter."""
         config = dict(self.config) if config is None else config
         return Model(
-            config, architecture_of(config), Weights(weights, stored, records), self.source, self._tokenizer, self.nf4_options
+            config,
+            architecture_of(config),
+            Weights(weights, stored, records),
+            self.source,
+            self._tokenizer,
+            self.nf4_options,
+            self.eos_token_ids,
         )
 
     # -- text ---------------------------------------------------------------------------------------------------------
@@ -428,15 +440,36 @@ class Model:
         prompt : str, list of dict, or list of int; or a list of these
             A text, chat messages, or token ids. Several prompts are decoded together; each answer is the same as alone.
         config, **options
-            A `GenerationConfig` and/or its fields; greedy by default.
+            A `GenerationConfig` and/or its fields; greedy by default. `model.generation_config` is what the model's own
+            generation_config.json asks for.
         """
-        if generation.is_batch(prompt):
-            return generation.generate_batch(self, prompt, generation.resolve(config, options))
+        if is_batch(prompt):
+            return generation.generate_batch(self, prompt, self._resolve(config, options))
         return "".join(self.stream(prompt, config, **options))
 
     def stream(self, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
         """Yield the continuation piece by piece; a piece never ends inside a character."""
-        return generation.generate_text(self, prompt, generation.resolve(config, options))
+        return generation.generate_text(self, prompt, self._resolve(config, options))
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """How the model's generation_config.json asks for text to be generated; the defaults where there is none.
+
+        Raises
+        ------
+        CheckpointError
+            The file asks for what cannot be.
+        """
+        return generation_config_of(self.generation_options, str(self.source / GENERATION_FILE))
+
+    def _resolve(self, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
+        """Combine a configuration with options; what of the model's own settings is left aside is said once."""
+        resolved = generation.resolve(config, options)
+        if self.generation_options and not self._told_settings:
+            self._told_settings = True
+            if (line := left_aside(self.generation_options, resolved, str(self.source / GENERATION_FILE))) is not None:
+                tell(line)
+        return resolved
 
     # -- files --------------------------------------------------------------------------------------------------------
 

@@ -14,21 +14,23 @@ from . import merge
 from ._core import NF4Tensor
 from .architectures import WeightSpec, architecture_of
 from .checkpoint import TensorEntry, find_non_finite, write_model_files
+from .ends import with_ends
 from .errors import AdapterError, CheckpointError, ConfigError
 from .files import atomic_folder
+from .generation_file import GENERATION_FILE
 from .loading import DENSE_DTYPES, in_order
 from .multimodal import config_of_text_model
 from .notices import tell
 from .own_files import copy_own_file
 from .prequantized import nf4_entries, quant_type_of, quantization_config
-from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
+from .template_files import TEMPLATE_FILE, template_files
+from .tokenizer import TOKENIZER_FILES
 from .written import model_files_in
 
 if TYPE_CHECKING:
     from .model import Model
 
-GENERATION = "generation_config.json"
-_LOADED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", TOOL_TEMPLATE)
+_LOADED = ("tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE, "chat_template.json")
 _DTYPES = DENSE_DTYPES | {"float16": np.dtype(np.float16)}
 
 
@@ -48,6 +50,7 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
     with atomic_folder(path, before.__contains__) as folder:
         text = json.dumps(_saved_config(model, dtype, linear), indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
+        _write_generation_config(model, folder)
         _copy_tokenizer(model, folder)
         write_model_files(folder, entries, max_shard_bytes)
         _tell_of_strangers(Path(os.path.realpath(path)), folder)
@@ -55,7 +58,8 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
 
 def _tell_of_strangers(target: Path, folder: Path) -> None:
     """Files that this save neither writes nor drops, and that whoever loads the folder takes for the model's."""
-    names = (*TOKENIZER_FILES, TOOL_TEMPLATE, GENERATION)
+    templates = [path.relative_to(target).as_posix() for path in template_files(target)]
+    names = dict.fromkeys((*TOKENIZER_FILES, *templates, GENERATION_FILE))
     left = [name for name in names if (target / name).exists() and not (folder / name).exists()]
     if left:
         tell(f"{target}: {', '.join(left)} was there before and is kept: remove it if it does not belong to this model")
@@ -95,11 +99,21 @@ def _saved_config(model: Model, dtype: str | None, linear: dict[str, bool]) -> d
     elif n_quantized > len(model.quant_records) or "quantization_config" not in config:  # else what it said still holds
         left = [module for module, quantized in linear.items() if not quantized and module != "lm_head"]
         config["quantization_config"] = quantization_config(model.nf4_options[1], dense, left, linear.get("lm_head", False))
-    return config
+    return with_ends(config, model.eos_token_ids)
+
+
+def _write_generation_config(model: Model, folder: Path) -> None:
+    copied = copy_own_file(model.source, GENERATION_FILE, folder)
+    before = model.generation_options if copied else {}
+    options = with_ends(before, model.eos_token_ids)
+    if options != before:
+        text = json.dumps(options, indent=2, ensure_ascii=False) + "\n"
+        (folder / GENERATION_FILE).write_text(text, encoding="utf-8")
 
 
 def _copy_tokenizer(model: Model, folder: Path) -> None:
-    copied = {name: copy_own_file(model.source, name, folder) for name in (*TOKENIZER_FILES, TOOL_TEMPLATE, GENERATION)}
-    lost = any((model.source / name).is_file() and not copied[name] for name in _LOADED)
+    templates = [path.relative_to(model.source).as_posix() for path in template_files(model.source)]
+    copied = {name: copy_own_file(model.source, name, folder) for name in dict.fromkeys((*TOKENIZER_FILES, *templates))}
+    lost = any((model.source / name).is_file() and not copied[name] for name in (*_LOADED, *templates))
     if model.has_tokenizer and (lost or not copied["tokenizer.json"]):
         model.tokenizer.save(folder)

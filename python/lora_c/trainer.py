@@ -16,6 +16,7 @@ from .checkpoint import find_non_finite
 from .configs import TrainConfig
 from .data.fits import fit_to_model
 from .digests import data_digest, model_digest
+from .ends import tell_untrained_ends
 from .errors import ConfigError, DivergenceError, LoraCError
 from .interrupt import deferred_interrupt
 from .metrics import MetricsFile
@@ -75,6 +76,7 @@ class Trainer:
         self.train_data = fit_to_model(train_data, model, "train_data", longest)
         self.eval_data = eval_data if eval_data is None else fit_to_model(eval_data, model, "eval_data", longest)
         check_run(RunOptions(config, total_steps=self.total_steps))
+        tell_untrained_ends(model, self.train_data)
         self.optimizer = _core.AdamW(
             self.parameters,
             lr=config.learning_rate,

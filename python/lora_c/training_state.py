@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 STATE_FILE = "training_state.safetensors"
 
 
-
 def save_checkpoint(trainer: Trainer, step: int) -> Path:
     """Write checkpoint-<step>: parameters, moments, position, and for LoRA the adapter in PEFT's format.
 

@@ -15,19 +15,20 @@ from pathlib import Path
 from .aside import name_for_people
 from .checkpoint import INDEX_FILE, MODEL_FILE, SafetensorsFile, read_json_object
 from .errors import CheckpointError, SaveError
-from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
+from .template_files import is_template
+from .tokenizer import TOKENIZER_FILES
 
 FILES_KEY = "lora_c.files"
 ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE, BASE_FOLDER = (
     "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors", "base_model",
 )  # fmt: skip
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_MODEL_FILES = {MODEL_FILE, INDEX_FILE, "config.json", "generation_config.json", TOOL_TEMPLATE, *TOKENIZER_FILES}
+_MODEL_FILES = {MODEL_FILE, INDEX_FILE, "config.json", "generation_config.json", *TOKENIZER_FILES}
 
 
 def is_model_file(name: str) -> bool:
     """Whether a save of a model may write a file of that name."""
-    return name in _MODEL_FILES or _SHARD.fullmatch(name) is not None
+    return name in _MODEL_FILES or is_template(name) or _SHARD.fullmatch(name) is not None
 
 
 def is_adapter_file(name: str) -> bool:

@@ -12,8 +12,10 @@ import pytest
 from lora_c._core import DECODE_BATCH
 from lora_c.configs import GenerationConfig
 from lora_c.errors import ConfigError, DataError
-from lora_c.generation import choose_token, generate_ids, probabilities
+from lora_c.generation import generate_ids
 from lora_c.model import load_model
+from lora_c.prompts import prompt_ids
+from lora_c.sampling import choose_token, probabilities
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 3.0], np.float32)
 
@@ -32,6 +34,11 @@ def test_probabilities() -> None:
     assert probabilities(LOGITS, GenerationConfig(top_p=p[1] * 0.9)).nonzero()[0].tolist() == [1]
     assert probabilities(LOGITS, GenerationConfig(top_p=p[1] * 1.1)).nonzero()[0].tolist() == [1, 4]
     assert probabilities(LOGITS, GenerationConfig(top_p=1.0)).all()
+
+
+def test_a_tiny_temperature_is_nearly_greedy() -> None:
+    for temperature in (1e-5, 1e-300, 5e-324):
+        np.testing.assert_array_equal(probabilities(LOGITS, GenerationConfig(temperature=temperature)), [0, 0.5, 0, 0, 0.5])
 
 
 def test_greedy_and_draws() -> None:
@@ -156,3 +163,42 @@ def test_folder_without_tokenizer_works_by_ids(tiny_model_dir: Path) -> None:
     assert len(list(generate_ids(model, [3], GenerationConfig(max_new_tokens=3, ignore_eos=True)))) == 3
     with pytest.raises(ValueError, match="tokenizer.json"):
         model.generate("w3")
+
+
+def test_a_last_answer_is_continued(tiny_model_dir: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}w3 {% else %}w4 {% endif %}{{ m.content }} </s>{% endfor %}"
+        "{% if add_generation_prompt %}w4 {% endif %}"
+    )
+    (tiny_model_dir / "chat_template.jinja").write_text(template)
+    model = load_model(tiny_model_dir)
+    question = {"role": "user", "content": "w5"}
+    assert prompt_ids(model, [question]) == [3, 5, 2, 4]
+    assert prompt_ids(model, [question, {"role": "assistant", "content": "w6 w7"}]) == [3, 5, 2, 4, 6, 7]
+    with pytest.raises(DataError, match="which is to be continued"):
+        prompt_ids(model, [question, {"role": "assistant", "tool_calls": [{}]}])
+
+
+def test_a_consumer_that_raises_leaves_nothing_locked(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir)
+    options = {"max_new_tokens": 9, "ignore_eos": True}
+    right = model.generate("w3 w4", **options)
+    with pytest.raises(RuntimeError, match="consumer"):
+        for _ in model.stream("w3 w4", **options):
+            raise RuntimeError("consumer")
+    abandoned = model.stream("w3 w4", **options)
+    next(abandoned)
+    assert model.generate("w3 w4", **options) == right  # another answer is half done
+    assert model.generate(["w3 w4"] * 3, **options) == [right] * 3
+
+
+def test_streamed_pieces_joined_are_the_answer(stories: Path) -> None:
+    model = load_model(stories)
+    for options in ({}, {"stop_strings": ["girl"]}, {"temperature": 1.5, "seed": 2}, {"stop_strings": ["</s>", "Lily wa"]}):
+        text = model.generate("Once upon a time", max_new_tokens=80, **options)
+        assert "".join(model.stream("Once upon a time", max_new_tokens=80, **options)) == text
+        assert model.generate(["Once upon a time"] * 2, max_new_tokens=80, **options) == [text] * 2
+    prompt = model.tokenizer.encode("Once upon a time")
+    answer = list(generate_ids(model, prompt, GenerationConfig(max_new_tokens=80)))
+    whole = model.tokenizer.decode([*prompt, *answer])
+    assert model.tokenizer.decode(prompt) + model.generate("Once upon a time", max_new_tokens=80) == whole

@@ -107,6 +107,7 @@ def run(*args: object) -> str:
     return result.output
 
 
+@pytest.mark.filterwarnings("ignore:the data teaches the model to end:lora_c.notices.LoraCWarning")  # never trained, indeed
 def test_commands(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
     folder, data = shared_data("stories260K_hf"), tmp_path / "data.jsonl"
     data.write_text('{"text": "Once upon a time"}\n' * 4)

@@ -49,9 +49,7 @@ def inputs(tiny_model_dir: Path, tmp_path: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 @pytest.mark.parametrize("place", ["file", "file/below", "pipe", "loop", "loop/below", "/dev/null", "/proc/out", "n" * 300])
-def test_a_place_that_cannot_be_written_is_named(
-    inputs: dict[str, Path], tmp_path: Path, command: str, place: str
-) -> None:
+def test_a_place_that_cannot_be_written_is_named(inputs: dict[str, Path], tmp_path: Path, command: str, place: str) -> None:
     (tmp_path / "file").write_text("mine")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")

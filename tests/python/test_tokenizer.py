@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lora_c.errors import CheckpointError, DataError
+from lora_c.model import load_model
 from lora_c.tokenizer import Tokenizer
 
 CHATML = (
@@ -157,3 +159,106 @@ def test_templates_of_known_families_render(shared_data) -> None:
         text = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)
         assert text.index("Hi") < text.index("Hello") < text.index("Bye"), path.name
         assert text.startswith(tokenizer.apply_chat_template(MESSAGES).rstrip()[:20])
+
+
+FILES = {"chat_template.json": json.dumps({"chat_template": "processor"}), "chat_template.jinja": "jinja",
+         "additional_chat_templates/tool_use.jinja": "tool file", "additional_chat_templates/rag.jinja": "rag"}  # fmt: skip
+NAMED = [{"name": "default", "template": "listed"}, {"name": "tool_use", "template": "listed tools"}]
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "plain", "with_tools"),
+    [
+        (None, [], None, None),
+        ("config", [], "config", "config"),
+        (NAMED, [], "listed", "listed tools"),
+        (NAMED[1:], [], None, "listed tools"),
+        ({"default": "one", "tool_use": "two"}, [], "one", "two"),
+        ("config", ["chat_template.json"], "config", "config"),
+        (None, ["chat_template.json"], "processor", "processor"),
+        ("config", ["chat_template.jinja", "chat_template.json"], "jinja", "jinja"),
+        (NAMED, ["chat_template.jinja"], "jinja", "jinja"),
+        ("config", ["additional_chat_templates/tool_use.jinja"], None, "tool file"),
+        (NAMED, ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"], "jinja", "tool file"),
+        (NAMED, ["chat_template.jinja", "additional_chat_templates/rag.jinja"], "jinja", "jinja"),
+        ("", [], "", ""),
+    ],
+)
+def test_which_of_several_templates_counts(
+    tiny_model_dir: Path, config: Any, files: list[str], plain: str | None, with_tools: str | None
+) -> None:
+    file = tiny_model_dir / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | ({} if config is None else {"chat_template": config})))
+    for name in files:
+        (tiny_model_dir / name).parent.mkdir(exist_ok=True)
+        (tiny_model_dir / name).write_text(FILES[name])
+    tokenizer = Tokenizer.from_folder(tiny_model_dir)
+    for tools, right in ((None, plain), ([], with_tools), ([{}], with_tools)):
+        if right is None:
+            with pytest.raises(DataError, match="expected a model with a chat template"):
+                tokenizer.apply_chat_template(MESSAGES, tools=tools)
+        else:
+            assert tokenizer.apply_chat_template(MESSAGES, tools=tools) == right
+
+
+@pytest.mark.parametrize("config", [3, [{"template": "x"}], ["x"], {"default": 3}])
+def test_templates_that_are_no_text_are_refused(tiny_model_dir: Path, config: Any) -> None:
+    (tiny_model_dir / "tokenizer_config.json").write_text(json.dumps({"chat_template": config}))
+    with pytest.raises(CheckpointError, match="chat_template: expected"):
+        Tokenizer.from_folder(tiny_model_dir)
+
+
+def test_the_templates_of_a_folder_are_saved_with_the_model(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        (tiny_model_dir / name).parent.mkdir(exist_ok=True)
+        (tiny_model_dir / name).write_text(text)
+    load_model(tiny_model_dir).save(tmp_path / "saved")
+    saved = Tokenizer.from_folder(tmp_path / "saved")
+    assert saved.templates == {"default": "jinja", "tool_use": "tool file", "rag": "rag"}
+    (tmp_path / "again").mkdir()
+    saved.save(tmp_path / "again")
+    assert Tokenizer.from_folder(tmp_path / "again").templates == saved.templates
+
+
+OPEN = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello th"}]
+TRIMMING = CHATML.replace("m.content", "m.content | trim")
+
+
+@pytest.mark.parametrize(
+    ("template", "content", "end"),
+    [
+        (CHATML, "Hello th", "<|assistant|>Hello th"),
+        (CHATML, "Hello ", "<|assistant|>Hello "),
+        (CHATML, "", "<|assistant|>"),
+        (TRIMMING, "Hello ", "<|assistant|>Hello"),
+        (CHATML.replace("m.content", "m.content[0].text"), [{"type": "text", "text": "Part"}], "<|assistant|>Part"),
+    ],
+)
+def test_a_last_message_is_left_open(template: str, content: Any, end: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}] if isinstance(content, list) else "Hi"},
+                {"role": "assistant", "content": content}]  # fmt: skip
+    text = tokenizer.apply_chat_template(messages, continue_final_message=True)
+    assert text == "<|user|>Hi</s>" + end and messages[-1]["content"] == content
+
+
+@pytest.mark.parametrize(
+    ("template", "last"),
+    [
+        (CHATML, {"role": "assistant", "tool_calls": []}),
+        (CHATML, {"role": "assistant", "content": [{"type": "image"}]}),
+        ("{{ messages[0].content }}", OPEN[-1]),
+        (CHATML.replace("m.content", "m.content | lower"), OPEN[-1]),
+    ],
+)
+def test_a_last_message_that_is_not_there_cannot_be_left_open(template: str, last: dict[str, Any]) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match="which is to be continued"):
+        tokenizer.apply_chat_template([OPEN[0], last], continue_final_message=True)
+
+
+def test_a_message_is_continued_or_another_begins() -> None:
+    with pytest.raises(DataError, match="got both"):
+        byte_tokenizer().apply_chat_template(OPEN, add_generation_prompt=True, continue_final_message=True)

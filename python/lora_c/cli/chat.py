@@ -8,6 +8,7 @@ import click
 
 from ..configs import GenerationConfig
 from ..errors import DataError
+from ..generation import resolve
 from .generate import open_model
 from .options import Command, config_options, take
 from .paths import InputPath
@@ -18,11 +19,16 @@ from .paths import InputPath
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--system", type=str, help="System message at the start.")
-@config_options(GenerationConfig, "Generation")
+@config_options(GenerationConfig, "Generation", skip=("bad_words_ids",))
 def command(**own: Any) -> None:
-    """Talk with a model. An empty line or Ctrl-D ends, /reset forgets the conversation."""
-    config = GenerationConfig(**take(own, GenerationConfig))
+    """Talk with a model. An empty line or Ctrl-D ends, /reset forgets the conversation.
+
+    The settings of the model's generation_config.json hold where no flag says otherwise.
+    """
+    options = take(own, GenerationConfig)
+    GenerationConfig(**options)  # what is wrong in them is said before the model is loaded
     model = open_model(own)
+    config = resolve(model.generation_config, options)
     if model.tokenizer.chat_template is None:
         raise DataError("model: expected a chat template for chat, got none; use lora-c generate with this model")
     opening = [{"role": "system", "content": own["system"]}] if own.get("system") else []

@@ -11,6 +11,7 @@ import click
 
 from ..configs import GenerationConfig
 from ..errors import ConfigError
+from ..generation import resolve
 from .options import Command, config_options, take
 from .paths import InputPath
 
@@ -32,15 +33,19 @@ class Texts(click.Argument):
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
 @click.option("--chat-template/--raw", "chat_template", default=None, help="Wrap the prompt as a user's turn, or not.")
-@config_options(GenerationConfig, "Generation")
+@click.option("--use-generation-config", is_flag=True, help="Take the settings of the model's generation_config.json.")
+@config_options(GenerationConfig, "Generation", skip=("bad_words_ids",))
 def command(**own: Any) -> None:
     """Write text from PROMPT (from standard input where it is absent), token by token.
 
     Several prompts are decoded together; the answers are written as JSON lines with "prompt" and "answer".
     """
-    config = GenerationConfig(**take(own, GenerationConfig))
+    options = take(own, GenerationConfig)
+    config = GenerationConfig(**options)
     texts = [*(own.get("prompt") or ()), *(read_prompts(Path(own["prompts"])) if own.get("prompts") else ())]
     model = open_model(own)
+    if own.get("use_generation_config"):
+        config = resolve(model.generation_config, options)
     template = own.get("chat_template")
     if template is None:
         template = model.tokenizer.chat_template is not None
@@ -52,15 +57,25 @@ def command(**own: Any) -> None:
         for text, answer in zip(texts, model.generate([prompt_of(text) for text in texts], config), strict=True):
             click.echo(json.dumps({"prompt": text, "answer": answer}, ensure_ascii=False))
         return
-    for piece in model.stream(prompt_of(texts[0] if texts else sys.stdin.read()), config):
+    for piece in model.stream(prompt_of(texts[0] if texts else read_piped()), config):
         click.echo(piece, nl=False)
     click.echo()
+
+
+def read_piped() -> str:
+    """The text on standard input, without the newline that ends its last line."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError("prompt: expected UTF-8 text on standard input, got other bytes") from None
+    text = text.replace("\r\n", "\n")
+    return text.removesuffix("\n")
 
 
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file that are not empty."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"prompts: expected a text file with one prompt per line, got {str(path)!r}: {reason}") from None

@@ -12,6 +12,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ..configs import FREE_TEXTS
 from ..errors import ConfigError
 from .paths import InputPath, InputPaths, OutputPath, ResumePath, check_outputs, output_of_a_run
 from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
@@ -50,11 +51,25 @@ def config_options(cls: type[BaseModel], section: str, skip: tuple[str, ...] = (
 def take(settings: dict[str, Any], cls: type[BaseModel], skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """Remove the fields of a config class from the settings and return those that were given."""
     taken = {name: settings.pop(name) for name in cls.model_fields if name in settings and name not in skip}
-    return {name: value for name, value in taken.items() if value is not None}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in taken.items() if v is not None and v != ()}
+
+
+class FreeText(click.ParamType):
+    """Any text as it stands, with its commas, spaces and newlines; a number from a file is none."""
+
+    name = "TEXT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            self.fail(f"expected a text, got {value!r}; put it in quotes", param, ctx)
+        return value
 
 
 class TextList(click.ParamType):
-    """ "a,b" is a list, and so is a single name; "all-linear" and regular expressions stay texts."""
+    """ "a,b" is a list, and so is a single name; "all-linear" and regular expressions stay texts.
+
+    numbers: items of digits are numbers.
+    """
 
     name = "A,B"
 
@@ -103,19 +118,27 @@ def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
         flags, type_ = f"{flag_name(name)}/--no-{name.replace('_', '-')}", click.BOOL
     elif get_origin(kind) is Literal:
         flags, type_ = flag_name(name), Literals(get_args(kind))
+    elif FREE_TEXTS in info.metadata:
+        flags, type_, text = flag_name(name), FreeText(), f"{text} May be given several times."
     else:
-        numbers = "int" in str(info.annotation)
-        kinds: dict[Any, Any] = {list: TextList(numbers), dict: Pairs(), int: click.INT, float: click.FLOAT}
+        names = TextList(numbers=_holds(info.annotation, int))
+        kinds: dict[Any, Any] = {list: names, dict: Pairs(), int: click.INT, float: click.FLOAT}
         flags, type_ = flag_name(name), kinds.get(kind, click.STRING)
         type_ = output_of_a_run(info.default) if name == "output_dir" else type_  # type: ignore[assignment]
 
     def decorate(function: F) -> F:
-        function = click.option(flags, name, type=type_, default=None, help=text, cls=FieldOption)(function)
+        several = isinstance(type_, FreeText)
+        function = click.option(flags, name, type=type_, default=None, help=text, cls=FieldOption, multiple=several)(function)
         option = function.__click_params__[-1]  # type: ignore[attr-defined]
         option.section, option.field_default = section, info.default
         return function
 
     return decorate
+
+
+def _holds(annotation: Any, wanted: type) -> bool:
+    """Whether a type stands anywhere in an annotation."""
+    return annotation is wanted or any(_holds(part, wanted) for part in get_args(annotation))
 
 
 def _plain_type(annotation: Any) -> Any:

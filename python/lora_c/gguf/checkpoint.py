@@ -14,6 +14,7 @@ from .._core import GGMLTensor
 from ..checkpoint import TensorInfo
 from ..errors import CheckpointError
 from ..read_ahead import Extent
+from ..tokenizers_library import library_errors
 from .config import config_of
 from .reader import GGUFFile, is_gguf
 
@@ -80,7 +81,8 @@ class GGUFCheckpoint:
         """The tokenizer and chat template of the file; None where it has none."""
         from .tokenizer import tokenizer_of
 
-        return tokenizer_of(self.file)
+        with library_errors(CheckpointError, f"{self.file.path}: expected lists of tokens that make a tokenizer"):
+            return tokenizer_of(self.file)
 
     def read(self, name: str) -> NDArray[Any] | GGMLTensor:
         """Return a tensor in the order of a model folder: a view of the file, or a copy where its rows lie otherwise."""

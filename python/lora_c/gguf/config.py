@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..families import FAMILIES
+from .ends import ends_of, token_id
 from .families import GGUFFamily, family_of_arch
 from .format import Kind
 from .reader import GGUFFile
@@ -17,7 +18,6 @@ from .reader import GGUFFile
 if TYPE_CHECKING:
     from .same_model import PlannedFile
 
-_UNSET = 0xFFFFFFFF  # a token id that some writers store for "none"
 # Keys under the architecture's name that change nothing here, or nothing with the one value given.
 _HARMLESS = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "attention.layer_norm_epsilon"}
 # Of these families the rotation is not asked for: there is none.
@@ -269,17 +269,9 @@ def _gpt2(meta: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
     return {"rms_norm_eps": meta.get("attention.layer_norm_epsilon")}
 
 
-def token_id(file: GGUFFile | PlannedFile, name: str) -> int | None:
-    """The id of a special token ("bos", "eos", "eot", "unknown", "padding"), where the file has one."""
-    value = file.get(f"tokenizer.ggml.{name}_token_id")
-    tokens = file.get("tokenizer.ggml.tokens")
-    count = len(tokens) if isinstance(tokens, list) else 0  # another kind is refused where the tokenizer is read
-    return value if type(value) is int and 0 <= value < (count or _UNSET) else None
-
-
 def _tokens(file: GGUFFile | PlannedFile) -> dict[str, Any]:
     """Ids of the special tokens; where the end of a turn has a token of its own, it ends a text, too."""
-    ends = list(dict.fromkeys(t for t in (token_id(file, "eos"), token_id(file, "eot")) if t is not None))
+    ends = ends_of(file)
     found: dict[str, Any] = {"bos_token_id": token_id(file, "bos"), "pad_token_id": token_id(file, "padding")}
     found["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
     return {key: value for key, value in found.items() if value is not None}

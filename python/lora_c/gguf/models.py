@@ -14,7 +14,9 @@ from ..architectures import WeightSpec
 from ..checkpoint import find_non_finite
 from ..errors import AdapterError, CheckpointError, ConfigError
 from ..files import atomic_file
+from ..tokenizers_library import library_errors
 from .checkpoint import interleave
+from .ends import ends_metadata
 from .families import GGUFFamily, family_of_architecture
 from .format import DENSE, TYPES_BY_NAME, Value
 from .metadata import metadata_of
@@ -78,7 +80,7 @@ def contents_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[G
     values |= _tokenizer(model)
     if model.has_tokenizer:
         check_same_tokenizer(PlannedFile(values, entries), model.tokenizer)
-    return values, entries
+    return values | ends_metadata(model), entries
 
 
 def _tokenizer(model: Model) -> dict[str, Value]:
@@ -92,7 +94,8 @@ def _tokenizer(model: Model) -> dict[str, Value]:
             file.close()
     if not model.has_tokenizer:
         return {"tokenizer.ggml.model": text("none")}
-    return tokenizer_metadata(model.tokenizer, rows)
+    with library_errors(CheckpointError, "GGUF: expected a tokenizer that can be written"):
+        return tokenizer_metadata(model.tokenizer, rows)
 
 
 def _entry(model: Model, spec: WeightSpec, family: GGUFFamily, type: str) -> GGUFEntry:

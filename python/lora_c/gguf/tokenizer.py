@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import CheckpointError, shorten
 from ..tokenizer import Tokenizer
-from .config import token_id
+from .ends import token_id
 from .reader import GGUFFile
 from .splits import SPLITS
 

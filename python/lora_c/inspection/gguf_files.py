@@ -11,7 +11,7 @@ from ..architectures import architecture_of
 from ..checkpoint import TensorInfo
 from ..errors import shorten
 from ..gguf.checkpoint import GGUFCheckpoint
-from ..gguf.config import token_id
+from ..gguf.ends import token_id
 from ..gguf.format import BLOCK_TYPES
 from ..gguf.reader import GGUFFile, GGUFTensor
 from ..loading import check_tensors

@@ -1,0 +1,121 @@
+"""What changes the logits before a token is chosen, in the order and with the arithmetic of transformers.
+
+Penalty for repetitions, n-grams that must not come twice, bad words, ends that come too early, forced tokens, suppressed
+tokens. All of it holds for the greedy choice, too; temperature and its like are in `sampling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .configs import GenerationConfig
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+F32 = NDArray[np.float32]
+
+
+class LogitsProcessor:
+    """Changes the logits of one answer, step by step.
+
+    Parameters
+    ----------
+    n_prompt, max_tokens : int
+        Tokens of the prompt, and the most that the answer may have.
+    ends : set of int
+        The tokens that end the answer.
+    bad_words : list of list of int
+        Sequences of tokens that must not be written, see `bad_word_ids`.
+    """
+
+    def __init__(
+        self, config: GenerationConfig, n_prompt: int, max_tokens: int, ends: Iterable[int] = (),
+        bad_words: Sequence[Sequence[int]] = (),
+    ) -> None:  # fmt: skip
+        self._config, self._n_prompt, self._max_tokens = config, n_prompt, max_tokens
+        self._ends = list(ends)
+        self._bad_words = [tuple(word) for word in bad_words if len(word) != 1 or word[0] not in self._ends]
+        forced = config.forced_eos_token_id
+        self._last = [] if forced is None else forced if isinstance(forced, list) else [forced]
+        self._begin = 1 if n_prompt == 1 and config.forced_bos_token_id is not None else 0
+        self.changes_nothing = not (
+            config.repetition_penalty != 1.0 or config.no_repeat_ngram_size or self._bad_words or config.min_new_tokens
+            or config.forced_bos_token_id is not None or self._last or config.suppress_tokens or config.begin_suppress_tokens
+        )  # fmt: skip
+
+    def __call__(self, logits: F32, ids: Sequence[int]) -> F32:
+        """Return the changed logits; ids: the prompt and the answer so far.
+
+        Shapes: logits (V,), result (V,)
+        """
+        if self.changes_nothing:
+            return logits
+        config, n_new = self._config, len(ids) - self._n_prompt
+        scores = np.array(logits, np.float32)
+        if config.repetition_penalty != 1.0:
+            _penalize(scores, ids, np.float32(config.repetition_penalty))
+        if config.no_repeat_ngram_size:
+            _forbid(scores, _completing(ids, config.no_repeat_ngram_size))
+        for word in self._bad_words:
+            if tuple(ids[len(ids) - len(word) + 1 :]) == word[:-1] and len(word) <= len(ids) + 1:
+                _forbid(scores, word[-1:])
+        if n_new < config.min_new_tokens:
+            _forbid(scores, self._ends)
+        if config.forced_bos_token_id is not None and len(ids) == 1:
+            scores = _only(scores, [config.forced_bos_token_id])
+        if self._last and n_new == self._max_tokens - 1:
+            scores = _only(scores, self._last)
+        _forbid(scores, config.suppress_tokens)
+        if n_new == self._begin:
+            _forbid(scores, config.begin_suppress_tokens)
+        return scores
+
+
+def bad_word_ids(config: GenerationConfig, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
+    """The token sequences that must not be written: those of the configuration, and of its words with and without a space."""
+    found = [list(ids) for ids in config.bad_words_ids]
+    for word in config.bad_words:
+        if tokenizer is None:
+            raise ConfigError("bad_words: expected a model with a tokenizer, got one without; give bad_words_ids")
+        spellings = (word, word if word[:1].isspace() else f" {word}")
+        found += [tokenizer.encode(text, add_special_tokens=False) for text in dict.fromkeys(spellings)]
+    wrong = next((i for ids in found for i in ids if not 0 <= i < vocab_size), None)
+    if wrong is not None:
+        raise ConfigError(f"bad_words_ids: expected token ids from 0 to {vocab_size - 1}, got {wrong}")
+    return [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in found if ids)]
+
+
+def _penalize(scores: F32, ids: Sequence[int], penalty: np.float32) -> None:
+    """Source: CTRL, arXiv:1909.05858"""
+    seen = np.unique(np.asarray(ids, np.int64))
+    own = scores[seen]
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is refused afterwards
+        scores[seen] = np.where(own < 0, own * penalty, own / penalty)
+
+
+def _completing(ids: Sequence[int], size: int) -> NDArray[np.int64]:
+    """The tokens with which the sequence would get an n-gram that it has already."""
+    if len(ids) < size:
+        return np.empty(0, np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(ids, np.int64), size)
+    tail = np.asarray(ids[len(ids) - size + 1 :], np.int64)
+    return np.array(windows[(windows[:, :-1] == tail).all(axis=1), -1])
+
+
+def _forbid(scores: F32, tokens: Iterable[int]) -> None:
+    known = [i for i in tokens if 0 <= i < scores.size]
+    scores[known] = -np.inf
+
+
+def _only(scores: F32, tokens: Sequence[int]) -> F32:
+    if not all(0 <= i < scores.size for i in tokens):
+        raise ConfigError(f"forced token: expected ids from 0 to {scores.size - 1}, got {list(tokens)}")
+    forced = np.full_like(scores, -np.inf)
+    forced[list(tokens)] = 0
+    return forced
