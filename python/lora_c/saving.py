@@ -30,7 +30,10 @@ from .written import model_files_in
 if TYPE_CHECKING:
     from .model import Model
 
-_LOADED = ("tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE, "chat_template.json")
+_LOADED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE,
+    "chat_template.json",
+)  # fmt: skip
 _DTYPES = DENSE_DTYPES | {"float16": np.dtype(np.float16)}
 
 
