@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,13 +93,13 @@ def find_ends(config: Mapping[str, Any], generation: Mapping[str, Any], tokenize
     return Ends(sources)
 
 
-def turn_end(tokenizer: Tokenizer) -> int | None:
+def turn_end(tokenizer: Tokenizer, tools: list[Any] | None = None) -> int | None:
     """The token with which the chat template closes an assistant's message; None where it closes with none."""
     if tokenizer.chat_template is None:
         return None
     messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        _, found, rest = tokenizer.apply_chat_template(messages).rpartition(_ANSWER)
+        _, found, rest = tokenizer.apply_chat_template(messages, tools=tools).rpartition(_ANSWER)
         ids = tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found and rest.strip() else []
     except (DataError, MemoryError):  # a template that wants other messages, or too much, says nothing of its ends
         return None
@@ -164,6 +165,25 @@ def tell_untrained_ends(model: Model, dataset: Dataset) -> None:
         tell(
             f"the data teaches the model to end with {shorten(texts)}, whose row of the embedding was never trained and stays "
             f"frozen: answers may not end; train it with trainable_token_indices={never}{head}"
+        )
+
+
+def tell_missing_ends(model: Model, dataset: Dataset) -> None:
+    """Say that no answer of the data ends as the model's answers do: it would be trained never to stop.
+
+    Samples that are learned from their first text on are texts, which need no end.
+    """
+    samples = (dataset[i] for i in range(len(dataset)))
+    answers = (s for s in samples if not s.loss_mask[1:2].all())
+    first = next(answers, None) if model.eos_token_ids else None
+    if first is None:
+        return
+    ends = np.asarray(sorted(model.eos_token_ids))
+    if not any((s.loss_mask[np.isin(s.input_ids, ends)] > 0).any() for s in chain([first], answers)):
+        texts = [f"{model.tokenizer.id_to_token(i)} ({i})" if model.has_tokenizer else str(i) for i in ends.tolist()]
+        tell(
+            f"no answer of the data teaches an end of the model ({shorten(texts)}), so that answers may not stop: are all "
+            "cut by max_seq_length, or does the chat template write no end, or not inside of {% generation %}?"
         )
 
 

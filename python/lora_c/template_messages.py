@@ -1,19 +1,23 @@
 """What a chat template sees of messages.
 
 Messages come as OpenAI's format writes them: arguments of tool calls as JSON text, content as a list of parts. Templates
-differ in what they read. Arguments are objects to most and text to some; parts are read by some, others want one text. A
-template is given what it reads: the plainest form first, and another one where it fails, or writes Python's or JSON's form of
-a value in place of the text that the value holds.
+differ in what they read. Arguments are objects to most and text to some; parts are read by some, others want one text; the
+content beside tool calls has to be null, or a text, or may be absent. A template is given what it reads: the plainest form
+first, and another one where it fails, drops the calls, or writes Python's or JSON's form of a value in place of the text that
+the value holds.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
 from .errors import DataError
+from .template_text import Written
+from .tool_calls import arguments_of, call_as_text, parsed_call, texts_of_call
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which reasoning comes, the standard one first
 _RESULTS = ("tool", "function", "ipython", "tool_results")  # roles whose content may be any JSON value
@@ -28,6 +32,24 @@ def as_template_reads(messages: Sequence[Any], render: Callable[[list[Any]], str
         The template refuses the messages in every form.
     """
     seen = [_visible(message) for message in messages]
+    refused: DataError | None = None
+    plain = ""
+    try:
+        plain = _in_some_form(seen, render)
+    except DataError as error:
+        refused = error
+    if refused is not None or not _writes_calls(seen, plain):
+        for other in _with_empty_contents(seen):
+            with suppress(DataError):
+                if _writes_calls(other, text := _in_some_form(other, render)):
+                    return text
+    if refused is not None:
+        raise refused
+    return plain
+
+
+def _in_some_form(seen: list[Any], render: Callable[[list[Any]], str]) -> str:
+    """What the template writes: contents and arguments as they are, and as text where it fails or prints them."""
     refused: DataError | None = None
     partial: str | None = None
     for content, arguments in product(_forms(seen, _has_parts), _forms(seen, _has_arguments)):
@@ -67,7 +89,7 @@ def _visible(message: Any) -> Any:
     if isinstance(shown.get("content"), list) and shown.get("role") not in _RESULTS:
         shown["content"] = [_text_part(part) for part in shown["content"]] or ""
     if isinstance(shown.get("tool_calls"), list):
-        shown["tool_calls"] = [_parsed_call(call) for call in shown["tool_calls"]]
+        shown["tool_calls"] = [parsed_call(call) for call in shown["tool_calls"]]
     reasoning = next((shown[key] for key in REASONING if key in shown), None)
     return shown if reasoning is None else {"thinking": reasoning} | shown | {"reasoning_content": reasoning}
 
@@ -83,25 +105,24 @@ def _text_part(part: Any) -> Any:
     )
 
 
-def _parsed_call(call: Any) -> Any:
-    """A tool call whose arguments are an object; OpenAI writes them as JSON text."""
-    if not isinstance(call, Mapping):
-        raise DataError(f"messages: expected 'tool_calls' to hold objects, got {str(call)[:60]!r}")
-    function = call.get("function")
-    if isinstance(function, Mapping):
-        return dict(call) | {"function": _parsed_call(function)}
-    arguments = call.get("arguments")
-    if not isinstance(arguments, str):
-        return dict(call)
-    try:
-        parsed = json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise DataError(
-            f"messages: expected 'arguments' of a tool call to be an object or JSON text of one, got {arguments[:60]!r}"
-        )
-    return dict(call) | {"arguments": parsed}
+def _with_empty_contents(messages: list[Any]) -> Iterator[list[Any]]:
+    """The messages with the content beside tool calls, where there is none, as empty text and as null."""
+    if any(_only_calls(message) for message in messages):
+        for content in ("", None):
+            yield [message | {"content": content} if _only_calls(message) else message for message in messages]
+
+
+def _only_calls(message: Any) -> bool:
+    return isinstance(message, dict) and bool(message.get("tool_calls")) and not message.get("content")
+
+
+def _writes_calls(messages: list[Any], text: str) -> bool:
+    written = Written(text)
+    return all(
+        written.holds(part)
+        for message in messages if _only_calls(message)
+        for call in message["tool_calls"] for part in texts_of_call(call)
+    )  # fmt: skip
 
 
 def _forms(messages: list[Any], has: Callable[[Any], bool]) -> tuple[bool, ...]:
@@ -114,15 +135,7 @@ def _has_parts(message: Any) -> bool:
 
 
 def _has_arguments(message: Any) -> bool:
-    return any(True for _ in _arguments(message))
-
-
-def _arguments(message: Any) -> Iterator[Any]:
-    calls = message.get("tool_calls") if isinstance(message, dict) else None
-    for call in calls if isinstance(calls, list) else []:
-        function = call.get("function", call)
-        if isinstance(function, Mapping) and isinstance(function.get("arguments"), Mapping):
-            yield function["arguments"]
+    return any(True for _ in arguments_of(message))
 
 
 def _in_form(message: Any, content_as_text: bool, arguments_as_text: bool) -> Any:
@@ -131,14 +144,8 @@ def _in_form(message: Any, content_as_text: bool, arguments_as_text: bool) -> An
         readable = message.get("role") not in _RESULTS or _is_parts(content)
         message = message | {"content": text_of(content) if readable else _json(content)}
     if arguments_as_text and _has_arguments(message):
-        message = message | {"tool_calls": [_call_as_text(call) for call in message["tool_calls"]]}
+        message = message | {"tool_calls": [call_as_text(call) for call in message["tool_calls"]]}
     return message
-
-
-def _call_as_text(call: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(call.get("function"), Mapping):
-        return call | {"function": _call_as_text(call["function"])}
-    return call | {"arguments": _json(call["arguments"])} if isinstance(call.get("arguments"), Mapping) else call
 
 
 def _unread(messages: list[Any], text: str) -> str | None:
@@ -148,7 +155,7 @@ def _unread(messages: list[Any], text: str) -> str | None:
         printed += [_printed(message["content"])] if _has_parts(message) else []
         if any(form in text for form in printed if form):
             return f"the content of message {i}"
-        if any(form in text for form in map(_printed, _arguments(message)) if form):
+        if any(form in text for form in map(_printed, arguments_of(message)) if form):
             return f"the arguments of message {i}"
     return None
 

@@ -16,7 +16,7 @@ from .checkpoint import find_non_finite
 from .configs import TrainConfig
 from .data.fits import fit_to_model
 from .digests import data_digest, model_digest
-from .ends import tell_untrained_ends
+from .ends import tell_missing_ends, tell_untrained_ends
 from .errors import ConfigError, DivergenceError, LoraCError
 from .interrupt import deferred_interrupt
 from .metrics import MetricsFile
@@ -77,6 +77,7 @@ class Trainer:
         self.eval_data = eval_data if eval_data is None else fit_to_model(eval_data, model, "eval_data", longest)
         check_run(RunOptions(config, total_steps=self.total_steps))
         tell_untrained_ends(model, self.train_data)
+        tell_missing_ends(model, self.train_data)
         self.optimizer = _core.AdamW(
             self.parameters,
             lr=config.learning_rate,

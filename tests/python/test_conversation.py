@@ -260,3 +260,39 @@ def test_long_conversation_keeps_its_first_tokens_and_is_counted(family, tmp_pat
     assert "2 cut" in data.report() and "1 left out" in data.report()
     full = samples_from_record(rows[0], tokenizer, "here")[0]
     assert np.array_equal(data[0].input_ids, full.input_ids[:40]) and np.array_equal(data[0].loss_mask, full.loss_mask[:40])
+
+
+OPENS_ALWAYS = (  # as the first templates of Llama 3
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+)
+
+
+def test_an_opening_that_stands_behind_every_answer_is_no_part_of_it() -> None:
+    asked = OPENS_ALWAYS.replace("{% endfor %}", "{% endfor %}{% if add_generation_prompt %}") + "{% endif %}"
+    for messages in (TWO, TWO[:2], [SYSTEM, *TWO]):
+        always, when_asked = (
+            samples_from_record({"messages": messages}, byte_tokenizer(template), "here") for template in (OPENS_ALWAYS, asked)
+        )
+        assert len(always) == len(when_asked) == 1
+        assert always[0].input_ids.tolist() == when_asked[0].input_ids.tolist()
+        assert always[0].loss_mask.tolist() == when_asked[0].loss_mask.tolist()
+
+
+def test_an_end_of_prompts_that_is_also_one_of_answers_stays() -> None:
+    tokenizer = byte_tokenizer(  # as Phi-3's: the question opens the answer, and the line break behind both is the same
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n<|assistant|>\n{% else %}"
+        "{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+    )
+    (sample,) = samples_from_record({"messages": TWO}, tokenizer, "here")
+    assert split(sample, tokenizer) == ["yo 🦙<|end|>\n", "ok<|end|>\n"]
+
+
+def test_tool_calls_of_a_template_that_opens_reasoning_for_answers_only() -> None:
+    tokenizer = byte_tokenizer(
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.tool_calls %}<call>f{{ m.tool_calls[0].function.arguments | tojson }}"
+        "{% elif m.role == 'assistant' %}<think>\n{{ m.reasoning_content }}</think>{{ m.content }}{% else %}{{ m.content }}"
+        "{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+    )
+    (sample,) = samples_from_record({"messages": [user("hi"), assistant(None, tool_calls=[CALL])]}, tokenizer, "here")
+    assert whole(sample, tokenizer).startswith("<|user|>hi<|end|><|assistant|><think>\n")
+    assert split(sample, tokenizer) == ['\n</think>\n\n<call>f{"x": "ü"}<|end|>']

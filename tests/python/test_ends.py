@@ -211,3 +211,27 @@ def test_with_a_tied_head_the_rows_of_the_embedding_are_enough(base: Any, tmp_pa
     (tmp_path / "d.jsonl").write_text('{"text": "w3 w4 w5"}\n')
     with pytest.warns(LoraCWarning, match=r"trainable_token_indices=\[2\]$"):
         trained_on(load_model(base(zero, tied=True)), tmp_path / "d.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize("completion", [" w5", " w5 w6 w7 w8"])
+def test_answers_that_never_end_are_said_before_training(base: Any, tmp_path: Path, completion: str) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "w3 w4", "completion": completion}) + "\n")
+    model = load_model(base(lambda tensors: None))
+    model.add_adapter(LoraConfig(r=2))
+    config = TrainConfig(output_dir=str(tmp_path / "out"), max_steps=1)
+    Trainer(model, load_dataset(tmp_path / "d.jsonl", model.tokenizer), config)
+    cut = load_dataset(tmp_path / "d.jsonl", model.tokenizer, max_seq_length=3)
+    with pytest.warns(LoraCWarning, match=r"no answer of the data teaches an end of the model \(</s> \(2\)\)"):
+        Trainer(model, cut, config)
+
+
+def test_a_template_that_writes_no_end_is_said_before_training(base: Any, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "w3 w4"}, {"role": "assistant", "content": "w5"}]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    model = load_model(base(lambda tensors: None))
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} w9 {% endfor %}"
+    with pytest.warns(LoraCWarning, match="no answer of the data teaches an end of the model"):
+        trained_on(model, tmp_path / "d.jsonl", tmp_path)
+    model = load_model(base(lambda tensors: None))
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {{ eos_token }} w9 {% endfor %}"
+    trained_on(model, tmp_path / "d.jsonl", tmp_path)

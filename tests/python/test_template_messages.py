@@ -56,6 +56,24 @@ def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
     assert "\n" not in str(error.value)
 
 
+OF_CALLS = "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}"
+NEEDS_TEXT = "{% for m in messages %}{{ m.content.split('|')[0] }}" + OF_CALLS + "{% endfor %}"
+NEEDS_NULL = (
+    "{% for m in messages %}{% if m.content is none %}" + OF_CALLS + "{% else %}{{ '!' + m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+@pytest.mark.parametrize("source", [NEEDS_TEXT, NEEDS_NULL])
+def test_nothing_beside_tool_calls_is_absent_null_or_empty_as_the_template_reads_it(source: str, content: Any) -> None:
+    assert render(source, [called({"x": "ü"})[0] | content]) == '<call>f {"x": "ü"}'
+
+
+def test_a_template_that_writes_no_calls_refuses_a_message_without_content_as_in_transformers() -> None:
+    with pytest.raises(DataError, match="messages: expected what the chat template accepts"):
+        render("{% for m in messages %}{{ '!' + m.content }}{% endfor %}", called({"x": "y"}))
+
+
 def test_parts_are_kept_for_templates_that_read_them_and_joined_for_others() -> None:
     messages = [{"role": "user", "content": parts("a", "b")}, {"role": "assistant", "content": "c"}]
     assert render(STRING_OR_PARTS, messages) == "<user>[a][b]<assistant>c"

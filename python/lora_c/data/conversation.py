@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from .lost_parts import lost_parts, unwritten_roles, writes_tools
 from .messages import Message, without_doubled_ends
+from .opening import render_closed
 from .turns import Turn, turn_of, with_reasoning
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _n_lost(sequence: _Sequence, messages: list[Message]) -> int:
 
 
 def _found(messages: list[Message], tokenizer: Tokenizer, tools: list[Any] | None, learned: list[int]) -> list[_Sequence]:
-    whole = tokenizer.apply_chat_template(messages, tools=tools)
+    whole = render_closed(tokenizer, messages, tools)
     turns = [with_reasoning(turn_of(messages, i, tokenizer, tools), messages, tokenizer, tools) for i in learned]
     spans = [_span_in(whole, turn, tokenizer) for turn in turns]
     if all(span is not None for span in spans):

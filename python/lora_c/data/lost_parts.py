@@ -6,11 +6,12 @@ White space is the template's; anything else that is in no sample is told with i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..template_messages import REASONING, text_of
+from ..template_text import Written
+from ..tool_calls import texts_of_call
 from .messages import Message
 
 THINKING = (
@@ -34,7 +35,7 @@ def parts_of(message: Message) -> list[tuple[str, list[str]]]:
     reasoning = next((message[key] for key in REASONING if isinstance(message.get(key), str)), "")
     parts = [("reasoning", [reasoning]), ("reasoning", [inner]), ("content", [said])]
     calls = message.get("tool_calls")
-    parts += [("tool calls", list(_texts(call.get("function", call)))) for call in calls or [] if isinstance(call, dict)]
+    parts += [("tool calls", list(texts_of_call(call))) for call in calls or [] if isinstance(call, dict)]
     return [(kind, texts) for kind, texts in parts if any(text.strip() for text in texts)]
 
 
@@ -60,29 +61,6 @@ def writes_tools(tools: Sequence[Any], text: str) -> bool:
     return not names or any(isinstance(name, str) and name in text for name in names)
 
 
-class Written:
-    """A text that is asked whether it holds others, white space aside; what is asked in order is found fast."""
-
-    def __init__(self, text: str) -> None:
-        self._text = _squeezed(text)
-        self._at = 0
-
-    def holds(self, part: str) -> bool:
-        """Whether the text holds the part, plainly or as JSON text."""
-        for form in (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1]):
-            squeezed = _squeezed(form)
-            at = self._text.find(squeezed, self._at)
-            at = self._text.find(squeezed) if at < 0 else at
-            if at >= 0:
-                self._at = at + len(squeezed)
-                return True
-        return False
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
 def _is_schema(tool: dict[str, Any]) -> bool:
     return isinstance(tool.get("function", tool), dict)
 
@@ -91,28 +69,3 @@ def _is_json_value(content: Any) -> bool:
     return isinstance(content, list) and not all(
         isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
     )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Name and values of a tool call, whatever form the template gives them."""
-    if isinstance(value, dict):
-        for key in ("name", "arguments", "parameters"):
-            if key in value:
-                yield from _leaves(value[key], parse=key != "name")
-
-
-def _leaves(value: Any, parse: bool) -> Iterator[str]:
-    if isinstance(value, str) and parse:
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            pass
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _leaves(item, False)
-    elif isinstance(value, str):
-        yield value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield json.dumps(value)

@@ -10,6 +10,7 @@ from ..errors import DataError
 from ..template_messages import REASONING, text_of
 from .lost_parts import THINKING, lost_parts
 from .messages import Message
+from .opening import opening_behind_answers, render_closed
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -32,13 +33,15 @@ def turn_of(messages: list[Message], i: int, tokenizer: Tokenizer, tools: list[A
     DataError
         The template refuses the messages, or its text does not show where the answer begins.
     """
-    text = tokenizer.apply_chat_template(messages[: i + 1], tools=tools)
+    text = render_closed(tokenizer, messages[: i + 1], tools)
     try:
         prompt = tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, tools=tools)
     except DataError:  # some templates refuse to begin with the assistant, or with nothing
         prompt = None
     if prompt is not None and text.startswith(prompt) and len(text) > len(prompt):
         return Turn(text, len(prompt), i)
+    if prompt is not None and (n_shared := _before_opening(prompt, text)):
+        return Turn(prompt + text[n_shared:], len(prompt), i)
     begin = _answer_begin(messages[:i], text, tokenizer, tools)
     if prompt is None:
         return Turn(text, begin, i)
@@ -86,6 +89,15 @@ def _opened(prompt: str) -> tuple[str, str] | None:
     return next((tags for tags in THINKING if prompt.rstrip().endswith(tags[0])), None)
 
 
+def _before_opening(prompt: str, text: str) -> int:
+    """Length of a prompt without the tag that it opens, where the text goes on from there without any; else 0."""
+    if (tags := _opened(prompt)) is None:
+        return 0
+    before = prompt.rstrip().removesuffix(tags[0])
+    answer = text.removeprefix(before).lstrip()
+    return len(before) if text.startswith(before) and answer and not answer.startswith(tags) else 0
+
+
 def _two_answers(before: list[Message], tokenizer: Tokenizer, tools: list[Any] | None) -> tuple[str, str]:
     one, other = (
         tokenizer.apply_chat_template([*before, {"role": "assistant", "content": answer}], tools=tools) for answer in "01"
@@ -98,7 +110,9 @@ def _end_of_answers(before: list[Message], tokenizer: Tokenizer, tools: list[Any
     one, other = _two_answers(before, tokenizer, tools)
     header = commonprefix([one, other])
     end = one[len(header) + 1 :]
-    return end if (one, other) == (f"{header}0{end}", f"{header}1{end}") else None
+    if (one, other) != (f"{header}0{end}", f"{header}1{end}"):
+        return None
+    return end.removesuffix(opening_behind_answers(tokenizer, tools))
 
 
 def _answer_begin(before: list[Message], text: str, tokenizer: Tokenizer, tools: list[Any] | None) -> int:
