@@ -219,8 +219,10 @@ class GenerationConfig(_Config):
     seed: int = Field(0, ge=0, description="Seed of the random draws.")
     repetition_penalty: float = Field(1.0, gt=0.0, description="Makes tokens that came before less likely where above 1.")
     no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many tokens comes twice; 0: any may.")
-    bad_words: FreeTexts = Field([], description="Texts that are never written.")
-    bad_words_ids: list[list[int]] = Field([], description="The same as token ids.")
+    bad_words: FreeTexts = Field(
+        [], description="Words that are never written with their usual tokens; inside of other words the letters may come."
+    )
+    bad_words_ids: list[list[int]] = Field([], description="Sequences of token ids that are never written.")
     suppress_tokens: list[int] = Field([], description="Token ids that are never written.")
     begin_suppress_tokens: list[int] = Field([], description="Token ids that no answer begins with.")
     min_new_tokens: int = Field(0, ge=0, description="Fewest tokens to write: no end before.")
@@ -233,6 +235,16 @@ class GenerationConfig(_Config):
         description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them. "
         "Default: what the environment variable LORA_C_PRECISION says, else fast.",
     )
+
+    @model_validator(mode="after")
+    def _forced_tokens_may_be_written(self) -> GenerationConfig:
+        suppressed = set(self.suppress_tokens)
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            value = getattr(self, name)
+            forced = value if isinstance(value, list) else [] if value is None else [value]
+            if forced and suppressed.issuperset(forced):
+                raise ValueError(f"{name}: expected a token that may be written, got {value}, which is in suppress_tokens")
+        return self
 
     @property
     def sampling(self) -> bool:

@@ -80,7 +80,7 @@ class LogitsProcessor:
 def bad_word_ids(config: GenerationConfig, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
     """The token sequences that must not be written: those of the configuration, and of its words with and without a space."""
     found = [list(ids) for ids in config.bad_words_ids]
-    for word in config.bad_words:
+    for word in filter(None, config.bad_words):
         if tokenizer is None:
             raise ConfigError("bad_words: expected a model with a tokenizer, got one without; give bad_words_ids")
         spellings = (word, word if word[:1].isspace() else f" {word}")

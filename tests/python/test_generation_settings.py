@@ -71,6 +71,7 @@ def test_bad_words_are_not_written(stories: Path) -> None:
     text = model.generate("Once upon a time", max_new_tokens=40, bad_words=["girl", "Lily"])
     assert "girl" not in text and "Lily" not in text
     assert bad_word_ids(GenerationConfig(bad_words="girl"), model.tokenizer, 512)
+    assert bad_word_ids(GenerationConfig(bad_words=[""]), model.tokenizer, 512) == []  # and not the space alone
     with pytest.raises(ConfigError, match="expected a model with a tokenizer"):
         bad_word_ids(GenerationConfig(bad_words=["x"]), None, 512)
     with pytest.raises(ConfigError, match="from 0 to 511, got 512"):
@@ -84,6 +85,16 @@ def test_forbidding_every_token_is_refused(stories: Path) -> None:
             model.generate("Once", suppress_tokens=list(range(512)), **draw)
     with pytest.raises(ConfigError, match="forced token: expected ids from 0 to 511"):
         model.generate("Once", forced_eos_token_id=600, max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("forced_eos_token_id", 2), ("forced_eos_token_id", [2, 3]), ("forced_bos_token_id", 3)]
+)
+def test_a_forced_token_that_is_suppressed_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: expected a token that may be written, got .* in suppress_tokens"):
+        GenerationConfig(**{name: value}, suppress_tokens=[1, 2, 3])
+    GenerationConfig(**{name: value}, suppress_tokens=[1])
+    GenerationConfig(forced_eos_token_id=[2, 4], suppress_tokens=[2])
 
 
 def test_a_penalty_that_overflows_is_refused(stories: Path) -> None:
