@@ -1,0 +1,63 @@
+"""Opening files that others named: a pipe that nobody writes to, a device or a link to itself never stops the program."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO
+
+from .errors import LoraCError
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFDIR: "a folder",
+}
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_regular(path: str | os.PathLike[str], error: type[LoraCError]) -> BinaryIO:
+    """Open a file for reading bytes, without waiting for anybody.
+
+    Raises
+    ------
+    error
+        There is no regular file at the path (a link to one is one), or it may not be read.
+    """
+    check_regular(path, error)  # first, because opening a device can already do something
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except OSError as reason:
+        raise error(_unreadable(path, reason)) from None
+    try:
+        _refuse_others(path, os.fstat(descriptor).st_mode, error)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_regular(path: str | os.PathLike[str], error: type[LoraCError]) -> None:
+    """Refuse what is not a regular file; for libraries that open a path themselves."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as reason:  # ValueError: a path with a null character
+        raise error(_unreadable(path, reason)) from None
+    _refuse_others(path, mode, error)
+
+
+def _refuse_others(path: str | os.PathLike[str], mode: int, error: type[LoraCError]) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    way_out = "; write what comes out of it to a file and give that file" if stat.S_ISFIFO(mode) else ""
+    raise error(f"{os.fspath(path)}: expected a regular file, got {kind}{way_out}")
+
+
+def _unreadable(path: str | os.PathLike[str], reason: OSError | ValueError) -> str:
+    if isinstance(reason, FileNotFoundError):
+        return f"{os.fspath(path)}: expected a file, got nothing there"
+    text = (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
+    return f"{os.fspath(path)}: expected a readable file, got: {text}"

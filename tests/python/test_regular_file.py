@@ -1,0 +1,45 @@
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from lora_c.errors import CheckpointError, DataError
+from lora_c.regular_file import check_regular, open_regular
+
+
+def test_a_regular_file_is_read_through_links(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_regular(tmp_path / name, DataError) as file:
+            assert file.read() == b"content"
+
+
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")
+    Path("itself").symlink_to("itself")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        for name, said in (
+            ("pipe", "pipe: expected a regular file, got a named pipe; write what comes out of it"),
+            ("link", "link: expected a regular file, got a named pipe"),
+            ("itself", "itself: expected a readable file, got: Too many levels of symbolic links"),
+            ("socket", "socket: expected a regular file, got a socket"),
+            ("/dev/zero", "/dev/zero: expected a regular file, got a character device"),
+            (".", ".: expected a regular file, got a folder"),
+            ("absent", "absent: expected a file, got nothing there"),
+            ("a\0b", "expected a readable file, got: .*null"),
+        ):
+            for refuse in (open_regular, check_regular):
+                with pytest.raises(CheckpointError, match=said):
+                    refuse(name, CheckpointError)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(mode=0)
+    with pytest.raises(DataError, match="expected a readable file, got: Permission denied"):
+        open_regular(tmp_path / "file", DataError)
