@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ._core import GGMLTensor, NF4Tensor, Parameter
 from .architectures import Architecture, WeightSpec, architecture_of
-from .checkpoint import DTYPES, Checkpoint, find_non_finite
+from .checkpoint import Checkpoint
 from .errors import CheckpointError, shorten
 from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
 from .read_ahead import read_ahead
+from .safetensors_file import DTYPES, find_non_finite
 
 if TYPE_CHECKING:
     from .gguf.checkpoint import GGUFCheckpoint

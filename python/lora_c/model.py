@@ -19,11 +19,12 @@ from .adapters.combine import Combination, combine
 from .adapters.conversion import can_convert, for_original_base
 from .adapters.fresh import fresh_adapter
 from .architectures import Architecture, architecture_of
-from .checkpoint import Checkpoint, read_json_object
+from .checkpoint import Checkpoint
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
 from .errors import AdapterError, CheckpointError, ConfigError
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
+from .json_files import read_json_object
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights, stored_name
 from .parts import Parts
 from .prequantized import QuantRecord

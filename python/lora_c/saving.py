@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from . import merge
 from ._core import NF4Tensor
 from .architectures import WeightSpec, architecture_of
-from .checkpoint import TensorEntry, find_non_finite, write_model_files
 from .errors import AdapterError, CheckpointError, ConfigError
 from .files import atomic_folder
 from .loading import DENSE_DTYPES, in_order
 from .multimodal import config_of_text_model
 from .prequantized import nf4_entries, quant_type_of, quantization_config
+from .safetensors_file import find_non_finite
+from .safetensors_writer import TensorEntry, write_model_files
 from .tokenizer import TOKENIZER_FILES, TOOL_TEMPLATE
 
 if TYPE_CHECKING:

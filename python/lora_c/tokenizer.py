@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import chat_template
-from .checkpoint import read_json_object
 from .errors import CheckpointError, DataError
+from .json_files import read_json_object
 
 if TYPE_CHECKING:
     import tokenizers

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from lora_c.architectures import architecture_of
-from lora_c.checkpoint import SafetensorsFile, TensorEntry, find_non_finite, write_model_files, write_safetensors
 from lora_c.errors import CheckpointError, ConfigError, SaveError
 from lora_c.files import atomic_file, atomic_folder, recover_folder
 from lora_c.model import load_model
 from lora_c.rope import rope_of
+from lora_c.safetensors_file import SafetensorsFile, find_non_finite
+from lora_c.safetensors_writer import TensorEntry, write_model_files, write_safetensors
 
 IDS = np.arange(3, 20, dtype=np.int32)
 
@@ -181,7 +182,7 @@ def test_pickles_and_strange_folders_are_refused(tmp_path: Path, tiny_model_dir:
     with pytest.raises(CheckpointError, match="safe_serialization"):
         load_model(tiny_model_dir)
     (tiny_model_dir / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="config.json: expected this file"):
+    with pytest.raises(CheckpointError, match="config.json: expected a file, got nothing there; a model folder has one"):
         load_model(tiny_model_dir)
 
 

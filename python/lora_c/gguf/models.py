@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from .. import merge
 from .._core import GGMLTensor
 from ..architectures import WeightSpec
-from ..checkpoint import find_non_finite
 from ..errors import AdapterError, CheckpointError, ConfigError
 from ..files import atomic_file
+from ..safetensors_file import find_non_finite
 from .checkpoint import interleave
 from .families import GGUFFamily, family_of_architecture
 from .format import DENSE, TYPES_BY_NAME, Value

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .._core import GGMLTensor
 from ..errors import CheckpointError, shorten
+from ..regular_file import open_regular
 from .format import BLOCK_TYPES, DEFAULT_ALIGNMENT, DENSE, MAGIC, NUMBERS, TENSOR_TYPES, VERSIONS, Kind, TensorType, Value
 
 MAX_STRINGS = 4_000_000  # of all arrays of a file together; the largest vocabularies have 0.3 million tokens
@@ -30,9 +31,9 @@ _LEGACY = {b"ggml": "GGML", b"tjgg": "GGJT", b"lmgg": "GGML", b"algg": "GGLA", b
 def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a file that begins as GGUF files do, or is named like one."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, CheckpointError) as file:
             return file.read(4) == MAGIC or Path(path).suffix == ".gguf"
-    except OSError:  # a folder, nothing there, or not readable: what reads it says so
+    except (OSError, CheckpointError):  # a folder, nothing there, or not readable: what reads it says so
         return False
 
 
@@ -141,7 +142,7 @@ class GGUFFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path, CheckpointError) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < 24:
                     raise CheckpointError(f"{self.path}: expected a GGUF file of at least 24 bytes, got {size} bytes")

@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import SafetensorsFile, TensorInfo, read_json_object
 from ..data.records import SUFFIXES, kind_of, read_records
 from ..data.samples import KINDS
 from ..errors import LoraCError, shorten
+from ..json_files import read_json_object
+from ..safetensors_file import SafetensorsFile, TensorInfo
 from .gguf_files import inspect_gguf
 from .report import Report, shape_text
 

@@ -16,12 +16,14 @@ from ..adapters.mlx_format import WEIGHTS_FILE as MLX_WEIGHTS
 from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
 from ..architectures import architecture_of
-from ..checkpoint import Checkpoint, SafetensorsFile, TensorInfo, read_json_object
+from ..checkpoint import Checkpoint
 from ..data.records import kind_of
 from ..errors import CheckpointError, LoraCError, shorten
+from ..json_files import read_json_object
 from ..loading import check_tensors
 from ..multimodal import is_left_out, text_config
 from ..prequantized import quant_type_of, refuse_other_quantization
+from ..safetensors_file import SafetensorsFile, TensorInfo
 from ..tokenizer import Tokenizer
 from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
 from .report import Report, shape_text
