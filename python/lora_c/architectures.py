@@ -18,7 +18,7 @@ from .config_values import agreed, size
 from .errors import CheckpointError, shorten
 from .families import ATTENTION, FAMILIES, MLP, Family
 from .layer_ropes import ropes_of
-from .multimodal import is_left_out, spellings, text_config
+from .multimodal import spellings, text_config
 from .scales import scales_of, stated_dtype
 
 MAX_HEAD_DIM = 4096
@@ -123,12 +123,6 @@ class Architecture:
             return int(k["hidden_size"])
         heads = 1 if k["qk_norm"] == "head" else k["num_attention_heads" if norm == "q_norm" else "num_key_value_heads"]
         return int(heads * k["head_dim"])
-
-    def ignored(self, file_name: str) -> bool:
-        """Whether a tensor of a checkpoint carries nothing that this model needs."""
-        buffers = (".rotary_emb.inv_freq", ".attn.masked_bias") + ((".attn.bias",) if self.family.transposed else ())
-        heads = ("lm_head.weight", "language_model.lm_head.weight") if self.tied else ()
-        return file_name.endswith(buffers) or file_name in heads or is_left_out(file_name, self.family)
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

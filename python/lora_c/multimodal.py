@@ -66,4 +66,4 @@ def spellings(name: str, family: Family) -> tuple[str, ...]:
     for prefix in sorted(family.spellings, key=len, reverse=True):
         if name.startswith(prefix):
             return tuple(other + name.removeprefix(prefix) for other in family.spellings)
-    return (name, f"language_model.{name}") if family.text_of and name.startswith("lm_head.") else (name,)
+    return (name, f"language_model.{name}") if family.spellings and name.startswith("lm_head.") else (name,)

@@ -17,6 +17,7 @@ from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
 from ..architectures import architecture_of
 from ..checkpoint import Checkpoint
+from ..config_and_files import config_of_files
 from ..data.records import kind_of
 from ..errors import CheckpointError, LoraCError, shorten
 from ..json_files import read_json_object
@@ -116,7 +117,13 @@ def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> 
     if architecture is not None:
         unread = [info for name, info in tensors.items() if is_left_out(name, architecture.family)]
         report.add(left_out=f"{len(unread)} tensors of the part for images" if unread else None)
-        report.collect(lambda: check_tensors(checkpoint, architecture))
+        report.collect(lambda: _check_against_config(checkpoint))
+
+
+def _check_against_config(checkpoint: Checkpoint) -> None:
+    """What `load_model` would say."""
+    checkpoint.config = config_of_files(checkpoint)
+    check_tensors(checkpoint, architecture_of(checkpoint.config))
 
 
 def _is_part(name: str, kinds: dict[str, str]) -> bool:
