@@ -32,8 +32,9 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, expected in (("model_type", text.model_type), ("architectures", [text.architecture])):
         if inner.get(key) not in (None, expected):
             raise CheckpointError(f"config.json: text_config.{key}: expected {expected!r}, got {str(inner[key])[:60]!r}")
-    for key in (SIZES | text.keys) - {"model_type", "architectures"}:
-        agreed({f"text_config.{key}": inner.get(key), key: config.get(key)}, "transformers reads those of text_config")
+    for key in sorted((SIZES | text.keys) - {"model_type", "architectures"}):
+        inside = inner.get(key) if key in _SHARED or inner.get(key) is not None else text.defaults.get(key, "nothing")
+        agreed({f"text_config.{key}": inside, key: config.get(key)}, "transformers reads those of text_config")
     return inner | {key: config[key] for key in _SHARED if config.get(key) is not None}
 
 
