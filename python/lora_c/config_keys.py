@@ -36,7 +36,7 @@ HARMLESS = frozenset({
 })  # fmt: skip
 
 _HARMLESS_BY_NAME = re.compile(r"(dropout|_pdrop|_token_ids?|_token_index)$")
-_NEUTRAL = (None, False, [], {}, "")
+_NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "")
 # Keys that change the function in some family, with the values that change nothing besides `_NEUTRAL`.
 _CHANGES: dict[str, tuple[Any, ...]] = {
     # rotation and positions

@@ -41,7 +41,8 @@ def sort_out(extra: Iterable[str], architecture: Architecture, tied: bool) -> tu
     specs = untied(architecture).weights()
     modules = {name.rpartition(".")[0] for spec in specs for name in (spec.file_name, *spec.aliases)}
     modules |= {module.partition(".")[2] for module in modules} - {""}
-    told, refused = [], []
+    told: list[str] = []
+    refused: list[str] = []
     for name in sorted(extra):
         if name.endswith(buffers) or name in copies or is_left_out(name, architecture.family):
             continue

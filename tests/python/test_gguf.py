@@ -21,6 +21,7 @@ from lora_c.gguf.reader import GGUFFile
 from lora_c.gguf.tokenizer import SPLITS, tokenizer_of
 from lora_c.gguf.vocabulary import tokenizer_metadata
 from lora_c.gguf.writer import GGUFEntry, array, float32, text, uint32, write_gguf
+from lora_c.notices import LoraCWarning
 from lora_c.tokenizer import Tokenizer
 
 IDS = np.array([1, 5, 9, 2, 30, 7, 11, 4], np.int32)
@@ -392,6 +393,16 @@ def test_commands(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
 
 
 # --- metadata -----------------------------------------------------------------------------------------------------------
+
+
+def test_rope_scaling_follows_the_rule_of_llama_cpp(llama_file: Callable[..., Path]) -> None:
+    factor = {"llama__rope__scaling__factor": float32(4.0)}
+    with pytest.warns(LoraCWarning, match="rope.scaling.type is none, beside a factor of 4.0; nothing is scaled"):
+        unscaled = lc.load_model(llama_file(llama__rope__scaling__type=text("none"), **factor))
+    assert "rope_scaling" not in unscaled.config
+    assert lc.load_model(llama_file(**factor)).config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    with pytest.raises(CheckpointError, match="rope.scaling.factor: expected none with type longrope, got 4.0"):
+        lc.load_model(llama_file(llama__rope__scaling__type=text("longrope"), **factor))
 
 
 def test_metadata_becomes_the_folder_config(llama_file: Callable[..., Path]) -> None:

@@ -81,7 +81,7 @@ def _compiled(before: str, pattern: str, after: str) -> tuple[Any, bool]:
         raise ValueError(f"more than {MAX_REPEATS} counted repetitions")
     if _OTHER_IN_REGEX.search(pattern):
         raise ValueError("a brace that counts nothing, or [:")
-    import regex
+    import regex  # type: ignore[import-untyped, unused-ignore]
 
     return regex.compile(whole, regex.VERSION0), False
 
