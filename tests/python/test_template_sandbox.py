@@ -18,7 +18,8 @@ GROWS = [
     "{% set n.s = n.s.join([n.s] * 3) %}", "{% set n.l = n.l + n.l %}", "{% set n.l = [n.l, n.l] %}",
     "{% set n.l = (n.l, n.l, n.l) %}", "{% set n.l = {'a': n.l, 'b': n.l} %}", "{% set n.l = [n.l] + [n.l] %}{{ n.l }}",
     "{% set n.l = dict(a=n.l, b=n.l) %}{{ n.l }}", "{% set n.l = namespace(a=n.l, b=n.l) %}{{ n.l }}",
-    "{% set n.l = dict(a=n.l, b=n.l) %}", "{% set n.l = [n.l, n.l] | list %}",
+    "{% set n.l = dict(a=n.l, b=n.l) %}",
+    "{% set n.l = [n.l, n.l] | list %}",
     "{% set n.s = n.s * 2 %}", "{% set n.l = n.l * 2 %}", "{% set n.l = n.l + ['a' * 60000000] %}",
 ]  # fmt: skip
 AT_ONCE = [
@@ -92,7 +93,9 @@ def test_another_file_is_refused_by_that_name(tag: str) -> None:
     assert "another file" in refused(f"{{% {tag} %}}")
 
 
-@pytest.mark.parametrize("source", ["{% break %}", "{% continue %}", "{% if 1 %}" * 1000 + "{% endif %}" * 1000, "{{ 1 }}" * 50_000])
+@pytest.mark.parametrize(
+    "source", ["{% break %}", "{% continue %}", "{% if 1 %}" * 1000 + "{% endif %}" * 1000, "{{ 1 }}" * 50_000]
+)
 def test_a_program_that_cannot_be_compiled_is_refused_in_time(source: str) -> None:
     start = time.perf_counter()
     refused(source)
