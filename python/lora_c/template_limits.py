@@ -147,7 +147,8 @@ def check_format(form: str, given: Iterable[Any], name: str) -> None:
     widths = [int(digits[:12]) for digits in re.findall(r"\d+", form)]
     if "*" in form or "}}" in form:  # a width may be among what is given
         values = list(_flat(given))
-        widths += _numbers(values) + [int(text) for text in values if isinstance(text, str) and re.fullmatch(r"\d{1,12}", text)]
+        texts = [text for text in values if isinstance(text, str)]
+        widths += _numbers(values) + [int(text) for text in texts if re.fullmatch(r"[0-9]{1,12}", text)]
     if max(widths, default=0) > _MOST:
         raise refusal(f"a width of that size ({name})")
     fields = form.count("%") + form.count("{")

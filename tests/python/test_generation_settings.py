@@ -190,7 +190,8 @@ def test_no_file_no_word(stories: Path) -> None:
 
 
 def test_a_million_forbidden_tokens_cost_nothing_per_token() -> None:
-    words = [[i % 100, i // 100 % 100, 7] for i in range(10_000)] + [[50, 2**40], [51, 3], [51, 4]] + [[i] for i in range(40, 60)]
+    words = [[i % 100, i // 100 % 100, 7] for i in range(10_000)]
+    words += [[50, 2**40], [51, 3], [51, 4], *([i] for i in range(40, 60))]
     config = GenerationConfig(suppress_tokens=[*range(200_000, 1_200_000), 5, 2**40], begin_suppress_tokens=[6, 6, 2**70])
     process = LogitsProcessor(config, 3, 10, [41], words)
     start = time.perf_counter()

@@ -58,7 +58,9 @@ def test_a_normalizer_that_multiplies_is_refused(name: str, with_part: Callable[
     assert time.perf_counter() - start < 5
 
 
-def test_a_decoder_and_a_post_processor_that_multiply_are_refused(tmp_path: Path, with_part: Callable[[str, Any], Tokenizer]) -> None:
+def test_a_decoder_and_a_post_processor_that_multiply_are_refused(
+    tmp_path: Path, with_part: Callable[[str, Any], Tokenizer]
+) -> None:
     decoder = {"type": "Sequence", "decoders": [replace("a", "aa")] * 40 + [{"type": "Fuse"}]}
     with pytest.raises(CheckpointError, match="decoder: expected steps"):
         with_part("decoder", decoder)
