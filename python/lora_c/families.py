@@ -1,14 +1,16 @@
 """The table of model families: names of tensors, and what of the decoder each family uses.
 
-A family is one row of `FAMILIES`. A config.json key that a row does not name, that is not among `HARMLESS` and that is set
-to something is refused by name, so a feature that would change the result is never ignored.
+A family is one row of `FAMILIES`. What a config.json says beyond a row is judged in `config_keys.py`; what it leaves out is in
+`class_defaults.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
+
+from .class_defaults import DEFAULTS
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -64,8 +66,6 @@ class Family:
         but every sixth), "nope" (those without rotation, only with use_sliding_window). layer_types wins over all rules.
     keys : frozenset of str
         Keys of config.json that the row honours besides `SIZES`.
-    defaults : mapping
-        What transformers assumes where config.json leaves a key out.
     rename, aliases : mapping
         The family's own names of common keys, and of their values.
     mlp_ratio : int
@@ -88,7 +88,6 @@ class Family:
     windows: Window = "never"
     rope: Literal["all", "nope", "local", "none"] = "all"
     keys: frozenset[str] = frozenset()
-    defaults: Mapping[str, object] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     mlp_ratio: int = 0
@@ -98,26 +97,27 @@ class Family:
     transposed: bool = False
     embedding_scale: Literal["none", "sqrt", "multiplier"] = "none"
 
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What transformers assumes where config.json leaves a key out."""
+        return DEFAULTS[self.model_type.removesuffix("_text")]
 
-_ROPE = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
+
+_ROPE = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"})
 _BIAS = frozenset({"attention_bias"})
 _WINDOW = frozenset({"sliding_window"})
 _SWITCH = frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"})
 _GEMMA = {"norm_weight_offset": 1.0}
-_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh"}
 _GEMMA_KEYS = _ROPE | _BIAS | {"hidden_activation"}
 _SANDWICH_KEYS = _GEMMA_KEYS | _WINDOW | {
     "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "layer_types",
 }  # fmt: skip
-_SANDWICH_DEFAULTS = _GEMMA_DEFAULTS | {"query_pre_attn_scalar": 256, "sliding_window": 4096}
 
 _GEMMA3 = Family(
     "Gemma3ForCausalLM", "gemma3_text", layer=GEMMA3, decoder=_GEMMA | {"post_norm": True, "qk_norm": "head"},
     embedding_scale="sqrt", windows="pattern", rope="local",
     keys=_SANDWICH_KEYS | {"rope_local_base_freq", "sliding_window_pattern"},
-    defaults=_SANDWICH_DEFAULTS | {  # text_config leaves out what is like this
-        "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072,
-    },
+    rename={"hidden_act": "hidden_activation"},
     spellings=("model.", "model.language_model.", "language_model.model."),
 )  # fmt: skip
 
@@ -125,33 +125,30 @@ FAMILIES = (
     Family("LlamaForCausalLM", "llama", keys=_ROPE | _BIAS | {"mlp_bias"}),
     Family(
         "MistralForCausalLM", "mistral", windows="all", keys=_ROPE | _WINDOW | {"layer_types"},
-        defaults={"sliding_window": 4096},
     ),
     Family(
-        "Qwen2ForCausalLM", "qwen2", biases=QKV, windows="switch", keys=_ROPE | _SWITCH, defaults={"max_window_layers": 28},
+        "Qwen2ForCausalLM", "qwen2", biases=QKV, windows="switch", keys=_ROPE | _SWITCH,
     ),
     Family(
         "Qwen3ForCausalLM", "qwen3", layer=LLAMA_QK, decoder={"qk_norm": "head"}, windows="switch",
-        keys=_ROPE | _SWITCH | _BIAS, defaults={"max_window_layers": 28, "head_dim": 128},
+        keys=_ROPE | _SWITCH | _BIAS,
     ),
     Family(
         "SmolLM3ForCausalLM", "smollm3", windows="nope", rope="nope",
         keys=_ROPE | _SWITCH | _BIAS | {"mlp_bias", "no_rope_layers", "no_rope_layer_interval"},
-        defaults={"tie_word_embeddings": True, "rope_theta": 2000000.0},
     ),
     Family(
         "Phi3ForCausalLM", "phi3", layer=PHI3, windows="all",
-        keys=_ROPE | _WINDOW | {"original_max_position_embeddings", "partial_rotary_factor"}, defaults={"rms_norm_eps": 1e-5},
+        keys=_ROPE | _WINDOW | {"partial_rotary_factor"},
         aliases={"su": "longrope", "yarn": "longrope"},
     ),
     Family(
-        "GemmaForCausalLM", "gemma", decoder=_GEMMA, embedding_scale="sqrt", keys=_GEMMA_KEYS, defaults=_GEMMA_DEFAULTS,
+        "GemmaForCausalLM", "gemma", decoder=_GEMMA, embedding_scale="sqrt", keys=_GEMMA_KEYS,
         aliases={"gelu": "gelu_pytorch_tanh"},  # what the first release meant
     ),
     Family(
         "Gemma2ForCausalLM", "gemma2", layer=GEMMA2, decoder=_GEMMA | {"post_norm": True}, embedding_scale="sqrt",
-        windows="alternate", keys=_SANDWICH_KEYS,
-        defaults=_SANDWICH_DEFAULTS | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        windows="alternate", keys=_SANDWICH_KEYS, rename={"hidden_act": "hidden_activation"},
     ),
     _GEMMA3,
     replace(
@@ -164,20 +161,18 @@ FAMILIES = (
     ),
     Family(
         "Olmo2ForCausalLM", "olmo2", layer=OLMO2, decoder={"pre_norm": False, "post_norm": True, "qk_norm": "row"},
-        keys=_ROPE | _BIAS, defaults={"rms_norm_eps": 1e-5},
+        keys=_ROPE | _BIAS,
     ),
     Family(
         "GraniteForCausalLM", "granite", embedding_scale="multiplier",
         keys=_ROPE | _BIAS | {
             "mlp_bias", "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling",
         },
-        defaults={"attention_multiplier": 1.0},
     ),
     Family(
         "GPT2LMHeadModel", "gpt2", layer=GPT2, layers="transformer.h", globals=_GPT2_GLOBALS, biases=ATTENTION + MLP,
         decoder={"norm": "layer", "gated_mlp": False, "learned_positions": True}, rope="none", transposed=True,
         keys=frozenset({"scale_attn_weights"}), mlp_ratio=4,
-        defaults={"tie_word_embeddings": True, "hidden_act": "gelu_new", "rms_norm_eps": 1e-5},
         rename={
             "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
             "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "rms_norm_eps": "layer_norm_epsilon",
@@ -190,22 +185,4 @@ SIZES = frozenset({
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "max_position_embeddings", "rms_norm_eps", "hidden_act", "tie_word_embeddings", "architectures",
     "model_type",
-})  # fmt: skip
-
-# Keys that say nothing about the function that the model computes: token ids, how it was made and saved, how transformers runs
-# it. The dropouts are those of the base's own training; an adapter is trained without them.
-HARMLESS = frozenset({
-    "attention_dropout", "attn_pdrop", "auto_map", "begin_suppress_tokens", "bos_token_id", "cache_implementation",
-    "chunk_size_feed_forward", "decoder_start_token_id", "dtype", "embd_pdrop", "eos_token_id", "finetuning_task",
-    "id2label", "initializer_range", "label2id", "max_length", "min_length", "n_ctx", "num_labels", "output_attentions",
-    "output_hidden_states", "pad_token_id", "predict_special_tokens", "prefix", "pretraining_tp", "problem_type",
-    "quantization_config", "reorder_and_upcast_attn", "resid_pdrop", "return_dict", "sep_token_id", "suppress_tokens",
-    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
-    "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
-    "transformers_version", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "_name_or_path",
-    "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "num_return_sequences", "num_beams",
-    "num_beam_groups", "repetition_penalty", "temperature", "top_k", "top_p", "typical_p", "diversity_penalty",
-    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "do_sample", "early_stopping",
-    "gradient_checkpointing",
-    "transformers.js_config", "embedding_size", "_sliding_window_pattern", "residual_dropout", "embedding_dropout",
 })  # fmt: skip

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import read_json_object
 from .configs import SAMPLING_FIELDS, GenerationConfig
 from .errors import CheckpointError, ConfigError, shorten
+from .json_files import read_json_object
 
 GENERATION_FILE = "generation_config.json"
 _ALWAYS = (

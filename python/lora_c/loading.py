@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 
 from ._core import GGMLTensor, NF4Tensor, Parameter
 from .architectures import Architecture, WeightSpec, architecture_of
-from .checkpoint import DTYPES, Checkpoint, find_non_finite
+from .checkpoint import Checkpoint
 from .errors import CheckpointError, shorten
+from .notices import tell
 from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
 from .read_ahead import read_ahead
+from .safetensors_file import DTYPES, find_non_finite
+from .tied_head import head_names, stored_name
+from .unneeded_tensors import sort_out
 
 if TYPE_CHECKING:
     from .gguf.checkpoint import GGUFCheckpoint
@@ -66,6 +70,10 @@ class LoadOptions:
     block_size: int
     dtype: np.dtype[Any] | None
     trainable: Trainable
+
+    def trains(self, spec: WeightSpec) -> bool:
+        """Whether this tensor becomes a parameter."""
+        return self.trainable == "full" or (self.trainable == "head" and spec.kind == "head")
 
 
 def load_weights(
@@ -123,8 +131,7 @@ def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[st
             f"{len(checkpoint.tensors)} tensors"
         )
     specs = specs_of(checkpoint, architecture)
-    tied = architecture_of(checkpoint.config).tied
-    sources = {spec.name: stored_name(_source(spec, specs, tied), checkpoint) for spec in specs}
+    sources = _sources(checkpoint, architecture, specs)
     _check_names(checkpoint, architecture, specs, sources)
     return sources
 
@@ -135,18 +142,16 @@ def specs_of(checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture
     return specs if isinstance(checkpoint, Checkpoint) else [replace(spec, transposed=False) for spec in specs]
 
 
-def _source(spec: WeightSpec, specs: list[WeightSpec], tied: bool) -> WeightSpec:
-    """A head that is untied for training starts as a copy of the embedding."""
-    if spec.kind == "head" and tied:
-        return next(other for other in specs if other.kind == "embedding")
-    return spec
-
-
-def stored_name(spec: WeightSpec, checkpoint: Checkpoint | GGUFCheckpoint) -> str:
-    """The name of a tensor in the file. Folders saved from the bare model, such as GPT-2's own, leave out the first part."""
-    bare = spec.file_name.partition(".")[2]
-    names = (spec.file_name, *spec.aliases, bare)
-    return next((name for name in names if name in checkpoint.tensors), spec.file_name)
+def _sources(
+    checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture, specs: list[WeightSpec]
+) -> dict[str, str]:
+    """Decoder name to name in the file. Where the file's head is its embedding, either may be written for both."""
+    names = checkpoint.tensors
+    sources = {spec.name: stored_name(spec, names) for spec in specs}
+    if architecture_of(checkpoint.config).tied:
+        shared = next((name for name in (sources["embed_tokens"], *head_names(architecture)) if name in names), None)
+        sources |= {spec.name: shared for spec in specs if spec.kind in ("embedding", "head") and shared is not None}
+    return sources
 
 
 def in_order(spec: WeightSpec, array: NDArray[Any]) -> NDArray[Any]:
@@ -160,7 +165,8 @@ def _check_names(
     present = set(checkpoint.tensors)
     missing = [spec.file_name for spec in specs if sources[spec.name] not in present]
     if missing:
-        raise CheckpointError(f"{checkpoint.path}: expected every tensor of the model, got none for {shorten(missing)}")
+        got = _missing(missing, checkpoint)
+        raise CheckpointError(f"{checkpoint.path}: expected every tensor of the model, got none for {got}")
     known: set[str] = set()
     for spec in specs:
         quantized = quant_type_of(sources[spec.name], checkpoint.tensors)
@@ -175,25 +181,36 @@ def _check_names(
             raise CheckpointError(
                 f"{checkpoint.path}: {spec.file_name}: expected shape {spec.file_shape}, got {shape}; check config.json"
             )
-    tied = architecture_of(checkpoint.config).tied
-    extra = sorted(
-        name for name in present - known if not architecture.ignored(name) and not (tied and name == "lm_head.weight")
-    )
-    if extra:
+    told, refused = sort_out(present - known, architecture, architecture_of(checkpoint.config).tied)
+    if refused:
         raise CheckpointError(
-            f"{checkpoint.path}: expected only tensors of {architecture.family.architecture}, got also {shorten(extra)}; "
+            f"{checkpoint.path}: expected only tensors of {architecture.family.architecture}, got also {shorten(refused)}; "
             "is config.json this model's?"
         )
+    if told:
+        name = architecture.family.architecture
+        tell(f"{checkpoint.path}: {shorten(told)}: nothing of {name} reads these tensors; they are left out")
+
+
+def _missing(names: list[str], checkpoint: Checkpoint | GGUFCheckpoint) -> str:
+    """The missing tensors with the way out, where one is seen."""
+    index = checkpoint.index if isinstance(checkpoint, Checkpoint) else {}
+    shard = next((index[name] for name in names if name in index), None)
+    if shard is not None:
+        return f"{shorten(names)} (named in the index, in {shard}); download the shard again"
+    if names == ["lm_head.weight"]:
+        return f'{names[0]}; where the head is the embedding, config.json says "tie_word_embeddings": true'
+    return shorten(names)
 
 
 def _load_prequantized(spec: WeightSpec, source: str, checkpoint: Checkpoint, options: LoadOptions, weights: Weights) -> None:
     tensor, record = read_4bit(source, spec.shape, checkpoint.tensors, checkpoint.read)
     weights.stored_dtypes[spec.name] = np.dtype(record.dtype)
-    trained = options.trainable == "full" or (options.trainable == "head" and spec.kind == "head")
+    trained = options.trains(spec)
     if trained or (options.dtype is not None and not options.quantize):
         array = tensor.dequantize()
         dtype = FLOAT32 if trained else options.dtype or FLOAT32
-        weights.values[spec.name] = keep(spec, array, dtype, options.trainable)
+        weights.values[spec.name] = keep(spec, array, dtype, options)
         weights.stored_dtypes[spec.name] = dtype
         return
     weights.values[spec.name] = tensor
@@ -224,9 +241,9 @@ def _load_dense(
     _refuse_non_finite(spec, array)
     dtype = FLOAT32 if info.dtype == "F16" else DTYPES[info.dtype]
     dtype = options.dtype or dtype
-    trained = options.trainable == "full" or (options.trainable == "head" and spec.kind == "head")
+    trained = options.trains(spec)
     dtype = FLOAT32 if trained else dtype
-    weights.values[spec.name] = keep(spec, array, dtype, options.trainable)
+    weights.values[spec.name] = keep(spec, array, dtype, options)
     weights.stored_dtypes[spec.name] = array.dtype if not trained and options.dtype is None else dtype
 
 
@@ -240,7 +257,7 @@ def _refuse_non_finite(spec: WeightSpec, array: NDArray[Any]) -> None:
 
 def _load_blocks(spec: WeightSpec, tensor: GGMLTensor, options: LoadOptions, weights: Weights) -> None:
     """Blocks of a GGUF file, finite as `GGMLTensor` has checked: used where they lie unless something else was asked for."""
-    trained = options.trainable == "full" or (options.trainable == "head" and spec.kind == "head")
+    trained = options.trains(spec)
     weights.stored_dtypes[spec.name] = {"F16": np.dtype(np.float16), "BF16": BFLOAT16}.get(tensor.type, FLOAT32)
     if options.quantize and spec.kind == "projection":
         before = tensor.dequantize()
@@ -251,15 +268,15 @@ def _load_blocks(spec: WeightSpec, tensor: GGMLTensor, options: LoadOptions, wei
             weights.requantized.add(before, after.dequantize())
     elif trained or spec.kind == "vector" or options.dtype is not None:
         dtype = FLOAT32 if trained else options.dtype or FLOAT32
-        weights.values[spec.name] = keep(spec, tensor.dequantize().reshape(spec.shape), dtype, options.trainable)
+        weights.values[spec.name] = keep(spec, tensor.dequantize().reshape(spec.shape), dtype, options)
         weights.stored_dtypes[spec.name] = dtype
     else:
         weights.values[spec.name] = tensor
 
 
-def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], trainable: Trainable) -> Any:
+def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], options: LoadOptions) -> Any:
     """Return an owned copy in the type that the decoder wants, as a Parameter where it is trained."""
-    if trainable == "full" or (trainable == "head" and spec.kind == "head"):
+    if options.trains(spec):
         return Parameter(np.array(array, FLOAT32, order="C"), name=spec.file_name)
     if spec.kind == "vector":  # norms and biases enter float32 arithmetic; rounded first when bfloat16 was asked for
         return np.array(np.asarray(array, dtype), FLOAT32, order="C")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ._core import GGMLTensor, LoRALinear, NF4Tensor, Parameter
 from .architectures import architecture_of
-from .checkpoint import find_non_finite
 from .errors import AdapterError, ConfigError
+from .safetensors_file import find_non_finite
 
 if TYPE_CHECKING:
     from .adapters import LoadedAdapter

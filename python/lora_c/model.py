@@ -20,19 +20,21 @@ from .adapters.conversion import can_convert, for_original_base
 from .adapters.fresh import fresh_adapter
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint
+from .config_and_files import config_of_files
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
 from .ends import find_ends
 from .errors import AdapterError, CheckpointError, ConfigError
 from .generation_file import GENERATION_FILE, generation_config_of, left_aside, read_generation_options
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
-from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights, stored_name
+from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights
 from .notices import tell
 from .parts import Parts
 from .prequantized import QuantRecord
 from .prompts import is_batch
 from .resize_embedding import resize_embedding, resize_for_adapter, rows_for
 from .saving import save_model
+from .tied_head import stored_name
 from .tokenizer import Tokenizer
 
 
@@ -354,7 +356,7 @@ class Model:
         if isinstance(weight, NF4Tensor) and name not in self.quant_records and (self.source / "config.json").is_file():
             spec = next(spec for spec in self.architecture.weights() if spec.name == name)
             with Checkpoint(self.source) as checkpoint:
-                file_name = stored_name(spec, checkpoint)
+                file_name = stored_name(spec, checkpoint.tensors)
                 if file_name in checkpoint.tensors:
                     return np.array(in_order(spec, checkpoint.read(file_name)), np.float32)
         return merge.dense(weight)
@@ -527,6 +529,8 @@ def load_model(
     """
     _check_load_options(quantize, block_size, dtype, trainable)
     with _open_checkpoint(path) as checkpoint:
+        if isinstance(checkpoint, Checkpoint):
+            checkpoint.config = config_of_files(checkpoint)
         config = dict(checkpoint.config)
         if trainable == "head":
             config["tie_word_embeddings"] = False

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core import NF4Tensor
-from .checkpoint import TensorEntry, TensorInfo, find_non_finite
 from .configs import NF4_BLOCK_SIZES
 from .errors import CheckpointError
+from .safetensors_file import TensorInfo, find_non_finite
+from .safetensors_writer import TensorEntry
 
 _STATE = ".quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")

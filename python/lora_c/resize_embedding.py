@@ -17,11 +17,12 @@ from ._core import Parameter
 from .adapters.data import all_specs
 from .adapters.formats import find_folder
 from .adapters.peft_format import PREFIX
-from .checkpoint import SafetensorsFile, read_json_object
 from .configs import LoraConfig
 from .errors import AdapterError, CheckpointError, ConfigError
 from .gguf.reader import is_gguf
+from .json_files import read_json_object
 from .notices import tell
+from .safetensors_file import SafetensorsFile
 from .written import ADAPTER_CONFIG, ADAPTER_FILE
 
 _MOST_GAPS, _FEW = 4, 1024

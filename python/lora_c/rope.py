@@ -1,12 +1,8 @@
-"""Rotation frequencies: what a config.json says about RoPE, as tables for the decoder.
-
-Reads both spellings: `rope_theta` with `rope_scaling`, and `rope_parameters`.
-"""
+"""Rotation frequencies: from the RoPE parameters of a config.json to tables for the decoder."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .config_values import number
 from .errors import CheckpointError
+from .rope_table import rope_table
 
 F64 = NDArray[np.float64]
-KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
-_KNOWN = {
-    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
-    "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate", "short_factor", "long_factor",
-    "partial_rotary_factor", "finetuned",
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Rope:
@@ -38,7 +29,9 @@ class Rope:
     switch: int = 0
 
 
-def rope_of(config: Mapping[str, Any], head_dim: int, positions: int, aliases: Mapping[str, str] | None = None) -> Rope:
+def rope_of(
+    config: Mapping[str, Any], head_dim: int, positions: int, aliases: Mapping[str, str] | None = None, theta: float = 10000.0
+) -> Rope:
     """Return the table of a config.json.
 
     Parameters
@@ -47,33 +40,31 @@ def rope_of(config: Mapping[str, Any], head_dim: int, positions: int, aliases: M
         max_position_embeddings.
     aliases : mapping, optional
         The family's own names of rope types.
+    theta : float
+        The base where nothing gives one.
 
     Raises
     ------
     CheckpointError
-        The kind of scaling is not supported, or a number is missing or absurd.
+        The kind of scaling is not supported, or a number is missing or absurd, or two places contradict each other.
 
     Source: RoFormer, arXiv:2104.09864; position interpolation, arXiv:2306.15595; YaRN, arXiv:2309.00071; LongRoPE,
     arXiv:2402.13753; the "llama3" rule of Llama 3.1. Values are rounded to float32 as the models were trained with.
     """
-    rope: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        table = config.get(key) or {}
-        if not isinstance(table, dict):
-            raise CheckpointError(f"config.json: {key}: expected an object, got {table!r}")
-        rope |= table
-    unknown = sorted(key for key, value in rope.items() if key not in _KNOWN and value is not None)
-    if unknown:
-        raise CheckpointError(f"config.json: rope_parameters: expected known keys, got {unknown[0]!r}; this is not supported")
-    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    if rope.get("partial_rotary_factor") is None:
-        rope["partial_rotary_factor"] = config.get("partial_rotary_factor") or 1.0
-    if config.get("original_max_position_embeddings") is not None:  # Phi-3 keeps it outside, and it wins
-        rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    kind = (aliases or {}).get(kind, kind)
-    if kind not in KINDS:
-        raise CheckpointError(f"config.json: rope_type: expected one of {', '.join(KINDS)}, got {kind!r}")
+    outside = {
+        key: {key: config.get(key)} for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+    }  # fmt: skip
+    table = rope_table({key: config.get(key) or None for key in ("rope_scaling", "rope_parameters")}, outside, aliases)
+    return rope_from(table, head_dim, positions, theta)
+
+
+def rope_from(rope: Mapping[str, Any], head_dim: int, positions: int, theta: float) -> Rope:
+    """The frequencies of one table; theta holds where the table gives none."""
+    rope = dict(rope)
+    for key, value in (("rope_theta", theta), ("partial_rotary_factor", 1.0)):
+        if rope.get(key) is None:
+            rope[key] = value
+    kind = rope["rope_type"]
     dim = int(head_dim * number(rope, "partial_rotary_factor"))
     if dim < 2 or dim % 2 or dim > head_dim:
         raise CheckpointError(
@@ -156,11 +147,3 @@ def _longrope(inv_freq: F64, rope: Mapping[str, Any], positions: int) -> Rope:
     if positions <= old:
         return Rope(tables[0], scale)
     return Rope(tables[0], scale, tables[1], int(old))
-
-
-def number(table: Mapping[str, Any], key: str) -> float:
-    """A positive number of a config.json."""
-    value = table.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
-        raise CheckpointError(f"config.json: {key}: expected a positive number, got {value!r}")
-    return float(value)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import read_json_object
 from .errors import CheckpointError
+from .json_files import read_json_object
 from .notices import tell
 from .os_errors import reason
 from .resume import Run

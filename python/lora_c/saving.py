@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from . import merge
 from ._core import NF4Tensor
 from .architectures import WeightSpec, architecture_of
-from .checkpoint import TensorEntry, find_non_finite, write_model_files
 from .ends import with_ends
 from .errors import AdapterError, CheckpointError, ConfigError
 from .files import atomic_folder
@@ -23,6 +22,8 @@ from .multimodal import config_of_text_model
 from .notices import tell
 from .own_files import copy_own_file
 from .prequantized import nf4_entries, quant_type_of, quantization_config
+from .safetensors_file import find_non_finite
+from .safetensors_writer import TensorEntry, write_model_files
 from .template_files import TEMPLATE_FILE, template_files
 from .tokenizer import TOKENIZER_FILES
 from .written import model_files_in
@@ -30,7 +31,10 @@ from .written import model_files_in
 if TYPE_CHECKING:
     from .model import Model
 
-_LOADED = ("tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE, "chat_template.json")
+_LOADED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE,
+    "chat_template.json",
+)  # fmt: skip
 _DTYPES = DENSE_DTYPES | {"float16": np.dtype(np.float16)}
 
 

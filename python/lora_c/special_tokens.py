@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .checkpoint import read_json_object
 from .errors import CheckpointError, shorten
+from .json_files import read_json_object
 from .notices import tell
 from .tokenizers_library import library_errors
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import chat_template
-from .checkpoint import read_json_object
 from .errors import CheckpointError, DataError
 from .final_message import render_open
+from .json_files import read_json_object
 from .special_tokens import NAMES, add_special_tokens, read_special_tokens, text_of
 from .stream_decoder import StreamDecoder
 from .template_files import DEFAULT, TEMPLATE_FILE, TOOL_USE, read_templates, write_templates

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
-from .checkpoint import find_non_finite
 from .configs import TrainConfig
 from .data.fits import fit_to_model
 from .digests import data_digest, model_digest
@@ -26,6 +25,7 @@ from .progress import Progress, open_progress
 from .resume import Run, check_same_run
 from .run_checkpoints import find_checkpoint, latest_checkpoint, prune_checkpoints, read_position
 from .run_checks import RunOptions, check_run
+from .safetensors_file import find_non_finite
 from .schedule import learning_rate
 from .training_state import is_finite, load_training_state, save_checkpoint
 

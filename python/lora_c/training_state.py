@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import SafetensorsFile, TensorEntry, find_non_finite, write_safetensors
 from .errors import CheckpointError
 from .files import atomic_folder
 from .run_checkpoints import FORMAT, POSITION_FILE, Position, checkpoint_folder
+from .safetensors_file import SafetensorsFile, find_non_finite
+from .safetensors_writer import TensorEntry, write_safetensors
 
 if TYPE_CHECKING:
     from .trainer import Trainer

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .aside import name_for_people
-from .checkpoint import INDEX_FILE, MODEL_FILE, SafetensorsFile, read_json_object
 from .errors import CheckpointError, SaveError
+from .json_files import read_json_object
+from .safetensors_file import INDEX_FILE, MODEL_FILE, SafetensorsFile
 from .template_files import is_template
 from .tokenizer import TOKENIZER_FILES
 

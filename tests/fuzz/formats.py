@@ -15,9 +15,10 @@ import numpy as np
 
 import lora_c as lc
 from lora_c.architectures import architecture_of
-from lora_c.checkpoint import SafetensorsFile, TensorEntry, write_model_files
 from lora_c.data import load_dataset
 from lora_c.inspection import inspect_path
+from lora_c.safetensors_file import SafetensorsFile
+from lora_c.safetensors_writer import TensorEntry, write_model_files
 from lora_c.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

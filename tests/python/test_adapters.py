@@ -15,6 +15,7 @@ from lora_c.architectures import architecture_of
 from lora_c.configs import LoraConfig
 from lora_c.errors import AdapterError, ConfigError, SaveError
 from lora_c.model import Model, load_model
+from lora_c.notices import LoraCWarning
 
 IDS = np.arange(3, 20, dtype=np.int32)
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -163,7 +164,7 @@ def test_bfloat16_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
     ("field", "value"),
     [
         ("lora_bias", True), ("layer_replication", [[0, 2]]), ("use_qalora", True), ("kasa_config", {"x": 1}),
-        ("target_parameters", ["w"]), ("alora_invocation_tokens", [1]), ("use_bdlora", {"x": 1}), ("never_heard_of", 3),
+        ("target_parameters", ["w"]), ("alora_invocation_tokens", [1]), ("use_bdlora", {"x": 1}), ("use_what_comes", 3),
         ("init_lora_weights", "pissa_niter_4"),
         ("init_lora_weights", "pissa"), ("init_lora_weights", "olora"), ("init_lora_weights", "loftq"), ("peft_type", "LOHA"),
     ],
@@ -171,6 +172,13 @@ def test_bfloat16_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
 def test_fields_that_change_the_result_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(AdapterError, match=f"{field}: expected"):
         parse_adapter_config({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], field: value}, "adapter_config.json")
+
+
+def test_keys_that_peft_would_leave_out_are_named() -> None:
+    values = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "never_heard_of": 3, "my_note": "x", "unset": None}
+    with pytest.warns(LoraCWarning, match="a.json: never_heard_of, my_note: no effect") as notices:
+        assert parse_adapter_config(values, "a.json").r == 4
+    assert len(notices) == 1
 
 
 def test_bad_values_are_refused() -> None:

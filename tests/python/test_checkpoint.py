@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from lora_c.architectures import architecture_of
-from lora_c.checkpoint import SafetensorsFile, TensorEntry, find_non_finite, write_model_files, write_safetensors
 from lora_c.errors import CheckpointError, ConfigError, SaveError
 from lora_c.files import atomic_file, atomic_folder, recover_folder
 from lora_c.model import load_model
 from lora_c.rope import rope_of
+from lora_c.safetensors_file import SafetensorsFile, find_non_finite
+from lora_c.safetensors_writer import TensorEntry, write_model_files, write_safetensors
 
 IDS = np.arange(3, 20, dtype=np.int32)
 
@@ -181,7 +182,7 @@ def test_pickles_and_strange_folders_are_refused(tmp_path: Path, tiny_model_dir:
     with pytest.raises(CheckpointError, match="safe_serialization"):
         load_model(tiny_model_dir)
     (tiny_model_dir / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="config.json: expected this file"):
+    with pytest.raises(CheckpointError, match="config.json: expected a file, got nothing there; a model folder has one"):
         load_model(tiny_model_dir)
 
 
@@ -191,7 +192,7 @@ def test_pickles_and_strange_folders_are_refused(tmp_path: Path, tiny_model_dir:
         ({"architectures": ["OPTForCausalLM"]}, "expected one of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"),
         ({"hidden_act": "relu"}, "hidden_act: expected one of silu, .*got 'relu'"),
         ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "rope_type: expected one of default, linear"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "spin": 3}}, "rope_parameters: .*'spin'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "spin": 3}}, "rope_scaling: .*'spin'"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor"),
         ({"hidden_size": -1}, "hidden_size: expected a positive"),
         ({"vocab_size": None}, "vocab_size: expected a positive number, got nothing"),
@@ -207,15 +208,15 @@ def test_unsupported_config_is_refused_by_name(tiny, changes: dict, message: str
 
 
 def test_families(tiny) -> None:
-    qwen = architecture_of(
-        tiny.config | {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False, "sliding_window": 8}
-    )
+    qwen2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    qwen = architecture_of(tiny.config | qwen2 | {"use_sliding_window": False, "sliding_window": 8})
     names = {spec.file_name for spec in qwen.weights()}
     assert "model.layers.0.self_attn.q_proj.bias" in names and "model.layers.0.self_attn.o_proj.bias" not in names
     assert qwen.decoder_kwargs["sliding_window"] == 0
-    mistral = architecture_of(tiny.config | {"architectures": ["MistralForCausalLM"], "sliding_window": 8, "head_dim": 16})
+    other = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8, "head_dim": 16}
+    mistral = architecture_of(tiny.config | other)
     assert mistral.decoder_kwargs["sliding_window"] == 8 and mistral.decoder_kwargs["head_dim"] == 16
-    partly = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    partly = qwen2 | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     assert architecture_of(tiny.config | partly).decoder_kwargs["sliding_window"] == [0, 8]
     biased = architecture_of(tiny.config | {"attention_bias": True, "mlp_bias": True})
     assert sum(spec.name.endswith(".bias") for spec in biased.weights()) == 14

@@ -17,6 +17,17 @@ from lora_c.gguf import write_model
 from lora_c.gguf.format import Kind
 from lora_c.gguf.reader import GGUFFile
 from lora_c.gguf.writer import array, float32, text, uint32
+from lora_c.notices import LoraCWarning
+
+
+def test_rope_scaling_follows_the_rule_of_llama_cpp(llama_file: Callable[..., Path]) -> None:
+    factor = {"llama__rope__scaling__factor": float32(4.0)}
+    with pytest.warns(LoraCWarning, match="rope.scaling.type is none, beside a factor of 4.0; nothing is scaled"):
+        unscaled = lc.load_model(llama_file(llama__rope__scaling__type=text("none"), **factor))
+    assert "rope_scaling" not in unscaled.config
+    assert lc.load_model(llama_file(**factor)).config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    with pytest.raises(CheckpointError, match="rope.scaling.factor: expected none with type longrope, got 4.0"):
+        lc.load_model(llama_file(llama__rope__scaling__type=text("longrope"), **factor))
 
 
 def test_metadata_becomes_the_folder_config(llama_file: Callable[..., Path]) -> None:

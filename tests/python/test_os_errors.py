@@ -177,7 +177,7 @@ def test_unreadable_inputs_are_words(tmp_path: Path, tiny_model_dir: Path, make_
     (tiny_model_dir / "config.json").mkdir()
     with pytest.raises(CheckpointError) as error:
         lc.load_model(tiny_model_dir)
-    assert is_one_line(error.value, "Is a directory")
+    assert is_one_line(error.value, "got a folder")
     tokenizer = lc.load_model(make_model("other"), progress=False).tokenizer
     (tmp_path / "x.jsonl.gz").write_text("no gzip")
     with pytest.raises(LoraCError) as other:

@@ -244,7 +244,7 @@ TENSOR_DAMAGE = ["float64", "int32", "missing", "more", "shape", "nan", "negativ
 def test_damaged_tensors_are_one_clear_error(trainer: Callable[..., Trainer], start: Path, damage: str) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from lora_c.checkpoint import SafetensorsFile
+    from lora_c.safetensors_file import SafetensorsFile
 
     file = start / "training_state.safetensors"
     metadata, tensors = SafetensorsFile(file).metadata, load_file(file)

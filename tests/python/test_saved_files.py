@@ -210,9 +210,11 @@ def test_links_that_lead_out_of_the_model_are_left_out(tiny_model_dir: Path, tmp
     (tmp_path / "secret.json").write_text('{"token": "SECRET"}')
     for name, to in (("merges.txt", "secret"), ("vocab.json", "secret.json"), ("tokenizer.model", "secret")):
         (tiny_model_dir / name).symlink_to(tmp_path / to)
+    model = load_model(tiny_model_dir)
+    (tiny_model_dir / "added_tokens.json").write_text("SECRET")
     with pytest.warns(LoraCWarning) as told:
-        load_model(tiny_model_dir).save(tmp_path / "out")
-    assert sum("left out" in str(w.message) for w in told) == 3
+        model.save(tmp_path / "out")
+    assert sum("left out" in str(w.message) for w in told) == 4
     assert not any(b"SECRET" in data for data in contents(tmp_path / "out").values())
 
 

@@ -28,7 +28,7 @@ from lora_c.errors import ConfigError
     (LoraConfig, {"trainable_token_indices": [1.0]}), (TrainConfig, {"seed": 1.7}), (TrainConfig, {"learning_rate": True}),
     (TrainConfig, {"learning_rate": "1e-4"}), (TrainConfig, {"max_steps": 10.0}), (TrainConfig, {"output_dir": ""}),
     (TrainConfig, {"output_dir": 5}), (TrainConfig, {"double_quant": 0}), (TrainConfig, {"recompute": None}),
-    (GenerationConfig, {"max_new_tokens": 2.5}), (GenerationConfig, {"stop_strings": 5}),
+    (GenerationConfig, {"max_new_tokens": 2.5}), (GenerationConfig, {"stop_strings": ["end", 3]}),
 ], ids=str)  # fmt: skip
 def test_a_value_of_another_type_is_refused(cls: Any, values: dict[str, Any]) -> None:
     (name,) = values

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..configs import LoraConfig
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError, ConfigError, shorten
+from ..notices import tell
 
 _READ_FIELDS = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
@@ -19,9 +21,14 @@ _HARMLESS = {
     "init_lora_weights", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config", "megatron_core",
     "qalora_group_size",
 }  # fmt: skip
+# Features of PEFT that change the result; later ones are named alike.
+_CHANGES_RESULT = re.compile(
+    r"lora_bias|layer_replication|target_parameters|alora_invocation_tokens|ensure_weight_tying|use_\w+|\w+_config"
+)
 # The only initialisations that leave the base weights as they are; "eva" cannot be drawn again here.
 _PLAIN_INIT = (None, True, False, "gaussian", "eva", "orthogonal")
 _PEFT_ALPHA = 8
+_KNOWN = _READ_FIELDS | _HARMLESS
 
 
 def parse_adapter_config(values: Mapping[str, Any], where: str) -> LoraConfig:
@@ -42,12 +49,15 @@ def parse_adapter_config(values: Mapping[str, Any], where: str) -> LoraConfig:
             f"{where}: init_lora_weights: expected an initialisation that keeps the base weights, got {repr(init)[:80]}; "
             "convert it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
-    for key, value in values.items():
-        if key not in _READ_FIELDS | _HARMLESS and not _is_neutral(key, value, values):
+    unknown = [key for key, value in values.items() if key not in _KNOWN and not _is_neutral(key, value, values)]
+    for key in unknown:
+        if _CHANGES_RESULT.fullmatch(key):
             raise AdapterError(
-                f"{where}: {key}: expected it unset, got {str(value)[:60]!r}; this feature is not supported and would "
+                f"{where}: {key}: expected it unset, got {str(values[key])[:60]!r}; this feature is not supported and would "
                 "change the result, merge it with PEFT (merge_and_unload) and load the merged model"
             )
+    if unknown:
+        tell(f"{where}: {shorten(unknown)}: no effect, as PEFT leaves out what it does not know")
     given = {key: values[key] for key in _READ_FIELDS if values.get(key) is not None}
     given.setdefault("lora_alpha", _PEFT_ALPHA)
     given.setdefault("target_modules", None)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..architectures import Architecture
-from ..checkpoint import read_json_object
 from ..errors import AdapterError, ConfigError, shorten
 from ..files import recover_folder
 from ..gguf.reader import is_gguf
+from ..json_files import read_json_object
 from ..written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, MLX_FILE, has_own_base
 from . import mlx_format, peft_format
 from .data import AdapterArrays

@@ -15,11 +15,13 @@ import numpy as np
 
 from ..architectures import Architecture, WeightSpec
 from ..aside import name_for_people
-from ..checkpoint import SafetensorsFile, TensorEntry, find_non_finite, read_json_object, write_safetensors
 from ..configs import LoraConfig
 from ..errors import AdapterError, CheckpointError
 from ..files import atomic_folder
+from ..json_files import read_json_object
 from ..multimodal import is_left_out, spellings
+from ..safetensors_file import SafetensorsFile, find_non_finite
+from ..safetensors_writer import TensorEntry, write_safetensors
 from ..written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, listing, replaced_adapter
 from .config import parse_adapter_config, peft_config
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..architectures import Architecture, WeightSpec
 from ..configs import LoraConfig
 from ..errors import AdapterError
 from .data import all_specs
+from .patterns import Matcher
 from .unused import refuse_unused_options
 
 # PEFT's table of what is adapted when target_modules is not given, by model_type; it has no row for other families.
@@ -22,6 +23,8 @@ DEFAULT_TARGETS: dict[str, list[str]] = {
 }
 
 
+_ANY_NAME = "[^.]*"
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 ADAPTED_KINDS = ("projection", "embedding", "head")
 
 
@@ -52,16 +55,16 @@ def find_targets(config: LoraConfig, architecture: Architecture, strict: bool = 
     candidates = [spec for spec in specs if spec.kind in ADAPTED_KINDS]
     known = sorted({spec.module.rpartition(".")[2] for spec in candidates})
     names = target_names(config, architecture)
-    with _one_line_for_regex("target_modules"):
-        found = projections if names == "all-linear" else [spec for spec in candidates if _matches(spec.module, names)]
-        _refuse_other_modules(names, architecture)
-        chosen = [s for s in found if _in_layers(s.module, config) and not _left_out(s.module, config)]
-        targets = [target_of(spec, config) for spec in chosen]
-        if strict and targets:
-            refuse_unused_options(config, (target.spec.module for target in targets), architecture)
+    matcher = Matcher()
+    found = projections if names == "all-linear" else [s for s in candidates if _matches(s.module, names, matcher)]
+    _refuse_other_modules(names, architecture, matcher)
+    chosen = [s for s in found if _in_layers(s.module, config, matcher) and not _left_out(s.module, config, matcher)]
+    targets = [_target_of(spec, config, matcher) for spec in chosen]
+    if strict and targets:
+        refuse_unused_options(config, (target.spec.module for target in targets), architecture)
     if strict and isinstance(names, list):
         for name in names:
-            if not any(_matches(spec.module, [name]) for spec in candidates):
+            if not any(_matches(spec.module, [name], matcher) for spec in candidates):
                 raise AdapterError(f"target_modules: expected names among {', '.join(known)}, got {name!r}")
     _refuse_more_for_globals(targets, config)
     if not targets:
@@ -81,11 +84,17 @@ def target_names(config: LoraConfig, architecture: Architecture) -> str | list[s
     return DEFAULT_TARGETS[kind]
 
 
-def target_of(spec: WeightSpec, config: LoraConfig) -> AdapterTarget:
+def _target_of(spec: WeightSpec, config: LoraConfig, matcher: Matcher) -> AdapterTarget:
     """The rank and the scale of one matrix: patterns first, then the general values."""
-    r = int(_by_pattern(config.rank_pattern, spec.module, config.r))
-    alpha = float(_by_pattern(config.alpha_pattern, spec.module, config.lora_alpha))
-    return AdapterTarget(spec, r, alpha / (math.sqrt(r) if config.use_rslora else r))
+    r = int(_by_pattern("rank_pattern", config.rank_pattern, spec.module, config.r, matcher))
+    alpha = float(_by_pattern("alpha_pattern", config.alpha_pattern, spec.module, config.lora_alpha, matcher))
+    scale = alpha / (math.sqrt(r) if config.use_rslora else r)
+    if not abs(scale) <= _MAX_FLOAT32:
+        raise AdapterError(
+            f"lora_alpha: expected a scale (lora_alpha by the rank) that float32 can hold, got {scale:g} for {spec.module}; "
+            "correct lora_alpha or alpha_pattern"
+        )
+    return AdapterTarget(spec, r, scale)
 
 
 def describe_targets(names: Iterable[str], architecture: Architecture) -> list[str]:
@@ -93,7 +102,7 @@ def describe_targets(names: Iterable[str], architecture: Architecture) -> list[s
     projections = [spec for spec in all_specs(architecture) if spec.kind in ADAPTED_KINDS]
     chosen = set(names)
     last = sorted({spec.module.rpartition(".")[2] for spec in projections if spec.name in chosen})
-    meant = {spec.name for spec in projections if _matches(spec.module, last)}
+    meant = {spec.name for spec in projections if _matches(spec.module, last, Matcher())}
     return last if meant == chosen else [spec.module for spec in projections if spec.name in chosen]
 
 
@@ -144,7 +153,7 @@ def find_token_ids(config: LoraConfig, architecture: Architecture) -> list[int] 
         return None
     embedding = next(spec for spec in architecture.weights() if spec.kind == "embedding")
     if isinstance(given, dict):
-        other = next((name for name in given if not _matches(embedding.module, [name])), None)
+        other = next((name for name in given if not _matches(embedding.module, [name], Matcher())), None)
         if other is not None or len(given) > 1:
             raise AdapterError(
                 f"trainable_token_indices: expected only {embedding.module.rpartition('.')[2]!r}, got {shorten_names(given)}; "
@@ -179,19 +188,19 @@ def _paths(module: str) -> Iterator[str]:
         module = module.rpartition(".")[0]
 
 
-def _matches(module: str, names: str | Iterable[str]) -> bool:
+def _matches(module: str, names: str | Iterable[str], matcher: Matcher, field: str = "target_modules") -> bool:
     """PEFT's rule: a string must match the whole path as a regular expression, list entries match as suffixes."""
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+        return matcher.fullmatch(field, names, module) is not None
     return any(module == name or module.endswith("." + name) for name in names)
 
 
-def _refuse_other_modules(names: str | list[str], architecture: Architecture) -> None:
+def _refuse_other_modules(names: str | list[str], architecture: Architecture, matcher: Matcher) -> None:
     """LoRA on learned positions: PEFT can, this decoder cannot, and leaving it out would change the result."""
     if names == "all-linear":
         return
     for spec in all_specs(architecture):
-        if spec.kind == "positions" and _matches(spec.module, names):
+        if spec.kind == "positions" and _matches(spec.module, names, matcher):
             raise AdapterError(
                 f"target_modules: expected projections, the embedding or the head, got {spec.module!r}; train it whole with "
                 "modules_to_save, or merge such an adapter with PEFT (merge_and_unload) and load the merged model"
@@ -216,34 +225,27 @@ def _refuse_more_for_globals(targets: Iterable[AdapterTarget], config: LoraConfi
                 )
 
 
-def _left_out(module: str, config: LoraConfig) -> bool:
-    if config.exclude_modules and _matches(module, config.exclude_modules):
+def _left_out(module: str, config: LoraConfig, matcher: Matcher) -> bool:
+    if config.exclude_modules and _matches(module, config.exclude_modules, matcher, "exclude_modules"):
         return True
-    return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config.modules_to_save or [])
+    whole = config.modules_to_save or []
+    return any(matcher.match("modules_to_save", name, module, r"(^|.*\.)", r"($|\..*)") for name in whole)
 
 
-def _in_layers(module: str, config: LoraConfig) -> bool:
+def _in_layers(module: str, config: LoraConfig, matcher: Matcher) -> bool:
     wanted = config.layers_to_transform
     if wanted is None or wanted == []:
         return True
-    names = config.layers_pattern or [r"[^.]*"]
+    names = config.layers_pattern or [_ANY_NAME]
     for name in [names] if isinstance(names, str) else names:
-        found = re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", module)
+        found = matcher.match("layers_pattern", name, module, r"(?:^|.*?\.)", r"\.(\d+)\.")
         if found:
-            return int(found.group(1)) in ([wanted] if isinstance(wanted, int) else wanted)
+            return int(found.groups()[-1]) in ([wanted] if isinstance(wanted, int) else wanted)
     return False
 
 
-def _by_pattern(table: Mapping[str, Any], module: str, default: Any) -> Any:
+def _by_pattern(field: str, table: Mapping[str, Any], module: str, default: Any, matcher: Matcher) -> Any:
     for pattern, value in table.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if matcher.match(field, pattern, module, r"(.*\.)?(", ")$"):
             return value
     return default
-
-
-@contextmanager
-def _one_line_for_regex(name: str) -> Iterator[None]:
-    try:
-        yield
-    except re.error as error:
-        raise AdapterError(f"{name}: expected valid regular expressions, got: {error} in {error.pattern!r}") from None

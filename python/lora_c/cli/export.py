@@ -72,8 +72,8 @@ def base_of(source: str) -> str:
         It names none, or one that is not here.
     """
     from ..adapters.formats import find_folder
-    from ..checkpoint import read_json_object
     from ..gguf.reader import is_gguf
+    from ..json_files import read_json_object
 
     if is_gguf(source):
         raise AdapterError(f"{source}: expected the base model of a GGUF adapter, which names none; give --model PATH")
@@ -86,9 +86,9 @@ def base_of(source: str) -> str:
 
 def config_of(model: str) -> dict[str, Any]:
     """The config.json of a model folder, or what it would be for a GGUF file."""
-    from ..checkpoint import read_json_object
     from ..gguf.checkpoint import GGUFCheckpoint
     from ..gguf.reader import is_gguf
+    from ..json_files import read_json_object
 
     if not is_gguf(model):
         return read_json_object(Path(model) / "config.json")

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from .._core import GGMLTensor
 from ..adapters.data import AdapterArrays, MatrixArrays, specs_by_name
 from ..architectures import Architecture
-from ..checkpoint import find_non_finite
 from ..configs import LoraConfig
 from ..errors import AdapterError, CheckpointError
 from ..files import atomic_file
+from ..safetensors_file import find_non_finite
 from .checkpoint import deinterleave, interleave
 from .families import GGUFFamily, family_of_architecture
 from .format import Kind, Value

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import GGMLTensor
-from ..checkpoint import TensorInfo
 from ..errors import CheckpointError
 from ..read_ahead import Extent
+from ..safetensors_file import TensorInfo
 from ..tokenizers_library import library_errors
 from .config import config_of
 from .reader import GGUFFile, is_gguf

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..families import FAMILIES
+from ..notices import tell
 from .ends import ends_of, token_id
 from .families import GGUFFamily, family_of_arch
 from .format import Kind
@@ -139,20 +140,30 @@ def _rope(file: GGUFFile | PlannedFile, meta: _Metadata, config: dict[str, Any])
     theta = meta.get("rope.freq_base", 10000.0)
     if not isinstance(theta, (int, float)) or theta <= 0:
         raise CheckpointError(f"{meta.where('rope.freq_base')}: expected a positive number, got {theta!r}")
-    kind = meta.get("rope.scaling.type", "none")
-    factor = meta.get("rope.scaling.factor", meta.get("rope.scale_linear"))
+    kind = meta.get("rope.scaling.type", "linear")  # llama.cpp's own default
+    linear = meta.get("rope.scale_linear")  # the name of files before there were other kinds
+    factor = meta.get("rope.scaling.factor", linear)
     old = meta.get("rope.scaling.original_context_length")
     rotated = meta.get("rope.dimension_count")
     result: dict[str, Any] = {"rope_theta": theta}
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if rotated is not None and rotated != head_dim and meta.prefix != "phi3.":
         raise CheckpointError(f"{meta.where('rope.dimension_count')}: expected {head_dim} (the head's width), got {rotated}")
+    stretched = factor not in (None, 0.0, 1.0)
+    if stretched and kind == "none":  # llama.cpp: never scale where the type is none
+        tell(f"{meta.where('rope.scaling.type')} is none, beside a factor of {factor}; nothing is scaled, as in llama.cpp")
+        stretched = False
     if "rope_freqs.weight" in file.tensors and np.any(np.asarray(file.read("rope_freqs.weight")) != 1):
+        if stretched:
+            where = meta.where("rope.scaling.factor")
+            raise CheckpointError(f"{where}: expected none beside rope_freqs.weight, which scales already, got {factor}")
         return result | {"rope_scaling": _llama3(file, theta, old)}
-    if kind in ("linear", "none") and factor not in (None, 0.0, 1.0):
+    if kind == "linear" and stretched:
         return result | {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+    if kind == "longrope" and stretched:
+        raise CheckpointError(f"{meta.where('rope.scaling.factor')}: expected none with type longrope, got {factor}")
     if kind == "yarn":
-        scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": old}
+        scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor or 1.0, "original_max_position_embeddings": old}
         for key, name in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
             if (value := meta.get(f"rope.scaling.{key}")) is not None:
                 scaling[name] = value

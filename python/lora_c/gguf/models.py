@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from .. import merge
 from .._core import GGMLTensor
 from ..architectures import WeightSpec
-from ..checkpoint import find_non_finite
 from ..errors import AdapterError, CheckpointError, ConfigError
 from ..files import atomic_file
+from ..safetensors_file import find_non_finite
 from ..tokenizers_library import library_errors
 from .checkpoint import interleave
 from .ends import ends_metadata

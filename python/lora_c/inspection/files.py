@@ -7,12 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import SafetensorsFile, TensorInfo, read_json_object
 from ..data.records import SUFFIXES, kind_of, read_records
 from ..data.samples import KINDS
 from ..data.splits import FoundFiles, find_files
 from ..errors import CheckpointError, LoraCError, shorten
+from ..json_files import read_json_object
 from ..regular_file import open_regular
+from ..safetensors_file import SafetensorsFile, TensorInfo
 from .gguf_files import inspect_gguf
 from .report import Report, shape_text
 

@@ -15,14 +15,17 @@ from ..adapters.config import parse_adapter_config
 from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
 from ..architectures import architecture_of
-from ..checkpoint import Checkpoint, SafetensorsFile, TensorInfo, read_json_object
+from ..checkpoint import Checkpoint
+from ..config_and_files import config_of_files
 from ..data.records import SUFFIXES, kind_of
 from ..data.splits import SPLITS, find_files
 from ..errors import CheckpointError, DataError, LoraCError, shorten
+from ..json_files import read_json_object
 from ..loading import check_tensors
 from ..multimodal import is_left_out, text_config
 from ..os_errors import reason
 from ..prequantized import quant_type_of, refuse_other_quantization
+from ..safetensors_file import SafetensorsFile, TensorInfo
 from ..tokenizer import Tokenizer
 from ..written import MLX_FILE
 from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
@@ -119,7 +122,13 @@ def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> 
     if architecture is not None:
         unread = [info for name, info in tensors.items() if is_left_out(name, architecture.family)]
         report.add(left_out=f"{len(unread)} tensors of the part for images" if unread else None)
-        report.collect(lambda: check_tensors(checkpoint, architecture))
+        report.collect(lambda: _check_against_config(checkpoint))
+
+
+def _check_against_config(checkpoint: Checkpoint) -> None:
+    """What `load_model` would say."""
+    checkpoint.config = config_of_files(checkpoint)
+    check_tensors(checkpoint, architecture_of(checkpoint.config))
 
 
 def _is_part(name: str, kinds: dict[str, str]) -> bool:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..architectures import architecture_of
-from ..checkpoint import TensorInfo
 from ..errors import shorten
 from ..gguf.checkpoint import GGUFCheckpoint
 from ..gguf.ends import token_id
 from ..gguf.format import BLOCK_TYPES
 from ..gguf.reader import GGUFFile, GGUFTensor
 from ..loading import check_tensors
+from ..safetensors_file import TensorInfo
 from .report import Report
 
 _READ_TYPES = ("F32", *BLOCK_TYPES)
