@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import itertools
+import mmap
 import pickle
 import sys
 import tracemalloc
@@ -384,6 +386,59 @@ def test_a_refused_call_leaks_nothing(name: str) -> None:
     after = [sys.getrefcount(o) for o in objects]
     assert all(b - a < 25 for a, b in zip(before, after, strict=True)), (before, after)
     assert lc.memory_report()["total"]["live"] <= memory
+
+
+class Cycle:
+    """Garbage that only the collector finds."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.me = held, self
+
+
+def blocks_of_a_memoryview() -> GGMLTensor:
+    return GGMLTensor.from_blocks(memoryview(bytearray(34 * 64)), (32, 64), "Q8_0")
+
+
+def decoder_over_a_memoryview() -> Decoder:
+    model = Decoder(**SIZES)
+    model.set_weight("layers.0.q_proj", memoryview(bytearray(4 * 64)).cast("f", (8, 8)))
+    model.set_weight("norm", memoryview(bytearray(4 * 8)).cast("f"))
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        blocks_of_a_memoryview,
+        decoder_over_a_memoryview,
+        lambda: lc.LoRALinear(memoryview(bytearray(4 * 64)).cast("f", (8, 8)), r=2),
+        lambda: lc.LoRALinear(blocks_of_a_memoryview(), r=2),
+        lambda: lc.LoRALinear(ones(8, 8), r=2, bias=memoryview(bytearray(4 * 8)).cast("f")),
+        lambda: lc.LoRALinear(np.frombuffer(mmap.mmap(-1, 4096), np.float32)[:64].reshape(8, 8), r=2),
+        lambda: lc.LoRALinear((ctypes.c_float * 8 * 8)(), r=2),
+    ],
+)
+def test_memory_of_garbage_outlives_who_reads_it(make: Callable[[], Any]) -> None:
+    gc.collect()
+    gc.disable()  # what is read is older than who reads it, so it is cleared first
+    try:
+        for _ in range(20):
+            Cycle(make())
+        assert gc.collect() > 0
+    finally:
+        gc.enable()
+
+
+def test_garbage_with_arrays_of_a_subclass_is_found() -> None:
+    class Array(np.ndarray):
+        layer: Any
+
+    array = ones(8, 8).view(Array)
+    array.layer = lc.LoRALinear(array, r=2)
+    gone = weakref.ref(array)
+    del array
+    gc.collect()
+    assert gone() is None
 
 
 LONG: Any = np.zeros((40, 40))
