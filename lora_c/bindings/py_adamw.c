@@ -42,10 +42,30 @@ static int check_hyper(double lr, double beta1, double beta2, double eps, double
     return PyErr_Occurred() ? -1 : 0;
 }
 
+enum { MOST_ITEMS = 1 << 20 }; /* an iterable may have no end, and an array of a repeated element rows without number */
+
+static PyObject *items_of(PyObject *iterator, const char *expected) {
+    PyObject *list = PyList_New(0), *item = NULL;
+    while (list && (item = PyIter_Next(iterator))) {
+        if (PyList_GET_SIZE(list) == MOST_ITEMS) PyErr_Format(PyExc_ValueError, "%s, got more than %d", expected, (int)MOST_ITEMS);
+        else (void)PyList_Append(list, item);
+        Py_DECREF(item);
+        if (PyErr_Occurred()) break;
+    }
+    PyObject *items = list && !PyErr_Occurred() ? PyList_AsTuple(list) : NULL;
+    Py_XDECREF(list);
+    return items;
+}
+
 /* What a list or another iterable holds, as a tuple: a list may change while memory for its members is cleared. */
 static PyObject *fixed_items(PyObject *o, const char *expected) {
-    PyObject *items = PySequence_Tuple(o);
-    if (!items && PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_SetString(PyExc_TypeError, expected);
+    PyObject *iterator = PyObject_GetIter(o);
+    if (!iterator) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_Format(PyExc_TypeError, "%s, got %s", expected, Py_TYPE(o)->tp_name);
+        return NULL;
+    }
+    PyObject *items = items_of(iterator, expected);
+    Py_DECREF(iterator);
     return items;
 }
 
@@ -168,8 +188,9 @@ static int optional_number(PyObject *o, const char *name, int positive, double *
     double given = PyFloat_AsDouble(o);
     if (given == -1.0 && PyErr_Occurred()) return -1;
     if (!isfinite(given) || given < 0.0 || (positive && given == 0.0)) {
-        PyErr_Format(PyExc_ValueError, "%s: expected a finite number %s 0, got %R", name, positive ? ">" : ">=", o);
-        return -1;
+        char expected[64];
+        PyOS_snprintf(expected, sizeof expected, "%s: expected a finite number %s 0", name, positive ? ">" : ">=");
+        return lora_py_refuse(PyExc_ValueError, expected, o);
     }
     *value = given;
     return 0;
@@ -283,9 +304,8 @@ static int take_moments(const adamw *self, PyObject *list, const char *key, lora
 static int take_step(PyObject *given, int64_t *step) {
     *step = PyLong_AsLongLong(given);
     if (*step >= 0) return 0;
-    if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OverflowError))
-        PyErr_Format(PyExc_ValueError, "state: expected step >= 0, got %R", given);
-    return -1;
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError)) return -1;
+    return lora_py_refuse(PyExc_ValueError, "state: expected step >= 0", given);
 }
 
 static const char *const STATE_KEYS[] = {"step", "m", "v"};
@@ -321,7 +341,7 @@ PyDoc_STRVAR(load_state_dict_doc,
 
 static PyObject *adamw_load_state_dict(PyObject *o, PyObject *given) {
     adamw *self = (adamw *)o;
-    if (!PyMapping_Check(given)) {
+    if (!PyDict_Check(given) && !PyObject_HasAttrString(given, "keys")) { /* arrays and texts are mappings to PyMapping_Check */
         PyErr_Format(PyExc_TypeError, "state: expected a mapping, got %s", Py_TYPE(given)->tp_name);
         return NULL;
     }

@@ -256,6 +256,6 @@ int lora_py_dtype(PyObject *o, void *out) {
         return 1;
     }
     Py_XDECREF(name);
-    PyErr_Format(PyExc_TypeError, "dtype: expected 'float32', 'float16' or 'bfloat16', got %R", o);
+    (void)lora_py_refuse(PyExc_TypeError, "dtype: expected 'float32', 'float16' or 'bfloat16'", o);
     return 0;
 }

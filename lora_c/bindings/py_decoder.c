@@ -351,8 +351,7 @@ static int set_recompute(PyObject *o, PyObject *value, void *unused) {
     int layer = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "layer") == 0;
     int none = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "none") == 0;
     if (!layer && !none) {
-        PyErr_Format(PyExc_ValueError, "recompute: expected 'none' or 'layer', got %R", value ? value : Py_None);
-        return -1;
+        return lora_py_refuse(PyExc_ValueError, "recompute: expected 'none' or 'layer'", value ? value : Py_None);
     }
     if (lora_py_enter_decoder(self) < 0) return -1;
     self->recompute = layer ? LORA_RECOMPUTE_LAYER : LORA_RECOMPUTE_NONE;
@@ -373,8 +372,7 @@ static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
     int single = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "float32") == 0;
     lora_error err = {0};
     if (!half && !single) {
-        PyErr_Format(PyExc_ValueError, "activation_dtype: expected 'float32' or 'bfloat16', got %R", value ? value : Py_None);
-        return -1;
+        return lora_py_refuse(PyExc_ValueError, "activation_dtype: expected 'float32' or 'bfloat16'", value ? value : Py_None);
     }
     if (lora_py_enter_decoder(self) < 0) return -1;
     self->activation_dtype = half ? LORA_BF16 : LORA_F32;

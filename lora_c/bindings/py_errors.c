@@ -35,6 +35,20 @@ PyObject *lora_py_publish(void *self) {
     return self;
 }
 
+int lora_py_refuse(PyObject *kind, const char *expected, PyObject *given) {
+    enum { LONGEST = 80 };
+    PyErr_Clear();
+    PyObject *text = PyObject_Repr(given);
+    if (!text && !PyErr_ExceptionMatches(PyExc_Exception)) return -1; /* an interrupt stays one */
+    PyErr_Clear();
+    Py_ssize_t length = text ? PyUnicode_GET_LENGTH(text) : 0;
+    Py_ssize_t line = text ? PyUnicode_FindChar(text, '\n', 0, length, 1) : -1;
+    if (text && line < 0 && length <= LONGEST) PyErr_Format(kind, "%s, got %U", expected, text);
+    else PyErr_Format(kind, "%s, got a value of the type %s", expected, Py_TYPE(given)->tp_name);
+    Py_XDECREF(text);
+    return -1;
+}
+
 void lora_py_delete(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     Py_XDECREF(((lora_py_object *)self)->owner);

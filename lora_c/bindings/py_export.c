@@ -30,8 +30,11 @@ static void export_dealloc(PyObject *o) {
     Py_DECREF(type);
 }
 
+/* Only arrays are shown as ours. The garbage collector clears a memoryview that nobody else holds before it asks whether it is
+ * exported, and its release is a crash then; other types may do the like. They live until this object has let go of them. */
 static int export_traverse(PyObject *o, visitproc visit, void *arg) {
-    Py_VISIT(((export *)o)->view.obj);
+    PyObject *exporter = ((export *)o)->view.obj;
+    if (exporter && lora_py_is_array(exporter)) Py_VISIT(exporter);
     Py_VISIT(Py_TYPE(o));
     return 0;
 }

@@ -118,7 +118,7 @@ static int set_magnitude(loralinear *self, lora_py_state *state, PyObject *given
 static int seed_converter(PyObject *o, void *out) {
     uint64_t seed = PyLong_AsUnsignedLongLong(o);
     if (seed == UINT64_MAX && PyErr_Occurred()) {
-        PyErr_Format(PyExc_ValueError, "seed, step: expected a whole number from 0 to 2**64 - 1, got %R", o);
+        (void)lora_py_refuse(PyExc_ValueError, "seed, step: expected a whole number from 0 to 2**64 - 1", o);
         return 0;
     }
     *(uint64_t *)out = seed;

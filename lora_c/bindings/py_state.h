@@ -76,6 +76,9 @@ static inline lora_py_state *lora_py_state_of(PyTypeObject *type) { return PyTyp
 /** Maps a status to its exception, once for the whole binding. Always returns NULL. */
 PyObject *lora_py_raise(lora_py_state *state, const lora_error *err);
 
+/** Sets kind with the line "<expected>, got <given>", whatever the given value is. Always returns -1. */
+int lora_py_refuse(PyObject *kind, const char *expected, PyObject *given);
+
 /** Allocates an object that holds the context; the garbage collector, and so gc.get_objects(), does not see it before
  *  lora_py_publish(). NULL with an exception. */
 void *lora_py_new(PyTypeObject *type);

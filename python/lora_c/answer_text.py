@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ class TextPieces:
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], config: GenerationConfig) -> None:
-        self._stops = [text for text in config.stop_strings if text]
+        self._stops = sorted({text for text in config.stop_strings if text})
         self._shown = tokenizer.stream_decoder(prompt)
         self._whole = tokenizer.stream_decoder(prompt, skip_special_tokens=False) if self._stops else None
         self._text = self._with_special = ""
@@ -75,9 +75,10 @@ class TextPieces:
 
 
 def _overlap(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that begins one of the stop texts."""
+    """Length of the longest end of `text` that begins one of the stop texts, which are sorted."""
     longest = max((len(stop) - 1 for stop in stops), default=0)
     for n in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-n:]) for stop in stops):
+        at = bisect_left(stops, text[-n:])  # whatever begins with it comes first from there on
+        if at < len(stops) and stops[at].startswith(text[-n:]):
             return n
     return 0

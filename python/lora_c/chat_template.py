@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from .errors import DataError
-from .template_limits import MAX_TEXT, Budget, budget, refusal
+from .template_limits import MAX_SOURCE, MAX_TEXT, Budget, budget, refusal
 from .template_messages import as_template_reads
 from .template_sandbox import environment
 
@@ -89,11 +89,11 @@ def _run(source: str, marked: bool, variables: dict[str, Any]) -> str:
                 raise refusal(f"a text of more than {MAX_TEXT:,} characters")
             pieces.append(piece)
         return "".join(pieces)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, RecursionError, SyntaxError) as error:  # SyntaxError: a break outside of loops
         raise DataError(f"messages: expected what the chat template accepts, got: {_one_line(error)}") from None
     except MemoryError:
         raise DataError("messages: expected a chat template that fits into memory, got one that asks for more") from None
-    except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError) as error:
         raise DataError(f"messages: expected messages with 'role' and 'content' text, got: {_one_line(error)}") from None
     finally:
         budget.reset(token)
@@ -105,4 +105,6 @@ def _one_line(error: BaseException) -> str:
 
 @lru_cache(maxsize=32)
 def _compile(source: str, marked: bool) -> Any:
+    if len(source) > MAX_SOURCE:  # compiling takes seconds for each hundred thousand
+        raise refusal(f"a program of {len(source):,} characters, more than {MAX_SOURCE:,}")
     return environment((_BEGIN, _END) if marked else None).from_string(source)

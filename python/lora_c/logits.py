@@ -6,7 +6,7 @@ tokens. All of it holds for the greedy choice, too; temperature and its like are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,12 +35,13 @@ class LogitsProcessor:
     """
 
     def __init__(
-        self, config: GenerationConfig, n_prompt: int, max_tokens: int, ends: Iterable[int] = (),
+        self, config: GenerationConfig, n_prompt: int, max_tokens: int, ends: Collection[int] = (),
         bad_words: Sequence[Sequence[int]] = (),
     ) -> None:  # fmt: skip
         self._config, self._n_prompt, self._max_tokens = config, n_prompt, max_tokens
-        self._ends = list(ends)
-        self._bad_words = [tuple(word) for word in bad_words if len(word) != 1 or word[0] not in self._ends]
+        self._ends = _distinct(ends)
+        self._bad_words = _by_beginning(bad_words, set(ends))
+        self._suppressed, self._suppressed_first = _distinct(config.suppress_tokens), _distinct(config.begin_suppress_tokens)
         forced = config.forced_eos_token_id
         self._last = [] if forced is None else forced if isinstance(forced, list) else [forced]
         self._begin = 1 if n_prompt == 1 and config.forced_bos_token_id is not None else 0
@@ -62,18 +63,18 @@ class LogitsProcessor:
             _penalize(scores, ids, np.float32(config.repetition_penalty))
         if config.no_repeat_ngram_size:
             _forbid(scores, _completing(ids, config.no_repeat_ngram_size))
-        for word in self._bad_words:
-            if tuple(ids[len(ids) - len(word) + 1 :]) == word[:-1] and len(word) <= len(ids) + 1:
-                _forbid(scores, word[-1:])
+        for n_before, last_of in self._bad_words.items():
+            if n_before <= len(ids) and (last := last_of.get(tuple(ids[len(ids) - n_before :]))) is not None:
+                _forbid(scores, last)
         if n_new < config.min_new_tokens:
             _forbid(scores, self._ends)
         if config.forced_bos_token_id is not None and len(ids) == 1:
             scores = _only(scores, [config.forced_bos_token_id])
         if self._last and n_new == self._max_tokens - 1:
             scores = _only(scores, self._last)
-        _forbid(scores, config.suppress_tokens)
+        _forbid(scores, self._suppressed)
         if n_new == self._begin:
-            _forbid(scores, config.begin_suppress_tokens)
+            _forbid(scores, self._suppressed_first)
         return scores
 
 
@@ -108,9 +109,22 @@ def _completing(ids: Sequence[int], size: int) -> NDArray[np.int64]:
     return np.array(windows[(windows[:, :-1] == tail).all(axis=1), -1])
 
 
-def _forbid(scores: F32, tokens: Iterable[int]) -> None:
-    known = [i for i in tokens if 0 <= i < scores.size]
-    scores[known] = -np.inf
+def _distinct(tokens: Iterable[int]) -> NDArray[np.int64]:
+    """Tokens as one array, made once for an answer: there may be many. No vocabulary has tokens beyond 32 bits."""
+    return np.array(sorted({i for i in tokens if 0 <= i < 2**32}), np.int64)
+
+
+def _by_beginning(words: Iterable[Sequence[int]], ends: Container[int]) -> dict[int, dict[tuple[int, ...], NDArray[np.int64]]]:
+    """The last tokens of words by the ones before them, and those by their number; an end by itself is no word."""
+    found: dict[int, dict[tuple[int, ...], list[int]]] = {}
+    for word in words:
+        if len(word) != 1 or word[0] not in ends:
+            found.setdefault(len(word) - 1, {}).setdefault(tuple(word[:-1]), []).append(word[-1])
+    return {n: {before: _distinct(last) for before, last in of.items()} for n, of in found.items()}
+
+
+def _forbid(scores: F32, tokens: NDArray[np.int64]) -> None:
+    scores[tokens[tokens < scores.size]] = -np.inf
 
 
 def _only(scores: F32, tokens: Sequence[int]) -> F32:

@@ -14,6 +14,7 @@ from collections.abc import ItemsView, Iterable, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
 from typing import Any
 
+MAX_SOURCE = 200_000  # characters of the template itself; the longest in use have some 20,000
 MAX_TEXT = 64_000_000  # characters of one value, or of the whole text; no conversation comes near
 MAX_BYTES = 2 << 30  # of all values that a template makes, whether kept or not
 MAX_STEPS = 3_000_000  # of loops, calls, filters and operators
@@ -66,13 +67,16 @@ def refusal(what: str) -> Exception:
 
 
 def spend(value: Any) -> Any:
-    """Count a step and what it made."""
+    """Count a step and what it made; refuse a nested value that would be huge if it were written."""
     now = budget.get()
     if now is not None:
         if isinstance(value, (str, bytes)):
             now.step(sys.getsizeof(value))
+        elif isinstance(value, (list, tuple, dict)):
+            written_size(value)  # one part held twice, in every level: comparing two such values would never end
+            now.step(sys.getsizeof(value) + _LIST_ITEM * len(value))
         else:
-            now.step(sys.getsizeof(value) + _LIST_ITEM * len(value) if isinstance(value, (list, tuple, dict)) else 0)
+            now.step()
     return value
 
 
@@ -142,7 +146,9 @@ def check_format(form: str, given: Iterable[Any], name: str) -> None:
     given = tuple(given)
     widths = [int(digits[:12]) for digits in re.findall(r"\d+", form)]
     if "*" in form or "}}" in form:  # a width may be among what is given
-        widths += _numbers(_flat(given))
+        values = list(_flat(given))
+        texts = [text for text in values if isinstance(text, str)]
+        widths += _numbers(values) + [int(text) for text in texts if re.fullmatch(r"[0-9]{1,12}", text)]
     if max(widths, default=0) > _MOST:
         raise refusal(f"a width of that size ({name})")
     fields = form.count("%") + form.count("{")

@@ -44,7 +44,7 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 @lru_cache(maxsize=2)
 def environment(marks: tuple[str, str] | None) -> Any:
     """Return the environment of templates; `marks` is written around {% generation %} ... {% endgeneration %}."""
-    from jinja2 import TemplateError, nodes
+    from jinja2 import FunctionLoader, TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.visitor import NodeTransformer
@@ -85,6 +85,10 @@ def environment(marks: tuple[str, str] | None) -> Any:
 
         visit_Dict = visit_List
 
+        def visit_Getitem(self, node: Any) -> Any:
+            self.generic_visit(node)
+            return hook("bounded", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+
         def visit_Tuple(self, node: Any) -> Any:
             return self.visit_List(node) if node.ctx == "load" else self.generic_visit(node)
 
@@ -99,7 +103,7 @@ def environment(marks: tuple[str, str] | None) -> Any:
             return spend(super().call_binop(context, operator, left, right))
 
         def call(self, context: Any, function: Any, /, *args: Any, **options: Any) -> Any:
-            if any(function is own for own in (count_step, concatenate, bounded)):
+            if any(function is own for own in (count_step, concatenate, spend)):
                 return function(*args)
             method = getattr(function, "__wrapped__", function) if callable(function) else None  # jinja2 wraps str.format
             owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
@@ -121,10 +125,6 @@ def environment(marks: tuple[str, str] | None) -> Any:
         text: str = spend("".join(map(str, values)))
         return text
 
-    def bounded(value: Any) -> Any:
-        written_size(value)
-        return spend(value)
-
     def written(value: Any) -> Any:
         """Every value that a template writes passes here."""
         if not isinstance(value, str):
@@ -143,10 +143,16 @@ def environment(marks: tuple[str, str] | None) -> Any:
         check_format(form, (), "strftime_now")
         return datetime.now().strftime(form)
 
-    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=written)
+    def no_other_file(name: str) -> None:
+        raise refusal("another file (include, import, extends)")
+
+    made = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=written,
+        loader=FunctionLoader(no_other_file),
+    )  # fmt: skip
     made.filters["tojson"] = tojson
     made.filters = {name: _bounded_filter(name, function) for name, function in made.filters.items()}
     made.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     del made.globals["lipsum"]  # filler text, of any length
-    made.count_step, made.concatenate, made.bounded = count_step, concatenate, bounded  # type: ignore[attr-defined]
+    made.count_step, made.concatenate, made.bounded = count_step, concatenate, spend  # type: ignore[attr-defined]
     return made

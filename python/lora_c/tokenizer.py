@@ -16,6 +16,7 @@ from .json_files import read_json_object
 from .special_tokens import NAMES, add_special_tokens, read_special_tokens, text_of
 from .stream_decoder import StreamDecoder
 from .template_files import DEFAULT, TEMPLATE_FILE, TOOL_USE, read_templates, write_templates
+from .tokenizer_growth import check_growth
 from .tokenizers_library import library_errors
 
 if TYPE_CHECKING:
@@ -264,9 +265,16 @@ def _read_backend(file: Path) -> tokenizers.Tokenizer:
         )
     with library_errors(CheckpointError, f"{file}: expected a tokenizer of the tokenizers library"):
         backend = tokenizers.Tokenizer.from_file(str(file))
+        steps = ("normalizer", "decoder", "post_processor")
+        check_growth({name: _state(getattr(backend, name)) for name in steps}, str(file))
         backend.no_padding()
         backend.no_truncation()
     return backend
+
+
+def _state(part: Any) -> Any:
+    """A part of a tokenizer as tokenizer.json writes it."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _is_unicode(text: str) -> bool:

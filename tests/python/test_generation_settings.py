@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -197,3 +198,26 @@ def test_no_file_no_word(stories: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lc.load_model(stories, progress=False).generate("Once", max_new_tokens=2)
+
+
+def test_a_million_forbidden_tokens_cost_nothing_per_token() -> None:
+    words = [[i % 100, i // 100 % 100, 7] for i in range(10_000)]
+    words += [[50, 2**40], [51, 3], [51, 4], *([i] for i in range(40, 60))]
+    config = GenerationConfig(suppress_tokens=[*range(200_000, 1_200_000), 5, 2**40], begin_suppress_tokens=[6, 6, 2**70])
+    process = LogitsProcessor(config, 3, 10, [41], words)
+    start = time.perf_counter()
+    for _ in range(200):
+        scores = process(np.zeros(64, np.float32), [9, 51, 51])
+    assert time.perf_counter() - start < 5
+    forbidden = {5, 6, 3, 4, 7, *range(40, 60)} - {41}
+    assert set(np.flatnonzero(scores == -np.inf).tolist()) == forbidden
+
+
+def test_many_stop_texts_are_held_back_as_few(stories: Path) -> None:
+    model = lc.load_model(stories, progress=False)
+    plain = model.generate("Once upon a time", max_new_tokens=60)
+    stop = plain[40:47]
+    many = [f"zq{i}" for i in range(100_000)] + [plain[40:60] + "#", stop]
+    start = time.perf_counter()
+    assert model.generate("Once upon a time", max_new_tokens=60, stop_strings=many) == plain[: plain.index(stop)]
+    assert time.perf_counter() - start < 30

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
+import itertools
+import mmap
 import pickle
 import sys
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -382,3 +386,101 @@ def test_a_refused_call_leaks_nothing(name: str) -> None:
     after = [sys.getrefcount(o) for o in objects]
     assert all(b - a < 25 for a, b in zip(before, after, strict=True)), (before, after)
     assert lc.memory_report()["total"]["live"] <= memory
+
+
+class Cycle:
+    """Garbage that only the collector finds."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.me = held, self
+
+
+def blocks_of_a_memoryview() -> GGMLTensor:
+    return GGMLTensor.from_blocks(memoryview(bytearray(34 * 64)), (32, 64), "Q8_0")
+
+
+def decoder_over_a_memoryview() -> Decoder:
+    model = Decoder(**SIZES)
+    model.set_weight("layers.0.q_proj", memoryview(bytearray(4 * 64)).cast("f", (8, 8)))
+    model.set_weight("norm", memoryview(bytearray(4 * 8)).cast("f"))
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        blocks_of_a_memoryview,
+        decoder_over_a_memoryview,
+        lambda: lc.LoRALinear(memoryview(bytearray(4 * 64)).cast("f", (8, 8)), r=2),
+        lambda: lc.LoRALinear(blocks_of_a_memoryview(), r=2),
+        lambda: lc.LoRALinear(ones(8, 8), r=2, bias=memoryview(bytearray(4 * 8)).cast("f")),
+        lambda: lc.LoRALinear(np.frombuffer(mmap.mmap(-1, 4096), np.float32)[:64].reshape(8, 8), r=2),
+        lambda: lc.LoRALinear((ctypes.c_float * 8 * 8)(), r=2),
+    ],
+)
+def test_memory_of_garbage_outlives_who_reads_it(make: Callable[[], Any]) -> None:
+    gc.collect()
+    gc.disable()  # what is read is older than who reads it, so it is cleared first
+    try:
+        for _ in range(20):
+            Cycle(make())
+        assert gc.collect() > 0
+    finally:
+        gc.enable()
+
+
+def test_garbage_with_arrays_of_a_subclass_is_found() -> None:
+    class Array(np.ndarray):
+        layer: Any
+
+    array = ones(8, 8).view(Array)
+    array.layer = lc.LoRALinear(array, r=2)
+    gone = weakref.ref(array)
+    del array
+    gc.collect()
+    assert gone() is None
+
+
+LONG: Any = np.zeros((40, 40))
+ONE_LINE: dict[str, Callable[[Any], Any]] = {
+    "seed": lambda bad: lc.LoRALinear(ones(4, 4), r=2, seed=bad),
+    "step": lambda bad: lc.LoRALinear(ones(4, 4), r=2).forward(ones(2, 4), step=bad),
+    "dtype": lambda bad: NF4Tensor.quantize(ones(2, 64)).dequantize(dtype=bad),
+    "recompute": lambda bad: setattr(MODEL, "recompute", bad),
+    "activation_dtype": lambda bad: setattr(MODEL, "activation_dtype", bad),
+    "params": AdamW,
+    "state": OPTIMIZER.load_state_dict,
+    "step of a state": lambda bad: OPTIMIZER.load_state_dict({"step": bad, "m": [ones(3)], "v": [ones(3)]}),
+}
+
+
+@pytest.mark.parametrize("name", ONE_LINE)
+def test_a_value_of_the_wrong_type_is_refused_in_one_short_line(name: str) -> None:
+    for bad in (LONG, "x" * 10_000, -(10**3000), -(10**5000), ["a\nb"], b"x" * 1000, object(), 1.5, None):
+        with pytest.raises((TypeError, ValueError)) as error:
+            ONE_LINE[name](bad)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 200, bad
+
+
+def test_what_an_interrupt_ends_stays_an_interrupt() -> None:
+    class Bad:
+        def __repr__(self) -> str:
+            raise KeyboardInterrupt
+
+    for call in (lambda: lc.LoRALinear(ones(4, 4), r=2, seed=Bad()), lambda: setattr(MODEL, "recompute", Bad())):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+
+
+def test_parameters_without_end_are_refused() -> None:
+    tracemalloc.start()
+    try:
+        for endless in (itertools.count(), itertools.repeat(PARAMETER), np.broadcast_to(np.float32(1), (2**30, 2**30))):
+            with pytest.raises(ValueError, match="params: expected a list of Parameter objects, got more than 1048576"):
+                AdamW(endless)
+            with pytest.raises(ValueError, match="no_decay: expected a list of Parameter objects, got more than"):
+                AdamW([PARAMETER], no_decay=endless)
+        assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    finally:
+        tracemalloc.stop()
+    assert AdamW(iter([PARAMETER]), no_decay={PARAMETER: 1}.keys()) is not None

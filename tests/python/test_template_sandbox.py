@@ -18,12 +18,15 @@ GROWS = [
     "{% set n.s = n.s.join([n.s] * 3) %}", "{% set n.l = n.l + n.l %}", "{% set n.l = [n.l, n.l] %}",
     "{% set n.l = (n.l, n.l, n.l) %}", "{% set n.l = {'a': n.l, 'b': n.l} %}", "{% set n.l = [n.l] + [n.l] %}{{ n.l }}",
     "{% set n.l = dict(a=n.l, b=n.l) %}{{ n.l }}", "{% set n.l = namespace(a=n.l, b=n.l) %}{{ n.l }}",
+    "{% set n.l = dict(a=n.l, b=n.l) %}",
+    "{% set n.l = [n.l, n.l] | list %}",
     "{% set n.s = n.s * 2 %}", "{% set n.l = n.l * 2 %}", "{% set n.l = n.l + ['a' * 60000000] %}",
 ]  # fmt: skip
 AT_ONCE = [
     "{{ 'a\tb'.expandtabs(2000000000) }}", "{{ (['a' * 1000] * 10000000) | length }}", "{{ 'a'.center(2000000000) }}",
     "{{ 'a'.ljust(2000000000) }}", "{{ 'a'.rjust(2000000000) }}", "{{ 'a'.zfill(2000000000) }}", "{{ '%1000000000d' % 1 }}",
     "{{ '%*d' % (1000000000, 1) }}", "{{ '{:1000000000}'.format(1) }}", "{{ '{:{}}'.format(1, 1000000000) }}",
+    "{{ '{:{}}'.format(1, '1000000000') }}", "{{ '{:{0[0]}}'.format(['1000000000'], 1) }}",
     "{{ '{x:{w}}'.format_map({'x': 1, 'w': 1000000000}) }}", "{{ 'a' | center(2000000000) }}",
     "{{ 'a\nb' | indent(2000000000) }}", "{{ '%1000000000d' | format(1) }}", "{{ [1] | batch(1000000000, 'x') | list }}",
     "{{ range(100) | slice(1000000000) | list }}", "{{ lipsum(n=1000000) }}", "{{ [1] | tojson(indent=2000000000) }}",
@@ -64,6 +67,39 @@ def test_a_value_that_grows_in_a_loop_is_refused_before_it_takes_all_memory(
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "asks for" in refused(f"{START}{{% for i in range(400) %}}{grows}{{% endfor %}}{{{{ n.s }}}}")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900 << 10
+
+
+@pytest.mark.parametrize("value", ["'a' * 60000000", "range(99999) | list", "range(99999) | list | string"])
+def test_slices_that_are_kept_count(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "MAX_BYTES", 200 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kept = "".join(f"{{% set b{i} = a[{i}:] %}}" for i in range(1, 400))
+    assert "asks for" in refused(f"{{% set a = {value} %}}{kept}")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900 << 10
+
+
+@pytest.mark.parametrize("compared", ["n.x == n.y", "n.x in [n.y]", "[n.x] | select('eq', n.y) | list", "n.x is eq n.y"])
+@pytest.mark.parametrize("twice", ["dict(a={0}, b={0})", "({0}, {0})", "[{0}, {0}] | list", "{{'a': {0}, 'b': {0}}}"])
+def test_comparing_values_that_share_their_parts_ends(twice: str, compared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "MAX_NODES", 20_000)
+    both = "".join(f"{{% set n.{name} = {twice.format('n.' + name)} %}}" for name in "xy")
+    start = "{% set n = namespace(x=dict(a=1), y=dict(a=1)) %}"
+    source = f"{start}{{% for i in range(40) %}}{both}{{% endfor %}}{{{{ {compared} }}}}"
+    assert "asks for" in refused(source)
+
+
+@pytest.mark.parametrize("tag", ["include 'x'", "import 'x' as y", "from 'x' import y", "extends 'x'"])
+def test_another_file_is_refused_by_that_name(tag: str) -> None:
+    assert "another file" in refused(f"{{% {tag} %}}")
+
+
+@pytest.mark.parametrize(
+    "source", ["{% break %}", "{% continue %}", "{% if 1 %}" * 1000 + "{% endif %}" * 1000, "{{ 1 }}" * 50_000]
+)
+def test_a_program_that_cannot_be_compiled_is_refused_in_time(source: str) -> None:
+    start = time.perf_counter()
+    refused(source)
+    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize("source", AT_ONCE)
