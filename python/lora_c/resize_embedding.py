@@ -126,7 +126,7 @@ def _trained_globals(config: LoraConfig, model: Model) -> set[str]:
     saved = {name.rpartition(".")[2] for name in config.modules_to_save or []}
     specs = [spec for spec in all_specs(model.architecture) if spec.module.rpartition(".")[2] in saved]
     specs += [target.spec for target in find_targets(config, model.architecture)]
-    return {spec.kind for spec in specs} & {"embedding", "head"}
+    return {str(spec.kind) for spec in specs} & {"embedding", "head"}
 
 
 def resize_for_adapter(model: Model, path: str | os.PathLike[str]) -> None:

@@ -110,6 +110,8 @@ def load_dataset(
     Notes
         What a folder holds besides is named in the result's ``files``, and data among it in a warning.
     """
+    if not hasattr(tokenizer, "encode"):
+        raise DataError(f"tokenizer: expected a Tokenizer, got a {type(tokenizer).__name__}; a model's is model.tokenizer")
     files = find_files(path, split)
     if files.leaves_data:
         taken = shorten((file.name for file in files.taken), 3)
