@@ -17,6 +17,7 @@ from ._core import Parameter
 from .adapters.data import all_specs
 from .adapters.formats import find_folder
 from .adapters.peft_format import PREFIX
+from .adapters.targets import find_targets
 from .configs import LoraConfig
 from .errors import AdapterError, CheckpointError, ConfigError
 from .gguf.reader import is_gguf
@@ -26,8 +27,11 @@ from .safetensors_file import SafetensorsFile
 from .written import ADAPTER_CONFIG, ADAPTER_FILE
 
 _MOST_GAPS, _FEW = 4, 1024
+# Tensors of an adapter that have a side as long as the vocabulary, and which one it is.
+_SIDE_OF_ROWS = {"weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
 
 if TYPE_CHECKING:
+    from .architectures import Architecture
     from .model import Model
     from .tokenizer import Tokenizer
 
@@ -96,7 +100,13 @@ def _longer(weight: NDArray[Any], n_rows: int) -> NDArray[Any]:
 
 def train_added_tokens(config: LoraConfig, model: Model) -> LoraConfig:
     """Return the configuration of an adapter that also trains the rows that were added to the embedding."""
-    if not model.added_tokens or _trains_embedding(config, model):
+    trained = _trained_globals(config, model) if model.added_tokens else {"embedding"}
+    if "head" in trained and "embedding" not in trained:
+        tell(
+            "resize_embedding: the head is trained, the new rows of the embedding stay the mean of the old ones, so that the "
+            "new tokens are written and hardly read; --modules-to-save embed_tokens,lm_head trains both whole"
+        )
+    if trained:
         return config
     given = config.trainable_token_indices or []
     named = isinstance(given, dict)
@@ -112,11 +122,12 @@ def train_added_tokens(config: LoraConfig, model: Model) -> LoraConfig:
     return config.model_copy(update={"trainable_token_indices": together})
 
 
-def _trains_embedding(config: LoraConfig, model: Model) -> bool:
-    """Whether the embedding or the head is trained already, whole or by an update of its own."""
-    names = {spec.module.rpartition(".")[2] for spec in all_specs(model.architecture) if spec.kind in ("embedding", "head")}
-    targets = config.target_modules if isinstance(config.target_modules, list) else []
-    return bool(names & {name.rpartition(".")[2] for name in [*(config.modules_to_save or []), *targets]})
+def _trained_globals(config: LoraConfig, model: Model) -> set[str]:
+    """Which of "embedding" and "head" are trained already, whole or by an update of their own."""
+    saved = {name.rpartition(".")[2] for name in config.modules_to_save or []}
+    specs = [spec for spec in all_specs(model.architecture) if spec.module.rpartition(".")[2] in saved]
+    specs += [target.spec for target in find_targets(config, model.architecture)]
+    return {str(spec.kind) for spec in specs} & {"embedding", "head"}
 
 
 def resize_for_adapter(model: Model, path: str | os.PathLike[str]) -> None:
@@ -129,7 +140,7 @@ def resize_for_adapter(model: Model, path: str | os.PathLike[str]) -> None:
     """
     before = int(model.architecture.decoder_kwargs["vocab_size"])
     try:
-        needed = _rows_of_adapter(model, path)
+        needed = rows_of_adapter(model.architecture, path)
     except CheckpointError:  # whoever reads the adapter says what is wrong with it
         return
     if needed <= before:
@@ -144,7 +155,8 @@ def resize_for_adapter(model: Model, path: str | os.PathLike[str]) -> None:
     tell(f"{os.fspath(path)}: the embedding got {needed - before:,} rows more, for tokens that the adapter was trained with")
 
 
-def _rows_of_adapter(model: Model, path: str | os.PathLike[str]) -> int:
+def rows_of_adapter(architecture: Architecture, path: str | os.PathLike[str]) -> int:
+    """Return how many rows an embedding needs for an adapter; 0 where it says nothing of that."""
     if is_gguf(path):
         return 0
     folder = find_folder(path)
@@ -155,9 +167,12 @@ def _rows_of_adapter(model: Model, path: str | os.PathLike[str]) -> int:
     ids = [i for ids in lists if isinstance(ids, list) for i in ids if type(i) is int]
     rows = [1 + max(ids, default=-1)]
     file = SafetensorsFile(folder / ADAPTER_FILE)
-    for spec in all_specs(model.architecture):
-        info = file.tensors.get(f"{PREFIX}{spec.module}.weight")
-        if spec.kind in ("embedding", "head") and info is not None and info.shape[1:] == spec.shape[1:]:
-            rows.append(info.shape[0])
+    for spec in all_specs(architecture):
+        if spec.kind not in ("embedding", "head"):
+            continue
+        for name, axis in _SIDE_OF_ROWS.items():
+            info = file.tensors.get(f"{PREFIX}{spec.module}.{name}")
+            if info is not None and len(info.shape) == 2:
+                rows.append(info.shape[axis])
     file.close()
     return max(rows)

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from .continuation import continuation_ids
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
+_known: WeakKeyDictionary[Tokenizer, tuple[Any, list[int], list[int]]] = WeakKeyDictionary()
 _PROBES = ("a", "0", "the", ".")  # any text that the tokenizer knows: what it adds does not depend on the text
 
 
@@ -74,8 +76,9 @@ def _after(tokenizer: Tokenizer, prompt: str, before: list[int], completion: str
     """Ids of the completion alone, and whether the prompt would have other tokens in one text with it."""
     ids, offsets = tokenizer.encode_with_offsets(prompt + completion, add_special_tokens=False)
     n = len(before)
-    apart = all(end <= len(prompt) for _, end in offsets[:n]) and all(begin >= len(prompt) for begin, _ in offsets[n:])
-    if ids[:n] == before and apart:
+    ends_there = n == 0 or n > len(ids) or offsets[n - 1][1] <= len(prompt)  # tokens stand in the order of the text
+    begins_there = n >= len(ids) or offsets[n][0] >= len(prompt)
+    if ids[:n] == before and ends_there and begins_there:
         return ids[n:], False
     return continuation_ids(tokenizer, completion), True
 
@@ -88,7 +91,17 @@ def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _added(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What the post-processor puts before and after a text."""
+    """What the post-processor puts before and after a text; looked for once, and again where it is another one."""
+    if (backend := getattr(tokenizer, "backend", None)) is None:  # one of the caller's own
+        return _find_added(tokenizer)
+    state = None if backend.post_processor is None else backend.post_processor.__getstate__()
+    known = _known.get(tokenizer)
+    if known is None or known[0] != state:
+        known = _known[tokenizer] = (state, *_find_added(tokenizer))
+    return known[1], known[2]
+
+
+def _find_added(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     for probe in _PROBES:
         if not (plain := tokenizer.encode(probe, add_special_tokens=False)):
             continue

@@ -147,7 +147,7 @@ class Tokenizer:
     def encode_with_offsets(self, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the token ids of a text and the (begin, end) of each in characters of the text."""
         encoding = self._encoding(text, add_special_tokens)
-        return list(encoding.ids), [(int(begin), int(end)) for begin, end in encoding.offsets]
+        return list(encoding.ids), list(encoding.offsets)
 
     def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
         _check_text(text)

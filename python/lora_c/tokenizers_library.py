@@ -6,9 +6,6 @@ invariant that a file breaks) is a `PanicException`, which is no `Exception` at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from .errors import LoraCError
 
 
@@ -16,8 +13,7 @@ def _is_of_the_library(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-@contextmanager
-def library_errors(kind: type[LoraCError], expected: str, way_out: str = "") -> Iterator[None]:
+class library_errors:
     """Turn what the library throws into an error of this package.
 
     Parameters
@@ -29,12 +25,15 @@ def library_errors(kind: type[LoraCError], expected: str, way_out: str = "") -> 
     way_out : str
         Its end.
     """
-    try:
-        yield
-    except (LoraCError, MemoryError):
-        raise
-    except BaseException as error:
-        if not _is_of_the_library(error):
-            raise
-        end = f"; {way_out}" if way_out else ""
-        raise kind(f"{expected}, got: {error or type(error).__name__}{end}") from None
+
+    def __init__(self, kind: type[LoraCError], expected: str, way_out: str = "") -> None:
+        self.kind, self.expected, self.way_out = kind, expected, way_out
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, (LoraCError, MemoryError)) or not _is_of_the_library(error):
+            return
+        end = f"; {self.way_out}" if self.way_out else ""
+        raise self.kind(f"{self.expected}, got: {error or type(error).__name__}{end}") from None

@@ -187,3 +187,17 @@ def test_schedules():
     assert learning_rate(60, kind="linear", **kwargs) == 0.5
     assert abs(learning_rate(60, kind="cosine", **kwargs) - 0.5) < 1e-12
     assert learning_rate(109, kind="constant", **kwargs) == 1.0
+
+
+def test_a_limit_that_reads_nothing_and_shares_beyond_the_whole_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n' * 4)
+    for limit in (0, -1):
+        with pytest.raises(DataError, match=f"limit: expected at least 1 example, got {limit}; leave it out"):
+            load_dataset(tmp_path / "a.jsonl", ByteTokenizer(), limit=limit)
+    data = load_dataset(tmp_path / "a.jsonl", ByteTokenizer(), limit=3)
+    for fraction in (0.0, 1.0, 1.5, -0.5):
+        with pytest.raises(DataError, match=f"val_fraction: expected a share between 0 and 1, got {fraction}"):
+            data.split(fraction, seed=0)
+    parts = data.split(0.5, seed=0)
+    assert [len(part) for part in parts] == [part.n_examples for part in parts] == [1, 2]
+    assert all(part.files is data.files for part in parts)

@@ -163,3 +163,14 @@ class TestHeldOutData:
         assert "(test): 2 sequences" in self.run("eval", "--model", tiny_model_dir, "--data", splits)
         assert "(train): 6 sequences" in self.run("eval", "--model", tiny_model_dir, "--data", splits, "--split", "train")
         assert "11 sequences" in self.run("eval", "--model", tiny_model_dir, "--data", splits, "--split", "all")
+
+
+@pytest.mark.parametrize("given", [[], "d.jsonl", [{"input_ids": [1, 2], "labels": [1, 2]}]])
+def test_what_is_no_data_set_is_refused_by_its_type(make_model, tmp_path, given: object) -> None:
+    model = load_model(make_model())
+    model.add_adapter(r=2)
+    config = TrainConfig(output_dir=str(tmp_path / "out"), max_steps=1)
+    with pytest.raises(DataError, match=f"train_data: expected a Dataset, got a {type(given).__name__}; load_dataset"):
+        Trainer(model, given, config)
+    with pytest.raises(DataError, match="tokenizer: expected a Tokenizer, got a Model; a model's is model.tokenizer"):
+        load_dataset("d.jsonl", model)

@@ -187,6 +187,14 @@ def test_data_is_counted_as_training_reads_it(stories: Path, tmp_path: Path) -> 
     assert inspect_path(tmp_path / "more").facts["records"] == "2,600 looked at"
 
 
+def test_kinds_of_records_are_those_that_training_takes(tmp_path: Path) -> None:
+    records = [{"prompt": "", "text": "a"}, {"text": None, "prompt": "a", "completion": "b"}, {"prompt": "a", "chosen": "b"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    report = inspect_path(tmp_path / "a.jsonl")
+    assert report.facts["kinds"] == "text (1), prompt (1), unknown (1)"
+    assert len(report.problems) == 1 and "a.jsonl:3: expected" in report.problems[0] and "'chosen'" in report.problems[0]
+
+
 def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "itself").symlink_to("itself")

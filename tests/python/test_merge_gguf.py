@@ -107,8 +107,11 @@ def test_what_a_format_has_no_place_for_is_refused(
         with pytest.raises(ConfigError, match=match):
             merge("--model", base, "--adapter", adapter, "--output-dir", tmp_path / out, *more)
         assert not (tmp_path / "m").exists() and not (tmp_path / "m.gguf").is_file()
+    words = load_model(make_model("words"))
+    words.add_adapter(r=2)
+    words.save_adapter(tmp_path / "of words")
     with pytest.raises(CheckpointError, match="expected a BPE tokenizer"):
-        merge("--model", make_model("words"), "--adapter", adapter, "--output-dir", tmp_path / "m.gguf")
+        merge("--model", words.source, "--adapter", tmp_path / "of words", "--output-dir", tmp_path / "m.gguf")
     model = adapted(base, adapter)
     model.adapters["layers.0.q_proj"].B.data[0, 0] = np.inf
     with pytest.raises(AdapterError, match=r"q_proj: expected finite numbers, got (inf|nan)"):

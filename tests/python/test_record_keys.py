@@ -171,3 +171,58 @@ def test_function_calls_of_the_older_form_are_tool_calls() -> None:
     text, learned = read({"messages": messages, "functions": [{"name": "f"}]}, TEMPLATE)
     assert text.startswith("[f]") and "<tool>R</s>" in text
     assert learned == ['{"name": "f", "arguments": {"x": "ü"}}</s>', "b</s>"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "q", "output": "a", "context": "", "system": "", "history": []},
+        {"prompt": "q", "completion": "a", "system": "", "input": "", "tools": ""},
+        {"text": "a", "prompt": "", "context": ""},
+        {"messages": [user("q"), assistant("a")], "reasoning": "", "images": []},
+    ],
+)
+def test_an_empty_text_under_a_key_says_nothing(record: dict[str, Any]) -> None:
+    kept = {key: value for key, value in record.items() if value not in ("", [])}
+    assert read(record, TEMPLATE) == read(kept, TEMPLATE)
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+def test_copies_of_what_turns_say_are_left_aside_and_counted(form: str) -> None:
+    names = ("role", "content") if form == "messages" else ("from", "value")
+    turns = [dict(zip(names, pair, strict=True)) for pair in (("user", "What is it?"), ("assistant", "A dog."))]
+    lines: Counter[str] = Counter()
+    record = {form: turns, "instruction": "What is it?", "output": "A dog."}
+    samples_from_record(record, byte_tokenizer(TEMPLATE), "here", lines)
+    assert [line for line in lines if "left aside: 'instruction', 'output'" in line] == list(lines) and len(lines) == 1
+    with pytest.raises(DataError, match=f"here: expected a '{form}' record without 'context', got one with it"):
+        read(record | {"context": "Another text"}, TEMPLATE)
+
+
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": TURNS},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"instruction": "a", "output": "b"},
+        {"prompt": "a", "completion": "b"},
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    ],
+)
+def test_judged_answers_are_refused(record: dict[str, Any], key: str, value: bool) -> None:
+    with pytest.raises(DataError, match=f"record without '{key}', got one with it; keep the desirable answers only"):
+        read(record | {key: value}, TEMPLATE)
+    assert read(record | {key: "a class"}, TEMPLATE) == read(record, TEMPLATE)
+
+
+def test_a_key_that_is_missing_is_named_with_those_that_are_there() -> None:
+    for record, missing, keys in (
+        ({"instruction": "q", "context": "c", "response": "a"}, "output", r"\['context', 'instruction', 'response'\]"),
+        ({"prompt": "q", "response": "a"}, "completion", r"\['prompt', 'response'\]"),
+    ):
+        with pytest.raises(DataError, match=f"here: expected '{missing}' to be a string, got a record without it.* {keys}"):
+            read(record, TEMPLATE)
+    with pytest.raises(DataError, match="without 'chosen'.* not on preferences"):
+        read({"prompt": "q", "chosen": "a", "rejected": "b"}, TEMPLATE)

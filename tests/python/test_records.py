@@ -157,6 +157,16 @@ class TestTables:
         assert values(path) == [{"prompt": "a, b", "completion": "c"}]
         assert values(write(tmp_path / "empty.csv", "")) == []
 
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            (",text\n0,a\n1,b\n", [{"Unnamed: 0": "0", "text": "a"}, {"Unnamed: 0": "1", "text": "b"}]),
+            ("text,\na,\n", [{"text": "a", "Unnamed: 1": ""}]),
+        ],
+    )
+    def test_columns_without_a_name_are_called_as_pandas_calls_them(self, tmp_path: Path, text: str, expected: object) -> None:
+        assert values(write(tmp_path / "a.csv", text)) == expected
+
     def test_long_cells(self, tmp_path: Path) -> None:
         assert values(write(tmp_path / "a.csv", "text\n" + "x" * 200_000)) == [{"text": "x" * 200_000}]
 
@@ -166,7 +176,7 @@ class TestTables:
             ("prompt,completion\na,b\nc\n", r"a.csv:3: expected 2 columns \(prompt, completion\), got 1"),
             ("prompt,completion\na,b,c\n", "a.csv:2: expected 2 columns .*, got 3"),
             ("text,text\na,b\n", "a.csv:1: expected a name of its own for every column, got text"),
-            ("text,\na,b\n", "a.csv:1: expected a name of its own for every column, got one without a name"),
+            ("text,text,\na,b,c\n", "a.csv:1: expected a name of its own for every column, got text twice"),
             ('text\n"a', "a.csv:2: expected a row of a table, got: unexpected end of data"),
             ('text\n"a"b', "a.csv:2: expected a row of a table"),
         ],

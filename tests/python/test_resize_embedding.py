@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import tokenizers
 from click.testing import CliRunner
 
 from lora_c import LoraConfig, TrainConfig, Trainer, load_dataset, load_model
+from lora_c.checkpoint import SafetensorsFile
 from lora_c.cli import cli
 from lora_c.errors import AdapterError, ConfigError, DataError
 from lora_c.gguf.models import write_model as write_gguf
@@ -102,6 +104,21 @@ def test_whole_embeddings_of_another_size_work_on_the_old_base(make_model, tmp_p
     assert np.array_equal(again.decoder.logits(ids), model.decoder.logits(ids))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_updates_of_an_embedding_of_another_size_work_on_the_old_base(make_model, tmp_path, module: str, tied: bool) -> None:
+    base = add_tokens(make_model(tie_word_embeddings=tied), "<|one|>", "<|two|>")
+    model = load_model(base, resize_embedding=True)
+    model.add_adapter(r=2, target_modules=["q_proj", module], init_lora_weights=False)
+    ids = np.array([3, 64, 4, 65], np.int32)
+    expected = model.decoder.logits(ids)
+    model.save_adapter(tmp_path / "a")
+    again = load_model(base)
+    with pytest.warns(LoraCWarning, match="the embedding got 2 rows more"):
+        again.load_adapter(tmp_path / "a")
+    assert np.array_equal(again.decoder.logits(ids), expected)
+
+
 def test_an_adapter_for_tokens_that_nobody_has_is_refused(make_model, tmp_path: Path) -> None:
     model = load_model(add_tokens(make_model(), "<|one|>"), resize_embedding=True)
     model.add_adapter(r=2, trainable_token_indices=[64])
@@ -154,6 +171,12 @@ class TestCommandLine:
         with pytest.warns(LoraCWarning, match="2 rows more"):
             run("merge", "--model", base, "--adapter", out, "--output-dir", tmp_path / "m")
         assert load_model(tmp_path / "m").config["vocab_size"] == 66
+        with pytest.warns(LoraCWarning, match="2 rows more"):
+            run("export", out, tmp_path / "peft", "--to", "peft")
+        files = [SafetensorsFile(folder / "adapter_model.safetensors") for folder in (out, tmp_path / "peft")]
+        arrays = [{name: file.read(name) for name in file.tensors} for file in files]
+        assert arrays[0].keys() == arrays[1].keys()
+        assert all(np.array_equal(array, arrays[1][name]) for name, array in arrays[0].items())
         run("eval", "--model", tmp_path / "m", "--data", write_data)
         run("train", "--config", out / "config.yaml", "--output-dir", tmp_path / "again")
         losses = [
@@ -169,6 +192,35 @@ class TestCommandLine:
             run("train", *flags, "--output-dir", tmp_path / "rows")
         run("train", *flags, "--output-dir", tmp_path / "whole", "--modules-to-save", "embed_tokens,lm_head")
         assert json.loads((tmp_path / "whole/adapter_config.json").read_text())["trainable_token_indices"] is None
+
+
+    def test_a_head_that_is_trained_alone_is_said(self, run, make_model, tmp_path: Path, write_data: Path) -> None:
+        base = add_tokens(make_model(), "<|one|>", "<|two|>")
+        flags = ("--model", base, "--data", write_data, "--max-steps", 1, "--resize-embedding", "--method", "lora")
+        for more in (("--modules-to-save", "lm_head"), ("--target-modules", "q_proj,lm_head")):
+            with pytest.warns(LoraCWarning, match="the new rows of the embedding stay the mean of the old ones"):
+                run("train", *flags, "--output-dir", tmp_path / more[-1], *more)
+
+    def test_an_adapter_with_new_rows_is_merged_into_a_gguf_file(self, run, stories: Path, tmp_path: Path) -> None:
+        base = add_tokens(Path(shutil.copytree(stories, tmp_path / "base")), "<|one|>", "<|two|>")
+        (tmp_path / "d.jsonl").write_text('{"text": "Once <|one|> upon <|two|> a time"}\n' * 4)
+        run("train", "--model", base, "--data", tmp_path / "d.jsonl", "--output-dir", tmp_path / "out", "--method", "lora",
+            "--max-steps", 2, "--resize-embedding")  # fmt: skip
+        ids = np.array([3, 512, 4, 513], np.int32)
+        model = load_model(base)
+        with pytest.warns(LoraCWarning, match="2 rows more"):
+            model.load_adapter(tmp_path / "out")
+            run("merge", "--model", base, "--adapter", tmp_path / "out", "--output-dir", tmp_path / "m.gguf",
+                "--dtype", "float32", "--no-report")  # fmt: skip
+        merged = load_model(tmp_path / "m.gguf")
+        assert merged.tokenizer.encode("<|two|>", add_special_tokens=False) == [513]
+        np.testing.assert_allclose(merged.decoder.logits(ids), model.decoder.logits(ids), atol=1e-4)
+
+    def test_a_regular_expression_that_names_the_embedding_trains_it(self, run, make_model, tmp_path, write_data) -> None:
+        base = add_tokens(make_model(tie_word_embeddings=True), "<|one|>", "<|two|>")
+        run("train", "--model", base, "--data", write_data, "--output-dir", tmp_path / "out", "--method", "lora",
+            "--max-steps", 1, "--resize-embedding", "--target-modules", ".*(q_proj|embed_tokens)")  # fmt: skip
+        assert json.loads((tmp_path / "out/adapter_config.json").read_text())["trainable_token_indices"] is None
 
 
 @pytest.mark.parametrize("given", [None, [5], {"embed_tokens": [5]}])

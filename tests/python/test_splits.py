@@ -87,6 +87,12 @@ def test_texts_about_data_and_other_kinds_are_left_out_and_named(tmp_path: Path)
     assert names(find_files(tmp_path / "LICENSE.txt").taken, tmp_path) == ["LICENSE.txt"]  # named, it is meant
 
 
+def test_texts_about_data_alone_are_no_reason_for_a_warning(tmp_path: Path) -> None:
+    make(tmp_path, "train.jsonl", "README.md", "LICENSE", "dataset_info.json", ".gitattributes")
+    data = load_dataset(tmp_path, ByteTokenizer())  # a warning would be an error here
+    assert sorted(names(data.files.left_out, tmp_path)) == ["LICENSE", "README.md", "dataset_info.json"]
+
+
 def test_the_training_split_is_read_and_the_others_on_request(tmp_path: Path) -> None:
     make(tmp_path, "train.jsonl", "valid.jsonl", "test.jsonl")
     for split, expected in (

@@ -145,6 +145,18 @@ def test_there_is_one_begin_and_one_end_and_the_end_carries_loss(post: str) -> N
         assert "</s>" in tokens[-2:]
 
 
+def test_what_the_post_processor_adds_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = gpt2_like()
+    prompt_and_completion_ids(tokenizer, "Question: what?", " Answer")
+    calls: list[str] = []
+    encoding = Tokenizer._encoding
+    monkeypatch.setattr(Tokenizer, "_encoding", lambda self, text, add: calls.append(text) or encoding(self, text, add))
+    before = prompt_and_completion_ids(tokenizer, "Question: what?", " Answer")
+    assert calls == ["Question: what?", "Question: what? Answer"]
+    _finish(tokenizer.backend, "$A")  # another post-processor of the same tokenizer
+    assert prompt_and_completion_ids(tokenizer, "Question: what?", " Answer").prompt == before.prompt[1:]
+
+
 def test_a_prompt_gets_its_begin_and_never_an_end() -> None:
     tokenizer = _finish(gpt2_like().backend, "<s> $A </s>")
     for prompt in ("hello", "<s>hello", "hello</s> world", "hello</s>"):

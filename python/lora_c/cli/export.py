@@ -108,10 +108,11 @@ def export_gguf(source: str, output: str, dtype: str) -> None:
 
 
 def export_adapter(source: str, base: str, output: str, target: str, dtype: str | None) -> None:
-    """Convert an adapter; of the base only config.json is read, unless the adapter has a base of its own."""
+    """Convert an adapter; of the base only config.json is read, unless the adapter has a base or tokens of its own."""
     from ..adapters import read_adapter, write_adapter
     from ..architectures import architecture_of
     from ..model import load_model
+    from ..resize_embedding import rows_of_adapter
 
     dtype = dtype or "float32"
     if dtype == "nf4":
@@ -120,8 +121,9 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
         architecture = architecture_of(config_of(base))
     except CheckpointError as error:
         raise AdapterError(f"model: expected a GGUF file or the folder of the base model, got {base!r}: {error}") from None
-    arrays = read_adapter(source, architecture)
-    if not arrays.residual_base:
+    has_own_rows = rows_of_adapter(architecture, source) > architecture.decoder_kwargs["vocab_size"]
+    arrays = None if has_own_rows else read_adapter(source, architecture)
+    if arrays is not None and not arrays.residual_base:
         write_adapter(output, arrays, architecture, base_model=base, dtype=dtype, format=target)
         return
     model = load_model(base)

@@ -94,9 +94,9 @@ def command(
     for ending in (".json", ".txt") if report else ():
         refuse_inputs("output-dir", report_name + ending, [("an input", path) for path in (model, *adapters, data) if path])
     loaded = open_model({"model": model, "quantize": quantize})
+    how = load_adapters(loaded, adapters, combination)
     if to == "gguf":
         contents_of(loaded, TYPES[chosen])  # a refusal comes before the work
-    how = load_adapters(loaded, adapters, combination)
     done = f"merged {', '.join(adapters)} into {model}: {output_dir} ({chosen})"
     if not report:
         write_merged(loaded.merge(dtype=chosen), output_dir, to, chosen)

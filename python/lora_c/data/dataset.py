@@ -61,6 +61,8 @@ class Dataset:
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """(train, held-out): a seeded choice of ceil(fraction * n) samples, as in `datasets`; at least one of each."""
+        if not 0 < fraction < 1:
+            raise DataError(f"val_fraction: expected a share between 0 and 1, got {fraction}")
         n = len(self.samples)
         if n < 2:
             raise DataError(f"val_fraction: expected at least 2 samples to split, got {n}; give --eval-data or more data")
@@ -70,7 +72,8 @@ class Dataset:
         parts = ([], [])  # type: tuple[list[Sample], list[Sample]]
         for i, sample in enumerate(self.samples):
             parts[i in held_out].append(sample)
-        return Dataset(parts[0], source=self.source), Dataset(parts[1], source=self.source)
+        train, eval = (replace(self, samples=part, n_examples=len(part), n_truncated=0, n_without_loss=0) for part in parts)
+        return train, eval
 
     def report(self) -> str:
         """One line for people."""
@@ -105,17 +108,21 @@ def load_dataset(
     Raises
         DataError       naming file and line
     Notes
-        What a folder holds besides is named in a warning and in the result's ``files``.
+        What a folder holds besides is named in the result's ``files``, and data among it in a warning.
     """
+    if not hasattr(tokenizer, "encode"):
+        raise DataError(f"tokenizer: expected a Tokenizer, got a {type(tokenizer).__name__}; a model's is model.tokenizer")
     files = find_files(path, split)
-    rest = files.describe_rest()
-    if rest:
-        tell(f"data: read {shorten((file.name for file in files.taken), 3)} ({files.split}), left out: {rest}")
+    if files.leaves_data:
+        taken = shorten((file.name for file in files.taken), 3)
+        tell(f"data: read {taken} ({files.split}), left out: {files.describe_rest()}")
     return load_files(files, tokenizer, max_seq_length=max_seq_length, limit=limit)
 
 
 def load_files(files: FoundFiles, tokenizer: Tokenizer, *, max_seq_length: int = 1024, limit: int | None = None) -> Dataset:
     """Turn files that were found into samples; see `load_dataset`."""
+    if limit is not None and limit < 1:
+        raise DataError(f"limit: expected at least 1 example, got {limit}; leave it out to read every one")
     if max_seq_length < 2:
         raise DataError(f"max_seq_length: expected >= 2, got {max_seq_length}")
     max_seq_length = min(max_seq_length, getattr(tokenizer, "model_context_length", None) or max_seq_length)
@@ -153,7 +160,7 @@ def _add_record(
         if sample.n_predicted == 0:
             dataset.n_without_loss += 1
         else:
-            dataset.samples.append(replace(sample, where=where))
+            dataset.samples.append(Sample(sample.input_ids, sample.loss_mask, where, sample.empty))
 
 
 def _add_text(dataset: Dataset, file: Path, tokenizer: Tokenizer, length: int, limit: int | None) -> None:

@@ -45,6 +45,11 @@ def fit_to_model(dataset: Dataset, model: Model, name: str, max_seq_length: int 
     DataError
         A token id is beyond the embedding, or no sample has a token with loss.
     """
+    if not hasattr(dataset, "samples"):
+        raise DataError(
+            f"{name}: expected a Dataset, got a {type(dataset).__name__}; load_dataset(path, model.tokenizer) or "
+            "Dataset(samples) is one"
+        )
     _check_shapes(dataset.samples, name)
     _check_vocabulary(dataset.samples, int(model.architecture.decoder_kwargs["vocab_size"]), name)
     limit = min(model.context_length, max_seq_length or model.context_length)

@@ -1,7 +1,8 @@
 """Which kind a record is, and which of its keys have a meaning there.
 
 Keys that nobody knows are the user's own (id, source, score) and pass. A key that stands for text which the model should see
-or learn is heeded, or refused by its name: training goes on without it nowhere.
+or learn is heeded, or refused by its name: training goes on without it nowhere. One whose text is empty, as tables have it in
+empty cells, says nothing and passes, too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _MEANT_FOR_THE_MODEL = (
     "prompt", "completion", "chosen", "rejected", "reasoning_content", "reasoning", "thinking", "images", "image", "audios",
     "audio", "videos", "video", "chat_template_kwargs", "train_detail", "training_detail",
 )  # fmt: skip
+_PREFERENCES = ("chosen", "rejected")
+_JUDGEMENTS = ("label", "kto_tag")  # of TRL's and LLaMA-Factory's sets of desirable and undesirable answers
 _WAY_OUT = {
     "chosen": "lora-c trains on answers, not on preferences: write the chosen one as the completion",
     "rejected": "lora-c trains on answers, not on preferences: write the chosen one as the completion",
@@ -49,29 +52,54 @@ def kind_of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     """
     given = {str(key) for key, value in record.items() if not _is_nothing(value)}
     complete = [kind for kind in KINDS if given.issuperset(NEEDED[kind])]
-    begun = [kind for kind in KINDS if kind in record]
+    begun = complete or [kind for kind in KINDS if kind in record]
     if not begun:
         raise DataError(
             "expected 'messages', 'prompt'/'completion', 'instruction'/'output', 'conversations' or 'text', "
-            f"got the keys {sorted(map(str, record))[:8]}"
+            f"got the keys {_keys(record)}"
         )
-    kind = (complete or begun)[0]
+    kind = begun[0]
     aside = {key for other in complete if other != kind for key in NEEDED[other]}
-    if kind in ("messages", "conversations") and isinstance(record.get("prompt"), str):
-        aside.add("prompt")  # the first question once more, as some data sets have it
     if "instruction" in aside:
         aside.add("input")  # a part of the alpaca form
     form = "prompt messages" if kind == "prompt" and isinstance(record["prompt"], list) else kind
     own = {*NEEDED[kind], *_HEEDED[form], *aside}
-    key = next((key for key in _MEANT_FOR_THE_MODEL if key in given and key not in own), None)
-    if key is not None:
+    others = [key for key in _MEANT_FOR_THE_MODEL if key in given and key not in own and record[key] != ""]
+    if others and kind in ("messages", "conversations"):  # the first question once more, as some data sets have it
+        aside |= {key for key in others if _is_said(record[key], record[kind], key)}
+        others = [key for key in others if key not in aside]
+    preferred = [key for key in _PREFERENCES if key in others]
+    missing = [key for key in NEEDED[kind] if key not in record]
+    if missing and not preferred:
+        raise DataError(
+            f"expected {missing[0]!r} to be a string, got a record without it, with the keys {_keys(record)}; give the key "
+            "that holds it this name"
+        )
+    if others:
+        key = (preferred or others)[0]
         way_out = _WAY_OUT.get(key, "write it into the text that is trained, or remove the key")
         raise DataError(f"expected a {_named(kind)} record without {key!r}, got one with it; {way_out}")
-    if kind == "prompt" and isinstance(record.get("label"), bool):
+    judged = next((key for key in _JUDGEMENTS if isinstance(record.get(key), bool)), None)
+    if judged and kind != "text":
         raise DataError(
-            "expected a 'prompt'/'completion' record without 'label', got one with it; keep the desirable answers only"
+            f"expected a {_named(kind)} record without {judged!r}, got one with it; keep the desirable answers only, without "
+            "the key"
         )
     return kind, sorted(aside & given)
+
+
+def _keys(record: Mapping[str, Any]) -> list[str]:
+    return sorted(map(str, record))[:8]
+
+
+def _is_said(text: Any, turns: Any, key: str) -> bool:
+    """Whether one of the turns says a text; "prompt" is believed to be a question of theirs."""
+    if not isinstance(text, str) or not isinstance(turns, list):
+        return False
+    if key == "prompt":
+        return True
+    said = [turn.get(key) for turn in turns if isinstance(turn, dict) for key in ("content", "value")]
+    return any(isinstance(part, str) and text.strip() in part for part in said)
 
 
 def _named(kind: str) -> str:

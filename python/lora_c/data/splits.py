@@ -57,6 +57,11 @@ class FoundFiles:
     others: dict[str, list[Path]] = field(default_factory=dict)
     left_out: list[Path] = field(default_factory=list)
 
+    @property
+    def leaves_data(self) -> bool:
+        """Whether more was left out than texts and settings that lie beside data."""
+        return bool(self.others) or any(not _ABOUT.fullmatch(path.name) for path in self.left_out)
+
     def describe_rest(self) -> str:
         """What was not taken, in one line; "" where there is nothing."""
         parts = [f"{shorten((path.name for path in paths), 3)} ({split})" for split, paths in self.others.items()]

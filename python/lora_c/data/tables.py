@@ -25,9 +25,10 @@ def read_csv(path: Path, kind: str) -> Iterator[Record]:
     _, names = _row(rows, path)
     if not names:
         return
+    names = [name or f"Unnamed: {i}" for i, name in enumerate(names)]  # as pandas reads the index that it writes
     twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice or not all(names):
-        raise DataError(f"{path}:1: expected a name of its own for every column, got {shorten(twice) or 'one without a name'}")
+    if twice:
+        raise DataError(f"{path}:1: expected a name of its own for every column, got {shorten(twice)} twice")
     while True:
         line, cells = _row(rows, path)
         if not cells:

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..data.record_keys import KINDS, kind_of_record
 from ..data.records import SUFFIXES, kind_of, read_records
-from ..data.samples import KINDS
 from ..data.splits import FoundFiles, find_files
 from ..errors import CheckpointError, LoraCError, shorten
 from ..json_files import read_json_object
@@ -151,10 +151,12 @@ def _kinds(paths: list[Path], report: Report) -> tuple[Counter[str], bool]:
                 if number == _SAMPLE:
                     is_whole = False
                     break
-                kind = next((k for k in KINDS if k in record), None)
-                kinds[kind or "unknown"] += 1
-                if kind is None and kinds["unknown"] == 1:
-                    report.problems.append(f"{where}: expected one of the keys {', '.join(KINDS)}, got {shorten(record)}")
+                try:
+                    kinds[kind_of_record(record)[0]] += 1
+                except LoraCError as error:
+                    kinds["unknown"] += 1
+                    if kinds["unknown"] == 1:
+                        report.problems.append(f"{where}: {error}")
         except LoraCError as error:
             report.problems.append(str(error))
     return kinds, is_whole
