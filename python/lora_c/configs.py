@@ -17,7 +17,7 @@ from .errors import ConfigError, nearest
 _INITIALISATIONS = ("gaussian", "orthogonal", "pissa", "olora", "loftq")
 FREE_TEXTS = "free texts"  # marks a list whose items are any texts, so that no flag cuts them at commas
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Seed = Annotated[int, Field(ge=0, lt=2**64)]  # the random generators of NumPy and of the kernels take 64 bits
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # beyond it NumPy makes a key of floats
 MOST_RANK = 1 << 20
 Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
 MOST_STEPS = 10**12
