@@ -52,6 +52,11 @@ def names_aside(target: Path, ending: str) -> list[Path]:
         return sorted(Path(entry.path) for entry in entries if name.fullmatch(entry.name))
 
 
+def is_aside(path: Path) -> bool:
+    """Whether a path lies in what another save writes aside, which will take its place as a whole."""
+    return any((match := _ASIDE.fullmatch(part)) is not None and match[2] == "part" for part in path.parts)
+
+
 def name_for_people(path: str | os.PathLike[str]) -> str:
     """The path with the name that a save aside will take instead of the hidden one."""
     shown = []

@@ -17,9 +17,13 @@ from .errors import ConfigError, nearest
 _INITIALISATIONS = ("gaussian", "orthogonal", "pissa", "olora", "loftq")
 FREE_TEXTS = "free texts"  # marks a list whose items are any texts, so that no flag cuts them at commas
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # beyond it NumPy makes a key of floats
+MOST_RANK = 1 << 20
+Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
+MOST_STEPS = 10**12
 
 # Names that people type, and what they are called here.
-_SYNONYMS = {
+SYNONYMS = {
     "rank": "r",
     "alpha": "lora_alpha",
     "dropout": "lora_dropout",
@@ -42,7 +46,7 @@ NF4_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def _nearest_option(model: type[BaseModel], name: str) -> str:
-    synonym = _SYNONYMS.get(name)
+    synonym = SYNONYMS.get(name)
     if synonym in model.model_fields:
         return f", did you mean {synonym!r}?"
     return nearest(name, model.model_fields)
@@ -138,7 +142,7 @@ class LoraConfig(_Config):
     arXiv:2406.01775; LoftQ, arXiv:2310.08659.
     """
 
-    r: int = Field(8, gt=0, description="Rank of the update.")
+    r: Rank = Field(8, description="Rank of the update.")
     lora_alpha: float = Field(8, gt=0, description="The update is scaled by lora_alpha / r.")
     lora_dropout: Probability = Field(0.0, description="Probability of zeroing an input of A.")
     target_modules: str | list[str] | None = Field(
@@ -146,7 +150,7 @@ class LoraConfig(_Config):
     )
     exclude_modules: str | list[str] | None = Field(None, description="Modules left out.")
     use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r).")
-    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = Field({}, description="Other ranks for some modules.")
+    rank_pattern: dict[str, Rank] = Field({}, description="Other ranks for some modules.")
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="Other alphas for some modules.")
     layers_to_transform: int | list[int] | None = Field(None, description="Only these layers.")
     layers_pattern: str | list[str] | None = Field(None, description="Name of the layer list, as in PEFT.")
@@ -159,7 +163,7 @@ class LoraConfig(_Config):
     )
     loftq_config: dict[str, int] = Field({}, description="loftq: loftq_iter.")
     fan_in_fan_out: bool = Field(False, description="Written for PEFT; the base decides.")
-    seed: int = Field(0, ge=0)
+    seed: Seed = Field(0)
 
     @field_validator("modules_to_save", "trainable_token_indices", mode="before")
     @classmethod
@@ -216,8 +220,8 @@ class GenerationConfig(_Config):
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the most probable tokens that reach this share.")
     min_p: float = Field(0.0, ge=0.0, le=1.0, description="Leave out tokens below this share of the most probable one's.")
     typical_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the tokens of usual information, up to this share.")
-    seed: int = Field(0, ge=0, description="Seed of the random draws.")
-    repetition_penalty: float = Field(1.0, gt=0.0, description="Makes tokens that came before less likely where above 1.")
+    seed: Seed = Field(0, description="Seed of the random draws.")
+    repetition_penalty: float = Field(1.0, gt=0.0, le=1e30, description="Makes earlier tokens less likely where above 1.")
     no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many tokens comes twice; 0: any may.")
     bad_words: FreeTexts = Field(
         [], description="Words that are never written with their usual tokens; inside of other words the letters may come."
@@ -274,8 +278,8 @@ class TrainConfig(_Config):
     method: Literal["qlora", "lora", "head", "full"] = Field(
         "qlora", description="qlora: 4-bit frozen base; lora: base as it is; head: only lm_head; full: every weight."
     )
-    num_train_epochs: float = Field(1.0, gt=0.0, description="Passes over the data.")
-    max_steps: int = Field(-1, description="Optimizer steps; overrides the epochs when > 0.")
+    num_train_epochs: float = Field(1.0, gt=0.0, le=1e6, description="Passes over the data.")
+    max_steps: int = Field(-1, le=MOST_STEPS, description="Optimizer steps; overrides the epochs when > 0.")
     learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="Schedule after warm-up.")
     warmup_ratio: float = Field(0.0, ge=0.0, le=1.0, description="Share of the steps that warm up.")
@@ -288,7 +292,7 @@ class TrainConfig(_Config):
     adam_beta1: Probability = Field(0.9, description="AdamW's first decay rate.")
     adam_beta2: Probability = Field(0.999, description="AdamW's second decay rate.")
     adam_epsilon: float = Field(1e-8, gt=0.0, description="AdamW's epsilon.")
-    seed: int = Field(0, ge=0, description="Seed of adapter weights, data order and dropout.")
+    seed: Seed = Field(0, description="Seed of adapter weights, data order and dropout.")
     recompute: Literal["none", "layer", "auto"] = Field(
         "auto",
         description="layer: keep one row per layer and compute the rest again in backward; same bits, less memory, a third "

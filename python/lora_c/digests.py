@@ -1,8 +1,8 @@
 """Digests of what a training run starts from, so that a resumed run can tell whether it is still the same.
 
 * data: the ids and the loss mask of every sample, in order;
-* model: the decoder's settings (layers, norms, RoPE tables, ...) and the bytes of every weight that is not trained. What is
-  trained is in the checkpoint.
+* model: the decoder's settings (layers, norms, RoPE tables, ...) and the bytes of every weight that is not trained, with those
+  that the adapter puts in the place of the model's own (PiSSA, OLoRA, LoftQ). What is trained is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def model_digest(model: Model) -> str:
     """The digest of what a model is, apart from what is trained of it. The weights are read once, by all cores."""
     digest = blake2b(digest_size=_SIZE)
     digest.update(json.dumps(model.architecture.decoder_kwargs, sort_keys=True, default=_plain).encode())
-    frozen = {name: weight for name, weight in sorted(model.weights.items()) if not _is_trained(weight)}
+    weights = model.weights | (model.adapter.base if model.adapter is not None else {})
+    frozen = {name: weight for name, weight in sorted(weights.items()) if not _is_trained(weight)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, value in zip(frozen, pool.map(_weight_digest, frozen.values()), strict=True):
             digest.update(name.encode() + b"\0" + value)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .aside import IN_PLACE, aside_of, name_aside, name_for_people, names_aside, remove_stale
+from .aside import IN_PLACE, aside_of, is_aside, name_aside, name_for_people, names_aside, remove_stale
 from .errors import SaveError
 from .in_place import finish, move_in, must_stay
 from .os_errors import saving
@@ -100,6 +100,10 @@ def atomic_folder(path: str | os.PathLike[str], owned: Callable[[str], bool] | N
     with saving(path):
         target = Path(os.path.realpath(path))
         _refuse_other_kinds(path, target, stat.S_ISDIR, "a folder or a free name")
+        if is_aside(target):  # a part of another save: nobody sees it before the whole is there
+            target.mkdir(exist_ok=True)
+            yield target
+            return
         stays = must_stay(target)
         if stays:
             finish(target)

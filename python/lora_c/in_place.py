@@ -56,7 +56,8 @@ def finish(target: Path) -> None:
         for name in dropped if isinstance(dropped, list) else []:
             if isinstance(name, str) and _is_inside(target / name, target):
                 (target / name).unlink(missing_ok=True)
-        shutil.rmtree(ready, ignore_errors=True)
+        with suppress(FileNotFoundError):  # what a kill leaves of it from here on is an unfinished save like any other
+            shutil.rmtree(ready.rename(name_aside(target / IN_PLACE, "part")), ignore_errors=True)
 
 
 def _files(folder: Path) -> list[str]:

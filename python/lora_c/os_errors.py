@@ -83,6 +83,8 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 def describe(error: OSError) -> str:
     """One line for a refusal that nobody nearer to its cause has put into words."""
+    if error.filename is None and error.errno in _FULL:
+        return f"output: expected room for it, got {reason(error)}; free some space or send it to another place"
     if error.filename is None:
         return f"the system: expected to go on, got {reason(error)}"
     where = name_for_people(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))

@@ -10,36 +10,44 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
+    closed: bool  # nobody reads it any more
+
     def step(self, record: dict[str, Any]) -> None: ...
     def evaluation(self, record: dict[str, Any]) -> None: ...
     def message(self, text: str) -> None: ...
 
 
 class PlainProgress:
-    """Lines for logs and pipes, at most one every ``interval`` seconds."""
+    """Lines for logs and pipes, at most one every ``interval`` seconds. A log that is full ends no run."""
 
     def __init__(self, total: int, interval: float = 5.0) -> None:
         self.total, self.interval, self._last = total, interval, 0.0
+        self.closed = False
 
     def step(self, record: dict[str, Any]) -> None:
         now = time.monotonic()
         if now - self._last >= self.interval or record["step"] == self.total:
             self._last = now
-            print(
-                f"step {record['step']}/{self.total}  loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s",
-                file=sys.stderr,
-                flush=True,
+            self.message(
+                f"step {record['step']}/{self.total}  loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
             )
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        print(f"step {record['step']}/{self.total}  held-out loss {record['eval_loss']:.4f}", file=sys.stderr, flush=True)
+        self.message(f"step {record['step']}/{self.total}  held-out loss {record['eval_loss']:.4f}")
 
     def message(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            self.closed = True
+        except OSError:
+            pass
 
 
 class BarProgress:
     """A rich bar: loss, held-out loss, tokens per second, time left."""
+
+    closed = False
 
     def __init__(self, bar: Any, total: int, done: int) -> None:
         self.bar = bar

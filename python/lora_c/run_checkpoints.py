@@ -131,6 +131,11 @@ def read_position(folder: Path) -> Position:
     def fail(expected: str, got: object) -> CheckpointError:
         return CheckpointError(f"{file}: expected {expected}, got {repr(got)[:60]}; {_DAMAGED}")
 
+    if "global_step" in values and "step" not in values:
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint of lora-c, got one of transformers, whose optimizer cannot be taken over; start "
+            "without it, in another output folder"
+        )
     if values.get("format", 1) not in (1, FORMAT) or isinstance(values.get("format"), bool):
         raise fail(f"format {FORMAT}", values["format"])
     step: Any = values.get("step")

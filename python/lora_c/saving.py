@@ -26,7 +26,7 @@ from .safetensors_file import find_non_finite
 from .safetensors_writer import TensorEntry, write_model_files
 from .template_files import TEMPLATE_FILE, template_files
 from .tokenizer import TOKENIZER_FILES
-from .written import model_files_in
+from .written import ADAPTER_CONFIG, model_files_in
 
 if TYPE_CHECKING:
     from .model import Model
@@ -63,7 +63,7 @@ def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, ma
 def _tell_of_strangers(target: Path, folder: Path) -> None:
     """Files that this save neither writes nor drops, and that whoever loads the folder takes for the model's."""
     templates = [path.relative_to(target).as_posix() for path in template_files(target)]
-    names = dict.fromkeys((*TOKENIZER_FILES, *templates, GENERATION_FILE))
+    names = dict.fromkeys((*TOKENIZER_FILES, *templates, GENERATION_FILE, ADAPTER_CONFIG))
     left = [name for name in names if (target / name).exists() and not (folder / name).exists()]
     if left:
         tell(f"{target}: {', '.join(left)} was there before and is kept: remove it if it does not belong to this model")

@@ -144,21 +144,21 @@ class Trainer:
             try:
                 if self.eval_data is not None and first == 0 and self.config.eval_steps:
                     self._evaluate_and_log(0, progress)
-                while done < self.total_steps and not stop.requested:
+                while done < self.total_steps and not stop.requested and not progress.closed:
                     self._one_step(done, started, progress)
                     done += 1
                     self._periodic(done, progress)
                 interrupted = done < self.total_steps
                 if not interrupted and self.eval_data is not None and not self._logged_eval(done):
                     self._evaluate_and_log(done, progress)
-                if any(find_non_finite(p.data) for p in self.parameters):
-                    raise DivergenceError(f"expected finite parameters after step {done}, got NaN or infinity")
+                self._check_finite(done)
             except DivergenceError as error:
                 raise self._divergence(error, done) from None
             if interrupted:
                 progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
             if interrupted or done > first:
                 self._save_checkpoint(done)
+        self._resumed_at = done  # another call goes on from here
         return self._result(done, time.perf_counter() - started, interrupted)
 
     def run(self) -> Run:
@@ -178,9 +178,16 @@ class Trainer:
         position = read_position(folder)
         check_same_run(self.run(), position, allow_changes)
         load_training_state(self, position)
-        self.run_id, self.checkpoints = position.run_id or self.run_id, position.written
+        same_place = folder.resolve().parent == self.output_dir.resolve()
+        self.run_id, self.checkpoints = position.run_id or self.run_id, position.written if same_place else []
         self._resumed_at = position.step
         return position.step
+
+    def _check_finite(self, done: int) -> None:
+        """Nothing is saved that could not be resumed from."""
+        if not is_finite(self):
+            what = "parameters" if any(find_non_finite(p.data) for p in self.parameters) else "moments"
+            raise DivergenceError(f"expected finite {what} after step {done}, got NaN or infinity")
 
     def _save_checkpoint(self, done: int) -> None:
         """A checkpoint that cannot be written does not end the run: its result is still to come."""
@@ -266,6 +273,7 @@ class Trainer:
         if self.eval_data is not None and config.eval_steps and done % config.eval_steps == 0:
             self._evaluate_and_log(done, progress)
         if config.save_steps and done % config.save_steps == 0 and done < self.total_steps:
+            self._check_finite(done)
             self._save_checkpoint(done)
             self.checkpoints = prune_checkpoints(self.output_dir, self.run_id, self.checkpoints, config.save_total_limit)
 
@@ -300,6 +308,8 @@ class Trainer:
 
 def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> float:
     """Mean cross entropy over every token with loss in ``dataset``; what is beyond the context is cut, and told."""
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens: expected 1 token or more in a batch, got {max_tokens}")
     dataset = fit_to_model(dataset, model, "dataset")
     loss = weight = 0.0
     for batch in evaluation_batches(dataset, max_tokens):

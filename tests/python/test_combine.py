@@ -100,7 +100,7 @@ def test_refusals(model: Model) -> None:
         ({"combination_type": "tie"}, "did you mean 'ties'"),
         ({"combination_type": "ties"}, "density: expected a share"),
         ({"combination_type": "ties", "density": 0.0}, "density: expected a share"),
-        ({"combination_type": "svd", "svd_rank": 0}, "svd_rank: expected at least 1"),
+        ({"combination_type": "svd", "svd_rank": 0}, "svd_rank: expected 1 to"),
         ({"combination_type": "svd", "svd_clamp": 2.0}, "svd_clamp: expected a quantile"),
         ({"combination_type": "ties", "density": 0.5, "majority_sign_method": "most"}, "majority_sign_method"),
     ]:

@@ -187,7 +187,7 @@ def test_the_file_of_settings_is_not_replaced_unless_a_run_wrote_it(place: Path)
     result = run("train", "--config", out / "config.yaml")
     assert "expected another place than config" in str(result.exception)
     assert (out / "config.yaml").read_text() == text and os.listdir(out) == ["config.yaml"]
-    (place / "mine.yaml").write_text(text)
+    (out / "config.yaml").rename(place / "mine.yaml")
     assert run("train", "--config", place / "mine.yaml").exit_code == 0
     assert run("train", "--config", out / "config.yaml", "--resume", "auto").exit_code == 0
     assert (place / "mine.yaml").read_text() == text
@@ -224,3 +224,17 @@ def test_saving_over_the_source_in_python_loses_nothing(make_model: Callable[...
     expected = model.decoder.logits(IDS)
     model.save(folder)
     assert np.array_equal(load_model(folder).decoder.logits(IDS), expected) and (folder / "notes.txt").read_text() == "mine"
+
+
+def test_settings_of_the_user_in_the_output_folder_stay(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("w3 w4 w5 w6 w7 w8 " * 20)
+    config = tmp_path / "out/config.yaml"
+    config.parent.mkdir()
+    config.write_text("mine: 1\n")
+    flags = ["--model", tiny_model_dir, "--data", tmp_path / "d.txt", "--method", "lora", "--max-steps", 1]
+    refused = run("train", *flags, "--output-dir", config.parent)
+    assert "output-dir: expected a folder without a config.yaml of another kind" in str(refused.exception)
+    assert config.read_text() == "mine: 1\n" and os.listdir(config.parent) == ["config.yaml"]
+    assert run("train", *flags, "--output-dir", config.parent, "--overwrite").exit_code == 0
+    assert config.read_text().startswith("# lora-c train")
+    assert run("train", *flags, "--output-dir", config.parent).exit_code == 0

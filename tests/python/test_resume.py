@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import lora_c as lc
+from lora_c.checkpoint import TensorEntry
 from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, DivergenceError
 from lora_c.notices import LoraCWarning
@@ -314,3 +315,66 @@ def test_a_run_that_diverges_saves_and_names_the_last_finite_state(
     monkeypatch.undo()
     again = trainer({"eval_steps": 0})
     assert again.train(resume=last).steps == 4
+
+
+@pytest.mark.parametrize("what", ["parameters", "moments"])
+def test_no_checkpoint_holds_numbers_that_are_not_finite(
+    trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    run = trainer({"save_steps": 1, "save_total_limit": 1, "max_steps": 9})
+    real = Trainer._one_step
+
+    def one_step(self: Trainer, step: int, *rest: Any) -> None:
+        real(self, step, *rest)
+        if step == 2 and what == "parameters":
+            self.parameters[0].data[0] = np.inf
+        elif step == 2:
+            state = self.optimizer.state_dict()
+            state["v"][0][:] = np.inf
+            monkeypatch.setattr("lora_c.training_state._state_entries", lambda _: [TensorEntry.of("v", state["v"][0])])
+
+    monkeypatch.setattr(Trainer, "_one_step", one_step)
+    last = tmp_path / "out/checkpoint-2"
+    with pytest.raises(
+        DivergenceError, match=f"expected finite {what} after step 3, got .*; the last finite state is in {last};"
+    ):
+        run.train()
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert trainer({"max_steps": 9}).train(resume=last).steps == 9
+
+
+def test_the_base_that_an_adapter_made_is_part_of_the_digest(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    pissa = {"init_lora_weights": "pissa"}
+    trainer(lora=pissa).train()
+    assert trainer(lora=pissa).train(resume=tmp_path / "out/checkpoint-2").steps == 4
+    other = trainer(lora=pissa)
+    assert other.model.adapter is not None
+    name, weight = next(iter(other.model.adapter.base.items()))
+    other.model.adapter.base[name] = np.array(weight) + 1
+    with pytest.raises(CheckpointError, match=r"model \(digest\)"):
+        other.train(resume=tmp_path / "out/checkpoint-2")
+
+
+def test_a_second_call_goes_on_where_the_first_one_ended(trainer: Callable[..., Trainer]) -> None:
+    run = trainer()
+    run.train()
+    before = arrays(run)
+    assert run.train().steps == 4 and [r["step"] for r in run.history] == [1, 2, 3, 4]
+    assert all(np.array_equal(a, b) for a, b in zip(arrays(run), before, strict=True))
+
+
+def test_a_checkpoint_of_transformers_is_named(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    folder = tmp_path / "out/checkpoint-500"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 500, "epoch": 1.0, "log_history": []}))
+    with pytest.raises(CheckpointError, match=r"checkpoint-500: expected a checkpoint of lora-c, got one of transformers"):
+        trainer().train(resume="auto")
+
+
+def test_what_is_resumed_elsewhere_counts_its_own_checkpoints(
+    trainer: Callable[..., Trainer], start: Path, tmp_path: Path
+) -> None:
+    run = trainer({"output_dir": str(tmp_path / "new")})
+    run.train(resume=start)
+    assert run.checkpoints == [4] and (tmp_path / "new/checkpoint-4").is_dir() and start.is_dir()

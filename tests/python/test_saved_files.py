@@ -248,3 +248,44 @@ def test_a_snapshot_of_a_hugging_face_cache_is_saved_with_all_its_files(tiny_mod
     load_model(tiny_model_dir).save(tmp_path / "from_folder")
     assert contents(tmp_path / "from_cache") == contents(tmp_path / "from_folder")
     assert "merges.txt" in contents(tmp_path / "from_cache")
+
+
+def test_a_save_inside_of_a_save_leaves_nothing_of_its_own(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_model_dir)
+    model.add_adapter(LoraConfig(r=2, init_lora_weights="loftq"))
+    with atomic_folder(tmp_path / "out") as folder:
+        model.save_adapter(folder)
+        assert {path.name for path in tmp_path.iterdir()} == {"model", folder.name}  # all that a kill could leave here
+        assert not list(folder.rglob(".*"))
+    model.save_adapter(tmp_path / "plain")
+    written = contents(tmp_path / "out")
+    assert written.keys() == contents(tmp_path / "plain").keys() and "base_model/config.json" in written
+    assert json.loads(written["adapter_config.json"])["base_model_name_or_path"] == str(tmp_path / "out/base_model")
+
+
+def test_a_kill_while_a_finished_save_is_tidied_leaves_nothing_for_ever(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, model = tmp_path / "out", load_model(tiny_model_dir)
+    out.mkdir()
+    monkeypatch.chdir(out)
+
+    def killed(folder: Path, **options: object) -> None:
+        (Path(folder) / ".dropped.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lora_c.in_place.shutil.rmtree", killed)
+        model.save(".")
+    assert len(list(out.glob(".*"))) == 1
+    model.save(".")
+    assert not list(out.glob(".*"))
+
+
+def test_an_adapter_that_stays_beside_a_model_is_told(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_model_dir)
+    model.add_adapter(LoraConfig(r=2))
+    model.save_adapter(tmp_path / "out")
+    with pytest.warns(LoraCWarning, match=r"adapter_config\.json was there before and is kept"):
+        load_model(tiny_model_dir).save(tmp_path / "out")
+    assert (tmp_path / "out/adapter_model.safetensors").is_file()

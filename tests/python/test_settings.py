@@ -203,3 +203,53 @@ def test_resume_on_the_command_line_and_in_a_file(tiny_model_dir: Path, tmp_path
         assert (invoke(*run).exit_code == 0) is works, value
     with pytest.warns(lc.notices.LoraCWarning, match="resumed with changes: learning_rate"):
         invoke(*run, "--resume", tmp_path / "out/checkpoint-1", "--learning-rate", "1e-3", "--allow-changes")
+
+
+@pytest.mark.parametrize(("cls", "name", "value"), [
+    (TrainConfig, "seed", 2**63), (LoraConfig, "seed", 2**63), (GenerationConfig, "seed", 2**63), (LoraConfig, "r", 2**63),
+    (LoraConfig, "rank_pattern", {"q_proj": 10**20}), (TrainConfig, "max_steps", 2**63),
+    (TrainConfig, "num_train_epochs", 1e300), (GenerationConfig, "repetition_penalty", 1e300),
+], ids=str)  # fmt: skip
+def test_numbers_that_no_machine_holds_are_refused(cls: Any, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{cls.__name__}: {name}.*: expected less than"):
+        cls(**{name: value})
+
+
+def test_the_largest_seed_is_one(tiny_model_dir: Path, tmp_path: Path) -> None:
+    data = tmp_path / "d.txt"
+    data.write_text("w3 w4 w5 w6 w7 w8 " * 20)
+    words = ["--model", tiny_model_dir, "--data", data, "--output-dir", tmp_path / "o", "--max-steps", 1, "--method", "lora"]
+    assert invoke("train", *words, "--seed", 2**63 - 1).exit_code == 0
+    for limit in (0, -1):
+        assert "limit: expected 1 example or more" in str(invoke("train", *words, "--limit", limit).exception)
+    assert "batch_tokens: expected 1" in str(invoke("eval", *words[:4], "--batch-tokens", 0).exception)
+
+
+@pytest.mark.parametrize("pairs", ["q_proj=0", "q_proj=4,v_proj=0"])
+def test_a_zero_in_a_pair_is_a_value(pairs: str) -> None:
+    with pytest.raises(ConfigError, match=r"(rank|alpha)_pattern\.\w+: expected greater than 0, got 0"):
+        probed("--rank-pattern", pairs)
+    with pytest.raises(ConfigError, match=r"alpha_pattern\.\w+: expected greater than 0, got 0"):
+        probed("--alpha-pattern", pairs)
+
+
+@pytest.mark.parametrize("pairs", ["=4", "4", "q_proj=4,q_proj=5", "q_proj=", "q_proj=nan", "q_proj=1e"])
+def test_pairs_have_a_name_and_a_number_each_once(pairs: str) -> None:
+    with pytest.raises(click.UsageError, match="expected"):
+        probed("--rank-pattern", pairs)
+
+
+@pytest.mark.parametrize(("name", "here"), [
+    ("lr", "learning_rate"), ("epochs", "num_train_epochs"), ("batch_size", "per_device_train_batch_size"), ("rank", "r"),
+])  # fmt: skip
+def test_the_names_of_other_programs_are_answered_with_ours(tmp_path: Path, name: str, here: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key '{name}'.*did you mean '{here}'"):
+        probed("--config", in_file(tmp_path, f"{name}: 1"))
+    with pytest.raises(click.NoSuchOption) as error:
+        probed("--" + name.replace("_", "-"), 1)
+    assert error.value.possibilities == ["--" + here.replace("_", "-")]
+
+
+def test_a_tag_on_the_whole_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a value without a tag, got !run"):
+        probed("--config", in_file(tmp_path, "!run\nr: 4"))

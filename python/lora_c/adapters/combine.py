@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..architectures import Architecture
-from ..configs import LoraConfig
+from ..configs import MOST_RANK, LoraConfig
 from ..errors import AdapterError, ConfigError, nearest
 from .data import F32, AdapterArrays, MatrixArrays
 from .targets import describe_targets
@@ -67,8 +67,10 @@ class Combination:
         prunes = kind.startswith(_RULES[1:])
         if prunes and (self.density is None or not 0 < self.density <= 1):
             raise ConfigError(f"density: expected a share in (0, 1] for {kind!r}, got {self.density!r}")
-        if self.svd_rank is not None and self.svd_rank < 1:
-            raise ConfigError(f"svd_rank: expected at least 1, got {self.svd_rank}")
+        if self.svd_rank is not None and not 1 <= self.svd_rank <= MOST_RANK:
+            raise ConfigError(f"svd_rank: expected 1 to {MOST_RANK:,}, got {self.svd_rank}")
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
         if self.svd_clamp is not None and not 0 < self.svd_clamp <= 1:
             raise ConfigError(f"svd_clamp: expected a quantile in (0, 1], got {self.svd_clamp}")
         if self.majority_sign_method not in ("total", "frequency"):

@@ -21,6 +21,7 @@ __all__ = ["cli", "main"]
 
 def main() -> None:
     """Entry point of the ``lora-c`` script."""
+    _open_closed_streams()
     try:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt)
@@ -30,6 +31,17 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nlora-c: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that are closed lead nowhere; else the next file that is opened would take their number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from .paths import output_of_a_run, refuse_inputs
     help="Folder for adapter and plot.",
 )  # fmt: skip
 @click.option("--short", is_flag=True, help="A few steps only: shows that everything works, not that it learns.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the task and of the training.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Seed of task and training.")
 def command(output_dir: str, short: bool, seed: int) -> None:
     """QLoRA fine-tune the base model that ships on questions about small stories, and show what it learned.
 

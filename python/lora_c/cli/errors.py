@@ -30,7 +30,10 @@ def expected(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     if isinstance(error, MemoryError):
-        return str(error) or "out of memory; use a smaller batch, --recompute layer or a shorter --max-seq-length"
+        got = str(error) or "no memory left"
+        if "expected" in got:
+            return got
+        return f"memory: expected enough, got: {got}; use a smaller batch, --recompute layer or a shorter --max-seq-length"
     if isinstance(error, OSError):
         from ..os_errors import describe as describe_os_error
 

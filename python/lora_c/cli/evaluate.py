@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..errors import ConfigError
 from .data import describe_data
 from .generate import open_model
 from .options import Command
@@ -34,6 +35,8 @@ def command(
     from ..data import find_files, load_files
     from ..trainer import evaluate_loss
 
+    if batch_tokens < 1:
+        raise ConfigError(f"batch_tokens: expected 1 or more, got {batch_tokens}")
     files = find_files(data, split or ("test", "validation", "train"))
     model = open_model(own)
     dataset = load_files(files, model.tokenizer, max_seq_length=max_seq_length, limit=limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -20,7 +20,8 @@ def plain_notices() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, LoraCWarning):
-                print(f"note      {message}", file=sys.stderr)
+                with suppress(OSError):  # a log that is full or gone ends no run
+                    print(f"note      {message}", file=sys.stderr)
             else:
                 usual(message, category, *where, **more)
 

@@ -12,7 +12,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..configs import FREE_TEXTS
+from ..configs import FREE_TEXTS, SYNONYMS
 from ..errors import ConfigError
 from .paths import InputPath, InputPaths, OutputPath, ResumePath, check_outputs, output_of_a_run
 from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
@@ -104,10 +104,20 @@ class Pairs(click.ParamType):
         if not isinstance(value, str):
             return value
         try:
-            pairs = [pair.rpartition("=") for pair in value.split(",")]
-            return {name.strip(): plain_value(Plain(number.strip())) for name, _, number in pairs if float(number)}
+            pairs = [self._pair(text) for text in value.split(",")]
         except ValueError:
             self.fail(f"expected NAME=NUMBER pairs, got {value!r}", param, ctx)
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            self.fail(f"expected each name once, got {value!r}", param, ctx)
+        return dict(pairs)
+
+    def _pair(self, text: str) -> tuple[str, Any]:
+        name, _, number = (part.strip() for part in text.rpartition("="))
+        if not name:
+            raise ValueError(text)
+        real_number(number)
+        return name, plain_value(Plain(number))
 
 
 def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
@@ -187,6 +197,16 @@ class Command(click.Command):
             self.params.append(
                 click.Option(["--overwrite"], is_flag=True, expose_value=False, callback=_remember_overwrite, help=text)
             )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the flags; an unknown one that other programs have is answered with its name here."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = SYNONYMS.get(error.option_name.lstrip("-").replace("-", "_"))
+            if known in (param.name for param in self.params):
+                error.possibilities = [flag_name(str(known))]
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; an error in a value of the file names the line."""
@@ -297,5 +317,6 @@ def _one_value(param: click.Parameter, value: Any, ctx: click.Context) -> Any:
 def _hint(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
+    known = sorted(known)
+    near = [SYNONYMS[name]] if SYNONYMS.get(name) in known else get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"

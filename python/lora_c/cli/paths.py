@@ -142,6 +142,23 @@ def is_written_by_a_run(config: Path) -> bool:
         return False
 
 
+def refuse_foreign_settings(config: Path) -> None:
+    """A config.yaml of the user's own in the output folder is not replaced; --overwrite of the command counts.
+
+    Raises
+    ------
+    ConfigError
+        There is one that no run wrote.
+    """
+    ctx = click.get_current_context(silent=True)
+    overwrite = ctx is not None and ctx.meta.get("lora_c.overwrite")
+    if os.path.lexists(config) and not is_written_by_a_run(config) and not overwrite:
+        raise ConfigError(
+            f"output-dir: expected a folder without a config.yaml of another kind, got {str(config)!r}, which no run wrote; "
+            "move it away, choose another folder, or give --overwrite"
+        )
+
+
 def _label(param: click.Parameter) -> str:
     return (param.name or "").replace("_", "-") if isinstance(param, click.Option) else (param.name or "").upper()
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError, LoraCError, SaveError, shorten
 from ..notices import tell
 from .data import describe_data
 from .options import Command, config_options, take
-from .paths import RUN_MARK, InputPath, InputPaths, ResumePath, flatten
+from .paths import RUN_MARK, InputPath, InputPaths, ResumePath, flatten, refuse_foreign_settings
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -141,6 +141,7 @@ def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraCon
     from ..os_errors import make_folder
 
     folder = make_folder(config.output_dir)
+    refuse_foreign_settings(folder / "config.yaml")
     values = {k: v for k, v in own.items() if v is not None and k not in ("resume", "allow_changes")}
     values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
     values = {key: value for key, value in values.items() if key not in ignored}

@@ -58,6 +58,7 @@ def read_settings(path: Path) -> list[Setting]:
         kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
         raise ConfigError(f"config: expected keys and values in {str(path)!r}, got {kind}")
     reader = _Reader(path)
+    reader.refuse_tag(root)
     lines: dict[str, int] = {}
     settings = []
     for key_node, value_node in root.value:
@@ -109,6 +110,12 @@ class _Reader:
             raise ConfigError(f"{where}: expected a name before the colon, got a list or mapping")
         return str(node.value)
 
+    def refuse_tag(self, node: Any) -> None:
+        """Only YAML's own types are known."""
+        if not node.tag.startswith(_STANDARD) or "python" in node.tag:
+            where = f"{self._path}:{node.start_mark.line + 1}"
+            raise ConfigError(f"{where}: expected a value without a tag, got {node.tag}")
+
     def value(self, node: Any, depth: int) -> Any:
         """The value of a node. Self-references and aliases of aliases end at a limit."""
         import yaml
@@ -119,8 +126,7 @@ class _Reader:
             raise ConfigError(
                 f"{where}: expected at most {_MAX_VALUES:,} values, {_MAX_DEPTH} deep, got more; are there aliases?"
             )
-        if not node.tag.startswith(_STANDARD) or "python" in node.tag:
-            raise ConfigError(f"{where}: expected a value without a tag, got {node.tag}")
+        self.refuse_tag(node)
         if isinstance(node, yaml.ScalarNode):
             if node.style is not None:
                 return str(node.value)
