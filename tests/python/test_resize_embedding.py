@@ -14,11 +14,11 @@ import tokenizers
 from click.testing import CliRunner
 
 from lora_c import LoraConfig, TrainConfig, Trainer, load_dataset, load_model
-from lora_c.checkpoint import SafetensorsFile
 from lora_c.cli import cli
 from lora_c.errors import AdapterError, ConfigError, DataError
 from lora_c.gguf.models import write_model as write_gguf
 from lora_c.notices import LoraCWarning
+from lora_c.safetensors_file import SafetensorsFile
 
 OLD = np.arange(3, 30, dtype=np.int32)
 

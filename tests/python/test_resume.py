@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import lora_c as lc
-from lora_c.checkpoint import TensorEntry
 from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, DivergenceError
 from lora_c.notices import LoraCWarning
+from lora_c.safetensors_writer import TensorEntry
 from lora_c.trainer import Trainer
 
 TABLE = Path(__file__).parents[2] / "docs/RESUME.md"
