@@ -221,7 +221,7 @@ def test_the_largest_seed_is_one(tiny_model_dir: Path, tmp_path: Path) -> None:
     words = ["--model", tiny_model_dir, "--data", data, "--output-dir", tmp_path / "o", "--max-steps", 1, "--method", "lora"]
     assert invoke("train", *words, "--seed", 2**63 - 1).exit_code == 0
     for limit in (0, -1):
-        assert "limit: expected 1 example or more" in str(invoke("train", *words, "--limit", limit).exception)
+        assert "limit: expected at least 1 example" in str(invoke("train", *words, "--limit", limit).exception)
     assert "batch_tokens: expected 1" in str(invoke("eval", *words[:4], "--batch-tokens", 0).exception)
 
 

@@ -125,8 +125,6 @@ def load_files(files: FoundFiles, tokenizer: Tokenizer, *, max_seq_length: int =
         raise DataError(f"limit: expected at least 1 example, got {limit}; leave it out to read every one")
     if max_seq_length < 2:
         raise DataError(f"max_seq_length: expected >= 2, got {max_seq_length}")
-    if limit is not None and limit < 1:
-        raise DataError(f"limit: expected 1 example or more, got {limit}; leave it out for all of them")
     max_seq_length = min(max_seq_length, getattr(tokenizer, "model_context_length", None) or max_seq_length)
     dataset = Dataset([], source=shorten(files.taken, 2), files=files)
     counts: Counter[str] = Counter()
