@@ -6,11 +6,20 @@ invariant that a file breaks) is a `PanicException`, which is no `Exception` at 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .errors import LoraCError
+
+_PACKAGE = str(Path(__file__).resolve().parent)
 
 
 def _is_of_the_library(error: BaseException) -> bool:
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    """Not what a handler of signals throws while a call of the library returns: its own frame is the last one then."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    here = frame is None or frame.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+    return here and (isinstance(error, Exception) or type(error).__name__ == "PanicException")
 
 
 class library_errors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,29 @@ def test_a_last_message_that_is_not_there_cannot_be_left_open(template: str, las
 def test_a_message_is_continued_or_another_begins() -> None:
     with pytest.raises(DataError, match="got both"):
         byte_tokenizer().apply_chat_template(OPEN, add_generation_prompt=True, continue_final_message=True)
+
+
+class Elsewhere(Exception):
+    """What a handler of signals throws."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+def test_what_a_handler_throws_in_the_middle_of_a_call_passes() -> None:
+    tokenizer, caught = byte_tokenizer(), 0
+
+    def handle(*_: Any) -> None:
+        raise Elsewhere
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        for i in range(60):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * (i % 20))
+                for _ in range(2000):
+                    tokenizer.decode(tokenizer.encode("a text of some length " * 20))
+            except Elsewhere:
+                caught += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == 60
