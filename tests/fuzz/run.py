@@ -135,7 +135,7 @@ def main() -> int:
         print(report, flush=True)
         distinct = {text.splitlines()[-1][:60]: text for text in report.findings}
         for text in list(distinct.values())[:12]:
-            print(text)
+            print(ascii(text) if any("\ud800" <= c <= "\udfff" for c in text) else text)
         failed |= bool(report.findings)
     if not failed:
         with contextlib.suppress(OSError):  # another run is under way, or left something

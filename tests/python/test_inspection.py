@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,3 +216,22 @@ def test_command_prints_tables_or_json(tiny_model_dir: Path, tmp_path: Path) -> 
     done = CliRunner().invoke(cli, ["inspect", "--json", str(tiny_model_dir)], standalone_mode=False)
     report = json.loads(done.output)
     assert not report["usable"] and "GPTQ or AWQ" in report["problems"][0] and report["facts"]["parameters"] > 0
+
+
+def test_a_config_that_contradicts_itself_is_a_problem_of_the_folder(make_model: Callable[..., Path]) -> None:
+    folder = make_model()
+    inner = {"model_type": ["x"]}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": inner}))
+    report = inspect_path(folder)
+    assert not report.usable and "text_config.model_type: expected 'gemma3_text'" in " ".join(report.problems)
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_half_a_character_of_a_file_is_printed_as_its_number(make_model: Callable[..., Path], errors: str) -> None:
+    folder = make_model()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["\ud801"]}))
+    command = [sys.executable, "-m", "lora_c", "inspect", str(folder)]
+    environment = os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"}
+    ended = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+    assert "Traceback" not in ended.stderr and "\\ud801" in ended.stdout + ended.stderr

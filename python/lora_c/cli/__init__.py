@@ -5,6 +5,7 @@ Nothing is imported before `main` runs, so that Ctrl-C is one line while the lib
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ __all__ = ["cli", "main"]
 
 def main() -> None:
     """Entry point of the ``lora-c`` script."""
-    _open_closed_streams()
+    _prepare_streams()
     try:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt)
@@ -33,8 +34,8 @@ def main() -> None:
         sys.exit(130)
 
 
-def _open_closed_streams() -> None:
-    """Standard streams that are closed lead nowhere; else the next file that is opened would take their number."""
+def _prepare_streams() -> None:
+    """Standard streams take any text; closed ones lead nowhere, else the next file opened would take their number."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -42,6 +43,8 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # half a character of somebody's file, a terminal of few letters
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

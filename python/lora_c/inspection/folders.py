@@ -89,7 +89,7 @@ def _folder(folder: Path, report: Report) -> None:
 
 def _model(folder: Path, report: Report) -> None:
     report.kind = "model folder of Hugging Face"
-    config = text_config(report.collect(lambda: read_json_object(folder / "config.json")) or {})
+    config = report.collect(lambda: text_config(read_json_object(folder / "config.json"))) or {}
     report.add(architecture=config.get("architectures") or config.get("model_type"))
     for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
         if isinstance(config.get(key), int):
