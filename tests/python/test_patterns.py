@@ -13,6 +13,7 @@ import pytest
 from lora_c.adapters import patterns
 from lora_c.adapters.patterns import Matcher
 from lora_c.adapters.targets import find_targets
+from lora_c.adapters.unused import refuse_unused_options
 from lora_c.architectures import architecture_of
 from lora_c.configs import LoraConfig
 from lora_c.errors import AdapterError
@@ -87,6 +88,29 @@ def test_what_is_no_expression_or_too_large_is_refused_in_one_line(architecture,
         with pytest.raises(AdapterError, match=f"{field}: expected valid regular expressions, got: ") as refusal:
             find_targets(LoraConfig(**options), architecture)
         assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {f"x{i}": 4 for i in range(300_000)}, {f"x{i}.*": 4 for i in range(20_000)},
+        {"(a|b)*" * 16_000 + str(i): 4 for i in range(9)},
+    ],
+    ids=["names", "expressions", "long"],
+)  # fmt: skip
+def test_more_patterns_than_any_adapter_has_are_refused_in_time(architecture, table: dict[str, int]) -> None:
+    config = LoraConfig(rank_pattern=table)
+    for strict in (False, True):
+        started = time.monotonic()
+        with pytest.raises(AdapterError, match="rank_pattern: expected at most 10,000 patterns"):
+            find_targets(config, architecture, strict)
+        assert time.monotonic() - started < 60
+
+
+def test_options_of_a_fresh_adapter_are_matched_within_the_limit(architecture, monkeypatch) -> None:
+    monkeypatch.setattr(patterns, "MAX_SECONDS", 0.2)
+    with pytest.raises(AdapterError, match="expected a regular expression that ends"):
+        refuse_unused_options(LoraConfig(exclude_modules=WITHOUT_END[0]), ["model.layers.0.self_attn.q_proj"], architecture)
 
 
 def test_names_alone_need_no_other_package() -> None:

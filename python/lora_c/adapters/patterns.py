@@ -13,13 +13,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 from ..errors import AdapterError
 
 MAX_SECONDS = 2.0  # for all names of all patterns of a configuration, where milliseconds are usual
 MAX_LENGTH = 100_000
+# Of a configuration; one for each matrix of the largest models makes 560 patterns of 20,000 characters.
+MAX_PATTERNS, MAX_CHARACTERS = 10_000, 300_000
 MAX_REPEATS = 10_000  # counted repetitions are written out when a pattern is compiled
 # Names and character classes with anchors: nothing in them can be matched in two ways, `re` itself is quick.
 _PLAIN = re.compile(r"[\w.^$\[\]\\-]*|\[\^\.\]\*")
@@ -29,10 +30,12 @@ _WAY_OUT = "list the names of the modules instead"
 
 
 class Matcher:
-    """Matches the patterns of one configuration; together they have `MAX_SECONDS`."""
+    """Matches the patterns of one configuration, each compiled once; together they have `MAX_SECONDS`."""
 
     def __init__(self) -> None:
         self.seconds_left = MAX_SECONDS
+        self._known: dict[tuple[str, str, str], tuple[Any, bool]] = {}
+        self._characters = 0
 
     def fullmatch(self, field: str, pattern: str, text: str) -> Any:
         """`re.fullmatch`. field: where the pattern stands, for messages.
@@ -50,8 +53,7 @@ class Matcher:
 
     def _match(self, method: str, field: str, parts: tuple[str, str, str], text: str) -> Any:
         pattern = parts[1]
-        with _one_line(field, pattern):
-            compiled, is_quick = _compiled(*parts)
+        compiled, is_quick = self._known.get(parts) or self._compile(field, parts)
         run = getattr(compiled, method)
         if is_quick:
             return run(text)
@@ -67,7 +69,18 @@ class Matcher:
             self.seconds_left -= time.perf_counter() - started
 
 
-@lru_cache(maxsize=4096)
+    def _compile(self, field: str, parts: tuple[str, str, str]) -> tuple[Any, bool]:
+        self._characters += len(parts[1])
+        if len(self._known) >= MAX_PATTERNS or self._characters > MAX_CHARACTERS:
+            raise AdapterError(
+                f"{field}: expected at most {MAX_PATTERNS:,} patterns of {MAX_CHARACTERS:,} characters together, got more; "
+                "is this the configuration of an adapter?"
+            )
+        with _one_line(field, parts[1]):
+            found = self._known[parts] = _compiled(*parts)
+        return found
+
+
 def _compiled(before: str, pattern: str, after: str) -> tuple[Any, bool]:
     """The compiled pattern, and whether it is `re`'s, which needs no limit."""
     whole = before + pattern + after

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from ..architectures import Architecture
 from ..configs import LoraConfig
 from ..errors import AdapterError
 from .data import all_specs
+from .patterns import Matcher
 
 
 def refuse_unused_options(config: LoraConfig, adapted: Iterable[str], architecture: Architecture) -> None:
@@ -19,15 +19,15 @@ def refuse_unused_options(config: LoraConfig, adapted: Iterable[str], architectu
     AdapterError
         Naming the option and the entry of it that matches nothing.
     """
-    modules = list(adapted)
+    modules, matcher = list(adapted), Matcher()
     for name, table in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for pattern in table:
-            if not any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules):
+            if not any(matcher.match(name, pattern, module, r"(.*\.)?(", ")$") for module in modules):
                 raise AdapterError(f"{name}: expected patterns of adapted modules, such as {modules[0]!r}, got {pattern!r}")
     every = {spec.module for spec in all_specs(architecture)}
     excluded = config.exclude_modules or []
     for entry in [excluded] if isinstance(excluded, str) else excluded:
-        if not any(_excludes(entry, module, isinstance(excluded, str)) for module in every):
+        if not any(_excludes(entry, module, matcher if isinstance(excluded, str) else None) for module in every):
             raise AdapterError(f"exclude_modules: expected modules of this model, such as {modules[0]!r}, got {entry!r}")
     layers = config.layers_to_transform
     n_layers = int(architecture.decoder_kwargs["num_hidden_layers"])
@@ -36,8 +36,8 @@ def refuse_unused_options(config: LoraConfig, adapted: Iterable[str], architectu
             raise AdapterError(f"layers_to_transform: expected layers from 0 to {n_layers - 1}, got {layer}")
 
 
-def _excludes(entry: str, module: str, is_expression: bool) -> bool:
+def _excludes(entry: str, module: str, matcher: Matcher | None) -> bool:
     """PEFT's rule: a text is an expression for the whole path, an entry of a list is the end of one."""
-    if is_expression:
-        return re.fullmatch(entry, module) is not None
+    if matcher is not None:
+        return matcher.fullmatch("exclude_modules", entry, module) is not None
     return module == entry or module.endswith("." + entry)
