@@ -39,9 +39,9 @@ class TextPieces:
         return self._add(self._shown.flush(), self._whole.flush() if self._whole else "", final=True)
 
     def _add(self, shown: str, whole: str, final: bool) -> str:
-        self._text += shown
         if not self._stops:
             return shown
+        self._text += shown
         self._with_special += whole
         self._marks.append((len(self._with_special), len(self._text)))
         ends = [at for stop in self._stops if (at := self._text.find(stop, self._from(self._text, shown, stop))) >= 0]

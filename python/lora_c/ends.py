@@ -23,6 +23,7 @@ import numpy as np
 
 from ._core import Parameter
 from .errors import CheckpointError, DataError, shorten
+from .merge import dense_rows
 from .notices import tell
 from .special_tokens import is_marked
 
@@ -135,16 +136,18 @@ def untrained_ends(model: Model) -> list[int]:
     ends = sorted(i for i in model.eos_token_ids if i < model.decoder.config["vocab_size"])
     found: set[int] = set()
     for name in names if ends else ():
-        found |= _untrained_rows(model.dense_weight(name), ends)
+        found |= _untrained_rows(model.weights[name], ends)
     return sorted(found)
 
 
 def _untrained_rows(matrix: Any, rows: list[int]) -> set[int]:
-    step = max(1, _CHUNK // matrix.shape[1])
-    own = np.asarray(matrix[rows], np.float32)
-    lengths, equal = np.empty(len(matrix), np.float32), np.zeros(len(rows), np.int64)
-    for begin in range(0, len(matrix), step):
-        part = np.asarray(matrix[begin : begin + step], np.float32)
+    """matrix: a weight of the model as it is kept, (n_tokens, hidden_size); of some thousand rows at a time."""
+    n_tokens, hidden_size = matrix.shape
+    step = max(1, _CHUNK // hidden_size)
+    own = np.concatenate([dense_rows(matrix, slice(row, row + 1)) for row in rows])
+    lengths, equal = np.empty(n_tokens, np.float32), np.zeros(len(rows), np.int64)
+    for begin in range(0, n_tokens, step):
+        part = dense_rows(matrix, slice(begin, begin + step))
         lengths[begin : begin + step] = np.sqrt(np.einsum("ij,ij->i", part, part))
         for i, row in enumerate(own):
             alike = np.flatnonzero(part[:, 0] == row[0])

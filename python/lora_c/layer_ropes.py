@@ -15,9 +15,7 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 _OLD_LENGTH = "original_max_position_embeddings"
 
 
-def ropes_of(
-    config: Mapping[str, Any], family: Family, layers: int, head_dim: int, positions: int
-) -> dict[str, Any]:
+def ropes_of(config: Mapping[str, Any], family: Family, layers: int, head_dim: int, positions: int) -> dict[str, Any]:
     """Arguments of `Decoder` about rotation."""
     if family.rope == "none":
         return {}
@@ -76,9 +74,7 @@ def _with_old_length(config: Mapping[str, Any], family: Family) -> Mapping[str, 
     return {**config, _OLD_LENGTH: default}
 
 
-def _local_and_global(
-    config: Mapping[str, Any], family: Family, layers: int, head_dim: int, positions: int
-) -> dict[str, Any]:
+def _local_and_global(config: Mapping[str, Any], family: Family, layers: int, head_dim: int, positions: int) -> dict[str, Any]:
     """Gemma 3: layers with a window have a table of their own."""
     given = config.get("rope_parameters") or {}
     if not isinstance(given, dict) or not set(given) <= set(_LAYER_TYPES):

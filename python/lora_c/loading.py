@@ -142,9 +142,7 @@ def specs_of(checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture
     return specs if isinstance(checkpoint, Checkpoint) else [replace(spec, transposed=False) for spec in specs]
 
 
-def _sources(
-    checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture, specs: list[WeightSpec]
-) -> dict[str, str]:
+def _sources(checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture, specs: list[WeightSpec]) -> dict[str, str]:
     """Decoder name to name in the file. Where the file's head is its embedding, either may be written for both."""
     names = checkpoint.tensors
     sources = {spec.name: stored_name(spec, names) for spec in specs}

@@ -103,6 +103,7 @@ def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Li
 def _forecast_with(model: Model, n_tokens: int, recompute: Literal["none", "layer"]) -> MemoryForecast:
     decoder, before = model.decoder, model.decoder.recompute
     decoder.recompute = recompute
-    plan = forecast_model(model, n_tokens)
-    decoder.recompute = before
-    return plan
+    try:
+        return forecast_model(model, n_tokens)
+    finally:
+        decoder.recompute = before

@@ -36,6 +36,14 @@ def dense(weight: Any) -> NDArray[Any]:
     return weight.data if isinstance(weight, Parameter) else weight
 
 
+def dense_rows(weight: Any, rows: slice) -> NDArray[np.float32]:
+    """Return some rows of a weight as float32; of the blocks of GGUF files only theirs are unpacked."""
+    if not isinstance(weight, GGMLTensor):
+        return np.asarray(dense(weight)[rows], np.float32)
+    blocks = np.ascontiguousarray(weight.blocks.reshape(weight.shape[0], -1)[rows])
+    return GGMLTensor.from_blocks(blocks.reshape(-1), (len(blocks), weight.shape[1]), weight.type).dequantize()
+
+
 def format_of(weight: Any) -> str:
     """Name how a weight is kept: "NF4", a block format of GGUF files, or a NumPy type."""
     if isinstance(weight, NF4Tensor):

@@ -7,6 +7,7 @@ import stat
 from typing import BinaryIO
 
 from .errors import LoraCError
+from .os_errors import reason as reason_of
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -59,5 +60,4 @@ def _refuse_others(path: str | os.PathLike[str], mode: int, error: type[LoraCErr
 def _unreadable(path: str | os.PathLike[str], reason: OSError | ValueError) -> str:
     if isinstance(reason, FileNotFoundError):
         return f"{os.fspath(path)}: expected a file, got nothing there"
-    text = (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
-    return f"{os.fspath(path)}: expected a readable file, got: {text}"
+    return f"{os.fspath(path)}: expected a readable file, got: {reason_of(reason)}"

@@ -16,6 +16,7 @@ from .rope_table import rope_table
 
 F64 = NDArray[np.float64]
 
+
 @dataclass(frozen=True)
 class Rope:
     """One table. inv_freq (pairs that turn,): angle per position; scale multiplies cosine and sine.

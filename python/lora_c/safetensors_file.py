@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import CheckpointError, shorten
 from .json_files import unique_names
+from .os_errors import reason
 from .regular_file import open_regular
 
 MODEL_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -62,7 +63,7 @@ class SafetensorsFile:
                 self.metadata, self.tensors = _read_header(file.read, size, self.path)
                 self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
-                raise CheckpointError(f"{self.path}: expected a readable file, got: {error.strerror or error}") from None
+                raise CheckpointError(f"{self.path}: expected a readable file, got: {reason(error)}") from None
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a read-only view of the tensor (a copy where the file leaves it misaligned)."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .aside import name_for_people
-from .errors import CheckpointError, SaveError
+from .errors import AdapterError, CheckpointError, SaveError
 from .json_files import read_json_object
 from .safetensors_file import INDEX_FILE, MODEL_FILE, SafetensorsFile
 from .template_files import is_template
@@ -91,11 +91,23 @@ def has_own_base(folder: Path, named: object) -> bool:
     """Whether the subfolder `base_model` was written with the adapter; named: the base in adapter_config.json.
 
     An adapter whose files are not listed was written by an older version or another program.
+
+    Raises
+    ------
+    AdapterError
+        It was, and is gone: with another base the adapter's numbers are those of no model.
     """
-    if not os.path.isfile(folder / BASE_FOLDER / "config.json"):
-        return False
+    is_there = os.path.isfile(folder / BASE_FOLDER / "config.json")
     listed = _listed(folder / ADAPTER_FILE)
-    return f"{BASE_FOLDER}/config.json" in listed if listed else isinstance(named, str) and Path(named).name == BASE_FOLDER
+    if not listed:
+        return is_there and isinstance(named, str) and Path(named).name == BASE_FOLDER
+    was_written = f"{BASE_FOLDER}/config.json" in listed
+    if was_written and not is_there:
+        raise AdapterError(
+            f"{name_for_people(folder / BASE_FOLDER)}: expected the base that the adapter was trained on and saved with (its "
+            "weights differ from the model's), got nothing there; copy the whole folder of the adapter"
+        )
+    return was_written
 
 
 def _listed(file: Path) -> list[str]:

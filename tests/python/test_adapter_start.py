@@ -11,7 +11,8 @@ import pytest
 from lora_c._core import NF4Tensor
 from lora_c.adapters import find_targets, init_adapter
 from lora_c.configs import LoraConfig
-from lora_c.errors import ConfigError
+from lora_c.errors import AdapterError, ConfigError
+from lora_c.inspection import inspect_path
 from lora_c.model import Model, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
@@ -124,6 +125,17 @@ def test_a_split_that_no_other_base_fits_is_saved_with_its_base(options: dict, q
     assert np.array_equal(other.decoder.logits(IDS), base)
     plain = load_model(tmp_path / "a" / "base_model")
     assert np.array_equal(plain.decoder.logits(IDS), load_base_alone(model))
+
+
+def test_an_adapter_without_the_base_it_was_saved_with_is_refused(tmp_path: Path) -> None:
+    model = load_model(GOLDEN / "tied")
+    model.add_adapter(r=4, init_lora_weights="loftq")
+    model.save_adapter(tmp_path / "a")
+    for file in (tmp_path / "a" / "base_model").iterdir():
+        file.unlink()
+    with pytest.raises(AdapterError, match="base_model: expected the base that the adapter was trained on .*; copy the whole"):
+        load_model(GOLDEN / "tied").load_adapter(tmp_path / "a")
+    assert not inspect_path(tmp_path / "a").usable
 
 
 def load_base_alone(model: Model) -> np.ndarray:

@@ -97,6 +97,20 @@ def test_several_prompts_are_answered_as_json_lines(tiny_model_dir, tmp_path):
         assert name in one_line_error(run("generate", *flags, "--prompts", tmp_path / name, ok=False))
 
 
+def test_what_is_quantized_already_is_not_quantized_with_other_options(stories, tmp_path):
+    run("quantize", "--model", stories, "--output-dir", tmp_path / "q")
+    done = run("quantize", "--model", tmp_path / "q", "--output-dir", tmp_path / "again", "--block-size", 128, ok=False)
+    assert "expected weights that are not quantized yet, got 35 matrices in 4 bits" in one_line_error(done)
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("name", ["LORA_C_NUM_THREADS", "LORA_C_ISA", "LORA_C_PRECISION"])
+def test_a_variable_with_another_value_is_one_line(name, stories):
+    done = run("generate", "--model", stories, "hello", ok=False, env=os.environ | {name: "much"})
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"lora-c: {name}: expected ") and done.stderr.count("\n") == 1
+
+
 def test_quantize_writes_a_folder_that_loads_with_equal_logits(stories, tmp_path):
     run("quantize", "--model", stories, "--output-dir", tmp_path / "q")
     ids = np.arange(3, 40, dtype=np.int32)

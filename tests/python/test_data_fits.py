@@ -153,6 +153,7 @@ class TestHeldOutData:
         said = self.run("train", "--model", tiny_model_dir, "--data", splits, "--output-dir", tmp_path / "out",
                         "--method", "lora", "--max-steps", 2, "--val-fraction", 0.5)  # fmt: skip
         assert "held out  " not in said and "valid.jsonl (validation)" in said
+        assert "split     3 of 6 sequences held out (val_fraction 0.5)" in said
 
     def test_held_out_data_that_is_trained_on_is_said(self, tiny_model_dir: Path, splits: Path, tmp_path: Path) -> None:
         with pytest.warns(LoraCWarning, match="eval_data: train.jsonl is trained on too"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Callable
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(sys, "setswitchinterval") or sys.platform == "win32", reason="needs fork")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 CODE = """
 import os, signal, sys, threading, time, traceback

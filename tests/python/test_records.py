@@ -60,6 +60,7 @@ def test_line_breaks_of_unicode_do_not_split_a_record(tmp_path: Path) -> None:
         (b'{"text": 1}\n{"text": "\xff"}\n', r"a.jsonl:2: expected UTF-8 text, got byte 0xff"),
         ('{"text": "a"}'.encode("utf-16"), r"a.jsonl:1: expected UTF-8 text, got byte 0xff; save the file as UTF-8"),
         (b"{}\n{}\nnot json\n", r"a.jsonl:3: expected a JSON object, got 'not json' \(Expecting value, column 1\)"),
+        (b'{}\n{"a": 1\n', r"a.jsonl:2: expected a JSON object, got '{\"a\": 1' \(Expecting ',' delimiter, column 8\)"),
         (b"{}\n3\n", "a.jsonl:2: expected a JSON object, got a int"),
         (b"[" * 100_000, "a.jsonl:1: expected a flat JSON object, got one nested too deeply"),
         (b'{"n": ' + b"9" * 5000 + b"}", "a.jsonl:1: expected a flat JSON object, got Exceeds the limit"),

@@ -193,7 +193,6 @@ class TestCommandLine:
         run("train", *flags, "--output-dir", tmp_path / "whole", "--modules-to-save", "embed_tokens,lm_head")
         assert json.loads((tmp_path / "whole/adapter_config.json").read_text())["trainable_token_indices"] is None
 
-
     def test_a_head_that_is_trained_alone_is_said(self, run, make_model, tmp_path: Path, write_data: Path) -> None:
         base = add_tokens(make_model(), "<|one|>", "<|two|>")
         flags = ("--model", base, "--data", write_data, "--max-steps", 1, "--resize-embedding", "--method", "lora")

@@ -68,7 +68,6 @@ class Matcher:
         finally:
             self.seconds_left -= time.perf_counter() - started
 
-
     def _compile(self, field: str, parts: tuple[str, str, str]) -> tuple[Any, bool]:
         self._characters += len(parts[1])
         if len(self._known) >= MAX_PATTERNS or self._characters > MAX_CHARACTERS:

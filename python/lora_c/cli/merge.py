@@ -142,7 +142,7 @@ def write_merged(merged: Model, output: str, to: str, dtype: str) -> None:
     from ..gguf import write_model
     from ..gguf.models import TYPES
 
-    write_model(output, merged, TYPES[dtype])
+    write_model(output, merged, TYPES[dtype], compare_tokenizer=False)  # the base's, whose contents were checked before
 
 
 def load_adapters(model: Model, paths: tuple[str, ...], combination: dict[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,20 @@ from pydantic.fields import FieldInfo
 
 from ..configs import FREE_TEXTS, SYNONYMS
 from ..errors import ConfigError
-from .paths import InputPath, InputPaths, OutputPath, ResumePath, check_outputs, output_of_a_run
+from .paths import (
+    CONFIG_FILE,
+    OVERWRITE,
+    InputPath,
+    InputPaths,
+    OutputPath,
+    ResumePath,
+    check_outputs,
+    output_of_a_run,
+)
 from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Keys of a context's meta.
-OVERWRITE, CONFIG_FILE, _LINES = "lora_c.overwrite", "lora_c.config", "lora_c.lines"
+_LINES = "lora_c.lines"  # key of a context's meta: where each value of the file stands
 
 
 # --- flags from config classes ---

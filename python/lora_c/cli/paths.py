@@ -13,6 +13,8 @@ import click
 from ..errors import ConfigError
 from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
 
+# Keys of a context's meta: whether --overwrite was given, and the file of --config.
+OVERWRITE, CONFIG_FILE = "lora_c.overwrite", "lora_c.config"
 _SPLIT = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _READ_FOLDERS = (BASE_FOLDER, "additional_chat_templates")  # of a model or an adapter, besides the files in it
 
@@ -116,7 +118,7 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
         if isinstance(param.type, InputPath) and value:
             values = [value] if isinstance(value, (str, os.PathLike)) else value
             inputs += [(_label(param), os.fspath(path)) for path in values]
-    config = ctx.meta.get("lora_c.config")
+    config = ctx.meta.get(CONFIG_FILE)
     if config is not None and not is_written_by_a_run(config):
         inputs.append(("config", os.fspath(config)))
     resumed = [ctx.params.get(param.name or "") for param in ctx.command.params if isinstance(param.type, ResumePath)]
@@ -151,7 +153,7 @@ def refuse_foreign_settings(config: Path) -> None:
         There is one that no run wrote.
     """
     ctx = click.get_current_context(silent=True)
-    overwrite = ctx is not None and ctx.meta.get("lora_c.overwrite")
+    overwrite = ctx is not None and ctx.meta.get(OVERWRITE)
     if os.path.lexists(config) and not is_written_by_a_run(config) and not overwrite:
         raise ConfigError(
             f"output-dir: expected a folder without a config.yaml of another kind, got {str(config)!r}, which no run wrote; "
@@ -246,7 +248,7 @@ def _same(first: Path, second: Path) -> bool:
 def refuse_inputs(name: str, output: str, inputs: Iterable[tuple[str, str]]) -> None:
     """As `refuse_input`, for a file or a model's folder whose input is found out late; --overwrite of the command counts."""
     ctx = click.get_current_context(silent=True)
-    if ctx is not None and ctx.meta.get("lora_c.overwrite"):
+    if ctx is not None and ctx.meta.get(OVERWRITE):
         return
     for label, path in inputs:
         refuse_input(name, output, _file_of_a_merge, label, path)

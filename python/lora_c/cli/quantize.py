@@ -16,9 +16,15 @@ from .paths import InputPath, output_of_a_model
 def command(model: str, output_dir: str, double_quant: bool, block_size: int) -> None:
     """Write the model in bitsandbytes' prequantized 4-bit format, which transformers loads too."""
     from .. import _core
+    from ..errors import ConfigError
     from ..model import load_model
 
     loaded = load_model(model, quantize="nf4", double_quant=double_quant, block_size=block_size)
+    if loaded.quant_records:  # such weights are kept as they are
+        raise ConfigError(
+            f"model: expected weights that are not quantized yet, got {len(loaded.quant_records)} matrices in 4 bits in "
+            f"{model!r}; give the model that they were made from"
+        )
     loaded.save(output_dir)
     size = _core.memory_report()["base weights"]["live"]
     click.echo(f"quantized {model}: {output_dir} ({size / 2**20:,.1f} MiB of 4-bit weights)")

@@ -105,13 +105,20 @@ def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[D
     data = load_files(found, model.tokenizer, max_seq_length=config.max_seq_length, limit=own.get("limit"))
     describe_data("data", data)
     if held_out is None:
-        return data.split(config.val_fraction, config.seed) if config.val_fraction > 0 else (data, None)
+        return _split(data, config) if config.val_fraction > 0 else (data, None)
     eval_data = load_files(held_out, model.tokenizer, max_seq_length=config.max_seq_length)
     describe_data("held out", eval_data)
     both = {path.resolve() for path in found.taken} & {path.resolve() for path in held_out.taken}
     if both:
         tell(f"eval_data: {shorten(sorted(path.name for path in both))} is trained on too; its loss says nothing of new text")
     return data, eval_data
+
+
+def _split(data: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset]:
+    train_data, eval_data = data.split(config.val_fraction, config.seed)
+    share = f"val_fraction {config.val_fraction:g}"
+    click.echo(f"split     {len(eval_data):,} of {len(data):,} sequences held out ({share})", err=True)
+    return train_data, eval_data
 
 
 def describe_run(trainer: Trainer) -> None:
@@ -151,6 +158,7 @@ def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraCon
 def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
     from ..plot import plot_losses
     from ..run_checkpoints import checkpoint_folder
+    from ..written import BASE_FOLDER, has_own_base
 
     folder = trainer.output_dir
     kind = "adapter" if trainer.model.adapter_config is not None else "model"
@@ -162,12 +170,13 @@ def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
         state = checkpoint_folder(folder, trainer.checkpoints[-1])
         raise SaveError(f"{error}; what was trained is in {state}") from None
     plotted = plot_losses(trainer.history, folder / "loss.png", title)
+    base = f", with the base that it needs in {BASE_FOLDER}/" if kind == "adapter" and has_own_base(folder, None) else ""
     held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
     click.echo(
         f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
         f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
         f"loss      {result.train_loss:.4f}{held_out}\n"
-        f"saved     {kind} in {folder}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
+        f"saved     {kind} in {folder}{base}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
         err=True,
     )
     if result.unsaved:

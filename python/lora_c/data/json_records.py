@@ -66,7 +66,7 @@ def _read_lines(file: DataFile) -> Iterator[Record]:
             raise DataError(f"{where}: expected lines of at most {MAX_LINE >> 20} MiB, got a longer one; is this JSONL?")
         text = decode(line.removeprefix(BOM) if number == 1 else line, where)
         if text.strip():
-            yield where, _need_object(_parse(text, where), where)
+            yield where, _need_object(_parse(text.rstrip("\r\n"), where), where)
 
 
 def _parse(text: str, where: str) -> Any:

@@ -7,8 +7,8 @@ from collections import Counter
 from ..notices import tell
 
 SEAM = (
-    "the prompt's last token would be another one in one text with the completion; both are read apart, as in generation: a "
-    "space at the end of the prompt belongs at the begin of the completion"
+    "the prompt's last token and the completion's first would be others in one text; each is read alone, as in generation: "
+    "a space between them belongs at the begin of the completion"
 )
 
 

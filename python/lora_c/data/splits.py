@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, nearest, shorten
+from ..os_errors import reason
 from ..regular_file import check_regular
 from .records import SUFFIXES, kind_of
 
@@ -144,7 +145,7 @@ def _files_in(folder: Path, split: str, inside: tuple[Path, ...]) -> Iterator[tu
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"{folder}: expected a folder that can be read, got: {error.strerror or error}") from None
+        raise DataError(f"{folder}: expected a folder that can be read, got: {reason(error)}") from None
     for path in paths:
         if path.name.startswith("."):
             continue

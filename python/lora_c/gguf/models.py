@@ -35,13 +35,17 @@ TYPES: dict[str, ModelType] = {"float32": "F32", "float16": "F16", "bfloat16": "
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 
 
-def write_model(path: str | os.PathLike[str], model: Model, type: ModelType = "F16") -> None:
+def write_model(
+    path: str | os.PathLike[str], model: Model, type: ModelType = "F16", *, compare_tokenizer: bool = True
+) -> None:
     """Write a model as one GGUF file, atomically and one tensor at a time.
 
     Parameters
     ----------
     type : "F32", "F16", "BF16" or "Q8_0"
         Type of the matrices; vectors stay float32. A matrix whose rows are no multiple of 32 becomes F16 instead of Q8_0.
+    compare_tokenizer : bool
+        False where `contents_of` has accepted the model's tokenizer already, which takes seconds for large vocabularies.
 
     Raises
     ------
@@ -54,13 +58,13 @@ def write_model(path: str | os.PathLike[str], model: Model, type: ModelType = "F
         raise ConfigError(f"type: expected one of {', '.join(_FILE_TYPES)}, got {type!r}")
     if model.adapter_config is not None and not model.is_merged:
         raise AdapterError("GGUF: expected a model without an active adapter, got one; use merge(...) first")
-    values, entries = contents_of(model, type)
+    values, entries = contents_of(model, type, compare_tokenizer)
     tell_of_composing(values)
     with atomic_file(path) as file:
         write_gguf(file.write, values, entries)
 
 
-def contents_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[GGUFEntry]]:
+def contents_of(model: Model, type: ModelType, compare_tokenizer: bool = True) -> tuple[dict[str, Value], list[GGUFEntry]]:
     """Return the metadata and the tensors of the file, which are loaded when they are written.
 
     Raises
@@ -78,7 +82,7 @@ def contents_of(model: Model, type: ModelType) -> tuple[dict[str, Value], list[G
     entries = [*tensors, *(_entry(model, spec, family, type) for spec in model.architecture.weights())]
     check_same_model(values, entries, model.architecture)
     values |= _tokenizer(model)
-    if model.has_tokenizer:
+    if compare_tokenizer and model.has_tokenizer:
         check_same_tokenizer(PlannedFile(values, entries), model.tokenizer)
     return values | ends_metadata(model), entries
 

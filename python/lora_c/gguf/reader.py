@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .._core import GGMLTensor
 from ..errors import CheckpointError, shorten
+from ..os_errors import reason
 from ..regular_file import open_regular
 from .format import BLOCK_TYPES, DEFAULT_ALIGNMENT, DENSE, MAGIC, NUMBERS, TENSOR_TYPES, VERSIONS, Kind, TensorType, Value
 
@@ -150,7 +151,7 @@ class GGUFFile:
                     raise CheckpointError(f"{self.path}: expected a GGUF file of at least 24 bytes, got {size} bytes")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: expected a readable file, got: {error.strerror or error}") from error
+            raise CheckpointError(f"{self.path}: expected a readable file, got: {reason(error)}") from error
         self._view = memoryview(self._map)
         try:
             self._parse()

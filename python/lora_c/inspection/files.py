@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from ..data.record_keys import KINDS, kind_of_record
 from ..data.records import SUFFIXES, kind_of, read_records
 from ..data.splits import FoundFiles, find_files
+from ..data.streams import text_blocks
 from ..errors import CheckpointError, LoraCError, shorten
 from ..json_files import read_json_object
 from ..regular_file import open_regular
@@ -18,7 +18,8 @@ from .gguf_files import inspect_gguf
 from .report import Report, shape_text
 
 _SAMPLE = 1000  # records of a file that are looked at
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the first bytes by version
+_PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def inspect_file(path: Path, report: Report) -> None:
@@ -47,9 +48,8 @@ def inspect_file(path: Path, report: Report) -> None:
 
 
 def _is_pickle(path: Path, head: bytes) -> bool:
-    return path.suffix.lower() in _PICKLE_SUFFIXES or (
-        head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    )
+    is_zip = head[:4] == b"PK\x03\x04" and path.suffix.lower() == ".bin"  # as torch.save writes it
+    return is_zip or path.suffix.lower() in _PICKLE_SUFFIXES or head[:2] in _PICKLES
 
 
 def _looks_like_object(head: bytes) -> bool:
@@ -143,10 +143,11 @@ def _kinds(paths: list[Path], report: Report) -> tuple[Counter[str], bool]:
     kinds: Counter[str] = Counter()
     is_whole = True
     for path in paths:
-        if kind_of(path) == ".txt":
-            kinds["plain text"] += 1
-            continue
         try:
+            if kind_of(path) == ".txt":
+                if any(block.strip() for block in text_blocks(path)):
+                    kinds["plain text"] += 1
+                continue
             for number, (where, record) in enumerate(read_records(path)):
                 if number == _SAMPLE:
                     is_whole = False
@@ -165,8 +166,6 @@ def _kinds(paths: list[Path], report: Report) -> tuple[Counter[str], bool]:
 def json_or_nothing(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where it cannot be read."""
     try:
-        with open_regular(path, CheckpointError) as file:
-            value = json.loads(file.read().decode("utf-8"))
-    except (OSError, ValueError, RecursionError):  # a CheckpointError is a ValueError
+        return read_json_object(path)
+    except LoraCError:
         return {}
-    return value if isinstance(value, dict) else {}

@@ -27,7 +27,7 @@ from ..os_errors import reason
 from ..prequantized import quant_type_of, refuse_other_quantization
 from ..safetensors_file import SafetensorsFile, TensorInfo
 from ..tokenizer import Tokenizer
-from ..written import MLX_FILE
+from ..written import MLX_FILE, has_own_base
 from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
 from .report import Report, shape_text
 
@@ -173,6 +173,7 @@ def _adapter(folder: Path, report: Report) -> None:
         report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
         report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
         report.collect(lambda: parse_adapter_config(values, "adapter_config.json"))
+        report.collect(lambda: has_own_base(folder, values.get("base_model_name_or_path")))
     weights = folder / MLX_FILE if mlx else report.collect(lambda: weights_file(folder))
     if weights is None:
         return
