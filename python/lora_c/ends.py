@@ -164,10 +164,12 @@ def tell_untrained_ends(model: Model, dataset: Dataset) -> None:
     never = [i for i in untrained_ends(model) if i in taught] if taught else []
     if never:
         texts = [f"{model.tokenizer.id_to_token(i)} ({i})" if model.has_tokenizer else str(i) for i in never]
-        head = "" if model.architecture.tied else ' and modules_to_save=["lm_head"]'
+        head = [] if model.architecture.tied else ["lm_head"]
+        flags = f"--trainable-token-indices {','.join(map(str, never))}" + (" --modules-to-save lm_head" if head else "")
+        names = f"trainable_token_indices={never}" + (f", modules_to_save={head}" if head else "")
         tell(
-            f"the data teaches the model to end with {shorten(texts)}, whose row of the embedding was never trained and stays "
-            f"frozen: answers may not end; train it with trainable_token_indices={never}{head}"
+            f"the data teaches the model to end with {shorten(texts)}, whose row of the embedding was never trained (it is "
+            f"zero, tiny or another token's) and stays frozen: answers may not end; train it with {flags} ({names})"
         )
 
 

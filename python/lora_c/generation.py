@@ -15,7 +15,7 @@ from ._core import DECODE_BATCH
 from .answer_text import TextPieces
 from .configs import GenerationConfig
 from .errors import ConfigError
-from .logits import LogitsProcessor, bad_word_ids
+from .logits import LogitsProcessor, bad_word_ids, check_token_ids
 from .prompts import prompt_ids
 from .sampling import check_logits, choose_token
 
@@ -33,7 +33,9 @@ class TokenChooser:
         self._generator = np.random.Generator(np.random.Philox(config.seed))
         self._ends = frozenset() if config.ignore_eos else model.eos_token_ids
         tokenizer = model.tokenizer if config.bad_words and model.has_tokenizer else None
-        forbidden = bad_word_ids(config, tokenizer, model.decoder.config["vocab_size"])
+        vocab_size = model.decoder.config["vocab_size"]
+        check_token_ids(config, vocab_size)
+        forbidden = bad_word_ids(config, tokenizer, vocab_size)
         self._process = LogitsProcessor(config, len(prompt), self.budget, self._ends, forbidden)
         self._ids = list(prompt)
 

@@ -92,6 +92,27 @@ def bad_word_ids(config: GenerationConfig, tokenizer: Tokenizer | None, vocab_si
     return [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in found if ids)]
 
 
+def check_token_ids(config: GenerationConfig, vocab_size: int) -> None:
+    """Refuse ids that are no token's before the first one is written: they would do nothing, or stop an answer at its end.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option and the id.
+    """
+    forced = config.forced_eos_token_id
+    named = {
+        "suppress_tokens": config.suppress_tokens,
+        "begin_suppress_tokens": config.begin_suppress_tokens,
+        "forced_bos_token_id": [] if config.forced_bos_token_id is None else [config.forced_bos_token_id],
+        "forced_eos_token_id": forced if isinstance(forced, list) else [] if forced is None else [forced],
+    }
+    for option, ids in named.items():
+        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise ConfigError(f"{option}: expected token ids from 0 to {vocab_size - 1}, got {wrong}")
+
+
 def _penalize(scores: F32, ids: Sequence[int], penalty: np.float32) -> None:
     """Source: CTRL, arXiv:1909.05858"""
     seen = np.unique(np.asarray(ids, np.int64))
@@ -128,8 +149,6 @@ def _forbid(scores: F32, tokens: NDArray[np.int64]) -> None:
 
 
 def _only(scores: F32, tokens: Sequence[int]) -> F32:
-    if not all(0 <= i < scores.size for i in tokens):
-        raise ConfigError(f"forced token: expected ids from 0 to {scores.size - 1}, got {list(tokens)}")
     forced = np.full_like(scores, -np.inf)
     forced[list(tokens)] = 0
     return forced

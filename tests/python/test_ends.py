@@ -187,9 +187,9 @@ def test_an_end_that_nothing_has_trained_is_said_before_training(base: Any, tmp_
     folder = base(change)
     model = load_model(folder)
     assert untrained_ends(model) == [2]
-    with pytest.warns(
-        LoraCWarning, match=r'</s> \(2\), whose row.*trainable_token_indices=\[2\] and modules_to_save=\["lm_head"\]'
-    ):
+    flags = r"--trainable-token-indices 2 --modules-to-save lm_head"
+    names = r"\(trainable_token_indices=\[2\], modules_to_save=\['lm_head'\]\)"
+    with pytest.warns(LoraCWarning, match=rf"</s> \(2\), whose row.*{flags} {names}"):
         trained_on(model, tmp_path / "d.jsonl", tmp_path)
     trained_on(load_model(folder), tmp_path / "d.jsonl", tmp_path, trainable_token_indices=[2])
     trained_on(load_model(folder), tmp_path / "d.jsonl", tmp_path, modules_to_save=["lm_head"])
@@ -209,7 +209,7 @@ def test_an_untrained_end_that_the_data_does_not_teach_is_not_said(base: Any, tm
 
 def test_with_a_tied_head_the_rows_of_the_embedding_are_enough(base: Any, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": "w3 w4 w5"}\n')
-    with pytest.warns(LoraCWarning, match=r"trainable_token_indices=\[2\]$"):
+    with pytest.warns(LoraCWarning, match=r"--trainable-token-indices 2 \(trainable_token_indices=\[2\]\)$"):
         trained_on(load_model(base(zero, tied=True)), tmp_path / "d.jsonl", tmp_path)
 
 

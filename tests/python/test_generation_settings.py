@@ -84,8 +84,17 @@ def test_forbidding_every_token_is_refused(stories: Path) -> None:
     for draw in ({}, {"temperature": 1.0}):
         with pytest.raises(ConfigError, match="expected a token that may be written, got none"):
             model.generate("Once", suppress_tokens=list(range(512)), **draw)
-    with pytest.raises(ConfigError, match="forced token: expected ids from 0 to 511"):
-        model.generate("Once", forced_eos_token_id=600, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("name", ["suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"])
+@pytest.mark.parametrize("token", [512, 2**40])
+def test_a_token_beyond_the_vocabulary_is_refused_before_the_first_one(stories: Path, name: str, token: int) -> None:
+    model = lc.load_model(stories, progress=False)
+    value = token if name.startswith("forced") else [3, token]
+    with pytest.raises(ConfigError, match=f"{name}: expected token ids from 0 to 511, got {token}"):
+        next(iter(model.stream("Once", max_new_tokens=50, **{name: value})))
+    with pytest.raises(ConfigError, match=f"{name}: expected token ids from 0 to 511, got {token}"):
+        model.generate(["Once", "One"], max_new_tokens=50, **{name: value})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from ..notices import tell
 from .data import describe_data
 from .generate import open_model
 from .options import Command
@@ -38,6 +39,8 @@ def command(
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens: expected 1 or more, got {batch_tokens}")
     files = find_files(data, split or ("test", "validation", "train"))
+    if split is None and files.split == "train":
+        tell("data: no test or validation split there: the training split is evaluated; --split train says that it is meant")
     model = open_model(own)
     dataset = load_files(files, model.tokenizer, max_seq_length=max_seq_length, limit=limit)
     describe_data("data", dataset, err=as_json)

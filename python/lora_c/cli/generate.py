@@ -12,6 +12,8 @@ import click
 from ..configs import GenerationConfig
 from ..errors import ConfigError
 from ..generation import resolve
+from ..notices import tell
+from ..written import BASE_FOLDER
 from .options import Command, config_options, take
 from .paths import InputPath
 
@@ -94,4 +96,7 @@ def open_model(own: dict[str, Any]) -> Model:
     model = load_model(own["model"], quantize=own.get("quantize"))
     if own.get("adapter"):
         model.load_adapter(own["adapter"])
+        if model.adapter is not None and model.adapter.base:
+            names = f"{own['adapter']}: the adapter brings a base of its own ({BASE_FOLDER}/)"
+            tell(f"{names}, which takes the place of {len(model.adapter.base)} weights of {own['model']}")
     return model

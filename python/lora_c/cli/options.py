@@ -23,6 +23,7 @@ from .paths import (
     ResumePath,
     check_outputs,
     output_of_a_run,
+    refuse_repeated,
 )
 from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
 
@@ -209,7 +210,9 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags; an unknown one that other programs have is answered with its name here."""
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, list(args))
+            refuse_repeated(self.make_parser(ctx).parse_args(list(args))[2])
+            return rest
         except click.NoSuchOption as error:
             known = SYNONYMS.get(error.option_name.lstrip("-").replace("-", "_"))
             if known in (param.name for param in self.params):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,18 @@ class ResumePath(click.ParamType):  # type: ignore[type-arg]
 def flatten(_ctx: click.Context, _param: click.Parameter, values: Any) -> list[str] | None:
     """All paths of a flag that was given several times; None where it was not."""
     return [path for paths in values for path in paths] or None
+
+
+def refuse_repeated(given: Sequence[click.Parameter]) -> None:
+    """Refuse a flag for one path that was given twice, where the last one would win; given: parameters as they came.
+
+    Other flags may be: scripts append one to change what stands before it.
+    """
+    for param in given:
+        is_one = not getattr(param, "multiple", False) and param.nargs == 1
+        times = given.count(param)
+        if is_one and times > 1 and isinstance(param.type, (InputPath, OutputPath)):
+            raise click.UsageError(f"{_label(param)}: expected it once, got it {times} times; leave one of them out")
 
 
 def _file_of_a_run(name: str) -> bool:
