@@ -1,25 +1,98 @@
-/* Whether a large block can be had at all. Linux grants more than it has and ends the process, or another one, when the
- * memory is written to: whoever asks for gigabytes is told before. */
+/* How much memory this process could still take, and whether a large block can be had at all. Linux grants more than it has
+ * and ends the process, or another one, when the memory is written to: whoever asks for gigabytes is told before.
+ *
+ * Two bounds: what the machine has, and what the control groups allow (a container, a batch job). A group's use counts file
+ * pages that Linux drops when memory is short (inactive_file); these are left. */
+#include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "lora_c/context.h"
 
-enum { LARGE = 1 << 30 };
+enum { LARGE = 1 << 30, PATH = 1024, LINE = 1024 };
 
-/* Bytes that Linux counts as available, swap included; SIZE_MAX where it does not say. */
-static size_t memory_left(void) {
-    FILE *file = fopen("/proc/meminfo", "r");
-    char line[128];
-    size_t kib = 0, value;
-    int found = 0;
+/* Where a kind of control groups lies, and what its files are called. */
+typedef struct {
+    const char *folder, *limit, *used, *inactive;
+} group_files;
+
+static const group_files UNIFIED = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
+static const group_files MEMORY = {
+    "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"};
+
+static size_t less(size_t a, size_t b) { return a < b ? a : b; }
+
+/* The number behind "name " in a file, or the file's only one where name is NULL; SIZE_MAX where there is none ("max"). */
+static size_t number_in(const char *folder, const char *file_name, const char *name) {
+    char path[2 * PATH], line[LINE];
+    size_t value = SIZE_MAX;
+    const int length = snprintf(path, sizeof path, "%s/%s", folder, file_name);
+    FILE *file = length > 0 && length < (int)sizeof path ? fopen(path, "r") : NULL;
     while (file && fgets(line, sizeof line, file)) {
-        int available = sscanf(line, "MemAvailable: %zu", &value) == 1;
-        if (!available && sscanf(line, "SwapFree: %zu", &value) != 1) continue;
-        found |= available;
-        kib += value;
+        const size_t skip = name ? strlen(name) : 0;
+        if (name && (strncmp(line, name, skip) != 0 || (line[skip] != ' ' && line[skip] != ':'))) continue;
+        if (sscanf(line + skip + (name != NULL), "%zu", &value) != 1) value = SIZE_MAX;
+        break;
     }
     if (file) (void)fclose(file);
-    return found ? kib * 1024 : SIZE_MAX;
+    return value;
 }
 
-bool lora_memory_fits(size_t bytes) { return bytes < LARGE || bytes <= memory_left(); }
+/* Bytes that the machine counts as available; SIZE_MAX where it does not say. */
+static size_t left_on_machine(const char *root, bool with_swap) {
+    char folder[PATH];
+    (void)snprintf(folder, sizeof folder, "%s/proc", root);
+    const size_t available = number_in(folder, "meminfo", "MemAvailable");
+    const size_t swap = with_swap ? number_in(folder, "meminfo", "SwapFree") : SIZE_MAX;
+    if (available == SIZE_MAX) return SIZE_MAX;
+    return (available + (swap == SIZE_MAX ? 0 : swap)) * 1024;
+}
+
+/* Bytes left in one group. Its limit may be far beyond the machine's memory, which says that there is none. */
+static size_t left_in_group(const char *folder, const group_files *files) {
+    const size_t limit = number_in(folder, files->limit, NULL);
+    const size_t used = number_in(folder, files->used, NULL);
+    if (limit == SIZE_MAX || used == SIZE_MAX) return SIZE_MAX;
+    const size_t inactive = number_in(folder, "memory.stat", files->inactive);
+    const size_t held = inactive < used ? used - inactive : used;
+    return limit > held ? limit - held : 0;
+}
+
+/* The least that a group and the groups around it have left. Inside of a container the path of /proc/self/cgroup may not be
+ * there: its own group is then the folder itself. */
+static size_t left_in_groups(const char *root, const group_files *files, const char *group) {
+    char folder[PATH];
+    const int base = snprintf(folder, sizeof folder, "%s%s", root, files->folder);
+    const int length = snprintf(folder, sizeof folder, "%s%s%s", root, files->folder, group);
+    if (base < 0 || length < base || length >= (int)sizeof folder) return SIZE_MAX;
+    size_t left = left_in_group(folder, files);
+    for (char *end; (end = strrchr(folder + base, '/')) != NULL;) {
+        *end = '\0';
+        left = less(left, left_in_group(folder, files));
+    }
+    return left;
+}
+
+/* Bytes left in the control groups of this process; SIZE_MAX where no group bounds it. */
+static size_t left_in_own_groups(const char *root) {
+    char path[PATH], line[LINE];
+    size_t left = SIZE_MAX;
+    (void)snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    FILE *file = fopen(path, "r");
+    while (file && fgets(line, sizeof line, file)) { /* "0::/group" or "4:memory:/group" */
+        line[strcspn(line, "\n")] = '\0';
+        char *kinds = strchr(line, ':'), *group = kinds ? strchr(kinds + 1, ':') : NULL;
+        if (!group) continue;
+        *group++ = '\0';
+        const group_files *files = kinds[1] == '\0' ? &UNIFIED : strcmp(kinds + 1, "memory") == 0 ? &MEMORY : NULL;
+        if (files) left = less(left, left_in_groups(root, files, group));
+    }
+    if (file) (void)fclose(file);
+    return left;
+}
+
+size_t lora_memory_left(const char *root, bool with_swap) {
+    return less(left_on_machine(root, with_swap), left_in_own_groups(root));
+}
+
+bool lora_memory_fits(size_t bytes) { return bytes < LARGE || bytes <= lora_memory_left("", true); }

@@ -169,6 +169,22 @@ static PyObject *reset_peak_memory(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(memory_left_doc,
+"memory_left($module, root='', with_swap=False, /)\n--\n\n"
+"Return the bytes that this process could still take, None where the system does not say.\n\n"
+"What the machine has available, and swap where asked for, within the limits of the process's control groups.\n"
+"root is the folder that stands for '/'.");
+
+static PyObject *memory_left(PyObject *module, PyObject *args) {
+    const char *root = "";
+    int with_swap = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "|sp:memory_left", &root, &with_swap)) return NULL;
+    const size_t left = lora_memory_left(root, with_swap != 0);
+    if (left == SIZE_MAX) Py_RETURN_NONE;
+    return PyLong_FromSize_t(left);
+}
+
 /* --- profile ------------------------------------------------------------------------------------------------------ */
 
 PyDoc_STRVAR(set_profiling_doc,
@@ -229,6 +245,7 @@ static PyMethodDef settings[] = {
     {"supported_isas", supported_isas, METH_NOARGS, supported_isas_doc},
     {"memory_report", memory_report, METH_NOARGS, memory_report_doc},
     {"reset_peak_memory", reset_peak_memory, METH_NOARGS, reset_peak_memory_doc},
+    {"memory_left", memory_left, METH_VARARGS, memory_left_doc},
     {"set_profiling", set_profiling, METH_O, set_profiling_doc},
     {"profile_report", profile_report, METH_NOARGS, profile_report_doc},
     {"fma_peak", fma_peak, METH_NOARGS, fma_peak_doc},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -62,22 +61,6 @@ def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
     )
 
 
-def available_bytes() -> int:
-    """Memory that this process could still take: what Linux says is available, within the limit of its control group."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        try:
-            left = int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text())
-        except (OSError, ValueError):  # no control groups, or "max"
-            continue
-        available = min(available, max(left, 0))
-    return available
-
-
-_CGROUP = Path("/sys/fs/cgroup")
-
-
 def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Literal["none", "layer"]:
     """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free.
 
@@ -87,7 +70,10 @@ def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Li
         The limit was given and not even the forecast of "layer" stays within it.
     """
     plan = _forecast_with(model, n_tokens, "none")
-    limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * available_bytes()
+    left = _core.memory_left()
+    if limit_gib is None and left is None:
+        return "none"
+    limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * (left or 0)
     if plan.total <= limit:
         return "none"
     least = _forecast_with(model, n_tokens, "layer")

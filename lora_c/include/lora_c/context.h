@@ -82,6 +82,9 @@ lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag);
 lora_mem_usage lora_ctx_memory_total(const lora_ctx *ctx);
 void lora_ctx_reset_peak(lora_ctx *ctx);
 
+/** Bytes that this process could still take: what the machine has available (with_swap: and in swap), within the limits of its
+ *  control groups; SIZE_MAX where nothing says. root: folder that stands for "/", "" for the system's own. */
+size_t lora_memory_left(const char *root, bool with_swap);
 /** Whether the machine has memory for one more block of this size. Asks the system for blocks from 1 GiB on; smaller ones fit. */
 bool lora_memory_fits(size_t bytes);
 /** Memory for a caller's own weights, gradients and optimizer state: 64-byte aligned, zeroed, readable for 64 bytes past
