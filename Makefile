@@ -22,7 +22,7 @@ WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 SOURCES := $(shell find lora_c -name '*.[ch]')
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan headers layers lint stubtest check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
+.PHONY: help demo test check asan headers layers lint stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -61,6 +61,9 @@ lint: $(VENV)/installed layers ## layers, symbols and spills of the C tree, styl
 
 stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 	$(BIN)/python -m mypy.stubtest lora_c._core
+
+bits: $(VENV)/installed ## compare every recorded digest of results, on all rungs with 1 to 4 threads (20 minutes)
+	$(BIN)/python tests/bits/record.py --threads 1,2,3,4
 
 fuzz: $(VENV)/installed ## read FUZZ_CASES damaged files per format
 	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES)

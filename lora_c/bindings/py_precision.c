@@ -44,9 +44,42 @@ static PyObject *get_precision(PyObject *module, PyObject *unused) {
     return PyUnicode_FromString(lora_precision_name(precision));
 }
 
+PyDoc_STRVAR(set_fast_operands_doc,
+"set_fast_operands($module, name, /)\n--\n\n"
+"Choose what 'fast' products round their operands to: 'auto' (see set_precision), 'float32', 'bfloat16' or 'int16'.\n\n"
+"Machines that are told the same give the same bits. set_isa() chooses again.\n\n"
+"Raises\n------\nValueError\n    Unknown name.\nNotImplementedError\n    These kernels or this CPU lack it.");
+
+static PyObject *set_fast_operands(PyObject *module, PyObject *args) {
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s:set_fast_operands", &name)) return NULL;
+    int operands = LORA_OPERANDS_AUTO;
+    while (operands <= LORA_OPERANDS_INT16 && strcmp(name, lora_operands_name((lora_operands)operands)) != 0) operands++;
+    if (operands > LORA_OPERANDS_INT16) return PyErr_Format(PyExc_ValueError, "name: expected 'auto', 'float32', 'bfloat16' or 'int16', got '%s'", name);
+    lora_py_state *state = state_of(module);
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(state->ctx, status, lora_ctx_set_fast_operands(state->ctx, (lora_operands)operands, &err));
+    if (status != LORA_OK) return lora_py_raise(state, &err);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(get_fast_operands_doc,
+"get_fast_operands($module, /)\n--\n\nReturn what 'fast' products round their operands to: 'float32', 'bfloat16' or 'int16'.");
+
+static PyObject *get_fast_operands(PyObject *module, PyObject *unused) {
+    (void)unused;
+    lora_ctx *ctx = state_of(module)->ctx;
+    lora_operands operands;
+    LORA_PY_CALL(ctx, operands, lora_ctx_fast_operands(ctx));
+    return PyUnicode_FromString(lora_operands_name(operands));
+}
+
 PyMethodDef lora_py_precision_functions[] = {
     {"set_precision", set_precision, METH_VARARGS, set_precision_doc},
     {"get_precision", get_precision, METH_NOARGS, get_precision_doc},
+    {"set_fast_operands", set_fast_operands, METH_VARARGS, set_fast_operands_doc},
+    {"get_fast_operands", get_fast_operands, METH_NOARGS, get_fast_operands_doc},
     {0},
 };
 

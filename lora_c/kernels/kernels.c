@@ -10,3 +10,10 @@ void lora_kernels_init(lora_kernels *k, lora_isa isa) {
     lora_attention_kernels_init(&k->attention, isa);
     lora_attention_fast_kernels_init(&k->attention_fast, isa, k->gemm.fast);
 }
+
+bool lora_kernels_set_fast(lora_kernels *k, lora_gemm_arithmetic fast) {
+    if (!k->gemm.paths[fast].micro) return false;
+    k->gemm.fast = fast;
+    lora_attention_fast_kernels_init(&k->attention_fast, k->isa, fast);
+    return true;
+}

@@ -24,5 +24,7 @@ typedef struct lora_kernels {
 
 /** Fills every slot for the given rung (not AUTO; the caller has checked that the CPU has it). */
 void lora_kernels_init(lora_kernels *k, lora_isa isa);
+/** Chooses the path of LORA_PRECISION_FAST; false, with nothing changed, where the rung lacks it. */
+bool lora_kernels_set_fast(lora_kernels *k, lora_gemm_arithmetic fast);
 
 #endif

@@ -103,9 +103,29 @@ lora_precision lora_ctx_precision(const lora_ctx *ctx) { return ctx->precision; 
 
 const char *lora_precision_name(lora_precision precision) { return precision == LORA_PRECISION_FAST ? "fast" : "exact"; }
 
+_Static_assert((int)LORA_OPERANDS_FLOAT32 == (int)LORA_GEMM_EXACT && (int)LORA_OPERANDS_BFLOAT16 == (int)LORA_GEMM_BF16 &&
+                   (int)LORA_OPERANDS_INT16 == (int)LORA_GEMM_INT16,
+               "operands are the paths of the products");
+
+lora_status lora_ctx_set_fast_operands(lora_ctx *ctx, lora_operands operands, lora_error *err) {
+    if (operands == LORA_OPERANDS_AUTO) return lora_ctx_set_isa(ctx, ctx->kernels.isa, err);
+    LORA_CHECK(operands >= LORA_OPERANDS_FLOAT32 && operands <= LORA_OPERANDS_INT16, err, LORA_EINVAL,
+               "operands: expected float32, bfloat16 or int16, got %d", (int)operands);
+    LORA_CHECK(lora_kernels_set_fast(&ctx->kernels, (lora_gemm_arithmetic)operands), err, LORA_EUNSUPPORTED,
+               "operands: expected what the kernels %s of this CPU have, got %s", lora_isa_name(ctx->kernels.isa),
+               lora_operands_name(operands));
+    return LORA_OK;
+}
+
+lora_operands lora_ctx_fast_operands(const lora_ctx *ctx) { return (lora_operands)ctx->kernels.gemm.fast; }
+
+const char *lora_operands_name(lora_operands operands) {
+    static const char *const names[] = {"float32", "bfloat16", "int16"};
+    return operands >= LORA_OPERANDS_FLOAT32 && operands <= LORA_OPERANDS_INT16 ? names[operands] : "auto";
+}
+
 const char *lora_ctx_operands(const lora_ctx *ctx) {
-    static const char *const names[LORA_GEMM_PATHS] = {"float32", "bfloat16", "int16"};
-    return names[ctx->precision == LORA_PRECISION_FAST ? ctx->kernels.gemm.fast : LORA_GEMM_EXACT];
+    return lora_operands_name(ctx->precision == LORA_PRECISION_FAST ? lora_ctx_fast_operands(ctx) : LORA_OPERANDS_FLOAT32);
 }
 
 lora_isa lora_ctx_isa(const lora_ctx *ctx) { return ctx->kernels.isa; }

@@ -34,6 +34,14 @@ typedef enum lora_isa {
  * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as mixed-precision training has. */
 typedef enum lora_precision { LORA_PRECISION_EXACT, LORA_PRECISION_FAST } lora_precision;
 
+/* What the operands of FAST products are rounded to: with them chosen, CPUs of different makers give the same bits. */
+typedef enum lora_operands {
+    LORA_OPERANDS_AUTO = -1, /* by the rule above */
+    LORA_OPERANDS_FLOAT32 = 0,
+    LORA_OPERANDS_BFLOAT16 = 1,
+    LORA_OPERANDS_INT16 = 2,
+} lora_operands;
+
 /* What a piece of memory is for; the report lists live and peak bytes by tag. */
 typedef enum lora_mem_tag {
     LORA_MEM_BASE,       /* frozen base weights */
@@ -65,14 +73,18 @@ void lora_ctx_unlock(lora_ctx *ctx);
 /** Changes the number of threads (0: default). The bits of every later result stay the same. */
 lora_status lora_ctx_set_threads(lora_ctx *ctx, int n_threads, lora_error *err) LORA_MUST_CHECK;
 int lora_ctx_threads(const lora_ctx *ctx);
-/** Chooses the kernel rung; EUNSUPPORTED when the CPU lacks it. */
+/** Chooses the kernel rung, and the operands of FAST products by the rule above; EUNSUPPORTED when the CPU lacks it. */
 lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) LORA_MUST_CHECK;
 lora_isa lora_ctx_isa(const lora_ctx *ctx);
 /** Precision of the calls that follow. EINVAL for another value. */
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) LORA_MUST_CHECK;
 lora_precision lora_ctx_precision(const lora_ctx *ctx);
 const char *lora_precision_name(lora_precision precision); /* "exact", "fast" */
-/** What the operands of a product are rounded to in the precision in force: "float32", "bfloat16", "int16". */
+/** Chooses the operands of FAST products, until the rung is chosen again; EUNSUPPORTED when the rung or the CPU lacks them. */
+lora_status lora_ctx_set_fast_operands(lora_ctx *ctx, lora_operands operands, lora_error *err) LORA_MUST_CHECK;
+lora_operands lora_ctx_fast_operands(const lora_ctx *ctx);
+const char *lora_operands_name(lora_operands operands); /* "float32", "bfloat16", "int16" */
+/** The name of what the operands of a product are rounded to in the precision in force. */
 const char *lora_ctx_operands(const lora_ctx *ctx);
 const char *lora_isa_name(lora_isa isa); /* "ref", "portable", "avx2", "avx512" */
 

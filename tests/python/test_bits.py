@@ -1,0 +1,47 @@
+"""The bits of results are the recorded ones, see tests/bits/record.py; `make bits` compares all, with 1 to 4 threads."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bits import record
+from bits.cases import digests
+
+
+def everything(name: str) -> bool:
+    return True
+
+
+def families(name: str) -> bool:
+    return name.endswith("/float32") and not name.startswith("wide") and "_" not in name
+
+
+# The slow rungs compute fewer cases.
+@pytest.mark.parametrize(
+    ("kernels", "threads", "wanted"),
+    [
+        ("ref/exact", 2, families), ("portable/exact", 3, families), ("avx2/exact", 4, everything),
+        ("avx512/exact", 1, everything), ("avx512/bfloat16", 3, everything), ("avx512/int16", 2, everything),
+    ],
+)  # fmt: skip
+def test_results_have_the_recorded_bits(kernels: str, threads: int, wanted: Callable[[str], bool]) -> None:
+    reason = record.missing(kernels) or record.built_otherwise(kernels)
+    if reason is not None:
+        pytest.skip(reason)
+    with record.chosen(kernels, threads):
+        results = digests(wanted)
+    assert len(results) > 10 and record.differences(kernels, results, whole=wanted is everything) == []
+
+
+def test_another_bit_is_another_digest() -> None:
+    results = record.recorded("avx2/exact")
+    assert record.differences("avx2/exact", results) == []
+    name = next(iter(results))
+    assert record.differences("avx2/exact", {**results, name: "0" * 16}) == [name]
+    assert record.differences("avx2/exact", {key: value for key, value in results.items() if key != name}) == [name]
