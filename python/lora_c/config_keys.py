@@ -61,8 +61,6 @@ _CHANGES: dict[str, tuple[Any, ...]] = {
         "attention_head_type", "pruned_heads", "use_gated_attention", "attn_output_gate", "index_topk",
         "scale_attn_by_inverse_layer_idx", "attention_types", "global_attn_every_n_layers", "local_attention",
     ), ()),
-    "scale_attn_weights": (True,),
-    "is_causal": (True,),
     "num_kv_shared_layers": (0,),
     "layer_types": (),
     # norms, biases, block structure
@@ -79,6 +77,11 @@ _CHANGES: dict[str, tuple[Any, ...]] = {
     "dim_model_base": (),
     "num_codebooks": (1,),
 }  # fmt: skip
+# Keys of what every family here does: only true changes nothing.
+_MUST_BE_TRUE = frozenset({
+    "scale_attn_weights", "is_causal", "causal", "use_causal_mask", "use_rope", "use_rotary", "rotary", "pre_norm",
+    "use_pre_norm", "normalize_before", "do_layer_norm_before", "use_gated_mlp", "gated_mlp", "use_glu", "use_rms_norm",
+})  # fmt: skip
 _CHANGES_BY_NAME = re.compile(
     r"(^|_)(scale|scales|scaling|multiplier|mup|moe|ssm|mamba|altup|laurel|experts?|softcap(ping)?)(_|$)"
     r"|softcap|expert|kv_shared|cross_layer"
@@ -98,7 +101,8 @@ def refuse_other_mathematics(config: Mapping[str, Any], family: Family) -> None:
 
 def keys_without_effect(config: Mapping[str, Any], family: Family) -> list[str]:
     """Names of keys that nothing here reads, in the order of the file."""
-    unknown = [key for key in _beyond(config, family) if key not in _CHANGES and not _CHANGES_BY_NAME.search(key)]
+    decided = _CHANGES.keys() | _MUST_BE_TRUE
+    unknown = [key for key in _beyond(config, family) if key not in decided and not _CHANGES_BY_NAME.search(key)]
     return unknown + rope_keys_without_effect(config, family)
 
 
@@ -108,13 +112,17 @@ def _beyond(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.items()
-        if key not in known and not _HARMLESS_BY_NAME.search(key) and not any(same(value, n) for n in _NEUTRAL)
-    }
+        if key not in known and not _HARMLESS_BY_NAME.search(key) and (
+            value is False if key in _MUST_BE_TRUE else not any(same(value, n) for n in _NEUTRAL)
+        )
+    }  # fmt: skip
 
 
 def _changes(key: str, value: Any) -> bool:
     if key == "layer_types" and isinstance(value, list):
         return any(kind != "full_attention" for kind in value)
+    if key in _MUST_BE_TRUE:
+        return True
     if key in _CHANGES:
         return not any(same(value, neutral) for neutral in _CHANGES[key])
     return _CHANGES_BY_NAME.search(key) is not None and not any(same(value, neutral) for neutral in _NEUTRAL_BY_NAME)

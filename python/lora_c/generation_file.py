@@ -24,8 +24,10 @@ _DEFAULT_TOP_K = 50  # of transformers, for files that ask for draws and name no
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,), "min_length": (0,), "epsilon_cutoff": (0, 0.0), "eta_cutoff": (0, 0.0), "top_h": (),
     "penalty_alpha": (0, 0.0), "guidance_scale": (1, 1.0), "sequence_bias": (), "exponential_decay_length_penalty": (),
-    "watermarking_config": (),
+    "watermarking_config": (), "encoder_repetition_penalty": (1, 1.0), "encoder_no_repeat_ngram_size": (0,),
+    "token_healing": (False,), "max_time": (),
 }  # fmt: skip
+_OF_DRAWS = frozenset({"epsilon_cutoff", "eta_cutoff", "top_h"})  # nothing without do_sample
 
 
 def read_generation_options(source: Path) -> dict[str, Any]:
@@ -66,7 +68,10 @@ def left_aside(options: Mapping[str, Any], config: GenerationConfig, where: str)
     decided = config.model_fields_set | (SAMPLING_FIELDS | {"do_sample"} if greedy and _chosen(config) else set())
     names = [name for name in sorted(asked.model_fields_set) if name in options and name not in {*decided, "max_new_tokens"}]
     found = [f"{name}={getattr(asked, name)!r}" for name in names if _differs(name, asked, config)]
-    unknown = [f"{name}={options[name]!r}" for name, idle in _UNSUPPORTED.items() if options.get(name) not in (None, *idle)]
+    unknown = [
+        f"{name}={options[name]!r}" for name, idle in _UNSUPPORTED.items()
+        if options.get(name) not in (None, *idle) and (options.get("do_sample") or name not in _OF_DRAWS)
+    ]  # fmt: skip
     way_in = "config=model.generation_config takes it, on the command line --use-generation-config"
     lines = [f"left aside is {shorten(found, 12)} ({way_in})"] if found else []
     lines += [f"not supported is {shorten(unknown)}"] if unknown else []

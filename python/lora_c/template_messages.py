@@ -19,7 +19,8 @@ from .errors import DataError
 from .template_text import Written
 from .tool_calls import arguments_of, call_as_text, parsed_call, texts_of_call
 
-REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which reasoning comes, the standard one first
+# The names under which reasoning comes, the standard one first.
+REASONING = ("reasoning_content", "thinking", "reasoning", "thought")
 _RESULTS = ("tool", "function", "ipython", "tool_results")  # roles whose content may be any JSON value
 
 

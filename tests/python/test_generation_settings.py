@@ -158,12 +158,23 @@ def test_what_is_left_aside_of_the_file_is_said_once(with_file: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [{}, {"temperature": 0.7, "top_p": 0.9}, {"do_sample": False, "top_k": 5}, {"repetition_penalty": 1.0},
-     {"max_new_tokens": 9}, {"transformers_version": "5.0", "num_beams": 1, "suppress_tokens": None, "top_k": None}],
+     {"max_new_tokens": 9}, {"epsilon_cutoff": 3e-4, "eta_cutoff": 1e-3},
+     {"transformers_version": "5.0", "num_beams": 1, "suppress_tokens": None, "top_k": None}],
 )  # fmt: skip
 def test_a_file_that_changes_nothing_is_not_mentioned(with_file: Any, options: dict[str, Any]) -> None:
     model = with_file(options)
     assert not model.generation_config.sampling
     model.generate("Once", max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 4}, {"encoder_repetition_penalty": 1.2}, {"encoder_no_repeat_ngram_size": 3}, {"token_healing": True}],
+)
+def test_what_other_programs_do_with_the_file_and_this_one_cannot_is_said(with_file: Any, options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.warns(LoraCWarning, match=f"not supported is {name}={value}"):
+        with_file(options).generate("Once", max_new_tokens=2)
 
 
 def test_what_the_caller_decides_is_not_left_aside(with_file: Any) -> None:

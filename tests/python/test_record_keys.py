@@ -119,11 +119,53 @@ def test_flags_that_say_no_yes_or_no_are_refused(turn: dict[str, Any], message: 
         ({"instruction": "a", "output": "b", "chosen": "c"}, "chosen"),
         ({"text": "a", "prompt": "b"}, "prompt"),
         ({"text": "a", "system": "b"}, "system"),
+        ({"messages": TURNS, "system_prompt": "Be brief"}, "system_prompt"),
+        ({"messages": TURNS, "enable_thinking": False}, "enable_thinking"),
+        ({"instruction": "a", "output": "b", "inputs": "c"}, "inputs"),
+        ({"prompt": "a", "completion": "b", "suffix": "c"}, "suffix"),
+        ({"prompt": "a", "completion": "b", "prefix": "c"}, "prefix"),
+        ({"prompt": "a", "completion": "b", "weight": 0.1}, "weight"),
+        ({"messages": TURNS, "train_on_inputs": True}, "train_on_inputs"),
+        ({"messages": TURNS, "mask_history": True}, "mask_history"),
     ],
 )
 def test_keys_that_would_change_the_text_are_refused_by_name(record: dict[str, Any], key: str) -> None:
-    with pytest.raises(DataError, match=f"here: expected a '.*' record without '{key}', got one with it; "):
+    with pytest.raises(DataError, match=f"here: expected a '.*' record without '{key}', got "):
         read(record, TEMPLATE)
+
+
+def test_a_key_in_other_letters_is_refused() -> None:
+    with pytest.raises(DataError, match="here: expected the key 'input', got 'Input'; give it the name in small letters"):
+        read({"instruction": "a", "Input": "b", "output": "c"}, TEMPLATE)
+
+
+@pytest.mark.parametrize("key", ["images", "image", "audio", "video", "documents", "attachments"])
+def test_a_message_with_more_than_text_is_refused(key: str) -> None:
+    with pytest.raises(DataError, match=f"here: expected message 0 without '{key}', got one with it; lora-c trains on text"):
+        read({"messages": [TURNS[0] | {key: ["a.png"]}, *TURNS[1:]]}, TEMPLATE)
+    assert read({"messages": [TURNS[0] | {key: None}, *TURNS[1:]]}, TEMPLATE) == read({"messages": TURNS}, TEMPLATE)
+
+
+def test_a_prompt_that_ends_inside_of_the_answer_is_refused() -> None:
+    begun, rest = {"role": "assistant", "content": "He"}, {"role": "assistant", "content": "llo"}
+    with pytest.raises(DataError, match="here: expected 'prompt' to end before the answer"):
+        read({"prompt": [TURNS[0], begun], "completion": [rest]}, TEMPLATE)
+    read({"prompt": [TURNS[0], begun, TURNS[0]], "completion": [rest]}, TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("extra", "lost"),
+    [
+        ({"refusal": "I cannot"}, "refusal of answers"),
+        ({"reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}, "reasoning_details of answers"),
+        ({"thought": "hm"}, "reasoning of answers"),
+    ],
+)
+def test_parts_of_an_answer_that_no_template_writes_are_told(extra: dict[str, Any], lost: str) -> None:
+    told: Counter[str] = Counter()
+    answer = {"role": "assistant", "content": "Hello"} | extra
+    samples_from_record({"messages": [TURNS[0], answer]}, byte_tokenizer(TEMPLATE), "here", told)
+    assert any(lost in line for line in told), told
 
 
 @pytest.mark.parametrize("record", [{"text": "a"}, {"prompt": "a", "completion": "b"}, {"messages": TURNS}])

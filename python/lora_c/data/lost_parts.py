@@ -34,9 +34,18 @@ def parts_of(message: Message) -> list[tuple[str, list[str]]]:
     inner, said = reasoning_and_rest(text_of(message.get("content")))
     reasoning = next((message[key] for key in REASONING if isinstance(message.get(key), str)), "")
     parts = [("reasoning", [reasoning]), ("reasoning", [inner]), ("content", [said])]
+    details, refusal = message.get("reasoning_details"), message.get("refusal")
+    parts += [("reasoning_details", _texts(details))] if not reasoning else []
+    parts += [("refusal", [refusal])] if isinstance(refusal, str) else []
     calls = message.get("tool_calls")
     parts += [("tool calls", list(texts_of_call(call))) for call in calls or [] if isinstance(call, dict)]
     return [(kind, texts) for kind, texts in parts if any(text.strip() for text in texts)]
+
+
+def _texts(details: Any) -> list[str]:
+    """The texts of OpenRouter's list of reasoning."""
+    found = [detail.get("text") for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
+    return [text for text in found if isinstance(text, str)]
 
 
 def lost_parts(message: Message, answer: str) -> tuple[list[str], int]:

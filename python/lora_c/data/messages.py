@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 FLAGS = ("weight", "train", "training", "trainable", "loss")  # OpenAI's, axolotl's and ms-swift's: 0 carries no loss
 _OF_PARTS = ("train_detail", "training_detail")
+_NO_TEXT = (
+    "image", "images", "audio", "audios", "video", "videos", "documents", "files", "attachments", "experimental_attachments",
+)  # fmt: skip
 
 
 def checked_messages(messages: Any) -> list[Message]:
@@ -30,6 +33,12 @@ def checked_messages(messages: Any) -> list[Message]:
             raise DataError(f"expected message {i} to have 'role' and 'content', got {str(message)[:60]!r}")
         if all(message.get(key) is None for key in ("content", "function_call")) and not message.get("tool_calls"):
             raise DataError(f"expected message {i} to have 'content' or 'tool_calls', got {str(message)[:60]!r}")
+        other = next((key for key in _NO_TEXT if message.get(key)), None)
+        if other is not None:
+            raise DataError(
+                f"expected message {i} without {other!r}, got one with it; lora-c trains on text alone: leave such messages "
+                "out"
+            )
     legacy = any(message.get("function_call") is not None for message in messages)
     return [_with_tool_calls(message) for message in messages] if legacy else list(messages)
 

@@ -28,15 +28,23 @@ _HEEDED = {
 _MEANT_FOR_THE_MODEL = (
     "system", "history", "tools", "functions", "function_call", "documents", "context", "input", "instruction", "output",
     "prompt", "completion", "chosen", "rejected", "reasoning_content", "reasoning", "thinking", "images", "image", "audios",
-    "audio", "videos", "video", "chat_template_kwargs", "train_detail", "training_detail",
+    "audio", "videos", "video", "chat_template_kwargs", "train_detail", "training_detail", "system_prompt", "system_message",
+    "inputs", "prefix", "suffix", "enable_thinking",
 )  # fmt: skip
+# What asks for other loss, and the values that ask for none.
+_OTHER_LOSS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("weight", "loss_weight", "sample_weight", "loss_scale"), (1, 1.0)),
+    **dict.fromkeys(("train_on_inputs", "train_on_input", "train_on_prompt", "mask_history", "mask_prompt"), (False, 0)),
+}
 _PREFERENCES = ("chosen", "rejected")
 _JUDGEMENTS = ("label", "kto_tag")  # of TRL's and LLaMA-Factory's sets of desirable and undesirable answers
 _WAY_OUT = {
     "chosen": "lora-c trains on answers, not on preferences: write the chosen one as the completion",
     "rejected": "lora-c trains on answers, not on preferences: write the chosen one as the completion",
     "history": "write the earlier turns as 'messages'",
-    "context": "write it into the prompt",
+    "context": "write it into the prompt", "inputs": "name it 'input'",
+    "system_prompt": "name it 'system', or write it as the first message",
+    "system_message": "name it 'system', or write it as the first message",
     "images": "lora-c trains on text alone", "image": "lora-c trains on text alone", "audios": "lora-c trains on text alone",
     "audio": "lora-c trains on text alone", "videos": "lora-c trains on text alone", "video": "lora-c trains on text alone",
 }  # fmt: skip
@@ -65,6 +73,7 @@ def kind_of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     form = "prompt messages" if kind == "prompt" and isinstance(record["prompt"], list) else kind
     own = {*NEEDED[kind], *_HEEDED[form], *aside}
     others = [key for key in _MEANT_FOR_THE_MODEL if key in given and key not in own and record[key] != ""]
+    _refuse_other_case(record, own | set(_MEANT_FOR_THE_MODEL))
     if others and kind in ("messages", "conversations"):  # the first question once more, as some data sets have it
         aside |= {key for key in others if _is_said(record[key], record[kind], key)}
         others = [key for key in others if key not in aside]
@@ -79,6 +88,12 @@ def kind_of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
         key = (preferred or others)[0]
         way_out = _WAY_OUT.get(key, "write it into the text that is trained, or remove the key")
         raise DataError(f"expected a {_named(kind)} record without {key!r}, got one with it; {way_out}")
+    asked = next((key for key, idle in _OTHER_LOSS.items() if key in given and record[key] not in idle), None)
+    if asked and kind != "text":
+        raise DataError(
+            f"expected a {_named(kind)} record without {asked!r}, got {str(record[asked])[:40]!r}; every learned token counts "
+            "the same: mark messages that are not learned by 'weight': 0, or remove the key"
+        )
     judged = next((key for key in _JUDGEMENTS if isinstance(record.get(key), bool)), None)
     if judged and kind != "text":
         raise DataError(
@@ -86,6 +101,14 @@ def kind_of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
             "the key"
         )
     return kind, sorted(aside & given)
+
+
+def _refuse_other_case(record: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse "Input" beside "instruction": it is no key of the user's own."""
+    for key, value in record.items():
+        name = str(key).strip().lower()
+        if str(key) not in known and name in known and name not in record and not _is_nothing(value) and value != "":
+            raise DataError(f"expected the key {name!r}, got {str(key)!r}; give it the name in small letters")
 
 
 def _keys(record: Mapping[str, Any]) -> list[str]:

@@ -142,7 +142,16 @@ def _prompt_messages(record: dict[str, Any], tokenizer: Tokenizer, lines: Counte
     prompt, completion = record["prompt"], record.get("completion")
     if not isinstance(completion, list):
         raise DataError(f"expected 'completion' to be a list of messages as 'prompt' is, got {type(completion).__name__}")
+    if _role(prompt[-1:]) == _role(completion[:1]) == "assistant":
+        raise DataError(
+            "expected 'prompt' to end before the answer, got an assistant's message at its end and one at the begin of "
+            "'completion'; write the answer as one message, in 'completion'"
+        )
     return _conversation(prompt + completion, tokenizer, record, lines, len(prompt))
+
+
+def _role(messages: list[Any]) -> Any:
+    return messages[0].get("role") if messages and isinstance(messages[0], dict) else None
 
 
 def _system(record: dict[str, Any]) -> str:
