@@ -63,13 +63,20 @@ def must_read_again(model: Model, length: int) -> bool:
     return bool(switch) and length == switch + 1
 
 
+def _weights_in_use(model: Model) -> tuple[int, bool]:
+    """What tells that keys and values in a cache were made with another adapter."""
+    return id(model.adapter), model.is_merged
+
+
 def generate_ids(model: Model, ids: Sequence[int], config: GenerationConfig) -> Iterator[int]:
     """Yield new token ids until an end token (not yielded), max_new_tokens, or the end of the context."""
     chooser = TokenChooser(model, ids, config)
     cache = model.decoder.new_cache(len(ids) + chooser.budget)
     step, all_ids = np.asarray(ids, np.int32), list(ids)
-    precision = precision_of(config)
+    precision, weights = precision_of(config), _weights_in_use(model)
     while chooser.budget > 0:
+        if weights != _weights_in_use(model):
+            raise ConfigError("stream: expected the same adapter until the answer ends, got another one; call stream again")
         token = chooser.choose(model.decoder.decode(cache, step, precision=precision)[0])
         if token is None:
             return

@@ -27,7 +27,7 @@ def prompt_ids(model: Model, prompt: Any) -> list[int]:
             list(prompt), add_generation_prompt=not opened, continue_final_message=opened
         )
         ids = model.tokenizer.encode(text, add_special_tokens=False)
-    elif isinstance(prompt, (Sequence, np.ndarray)) and all(isinstance(i, (int, np.integer)) for i in prompt):
+    elif isinstance(prompt, (Sequence, np.ndarray)) and all(map(_is_id, prompt)):
         ids = [int(i) for i in prompt]
     else:
         raise DataError(f"prompt: expected a text, a list of messages or a list of token ids, got {type(prompt).__name__}")
@@ -40,6 +40,10 @@ def prompt_ids(model: Model, prompt: Any) -> list[int]:
     if len(ids) >= limit:
         raise DataError(f"prompt: expected fewer tokens than the model's context of {limit}, got {len(ids)}; shorten it")
     return ids
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_batch(prompt: Any) -> bool:

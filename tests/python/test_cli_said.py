@@ -61,3 +61,18 @@ def test_eval_says_that_a_folder_has_only_training_data(tiny_model_dir: Path, tm
 def test_an_adapter_with_a_base_of_its_own_is_said(tiny_model_dir: Path, own_base: Path) -> None:
     done = run("generate", "--model", tiny_model_dir, "--adapter", own_base, "--raw", "--max-new-tokens", 1, "w3")
     assert "the adapter brings a base of its own (base_model/), which takes the place of" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "flag", ["--resume", "--model", "--adapter", "--data", "--eval-data", "--prompts", "--split", "--output-dir"]
+)
+def test_an_empty_value_is_refused(tiny_model_dir: Path, tmp_path: Path, flag: str) -> None:
+    """A shell variable that was never set must not turn a flag off."""
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": "w3 w4 w5"}) + "\n", encoding="utf-8")
+    command = {"--prompts": "generate", "--split": "eval", "--adapter": "eval"}.get(flag, "train")
+    given = {"--model": tiny_model_dir} | ({} if command == "generate" else {"--data": tmp_path / "d.jsonl"}) | {flag: ""}
+    if command == "train":
+        given = {"--output-dir": tmp_path / "out"} | given
+    done = run(command, *(part for pair in given.items() for part in pair))
+    assert done.exit_code != 0 and not (tmp_path / "out").exists()
+    assert "expected" in str(done.exception) + done.stderr and "got ''" in str(done.exception) + done.stderr

@@ -202,3 +202,14 @@ def test_streamed_pieces_joined_are_the_answer(stories: Path) -> None:
     answer = list(generate_ids(model, prompt, GenerationConfig(max_new_tokens=80)))
     whole = model.tokenizer.decode([*prompt, *answer])
     assert model.tokenizer.decode(prompt) + model.generate("Once upon a time", max_new_tokens=80) == whole
+
+
+def test_an_answer_is_of_one_adapter(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir, progress=False)
+    pieces = model.stream("w3 w4", max_new_tokens=9, ignore_eos=True)
+    next(pieces)
+    model.add_adapter(r=2)
+    with pytest.raises(ConfigError, match="stream: expected the same adapter until the answer ends"):
+        list(pieces)
+    with pytest.raises(DataError, match="prompt: expected a text, a list of messages or a list of token ids"):
+        model.generate([True, False])

@@ -25,7 +25,7 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]
     name = "PATH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, (str, os.PathLike)):
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):  # empty: a shell variable that was never set
             self.fail(f"expected a path, got {value!r}", param, ctx)
         return os.fspath(value)
 
@@ -51,7 +51,7 @@ class ResumePath(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         known = {"true": "latest", "yes": "latest", "false": "", "no": ""}
-        if not isinstance(value, (str, os.PathLike)):
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             self.fail(f"expected auto or a checkpoint folder, got {value!r}", param, ctx)
         return known.get(os.fspath(value), os.fspath(value))
 
