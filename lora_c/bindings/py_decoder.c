@@ -118,26 +118,41 @@ static int get_batch(PyObject *ids, PyObject *cu, PyObject *targets, PyObject *w
 }
 
 PyDoc_STRVAR(forward_backward_doc,
-"forward_backward($self, input_ids, cu_seqlens, targets, loss_weight, /, *, grad_scale=1.0, dropout_step=0)\n--\n\n"
+"forward_backward($self, input_ids, cu_seqlens, targets, loss_weight, /, *, grad_scale=1.0, dropout_step=None)\n--\n\n"
 "One forward and one backward pass over a packed batch.\n\n"
 "Shapes\n------\ninput_ids, targets, loss_weight (n_tokens,); cu_seqlens (n_segments + 1,): 0, the ends of the segments.\n\n"
 "Parameters\n----------\n"
 "input_ids, cu_seqlens, targets : int32 or int64 array, or list of int\n    targets[i] is the token that position i must predict.\n"
 "loss_weight : array\n    float32; 0 where a position carries no loss.\n"
 "grad_scale : float\n    Gradients of grad_scale times the returned loss are added to every trained parameter.\n"
-"dropout_step : int\n    Chooses the dropout masks.\n\n"
+"dropout_step : int, optional\n    Chooses the dropout masks; needed where an adapter has lora_dropout.\n\n"
 "Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats.\n\n"
 "Raises\n------\nValueError\n    A shape, an id or a segment does not fit, or a weight is missing (it is named).\n"
 "RuntimeError\n    Another thread is using this decoder.");
 
+/* The step that chooses the dropout masks. One that is left out would be the same masks in every step. */
+static int read_dropout_step(decoder *self, PyObject *given, uint64_t *step) {
+    bool draws;
+    *step = 0;
+    if (given != Py_None) {
+        *step = PyLong_AsUnsignedLongLongMask(given);
+        return *step == (uint64_t)-1 && PyErr_Occurred() ? -1 : 0;
+    }
+    LORA_PY_CALL(self->base.ctx, draws, lora_decoder_has_dropout(self->decoder));
+    if (!draws) return 0;
+    PyErr_SetString(PyExc_ValueError, "dropout_step: expected the number of the training step with lora_dropout, which draws other masks in "
+                                      "each, got none");
+    return -1;
+}
+
 static PyObject *decoder_forward_backward(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "", "grad_scale", "dropout_step", NULL};
-    PyObject *ids, *cu, *targets, *weight;
+    PyObject *ids, *cu, *targets, *weight, *step = Py_None;
     double grad_scale = 1.0, loss = 0.0;
-    unsigned long long dropout_step = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$dK:forward_backward", names, &ids, &cu, &targets, &weight, &grad_scale,
-                                     &dropout_step)) return NULL;
+    uint64_t dropout_step;
     decoder *self = (decoder *)o;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$dO:forward_backward", names, &ids, &cu, &targets, &weight, &grad_scale, &step) ||
+        read_dropout_step(self, step, &dropout_step) < 0) return NULL;
     batch x;
     int ready = get_batch(ids, cu, targets, weight, &x) == 0 && lora_py_enter_decoder(self) == 0;
     lora_status status = LORA_OK;
@@ -229,6 +244,22 @@ static bool is_token_count(int64_t n) {
     if (n >= 1 && n <= INT32_MAX) return true;
     PyErr_Format(PyExc_ValueError, "n_tokens: expected 1 to 2**31 - 1, got %lld", (long long)n);
     return false;
+}
+
+PyDoc_STRVAR(free_activations_doc,
+"free_activations($self, /)\n--\n\nFree the memory of activations; the next pass takes what it needs.\n\n"
+"It also shrinks by itself, after some passes that need less than half of it.\n\n"
+"Raises\n------\nRuntimeError\n    Another thread is using this decoder.");
+
+static PyObject *decoder_free_activations(PyObject *o, PyObject *unused) {
+    (void)unused;
+    decoder *self = (decoder *)o;
+    int status = 0;
+    if (lora_py_enter_decoder(self) < 0) return NULL;
+    LORA_PY_CALL(self->base.ctx, status, (lora_decoder_free_activations(self->decoder), 0));
+    lora_py_leave(&self->base);
+    (void)status;
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(arena_bytes_doc,
@@ -419,6 +450,7 @@ static PyMethodDef decoder_methods[] = {
     {"loss", LORA_PY_KEYWORDS decoder_loss_kept, METH_VARARGS | METH_KEYWORDS, loss_doc},
     {"logits", decoder_logits, METH_VARARGS, logits_doc},
     {"scratch_bytes", decoder_scratch_bytes, METH_O, scratch_bytes_doc},
+    {"free_activations", decoder_free_activations, METH_NOARGS, free_activations_doc},
     {"arena_bytes", LORA_PY_KEYWORDS decoder_arena_bytes_kept, METH_VARARGS | METH_KEYWORDS, arena_bytes_doc},
     {"new_cache", decoder_new_cache, METH_VARARGS, new_cache_doc},
     {"decode", LORA_PY_KEYWORDS decoder_decode_kept, METH_VARARGS | METH_KEYWORDS, decode_doc},

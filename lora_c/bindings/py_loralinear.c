@@ -144,12 +144,13 @@ static int check_numbers(const loralinear *self) {
 
 static PyObject *make_linear(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"base", "r", "lora_alpha", "lora_dropout", "bias", "A", "B", "seed", "use_rslora", "use_dora", "magnitude", NULL};
-    PyObject *given, *alpha = Py_None, *bias = Py_None, *A = Py_None, *B = Py_None, *magnitude = Py_None;
+    PyObject *given, *bias = Py_None, *A = Py_None, *B = Py_None, *magnitude = Py_None;
     int64_t rank = 8;
     double dropout = 0.0;
     uint64_t seed = 0;
     int rslora = 0, dora = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&$OdOOOO&ppO:LoRALinear", names, &given, lora_py_whole, &rank, &alpha, &dropout, &bias, &A,
+    double alpha = 8;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&$ddOOOO&ppO:LoRALinear", names, &given, lora_py_whole, &rank, &alpha, &dropout, &bias, &A,
                                      &B, seed_converter, &seed, &rslora, &dora, &magnitude)) return NULL;
     lora_py_state *state = lora_py_state_of(type);
     loralinear *self = lora_py_new(type);
@@ -157,8 +158,7 @@ static PyObject *make_linear(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->rank = rank;
     self->dropout = dropout;
     self->seed = seed;
-    self->lora_alpha = alpha == Py_None ? (double)rank : PyFloat_AsDouble(alpha);
-    if (self->lora_alpha == -1.0 && PyErr_Occurred()) goto fail;
+    self->lora_alpha = alpha;
     if (check_numbers(self) < 0) goto fail;
     self->scaling = self->lora_alpha / (rslora ? sqrt((double)rank) : (double)rank);
     self->given = Py_NewRef(given);
@@ -192,6 +192,16 @@ static lora_adapter adapter_of(const loralinear *self, int training, uint64_t st
         .dmagnitude = self->magnitude ? self->magnitude->grad : NULL,
         .norm = self->norm,
     };
+}
+
+/* The step that chooses the dropout mask. One that is left out would be the same mask in every step. */
+static int read_step(const loralinear *self, PyObject *given, int training, uint64_t *step) {
+    *step = 0;
+    if (given != Py_None) return seed_converter(given, step) ? 0 : -1;
+    if (!training || self->dropout == 0.0) return 0;
+    PyErr_SetString(PyExc_ValueError, "step: expected the number of the training step with lora_dropout, which draws another mask in each, "
+                                      "got none; give forward() and backward() of a step the same");
+    return -1;
 }
 
 /* The output for the leading dimensions of like and a last one of cols: out itself, checked, or a new array. */
@@ -249,14 +259,14 @@ static PyObject *finish(loralinear *self, PyObject *result, lora_status status, 
 }
 
 PyDoc_STRVAR(forward_doc,
-"forward($self, x, /, *, out=None, training=False, step=0)\n--\n\n"
+"forward($self, x, /, *, out=None, training=False, step=None)\n--\n\n"
 "Compute y = x W^T + bias + s (drop(x) A^T) B^T.\n\n"
 "Shapes\n------\nx (..., in_features); result (..., out_features).\n\n"
 "Parameters\n----------\n"
 "x : array\n    float32; rows may lie apart, elements of a row may not.\n"
 "out : array, optional\n    float32, writable, apart from x and the weights.\n"
 "training : bool\n    Apply lora_dropout.\n"
-"step : int\n    Chooses the dropout mask; give backward() the same.\n\n"
+"step : int, optional\n    Chooses the dropout mask; give backward() the same. Needed where training with lora_dropout.\n\n"
 "Returns\n-------\nndarray\n    out, or a new array.\n\n"
 "Raises\n------\nValueError\n    A shape or stride does not fit, or out overlaps an input.\n"
 "TypeError\n    Another element type.\nRuntimeError\n    Another thread is using this layer.\n\n"
@@ -265,11 +275,12 @@ PyDoc_STRVAR(forward_doc,
 
 static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "out", "training", "step", NULL};
-    PyObject *x_given, *out = Py_None;
+    PyObject *x_given, *out = Py_None, *step_given = Py_None;
     int training = 0;
-    uint64_t step = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OpO&:forward", names, &x_given, &out, &training, seed_converter, &step)) return NULL;
+    uint64_t step;
     loralinear *self = (loralinear *)o;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OpO:forward", names, &x_given, &out, &training, &step_given) ||
+        read_step(self, step_given, training, &step) < 0) return NULL;
     lora_weight w = self->weight.w;
     lora_py_array x, held = {0};
     if (lora_py_get(x_given, "x", LORA_PY_F32, LORA_PY_ROWS, &x) < 0) return NULL;
@@ -297,7 +308,7 @@ static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
 }
 
 PyDoc_STRVAR(backward_doc,
-"backward($self, dy, x, /, *, out=None, training=False, step=0)\n--\n\n"
+"backward($self, dy, x, /, *, out=None, training=False, step=None)\n--\n\n"
 "Compute dx = dy W + s drop\'((dy B) A) and add to A.grad and B.grad.\n\n"
 "Shapes\n------\ndy (..., out_features); x (..., in_features) as given to forward(); result like x.\n\n"
 "Parameters\n----------\n"
@@ -311,12 +322,12 @@ PyDoc_STRVAR(backward_doc,
 
 static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "out", "training", "step", NULL};
-    PyObject *dy_given, *x_given, *out = Py_None;
+    PyObject *dy_given, *x_given, *out = Py_None, *step_given = Py_None;
     int training = 0;
-    uint64_t step = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OpO&:backward", names, &dy_given, &x_given, &out, &training,
-                                     seed_converter, &step)) return NULL;
+    uint64_t step;
     loralinear *self = (loralinear *)o;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OpO:backward", names, &dy_given, &x_given, &out, &training, &step_given) ||
+        read_step(self, step_given, training, &step) < 0) return NULL;
     lora_weight w = self->weight.w;
     lora_py_array dy = {0}, x = {0}, held = {0};
     PyObject *result = NULL;
@@ -464,7 +475,7 @@ static PyMethodDef linear_methods[] = {
 };
 
 PyDoc_STRVAR(linear_doc,
-"LoRALinear(base, r=8, *, lora_alpha=None, lora_dropout=0.0, bias=None, A=None, B=None, seed=0, use_rslora=False, "
+"LoRALinear(base, r=8, *, lora_alpha=8.0, lora_dropout=0.0, bias=None, A=None, B=None, seed=0, use_rslora=False, "
 "use_dora=False, magnitude=None)\n--\n\n"
 "A linear layer with a LoRA adapter: y = W x + bias + s B A x.\n\n"
 "Shapes\n------\nbase (out_features, in_features); bias (out_features,); A (r, in_features); B (out_features, r).\n\n"
@@ -472,7 +483,7 @@ PyDoc_STRVAR(linear_doc,
 "base : NF4Tensor, GGMLTensor, array or Parameter\n    Frozen as NF4Tensor, GGMLTensor or as a float32 or bfloat16 array, which is borrowed, not copied;\n"
 "    trained as Parameter.\n"
 "r : int\n    Rank.\n"
-"lora_alpha : float, optional\n    s = lora_alpha / r; by default r, so that s is 1.\n"
+"lora_alpha : float\n    s = lora_alpha / r.\n"
 "lora_dropout : float\n    Dropout on the input of A while training.\n"
 "bias : array or Parameter, optional\n    Added to every row.\n"
 "A, B : array or Parameter, optional\n    Start values (copied) or shared parameters. By default A is uniform in\n"

@@ -152,22 +152,44 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     return c.used;
 }
 
-lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *b, lora_error *err) {
-    size_t bytes = layout(d, n_tokens, training, NULL, b);
-    if (bytes > d->arena_bytes) {
-        void *old = d->arena;
-        d->arena_bytes = 0;
-        d->arena = NULL;                  /* never a freed pointer, not even in a child forked right here */
-        lora_mem_free(&d->ctx->mem, old); /* first, so that the old and the new one never live together */
-        d->arena = bytes < SIZE_MAX / 2 ? lora_mem_alloc(&d->ctx->mem, LORA_MEM_ACTIVATION, bytes) : NULL;
-        LORA_CHECK(d->arena, err, LORA_ENOMEM,
-                   "activations: expected %zu bytes for %lld tokens, got none; use fewer tokens or recompute=\"layer\"",
-                   bytes, (long long)n_tokens);
-        d->arena_bytes = bytes;
+/* Passes in a row that need less than half of the arena, before it becomes as small as they need it. */
+enum { SMALL_PASSES = 16 };
+
+/* Replaces the arena; the old one is freed first, so that the two never live together. */
+static lora_status resize_arena(lora_decoder *d, size_t bytes) {
+    void *old = d->arena;
+    d->arena_bytes = 0;
+    d->arena = NULL; /* never a freed pointer, not even in a child forked right here */
+    d->small_passes = (lora_small_passes){0};
+    lora_mem_free(&d->ctx->mem, old);
+    if (bytes > 0 && bytes < SIZE_MAX / 2) d->arena = lora_mem_alloc(&d->ctx->mem, LORA_MEM_ACTIVATION, bytes);
+    if (d->arena) d->arena_bytes = bytes;
+    return bytes == 0 || d->arena ? LORA_OK : LORA_ENOMEM;
+}
+
+/* The size that the arena should have for a pass of so many bytes: memory of one large batch is not kept for ever. */
+static size_t arena_size_for(lora_decoder *d, size_t bytes) {
+    lora_small_passes *small = &d->small_passes;
+    if (bytes > d->arena_bytes) return bytes;
+    if (bytes > d->arena_bytes / 2) {
+        *small = (lora_small_passes){0};
+        return d->arena_bytes;
     }
+    if (bytes > small->most_bytes) small->most_bytes = bytes;
+    return ++small->count < SMALL_PASSES ? d->arena_bytes : small->most_bytes;
+}
+
+lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *b, lora_error *err) {
+    size_t bytes = layout(d, n_tokens, training, NULL, b), size = arena_size_for(d, bytes);
+    if (size != d->arena_bytes)
+        LORA_CHECK(resize_arena(d, size) == LORA_OK, err, LORA_ENOMEM,
+                   "activations: expected %zu bytes for %lld tokens, got none; use fewer tokens or recompute=\"layer\"",
+                   size, (long long)n_tokens);
     layout(d, n_tokens, training, d->arena, b);
     return LORA_OK;
 }
+
+void lora_decoder_free_activations(lora_decoder *d) { (void)resize_arena(d, 0); }
 
 int64_t lora_decoder_arena_bytes(const lora_decoder *d, int64_t n_tokens, bool training) {
     lora_buffers unused;

@@ -317,6 +317,15 @@ lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix
     return LORA_OK;
 }
 
+bool lora_decoder_has_dropout(const lora_decoder *d) {
+    for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++)
+        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
+            const lora_matrix *m = &d->layers[layer].matrices[slot];
+            if (m->has_adapter && m->adapter.dropout > 0) return true;
+        }
+    return false; /* adapters of the embedding and the head have none while they train */
+}
+
 /* --- completeness --- */
 
 static lora_status missing(weight_name name, lora_error *err) {

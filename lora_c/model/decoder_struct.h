@@ -47,6 +47,12 @@ typedef struct lora_layer_state {
     float *low[LORA_LAYER_MATRICES]; /* (M, R): s drop(x) A^T of each matrix for the gradient of B, or NULL: formed again */
 } lora_layer_state;
 
+/* Passes in a row that needed much less than the arena holds, and the most that one of them needed. */
+typedef struct lora_small_passes {
+    int count;
+    size_t most_bytes;
+} lora_small_passes;
+
 /* Every buffer of a pass, carved from one arena. */
 typedef struct lora_buffers {
     int64_t lowest;           /* layers below keep nothing and run in place; L in evaluation */
@@ -96,6 +102,7 @@ struct lora_decoder {
     lora_precision precision;
     void *arena;
     size_t arena_bytes;
+    lora_small_passes small_passes;
 };
 
 struct lora_kv_cache {

@@ -51,7 +51,7 @@ assert failed > 5 * len(calls), failed
 CALLS = """dict(
     linear=lambda: layer.forward(x),
     out=lambda: layer.forward(x, out=np.empty((2, 4), np.float32)),
-    call=lambda: layer(x, training=True),
+    call=lambda: layer(x, training=True, step=1),
     backward=lambda: layer.backward(ones(2, 4), x),
     merge=lambda: layer.merge(sign=1.0),
     parameters=layer.parameters,

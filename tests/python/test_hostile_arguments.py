@@ -444,7 +444,7 @@ def test_garbage_with_arrays_of_a_subclass_is_found() -> None:
 LONG: Any = np.zeros((40, 40))
 ONE_LINE: dict[str, Callable[[Any], Any]] = {
     "seed": lambda bad: lc.LoRALinear(ones(4, 4), r=2, seed=bad),
-    "step": lambda bad: lc.LoRALinear(ones(4, 4), r=2).forward(ones(2, 4), step=bad),
+    "step": lambda bad: lc.LoRALinear(ones(4, 4), lora_dropout=0.5).forward(ones(2, 4), training=True, step=bad),
     "dtype": lambda bad: NF4Tensor.quantize(ones(2, 64)).dequantize(dtype=bad),
     "recompute": lambda bad: setattr(MODEL, "recompute", bad),
     "activation_dtype": lambda bad: setattr(MODEL, "activation_dtype", bad),

@@ -150,6 +150,11 @@ lora_status lora_decoder_logits(lora_decoder *decoder, const lora_batch *batch, 
 
 /** Bytes of the activation arena for n_tokens in training (or evaluation), known before the start. */
 int64_t lora_decoder_arena_bytes(const lora_decoder *decoder, int64_t n_tokens, bool training);
+/** Frees the activation arena; the next pass makes one of its size. It also shrinks by itself after some passes that need less
+ *  than half of it. */
+void lora_decoder_free_activations(lora_decoder *decoder);
+/** Whether an adapter has dropout, so that a training pass depends on its dropout_step. */
+bool lora_decoder_has_dropout(const lora_decoder *decoder);
 /** Bytes that the operations of a training step work in: the head's sums and the packed operands of the widest products. */
 int64_t lora_decoder_scratch_bytes(const lora_decoder *decoder, int64_t n_tokens);
 
