@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _INITIALISATIONS = ("gaussian", "orthogonal", "pissa", "olora", "loftq")
 FREE_TEXTS = "free texts"  # marks a list whose items are any texts, so that no flag cuts them at commas
@@ -78,6 +82,9 @@ def _plain(value: Any) -> Any:
     return {_plain(key): _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+_FROZEN = "held by a model or a trainer"  # a key beside the values of a configuration that nobody may change any more
+
+
 class _Config(BaseModel):
     """Base: unknown names and values of another type are refused, and every refusal is one line."""
 
@@ -92,10 +99,28 @@ class _Config(BaseModel):
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in type(self).model_fields:
             raise ConfigError(f"{type(self).__name__}: {name}: unknown option{_nearest_option(type(self), name)}")
+        if _FROZEN in self.__dict__:
+            raise ConfigError(
+                f"{type(self).__name__}: {name}: expected a configuration of your own, got one {_FROZEN}, where a change "
+                "would do nothing; change a copy (config.model_copy()) before you give it away"
+            )
         try:
             super().__setattr__(name, _plain(value))
         except ValidationError as error:
             raise ConfigError(_one_line(type(self), error)) from None
+
+
+    def frozen_copy(self) -> Self:
+        """Return a copy that nobody can change, for what is built with it."""
+        copy = self.model_copy(deep=True)
+        copy.__dict__[_FROZEN] = True
+        return copy
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy that can be changed, with some values replaced."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop(_FROZEN, None)
+        return copy
 
 
 class LoraConfig(_Config):

@@ -44,7 +44,8 @@ def largest_micro_batch(trainer: Trainer) -> int:
 
 
 def forecast(trainer: Trainer) -> MemoryForecast:
-    return forecast_model(trainer.model, largest_micro_batch(trainer))
+    with trainer.settings():
+        return forecast_model(trainer.model, largest_micro_batch(trainer))
 
 
 def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:

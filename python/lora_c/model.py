@@ -18,6 +18,7 @@ from .adapters import Adapter, AdapterArrays, AdapterSet, LoadedAdapter, load_ar
 from .adapters.combine import Combination, combine
 from .adapters.conversion import can_convert, for_original_base
 from .adapters.fresh import fresh_adapter
+from .adapters.trained_weights import with_trained_weights
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint
 from .config_and_files import config_of_files
@@ -196,7 +197,7 @@ class Model:
         """
         if config is not None and options:
             raise ConfigError("config: expected a LoraConfig or options by keyword, got both")
-        config = config if config is not None else LoraConfig(**options)
+        config = (config if config is not None else LoraConfig(**options)).frozen_copy()
         self._refuse_second(name)
         self._put(name, fresh_adapter(self, config))
         self._adapters.activate(name)
@@ -315,7 +316,7 @@ class Model:
         adapter = self._adapters.active
         if adapter is None:
             raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
-        arrays = self._for_original_base(adapter)
+        arrays = with_trained_weights(self._for_original_base(adapter), self.weights, self.architecture)
         write_base = self._with_base_of(adapter).save if arrays.residual_base else None
         write_adapter(
             path, arrays, self.architecture, base_model=str(self.source), dtype=dtype, format=format, write_base=write_base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from .progress import Progress, open_progress
 from .resume import Run, check_same_run
 from .run_checkpoints import find_checkpoint, latest_checkpoint, prune_checkpoints, read_position
 from .run_checks import RunOptions, check_run
+from .run_settings import check_same_parameters, run_settings
 from .safetensors_file import find_non_finite
 from .schedule import learning_rate
 from .training_state import is_finite, load_training_state, save_checkpoint
@@ -64,6 +66,7 @@ class Trainer:
     """
 
     def __init__(self, model: Model, train_data: Dataset, config: TrainConfig, eval_data: Dataset | None = None) -> None:
+        config = config.frozen_copy()
         self.model, self.config = model, config
         self.parameters = model.trainable_parameters()
         if not self.parameters:
@@ -86,9 +89,9 @@ class Trainer:
             weight_decay=config.weight_decay,
             no_decay=[p for p in self.parameters if len(p.shape) == 1],
         )
-        model.decoder.activation_dtype = config.activation_dtype
-        model.decoder.recompute = self._recompute()
-        model.decoder.precision = config.precision
+        self.recompute: Literal["none", "layer"] = "none"
+        with self.settings():
+            self.recompute = self._recompute()
         self.output_dir = Path(config.output_dir)
         self.history: list[dict[str, Any]] = []
         self.run_id = uuid.uuid4().hex
@@ -98,6 +101,10 @@ class Trainer:
         self._resumed_at = 0
         self._tokens_before = 0  # by the runs that this one resumes
         self._tokens_seen = 0
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Set the decoder as this run has it, while a block runs."""
+        return run_settings(self.model.decoder, self.config, self.recompute)
 
     def _recompute(self) -> Literal["none", "layer"]:
         from .memory import choose_recompute, largest_micro_batch
@@ -132,6 +139,7 @@ class Trainer:
             CheckpointError  there is nothing to resume from, it is damaged, or it is another run's
             DivergenceError  a loss or gradient is not finite; the last finite state is saved and named
         """
+        check_same_parameters(self.model, self.parameters)
         first = self.resume_from(resume, allow_changes) if resume else self._resumed_at
         make_folder(self.output_dir)
         self._metrics.start(self.history)
@@ -140,7 +148,7 @@ class Trainer:
         self._tokens_seen = 0
         started = time.perf_counter()
         done = first
-        with open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
+        with self.settings(), open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
             try:
                 if self.eval_data is not None and first == 0 and self.config.eval_steps:
                     self._evaluate_and_log(0, progress)
@@ -158,6 +166,7 @@ class Trainer:
                 progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
             if interrupted or done > first:
                 self._save_checkpoint(done)
+        self.model.decoder.free_activations()
         self._resumed_at = done  # another call goes on from here
         return self._result(done, time.perf_counter() - started, interrupted)
 
@@ -210,7 +219,8 @@ class Trainer:
         dataset = dataset if dataset is not None else self.eval_data
         if dataset is None:
             raise ConfigError("eval_data: expected a dataset, got none; give eval_data or val_fraction")
-        return evaluate_loss(self.model, dataset, max_tokens=self.config.eval_batch_tokens)
+        with self.settings():
+            return evaluate_loss(self.model, dataset, max_tokens=self.config.eval_batch_tokens)
 
     def _one_step(self, step: int, started: float, progress: Progress) -> None:
         config = self.config

@@ -77,7 +77,8 @@ def test_recompute_gives_the_same_bits_in_less_memory(stories, shakespeare, tmp_
     for recompute in ("none", "layer"):
         trainer = make_trainer(stories, shakespeare, tmp_path / recompute, recompute=recompute, dropout=0.1)
         trainer.train()
-        runs[recompute] = (trained_arrays(trainer), trainer.model.decoder.arena_bytes(256))
+        with trainer.settings():
+            runs[recompute] = (trained_arrays(trainer), trainer.model.decoder.arena_bytes(256))
     assert all(np.array_equal(a, b) for a, b in zip(runs["none"][0], runs["layer"][0], strict=True))
     assert runs["layer"][1] < runs["none"][1] / 2
 
@@ -195,11 +196,11 @@ def test_auto_recomputes_only_where_the_limit_asks_for_it(stories, shakespeare, 
     from lora_c.memory import forecast
 
     roomy = make_trainer(stories, shakespeare, tmp_path / "roomy", recompute="auto")
-    assert roomy.model.decoder.recompute == "none"
+    assert roomy.recompute == "none"
     limit = forecast(roomy).total / 2**30
     fits = make_trainer(stories, shakespeare, tmp_path / "fits", recompute="auto", memory_limit=1.2 * limit)
     tight = make_trainer(stories, shakespeare, tmp_path / "tight", recompute="auto", memory_limit=0.9 * limit)
-    assert (fits.model.decoder.recompute, tight.model.decoder.recompute) == ("none", "layer")
+    assert (fits.recompute, tight.recompute) == ("none", "layer")
     with pytest.raises(ConfigError, match=r"memory_limit: expected at least .* with recompute=layer\), got"):
         make_trainer(stories, shakespeare, tmp_path / "none", recompute="auto", memory_limit=0.5 * limit)
 
@@ -210,7 +211,8 @@ def test_activations_in_bfloat16_take_less_memory_and_train_alike(stories, shake
         trainer = make_trainer(stories, shakespeare, tmp_path / dtype, activation_dtype=dtype, max_steps=15)
         trainer.train()
         losses = [r["loss"] for r in trainer.history if "loss" in r]
-        results[dtype] = losses, trainer.model.decoder.arena_bytes(256)
+        with trainer.settings():
+            results[dtype] = losses, trainer.model.decoder.arena_bytes(256)
     exact, rounded = results["float32"], results["bfloat16"]
     assert rounded[0][0] == exact[0][0] and rounded[0] != exact[0]
     np.testing.assert_allclose(rounded[0], exact[0], rtol=2e-3)

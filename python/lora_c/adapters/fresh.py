@@ -13,6 +13,7 @@ from .data import F32, AdapterArrays, MatrixArrays, TokenRows
 from .initialize import Start, changes_base, init_adapter, init_from_base
 from .loaded import Adapter, load_arrays
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
+from .trained_weights import refuse_trained_targets
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -28,6 +29,7 @@ def fresh_adapter(model: Model, config: LoraConfig) -> Adapter:
     """
     architecture = model.architecture
     targets = find_targets(config, architecture)
+    refuse_trained_targets([target.spec.name for target in targets], model.weights)
     if config.lora_dropout and any(target.spec.kind == "head" for target in targets):
         raise AdapterError(
             f"lora_dropout: expected 0 with an adapter on the head, got {config.lora_dropout}; set it to 0 or leave it out"

@@ -50,7 +50,7 @@ class ResumePath(click.ParamType):  # type: ignore[type-arg]
     name = "[auto|CHECKPOINT]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        known = {"true": "latest", "yes": "latest", "false": "", "no": ""}
+        known = {"true": "latest", "yes": "latest", "false": None, "no": None}
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             self.fail(f"expected auto or a checkpoint folder, got {value!r}", param, ctx)
         return known.get(os.fspath(value), os.fspath(value))

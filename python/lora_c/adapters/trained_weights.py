@@ -1,0 +1,40 @@
+"""Weights of the base that are trained beside an adapter belong into its file, as PEFT's modules_to_save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from .._core import Parameter
+from ..architectures import Architecture
+from ..errors import AdapterError
+from .data import AdapterArrays, specs_by_name
+
+
+def with_trained_weights(arrays: AdapterArrays, weights: Mapping[str, Any], architecture: Architecture) -> AdapterArrays:
+    """Add the base's own trained weights (of a model loaded with trainable="head") to what an adapter file holds."""
+    trained = {name: w.data for name, w in weights.items() if isinstance(w, Parameter) and w.requires_grad}
+    if not trained:
+        return arrays
+    specs = specs_by_name(architecture)
+    modules = sorted({specs[name].module.rpartition(".")[2] for name in trained})
+    names = list(dict.fromkeys([*(arrays.config.modules_to_save or []), *modules]))
+    config = arrays.config.model_copy(update={"modules_to_save": names})
+    return replace(arrays, config=config, saved={**trained, **arrays.saved})
+
+
+def refuse_trained_targets(names: Iterable[str], weights: Mapping[str, Any]) -> None:
+    """Refuse an adapter on a matrix that is trained itself: no file could hold both.
+
+    Raises
+    ------
+    AdapterError
+        Naming the matrix.
+    """
+    both = next((name for name in names if isinstance(weights.get(name), Parameter)), None)
+    if both is not None:
+        raise AdapterError(
+            f"target_modules: expected matrices that are frozen, got {both}, which is trained itself; leave it out with "
+            "exclude_modules, or load the model without trainable"
+        )
