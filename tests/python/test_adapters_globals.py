@@ -195,7 +195,10 @@ def test_what_is_refused(tiny_model_dir: Path, tmp_path: Path, golden: dict[str,
     with pytest.raises(AdapterError, match="embedding and head share"):
         tied.merge_adapter()
     head = load_model(tiny_model_dir, trainable="head")
-    head.add_adapter(r=2, target_modules=["lm_head"])
+    with pytest.raises(AdapterError, match="expected matrices that are frozen, got lm_head"):
+        head.add_adapter(r=2, target_modules=["lm_head"])
+    a, b = _core.Parameter(np.ones((2, 32), np.float32)), _core.Parameter(np.ones((64, 2), np.float32))
+    head.decoder.set_adapter("lm_head", a, b, scale=1.0)
     with pytest.raises(ValueError, match="lm_head: expected a frozen weight under an adapter"):
         head.decoder.logits(np.arange(3, 9, dtype=np.int32))
 
