@@ -266,6 +266,14 @@ class GenerationConfig(_Config):
     )
 
     @model_validator(mode="after")
+    def _fewest_is_not_more_than_most(self) -> GenerationConfig:
+        if "max_new_tokens" in self.model_fields_set and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens: expected at most max_new_tokens ({self.max_new_tokens}), got {self.min_new_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _forced_tokens_may_be_written(self) -> GenerationConfig:
         suppressed = set(self.suppress_tokens)
         for name in ("forced_bos_token_id", "forced_eos_token_id"):

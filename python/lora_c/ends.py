@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .model import Model
     from .tokenizer import Tokenizer
 
-_QUESTION, _ANSWER = "Question", "Answer"
+_SYSTEM, _QUESTION, _ANSWER = "System", "Question", "Answer"
 _TINY = 1e-2  # of the usual length of an embedding's row; a trained one is never that short
 _CHUNK = 1 << 22  # values that are looked at together
 
@@ -98,13 +98,15 @@ def turn_end(tokenizer: Tokenizer, tools: list[Any] | None = None) -> int | None
     """The token with which the chat template closes an assistant's message; None where it closes with none."""
     if tokenizer.chat_template is None:
         return None
-    messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        _, found, rest = tokenizer.apply_chat_template(messages, tools=tools).rpartition(_ANSWER)
-        ids = tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found and rest.strip() else []
-    except (DataError, MemoryError):  # a template that wants other messages, or too much, says nothing of its ends
-        return None
-    return ids[0] if ids and is_marked(tokenizer.backend, ids[0]) else None
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    for messages in (turns, [{"role": "system", "content": _SYSTEM}, *turns]):  # some templates want a system message
+        try:
+            _, found, rest = tokenizer.apply_chat_template(messages, tools=tools).rpartition(_ANSWER)
+            ids = tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found and rest.strip() else []
+        except (DataError, MemoryError):  # a template that wants other messages, or too much, says nothing of its ends
+            continue
+        return next((i for i in ids if is_marked(tokenizer.backend, i)), None)
+    return None
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ _OF_DRAWS = frozenset({"epsilon_cutoff", "eta_cutoff", "top_h"})  # nothing with
 def read_generation_options(source: Path) -> dict[str, Any]:
     """The file of a model folder as it stands; empty where there is none."""
     file = source / GENERATION_FILE
-    return read_json_object(file) if file.is_file() else {}
+    return read_json_object(file) if file.exists() else {}
 
 
 def generation_config_of(options: Mapping[str, Any], where: str) -> GenerationConfig:

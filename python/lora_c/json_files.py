@@ -9,21 +9,23 @@ from typing import Any
 
 from .errors import CheckpointError
 from .os_errors import reason
-from .regular_file import open_regular
+from .regular_file import read_regular
+
+MOST_BYTES = 256 << 20  # of a file that describes a model; the largest in use, indices of shards, have a few million
 
 
-def read_json_object(path: Path, hint: str = "") -> dict[str, Any]:
+def read_json_object(path: Path, hint: str = "", most: int = MOST_BYTES) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises
     ------
     CheckpointError
-        There is no such file, it is not JSON (`NaN` and `Infinity` are not), or a name is given twice in one object.
+        There is no such file, it has more than `most` bytes, it is not JSON (`NaN` and `Infinity` are not), or a name is given
+        twice in one object.
     """
     way_out = f"; {hint}" if hint else ""
     try:
-        with open_regular(path, CheckpointError) as file:
-            value = strict_json(file.read().decode("utf-8"))
+        value = strict_json(read_regular(path, CheckpointError, most).decode("utf-8"))
     except CheckpointError as error:
         raise CheckpointError(f"{error}{way_out}") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -37,6 +37,7 @@ from .resize_embedding import resize_embedding, resize_for_adapter, rows_for
 from .saving import save_model
 from .tied_head import stored_name
 from .tokenizer import Tokenizer
+from .written import tell_adapter_beside
 
 
 class Model:
@@ -541,11 +542,12 @@ def load_model(
         tokenizer = None
         if isinstance(checkpoint, GGUFCheckpoint):
             tokenizer = checkpoint.tokenizer()
-        elif (checkpoint.path / "tokenizer.json").is_file():
+        elif (checkpoint.path / "tokenizer.json").exists():
             tokenizer = Tokenizer.from_folder(checkpoint.path, config)
         quantized = next((w for w in weights.values.values() if isinstance(w, NF4Tensor)), None)
         nf4 = (quantized.block_size, quantized.double_quant) if quantized is not None else (block_size, double_quant)
         model = Model(config, architecture, weights, checkpoint.path, tokenizer, nf4)
+        tell_adapter_beside(checkpoint.path)
         if architecture.family.text_of and progress is not False:
             print(f"{path}: only the text model is read, the part for images is left out", file=sys.stderr)
         _report_requantization(model, progress)

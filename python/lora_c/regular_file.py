@@ -40,13 +40,28 @@ def open_regular(path: str | os.PathLike[str], error: type[LoraCError]) -> Binar
         raise
 
 
-def check_regular(path: str | os.PathLike[str], error: type[LoraCError]) -> None:
-    """Refuse what is not a regular file; for libraries that open a path themselves."""
+def read_regular(path: str | os.PathLike[str], error: type[LoraCError], most: int) -> bytes:
+    """Read a file whole.
+
+    Raises
+    ------
+    error
+        It cannot be opened, or has more than `most` bytes: a file of a few kilobytes on disk can claim to have gigabytes.
+    """
+    with open_regular(path, error) as file:
+        check_regular(path, error, most)
+        return file.read(most + 1)
+
+
+def check_regular(path: str | os.PathLike[str], error: type[LoraCError], most: int | None = None) -> None:
+    """Refuse what is not a regular file, or has more than `most` bytes; for libraries that open a path themselves."""
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except (OSError, ValueError) as reason:  # ValueError: a path with a null character
         raise error(_unreadable(path, reason)) from None
-    _refuse_others(path, mode, error)
+    _refuse_others(path, found.st_mode, error)
+    if most is not None and found.st_size > most:
+        raise error(f"{os.fspath(path)}: expected at most {most:,} bytes, got {found.st_size:,}")
 
 
 def _refuse_others(path: str | os.PathLike[str], mode: int, error: type[LoraCError]) -> None:

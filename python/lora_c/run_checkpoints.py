@@ -17,6 +17,7 @@ from .resume import Run
 POSITION_FILE = "trainer_state.json"
 FORMAT = 2  # of POSITION_FILE; 1 had no digests
 _DAMAGED = "the checkpoint is damaged, resume from another one"
+_MOST_BYTES = 4 << 30  # of POSITION_FILE, whose history has a record for each step
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 
 
@@ -97,7 +98,7 @@ def prune_checkpoints(output_dir: Path, run_id: str, written: list[int], keep: i
 
 
 def _remove_written(folder: Path, run_id: str) -> None:
-    values = read_json_object(folder / POSITION_FILE)
+    values = read_json_object(folder / POSITION_FILE, most=_MOST_BYTES)
     files = values.get("files")
     if values.get("run_id") != run_id or not isinstance(files, list) or folder.is_symlink():
         return
@@ -126,7 +127,7 @@ def read_position(folder: Path) -> Position:
             f"{folder}: resume: expected a checkpoint folder of this trainer, with {POSITION_FILE}, got {kind}; give one "
             "named checkpoint-N"
         )
-    values = read_json_object(file, _DAMAGED)
+    values = read_json_object(file, _DAMAGED, most=_MOST_BYTES)
 
     def fail(expected: str, got: object) -> CheckpointError:
         return CheckpointError(f"{file}: expected {expected}, got {repr(got)[:60]}; {_DAMAGED}")

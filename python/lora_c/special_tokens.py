@@ -121,7 +121,7 @@ def _pop_mapping(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_map(file: Path, said: dict[str, Any]) -> None:
-    if not file.is_file():
+    if not file.exists():
         return
     for key, value in read_json_object(file).items():
         if isinstance(value, dict) and key != _EXTRA:
@@ -135,7 +135,7 @@ def _read_map(file: Path, said: dict[str, Any]) -> None:
 
 
 def _read_added(file: Path, said: Mapping[str, Any]) -> dict[int, tokenizers.AddedToken]:
-    if not file.is_file():
+    if not file.exists():
         return {}
     special = {text_of(_token(said[name], f"{file.parent}: {name}")) for name in NAMES if said.get(name)}
     special |= {text_of(_token(token, f"{file.parent}: {_EXTRA}")) for token in said.get(_EXTRA) or ()}

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
-from .json_files import read_json_object
+from .json_files import MOST_BYTES, read_json_object
 from .os_errors import reason
+from .regular_file import read_regular
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"  # names that have a meaning
@@ -36,7 +37,7 @@ def read_templates(folder: Path, options: Mapping[str, Any]) -> dict[str, str]:
     if found:
         return found
     value = options.get("chat_template")
-    if value is None and (folder / "chat_template.json").is_file():
+    if value is None and (folder / "chat_template.json").exists():
         value = read_json_object(folder / "chat_template.json").get("chat_template")
     return _by_name(value, f"{folder}: chat_template")
 
@@ -45,7 +46,7 @@ def template_files(folder: Path) -> list[Path]:
     """The .jinja files of a folder, the default one first."""
     default = folder / TEMPLATE_FILE
     others = sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
-    return [path for path in (default, *others) if path.is_file()]
+    return [path for path in (default, *others) if path.exists()]
 
 
 def is_template(name: str) -> bool:
@@ -80,6 +81,6 @@ def _by_name(value: Any, where: str) -> dict[str, str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, CheckpointError, MOST_BYTES).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: expected UTF-8 text, got: {reason(error)}") from None

@@ -13,6 +13,7 @@ from . import chat_template
 from .errors import CheckpointError, DataError
 from .final_message import render_open
 from .json_files import read_json_object
+from .regular_file import check_regular
 from .special_tokens import NAMES, add_special_tokens, read_special_tokens, text_of
 from .stream_decoder import StreamDecoder
 from .template_files import DEFAULT, TEMPLATE_FILE, TOOL_USE, read_templates, write_templates
@@ -26,6 +27,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE,
     "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt",
 )  # fmt: skip
+
+
+_MOST_BYTES = 1 << 30  # of tokenizer.json; the largest in use have some forty million
 
 
 class Tokenizer:
@@ -86,7 +90,7 @@ class Tokenizer:
         folder = Path(path)
         backend = _read_backend(folder / "tokenizer.json")
         file = folder / "tokenizer_config.json"
-        options = read_json_object(file) if file.is_file() else {}
+        options = read_json_object(file) if file.exists() else {}
         special = read_special_tokens(folder, options, backend)
         for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
             default = (config or {}).get(f"{name}_id")
@@ -258,11 +262,12 @@ def _read_backend(file: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a file, without the padding and the cutting that some files ask for."""
     import tokenizers
 
-    if not file.is_file():
+    if not file.exists():
         raise CheckpointError(
             f"{file}: expected this file, got nothing there; save the model's fast tokenizer into the folder "
             "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained)"
         )
+    check_regular(file, CheckpointError, most=_MOST_BYTES)
     with library_errors(CheckpointError, f"{file}: expected a tokenizer of the tokenizers library"):
         backend = tokenizers.Tokenizer.from_file(str(file))
         steps = ("normalizer", "decoder", "post_processor")

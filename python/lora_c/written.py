@@ -15,6 +15,7 @@ from pathlib import Path
 from .aside import name_for_people
 from .errors import AdapterError, CheckpointError, SaveError
 from .json_files import read_json_object
+from .notices import tell
 from .safetensors_file import INDEX_FILE, MODEL_FILE, SafetensorsFile
 from .template_files import is_template
 from .tokenizer import TOKENIZER_FILES
@@ -85,6 +86,13 @@ def replaced_adapter(path: str | os.PathLike[str], format: str, with_base: bool 
             "folder"
         )
     return before
+
+
+def tell_adapter_beside(folder: Path) -> None:
+    """Say that a model's folder holds an adapter, too: transformers would load it with the model."""
+    if os.path.isfile(folder / ADAPTER_CONFIG) and any(os.path.isfile(folder / name) for name in (ADAPTER_FILE, MLX_FILE)):
+        where = name_for_people(folder)
+        tell(f"{where}: an adapter lies beside the model's weights, and counts where it is asked for: --adapter {where}")
 
 
 def has_own_base(folder: Path, named: object) -> bool:

@@ -263,7 +263,12 @@ def sentencepiece_cases(t: Trained) -> Iterator[Case]:
         "Metaspace.*split=true",
     )
     lines = pre_tokenizers.Split("e", "isolated")
-    yield Case("split at a letter", lambda: sentencepiece(t, pre_tokenizer=lines), "no place for the pre_tokenizer Split")
+    yield Case("split at a letter", lambda: sentencepiece(t, pre_tokenizer=lines), "with the pre_tokenizer Split")
+    rare = {"rare": pre_tokenizers.Split("ry day t", "isolated"), "removed": pre_tokenizers.Split("ry day t", "removed")}
+    rare |= {"snowman": pre_tokenizers.CharDelimiterSplit("\u2603")}
+    rare |= {"pattern": pre_tokenizers.Split(Regex("ry d[a]y"), "isolated")}
+    for name, step in rare.items():  # no sample text has it
+        yield Case(f"split that is {name}", lambda step=step: sentencepiece(t, pre_tokenizer=step), "with the pre_tokenizer ")
     for name, step in (("NFKC", normalizers.NFKC()), ("Lowercase", normalizers.Lowercase()), ("Strip", normalizers.Strip())):
         steps = normalizers.Sequence([step, normalizers.Prepend("▁"), escape])
         yield Case(f"llama with {name}", lambda steps=steps: sentencepiece(t, normalizer=steps), rf"the normalizer {name}\(")

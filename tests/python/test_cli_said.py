@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -76,3 +77,64 @@ def test_an_empty_value_is_refused(tiny_model_dir: Path, tmp_path: Path, flag: s
     done = run(command, *(part for pair in given.items() for part in pair))
     assert done.exit_code != 0 and not (tmp_path / "out").exists()
     assert "expected" in str(done.exception) + done.stderr and "got ''" in str(done.exception) + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--density", 0.5), "density: expected a combination that heeds it, got one adapter"),
+        (("--seed", 3), "seed: expected a combination that heeds it"),
+        (("--weights", "0.5", "--svd-rank", 3), "svd_rank: expected a combination that heeds it, got --combination cat"),
+        (("--no-report", "--data", "DATA"), "data: expected the report beside it"),
+        (("--adapter", "ADAPTER"), "adapter: expected each one once"),
+        (("--weights", "0.5", "--combination", "svd", "--svd-rank", 2), None),
+        (("--weights", "0.5", "--combination", "dare", "--density", 0.9, "--seed", 3, "--no-report"), None),
+    ],
+)
+def test_what_a_merge_would_ignore_is_refused(tiny_model_dir: Path, tmp_path: Path, flags: Any, said: str | None) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(r=2, target_modules=["q_proj"])
+    model.save_adapter(tmp_path / "adapter")
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps({"text": "w3 w4 w5"}) + "\n", encoding="utf-8")
+    flags = [{"DATA": data, "ADAPTER": f"{tmp_path}/./adapter"}.get(flag, flag) for flag in flags]
+    done = run("merge", "--model", tiny_model_dir, "--adapter", tmp_path / "adapter", "--output", tmp_path / "m", *flags)
+    assert (said is None) == (done.exit_code == 0), done.exception
+    assert said is None or (said in str(done.exception) and not (tmp_path / "m").exists())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--temperature", 0, "--top-p", 0.9), "--top-p: no effect, the answer is greedy (--temperature 0)"),
+        (("--no-do-sample", "--temperature", 0.7), "--temperature: no effect, the answer is greedy (--no-do-sample)"),
+        (("--seed", 3), "--seed: no effect, the answer is greedy (nothing asks for draws)"),
+        (("--temperature", 0.7, "--seed", 3), None),
+        (("--temperature", 0), None),
+    ],
+)
+def test_flags_for_draws_are_said_where_there_are_none(tiny_model_dir: Path, flags: Any, said: str | None) -> None:
+    done = run("generate", "--model", tiny_model_dir, "--max-new-tokens", 1, *flags, "w3")
+    assert done.exit_code == 0
+    assert said in done.stderr if said else "no effect" not in done.stderr
+
+
+def test_flags_that_need_another_are_refused_without_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps({"text": "w3 w4 w5"}) + "\n", encoding="utf-8")
+    both = ("--model", tiny_model_dir, "--data", data)
+    done = run("train", *both, "--output-dir", tmp_path / "out", "--allow-changes")
+    assert "allow_changes: expected --resume beside it" in str(done.exception)
+    assert "split: expected a folder" in str(run("eval", *both, "--split", "train").exception)
+    done = run("generate", "--model", tiny_model_dir, "--min-new-tokens", 9, "--max-new-tokens", 3, "w3")
+    assert "min_new_tokens: expected at most max_new_tokens (3), got 9" in str(done.exception)
+
+
+def test_an_adapter_beside_the_weights_of_a_model_is_said(tiny_model_dir: Path) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(r=2, target_modules=["q_proj"])
+    model.save_adapter(tiny_model_dir.parent / "a")
+    for file in (tiny_model_dir.parent / "a").iterdir():
+        file.rename(tiny_model_dir / file.name)
+    with pytest.warns(lc.notices.LoraCWarning, match="an adapter lies beside the model's weights, and counts where"):
+        lc.load_model(tiny_model_dir, progress=False)

@@ -100,13 +100,25 @@ def test_the_end_of_a_turn_is_found_by_rendering(name: str, shared_data: Any) ->
         "{% for m in messages %}{{ m.content }}\n{% endfor %}",
         "{{ raise_exception('no') }}",
         "fixed",
-        "{{ messages[-1].content }} x</s>",
     ],
 )
 def test_a_template_without_an_end_names_none(source: str) -> None:
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0, "</s>": 1}, unk_token="x"))
     backend.add_special_tokens(["</s>"])
     assert turn_end(Tokenizer(backend, {}, source)) is None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[-1].content }} x</s>",
+        "{{ raise_exception('no') if messages[0].role != 'system' else '' }}{{ messages[-1].content }}</s>",
+    ],
+)
+def test_an_end_is_found_behind_other_text_and_with_a_system_message(source: str) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0, "</s>": 1}, unk_token="x"))
+    backend.add_special_tokens(["</s>"])
+    assert turn_end(Tokenizer(backend, {}, source)) == 1
 
 
 def test_ends_stay_through_every_kind_of_file(stories: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_c.errors import CheckpointError, DataError
+from lora_c.errors import CheckpointError, DataError, LoraCError
+from lora_c.model import load_model
 from lora_c.regular_file import check_regular, open_regular
 
 
@@ -62,3 +63,19 @@ def test_a_file_without_permission_is_one_line(tmp_path: Path, monkeypatch: pyte
         open_regular("open", DataError).close()
         with pytest.raises(DataError, match="expected a readable file, got: Permission denied"):
             open_regular("file", DataError)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
+             "chat_template.jinja", "chat_template.json", "tokenizer.json"],
+)  # fmt: skip
+def test_a_file_that_claims_gigabytes_or_is_a_pipe_is_refused(tiny_model_dir: Path, name: str) -> None:
+    file = tiny_model_dir / name
+    with open(file, "wb") as sparse:
+        sparse.truncate(10 << 30)
+    with pytest.raises(LoraCError, match=rf"{name}: expected at most [\d,]+ bytes, got 10,737,418,240"):
+        load_model(tiny_model_dir, progress=False)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(LoraCError, match=f"{name}: expected a regular file, got a named pipe"):
+        load_model(tiny_model_dir, progress=False)

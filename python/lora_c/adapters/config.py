@@ -58,6 +58,9 @@ def parse_adapter_config(values: Mapping[str, Any], where: str) -> LoraConfig:
             )
     if unknown:
         tell(f"{where}: {shorten(unknown)}: no effect, as PEFT leaves out what it does not know")
+    empty = next((key for key in ("r", "lora_alpha", "lora_dropout") if key in values and values[key] is None), None)
+    if empty is not None:
+        raise AdapterError(f"{where}: {empty}: expected a number, got null; leave the key out for PEFT's default")
     given = {key: values[key] for key in _READ_FIELDS if values.get(key) is not None}
     given.setdefault("lora_alpha", _PEFT_ALPHA)
     given.setdefault("target_modules", None)

@@ -83,7 +83,7 @@ def weights_file(folder: Path) -> Path:
         There is none, or a pickle instead.
     """
     weights = folder / ADAPTER_FILE
-    if not weights.is_file():
+    if not weights.exists():
         if (folder / "adapter_model.bin").exists():
             raise AdapterError(
                 f"{folder / 'adapter_model.bin'}: expected {ADAPTER_FILE}, got a pickle, which can run code when opened; "

@@ -39,6 +39,8 @@ def command(
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens: expected 1 or more, got {batch_tokens}")
     files = find_files(data, ("test", "validation", "train") if split is None else split)
+    if split is not None and not files.split:
+        raise ConfigError(f"split: expected a folder, whose files it chooses, got files (--split {split}); leave it out")
     if split is None and files.split == "train":
         tell("data: no test or validation split there: the training split is evaluated; --split train says that it is meant")
     model = open_model(own)

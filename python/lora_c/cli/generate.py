@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..configs import GenerationConfig
+from ..configs import SAMPLING_FIELDS, GenerationConfig
 from ..errors import ConfigError
 from ..generation import resolve
 from ..notices import tell
+from ..regular_file import read_regular
 from ..written import BASE_FOLDER
-from .options import Command, config_options, take
+from .options import Command, config_options, flag_name, take
 from .paths import InputPath
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def command(**own: Any) -> None:
     """
     options = take(own, GenerationConfig)
     config = GenerationConfig(**options)
+    tell_idle_flags(options, config)
     texts = [*(own.get("prompt") or ()), *(read_prompts(Path(own["prompts"])) if own.get("prompts") else ())]
     model = open_model(own)
     if own.get("use_generation_config"):
@@ -64,6 +66,16 @@ def command(**own: Any) -> None:
     click.echo()
 
 
+def tell_idle_flags(options: dict[str, Any], config: GenerationConfig) -> None:
+    """Say which flags change nothing, because no token is drawn at random."""
+    idle = sorted(options.keys() & {*SAMPLING_FIELDS, "seed"}) if not config.sampling else []
+    idle = [name for name in idle if name != "temperature" or config.temperature]
+    if idle:
+        why = "--temperature 0" if config.temperature == 0 else "--no-do-sample"
+        why = why if config.temperature == 0 or config.do_sample is False else "nothing asks for draws"
+        tell(f"{', '.join(map(flag_name, idle))}: no effect, the answer is greedy ({why})")
+
+
 def read_piped() -> str:
     """The text on standard input, without the newline that ends its last line."""
     try:
@@ -77,7 +89,8 @@ def read_piped() -> str:
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file that are not empty."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        text = read_regular(path, ConfigError, 256 << 20).decode("utf-8-sig")
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"prompts: expected a text file with one prompt per line, got {str(path)!r}: {reason}") from None

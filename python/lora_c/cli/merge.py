@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,6 +89,7 @@ def command(
     """Write W + s·B·A as a model of its own, with a report of what that loses. The base is not changed."""
     from ..gguf.models import TYPES, contents_of
 
+    refuse_ignored(click.get_current_context())
     to = to or ("gguf" if output_dir.endswith(".gguf") else "hf")
     chosen = stored_type(to, dtype, output_dir)
     report_name = output_dir.removesuffix(".gguf") + ".merge_report" if to == "gguf" else f"{output_dir}/merge_report"
@@ -113,6 +115,41 @@ def command(
     write_text(report_name + ".txt", found.as_text())
     click.echo(found.as_text())
     click.echo(done)
+
+
+# Options of a combination, and whether it heeds them.
+_NEEDS: dict[str, Callable[[str], bool]] = {
+    "svd_rank": lambda kind: "svd" in kind,
+    "density": lambda kind: kind.startswith(("ties", "dare", "magnitude_prune")),
+    "majority_sign_method": lambda kind: "ties" in kind,
+    "seed": lambda kind: "dare" in kind,
+}
+
+
+def refuse_ignored(ctx: click.Context) -> None:
+    """Refuse options that were given and would do nothing, and an adapter that was given twice.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option, and what it needs.
+    """
+    from ..errors import ConfigError
+
+    values = ctx.params
+    paths, kind = values["adapters"], values["combination"]
+    real = [os.path.realpath(path) for path in paths]
+    twice = next((path for path in paths if real.count(os.path.realpath(path)) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"adapter: expected each one once, got {twice!r} twice; give --weights for more or less of one")
+    given = {name for name in values if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT}
+    if "data" in given and not values["report"]:
+        raise ConfigError("data: expected the report beside it, which it is for, got --no-report; leave one of them out")
+    alone = len(paths) == 1 and values["weights"] in (None, [1.0])
+    for name, heeds in _NEEDS.items():
+        if name in given and (alone or not heeds(kind)):
+            got = "one adapter, which is not combined" if alone else f"--combination {kind}"
+            raise ConfigError(f"{name}: expected a combination that heeds it, got {got}; leave it out, or choose another")
 
 
 def stored_type(to: str, dtype: str | None, output: str) -> Any:

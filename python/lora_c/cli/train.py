@@ -59,6 +59,8 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     from ..run_checks import RunOptions, check_run, ignored_options
     from ..trainer import Trainer
 
+    if own.get("allow_changes") and not own.get("resume"):
+        raise ConfigError("allow_changes: expected --resume beside it, got a run from the start; leave one of them out")
     check_run(RunOptions(config, lora))
     model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")))
     train_data, eval_data = open_data(own, model, config)

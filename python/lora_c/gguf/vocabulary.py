@@ -134,6 +134,10 @@ def _sentencepiece(state: dict[str, Any], tokens: list[str]) -> dict[str, Value]
     for step in steps_of(state.get("normalizer")):
         if not _is_space_step(step):
             raise _no_place_for(f"the normalizer {described(step)}")
+    replaced = any(step.get("type") == "Replace" for step in steps_of(state.get("normalizer")))
+    for step in steps_of(state.get("pre_tokenizer")):
+        if step.get("type") != "Metaspace" and not (replaced and _cuts_at_spaces(step)):
+            raise _no_place_for(f"the pre_tokenizer {described(step)}")
     rank = {"".join(pair): i for i, pair in reversed(list(enumerate(_pairs(model["merges"]))))}
     last = float(len(rank))  # a token that nothing is merged to comes after all that something is
     scores = [-float(rank.get(token, last)) if len(token) > 1 else 0.0 for token in tokens]
@@ -153,6 +157,11 @@ def _is_space_step(step: Mapping[str, Any]) -> bool:
     if step.get("type") == "Prepend":
         return step.get("prepend") in (_SPACE, " ")
     return step.get("type") == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == _SPACE
+
+
+def _cuts_at_spaces(step: Mapping[str, Any]) -> bool:
+    """Whether a step cuts at spaces alone: nothing, where a normalizer has written them all in another way (Gemma's)."""
+    return step.get("type") == "Split" and step.get("pattern") == {"String": " "}
 
 
 def _pairs(merges: list[Any]) -> list[list[str]]:
