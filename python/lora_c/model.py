@@ -81,7 +81,10 @@ class Model:
         self.requantization_error = weights.requantized.relative if weights.requantized else None
         self.is_merged = False
         self._tokenizer = tokenizer
-        self.decoder = Decoder(**architecture.decoder_kwargs)
+        try:
+            self.decoder = Decoder(**architecture.decoder_kwargs)
+        except (ValueError, OverflowError) as error:  # numbers of config.json that no single rule forbids
+            raise CheckpointError(f"{source}: config.json: {error}") from None
         self.parts = Parts(self.decoder, architecture.weights())
         for name, weight in self.weights.items():
             self.parts.set_weight(name, weight)

@@ -295,3 +295,11 @@ def test_full_training_and_nf4(name: str, tmp_path: Path) -> None:
     assert abs(losses[0] - losses[1]) < 1e-5
     for a, b in zip(small.trainable_parameters(), dense.trainable_parameters(), strict=True):
         assert relative(a.grad, b.grad) < 1e-4, a.name
+
+
+@pytest.mark.parametrize("changes", [{"rope_theta": 1e-300}, {"rope_scaling": {"rope_type": "linear", "factor": 1e-320}}])
+def test_numbers_that_no_model_can_be_made_of_are_named_with_their_file(tiny_model_dir: Path, changes: dict) -> None:
+    file = tiny_model_dir / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(CheckpointError, match="config.json: "):
+        load_model(tiny_model_dir, progress=False)
