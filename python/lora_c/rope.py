@@ -60,7 +60,22 @@ def rope_of(
 
 
 def rope_from(rope: Mapping[str, Any], head_dim: int, positions: int, theta: float) -> Rope:
-    """The frequencies of one table; theta holds where the table gives none."""
+    """The frequencies of one table; theta holds where the table gives none.
+
+    Raises
+    ------
+    CheckpointError
+        The table's numbers fit no kind, or give frequencies that are not finite.
+    """
+    with np.errstate(all="ignore"):
+        made = _table(rope, head_dim, positions, theta)
+    if not all(np.isfinite(table).all() for table in (made.inv_freq, made.long_inv_freq) if table is not None):
+        shown = {"rope_theta": theta} | {key: value for key, value in rope.items() if isinstance(value, (int, float))}
+        raise CheckpointError(f"config.json: RoPE: expected numbers that give finite frequencies, got {str(shown)[:200]}")
+    return made
+
+
+def _table(rope: Mapping[str, Any], head_dim: int, positions: int, theta: float) -> Rope:
     rope = dict(rope)
     for key, value in (("rope_theta", theta), ("partial_rotary_factor", 1.0)):
         if rope.get(key) is None:
