@@ -24,6 +24,7 @@ const char *lora_status_name(lora_status status) {
     case LORA_EUNSUPPORTED: return "not supported";
     case LORA_EDEVICE: return "device error";
     case LORA_EBUSY: return "in use";
+    case LORA_ESTOPPED: return "stopped";
     }
     return "unknown status";
 }

@@ -413,6 +413,19 @@ static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
     return status == LORA_OK ? 0 : -1;
 }
 
+static PyObject *get_stopping(PyObject *o, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(lora_decoder_stopping(((decoder *)o)->decoder));
+}
+
+/* Not exclusive: it is meant for the pass that another thread is in. */
+static int set_stopping(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    if (!value || !PyBool_Check(value)) return lora_py_refuse(PyExc_TypeError, "stopping: expected True or False", value ? value : Py_None);
+    lora_decoder_set_stopping(((decoder *)o)->decoder, value == Py_True);
+    return 0;
+}
+
 static PyObject *get_config(PyObject *o, void *unused) {
     (void)unused;
     return PyDict_Copy(((decoder *)o)->options);
@@ -430,6 +443,8 @@ static PyGetSetDef decoder_getset[] = {
      "'bfloat16' keeps what backward needs of a layer in half the memory: same loss, gradients of rounded activations.", NULL},
     {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,
      "'exact' or 'fast', for every pass; at first that of the module. See set_precision().", NULL},
+    {"stopping", get_stopping, set_stopping,
+     "While True, passes end between two layers with PassStopped, the running one too; may be set by any thread.", NULL},
     {"config", get_config, NULL, "The arguments of the constructor.", NULL},
     {0},
 };

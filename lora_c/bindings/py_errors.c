@@ -12,6 +12,7 @@ PyObject *lora_py_raise(lora_py_state *state, const lora_error *err) {
     case LORA_ENOMEM: type = PyExc_MemoryError; break;
     case LORA_EUNSUPPORTED: type = PyExc_NotImplementedError; break;
     case LORA_EDEVICE: type = state->device_error; break;
+    case LORA_ESTOPPED: type = state->stopped_error; break;
     case LORA_EBUSY:
     case LORA_OK: break;
     }

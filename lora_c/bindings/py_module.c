@@ -276,6 +276,9 @@ static int module_exec(PyObject *module) {
     state->device_error = PyErr_NewExceptionWithDoc("lora_c._core.DeviceError", "A device or its library failed.",
                                                     PyExc_RuntimeError, NULL);
     if (!state->device_error || PyModule_AddObjectRef(module, "DeviceError", state->device_error) < 0) return -1;
+    state->stopped_error = PyErr_NewExceptionWithDoc("lora_c._core.PassStopped", "A pass was left between two layers, because "
+                                                     "Decoder.stopping was set.", PyExc_RuntimeError, NULL);
+    if (!state->stopped_error || PyModule_AddObjectRef(module, "PassStopped", state->stopped_error) < 0) return -1;
     if (add_types(module, state) < 0) return -1;
     if (PyModule_AddIntConstant(module, "DECODE_BATCH", LORA_DECODE_BATCH) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_precision_functions) < 0) return -1;
@@ -286,6 +289,7 @@ static int module_exec(PyObject *module) {
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     lora_py_state *state = state_of(module);
     Py_VISIT(state->device_error);
+    Py_VISIT(state->stopped_error);
     Py_VISIT(state->nf4_type);
     Py_VISIT(state->ggml_type);
     Py_VISIT(state->parameter_type);
@@ -300,6 +304,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
 static int module_clear(PyObject *module) {
     lora_py_state *state = state_of(module);
     Py_CLEAR(state->device_error);
+    Py_CLEAR(state->stopped_error);
     Py_CLEAR(state->nf4_type);
     Py_CLEAR(state->ggml_type);
     Py_CLEAR(state->parameter_type);

@@ -22,7 +22,7 @@
 typedef struct lora_py_state {
     PyObject *owner; /* capsule that owns ctx: every object holds it, so that the context outlives the module */
     lora_ctx *ctx;
-    PyObject *device_error;
+    PyObject *device_error, *stopped_error;
     PyTypeObject *nf4_type, *ggml_type, *parameter_type, *linear_type, *adamw_type, *decoder_type, *kv_cache_type;
     PyTypeObject *export_type; /* not a name of the module */
 } lora_py_state;

@@ -160,6 +160,7 @@ lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buff
     int64_t L = d->config.num_hidden_layers;
     bool embeddings = lora_embeddings_train(d);
     for (int64_t layer = L - 1; layer >= b->lowest; layer--) {
+        LORA_TRY(lora_check_stop(d, err));
         bool below = layer > b->lowest || embeddings, attention = below || lora_attention_trains(&d->layers[layer]);
         /* the shared state still holds the last layer */
         if (d->recompute == LORA_RECOMPUTE_LAYER && layer < L - 1) LORA_TRY(lora_layer_recompute(d, run, b, layer, err));

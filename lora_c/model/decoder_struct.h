@@ -3,6 +3,8 @@
 #ifndef LORA_MODEL_DECODER_STRUCT_H
 #define LORA_MODEL_DECODER_STRUCT_H
 
+#include <stdatomic.h>
+
 #include "lora_c/decoder.h"
 #include "lora_c/linear.h"
 #include "lora_c/nn.h"
@@ -100,6 +102,7 @@ struct lora_decoder {
     lora_recompute recompute;
     lora_dtype activation_dtype;
     lora_precision precision;
+    atomic_bool stopping; /* set by another thread than that of the pass */
     void *arena;
     size_t arena_bytes;
     lora_small_passes small_passes;
@@ -123,6 +126,12 @@ typedef struct lora_run {
     bool training;
     uint64_t dropout_step;
 } lora_run;
+
+/* Between two layers: whether somebody asked the pass to stop. */
+static inline lora_status lora_check_stop(const lora_decoder *d, lora_error *err) {
+    if (!atomic_load_explicit(&d->stopping, memory_order_relaxed)) return LORA_OK;
+    return lora_fail(err, LORA_ESTOPPED, "decoder: the pass was stopped between two layers");
+}
 
 static inline int64_t lora_q_width(const lora_decoder_config *c) { return c->num_attention_heads * c->head_dim; }
 static inline int64_t lora_kv_width(const lora_decoder_config *c) { return c->num_key_value_heads * c->head_dim; }

@@ -198,6 +198,7 @@ lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffe
     lora_set_positions(d, run, b);
     LORA_TRY(embed(d, run, b, err));
     for (int64_t layer = 0; layer < L; layer++) {
+        LORA_TRY(lora_check_stop(d, err));
         LORA_TRY(attention_block(d, run, b, layer, err));
         LORA_TRY(mlp_inputs(d, run, b, layer, err));
         LORA_TRY(mlp_output(d, run, b, layer, err));

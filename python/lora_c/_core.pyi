@@ -23,6 +23,7 @@ class _OptimizerState(TypedDict):
     v: list[_F32]
 
 class DeviceError(RuntimeError): ...
+class PassStopped(RuntimeError): ...
 
 DECODE_BATCH: int  # up to so many tokens in a call of Decoder.decode, the logits of each have the bits that it gets alone
 
@@ -216,6 +217,7 @@ class Decoder:
     recompute: Literal["none", "layer"]
     activation_dtype: Literal["float32", "bfloat16"]
     precision: Literal["exact", "fast"]
+    stopping: bool  # while True, passes end between two layers with PassStopped
     @property
     def config(self) -> dict[str, Any]: ...
     def __new__(

@@ -127,6 +127,11 @@ lora_status lora_decoder_set_activation_dtype(lora_decoder *decoder, lora_dtype 
 void lora_decoder_set_precision(lora_decoder *decoder, lora_precision precision);
 lora_precision lora_decoder_precision(const lora_decoder *decoder);
 
+/** While on, passes end between two layers with ESTOPPED, the running one too: may be called while another thread is in a
+ *  pass. A training pass that was stopped leaves some of its gradients added: clear them all. */
+void lora_decoder_set_stopping(lora_decoder *decoder, bool on);
+bool lora_decoder_stopping(const lora_decoder *decoder);
+
 /* A packed batch: no padding; segment s is tokens cu_seqlens[s] .. cu_seqlens[s+1]-1 and attends only to itself. */
 typedef struct lora_batch {
     int64_t n_tokens, n_segments;

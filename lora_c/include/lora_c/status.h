@@ -19,6 +19,7 @@ typedef enum lora_status {
     LORA_EUNSUPPORTED = -5, /* valid, but not implemented here */
     LORA_EDEVICE = -6,      /* a device or its library failed */
     LORA_EBUSY = -7,        /* the object is in use by another thread */
+    LORA_ESTOPPED = -8,     /* somebody asked the pass to stop */
 } lora_status;
 
 enum { LORA_ERROR_BYTES = 256 };
