@@ -342,8 +342,12 @@ class TrainConfig(_Config):
     val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
     eval_batch_tokens: int = Field(2048, gt=0, description="Tokens per batch in evaluation.")
-    save_steps: int = Field(0, ge=0, description="Write a resumable checkpoint every so many steps; 0: none.")
-    save_total_limit: int | None = Field(2, gt=0, description="Keep only the latest checkpoints.")
+    save_steps: float = Field(
+        0.1, ge=0,
+        description="Write a resumable checkpoint every so many steps; below 1: every such share of the run, where that takes "
+        "little of its time; 0: only at the end.",
+    )
+    save_total_limit: int | None = Field(2, gt=0, description="Keep only so many checkpoints, the last one among them.")
     logging_steps: int = Field(1, gt=0, description="Write metrics.jsonl every so many steps.")
     double_quant: bool = Field(True, description="qlora: quantize the block scales too.")
     block_size: int = Field(64, description="qlora: weights per block scale.")
@@ -353,6 +357,8 @@ class TrainConfig(_Config):
         if self.block_size not in NF4_BLOCK_SIZES:
             sizes = ", ".join(map(str, NF4_BLOCK_SIZES))
             raise ValueError(f"block_size: expected one of {sizes}, got {self.block_size}")
+        if self.save_steps > 1 and self.save_steps != int(self.save_steps):
+            raise ValueError(f"save_steps: expected a whole number, or a share below 1, got {self.save_steps:g}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps: expected a positive number, or -1 for num_train_epochs, got {self.max_steps}")
         return self

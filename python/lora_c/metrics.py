@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,11 @@ class MetricsFile:
     def append(self, record: dict[str, Any]) -> None:
         """Add a line; the first failure is told, the run and its history go on."""
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            with open(self.path, "ab", buffering=0) as file:
+                before, line = file.tell(), (json.dumps(record) + "\n").encode()
+                if file.write(line) != len(line):  # the disk took a part of it
+                    file.truncate(before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if not self._failed:
                 tell(f"{self.path}: lines are missing from step {record['step']} on ({reason(error)})")

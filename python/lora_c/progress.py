@@ -5,24 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
+
+from .steady_stream import steady
 
 
 class Progress(Protocol):
-    closed: bool  # nobody reads it any more
-
     def step(self, record: dict[str, Any]) -> None: ...
     def evaluation(self, record: dict[str, Any]) -> None: ...
     def message(self, text: str) -> None: ...
 
 
 class PlainProgress:
-    """Lines for logs and pipes, at most one every ``interval`` seconds. A log that is full ends no run."""
+    """Lines for logs and pipes, at most one every ``interval`` seconds. A log that is full or gone ends no run."""
 
     def __init__(self, total: int, interval: float = 5.0) -> None:
         self.total, self.interval, self._last = total, interval, 0.0
-        self.closed = False
 
     def step(self, record: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -36,18 +35,12 @@ class PlainProgress:
         self.message(f"step {record['step']}/{self.total}  held-out loss {record['eval_loss']:.4f}")
 
     def message(self, text: str) -> None:
-        try:
+        with suppress(OSError, ValueError):  # closed, say
             print(text, file=sys.stderr, flush=True)
-        except BrokenPipeError:
-            self.closed = True
-        except OSError:
-            pass
 
 
 class BarProgress:
     """A rich bar: loss, held-out loss, tokens per second, time left."""
-
-    closed = False
 
     def __init__(self, bar: Any, total: int, done: int) -> None:
         self.bar = bar
@@ -87,5 +80,5 @@ def open_progress(total: int, done: int = 0) -> Iterator[Progress]:
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+    with RichProgress(*columns, console=Console(file=steady(sys.stderr))) as bar:
         yield BarProgress(bar, total, done)

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core
+from ._core import PassStopped
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
+from .checkpoint_schedule import CheckpointSchedule, expected_seconds
 from .configs import TrainConfig
 from .data.fits import fit_to_model
 from .digests import data_digest, model_digest
 from .ends import tell_missing_ends, tell_untrained_ends
 from .errors import ConfigError, DivergenceError, LoraCError
 from .interrupt import deferred_interrupt
+from .leaving import Leaving
 from .metrics import MetricsFile
 from .notices import tell
 from .os_errors import make_folder
@@ -47,7 +50,8 @@ class TrainResult:
     elapsed_seconds: float
     peak_memory_bytes: int
     interrupted: bool = False
-    unsaved: list[str] = field(default_factory=list)  # checkpoints that could not be written, and why
+    unsaved: list[str] = field(default_factory=list)  # why the latest checkpoints could not be written; empty once one was
+    signal: int | None = None  # what interrupted it
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
@@ -98,7 +102,8 @@ class Trainer:
         self.checkpoints: list[int] = []  # steps of those that this run has written
         self._metrics = MetricsFile(self.output_dir)
         self._unsaved: list[str] = []
-        self._resumed_at = 0
+        self._last_saved: int | None = None
+        self.resumed_at = 0  # the step that the next call of `train` goes on from
         self._tokens_before = 0  # by the runs that this one resumes
         self._tokens_seen = 0
 
@@ -129,7 +134,7 @@ class Trainer:
         return self.config.warmup_steps or math.ceil(self.total_steps * self.config.warmup_ratio)
 
     def train(self, resume: bool | str | Path = False, allow_changes: bool = False) -> TrainResult:
-        """Run to the last step and leave a checkpoint of it; Ctrl-C saves a checkpoint and returns.
+        """Run to the last step and leave a checkpoint of it; Ctrl-C, SIGTERM and SIGHUP save a checkpoint and return.
 
         Parameters
             resume         True (the latest checkpoint in the output folder), "auto" (the same; start where there is none), or
@@ -140,7 +145,7 @@ class Trainer:
             DivergenceError  a loss or gradient is not finite; the last finite state is saved and named
         """
         check_same_parameters(self.model, self.parameters)
-        first = self.resume_from(resume, allow_changes) if resume else self._resumed_at
+        first = self.resume_from(resume, allow_changes) if resume else self.resumed_at
         make_folder(self.output_dir)
         self._metrics.start(self.history)
         _core.reset_peak_memory()
@@ -148,36 +153,51 @@ class Trainer:
         self._tokens_seen = 0
         started = time.perf_counter()
         done = first
+        self._schedule = CheckpointSchedule(self.config.save_steps, self.total_steps, expected_seconds(self._state_bytes()))
         with self.settings(), open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
+            self._leaving = Leaving(stop, self.model.decoder, progress.message)
             try:
-                if self.eval_data is not None and first == 0 and self.config.eval_steps:
-                    self._evaluate_and_log(0, progress)
-                while done < self.total_steps and not stop.requested and not progress.closed:
-                    self._one_step(done, started, progress)
+                if self.config.eval_steps and done % self.config.eval_steps == 0:
+                    self._evaluate_and_log(done, progress)  # at the start, or where a run was stopped in the middle of it
+                while done < self.total_steps and not stop.requested:
+                    try:
+                        self._one_step(done, started, progress)
+                    except PassStopped:  # the state is the one after the last whole step
+                        self.optimizer.zero_grad()
+                        break
                     done += 1
                     self._periodic(done, progress)
                 interrupted = done < self.total_steps
-                if not interrupted and self.eval_data is not None and not self._logged_eval(done):
+                if not interrupted:
                     self._evaluate_and_log(done, progress)
                 self._check_finite(done)
+                if interrupted:
+                    progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
+                if (interrupted or done > first) and self._last_saved != done:
+                    self._save_checkpoint(done)
             except DivergenceError as error:
                 raise self._divergence(error, done) from None
-            if interrupted:
-                progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
-            if interrupted or done > first:
-                self._save_checkpoint(done)
+            finally:
+                self._leaving.end()
         self.model.decoder.free_activations()
-        self._resumed_at = done  # another call goes on from here
-        return self._result(done, time.perf_counter() - started, interrupted)
+        self.resumed_at = done  # another call goes on from here
+        result = self._result(done, time.perf_counter() - started, interrupted)
+        result.signal = stop.number
+        return result
 
     def run(self) -> Run:
         """What decides the result of this run, as it is written to checkpoints."""
         return Run.of(self)
 
     @cached_property
+    def data_digest(self) -> str:
+        """The digest of the training data."""
+        return data_digest(self.train_data)
+
+    @cached_property
     def digests(self) -> tuple[str, str]:
         """Of the training data, and of the model without what is trained of it."""
-        return data_digest(self.train_data), model_digest(self.model)
+        return self.data_digest, model_digest(self.model)
 
     def resume_from(self, resume: bool | str | Path, allow_changes: bool = False) -> int:
         """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there."""
@@ -189,7 +209,7 @@ class Trainer:
         load_training_state(self, position)
         same_place = folder.resolve().parent == self.output_dir.resolve()
         self.run_id, self.checkpoints = position.run_id or self.run_id, position.written if same_place else []
-        self._resumed_at = position.step
+        self.resumed_at = position.step
         return position.step
 
     def _check_finite(self, done: int) -> None:
@@ -199,12 +219,25 @@ class Trainer:
             raise DivergenceError(f"expected finite {what} after step {done}, got NaN or infinity")
 
     def _save_checkpoint(self, done: int) -> None:
-        """A checkpoint that cannot be written does not end the run: its result is still to come."""
+        """A checkpoint that cannot be written does not end the run: its result is still to come, and it is tried again."""
+        self.run()  # the digests are made once, and do not count as its time
+        started = time.perf_counter()
         try:
-            save_checkpoint(self, done)
+            with self._leaving.during("saving"):
+                save_checkpoint(self, done)
         except (LoraCError, MemoryError) as error:
+            self._schedule.failed()
             self._unsaved.append(f"step {done}: {error}")
             tell(f"no checkpoint of step {done}: {error}")
+            return
+        self._last_saved = done
+        self._unsaved.clear()
+        self._schedule.written(time.perf_counter() - started)
+        self.checkpoints = prune_checkpoints(self.output_dir, self.run_id, self.checkpoints, self.config.save_total_limit)
+
+    def _state_bytes(self) -> int:
+        """Of a checkpoint: parameters and two moments, and the parameters again in the adapter's format."""
+        return 4 * 4 * sum(parameter.size for parameter in self.parameters)
 
     def _divergence(self, error: DivergenceError, done: int) -> DivergenceError:
         """The error with the way out, after the last finite state has been saved."""
@@ -234,8 +267,9 @@ class Trainer:
         total_weight = sum(batch.total_weight for batch in batches)
         self.optimizer.zero_grad()
         loss = 0.0
-        for i, batch in enumerate(batches):
-            loss += self._forward_backward(batch, 1.0 / total_weight, step * config.gradient_accumulation_steps + i)
+        with self._leaving.during("step"):
+            for i, batch in enumerate(batches):
+                loss += self._forward_backward(batch, 1.0 / total_weight, step * config.gradient_accumulation_steps + i)
         if not math.isfinite(loss):
             raise DivergenceError(f"expected a finite loss at step {step + 1}, got {loss}")
         rate = learning_rate(
@@ -280,15 +314,21 @@ class Trainer:
 
     def _periodic(self, done: int, progress: Progress) -> None:
         config = self.config
-        if self.eval_data is not None and config.eval_steps and done % config.eval_steps == 0:
+        if config.eval_steps and done % config.eval_steps == 0:
             self._evaluate_and_log(done, progress)
-        if config.save_steps and done % config.save_steps == 0 and done < self.total_steps:
+        if done < self.total_steps and self._schedule.is_due(done):
             self._check_finite(done)
             self._save_checkpoint(done)
-            self.checkpoints = prune_checkpoints(self.output_dir, self.run_id, self.checkpoints, config.save_total_limit)
 
     def _evaluate_and_log(self, done: int, progress: Progress) -> None:
-        loss = self.evaluate()
+        """Once after each step where it is asked for; a stop in the middle of it leaves no record."""
+        if self.eval_data is None or self._logged_eval(done):
+            return
+        try:
+            with self._leaving.during("evaluation"):
+                loss = self.evaluate()
+        except PassStopped:
+            return
         if not math.isfinite(loss):
             raise DivergenceError(f"expected a finite held-out loss after step {done}, got {loss}")
         record = {"step": done, "eval_loss": loss}

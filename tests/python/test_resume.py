@@ -210,14 +210,12 @@ def test_only_checkpoints_of_this_run_are_pruned_and_of_these_only_its_files(
     trainer({"max_steps": 8, "save_steps": 1, "save_total_limit": 2, "seed": 1}).train()
     assert all((out / name / "notes.txt").read_text() == "mine" for name in mine)
     assert sorted(p.name for p in out.iterdir() if (p / "trainer_state.json").exists()) == [
-        "checkpoint-6", "checkpoint-7", "checkpoint-8",
+        "checkpoint-7", "checkpoint-8",
     ]  # fmt: skip
     assert sorted(p.name for p in (out / "checkpoint-1").iterdir()) == ["deep"]
     with pytest.warns(LoraCWarning, match="the run had 8 steps"):
         trainer({"max_steps": 10, "save_steps": 1, "save_total_limit": 1, "seed": 1}).train(resume=True)
-    assert sorted(p.name for p in out.iterdir() if (p / "trainer_state.json").exists()) == [
-        "checkpoint-10", "checkpoint-9",
-    ]  # fmt: skip
+    assert [p.name for p in out.iterdir() if (p / "trainer_state.json").exists()] == ["checkpoint-10"]
 
 
 @pytest.mark.parametrize("damage", [

@@ -43,7 +43,7 @@ def test_an_output_that_is_full_is_named(tiny_model_dir: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith(b"lora-c: output: expected room for it, got No space left on device; ")
 
 
-def test_a_log_that_nobody_reads_stops_the_run_with_a_checkpoint(train: list[str], tmp_path: Path) -> None:
+def test_a_log_that_nobody_reads_ends_no_run(train: list[str], tmp_path: Path) -> None:
     code = (
         "import os, sys, lora_c.trainer as t\n"
         "real = t.Trainer.train\n"
@@ -53,7 +53,5 @@ def test_a_log_that_nobody_reads_stops_the_run_with_a_checkpoint(train: list[str
         "t.Trainer.train = train\n"
     )
     done = subprocess.run([sys.executable, "-c", code + START, *train], check=False, capture_output=True)
-    assert done.returncode != 0
-    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
-    again = run([*train, "--resume", "auto"])
-    assert again.returncode == 0, again.stderr
+    assert done.returncode == 0
+    assert (tmp_path / "out/adapter_model.safetensors").is_file()

@@ -1,6 +1,7 @@
 """The command line: ``lora-c train | generate | chat | eval | merge | export | quantize | bench | demo``.
 
-Nothing is imported before `main` runs, so that Ctrl-C is one line while the libraries are loaded, too.
+Nothing is imported before `main` runs, so that Ctrl-C is one line while the libraries are loaded, too. SIGTERM and SIGHUP do
+what Ctrl-C does, and end with the status that shells expect: 128 and the number of the signal.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,14 +26,19 @@ def main() -> None:
     """Entry point of the ``lora-c`` script."""
     _prepare_streams()
     try:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _interrupt)
+        for number, usual in (
+            (signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL),
+        ):  # fmt: skip
+            if signal.getsignal(number) == usual:  # what is ignored stays so: nohup, jobs in the background
+                signal.signal(number, _interrupt)
+        from ..steady_stream import make_stderr_steady
         from .commands import run
 
+        make_stderr_steady()
         run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nlora-c: stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
 
 
 def _prepare_streams() -> None:
@@ -51,10 +58,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """While a library is loaded there is nothing to clean up, and an exception could come out of it as another one."""
     while frame is not None:
         if "importlib._bootstrap" in frame.f_code.co_filename:
-            print("\nlora-c: stopped", file=sys.stderr, flush=True)
-            os._exit(130)
+            with suppress(OSError):
+                print("\nlora-c: stopped", file=sys.stderr, flush=True)
+            os._exit(128 + number)
         frame = frame.f_back
-    raise KeyboardInterrupt
+    from ..interrupt import Stopped
+
+    raise Stopped(number)
 
 
 def __getattr__(name: str) -> Any:

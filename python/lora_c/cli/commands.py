@@ -75,8 +75,8 @@ def _run() -> int:
     """Run a command and return its exit status; click alone would turn Ctrl-C into status 1."""
     try:
         status = cli(prog_name="lora-c", standalone_mode=False)
-    except click.exceptions.Abort:
-        raise KeyboardInterrupt from None
+    except click.exceptions.Abort as error:
+        raise error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt from None
     except click.ClickException as error:
         error.show()
         return error.exit_code
