@@ -34,6 +34,7 @@ from .parts import Parts
 from .prequantized import QuantRecord
 from .prompts import is_batch
 from .resize_embedding import resize_embedding, resize_for_adapter, rows_for
+from .run_record import tell_other_base
 from .saving import save_model
 from .tied_head import stored_name
 from .tokenizer import Tokenizer
@@ -229,6 +230,7 @@ class Model:
         arrays = self._without_same_base(arrays)
         embedding = np.asarray(self.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
         self._put(name, load_arrays(arrays, self.architecture, embedding, is_trainable))
+        tell_other_base(path, self.source)
         if self._adapters.active is None:
             self._adapters.activate(name)
 

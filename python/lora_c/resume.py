@@ -13,6 +13,7 @@ from .errors import CheckpointError, shorten
 from .notices import tell
 
 if TYPE_CHECKING:
+    from .configs import TrainConfig
     from .run_checkpoints import Position
     from .trainer import Trainer
 
@@ -74,10 +75,7 @@ def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
         )
     listed = shorten(_changes(position.run, now), 8)
     if listed and not allow_changes:
-        raise CheckpointError(
-            f"{where}: expected the run that it was written by, got changes of its result: {listed}; resume with the options "
-            "and the data that the run was started with, or with --allow-changes (allow_changes=True)"
-        )
+        raise _other_run(position, listed)
     if listed:
         tell(f"{where}: resumed with changes: {listed}")
     if now.total_steps != position.run.total_steps:
@@ -87,12 +85,39 @@ def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
         )
 
 
-def _changes(before: Run, now: Run) -> list[str]:
-    found = [
-        f"{name} {_shown(before.options.get(name))} -> {_shown(now.options.get(name))}"
-        for name in dict.fromkeys((*before.options, *now.options))
-        if name not in LENGTH_FIELDS and not _is_same(name, before.options.get(name), now.options.get(name))
+def check_same_options(config: TrainConfig, position: Position) -> None:
+    """As `check_same_run`, of the options of training alone: before the model and the data are read.
+
+    Raises
+    ------
+    CheckpointError
+        The run would have another result.
+    """
+    before = position.run.options if position.run is not None else None
+    now = config.model_dump(mode="json")
+    if before is not None and (listed := shorten(_changed_options(before, {k: v for k, v in now.items() if k in before}), 8)):
+        raise _other_run(position, listed)
+
+
+def _other_run(position: Position, listed: str) -> CheckpointError:
+    return CheckpointError(
+        f"{position.folder}: expected the run that it was written by, got changes of its result: {listed}; resume with the "
+        "options and the data that the run was started with, or with --allow-changes (allow_changes=True)"
+    )
+
+
+def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Of the options that `now` has."""
+    return [
+        f"{name} {_shown(before.get(name))} -> {_shown(value)}"
+        for name, value in now.items()
+        if name not in LENGTH_FIELDS and not _is_same(name, before.get(name), value)
     ]
+
+
+def _changes(before: Run, now: Run) -> list[str]:
+    names = dict.fromkeys((*before.options, *now.options))
+    found = _changed_options(before.options, {name: now.options.get(name) for name in names})
     for name in ("data", "model"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:

@@ -30,6 +30,7 @@ class RunOptions:
     model: Model | None = None
     has_eval_data: bool | None = None
     total_steps: int | None = None
+    adapter: str | None = None  # that the run goes on from
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,16 @@ RULES = [
     Rule(
         [name for name in LoraConfig.model_fields if name != "seed"],
         lambda run: run.config.method in ("full", "head"),
+        "method lora or qlora, got one without an adapter; leave it out, or choose another method",
+    ),
+    Rule(
+        [name for name in LoraConfig.model_fields if name != "seed"],
+        lambda run: run.adapter is not None,
+        "no adapter to go on from, whose own options hold, got one; leave it out",
+    ),
+    Rule(
+        ["adapter"],
+        lambda run: run.adapter is not None and run.config.method in ("full", "head"),
         "method lora or qlora, got one without an adapter; leave it out, or choose another method",
     ),
     Rule(
@@ -131,5 +142,7 @@ def check_run(run: RunOptions) -> None:
 
 def given(run: RunOptions, name: str) -> list[Any]:
     """The value of an option in a list; an empty one where it was left alone."""
+    if name == "adapter":
+        return [run.adapter] if run.adapter is not None else []
     configs = [config for config in (run.config, run.lora) if config is not None and name in config.model_fields_set]
     return [getattr(config, name) for config in configs][:1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,6 +114,16 @@ def _write_generation_config(model: Model, folder: Path) -> None:
     if options != before:
         text = json.dumps(options, indent=2, ensure_ascii=False) + "\n"
         (folder / GENERATION_FILE).write_text(text, encoding="utf-8")
+
+
+def copy_tokenizer(model: Model, folder: Path) -> None:
+    """Put the tokenizer and the chat templates beside an adapter; each file is whole or as it was before."""
+    with TemporaryDirectory(prefix=".tokenizer-", dir=folder) as aside:
+        _copy_tokenizer(model, Path(aside))
+        for file in sorted(path for path in Path(aside).rglob("*") if path.is_file()):
+            target = folder / file.relative_to(aside)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
 
 
 def _copy_tokenizer(model: Model, folder: Path) -> None:

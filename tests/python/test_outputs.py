@@ -27,7 +27,8 @@ TEXTS = {
 }  # fmt: skip
 # How each command is called, {name}: the path of an input of that name.
 CALLS = {
-    "train": "train --model {model} --data {data} --eval-data {eval_data} --output-dir OUT --max-steps 1 --method lora",
+    "train": "train --model {model} --data {data} --eval-data {eval_data} --adapter {adapter} --output-dir OUT --max-steps 1 "
+             "--method lora",
     "merge": "merge --model {model} --adapter {adapters} --output-dir OUT --data {data}",
     "export": "export {source} OUT --to peft --model {model}",
     "quantize": "quantize --model {model} --output-dir OUT",
@@ -66,7 +67,7 @@ def place(tiny_model_dir: Path, tmp_path: Path) -> Path:
     write_model(tmp_path / "model.gguf", load_model(bare), "F32")
     shutil.rmtree(bare)
     model.add_adapter(r=2, target_modules="all-linear")
-    for name in ("adapters", "source"):
+    for name in ("adapter", "adapters", "source"):
         model.save_adapter(tmp_path / name)
         model.save_adapter(tmp_path / f"{name}.gguf", format="gguf")
     for name in ("data", "eval_data"):
@@ -104,7 +105,7 @@ def test_an_output_that_is_an_input_is_refused(
     folder, output = place / param, place / param
     given: Path | str = folder
     if form in ("file", "hard link"):
-        inside = {"model": "config.json", "adapters": "adapter_config.json", "source": "adapter_config.json"}.get(param)
+        inside = {"model": "config.json", "adapter": "adapter_config.json", "adapters": "adapter_config.json", "source": "adapter_config.json"}.get(param)
         given = folder if inside else place / f"{param}.txt"
         output = folder / inside if inside else Path(given)
         if form == "hard link":
@@ -166,8 +167,10 @@ def test_files_beside_the_output_are_fine(place: Path) -> None:
 
 
 def test_the_base_that_an_adapter_names_is_an_input(place: Path) -> None:
+    (place / "out").mkdir()
+    os.link(place / "model/tokenizer.json", place / "out/tokenizer.json")
     before = contents(place)
-    result = run("export", place / "source", place / "model", "--to", "hf")
+    result = run("export", place / "source", place / "out", "--to", "hf")
     assert "expected another place than the adapter's base" in str(result.exception) and contents(place) == before
 
 
@@ -195,7 +198,7 @@ def test_the_file_of_settings_is_not_replaced_unless_a_run_wrote_it(place: Path)
 
 def test_the_checkpoint_that_is_resumed_is_no_output_folder(place: Path) -> None:
     flags = ["--save-steps", 1, "--max-steps", 2]
-    assert run(*CALLS["train"].format(**{n: place / n for n in ("model", "data", "eval_data")}).replace(
+    assert run(*CALLS["train"].format(**{n: place / n for n in ("model", "data", "eval_data", "adapter")}).replace(
         "OUT", f"{place}/out").split(), *flags).exit_code == 0  # fmt: skip
     for output, refused in ((place / "out/checkpoint-1", True), (place / "out", False)):
         result = run("train", "--model", place / "model", "--data", place / "data", "--method", "lora", "--max-steps", 2,
@@ -237,4 +240,5 @@ def test_settings_of_the_user_in_the_output_folder_stay(tiny_model_dir: Path, tm
     assert config.read_text() == "mine: 1\n" and os.listdir(config.parent) == ["config.yaml"]
     assert run("train", *flags, "--output-dir", config.parent, "--overwrite").exit_code == 0
     assert config.read_text().startswith("# lora-c train")
-    assert run("train", *flags, "--output-dir", config.parent).exit_code == 0
+    again = run("train", *flags, "--output-dir", config.parent)
+    assert "which holds a run (checkpoint-1); give --output-dir" in str(again.exception)

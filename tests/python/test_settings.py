@@ -198,7 +198,7 @@ def test_resume_on_the_command_line_and_in_a_file(tiny_model_dir: Path, tmp_path
     refused = invoke(*run, "--resume", "--learning-rate", "1e-3")
     assert "learning_rate 0.0002 -> 0.001" in str(refused.exception)
     assert (tmp_path / "out/config.yaml").read_bytes() == before  # of the run that it is not
-    for value, works in (("true", True), ("auto", True), ("false", True), (f"{tmp_path}/nowhere", False)):
+    for value, works in (("true", True), ("auto", True), ("false", False), (f"{tmp_path}/nowhere", False)):
         in_file(tmp_path, text + f"resume: {value}\n")
         assert (invoke(*run).exit_code == 0) is works, value
     with pytest.warns(lc.notices.LoraCWarning, match="resumed with changes: learning_rate"):
@@ -221,7 +221,7 @@ def test_the_largest_seed_is_one(tiny_model_dir: Path, tmp_path: Path) -> None:
     words = ["--model", tiny_model_dir, "--data", data, "--output-dir", tmp_path / "o", "--max-steps", 1, "--method", "lora"]
     assert invoke("train", *words, "--seed", 2**63 - 1).exit_code == 0
     for limit in (0, -1):
-        assert "limit: expected at least 1 example" in str(invoke("train", *words, "--limit", limit).exception)
+        assert "limit: expected at least 1 example" in str(invoke("train", *words, "--limit", limit, "--overwrite").exception)
     assert "batch_tokens: expected 1" in str(invoke("eval", *words[:4], "--batch-tokens", 0).exception)
 
 

@@ -12,9 +12,11 @@ from ..generation import resolve
 from .generate import open_model
 from .options import Command, config_options, take
 from .paths import InputPath
+from .run_folder import run_option
 
 
 @click.command("chat", cls=Command, short_help="Talk with a model.")
+@run_option
 @click.option("--model", type=InputPath(), help="Model folder.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")

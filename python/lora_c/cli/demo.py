@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from .options import Command
-from .paths import output_of_a_run, refuse_inputs
+from .paths import output_of_a_demo, refuse_inputs
 
 
 @click.command("demo", cls=Command, short_help="Teach the model that ships a new task.")
 @click.option(
-    "--out", "output_dir", type=output_of_a_run("demo-output"), default="demo-output", show_default=True,
+    "--out", "output_dir", type=output_of_a_demo("demo-output"), default="demo-output", show_default=True,
     help="Folder for adapter and plot.",
 )  # fmt: skip
 @click.option("--short", is_flag=True, help="A few steps only: shows that everything works, not that it learns.")

@@ -14,9 +14,11 @@ from .data import describe_data
 from .generate import open_model
 from .options import Command
 from .paths import InputPath, InputPaths, flatten
+from .run_folder import run_option
 
 
 @click.command("eval", cls=Command, short_help="Loss and perplexity on your data.")
+@run_option
 @click.option("--model", type=InputPath(), required=True, help="Model folder.")
 @click.option(
     "--data", type=InputPaths(), multiple=True, callback=flatten, required=True,

@@ -17,6 +17,7 @@ from ..regular_file import read_regular
 from ..written import BASE_FOLDER
 from .options import Command, config_options, flag_name, take
 from .paths import InputPath
+from .run_folder import check_base_of_run, nf4_of_run, run_option
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -30,6 +31,7 @@ class Texts(click.Argument):
 
 
 @click.command("generate", cls=Command, short_help="Write text from prompts.")
+@run_option
 @click.argument("prompt", nargs=-1, cls=Texts)
 @click.option("--prompts", type=InputPath(), metavar="FILE", help="Text file with one prompt per line.")
 @click.option("--model", type=InputPath(), help="Model folder.")
@@ -105,8 +107,9 @@ def open_model(own: dict[str, Any]) -> Model:
     from ..model import load_model
 
     if not own.get("model"):
-        raise ConfigError("model: expected a model folder, got nothing; give --model PATH")
-    model = load_model(own["model"], quantize=own.get("quantize"))
+        raise ConfigError("model: expected a model folder, got nothing; give --model PATH or --run DIR")
+    check_base_of_run(own["model"])
+    model = load_model(own["model"], quantize=own.get("quantize"), **nf4_of_run())
     if own.get("adapter"):
         model.load_adapter(own["adapter"])
         if model.adapter is not None and model.adapter.base:

@@ -11,6 +11,7 @@ import click
 from .generate import open_model
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
+from .run_folder import run_option
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -53,6 +54,7 @@ def _is_number(text: str) -> bool:
 
 
 @click.command("merge", cls=MergeCommand, short_help="Fold adapters into their base.")
+@run_option
 @click.option("--model", type=InputPath(), required=True, help="Model folder.")
 @click.option(
     "--adapter", "adapters", type=InputPath(), multiple=True, required=True, help="Adapter; give it again for several."

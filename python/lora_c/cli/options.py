@@ -25,6 +25,7 @@ from .paths import (
     output_of_a_run,
     refuse_repeated,
 )
+from .run_settings import resolve_paths
 from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -190,7 +191,7 @@ _SCALARS = (
 class Command(click.Command):
     """A command with ``--config FILE``, whose keys are the names of its flags; a flag wins over the file.
 
-    One that writes has ``--overwrite``, without which an output that is also an input is refused.
+    One that writes has ``--overwrite``, without which an output that is also an input, or holds something, is refused.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -202,7 +203,7 @@ class Command(click.Command):
             )
         )  # fmt: skip
         if any(isinstance(param.type, OutputPath) for param in self.params):
-            text = "Let the output take the place of an input."
+            text = "Let the output take the place of an input, or of what is there."
             self.params.append(
                 click.Option(["--overwrite"], is_flag=True, expose_value=False, callback=_remember_overwrite, help=text)
             )
@@ -257,7 +258,7 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
     ctx.meta[CONFIG_FILE] = path
     params: dict[str, click.Parameter] = {}
     for param in ctx.command.params:
-        if param.name and (param.expose_value or param.name == "overwrite"):
+        if param.name and (param.expose_value or param.name in ("overwrite", "run")):
             params |= {spelling.lstrip("-").replace("-", "_"): param for spelling in param.opts}
     values: dict[str, Any] = {}
     lines: dict[str, tuple[str, int]] = {}
@@ -284,7 +285,7 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
                 said = error.message if isinstance(error, click.UsageError) else str(error)
                 raise ConfigError(f"{path}:{setting.line}: {setting.key}: {said}") from None
     ctx.meta[_LINES] = {name: f"{path}:{line}" for name, (_, line) in lines.items() if name in values}
-    ctx.default_map = values
+    ctx.default_map = dict(ctx.default_map or {}) | resolve_paths(path, values, params)
 
 
 def value_of(param: click.Parameter, value: Any, ctx: click.Context) -> Any:

@@ -12,6 +12,7 @@ import click
 
 from ..errors import ConfigError
 from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
+from .occupied import held_by_a_demo, held_by_a_folder, held_by_an_output, refuse_occupied
 
 # Keys of a context's meta: whether --overwrite was given, and the file of --config.
 OVERWRITE, CONFIG_FILE = "lora_c.overwrite", "lora_c.config"
@@ -44,6 +45,17 @@ class InputPaths(InputPath):
         return [part.strip() for part in path.split(",") if part.strip()]
 
 
+class RunPath(click.ParamType):  # type: ignore[type-arg]
+    """The folder of a run, which stands for what its files name."""
+
+    name = "DIR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+            self.fail(f"expected the folder of a run, got {value!r}", param, ctx)
+        return os.fspath(value)
+
+
 class ResumePath(click.ParamType):  # type: ignore[type-arg]
     """A checkpoint folder, "auto" or "latest"; true (in a file) is "latest", false is nothing."""
 
@@ -69,12 +81,15 @@ def refuse_repeated(given: Sequence[click.Parameter]) -> None:
     for param in given:
         is_one = not getattr(param, "multiple", False) and param.nargs == 1
         times = given.count(param)
-        if is_one and times > 1 and isinstance(param.type, (InputPath, OutputPath)):
+        if is_one and times > 1 and isinstance(param.type, (InputPath, OutputPath, RunPath)):
             raise click.UsageError(f"{_label(param)}: expected it once, got it {times} times; leave one of them out")
 
 
+_OF_A_RUN = ("metrics.jsonl", "loss.png", "config.yaml", "run.json", "README.md", "demo.json")
+
+
 def _file_of_a_run(name: str) -> bool:
-    own = name in ("metrics.jsonl", "loss.png", "config.yaml", "demo.json") or re.match(r"checkpoint-\d+/", name) is not None
+    own = name in _OF_A_RUN or re.match(r"checkpoint-\d+/", name) is not None
     return own or is_model_file(name) or is_adapter_file(name)
 
 
@@ -91,12 +106,17 @@ class OutputPath(click.ParamType):  # type: ignore[type-arg]
         Says by its path in the folder whether the command may write a file.
     default : str, optional
         Where it is written when the flag is not given.
+    held : callable
+        Says what of worth is there already, or None.
     """
 
     name = "PATH"
 
-    def __init__(self, writes: Callable[[str], bool], default: str | None = None) -> None:
-        self.writes, self.default = writes, default
+    def __init__(
+        self, writes: Callable[[str], bool], default: str | None = None,
+        held: Callable[[Path], str | None] = held_by_an_output,
+    ) -> None:  # fmt: skip
+        self.writes, self.default, self.held = writes, default, held
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
@@ -106,7 +126,12 @@ class OutputPath(click.ParamType):  # type: ignore[type-arg]
 
 def output_of_a_run(default: str) -> OutputPath:
     """The folder of a training run."""
-    return OutputPath(_file_of_a_run, default)
+    return OutputPath(_file_of_a_run, default, held_by_a_folder)
+
+
+def output_of_a_demo(default: str) -> OutputPath:
+    """The folder of a demonstration."""
+    return OutputPath(_file_of_a_run, default, held_by_a_demo)
 
 
 def output_of_a_model() -> OutputPath:
@@ -120,7 +145,7 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
     Raises
     ------
     ConfigError
-        An output is an input, or would replace a file of one.
+        An output is an input, or would replace a file of one, or holds something.
     """
     if overwrite:
         return
@@ -142,6 +167,9 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
             for checkpoint in resumed if output else ():
                 if checkpoint:
                     refuse_input(_label(param), str(output), lambda name: False, "resume", str(checkpoint))
+            if output:
+                resume = next((str(value) for value in resumed if value), None)
+                refuse_occupied(_label(param), str(output), param.type.held(Path(output)), resume, bool(resumed))
 
 
 RUN_MARK = "# lora-c train: every setting of this run"

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import LoraConfig, TrainConfig
-from ..errors import ConfigError, LoraCError, SaveError, shorten
+from ..errors import ConfigError, SaveError, shorten
 from ..notices import tell
 from .data import describe_data
 from .options import Command, config_options, take
-from .paths import RUN_MARK, InputPath, InputPaths, ResumePath, flatten, refuse_foreign_settings
+from .paths import InputPath, InputPaths, ResumePath, flatten
+from .run_report import begin_record, begin_samples, end_samples, report_result, resume_command, save_result
+from .run_settings import save_settings
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -35,16 +37,22 @@ if TYPE_CHECKING:
     "--resume", type=ResumePath(), is_flag=False, flag_value="latest", default=None,
     help="Go on from the latest checkpoint in the output folder; auto: start where there is none; or from the one given.",
 )  # fmt: skip
+@click.option("--adapter", type=InputPath(), help="Go on from this finished adapter, with a fresh optimizer.")
 @click.option("--allow-changes", is_flag=True, default=None, help="Resume with changes of what decides the result.")
 @click.option(
     "--resize-embedding", is_flag=True, default=None, help="Rows for tokens that only the tokenizer has; they are trained."
 )
+@click.option(
+    "--samples", type=click.IntRange(0, 20), default=2, show_default=True,
+    help="Held-out prompts that are answered before and after training; 0: none.",
+)  # fmt: skip
 @config_options(TrainConfig, "Training")
 @config_options(LoraConfig, "Adapter", skip=("seed",))
 def command(**settings: Any) -> None:
     """Fine-tune a model and write a PEFT adapter (or the whole model with --method full or head).
 
-    Writes adapter_model.safetensors, adapter_config.json, metrics.jsonl, loss.png and config.yaml to the output folder.
+    Writes adapter_model.safetensors, adapter_config.json, the tokenizer, metrics.jsonl, loss.png, config.yaml, run.json and
+    README.md (a model card) to the output folder.
     """
     train_config = TrainConfig(**take(settings, TrainConfig))
     lora_config = LoraConfig(seed=train_config.seed, **take(settings, LoraConfig, skip=("seed",)))
@@ -55,27 +63,82 @@ def command(**settings: Any) -> None:
 
 
 def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResult:
-    """Load, train, save, report."""
+    """Load, train, save, report.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        A signal stopped the run; what it has reached is saved.
+    """
+    from ..interrupt import deferred_interrupt
     from ..run_checks import RunOptions, check_run, ignored_options
     from ..trainer import Trainer
 
-    if own.get("allow_changes") and not own.get("resume"):
+    resume: Any = {"latest": True, None: False, "": False}.get(own.get("resume"), own.get("resume"))
+    allow_changes = bool(own.get("allow_changes"))
+    if allow_changes and not resume:
         raise ConfigError("allow_changes: expected --resume beside it, got a run from the start; leave one of them out")
-    check_run(RunOptions(config, lora))
-    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")))
-    train_data, eval_data = open_data(own, model, config)
+    check_run(RunOptions(config, lora, adapter=own.get("adapter")))
+    refuse_resume_early(resume, config, allow_changes)
+    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"))
+    train_data, eval_data, counts = open_data(own, model, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
-    resume = own.get("resume") or False
-    trainer.resume_from(True if resume == "latest" else resume, bool(own.get("allow_changes")))
-    whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps)
-    save_resolved_config(own, config, lora, ignored={name for name, _ in ignored_options(whole)})  # a refused run leaves it
-    result = trainer.train()
-    save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(train_data.source).name}")
+    resume_run(trainer, resume, allow_changes)
+    whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter"))
+    save_settings(own, config, lora, ignored={name for name, _ in ignored_options(whole)})  # a refused run leaves it
+    samples = begin_samples(trainer, own.get("samples", 0))
+    record = begin_record(trainer, own["model"], counts, samples)
+    with deferred_interrupt() as stop:
+        result = trainer.train()
+        stop.listener = say_when_saved
+        saved = save_result(trainer, result)
+        if not stop.requested:
+            end_samples(trainer, samples, lambda: stop.requested)
+        title = f"{Path(own['model']).name} on {Path(train_data.source).name}"
+        report_result(trainer, result, saved, record, samples, title)
+    if result.unsaved:
+        missing = "; ".join(result.unsaved)
+        raise SaveError(f"checkpoints: expected one of the last state, got none at {missing}")
+    if result.interrupted:
+        click.echo(f"go on     {resume_command(trainer.output_dir)}", err=True)
+    if stop.requested or result.interrupted:
+        raise stop.exception()
     return result
 
 
-def open_model(path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False) -> Model:
+def say_when_saved(count: int) -> None:
+    """The answer to a signal after the last step."""
+    if count < 3:
+        again = "again" if count == 2 else "twice more"
+        click.echo(f"stopping when everything is saved; press {again} to end at once", err=True)
+
+
+def refuse_resume_early(resume: Any, config: TrainConfig, allow_changes: bool) -> None:
+    """What of a resumed run can be refused before its base is loaded."""
+    from ..resume import check_same_options
+    from ..run_checkpoints import find_checkpoint, read_position
+
+    folder = find_checkpoint(Path(config.output_dir), resume)
+    if folder is not None:
+        position = read_position(folder)
+        if not allow_changes:
+            check_same_options(config, position)
+
+
+def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
+    """Take up a checkpoint, and say which."""
+    from ..run_checkpoints import find_checkpoint
+
+    folder = find_checkpoint(trainer.output_dir, resume)
+    if folder is not None:
+        step = trainer.resume_from(folder, allow_changes)
+        click.echo(f"resumed   from {folder} at step {step:,} of {trainer.total_steps:,}", err=True)
+
+
+def open_model(
+    path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False, adapter: str | None = None
+) -> Model:
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
     from ..model import load_model
@@ -87,13 +150,15 @@ def open_model(path: str, config: TrainConfig, lora: LoraConfig, resize: bool = 
     elif config.method in ("head", "full"):
         options |= {"trainable": config.method}
     model = load_model(path, **options)
-    if config.method in ("lora", "qlora"):
+    if adapter is not None:
+        model.load_adapter(adapter)
+    elif config.method in ("lora", "qlora"):
         model.add_adapter(train_added_tokens(lora, model))
     return model
 
 
-def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
-    """Training data, and held-out data: what is given, a share of the training data, or the folder's validation split."""
+def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[Dataset, Dataset | None, dict[str, int]]:
+    """Training data, held-out data (given, a share of the training data, or the folder's validation split), and counts."""
     from ..data import FoundFiles, find_files, load_files
 
     if own.get("eval_data") and config.val_fraction > 0:
@@ -106,14 +171,15 @@ def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[D
         held_out = FoundFiles(found.others.pop("validation"), "validation")
     data = load_files(found, model.tokenizer, max_seq_length=config.max_seq_length, limit=own.get("limit"))
     describe_data("data", data)
+    counts = {"examples": data.n_examples, "cut": data.n_truncated, "left_out_without_loss": data.n_without_loss}
     if held_out is None:
-        return _split(data, config) if config.val_fraction > 0 else (data, None)
+        return (*_split(data, config), counts) if config.val_fraction > 0 else (data, None, counts)
     eval_data = load_files(held_out, model.tokenizer, max_seq_length=config.max_seq_length)
     describe_data("held out", eval_data)
     both = {path.resolve() for path in found.taken} & {path.resolve() for path in held_out.taken}
     if both:
         tell(f"eval_data: {shorten(sorted(path.name for path in both))} is trained on too; its loss says nothing of new text")
-    return data, eval_data
+    return data, eval_data, counts
 
 
 def _split(data: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset]:
@@ -140,49 +206,3 @@ def describe_run(trainer: Trainer) -> None:
         err=True,
     )
     click.echo(f"memory    {plan.describe()}", err=True)
-
-
-def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ignored: set[str]) -> None:
-    """config.yaml in the output folder starts the same run again; options without effect in it are not written."""
-    import yaml
-
-    from ..files import write_text
-    from ..os_errors import make_folder
-
-    folder = make_folder(config.output_dir)
-    refuse_foreign_settings(folder / "config.yaml")
-    values = {k: v for k, v in own.items() if v is not None and k not in ("resume", "allow_changes")}
-    values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
-    values = {key: value for key, value in values.items() if key not in ignored}
-    write_text(folder / "config.yaml", f"{RUN_MARK}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}")
-
-
-def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
-    from ..plot import plot_losses
-    from ..run_checkpoints import checkpoint_folder
-    from ..written import BASE_FOLDER, has_own_base
-
-    folder = trainer.output_dir
-    kind = "adapter" if trainer.model.adapter_config is not None else "model"
-    try:
-        trainer.model.save_adapter(folder) if kind == "adapter" else trainer.model.save(folder)
-    except LoraCError as error:
-        if not trainer.checkpoints:
-            raise
-        state = checkpoint_folder(folder, trainer.checkpoints[-1])
-        raise SaveError(f"{error}; what was trained is in {state}") from None
-    plotted = plot_losses(trainer.history, folder / "loss.png", title)
-    base = f", with the base that it needs in {BASE_FOLDER}/" if kind == "adapter" and has_own_base(folder, None) else ""
-    held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
-    click.echo(
-        f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
-        f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
-        f"loss      {result.train_loss:.4f}{held_out}\n"
-        f"saved     {kind} in {folder}{base}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
-        err=True,
-    )
-    if result.unsaved:
-        missing = "; ".join(result.unsaved)
-        raise SaveError(f"checkpoints: expected one whenever it was asked for, got none at {missing}")
-    if result.interrupted:
-        raise KeyboardInterrupt

@@ -1,0 +1,95 @@
+"""`--run DIR`: the folder of a run stands for its base model and its adapter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import ConfigError
+from .paths import RunPath
+
+F = TypeVar("F", bound=Callable[..., Any])
+# Keys of a context's meta: how the run quantized its base, and where that is.
+_NF4, _BASE = "lora_c.nf4", "lora_c.base"
+
+
+def run_option(function: F) -> F:
+    """Add `--run DIR`; what it stands for are defaults, so that --model and --adapter win over it."""
+    help = "Folder of a run: its base model with its adapter; --model says where the base is, if it has moved."
+    return click.option("--run", type=RunPath(), is_eager=True, expose_value=False, callback=_take_run, help=help)(function)
+
+
+def nf4_of_run() -> dict[str, Any]:
+    """How the base of --run was quantized, for `load_model`."""
+    ctx = click.get_current_context(silent=True)
+    return dict(ctx.meta.get(_NF4, {})) if ctx is not None else {}
+
+
+def _take_run(ctx: click.Context, _param: click.Parameter, run: str | None) -> None:
+    if not run:
+        return
+    model, adapter, nf4 = parts_of_run(Path(run))
+    known = {param.name for param in ctx.command.params}
+    values: dict[str, Any] = {"model": model}
+    ctx.meta[_BASE] = model
+    if adapter is not None:
+        values |= {"adapter": adapter} if "adapter" in known else {"adapters": [adapter]}
+    if nf4 and "adapter" in known:  # the model that was trained; a merge is told by --quantize into which base
+        values["quantize"], ctx.meta[_NF4] = "nf4", nf4
+    ctx.default_map = values | dict(ctx.default_map or {})
+
+
+def check_base_of_run(model: str) -> None:
+    """Refuse the base of --run where it is not there any more.
+
+    Raises
+    ------
+    ConfigError
+        With the way out.
+    """
+    ctx = click.get_current_context(silent=True)
+    named = ctx.meta.get(_BASE) if ctx is not None else None
+    if named == model and os.path.isabs(model) and not os.path.exists(model):
+        raise ConfigError(f"run: expected its base model in {model!r}, got nothing there; say where it is with --model PATH")
+
+
+def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
+    """Base model, adapter, and how the base was quantized in training.
+
+    Raises
+    ------
+    ConfigError
+        The folder is no run's.
+    """
+    from ..run_checkpoints import latest_checkpoint
+    from ..run_record import find_moved, read_run
+    from ..written import ADAPTER_CONFIG
+
+    folder = run
+    if run.is_dir() and not any((run / name).is_file() for name in (ADAPTER_CONFIG, "config.json")):
+        folder = latest_checkpoint(run) or run  # stopped before its end
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if (folder / "config.json").is_file():
+            return str(folder), None, {}
+        got = "one without" if run.is_dir() else "a file" if run.exists() else "nothing there"
+        raise ConfigError(f"run: expected the folder of a run with its adapter or model, got {str(run)!r}: {got}")
+    base = (read_run(folder) or {}).get("base")
+    if isinstance(base, dict) and isinstance(base.get("path"), str):
+        nf4 = {key: base[key] for key in ("block_size", "double_quant") if key in base} if base.get("quantize") else {}
+        return find_moved(base["path"], run), str(folder), nf4
+    return _named_base(folder), str(folder), {}
+
+
+def _named_base(folder: Path) -> str:
+    from ..json_files import read_json_object
+    from ..written import ADAPTER_CONFIG
+
+    values = read_json_object(folder / ADAPTER_CONFIG)
+    named = values.get("base_model_name_or_path") or values.get("model")
+    if not isinstance(named, str) or not named:
+        raise ConfigError(f"run: expected {str(folder)!r} to name its base model, got none; give --model PATH")
+    return named

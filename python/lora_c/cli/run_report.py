@@ -1,0 +1,167 @@
+"""What `lora-c train` leaves of a run: the result first, then what reports on it, which may fail."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import LoraCError, SaveError
+from ..notices import tell
+from ..os_errors import reason
+
+if TYPE_CHECKING:
+    from ..sample_answers import SampleAnswer
+    from ..trainer import Trainer, TrainResult
+
+
+@contextmanager
+def reporting(what: object) -> Iterator[None]:
+    """What goes wrong inside is told in a line and ends nothing."""
+    try:
+        yield
+    except Exception as error:  # of any library: the result is worth more than what is said of it
+        tell(f"{what}: not written ({reason(error)})")
+
+
+def begin_record(
+    trainer: Trainer, base: str, counts: dict[str, int], samples: list[SampleAnswer]
+) -> dict[str, Any] | None:
+    """run.json as far as it is known; counts: what became of the examples that were read."""
+    from ..run_record import RUN_FILE, describe_run, write_run
+
+    with reporting(trainer.output_dir / RUN_FILE):
+        record = describe_run(trainer, base, shlex.join(["lora-c", *sys.argv[1:]]))
+        record["data"] |= counts  # before the split
+        record["samples"] = [sample.as_dict() for sample in samples]
+        write_run(trainer.output_dir, record)
+        return record
+    return None
+
+
+def begin_samples(trainer: Trainer, count: int) -> list[SampleAnswer]:
+    """Held-out prompts and their answers before training; of a resumed run those that it began with."""
+    from ..run_record import read_run
+    from ..sample_answers import answer_of, choose_prompts
+
+    samples: list[SampleAnswer] = []
+    with reporting("samples"):
+        earlier = (read_run(trainer.output_dir) or {}).get("samples", []) if trainer.resumed_at else []
+        known = {sample["prompt"]: sample["before"] for sample in earlier}
+        samples = choose_prompts(trainer.model, trainer.eval_data, count)
+        for sample in samples:
+            sample.before = known.get(sample.prompt) if trainer.resumed_at else answer_of(trainer.model, sample)
+    return samples
+
+
+def end_samples(trainer: Trainer, samples: list[SampleAnswer], stopped: Callable[[], bool]) -> None:
+    """Their answers after it."""
+    from ..sample_answers import answer_of
+
+    with reporting("samples"):
+        for sample in samples:
+            sample.after = answer_of(trainer.model, sample, stopped)
+
+
+def save_result(trainer: Trainer, result: TrainResult) -> str:
+    """Save the adapter or the model, and return how to call it.
+
+    Raises
+    ------
+    SaveError
+        With the place of the last checkpoint, or of the folder for temporary files, where it is instead.
+    """
+    from ..run_checkpoints import checkpoint_folder
+    from ..written import BASE_FOLDER, has_own_base
+
+    folder = trainer.output_dir
+    kind = "adapter" if trainer.model.adapter_config is not None else "model"
+    try:
+        _save(trainer, folder)
+    except LoraCError as error:
+        if result.steps in trainer.checkpoints:
+            place = checkpoint_folder(folder, result.steps)
+        else:
+            place = _rescue(trainer, error)
+        raise SaveError(f"{error}; what was trained is in {place}") from None
+    base = f", with the base that it needs in {BASE_FOLDER}/" if kind == "adapter" and has_own_base(folder, None) else ""
+    return f"{kind} in {folder}{base}"
+
+
+def _save(trainer: Trainer, folder: Path) -> None:
+    model = trainer.model
+    model.save_adapter(folder) if model.adapter_config is not None else model.save(folder)
+
+
+def _rescue(trainer: Trainer, error: LoraCError) -> Path:
+    """Save what nothing holds yet where temporary files go; if that cannot be written either, raise the first error."""
+    try:
+        place = Path(tempfile.mkdtemp(prefix="lora-c-rescued-"))
+    except OSError:
+        raise error from None
+    try:
+        _save(trainer, place)
+    except LoraCError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise error from None
+    return place
+
+
+def report_result(
+    trainer: Trainer, result: TrainResult, saved: str, record: dict[str, Any] | None, samples: list[SampleAnswer], title: str
+) -> None:
+    """Write run.json, the model card, the tokenizer and the plot, and say what was reached."""
+    from ..model_card import CARD_FILE, write_model_card
+    from ..plot import plot_losses
+    from ..run_record import RUN_FILE, describe_result, write_run
+    from ..saving import copy_tokenizer
+
+    folder = trainer.output_dir
+    if record is not None:
+        record |= {"result": describe_result(result), "samples": [sample.as_dict() for sample in samples]}
+        with reporting(folder / RUN_FILE):
+            write_run(folder, record)
+        with reporting(folder / CARD_FILE):
+            write_model_card(folder, trainer, record)
+    if trainer.model.adapter_config is not None:
+        with reporting(f"{folder}: tokenizer"):
+            copy_tokenizer(trainer.model, folder)
+    plotted = False
+    with reporting(folder / "loss.png"):
+        plotted = plot_losses(trainer.history, folder / "loss.png", title)
+    held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
+    click.echo(
+        f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
+        f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
+        f"loss      {result.train_loss:.4f}{held_out}\n"
+        f"saved     {saved}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
+        err=True,
+    )
+    show_samples(samples)
+
+
+def show_samples(samples: list[SampleAnswer]) -> None:
+    """The held-out prompts with the answers before and after."""
+    from ..sample_answers import in_one_line
+
+    for sample in samples:
+        if sample.after is not None:
+            click.echo(f"sample    {in_one_line(sample.prompt, 100, end=True)}", err=True)
+            for name, text in (("expected", sample.expected), ("before", sample.before), ("after", sample.after)):
+                if text is not None:
+                    click.echo(f"          {name:<9} {in_one_line(text, 90)}", err=True)
+
+
+def resume_command(folder: Path) -> str:
+    """The line that goes on with a run that was stopped."""
+    from .run_settings import CONFIG_NAME
+
+    return f"lora-c train --config {shlex.quote(os.path.join(folder, CONFIG_NAME))} --resume"
