@@ -343,7 +343,8 @@ class TrainConfig(_Config):
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
     eval_batch_tokens: int = Field(2048, gt=0, description="Tokens per batch in evaluation.")
     save_steps: float = Field(
-        0.1, ge=0,
+        0.1,
+        ge=0,
         description="Write a resumable checkpoint every so many steps; below 1: every such share of the run, where that takes "
         "little of its time; 0: only at the end.",
     )

@@ -184,7 +184,7 @@ def run_all(folder: Path) -> None:
             found = {"event": event, "moment": moment, "status": status, "log": log, "whole at once": first == adapter}
             found |= {"again": again, "same": same, "inputs": [path.read_bytes() for path in inputs] == before}
             found["left"] = sorted(p.name for p in (folder / out).rglob("*.part*")) if (folder / out).exists() else []
-            found["log again"] = "" if same else (folder / f"{out}.log").read_text(errors="replace")[len(log):]
+            found["log again"] = "" if same else (folder / f"{out}.log").read_text(errors="replace")[len(log) :]
             print(json.dumps(found), flush=True)
 
 

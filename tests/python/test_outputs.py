@@ -28,7 +28,7 @@ TEXTS = {
 # How each command is called, {name}: the path of an input of that name.
 CALLS = {
     "train": "train --model {model} --data {data} --eval-data {eval_data} --adapter {adapter} --output-dir OUT --max-steps 1 "
-             "--method lora",
+    "--method lora",
     "merge": "merge --model {model} --adapter {adapters} --output-dir OUT --data {data}",
     "export": "export {source} OUT --to peft --model {model}",
     "quantize": "quantize --model {model} --output-dir OUT",
@@ -105,7 +105,8 @@ def test_an_output_that_is_an_input_is_refused(
     folder, output = place / param, place / param
     given: Path | str = folder
     if form in ("file", "hard link"):
-        inside = {"model": "config.json", "adapter": "adapter_config.json", "adapters": "adapter_config.json", "source": "adapter_config.json"}.get(param)
+        adapters = dict.fromkeys(("adapter", "adapters", "source"), "adapter_config.json")
+        inside = ({"model": "config.json"} | adapters).get(param)
         given = folder if inside else place / f"{param}.txt"
         output = folder / inside if inside else Path(given)
         if form == "hard link":

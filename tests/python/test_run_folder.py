@@ -224,7 +224,7 @@ def test_training_goes_on_from_a_finished_adapter(project: Path, tmp_path: Path)
     assert f"adapter: {project}/run" in values and "lora_alpha" not in values
     with pytest.warns(LoraCWarning, match="has 2 now"):
         good("train", "--config", tmp_path / "more/config.yaml", "--resume", "--max-steps", 2)
-    for more, said in ((("--r", 4), "r: expected no adapter to go on from"), (("--method", "full"), "adapter: expected method")):
+    for more, said in ((("--r", 4), "r: expected no adapter to go on from"), (("--method", "full"), "adapter: expected")):
         assert said in str(run(*flags, "--adapter", project / "run", "--output-dir", tmp_path / "x", *more).exception)
 
 

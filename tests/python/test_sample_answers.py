@@ -87,9 +87,7 @@ def test_they_are_shown_and_change_no_bit(model: lc.Model, data: Path, tmp_path:
     assert [one["before"] for one in json.loads((tmp_path / "out2/run.json").read_text())["samples"]] == before
 
 
-def test_a_sample_that_fails_ends_no_run(
-    model: lc.Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sample_that_fails_ends_no_run(model: lc.Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("of a library")
 

@@ -32,9 +32,7 @@ def reporting(what: object) -> Iterator[None]:
         tell(f"{what}: not written ({reason(error)})")
 
 
-def begin_record(
-    trainer: Trainer, base: str, counts: dict[str, int], samples: list[SampleAnswer]
-) -> dict[str, Any] | None:
+def begin_record(trainer: Trainer, base: str, counts: dict[str, int], samples: list[SampleAnswer]) -> dict[str, Any] | None:
     """run.json as far as it is known; counts: what became of the examples that were read."""
     from ..run_record import RUN_FILE, describe_run, write_run
 

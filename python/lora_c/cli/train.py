@@ -136,9 +136,7 @@ def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
         click.echo(f"resumed   from {folder} at step {step:,} of {trainer.total_steps:,}", err=True)
 
 
-def open_model(
-    path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False, adapter: str | None = None
-) -> Model:
+def open_model(path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False, adapter: str | None = None) -> Model:
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
     from ..model import load_model
