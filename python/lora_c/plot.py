@@ -45,7 +45,8 @@ def _draw(history: list[dict[str, Any]], path: Path, title: str) -> bool:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(frameon=False)
+    if train or held_out:
+        axes.legend(frameon=False)
     with atomic_file(path) as file:
         figure.savefig(file, dpi=120, format="png")
     return True

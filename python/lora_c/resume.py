@@ -13,7 +13,7 @@ from .errors import CheckpointError, shorten
 from .notices import tell
 
 if TYPE_CHECKING:
-    from .configs import TrainConfig
+    from .configs import LoraConfig, TrainConfig
     from .run_checkpoints import Position
     from .trainer import Trainer
 
@@ -40,16 +40,19 @@ class Run:
     @classmethod
     def of(cls, trainer: Trainer) -> Run:
         """Of a trainer, whose parameters need not be what they were at its start."""
-        options = {key: value for key, value in trainer.config.model_dump(mode="json").items() if key not in FREE_TRAIN_FIELDS}
-        lora = trainer.model.adapter_config
-        values = lora.model_dump(mode="json") if lora is not None else {}
-        options |= {f"LoraConfig.{key}": value for key, value in values.items() if key not in FREE_LORA_FIELDS}
+        options = _options(trainer.config, trainer.model.adapter_config)
         options["trained parameters"] = len(trainer.parameters)
         return cls(options, trainer.total_steps, *trainer.digests)
 
     def as_dict(self) -> dict[str, Any]:
         """For trainer_state.json."""
         return {"options": self.options, "total_steps": self.total_steps, "data": self.data, "model": self.model}
+
+
+def _options(config: TrainConfig, lora: LoraConfig | None) -> dict[str, Any]:
+    options = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TRAIN_FIELDS}
+    values = lora.model_dump(mode="json") if lora is not None else {}
+    return options | {f"LoraConfig.{key}": value for key, value in values.items() if key not in FREE_LORA_FIELDS}
 
 
 def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
@@ -85,17 +88,15 @@ def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
         )
 
 
-def check_same_options(config: TrainConfig, position: Position) -> None:
-    """As `check_same_run`, of the options of training alone: before the model and the data are read.
+def check_same_options(config: TrainConfig, lora: LoraConfig | None, position: Position) -> None:
+    """As `check_same_run`, of the options alone, before model and data are read; lora: of an adapter that is made from it.
 
     Raises
     ------
     CheckpointError
         The run would have another result.
     """
-    before = position.run.options if position.run is not None else None
-    now = config.model_dump(mode="json")
-    if before is not None and (listed := shorten(_changed_options(before, {k: v for k, v in now.items() if k in before}), 8)):
+    if position.run is not None and (listed := shorten(_changed_options(position.run.options, _options(config, lora)), 8)):
         raise _other_run(position, listed)
 
 

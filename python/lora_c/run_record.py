@@ -5,6 +5,7 @@ It is written beside the adapter when the run starts and again when it ends.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -69,7 +70,7 @@ def describe_result(result: TrainResult) -> dict[str, Any]:
         "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "interrupted": result.interrupted,
         "steps": result.steps,
-        "train_loss": result.train_loss,
+        "train_loss": result.train_loss if math.isfinite(result.train_loss) else None,
         "eval_loss": result.eval_loss,
         "seconds": round(result.elapsed_seconds, 1),
         "tokens_per_second": round(result.tokens_per_second, 1),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .data import Dataset, Sample
     from .model import Model
 
-_MOST_TOKENS, _MOST_SECONDS = 32, 2.0  # of an answer
+_MOST_TOKENS, _MOST_SECONDS = 32, 1.0  # of an answer
 _LOOKED_AT = 1000  # samples
 
 

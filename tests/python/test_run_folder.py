@@ -240,6 +240,7 @@ def test_what_a_resumed_run_may_not_change_is_refused_before_the_base_is_loaded(
     assert "checkpoint-2: expected the run that it was written by, got changes of its result: learning_rate" in str(
         refused.exception
     )
+    assert "LoraConfig.r 8 -> 4" in str(run(*config, "--resume", "--r", 4).exception)
     assert "resume: expected a checkpoint folder" in str(run(*config, "--resume", project / "nowhere").exception)
     empty = ("--resume", "--output-dir", project / "empty")
     assert "expected a checkpoint to resume from, got none" in str(run(*config, *empty).exception)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -133,13 +134,15 @@ def report_result(
         with reporting(f"{folder}: tokenizer"):
             copy_tokenizer(trainer.model, folder)
     plotted = False
-    with reporting(folder / "loss.png"):
-        plotted = plot_losses(trainer.history, folder / "loss.png", title)
+    if trainer.history:
+        with reporting(folder / "loss.png"):
+            plotted = plot_losses(trainer.history, folder / "loss.png", title)
+    loss = f"loss      {result.train_loss:.4f}" if math.isfinite(result.train_loss) else "loss      of no step yet"
     held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
     click.echo(
         f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
         f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
-        f"loss      {result.train_loss:.4f}{held_out}\n"
+        f"{loss}{held_out}\n"
         f"saved     {saved}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
         err=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from .. import _core
 from ..configs import GenerationConfig, LoraConfig, TrainConfig
 from ..data import Dataset, Sample, samples_from_record
 from ..files import write_text
+from ..interrupt import Stopped
 from .world import task
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0) -> d
     trained = sum(p.size for p in trainer.parameters)
     console.print(f"[bold]training[/]  {trained:,} LoRA parameters (r=16, all linear layers), {trainer.total_steps} steps")
     result = trainer.train()
+    if result.interrupted:
+        raise Stopped(result.signal or signal.SIGINT)
     model.decoder.precision = "exact"  # so that the merged model can be held against it to the last digits
     after, answers = exact_match(model, held_out)
     merged = model.merge(dtype="float32")
