@@ -79,9 +79,8 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     if allow_changes and not resume:
         raise ConfigError("allow_changes: expected --resume beside it, got a run from the start; leave one of them out")
     check_run(RunOptions(config, lora, adapter=own.get("adapter")))
-    if not allow_changes:
-        of_lora = config.method in ("lora", "qlora") and not own.get("adapter") and not own.get("resize_embedding")
-        refuse_resume_early(resume, config, lora if of_lora else None)
+    made = config.method in ("lora", "qlora") and not own.get("adapter") and not own.get("resize_embedding")
+    refuse_resume_early(resume, config, lora if made else None, allow_changes)
     model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"))
     train_data, eval_data, counts = open_data(own, model, config)
     trainer = Trainer(model, train_data, config, eval_data)
@@ -116,14 +115,16 @@ def say_when_saved(count: int) -> None:
         click.echo(f"stopping when everything is saved; press {again} to end at once", err=True)
 
 
-def refuse_resume_early(resume: Any, config: TrainConfig, lora: LoraConfig | None) -> None:
+def refuse_resume_early(resume: Any, config: TrainConfig, lora: LoraConfig | None, allow_changes: bool) -> None:
     """What of a resumed run can be refused before its base is loaded."""
     from ..resume import check_same_options
     from ..run_checkpoints import find_checkpoint, read_position
 
     folder = find_checkpoint(Path(config.output_dir), resume)
     if folder is not None:
-        check_same_options(config, lora, read_position(folder))
+        position = read_position(folder)
+        if not allow_changes:
+            check_same_options(config, lora, position)
 
 
 def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
