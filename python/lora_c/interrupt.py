@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END_AT_ONCE = 3  # the signal that ends the program wherever it is
@@ -68,12 +69,12 @@ _current: StopRequest | None = None
 def deferred_interrupt() -> Iterator[StopRequest]:
     """Collect SIGINT, SIGTERM and SIGHUP while the block runs; the third one raises `Stopped`.
 
-    Ignored signals stay ignored (a run under nohup). Inside of another such block its request goes on. Outside the main
-    thread, where Python delivers no signals, nothing changes.
+    Ignored signals stay ignored (a run under nohup), and a program's own handlers of SIGTERM and SIGHUP stay. Inside of
+    another such block its request goes on. Outside the main thread, where Python delivers no signals, nothing changes.
     """
     global _current
     request = _current or StopRequest()
-    taken = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    taken = [number for number in SIGNALS if _may_take(number)]
     if _current is not None or threading.current_thread() is not threading.main_thread() or not taken:
         yield request
         return
@@ -86,6 +87,14 @@ def deferred_interrupt() -> Iterator[StopRequest]:
             _current = None
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _may_take(number: signal.Signals) -> bool:
+    handler: Any = signal.getsignal(number)
+    if number == signal.SIGINT:
+        return handler not in (signal.SIG_IGN, None)
+    is_usual = handler in (signal.SIG_DFL, signal.default_int_handler)
+    return is_usual or getattr(handler, "__module__", "").startswith(__package__ + ".")
 
 
 @contextmanager

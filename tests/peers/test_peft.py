@@ -114,3 +114,25 @@ def test_a_quantized_base_of_its_own_there(llama_folder, tmp_path: Path, kind: s
         if isinstance(module, torch.nn.Dropout):
             module.eval()
     close(peer_logits(theirs), expected)
+
+
+def test_the_folder_of_a_run_loads_there_after_a_move(llama_folder, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from lora_c.cli import cli
+
+    base = llama_folder(**SMALL)
+    vocabulary = Tokenizer(models.WordLevel({f"w{i}": i for i in range(96)}, unk_token="w0"))
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="w2")
+    tokenizer.save_pretrained(base)
+    (tmp_path / "d.txt").write_text("w3 w4 w5 w6 w7 w8 " * 20)
+    words = ["train", "--model", base, "--data", tmp_path / "d.txt", "--output-dir", tmp_path / "run", "--method", "lora"]
+    done = CliRunner().invoke(cli, [str(word) for word in [*words, "--max-steps", 3, "--learning-rate", "1e-1"]])
+    assert done.exit_code == 0, done.exception
+    elsewhere = (tmp_path / "run").rename(tmp_path / "elsewhere")
+    ours = lc.load_model(base)
+    ours.load_adapter(elsewhere)
+    close(peer_logits(load_peer(base, elsewhere)), ours.decoder.logits(IDS), 1e-5)
+    assert transformers.AutoTokenizer.from_pretrained(elsewhere)("w3 w4")["input_ids"] == [3, 4]

@@ -137,6 +137,20 @@ def test_signals_of_others_go_on_to_who_listened_before() -> None:
         os.close(writer)
 
 
+def test_a_program_keeps_its_own_handler_of_sigterm_and_what_it_ignores() -> None:
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with deferred_interrupt() as stop:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            assert not stop.requested and heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_outside_the_main_thread_nothing_is_touched() -> None:
     found: list[object] = []
 
