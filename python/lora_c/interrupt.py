@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -109,10 +109,11 @@ def _told_at_once(request: StopRequest, taken: list[signal.Signals]) -> Iterator
             for number in numbers:
                 if number == 0:
                     return
-                if number in taken:
-                    request._arrive(number)
-                elif previous >= 0:
-                    os.write(previous, bytes([number]))
+                with suppress(Exception):  # what is said may fail; the next signal is heard all the same
+                    if number in taken:
+                        request._arrive(number)
+                    elif previous >= 0:
+                        os.write(previous, bytes([number]))
 
     thread = threading.Thread(target=listen, name="lora-c signals", daemon=True)
     thread.start()
