@@ -152,7 +152,7 @@ class Trainer:
         self._tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)
         self._tokens_seen = 0
         started = time.perf_counter()
-        done = first
+        done, self._last_saved = first, None
         self._schedule = CheckpointSchedule(self.config.save_steps, self.total_steps, expected_seconds(self._state_bytes()))
         with self.settings(), open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
             self._leaving = Leaving(stop, self.model.decoder, progress.message)
@@ -220,9 +220,9 @@ class Trainer:
 
     def _save_checkpoint(self, done: int) -> None:
         """A checkpoint that cannot be written does not end the run: its result is still to come, and it is tried again."""
-        self.run()  # the digests are made once, and do not count as its time
-        started = time.perf_counter()
         try:
+            self.run()  # the digests are made once, and do not count as its time
+            started = time.perf_counter()
             with self._leaving.during("saving"):
                 save_checkpoint(self, done)
         except (LoraCError, MemoryError) as error:
