@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 import lora_c as lc
 from lora_c.cli import cli
-from lora_c.cli.occupied import next_free
+from lora_c.cli.occupied import held_by_a_demo, next_free
 
 
 def run(*args: object) -> Result:
@@ -103,6 +103,13 @@ def test_a_run_that_was_refused_at_its_start_may_be_started_again(inputs: Path) 
     (inputs / "out").mkdir()
     (inputs / "out/metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
     assert run(*commands(inputs, "out")["train"]).exit_code == 0
+
+
+def test_a_demonstration_takes_the_place_of_the_one_before_and_of_nothing_else(inputs: Path) -> None:
+    assert held_by_a_demo(inputs / "adapter") == "an adapter (adapter_config.json)"
+    assert str(run("demo", "--out", inputs / "adapter").exception).startswith("out: expected a place that is free")
+    (inputs / "adapter/demo.json").write_text("{}")
+    assert held_by_a_demo(inputs / "adapter") is None
 
 
 @pytest.mark.parametrize(("name", "free"), [("out", "out-2"), ("out/", "out-2"), ("m.gguf", "m-2.gguf"), ("v1.5", "v1.5-2")])

@@ -40,8 +40,8 @@ def held_by_a_demo(folder: Path) -> str | None:
     return None if os.path.isfile(folder / "demo.json") else held_by_a_folder(folder)
 
 
-def refuse_occupied(label: str, output: str, held: str | None, resume: str | None, can_resume: bool) -> None:
-    """Refuse an output that holds something, unless the run that it holds is resumed.
+def refuse_occupied(flag: str, output: str, held: str | None, resume: str | None, can_resume: bool) -> None:
+    """Refuse an output that holds something, unless the run that it holds is resumed; flag: as it is given.
 
     Raises
     ------
@@ -50,11 +50,11 @@ def refuse_occupied(label: str, output: str, held: str | None, resume: str | Non
     """
     if held is None or (resume and _goes_on(Path(output), resume)):
         return
-    ways = [f"{'--' if label.islower() else ''}{label} {next_free(output)}"]
+    ways = [f"{flag} {next_free(output)}"]
     if can_resume and held.startswith("a run"):
         ways.append("--resume (to go on with it)")
     raise ConfigError(
-        f"{label}: expected a place that is free, got {output!r}, which holds {held}; give {', '.join(ways)} or --overwrite"
+        f"{flag.lstrip('-')}: expected a place that is free, got {output!r}, which holds {held}; give {', '.join(ways)} or --overwrite"
     )
 
 

@@ -169,7 +169,8 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
                     refuse_input(_label(param), str(output), lambda name: False, "resume", str(checkpoint))
             if output:
                 resume = next((str(value) for value in resumed if value), None)
-                refuse_occupied(_label(param), str(output), param.type.held(Path(output)), resume, bool(resumed))
+                flag = param.opts[0] if isinstance(param, click.Option) else _label(param)
+                refuse_occupied(flag, str(output), param.type.held(Path(output)), resume, bool(resumed))
 
 
 RUN_MARK = "# lora-c train: every setting of this run"
