@@ -54,7 +54,8 @@ def refuse_occupied(flag: str, output: str, held: str | None, resume: str | None
     if can_resume and held.startswith("a run"):
         ways.append("--resume (to go on with it)")
     raise ConfigError(
-        f"{flag.lstrip('-')}: expected a place that is free, got {output!r}, which holds {held}; give {', '.join(ways)} or --overwrite"
+        f"{flag.lstrip('-')}: expected a place that is free, got {output!r}, which holds {held}; give {', '.join(ways)} "
+        "or --overwrite"
     )
 
 
