@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core
-from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
+from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch, total_steps
 from .configs import TrainConfig
 from .data.fits import fit_to_model
 from .digests import data_digest, model_digest
@@ -120,9 +120,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        if self.config.max_steps > 0:
-            return self.config.max_steps
-        return math.ceil(self.config.num_train_epochs * self.steps_per_epoch)  # as transformers, and so is the warm-up
+        return total_steps(len(self.train_data), self.config)
 
     @property
     def warmup_steps(self) -> int:

@@ -31,17 +31,26 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]
 
 
 class InputPaths(InputPath):
-    """Several: the flag given again, or paths with commas between them. A path that exists as it is given is one path."""
+    """Several: the flag given again, paths with commas between them, a pattern. A path that exists as it is given is one."""
 
     name = "PATH[,PATH]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, (list, tuple)):
-            return [super(InputPaths, self).convert(item, param, ctx) for item in value]
+            return [path for item in value for path in _expanded(super(InputPaths, self).convert(item, param, ctx))]
         path = super().convert(value, param, ctx)
         if "," not in path or os.path.lexists(path):
-            return [path]
-        return [part.strip() for part in path.split(",") if part.strip()]
+            return _expanded(path)
+        return [file for part in path.split(",") if part.strip() for file in _expanded(part.strip())]
+
+
+def _expanded(path: str) -> list[str]:
+    """The paths that a pattern means which no shell has expanded."""
+    if not any(sign in path for sign in "*?["):
+        return [path]
+    from ..data.globs import expand
+
+    return expand(path)
 
 
 class ResumePath(click.ParamType):  # type: ignore[type-arg]
