@@ -50,8 +50,8 @@ def check_columns(columns: Any) -> dict[str, str]:
         raise ConfigError(f"columns: expected a mapping such as {{'prompt': 'question'}}, got a {type(columns).__name__}")
     for target, source in columns.items():
         if target not in TARGETS:
-            hint = nearest(str(target), TARGETS)
-            hint = hint or (f"; write {source}={target} (the column's name stands last)" if source in TARGETS else "")
+            turned = f"; write {source}={target}: the column's name stands last" if source in TARGETS else ""
+            hint = turned or nearest(str(target), TARGETS)
             raise ConfigError(f"columns: expected {', '.join(TARGETS)}, got {str(target)[:60]!r}{hint}")
         if not isinstance(source, str):
             raise ConfigError(f"columns: expected the name of a column for {target!r}, got {str(source)[:60]!r}")
@@ -86,4 +86,3 @@ def with_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple
     aside = [key for key in out if rest[key] not in (None, "", [], {})]
     aside += [key for key in columns if key in record and key not in columns.values()]  # another column bears the name
     return {key: value for key, value in rest.items() if key not in out} | named, sorted(aside)
-

@@ -102,9 +102,7 @@ class Dataset:
         """
         from .loading import load_records
 
-        return load_records(
-            records, tokenizer, max_seq_length=max_seq_length, limit=limit, columns=columns, skip_bad=skip_bad
-        )
+        return load_records(records, tokenizer, max_seq_length=max_seq_length, limit=limit, columns=columns, skip_bad=skip_bad)
 
     def __len__(self) -> int:
         return len(self.samples)

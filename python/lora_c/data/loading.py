@@ -167,9 +167,7 @@ class _Loader:
             left = _TOGETHER if self.limit is None else min(_TOGETHER, self.limit - self.dataset.n_examples)
             together, ended = _take(items, left)
             renamed = [(where, self._renamed(record, where)) for where, record in together]
-            texts = chain.from_iterable(
-                texts_of_record(record) for _, record in renamed if not isinstance(record, DataError)
-            )
+            texts = chain.from_iterable(texts_of_record(record) for _, record in renamed if not isinstance(record, DataError))
             with encoded_ahead(self.tokenizer, texts):
                 for where, record in renamed:
                     self._add_record(record, where)

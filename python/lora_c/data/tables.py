@@ -25,7 +25,7 @@ def read_csv(path: Path, kind: str) -> Iterator[Record]:
     _, names = _row(rows, path)
     if not names:
         return
-    names = [name or f"Unnamed: {i}" for i, name in enumerate(names)]  # as pandas reads the index that it writes
+    names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]  # as pandas reads the index that it writes
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"{path}:1: expected a name of its own for every column, got {shorten(twice)} twice")
