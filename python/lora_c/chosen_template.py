@@ -30,7 +30,9 @@ def read_chosen_template(path: str | os.PathLike[str]) -> str:
     """
     file = Path(path).expanduser()
     with open_regular(file, DataError) as stream:
-        data = stream.read(4 * MAX_SOURCE + 4)
+        data = stream.read(4 * MAX_SOURCE + 1)
+    if len(data) > 4 * MAX_SOURCE:
+        raise DataError(f"{file}: expected a chat template of at most {MAX_SOURCE:,} characters, got a larger file")
     try:
         source = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
