@@ -83,6 +83,7 @@ def load_dataset(
     DataError
         Naming file and line, or the number of the record.
     """
+    _check_tokenizer(tokenizer)
     options: dict[str, Any] = {
         "max_seq_length": max_seq_length, "limit": limit, "columns": columns, "skip_bad": skip_bad,
     }  # fmt: skip
@@ -97,6 +98,7 @@ def load_dataset(
 
 def load_records(data: Any, tokenizer: Tokenizer, *, split: str | Sequence[str] = "train", **options: Any) -> Dataset:
     """Turn data in memory into samples; see `Dataset.from_records`."""
+    _check_tokenizer(tokenizer)
     chosen = of_split(data, split)
     loader = _Loader(Dataset([], source=describe(chosen), tokenizer=tokenizer), tokenizer, **options)
     loader.add_records(read_in_memory(chosen))
@@ -115,6 +117,11 @@ def load_files(files: FoundFiles, tokenizer: Tokenizer, **options: Any) -> Datas
         else:
             loader.add_records(read_good_and_bad(file))
     return loader.finish(_FORMS.get(kind_of(files.taken[0]), _FORMS[".jsonl"]))
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not hasattr(tokenizer, "encode_with_offsets"):
+        raise DataError(f"tokenizer: expected a Tokenizer, got a {type(tokenizer).__name__}; a model's is model.tokenizer")
 
 
 # How a file of each kind looks, for whoever gave an empty one.
@@ -141,9 +148,6 @@ class _Loader:
         self, dataset: Dataset, tokenizer: Tokenizer, max_seq_length: int = 1024, limit: int | None = None,
         columns: Any = None, skip_bad: int = 0,
     ) -> None:  # fmt: skip
-        if not hasattr(tokenizer, "encode_with_offsets"):
-            got = f"a {type(tokenizer).__name__}"
-            raise DataError(f"tokenizer: expected a Tokenizer, got {got}; a model's is model.tokenizer")
         if limit is not None and limit < 1:
             raise DataError(f"limit: expected at least 1 example, got {limit}; leave it out to read every one")
         if max_seq_length < 2:
