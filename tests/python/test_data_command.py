@@ -152,6 +152,9 @@ class TestData:
             ("--data", tmp_path / "q?.jsonl"),
         ):
             assert data_of(*flags, *COLUMNS)["train"]["files"] == [str(questions), str(other)]
+        for flags in (("--data", questions, other), (f"--data={questions}", other)):  # as a shell expands a pattern
+            assert data_of(*flags, *COLUMNS)["train"]["files"] == [str(questions), str(other)]
+        assert run("data", "--model", BASE_MODEL, "--data", questions, "--json", other).exit_code == 2
         settings = tmp_path / "s.yaml"
         settings.write_text(
             yaml.safe_dump({"data": str(tmp_path / "q*.jsonl"), "columns": {"prompt": "question", "completion": "answer"}})
@@ -206,6 +209,15 @@ class TestTrainAndEval:
         assert found["sequences"] == 10
         piped = json.loads(fine("eval", "--model", BASE_MODEL, "--data", "-", "--json", *COLUMNS, input=questions.read_text()))
         assert piped == found
+
+    def test_the_report_of_a_merge_reads_columns_too(self, questions: Path, tmp_path: Path) -> None:
+        model = lc.load_model(BASE_MODEL, progress=False)
+        model.add_adapter(r=2)
+        model.save_adapter(tmp_path / "adapter")
+        flags = ("--model", BASE_MODEL, "--adapter", tmp_path / "adapter", "--output-dir", tmp_path / "merged")
+        assert "give --columns prompt=question,completion=answer" in refused("merge", *flags, "--data", questions)
+        fine("merge", *flags, "--data", questions, *COLUMNS)
+        assert (tmp_path / "merged" / "merge_report.json").exists()
 
     def test_wrong_columns_are_one_line(self, questions: Path, tmp_path: Path) -> None:
         for value, message in (("question", "expected NAME=COLUMN pairs"), ("promt=question", "did you mean 'prompt'")):

@@ -57,9 +57,13 @@ def reading_options(function: F) -> F:
     function = click.option(
         "--skip-bad", type=click.IntRange(0), metavar="N", help="Leave out up to N bad examples, which are listed."
     )(function)
-    return click.option(
-        "--columns", type=Columns(), help="Which column is what: prompt=question,completion=answer.",
-    )(function)  # fmt: skip
+    return columns_option(function)
+
+
+def columns_option(function: F) -> F:
+    """Add --columns."""
+    text = "Which column of the data is what: prompt=question,completion=answer."
+    return click.option("--columns", type=Columns(), help=text)(function)
 
 
 def chat_template_option(function: F) -> F:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .data_options import columns_option
 from .generate import open_model
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
@@ -81,10 +82,11 @@ def _is_number(text: str) -> bool:
 @click.option("--majority-sign-method", type=click.Choice(["total", "frequency"]), default="total", help="For ties.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random pruning of dare.")
 @click.option("--data", type=InputPath(), help="Text or JSONL for the report; by default the package's own sample.")
+@columns_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Measure what the merge loses.")
 def command(
     model: str, adapters: tuple[str, ...], output_dir: str, to: str | None, dtype: str | None, quantize: str | None,
-    data: str | None, report: bool, **combination: Any,
+    data: str | None, columns: dict[str, str] | None, report: bool, **combination: Any,
 ) -> None:  # fmt: skip
     """Write W + s·B·A as a model of its own, with a report of what that loses. The base is not changed."""
     from ..gguf.models import TYPES, contents_of
@@ -107,7 +109,7 @@ def command(
     from ..files import write_json, write_text
     from ..merge_report import merge_with_report, segments_of
 
-    segments = segments_of(loaded, data) if data else None
+    segments = segments_of(loaded, data, columns) if data else None
     merged, found = merge_with_report(loaded, chosen, segments, sample=data or "the default sample")
     found.details |= {"model": model, "adapters": list(adapters), **how}
     write_merged(merged, output_dir, to, chosen)

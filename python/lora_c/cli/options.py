@@ -24,6 +24,7 @@ from .paths import (
     check_outputs,
     output_of_a_run,
     refuse_repeated,
+    with_repeated_flags,
 )
 from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
 
@@ -209,6 +210,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags; an unknown one that other programs have is answered with its name here."""
+        args = with_repeated_flags(args, self.params)
         try:
             rest = super().parse_args(ctx, list(args))
             refuse_repeated(self.make_parser(ctx).parse_args(list(args))[2])

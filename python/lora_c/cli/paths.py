@@ -65,6 +65,30 @@ class ResumePath(click.ParamType):  # type: ignore[type-arg]
         return known.get(os.fspath(value), os.fspath(value))
 
 
+def with_repeated_flags(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
+    """Arguments in which "--data a b" is "--data a --data b": what a shell makes of a pattern that is not in quotes.
+
+    Only where a command has no arguments of its own, so that a word without a flag is nothing else.
+    """
+    flags = {flag for param in params if isinstance(param.type, InputPaths) for flag in param.opts}
+    if any(isinstance(param, click.Argument) for param in params):
+        return list(args)
+    spread: list[str] = []
+    flag, has_path = "", False
+    for i, arg in enumerate(args):
+        if arg == "--":
+            return spread + list(args[i:])
+        if arg.startswith("-") and arg != "-":
+            name, equals, _ = arg.partition("=")
+            flag, has_path = (name, bool(equals)) if name in flags else ("", False)
+        elif flag and has_path:
+            spread.append(flag)
+        else:
+            has_path = bool(flag)
+        spread.append(arg)
+    return spread
+
+
 def flatten(_ctx: click.Context, _param: click.Parameter, values: Any) -> list[str] | None:
     """All paths of a flag that was given several times; None where it was not."""
     return [path for paths in values for path in paths] or None
