@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 _FEWEST = 16  # texts for which it is worth it
-MOST_CHARACTERS = 1 << 22  # in memory at a time; texts beyond that are encoded when they are asked for
+MOST_CHARACTERS = 1 << 18  # whose tokens are in memory at a time; further texts are encoded when they are asked for
 
 
 @contextmanager

@@ -125,6 +125,11 @@ class TestColumns:
         with pytest.raises(DataError, match="a.jsonl:2: columns: expected the column 'answer' for 'completion', got a record"):
             load_dataset(path, tokenizer, columns=PAIR)
 
+    def test_a_text_has_no_columns(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        (tmp_path / "a.txt").write_text("once upon")
+        with pytest.raises(ConfigError, match="columns: expected data with columns, got text: .*a.txt; leave them out"):
+            load_dataset(tmp_path / "a.txt", tokenizer, columns=PAIR)
+
     def test_what_is_left_aside_is_told_with_its_count(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         path = write(tmp_path / "a.jsonl", *[{"question": "a", "answer": " b", "context": "c"}] * 2)
         with pytest.warns(

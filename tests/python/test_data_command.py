@@ -160,6 +160,11 @@ class TestData:
             yaml.safe_dump({"data": str(tmp_path / "q*.jsonl"), "columns": {"prompt": "question", "completion": "answer"}})
         )
         assert data_of("--config", settings)["train"]["files"] == [str(questions), str(other)]
+        lists = {"data": [str(tmp_path / "qb*"), str(tmp_path / "q[a]*")], "columns": "prompt=question,completion=answer"}
+        settings.write_text(yaml.safe_dump(lists))
+        assert data_of("--config", settings)["train"]["files"] == [str(other), str(questions)]
+        settings.write_text(yaml.safe_dump({"data": [str(tmp_path / "q?.jsonl")]}))
+        assert data_of("--config", settings, *COLUMNS)["train"]["files"] == [str(questions), str(other)]
         assert f"the folder '{tmp_path}' holds qa.jsonl" in refused(
             "data", "--model", BASE_MODEL, "--data", tmp_path / "*.csv"
         )

@@ -298,10 +298,15 @@ def value_of(param: click.Parameter, value: Any, ctx: click.Context) -> Any:
         It is not of the flag's type.
     """
     if isinstance(param.type, InputPaths) and isinstance(value, list):
-        return [[_one_value(param, item, ctx)[0] if "," not in str(item) else str(item) for item in value]]
+        return [[path for item in value for path in _paths(param, item, ctx)]]
     if getattr(param, "multiple", False) or param.nargs == -1:
         return [_one_value(param, item, ctx) for item in (value if isinstance(value, list) else [value])]
     return _one_value(param, value, ctx)
+
+
+def _paths(param: click.Parameter, item: Any, ctx: click.Context) -> list[str]:
+    """What an item of a list of paths means; commas in it separate nothing."""
+    return [str(item)] if "," in str(item) else list(_one_value(param, item, ctx))
 
 
 def _one_value(param: click.Parameter, value: Any, ctx: click.Context) -> Any:

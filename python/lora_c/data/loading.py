@@ -108,6 +108,9 @@ def load_records(data: Any, tokenizer: Tokenizer, *, split: str | Sequence[str] 
 def load_files(files: FoundFiles, tokenizer: Tokenizer, **options: Any) -> Dataset:
     """Turn files that were found into samples; see `load_dataset`."""
     names = [name_of(file) for file in files.taken]
+    texts = [file for file in files.taken if kind_of(file) == ".txt"]
+    if options.get("columns") is not None and len(texts) == len(files.taken):
+        raise ConfigError(f"columns: expected data with columns, got text: {shorten(map(name_of, texts), 2)}; leave them out")
     loader = _Loader(Dataset([], source=shorten(names, 2), files=files, tokenizer=tokenizer), tokenizer, **options)
     for file in files.taken:
         if not loader.wants_more():

@@ -18,6 +18,7 @@ _PEEKED = 1 << 12  # bytes that say what it holds
 @dataclass
 class _Input:
     stream: io.BufferedReader
+    kind: str = ""  # once it is known
     is_taken: bool = False
 
 
@@ -39,8 +40,14 @@ def kind_of_input() -> str:
     """
     if sys.stdin is not None and sys.stdin.isatty():
         raise DataError("data: expected data on standard input, got a terminal; pipe a file into it (… --data - < chat.jsonl)")
-    begin = _input().stream.peek(_PEEKED).removeprefix(b"\xef\xbb\xbf").split()
-    start = b"".join(begin)[:2]
+    found = _input()
+    if not found.kind:
+        found.kind = _kind(found.stream.peek(_PEEKED))
+    return found.kind
+
+
+def _kind(begin: bytes) -> str:
+    start = b"".join(begin.removeprefix(b"\xef\xbb\xbf").split())[:2]
     if start in (b"[{", b'["', b"[["):
         raise DataError(
             "standard input: expected one JSON object per line or text, got a JSON array; write an object per line "
