@@ -181,3 +181,12 @@ class TestTraining:
         ):
             beside = fine(*flags)
         assert beside == fine(*flags, "--chat-template", template)
+        merges = (
+            ("merge", "--model", BASE_MODEL, "--adapter", out, "--output-dir", tmp_path / "merged"),
+            ("export", out, tmp_path / "exported", "--to", "hf", "--model", BASE_MODEL),
+        )
+        for words in merges:
+            with pytest.warns(LoraCWarning, match="takes the place of the model's"):
+                fine(*words)
+        for name in ("merged", "exported"):
+            assert Tokenizer.from_folder(tmp_path / name).templates == {"default": TEMPLATE}

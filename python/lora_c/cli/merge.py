@@ -186,6 +186,7 @@ def write_merged(merged: Model, output: str, to: str, dtype: str) -> None:
 
 def load_adapters(model: Model, paths: tuple[str, ...], combination: dict[str, Any]) -> dict[str, Any]:
     """Put the adapters on the model, combined where there are several or a factor; return how, for the report."""
+    from ..chosen_template import use_template_of_adapter
     from ..errors import ConfigError
 
     weights = combination["weights"]
@@ -193,6 +194,7 @@ def load_adapters(model: Model, paths: tuple[str, ...], combination: dict[str, A
         raise ConfigError(f"weights: expected one for each of the {len(paths)} adapters, got {len(weights)}")
     if len(paths) == 1 and weights in (None, [1.0]):
         model.load_adapter(paths[0], is_trainable=False)
+        use_template_of_adapter(model, paths[0])
         return {}
     names = [f"{i}: {path}" for i, path in enumerate(paths, 1)]
     for name, path in zip(names, paths, strict=True):
