@@ -201,6 +201,8 @@ class TestTrainAndEval:
         assert f"skipped   {questions}:11: expected a JSON object, got 'no json'" in done.stderr
         kept = yaml.safe_load((out / "config.yaml").read_text())
         assert kept["columns"] == {"prompt": "question", "completion": "answer"} and kept["skip_bad"] == 2
+        seen = json.loads(fine("data", "--config", out / "config.yaml", "--json"))
+        assert seen["train"]["sequences"] == 10 and len(seen["train"]["skipped"]) == 1 and seen["total_steps"] == 1
         again = run("train", "--config", out / "config.yaml", "--output-dir", tmp_path / "again")
         assert again.exit_code == 0, again.output
         assert (tmp_path / "again" / "adapter_model.safetensors").read_bytes() == (
@@ -223,6 +225,12 @@ class TestTrainAndEval:
         assert "give --columns prompt=question,completion=answer" in refused("merge", *flags, "--data", questions)
         fine("merge", *flags, "--data", questions, *COLUMNS)
         assert (tmp_path / "merged" / "merge_report.json").exists()
+
+    def test_a_key_that_no_command_knows_is_refused(self, questions: Path, tmp_path: Path) -> None:
+        settings = tmp_path / "s.yaml"
+        settings.write_text(f"model: {BASE_MODEL}\ndata: {questions}\nlearning_rate: 1e-3\nlora_alpha: 3\nlearning_speed: 1\n")
+        assert "unknown key 'learning_speed'" in refused("data", "--config", settings)
+        assert "unknown key 'learning_rate'" in refused("eval", "--config", settings)
 
     def test_wrong_columns_are_one_line(self, questions: Path, tmp_path: Path) -> None:
         for value, message in (("question", "expected NAME=COLUMN pairs"), ("promt=question", "did you mean 'prompt'")):

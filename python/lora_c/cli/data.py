@@ -27,7 +27,17 @@ FIELDS = (
 _OTHERS = tuple(name for name in TrainConfig.model_fields if name not in FIELDS)
 
 
-@click.command("data", cls=Command, short_help="What a model will see of your data.")
+class DataCommand(Command):
+    """Takes the file of settings of a training run as it is."""
+
+    def foreign_keys(self) -> set[str]:
+        from .train import command as train
+
+        spellings = {spelling for param in train.params for spelling in param.opts}
+        return {spelling.lstrip("-").replace("-", "_") for spelling in spellings}
+
+
+@click.command("data", cls=DataCommand, short_help="What a model will see of your data.")
 @click.option("--model", type=InputPath(), required=True, help="Model folder; only its tokenizer and its sizes are read.")
 @training_data_options
 @reading_options
@@ -39,7 +49,8 @@ _OTHERS = tuple(name for name in TrainConfig.model_fields if name not in FIELDS)
 def command(**own: Any) -> None:
     """Show what a model will see: examples with the loss in colour, lengths, what is cut or left out, steps of an epoch.
 
-    Nothing is trained. Without colour the text with loss stands between two kinds of brackets.
+    Nothing is trained; --config takes the file of a training run, too. Without colour the text with loss stands between two
+    kinds of brackets.
     """
     from ..tokenizer_of_model import load_tokenizer
 

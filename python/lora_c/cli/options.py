@@ -208,6 +208,10 @@ class Command(click.Command):
                 click.Option(["--overwrite"], is_flag=True, expose_value=False, callback=_remember_overwrite, help=text)
             )
 
+    def foreign_keys(self) -> set[str]:
+        """Keys of files of settings that are another command's, which this one passes over."""
+        return set()
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags; an unknown one that other programs have is answered with its name here."""
         args = with_repeated_flags(args, self.params)
@@ -265,6 +269,8 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
     lines: dict[str, tuple[str, int]] = {}
     for setting in read_settings(path):
         if setting.key not in params:
+            if isinstance(ctx.command, Command) and setting.key in ctx.command.foreign_keys():
+                continue
             where = f"{str(path)!r}, line {setting.line}"
             raise ConfigError(f"config: unknown key {setting.key!r} in {where}{_hint(setting.key, params)}")
         param = params[setting.key]
