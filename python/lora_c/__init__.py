@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         supported_isas,
     )
     from .configs import GenerationConfig, LoraConfig, TrainConfig
-    from .data import load_dataset
+    from .data import Dataset, load_dataset
     from .model import Model, load_model
     from .trainer import Trainer
 
@@ -63,6 +63,7 @@ _LAZY = {
         ),
         "_core",
     ),  # fmt: skip
+    "Dataset": "data",
     "GenerationConfig": "configs",
     "LoraConfig": "configs",
     "Model": "model",
@@ -76,6 +77,7 @@ _LAZY = {
 
 __all__ = [
     "AdamW",
+    "Dataset",
     "Decoder",
     "DeviceError",
     "GGMLTensor",

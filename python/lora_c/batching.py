@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .configs import TrainConfig
 from .data import Dataset, Sample
 
 
@@ -53,6 +55,14 @@ def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> NDArray[
 
 def steps_per_epoch(n: int, examples_per_step: int) -> int:
     return -(-n // examples_per_step)
+
+
+def total_steps(n: int, config: TrainConfig) -> int:
+    """Optimizer steps of a run over n samples; a last epoch that is not whole is rounded up, as in transformers."""
+    if config.max_steps > 0:
+        return config.max_steps
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return math.ceil(config.num_train_epochs * steps_per_epoch(n, per_step))
 
 
 def step_batches(

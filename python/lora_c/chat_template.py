@@ -99,6 +99,25 @@ def _run(source: str, marked: bool, variables: dict[str, Any]) -> str:
         budget.reset(token)
 
 
+def check_template(source: str, where: str) -> None:
+    """Refuse what is no template; the message begins with `where`, which its line follows.
+
+    Raises
+    ------
+    DataError
+        It does not compile.
+    """
+    import jinja2
+
+    try:
+        _compile(source, False)
+    except jinja2.TemplateSyntaxError as error:
+        got = f"{where}:{error.lineno}: expected a chat template (Jinja), got: {_one_line(error)}"
+        raise DataError(got) from None
+    except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
+        raise DataError(f"{where}: expected a chat template (Jinja), got: {_one_line(error)}") from None
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 

@@ -189,8 +189,8 @@ def default_segments(model: Model) -> list[list[int]]:
     return [ids for ids in [*segments, own] if len(ids) > 1]
 
 
-def segments_of(model: Model, path: str) -> list[list[int]]:
-    """Token ids of a data file, sample by sample.
+def segments_of(model: Model, path: str, columns: dict[str, str] | None = None) -> list[list[int]]:
+    """Token ids of a data file, sample by sample; `columns` as in `load_dataset`.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def segments_of(model: Model, path: str) -> list[list[int]]:
     """
     from .data import load_dataset
 
-    data = load_dataset(path, model.tokenizer, max_seq_length=min(SEGMENT, model.context_length))
+    data = load_dataset(path, model.tokenizer, max_seq_length=min(SEGMENT, model.context_length), columns=columns)
     segments = [[int(i) for i in sample.input_ids] for sample in data.samples if len(sample.input_ids) > 1]
     if not segments:
         raise DataError(f"{path}: expected a sample of two tokens or more, got none")

@@ -535,7 +535,7 @@ def load_model(
         The folder cannot be used; the message says which file, what was expected and what was found.
     """
     _check_load_options(quantize, block_size, dtype, trainable)
-    with _open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path) as checkpoint:
         if isinstance(checkpoint, Checkpoint):
             checkpoint.config = config_of_files(checkpoint)
         config = dict(checkpoint.config)
@@ -567,7 +567,8 @@ def _report_requantization(model: Model, progress: bool | None) -> None:
         print(f"Quantized again to NF4: the weights change by {change:.2f} % (relative norm)", file=sys.stderr)
 
 
-def _open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | GGUFCheckpoint:
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | GGUFCheckpoint:
+    """Open a model folder or a GGUF file; nothing of its weights is read."""
     if is_gguf(path):
         return GGUFCheckpoint(path)
     if os.path.isfile(path):

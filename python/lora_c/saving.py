@@ -25,7 +25,7 @@ from .own_files import copy_own_file
 from .prequantized import nf4_entries, quant_type_of, quantization_config
 from .safetensors_file import find_non_finite
 from .safetensors_writer import TensorEntry, write_model_files
-from .template_files import TEMPLATE_FILE, template_files
+from .template_files import TEMPLATE_FILE, replace_templates, template_files
 from .tokenizer import TOKENIZER_FILES
 from .written import ADAPTER_CONFIG, model_files_in
 
@@ -132,3 +132,5 @@ def _copy_tokenizer(model: Model, folder: Path) -> None:
     lost = any((model.source / name).is_file() and not copied[name] for name in (*_LOADED, *templates))
     if model.has_tokenizer and (lost or not copied["tokenizer.json"]):
         model.tokenizer.save(folder)
+    elif model.has_tokenizer:
+        replace_templates(folder, model.tokenizer.templates)

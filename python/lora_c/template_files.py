@@ -6,6 +6,7 @@ says. chat_template.json belongs to a processor of texts and images; it counts w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,21 @@ def write_templates(folder: Path, templates: Mapping[str, str]) -> None:
         path = folder / TEMPLATE_FILE if name == DEFAULT else folder / TEMPLATE_FOLDER / f"{name}.jinja"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="")
+
+
+def replace_templates(folder: Path, templates: Mapping[str, str]) -> None:
+    """Let a folder that was copied hold these templates, where they are others than its own."""
+    file = folder / "tokenizer_config.json"
+    options = read_json_object(file) if file.is_file() else {}
+    if read_templates(folder, options) == dict(templates):
+        return
+    for path in template_files(folder):
+        path.unlink()
+    if "chat_template" in options:
+        del options["chat_template"]
+        file.write_text(json.dumps(options, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    write_templates(folder, templates)
 
 
 def _by_name(value: Any, where: str) -> dict[str, str]:

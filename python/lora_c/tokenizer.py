@@ -68,6 +68,7 @@ class Tokenizer:
         tool_template: str | None = None,
     ) -> None:
         self.backend = backend
+        self.ready: dict[str, tokenizers.Encoding] = {}  # what `encoded_ahead` has found
         self.special_tokens = dict(special_tokens or {})
         self.extra_special_tokens: list[str] = []
         self.templates: dict[str, str] = {}
@@ -154,6 +155,8 @@ class Tokenizer:
         return list(encoding.ids), list(encoding.offsets)
 
     def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+        if self.ready and not add_special_tokens and type(text) is str and (known := self.ready.get(text)) is not None:
+            return known
         _check_text(text)
         with library_errors(DataError, "text: expected a text that the tokenizer can read", "is its tokenizer.json damaged?"):
             return self.backend.encode(text, add_special_tokens=add_special_tokens)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core
 from ._core import PassStopped
-from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch
+from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch, total_steps
 from .checkpoint_schedule import CheckpointSchedule, expected_seconds
 from .configs import TrainConfig
 from .data.fits import fit_to_model
@@ -125,9 +125,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        if self.config.max_steps > 0:
-            return self.config.max_steps
-        return math.ceil(self.config.num_train_epochs * self.steps_per_epoch)  # as transformers, and so is the warm-up
+        return total_steps(len(self.train_data), self.config)
 
     @property
     def warmup_steps(self) -> int:

@@ -27,12 +27,16 @@ TEXTS = {
 }  # fmt: skip
 # How each command is called, {name}: the path of an input of that name.
 CALLS = {
-    "train": "train --model {model} --data {data} --eval-data {eval_data} --adapter {adapter} --output-dir OUT --max-steps 1 "
-    "--method lora",
+    "train": "train --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --adapter {adapter} "
+    "--output-dir OUT --max-steps 1 --method lora",
+    "data": "data --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --plot OUT",
     "merge": "merge --model {model} --adapter {adapters} --output-dir OUT --data {data}",
     "export": "export {source} OUT --to peft --model {model}",
     "quantize": "quantize --model {model} --output-dir OUT",
 }
+
+
+TEXT_FILES = ("data", "eval_data", "chat_template")
 
 
 def command_of(name: str) -> click.Command:
@@ -70,7 +74,7 @@ def place(tiny_model_dir: Path, tmp_path: Path) -> Path:
     for name in ("adapter", "adapters", "source"):
         model.save_adapter(tmp_path / name)
         model.save_adapter(tmp_path / f"{name}.gguf", format="gguf")
-    for name in ("data", "eval_data"):
+    for name in TEXT_FILES:
         (tmp_path / f"{name}.txt").write_text("w3 w4 w5 w6 w7 w8 " * 20)
         (tmp_path / name).mkdir()
         shutil.copy(tmp_path / f"{name}.txt", tmp_path / name / "a.txt")
@@ -87,7 +91,7 @@ def run(*args: object) -> Result:
 
 def call(place: Path, name: str, output: object, **inputs: object) -> Result:
     names = paths_of(name, InputPath)
-    paths = {n: str(inputs.get(n, place / (f"{n}.txt" if "data" in n else n))) for n in names}
+    paths = {n: str(inputs.get(n, place / (f"{n}.txt" if n in TEXT_FILES else n))) for n in names}
     return run(*[str(output) if word == "OUT" else word.format(**paths) for word in CALLS[name].split()])
 
 
@@ -119,11 +123,11 @@ def test_an_output_that_is_an_input_is_refused(
         monkeypatch.chdir(place)
         output = Path(f"./data/../{param}/")
     elif form == "gguf":
-        given = output = place / (f"{param}.txt" if "data" in param else f"{param}.gguf")
+        given = output = place / (f"{param}.txt" if param in TEXT_FILES else f"{param}.gguf")
     before = contents(place)
     for more in ([], ["--to", "gguf"] if name in ("merge", "export") else []):
         names = paths_of(name, InputPath)
-        paths = {n: place / (f"{n}.txt" if "data" in n else n) for n in names} | {param: given}
+        paths = {n: place / (f"{n}.txt" if n in TEXT_FILES else n) for n in names} | {param: given}
         words = [str(output) if word == "OUT" else word.format(**paths) for word in CALLS[name].split()]
         result = run(*words, *more)
         assert result.exit_code != 0 and "expected another place than" in str(result.exception), (words, result.exception)
@@ -199,8 +203,10 @@ def test_the_file_of_settings_is_not_replaced_unless_a_run_wrote_it(place: Path)
 
 def test_the_checkpoint_that_is_resumed_is_no_output_folder(place: Path) -> None:
     flags = ["--save-steps", 1, "--max-steps", 2]
-    assert run(*CALLS["train"].format(**{n: place / n for n in ("model", "data", "eval_data", "adapter")}).replace(
-        "OUT", f"{place}/out").split(), *flags).exit_code == 0  # fmt: skip
+    paths = {name: place / name for name in ("model", "data", "eval_data", "adapter")}
+    paths |= {"chat_template": place / "chat_template.txt"}
+    words = CALLS["train"].format(**paths).replace("OUT", f"{place}/out").split()
+    assert run(*words, *flags).exit_code == 0
     for output, refused in ((place / "out/checkpoint-1", True), (place / "out", False)):
         result = run("train", "--model", place / "model", "--data", place / "data", "--method", "lora", "--max-steps", 2,
                      "--output-dir", output, "--resume", place / "out/checkpoint-1")  # fmt: skip

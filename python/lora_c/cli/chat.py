@@ -9,6 +9,7 @@ import click
 from ..configs import GenerationConfig
 from ..errors import DataError
 from ..generation import resolve
+from .data_options import chat_template_option
 from .generate import open_model
 from .options import Command, config_options, take
 from .paths import InputPath
@@ -20,6 +21,7 @@ from .run_folder import run_option
 @click.option("--model", type=InputPath(), help="Model folder.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
+@chat_template_option
 @click.option("--system", type=str, help="System message at the start.")
 @config_options(GenerationConfig, "Generation", skip=("bad_words_ids",))
 def command(**own: Any) -> None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": ("generate", "Write text from a prompt."),
     "chat": ("chat", "Talk with a model."),
     "eval": ("evaluate", "Loss and perplexity of a model on your data."),
+    "data": ("data", "Show what a model will see of your data: examples, lengths, what is cut, steps."),
     "merge": ("merge", "Fold an adapter into its base model."),
     "export": ("export", "Write an adapter or a model in another format."),
     "inspect": ("inspect", "Say what a file or folder is, and what is unsupported in it."),

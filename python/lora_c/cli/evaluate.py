@@ -10,20 +10,18 @@ import click
 
 from ..errors import ConfigError
 from ..notices import tell
-from .data import describe_data
+from .data_options import data_option, describe_data, reading, reading_options
 from .generate import open_model
 from .options import Command
-from .paths import InputPath, InputPaths, flatten
+from .paths import InputPath
 from .run_folder import run_option
 
 
 @click.command("eval", cls=Command, short_help="Loss and perplexity on your data.")
 @run_option
 @click.option("--model", type=InputPath(), required=True, help="Model folder.")
-@click.option(
-    "--data", type=InputPaths(), multiple=True, callback=flatten, required=True,
-    help="Data: .jsonl, .json, .csv, .parquet or .txt, several, or a folder.",
-)  # fmt: skip
+@data_option(required=True)
+@reading_options
 @click.option("--split", type=str, help="Of a folder: train, validation, test or all; default: test, or else validation.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
@@ -46,7 +44,7 @@ def command(
     if split is None and files.split == "train":
         tell("data: no test or validation split there: the training split is evaluated; --split train says that it is meant")
     model = open_model(own)
-    dataset = load_files(files, model.tokenizer, max_seq_length=max_seq_length, limit=limit)
+    dataset = load_files(files, model.tokenizer, max_seq_length=max_seq_length, limit=limit, **reading(own))
     describe_data("data", dataset, err=as_json)
     loss = evaluate_loss(model, dataset, max_tokens=batch_tokens)
     perplexity = math.exp(loss) if loss < 700 else math.inf

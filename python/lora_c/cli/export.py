@@ -134,10 +134,12 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
 
 def export_merged(source: str, base: str, output: str, dtype: str | None) -> None:
     """Merge an adapter into its base."""
+    from ..chosen_template import use_template_of_adapter
     from ..model import load_model
 
     model = load_model(base)
     model.load_adapter(source, is_trainable=False)
+    use_template_of_adapter(model, source)
     kept = model.stored_dtypes["embed_tokens"].name
     merged = model.merge(dtype=dtype or ("nf4" if model.is_quantized else kept))  # type: ignore[arg-type]
     merged.save(output)

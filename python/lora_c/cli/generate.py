@@ -15,6 +15,7 @@ from ..generation import resolve
 from ..notices import tell
 from ..regular_file import read_regular
 from ..written import BASE_FOLDER
+from .data_options import chat_template_option
 from .options import Command, config_options, flag_name, take
 from .paths import InputPath
 from .run_folder import check_base_of_run, nf4_of_run, run_option
@@ -37,7 +38,8 @@ class Texts(click.Argument):
 @click.option("--model", type=InputPath(), help="Model folder.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
-@click.option("--chat-template/--raw", "chat_template", default=None, help="Wrap the prompt as a user's turn, or not.")
+@chat_template_option
+@click.option("--raw", is_flag=True, help="Give the prompt as it stands, not as a user's turn.")
 @click.option("--use-generation-config", is_flag=True, help="Take the settings of the model's generation_config.json.")
 @config_options(GenerationConfig, "Generation", skip=("bad_words_ids",))
 def command(**own: Any) -> None:
@@ -52,9 +54,7 @@ def command(**own: Any) -> None:
     model = open_model(own)
     if own.get("use_generation_config"):
         config = resolve(model.generation_config, options)
-    template = own.get("chat_template")
-    if template is None:
-        template = model.tokenizer.chat_template is not None
+    template = model.tokenizer.chat_template is not None and not own.get("raw")
 
     def prompt_of(text: str) -> Any:
         return [{"role": "user", "content": text}] if template else text
@@ -103,7 +103,8 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def open_model(own: dict[str, Any]) -> Model:
-    """The model of --model, --adapter and --quantize."""
+    """The model of --model, --adapter, --quantize and --chat-template."""
+    from ..chosen_template import use_chat_template, use_template_of_adapter
     from ..model import load_model
 
     if not own.get("model"):
@@ -115,4 +116,8 @@ def open_model(own: dict[str, Any]) -> Model:
         if model.adapter is not None and model.adapter.base:
             names = f"{own['adapter']}: the adapter brings a base of its own ({BASE_FOLDER}/)"
             tell(f"{names}, which takes the place of {len(model.adapter.base)} weights of {own['model']}")
+    if own.get("chat_template"):
+        use_chat_template(model, own["chat_template"])
+    elif own.get("adapter"):
+        use_template_of_adapter(model, own["adapter"])
     return model

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .data_options import columns_option
 from .generate import open_model
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
@@ -83,10 +84,11 @@ def _is_number(text: str) -> bool:
 @click.option("--majority-sign-method", type=click.Choice(["total", "frequency"]), default="total", help="For ties.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random pruning of dare.")
 @click.option("--data", type=InputPath(), help="Text or JSONL for the report; by default the package's own sample.")
+@columns_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Measure what the merge loses.")
 def command(
     model: str, adapters: tuple[str, ...], output_dir: str, to: str | None, dtype: str | None, quantize: str | None,
-    data: str | None, report: bool, **combination: Any,
+    data: str | None, columns: dict[str, str] | None, report: bool, **combination: Any,
 ) -> None:  # fmt: skip
     """Write W + s·B·A as a model of its own, with a report of what that loses. The base is not changed."""
     from ..gguf.models import TYPES, contents_of
@@ -109,7 +111,7 @@ def command(
     from ..files import write_json, write_text
     from ..merge_report import merge_with_report, segments_of
 
-    segments = segments_of(loaded, data) if data else None
+    segments = segments_of(loaded, data, columns) if data else None
     merged, found = merge_with_report(loaded, chosen, segments, sample=data or "the default sample")
     found.details |= {"model": model, "adapters": list(adapters), **how}
     write_merged(merged, output_dir, to, chosen)
@@ -186,6 +188,7 @@ def write_merged(merged: Model, output: str, to: str, dtype: str) -> None:
 
 def load_adapters(model: Model, paths: tuple[str, ...], combination: dict[str, Any]) -> dict[str, Any]:
     """Put the adapters on the model, combined where there are several or a factor; return how, for the report."""
+    from ..chosen_template import use_template_of_adapter
     from ..errors import ConfigError
 
     weights = combination["weights"]
@@ -193,6 +196,7 @@ def load_adapters(model: Model, paths: tuple[str, ...], combination: dict[str, A
         raise ConfigError(f"weights: expected one for each of the {len(paths)} adapters, got {len(weights)}")
     if len(paths) == 1 and weights in (None, [1.0]):
         model.load_adapter(paths[0], is_trainable=False)
+        use_template_of_adapter(model, paths[0])
         return {}
     names = [f"{i}: {path}" for i, path in enumerate(paths, 1)]
     for name, path in zip(names, paths, strict=True):

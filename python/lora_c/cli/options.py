@@ -24,6 +24,7 @@ from .paths import (
     check_outputs,
     output_of_a_run,
     refuse_repeated,
+    with_repeated_flags,
 )
 from .run_settings import resolve_paths
 from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
@@ -208,8 +209,13 @@ class Command(click.Command):
                 click.Option(["--overwrite"], is_flag=True, expose_value=False, callback=_remember_overwrite, help=text)
             )
 
+    def foreign_keys(self) -> set[str]:
+        """Keys of files of settings that are another command's, which this one passes over."""
+        return set()
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags; an unknown one that other programs have is answered with its name here."""
+        args = with_repeated_flags(args, self.params)
         try:
             rest = super().parse_args(ctx, list(args))
             refuse_repeated(self.make_parser(ctx).parse_args(list(args))[2])
@@ -264,6 +270,8 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
     lines: dict[str, tuple[str, int]] = {}
     for setting in read_settings(path):
         if setting.key not in params:
+            if isinstance(ctx.command, Command) and setting.key in ctx.command.foreign_keys():
+                continue
             where = f"{str(path)!r}, line {setting.line}"
             raise ConfigError(f"config: unknown key {setting.key!r} in {where}{_hint(setting.key, params)}")
         param = params[setting.key]
@@ -297,10 +305,15 @@ def value_of(param: click.Parameter, value: Any, ctx: click.Context) -> Any:
         It is not of the flag's type.
     """
     if isinstance(param.type, InputPaths) and isinstance(value, list):
-        return [[_one_value(param, item, ctx)[0] if "," not in str(item) else str(item) for item in value]]
+        return [[path for item in value for path in _paths(param, item, ctx)]]
     if getattr(param, "multiple", False) or param.nargs == -1:
         return [_one_value(param, item, ctx) for item in (value if isinstance(value, list) else [value])]
     return _one_value(param, value, ctx)
+
+
+def _paths(param: click.Parameter, item: Any, ctx: click.Context) -> list[str]:
+    """What an item of a list of paths means; commas in it separate nothing."""
+    return [str(item)] if "," in str(item) else list(_one_value(param, item, ctx))
 
 
 def _one_value(param: click.Parameter, value: Any, ctx: click.Context) -> Any:

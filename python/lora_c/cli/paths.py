@@ -32,17 +32,26 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]
 
 
 class InputPaths(InputPath):
-    """Several: the flag given again, or paths with commas between them. A path that exists as it is given is one path."""
+    """Several: the flag given again, paths with commas between them, a pattern. A path that exists as it is given is one."""
 
     name = "PATH[,PATH]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, (list, tuple)):
-            return [super(InputPaths, self).convert(item, param, ctx) for item in value]
+            return [path for item in value for path in _expanded(super(InputPaths, self).convert(item, param, ctx))]
         path = super().convert(value, param, ctx)
         if "," not in path or os.path.lexists(path):
-            return [path]
-        return [part.strip() for part in path.split(",") if part.strip()]
+            return _expanded(path)
+        return [file for part in path.split(",") if part.strip() for file in _expanded(part.strip())]
+
+
+def _expanded(path: str) -> list[str]:
+    """The paths that a pattern means which no shell has expanded."""
+    if not any(sign in path for sign in "*?["):
+        return [path]
+    from ..data.globs import expand
+
+    return expand(path)
 
 
 class RunPath(click.ParamType):  # type: ignore[type-arg]
@@ -66,6 +75,30 @@ class ResumePath(click.ParamType):  # type: ignore[type-arg]
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             self.fail(f"expected auto or a checkpoint folder, got {value!r}", param, ctx)
         return known.get(os.fspath(value), os.fspath(value))
+
+
+def with_repeated_flags(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
+    """Arguments in which "--data a b" is "--data a --data b": what a shell makes of a pattern that is not in quotes.
+
+    Only where a command has no arguments of its own, so that a word without a flag is nothing else.
+    """
+    flags = {flag for param in params if isinstance(param.type, InputPaths) for flag in param.opts}
+    if any(isinstance(param, click.Argument) for param in params):
+        return list(args)
+    spread: list[str] = []
+    flag, has_path = "", False
+    for i, arg in enumerate(args):
+        if arg == "--":
+            return spread + list(args[i:])
+        if arg.startswith("-") and arg != "-":
+            name, equals, _ = arg.partition("=")
+            flag, has_path = (name, bool(equals)) if name in flags else ("", False)
+        elif flag and has_path:
+            spread.append(flag)
+        else:
+            has_path = bool(flag)
+        spread.append(arg)
+    return spread
 
 
 def flatten(_ctx: click.Context, _param: click.Parameter, values: Any) -> list[str] | None:

@@ -8,31 +8,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import LoraConfig, TrainConfig
-from ..errors import ConfigError, SaveError, shorten
-from ..notices import tell
-from .data import describe_data
+from ..errors import ConfigError, SaveError
+from .data_options import open_data, reading_options, training_data_options
 from .options import Command, config_options, take
-from .paths import InputPath, InputPaths, ResumePath, flatten
+from .paths import InputPath, ResumePath
 from .run_report import begin_record, begin_samples, end_samples, report_result, resume_command, save_result
 from .run_settings import save_settings
 
 if TYPE_CHECKING:
-    from ..data import Dataset
     from ..model import Model
     from ..trainer import Trainer, TrainResult
 
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
 @click.option("--model", type=InputPath(), help="Hugging Face folder of the base model.")
-@click.option(
-    "--data", type=InputPaths(), multiple=True, callback=flatten,
-    help="Training data: .jsonl, .json, .csv, .parquet or .txt, several, or a folder.",
-)  # fmt: skip
-@click.option(
-    "--eval-data", type=InputPaths(), multiple=True, callback=flatten,
-    help="Held-out data; default: --val-fraction of the data, or its validation split.",
-)  # fmt: skip
-@click.option("--limit", type=int, help="Read at most this many training examples.")
+@training_data_options
+@reading_options
 @click.option(
     "--resume", type=ResumePath(), is_flag=False, flag_value="latest", default=None,
     help="Go on from the latest checkpoint in the output folder; auto: start where there is none; or from the one given.",
@@ -70,6 +61,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     KeyboardInterrupt
         A signal stopped the run; what it has reached is saved.
     """
+    from ..chosen_template import use_chat_template
     from ..interrupt import deferred_interrupt
     from ..run_checks import RunOptions, check_run, ignored_options
     from ..trainer import Trainer
@@ -82,7 +74,9 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     made = config.method in ("lora", "qlora") and not own.get("adapter") and not own.get("resize_embedding")
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
     model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"))
-    train_data, eval_data, counts = open_data(own, model, config)
+    if own.get("chat_template"):
+        use_chat_template(model, own["chat_template"])
+    train_data, eval_data, counts = open_data(own, model.tokenizer, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
     resume_run(trainer, resume, allow_changes)
@@ -154,38 +148,6 @@ def open_model(path: str, config: TrainConfig, lora: LoraConfig, resize: bool = 
     elif config.method in ("lora", "qlora"):
         model.add_adapter(train_added_tokens(lora, model))
     return model
-
-
-def open_data(own: dict[str, Any], model: Model, config: TrainConfig) -> tuple[Dataset, Dataset | None, dict[str, int]]:
-    """Training data, held-out data (given, a share of the training data, or the folder's validation split), and counts."""
-    from ..data import FoundFiles, find_files, load_files
-
-    if own.get("eval_data") and config.val_fraction > 0:
-        raise ConfigError("val_fraction: expected it unset beside eval_data, got both; leave one of them out")
-    found = find_files(own["data"])
-    held_out = None
-    if own.get("eval_data"):
-        held_out = find_files(own["eval_data"], ("validation", "test", "train"))
-    elif config.val_fraction == 0 and "validation" in found.others:
-        held_out = FoundFiles(found.others.pop("validation"), "validation")
-    data = load_files(found, model.tokenizer, max_seq_length=config.max_seq_length, limit=own.get("limit"))
-    describe_data("data", data)
-    counts = {"examples": data.n_examples, "cut": data.n_truncated, "left_out_without_loss": data.n_without_loss}
-    if held_out is None:
-        return (*_split(data, config), counts) if config.val_fraction > 0 else (data, None, counts)
-    eval_data = load_files(held_out, model.tokenizer, max_seq_length=config.max_seq_length)
-    describe_data("held out", eval_data)
-    both = {path.resolve() for path in found.taken} & {path.resolve() for path in held_out.taken}
-    if both:
-        tell(f"eval_data: {shorten(sorted(path.name for path in both))} is trained on too; its loss says nothing of new text")
-    return data, eval_data, counts
-
-
-def _split(data: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset]:
-    train_data, eval_data = data.split(config.val_fraction, config.seed)
-    share = f"val_fraction {config.val_fraction:g}"
-    click.echo(f"split     {len(eval_data):,} of {len(data):,} sequences held out ({share})", err=True)
-    return train_data, eval_data
 
 
 def describe_run(trainer: Trainer) -> None:

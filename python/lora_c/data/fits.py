@@ -47,8 +47,8 @@ def fit_to_model(dataset: Dataset, model: Model, name: str, max_seq_length: int 
     """
     if not hasattr(dataset, "samples"):
         raise DataError(
-            f"{name}: expected a Dataset, got a {type(dataset).__name__}; load_dataset(path, model.tokenizer) or "
-            "Dataset(samples) is one"
+            f"{name}: expected a Dataset, got a {type(dataset).__name__}; load_dataset(data, model.tokenizer) "
+            "makes one of a path, of records or of a table"
         )
     _check_shapes(dataset.samples, name)
     _check_vocabulary(dataset.samples, int(model.architecture.decoder_kwargs["vocab_size"]), name)

@@ -16,7 +16,7 @@ MAX_LINE = 1 << 26  # bytes of one line, or characters of one item of an array
 _SPACE = re.compile(r"[ \t\n\r]*")
 _CUT_OFF = 12  # characters before the end of a buffer within which an error may come from the cut: \ud83d\ude00
 
-Record = tuple[str, dict[str, Any]]
+Record = tuple[str, dict[str, Any] | DataError]  # an error where the next record can still be read
 
 
 def read_json(path: Path, is_lines: bool) -> Iterator[Record]:
@@ -61,12 +61,22 @@ def _read_lines(file: DataFile) -> Iterator[Record]:
     number = 0
     while line := file.readline(MAX_LINE + 1):
         number += 1
-        where = f"{file.path}:{number}"
+        where = f"{file.name}:{number}"
         if len(line) > MAX_LINE:
             raise DataError(f"{where}: expected lines of at most {MAX_LINE >> 20} MiB, got a longer one; is this JSONL?")
-        text = decode(line.removeprefix(BOM) if number == 1 else line, where)
-        if text.strip():
-            yield where, _need_object(_parse(text.rstrip("\r\n"), where), where)
+        line = line.removeprefix(BOM) if number == 1 else line
+        record = _object_of(line, where)
+        if record is not None:
+            yield where, record
+
+
+def _object_of(line: bytes, where: str) -> dict[str, Any] | DataError | None:
+    """The object of a line, or what is wrong with it; None where it is blank."""
+    try:
+        text = decode(line, where)
+        return _need_object(_parse(text.rstrip("\r\n"), where), where) if text.strip() else None
+    except DataError as error:
+        return error
 
 
 def _parse(text: str, where: str) -> Any:
@@ -86,8 +96,12 @@ def _not_flat(error: Exception, where: str) -> DataError:
 
 def _need_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object, got a {type(value).__name__}")
+        raise _no_object(value, where)
     return value
+
+
+def _no_object(value: Any, where: str) -> DataError:
+    return DataError(f"{where}: expected a JSON object, got a {type(value).__name__}")
 
 
 class JsonStream:
@@ -171,7 +185,8 @@ def _read_array(stream: JsonStream) -> Iterator[Record]:
     while stream.peek() != "]" or number:
         number += 1
         where = f"{stream.path}, item {number}"
-        yield where, _need_object(stream.value(where), where)
+        value = stream.value(where)
+        yield where, value if isinstance(value, dict) else _no_object(value, where)
         if stream.peek() != ",":
             break
         stream.skip()
@@ -197,6 +212,8 @@ def _refuse_single_table(records: Iterator[Record]) -> Iterator[Record]:
     if first is None:
         return
     where, record = first
+    if isinstance(record, DataError):
+        record = {}
     lists = [key for key, value in record.items() if isinstance(value, (list, dict))]
     if second is None and lists and not any(kind in record for kind in KINDS):
         raise DataError(

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DataError
+from .known_columns import way_out_of
 
 NEEDED = {
     "messages": ("messages",), "conversations": ("conversations",), "prompt": ("prompt", "completion"),
     "instruction": ("instruction", "output"), "text": ("text",),
 }  # fmt: skip
 KINDS = tuple(NEEDED)  # where a record is several, the first of them is trained
-_HEEDED = {
+_PLAIN = {frozenset(keys): kind for kind, keys in NEEDED.items()}  # records that hold nothing else
+HEEDED = {
     "messages": {"system", "tools", "functions"},
     "conversations": {"system", "tools", "functions"},
     "prompt messages": {"system", "tools", "functions"},
@@ -25,7 +27,7 @@ _HEEDED = {
     "instruction": {"input", "system", "history", "tools"},
     "text": set[str](),
 }
-_MEANT_FOR_THE_MODEL = (
+MEANT_FOR_THE_MODEL = (
     "system", "history", "tools", "functions", "function_call", "documents", "context", "input", "instruction", "output",
     "prompt", "completion", "chosen", "rejected", "reasoning_content", "reasoning", "thinking", "images", "image", "audios",
     "audio", "videos", "video", "chat_template_kwargs", "train_detail", "training_detail", "system_prompt", "system_message",
@@ -58,22 +60,25 @@ def kind_of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     DataError
         It is none, or holds a key that would change what is trained and has no meaning in this kind.
     """
+    plain = _PLAIN.get(frozenset(record))
+    if plain is not None and all(type(value) in (str, list) and value for value in record.values()):
+        return plain, []
     given = {str(key) for key, value in record.items() if not _is_nothing(value)}
     complete = [kind for kind in KINDS if given.issuperset(NEEDED[kind])]
     begun = complete or [kind for kind in KINDS if kind in record]
     if not begun:
         raise DataError(
             "expected 'messages', 'prompt'/'completion', 'instruction'/'output', 'conversations' or 'text', "
-            f"got the keys {_keys(record)}"
+            f"got the keys {keys_of(record)}{way_out_of(record)}"
         )
     kind = begun[0]
     aside = {key for other in complete if other != kind for key in NEEDED[other]}
     if "instruction" in aside:
         aside.add("input")  # a part of the alpaca form
     form = "prompt messages" if kind == "prompt" and isinstance(record["prompt"], list) else kind
-    own = {*NEEDED[kind], *_HEEDED[form], *aside}
-    others = [key for key in _MEANT_FOR_THE_MODEL if key in given and key not in own and record[key] != ""]
-    _refuse_other_case(record, own | set(_MEANT_FOR_THE_MODEL))
+    own = {*NEEDED[kind], *HEEDED[form], *aside}
+    others = [key for key in MEANT_FOR_THE_MODEL if key in given and key not in own and record[key] != ""]
+    _refuse_other_case(record, own | set(MEANT_FOR_THE_MODEL))
     if others and kind in ("messages", "conversations"):  # the first question once more, as some data sets have it
         aside |= {key for key in others if _is_said(record[key], record[kind], key)}
         others = [key for key in others if key not in aside]
@@ -81,8 +86,8 @@ def kind_of_record(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     missing = [key for key in NEEDED[kind] if key not in record]
     if missing and not preferred:
         raise DataError(
-            f"expected {missing[0]!r} to be a string, got a record without it, with the keys {_keys(record)}; give the key "
-            "that holds it this name"
+            f"expected {missing[0]!r} to be a string, got a record without it, with the keys {keys_of(record)}"
+            f"{way_out_of(record) or '; give the key that holds it this name'}"
         )
     if others:
         key = (preferred or others)[0]
@@ -111,7 +116,8 @@ def _refuse_other_case(record: Mapping[str, Any], known: set[str]) -> None:
             raise DataError(f"expected the key {name!r}, got {str(key)!r}; give it the name in small letters")
 
 
-def _keys(record: Mapping[str, Any]) -> list[str]:
+def keys_of(record: Mapping[str, Any]) -> list[str]:
+    """The keys of a record for a message."""
     return sorted(map(str, record))[:8]
 
 

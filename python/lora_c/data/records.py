@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import DataError
 from .json_records import read_json
+from .standard_input import STANDARD_INPUT, kind_of_input
 from .streams import BOM, DataFile
 from .tables import read_csv, read_parquet
 
@@ -19,7 +20,9 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 
 
 def kind_of(path: Path) -> str:
-    """Return the suffix that says what a file holds, without .gz."""
+    """Return the suffix that says what a file holds, without .gz; standard input says it by how it begins."""
+    if path == STANDARD_INPUT:
+        return kind_of_input()
     return path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
@@ -31,6 +34,14 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     DataError
         Naming the file and the line that cannot be read.
     """
+    for where, record in read_good_and_bad(path):
+        if isinstance(record, DataError):
+            raise record
+        yield where, record
+
+
+def read_good_and_bad(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    """As `read_records`; a line that is bad, behind which the next one can be read, is an error among the records."""
     kind = kind_of(path)
     if kind == ".parquet":
         return read_parquet(path)

@@ -22,6 +22,11 @@ def other_kind(kind: str, keys: list[str]) -> str:
     return f"trained on {kind!r}; left aside: {', '.join(map(repr, keys))}"
 
 
+def beside_columns(keys: list[str]) -> str:
+    """The line for keys with a meaning beside the columns that were named."""
+    return f"only the columns that were named are used; left aside: {', '.join(map(repr, keys))}"
+
+
 def tell_counts(counts: Counter[str], n_examples: int, source: str) -> None:
     """Tell what happened to the examples of a data set, the most frequent first."""
     for line, n in counts.most_common():

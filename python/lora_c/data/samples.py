@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from .sharegpt import sharegpt_messages
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
-__all__ = ["KINDS", "Sample", "samples_from_record"]
+__all__ = ["KINDS", "Sample", "samples_from_record", "texts_of_record"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def __repr__(self) -> str:
+        place = f", {self.where}" if self.where else ""
+        return f"Sample({len(self):,} tokens, {self.n_predicted:,} with loss{place})"
 
     @property
     def n_predicted(self) -> int:
@@ -85,6 +89,15 @@ def samples_from_record(
             if line != reported.SEAM:
                 tell(line)
     return samples
+
+
+def texts_of_record(record: dict[str, Any]) -> Iterator[Any]:
+    """What of a record becomes tokens as it stands, so that it can be encoded ahead with others."""
+    prompt, completion = record.get("prompt"), record.get("completion")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        yield from (prompt, prompt + completion)
+    elif isinstance(text := record.get("text"), str):
+        yield text
 
 
 def _samples(record: dict[str, Any], tokenizer: Tokenizer, lines: Counter[str]) -> list[Sample]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, nearest, shorten
 from ..os_errors import reason
 from ..regular_file import check_regular
+from .globs import expand
 from .records import SUFFIXES, kind_of
+from .standard_input import STANDARD_INPUT
 
 SPLITS = {
     "train": ("train", "training"),
@@ -71,7 +73,9 @@ class FoundFiles:
         return ", ".join(parts)
 
 
-def find_files(paths: str | Path | Sequence[str | Path], split: str | Sequence[str] = "train") -> FoundFiles:
+def find_files(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], split: str | Sequence[str] = "train"
+) -> FoundFiles:
     """Return the files that are meant: those that are named, and of each folder those of a split.
 
     Parameters
@@ -87,17 +91,35 @@ def find_files(paths: str | Path | Sequence[str | Path], split: str | Sequence[s
     """
     wanted = [_known_split(name) for name in ([split] if isinstance(split, str) else split)]
     found = FoundFiles()
-    for path in map(lambda p: Path(str(p)), [paths] if isinstance(paths, (str, Path)) else paths):
+    for path in _meant([paths] if isinstance(paths, (str, os.PathLike)) else paths):
+        if path == STANDARD_INPUT:
+            if path in found.taken:
+                raise DataError("data: expected standard input (-) once, got it twice")
+            found.taken.append(path)
+            continue
         if os.path.isdir(path):
             _add_folder(path, wanted, found)
             continue
         if not os.path.lexists(path):
-            raise DataError(f"data: expected a file ending in {', '.join(SUFFIXES)}, got {str(path)!r}, which does not exist")
+            raise DataError(
+                f"data: expected a file ending in {', '.join(SUFFIXES)}, got {str(path)[:200]!r}, which does not exist; texts "
+                "in memory are given to Dataset.from_records"
+            )
         check_regular(path, DataError)
         found.taken.append(path)
     if not found.taken:
         raise DataError("data: expected at least one file, got an empty list")
     return found
+
+
+def _meant(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Paths, with patterns and ~ expanded; a file that is named - is known by its absolute path."""
+    for path in paths:
+        if os.fspath(path) == str(STANDARD_INPUT):
+            yield STANDARD_INPUT
+            continue
+        for match in map(Path, expand(str(path))):
+            yield match.absolute() if match == STANDARD_INPUT else match
 
 
 def _known_split(name: str) -> str:

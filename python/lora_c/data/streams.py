@@ -12,6 +12,7 @@ from typing import IO
 
 from ..errors import DataError
 from ..regular_file import open_regular
+from .standard_input import STANDARD_INPUT, name_of, take_input
 
 READ_BYTES = 1 << 18
 MAX_LINE = 1 << 26  # characters of one line of a table
@@ -24,9 +25,10 @@ class DataFile:
     """A data file that is open for reading; what goes wrong is one line that names it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._raw = open_regular(path, DataError)
-        self._file: IO[bytes] = self._raw
+        self.name = name_of(path)
+        self._is_own = path != STANDARD_INPUT  # standard input stays open: it belongs to the process
+        self._raw: IO[bytes] = open_regular(path, DataError) if self._is_own else take_input()
+        self._file = self._raw
         self._limit: int | None = None
         if path.suffix.lower() == ".gz":
             packed = self._raw.seek(0, io.SEEK_END)
@@ -38,7 +40,8 @@ class DataFile:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._raw.close()
+        if self._is_own:
+            self._raw.close()
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; none at the end."""
@@ -56,10 +59,10 @@ class DataFile:
         try:
             data = read(size)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self.path}: expected a readable file, got: {error}") from None
+            raise DataError(f"{self.name}: expected a readable file, got: {error}") from None
         if self._limit is not None and self._file.tell() > self._limit:
             raise DataError(
-                f"{self.path}: expected gzip that unpacks to at most {MAX_RATIO} times its size, got more than "
+                f"{self.name}: expected gzip that unpacks to at most {MAX_RATIO} times its size, got more than "
                 f"{self._limit:,} bytes; unpack it first if it is meant (gunzip)"
             )
         return data
@@ -77,9 +80,9 @@ def text_blocks(path: Path) -> Iterator[str]:
     with DataFile(path) as file:
         block = file.read(READ_BYTES).removeprefix(BOM)
         while block:
-            yield decode(block, str(path), decoder.decode)
+            yield decode(block, name_of(path), decoder.decode)
             block = file.read(READ_BYTES)
-        yield decode(b"", str(path), lambda data: decoder.decode(data, final=True))
+        yield decode(b"", name_of(path), lambda data: decoder.decode(data, final=True))
 
 
 def text_lines(path: Path) -> Iterator[str]:
@@ -88,7 +91,7 @@ def text_lines(path: Path) -> Iterator[str]:
     for block in text_blocks(path):
         *lines, rest = (rest + block).split("\n")
         if len(rest) > MAX_LINE:
-            raise DataError(f"{path}: expected lines of at most {MAX_LINE >> 20} Mi characters, got a longer one")
+            raise DataError(f"{name_of(path)}: expected lines of at most {MAX_LINE >> 20} Mi characters, got a longer one")
         yield from (line + "\n" for line in lines)
     if rest:
         yield rest

@@ -15,7 +15,7 @@ from .streams import text_lines
 MAX_CELL = 1 << 26  # characters
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
-Record = tuple[str, dict[str, Any]]
+Record = tuple[str, dict[str, Any] | DataError]  # an error where the next record can still be read
 
 
 def read_csv(path: Path, kind: str) -> Iterator[Record]:
@@ -25,7 +25,7 @@ def read_csv(path: Path, kind: str) -> Iterator[Record]:
     _, names = _row(rows, path)
     if not names:
         return
-    names = [name or f"Unnamed: {i}" for i, name in enumerate(names)]  # as pandas reads the index that it writes
+    names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]  # as pandas reads the index that it writes
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"{path}:1: expected a name of its own for every column, got {shorten(twice)} twice")
@@ -34,8 +34,10 @@ def read_csv(path: Path, kind: str) -> Iterator[Record]:
         if not cells:
             return
         if len(cells) != len(names):
-            raise DataError(f"{path}:{line}: expected {len(names)} columns ({shorten(names)}), got {len(cells)}")
-        yield f"{path}:{line}", dict(zip(names, cells, strict=True))
+            wrong = f"expected {len(names)} columns ({shorten(names)}), got {len(cells)}; put a cell with commas into quotes"
+            yield f"{path}:{line}", DataError(f"{path}:{line}: {wrong}")
+        else:
+            yield f"{path}:{line}", dict(zip(names, cells, strict=True))
 
 
 def _row(rows: Any, path: Path) -> tuple[int, list[str]]:
@@ -66,7 +68,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
             for batch in file.iter_batches(batch_size=256):
                 for record in batch.to_pylist():
                     number += 1
-                    yield f"{path}, row {number}", _without_nulls(record)
+                    yield f"{path}, row {number}", without_nulls(record)
     except (arrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -74,7 +76,8 @@ def read_parquet(path: Path) -> Iterator[Record]:
         raise DataError(f"{path}: expected a Parquet file, got: {reason} (after row {number})") from None
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """A value without what is null in it, at every depth."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,88 @@
+"""Columns of other names: which of them is the prompt, the completion, the messages, ...
+
+``--columns prompt=question,completion=answer`` on the command line, ``columns={"prompt": "question", "completion": "answer"}``
+in Python. What is named makes the record; what stands beside it and has another meaning is left aside, which is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError, DataError, nearest
+from .record_keys import HEEDED, KINDS, MEANT_FOR_THE_MODEL, NEEDED, keys_of
+
+TARGETS = tuple(dict.fromkeys([*(key for keys in NEEDED.values() for key in keys), *sorted(set().union(*HEEDED.values()))]))
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Return what "prompt=question,completion=answer" says.
+
+    Raises
+    ------
+    ConfigError
+        It is no list of NAME=COLUMN.
+    """
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        target, equals, source = (piece.strip() for piece in part.partition("="))
+        if not (target and equals and source):
+            raise ConfigError(
+                f"columns: expected NAME=COLUMN pairs such as prompt=question,completion=answer, got {text[:80]!r}"
+            )
+        if target in found:
+            raise ConfigError(f"columns: expected each name once, got {target!r} twice in {text[:80]!r}")
+        found[target] = source
+    return check_columns(found)
+
+
+def check_columns(columns: Any) -> dict[str, str]:
+    """Return the mapping from names that have a meaning to the columns that hold it.
+
+    Raises
+    ------
+    ConfigError
+        A name has no meaning, or what is no text stands for a column.
+    """
+    if isinstance(columns, str):
+        return parse_columns(columns)
+    if not isinstance(columns, Mapping):
+        raise ConfigError(f"columns: expected a mapping such as {{'prompt': 'question'}}, got a {type(columns).__name__}")
+    for target, source in columns.items():
+        if target not in TARGETS:
+            turned = f"; write {source}={target}: the column's name stands last" if source in TARGETS else ""
+            hint = turned or nearest(str(target), TARGETS)
+            raise ConfigError(f"columns: expected {', '.join(TARGETS)}, got {str(target)[:60]!r}{hint}")
+        if not isinstance(source, str):
+            raise ConfigError(f"columns: expected the name of a column for {target!r}, got {str(source)[:60]!r}")
+    if not set(columns) & set().union(*NEEDED.values()):
+        raise ConfigError(
+            f"columns: expected one of {', '.join(dict.fromkeys(k for keys in NEEDED.values() for k in keys))} among the "
+            f"names, got {', '.join(columns) or 'none'}"
+        )
+    return dict(columns)
+
+
+def with_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return a record under the names that have a meaning, and the keys with another meaning that are left aside.
+
+    Raises
+    ------
+    DataError
+        It has no such column.
+    """
+    for target, source in columns.items():
+        if source not in record:
+            raise DataError(
+                f"columns: expected the column {source!r} for {target!r}, got a record with the keys {keys_of(record)}"
+            )
+    named = {target: record[source] for target, source in columns.items()}
+    kind = next(kind for kind in KINDS if set(NEEDED[kind]) & set(columns))
+    form = "prompt messages" if kind == "prompt" and isinstance(named.get("prompt", record.get("prompt")), list) else kind
+    own = {*NEEDED[kind], *HEEDED[form]}
+    foreign = {*MEANT_FOR_THE_MODEL, *(key for keys in NEEDED.values() for key in keys)} - own
+    rest = {key: value for key, value in record.items() if key not in columns and key not in columns.values()}
+    out = {key for key in rest if str(key).strip().lower() in foreign}
+    aside = [key for key in out if rest[key] not in (None, "", [], {})]
+    aside += [key for key in columns if key in record and key not in columns.values()]  # another column bears the name
+    return {key: value for key, value in rest.items() if key not in out} | named, sorted(aside)
