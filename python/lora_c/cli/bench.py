@@ -10,9 +10,15 @@ from .paths import InputPath
 
 @click.command("bench", cls=Command, short_help="Speed and memory of a training step on this machine.")
 @click.option("--model", type=InputPath(), help="Model folder.  [default: the model that ships]")
-@click.option("--batch", type=int, default=4, show_default=True, help="Sequences of a step.")
-@click.option("--length", type=click.IntRange(2), help="Tokens of a sequence.  [default: 512, or the model's context]")
-@click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter on every linear layer.")
+@click.option("--batch", "--batch-size", "batch", type=int, default=4, show_default=True, help="Sequences of a step.")
+@click.option(
+    "--length", "--max-seq-length", "length", type=click.IntRange(2),
+    help="Tokens of a sequence.  [default: 512, or the model's context]",
+)  # fmt: skip
+@click.option(
+    "--rank", "--r", "--lora-r", "rank", type=int, default=16, show_default=True,
+    help="Rank of the adapter on every linear layer.",
+)  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Timed steps, after one that warms up.")
 @click.option("--quantize", type=click.Choice(["nf4", "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
 @click.option("--precision", type=click.Choice(["exact", "fast"]), default="fast", show_default=True, help="As in train.")

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from ..model import Model
 
 
-class Factors(click.ParamType):
+class Factors(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas, or a list from a file."""
 
-    name = "W W …"
+    name = "W W ..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -73,7 +73,7 @@ def _is_number(text: str) -> bool:
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Merge into the quantized base (as it was in QLoRA training).")
 @click.option("--weights", type=Factors(), help="A factor for each adapter.  [default: 1]")
 @click.option(
-    "--combination", default="cat", show_default=True, help="cat (the exact sum), linear, svd, ties, dare, … as in PEFT."
+    "--combination", default="cat", show_default=True, help="cat (the exact sum), linear, svd, ties, dare, ... as in PEFT."
 )
 @click.option("--density", type=float, help="Share of entries that ties, dare and magnitude_prune keep.")
 @click.option("--svd-rank", type=int, help="Rank of the combined update for svd.")
@@ -85,7 +85,7 @@ def command(
     model: str, adapters: tuple[str, ...], output_dir: str, to: str | None, dtype: str | None, quantize: str | None,
     data: str | None, report: bool, **combination: Any,
 ) -> None:  # fmt: skip
-    """Write W + s·B·A as a model of its own, with a report of what that loses. The base is not changed."""
+    """Write W + s B A as a model of its own, with a report of what that loses. The base is not changed."""
     from ..gguf.models import TYPES, contents_of
 
     to = to or ("gguf" if output_dir.endswith(".gguf") else "hf")
