@@ -318,7 +318,9 @@ class TrainConfig(_Config):
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
     eval_batch_tokens: int = Field(2048, gt=0, description="Tokens per batch in evaluation.")
     save_steps: int = Field(0, ge=0, description="Write a resumable checkpoint every so many steps; 0: none.")
-    save_total_limit: int | None = Field(2, gt=0, description="Keep only the latest checkpoints.")
+    save_total_limit: int | None = Field(
+        2, gt=0, description="Keep this many checkpoints of the run, the latest ones; older ones are removed."
+    )
     logging_steps: int = Field(1, gt=0, description="Write metrics.jsonl every so many steps.")
     double_quant: bool = Field(True, description="qlora: quantize the block scales too.")
     block_size: int = Field(64, description="qlora: weights per block scale.")

@@ -13,6 +13,7 @@ from .command_help import EXAMPLES, MAIN_FLAGS
 from .flag_names import dashed, flag_name, refuse_two_names
 from .option_errors import as_given
 from .paths import OVERWRITE, OutputPath, check_outputs, refuse_repeated
+from .print_config import is_requested, settings_text
 from .settings_file import keys_of, read_into
 
 _SHORT = {"model": "-m"}  # as in llama.cpp and mlx-lm
@@ -66,6 +67,9 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; an option that is refused has the name that it was given."""
+        if is_requested(ctx):
+            click.echo(settings_text(ctx, self.sections(ctx)))
+            return None
         try:
             check_outputs(ctx, overwrite=bool(ctx.meta.get(OVERWRITE)))
             return super().invoke(ctx)
@@ -82,17 +86,20 @@ class Command(click.Command):
         self.format_epilog(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        main = MAIN_FLAGS.get(str(self.name), ())
-        sections: dict[str, list[tuple[str, str]]] = {"Main flags": [], "Options": []}
-        for param in sorted(self.get_params(ctx), key=lambda p: main.index(p.name) if p.name in main else len(main)):
-            record = param.get_help_record(ctx)
-            title = "Main flags" if param.name in main else getattr(param, "section", "") or "Options"
-            if record is not None:
-                sections.setdefault(title, []).append(record)
-        for title, records in sections.items():
+        for title, params in self.sections(ctx).items():
+            records = [record for param in params if (record := param.get_help_record(ctx)) is not None]
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+    def sections(self, ctx: click.Context) -> dict[str, list[click.Parameter]]:
+        """The parameters by the headings of the help, the main flags first."""
+        main = MAIN_FLAGS.get(str(self.name), ())
+        sections: dict[str, list[click.Parameter]] = {"Main flags": [], "Options": []}
+        for param in sorted(self.get_params(ctx), key=lambda p: main.index(p.name) if p.name in main else len(main)):
+            title = "Main flags" if param.name in main else getattr(param, "section", "") or "Options"
+            sections.setdefault(title, []).append(param)
+        return sections
 
 
 def _remember_overwrite(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

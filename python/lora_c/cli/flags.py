@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class FieldOption(click.Option):
     """A flag that stands for a field of a config class; help lists it under the heading of that class."""
 
-    section = ""
+    section, meaning = "", ""
     field_default: Any = None
 
 
@@ -45,8 +45,9 @@ def take(settings: dict[str, Any], cls: type[BaseModel], skip: tuple[str, ...] =
 
 def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
     kind = _plain_type(info.annotation)
-    hidden_default = info.default in (None, "") or info.is_required() or isinstance(info.default, (dict, list))
-    text = (info.description or "") + ("" if hidden_default else f"  [default: {info.default}]")
+    default = default_of(info)
+    hidden_default = default in (None, "", [], {})
+    text = (info.description or "") + ("" if hidden_default else f"  [default: {default}]")
     type_: Any
     if kind is bool:
         flags, type_ = f"{flag_name(name)}/--no-{name.replace('_', '-')}", click.BOOL
@@ -58,16 +59,21 @@ def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
         names = TextList(numbers=_holds(info.annotation, int))
         kinds: dict[Any, Any] = {list: names, dict: Pairs(), int: click.INT, float: click.FLOAT}
         flags, type_ = flag_name(name), kinds.get(kind, click.STRING)
-        type_ = output_of_a_run(info.default) if name == "output_dir" else type_
+        type_ = output_of_a_run(default) if name == "output_dir" else type_
 
     def decorate(function: F) -> F:
         several = isinstance(type_, FreeText)
         function = click.option(flags, name, type=type_, default=None, help=text, cls=FieldOption, multiple=several)(function)
         option = function.__click_params__[-1]  # type: ignore[attr-defined]
-        option.section, option.field_default = section, info.default
+        option.section, option.meaning, option.field_default = section, info.description or "", default_of(info)
         return function
 
     return decorate
+
+
+def default_of(info: FieldInfo) -> Any:
+    """The value of a field that is not given."""
+    return None if info.is_required() else info.get_default(call_default_factory=True)
 
 
 def _holds(annotation: Any, wanted: type) -> bool:

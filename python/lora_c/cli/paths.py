@@ -6,12 +6,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ConfigError
 from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Keys of a context's meta: whether --overwrite was given, and the file of --config.
 OVERWRITE, CONFIG_FILE = "lora_c.overwrite", "lora_c.config"
@@ -19,10 +22,20 @@ _SPLIT = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _READ_FOLDERS = (BASE_FOLDER, "additional_chat_templates")  # of a model or an adapter, besides the files in it
 
 
+def complete_path(
+    _type: click.ParamType[Any], _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    """The shell completes it as the name of a file or folder."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
 class InputPath(click.ParamType):  # type: ignore[type-arg]
     """A file or folder that is read."""
 
     name = "PATH"
+    shell_complete = complete_path
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):  # empty: a shell variable that was never set
@@ -48,6 +61,7 @@ class ResumePath(click.ParamType):  # type: ignore[type-arg]
     """A checkpoint folder, "auto" or "latest"; true (in a file) is "latest", false is nothing."""
 
     name = "[auto|CHECKPOINT]"
+    shell_complete = complete_path
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         known = {"true": "latest", "yes": "latest", "false": None, "no": None}
@@ -94,6 +108,7 @@ class OutputPath(click.ParamType):  # type: ignore[type-arg]
     """
 
     name = "PATH"
+    shell_complete = complete_path
 
     def __init__(self, writes: Callable[[str], bool], default: str | None = None) -> None:
         self.writes, self.default = writes, default

@@ -28,6 +28,11 @@ def keys_of(param: click.Parameter) -> list[str]:
     return [name.lstrip("-").replace("-", "_") for name in long]
 
 
+def is_key(param: click.Parameter) -> bool:
+    """Whether a file may set it."""
+    return bool(param.name) and (param.expose_value or param.name == "overwrite")
+
+
 def read_into(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     """Callback of --config: what the file says are the defaults of the flags.
 
@@ -41,7 +46,7 @@ def read_into(ctx: click.Context, _param: click.Parameter, path: Path | None) ->
     ctx.meta[CONFIG_FILE] = path
     params: dict[str, click.Parameter] = {}
     for param in ctx.command.params:
-        if param.name and (param.expose_value or param.name == "overwrite"):
+        if is_key(param):
             params |= dict.fromkeys(keys_of(param), param)
     values: dict[str, Any] = {}
     lines: dict[str, tuple[str, int]] = {}

@@ -11,8 +11,11 @@ from ..configs import LoraConfig, TrainConfig
 from ..errors import ConfigError, LoraCError, SaveError, shorten
 from ..notices import tell
 from .data import describe_data
+from .json_output import print_json
 from .options import Command, config_options, take
 from .paths import RUN_MARK, InputPath, InputPaths, ResumePath, flatten, refuse_foreign_settings
+from .print_config import print_config_option
+from .run_report import report_values, show_report
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 @click.option(
     "--resize-embedding", is_flag=True, default=None, help="Rows for tokens that only the tokenizer has; they are trained."
 )
+@click.option("--json", "as_json", is_flag=True, default=None, help="Print what the run has brought as one JSON object.")
+@print_config_option
 @config_options(TrainConfig, "Training")
 @config_options(LoraConfig, "Adapter", skip=("seed",))
 def command(**settings: Any) -> None:
@@ -56,9 +61,11 @@ def command(**settings: Any) -> None:
 
 def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResult:
     """Load, train, save, report."""
+    from ..plot import tell_missing_plot
     from ..run_checks import RunOptions, check_run, ignored_options
     from ..trainer import Trainer
 
+    tell_missing_plot()
     check_run(RunOptions(config, lora))
     model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")))
     train_data, eval_data = open_data(own, model, config)
@@ -69,7 +76,9 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps)
     save_resolved_config(own, config, lora, ignored={name for name, _ in ignored_options(whole)})  # a refused run leaves it
     result = trainer.train()
-    save_result(trainer, result, title=f"{Path(own['model']).name} on {Path(train_data.source).name}")
+    save_result(
+        trainer, result, title=f"{Path(own['model']).name} on {Path(train_data.source).name}", as_json=bool(own.get("as_json"))
+    )
     return result
 
 
@@ -149,13 +158,13 @@ def save_resolved_config(own: dict[str, Any], config: TrainConfig, lora: LoraCon
 
     folder = make_folder(config.output_dir)
     refuse_foreign_settings(folder / "config.yaml")
-    values = {k: v for k, v in own.items() if v is not None and k not in ("resume", "allow_changes")}
+    values = {k: v for k, v in own.items() if v is not None and k not in ("resume", "allow_changes", "as_json")}
     values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
     values = {key: value for key, value in values.items() if key not in ignored}
     write_text(folder / "config.yaml", f"{RUN_MARK}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}")
 
 
-def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
+def save_result(trainer: Trainer, result: TrainResult, title: str, as_json: bool = False) -> None:
     from ..plot import plot_losses
     from ..run_checkpoints import checkpoint_folder
     from ..written import BASE_FOLDER, has_own_base
@@ -171,14 +180,9 @@ def save_result(trainer: Trainer, result: TrainResult, title: str) -> None:
         raise SaveError(f"{error}; what was trained is in {state}") from None
     plotted = plot_losses(trainer.history, folder / "loss.png", title)
     base = f", with the base that it needs in {BASE_FOLDER}/" if kind == "adapter" and has_own_base(folder, None) else ""
-    held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
-    click.echo(
-        f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
-        f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
-        f"loss      {result.train_loss:.4f}{held_out}\n"
-        f"saved     {kind} in {folder}{base}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
-        err=True,
-    )
+    show_report(result, kind, folder, ["loss.png"] if plotted else [], note=base)
+    if as_json:
+        print_json(report_values(result, kind, folder))
     if result.unsaved:
         missing = "; ".join(result.unsaved)
         raise SaveError(f"checkpoints: expected one whenever it was asked for, got none at {missing}")
