@@ -6,7 +6,7 @@ import resource
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,13 @@ class StepMeasurement:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / statistics.median(self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values: dict[str, Any] = {"tokens_per_step": self.tokens, "tokens_per_second": self.tokens_per_second}
+        values |= {"step_seconds": self.seconds, "peak_memory_bytes": self.peak_bytes}
+        values |= {"forecast_memory_bytes": self.forecast_bytes, "page_faults": self.page_faults}
+        return values | ({"profile": self.profile} if self.profile else {})
 
     def describe(self) -> str:
         best = self.tokens / min(self.seconds)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main"]
 
+INTERRUPTED = 130  # as cli/errors.py has it; nothing is imported from there before an interrupt can be answered
+
 
 def main() -> None:
     """Entry point of the ``lora-c`` script."""
@@ -31,7 +33,7 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         print("\nlora-c: stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _prepare_streams() -> None:
@@ -52,7 +54,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if "importlib._bootstrap" in frame.f_code.co_filename:
             print("\nlora-c: stopped", file=sys.stderr, flush=True)
-            os._exit(130)
+            os._exit(INTERRUPTED)
         frame = frame.f_back
     raise KeyboardInterrupt
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .json_output import json_option, print_json
 from .options import Command
 from .paths import InputPath
 
@@ -23,6 +24,7 @@ from .paths import InputPath
 @click.option("--quantize", type=click.Choice(["nf4", "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
 @click.option("--precision", type=click.Choice(["exact", "fast"]), default="fast", show_default=True, help="As in train.")
 @click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
+@json_option
 @click.option("--profile", is_flag=True, help="List where the time of a step goes, operation by operation.")
 def command(
     model: str | None,
@@ -34,6 +36,7 @@ def command(
     recompute: str,
     precision: str,
     profile: bool,
+    as_json: bool,
 ) -> None:
     """Time training steps on random tokens. Nothing is written."""
     from .. import _core
@@ -47,8 +50,15 @@ def command(
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]
     bench = StepBench(loaded, batch, length or min(512, loaded.context_length))
-    click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {_core.get_isa()}, {_core.get_num_threads()} threads")
+    about = {"parameters": loaded.num_parameters(), "rank": rank, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
+    click.echo(
+        f"{loaded.num_parameters():,} parameters, rank {rank}, {_core.get_isa()}, {_core.get_num_threads()} threads",
+        err=as_json,
+    )
     measured = bench.measure(steps, profile=profile)
+    if as_json:
+        print_json(about | {"precision": precision, "recompute": recompute} | measured.as_dict())
+        return
     click.echo(measured.describe())
     if profile:
         click.echo(profile_table(measured, _core.fma_peak()))

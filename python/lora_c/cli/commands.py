@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import __version__
-from .errors import friendly_errors
+from .errors import DONE, closed_pipes_pass, flush_output, friendly_errors
 from .notices import plain_notices
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "train": ("train", "Fine-tune a model on your data (LoRA, QLoRA, full or head only)."),
@@ -27,7 +32,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Imports the module of a command only when the command runs, so that --help answers at once."""
+    """Imports the module of a command only when the command runs, so that --help answers at once, and so does Tab."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -40,6 +45,20 @@ class LazyGroup(click.Group):
         command = import_module(f".{COMMANDS[name][0]}", __package__).command
         assert isinstance(command, click.Command)
         return command
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with closed_pipes_pass():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with closed_pipes_pass():
+            return super().invoke(ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -68,9 +87,12 @@ def cli() -> None:
 
 
 def run() -> None:
-    """Run the command line and exit: one line for every expected error, status 1."""
-    with friendly_errors(), plain_notices():
-        sys.exit(_run())
+    """Run the command line and exit: one line for every expected error, and its exit code."""
+    with friendly_errors():
+        with plain_notices():
+            status = _run()
+        flush_output()
+    sys.exit(status)
 
 
 def _run() -> int:
@@ -80,6 +102,7 @@ def _run() -> int:
     except click.exceptions.Abort:
         raise KeyboardInterrupt from None
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):  # a log that is full or gone changes no exit code
+            error.show()
         return error.exit_code
-    return status if isinstance(status, int) else 0
+    return status if isinstance(status, int) else DONE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from typing import Any
 
 import click
@@ -16,11 +15,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def print_json(values: dict[str, Any]) -> None:
     """Print an object; what JSON has no number for (NaN, infinity) is null."""
     click.echo(json.dumps(_plain(values), ensure_ascii=False, allow_nan=False))
-
-
-def snake_case(label: str) -> str:
-    """A label for people as a key: "chat template" is chat_template, "F32 in" is f32_in."""
-    return re.sub(r"\W+", "_", label.strip()).strip("_").lower()
 
 
 def size_of(path: str | os.PathLike[str]) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .generate import open_model
+from .json_output import json_option, print_json, size_of
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
 
@@ -80,10 +81,11 @@ def _is_number(text: str) -> bool:
 @click.option("--majority-sign-method", type=click.Choice(["total", "frequency"]), default="total", help="For ties.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random pruning of dare.")
 @click.option("--data", type=InputPath(), help="Text or JSONL for the report; by default the package's own sample.")
+@json_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Measure what the merge loses.")
 def command(
     model: str, adapters: tuple[str, ...], output_dir: str, to: str | None, dtype: str | None, quantize: str | None,
-    data: str | None, report: bool, **combination: Any,
+    data: str | None, report: bool, as_json: bool, **combination: Any,
 ) -> None:  # fmt: skip
     """Write W + s B A as a model of its own, with a report of what that loses. The base is not changed."""
     from ..gguf.models import TYPES, contents_of
@@ -97,10 +99,11 @@ def command(
     how = load_adapters(loaded, adapters, combination)
     if to == "gguf":
         contents_of(loaded, TYPES[chosen])  # a refusal comes before the work
+    outcome = {"model": model, "adapters": list(adapters), "output": output_dir, "format": to, "dtype": chosen, **how}
     done = f"merged {', '.join(adapters)} into {model}: {output_dir} ({chosen})"
     if not report:
         write_merged(loaded.merge(dtype=chosen), output_dir, to, chosen)
-        click.echo(done)
+        print_json(outcome | {"bytes": size_of(output_dir)}) if as_json else click.echo(done)
         return
     from ..files import write_json, write_text
     from ..merge_report import merge_with_report, segments_of
@@ -111,6 +114,9 @@ def command(
     write_merged(merged, output_dir, to, chosen)
     write_json(report_name + ".json", found.as_dict())
     write_text(report_name + ".txt", found.as_text())
+    if as_json:
+        print_json(outcome | {"bytes": size_of(output_dir), "report": found.as_dict()})
+        return
     click.echo(found.as_text())
     click.echo(done)
 

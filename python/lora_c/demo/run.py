@@ -36,15 +36,14 @@ class DemoSize:
 FULL, SHORT = DemoSize(n_train=9_600, n_held_out=200, steps=600), DemoSize(n_train=256, n_held_out=20, steps=8)
 
 
-def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0) -> dict[str, Any]:
+def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0, to_stderr: bool = False) -> dict[str, Any]:
     """Run it and return what was printed."""
-    from rich.console import Console
-
+    from ..console import TextConsole
     from ..model import load_model
     from ..plot import plot_losses
     from ..trainer import Trainer
 
-    console, size, folder = Console(), SHORT if short else FULL, Path(output_dir)
+    console, size, folder = TextConsole(stderr=to_stderr), SHORT if short else FULL, Path(output_dir)
     train, held_out = task(seed, size.n_train, size.n_held_out)
     model = load_model(BASE_MODEL, quantize="nf4", double_quant=True, progress=False)
     console.print(f"[bold]base[/]      {model.num_parameters():,} parameters in 4-bit NF4 with double quantization")
