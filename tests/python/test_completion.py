@@ -27,7 +27,9 @@ def completed(*words: str) -> list[str]:
     return [f"{item.type}:{item.value}" if item.type != "plain" else item.value for item in found]
 
 
-@pytest.mark.parametrize(("shell", "mark"), [("bash", "complete -o nosort"), ("zsh", "#compdef lora-c"), ("fish", "complete --")])
+@pytest.mark.parametrize(
+    ("shell", "mark"), [("bash", "complete -o nosort"), ("zsh", "#compdef lora-c"), ("fish", "complete --")]
+)
 def test_there_is_a_script_for_each_shell(shell: str, mark: str) -> None:
     text = script(shell)
     assert mark in text and "_LORA_C_COMPLETE" in text and "lora-c" in text

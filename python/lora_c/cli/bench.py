@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from .json_output import json_option, print_json
 from .options import Command
 from .paths import InputPath
+from .streams import columns_of
 
 
 @click.command("bench", cls=Command, short_help="Speed and memory of a training step on this machine.")
@@ -51,14 +54,14 @@ def command(
     loaded.decoder.recompute = recompute  # type: ignore[assignment]
     bench = StepBench(loaded, batch, length or min(512, loaded.context_length))
     about = {"parameters": loaded.num_parameters(), "rank": rank, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
-    click.echo(
-        f"{loaded.num_parameters():,} parameters, rank {rank}, {_core.get_isa()}, {_core.get_num_threads()} threads",
-        err=as_json,
-    )
+    if not as_json:
+        click.echo(
+            f"{loaded.num_parameters():,} parameters, rank {rank}, {_core.get_isa()}, {_core.get_num_threads()} threads"
+        )
     measured = bench.measure(steps, profile=profile)
     if as_json:
         print_json(about | {"precision": precision, "recompute": recompute} | measured.as_dict())
         return
     click.echo(measured.describe())
     if profile:
-        click.echo(profile_table(measured, _core.fma_peak()))
+        click.echo(profile_table(measured, _core.fma_peak(), columns_of(sys.stdout)))

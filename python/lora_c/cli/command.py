@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from .option_errors import as_given
 from .paths import OVERWRITE, OutputPath, check_outputs, refuse_repeated
 from .print_config import is_requested, settings_text
 from .settings_file import keys_of, read_into
+from .streams import fitting_output
 
+_WRITERS_OF_TEXT = ("generate", "chat", "completion")
 _SHORT = {"model": "-m"}  # as in llama.cpp and mlx-lm
 
 
@@ -72,7 +75,8 @@ class Command(click.Command):
             return None
         try:
             check_outputs(ctx, overwrite=bool(ctx.meta.get(OVERWRITE)))
-            return super().invoke(ctx)
+            with nullcontext() if self.name in _WRITERS_OF_TEXT else fitting_output():
+                return super().invoke(ctx)
         except ConfigError as error:
             raise as_given(error, ctx) from None
 

@@ -11,6 +11,7 @@ import click
 from .. import __version__
 from .errors import DONE, closed_pipes_pass, flush_output, friendly_errors
 from .notices import plain_notices
+from .streams import fit_streams
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -81,13 +82,14 @@ def cli() -> None:
     """Fine-tune language models with LoRA and QLoRA on ordinary machines.
 
     \b
-    lora-c train --model MODEL_FOLDER --data chat.jsonl --output-dir out
-    lora-c generate --model MODEL_FOLDER --adapter out "Hello"
+    lora-c train --model MODEL --data chat.jsonl --output out
+    lora-c generate --model MODEL --adapter out "Hello"
     """
 
 
 def run() -> None:
     """Run the command line and exit: one line for every expected error, and its exit code."""
+    fit_streams()
     with friendly_errors():
         with plain_notices():
             status = _run()

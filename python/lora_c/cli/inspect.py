@@ -42,11 +42,12 @@ def show(report: Report) -> None:
 
     console = TextConsole()
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    facts.add_row("path", Text(report.path))
+    facts.add_row("path", Text(report.path, overflow="fold"))
     facts.add_row("is", Text(report.kind, style="bold"))
     facts.add_row("size", size_text(report.bytes))
     for label, value in report.facts.items():
-        facts.add_row(label, Text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)))
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        facts.add_row(label, Text(shown, overflow="fold"))
     console.print(facts)
     if report.tensors:
         tensors = Table("type", "tensors", "elements", "size", box=None, padding=(0, 2, 0, 0))

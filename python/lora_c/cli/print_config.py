@@ -56,18 +56,24 @@ def _comment(param: click.Option) -> Iterator[str]:
     text = param.meaning if isinstance(param, FieldOption) else param.help or ""
     if isinstance(param.type, click.Choice):
         text += f" One of: {', '.join(map(str, param.type.choices))}."
-    second = [key for key in keys_of(param) if key != param.name]
+    second = [key for key in keys_of(param) if key != key_of(param)]
     text += f" Also called {', '.join(second)}." if second else ""
     yield from (f"# {line}" for line in textwrap.wrap(text, _WIDTH - 2, break_long_words=False, break_on_hyphens=False))
 
 
+def key_of(param: click.Option) -> str:
+    """The name of an option in a file: its own, as far as a flag has it."""
+    keys = keys_of(param)
+    return str(param.name) if param.name in keys else keys[0]
+
+
 def _setting(ctx: click.Context, param: click.Option, is_main: bool) -> str:
-    name = str(param.name)
+    name, key = str(param.name), key_of(param)
     source = click.core.ParameterSource
     if ctx.get_parameter_source(name) in (source.COMMANDLINE, source.DEFAULT_MAP):
-        return _line(name, ctx.params[name])
+        return _line(key, ctx.params[name])
     default = param.field_default if isinstance(param, FieldOption) else _PLACES.get(name, False if param.is_flag else None)
-    return _line(name, default) if is_main else "#" + _line(name, default)
+    return _line(key, default) if is_main else "#" + _line(key, default)
 
 
 def _line(name: str, value: Any) -> str:

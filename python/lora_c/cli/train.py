@@ -15,7 +15,7 @@ from .json_output import print_json
 from .options import Command, config_options, take
 from .paths import RUN_MARK, InputPath, InputPaths, ResumePath, flatten, refuse_foreign_settings
 from .print_config import print_config_option
-from .run_report import report_values, show_report
+from .run_table import result_values, show_table
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -180,9 +180,9 @@ def save_result(trainer: Trainer, result: TrainResult, title: str, as_json: bool
         raise SaveError(f"{error}; what was trained is in {state}") from None
     plotted = plot_losses(trainer.history, folder / "loss.png", title)
     base = f", with the base that it needs in {BASE_FOLDER}/" if kind == "adapter" and has_own_base(folder, None) else ""
-    show_report(result, kind, folder, ["loss.png"] if plotted else [], note=base)
+    show_table(result, f"{kind} in {folder}{base}" + (", loss.png" if plotted else ""))
     if as_json:
-        print_json(report_values(result, kind, folder))
+        print_json(result_values(result, kind, str(folder)))
     if result.unsaved:
         missing = "; ".join(result.unsaved)
         raise SaveError(f"checkpoints: expected one whenever it was asked for, got none at {missing}")

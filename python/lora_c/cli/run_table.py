@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,34 +9,22 @@ import click
 from ..run_metrics import summary_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..trainer import TrainResult
 
 
-def show_report(result: TrainResult, kind: str, folder: Path, files: Sequence[str], note: str = "") -> None:
-    """Print the lines to standard error.
-
-    Parameters
-    ----------
-    kind : "adapter" or "model"
-        What was saved.
-    files : sequence of str
-        Names of what else lies in the folder.
-    note : str
-        Behind the place where it was saved.
-    """
-    click.echo("\n".join(report_lines(result, kind, folder, files, note)), err=True)
+def show_table(result: TrainResult, saved: str) -> None:
+    """Print the lines to standard error; ``saved`` says what was saved, and where."""
+    click.echo("\n".join(table_lines(result, saved)), err=True)
 
 
-def report_lines(result: TrainResult, kind: str, folder: Path, files: Sequence[str], note: str = "") -> list[str]:
+def table_lines(result: TrainResult, saved: str) -> list[str]:
     """A line for each: steps, training loss, held-out loss, speed, time, memory, place."""
     rows = [("stopped" if result.interrupted else "done", f"{result.steps:,} steps"), *_loss_rows(result)]
     rows += [
         ("speed", f"{result.tokens_per_second:,.0f} tokens/s"),
         ("time", duration(result.elapsed_seconds)),
         ("memory", f"{result.peak_memory_bytes / 2**20:,.0f} MiB at most"),
-        ("saved", f"{kind} in {folder}{note}" + "".join(f", {name}" for name in files)),
+        ("saved", saved),
     ]
     return [f"{label:<9} {text}" for label, text in rows]
 
@@ -63,16 +50,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def report_values(result: TrainResult, kind: str, folder: Path) -> dict[str, Any]:
+def result_values(result: TrainResult, kind: str, output_dir: str) -> dict[str, Any]:
     """The same for programs."""
-    return {
-        "steps": result.steps,
-        "interrupted": result.interrupted,
-        "train_loss": result.train_loss,
-        "eval_loss": result.eval_loss,
-        "tokens_per_second": result.tokens_per_second,
-        "elapsed_seconds": result.elapsed_seconds,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "saved": kind,
-        "output_dir": str(folder),
-    }
+    names = ("steps", "interrupted", "train_loss", "eval_loss", "tokens_per_second", "elapsed_seconds", "peak_memory_bytes")
+    return {name: getattr(result, name) for name in names} | {"saved": kind, "output_dir": output_dir}
