@@ -8,7 +8,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import IO, Any
 
 _HANDLER = "lora_c.ascii"
@@ -29,35 +29,38 @@ def fit_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)
-            if stream.isatty() and _is_c_locale(os.environ):
-                stream.reconfigure(encoding="ascii")
-    sys.stderr = _fitting(sys.stderr)
+    sys.stdout, sys.stderr = _for_terminal(sys.stdout, breaks=False), _for_terminal(sys.stderr, breaks=True)
 
 
 @contextmanager
 def fitting_output() -> Iterator[None]:
     """Break the lines of reports on standard output, too. Text of a model is not ours and is never broken."""
-    before = sys.stdout
-    sys.stdout = _fitting(before)
+    stream = sys.stdout
+    if isinstance(stream, TerminalWriter):
+        stream.breaks = True
     try:
         yield
     finally:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-        sys.stdout = before
+        if isinstance(stream, TerminalWriter):
+            stream.breaks = False
 
 
-def _fitting(stream: Any) -> Any:
-    is_plain = isinstance(stream, io.TextIOWrapper) and not isinstance(stream, FittingWriter)
-    return FittingWriter(stream) if is_plain and stream.isatty() else stream
+def _for_terminal(stream: Any, breaks: bool) -> Any:
+    is_terminal = isinstance(stream, io.TextIOWrapper) and stream.isatty()
+    return TerminalWriter(stream, breaks, _is_c_locale(os.environ)) if is_terminal else stream
 
 
 def _is_c_locale(environment: Any) -> bool:
-    """Whether somebody asked for the locale of plain ASCII; without any locale Python takes UTF-8, and so do we."""
+    """Whether somebody asked for the locale of plain ASCII; without any locale Python takes UTF-8, and so do we.
+
+    Where it starts in the C locale, Python itself sets LC_CTYPE to C.UTF-8 (PEP 538); that says nothing of the terminal.
+    """
     if environment.get("PYTHONIOENCODING") or environment.get("PYTHONUTF8") == "1":
         return False
-    names = [environment[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(name)]
-    return names[:1] in (["C"], ["POSIX"])
+    names = [environment.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG")]
+    if names[1] in ("C.UTF-8", "C.utf8"):
+        names[1] = None
+    return next(filter(None, names), None) in ("C", "POSIX")
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
@@ -68,24 +71,30 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
     return "".join(known), error.end
 
 
-class FittingWriter(io.TextIOWrapper):
-    """A terminal's stream whose lines are broken between words; what moves the cursor passes as it is."""
+class TerminalWriter(io.TextIOWrapper):
+    """A terminal's stream whose lines are broken between words; what moves the cursor passes as it is.
 
-    def __init__(self, stream: io.TextIOWrapper) -> None:
+    Parameters
+    ----------
+    stream : io.TextIOWrapper
+        Its buffer is written to.
+    breaks : bool
+        Whether lines are broken.
+    is_ascii : bool
+        Whether the terminal has no other letters. The stream's encoding stays: click takes one of ASCII for a mistake.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper, breaks: bool, is_ascii: bool) -> None:
         super().__init__(stream.buffer, stream.encoding, stream.errors, line_buffering=True)
+        self.breaks, self.is_ascii = breaks, is_ascii
         self._replaced = stream  # would close the buffer that both write to
 
-    def close(self) -> None:
-        """Leave the stream below open: it is used again."""
-        with suppress(OSError, ValueError):
-            self.flush()
-        self.detach()
-
     def write(self, text: str) -> int:
-        if "\x1b" not in text and "\r" not in text:
-            super().write(fitted(text, columns_of(self)))
-            return len(text)
-        return super().write(text)
+        shown = text.encode("ascii", _HANDLER).decode() if self.is_ascii else text
+        if self.breaks and "\x1b" not in shown and "\r" not in shown:
+            shown = fitted(shown, columns_of(self))
+        super().write(shown)
+        return len(text)
 
 
 def columns_of(stream: IO[str]) -> int | None:
