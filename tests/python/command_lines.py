@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import lora_c
@@ -58,7 +60,7 @@ def make_workplace(folder: Path) -> Path:
     (folder / "model").symlink_to(BASE_MODEL)
     lines = [json.dumps(example) + "\n" for example in task(1, 12, 1)[0]]
     (folder / "chat.jsonl").write_text("".join(lines), encoding="utf-8")
-    done = call(folder, ["train", "--model", "model", "--data", "chat.jsonl", "--output-dir", "run", "--max-steps", "2"])
+    done = called(folder, ["train", "--model", "model", "--data", "chat.jsonl", "--output-dir", "run", "--max-steps", "2"])
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -69,6 +71,24 @@ def call(folder: Path, words: list[str], **variables: str) -> subprocess.Complet
         [sys.executable, "-m", "lora_c", *words], cwd=folder, env=environment(**variables), stdin=subprocess.DEVNULL,
         capture_output=True, text=True, encoding="utf-8", timeout=300,
     )  # fmt: skip
+
+
+def called(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which saves the time to start: files in the place of the streams, no signals."""
+    from lora_c.cli.commands import run
+
+    before, code = (os.getcwd(), sys.argv, sys.stdin), 0
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        os.chdir(folder)
+        sys.argv, sys.stdin = ["lora-c", *words], io.TextIOWrapper(io.BytesIO())
+        try:
+            run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            sys.argv, sys.stdin = before[1:]
+            os.chdir(before[0])
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def on_terminal(folder: Path, words: list[str], columns: int, **variables: str) -> tuple[str, int]:

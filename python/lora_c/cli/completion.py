@@ -16,7 +16,8 @@ def command(ctx: click.Context, shell: str) -> None:
     \b
     bash  lora-c completion bash >> ~/.bashrc
     zsh   lora-c completion zsh >> ~/.zshrc   (after compinit)
-    fish  lora-c completion fish > ~/.config/fish/completions/lora-c.fish
+    fish  lora-c completion fish > lora-c.fish
+          (in ~/.config/fish/completions)
     """
     from click.shell_completion import get_completion_class
 
