@@ -19,8 +19,10 @@ def show_table(result: TrainResult, saved: str) -> None:
 
 def table_lines(result: TrainResult, saved: str) -> list[str]:
     """A line for each: steps, training loss, held-out loss, speed, time, memory, place."""
-    rows = [("stopped" if result.interrupted else "done", f"{result.steps:,} steps"), *_loss_rows(result)]
-    rows += [
+    steps = "1 step" if result.steps == 1 else f"{result.steps:,} steps"
+    rows = [
+        ("stopped" if result.interrupted else "done", steps),
+        *_loss_rows(result),
         ("speed", f"{result.tokens_per_second:,.0f} tokens/s"),
         ("time", duration(result.elapsed_seconds)),
         ("memory", f"{result.peak_memory_bytes / 2**20:,.0f} MiB at most"),
