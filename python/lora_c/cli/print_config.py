@@ -72,8 +72,15 @@ def _setting(ctx: click.Context, param: click.Option, is_main: bool) -> str:
     source = click.core.ParameterSource
     if ctx.get_parameter_source(name) in (source.COMMANDLINE, source.DEFAULT_MAP):
         return _line(key, ctx.params[name])
-    default = param.field_default if isinstance(param, FieldOption) else _PLACES.get(name, False if param.is_flag else None)
+    default = param.field_default if isinstance(param, FieldOption) else _default(ctx, param)
     return _line(key, default) if is_main else "#" + _line(key, default)
+
+
+def _default(ctx: click.Context, param: click.Option) -> Any:
+    """What a flag that was not given stands for; of the paths that a run needs, what to replace."""
+    name = str(param.name)
+    value = _PLACES.get(name, ctx.params.get(name))
+    return False if param.is_flag and value is None else value
 
 
 def _line(name: str, value: Any) -> str:

@@ -146,25 +146,31 @@ def _print_example(console: Any, example: dict[str, Any]) -> None:
 
 def _print_answers(console: Any, examples: Sequence[dict[str, Any]], answers: Sequence[str]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("held-out question", "expected", "answer"):
         table.add_column(column)
     for example, answer in list(zip(examples, answers, strict=True))[:5]:
         question, expected = (m["content"] for m in example["messages"])
-        table.add_row(question.rpartition(". ")[2], expected, f"[{'green' if answer == expected else 'red'}]{answer}[/]")
+        style = "green" if answer == expected else "red"
+        table.add_row(question.rpartition(". ")[2], expected, Text(answer, style))
     console.print()
     console.print(table)
 
 
 def _print_summary(console: Any, summary: dict[str, Any], folder: Path, plotted: bool) -> None:
+    from rich.markup import escape
+
+    colour = " green" if summary["exact_match_after"] > summary["exact_match_before"] else ""
+    place = escape(str(folder))  # a name with brackets is no colour
     equal = "equal answers" if summary["merged_answers_equal"] else "answers differ"
     console.print(
-        f"\n[bold]after[/]     exact match [bold green]{summary['exact_match_after']:.1%}[/] "
+        f"\n[bold]after[/]     exact match [bold{colour}]{summary['exact_match_after']:.1%}[/] "
         f"(before {summary['exact_match_before']:.1%})\n"
         f"[bold]merged[/]    exact match {summary['exact_match_merged']:.1%} in float32, {equal}, "
         f"logits within {summary['merged_logit_difference']:.1e}\n"
         f"[bold]cost[/]      {summary['seconds']} s, {summary['tokens_per_second']:,} tokens/s, "
         f"peak {summary['peak_memory_mib']} MiB, {summary['threads']} threads\n"
-        f"[bold]saved[/]     {folder}/adapter_model.safetensors" + (f", {folder}/loss.png" if plotted else "")
+        f"[bold]saved[/]     {place}/adapter_model.safetensors" + (f", {place}/loss.png" if plotted else "")
     )
