@@ -68,7 +68,8 @@ def read_into(ctx: click.Context, _param: click.Parameter, path: Path | None) ->
             )
         if setting.value is not None:
             try:
-                values[name] = value_of(param, setting.value, ctx)
+                value = value_of(param, setting.value, ctx)
+                values |= {name: value} if value != "" else {}  # resume: false is as if it were not there
             except (ValueError, click.UsageError) as error:
                 said = error.message if isinstance(error, click.UsageError) else str(error)
                 raise ConfigError(f"{path}:{setting.line}: {setting.key}: {said}") from None
