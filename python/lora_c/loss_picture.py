@@ -112,7 +112,7 @@ def _draw_losses(axes: Axes, curves: list[Curve]) -> None:
     if is_log:
         _make_logarithmic(axes, low, high)
     axes.set_ylim(low, high)
-    axes.set_ylabel("loss: nats per token")
+    axes.set_ylabel("loss: nats per token" + (", logarithmic" if is_log else ""))
     _mark_spikes(axes, curves, high)
     legend = axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, borderaxespad=0.3)
     for text in legend.get_texts():

@@ -79,6 +79,11 @@ def test_every_flag_says_what_it_does(name: str) -> None:
     assert not silent
 
 
+def test_help_of_the_program_has_the_exit_codes() -> None:
+    text = " ".join(CliRunner().invoke(cli, ["--help"]).output.split())
+    assert "Exit codes: 0 done; 1 refused or failed; 2 a flag, argument or key that is wrong or missing; 130 Ctrl" in text
+
+
 def test_save_total_limit_says_what_is_kept() -> None:
     text = " ".join(help_of("train").split())
     assert "Keep this many checkpoints of the run, the latest ones; older ones are removed. [default: 2]" in text

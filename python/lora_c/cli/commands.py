@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
-from .errors import DONE, closed_pipes_pass, flush_output, friendly_errors
+from .errors import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, USAGE, closed_pipes_pass, flush_output, friendly_errors
 from .notices import plain_notices
 from .streams import fit_streams
 
@@ -76,7 +76,11 @@ class LazyGroup(click.Group):
             raise
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_EXIT_CODES = f"""Exit codes: {DONE} done; {FAILED} refused or failed; {USAGE} a flag, argument or key that is wrong or
+missing; {INTERRUPTED} Ctrl-C; {CLOSED_PIPE} nobody reads the output."""
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="lora-c")
 def cli() -> None:
     """Fine-tune language models with LoRA and QLoRA on ordinary machines.

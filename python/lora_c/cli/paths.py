@@ -22,20 +22,19 @@ _SPLIT = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _READ_FOLDERS = (BASE_FOLDER, "additional_chat_templates")  # of a model or an adapter, besides the files in it
 
 
-def complete_path(
-    _type: click.ParamType[Any], _ctx: click.Context, _param: click.Parameter, incomplete: str
-) -> list[CompletionItem[Any]]:
-    """The shell completes it as the name of a file or folder."""
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="file")]
-
-
-class InputPath(click.ParamType):  # type: ignore[type-arg]
-    """A file or folder that is read."""
+class PathType(click.ParamType):  # type: ignore[type-arg]
+    """The name of a file or folder, which a shell can complete."""
 
     name = "PATH"
-    shell_complete = complete_path
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+class InputPath(PathType):
+    """A file or folder that is read."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):  # empty: a shell variable that was never set
@@ -57,11 +56,10 @@ class InputPaths(InputPath):
         return [part.strip() for part in path.split(",") if part.strip()]
 
 
-class ResumePath(click.ParamType):  # type: ignore[type-arg]
+class ResumePath(PathType):
     """A checkpoint folder, "auto" or "latest"; true (in a file) is "latest", false is nothing."""
 
     name = "[auto|CHECKPOINT]"
-    shell_complete = complete_path
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         known = {"true": "latest", "yes": "latest", "false": None, "no": None}
@@ -96,7 +94,7 @@ def _file_of_a_merge(name: str) -> bool:
     return is_model_file(name) or is_adapter_file(name) or name in ("merge_report.json", "merge_report.txt")
 
 
-class OutputPath(click.ParamType):  # type: ignore[type-arg]
+class OutputPath(PathType):
     """A folder or file that is written.
 
     Parameters
@@ -106,9 +104,6 @@ class OutputPath(click.ParamType):  # type: ignore[type-arg]
     default : str, optional
         Where it is written when the flag is not given.
     """
-
-    name = "PATH"
-    shell_complete = complete_path
 
     def __init__(self, writes: Callable[[str], bool], default: str | None = None) -> None:
         self.writes, self.default = writes, default

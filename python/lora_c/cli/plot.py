@@ -11,7 +11,7 @@ import click
 from ..errors import ConfigError
 from .json_output import json_option, print_json
 from .options import Command
-from .paths import InputPath, complete_path
+from .paths import InputPath, PathType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +20,10 @@ _FORMATS = (".png", ".svg", ".pdf")
 _LONGEST_NAME = 32  # of a run in the legend
 
 
-class PicturePath(click.ParamType):  # type: ignore[type-arg]
+class PicturePath(PathType):
     """The name of a picture; its ending is the format, so that no other file is replaced by mistake."""
 
     name = "PICTURE"
-    shell_complete = complete_path
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if os.path.splitext(os.fspath(value))[1].lower() not in _FORMATS:
