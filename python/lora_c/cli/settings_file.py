@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..other_names import meant
 from .flag_types import Pairs, TextList
 from .paths import CONFIG_FILE, InputPath, InputPaths, OutputPath, ResumePath
-from .yaml_file import Plain, plain_value, read_settings, real_number, truth_value, whole_number
+from .yaml_file import Plain, Setting, plain_value, read_settings, real_number, truth_value, whole_number
 
 LINES = "lora_c.lines"  # key of a context's meta: option -> where its value stands in the file, and under which name
 
@@ -60,21 +60,26 @@ def read_into(ctx: click.Context, _param: click.Parameter, path: Path | None) ->
             key, line = lines[name]
             raise ConfigError(f"{path}:{setting.line}: {setting.key}: expected each key once, got {key} in line {line} too")
         lines[name] = setting.key, setting.line
-        default = getattr(param, "field_default", None)
-        if setting.value is None and default is not None:
-            raise ConfigError(
-                f"{path}:{setting.line}: {setting.key}: expected a value, got nothing; leave the key out for the default "
-                f"({default})"
-            )
-        if setting.value is not None:
-            try:
-                value = value_of(param, setting.value, ctx)
-                values |= {name: value} if value != "" else {}  # resume: false is as if it were not there
-            except (ValueError, click.UsageError) as error:
-                said = error.message if isinstance(error, click.UsageError) else str(error)
-                raise ConfigError(f"{path}:{setting.line}: {setting.key}: {said}") from None
+        value = _read_value(param, setting, ctx, f"{path}:{setting.line}: {setting.key}")
+        if value is not None:
+            values[name] = value
     ctx.meta[LINES] = {name: (f"{path}:{line}", key) for name, (key, line) in lines.items() if name in values}
     ctx.default_map = values
+
+
+def _read_value(param: click.Parameter, setting: Setting, ctx: click.Context, where: str) -> Any:
+    """The value of a key; None where it is as if the key were not there."""
+    default = getattr(param, "field_default", None)
+    if setting.value is None and default is not None:
+        raise ConfigError(f"{where}: expected a value, got nothing; leave the key out for the default ({default})")
+    if setting.value is None:
+        return None
+    try:
+        value = value_of(param, setting.value, ctx)
+    except (ValueError, click.UsageError) as error:
+        said = error.message if isinstance(error, click.UsageError) else str(error)
+        raise ConfigError(f"{where}: {said}") from None
+    return None if isinstance(param.type, ResumePath) and not value else value  # resume: false
 
 
 def value_of(param: click.Parameter, value: Any, ctx: click.Context) -> Any:
