@@ -6,7 +6,7 @@ import resource
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .model import Model
+
+
+_WIDE = 84  # columns of the whole table
 
 
 @dataclass
@@ -31,6 +34,13 @@ class StepMeasurement:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / statistics.median(self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values: dict[str, Any] = {"tokens_per_step": self.tokens, "tokens_per_second": self.tokens_per_second}
+        values |= {"step_seconds": self.seconds, "peak_memory_bytes": self.peak_bytes}
+        values |= {"forecast_memory_bytes": self.forecast_bytes, "page_faults": self.page_faults}
+        return values | ({"profile": self.profile} if self.profile else {})
 
     def describe(self) -> str:
         best = self.tokens / min(self.seconds)
@@ -96,21 +106,32 @@ class StepBench:
         return StepMeasurement(len(self.ids), seconds, plan.total, peak, faults, costs)
 
 
-def profile_table(measured: StepMeasurement, peak_flops: float) -> str:
-    """One line an operation, the most expensive first. ``peak_flops``: the machine's float32 multiply-adds, flop/s."""
-    steps, whole = len(measured.seconds), sum(measured.seconds)
-    lines = [f"{'operation':<20}{'calls':>8}{'ms':>10}{'time':>8}{'GFLOP/s':>10}{'of peak':>9}{'MB moved':>11}{'GB/s':>8}"]
+def profile_table(measured: StepMeasurement, peak_flops: float, columns: int | None = None) -> str:
+    """One line an operation, the most expensive first.
+
+    Parameters
+    ----------
+    peak_flops : float
+        The machine's float32 multiply-adds, flop/s.
+    columns : int, optional
+        Width of the terminal; a narrow one gets no calls and no bytes.
+    """
+    steps, whole, is_wide = len(measured.seconds), sum(measured.seconds), columns is None or columns >= _WIDE
+    calls, moved = (f"{'calls':>8}", f"{'MB moved':>11}{'GB/s':>8}") if is_wide else ("", "")
+    lines = [f"{'operation':<20}{calls}{'ms':>10}{'time':>8}{'GFLOP/s':>10}{'of peak':>9}{moved}"]
     costs = sorted(measured.profile.items(), key=lambda item: -item[1]["seconds"])
     for name, cost in costs:
         seconds = max(cost["seconds"], 1e-9)
         rate = cost["flops"] / seconds
         speed = f"{rate / 1e9:>10,.1f}" if rate else f"{'':>10}"
         share = f"{100 * rate / peak_flops:>7.0f} %" if rate and peak_flops else f"{'':>9}"
-        when = f"{name:<20}{cost['calls'] / steps:>8,.0f}{1e3 * seconds / steps:>10,.2f}{100 * seconds / whole:>6.1f} %"
-        moved = f"{cost['bytes'] / steps / 1e6:>11,.1f}{cost['bytes'] / seconds / 1e9:>8,.1f}"
-        lines.append(when + speed + share + moved)
+        calls = f"{cost['calls'] / steps:>8,.0f}" if is_wide else ""
+        when = f"{name:<20}{calls}{1e3 * seconds / steps:>10,.2f}{100 * seconds / whole:>6.1f} %"
+        moved = f"{cost['bytes'] / steps / 1e6:>11,.1f}{cost['bytes'] / seconds / 1e9:>8,.1f}" if is_wide else ""
+        lines.append((when + speed + share + moved).rstrip())
     rest = max(0.0, whole - sum(cost["seconds"] for _, cost in costs))
-    lines.append(f"{'everything else':<20}{'':>8}{1e3 * rest / steps:>10,.2f}{100 * rest / whole:>6.1f} %")
+    calls = f"{'':>8}" if is_wide else ""
+    lines.append(f"{'everything else':<20}{calls}{1e3 * rest / steps:>10,.2f}{100 * rest / whole:>6.1f} %")
     total = sum(cost["flops"] for _, cost in costs) / whole
     share = f", {100 * total / peak_flops:.0f} % of this machine's {peak_flops / 1e9:,.0f} (float32 FMA)" if peak_flops else ""
     lines.append(f"the whole step: {total / 1e9:,.1f} GFLOP/s{share}")

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError, nearest
+from .other_names import meant
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,49 +27,31 @@ MOST_RANK = 1 << 20
 Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
 MOST_STEPS = 10**12
 
-# Names that people type, and what they are called here.
-SYNONYMS = {
-    "rank": "r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-    "steps": "max_steps",
-    "batch_size": "per_device_train_batch_size",
-    "max_tokens": "max_new_tokens",
-    "max_length": "max_new_tokens",
-    "stop": "stop_strings",
-    "eval_split": "val_fraction",
-    "max_seq_len": "max_seq_length",
-    "gradient_checkpointing": "recompute",
-    "output": "output_dir",
-    "scheduler": "lr_scheduler_type",
-    "warmup": "warmup_ratio",
-    "modules": "target_modules",
-}
 NF4_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def _nearest_option(model: type[BaseModel], name: str) -> str:
-    synonym = SYNONYMS.get(name)
-    if synonym in model.model_fields:
-        return f", did you mean {synonym!r}?"
-    return nearest(name, model.model_fields)
+    found = meant(name, model.model_fields)
+    return f", did you mean {found!r}?" if found else nearest(name, model.model_fields)
 
 
-def _one_line(model: type[BaseModel], error: ValidationError) -> str:
-    lines = []
+def _refusal(model: type[BaseModel], error: ValidationError) -> ConfigError:
+    """All that is wrong in one line, and option by option."""
+    problems = []
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{name}: unknown option{_nearest_option(model, name)}")
+            problems.append((name, f"unknown option{_nearest_option(model, name)}"))
             continue
         message = item["msg"].removeprefix("Value error, ")
         message = message.replace("Input should be ", "expected ")
         message = message[:1].lower() + message[1:]
+        if not name:  # of the options together: the message begins with the one that it is about
+            name, _, message = message.partition(": ")
         shown = f", got {repr(item['input'])[:80]}" if item["type"] != "value_error" else ""
-        lines.append(f"{name}: {message}{shown}" if name else message)
-    return f"{model.__name__}: " + "; ".join(dict.fromkeys(lines))
+        problems.append((name, message + shown))
+    problems = list(dict.fromkeys(problems))
+    return ConfigError(f"{model.__name__}: " + "; ".join(f"{name}: {text}" for name, text in problems), problems)
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +77,7 @@ class _Config(BaseModel):
         try:
             super().__init__(**{name: _plain(value) for name, value in values.items()})
         except ValidationError as error:
-            raise ConfigError(_one_line(type(self), error)) from None
+            raise _refusal(type(self), error) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in type(self).model_fields:
@@ -107,7 +90,7 @@ class _Config(BaseModel):
         try:
             super().__setattr__(name, _plain(value))
         except ValidationError as error:
-            raise ConfigError(_one_line(type(self), error)) from None
+            raise _refusal(type(self), error) from None
 
 
     def frozen_copy(self) -> Self:

@@ -35,7 +35,11 @@ class DataError(LoraCError):
 
 
 class ConfigError(LoraCError):
-    """An option has an unknown name or a value out of range."""
+    """An option has an unknown name or a value out of range; `problems` are the options, and what is wrong with each."""
+
+    def __init__(self, message: str, problems: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class SaveError(LoraCError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError, shorten
 from .notices import tell
 from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
+from .progress import draws_bars
 from .read_ahead import read_ahead
 from .safetensors_file import DTYPES, find_non_finite
 from .tied_head import head_names, stored_name
@@ -282,12 +283,8 @@ def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], options: L
 
 
 def _show_progress(specs: list[WeightSpec], progress: bool | None) -> Iterable[WeightSpec]:
-    shown = sys.stderr.isatty() if progress is None else progress
-    return _with_bar(specs) if shown else specs
+    if not (draws_bars(sys.stderr) if progress is None else progress):
+        return specs
+    from .progress_bar import tracked
 
-
-def _with_bar(specs: list[WeightSpec]) -> Iterator[WeightSpec]:
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(specs, description="Loading", console=Console(stderr=True), transient=True)
+    return tracked(specs, "loading")

@@ -87,18 +87,23 @@ class MergeReport:
         worst = sorted(self.layers, key=lambda layer: -layer.relative_error)[:5]
         lines = [
             f"merge report: {self.dtype}, measured on {self.tokens:,} tokens of {self.sample}",
-            f"perplexity        base {self.base_perplexity:.4f}   base + adapter {self.adapter_perplexity:.4f}   "
-            f"merged {self.merged.perplexity:.4f}",
-            f"embeddings        {self.tied_embeddings}",
+            f"perplexity  base {_number(self.base_perplexity)}, base + adapter {_number(self.adapter_perplexity)}, "
+            f"merged {_number(self.merged.perplexity)}",
+            f"embeddings  {self.tied_embeddings}",
             "",
-            "target      perplexity     mean KL      max KL   equal top-1   weight error",
+            "type       perplexity   mean KL    max KL  top-1 =   weights",
         ]
         for name, found in self.targets.items():
-            mark = "  <- written" if name == self.dtype else ""
             lines.append(
-                f"{name:<10} {found.perplexity:>11.4f} {found.mean_kl:>11.3g} {found.max_kl:>11.3g} {found.equal_top1:>12.2%} "
-                f"{self.target_weight_error[name]:>14.3g}{mark}"
+                f"{name + ('*' if name == self.dtype else ''):<9} {_number(found.perplexity):>11} {found.mean_kl:>9.3g} "
+                f"{found.max_kl:>9.3g} {found.equal_top1:>8.2%} {self.target_weight_error[name]:>9.3g}"
             )
+        lines += [
+            "",
+            "* is what was written. KL: nats of the next token.",
+            "top-1 =: positions with the same most probable token.",
+            "weights: the largest relative error of a matrix.",
+        ]
         lines += ["", f"largest weight errors of {self.dtype}:"]
         lines += [f"  {layer.name:<40} {layer.relative_error:.3g}" for layer in worst]
         return "\n".join(lines) + "\n"
@@ -221,6 +226,10 @@ def _cut(segments: list[list[int]], model: Model) -> list[list[int]]:
     if not kept:
         raise ConfigError("segments: expected at least one with two tokens or more, got none")
     return kept
+
+
+def _number(perplexity: float) -> str:
+    return f"{perplexity:.4f}" if perplexity < 1e5 else f"{perplexity:.4g}"
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,63 +1,80 @@
-"""loss.png: the training loss, its running mean and the held-out loss over the steps."""
+"""loss.png: the losses of a run, or of several, as a picture."""
 
 from __future__ import annotations
 
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .errors import LoraCError
 from .files import atomic_file
+from .loss_picture import Curve, draw
 from .notices import tell
 from .os_errors import reason
 
+EXTRA = "pip install 'lora-c[plot]'"
+FORMATS = ("png", "svg", "pdf")
+_WIDTH, _HEIGHT = 9.0, 5.0  # inches
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def tell_missing_plot() -> None:
+    """Say before a run what its end will be without, and what brings it."""
+    if not can_plot():
+        tell(f"there will be no loss.png: matplotlib is not installed ({EXTRA})")
+
 
 def plot_losses(history: list[dict[str, Any]], path: Path, title: str = "") -> bool:
-    """Write the plot; False when matplotlib is not installed (``pip install lora-c[plot]``), or fails, which is told."""
+    """Write the plot of a run; False when matplotlib is not installed, or when drawing fails, which is told."""
+    if not can_plot():
+        return False
     try:
-        return _draw(history, path, title)
+        return _write([Curve.of(history)], path, title)
     except Exception as error:  # a picture of a run is no reason to lose the run
         tell(f"{path}: not drawn ({reason(error)})")
         return False
 
 
-def _draw(history: list[dict[str, Any]], path: Path, title: str) -> bool:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
+def plot_runs(histories: dict[str, list[dict[str, Any]]], path: Path, title: str = "") -> None:
+    """Write a plot that compares runs.
+
+    Parameters
+    ----------
+    histories : dict
+        Records of each run by the name that it has in the legend.
+    path : Path
+        A name that ends in .png, .svg or .pdf.
+
+    Raises
+    ------
+    LoraCError
+        matplotlib is not installed.
+    SaveError
+        The file cannot be written.
+    """
+    if not can_plot():
+        raise LoraCError(f"plot: expected matplotlib, which draws it, got no such package; {EXTRA}")
+    curves = [Curve.of(history, name) for name, history in histories.items()]
+    _write(curves, path, title, path.suffix.lstrip(".").lower())
+
+
+def _write(curves: list[Curve], path: Path, title: str, format: str = "png") -> bool:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves = [curve for curve in curves if len(curve.train[0]) or len(curve.held_out[0])]
+    if not curves:
         return False
-    train = [(r["step"], r["loss"]) for r in history if "loss" in r]
-    held_out = [(r["step"], r["eval_loss"]) for r in history if "eval_loss" in r]
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    if train:
-        steps, losses = zip(*train, strict=True)
-        axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training, per step")
-        axes.plot(steps, running_mean(losses, max(1, len(losses) // 25)), color="#2171b5", linewidth=1.8, label="running mean")
-    if held_out:
-        steps, losses = zip(*held_out, strict=True)
-        axes.plot(steps, losses, color="#d94801", marker="o", markersize=4, linewidth=1.4, label="held out")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("cross entropy per token (nats)")
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    if train or held_out:
-        axes.legend(frameon=False)
-    with atomic_file(path) as file:
-        figure.savefig(file, dpi=120, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # names of models in other scripts
+        draw(figure, curves, title)
+        with atomic_file(path) as file:
+            figure.savefig(file, dpi=120, format=format)
     return True
-
-
-def running_mean(values: Any, window: int) -> list[float]:
-    """Mean of the last ``window`` values at every position."""
-    means, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value
-        if i >= window:
-            total -= values[i - window]
-        means.append(total / min(i + 1, window))
-    return means

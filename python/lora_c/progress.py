@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
-
-from .steady_stream import steady
+from typing import IO, Any, Protocol
 
 
 class Progress(Protocol):
@@ -39,46 +38,18 @@ class PlainProgress:
             print(text, file=sys.stderr, flush=True)
 
 
-class BarProgress:
-    """A rich bar: loss, held-out loss, tokens per second, time left."""
-
-    def __init__(self, bar: Any, total: int, done: int) -> None:
-        self.bar = bar
-        self.task = bar.add_task("training", total=total, completed=done, loss="–", held_out="", speed="")
-
-    def step(self, record: dict[str, Any]) -> None:
-        self.bar.update(
-            self.task,
-            completed=record["step"],
-            loss=f"{record['loss']:.4f}",
-            speed=f"{record['tokens_per_second']:,.0f} tokens/s",
-        )
-
-    def evaluation(self, record: dict[str, Any]) -> None:
-        self.bar.update(self.task, held_out=f"held-out {record['eval_loss']:.4f}")
-
-    def message(self, text: str) -> None:
-        self.bar.console.print(text)
+def draws_bars(stream: IO[str] | None) -> bool:
+    """Whether a stream is a terminal that can move its cursor."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 @contextmanager
 def open_progress(total: int, done: int = 0) -> Iterator[Progress]:
     """A bar when stderr is a terminal, plain lines otherwise."""
-    if not sys.stderr.isatty():
+    if not draws_bars(sys.stderr):
         yield PlainProgress(total)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+    from .progress_bar import open_bar
 
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TextColumn("{task.fields[held_out]}"),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, console=Console(file=steady(sys.stderr))) as bar:
-        yield BarProgress(bar, total, done)
+    with open_bar(total, done) as bar:
+        yield bar

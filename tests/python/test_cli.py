@@ -126,7 +126,7 @@ def test_quantize_writes_a_folder_that_loads_with_equal_logits(stories, tmp_path
         (("generate", "--model", "nowhere", "hi"), "nowhere"),
         (("trian",), "Did you mean 'train'"),
         (("train", "--config", "none.yaml"), "expected a readable YAML file"),
-        (("train", "--model", "m", "--data", "d", "--learning-rate", "-1"), "learning_rate"),
+        (("train", "--model", "m", "--data", "d", "--learning-rate", "-1"), "--learning-rate: expected greater than 0"),
     ],
 )
 def test_mistakes_end_in_one_line(args, message, tmp_path):

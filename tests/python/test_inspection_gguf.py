@@ -13,11 +13,13 @@ from lora_c.gguf.format import Value
 from lora_c.gguf.writer import GGUFEntry, text, uint32, write_gguf
 from lora_c.inspection import inspect_path
 from lora_c.model import load_model
+from lora_c.notices import LoraCWarning
 
 
 def test_model(stories: Path, tmp_path: Path) -> None:
     model = load_model(stories)
-    write_model(tmp_path / "m.gguf", model, "Q8_0")
+    with pytest.warns(LoraCWarning, match="are written as F16"):
+        write_model(tmp_path / "m.gguf", model, "Q8_0")
     report = inspect_path(tmp_path / "m.gguf")
     assert report.kind == "GGUF model" and report.usable, report.problems
     facts = report.facts

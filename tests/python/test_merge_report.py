@@ -67,7 +67,7 @@ def test_targets_are_ordered_by_what_they_lose() -> None:
     names = {layer.name for layer in report.layers}
     assert "layers.0.q_proj" in names and "embed_tokens" in names and "norm" not in names
     text = report.as_text()
-    assert "bfloat16" in text and "<- written" in text and "largest weight errors" in text
+    assert "bfloat16" in text and "bfloat16*" in text and "largest weight errors" in text
 
 
 def test_a_quantized_base_and_an_untied_head() -> None:

@@ -143,15 +143,15 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
-            (["--eval-steps", "2"], "eval_steps: expected held-out data"),
-            (["--eval-batch-tokens", "64"], "eval_batch_tokens: expected held-out data"),
-            (["--warmup-steps", "3"], "warmup_steps: expected no more than the steps"),
-            (["--method", "full", "--r", "8"], "r: expected method lora or qlora"),
-            (["--method", "head", "--target-modules", "q_proj"], "target_modules: expected method lora or qlora"),
-            (["--method", "lora", "--block-size", "64"], "block_size: expected method qlora"),
-            (["--method", "full", "--no-double-quant"], "double_quant: expected method qlora"),
-            (["--memory-limit", "4", "--recompute", "none"], "memory_limit: expected recompute auto"),
-            (["--memory-limit", "0.000001"], "memory_limit: expected at least"),
+            (["--eval-steps", "2"], "--eval-steps: expected held-out data"),
+            (["--eval-batch-tokens", "64"], "--eval-batch-tokens: expected held-out data"),
+            (["--warmup-steps", "3"], "--warmup-steps: expected no more than the steps"),
+            (["--method", "full", "--r", "8"], "--r: expected method lora or qlora"),
+            (["--method", "head", "--target-modules", "q_proj"], "--target-modules: expected method lora or qlora"),
+            (["--method", "lora", "--block-size", "64"], "--block-size: expected method qlora"),
+            (["--method", "full", "--no-double-quant"], "--double-quant: expected method qlora"),
+            (["--memory-limit", "4", "--recompute", "none"], "--memory-limit: expected recompute auto"),
+            (["--memory-limit", "0.000001"], "--memory-limit: expected at least"),
         ],
     )
     def test_ignored_flags_are_refused(self, train, flags: list[str], message: str) -> None:
@@ -162,7 +162,7 @@ class TestCommandLine:
 
     def test_a_share_beside_held_out_data_is_refused(self, train, tmp_path: Path) -> None:
         flags = ["--val-fraction", "0.5", "--eval-data", str(tmp_path / "one.jsonl")]
-        assert "val_fraction: expected it unset beside eval_data" in str(train(*flags).exception)
+        assert "--val-fraction: expected it unset beside eval_data" in str(train(*flags).exception)
 
     @pytest.mark.parametrize("method", ["qlora", "lora", "head", "full"])
     def test_the_written_config_starts_the_same_run_again(self, train, tmp_path: Path, method: str) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import __version__
-from .errors import friendly_errors
+from .errors import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, USAGE, closed_pipes_pass, flush_output, friendly_errors
 from .notices import plain_notices
+from .streams import fit_streams
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "train": ("train", "Fine-tune a model on your data (LoRA, QLoRA, full or head only)."),
@@ -21,12 +27,14 @@ COMMANDS = {
     "inspect": ("inspect", "Say what a file or folder is, and what is unsupported in it."),
     "quantize": ("quantize", "Write a model folder in 4-bit NF4."),
     "bench": ("bench", "Speed and memory of a training step on this machine; --profile says where its time goes."),
+    "plot": ("plot", "Draw the loss of training runs, one or several beside each other."),
     "demo": ("demo", "Teach the model that ships a task it cannot do, in about a minute."),
+    "completion": ("completion", "Complete commands, flags and paths with Tab in bash, zsh or fish."),
 }
 
 
 class LazyGroup(click.Group):
-    """Imports the module of a command only when the command runs, so that --help answers at once."""
+    """Imports the module of a command only when the command runs, so that --help answers at once, and so does Tab."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -39,6 +47,20 @@ class LazyGroup(click.Group):
         command = import_module(f".{COMMANDS[name][0]}", __package__).command
         assert isinstance(command, click.Command)
         return command
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with closed_pipes_pass():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with closed_pipes_pass():
+            return super().invoke(ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -55,21 +77,29 @@ class LazyGroup(click.Group):
             raise
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_EXIT_CODES = f"""Exit codes: {DONE} done; {FAILED} refused or failed; {USAGE} a flag, argument or key that is wrong or
+missing; {INTERRUPTED} Ctrl-C; {CLOSED_PIPE} nobody reads the output."""
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="lora-c")
 def cli() -> None:
     """Fine-tune language models with LoRA and QLoRA on ordinary machines.
 
     \b
-    lora-c train --model MODEL_FOLDER --data chat.jsonl --output-dir out
-    lora-c generate --model MODEL_FOLDER --adapter out "Hello"
+    lora-c train --model MODEL --data chat.jsonl --output out
+    lora-c generate --model MODEL --adapter out "Hello"
     """
 
 
 def run() -> None:
-    """Run the command line and exit: one line for every expected error, status 1."""
-    with friendly_errors(), plain_notices():
-        sys.exit(_run())
+    """Run the command line and exit: one line for every expected error, and its exit code."""
+    fit_streams()
+    with friendly_errors():
+        with plain_notices():
+            status = _run()
+        flush_output()
+    sys.exit(status)
 
 
 def _run() -> int:
@@ -79,6 +109,7 @@ def _run() -> int:
     except click.exceptions.Abort as error:
         raise error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt from None
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):  # a log that is full or gone changes no exit code
+            error.show()
         return error.exit_code
-    return status if isinstance(status, int) else 0
+    return status if isinstance(status, int) else DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .json_output import json_option, print_json
 from .options import Command
 from .paths import output_of_a_demo, refuse_inputs
 
@@ -15,7 +16,8 @@ from .paths import output_of_a_demo, refuse_inputs
 )  # fmt: skip
 @click.option("--short", is_flag=True, help="A few steps only: shows that everything works, not that it learns.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Seed of task and training.")
-def command(output_dir: str, short: bool, seed: int) -> None:
+@json_option
+def command(output_dir: str, short: bool, seed: int, as_json: bool) -> None:
     """QLoRA fine-tune the base model that ships on questions about small stories, and show what it learned.
 
     The base has read such stories but has never seen a question. Training and held-out examples share no question.
@@ -25,6 +27,9 @@ def command(output_dir: str, short: bool, seed: int) -> None:
     from ..errors import LoraCError
 
     refuse_inputs("out", output_dir, [("the model that ships", str(BASE_MODEL))])
-    missing = shortcoming(run_demo(output_dir, short=short, seed=seed), short=short)
+    summary = run_demo(output_dir, short=short, seed=seed, to_stderr=as_json)
+    if as_json:
+        print_json(summary)
+    missing = shortcoming(summary, short=short)
     if missing:
         raise LoraCError(missing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from ..errors import ConfigError
 from ..notices import tell
 from .data_options import data_option, describe_data, reading, reading_options
 from .generate import open_model
+from .json_output import json_option, print_json
 from .options import Command
 from .paths import InputPath
 from .run_folder import run_option
@@ -28,7 +28,7 @@ from .run_folder import run_option
 @click.option("--limit", type=int, help="Read at most this many examples.")
 @click.option("--max-seq-length", type=int, default=1024, show_default=True, help="Longest sequence in tokens.")
 @click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens per batch.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(
     data: Any, split: str | None, limit: int | None, max_seq_length: int, batch_tokens: int, as_json: bool, **own: Any
 ) -> None:
@@ -51,6 +51,6 @@ def command(
     result: dict[str, Any] = {"loss": loss, "perplexity": perplexity, "tokens": dataset.n_predicted, "sequences": len(dataset)}
     result["precision"] = model.decoder.precision
     if as_json:
-        click.echo(json.dumps(result))
+        print_json(result)
     else:
         click.echo(f"loss {loss:.4f}  perplexity {perplexity:.3f}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import AdapterError, CheckpointError, ConfigError
+from .json_output import json_option, print_json, size_of
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
 
@@ -28,7 +29,8 @@ from .paths import InputPath, output_of_a_model, refuse_inputs
     type=click.Choice(["float32", "float16", "bfloat16", "nf4", "q8_0"]),
     help="Stored type; nf4 in folders, q8_0 in GGUF models.  [default: float32, hf: as it is, a GGUF model: float16]",
 )
-def command(source: str, output: str, target: str, model: str | None, dtype: str | None) -> None:
+@json_option
+def command(source: str, output: str, target: str, model: str | None, dtype: str | None, as_json: bool) -> None:
     """Write SOURCE, an adapter of any known format, a model folder or a GGUF file, to OUTPUT."""
     if dtype == "q8_0" and (target != "gguf" or is_adapter(source)):
         raise ConfigError("dtype: expected 'q8_0' for a model with --to gguf only, got it for another target")
@@ -44,6 +46,9 @@ def command(source: str, output: str, target: str, model: str | None, dtype: str
         export_gguf(source, output, dtype or "float16")
     else:
         raise ConfigError(f"to: expected 'hf' or 'gguf' for a model, got {target!r}; only an adapter can be written as that")
+    if as_json:
+        print_json({"source": source, "output": output, "format": target, "dtype": dtype, "bytes": size_of(output)})
+        return
     click.echo(f"exported {source}: {output} ({target})")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
+from .json_output import json_option, print_json
 from .options import Command
 from .paths import InputPath
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect", cls=Command, short_help="Say what a file or folder is.")
 @click.argument("path", type=InputPath())
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(path: str, as_json: bool) -> int:
     """Format, architecture, types, sizes, adapter rank and targets, and what is unsupported in it.
 
@@ -27,7 +27,7 @@ def command(path: str, as_json: bool) -> int:
 
     report = inspect_path(path)
     if as_json:
-        click.echo(json.dumps(report.as_dict(), ensure_ascii=False, default=str))
+        print_json(report.as_dict())
     else:
         show(report)
     return 0 if report.usable else 1
@@ -35,17 +35,19 @@ def command(path: str, as_json: bool) -> int:
 
 def show(report: Report) -> None:
     """A table of facts, a table of element types, and the problems."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from ..console import TextConsole
+
+    console = TextConsole()
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    facts.add_row("path", Text(report.path))
+    facts.add_row("path", Text(report.path, overflow="fold"))
     facts.add_row("is", Text(report.kind, style="bold"))
     facts.add_row("size", size_text(report.bytes))
     for label, value in report.facts.items():
-        facts.add_row(label, Text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)))
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        facts.add_row(label, Text(shown, overflow="fold"))
     console.print(facts)
     if report.tensors:
         tensors = Table("type", "tensors", "elements", "size", box=None, padding=(0, 2, 0, 0))

@@ -10,6 +10,7 @@ import click
 
 from .data_options import columns_option
 from .generate import open_model
+from .json_output import json_option, print_json, size_of
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
 from .run_folder import run_option
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from ..model import Model
 
 
-class Factors(click.ParamType):
+class Factors(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas, or a list from a file."""
 
-    name = "W W …"
+    name = "W W ..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -77,7 +78,7 @@ def _is_number(text: str) -> bool:
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Merge into the quantized base (as it was in QLoRA training).")
 @click.option("--weights", type=Factors(), help="A factor for each adapter.  [default: 1]")
 @click.option(
-    "--combination", default="cat", show_default=True, help="cat (the exact sum), linear, svd, ties, dare, … as in PEFT."
+    "--combination", default="cat", show_default=True, help="cat (the exact sum), linear, svd, ties, dare, ... as in PEFT."
 )
 @click.option("--density", type=float, help="Share of entries that ties, dare and magnitude_prune keep.")
 @click.option("--svd-rank", type=int, help="Rank of the combined update for svd.")
@@ -85,12 +86,13 @@ def _is_number(text: str) -> bool:
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random pruning of dare.")
 @click.option("--data", type=InputPath(), help="Text or JSONL for the report; by default the package's own sample.")
 @columns_option
+@json_option
 @click.option("--report/--no-report", default=True, show_default=True, help="Measure what the merge loses.")
 def command(
     model: str, adapters: tuple[str, ...], output_dir: str, to: str | None, dtype: str | None, quantize: str | None,
-    data: str | None, columns: dict[str, str] | None, report: bool, **combination: Any,
+    data: str | None, columns: dict[str, str] | None, report: bool, as_json: bool, **combination: Any,
 ) -> None:  # fmt: skip
-    """Write W + s·B·A as a model of its own, with a report of what that loses. The base is not changed."""
+    """Write W + s B A as a model of its own, with a report of what that loses. The base is not changed."""
     from ..gguf.models import TYPES, contents_of
 
     refuse_ignored(click.get_current_context())
@@ -103,10 +105,11 @@ def command(
     how = load_adapters(loaded, adapters, combination)
     if to == "gguf":
         contents_of(loaded, TYPES[chosen])  # a refusal comes before the work
+    outcome = {"model": model, "adapters": list(adapters), "output": output_dir, "format": to, "dtype": chosen, **how}
     done = f"merged {', '.join(adapters)} into {model}: {output_dir} ({chosen})"
     if not report:
         write_merged(loaded.merge(dtype=chosen), output_dir, to, chosen)
-        click.echo(done)
+        print_json(outcome | {"bytes": size_of(output_dir)}) if as_json else click.echo(done)
         return
     from ..files import write_json, write_text
     from ..merge_report import merge_with_report, segments_of
@@ -117,6 +120,9 @@ def command(
     write_merged(merged, output_dir, to, chosen)
     write_json(report_name + ".json", found.as_dict())
     write_text(report_name + ".txt", found.as_text())
+    if as_json:
+        print_json(outcome | {"bytes": size_of(output_dir), "report": found.as_dict()})
+        return
     click.echo(found.as_text())
     click.echo(done)
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,16 +14,28 @@ from ..errors import ConfigError
 from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
 from .occupied import held_by_a_demo, held_by_a_folder, held_by_an_output, refuse_occupied
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 # Keys of a context's meta: whether --overwrite was given, and the file of --config.
 OVERWRITE, CONFIG_FILE = "lora_c.overwrite", "lora_c.config"
 _SPLIT = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _READ_FOLDERS = (BASE_FOLDER, "additional_chat_templates")  # of a model or an adapter, besides the files in it
 
 
-class InputPath(click.ParamType):  # type: ignore[type-arg]
-    """A file or folder that is read."""
+class PathType(click.ParamType):  # type: ignore[type-arg]
+    """The name of a file or folder, which a shell can complete."""
 
     name = "PATH"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+class InputPath(PathType):
+    """A file or folder that is read."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):  # empty: a shell variable that was never set
@@ -65,7 +77,7 @@ class RunPath(click.ParamType):  # type: ignore[type-arg]
         return os.fspath(value)
 
 
-class ResumePath(click.ParamType):  # type: ignore[type-arg]
+class ResumePath(PathType):
     """A checkpoint folder, "auto" or "latest"; true (in a file) is "latest", false is nothing."""
 
     name = "[auto|CHECKPOINT]"
@@ -130,7 +142,7 @@ def _file_of_a_merge(name: str) -> bool:
     return is_model_file(name) or is_adapter_file(name) or name in ("merge_report.json", "merge_report.txt")
 
 
-class OutputPath(click.ParamType):  # type: ignore[type-arg]
+class OutputPath(PathType):
     """A folder or file that is written.
 
     Parameters
@@ -142,8 +154,6 @@ class OutputPath(click.ParamType):  # type: ignore[type-arg]
     held : callable
         Says what of worth is there already, or None.
     """
-
-    name = "PATH"
 
     def __init__(
         self, writes: Callable[[str], bool], default: str | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .json_output import json_option, print_json, size_of
 from .options import Command
 from .paths import InputPath, output_of_a_model
 
@@ -13,7 +14,8 @@ from .paths import InputPath, output_of_a_model
 @click.option("--output-dir", type=output_of_a_model(), required=True, help="Folder for the quantized model.")
 @click.option("--double-quant/--no-double-quant", default=True, show_default=True, help="Quantize the block scales too.")
 @click.option("--block-size", type=int, default=64, show_default=True, help="Weights per block scale.")
-def command(model: str, output_dir: str, double_quant: bool, block_size: int) -> None:
+@json_option
+def command(model: str, output_dir: str, double_quant: bool, block_size: int, as_json: bool) -> None:
     """Write the model in bitsandbytes' prequantized 4-bit format, which transformers loads too."""
     from .. import _core
     from ..errors import ConfigError
@@ -27,4 +29,8 @@ def command(model: str, output_dir: str, double_quant: bool, block_size: int) ->
         )
     loaded.save(output_dir)
     size = _core.memory_report()["base weights"]["live"]
+    if as_json:
+        settings = {"dtype": "nf4", "double_quant": double_quant, "block_size": block_size}
+        print_json({"model": model, "output": output_dir, "bytes": size_of(output_dir), "weight_bytes": size, **settings})
+        return
     click.echo(f"quantized {model}: {output_dir} ({size / 2**20:,.1f} MiB of 4-bit weights)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
@@ -18,6 +17,8 @@ import click
 from ..errors import LoraCError, SaveError
 from ..notices import tell
 from ..os_errors import reason
+from .json_output import print_json
+from .run_table import result_values, show_table
 
 if TYPE_CHECKING:
     from ..sample_answers import SampleAnswer
@@ -115,8 +116,9 @@ def _rescue(trainer: Trainer, error: LoraCError) -> Path:
 
 
 def report_result(
-    trainer: Trainer, result: TrainResult, saved: str, record: dict[str, Any] | None, samples: list[SampleAnswer], title: str
-) -> None:
+    trainer: Trainer, result: TrainResult, saved: str, record: dict[str, Any] | None, samples: list[SampleAnswer], title: str,
+    as_json: bool = False,
+) -> None:  # fmt: skip
     """Write run.json, the model card, the tokenizer and the plot, and say what was reached."""
     from ..model_card import CARD_FILE, write_model_card
     from ..plot import plot_losses
@@ -137,15 +139,10 @@ def report_result(
     if trainer.history:
         with reporting(folder / "loss.png"):
             plotted = plot_losses(trainer.history, folder / "loss.png", title)
-    loss = f"loss      {result.train_loss:.4f}" if math.isfinite(result.train_loss) else "loss      of no step yet"
-    held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
-    click.echo(
-        f"done      {result.steps} steps in {result.elapsed_seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s, "
-        f"peak {result.peak_memory_bytes / 2**20:,.0f} MiB\n"
-        f"{loss}{held_out}\n"
-        f"saved     {saved}" + (", loss.png" if plotted else "; no loss.png (pip install 'lora-c[plot]')"),
-        err=True,
-    )
+    show_table(result, saved + (", loss.png" if plotted else ""))
+    if as_json:
+        kind = "adapter" if trainer.model.adapter_config is not None else "model"
+        print_json(result_values(result, kind, str(folder)))
     show_samples(samples)
 
 

@@ -23,7 +23,7 @@ _EXPLAINED = (
     f"{RUN_MARK}\n# Relative paths are relative to this file. Go on: lora-c train --config {CONFIG_NAME} --resume\n"
     f"# Start again: lora-c train --config {CONFIG_NAME} --output-dir NEW_FOLDER\n"
 )
-_OF_THIS_CALL = ("resume", "allow_changes")
+_OF_THIS_CALL = ("resume", "allow_changes", "as_json")
 
 
 def save_settings(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ignored: set[str]) -> None:

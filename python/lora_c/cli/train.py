@@ -12,6 +12,7 @@ from ..errors import ConfigError, SaveError
 from .data_options import open_data, reading_options, training_data_options
 from .options import Command, config_options, take
 from .paths import InputPath, ResumePath
+from .print_config import print_config_option
 from .run_report import begin_record, begin_samples, end_samples, report_result, resume_command, save_result
 from .run_settings import save_settings
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     "--samples", type=click.IntRange(0, 20), default=2, show_default=True,
     help="Held-out prompts that are answered before and after training; 0: none.",
 )  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, default=None, help="Print what the run has brought as one JSON object.")
+@print_config_option
 @config_options(TrainConfig, "Training")
 @config_options(LoraConfig, "Adapter", skip=("seed",))
 def command(**settings: Any) -> None:
@@ -63,6 +66,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     """
     from ..chosen_template import use_chat_template
     from ..interrupt import deferred_interrupt
+    from ..plot import tell_missing_plot
     from ..run_checks import RunOptions, check_run, ignored_options
     from ..trainer import Trainer
 
@@ -70,6 +74,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     allow_changes = bool(own.get("allow_changes"))
     if allow_changes and not resume:
         raise ConfigError("allow_changes: expected --resume beside it, got a run from the start; leave one of them out")
+    tell_missing_plot()
     check_run(RunOptions(config, lora, adapter=own.get("adapter")))
     made = config.method in ("lora", "qlora") and not own.get("adapter") and not own.get("resize_embedding")
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
@@ -91,7 +96,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
         if not stop.requested:
             end_samples(trainer, samples, lambda: stop.requested)
         title = f"{Path(own['model']).name} on {Path(train_data.source).name}"
-        report_result(trainer, result, saved, record, samples, title)
+        report_result(trainer, result, saved, record, samples, title, as_json=bool(own.get("as_json")))
     if result.unsaved:
         missing = "; ".join(result.unsaved)
         raise SaveError(f"checkpoints: expected one of the last state, got none at {missing}")

@@ -38,15 +38,14 @@ class DemoSize:
 FULL, SHORT = DemoSize(n_train=9_600, n_held_out=200, steps=600), DemoSize(n_train=256, n_held_out=20, steps=8)
 
 
-def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0) -> dict[str, Any]:
+def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0, to_stderr: bool = False) -> dict[str, Any]:
     """Run it and return what was printed."""
-    from rich.console import Console
-
+    from ..console import TextConsole
     from ..model import load_model
     from ..plot import plot_losses
     from ..trainer import Trainer
 
-    console, size, folder = Console(), SHORT if short else FULL, Path(output_dir)
+    console, size, folder = TextConsole(stderr=to_stderr), SHORT if short else FULL, Path(output_dir)
     train, held_out = task(seed, size.n_train, size.n_held_out)
     model = load_model(BASE_MODEL, quantize="nf4", double_quant=True, progress=False)
     console.print(f"[bold]base[/]      {model.num_parameters():,} parameters in 4-bit NF4 with double quantization")
@@ -151,25 +150,31 @@ def _print_example(console: Any, example: dict[str, Any]) -> None:
 
 def _print_answers(console: Any, examples: Sequence[dict[str, Any]], answers: Sequence[str]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("held-out question", "expected", "answer"):
         table.add_column(column)
     for example, answer in list(zip(examples, answers, strict=True))[:5]:
         question, expected = (m["content"] for m in example["messages"])
-        table.add_row(question.rpartition(". ")[2], expected, f"[{'green' if answer == expected else 'red'}]{answer}[/]")
+        style = "green" if answer == expected else "red"
+        table.add_row(question.rpartition(". ")[2], expected, Text(answer, style))
     console.print()
     console.print(table)
 
 
 def _print_summary(console: Any, summary: dict[str, Any], folder: Path, plotted: bool) -> None:
+    from rich.markup import escape
+
+    colour = " green" if summary["exact_match_after"] > summary["exact_match_before"] else ""
+    place = escape(str(folder))  # a name with brackets is no colour
     equal = "equal answers" if summary["merged_answers_equal"] else "answers differ"
     console.print(
-        f"\n[bold]after[/]     exact match [bold green]{summary['exact_match_after']:.1%}[/] "
+        f"\n[bold]after[/]     exact match [bold{colour}]{summary['exact_match_after']:.1%}[/] "
         f"(before {summary['exact_match_before']:.1%})\n"
         f"[bold]merged[/]    exact match {summary['exact_match_merged']:.1%} in float32, {equal}, "
         f"logits within {summary['merged_logit_difference']:.1e}\n"
         f"[bold]cost[/]      {summary['seconds']} s, {summary['tokens_per_second']:,} tokens/s, "
         f"peak {summary['peak_memory_mib']} MiB, {summary['threads']} threads\n"
-        f"[bold]saved[/]     {folder}/adapter_model.safetensors" + (f", {folder}/loss.png" if plotted else "")
+        f"[bold]saved[/]     {place}/adapter_model.safetensors" + (f", {place}/loss.png" if plotted else "")
     )

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from .. import merge
 from .._core import GGMLTensor
 from ..architectures import WeightSpec
-from ..errors import AdapterError, CheckpointError, ConfigError
+from ..errors import AdapterError, CheckpointError, ConfigError, shorten
 from ..files import atomic_file
+from ..notices import tell
 from ..safetensors_file import find_non_finite
 from ..tokenizers_library import library_errors
 from .checkpoint import interleave
@@ -60,6 +61,7 @@ def write_model(
         raise AdapterError("GGUF: expected a model without an active adapter, got one; use merge(...) first")
     values, entries = contents_of(model, type, compare_tokenizer)
     tell_of_composing(values)
+    _tell_of_other_types(model, type)
     with atomic_file(path) as file:
         write_gguf(file.write, values, entries)
 
@@ -102,11 +104,27 @@ def _tokenizer(model: Model) -> dict[str, Value]:
         return tokenizer_metadata(model.tokenizer, rows)
 
 
-def _entry(model: Model, spec: WeightSpec, family: GGUFFamily, type: str) -> GGUFEntry:
+def _stored_type(spec: WeightSpec, type: str) -> str:
+    """The type of a weight in a file of a type: vectors are float32, and a block lies within one row."""
     if spec.kind == "vector":
-        type = "F32"
-    elif spec.shape[-1] % TYPES_BY_NAME[type].block:
-        type = "F16"
+        return "F32"
+    return "F16" if spec.shape[-1] % TYPES_BY_NAME[type].block else type
+
+
+def _tell_of_other_types(model: Model, type: str) -> None:
+    matrices = [spec for spec in model.architecture.weights() if spec.kind != "vector"]
+    others = [spec for spec in matrices if _stored_type(spec, type) != type]
+    if others:
+        kinds = shorten(dict.fromkeys(spec.name.rpartition(".")[2] for spec in others))
+        rows = ", ".join(map(str, sorted({spec.shape[-1] for spec in others})))
+        tell(
+            f"{len(others)} of {len(matrices)} matrices ({kinds}) are written as F16: a {type} block is "
+            f"{TYPES_BY_NAME[type].block} weights of a row, and their rows have {rows}"
+        )
+
+
+def _entry(model: Model, spec: WeightSpec, family: GGUFFamily, type: str) -> GGUFEntry:
+    type = _stored_type(spec, type)
     weight = model.weights[spec.name]
     name = family.to_file(spec.file_name)
     key = family.heads_key(spec.file_name)

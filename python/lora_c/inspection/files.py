@@ -128,13 +128,16 @@ def inspect_data(found: FoundFiles, report: Report) -> None:
     kinds, is_whole = _kinds(found.taken, report)
     looked = sum(kinds.values())
     report.add(records=f"{looked:,}" + ("" if is_whole else " looked at"))
-    report.add(kinds=shorten(f"{kind} ({count:,})" for kind, count in kinds.items()))
+    report.values |= {"records": looked, "all records": is_whole}
+    report.add_counts("kinds", kinds, (f"{kind} ({count:,})" for kind, count in kinds.items()))
     if not looked and not report.problems:
         report.problems.append("no record in it")
     for split, paths in found.others.items():
         kinds, is_whole = _kinds(paths, report)
         count = f"{sum(kinds.values()):,} records" + ("" if is_whole else " looked at")
         report.facts[split] = f"{shorten(path.name for path in paths)}: {count}"
+        names = [path.name for path in paths]
+        report.values[split] = {"files": names, "records": sum(kinds.values()), "all_records": is_whole}
     report.add(left_out=[path.name for path in found.left_out])
 
 

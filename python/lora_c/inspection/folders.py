@@ -113,7 +113,8 @@ def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> 
         elements += math.prod(shape) if isinstance(shape, list) and all(isinstance(n, int) for n in shape) else 0
         nested = " nested" if name + ".nested_absmax" in tensors else ""
         blocks[f"{kind}{nested}, block {state.get('blocksize')}"] += 1
-    report.add(parameters=elements, quantized=shorten(f"{count} weights {kind}" for kind, count in blocks.items()))
+    report.add(parameters=elements)
+    report.add_counts("quantized", blocks, (f"{count} weights {kind}" for kind, count in blocks.items()))
     report.add(tied_head=True if config.get("tie_word_embeddings") else None)
     if kinds:
         report.kind += ", 4-bit weights of bitsandbytes"
@@ -122,6 +123,7 @@ def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> 
     if architecture is not None:
         unread = [info for name, info in tensors.items() if is_left_out(name, architecture.family)]
         report.add(left_out=f"{len(unread)} tensors of the part for images" if unread else None)
+        report.values |= {"tensors left out": len(unread)} if unread else {}
         report.collect(lambda: _check_against_config(checkpoint))
 
 
@@ -147,9 +149,11 @@ def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def _tokenizer(folder: Path, config: dict[str, Any], report: Report) -> None:
     if not (folder / "tokenizer.json").is_file():
         report.add(tokenizer="none")
+        report.values["tokenizer"] = None
         return
     tokenizer = Tokenizer.from_folder(folder, config)
     report.add(tokenizer=f"{tokenizer.vocab_size:,} tokens", chat_template="yes" if tokenizer.chat_template else "no")
+    report.values |= {"tokenizer": {"tokens": tokenizer.vocab_size}, "chat template": bool(tokenizer.chat_template)}
     report.add(end_token=tokenizer.special_tokens.get("eos_token"))
 
 
@@ -190,7 +194,7 @@ def _matrices(tensors: dict[str, TensorInfo], mlx: bool, report: Report) -> None
         if _A.fullmatch(name) and len(info.shape) == 2:
             ranks[info.shape[1 if mlx else 0]] += 1
     report.add(parameters=sum(math.prod(info.shape) for info in tensors.values()), adapted_matrices=sum(ranks.values()))
-    report.add(ranks=shorten(f"{rank} ({count})" for rank, count in sorted(ranks.items())))
+    report.add_counts("ranks", ranks, (f"{rank} ({count})" for rank, count in sorted(ranks.items())))
 
 
 def _checkpoint(folder: Path, report: Report) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..architectures import architecture_of
-from ..errors import shorten
 from ..gguf.checkpoint import GGUFCheckpoint
 from ..gguf.ends import token_id
 from ..gguf.format import BLOCK_TYPES
@@ -83,17 +82,20 @@ def _types_of_kinds(tensors: Mapping[str, GGUFTensor], report: Report) -> None:
             parts = name.removesuffix(".weight").split(".")
             kinds[info.type.name][parts[2] if parts[0] == "blk" and len(parts) > 2 else parts[0]] += 1
     for type_name, counts in kinds.items():
-        report.facts[f"{type_name} in"] = shorten((f"{kind} ({n})" for kind, n in counts.items()), 12)
+        report.add_counts(f"{type_name} in", counts, (f"{kind} ({n})" for kind, n in counts.items()), 12)
 
 
 def _tokenizer(file: GGUFFile, report: Report) -> None:
     tokens = file.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         report.add(tokenizer="none")
+        report.values["tokenizer"] = None
         return
     kind, split = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre")
     report.add(tokenizer=f"{len(tokens):,} tokens, {kind}" + (f" ({split})" if split else ""))
     report.add(chat_template="yes" if file.get("tokenizer.chat_template") else "no")
+    report.values |= {"tokenizer": {"tokens": len(tokens), "model": kind, "pre": split}}
+    report.values["chat template"] = bool(file.get("tokenizer.chat_template"))
     end = token_id(file, "eos")
     report.add(end_token=tokens[end] if end is not None else None)
 
@@ -110,8 +112,8 @@ def _adapter(file: GGUFFile, report: Report) -> None:
             targets.add(base.removesuffix(".weight").rpartition(".")[2])
         elif part != "lora_b" and len(report.problems) < 3:
             report.problems.append(f"{name}: expected lora_a or lora_b of a matrix, got another tensor; this is not supported")
-    report.add(adapted_matrices=sum(ranks.values()), targets=shorten(sorted(targets), 12))
-    report.add(ranks=shorten(f"{rank} ({count})" for rank, count in sorted(ranks.items())))
+    report.add(adapted_matrices=sum(ranks.values()), targets=sorted(targets))
+    report.add_counts("ranks", ranks, (f"{rank} ({count})" for rank, count in sorted(ranks.items())))
     if file.get("adapter.type") != "lora":
         report.problems.append(f"adapter.type: expected 'lora', got {str(file.get('adapter.type'))[:40]!r}")
     if file.get("adapter.alora.invocation_tokens") is not None:

@@ -1,0 +1,70 @@
+"""What the help of each command begins with: two examples, and the flags that most people need."""
+
+from __future__ import annotations
+
+# Lines of 58 characters at most: they are not wrapped, so that they can be copied.
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "train": (
+        "lora-c train --model MODEL --data chat.jsonl \\\n    --output-dir out --epochs 3 --lr 2e-4",
+        "lora-c train --config run.yaml --resume auto",
+    ),
+    "generate": (
+        'lora-c generate --model MODEL --adapter out "Hello"',
+        "lora-c generate --model MODEL --prompts questions.txt \\\n    --max-new-tokens 64 > answers.jsonl",
+    ),
+    "chat": (
+        "lora-c chat --model MODEL --adapter out",
+        'lora-c chat --model MODEL --system "Answer in verse."',
+    ),
+    "eval": (
+        "lora-c eval --model MODEL --data held_out.jsonl",
+        "lora-c eval --model MODEL --adapter out \\\n    --data held_out.jsonl --json",
+    ),
+    "data": (
+        "lora-c data --model MODEL --data chat.jsonl",
+        "lora-c data --model MODEL --data table.csv --limit 100",
+    ),
+    "merge": (
+        "lora-c merge --model MODEL --adapter out \\\n    --output-dir merged",
+        "lora-c merge --model MODEL --adapter out \\\n    --output-dir merged.gguf --dtype q8_0",
+    ),
+    "export": (
+        "lora-c export out adapter.gguf --to gguf --model MODEL",
+        "lora-c export MODEL model.gguf --to gguf --dtype q8_0",
+    ),
+    "inspect": (
+        "lora-c inspect MODEL",
+        "lora-c inspect adapter_model.safetensors --json",
+    ),
+    "quantize": (
+        "lora-c quantize --model MODEL --output-dir MODEL-nf4",
+        "lora-c quantize --model MODEL --output-dir MODEL-nf4 \\\n    --block-size 128 --no-double-quant",
+    ),
+    "bench": (
+        "lora-c bench",
+        "lora-c bench --model MODEL --batch 1 --length 256 \\\n    --profile",
+    ),
+    "plot": (
+        "lora-c plot out",
+        "lora-c plot run-a run-b --out compared.png",
+    ),
+    "demo": (
+        "lora-c demo",
+        "lora-c demo --short --out /tmp/demo",
+    ),
+    "completion": (
+        "lora-c completion bash >> ~/.bashrc",
+        "lora-c completion fish \\\n    > ~/.config/fish/completions/lora-c.fish",
+    ),
+}
+
+# Names of the parameters, in the order of the help.
+MAIN_FLAGS: dict[str, tuple[str, ...]] = {
+    "train": ("model", "data", "output_dir", "num_train_epochs", "learning_rate"),
+    "generate": ("model", "adapter", "prompts", "max_new_tokens", "temperature"),
+    "chat": ("model", "adapter", "system", "max_new_tokens", "temperature"),
+    "eval": ("model", "data", "adapter", "max_seq_length", "as_json"),
+    "data": ("model", "data", "eval_data", "max_seq_length", "limit"),
+    "merge": ("model", "adapters", "output_dir", "dtype", "to"),
+    "bench": ("model", "batch", "length", "rank", "profile"),
+}
