@@ -1,4 +1,4 @@
-"""The command line: ``lora-c train | data | generate | chat | eval | merge | export | quantize | inspect | plot | bench | demo``.
+"""The command line: ``lora-c train``, ``data``, ``generate``, ``chat`` and their like, see `commands`.
 
 Nothing is imported before `main` runs, so that Ctrl-C is one line while the libraries are loaded, too. SIGTERM and SIGHUP do
 what Ctrl-C does, and end with the status that shells expect: 128 and the number of the signal.

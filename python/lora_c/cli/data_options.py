@@ -9,7 +9,7 @@ import click
 
 from ..errors import ConfigError, shorten
 from ..notices import tell
-from .options import Pairs
+from .flag_types import Pairs
 from .paths import InputPath, InputPaths, flatten
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from ..notices import tell
 from ..regular_file import read_regular
 from ..written import BASE_FOLDER
 from .data_options import chat_template_option
-from .options import Command, config_options, flag_name, take
+from .flag_names import flag_name
+from .options import Command, config_options, take
 from .paths import InputPath
 from .run_folder import check_base_of_run, nf4_of_run, run_option
 
