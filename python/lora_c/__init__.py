@@ -31,9 +31,11 @@ if TYPE_CHECKING:
         set_precision,
         supported_isas,
     )
+    from .callbacks import Callback, TrainerState
     from .configs import GenerationConfig, LoraConfig, TrainConfig
     from .data import Dataset, load_dataset
     from .model import Model, load_model
+    from .train_result import TrainResult
     from .trainer import Trainer
 
 __version__ = "0.1.0"
@@ -63,12 +65,15 @@ _LAZY = {
         ),
         "_core",
     ),  # fmt: skip
+    "Callback": "callbacks",
     "Dataset": "data",
     "GenerationConfig": "configs",
     "LoraConfig": "configs",
     "Model": "model",
     "TrainConfig": "configs",
+    "TrainResult": "train_result",
     "Trainer": "trainer",
+    "TrainerState": "callbacks",
     "load_dataset": "data",
     "load_model": "model",
     "ops": "ops",
@@ -77,6 +82,7 @@ _LAZY = {
 
 __all__ = [
     "AdamW",
+    "Callback",
     "Dataset",
     "Decoder",
     "DeviceError",
@@ -89,7 +95,9 @@ __all__ = [
     "NF4Tensor",
     "Parameter",
     "TrainConfig",
+    "TrainResult",
     "Trainer",
+    "TrainerState",
     "__version__",
     "get_isa",
     "get_num_threads",

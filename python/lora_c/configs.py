@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError, nearest
+from .frozen_values import frozen, thawed
 from .other_names import meant
 
 if TYPE_CHECKING:
@@ -92,17 +93,18 @@ class _Config(BaseModel):
         except ValidationError as error:
             raise _refusal(type(self), error) from None
 
-
     def frozen_copy(self) -> Self:
         """Return a copy that nobody can change, for what is built with it."""
         copy = self.model_copy(deep=True)
+        copy.__dict__.update({name: frozen(value) for name, value in copy.__dict__.items()})
         copy.__dict__[_FROZEN] = True
         return copy
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy that can be changed, with some values replaced."""
         copy = super().model_copy(update=update, deep=deep)
-        copy.__dict__.pop(_FROZEN, None)
+        if copy.__dict__.pop(_FROZEN, False):
+            copy.__dict__.update({name: thawed(value) for name, value in copy.__dict__.items()})
         return copy
 
 
@@ -285,7 +287,8 @@ class TrainConfig(_Config):
     """A training run, with transformers' names.
 
     `per_device_train_batch_size` counts examples per micro-batch. `max_steps` > 0 overrides `num_train_epochs`;
-    `warmup_steps` > 0 overrides `warmup_ratio`.
+    `warmup_steps` > 0 overrides `warmup_ratio`. In Python the model decides `method`, `block_size` and `double_quant` (others
+    are refused), adapters have `LoraConfig.seed`, and `max_seq_length` cuts where it is given; see docs/PYTHON.md.
     """
 
     output_dir: str = Field(
@@ -308,7 +311,9 @@ class TrainConfig(_Config):
     adam_beta1: Probability = Field(0.9, description="AdamW's first decay rate.")
     adam_beta2: Probability = Field(0.999, description="AdamW's second decay rate.")
     adam_epsilon: float = Field(1e-8, gt=0.0, description="AdamW's epsilon.")
-    seed: Seed = Field(0, description="Seed of adapter weights, data order and dropout.")
+    seed: Seed = Field(
+        0, description="Seed of data order and split; of a run on the command line also of adapter weights and dropout."
+    )
     recompute: Literal["none", "layer", "auto"] = Field(
         "auto",
         description="layer: keep one row per layer and compute the rest again in backward; same bits, less memory, a third "

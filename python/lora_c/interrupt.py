@@ -21,8 +21,8 @@ _END_AT_ONCE = 3  # the signal that ends the program wherever it is
 class Stopped(KeyboardInterrupt):
     """A signal ended the run; number: which one."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+    def __init__(self, number: int, text: str = "") -> None:
+        super().__init__(text or signal.Signals(number).name)
         self.number = number
 
 
@@ -46,9 +46,9 @@ class StopRequest:
     def requested(self) -> bool:
         return self.number is not None
 
-    def exception(self) -> Stopped:
+    def exception(self, text: str = "") -> Stopped:
         """What to raise when everything is saved."""
-        return Stopped(self.number or signal.SIGINT)
+        return Stopped(self.number or signal.SIGINT, text)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
@@ -63,6 +63,11 @@ class StopRequest:
 
 
 _current: StopRequest | None = None
+
+
+def is_deferred() -> bool:
+    """Whether signals are being collected, and will be answered by whoever began with it."""
+    return _current is not None
 
 
 @contextmanager

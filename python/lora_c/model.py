@@ -136,6 +136,14 @@ class Model:
         active = self._adapters.active
         return base + (sum(parameter.size for parameter in active.parameters()) if active else 0)
 
+    def free_activations(self) -> None:
+        """Give back the memory that passes work in; the next one takes what it needs.
+
+        Passes keep it for the next one, and give it back by themselves when smaller ones have followed for a while.
+        `Trainer.train` frees it at its end.
+        """
+        self.decoder.free_activations()
+
     def dense_bytes(self) -> int:
         """Return the bytes of the weights that are plain arrays or mapped blocks: neither NF4 nor parameters."""
         own = self._adapters.active.base if self._adapters.active else {}
@@ -143,8 +151,10 @@ class Model:
 
     def trainable_parameters(self) -> list[Parameter]:
         """Return the parameters that training changes, in the order of the forward pass."""
-        found = [weight for weight in self.weights.values() if isinstance(weight, Parameter)]
-        found += self._adapters.active.parameters() if self._adapters.active else []
+        active = self._adapters.active
+        idle = active.replaced() if active else {}
+        found = [weight for name, weight in self.weights.items() if isinstance(weight, Parameter) and name not in idle]
+        found += active.parameters() if active else []
         return [parameter for parameter in found if parameter.requires_grad]
 
     def __repr__(self) -> str:

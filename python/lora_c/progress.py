@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Protocol
 
+from .notebook_progress import NotebookProgress, in_notebook
+
 
 class Progress(Protocol):
     def step(self, record: dict[str, Any]) -> None: ...
@@ -45,7 +47,14 @@ def draws_bars(stream: IO[str] | None) -> bool:
 
 @contextmanager
 def open_progress(total: int, done: int = 0) -> Iterator[Progress]:
-    """A bar when stderr is a terminal, plain lines otherwise."""
+    """A bar when stderr is a terminal, one output in a notebook, plain lines otherwise."""
+    if in_notebook():
+        notebook = NotebookProgress(total, done)
+        try:
+            yield notebook
+        finally:
+            notebook.end()
+        return
     if not draws_bars(sys.stderr):
         yield PlainProgress(total)
         return

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ._core import NF4Tensor, Parameter
+from ._core import GGMLTensor, NF4Tensor, Parameter
 from .configs import LoraConfig, TrainConfig
 from .errors import ConfigError
 
@@ -53,6 +53,8 @@ def _trains_other(run: RunOptions) -> bool:
     trained = {name for name, weight in run.model.weights.items() if isinstance(weight, Parameter)}
     fits = {"full": len(trained) == len(run.model.weights), "head": trained == {"lm_head"}}
     has_adapter = run.model.adapter is not None
+    if run.config.method == "qlora" and not any(isinstance(w, (NF4Tensor, GGMLTensor)) for w in run.model.weights.values()):
+        return True
     return has_adapter if fits.get(run.config.method) else run.config.method in fits or not has_adapter
 
 
@@ -88,8 +90,8 @@ RULES = [
     Rule(
         ["method"],
         _trains_other,
-        "a model that was made for it, got another; load it with trainable='full' or 'head', or call add_adapter for lora and "
-        "qlora",
+        "a model that was made for it, got another; load it with trainable='full' or 'head', call add_adapter for lora "
+        "and qlora, and quantize='nf4' for qlora",
     ),
     Rule(
         ["block_size"],
@@ -103,11 +105,6 @@ RULES = [
     ),
     Rule(["eval_steps"], lambda run: run.has_eval_data is False, _HELD_OUT),
     Rule(["eval_batch_tokens"], lambda run: run.has_eval_data is False, _HELD_OUT),
-    Rule(
-        ["val_fraction"],
-        lambda run: run.has_eval_data is False,
-        "eval_data that was split off, got none; train_data, eval_data = dataset.split(val_fraction, seed)",
-    ),
     Rule(
         ["warmup_steps"],
         lambda run: run.total_steps is not None and run.config.warmup_steps > run.total_steps,

@@ -22,7 +22,8 @@ from .notices import tell
 
 if TYPE_CHECKING:
     from .data import Dataset
-    from .trainer import Trainer, TrainResult
+    from .train_result import TrainResult
+    from .trainer import Trainer
 
 RUN_FILE = "run.json"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from . import _core
 from ._core import PassStopped
 from .batching import PackedBatch, evaluation_batches, step_batches, steps_per_epoch, total_steps
+from .callbacks import Callbacks, Ending, state_of
 from .checkpoint_schedule import CheckpointSchedule, expected_seconds
 from .configs import TrainConfig
 from .data.fits import fit_to_model
 from .digests import data_digest, model_digest
 from .ends import tell_missing_ends, tell_untrained_ends
 from .errors import ConfigError, DivergenceError, LoraCError
-from .interrupt import deferred_interrupt
+from .held_out import held_out
+from .interrupt import deferred_interrupt, is_deferred
 from .leaving import Leaving
 from .metrics import MetricsFile
 from .notices import tell
@@ -32,27 +34,12 @@ from .run_checks import RunOptions, check_run
 from .run_settings import check_same_parameters, run_settings
 from .safetensors_file import find_non_finite
 from .schedule import learning_rate
+from .train_result import TrainResult
 from .training_state import is_finite, load_training_state, save_checkpoint
 
 if TYPE_CHECKING:
     from .data import Dataset
     from .model import Model
-
-
-@dataclass
-class TrainResult:
-    """What a finished (or interrupted) run reports."""
-
-    steps: int
-    train_loss: float
-    eval_loss: float | None
-    tokens_per_second: float
-    elapsed_seconds: float
-    peak_memory_bytes: int
-    interrupted: bool = False
-    unsaved: list[str] = field(default_factory=list)  # why the latest checkpoints could not be written; empty once one was
-    signal: int | None = None  # what interrupted it
-    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 class Trainer:
@@ -62,22 +49,31 @@ class Trainer:
         model         with an adapter (LoRA, QLoRA) or loaded with ``trainable="full"`` or ``"head"``
         train_data    Dataset
         config        TrainConfig; its names are those of transformers
-        eval_data     Dataset or None
+        eval_data     Dataset or None; with ``val_fraction`` it is split off the training data
+        callbacks     objects with some of the methods of `lora_c.Callback`
     Notes
+        The model keeps no setting of a run: precision, recompute and the type of activations are what they were when
+        ``train`` has ended, and the memory of activations is freed. ``config`` is copied.
         The loss of a step is the sum over all its micro-batches divided by all their tokens with loss, so accumulation
         changes memory and not mathematics. The data order is a function of (seed, step): a resumed run gives the
         same bits as one that was never stopped.
     """
 
-    def __init__(self, model: Model, train_data: Dataset, config: TrainConfig, eval_data: Dataset | None = None) -> None:
+    def __init__(
+        self, model: Model, train_data: Dataset, config: TrainConfig, eval_data: Dataset | None = None,
+        *, callbacks: Iterable[Any] = (),
+    ) -> None:  # fmt: skip
         config = config.frozen_copy()
         self.model, self.config = model, config
+        self.callbacks = Callbacks(callbacks)
         self.parameters = model.trainable_parameters()
         if not self.parameters:
             raise ConfigError(
                 "model: expected at least one trainable parameter, got a frozen model; call model.add_adapter(...) or "
                 'load it with trainable="full" or "head"'
             )
+        check_same_parameters(model, self.parameters)
+        train_data, eval_data = held_out(train_data, eval_data, config)
         check_run(RunOptions(config, model=model, has_eval_data=eval_data is not None))
         longest = config.max_seq_length if "max_seq_length" in config.model_fields_set else None
         self.train_data = fit_to_model(train_data, model, "train_data", longest)
@@ -104,8 +100,11 @@ class Trainer:
         self._unsaved: list[str] = []
         self._last_saved: int | None = None
         self.resumed_at = 0  # the step that the next call of `train` goes on from
-        self._tokens_before = 0  # by the runs that this one resumes
-        self._tokens_seen = 0
+        self.tokens_before = 0  # by the runs that this one resumes
+        self.tokens_seen = 0
+        self.started = 0.0
+        self._is_running = self._is_torn = False
+        self.result: TrainResult | None = None  # of the latest call of `train`
 
     def settings(self) -> AbstractContextManager[None]:
         """Set the decoder as this run has it, while a block runs."""
@@ -132,7 +131,11 @@ class Trainer:
         return self.config.warmup_steps or math.ceil(self.total_steps * self.config.warmup_ratio)
 
     def train(self, resume: bool | str | Path = False, allow_changes: bool = False) -> TrainResult:
-        """Run to the last step and leave a checkpoint of it; Ctrl-C, SIGTERM and SIGHUP save a checkpoint and return.
+        """Run to the last step and leave a checkpoint of it.
+
+        Ctrl-C, a notebook's stop button, SIGTERM and SIGHUP save a checkpoint and raise KeyboardInterrupt (a caller that
+        collects signals with `deferred_interrupt` gets the result instead). Called again, the run goes on where it was
+        stopped; after its last step it refuses.
 
         Parameters
             resume         True (the latest checkpoint in the output folder), "auto" (the same; start where there is none), or
@@ -140,30 +143,66 @@ class Trainer:
             allow_changes  resume although what changes the result has changed (docs/RESUME.md)
         Raises
             CheckpointError  there is nothing to resume from, it is damaged, or it is another run's
+            ConfigError      the run has ended, or its parameters are no longer the model's
             DivergenceError  a loss or gradient is not finite; the last finite state is saved and named
+            KeyboardInterrupt  somebody stopped it; ``result`` has what was reached
+            Any error of a callback, after a checkpoint was saved
         """
+        with self._one_call(bool(resume)):
+            return self._train(resume, allow_changes)
+
+    @contextmanager
+    def _one_call(self, resumes: bool) -> Iterator[None]:
+        """What holds for one call of `train`, however it ends: settings of the decoder, the memory of activations."""
+        if self._is_running:
+            raise ConfigError("train: expected one run of a Trainer at a time, got a second call; let the first one end")
+        if self._is_torn and not resumes:
+            raise ConfigError(
+                "train: expected the state after a whole step, got one that was left in the middle of it; call "
+                "train(resume=True), which goes on from the latest checkpoint, or make another Trainer"
+            )
+        if self.result is not None and not self.result.interrupted and not resumes:
+            raise ConfigError(
+                f"train: expected a run with steps left, got one that has done all {self.result.steps}; make another Trainer "
+                "with the model as it is now, or train(resume=True) with one of more max_steps or num_train_epochs"
+            )
         check_same_parameters(self.model, self.parameters)
+        self._is_running = True
+        self.model.decoder.free_activations()  # what earlier passes have kept is not of this run
+        try:
+            with self.settings():
+                yield
+        finally:
+            self._is_running = False
+            self.model.decoder.free_activations()
+
+    def _train(self, resume: bool | str | Path, allow_changes: bool) -> TrainResult:
         first = self.resume_from(resume, allow_changes) if resume else self.resumed_at
         make_folder(self.output_dir)
         self._metrics.start(self.history)
         _core.reset_peak_memory()
-        self._tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)
-        self._tokens_seen = 0
-        started = time.perf_counter()
+        self.tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)
+        self.tokens_seen = 0
+        self.started = started = time.perf_counter()
         done, self._last_saved = first, None
+        ending: Ending = "failed"
+        self._is_torn = False
+        self.callbacks.start()
+        collected = is_deferred()  # by whoever calls, and answers
         self._schedule = CheckpointSchedule(self.config.save_steps, self.total_steps, expected_seconds(self._state_bytes()))
-        with self.settings(), open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
+        with open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
             self._leaving = Leaving(stop, self.model.decoder, progress.message)
             try:
                 if self.config.eval_steps and done % self.config.eval_steps == 0:
                     self._evaluate_and_log(done, progress)  # at the start, or where a run was stopped in the middle of it
-                while done < self.total_steps and not stop.requested:
+                while done < self.total_steps and not stop.requested and not self.callbacks.stopping:
                     try:
                         self._one_step(done, started, progress)
                     except PassStopped:  # the state is the one after the last whole step
                         self.optimizer.zero_grad()
                         break
                     done += 1
+                    self._call("on_step", done)
                     self._periodic(done, progress)
                 interrupted = done < self.total_steps
                 if not interrupted:
@@ -173,15 +212,38 @@ class Trainer:
                     progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
                 if (interrupted or done > first) and self._last_saved != done:
                     self._save_checkpoint(done)
+                ending = self._ending(interrupted, stop.requested)
             except DivergenceError as error:
+                ending = "diverged"
                 raise self._divergence(error, done) from None
             finally:
                 self._leaving.end()
-        self.model.decoder.free_activations()
-        self.resumed_at = done  # another call goes on from here
-        result = self._result(done, time.perf_counter() - started, interrupted)
-        result.signal = stop.number
-        return result
+                self.resumed_at = done  # another call goes on from here
+                self._is_torn = self.optimizer.step_count != done
+                self._call("on_stop", done, ending)
+        elapsed = time.perf_counter() - started
+        self.result = TrainResult.of(
+            self.history, steps=done, tokens_per_second=self.tokens_seen / max(elapsed, 1e-9), elapsed_seconds=elapsed,
+            peak_memory_bytes=_core.memory_report()["total"]["peak"], interrupted=interrupted, unsaved=list(self._unsaved),
+            signal=stop.number,
+        )  # fmt: skip
+        self.callbacks.raise_error()
+        if stop.requested and not collected:
+            raise stop.exception(f"stopped after step {done}, which is saved in {self.output_dir}; train() goes on from there")
+        return self.result
+
+    def _ending(self, interrupted: bool, stopped: bool) -> Ending:
+        if self.callbacks.error is not None:
+            return "failed"
+        return "interrupted" if stopped else "asked" if interrupted else "finished"
+
+    def _call(self, event: str, done: int, ending: Ending | None = None) -> None:
+        """Call the callbacks, which may do anything with the model but exchange what is trained."""
+        if not self.callbacks.given:
+            return
+        self.callbacks.call(event, state_of(self, done, ending))
+        if ending is None:
+            check_same_parameters(self.model, self.parameters)
 
     def run(self) -> Run:
         """What decides the result of this run, as it is written to checkpoints."""
@@ -199,6 +261,7 @@ class Trainer:
 
     def resume_from(self, resume: bool | str | Path, allow_changes: bool = False) -> int:
         """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there."""
+        check_same_parameters(self.model, self.parameters)
         folder = find_checkpoint(self.output_dir, resume)
         if folder is None:
             return 0
@@ -232,6 +295,7 @@ class Trainer:
         self._unsaved.clear()
         self._schedule.written(time.perf_counter() - started)
         self.checkpoints = prune_checkpoints(self.output_dir, self.run_id, self.checkpoints, self.config.save_total_limit)
+        self._call("on_save", done)
 
     def _state_bytes(self) -> int:
         """Of a checkpoint: parameters and two moments, and the parameters again in the adapter's format."""
@@ -282,7 +346,7 @@ class Trainer:
         except ValueError as error:
             got = str(error).partition("got ")[2].partition(";")[0]
             raise DivergenceError(f"expected finite gradients at step {step + 1}, got {got}") from None
-        self._tokens_seen += sum(batch.n_tokens for batch in batches)
+        self.tokens_seen += sum(batch.n_tokens for batch in batches)
         elapsed = time.perf_counter() - started
         record = {
             "step": step + 1,
@@ -290,8 +354,8 @@ class Trainer:
             "loss": loss / total_weight,
             "learning_rate": rate,
             "grad_norm": grad_norm,
-            "tokens": self._tokens_before + self._tokens_seen,
-            "tokens_per_second": round(self._tokens_seen / max(elapsed, 1e-9), 1),
+            "tokens": self.tokens_before + self.tokens_seen,
+            "tokens_per_second": round(self.tokens_seen / max(elapsed, 1e-9), 1),
             "elapsed_seconds": round(elapsed, 3),
             "peak_memory_bytes": _core.memory_report()["total"]["peak"],
         }
@@ -333,25 +397,10 @@ class Trainer:
         self.history.append(record)
         self._metrics.append(record)
         progress.evaluation(record)
+        self._call("on_evaluate", done)
 
     def _logged_eval(self, done: int) -> bool:
         return any(r.get("step") == done and "eval_loss" in r for r in self.history)
-
-    def _result(self, steps: int, elapsed: float, interrupted: bool) -> TrainResult:
-        losses = [r["loss"] for r in self.history if "loss" in r]
-        evals = [r["eval_loss"] for r in self.history if "eval_loss" in r]
-        tail = losses[-max(1, len(losses) // 10) :]
-        return TrainResult(
-            steps=steps,
-            train_loss=sum(tail) / len(tail) if tail else float("nan"),
-            eval_loss=evals[-1] if evals else None,
-            tokens_per_second=self._tokens_seen / max(elapsed, 1e-9),
-            elapsed_seconds=elapsed,
-            peak_memory_bytes=_core.memory_report()["total"]["peak"],
-            interrupted=interrupted,
-            unsaved=self._unsaved,
-            history=self.history,
-        )
 
 
 def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> float:

@@ -14,7 +14,7 @@ import pytest
 
 import lora_c as lc
 from lora_c.data import Dataset, Sample
-from lora_c.errors import CheckpointError, DivergenceError
+from lora_c.errors import CheckpointError, ConfigError, DivergenceError
 from lora_c.notices import LoraCWarning
 from lora_c.safetensors_writer import TensorEntry
 from lora_c.trainer import Trainer
@@ -104,6 +104,8 @@ def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
     parts: dict[str, Any] = {}
     if field == "memory_limit":  # which needs recompute auto beside it
         train = train | {"recompute": "auto"}
+    elif field == "method":  # which needs an NF4 base
+        parts["quantize"] = "nf4"
     elif field == "val_fraction":
         parts["data"], parts["eval_data"] = samples().split(other, 0)
     elif field.startswith("eval_"):
@@ -354,11 +356,14 @@ def test_the_base_that_an_adapter_made_is_part_of_the_digest(trainer: Callable[.
         other.train(resume=tmp_path / "out/checkpoint-2")
 
 
-def test_a_second_call_goes_on_where_the_first_one_ended(trainer: Callable[..., Trainer]) -> None:
+def test_a_second_call_after_the_last_step_is_refused_and_changes_nothing(trainer: Callable[..., Trainer]) -> None:
     run = trainer()
     run.train()
     before = arrays(run)
-    assert run.train().steps == 4 and [r["step"] for r in run.history] == [1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="train: expected a run with steps left, got one that has done all 4; make another"):
+        run.train()
+    assert [r["step"] for r in run.history] == [1, 2, 3, 4]
+    assert run.train(resume=True).steps == 4
     assert all(np.array_equal(a, b) for a, b in zip(arrays(run), before, strict=True))
 
 

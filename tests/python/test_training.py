@@ -108,7 +108,9 @@ def test_ctrl_c_in_the_middle_of_a_step_resumes_with_the_same_bits(stories, shak
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_forward_backward", interrupt)
-        result = trainer.train()
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
+            trainer.train()
+    result = trainer.result
     assert result.interrupted and result.steps == 3
     assert (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").is_file()
     (tmp_path / "out" / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n')  # as a kill after the checkpoint leaves it

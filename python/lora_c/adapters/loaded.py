@@ -140,6 +140,7 @@ class AdapterSet:
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Keep an adapter; it is in use after `activate`."""
+        adapter.config = adapter.config.frozen_copy()
         self._named[name] = adapter
 
     def remove(self, name: str) -> None:

@@ -22,7 +22,8 @@ from .run_table import result_values, show_table
 
 if TYPE_CHECKING:
     from ..sample_answers import SampleAnswer
-    from ..trainer import Trainer, TrainResult
+    from ..train_result import TrainResult
+    from ..trainer import Trainer
 
 
 @contextmanager

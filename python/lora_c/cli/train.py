@@ -18,7 +18,8 @@ from .run_settings import save_settings
 
 if TYPE_CHECKING:
     from ..model import Model
-    from ..trainer import Trainer, TrainResult
+    from ..train_result import TrainResult
+    from ..trainer import Trainer
 
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")

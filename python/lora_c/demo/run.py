@@ -20,7 +20,7 @@ from .world import task
 
 if TYPE_CHECKING:
     from ..model import Model
-    from ..trainer import TrainResult
+    from ..train_result import TrainResult
 
 BASE_MODEL = Path(__file__).parent.parent / "base_model"
 ANSWER = GenerationConfig(max_new_tokens=16, precision="exact")  # of the merged model too: the answers must be equal
