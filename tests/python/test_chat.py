@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,7 +201,9 @@ def test_the_system_message_is_set_shown_and_removed(base: lc.Model) -> None:
     assert chat.messages()[0]["role"] == "user"
 
 
-def test_adapters_are_loaded_and_switched_in_the_middle(base: lc.Model, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_are_loaded_and_switched_in_the_middle(
+    base: lc.Model, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chat = Conversation(base, GenerationConfig(max_new_tokens=12))
     commands = Commands(chat)
     alone = answer(commands, "Hello")
@@ -306,3 +310,67 @@ def test_a_pipe_needs_no_prompt_toolkit_and_gets_no_codes() -> None:
     command = [sys.executable, "-c", code, "chat", "--model", str(BASE), "--max-new-tokens", "4"]
     done = subprocess.run(command, input="Hello\n/help\n", capture_output=True, text=True)
     assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr and "/retry" in done.stderr
+
+
+# -- the lines that were typed before ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("prompt_toolkit")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state/lora-c/chat_history"
+
+
+def test_the_history_is_a_private_file_in_the_state_folder(state: Path) -> None:
+    from lora_c.chat.history import PrivateHistory, open_history
+
+    history = open_history()
+    assert isinstance(history, PrivateHistory) and list(history.load_history_strings()) == []
+    history.store_string("one\n둘")
+    history.store_string("two")
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600 and stat.S_IMODE(state.parent.stat().st_mode) == 0o700
+    state.chmod(0o644)
+    history.store_string("three")
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600
+    again = open_history()
+    assert list(again.load_history_strings()) == ["three", "two", "one\n둘"] and history.failure is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "parent", "full"])
+def test_a_history_that_cannot_be_written_says_so_once(state: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prompt_toolkit.history import FileHistory
+
+    from lora_c.chat.history import PrivateHistory, open_history
+
+    def full(self: object, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    if kind == "parent":
+        state.parent.parent.write_text("a file")
+    else:
+        state.parent.mkdir(parents=True)
+    if kind == "full":
+        monkeypatch.setattr(FileHistory, "store_string", full)
+    if kind in ("folder", "pipe"):
+        state.mkdir() if kind == "folder" else os.mkfifo(state)
+    history = open_history()
+    assert isinstance(history, PrivateHistory) and list(history.load_history_strings()) == []
+    history.store_string("one")
+    assert history.failure_to_tell() and history.failure_to_tell() is None
+    history.store_string("another")
+
+
+def test_without_a_home_or_with_dev_null_the_history_is_in_memory(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prompt_toolkit.history import InMemoryHistory
+
+    from lora_c.chat.history import history_path, open_history
+
+    state.parent.mkdir(parents=True)
+    state.symlink_to(os.devnull)
+    assert isinstance(open_history(), InMemoryHistory)
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert history_path() == Path("/home/someone/.local/state/lora-c/chat_history")
+    monkeypatch.setenv("HOME", "nowhere")
+    assert isinstance(open_history(), InMemoryHistory)

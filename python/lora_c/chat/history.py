@@ -73,7 +73,7 @@ class PrivateHistory(FileHistory):
             if os.stat(self.path).st_mode & 0o077:
                 os.chmod(self.path, 0o600)
             super().store_string(string)
-        except (OSError, ValueError) as error:  # ValueError: half a character
+        except (OSError, ValueError) as error:
             self.failure = reason(error)
 
 
