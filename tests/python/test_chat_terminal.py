@@ -38,6 +38,14 @@ main()
 """
 
 
+SPEAK = """
+from lora_c import model
+model.Model.stream = lambda *args, **options: iter(["<\\x1b", "[31mred\\x1b[0m and \\x1b]0;pw", "ned\\x07a title", ">"])
+from lora_c.cli import main
+main()
+"""
+
+
 class Chat:
     """A running chat: what is typed, and what is seen."""
 
@@ -280,3 +288,43 @@ def test_nothing_that_was_typed_reaches_the_shell(start: Callable[..., Chat], tm
     seen = chat.see("alive")
     assert "status 0" in seen and re.search(r"(?<!-)\becho\b", seen) and re.search(r"(?<!-)\bicanon\b", seen)
     assert not (tmp_path / "typed").exists()
+
+
+@pytest.mark.parametrize(("number", "code", "moment"), [(15, 143, "prompt"), (15, 143, "answer"), (1, 129, "answer")])
+def test_a_signal_leaves_the_terminal_as_it_was(start: Callable[..., Chat], number: int, code: int, moment: str) -> None:
+    chat = start("--ignore-eos", "--max-new-tokens", 400, delay=0.05, shell=True)
+    if moment == "answer":
+        chat.type("Hello\r")
+        chat.see(MODEL + r".*[a-z]+ [a-z]+ ")
+    group = os.tcgetpgrp(chat.child.child_fd)  # the job in the foreground
+    os.kill(group, number)
+    chat.see("lora-c: stopped")
+    chat.see(re.escape("$ "))
+    chat.type("echo status $?; stty -a; echo al''ive\r")
+    seen = chat.see("alive")
+    assert f"status {code}" in seen and re.search(r"(?<!-)\becho\b", seen) and re.search(r"(?<!-)\bicanon\b", seen)
+
+
+@pytest.mark.parametrize("moment", ["prompt", "answer"])
+def test_a_terminal_that_is_closed_ends_the_chat(start: Callable[..., Chat], moment: str) -> None:
+    chat = start("--ignore-eos", "--max-new-tokens", 400, delay=0.05)
+    if moment == "answer":
+        chat.type("Hello\r")
+        chat.see(MODEL + r".*[a-z]+ [a-z]+ ")
+    chat.child.ptyproc.fileobj.close()
+    chat.child.ptyproc.closed = True
+    chat.child.wait()
+    assert chat.child.exitstatus == 129
+
+
+def test_chat_and_generate_show_a_terminal_no_control_sequences(tmp_path: Path) -> None:
+    for name in ("chat", "generate"):
+        command = [sys.executable, "-c", SPEAK, name, "--model", str(BASE), *(["Hello"] if name == "generate" else [])]
+        environment = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
+        child = pexpect.spawn(command[0], command[1:], env=environment, encoding="utf-8", timeout=30)
+        if name == "chat":
+            child.expect(PROMPT)
+            child.send("Hello\r")
+        child.expect("<(.*)>")
+        assert child.match[1] == "red and a title"
+        child.close(force=True)

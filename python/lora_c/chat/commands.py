@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import ConfigError, SaveError, nearest
+from ..errors import AdapterError, ConfigError, LoraCError, SaveError, nearest
 from .conversation import Conversation, Reply
 
 # name: what follows it, and what it does
@@ -113,12 +113,14 @@ class Commands:
         path = os.path.expanduser(text)
         name = next((known for known, where in self.paths.items() if os.path.realpath(where) == os.path.realpath(path)), None)
         if name is None:
-            if not os.path.exists(path):
-                known = ", ".join(self.adapter_names())
-                raise ConfigError(f"/adapter: expected a folder or file, or one of: {known}; got {text!r}")
             short = Path(path).name
             name = path if short in (*self.adapter_names(), "") else short
-            self.model.load_adapter(path, name=name, is_trainable=False)
+            try:
+                self.model.load_adapter(path, name=name, is_trainable=False)
+            except LoraCError as error:
+                if os.path.exists(path):
+                    raise
+                raise AdapterError(f"{error} (here are: {', '.join(self.adapter_names())})") from None
             self.paths[name] = path
         self.model.set_adapter(name)
 

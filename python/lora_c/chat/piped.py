@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import click
 
 from ..errors import ConfigError, LoraCError
+from ..printable import printable, printable_pieces
 from .commands import Commands
-from .printable import PrintablePieces, printable
 
 
 def talk(commands: Commands) -> int:
@@ -34,10 +34,9 @@ def talk(commands: Commands) -> int:
 
 def write_answer(pieces: Iterator[str]) -> None:
     """Write an answer as it comes, without what a terminal would obey, and end its line."""
-    clean = PrintablePieces()
-    for piece in pieces:
-        click.echo(clean.push(piece), nl=False)
-    click.echo(clean.flush())
+    for piece in printable_pieces(pieces):
+        click.echo(piece, nl=False)
+    click.echo()
 
 
 def forgotten_line(turns: int) -> str:

@@ -16,12 +16,12 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
 
 from ..errors import LoraCError
+from ..printable import printable
 from .commands import Commands, Outcome
 from .completion import CommandCompleter
 from .history import PrivateHistory, open_history
 from .keys import chat_keys, without_quotes
 from .piped import forgotten_line, write_answer
-from .printable import printable
 
 GREETING = "Enter sends, Esc-Enter begins a line, /help lists commands, Ctrl-D leaves."
 HOW_TO_LEAVE = "Ctrl-D or /bye leaves."
@@ -67,15 +67,16 @@ class TerminalChat:
             line = without_quotes(self._session.prompt())
         except EOFError:
             return False
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            _reraise_others(error)
             self.say(HOW_TO_LEAVE)
             return True
         try:
             self._tell_lost_history()
             return self._act(line)
-        except KeyboardInterrupt:
-            self.say("")
-            self.say(CUT)
+        except KeyboardInterrupt as error:
+            _reraise_others(error)
+            self.say(f"\n{CUT}")
         except LoraCError as error:
             self.say(str(error))
         except MemoryError as error:
@@ -104,6 +105,12 @@ class TerminalChat:
     def _tell_lost_history(self) -> None:
         if isinstance(self._history, PrivateHistory) and (why := self._history.failure_to_tell()) is not None:
             self.say(f"The history of lines is not kept: {why}")
+
+
+def _reraise_others(error: KeyboardInterrupt) -> None:
+    """Only Ctrl-C is the chat's; SIGTERM and SIGHUP are kinds of it that end the program."""
+    if type(error) is not KeyboardInterrupt:
+        raise error
 
 
 def _broken(line: str, width: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import regex
 
 _LONGEST = 200  # characters of an operating system command; a longer one is text behind two odd characters
@@ -24,6 +26,14 @@ _BEGUN = regex.compile(
 def printable(text: str) -> str:
     """Return a whole text without what a terminal would obey."""
     return str(_UNWANTED.sub("", text))
+
+
+def printable_pieces(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of a text without that, each as soon as it comes."""
+    clean = PrintablePieces()
+    for piece in pieces:
+        yield clean.push(piece)
+    yield clean.flush()
 
 
 class PrintablePieces:
