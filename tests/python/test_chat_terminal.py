@@ -178,7 +178,8 @@ def test_ctrl_c_cuts_the_answer(start: Callable[..., Chat]) -> None:
 def test_what_is_typed_while_an_answer_comes_waits_for_the_prompt(start: Callable[..., Chat]) -> None:
     chat = start("--ignore-eos", "--max-new-tokens", 20, delay=0.05)
     chat.type("Hello\r")
-    chat.see(MODEL + r".*[a-z]+ ")
+    assert re.findall("\x1b\\[\\?2004([hl])", chat.see(MODEL))[-1] == "h"  # a paste is marked as one
+    chat.see(r"[a-z]+ ")
     chat.type("\x1b[200~wait\r\rb\x1b[201~")
     assert "wait" not in chat.see(PROMPT)  # not shown in the middle of the answer
     chat.see("wait")
@@ -296,12 +297,15 @@ def test_a_signal_leaves_the_terminal_as_it_was(start: Callable[..., Chat], numb
     if moment == "answer":
         chat.type("Hello\r")
         chat.see(MODEL + r".*[a-z]+ [a-z]+ ")
+        chat.type("touch typed\r")
+        time.sleep(0.1)
     group = os.tcgetpgrp(chat.child.child_fd)  # the job in the foreground
     os.kill(group, number)
     chat.see("lora-c: stopped")
     chat.see(re.escape("$ "))
     chat.type("echo status $?; stty -a; echo al''ive\r")
     seen = chat.see("alive")
+    assert not (chat.folder / "typed").exists()
     assert f"status {code}" in seen and re.search(r"(?<!-)\becho\b", seen) and re.search(r"(?<!-)\bicanon\b", seen)
 
 
@@ -328,3 +332,14 @@ def test_chat_and_generate_show_a_terminal_no_control_sequences(tmp_path: Path) 
         child.expect("<(.*)>")
         assert child.match[1] == "red and a title"
         child.close(force=True)
+
+
+def test_a_terminal_that_can_do_nothing_gets_no_codes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lora_c", "chat", "--model", str(BASE), "--max-new-tokens", "4"]
+    child = pexpect.spawn(command[0], command[1:], env=os.environ | {"TERM": "dumb"}, encoding="utf-8", timeout=30)
+    child.setecho(False)
+    child.send("Hello\n/help\n" + CTRL_D)
+    child.expect(pexpect.EOF)
+    assert "/retry" in child.before and "\x1b" not in child.before
+    child.close()
+    assert child.exitstatus == 0

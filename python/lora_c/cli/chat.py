@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,7 @@ def command(**own: Any) -> None:
     conversation = Conversation(model, resolve(model.generation_config, options), own.get("system"))
     commands = Commands(conversation, {name: own["adapter"] for name in model.adapter_names})
     talk: Callable[[Commands], int]
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from ..chat.terminal import talk
     else:
         from ..chat.piped import talk
