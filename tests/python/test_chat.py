@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import lora_c as lc
-from lora_c.chat.commands import COMMANDS, Commands, Outcome
+from lora_c.chat.commands import COMMANDS, KEYS, Commands, Outcome
 from lora_c.chat.conversation import Conversation, Turn
 from lora_c.cli import cli
 from lora_c.configs import GenerationConfig
@@ -144,7 +144,7 @@ def test_help_lists_every_command(base: lc.Model, monkeypatch: pytest.MonkeyPatc
     for columns in (40, 80, 200):
         monkeypatch.setenv("COLUMNS", str(columns))
         text = commands.run("/help").said
-        assert all(name in text for name in COMMANDS) and max(map(len, text.splitlines())) <= columns
+        assert all(name in text for name in (*COMMANDS, *KEYS)) and max(map(len, text.splitlines())) <= columns
     for name in set(COMMANDS) - {"/retry", "/save"}:  # these need a conversation
         commands.run(name)
     assert all(commands.run(name).leaves for name in ("/bye", "/exit", "/quit"))

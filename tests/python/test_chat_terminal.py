@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import time
@@ -171,6 +172,12 @@ def test_ctrl_c_cuts_the_answer(start: Callable[..., Chat]) -> None:
     assert time.monotonic() - began < 15  # whole answers take 40
     chat.type("/save a.jsonl\r")
     chat.see("expected a conversation with an answer, got none")
+    chat.see(PROMPT)
+    chat.type("Hello\r")
+    chat.see(MODEL + r".*[a-z]+ [a-z]+ ")
+    for _ in range(8):  # one too many ends no chat
+        os.kill(chat.child.pid, signal.SIGINT)
+    chat.see("dropped")
     chat.see(PROMPT)
     chat.leave()
 

@@ -1,4 +1,4 @@
-"""Commands that are stopped, lose their reader or find the disk full at any moment leave their inputs and no half of a file."""
+"""Commands that are stopped, lose their reader or find the disk full at any moment leave their inputs, and nothing by halves."""
 
 from __future__ import annotations
 

@@ -24,6 +24,12 @@ COMMANDS = {
     "/save": ("FILE", "Write the conversation as a .jsonl file for training."),
     "/bye": ("", "Leave, as Ctrl-D does."),
 }
+KEYS = {
+    "//TEXT": "Send a text that begins with a slash.",
+    "Esc-Enter": 'A new line; so is Enter behind a backslash or in """quotes""".',
+    "Ctrl-C": "Cut the answer, which is dropped with its message.",
+    "Ctrl-D": "Leave.",
+}
 _LEAVING = ("/bye", "/exit", "/quit")
 NONE = "none"
 
@@ -151,9 +157,9 @@ class Commands:
 
 
 def help_text() -> str:
-    """All commands, wrapped to the width of the terminal."""
+    """All commands and keys, wrapped to the width of the terminal."""
     width = max(30, min(shutil.get_terminal_size().columns, 80))
     formatter = click.HelpFormatter(width=width)
     rows = [(f"{name} {what}".strip(), text) for name, (what, text) in COMMANDS.items()]
-    formatter.write_dl(rows, col_max=24 if width >= 60 else 10)
+    formatter.write_dl(rows + list(KEYS.items()), col_max=24 if width >= 60 else 10)
     return formatter.getvalue().rstrip()

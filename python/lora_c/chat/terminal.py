@@ -10,6 +10,7 @@ import termios
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 import click
 from prompt_toolkit import PromptSession
@@ -17,6 +18,7 @@ from prompt_toolkit.formatted_text import FormattedText
 
 from ..errors import LoraCError
 from ..printable import printable
+from ..uninterrupted import throw, uninterrupted
 from .commands import Commands, Outcome
 from .completion import CommandCompleter
 from .history import PrivateHistory, open_history
@@ -33,7 +35,7 @@ _LFLAG, _IFLAG = 3, 0  # places in what termios.tcgetattr returns
 def talk(commands: Commands) -> int:
     """Read messages and write answers until Ctrl-D; return the exit status."""
     chat = TerminalChat(commands)
-    with _ordinary_interrupts():
+    with _interrupts_for(chat):
         try:
             chat.say(GREETING)
             while chat.turn():
@@ -44,9 +46,16 @@ def talk(commands: Commands) -> int:
 
 
 class TerminalChat:
-    """One line after another, each with what comes of it."""
+    """One line after another, each with what comes of it.
+
+    Attributes
+    ----------
+    is_answering : bool
+        Whether Ctrl-C has something to cut. Everywhere else but at the prompt it does nothing: one too many ends no chat.
+    """
 
     def __init__(self, commands: Commands) -> None:
+        self.is_answering = False
         self._commands = commands
         self._history = open_history()
         self._session: PromptSession[str] = PromptSession(
@@ -81,6 +90,8 @@ class TerminalChat:
             self.say(str(error))
         except MemoryError as error:
             self.say(f"memory: expected enough, got: {error or 'none left'}; write a shorter message, or /reset")
+        finally:
+            self.is_answering = False
         return True
 
     def say(self, text: str) -> None:
@@ -92,6 +103,7 @@ class TerminalChat:
 
     def _act(self, line: str) -> bool:
         with _answering():
+            self.is_answering = True
             outcome: Outcome = self._commands.run(line)
             if outcome.said:
                 self.say(outcome.said)
@@ -99,8 +111,15 @@ class TerminalChat:
                 if outcome.reply.forgotten:
                     self.say(forgotten_line(outcome.reply.forgotten))
                 click.echo(("model" if os.environ.get("NO_COLOR") else click.style("model", fg="green")) + "  ", nl=False)
-                write_answer(outcome.reply.pieces)
+                self._write(outcome.reply.pieces)
         return not outcome.leaves
+
+    def _write(self, pieces: Iterator[str]) -> None:
+        try:
+            write_answer(pieces)
+        except LoraCError:
+            click.echo()  # what is said of it stands in a line of its own
+            raise
 
     def _tell_lost_history(self) -> None:
         if isinstance(self._history, PrivateHistory) and (why := self._history.failure_to_tell()) is not None:
@@ -133,20 +152,25 @@ def _answering() -> Iterator[None]:
         click.echo(_PASTE_ON, nl=False)
         yield
     finally:
-        with suppress(termios.error):
+        with uninterrupted(), suppress(termios.error, OSError):
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-        with suppress(OSError):
             click.echo(_PASTE_OFF, nl=False)
 
 
 @contextmanager
-def _ordinary_interrupts() -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt each time: here it ends an answer and not the program."""
+def _interrupts_for(chat: TerminalChat) -> Iterator[None]:
+    """Ctrl-C ends an answer and not the program; at the prompt it is a key like others."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if chat.is_answering:
+            chat.is_answering = False
+            throw(KeyboardInterrupt())
+
     before = signal.getsignal(signal.SIGINT)
     if not callable(before):  # ignored, by nohup or a shell script
         yield
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
