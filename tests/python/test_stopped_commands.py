@@ -1,4 +1,4 @@
-"""Commands that are stopped, lose their reader or find the disk full at any moment leave their inputs, and nothing by halves."""
+"""Commands that are stopped, lose their reader or find the disk full at any moment: inputs stay, and nothing by halves."""
 
 from __future__ import annotations
 
