@@ -26,7 +26,8 @@ PROMPT, MODEL = "you  ", "model"
 CTRL_C, CTRL_D, BACKSPACE, ESCAPE, TAB = "\x03", "\x04", "\x7f", "\x1b", "\t"
 # The command line; with LORA_C_TEST_DELAY a piece of an answer takes so long, so that there is time to type meanwhile.
 LAUNCH = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
 from lora_c import model
 stream, delay = model.Model.stream, float(os.environ.get("LORA_C_TEST_DELAY", 0))
 def slowly(self, *args, **options):

@@ -202,7 +202,12 @@ def test_a_signal_while_the_libraries_are_loaded_ends_with_its_status(number: in
     assert (done.returncode, done.stderr.strip()) == (code, "lora-c: stopped")
 
 
-HANDLERS = "import os, signal, sys, time\nfrom lora_c.cli.signals import install_handlers\ninstall_handlers()\n"
+HANDLERS = (
+    "import os, signal, sys, time\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it\n"
+    "from lora_c.cli.signals import install_handlers\n"
+    "install_handlers()\n"
+)
 
 
 def test_a_signal_that_python_drops_is_sent_again(alone: Any) -> None:
