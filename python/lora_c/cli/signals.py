@@ -17,17 +17,17 @@ from ..uninterrupted import throw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 PATIENCE = 5.0  # seconds in which what was begun is taken back; a signal after them ends the program wherever it is
-_USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
 _since: float | None = None  # when the first one came
 
 
-def install_handlers() -> None:
-    """Answer the signals that nobody else answers; what is ignored stays so: nohup, jobs in the background."""
-    for number, usual in _USUAL.items():
-        if signal.getsignal(number) == usual:
+def install_handlers(early: Callable[[int, FrameType | None], None] | None = None) -> None:
+    """Answer the signals that nobody else answers, but `early`; what is ignored stays so: nohup, jobs in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, early):
             signal.signal(number, _answer)
     usual_hook = sys.unraisablehook
 
