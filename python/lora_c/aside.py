@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .uninterrupted import uninterrupted
+
 _MARK = "lora-c-"
 _LONGEST = 160  # bytes of a name that is repeated in the name aside; a file system holds 255
 _ASIDE = re.compile(rf"\.(?P<name>.+)\.{_MARK}[0-9a-f]{{8}}\.(part|swap|previous|ready)")
+_open: set[Path | None] = set()  # what this process writes now
 IN_PLACE = "in-place"  # the name of what is written inside the folder that it belongs to
 
 
@@ -30,14 +33,28 @@ def aside_of(target: Path, folder: bool) -> Iterator[tuple[Path, int]]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target)
-    aside, handle = _create(target, folder)
+    aside: Path | None = None
+    handle = -1
     try:
+        with uninterrupted():
+            aside, handle = _create(target, folder)
+            _open.add(aside)
         yield aside, handle
     except BaseException:
-        _remove(aside)
+        with uninterrupted():
+            if aside is not None:
+                _remove(aside)
         raise
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
+        _open.discard(aside)
+
+
+def remove_open() -> None:
+    """Remove all that is being written; for a program that ends without unwinding its stack."""
+    for aside in [path for path in _open if path is not None]:
+        _remove(aside)
 
 
 def name_aside(target: Path, ending: str) -> Path:

@@ -21,6 +21,7 @@ from .aside import IN_PLACE, aside_of, is_aside, name_aside, name_for_people, na
 from .errors import SaveError
 from .in_place import finish, move_in, must_stay
 from .os_errors import saving
+from .uninterrupted import uninterrupted
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -110,16 +111,21 @@ def atomic_folder(path: str | os.PathLike[str], owned: Callable[[str], bool] | N
         with aside_of(target / IN_PLACE if stays else target, folder=True) as (aside, _):
             yield aside
             _sync_tree(aside)
-            if stays:
-                _kept(target, aside, owned or (lambda name: False))  # refuses a folder in the place of a file
-                move_in(target, aside, owned or (lambda name: False))
-                _sync_folder(target)
-                return
-            if target.exists():
-                _swap(target, aside, owned or (lambda name: False))
-            else:
-                os.rename(aside, target)
-            _sync_folder(target.parent)
+            with uninterrupted():
+                _put_in_place(target, aside, owned or (lambda name: False), stays)
+
+
+def _put_in_place(target: Path, aside: Path, owned: Callable[[str], bool], stays: bool) -> None:
+    if stays:
+        _kept(target, aside, owned)  # refuses a folder in the place of a file
+        move_in(target, aside, owned)
+        _sync_folder(target)
+        return
+    if target.exists():
+        _swap(target, aside, owned)
+    else:
+        os.rename(aside, target)
+    _sync_folder(target.parent)
 
 
 def _sync_tree(folder: Path) -> None:

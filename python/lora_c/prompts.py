@@ -22,11 +22,7 @@ def prompt_ids(model: Model, prompt: Any) -> list[int]:
     if isinstance(prompt, str):
         ids = prompt_token_ids(model.tokenizer, prompt)
     elif isinstance(prompt, (Sequence, np.ndarray)) and len(prompt) and all(isinstance(m, dict) for m in prompt):
-        opened = prompt[-1].get("role") == "assistant"
-        text = model.tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=not opened, continue_final_message=opened
-        )
-        ids = model.tokenizer.encode(text, add_special_tokens=False)
+        ids = message_ids(model, list(prompt))
     elif isinstance(prompt, (Sequence, np.ndarray)) and all(map(_is_id, prompt)):
         ids = [int(i) for i in prompt]
     else:
@@ -44,6 +40,13 @@ def prompt_ids(model: Model, prompt: Any) -> list[int]:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def message_ids(model: Model, messages: list[Any]) -> list[int]:
+    """Return the token ids of chat messages, ready for the answer, of any number."""
+    opened = messages[-1].get("role") == "assistant"
+    text = model.tokenizer.apply_chat_template(messages, add_generation_prompt=not opened, continue_final_message=opened)
+    return model.tokenizer.encode(text, add_special_tokens=False)
 
 
 def is_batch(prompt: Any) -> bool:

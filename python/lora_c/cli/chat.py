@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
+from ..chat.commands import Commands
+from ..chat.conversation import Conversation
 from ..configs import GenerationConfig
-from ..errors import DataError
 from ..generation import resolve
 from .data_options import chat_template_option
 from .generate import open_model
@@ -25,33 +29,20 @@ from .run_folder import run_option
 @click.option("--system", type=str, help="System message at the start.")
 @config_options(GenerationConfig, "Generation", skip=("bad_words_ids",))
 def command(**own: Any) -> None:
-    """Talk with a model. An empty line or Ctrl-D ends, /reset forgets the conversation.
+    """Talk with a model. Enter sends, Esc-Enter begins a new line, /help lists the commands, Ctrl-D leaves.
 
+    Without a terminal each line of standard input is a message, and the answers alone are written.
     The settings of the model's generation_config.json hold where no flag says otherwise.
     """
     options = take(own, GenerationConfig)
     GenerationConfig(**options)  # what is wrong in them is said before the model is loaded
     model = open_model(own)
-    config = resolve(model.generation_config, options)
-    if model.tokenizer.chat_template is None:
-        raise DataError("model: expected a chat template for chat, got none; use lora-c generate with this model")
-    opening = [{"role": "system", "content": own["system"]}] if own.get("system") else []
-    messages = list(opening)
-    while True:
-        try:
-            text = click.prompt(click.style("you", fg="cyan"), prompt_suffix="  ", default="", show_default=False)
-        except (EOFError, click.Abort):
-            break
-        if not text:
-            break
-        if text == "/reset":
-            messages = list(opening)
-            continue
-        messages.append({"role": "user", "content": text})
-        click.echo(click.style("model", fg="green") + "  ", nl=False)
-        answer = ""
-        for piece in model.stream(messages, config):
-            answer += piece
-            click.echo(piece, nl=False)
-        click.echo()
-        messages.append({"role": "assistant", "content": answer})
+    conversation = Conversation(model, resolve(model.generation_config, options), own.get("system"))
+    commands = Commands(conversation, {name: own["adapter"] for name in model.adapter_names})
+    talk: Callable[[Commands], int]
+    if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        from ..chat.terminal import talk
+    else:
+        from ..chat.piped import talk
+    if status := talk(commands):
+        raise click.exceptions.Exit(status)

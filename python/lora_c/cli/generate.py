@@ -13,6 +13,7 @@ from ..configs import SAMPLING_FIELDS, GenerationConfig
 from ..errors import ConfigError
 from ..generation import resolve
 from ..notices import tell
+from ..printable import printable_pieces
 from ..regular_file import read_regular
 from ..written import BASE_FOLDER
 from .data_options import chat_template_option
@@ -64,7 +65,8 @@ def command(**own: Any) -> None:
         for text, answer in zip(texts, model.generate([prompt_of(text) for text in texts], config), strict=True):
             click.echo(json.dumps({"prompt": text, "answer": answer}, ensure_ascii=False))
         return
-    for piece in model.stream(prompt_of(texts[0] if texts else read_piped()), config):
+    pieces = model.stream(prompt_of(texts[0] if texts else read_piped()), config)
+    for piece in printable_pieces(pieces) if sys.stdout.isatty() else pieces:
         click.echo(piece, nl=False)
     click.echo()
 
