@@ -29,6 +29,7 @@ from .generation_file import GENERATION_FILE, generation_config_of, left_aside, 
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights
+from .model_names import find
 from .notices import tell
 from .parts import Parts
 from .prequantized import QuantRecord
@@ -502,14 +503,16 @@ class Model:
 def load_model(
     path: str | os.PathLike[str], quantize: Literal["nf4"] | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
-    resize_embedding: bool = False,
+    resize_embedding: bool = False, revision: str | None = None,
 ) -> Model:  # fmt: skip
-    """Load a Hugging Face model folder or a GGUF file.
+    """Load a Hugging Face model folder or a GGUF file, by its path or its name.
 
     Parameters
     ----------
-    path : path
-        Folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes (NF4, FP4) are read
+    path : path or str
+        A path; "demo", the small base that ships; or a name on the Hugging Face Hub such as "Qwen/Qwen3-0.6B", whose files
+        are taken from the cache of huggingface_hub or brought into it. A path that is there wins.
+        A folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes (NF4, FP4) are read
         as they are. Or a GGUF file (the first one of several): its blocks are used where the file is mapped.
     quantize : "nf4", optional
         Quantize the projections of the layers while loading, one tensor at a time; a prequantized folder stays as it is,
@@ -526,6 +529,8 @@ def load_model(
     resize_embedding : bool
         Give the embedding and the head rows for tokens that only the tokenizer has, each the mean of the old rows. An
         adapter trains them with `trainable_token_indices=model.added_tokens`.
+    revision : str, optional
+        Branch, tag or commit of a name on the Hub.
 
     Raises
     ------
@@ -533,6 +538,7 @@ def load_model(
         The folder cannot be used; the message says which file, what was expected and what was found.
     """
     _check_load_options(quantize, block_size, dtype, trainable)
+    path = find(path, "model", revision, progress)
     with _open_checkpoint(path) as checkpoint:
         if isinstance(checkpoint, Checkpoint):
             checkpoint.config = config_of_files(checkpoint)
