@@ -29,7 +29,7 @@ from .generation_file import GENERATION_FILE, generation_config_of, left_aside, 
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights
-from .model_names import find
+from .model_names import expand, find, name_for_others
 from .notices import tell
 from .parts import Parts
 from .prequantized import QuantRecord
@@ -207,17 +207,21 @@ class Model:
         self._put(name, fresh_adapter(self, config))
         self._adapters.activate(name)
 
-    def load_adapter(self, path: str | os.PathLike[str], name: str = "default", is_trainable: bool = True) -> None:
+    def load_adapter(
+        self, path: str | os.PathLike[str], name: str = "default", is_trainable: bool = True, revision: str | None = None
+    ) -> None:
         """Put an adapter from a file or folder on the model; the first one is in use at once, others after `set_adapter`.
 
         Parameters
         ----------
-        path : path
-            An adapter of PEFT or mlx-lm; which one is seen from the files.
+        path : path or str
+            An adapter of PEFT or mlx-lm; which one is seen from the files. Or a name on the Hugging Face Hub.
         name : str
             For `set_adapter`, where the model has several.
         is_trainable : bool
             Whether training changes it.
+        revision : str, optional
+            Branch, tag or commit of a name on the Hub.
 
         Raises
         ------
@@ -225,6 +229,7 @@ class Model:
             It cannot be read, needs what is not supported, or was made for another base model.
         """
         self._refuse_second(name)
+        path = find(path, "adapter", revision)
         resize_for_adapter(self, path)
         arrays = read_adapter(path, self.architecture)
         arrays = self._without_same_base(arrays)
@@ -323,9 +328,8 @@ class Model:
             raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
         arrays = with_trained_weights(self._for_original_base(adapter), self.weights, self.architecture)
         write_base = self._with_base_of(adapter).save if arrays.residual_base else None
-        write_adapter(
-            path, arrays, self.architecture, base_model=str(self.source), dtype=dtype, format=format, write_base=write_base
-        )
+        base = name_for_others(self.source)
+        write_adapter(expand(path), arrays, self.architecture, base, dtype, format, write_base)
 
     def _with_base_of(self, adapter: Adapter) -> Model:
         records = {name: record for name, record in self.quant_records.items() if name not in adapter.base}
@@ -497,7 +501,7 @@ class Model:
         AdapterError
             An adapter is active: a folder of weights cannot hold it.
         """
-        save_model(self, path, dtype, max_shard_bytes)
+        save_model(self, expand(path), dtype, max_shard_bytes)
 
 
 def load_model(

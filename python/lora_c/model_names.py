@@ -74,9 +74,12 @@ def find(
         return hub.snapshot(path, kind, revision, progress)
     if revision is not None:
         raise ConfigError(f"revision: expected none with a path, got {revision!r} with {path!r}; it is for names on the Hub")
-    if path == DEMO and kind == "model" and not os.path.lexists(path):
-        return str(BASE_MODEL)
-    return path
+    return place(path) if kind == "model" else path
+
+
+def place(name: str) -> str:
+    """Where a model of this name lies, if that is known without asking the Hub."""
+    return str(BASE_MODEL) if name == DEMO and not os.path.lexists(name) else name
 
 
 def name_for_others(source: Path) -> str:

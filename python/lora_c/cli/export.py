@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import AdapterError, CheckpointError, ConfigError
+from ..model_names import find, is_hub_name, name_for_others
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
 
@@ -30,10 +31,11 @@ from .paths import InputPath, output_of_a_model, refuse_inputs
 )
 def command(source: str, output: str, target: str, model: str | None, dtype: str | None) -> None:
     """Write SOURCE, an adapter of any known format, a model folder or a GGUF file, to OUTPUT."""
+    given, source = source, find_source(source)
     if dtype == "q8_0" and (target != "gguf" or is_adapter(source)):
         raise ConfigError("dtype: expected 'q8_0' for a model with --to gguf only, got it for another target")
     if is_adapter(source):
-        base = model or base_of(source)
+        base = find(model or base_of(source))
         refuse_inputs("OUTPUT", output, [("the adapter's base", base)])
         export_merged(source, base, output, dtype) if target == "hf" else export_adapter(source, base, output, target, dtype)
     elif target == "hf":
@@ -44,7 +46,17 @@ def command(source: str, output: str, target: str, model: str | None, dtype: str
         export_gguf(source, output, dtype or "float16")
     else:
         raise ConfigError(f"to: expected 'hf' or 'gguf' for a model, got {target!r}; only an adapter can be written as that")
-    click.echo(f"exported {source}: {output} ({target})")
+    click.echo(f"exported {given}: {output} ({target})")
+
+
+def find_source(name: str) -> str:
+    """The path of what is exported: as given, or of a name. What a repository on the Hub is, its files say."""
+    if not is_hub_name(name):
+        return find(name)
+    try:
+        return find(name, "adapter")
+    except AdapterError:
+        return find(name)
 
 
 def is_adapter(path: str) -> bool:
@@ -79,6 +91,8 @@ def base_of(source: str) -> str:
         raise AdapterError(f"{source}: expected the base model of a GGUF adapter, which names none; give --model PATH")
     values = read_json_object(find_folder(source) / "adapter_config.json")
     named = values.get("base_model_name_or_path") or values.get("model")
+    if isinstance(named, str) and is_hub_name(named):
+        return named
     if not isinstance(named, str) or not ((Path(named) / "config.json").is_file() or is_gguf(named)):
         raise AdapterError(f"{source}: expected its base model in a folder, got {named!r}; give --model PATH")
     return named
@@ -124,7 +138,7 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
     has_own_rows = rows_of_adapter(architecture, source) > architecture.decoder_kwargs["vocab_size"]
     arrays = None if has_own_rows else read_adapter(source, architecture)
     if arrays is not None and not arrays.residual_base:
-        write_adapter(output, arrays, architecture, base_model=base, dtype=dtype, format=target)
+        write_adapter(output, arrays, architecture, base_model=name_for_others(Path(base)), dtype=dtype, format=target)
         return
     model = load_model(base)
     model.load_adapter(source, is_trainable=False)

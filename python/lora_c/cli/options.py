@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from ..configs import FREE_TEXTS, SYNONYMS
 from ..errors import ConfigError
+from ..model_names import expand
 from .paths import (
     CONFIG_FILE,
     OVERWRITE,
@@ -254,7 +255,7 @@ def _with_line(error: ConfigError, ctx: click.Context) -> ConfigError:
 def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
-    ctx.meta[CONFIG_FILE] = path
+    path = ctx.meta[CONFIG_FILE] = Path(expand(path))
     params: dict[str, click.Parameter] = {}
     for param in ctx.command.params:
         if param.name and (param.expose_value or param.name == "overwrite"):

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from ..model_names import expand, place
 from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
 
 # Keys of a context's meta: whether --overwrite was given, and the file of --config.
@@ -27,7 +28,7 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):  # empty: a shell variable that was never set
             self.fail(f"expected a path, got {value!r}", param, ctx)
-        return os.fspath(value)
+        return expand(value)
 
 
 class InputPaths(InputPath):
@@ -41,7 +42,7 @@ class InputPaths(InputPath):
         path = super().convert(value, param, ctx)
         if "," not in path or os.path.lexists(path):
             return [path]
-        return [part.strip() for part in path.split(",") if part.strip()]
+        return [expand(part.strip()) for part in path.split(",") if part.strip()]
 
 
 class ResumePath(click.ParamType):  # type: ignore[type-arg]
@@ -53,7 +54,7 @@ class ResumePath(click.ParamType):  # type: ignore[type-arg]
         known = {"true": "latest", "yes": "latest", "false": None, "no": None}
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             self.fail(f"expected auto or a checkpoint folder, got {value!r}", param, ctx)
-        return known.get(os.fspath(value), os.fspath(value))
+        return known.get(os.fspath(value), expand(value))
 
 
 def flatten(_ctx: click.Context, _param: click.Parameter, values: Any) -> list[str] | None:
@@ -101,7 +102,7 @@ class OutputPath(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             self.fail(f"expected the name of a folder or file, got {value!r}", param, ctx)
-        return os.fspath(value)
+        return expand(value)
 
 
 def output_of_a_run(default: str) -> OutputPath:
@@ -129,7 +130,9 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
         value = ctx.params.get(param.name or "")
         if isinstance(param.type, InputPath) and value:
             values = [value] if isinstance(value, (str, os.PathLike)) else value
-            inputs += [(_label(param), os.fspath(path)) for path in values]
+            inputs += [
+                (_label(param), place(os.fspath(path)) if param.name == "model" else os.fspath(path)) for path in values
+            ]
     config = ctx.meta.get(CONFIG_FILE)
     if config is not None and not is_written_by_a_run(config):
         inputs.append(("config", os.fspath(config)))
