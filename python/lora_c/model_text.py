@@ -1,0 +1,61 @@
+"""Text from a model: whole answers, or piece by piece. The methods of `Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from . import generation
+from .configs import GenerationConfig
+from .generation_file import GENERATION_FILE, left_aside
+from .notices import tell
+from .prompts import is_batch
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+@overload
+def generate(
+    model: Model,
+    prompt: str | Sequence[int] | Sequence[Mapping[str, Any]],
+    config: GenerationConfig | None = None,
+    **options: Any,
+) -> str: ...
+
+
+@overload
+def generate(
+    model: Model, prompt: Sequence[str] | Sequence[Sequence[Any]], config: GenerationConfig | None = None, **options: Any
+) -> list[str]: ...
+
+
+def generate(model: Model, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> str | list[str]:
+    """Return the continuation of a prompt, or a list of continuations for a list of prompts.
+
+    Parameters
+    ----------
+    prompt : str, list of dict, or list of int; or a list of these
+        A text, chat messages, or token ids. Several prompts are decoded together; each answer is the same as alone.
+    config, **options
+        A `GenerationConfig` and/or its fields; greedy by default. `model.generation_config` is what the model's own
+        generation_config.json asks for.
+    """
+    if is_batch(prompt):
+        return generation.generate_batch(model, prompt, _resolve(model, config, options))
+    return "".join(model.stream(prompt, config, **options))
+
+
+def stream(model: Model, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
+    """Yield the continuation piece by piece; a piece never ends inside a character."""
+    return generation.generate_text(model, prompt, _resolve(model, config, options))
+
+
+def _resolve(model: Model, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
+    """Combine a configuration with options; what of the model's own settings is left aside is said once."""
+    resolved = generation.resolve(config, options)
+    if model.generation_options and not model.told_settings:
+        model.told_settings = True
+        if (line := left_aside(model.generation_options, resolved, str(model.source / GENERATION_FILE))) is not None:
+            tell(line)
+    return resolved
