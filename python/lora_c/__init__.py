@@ -33,7 +33,17 @@ if TYPE_CHECKING:
     )
     from .configs import GenerationConfig, LoraConfig, TrainConfig
     from .data import load_dataset
+    from .errors import (
+        AdapterError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DivergenceError,
+        LoraCError,
+        SaveError,
+    )
     from .model import Model, load_model
+    from .notices import LoraCWarning
     from .trainer import Trainer
 
 __version__ = "0.1.0"
@@ -63,7 +73,11 @@ _LAZY = {
         ),
         "_core",
     ),  # fmt: skip
+    **dict.fromkeys(
+        ("AdapterError", "CheckpointError", "ConfigError", "DataError", "DivergenceError", "LoraCError", "SaveError"), "errors"
+    ),
     "GenerationConfig": "configs",
+    "LoraCWarning": "notices",
     "LoraConfig": "configs",
     "Model": "model",
     "TrainConfig": "configs",
@@ -76,16 +90,24 @@ _LAZY = {
 
 __all__ = [
     "AdamW",
+    "AdapterError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
     "Decoder",
     "DeviceError",
+    "DivergenceError",
     "GGMLTensor",
     "GenerationConfig",
     "KVCache",
     "LoRALinear",
+    "LoraCError",
+    "LoraCWarning",
     "LoraConfig",
     "Model",
     "NF4Tensor",
     "Parameter",
+    "SaveError",
     "TrainConfig",
     "Trainer",
     "__version__",
@@ -108,7 +130,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     module_name = _LAZY.get(name)
     if module_name is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .foreign_names import OF_PACKAGE, missing
+
+        raise AttributeError(missing(f"module {__name__!r}", name, OF_PACKAGE), name=name, obj=import_module(__name__))
     module = import_module(f"{__name__}.{module_name}")
     value = module if name == module_name else getattr(module, name)
     globals()[name] = value
@@ -116,4 +140,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return list(__all__)

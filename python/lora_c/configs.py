@@ -123,6 +123,24 @@ class _Config(BaseModel):
         return copy
 
 
+def _without_peft_constants(values: dict[str, Any]) -> dict[str, Any]:
+    """Options of PEFT that have one value here; another one is refused."""
+    rest = dict(values)
+    for name, (expected, why) in _PEFT_CONSTANTS.items():
+        value = rest.pop(name, expected)
+        value = getattr(value, "value", value)  # PEFT's own constants are members of enumerations
+        if value != expected and value is not None:
+            raise ConfigError(f"LoraConfig: {name}: expected {expected!r}, got {value!r}; {why}")
+    return rest
+
+
+_PEFT_CONSTANTS: dict[str, tuple[Any, str]] = {
+    "task_type": ("CAUSAL_LM", "the models here write text"),
+    "peft_type": ("LORA", "other methods are not supported"),
+    "inference_mode": (False, "a new adapter is trained; load_adapter(path, is_trainable=False) loads a frozen one"),
+}
+
+
 class LoraConfig(_Config):
     """A LoRA adapter, with PEFT's names.
 
@@ -166,6 +184,9 @@ class LoraConfig(_Config):
     Source: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; DoRA, arXiv:2402.09353; PiSSA, arXiv:2404.02948; OLoRA,
     arXiv:2406.01775; LoftQ, arXiv:2310.08659.
     """
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**_without_peft_constants(values))
 
     r: Rank = Field(8, description="Rank of the update.")
     lora_alpha: float = Field(8, gt=0, description="The update is scaled by lora_alpha / r.")

@@ -131,7 +131,11 @@ def _what(kind: Kind) -> str:
 @contextmanager
 def _output(progress: bool | None) -> Iterator[None]:
     """The library's own bar, on a terminal and in notebooks; in a file it would be a heap of lines. No lines of its log."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     log = logging.getLogger("huggingface_hub")
     level = log.level

@@ -19,6 +19,7 @@ from .config_and_files import config_of_files
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
 from .ends import find_ends
 from .errors import AdapterError, CheckpointError, ConfigError
+from .foreign_names import OF_MODEL, missing
 from .generation_file import GENERATION_FILE, generation_config_of, read_generation_options
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
@@ -144,6 +145,9 @@ class Model:
         kind = "NF4" if self.is_quantized else merge.format_of(self.weights["layers.0.down_proj"])
         adapter = f", adapter r={self.adapter_config.r}" if self.adapter_config else ""
         return f"Model({self.architecture.family.architecture}, {self.num_parameters():,} parameters, {kind}{adapter})"
+
+    def __getattr__(self, name: str) -> Any:  # only for what is not there
+        raise AttributeError(missing("Model", name, OF_MODEL), name=name, obj=self)
 
     def _find_ends(self) -> frozenset[int]:
         ends = find_ends(self.config, self.generation_options, self._tokenizer)

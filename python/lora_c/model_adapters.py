@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from .model import Model
 
 
-def add_adapter(model: Model, config: LoraConfig | None = None, name: str = "default", **options: Any) -> None:
+def add_adapter(
+    model: Model,
+    config: LoraConfig | str | None = None,
+    name: str | LoraConfig = "default",
+    *,
+    adapter_name: str | None = None,
+    **options: Any,
+) -> None:
     """Put a fresh adapter on the model and use it; its output stays the same until training.
 
     Parameters
@@ -33,13 +40,18 @@ def add_adapter(model: Model, config: LoraConfig | None = None, name: str = "def
     config : LoraConfig, optional
         Or its fields as keywords.
     name : str
-        For `set_adapter`, where the model has several.
+        For `set_adapter`, where the model has several. `adapter_name` is the same, and so is PEFT's order, name first.
 
     Raises
     ------
     AdapterError
         There is an adapter of that name already, or the configuration matches no module.
     """
+    if isinstance(config, str):
+        name, config = config, name if isinstance(name, LoraConfig) else None
+    name = _one_name(name, adapter_name)
+    if config is not None and not isinstance(config, LoraConfig):
+        raise ConfigError(f"config: expected a LoraConfig, got {type(config).__name__}; or give its fields by keyword")
     if config is not None and options:
         raise ConfigError("config: expected a LoraConfig or options by keyword, got both")
     config = (config if config is not None else LoraConfig(**options)).frozen_copy()
@@ -49,7 +61,13 @@ def add_adapter(model: Model, config: LoraConfig | None = None, name: str = "def
 
 
 def load_adapter(
-    model: Model, path: str | os.PathLike[str], name: str = "default", is_trainable: bool = True, revision: str | None = None
+    model: Model,
+    path: str | os.PathLike[str],
+    name: str = "default",
+    is_trainable: bool = True,
+    revision: str | None = None,
+    *,
+    adapter_name: str | None = None,
 ) -> None:
     """Put an adapter from a file or folder on the model; the first one is in use at once, others after `set_adapter`.
 
@@ -58,7 +76,7 @@ def load_adapter(
     path : path or str
         An adapter of PEFT or mlx-lm; which one is seen from the files. Or a name on the Hugging Face Hub.
     name : str
-        For `set_adapter`, where the model has several.
+        For `set_adapter`, where the model has several; `adapter_name` is the same.
     is_trainable : bool
         Whether training changes it.
     revision : str, optional
@@ -69,6 +87,7 @@ def load_adapter(
     AdapterError
         It cannot be read, needs what is not supported, or was made for another base model.
     """
+    name = _one_name(name, adapter_name)
     _refuse_second(model, name)
     path = find(path, "adapter", revision)
     resize_for_adapter(model, path)
@@ -114,7 +133,7 @@ def add_weighted_adapter(
     model.adapter_set.add(adapter_name, load_arrays(arrays, model.architecture, None, trainable=False))
 
 
-def set_adapter(model: Model, name: str | None) -> None:
+def set_adapter(model: Model, name: str | None = None, *, adapter_name: str | None = None) -> None:
     """Use another adapter; None: the base alone. Nothing is loaded or computed again.
 
     Raises
@@ -122,6 +141,7 @@ def set_adapter(model: Model, name: str | None) -> None:
     AdapterError
         There is none of that name, or the present one is folded into the weights.
     """
+    name = name if adapter_name is None else _one_name(name, adapter_name)
     if model.is_merged:
         raise AdapterError("set_adapter: expected a model that is not merged, got a merged one; call unmerge_adapter() first")
     if name is not None and name not in model.adapter_set:
@@ -151,14 +171,25 @@ def save_adapter(
     write_adapter(expand(path), arrays, model.architecture, base, dtype, format, write_base)
 
 
-def delete_adapter(model: Model, name: str | None = None) -> None:
+def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str | None = None) -> None:
     """Take an adapter off the model (by default the one in use); the base is what it was."""
+    name = name if adapter_name is None else _one_name(name, adapter_name)
     name = name if name is not None else model.active_adapter
     if name is None or name not in model.adapter_set:
         raise AdapterError("delete_adapter: expected a model with an adapter, got none" + (f" named {name!r}" if name else ""))
     if model.is_merged and name == model.active_adapter:
         model.unmerge_adapter()
     model.adapter_set.remove(name)
+
+
+def _one_name(name: Any, adapter_name: Any) -> str:
+    """The name of an adapter, by either of its keywords."""
+    if adapter_name is not None and name not in (None, "default", adapter_name):
+        raise ConfigError(f"adapter_name: expected the name once, got {name!r} and {adapter_name!r}")
+    name = name if adapter_name is None else adapter_name
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"name: expected the name of an adapter, got {name!r}")
+    return name
 
 
 def _without_same_base(model: Model, arrays: AdapterArrays) -> AdapterArrays:
