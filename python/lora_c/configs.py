@@ -266,7 +266,10 @@ class GenerationConfig(_Config):
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the most probable tokens that reach this share.")
     min_p: float = Field(0.0, ge=0.0, le=1.0, description="Leave out tokens below this share of the most probable one's.")
     typical_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the tokens of usual information, up to this share.")
-    seed: Seed = Field(0, description="Seed of the random draws.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Seed of the random draws; by default another one each time, which is told."
+    )
+    num_return_sequences: int = Field(1, gt=0, description="Answers to draw for each prompt.")
     repetition_penalty: float = Field(1.0, gt=0.0, le=1e30, description="Makes earlier tokens less likely where above 1.")
     no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many tokens comes twice; 0: any may.")
     bad_words: FreeTexts = Field(
@@ -302,6 +305,13 @@ class GenerationConfig(_Config):
             forced = value if isinstance(value, list) else [] if value is None else [value]
             if forced and suppressed.issuperset(forced):
                 raise ValueError(f"{name}: expected a token that may be written, got {value}, which is in suppress_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _several_answers_are_drawn(self) -> GenerationConfig:
+        if self.num_return_sequences > 1 and not self.sampling:
+            n = self.num_return_sequences
+            raise ValueError(f"num_return_sequences: expected 1 for the greedy answer, got {n}; give a temperature, too")
         return self
 
     @property

@@ -56,6 +56,8 @@ class Model:
         The tokens that end an answer, see `ends`; what is saved names them, too.
     generation_options : dict
         The model's generation_config.json; empty where there is none.
+    last_seed : int or None
+        The seed of the latest answer that was drawn, given or not; None after a greedy one.
     added_tokens : list of int
         Rows that the embedding got with `resize_embedding`.
     requantization_error : float or None
@@ -86,6 +88,7 @@ class Model:
         self.adapter_set = AdapterSet(self.parts, self.weights, architecture.tied)
         self.before_merge: dict[str, Any] = {}
         self.told_settings = False
+        self.last_seed: int | None = None
         self.generation_options = read_generation_options(source)
         self.added_tokens: list[int] = []
         self.eos_token_ids = ends if ends is not None else self._find_ends()
