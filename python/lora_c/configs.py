@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .config_help import ConfigType, describe_fields
 from .errors import ConfigError, nearest
+from .model_names import expand
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,10 +87,15 @@ def _plain(value: Any) -> Any:
 _FROZEN = "held by a model or a trainer"  # a key beside the values of a configuration that nobody may change any more
 
 
-class _Config(BaseModel):
+class _Config(BaseModel, metaclass=ConfigType):
     """Base: unknown names and values of another type are refused, and every refusal is one line."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, strict=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        describe_fields(cls)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -209,7 +216,7 @@ class LoraConfig(_Config):
     )
     loftq_config: dict[str, int] = Field({}, description="loftq: loftq_iter.")
     fan_in_fan_out: bool = Field(False, description="Written for PEFT; the base decides.")
-    seed: Seed = Field(0)
+    seed: Seed = Field(0, description="Seed of the values that it begins with.")
 
     @field_validator("modules_to_save", "trainable_token_indices", mode="before")
     @classmethod
@@ -387,6 +394,11 @@ class TrainConfig(_Config):
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps: expected a positive number, or -1 for num_train_epochs, got {self.max_steps}")
         return self
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home_folder(cls, value: str) -> str:
+        return expand(value, "output_dir")
 
     @property
     def quantize(self) -> Literal["nf4"] | None:

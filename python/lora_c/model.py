@@ -23,8 +23,9 @@ from .foreign_names import OF_MODEL, missing
 from .generation_file import GENERATION_FILE, generation_config_of, read_generation_options
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
+from .html_table import html_table
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights
-from .model_names import expand, find
+from .model_names import expand, find, name_for_others
 from .notices import tell
 from .parts import Parts
 from .prequantized import QuantRecord
@@ -145,9 +146,29 @@ class Model:
         return [parameter for parameter in found if parameter.requires_grad]
 
     def __repr__(self) -> str:
-        kind = "NF4" if self.is_quantized else merge.format_of(self.weights["layers.0.down_proj"])
         adapter = f", adapter r={self.adapter_config.r}" if self.adapter_config else ""
-        return f"Model({self.architecture.family.architecture}, {self.num_parameters():,} parameters, {kind}{adapter})"
+        return (
+            f"Model({self.architecture.family.architecture}, {self.num_parameters():,} parameters, {self._format()}{adapter})"
+        )
+
+    def _format(self) -> str:
+        return "NF4" if self.is_quantized else merge.format_of(self.weights["layers.0.down_proj"])
+
+    def _repr_html_(self) -> str:
+        config = self.adapter_config
+        rows: dict[str, object] = {
+            "source": name_for_others(self.source),
+            "parameters": self.num_parameters(),
+            "trainable": self.num_parameters(only_trainable=True),
+            "weights": self._format(),
+            "layers": self.decoder.config["num_hidden_layers"],
+            "hidden size": self.decoder.config["hidden_size"],
+            "vocabulary": self.decoder.config["vocab_size"],
+            "context": self.context_length,
+        }
+        if config is not None:
+            rows["adapter"] = f"{self.active_adapter}: r={config.r}, {len(self.adapters)} matrices"
+        return html_table(self.architecture.family.architecture, rows)
 
     def __getattr__(self, name: str) -> Any:  # only for what is not there
         raise AttributeError(missing("Model", name, OF_MODEL), name=name, obj=self)
