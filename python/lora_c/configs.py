@@ -314,13 +314,6 @@ class GenerationConfig(_Config):
                 raise ValueError(f"{name}: expected a token that may be written, got {value}, which is in suppress_tokens")
         return self
 
-    @model_validator(mode="after")
-    def _several_answers_are_drawn(self) -> GenerationConfig:
-        if self.num_return_sequences > 1 and not self.sampling:
-            n = self.num_return_sequences
-            raise ValueError(f"num_return_sequences: expected 1 for the greedy answer, got {n}; give a temperature, too")
-        return self
-
     @property
     def sampling(self) -> bool:
         """Whether tokens are drawn at random."""

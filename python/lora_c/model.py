@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import measures, merge, model_adapters, model_text, peft_methods
+from . import measures, merge, model_adapters, model_shown, model_text, peft_methods
 from ._core import Decoder, GGMLTensor, NF4Tensor, Parameter
 from .adapters import Adapter, AdapterSet, LoadedAdapter
 from .architectures import Architecture, architecture_of
@@ -18,14 +18,13 @@ from .checkpoint import Checkpoint
 from .config_and_files import config_of_files
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
 from .ends import find_ends
-from .errors import AdapterError, CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError
 from .foreign_names import OF_MODEL, missing
 from .generation_file import GENERATION_FILE, generation_config_of, read_generation_options
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
-from .html_table import html_table
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights
-from .model_names import expand, find, name_for_others
+from .model_names import expand, find
 from .notices import tell
 from .parts import Parts
 from .prequantized import QuantRecord
@@ -127,7 +126,13 @@ class Model:
         return any(isinstance(weight, NF4Tensor) for weight in self.weights.values())
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """Return the number of weights, the adapter's included; tied embeddings count once."""
+        """Return the number of weights, the adapter's included; tied embeddings count once.
+
+        Parameters
+        ----------
+        only_trainable : bool
+            Count only what training changes.
+        """
         if only_trainable:
             return sum(parameter.size for parameter in self.trainable_parameters())
         base = sum(int(np.prod(weight.shape)) for weight in self.weights.values())
@@ -145,30 +150,8 @@ class Model:
         found += self.adapter_set.active.parameters() if self.adapter_set.active else []
         return [parameter for parameter in found if parameter.requires_grad]
 
-    def __repr__(self) -> str:
-        adapter = f", adapter r={self.adapter_config.r}" if self.adapter_config else ""
-        return (
-            f"Model({self.architecture.family.architecture}, {self.num_parameters():,} parameters, {self._format()}{adapter})"
-        )
-
-    def _format(self) -> str:
-        return "NF4" if self.is_quantized else merge.format_of(self.weights["layers.0.down_proj"])
-
-    def _repr_html_(self) -> str:
-        config = self.adapter_config
-        rows: dict[str, object] = {
-            "source": name_for_others(self.source),
-            "parameters": self.num_parameters(),
-            "trainable": self.num_parameters(only_trainable=True),
-            "weights": self._format(),
-            "layers": self.decoder.config["num_hidden_layers"],
-            "hidden size": self.decoder.config["hidden_size"],
-            "vocabulary": self.decoder.config["vocab_size"],
-            "context": self.context_length,
-        }
-        if config is not None:
-            rows["adapter"] = f"{self.active_adapter}: r={config.r}, {len(self.adapters)} matrices"
-        return html_table(self.architecture.family.architecture, rows)
+    __repr__ = model_shown.text
+    _repr_html_ = model_shown.html
 
     def __getattr__(self, name: str) -> Any:  # only for what is not there
         raise AttributeError(missing("Model", name, OF_MODEL), name=name, obj=self)
@@ -217,11 +200,22 @@ class Model:
     print_trainable_parameters = peft_methods.print_trainable_parameters
 
     def dense_weight(self, name: str) -> Any:
-        """Return one of the base's weights as an array (NF4 as float32)."""
+        """Return one of the base's weights as an array (NF4 as float32).
+
+        Parameters
+        ----------
+        name : str
+            One of `model.weights`.
+        """
         return merge.dense(self.weights[name])
 
     def resize_embedding(self, vocab_size: int) -> None:
-        """Give the embedding and the head rows for `vocab_size` tokens; a new one is the mean of the old ones.
+        """Give the embedding and the head rows for more tokens; a new one is the mean of the old ones.
+
+        Parameters
+        ----------
+        vocab_size : int
+            The rows that they have then.
 
         Raises
         ------
@@ -231,7 +225,13 @@ class Model:
         resize_embedding(self, vocab_size)
 
     def full_precision(self, name: str) -> NDArray[Any]:
-        """Return one of the base's weights as its folder has it, where that is still more than what is in memory."""
+        """Return one of the base's weights as its folder has it, where that is still more than what is in memory.
+
+        Parameters
+        ----------
+        name : str
+            One of `model.weights`.
+        """
         weight = self.weights[name]
         if isinstance(weight, NF4Tensor) and name not in self.quant_records and (self.source / "config.json").is_file():
             spec = next(spec for spec in self.architecture.weights() if spec.name == name)
@@ -242,43 +242,50 @@ class Model:
         return merge.dense(weight)
 
     def quantize_weight(self, array: NDArray[Any]) -> NF4Tensor:
-        """Return a matrix in NF4 with the block size and the double quantization of this model."""
+        """Return a matrix in NF4 with the block size and the double quantization of this model.
+
+        Parameters
+        ----------
+        array : ndarray
+            (out_features, in_features).
+        """
         block_size, double_quant = self.nf4_options
         return NF4Tensor.quantize(np.ascontiguousarray(array), block_size=block_size, double_quant=double_quant)
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
     def merge(self, dtype: merge.MergeDtype = "float32") -> Model:
-        """Return a new model whose weights are W + s B A; this one keeps its adapter. See `merge.merge_model`."""
+        """Return a new model whose weights are W + s B A; this one keeps its adapter.
+
+        Parameters
+        ----------
+        dtype : {"float32", "bfloat16", "float16", "nf4", "q8_0"}
+            Type of the merged matrices.
+
+        Raises
+        ------
+        AdapterError
+            There is no adapter, or a merged weight is not finite.
+        """
         return merge.merge_model(self, dtype)
 
     merge_and_unload = peft_methods.merge_and_unload
-
-    def merge_adapter(self) -> None:
-        """Fold the adapter into this model's float32 weights, as PEFT does; `unmerge_adapter` takes it out again.
-
-        Taking it out restores each weight up to one float32 rounding, with DoRA exactly.
-        """
-        if self.adapter_config is None or self.is_merged:
-            state = "a merged one" if self.is_merged else "none"
-            raise AdapterError(f"merge_adapter: expected a model with an active adapter, got {state}")
-        merge.fold_in_place(self)
-        self.adapter_set.detach_matrices()
-        self.is_merged = True
-
-    def unmerge_adapter(self) -> None:
-        """Take a merged adapter out of the weights and make it active again."""
-        if not self.is_merged:
-            raise AdapterError("unmerge_adapter: expected a model after merge_adapter(), got one that is not merged")
-        merge.take_out_in_place(self)
-        self.is_merged = False
-        self.adapter_set.attach_matrices()
+    merge_adapter = model_adapters.merge_adapter
+    unmerge_adapter = model_adapters.unmerge_adapter
 
     def with_weights(
         self, weights: dict[str, Any], stored: dict[str, np.dtype[Any]], records: dict[str, QuantRecord],
         config: dict[str, Any] | None = None,
     ) -> Model:  # fmt: skip
-        """Return a model with other weights (and another config) and no adapter."""
+        """Return a model with other weights (and another config) and no adapter.
+
+        Parameters
+        ----------
+        weights, stored, records
+            As in `loading.Weights`: decoder name to weight, to the type in the file, to the record of its quantization.
+        config : dict, optional
+            Another config.json.
+        """
         config = dict(self.config) if config is None else config
         return Model(
             config,
@@ -321,8 +328,12 @@ class Model:
 
         Parameters
         ----------
+        path : path
+            The folder.
         dtype : optional
             Type of the matrices; by default as they are (NF4 in bitsandbytes' layout, byte for byte as it was read).
+        max_shard_bytes : int
+            Largest file of weights; several get an index.
 
         Raises
         ------

@@ -40,7 +40,9 @@ def add_adapter(
     config : LoraConfig, optional
         Or its fields as keywords.
     name : str
-        For `set_adapter`, where the model has several. `adapter_name` is the same, and so is PEFT's order, name first.
+        For `set_adapter`, where the model has several; `adapter_name` is the same, and so is PEFT's order, name first.
+    **options
+        Fields of a LoraConfig, in its place.
 
     Raises
     ------
@@ -115,8 +117,10 @@ def add_weighted_adapter(
         Their names, and a factor for each.
     adapter_name : str
         Name of the result.
-    combination_type, **options
-        See `adapters.combine.Combination`: svd_rank, svd_clamp, density, majority_sign_method, seed.
+    combination_type : str
+        "svd", "linear", "cat", "ties", "dare_linear", … as in PEFT.
+    **options
+        Of `adapters.combine.Combination`: svd_rank, svd_clamp, density, majority_sign_method, seed.
 
     Raises
     ------
@@ -135,6 +139,11 @@ def add_weighted_adapter(
 
 def set_adapter(model: Model, name: str | None = None, *, adapter_name: str | None = None) -> None:
     """Use another adapter; None: the base alone. Nothing is loaded or computed again.
+
+    Parameters
+    ----------
+    name : str, optional
+        One of `model.adapter_names`; `adapter_name` is the same.
 
     Raises
     ------
@@ -156,6 +165,22 @@ def save_adapter(
 ) -> None:  # fmt: skip
     """Write the adapter in use, atomically: a folder, or with format="gguf" one file for llama.cpp.
 
+    Parameters
+    ----------
+    path : path
+        Folder, or name of the file.
+    dtype : "float32", "float16" or "bfloat16"
+        Stored type; training goes on from float32 without loss.
+    format : "peft", "mlx" or "gguf"
+        Who is to read it.
+
+    Raises
+    ------
+    AdapterError
+        There is no adapter, or the format cannot hold it.
+    SaveError
+        It could not be written; what was there before is unchanged.
+
     Notes
     -----
     An adapter that changed its base (PiSSA, OLoRA) is written for the original one, with twice the rank, where that
@@ -172,7 +197,18 @@ def save_adapter(
 
 
 def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str | None = None) -> None:
-    """Take an adapter off the model (by default the one in use); the base is what it was."""
+    """Take an adapter off the model; the base is what it was.
+
+    Parameters
+    ----------
+    name : str, optional
+        By default the one in use; `adapter_name` is the same.
+
+    Raises
+    ------
+    AdapterError
+        There is none of that name.
+    """
     name = name if adapter_name is None else _one_name(name, adapter_name)
     name = name if name is not None else model.active_adapter
     if name is None or name not in model.adapter_set:
@@ -180,6 +216,28 @@ def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str |
     if model.is_merged and name == model.active_adapter:
         model.unmerge_adapter()
     model.adapter_set.remove(name)
+
+
+def merge_adapter(model: Model) -> None:
+    """Fold the adapter into this model's float32 weights, as PEFT does; `unmerge_adapter` takes it out again.
+
+    Taking it out restores each weight up to one float32 rounding, with DoRA exactly.
+    """
+    if model.adapter_config is None or model.is_merged:
+        state = "a merged one" if model.is_merged else "none"
+        raise AdapterError(f"merge_adapter: expected a model with an active adapter, got {state}")
+    merge.fold_in_place(model)
+    model.adapter_set.detach_matrices()
+    model.is_merged = True
+
+
+def unmerge_adapter(model: Model) -> None:
+    """Take a merged adapter out of the weights and make it active again."""
+    if not model.is_merged:
+        raise AdapterError("unmerge_adapter: expected a model after merge_adapter(), got one that is not merged")
+    merge.take_out_in_place(model)
+    model.is_merged = False
+    model.adapter_set.attach_matrices()
 
 
 def _one_name(name: Any, adapter_name: Any) -> str:

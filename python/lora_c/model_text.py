@@ -79,6 +79,9 @@ def stream(model: Model, prompt: Any, config: GenerationConfig | None = None, **
 def _resolve(model: Model, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
     """Combine a configuration with options; what of the model's own settings is left aside is said once."""
     resolved = with_seed(generation.resolve(config, options))
+    n = resolved.num_return_sequences
+    if n > 1 and not resolved.sampling:
+        raise ConfigError(f"num_return_sequences: expected 1 for the greedy answer, got {n}; give a temperature, too")
     model.last_seed = resolved.seed if resolved.sampling else None
     if model.generation_options and not model.told_settings:
         model.told_settings = True

@@ -66,9 +66,9 @@ def test_prompts_of_a_batch_are_answered_as_alone_with_its_seed(model: lc.Model)
 
 
 @pytest.mark.parametrize("greedy", [{}, {"temperature": 0.0}, {"do_sample": False}])
-def test_several_greedy_answers_are_refused(greedy: dict[str, object]) -> None:
+def test_several_greedy_answers_are_refused(model: lc.Model, greedy: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="num_return_sequences: expected 1 for the greedy answer"):
-        lc.GenerationConfig(num_return_sequences=2, **greedy)
+        model.generate("w3", num_return_sequences=2, **greedy)
 
 
 def test_several_answers_are_not_streamed(model: lc.Model) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, nearest, shorten
+from ..model_names import expand
 from ..os_errors import reason
 from ..regular_file import check_regular
 from .records import SUFFIXES, kind_of
@@ -87,7 +88,7 @@ def find_files(paths: str | Path | Sequence[str | Path], split: str | Sequence[s
     """
     wanted = [_known_split(name) for name in ([split] if isinstance(split, str) else split)]
     found = FoundFiles()
-    for path in map(lambda p: Path(str(p)), [paths] if isinstance(paths, (str, Path)) else paths):
+    for path in map(lambda p: Path(expand(p, "data")), [paths] if isinstance(paths, (str, os.PathLike)) else paths):
         if os.path.isdir(path):
             _add_folder(path, wanted, found)
             continue
