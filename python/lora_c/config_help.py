@@ -11,7 +11,7 @@ import re
 import textwrap
 import types
 from collections.abc import Iterable
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,7 +19,13 @@ from pydantic.fields import FieldInfo
 _WIDTH = 100
 
 
-class ConfigType(type(BaseModel)):  # type: ignore[misc]
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class ConfigType(ModelMetaclass):
     """The type of configuration classes; dir() of one lists what lora_c defines."""
 
     def __dir__(cls) -> Iterable[str]:
@@ -43,7 +49,7 @@ def describe_fields(cls: type[BaseModel]) -> None:
     cls.__doc__ = doc + "\n"
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(name, kind, default=info.default) for name, info in cls.model_fields.items()]
-    cls.__signature__ = inspect.Signature(parameters)  # type: ignore[assignment]
+    cls.__signature__ = inspect.Signature(parameters)
 
 
 def _entry(name: str, info: FieldInfo) -> str:

@@ -381,8 +381,7 @@ def load_model(
         The folder cannot be used; the message says which file, what was expected and what was found.
     """
     _check_load_options(quantize, block_size, dtype, trainable)
-    path = find(path, "model", revision, progress)
-    with _open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, revision, progress) as checkpoint:
         if isinstance(checkpoint, Checkpoint):
             checkpoint.config = config_of_files(checkpoint)
         config = dict(checkpoint.config)
@@ -414,7 +413,11 @@ def _report_requantization(model: Model, progress: bool | None) -> None:
         print(f"Quantized again to NF4: the weights change by {change:.2f} % (relative norm)", file=sys.stderr)
 
 
-def _open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | GGUFCheckpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], revision: str | None = None, progress: bool | None = None
+) -> Checkpoint | GGUFCheckpoint:
+    """Open a model folder or a GGUF file by its path or name; nothing of its weights is read."""
+    path = find(path, "model", revision, progress)
     if is_gguf(path):
         return GGUFCheckpoint(path)
     if os.path.isfile(path):

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import lora_c as lc
+from lora_c.cli.commands import cli
 from lora_c.errors import CheckpointError, ConfigError
 from lora_c.model_names import BASE_MODEL, expand, find, is_hub_name
 
@@ -66,3 +68,29 @@ def test_a_name_that_is_nothing_is_answered_by_what_was_expected() -> None:
     assert find("no-such-thing") == "no-such-thing"
     with pytest.raises(CheckpointError, match="no-such-thing: expected a model folder"):
         lc.load_model("no-such-thing")
+
+
+def test_demo_is_a_model_for_every_command_and_stays_a_name(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a ball", "completion": "is red"}\n')
+    train = ["train", "--model", "demo", "--data", "d.jsonl", "--max-steps", "1", "--output-dir", "run"]
+    for args in (
+        train,
+        ["generate", "--model", "demo", "--adapter", "run", "--max-new-tokens", "2", "a"],
+        ["eval", "--model", "demo", "--data", "d.jsonl"],
+        ["inspect", "demo"],
+        ["merge", "--model", "demo", "--adapter", "run", "--output-dir", "merged", "--no-report"],
+        ["export", "demo", "demo.gguf", "--to", "gguf"],
+        ["export", "run", "run.gguf", "--to", "gguf"],
+        ["quantize", "--model", "demo", "--output-dir", "nf4"],
+    ):
+        done = CliRunner().invoke(cli, args)
+        assert done.exit_code == 0, (args, done.output, done.exception)
+    assert "model: demo\n" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_the_base_that_ships_is_not_written_over(tmp_path: Path) -> None:
+    before = {file.name: file.read_bytes() for file in BASE_MODEL.iterdir()}
+    done = CliRunner().invoke(cli, ["quantize", "--model", "demo", "--output-dir", str(BASE_MODEL)])
+    assert isinstance(done.exception, ConfigError) and "expected another place than model" in str(done.exception)
+    assert {file.name: file.read_bytes() for file in BASE_MODEL.iterdir()} == before
