@@ -208,28 +208,22 @@ static PyObject *decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs) {
     return status == LORA_OK ? PyFloat_FromDouble(loss) : raise_from(self, &err);
 }
 
-PyDoc_STRVAR(logits_doc,
-"logits($self, input_ids, cu_seqlens=None, /)\n--\n\n"
-"The logits of every position.\n\n"
-"Parameters\n----------\ncu_seqlens : optional\n    By default all tokens are one segment.\n\n"
-"Returns\n-------\nndarray\n    float32 (n_tokens, vocab_size).\n\n"
-"Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
-
-static PyObject *decoder_logits(PyObject *o, PyObject *args) {
-    PyObject *ids, *cu = Py_None, *result = NULL;
-    if (!PyArg_ParseTuple(args, "O|O:logits", &ids, &cu)) return NULL;
-    decoder *self = (decoder *)o;
+/* Rows of width n of a batch: its logits, or with layer >= 0 its hidden states. */
+static PyObject *rows_of_batch(decoder *self, PyObject *ids, PyObject *cu, int64_t width, int64_t layer) {
+    PyObject *result = NULL;
     batch x;
-    void *logits;
+    void *rows;
     if (get_tokens(ids, cu, &x) == 0) {
-        const int64_t shape[] = {x.ids.n, self->config.vocab_size};
-        result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &logits);
+        const int64_t shape[] = {x.ids.n, width};
+        result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &rows);
     }
     if (result && lora_py_enter_decoder(self) < 0) Py_CLEAR(result);
     if (result) {
         lora_status status;
         lora_error err = {0};
-        LORA_PY_CALL(self->base.ctx, status, lora_decoder_logits(self->decoder, &x.b, logits, &err));
+        LORA_PY_CALL(self->base.ctx, status,
+                     layer < 0 ? lora_decoder_logits(self->decoder, &x.b, rows, &err)
+                               : lora_decoder_hidden_states(self->decoder, &x.b, layer, rows, &err));
         lora_py_leave(&self->base);
         if (status != LORA_OK) {
             Py_CLEAR(result);
@@ -238,6 +232,41 @@ static PyObject *decoder_logits(PyObject *o, PyObject *args) {
     }
     release_batch(&x);
     return result;
+}
+
+PyDoc_STRVAR(logits_doc,
+"logits($self, input_ids, cu_seqlens=None, /)\n--\n\n"
+"The logits of every position.\n\n"
+"Parameters\n----------\ncu_seqlens : optional\n    By default all tokens are one segment.\n\n"
+"Returns\n-------\nndarray\n    float32 (n_tokens, vocab_size).\n\n"
+"Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
+
+static PyObject *decoder_logits(PyObject *o, PyObject *args) {
+    PyObject *ids, *cu = Py_None;
+    if (!PyArg_ParseTuple(args, "O|O:logits", &ids, &cu)) return NULL;
+    return rows_of_batch((decoder *)o, ids, cu, ((decoder *)o)->config.vocab_size, -1);
+}
+
+PyDoc_STRVAR(hidden_states_doc,
+"hidden_states($self, input_ids, layer, cu_seqlens=None, /)\n--\n\n"
+"What goes into a layer, or out of the last one.\n\n"
+"Parameters\n----------\nlayer : int\n    0: the embeddings; i: after i layers; the number of layers: after the last one and the final\n"
+"    norm, which is what the head reads. These are the hidden_states of transformers.\n"
+"cu_seqlens : optional\n    By default all tokens are one segment.\n\n"
+"Returns\n-------\nndarray\n    float32 (n_tokens, hidden_size).\n\n"
+"Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward(), or there is no such layer.");
+
+static PyObject *decoder_hidden_states(PyObject *o, PyObject *args) {
+    PyObject *ids, *cu = Py_None;
+    Py_ssize_t layer;
+    decoder *self = (decoder *)o;
+    if (!PyArg_ParseTuple(args, "On|O:hidden_states", &ids, &layer, &cu)) return NULL;
+    if (layer < 0) {
+        PyErr_Format(PyExc_ValueError, "layer: expected 0 (the embedding) to %lld (the last, normed), got %zd",
+                     (long long)self->config.num_hidden_layers, layer);
+        return NULL;
+    }
+    return rows_of_batch(self, ids, cu, self->config.hidden_size, layer);
 }
 
 static bool is_token_count(int64_t n) {
@@ -464,6 +493,7 @@ static PyMethodDef decoder_methods[] = {
     {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward_kept, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
     {"loss", LORA_PY_KEYWORDS decoder_loss_kept, METH_VARARGS | METH_KEYWORDS, loss_doc},
     {"logits", decoder_logits, METH_VARARGS, logits_doc},
+    {"hidden_states", decoder_hidden_states, METH_VARARGS, hidden_states_doc},
     {"scratch_bytes", decoder_scratch_bytes, METH_O, scratch_bytes_doc},
     {"free_activations", decoder_free_activations, METH_NOARGS, free_activations_doc},
     {"arena_bytes", LORA_PY_KEYWORDS decoder_arena_bytes_kept, METH_VARARGS | METH_KEYWORDS, arena_bytes_doc},

@@ -193,10 +193,17 @@ LORA_PY_KEEP(ggml_from_blocks)
 LORA_PY_KEEP(ggml_quantize)
 LORA_PY_KEEP(ggml_dequantize)
 
+static PyObject *ggml_repr_html(PyObject *o, PyObject *unused) {
+    (void)unused;
+    static const char *const attributes[] = {"shape", "type", "block_size", "nbytes", NULL};
+    return lora_py_html(o, attributes);
+}
+
 static PyMethodDef ggml_methods[] = {
     {"from_blocks", LORA_PY_KEYWORDS ggml_from_blocks_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_blocks_doc},
     {"quantize", LORA_PY_KEYWORDS ggml_quantize_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, quantize_doc},
     {"dequantize", LORA_PY_KEYWORDS ggml_dequantize_kept, METH_VARARGS | METH_KEYWORDS, dequantize_doc},
+    {"_repr_html_", ggml_repr_html, METH_NOARGS, "A table for notebooks."},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

@@ -465,11 +465,18 @@ LORA_PY_KEEP(linear_forward)
 LORA_PY_KEEP(linear_backward)
 LORA_PY_KEEP(linear_merge)
 
+static PyObject *linear_repr_html(PyObject *o, PyObject *unused) {
+    (void)unused;
+    static const char *const attributes[] = {"in_features", "out_features", "base", "r", "lora_alpha", "scaling", "lora_dropout", NULL};
+    return lora_py_html(o, attributes);
+}
+
 static PyMethodDef linear_methods[] = {
     {"forward", LORA_PY_KEYWORDS linear_forward_kept, METH_VARARGS | METH_KEYWORDS, forward_doc},
     {"backward", LORA_PY_KEYWORDS linear_backward_kept, METH_VARARGS | METH_KEYWORDS, backward_doc},
     {"merge", LORA_PY_KEYWORDS linear_merge_kept, METH_VARARGS | METH_KEYWORDS, merge_doc},
     {"parameters", linear_parameters, METH_NOARGS, parameters_doc},
+    {"_repr_html_", linear_repr_html, METH_NOARGS, "A table for notebooks."},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

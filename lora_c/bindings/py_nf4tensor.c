@@ -335,10 +335,17 @@ LORA_PY_KEEP(nf4_quantize)
 LORA_PY_KEEP(nf4_from_parts)
 LORA_PY_KEEP(nf4_dequantize)
 
+static PyObject *nf4_repr_html(PyObject *o, PyObject *unused) {
+    (void)unused;
+    static const char *const attributes[] = {"shape", "quant_type", "block_size", "double_quant", "nbytes", NULL};
+    return lora_py_html(o, attributes);
+}
+
 static PyMethodDef nf4_methods[] = {
     {"quantize", LORA_PY_KEYWORDS nf4_quantize_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, quantize_doc},
     {"from_parts", LORA_PY_KEYWORDS nf4_from_parts_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_parts_doc},
     {"dequantize", LORA_PY_KEYWORDS nf4_dequantize_kept, METH_VARARGS | METH_KEYWORDS, dequantize_doc},
+    {"_repr_html_", nf4_repr_html, METH_NOARGS, "A table for notebooks."},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

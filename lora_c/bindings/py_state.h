@@ -89,6 +89,8 @@ void lora_py_delete(PyObject *self);
 int lora_py_traverse(PyObject *self, visitproc visit, void *arg);
 /** tp_new and __reduce__ of types that refuse. */
 PyObject *lora_py_reduce(PyObject *self, PyObject *unused);
+/** A table of attributes, whose names end with NULL, for notebooks. */
+PyObject *lora_py_html(PyObject *self, const char *const *attributes);
 
 /** Exclusive use of a mutable object: -1 with RuntimeError when another thread is inside; 1 when the parent of this process
  *  forked it while a thread was inside, which this process does not have. */

@@ -125,6 +125,7 @@ typedef struct lora_run {
     const lora_layer_state *states; /* of a training pass, else NULL */
     bool training;
     uint64_t dropout_step;
+    int64_t layers_left_out; /* at the end; with any the final norm is left out, too */
 } lora_run;
 
 /* Between two layers: whether somebody asked the pass to stop. */

@@ -190,7 +190,7 @@ static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, 
 }
 
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
-    int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers;
+    int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers - run->layers_left_out;
     LORA_TRY(lora_reach_positions(d, run, err));
     LORA_TRY(lora_refresh_adapter_norms(d, run, err));
     lora_write_token_rows(d);
@@ -204,5 +204,6 @@ lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffe
         LORA_TRY(mlp_output(d, run, b, layer, err));
         lora_keep_layer(d, run, b, layer);
     }
+    if (run->layers_left_out) return LORA_OK;
     return norm(d, run, L, LORA_FINAL_NORM, b->x[L], H, b->xn, H, b->stats_final, err);
 }

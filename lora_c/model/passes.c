@@ -1,5 +1,6 @@
-/* What callers ask of a batch: loss with gradients, loss, logits. */
+/* What callers ask of a batch: loss with gradients, loss, logits, hidden states. */
 #include <math.h>
+#include <string.h>
 
 #include "lora_c/model/decoder_struct.h"
 
@@ -101,6 +102,26 @@ lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float
 lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
     lora_precision before = lora_precision_in_force(d->ctx, d->precision);
     lora_status status = all_logits(d, batch, logits, err);
+    lora_precision_in_force(d->ctx, before);
+    return status;
+}
+
+static lora_status hidden_states(lora_decoder *d, const lora_batch *batch, int64_t layer, float *out, lora_error *err) {
+    int64_t L = d->config.num_hidden_layers;
+    LORA_CHECK(layer >= 0 && layer <= L, err, LORA_EINVAL, "layer: expected 0 (the embedding) to %lld (the last, normed), got %lld",
+               (long long)L, (long long)layer);
+    lora_run run = run_of(batch, false);
+    lora_buffers b;
+    run.layers_left_out = L - layer;
+    LORA_TRY(lora_check_run(d, &run, err));
+    LORA_TRY(evaluate(d, &run, &b, err));
+    memcpy(out, layer == L ? b.xn : b.x[layer], (size_t)(batch->n_tokens * d->config.hidden_size) * sizeof(float));
+    return LORA_OK;
+}
+
+lora_status lora_decoder_hidden_states(lora_decoder *d, const lora_batch *batch, int64_t layer, float *out, lora_error *err) {
+    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
+    lora_status status = hidden_states(d, batch, layer, out, err);
     lora_precision_in_force(d->ctx, before);
     return status;
 }

@@ -34,7 +34,17 @@ if TYPE_CHECKING:
     from .callbacks import Callback, TrainerState
     from .configs import GenerationConfig, LoraConfig, TrainConfig
     from .data import Dataset, load_dataset
+    from .errors import (
+        AdapterError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DivergenceError,
+        LoraCError,
+        SaveError,
+    )
     from .model import Model, load_model
+    from .notices import LoraCWarning
     from .train_result import TrainResult
     from .trainer import Trainer
 
@@ -65,9 +75,13 @@ _LAZY = {
         ),
         "_core",
     ),  # fmt: skip
+    **dict.fromkeys(
+        ("AdapterError", "CheckpointError", "ConfigError", "DataError", "DivergenceError", "LoraCError", "SaveError"), "errors"
+    ),
     "Callback": "callbacks",
     "Dataset": "data",
     "GenerationConfig": "configs",
+    "LoraCWarning": "notices",
     "LoraConfig": "configs",
     "Model": "model",
     "TrainConfig": "configs",
@@ -82,18 +96,26 @@ _LAZY = {
 
 __all__ = [
     "AdamW",
+    "AdapterError",
     "Callback",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
     "Dataset",
     "Decoder",
     "DeviceError",
+    "DivergenceError",
     "GGMLTensor",
     "GenerationConfig",
     "KVCache",
     "LoRALinear",
+    "LoraCError",
+    "LoraCWarning",
     "LoraConfig",
     "Model",
     "NF4Tensor",
     "Parameter",
+    "SaveError",
     "TrainConfig",
     "TrainResult",
     "Trainer",
@@ -118,7 +140,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     module_name = _LAZY.get(name)
     if module_name is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .foreign_names import OF_PACKAGE, missing
+
+        raise AttributeError(missing(f"module {__name__!r}", name, OF_PACKAGE), name=name, obj=import_module(__name__))
     module = import_module(f"{__name__}.{module_name}")
     value = module if name == module_name else getattr(module, name)
     globals()[name] = value
@@ -126,4 +150,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return list(__all__)

@@ -54,7 +54,7 @@ class Checkpoint:
         if os.path.lexists(index):
             self.index = _weight_map(index)
             present = {entry.name for entry in os.scandir(self.path)}
-            shards = sorted(set(self.index.values()))
+            shards = shards_of(index)
             absent = next((shard for shard in shards if shard not in present), None)
             if absent is not None:
                 raise CheckpointError(f"{self.path / absent}: expected this shard (named in the index), got nothing there")
@@ -92,6 +92,11 @@ class Checkpoint:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def shards_of(index: Path) -> list[str]:
+    """The names of the files that an index names."""
+    return sorted(set(_weight_map(index).values()))
 
 
 def _weight_map(index: Path) -> dict[str, str]:

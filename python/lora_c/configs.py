@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .config_help import ConfigType, describe_fields
 from .errors import ConfigError, nearest
 from .frozen_values import frozen, thawed
+from .model_names import expand
 from .other_names import meant
 
 if TYPE_CHECKING:
@@ -69,10 +71,15 @@ def _plain(value: Any) -> Any:
 _FROZEN = "held by a model or a trainer"  # a key beside the values of a configuration that nobody may change any more
 
 
-class _Config(BaseModel):
+class _Config(BaseModel, metaclass=ConfigType):
     """Base: unknown names and values of another type are refused, and every refusal is one line."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, strict=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        describe_fields(cls)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -106,6 +113,24 @@ class _Config(BaseModel):
         if copy.__dict__.pop(_FROZEN, False):
             copy.__dict__.update({name: thawed(value) for name, value in copy.__dict__.items()})
         return copy
+
+
+def _without_peft_constants(values: dict[str, Any]) -> dict[str, Any]:
+    """Options of PEFT that have one value here; another one is refused."""
+    rest = dict(values)
+    for name, (expected, why) in _PEFT_CONSTANTS.items():
+        value = rest.pop(name, expected)
+        value = getattr(value, "value", value)  # PEFT's own constants are members of enumerations
+        if value != expected and value is not None:
+            raise ConfigError(f"LoraConfig: {name}: expected {expected!r}, got {value!r}; {why}")
+    return rest
+
+
+_PEFT_CONSTANTS: dict[str, tuple[Any, str]] = {
+    "task_type": ("CAUSAL_LM", "the models here write text"),
+    "peft_type": ("LORA", "other methods are not supported"),
+    "inference_mode": (False, "a new adapter is trained; load_adapter(path, is_trainable=False) loads a frozen one"),
+}
 
 
 class LoraConfig(_Config):
@@ -152,6 +177,9 @@ class LoraConfig(_Config):
     arXiv:2406.01775; LoftQ, arXiv:2310.08659.
     """
 
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**_without_peft_constants(values))
+
     r: Rank = Field(8, description="Rank of the update.")
     lora_alpha: float = Field(8, gt=0, description="The update is scaled by lora_alpha / r.")
     lora_dropout: Probability = Field(0.0, description="Probability of zeroing an input of A.")
@@ -173,7 +201,7 @@ class LoraConfig(_Config):
     )
     loftq_config: dict[str, int] = Field({}, description="loftq: loftq_iter.")
     fan_in_fan_out: bool = Field(False, description="Written for PEFT; the base decides.")
-    seed: Seed = Field(0)
+    seed: Seed = Field(0, description="Seed of the values that it begins with.")
 
     @field_validator("modules_to_save", "trainable_token_indices", mode="before")
     @classmethod
@@ -230,7 +258,10 @@ class GenerationConfig(_Config):
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the most probable tokens that reach this share.")
     min_p: float = Field(0.0, ge=0.0, le=1.0, description="Leave out tokens below this share of the most probable one's.")
     typical_p: float = Field(1.0, gt=0.0, le=1.0, description="Draw among the tokens of usual information, up to this share.")
-    seed: Seed = Field(0, description="Seed of the random draws.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Seed of the random draws; by default another one each time, which is told."
+    )
+    num_return_sequences: int = Field(1, gt=0, description="Answers to draw for each prompt.")
     repetition_penalty: float = Field(1.0, gt=0.0, le=1e30, description="Makes earlier tokens less likely where above 1.")
     no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many tokens comes twice; 0: any may.")
     bad_words: FreeTexts = Field(
@@ -351,6 +382,11 @@ class TrainConfig(_Config):
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps: expected a positive number, or -1 for num_train_epochs, got {self.max_steps}")
         return self
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home_folder(cls, value: str) -> str:
+        return expand(value, "output_dir")
 
     @property
     def quantize(self) -> Literal["nf4"] | None:

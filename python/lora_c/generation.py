@@ -17,7 +17,7 @@ from .configs import GenerationConfig
 from .errors import ConfigError
 from .logits import LogitsProcessor, bad_word_ids, check_token_ids
 from .prompts import prompt_ids
-from .sampling import check_logits, choose_token
+from .sampling import check_logits, choose_token, generator_of
 
 if TYPE_CHECKING:
     from ._core import KVCache
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 class TokenChooser:
     """Chooses the tokens of one answer until an end token, max_new_tokens, or the end of the context."""
 
-    def __init__(self, model: Model, prompt: Sequence[int], config: GenerationConfig) -> None:
+    def __init__(self, model: Model, prompt: Sequence[int], config: GenerationConfig, repetition: int = 0) -> None:
         self.config = config
         self.budget = min(config.max_new_tokens, model.context_length - len(prompt))
-        self._generator = np.random.Generator(np.random.Philox(config.seed))
+        self._generator = generator_of(config, repetition)
         self._ends = frozenset() if config.ignore_eos else model.eos_token_ids
         tokenizer = model.tokenizer if config.bad_words and model.has_tokenizer else None
         vocab_size = model.decoder.config["vocab_size"]
@@ -147,10 +147,13 @@ def _step(model: Model, cache: KVCache, live: Sequence[_Answer]) -> list[NDArray
 def generate_batch(model: Model, prompts: Sequence[Any], config: GenerationConfig) -> list[str]:
     """Return the answers to several prompts, each the same as alone (the seed too), decoded together.
 
+    Each prompt is answered `num_return_sequences` times, by other draws of the same seed.
+
     Up to `DECODE_BATCH` sequences take a step in one call; when one ends, the next prompt takes its place.
     """
-    all_ids = [prompt_ids(model, prompt) for prompt in prompts]
-    choosers = [TokenChooser(model, ids, config) for ids in all_ids]
+    n = config.num_return_sequences
+    all_ids = [ids for prompt in prompts for ids in [prompt_ids(model, prompt)] * n]
+    choosers = [TokenChooser(model, ids, config, repetition=i % n) for i, ids in enumerate(all_ids)]
     texts = [""] * len(all_ids)
     longest = max(len(ids) + chooser.budget for ids, chooser in zip(all_ids, choosers, strict=True))
     free = list(range(min(len(all_ids), DECODE_BATCH)))

@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import generation, merge
+from . import measures, merge, model_adapters, model_shown, model_text, peft_methods
 from ._core import Decoder, GGMLTensor, NF4Tensor, Parameter
-from .adapters import Adapter, AdapterArrays, AdapterSet, LoadedAdapter, load_arrays, read_adapter, write_adapter
-from .adapters.combine import Combination, combine
-from .adapters.conversion import can_convert, for_original_base
-from .adapters.fresh import fresh_adapter
-from .adapters.trained_weights import with_trained_weights
+from .adapters import Adapter, AdapterSet, LoadedAdapter
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint
 from .config_and_files import config_of_files
 from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
 from .ends import find_ends
-from .errors import AdapterError, CheckpointError, ConfigError
-from .generation_file import GENERATION_FILE, generation_config_of, left_aside, read_generation_options
+from .errors import CheckpointError, ConfigError
+from .foreign_names import OF_MODEL, missing
+from .generation_file import GENERATION_FILE, generation_config_of, read_generation_options
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights
+from .model_names import expand, find
 from .notices import tell
 from .parts import Parts
 from .prequantized import QuantRecord
-from .prompts import is_batch
-from .resize_embedding import resize_embedding, resize_for_adapter, rows_for
-from .run_record import tell_other_base
+from .resize_embedding import resize_embedding, rows_for
 from .saving import save_model
 from .tied_head import stored_name
 from .tokenizer import Tokenizer
@@ -62,6 +56,8 @@ class Model:
         The tokens that end an answer, see `ends`; what is saved names them, too.
     generation_options : dict
         The model's generation_config.json; empty where there is none.
+    last_seed : int or None
+        The seed of the latest answer that was drawn, given or not; None after a greedy one.
     added_tokens : list of int
         Rows that the embedding got with `resize_embedding`.
     requantization_error : float or None
@@ -89,9 +85,10 @@ class Model:
         self.parts = Parts(self.decoder, architecture.weights())
         for name, weight in self.weights.items():
             self.parts.set_weight(name, weight)
-        self._adapters = AdapterSet(self.parts, self.weights, architecture.tied)
+        self.adapter_set = AdapterSet(self.parts, self.weights, architecture.tied)
         self.before_merge: dict[str, Any] = {}
-        self._told_settings = False
+        self.told_settings = False
+        self.last_seed: int | None = None
         self.generation_options = read_generation_options(source)
         self.added_tokens: list[int] = []
         self.eos_token_ids = ends if ends is not None else self._find_ends()
@@ -129,11 +126,17 @@ class Model:
         return any(isinstance(weight, NF4Tensor) for weight in self.weights.values())
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """Return the number of weights, the adapter's included; tied embeddings count once."""
+        """Return the number of weights, the adapter's included; tied embeddings count once.
+
+        Parameters
+        ----------
+        only_trainable : bool
+            Count only what training changes.
+        """
         if only_trainable:
             return sum(parameter.size for parameter in self.trainable_parameters())
         base = sum(int(np.prod(weight.shape)) for weight in self.weights.values())
-        active = self._adapters.active
+        active = self.adapter_set.active
         return base + (sum(parameter.size for parameter in active.parameters()) if active else 0)
 
     def free_activations(self) -> None:
@@ -146,21 +149,22 @@ class Model:
 
     def dense_bytes(self) -> int:
         """Return the bytes of the weights that are plain arrays or mapped blocks: neither NF4 nor parameters."""
-        own = self._adapters.active.base if self._adapters.active else {}
+        own = self.adapter_set.active.base if self.adapter_set.active else {}
         return sum(w.nbytes for w in (*self.weights.values(), *own.values()) if isinstance(w, (np.ndarray, GGMLTensor)))
 
     def trainable_parameters(self) -> list[Parameter]:
         """Return the parameters that training changes, in the order of the forward pass."""
-        active = self._adapters.active
+        active = self.adapter_set.active
         idle = active.replaced() if active else {}
         found = [weight for name, weight in self.weights.items() if isinstance(weight, Parameter) and name not in idle]
         found += active.parameters() if active else []
         return [parameter for parameter in found if parameter.requires_grad]
 
-    def __repr__(self) -> str:
-        kind = "NF4" if self.is_quantized else merge.format_of(self.weights["layers.0.down_proj"])
-        adapter = f", adapter r={self.adapter_config.r}" if self.adapter_config else ""
-        return f"Model({self.architecture.family.architecture}, {self.num_parameters():,} parameters, {kind}{adapter})"
+    __repr__ = model_shown.text
+    _repr_html_ = model_shown.html
+
+    def __getattr__(self, name: str) -> Any:  # only for what is not there
+        raise AttributeError(missing("Model", name, OF_MODEL), name=name, obj=self)
 
     def _find_ends(self) -> frozenset[int]:
         ends = find_ends(self.config, self.generation_options, self._tokenizer)
@@ -173,192 +177,55 @@ class Model:
     @property
     def adapters(self) -> dict[str, LoadedAdapter]:
         """Decoder name to the update of that matrix, of the adapter that is in use."""
-        return self._adapters.active.layers if self._adapters.active else {}
+        return self.adapter_set.active.layers if self.adapter_set.active else {}
 
     @property
     def adapter(self) -> Adapter | None:
         """The adapter that is in use, with all that it holds."""
-        return self._adapters.active
+        return self.adapter_set.active
 
     @property
     def adapter_config(self) -> LoraConfig | None:
         """The configuration of the adapter that is in use."""
-        return self._adapters.active.config if self._adapters.active else None
+        return self.adapter_set.active.config if self.adapter_set.active else None
 
     @property
     def adapter_names(self) -> list[str]:
         """The names of all adapters on the model."""
-        return self._adapters.names
+        return self.adapter_set.names
 
     @property
     def active_adapter(self) -> str | None:
         """The name of the adapter in use; None: the base alone."""
-        return self._adapters.active_name
+        return self.adapter_set.active_name
 
-    def add_adapter(self, config: LoraConfig | None = None, name: str = "default", **options: Any) -> None:
-        """Put a fresh adapter on the model and use it; its output stays the same until training.
-
-        Parameters
-        ----------
-        config : LoraConfig, optional
-            Or its fields as keywords.
-        name : str
-            For `set_adapter`, where the model has several.
-
-        Raises
-        ------
-        AdapterError
-            There is an adapter of that name already, or the configuration matches no module.
-        """
-        if config is not None and options:
-            raise ConfigError("config: expected a LoraConfig or options by keyword, got both")
-        config = (config if config is not None else LoraConfig(**options)).frozen_copy()
-        self._refuse_second(name)
-        self._put(name, fresh_adapter(self, config))
-        self._adapters.activate(name)
-
-    def load_adapter(self, path: str | os.PathLike[str], name: str = "default", is_trainable: bool = True) -> None:
-        """Put an adapter from a file or folder on the model; the first one is in use at once, others after `set_adapter`.
-
-        Parameters
-        ----------
-        path : path
-            An adapter of PEFT or mlx-lm; which one is seen from the files.
-        name : str
-            For `set_adapter`, where the model has several.
-        is_trainable : bool
-            Whether training changes it.
-
-        Raises
-        ------
-        AdapterError
-            It cannot be read, needs what is not supported, or was made for another base model.
-        """
-        self._refuse_second(name)
-        resize_for_adapter(self, path)
-        arrays = read_adapter(path, self.architecture)
-        arrays = self._without_same_base(arrays)
-        embedding = np.asarray(self.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
-        self._put(name, load_arrays(arrays, self.architecture, embedding, is_trainable))
-        tell_other_base(path, self.source)
-        if self._adapters.active is None:
-            self._adapters.activate(name)
-
-    def _without_same_base(self, arrays: AdapterArrays) -> AdapterArrays:
-        """Drop the embedding or the head that an adapter brings along where it is the model's own."""
-
-        def is_own(name: str, read: Any) -> bool:
-            own = self.weights[name if name in self.weights else "embed_tokens"]
-            return name in ("embed_tokens", "lm_head") and merge.is_same_weight(own, read())
-
-        rest = {name: read for name, read in arrays.residual_base.items() if not is_own(name, read)}
-        shared = next((name for name in rest if name in ("embed_tokens", "lm_head") and self.architecture.tied), None)
-        if shared is not None:
-            raise AdapterError(
-                f"adapter: {shared}: expected the model's own weight, which embedding and head share, got another; merge it "
-                "with PEFT (merge_and_unload) and load the merged model"
-            )
-        return replace(arrays, residual_base=rest)
-
-    def add_weighted_adapter(
-        self,
-        adapters: Sequence[str],
-        weights: Sequence[float],
-        adapter_name: str,
-        combination_type: str = "svd",
-        **options: Any,
-    ) -> None:
-        """Combine adapters of the model into a new one, as PEFT does; use it with `set_adapter`.
-
-        Parameters
-        ----------
-        adapters, weights
-            Their names, and a factor for each.
-        adapter_name : str
-            Name of the result.
-        combination_type, **options
-            See `adapters.combine.Combination`: svd_rank, svd_clamp, density, majority_sign_method, seed.
-
-        Raises
-        ------
-        AdapterError
-            An adapter is missing, holds more than low-rank updates, or has a rank that does not fit.
-        """
-        missing = next((name for name in adapters if name not in self._adapters), None)
-        if missing is not None:
-            raise AdapterError(f"adapters: expected names among {', '.join(self.adapter_names) or 'none'}, got {missing!r}")
-        self._refuse_second(adapter_name)
-        how = Combination(combination_type, **options)
-        parts = [self._for_original_base(self._adapters[name]) for name in adapters]
-        arrays = combine(parts, weights, how, self.architecture)
-        self._adapters.add(adapter_name, load_arrays(arrays, self.architecture, None, trainable=False))
-
-    def _for_original_base(self, adapter: Adapter) -> AdapterArrays:
-        """The adapter's values, for the base of the model where it has one of its own and that gives the same model."""
-        arrays = adapter.arrays()
-        if adapter.base and can_convert(adapter):
-            return for_original_base(arrays, adapter.start)
-        return replace(arrays, residual_base={name: lambda w=w: w for name, w in adapter.base.items()})  # type: ignore[misc]
-
-    def set_adapter(self, name: str | None) -> None:
-        """Use another adapter; None: the base alone. Nothing is loaded or computed again.
-
-        Raises
-        ------
-        AdapterError
-            There is none of that name, or the present one is folded into the weights.
-        """
-        if self.is_merged:
-            raise AdapterError(
-                "set_adapter: expected a model that is not merged, got a merged one; call unmerge_adapter() first"
-            )
-        if name is not None and name not in self._adapters:
-            known = ", ".join(self.adapter_names) or "none"
-            raise AdapterError(f"set_adapter: expected one of the model's adapters ({known}), got {name!r}")
-        self._adapters.activate(name)
-
-    def save_adapter(
-        self, path: str | os.PathLike[str], dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-        format: Literal["peft", "mlx", "gguf"] = "peft",
-    ) -> None:  # fmt: skip
-        """Write the adapter in use, atomically: a folder, or with format="gguf" one file for llama.cpp.
-
-        Notes
-        -----
-        An adapter that changed its base (PiSSA, OLoRA) is written for the original one, with twice the rank, where that
-        gives the same model. Where it does not (a quantized base, LoftQ, DoRA besides), the base that it needs is
-        written into the subfolder `base_model`, and `load_adapter` takes both.
-        """
-        adapter = self._adapters.active
-        if adapter is None:
-            raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
-        arrays = with_trained_weights(self._for_original_base(adapter), self.weights, self.architecture)
-        write_base = self._with_base_of(adapter).save if arrays.residual_base else None
-        write_adapter(
-            path, arrays, self.architecture, base_model=str(self.source), dtype=dtype, format=format, write_base=write_base
-        )
-
-    def _with_base_of(self, adapter: Adapter) -> Model:
-        records = {name: record for name, record in self.quant_records.items() if name not in adapter.base}
-        return self.with_weights({**self.weights, **adapter.base}, dict(self.stored_dtypes), records)
-
-    def delete_adapter(self, name: str | None = None) -> None:
-        """Take an adapter off the model (by default the one in use); the base is what it was."""
-        name = name if name is not None else self.active_adapter
-        if name is None or name not in self._adapters:
-            raise AdapterError(
-                "delete_adapter: expected a model with an adapter, got none" + (f" named {name!r}" if name else "")
-            )
-        if self.is_merged and name == self.active_adapter:
-            self.unmerge_adapter()
-        self._adapters.remove(name)
+    add_adapter = model_adapters.add_adapter
+    load_adapter = model_adapters.load_adapter
+    add_weighted_adapter = model_adapters.add_weighted_adapter
+    set_adapter = model_adapters.set_adapter
+    save_adapter = model_adapters.save_adapter
+    delete_adapter = model_adapters.delete_adapter
+    disable_adapter = peft_methods.disable_adapter
+    get_nb_trainable_parameters = peft_methods.get_nb_trainable_parameters
+    print_trainable_parameters = peft_methods.print_trainable_parameters
 
     def dense_weight(self, name: str) -> Any:
-        """Return one of the base's weights as an array (NF4 as float32)."""
+        """Return one of the base's weights as an array (NF4 as float32).
+
+        Parameters
+        ----------
+        name : str
+            One of `model.weights`.
+        """
         return merge.dense(self.weights[name])
 
     def resize_embedding(self, vocab_size: int) -> None:
-        """Give the embedding and the head rows for `vocab_size` tokens; a new one is the mean of the old ones.
+        """Give the embedding and the head rows for more tokens; a new one is the mean of the old ones.
+
+        Parameters
+        ----------
+        vocab_size : int
+            The rows that they have then.
 
         Raises
         ------
@@ -368,7 +235,13 @@ class Model:
         resize_embedding(self, vocab_size)
 
     def full_precision(self, name: str) -> NDArray[Any]:
-        """Return one of the base's weights as its folder has it, where that is still more than what is in memory."""
+        """Return one of the base's weights as its folder has it, where that is still more than what is in memory.
+
+        Parameters
+        ----------
+        name : str
+            One of `model.weights`.
+        """
         weight = self.weights[name]
         if isinstance(weight, NF4Tensor) and name not in self.quant_records and (self.source / "config.json").is_file():
             spec = next(spec for spec in self.architecture.weights() if spec.name == name)
@@ -379,55 +252,50 @@ class Model:
         return merge.dense(weight)
 
     def quantize_weight(self, array: NDArray[Any]) -> NF4Tensor:
-        """Return a matrix in NF4 with the block size and the double quantization of this model."""
+        """Return a matrix in NF4 with the block size and the double quantization of this model.
+
+        Parameters
+        ----------
+        array : ndarray
+            (out_features, in_features).
+        """
         block_size, double_quant = self.nf4_options
         return NF4Tensor.quantize(np.ascontiguousarray(array), block_size=block_size, double_quant=double_quant)
-
-    def _refuse_second(self, name: str) -> None:
-        if name in self._adapters:
-            raise AdapterError(
-                f"adapter: expected a model without one named {name!r}, got one; give another name, or call delete_adapter() "
-                "or merge(...) first"
-            )
-        if self.is_merged:
-            raise AdapterError("adapter: expected a model that is not merged, got a merged one; call unmerge_adapter() first")
-        if self.weights and all(isinstance(weight, Parameter) for weight in self.weights.values()):
-            raise AdapterError("adapter: expected a frozen base, got a model with trainable='full'; load it without")
-
-    def _put(self, name: str, adapter: Adapter) -> None:
-        self._adapters.add(name, adapter)
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
     def merge(self, dtype: merge.MergeDtype = "float32") -> Model:
-        """Return a new model whose weights are W + s B A; this one keeps its adapter. See `merge.merge_model`."""
+        """Return a new model whose weights are W + s B A; this one keeps its adapter.
+
+        Parameters
+        ----------
+        dtype : {"float32", "bfloat16", "float16", "nf4", "q8_0"}
+            Type of the merged matrices.
+
+        Raises
+        ------
+        AdapterError
+            There is no adapter, or a merged weight is not finite.
+        """
         return merge.merge_model(self, dtype)
 
-    def merge_adapter(self) -> None:
-        """Fold the adapter into this model's float32 weights, as PEFT does; `unmerge_adapter` takes it out again.
-
-        Taking it out restores each weight up to one float32 rounding, with DoRA exactly.
-        """
-        if self.adapter_config is None or self.is_merged:
-            state = "a merged one" if self.is_merged else "none"
-            raise AdapterError(f"merge_adapter: expected a model with an active adapter, got {state}")
-        merge.fold_in_place(self)
-        self._adapters.detach_matrices()
-        self.is_merged = True
-
-    def unmerge_adapter(self) -> None:
-        """Take a merged adapter out of the weights and make it active again."""
-        if not self.is_merged:
-            raise AdapterError("unmerge_adapter: expected a model after merge_adapter(), got one that is not merged")
-        merge.take_out_in_place(self)
-        self.is_merged = False
-        self._adapters.attach_matrices()
+    merge_and_unload = peft_methods.merge_and_unload
+    merge_adapter = model_adapters.merge_adapter
+    unmerge_adapter = model_adapters.unmerge_adapter
 
     def with_weights(
         self, weights: dict[str, Any], stored: dict[str, np.dtype[Any]], records: dict[str, QuantRecord],
         config: dict[str, Any] | None = None,
     ) -> Model:  # fmt: skip
-        """Return a model with other weights (and another config) and no adapter."""
+        """Return a model with other weights (and another config) and no adapter.
+
+        Parameters
+        ----------
+        weights, stored, records
+            As in `loading.Weights`: decoder name to weight, to the type in the file, to the record of its quantization.
+        config : dict, optional
+            Another config.json.
+        """
         config = dict(self.config) if config is None else config
         return Model(
             config,
@@ -441,34 +309,13 @@ class Model:
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
-    @overload
-    def generate(
-        self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]], config: GenerationConfig | None = None, **options: Any
-    ) -> str: ...
-
-    @overload
-    def generate(
-        self, prompt: Sequence[str] | Sequence[Sequence[Any]], config: GenerationConfig | None = None, **options: Any
-    ) -> list[str]: ...
-
-    def generate(self, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> str | list[str]:
-        """Return the continuation of a prompt, or a list of continuations for a list of prompts.
-
-        Parameters
-        ----------
-        prompt : str, list of dict, or list of int; or a list of these
-            A text, chat messages, or token ids. Several prompts are decoded together; each answer is the same as alone.
-        config, **options
-            A `GenerationConfig` and/or its fields; greedy by default. `model.generation_config` is what the model's own
-            generation_config.json asks for.
-        """
-        if is_batch(prompt):
-            return generation.generate_batch(self, prompt, self._resolve(config, options))
-        return "".join(self.stream(prompt, config, **options))
-
-    def stream(self, prompt: Any, config: GenerationConfig | None = None, **options: Any) -> Iterator[str]:
-        """Yield the continuation piece by piece; a piece never ends inside a character."""
-        return generation.generate_text(self, prompt, self._resolve(config, options))
+    generate = model_text.generate
+    stream = model_text.stream
+    loss = measures.loss
+    log_probs = measures.log_probs
+    logits = measures.logits
+    hidden_states = measures.hidden_states
+    embed = measures.embed
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -481,15 +328,6 @@ class Model:
         """
         return generation_config_of(self.generation_options, str(self.source / GENERATION_FILE))
 
-    def _resolve(self, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
-        """Combine a configuration with options; what of the model's own settings is left aside is said once."""
-        resolved = generation.resolve(config, options)
-        if self.generation_options and not self._told_settings:
-            self._told_settings = True
-            if (line := left_aside(self.generation_options, resolved, str(self.source / GENERATION_FILE))) is not None:
-                tell(line)
-        return resolved
-
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(
@@ -500,28 +338,34 @@ class Model:
 
         Parameters
         ----------
+        path : path
+            The folder.
         dtype : optional
             Type of the matrices; by default as they are (NF4 in bitsandbytes' layout, byte for byte as it was read).
+        max_shard_bytes : int
+            Largest file of weights; several get an index.
 
         Raises
         ------
         AdapterError
             An adapter is active: a folder of weights cannot hold it.
         """
-        save_model(self, path, dtype, max_shard_bytes)
+        save_model(self, expand(path), dtype, max_shard_bytes)
 
 
 def load_model(
     path: str | os.PathLike[str], quantize: Literal["nf4"] | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
-    resize_embedding: bool = False,
+    resize_embedding: bool = False, revision: str | None = None,
 ) -> Model:  # fmt: skip
-    """Load a Hugging Face model folder or a GGUF file.
+    """Load a Hugging Face model folder or a GGUF file, by its path or its name.
 
     Parameters
     ----------
-    path : path
-        Folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes (NF4, FP4) are read
+    path : path or str
+        A path; "demo", the small base that ships; or a name on the Hugging Face Hub such as "Qwen/Qwen3-0.6B", whose files
+        are taken from the cache of huggingface_hub or brought into it. A path that is there wins.
+        A folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes (NF4, FP4) are read
         as they are. Or a GGUF file (the first one of several): its blocks are used where the file is mapped.
     quantize : "nf4", optional
         Quantize the projections of the layers while loading, one tensor at a time; a prequantized folder stays as it is,
@@ -538,6 +382,8 @@ def load_model(
     resize_embedding : bool
         Give the embedding and the head rows for tokens that only the tokenizer has, each the mean of the old rows. An
         adapter trains them with `trainable_token_indices=model.added_tokens`.
+    revision : str, optional
+        Branch, tag or commit of a name on the Hub.
 
     Raises
     ------
@@ -545,7 +391,7 @@ def load_model(
         The folder cannot be used; the message says which file, what was expected and what was found.
     """
     _check_load_options(quantize, block_size, dtype, trainable)
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, revision, progress) as checkpoint:
         if isinstance(checkpoint, Checkpoint):
             checkpoint.config = config_of_files(checkpoint)
         config = dict(checkpoint.config)
@@ -577,8 +423,11 @@ def _report_requantization(model: Model, progress: bool | None) -> None:
         print(f"Quantized again to NF4: the weights change by {change:.2f} % (relative norm)", file=sys.stderr)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | GGUFCheckpoint:
-    """Open a model folder or a GGUF file; nothing of its weights is read."""
+def open_checkpoint(
+    path: str | os.PathLike[str], revision: str | None = None, progress: bool | None = None
+) -> Checkpoint | GGUFCheckpoint:
+    """Open a model folder or a GGUF file by its path or name; nothing of its weights is read."""
+    path = find(path, "model", revision, progress)
     if is_gguf(path):
         return GGUFCheckpoint(path)
     if os.path.isfile(path):

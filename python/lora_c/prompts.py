@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .model import Model
 
 
-def prompt_ids(model: Model, prompt: Any) -> list[int]:
+def prompt_ids(model: Model, prompt: Any, room: int = 1) -> list[int]:
     """Return the token ids of a text, of chat messages (rendered with the model's template), or of ids themselves.
+
+    `room` is the number of tokens of the context that must be left.
 
     Messages that end with one of the assistant's are left open there: the answer goes on with it.
     """
@@ -33,7 +35,9 @@ def prompt_ids(model: Model, prompt: Any) -> list[int]:
     wrong = next((i for i in ids if not 0 <= i < vocab), None)
     if wrong is not None:
         raise DataError(f"prompt: expected token ids from 0 to {vocab - 1}, got {wrong}; is the tokenizer this model's?")
-    if len(ids) >= limit:
+    if len(ids) > limit - room and room == 0:
+        raise DataError(f"prompt: expected at most the {limit} tokens of the model's context, got {len(ids)}; shorten it")
+    if len(ids) > limit - room:
         raise DataError(f"prompt: expected fewer tokens than the model's context of {limit}, got {len(ids)}; shorten it")
     return ids
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import CheckpointError
 from .json_files import read_json_object
+from .model_names import expand
 from .notices import tell
 from .os_errors import reason
 from .resume import Run
@@ -73,7 +74,7 @@ def find_checkpoint(output_dir: Path, resume: bool | str | Path) -> Path | None:
     if resume is False or resume is None:
         return None
     if resume is not True and str(resume) != "auto":
-        return Path(resume)
+        return Path(expand(resume, "resume"))
     found = latest_checkpoint(output_dir)
     if found is None and resume is True:
         raise CheckpointError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,6 +73,19 @@ def choose_token(logits: NDArray[np.float32], config: GenerationConfig, generato
         return largest
     bounds = np.cumsum(probabilities(logits, config))
     return min(int(np.searchsorted(bounds, generator.random() * bounds[-1], side="right")), logits.size - 1)
+
+
+def with_seed(config: GenerationConfig) -> GenerationConfig:
+    """Return the configuration with a seed drawn for it, where it samples and names none."""
+    if not config.sampling or config.seed is not None:
+        return config
+    return config.model_copy(update={"seed": secrets.randbelow(2**32)})
+
+
+def generator_of(config: GenerationConfig, repetition: int = 0) -> np.random.Generator:
+    """Return what draws the tokens of an answer; each repetition of a prompt has a stream of its own."""
+    seeds = np.random.SeedSequence(config.seed or 0, spawn_key=(repetition,) if repetition else ())
+    return np.random.Generator(np.random.Philox(seeds))
 
 
 def check_logits(logits: NDArray[np.float32]) -> None:

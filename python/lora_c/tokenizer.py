@@ -13,6 +13,7 @@ from . import chat_template
 from .errors import CheckpointError, DataError
 from .final_message import render_open
 from .json_files import read_json_object
+from .model_names import expand
 from .regular_file import check_regular
 from .special_tokens import NAMES, add_special_tokens, read_special_tokens, text_of
 from .stream_decoder import StreamDecoder
@@ -88,7 +89,7 @@ class Tokenizer:
         CheckpointError
             tokenizer.json is missing or damaged, or a file beside it is.
         """
-        folder = Path(path)
+        folder = Path(expand(path, "tokenizer"))
         backend = _read_backend(folder / "tokenizer.json")
         file = folder / "tokenizer_config.json"
         options = read_json_object(file) if file.exists() else {}

@@ -7,7 +7,8 @@ import pytest
 
 import lora_c as lc
 from lora_c.demo import world
-from lora_c.demo.run import BASE_MODEL, dataset, exact_match, run_demo, shortcoming
+from lora_c.demo.run import dataset, exact_match, run_demo, shortcoming
+from lora_c.model_names import BASE_MODEL
 from lora_c.trainer import evaluate_loss
 
 

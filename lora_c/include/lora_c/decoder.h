@@ -152,6 +152,9 @@ lora_status lora_decoder_loss(lora_decoder *decoder, const lora_batch *batch, do
 /** logits (n_tokens, vocab_size); targets and loss_weight are not read. */
 lora_status lora_decoder_logits(lora_decoder *decoder, const lora_batch *batch, float *logits,
                                 lora_error *err) LORA_MUST_CHECK;
+/** out (n_tokens, hidden_size): what goes into layer `layer`; num_hidden_layers: out of the last one and the final norm. */
+lora_status lora_decoder_hidden_states(lora_decoder *decoder, const lora_batch *batch, int64_t layer, float *out,
+                                       lora_error *err) LORA_MUST_CHECK;
 
 /** Bytes of the activation arena for n_tokens in training (or evaluation), known before the start. */
 int64_t lora_decoder_arena_bytes(const lora_decoder *decoder, int64_t n_tokens, bool training);

@@ -68,8 +68,16 @@ def find_targets(config: LoraConfig, architecture: Architecture, strict: bool = 
                 raise AdapterError(f"target_modules: expected names among {', '.join(known)}, got {name!r}")
     _refuse_more_for_globals(targets, config)
     if not targets:
-        raise AdapterError(f"target_modules: expected to match one of {', '.join(known)} at least once, got {names!r}")
+        meant = _as_list(names, candidates)
+        raise AdapterError(f"target_modules: expected to match one of {', '.join(known)} at least once, got {names!r}{meant}")
     return targets
+
+
+def _as_list(names: str | list[str], candidates: Iterable[WeightSpec]) -> str:
+    """What to say where a text, which must match whole paths, is the name of modules."""
+    given = [name.strip() for name in names.split(",")] if isinstance(names, str) else []
+    is_name = given and all(any(_matches(spec.module, [name], Matcher()) for spec in candidates) for name in given)
+    return f", a regular expression for whole paths; did you mean {given!r}?" if is_name else ""
 
 
 def target_names(config: LoraConfig, architecture: Architecture) -> str | list[str]:

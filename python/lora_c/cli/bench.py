@@ -45,10 +45,10 @@ def command(
     from .. import _core
     from ..bench import StepBench, profile_table
     from ..configs import LoraConfig
-    from ..demo.run import BASE_MODEL
     from ..model import load_model
+    from ..model_names import DEMO
 
-    loaded = load_model(model or BASE_MODEL, quantize=None if quantize == "none" else "nf4")
+    loaded = load_model(model or DEMO, quantize=None if quantize == "none" else "nf4")
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]

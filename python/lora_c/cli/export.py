@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import AdapterError, CheckpointError, ConfigError
+from ..model_names import find, is_hub_name, name_for_others
 from .json_output import json_option, print_json, size_of
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
@@ -32,10 +33,11 @@ from .paths import InputPath, output_of_a_model, refuse_inputs
 @json_option
 def command(source: str, output: str, target: str, model: str | None, dtype: str | None, as_json: bool) -> None:
     """Write SOURCE, an adapter of any known format, a model folder or a GGUF file, to OUTPUT."""
+    given, source = source, find_source(source)
     if dtype == "q8_0" and (target != "gguf" or is_adapter(source)):
         raise ConfigError("dtype: expected 'q8_0' for a model with --to gguf only, got it for another target")
     if is_adapter(source):
-        base = model or base_of(source)
+        base = find(model or base_of(source))
         refuse_inputs("OUTPUT", output, [("the adapter's base", base)])
         export_merged(source, base, output, dtype) if target == "hf" else export_adapter(source, base, output, target, dtype)
     elif target == "hf":
@@ -47,9 +49,19 @@ def command(source: str, output: str, target: str, model: str | None, dtype: str
     else:
         raise ConfigError(f"to: expected 'hf' or 'gguf' for a model, got {target!r}; only an adapter can be written as that")
     if as_json:
-        print_json({"source": source, "output": output, "format": target, "dtype": dtype, "bytes": size_of(output)})
+        print_json({"source": given, "output": output, "format": target, "dtype": dtype, "bytes": size_of(output)})
         return
-    click.echo(f"exported {source}: {output} ({target})")
+    click.echo(f"exported {given}: {output} ({target})")
+
+
+def find_source(name: str) -> str:
+    """The path of what is exported: as given, or of a name. What a repository on the Hub is, its files say."""
+    if not is_hub_name(name):
+        return find(name)
+    try:
+        return find(name, "adapter")
+    except AdapterError:
+        return find(name)
 
 
 def is_adapter(path: str) -> bool:
@@ -84,6 +96,8 @@ def base_of(source: str) -> str:
         raise AdapterError(f"{source}: expected the base model of a GGUF adapter, which names none; give --model PATH")
     values = read_json_object(find_folder(source) / "adapter_config.json")
     named = values.get("base_model_name_or_path") or values.get("model")
+    if isinstance(named, str) and is_hub_name(named):
+        return named
     if not isinstance(named, str) or not ((Path(named) / "config.json").is_file() or is_gguf(named)):
         raise AdapterError(f"{source}: expected its base model in a folder, got {named!r}; give --model PATH")
     return named
@@ -129,7 +143,7 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
     has_own_rows = rows_of_adapter(architecture, source) > architecture.decoder_kwargs["vocab_size"]
     arrays = None if has_own_rows else read_adapter(source, architecture)
     if arrays is not None and not arrays.residual_base:
-        write_adapter(output, arrays, architecture, base_model=base, dtype=dtype, format=target)
+        write_adapter(output, arrays, architecture, base_model=name_for_others(Path(base)), dtype=dtype, format=target)
         return
     model = load_model(base)
     model.load_adapter(source, is_trainable=False)

@@ -15,6 +15,7 @@ from ..generation import resolve
 from ..notices import tell
 from ..printable import printable_pieces
 from ..regular_file import read_regular
+from ..sampling import with_seed
 from ..written import BASE_FOLDER
 from .data_options import chat_template_option
 from .flag_names import flag_name
@@ -47,7 +48,8 @@ class Texts(click.Argument):
 def command(**own: Any) -> None:
     """Write text from PROMPT (from standard input where it is absent), token by token.
 
-    Several prompts are decoded together; the answers are written as JSON lines with "prompt" and "answer".
+    Several prompts are decoded together; the answers are written as JSON lines with "prompt" and "answer". Draws without
+    --seed write the seed to standard error.
     """
     options = take(own, GenerationConfig)
     config = GenerationConfig(**options)
@@ -56,16 +58,23 @@ def command(**own: Any) -> None:
     model = open_model(own)
     if own.get("use_generation_config"):
         config = resolve(model.generation_config, options)
+    seeded = with_seed(config)
+    if seeded is not config:
+        config = seeded
+        click.echo(f"seed      {config.seed}", err=True)
     template = model.tokenizer.chat_template is not None and not own.get("raw")
 
     def prompt_of(text: str) -> Any:
         return [{"role": "user", "content": text}] if template else text
 
-    if len(texts) > 1 or own.get("prompts"):
-        for text, answer in zip(texts, model.generate([prompt_of(text) for text in texts], config), strict=True):
+    n = config.num_return_sequences
+    texts = texts or [read_piped()]
+    if len(texts) > 1 or n > 1 or own.get("prompts"):
+        asked = [text for text in texts for _ in range(n)]
+        for text, answer in zip(asked, model.generate([prompt_of(text) for text in texts], config), strict=True):
             click.echo(json.dumps({"prompt": text, "answer": answer}, ensure_ascii=False))
         return
-    pieces = model.stream(prompt_of(texts[0] if texts else read_piped()), config)
+    pieces = model.stream(prompt_of(texts[0]), config)
     for piece in printable_pieces(pieces) if sys.stdout.isatty() else pieces:
         click.echo(piece, nl=False)
     click.echo()

@@ -24,8 +24,9 @@ def command(path: str, as_json: bool) -> int:
     data sets. The exit status is 1 where something in it would be refused.
     """
     from ..inspection import inspect_path
+    from .export import find_source
 
-    report = inspect_path(path)
+    report = inspect_path(find_source(path))
     if as_json:
         print_json(report.as_dict())
     else:

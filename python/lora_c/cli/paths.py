@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from ..model_names import expand, place
 from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
 from .occupied import held_by_a_demo, held_by_a_folder, held_by_an_output, refuse_occupied
 
@@ -40,7 +41,7 @@ class InputPath(PathType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):  # empty: a shell variable that was never set
             self.fail(f"expected a path, got {value!r}", param, ctx)
-        return os.fspath(value)
+        return expand(value)
 
 
 class InputPaths(InputPath):
@@ -61,9 +62,9 @@ def _expanded(path: str) -> list[str]:
     """The paths that a pattern means which no shell has expanded."""
     if not any(sign in path for sign in "*?["):
         return [path]
-    from ..data.globs import expand
+    from ..data.globs import expand_pattern
 
-    return expand(path)
+    return expand_pattern(path)
 
 
 class RunPath(click.ParamType):  # type: ignore[type-arg]
@@ -86,7 +87,7 @@ class ResumePath(PathType):
         known = {"true": "latest", "yes": "latest", "false": None, "no": None}
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             self.fail(f"expected auto or a checkpoint folder, got {value!r}", param, ctx)
-        return known.get(os.fspath(value), os.fspath(value))
+        return known.get(os.fspath(value), expand(value))
 
 
 def with_repeated_flags(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
@@ -164,7 +165,7 @@ class OutputPath(PathType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             self.fail(f"expected the name of a folder or file, got {value!r}", param, ctx)
-        return os.fspath(value)
+        return expand(value)
 
 
 def output_of_a_run(default: str) -> OutputPath:
@@ -197,7 +198,9 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
         value = ctx.params.get(param.name or "")
         if isinstance(param.type, InputPath) and value:
             values = [value] if isinstance(value, (str, os.PathLike)) else value
-            inputs += [(_label(param), os.fspath(path)) for path in values]
+            inputs += [
+                (_label(param), place(os.fspath(path)) if param.name == "model" else os.fspath(path)) for path in values
+            ]
     config = ctx.meta.get(CONFIG_FILE)
     if config is not None and not is_written_by_a_run(config):
         inputs.append(("config", os.fspath(config)))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from ..model_names import expand
 from ..other_names import meant
 from .flag_types import Pairs, TextList
 from .paths import CONFIG_FILE, InputPath, InputPaths, OutputPath, ResumePath
@@ -44,7 +45,7 @@ def read_into(ctx: click.Context, _param: click.Parameter, path: Path | None) ->
     """
     if path is None:
         return
-    ctx.meta[CONFIG_FILE] = path
+    path = ctx.meta[CONFIG_FILE] = Path(expand(path))
     params: dict[str, click.Parameter] = {}
     for param in ctx.command.params:
         if is_key(param):

@@ -14,7 +14,7 @@ def has_magic(path: str) -> bool:
     return glob.has_magic(path)
 
 
-def expand(path: str) -> list[str]:
+def expand_pattern(path: str) -> list[str]:
     """Return the paths that a pattern means, in the order of their names; a path that is there, or no pattern, is itself.
 
     Raises

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import DataError, nearest, shorten
 from ..os_errors import reason
 from ..regular_file import check_regular
-from .globs import expand
+from .globs import expand_pattern
 from .records import SUFFIXES, kind_of
 from .standard_input import STANDARD_INPUT
 
@@ -118,7 +118,7 @@ def _meant(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
         if os.fspath(path) == str(STANDARD_INPUT):
             yield STANDARD_INPUT
             continue
-        for match in map(Path, expand(str(path))):
+        for match in map(Path, expand_pattern(str(path))):
             yield match.absolute() if match == STANDARD_INPUT else match
 
 

@@ -16,13 +16,13 @@ from ..configs import GenerationConfig, LoraConfig, TrainConfig
 from ..data import Dataset, Sample, samples_from_record
 from ..files import write_text
 from ..interrupt import Stopped
+from ..model_names import BASE_MODEL
 from .world import task
 
 if TYPE_CHECKING:
     from ..model import Model
     from ..train_result import TrainResult
 
-BASE_MODEL = Path(__file__).parent.parent / "base_model"
 ANSWER = GenerationConfig(max_new_tokens=16, precision="exact")  # of the merged model too: the answers must be equal
 
 
