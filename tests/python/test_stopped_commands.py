@@ -72,6 +72,7 @@ class Place:
         if before is not None:
             shutil.copytree(before, out, dirs_exist_ok=True)
         words = [word.format(**{"in": self.inputs, "out": out}) for word in COMMANDS[command].split()]
+        words += ["--overwrite"] if "{out}" in COMMANDS[command] else []  # always: it changes how much is called
         case = {"id": self._n, "folder": str(folder), "kind": kind, "moment": moment, "command": words}
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(case) + "\n")
