@@ -358,6 +358,15 @@ def decoder_logits(weights: dict[str, Any], config: dict[str, Any], input_ids: A
 
     Source: Llama 2, arXiv:2307.09288, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2.
     """
+    x = hidden_states(weights, config, input_ids, cu_seqlens, config["num_hidden_layers"])
+    head = weights["embed_tokens"] if config["tie_word_embeddings"] else weights["lm_head"]
+    return softcap(config["logit_scale"] * linear(x, head), config["logit_softcap"])
+
+
+def hidden_states(
+    weights: dict[str, Any], config: dict[str, Any], input_ids: ArrayLike, cu_seqlens: ArrayLike, layer: int
+) -> F64:
+    """The residual stream after `layer` layers, 0: the embeddings; after the last one behind the final norm."""
     ids, cu = np.asarray(input_ids), np.asarray(cu_seqlens)
     lengths = np.diff(cu)
     positions = np.concatenate([np.arange(n) for n in lengths])
@@ -365,14 +374,13 @@ def decoder_logits(weights: dict[str, Any], config: dict[str, Any], input_ids: A
     if config["learned_positions"]:
         x = x + embedding(positions, weights["embed_positions"])
     long = np.repeat(lengths, lengths) > (config["rope_switch"] or np.inf)
-    for n in range(config["num_hidden_layers"]):
+    for n in range(layer):
         w = {k.split(".", 2)[2]: v for k, v in weights.items() if k.startswith(f"layers.{n}.")}
         a = _attention_block(_norm(x, w, "input_layernorm", config, "pre_norm"), w, config, n, cu, positions, long)
         x = x + config["residual_scale"] * _norm(a, w, "attention_output_norm", config, "post_norm")
         m = _mlp_block(_norm(x, w, "post_attention_layernorm", config, "pre_norm"), w, config)
         x = x + config["residual_scale"] * _norm(m, w, "mlp_output_norm", config, "post_norm")
-    head = weights["embed_tokens"] if config["tie_word_embeddings"] else weights["lm_head"]
-    return softcap(config["logit_scale"] * linear(_norm(x, weights, "norm", config), head), config["logit_softcap"])
+    return _norm(x, weights, "norm", config) if layer == config["num_hidden_layers"] else x
 
 
 def _norm(x: F64, w: dict[str, Any], name: str, config: dict[str, Any], switch: str | None = None) -> F64:

@@ -80,6 +80,7 @@ CALLS = """dict(
     norm=lambda: ops.layernorm_backward(x, x, ones(32)),
     Decoder=lambda: Decoder(**sizes, rope_inv_freq=[1.0], layer_rope=[0]),
     logits=lambda: d.logits(ids),
+    hidden_states=lambda: d.hidden_states(ids, 1),
     train=lambda: d.forward_backward(ids, [0, 2], ids, l, grad_scale=1.0),
     loss=lambda: d.loss(ids, [0, 2], ids, l),
     decode=lambda: d.decode(d.new_cache(4), ids, sequences=[0]),

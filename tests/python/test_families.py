@@ -120,16 +120,40 @@ def test_lora_gradients(name: str, tmp_path: Path) -> None:
         assert relative(parameter.grad, record["grad." + parameter.name]) < 1e-3, parameter.name
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_readable_reference_says_the_same(name: str, tmp_path: Path) -> None:
-    record = golden(name)
-    model = load_model(folder(record, tmp_path / "model"))
+def decoder_weights(model: Model) -> dict[str, np.ndarray]:
+    """The weights by the decoder's names, fused ones in their parts."""
     weights = {}
     for spec in model.architecture.weights():
         parts = spec.parts or ((spec.name, 0),)
         firsts = [first for _, first in parts] + [spec.shape[0]]
         for (part, first), end in zip(parts, firsts[1:], strict=True):
             weights[part] = model.weights[spec.name][first:end]
+    return weights
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hidden_states_of_every_layer_are_those_of_the_float64_reference(name: str, tmp_path: Path) -> None:
+    record = golden(name)
+    model = load_model(folder(record, tmp_path / "model"))
+    weights, config, ids = decoder_weights(model), model.decoder.config, record["ids"]
+    cu = [0, len(ids) // 3, len(ids)]
+    for layer in range(config["num_hidden_layers"] + 1):
+        expected = reference.hidden_states(weights, config, ids, cu, layer)
+        assert relative(model.decoder.hidden_states(ids, layer, cu), expected) < 1e-5, layer
+    last = model.decoder.hidden_states(ids, layer)
+    head = weights["embed_tokens"] if config["tie_word_embeddings"] else weights["lm_head"]
+    logits = reference.softcap(config["logit_scale"] * reference.linear(last, head), config["logit_softcap"])
+    np.testing.assert_allclose(logits, record["logits"], atol=1e-4)  # of transformers
+    for wrong in (-1, config["num_hidden_layers"] + 1):
+        with pytest.raises(ValueError, match="layer: expected"):
+            model.decoder.hidden_states(ids, wrong)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_readable_reference_says_the_same(name: str, tmp_path: Path) -> None:
+    record = golden(name)
+    model = load_model(folder(record, tmp_path / "model"))
+    weights = decoder_weights(model)
     logits = reference.decoder_logits(weights, model.decoder.config, record["ids"], [0, len(record["ids"])])
     np.testing.assert_allclose(logits, record["logits"], atol=1e-4)
 

@@ -36,6 +36,7 @@ LOOPS = {
     "LoRALinear.merge": ("", "lin.merge()"),
     "AdamW.step": ("p = [Parameter(ones(300000)) for _ in range(4)]; o = AdamW(p)", "o.step(lr=0.0) and None"),
     "Decoder.logits": ("d = decoder()", "d.logits(ids)"),
+    "Decoder.hidden_states": ("d = decoder()", "d.hidden_states(ids, 1)"),
     "Decoder.loss": ("d = decoder()", "d.loss(ids, [0, 512], ids, ones(512))"),
     "Decoder.decode": ("d = decoder(); c = d.new_cache(512)", "(c.truncate(0, 0), d.decode(c, ids, precision='fast'))[1]"),
     "KVCache.truncate": ("d = decoder(); c = d.new_cache(512)", "d.decode(c, ids[:1]) is None or c.truncate(0, 0)"),
