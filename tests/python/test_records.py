@@ -63,6 +63,7 @@ def test_line_breaks_of_unicode_do_not_split_a_record(tmp_path: Path) -> None:
         (b'{}\n{"a": 1\n', r"a.jsonl:2: expected a JSON object, got '{\"a\": 1' \(Expecting ',' delimiter, column 8\)"),
         (b"{}\n3\n", "a.jsonl:2: expected a JSON object, got a int"),
         (b"[" * 100_000, "a.jsonl:1: expected a flat JSON object, got one nested too deeply"),
+        (b'{"text": "a", "text": "b"}', "a.jsonl:1: expected a flat JSON object, got a name that occurs twice, 'text'"),
         (b'{"n": ' + b"9" * 5000 + b"}", "a.jsonl:1: expected a flat JSON object, got Exceeds the limit"),
         (b"\x00\x01\x02", "a.jsonl:1: expected a JSON object"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -142,3 +143,22 @@ def test_a_folder_that_links_to_itself_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "train/data").symlink_to("..")
     (tmp_path / "data").symlink_to(".")
     assert names(find_files(tmp_path).taken, tmp_path) == ["train/a.jsonl"]
+
+
+def test_files_that_are_read_twice_are_told(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("{}", encoding="utf-8")
+    (tmp_path / "link.jsonl").symlink_to("train.jsonl")
+    with pytest.warns(LoraCWarning, match="link.jsonl, train.jsonl is given more than once: its examples are read as often"):
+        find_files([tmp_path / "train.jsonl", tmp_path / "link.jsonl"])
+    (tmp_path / "link.jsonl").unlink()
+    with gzip.open(tmp_path / "train.jsonl.gz", "wb") as file:
+        file.write(b"{}")
+    with pytest.warns(LoraCWarning, match="train.jsonl.gz is read beside the file of the same name without .gz"):
+        find_files(tmp_path)
+
+
+def test_files_in_folders_of_splits_are_named_with_them(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.jsonl").write_text("{}", encoding="utf-8")
+    assert find_files(tmp_path).describe_rest() == "test/a.jsonl (test)"

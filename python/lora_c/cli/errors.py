@@ -63,8 +63,10 @@ def friendly_errors() -> Iterator[None]:
     except (ValueError, TypeError, NotImplementedError, MemoryError, OSError) as error:
         if not expected(error):
             raise
+        from ..printable import printable  # a message may hold what a stranger's file says
+
         with suppress(OSError):  # a log that is full or gone
-            print(f"lora-c: {describe(error)}", file=sys.stderr, flush=True)
+            print(f"lora-c: {printable(describe(error))}", file=sys.stderr, flush=True)
         _leave_output()
         sys.exit(exit_code(error))
 

@@ -13,6 +13,7 @@ from typing import Any
 def plain_notices() -> Iterator[None]:
     """Print each warning of this package once, as ``note      ...``; others as Python prints them."""
     from ..notices import LoraCWarning
+    from ..printable import printable
 
     with warnings.catch_warnings():
         warnings.simplefilter("once", LoraCWarning)
@@ -21,7 +22,7 @@ def plain_notices() -> Iterator[None]:
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, LoraCWarning):
                 with suppress(OSError):  # a log that is full or gone ends no run
-                    print(f"note      {message}", file=sys.stderr)
+                    print(f"note      {printable(str(message))}", file=sys.stderr)
             else:
                 usual(message, category, *where, **more)
 

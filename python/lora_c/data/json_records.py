@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, shorten
+from ..json_files import unique_names
 from .samples import KINDS
 from .streams import BOM, DataFile, decode, text_blocks
 
@@ -81,7 +82,7 @@ def _object_of(line: bytes, where: str) -> dict[str, Any] | DataError | None:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_names)
     except json.JSONDecodeError as error:
         got = text.strip()[:40]
         raise DataError(f"{where}: expected a JSON object, got {got!r} ({error.msg}, column {error.colno})") from None
@@ -175,7 +176,7 @@ class JsonStream:
         return size > left
 
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_names)
 
 
 def _read_array(stream: JsonStream) -> Iterator[Record]:

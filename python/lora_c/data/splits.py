@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, nearest, shorten
+from ..notices import tell
 from ..os_errors import reason
 from ..regular_file import check_regular
 from .globs import expand_pattern
@@ -67,10 +68,15 @@ class FoundFiles:
 
     def describe_rest(self) -> str:
         """What was not taken, in one line; "" where there is nothing."""
-        parts = [f"{shorten((path.name for path in paths), 3)} ({split})" for split, paths in self.others.items()]
+        parts = [f"{shorten(map(shown, paths), 3)} ({split})" for split, paths in self.others.items()]
         if self.left_out:
             parts.append(f"{shorten((path.name for path in self.left_out), 5)} (in no split)")
         return ", ".join(parts)
+
+
+def shown(path: Path) -> str:
+    """A file by its name, and by that of its folder where that says which split it is of."""
+    return f"{path.parent.name}/{path.name}" if _split_in(path.parent.name) and not _split_in(path.name) else path.name
 
 
 def find_files(
@@ -109,7 +115,19 @@ def find_files(
         found.taken.append(path)
     if not found.taken:
         raise DataError("data: expected at least one file, got an empty list")
+    _tell_repeated(found.taken)
     return found
+
+
+def _tell_repeated(files: Sequence[Path]) -> None:
+    """Say which files are read twice, under whatever name, and which lie there packed, too."""
+    real = [os.path.realpath(file) for file in files]
+    twice = sorted({shown(file) for file, path in zip(files, real, strict=True) if real.count(path) > 1})
+    packed = sorted(shown(file) for file, path in zip(files, real, strict=True) if path.endswith(".gz") and path[:-3] in real)
+    if twice:
+        tell(f"data: {shorten(twice)} is given more than once: its examples are read as often")
+    if packed:
+        tell(f"data: {shorten(packed)} is read beside the file of the same name without .gz: are its examples the same?")
 
 
 def _meant(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
