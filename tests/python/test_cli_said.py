@@ -84,7 +84,7 @@ def test_an_empty_value_is_refused(tiny_model_dir: Path, tmp_path: Path, flag: s
     [
         (("--density", 0.5), "density: expected a combination that heeds it, got one adapter"),
         (("--seed", 3), "seed: expected a combination that heeds it"),
-        (("--weights", "0.5", "--svd-rank", 3), "svd_rank: expected a combination that heeds it, got --combination cat"),
+        (("--weights", "0.5", "--svd-rank", 3), "svd-rank: expected a combination that heeds it, got --combination cat"),
         (("--no-report", "--data", "DATA"), "data: expected the report beside it"),
         (("--adapter", "ADAPTER"), "adapter: expected each one once"),
         (("--weights", "0.5", "--combination", "svd", "--svd-rank", 2), None),
@@ -124,10 +124,10 @@ def test_flags_that_need_another_are_refused_without_it(tiny_model_dir: Path, tm
     data.write_text(json.dumps({"text": "w3 w4 w5"}) + "\n", encoding="utf-8")
     both = ("--model", tiny_model_dir, "--data", data)
     done = run("train", *both, "--output-dir", tmp_path / "out", "--allow-changes")
-    assert "allow_changes: expected --resume beside it" in str(done.exception)
+    assert "--allow-changes: expected --resume beside it" in str(done.exception)
     assert "split: expected a folder" in str(run("eval", *both, "--split", "train").exception)
     done = run("generate", "--model", tiny_model_dir, "--min-new-tokens", 9, "--max-new-tokens", 3, "w3")
-    assert "min_new_tokens: expected at most max_new_tokens (3), got 9" in str(done.exception)
+    assert "min-new-tokens: expected at most max_new_tokens (3), got 9" in str(done.exception)
 
 
 def test_an_adapter_beside_the_weights_of_a_model_is_said(tiny_model_dir: Path) -> None:
@@ -138,3 +138,13 @@ def test_an_adapter_beside_the_weights_of_a_model_is_said(tiny_model_dir: Path) 
         file.rename(tiny_model_dir / file.name)
     with pytest.warns(lc.notices.LoraCWarning, match="an adapter lies beside the model's weights, and counts where"):
         lc.load_model(tiny_model_dir, progress=False)
+
+
+def test_prompts_that_are_trained_without_the_chat_template_are_said(tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps({"prompt": "a b", "completion": " c"}) + "\n", encoding="utf-8")
+    said = "1 of 1 prompts are trained as they stand, without the model's chat template"
+    assert said in run("data", "--model", "demo", "--data", data).stderr
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    data.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    assert said not in run("data", "--model", "demo", "--data", data).stderr

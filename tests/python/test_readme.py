@@ -1,7 +1,12 @@
-"""The notebook example of the README runs as it stands."""
+"""What the README shows runs as it stands."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import lora_c
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -15,3 +20,23 @@ def test_notebook_example_runs(capsys):
     printed = capsys.readouterr().out
     assert "NF4Tensor" in printed
     assert float(printed.split()[-1]) < 100.0
+
+
+def test_the_commands_of_the_first_fifteen_minutes_run(tmp_path):
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    assert len(blocks) == 2
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "lora-c"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m lora_c "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(lora_c.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        ["sh", "-euc", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "A silver key." in done.stdout and "A red lantern." in done.stdout
+    assert (tmp_path / "out" / "loss.png").exists() and (tmp_path / "merged" / "model.safetensors").exists()
+    assert (tmp_path / "adapter.gguf").exists() and (tmp_path / "model.gguf").exists()

@@ -94,6 +94,11 @@ def open_data(
     options: dict[str, Any] = {"max_seq_length": config.max_seq_length} | reading(own)
     data = load_files(found, tokenizer, limit=own.get("limit"), **options)
     describe_data("data", data, err)
+    if data.n_plain_prompts and tokenizer.chat_template is not None:
+        tell(
+            f"data: {data.n_plain_prompts:,} of {data.n_examples:,} prompts are trained as they stand, without the model's chat "
+            "template, which generate and chat put around a prompt: give --raw to generate, or write them as 'messages'"
+        )
     counts = {"examples": data.n_examples, "cut": data.n_truncated, "left_out_without_loss": data.n_without_loss}
     counts |= {"skipped": len(data.skipped)}
     if held_out is None:

@@ -34,6 +34,8 @@ class Dataset:
         Samples that were cut to the first tokens that fit.
     n_without_loss : int
         Examples that were left out because no token with loss remained.
+    n_plain_prompts : int
+        Examples with a prompt that is a text: no chat template is put around it.
     source : str
         What was read, for reports.
     files : FoundFiles
@@ -55,6 +57,7 @@ class Dataset:
     n_examples: int = 0
     n_truncated: int = 0
     n_without_loss: int = 0
+    n_plain_prompts: int = 0
     source: str = ""
     files: FoundFiles = field(default_factory=FoundFiles)
     begin: str = ""

@@ -233,6 +233,7 @@ class _Loader:
             return
         dataset.n_examples += 1
         dataset.n_without_loss += not samples
+        dataset.n_plain_prompts += not {"messages", "conversations"} & record.keys() and isinstance(record.get("prompt"), str)
         for sample in samples:
             check_ids(sample.input_ids, self.vocab_size, where)
             if len(sample) > self.length:
