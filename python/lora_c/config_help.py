@@ -10,7 +10,6 @@ import inspect
 import re
 import textwrap
 import types
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -28,7 +27,7 @@ else:
 class ConfigType(ModelMetaclass):
     """The type of configuration classes; dir() of one lists what lora_c defines."""
 
-    def __dir__(cls) -> Iterable[str]:
+    def __dir__(cls) -> list[str]:
         own = [base for base in cls.__mro__ if issubclass(base, BaseModel) and base.__module__.startswith("lora_c")]
         names = {name for base in own for name in vars(base) if not name.startswith("_")}
         return sorted(names - {"model_config"} | {"__doc__", "__module__"})

@@ -16,13 +16,14 @@ from .adapters import Adapter, AdapterSet, LoadedAdapter
 from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint
 from .config_and_files import config_of_files
-from .configs import NF4_BLOCK_SIZES, GenerationConfig, LoraConfig
+from .configs import GenerationConfig, LoraConfig
 from .ends import find_ends
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError
 from .foreign_names import OF_MODEL, missing
 from .generation_file import GENERATION_FILE, generation_config_of, read_generation_options
 from .gguf.checkpoint import GGUFCheckpoint
 from .gguf.reader import is_gguf
+from .load_checks import check_load_options
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, Weights, in_order, load_weights
 from .model_names import expand, find
 from .notices import tell
@@ -390,7 +391,7 @@ def load_model(
     CheckpointError
         The folder cannot be used; the message says which file, what was expected and what was found.
     """
-    _check_load_options(quantize, block_size, dtype, trainable)
+    check_load_options(quantize, block_size, dtype, trainable)
     with open_checkpoint(path, revision, progress) as checkpoint:
         if isinstance(checkpoint, Checkpoint):
             checkpoint.config = config_of_files(checkpoint)
@@ -435,18 +436,3 @@ def open_checkpoint(
             f"{path}: expected a model folder or a GGUF file, got a file of another kind; give the folder of config.json"
         )
     return Checkpoint(path)
-
-
-def _check_load_options(quantize: Any, block_size: Any, dtype: Any, trainable: Any) -> None:
-    if quantize not in (None, "nf4"):
-        raise ConfigError(f"quantize: expected None or 'nf4', got {quantize!r}")
-    if block_size not in NF4_BLOCK_SIZES:
-        raise ConfigError(f"block_size: expected one of {', '.join(map(str, NF4_BLOCK_SIZES))}, got {block_size!r}")
-    if dtype not in (None, *DENSE_DTYPES):
-        raise ConfigError(f"dtype: expected None, 'float32' or 'bfloat16', got {dtype!r}")
-    if trainable not in ("none", "full", "head"):
-        raise ConfigError(f"trainable: expected 'none', 'full' or 'head', got {trainable!r}")
-    if trainable == "full" and quantize:
-        raise ConfigError(
-            "trainable: expected 'none' or 'head' with quantize='nf4', got 'full'; NF4 weights cannot be trained"
-        )

@@ -132,11 +132,13 @@ def test_the_home_folder_is_known_on_the_command_line(tiny_model_dir: Path, tmp_
 
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "d.txt").write_text("w5 w6 w7 w8 w9\n" * 3)
+    (tmp_path / "e.txt").write_text("w9 w8 w7 w6\n")
     (tmp_path / "run.yaml").write_text("model: ~/model\ndata: ~/d.txt\noutput_dir: ~/out\nmethod: lora\nmax_steps: 1\n")
     for args in (
         ["train", "--config", "~/run.yaml"],
         ["generate", "--model", "~/model", "--adapter=~/out", "--max-new-tokens", "2", "w5"],
-        ["eval", "--model", "~/model", "--data", "~/d.txt"],
+        ["generate", "--run", "~/out", "--max-new-tokens", "2", "w5"],
+        ["eval", "--model", "~/model", "--data", "~/d.txt,~/e.txt"],
         ["merge", "--model", "~/model", "--adapter", "~/out", "--output-dir", "~/merged", "--no-report"],
         ["export", "~/out", "~/out.gguf", "--to", "gguf"],
         ["inspect", "~/merged"],

@@ -25,7 +25,7 @@ _KINDS = ".jsonl, .json, .csv, .tsv, .parquet or .txt; several, a folder, a patt
 class Columns(Pairs):
     """NAME=COLUMN pairs, or a mapping from a file."""
 
-    name = "NAME=COLUMN,…"
+    name = "NAME=COLUMN,..."
     numbers = False
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -55,7 +55,7 @@ class InputPaths(InputPath):
         path = super().convert(value, param, ctx)
         if "," not in path or os.path.lexists(path):
             return _expanded(path)
-        return [file for part in path.split(",") if part.strip() for file in _expanded(part.strip())]
+        return [file for part in path.split(",") if part.strip() for file in _expanded(expand(part.strip()))]
 
 
 def _expanded(path: str) -> list[str]:
@@ -75,7 +75,7 @@ class RunPath(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             self.fail(f"expected the folder of a run, got {value!r}", param, ctx)
-        return os.fspath(value)
+        return expand(value)
 
 
 class ResumePath(PathType):
