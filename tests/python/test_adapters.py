@@ -182,9 +182,12 @@ def test_keys_that_peft_would_leave_out_are_named() -> None:
 
 
 def test_bad_values_are_refused() -> None:
-    for changes in [{"r": 0}, {"r": "x"}, {"lora_alpha": None, "r": -1}, {"rank_pattern": {"q": 0}}, {"target_modules": 3}]:
+    for changes in [{"r": 0}, {"r": "x"}, {"r": -1}, {"rank_pattern": {"q": 0}}, {"target_modules": 3}]:
         with pytest.raises(AdapterError, match="adapter_config.json: LoraConfig"):
             parse_adapter_config({"peft_type": "LORA"} | changes, "adapter_config.json")
+    for key in ("r", "lora_alpha", "lora_dropout"):
+        with pytest.raises(AdapterError, match=f"adapter_config.json: {key}: expected a number, got null"):
+            parse_adapter_config({"peft_type": "LORA", key: None}, "adapter_config.json")
 
 
 def test_adapter_for_another_base(make_model, adapter: Path) -> None:

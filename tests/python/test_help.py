@@ -86,4 +86,4 @@ def test_help_of_the_program_has_the_exit_codes() -> None:
 
 def test_save_total_limit_says_what_is_kept() -> None:
     text = " ".join(help_of("train").split())
-    assert "Keep this many checkpoints of the run, the latest ones; older ones are removed. [default: 2]" in text
+    assert "Keep only so many checkpoints, the last one among them. [default: 2]" in text
