@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from .uninterrupted import throw
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END_AT_ONCE = 3  # the signal that ends the program wherever it is
 
@@ -54,7 +56,7 @@ class StopRequest:
         self.number = self.number or number
         self._handled += 1
         if max(self._handled, self._arrived) >= _END_AT_ONCE:
-            raise Stopped(number)
+            throw(Stopped(number))
 
     def _arrive(self, number: int) -> None:
         self.number = self.number or number

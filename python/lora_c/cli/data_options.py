@@ -96,8 +96,8 @@ def open_data(
     describe_data("data", data, err)
     if data.n_plain_prompts and tokenizer.chat_template is not None:
         tell(
-            f"data: {data.n_plain_prompts:,} of {data.n_examples:,} prompts are trained as they stand, without the model's chat "
-            "template, which generate and chat put around a prompt: give --raw to generate, or write them as 'messages'"
+            f"data: {data.n_plain_prompts:,} of {data.n_examples:,} prompts are trained as they stand, without the model's "
+            "chat template, which generate and chat put around a prompt: give --raw to generate, or write them as 'messages'"
         )
     counts = {"examples": data.n_examples, "cut": data.n_truncated, "left_out_without_loss": data.n_without_loss}
     counts |= {"skipped": len(data.skipped)}
