@@ -20,6 +20,8 @@ from lora_c.errors import ConfigError, DataError
 from lora_c.notices import LoraCWarning
 from lora_c.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the tokenizer has no token for:lora_c.notices.LoraCWarning")  # of the demo
+
 PAIR, QA = {"prompt": "question", "completion": "answer"}, {"prompt": "q", "completion": "a"}
 MADE = {"prompt": "a", "completion": "b"}
 

@@ -17,6 +17,8 @@ from lora_c.errors import ConfigError, DataError
 from lora_c.notices import LoraCWarning
 from lora_c.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the tokenizer has no token for:lora_c.notices.LoraCWarning")  # of the demo
+
 PAIRS = [{"prompt": f"Once {i}", "completion": f" upon {i}"} for i in range(3)]
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+import lora_c as lc
 from lora_c.data import json_records, streams
 from lora_c.data.records import read_records
 from lora_c.data.streams import text_blocks
+from lora_c.dropped_characters import DroppedCharacters
 from lora_c.errors import DataError
 
 ROWS = [{"text": "Grüße 日本 🦙"}, {"prompt": "a", "completion": "b"}]
@@ -285,3 +287,24 @@ class TestParquet:
         (tmp_path / "a.parquet").write_bytes(b"")
         with pytest.raises(DataError, match=r"expected the package pyarrow.*pip install 'lora-c\[data\]'"):
             values(tmp_path / "a.parquet")
+
+
+def test_characters_that_the_tokenizer_drops_are_told(tmp_path: Path) -> None:
+    tokenizer = lc.load_model("demo", progress=False).tokenizer
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "Bär", "completion": " x"}\n{"prompt": "a\\nb", "completion": " y"}\n'
+        '{"prompt": "a", "completion": " z"}\n',
+        encoding="utf-8",
+    )
+    with pytest.warns(lc.LoraCWarning, match=r"2 of 3 examples hold characters .* drops \('\\n', 'ä'\)"):
+        lc.load_dataset(tmp_path / "a.jsonl", tokenizer)
+    (tmp_path / "a.txt").write_text("Ein Bär.", encoding="utf-8")
+    with pytest.warns(lc.LoraCWarning, match=r"a.txt: the text holds characters .* drops \('ä'\)"):
+        lc.load_dataset(tmp_path / "a.txt", tokenizer)
+    with pytest.raises(DataError, match="got an open file"), open(tmp_path / "a.jsonl", encoding="utf-8") as file:
+        lc.load_dataset(file, tokenizer)
+
+
+@pytest.mark.parametrize("text", ["Bär 你好 \n\t😀\u200b\ufffd\x00", "plain"])
+def test_a_tokenizer_of_all_bytes_drops_nothing(stories: Path, text: str) -> None:
+    assert DroppedCharacters(lc.load_model(stories, progress=False).tokenizer).of(text) == set()

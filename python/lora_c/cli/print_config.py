@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .flags import FieldOption
+from .paths import OVERWRITE
 from .settings_file import is_key, keys_of
 
 _WIDTH = 100
@@ -71,7 +72,7 @@ def _setting(ctx: click.Context, param: click.Option, is_main: bool) -> str:
     name, key = str(param.name), key_of(param)
     source = click.core.ParameterSource
     if ctx.get_parameter_source(name) in (source.COMMANDLINE, source.DEFAULT_MAP):
-        return _line(key, ctx.params[name])
+        return _line(key, ctx.params[name] if name in ctx.params else bool(ctx.meta.get(OVERWRITE)))
     default = param.field_default if isinstance(param, FieldOption) else _default(ctx, param)
     return _line(key, default) if is_main else "#" + _line(key, default)
 

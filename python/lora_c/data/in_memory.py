@@ -110,6 +110,9 @@ def _rows(data: Any) -> Iterator[Any]:
         return map(without_nulls, chain.from_iterable(batch.to_pylist() for batch in data.to_batches(_ROWS)))
     if hasattr(data, "with_format") and hasattr(data, "column_names"):  # datasets.Dataset, datasets.IterableDataset
         return map(without_nulls, data.with_format(None))
+    if hasattr(data, "read"):
+        got = f"got an open file ({data!r}); give its path"
+        raise DataError(f"data: expected a path, or an iterable of mappings or texts, {got}")
     if isinstance(data, (str, bytes, bytearray)) or not isinstance(data, Iterable):
         raise DataError(
             f"data: expected an iterable of mappings or texts, got a {type(data).__name__}; [data] is a list of one example"

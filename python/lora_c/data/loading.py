@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dropped_characters import DroppedCharacters
 from ..encoded_ahead import encoded_ahead
 from ..errors import ConfigError, DataError, shorten
 from ..notices import tell
@@ -162,6 +163,9 @@ class _Loader:
         self.vocab_size: int | None = getattr(tokenizer, "model_vocab_size", None)
         self.columns = check_columns(columns) if columns is not None else None
         self.counts: Counter[str] = Counter()
+        self._characters = DroppedCharacters(tokenizer)
+        self._dropped: set[str] = set()  # characters, and in how many examples there are some
+        self._n_dropped = 0
 
     def wants_more(self) -> bool:
         """Whether the limit is not reached."""
@@ -190,7 +194,7 @@ class _Loader:
             got = f"max_seq_length: expected more than the {len(begin)} tokens that begin a text, got {self.length}"
             raise DataError(got)
         dataset.begin = self.tokenizer.decode(begin, skip_special_tokens=False) if begin else ""
-        pieces = cut_pieces(tokenize(text_blocks(file), self.tokenizer), self.length, begin)
+        pieces = cut_pieces(tokenize(self._noted(text_blocks(file)), self.tokenizer), self.length, begin)
         for number, ids in enumerate(pieces, 1):
             if not self.wants_more():
                 break
@@ -199,9 +203,21 @@ class _Loader:
             if len(ids) > max(1, len(begin)):
                 dataset.samples.append(Sample(ids, _text_mask(len(ids), len(begin)), f"{where}, piece {number}"))
 
+    def _noted(self, blocks: Iterator[str]) -> Iterator[str]:
+        """The blocks of a text, looked through on their way."""
+        for block in blocks:
+            self._dropped |= self._characters.of(block)
+            yield block
+
+    def _note_dropped(self, characters: set[str]) -> None:
+        self._dropped |= characters
+        self._n_dropped += bool(characters)
+
     def finish(self, form: str) -> Dataset:
         """Return the data set; `form` says how data looks, for whoever gave none."""
         dataset = self.dataset
+        if self._dropped:
+            tell(reported.dropped(dataset.source, self._dropped, self._n_dropped, dataset.n_examples))
         reported.tell_counts(self.counts, dataset.n_examples, dataset.source)
         if dataset.samples:
             return dataset
@@ -231,6 +247,7 @@ class _Loader:
         except DataError as error:
             self._skip(error)
             return
+        self._note_dropped(self._characters.of_record(record))
         dataset.n_examples += 1
         dataset.n_without_loss += not samples
         dataset.n_plain_prompts += not {"messages", "conversations"} & record.keys() and isinstance(record.get("prompt"), str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ..errors import shorten
 from ..notices import tell
 
 SEAM = (
@@ -25,6 +26,16 @@ def other_kind(kind: str, keys: list[str]) -> str:
 def beside_columns(keys: list[str]) -> str:
     """The line for keys with a meaning beside the columns that were named."""
     return f"only the columns that were named are used; left aside: {', '.join(map(repr, keys))}"
+
+
+def dropped(source: str, characters: set[str], n: int, n_examples: int) -> str:
+    """The line for characters that become no token; n: of examples that hold some, 0 of a text."""
+    where = f"{n:,} of {n_examples:,} examples hold" if n else "the text holds"
+    shown = shorten((repr(character) for character in sorted(characters)), 8)
+    return (
+        f"{source}: {where} characters that the tokenizer has no token for, and drops ({shown}): the model neither sees nor "
+        "learns them"
+    )
 
 
 def tell_counts(counts: Counter[str], n_examples: int, source: str) -> None:
