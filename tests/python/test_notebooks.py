@@ -154,9 +154,8 @@ def test_a_page_that_is_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_bar_of_loading_comes_where_it_takes_long_and_needs_no_widgets(tmp_path: Path) -> None:
     code = """
 import time, lora_c
-from lora_c.demo.run import BASE_MODEL
 from lora_c.notebook_progress import tracked_in_notebook
-lora_c.load_model(BASE_MODEL, progress=True)
+lora_c.load_model("demo", progress=True)
 assert list(tracked_in_notebook(range(3), "quick")) == [0, 1, 2]
 for _ in tracked_in_notebook(range(300), "slow", patience=0.2):
     time.sleep(0.003)
