@@ -16,9 +16,10 @@ from ._core import GGMLTensor, NF4Tensor, Parameter
 from .architectures import Architecture, WeightSpec, architecture_of
 from .checkpoint import Checkpoint
 from .errors import CheckpointError, shorten
+from .notebook_progress import in_notebook, tracked_in_notebook
 from .notices import tell
 from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
-from .progress import draws_bars, in_notebook
+from .progress import draws_bars
 from .read_ahead import read_ahead
 from .safetensors_file import DTYPES, find_non_finite
 from .tied_head import head_names, stored_name
@@ -284,8 +285,6 @@ def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], options: L
 
 def _show_progress(specs: list[WeightSpec], progress: bool | None) -> Iterable[WeightSpec]:
     if in_notebook() and progress is not False:
-        from .notebook_progress import tracked_in_notebook
-
         return tracked_in_notebook(specs, "loading")
     if not (draws_bars(sys.stderr) if progress is None else progress):
         return specs
