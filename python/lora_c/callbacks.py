@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ConfigError
+from ._core import PassStopped
+from .errors import ConfigError, nearest
 from .interrupt import Stopped
 from .notices import tell
 from .run_checkpoints import checkpoint_folder
@@ -174,6 +175,8 @@ class Callbacks:
                 continue
             try:
                 method(state)
+            except PassStopped:  # a second signal left a pass that the callback had begun; the run ends of itself
+                continue
             except Stopped:  # a signal that ends the program where it is
                 raise
             except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -188,8 +191,9 @@ def _checked(callback: Any) -> Any:
         raise ConfigError(f"callbacks: expected an object, got the class {callback.__name__}; write {callback.__name__}()")
     names = [name for name in dir(callback) if name.startswith("on_")]
     unknown = [name for name in names if name not in EVENTS]
-    if unknown and not isinstance(callback, Callback) or not names:
+    if unknown or not names:
         known = next((f"; {name} is called {_OTHER_NAMES[name]}" for name in unknown if name in _OTHER_NAMES), "")
+        known = known or (nearest(unknown[0], EVENTS) if unknown else "")
         raise ConfigError(
             f"callbacks: expected objects with some of {', '.join(EVENTS)}, each taking one TrainerState, got "
             f"{_shown(callback)}{' with ' + unknown[0] if unknown else ''}{known}; see lora_c.Callback"

@@ -16,6 +16,7 @@ from ._core import GGMLTensor, NF4Tensor, Parameter
 from .architectures import Architecture, WeightSpec, architecture_of
 from .checkpoint import Checkpoint
 from .errors import CheckpointError, shorten
+from .notebook_progress import in_notebook, tracked_in_notebook
 from .notices import tell
 from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
 from .progress import draws_bars
@@ -283,6 +284,8 @@ def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], options: L
 
 
 def _show_progress(specs: list[WeightSpec], progress: bool | None) -> Iterable[WeightSpec]:
+    if in_notebook() and progress is not False:
+        return tracked_in_notebook(specs, "loading")
     if not (draws_bars(sys.stderr) if progress is None else progress):
         return specs
     from .progress_bar import tracked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from .loss_curve import loss_curve_svg
@@ -58,6 +59,12 @@ class TrainResult:
             history=[dict(record) for record in history],
             **measured,
         )
+
+    def stopped_line(self, output_dir: Path) -> str:
+        """What somebody reads who has stopped the run: where it stands, whether that is saved, how it goes on."""
+        where = f"stopped after step {self.steps}{'' if self.interrupted else ', the last one'}"
+        saved = f"could not be saved ({self.unsaved[-1]})" if self.unsaved else f"is saved in {output_dir}"
+        return f"{where}, which {saved}" + ("; train() goes on from there" if self.interrupted else "")
 
     def _repr_html_(self) -> str:
         rows = [

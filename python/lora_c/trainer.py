@@ -229,7 +229,7 @@ class Trainer:
         )  # fmt: skip
         self.callbacks.raise_error()
         if stop.requested and not collected:
-            raise stop.exception(f"stopped after step {done}, which is saved in {self.output_dir}; train() goes on from there")
+            raise stop.exception(self.result.stopped_line(self.output_dir))
         return self.result
 
     def _ending(self, interrupted: bool, stopped: bool) -> Ending:

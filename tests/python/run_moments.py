@@ -55,7 +55,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "last checkpoint": (lora_c.training_state, "write_safetensors", 3),
     "final save": (lora_c.cli.train, "save_result", 1),
     "model card": (lora_c.model_card, "model_card", 1),
-    "plot": (lora_c.plot, "_draw", 1),
+    "plot": (lora_c.plot, "_write", 1),
 }
 
 
@@ -90,7 +90,7 @@ class Terminal:
         os.dup2(terminal, 2)
         os.close(terminal)
         self.closing = threading.Event()
-        self.reader = threading.Thread(target=self._read)
+        self.reader = threading.Thread(target=self._read, daemon=True)  # it holds up nothing where it is never closed
         self.reader.start()
 
     def _read(self) -> None:
@@ -149,7 +149,7 @@ def train(folder: Path, out: str, event: str | None = None, moment: str = "") ->
         if event is not None:
             meet(moment, EVENTS[event] if event != "closed terminal" else Terminal().close)
         if moment != "plot":
-            lora_c.plot._draw = lambda *args: True
+            lora_c.plot._write = lambda *args: True
         places = ["--model", f"{folder}/model", "--data", f"{folder}/data.jsonl", "--output-dir", f"{folder}/{out}"]
         sys.argv = ["lora-c", "train", *places, "--max-steps", str(STEPS), *FLAGS]
         try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from lora_c import Callback, TrainConfig, Trainer, TrainerState, load_model
+from lora_c._core import PassStopped
 from lora_c.data import Dataset, Sample
 from lora_c.errors import ConfigError, DivergenceError
 from lora_c.notices import LoraCWarning
@@ -152,6 +156,93 @@ def test_an_error_in_on_stop_is_raised_at_the_end(make) -> None:
     assert trainer.result.steps == 4 and (trainer.output_dir / "checkpoint-4").is_dir()
 
 
+@pytest.fixture
+def usual_handlers() -> Iterator[None]:
+    """A shell starts background jobs deaf to SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def press(times: int, step: int) -> Any:
+    """A callback during which Ctrl-C is pressed so often, the first time that the step is reached."""
+    left = [times]
+
+    def on_step(self: Any, state: TrainerState) -> None:
+        while state.step == step and left[0]:
+            left[0] -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return type("Press", (), {"on_step": on_step})()
+
+
+def same(a: Trainer, b: Trainer) -> bool:
+    return all(np.array_equal(x.data, y.data) for x, y in zip(a.parameters, b.parameters, strict=True))
+
+
+def test_a_signal_in_a_callback_saves_and_raises_and_train_goes_on(make, usual_handlers) -> None:
+    log = Log()
+    whole, trainer = make(out="whole"), make(press(1, 3), log)
+    whole.train()
+    with pytest.raises(KeyboardInterrupt, match=r"after step 3, which is saved in .*out; train\(\) goes on from there$"):
+        trainer.train()
+    assert log.states[-1].ending == "interrupted" and (trainer.output_dir / "checkpoint-3/trainer_state.json").is_file()
+    assert trainer.train().steps == 4 and same(whole, trainer)
+
+
+def test_a_second_signal_leaves_what_a_callback_asks_of_the_model(make, usual_handlers, monkeypatch) -> None:
+    """The pass that it leaves is no error of the callback."""
+    left: list[bool] = []
+
+    class Ask(Callback):
+        def on_step(self, state: TrainerState) -> None:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            limit = time.monotonic() + 60
+            while time.monotonic() < limit:  # heard by another thread
+                try:
+                    state.model.generate([5, 6, 7], max_new_tokens=8)
+                except PassStopped:
+                    left.append(True)
+                    raise
+
+    trainer = make(Ask())
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1, which is saved in"):
+        trainer.train()
+    assert left and (trainer.output_dir / "checkpoint-1/trainer_state.json").is_file()
+
+
+def test_a_signal_in_the_last_step_is_raised_and_says_that_nothing_is_left(make, usual_handlers) -> None:
+    trainer = make(press(1, 4))
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 4, the last one, which is saved in [^;]*$"):
+        trainer.train()
+    assert trainer.result is not None and not trainer.result.interrupted
+    assert (trainer.output_dir / "checkpoint-4").is_dir()
+
+
+def test_a_stop_that_could_not_be_saved_does_not_say_that_it_was(make, usual_handlers, full_disk) -> None:
+    fill = type("Fill", (), {"on_step": lambda self, state: full_disk()})()
+    trainer = make(fill, press(1, 1))
+    with pytest.warns(LoraCWarning, match="no checkpoint"), pytest.raises(KeyboardInterrupt, match="which could not be saved"):
+        trainer.train()
+
+
+def test_the_third_signal_ends_at_once_and_train_goes_on_with_the_same_bits(make, usual_handlers) -> None:
+    whole, trainer = make(out="whole"), make(press(3, 2), save_steps=0)
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.resumed_at == 2 and not (trainer.output_dir / "checkpoint-2").exists()
+    assert trainer.train().steps == 4 and same(whole, trainer)
+
+
+def test_a_callback_cannot_train_inside_the_run(make) -> None:
+    trainer = make(type("Again", (), {"on_step": lambda self, state: trainer.train()})())
+    with pytest.raises(ConfigError, match="train: expected one run of a Trainer at a time"):
+        trainer.train()
+    assert (trainer.output_dir / "checkpoint-1").is_dir()
+
+
 def test_a_second_error_is_told(make) -> None:
     trainer = make(failing("on_step"), failing("on_step", error=ValueError("other")))
     with pytest.warns(LoraCWarning, match="on_step raised ValueError: other, after another error"), pytest.raises(OSError):
@@ -186,6 +277,8 @@ def test_a_checkpoint_that_cannot_be_written_is_no_save(make, full_disk) -> None
     [
         ([Log], "expected an object, got the class Log; write Log\\(\\)"),
         ([print], "expected objects with some of on_step, on_evaluate, on_save, on_stop"),
+        ([type("Early", (Callback,), {"on_evaluation": print})()], "a Early with on_evaluation, did you mean 'on_evaluate'"),
+        ([type("T", (Callback,), {"on_train_end": print})()], "on_train_end is called on_stop"),
         ([type("T", (), {"on_step_end": print})()], "on_step_end is called on_step"),
         ([type("T", (), {"on_step": print, "on_train_end": print})()], "on_train_end is called on_stop"),
         (Log(), "callbacks: expected a list of callbacks, got a Log"),

@@ -10,16 +10,19 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import lora_c
 from lora_c.loss_curve import loss_curve_svg
+from lora_c.notebook_progress import MARK, NotebookProgress, in_notebook
 from lora_c.train_result import TrainResult
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
-MOST_BYTES = 200_000  # of a picture
+MOST_BYTES = 200_000  # of a page and of a notebook, with all pictures
+PICTURES = {"01_first_steps": 1, "02_lora_and_qlora": 3, "03_fine_tune_and_export": 2}
 
 # In a process of its own: the client's event loop and sockets stay out of this one.
 EXECUTE = """
@@ -30,17 +33,18 @@ from nbconvert import HTMLExporter
 book = nbformat.read(sys.argv[1], 4)
 NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": sys.argv[2]}}).execute()
 nbformat.write(book, Path(sys.argv[2]) / "executed.ipynb")
-page, _ = HTMLExporter().from_notebook_node(book)
-(Path(sys.argv[2]) / "page.html").write_text(page, encoding="utf-8")
+for template in ("lab", "basic"):  # as people see it, and without the styles of an empty page
+    page, _ = HTMLExporter(template_name=template).from_notebook_node(book)
+    (Path(sys.argv[2]) / f"{template}.html").write_text(page, encoding="utf-8")
 """
 
-INTERRUPT = """
+KERNEL = """
 import json, queue, sys, time
 from jupyter_client.manager import start_new_kernel
 
 def execute(code, interrupt=False):
     sent = client.execute(code)
-    shown, updates, text, error, deadline = 0, 0, "", None, time.monotonic() + 100
+    shown, updates, text, html, error, deadline = 0, 0, "", "", None, time.monotonic() + 100
     while time.monotonic() < deadline:
         message = client.get_iopub_msg(timeout=100)
         if message["parent_header"].get("msg_id") != sent:
@@ -50,21 +54,27 @@ def execute(code, interrupt=False):
         text += content.get("text", "") if kind == "stream" else ""
         error = content if kind == "error" else error
         updates += kind == "update_display_data"
+        html = content.get("data", {}).get("text/html", html)
         if interrupt and updates >= 2:
             interrupt = manager.interrupt_kernel()
         if kind == "status" and content["execution_state"] == "idle":
             break
-    return {"shown": shown, "updates": updates, "text": text, "error": error and [error["ename"], error["evalue"]]}
+    error = error and [error["ename"], error["evalue"]]
+    return {"shown": shown, "updates": updates, "text": text, "html": html, "error": error}
 
 manager, client = start_new_kernel(kernel_name="python3")
-try:
-    first = execute(sys.argv[1])
-    stopped = execute("trainer.train()", interrupt=True)
-    after = execute("print(trainer.result.interrupted, trainer.result.steps, trainer.history[-1]['step'])")
-    print(json.dumps([first, stopped, after]))
-finally:
+
+def ask(replies):
     client.stop_channels()
     manager.shutdown_kernel(now=True)
+    return replies
+"""
+
+STOP = """
+first = execute(sys.argv[1])
+stopped = execute("trainer.train()", interrupt=True)
+after = execute("print(trainer.result.interrupted, trainer.result.steps, trainer.history[-1]['step'])")
+print(json.dumps(ask([first, stopped, after])))
 """
 
 
@@ -88,13 +98,18 @@ def test_a_notebook_runs_and_shows_what_it_should(path: Path, tmp_path: Path) ->
     outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     pictures = [value for output in outputs for value in pictures_of(output.get("data", {}))]
-    assert pictures and max(map(len, pictures)) < MOST_BYTES
-    shown = [html for output in outputs if "lora-c-progress" in (html := "".join(output.get("data", {}).get("text/html", "")))]
+    assert len(pictures) == PICTURES[path.stem]
+    shown = [html for output in outputs if MARK in (html := "".join(output.get("data", {}).get("text/html", "")))]
     trains = "trainer.train()" in "".join(line for cell in cells for line in cell["source"])
     assert len(shown) == trains  # one output, which was replaced
     assert not trains or re.search(r"(\d+) / \1 steps", shown[0])
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("lora-c-progress") == trains and "<svg" in page or "data:image/png" in page
+    assert (tmp_path / "executed.ipynb").stat().st_size < MOST_BYTES
+    assert (tmp_path / "basic.html").stat().st_size < MOST_BYTES
+    page = (tmp_path / "lab.html").read_text(encoding="utf-8")
+    assert page.count(f'class="{MARK}"') == trains
+    drawn = re.findall(r'<svg [^>]*aria-label="loss over the steps"|src="data:image/png;base64', page)
+    assert len(drawn) == PICTURES[path.stem]
+    assert "Traceback" not in page and "ipywidgets" not in page
 
 
 def pictures_of(data: dict[str, Any]) -> list[str]:
@@ -103,10 +118,52 @@ def pictures_of(data: dict[str, Any]) -> list[str]:
 
 
 def test_there_are_three_notebooks_without_outputs() -> None:
-    assert len(NOTEBOOKS) == 3
+    assert {path.stem for path in NOTEBOOKS} == set(PICTURES)
     for path in NOTEBOOKS:
+        assert path.stat().st_size < 30_000
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            assert cell["metadata"] == {}
             assert cell["cell_type"] == "markdown" or (cell["outputs"], cell["execution_count"]) == ([], None)
+
+
+def test_only_a_cell_of_a_notebook_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    for name, shell in {"a terminal": object(), "a notebook": SimpleNamespace(kernel=object()), "a library": None}.items():
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        seen[name] = in_notebook()
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert seen == {"a terminal": False, "a notebook": True, "a library": False} and not in_notebook()
+
+
+def test_a_page_that_is_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("IPython")
+    called: list[Any] = []
+
+    def gone(*args: Any, **options: Any) -> None:
+        called.append(args)
+        raise RuntimeError("the page is gone")
+
+    monkeypatch.setattr("IPython.display.display", gone)
+    progress = NotebookProgress(3, 0)
+    progress.step({"step": 3, "loss": 2.0, "tokens_per_second": 1.0})
+    progress.message("stopping")
+    progress.end()
+    assert len(called) >= 3
+
+
+def test_a_bar_of_loading_comes_where_it_takes_long_and_needs_no_widgets(tmp_path: Path) -> None:
+    code = """
+import time, lora_c
+from lora_c.notebook_progress import tracked_in_notebook
+lora_c.load_model("demo", progress=True)
+assert list(tracked_in_notebook(range(3), "quick")) == [0, 1, 2]
+for _ in tracked_in_notebook(range(300), "slow", patience=0.2):
+    time.sleep(0.003)
+"""
+    (first,) = json.loads(run(KERNEL + "print(json.dumps(ask([execute(sys.argv[1])])))", code))
+    assert first["error"] is None and first["text"] == "", first
+    assert first["shown"] == 1 and 1 <= first["updates"] < 60
+    assert "slow · 300 / 300" in first["html"]
 
 
 def test_the_stop_button_saves_and_raises_keyboard_interrupt(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -119,10 +176,14 @@ model.add_adapter(r=2)
 data = Dataset([Sample(np.arange(3, 15, dtype=np.int32), np.ones(12, np.float32))])
 trainer = Trainer(model, data, TrainConfig(output_dir={str(tmp_path / "out")!r}, max_steps=1_000_000, save_steps=0))
 """
-    first, stopped, after = json.loads(run(INTERRUPT, code))
+    first, stopped, after = json.loads(run(KERNEL + STOP, code))
     assert first["error"] is None, first
     name, text = stopped["error"]
     assert name in ("KeyboardInterrupt", "Stopped") and re.match(r"stopped after step \d+, which is saved in", text)
+    assert (
+        "stopping after this step" in stopped["html"]
+        and f"stopped at step {after['text'].split()[1]}; saving" in stopped["html"]
+    )
     assert stopped["shown"] == 1 and stopped["updates"] >= 2 and "step" not in stopped["text"]
     _, steps, last = after["text"].split()
     assert after["text"].startswith("True") and steps == last
