@@ -72,7 +72,7 @@ def test_a_name_that_is_nothing_is_answered_by_what_was_expected() -> None:
 
 def test_demo_is_a_model_for_every_command_and_stays_a_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "d.jsonl").write_text('{"prompt": "a ball", "completion": "is red"}\n')
+    (tmp_path / "d.jsonl").write_text('{"text": "a ball is red"}\n')
     train = ["train", "--model", "demo", "--data", "d.jsonl", "--max-steps", "1", "--output-dir", "run"]
     for args in (
         train,
