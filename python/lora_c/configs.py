@@ -323,7 +323,7 @@ class TrainConfig(_Config):
     """
 
     output_dir: str = Field(
-        "lora-c-output", min_length=1, description="Folder for the adapter, metrics, plot and checkpoints."
+        "lora-c-output", min_length=1, description="Folder for metrics and checkpoints; on the command line for all of a run."
     )
     method: Literal["qlora", "lora", "head", "full"] = Field(
         "qlora", description="qlora: 4-bit frozen base; lora: base as it is; head: only lm_head; full: every weight."

@@ -113,7 +113,7 @@ def merge_with_report(
     model: Model,
     dtype: merge.MergeDtype = "float32",
     segments: list[list[int]] | None = None,
-    sample: str = "the default sample",
+    sample: str | None = None,
 ) -> tuple[Model, MergeReport]:
     """Merge the adapter in use and measure what every target type would have lost.
 
@@ -121,7 +121,7 @@ def merge_with_report(
     ----------
     segments : list of lists of int, optional
         Token ids to measure on; by default `default_segments`. What does not fit the memory for the reference is left out.
-    sample : str
+    sample : str, optional
         What to call them in the report.
 
     Raises
@@ -160,7 +160,7 @@ def merge_with_report(
         model.set_adapter(active)
     report = MergeReport(
         dtype=dtype,
-        sample=sample,
+        sample=sample or default_sample_of(model),
         tokens=sum(map(len, segments)),
         base_perplexity=base,
         adapter_perplexity=adapter_perplexity,
@@ -192,6 +192,13 @@ def default_segments(model: Model) -> list[list[int]]:
     budget = min(_GREEDY_TOKENS, room - 1)
     own = [start, *generate_ids(model, [start], GenerationConfig(max_new_tokens=budget, ignore_eos=True, precision="exact"))]
     return [ids for ids in [*segments, own] if len(ids) > 1]
+
+
+def default_sample_of(model: Model) -> str:
+    """What the default sample is made of, in words: the model with its adapter writes a part of it."""
+    own = min(_GREEDY_TOKENS, model.context_length - 1) + 1
+    prose = "the package's own prose and " if model.has_tokenizer else ""
+    return f"the default sample: {prose}{own} tokens that the model with its adapter writes"
 
 
 def segments_of(model: Model, path: str, columns: dict[str, str] | None = None) -> list[list[int]]:

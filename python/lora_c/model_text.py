@@ -38,7 +38,9 @@ def generate(model: Model, prompt: Any, config: GenerationConfig | None = None, 
     Parameters
     ----------
     prompt : str, list of dict, or list of int; or a list of these
-        A text, chat messages, or token ids. Several prompts are decoded together; each answer is the same as alone.
+        A text, chat messages, or token ids. A text is read as it stands: where the model was trained on conversations, give
+        ``[{"role": "user", "content": text}]``, which the chat template is put around, as the command line does. Several
+        prompts are decoded together; each answer is the same as alone.
     config, **options
         A `GenerationConfig` and/or its fields; greedy by default. `model.generation_config` is what the model's own
         generation_config.json asks for. Without a seed each call draws anew; `model.last_seed` is the one it drew.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .json_files import read_json_object
 from .model_names import expand
 from .notices import tell
@@ -39,16 +39,37 @@ def checkpoint_folder(output_dir: Path, step: int) -> Path:
     return output_dir / f"checkpoint-{step}"
 
 
-def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint that was written last: one of another run may have a higher number."""
-    found = []
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """The checkpoints in a folder, whatever run wrote them, by their steps."""
     try:
         folders = [p for p in output_dir.iterdir() if _NAME.fullmatch(p.name) and (p / POSITION_FILE).is_file()]
     except FileNotFoundError:
-        return None
+        return []
     except OSError as error:
         raise CheckpointError(f"{output_dir}: expected a folder with checkpoints, got: {reason(error)}") from None
-    for folder in folders:
+    return sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def refuse_other_run(output_dir: Path, run_id: str) -> None:
+    """Refuse to begin a run where another one has left checkpoints.
+
+    Raises
+    ------
+    ConfigError
+        With the ways out.
+    """
+    other = latest_checkpoint(output_dir)
+    if other is not None and read_position(other).run_id != run_id:
+        raise ConfigError(
+            f"output_dir: expected a folder without a run, got {str(output_dir)!r}, which holds {other.name} of another one; "
+            "give another folder, train(resume=True) to go on with that run, or train(overwrite=True)"
+        )
+
+
+def latest_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint that was written last: one of another run may have a higher number."""
+    found = []
+    for folder in checkpoint_folders(output_dir):
         try:
             saved_at = read_position(folder).saved_at
         except CheckpointError:

@@ -29,8 +29,9 @@ from .notices import tell
 from .os_errors import make_folder
 from .progress import Progress, open_progress
 from .resume import Run, check_same_run
-from .run_checkpoints import find_checkpoint, latest_checkpoint, prune_checkpoints, read_position
+from .run_checkpoints import find_checkpoint, latest_checkpoint, prune_checkpoints, read_position, refuse_other_run
 from .run_checks import RunOptions, check_run
+from .run_lock import run_lock
 from .run_settings import check_same_parameters, run_settings
 from .safetensors_file import find_non_finite
 from .schedule import learning_rate
@@ -130,7 +131,7 @@ class Trainer:
     def warmup_steps(self) -> int:
         return self.config.warmup_steps or math.ceil(self.total_steps * self.config.warmup_ratio)
 
-    def train(self, resume: bool | str | Path = False, allow_changes: bool = False) -> TrainResult:
+    def train(self, resume: bool | str | Path = False, allow_changes: bool = False, overwrite: bool = False) -> TrainResult:
         """Run to the last step and leave a checkpoint of it.
 
         Ctrl-C, a notebook's stop button, SIGTERM and SIGHUP save a checkpoint and raise KeyboardInterrupt (a caller that
@@ -141,6 +142,7 @@ class Trainer:
             resume         True (the latest checkpoint in the output folder), "auto" (the same; start where there is none), or
                            a checkpoint folder
             allow_changes  resume although what changes the result has changed (docs/RESUME.md)
+            overwrite      begin although the output folder holds the checkpoints of another run
         Raises
             CheckpointError  there is nothing to resume from, it is damaged, or it is another run's
             ConfigError      the run has ended, or its parameters are no longer the model's
@@ -149,7 +151,11 @@ class Trainer:
             Any error of a callback, after a checkpoint was saved
         """
         with self._one_call(bool(resume)):
-            return self._train(resume, allow_changes)
+            if not (resume or self.resumed_at or overwrite):
+                refuse_other_run(self.output_dir, self.run_id)
+            make_folder(self.output_dir)
+            with run_lock(self.output_dir):
+                return self._train(resume, allow_changes)
 
     @contextmanager
     def _one_call(self, resumes: bool) -> Iterator[None]:
@@ -178,7 +184,6 @@ class Trainer:
 
     def _train(self, resume: bool | str | Path, allow_changes: bool) -> TrainResult:
         first = self.resume_from(resume, allow_changes) if resume else self.resumed_at
-        make_folder(self.output_dir)
         self._metrics.start(self.history)
         _core.reset_peak_memory()
         self.tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)

@@ -194,7 +194,9 @@ def test_a_finished_run_is_prolonged_as_if_it_had_been_longer(trainer: Callable[
 
 def test_the_checkpoint_that_was_written_last_is_taken(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     trainer({"max_steps": 20, "save_steps": 0}).train()
-    trainer({"max_steps": 4, "seed": 1}).train()
+    with pytest.raises(ConfigError, match=r"output_dir: expected a folder without a run, got .*checkpoint-20 of another one"):
+        trainer({"max_steps": 4, "seed": 1}).train()
+    trainer({"max_steps": 4, "seed": 1}).train(overwrite=True)
     with pytest.raises(CheckpointError, match="checkpoint-4: .*seed 1 -> 0"):
         trainer({"max_steps": 20}).train(resume=True)
     assert (tmp_path / "out/checkpoint-20").exists()
@@ -209,7 +211,7 @@ def test_only_checkpoints_of_this_run_are_pruned_and_of_these_only_its_files(
         (out / name).mkdir(parents=True)
         (out / name / "notes.txt").write_text("mine")
     trainer({"max_steps": 3, "save_steps": 0}).train()  # another run's, in the same folder
-    trainer({"max_steps": 8, "save_steps": 1, "save_total_limit": 2, "seed": 1}).train()
+    trainer({"max_steps": 8, "save_steps": 1, "save_total_limit": 2, "seed": 1}).train(overwrite=True)
     assert all((out / name / "notes.txt").read_text() == "mine" for name in mine)
     assert sorted(p.name for p in out.iterdir() if (p / "trainer_state.json").exists()) == [
         "checkpoint-7", "checkpoint-8",

@@ -19,6 +19,8 @@ from lora_c.digests import base_digest
 from lora_c.model_card import hub_name
 from lora_c.notices import LoraCWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore:data. .*trained as they stand:lora_c.notices.LoraCWarning")
+
 IDS = np.arange(3, 20, dtype=np.int32)
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 
@@ -92,9 +94,12 @@ def test_the_model_card_is_what_the_hub_expects(project: Path) -> None:
     with pytest.warns(LoraCWarning, match="has 3 now"):
         good("train", "--config", project / "run/config.yaml", "--resume", "--max-steps", 3)
     assert "| steps | 3 of 3 |" in file.read_text()
+    before = (project / "run/run.json").read_bytes()
+    done = good("train", "--config", project / "run/config.yaml", "--resume", "--max-steps", 3)
+    assert "has done all 3 steps; nothing is trained" in done and (project / "run/run.json").read_bytes() == before
     file.write_text("mine")
-    with pytest.warns(LoraCWarning, match="README.md: kept as it is, because no run wrote it"):
-        good("train", "--config", project / "run/config.yaml", "--resume")
+    with pytest.warns(LoraCWarning, match="README.md: kept as it is, because no run wrote it|has 4 now"):
+        good("train", "--config", project / "run/config.yaml", "--resume", "--max-steps", 4)
     assert file.read_text() == "mine"
 
 
@@ -156,6 +161,11 @@ def test_the_run_stands_for_its_model_in_every_command(project: Path, tmp_path: 
     good("merge", "--run", project / "run", "--output-dir", tmp_path / "merged", "--dtype", "float32", "--quantize", "nf4")
     merged = lc.load_model(tmp_path / "merged", progress=False).decoder.logits(IDS)
     assert np.abs(merged - ids).max() < 1e-3
+    with pytest.warns(LoraCWarning, match="merge: into the base in NF4, with which the run was trained; --quantize none"):
+        good("merge", "--run", project / "run", "--output-dir", tmp_path / "same", "--dtype", "float32")
+    np.testing.assert_array_equal(lc.load_model(tmp_path / "same", progress=False).decoder.logits(IDS), merged)
+    good("merge", "--run", project / "run", "--output-dir", tmp_path / "dense", "--dtype", "float32", "--quantize", "none")
+    assert np.abs(lc.load_model(tmp_path / "dense", progress=False).decoder.logits(IDS) - merged).max() > 1e-3
     (tmp_path / "eval.yaml").write_text(f"run: {project}/run\ndata: {project}/data.jsonl\nmax_seq_length: 4\njson: true\n")
     assert last_line(good("eval", "--config", tmp_path / "eval.yaml")) == held_out
     plain = last_line(good("eval", "--model", project / "model", "--adapter", project / "run", "--quantize", "nf4", *flags))

@@ -19,7 +19,8 @@ from lora_c.gguf import write_model
 from lora_c.model import load_model
 
 # Of the demo, which stands for a larger model here.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(the tokenizer has no token for|are trained as they stand):lora_c.LoraCWarning")
+_OF_THE_DEMO = "the tokenizer has no token for|are trained as they stand"
+pytestmark = pytest.mark.filterwarnings(f"ignore:.*({_OF_THE_DEMO}):lora_c.LoraCWarning")
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -65,14 +65,14 @@ def command(**own: Any) -> None:
     as_json = own["as_json"]
     if not as_json:
         click.echo(f"model     {own['model']}: {_sizes(tokenizer)}")
-    train, held_out, _ = open_data(own, tokenizer, config, err=as_json)
+    train, held_out, counts = open_data(own, tokenizer, config, err=as_json)
     if own.get("plot"):
         from ..data.lengths import plot_lengths
 
         parts = {"training": train} | ({"held out": held_out} if held_out is not None else {})
         plot_lengths(parts, Path(own["plot"]), f"{train.source}, {Path(own['model']).name}")
     if as_json:
-        click.echo(json.dumps(_report(train, held_out, config, own["show"]), ensure_ascii=False))
+        click.echo(json.dumps({"read": counts} | _report(train, held_out, config, own["show"]), ensure_ascii=False))
     else:
         _print_report(train, held_out, config, own["show"])
 

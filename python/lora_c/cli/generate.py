@@ -122,7 +122,7 @@ def open_model(own: dict[str, Any]) -> Model:
     if not own.get("model"):
         raise ConfigError("model: expected a model folder, got nothing; give --model PATH or --run DIR")
     check_base_of_run(own["model"])
-    model = load_model(own["model"], quantize=own.get("quantize"), **nf4_of_run())
+    model = load_model(own["model"], quantize=own.get("quantize"), **(nf4_of_run() if own.get("quantize") else {}))
     if own.get("adapter"):
         model.load_adapter(own["adapter"])
         if model.adapter is not None and model.adapter.base:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..notices import tell
 from .data_options import columns_option
 from .generate import open_model
 from .json_output import json_option, print_json, size_of
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
-from .run_folder import run_option
+from .run_folder import nf4_of_run, run_option
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -75,7 +76,11 @@ def _is_number(text: str) -> bool:
     type=click.Choice(["float32", "bfloat16", "float16", "nf4", "q8_0"]),
     help="Stored type; nf4 (folders) and q8_0 (GGUF) quantize the merged weights.  [default: bfloat16, in GGUF float16]",
 )
-@click.option("--quantize", type=click.Choice(["nf4"]), help="Merge into the quantized base (as it was in QLoRA training).")
+@click.option(
+    "--quantize", type=click.Choice(["nf4", "none"]),
+    help="nf4: merge into the quantized base, as it was in QLoRA training; none: into the base as it is.  [default: as --run "
+    "was trained, else none]",
+)  # fmt: skip
 @click.option("--weights", type=Factors(), help="A factor for each adapter.  [default: 1]")
 @click.option(
     "--combination", default="cat", show_default=True, help="cat (the exact sum), linear, svd, ties, dare, ... as in PEFT."
@@ -101,7 +106,11 @@ def command(
     report_name = output_dir.removesuffix(".gguf") + ".merge_report" if to == "gguf" else f"{output_dir}/merge_report"
     for ending in (".json", ".txt") if report else ():
         refuse_inputs("output-dir", report_name + ending, [("an input", path) for path in (model, *adapters, data) if path])
+    quantize = None if quantize == "none" else quantize
     loaded = open_model({"model": model, "quantize": quantize})
+    is_given = click.get_current_context().get_parameter_source("quantize") is click.core.ParameterSource.COMMANDLINE
+    if quantize and nf4_of_run() and not is_given:
+        tell("merge: into the base in NF4, with which the run was trained; --quantize none merges into the base as it is")
     how = load_adapters(loaded, adapters, combination)
     if to == "gguf":
         contents_of(loaded, TYPES[chosen])  # a refusal comes before the work
@@ -115,7 +124,7 @@ def command(
     from ..merge_report import merge_with_report, segments_of
 
     segments = segments_of(loaded, data, columns) if data else None
-    merged, found = merge_with_report(loaded, chosen, segments, sample=data or "the default sample")
+    merged, found = merge_with_report(loaded, chosen, segments, sample=data)
     found.details |= {"model": model, "adapters": list(adapters), **how}
     write_merged(merged, output_dir, to, chosen)
     write_json(report_name + ".json", found.as_dict())

@@ -42,6 +42,7 @@ class Runs(click.Argument):
 @click.argument("runs", metavar="RUN...", nargs=-1, type=InputPath(), cls=Runs)
 @click.option(
     "--out",
+    "--output",
     "picture",
     type=PicturePath(),
     help="The picture.  [default: loss.png in the folder of one run; of several: losses.png]",

@@ -38,7 +38,7 @@ def _take_run(ctx: click.Context, _param: click.Parameter, run: str | None) -> N
     ctx.meta[_BASE] = model
     if adapter is not None:
         values |= {"adapter": adapter} if "adapter" in known else {"adapters": [adapter]}
-    if nf4 and "adapter" in known:  # the model that was trained; a merge is told by --quantize into which base
+    if nf4 and "quantize" in known:  # the model that was trained
         values["quantize"], ctx.meta[_NF4] = "nf4", nf4
     ctx.default_map = values | dict(ctx.default_map or {})
 

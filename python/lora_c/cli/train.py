@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import LoraConfig, TrainConfig
-from ..errors import ConfigError, SaveError
+from ..errors import ConfigError, SaveError, shorten
+from ..notices import tell
 from .data_options import open_data, reading_options, training_data_options
+from .json_output import print_json
 from .options import Command, config_options, take
 from .paths import InputPath, ResumePath
 from .print_config import print_config_option
 from .run_report import begin_record, begin_samples, end_samples, report_result, resume_command, save_result
 from .run_settings import save_settings
+from .run_table import result_values
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -67,8 +70,10 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     """
     from ..chosen_template import use_chat_template
     from ..interrupt import deferred_interrupt
+    from ..os_errors import make_folder
     from ..plot import tell_missing_plot
     from ..run_checks import RunOptions, check_run, ignored_options
+    from ..run_lock import run_lock
     from ..trainer import Trainer
 
     resume: Any = {"latest": True, None: False, "": False}.get(own.get("resume"), own.get("resume"))
@@ -86,18 +91,28 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
     resume_run(trainer, resume, allow_changes)
-    whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter"))
-    save_settings(own, config, lora, ignored={name for name, _ in ignored_options(whole)})  # a refused run leaves it
-    samples = begin_samples(trainer, own.get("samples", 0))
-    record = begin_record(trainer, own["model"], counts, samples)
-    with deferred_interrupt() as stop:
+    if trainer.resumed_at >= trainer.total_steps and is_reported(trainer.output_dir):
+        done = f"the run in {trainer.output_dir} has done all {trainer.total_steps:,} steps"
+        click.echo(f"finished  {done}; nothing is trained, a larger --epochs or --max-steps prolongs it", err=True)
         result = trainer.train()
-        stop.listener = say_when_saved
-        saved = save_result(trainer, result)
-        if not stop.requested:
-            end_samples(trainer, samples, lambda: stop.requested)
-        title = f"{Path(own['model']).name} on {Path(train_data.source).name}"
-        report_result(trainer, result, saved, record, samples, title, as_json=bool(own.get("as_json")))
+        if own.get("as_json"):
+            kind = "adapter" if model.adapter_config is not None else "model"
+            print_json(result_values(result, kind, str(trainer.output_dir)))
+        return result
+    tell_leftovers(trainer)
+    whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter"))
+    with run_lock(make_folder(trainer.output_dir)):
+        save_settings(own, config, lora, ignored={name for name, _ in ignored_options(whole)})  # a refused run leaves it
+        samples = begin_samples(trainer, own.get("samples", 0))
+        record = begin_record(trainer, own["model"], counts, samples)
+        with deferred_interrupt() as stop:
+            result = trainer.train(overwrite=True)  # whether it may be is decided before anything is loaded
+            stop.listener = say_when_saved
+            saved = save_result(trainer, result)
+            if not stop.requested:
+                end_samples(trainer, samples, lambda: stop.requested)
+            title = f"{Path(own['model']).name} on {Path(train_data.source).name}"
+            report_result(trainer, result, saved, record, samples, title, as_json=bool(own.get("as_json")))
     if result.unsaved:
         missing = "; ".join(result.unsaved)
         raise SaveError(f"checkpoints: expected one of the last state, got none at {missing}")
@@ -106,6 +121,22 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     if stop.requested or result.interrupted:
         raise stop.exception()
     return result
+
+
+def is_reported(folder: Path) -> bool:
+    """Whether a run has come to its end there, with its adapter saved and its result in run.json."""
+    from ..run_record import read_run
+
+    return bool((read_run(folder) or {}).get("result"))
+
+
+def tell_leftovers(trainer: Trainer) -> None:
+    """Say which checkpoints of the run before stay in a folder that is written over."""
+    from ..run_checkpoints import checkpoint_folders
+
+    found = [] if trainer.resumed_at else [folder.name for folder in checkpoint_folders(trainer.output_dir)]
+    if found:
+        tell(f"{trainer.output_dir}: {shorten(found)} of the run before stay there; remove them when they are not needed")
 
 
 def say_when_saved(count: int) -> None:
