@@ -22,7 +22,7 @@ class DroppedCharacters:
 
     def of(self, text: str) -> set[str]:
         """The characters of a text that are in none of its tokens."""
-        characters = set(text)
+        characters = set(text) if hasattr(self._tokenizer, "decode") else set()  # a tokenizer of the caller's own
         for character in characters - self._kept - self._dropped:
             (self._dropped if self._is_dropped(character) else self._kept).add(character)
         return characters & self._dropped

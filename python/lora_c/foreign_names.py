@@ -38,12 +38,16 @@ OF_PACKAGE: Mapping[str, str] = {
     "TaskType": 'task_type="CAUSAL_LM", which every adapter here is',
     "TextIteratorStreamer": "model.stream(prompt)",
     "TextStreamer": "model.stream(prompt)",
+    "EarlyStoppingCallback": "a lora_c.Callback whose on_evaluate calls state.stop()",
+    "Tokenizer": "model.tokenizer",
+    "TrainerCallback": "lora_c.Callback",
     "TrainingArguments": "lora_c.TrainConfig",
     "TrainingArgs": "lora_c.TrainConfig",
     "from_pretrained": _LOAD,
     "generate": "model.generate(prompt)",
     "get_peft_model": _LORA,
     "load": _LOAD,
+    "load_adapter": "model.load_adapter(folder)",
     "merge": "model.merge()",
     "pipeline": "model.generate(prompt)",
     "prepare_model_for_kbit_training": "nothing: a quantized base is ready for an adapter",
@@ -110,6 +114,22 @@ OF_MODEL: Mapping[str, str] = {
     "unload": "model.delete_adapter()",
     "vocab_size": 'model.config["vocab_size"]',
     "zero_grad": "lora_c.AdamW(model.trainable_parameters()).zero_grad()",
+}
+
+
+# Attributes of a trainer.
+OF_TRAINER: Mapping[str, str] = {
+    "add_callback": "callbacks=[...] of lora_c.Trainer",
+    "args": "trainer.config",
+    "eval_dataset": "trainer.eval_data",
+    "get_train_dataloader": "lora_c.load_dataset, which packs without padding",
+    "log": "trainer.history",
+    "predict": "trainer.model.generate(prompt)",
+    "push_to_hub": "model.save_adapter(folder), then in a shell: hf upload NAME folder",
+    "save_model": _SAVE,
+    "save_state": "save_steps= of lora_c.TrainConfig; the last state is always saved",
+    "state": "trainer.history and trainer.result",
+    "train_dataset": "trainer.train_data",
 }
 
 

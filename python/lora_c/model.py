@@ -78,6 +78,7 @@ class Model:
         self.nf4_options = nf4_options
         self.requantization_error = weights.requantized.relative if weights.requantized else None
         self.is_merged = False
+        self.is_training = False  # by a Trainer, which allows no second one
         self._tokenizer = tokenizer
         try:
             self.decoder = Decoder(**architecture.decoder_kwargs)

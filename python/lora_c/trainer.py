@@ -21,6 +21,7 @@ from .data.fits import fit_to_model
 from .digests import data_digest, model_digest
 from .ends import tell_missing_ends, tell_untrained_ends
 from .errors import ConfigError, DivergenceError, LoraCError
+from .foreign_names import OF_TRAINER, missing
 from .held_out import held_out
 from .interrupt import deferred_interrupt, is_deferred
 from .leaving import Leaving
@@ -49,7 +50,7 @@ class Trainer:
     Parameters
         model         with an adapter (LoRA, QLoRA) or loaded with ``trainable="full"`` or ``"head"``
         train_data    Dataset
-        config        TrainConfig; its names are those of transformers
+        config        TrainConfig, by default one as it is; its names are those of transformers
         eval_data     Dataset or None; with ``val_fraction`` it is split off the training data
         callbacks     objects with some of the methods of `lora_c.Callback`
     Notes
@@ -61,10 +62,12 @@ class Trainer:
     """
 
     def __init__(
-        self, model: Model, train_data: Dataset, config: TrainConfig, eval_data: Dataset | None = None,
+        self, model: Model, train_data: Dataset, config: TrainConfig | None = None, eval_data: Dataset | None = None,
         *, callbacks: Iterable[Any] = (),
     ) -> None:  # fmt: skip
-        config = config.frozen_copy()
+        if config is not None and not isinstance(config, TrainConfig):
+            raise ConfigError(f"config: expected a TrainConfig, got a {type(config).__name__}; make one: TrainConfig(...)")
+        config = (config if config is not None else TrainConfig()).frozen_copy()
         self.model, self.config = model, config
         self.callbacks = Callbacks(callbacks)
         self.parameters = model.trainable_parameters()
@@ -106,6 +109,11 @@ class Trainer:
         self.started = 0.0
         self._is_running = self._is_torn = False
         self.result: TrainResult | None = None  # of the latest call of `train`
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(missing("Trainer", name, OF_TRAINER))
 
     def settings(self) -> AbstractContextManager[None]:
         """Set the decoder as this run has it, while a block runs."""
@@ -173,13 +181,15 @@ class Trainer:
                 "with the model as it is now, or train(resume=True) with one of more max_steps or num_train_epochs"
             )
         check_same_parameters(self.model, self.parameters)
-        self._is_running = True
+        if self.model.is_training:
+            raise ConfigError("train: expected a model that no other Trainer trains, got one in a run; let that one end")
+        self._is_running = self.model.is_training = True
         self.model.decoder.free_activations()  # what earlier passes have kept is not of this run
         try:
             with self.settings():
                 yield
         finally:
-            self._is_running = False
+            self._is_running = self.model.is_training = False
             self.model.decoder.free_activations()
 
     def _train(self, resume: bool | str | Path, allow_changes: bool) -> TrainResult:

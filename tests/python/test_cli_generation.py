@@ -96,9 +96,9 @@ def test_a_prompt_through_a_pipe_is_the_prompt_as_argument(stories: Path, end: s
 def test_only_one_newline_is_taken_off(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(lc.Model, "stream", lambda self, prompt, config: seen.append(prompt) or iter(()))
-    for text in ("a\n\n", "a\r\nb\r\n", "\n", " a \n"):
+    for text in ("a\n\n", "a\r\nb\r\n", " \n", " a \n"):
         run("generate", "--model", stories, input=text)
-    assert seen == ["a\n", "a\nb", "", " a "]
+    assert seen == ["a\n", "a\nb", " ", " a "]
     result = invoke("generate", "--model", stories, input=b"\xff\xfe")
     assert isinstance(result.exception, ConfigError) and "UTF-8" in str(result.exception)
 

@@ -148,3 +148,18 @@ def test_prompts_that_are_trained_without_the_chat_template_are_said(tmp_path: P
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     data.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
     assert said not in run("data", "--model", "demo", "--data", data).stderr
+
+
+def test_a_prompt_of_nothing_is_refused_and_a_dash_is_standard_input(tiny_model_dir: Path) -> None:
+    flags = ["generate", "--model", str(tiny_model_dir), "--max-new-tokens", "3", "--ignore-eos"]
+    assert "prompt: expected a text, got an empty one" in str(CliRunner().invoke(cli, [*flags, ""]).exception)
+    assert "on standard input, got nothing" in str(CliRunner().invoke(cli, flags, input="").exception)
+    piped = CliRunner().invoke(cli, [*flags, "-"], input="w3 w4\n")
+    assert piped.exit_code == 0 and piped.stdout == CliRunner().invoke(cli, [*flags, "w3 w4"]).stdout
+
+
+def test_data_that_is_not_there_is_said_first_with_the_nearest_name(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}", encoding="utf-8")
+    said = str(run("eval", "--model", tiny_model_dir, "--data", tmp_path / "mime.jsonl").exception)
+    assert said.startswith(f"data: expected a file or folder, got '{tmp_path}/mime.jsonl', which does not exist, did you mean")
+    assert said.endswith("'mine.jsonl'?")

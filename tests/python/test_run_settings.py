@@ -143,3 +143,35 @@ def test_an_adapter_on_a_head_that_is_trained_is_refused(tiny_model_dir: Path) -
     model = lc.load_model(tiny_model_dir, trainable="head", progress=False)
     with pytest.raises(AdapterError, match="expected matrices that are frozen, got lm_head"):
         model.add_adapter(r=2, target_modules=["q_proj", "lm_head"])
+
+
+def test_what_is_no_configuration_is_refused_and_names_of_transformers_are_answered(
+    tiny_model_dir: Path, data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(r=2)
+    dataset = lc.load_dataset(data, model.tokenizer, max_seq_length=16)
+    with pytest.raises(ConfigError, match="config: expected a TrainConfig, got a dict"):
+        lc.Trainer(model, dataset, {"max_steps": 2})  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path)
+    assert lc.Trainer(model, dataset).config == lc.TrainConfig()
+    trainer = trainer_of(model, data, tmp_path / "out")
+    with pytest.raises(AttributeError, match="Trainer has no attribute 'train_dataset'; here it is trainer.train_data"):
+        trainer.train_dataset  # noqa: B018
+    assert not hasattr(trainer, "save_model")
+
+
+def test_a_model_is_trained_by_one_trainer_at_a_time(tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(r=2)
+    other = trainer_of(model, data, tmp_path / "b")
+
+    class Inner(lc.Callback):
+        def on_step(self, state: lc.TrainerState) -> None:
+            other.train()
+
+    dataset = lc.load_dataset(data, model.tokenizer, max_seq_length=16)
+    outer = lc.Trainer(model, dataset, lc.TrainConfig(output_dir=str(tmp_path / "a"), max_steps=3), callbacks=[Inner()])
+    with pytest.raises(ConfigError, match="train: expected a model that no other Trainer trains"):
+        outer.train()
+    assert not model.is_training and other.train().steps == 3

@@ -54,7 +54,10 @@ def command(**own: Any) -> None:
     options = take(own, GenerationConfig)
     config = GenerationConfig(**options)
     tell_idle_flags(options, config)
-    texts = [*(own.get("prompt") or ()), *(read_prompts(Path(own["prompts"])) if own.get("prompts") else ())]
+    texts = [read_piped() if text == "-" else text for text in own.get("prompt") or ()]
+    if "" in texts:
+        raise ConfigError("prompt: expected a text, got an empty one")
+    texts = [*texts, *(read_prompts(Path(own["prompts"])) if own.get("prompts") else ())]
     model = open_model(own)
     if own.get("use_generation_config"):
         config = resolve(model.generation_config, options)
@@ -68,6 +71,8 @@ def command(**own: Any) -> None:
         return [{"role": "user", "content": text}] if template else text
 
     n = config.num_return_sequences
+    if not texts and sys.stdin.isatty():
+        click.echo("prompt    read from standard input, up to Ctrl-D", err=True)
     texts = texts or [read_piped()]
     if len(texts) > 1 or n > 1 or own.get("prompts"):
         asked = [text for text in texts for _ in range(n)]
@@ -96,8 +101,10 @@ def read_piped() -> str:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError("prompt: expected UTF-8 text on standard input, got other bytes") from None
-    text = text.replace("\r\n", "\n")
-    return text.removesuffix("\n")
+    text = text.replace("\r\n", "\n").removesuffix("\n")
+    if not text:
+        raise ConfigError("prompt: expected a text on standard input, got nothing; give PROMPT")
+    return text
 
 
 def read_prompts(path: Path) -> list[str]:

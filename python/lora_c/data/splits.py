@@ -107,16 +107,26 @@ def find_files(
             _add_folder(path, wanted, found)
             continue
         if not os.path.lexists(path):
-            raise DataError(
-                f"data: expected a file ending in {', '.join(SUFFIXES)}, got {str(path)[:200]!r}, which does not exist; texts "
-                "in memory are given to Dataset.from_records"
-            )
+            raise DataError(_nowhere(path))
         check_regular(path, DataError)
         found.taken.append(path)
     if not found.taken:
-        raise DataError("data: expected at least one file, got an empty list")
+        raise DataError("data: expected at least one file or record, got an empty list")
     _tell_repeated(found.taken)
     return found
+
+
+def _nowhere(path: Path) -> str:
+    """What is said of a path where nothing is; a text with spaces or new lines may have been meant as data."""
+    if len(str(path)) > 200 or any(sign.isspace() for sign in path.name):
+        texts = "; texts in memory are given to Dataset.from_records"
+    else:
+        texts = ""
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if kind_of(entry) in SUFFIXES]
+    except OSError:
+        beside = []
+    return f"data: expected a file or folder, got {str(path)[:200]!r}, which does not exist{nearest(path.name, beside)}{texts}"
 
 
 def _tell_repeated(files: Sequence[Path]) -> None:
