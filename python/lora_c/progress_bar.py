@@ -93,7 +93,7 @@ class BarProgress:
     """A bar with steps, loss, held-out loss, tokens per second and the time that is left."""
 
     def __init__(self, bar: FittingProgress, total: int, done: int) -> None:
-        self.bar = bar
+        self.bar, self._is_shown = bar, False
         self.task = bar.add_task("training", total=total, completed=done, loss="", held_out="", speed="")
 
     def step(self, record: dict[str, Any]) -> None:
@@ -103,6 +103,9 @@ class BarProgress:
             loss=f"loss {record['loss']:.4f}",
             speed=f"{record['tokens_per_second']:,.0f} tokens/s",
         )
+        if not self._is_shown:  # at once, however short the run is
+            self._is_shown = True
+            self.bar.refresh()
 
     def evaluation(self, record: dict[str, Any]) -> None:
         self.bar.update(self.task, held_out=f"held-out {record['eval_loss']:.4f}")

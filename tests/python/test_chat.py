@@ -229,6 +229,7 @@ def test_an_adapter_that_is_not_there_or_not_one_changes_nothing(base: lc.Model,
     assert base.active_adapter == "tuned" and base.adapter_names == ["tuned"]
 
 
+@pytest.mark.filterwarnings("ignore:.*the tokenizer has no token for:lora_c.notices.LoraCWarning")  # of the demo
 def test_a_saved_conversation_is_training_data_and_nothing_is_overwritten(base: lc.Model, tmp_path: Path) -> None:
     chat = Conversation(base, SHORT, "Be brief.")
     commands = Commands(chat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,11 @@ def test_it_is_replaced_when_that_is_asked_for_and_notes_are_no_reason(inputs: P
     call = commands(inputs, "out")[command]
     assert run(*call).exit_code == 0
     assert run(*call).exit_code == 1
-    again = run(*call, "--overwrite")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        again = run(*call, "--overwrite")
     assert again.exit_code == 0, again.exception
+    assert any("checkpoint-1 of the run before stay there" in str(line.message) for line in told) is (command == "train")
     assert (inputs / "out/notes.txt").read_text() == "mine"
 
 
@@ -107,7 +111,7 @@ def test_a_run_that_was_refused_at_its_start_may_be_started_again(inputs: Path) 
 
 def test_a_demonstration_takes_the_place_of_the_one_before_and_of_nothing_else(inputs: Path) -> None:
     assert held_by_a_demo(inputs / "adapter") == "an adapter (adapter_config.json)"
-    assert str(run("demo", "--out", inputs / "adapter").exception).startswith("out: expected a place that is free")
+    assert str(run("demo", "--out", inputs / "adapter").exception).startswith("--out: expected a place that is free")
     (inputs / "adapter/demo.json").write_text("{}")
     assert held_by_a_demo(inputs / "adapter") is None
 

@@ -14,13 +14,16 @@ code meaning
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 DONE, FAILED, USAGE = 0, 1, 2
+_HANGUP = 0.2  # seconds between the first write that fails and the signal, at most
 
 
 def code_of_signal(number: int) -> int:
@@ -63,6 +66,8 @@ def friendly_errors() -> Iterator[None]:
     except (ValueError, TypeError, NotImplementedError, MemoryError, OSError) as error:
         if not expected(error):
             raise
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            time.sleep(_HANGUP)  # a terminal that is closed: the signal that says so is on its way, and counts
         from ..printable import printable  # a message may hold what a stranger's file says
 
         with suppress(OSError):  # a log that is full or gone

@@ -111,10 +111,11 @@ class Shown:
             for line in _marked(self.samples, marks_for(file)):
                 print(line, file=file)
             return
-        from rich.console import Console
         from rich.text import Text
 
-        console = Console(file=file, force_terminal=True, highlight=False, soft_wrap=True)
+        from ..console import TextConsole
+
+        console = TextConsole(file=file, force_terminal=True)  # a terminal would break lines inside of words and numbers
         for sample in self.samples:
             console.print(Text(sample.title, "bold"))
             text = Text()
