@@ -142,12 +142,23 @@ class TestTraining:
     def test_config_yaml_keeps_it_and_a_resumed_run_needs_it(self, template: Path, talk: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert self.train(talk, out, "--chat-template", template).exit_code == 0
-        assert Path(yaml.safe_load((out / "config.yaml").read_text())["chat_template"]) == template
+        assert yaml.safe_load((out / "config.yaml").read_text())["chat_template"] == "chat_template.jinja"
+        assert (out / "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATE
         other = self.train(talk, out, "--resume", "--max-steps", 3)
         assert "data (digest) " in str(other.exception)
         with pytest.warns(LoraCWarning, match="the run had 2 steps and has 3 now"):
             again = self.train(talk, out, "--resume", "--max-steps", 3, "--chat-template", template)
         assert again.exit_code == 0, again.exception
+
+    def test_a_run_goes_on_with_its_own_copy_when_the_file_is_gone(self, template: Path, talk: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        assert self.train(talk, out, "--chat-template", template).exit_code == 0
+        template.unlink()
+        with pytest.warns(LoraCWarning, match="has 5 now"):
+            done = run("train", "--config", out / "config.yaml", "--resume", "--max-steps", 5)
+        assert done.exit_code == 0, done.exception
+        again = run("train", "--config", out / "config.yaml", "--output-dir", tmp_path / "b")
+        assert again.exit_code == 0 and (tmp_path / "b/chat_template.jinja").read_text(encoding="utf-8") == TEMPLATE
 
     def test_a_model_that_is_saved_has_it(self, template: Path, talk: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"

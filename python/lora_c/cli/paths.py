@@ -12,6 +12,7 @@ import click
 
 from ..errors import ConfigError
 from ..model_names import expand, place
+from ..template_files import TEMPLATE_FILE
 from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
 from .occupied import held_by_a_demo, held_by_a_folder, held_by_an_output, refuse_occupied
 
@@ -209,6 +210,8 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
         if isinstance(param.type, OutputPath):
             output = ctx.params.get(param.name or "") or param.type.default
             for label, path in inputs if output else ():
+                if any(resumed) and _is_template_of_run(path, str(output)):
+                    continue  # the run's own copy, which stays as it is
                 refuse_input(_label(param), str(output), param.type.writes, label, path)
             for checkpoint in resumed if output else ():
                 if checkpoint:
@@ -217,6 +220,10 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
                 resume = next((str(value) for value in resumed if value), None)
                 flag = param.opts[0] if isinstance(param, click.Option) else _label(param)
                 refuse_occupied(flag, str(output), param.type.held(Path(output)), resume, bool(resumed))
+
+
+def _is_template_of_run(path: str, output: str) -> bool:
+    return os.path.realpath(path) == os.path.join(os.path.realpath(output), TEMPLATE_FILE)
 
 
 RUN_MARK = "# lora-c train: every setting of this run"

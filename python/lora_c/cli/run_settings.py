@@ -36,8 +36,10 @@ def save_settings(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ig
     """
     import yaml
 
+    from ..chosen_template import read_chosen_template
     from ..files import write_text
     from ..os_errors import make_folder
+    from ..template_files import TEMPLATE_FILE
 
     folder = make_folder(config.output_dir)
     refuse_foreign_settings(folder / CONFIG_NAME)
@@ -45,6 +47,9 @@ def save_settings(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ig
     inputs = {param.name for param in ctx.command.params if isinstance(param.type, InputPath)} if ctx else set()
     values = {key: value for key, value in own.items() if value is not None and key not in _OF_THIS_CALL}
     values = {key: _map(value, _absolute) if key in inputs else value for key, value in values.items()}
+    if values.get("chat_template"):  # a copy, so that the run can start again when the file is gone
+        write_text(folder / TEMPLATE_FILE, read_chosen_template(values["chat_template"]))
+        values["chat_template"] = TEMPLATE_FILE
     values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
     values = {key: value for key, value in values.items() if key not in ignored} | {"output_dir": "."}
     write_text(folder / CONFIG_NAME, _EXPLAINED + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
