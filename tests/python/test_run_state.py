@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -272,12 +273,13 @@ def test_activation_memory_of_a_model_can_be_freed(model) -> None:
 
 
 def test_the_peak_leaves_out_what_an_earlier_pass_has_kept(make, model) -> None:
-    n = 60
+    gc.collect()  # what other tests have left
+    n, others = 60, activations()
     alone = make().train().peak_memory_bytes
     ids = [3] * n * 40
     model.decoder.forward_backward(ids, [i * n for i in range(41)], ids, np.ones(len(ids), np.float32))
     held = activations()
     again = make().train(overwrite=True)
     assert held > 2**20 and again.peak_memory_bytes < alone + held / 4
-    assert activations() == 0
+    assert activations() == others
     assert again.history[-1]["peak_memory_bytes"] <= again.peak_memory_bytes
