@@ -281,5 +281,5 @@ def test_the_peak_leaves_out_what_an_earlier_pass_has_kept(make, model) -> None:
     held = activations()
     again = make().train(overwrite=True)
     assert held > 2**20 and again.peak_memory_bytes < alone + held / 4
-    assert activations() == others
+    assert activations() <= others
     assert again.history[-1]["peak_memory_bytes"] <= again.peak_memory_bytes
