@@ -226,7 +226,7 @@ class Trainer:
                 if interrupted:
                     progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
                 if (interrupted or done > first) and self._last_saved != done:
-                    self._save_checkpoint(done)
+                    self._save_checkpoint(done, is_last=True)
                 ending = self._ending(interrupted, stop.requested)
             except DivergenceError as error:
                 ending = "diverged"
@@ -294,7 +294,7 @@ class Trainer:
             what = "parameters" if any(find_non_finite(p.data) for p in self.parameters) else "moments"
             raise DivergenceError(f"expected finite {what} after step {done}, got NaN or infinity")
 
-    def _save_checkpoint(self, done: int) -> None:
+    def _save_checkpoint(self, done: int, is_last: bool = False) -> None:
         """A checkpoint that cannot be written does not end the run: its result is still to come, and it is tried again."""
         try:
             self.run()  # the digests are made once, and do not count as its time
@@ -309,7 +309,9 @@ class Trainer:
         self._last_saved = done
         self._unsaved.clear()
         self._schedule.written(time.perf_counter() - started)
-        self.checkpoints = prune_checkpoints(self.output_dir, self.run_id, self.checkpoints, self.config.save_total_limit)
+        limit = self.config.save_total_limit
+        limit = max(limit, 2) if limit and is_last else limit  # the state before the last one stays beside it
+        self.checkpoints = prune_checkpoints(self.output_dir, self.run_id, self.checkpoints, limit)
         self._call("on_save", done)
 
     def _state_bytes(self) -> int:
