@@ -48,17 +48,24 @@ class Trainer:
     """Train the parameters of ``model`` that require gradients.
 
     Parameters
-        model         with an adapter (LoRA, QLoRA) or loaded with ``trainable="full"`` or ``"head"``
-        train_data    Dataset
-        config        TrainConfig, by default one as it is; its names are those of transformers
-        eval_data     Dataset or None; with ``val_fraction`` it is split off the training data
-        callbacks     objects with some of the methods of `lora_c.Callback`
+    ----------
+    model : Model
+        With an adapter (LoRA, QLoRA), or loaded with ``trainable="full"`` or ``"head"``.
+    train_data : Dataset
+        What is learned.
+    config : TrainConfig, optional
+        Its names are those of transformers; it is copied.
+    eval_data : Dataset, optional
+        Held-out data; with ``val_fraction`` it is split off the training data.
+    callbacks : iterable
+        Objects with some of the methods of `lora_c.Callback`.
+
     Notes
-        The model keeps no setting of a run: precision, recompute and the type of activations are what they were when
-        ``train`` has ended, and the memory of activations is freed. ``config`` is copied.
-        The loss of a step is the sum over all its micro-batches divided by all their tokens with loss, so accumulation
-        changes memory and not mathematics. The data order is a function of (seed, step): a resumed run gives the
-        same bits as one that was never stopped.
+    -----
+    The model keeps no setting of a run: precision, recompute and the type of activations are what they were when ``train``
+    has ended, and the memory of activations is freed. The loss of a step is the sum over all its micro-batches divided by
+    all their tokens with loss, so accumulation changes memory and not mathematics. The data order is a function of
+    (seed, step): a resumed run gives the same bits as one that was never stopped.
     """
 
     def __init__(
@@ -147,16 +154,34 @@ class Trainer:
         stopped; after its last step it refuses.
 
         Parameters
-            resume         True (the latest checkpoint in the output folder), "auto" (the same; start where there is none), or
-                           a checkpoint folder
-            allow_changes  resume although what changes the result has changed (docs/RESUME.md)
-            overwrite      begin although the output folder holds the checkpoints of another run
+        ----------
+        resume : bool, str or path
+            True (the latest checkpoint in the output folder), "auto" (the same; start where there is none), or a checkpoint
+            folder.
+        allow_changes : bool
+            Resume although what changes the result has changed (docs/RESUME.md).
+        overwrite : bool
+            Begin although the output folder holds the checkpoints of another run.
+
+        Returns
+        -------
+        TrainResult
+            Also kept as ``result``.
+
         Raises
-            CheckpointError  there is nothing to resume from, it is damaged, or it is another run's
-            ConfigError      the run has ended, or its parameters are no longer the model's
-            DivergenceError  a loss or gradient is not finite; the last finite state is saved and named
-            KeyboardInterrupt  somebody stopped it; ``result`` has what was reached
-            Any error of a callback, after a checkpoint was saved
+        ------
+        CheckpointError
+            There is nothing to resume from, it is damaged, or it is another run's.
+        ConfigError
+            The run has ended, its parameters are no longer the model's, or the folder is another run's.
+        DivergenceError
+            A loss or gradient is not finite; the last finite state is saved and named.
+        KeyboardInterrupt
+            Somebody stopped it; ``result`` has what was reached.
+
+        Notes
+        -----
+        An error of a callback is raised after a checkpoint was saved.
         """
         with self._one_call(bool(resume)):
             if not (resume or self.resumed_at or overwrite):

@@ -7,7 +7,7 @@ import pytest
 
 from lora_c.batching import evaluation_batches, pack, step_batches, steps_per_epoch
 from lora_c.data import Dataset, Sample, load_dataset
-from lora_c.errors import DataError
+from lora_c.errors import ConfigError, DataError
 from lora_c.schedule import learning_rate
 
 
@@ -192,7 +192,7 @@ def test_schedules():
 def test_a_limit_that_reads_nothing_and_shares_beyond_the_whole_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n' * 4)
     for limit in (0, -1):
-        with pytest.raises(DataError, match=f"limit: expected at least 1 example, got {limit}; leave it out"):
+        with pytest.raises(ConfigError, match=f"limit: expected at least 1 example, got {limit}; leave it out"):
             load_dataset(tmp_path / "a.jsonl", ByteTokenizer(), limit=limit)
     data = load_dataset(tmp_path / "a.jsonl", ByteTokenizer(), limit=3)
     for fraction in (0.0, 1.0, 1.5, -0.5):

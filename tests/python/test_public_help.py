@@ -15,7 +15,7 @@ import lora_c as lc
 
 CONFIGS = [lc.TrainConfig, lc.LoraConfig, lc.GenerationConfig]
 PUBLIC = [name for name in lc.__all__ if name != "__version__"]
-OF_OTHERS = {"Trainer", "load_dataset", "Dataset"}
+OF_OTHERS = {"load_dataset", "Dataset"}
 
 
 def members(owner: Any) -> list[tuple[str, Any]]:

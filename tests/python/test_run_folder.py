@@ -177,7 +177,7 @@ def test_the_run_stands_for_its_model_in_every_command(project: Path, tmp_path: 
 def test_the_base_of_a_run_may_be_named(project: Path, tmp_path: Path) -> None:
     shutil.move(project / "model", tmp_path / "moved")
     result = run("generate", "--run", project / "run", "w3")
-    assert "run: expected its base model in" in str(result.exception) and "--model PATH" in str(result.exception)
+    assert "run: expected its base model in" in str(result.exception) and "with --model" in str(result.exception)
     good("generate", "--run", project / "run", "--model", tmp_path / "moved", "--max-new-tokens", 1, "w3")
     for path, got in ((tmp_path / "nowhere", "nothing there"), (tmp_path, "one without"), (project / "data.jsonl", "a file")):
         assert f"{got}" in str(run("generate", "--run", path, "w3").exception)

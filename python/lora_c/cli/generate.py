@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import SAMPLING_FIELDS, GenerationConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..generation import resolve
 from ..notices import tell
 from ..printable import printable_pieces
@@ -110,14 +110,14 @@ def read_piped() -> str:
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file that are not empty."""
     try:
-        text = read_regular(path, ConfigError, 256 << 20).decode("utf-8-sig")
+        text = read_regular(path, DataError, 256 << 20).decode("utf-8-sig")
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"prompts: expected a text file with one prompt per line, got {str(path)!r}: {reason}") from None
+        raise DataError(f"prompts: expected a text file with one prompt per line, got {str(path)!r}: {reason}") from None
     prompts = [line for line in lines if line.strip()]
     if not prompts:
-        raise ConfigError(f"prompts: expected at least one line in {str(path)!r}, got none")
+        raise DataError(f"prompts: expected at least one line in {str(path)!r}, got none")
     return prompts
 
 

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..model_names import expand, place
 from ..template_files import TEMPLATE_FILE
 from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
-from .occupied import held_by_a_demo, held_by_a_folder, held_by_an_output, refuse_occupied
+from .occupied import held_by_a_demo, held_by_an_output, refuse_occupied
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -171,7 +171,7 @@ class OutputPath(PathType):
 
 def output_of_a_run(default: str) -> OutputPath:
     """The folder of a training run."""
-    return OutputPath(_file_of_a_run, default, held_by_a_folder)
+    return OutputPath(_file_of_a_run, default, held_by_an_output)
 
 
 def output_of_a_demo(default: str) -> OutputPath:

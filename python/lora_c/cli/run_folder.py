@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..errors import ConfigError
+from ..errors import CheckpointError
 from .paths import RunPath
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,13 +48,13 @@ def check_base_of_run(model: str) -> None:
 
     Raises
     ------
-    ConfigError
+    CheckpointError
         With the way out.
     """
     ctx = click.get_current_context(silent=True)
     named = ctx.meta.get(_BASE) if ctx is not None else None
     if named == model and os.path.isabs(model) and not os.path.exists(model):
-        raise ConfigError(f"run: expected its base model in {model!r}, got nothing there; say where it is with --model PATH")
+        raise CheckpointError(f"run: expected its base model in {model!r}, got nothing there; say with --model where it is")
 
 
 def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
@@ -62,7 +62,7 @@ def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
 
     Raises
     ------
-    ConfigError
+    CheckpointError
         The folder is no run's.
     """
     from ..run_checkpoints import latest_checkpoint
@@ -76,7 +76,7 @@ def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
         if (folder / "config.json").is_file():
             return str(folder), None, {}
         got = "one without" if run.is_dir() else "a file" if run.exists() else "nothing there"
-        raise ConfigError(f"run: expected the folder of a run with its adapter or model, got {str(run)!r}: {got}")
+        raise CheckpointError(f"run: expected the folder of a run with its adapter or model, got {str(run)!r}: {got}")
     base = (read_run(folder) or {}).get("base")
     if isinstance(base, dict) and isinstance(base.get("path"), str):
         nf4 = {key: base[key] for key in ("block_size", "double_quant") if key in base} if base.get("quantize") else {}
@@ -91,5 +91,5 @@ def _named_base(folder: Path) -> str:
     values = read_json_object(folder / ADAPTER_CONFIG)
     named = values.get("base_model_name_or_path") or values.get("model")
     if not isinstance(named, str) or not named:
-        raise ConfigError(f"run: expected {str(folder)!r} to name its base model, got none; give --model PATH")
+        raise CheckpointError(f"run: expected {str(folder)!r} to name its base model, got none; give --model PATH")
     return named

@@ -153,9 +153,9 @@ class _Loader:
         columns: Any = None, skip_bad: int = 0,
     ) -> None:  # fmt: skip
         if limit is not None and limit < 1:
-            raise DataError(f"limit: expected at least 1 example, got {limit}; leave it out to read every one")
+            raise ConfigError(f"limit: expected at least 1 example, got {limit}; leave it out to read every one")
         if max_seq_length < 2:
-            raise DataError(f"max_seq_length: expected >= 2, got {max_seq_length}")
+            raise ConfigError(f"max_seq_length: expected >= 2, got {max_seq_length}")
         if isinstance(skip_bad, bool) or not isinstance(skip_bad, int) or skip_bad < 0:
             raise ConfigError(f"skip_bad: expected a number of examples, 0 or more, got {skip_bad!r}")
         self.dataset, self.tokenizer, self.limit, self.skip_bad = dataset, tokenizer, limit, skip_bad

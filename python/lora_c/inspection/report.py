@@ -69,7 +69,7 @@ class Report:
         text = shorten(shown, limit)
         if text:
             self.facts[label] = text
-            self.values[label] = {str(name): count for name, count in counts.items()}
+            self.values[label] = {re.sub(r"\W+", "_", str(name)): count for name, count in counts.items()}
 
     def collect(self, call: Callable[[], T]) -> T | None:
         """The result of a call; what it refuses becomes a problem."""
