@@ -121,7 +121,7 @@ def test_quantize_writes_a_folder_that_loads_with_equal_logits(stories, tmp_path
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train", "--model", "nowhere", "--data", "x.jsonl"), "nowhere"),
+        (("train", "--model", "nowhere", "--data", "x.jsonl"), "x.jsonl"),
         (("train", "--data", "x.jsonl"), "give --model PATH"),
         (("generate", "--model", "nowhere", "hi"), "nowhere"),
         (("trian",), "Did you mean 'train'"),

@@ -69,6 +69,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
         A signal stopped the run; what it has reached is saved.
     """
     from ..chosen_template import use_chat_template
+    from ..data import find_files
     from ..interrupt import deferred_interrupt
     from ..os_errors import make_folder
     from ..plot import tell_missing_plot
@@ -83,6 +84,8 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     tell_missing_plot()
     check_run(RunOptions(config, lora, adapter=own.get("adapter")))
     made = config.method in ("lora", "qlora") and not own.get("adapter") and not own.get("resize_embedding")
+    for paths in filter(None, (own["data"], own.get("eval_data"))):
+        find_files(paths, ("train", "validation", "test"))  # a path that is wrong is said before the model is loaded
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
     model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"))
     if own.get("chat_template"):
