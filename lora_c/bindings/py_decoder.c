@@ -59,10 +59,9 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 
 /* A pass of the parent that was cut off by fork may have had another precision, and left half of what it keeps. */
 int lora_py_enter_decoder(decoder *self) {
-    int entered = lora_py_enter(&self->base), done;
+    int entered = lora_py_enter(&self->base);
     if (entered < 0) return -1;
-    if (entered == 1) LORA_PY_CALL(self->base.ctx, done, (lora_decoder_after_fork(self->decoder), 0));
-    (void)done;
+    if (entered == 1) LORA_PY_DO(self->base.ctx, lora_decoder_after_fork(self->decoder));
     lora_decoder_set_precision(self->decoder, self->precision);
     return 0;
 }
@@ -208,7 +207,7 @@ static PyObject *decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs) {
     return status == LORA_OK ? PyFloat_FromDouble(loss) : raise_from(self, &err);
 }
 
-/* Rows of width n of a batch: its logits, or with layer >= 0 its hidden states. */
+/* The rows of a batch, each of so many numbers: its logits, or with layer >= 0 its hidden states. */
 static PyObject *rows_of_batch(decoder *self, PyObject *ids, PyObject *cu, int64_t width, int64_t layer) {
     PyObject *result = NULL;
     batch x;
@@ -283,11 +282,9 @@ PyDoc_STRVAR(free_activations_doc,
 static PyObject *decoder_free_activations(PyObject *o, PyObject *unused) {
     (void)unused;
     decoder *self = (decoder *)o;
-    int status = 0;
     if (lora_py_enter_decoder(self) < 0) return NULL;
-    LORA_PY_CALL(self->base.ctx, status, (lora_decoder_free_activations(self->decoder), 0));
+    LORA_PY_DO(self->base.ctx, lora_decoder_free_activations(self->decoder));
     lora_py_leave(&self->base);
-    (void)status;
     Py_RETURN_NONE;
 }
 

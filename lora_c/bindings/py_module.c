@@ -193,10 +193,9 @@ PyDoc_STRVAR(set_profiling_doc,
 
 static PyObject *set_profiling(PyObject *module, PyObject *given) {
     lora_ctx *ctx = state_of(module)->ctx;
-    int on = PyObject_IsTrue(given), done;
+    int on = PyObject_IsTrue(given);
     if (on < 0) return NULL;
-    LORA_PY_CALL(ctx, done, (lora_ctx_set_profiling(ctx, on), 0));
-    (void)done;
+    LORA_PY_DO(ctx, lora_ctx_set_profiling(ctx, on));
     Py_RETURN_NONE;
 }
 

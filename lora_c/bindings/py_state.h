@@ -114,12 +114,13 @@ void *lora_py_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes, const char *n
 lora_py_parameter *lora_py_parameter_new(lora_py_state *state, int ndim, const int64_t *shape, const char *name,
                                          int requires_grad);
 
-/* Runs one C call, or several, with the GIL released and the context locked. */
-#define LORA_PY_CALL(ctx, status, expr)                                                                                \
+/* Runs C calls with the GIL released and the context locked; LORA_PY_CALL keeps what one returns. */
+#define LORA_PY_CALL(ctx, status, expr) LORA_PY_DO(ctx, (status) = (expr))
+#define LORA_PY_DO(ctx, statement)                                                                                     \
     do {                                                                                                               \
         Py_BEGIN_ALLOW_THREADS                                                                                         \
         lora_ctx_lock(ctx);                                                                                            \
-        (status) = (expr);                                                                                             \
+        statement;                                                                                                     \
         lora_ctx_unlock(ctx);                                                                                          \
         Py_END_ALLOW_THREADS                                                                                           \
     } while (0)

@@ -155,10 +155,10 @@ lora_precision lora_precision_in_force(lora_ctx *ctx, lora_precision precision) 
     return before;
 }
 
-/* What a pass keeps from one call to the next and had begun to write. */
 void lora_decoder_set_stopping(lora_decoder *d, bool on) { atomic_store(&d->stopping, on); }
 bool lora_decoder_stopping(const lora_decoder *d) { return atomic_load(&d->stopping); }
 
+/* What a pass keeps from one call to the next and had begun to write. */
 void lora_decoder_after_fork(lora_decoder *d) {
     for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++)
         for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) d->layers[layer].matrices[slot].norm_known = false;

@@ -21,7 +21,7 @@ from .uninterrupted import uninterrupted
 _MARK = "lora-c-"
 _LONGEST = 160  # bytes of a name that is repeated in the name aside; a file system holds 255
 _ASIDE = re.compile(rf"\.(?P<name>.+)\.{_MARK}[0-9a-f]{{8}}\.(part|swap|previous|ready)")
-_open: set[Path | None] = set()  # what this process writes now
+_open: set[Path] = set()  # what this process writes now
 IN_PLACE = "in-place"  # the name of what is written inside the folder that it belongs to
 
 
@@ -33,27 +33,26 @@ def aside_of(target: Path, folder: bool) -> Iterator[tuple[Path, int]]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target)
-    aside: Path | None = None
-    handle = -1
+    created: tuple[Path, int] | None = None
     try:
         with uninterrupted():
-            aside, handle = _create(target, folder)
-            _open.add(aside)
-        yield aside, handle
+            created = _create(target, folder)
+            _open.add(created[0])
+        yield created
     except BaseException:
         with uninterrupted():
-            if aside is not None:
-                _remove(aside)
+            if created is not None:
+                _remove(created[0])
         raise
     finally:
-        if handle >= 0:
-            os.close(handle)
-        _open.discard(aside)
+        if created is not None:
+            os.close(created[1])
+            _open.discard(created[0])
 
 
 def remove_open() -> None:
     """Remove all that is being written; for a program that ends without unwinding its stack."""
-    for aside in [path for path in _open if path is not None]:
+    for aside in list(_open):
         _remove(aside)
 
 

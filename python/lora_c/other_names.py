@@ -133,7 +133,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("system_prompt", "sys", "system_message"), ("system",)),
     **dict.fromkeys(("prompt_file", "f", "prompt_path"), ("prompts",)),
     **dict.fromkeys(("p", "text", "input"), ("prompt",)),
-    **dict.fromkeys(("typical",), ("typical_p",)),
+    "typical": ("typical_p",),
     # other formats
     **dict.fromkeys(("outtype", "q", "quant", "data_type"), ("dtype",)),
     **dict.fromkeys(("format", "target", "export_format"), ("to",)),

@@ -1,20 +1,24 @@
-"""loss.png: the losses of a run, or of several, as a picture."""
+"""loss.png: the losses of a run, or of several, as a picture; and how pictures are written."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import LoraCError
+from .errors import ConfigError, LoraCError
 from .files import atomic_file
 from .loss_picture import Curve, draw
 from .notices import tell
 from .os_errors import reason
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 EXTRA = "pip install 'lora-c[plot]'"
-FORMATS = ("png", "svg", "pdf")
 _WIDTH, _HEIGHT = 9.0, 5.0  # inches
 
 
@@ -64,17 +68,42 @@ def plot_runs(histories: dict[str, list[dict[str, Any]]], path: Path, title: str
 
 
 def _write(curves: list[Curve], path: Path, title: str, format: str = "png") -> bool:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     curves = [curve for curve in curves if len(curve.train[0]) or len(curve.held_out[0])]
     if not curves:
         return False
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    with picture(path, (_WIDTH, _HEIGHT), format) as figure:
+        draw(figure, curves, title)
+    return True
+
+
+@contextmanager
+def picture(path: Path, size: tuple[float, float], format: str = "png") -> Iterator[Figure]:
+    """A figure to draw in, which is written when the block ends.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    size : tuple of float
+        Width and height in inches.
+    format : "png", "svg" or "pdf"
+
+    Raises
+    ------
+    ConfigError
+        matplotlib is not installed.
+    SaveError
+        The file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(f"plot: expected the package matplotlib, got an installation without it; {EXTRA}") from None
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # names of models in other scripts
-        draw(figure, curves, title)
+        yield figure
         with atomic_file(path) as file:
             figure.savefig(file, dpi=120, format=format)
-    return True

@@ -58,7 +58,7 @@ def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     losses, held_out = (_numbers(records, key) for key in ("loss", "eval_loss"))
     tail = losses[-max(1, len(losses) // 10) :]
     return {
-        "steps": max(record["step"] for record in records),
+        "steps": max((record["step"] for record in records), default=0),
         "first_train_loss": losses[0] if losses else None,
         "train_loss": sum(tail) / len(tail) if tail else None,
         "train_loss_steps": len(tail),

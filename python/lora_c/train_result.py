@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from .html_table import html_table
 from .loss_curve import loss_curve_svg
+from .run_metrics import summary_of
 
 
 @dataclass
@@ -50,12 +51,10 @@ class TrainResult:
     @classmethod
     def of(cls, history: list[dict[str, Any]], **measured: Any) -> TrainResult:
         """With the losses of a history, which is copied: it goes on when the run does."""
-        losses = [r["loss"] for r in history if "loss" in r]
-        evals = [r["eval_loss"] for r in history if "eval_loss" in r]
-        tail = losses[-max(1, len(losses) // 10) :]
+        found = summary_of(history)
         return cls(
-            train_loss=sum(tail) / len(tail) if tail else float("nan"),
-            eval_loss=evals[-1] if evals else None,
+            train_loss=float("nan") if found["train_loss"] is None else found["train_loss"],
+            eval_loss=found["eval_loss"],
             history=[dict(record) for record in history],
             **measured,
         )
@@ -67,17 +66,13 @@ class TrainResult:
         return f"{where}, which {saved}" + ("; train() goes on from there" if self.interrupted else "")
 
     def _repr_html_(self) -> str:
-        rows = [
-            ("steps", f"{self.steps:,}" + (" (interrupted)" if self.interrupted else "")),
-            ("training loss", f"{self.train_loss:.4f}"),
-            ("held-out loss", "" if self.eval_loss is None else f"{self.eval_loss:.4f}"),
-            ("time", f"{self.elapsed_seconds:,.1f} s, {self.tokens_per_second:,.0f} tokens/s"),
-            ("peak memory", f"{self.peak_memory_bytes / 2**20:,.1f} MiB"),
-            ("not saved", "; ".join(self.unsaved)),
-        ]
-        cells = "".join(
-            f'<tr><td style="text-align:left;opacity:0.7">{name}</td><td style="text-align:left">{escape(value)}</td></tr>'
-            for name, value in rows
-            if value
-        )
-        return f"<div><table>{cells}</table>{loss_curve_svg(self.history)}</div>"
+        rows = {
+            "steps": f"{self.steps:,}" + (" (interrupted)" if self.interrupted else ""),
+            "training loss": f"{self.train_loss:.4f}",
+            "held-out loss": "" if self.eval_loss is None else f"{self.eval_loss:.4f}",
+            "time": f"{self.elapsed_seconds:,.1f} s, {self.tokens_per_second:,.0f} tokens/s",
+            "peak memory": f"{self.peak_memory_bytes / 2**20:,.1f} MiB",
+            "not saved": "; ".join(self.unsaved),
+        }
+        known = {label: text for label, text in rows.items() if text}
+        return f"<div>{html_table('TrainResult', known)}{loss_curve_svg(self.history)}</div>"

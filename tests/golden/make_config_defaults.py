@@ -1,6 +1,6 @@
 """Makes tests/golden/config_defaults.json: what transformers assumes where a config.json says nothing, family by family.
 
-    python tests/golden/make_config_defaults.py        (needs transformers)
+python tests/golden/make_config_defaults.py        (needs transformers)
 """
 
 import json

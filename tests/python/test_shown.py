@@ -185,6 +185,11 @@ class TestLengths:
         plot_lengths({"training": of_lengths(1, 2, 3), "held out": of_lengths(9)}, tmp_path / "a.png")
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
+    def test_a_name_with_dollar_signs_is_no_formula(self, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib", reason="needs matplotlib (the plot extra)")
+        plot_lengths({"training": of_lengths(1, 2, 3)}, tmp_path / "a.png", "cost_$1_$2.jsonl")
+        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
     def test_no_picture_without_matplotlib(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
         with pytest.raises(ConfigError, match=r"plot: expected the package matplotlib, .* pip install 'lora-c\[plot\]'"):

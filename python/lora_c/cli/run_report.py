@@ -161,6 +161,6 @@ def show_samples(samples: list[SampleAnswer]) -> None:
 
 def resume_command(folder: Path) -> str:
     """The line that goes on with a run that was stopped."""
-    from .run_settings import CONFIG_NAME
+    from .saved_settings import CONFIG_NAME
 
     return f"lora-c train --config {shlex.quote(os.path.join(folder, CONFIG_NAME))} --resume"

@@ -13,7 +13,7 @@ from ..model_names import expand
 from ..other_names import meant
 from .flag_types import Pairs, TextList
 from .paths import CONFIG_FILE, InputPath, InputPaths, OutputPath, ResumePath
-from .run_settings import resolve_paths
+from .saved_settings import resolve_paths
 from .yaml_file import Plain, Setting, plain_value, read_settings, real_number, truth_value, whole_number
 
 LINES = "lora_c.lines"  # key of a context's meta: option -> where its value stands in the file, and under which name

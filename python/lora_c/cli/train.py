@@ -16,8 +16,8 @@ from .options import Command, config_options, take
 from .paths import InputPath, ResumePath
 from .print_config import print_config_option
 from .run_report import begin_record, begin_samples, end_samples, report_result, resume_command, save_result
-from .run_settings import save_settings
 from .run_table import result_values
+from .saved_settings import save_settings
 
 if TYPE_CHECKING:
     from ..model import Model

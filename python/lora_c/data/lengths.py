@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
-
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from .dataset import Dataset
 
 N_BINS = 12
+_SIZE = (7.0, 4.0)  # of the picture, in inches
 _NICE = (1, 2, 5)  # widths of bins: these times a power of ten
 
 
@@ -99,19 +100,15 @@ def plot_lengths(parts: dict[str, Dataset], path: Path, title: str = "") -> None
     SaveError
         The file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ConfigError(
-            "plot: expected the package matplotlib, got an installation without it; pip install 'lora-c[plot]'"
-        ) from None
-    from ..files import atomic_file
+    from ..plot import picture
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    with picture(path, _SIZE) as figure:
+        _draw(figure.add_subplot(), parts, title)
+
+
+def _draw(axes: Axes, parts: dict[str, Dataset], title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     every = np.concatenate([[len(s) for s in data.samples] for data in parts.values()])
     bins = _bins(np.sort(every))
     edges = [*(b.first for b in bins), bins[-1].last + 1]
@@ -119,9 +116,7 @@ def plot_lengths(parts: dict[str, Dataset], path: Path, title: str = "") -> None
         axes.hist([len(s) for s in data.samples], edges, label=f"{name} ({len(data):,})", color=colour, alpha=0.7)
     axes.set_xlabel("tokens of a sequence")
     axes.set_ylabel("sequences")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10, parse_math=False)  # names of files hold dollar signs, too
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with atomic_file(path) as file:
-        figure.savefig(file, dpi=120, format="png")
