@@ -36,7 +36,7 @@ static layer *make_layer(lora_ctx *ctx, lora_weight_kind kind, bool double_quant
     l->w.data = w;
     if (kind == LORA_WEIGHT_BF16) {
         uint16_t *h = keep(l, malloc((size_t)(N * K) * 2 + 64));
-        ctx->kernels.nf4.f32_to_bf16(N * K, w, h);
+        ctx->engine->kernels.nf4.f32_to_bf16(N * K, w, h);
         l->w.data = h;
     } else if (kind == LORA_WEIGHT_NF4) {
         int64_t blocks = N * K / 64;

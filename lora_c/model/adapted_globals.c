@@ -39,7 +39,7 @@ static lora_status memory(lora_decoder *d, float **at, lora_error *err) {
     LORA_CHECK(lora_mul_size((size_t)d->config.vocab_size * sizeof(float), (size_t)d->config.hidden_size, &bytes), err, LORA_ENOMEM,
                "adapter: expected a matrix that fits the address space, got %lld rows of %lld", (long long)d->config.vocab_size,
                (long long)d->config.hidden_size);
-    *at = lora_mem_calloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes);
+    *at = lora_mem_calloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
     LORA_CHECK(*at, err, LORA_ENOMEM, "adapter: expected %zu bytes for the adapted matrix, got none", bytes);
     return LORA_OK;
 }
@@ -50,8 +50,8 @@ lora_status lora_make_adapted_global(lora_decoder *d, lora_matrix_slot slot, con
     if (!adapter) {
         lora_adapted_global old = *a;
         *a = (lora_adapted_global){0};
-        lora_mem_free(&d->ctx->mem, old.whole);
-        lora_mem_free(&d->ctx->mem, old.gradient);
+        lora_mem_free(&d->ctx->engine->mem, old.whole);
+        lora_mem_free(&d->ctx->engine->mem, old.gradient);
         return LORA_OK;
     }
     LORA_CHECK(!adapter->magnitude, err, LORA_EINVAL, "%s: expected an adapter without DoRA, got one with it",
@@ -66,8 +66,8 @@ void lora_forget_adapted_globals(lora_decoder *d) {
 
 void lora_free_adapted_globals(lora_decoder *d) {
     for (int i = 0; i < 2; i++) {
-        lora_mem_free(&d->ctx->mem, adapted(d, SLOTS[i])->whole);
-        lora_mem_free(&d->ctx->mem, adapted(d, SLOTS[i])->gradient);
+        lora_mem_free(&d->ctx->engine->mem, adapted(d, SLOTS[i])->whole);
+        lora_mem_free(&d->ctx->engine->mem, adapted(d, SLOTS[i])->gradient);
     }
 }
 

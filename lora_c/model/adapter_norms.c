@@ -28,7 +28,7 @@ lora_status lora_make_adapter_norm(lora_decoder *d, lora_matrix *m, lora_error *
     m->norm_known = false;
     if (m->norm) return LORA_OK;
     size_t bytes = (size_t)m->w.rows * sizeof *m->norm;
-    m->norm = lora_mem_alloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes);
+    m->norm = lora_mem_alloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
     LORA_CHECK(m->norm, err, LORA_ENOMEM, "adapter: expected %zu bytes for the row norms of DoRA, got none", bytes);
     return LORA_OK;
 }
@@ -36,5 +36,5 @@ lora_status lora_make_adapter_norm(lora_decoder *d, lora_matrix *m, lora_error *
 void lora_free_adapter_norms(lora_decoder *d) {
     if (!d->layers) return;
     for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++)
-        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) lora_mem_free(&d->ctx->mem, d->layers[layer].matrices[slot].norm);
+        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) lora_mem_free(&d->ctx->engine->mem, d->layers[layer].matrices[slot].norm);
 }

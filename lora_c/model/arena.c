@@ -161,8 +161,8 @@ static lora_status resize_arena(lora_decoder *d, size_t bytes) {
     d->arena_bytes = 0;
     d->arena = NULL; /* never a freed pointer, not even in a child forked right here */
     d->small_passes = (lora_small_passes){0};
-    lora_mem_free(&d->ctx->mem, old);
-    if (bytes > 0 && bytes < SIZE_MAX / 2) d->arena = lora_mem_alloc(&d->ctx->mem, LORA_MEM_ACTIVATION, bytes);
+    lora_mem_free(&d->ctx->engine->mem, old);
+    if (bytes > 0 && bytes < SIZE_MAX / 2) d->arena = lora_mem_alloc(&d->ctx->engine->mem, LORA_MEM_ACTIVATION, bytes);
     if (d->arena) d->arena_bytes = bytes;
     return bytes == 0 || d->arena ? LORA_OK : LORA_ENOMEM;
 }
@@ -202,6 +202,6 @@ int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens) {
     enum { PER_THREAD = 1 << 20 }; /* packed weights and tiles, in a cache */
     lora_weight head = {.rows = k->vocab_size, .cols = k->hidden_size};
     int64_t widest = lora_max_i64((k->gated_mlp ? 2 : 1) * k->intermediate_size, lora_max_i64(lora_qkv_width(k), k->hidden_size));
-    return lora_linear_cross_entropy_scratch(d->ctx, d->precision, n_tokens, &head) + lora_gemm_scratch(d->ctx, d->precision, n_tokens, widest) +
-           lora_pool_threads(d->ctx->pool) * PER_THREAD + lora_adapted_globals_bytes(d);
+    return lora_linear_cross_entropy_scratch(d->ctx, n_tokens, &head) + lora_gemm_scratch(d->ctx, n_tokens, widest) +
+           lora_pool_threads(d->ctx->engine->pool) * PER_THREAD + lora_adapted_globals_bytes(d);
 }

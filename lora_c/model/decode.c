@@ -20,8 +20,8 @@ static lora_status check_sequences(lora_ctx *ctx, const lora_kv_cache *c, int64_
     return LORA_OK;
 }
 
-static lora_status decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens,
-                          const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) {
+lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens,
+                                const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) {
     LORA_CHECK(c->decoder == d, err, LORA_EINVAL, "cache: expected one made by this decoder, got one of another");
     LORA_CHECK(cu_seqlens, err, LORA_EINVAL, "cu_seqlens: expected an array, got NULL");
     LORA_TRY(check_sequences(d->ctx, c, n_segments, sequences, err));
@@ -38,12 +38,4 @@ static lora_status decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments,
     /* only now: a failed call leaves no trace */
     for (int64_t s = 0; s < n_segments; s++) c->lengths[sequences[s]] += cu_seqlens[s + 1] - cu_seqlens[s];
     return LORA_OK;
-}
-
-lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens,
-                                const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) {
-    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
-    lora_status status = decode(d, c, n_segments, cu_seqlens, sequences, input_ids, logits, err);
-    lora_precision_in_force(d->ctx, before);
-    return status;
 }

@@ -93,7 +93,7 @@ static lora_status check_config(const lora_decoder_config *c, lora_error *err) {
 static lora_status make_parts(lora_decoder *d, lora_error *err) {
     lora_decoder_config *c = &d->config;
     size_t bytes = (size_t)c->num_hidden_layers * sizeof *d->layers;
-    d->layers = lora_mem_calloc(&d->ctx->mem, LORA_MEM_SCRATCH, bytes);
+    d->layers = lora_mem_calloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
     LORA_CHECK(d->layers, err, LORA_ENOMEM, "num_hidden_layers: expected %zu bytes for %lld layers, got none", bytes,
                (long long)c->num_hidden_layers);
     for (int64_t i = 0; i < c->num_hidden_layers; i++) {
@@ -108,12 +108,12 @@ static lora_status make_parts(lora_decoder *d, lora_error *err) {
 lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config, lora_decoder **out, lora_error *err) {
     *out = NULL;
     LORA_TRY(check_config(config, err));
-    lora_decoder *d = lora_mem_calloc(&ctx->mem, LORA_MEM_SCRATCH, sizeof *d);
+    lora_decoder *d = lora_mem_calloc(&ctx->engine->mem, LORA_MEM_SCRATCH, sizeof *d);
     LORA_CHECK(d, err, LORA_ENOMEM, "decoder: expected %zu bytes, got none", sizeof *d);
-    d->ctx = ctx;
-    d->precision = ctx->precision;
+    d->shared = ctx;
     d->config = *config;
-    lora_status status = make_parts(d, err);
+    lora_status status = lora_ctx_create_view(ctx, &d->ctx, err);
+    if (status == LORA_OK) status = make_parts(d, err);
     if (status != LORA_OK) {
         lora_decoder_destroy(d);
         return status;
@@ -124,13 +124,16 @@ lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config
 
 void lora_decoder_destroy(lora_decoder *d) {
     if (!d) return;
-    lora_mem *mem = &d->ctx->mem;
-    lora_mem_free(mem, d->arena);
-    lora_free_rope_tables(d);
-    lora_free_adapter_norms(d);
-    lora_free_adapted_globals(d);
-    lora_mem_free(mem, d->token_rows.ids);
-    lora_mem_free(mem, d->layers);
+    lora_mem *mem = &d->shared->engine->mem;
+    if (d->ctx) {
+        lora_mem_free(mem, d->arena);
+        lora_free_rope_tables(d);
+        lora_free_adapter_norms(d);
+        lora_free_adapted_globals(d);
+        lora_mem_free(mem, d->token_rows.ids);
+        lora_mem_free(mem, d->layers);
+        lora_ctx_destroy(d->ctx);
+    }
     lora_mem_free(mem, d);
 }
 
@@ -144,16 +147,11 @@ lora_status lora_decoder_set_activation_dtype(lora_decoder *d, lora_dtype dtype,
 }
 
 void lora_decoder_set_precision(lora_decoder *d, lora_precision precision) {
-    d->precision = precision == LORA_PRECISION_FAST ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT;
+    lora_status always = lora_ctx_set_precision(d->ctx, precision == LORA_PRECISION_FAST ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT, NULL);
+    (void)always; /* both are precisions */
 }
 
-lora_precision lora_decoder_precision(const lora_decoder *d) { return d->precision; }
-
-lora_precision lora_precision_in_force(lora_ctx *ctx, lora_precision precision) {
-    lora_precision before = ctx->precision;
-    ctx->precision = precision;
-    return before;
-}
+lora_precision lora_decoder_precision(const lora_decoder *d) { return lora_ctx_precision(d->ctx); }
 
 void lora_decoder_set_stopping(lora_decoder *d, bool on) { atomic_store(&d->stopping, on); }
 bool lora_decoder_stopping(const lora_decoder *d) { return atomic_load(&d->stopping); }

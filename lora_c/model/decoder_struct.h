@@ -88,7 +88,8 @@ typedef struct lora_adapted_global {
 } lora_adapted_global;
 
 struct lora_decoder {
-    lora_ctx *ctx;
+    lora_ctx *shared; /* the caller's */
+    lora_ctx *ctx;    /* a view of it, owned, with the precision of the passes */
     lora_decoder_config config;
     lora_layer *layers;
     lora_matrix globals[LORA_MATRIX_SLOTS - LORA_LAYER_MATRICES];
@@ -101,7 +102,6 @@ struct lora_decoder {
     int64_t rope_positions;          /* so far: tables grow with what passes ask for */
     lora_recompute recompute;
     lora_dtype activation_dtype;
-    lora_precision precision;
     atomic_bool stopping; /* set by another thread than that of the pass */
     void *arena;
     size_t arena_bytes;
@@ -233,9 +233,6 @@ lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lo
 /** From token ids to the normed input of the head in b->xn. */
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
 /** Fills the state of a layer from its input again; its output is not needed. */
-/** Puts the precision of a pass in force and returns the one before it, which the pass puts back at its end. */
-lora_precision lora_precision_in_force(lora_ctx *ctx, lora_precision precision);
-
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer,
                                  lora_error *err) LORA_MUST_CHECK;
 

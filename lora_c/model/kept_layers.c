@@ -54,8 +54,8 @@ static void copy_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, in
     uint16_t *narrow = b->kept[layer];
     int n = parts_of(d, b, layer, parts);
     for (int i = 0; i < n; i++) {
-        copy_job job = {&d->ctx->kernels.nf4, parts[i].data, narrow, run->n_tokens * parts[i].width, restore};
-        lora_parallel_for(d->ctx->pool, lora_div_up(job.n, TASK_ELEMENTS), copy_task, &job);
+        copy_job job = {&d->ctx->engine->kernels.nf4, parts[i].data, narrow, run->n_tokens * parts[i].width, restore};
+        lora_parallel_for(d->ctx->engine->pool, lora_div_up(job.n, TASK_ELEMENTS), copy_task, &job);
         narrow += job.n;
     }
 }

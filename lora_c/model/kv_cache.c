@@ -25,7 +25,7 @@ lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t m
     size_t bytes = 0;
     *out = NULL;
     LORA_TRY(cache_bytes(d, n_sequences, max_tokens, &bytes, err));
-    lora_mem *mem = &d->ctx->mem;
+    lora_mem *mem = &d->ctx->engine->mem;
     float *data = lora_mem_alloc(mem, LORA_MEM_ACTIVATION, bytes); /* the larger one first */
     lora_kv_cache *c = data ? lora_mem_calloc(mem, LORA_MEM_ACTIVATION, sizeof *c + (size_t)n_sequences * sizeof *c->lengths) : NULL;
     if (!c) {
@@ -33,14 +33,14 @@ lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t m
         return lora_fail(err, LORA_ENOMEM, "max_tokens: expected %zu bytes for the KV cache, got none; use a smaller one",
                          bytes);
     }
-    *c = (lora_kv_cache){d->ctx, d, n_sequences, max_tokens, lora_kv_width(&d->config), (int64_t *)(c + 1), data};
+    *c = (lora_kv_cache){d->shared, d, n_sequences, max_tokens, lora_kv_width(&d->config), (int64_t *)(c + 1), data};
     *out = c;
     return LORA_OK;
 }
 
 void lora_kv_cache_destroy(lora_kv_cache *c) {
     if (!c) return;
-    lora_mem *mem = &c->ctx->mem;
+    lora_mem *mem = &c->ctx->engine->mem;
     lora_mem_free(mem, c->data);
     lora_mem_free(mem, c);
 }

@@ -50,11 +50,9 @@ static lora_status forward_backward(lora_decoder *d, const lora_batch *batch, fl
 
 lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *batch, float grad_scale, double *loss_sum,
                                           lora_error *err) {
-    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
     lora_status status = forward_backward(d, batch, grad_scale, loss_sum, err);
     lora_status collected = lora_collect_adapted_globals(d, status == LORA_OK, err);
     if (status == LORA_OK) status = collected;
-    lora_precision_in_force(d->ctx, before);
     lora_collect_token_rows(d, status == LORA_OK);
     return status;
 }
@@ -64,7 +62,7 @@ static lora_status evaluate(lora_decoder *d, const lora_run *run, lora_buffers *
     return lora_layers_forward(d, run, b, err);
 }
 
-static lora_status loss(lora_decoder *d, const lora_batch *batch, double *loss_sum, float *token_loss, lora_error *err) {
+lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *loss_sum, float *token_loss, lora_error *err) {
     lora_run run = run_of(batch, false);
     lora_buffers b;
     LORA_TRY(lora_check_run(d, &run, err));
@@ -75,14 +73,7 @@ static lora_status loss(lora_decoder *d, const lora_batch *batch, double *loss_s
                                      batch->targets, batch->loss_weight, 1.0f, loss_sum, token_loss, NULL, 0, NULL, err);
 }
 
-lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *loss_sum, float *token_loss, lora_error *err) {
-    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
-    lora_status status = loss(d, batch, loss_sum, token_loss, err);
-    lora_precision_in_force(d->ctx, before);
-    return status;
-}
-
-static lora_status all_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
+lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
     lora_run run = run_of(batch, false);
     lora_buffers b;
     LORA_TRY(lora_check_run(d, &run, err));
@@ -99,14 +90,7 @@ lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float
     return map->softcap > 0 ? lora_softcap_rows(d->ctx, M, V, map->softcap, logits, V, err) : LORA_OK;
 }
 
-lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
-    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
-    lora_status status = all_logits(d, batch, logits, err);
-    lora_precision_in_force(d->ctx, before);
-    return status;
-}
-
-static lora_status hidden_states(lora_decoder *d, const lora_batch *batch, int64_t layer, float *out, lora_error *err) {
+lora_status lora_decoder_hidden_states(lora_decoder *d, const lora_batch *batch, int64_t layer, float *out, lora_error *err) {
     int64_t L = d->config.num_hidden_layers;
     LORA_CHECK(layer >= 0 && layer <= L, err, LORA_EINVAL, "layer: expected 0 (the embedding) to %lld (the last, normed), got %lld",
                (long long)L, (long long)layer);
@@ -117,11 +101,4 @@ static lora_status hidden_states(lora_decoder *d, const lora_batch *batch, int64
     LORA_TRY(evaluate(d, &run, &b, err));
     memcpy(out, layer == L ? b.xn : b.x[layer], (size_t)(batch->n_tokens * d->config.hidden_size) * sizeof(float));
     return LORA_OK;
-}
-
-lora_status lora_decoder_hidden_states(lora_decoder *d, const lora_batch *batch, int64_t layer, float *out, lora_error *err) {
-    lora_precision before = lora_precision_in_force(d->ctx, d->precision);
-    lora_status status = hidden_states(d, batch, layer, out, err);
-    lora_precision_in_force(d->ctx, before);
-    return status;
 }

@@ -24,13 +24,13 @@ lora_status lora_decoder_set_token_rows(lora_decoder *d, int64_t n, const int32_
     int32_t *copy = NULL;
     if (n > 0) {
         LORA_TRY(check_rows(d, n, ids, rows, grad, err));
-        copy = lora_mem_alloc(&d->ctx->mem, LORA_MEM_SCRATCH, (size_t)n * sizeof *copy);
+        copy = lora_mem_alloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, (size_t)n * sizeof *copy);
         LORA_CHECK(copy, err, LORA_ENOMEM, "token rows: expected %zu bytes for their ids, got none", (size_t)n * sizeof *copy);
         memcpy(copy, ids, (size_t)n * sizeof *copy);
     }
     int32_t *old = d->token_rows.ids;
     d->token_rows = (lora_token_rows){n > 0 ? n : 0, copy, rows, grad};
-    lora_mem_free(&d->ctx->mem, old);
+    lora_mem_free(&d->ctx->engine->mem, old);
     return LORA_OK;
 }
 

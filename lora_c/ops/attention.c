@@ -45,7 +45,7 @@ lora_status lora_attention_check_rows(const char *name, const void *p, int64_t r
 
 const lora_attention_kernels *lora_attention_kernels_of(const lora_ctx *ctx, int64_t D) {
     bool fast = ctx->precision == LORA_PRECISION_FAST && D <= LORA_ATTENTION_MAX_FAST_D;
-    return fast ? &ctx->kernels.attention_fast : &ctx->kernels.attention;
+    return fast ? &ctx->engine->kernels.attention_fast : &ctx->engine->kernels.attention;
 }
 
 double lora_attention_pairs(const lora_attention_shape *shape, int64_t n_segments, const int32_t *cu_seqlens,
@@ -152,13 +152,13 @@ lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *sh
 
     int64_t group = shape->n_heads / shape->n_kv_heads;
     int64_t block = lora_min_i64(lora_max_i64(LORA_ATTENTION_ROWS / group, 1), MAX_QUERIES);
-    const lora_attention_kernels *exact = &ctx->kernels.attention, *kernels = lora_attention_kernels_of(ctx, shape->head_dim);
+    const lora_attention_kernels *exact = &ctx->engine->kernels.attention, *kernels = lora_attention_kernels_of(ctx, shape->head_dim);
     int64_t tile = lora_max_i64(exact->forward_scratch(block * group, shape->head_dim),
                                 kernels->forward_scratch(block * group, shape->head_dim));
     size_t table = (size_t)lora_round_up((n_segments + 1) * (int64_t)sizeof(int64_t), LORA_ALIGN);
     void *scratch;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_ATTENTION,
-                              table + (size_t)lora_pool_threads(ctx->pool) * (size_t)tile * sizeof(float), &scratch,
+                              table + (size_t)lora_pool_threads(ctx->engine->pool) * (size_t)tile * sizeof(float), &scratch,
                               err));
     int64_t *first_block = scratch;
     first_block[0] = 0;
@@ -183,7 +183,7 @@ lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *sh
         .scratch_floats = tile,
     };
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->pool, first_block[n_segments] * shape->n_kv_heads, forward_task, &job);
+    lora_parallel_for(ctx->engine->pool, first_block[n_segments] * shape->n_kv_heads, forward_task, &job);
     double pairs = began ? lora_attention_pairs(shape, n_segments, cu_seqlens, kv) : 0;
     double floats = (double)M * (double)((2 * shape->n_heads + 2 * shape->n_kv_heads) * shape->head_dim);
     lora_profile_end(ctx, LORA_OP_ATTENTION_FORWARD, began, 4 * pairs * (double)shape->head_dim, 4 * floats);

@@ -131,7 +131,7 @@ static lora_status backward_scratch(lora_ctx *ctx, backward_job *job, lora_error
     job->delta_floats = lora_round_up(rows, LORA_ALIGN / (int64_t)sizeof(float));
     job->worker_floats = job->delta_floats + job->kernels->backward_scratch(rows, job->shape->head_dim);
     size_t table = (size_t)lora_round_up(counts * (int64_t)sizeof(int64_t), LORA_ALIGN);
-    size_t tiles = (size_t)lora_pool_threads(ctx->pool) * (size_t)job->worker_floats * sizeof(float);
+    size_t tiles = (size_t)lora_pool_threads(ctx->engine->pool) * (size_t)job->worker_floats * sizeof(float);
     void *scratch;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_ATTENTION, table + tiles, &scratch, err));
     job->first_task = scratch;
@@ -175,7 +175,7 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
     LORA_TRY(backward_scratch(ctx, &job, err));
 
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->pool, job.first_task[n_segments] * shape->n_kv_heads, backward_task, &job);
+    lora_parallel_for(ctx->engine->pool, job.first_task[n_segments] * shape->n_kv_heads, backward_task, &job);
     double pairs = began ? lora_attention_pairs(shape, n_segments, cu_seqlens, NULL) : 0;
     double floats = (double)M * (double)((4 * shape->n_heads + 4 * shape->n_kv_heads) * shape->head_dim);
     lora_profile_end(ctx, LORA_OP_ATTENTION_BACKWARD, began, 10 * pairs * (double)shape->head_dim, 4 * floats);

@@ -17,69 +17,107 @@ const char *lora_mem_tag_name(lora_mem_tag tag) {
     return (unsigned)tag < LORA_MEM_TAGS ? names[tag] : "unknown";
 }
 
-/* The context's own block is not counted: the accounts lie inside it. */
-lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lora_error *err) {
-    *out = NULL;
+/* The block of the engine is not counted: the accounts lie inside it. */
+static lora_engine *make_engine(lora_error *err) {
     lora_mem mem;
     lora_mem_init(&mem);
-    lora_ctx *ctx = lora_mem_calloc(&mem, LORA_MEM_SCRATCH, sizeof *ctx);
-    LORA_CHECK(ctx, err, LORA_ENOMEM, "context: expected %zu bytes, got none", sizeof *ctx);
-    lora_mem_init(&ctx->mem);
-    pthread_mutex_init(&ctx->lock, NULL);
-    atomic_store(&ctx->owner, (int)getpid());
-    lora_status status = lora_ctx_set_isa(ctx, options ? options->isa : LORA_ISA_AUTO, err);
-    if (status == LORA_OK) status = lora_ctx_set_precision(ctx, options ? options->precision : LORA_PRECISION_EXACT, err);
-    if (status == LORA_OK) status = lora_ctx_set_threads(ctx, options ? options->n_threads : 0, err);
+    lora_engine *engine = lora_mem_calloc(&mem, LORA_MEM_SCRATCH, sizeof *engine);
+    if (!engine) {
+        (void)lora_fail(err, LORA_ENOMEM, "context: expected %zu bytes, got none", sizeof *engine);
+        return NULL;
+    }
+    lora_mem_init(&engine->mem);
+    pthread_mutex_init(&engine->lock, NULL);
+    atomic_store(&engine->owner, (int)getpid());
+    return engine;
+}
+
+static void free_engine(lora_engine *engine) {
+    if (!engine) return;
+    lora_pool_destroy(engine->pool);
+    for (int i = 0; i < LORA_SCRATCH_SLOTS; i++) lora_mem_free(&engine->mem, engine->scratch[i].data);
+    pthread_mutex_destroy(&engine->lock);
+    lora_mem spare;
+    lora_mem_init(&spare);
+    lora_mem_free(&spare, engine);
+}
+
+static lora_status make_ctx(lora_engine *engine, lora_ctx **out, lora_error *err) {
+    *out = lora_mem_calloc(&engine->mem, LORA_MEM_SCRATCH, sizeof **out);
+    LORA_CHECK(*out, err, LORA_ENOMEM, "context: expected %zu bytes, got none", sizeof **out);
+    (*out)->engine = engine;
+    return LORA_OK;
+}
+
+static lora_status apply_options(lora_ctx *ctx, const lora_ctx_options *options, lora_error *err) {
+    LORA_TRY(lora_ctx_set_isa(ctx, options ? options->isa : LORA_ISA_AUTO, err));
+    LORA_TRY(lora_ctx_set_precision(ctx, options ? options->precision : LORA_PRECISION_EXACT, err));
+    return lora_ctx_set_threads(ctx, options ? options->n_threads : 0, err);
+}
+
+lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lora_error *err) {
+    *out = NULL;
+    lora_engine *engine = make_engine(err);
+    if (!engine) return LORA_ENOMEM;
+    lora_ctx *ctx;
+    lora_status status = make_ctx(engine, &ctx, err);
     if (status != LORA_OK) {
-        lora_ctx_destroy(ctx);
+        free_engine(engine);
         return status;
     }
-    *out = ctx;
+    status = apply_options(ctx, options, err);
+    if (status == LORA_OK)
+        *out = ctx;
+    else
+        lora_ctx_destroy(ctx);
+    return status;
+}
+
+lora_status lora_ctx_create_view(lora_ctx *ctx, lora_ctx **out, lora_error *err) {
+    LORA_TRY(make_ctx(ctx->engine, out, err));
+    (*out)->is_view = true;
+    (*out)->precision = ctx->precision;
     return LORA_OK;
 }
 
 void lora_ctx_destroy(lora_ctx *ctx) {
     if (!ctx) return;
-    lora_pool_destroy(ctx->pool);
-    for (int i = 0; i < LORA_SCRATCH_SLOTS; i++) lora_mem_free(&ctx->mem, ctx->scratch[i].data);
-    pthread_mutex_destroy(&ctx->lock);
-    lora_mem spare;
-    lora_mem_init(&spare);
-    lora_mem_free(&spare, ctx);
+    lora_engine *engine = ctx->is_view ? NULL : ctx->engine;
+    lora_mem_free(&ctx->engine->mem, ctx);
+    free_engine(engine);
 }
 
 /* After fork the lock may be held by a thread that the child does not have: the child's first caller makes a new one, and
  * brings in order what that thread had begun to change. Whoever does it stands in owner as -pid, so that a child that is
  * forked meanwhile does not wait for it. */
 static void own_lock(lora_ctx *ctx) {
-    int self = (int)getpid(), owner = atomic_load(&ctx->owner);
+    int self = (int)getpid(), owner = atomic_load(&ctx->engine->owner);
     while (owner != self) {
-        if (owner != -self && atomic_compare_exchange_strong(&ctx->owner, &owner, -self)) {
-            pthread_mutex_init(&ctx->lock, NULL);
-            lora_kernels_init(&ctx->kernels, ctx->kernels.isa);
-            ctx->precision = ctx->chosen_precision;
-            atomic_store(&ctx->owner, self);
+        if (owner != -self && atomic_compare_exchange_strong(&ctx->engine->owner, &owner, -self)) {
+            pthread_mutex_init(&ctx->engine->lock, NULL);
+            lora_kernels_init(&ctx->engine->kernels, ctx->engine->kernels.isa);
+            atomic_store(&ctx->engine->owner, self);
         }
-        owner = atomic_load(&ctx->owner);
+        owner = atomic_load(&ctx->engine->owner);
     }
 }
 
 void lora_ctx_lock(lora_ctx *ctx) {
     own_lock(ctx);
-    pthread_mutex_lock(&ctx->lock);
+    pthread_mutex_lock(&ctx->engine->lock);
 }
 
-void lora_ctx_unlock(lora_ctx *ctx) { pthread_mutex_unlock(&ctx->lock); }
+void lora_ctx_unlock(lora_ctx *ctx) { pthread_mutex_unlock(&ctx->engine->lock); }
 
 lora_status lora_ctx_set_threads(lora_ctx *ctx, int n_threads, lora_error *err) {
-    lora_pool *pool, *old = ctx->pool;
-    LORA_TRY(lora_pool_create(&ctx->mem, n_threads == 0 ? lora_default_threads() : n_threads, &pool, err));
-    ctx->pool = pool; /* first: a child forked right here must not have a freed one */
+    lora_pool *pool, *old = ctx->engine->pool;
+    LORA_TRY(lora_pool_create(&ctx->engine->mem, n_threads == 0 ? lora_default_threads() : n_threads, &pool, err));
+    ctx->engine->pool = pool; /* first: a child forked right here must not have a freed one */
     lora_pool_destroy(old);
     return LORA_OK;
 }
 
-int lora_ctx_threads(const lora_ctx *ctx) { return lora_pool_threads(ctx->pool); }
+int lora_ctx_threads(const lora_ctx *ctx) { return lora_pool_threads(ctx->engine->pool); }
 
 lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
     lora_isa best = lora_cpu_best_isa();
@@ -88,14 +126,14 @@ lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
                "isa: expected ref, portable, avx2 or avx512, got %d", (int)isa);
     LORA_CHECK(isa <= best, err, LORA_EUNSUPPORTED, "isa: expected at most %s on this CPU, got %s", lora_isa_name(best),
                lora_isa_name(isa));
-    lora_kernels_init(&ctx->kernels, isa);
+    lora_kernels_init(&ctx->engine->kernels, isa);
     return LORA_OK;
 }
 
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) {
     LORA_CHECK(precision == LORA_PRECISION_EXACT || precision == LORA_PRECISION_FAST, err, LORA_EINVAL,
                "precision: expected exact or fast, got %d", (int)precision);
-    ctx->precision = ctx->chosen_precision = precision;
+    ctx->precision = precision;
     return LORA_OK;
 }
 
@@ -108,16 +146,16 @@ _Static_assert((int)LORA_OPERANDS_FLOAT32 == (int)LORA_GEMM_EXACT && (int)LORA_O
                "operands are the paths of the products");
 
 lora_status lora_ctx_set_fast_operands(lora_ctx *ctx, lora_operands operands, lora_error *err) {
-    if (operands == LORA_OPERANDS_AUTO) return lora_ctx_set_isa(ctx, ctx->kernels.isa, err);
+    if (operands == LORA_OPERANDS_AUTO) return lora_ctx_set_isa(ctx, ctx->engine->kernels.isa, err);
     LORA_CHECK(operands >= LORA_OPERANDS_FLOAT32 && operands <= LORA_OPERANDS_INT16, err, LORA_EINVAL,
                "operands: expected float32, bfloat16 or int16, got %d", (int)operands);
-    LORA_CHECK(lora_kernels_set_fast(&ctx->kernels, (lora_gemm_arithmetic)operands), err, LORA_EUNSUPPORTED,
-               "operands: expected what the kernels %s of this CPU have, got %s", lora_isa_name(ctx->kernels.isa),
+    LORA_CHECK(lora_kernels_set_fast(&ctx->engine->kernels, (lora_gemm_arithmetic)operands), err, LORA_EUNSUPPORTED,
+               "operands: expected what the kernels %s of this CPU have, got %s", lora_isa_name(ctx->engine->kernels.isa),
                lora_operands_name(operands));
     return LORA_OK;
 }
 
-lora_operands lora_ctx_fast_operands(const lora_ctx *ctx) { return (lora_operands)ctx->kernels.gemm.fast; }
+lora_operands lora_ctx_fast_operands(const lora_ctx *ctx) { return (lora_operands)ctx->engine->kernels.gemm.fast; }
 
 const char *lora_operands_name(lora_operands operands) {
     static const char *const names[] = {"float32", "bfloat16", "int16"};
@@ -128,30 +166,30 @@ const char *lora_ctx_operands(const lora_ctx *ctx) {
     return lora_operands_name(ctx->precision == LORA_PRECISION_FAST ? lora_ctx_fast_operands(ctx) : LORA_OPERANDS_FLOAT32);
 }
 
-lora_isa lora_ctx_isa(const lora_ctx *ctx) { return ctx->kernels.isa; }
+lora_isa lora_ctx_isa(const lora_ctx *ctx) { return ctx->engine->kernels.isa; }
 
 lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag) {
-    return (lora_mem_usage){atomic_load(&ctx->mem.live[tag]), atomic_load(&ctx->mem.peak[tag])};
+    return (lora_mem_usage){atomic_load(&ctx->engine->mem.live[tag]), atomic_load(&ctx->engine->mem.peak[tag])};
 }
 
 lora_mem_usage lora_ctx_memory_total(const lora_ctx *ctx) {
-    return (lora_mem_usage){atomic_load(&ctx->mem.total_live), atomic_load(&ctx->mem.total_peak)};
+    return (lora_mem_usage){atomic_load(&ctx->engine->mem.total_live), atomic_load(&ctx->engine->mem.total_peak)};
 }
 
 void lora_ctx_reset_peak(lora_ctx *ctx) {
-    for (int tag = 0; tag < LORA_MEM_TAGS; tag++) atomic_store(&ctx->mem.peak[tag], atomic_load(&ctx->mem.live[tag]));
-    atomic_store(&ctx->mem.total_peak, atomic_load(&ctx->mem.total_live));
+    for (int tag = 0; tag < LORA_MEM_TAGS; tag++) atomic_store(&ctx->engine->mem.peak[tag], atomic_load(&ctx->engine->mem.live[tag]));
+    atomic_store(&ctx->engine->mem.total_peak, atomic_load(&ctx->engine->mem.total_live));
 }
 
 lora_status lora_ctx_scratch(lora_ctx *ctx, lora_scratch_slot slot, size_t bytes, void **out, lora_error *err) {
-    if (ctx->scratch[slot].bytes < bytes || !ctx->scratch[slot].data) {
-        void *old = ctx->scratch[slot].data;
-        ctx->scratch[slot].data = NULL; /* never a freed pointer, not even in a child forked right here */
-        lora_mem_free(&ctx->mem, old);  /* first, so that the peak is the larger one and not the sum */
-        ctx->scratch[slot].data = lora_mem_alloc(&ctx->mem, LORA_MEM_SCRATCH, bytes);
-        ctx->scratch[slot].bytes = ctx->scratch[slot].data ? bytes : 0;
-        LORA_CHECK(ctx->scratch[slot].data, err, LORA_ENOMEM, "scratch: expected %zu bytes, got none", bytes);
+    if (ctx->engine->scratch[slot].bytes < bytes || !ctx->engine->scratch[slot].data) {
+        void *old = ctx->engine->scratch[slot].data;
+        ctx->engine->scratch[slot].data = NULL; /* never a freed pointer, not even in a child forked right here */
+        lora_mem_free(&ctx->engine->mem, old);  /* first, so that the peak is the larger one and not the sum */
+        ctx->engine->scratch[slot].data = lora_mem_alloc(&ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
+        ctx->engine->scratch[slot].bytes = ctx->engine->scratch[slot].data ? bytes : 0;
+        LORA_CHECK(ctx->engine->scratch[slot].data, err, LORA_ENOMEM, "scratch: expected %zu bytes, got none", bytes);
     }
-    *out = ctx->scratch[slot].data;
+    *out = ctx->engine->scratch[slot].data;
     return LORA_OK;
 }

@@ -101,7 +101,7 @@ static lora_status weight_gradient(lora_ctx *ctx, xent_job *job, lora_error *err
                                  .a_row_stride = job->chunk_ldx, .a_col_stride = 1, .b = &rows, .b_transposed = true,
                                  .c = job->slice, .ldc = SLICE};
         LORA_TRY(lora_gemm(ctx, &logits, err));
-        lora_parallel_for(ctx->pool, n, slice_task, job);
+        lora_parallel_for(ctx->engine->pool, n, slice_task, job);
         lora_gemm_args gradient = {.m = job->n_cols, .n = H, .k = n, .alpha = job->map.scale, .a = job->slice, .a_row_stride = 1,
                                    .a_col_stride = SLICE, .b = &x, .b_transposed = false, .c = job->dW + job->first_col * H,
                                    .ldc = H, .accumulate = true};
@@ -152,16 +152,16 @@ static int64_t lay_chunk(xent_job *job, int64_t rows, int64_t threads, char *bas
 static int64_t most_rows(int64_t M) { return lora_max_i64(1, lora_min_i64(M, LORA_HEAD_ROWS)); }
 
 static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, lora_error *err) {
-    int64_t rows = most_rows(job->M), threads = lora_pool_threads(ctx->pool);
+    int64_t rows = most_rows(job->M), threads = lora_pool_threads(ctx->engine->pool);
     void *scratch;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, (size_t)lay_chunk(job, rows, threads, NULL), &scratch, err));
     lay_chunk(job, rows, threads, scratch);
     return lora_head_pass_create(ctx, job->w, job->map, job->dx != NULL, rows, &job->pass, err);
 }
 
-int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, lora_precision precision, int64_t M, const lora_weight *w) {
+int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w) {
     xent_job job = {.H = w->cols};
-    return lora_head_pass_bytes(ctx, precision, w, true, most_rows(M)) + lay_chunk(&job, most_rows(M), lora_pool_threads(ctx->pool), NULL);
+    return lora_head_pass_bytes(ctx, w, true, most_rows(M)) + lay_chunk(&job, most_rows(M), lora_pool_threads(ctx->engine->pool), NULL);
 }
 
 static void report_cost(lora_ctx *ctx, const xent_job *job, int64_t began, double rows) {
@@ -176,11 +176,11 @@ lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, 
                                       double *loss_sum, float *token_loss, float *dx, int64_t lddx, float *dW,
                                       lora_error *err) {
     LORA_TRY(check(M, x, ldx, w, map, targets, loss_weight, loss_sum, token_loss, dx, lddx, dW, err));
-    xent_job job = {.kernels = &ctx->kernels.rowwise, .M = M, .V = w->rows, .H = w->cols, .x = x, .ldx = ldx, .w = w,
+    xent_job job = {.kernels = &ctx->engine->kernels.rowwise, .M = M, .V = w->rows, .H = w->cols, .x = x, .ldx = ldx, .w = w,
                     .map = map, .targets = targets, .loss_weight = loss_weight, .grad_scale = grad_scale, .dx = dx, .lddx = lddx,
                     .dW = dW};
     LORA_TRY(chunk_buffers(ctx, &job, err));
-    if (dx) lora_parallel_for(ctx->pool, lora_div_up(M, lora_rows_per_task(job.H)), clear_task, &job);
+    if (dx) lora_parallel_for(ctx->engine->pool, lora_div_up(M, lora_rows_per_task(job.H)), clear_task, &job);
     if (token_loss) memset(token_loss, 0, (size_t)M * sizeof(float));
     double sum = 0.0, weighted = 0.0;
     int64_t began = lora_profile_begin(ctx);
@@ -188,7 +188,7 @@ lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, 
         m = next_chunk(&job, m);
         if (job.n_rows == 0) break;
         lora_head_pass_run(ctx, &job.pass, job.n_rows, job.chunk_x, job.chunk_ldx, job.chunk_targets);
-        lora_parallel_for(ctx->pool, job.n_rows, row_task, &job);
+        lora_parallel_for(ctx->engine->pool, job.n_rows, row_task, &job);
         if (dW) LORA_TRY(weight_gradient(ctx, &job, err));
         weighted += (double)job.n_rows;
         for (int64_t r = 0; r < job.n_rows; r++) {

@@ -25,15 +25,22 @@ typedef enum lora_scratch_slot {
     LORA_SCRATCH_SLOTS,
 } lora_scratch_slot;
 
-struct lora_ctx {
+/* What all views of a context share. */
+typedef struct lora_engine {
     lora_mem mem;
     lora_kernels kernels;
-    lora_precision precision, chosen_precision; /* in force now, which a decoder's pass changes; as it was set */
     lora_pool *pool;
     pthread_mutex_t lock;
     _Atomic int owner; /* process of the lock; -pid while a child after fork makes its own */
     struct { void *data; size_t bytes; } scratch[LORA_SCRATCH_SLOTS];
     struct { bool on; lora_op_cost costs[LORA_OPS]; } profile;
+} lora_engine;
+
+/* A view of an engine: how the calls that are given it compute. */
+struct lora_ctx {
+    lora_engine *engine;
+    bool is_view; /* made by lora_ctx_create_view: the engine is another context's */
+    lora_precision precision;
 };
 
 /** At least bytes of 64-byte aligned scratch in *out, content undefined, valid until the next call for the same slot. */

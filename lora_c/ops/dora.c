@@ -50,10 +50,10 @@ static void norm_task(void *arg, int64_t task, int worker) {
 lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, float *norm, lora_error *err) {
     LORA_CHECK(a->rank > 0 && a->A && a->B, err, LORA_EINVAL, "adapter: expected A, B and r > 0, got r %lld", (long long)a->rank);
     void *rows;
-    size_t bytes = (size_t)lora_pool_threads(ctx->pool) * (size_t)w->cols * sizeof(float);
+    size_t bytes = (size_t)lora_pool_threads(ctx->engine->pool) * (size_t)w->cols * sizeof(float);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_DORA, bytes, &rows, err));
-    norm_job job = {&ctx->kernels, w, a, rows, norm};
-    lora_parallel_for(ctx->pool, lora_div_up(w->rows, NORM_ROWS), norm_task, &job);
+    norm_job job = {&ctx->engine->kernels, w, a, rows, norm};
+    lora_parallel_for(ctx->engine->pool, lora_div_up(w->rows, NORM_ROWS), norm_task, &job);
     return LORA_OK;
 }
 
@@ -83,7 +83,7 @@ static void scale_task(void *arg, int64_t task, int worker) {
 static void scale_columns(lora_ctx *ctx, int64_t M, int64_t N, const lora_adapter *a, const float *in, int64_t ld_in, const float *bias,
                           float *out, int64_t ld_out, bool accumulate) {
     rows_job job = {.M = M, .C = N, .ld_in = ld_in, .ld_out = ld_out, .a = a, .in = in, .bias = bias, .out = out, .accumulate = accumulate};
-    lora_parallel_for(ctx->pool, lora_div_up(M, TOKEN_ROWS), scale_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(M, TOKEN_ROWS), scale_task, &job);
 }
 
 static void combine_task(void *arg, int64_t task, int worker) {
@@ -101,7 +101,7 @@ static void combine_task(void *arg, int64_t task, int worker) {
 static void combine(lora_ctx *ctx, int64_t M, int64_t C, const float *in, int64_t ld_in, const float *minus, float *out, int64_t ld_out,
                     bool accumulate) {
     rows_job job = {.M = M, .C = C, .ld_in = ld_in, .ld_out = ld_out, .in = in, .minus = minus, .out = out, .accumulate = accumulate};
-    lora_parallel_for(ctx->pool, lora_div_up(M, TOKEN_ROWS), combine_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(M, TOKEN_ROWS), combine_task, &job);
 }
 
 typedef struct magnitude_job {
@@ -196,7 +196,7 @@ lora_status lora_dora_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_
     if (a->dmagnitude) {
         LORA_TRY(lora_linear_forward(ctx, M, dropped ? ws.kept : x, dropped ? K : ldx, w, NULL, &p, ws.z, N, false, err));
         magnitude_job job = {M, N, lddy, dy, ws.z, a};
-        lora_parallel_for(ctx->pool, lora_div_up(N, SUM_COLUMNS), magnitude_task, &job);
+        lora_parallel_for(ctx->engine->pool, lora_div_up(N, SUM_COLUMNS), magnitude_task, &job);
     }
     if (dbias) LORA_TRY(lora_linear_backward(ctx, M, dy, lddy, NULL, 0, w, NULL, NULL, 0, false, NULL, dbias, err));
     scale_columns(ctx, M, N, a, dy, lddy, NULL, ws.dz, N, false);
@@ -221,5 +221,5 @@ static void merge_task(void *arg, int64_t n, int worker) {
 
 void lora_dora_scale_rows(lora_ctx *ctx, int64_t N, int64_t K, const lora_adapter *a, float *rows) {
     merge_job job = {N, K, a, rows};
-    lora_parallel_for(ctx->pool, N, merge_task, &job);
+    lora_parallel_for(ctx->engine->pool, N, merge_task, &job);
 }

@@ -35,5 +35,5 @@ static void drop_task(void *arg, int64_t task, int worker) {
 void lora_dropout(lora_ctx *ctx, const lora_adapter *a, int64_t M, int64_t K, const float *in, int64_t ld_in, float *out,
                   int64_t ld_out, bool accumulate) {
     drop_job job = {a, M, K, ld_in, ld_out, in, out, accumulate};
-    lora_parallel_near(ctx->pool, lora_div_up(M, DROP_ROWS), drop_task, &job);
+    lora_parallel_near(ctx->engine->pool, lora_div_up(M, DROP_ROWS), drop_task, &job);
 }

@@ -50,10 +50,10 @@ lora_status lora_embedding_forward(lora_ctx *ctx, int64_t M, const int32_t *ids,
     LORA_TRY(lora_rows_check(out, err));
     LORA_TRY(lora_rows_disjoint(out, in, err));
     LORA_TRY(check_ids(M, ids, w->rows, err));
-    embedding_job job = {.kernels = &ctx->kernels, .M = M, .H = w->cols, .rows_per_task = lora_rows_per_task(w->cols),
+    embedding_job job = {.kernels = &ctx->engine->kernels, .M = M, .H = w->cols, .rows_per_task = lora_rows_per_task(w->cols),
                          .ids = ids, .w = w, .y = y, .ldy = ldy};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), forward_task, &job);
+    lora_parallel_near(ctx->engine->pool, lora_div_up(M, job.rows_per_task), forward_task, &job);
     lora_profile_end(ctx, LORA_OP_EMBEDDING, began, 0, 8.0 * (double)(M * w->cols));
     return LORA_OK;
 }
@@ -76,9 +76,9 @@ lora_status lora_embedding_backward(lora_ctx *ctx, int64_t M, const int32_t *ids
     LORA_TRY(lora_rows_disjoint(out, in, err));
     LORA_TRY(lora_rows_disjoint(out, g, err));
     LORA_TRY(check_ids(M, ids, V, err));
-    embedding_job job = {.kernels = &ctx->kernels, .M = M, .H = H, .ids = ids, .dy = dy, .lddy = lddy, .dW = dW};
+    embedding_job job = {.kernels = &ctx->engine->kernels, .M = M, .H = H, .ids = ids, .dy = dy, .lddy = lddy, .dW = dW};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->pool, lora_div_up(H, GRAD_COLUMNS), backward_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(H, GRAD_COLUMNS), backward_task, &job);
     lora_profile_end(ctx, LORA_OP_EMBEDDING, began, 0, 12.0 * (double)(M * H));
     return LORA_OK;
 }

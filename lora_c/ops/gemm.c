@@ -167,7 +167,7 @@ static output_plan make_plan(const gemm_job *job, const lora_gemm_output *o) {
 lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_outputs, lora_error *err) {
     const lora_gemm_left *left = outputs[0].terms[0].left;
     const lora_gemm_path *path = left->path;
-    gemm_job job = {.kernels = &ctx->kernels, .path = path, .n_panels = left->n_panels, .n_plans = n_outputs};
+    gemm_job job = {.kernels = &ctx->engine->kernels, .path = path, .n_panels = left->n_panels, .n_plans = n_outputs};
     job.block_words = lora_round_up(lora_gemm_panel_words(path, path->nr, path->kc), 16);
     bool wide = left->k >= GROUPED_WIDTH && outputs[0].n >= GROUPED_WIDTH;
     job.n_groups = wide ? 1 : lora_max_i64(1, lora_min_i64(job.n_panels / GROUP_PANELS, MOST_GROUPS));
@@ -188,7 +188,7 @@ lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_
     }
     job.worker_words = job.b_words + job.tile_words + lora_gemm_right_scratch(path);
     void *memory;
-    size_t words = (size_t)(lora_pool_threads(ctx->pool) * job.worker_words + shared_words);
+    size_t words = (size_t)(lora_pool_threads(ctx->engine->pool) * job.worker_words + shared_words);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, words * sizeof(float), &memory, err));
     float *shared = memory;
     job.workers = shared + shared_words;
@@ -197,8 +197,8 @@ lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_
             job.plans[i].shared_b = shared;
             shared += job.plans[i].n_strips * job.plans[i].strip_words;
         }
-    lora_parallel_for(ctx->pool, shared_strips, shared_task, &job);
-    lora_parallel_near(ctx->pool, job.n_groups * job.group_tasks, product_task, &job);
+    lora_parallel_for(ctx->engine->pool, shared_strips, shared_task, &job);
+    lora_parallel_near(ctx->engine->pool, job.n_groups * job.group_tasks, product_task, &job);
     return LORA_OK;
 }
 

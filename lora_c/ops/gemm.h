@@ -30,6 +30,6 @@ typedef struct lora_gemm_args {
 lora_status lora_gemm(lora_ctx *ctx, const lora_gemm_args *args, lora_error *err) LORA_MUST_CHECK;
 
 /** Bytes of a packed (m, k) left operand in the precision of the context. */
-int64_t lora_gemm_scratch(const lora_ctx *ctx, lora_precision precision, int64_t m, int64_t k);
+int64_t lora_gemm_scratch(const lora_ctx *ctx, int64_t m, int64_t k);
 
 #endif

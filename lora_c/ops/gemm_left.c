@@ -5,7 +5,7 @@
 #include "lora_c/ops/gemm.h"
 
 const lora_gemm_path *lora_gemm_path_of(const lora_ctx *ctx, lora_precision precision) {
-    const lora_gemm_kernels *u = &ctx->kernels.gemm;
+    const lora_gemm_kernels *u = &ctx->engine->kernels.gemm;
     return &u->paths[precision == LORA_PRECISION_FAST ? u->fast : LORA_GEMM_EXACT];
 }
 
@@ -19,8 +19,8 @@ int64_t lora_gemm_left_words(const lora_gemm_path *path, int64_t m, int64_t k) {
     return lora_round_up(words, 16);
 }
 
-int64_t lora_gemm_scratch(const lora_ctx *ctx, lora_precision precision, int64_t m, int64_t k) {
-    return lora_gemm_left_words(lora_gemm_path_of(ctx, precision), lora_min_i64(m, LORA_GEMM_CHUNK), k) * (int64_t)sizeof(float);
+int64_t lora_gemm_scratch(const lora_ctx *ctx, int64_t m, int64_t k) {
+    return lora_gemm_left_words(lora_gemm_path_of(ctx, ctx->precision), lora_min_i64(m, LORA_GEMM_CHUNK), k) * (int64_t)sizeof(float);
 }
 
 int64_t lora_gemm_panel_row(const lora_gemm_left *left, int64_t panel) { return left->m * panel / left->n_panels; }
@@ -64,5 +64,5 @@ void lora_gemm_pack_left(lora_ctx *ctx, const lora_gemm_path *path, int64_t m, i
                          int64_t col_stride, float *words, lora_gemm_left *out) {
     *out = (lora_gemm_left){path, m, k, lora_div_up(m, path->mr), words};
     left_job job = {out, a, row_stride, col_stride};
-    lora_parallel_near(ctx->pool, lora_div_up(out->n_panels, TASK_PANELS) * lora_div_up(k, path->kc), pack_task, &job);
+    lora_parallel_near(ctx->engine->pool, lora_div_up(out->n_panels, TASK_PANELS) * lora_div_up(k, path->kc), pack_task, &job);
 }

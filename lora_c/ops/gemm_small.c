@@ -147,13 +147,13 @@ static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm
 }
 
 static const lora_gemv_path *path_of(const lora_ctx *ctx, bool exact) {
-    const lora_gemm_arithmetic fast = ctx->kernels.gemm.fast;
-    return &ctx->kernels.gemv.paths[!exact && ctx->precision == LORA_PRECISION_FAST ? fast : LORA_GEMM_EXACT];
+    const lora_gemm_arithmetic fast = ctx->engine->kernels.gemm.fast;
+    return &ctx->engine->kernels.gemv.paths[!exact && ctx->precision == LORA_PRECISION_FAST ? fast : LORA_GEMM_EXACT];
 }
 
 lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, int64_t n, int64_t n_leading, lora_error *err) {
     LORA_CHECK(n >= 1 && n <= LORA_SMALL_PRODUCTS, err, LORA_EINVAL, "products: expected 1 to %d, got %lld", LORA_SMALL_PRODUCTS, (long long)n);
-    small_job job = {.kernels = &ctx->kernels, .path = path_of(ctx, products->args.exact), .n_products = n};
+    small_job job = {.kernels = &ctx->engine->kernels, .path = path_of(ctx, products->args.exact), .n_products = n};
     bool any_nf4 = false, any_bf16 = false;
     for (int64_t i = 0; i < n; i++) {
         const lora_gemm_args *g = &products[i].args;
@@ -168,9 +168,9 @@ lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, i
     }
     LORA_TRY(prepare_tokens(ctx, &job, &products->args, any_nf4, any_bf16, err));
     void *memory;
-    size_t bytes = (size_t)(lora_pool_threads(ctx->pool) * job.buffer_floats) * sizeof(float);
+    size_t bytes = (size_t)(lora_pool_threads(ctx->engine->pool) * job.buffer_floats) * sizeof(float);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &memory, err));
     job.buffers = memory;
-    lora_parallel_near(ctx->pool, job.n_tasks - job.n_leading_tasks, task_after_leading, &job); /* rows read in a row */
+    lora_parallel_near(ctx->engine->pool, job.n_tasks - job.n_leading_tasks, task_after_leading, &job); /* rows read in a row */
     return LORA_OK;
 }

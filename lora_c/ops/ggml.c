@@ -106,7 +106,7 @@ lora_status lora_ggml_check(lora_ctx *ctx, const lora_ggml *w, lora_error *err) 
                      .halves = {t == LORA_GGML_Q6_K ? LORA_Q6_K_D : 0, two ? 2 : -1},
                      .exponent = t == LORA_GGML_BF16 ? 0x7f80 : 0x7c00};
     atomic_init(&job.first_bad, w->rows);
-    lora_parallel_for(ctx->pool, lora_div_up(w->rows, job.rows_per_task), check_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(w->rows, job.rows_per_task), check_task, &job);
     int64_t bad = atomic_load(&job.first_bad);
     LORA_CHECK(bad == w->rows, err, LORA_EINVAL, "w: expected finite %s, got a NaN or an infinity in row %" PRId64,
                lora_ggml_block_values(t) == 1 ? "values" : "block scales", bad);
@@ -161,8 +161,8 @@ lora_status lora_ggml_dequantize(lora_ctx *ctx, const lora_ggml *w, int64_t firs
                "first_row, n_rows: expected a range within %" PRId64 " rows, got [%" PRId64 ", %" PRId64 " + %" PRId64 ")", w->rows,
                first_row, first_row, n_rows);
     LORA_CHECK(dst || n_rows == 0, err, LORA_EINVAL, "dst: expected an array, got NULL");
-    dequantize_job job = {&ctx->kernels, w, first_row, n_rows, rows_per_task(w->cols), dst, dtype};
-    lora_parallel_for(ctx->pool, lora_div_up(n_rows, job.rows_per_task), dequantize_task, &job);
+    dequantize_job job = {&ctx->engine->kernels, w, first_row, n_rows, rows_per_task(w->cols), dst, dtype};
+    lora_parallel_for(ctx->engine->pool, lora_div_up(n_rows, job.rows_per_task), dequantize_task, &job);
     return LORA_OK;
 }
 
@@ -209,10 +209,10 @@ lora_status lora_ggml_quantize_q8_0(lora_ctx *ctx, const void *src, lora_dtype d
     LORA_TRY(check_dtype("src", dtype, err));
     LORA_TRY(check_view(&(lora_ggml){LORA_GGML_Q8_0, rows, cols, blocks}, err));
     LORA_CHECK(src, err, LORA_EINVAL, "src: expected an array, got NULL");
-    quantize_job job = {.kernels = &ctx->kernels, .src = src, .dtype = dtype, .rows = rows, .cols = cols,
+    quantize_job job = {.kernels = &ctx->engine->kernels, .src = src, .dtype = dtype, .rows = rows, .cols = cols,
                         .rows_per_task = rows_per_task(cols), .blocks = blocks};
     atomic_init(&job.first_bad, rows);
-    lora_parallel_for(ctx->pool, lora_div_up(rows, job.rows_per_task), quantize_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(rows, job.rows_per_task), quantize_task, &job);
     int64_t bad = atomic_load(&job.first_bad);
     LORA_CHECK(bad == rows, err, LORA_EINVAL, "src: expected finite values up to 8.3e6, got others in row %" PRId64, bad);
     return LORA_OK;

@@ -46,8 +46,8 @@ static void choose_blocks(lora_head_pass *p) {
 }
 
 /* Sizes of a pass; returns the words of all its memory. */
-static int64_t plan(const lora_ctx *ctx, lora_precision precision, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *p) {
-    *p = (lora_head_pass){.kernels = &ctx->kernels, .path = lora_gemm_path_of(ctx, precision), .w = w, .map = map, .gradient = gradient};
+static int64_t plan(const lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *p) {
+    *p = (lora_head_pass){.kernels = &ctx->engine->kernels, .path = lora_gemm_path_of(ctx, ctx->precision), .w = w, .map = map, .gradient = gradient};
     choose_blocks(p);
     int64_t H = w->cols, n_panels = lora_div_up(rows, p->path->mr);
     for (int64_t k = 0; k < H; k += p->path->kc) p->panel_words += k_block_words(p, lora_min_i64(p->path->kc, H - k));
@@ -57,18 +57,18 @@ static int64_t plan(const lora_ctx *ctx, lora_precision precision, const lora_we
     p->row_words = lora_round_up(rows, 16);
     head_buffers none;
     p->worker_words = carve(p, NULL, &none);
-    return p->x_words + p->row_words * (1 + 3 * p->n_ranges) + p->n_ranges * p->acc_words + lora_pool_threads(ctx->pool) * p->worker_words;
+    return p->x_words + p->row_words * (1 + 3 * p->n_ranges) + p->n_ranges * p->acc_words + lora_pool_threads(ctx->engine->pool) * p->worker_words;
 }
 
-int64_t lora_head_pass_bytes(const lora_ctx *ctx, lora_precision precision, const lora_weight *w, bool gradient, int64_t rows) {
+int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_weight *w, bool gradient, int64_t rows) {
     lora_head_pass unused;
-    return plan(ctx, precision, w, (lora_logit_map){1, 0}, gradient, rows, &unused) * (int64_t)sizeof(float);
+    return plan(ctx, w, (lora_logit_map){1, 0}, gradient, rows, &unused) * (int64_t)sizeof(float);
 }
 
 lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows,
                                   lora_head_pass *p, lora_error *err) {
     void *memory;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_HEAD, (size_t)plan(ctx, ctx->precision, w, map, gradient, rows, p) * sizeof(float), &memory, err));
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_HEAD, (size_t)plan(ctx, w, map, gradient, rows, p) * sizeof(float), &memory, err));
     p->x.words = memory;
     p->rest = (double *)(p->x.words + p->x_words);
     p->max = (float *)(p->rest + p->row_words * p->n_ranges);
@@ -192,7 +192,7 @@ static void range_task(void *arg, int64_t range, int worker) {
 void lora_head_pass_run(lora_ctx *ctx, lora_head_pass *p, int64_t n, const float *x, int64_t ldx, const int32_t *targets) {
     p->targets = targets;
     lora_gemm_pack_left(ctx, p->path, n, p->w->cols, x, ldx, 1, p->x.words, &p->x);
-    lora_parallel_for(ctx->pool, p->n_ranges, range_task, p);
+    lora_parallel_for(ctx->engine->pool, p->n_ranges, range_task, p);
 }
 
 static double row_max(const lora_head_pass *p, int64_t row) {

@@ -36,7 +36,7 @@ typedef struct lora_head_pass {
 } lora_head_pass;
 
 /** Bytes that a pass takes. */
-int64_t lora_head_pass_bytes(const lora_ctx *ctx, lora_precision precision, const lora_weight *w, bool gradient, int64_t rows);
+int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_weight *w, bool gradient, int64_t rows);
 
 /** Blocking and memory for chunks of up to rows; the ranges of V depend on the shape of w only.   Errors  ENOMEM */
 lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows,

@@ -191,7 +191,7 @@ lora_status lora_linear_backward_many(lora_ctx *ctx, int64_t M, const float *x, 
         plain[n_plain++] = *g;
         if (!g->dbias) continue;
         column_sum_job job = {M, g->w->rows, g->lddy, g->dy, g->dbias};
-        lora_parallel_for(ctx->pool, lora_div_up(job.N, SUM_COLUMNS), column_sum_task, &job);
+        lora_parallel_for(ctx->engine->pool, lora_div_up(job.N, SUM_COLUMNS), column_sum_task, &job);
     }
     return n_plain ? lora_linear_packed_backward(ctx, M, x, ldx, n_plain, plain, dx, lddx, accumulate_dx, err) : LORA_OK;
 }
@@ -223,8 +223,8 @@ lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_ad
     int64_t N = w->rows, K = w->cols;
     LORA_TRY(check_shapes(1, w, K, N, a, err));
     LORA_CHECK(!a || !a->magnitude || sign == 1, err, LORA_EINVAL, "sign: expected 1 with DoRA, got %g; keep the base to undo it", (double)sign);
-    widen_job job = {&ctx->kernels, w, merged};
-    lora_parallel_for(ctx->pool, N, widen_task, &job);
+    widen_job job = {&ctx->engine->kernels, w, merged};
+    lora_parallel_for(ctx->engine->pool, N, widen_task, &job);
     if (!a) return LORA_OK;
     lora_weight A = dense(a->A, a->rank, K);
     lora_gemm_args update = {N, K, a->rank, sign * a->scale, a->B, a->rank, 1, &A, false, merged, K, true, NULL, true};

@@ -169,13 +169,13 @@ lora_status lora_low_rank_sums(lora_ctx *ctx, int64_t M, int n, const lora_low_r
         job.row = M * c / chunks;
         job.rows = M * (c + 1) / chunks - job.row;
         plan_chunk(&job);
-        int64_t words = lay(&job, NULL) + lora_pool_threads(ctx->pool) * job.worker_words;
+        int64_t words = lay(&job, NULL) + lora_pool_threads(ctx->engine->pool) * job.worker_words;
         void *memory;
         LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, (size_t)words * sizeof(float), &memory, err));
         lay(&job, memory);
-        lora_parallel_near(ctx->pool, job.n_groups * n, low_task, &job);
-        lora_parallel_near(ctx->pool, job.n_groups * job.group_tasks, sum_task, &job);
-        lora_parallel_for(ctx->pool, add_tasks(&job), add_task, &job);
+        lora_parallel_near(ctx->engine->pool, job.n_groups * n, low_task, &job);
+        lora_parallel_near(ctx->engine->pool, job.n_groups * job.group_tasks, sum_task, &job);
+        lora_parallel_for(ctx->engine->pool, add_tasks(&job), add_task, &job);
     }
     return LORA_OK;
 }

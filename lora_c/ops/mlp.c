@@ -60,10 +60,10 @@ lora_status lora_mlp_forward(lora_ctx *ctx, lora_activation activation, int64_t 
     LORA_TRY(lora_rows_check(out, err));
     LORA_TRY(lora_rows_same_or_disjoint(out, g, err));
     LORA_TRY(lora_rows_same_or_disjoint(out, u, err));
-    mlp_job job = {.kernels = &ctx->kernels.rowwise, .activation = activation, .M = M, .I = I, .rows_per_task = lora_rows_per_task(I),
+    mlp_job job = {.kernels = &ctx->engine->kernels.rowwise, .activation = activation, .M = M, .I = I, .rows_per_task = lora_rows_per_task(I),
                       .gate = gate, .ldg = ldg, .up = up, .ldu = ldu, .h = h, .ldh = ldh};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), forward_task, &job);
+    lora_parallel_near(ctx->engine->pool, lora_div_up(M, job.rows_per_task), forward_task, &job);
     lora_profile_end(ctx, LORA_OP_SWIGLU_FORWARD, began, 0, 12.0 * (double)(M * I));
     return LORA_OK;
 }
@@ -88,11 +88,11 @@ lora_status lora_mlp_backward(lora_ctx *ctx, lora_activation activation, int64_t
     LORA_TRY(lora_rows_same_or_disjoint(du, d, err));
     LORA_TRY(lora_rows_disjoint(du, g, err));
     LORA_TRY(lora_rows_disjoint(du, dg, err));
-    mlp_job job = {.kernels = &ctx->kernels.rowwise, .activation = activation, .M = M, .I = I, .rows_per_task = lora_rows_per_task(I),
+    mlp_job job = {.kernels = &ctx->engine->kernels.rowwise, .activation = activation, .M = M, .I = I, .rows_per_task = lora_rows_per_task(I),
                       .dh = dh, .lddh = lddh, .gate = gate, .ldg = ldg, .up = up, .ldu = ldu, .dgate = dgate,
                       .lddg = lddg, .dup = dup, .lddu = lddu};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), backward_task, &job);
+    lora_parallel_near(ctx->engine->pool, lora_div_up(M, job.rows_per_task), backward_task, &job);
     lora_profile_end(ctx, LORA_OP_SWIGLU_BACKWARD, began, 0, 20.0 * (double)(M * I));
     return LORA_OK;
 }

@@ -109,10 +109,10 @@ lora_status lora_nf4_quantize(lora_ctx *ctx, const void *src, lora_dtype dtype, 
                (long long)rows, (long long)cols);
     LORA_CHECK(src && codes && absmax, err, LORA_EINVAL, "%s: expected an array, got NULL",
                !src ? "src" : !codes ? "codes" : "absmax");
-    quantize_job job = {.kernels = &ctx->kernels.nf4, .src = src, .dtype = dtype, .n = n, .block_size = block_size,
+    quantize_job job = {.kernels = &ctx->engine->kernels.nf4, .src = src, .dtype = dtype, .n = n, .block_size = block_size,
                         .codes = codes, .absmax = absmax};
     atomic_init(&job.first_bad, n);
-    lora_parallel_for(ctx->pool, lora_div_up(n, CHUNK), quantize_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(n, CHUNK), quantize_task, &job);
     int64_t bad = atomic_load(&job.first_bad);
     LORA_CHECK(bad == n, err, LORA_EINVAL, "src: expected finite values, got %g at index %lld (row %lld, column %lld)",
                (double)element(src, dtype, bad), (long long)bad, (long long)(bad / cols), (long long)(bad % cols));
@@ -221,7 +221,7 @@ lora_status lora_nf4_double_quantize(lora_ctx *ctx, const float *absmax, int64_t
     nested_job job = {.absmax = absmax, .n = n, .offset = (float)offset, .codes = absmax_codes,
                       .nested_absmax = nested_absmax};
     fill_search(&job.search);
-    lora_parallel_for(ctx->pool, lora_div_up(n, (int64_t)LORA_NF4_NESTED_BLOCK * NESTED_CHUNK), nested_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(n, (int64_t)LORA_NF4_NESTED_BLOCK * NESTED_CHUNK), nested_task, &job);
     *nested_offset = job.offset;
     return LORA_OK;
 }
@@ -265,7 +265,7 @@ lora_status lora_nf4_dequantize(lora_ctx *ctx, const lora_nf4 *w, int64_t begin,
                "begin, count: expected a range within %lld elements, got [%lld, %lld + %lld)", (long long)n,
                (long long)begin, (long long)begin, (long long)count);
     LORA_CHECK(dst || count == 0, err, LORA_EINVAL, "dst: expected an array, got NULL");
-    dequantize_job job = {.kernels = &ctx->kernels.nf4, .w = w, .begin = begin, .count = count, .dst = dst, .dtype = dtype};
-    lora_parallel_for(ctx->pool, lora_div_up(count, CHUNK), dequantize_task, &job);
+    dequantize_job job = {.kernels = &ctx->engine->kernels.nf4, .w = w, .begin = begin, .count = count, .dst = dst, .dtype = dtype};
+    lora_parallel_for(ctx->engine->pool, lora_div_up(count, CHUNK), dequantize_task, &job);
     return LORA_OK;
 }

@@ -102,10 +102,10 @@ lora_status lora_norm_forward(lora_ctx *ctx, const lora_norm *norm, int64_t M, c
     LORA_TRY(lora_rows_disjoint(s, w, err));
     LORA_TRY(lora_rows_disjoint(s, b, err));
     LORA_TRY(lora_rows_disjoint(s, out, err));
-    norm_job job = {.kernels = &ctx->kernels.rowwise, .norm = norm, .M = M, .rows_per_task = lora_rows_per_task(width),
+    norm_job job = {.kernels = &ctx->engine->kernels.rowwise, .norm = norm, .M = M, .rows_per_task = lora_rows_per_task(width),
                     .x = x, .ldx = ldx, .y = y, .ldy = ldy, .stats_out = stats};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), forward_task, &job);
+    lora_parallel_near(ctx->engine->pool, lora_div_up(M, job.rows_per_task), forward_task, &job);
     lora_profile_end(ctx, LORA_OP_NORM_FORWARD, began, 0, 8.0 * (double)(M * width));
     return LORA_OK;
 }
@@ -137,7 +137,7 @@ lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, int64_t M, 
     bool weights = dweight || dbias;
     int64_t H = norm->H;
     if (M == 0 || (!dx && !weights)) return LORA_OK;
-    norm_job job = {.kernels = &ctx->kernels.rowwise, .norm = norm, .M = M,
+    norm_job job = {.kernels = &ctx->engine->kernels.rowwise, .norm = norm, .M = M,
                     .rows_per_task = weights ? PARTIAL_ROWS : lora_rows_per_task(H * norm->groups), .x = x, .ldx = ldx,
                     .dy = dy, .lddy = lddy, .stats = stats, .dx = dx, .lddx = lddx, .accumulate_dx = accumulate_dx,
                     .dweight = dweight, .dbias = dbias};
@@ -152,8 +152,8 @@ lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, int64_t M, 
         job.n_partials = n_tasks;
     }
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_near(ctx->pool, n_tasks, backward_task, &job);
-    if (weights) lora_parallel_for(ctx->pool, lora_div_up(H, COMBINE_COLUMNS), combine_task, &job);
+    lora_parallel_near(ctx->engine->pool, n_tasks, backward_task, &job);
+    if (weights) lora_parallel_for(ctx->engine->pool, lora_div_up(H, COMBINE_COLUMNS), combine_task, &job);
     lora_profile_end(ctx, LORA_OP_NORM_BACKWARD, began, 0, (accumulate_dx ? 16.0 : 12.0) * (double)(M * H * norm->groups));
     return LORA_OK;
 }

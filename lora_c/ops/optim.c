@@ -47,7 +47,7 @@ lora_status lora_adamw_step(lora_ctx *ctx, int64_t n, float *p, const float *g, 
     double bias1 = 1.0 - pow(hyper->beta1, (double)hyper->step);
     double bias2 = 1.0 - pow(hyper->beta2, (double)hyper->step);
     adamw_job job = {
-        .kernels = &ctx->kernels.rowwise, .n = n, .p = p, .g = g, .m = m, .v = v,
+        .kernels = &ctx->engine->kernels.rowwise, .n = n, .p = p, .g = g, .m = m, .v = v,
         .constants = {
             .grad_scale = (float)hyper->grad_scale,
             .decay = (float)(1.0 - hyper->lr * hyper->weight_decay),
@@ -59,7 +59,7 @@ lora_status lora_adamw_step(lora_ctx *ctx, int64_t n, float *p, const float *g, 
         },
     };
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->pool, lora_div_up(n, ADAMW_ELEMENTS), adamw_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(n, ADAMW_ELEMENTS), adamw_task, &job);
     lora_profile_end(ctx, LORA_OP_OPTIMIZER, began, 0, 28.0 * (double)n);
     return LORA_OK;
 }
@@ -84,9 +84,9 @@ lora_status lora_sum_of_squares(lora_ctx *ctx, int64_t n, const float *g, double
     int64_t n_tasks = lora_div_up(n, SQUARES_ELEMENTS);
     void *partial;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_REDUCE, (size_t)n_tasks * sizeof(double), &partial, err));
-    squares_job job = {&ctx->kernels.rowwise, n, g, partial};
+    squares_job job = {&ctx->engine->kernels.rowwise, n, g, partial};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->pool, n_tasks, squares_task, &job);
+    lora_parallel_for(ctx->engine->pool, n_tasks, squares_task, &job);
     lora_profile_end(ctx, LORA_OP_OPTIMIZER, began, 0, 4.0 * (double)n);
     double total = 0.0;
     for (int64_t t = 0; t < n_tasks; t++) total += job.partial[t];

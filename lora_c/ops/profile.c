@@ -24,17 +24,17 @@ int64_t lora_profile_now(void) {
 }
 
 void lora_ctx_set_profiling(lora_ctx *ctx, bool on) {
-    ctx->profile.on = on;
-    for (int op = 0; on && op < LORA_OPS; op++) ctx->profile.costs[op] = (lora_op_cost){0};
+    ctx->engine->profile.on = on;
+    for (int op = 0; on && op < LORA_OPS; op++) ctx->engine->profile.costs[op] = (lora_op_cost){0};
 }
 
 lora_op_cost lora_ctx_op_cost(const lora_ctx *ctx, lora_op op) {
-    return (unsigned)op < LORA_OPS ? ctx->profile.costs[op] : (lora_op_cost){0};
+    return (unsigned)op < LORA_OPS ? ctx->engine->profile.costs[op] : (lora_op_cost){0};
 }
 
 void lora_profile_end(lora_ctx *ctx, lora_op op, int64_t began, double flops, double bytes) {
     if (!began) return;
-    lora_op_cost *cost = &ctx->profile.costs[op];
+    lora_op_cost *cost = &ctx->engine->profile.costs[op];
     cost->calls++;
     cost->seconds += 1e-9 * (double)(lora_profile_now() - began);
     cost->flops += flops;
@@ -54,16 +54,16 @@ double lora_profile_weight_bytes(const lora_weight *w) {
 
 static void burst_task(void *arg, int64_t task, int worker) {
     (void)task, (void)worker;
-    lora_fma_burst(((const lora_ctx *)arg)->kernels.isa, PEAK_ROUNDS);
+    lora_fma_burst(((const lora_ctx *)arg)->engine->kernels.isa, PEAK_ROUNDS);
 }
 
 double lora_ctx_fma_peak(lora_ctx *ctx) {
-    int threads = lora_pool_threads(ctx->pool);
-    double flops = (double)threads * PEAK_ROUNDS * (double)lora_fma_burst(ctx->kernels.isa, 1), best = 0;
+    int threads = lora_pool_threads(ctx->engine->pool);
+    double flops = (double)threads * PEAK_ROUNDS * (double)lora_fma_burst(ctx->engine->kernels.isa, 1), best = 0;
     /* long enough for the scheduler to give every thread a CPU of its own */
     for (int64_t start = lora_profile_now(); flops > 0 && lora_profile_now() - start < PEAK_NS;) {
         int64_t began = lora_profile_now();
-        lora_parallel_for(ctx->pool, threads, burst_task, ctx);
+        lora_parallel_for(ctx->engine->pool, threads, burst_task, ctx);
         double rate = flops / (1e-9 * (double)(lora_profile_now() - began));
         if (rate > best) best = rate;
     }

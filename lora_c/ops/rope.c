@@ -37,7 +37,7 @@ lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *p
     LORA_TRY(lora_rows_disjoint(c, f, err));
     LORA_TRY(lora_rows_disjoint(s, f, err));
     table_job job = {n_positions, half, lora_max_i64(1, 1024 / lora_max_i64(half, 1)), inv_freq, scale, positions, cos, sin};
-    lora_parallel_for(ctx->pool, lora_div_up(n_positions, job.rows_per_task), table_task, &job);
+    lora_parallel_for(ctx->engine->pool, lora_div_up(n_positions, job.rows_per_task), table_task, &job);
     return LORA_OK;
 }
 
@@ -83,11 +83,11 @@ lora_status lora_rope(lora_ctx *ctx, int64_t M, int64_t n_heads, int64_t D, int6
         LORA_CHECK(positions[m] >= 0 && positions[m] < n_positions, err, LORA_EINVAL,
                    "positions: expected 0 <= positions[%" PRId64 "] < %" PRId64 ", got %" PRId32, m, n_positions,
                    positions[m]);
-    rope_job job = {.kernels = &ctx->kernels.rowwise, .M = M, .n_heads = n_heads, .D = D, .rotary = rotary,
+    rope_job job = {.kernels = &ctx->engine->kernels.rowwise, .M = M, .n_heads = n_heads, .D = D, .rotary = rotary,
                     .rows_per_task = lora_rows_per_task(n_heads * D), .x = x, .ldx = ldx, .positions = positions,
                     .cosine = cos, .sine = sin, .sign = backward ? -1.0f : 1.0f};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), rope_task, &job);
+    lora_parallel_near(ctx->engine->pool, lora_div_up(M, job.rows_per_task), rope_task, &job);
     lora_profile_end(ctx, LORA_OP_ROPE, began, 0, 8.0 * (double)(M * n_heads * D));
     return LORA_OK;
 }

@@ -27,8 +27,8 @@ lora_status lora_scale_rows(lora_ctx *ctx, int64_t M, int64_t N, float a, const 
     LORA_TRY(lora_rows_check(in, err));
     LORA_TRY(lora_rows_check(out, err));
     LORA_TRY(accumulate ? lora_rows_disjoint(out, in, err) : lora_rows_same_or_disjoint(out, in, err));
-    scale_job job = {&ctx->kernels.rowwise, M, N, lora_rows_per_task(N), a, x, y, ldx, ldy, accumulate};
-    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), scale_task, &job);
+    scale_job job = {&ctx->engine->kernels.rowwise, M, N, lora_rows_per_task(N), a, x, y, ldx, ldy, accumulate};
+    lora_parallel_near(ctx->engine->pool, lora_div_up(M, job.rows_per_task), scale_task, &job);
     return LORA_OK;
 }
 
@@ -43,8 +43,8 @@ lora_status lora_softcap_rows(lora_ctx *ctx, int64_t M, int64_t N, float softcap
     lora_rows rows = {"x", x, M, N, ldx};
     LORA_CHECK(softcap > 0.0f, err, LORA_EINVAL, "softcap: expected > 0, got %g", (double)softcap);
     LORA_TRY(lora_rows_check(rows, err));
-    scale_job job = {.kernels = &ctx->kernels.rowwise, .M = M, .N = N, .rows_per_task = lora_rows_per_task(N), .a = softcap,
+    scale_job job = {.kernels = &ctx->engine->kernels.rowwise, .M = M, .N = N, .rows_per_task = lora_rows_per_task(N), .a = softcap,
                      .y = x, .ldy = ldx};
-    lora_parallel_near(ctx->pool, lora_div_up(M, job.rows_per_task), softcap_task, &job);
+    lora_parallel_near(ctx->engine->pool, lora_div_up(M, job.rows_per_task), softcap_task, &job);
     return LORA_OK;
 }

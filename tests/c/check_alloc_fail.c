@@ -21,11 +21,11 @@ void check_alloc_fail(void) {
     for (int n = 0; n < 1000; n++) {
         lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
         size_t before = lora_ctx_memory_total(ctx).live_bytes;
-        ctx->mem.fail_after = n;
+        ctx->engine->mem.fail_after = n;
         lora_status status = one_step(ctx);
-        ctx->mem.fail_after = -1;
+        ctx->engine->mem.fail_after = -1;
         size_t scratch = 0;
-        for (int slot = 0; slot < LORA_SCRATCH_SLOTS; slot++) scratch += ctx->scratch[slot].data ? ctx->scratch[slot].bytes : 0;
+        for (int slot = 0; slot < LORA_SCRATCH_SLOTS; slot++) scratch += ctx->engine->scratch[slot].data ? ctx->engine->scratch[slot].bytes : 0;
         size_t after = lora_ctx_memory_total(ctx).live_bytes - scratch; /* scratch is the context's own, kept for the next call */
         CHECK(after == before, "allocation %d: %zu bytes left over", n, after - before);
         CHECK(one_step(ctx) == LORA_OK, "the context works after failure %d", n);

@@ -265,10 +265,10 @@ static int64_t arena_after_step(oracle_model *m, lora_ctx *ctx, const bool *trai
     CHECK(live == lora_decoder_arena_bytes(d, O_TOKENS, true), "arena: %lld bytes, forecast %lld", (long long)live,
           (long long)lora_decoder_arena_bytes(d, O_TOKENS, true));
     CHECK(lora_decoder_arena_bytes(d, O_TOKENS, false) < live, "evaluation keeps less than training");
-    ctx->mem.fail_after = 0; /* the steady state allocates nothing */
+    ctx->engine->mem.fail_after = 0; /* the steady state allocates nothing */
     step(m, d);
-    CHECK(ctx->mem.fail_after == 0, "a second step allocates");
-    ctx->mem.fail_after = -1;
+    CHECK(ctx->engine->mem.fail_after == 0, "a second step allocates");
+    ctx->engine->mem.fail_after = -1;
     lora_decoder_destroy(d);
     CHECK(lora_ctx_memory(ctx, LORA_MEM_ACTIVATION).live_bytes == 0, "arena left over");
     return live;

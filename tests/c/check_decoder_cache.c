@@ -92,10 +92,10 @@ static void check_failed_decode(lora_decoder *d, lora_ctx *ctx, lora_kv_cache *c
           err.message);
     CHECK(decode(d, cache, 1, &(piece){0, 0, 6}, logits, &err) == LORA_EINVAL && strstr(err.message, "got 13"), "%s", err.message);
     check_lengths(cache, 7, 1, 5, "after refusals");
-    ctx->mem.fail_after = 0;
+    ctx->engine->mem.fail_after = 0;
     piece more = {1, 0, 5};
     CHECK(decode(d, cache, 1, &more, logits, &err) == LORA_OK, "decoding in the steady state allocates: %s", err.message);
-    ctx->mem.fail_after = -1;
+    ctx->engine->mem.fail_after = -1;
     CHECK(lora_kv_cache_truncate(cache, 1, 7, &err) == LORA_EINVAL, "a sequence cannot be cut to more than it has");
     CHECK(lora_kv_cache_truncate(cache, 1, 1, &err) == LORA_OK, "%s", err.message);
 }
@@ -106,9 +106,9 @@ static void check_out_of_memory(const oracle_model *m, lora_ctx *ctx) {
     lora_error err = {0};
     float logits[OV];
     CHECK(lora_kv_cache_create(d, 3, 12, &cache, &err) == LORA_OK, "%s", err.message);
-    ctx->mem.fail_after = 0;
+    ctx->engine->mem.fail_after = 0;
     CHECK(decode(d, cache, 1, &(piece){0, 0, 5}, logits, &err) == LORA_ENOMEM && strstr(err.message, "bytes"), "%s", err.message);
-    ctx->mem.fail_after = -1;
+    ctx->engine->mem.fail_after = -1;
     check_lengths(cache, 0, 0, 0, "after running out of memory");
     CHECK(decode(d, cache, 1, &(piece){0, 0, 5}, logits, &err) == LORA_OK, "%s", err.message);
     lora_decoder_destroy(d); /* a cache may outlive its decoder */

@@ -173,7 +173,7 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
     check_normal(bias, n, 6, 1);
     if (variant & ROUGH) roughen(a, a_floats);
     guarded out = guarded_new(m * ldc, variant & SHORT_BLOCKS);
-    problem t = {ctx->precision == LORA_PRECISION_FAST ? ctx->kernels.gemm.fast : LORA_GEMM_EXACT,
+    problem t = {ctx->precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
                  {m, n, k, 0.5f, a, variant & A_TRANSPOSED ? 1 : lda, variant & A_TRANSPOSED ? lda : 1, &c->w, transposed, out.data, ldc,
                   variant & ACCUMULATE, variant & SHORT_BLOCKS ? bias : NULL, false}, c, 0.25f};
     for (int64_t i = 0; i < m; i++)
@@ -291,7 +291,7 @@ static void same_bits_for_any_threads(lora_isa isa, lora_gemm_arithmetic path) {
     for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
         lora_ctx *ctx = check_ctx(isa, threads);
         ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
-        ctx->kernels.gemm.fast = path;
+        ctx->engine->kernels.gemm.fast = path;
         weight_case *c = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 0);
         float *a = malloc(M * K * sizeof *a), *out = malloc(M * (N + K) * sizeof *out);
         check_normal(a, M * K, 1, 1);
@@ -312,9 +312,9 @@ void check_gemm(void) {
     FOR_EACH_ISA(isa) {
         lora_ctx *ctx = check_ctx(isa, 2);
         for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
-            if (!ctx->kernels.gemm.paths[path].micro) continue;
+            if (!ctx->engine->kernels.gemm.paths[path].micro) continue;
             ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
-            ctx->kernels.gemm.fast = (lora_gemm_arithmetic)path;
+            ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
             sizes(ctx);
             four_bits(ctx);
             big(ctx);

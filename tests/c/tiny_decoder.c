@@ -102,10 +102,10 @@ void tiny_check_memory(lora_ctx *ctx, size_t bytes, lora_status (*make)(lora_ctx
         lora_error err;
         double loss;
         lora_batch batch = tiny_batch();
-        ctx->mem.fail_after = n;
+        ctx->engine->mem.fail_after = n;
         lora_status status = make(ctx, t, &err);
         if (status == LORA_OK) status = lora_decoder_forward_backward(t->decoder, &batch, 1, &loss, &err);
-        ctx->mem.fail_after = -1;
+        ctx->engine->mem.fail_after = -1;
         CHECK(status == LORA_OK || status == LORA_ENOMEM, "%s", err.message);
         if (t->decoder) tiny_decoder_free(t);
         if (status == LORA_OK || n == 200) {

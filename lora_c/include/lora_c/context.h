@@ -65,6 +65,9 @@ typedef struct lora_ctx_options {
 
 /** Creates a context. options may be NULL (all defaults). Errors: EINVAL, EUNSUPPORTED, ENOMEM. */
 lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lora_error *err) LORA_MUST_CHECK;
+/** A context that shares everything with ctx but its precision, which is ctx's at first and may change by itself: what an object
+ *  that computes in a precision of its own passes on. One lock guards both; ctx must outlive it. */
+lora_status lora_ctx_create_view(lora_ctx *ctx, lora_ctx **out, lora_error *err) LORA_MUST_CHECK;
 void lora_ctx_destroy(lora_ctx *ctx); /* NULL allowed; every object made with it must be gone */
 
 void lora_ctx_lock(lora_ctx *ctx);

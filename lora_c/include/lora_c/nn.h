@@ -123,7 +123,7 @@ lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, 
                                       double *loss_sum, float *token_loss, float *dx, int64_t lddx, float *dW,
                                       lora_error *err) LORA_MUST_CHECK;
 /** Bytes of scratch that a frozen head needs for M rows with loss. */
-int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, lora_precision precision, int64_t M, const lora_weight *w);
+int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w);
 
 #ifdef __cplusplus
 }
