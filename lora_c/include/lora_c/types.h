@@ -16,6 +16,32 @@ static inline const char *lora_dtype_name(lora_dtype t) {
     return t == LORA_F32 ? "float32" : t == LORA_BF16 ? "bfloat16" : "float16";
 }
 
+/* A borrowed row-major matrix at an address of the device: rows * cols elements of dtype, ld elements between rows. Inputs
+ * and outputs alike: what is written is said by the operation. data NULL: absent, where an operation allows it. */
+typedef struct lora_mat {
+    void *data;
+    int64_t rows, cols, ld;
+    lora_dtype dtype;
+} lora_mat;
+
+static inline lora_mat lora_mat_f32(const float *data, int64_t rows, int64_t cols, int64_t ld) {
+    lora_mat m = {.data = (void *)data, .rows = rows, .cols = cols, .ld = ld, .dtype = LORA_F32};
+    return m;
+}
+static inline lora_mat lora_mat_none(void) { return lora_mat_f32(NULL, 0, 0, 0); }
+/* cols columns of m from first on; absent where m is. */
+static inline lora_mat lora_mat_cols(lora_mat m, int64_t first, int64_t cols) {
+    if (m.data) m.data = (char *)m.data + first * (int64_t)lora_dtype_bytes(m.dtype);
+    m.cols = cols;
+    return m;
+}
+/* rows rows of m from first on; absent where m is. */
+static inline lora_mat lora_mat_rows(lora_mat m, int64_t first, int64_t rows) {
+    if (m.data) m.data = (char *)m.data + first * m.ld * (int64_t)lora_dtype_bytes(m.dtype);
+    m.rows = rows;
+    return m;
+}
+
 struct lora_nf4;
 struct lora_ggml;
 
