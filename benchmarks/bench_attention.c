@@ -14,12 +14,13 @@ typedef struct batch {
     lora_attention_shape shape;
     int64_t n, length, M, q_width, kv_width, ld;
     int32_t cu[MAX_SEGMENTS + 1];
-    lora_kv_view kv[MAX_SEGMENTS];
+    int64_t kv_start[MAX_SEGMENTS], kv_length[MAX_SEGMENTS];
     float *qkv, *dqkv, *out, *dout, *lse;
 } batch;
 
 static batch make_batch(int64_t H, int64_t KV, int64_t D, int64_t window, int64_t n, int64_t length) {
-    batch b = {.shape = {H, KV, D, (float)(1.0 / sqrt((double)D)), window, 0}, .n = n, .length = length, .M = n * length};
+    batch b = {.shape = {.n_heads = H, .n_kv_heads = KV, .head_dim = D, .scale = (float)(1.0 / sqrt((double)D)), .sliding_window = window},
+               .n = n, .length = length, .M = n * length};
     b.q_width = H * D;
     b.kv_width = KV * D;
     b.ld = b.q_width + 2 * b.kv_width;
@@ -29,9 +30,9 @@ static batch make_batch(int64_t H, int64_t KV, int64_t D, int64_t window, int64_
     b.dout = noise(b.M * b.q_width);
     b.lse = noise(b.M * H);
     for (int64_t s = 0; s < n; s++) {
-        const float *k = b.qkv + s * length * b.ld + b.q_width;
         b.cu[s + 1] = (int32_t)((s + 1) * length);
-        b.kv[s] = (lora_kv_view){k, k + b.kv_width, b.ld, b.ld, length};
+        b.kv_start[s] = s * length;
+        b.kv_length[s] = length;
     }
     return b;
 }
@@ -53,15 +54,19 @@ typedef struct contestant {
 
 static void run(lora_ctx *ctx, const batch *b, contestant *c, int repetition, double peak) {
     lora_error err;
-    float *k = b->qkv + b->q_width, *v = k + b->kv_width, *dk = b->dqkv + b->q_width, *dv = dk + b->kv_width;
+    int64_t Q = b->q_width, KV = b->kv_width;
+    lora_segments segments = {.n = b->n, .cu_seqlens = b->cu, .on_device = b->cu};
+    lora_mat qkv = lora_mat_f32(b->qkv, b->M, b->ld, b->ld), dqkv = lora_mat_f32(b->dqkv, b->M, b->ld, b->ld);
+    lora_mat q = lora_mat_cols(qkv, 0, Q), k = lora_mat_cols(qkv, Q, KV), v = lora_mat_cols(qkv, Q + KV, KV), o = lora_mat_f32(b->out, b->M, Q, Q);
+    lora_kv kv = {.k = k.data, .v = v.data, .ldk = b->ld, .ldv = b->ld, .start = b->kv_start, .length = b->kv_length};
+    lora_attention_gradient gradient = {.q = q, .k = k, .v = v, .o = o, .dout = lora_mat_f32(b->dout, b->M, Q, Q), .lse = b->lse,
+                                        .dq = lora_mat_cols(dqkv, 0, Q), .dk = lora_mat_cols(dqkv, Q, KV), .dv = lora_mat_cols(dqkv, Q + KV, KV)};
     double flop = pairs(b) * (double)b->shape.head_dim;
     must(lora_ctx_set_precision(ctx, c->precision, &err), &err);
     double start = now();
-    must(lora_attention_forward(ctx, &b->shape, b->n, b->cu, b->qkv, b->ld, b->kv, b->out, b->q_width, b->lse, &err), &err);
+    must(lora_attention_forward(ctx, &b->shape, &segments, q, &kv, o, b->lse, &err), &err);
     double middle = now();
-    must(lora_attention_backward(ctx, &b->shape, b->n, b->cu, b->qkv, b->ld, k, b->ld, v, b->ld, b->out, b->q_width, b->lse, b->dout,
-                                 b->q_width, b->dqkv, b->ld, dk, b->ld, dv, b->ld, &err),
-         &err);
+    must(lora_attention_backward(ctx, &b->shape, &segments, &gradient, &err), &err);
     double end = now();
     c->forward[repetition] = 4 * flop / (middle - start) / peak;
     c->backward[repetition] = 10 * flop / (end - middle) / peak;

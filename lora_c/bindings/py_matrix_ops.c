@@ -92,7 +92,7 @@ static PyObject *op_embedding(PyObject *module, PyObject *args) {
     float *y = give_matrix(&c, M, H);
     if (!y) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_embedding_forward(c.state->ctx, M, c.ids.data, &c.weight.w, y, H, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, lora_embedding_forward(c.state->ctx, c.ids.data, &c.weight.w, lora_mat_f32(y, M, H, H), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -118,8 +118,8 @@ static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
     float *dw = give_matrix(&c, V, dy->cols);
     if (!dw) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_embedding_backward(c.state->ctx, dy->rows, c.ids.data, dy->data, dy->ld, V, dy->cols,
-                                                               dw, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, lora_embedding_backward(c.state->ctx, c.ids.data, lora_py_mat(dy),
+                                                               lora_mat_f32(dw, V, dy->cols, dy->cols), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -141,8 +141,8 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     static char *names[] = {"", "", "", "", "gradients", "grad_scale", "logit_scale", "logit_softcap", NULL};
     PyObject *x_given, *w_given, *targets_given, *weight_given;
     int gradients = 0;
-    double grad_scale = 1.0, loss = 0.0;
-    lora_logit_map map = {1.0f, 0.0f};
+    double grad_scale = 1.0, loss_sum = 0.0;
+    lora_logit_map map = {.scale = 1.0f, .softcap = 0.0f};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$pdff:cross_entropy", names, &x_given, &w_given, &targets_given, &weight_given,
                                      &gradients, &grad_scale, &map.scale, &map.softcap)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
@@ -156,16 +156,15 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     if (!weight || lora_py_expect(weight, 1, &x->rows) < 0 || lora_py_detach(weight) < 0) return lora_py_abandon(&c); /* says which targets are read */
     float *dx = NULL, *dw = NULL;
     if (gradients && (!(dx = lora_py_give_like(&c, x)) || !(dw = give_matrix(&c, w->rows, w->cols)))) return lora_py_abandon(&c);
+    lora_loss loss = {.targets = c.ids.data, .loss_weight = weight->data, .grad_scale = (float)grad_scale, .loss_sum = &loss_sum, .map = map};
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_linear_cross_entropy(c.state->ctx, x->rows, x->data, x->ld, w,
-                                                                 map, c.ids.data, weight->data,
-                                                                 (float)grad_scale, &loss, NULL, dx, w->cols, dw, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, lora_linear_cross_entropy(c.state->ctx, lora_py_mat(x), w, &loss, lora_py_mat_like(dx, x), dw, &c.err));
     PyObject *result = lora_py_end(&c, status);
     if (!result || !gradients) {
         Py_XDECREF(result);
-        return result ? PyFloat_FromDouble(loss) : NULL;
+        return result ? PyFloat_FromDouble(loss_sum) : NULL;
     }
-    PyObject *with_loss = Py_BuildValue("(dOO)", loss, PyTuple_GET_ITEM(result, 0), PyTuple_GET_ITEM(result, 1));
+    PyObject *with_loss = Py_BuildValue("(dOO)", loss_sum, PyTuple_GET_ITEM(result, 0), PyTuple_GET_ITEM(result, 1));
     Py_DECREF(result);
     return with_loss;
 }
@@ -178,7 +177,7 @@ typedef struct attention_args {
     const int32_t *cu;
     const float *q, *k, *v, *dout;
     float *o, *lse, *dq, *dk, *dv;
-    lora_kv_view *kv;
+    int64_t *start, *length; /* (n_segments) each, one allocation */
 } attention_args;
 
 /* Shapes of q, k, v and the segments; what the segments must satisfy the library checks. */
@@ -198,29 +197,42 @@ static int attention_inputs(lora_py_call *c, PyObject *const given[4], double sc
                      (long long)q->shape[0], (long long)n, (int)cu[0], (int)cu[n - 1]);
         return -1;
     }
-    for (int64_t i = 1; i < n; i++) { /* the views below are made from them before the library sees them */
+    for (int64_t i = 1; i < n; i++) { /* the tables below are made from them before the library sees them */
         if (cu[i] > cu[i - 1]) continue;
         PyErr_Format(PyExc_ValueError, "cu_seqlens: expected rising numbers, got %d after %d", (int)cu[i], (int)cu[i - 1]);
         return -1;
     }
     *a = (attention_args){
-        .shape = {q->shape[1], k->shape[1], q->shape[2], (float)(isnan(scale) ? 1.0 / sqrt((double)q->shape[2]) : scale), window,
-                  softcap},
+        .shape = {.n_heads = q->shape[1], .n_kv_heads = k->shape[1], .head_dim = q->shape[2],
+                  .scale = (float)(isnan(scale) ? 1.0 / sqrt((double)q->shape[2]) : scale), .sliding_window = window, .softcap = softcap},
         .M = q->shape[0], .n_segments = n - 1, .cu = cu, .q = q->data, .k = k->data, .v = v->data,
     };
     return 0;
 }
 
 static lora_status run_attention(lora_ctx *ctx, attention_args *a, lora_error *err) {
-    int64_t D = a->shape.head_dim, q_width = a->shape.n_heads * D, kv_width = a->shape.n_kv_heads * D;
+    int64_t M = a->M, D = a->shape.head_dim, width = a->shape.n_heads * D, kv_width = a->shape.n_kv_heads * D;
     for (int64_t s = 0; s < a->n_segments; s++) {
-        int64_t begin = a->cu[s] * kv_width;
-        a->kv[s] = (lora_kv_view){a->k + begin, a->v + begin, kv_width, kv_width, a->cu[s + 1] - a->cu[s]};
+        a->start[s] = a->cu[s];
+        a->length[s] = a->cu[s + 1] - a->cu[s];
     }
-    LORA_TRY(lora_attention_forward(ctx, &a->shape, a->n_segments, a->cu, a->q, q_width, a->kv, a->o, q_width, a->lse, err));
+    lora_segments segments = {.n = a->n_segments, .cu_seqlens = a->cu, .on_device = a->cu};
+    lora_kv kv = {.k = a->k, .v = a->v, .ldk = kv_width, .ldv = kv_width, .start = a->start, .length = a->length};
+    lora_mat q = lora_mat_f32(a->q, M, width, width), o = lora_mat_f32(a->o, M, width, width);
+    LORA_TRY(lora_attention_forward(ctx, &a->shape, &segments, q, &kv, o, a->lse, err));
     if (!a->dout) return LORA_OK;
-    return lora_attention_backward(ctx, &a->shape, a->n_segments, a->cu, a->q, q_width, a->k, kv_width, a->v, kv_width, a->o, q_width,
-                                   a->lse, a->dout, q_width, a->dq, q_width, a->dk, kv_width, a->dv, kv_width, err);
+    lora_attention_gradient gradient = {
+        .q = q, .k = lora_mat_f32(a->k, M, kv_width, kv_width), .v = lora_mat_f32(a->v, M, kv_width, kv_width),
+        .o = o, .dout = lora_mat_f32(a->dout, M, width, width), .lse = a->lse, .dq = lora_mat_f32(a->dq, M, width, width),
+        .dk = lora_mat_f32(a->dk, M, kv_width, kv_width), .dv = lora_mat_f32(a->dv, M, kv_width, kv_width)};
+    return lora_attention_backward(ctx, &a->shape, &segments, &gradient, err);
+}
+
+/* Memory for the tables of the segments; -1 with an exception. */
+static int attention_tables(lora_ctx *ctx, attention_args *a) {
+    a->start = lora_py_alloc(ctx, LORA_MEM_SCRATCH, 2 * (size_t)a->n_segments * sizeof *a->start, "cu_seqlens");
+    a->length = a->start ? a->start + a->n_segments : NULL;
+    return a->start ? 0 : -1;
 }
 
 PyDoc_STRVAR(attention_doc,
@@ -258,11 +270,11 @@ static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs
     lora_py_call c = {.state = PyModule_GetState(module)};
     attention_args a;
     if (attention_inputs(&c, given, scale, window, softcap, &a) < 0 || !(a.o = lora_py_give_like(&c, &c.in[0]))
-        || !(a.kv = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)a.n_segments * sizeof *a.kv, "cu_seqlens")))
+        || attention_tables(c.state->ctx, &a) < 0)
         return lora_py_abandon(&c);
     lora_status status;
     LORA_PY_CALL(c.state->ctx, status, run_attention(c.state->ctx, &a, &c.err));
-    lora_ctx_free(c.state->ctx, a.kv);
+    lora_ctx_free(c.state->ctx, a.start);
     return lora_py_end(&c, status);
 }
 
@@ -289,13 +301,12 @@ static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObjec
         || !(a.dv = lora_py_give_like(&c, &c.in[1]))) return lora_py_abandon(&c);
     a.dout = dout->data;
     lora_ctx *ctx = c.state->ctx;
-    a.kv = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)a.n_segments * sizeof *a.kv, "cu_seqlens");
-    if (a.kv) a.o = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)dout->n * sizeof(float), "o");
+    if (attention_tables(ctx, &a) == 0) a.o = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)dout->n * sizeof(float), "o");
     if (a.o) a.lse = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)(a.M * a.shape.n_heads) * sizeof(float), "lse");
     lora_status status = LORA_OK;
     int ready = a.lse != NULL;
     if (ready) LORA_PY_CALL(ctx, status, run_attention(ctx, &a, &c.err));
-    lora_ctx_free(ctx, a.kv);
+    lora_ctx_free(ctx, a.start);
     lora_ctx_free(ctx, a.o);
     lora_ctx_free(ctx, a.lse);
     return ready ? lora_py_end(&c, status) : lora_py_abandon(&c);

@@ -68,15 +68,16 @@ static PyObject *norm_forward(PyObject *module, lora_norm *norm, PyObject *x_giv
     float *y = x ? lora_py_give_like(&c, x) : NULL;
     if (!y) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_norm_forward(c.state->ctx, norm, x->rows, x->data, x->ld, y, x->cols, NULL, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, lora_norm_forward(c.state->ctx, norm, lora_py_mat(x), lora_py_mat_like(y, x), NULL, &c.err));
     return lora_py_end(&c, status);
 }
 
 /* The forward pass writes its result where dx will be: only the statistics are wanted of it. */
 static lora_status norm_gradients(lora_ctx *ctx, const lora_norm *norm, const lora_py_array *dy, const lora_py_array *x, float *stats,
                                   float *dx, float *dw, float *db, lora_error *err) {
-    LORA_TRY(lora_norm_forward(ctx, norm, x->rows, x->data, x->ld, dx, x->cols, stats, err));
-    return lora_norm_backward(ctx, norm, x->rows, dy->data, dy->ld, x->data, x->ld, stats, dx, x->cols, false, dw, db, err);
+    lora_mat out = lora_py_mat_like(dx, x);
+    LORA_TRY(lora_norm_forward(ctx, norm, lora_py_mat(x), out, stats, err));
+    return lora_norm_backward(ctx, norm, lora_py_mat(dy), lora_py_mat(x), stats, out, false, dw, db, err);
 }
 
 static PyObject *norm_backward(PyObject *module, lora_norm *norm, PyObject *dy_given, PyObject *x_given, PyObject *weight) {
@@ -171,7 +172,9 @@ static lora_status run_rope(lora_ctx *ctx, const rope_args *r, lora_error *err) 
     float *cosine = r->table, *sine = r->table + r->M * half;
     LORA_TRY(lora_rope_table(ctx, r->M, r->positions, half, r->inv_freq, r->scale, cosine, sine, err));
     for (int64_t m = 0; m < r->M; m++) r->rows[m] = (int32_t)m;
-    return lora_rope(ctx, r->M, r->n_heads, r->D, r->rotary, r->x, r->n_heads * r->D, r->rows, cosine, sine, r->M, r->backward, err);
+    lora_rotations rotations = {.cos = cosine, .sin = sine, .n_positions = r->M, .half = half};
+    int64_t width = r->n_heads * r->D;
+    return lora_rope(ctx, &rotations, r->n_heads, r->D, r->rows, lora_mat_f32(r->x, r->M, width, width), r->backward, err);
 }
 
 static int rope_positions(const lora_py_ids *positions, rope_args *r) {
@@ -268,8 +271,8 @@ static PyObject *mlp_forward(PyObject *module, lora_activation activation, PyObj
     float *h = lora_py_give_like(&c, gate);
     if (!h) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_mlp_forward(c.state->ctx, activation, gate->rows, gate->cols, gate->data, gate->ld,
-                                                        up ? up->data : NULL, gate->ld, h, gate->cols, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, lora_mlp_forward(c.state->ctx, activation, lora_py_mat(gate), up ? lora_py_mat(up) : lora_mat_none(),
+                                                        lora_py_mat_like(h, gate), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -280,10 +283,10 @@ static PyObject *mlp_backward(PyObject *module, lora_activation activation, PyOb
     lora_py_array *dh = lora_py_take_like(&c, dh_given, "dh", gate);
     float *dgate = dh ? lora_py_give_like(&c, gate) : NULL, *dup = NULL;
     if (!dgate || (up && !(dup = lora_py_give_like(&c, gate)))) return lora_py_abandon(&c);
-    int64_t I = gate->cols;
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_mlp_backward(c.state->ctx, activation, gate->rows, I, dh->data, I, gate->data, I,
-                                                         up ? up->data : NULL, I, dgate, I, dup, I, &c.err));
+    LORA_PY_CALL(c.state->ctx, status, lora_mlp_backward(c.state->ctx, activation, lora_py_mat(dh), lora_py_mat(gate),
+                                                         up ? lora_py_mat(up) : lora_mat_none(), lora_py_mat_like(dgate, gate),
+                                                         up ? lora_py_mat_like(dup, gate) : lora_mat_none(), &c.err));
     return lora_py_end(&c, status);
 }
 

@@ -16,6 +16,13 @@ typedef struct lora_py_call {
     lora_error err;
 } lora_py_call;
 
+/** An array as a matrix of its rows. */
+static inline lora_mat lora_py_mat(const lora_py_array *a) { return lora_mat_f32(a->data, a->rows, a->cols, a->ld); }
+/** A result of the shape of like. */
+static inline lora_mat lora_py_mat_like(const float *data, const lora_py_array *like) {
+    return lora_mat_f32(data, like->rows, like->cols, like->cols);
+}
+
 /** A float32 argument; NULL with an exception. */
 lora_py_array *lora_py_take(lora_py_call *c, PyObject *o, const char *name, int flags);
 /** A float32 argument of the shape of like. */

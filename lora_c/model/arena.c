@@ -138,7 +138,10 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     b->states = carve(&c, L, sizeof *b->states);
     b->positions = carve(&c, M, sizeof *b->positions);
     b->rope_rows = k->rope_switch ? carve(&c, M, sizeof *b->rope_rows) : b->positions;
-    b->views = carve(&c, M, sizeof *b->views);
+    b->kv_start = carve(&c, M, sizeof *b->kv_start);
+    b->kv_length = carve(&c, M, sizeof *b->kv_length);
+    b->kv_rows = carve(&c, M, sizeof *b->kv_rows);
+    b->last_rows = carve(&c, M, sizeof *b->last_rows);
     bool keeps_all = d->recompute == LORA_RECOMPUTE_NONE, copies = keeps_all && d->activation_dtype == LORA_BF16 && b->lowest < L;
     lay_streams(&c, k, M, copies, b);
     lay_states(&c, d, M, keeps_all && !copies, b);

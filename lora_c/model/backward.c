@@ -44,8 +44,9 @@ static lora_status norm_backward(lora_decoder *d, const lora_run *run, const lor
                                  bool accumulate, lora_error *err) {
     lora_norm n = lora_decoder_norm(d, layer, slot);
     const lora_norm_weights *w = &d->layers[layer].norms[slot];
-    return lora_norm_backward(d->ctx, &n, run->n_tokens, dy, lddy, x, ldx, b->states[layer].stats[slot], dx, lddx, accumulate, w->dw,
-                              w->db, err);
+    int64_t M = run->n_tokens, width = n.groups * n.H;
+    return lora_norm_backward(d->ctx, &n, lora_mat_f32(dy, M, width, lddy), lora_mat_f32(x, M, width, ldx), b->states[layer].stats[slot],
+                              lora_mat_f32(dx, M, width, lddx), accumulate, w->dw, w->db, err);
 }
 
 /* *dy: the gradient of what a projection puts out, from that of the stream: the same, or b->dbranch behind factor and norm. */
@@ -55,7 +56,8 @@ static lora_status branch_backward(lora_decoder *d, const lora_run *run, lora_bu
     *dy = b->dx;
     if (!branch) return LORA_OK;
     *dy = b->dbranch;
-    LORA_TRY(lora_scale_rows(d->ctx, M, H, (float)d->config.residual_scale, b->dx, H, b->dbranch, H, false, err));
+    lora_mat dx = lora_mat_f32(b->dx, M, H, H), dbranch = lora_mat_f32(b->dbranch, M, H, H);
+    LORA_TRY(lora_scale_rows(d->ctx, (float)d->config.residual_scale, dx, dbranch, false, err));
     if (!d->config.post_norm) return LORA_OK;
     return norm_backward(d, run, b, layer, norm_slot, b->dbranch, H, branch, H, b->dbranch, H, false, err);
 }
@@ -92,8 +94,8 @@ static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffe
     LORA_TRY(project_backward(d, run, layer, LORA_DOWN_PROJ, dy, H, b->h, I, inner ? b->dh : NULL, I, false, err));
     if (!inner) return LORA_OK;
     /* gate and up are not needed again: their gradients take their place */
-    LORA_TRY(lora_mlp_backward(d->ctx, d->config.activation, M, I, b->dh, I, s->gate, I, gated ? s->up : NULL, I, s->gate, I,
-                               gated ? s->up : NULL, I, err));
+    lora_mat gate = lora_mat_f32(s->gate, M, I, I), up = gated ? lora_mat_f32(s->up, M, I, I) : lora_mat_none();
+    LORA_TRY(lora_mlp_backward(d->ctx, d->config.activation, lora_mat_f32(b->dh, M, I, I), gate, up, gate, up, err));
     bool read = lora_reads_input(&l->matrices[LORA_GATE_PROJ]) || lora_reads_input(&l->matrices[LORA_UP_PROJ]);
     LORA_TRY(input_again(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, read, &x, err));
     const projected parts[] = {{LORA_UP_PROJ, s->up, I}, {LORA_GATE_PROJ, s->gate, I}};
@@ -106,11 +108,15 @@ static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffe
 static lora_status core_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_decoder_config *k = &d->config;
     const lora_layer_state *s = &b->states[layer];
-    int64_t Q = lora_q_width(k), KV = lora_kv_width(k), ld = lora_qkv_width(k);
+    int64_t M = run->n_tokens, Q = lora_q_width(k), KV = lora_kv_width(k), ld = lora_qkv_width(k);
     lora_attention_shape shape = lora_layer_attention(d, layer);
+    lora_segments segments = lora_run_segments(run);
     float *dq = b->dqkv, *dk = dq + Q, *dv = dk + KV;
-    LORA_TRY(lora_attention_backward(d->ctx, &shape, run->n_segments, run->cu_seqlens, s->qkv, ld, s->qkv + Q, ld,
-                                     s->qkv + Q + KV, ld, s->att, Q, s->lse, b->datt, Q, dq, ld, dk, ld, dv, ld, err));
+    lora_attention_gradient gradient = {
+        .q = lora_mat_f32(s->qkv, M, Q, ld), .k = lora_mat_f32(s->qkv + Q, M, KV, ld), .v = lora_mat_f32(s->qkv + Q + KV, M, KV, ld),
+        .o = lora_mat_f32(s->att, M, Q, Q), .dout = lora_mat_f32(b->datt, M, Q, Q), .lse = s->lse,
+        .dq = lora_mat_f32(dq, M, Q, ld), .dk = lora_mat_f32(dk, M, KV, ld), .dv = lora_mat_f32(dv, M, KV, ld)};
+    LORA_TRY(lora_attention_backward(d->ctx, &shape, &segments, &gradient, err));
     LORA_TRY(lora_rotate(d, run, b, layer, dq, true, err));
     if (k->qk_norm == LORA_QK_NORM_NONE) return LORA_OK;
     LORA_TRY(norm_backward(d, run, b, layer, LORA_Q_NORM, dq, ld, s->qk, Q + KV, dq, ld, false, err));
@@ -148,12 +154,12 @@ static lora_status embeddings_backward(lora_decoder *d, const lora_run *run, lor
     const lora_decoder_config *k = &d->config;
     int64_t M = run->n_tokens, H = k->hidden_size;
     float *tokens = lora_global_gradient(d, LORA_EMBED_TOKENS), *positions = lora_global(d, LORA_EMBED_POSITIONS)->dW;
+    lora_mat dx = lora_mat_f32(b->dx, M, H, H);
     if (positions)
-        LORA_TRY(lora_embedding_backward(d->ctx, M, b->positions, b->dx, H, k->max_position_embeddings, H, positions, err));
+        LORA_TRY(lora_embedding_backward(d->ctx, b->positions, dx, lora_mat_f32(positions, k->max_position_embeddings, H, H), err));
     if (!tokens) return LORA_OK;
-    if (k->embedding_scale != 1.0)
-        LORA_TRY(lora_scale_rows(d->ctx, M, H, (float)k->embedding_scale, b->dx, H, b->dx, H, false, err));
-    return lora_embedding_backward(d->ctx, M, run->input_ids, b->dx, H, k->vocab_size, H, tokens, err);
+    if (k->embedding_scale != 1.0) LORA_TRY(lora_scale_rows(d->ctx, (float)k->embedding_scale, dx, dx, false, err));
+    return lora_embedding_backward(d->ctx, run->input_ids, dx, lora_mat_f32(tokens, k->vocab_size, H, H), err);
 }
 
 lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
@@ -164,7 +170,7 @@ lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buff
         bool below = layer > b->lowest || embeddings, attention = below || lora_attention_trains(&d->layers[layer]);
         /* the shared state still holds the last layer */
         if (d->recompute == LORA_RECOMPUTE_LAYER && layer < L - 1) LORA_TRY(lora_layer_recompute(d, run, b, layer, err));
-        lora_restore_layer(d, run, b, layer);
+        LORA_TRY(lora_restore_layer(d, run, b, layer, err));
         LORA_TRY(mlp_backward(d, run, b, layer, attention, err));
         if (attention) LORA_TRY(attention_backward(d, run, b, layer, below, err));
     }

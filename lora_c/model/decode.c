@@ -32,9 +32,10 @@ lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_seg
     LORA_TRY(lora_check_run(d, &run, err));
     LORA_TRY(lora_arena_prepare(d, run.n_tokens, false, &b, err));
     LORA_TRY(lora_layers_forward(d, &run, &b, err));
-    for (int64_t s = 0; s < n_segments; s++) /* only the last row of a segment goes through the head */
-        memmove(b.xn + s * H, b.xn + (cu_seqlens[s + 1] - 1) * H, (size_t)H * sizeof(float));
-    LORA_TRY(lora_decoder_head(d, n_segments, b.xn, logits, err));
+    for (int64_t s = 0; s < n_segments; s++) b.last_rows[s] = cu_seqlens[s + 1] - 1; /* no other goes through the head */
+    float *last = b.x[d->config.num_hidden_layers]; /* normed into b.xn, not needed again */
+    LORA_TRY(lora_copy_rows(d->ctx, lora_mat_f32(b.xn, run.n_tokens, H, H), b.last_rows, lora_mat_f32(last, n_segments, H, H), NULL, false, err));
+    LORA_TRY(lora_decoder_head(d, n_segments, last, logits, err));
     /* only now: a failed call leaves no trace */
     for (int64_t s = 0; s < n_segments; s++) c->lengths[sequences[s]] += cu_seqlens[s + 1] - cu_seqlens[s];
     return LORA_OK;

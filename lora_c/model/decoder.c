@@ -162,7 +162,7 @@ void lora_decoder_after_fork(lora_decoder *d) {
         for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) d->layers[layer].matrices[slot].norm_known = false;
     lora_forget_adapted_globals(d);
     lora_drop_adapted_gradients(d);
-    lora_collect_token_rows(d, false);
+    lora_drop_token_gradients(d);
 }
 
 /* --- names and places --- */

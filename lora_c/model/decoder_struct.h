@@ -70,13 +70,15 @@ typedef struct lora_buffers {
     float *datt, *dqkv;       /* (M, Q), (M, Q + 2 KV): in the memory of h and dh, which attention does not need */
     int32_t *positions;       /* (M) */
     int32_t *rope_rows;       /* (M): rows of the RoPE tables; positions itself where segments do not choose */
-    lora_kv_view *views;      /* (M): at most one segment per token */
+    int64_t *kv_start, *kv_length; /* (M): rows of the keys and values of each segment, at most one per token */
+    int64_t *kv_rows;              /* (M): rows of the cache where the keys and values of the tokens go */
+    int64_t *last_rows;            /* (M): the last token of each segment, in decoding */
 } lora_buffers;
 
 /* Trained rows of the embedding (n, H) by token id. */
 typedef struct lora_token_rows {
     int64_t n;
-    int32_t *ids; /* owned */
+    int64_t *ids; /* owned: row numbers of the embedding */
     const float *rows;
     float *grad;
 } lora_token_rows;
@@ -127,6 +129,10 @@ typedef struct lora_run {
     uint64_t dropout_step;
     int64_t layers_left_out; /* at the end; with any the final norm is left out, too */
 } lora_run;
+
+static inline lora_segments lora_run_segments(const lora_run *run) {
+    return (lora_segments){.n = run->n_segments, .cu_seqlens = run->cu_seqlens, .on_device = run->cu_seqlens};
+}
 
 /* Between two layers: whether somebody asked the pass to stop. */
 static inline lora_status lora_check_stop(const lora_decoder *d, lora_error *err) {
@@ -213,8 +219,10 @@ lora_status lora_reach_positions(lora_decoder *d, const lora_run *run, lora_erro
 void lora_free_rope_tables(lora_decoder *d);
 
 /* token_rows.c */
-void lora_write_token_rows(lora_decoder *d);                    /* into the embedding, before a pass */
-void lora_collect_token_rows(lora_decoder *d, bool complete);   /* gradients out of it (dropped unless complete) */
+lora_status lora_write_token_rows(lora_decoder *d, lora_error *err) LORA_MUST_CHECK; /* into the embedding, before a pass */
+/** Gradients out of the embedding's (dropped unless complete). */
+lora_status lora_collect_token_rows(lora_decoder *d, bool complete, lora_error *err) LORA_MUST_CHECK;
+void lora_drop_token_gradients(lora_decoder *d);
 
 /* forward.c */
 /** The adapter of matrix slot of layer as this run uses it, or NULL; *storage backs it. */
@@ -237,8 +245,8 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
                                  lora_error *err) LORA_MUST_CHECK;
 
 /* kept_layers.c: with activations in bfloat16, the copy of a layer that has run, and its state from the copy */
-void lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer);
-void lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer);
+lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 int64_t lora_kept_width(const lora_decoder_config *k); /* elements of a copy, per token */
 
 /* passes.c */
@@ -248,7 +256,11 @@ lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float
 /* backward.c: from b->dx, the gradient of the last layer's output, down to the lowest thing that trains */
 lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
 
-/* kv_cache.c: stores the new keys and values (rows ld apart) and points the views at past and new rows together */
-void lora_kv_append(const lora_run *run, int64_t layer, const float *k, const float *v, int64_t ld, lora_kv_view *views);
+/* kv_cache.c */
+/** Fills the tables of where keys and values lie: in the cache, past and new rows behind each other, or in the batch. */
+void lora_set_kv_rows(const lora_run *run, lora_buffers *b);
+/** Stores the new keys and values, which kv leads to, in the cache; then kv leads there. */
+lora_status lora_kv_append(const lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_kv *kv,
+                           lora_error *err) LORA_MUST_CHECK;
 
 #endif

@@ -2,8 +2,6 @@
  *     x2 = x + o_proj(attention(norm(x)))        x' = x2 + down_proj(activation(gate) * up), gate and up of norm(x2)
  * with the variations that lora_decoder_config names.
  * Source   Llama, arXiv:2302.13971, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2 */
-#include <string.h>
-
 #include "lora_c/model/decoder_struct.h"
 
 /* The first matrix of the layer with the same A: parts of a fused module share its dropout masks. */
@@ -51,17 +49,11 @@ static lora_status project_many(lora_decoder *d, const lora_run *run, int64_t la
     return lora_linear_forward_many(d->ctx, run->n_tokens, x, d->config.hidden_size, n, layers, err);
 }
 
-static void views_of_batch(const lora_run *run, const float *k, const float *v, int64_t ld, lora_kv_view *views) {
-    for (int64_t s = 0; s < run->n_segments; s++) {
-        int64_t begin = run->cu_seqlens[s];
-        views[s] = (lora_kv_view){k + begin * ld, v + begin * ld, ld, ld, run->cu_seqlens[s + 1] - begin};
-    }
-}
-
 static lora_status norm(lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *x, int64_t ldx, float *y,
                         int64_t ldy, float *stats, lora_error *err) {
     lora_norm n = lora_decoder_norm(d, layer, slot);
-    return lora_norm_forward(d->ctx, &n, run->n_tokens, x, ldx, y, ldy, stats, err);
+    int64_t M = run->n_tokens, width = n.groups * n.H;
+    return lora_norm_forward(d->ctx, &n, lora_mat_f32(x, M, width, ldx), lora_mat_f32(y, M, width, ldy), stats, err);
 }
 
 /* *out: what attention or the MLP reads of the stream x, its norm in b->xn or x itself. */
@@ -73,20 +65,23 @@ lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers 
 }
 
 /* The residual stream that a projection is added to; the same memory where nothing is kept. */
-static void copy_stream(const lora_decoder *d, const lora_run *run, float *to, const float *from) {
-    if (to != from) memcpy(to, from, (size_t)(run->n_tokens * d->config.hidden_size) * sizeof(float));
+static lora_status copy_stream(const lora_decoder *d, const lora_run *run, float *to, const float *from, lora_error *err) {
+    int64_t M = run->n_tokens, H = d->config.hidden_size;
+    if (to == from) return LORA_OK;
+    return lora_copy_rows(d->ctx, lora_mat_f32(from, M, H, H), NULL, lora_mat_f32(to, M, H, H), NULL, false, err);
 }
 
 /* to = from + residual_scale * post_norm(projection of x): straight into the stream where nothing lies between. */
 static lora_status add_block(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, int norm_slot,
                              const float *x, int64_t ldx, float *branch, const float *from, float *to, lora_error *err) {
     int64_t M = run->n_tokens, H = d->config.hidden_size;
-    copy_stream(d, run, to, from);
+    LORA_TRY(copy_stream(d, run, to, from, err));
     if (!branch) return project(d, run, layer, slot, x, ldx, to, H, true, err);
     LORA_TRY(project(d, run, layer, slot, x, ldx, branch, H, false, err));
     if (d->config.post_norm)
         LORA_TRY(norm(d, run, layer, norm_slot, branch, H, b->xn, H, b->states[layer].stats[norm_slot], err));
-    return lora_scale_rows(d->ctx, M, H, (float)d->config.residual_scale, d->config.post_norm ? b->xn : branch, H, to, H, true, err);
+    lora_mat last = lora_mat_f32(d->config.post_norm ? b->xn : branch, M, H, H);
+    return lora_scale_rows(d->ctx, (float)d->config.residual_scale, last, lora_mat_f32(to, M, H, H), true, err);
 }
 
 /* q, k and v of the layer: projected, q and k normed and rotated. */
@@ -113,9 +108,11 @@ lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, i
     int rope = d->layers[layer].rope;
     if (rope < 0) return LORA_OK;
     int64_t n_tables = k->rope_switch ? LORA_MAX_ROPES : 1, at = d->rope_at[rope];
+    lora_rotations rotations = {.cos = d->cos + at, .sin = d->sin + at, .n_positions = n_tables * d->rope_positions,
+                                .half = k->ropes[rope].rotary / 2};
     /* q and k heads lie behind each other: one call rotates both */
-    return lora_rope(d->ctx, run->n_tokens, k->num_attention_heads + k->num_key_value_heads, k->head_dim, k->ropes[rope].rotary, qkv,
-                     lora_qkv_width(k), b->rope_rows, d->cos + at, d->sin + at, n_tables * d->rope_positions, backward, err);
+    lora_mat qk = lora_mat_f32(qkv, run->n_tokens, lora_q_width(k) + lora_kv_width(k), lora_qkv_width(k));
+    return lora_rope(d->ctx, &rotations, k->num_attention_heads + k->num_key_value_heads, k->head_dim, b->rope_rows, qk, backward, err);
 }
 
 lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer) {
@@ -132,11 +129,11 @@ static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_bu
     float *keys = s->qkv + Q, *values = keys + KV;
     lora_attention_shape shape = lora_layer_attention(d, layer);
     LORA_TRY(make_qkv(d, run, b, layer, err));
-    if (run->cache)
-        lora_kv_append(run, layer, keys, values, ld, b->views);
-    else
-        views_of_batch(run, keys, values, ld, b->views);
-    LORA_TRY(lora_attention_forward(d->ctx, &shape, run->n_segments, run->cu_seqlens, s->qkv, ld, b->views, s->att, Q, s->lse, err));
+    lora_segments segments = lora_run_segments(run);
+    lora_kv kv = {.k = keys, .v = values, .ldk = ld, .ldv = ld, .start = b->kv_start, .length = b->kv_length};
+    if (run->cache) LORA_TRY(lora_kv_append(d, run, b, layer, &kv, err));
+    lora_mat q = lora_mat_f32(s->qkv, run->n_tokens, Q, ld), o = lora_mat_f32(s->att, run->n_tokens, Q, Q);
+    LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, q, &kv, o, s->lse, err));
     return add_block(d, run, b, layer, LORA_O_PROJ, LORA_ATTENTION_OUTPUT_NORM, s->att, Q, s->att_branch, b->x[layer], s->x2, err);
 }
 
@@ -158,8 +155,9 @@ static lora_status mlp_output(lora_decoder *d, const lora_run *run, lora_buffers
 }
 
 lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_layer_state *s, float *h, lora_error *err) {
-    int64_t I = d->config.intermediate_size;
-    return lora_mlp_forward(d->ctx, d->config.activation, run->n_tokens, I, s->gate, I, d->config.gated_mlp ? s->up : NULL, I, h, I, err);
+    int64_t M = run->n_tokens, I = d->config.intermediate_size;
+    lora_mat up = d->config.gated_mlp ? lora_mat_f32(s->up, M, I, I) : lora_mat_none();
+    return lora_mlp_forward(d->ctx, d->config.activation, lora_mat_f32(s->gate, M, I, I), up, lora_mat_f32(h, M, I, I), err);
 }
 
 /* The output of down_proj again, for the norm behind it; the last thing in b->h. */
@@ -181,28 +179,29 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
 static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t M = run->n_tokens, H = d->config.hidden_size;
     lora_weight tokens = lora_global_weight(d, LORA_EMBED_TOKENS);
-    LORA_TRY(lora_embedding_forward(d->ctx, M, run->input_ids, &tokens, b->x[0], H, err));
-    if (d->config.embedding_scale != 1.0)
-        LORA_TRY(lora_scale_rows(d->ctx, M, H, (float)d->config.embedding_scale, b->x[0], H, b->x[0], H, false, err));
+    lora_mat x = lora_mat_f32(b->x[0], M, H, H), positions = lora_mat_f32(b->xn, M, H, H);
+    LORA_TRY(lora_embedding_forward(d->ctx, run->input_ids, &tokens, x, err));
+    if (d->config.embedding_scale != 1.0) LORA_TRY(lora_scale_rows(d->ctx, (float)d->config.embedding_scale, x, x, false, err));
     if (!d->config.learned_positions) return LORA_OK;
-    LORA_TRY(lora_embedding_forward(d->ctx, M, b->positions, &lora_global(d, LORA_EMBED_POSITIONS)->w, b->xn, H, err));
-    return lora_scale_rows(d->ctx, M, H, 1.0f, b->xn, H, b->x[0], H, true, err);
+    LORA_TRY(lora_embedding_forward(d->ctx, b->positions, &lora_global(d, LORA_EMBED_POSITIONS)->w, positions, err));
+    return lora_scale_rows(d->ctx, 1.0f, positions, x, true, err);
 }
 
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers - run->layers_left_out;
     LORA_TRY(lora_reach_positions(d, run, err));
     LORA_TRY(lora_refresh_adapter_norms(d, run, err));
-    lora_write_token_rows(d);
+    LORA_TRY(lora_write_token_rows(d, err));
     LORA_TRY(lora_write_adapted_globals(d, run, err));
     lora_set_positions(d, run, b);
+    lora_set_kv_rows(run, b);
     LORA_TRY(embed(d, run, b, err));
     for (int64_t layer = 0; layer < L; layer++) {
         LORA_TRY(lora_check_stop(d, err));
         LORA_TRY(attention_block(d, run, b, layer, err));
         LORA_TRY(mlp_inputs(d, run, b, layer, err));
         LORA_TRY(mlp_output(d, run, b, layer, err));
-        lora_keep_layer(d, run, b, layer);
+        LORA_TRY(lora_keep_layer(d, run, b, layer, err));
     }
     if (run->layers_left_out) return LORA_OK;
     return norm(d, run, L, LORA_FINAL_NORM, b->x[L], H, b->xn, H, b->stats_final, err);

@@ -1,6 +1,4 @@
 /* The KV cache: keys after RoPE and values of past tokens. */
-#include <string.h>
-
 #include "lora_c/base/util.h"
 #include "lora_c/model/decoder_struct.h"
 #include "lora_c/ops/ctx.h"
@@ -60,23 +58,28 @@ lora_status lora_kv_cache_truncate(lora_kv_cache *c, int64_t sequence, int64_t l
     return LORA_OK;
 }
 
-/* (max_tokens, KV) of one sequence: keys (part 0) or values (part 1) */
-static float *sequence_rows(const lora_kv_cache *c, int64_t layer, int64_t part, int64_t sequence) {
-    return c->data + ((layer * 2 + part) * c->n_sequences + sequence) * c->max_tokens * c->width;
+void lora_set_kv_rows(const lora_run *run, lora_buffers *b) {
+    for (int64_t s = 0; s < run->n_segments; s++) {
+        int64_t begin = run->cu_seqlens[s], end = run->cu_seqlens[s + 1], past = lora_past_tokens(run, s);
+        b->kv_start[s] = run->cache ? run->sequences[s] * run->cache->max_tokens : begin;
+        b->kv_length[s] = past + end - begin;
+        for (int64_t m = begin; run->cache && m < end; m++) b->kv_rows[m] = b->kv_start[s] + past + m - begin;
+    }
 }
 
-void lora_kv_append(const lora_run *run, int64_t layer, const float *k, const float *v, int64_t ld, lora_kv_view *views) {
-    const lora_kv_cache *c = run->cache;
-    int64_t width = c->width;
-    size_t row = (size_t)width * sizeof(float);
-    for (int64_t s = 0; s < run->n_segments; s++) {
-        int64_t sequence = run->sequences[s], past = c->lengths[sequence];
-        int64_t begin = run->cu_seqlens[s], n = run->cu_seqlens[s + 1] - begin;
-        float *keys = sequence_rows(c, layer, 0, sequence), *values = sequence_rows(c, layer, 1, sequence);
-        for (int64_t i = 0; i < n; i++) {
-            memcpy(keys + (past + i) * width, k + (begin + i) * ld, row);
-            memcpy(values + (past + i) * width, v + (begin + i) * ld, row);
-        }
-        views[s] = (lora_kv_view){keys, values, width, width, past + n};
-    }
+/* (n_sequences * max_tokens, KV) of one layer: keys (part 0) or values (part 1) */
+static lora_mat layer_rows(const lora_kv_cache *c, int64_t layer, int64_t part) {
+    int64_t rows = c->n_sequences * c->max_tokens;
+    return lora_mat_f32(c->data + (layer * 2 + part) * rows * c->width, rows, c->width, c->width);
+}
+
+lora_status lora_kv_append(const lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_kv *kv, lora_error *err) {
+    int64_t M = run->n_tokens, width = run->cache->width;
+    lora_mat keys = layer_rows(run->cache, layer, 0), values = layer_rows(run->cache, layer, 1);
+    LORA_TRY(lora_copy_rows(d->ctx, lora_mat_f32(kv->k, M, width, kv->ldk), NULL, keys, b->kv_rows, false, err));
+    LORA_TRY(lora_copy_rows(d->ctx, lora_mat_f32(kv->v, M, width, kv->ldv), NULL, values, b->kv_rows, false, err));
+    kv->k = keys.data;
+    kv->v = values.data;
+    kv->ldk = kv->ldv = width;
+    return LORA_OK;
 }

@@ -39,12 +39,14 @@ static lora_status forward_backward(lora_decoder *d, const lora_batch *batch, fl
     run.states = b.states;
     LORA_TRY(lora_layers_forward(d, &run, &b, err));
     float *dxn = b.lowest < L || lora_norm_trains(&d->final_norm) ? b.dxn : NULL;
-    LORA_TRY(lora_linear_cross_entropy(d->ctx, M, b.xn, H, &head, d->config.logits, batch->targets, batch->loss_weight,
-                                       grad_scale, loss_sum, NULL, dxn, H, lora_global_gradient(d, LORA_LM_HEAD), err));
+    lora_loss loss = {.targets = batch->targets, .loss_weight = batch->loss_weight, .grad_scale = grad_scale, .loss_sum = loss_sum,
+                      .map = d->config.logits};
+    LORA_TRY(lora_linear_cross_entropy(d->ctx, lora_mat_f32(b.xn, M, H, H), &head, &loss, lora_mat_f32(dxn, M, H, H),
+                                       lora_global_gradient(d, LORA_LM_HEAD), err));
     if (!dxn) return LORA_OK; /* nothing trains below the head */
     lora_norm norm = lora_decoder_norm(d, L, LORA_FINAL_NORM);
-    LORA_TRY(lora_norm_backward(d->ctx, &norm, M, dxn, H, b.x[L], H, b.stats_final, b.dx, H, false, d->final_norm.dw,
-                                d->final_norm.db, err));
+    LORA_TRY(lora_norm_backward(d->ctx, &norm, lora_mat_f32(dxn, M, H, H), lora_mat_f32(b.x[L], M, H, H), b.stats_final,
+                                lora_mat_f32(b.dx, M, H, H), false, d->final_norm.dw, d->final_norm.db, err));
     return b.lowest < L ? lora_layers_backward(d, &run, &b, err) : LORA_OK;
 }
 
@@ -53,8 +55,8 @@ lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *bat
     lora_status status = forward_backward(d, batch, grad_scale, loss_sum, err);
     lora_status collected = lora_collect_adapted_globals(d, status == LORA_OK, err);
     if (status == LORA_OK) status = collected;
-    lora_collect_token_rows(d, status == LORA_OK);
-    return status;
+    collected = lora_collect_token_rows(d, status == LORA_OK, err);
+    return status == LORA_OK ? collected : status;
 }
 
 static lora_status evaluate(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
@@ -69,8 +71,10 @@ lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *
     LORA_TRY(check_targets(d, batch, err));
     LORA_TRY(evaluate(d, &run, &b, err));
     lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
-    return lora_linear_cross_entropy(d->ctx, batch->n_tokens, b.xn, d->config.hidden_size, &head, d->config.logits,
-                                     batch->targets, batch->loss_weight, 1.0f, loss_sum, token_loss, NULL, 0, NULL, err);
+    int64_t H = d->config.hidden_size;
+    lora_loss loss = {.targets = batch->targets, .loss_weight = batch->loss_weight, .grad_scale = 1.0f, .loss_sum = loss_sum,
+                      .token_loss = token_loss, .map = d->config.logits};
+    return lora_linear_cross_entropy(d->ctx, lora_mat_f32(b.xn, batch->n_tokens, H, H), &head, &loss, lora_mat_none(), NULL, err);
 }
 
 lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
@@ -86,8 +90,9 @@ lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float
     int64_t V = d->config.vocab_size;
     lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
     LORA_TRY(lora_linear_forward(d->ctx, M, xn, d->config.hidden_size, &head, NULL, NULL, logits, V, false, err));
-    if (map->scale != 1.0f) LORA_TRY(lora_scale_rows(d->ctx, M, V, map->scale, logits, V, logits, V, false, err));
-    return map->softcap > 0 ? lora_softcap_rows(d->ctx, M, V, map->softcap, logits, V, err) : LORA_OK;
+    lora_mat y = lora_mat_f32(logits, M, V, V);
+    if (map->scale != 1.0f) LORA_TRY(lora_scale_rows(d->ctx, map->scale, y, y, false, err));
+    return map->softcap > 0 ? lora_softcap_rows(d->ctx, map->softcap, y, err) : LORA_OK;
 }
 
 lora_status lora_decoder_hidden_states(lora_decoder *d, const lora_batch *batch, int64_t layer, float *out, lora_error *err) {

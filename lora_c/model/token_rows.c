@@ -21,15 +21,15 @@ static lora_status check_rows(const lora_decoder *d, int64_t n, const int32_t *i
 }
 
 lora_status lora_decoder_set_token_rows(lora_decoder *d, int64_t n, const int32_t *ids, const float *rows, float *grad, lora_error *err) {
-    int32_t *copy = NULL;
+    int64_t *copy = NULL;
     if (n > 0) {
         LORA_TRY(check_rows(d, n, ids, rows, grad, err));
         copy = lora_mem_alloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, (size_t)n * sizeof *copy);
         LORA_CHECK(copy, err, LORA_ENOMEM, "token rows: expected %zu bytes for their ids, got none", (size_t)n * sizeof *copy);
-        memcpy(copy, ids, (size_t)n * sizeof *copy);
+        for (int64_t i = 0; i < n; i++) copy[i] = ids[i];
     }
-    int32_t *old = d->token_rows.ids;
-    d->token_rows = (lora_token_rows){n > 0 ? n : 0, copy, rows, grad};
+    int64_t *old = d->token_rows.ids;
+    d->token_rows = (lora_token_rows){.n = n > 0 ? n : 0, .ids = copy, .rows = rows, .grad = grad};
     lora_mem_free(&d->ctx->engine->mem, old);
     return LORA_OK;
 }
@@ -40,18 +40,24 @@ static float *target(const lora_decoder *d) {
     return d->token_rows.n > 0 && e->dW && e->dW != d->token_rows.grad ? (float *)(uintptr_t)e->w.data : NULL; /* a trained matrix is the caller's to change */
 }
 
-void lora_write_token_rows(lora_decoder *d) {
+lora_status lora_write_token_rows(lora_decoder *d, lora_error *err) {
+    const lora_token_rows *t = &d->token_rows;
     float *embedding = target(d);
-    int64_t H = d->config.hidden_size;
-    for (int64_t i = 0; embedding && i < d->token_rows.n; i++)
-        memcpy(embedding + d->token_rows.ids[i] * H, d->token_rows.rows + i * H, (size_t)H * sizeof(float));
+    int64_t V = d->config.vocab_size, H = d->config.hidden_size;
+    if (!embedding) return LORA_OK;
+    return lora_copy_rows(d->ctx, lora_mat_f32(t->rows, t->n, H, H), NULL, lora_mat_f32(embedding, V, H, H), t->ids, false, err);
 }
 
-void lora_collect_token_rows(lora_decoder *d, bool complete) {
-    if (!target(d)) return;
-    int64_t H = d->config.hidden_size;
-    float *dE = lora_global(d, LORA_EMBED_TOKENS)->dW;
-    for (int64_t i = 0; complete && i < d->token_rows.n; i++)
-        for (int64_t k = 0; k < H; k++) d->token_rows.grad[i * H + k] += dE[d->token_rows.ids[i] * H + k];
-    memset(dE, 0, (size_t)(d->config.vocab_size * H) * sizeof(float));
+void lora_drop_token_gradients(lora_decoder *d) {
+    if (target(d))
+        memset(lora_global(d, LORA_EMBED_TOKENS)->dW, 0, (size_t)(d->config.vocab_size * d->config.hidden_size) * sizeof(float));
+}
+
+lora_status lora_collect_token_rows(lora_decoder *d, bool complete, lora_error *err) {
+    const lora_token_rows *t = &d->token_rows;
+    int64_t V = d->config.vocab_size, H = d->config.hidden_size;
+    lora_mat dE = lora_mat_f32(lora_global(d, LORA_EMBED_TOKENS)->dW, V, H, H), grad = lora_mat_f32(t->grad, t->n, H, H);
+    lora_status status = complete && target(d) ? lora_copy_rows(d->ctx, dE, t->ids, grad, NULL, true, err) : LORA_OK;
+    lora_drop_token_gradients(d);
+    return status;
 }

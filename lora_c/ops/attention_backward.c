@@ -8,21 +8,38 @@
 
 #include <stdatomic.h>
 
+#include "lora_c/base/mat.h"
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/profile.h"
 
+static lora_status check_attention_backward(const lora_attention_shape *shape, const lora_segments *segments,
+                                            const lora_attention_gradient *gradient, lora_error *err) {
+    LORA_TRY(lora_attention_check(shape, segments, err));
+    LORA_CHECK(gradient, err, LORA_EINVAL, "gradient: expected a pointer, got NULL");
+    const lora_attention_gradient *g = gradient;
+    int64_t M = g->q.rows, H = shape->n_heads, width = H * shape->head_dim, kv_width = shape->n_kv_heads * shape->head_dim;
+    const lora_arg in[] = {lora_named("q", g->q), lora_named("k", g->k), lora_named("v", g->v), lora_named("o", g->o),
+                           lora_named("dout", g->dout), lora_named("lse", lora_mat_f32(g->lse, M, H, H))};
+    const lora_arg out[] = {lora_named("dq", g->dq), lora_named("dk", g->dk), lora_named("dv", g->dv)};
+    const int64_t widths[] = {width, kv_width, kv_width, width, width, H};
+    for (int i = 0; i < 6; i++) LORA_TRY(lora_mat_check_f32(in[i], M, widths[i], err));
+    for (int i = 0; i < 3; i++) LORA_TRY(lora_mat_check_f32(out[i], M, widths[i], err));
+    for (int o = 0; o < 3; o++) {
+        for (int i = 0; i < 6; i++) LORA_TRY(lora_mat_disjoint(out[o], in[i], err));
+        for (int i = 0; i < o; i++) LORA_TRY(lora_mat_disjoint(out[o], out[i], err));
+    }
+    return LORA_OK;
+}
+
 typedef struct backward_job {
     const lora_attention_kernels *kernels;
     const lora_attention_shape *shape;
-    const int32_t *cu_seqlens;
-    const float *q, *k, *v, *o, *dout, *lse;
-    int64_t ldq, ldk, ldv, ldo, lddo;
-    float *dq, *dk, *dv;
-    int64_t lddq, lddk, lddv;
-    int64_t n_segments, group, query_block, key_block;
-    int64_t *first_task;      /* (n_segments + 1): blocks of queries before each segment */
-    int64_t *first_keys;      /* (n_segments + 1): blocks of keys before each segment */
+    const lora_segments *segments;
+    const lora_attention_gradient *gradient;
+    int64_t group, query_block, key_block;
+    int64_t *first_task;      /* (segments->n + 1): blocks of queries before each segment */
+    int64_t *first_keys;      /* (segments->n + 1): blocks of keys before each segment */
     _Atomic int64_t *done;    /* (blocks of keys, n_kv_heads): blocks of queries that a block of keys has met */
     float *scratch;
     int64_t delta_floats, worker_floats;
@@ -55,10 +72,11 @@ static int64_t blocks_behind(const backward_job *job, const query_range *r, int6
 static void backward_task(void *arg, int64_t task, int worker) {
     const backward_job *job = arg;
     const lora_attention_shape *shape = job->shape;
+    const lora_attention_gradient *g = job->gradient;
     int64_t D = shape->head_dim, kv_head = task % shape->n_kv_heads, head = kv_head * job->group;
     int64_t index = task / shape->n_kv_heads;
-    int64_t s = lora_attention_segment_of(job->first_task, job->n_segments, index);
-    int64_t begin = job->cu_seqlens[s], length = job->cu_seqlens[s + 1] - begin;
+    int64_t s = lora_attention_segment_of(job->first_task, job->segments->n, index);
+    int64_t begin = job->segments->cu_seqlens[s], length = job->segments->cu_seqlens[s + 1] - begin;
     query_range r = queries_of(job, job->first_task[s + 1] - 1 - index, length);
     int64_t row = begin + r.first;
     float *delta = job->scratch + worker * job->worker_floats;
@@ -69,22 +87,22 @@ static void backward_task(void *arg, int64_t task, int worker) {
         .scale = shape->scale,
         .softcap = shape->softcap,
         .window = shape->sliding_window,
-        .q = job->q + row * job->ldq + head * D,
-        .dout = job->dout + row * job->lddo + head * D,
-        .ldq = job->ldq,
-        .ldk = job->ldk,
-        .ldv = job->ldv,
-        .lddo = job->lddo,
-        .lse = job->lse + row * shape->n_heads + head,
+        .q = lora_mat_row(g->q, row) + head * D,
+        .dout = lora_mat_row(g->dout, row) + head * D,
+        .ldq = g->q.ld,
+        .ldk = g->k.ld,
+        .ldv = g->v.ld,
+        .lddo = g->dout.ld,
+        .lse = g->lse + row * shape->n_heads + head,
         .ld_lse = shape->n_heads,
         .delta = delta,
-        .dq = job->dq + row * job->lddq + head * D,
-        .lddq = job->lddq,
-        .lddk = job->lddk,
-        .lddv = job->lddv,
+        .dq = lora_mat_row(g->dq, row) + head * D,
+        .lddq = g->dq.ld,
+        .lddk = g->dk.ld,
+        .lddv = g->dv.ld,
         .scratch = delta + job->delta_floats,
     };
-    job->kernels->delta(r.n, job->group, D, tile.dout, job->lddo, job->o + row * job->ldo + head * D, job->ldo, delta);
+    job->kernels->delta(r.n, job->group, D, tile.dout, tile.lddo, lora_mat_row(g->o, row) + head * D, g->o.ld, delta);
     if (job->kernels->backward_begin) job->kernels->backward_begin(&tile);
     for (int64_t j = r.first_keys; j <= r.last_keys; j++) {
         int64_t key0 = j * job->key_block, behind = blocks_behind(job, &r, j);
@@ -93,40 +111,21 @@ static void backward_task(void *arg, int64_t task, int worker) {
         tile.last = r.first - key0;
         tile.accumulate_dq = j > r.first_keys;
         tile.accumulate_keys = behind > 0;
-        tile.k = job->k + (begin + key0) * job->ldk + kv_head * D;
-        tile.v = job->v + (begin + key0) * job->ldv + kv_head * D;
-        tile.dk = job->dk + (begin + key0) * job->lddk + kv_head * D;
-        tile.dv = job->dv + (begin + key0) * job->lddv + kv_head * D;
+        tile.k = lora_mat_row(g->k, begin + key0) + kv_head * D;
+        tile.v = lora_mat_row(g->v, begin + key0) + kv_head * D;
+        tile.dk = lora_mat_row(g->dk, begin + key0) + kv_head * D;
+        tile.dv = lora_mat_row(g->dv, begin + key0) + kv_head * D;
         lora_wait_for_count(done, behind);
         job->kernels->backward(&tile);
         atomic_store_explicit(done, behind + 1, memory_order_release);
     }
 }
 
-static lora_status check_backward(const backward_job *job, int64_t M, lora_error *err) {
-    int64_t width = job->shape->n_heads * job->shape->head_dim;
-    int64_t kv_width = job->shape->n_kv_heads * job->shape->head_dim;
-    const struct {
-        const char *name;
-        const float *p;
-        int64_t ld, width;
-    } rows[] = {
-        {"q", job->q, job->ldq, width},          {"k", job->k, job->ldk, kv_width},
-        {"v", job->v, job->ldv, kv_width},       {"o", job->o, job->ldo, width},
-        {"dout", job->dout, job->lddo, width},   {"lse", job->lse, job->shape->n_heads, job->shape->n_heads},
-        {"dq", job->dq, job->lddq, width},       {"dk", job->dk, job->lddk, kv_width},
-        {"dv", job->dv, job->lddv, kv_width},
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
-        LORA_TRY(lora_attention_check_rows(rows[i].name, rows[i].p, M, rows[i].ld, rows[i].width, err));
-    return LORA_OK;
-}
-
 /* The tables, the counts and the workers' tiles in one buffer. */
 static lora_status backward_scratch(lora_ctx *ctx, backward_job *job, lora_error *err) {
-    int64_t n = job->n_segments, n_keys = 0, rows = job->query_block * job->group;
-    for (int64_t s = 0; s < n; s++)
-        n_keys += lora_div_up(job->cu_seqlens[s + 1] - job->cu_seqlens[s], job->key_block);
+    int64_t n = job->segments->n, n_keys = 0, rows = job->query_block * job->group;
+    const int32_t *cu = job->segments->cu_seqlens;
+    for (int64_t s = 0; s < n; s++) n_keys += lora_div_up(cu[s + 1] - cu[s], job->key_block);
     int64_t counts = 2 * (n + 1) + n_keys * job->shape->n_kv_heads;
     job->delta_floats = lora_round_up(rows, LORA_ALIGN / (int64_t)sizeof(float));
     job->worker_floats = job->delta_floats + job->kernels->backward_scratch(rows, job->shape->head_dim);
@@ -140,7 +139,7 @@ static lora_status backward_scratch(lora_ctx *ctx, backward_job *job, lora_error
     job->scratch = (float *)(void *)((char *)scratch + table);
     job->first_task[0] = job->first_keys[0] = 0;
     for (int64_t s = 0; s < n; s++) {
-        int64_t length = job->cu_seqlens[s + 1] - job->cu_seqlens[s];
+        int64_t length = cu[s + 1] - cu[s];
         job->first_task[s + 1] = job->first_task[s] + lora_div_up(length, job->query_block);
         job->first_keys[s + 1] = job->first_keys[s] + lora_div_up(length, job->key_block);
     }
@@ -148,35 +147,22 @@ static lora_status backward_scratch(lora_ctx *ctx, backward_job *job, lora_error
     return LORA_OK;
 }
 
-lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, int64_t n_segments,
-                                    const int32_t *cu_seqlens, const float *q, int64_t ldq, const float *k, int64_t ldk,
-                                    const float *v, int64_t ldv, const float *o, int64_t ldo, const float *lse,
-                                    const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk,
-                                    float *dv, int64_t lddv, lora_error *err) {
-    LORA_CHECK(ctx, err, LORA_EINVAL, "ctx: expected a context, got NULL");
-    LORA_TRY(lora_attention_check(shape, n_segments, cu_seqlens, err));
-    backward_job job = {
-        .kernels = lora_attention_kernels_of(ctx, shape->head_dim),
-        .shape = shape,
-        .cu_seqlens = cu_seqlens,
-        .q = q, .k = k, .v = v, .o = o, .dout = dout, .lse = lse,
-        .ldq = ldq, .ldk = ldk, .ldv = ldv, .ldo = ldo, .lddo = lddo,
-        .dq = dq, .dk = dk, .dv = dv,
-        .lddq = lddq, .lddk = lddk, .lddv = lddv,
-        .n_segments = n_segments,
-    };
-    int64_t M = n_segments ? cu_seqlens[n_segments] - cu_seqlens[0] : 0;
-    LORA_TRY(check_backward(&job, M, err));
+lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
+                                    const lora_attention_gradient *gradient, lora_error *err) {
+    LORA_TRY(check_attention_backward(shape, segments, gradient, err));
+    LORA_TRY(lora_attention_check_segments(segments, gradient->q.rows, err));
+    int64_t n = segments->n, M = n ? segments->cu_seqlens[n] - segments->cu_seqlens[0] : 0;
     if (M == 0)
         return LORA_OK;
+    backward_job job = {.kernels = lora_attention_kernels_of(ctx, shape->head_dim), .shape = shape, .segments = segments, .gradient = gradient};
     job.group = shape->n_heads / shape->n_kv_heads;
     job.key_block = job.kernels->key_block;
     job.query_block = lora_min_i64(lora_max_i64(LORA_ATTENTION_ROWS / job.group, 1), job.key_block);
     LORA_TRY(backward_scratch(ctx, &job, err));
 
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_for(ctx->engine->pool, job.first_task[n_segments] * shape->n_kv_heads, backward_task, &job);
-    double pairs = began ? lora_attention_pairs(shape, n_segments, cu_seqlens, NULL) : 0;
+    lora_parallel_for(ctx->engine->pool, job.first_task[n] * shape->n_kv_heads, backward_task, &job);
+    double pairs = began ? lora_attention_pairs(shape, segments, NULL) : 0;
     double floats = (double)M * (double)((4 * shape->n_heads + 4 * shape->n_kv_heads) * shape->head_dim);
     lora_profile_end(ctx, LORA_OP_ATTENTION_BACKWARD, began, 10 * pairs * (double)shape->head_dim, 4 * floats);
     return LORA_OK;

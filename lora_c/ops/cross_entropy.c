@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "lora_c/base/mat.h"
 #include "lora_c/nn.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm.h"
@@ -12,19 +13,47 @@
 
 enum { SLICE = 4096 }; /* columns of the vocabulary whose logits a trained head needs at a time */
 
+static lora_status check_loss(const lora_loss *loss, lora_error *err) {
+    LORA_CHECK(loss, err, LORA_EINVAL, "loss: expected a pointer, got NULL");
+    lora_logit_map map = loss->map;
+    LORA_CHECK(map.scale > 0 && map.scale < INFINITY && map.softcap >= 0 && map.softcap < INFINITY, err, LORA_EINVAL,
+               "map: expected a scale > 0 and a softcap >= 0, got %g and %g", (double)map.scale, (double)map.softcap);
+    LORA_CHECK(loss->loss_sum != NULL, err, LORA_EINVAL, "loss_sum: expected a pointer, got NULL");
+    return LORA_OK;
+}
+
+static lora_status check_linear_cross_entropy(lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW, lora_error *err) {
+    LORA_TRY(lora_rows_check_weight("w", w, err));
+    LORA_TRY(check_loss(loss, err));
+    int64_t M = x.rows, V = w->rows, H = w->cols;
+    lora_mat dense = w->kind == LORA_WEIGHT_F32 ? lora_mat_f32(w->data, V, H, w->ld) : lora_mat_none();
+    lora_arg in[] = {lora_named("x", x), lora_named("targets", lora_mat_vector(loss->targets, M)),
+                     lora_named("loss_weight", lora_mat_vector(loss->loss_weight, M)), lora_named("w", dense)};
+    lora_arg out[] = {lora_named("dx", dx), lora_named("dW", lora_mat_f32(dW, V, H, H)), lora_named("token_loss", lora_mat_vector(loss->token_loss, M))};
+    LORA_TRY(lora_mat_check_f32(in[0], M, H, err));
+    for (int i = 1; i < 3; i++) LORA_TRY(lora_mat_check(in[i], err));
+    if (dx.data) LORA_TRY(lora_mat_check_f32(out[0], M, H, err));
+    for (int o = 0; o < 3; o++) {
+        for (int i = 0; i < 4; i++) LORA_TRY(lora_mat_disjoint(out[o], in[i], err));
+        for (int i = 0; i < o; i++) LORA_TRY(lora_mat_disjoint(out[o], out[i], err));
+    }
+    return LORA_OK;
+}
+
+static lora_status check_targets(int64_t M, const lora_loss *loss, int64_t V, lora_error *err) {
+    for (int64_t m = 0; m < M; m++)
+        LORA_CHECK(loss->loss_weight[m] == 0.0f || (loss->targets[m] >= 0 && loss->targets[m] < V), err, LORA_EINVAL,
+                   "targets: expected 0 <= targets[%" PRId64 "] < %" PRId64 ", got %" PRId32, m, V, loss->targets[m]);
+    return LORA_OK;
+}
+
 typedef struct xent_job {
     const lora_rowwise_kernels *kernels;
     lora_head_pass pass;
     int64_t M, V, H;
-    const float *x;
-    int64_t ldx;
+    lora_mat x, dx;
     const lora_weight *w;
-    lora_logit_map map;
-    const int32_t *targets;
-    const float *loss_weight;
-    float grad_scale;
-    float *dx;
-    int64_t lddx;
+    const lora_loss *loss;
     float *dW;
     /* the chunk */
     int64_t n_rows;
@@ -45,31 +74,31 @@ static void clear_task(void *arg, int64_t task, int worker) {
     const xent_job *job = arg;
     int64_t rows = lora_rows_per_task(job->H), end = lora_min_i64(job->M, (task + 1) * rows);
     for (int64_t m = task * rows; m < end; m++)
-        if (job->loss_weight[m] == 0.0f) memset(job->dx + m * job->lddx, 0, (size_t)job->H * sizeof(float));
+        if (job->loss->loss_weight[m] == 0.0f) memset(lora_mat_row(job->dx, m), 0, (size_t)job->H * sizeof(float));
 }
 
 static void row_task(void *arg, int64_t r, int worker) {
     const xent_job *job = arg;
     int64_t m = job->index[r];
     job->sums[r] = lora_head_pass_row(&job->pass, r);
-    if (job->dx)
-        lora_head_pass_gradient(&job->pass, r, &job->sums[r], job->grad_scale * job->loss_weight[m], job->dx + m * job->lddx,
+    if (job->dx.data)
+        lora_head_pass_gradient(&job->pass, r, &job->sums[r], job->loss->grad_scale * job->loss->loss_weight[m], lora_mat_row(job->dx, m),
                                 job->buffers + worker * job->H);
 }
 
 /* Fills index with the next weighted rows; returns the row to go on from. */
 static int64_t next_chunk(xent_job *job, int64_t m) {
     for (job->n_rows = 0; m < job->M && job->n_rows < LORA_HEAD_ROWS; m++)
-        if (job->loss_weight[m] != 0.0f) {
+        if (job->loss->loss_weight[m] != 0.0f) {
             job->index[job->n_rows] = m;
-            job->chunk_targets[job->n_rows++] = job->targets[m];
+            job->chunk_targets[job->n_rows++] = job->loss->targets[m];
         }
     bool contiguous = job->n_rows > 0 && job->index[job->n_rows - 1] - job->index[0] == job->n_rows - 1;
-    job->chunk_x = contiguous ? job->x + job->index[0] * job->ldx : job->x_rows;
-    job->chunk_ldx = contiguous ? job->ldx : job->H;
+    job->chunk_x = contiguous ? lora_mat_row(job->x, job->index[0]) : job->x_rows;
+    job->chunk_ldx = contiguous ? job->x.ld : job->H;
     if (!contiguous)
         for (int64_t r = 0; r < job->n_rows; r++)
-            memcpy(job->x_rows + r * job->H, job->x + job->index[r] * job->ldx, (size_t)job->H * sizeof(float));
+            memcpy(job->x_rows + r * job->H, lora_mat_row(job->x, job->index[r]), (size_t)job->H * sizeof(float));
     return m;
 }
 
@@ -78,15 +107,15 @@ static void slice_task(void *arg, int64_t r, int worker) {
     const xent_job *job = arg;
     int64_t n = job->n_cols, target = job->chunk_targets[r] - job->first_col;
     float *logits = job->slice + r * SLICE, *capped = job->capped + worker * SLICE;
-    float factor = job->grad_scale * job->loss_weight[job->index[r]];
-    if (job->map.softcap > 0) {
-        job->kernels->softcap_forward(n, job->map.softcap, logits);
+    float factor = job->loss->grad_scale * job->loss->loss_weight[job->index[r]], softcap = job->loss->map.softcap;
+    if (softcap > 0) {
+        job->kernels->softcap_forward(n, softcap, logits);
         memcpy(capped, logits, (size_t)n * sizeof(float));
     }
     (void)job->kernels->exp_sum(n, (float)job->sums[r].log_sum, logits);
     job->kernels->scale(n, factor, logits, logits);
     if (target >= 0 && target < n) logits[target] = (float)(-(double)factor * job->sums[r].others);
-    if (job->map.softcap > 0) job->kernels->softcap_backward(n, job->map.softcap, capped, logits);
+    if (softcap > 0) job->kernels->softcap_backward(n, softcap, capped, logits);
 }
 
 static lora_status weight_gradient(lora_ctx *ctx, xent_job *job, lora_error *err) {
@@ -97,41 +126,16 @@ static lora_status weight_gradient(lora_ctx *ctx, xent_job *job, lora_error *err
         lora_weight rows;
         lora_weight_codes codes;
         LORA_TRY(lora_weight_rows(job->w, job->first_col, job->n_cols, &rows, &codes, err));
-        lora_gemm_args logits = {.m = n, .n = job->n_cols, .k = H, .alpha = job->map.scale, .a = job->chunk_x,
+        lora_gemm_args logits = {.m = n, .n = job->n_cols, .k = H, .alpha = job->loss->map.scale, .a = job->chunk_x,
                                  .a_row_stride = job->chunk_ldx, .a_col_stride = 1, .b = &rows, .b_transposed = true,
                                  .c = job->slice, .ldc = SLICE};
         LORA_TRY(lora_gemm(ctx, &logits, err));
         lora_parallel_for(ctx->engine->pool, n, slice_task, job);
-        lora_gemm_args gradient = {.m = job->n_cols, .n = H, .k = n, .alpha = job->map.scale, .a = job->slice, .a_row_stride = 1,
+        lora_gemm_args gradient = {.m = job->n_cols, .n = H, .k = n, .alpha = job->loss->map.scale, .a = job->slice, .a_row_stride = 1,
                                    .a_col_stride = SLICE, .b = &x, .b_transposed = false, .c = job->dW + job->first_col * H,
                                    .ldc = H, .accumulate = true};
         LORA_TRY(lora_gemm(ctx, &gradient, err));
     }
-    return LORA_OK;
-}
-
-static lora_status check(int64_t M, const float *x, int64_t ldx, const lora_weight *w, lora_logit_map map, const int32_t *targets,
-                         const float *loss_weight, const double *loss_sum, const float *token_loss, const float *dx,
-                         int64_t lddx, const float *dW, lora_error *err) {
-    LORA_TRY(lora_rows_check_weight("w", w, err));
-    LORA_CHECK(map.scale > 0 && map.scale < INFINITY && map.softcap >= 0 && map.softcap < INFINITY, err, LORA_EINVAL,
-               "map: expected a scale > 0 and a softcap >= 0, got %g and %g", (double)map.scale, (double)map.softcap);
-    LORA_CHECK(loss_sum != NULL, err, LORA_EINVAL, "loss_sum: expected a pointer, got NULL");
-    int64_t V = w->rows, H = w->cols;
-    lora_rows in[] = {{"x", x, M, H, ldx}, {"targets", targets, 1, M, M}, {"loss_weight", loss_weight, 1, M, M}};
-    lora_rows weight = {"w", w->kind == LORA_WEIGHT_F32 ? w->data : NULL, V, H, w->ld};
-    lora_rows out[] = {{"dx", dx, M, H, lddx}, {"dW", dW, V, H, H}, {"token_loss", token_loss, 1, M, M}};
-    for (int i = 0; i < 3; i++) LORA_TRY(lora_rows_check(in[i], err));
-    for (int o = 0; o < 3; o++) {
-        if (!out[o].data) continue;
-        LORA_TRY(lora_rows_check(out[o], err));
-        LORA_TRY(lora_rows_disjoint(out[o], weight, err));
-        for (int i = 0; i < 3; i++) LORA_TRY(lora_rows_disjoint(out[o], in[i], err));
-        for (int i = 0; i < o; i++) LORA_TRY(lora_rows_disjoint(out[o], out[i], err));
-    }
-    for (int64_t m = 0; m < M; m++)
-        LORA_CHECK(loss_weight[m] == 0.0f || (targets[m] >= 0 && targets[m] < V), err, LORA_EINVAL,
-                   "targets: expected 0 <= targets[%" PRId64 "] < %" PRId64 ", got %" PRId32, m, V, targets[m]);
     return LORA_OK;
 }
 
@@ -156,7 +160,7 @@ static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, lora_error *err) 
     void *scratch;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, (size_t)lay_chunk(job, rows, threads, NULL), &scratch, err));
     lay_chunk(job, rows, threads, scratch);
-    return lora_head_pass_create(ctx, job->w, job->map, job->dx != NULL, rows, &job->pass, err);
+    return lora_head_pass_create(ctx, job->w, job->loss->map, job->dx.data != NULL, rows, &job->pass, err);
 }
 
 int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w) {
@@ -165,26 +169,24 @@ int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, int64_t M, const 
 }
 
 static void report_cost(lora_ctx *ctx, const xent_job *job, int64_t began, double rows) {
-    double products = 1 + (job->dx ? 1 : 0) + (job->dW ? 2 : 0), V = (double)job->V, H = (double)job->H;
+    double products = 1 + (job->dx.data ? 1 : 0) + (job->dW ? 2 : 0), V = (double)job->V, H = (double)job->H;
     double chunks = ceil(rows / LORA_HEAD_ROWS);
-    double bytes = chunks * lora_profile_weight_bytes(job->w) + 4 * rows * (job->dx ? 2 : 1) * H + (job->dW ? 8 * V * H : 0);
+    double bytes = chunks * lora_profile_weight_bytes(job->w) + 4 * rows * (job->dx.data ? 2 : 1) * H + (job->dW ? 8 * V * H : 0);
     lora_profile_end(ctx, LORA_OP_HEAD_AND_LOSS, began, 2 * products * rows * V * H, bytes);
 }
 
-lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w,
-                                      lora_logit_map map, const int32_t *targets, const float *loss_weight, float grad_scale,
-                                      double *loss_sum, float *token_loss, float *dx, int64_t lddx, float *dW,
+lora_status lora_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
                                       lora_error *err) {
-    LORA_TRY(check(M, x, ldx, w, map, targets, loss_weight, loss_sum, token_loss, dx, lddx, dW, err));
-    xent_job job = {.kernels = &ctx->engine->kernels.rowwise, .M = M, .V = w->rows, .H = w->cols, .x = x, .ldx = ldx, .w = w,
-                    .map = map, .targets = targets, .loss_weight = loss_weight, .grad_scale = grad_scale, .dx = dx, .lddx = lddx,
-                    .dW = dW};
+    LORA_TRY(check_linear_cross_entropy(x, w, loss, dx, dW, err));
+    LORA_TRY(check_targets(x.rows, loss, w->rows, err));
+    xent_job job = {.kernels = &ctx->engine->kernels.rowwise, .M = x.rows, .V = w->rows, .H = w->cols, .x = x, .dx = dx, .w = w,
+                    .loss = loss, .dW = dW};
     LORA_TRY(chunk_buffers(ctx, &job, err));
-    if (dx) lora_parallel_for(ctx->engine->pool, lora_div_up(M, lora_rows_per_task(job.H)), clear_task, &job);
-    if (token_loss) memset(token_loss, 0, (size_t)M * sizeof(float));
+    if (dx.data) lora_parallel_for(ctx->engine->pool, lora_div_up(job.M, lora_rows_per_task(job.H)), clear_task, &job);
+    if (loss->token_loss) memset(loss->token_loss, 0, (size_t)job.M * sizeof(float));
     double sum = 0.0, weighted = 0.0;
     int64_t began = lora_profile_begin(ctx);
-    for (int64_t m = 0; m < M;) {
+    for (int64_t m = 0; m < job.M;) {
         m = next_chunk(&job, m);
         if (job.n_rows == 0) break;
         lora_head_pass_run(ctx, &job.pass, job.n_rows, job.chunk_x, job.chunk_ldx, job.chunk_targets);
@@ -192,11 +194,11 @@ lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, 
         if (dW) LORA_TRY(weight_gradient(ctx, &job, err));
         weighted += (double)job.n_rows;
         for (int64_t r = 0; r < job.n_rows; r++) {
-            sum += (double)loss_weight[job.index[r]] * job.sums[r].loss;
-            if (token_loss) token_loss[job.index[r]] = (float)job.sums[r].loss;
+            sum += (double)loss->loss_weight[job.index[r]] * job.sums[r].loss;
+            if (loss->token_loss) loss->token_loss[job.index[r]] = (float)job.sums[r].loss;
         }
     }
     report_cost(ctx, &job, began, weighted);
-    *loss_sum = sum;
+    *loss->loss_sum = sum;
     return LORA_OK;
 }

@@ -39,10 +39,11 @@ lora_status lora_adamw_step(lora_ctx *ctx, int64_t n, float *p, const float *g, 
                             const lora_adamw_hyper *hyper, lora_error *err) {
     LORA_CHECK(hyper != NULL, err, LORA_EINVAL, "hyper: expected a pointer, got NULL");
     LORA_TRY(check_hyper(hyper, err));
-    lora_rows all[] = {{"p", p, 1, n, n}, {"g", g, 1, n, n}, {"m", m, 1, n, n}, {"v", v, 1, n, n}};
+    lora_arg all[] = {lora_named("p", lora_mat_vector(p, n)), lora_named("g", lora_mat_vector(g, n)),
+                      lora_named("m", lora_mat_vector(m, n)), lora_named("v", lora_mat_vector(v, n))};
     for (int i = 0; i < 4; i++) {
-        LORA_TRY(lora_rows_check(all[i], err));
-        for (int j = 0; j < i; j++) LORA_TRY(lora_rows_disjoint(all[i], all[j], err));
+        LORA_TRY(lora_mat_check(all[i], err));
+        for (int j = 0; j < i; j++) LORA_TRY(lora_mat_disjoint(all[i], all[j], err));
     }
     double bias1 = 1.0 - pow(hyper->beta1, (double)hyper->step);
     double bias2 = 1.0 - pow(hyper->beta2, (double)hyper->step);
@@ -80,7 +81,7 @@ static void squares_task(void *arg, int64_t task, int worker) {
 
 lora_status lora_sum_of_squares(lora_ctx *ctx, int64_t n, const float *g, double *sum, lora_error *err) {
     LORA_CHECK(sum != NULL, err, LORA_EINVAL, "sum: expected a pointer, got NULL");
-    LORA_TRY(lora_rows_check((lora_rows){"g", g, 1, n, n}, err));
+    LORA_TRY(lora_mat_check(lora_named("g", lora_mat_vector(g, n)), err));
     int64_t n_tasks = lora_div_up(n, SQUARES_ELEMENTS);
     void *partial;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_REDUCE, (size_t)n_tasks * sizeof(double), &partial, err));

@@ -13,7 +13,7 @@ const char *lora_op_name(lora_op op) {
     static const char *const names[LORA_OPS] = {
         "linear forward",    "linear backward",    "adapter gradient", "weight gradient",
         "attention forward", "attention backward", "head and loss",   "norm forward",    "norm backward",
-        "rope",              "swiglu forward",     "swiglu backward", "embedding",       "optimizer"};
+        "rope",              "activation forward", "activation backward", "embedding",   "optimizer"};
     return (unsigned)op < LORA_OPS ? names[op] : "unknown";
 }
 

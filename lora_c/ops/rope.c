@@ -1,10 +1,47 @@
 /* Rotary position embedding: the table of angles and the rotation. */
 #include <math.h>
 
+#include "lora_c/base/mat.h"
 #include "lora_c/nn.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/profile.h"
 #include "lora_c/ops/rows.h"
+
+static lora_status check_rope_table(int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq, double scale,
+                                    float *cos, float *sin, lora_error *err) {
+    (void)scale;
+    lora_arg c = lora_named("cos", lora_mat_f32(cos, n_positions, half, half)), s = lora_named("sin", lora_mat_f32(sin, n_positions, half, half));
+    lora_arg f = lora_named("inv_freq", lora_mat_vector(inv_freq, 2 * half)); /* float64: two elements of 4 bytes each */
+    lora_arg p = lora_named("positions", lora_mat_vector(positions, n_positions));
+    LORA_TRY(lora_mat_check(c, err));
+    LORA_TRY(lora_mat_check(s, err));
+    LORA_TRY(lora_mat_check(f, err));
+    LORA_TRY(lora_mat_disjoint(s, c, err));
+    LORA_TRY(lora_mat_disjoint(c, f, err));
+    LORA_TRY(lora_mat_disjoint(s, f, err));
+    LORA_TRY(lora_mat_disjoint(c, p, err));
+    return lora_mat_disjoint(s, p, err);
+}
+
+static lora_status check_rope(const lora_rotations *r, int64_t n_heads, int64_t head_dim, const int32_t *positions, lora_mat x, bool backward,
+                              lora_error *err) {
+    (void)backward;
+    LORA_CHECK(r, err, LORA_EINVAL, "rotations: expected a pointer, got NULL");
+    LORA_CHECK(head_dim >= 2, err, LORA_ESHAPE, "head_dim: expected >= 2, got %" PRId64, head_dim);
+    LORA_CHECK(r->half >= 1 && r->half <= head_dim / 2, err, LORA_ESHAPE, "half: expected 1 to %" PRId64 " (head_dim / 2), got %" PRId64,
+               head_dim / 2, r->half);
+    LORA_CHECK(n_heads >= 0 && n_heads <= INT64_MAX / head_dim, err, LORA_ESHAPE, "n_heads: expected >= 0, got %" PRId64, n_heads);
+    lora_arg out = lora_named("x", x), p = lora_named("positions", lora_mat_vector(positions, x.rows));
+    lora_arg c = lora_named("cos", lora_mat_f32(r->cos, r->n_positions, r->half, r->half));
+    lora_arg s = lora_named("sin", lora_mat_f32(r->sin, r->n_positions, r->half, r->half));
+    LORA_TRY(lora_mat_check_f32(out, x.rows, n_heads * head_dim, err));
+    LORA_TRY(lora_mat_check(p, err));
+    LORA_TRY(lora_mat_check(c, err));
+    LORA_TRY(lora_mat_check(s, err));
+    LORA_TRY(lora_mat_disjoint(out, p, err));
+    LORA_TRY(lora_mat_disjoint(out, c, err));
+    return lora_mat_disjoint(out, s, err);
+}
 
 typedef struct table_job {
     int64_t n_positions, half, rows_per_task;
@@ -28,66 +65,49 @@ static void table_task(void *arg, int64_t task, int worker) {
 
 lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
                             double scale, float *cos, float *sin, lora_error *err) {
-    lora_rows c = {"cos", cos, n_positions, half, half}, s = {"sin", sin, n_positions, half, half};
-    lora_rows f = {"inv_freq", inv_freq, 1, 2 * half, 2 * half}; /* float64: two elements of 4 bytes each */
-    LORA_TRY(lora_rows_check(c, err));
-    LORA_TRY(lora_rows_check(s, err));
-    LORA_TRY(lora_rows_check(f, err));
-    LORA_TRY(lora_rows_disjoint(s, c, err));
-    LORA_TRY(lora_rows_disjoint(c, f, err));
-    LORA_TRY(lora_rows_disjoint(s, f, err));
-    table_job job = {n_positions, half, lora_max_i64(1, 1024 / lora_max_i64(half, 1)), inv_freq, scale, positions, cos, sin};
+    LORA_TRY(check_rope_table(n_positions, positions, half, inv_freq, scale, cos, sin, err));
+    table_job job = {.n_positions = n_positions, .half = half, .rows_per_task = lora_max_i64(1, 1024 / lora_max_i64(half, 1)),
+                     .inv_freq = inv_freq, .scale = scale, .positions = positions, .cosine = cos, .sine = sin};
     lora_parallel_for(ctx->engine->pool, lora_div_up(n_positions, job.rows_per_task), table_task, &job);
     return LORA_OK;
 }
 
 typedef struct rope_job {
     const lora_rowwise_kernels *kernels;
-    int64_t M, n_heads, D, rotary, rows_per_task;
-    float *x;
-    int64_t ldx;
+    const lora_rotations *rotations;
+    int64_t n_heads, head_dim, rows_per_task;
+    lora_mat x;
     const int32_t *positions;
-    const float *cosine, *sine;
     float sign;
 } rope_job;
 
 static void rope_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const rope_job *job = arg;
-    int64_t half = job->rotary / 2, end = lora_min_i64(job->M, (task + 1) * job->rows_per_task);
+    int64_t half = job->rotations->half, end = lora_min_i64(job->x.rows, (task + 1) * job->rows_per_task);
     for (int64_t m = task * job->rows_per_task; m < end; m++) {
-        const float *c = job->cosine + job->positions[m] * half, *s = job->sine + job->positions[m] * half;
+        const float *c = job->rotations->cos + job->positions[m] * half, *s = job->rotations->sin + job->positions[m] * half;
         for (int64_t h = 0; h < job->n_heads; h++)
-            job->kernels->rope(half, job->x + m * job->ldx + h * job->D, c, s, job->sign);
+            job->kernels->rope(half, lora_mat_row(job->x, m) + h * job->head_dim, c, s, job->sign);
     }
 }
 
-lora_status lora_rope(lora_ctx *ctx, int64_t M, int64_t n_heads, int64_t D, int64_t rotary, float *x, int64_t ldx,
-                      const int32_t *positions, const float *cos, const float *sin, int64_t n_positions, bool backward,
-                      lora_error *err) {
-    LORA_CHECK(D >= 2, err, LORA_ESHAPE, "D: expected a head_dim >= 2, got %" PRId64, D);
-    LORA_CHECK(rotary >= 2 && rotary % 2 == 0 && rotary <= D, err, LORA_ESHAPE,
-               "rotary: expected an even number from 2 to %" PRId64 ", got %" PRId64, D, rotary);
-    LORA_CHECK(n_heads >= 0 && n_heads <= INT64_MAX / D, err, LORA_ESHAPE, "n_heads: expected >= 0, got %" PRId64,
-               n_heads);
-    lora_rows out = {"x", x, M, n_heads * D, ldx}, p = {"positions", positions, 1, M, M};
-    lora_rows c = {"cos", cos, n_positions, rotary / 2, rotary / 2}, s = {"sin", sin, n_positions, rotary / 2, rotary / 2};
-    LORA_TRY(lora_rows_check(out, err));
-    LORA_TRY(lora_rows_check(p, err));
-    LORA_TRY(lora_rows_check(c, err));
-    LORA_TRY(lora_rows_check(s, err));
-    LORA_TRY(lora_rows_disjoint(out, p, err));
-    LORA_TRY(lora_rows_disjoint(out, c, err));
-    LORA_TRY(lora_rows_disjoint(out, s, err));
+static lora_status check_positions(int64_t M, const int32_t *positions, int64_t n_positions, lora_error *err) {
     for (int64_t m = 0; m < M; m++)
         LORA_CHECK(positions[m] >= 0 && positions[m] < n_positions, err, LORA_EINVAL,
                    "positions: expected 0 <= positions[%" PRId64 "] < %" PRId64 ", got %" PRId32, m, n_positions,
                    positions[m]);
-    rope_job job = {.kernels = &ctx->engine->kernels.rowwise, .M = M, .n_heads = n_heads, .D = D, .rotary = rotary,
-                    .rows_per_task = lora_rows_per_task(n_heads * D), .x = x, .ldx = ldx, .positions = positions,
-                    .cosine = cos, .sine = sin, .sign = backward ? -1.0f : 1.0f};
+    return LORA_OK;
+}
+
+lora_status lora_rope(lora_ctx *ctx, const lora_rotations *rotations, int64_t n_heads, int64_t head_dim, const int32_t *positions, lora_mat x,
+                      bool backward, lora_error *err) {
+    LORA_TRY(check_rope(rotations, n_heads, head_dim, positions, x, backward, err));
+    LORA_TRY(check_positions(x.rows, positions, rotations->n_positions, err));
+    rope_job job = {.kernels = &ctx->engine->kernels.rowwise, .rotations = rotations, .n_heads = n_heads, .head_dim = head_dim,
+                    .rows_per_task = lora_rows_per_task(x.cols), .x = x, .positions = positions, .sign = backward ? -1.0f : 1.0f};
     int64_t began = lora_profile_begin(ctx);
-    lora_parallel_near(ctx->engine->pool, lora_div_up(M, job.rows_per_task), rope_task, &job);
-    lora_profile_end(ctx, LORA_OP_ROPE, began, 0, 8.0 * (double)(M * n_heads * D));
+    lora_parallel_near(ctx->engine->pool, lora_div_up(x.rows, job.rows_per_task), rope_task, &job);
+    lora_profile_end(ctx, LORA_OP_ROPE, began, 0, 8.0 * (double)(x.rows * x.cols));
     return LORA_OK;
 }

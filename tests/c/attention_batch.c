@@ -31,7 +31,7 @@ static void fill(float *p, int64_t rows, int64_t ld, int64_t width, float size) 
 }
 
 attention_batch attention_batch_create(int64_t D, int64_t H, int64_t KV, int64_t window, int64_t n, const int *lengths, float size) {
-    attention_batch b = {.shape = {H, KV, D, (float)(1.0 / sqrt((double)D)), window, 0}, .n = n};
+    attention_batch b = {.shape = {.n_heads = H, .n_kv_heads = KV, .head_dim = D, .scale = (float)(1.0 / sqrt((double)D)), .sliding_window = window}, .n = n};
     for (int64_t s = 0; s < n; s++)
         b.cu[s + 1] = b.cu[s] + lengths[s];
     b.M = b.cu[n];
@@ -53,18 +53,33 @@ void attention_batch_destroy(attention_batch *b) {
         attention_buffer_free(all[i]);
 }
 
+lora_segments attention_batch_segments(const attention_batch *b) {
+    return (lora_segments){.n = b->n, .cu_seqlens = b->cu, .on_device = b->cu};
+}
+
 void attention_batch_run(lora_ctx *ctx, attention_batch *b) {
-    lora_kv_view kv[MAX_SEGMENTS];
-    float *k = b->qkv + attention_q_width(b), *v = k + attention_k_width(b);
-    float *dk = b->dqkv + attention_q_width(b), *dv = dk + attention_k_width(b);
-    for (int64_t s = 0; s < b->n; s++)
-        kv[s] = (lora_kv_view){k + b->cu[s] * b->ld, v + b->cu[s] * b->ld, b->ld, b->ld, b->cu[s + 1] - b->cu[s]};
+    int64_t start[MAX_SEGMENTS], length[MAX_SEGMENTS], M = b->M, Q = attention_q_width(b), KV = attention_k_width(b);
+    for (int64_t s = 0; s < b->n; s++) {
+        start[s] = b->cu[s];
+        length[s] = b->cu[s + 1] - b->cu[s];
+    }
+    lora_segments segments = attention_batch_segments(b);
+    lora_kv kv = {.k = b->qkv + Q, .v = b->qkv + Q + KV, .ldk = b->ld, .ldv = b->ld, .start = start, .length = length};
+    lora_mat qkv = lora_mat_f32(b->qkv, M, Q + 2 * KV, b->ld), dqkv = lora_mat_f32(b->dqkv, M, Q + 2 * KV, b->ld);
+    lora_mat out = lora_mat_f32(b->out, M, Q, b->ld_out), q = lora_mat_cols(qkv, 0, Q);
     lora_error err;
-    lora_status status = lora_attention_forward(ctx, &b->shape, b->n, b->cu, b->qkv, b->ld, kv, b->out, b->ld_out,
-                                                b->lse, &err);
+    lora_status status = lora_attention_forward(ctx, &b->shape, &segments, q, &kv, out, b->lse, &err);
     CHECK(status == LORA_OK, "forward: %s", err.message);
-    status = lora_attention_backward(ctx, &b->shape, b->n, b->cu, b->qkv, b->ld, k, b->ld, v, b->ld, b->out, b->ld_out,
-                                     b->lse, b->dout, b->ld_out, b->dqkv, b->ld, dk, b->ld, dv, b->ld, &err);
+    lora_attention_gradient gradient = {.q = q,
+                                        .k = lora_mat_cols(qkv, Q, KV),
+                                        .v = lora_mat_cols(qkv, Q + KV, KV),
+                                        .o = out,
+                                        .dout = lora_mat_f32(b->dout, M, Q, b->ld_out),
+                                        .lse = b->lse,
+                                        .dq = lora_mat_cols(dqkv, 0, Q),
+                                        .dk = lora_mat_cols(dqkv, Q, KV),
+                                        .dv = lora_mat_cols(dqkv, Q + KV, KV)};
+    status = lora_attention_backward(ctx, &b->shape, &segments, &gradient, &err);
     CHECK(status == LORA_OK, "backward: %s", err.message);
 }
 

@@ -29,6 +29,7 @@ int64_t attention_k_width(const attention_batch *b);
 
 lora_ctx *attention_context(lora_isa isa, int n_threads, lora_precision precision);
 const char *attention_rung(const lora_ctx *ctx); /* the rung, or "fast" */
+lora_segments attention_batch_segments(const attention_batch *b);
 void attention_batch_run(lora_ctx *ctx, attention_batch *b); /* forward and backward */
 
 /* Segment s in float64; operand: the relative error of an operand that its bounds allow; bf16: rounds operands itself. */

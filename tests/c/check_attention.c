@@ -121,10 +121,12 @@ static void check_cache(lora_ctx *ctx, int64_t window, float softcap) {
     for (int i = 0; i < 6; i++) {
         int32_t cu[2] = {0, pieces[i]};
         const float *q = b.qkv + done * b.ld, *k = b.qkv + attention_q_width(&b);
-        lora_kv_view kv = {k, k + attention_k_width(&b), b.ld, b.ld, done + pieces[i]};
+        int64_t start = 0, length = done + pieces[i], width = attention_q_width(&b);
+        lora_segments segments = {.n = 1, .cu_seqlens = cu, .on_device = cu};
+        lora_kv kv = {.k = k, .v = k + attention_k_width(&b), .ldk = b.ld, .ldv = b.ld, .start = &start, .length = &length};
         lora_error err;
-        lora_status status = lora_attention_forward(ctx, &b.shape, 1, cu, q, b.ld, &kv, o + done * b.ld_out, b.ld_out,
-                                                    NULL, &err);
+        lora_status status = lora_attention_forward(ctx, &b.shape, &segments, lora_mat_f32(q, pieces[i], width, b.ld), &kv,
+                                                    lora_mat_f32(o + done * b.ld_out, pieces[i], width, b.ld_out), NULL, &err);
         CHECK(status == LORA_OK, "cache: %s", err.message);
         done += pieces[i];
     }
@@ -165,17 +167,33 @@ static void check_oracle(float softcap) {
 static void check_refusals(lora_ctx *ctx) {
     float x[64] = {0};
     lora_error err;
-    int32_t cu[] = {0, 2}, falling[] = {2, 0};
-    lora_attention_shape shape = {2, 1, 4, 0.5f, 0, 0}, heads = {3, 2, 4, 0.5f, 0, 0}, cap = {2, 1, 4, 0.5f, 0, -1};
-    lora_kv_view kv = {x, x, 4, 4, 2}, few = {x, x, 4, 4, 1};
-    float *o = x + 16;
-    CHECK(lora_attention_forward(ctx, &heads, 1, cu, x, 12, &kv, o, 12, NULL, &err) == LORA_ESHAPE, "heads 3/2");
-    CHECK(lora_attention_forward(ctx, &cap, 1, cu, x, 8, &kv, o, 8, NULL, &err) == LORA_EINVAL, "softcap -1");
-    CHECK(lora_attention_forward(ctx, &shape, 1, falling, x, 8, &kv, o, 8, NULL, &err) == LORA_EINVAL, "cu falls");
-    CHECK(lora_attention_forward(ctx, &shape, 1, cu, x, 8, &few, o, 8, NULL, &err) == LORA_ESHAPE, "too few keys");
-    CHECK(lora_attention_forward(ctx, &shape, 1, cu, x, 7, &kv, o, 8, NULL, &err) == LORA_ESHAPE, "ldq too small");
-    CHECK(lora_attention_forward(ctx, &shape, 1, cu, NULL, 8, &kv, o, 8, NULL, &err) == LORA_EINVAL, "q is NULL");
-    CHECK(lora_attention_forward(ctx, &shape, 0, NULL, NULL, 8, NULL, NULL, 8, NULL, &err) == LORA_OK, "nothing to do");
+    int32_t cu[] = {0, 2}, falling[] = {2, 0}, beyond[] = {0, 3};
+    int64_t start = 0, before = -1, two = 2, one = 1, three = 3;
+    lora_attention_shape shape = {.n_heads = 2, .n_kv_heads = 1, .head_dim = 4, .scale = 0.5f}, heads = shape, cap = shape;
+    heads.n_heads = 3, heads.n_kv_heads = 2;
+    cap.softcap = -1;
+    lora_segments all = {.n = 1, .cu_seqlens = cu, .on_device = cu}, none = {.n = 0}, down = {.n = 1, .cu_seqlens = falling, .on_device = falling};
+    lora_segments long_ones = {.n = 1, .cu_seqlens = beyond, .on_device = beyond}, host = {.n = 1, .cu_seqlens = cu};
+    lora_kv kv = {.k = x, .v = x, .ldk = 4, .ldv = 4, .start = &start, .length = &two}, few = kv, early = kv, more = kv, narrow = kv;
+    few.length = &one;
+    early.start = &before;
+    more.length = &three;
+    narrow.ldk = 3;
+    lora_mat q = lora_mat_f32(x, 2, 8, 8), o = lora_mat_f32(x + 16, 2, 8, 8), wide = lora_mat_f32(x, 2, 12, 12), wide_o = lora_mat_f32(x + 24, 2, 12, 12);
+    lora_mat nothing = lora_mat_f32(NULL, 0, 8, 8);
+    CHECK(lora_attention_forward(ctx, &heads, &all, wide, &kv, wide_o, NULL, &err) == LORA_ESHAPE, "heads 3/2");
+    CHECK(lora_attention_forward(ctx, &cap, &all, q, &kv, o, NULL, &err) == LORA_EINVAL, "softcap -1");
+    CHECK(lora_attention_forward(ctx, &shape, &down, q, &kv, o, NULL, &err) == LORA_EINVAL, "cu falls");
+    CHECK(lora_attention_forward(ctx, &shape, &long_ones, q, &more, o, NULL, &err) == LORA_EINVAL, "cu beyond the rows");
+    CHECK(lora_attention_forward(ctx, &shape, &host, q, &kv, o, NULL, &err) == LORA_EINVAL, "cu not on the device");
+    CHECK(lora_attention_forward(ctx, &shape, &all, q, &few, o, NULL, &err) == LORA_ESHAPE, "too few keys");
+    CHECK(lora_attention_forward(ctx, &shape, &all, q, &early, o, NULL, &err) == LORA_EINVAL, "keys before the first");
+    CHECK(lora_attention_forward(ctx, &shape, &all, q, &narrow, o, NULL, &err) == LORA_ESHAPE, "ldk too small");
+    CHECK(lora_attention_forward(ctx, &shape, &all, lora_mat_f32(x, 2, 8, 7), &kv, o, NULL, &err) == LORA_ESHAPE, "ldq too small");
+    CHECK(lora_attention_forward(ctx, &shape, &all, lora_mat_f32(x, 2, 7, 8), &kv, o, NULL, &err) == LORA_ESHAPE, "q too narrow");
+    CHECK(lora_attention_forward(ctx, &shape, &all, lora_mat_f32(NULL, 2, 8, 8), &kv, o, NULL, &err) == LORA_EINVAL, "q is NULL");
+    CHECK(lora_attention_forward(ctx, &shape, &all, q, &kv, lora_mat_f32(x + 8, 2, 8, 8), NULL, &err) == LORA_EINVAL, "o in q");
+    CHECK(lora_attention_forward(ctx, &shape, &none, nothing, NULL, nothing, NULL, &err) == LORA_OK, "nothing to do");
 }
 
 void check_attention(void);

@@ -55,12 +55,16 @@ static void check_past(lora_ctx *ctx) {
     static const int both[] = {40, 90};
     attention_batch b = attention_batch_create(20, 6, 2, 0, 2, both, 1.0f);
     const float *k = b.qkv + attention_q_width(&b), *v = k + attention_k_width(&b);
-    lora_kv_view kv[2] = {{k, v, b.ld, b.ld, 40}, {k, v, b.ld, b.ld, 130}}; /* the second continues the first */
+    int64_t start[2] = {0, 0}, length[2] = {40, 130}, width = attention_q_width(&b); /* the second continues the first */
+    lora_kv kv = {.k = k, .v = v, .ldk = b.ld, .ldv = b.ld, .start = start, .length = length};
+    lora_segments segments = attention_batch_segments(&b);
+    lora_mat q = lora_mat_f32(b.qkv, b.M, width, b.ld);
     lora_error err;
     float *exact = attention_buffer(b.M * b.ld_out);
     for (int precision = 0; precision < 2; precision++) {
         CHECK(lora_ctx_set_precision(ctx, precision ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT, &err) == LORA_OK, "precision");
-        lora_status status = lora_attention_forward(ctx, &b.shape, 2, b.cu, b.qkv, b.ld, kv, precision ? b.out : exact, b.ld_out, NULL, &err);
+        lora_mat o = lora_mat_f32(precision ? b.out : exact, b.M, width, b.ld_out);
+        lora_status status = lora_attention_forward(ctx, &b.shape, &segments, q, &kv, o, NULL, &err);
         CHECK(status == LORA_OK, "past: %s", err.message);
     }
     int64_t at = 40 * b.ld_out;

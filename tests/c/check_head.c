@@ -47,8 +47,13 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
         for (int64_t i = 0; i < V * H; i++) w[i] = lora_bf16_to_f32(half[i]);
     double loss, evaluated, want_loss = 0, *want_dW = calloc((size_t)(V * H), sizeof(double));
     double *logits = malloc((size_t)V * sizeof(double)), *slope = malloc((size_t)V * sizeof(double));
-    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &loss, token, dx, H, dW, ERR));
-    OK(lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &evaluated, NULL, NULL, 0, NULL, ERR));
+    lora_loss training = {.targets = targets, .loss_weight = weight, .grad_scale = scale, .loss_sum = &loss, .token_loss = token, .map = c.map};
+    lora_loss evaluation = training;
+    evaluation.loss_sum = &evaluated;
+    evaluation.token_loss = NULL;
+    lora_mat X = lora_mat_f32(x, M, H, ldx), dX = lora_mat_f32(dx, M, H, H);
+    OK(lora_linear_cross_entropy(ctx, X, &base, &training, dX, dW, ERR));
+    OK(lora_linear_cross_entropy(ctx, X, &base, &evaluation, lora_mat_none(), NULL, ERR));
     CHECK(loss == evaluated, "evaluation gives another loss");
     double error = ((double)H + 50) * U * (double)H; /* of a logit, and so relative of a probability */
     distance of_dx = {0, 0}, of_dW = {0, 0}, of_loss = {0, 0};
@@ -87,11 +92,9 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
     mix(&loss, sizeof loss), mix(token, (size_t)M * 4), mix(dx, (size_t)(M * H) * 4), mix(dW, (size_t)(V * H) * 4);
     if (c.pattern == 0) {
         targets[M - 1] = (int32_t)V;
-        REFUSED(LORA_EINVAL, "targets[", lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale, &loss,
-                                                                    NULL, dx, H, NULL, ERR));
+        REFUSED(LORA_EINVAL, "targets[", lora_linear_cross_entropy(ctx, X, &base, &evaluation, dX, NULL, ERR));
         targets[M - 1] = 0;
-        REFUSED(LORA_EINVAL, "overlapping", lora_linear_cross_entropy(ctx, M, x, ldx, &base, c.map, targets, weight, scale,
-                                                                       &loss, NULL, x, ldx, NULL, ERR));
+        REFUSED(LORA_EINVAL, "overlapping", lora_linear_cross_entropy(ctx, X, &base, &evaluation, X, NULL, ERR));
     }
     free(x), free(w), free(dx), free(dW), free(dW0), free(token), free(weight), free(half), free(targets);
     free(want_dW), free(logits), free(slope);
@@ -104,9 +107,10 @@ static void check_certain(lora_ctx *ctx) {
     w[7] = 30;
     lora_weight base = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = 1, .ld = 1, .data = w};
     int32_t target = 7;
-    double loss, others = (V - 1) * exp(-30.0);
-    OK(lora_linear_cross_entropy(ctx, 1, &x, 1, &base, (lora_logit_map){1, 0}, &target, &weight, 1, &loss, NULL, &dx, 1, NULL, ERR));
-    close_to("certain loss", loss, others, 1e-4 * others);
+    double sum, others = (V - 1) * exp(-30.0);
+    lora_loss loss = {.targets = &target, .loss_weight = &weight, .grad_scale = 1, .loss_sum = &sum, .map = {.scale = 1}};
+    OK(lora_linear_cross_entropy(ctx, lora_mat_f32(&x, 1, 1, 1), &base, &loss, lora_mat_f32(&dx, 1, 1, 1), NULL, ERR));
+    close_to("certain loss", sum, others, 1e-4 * others);
     close_to("certain dx", dx, -30 * others, 1e-2 * 30 * others);
 }
 
@@ -116,9 +120,10 @@ static void check_not_finite(lora_ctx *ctx, float bad) {
     for (int i = 0; i < M * H; i++) x[i] = i == 1 ? bad : 1;
     lora_weight base = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = H, .ld = H, .data = w};
     int32_t targets[M] = {3, 39};
-    double loss;
-    OK(lora_linear_cross_entropy(ctx, M, x, H, &base, (lora_logit_map){1, 0}, targets, weight, 1, &loss, token, NULL, 0, NULL, ERR));
-    CHECK(isnan(loss) && isnan(token[0]) && isfinite(token[1]), "%g in x: losses %g and %g", (double)bad, (double)token[0], (double)token[1]);
+    double sum;
+    lora_loss loss = {.targets = targets, .loss_weight = weight, .grad_scale = 1, .loss_sum = &sum, .token_loss = token, .map = {.scale = 1}};
+    OK(lora_linear_cross_entropy(ctx, lora_mat_f32(x, M, H, H), &base, &loss, lora_mat_none(), NULL, ERR));
+    CHECK(isnan(sum) && isnan(token[0]) && isfinite(token[1]), "%g in x: losses %g and %g", (double)bad, (double)token[0], (double)token[1]);
     free(w);
 }
 

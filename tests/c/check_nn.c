@@ -15,9 +15,10 @@ static void check_norm(lora_ctx *ctx, int64_t M, int64_t H) {
     float *x = random_floats(M * ldx, -2, 2), *w = random_floats(H, -2, 2), *y = random_floats(M * ldy, 5, 6);
     float *stats = random_floats(2 * M, 0, 0), *dy = random_floats(M * ldy, -1, 1), *dx = random_floats(M * ldx, -1, 1);
     float *dx0 = copy_floats(dx, M * ldx), *dw = random_floats(H, -1, 1), *dw0 = copy_floats(dw, H);
-    lora_norm norm = {LORA_NORM_RMS, H, 1, 1e-6f, 0.0f, w, NULL};
-    OK(lora_norm_forward(ctx, &norm, M, x, ldx, y, ldy, stats, ERR));
-    OK(lora_norm_backward(ctx, &norm, M, dy, ldy, x, ldx, stats, dx, ldx, true, dw, NULL, ERR));
+    lora_norm norm = {.kind = LORA_NORM_RMS, .H = H, .groups = 1, .eps = 1e-6f, .weight = w};
+    lora_mat X = lora_mat_f32(x, M, H, ldx);
+    OK(lora_norm_forward(ctx, &norm, X, lora_mat_f32(y, M, H, ldy), stats, ERR));
+    OK(lora_norm_backward(ctx, &norm, lora_mat_f32(dy, M, H, ldy), X, stats, lora_mat_f32(dx, M, H, ldx), true, dw, NULL, ERR));
     double factor = (double)H / 8 + 12;
     for (int64_t m = 0; m < M; m++) {
         double square = 0, dot = 0, magnitude = 0;
@@ -55,10 +56,11 @@ static void check_groups(lora_ctx *ctx, lora_norm_kind kind, int64_t M, int64_t 
     float *dw = random_floats(H, 0, 0), *db = random_floats(H, 0, 0);
     memset(dw, 0, (size_t)H * 4), memset(db, 0, (size_t)H * 4);
     float offset = kind == LORA_NORM_RMS ? 1.0f : 0.0f;
-    lora_norm norm = {kind, H, groups, 1e-3f, offset, w, b};
+    lora_norm norm = {.kind = kind, .H = H, .groups = groups, .eps = 1e-3f, .weight_offset = offset, .weight = w, .bias = b};
     double *want_dw = calloc((size_t)H, 8), *want_db = calloc((size_t)H, 8), factor = ((double)H / 8 + 12) * U, spread = 0;
-    OK(lora_norm_forward(ctx, &norm, M, y, ld, y, ld, stats, ERR));
-    OK(lora_norm_backward(ctx, &norm, M, dx, ld, x, ld, stats, dx, ld, false, dw, kind == LORA_NORM_RMS ? NULL : db, ERR));
+    lora_mat X = lora_mat_f32(x, M, groups * H, ld), Y = lora_mat_f32(y, M, groups * H, ld), dX = lora_mat_f32(dx, M, groups * H, ld);
+    OK(lora_norm_forward(ctx, &norm, Y, Y, stats, ERR));
+    OK(lora_norm_backward(ctx, &norm, dX, X, stats, dX, false, dw, kind == LORA_NORM_RMS ? NULL : db, ERR));
     for (int64_t m = 0; m < M; m++)
         for (int64_t g = 0; g < groups; g++) {
             const float *xs = x + m * ld + g * H, *ds = dy + m * ld + g * H;
@@ -93,17 +95,18 @@ static void check_groups(lora_ctx *ctx, lora_norm_kind kind, int64_t M, int64_t 
 static void check_scale(lora_ctx *ctx, int64_t M, int64_t N) {
     int64_t ld = N + 2;
     float *x = random_floats(M * ld, -2, 2), *y = random_floats(M * ld, -2, 2), *y0 = copy_floats(y, M * ld);
-    OK(lora_scale_rows(ctx, M, N, 0.3f, x, ld, y, ld, true, ERR));
+    lora_mat Y = lora_mat_f32(y, M, N, ld);
+    OK(lora_scale_rows(ctx, 0.3f, lora_mat_f32(x, M, N, ld), Y, true, ERR));
     for (int64_t i = 0; i < M * ld; i++)
         close_to("scale and add", y[i], i % ld < N ? y0[i] + 0.3f * (double)x[i] : (double)y0[i], 2 * U * 3);
     mix(y, (size_t)(M * ld) * 4);
-    OK(lora_scale_rows(ctx, M, N, -2.0f, y, ld, y, ld, false, ERR));
+    OK(lora_scale_rows(ctx, -2.0f, Y, Y, false, ERR));
     memcpy(y0, y, (size_t)(M * ld) * 4);
-    OK(lora_softcap_rows(ctx, M, N, 1.5f, y, ld, ERR));
+    OK(lora_softcap_rows(ctx, 1.5f, Y, ERR));
     for (int64_t i = 0; i < M * ld; i++)
         close_to("softcap", y[i], i % ld < N ? 1.5 * tanh(y0[i] / 1.5) : (double)y0[i], 8 * U * fabs((double)y0[i]));
     mix(y, (size_t)(M * ld) * 4);
-    REFUSED(LORA_EINVAL, "softcap: expected > 0", lora_softcap_rows(ctx, M, N, 0, y, ld, ERR));
+    REFUSED(LORA_EINVAL, "softcap: expected > 0", lora_softcap_rows(ctx, 0, Y, ERR));
     free(x), free(y), free(y0);
 }
 
@@ -122,7 +125,9 @@ static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D, int64
     int32_t *positions = malloc((size_t)M * 4 + 1);
     for (int64_t m = 0; m < M; m++) positions[m] = (int32_t)((m * 31) % n_positions);
     float *x = random_floats(M * ldx, -2, 2), *x0 = copy_floats(x, M * ldx);
-    OK(lora_rope(ctx, M, heads, D, rotary, x, ldx, positions, c, s, n_positions, false, ERR));
+    lora_rotations rotations = {.cos = c, .sin = s, .n_positions = n_positions, .half = half};
+    lora_mat X = lora_mat_f32(x, M, heads * D, ldx);
+    OK(lora_rope(ctx, &rotations, heads, D, positions, X, false, ERR));
     for (int64_t m = 0; m < M; m++)
         for (int64_t h = 0; h < heads; h++)
             for (int64_t i = 0; i < half; i++) {
@@ -134,12 +139,12 @@ static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D, int64
     for (int64_t i = 0; i < M * heads * D; i++)
         if (i % D >= rotary) CHECK(x[i / (heads * D) * ldx + i % (heads * D)] == x0[i / (heads * D) * ldx + i % (heads * D)], "rope turned too much");
     mix(x, (size_t)(M * ldx) * 4);
-    OK(lora_rope(ctx, M, heads, D, rotary, x, ldx, positions, c, s, n_positions, true, ERR));
+    OK(lora_rope(ctx, &rotations, heads, D, positions, X, true, ERR));
     for (int64_t m = 0; m < M; m++) /* a rotation and its transpose: the square of the scale */
         for (int64_t i = 0; i < heads * D; i++)
             close_to("rope back", x[m * ldx + i], (i % D < rotary ? 2.25 : 1) * x0[m * ldx + i], 1e-5);
     positions[M - 1] = (int32_t)n_positions;
-    REFUSED(LORA_EINVAL, "got 97", lora_rope(ctx, M, heads, D, rotary, x, ldx, positions, c, s, n_positions, true, ERR));
+    REFUSED(LORA_EINVAL, "got 97", lora_rope(ctx, &rotations, heads, D, positions, X, true, ERR));
     free(c), free(s), free(positions), free(x), free(x0);
 }
 
@@ -147,8 +152,9 @@ static void check_swiglu(lora_ctx *ctx, int64_t M, int64_t I) {
     int64_t ld = 2 * I; /* gate and up side by side, as a fused projection leaves them */
     float *gu = random_floats(M * ld, -6, 6), *gu0 = copy_floats(gu, M * ld), *h = random_floats(M * I, 0, 0);
     float *dh = random_floats(M * I, -1, 1);
-    OK(lora_mlp_forward(ctx, LORA_SILU, M, I, gu, ld, gu + I, ld, h, I, ERR));
-    OK(lora_mlp_backward(ctx, LORA_SILU, M, I, dh, I, gu, ld, gu + I, ld, gu, ld, gu + I, ld, ERR));
+    lora_mat gate = lora_mat_f32(gu, M, I, ld), up = lora_mat_f32(gu + I, M, I, ld);
+    OK(lora_mlp_forward(ctx, LORA_SILU, gate, up, lora_mat_f32(h, M, I, I), ERR));
+    OK(lora_mlp_backward(ctx, LORA_SILU, lora_mat_f32(dh, M, I, I), gate, up, gate, up, ERR));
     for (int64_t m = 0; m < M; m++)
         for (int64_t i = 0; i < I; i++) {
             double g = gu0[m * ld + i], u = gu0[m * ld + I + i], d = dh[m * I + i], s = 1 / (1 + exp(-g));
@@ -158,16 +164,17 @@ static void check_swiglu(lora_ctx *ctx, int64_t M, int64_t I) {
         }
     mix(h, (size_t)(M * I) * 4), mix(gu, (size_t)(M * ld) * 4);
     if (I > 1)
-        REFUSED(LORA_EINVAL, "overlapping", lora_mlp_forward(ctx, LORA_SILU, M, I, gu, ld, gu + I, ld, gu + 1, ld, ERR));
+        REFUSED(LORA_EINVAL, "overlapping", lora_mlp_forward(ctx, LORA_SILU, gate, up, lora_mat_f32(gu + 1, M, I, ld), ERR));
     free(gu), free(gu0), free(h), free(dh);
 }
 
 static void check_geglu(lora_ctx *ctx, int64_t M, int64_t I, bool gated) {
     int64_t ld = 2 * I;
     float *gu = random_floats(M * ld, -3, 3), *gu0 = copy_floats(gu, M * ld), *h = random_floats(M * I, 0, 0);
-    float *dh = random_floats(M * I, -1, 1), *up = gated ? gu + I : NULL;
-    OK(lora_mlp_forward(ctx, LORA_GELU_TANH, M, I, gu, ld, up, ld, h, I, ERR));
-    OK(lora_mlp_backward(ctx, LORA_GELU_TANH, M, I, dh, I, gu, ld, up, ld, gu, ld, up, ld, ERR));
+    float *dh = random_floats(M * I, -1, 1);
+    lora_mat gate = lora_mat_f32(gu, M, I, ld), up = gated ? lora_mat_f32(gu + I, M, I, ld) : lora_mat_none();
+    OK(lora_mlp_forward(ctx, LORA_GELU_TANH, gate, up, lora_mat_f32(h, M, I, I), ERR));
+    OK(lora_mlp_backward(ctx, LORA_GELU_TANH, lora_mat_f32(dh, M, I, I), gate, up, gate, up, ERR));
     for (int64_t m = 0; m < M; m++)
         for (int64_t i = 0; i < I; i++) {
             double g = gu0[m * ld + i], u = gated ? gu0[m * ld + I + i] : 1, d = dh[m * I + i], k = sqrt(2 / acos(-1.0));
@@ -191,10 +198,11 @@ static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
     for (int64_t m = 0; m < M; m++) ids[m] = (int32_t)((m * 7 + m / 3) % V);
 
     lora_weight f32 = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = H, .ld = ld, .data = w};
-    OK(lora_embedding_forward(ctx, M, ids, &f32, y, H, ERR));
+    lora_mat Y = lora_mat_f32(y, M, H, H);
+    OK(lora_embedding_forward(ctx, ids, &f32, Y, ERR));
     for (int64_t m = 0; m < M; m++) CHECK(!memcmp(y + m * H, w + ids[m] * ld, (size_t)H * 4), "embedding float32");
     lora_weight bf16 = {.kind = LORA_WEIGHT_BF16, .rows = V, .cols = H, .ld = ld, .data = half};
-    OK(lora_embedding_forward(ctx, M, ids, &bf16, y, H, ERR));
+    OK(lora_embedding_forward(ctx, ids, &bf16, Y, ERR));
     for (int64_t i = 0; i < M * H; i++)
         CHECK(y[i] == lora_bf16_to_f32(half[ids[i / H] * ld + i % H]), "embedding bfloat16");
 
@@ -205,11 +213,11 @@ static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
     lora_nf4 q = {.rows = V, .cols = H, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
     lora_weight nf4 = {.kind = LORA_WEIGHT_NF4, .rows = V, .cols = H, .nf4 = &q};
     OK(lora_nf4_dequantize(ctx, &q, 0, V * H, decoded, LORA_F32, ERR));
-    OK(lora_embedding_forward(ctx, M, ids, &nf4, y, H, ERR));
+    OK(lora_embedding_forward(ctx, ids, &nf4, Y, ERR));
     for (int64_t m = 0; m < M; m++) CHECK(!memcmp(y + m * H, decoded + ids[m] * H, (size_t)H * 4), "embedding NF4");
 
     float *dW = random_floats(V * H, -1, 1), *want = copy_floats(dW, V * H);
-    OK(lora_embedding_backward(ctx, M, ids, y, H, V, H, dW, ERR));
+    OK(lora_embedding_backward(ctx, ids, Y, lora_mat_f32(dW, V, H, H), ERR));
     for (int64_t m = 0; m < M; m++)
         for (int64_t i = 0; i < H; i++) want[ids[m] * H + i] += y[m * H + i];
     double worst = 0;
@@ -217,8 +225,8 @@ static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
     CHECK(worst <= 4 * (double)M * U * ((double)M + 1), "embedding backward: %g", worst);
     mix(dW, (size_t)(V * H) * 4);
     ids[M / 2] = -1;
-    REFUSED(LORA_EINVAL, "got -1", lora_embedding_forward(ctx, M, ids, &f32, y, H, ERR));
-    REFUSED(LORA_EINVAL, "got -1", lora_embedding_backward(ctx, M, ids, y, H, V, H, dW, ERR));
+    REFUSED(LORA_EINVAL, "got -1", lora_embedding_forward(ctx, ids, &f32, Y, ERR));
+    REFUSED(LORA_EINVAL, "got -1", lora_embedding_backward(ctx, ids, Y, lora_mat_f32(dW, V, H, H), ERR));
     free(w), free(y), free(dense), free(half), free(ids), free(codes), free(absmax), free(decoded), free(dW), free(want);
 }
 
@@ -257,17 +265,25 @@ static void check_adamw(lora_ctx *ctx, int64_t n) {
 
 static void check_refusals(lora_ctx *ctx) {
     float x[64] = {0}, y[64], w[8] = {0};
-    lora_norm norm = {LORA_NORM_RMS, 8, 1, 0, 0, w, NULL}, no_weight = {LORA_NORM_RMS, 8, 1, 0, 0, NULL, NULL};
-    lora_norm empty = {LORA_NORM_RMS, 0, 1, 0, 0, w, NULL}, no_bias = {LORA_NORM_LAYER, 8, 1, 0, 0, w, NULL};
-    REFUSED(LORA_ESHAPE, "x: expected a row stride >= 8, got 7", lora_norm_forward(ctx, &norm, 4, x, 7, y, 8, NULL, ERR));
-    REFUSED(LORA_EINVAL, "y: expected", lora_norm_forward(ctx, &norm, 4, x, 8, x + 4, 8, NULL, ERR));
-    REFUSED(LORA_EINVAL, "weight: expected", lora_norm_forward(ctx, &no_weight, 4, x, 8, y, 8, NULL, ERR));
-    REFUSED(LORA_EINVAL, "bias: expected", lora_norm_forward(ctx, &no_bias, 4, x, 8, y, 8, NULL, ERR));
-    REFUSED(LORA_ESHAPE, "H: expected", lora_norm_forward(ctx, &empty, 4, x, 8, y, 8, NULL, ERR));
-    REFUSED(LORA_ESHAPE, "D: expected a head_dim", lora_rope(ctx, 1, 1, 1, 2, x, 8, NULL, w, w, 1, false, ERR));
-    REFUSED(LORA_ESHAPE, "rotary: expected an even", lora_rope(ctx, 1, 1, 7, 7, x, 8, NULL, w, w, 1, false, ERR));
-    REFUSED(LORA_EUNSUPPORTED, "up: expected", lora_mlp_forward(ctx, LORA_SILU, 1, 8, x, 8, NULL, 8, y, 8, ERR));
-    OK(lora_norm_forward(ctx, &norm, 0, NULL, 8, NULL, 8, NULL, ERR));
+    lora_norm norm = {.kind = LORA_NORM_RMS, .H = 8, .groups = 1, .weight = w}, no_weight = norm, empty = norm, no_bias = norm;
+    no_weight.weight = NULL;
+    empty.H = 0;
+    no_bias.kind = LORA_NORM_LAYER;
+    lora_mat X = lora_mat_f32(x, 4, 8, 8), Y = lora_mat_f32(y, 4, 8, 8), none = lora_mat_f32(NULL, 0, 8, 8), half = Y;
+    half.dtype = LORA_BF16;
+    lora_rotations turn = {.cos = w, .sin = w, .n_positions = 1, .half = 1}, wide = {.cos = w, .sin = w, .n_positions = 1, .half = 4};
+    REFUSED(LORA_ESHAPE, "x: expected a row stride >= 8, got 7", lora_norm_forward(ctx, &norm, lora_mat_f32(x, 4, 8, 7), Y, NULL, ERR));
+    REFUSED(LORA_ESHAPE, "x: expected (4, 8), got (4, 7)", lora_norm_forward(ctx, &norm, lora_mat_f32(x, 4, 7, 8), Y, NULL, ERR));
+    REFUSED(LORA_ESHAPE, "y: expected (4, 8), got (3, 8)", lora_norm_forward(ctx, &norm, X, lora_mat_f32(y, 3, 8, 8), NULL, ERR));
+    REFUSED(LORA_EDTYPE, "y: expected float32, got bfloat16", lora_norm_forward(ctx, &norm, X, half, NULL, ERR));
+    REFUSED(LORA_EINVAL, "y: expected", lora_norm_forward(ctx, &norm, X, lora_mat_f32(x + 4, 4, 8, 8), NULL, ERR));
+    REFUSED(LORA_EINVAL, "weight: expected", lora_norm_forward(ctx, &no_weight, X, Y, NULL, ERR));
+    REFUSED(LORA_EINVAL, "bias: expected", lora_norm_forward(ctx, &no_bias, X, Y, NULL, ERR));
+    REFUSED(LORA_ESHAPE, "H: expected", lora_norm_forward(ctx, &empty, X, Y, NULL, ERR));
+    REFUSED(LORA_ESHAPE, "head_dim: expected >= 2", lora_rope(ctx, &turn, 1, 1, NULL, lora_mat_f32(x, 1, 1, 8), false, ERR));
+    REFUSED(LORA_ESHAPE, "half: expected 1 to 3", lora_rope(ctx, &wide, 1, 7, NULL, lora_mat_f32(x, 1, 7, 8), false, ERR));
+    REFUSED(LORA_EUNSUPPORTED, "up: expected", lora_mlp_forward(ctx, LORA_SILU, X, lora_mat_none(), Y, ERR));
+    OK(lora_norm_forward(ctx, &norm, none, none, NULL, ERR));
 }
 
 static uint64_t run_all(lora_ctx *ctx) {

@@ -5,11 +5,12 @@
 #include "lora_c/ops/attention.h"
 #include "tests/c/check.h"
 
-static double pairs_one_by_one(const lora_attention_shape *shape, int64_t n, const int32_t *cu, const lora_kv_view *kv) {
+static double pairs_one_by_one(const lora_attention_shape *shape, const lora_segments *segments, const int64_t *length) {
+    const int32_t *cu = segments->cu_seqlens;
     double pairs = 0;
-    for (int64_t s = 0; s < n; s++)
+    for (int64_t s = 0; s < segments->n; s++)
         for (int64_t i = 0, queries = cu[s + 1] - cu[s]; i < queries; i++) {
-            int64_t sees = (kv ? kv[s].length - queries : 0) + i + 1;
+            int64_t sees = (length ? length[s] - queries : 0) + i + 1;
             pairs += (double)(shape->sliding_window > 0 && sees > shape->sliding_window ? shape->sliding_window : sees);
         }
     return pairs * (double)shape->n_heads;
@@ -17,11 +18,13 @@ static double pairs_one_by_one(const lora_attention_shape *shape, int64_t n, con
 
 static void check_pairs(void) {
     const int32_t cu[] = {0, 1, 8, 21, 23};
-    lora_kv_view kv[4] = {{.length = 5}, {.length = 7}, {.length = 40}, {.length = 3}};
+    const int64_t length[] = {5, 7, 40, 3};
+    lora_segments segments = {.n = 4, .cu_seqlens = cu, .on_device = cu};
     for (int64_t window = 0; window <= 48; window++) {
         lora_attention_shape shape = {.n_heads = 3, .n_kv_heads = 1, .head_dim = 4, .sliding_window = window};
         for (int past = 0; past < 2; past++) {
-            double want = pairs_one_by_one(&shape, 4, cu, past ? kv : NULL), got = lora_attention_pairs(&shape, 4, cu, past ? kv : NULL);
+            double want = pairs_one_by_one(&shape, &segments, past ? length : NULL);
+            double got = lora_attention_pairs(&shape, &segments, past ? length : NULL);
             CHECK(got == want, "window %lld, past %d: %g instead of %g", (long long)window, past, got, want);
         }
     }

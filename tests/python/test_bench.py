@@ -13,7 +13,8 @@ from lora_c.errors import ConfigError
 
 STEP_OPERATIONS = {
     "linear forward", "linear backward", "adapter gradient", "attention forward", "attention backward",
-    "head and loss", "norm forward", "norm backward", "rope", "swiglu forward", "swiglu backward", "embedding", "optimizer",
+    "head and loss", "norm forward", "norm backward", "rope", "activation forward", "activation backward", "embedding",
+    "optimizer",
 }  # fmt: skip
 
 

@@ -112,7 +112,7 @@ lora_status lora_decoder_set_adapter(lora_decoder *decoder, int64_t layer, lora_
 
 /** Trains n rows (n, H) of the embedding by token id and nothing else of it. embed_tokens must be a trained float32 matrix
  *  that exists for this: its rows are overwritten before each pass, its gradient is moved into grad (n, H) and cleared.
- *  ids are copied, rows and grad borrowed. n 0 ends it. */
+ *  ids are distinct and copied, rows and grad borrowed. n 0 ends it. */
 lora_status lora_decoder_set_token_rows(lora_decoder *decoder, int64_t n, const int32_t *ids, const float *rows, float *grad,
                                         lora_error *err) LORA_MUST_CHECK;
 

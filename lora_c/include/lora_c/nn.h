@@ -1,7 +1,7 @@
-/* The operations around the linear layers, each with its gradient. All activations float32, row-major.
- * Letters  M tokens, H hidden size, D head_dim, V vocabulary. ld* in elements. d<name> is the gradient of <name>.
- * Common   outputs may not overlap inputs unless a line says so; sums run in an order fixed by the shape;
- *          errors ESHAPE, EINVAL, ENOMEM. */
+/* The operations around the linear layers, each with its gradient. Matrices are float32 unless a line says otherwise.
+ * Letters  M tokens, H hidden size, D head_dim, V vocabulary. d<name> is the gradient of <name>.
+ * Common   every array is at an address of the device. Outputs may not overlap inputs unless a line says so: "y may be x" means the
+ *          same pointer and stride. Sums run in an order fixed by the shape; errors ESHAPE, EINVAL, EDTYPE, ENOMEM. */
 #ifndef LORA_C_NN_H
 #define LORA_C_NN_H
 
@@ -27,30 +27,45 @@ typedef struct lora_norm {
 } lora_norm;
 
 /** RMS: y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight). LAYER: y = (x - mean) / sqrt(var + eps) * weight + bias.
- *  stats (M, groups, 2) receives 1/sqrt(...) and the mean (0 for RMS), or is NULL. y may be x (same pointer and stride).
+ *  x, y (M, groups * H); y may be x. stats (M, groups, 2) receives 1/sqrt(...) and the mean (0 for RMS), or is NULL.
  *  Source   RMSNorm, arXiv:1910.07467, eq. 4; LayerNorm, arXiv:1607.06450, eq. 4 */
-lora_status lora_norm_forward(lora_ctx *ctx, const lora_norm *norm, int64_t M, const float *x, int64_t ldx, float *y,
-                              int64_t ldy, float *stats, lora_error *err) LORA_MUST_CHECK;
-/** dx (added to when accumulate_dx, else it may be dy; may be NULL), dweight and dbias (H, added to; may be NULL). */
-lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, int64_t M, const float *dy, int64_t lddy,
-                               const float *x, int64_t ldx, const float *stats, float *dx, int64_t lddx,
+lora_status lora_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats,
+                              lora_error *err) LORA_MUST_CHECK;
+/** dx like x (added to when accumulate_dx, else it may be dy; may be absent), dweight and dbias (H, added to; may be NULL). */
+lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx,
                                bool accumulate_dx, float *dweight, float *dbias, lora_error *err) LORA_MUST_CHECK;
 
-/** y = a * x (added to when accumulate), (M, N); without accumulate y may be x (same pointer and stride). */
-lora_status lora_scale_rows(lora_ctx *ctx, int64_t M, int64_t N, float a, const float *x, int64_t ldx, float *y,
-                            int64_t ldy, bool accumulate, lora_error *err) LORA_MUST_CHECK;
+/** y = a * x (added to when accumulate), of the same shape; without accumulate y may be x. */
+lora_status lora_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) LORA_MUST_CHECK;
+/** x becomes softcap * tanh(x / softcap). */
+lora_status lora_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) LORA_MUST_CHECK;
+
+/** Copies rows of equal width: row i of the n goes from row from_rows[i] (NULL: i) of from to row to_rows[i] (NULL: i) of to, or is
+ *  added to it when accumulate. At most one of the two tables is given; n is the number of rows of the matrix without one, and
+ *  without any table both have n rows. to_rows holds distinct numbers, which is not checked.
+ *  Errors   EINVAL with a row number outside its matrix, too */
+lora_status lora_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows,
+                           bool accumulate, lora_error *err) LORA_MUST_CHECK;
+/** to = from, of the same shape, one of them float32 and the other bfloat16, to which is rounded to nearest, ties to even. */
+lora_status lora_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) LORA_MUST_CHECK;
 
 /** cos[p][i] = scale * cos(positions[p] * inv_freq[i]), sin likewise, for p < n_positions, i < half; computed in float64,
- *  rounded once. positions NULL: 0, 1, ... n_positions - 1. */
+ *  rounded once. positions NULL: 0, 1, ... n_positions - 1. inv_freq (half) lies in memory of the host. */
 lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
                             double scale, float *cos, float *sin, lora_error *err) LORA_MUST_CHECK;
-/** Rotates the pairs (i, i + rotary/2) of the first rotary elements of each head of x (M, n_heads * D) in place by the
- *  angle of positions[m], a row of the tables (n_positions, rotary/2); backward rotates the other way (the gradient).
+
+/* Tables of a rotation, a row per position. */
+typedef struct lora_rotations {
+    const float *cos, *sin; /* (n_positions, half) each */
+    int64_t n_positions, half;
+} lora_rotations;
+
+/** Rotates the pairs (i, i + half) of the first 2 * half elements of each head of x (M, n_heads * head_dim) in place by the
+ *  angle of positions[m], a row of the tables; backward rotates the other way (the gradient).
  *  positions[m] < n_positions is checked (EINVAL).
  *  Source   RoFormer, arXiv:2104.09864, eq. 34; half-split pairing of Hugging Face folders */
-lora_status lora_rope(lora_ctx *ctx, int64_t M, int64_t n_heads, int64_t D, int64_t rotary, float *x, int64_t ldx,
-                      const int32_t *positions, const float *cos, const float *sin, int64_t n_positions, bool backward,
-                      lora_error *err) LORA_MUST_CHECK;
+lora_status lora_rope(lora_ctx *ctx, const lora_rotations *rotations, int64_t n_heads, int64_t head_dim,
+                      const int32_t *positions, lora_mat x, bool backward, lora_error *err) LORA_MUST_CHECK;
 
 typedef struct lora_attention_shape {
     int64_t n_heads, n_kv_heads, head_dim; /* n_heads % n_kv_heads == 0 */
@@ -59,49 +74,59 @@ typedef struct lora_attention_shape {
     float softcap;                         /* 0: none; else scores become softcap * tanh(score / softcap) (Gemma 2) */
 } lora_attention_shape;
 
-/* Keys and values of one segment: row t of k is (n_kv_heads * D) floats at k + t * ldk. In training the rows are the
- * segment's own tokens; with a KV cache they are all past tokens and the new ones. */
-typedef struct lora_kv_view {
+/* Packed segments: segment s holds the rows cu_seqlens[s] .. cu_seqlens[s+1]-1. */
+typedef struct lora_segments {
+    int64_t n;
+    const int32_t *cu_seqlens; /* (n + 1), ascending, in memory of the host: the work is planned by it */
+    const int32_t *on_device;  /* the same values at an address of the device; the same pointer where that is the host */
+} lora_segments;
+
+/* Keys and values: segment s has rows start[s] .. start[s] + length[s] - 1 of k and of v, a row being (n_kv_heads * D) floats. In
+ * training they are the segment's own tokens; with a KV cache they are all past tokens and the new ones. */
+typedef struct lora_kv {
     const float *k, *v;
     int64_t ldk, ldv;
-    int64_t length; /* >= the segment's number of queries; query i sees keys 0 .. length - n_queries + i */
-} lora_kv_view;
+    const int64_t *start;
+    const int64_t *length; /* >= the segment's number of queries; query i sees keys 0 .. length - n_queries + i */
+} lora_kv;
 
-/** Causal grouped-query attention over packed segments: segment s holds query rows cu_seqlens[s] .. cu_seqlens[s+1]-1.
- *  o (M, n_heads * D); lse (M, n_heads), the log of the softmax denominator with the maximum inside, or NULL.
+/** Causal grouped-query attention over packed segments of queries.
+ *  q, o (M, n_heads * D); lse (M, n_heads), the log of the softmax denominator with the maximum inside, or NULL.
  *  Tiled: no T×T matrix exists for more than one tile. Same bits for any thread count and any packing of segments.
  *  Numerics  the products have float32 operands; in precision FAST bfloat16 where the matrix product has (not int16), for
  *            segments without past keys and heads up to 1024 wide. Sums and the softmax are float32.
  *  Source   FlashAttention-2, arXiv:2307.08691, algorithm 1 */
-lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, int64_t n_segments,
-                                   const int32_t *cu_seqlens, const float *q, int64_t ldq, const lora_kv_view *kv,
-                                   float *o, int64_t ldo, float *lse, lora_error *err) LORA_MUST_CHECK;
-/** dq, dk, dv (overwritten) for the training case: keys and values are the segment's own rows of k and v. Numerics as above.
+lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
+                                   const lora_kv *kv, lora_mat o, float *lse, lora_error *err) LORA_MUST_CHECK;
+
+/* The training case: keys and values are the segment's own rows of k and v. */
+typedef struct lora_attention_gradient {
+    lora_mat q, k, v;    /* (M, n_heads * D), then (M, n_kv_heads * D) twice */
+    lora_mat o, dout;    /* (M, n_heads * D) */
+    const float *lse;    /* (M, n_heads), of the forward pass as o is */
+    lora_mat dq, dk, dv; /* overwritten */
+} lora_attention_gradient;
+
+/** dq, dk, dv. Numerics as above.
  *  Source   FlashAttention-2, arXiv:2307.08691, algorithm 2 */
-lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, int64_t n_segments,
-                                    const int32_t *cu_seqlens, const float *q, int64_t ldq, const float *k, int64_t ldk,
-                                    const float *v, int64_t ldv, const float *o, int64_t ldo, const float *lse,
-                                    const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk,
-                                    float *dv, int64_t lddv, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
+                                    const lora_attention_gradient *gradient, lora_error *err) LORA_MUST_CHECK;
 
 typedef enum lora_activation { LORA_SILU, LORA_GELU_TANH } lora_activation;
 
-/** h = activation(gate) * up, (M, inner); up NULL (GELU only): h = activation(gate). h may be gate or up (same pointer
- *  and stride).   Source  GLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2 */
-lora_status lora_mlp_forward(lora_ctx *ctx, lora_activation activation, int64_t M, int64_t inner, const float *gate,
-                             int64_t ldg, const float *up, int64_t ldu, float *h, int64_t ldh,
+/** h = activation(gate) * up, (M, inner); up absent (GELU only): h = activation(gate). h may be gate or up.
+ *  Source  GLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2 */
+lora_status lora_mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat gate, lora_mat up, lora_mat h,
                              lora_error *err) LORA_MUST_CHECK;
-/** dgate, dup from dh (up and dup NULL together); dgate may be gate, dup may be up or dh (same pointer and stride). */
-lora_status lora_mlp_backward(lora_ctx *ctx, lora_activation activation, int64_t M, int64_t inner, const float *dh,
-                              int64_t lddh, const float *gate, int64_t ldg, const float *up, int64_t ldu, float *dgate,
-                              int64_t lddg, float *dup, int64_t lddu, lora_error *err) LORA_MUST_CHECK;
+/** dgate, dup from dh (up and dup absent together); dgate may be gate, dup may be up or dh. */
+lora_status lora_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate,
+                              lora_mat dup, lora_error *err) LORA_MUST_CHECK;
 
-/** y[m] = W[ids[m]], W (V, H) of any kind. ids outside 0 .. V-1 are refused by index (EINVAL). */
-lora_status lora_embedding_forward(lora_ctx *ctx, int64_t M, const int32_t *ids, const lora_weight *w, float *y,
-                                   int64_t ldy, lora_error *err) LORA_MUST_CHECK;
-/** dW[ids[m]] += dy[m], in the order of m. */
-lora_status lora_embedding_backward(lora_ctx *ctx, int64_t M, const int32_t *ids, const float *dy, int64_t lddy,
-                                    int64_t V, int64_t H, float *dW, lora_error *err) LORA_MUST_CHECK;
+/** y[m] = W[ids[m]], y (M, H), W (V, H) of any kind. ids outside 0 .. V-1 are refused by index (EINVAL). */
+lora_status lora_embedding_forward(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_mat y,
+                                   lora_error *err) LORA_MUST_CHECK;
+/** dW[ids[m]] += dy[m], in the order of m; dy (M, H), dW (V, H). */
+lora_status lora_embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) LORA_MUST_CHECK;
 
 /* What lies between x · W^T and the logits: first scale, then softcap * tanh(· / softcap). */
 typedef struct lora_logit_map {
@@ -109,19 +134,23 @@ typedef struct lora_logit_map {
     float softcap; /* 0: none (Gemma 2) */
 } lora_logit_map;
 
-/** Applies the softcap of the map to M rows of N logits in place; the scale is the caller's alpha. */
-lora_status lora_softcap_rows(lora_ctx *ctx, int64_t M, int64_t N, float softcap, float *x, int64_t ldx,
-                              lora_error *err) LORA_MUST_CHECK;
+/* What a loss is made of, and where its sums go. */
+typedef struct lora_loss {
+    const int32_t *targets;   /* (M) */
+    const float *loss_weight; /* (M); a target whose weight is 0 is not looked at */
+    float grad_scale;
+    double *loss_sum; /* in memory of the host */
+    float *token_loss; /* (M), or NULL */
+    lora_logit_map map;
+} lora_loss;
 
 /** Fused head and loss: logits = map(x · W^T) of rows with loss_weight != 0 exist in cache, a few rows and columns at a time.
  *  loss_sum   sum over m of loss_weight[m] * (logsumexp(logits[m]) - logits[m][targets[m]]), float64
- *  dx (M, H)  grad_scale * d loss_sum / dx, rows without weight are set to 0; NULL: evaluation only
- *  dW (V, H)  added to; NULL: frozen head.   token_loss (M): the unweighted loss per token (0 where weight 0), or NULL
+ *  dx (M, H)  grad_scale * d loss_sum / dx, rows without weight are set to 0; absent: evaluation only
+ *  dW (V, H)  added to; NULL: frozen head.   token_loss: the unweighted loss per token (0 where weight 0)
  *  targets outside 0 .. V-1 on weighted rows are refused by index. */
-lora_status lora_linear_cross_entropy(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w,
-                                      lora_logit_map map, const int32_t *targets, const float *loss_weight, float grad_scale,
-                                      double *loss_sum, float *token_loss, float *dx, int64_t lddx, float *dW,
-                                      lora_error *err) LORA_MUST_CHECK;
+lora_status lora_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx,
+                                      float *dW, lora_error *err) LORA_MUST_CHECK;
 /** Bytes of scratch that a frozen head needs for M rows with loss. */
 int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w);
 

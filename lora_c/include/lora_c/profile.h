@@ -24,8 +24,8 @@ typedef enum lora_op {
     LORA_OP_NORM_FORWARD,
     LORA_OP_NORM_BACKWARD,
     LORA_OP_ROPE,
-    LORA_OP_SWIGLU_FORWARD,
-    LORA_OP_SWIGLU_BACKWARD,
+    LORA_OP_ACTIVATION_FORWARD, /* between the projections of the MLP */
+    LORA_OP_ACTIVATION_BACKWARD,
     LORA_OP_EMBEDDING,
     LORA_OP_OPTIMIZER, /* AdamW and the norm of the gradient */
     LORA_OPS,
