@@ -29,32 +29,25 @@ static float *random_floats(int64_t n, float scale, uint64_t seed) {
     return p;
 }
 
-typedef struct quantized {
-    lora_nf4 nf4;
-    lora_weight w;
-} quantized;
-
 /* Double-quantized; scales near 0.02 so that activations stay finite. */
-static quantized *random_nf4(int64_t rows, int64_t cols, double *bytes) {
-    quantized *q = memory(sizeof *q);
+static lora_weight random_nf4(int64_t rows, int64_t cols, double *bytes) {
     int64_t blocks = rows * cols / 64, nested = (blocks + 255) / 256;
     uint8_t *codes = memory((size_t)(rows * cols / 2 + 64)), *absmax = memory((size_t)blocks + 64);
     float *nested_absmax = memory((size_t)nested * sizeof(float));
     random_bytes(codes, (size_t)(rows * cols / 2), (uint64_t)(rows + cols));
     random_bytes(absmax, (size_t)blocks, 7);
     for (int64_t i = 0; i < nested; i++) nested_absmax[i] = 0.01f;
-    q->nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax_codes = absmax,
-                        .nested_absmax = nested_absmax, .nested_map = lora_dynamic_map_signed(), .nested_offset = 0.02f, .nested_block_size = 256};
-    q->w = (lora_weight){.kind = LORA_WEIGHT_NF4, .rows = rows, .cols = cols, .nf4 = &q->nf4};
+    lora_nf4 nf4 = {.rows = rows, .cols = cols, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax_codes = absmax,
+                    .nested_absmax = nested_absmax, .nested_map = lora_dynamic_map_signed(), .nested_offset = 0.02f, .nested_block_size = 256};
     *bytes += (double)(rows * cols / 2 + blocks + 4 * nested);
-    return q;
+    return lora_weight_nf4(&nf4);
 }
 
 static lora_weight random_bf16(int64_t rows, int64_t cols) {
     uint16_t *p = memory((size_t)(rows * cols) * sizeof *p);
     random_bytes(p, (size_t)(rows * cols) * sizeof *p, 5);
     for (int64_t i = 0; i < rows * cols; i++) p[i] = (uint16_t)((p[i] & 0x807f) | 0x3c80); /* magnitude 0.016 to 0.03 */
-    return (lora_weight){.kind = LORA_WEIGHT_BF16, .rows = rows, .cols = cols, .ld = cols, .data = p};
+    return lora_weight_bf16(p, rows, cols, cols);
 }
 
 /* --- calibration --- */
@@ -66,13 +59,13 @@ static void in_cache_speed(lora_ctx *ctx, double *speed) {
     lora_error err;
     int64_t N = 256 * lora_ctx_threads(ctx), K = 2048;
     double bytes = 0, best[PRECISIONS] = {1e9, 1e9};
-    quantized *q = random_nf4(N, K, &bytes);
+    lora_weight w = random_nf4(N, K, &bytes);
     float *x = random_floats(K, 1, 3), *y = memory((size_t)N * sizeof *y);
     for (int i = 0; i < 300; i++)
         for (int p = 0; p < PRECISIONS; p++) {
             must(lora_ctx_set_precision(ctx, (lora_precision)p, &err), &err);
             double start = now();
-            for (int j = 0; j < 4; j++) must(lora_linear_forward(ctx, 1, x, K, &q->w, NULL, NULL, y, N, false, &err), &err);
+            for (int j = 0; j < 4; j++) must(lora_linear_forward(ctx, 1, x, K, &w, NULL, NULL, y, N, false, &err), &err);
             double time = (now() - start) / 4;
             if (time < best[p]) best[p] = time;
         }
@@ -106,8 +99,8 @@ static model build(lora_ctx *ctx, const shape *s) {
     for (int64_t i = 0; i < s->hidden; i++) ones[i] = 1;
     for (int64_t layer = 0; layer < s->layers; layer++) {
         for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
-            quantized *q = random_nf4(shapes[slot][0], shapes[slot][1], &m.nf4_bytes);
-            must(lora_decoder_set_matrix(m.decoder, layer, (lora_matrix_slot)slot, &q->w, NULL, &err), &err);
+            lora_weight w = random_nf4(shapes[slot][0], shapes[slot][1], &m.nf4_bytes);
+            must(lora_decoder_set_matrix(m.decoder, layer, (lora_matrix_slot)slot, &w, NULL, &err), &err);
         }
         must(lora_decoder_set_vector(m.decoder, layer, LORA_INPUT_LAYERNORM, ones, s->hidden, NULL, &err), &err);
         must(lora_decoder_set_vector(m.decoder, layer, LORA_POST_ATTENTION_LAYERNORM, ones, s->hidden, NULL, &err), &err);

@@ -13,7 +13,6 @@ enum { REPETITIONS = 9, LAYER_BUFFERS = 12 };
 typedef struct layer {
     int64_t M, N, K;
     lora_weight w;
-    lora_nf4 nf4;
     lora_adapter adapter;
     float *x, *y, *dx;
     void *memory[LAYER_BUFFERS]; /* x, y, dx, w; four of NF4; four of an adapter */
@@ -28,29 +27,29 @@ static void *keep(layer *l, void *p) {
 static layer *make_layer(lora_ctx *ctx, lora_weight_kind kind, bool double_quant, int64_t M, int64_t N, int64_t K, int64_t rank) {
     layer *l = calloc(1, sizeof *l);
     lora_error err;
-    *l = (layer){.M = M, .N = N, .K = K, .w = {.kind = kind, .rows = N, .cols = K, .ld = K}};
+    *l = (layer){.M = M, .N = N, .K = K};
     l->x = keep(l, noise(M * K));
     l->y = keep(l, calloc((size_t)(M * N), sizeof(float)));
     l->dx = keep(l, calloc((size_t)(M * K), sizeof(float)));
     float *w = keep(l, noise(N * K));
-    l->w.data = w;
+    l->w = lora_weight_f32(w, N, K, K);
     if (kind == LORA_WEIGHT_BF16) {
         uint16_t *h = keep(l, malloc((size_t)(N * K) * 2 + 64));
         ctx->engine->kernels.nf4.f32_to_bf16(N * K, w, h);
-        l->w.data = h;
+        l->w = lora_weight_bf16(h, N, K, K);
     } else if (kind == LORA_WEIGHT_NF4) {
         int64_t blocks = N * K / 64;
         uint8_t *codes = keep(l, malloc((size_t)(N * K / 2 + 64))), *absmax_codes = keep(l, malloc((size_t)blocks));
         float *absmax = keep(l, malloc((size_t)blocks * 4)), *nested = keep(l, malloc((size_t)(blocks / 256 + 1) * 4));
         must(lora_nf4_quantize(ctx, w, LORA_F32, N, K, 64, codes, absmax, &err), &err);
-        l->nf4 = (lora_nf4){.rows = N, .cols = K, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax,
-                            .absmax_codes = absmax_codes, .nested_absmax = nested, .nested_map = lora_dynamic_map_signed(),
-                            .nested_block_size = 256};
+        lora_nf4 nf4 = {.rows = N, .cols = K, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax,
+                        .absmax_codes = absmax_codes, .nested_absmax = nested, .nested_map = lora_dynamic_map_signed(),
+                        .nested_block_size = 256};
         if (double_quant) {
-            must(lora_nf4_double_quantize(ctx, absmax, blocks, absmax_codes, nested, &l->nf4.nested_offset, &err), &err);
-            l->nf4.absmax = NULL;
+            must(lora_nf4_double_quantize(ctx, absmax, blocks, absmax_codes, nested, &nf4.nested_offset, &err), &err);
+            nf4.absmax = NULL;
         }
-        l->w.nf4 = &l->nf4;
+        l->w = lora_weight_nf4(&nf4);
     }
     if (rank)
         l->adapter = (lora_adapter){.rank = rank, .A = keep(l, noise(rank * K)), .B = keep(l, noise(N * rank)), .scale = 2,

@@ -101,8 +101,7 @@ static int get_row(PyObject *given, int64_t *row) {
 }
 
 /* Cuts the rows that the slot takes out of a given weight or vector. */
-static int cut_rows(const decoder *self, const weight_place *place, int64_t row, lora_py_weight *given, lora_weight_codes *codes, const float **vector,
-                    int64_t *n) {
+static int cut_rows(const decoder *self, const weight_place *place, int64_t row, lora_py_weight *given, const float **vector, int64_t *n) {
     int64_t rows, cols;
     lora_error err = {0};
     if (place->is_vector && place->slot >= LORA_BIAS) {
@@ -123,7 +122,7 @@ static int cut_rows(const decoder *self, const weight_place *place, int64_t row,
     }
     lora_decoder_matrix_shape(self->decoder, (lora_matrix_slot)place->slot, &rows, &cols);
     lora_weight whole = given->w;
-    if (lora_weight_rows(&whole, row, rows, &given->w, codes, &err) != LORA_OK) {
+    if (lora_weight_rows(&whole, row, rows, &given->w, &err) != LORA_OK) {
         raise_from(self, &err);
         return -1;
     }
@@ -141,13 +140,12 @@ PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwar
     weight_place place;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO|$O:set_weight", names, &name, &given, &row_given) || find_place(self, name, &place) < 0
         || get_row(row_given, &row) < 0) return NULL;
-    lora_weight_codes codes;
     lora_py_weight matrix = {0};
     const float *vector = NULL;
     int64_t n = 0;
     int status = place.is_vector ? lora_py_get_vector(state, given, name, &vector, &n, &matrix.grad, &matrix.keep)
                                  : lora_py_get_weight(state, given, name, &matrix);
-    if (status == 0 && row >= 0) status = cut_rows(self, &place, row, &matrix, &codes, &vector, &n);
+    if (status == 0 && row >= 0) status = cut_rows(self, &place, row, &matrix, &vector, &n);
     if (status < 0 || lora_py_enter_decoder(self) < 0) {
         Py_XDECREF(matrix.keep);
         return NULL;

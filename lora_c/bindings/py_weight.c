@@ -6,7 +6,7 @@ static int weight_of_parameter(lora_py_parameter *p, const char *name, lora_py_w
         PyErr_Format(PyExc_ValueError, "%s: expected a matrix, got a Parameter with %d dimensions", name, p->ndim);
         return -1;
     }
-    out->w = (lora_weight){.kind = LORA_WEIGHT_F32, .rows = p->shape[0], .cols = p->shape[1], .ld = p->shape[1], .data = p->data};
+    out->w = lora_weight_f32(p->data, p->shape[0], p->shape[1], p->shape[1]);
     out->grad = p->grad;
     out->keep = Py_NewRef((PyObject *)p);
     return 0;
@@ -15,14 +15,12 @@ static int weight_of_parameter(lora_py_parameter *p, const char *name, lora_py_w
 int lora_py_get_weight(lora_py_state *state, PyObject *o, const char *name, lora_py_weight *out) {
     *out = (lora_py_weight){0};
     if (Py_IS_TYPE(o, state->nf4_type)) {
-        lora_py_nf4tensor *t = (lora_py_nf4tensor *)o;
-        out->w = (lora_weight){.kind = LORA_WEIGHT_NF4, .rows = t->nf4.rows, .cols = t->nf4.cols, .ld = t->nf4.cols, .nf4 = &t->nf4};
+        out->w = lora_weight_nf4(&((lora_py_nf4tensor *)o)->nf4);
         out->keep = Py_NewRef(o);
         return 0;
     }
     if (Py_IS_TYPE(o, state->ggml_type)) {
-        lora_py_ggmltensor *t = (lora_py_ggmltensor *)o;
-        out->w = (lora_weight){.kind = LORA_WEIGHT_GGML, .rows = t->ggml.rows, .cols = t->ggml.cols, .ld = t->ggml.cols, .ggml = &t->ggml};
+        out->w = lora_weight_ggml(&((lora_py_ggmltensor *)o)->ggml);
         out->keep = Py_NewRef(o);
         return 0;
     }
@@ -30,8 +28,7 @@ int lora_py_get_weight(lora_py_state *state, PyObject *o, const char *name, lora
     lora_py_array a;
     const int64_t any[] = {-1, -1};
     if (lora_py_get(o, name, LORA_PY_F32 | LORA_PY_BF16, 0, &a) < 0) return -1;
-    lora_weight_kind kind = a.kind == LORA_PY_F32 ? LORA_WEIGHT_F32 : LORA_WEIGHT_BF16;
-    out->w = (lora_weight){.kind = kind, .rows = a.shape[0], .cols = a.cols, .ld = a.cols, .data = a.data};
+    out->w = a.kind == LORA_PY_F32 ? lora_weight_f32(a.data, a.shape[0], a.cols, a.cols) : lora_weight_bf16(a.data, a.shape[0], a.cols, a.cols);
     if (lora_py_expect(&a, 2, any) == 0) out->keep = lora_py_keep_export(state, &a);
     lora_py_release(&a);
     return out->keep ? 0 : -1;

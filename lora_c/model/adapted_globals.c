@@ -23,8 +23,8 @@ static bool trains(const lora_matrix *m) { return m->has_adapter && (m->adapter.
 
 lora_weight lora_global_weight(const lora_decoder *d, lora_matrix_slot slot) {
     if (!lora_global(d, slot)->has_adapter) return base_of(d, slot)->w;
-    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = d->config.vocab_size, .cols = d->config.hidden_size,
-                         .ld = d->config.hidden_size, .data = d->adapted[slot - LORA_LAYER_MATRICES].whole};
+    int64_t V = d->config.vocab_size, H = d->config.hidden_size;
+    return lora_weight_f32(d->adapted[slot - LORA_LAYER_MATRICES].whole, V, H, H);
 }
 
 float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot) {
@@ -103,8 +103,8 @@ lora_status lora_write_adapted_globals(lora_decoder *d, const lora_run *run, lor
 
 static lora_status collect_one(lora_decoder *d, const lora_adapter *adapter, const float *gradient, lora_error *err) {
     int64_t V = d->config.vocab_size, H = d->config.hidden_size, R = adapter->rank;
-    lora_weight A = {.kind = LORA_WEIGHT_F32, .rows = R, .cols = H, .ld = H, .data = adapter->A};
-    lora_weight G = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = H, .ld = H, .data = gradient};
+    lora_weight A = lora_weight_f32(adapter->A, R, H, H);
+    lora_weight G = lora_weight_f32(gradient, V, H, H);
     lora_gemm_args dB = {.m = V, .n = R, .k = H, .alpha = adapter->scale, .a = gradient, .a_row_stride = H, .a_col_stride = 1,
                          .b = &A, .b_transposed = true, .c = adapter->dB, .ldc = R, .accumulate = true};
     lora_gemm_args dA = {.m = R, .n = H, .k = V, .alpha = adapter->scale, .a = adapter->B, .a_row_stride = 1, .a_col_stride = R,

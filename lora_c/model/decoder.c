@@ -247,7 +247,7 @@ lora_status lora_decoder_set_matrix(lora_decoder *d, int64_t layer, lora_matrix_
     LORA_TRY(find_matrix(d, layer, (int)slot, &m, err));
     matrix_shape(&d->config, (int)slot, &rows, &cols);
     LORA_TRY(check_matrix(w, rows, cols, grad != NULL, matrix_name(layer, (int)slot).text, err));
-    LORA_TRY(lora_weight_rows(w, 0, rows, &m->w, &m->codes, err));
+    LORA_TRY(lora_weight_rows(w, 0, rows, &m->w, err));
     m->norm_known = false;
     lora_forget_adapted_globals(d);
     m->set = true;

@@ -12,7 +12,6 @@
 
 typedef struct lora_matrix {
     lora_weight w;
-    lora_weight_codes codes; /* what its pointers lead to where it is quantized */
     bool set;
     float *dW;
     const float *bias;

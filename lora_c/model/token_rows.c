@@ -10,7 +10,7 @@ static lora_status check_rows(const lora_decoder *d, int64_t n, const int32_t *i
                               lora_error *err) {
     const lora_matrix *e = lora_global(d, LORA_EMBED_TOKENS);
     LORA_CHECK(ids && rows && grad, err, LORA_EINVAL, "token rows: expected ids, rows and a gradient, got NULL");
-    LORA_CHECK(e->set && e->w.kind == LORA_WEIGHT_F32 && e->dW && e->w.ld == e->w.cols, err, LORA_EINVAL,
+    LORA_CHECK(e->set && e->w.kind == LORA_WEIGHT_F32 && e->dW && e->w.dense.ld == e->w.cols, err, LORA_EINVAL,
                "token rows: expected embed_tokens as a trained float32 matrix, got another; give it a copy first");
     LORA_CHECK(n >= 1 && n <= d->config.vocab_size, err, LORA_ESHAPE, "token rows: expected 1 to %lld, got %lld",
                (long long)d->config.vocab_size, (long long)n);
@@ -37,7 +37,7 @@ lora_status lora_decoder_set_token_rows(lora_decoder *d, int64_t n, const int32_
 /* The embedding may have been replaced since, even by the rows themselves: then there is nothing to keep in step. */
 static float *target(const lora_decoder *d) {
     const lora_matrix *e = lora_global(d, LORA_EMBED_TOKENS);
-    return d->token_rows.n > 0 && e->dW && e->dW != d->token_rows.grad ? (float *)(uintptr_t)e->w.data : NULL; /* a trained matrix is the caller's to change */
+    return d->token_rows.n > 0 && e->dW && e->dW != d->token_rows.grad ? (float *)(uintptr_t)e->w.dense.data : NULL; /* a trained matrix is the caller's to change */
 }
 
 lora_status lora_write_token_rows(lora_decoder *d, lora_error *err) {

@@ -26,7 +26,7 @@ static lora_status check_linear_cross_entropy(lora_mat x, const lora_weight *w, 
     LORA_TRY(lora_rows_check_weight("w", w, err));
     LORA_TRY(check_loss(loss, err));
     int64_t M = x.rows, V = w->rows, H = w->cols;
-    lora_mat dense = w->kind == LORA_WEIGHT_F32 ? lora_mat_f32(w->data, V, H, w->ld) : lora_mat_none();
+    lora_mat dense = w->kind == LORA_WEIGHT_F32 ? lora_mat_f32(w->dense.data, V, H, w->dense.ld) : lora_mat_none();
     lora_arg in[] = {lora_named("x", x), lora_named("targets", lora_mat_vector(loss->targets, M)),
                      lora_named("loss_weight", lora_mat_vector(loss->loss_weight, M)), lora_named("w", dense)};
     lora_arg out[] = {lora_named("dx", dx), lora_named("dW", lora_mat_f32(dW, V, H, H)), lora_named("token_loss", lora_mat_vector(loss->token_loss, M))};
@@ -120,12 +120,11 @@ static void slice_task(void *arg, int64_t r, int worker) {
 
 static lora_status weight_gradient(lora_ctx *ctx, xent_job *job, lora_error *err) {
     int64_t n = job->n_rows, H = job->H;
-    lora_weight x = {.kind = LORA_WEIGHT_F32, .rows = n, .cols = H, .ld = job->chunk_ldx, .data = job->chunk_x};
+    lora_weight x = lora_weight_f32(job->chunk_x, n, H, job->chunk_ldx);
     for (job->first_col = 0; job->first_col < job->V; job->first_col += SLICE) {
         job->n_cols = lora_min_i64(SLICE, job->V - job->first_col);
         lora_weight rows;
-        lora_weight_codes codes;
-        LORA_TRY(lora_weight_rows(job->w, job->first_col, job->n_cols, &rows, &codes, err));
+        LORA_TRY(lora_weight_rows(job->w, job->first_col, job->n_cols, &rows, err));
         lora_gemm_args logits = {.m = n, .n = job->n_cols, .k = H, .alpha = job->loss->map.scale, .a = job->chunk_x,
                                  .a_row_stride = job->chunk_ldx, .a_col_stride = 1, .b = &rows, .b_transposed = true,
                                  .c = job->slice, .ldc = SLICE};

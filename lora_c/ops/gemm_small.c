@@ -46,7 +46,7 @@ static row_format format_of(const lora_weight *w) {
     switch (w->kind) {
     case LORA_WEIGHT_F32: return ROWS_F32;
     case LORA_WEIGHT_BF16: return ROWS_BF16;
-    case LORA_WEIGHT_NF4: return w->cols % w->nf4->block_size == 0 ? ROWS_NF4 : ROWS_DECODED;
+    case LORA_WEIGHT_NF4: return w->cols % w->nf4.block_size == 0 ? ROWS_NF4 : ROWS_DECODED;
     case LORA_WEIGHT_GGML: return ROWS_DECODED;
     }
     return ROWS_DECODED;
@@ -57,7 +57,7 @@ static int64_t row_bytes(const lora_weight *w, row_format format) {
 }
 
 static int64_t buffer_floats(const lora_weight *w, row_format format) {
-    if (format == ROWS_NF4) return LORA_GEMV_ROWS * (w->cols / w->nf4->block_size) + LORA_GEMV_SCALES_PAST_END;
+    if (format == ROWS_NF4) return LORA_GEMV_ROWS * (w->cols / w->nf4.block_size) + LORA_GEMV_SCALES_PAST_END;
     return format == ROWS_DECODED ? w->cols : 0;
 }
 
@@ -70,12 +70,12 @@ static void multiply(const small_job *job, const lora_gemm_args *g, row_format f
     int64_t k = g->k, stride = g->a_row_stride * (int64_t)sizeof *x;
     const tokens arranged = job->arranged, rounded = job->rounded;
     switch (format) {
-    case ROWS_F32: u->f32(rows, k, (const float *)w->data + r * w->ld, w->ld, m, x, stride, sums); break;
+    case ROWS_F32: u->f32(rows, k, (const float *)w->dense.data + r * w->dense.ld, w->dense.ld, m, x, stride, sums); break;
     case ROWS_BF16:
-        u->bf16(rows, k, (const uint16_t *)w->data + r * w->ld, w->ld, m, rounded.data ? rounded.data + i * rounded.stride : (const void *)x,
+        u->bf16(rows, k, (const uint16_t *)w->dense.data + r * w->dense.ld, w->dense.ld, m, rounded.data ? rounded.data + i * rounded.stride : (const void *)x,
                 rounded.data ? rounded.stride : stride, sums);
         break;
-    case ROWS_NF4: u->nf4(w->nf4, r, rows, m, arranged.data + i * arranged.stride, arranged.stride, buffer, sums); break;
+    case ROWS_NF4: u->nf4(&w->nf4, r, rows, m, arranged.data + i * arranged.stride, arranged.stride, buffer, sums); break;
     case ROWS_DECODED:
         for (int64_t j = 0; j < rows; j++)
             u->f32(1, k, lora_weight_run(job->kernels, w, r + j, 0, k, buffer), k, m, x, stride, sums + j * m);

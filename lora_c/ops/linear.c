@@ -16,10 +16,6 @@
 
 enum { SUM_COLUMNS = 256 };
 
-static lora_weight dense(const float *data, int64_t rows, int64_t cols) {
-    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = cols, .data = data};
-}
-
 /* x W^T + bias */
 static lora_gemm_args product_of(int64_t M, const float *x, int64_t ldx, const lora_linear_layer *l) {
     return (lora_gemm_args){M, l->w->rows, l->w->cols, 1, x, ldx, 1, l->w, true, l->y, l->ldy, l->accumulate, l->bias, false};
@@ -69,8 +65,8 @@ static lora_status forward_few(lora_ctx *ctx, int64_t M, const float *x, int64_t
         if (!a) continue;
         t[i] = (float *)memory + used;
         used += lora_round_up(M * a->rank, 16);
-        A[i] = dense(a->A, a->rank, K);
-        B[i] = dense(a->B, layers[i].w->rows, a->rank);
+        A[i] = lora_weight_f32(a->A, a->rank, K, K);
+        B[i] = lora_weight_f32(a->B, layers[i].w->rows, a->rank, a->rank);
         products[n_leading++] = (lora_small_product){.args = {M, a->rank, K, 1, x, ldx, 1, &A[i], true, t[i], a->rank, false, NULL, false}};
     }
     for (int64_t i = 0; i < n; i++) {
@@ -226,7 +222,7 @@ lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_ad
     widen_job job = {&ctx->engine->kernels, w, merged};
     lora_parallel_for(ctx->engine->pool, N, widen_task, &job);
     if (!a) return LORA_OK;
-    lora_weight A = dense(a->A, a->rank, K);
+    lora_weight A = lora_weight_f32(a->A, a->rank, K, K);
     lora_gemm_args update = {N, K, a->rank, sign * a->scale, a->B, a->rank, 1, &A, false, merged, K, true, NULL, true};
     LORA_TRY(lora_gemm(ctx, &update, err));
     if (a->magnitude) lora_dora_scale_rows(ctx, N, K, a, merged);

@@ -9,12 +9,8 @@
 #include "lora_c/ops/low_rank_sums.h"
 #include "lora_c/ops/profile.h"
 
-static lora_weight dense(const float *data, int64_t rows, int64_t cols, int64_t ld) {
-    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = ld, .data = data};
-}
-
-static lora_weight weight_a(const lora_adapter *a, int64_t K) { return dense(a->A, a->rank, K, K); }
-static lora_weight weight_b(const lora_adapter *a, int64_t N) { return dense(a->B, N, a->rank, a->rank); }
+static lora_weight weight_a(const lora_adapter *a, int64_t K) { return lora_weight_f32(a->A, a->rank, K, K); }
+static lora_weight weight_b(const lora_adapter *a, int64_t N) { return lora_weight_f32(a->B, N, a->rank, a->rank); }
 
 /* c[m,n] (+)= alpha * a[m,k] * b[k,n]; a and b dense */
 static lora_status product(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t a_row_stride,
@@ -278,7 +274,7 @@ lora_status lora_linear_packed_backward(lora_ctx *ctx, int64_t M, const float *x
     for (int i = 0; i < n; i++) {
         if (!g[i].dW) continue;
         began = lora_profile_begin(ctx);
-        lora_weight in = dense(x, M, K, ldx);
+        lora_weight in = lora_weight_f32(x, M, K, ldx);
         LORA_TRY(product(ctx, g[i].w->rows, K, M, 1, g[i].dy, 1, g[i].lddy, &in, false, g[i].dW, K, true, err));
         lora_count_weight_gradient(ctx, began, M, g[i].w->rows, K);
     }

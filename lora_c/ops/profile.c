@@ -46,8 +46,8 @@ double lora_profile_weight_bytes(const lora_weight *w) {
     switch (w->kind) {
     case LORA_WEIGHT_F32: return 4 * n;
     case LORA_WEIGHT_BF16: return 2 * n;
-    case LORA_WEIGHT_GGML: return n / (double)lora_ggml_block_values(w->ggml->type) * (double)lora_ggml_block_bytes(w->ggml->type);
-    case LORA_WEIGHT_NF4: return n / 2 + n / (double)w->nf4->block_size * (w->nf4->absmax ? 4 : 1);
+    case LORA_WEIGHT_GGML: return n / (double)lora_ggml_block_values(w->ggml.type) * (double)lora_ggml_block_bytes(w->ggml.type);
+    case LORA_WEIGHT_NF4: return n / 2 + n / (double)w->nf4.block_size * (w->nf4.absmax ? 4 : 1);
     }
     return 0;
 }

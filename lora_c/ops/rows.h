@@ -18,10 +18,10 @@ static inline lora_status lora_rows_check_weight(const char *name, const lora_we
     LORA_CHECK(w->rows >= 1 && w->cols >= 1, err, LORA_ESHAPE,
                "%s: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols);
     if (w->kind != LORA_WEIGHT_NF4 && w->kind != LORA_WEIGHT_GGML)
-        return lora_mat_check(lora_named(name, lora_mat_f32(w->data, w->rows, w->cols, w->ld)), err);
+        return lora_mat_check(lora_named(name, lora_mat_f32(w->dense.data, w->rows, w->cols, w->dense.ld)), err);
     bool nf4 = w->kind == LORA_WEIGHT_NF4;
-    LORA_CHECK(nf4 ? w->nf4 != NULL : w->ggml != NULL, err, LORA_EINVAL, "%s: expected a quantized matrix, got NULL", name);
-    int64_t rows = nf4 ? w->nf4->rows : w->ggml->rows, cols = nf4 ? w->nf4->cols : w->ggml->cols;
+    LORA_CHECK(nf4 ? w->nf4.codes != NULL : w->ggml.blocks != NULL, err, LORA_EINVAL, "%s: expected a quantized matrix, got NULL", name);
+    int64_t rows = nf4 ? w->nf4.rows : w->ggml.rows, cols = nf4 ? w->nf4.cols : w->ggml.cols;
     LORA_CHECK(rows == w->rows && cols == w->cols, err, LORA_ESHAPE,
                "%s: expected codes for (%" PRId64 ", %" PRId64 "), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols,
                rows, cols);

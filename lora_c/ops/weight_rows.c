@@ -1,6 +1,8 @@
 /* Rows of a weight, by moving its pointers. */
 #include "lora_c/weight_rows.h"
 
+#include "lora_c/ggml.h"
+
 static lora_status nf4_rows(const lora_nf4 *w, int64_t row, int64_t rows, lora_nf4 *out, lora_error *err) {
     int64_t begin = row * w->cols, block = begin / w->block_size;
     LORA_CHECK(begin % w->block_size == 0 && (w->absmax || block % w->nested_block_size == 0), err, LORA_EUNSUPPORTED,
@@ -24,23 +26,17 @@ static void ggml_rows(const lora_ggml *w, int64_t row, int64_t rows, lora_ggml *
     out->blocks = w->blocks + row * (w->cols / lora_ggml_block_values(w->type)) * lora_ggml_block_bytes(w->type);
 }
 
-lora_status lora_weight_rows(const lora_weight *w, int64_t row, int64_t rows, lora_weight *out, lora_weight_codes *codes,
-                             lora_error *err) {
+lora_status lora_weight_rows(const lora_weight *w, int64_t row, int64_t rows, lora_weight *out, lora_error *err) {
     LORA_CHECK(row >= 0 && rows >= 0 && rows <= w->rows && row <= w->rows - rows, err, LORA_ESHAPE,
                "row: expected %lld rows from row 0 to %lld of the matrix, got row %lld", (long long)rows,
                (long long)(w->rows > rows ? w->rows - rows : 0), (long long)row);
     *out = *w;
     out->rows = rows;
     switch (w->kind) {
-    case LORA_WEIGHT_NF4:
-        out->nf4 = &codes->nf4;
-        return nf4_rows(w->nf4, row, rows, &codes->nf4, err);
-    case LORA_WEIGHT_GGML:
-        out->ggml = &codes->ggml;
-        ggml_rows(w->ggml, row, rows, &codes->ggml);
-        return LORA_OK;
-    case LORA_WEIGHT_F32: out->data = (const float *)w->data + row * w->ld; return LORA_OK;
-    case LORA_WEIGHT_BF16: out->data = (const uint16_t *)w->data + row * w->ld; return LORA_OK;
+    case LORA_WEIGHT_NF4: return nf4_rows(&w->nf4, row, rows, &out->nf4, err);
+    case LORA_WEIGHT_GGML: ggml_rows(&w->ggml, row, rows, &out->ggml); return LORA_OK;
+    case LORA_WEIGHT_F32: out->dense.data = (const float *)w->dense.data + row * w->dense.ld; return LORA_OK;
+    case LORA_WEIGHT_BF16: out->dense.data = (const uint16_t *)w->dense.data + row * w->dense.ld; return LORA_OK;
     }
     return lora_fail(err, LORA_EINVAL, "w: expected a known kind, got %d", (int)w->kind);
 }

@@ -25,7 +25,7 @@ static void fill(part *p, uint64_t seed) {
 }
 
 static lora_weight dense(const float *data) {
-    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = TINY_VOCAB, .cols = HIDDEN, .ld = HIDDEN, .data = data};
+    return lora_weight_f32(data, TINY_VOCAB, HIDDEN, HIDDEN);
 }
 
 static lora_status make(lora_ctx *ctx, void *memory, lora_error *err) {

@@ -219,12 +219,12 @@ static void set_compressed(oracle_model *m, lora_decoder *d, lora_ctx *ctx, lora
     for (int i = 0; i < O_EMBED; i++) {
         oracle_tensor *t = &m->t[i];
         if (i % O_PER_LAYER >= O_BIAS) continue;
-        lora_weight w = {.kind = kind, .rows = t->rows, .cols = t->cols, .ld = t->cols};
+        lora_weight w;
         if (kind == LORA_WEIGHT_NF4) {
             nf4[i] = to_nf4(ctx, t->w, t->rows, t->cols, &memory[i]);
-            w.nf4 = &nf4[i];
+            w = lora_weight_nf4(&nf4[i]);
         } else {
-            w.data = memory[i] = to_bf16(t->w, t->n);
+            w = lora_weight_bf16(memory[i] = to_bf16(t->w, t->n), t->rows, t->cols, t->cols);
         }
         lora_error err = {0};
         CHECK(lora_decoder_set_matrix(d, i / O_PER_LAYER, (lora_matrix_slot)(i % O_PER_LAYER), &w, NULL, &err) == LORA_OK, "%s",

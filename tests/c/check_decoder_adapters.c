@@ -26,7 +26,7 @@ static lora_status make(lora_ctx *ctx, void *memory, lora_error *err) {
     memcpy(m->embedding, m->t.weights, sizeof m->embedding);
     m->a = (lora_adapter){.rank = RANK, .A = m->A, .B = m->B, .dA = m->dA, .dB = m->dB, .scale = 0.5f, .magnitude = m->magnitude, .dmagnitude = m->dm};
     LORA_TRY(lora_decoder_set_adapter(m->t.decoder, LAYER, LORA_Q_PROJ, &m->a, err));
-    lora_weight copy = {.kind = LORA_WEIGHT_F32, .rows = TINY_VOCAB, .cols = HIDDEN, .ld = HIDDEN, .data = m->embedding};
+    lora_weight copy = lora_weight_f32(m->embedding, TINY_VOCAB, HIDDEN, HIDDEN);
     LORA_TRY(lora_decoder_set_matrix(m->t.decoder, -1, LORA_EMBED_TOKENS, &copy, m->dE, err));
     return lora_decoder_set_token_rows(m->t.decoder, ROWS, IDS, m->rows, m->drows, err);
 }
@@ -83,7 +83,7 @@ static void check_refusals(lora_ctx *ctx) {
     CHECK(lora_decoder_set_token_rows(d, 1, IDS, m.rows, NULL, &err) == LORA_EINVAL, "no gradient");
     CHECK(lora_decoder_set_token_rows(d, TINY_VOCAB + 1, IDS, m.rows, m.drows, &err) == LORA_ESHAPE, "more rows than tokens");
     CHECK(lora_decoder_set_token_rows(d, 0, NULL, NULL, NULL, &err) == LORA_OK, "%s", err.message);
-    lora_weight frozen = {.kind = LORA_WEIGHT_F32, .rows = TINY_VOCAB, .cols = HIDDEN, .ld = HIDDEN, .data = m.embedding};
+    lora_weight frozen = lora_weight_f32(m.embedding, TINY_VOCAB, HIDDEN, HIDDEN);
     CHECK(lora_decoder_set_matrix(d, -1, LORA_EMBED_TOKENS, &frozen, NULL, &err) == LORA_OK, "%s", err.message);
     CHECK(lora_decoder_set_token_rows(d, ROWS, IDS, m.rows, m.drows, &err) == LORA_EINVAL, "a frozen embedding");
     tiny_decoder_free(&m.t);

@@ -218,13 +218,13 @@ static void check_bad_batches(oracle_model *m, lora_decoder *d) {
 
 static void check_bad_weights(const oracle_model *m, lora_decoder *d, lora_ctx *ctx) {
     float v[64] = {0}, *g = v;
-    lora_weight w = {.kind = LORA_WEIGHT_F32, .rows = OQ, .cols = OR, .ld = OR, .data = v};
+    lora_weight w = lora_weight_f32(v, OQ, OR, OR);
     REFUSED(lora_decoder_set_matrix(d, 2, LORA_Q_PROJ, &w, NULL, &err), LORA_ESHAPE, "layers.2.q_proj: expected (32, 24), got (32, 3)");
     REFUSED(lora_decoder_set_matrix(d, 3, LORA_Q_PROJ, &w, NULL, &err), LORA_EINVAL, "expected layer 0 to 2, got 3");
     REFUSED(lora_decoder_set_matrix(d, 0, LORA_EMBED_TOKENS, &w, NULL, &err), LORA_EINVAL, "embed_tokens: expected layer -1");
-    w = (lora_weight){.kind = LORA_WEIGHT_BF16, .rows = OQ, .cols = OH, .ld = OH, .data = v};
+    w = lora_weight_bf16((const uint16_t *)(const void *)v, OQ, OH, OH);
     REFUSED(lora_decoder_set_matrix(d, 0, LORA_Q_PROJ, &w, g, &err), LORA_EDTYPE, "float32 for a trained weight, got bfloat16");
-    w.ld = OH - 1;
+    w.dense.ld = OH - 1;
     REFUSED(lora_decoder_set_matrix(d, 0, LORA_Q_PROJ, &w, NULL, &err), LORA_ESHAPE, "row stride");
     REFUSED(lora_decoder_set_vector(d, 1, LORA_BIAS + LORA_K_PROJ, v, 3, NULL, &err), LORA_ESHAPE, "layers.1.k_proj.bias: expected (16,), got (3,)");
     REFUSED(lora_decoder_set_vector(d, -1, LORA_FINAL_NORM, NULL, OH, NULL, &err), LORA_EINVAL, "norm: expected a vector");

@@ -82,7 +82,7 @@ static lora_adapter adapter_of(const problem *p, float *dA, float *dB, float *dm
 }
 
 static lora_weight base_of(const problem *p) {
-    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = p->N, .cols = p->K, .ld = p->K, .data = p->in[W]};
+    return lora_weight_f32(p->in[W], p->N, p->K, p->K);
 }
 
 /* y = W x + b + g z - W d, on top of what y holds */

@@ -31,8 +31,8 @@ static void roughen(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] *= i / 64 % 7 == 3 ? 0.0f : i % 101 == 5 ? 100.0f : 1.0f;
 }
 
-static void make_nf4(lora_ctx *ctx, weight_case *c, int64_t block_size, bool double_quant) {
-    int64_t rows = c->w.rows, cols = c->w.cols, n_blocks = lora_nf4_blocks(rows, cols, block_size);
+static void make_nf4(lora_ctx *ctx, weight_case *c, int64_t rows, int64_t cols, int64_t block_size, bool double_quant) {
+    int64_t n_blocks = lora_nf4_blocks(rows, cols, block_size);
     lora_error err;
     c->codes = malloc((size_t)lora_nf4_code_bytes(rows, cols) + 64);
     c->absmax = malloc((size_t)n_blocks * sizeof(float));
@@ -50,24 +50,23 @@ static void make_nf4(lora_ctx *ctx, weight_case *c, int64_t block_size, bool dou
         c->nf4.nested_block_size = LORA_NF4_NESTED_BLOCK;
     }
     CHECK(lora_nf4_dequantize(ctx, &c->nf4, 0, rows * cols, c->dense, LORA_F32, &err) == LORA_OK, "%s", err.message);
-    c->w.nf4 = &c->nf4;
+    c->w = lora_weight_nf4(&c->nf4);
 }
 
 static weight_case *make_weight(lora_ctx *ctx, lora_weight_kind kind, int64_t rows, int64_t cols, int variant) {
     weight_case *c = calloc(1, sizeof *c);
-    c->w = (lora_weight){.kind = kind, .rows = rows, .cols = cols, .ld = cols};
     int64_t n = rows * cols;
     c->dense = malloc((size_t)n * sizeof(float));
     check_normal(c->dense, n, (uint64_t)(rows * 131 + cols), 1);
     if (variant & ROUGH) roughen(c->dense, n);
     if (kind == LORA_WEIGHT_F32) {
-        c->w.data = c->dense;
+        c->w = lora_weight_f32(c->dense, rows, cols, cols);
     } else if (kind == LORA_WEIGHT_BF16) {
         uint16_t *h = c->stored = malloc((size_t)n * 2 + 64);
         for (int64_t i = 0; i < n; i++) c->dense[i] = lora_bf16_to_f32(h[i] = lora_f32_to_bf16(c->dense[i]));
-        c->w.data = h;
+        c->w = lora_weight_bf16(h, rows, cols, cols);
     } else {
-        make_nf4(ctx, c, variant & SHORT_BLOCKS ? 32 : 64, variant & DOUBLE_QUANT);
+        make_nf4(ctx, c, rows, cols, variant & SHORT_BLOCKS ? 32 : 64, variant & DOUBLE_QUANT);
     }
     return c;
 }

@@ -219,10 +219,10 @@ static void check_operation(lora_isa isa, lora_precision precision, int64_t m, i
     lora_ctx *ctx = check_ctx(isa, 3), *one_thread = check_ctx(isa, 1);
     lora_error err;
     matrix w = make_matrix(ctx, rows, cols, block);
-    lora_weight packed = {.kind = LORA_WEIGHT_NF4, .rows = rows, .cols = cols, .nf4 = &w.nf4};
+    lora_weight packed = lora_weight_nf4(&w.nf4);
     uint16_t *half = malloc((size_t)(rows * cols) * sizeof *half);
     for (int64_t i = 0; i < rows * cols; i++) half[i] = lora_f32_to_bf16(w.dense[i]);
-    lora_weight dense = {.kind = LORA_WEIGHT_BF16, .rows = rows, .cols = cols, .ld = cols, .data = half};
+    lora_weight dense = lora_weight_bf16(half, rows, cols, cols);
     float *x = malloc((size_t)(m * cols) * sizeof *x), *y = malloc((size_t)(m * rows) * sizeof *y), *alone = malloc((size_t)rows * sizeof *alone);
     guarded out = guarded_new(m * rows, 1);
     check_normal(x, m * cols, 1, 1);
@@ -269,7 +269,7 @@ static void check_exact_argument(lora_isa isa) {
     lora_ctx *ctx = check_ctx(isa, 1);
     lora_error err;
     matrix w = make_matrix(ctx, 8, 128, 64);
-    lora_weight packed = {.kind = LORA_WEIGHT_NF4, .rows = 8, .cols = 128, .nf4 = &w.nf4};
+    lora_weight packed = lora_weight_nf4(&w.nf4);
     float x[128], y[2][8];
     check_normal(x, 128, 1, 1);
     for (int i = 0; i < 2; i++) {

@@ -122,8 +122,8 @@ static void check_product(lora_ctx *ctx) {
         lora_error err;
         CHECK(lora_ggml_check(ctx, &blocks, &err) == LORA_OK, "%s", err.message);
         CHECK(lora_ggml_dequantize(ctx, &blocks, 0, ROWS, dense, LORA_F32, &err) == LORA_OK, "%s", err.message);
-        lora_weight packed = {.kind = LORA_WEIGHT_GGML, .rows = ROWS, .cols = COLS, .ggml = &blocks};
-        lora_weight plain = {.kind = LORA_WEIGHT_F32, .rows = ROWS, .cols = COLS, .ld = COLS, .data = dense};
+        lora_weight packed = lora_weight_ggml(&blocks);
+        lora_weight plain = lora_weight_f32(dense, ROWS, COLS, COLS);
         for (int64_t m = 1; m <= MOST; m = m * 3 + 1)
             for (int transposed = 0; transposed < 2; transposed++) {
                 int64_t n = transposed ? ROWS : COLS, k = transposed ? COLS : ROWS;

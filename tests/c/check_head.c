@@ -42,7 +42,7 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
         bool keep = c.pattern == 0 || (c.pattern == 1 && m % 3 == 0) || (c.pattern == 2 && m > M / 4 && m < M / 2);
         if (!keep) weight[m] = 0, targets[m] = -100; /* never looked at */
     }
-    lora_weight base = {.kind = c.kind, .rows = V, .cols = H, .ld = H, .data = c.kind == LORA_WEIGHT_BF16 ? (void *)half : w};
+    lora_weight base = c.kind == LORA_WEIGHT_BF16 ? lora_weight_bf16(half, V, H, H) : lora_weight_f32(w, V, H, H);
     if (c.kind == LORA_WEIGHT_BF16)
         for (int64_t i = 0; i < V * H; i++) w[i] = lora_bf16_to_f32(half[i]);
     double loss, evaluated, want_loss = 0, *want_dW = calloc((size_t)(V * H), sizeof(double));
@@ -105,7 +105,7 @@ static void check_certain(lora_ctx *ctx) {
     enum { V = 300 };
     float w[V] = {0}, x = 1, dx, weight = 1;
     w[7] = 30;
-    lora_weight base = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = 1, .ld = 1, .data = w};
+    lora_weight base = lora_weight_f32(w, V, 1, 1);
     int32_t target = 7;
     double sum, others = (V - 1) * exp(-30.0);
     lora_loss loss = {.targets = &target, .loss_weight = &weight, .grad_scale = 1, .loss_sum = &sum, .map = {.scale = 1}};
@@ -118,7 +118,7 @@ static void check_not_finite(lora_ctx *ctx, float bad) {
     enum { V = 40, H = 4, M = 2 };
     float *w = random_floats(V * H, -1, 1), x[M * H], weight[M] = {1, 1}, token[M];
     for (int i = 0; i < M * H; i++) x[i] = i == 1 ? bad : 1;
-    lora_weight base = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = H, .ld = H, .data = w};
+    lora_weight base = lora_weight_f32(w, V, H, H);
     int32_t targets[M] = {3, 39};
     double sum;
     lora_loss loss = {.targets = targets, .loss_weight = weight, .grad_scale = 1, .loss_sum = &sum, .token_loss = token, .map = {.scale = 1}};

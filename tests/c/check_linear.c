@@ -62,7 +62,7 @@ static void check_case(lora_ctx *ctx, problem p) {
     lora_isa isa = lora_ctx_isa(ctx);
     lora_error err;
     int64_t M = p.M, K = p.K, N = p.N, R = p.R;
-    lora_weight w = {.kind = LORA_WEIGHT_F32, .rows = N, .cols = K, .ld = K, .data = p.w};
+    lora_weight w = lora_weight_f32(p.w, N, K, K);
     guarded y = guarded_new(M * N, 1), dx = guarded_new(M * K, 0), dA = guarded_new(R * K, 1), dB = guarded_new(N * R, 0);
     guarded dW = guarded_new(N * K, 0), db = guarded_new(N, 1);
     guarded *grads[] = {&dA, &dB, &dW, &db};
@@ -128,7 +128,7 @@ static void make_group(group *g, int64_t M) {
     for (int i = 0; i < GROUP; i++) {
         int64_t R = i == 2 ? 3 : 5;
         g->p[i] = make(M, GROUP_K, g->N[i], R, i == 2 ? 0.25f : 0);
-        g->w[i] = (lora_weight){.kind = LORA_WEIGHT_F32, .rows = g->N[i], .cols = GROUP_K, .ld = GROUP_K, .data = g->p[i].w};
+        g->w[i] = lora_weight_f32(g->p[i].w, g->N[i], GROUP_K, GROUP_K);
         g->y[i] = calloc((size_t)(M * g->N[i]), sizeof(float));
         g->dA[i] = calloc((size_t)(R * GROUP_K), sizeof(float));
         g->dB[i] = calloc((size_t)(g->N[i] * R), sizeof(float));
@@ -190,7 +190,7 @@ static void check_group(lora_ctx *ctx, int64_t M) {
 
 static void check_refusals(lora_ctx *ctx) {
     problem p = make(2, 8, 4, 2, 0);
-    lora_weight w = {.kind = LORA_WEIGHT_F32, .rows = 4, .cols = 8, .ld = 8, .data = p.w};
+    lora_weight w = lora_weight_f32(p.w, 4, 8, 8);
     lora_error err;
     CHECK(lora_linear_forward(ctx, 2, p.x, 7, &w, NULL, NULL, p.dy, 4, false, &err) == LORA_ESHAPE, "short rows of x");
     CHECK(lora_linear_forward(ctx, 2, p.x, 8, &w, NULL, NULL, p.x, 4, false, &err) == LORA_EINVAL, "y over x");
@@ -211,7 +211,7 @@ static void many_equals_one_by_one(lora_isa isa, int threads, int64_t M) {
     float *y[LAYERS], *want = malloc((size_t)(M * 700) * sizeof *want);
     for (int i = 0; i < LAYERS; i++) {
         p[i] = make(M, K, N[i], 5, 0);
-        w[i] = (lora_weight){.kind = LORA_WEIGHT_F32, .rows = N[i], .cols = K, .ld = K, .data = p[i].w};
+        w[i] = lora_weight_f32(p[i].w, N[i], K, K);
         a[i] = (lora_adapter){.rank = 5, .A = p[i].A, .B = p[i].B, .scale = p[i].scale};
         y[i] = normals(M * N[i], 8);
         layers[i] = (lora_linear_layer){&w[i], i == 0 ? p[i].bias : NULL, i == 1 ? NULL : &a[i], y[i], N[i], i == 2};

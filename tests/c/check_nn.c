@@ -197,11 +197,11 @@ static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
     int32_t *ids = calloc((size_t)M + 1, sizeof *ids);
     for (int64_t m = 0; m < M; m++) ids[m] = (int32_t)((m * 7 + m / 3) % V);
 
-    lora_weight f32 = {.kind = LORA_WEIGHT_F32, .rows = V, .cols = H, .ld = ld, .data = w};
+    lora_weight f32 = lora_weight_f32(w, V, H, ld);
     lora_mat Y = lora_mat_f32(y, M, H, H);
     OK(lora_embedding_forward(ctx, ids, &f32, Y, ERR));
     for (int64_t m = 0; m < M; m++) CHECK(!memcmp(y + m * H, w + ids[m] * ld, (size_t)H * 4), "embedding float32");
-    lora_weight bf16 = {.kind = LORA_WEIGHT_BF16, .rows = V, .cols = H, .ld = ld, .data = half};
+    lora_weight bf16 = lora_weight_bf16(half, V, H, ld);
     OK(lora_embedding_forward(ctx, ids, &bf16, Y, ERR));
     for (int64_t i = 0; i < M * H; i++)
         CHECK(y[i] == lora_bf16_to_f32(half[ids[i / H] * ld + i % H]), "embedding bfloat16");
@@ -211,7 +211,7 @@ static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
     float *absmax = random_floats(n_blocks, 0, 0), *decoded = random_floats(V * H, 0, 0);
     OK(lora_nf4_quantize(ctx, dense, LORA_F32, V, H, 64, codes, absmax, ERR));
     lora_nf4 q = {.rows = V, .cols = H, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
-    lora_weight nf4 = {.kind = LORA_WEIGHT_NF4, .rows = V, .cols = H, .nf4 = &q};
+    lora_weight nf4 = lora_weight_nf4(&q);
     OK(lora_nf4_dequantize(ctx, &q, 0, V * H, decoded, LORA_F32, ERR));
     OK(lora_embedding_forward(ctx, ids, &nf4, Y, ERR));
     for (int64_t m = 0; m < M; m++) CHECK(!memcmp(y + m * H, decoded + ids[m] * H, (size_t)H * 4), "embedding NF4");

@@ -36,7 +36,7 @@ static void run_linear(lora_ctx *ctx, float *y) {
     lora_error err;
     check_normal(x, M * K, 1, 1);
     check_normal(w, N * K, 2, 1);
-    lora_weight weight = {.kind = LORA_WEIGHT_F32, .rows = N, .cols = K, .ld = K, .data = w};
+    lora_weight weight = lora_weight_f32(w, N, K, K);
     CHECK(lora_linear_forward(ctx, M, x, K, &weight, NULL, NULL, y, N, false, &err) == LORA_OK, "%s", err.message);
 }
 

@@ -151,7 +151,7 @@ static lora_status set_tensor(const oracle_model *m, lora_decoder *d, int i, con
     static const lora_matrix_slot globals[] = {LORA_EMBED_TOKENS, LORA_LM_HEAD, LORA_EMBED_POSITIONS};
     const oracle_tensor *t = &m->t[i];
     float *g = !trains || trains[i] ? t->g : NULL;
-    lora_weight w = {.kind = LORA_WEIGHT_F32, .rows = t->rows, .cols = t->cols, .ld = t->cols, .data = t->w};
+    lora_weight w = lora_weight_f32(t->w, t->rows, t->cols, t->cols);
     int64_t layer = i < O_EMBED ? i / O_PER_LAYER : -1;
     int within = i % O_PER_LAYER, vector = -1;
     if (!t->w) return LORA_OK;

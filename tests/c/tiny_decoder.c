@@ -10,7 +10,7 @@ enum { H = 24, I = 40, HEADS = 4, KV_HEADS = 2, D = 6, LAYERS = 2, R = 3 };
 static const int64_t shapes[LORA_LAYER_MATRICES][2] = {{HEADS * D, H}, {KV_HEADS * D, H}, {KV_HEADS * D, H}, {H, HEADS * D}, {I, H}, {I, H}, {H, I}};
 
 static lora_weight matrix(const float *data, int64_t rows, int64_t cols) {
-    return (lora_weight){.kind = LORA_WEIGHT_F32, .rows = rows, .cols = cols, .ld = cols, .data = data};
+    return lora_weight_f32(data, rows, cols, cols);
 }
 
 static lora_status set_layer(tiny_decoder *t, int64_t layer, float dropout, int skip, float **w, float **g, lora_error *err) {

@@ -13,30 +13,6 @@
 extern "C" {
 #endif
 
-/* Element types by their numbers in a file. Types that are not listed here are not read. */
-typedef enum lora_ggml_type {
-    LORA_GGML_F16 = 1,
-    LORA_GGML_Q4_0 = 2,
-    LORA_GGML_Q4_1 = 3,
-    LORA_GGML_Q5_0 = 6,
-    LORA_GGML_Q5_1 = 7,
-    LORA_GGML_Q8_0 = 8,
-    LORA_GGML_Q4_K = 12,
-    LORA_GGML_Q5_K = 13,
-    LORA_GGML_Q6_K = 14,
-    LORA_GGML_BF16 = 30,
-    LORA_GGML_TYPE_END
-} lora_ggml_type;
-
-enum { LORA_GGML_MAX_BLOCK = 256 };
-
-/* A borrowed, immutable matrix: rows of cols / block_values whole blocks, one row behind the other, in any alignment. */
-typedef struct lora_ggml {
-    lora_ggml_type type;
-    int64_t rows, cols; /* cols is a multiple of the block's values */
-    const uint8_t *blocks;
-} lora_ggml;
-
 int64_t lora_ggml_block_values(lora_ggml_type type); /* weights per block (1 for F16 and BF16); 0 for a type that is not read */
 int64_t lora_ggml_block_bytes(lora_ggml_type type);
 const char *lora_ggml_type_name(lora_ggml_type type); /* "Q8_0", …; "?" for a type that is not read */

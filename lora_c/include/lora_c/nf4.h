@@ -13,26 +13,6 @@
 extern "C" {
 #endif
 
-enum { LORA_NF4_BLOCK = 64, LORA_NF4_NESTED_BLOCK = 256 };
-
-/* A borrowed, immutable view of a 4-bit matrix. Element i of the row-major flattened matrix is
- *     lut[code(i)] * absmax(i / block_size)
- * code(i): high nibble of codes[i/2] for even i, low nibble for odd i. Blocks ignore row ends.
- * absmax(b): absmax[b] if absmax != NULL, else nested_map[absmax_codes[b]] * nested_absmax[b / nested_block_size] + nested_offset
- * (float32, product rounded before the sum). */
-typedef struct lora_nf4 {
-    int64_t rows, cols;
-    int64_t block_size;         /* 32, 64, … 4096 */
-    const float *lut;           /* 16 values in any order; lora_nf4_lut() unless read from a file */
-    const uint8_t *codes;       /* (rows*cols + 1) / 2 bytes; readable for 64 bytes past the end */
-    const float *absmax;        /* n_blocks, or NULL when double-quantized */
-    const uint8_t *absmax_codes;/* n_blocks, double-quantized only */
-    const float *nested_absmax; /* ceil(n_blocks / nested_block_size) */
-    const float *nested_map;    /* 256 values */
-    int64_t nested_block_size;  /* 256 */
-    float nested_offset;
-} lora_nf4;
-
 const float *lora_nf4_lut(void);           /* the 16 NormalFloat values */
 const float *lora_fp4_lut(void);           /* the 16 values of bitsandbytes' FP4, which is read in the same layout */
 const float *lora_dynamic_map_signed(void);/* the 256-value signed 8-bit dynamic map (float32) */

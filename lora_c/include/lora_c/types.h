@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lora_c/weight_formats.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -42,20 +44,42 @@ static inline lora_mat lora_mat_rows(lora_mat m, int64_t first, int64_t rows) {
     return m;
 }
 
-struct lora_nf4;
-struct lora_ggml;
-
 typedef enum lora_weight_kind { LORA_WEIGHT_F32, LORA_WEIGHT_BF16, LORA_WEIGHT_NF4, LORA_WEIGHT_GGML } lora_weight_kind;
+
+typedef struct lora_dense {
+    const void *data; /* float or uint16_t (bfloat16 bits) */
+    int64_t ld;       /* elements between rows */
+} lora_dense;
 
 /* A borrowed (out_features, in_features) matrix, row-major: the frozen or trained base of a linear layer. */
 typedef struct lora_weight {
     lora_weight_kind kind;
-    int64_t rows, cols;           /* N = out_features, K = in_features */
-    int64_t ld;                   /* elements between rows; dense kinds only */
-    const void *data;             /* dense kinds: float or uint16_t (bfloat16 bits) */
-    const struct lora_nf4 *nf4;   /* NF4 kind */
-    const struct lora_ggml *ggml; /* GGML kind: the blocks of a GGUF file */
+    int64_t rows, cols; /* N = out_features, K = in_features; those of the quantized view, too */
+    union {
+        lora_dense dense; /* LORA_WEIGHT_F32, LORA_WEIGHT_BF16 */
+        lora_nf4 nf4;     /* LORA_WEIGHT_NF4 */
+        lora_ggml ggml;   /* LORA_WEIGHT_GGML: the blocks of a GGUF file */
+    };
 } lora_weight;
+
+static inline lora_weight lora_weight_dense(lora_weight_kind kind, const void *data, int64_t rows, int64_t cols, int64_t ld) {
+    lora_weight w = {.kind = kind, .rows = rows, .cols = cols, .dense = {.data = data, .ld = ld}};
+    return w;
+}
+static inline lora_weight lora_weight_f32(const float *data, int64_t rows, int64_t cols, int64_t ld) {
+    return lora_weight_dense(LORA_WEIGHT_F32, data, rows, cols, ld);
+}
+static inline lora_weight lora_weight_bf16(const uint16_t *data, int64_t rows, int64_t cols, int64_t ld) {
+    return lora_weight_dense(LORA_WEIGHT_BF16, data, rows, cols, ld);
+}
+static inline lora_weight lora_weight_nf4(const lora_nf4 *nf4) {
+    lora_weight w = {.kind = LORA_WEIGHT_NF4, .rows = nf4->rows, .cols = nf4->cols, .nf4 = *nf4};
+    return w;
+}
+static inline lora_weight lora_weight_ggml(const lora_ggml *ggml) {
+    lora_weight w = {.kind = LORA_WEIGHT_GGML, .rows = ggml->rows, .cols = ggml->cols, .ggml = *ggml};
+    return w;
+}
 
 /* A LoRA adapter on a linear layer: s * B * A, A (R, K), B (N, R), row-major, contiguous. With magnitude it is DoRA: row n
  * of W + s B A is given the length magnitude[n].

@@ -2,23 +2,16 @@
 #ifndef LORA_C_WEIGHT_ROWS_H
 #define LORA_C_WEIGHT_ROWS_H
 
-#include "lora_c/ggml.h"
-#include "lora_c/nf4.h"
+#include "lora_c/status.h"
+#include "lora_c/types.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* What the pointers of a quantized lora_weight lead to. */
-typedef struct lora_weight_codes {
-    lora_nf4 nf4;
-    lora_ggml ggml;
-} lora_weight_codes;
-
-/** *out = rows row .. row + rows - 1 of w, borrowed from the same memory; *codes backs a quantized one.
+/** *out = rows row .. row + rows - 1 of w, borrowed from the same memory.
  *  Errors    ESHAPE; EUNSUPPORTED: NF4 rows that do not begin at a block, or double-quantized not at a nested block */
-lora_status lora_weight_rows(const lora_weight *w, int64_t row, int64_t rows, lora_weight *out, lora_weight_codes *codes,
-                             lora_error *err) LORA_MUST_CHECK;
+lora_status lora_weight_rows(const lora_weight *w, int64_t row, int64_t rows, lora_weight *out, lora_error *err) LORA_MUST_CHECK;
 
 #ifdef __cplusplus
 }
