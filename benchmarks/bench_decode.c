@@ -61,11 +61,12 @@ static void in_cache_speed(lora_ctx *ctx, double *speed) {
     double bytes = 0, best[PRECISIONS] = {1e9, 1e9};
     lora_weight w = random_nf4(N, K, &bytes);
     float *x = random_floats(K, 1, 3), *y = memory((size_t)N * sizeof *y);
+    lora_linear_layer layer = {.w = &w, .y = lora_mat_f32(y, 1, N, N)};
     for (int i = 0; i < 300; i++)
         for (int p = 0; p < PRECISIONS; p++) {
             must(lora_ctx_set_precision(ctx, (lora_precision)p, &err), &err);
             double start = now();
-            for (int j = 0; j < 4; j++) must(lora_linear_forward(ctx, 1, x, K, &w, NULL, NULL, y, N, false, &err), &err);
+            for (int j = 0; j < 4; j++) must(lora_linear_forward(ctx, lora_mat_f32(x, 1, K, K), 1, &layer, &err), &err);
             double time = (now() - start) / 4;
             if (time < best[p]) best[p] = time;
         }

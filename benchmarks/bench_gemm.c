@@ -72,11 +72,14 @@ static double run(lora_ctx *ctx, layer *l, const contestant *c) { /* useful flop
     lora_error err;
     must(lora_ctx_set_precision(ctx, c->precision, &err), &err);
     const lora_adapter *a = l->adapter.rank ? &l->adapter : NULL;
+    lora_mat x = lora_mat_f32(l->x, l->M, l->K, l->K), y = lora_mat_f32(l->y, l->M, l->N, l->N);
+    lora_linear_layer output = {.w = &l->w, .adapter = a, .y = y};
+    lora_linear_gradient gradient = {.dy = y, .w = &l->w, .adapter = a};
     double flop = 2.0 * (double)l->M * (double)l->N * (double)l->K, start = now();
     if (c->backward)
-        must(lora_linear_backward(ctx, l->M, l->y, l->N, l->x, l->K, &l->w, a, l->dx, l->K, false, NULL, NULL, &err), &err);
+        must(lora_linear_backward(ctx, x, 1, &gradient, lora_mat_f32(l->dx, l->M, l->K, l->K), false, &err), &err);
     else
-        must(lora_linear_forward(ctx, l->M, l->x, l->K, &l->w, NULL, a, l->y, l->N, false, &err), &err);
+        must(lora_linear_forward(ctx, x, 1, &output, &err), &err);
     if (a) flop += (c->backward ? 5.0 : 2.0) * (double)(l->M * a->rank) * (double)(l->N + l->K);
     return flop / (now() - start);
 }

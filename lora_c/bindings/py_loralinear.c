@@ -78,12 +78,12 @@ static int set_adapter(loralinear *self, lora_py_state *state, PyObject *A, PyOb
     return -1;
 }
 
-static lora_adapter adapter_of(const loralinear *self, int training, uint64_t step);
+static lora_adapter adapter_of(const loralinear *self);
 
 /* The row norms of W + s B A as A and B are now. */
 static int refresh_norm(loralinear *self) {
     if (!self->norm) return 0;
-    lora_adapter adapter = adapter_of(self, 0, 0);
+    lora_adapter adapter = adapter_of(self);
     lora_status status;
     lora_error err = {0};
     LORA_PY_CALL(self->base.ctx, status, lora_dora_norm(self->base.ctx, &self->weight.w, &adapter, self->norm, &err));
@@ -177,7 +177,7 @@ static PyObject *linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 
 /* --- calls -------------------------------------------------------------------------------------------------------- */
 
-static lora_adapter adapter_of(const loralinear *self, int training, uint64_t step) {
+static lora_adapter adapter_of(const loralinear *self) {
     return (lora_adapter){
         .rank = self->rank,
         .A = self->A->data,
@@ -185,13 +185,15 @@ static lora_adapter adapter_of(const loralinear *self, int training, uint64_t st
         .dA = self->A->grad,
         .dB = self->B->grad,
         .scale = (float)self->scaling,
-        .dropout = training ? (float)self->dropout : 0.0f,
+        .dropout = (float)self->dropout,
         .dropout_seed = self->seed,
-        .dropout_stream = step,
         .magnitude = self->magnitude ? self->magnitude->data : NULL,
         .dmagnitude = self->magnitude ? self->magnitude->grad : NULL,
-        .norm = self->norm,
     };
+}
+
+static lora_adapter_pass pass_of(const loralinear *self, int training, uint64_t step) {
+    return (lora_adapter_pass){.dropout = training ? (float)self->dropout : 0.0f, .dropout_stream = step, .norm = self->norm};
 }
 
 /* The step that chooses the dropout mask. One that is left out would be the same mask in every step. */
@@ -294,11 +296,12 @@ static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
         Py_CLEAR(result);
     }
     if (result) {
-        lora_adapter adapter = adapter_of(self, training, step);
+        lora_adapter adapter = adapter_of(self);
+        lora_linear_layer layer = {.w = &w, .bias = self->bias, .adapter = &adapter, .pass = pass_of(self, training, step),
+                                   .y = lora_mat_f32(y, x.rows, w.rows, ldy)};
         lora_status status;
         lora_error err = {0};
-        LORA_PY_CALL(self->base.ctx, status, lora_linear_forward(self->base.ctx, x.rows, x.data, x.ld, &w, self->bias, &adapter,
-                                                                 y, ldy, false, &err));
+        LORA_PY_CALL(self->base.ctx, status, lora_linear_forward(self->base.ctx, lora_mat_f32(x.data, x.rows, w.cols, x.ld), 1, &layer, &err));
         lora_py_leave(&self->base);
         result = finish(self, result, status, &err);
     }
@@ -348,12 +351,14 @@ static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) 
         Py_CLEAR(result);
         goto done;
     }
-    lora_adapter adapter = adapter_of(self, training, step);
+    lora_adapter adapter = adapter_of(self);
+    lora_linear_gradient gradient = {.dy = lora_mat_f32(dy.data, x.rows, w.rows, dy.ld), .w = &w, .adapter = &adapter,
+                                     .pass = pass_of(self, training, step), .dW = self->weight.grad, .dbias = self->dbias};
     lora_status status;
     lora_error err = {0};
     LORA_PY_CALL(self->base.ctx, status,
-                 lora_linear_backward(self->base.ctx, x.rows, dy.data, dy.ld, x.data, x.ld, &w, &adapter, dx, lddx, false,
-                                      self->weight.grad, self->dbias, &err));
+                 lora_linear_backward(self->base.ctx, lora_mat_f32(x.data, x.rows, w.cols, x.ld), 1, &gradient,
+                                      lora_mat_f32(dx, x.rows, w.cols, lddx), false, &err));
     lora_py_leave(&self->base);
     result = finish(self, result, status, &err);
 done:
@@ -388,10 +393,10 @@ static PyObject *linear_merge(PyObject *o, PyObject *args, PyObject *kwargs) {
         Py_DECREF(result);
         return NULL;
     }
-    lora_adapter adapter = adapter_of(self, 0, 0);
+    lora_adapter adapter = adapter_of(self);
     lora_status status;
     lora_error err = {0};
-    LORA_PY_CALL(self->base.ctx, status, lora_linear_merge(self->base.ctx, &w, &adapter, (float)sign, merged, &err));
+    LORA_PY_CALL(self->base.ctx, status, lora_linear_merge(self->base.ctx, &w, &adapter, self->norm, (float)sign, merged, &err));
     lora_py_leave(&self->base);
     return finish(self, result, status, &err);
 }

@@ -41,8 +41,8 @@ static PyObject *op_linear(PyObject *module, PyObject *args, PyObject *kwargs) {
     float *y = give_last(&c, x, w->rows);
     if (!y) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_linear_forward(c.state->ctx, x->rows, x->data, x->ld, w, bias ? bias->data : NULL, NULL, y,
-                                                           w->rows, false, &c.err));
+    lora_linear_layer layer = {.w = w, .bias = bias ? bias->data : NULL, .y = lora_mat_f32(y, x->rows, w->rows, w->rows)};
+    LORA_PY_CALL(c.state->ctx, status, lora_linear_forward(c.state->ctx, lora_mat_f32(x->data, x->rows, w->cols, x->ld), 1, &layer, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -68,8 +68,10 @@ static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *
     if (!dx) return lora_py_abandon(&c);
     if (x && (!(dw = give_matrix(&c, w->rows, w->cols)) || !(dbias = lora_py_give(&c, 1, &w->rows, 1)))) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_linear_backward(c.state->ctx, dy->rows, dy->data, dy->ld, x ? x->data : NULL,
-                                                            x ? x->ld : w->cols, w, NULL, dx, w->cols, false, dw, dbias, &c.err));
+    lora_linear_gradient gradient = {.dy = lora_mat_f32(dy->data, dy->rows, w->rows, dy->ld), .w = w, .dW = dw, .dbias = dbias};
+    lora_mat input = x ? lora_mat_f32(x->data, x->rows, w->cols, x->ld) : lora_mat_none();
+    LORA_PY_CALL(c.state->ctx, status, lora_linear_backward(c.state->ctx, input, 1, &gradient,
+                                                            lora_mat_f32(dx, dy->rows, w->cols, w->cols), false, &c.err));
     return lora_py_end(&c, status);
 }
 

@@ -1,14 +1,12 @@
 /* Adapters of the embedding and of the head. Both are read in ways that know nothing of adapters (rows by token id, one
  * pass over the vocabulary), so they are given W + s B A as a matrix, made before each pass, and its gradient goes back to
- * A and B after it: twice V * H floats where the adapter trains. A tied head reads the embedding without its adapter.
- * Source   LoRA, arXiv:2106.09685, eq. 3, differentiated: dB = s G A^T, dA = s B^T G for the gradient G of the matrix */
+ * A and B after it: twice V * H floats where the adapter trains. A tied head reads the embedding without its adapter. */
 #include <string.h>
 
 #include "lora_c/base/util.h"
 #include "lora_c/linear.h"
 #include "lora_c/model/decoder_struct.h"
 #include "lora_c/ops/ctx.h"
-#include "lora_c/ops/gemm.h"
 
 static const lora_matrix_slot SLOTS[] = {LORA_EMBED_TOKENS, LORA_LM_HEAD};
 
@@ -89,9 +87,7 @@ static lora_status write_one(lora_decoder *d, const lora_run *run, lora_matrix_s
     LORA_CHECK(!run->training || !trains(m) || m->adapter.dropout == 0, err, LORA_EINVAL,
                "%s: expected lora_dropout 0 for a trained adapter on it, got %g; set it to 0 or leave the module out", name,
                (double)m->adapter.dropout);
-    lora_adapter plain = m->adapter;
-    plain.dropout = 0;
-    LORA_TRY(lora_linear_merge(d->ctx, &base->w, &plain, 1.0f, a->whole, err));
+    LORA_TRY(lora_linear_merge(d->ctx, &base->w, &m->adapter, NULL, 1.0f, a->whole, err));
     a->known = true;
     return LORA_OK;
 }
@@ -101,18 +97,6 @@ lora_status lora_write_adapted_globals(lora_decoder *d, const lora_run *run, lor
     return LORA_OK;
 }
 
-static lora_status collect_one(lora_decoder *d, const lora_adapter *adapter, const float *gradient, lora_error *err) {
-    int64_t V = d->config.vocab_size, H = d->config.hidden_size, R = adapter->rank;
-    lora_weight A = lora_weight_f32(adapter->A, R, H, H);
-    lora_weight G = lora_weight_f32(gradient, V, H, H);
-    lora_gemm_args dB = {.m = V, .n = R, .k = H, .alpha = adapter->scale, .a = gradient, .a_row_stride = H, .a_col_stride = 1,
-                         .b = &A, .b_transposed = true, .c = adapter->dB, .ldc = R, .accumulate = true};
-    lora_gemm_args dA = {.m = R, .n = H, .k = V, .alpha = adapter->scale, .a = adapter->B, .a_row_stride = 1, .a_col_stride = R,
-                         .b = &G, .b_transposed = false, .c = adapter->dA, .ldc = H, .accumulate = true};
-    if (adapter->dB) LORA_TRY(lora_gemm(d->ctx, &dB, err));
-    return adapter->dA ? lora_gemm(d->ctx, &dA, err) : LORA_OK;
-}
-
 void lora_drop_adapted_gradients(lora_decoder *d) {
     size_t bytes = (size_t)d->config.vocab_size * (size_t)d->config.hidden_size * sizeof(float);
     for (int i = 0; i < 2; i++)
@@ -120,13 +104,14 @@ void lora_drop_adapted_gradients(lora_decoder *d) {
 }
 
 lora_status lora_collect_adapted_globals(lora_decoder *d, bool complete, lora_error *err) {
+    int64_t V = d->config.vocab_size, H = d->config.hidden_size;
     lora_status status = LORA_OK;
     for (int i = 0; i < 2; i++) {
         const lora_matrix *m = lora_global(d, SLOTS[i]);
         float *gradient = adapted(d, SLOTS[i])->gradient;
         if (!trains(m) || !gradient) continue;
-        if (complete && status == LORA_OK) status = collect_one(d, &m->adapter, gradient, err);
-        memset(gradient, 0, (size_t)d->config.vocab_size * (size_t)d->config.hidden_size * sizeof *gradient);
+        if (complete && status == LORA_OK) status = lora_linear_merge_backward(d->ctx, &m->adapter, lora_mat_f32(gradient, V, H, H), err);
+        memset(gradient, 0, (size_t)V * (size_t)H * sizeof *gradient);
     }
     return status;
 }

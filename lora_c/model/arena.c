@@ -84,10 +84,10 @@ static void lay_copies(carver *c, const lora_decoder_config *k, int64_t M, lora_
 }
 
 /* Only where a layer's state is its own: what is computed again brings its low-rank products with it. */
-static void lay_low(carver *c, const lora_layer *l, int64_t M, lora_layer_state *s) {
+static void lay_low(carver *c, const lora_ctx *ctx, const lora_layer *l, int64_t M, lora_layer_state *s) {
     for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
         const lora_matrix *m = &l->matrices[slot];
-        bool wanted = m->has_adapter && m->adapter.dB && !m->adapter.magnitude && M > LORA_SMALL_M;
+        bool wanted = m->has_adapter && lora_linear_keeps_low(ctx, M, &m->adapter);
         s->low[slot] = wanted ? carve_floats(c, M, m->adapter.rank) : NULL;
     }
 }
@@ -99,7 +99,7 @@ static void lay_states(carver *c, const lora_decoder *d, int64_t M, bool own, lo
     lora_layer_state kept = b->lowest < L ? carve_state(c, k, M, branch) : carve_working_state(c, k, M, branch);
     for (int64_t i = 0; i < L; i++) {
         if (i > b->lowest && own) kept = carve_state(c, k, M, branch);
-        if (i >= b->lowest && own) lay_low(c, &d->layers[i], M, &kept);
+        if (i >= b->lowest && own) lay_low(c, d->ctx, &d->layers[i], M, &kept);
         if (!c->base) continue;
         b->states[i] = kept;
         if (i < b->lowest)

@@ -2,15 +2,20 @@
  * what a gradient still needs is computed. */
 #include "lora_c/model/decoder_struct.h"
 
+static lora_linear_gradient gradient_of(const lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *dy, int64_t lddy) {
+    const lora_layer *l = &d->layers[layer];
+    const lora_matrix *m = &l->matrices[slot];
+    return (lora_linear_gradient){.dy = lora_mat_f32(dy, run->n_tokens, m->w.rows, lddy), .w = &m->w, .adapter = lora_adapter_of(m),
+                                  .pass = lora_run_adapter(l, run, layer, slot), .dW = m->dW, .dbias = m->dbias};
+}
+
 static lora_status project_backward(lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *dy,
                                     int64_t lddy, const float *x, int64_t ldx, float *dx, int64_t lddx, bool accumulate,
                                     lora_error *err) {
-    const lora_layer *l = &d->layers[layer];
-    const lora_matrix *m = &l->matrices[slot];
-    lora_adapter storage;
-    if (!dx && !lora_matrix_trains(m)) return LORA_OK;
-    return lora_linear_backward(d->ctx, run->n_tokens, dy, lddy, x, ldx, &m->w, lora_run_adapter(l, run, layer, slot, &storage), dx,
-                                lddx, accumulate, m->dW, m->dbias, err);
+    int64_t M = run->n_tokens, K = d->layers[layer].matrices[slot].w.cols;
+    if (!dx && !lora_matrix_trains(&d->layers[layer].matrices[slot])) return LORA_OK;
+    lora_linear_gradient g = gradient_of(d, run, layer, slot, dy, lddy);
+    return lora_linear_backward(d->ctx, lora_mat_f32(x, M, K, ldx), 1, &g, lora_mat_f32(dx, M, K, lddx), accumulate, err);
 }
 
 /* One of the projections of a common input, and the gradient of its output. */
@@ -23,19 +28,14 @@ typedef struct projected {
 /* Those that something wants a gradient of: dx (+)= the sum of their parts, one product. */
 static lora_status project_backward_many(lora_decoder *d, const lora_run *run, int64_t layer, int n, const projected *parts, const float *x,
                                          float *dx, bool accumulate, lora_error *err) {
-    const lora_layer *l = &d->layers[layer];
-    int64_t H = d->config.hidden_size;
+    int64_t M = run->n_tokens, H = d->config.hidden_size;
     lora_linear_gradient gradients[LORA_LINEAR_LAYERS];
-    lora_adapter storage[LORA_LINEAR_LAYERS];
     int n_wanted = 0;
-    for (int i = 0; i < n; i++) {
-        const lora_matrix *m = &l->matrices[parts[i].slot];
-        if (!dx && !lora_matrix_trains(m)) continue;
-        const lora_adapter *adapter = lora_run_adapter(l, run, layer, parts[i].slot, &storage[n_wanted]);
-        gradients[n_wanted++] = (lora_linear_gradient){parts[i].dy, parts[i].lddy, &m->w, adapter, m->dW, m->dbias};
-    }
+    for (int i = 0; i < n; i++)
+        if (dx || lora_matrix_trains(&d->layers[layer].matrices[parts[i].slot]))
+            gradients[n_wanted++] = gradient_of(d, run, layer, parts[i].slot, parts[i].dy, parts[i].lddy);
     if (n_wanted == 0) return LORA_OK;
-    return lora_linear_backward_many(d->ctx, run->n_tokens, x, H, n_wanted, gradients, dx, H, accumulate, err);
+    return lora_linear_backward(d->ctx, lora_mat_f32(x, M, H, H), n_wanted, gradients, lora_mat_f32(dx, M, H, H), accumulate, err);
 }
 
 /* dx (added to when accumulate, else it may be dy) through the norm of slot, and the gradients of its weights. */

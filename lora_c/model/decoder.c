@@ -311,7 +311,6 @@ lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix
             LORA_TRY(lora_make_adapter_norm(d, m, err));
         }
         m->adapter = *adapter;
-        m->adapter.norm = m->norm;
     }
     m->has_adapter = adapter != NULL;
     if (!adapter && (int)slot >= LORA_LAYER_MATRICES) return lora_make_adapted_global(d, slot, NULL, err);

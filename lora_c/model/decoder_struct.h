@@ -139,6 +139,8 @@ static inline lora_status lora_check_stop(const lora_decoder *d, lora_error *err
     return lora_fail(err, LORA_ESTOPPED, "decoder: the pass was stopped between two layers");
 }
 
+static inline const lora_adapter *lora_adapter_of(const lora_matrix *m) { return m->has_adapter ? &m->adapter : NULL; }
+
 static inline int64_t lora_q_width(const lora_decoder_config *c) { return c->num_attention_heads * c->head_dim; }
 static inline int64_t lora_kv_width(const lora_decoder_config *c) { return c->num_key_value_heads * c->head_dim; }
 static inline int64_t lora_qkv_width(const lora_decoder_config *c) { return lora_q_width(c) + 2 * lora_kv_width(c); }
@@ -224,9 +226,8 @@ lora_status lora_collect_token_rows(lora_decoder *d, bool complete, lora_error *
 void lora_drop_token_gradients(lora_decoder *d);
 
 /* forward.c */
-/** The adapter of matrix slot of layer as this run uses it, or NULL; *storage backs it. */
-const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot,
-                                     lora_adapter *storage);
+/** What this run does with the adapter of matrix slot of layer. */
+lora_adapter_pass lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot);
 /** What attention or the MLP reads of the stream x: its norm of slot, or x itself. */
 lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x,
                              float *stats, const float **out, lora_error *err) LORA_MUST_CHECK;

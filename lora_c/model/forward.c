@@ -12,22 +12,27 @@ static int mask_slot(const lora_layer *l, int slot) {
 }
 
 /* No dropout outside training; a mask of its own for every step, layer and module. */
-const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_adapter *storage) {
+lora_adapter_pass lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot) {
     const lora_matrix *m = &l->matrices[slot];
-    if (!m->has_adapter) return NULL;
-    *storage = m->adapter;
-    if (!run->training) storage->dropout = 0;
-    storage->low = run->states ? run->states[layer].low[slot] : NULL;
-    storage->dropout_stream = (run->dropout_step << 20) + ((uint64_t)layer << 4) + (uint64_t)mask_slot(l, slot);
-    return storage;
+    if (!m->has_adapter) return (lora_adapter_pass){0};
+    return (lora_adapter_pass){.dropout = run->training ? m->adapter.dropout : 0,
+                               .dropout_stream = (run->dropout_step << 20) + ((uint64_t)layer << 4) + (uint64_t)mask_slot(l, slot),
+                               .norm = m->norm,
+                               .low = run->states ? run->states[layer].low[slot] : NULL};
+}
+
+static lora_linear_layer projection(const lora_decoder *d, const lora_run *run, int64_t layer, int slot, float *y, int64_t ldy) {
+    const lora_layer *l = &d->layers[layer];
+    const lora_matrix *m = &l->matrices[slot];
+    return (lora_linear_layer){.w = &m->w, .bias = m->bias, .adapter = lora_adapter_of(m), .pass = lora_run_adapter(l, run, layer, slot),
+                               .y = lora_mat_f32(y, run->n_tokens, m->w.rows, ldy)};
 }
 
 static lora_status project(lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *x, int64_t ldx,
                            float *y, int64_t ldy, bool accumulate, lora_error *err) {
-    const lora_layer *l = &d->layers[layer];
-    lora_adapter storage;
-    return lora_linear_forward(d->ctx, run->n_tokens, x, ldx, &l->matrices[slot].w, l->matrices[slot].bias,
-                               lora_run_adapter(l, run, layer, slot, &storage), y, ldy, accumulate, err);
+    lora_linear_layer p = projection(d, run, layer, slot, y, ldy);
+    p.accumulate = accumulate;
+    return lora_linear_forward(d->ctx, lora_mat_f32(x, run->n_tokens, p.w->cols, ldx), 1, &p, err);
 }
 
 typedef struct output {
@@ -38,15 +43,10 @@ typedef struct output {
 /* n consecutive slots that read the same x (M, H). */
 static lora_status project_many(lora_decoder *d, const lora_run *run, int64_t layer, int first, int64_t n, const float *x, const output *out,
                                 lora_error *err) {
-    const lora_layer *l = &d->layers[layer];
+    int64_t H = d->config.hidden_size;
     lora_linear_layer layers[LORA_LINEAR_LAYERS];
-    lora_adapter storage[LORA_LINEAR_LAYERS];
-    for (int i = 0; i < n; i++) {
-        const lora_matrix *m = &l->matrices[first + i];
-        const lora_adapter *adapter = lora_run_adapter(l, run, layer, first + i, &storage[i]);
-        layers[i] = (lora_linear_layer){&m->w, m->bias, adapter, out[i].y, out[i].ld, false};
-    }
-    return lora_linear_forward_many(d->ctx, run->n_tokens, x, d->config.hidden_size, n, layers, err);
+    for (int i = 0; i < n; i++) layers[i] = projection(d, run, layer, first + i, out[i].y, out[i].ld);
+    return lora_linear_forward(d->ctx, lora_mat_f32(x, run->n_tokens, H, H), n, layers, err);
 }
 
 static lora_status norm(lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *x, int64_t ldx, float *y,

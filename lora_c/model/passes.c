@@ -87,10 +87,11 @@ lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float 
 
 lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float *logits, lora_error *err) {
     const lora_logit_map *map = &d->config.logits;
-    int64_t V = d->config.vocab_size;
+    int64_t V = d->config.vocab_size, H = d->config.hidden_size;
     lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
-    LORA_TRY(lora_linear_forward(d->ctx, M, xn, d->config.hidden_size, &head, NULL, NULL, logits, V, false, err));
     lora_mat y = lora_mat_f32(logits, M, V, V);
+    lora_linear_layer layer = {.w = &head, .y = y};
+    LORA_TRY(lora_linear_forward(d->ctx, lora_mat_f32(xn, M, H, H), 1, &layer, err));
     if (map->scale != 1.0f) LORA_TRY(lora_scale_rows(d->ctx, map->scale, y, y, false, err));
     return map->softcap > 0 ? lora_softcap_rows(d->ctx, map->softcap, y, err) : LORA_OK;
 }

@@ -7,9 +7,18 @@
 #include "lora_c/context.h"
 #include "lora_c/types.h"
 
-/** out[M,K] (+)= in[M,K] * mask / (1 - p). The mask is a function of (a->dropout_seed, a->dropout_stream, m * K + k), so the
- *  backward pass calls this again. in and out may be the same rows when not accumulating. */
-void lora_dropout(lora_ctx *ctx, const lora_adapter *a, int64_t M, int64_t K, const float *in, int64_t ld_in, float *out,
-                  int64_t ld_out, bool accumulate);
+/* Element (m, k) of K columns is kept or not as a function of (seed, stream, m * K + k). */
+typedef struct lora_mask {
+    float rate;
+    uint64_t seed, stream;
+} lora_mask;
+
+static inline lora_mask lora_mask_of(const lora_adapter *a, const lora_adapter_pass *pass) {
+    return (lora_mask){.rate = pass->dropout, .seed = a->dropout_seed, .stream = pass->dropout_stream};
+}
+
+/** out[M,K] (+)= in[M,K] * mask / (1 - rate); the backward pass calls this again. in and out may be the same rows when not
+ *  accumulating. */
+void lora_dropout(lora_ctx *ctx, lora_mask mask, lora_mat in, lora_mat out, bool accumulate);
 
 #endif

@@ -4,7 +4,6 @@
 #include <stdatomic.h>
 
 #include "lora_c/base/util.h"
-#include "lora_c/decoder.h"
 #include "lora_c/linear.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/weight.h"
@@ -13,7 +12,7 @@ enum {
     TASK_BYTES = 32768,  /* of a weight: a few microseconds of reading */
 };
 
-_Static_assert((int)LORA_SMALL_M >= (int)LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
+_Static_assert(LORA_SMALL_M >= LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
 
 /* How the rows of a weight are read. */
 typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_DECODED } row_format;

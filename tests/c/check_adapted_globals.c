@@ -75,7 +75,7 @@ static void check_merged(lora_ctx *ctx) {
     const lora_adapter *adapters[2] = {&m.embedding.adapter, &m.head.adapter};
     for (int i = 0; i < 2; i++) {
         lora_matrix_slot slot = i ? LORA_LM_HEAD : LORA_EMBED_TOKENS;
-        CHECK(lora_linear_merge(ctx, &own[i], adapters[i], 1, whole[i], &err) == LORA_OK, "%s", err.message);
+        CHECK(lora_linear_merge(ctx, &own[i], adapters[i], NULL, 1, whole[i], &err) == LORA_OK, "%s", err.message);
         lora_weight merged = dense(whole[i]);
         CHECK(lora_decoder_set_adapter(d, -1, slot, NULL, &err) == LORA_OK, "%s", err.message);
         CHECK(lora_decoder_set_matrix(d, -1, slot, &merged, NULL, &err) == LORA_OK, "%s", err.message);

@@ -78,7 +78,11 @@ static void release(problem *p) {
 
 static lora_adapter adapter_of(const problem *p, float *dA, float *dB, float *dm) {
     return (lora_adapter){.rank = p->R, .A = p->in[A], .B = p->in[B], .dA = dA, .dB = dB, .scale = p->scale, .dropout = p->dropout,
-                          .dropout_seed = 9, .dropout_stream = 4, .magnitude = p->in[MAGNITUDE], .dmagnitude = dm, .norm = p->norm};
+                          .dropout_seed = 9, .magnitude = p->in[MAGNITUDE], .dmagnitude = dm};
+}
+
+static lora_adapter_pass pass_of(const problem *p) {
+    return (lora_adapter_pass){.dropout = p->dropout, .dropout_stream = 4, .norm = p->norm};
 }
 
 static lora_weight base_of(const problem *p) {
@@ -100,7 +104,9 @@ static void check_forward(lora_ctx *ctx, const problem *p, bool accumulate) {
             want[m * N + n] = s;
             y.data[m * N + n] = 0.5f;
         }
-    CHECK(lora_linear_forward(ctx, M, p->in[X], K, &w, p->in[BIAS], &a, y.data, N, accumulate, &err) == LORA_OK, "%s", err.message);
+    lora_linear_layer layer = {.w = &w, .bias = p->in[BIAS], .adapter = &a, .pass = pass_of(p), .y = lora_mat_f32(y.data, M, N, N),
+                               .accumulate = accumulate};
+    CHECK(lora_linear_forward(ctx, lora_mat_f32(p->in[X], M, K, K), 1, &layer, &err) == LORA_OK, "%s", err.message);
     close_to(accumulate ? "y +=" : "y", lora_ctx_isa(ctx), y.data, want, M * N);
     CHECK(guarded_ok(&y), "guard bands of y");
     guarded_free(&y);
@@ -118,7 +124,10 @@ static void check_backward(lora_ctx *ctx, const problem *p) {
     lora_adapter a = adapter_of(p, dA.data, dB.data, dm.data);
     lora_weight w = base_of(p);
     lora_error err;
-    CHECK(lora_linear_backward(ctx, M, dy, N, p->in[X], K, &w, &a, dx.data, K, false, dW.data, db.data, &err) == LORA_OK, "%s", err.message);
+    lora_linear_gradient gradient = {.dy = lora_mat_f32(dy, M, N, N), .w = &w, .adapter = &a, .pass = pass_of(p), .dW = dW.data,
+                                     .dbias = db.data};
+    CHECK(lora_linear_backward(ctx, lora_mat_f32(p->in[X], M, K, K), 1, &gradient, lora_mat_f32(dx.data, M, K, K), false, &err) == LORA_OK,
+          "%s", err.message);
     int64_t most = M * K + R * K + N * R + 2 * N + N * K;
     double *want = calloc((size_t)most, sizeof *want);
     for (int64_t m = 0; m < M; m++)
@@ -168,11 +177,11 @@ static void check_merge(lora_ctx *ctx, const problem *p) {
     lora_error err;
     guarded merged = guarded_new(N * K, 1);
     double *want = malloc((size_t)(N * K) * sizeof *want);
-    CHECK(lora_linear_merge(ctx, &w, &a, 1, merged.data, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_linear_merge(ctx, &w, &a, p->norm, 1, merged.data, &err) == LORA_OK, "%s", err.message);
     for (int64_t i = 0; i < N * K; i++) want[i] = gain(p, i / K) * p->v[i];
     close_to("merged", lora_ctx_isa(ctx), merged.data, want, N * K);
     CHECK(guarded_ok(&merged), "guard bands of the merge");
-    CHECK(lora_linear_merge(ctx, &w, &a, -1, merged.data, &err) == LORA_EINVAL, "sign -1");
+    CHECK(lora_linear_merge(ctx, &w, &a, p->norm, -1, merged.data, &err) == LORA_EINVAL, "sign -1");
     guarded_free(&merged);
     free(want);
 }
@@ -182,8 +191,8 @@ static void check_case(lora_ctx *ctx, problem p) {
     lora_error err;
     lora_weight w = base_of(&p);
     lora_adapter a = adapter_of(&p, NULL, NULL, NULL);
-    a.norm = NULL;
-    CHECK(lora_linear_forward(ctx, p.M, p.in[X], p.K, &w, NULL, &a, p.in[DY], p.N, false, &err) == LORA_EINVAL, "no norm");
+    lora_linear_layer without_norm = {.w = &w, .adapter = &a, .y = lora_mat_f32(p.in[DY], p.M, p.N, p.N)};
+    CHECK(lora_linear_forward(ctx, lora_mat_f32(p.in[X], p.M, p.K, p.K), 1, &without_norm, &err) == LORA_EINVAL, "no norm");
     CHECK(lora_dora_norm(ctx, &w, &a, p.norm, &err) == LORA_OK, "%s", err.message);
     double *want = malloc((size_t)p.N * sizeof *want);
     for (int64_t n = 0; n < p.N; n++) {

@@ -37,7 +37,8 @@ static void run_linear(lora_ctx *ctx, float *y) {
     check_normal(x, M * K, 1, 1);
     check_normal(w, N * K, 2, 1);
     lora_weight weight = lora_weight_f32(w, N, K, K);
-    CHECK(lora_linear_forward(ctx, M, x, K, &weight, NULL, NULL, y, N, false, &err) == LORA_OK, "%s", err.message);
+    lora_linear_layer layer = {.w = &weight, .y = lora_mat_f32(y, M, N, N)};
+    CHECK(lora_linear_forward(ctx, lora_mat_f32(x, M, K, K), 1, &layer, &err) == LORA_OK, "%s", err.message);
 }
 
 static void check_costs(void) {

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #include "lora_c/context.h"
+#include "lora_c/linear.h"
 #include "lora_c/nn.h"
 #include "lora_c/types.h"
 
@@ -180,11 +181,9 @@ lora_status lora_kv_cache_truncate(lora_kv_cache *cache, int64_t sequence, int64
  *  beyond it, max_position_embeddings otherwise. Growing past it in the cache is refused: truncate to 0 and append all. */
 int64_t lora_decoder_rope_limit(const lora_decoder *decoder, int64_t length);
 
-/* Up to so many tokens in a call of lora_decoder_decode the logits of each have the bits that it gets alone. */
-enum { LORA_DECODE_BATCH = 16 };
-
 /** Appends the tokens of each segment s to sequence sequences[s] (distinct) and writes the logits of each segment's last
- *  token to logits (n_segments, vocab_size). Prefill and decode are the same call; no dropout. */
+ *  token to logits (n_segments, vocab_size). Prefill and decode are the same call; no dropout. Up to LORA_DECODE_BATCH tokens
+ *  in a call the logits of each have the bits that it gets alone. */
 lora_status lora_decoder_decode(lora_decoder *decoder, lora_kv_cache *cache, int64_t n_segments,
                                 const int32_t *cu_seqlens, const int32_t *sequences, const int32_t *input_ids,
                                 float *logits, lora_error *err) LORA_MUST_CHECK;

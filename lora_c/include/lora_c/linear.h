@@ -12,70 +12,69 @@
 extern "C" {
 #endif
 
-/** y[M,N] = x[M,K] · W[N,K]^T + bias + s · (drop(x) · A^T) · B^T       (added to y when accumulate)
- *  Shapes   x (M, K) with ldx >= K; y (M, N) with ldy >= N; bias (N) or NULL; adapter or NULL
- *  Types    float32 activations; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32 accumulation
- *  Alias    y may not overlap x, W, A, B or bias (EINVAL)
- *  Numerics |err| <= c · (K + R) · 2^-24 · |x|·|W|; order of sums fixed by the shape, same bits for any thread count
- *  Errors   ESHAPE, EINVAL, ENOMEM (scratch)
- *  Source   LoRA arXiv:2106.09685 eq. 3; QLoRA arXiv:2305.14314 eq. 5 */
-lora_status lora_linear_forward(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, const lora_weight *w,
-                                const float *bias, const lora_adapter *adapter, float *y, int64_t ldy,
-                                bool accumulate, lora_error *err) LORA_MUST_CHECK;
-
 enum {
-    LORA_LINEAR_LAYERS = 4,
-    LORA_SMALL_M = 24, /* tokens: up to here rows of W are read as they are, beyond they are packed */
+    LORA_LINEAR_LAYERS = 4, /* of one call */
+    LORA_SMALL_M = 24,      /* tokens: up to here rows of W are read as they are, beyond they are packed */
+    LORA_DECODE_BATCH = 16, /* tokens: up to here the result of each has the bits that it gets alone */
 };
 
-/* One of several layers that read the same x; the fields are the arguments of lora_linear_forward. */
+/* One of the layers that read the same x. */
 typedef struct lora_linear_layer {
     const lora_weight *w;
-    const float *bias;
-    const lora_adapter *adapter;
-    float *y;
-    int64_t ldy;
-    bool accumulate;
+    const float *bias;           /* (N) or NULL */
+    const lora_adapter *adapter; /* or NULL */
+    lora_adapter_pass pass;
+    lora_mat y;                  /* (M, N) */
+    bool accumulate;             /* added to y */
 } lora_linear_layer;
 
-/** lora_linear_forward for each of n <= LORA_LINEAR_LAYERS layers, with the same bits. x is packed once for all; with few
- *  tokens (decoding) they and their adapters share one parallel region, so that small matrices cost no waiting. */
-lora_status lora_linear_forward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n,
-                                     const lora_linear_layer *layers, lora_error *err) LORA_MUST_CHECK;
+/** y_i[M,N_i] = x[M,K] · W_i[N_i,K]^T + bias_i + s_i · (drop_i(x) · A_i^T) · B_i^T  for each of n <= LORA_LINEAR_LAYERS layers
+ *  Types    float32 activations; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32 accumulation
+ *  Alias    no y may overlap x, W, A, B or a bias (EINVAL for x); column blocks of one buffer, side by side, are apart
+ *  Numerics |err| <= c · (K + R) · 2^-24 · |x|·|W|; order of sums fixed by the shape, same bits for any thread count and
+ *           whichever layers share the call: x is packed once for all; with few tokens (decoding) the layers and their
+ *           adapters share one parallel region, so that small matrices cost no waiting
+ *  Errors   ESHAPE, EDTYPE, EINVAL, ENOMEM (scratch)
+ *  Source   LoRA arXiv:2106.09685 eq. 3; QLoRA arXiv:2305.14314 eq. 5 */
+lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) LORA_MUST_CHECK;
 
-/** dx[M,K] = dy[M,N] · W[N,K] + s · drop'((dy · B) · A)      (added to dx when accumulate_dx; skipped when dx is NULL)
+/* One of the layers that read the same x, in the backward pass. */
+typedef struct lora_linear_gradient {
+    lora_mat dy;                 /* (M, N) */
+    const lora_weight *w;
+    const lora_adapter *adapter; /* or NULL */
+    lora_adapter_pass pass;      /* as in forward */
+    float *dW, *dbias;           /* (N, K) contiguous, (N): added to; NULL: frozen */
+} lora_linear_gradient;
+
+/** dx[M,K] = sum over i of dy_i[M,N_i] · W_i[N_i,K] + s_i · drop_i'((dy_i · B_i) · A_i)     (added to dx when accumulate_dx)
  *  dA += s · (dy · B)^T · drop(x)      dB += s · dy^T · (drop(x) · A^T)      dW += dy^T · x      dbias += sum over M of dy
- *  dW (N, K) contiguous and dbias (N) may be NULL (frozen). No activation is kept between forward and backward:
- *  x is given again and x · A^T is computed again. */
-lora_status lora_linear_backward(lora_ctx *ctx, int64_t M, const float *dy, int64_t lddy, const float *x, int64_t ldx,
-                                 const lora_weight *w, const lora_adapter *adapter, float *dx, int64_t lddx,
-                                 bool accumulate_dx, float *dW, float *dbias, lora_error *err) LORA_MUST_CHECK;
+ *  dx may be absent: not wanted; x may be absent where nothing above needs it. No activation is kept between forward and
+ *  backward: x is given again and x · A^T is computed again, unless pass.low has it.
+ *  Alias    dx may not overlap x or a dy (EINVAL)      Errors  as lora_linear_forward */
+lora_status lora_linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx,
+                                 bool accumulate_dx, lora_error *err) LORA_MUST_CHECK;
+
+/** Whether lora_linear_forward of M tokens leaves drop(x) A^T of an adapter in pass.low, and the backward pass has use for it. */
+bool lora_linear_keeps_low(const lora_ctx *ctx, int64_t M, const lora_adapter *adapter);
 
 /** norm[n] = ||W_n + s B_n A||, the row lengths that DoRA divides by (float32; sums in float64). Costs N · K · R; no (N, K)
- *  matrix is stored. A pass with DoRA reads them from adapter->norm and treats them as constants, as PEFT does:
+ *  matrix is stored. A pass with DoRA reads them from pass.norm and treats them as constants, as PEFT does:
  *      g = magnitude / norm (0 where norm is 0)      y = W x + (g - 1) W d + g s B A d + bias,  d = drop(x)
  *      dmagnitude += sum over M of dy · (W d + s B A d) / norm
  *  Source   DoRA, arXiv:2402.09353, eq. 5; norms outside the gradient, section 4.3. */
 lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float *norm,
                            lora_error *err) LORA_MUST_CHECK;
 
-/* One of several layers that read the same x, in the backward pass: the arguments of lora_linear_backward. */
-typedef struct lora_linear_gradient {
-    const float *dy;
-    int64_t lddy;
-    const lora_weight *w;
-    const lora_adapter *adapter;
-    float *dW, *dbias;
-} lora_linear_gradient;
-
-/** lora_linear_backward for n <= LORA_LINEAR_LAYERS layers of one x: dx (+)= the sum of their gradients, formed as one product. */
-lora_status lora_linear_backward_many(lora_ctx *ctx, int64_t M, const float *x, int64_t ldx, int64_t n, const lora_linear_gradient *gradients,
-                                      float *dx, int64_t lddx, bool accumulate_dx, lora_error *err) LORA_MUST_CHECK;
-
 /** merged[N,K] (float32, contiguous) = W + sign · s · B · A; the product is rounded once per element. With DoRA it is
- *  g · (W + s B A), and sign must be 1. */
-lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float sign,
+ *  g · (W + s B A), and sign must be 1; norm is that of lora_dora_norm, and not read without DoRA. adapter NULL: W. */
+lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign,
                               float *merged, lora_error *err) LORA_MUST_CHECK;
+
+/** The gradient dmerged (N, K) of W + s B A goes on to the adapter (no DoRA):
+ *  dB += s · dmerged · A^T      dA += s · B^T · dmerged      (either may be NULL)
+ *  Source   LoRA, arXiv:2106.09685, eq. 3, differentiated.   Errors  ESHAPE, EDTYPE, EINVAL, ENOMEM (scratch) */
+lora_status lora_linear_merge_backward(lora_ctx *ctx, const lora_adapter *adapter, lora_mat dmerged, lora_error *err) LORA_MUST_CHECK;
 
 /** A[R,K] uniform in [-1/sqrt(K), 1/sqrt(K)), the Kaiming bound with a = sqrt 5 that PEFT uses; a function of seed only.
  *  B starts at zero, so a fresh adapter changes nothing.   Source  LoRA, arXiv:2106.09685, section 4.1 */

@@ -86,18 +86,21 @@ static inline lora_weight lora_weight_ggml(const lora_ggml *ggml) {
  * Source   LoRA, arXiv:2106.09685, eq. 3; s = lora_alpha / r as in PEFT. DoRA, arXiv:2402.09353, eq. 5. */
 typedef struct lora_adapter {
     int64_t rank;
-    const float *A, *B;
-    float *dA, *dB;          /* added to; NULL when not trained */
+    const float *A, *B, *magnitude;  /* magnitude: DoRA's m (N); NULL: plain LoRA */
+    float *dA, *dB, *dmagnitude;     /* added to; NULL when not trained */
     float scale;
-    float dropout;           /* probability of zeroing an element of x on its way to A; 0 in evaluation */
-    uint64_t dropout_seed;   /* the mask is a function of (seed, stream, element index): recomputed, not stored */
-    uint64_t dropout_stream;
-    const float *magnitude;  /* DoRA's m (N); NULL: plain LoRA */
-    float *dmagnitude;       /* added to; NULL when not trained */
+    float dropout;                   /* while training: probability of zeroing an element of x on its way to A */
+    uint64_t dropout_seed;           /* the mask is a function of (seed, stream, element index): recomputed, not stored */
+} lora_adapter;
+
+/* What one call does with an adapter. */
+typedef struct lora_adapter_pass {
+    float dropout;           /* the adapter's while training, 0 in evaluation */
+    uint64_t dropout_stream; /* the same in forward and backward */
     const float *norm;       /* with magnitude: row lengths of W + s B A (N), from lora_dora_norm */
     float *low;              /* (M, R) or NULL: forward leaves s drop(x) A^T here and backward of the same x reads it instead of
-                              * forming it again, with the same bits. More than LORA_SMALL_M tokens, no magnitude */
-} lora_adapter;
+                              * forming it again, with the same bits. Only where lora_linear_keeps_low says so */
+} lora_adapter_pass;
 
 #ifdef __cplusplus
 }
