@@ -2,7 +2,6 @@
 #include "lora_c/decoder.h"
 
 #include <math.h>
-#include <stdio.h>
 
 #include "lora_c/model/decoder_struct.h"
 #include "lora_c/ops/ctx.h"
@@ -165,38 +164,7 @@ void lora_decoder_after_fork(lora_decoder *d) {
     lora_drop_token_gradients(d);
 }
 
-/* --- names and places --- */
-
-static const char *const MATRIX_NAMES[] = {"q_proj",  "k_proj",    "v_proj",       "o_proj",  "gate_proj",
-                                           "up_proj", "down_proj", "embed_tokens", "lm_head", "embed_positions"};
-static const char *const NORM_NAMES[] = {"input_layernorm", "post_attention_layernorm", "attention_output_norm", "mlp_output_norm",
-                                         "q_norm",          "k_norm",                   "norm"};
-
-lora_slot_name lora_decoder_slot_name(bool vector, int slot) {
-    lora_slot_name name;
-    bool norm = vector && slot < LORA_BIAS;
-    const char *part = norm ? NORM_NAMES[slot % LORA_NORM_SLOTS] : MATRIX_NAMES[vector ? slot - LORA_BIAS : slot];
-    snprintf(name.text, sizeof name.text, "%s%s", part, vector && slot >= LORA_NORM_BIAS ? ".bias" : "");
-    return name;
-}
-
-/* "layers.3.q_proj", "layers.3.q_proj.bias", or "embed_tokens" for layer -1 */
-typedef struct weight_name {
-    char text[80];
-} weight_name;
-
-static weight_name name_of(int64_t layer, bool vector, int slot) {
-    weight_name name;
-    lora_slot_name part = lora_decoder_slot_name(vector, slot);
-    if (layer < 0)
-        snprintf(name.text, sizeof name.text, "%s", part.text);
-    else
-        snprintf(name.text, sizeof name.text, "layers.%lld.%s", (long long)layer, part.text);
-    return name;
-}
-
-static weight_name matrix_name(int64_t layer, int slot) { return name_of(layer, false, slot); }
-static weight_name vector_name(int64_t layer, int slot) { return name_of(layer, true, slot); }
+/* --- places --- */
 
 static lora_status check_layer(const lora_decoder *d, int64_t layer, bool global, const char *part, lora_error *err) {
     if (global)
@@ -210,7 +178,7 @@ static lora_status check_layer(const lora_decoder *d, int64_t layer, bool global
 static lora_status find_matrix(lora_decoder *d, int64_t layer, int slot, lora_matrix **out, lora_error *err) {
     LORA_CHECK(slot >= 0 && slot < LORA_MATRIX_SLOTS, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_MATRIX_SLOTS - 1, slot);
     bool global = slot >= LORA_LAYER_MATRICES;
-    LORA_TRY(check_layer(d, layer, global, MATRIX_NAMES[slot], err));
+    LORA_TRY(check_layer(d, layer, global, lora_decoder_slot_name(false, slot).text, err));
     LORA_CHECK(d->config.gated_mlp || slot != LORA_GATE_PROJ, err, LORA_EINVAL, "gate_proj: expected none in this model (gated_mlp), got one");
     LORA_CHECK(d->config.learned_positions || slot != LORA_EMBED_POSITIONS, err, LORA_EINVAL,
                "embed_positions: expected none in this model (learned_positions), got one");
@@ -246,7 +214,7 @@ lora_status lora_decoder_set_matrix(lora_decoder *d, int64_t layer, lora_matrix_
     int64_t rows, cols;
     LORA_TRY(find_matrix(d, layer, (int)slot, &m, err));
     matrix_shape(&d->config, (int)slot, &rows, &cols);
-    LORA_TRY(check_matrix(w, rows, cols, grad != NULL, matrix_name(layer, (int)slot).text, err));
+    LORA_TRY(check_matrix(w, rows, cols, grad != NULL, lora_matrix_name(layer, (int)slot).text, err));
     LORA_TRY(lora_weight_rows(w, 0, rows, &m->w, err));
     m->norm_known = false;
     lora_forget_adapted_globals(d);
@@ -281,7 +249,7 @@ lora_status lora_decoder_set_vector(lora_decoder *d, int64_t layer, lora_vector_
     int slot = (int)vector_slot;
     LORA_CHECK(slot >= 0 && slot < LORA_VECTOR_SLOTS, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_VECTOR_SLOTS - 1, slot);
     LORA_TRY(check_layer(d, layer, is_global_vector(slot), lora_decoder_slot_name(true, slot).text, err));
-    weight_name name = vector_name(layer, slot);
+    lora_weight_name name = lora_vector_name(layer, slot);
     bool belongs = slot >= LORA_BIAS ? d->config.gated_mlp || slot != LORA_BIAS + LORA_GATE_PROJ
                                      : lora_has_norm(&d->config, slot % LORA_NORM_SLOTS) &&
                                            (slot < LORA_NORM_BIAS || d->config.norm == LORA_NORM_LAYER);
@@ -297,7 +265,7 @@ lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix
                                      lora_error *err) {
     lora_matrix *m = NULL;
     LORA_TRY(find_matrix(d, layer, (int)slot, &m, err));
-    weight_name name = matrix_name(layer, (int)slot);
+    lora_weight_name name = lora_matrix_name(layer, (int)slot);
     LORA_CHECK(slot != LORA_EMBED_POSITIONS, err, LORA_EUNSUPPORTED, "%s: expected another matrix for an adapter, got this one", name.text);
     if (adapter) {
         LORA_CHECK(adapter->A && adapter->B, err, LORA_EINVAL, "%s: expected A and B, got NULL", name.text);
@@ -328,27 +296,27 @@ bool lora_decoder_has_dropout(const lora_decoder *d) {
 
 /* --- completeness --- */
 
-static lora_status missing(weight_name name, lora_error *err) {
+static lora_status missing(lora_weight_name name, lora_error *err) {
     return lora_fail(err, LORA_EINVAL, "%s: expected a weight, got none", name.text);
 }
 
 static lora_status check_norm(const lora_decoder *d, int64_t layer, int slot, const lora_norm_weights *n, lora_error *err) {
     if (!lora_has_norm(&d->config, slot)) return LORA_OK;
-    if (!n->w) return missing(vector_name(layer, slot), err);
-    return d->config.norm == LORA_NORM_LAYER && !n->b ? missing(vector_name(layer, LORA_NORM_BIAS + slot), err) : LORA_OK;
+    if (!n->w) return missing(lora_vector_name(layer, slot), err);
+    return d->config.norm == LORA_NORM_LAYER && !n->b ? missing(lora_vector_name(layer, LORA_NORM_BIAS + slot), err) : LORA_OK;
 }
 
 lora_status lora_check_complete(const lora_decoder *d, lora_error *err) {
     const lora_decoder_config *c = &d->config;
-    if (!lora_global(d, LORA_EMBED_TOKENS)->set) return missing(matrix_name(-1, LORA_EMBED_TOKENS), err);
-    if (c->learned_positions && !lora_global(d, LORA_EMBED_POSITIONS)->set) return missing(matrix_name(-1, LORA_EMBED_POSITIONS), err);
-    if (!lora_head(d)->set) return missing(matrix_name(-1, LORA_LM_HEAD), err);
+    if (!lora_global(d, LORA_EMBED_TOKENS)->set) return missing(lora_matrix_name(-1, LORA_EMBED_TOKENS), err);
+    if (c->learned_positions && !lora_global(d, LORA_EMBED_POSITIONS)->set) return missing(lora_matrix_name(-1, LORA_EMBED_POSITIONS), err);
+    if (!lora_head(d)->set) return missing(lora_matrix_name(-1, LORA_LM_HEAD), err);
     LORA_TRY(check_norm(d, -1, LORA_FINAL_NORM, &d->final_norm, err));
     for (int64_t layer = 0; layer < c->num_hidden_layers; layer++) {
         const lora_layer *l = &d->layers[layer];
         for (int slot = 0; slot < LORA_LAYER_NORMS; slot++) LORA_TRY(check_norm(d, layer, slot, &l->norms[slot], err));
         for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++)
-            if (!l->matrices[slot].set && (c->gated_mlp || slot != LORA_GATE_PROJ)) return missing(matrix_name(layer, slot), err);
+            if (!l->matrices[slot].set && (c->gated_mlp || slot != LORA_GATE_PROJ)) return missing(lora_matrix_name(layer, slot), err);
     }
     return LORA_OK;
 }

@@ -160,6 +160,14 @@ static inline bool lora_has_norm(const lora_decoder_config *c, int norm) {
            : norm <= LORA_K_NORM                 ? c->qk_norm != LORA_QK_NORM_NONE
                                                  : true;
 }
+/* names.c */
+/* "layers.3.q_proj", "layers.3.q_proj.bias", or "embed_tokens" for layer -1 */
+typedef struct lora_weight_name {
+    char text[80];
+} lora_weight_name;
+lora_weight_name lora_matrix_name(int64_t layer, int slot);
+lora_weight_name lora_vector_name(int64_t layer, int slot);
+
 /* norm.c */
 /** The norm as an operation; weights are those of the norm slot (LORA_FINAL_NORM: layer is not read). */
 lora_norm lora_decoder_norm(const lora_decoder *d, int64_t layer, int slot);
