@@ -35,7 +35,7 @@ static layer *make_layer(lora_ctx *ctx, lora_weight_kind kind, bool double_quant
     l->w = lora_weight_f32(w, N, K, K);
     if (kind == LORA_WEIGHT_BF16) {
         uint16_t *h = keep(l, malloc((size_t)(N * K) * 2 + 64));
-        ctx->engine->kernels.nf4.f32_to_bf16(N * K, w, h);
+        ctx->engine->kernels.convert.f32_to_bf16(N * K, w, h);
         l->w = lora_weight_bf16(h, N, K, K);
     } else if (kind == LORA_WEIGHT_NF4) {
         int64_t blocks = N * K / 64;

@@ -82,7 +82,7 @@ static PyObject *ggml_from_blocks(PyObject *cls, PyObject *args, PyObject *kwarg
     if (self && !(self->borrowed = lora_py_keep_export(lora_py_state_of((PyTypeObject *)cls), &a))) Py_CLEAR(self);
     lora_py_release(&a);
     if (!self) return NULL;
-    self->ggml = (lora_ggml){type, rows, cols, a.data};
+    self->ggml = (lora_ggml){.type = type, .rows = rows, .cols = cols, .blocks = a.data};
     self->bytes = (Py_ssize_t)bytes;
     lora_status status;
     lora_error err = {0};
@@ -123,7 +123,7 @@ static PyObject *ggml_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) 
     ggmltensor *self = bytes < 0 ? NULL : lora_py_new((PyTypeObject *)cls);
     if (self && !(self->owned = lora_py_alloc(self->base.ctx, LORA_MEM_BASE, (size_t)bytes, "blocks"))) Py_CLEAR(self);
     if (self) {
-        self->ggml = (lora_ggml){LORA_GGML_Q8_0, w.shape[0], w.cols, self->owned};
+        self->ggml = (lora_ggml){.type = LORA_GGML_Q8_0, .rows = w.shape[0], .cols = w.cols, .blocks = self->owned};
         self->bytes = (Py_ssize_t)bytes;
         lora_dtype dtype = w.kind == LORA_PY_F32 ? LORA_F32 : w.kind == LORA_PY_F16 ? LORA_F16 : LORA_BF16;
         lora_status status;

@@ -12,7 +12,7 @@ typedef void (*lora_ggml_decode_fn)(const uint8_t *blocks, int64_t n_blocks, flo
 
 typedef struct lora_ggml_kernels {
     /** By type: dst gets the weights of n_blocks blocks. NULL for types that are not read, and for F16 and BF16, which
-     *  lora_nf4_kernels widens. Scales are finite or not; a NaN is then some NaN. */
+     *  lora_convert_kernels widens. Scales are finite or not; a NaN is then some NaN. */
     lora_ggml_decode_fn decode[LORA_GGML_TYPE_END];
 
     /** Blocks of 32 floats, to Q8_0. Returns the first block with a NaN, an infinity or a scale that float16 cannot hold (it

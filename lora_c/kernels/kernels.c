@@ -2,6 +2,7 @@
 
 void lora_kernels_init(lora_kernels *k, lora_isa isa) {
     k->isa = isa;
+    lora_convert_kernels_init(&k->convert, isa);
     lora_nf4_kernels_init(&k->nf4, isa);
     lora_ggml_kernels_init(&k->ggml, isa);
     lora_gemm_kernels_init(&k->gemm, isa);

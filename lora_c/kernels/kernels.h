@@ -6,6 +6,7 @@
 
 #include "lora_c/context.h"
 #include "lora_c/kernels/attention_kernels.h"
+#include "lora_c/kernels/convert_kernels.h"
 #include "lora_c/kernels/gemm_kernels.h"
 #include "lora_c/kernels/gemv_kernels.h"
 #include "lora_c/kernels/ggml_kernels.h"
@@ -14,6 +15,7 @@
 
 typedef struct lora_kernels {
     lora_isa isa;
+    lora_convert_kernels convert;
     lora_nf4_kernels nf4;
     lora_ggml_kernels ggml;
     lora_gemm_kernels gemm;

@@ -1,4 +1,4 @@
-/* NF4 kernels: block quantization, decoding of flat ranges, and conversion of rows to and from 16 bits.
+/* NF4 kernels: block quantization, decoding of flat ranges.
  * No slot needs more alignment than the element type; each reads and writes its named elements only (codes may be read
  * up to 64 bytes past their end, as lora_nf4 promises). All slots are exact: every rung gives the same bits. */
 #ifndef LORA_NF4_KERNELS_H
@@ -22,12 +22,6 @@ typedef struct lora_nf4_kernels {
 
     /** dst[i] = absmax(first_block + i), the double quantization undone; plain copy where there is none. */
     void (*decode_absmax)(const lora_nf4 *w, int64_t first_block, int64_t n, float *dst);
-
-    /* Widening is exact; narrowing rounds once, to nearest even. NaN stays quiet NaN. dst may not overlap src. */
-    void (*bf16_to_f32)(int64_t n, const uint16_t *src, float *dst);
-    void (*f16_to_f32)(int64_t n, const uint16_t *src, float *dst);
-    void (*f32_to_bf16)(int64_t n, const float *src, uint16_t *dst);
-    void (*f32_to_f16)(int64_t n, const float *src, uint16_t *dst);
 } lora_nf4_kernels;
 
 /** Fills every slot for the rung. */

@@ -62,7 +62,7 @@ static block_cursor block_at(const output_plan *p, const lora_gemm_path *path, i
 static void pack_strips(const gemm_job *job, const output_plan *p, block_cursor c, int64_t strip, int64_t n_strips, float *to, float *scratch) {
     int64_t first = strip * job->path->nr, end = lora_min_i64((strip + n_strips) * job->path->nr, p->o->n);
     const lora_gemm_term *t = &p->o->terms[c.term];
-    lora_gemm_right right = {t->b, t->b_transposed, first, end - first, c.k0, c.n};
+    lora_gemm_right right = {.b = t->b, .b_transposed = t->b_transposed, .first_col = first, .n_cols = end - first, .k0 = c.k0, .n = c.n};
     lora_gemm_pack_right(job->kernels, job->path, &right, to, job->block_words, scratch);
 }
 
@@ -211,7 +211,7 @@ static lora_status packed_product(lora_ctx *ctx, const lora_gemm_args *g, lora_e
         int64_t row = g->m * chunk / n_chunks, rows = g->m * (chunk + 1) / n_chunks - row;
         lora_gemm_left left;
         lora_gemm_pack_left(ctx, path, rows, g->k, g->a + row * g->a_row_stride, g->a_row_stride, g->a_col_stride, words, &left);
-        lora_gemm_output o = {.n = g->n, .alpha = g->alpha, .n_terms = 1, .terms = {{&left, g->b, g->b_transposed}},
+        lora_gemm_output o = {.n = g->n, .alpha = g->alpha, .n_terms = 1, .terms = {{.left = &left, .b = g->b, .b_transposed = g->b_transposed}},
                               .c = g->c + row * g->ldc, .ldc = g->ldc, .accumulate = g->accumulate, .bias = g->bias};
         LORA_TRY(lora_gemm_run(ctx, &o, 1, err));
     }

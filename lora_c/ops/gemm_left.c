@@ -62,7 +62,7 @@ static void pack_task(void *arg, int64_t task, int worker) {
 
 void lora_gemm_pack_left(lora_ctx *ctx, const lora_gemm_path *path, int64_t m, int64_t k, const float *a, int64_t row_stride,
                          int64_t col_stride, float *words, lora_gemm_left *out) {
-    *out = (lora_gemm_left){path, m, k, lora_div_up(m, path->mr), words};
-    left_job job = {out, a, row_stride, col_stride};
+    *out = (lora_gemm_left){.path = path, .m = m, .k = k, .n_panels = lora_div_up(m, path->mr), .words = words};
+    left_job job = {.left = out, .a = a, .row_stride = row_stride, .col_stride = col_stride};
     lora_parallel_near(ctx->engine->pool, lora_div_up(out->n_panels, TASK_PANELS) * lora_div_up(k, path->kc), pack_task, &job);
 }

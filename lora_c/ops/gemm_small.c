@@ -138,10 +138,10 @@ static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(g->m * (arranged + rounded)), &memory, err));
     char *to = memory;
     for (int64_t i = 0; i < g->m && arrange; i++) u->arrange(g->k, g->a + i * g->a_row_stride, to + i * arranged);
-    if (arrange) job->arranged = (tokens){to, arranged};
+    if (arrange) job->arranged = (tokens){.data = to, .stride = arranged};
     to += g->m * arranged;
     for (int64_t i = 0; i < g->m && round; i++) u->round_bf16(g->k, g->a + i * g->a_row_stride, (uint16_t *)(void *)(to + i * rounded));
-    if (round) job->rounded = (tokens){to, rounded};
+    if (round) job->rounded = (tokens){.data = to, .stride = rounded};
     return LORA_OK;
 }
 
@@ -158,7 +158,7 @@ lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, i
         const lora_gemm_args *g = &products[i].args;
         row_format format = format_of(g->b);
         int64_t rows_per_task = lora_max_i64(1, TASK_BYTES / row_bytes(g->b, format));
-        job.products[i] = (product){products + i, format, job.n_tasks, rows_per_task};
+        job.products[i] = (product){.given = products + i, .format = format, .first_task = job.n_tasks, .rows_per_task = rows_per_task};
         job.buffer_floats = lora_max_i64(job.buffer_floats, lora_round_up(buffer_floats(g->b, format), 16));
         job.n_tasks += lora_div_up(g->n, rows_per_task);
         any_nf4 |= format == ROWS_NF4;

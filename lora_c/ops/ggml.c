@@ -18,9 +18,9 @@ enum {
 
 static void decode_blocks(const lora_kernels *kernels, lora_ggml_type type, const uint8_t *blocks, int64_t n_blocks, float *dst) {
     if (type == LORA_GGML_F16)
-        kernels->nf4.f16_to_f32(n_blocks, (const uint16_t *)(const void *)blocks, dst);
+        kernels->convert.f16_to_f32(n_blocks, (const uint16_t *)(const void *)blocks, dst);
     else if (type == LORA_GGML_BF16)
-        kernels->nf4.bf16_to_f32(n_blocks, (const uint16_t *)(const void *)blocks, dst);
+        kernels->convert.bf16_to_f32(n_blocks, (const uint16_t *)(const void *)blocks, dst);
     else
         kernels->ggml.decode[type](blocks, n_blocks, dst);
 }
@@ -124,7 +124,7 @@ typedef struct dequantize_job {
 } dequantize_job;
 
 static void dequantize_row(const dequantize_job *job, int64_t i) {
-    const lora_nf4_kernels *round = &job->kernels->nf4;
+    const lora_convert_kernels *round = &job->kernels->convert;
     int64_t cols = job->w->cols;
     if (job->dtype == LORA_F32) {
         lora_ggml_run(job->kernels, job->w, job->first_row + i, 0, cols, (float *)job->dst + i * cols);
@@ -161,7 +161,8 @@ lora_status lora_ggml_dequantize(lora_ctx *ctx, const lora_ggml *w, int64_t firs
                "first_row, n_rows: expected a range within %" PRId64 " rows, got [%" PRId64 ", %" PRId64 " + %" PRId64 ")", w->rows,
                first_row, first_row, n_rows);
     LORA_CHECK(dst || n_rows == 0, err, LORA_EINVAL, "dst: expected an array, got NULL");
-    dequantize_job job = {&ctx->engine->kernels, w, first_row, n_rows, rows_per_task(w->cols), dst, dtype};
+    dequantize_job job = {.kernels = &ctx->engine->kernels, .w = w, .first_row = first_row, .n_rows = n_rows,
+                          .rows_per_task = rows_per_task(w->cols), .dst = dst, .dtype = dtype};
     lora_parallel_for(ctx->engine->pool, lora_div_up(n_rows, job.rows_per_task), dequantize_task, &job);
     return LORA_OK;
 }
@@ -178,7 +179,7 @@ typedef struct quantize_job {
 } quantize_job;
 
 static bool quantize_row(const quantize_job *job, int64_t row) {
-    const lora_nf4_kernels *widen = &job->kernels->nf4;
+    const lora_convert_kernels *widen = &job->kernels->convert;
     float buffer[BUFFER];
     for (int64_t k = 0; k < job->cols; k += BUFFER) {
         int64_t n = lora_min_i64(BUFFER, job->cols - k), begin = row * job->cols + k;
@@ -207,7 +208,7 @@ static void quantize_task(void *arg, int64_t task, int worker) {
 lora_status lora_ggml_quantize_q8_0(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols,
                                     uint8_t *blocks, lora_error *err) {
     LORA_TRY(check_dtype("src", dtype, err));
-    LORA_TRY(check_view(&(lora_ggml){LORA_GGML_Q8_0, rows, cols, blocks}, err));
+    LORA_TRY(check_view(&(lora_ggml){.type = LORA_GGML_Q8_0, .rows = rows, .cols = cols, .blocks = blocks}, err));
     LORA_CHECK(src, err, LORA_EINVAL, "src: expected an array, got NULL");
     quantize_job job = {.kernels = &ctx->engine->kernels, .src = src, .dtype = dtype, .rows = rows, .cols = cols,
                         .rows_per_task = rows_per_task(cols), .blocks = blocks};

@@ -92,7 +92,8 @@ static void pack_forward(const lora_head_pass *p, int64_t v, int64_t n, const he
     for (int64_t s = 0; s < strips(p, n); s++)
         for (int64_t k = 0; k < p->w->cols; k += p->path->kc) {
             int64_t here = lora_min_i64(p->path->kc, p->w->cols - k), first = v + s * p->path->nr;
-            lora_gemm_right right = {p->w, true, first, lora_min_i64(p->path->nr, v + n - first), k, here};
+            lora_gemm_right right = {.b = p->w, .b_transposed = true, .first_col = first, .n_cols = lora_min_i64(p->path->nr, v + n - first),
+                                     .k0 = k, .n = here};
             lora_gemm_pack_right(p->kernels, p->path, &right, panel, 0, b->scratch);
             panel += k_block_words(p, here);
         }
@@ -101,7 +102,7 @@ static void pack_forward(const lora_head_pass *p, int64_t v, int64_t n, const he
 static void pack_back(const lora_head_pass *p, int64_t v, int64_t n, const head_buffers *b) {
     int64_t H = p->w->cols, most = LORA_GEMM_MOST_STRIPS * p->path->nr;
     for (int64_t j = 0; j < H; j += most) {
-        lora_gemm_right right = {p->w, false, j, lora_min_i64(most, H - j), v, n};
+        lora_gemm_right right = {.b = p->w, .first_col = j, .n_cols = lora_min_i64(most, H - j), .k0 = v, .n = n};
         lora_gemm_pack_right(p->kernels, p->path, &right, b->back + j / p->path->nr * p->back_words, p->back_words, b->scratch);
     }
 }

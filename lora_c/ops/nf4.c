@@ -229,7 +229,7 @@ lora_status lora_nf4_double_quantize(lora_ctx *ctx, const float *absmax, int64_t
 /* ---- dequantize ---- */
 
 typedef struct dequantize_job {
-    const lora_nf4_kernels *kernels;
+    const lora_kernels *kernels;
     const lora_nf4 *w;
     int64_t begin, count;
     void *dst;
@@ -241,18 +241,18 @@ static void dequantize_task(void *arg, int64_t task, int worker) {
     const dequantize_job *job = arg;
     int64_t first = task * CHUNK, last = lora_min_i64(first + CHUNK, job->count);
     if (job->dtype == LORA_F32) {
-        job->kernels->dequantize(job->w, job->begin + first, last - first, (float *)job->dst + first);
+        job->kernels->nf4.dequantize(job->w, job->begin + first, last - first, (float *)job->dst + first);
         return;
     }
     float x[BUFFER];
     for (int64_t i = first; i < last; i += BUFFER) {
         int64_t n = lora_min_i64(BUFFER, last - i);
         uint16_t *dst = (uint16_t *)job->dst + i;
-        job->kernels->dequantize(job->w, job->begin + i, n, x);
+        job->kernels->nf4.dequantize(job->w, job->begin + i, n, x);
         if (job->dtype == LORA_BF16)
-            job->kernels->f32_to_bf16(n, x, dst);
+            job->kernels->convert.f32_to_bf16(n, x, dst);
         else
-            job->kernels->f32_to_f16(n, x, dst);
+            job->kernels->convert.f32_to_f16(n, x, dst);
     }
 }
 
@@ -265,7 +265,7 @@ lora_status lora_nf4_dequantize(lora_ctx *ctx, const lora_nf4 *w, int64_t begin,
                "begin, count: expected a range within %lld elements, got [%lld, %lld + %lld)", (long long)n,
                (long long)begin, (long long)begin, (long long)count);
     LORA_CHECK(dst || count == 0, err, LORA_EINVAL, "dst: expected an array, got NULL");
-    dequantize_job job = {.kernels = &ctx->engine->kernels.nf4, .w = w, .begin = begin, .count = count, .dst = dst, .dtype = dtype};
+    dequantize_job job = {.kernels = &ctx->engine->kernels, .w = w, .begin = begin, .count = count, .dst = dst, .dtype = dtype};
     lora_parallel_for(ctx->engine->pool, lora_div_up(count, CHUNK), dequantize_task, &job);
     return LORA_OK;
 }

@@ -90,7 +90,7 @@ lora_status lora_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_row
 }
 
 typedef struct convert_job {
-    const lora_nf4_kernels *kernels;
+    const lora_convert_kernels *kernels;
     lora_mat from, to;
     int64_t rows_per_task;
 } convert_job;
@@ -115,7 +115,7 @@ static void convert_task(void *arg, int64_t task, int worker) {
 lora_status lora_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) {
     LORA_TRY(check_convert_rows(from, to, err));
     if (to.rows == 0 || to.cols == 0) return LORA_OK;
-    convert_job job = {.kernels = &ctx->engine->kernels.nf4, .from = from, .to = to, .rows_per_task = rows_per_task(to.cols)};
+    convert_job job = {.kernels = &ctx->engine->kernels.convert, .from = from, .to = to, .rows_per_task = rows_per_task(to.cols)};
     lora_parallel_near(ctx->engine->pool, lora_div_up(to.rows, job.rows_per_task), convert_task, &job);
     return LORA_OK;
 }

@@ -6,7 +6,7 @@ const float *lora_weight_run(const lora_kernels *kernels, const lora_weight *w, 
                              float *buffer) {
     switch (w->kind) {
     case LORA_WEIGHT_F32: return (const float *)w->dense.data + r * w->dense.ld + k;
-    case LORA_WEIGHT_BF16: kernels->nf4.bf16_to_f32(n, (const uint16_t *)w->dense.data + r * w->dense.ld + k, buffer); break;
+    case LORA_WEIGHT_BF16: kernels->convert.bf16_to_f32(n, (const uint16_t *)w->dense.data + r * w->dense.ld + k, buffer); break;
     case LORA_WEIGHT_NF4: kernels->nf4.dequantize(&w->nf4, r * w->cols + k, n, buffer); break;
     case LORA_WEIGHT_GGML: lora_ggml_run(kernels, &w->ggml, r, k, n, buffer); break;
     }

@@ -7,6 +7,7 @@
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/gemm_packed.h"
 #include "tests/c/check.h"
+#include "tests/c/products.h"
 
 enum {
     SHORT_BLOCKS = 1, /* NF4 blocks of 32, output misaligned, bias */
@@ -159,7 +160,8 @@ static lora_status packed_gemm(lora_ctx *ctx, const lora_gemm_args *g, lora_erro
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)lora_gemm_left_words(path, g->m, g->k) * sizeof(float), &words, err));
     lora_gemm_left left;
     lora_gemm_pack_left(ctx, path, g->m, g->k, g->a, g->a_row_stride, g->a_col_stride, words, &left);
-    lora_gemm_output o = {g->n, g->alpha, 1, {{&left, g->b, g->b_transposed}}, g->c, g->ldc, g->accumulate, g->bias};
+    lora_gemm_output o = {.n = g->n, .alpha = g->alpha, .n_terms = 1, .terms = {{.left = &left, .b = g->b, .b_transposed = g->b_transposed}},
+                          .c = g->c, .ldc = g->ldc, .accumulate = g->accumulate, .bias = g->bias};
     return lora_gemm_run(ctx, &o, 1, err);
 }
 
@@ -172,9 +174,11 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
     check_normal(bias, n, 6, 1);
     if (variant & ROUGH) roughen(a, a_floats);
     guarded out = guarded_new(m * ldc, variant & SHORT_BLOCKS);
-    problem t = {ctx->precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
-                 {m, n, k, 0.5f, a, variant & A_TRANSPOSED ? 1 : lda, variant & A_TRANSPOSED ? lda : 1, &c->w, transposed, out.data, ldc,
-                  variant & ACCUMULATE, variant & SHORT_BLOCKS ? bias : NULL, false}, c, 0.25f};
+    problem t = {.path = ctx->precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
+                 .g = {.m = m, .n = n, .k = k, .alpha = 0.5f, .a = a, .a_row_stride = variant & A_TRANSPOSED ? 1 : lda,
+                       .a_col_stride = variant & A_TRANSPOSED ? lda : 1, .b = &c->w, .b_transposed = transposed, .c = out.data, .ldc = ldc,
+                       .accumulate = variant & ACCUMULATE, .bias = variant & SHORT_BLOCKS ? bias : NULL},
+                 .c = c, .before = 0.25f};
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) out.data[i * ldc + j] = t.before;
     lora_error err;
@@ -240,7 +244,8 @@ static void sums_of_products(lora_ctx *ctx) {
     lora_gemm_output outputs[2];
     for (int i = 0; i < 2; i++)
         outputs[i] = (lora_gemm_output){.n = N, .alpha = (float)(1 + i), .n_terms = 2, .c = i ? z.data : y.data, .ldc = N,
-                                        .terms = {{&left_x, &w->w, true}, {&left_t, &b->w, true}}};
+                                        .terms = {{.left = &left_x, .b = &w->w, .b_transposed = true},
+                                                  {.left = &left_t, .b = &b->w, .b_transposed = true}}};
     CHECK(lora_gemm_run(ctx, outputs, 2, &err) == LORA_OK, "%s", err.message);
     const double tolerance = ctx->precision == LORA_PRECISION_FAST ? 0x1p-7 : (K + R) * 0x1p-24; /* two operands of 8 bits */
     long wrong = 0;
@@ -272,7 +277,7 @@ static void not_finite(lora_ctx *ctx) {
         float *a = malloc(M * K * sizeof *a), *out = malloc(M * N * sizeof *out);
         check_normal(a, M * K, 1, 1);
         a[3 * K + 70] = i ? NAN : INFINITY;
-        lora_gemm_args g = {M, N, K, 1, a, K, 1, &c->w, true, out, N, false, NULL, false};
+        lora_gemm_args g = product_of(M, a, &c->w, true, out);
         lora_error err;
         CHECK(lora_gemm(ctx, &g, &err) == LORA_OK, "%s", err.message);
         long wrong = 0;
@@ -294,8 +299,8 @@ static void same_bits_for_any_threads(lora_isa isa, lora_gemm_arithmetic path) {
         weight_case *c = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 0);
         float *a = malloc(M * K * sizeof *a), *out = malloc(M * (N + K) * sizeof *out);
         check_normal(a, M * K, 1, 1);
-        lora_gemm_args forward = {M, N, K, 1, a, K, 1, &c->w, true, out, N, false, NULL, false};
-        lora_gemm_args backward = {M, K, N, 1, out, N, 1, &c->w, false, out + M * N, K, false, NULL, false};
+        lora_gemm_args forward = product_of(M, a, &c->w, true, out);
+        lora_gemm_args backward = product_of(M, out, &c->w, false, out + M * N);
         lora_error err;
         CHECK(lora_gemm(ctx, &forward, &err) == LORA_OK && lora_gemm(ctx, &backward, &err) == LORA_OK, "%s", err.message);
         if (first) CHECK(memcmp(first, out, M * (N + K) * sizeof *out) == 0, "%s: %d threads change bits", lora_isa_name(isa), threads);

@@ -10,6 +10,7 @@
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/gemm_small.h"
 #include "tests/c/check.h"
+#include "tests/c/products.h"
 
 enum { LD_EXTRA = 5 };
 
@@ -226,8 +227,7 @@ static void check_operation(lora_isa isa, lora_precision precision, int64_t m, i
     float *x = malloc((size_t)(m * cols) * sizeof *x), *y = malloc((size_t)(m * rows) * sizeof *y), *alone = malloc((size_t)rows * sizeof *alone);
     guarded out = guarded_new(m * rows, 1);
     check_normal(x, m * cols, 1, 1);
-    lora_small_product both[] = {{.args = {m, rows, cols, 1, x, cols, 1, &packed, true, out.data, rows, false, NULL, false}},
-                                 {.args = {m, rows, cols, 1, x, cols, 1, &dense, true, y, rows, false, NULL, false}}};
+    lora_small_product both[] = {{.args = product_of(m, x, &packed, true, out.data)}, {.args = product_of(m, x, &dense, true, y)}};
     CHECK(lora_gemm_is_small(&both[0].args), "m %lld", (long long)m);
     CHECK(lora_ctx_set_precision(ctx, precision, &err) == LORA_OK && lora_ctx_set_precision(one_thread, precision, &err) == LORA_OK, "%s", err.message);
     CHECK(lora_gemm_small(ctx, both, 2, 0, &err) == LORA_OK, "%s", err.message);
@@ -248,7 +248,7 @@ static void check_operation(lora_isa isa, lora_precision precision, int64_t m, i
         const lora_weight *weights[] = {&packed, &dense};
         const float *together[] = {out.data + i * rows, y + i * rows};
         for (int j = 0; j < 2; j++) {
-            lora_gemm_args single = {1, rows, cols, 1, x + i * cols, cols, 1, weights[j], true, alone, rows, false, NULL, false};
+            lora_gemm_args single = product_of(1, x + i * cols, weights[j], true, alone);
             CHECK(lora_gemm(one_thread, &single, &err) == LORA_OK, "%s", err.message);
             changed += memcmp(alone, together[j], (size_t)rows * sizeof *alone) != 0;
         }
@@ -274,7 +274,8 @@ static void check_exact_argument(lora_isa isa) {
     check_normal(x, 128, 1, 1);
     for (int i = 0; i < 2; i++) {
         CHECK(lora_ctx_set_precision(ctx, i ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT, &err) == LORA_OK, "%s", err.message);
-        lora_gemm_args g = {1, 8, 128, 1, x, 128, 1, &packed, true, y[i], 8, false, NULL, true};
+        lora_gemm_args g = product_of(1, x, &packed, true, y[i]);
+        g.exact = true;
         CHECK(lora_gemm(ctx, &g, &err) == LORA_OK, "%s", err.message);
     }
     CHECK(memcmp(y[0], y[1], sizeof y[0]) == 0, "%s: exact products differ in fast", lora_isa_name(isa));

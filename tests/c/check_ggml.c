@@ -9,6 +9,7 @@
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/ggml.h"
 #include "tests/c/check.h"
+#include "tests/c/products.h"
 
 static const lora_ggml_type types[] = {LORA_GGML_F16,  LORA_GGML_BF16, LORA_GGML_Q4_0, LORA_GGML_Q4_1, LORA_GGML_Q5_0,
                                        LORA_GGML_Q5_1, LORA_GGML_Q8_0, LORA_GGML_Q4_K, LORA_GGML_Q5_K, LORA_GGML_Q6_K};
@@ -96,7 +97,7 @@ static void check_runs(const lora_kernels *k) {
     for (int t = 0; t < N_TYPES; t++) {
         int64_t values = lora_ggml_block_values(types[t]);
         uint8_t *all = make_blocks(types[t], ROWS * COLS / values, 0);
-        lora_ggml w = {types[t], ROWS, COLS, all};
+        lora_ggml w = {.type = types[t], .rows = ROWS, .cols = COLS, .blocks = all};
         static float dense[ROWS * COLS];
         for (int r = 0; r < ROWS; r++) lora_ggml_run(k, &w, r, 0, COLS, dense + r * COLS);
         for (int i = 0; i < 200; i++) {
@@ -118,7 +119,7 @@ static void check_product(lora_ctx *ctx) {
     check_normal(a, MOST * COLS, 9, 1);
     for (int t = 0; t < N_TYPES; t++) {
         uint8_t *all = make_blocks(types[t], ROWS * COLS / lora_ggml_block_values(types[t]), 0);
-        lora_ggml blocks = {types[t], ROWS, COLS, all};
+        lora_ggml blocks = {.type = types[t], .rows = ROWS, .cols = COLS, .blocks = all};
         lora_error err;
         CHECK(lora_ggml_check(ctx, &blocks, &err) == LORA_OK, "%s", err.message);
         CHECK(lora_ggml_dequantize(ctx, &blocks, 0, ROWS, dense, LORA_F32, &err) == LORA_OK, "%s", err.message);
@@ -126,9 +127,8 @@ static void check_product(lora_ctx *ctx) {
         lora_weight plain = lora_weight_f32(dense, ROWS, COLS, COLS);
         for (int64_t m = 1; m <= MOST; m = m * 3 + 1)
             for (int transposed = 0; transposed < 2; transposed++) {
-                int64_t n = transposed ? ROWS : COLS, k = transposed ? COLS : ROWS;
-                lora_gemm_args g = {m, n, k, 1, a, k, 1, &packed, transposed, got, n, false, NULL, false}, h = g;
-                h.b = &plain, h.c = want;
+                int64_t n = transposed ? ROWS : COLS;
+                lora_gemm_args g = product_of(m, a, &packed, transposed, got), h = product_of(m, a, &plain, transposed, want);
                 CHECK(lora_gemm(ctx, &g, &err) == LORA_OK && lora_gemm(ctx, &h, &err) == LORA_OK, "%s", err.message);
                 CHECK(!memcmp(got, want, (size_t)(m * n) * sizeof(float)), "%s %s m %lld transposed %d", lora_isa_name(lora_ctx_isa(ctx)),
                       lora_ggml_type_name(types[t]), (long long)m, transposed);
@@ -145,7 +145,7 @@ static void check_driver(void) {
     lora_error err;
     for (int t = 0; t < 2; t++) {
         lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, t ? 3 : 1);
-        lora_ggml w = {LORA_GGML_Q8_0, ROWS, COLS, blocks[t]};
+        lora_ggml w = {.type = LORA_GGML_Q8_0, .rows = ROWS, .cols = COLS, .blocks = blocks[t]};
         CHECK(lora_ggml_quantize_q8_0(ctx, x, LORA_F32, ROWS, COLS, blocks[t], &err) == LORA_OK, "%s", err.message);
         CHECK(lora_ggml_check(ctx, &w, &err) == LORA_OK, "%s", err.message);
         CHECK(lora_ggml_dequantize(ctx, &w, 5, 7, y, LORA_F32, &err) == LORA_OK, "%s", err.message);
@@ -154,9 +154,9 @@ static void check_driver(void) {
         CHECK(lora_ggml_dequantize(ctx, &w, 0, 1, y, (lora_dtype)7, &err) == LORA_EDTYPE, "dtype");
         w.cols = 1000;
         CHECK(lora_ggml_check(ctx, &w, &err) == LORA_ESHAPE && strstr(err.message, "multiple of 32"), "%s", err.message);
-        w = (lora_ggml){(lora_ggml_type)10, ROWS, COLS, blocks[t]};
+        w = (lora_ggml){.type = (lora_ggml_type)10, .rows = ROWS, .cols = COLS, .blocks = blocks[t]};
         CHECK(lora_ggml_check(ctx, &w, &err) == LORA_EDTYPE, "%s", err.message);
-        w = (lora_ggml){LORA_GGML_F16, ROWS, COLS, blocks[t] + 1};
+        w = (lora_ggml){.type = LORA_GGML_F16, .rows = ROWS, .cols = COLS, .blocks = blocks[t] + 1};
         CHECK(lora_ggml_check(ctx, &w, &err) == LORA_EINVAL, "odd address");
         float kept = x[200 * COLS + 3], last = x[ROWS * COLS - 1];
         x[200 * COLS + 3] = NAN, x[ROWS * COLS - 1] = INFINITY;
@@ -180,7 +180,7 @@ static void check_non_finite(void) {
             uint8_t *all = make_blocks(types[t], ROWS * per_row, 0);
             uint16_t infinity = types[t] == LORA_GGML_BF16 ? 0xff80 : 0xfc00;
             memcpy(all + (31 * per_row + per_row - 1) * bytes + (types[t] == LORA_GGML_Q6_K ? LORA_Q6_K_D : 2 * second), &infinity, 2);
-            lora_ggml w = {types[t], ROWS, COLS, all};
+            lora_ggml w = {.type = types[t], .rows = ROWS, .cols = COLS, .blocks = all};
             CHECK(lora_ggml_check(ctx, &w, &err) == LORA_EINVAL && strstr(err.message, "in row 31"), "%s: %s",
                   lora_ggml_type_name(types[t]), err.message);
             free(all);

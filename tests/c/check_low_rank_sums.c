@@ -27,7 +27,8 @@ static void check_sums(lora_ctx *ctx, lora_gemm_arithmetic path, sum_case c) {
         out[i] = guarded_new(ranks[i] * c.cols, i);
         for (int64_t j = 0; j < ranks[i] * c.cols; j++) out[i].data[j] = uniform(-1, 1);
         before[i] = copy_floats(out[i].data, ranks[i] * c.cols);
-        sums[i] = (lora_low_rank_sum){low[i], ranks[i], wide[i / 2], c.ld, c.cols, 0.5f, out[i].data, c.transposed};
+        sums[i] = (lora_low_rank_sum){.low = low[i], .rank = ranks[i], .wide = wide[i / 2], .ld = c.ld, .cols = c.cols, .alpha = 0.5f,
+                                      .out = out[i].data, .transposed = c.transposed};
     }
     OK(lora_low_rank_sums(ctx, c.M, N, sums, ERR));
     for (int i = 0; i < N; i++) {

@@ -8,6 +8,7 @@
 #include "tests/c/check.h"
 
 void check_base(void);
+void check_convert(void);
 void check_nf4(void);
 void check_ggml(void);
 void check_gemm(void);
@@ -30,7 +31,7 @@ void check_alloc_fail(void);
 static const struct {
     const char *name;
     void (*run)(void);
-} families[] = {{"base", check_base},           {"nf4", check_nf4},         {"ggml", check_ggml},       {"gemm", check_gemm},
+} families[] = {{"base", check_base},           {"convert", check_convert}, {"nf4", check_nf4},         {"ggml", check_ggml},       {"gemm", check_gemm},
                 {"gemv", check_gemv},
                 {"linear", check_linear},       {"low_rank_sums", check_low_rank_sums},
                 {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},

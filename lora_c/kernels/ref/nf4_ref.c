@@ -46,28 +46,8 @@ static void decode_absmax(const lora_nf4 *w, int64_t first_block, int64_t n, flo
     for (int64_t i = 0; i < n; i++) dst[i] = lora_nf4_absmax(w, first_block + i);
 }
 
-static void bf16_to_f32(int64_t n, const uint16_t *src, float *dst) {
-    for (int64_t i = 0; i < n; i++) dst[i] = lora_bf16_to_f32(src[i]);
-}
-
-static void f16_to_f32(int64_t n, const uint16_t *src, float *dst) {
-    for (int64_t i = 0; i < n; i++) dst[i] = lora_f16_to_f32(src[i]);
-}
-
-static void f32_to_bf16(int64_t n, const float *src, uint16_t *dst) {
-    for (int64_t i = 0; i < n; i++) dst[i] = lora_f32_to_bf16(src[i]);
-}
-
-static void f32_to_f16(int64_t n, const float *src, uint16_t *dst) {
-    for (int64_t i = 0; i < n; i++) dst[i] = lora_f32_to_f16(src[i]);
-}
-
 void lora_nf4_fill_ref(lora_nf4_kernels *k) {
     *k = (lora_nf4_kernels){.quantize = quantize,
                             .dequantize = dequantize,
-                            .decode_absmax = decode_absmax,
-                            .bf16_to_f32 = bf16_to_f32,
-                            .f16_to_f32 = f16_to_f32,
-                            .f32_to_bf16 = f32_to_bf16,
-                            .f32_to_f16 = f32_to_f16};
+                            .decode_absmax = decode_absmax};
 }

@@ -1,0 +1,26 @@
+/* Conversion of rows to and from 16 bits. No slot needs more alignment than the element type; each reads and writes its n
+ * elements only. All slots are exact: every rung gives the same bits. */
+#ifndef LORA_CONVERT_KERNELS_H
+#define LORA_CONVERT_KERNELS_H
+
+#include <stdint.h>
+
+#include "lora_c/context.h"
+
+typedef struct lora_convert_kernels {
+    /* Widening is exact; narrowing rounds once, to nearest even. NaN stays quiet NaN. dst may not overlap src. */
+    void (*bf16_to_f32)(int64_t n, const uint16_t *src, float *dst);
+    void (*f16_to_f32)(int64_t n, const uint16_t *src, float *dst);
+    void (*f32_to_bf16)(int64_t n, const float *src, uint16_t *dst);
+    void (*f32_to_f16)(int64_t n, const float *src, uint16_t *dst);
+} lora_convert_kernels;
+
+/** Fills every slot for the rung. */
+void lora_convert_kernels_init(lora_convert_kernels *k, lora_isa isa);
+
+/* Each rung fills what it has; implemented in ref/ and x86/. The loops of the reference are plain C that a compiler vectorises
+ * on any machine. */
+void lora_convert_fill_ref(lora_convert_kernels *k);
+void lora_convert_fill_avx2(lora_convert_kernels *k);
+
+#endif

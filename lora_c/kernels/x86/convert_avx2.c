@@ -1,0 +1,61 @@
+/* Conversions, AVX2 + F16C. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "lora_c/base/half.h"
+#include "lora_c/base/util.h"
+#include "lora_c/kernels/convert_kernels.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+
+static void bf16_to_f32(int64_t n, const uint16_t *src, float *dst) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(src + i)));
+        _mm256_storeu_si256((__m256i *)(dst + i), _mm256_slli_epi32(v, 16));
+    }
+    for (; i < n; i++) dst[i] = lora_bf16_to_f32(src[i]);
+}
+
+static void f16_to_f32(int64_t n, const uint16_t *src, float *dst) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i))));
+    for (; i < n; i++) dst[i] = lora_f16_to_f32(src[i]);
+}
+
+LORA_INLINE __m256i round_to_bf16(__m256i u) {
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+    __m256i magnitude = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
+    __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+}
+
+static void f32_to_bf16(int64_t n, const float *src, uint16_t *dst) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256i a = round_to_bf16(_mm256_loadu_si256((const __m256i *)(src + i)));
+        __m256i b = round_to_bf16(_mm256_loadu_si256((const __m256i *)(src + i + 8)));
+        __m256i v = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+        _mm256_storeu_si256((__m256i *)(dst + i), v);
+    }
+    for (; i < n; i++) dst[i] = lora_f32_to_bf16(src[i]);
+}
+
+static void f32_to_f16(int64_t n, const float *src, uint16_t *dst) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m128i v = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm_storeu_si128((__m128i *)(dst + i), v);
+    }
+    for (; i < n; i++) dst[i] = lora_f32_to_f16(src[i]);
+}
+
+void lora_convert_fill_avx2(lora_convert_kernels *k) {
+    *k = (lora_convert_kernels){.bf16_to_f32 = bf16_to_f32, .f16_to_f32 = f16_to_f32, .f32_to_bf16 = f32_to_bf16, .f32_to_f16 = f32_to_f16};
+}
+
+#pragma GCC pop_options
+#endif
