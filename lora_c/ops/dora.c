@@ -52,7 +52,7 @@ static void norm_task(void *arg, int64_t task, int worker) {
     }
 }
 
-static lora_status check_norm(const lora_weight *w, const lora_adapter *a, const float *norm, lora_error *err) {
+static lora_status check_dora_norm(const lora_weight *w, const lora_adapter *a, const float *norm, lora_error *err) {
     LORA_TRY(lora_rows_check_weight("w", w, err));
     LORA_CHECK(norm, err, LORA_EINVAL, "norm: expected a pointer, got NULL");
     LORA_CHECK(a->rank > 0 && a->A && a->B, err, LORA_EINVAL, "adapter: expected A, B and r > 0, got r %lld", (long long)a->rank);
@@ -60,7 +60,7 @@ static lora_status check_norm(const lora_weight *w, const lora_adapter *a, const
 }
 
 lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, float *norm, lora_error *err) {
-    LORA_TRY(check_norm(w, a, norm, err));
+    LORA_TRY(check_dora_norm(w, a, norm, err));
     void *rows;
     size_t bytes = (size_t)lora_pool_threads(ctx->engine->pool) * (size_t)w->cols * sizeof(float);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_DORA, bytes, &rows, err));

@@ -4,6 +4,7 @@
 #include "lora_c/base/mat.h"
 #include "lora_c/ops/dora.h"
 #include "lora_c/ops/linear_plain.h"
+#include "lora_c/ops/rows.h"
 
 /* --- checks --- */
 
@@ -21,14 +22,14 @@ static lora_status check_count(int64_t n, lora_error *err) {
 }
 
 static lora_status check_weights(int64_t M, const lora_weight *first, const lora_weight *w, lora_error *err) {
-    LORA_CHECK(M > 0 && w->rows > 0 && w->cols > 0, err, LORA_ESHAPE, "x: expected (M, K) with M, K, N > 0, got (%lld, %lld), N %lld",
-               (long long)M, (long long)w->cols, (long long)w->rows);
+    LORA_TRY(lora_rows_check_weight("w", w, err));
+    LORA_CHECK(M > 0, err, LORA_ESHAPE, "x: expected (M, %lld) with M > 0, got M %lld", (long long)w->cols, (long long)M);
     LORA_CHECK(w->cols == first->cols, err, LORA_ESHAPE, "layers: expected the same K = %lld in all, got %lld", (long long)first->cols,
                (long long)w->cols);
     return LORA_OK;
 }
 
-static lora_status check_forward(lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) {
+static lora_status check_linear_forward(lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) {
     LORA_TRY(check_count(n, err));
     for (int64_t i = 0; i < n; i++) {
         const lora_linear_layer *l = layers + i;
@@ -46,7 +47,9 @@ static bool needs_input(const lora_linear_gradient *g) {
     return g->dW || (a && (a->dA || a->dB || a->dmagnitude));
 }
 
-static lora_status check_backward(lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx, lora_error *err) {
+static lora_status check_linear_backward(lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx, bool accumulate_dx,
+                                         lora_error *err) {
+    (void)accumulate_dx;
     LORA_TRY(check_count(n, err));
     for (int64_t i = 0; i < n; i++) {
         const lora_linear_gradient *g = gradients + i;
@@ -75,7 +78,7 @@ static bool any_dora(int64_t n, const lora_linear_layer *layers) {
 }
 
 lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) {
-    LORA_TRY(check_forward(x, n, layers, err));
+    LORA_TRY(check_linear_forward(x, n, layers, err));
     if (!any_dora(n, layers)) return lora_linear_plain_forward(ctx, x, n, layers, err);
     for (int64_t i = 0; i < n; i++) {
         const lora_linear_layer *l = layers + i;
@@ -86,7 +89,7 @@ lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora
 
 lora_status lora_linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx,
                                  bool accumulate_dx, lora_error *err) {
-    LORA_TRY(check_backward(x, n, gradients, dx, err));
+    LORA_TRY(check_linear_backward(x, n, gradients, dx, accumulate_dx, err));
     lora_linear_gradient plain[LORA_LINEAR_LAYERS];
     int n_plain = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -30,7 +30,7 @@ static lora_status check_adapter(const lora_adapter *a, lora_error *err) {
     return LORA_OK;
 }
 
-static lora_status check_merge(const lora_weight *w, const lora_adapter *a, const float *norm, float sign, const float *merged,
+static lora_status check_linear_merge(const lora_weight *w, const lora_adapter *a, const float *norm, float sign, const float *merged,
                                lora_error *err) {
     LORA_TRY(lora_rows_check_weight("w", w, err));
     LORA_CHECK(merged, err, LORA_EINVAL, "merged: expected a pointer, got NULL");
@@ -43,7 +43,7 @@ static lora_status check_merge(const lora_weight *w, const lora_adapter *a, cons
 
 lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, const float *norm, float sign, float *merged,
                               lora_error *err) {
-    LORA_TRY(check_merge(w, a, norm, sign, merged, err));
+    LORA_TRY(check_linear_merge(w, a, norm, sign, merged, err));
     int64_t N = w->rows, K = w->cols;
     widen_job job = {.kernels = &ctx->engine->kernels, .w = w, .out = merged};
     lora_parallel_for(ctx->engine->pool, N, widen_task, &job);
@@ -58,7 +58,7 @@ lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_ad
 
 /* --- its gradient --- */
 
-static lora_status check_merge_backward(const lora_adapter *a, lora_mat dmerged, lora_error *err) {
+static lora_status check_linear_merge_backward(const lora_adapter *a, lora_mat dmerged, lora_error *err) {
     LORA_TRY(check_adapter(a, err));
     LORA_CHECK(!a->magnitude, err, LORA_EINVAL, "adapter: expected one without DoRA, got one with it");
     LORA_CHECK(dmerged.rows > 0 && dmerged.cols > 0, err, LORA_ESHAPE, "dmerged: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")",
@@ -67,7 +67,7 @@ static lora_status check_merge_backward(const lora_adapter *a, lora_mat dmerged,
 }
 
 lora_status lora_linear_merge_backward(lora_ctx *ctx, const lora_adapter *a, lora_mat dmerged, lora_error *err) {
-    LORA_TRY(check_merge_backward(a, dmerged, err));
+    LORA_TRY(check_linear_merge_backward(a, dmerged, err));
     int64_t N = dmerged.rows, K = dmerged.cols, R = a->rank;
     lora_weight A = lora_weight_f32(a->A, R, K, K), G = lora_weight_f32(dmerged.data, N, K, dmerged.ld);
     lora_gemm_args dB = {.m = N, .n = R, .k = K, .alpha = a->scale, .a = dmerged.data, .a_row_stride = dmerged.ld, .a_col_stride = 1,
