@@ -16,7 +16,7 @@ CHECK_SOURCES := $(wildcard tests/c/*.c)
 OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
 BENCHES := $(patsubst benchmarks/%.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
-EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_arguments arguments_that_change fork size_limits outputs_apart ops nf4 ggml dora)
+EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_arguments arguments_that_change fork size_limits outputs_apart parameter_blocks layer_buffer ops nf4 ggml dora)
 WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 SOURCES := $(shell find lora_c -name '*.[ch]')
@@ -106,10 +106,10 @@ clean: ## remove everything that was built
 	rm -rf build $(VENV) python/lora_c/*.so python/*.egg-info demo-output
 
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
-	@$(CC) $(CFLAGS) $^ -lm -o $@
+	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@
 
 $(BENCHES): $(BUILD)/%: $(BUILD)/benchmarks/%.o $(BUILD)/liblora_c.a
-	@$(CC) $(CFLAGS) $^ -lm -o $@
+	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@
 
 $(BUILD)/liblora_c.a: $(OBJECTS)
 	@rm -f $@

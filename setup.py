@@ -8,7 +8,8 @@ import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-LAYERS = ("base", "format", "kernels", "kernels/ref", "kernels/portable", "kernels/x86", "ops", "model", "bindings")
+LAYERS = ("base", "format", "kernels", "kernels/ref", "kernels/portable", "kernels/x86", "ops", "backend")
+LAYERS += ("model", "optim", "bindings")
 SOURCES = [str(path) for layer in LAYERS for path in sorted(Path("lora_c", layer).glob("*.c"))]
 HEADERS = [str(path) for path in sorted(Path("lora_c").rglob("*.h"))]
 # No -ffast-math: linking with it would turn on flush-to-zero in the whole Python process. -ffp-contract=off: the same
@@ -58,7 +59,7 @@ setup(
             include_dirs=[".", "lora_c/include", numpy.get_include()],
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
-            libraries=["m"],
+            libraries=["m", "dl"],
         )
     ],
     cmdclass={"build_ext": BuildExt},

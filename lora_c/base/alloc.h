@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "lora_c/context.h"
+#include "lora_c/memory.h"
 
 typedef struct lora_mem {
     _Atomic size_t live[LORA_MEM_TAGS], peak[LORA_MEM_TAGS];

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 
 /** The highest rung that the CPU and the operating system (XCR0) support. */
 lora_isa lora_cpu_best_isa(void);

@@ -47,3 +47,19 @@ lora_status lora_mat_same_or_disjoint(lora_arg out, lora_arg other, lora_error *
     if (out.mat.data == other.mat.data && same_stride && out.mat.dtype == other.mat.dtype) return LORA_OK;
     return lora_mat_disjoint(out, other, err);
 }
+
+lora_status lora_mat_check_weight(const char *name, const lora_weight *w, lora_error *err) {
+    LORA_CHECK(w != NULL, err, LORA_EINVAL, "%s: expected a weight, got NULL", name);
+    LORA_CHECK(w->rows >= 1 && w->cols >= 1, err, LORA_ESHAPE,
+               "%s: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols);
+    if (w->kind != LORA_WEIGHT_NF4 && w->kind != LORA_WEIGHT_GGML)
+        return lora_mat_check(lora_named(name, lora_mat_f32(w->dense.data, w->rows, w->cols, w->dense.ld)), err);
+    bool nf4 = w->kind == LORA_WEIGHT_NF4;
+    LORA_CHECK(nf4 ? w->nf4.codes != NULL : w->ggml.blocks != NULL, err, LORA_EINVAL, "%s: expected a quantized matrix, got NULL", name);
+    int64_t rows = nf4 ? w->nf4.rows : w->ggml.rows, cols = nf4 ? w->nf4.cols : w->ggml.cols;
+    LORA_CHECK(rows == w->rows && cols == w->cols, err, LORA_ESHAPE,
+               "%s: expected codes for (%" PRId64 ", %" PRId64 "), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols,
+               rows, cols);
+    return LORA_OK;
+}
+

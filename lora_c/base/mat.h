@@ -34,5 +34,8 @@ bool lora_mat_overlap(lora_mat a, lora_mat b);
 lora_status lora_mat_disjoint(lora_arg out, lora_arg other, lora_error *err) LORA_MUST_CHECK;
 /** The same, but the very same matrix (pointer and stride) is welcome. */
 lora_status lora_mat_same_or_disjoint(lora_arg out, lora_arg other, lora_error *err) LORA_MUST_CHECK;
+/** Kind, shape and pointers of a weight called name; what a quantized one holds inside is its own format's business.
+ *  Errors  ESHAPE, EINVAL */
+lora_status lora_mat_check_weight(const char *name, const lora_weight *w, lora_error *err) LORA_MUST_CHECK;
 
 #endif

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "lora_c/context.h"
+#include "lora_c/memory.h"
 
 enum { LARGE = 1 << 30, PATH = 1024, LINE = 1024 };
 

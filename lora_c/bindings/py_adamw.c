@@ -1,81 +1,35 @@
-/* AdamW over a list of parameters, with clipping by the global norm. */
+/* AdamW over a list of Parameters: its arguments, and its state as arrays. What it computes stands in lora_c/optim. */
 #include "lora_c/bindings/py_array.h"
 
 #include <math.h>
-#include <string.h>
-
-typedef struct adamw_slot {
-    lora_py_parameter *p;
-    float *m, *v;
-    int decay;
-} adamw_slot;
 
 typedef struct adamw {
     lora_py_object base;
-    adamw_slot *slots;
+    lora_py_parameter **parameters;
     Py_ssize_t n;
-    double lr, beta1, beta2, eps, weight_decay;
-    int64_t step;
+    lora_optimizer *optimizer;
+    lora_optimizer_options options;
+    double lr;
 } adamw;
 
 static void adamw_dealloc(PyObject *o) {
     PyObject_GC_UnTrack(o);
     adamw *self = (adamw *)o;
-    for (Py_ssize_t i = 0; i < self->n; i++) {
-        lora_ctx_free(self->base.ctx, self->slots[i].m);
-        lora_ctx_free(self->base.ctx, self->slots[i].v);
-        Py_XDECREF(self->slots[i].p);
-    }
-    PyMem_Free(self->slots);
+    lora_optimizer_destroy(self->optimizer);
+    for (Py_ssize_t i = 0; i < self->n; i++) Py_XDECREF(self->parameters[i]);
+    PyMem_Free(self->parameters);
     lora_py_delete(o);
 }
 
 /* --- construction ------------------------------------------------------------------------------------------------- */
 
-static int check_hyper(double lr, double beta1, double beta2, double eps, double weight_decay) {
-    if (!(lr >= 0.0 && isfinite(lr))) PyErr_SetString(PyExc_ValueError, "lr: expected a finite number >= 0, got another");
-    else if (!(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0))
-        PyErr_SetString(PyExc_ValueError, "betas: expected two numbers with 0 <= beta < 1, got others");
-    else if (!(eps >= 0.0 && isfinite(eps))) PyErr_SetString(PyExc_ValueError, "eps: expected a finite number >= 0, got another");
-    else if (!(weight_decay >= 0.0 && isfinite(weight_decay)))
-        PyErr_SetString(PyExc_ValueError, "weight_decay: expected a finite number >= 0, got another");
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-enum { MOST_ITEMS = 1 << 20 }; /* an iterable may have no end, and an array of a repeated element rows without number */
-
-static PyObject *items_of(PyObject *iterator, const char *expected) {
-    PyObject *list = PyList_New(0), *item = NULL;
-    while (list && (item = PyIter_Next(iterator))) {
-        if (PyList_GET_SIZE(list) == MOST_ITEMS) PyErr_Format(PyExc_ValueError, "%s, got more than %d", expected, (int)MOST_ITEMS);
-        else (void)PyList_Append(list, item);
-        Py_DECREF(item);
-        if (PyErr_Occurred()) break;
-    }
-    PyObject *items = list && !PyErr_Occurred() ? PyList_AsTuple(list) : NULL;
-    Py_XDECREF(list);
-    return items;
-}
-
-/* What a list or another iterable holds, as a tuple: a list may change while memory for its members is cleared. */
-static PyObject *fixed_items(PyObject *o, const char *expected) {
-    PyObject *iterator = PyObject_GetIter(o);
-    if (!iterator) {
-        if (PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_Format(PyExc_TypeError, "%s, got %s", expected, Py_TYPE(o)->tp_name);
-        return NULL;
-    }
-    PyObject *items = items_of(iterator, expected);
-    Py_DECREF(iterator);
-    return items;
-}
-
-static Py_ssize_t find_slot(const adamw *self, Py_ssize_t n, PyObject *p) {
+static Py_ssize_t find_parameter(const adamw *self, Py_ssize_t n, PyObject *p) {
     for (Py_ssize_t i = 0; i < n; i++)
-        if ((PyObject *)self->slots[i].p == p) return i;
+        if ((PyObject *)self->parameters[i] == p) return i;
     return -1;
 }
 
-static int add_parameter(adamw *self, lora_py_state *state, Py_ssize_t i, PyObject *o) {
+static int add_parameter(adamw *self, lora_py_state *state, Py_ssize_t i, PyObject *o, lora_param *param) {
     if (!Py_IS_TYPE(o, state->parameter_type)) {
         PyErr_Format(PyExc_TypeError, "params: expected Parameter objects, got %s at index %zd", Py_TYPE(o)->tp_name, i);
         return -1;
@@ -85,43 +39,41 @@ static int add_parameter(adamw *self, lora_py_state *state, Py_ssize_t i, PyObje
         PyErr_Format(PyExc_ValueError, "params: expected parameters with requires_grad=True, got a frozen one at index %zd", i);
         return -1;
     }
-    if (find_slot(self, i, o) >= 0) {
+    if (find_parameter(self, i, o) >= 0) {
         PyErr_Format(PyExc_ValueError, "params: expected each parameter once, got the one at index %zd again", i);
         return -1;
     }
-    adamw_slot *slot = &self->slots[i];
-    slot->p = (lora_py_parameter *)Py_NewRef(o);
-    slot->decay = 1;
-    size_t bytes = (size_t)p->size * sizeof(float);
-    if (!(slot->m = lora_py_alloc(self->base.ctx, LORA_MEM_OPTIM, bytes, "m"))) return -1;
-    return (slot->v = lora_py_alloc(self->base.ctx, LORA_MEM_OPTIM, bytes, "v")) ? 0 : -1;
+    self->parameters[i] = (lora_py_parameter *)Py_NewRef(o);
+    *param = (lora_param){.data = p->data, .grad = p->grad, .n = p->size, .decay = true};
+    return 0;
 }
 
-static int add_parameters(adamw *self, lora_py_state *state, PyObject *params) {
-    PyObject *items = fixed_items(params, "params: expected a list of Parameter objects");
-    if (!items) return -1;
+/* The list that the library is given, free it with PyMem_Free; NULL with an exception. */
+static lora_param *add_parameters(adamw *self, lora_py_state *state, PyObject *given) {
+    PyObject *items = lora_py_items(given, "params: expected a list of Parameter objects");
+    if (!items) return NULL;
     Py_ssize_t n = PyTuple_GET_SIZE(items);
-    int status = -1;
+    lora_param *params = NULL;
     if (n == 0) PyErr_SetString(PyExc_ValueError, "params: expected at least one Parameter, got none");
-    else if (!(self->slots = PyMem_Calloc((size_t)n, sizeof *self->slots))) PyErr_NoMemory();
-    else {
-        self->n = n;
-        status = 0;
-        for (Py_ssize_t i = 0; status == 0 && i < n; i++)
-            status = add_parameter(self, state, i, PyTuple_GET_ITEM(items, i));
-    }
+    else if (!(params = PyMem_Calloc((size_t)n, sizeof *params)) || !(self->parameters = PyMem_Calloc((size_t)n, sizeof *self->parameters)))
+        PyErr_NoMemory();
+    else self->n = n;
+    int status = PyErr_Occurred() ? -1 : 0;
+    for (Py_ssize_t i = 0; status == 0 && i < n; i++) status = add_parameter(self, state, i, PyTuple_GET_ITEM(items, i), &params[i]);
     Py_DECREF(items);
-    return status;
+    if (status == 0) return params;
+    PyMem_Free(params);
+    return NULL;
 }
 
-static int mark_no_decay(adamw *self, PyObject *no_decay) {
+static int mark_no_decay(const adamw *self, PyObject *no_decay, lora_param *params) {
     if (!no_decay) return 0;
-    PyObject *items = fixed_items(no_decay, "no_decay: expected a list of Parameter objects");
+    PyObject *items = lora_py_items(no_decay, "no_decay: expected a list of Parameter objects");
     if (!items) return -1;
     int status = 0;
     for (Py_ssize_t i = 0; status == 0 && i < PyTuple_GET_SIZE(items); i++) {
-        Py_ssize_t at = find_slot(self, self->n, PyTuple_GET_ITEM(items, i));
-        if (at >= 0) self->slots[at].decay = 0;
+        Py_ssize_t at = find_parameter(self, self->n, PyTuple_GET_ITEM(items, i));
+        if (at >= 0) params[at].decay = false;
         else {
             PyErr_Format(PyExc_ValueError, "no_decay: expected members of params, got another object at index %zd", i);
             status = -1;
@@ -131,21 +83,38 @@ static int mark_no_decay(adamw *self, PyObject *no_decay) {
     return status;
 }
 
+static int create_optimizer(adamw *self, lora_py_state *state, const lora_param *params) {
+    lora_status status;
+    lora_error err = {0};
+    Py_BEGIN_ALLOW_THREADS /* clearing gigabytes takes time */
+    status = lora_optimizer_create(self->base.ctx, LORA_ADAMW, params, self->n, &self->options, &self->optimizer, &err);
+    Py_END_ALLOW_THREADS
+    if (status == LORA_OK) return 0;
+    lora_py_raise(state, &err);
+    return -1;
+}
+
 static PyObject *make_adamw(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"params", "lr", "betas", "eps", "weight_decay", "no_decay", NULL};
-    PyObject *params, *no_decay = NULL;
-    double lr = 1e-4, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|d$(dd)ddO:AdamW", names, &params, &lr, &beta1, &beta2, &eps, &weight_decay,
-                                     &no_decay)) return NULL;
-    if (check_hyper(lr, beta1, beta2, eps, weight_decay) < 0) return NULL;
+    PyObject *given, *no_decay = NULL;
+    double lr = 1e-4;
+    lora_optimizer_options o = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|d$(dd)ddO:AdamW", names, &given, &lr, &o.beta1, &o.beta2, &o.eps,
+                                     &o.weight_decay, &no_decay)) return NULL;
+    if (!(lr >= 0.0 && isfinite(lr))) {
+        PyErr_SetString(PyExc_ValueError, "lr: expected a finite number >= 0, got another");
+        return NULL;
+    }
+    lora_py_state *state = lora_py_state_of(type);
     adamw *self = lora_py_new(type);
     if (!self) return NULL;
     self->lr = lr;
-    self->beta1 = beta1;
-    self->beta2 = beta2;
-    self->eps = eps;
-    self->weight_decay = weight_decay;
-    if (add_parameters(self, lora_py_state_of(type), params) < 0 || mark_no_decay(self, no_decay) < 0) Py_CLEAR(self);
+    self->options = o;
+    lora_param *params = add_parameters(self, state, given);
+    int status = params ? mark_no_decay(self, no_decay, params) : -1;
+    if (status == 0) status = create_optimizer(self, state, params);
+    PyMem_Free(params);
+    if (status < 0) Py_CLEAR(self);
     return lora_py_publish(self);
 }
 
@@ -154,33 +123,6 @@ static PyObject *adamw_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 }
 
 /* --- step --------------------------------------------------------------------------------------------------------- */
-
-typedef struct step_options {
-    double lr, grad_scale, max_grad_norm; /* max_grad_norm 0: no clipping */
-} step_options;
-
-/* Over all parameters in index order; parameters stay as they are when the norm is not finite. */
-static lora_status run_step(adamw *self, const step_options *o, double *norm, lora_error *err) {
-    lora_ctx *ctx = self->base.ctx;
-    double total = 0.0;
-    for (Py_ssize_t i = 0; i < self->n; i++) {
-        double sum;
-        LORA_TRY(lora_sum_of_squares(ctx, self->slots[i].p->size, self->slots[i].p->grad, &sum, err));
-        total += sum;
-    }
-    *norm = sqrt(total) * fabs(o->grad_scale);
-    LORA_CHECK(isfinite(*norm), err, LORA_EINVAL,
-               "gradients: expected finite numbers, got a norm of %f; parameters are unchanged, try a lower learning rate", *norm);
-    double clip = o->max_grad_norm > 0.0 && *norm > o->max_grad_norm ? o->max_grad_norm / (*norm + 1e-6) : 1.0;
-    lora_adamw_hyper hyper = {o->lr, self->beta1, self->beta2, self->eps, 0.0, self->step + 1, o->grad_scale * clip};
-    for (Py_ssize_t i = 0; i < self->n; i++) {
-        adamw_slot *s = &self->slots[i];
-        hyper.weight_decay = s->decay ? self->weight_decay : 0.0;
-        LORA_TRY(lora_adamw_step(ctx, s->p->size, s->p->data, s->p->grad, s->m, s->v, &hyper, err));
-    }
-    self->step++;
-    return LORA_OK;
-}
 
 /* None: the value stays as it is. */
 static int optional_number(PyObject *o, const char *name, int positive, double *value) {
@@ -212,7 +154,7 @@ static PyObject *adamw_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"lr", "grad_scale", "max_grad_norm", NULL};
     PyObject *lr = Py_None, *max_norm = Py_None;
     adamw *self = (adamw *)o;
-    step_options options = {self->lr, 1.0, 0.0};
+    lora_step_options options = {.lr = self->lr, .grad_scale = 1.0, .max_grad_norm = 0.0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OdO:step", names, &lr, &options.grad_scale, &max_norm)) return NULL;
     if (optional_number(lr, "lr", 0, &options.lr) < 0 || optional_number(max_norm, "max_grad_norm", 1, &options.max_grad_norm) < 0)
         return NULL;
@@ -224,7 +166,7 @@ static PyObject *adamw_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     double norm = 0.0;
     lora_status status;
     lora_error err = {0};
-    LORA_PY_CALL(self->base.ctx, status, run_step(self, &options, &norm, &err));
+    LORA_PY_CALL(self->base.ctx, status, lora_optimizer_step(self->optimizer, &options, &norm, &err));
     lora_py_leave(&self->base);
     if (status != LORA_OK) return lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
     return PyFloat_FromDouble(norm);
@@ -234,29 +176,34 @@ static PyObject *adamw_zero_grad(PyObject *o, PyObject *unused) {
     (void)unused;
     adamw *self = (adamw *)o;
     if (lora_py_enter(&self->base) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    lora_ctx_lock(self->base.ctx);
-    for (Py_ssize_t i = 0; i < self->n; i++)
-        memset(self->slots[i].p->grad, 0, (size_t)self->slots[i].p->size * sizeof(float));
-    lora_ctx_unlock(self->base.ctx);
-    Py_END_ALLOW_THREADS
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(self->base.ctx, status, lora_optimizer_zero_grad(self->optimizer, &err));
     lora_py_leave(&self->base);
+    if (status != LORA_OK) return lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
     Py_RETURN_NONE;
 }
 
 /* --- state -------------------------------------------------------------------------------------------------------- */
 
-static float *moment(const adamw_slot *slot, int second) { return second ? slot->v : slot->m; }
+static PyObject *copy_of_moment(const adamw *self, Py_ssize_t i, lora_moment which) {
+    const lora_py_parameter *p = self->parameters[i];
+    int64_t shape[LORA_PY_MAX_DIMS];
+    for (int d = 0; d < p->ndim; d++) shape[d] = p->shape[d];
+    void *data;
+    lora_error err = {0};
+    PyObject *array = lora_py_new_array(LORA_PY_F32, p->ndim, shape, 0, &data);
+    lora_status status = LORA_OK;
+    if (array) LORA_PY_CALL(self->base.ctx, status, lora_optimizer_get_moment(self->optimizer, i, which, data, &err));
+    if (status == LORA_OK) return array;
+    Py_DECREF(array);
+    return lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), &err);
+}
 
-static PyObject *copy_moments(const adamw *self, int second) {
+static PyObject *copy_moments(const adamw *self, lora_moment which) {
     PyObject *list = PyList_New(0); /* grows: others may see it */
     for (Py_ssize_t i = 0; list && i < self->n; i++) {
-        const lora_py_parameter *p = self->slots[i].p;
-        int64_t shape[LORA_PY_MAX_DIMS];
-        for (int d = 0; d < p->ndim; d++) shape[d] = p->shape[d];
-        void *data;
-        PyObject *array = lora_py_new_array(LORA_PY_F32, p->ndim, shape, 0, &data);
-        if (array) memcpy(data, moment(&self->slots[i], second), (size_t)p->size * sizeof(float));
+        PyObject *array = copy_of_moment(self, i, which);
         if (!array || PyList_Append(list, array) < 0) Py_CLEAR(list);
         Py_XDECREF(array);
     }
@@ -271,8 +218,8 @@ static PyObject *adamw_state_dict(PyObject *o, PyObject *unused) {
     (void)unused;
     adamw *self = (adamw *)o;
     if (lora_py_enter(&self->base) < 0) return NULL;
-    PyObject *m = copy_moments(self, 0), *v = m ? copy_moments(self, 1) : NULL;
-    int64_t step = self->step;
+    PyObject *m = copy_moments(self, LORA_MOMENT_FIRST), *v = m ? copy_moments(self, LORA_MOMENT_SECOND) : NULL;
+    int64_t step = lora_optimizer_steps(self->optimizer);
     lora_py_leave(&self->base);
     PyObject *state = v ? Py_BuildValue("{s:L,s:O,s:O}", "step", (long long)step, "m", m, "v", v) : NULL;
     Py_XDECREF(m);
@@ -282,13 +229,13 @@ static PyObject *adamw_state_dict(PyObject *o, PyObject *unused) {
 
 /* One list of moments: every array of it, checked and held until all of the state is known to fit. */
 static int take_moments(const adamw *self, PyObject *list, const char *key, lora_py_array *held) {
-    PyObject *items = fixed_items(list, "state: expected lists of arrays under m and v");
+    PyObject *items = lora_py_items(list, "state: expected lists of arrays under m and v");
     if (!items) return -1;
     Py_ssize_t n = PyTuple_GET_SIZE(items);
     int status = n == self->n ? 0 : -1;
     if (status < 0) PyErr_Format(PyExc_ValueError, "state: expected %zd arrays under %s, got %zd", self->n, key, n);
     for (Py_ssize_t i = 0; status == 0 && i < n; i++) {
-        const lora_py_parameter *p = self->slots[i].p;
+        const lora_py_parameter *p = self->parameters[i];
         int64_t shape[LORA_PY_MAX_DIMS];
         for (int d = 0; d < p->ndim; d++) shape[d] = p->shape[d];
         char name[64];
@@ -339,6 +286,20 @@ PyDoc_STRVAR(load_state_dict_doc,
 "Restore what state_dict() gave; nothing changes unless all of it fits.\n\n"
 "Raises\n------\nValueError\n    A key is missing or unknown, or an array has another shape.\nTypeError\n    An array is not float32.");
 
+/* held: the arrays of m, then those of v. All of it is known to fit. */
+static int set_state(adamw *self, int64_t step, const lora_py_array *held) {
+    if (lora_py_enter(&self->base) < 0) return -1;
+    lora_error err = {0};
+    lora_status status = lora_optimizer_set_steps(self->optimizer, step, &err);
+    for (Py_ssize_t i = 0; status == LORA_OK && i < 2 * self->n; i++) {
+        lora_moment which = i < self->n ? LORA_MOMENT_FIRST : LORA_MOMENT_SECOND;
+        LORA_PY_CALL(self->base.ctx, status, lora_optimizer_set_moment(self->optimizer, i % self->n, which, held[i].data, &err));
+    }
+    lora_py_leave(&self->base);
+    if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), &err);
+    return status == LORA_OK ? 0 : -1;
+}
+
 static PyObject *adamw_load_state_dict(PyObject *o, PyObject *given) {
     adamw *self = (adamw *)o;
     if (!PyDict_Check(given) && !PyObject_HasAttrString(given, "keys")) { /* arrays and texts are mappings to PyMapping_Check */
@@ -354,13 +315,7 @@ static PyObject *adamw_load_state_dict(PyObject *o, PyObject *given) {
     if (status == 0) status = take_step(items[0], &step);
     if (status == 0) status = take_moments(self, items[1], "m", held);
     if (status == 0) status = take_moments(self, items[2], "v", held + self->n);
-    if (status == 0 && lora_py_enter(&self->base) < 0) status = -1;
-    if (status == 0) {
-        for (Py_ssize_t i = 0; i < 2 * self->n; i++)
-            memcpy(moment(&self->slots[i % self->n], i >= self->n), held[i].data, (size_t)held[i].n * sizeof(float));
-        self->step = step;
-        lora_py_leave(&self->base);
-    }
+    if (status == 0) status = set_state(self, step, held);
     for (Py_ssize_t i = 0; held && i < 2 * self->n; i++) lora_py_release(&held[i]);
     PyMem_Free(held);
     for (int i = 0; i < 3; i++) Py_XDECREF(items[i]);
@@ -371,13 +326,13 @@ static PyObject *adamw_load_state_dict(PyObject *o, PyObject *given) {
 /* --- attributes --------------------------------------------------------------------------------------------------- */
 
 static PyObject *get_lr(PyObject *o, void *unused) { (void)unused; return PyFloat_FromDouble(((adamw *)o)->lr); }
-static PyObject *get_eps(PyObject *o, void *unused) { (void)unused; return PyFloat_FromDouble(((adamw *)o)->eps); }
-static PyObject *get_decay(PyObject *o, void *unused) { (void)unused; return PyFloat_FromDouble(((adamw *)o)->weight_decay); }
-static PyObject *get_step(PyObject *o, void *unused) { (void)unused; return PyLong_FromLongLong(((adamw *)o)->step); }
+static PyObject *get_eps(PyObject *o, void *unused) { (void)unused; return PyFloat_FromDouble(((adamw *)o)->options.eps); }
+static PyObject *get_decay(PyObject *o, void *unused) { (void)unused; return PyFloat_FromDouble(((adamw *)o)->options.weight_decay); }
+static PyObject *get_step(PyObject *o, void *unused) { (void)unused; return PyLong_FromLongLong(lora_optimizer_steps(((adamw *)o)->optimizer)); }
 
 static PyObject *get_betas(PyObject *o, void *unused) {
     (void)unused;
-    return Py_BuildValue("(dd)", ((adamw *)o)->beta1, ((adamw *)o)->beta2);
+    return Py_BuildValue("(dd)", ((adamw *)o)->options.beta1, ((adamw *)o)->options.beta2);
 }
 
 static int set_lr(PyObject *o, PyObject *value, void *unused) {
@@ -389,10 +344,10 @@ static int set_lr(PyObject *o, PyObject *value, void *unused) {
 
 static PyObject *adamw_repr(PyObject *o) {
     adamw *self = (adamw *)o;
-    PyObject *lr = PyFloat_FromDouble(self->lr), *decay = PyFloat_FromDouble(self->weight_decay), *text = NULL;
+    PyObject *lr = PyFloat_FromDouble(self->lr), *decay = PyFloat_FromDouble(self->options.weight_decay), *text = NULL;
     if (lr && decay)
         text = PyUnicode_FromFormat("AdamW(%zd parameters, lr=%R, weight_decay=%R, step_count=%lld)", self->n, lr, decay,
-                                    (long long)self->step);
+                                    (long long)lora_optimizer_steps(self->optimizer));
     Py_XDECREF(lr);
     Py_XDECREF(decay);
     return text;

@@ -22,6 +22,30 @@ PyObject *lora_py_new_with_kept(newfunc f, PyTypeObject *type, PyObject *args, P
     return result;
 }
 
+static PyObject *items_of(PyObject *iterator, const char *expected) {
+    PyObject *list = PyList_New(0), *item = NULL;
+    while (list && (item = PyIter_Next(iterator))) {
+        if (PyList_GET_SIZE(list) == LORA_PY_MOST_ITEMS) PyErr_Format(PyExc_ValueError, "%s, got more than %d", expected, (int)LORA_PY_MOST_ITEMS);
+        else (void)PyList_Append(list, item);
+        Py_DECREF(item);
+        if (PyErr_Occurred()) break;
+    }
+    PyObject *items = list && !PyErr_Occurred() ? PyList_AsTuple(list) : NULL;
+    Py_XDECREF(list);
+    return items;
+}
+
+PyObject *lora_py_items(PyObject *o, const char *expected) {
+    PyObject *iterator = PyObject_GetIter(o);
+    if (!iterator) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_Format(PyExc_TypeError, "%s, got %s", expected, Py_TYPE(o)->tp_name);
+        return NULL;
+    }
+    PyObject *items = items_of(iterator, expected);
+    Py_DECREF(iterator);
+    return items;
+}
+
 int lora_py_whole(PyObject *o, void *out) {
     PyObject *whole = PyNumber_Index(o);
     if (!whole) return 0;

@@ -97,6 +97,20 @@ int lora_py_get_weight(lora_py_state *state, PyObject *o, const char *name, lora
 int lora_py_get_vector(lora_py_state *state, PyObject *o, const char *name, const float **data, int64_t *n, float **grad,
                        PyObject **keep);
 
+/* py_parts.c */
+/* A trained part of a layer: given as a Parameter, which is shared, as an array of start values, or as None for zeros. */
+typedef struct lora_py_part {
+    lora_py_parameter **place; /* of the layer; empty before, and holds a reference then */
+    PyObject *given;
+    const char *arg, *name;
+    int ndim;
+    int64_t shape[2], n; /* n: elements, filled in */
+    lora_py_array start; /* the values of a given array, held until they are copied */
+} lora_py_part;
+
+/** Fills the places. Parts that are not shared lie behind each other in one block, in their order. */
+int lora_py_set_parts(lora_py_state *state, lora_py_part *parts, int n_parts);
+
 PyObject *lora_py_shape(int ndim, const int64_t *shape); /* a tuple */
 /** Converter for O&: a float32, float16 or bfloat16 dtype by name, NumPy type or dtype. */
 int lora_py_dtype(PyObject *o, void *out);

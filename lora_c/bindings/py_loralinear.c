@@ -16,6 +16,8 @@ typedef struct loralinear {
     int64_t rank;
     double lora_alpha, scaling, dropout;
     uint64_t seed;
+    const char *apart;                    /* what does not lie in one block with A; NULL: all does */
+    Py_ssize_t flat_size, flat_stride;    /* of the buffer: A, B, ... behind each other, and bytes of an element */
 } loralinear;
 
 static int linear_traverse(PyObject *o, visitproc visit, void *arg) {
@@ -41,40 +43,12 @@ static void linear_dealloc(PyObject *o) {
 
 /* --- construction ------------------------------------------------------------------------------------------------- */
 
-/* The matrix given by the caller (a Parameter is shared, an array is copied) or a fresh one of zeros. */
-static lora_py_parameter *adapter_matrix(lora_py_state *state, PyObject *given, const char *arg, const char *name,
-                                         const int64_t *shape) {
-    if (given == Py_None) return lora_py_parameter_new(state, 2, shape, name, 1);
-    lora_py_array a;
-    if (lora_py_get(given, arg, LORA_PY_F32, 0, &a) < 0) return NULL;
-    lora_py_parameter *p = NULL;
-    if (lora_py_expect(&a, 2, shape) == 0) {
-        if (Py_IS_TYPE(given, state->parameter_type)) p = (lora_py_parameter *)Py_NewRef(given);
-        else if ((p = lora_py_parameter_new(state, 2, shape, name, 1))) memcpy(p->data, a.data, (size_t)a.n * sizeof(float));
-    }
-    lora_py_release(&a);
-    return p;
-}
-
 static int set_bias(loralinear *self, lora_py_state *state, PyObject *bias) {
     if (bias == Py_None) return 0;
     int64_t n;
     if (lora_py_get_vector(state, bias, "bias", &self->bias, &n, &self->dbias, &self->bias_keep) < 0) return -1;
     if (n == self->weight.w.rows) return 0;
     PyErr_Format(PyExc_ValueError, "bias: expected shape (%lld,), got shape (%lld,)", (long long)self->weight.w.rows, (long long)n);
-    return -1;
-}
-
-static int set_adapter(loralinear *self, lora_py_state *state, PyObject *A, PyObject *B) {
-    int64_t K = self->weight.w.cols, N = self->weight.w.rows;
-    const int64_t a_shape[] = {self->rank, K}, b_shape[] = {N, self->rank};
-    self->A = adapter_matrix(state, A, "A", "lora_A", a_shape);
-    if (!self->A) return -1;
-    if (A == Py_None) lora_adapter_init(self->rank, K, self->seed, self->A->data);
-    self->B = adapter_matrix(state, B, "B", "lora_B", b_shape);
-    if (!self->B) return -1;
-    if (self->A != self->B) return 0; /* A == B: r is both sizes */
-    PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
     return -1;
 }
 
@@ -92,26 +66,43 @@ static int refresh_norm(loralinear *self) {
     return -1;
 }
 
-/* DoRA starts from the lengths that the rows have. */
-static int set_magnitude(loralinear *self, lora_py_state *state, PyObject *given, int use_dora) {
-    if (!use_dora && given == Py_None) return 0;
-    const int64_t shape[] = {self->weight.w.rows};
-    lora_py_array a;
-    self->norm = lora_py_alloc(state->ctx, LORA_MEM_SCRATCH, (size_t)shape[0] * sizeof(float), "norm");
+/* A, B, and DoRA's magnitude, which starts from the lengths that the rows have. */
+static int set_adapter(loralinear *self, lora_py_state *state, PyObject *A, PyObject *B, PyObject *magnitude, int use_dora) {
+    int64_t K = self->weight.w.cols, N = self->weight.w.rows;
+    int has_magnitude = use_dora || magnitude != Py_None, n_parts = has_magnitude ? 3 : 2;
+    lora_py_part parts[] = {
+        {.place = &self->A, .given = A, .arg = "A", .name = "lora_A", .ndim = 2, .shape = {self->rank, K}},
+        {.place = &self->B, .given = B, .arg = "B", .name = "lora_B", .ndim = 2, .shape = {N, self->rank}},
+        {.place = &self->magnitude, .given = magnitude, .arg = "magnitude", .name = "lora_magnitude_vector", .ndim = 1, .shape = {N}},
+    };
+    if (A != Py_None && A == B && Py_IS_TYPE(A, state->parameter_type)) { /* r may be both sizes */
+        PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
+        return -1;
+    }
+    if (lora_py_set_parts(state, parts, n_parts) < 0) return -1;
+    if (A == Py_None) lora_adapter_init(self->rank, K, self->seed, self->A->data);
+    if (!has_magnitude) return 0;
+    size_t bytes = (size_t)N * sizeof(float);
+    self->norm = lora_py_alloc(state->ctx, LORA_MEM_SCRATCH, bytes, "norm");
     if (!self->norm || refresh_norm(self) < 0) return -1;
-    if (given == Py_None) {
-        self->magnitude = lora_py_parameter_new(state, 1, shape, "lora_magnitude_vector", 1);
-        if (self->magnitude) memcpy(self->magnitude->data, self->norm, (size_t)shape[0] * sizeof(float));
-        return self->magnitude ? 0 : -1;
+    if (magnitude == Py_None) memcpy(self->magnitude->data, self->norm, bytes);
+    return 0;
+}
+
+/* The buffer ends where a part lies elsewhere; a bias belongs to it only where it follows. */
+static void find_flat_size(loralinear *self, lora_py_state *state) {
+    const lora_py_parameter *last = self->B;
+    self->flat_stride = (Py_ssize_t)sizeof(float);
+    if (!lora_py_lies_behind(self->A, self->B)) self->apart = "B";
+    if (!self->apart && self->magnitude) {
+        if (!lora_py_lies_behind(self->B, self->magnitude)) self->apart = "the magnitude";
+        last = self->magnitude;
     }
-    if (lora_py_get(given, "magnitude", LORA_PY_F32, 0, &a) < 0) return -1;
-    if (lora_py_expect(&a, 1, shape) == 0) {
-        if (Py_IS_TYPE(given, state->parameter_type)) self->magnitude = (lora_py_parameter *)Py_NewRef(given);
-        else if ((self->magnitude = lora_py_parameter_new(state, 1, shape, "lora_magnitude_vector", 1)))
-            memcpy(self->magnitude->data, a.data, (size_t)a.n * sizeof(float));
-    }
-    lora_py_release(&a);
-    return self->magnitude ? 0 : -1;
+    if (self->apart) return;
+    PyObject *bias = self->bias_keep;
+    if (bias && Py_IS_TYPE(bias, state->parameter_type) && lora_py_lies_behind(last, (lora_py_parameter *)bias))
+        last = (lora_py_parameter *)bias;
+    self->flat_size = (Py_ssize_t)(last->data + last->size - self->A->data);
 }
 
 /* A seed is any 64 bits. */
@@ -163,8 +154,8 @@ static PyObject *make_linear(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->scaling = self->lora_alpha / (rslora ? sqrt((double)rank) : (double)rank);
     self->given = Py_NewRef(given);
     if (lora_py_get_weight(state, given, "base", &self->weight) < 0) goto fail;
-    if (set_bias(self, state, bias) < 0 || set_adapter(self, state, A, B) < 0) goto fail;
-    if (set_magnitude(self, state, magnitude, dora) < 0) goto fail;
+    if (set_bias(self, state, bias) < 0 || set_adapter(self, state, A, B, magnitude, dora) < 0) goto fail;
+    find_flat_size(self, state);
     return lora_py_publish(self);
 fail:
     Py_DECREF(self);
@@ -419,6 +410,29 @@ static PyObject *linear_parameters(PyObject *o, PyObject *unused) {
     return list;
 }
 
+/* --- buffer ------------------------------------------------------------------------------------------------------- */
+
+static int linear_getbuffer(PyObject *o, Py_buffer *view, int flags) {
+    loralinear *self = (loralinear *)o;
+    if (self->apart) {
+        view->obj = NULL;
+        PyErr_Format(PyExc_BufferError, "LoRALinear: expected A, B%s behind each other in one block of memory, got %s elsewhere; give arrays, "
+                     "which are copied, or Parameters of one Parameter.block()", self->magnitude ? " and the magnitude" : "", self->apart);
+        return -1;
+    }
+    *view = (Py_buffer){
+        .buf = self->A->data,
+        .obj = Py_NewRef(o),
+        .len = self->flat_size * self->flat_stride,
+        .itemsize = self->flat_stride,
+        .format = flags & PyBUF_FORMAT ? "f" : NULL,
+        .ndim = 1,
+        .shape = flags & PyBUF_ND ? &self->flat_size : NULL,
+        .strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? &self->flat_stride : NULL,
+    };
+    return 0;
+}
+
 /* --- attributes --------------------------------------------------------------------------------------------------- */
 
 enum { ATTR_A, ATTR_B, MAGNITUDE, BASE, IN, OUT, RANK, ALPHA, SCALING, DROPOUT };
@@ -506,13 +520,18 @@ PyDoc_STRVAR(linear_doc,
 "magnitude : array or Parameter, optional\n    (out_features,), implies use_dora; by default the row lengths of W + s B A.\n\n"
 "Raises\n------\nValueError\n    A shape or a number does not fit.\nTypeError\n    Another element type.\n\n"
 "Notes\n-----\nOne thread at a time per layer; a second one gets RuntimeError.\n\n"
+"The buffer protocol gives the parameters as one flat float32 array, writable: A, B, the magnitude where there is one, and a\n"
+"bias that is a Parameter right behind them. A.data, B.data and magnitude.data are views of it. It stays valid after the layer\n"
+"is gone, and takes no lock: what another thread writes while the layer is in use counts from some moment on. BufferError\n"
+"where shared Parameters do not lie behind each other (see Parameter.block).\n\n"
 "Source\n------\nLoRA, arXiv:2106.09685, eq. 3; rsLoRA, arXiv:2312.03732; DoRA,\n"
 "arXiv:2402.09353, eq. 5.");
 
 static PyType_Slot linear_slots[] = {
     {Py_tp_new, linear_new},         {Py_tp_dealloc, linear_dealloc}, {Py_tp_traverse, linear_traverse},
     {Py_tp_repr, linear_repr},       {Py_tp_methods, linear_methods}, {Py_tp_getset, linear_getset},
-    {Py_tp_doc, (void *)linear_doc}, {Py_tp_call, linear_forward_kept}, {0, NULL},
+    {Py_tp_doc, (void *)linear_doc}, {Py_tp_call, linear_forward_kept}, {Py_bf_getbuffer, linear_getbuffer},
+    {0, NULL},
 };
 
 PyType_Spec lora_py_loralinear_spec = {

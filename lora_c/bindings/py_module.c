@@ -1,5 +1,6 @@
 /* The module: one context, its settings, and the types. */
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_devices.h"
 #include "lora_c/bindings/py_precision.h"
 
 #include <errno.h>
@@ -281,6 +282,7 @@ static int module_exec(PyObject *module) {
     if (add_types(module, state) < 0) return -1;
     if (PyModule_AddIntConstant(module, "DECODE_BATCH", LORA_DECODE_BATCH) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_precision_functions) < 0) return -1;
+    if (PyModule_AddFunctions(module, lora_py_device_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_row_ops) < 0) return -1;
     return PyModule_AddFunctions(module, lora_py_matrix_ops);
 }
@@ -297,7 +299,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->decoder_type);
     Py_VISIT(state->kv_cache_type);
     Py_VISIT(state->export_type);
-    return 0;
+    return lora_py_traverse_devices(state, visit, arg);
 }
 
 static int module_clear(PyObject *module) {
@@ -312,6 +314,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->decoder_type);
     Py_CLEAR(state->kv_cache_type);
     Py_CLEAR(state->export_type);
+    lora_py_clear_devices(state);
     Py_CLEAR(state->owner); /* the context goes when the last object goes */
     return 0;
 }

@@ -350,7 +350,7 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
     static const char *const shown[] = {"p", "g", "m", "v"};
     PyObject *given[4];
     int64_t step = 0;
-    lora_adamw_hyper h = {NAN, 0.9, 0.999, 1e-8, 0.0, 0, 1.0};
+    lora_adamw_hyper h = {.lr = NAN, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.0, .step = 0, .grad_scale = 1.0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&dddddd:adamw_step", names, &given[0], &given[1], &given[2], &given[3],
                                      lora_py_whole, &step, &h.lr, &h.beta1, &h.beta2, &h.eps, &h.weight_decay, &h.grad_scale)) return NULL;
     h.step = step;
@@ -367,8 +367,8 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
             if (lora_py_apart(a[i], a[j]) < 0) return lora_py_abandon(&c);
     }
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status,
-                 lora_adamw_step(c.state->ctx, a[0]->n, a[0]->data, a[1]->data, a[2]->data, a[3]->data, &h, &c.err));
+    lora_param param = {.data = a[0]->data, .grad = a[1]->data, .n = a[0]->n, .decay = true};
+    LORA_PY_CALL(c.state->ctx, status, lora_adamw_step(c.state->ctx, 1, &param, a[2]->data, a[3]->data, &h, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -382,7 +382,8 @@ static PyObject *op_sum_of_squares(PyObject *module, PyObject *given) {
     if (!g) return lora_py_abandon(&c);
     double sum = 0.0;
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_sum_of_squares(c.state->ctx, g->n, g->data, &sum, &c.err));
+    lora_param param = {.grad = g->data, .n = g->n};
+    LORA_PY_CALL(c.state->ctx, status, lora_sum_of_squares(c.state->ctx, 1, &param, &sum, &c.err));
     PyObject *none = lora_py_end(&c, status);
     Py_XDECREF(none);
     return none ? PyFloat_FromDouble(sum) : NULL;

@@ -9,29 +9,9 @@ typedef lora_py_parameter parameter;
 static void parameter_dealloc(PyObject *o) {
     PyObject_GC_UnTrack(o);
     parameter *self = (parameter *)o;
-    lora_ctx_free(self->base.ctx, self->data);
-    lora_ctx_free(self->base.ctx, self->grad);
+    lora_py_block_drop(self->block);
     Py_XDECREF(self->name);
     lora_py_delete(o);
-}
-
-lora_py_parameter *lora_py_parameter_new(lora_py_state *state, int ndim, const int64_t *shape, const char *name,
-                                         int requires_grad) {
-    parameter *self = lora_py_new(state->parameter_type);
-    if (!self) return NULL;
-    self->ndim = ndim;
-    self->size = 1;
-    for (int i = ndim - 1; i >= 0; i--) {
-        self->shape[i] = (Py_ssize_t)shape[i];
-        self->strides[i] = (Py_ssize_t)(self->size * (int64_t)sizeof(float));
-        self->size *= shape[i];
-    }
-    size_t bytes = (size_t)self->size * sizeof(float);
-    self->name = PyUnicode_FromString(name);
-    if (self->name) self->data = lora_py_alloc(state->ctx, LORA_MEM_PARAM, bytes, "data");
-    if (self->data && requires_grad) self->grad = lora_py_alloc(state->ctx, LORA_MEM_GRAD, bytes, "grad");
-    if (!self->data || (requires_grad && !self->grad)) Py_CLEAR(self);
-    return (parameter *)lora_py_publish(self);
 }
 
 static PyObject *make_parameter(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -51,6 +31,126 @@ static PyObject *make_parameter(PyTypeObject *type, PyObject *args, PyObject *kw
 static PyObject *parameter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     return lora_py_new_with_kept(make_parameter, type, args, kwargs);
 }
+
+/* --- several in one block ----------------------------------------------------------------------------------------- */
+
+typedef struct block_part {
+    int ndim;
+    int64_t shape[LORA_PY_MAX_DIMS], n;
+} block_part;
+
+static int read_shape(PyObject *given, Py_ssize_t i, block_part *part) {
+    static const char expected[] = "shapes: expected tuples of int";
+    PyObject *sizes = lora_py_items(given, expected);
+    if (!sizes) return -1;
+    int status = PyTuple_GET_SIZE(sizes) >= 1 && PyTuple_GET_SIZE(sizes) <= LORA_PY_MAX_DIMS ? 0 : -1;
+    if (status < 0)
+        PyErr_Format(PyExc_ValueError, "shapes: expected 1 to %d dimensions, got %zd at index %zd", (int)LORA_PY_MAX_DIMS,
+                     PyTuple_GET_SIZE(sizes), i);
+    part->ndim = status < 0 ? 0 : (int)PyTuple_GET_SIZE(sizes);
+    part->n = 1;
+    for (int d = 0; status == 0 && d < part->ndim; d++) {
+        PyObject *size = PyTuple_GET_ITEM(sizes, d);
+        if (!lora_py_whole(size, &part->shape[d])) {
+            if (PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_Format(PyExc_TypeError, "%s, got %s at index %zd", expected, Py_TYPE(size)->tp_name, i);
+            status = -1;
+        } else if (part->shape[d] < 1 || __builtin_mul_overflow(part->n, part->shape[d], &part->n)) {
+            PyErr_Format(PyExc_ValueError, "shapes: expected sizes >= 1 that fit the memory, got %lld at index %zd", (long long)part->shape[d], i);
+            status = -1;
+        }
+    }
+    Py_DECREF(sizes);
+    return status;
+}
+
+/* The parts of a block, to be freed with PyMem_Free, and how many elements they have together; NULL with an exception. */
+static block_part *read_shapes(PyObject *shapes, int64_t *total) {
+    Py_ssize_t n = PyTuple_GET_SIZE(shapes);
+    block_part *parts = NULL;
+    *total = 0;
+    if (n == 0) PyErr_SetString(PyExc_ValueError, "shapes: expected at least one, got none");
+    else if (!(parts = PyMem_Calloc((size_t)n, sizeof *parts))) PyErr_NoMemory();
+    int status = parts ? 0 : -1;
+    for (Py_ssize_t i = 0; status == 0 && i < n; i++) {
+        status = read_shape(PyTuple_GET_ITEM(shapes, i), i, &parts[i]);
+        if (status == 0 && (__builtin_add_overflow(*total, parts[i].n, total) || *total > INT64_MAX / (int64_t)sizeof(float))) {
+            PyErr_SetString(PyExc_MemoryError, "shapes: expected sizes that fit the memory, got more than 2**63 bytes together");
+            status = -1;
+        }
+    }
+    if (status == 0) return parts;
+    PyMem_Free(parts);
+    return NULL;
+}
+
+/* A str for each part, in a tuple. */
+static PyObject *read_names(PyObject *given, Py_ssize_t n) {
+    static const char expected[] = "names: expected a list of str";
+    PyObject *names = lora_py_items(given, expected);
+    if (names && PyTuple_GET_SIZE(names) != n) {
+        PyErr_Format(PyExc_ValueError, "names: expected one for each of %zd shapes, got %zd", n, PyTuple_GET_SIZE(names));
+        Py_CLEAR(names);
+    }
+    for (Py_ssize_t i = 0; names && i < n; i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        if (PyUnicode_CheckExact(name)) continue;
+        PyErr_Format(PyExc_TypeError, "%s, got %s at index %zd", expected, Py_TYPE(name)->tp_name, i);
+        Py_CLEAR(names);
+    }
+    return names;
+}
+
+/* names: a tuple, or NULL for empty ones. */
+static PyObject *parameters_of_block(lora_py_state *state, lora_py_block *block, Py_ssize_t n, const block_part *parts, PyObject *names) {
+    PyObject *list = PyList_New(0), *unnamed = PyUnicode_FromString(""); /* the list grows: others may see it */
+    int64_t first = 0;
+    if (!unnamed) Py_CLEAR(list);
+    for (Py_ssize_t i = 0; list && i < n; i++) {
+        PyObject *name = names ? PyTuple_GET_ITEM(names, i) : unnamed;
+        PyObject *p = (PyObject *)lora_py_parameter_at(state, block, first, parts[i].ndim, parts[i].shape, name);
+        if (!p || PyList_Append(list, p) < 0) Py_CLEAR(list);
+        Py_XDECREF(p);
+        first += parts[i].n;
+    }
+    Py_XDECREF(unnamed);
+    return list;
+}
+
+PyDoc_STRVAR(block_doc,
+"block($type, shapes, /, *, names=None, requires_grad=True)\n--\n\n"
+"Make Parameters of zeros whose memory lies behind each other, data and gradients, without gaps.\n\n"
+"Parameters\n----------\n"
+"shapes : sequence of tuple of int\n    One for each.\n"
+"names : sequence of str, optional\n    For checkpoints and messages.\n"
+"requires_grad : bool\n    Whether gradients are kept.\n\n"
+"Returns\n-------\nlist of Parameter\n\n"
+"Raises\n------\nTypeError, ValueError\n    A shape or a name does not fit.\nMemoryError\n    The machine has no memory for all of them.\n\n"
+"Notes\n-----\nThe memory is given back when the last of them, and the last view, is gone.");
+
+static PyObject *parameter_block(PyObject *cls, PyObject *args, PyObject *kwargs) {
+    static char *keywords[] = {"", "names", "requires_grad", NULL};
+    PyObject *shapes_given, *names_given = Py_None, *names = NULL, *list = NULL;
+    int requires_grad = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$Op:block", keywords, &shapes_given, &names_given, &requires_grad)) return NULL;
+    PyObject *shapes = lora_py_items(shapes_given, "shapes: expected a list of tuples of int");
+    if (!shapes) return NULL;
+    Py_ssize_t n = PyTuple_GET_SIZE(shapes);
+    int64_t total;
+    lora_py_state *state = lora_py_state_of((PyTypeObject *)cls);
+    block_part *parts = read_shapes(shapes, &total);
+    if (parts && names_given != Py_None) names = read_names(names_given, n);
+    if (parts && !PyErr_Occurred()) {
+        lora_py_block *block = lora_py_block_new(state->ctx, total, requires_grad);
+        if (block) list = parameters_of_block(state, block, n, parts, names);
+        lora_py_block_drop(block);
+    }
+    PyMem_Free(parts);
+    Py_XDECREF(names);
+    Py_DECREF(shapes);
+    return list;
+}
+
+/* --- views -------------------------------------------------------------------------------------------------------- */
 
 static PyObject *view_of(PyObject *o, float *data) {
     parameter *self = (parameter *)o;
@@ -112,6 +212,11 @@ static PyObject *parameter_zero_grad(PyObject *o, PyObject *unused) {
 
 static int parameter_getbuffer(PyObject *o, Py_buffer *view, int flags) {
     parameter *self = (parameter *)o;
+    if (self->ndim > 1 && (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS) {
+        view->obj = NULL;
+        PyErr_SetString(PyExc_BufferError, "Parameter: expected a request for rows behind each other, got one for columns (Fortran order)");
+        return -1;
+    }
     *view = (Py_buffer){
         .buf = self->data,
         .obj = Py_NewRef(o),
@@ -148,7 +253,10 @@ static PyGetSetDef parameter_getset[] = {
 
 PyDoc_STRVAR(zero_grad_doc, "zero_grad($self, /)\n--\n\nSet the gradient to zero.");
 
+LORA_PY_KEEP(parameter_block)
+
 static PyMethodDef parameter_methods[] = {
+    {"block", LORA_PY_KEYWORDS parameter_block_kept, METH_CLASS | METH_VARARGS | METH_KEYWORDS, block_doc},
     {"zero_grad", parameter_zero_grad, METH_NOARGS, zero_grad_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},

@@ -19,9 +19,12 @@
         return lora_py_with_kept(f, o, args, kwargs);                                                                  \
     }
 
+enum { LORA_PY_MOST_DEVICES = 16 };
+
 typedef struct lora_py_state {
     PyObject *owner; /* capsule that owns ctx: every object holds it, so that the context outlives the module */
     lora_ctx *ctx;
+    PyObject *devices[LORA_PY_MOST_DEVICES]; /* capsules of the contexts of other devices, NULL behind the last one */
     PyObject *device_error, *stopped_error;
     PyTypeObject *nf4_type, *ggml_type, *parameter_type, *linear_type, *adamw_type, *decoder_type, *kv_cache_type;
     PyTypeObject *export_type; /* not a name of the module */
@@ -30,7 +33,7 @@ typedef struct lora_py_state {
 /* First fields of every object of this module. */
 typedef struct lora_py_object {
     PyObject_HEAD
-    PyObject *owner;
+    PyObject *owner; /* of ctx */
     lora_ctx *ctx;
     _Atomic int busy; /* exclusive use: the process that is inside, or 0. Not a critical section, which would end where the
                        * GIL is released; not a flag, which a child forked meanwhile would keep for ever */
@@ -55,10 +58,14 @@ typedef struct lora_py_ggmltensor {
 } lora_py_ggmltensor;
 
 enum { LORA_PY_MAX_DIMS = 8 };
+enum { LORA_PY_MOST_ITEMS = 1 << 20 }; /* an iterable may have no end, and an array of a repeated element rows without number */
+
+typedef struct lora_py_block lora_py_block; /* py_block.c */
 
 typedef struct lora_py_parameter {
     lora_py_object base;
-    float *data, *grad; /* grad: NULL when frozen */
+    lora_py_block *block; /* owns what data and grad point into */
+    float *data, *grad;   /* grad: NULL when frozen */
     int ndim;
     Py_ssize_t shape[LORA_PY_MAX_DIMS], strides[LORA_PY_MAX_DIMS]; /* strides in bytes, for the buffer protocol */
     int64_t size;
@@ -103,6 +110,9 @@ static inline void lora_py_leave(lora_py_object *self) { atomic_store(&self->bus
 PyObject *lora_py_with_kept(PyCFunctionWithKeywords f, PyObject *o, PyObject *args, PyObject *kwargs);
 /** The same for tp_new. */
 PyObject *lora_py_new_with_kept(newfunc f, PyTypeObject *type, PyObject *args, PyObject *kwargs);
+/** What a list or another iterable of up to LORA_PY_MOST_ITEMS holds, as a tuple: a list may change while memory for its members
+ *  is cleared. expected: "<arg>: expected <what>", the begin of what is said otherwise. */
+PyObject *lora_py_items(PyObject *o, const char *expected);
 /** Converter for O&: any whole number as int64_t, the nearest one where it needs more bits, so that the check of its range
  *  is the one that refuses it. */
 int lora_py_whole(PyObject *o, void *out);
@@ -110,9 +120,18 @@ int lora_py_whole(PyObject *o, void *out);
 /** Memory under a tag, zeroed; NULL with MemoryError. name is the argument or array that it is for. */
 void *lora_py_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes, const char *name);
 
-/** A Parameter with zeroed data; shape has ndim entries, all > 0. */
+/* py_block.c: all memory of Parameters. shape has ndim entries, all > 0; functions that make something give NULL with an exception. */
+/** Zeroed memory for n elements in all, which the caller holds, too, and drops when its Parameters are made. */
+lora_py_block *lora_py_block_new(lora_ctx *ctx, int64_t n, int requires_grad);
+void lora_py_block_drop(lora_py_block *block); /* NULL allowed */
+/** The Parameter whose elements begin at the first-th of a block. name: a str. */
+lora_py_parameter *lora_py_parameter_at(lora_py_state *state, lora_py_block *block, int64_t first, int ndim, const int64_t *shape,
+                                        PyObject *name);
+/** A Parameter with a block of its own. */
 lora_py_parameter *lora_py_parameter_new(lora_py_state *state, int ndim, const int64_t *shape, const char *name,
                                          int requires_grad);
+/** Whether the memory of the second begins where that of the first ends, in one block. */
+int lora_py_lies_behind(const lora_py_parameter *first, const lora_py_parameter *next);
 
 /* Runs C calls with the GIL released and the context locked; LORA_PY_CALL keeps what one returns. */
 #define LORA_PY_CALL(ctx, status, expr) LORA_PY_DO(ctx, (status) = (expr))

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 #include "lora_c/kernels/gemm_kernels.h"
 
 enum {

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 
 typedef struct lora_convert_kernels {
     /* Widening is exact; narrowing rounds once, to nearest even. NaN stays quiet NaN. dst may not overlap src. */

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 
 /** Runs rounds of independent float32 multiply-adds with the vectors of isa; returns the flops of one round, 0 where
  *  there is no loop for the rung (then it does nothing). */

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "lora_c/base/util.h"
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 #include "lora_c/nf4.h"
 
 enum {

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 #include "lora_c/kernels/gemm_kernels.h"
 #include "lora_c/nf4.h"
 

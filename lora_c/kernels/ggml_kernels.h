@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 #include "lora_c/ggml.h"
 
 typedef void (*lora_ggml_decode_fn)(const uint8_t *blocks, int64_t n_blocks, float *dst);

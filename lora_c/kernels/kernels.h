@@ -4,7 +4,7 @@
 #ifndef LORA_KERNELS_H
 #define LORA_KERNELS_H
 
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 #include "lora_c/kernels/attention_kernels.h"
 #include "lora_c/kernels/convert_kernels.h"
 #include "lora_c/kernels/gemm_kernels.h"

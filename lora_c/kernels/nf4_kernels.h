@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#include "lora_c/context.h"
+#include "lora_c/isa.h"
 #include "lora_c/nf4.h"
 #include "lora_c/types.h"
 

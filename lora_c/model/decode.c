@@ -1,41 +1,48 @@
 /* Decoding with a KV cache: prefill and single tokens are the same call. */
-#include <string.h>
+#include "lora_c/model/extras.h"
 
-#include "lora_c/model/decoder_struct.h"
-#include "lora_c/ops/ctx.h"
+/* Marks each sequence as named, and says how many were marked before a mistake. */
+static lora_status mark_sequences(lora_kv_cache *c, int64_t n_segments, const int32_t *sequences, int64_t *marked, lora_error *err) {
+    for (*marked = 0; *marked < n_segments; ++*marked) {
+        int32_t sequence = sequences[*marked];
+        LORA_CHECK(sequence >= 0 && sequence < c->n_sequences, err, LORA_EINVAL, "sequences: expected 0 to %lld, got %d at index %lld",
+                   (long long)c->n_sequences - 1, (int)sequence, (long long)*marked);
+        LORA_CHECK(!c->named[sequence], err, LORA_EINVAL, "sequences: expected distinct values, got %d twice", (int)sequence);
+        c->named[sequence] = 1;
+    }
+    return LORA_OK;
+}
 
-static lora_status check_sequences(lora_ctx *ctx, const lora_kv_cache *c, int64_t n_segments, const int32_t *sequences, lora_error *err) {
+static lora_status check_sequences(lora_kv_cache *c, int64_t n_segments, const int32_t *sequences, lora_error *err) {
+    int64_t marked;
     LORA_CHECK(n_segments >= 1 && n_segments <= c->n_sequences, err, LORA_ESHAPE,
                "sequences: expected 1 to %lld of them, got %lld", (long long)c->n_sequences, (long long)n_segments);
     LORA_CHECK(sequences, err, LORA_EINVAL, "sequences: expected an array, got NULL");
-    void *scratch;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_REDUCE, (size_t)c->n_sequences, &scratch, err));
-    unsigned char *seen = memset(scratch, 0, (size_t)c->n_sequences);
-    for (int64_t s = 0; s < n_segments; s++) {
-        LORA_CHECK(sequences[s] >= 0 && sequences[s] < c->n_sequences, err, LORA_EINVAL,
-                   "sequences: expected 0 to %lld, got %d at index %lld", (long long)c->n_sequences - 1, (int)sequences[s],
-                   (long long)s);
-        LORA_CHECK(!seen[sequences[s]]++, err, LORA_EINVAL, "sequences: expected distinct values, got %d twice", (int)sequences[s]);
-    }
-    return LORA_OK;
+    lora_status status = mark_sequences(c, n_segments, sequences, &marked, err);
+    for (int64_t s = 0; s < marked; s++) c->named[sequences[s]] = 0;
+    return status;
+}
+
+static lora_status run_tokens(lora_decoder *d, lora_run *run, float *logits, lora_error *err) {
+    lora_buffers b;
+    int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers;
+    LORA_TRY(lora_begin_pass(d, run, &b, err));
+    LORA_TRY(lora_layers_forward(d, run, &b, err));
+    /* only the last row of a segment goes through the head; the residual stream is not needed any more */
+    LORA_TRY(lora_copy_rows(d->ctx, lora_mat_f32(b.xn, run->n_tokens, H, H), b.tables.last_tokens,
+                            lora_mat_f32(b.x[L], run->n_segments, H, H), NULL, false, err));
+    return lora_decoder_head(d, run->n_segments, b.x[L], logits, err);
 }
 
 lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens,
                                 const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) {
     LORA_CHECK(c->decoder == d, err, LORA_EINVAL, "cache: expected one made by this decoder, got one of another");
     LORA_CHECK(cu_seqlens, err, LORA_EINVAL, "cu_seqlens: expected an array, got NULL");
-    LORA_TRY(check_sequences(d->ctx, c, n_segments, sequences, err));
-    int64_t H = d->config.hidden_size;
+    LORA_TRY(check_sequences(c, n_segments, sequences, err));
     lora_run run = {.n_tokens = cu_seqlens[n_segments], .n_segments = n_segments, .input_ids = input_ids,
                     .cu_seqlens = cu_seqlens, .cache = c, .sequences = sequences};
-    lora_buffers b;
     LORA_TRY(lora_check_run(d, &run, err));
-    LORA_TRY(lora_arena_prepare(d, run.n_tokens, false, &b, err));
-    LORA_TRY(lora_layers_forward(d, &run, &b, err));
-    for (int64_t s = 0; s < n_segments; s++) b.last_rows[s] = cu_seqlens[s + 1] - 1; /* no other goes through the head */
-    float *last = b.x[d->config.num_hidden_layers]; /* normed into b.xn, not needed again */
-    LORA_TRY(lora_copy_rows(d->ctx, lora_mat_f32(b.xn, run.n_tokens, H, H), b.last_rows, lora_mat_f32(last, n_segments, H, H), NULL, false, err));
-    LORA_TRY(lora_decoder_head(d, n_segments, last, logits, err));
+    LORA_TRY(lora_end_pass(d, &run, run_tokens(d, &run, logits, err), err));
     /* only now: a failed call leaves no trace */
     for (int64_t s = 0; s < n_segments; s++) c->lengths[sequences[s]] += cu_seqlens[s + 1] - cu_seqlens[s];
     return LORA_OK;

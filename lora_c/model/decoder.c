@@ -3,9 +3,9 @@
 
 #include <math.h>
 
-#include "lora_c/model/decoder_struct.h"
-#include "lora_c/ops/ctx.h"
-#include "lora_c/ops/rows.h"
+#include "lora_c/base/mat.h"
+#include "lora_c/model/extras.h"
+#include "lora_c/weight_rows.h"
 
 /* --- creation --- */
 
@@ -91,9 +91,12 @@ static lora_status check_config(const lora_decoder_config *c, lora_error *err) {
 
 static lora_status make_parts(lora_decoder *d, lora_error *err) {
     lora_decoder_config *c = &d->config;
-    size_t bytes = (size_t)c->num_hidden_layers * sizeof *d->layers;
-    d->layers = lora_mem_calloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
-    LORA_CHECK(d->layers, err, LORA_ENOMEM, "num_hidden_layers: expected %zu bytes for %lld layers, got none", bytes,
+    size_t L = (size_t)c->num_hidden_layers, bytes = L * sizeof *d->layers;
+    d->layers = lora_host_alloc(d->ctx, LORA_MEM_SCRATCH, bytes);
+    d->states = d->layers ? lora_host_alloc(d->ctx, LORA_MEM_SCRATCH, L * sizeof *d->states) : NULL;
+    d->streams = d->states ? lora_host_alloc(d->ctx, LORA_MEM_SCRATCH, (L + 1) * sizeof *d->streams) : NULL;
+    d->kept = d->streams ? lora_host_alloc(d->ctx, LORA_MEM_SCRATCH, L * sizeof *d->kept) : NULL;
+    LORA_CHECK(d->kept, err, LORA_ENOMEM, "num_hidden_layers: expected %zu bytes for %lld layers, got none", bytes,
                (long long)c->num_hidden_layers);
     for (int64_t i = 0; i < c->num_hidden_layers; i++) {
         d->layers[i].sliding_window = c->sliding_window ? c->sliding_window[i] : 0;
@@ -107,7 +110,7 @@ static lora_status make_parts(lora_decoder *d, lora_error *err) {
 lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config, lora_decoder **out, lora_error *err) {
     *out = NULL;
     LORA_TRY(check_config(config, err));
-    lora_decoder *d = lora_mem_calloc(&ctx->engine->mem, LORA_MEM_SCRATCH, sizeof *d);
+    lora_decoder *d = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *d);
     LORA_CHECK(d, err, LORA_ENOMEM, "decoder: expected %zu bytes, got none", sizeof *d);
     d->shared = ctx;
     d->config = *config;
@@ -123,17 +126,17 @@ lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config
 
 void lora_decoder_destroy(lora_decoder *d) {
     if (!d) return;
-    lora_mem *mem = &d->shared->engine->mem;
     if (d->ctx) {
-        lora_mem_free(mem, d->arena);
+        lora_decoder_free_activations(d);
         lora_free_rope_tables(d);
         lora_free_adapter_norms(d);
         lora_free_adapted_globals(d);
-        lora_mem_free(mem, d->token_rows.ids);
-        lora_mem_free(mem, d->layers);
-        lora_ctx_destroy(d->ctx);
+        lora_free_token_rows(d);
     }
-    lora_mem_free(mem, d);
+    void *const tables[] = {d->layers, d->states, d->streams, d->kept};
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) lora_host_free(d->shared, tables[i]);
+    lora_ctx_destroy(d->ctx);
+    lora_host_free(d->shared, d);
 }
 
 void lora_decoder_set_recompute(lora_decoder *d, lora_recompute recompute) { d->recompute = recompute; }
@@ -157,11 +160,11 @@ bool lora_decoder_stopping(const lora_decoder *d) { return atomic_load(&d->stopp
 
 /* What a pass keeps from one call to the next and had begun to write. */
 void lora_decoder_after_fork(lora_decoder *d) {
-    for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++)
-        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) d->layers[layer].matrices[slot].norm_known = false;
+    lora_forget_adapter_norms(d);
     lora_forget_adapted_globals(d);
-    lora_drop_adapted_gradients(d);
-    lora_drop_token_gradients(d);
+    lora_status dropped = lora_drop_adapted_gradients(d, NULL);
+    if (dropped == LORA_OK) dropped = lora_drop_token_gradients(d, NULL);
+    (void)dropped; /* other devices do not survive a fork at all */
 }
 
 /* --- places --- */
@@ -200,7 +203,7 @@ void lora_decoder_matrix_shape(const lora_decoder *d, lora_matrix_slot slot, int
 /* --- setters --- */
 
 static lora_status check_matrix(const lora_weight *w, int64_t rows, int64_t cols, bool trained, const char *name, lora_error *err) {
-    LORA_TRY(lora_rows_check_weight(name, w, err));
+    LORA_TRY(lora_mat_check_weight(name, w, err));
     LORA_CHECK(w->rows == rows && w->cols == cols, err, LORA_ESHAPE, "%s: expected (%lld, %lld), got (%lld, %lld)", name,
                (long long)rows, (long long)cols, (long long)w->rows, (long long)w->cols);
     LORA_CHECK(!trained || w->kind == LORA_WEIGHT_F32, err, LORA_EDTYPE, "%s: expected float32 for a trained weight, got %s", name,

@@ -1,5 +1,7 @@
 /* What a decoder holds. Shapes: M tokens, H hidden_size, I intermediate_size, D head_dim, Q = heads * D,
- * KV = kv_heads * D, L layers. */
+ * KV = kv_heads * D, L layers, S segments.
+ * A pointer in lora_buffers, lora_layer_state, lora_batch_tables, lora_matrix, lora_norm_weights, lora_token_rows and
+ * lora_adapted_global is an address of the device of ctx, which the host may not read: work on it is asked for by operations. */
 #ifndef LORA_MODEL_DECODER_STRUCT_H
 #define LORA_MODEL_DECODER_STRUCT_H
 
@@ -8,7 +10,6 @@
 #include "lora_c/decoder.h"
 #include "lora_c/linear.h"
 #include "lora_c/nn.h"
-#include "lora_c/weight_rows.h"
 
 typedef struct lora_matrix {
     lora_weight w;
@@ -54,7 +55,20 @@ typedef struct lora_small_passes {
     size_t most_bytes;
 } lora_small_passes;
 
-/* Every buffer of a pass, carved from one arena. */
+/* What operations read of a batch, filled on the host and sent as one block before the pass. S is at most M. */
+typedef struct lora_batch_tables {
+    int32_t *input_ids;   /* (M) */
+    int32_t *positions;   /* (M): they go on where the cache ends and begin at 0 without one */
+    int32_t *rope_rows;   /* (M): rows of the RoPE tables; positions itself where segments do not choose */
+    int32_t *cu_seqlens;  /* (M + 1) */
+    int32_t *targets;     /* (M) */
+    float *loss_weight;   /* (M) */
+    int64_t *kv_start, *kv_length; /* (S): the keys and values of a segment */
+    int64_t *cache_rows;  /* (M): where the cache keeps the key of a token */
+    int64_t *last_tokens; /* (S) */
+} lora_batch_tables;
+
+/* Every buffer of a pass. */
 typedef struct lora_buffers {
     int64_t lowest;           /* layers below keep nothing and run in place; L in evaluation */
     float **x;                /* L + 1 residual streams (M, H); those up to lowest - 1 are one buffer */
@@ -67,17 +81,14 @@ typedef struct lora_buffers {
     float *dbranch;           /* (M, H): gradient of a branch; NULL where branches are the stream */
     float *dh;                /* (M, I) */
     float *datt, *dqkv;       /* (M, Q), (M, Q + 2 KV): in the memory of h and dh, which attention does not need */
-    int32_t *positions;       /* (M) */
-    int32_t *rope_rows;       /* (M): rows of the RoPE tables; positions itself where segments do not choose */
-    int64_t *kv_start, *kv_length; /* (M): rows of the keys and values of each segment, at most one per token */
-    int64_t *kv_rows;              /* (M): rows of the cache where the keys and values of the tokens go */
-    int64_t *last_rows;            /* (M): the last token of each segment, in decoding */
+    double *loss_sum;         /* (1) */
+    lora_batch_tables tables;
 } lora_buffers;
 
 /* Trained rows of the embedding (n, H) by token id. */
 typedef struct lora_token_rows {
     int64_t n;
-    int64_t *ids; /* owned: row numbers of the embedding */
+    int64_t *ids; /* (n), owned */
     const float *rows;
     float *grad;
 } lora_token_rows;
@@ -97,15 +108,21 @@ struct lora_decoder {
     lora_adapted_global adapted[LORA_MATRIX_SLOTS - LORA_LAYER_MATRICES];
     lora_norm_weights final_norm;
     lora_token_rows token_rows;
-    double *inv_freq[LORA_MAX_ROPES]; /* (rotary / 2), owned */
+    double *inv_freq[LORA_MAX_ROPES]; /* (rotary / 2) on the host, owned */
     float *cos, *sin;                /* (n_ropes, rope_positions, rotary / 2), each table behind the other */
     int64_t rope_at[LORA_MAX_ROPES]; /* where each begins */
     int64_t rope_positions;          /* so far: tables grow with what passes ask for */
     lora_recompute recompute;
     lora_dtype activation_dtype;
     atomic_bool stopping; /* set by another thread than that of the pass */
-    void *arena;
+    /* of a pass */
+    float **streams;          /* (L + 1) on the host: lora_buffers.x */
+    lora_layer_state *states; /* (L) on the host */
+    uint16_t **kept;          /* (L) on the host */
+    void *arena;              /* on the device */
     size_t arena_bytes;
+    void *stage; /* on the host: the tables of the batch */
+    size_t stage_bytes;
     lora_small_passes small_passes;
 };
 
@@ -113,33 +130,10 @@ struct lora_kv_cache {
     lora_ctx *ctx;
     const lora_decoder *decoder;
     int64_t n_sequences, max_tokens, width; /* width KV */
-    int64_t *lengths;                       /* (n_sequences) */
+    int64_t *lengths;                       /* (n_sequences) on the host */
+    uint8_t *named;                         /* (n_sequences) on the host, 0 between calls */
     float *data;                            /* (L, 2, n_sequences, max_tokens, KV): keys, then values */
 };
-
-/* The tokens of a pass and what is done with them. cache == NULL: keys and values are the batch's own. */
-typedef struct lora_run {
-    int64_t n_tokens, n_segments;
-    const int32_t *input_ids, *cu_seqlens;
-    const lora_kv_cache *cache;
-    const int32_t *sequences;
-    const lora_layer_state *states; /* of a training pass, else NULL */
-    bool training;
-    uint64_t dropout_step;
-    int64_t layers_left_out; /* at the end; with any the final norm is left out, too */
-} lora_run;
-
-static inline lora_segments lora_run_segments(const lora_run *run) {
-    return (lora_segments){.n = run->n_segments, .cu_seqlens = run->cu_seqlens, .on_device = run->cu_seqlens};
-}
-
-/* Between two layers: whether somebody asked the pass to stop. */
-static inline lora_status lora_check_stop(const lora_decoder *d, lora_error *err) {
-    if (!atomic_load_explicit(&d->stopping, memory_order_relaxed)) return LORA_OK;
-    return lora_fail(err, LORA_ESTOPPED, "decoder: the pass was stopped between two layers");
-}
-
-static inline const lora_adapter *lora_adapter_of(const lora_matrix *m) { return m->has_adapter ? &m->adapter : NULL; }
 
 static inline int64_t lora_q_width(const lora_decoder_config *c) { return c->num_attention_heads * c->head_dim; }
 static inline int64_t lora_kv_width(const lora_decoder_config *c) { return c->num_key_value_heads * c->head_dim; }
@@ -160,6 +154,7 @@ static inline bool lora_has_norm(const lora_decoder_config *c, int norm) {
            : norm <= LORA_K_NORM                 ? c->qk_norm != LORA_QK_NORM_NONE
                                                  : true;
 }
+
 /* names.c */
 /* "layers.3.q_proj", "layers.3.q_proj.bias", or "embed_tokens" for layer -1 */
 typedef struct lora_weight_name {
@@ -174,17 +169,6 @@ lora_norm lora_decoder_norm(const lora_decoder *d, int64_t layer, int slot);
 /** Elements of the weight of a norm slot. */
 int64_t lora_norm_width(const lora_decoder_config *c, int slot);
 
-/* decoder.c: names the first required weight that is missing */
-lora_status lora_check_complete(const lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
-
-/* run.c */
-/** Refuses what no pass could compute (missing weights, ids, segment table, lengths) before anything is written. */
-lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
-/** Fills positions (they go on where the cache ends and begin at 0 without one) and rows of the RoPE tables. */
-void lora_set_positions(const lora_decoder *d, const lora_run *run, lora_buffers *b);
-/** Tokens that a segment goes on from. */
-int64_t lora_past_tokens(const lora_run *run, int64_t segment);
-
 /* trainable.c: what a gradient is wanted for */
 bool lora_reads_input(const lora_matrix *m); /* the gradients of m are made from its input */
 bool lora_matrix_trains(const lora_matrix *m);
@@ -195,80 +179,5 @@ bool lora_qkv_trains(const lora_layer *l);       /* q, k, v or the norms around 
 bool lora_attention_trains(const lora_layer *l); /* the same, o_proj or the norm behind it */
 bool lora_gate_up_trains(const lora_layer *l);   /* gate, up or the norm before them */
 int64_t lora_lowest_trainable_layer(const lora_decoder *d); /* 0 .. L; L: only what lies above the layers */
-
-/* arena.c */
-lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *out,
-                               lora_error *err) LORA_MUST_CHECK;
-
-/* adapter_norms.c: the row norms of DoRA adapters */
-lora_status lora_refresh_adapter_norms(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
-lora_status lora_make_adapter_norm(lora_decoder *d, lora_matrix *m, lora_error *err) LORA_MUST_CHECK; /* memory for m's */
-void lora_free_adapter_norms(lora_decoder *d);
-/** Whether a pass only goes on with begun sequences: what was made of adapters for them then stands. */
-bool lora_goes_on(const lora_run *run);
-
-/* adapted_globals.c: adapters of LORA_EMBED_TOKENS and LORA_LM_HEAD */
-lora_weight lora_global_weight(const lora_decoder *d, lora_matrix_slot slot); /* as a pass reads it; the head's may be tied */
-float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot);
-lora_status lora_make_adapted_global(lora_decoder *d, lora_matrix_slot slot, const lora_adapter *adapter,
-                                     lora_error *err) LORA_MUST_CHECK; /* memory for it; adapter NULL: none */
-void lora_forget_adapted_globals(lora_decoder *d); /* after a weight has changed */
-void lora_free_adapted_globals(lora_decoder *d);
-int64_t lora_adapted_globals_bytes(const lora_decoder *d);
-lora_status lora_write_adapted_globals(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK; /* before a pass */
-/** Gradients out of the matrices into A and B (dropped unless complete). */
-lora_status lora_collect_adapted_globals(lora_decoder *d, bool complete, lora_error *err) LORA_MUST_CHECK;
-
-void lora_drop_adapted_gradients(lora_decoder *d);
-
-/* rope_tables.c */
-lora_status lora_copy_inv_freq(lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
-/** Tables for every position of a run. */
-lora_status lora_reach_positions(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
-void lora_free_rope_tables(lora_decoder *d);
-
-/* token_rows.c */
-lora_status lora_write_token_rows(lora_decoder *d, lora_error *err) LORA_MUST_CHECK; /* into the embedding, before a pass */
-/** Gradients out of the embedding's (dropped unless complete). */
-lora_status lora_collect_token_rows(lora_decoder *d, bool complete, lora_error *err) LORA_MUST_CHECK;
-void lora_drop_token_gradients(lora_decoder *d);
-
-/* forward.c */
-/** What this run does with the adapter of matrix slot of layer. */
-lora_adapter_pass lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot);
-/** What attention or the MLP reads of the stream x: its norm of slot, or x itself. */
-lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x,
-                             float *stats, const float **out, lora_error *err) LORA_MUST_CHECK;
-lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer);
-/** RoPE on q and k of qkv as the layer has it; backward: the other way. */
-lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward,
-                        lora_error *err) LORA_MUST_CHECK;
-/** h = activation(gate) * up of a state, or activation(up). */
-lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_layer_state *s, float *h,
-                                  lora_error *err) LORA_MUST_CHECK;
-/** From token ids to the normed input of the head in b->xn. */
-lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
-/** Fills the state of a layer from its input again; its output is not needed. */
-lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer,
-                                 lora_error *err) LORA_MUST_CHECK;
-
-/* kept_layers.c: with activations in bfloat16, the copy of a layer that has run, and its state from the copy */
-lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
-lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
-int64_t lora_kept_width(const lora_decoder_config *k); /* elements of a copy, per token */
-
-/* passes.c */
-/** logits (M, V) of M normed rows. */
-lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float *logits, lora_error *err) LORA_MUST_CHECK;
-
-/* backward.c: from b->dx, the gradient of the last layer's output, down to the lowest thing that trains */
-lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
-
-/* kv_cache.c */
-/** Fills the tables of where keys and values lie: in the cache, past and new rows behind each other, or in the batch. */
-void lora_set_kv_rows(const lora_run *run, lora_buffers *b);
-/** Stores the new keys and values, which kv leads to, in the cache; then kv leads there. */
-lora_status lora_kv_append(const lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_kv *kv,
-                           lora_error *err) LORA_MUST_CHECK;
 
 #endif

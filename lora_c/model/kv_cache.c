@@ -1,7 +1,6 @@
 /* The KV cache: keys after RoPE and values of past tokens. */
 #include "lora_c/base/util.h"
-#include "lora_c/model/decoder_struct.h"
-#include "lora_c/ops/ctx.h"
+#include "lora_c/model/pass.h"
 
 static lora_status cache_bytes(const lora_decoder *d, int64_t n_sequences, int64_t max_tokens, size_t *bytes,
                                lora_error *err) {
@@ -23,24 +22,25 @@ lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t m
     size_t bytes = 0;
     *out = NULL;
     LORA_TRY(cache_bytes(d, n_sequences, max_tokens, &bytes, err));
-    lora_mem *mem = &d->ctx->engine->mem;
-    float *data = lora_mem_alloc(mem, LORA_MEM_ACTIVATION, bytes); /* the larger one first */
-    lora_kv_cache *c = data ? lora_mem_calloc(mem, LORA_MEM_ACTIVATION, sizeof *c + (size_t)n_sequences * sizeof *c->lengths) : NULL;
+    size_t tables = sizeof(lora_kv_cache) + (size_t)n_sequences * (sizeof(int64_t) + sizeof(uint8_t));
+    float *data = lora_ctx_alloc_uncleared(d->shared, LORA_MEM_ACTIVATION, bytes); /* the larger one first */
+    lora_kv_cache *c = data ? lora_host_alloc(d->shared, LORA_MEM_ACTIVATION, tables) : NULL;
     if (!c) {
-        lora_mem_free(mem, data);
+        lora_ctx_free(d->shared, data);
         return lora_fail(err, LORA_ENOMEM, "max_tokens: expected %zu bytes for the KV cache, got none; use a smaller one",
                          bytes);
     }
-    *c = (lora_kv_cache){d->shared, d, n_sequences, max_tokens, lora_kv_width(&d->config), (int64_t *)(c + 1), data};
+    int64_t *lengths = (int64_t *)(c + 1);
+    *c = (lora_kv_cache){.ctx = d->shared, .decoder = d, .n_sequences = n_sequences, .max_tokens = max_tokens,
+                         .width = lora_kv_width(&d->config), .lengths = lengths, .named = (uint8_t *)(lengths + n_sequences), .data = data};
     *out = c;
     return LORA_OK;
 }
 
 void lora_kv_cache_destroy(lora_kv_cache *c) {
     if (!c) return;
-    lora_mem *mem = &c->ctx->engine->mem;
-    lora_mem_free(mem, c->data);
-    lora_mem_free(mem, c);
+    lora_ctx_free(c->ctx, c->data);
+    lora_host_free(c->ctx, c);
 }
 
 int64_t lora_kv_cache_sequences(const lora_kv_cache *c) { return c->n_sequences; }
@@ -58,28 +58,28 @@ lora_status lora_kv_cache_truncate(lora_kv_cache *c, int64_t sequence, int64_t l
     return LORA_OK;
 }
 
-void lora_set_kv_rows(const lora_run *run, lora_buffers *b) {
-    for (int64_t s = 0; s < run->n_segments; s++) {
-        int64_t begin = run->cu_seqlens[s], end = run->cu_seqlens[s + 1], past = lora_past_tokens(run, s);
-        b->kv_start[s] = run->cache ? run->sequences[s] * run->cache->max_tokens : begin;
-        b->kv_length[s] = past + end - begin;
-        for (int64_t m = begin; run->cache && m < end; m++) b->kv_rows[m] = b->kv_start[s] + past + m - begin;
-    }
-}
-
-/* (n_sequences * max_tokens, KV) of one layer: keys (part 0) or values (part 1) */
-static lora_mat layer_rows(const lora_kv_cache *c, int64_t layer, int64_t part) {
+/* Keys (part 0) or values (part 1) of a layer: (n_sequences * max_tokens, KV). */
+static lora_mat part_of(const lora_kv_cache *c, int64_t layer, int64_t part) {
     int64_t rows = c->n_sequences * c->max_tokens;
     return lora_mat_f32(c->data + (layer * 2 + part) * rows * c->width, rows, c->width, c->width);
 }
 
-lora_status lora_kv_append(const lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_kv *kv, lora_error *err) {
-    int64_t M = run->n_tokens, width = run->cache->width;
-    lora_mat keys = layer_rows(run->cache, layer, 0), values = layer_rows(run->cache, layer, 1);
-    LORA_TRY(lora_copy_rows(d->ctx, lora_mat_f32(kv->k, M, width, kv->ldk), NULL, keys, b->kv_rows, false, err));
-    LORA_TRY(lora_copy_rows(d->ctx, lora_mat_f32(kv->v, M, width, kv->ldv), NULL, values, b->kv_rows, false, err));
-    kv->k = keys.data;
-    kv->v = values.data;
-    kv->ldk = kv->ldv = width;
-    return LORA_OK;
+lora_status lora_kv_append(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, const float *k, const float *v,
+                           int64_t ld, lora_error *err) {
+    const lora_kv_cache *c = run->cache;
+    lora_mat keys = lora_mat_f32(k, run->n_tokens, c->width, ld), values = lora_mat_f32(v, run->n_tokens, c->width, ld);
+    LORA_TRY(lora_copy_rows(d->ctx, keys, NULL, part_of(c, layer, 0), b->tables.cache_rows, false, err));
+    return lora_copy_rows(d->ctx, values, NULL, part_of(c, layer, 1), b->tables.cache_rows, false, err);
+}
+
+lora_kv lora_layer_kv(const lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, const float *qkv) {
+    const lora_decoder_config *c = &d->config;
+    const float *k = qkv + lora_q_width(c), *v = k + lora_kv_width(c);
+    int64_t ld = lora_qkv_width(c);
+    if (run->cache) {
+        k = part_of(run->cache, layer, 0).data;
+        v = part_of(run->cache, layer, 1).data;
+        ld = run->cache->width;
+    }
+    return (lora_kv){.k = k, .v = v, .ldk = ld, .ldv = ld, .start = b->tables.kv_start, .length = b->tables.kv_length};
 }

@@ -1,10 +1,7 @@
 /* The tables of the rotations, only as far as positions have been asked for: what a configuration allows may be more than
  * the machine has memory for. */
-#include <string.h>
-
 #include "lora_c/base/util.h"
-#include "lora_c/model/decoder_struct.h"
-#include "lora_c/ops/ctx.h"
+#include "lora_c/model/pass.h"
 
 enum { FIRST_POSITIONS = 4096 };
 
@@ -12,9 +9,9 @@ lora_status lora_copy_inv_freq(lora_decoder *d, lora_error *err) {
     for (int i = 0; i < d->config.n_ropes; i++) {
         lora_rope_config *r = &d->config.ropes[i];
         size_t bytes = (size_t)(r->rotary / 2) * sizeof(double);
-        d->inv_freq[i] = lora_mem_alloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
+        d->inv_freq[i] = lora_host_alloc(d->ctx, LORA_MEM_SCRATCH, bytes);
         LORA_CHECK(d->inv_freq[i], err, LORA_ENOMEM, "rope_inv_freq: expected %zu bytes, got none", bytes);
-        memcpy(d->inv_freq[i], r->inv_freq, bytes);
+        for (int64_t f = 0; f < r->rotary / 2; f++) d->inv_freq[i][f] = r->inv_freq[f];
         r->inv_freq = NULL; /* the caller's */
     }
     return LORA_OK;
@@ -24,13 +21,13 @@ static void drop_tables(lora_decoder *d) {
     float *cosine = d->cos, *sine = d->sin;
     d->rope_positions = 0; /* first: a child forked right here must not have freed ones */
     d->cos = d->sin = NULL;
-    lora_mem_free(&d->ctx->engine->mem, cosine);
-    lora_mem_free(&d->ctx->engine->mem, sine);
+    lora_ctx_free(d->ctx, cosine);
+    lora_ctx_free(d->ctx, sine);
 }
 
 void lora_free_rope_tables(lora_decoder *d) {
     drop_tables(d);
-    for (int i = 0; i < LORA_MAX_ROPES; i++) lora_mem_free(&d->ctx->engine->mem, d->inv_freq[i]);
+    for (int i = 0; i < LORA_MAX_ROPES; i++) lora_host_free(d->ctx, d->inv_freq[i]);
 }
 
 /* n is below 2^31 and rotary, too: two tables stay below 2^62 floats. */
@@ -43,8 +40,8 @@ static lora_status make_tables(lora_decoder *d, int64_t n, lora_error *err) {
     }
     LORA_CHECK(lora_mul_size(floats, sizeof(float), &bytes), err, LORA_ENOMEM,
                "input_ids: expected RoPE tables that fit the address space, got %lld positions", (long long)n);
-    d->cos = lora_mem_alloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
-    d->sin = d->cos ? lora_mem_alloc(&d->ctx->engine->mem, LORA_MEM_SCRATCH, bytes) : NULL;
+    d->cos = lora_ctx_alloc_uncleared(d->ctx, LORA_MEM_SCRATCH, bytes);
+    d->sin = d->cos ? lora_ctx_alloc_uncleared(d->ctx, LORA_MEM_SCRATCH, bytes) : NULL;
     LORA_CHECK(d->sin, err, LORA_ENOMEM, "input_ids: expected twice %zu bytes for the RoPE tables of %lld positions, got none", bytes,
                (long long)n);
     for (int i = 0; i < c->n_ropes; i++)

@@ -1,5 +1,5 @@
 /* Which parts of a decoder train, and so how far down the backward pass goes. */
-#include "lora_c/model/decoder_struct.h"
+#include "lora_c/model/extras.h"
 
 bool lora_reads_input(const lora_matrix *m) {
     return m->dW || (m->has_adapter && (m->adapter.dA || m->adapter.dB || m->adapter.dmagnitude));

@@ -7,29 +7,10 @@
 
 #include "lora_c/base/mat.h"
 #include "lora_c/base/util.h"
+#include "lora_c/ops/cpu_ops.h"
 #include "lora_c/ops/ctx.h"
-#include "lora_c/ops/profile.h"
 
-enum { MAX_QUERIES = 128, MAX_HEAD_DIM = 1 << 16, MAX_HEADS = 1 << 16 };
-
-lora_status lora_attention_check(const lora_attention_shape *shape, const lora_segments *segments, lora_error *err) {
-    LORA_CHECK(shape, err, LORA_EINVAL, "shape: expected a pointer, got NULL");
-    LORA_CHECK(shape->n_kv_heads >= 1 && shape->n_heads >= 1 && shape->n_heads <= MAX_HEADS &&
-                   shape->n_heads % shape->n_kv_heads == 0,
-               err, LORA_ESHAPE, "n_heads: expected a positive multiple of n_kv_heads, got %lld and %lld",
-               (long long)shape->n_heads, (long long)shape->n_kv_heads);
-    LORA_CHECK(shape->head_dim >= 1 && shape->head_dim <= MAX_HEAD_DIM, err, LORA_ESHAPE,
-               "head_dim: expected 1 .. %d, got %lld", MAX_HEAD_DIM, (long long)shape->head_dim);
-    LORA_CHECK(shape->sliding_window >= 0, err, LORA_EINVAL, "sliding_window: expected >= 0, got %lld",
-               (long long)shape->sliding_window);
-    LORA_CHECK(shape->softcap >= 0 && shape->softcap < INFINITY, err, LORA_EINVAL, "softcap: expected >= 0, got %g",
-               (double)shape->softcap);
-    LORA_CHECK(segments, err, LORA_EINVAL, "segments: expected a pointer, got NULL");
-    LORA_CHECK(segments->n >= 0, err, LORA_ESHAPE, "segments: expected n >= 0, got %lld", (long long)segments->n);
-    LORA_CHECK(segments->n == 0 || segments->cu_seqlens, err, LORA_EINVAL, "cu_seqlens: expected a pointer, got NULL");
-    LORA_CHECK(segments->n == 0 || segments->on_device, err, LORA_EINVAL, "on_device: expected cu_seqlens on the device, got NULL");
-    return LORA_OK;
-}
+enum { MAX_QUERIES = 128 };
 
 lora_status lora_attention_check_segments(const lora_segments *segments, int64_t M, lora_error *err) {
     const int32_t *cu = segments->cu_seqlens;
@@ -39,23 +20,6 @@ lora_status lora_attention_check_segments(const lora_segments *segments, int64_t
     LORA_CHECK(segments->n == 0 || cu[segments->n] <= M, err, LORA_EINVAL, "cu_seqlens: expected at most %lld rows, got %d", (long long)M,
                (int)cu[segments->n]);
     return LORA_OK;
-}
-
-static lora_status check_attention_forward(const lora_attention_shape *shape, const lora_segments *segments, lora_mat q, const lora_kv *kv,
-                                           lora_mat o, float *lse, lora_error *err) {
-    LORA_TRY(lora_attention_check(shape, segments, err));
-    int64_t M = q.rows, width = shape->n_heads * shape->head_dim, kv_width = shape->n_kv_heads * shape->head_dim;
-    lora_arg in = lora_named("q", q), out = lora_named("o", o), sums = lora_named("lse", lora_mat_vector(lse, M * shape->n_heads));
-    LORA_TRY(lora_mat_check_f32(in, M, width, err));
-    LORA_TRY(lora_mat_check_f32(out, M, width, err));
-    LORA_TRY(lora_mat_disjoint(out, in, err));
-    LORA_TRY(lora_mat_disjoint(sums, in, err));
-    LORA_TRY(lora_mat_disjoint(sums, out, err));
-    if (segments->n == 0) return LORA_OK;
-    LORA_CHECK(kv, err, LORA_EINVAL, "kv: expected a pointer, got NULL");
-    LORA_CHECK(kv->start && kv->length, err, LORA_EINVAL, "kv: expected start and length of the segments, got NULL");
-    LORA_TRY(lora_mat_check(lora_named("k", lora_mat_f32(kv->k, M, kv_width, kv->ldk)), err)); /* M rows or more */
-    return lora_mat_check(lora_named("v", lora_mat_f32(kv->v, M, kv_width, kv->ldv)), err);
 }
 
 static lora_status check_kv(const lora_segments *segments, const lora_kv *kv, lora_error *err) {
@@ -68,7 +32,7 @@ static lora_status check_kv(const lora_segments *segments, const lora_kv *kv, lo
 }
 
 const lora_attention_kernels *lora_attention_kernels_of(const lora_ctx *ctx, int64_t D) {
-    bool fast = ctx->precision == LORA_PRECISION_FAST && D <= LORA_ATTENTION_MAX_FAST_D;
+    bool fast = ctx->view.precision == LORA_PRECISION_FAST && D <= LORA_ATTENTION_MAX_FAST_D;
     return fast ? &ctx->engine->kernels.attention_fast : &ctx->engine->kernels.attention;
 }
 
@@ -163,9 +127,8 @@ static lora_status forward_scratch(lora_ctx *ctx, forward_job *job, lora_error *
     return LORA_OK;
 }
 
-lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
-                                   const lora_kv *kv, lora_mat o, float *lse, lora_error *err) {
-    LORA_TRY(check_attention_forward(shape, segments, q, kv, o, lse, err));
+lora_status lora_cpu_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
+                                       const lora_kv *kv, lora_mat o, float *lse, lora_error *err) {
     LORA_TRY(lora_attention_check_segments(segments, q.rows, err));
     LORA_TRY(check_kv(segments, kv, err));
     int64_t n = segments->n, M = n ? segments->cu_seqlens[n] - segments->cu_seqlens[0] : 0;
@@ -185,10 +148,6 @@ lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *sh
     };
     job.block = lora_min_i64(lora_max_i64(LORA_ATTENTION_ROWS / job.group, 1), MAX_QUERIES);
     LORA_TRY(forward_scratch(ctx, &job, err));
-    int64_t began = lora_profile_begin(ctx);
     lora_parallel_for(ctx->engine->pool, job.first_block[n] * shape->n_kv_heads, forward_task, &job);
-    double pairs = began ? lora_attention_pairs(shape, segments, kv->length) : 0;
-    double floats = (double)M * (double)((2 * shape->n_heads + 2 * shape->n_kv_heads) * shape->head_dim);
-    lora_profile_end(ctx, LORA_OP_ATTENTION_FORWARD, began, 4 * pairs * (double)shape->head_dim, 4 * floats);
     return LORA_OK;
 }

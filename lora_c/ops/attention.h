@@ -5,8 +5,6 @@
 #include "lora_c/kernels/attention_kernels.h"
 #include "lora_c/nn.h"
 
-/** Refuses impossible shapes and absent segment tables; ESHAPE, EINVAL. */
-lora_status lora_attention_check(const lora_attention_shape *shape, const lora_segments *segments, lora_error *err) LORA_MUST_CHECK;
 /** Refuses a segment table that does not ascend from 0 on or goes beyond M rows; EINVAL. */
 lora_status lora_attention_check_segments(const lora_segments *segments, int64_t M, lora_error *err) LORA_MUST_CHECK;
 

@@ -10,27 +10,8 @@
 
 #include "lora_c/base/mat.h"
 #include "lora_c/base/util.h"
+#include "lora_c/ops/cpu_ops.h"
 #include "lora_c/ops/ctx.h"
-#include "lora_c/ops/profile.h"
-
-static lora_status check_attention_backward(const lora_attention_shape *shape, const lora_segments *segments,
-                                            const lora_attention_gradient *gradient, lora_error *err) {
-    LORA_TRY(lora_attention_check(shape, segments, err));
-    LORA_CHECK(gradient, err, LORA_EINVAL, "gradient: expected a pointer, got NULL");
-    const lora_attention_gradient *g = gradient;
-    int64_t M = g->q.rows, H = shape->n_heads, width = H * shape->head_dim, kv_width = shape->n_kv_heads * shape->head_dim;
-    const lora_arg in[] = {lora_named("q", g->q), lora_named("k", g->k), lora_named("v", g->v), lora_named("o", g->o),
-                           lora_named("dout", g->dout), lora_named("lse", lora_mat_f32(g->lse, M, H, H))};
-    const lora_arg out[] = {lora_named("dq", g->dq), lora_named("dk", g->dk), lora_named("dv", g->dv)};
-    const int64_t widths[] = {width, kv_width, kv_width, width, width, H};
-    for (int i = 0; i < 6; i++) LORA_TRY(lora_mat_check_f32(in[i], M, widths[i], err));
-    for (int i = 0; i < 3; i++) LORA_TRY(lora_mat_check_f32(out[i], M, widths[i], err));
-    for (int o = 0; o < 3; o++) {
-        for (int i = 0; i < 6; i++) LORA_TRY(lora_mat_disjoint(out[o], in[i], err));
-        for (int i = 0; i < o; i++) LORA_TRY(lora_mat_disjoint(out[o], out[i], err));
-    }
-    return LORA_OK;
-}
 
 typedef struct backward_job {
     const lora_attention_kernels *kernels;
@@ -147,9 +128,8 @@ static lora_status backward_scratch(lora_ctx *ctx, backward_job *job, lora_error
     return LORA_OK;
 }
 
-lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
-                                    const lora_attention_gradient *gradient, lora_error *err) {
-    LORA_TRY(check_attention_backward(shape, segments, gradient, err));
+lora_status lora_cpu_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
+                                        const lora_attention_gradient *gradient, lora_error *err) {
     LORA_TRY(lora_attention_check_segments(segments, gradient->q.rows, err));
     int64_t n = segments->n, M = n ? segments->cu_seqlens[n] - segments->cu_seqlens[0] : 0;
     if (M == 0)
@@ -160,10 +140,6 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
     job.query_block = lora_min_i64(lora_max_i64(LORA_ATTENTION_ROWS / job.group, 1), job.key_block);
     LORA_TRY(backward_scratch(ctx, &job, err));
 
-    int64_t began = lora_profile_begin(ctx);
     lora_parallel_for(ctx->engine->pool, job.first_task[n] * shape->n_kv_heads, backward_task, &job);
-    double pairs = began ? lora_attention_pairs(shape, segments, NULL) : 0;
-    double floats = (double)M * (double)((4 * shape->n_heads + 4 * shape->n_kv_heads) * shape->head_dim);
-    lora_profile_end(ctx, LORA_OP_ATTENTION_BACKWARD, began, 10 * pairs * (double)shape->head_dim, 4 * floats);
     return LORA_OK;
 }

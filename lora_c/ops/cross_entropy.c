@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "lora_c/base/mat.h"
-#include "lora_c/nn.h"
+#include "lora_c/ops/cpu_ops.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/head_pass.h"
@@ -12,33 +12,6 @@
 #include "lora_c/weight_rows.h"
 
 enum { SLICE = 4096 }; /* columns of the vocabulary whose logits a trained head needs at a time */
-
-static lora_status check_loss(const lora_loss *loss, lora_error *err) {
-    LORA_CHECK(loss, err, LORA_EINVAL, "loss: expected a pointer, got NULL");
-    lora_logit_map map = loss->map;
-    LORA_CHECK(map.scale > 0 && map.scale < INFINITY && map.softcap >= 0 && map.softcap < INFINITY, err, LORA_EINVAL,
-               "map: expected a scale > 0 and a softcap >= 0, got %g and %g", (double)map.scale, (double)map.softcap);
-    LORA_CHECK(loss->loss_sum != NULL, err, LORA_EINVAL, "loss_sum: expected a pointer, got NULL");
-    return LORA_OK;
-}
-
-static lora_status check_linear_cross_entropy(lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW, lora_error *err) {
-    LORA_TRY(lora_rows_check_weight("w", w, err));
-    LORA_TRY(check_loss(loss, err));
-    int64_t M = x.rows, V = w->rows, H = w->cols;
-    lora_mat dense = w->kind == LORA_WEIGHT_F32 ? lora_mat_f32(w->dense.data, V, H, w->dense.ld) : lora_mat_none();
-    lora_arg in[] = {lora_named("x", x), lora_named("targets", lora_mat_vector(loss->targets, M)),
-                     lora_named("loss_weight", lora_mat_vector(loss->loss_weight, M)), lora_named("w", dense)};
-    lora_arg out[] = {lora_named("dx", dx), lora_named("dW", lora_mat_f32(dW, V, H, H)), lora_named("token_loss", lora_mat_vector(loss->token_loss, M))};
-    LORA_TRY(lora_mat_check_f32(in[0], M, H, err));
-    for (int i = 1; i < 3; i++) LORA_TRY(lora_mat_check(in[i], err));
-    if (dx.data) LORA_TRY(lora_mat_check_f32(out[0], M, H, err));
-    for (int o = 0; o < 3; o++) {
-        for (int i = 0; i < 4; i++) LORA_TRY(lora_mat_disjoint(out[o], in[i], err));
-        for (int i = 0; i < o; i++) LORA_TRY(lora_mat_disjoint(out[o], out[i], err));
-    }
-    return LORA_OK;
-}
 
 static lora_status check_targets(int64_t M, const lora_loss *loss, int64_t V, lora_error *err) {
     for (int64_t m = 0; m < M; m++)
@@ -162,7 +135,7 @@ static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, lora_error *err) 
     return lora_head_pass_create(ctx, job->w, job->loss->map, job->dx.data != NULL, rows, &job->pass, err);
 }
 
-int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w) {
+int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w) {
     xent_job job = {.H = w->cols};
     return lora_head_pass_bytes(ctx, w, true, most_rows(M)) + lay_chunk(&job, most_rows(M), lora_pool_threads(ctx->engine->pool), NULL);
 }
@@ -174,9 +147,8 @@ static void report_cost(lora_ctx *ctx, const xent_job *job, int64_t began, doubl
     lora_profile_end(ctx, LORA_OP_HEAD_AND_LOSS, began, 2 * products * rows * V * H, bytes);
 }
 
-lora_status lora_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
-                                      lora_error *err) {
-    LORA_TRY(check_linear_cross_entropy(x, w, loss, dx, dW, err));
+lora_status lora_cpu_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
+                                          lora_error *err) {
     LORA_TRY(check_targets(x.rows, loss, w->rows, err));
     xent_job job = {.kernels = &ctx->engine->kernels.rowwise, .M = x.rows, .V = w->rows, .H = w->cols, .x = x, .dx = dx, .w = w,
                     .loss = loss, .dW = dW};

@@ -7,6 +7,7 @@
 
 #include "lora_c/base/alloc.h"
 #include "lora_c/base/parallel.h"
+#include "lora_c/backend.h"
 #include "lora_c/context.h"
 #include "lora_c/kernels/kernels.h"
 #include "lora_c/profile.h"
@@ -25,6 +26,14 @@ typedef enum lora_scratch_slot {
     LORA_SCRATCH_SLOTS,
 } lora_scratch_slot;
 
+/* One device in use, shared by the contexts on it. */
+typedef struct lora_device_use {
+    const struct lora_backend *backend;
+    void *state; /* the backend's */
+    char name[32];
+    lora_transfers transfers;
+} lora_device_use;
+
 /* What all views of a context share. */
 typedef struct lora_engine {
     lora_mem mem;
@@ -34,13 +43,16 @@ typedef struct lora_engine {
     _Atomic int owner; /* process of the lock; -pid while a child after fork makes its own */
     struct { void *data; size_t bytes; } scratch[LORA_SCRATCH_SLOTS];
     struct { bool on; lora_op_cost costs[LORA_OPS]; } profile;
+    struct lora_backend_library *libraries; /* loaded, the last one first */
+    lora_device_use cpu;
 } lora_engine;
 
-/* A view of an engine: how the calls that are given it compute. */
+/* A view of an engine: how and where the calls that are given it compute. */
 struct lora_ctx {
+    lora_backend_view view; /* first: all that a backend knows of it */
     lora_engine *engine;
-    bool is_view; /* made by lora_ctx_create_view: the engine is another context's */
-    lora_precision precision;
+    lora_device_use *device; /* the engine's own, or one that this context owns, or another context's */
+    bool owns_engine, owns_device;
 };
 
 /** At least bytes of 64-byte aligned scratch in *out, content undefined, valid until the next call for the same slot. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "lora_c/base/util.h"
+#include "lora_c/ops/cpu_ops.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/dropout.h"
 #include "lora_c/ops/linear_plain.h"
@@ -52,15 +53,7 @@ static void norm_task(void *arg, int64_t task, int worker) {
     }
 }
 
-static lora_status check_dora_norm(const lora_weight *w, const lora_adapter *a, const float *norm, lora_error *err) {
-    LORA_TRY(lora_rows_check_weight("w", w, err));
-    LORA_CHECK(norm, err, LORA_EINVAL, "norm: expected a pointer, got NULL");
-    LORA_CHECK(a->rank > 0 && a->A && a->B, err, LORA_EINVAL, "adapter: expected A, B and r > 0, got r %lld", (long long)a->rank);
-    return LORA_OK;
-}
-
-lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, float *norm, lora_error *err) {
-    LORA_TRY(check_dora_norm(w, a, norm, err));
+lora_status lora_cpu_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, float *norm, lora_error *err) {
     void *rows;
     size_t bytes = (size_t)lora_pool_threads(ctx->engine->pool) * (size_t)w->cols * sizeof(float);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_DORA, bytes, &rows, err));

@@ -2,30 +2,12 @@
 #include <string.h>
 
 #include "lora_c/base/mat.h"
-#include "lora_c/nn.h"
+#include "lora_c/ops/cpu_ops.h"
 #include "lora_c/ops/ctx.h"
-#include "lora_c/ops/profile.h"
 #include "lora_c/ops/rows.h"
 #include "lora_c/ops/weight.h"
 
 enum { GRAD_COLUMNS = 64 }; /* columns of dW per task: every task walks over all tokens in order, so no two tasks meet */
-
-static lora_status check_embedding_forward(const int32_t *ids, const lora_weight *w, lora_mat y, lora_error *err) {
-    LORA_TRY(lora_rows_check_weight("w", w, err));
-    lora_arg in = lora_named("ids", lora_mat_vector(ids, y.rows)), out = lora_named("y", y);
-    LORA_TRY(lora_mat_check_f32(out, y.rows, w->cols, err));
-    LORA_TRY(lora_mat_check(in, err));
-    return lora_mat_disjoint(out, in, err);
-}
-
-static lora_status check_embedding_backward(const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) {
-    lora_arg in = lora_named("ids", lora_mat_vector(ids, dy.rows)), g = lora_named("dy", dy), out = lora_named("dW", dW);
-    LORA_TRY(lora_mat_check_f32(g, dy.rows, dy.cols, err));
-    LORA_TRY(lora_mat_check(in, err));
-    LORA_TRY(lora_mat_check_f32(out, dW.rows, dy.cols, err));
-    LORA_TRY(lora_mat_disjoint(out, in, err));
-    return lora_mat_disjoint(out, g, err);
-}
 
 static lora_status check_ids(int64_t M, const int32_t *ids, int64_t V, lora_error *err) {
     for (int64_t m = 0; m < M; m++)
@@ -53,13 +35,10 @@ static void forward_task(void *arg, int64_t task, int worker) {
     }
 }
 
-lora_status lora_embedding_forward(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_mat y, lora_error *err) {
-    LORA_TRY(check_embedding_forward(ids, w, y, err));
+lora_status lora_cpu_embedding_forward(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_mat y, lora_error *err) {
     LORA_TRY(check_ids(y.rows, ids, w->rows, err));
     embedding_job job = {.kernels = &ctx->engine->kernels, .rows_per_task = lora_rows_per_task(y.cols), .ids = ids, .w = w, .y = y};
-    int64_t began = lora_profile_begin(ctx);
     lora_parallel_near(ctx->engine->pool, lora_div_up(y.rows, job.rows_per_task), forward_task, &job);
-    lora_profile_end(ctx, LORA_OP_EMBEDDING, began, 0, 8.0 * (double)(y.rows * y.cols));
     return LORA_OK;
 }
 
@@ -71,12 +50,9 @@ static void backward_task(void *arg, int64_t task, int worker) {
         job->kernels->rowwise.axpy(count, 1.0f, lora_mat_row(job->dy, m) + begin, lora_mat_row(job->dW, job->ids[m]) + begin);
 }
 
-lora_status lora_embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) {
-    LORA_TRY(check_embedding_backward(ids, dy, dW, err));
+lora_status lora_cpu_embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) {
     LORA_TRY(check_ids(dy.rows, ids, dW.rows, err));
     embedding_job job = {.kernels = &ctx->engine->kernels, .ids = ids, .dy = dy, .dW = dW};
-    int64_t began = lora_profile_begin(ctx);
     lora_parallel_for(ctx->engine->pool, lora_div_up(dy.cols, GRAD_COLUMNS), backward_task, &job);
-    lora_profile_end(ctx, LORA_OP_EMBEDDING, began, 0, 12.0 * (double)(dy.rows * dy.cols));
     return LORA_OK;
 }

@@ -203,7 +203,7 @@ lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_
 }
 
 static lora_status packed_product(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
-    const lora_gemm_path *path = lora_gemm_path_of(ctx, g->exact ? LORA_PRECISION_EXACT : ctx->precision);
+    const lora_gemm_path *path = lora_gemm_path_of(ctx, g->exact ? LORA_PRECISION_EXACT : ctx->view.precision);
     int64_t n_chunks = lora_div_up(g->m, LORA_GEMM_CHUNK), longest = lora_div_up(g->m, n_chunks);
     void *words;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)lora_gemm_left_words(path, longest, g->k) * sizeof(float), &words, err));

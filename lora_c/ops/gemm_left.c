@@ -20,7 +20,7 @@ int64_t lora_gemm_left_words(const lora_gemm_path *path, int64_t m, int64_t k) {
 }
 
 int64_t lora_gemm_scratch(const lora_ctx *ctx, int64_t m, int64_t k) {
-    return lora_gemm_left_words(lora_gemm_path_of(ctx, ctx->precision), lora_min_i64(m, LORA_GEMM_CHUNK), k) * (int64_t)sizeof(float);
+    return lora_gemm_left_words(lora_gemm_path_of(ctx, ctx->view.precision), lora_min_i64(m, LORA_GEMM_CHUNK), k) * (int64_t)sizeof(float);
 }
 
 int64_t lora_gemm_panel_row(const lora_gemm_left *left, int64_t panel) { return left->m * panel / left->n_panels; }

@@ -163,7 +163,7 @@ static void plan_chunk(sums_job *job) {
 
 lora_status lora_low_rank_sums(lora_ctx *ctx, int64_t M, int n, const lora_low_rank_sum *sums, lora_error *err) {
     if (n == 0) return LORA_OK;
-    sums_job job = {.path = lora_gemm_path_of(ctx, ctx->precision), .sums = sums, .n = n};
+    sums_job job = {.path = lora_gemm_path_of(ctx, ctx->view.precision), .sums = sums, .n = n};
     int64_t chunks = lora_div_up(M, LORA_GEMM_CHUNK);
     for (int64_t c = 0; c < chunks; c++) {
         job.row = M * c / chunks;

@@ -2,64 +2,14 @@
 #include <string.h>
 
 #include "lora_c/base/mat.h"
-#include "lora_c/nn.h"
+#include "lora_c/ops/cpu_ops.h"
 #include "lora_c/ops/ctx.h"
-#include "lora_c/ops/profile.h"
 #include "lora_c/ops/rows.h"
 
 enum {
     PARTIAL_ROWS = 32,     /* rows whose dweight is summed by one task */
     COMBINE_COLUMNS = 256, /* columns combined by one task */
 };
-
-static lora_status check_norm(const lora_norm *norm, int64_t M, lora_error *err) {
-    LORA_CHECK(norm != NULL, err, LORA_EINVAL, "norm: expected a pointer, got NULL");
-    LORA_CHECK(norm->H >= 1, err, LORA_ESHAPE, "H: expected >= 1, got %" PRId64, norm->H);
-    LORA_CHECK(norm->groups >= 1 && norm->groups <= INT64_MAX / 4 / norm->H && norm->groups <= INT64_MAX / 4 / lora_max_i64(M, 1),
-               err, LORA_ESHAPE, "groups: expected >= 1, got %" PRId64, norm->groups);
-    LORA_CHECK(norm->eps >= 0.0f, err, LORA_EINVAL, "eps: expected >= 0, got %g", (double)norm->eps);
-    LORA_CHECK(norm->weight, err, LORA_EINVAL, "weight: expected a pointer, got NULL");
-    LORA_CHECK(norm->kind == LORA_NORM_RMS || norm->bias, err, LORA_EINVAL, "bias: expected a pointer, got NULL");
-    return LORA_OK;
-}
-
-static lora_status check_norm_forward(const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) {
-    LORA_TRY(check_norm(norm, x.rows, err));
-    int64_t M = x.rows, H = norm->H, width = H * norm->groups;
-    lora_arg in = lora_named("x", x), out = lora_named("y", y);
-    lora_arg weight = lora_named("weight", lora_mat_vector(norm->weight, H)), bias = lora_named("bias", lora_mat_vector(norm->bias, H));
-    lora_arg s = lora_named("stats", lora_mat_f32(stats, M, 2 * norm->groups, 2 * norm->groups));
-    LORA_TRY(lora_mat_check_f32(in, M, width, err));
-    LORA_TRY(lora_mat_check_f32(out, M, width, err));
-    LORA_TRY(lora_mat_same_or_disjoint(out, in, err));
-    LORA_TRY(lora_mat_disjoint(out, weight, err));
-    LORA_TRY(lora_mat_disjoint(out, bias, err));
-    LORA_TRY(lora_mat_disjoint(s, in, err));
-    LORA_TRY(lora_mat_disjoint(s, weight, err));
-    LORA_TRY(lora_mat_disjoint(s, bias, err));
-    return lora_mat_disjoint(s, out, err);
-}
-
-static lora_status check_norm_backward(const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx, bool accumulate_dx,
-                                       float *dweight, float *dbias, lora_error *err) {
-    LORA_TRY(check_norm(norm, x.rows, err));
-    int64_t M = x.rows, H = norm->H, width = H * norm->groups;
-    lora_arg s = lora_named("stats", lora_mat_f32(stats, M, 2 * norm->groups, 2 * norm->groups)), gradient = lora_named("dy", dy);
-    lora_arg in[] = {lora_named("x", x), lora_named("weight", lora_mat_vector(norm->weight, H)),
-                     lora_named("bias", lora_mat_vector(norm->bias, H)), s};
-    lora_arg out[] = {lora_named("dx", dx), lora_named("dweight", lora_mat_vector(dweight, H)), lora_named("dbias", lora_mat_vector(dbias, H))};
-    LORA_TRY(lora_mat_check_f32(in[0], M, width, err));
-    LORA_TRY(lora_mat_check(s, err));
-    LORA_TRY(lora_mat_check_f32(gradient, M, width, err));
-    if (dx.data) LORA_TRY(lora_mat_check_f32(out[0], M, width, err));
-    for (int o = 0; o < 3; o++) {
-        for (int i = 0; i < 4; i++) LORA_TRY(lora_mat_disjoint(out[o], in[i], err));
-        for (int i = 0; i < o; i++) LORA_TRY(lora_mat_disjoint(out[o], out[i], err));
-        bool in_place = o == 0 && !accumulate_dx;
-        LORA_TRY(in_place ? lora_mat_same_or_disjoint(out[o], gradient, err) : lora_mat_disjoint(out[o], gradient, err));
-    }
-    return LORA_OK;
-}
 
 typedef struct norm_job {
     const lora_rowwise_kernels *kernels;
@@ -124,19 +74,16 @@ static void combine_task(void *arg, int64_t task, int worker) {
     }
 }
 
-lora_status lora_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) {
-    LORA_TRY(check_norm_forward(norm, x, y, stats, err));
+lora_status lora_cpu_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) {
+    (void)err; /* nothing that it needs can be refused */
     norm_job job = {.kernels = &ctx->engine->kernels.rowwise, .norm = norm, .M = x.rows, .rows_per_task = lora_rows_per_task(x.cols),
                     .x = x, .y = y, .stats_out = stats};
-    int64_t began = lora_profile_begin(ctx);
     lora_parallel_near(ctx->engine->pool, lora_div_up(x.rows, job.rows_per_task), forward_task, &job);
-    lora_profile_end(ctx, LORA_OP_NORM_FORWARD, began, 0, 8.0 * (double)(x.rows * x.cols));
     return LORA_OK;
 }
 
-lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx,
-                               bool accumulate_dx, float *dweight, float *dbias, lora_error *err) {
-    LORA_TRY(check_norm_backward(norm, dy, x, stats, dx, accumulate_dx, dweight, dbias, err));
+lora_status lora_cpu_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx,
+                                   bool accumulate_dx, float *dweight, float *dbias, lora_error *err) {
     bool weights = dweight || dbias;
     int64_t H = norm->H, M = x.rows;
     if (M == 0 || (!dx.data && !weights)) return LORA_OK;
@@ -153,9 +100,7 @@ lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy
         job.partial = partial;
         job.n_partials = n_tasks;
     }
-    int64_t began = lora_profile_begin(ctx);
     lora_parallel_near(ctx->engine->pool, n_tasks, backward_task, &job);
     if (weights) lora_parallel_for(ctx->engine->pool, lora_div_up(H, COMBINE_COLUMNS), combine_task, &job);
-    lora_profile_end(ctx, LORA_OP_NORM_BACKWARD, began, 0, (accumulate_dx ? 16.0 : 12.0) * (double)(M * x.cols));
     return LORA_OK;
 }

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .callbacks import Callback, TrainerState
     from .configs import GenerationConfig, LoraConfig, TrainConfig
     from .data import Dataset, load_dataset
+    from .device_list import Device, devices
     from .errors import (
         AdapterError,
         CheckpointError,
@@ -80,6 +81,8 @@ _LAZY = {
     ),
     "Callback": "callbacks",
     "Dataset": "data",
+    "Device": "device_list",
+    "devices": "device_list",
     "GenerationConfig": "configs",
     "LoraCWarning": "notices",
     "LoraConfig": "configs",
@@ -103,6 +106,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Decoder",
+    "Device",
     "DeviceError",
     "DivergenceError",
     "GGMLTensor",
@@ -121,6 +125,7 @@ __all__ = [
     "Trainer",
     "TrainerState",
     "__version__",
+    "devices",
     "get_isa",
     "get_num_threads",
     "get_precision",

@@ -90,7 +90,7 @@ def load_weights(
     """
     sources = check_tensors(checkpoint, architecture)
     specs = specs_of(checkpoint, architecture)
-    weights = Weights()
+    weights = Weights(_parameters([spec for spec in specs if options.trains(spec)]))
     prequantized = any(quant_type_of(source, checkpoint.tensors) for source in sources.values())
     # What a prequantized folder left dense was left so on purpose: it stays as it is.
     dense_options = replace(options, quantize=False) if prequantized else options
@@ -210,7 +210,7 @@ def _load_prequantized(spec: WeightSpec, source: str, checkpoint: Checkpoint, op
     if trained or (options.dtype is not None and not options.quantize):
         array = tensor.dequantize()
         dtype = FLOAT32 if trained else options.dtype or FLOAT32
-        weights.values[spec.name] = keep(spec, array, dtype, options)
+        _keep(spec, array, dtype, weights)
         weights.stored_dtypes[spec.name] = dtype
         return
     weights.values[spec.name] = tensor
@@ -243,7 +243,7 @@ def _load_dense(
     dtype = options.dtype or dtype
     trained = options.trains(spec)
     dtype = FLOAT32 if trained else dtype
-    weights.values[spec.name] = keep(spec, array, dtype, options)
+    _keep(spec, array, dtype, weights)
     weights.stored_dtypes[spec.name] = array.dtype if not trained and options.dtype is None else dtype
 
 
@@ -268,19 +268,28 @@ def _load_blocks(spec: WeightSpec, tensor: GGMLTensor, options: LoadOptions, wei
             weights.requantized.add(before, after.dequantize())
     elif trained or spec.kind == "vector" or options.dtype is not None:
         dtype = FLOAT32 if trained else options.dtype or FLOAT32
-        weights.values[spec.name] = keep(spec, tensor.dequantize().reshape(spec.shape), dtype, options)
+        _keep(spec, tensor.dequantize().reshape(spec.shape), dtype, weights)
         weights.stored_dtypes[spec.name] = dtype
     else:
         weights.values[spec.name] = tensor
 
 
-def keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], options: LoadOptions) -> Any:
-    """Return an owned copy in the type that the decoder wants, as a Parameter where it is trained."""
-    if options.trains(spec):
-        return Parameter(np.array(array, FLOAT32, order="C"), name=spec.file_name)
-    if spec.kind == "vector":  # norms and biases enter float32 arithmetic; rounded first when bfloat16 was asked for
-        return np.array(np.asarray(array, dtype), FLOAT32, order="C")
-    return np.array(array, dtype, order="C")
+def _parameters(specs: list[WeightSpec]) -> dict[str, Any]:
+    """Parameters of zeros for the tensors that are trained, all in one block of memory."""
+    if not specs:
+        return {}
+    made = Parameter.block([spec.shape for spec in specs], names=[spec.file_name for spec in specs])
+    return {spec.name: parameter for spec, parameter in zip(specs, made, strict=True)}
+
+
+def _keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], weights: Weights) -> None:
+    """Keep a copy in the type that the decoder wants; what is trained has its Parameter already."""
+    if spec.name in weights.values:
+        weights.values[spec.name].data[...] = array
+    elif spec.kind == "vector":  # norms and biases enter float32 arithmetic; rounded first when bfloat16 was asked for
+        weights.values[spec.name] = np.array(np.asarray(array, dtype), FLOAT32, order="C")
+    else:
+        weights.values[spec.name] = np.array(array, dtype, order="C")
 
 
 def _show_progress(specs: list[WeightSpec], progress: bool | None) -> Iterable[WeightSpec]:

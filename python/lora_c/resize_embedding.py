@@ -7,7 +7,7 @@ Source: https://nlp.stanford.edu/~johnhew/vocab-expansion.html
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,10 +71,7 @@ def resize_embedding(model: Model, vocab_size: int) -> None:
         raise ConfigError(f"resize_embedding: expected at least the {before:,} rows that the model has, got {vocab_size:,}")
     if model.adapter_names or model.is_merged:
         raise AdapterError("resize_embedding: expected a model without adapters, got one; resize it before they are added")
-    weights = dict(model.weights)
-    for name in ("embed_tokens", "lm_head"):
-        if name in weights:
-            weights[name] = _with_more_rows(name, weights[name], vocab_size)
+    weights = _with_more_rows(model.weights, vocab_size)
     config = model.config | {"vocab_size": vocab_size}
     resized = model.with_weights(weights, model.stored_dtypes, model.quant_records, config)
     resized.requantization_error = model.requantization_error
@@ -82,20 +79,41 @@ def resize_embedding(model: Model, vocab_size: int) -> None:
     vars(model).update(vars(resized))
 
 
-def _with_more_rows(name: str, weight: Any, n_rows: int) -> Any:
-    if isinstance(weight, Parameter):
-        return Parameter(_longer(weight.data, n_rows), name=weight.name, requires_grad=weight.requires_grad)
-    if isinstance(weight, np.ndarray):
-        return _longer(weight, n_rows)
-    raise ConfigError(
-        f"resize_embedding: expected {name} as a plain array, got {type(weight).__name__}, whose rows are quantized; load the "
-        "folder that the model was made from"
-    )
+def _with_more_rows(weights: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
+    """The weights with embedding and head of so many rows."""
+    names = {"embed_tokens", "lm_head"} & set(weights)
+    trained = {name: weight for name, weight in weights.items() if isinstance(weight, Parameter)}
+    longer = {name: _longer(name, weights[name], n_rows) for name in names - set(trained)}
+    return {**weights, **longer, **(_longer_block(trained, names, n_rows) if names & set(trained) else {})}
 
 
-def _longer(weight: NDArray[Any], n_rows: int) -> NDArray[Any]:
-    mean = weight.mean(axis=0, dtype=np.float64).astype(weight.dtype)
-    return np.concatenate([weight, np.broadcast_to(mean, (n_rows - len(weight), len(mean)))])
+def _longer(name: str, weight: Any, n_rows: int) -> NDArray[Any]:
+    if not isinstance(weight, np.ndarray):
+        raise ConfigError(
+            f"resize_embedding: expected {name} as a plain array, got {type(weight).__name__}, whose rows are quantized; load "
+            "the folder that the model was made from"
+        )
+    return np.concatenate([weight, np.broadcast_to(_mean_row(weight), (n_rows - len(weight), weight.shape[1]))])
+
+
+def _longer_block(trained: dict[str, Parameter], names: set[str], n_rows: int) -> dict[str, Parameter]:
+    """New Parameters for all that are trained, which lie in one block of memory.
+
+    The old block lives until the new one is filled: for that long it takes the memory that the moments of AdamW take later.
+    """
+    shapes = [(n_rows, *old.shape[1:]) if name in names else old.shape for name, old in trained.items()]
+    grad = all(old.requires_grad for old in trained.values())
+    made = Parameter.block(shapes, names=[old.name for old in trained.values()], requires_grad=grad)
+    for (name, old), new in zip(trained.items(), made, strict=True):
+        new.data[: len(old.data)] = old.data
+        if name in names:
+            new.data[len(old.data) :] = _mean_row(old.data)
+    return dict(zip(trained, made, strict=True))
+
+
+def _mean_row(weight: NDArray[Any]) -> NDArray[Any]:
+    mean: NDArray[Any] = weight.mean(axis=0, dtype=np.float64).astype(weight.dtype)
+    return mean
 
 
 def train_added_tokens(config: LoraConfig, model: Model) -> LoraConfig:

@@ -154,7 +154,7 @@ static long count_wrong(const problem *t) {
 
 /* As lora_gemm, but packed however few the rows are. */
 static lora_status packed_gemm(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
-    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->precision);
+    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->view.precision);
     if (g->m > LORA_GEMM_CHUNK) return lora_gemm(ctx, g, err);
     void *words;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)lora_gemm_left_words(path, g->m, g->k) * sizeof(float), &words, err));
@@ -174,7 +174,7 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
     check_normal(bias, n, 6, 1);
     if (variant & ROUGH) roughen(a, a_floats);
     guarded out = guarded_new(m * ldc, variant & SHORT_BLOCKS);
-    problem t = {.path = ctx->precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
+    problem t = {.path = ctx->view.precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
                  .g = {.m = m, .n = n, .k = k, .alpha = 0.5f, .a = a, .a_row_stride = variant & A_TRANSPOSED ? 1 : lda,
                        .a_col_stride = variant & A_TRANSPOSED ? lda : 1, .b = &c->w, .b_transposed = transposed, .c = out.data, .ldc = ldc,
                        .accumulate = variant & ACCUMULATE, .bias = variant & SHORT_BLOCKS ? bias : NULL},
@@ -227,7 +227,7 @@ static void big(lora_ctx *ctx) {
 /* Two products summed into two outputs at once: y and z = x W^T + t B^T, and twice that. */
 static void sums_of_products(lora_ctx *ctx) {
     enum { M = 45, N = 130, K = 192, R = 5 };
-    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->precision);
+    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->view.precision);
     weight_case *w = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 0), *b = make_weight(ctx, LORA_WEIGHT_F32, N, R, 0);
     float *x = malloc(M * K * sizeof *x), *t = malloc(M * R * sizeof *t);
     check_normal(x, M * K, 1, 1);
@@ -247,7 +247,7 @@ static void sums_of_products(lora_ctx *ctx) {
                                         .terms = {{.left = &left_x, .b = &w->w, .b_transposed = true},
                                                   {.left = &left_t, .b = &b->w, .b_transposed = true}}};
     CHECK(lora_gemm_run(ctx, outputs, 2, &err) == LORA_OK, "%s", err.message);
-    const double tolerance = ctx->precision == LORA_PRECISION_FAST ? 0x1p-7 : (K + R) * 0x1p-24; /* two operands of 8 bits */
+    const double tolerance = ctx->view.precision == LORA_PRECISION_FAST ? 0x1p-7 : (K + R) * 0x1p-24; /* two operands of 8 bits */
     long wrong = 0;
     for (int64_t i = 0; i < M; i++)
         for (int64_t j = 0; j < N; j++) {
@@ -294,7 +294,7 @@ static void same_bits_for_any_threads(lora_isa isa, lora_gemm_arithmetic path) {
     enum { M = 37, N = 200, K = 320 };
     for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
         lora_ctx *ctx = check_ctx(isa, threads);
-        ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
+        ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
         ctx->engine->kernels.gemm.fast = path;
         weight_case *c = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 0);
         float *a = malloc(M * K * sizeof *a), *out = malloc(M * (N + K) * sizeof *out);
@@ -317,7 +317,7 @@ void check_gemm(void) {
         lora_ctx *ctx = check_ctx(isa, 2);
         for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
             if (!ctx->engine->kernels.gemm.paths[path].micro) continue;
-            ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
+            ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
             ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
             sizes(ctx);
             four_bits(ctx);

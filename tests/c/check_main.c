@@ -19,6 +19,7 @@ void check_dora(void);
 void check_rowwise(void);
 void check_nn(void);
 void check_rows_copy(void);
+void check_optim(void);
 void check_head(void);
 void check_attention(void);
 void check_attention_fast(void);
@@ -36,6 +37,7 @@ static const struct {
                 {"linear", check_linear},       {"low_rank_sums", check_low_rank_sums},
                 {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
                 {"rows_copy", check_rows_copy}, {"head", check_head},
+                {"optim", check_optim},
                 {"attention", check_attention}, {"attention_fast", check_attention_fast},
                 {"decoder", check_decoder},     {"profile", check_profile},
                 {"decoder_adapters", check_decoder_adapters}, {"adapted_globals", check_adapted_globals}, {"alloc_fail", check_alloc_fail}};

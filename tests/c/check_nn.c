@@ -237,9 +237,10 @@ static void check_adamw(lora_ctx *ctx, int64_t n) {
     lora_adamw_hyper h = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5};
     for (h.step = 1; h.step <= 5; h.step++) {
         float *g = random_floats(n, -1, 1);
+        lora_param param = {.data = p, .grad = g, .n = n, .decay = true};
         double sum, want = 0;
-        OK(lora_adamw_step(ctx, n, p, g, m, v, &h, ERR));
-        OK(lora_sum_of_squares(ctx, n, g, &sum, ERR));
+        OK(lora_adamw_step(ctx, 1, &param, m, v, &h, ERR));
+        OK(lora_sum_of_squares(ctx, 1, &param, &sum, ERR));
         mix(&sum, sizeof sum);
         for (int64_t i = 0; i < n; i++) { /* Loshchilov & Hutter, algorithm 2, in float64 */
             double grad = g[i] * h.grad_scale;
@@ -256,10 +257,11 @@ static void check_adamw(lora_ctx *ctx, int64_t n) {
      * and those of beta in float32 (the ratio of 1 - beta2 to its float32 value is 1 + 2e-8 here). */
     for (int64_t i = 0; i < n; i++) close_to("adamw p", p[i], wp[i], 5 * (3 * U * 1.2 + 40 * U * h.lr * 3.2));
     mix(p, (size_t)n * 4), mix(m, (size_t)n * 4), mix(v, (size_t)n * 4);
+    lora_param over_m = {.data = p, .grad = m, .n = n, .decay = true};
     h.step = 0;
-    REFUSED(LORA_EINVAL, "step: expected >= 1, got 0", lora_adamw_step(ctx, n, p, m, v, v, &h, ERR));
+    REFUSED(LORA_EINVAL, "step: expected >= 1, got 0", lora_adamw_step(ctx, 1, &over_m, v, v, &h, ERR));
     h.step = 1;
-    if (n > 0) REFUSED(LORA_EINVAL, "overlapping", lora_adamw_step(ctx, n, p, m, v, v, &h, ERR));
+    if (n > 0) REFUSED(LORA_EINVAL, "overlapping", lora_adamw_step(ctx, 1, &over_m, v, v, &h, ERR));
     free(p), free(m), free(v), free(wp), free(wm), free(wv);
 }
 

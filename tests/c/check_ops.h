@@ -56,7 +56,7 @@ static inline void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_ari
             uint64_t first = 0;
             for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
                 lora_ctx *ctx = check_ctx(isa, threads);
-                ctx->precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
+                ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
                 ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
                 if (ctx->engine->kernels.gemm.paths[path].micro) {
                     uint64_t got = run(ctx, (lora_gemm_arithmetic)path);

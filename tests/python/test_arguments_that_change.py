@@ -91,8 +91,8 @@ def filled(n, make): return [make() for _ in range(n)]
 p = [Parameter(ones(20000)) for _ in range(8)]
 optimizer = AdamW(p)
 good = [ones(20000) for _ in p]
-params, no_decay, moments = [], [], []
-lists = [params, no_decay, moments]
+params, no_decay, moments, shapes, names = [], [], [], [], []
+lists = [params, no_decay, moments, shapes, names]
 thread = meanwhile(empty)
 try:
     for _ in range(1500):
@@ -102,6 +102,9 @@ try:
         attempt(lambda: AdamW(p, no_decay=no_decay), TypeError)
         moments.extend(a.copy() for a in good)
         attempt(lambda: optimizer.load_state_dict({"step": 1, "m": moments, "v": good}), TypeError)
+        shapes.extend([[2000], [3, 4]])
+        names.extend(["a", "b"])
+        attempt(lambda: Parameter.block(shapes, names=names), TypeError)
         moments.extend(range(1000))
         attempt(lambda: ops.embedding(moments, ones(1000, 1)), TypeError)
 finally: stop = True

@@ -59,6 +59,8 @@ CALLS = """dict(
     LoRALinear=lambda: lc.LoRALinear(w, r=2, lora_alpha=1.0, bias=ones(4), A=ones(2, 32), use_dora=True),
     bf16=lambda: lc.LoRALinear(bf16, r=2),
     Parameter=lambda: Parameter(l, name="x"),
+    block=lambda: Parameter.block([(2, 3), (4,)], names=["x", "y"]),
+    buffer=lambda: np.asarray(lc.LoRALinear(w, r=2)),
     data=lambda: (p.data, p.grad, p.shape, repr(p), memoryview(p)),
     zero=p.zero_grad,
     AdamW=lambda: AdamW([p], lr=0.1, no_decay=[p]),

@@ -9,6 +9,7 @@ from pathlib import Path
 import lora_c
 
 README = Path(__file__).parents[2] / "README.md"
+PYTHON = README.parent / "docs" / "PYTHON.md"
 
 
 def test_notebook_example_runs(capsys):
@@ -20,6 +21,12 @@ def test_notebook_example_runs(capsys):
     printed = capsys.readouterr().out
     assert "NF4Tensor" in printed
     assert float(printed.split()[-1]) < 100.0
+
+
+def test_the_buffers_of_the_python_page_are_as_it_says():
+    blocks = re.findall(r"```python\n(.*?)```", PYTHON.read_text(encoding="utf-8"), re.S)
+    code = next(b for b in blocks if "memoryview" in b)
+    exec(compile(code, str(PYTHON), "exec"), {})
 
 
 def test_the_commands_of_the_first_fifteen_minutes_run(tmp_path):

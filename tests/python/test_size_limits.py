@@ -31,6 +31,7 @@ TAKES: dict[str, Callable[[int], Any]] = {
     "set_num_threads": lc.set_num_threads,
     "r": lambda n: lc.LoRALinear(ones(4, 4), r=n),
     "vocab_size of embedding_backward": lambda n: ops.embedding_backward([0], ones(1, 2**12), n),
+    "size of a block": lambda n: Parameter.block([(1, n if n < 0 else max(n, 2**50))]),
     "block_size": lambda n: NF4Tensor.quantize(ones(2, 64), block_size=n),
     "rows of from_parts": lambda n: NF4Tensor.from_parts(np.zeros(32, np.uint8), (n, 64), absmax=ones(1)),
     "columns of from_parts": lambda n: NF4Tensor.from_parts(np.zeros(32, np.uint8), (3, n), absmax=ones(1)),

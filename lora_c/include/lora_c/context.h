@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lora_c/isa.h"
+#include "lora_c/memory.h"
 #include "lora_c/status.h"
 
 #ifdef __cplusplus
@@ -16,15 +18,6 @@ extern "C" {
 #endif
 
 typedef struct lora_ctx lora_ctx;
-
-/* Instruction-set rungs, lowest first. REF is the float64 oracle of the tests, PORTABLE is plain C. */
-typedef enum lora_isa {
-    LORA_ISA_AUTO = -1,
-    LORA_ISA_REF = 0,
-    LORA_ISA_PORTABLE = 1,
-    LORA_ISA_AVX2 = 2,   /* AVX2 + FMA + F16C */
-    LORA_ISA_AVX512 = 3, /* AVX-512 F, BW, DQ, VL */
-} lora_isa;
 
 /* Arithmetic of the matrix products. Sums are float32 in both, and results never depend on threads.
  * FAST rounds the operands of each product to
@@ -41,21 +34,6 @@ typedef enum lora_operands {
     LORA_OPERANDS_BFLOAT16 = 1,
     LORA_OPERANDS_INT16 = 2,
 } lora_operands;
-
-/* What a piece of memory is for; the report lists live and peak bytes by tag. */
-typedef enum lora_mem_tag {
-    LORA_MEM_BASE,       /* frozen base weights */
-    LORA_MEM_PARAM,      /* trainable weights */
-    LORA_MEM_GRAD,       /* their gradients */
-    LORA_MEM_OPTIM,      /* optimizer state */
-    LORA_MEM_ACTIVATION, /* decoder arena, KV caches */
-    LORA_MEM_SCRATCH,    /* packing buffers, thread stacks, tables */
-    LORA_MEM_TAGS,
-} lora_mem_tag;
-
-typedef struct lora_mem_usage {
-    size_t live_bytes, peak_bytes;
-} lora_mem_usage;
 
 typedef struct lora_ctx_options {
     int n_threads; /* 0: one per CPU in the affinity mask */
@@ -89,23 +67,11 @@ lora_operands lora_ctx_fast_operands(const lora_ctx *ctx);
 const char *lora_operands_name(lora_operands operands); /* "float32", "bfloat16", "int16" */
 /** The name of what the operands of a product are rounded to in the precision in force. */
 const char *lora_ctx_operands(const lora_ctx *ctx);
-const char *lora_isa_name(lora_isa isa); /* "ref", "portable", "avx2", "avx512" */
 
-const char *lora_mem_tag_name(lora_mem_tag tag); /* "base weights", … */
 lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag);
 /** Peak of the sum over all tags (not the sum of the peaks). */
 lora_mem_usage lora_ctx_memory_total(const lora_ctx *ctx);
 void lora_ctx_reset_peak(lora_ctx *ctx);
-
-/** Bytes that this process could still take: what the machine has available (with_swap: and in swap), within the limits of its
- *  control groups; SIZE_MAX where nothing says. root: folder that stands for "/", "" for the system's own. */
-size_t lora_memory_left(const char *root, bool with_swap);
-/** Whether the machine has memory for one more block of this size. Asks the system for blocks from 1 GiB on; smaller ones fit. */
-bool lora_memory_fits(size_t bytes);
-/** Memory for a caller's own weights, gradients and optimizer state: 64-byte aligned, zeroed, readable for 64 bytes past
- *  the end, counted under tag. NULL when refused. Needs no lock. */
-void *lora_ctx_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes);
-void lora_ctx_free(lora_ctx *ctx, void *p); /* NULL allowed */
 
 #ifdef __cplusplus
 }

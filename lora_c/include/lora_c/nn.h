@@ -139,7 +139,7 @@ typedef struct lora_loss {
     const int32_t *targets;   /* (M) */
     const float *loss_weight; /* (M); a target whose weight is 0 is not looked at */
     float grad_scale;
-    double *loss_sum; /* in memory of the host */
+    double *loss_sum;         /* (1) */
     float *token_loss; /* (M), or NULL */
     lora_logit_map map;
 } lora_loss;
@@ -151,8 +151,13 @@ typedef struct lora_loss {
  *  targets outside 0 .. V-1 on weighted rows are refused by index. */
 lora_status lora_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx,
                                       float *dW, lora_error *err) LORA_MUST_CHECK;
-/** Bytes of scratch that a frozen head needs for M rows with loss. */
-int64_t lora_linear_cross_entropy_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w);
+/* The largest products of a training step. */
+typedef struct lora_scratch_shape {
+    int64_t n_tokens, widest; /* widest: columns of the widest input of linear layers that share it */
+    int64_t vocab_size, hidden_size;
+} lora_scratch_shape;
+/** Bytes that the operations of such a step work in. */
+int64_t lora_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape);
 
 #ifdef __cplusplus
 }

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from .._core import Parameter
-from ..architectures import Architecture
+from ..architectures import Architecture, WeightSpec
 from ..configs import LoraConfig
 from ..parts import Parts
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, specs_by_name
@@ -88,30 +86,47 @@ def load_arrays(arrays: AdapterArrays, architecture: Architecture, embedding: F3
         The base's embedding, where the adapter trains rows of it.
     """
     specs = specs_by_name(architecture)
+    rows = arrays.tokens.rows if arrays.tokens is not None and embedding is not None else None
+    made = _in_one_block(_named_arrays(arrays, rows, specs), trainable)
     layers = {}
     for name, matrix in arrays.matrices.items():
-        module = specs[name].module
-        parts = {"lora_A.weight": matrix.A, "lora_B.weight": matrix.B, "lora_magnitude_vector": matrix.magnitude}
-        made = {
-            part: Parameter(array, name=f"{PREFIX}{module}.{part}", requires_grad=trainable)
-            for part, array in parts.items()
-            if array is not None
-        }
+        prefix = f"{PREFIX}{specs[name].module}."
+        magnitude = made.get(f"{prefix}lora_magnitude_vector")
         layers[name] = LoadedAdapter(
-            module, made["lora_A.weight"], made["lora_B.weight"], matrix.scale, made.get("lora_magnitude_vector")
+            specs[name].module, made[f"{prefix}lora_A.weight"], made[f"{prefix}lora_B.weight"], matrix.scale, magnitude
         )
-    saved = {
-        name: Parameter(array, name=PREFIX + specs[name].file_name, requires_grad=trainable)
-        for name, array in arrays.saved.items()
-    }
+    saved = {name: made[PREFIX + specs[name].file_name] for name in arrays.saved}
     tokens = None
     if arrays.tokens is not None and embedding is not None:
-        key = f"{PREFIX}{specs['embed_tokens'].module}.trainable_tokens_delta"
-        rows = Parameter(np.ascontiguousarray(arrays.tokens.rows), name=key, requires_grad=trainable)
-        tokens = TrainedTokens(arrays.tokens.ids, rows, Parameter(embedding, name="embed_tokens", requires_grad=trainable))
+        whole = Parameter(embedding, name="embed_tokens", requires_grad=trainable)
+        tokens = TrainedTokens(arrays.tokens.ids, made[_key_of_rows(specs)], whole)
         tokens.whole()
     base = {name: read() for name, read in arrays.residual_base.items()}
     return Adapter(arrays.config, layers, saved, tokens, base)
+
+
+def _key_of_rows(specs: Mapping[str, WeightSpec]) -> str:
+    return f"{PREFIX}{specs['embed_tokens'].module}.trainable_tokens_delta"
+
+
+def _named_arrays(arrays: AdapterArrays, rows: F32 | None, specs: Mapping[str, WeightSpec]) -> dict[str, F32]:
+    """The arrays of an adapter by the names of a file, in the order of `Adapter.parameters`."""
+    named: dict[str, F32] = {}
+    for name, matrix in arrays.matrices.items():
+        parts = {"lora_A.weight": matrix.A, "lora_B.weight": matrix.B, "lora_magnitude_vector": matrix.magnitude}
+        named |= {f"{PREFIX}{specs[name].module}.{part}": array for part, array in parts.items() if array is not None}
+    named |= {PREFIX + specs[name].file_name: array for name, array in arrays.saved.items()}
+    return named | ({_key_of_rows(specs): rows} if rows is not None else {})
+
+
+def _in_one_block(named: Mapping[str, F32], trainable: bool) -> dict[str, Parameter]:
+    """A Parameter of each array, all in one block of memory."""
+    if not named:
+        return {}
+    made = Parameter.block([array.shape for array in named.values()], names=list(named), requires_grad=trainable)
+    for parameter, array in zip(made, named.values(), strict=True):
+        parameter.data[...] = array
+    return dict(zip(named, made, strict=True))
 
 
 class AdapterSet:

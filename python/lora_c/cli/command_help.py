@@ -40,6 +40,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "lora-c quantize --model MODEL --output-dir MODEL-nf4",
         "lora-c quantize --model MODEL --output-dir MODEL-nf4 \\\n    --block-size 128 --no-double-quant",
     ),
+    "devices": ("lora-c devices", "lora-c devices --json"),
     "bench": (
         "lora-c bench",
         "lora-c bench --model MODEL --batch 1 --length 256 \\\n    --profile",

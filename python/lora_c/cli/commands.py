@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": ("inspect", "Say what a file or folder is, and what is unsupported in it."),
     "quantize": ("quantize", "Write a model folder in 4-bit NF4."),
     "bench": ("bench", "Speed and memory of a training step on this machine; --profile says where its time goes."),
+    "devices": ("devices", "List what models can compute on, and why other devices cannot be used."),
     "plot": ("plot", "Draw the loss of training runs, one or several beside each other."),
     "demo": ("demo", "Teach the model that ships a task it cannot do, in about a minute."),
     "completion": ("completion", "Complete commands, flags and paths with Tab in bash, zsh or fish."),

@@ -1,10 +1,19 @@
-/* The checks that come before every pass, and the positions. */
-#include <string.h>
+/* The checks that come before every pass. */
+#include <math.h>
 
-#include "lora_c/model/decoder_struct.h"
+#include "lora_c/model/pass.h"
 
 int64_t lora_past_tokens(const lora_run *run, int64_t segment) {
     return run->cache ? run->cache->lengths[run->sequences[segment]] : 0;
+}
+
+/* A pass that only goes on with cached sequences: their keys and values already hold the adapter to what it was when they
+ * were begun, so what was made of it for that pass stands. Without this, each new token would cost N * K * R per DoRA matrix. */
+bool lora_goes_on(const lora_run *run) {
+    if (!run->cache) return false;
+    for (int64_t s = 0; s < run->n_segments; s++)
+        if (lora_past_tokens(run, s) == 0) return false;
+    return true;
 }
 
 static lora_status check_length(const lora_decoder *d, const lora_run *run, int64_t s, lora_error *err) {
@@ -43,6 +52,19 @@ static lora_status check_segments(const lora_decoder *d, const lora_run *run, lo
     return LORA_OK;
 }
 
+static lora_status check_targets(const lora_decoder *d, const lora_run *run, lora_error *err) {
+    LORA_CHECK(run->targets && run->loss_weight, err, LORA_EINVAL, "%s: expected an array, got NULL", run->targets ? "loss_weight" : "targets");
+    for (int64_t m = 0; m < run->n_tokens; m++) {
+        if (run->loss_weight[m] == 0.0f) continue;
+        LORA_CHECK(isfinite(run->loss_weight[m]), err, LORA_EINVAL, "loss_weight: expected finite values, got %g at index %lld",
+                   (double)run->loss_weight[m], (long long)m);
+        LORA_CHECK(run->targets[m] >= 0 && run->targets[m] < d->config.vocab_size, err, LORA_EINVAL,
+                   "targets: expected 0 to %lld where loss_weight is not 0, got %d at index %lld", (long long)d->config.vocab_size - 1,
+                   (int)run->targets[m], (long long)m);
+    }
+    return LORA_OK;
+}
+
 lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_error *err) {
     LORA_TRY(lora_check_complete(d, err));
     LORA_CHECK(run->input_ids && run->cu_seqlens, err, LORA_EINVAL, "%s: expected an array, got NULL",
@@ -54,22 +76,10 @@ lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_erro
         LORA_CHECK(run->input_ids[m] >= 0 && run->input_ids[m] < d->config.vocab_size, err, LORA_EINVAL,
                    "input_ids: expected 0 to %lld, got %d at index %lld", (long long)d->config.vocab_size - 1,
                    (int)run->input_ids[m], (long long)m);
-    return LORA_OK;
+    return run->wants_loss ? check_targets(d, run, err) : LORA_OK;
 }
 
 int64_t lora_decoder_rope_limit(const lora_decoder *d, int64_t length) {
     int64_t limit = d->config.rope_switch;
     return limit && length <= limit ? limit : d->config.max_position_embeddings;
-}
-
-void lora_set_positions(const lora_decoder *d, const lora_run *run, lora_buffers *b) {
-    int64_t limit = d->config.rope_switch;
-    for (int64_t s = 0; s < run->n_segments; s++) {
-        int32_t begin = run->cu_seqlens[s], end = run->cu_seqlens[s + 1], past = (int32_t)lora_past_tokens(run, s);
-        int32_t shift = limit && past + (end - begin) > limit ? (int32_t)d->rope_positions : 0;
-        for (int32_t m = begin; m < end; m++) {
-            b->positions[m] = past + m - begin;
-            if (limit) b->rope_rows[m] = b->positions[m] + shift; /* the second table lies behind the first */
-        }
-    }
 }

@@ -1,7 +1,9 @@
+/* Contexts: views of an engine on a device. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
+#include "lora_c/backend/load.h"
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
@@ -9,12 +11,6 @@
 const char *lora_isa_name(lora_isa isa) {
     static const char *const names[] = {"ref", "portable", "avx2", "avx512"};
     return isa >= LORA_ISA_REF && isa <= LORA_ISA_AVX512 ? names[isa] : "auto";
-}
-
-const char *lora_mem_tag_name(lora_mem_tag tag) {
-    static const char *const names[LORA_MEM_TAGS] = {"base weights", "parameters",  "gradients",
-                                                     "optimizer",    "activations", "scratch"};
-    return (unsigned)tag < LORA_MEM_TAGS ? names[tag] : "unknown";
 }
 
 /* The block of the engine is not counted: the accounts lie inside it. */
@@ -29,11 +25,12 @@ static lora_engine *make_engine(lora_error *err) {
     lora_mem_init(&engine->mem);
     pthread_mutex_init(&engine->lock, NULL);
     atomic_store(&engine->owner, (int)getpid());
+    engine->cpu = (lora_device_use){.backend = &lora_cpu_backend, .state = engine, .name = "cpu"};
     return engine;
 }
 
 static void free_engine(lora_engine *engine) {
-    if (!engine) return;
+    lora_unload_backends(engine);
     lora_pool_destroy(engine->pool);
     for (int i = 0; i < LORA_SCRATCH_SLOTS; i++) lora_mem_free(&engine->mem, engine->scratch[i].data);
     pthread_mutex_destroy(&engine->lock);
@@ -42,10 +39,11 @@ static void free_engine(lora_engine *engine) {
     lora_mem_free(&spare, engine);
 }
 
-static lora_status make_ctx(lora_engine *engine, lora_ctx **out, lora_error *err) {
+/* A context on the device of like, or on the CPU. */
+static lora_status make_ctx(lora_engine *engine, lora_device_use *device, lora_ctx **out, lora_error *err) {
     *out = lora_mem_calloc(&engine->mem, LORA_MEM_SCRATCH, sizeof **out);
     LORA_CHECK(*out, err, LORA_ENOMEM, "context: expected %zu bytes, got none", sizeof **out);
-    (*out)->engine = engine;
+    **out = (lora_ctx){.view = {.backend = device->backend, .state = device->state}, .engine = engine, .device = device};
     return LORA_OK;
 }
 
@@ -60,11 +58,12 @@ lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lor
     lora_engine *engine = make_engine(err);
     if (!engine) return LORA_ENOMEM;
     lora_ctx *ctx;
-    lora_status status = make_ctx(engine, &ctx, err);
+    lora_status status = make_ctx(engine, &engine->cpu, &ctx, err);
     if (status != LORA_OK) {
         free_engine(engine);
         return status;
     }
+    ctx->owns_engine = true;
     status = apply_options(ctx, options, err);
     if (status == LORA_OK)
         *out = ctx;
@@ -74,17 +73,34 @@ lora_status lora_ctx_create(const lora_ctx_options *options, lora_ctx **out, lor
 }
 
 lora_status lora_ctx_create_view(lora_ctx *ctx, lora_ctx **out, lora_error *err) {
-    LORA_TRY(make_ctx(ctx->engine, out, err));
-    (*out)->is_view = true;
-    (*out)->precision = ctx->precision;
+    LORA_TRY(make_ctx(ctx->engine, ctx->device, out, err));
+    (*out)->view.precision = ctx->view.precision;
     return LORA_OK;
 }
 
+lora_status lora_ctx_create_on(lora_ctx *ctx, const char *device, const char *paths, lora_ctx **out, lora_error *err) {
+    lora_device_use *use;
+    *out = NULL;
+    LORA_TRY(lora_device_open(ctx, device, paths, &use, err));
+    lora_status status = make_ctx(ctx->engine, use, out, err);
+    if (status != LORA_OK) {
+        lora_device_close(ctx->engine, use);
+        return status;
+    }
+    (*out)->view.precision = ctx->view.precision;
+    (*out)->owns_device = use != &ctx->engine->cpu;
+    return LORA_OK;
+}
+
+const char *lora_ctx_device(const lora_ctx *ctx) { return ctx->device->name; }
+
 void lora_ctx_destroy(lora_ctx *ctx) {
     if (!ctx) return;
-    lora_engine *engine = ctx->is_view ? NULL : ctx->engine;
-    lora_mem_free(&ctx->engine->mem, ctx);
-    free_engine(engine);
+    lora_engine *engine = ctx->engine;
+    bool last = ctx->owns_engine;
+    if (ctx->owns_device) lora_device_close(engine, ctx->device);
+    lora_mem_free(&engine->mem, ctx);
+    if (last) free_engine(engine);
 }
 
 /* After fork the lock may be held by a thread that the child does not have: the child's first caller makes a new one, and
@@ -133,11 +149,11 @@ lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) {
     LORA_CHECK(precision == LORA_PRECISION_EXACT || precision == LORA_PRECISION_FAST, err, LORA_EINVAL,
                "precision: expected exact or fast, got %d", (int)precision);
-    ctx->precision = precision;
+    ctx->view.precision = precision;
     return LORA_OK;
 }
 
-lora_precision lora_ctx_precision(const lora_ctx *ctx) { return ctx->precision; }
+lora_precision lora_ctx_precision(const lora_ctx *ctx) { return ctx->view.precision; }
 
 const char *lora_precision_name(lora_precision precision) { return precision == LORA_PRECISION_FAST ? "fast" : "exact"; }
 
@@ -163,33 +179,7 @@ const char *lora_operands_name(lora_operands operands) {
 }
 
 const char *lora_ctx_operands(const lora_ctx *ctx) {
-    return lora_operands_name(ctx->precision == LORA_PRECISION_FAST ? lora_ctx_fast_operands(ctx) : LORA_OPERANDS_FLOAT32);
+    return lora_operands_name(ctx->view.precision == LORA_PRECISION_FAST ? lora_ctx_fast_operands(ctx) : LORA_OPERANDS_FLOAT32);
 }
 
 lora_isa lora_ctx_isa(const lora_ctx *ctx) { return ctx->engine->kernels.isa; }
-
-lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag) {
-    return (lora_mem_usage){atomic_load(&ctx->engine->mem.live[tag]), atomic_load(&ctx->engine->mem.peak[tag])};
-}
-
-lora_mem_usage lora_ctx_memory_total(const lora_ctx *ctx) {
-    return (lora_mem_usage){atomic_load(&ctx->engine->mem.total_live), atomic_load(&ctx->engine->mem.total_peak)};
-}
-
-void lora_ctx_reset_peak(lora_ctx *ctx) {
-    for (int tag = 0; tag < LORA_MEM_TAGS; tag++) atomic_store(&ctx->engine->mem.peak[tag], atomic_load(&ctx->engine->mem.live[tag]));
-    atomic_store(&ctx->engine->mem.total_peak, atomic_load(&ctx->engine->mem.total_live));
-}
-
-lora_status lora_ctx_scratch(lora_ctx *ctx, lora_scratch_slot slot, size_t bytes, void **out, lora_error *err) {
-    if (ctx->engine->scratch[slot].bytes < bytes || !ctx->engine->scratch[slot].data) {
-        void *old = ctx->engine->scratch[slot].data;
-        ctx->engine->scratch[slot].data = NULL; /* never a freed pointer, not even in a child forked right here */
-        lora_mem_free(&ctx->engine->mem, old);  /* first, so that the peak is the larger one and not the sum */
-        ctx->engine->scratch[slot].data = lora_mem_alloc(&ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
-        ctx->engine->scratch[slot].bytes = ctx->engine->scratch[slot].data ? bytes : 0;
-        LORA_CHECK(ctx->engine->scratch[slot].data, err, LORA_ENOMEM, "scratch: expected %zu bytes, got none", bytes);
-    }
-    *out = ctx->engine->scratch[slot].data;
-    return LORA_OK;
-}

@@ -1,0 +1,72 @@
+/* The CPU as a backend: its addresses are the host's, and everything has happened when a call returns. */
+#include <string.h>
+
+#include "lora_c/backend/load.h"
+#include "lora_c/ops/cpu_ops.h"
+
+static void *cpu_alloc(void *state, lora_mem_tag tag, size_t bytes) { return lora_mem_alloc(&((lora_engine *)state)->mem, tag, bytes); }
+static void cpu_free(void *state, void *p) { lora_mem_free(&((lora_engine *)state)->mem, p); }
+static void *cpu_stage_alloc(void *state, size_t bytes) { return cpu_alloc(state, LORA_MEM_SCRATCH, bytes); }
+
+static lora_status cpu_copy(void *state, void *to, const void *from, size_t bytes, lora_error *err) {
+    (void)state, (void)err;
+    if (to != from) memcpy(to, from, bytes);
+    return LORA_OK;
+}
+
+static lora_status cpu_clear(void *state, void *p, size_t bytes, lora_error *err) {
+    (void)state, (void)err;
+    memset(p, 0, bytes);
+    return LORA_OK;
+}
+
+static lora_status cpu_sync(void *state, lora_error *err) {
+    (void)state, (void)err;
+    return LORA_OK;
+}
+
+static lora_mem_usage cpu_usage(const void *state, lora_mem_tag tag) {
+    const lora_mem *mem = &((const lora_engine *)state)->mem;
+    if (tag == LORA_MEM_TAGS) return (lora_mem_usage){.live_bytes = atomic_load(&mem->total_live), .peak_bytes = atomic_load(&mem->total_peak)};
+    return (lora_mem_usage){.live_bytes = atomic_load(&mem->live[tag]), .peak_bytes = atomic_load(&mem->peak[tag])};
+}
+
+static void cpu_reset_peak(void *state) {
+    lora_mem *mem = &((lora_engine *)state)->mem;
+    for (int tag = 0; tag < LORA_MEM_TAGS; tag++) atomic_store(&mem->peak[tag], atomic_load(&mem->live[tag]));
+    atomic_store(&mem->total_peak, atomic_load(&mem->total_live));
+}
+
+const lora_backend lora_cpu_backend = {
+    .abi = LORA_BACKEND_ABI,
+    .name = "cpu",
+    .host_memory = true,
+    .memory = {.alloc = cpu_alloc, .free = cpu_free, .stage_alloc = cpu_stage_alloc, .stage_free = cpu_free, .upload = cpu_copy,
+               .download = cpu_copy, .clear = cpu_clear, .sync = cpu_sync, .usage = cpu_usage, .reset_peak = cpu_reset_peak},
+    .ops = {
+        .norm_forward = lora_cpu_norm_forward,
+        .norm_backward = lora_cpu_norm_backward,
+        .scale_rows = lora_cpu_scale_rows,
+        .softcap_rows = lora_cpu_softcap_rows,
+        .rope_table = lora_cpu_rope_table,
+        .rope = lora_cpu_rope,
+        .attention_forward = lora_cpu_attention_forward,
+        .attention_backward = lora_cpu_attention_backward,
+        .mlp_forward = lora_cpu_mlp_forward,
+        .mlp_backward = lora_cpu_mlp_backward,
+        .embedding_forward = lora_cpu_embedding_forward,
+        .embedding_backward = lora_cpu_embedding_backward,
+        .linear_cross_entropy = lora_cpu_linear_cross_entropy,
+        .copy_rows = lora_cpu_copy_rows,
+        .convert_rows = lora_cpu_convert_rows,
+        .linear_forward = lora_cpu_linear_forward,
+        .linear_backward = lora_cpu_linear_backward,
+        .linear_keeps_low = lora_cpu_linear_keeps_low,
+        .dora_norm = lora_cpu_dora_norm,
+        .linear_merge = lora_cpu_linear_merge,
+        .linear_merge_backward = lora_cpu_linear_merge_backward,
+        .adamw_step = lora_cpu_adamw_step,
+        .sum_of_squares = lora_cpu_sum_of_squares,
+        .scratch_bytes = lora_cpu_scratch_bytes,
+    },
+};

@@ -1,0 +1,157 @@
+/* Backends from shared libraries: what can be used, and in words why the rest cannot. */
+#include "lora_c/backend/load.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { PATH_BYTES = 1024, MOST_DEVICES = 32 };
+
+typedef struct lora_backend_library {
+    char path[PATH_BYTES];
+    void *handle;
+    const lora_backend *backend; /* NULL: it cannot be used */
+    char reason[LORA_ERROR_BYTES];
+    struct lora_backend_library *next;
+} lora_backend_library;
+
+/* --- libraries --- */
+
+static const lora_backend *open_library(lora_backend_library *library) {
+    library->handle = dlopen(library->path, RTLD_NOW | RTLD_LOCAL);
+    if (!library->handle) {
+        const char *why = dlerror();
+        snprintf(library->reason, sizeof library->reason, "backend: expected a library that loads, got %.180s; check LORA_C_BACKENDS",
+                 why ? why : "no reason");
+        return NULL;
+    }
+    void *symbol = dlsym(library->handle, "lora_backend_entry");
+    lora_backend_entry_fn entry;
+    memcpy(&entry, &symbol, sizeof entry); /* C has no conversion from an object pointer to a function pointer */
+    const lora_backend *backend = symbol ? entry(LORA_BACKEND_ABI) : NULL;
+    if (backend && backend->abi == LORA_BACKEND_ABI) return backend;
+    if (!symbol)
+        snprintf(library->reason, sizeof library->reason, "backend: expected the symbol lora_backend_entry in %.120s, got none; it is not a backend",
+                 library->path);
+    else
+        snprintf(library->reason, sizeof library->reason, "backend: expected interface %d, got another in %.120s; install it with this version of lora-c",
+                 LORA_BACKEND_ABI, library->path);
+    return NULL;
+}
+
+/* The library of a path, loaded once for the life of the engine. NULL: no memory. */
+static lora_backend_library *library_of(lora_engine *engine, const char *path, size_t length) {
+    for (lora_backend_library *l = engine->libraries; l; l = l->next)
+        if (strlen(l->path) == length && memcmp(l->path, path, length) == 0) return l;
+    lora_backend_library *library = lora_mem_calloc(&engine->mem, LORA_MEM_SCRATCH, sizeof *library);
+    if (!library) return NULL;
+    memcpy(library->path, path, length);
+    library->backend = open_library(library);
+    library->next = engine->libraries;
+    engine->libraries = library;
+    return library;
+}
+
+void lora_unload_backends(lora_engine *engine) {
+    while (engine->libraries) {
+        lora_backend_library *library = engine->libraries;
+        engine->libraries = library->next;
+        if (library->handle) dlclose(library->handle);
+        lora_mem_free(&engine->mem, library);
+    }
+}
+
+/* --- devices --- */
+
+static int64_t list_library(const lora_backend_library *library, int64_t most, lora_device *out) {
+    if (library->backend) return library->backend->devices(most, out);
+    if (most < 1) return 1;
+    const char *name = strrchr(library->path, '/');
+    *out = (lora_device){.description = "a library that is no backend"};
+    snprintf(out->name, sizeof out->name, "%.31s", name ? name + 1 : library->path);
+    snprintf(out->reason, sizeof out->reason, "%s", library->reason);
+    return 1;
+}
+
+/* Calls visit for the libraries of paths in order, until it returns true. */
+typedef bool visit_fn(lora_backend_library *library, void *arg);
+static bool visit_libraries(lora_engine *engine, const char *paths, visit_fn *visit, void *arg) {
+    for (const char *p = paths ? paths : ""; *p;) {
+        size_t length = strcspn(p, ":");
+        lora_backend_library *library = length > 0 && length < PATH_BYTES ? library_of(engine, p, length) : NULL;
+        if (library && visit(library, arg)) return true;
+        p += length + (p[length] == ':');
+    }
+    return false;
+}
+
+typedef struct device_list {
+    int64_t most, n;
+    lora_device *out;
+} device_list;
+
+static bool add_devices(lora_backend_library *library, void *arg) {
+    device_list *list = arg;
+    list->n += list_library(library, list->most - list->n, list->out + list->n);
+    return false;
+}
+
+int64_t lora_devices(lora_ctx *ctx, const char *paths, int64_t most, lora_device *out) {
+    device_list list = {.most = most, .out = out};
+    if (most > 0) {
+        *out = (lora_device){.name = "cpu"};
+        snprintf(out->description, sizeof out->description, "%s kernels, %d threads", lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_threads(ctx));
+    }
+    list.n = 1;
+    (void)visit_libraries(ctx->engine, paths, add_devices, &list);
+    return list.n;
+}
+
+typedef struct device_search {
+    const char *name;
+    const lora_backend *backend;
+    int64_t index;
+    char known[LORA_ERROR_BYTES / 2]; /* "cpu, fake" */
+    char reason[LORA_ERROR_BYTES];
+} device_search;
+
+static bool find_device(lora_backend_library *library, void *arg) {
+    device_search *search = arg;
+    lora_device found[MOST_DEVICES];
+    int64_t n = list_library(library, MOST_DEVICES, found);
+    for (int64_t i = 0; i < n && i < MOST_DEVICES; i++) {
+        size_t used = strlen(search->known);
+        snprintf(search->known + used, sizeof search->known - used, ", %s", found[i].name);
+        if (strcmp(found[i].name, search->name) != 0) continue;
+        search->backend = library->backend;
+        search->index = i;
+        snprintf(search->reason, sizeof search->reason, "%s", found[i].reason);
+        return true;
+    }
+    return false;
+}
+
+lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths, lora_device_use **out, lora_error *err) {
+    *out = &ctx->engine->cpu;
+    if (strcmp(name, "cpu") == 0) return LORA_OK;
+    device_search search = {.name = name, .known = "cpu"};
+    bool found = visit_libraries(ctx->engine, paths, find_device, &search);
+    LORA_CHECK(found, err, LORA_EINVAL, "device: expected one of %s, got %.60s; `lora-c devices` lists them", search.known, name);
+    LORA_CHECK(search.backend && !search.reason[0], err, LORA_EDEVICE, "%s", search.reason);
+    lora_device_use *use = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *use);
+    LORA_CHECK(use, err, LORA_ENOMEM, "device: expected %zu bytes, got none", sizeof *use);
+    use->backend = search.backend;
+    snprintf(use->name, sizeof use->name, "%.31s", name);
+    lora_status status = search.backend->create(ctx, search.index, &use->state, err);
+    if (status == LORA_OK)
+        *out = use;
+    else
+        lora_host_free(ctx, use);
+    return status;
+}
+
+void lora_device_close(lora_engine *engine, lora_device_use *use) {
+    if (use == &engine->cpu) return;
+    use->backend->destroy(use->state);
+    lora_mem_free(&engine->mem, use);
+}

@@ -1,0 +1,31 @@
+/* The devices that a process can compute on: the CPU, and those of backends that are loaded from files. */
+#ifndef LORA_C_DEVICE_H
+#define LORA_C_DEVICE_H
+
+#include "lora_c/context.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct lora_device {
+    char name[32];                  /* "cpu", "fake": what lora_ctx_create_on is given */
+    char description[128];          /* in words, for people */
+    char reason[LORA_ERROR_BYTES];  /* why it cannot be used and the way out; "" where it can */
+} lora_device;
+
+/** The devices of the CPU and of the backends in paths (files, separated by ':'; NULL: none), the CPU first: a file that cannot be
+ *  loaded is one device by the file's name, with the reason. Writes up to most and returns how many there are. */
+int64_t lora_devices(lora_ctx *ctx, const char *paths, int64_t most, lora_device *out);
+
+/** A view of ctx (lora_ctx_create_view) whose objects live and compute on the device of this name. Loads its backend and keeps it
+ *  loaded until ctx is destroyed.   Errors  EINVAL: no such device, the message lists them; EDEVICE: it cannot be used, with the reason */
+lora_status lora_ctx_create_on(lora_ctx *ctx, const char *device, const char *paths, lora_ctx **out, lora_error *err) LORA_MUST_CHECK;
+
+/** The name of the device of a context. */
+const char *lora_ctx_device(const lora_ctx *ctx);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,23 @@
+/* Instruction sets of the CPU's kernels. */
+#ifndef LORA_C_ISA_H
+#define LORA_C_ISA_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Instruction-set rungs, lowest first. REF is the float64 oracle of the tests, PORTABLE is plain C. */
+typedef enum lora_isa {
+    LORA_ISA_AUTO = -1,
+    LORA_ISA_REF = 0,
+    LORA_ISA_PORTABLE = 1,
+    LORA_ISA_AVX2 = 2,   /* AVX2 + FMA + F16C */
+    LORA_ISA_AVX512 = 3, /* AVX-512 F, BW, DQ, VL */
+} lora_isa;
+
+const char *lora_isa_name(lora_isa isa); /* "ref", "portable", "avx2", "avx512" */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

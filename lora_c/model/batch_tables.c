@@ -1,0 +1,46 @@
+/* The tables of a batch: filled on the host, sent as one block. */
+#include "lora_c/base/util.h"
+#include "lora_c/model/pass.h"
+
+lora_batch_tables lora_lay_tables(lora_carver *c, const lora_decoder *d, int64_t M) {
+    lora_batch_tables t;
+    t.input_ids = lora_carve(c, M, sizeof *t.input_ids);
+    t.positions = lora_carve(c, M, sizeof *t.positions);
+    t.rope_rows = d->config.rope_switch ? lora_carve(c, M, sizeof *t.rope_rows) : t.positions;
+    t.cu_seqlens = lora_carve(c, M + 1, sizeof *t.cu_seqlens);
+    t.targets = lora_carve(c, M, sizeof *t.targets);
+    t.loss_weight = lora_carve(c, M, sizeof *t.loss_weight);
+    t.kv_start = lora_carve(c, M, sizeof *t.kv_start);
+    t.kv_length = lora_carve(c, M, sizeof *t.kv_length);
+    t.cache_rows = lora_carve(c, M, sizeof *t.cache_rows);
+    t.last_tokens = lora_carve(c, M, sizeof *t.last_tokens);
+    return t;
+}
+
+static void fill_segment(const lora_decoder *d, const lora_run *run, int64_t s, lora_batch_tables *t) {
+    int64_t limit = d->config.rope_switch, past = lora_past_tokens(run, s);
+    int32_t begin = run->cu_seqlens[s], end = run->cu_seqlens[s + 1];
+    int64_t first = run->cache ? run->sequences[s] * run->cache->max_tokens : begin - past;
+    int32_t shift = limit && past + (end - begin) > limit ? (int32_t)d->rope_positions : 0; /* the second table lies behind the first */
+    t->kv_start[s] = first;
+    t->kv_length[s] = past + (end - begin);
+    t->last_tokens[s] = end - 1;
+    for (int32_t m = begin; m < end; m++) {
+        t->positions[m] = (int32_t)past + m - begin;
+        t->cache_rows[m] = first + t->positions[m];
+        if (limit) t->rope_rows[m] = t->positions[m] + shift;
+    }
+}
+
+lora_status lora_stage_batch(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_error *err) {
+    lora_carver at = {.base = d->stage};
+    lora_batch_tables t = lora_lay_tables(&at, d, run->n_tokens);
+    for (int64_t m = 0; m < run->n_tokens; m++) t.input_ids[m] = run->input_ids[m];
+    for (int64_t s = 0; s <= run->n_segments; s++) t.cu_seqlens[s] = run->cu_seqlens[s];
+    for (int64_t m = 0; run->wants_loss && m < run->n_tokens; m++) {
+        t.targets[m] = run->targets[m];
+        t.loss_weight[m] = run->loss_weight[m];
+    }
+    for (int64_t s = 0; s < run->n_segments; s++) fill_segment(d, run, s, &t);
+    return lora_upload(d->ctx, b->tables.input_ids, d->stage, at.used, err); /* the first table, and all behind it */
+}

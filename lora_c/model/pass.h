@@ -1,0 +1,106 @@
+/* A pass: the tokens that go through a decoder, from the checks before it to what runs after it. */
+#ifndef LORA_MODEL_PASS_H
+#define LORA_MODEL_PASS_H
+
+#include "lora_c/model/decoder_struct.h"
+
+/* The tokens of a pass and what is done with them; arrays of the caller, on the host. cache == NULL: keys and values are the
+ * batch's own. */
+typedef struct lora_run {
+    int64_t n_tokens, n_segments;
+    const int32_t *input_ids, *cu_seqlens;
+    bool wants_loss;
+    const int32_t *targets; /* read with wants_loss */
+    const float *loss_weight;
+    const lora_kv_cache *cache;
+    const int32_t *sequences;
+    const lora_layer_state *states; /* of a training pass, else NULL */
+    bool training;
+    uint64_t dropout_step;
+    int64_t layers_left_out; /* at the end; with any the final norm is left out, too */
+} lora_run;
+
+/* decoder.c: names the first required weight that is missing */
+lora_status lora_check_complete(const lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
+
+/* check_run.c */
+/** Refuses what no pass could compute (missing weights, ids, segment table, lengths, targets) before anything is written. */
+lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
+/** Tokens that a segment goes on from. */
+int64_t lora_past_tokens(const lora_run *run, int64_t segment);
+/** Whether a pass only goes on with begun sequences: what was made of adapters for them then stands. */
+bool lora_goes_on(const lora_run *run);
+
+/* pass.c */
+/** Memory and tables of a pass that was checked, and what runs before it. After this lora_end_pass must follow. */
+lora_status lora_begin_pass(lora_decoder *d, lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
+/** What runs after a pass that ended with status, and waits for the device. Returns the first status that is not OK. */
+lora_status lora_end_pass(lora_decoder *d, const lora_run *run, lora_status status, lora_error *err) LORA_MUST_CHECK;
+/** Between two layers: whether somebody asked the pass to stop. */
+lora_status lora_check_stop(const lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
+
+/* arena.c */
+lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *out, lora_error *err) LORA_MUST_CHECK;
+/* Places behind each other from base on, which is never read; base NULL: only count. */
+typedef struct lora_carver {
+    unsigned char *base;
+    size_t used; /* SIZE_MAX: more than the address space */
+} lora_carver;
+void *lora_carve(lora_carver *c, int64_t n, size_t element_bytes);
+
+/* batch_tables.c */
+/** Places of the tables of a batch of n_tokens. */
+lora_batch_tables lora_lay_tables(lora_carver *c, const lora_decoder *d, int64_t n_tokens);
+/** Fills the tables on the host and sends them to b. */
+lora_status lora_stage_batch(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
+
+/* rope_tables.c */
+lora_status lora_copy_inv_freq(lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
+/** Tables for every position of a run. */
+lora_status lora_reach_positions(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
+void lora_free_rope_tables(lora_decoder *d);
+
+/* forward.c */
+/** The adapter of matrix slot of layer, or NULL, and what this run does with it. */
+const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_adapter_pass *pass);
+/** What attention or the MLP reads of the stream x: its norm of slot, or x itself. */
+lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x,
+                             float *stats, const float **out, lora_error *err) LORA_MUST_CHECK;
+lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer);
+/** RoPE on q and k of qkv as the layer has it; backward: the other way. */
+lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward,
+                        lora_error *err) LORA_MUST_CHECK;
+/** h = activation(gate) * up of a state, or activation(up). */
+lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_layer_state *s, float *h,
+                                  lora_error *err) LORA_MUST_CHECK;
+/** From token ids to the normed input of the head in b->xn. */
+lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
+/** Fills the state of a layer from its input again; its output is not needed. */
+lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer,
+                                 lora_error *err) LORA_MUST_CHECK;
+
+/* kept_layers.c: with activations in bfloat16, the copy of a layer that has run, and its state from the copy */
+lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
+int64_t lora_kept_width(const lora_decoder_config *c); /* elements of a copy, per token */
+
+/* passes.c */
+/** logits (M, V), on the host, of M normed rows. */
+lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float *logits, lora_error *err) LORA_MUST_CHECK;
+
+/* backward.c: from b->dx, the gradient of the last layer's output, down to the lowest thing that trains */
+lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
+
+/* The segment table of a run. */
+static inline lora_segments lora_run_segments(const lora_run *run, const lora_buffers *b) {
+    return (lora_segments){.n = run->n_segments, .cu_seqlens = run->cu_seqlens, .on_device = b->tables.cu_seqlens};
+}
+
+/* kv_cache.c */
+/** Stores the new keys and values (rows ld apart) of a layer. */
+lora_status lora_kv_append(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, const float *k, const float *v,
+                           int64_t ld, lora_error *err) LORA_MUST_CHECK;
+/** Where the keys and values of a layer lie: in the cache, or in qkv. */
+lora_kv lora_layer_kv(const lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, const float *qkv);
+
+#endif

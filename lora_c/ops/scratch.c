@@ -1,0 +1,26 @@
+/* The grow-only buffers of a context, and how large they become. */
+#include "lora_c/ops/cpu_ops.h"
+#include "lora_c/ops/ctx.h"
+#include "lora_c/ops/gemm.h"
+#include "lora_c/ops/head_pass.h"
+
+enum { PER_THREAD = 1 << 20 }; /* packed weights and tiles, in a cache */
+
+int64_t lora_cpu_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape) {
+    lora_weight head = {.rows = shape->vocab_size, .cols = shape->hidden_size};
+    return lora_head_scratch(ctx, shape->n_tokens, &head) + lora_gemm_scratch(ctx, shape->n_tokens, shape->widest) +
+           lora_pool_threads(ctx->engine->pool) * PER_THREAD;
+}
+
+lora_status lora_ctx_scratch(lora_ctx *ctx, lora_scratch_slot slot, size_t bytes, void **out, lora_error *err) {
+    if (ctx->engine->scratch[slot].bytes < bytes || !ctx->engine->scratch[slot].data) {
+        void *old = ctx->engine->scratch[slot].data;
+        ctx->engine->scratch[slot].data = NULL; /* never a freed pointer, not even in a child forked right here */
+        lora_mem_free(&ctx->engine->mem, old);  /* first, so that the peak is the larger one and not the sum */
+        ctx->engine->scratch[slot].data = lora_mem_alloc(&ctx->engine->mem, LORA_MEM_SCRATCH, bytes);
+        ctx->engine->scratch[slot].bytes = ctx->engine->scratch[slot].data ? bytes : 0;
+        LORA_CHECK(ctx->engine->scratch[slot].data, err, LORA_ENOMEM, "scratch: expected %zu bytes, got none", bytes);
+    }
+    *out = ctx->engine->scratch[slot].data;
+    return LORA_OK;
+}
