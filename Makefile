@@ -9,12 +9,13 @@ SANITIZE ?=
 MODE := $(if $(SANITIZE),sanitize,release)
 BUILD := build/$(MODE)
 CC ?= cc
-CFLAGS := -std=c11 -O3 -g -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread -I. -Ilora_c/include \
+CFLAGS := -std=c11 -O3 -g -fvisibility=hidden -fPIC -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread -I. -Ilora_c/include \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 LIB_SOURCES := $(filter-out lora_c/bindings/%,$(wildcard lora_c/*/*.c lora_c/*/*/*.c))
 CHECK_SOURCES := $(wildcard tests/c/*.c)
 OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
+FAKE_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/fake_device/*.c))
 BENCHES := $(patsubst benchmarks/%.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
 EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_arguments arguments_that_change fork size_limits outputs_apart parameter_blocks layer_buffer ops nf4 ggml dora)
 WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
@@ -40,7 +41,7 @@ demo: $(VENV)/installed ## install into .venv and teach the model that ships a n
 test: $(VENV)/installed check stubtest ## install into .venv, run the C checks and pytest
 	$(BIN)/python -m pytest
 
-check: $(BUILD)/check $(BENCHES) headers layers ## the C checks alone
+check: $(BUILD)/check $(BUILD)/liblora_c_fake.so $(BENCHES) headers layers ## the C checks alone
 	@$(BUILD)/check
 
 asan: ## the C checks under ASan and UBSan
@@ -108,6 +109,10 @@ clean: ## remove everything that was built
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@
 
+# A device for tests: a backend of its own, with its own copy of the library, as another device's would be.
+$(BUILD)/liblora_c_fake.so: $(FAKE_OBJECTS) $(BUILD)/liblora_c.a
+	@$(CC) $(CFLAGS) -shared -Wl,-z,defs $^ -lm -ldl -o $@
+
 $(BENCHES): $(BUILD)/%: $(BUILD)/benchmarks/%.o $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@
 
@@ -120,4 +125,4 @@ $(BUILD)/%.o: %.c
 	@echo "  CC  $<"
 	@$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
--include $(OBJECTS:.o=.d) $(CHECK_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))
+-include $(OBJECTS:.o=.d) $(FAKE_OBJECTS:.o=.d) $(CHECK_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))
