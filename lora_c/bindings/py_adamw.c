@@ -1,5 +1,6 @@
 /* AdamW over a list of Parameters: its arguments, and its state as arrays. What it computes stands in lora_c/optim. */
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_devices.h"
 
 #include <math.h>
 
@@ -43,6 +44,8 @@ static int add_parameter(adamw *self, lora_py_state *state, Py_ssize_t i, PyObje
         PyErr_Format(PyExc_ValueError, "params: expected each parameter once, got the one at index %zd again", i);
         return -1;
     }
+    if (i == 0) lora_py_put_on(self, lora_py_device_of(p));
+    else if (lora_py_same_device(self->base.ctx, &p->base, "params") < 0) return -1;
     self->parameters[i] = (lora_py_parameter *)Py_NewRef(o);
     *param = (lora_param){.data = p->data, .grad = p->grad, .n = p->size, .decay = true};
     return 0;

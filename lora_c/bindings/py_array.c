@@ -67,6 +67,11 @@ PyObject *lora_py_view(PyObject *owner, lora_py_kind kind, int ndim, const int64
     return array;
 }
 
+int lora_py_set_readonly(PyObject *array) {
+    PyArray_CLEARFLAGS((PyArrayObject *)array, NPY_ARRAY_WRITEABLE);
+    return 0;
+}
+
 PyObject *lora_py_float_copy(const lora_py_array *a) {
     void *data;
     PyObject *array = lora_py_new_array(LORA_PY_F32, a->ndim, a->shape, 0, &data);

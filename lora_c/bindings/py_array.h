@@ -10,6 +10,8 @@ int lora_py_import_numpy(void);
 PyObject *lora_py_new_array(lora_py_kind kind, int ndim, const int64_t *shape, int clear, void **data);
 /** An array over memory that owner keeps alive. */
 PyObject *lora_py_view(PyObject *owner, lora_py_kind kind, int ndim, const int64_t *shape, const void *data, int writable);
+/** Makes a new array read-only; -1 with an exception. */
+int lora_py_set_readonly(PyObject *array);
 /** A float32 copy of a bfloat16 array. */
 PyObject *lora_py_float_copy(const lora_py_array *a);
 /** o itself, or for bfloat16 arrays (which refuse the buffer protocol) a uint16 view and *is_bf16 = 1. New reference. */

@@ -92,10 +92,17 @@ typedef struct lora_py_weight {
     PyObject *keep;
 } lora_py_weight;
 
-int lora_py_get_weight(lora_py_state *state, PyObject *o, const char *name, lora_py_weight *out);
+int lora_py_get_weight(lora_py_state *state, const lora_ctx *ctx, PyObject *o, const char *name, lora_py_weight *out);
+
+typedef struct lora_py_vector {
+    const float *data;
+    int64_t n;
+    float *grad; /* of a trained Parameter */
+    PyObject *keep;
+} lora_py_vector;
+
 /** A float32 vector (Parameter or array; bfloat16 is converted). */
-int lora_py_get_vector(lora_py_state *state, PyObject *o, const char *name, const float **data, int64_t *n, float **grad,
-                       PyObject **keep);
+int lora_py_get_vector(lora_py_state *state, const lora_ctx *ctx, PyObject *o, const char *name, lora_py_vector *out);
 
 /* py_parts.c */
 /* A trained part of a layer: given as a Parameter, which is shared, as an array of start values, or as None for zeros. */

@@ -1,6 +1,7 @@
 /* Decoder: weights by name, and the calls over a packed batch. The library borrows; two dicts own. */
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_decoder.h"
+#include "lora_c/bindings/py_devices.h"
 #include "lora_c/bindings/py_precision.h"
 
 #include <math.h>
@@ -34,8 +35,10 @@ static PyObject *make_decoder(PyTypeObject *type, PyObject *args, PyObject *kwar
     lora_decoder_config config = {0};
     lora_py_decoder_memory memory = {0};
     PyObject *options = lora_py_decoder_arguments(args, kwargs, &config, &memory);
-    decoder *self = options ? lora_py_new(type) : NULL;
+    lora_py_device device;
+    decoder *self = options && lora_py_find_device(lora_py_state_of(type), memory.device, &device) == 0 ? lora_py_new(type) : NULL;
     if (self) {
+        lora_py_put_on(self, device);
         lora_status status;
         lora_error err = {0};
         LORA_PY_CALL(self->base.ctx, status, lora_decoder_create(self->base.ctx, &config, &self->decoder, &err));
@@ -472,6 +475,7 @@ static PyGetSetDef decoder_getset[] = {
     {"stopping", get_stopping, set_stopping,
      "While True, passes end between two layers with PassStopped, the running one too; may be set by any thread.", NULL},
     {"config", get_config, NULL, "The arguments of the constructor.", NULL},
+    {"device", lora_py_get_device, NULL, "The name of the device that it computes on.", NULL},
     {0},
 };
 
@@ -505,7 +509,7 @@ PyDoc_STRVAR(decoder_doc,
 "max_position_embeddings, norm_eps, norm='rms', norm_weight_offset=0.0, pre_norm=True, post_norm=False, qk_norm='none', "
 "activation='silu', gated_mlp=True, learned_positions=False, tie_word_embeddings=False, embedding_scale=1.0, residual_scale=1.0, "
 "attention_scale=0.0, attention_softcap=0.0, logit_scale=1.0, logit_softcap=0.0, sliding_window=0, rope_inv_freq=None, "
-"rope_scale=1.0, second_rope_inv_freq=None, second_rope_scale=1.0, layer_rope=None, rope_switch=0)\n--\n\n"
+"rope_scale=1.0, second_rope_inv_freq=None, second_rope_scale=1.0, layer_rope=None, rope_switch=0, device='cpu')\n--\n\n"
 "A decoder: forward and backward over a packed batch, and decoding with a KV cache. What differs between the families of\n"
 "models is an argument.\n\n"
 "Parameters\n----------\n"
@@ -523,7 +527,8 @@ PyDoc_STRVAR(decoder_doc,
 "rope_scale : float\n    Multiplies cosine and sine.\n"
 "second_rope_inv_freq, second_rope_scale : optional\n    A second table.\n"
 "layer_rope : sequence of int, optional\n    Table of each layer, 0 or 1; -1: no rotation. By default 0 for all.\n"
-"rope_switch : int\n    Sequences of more tokens than this use the second table in all layers (longrope); 0: never.\n\n"
+"rope_switch : int\n    Sequences of more tokens than this use the second table in all layers (longrope); 0: never.\n"
+"device : str\n    What it computes on, a name of devices(). Parameters must lie there; frozen weights are copied to it.\n\n"
 "Raises\n------\nValueError\n    A number is out of range or contradicts another.\n\n"
 "Notes\n-----\nWeights are set by name with set_weight() and are borrowed. One thread at a time; results do not depend on the number\n"
 "of threads inside.\n\n"

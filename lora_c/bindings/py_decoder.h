@@ -27,6 +27,7 @@ typedef struct lora_py_decoder_memory {
     int32_t *windows;
     int8_t *layer_rope;
     double *inv_freq[LORA_MAX_ROPES];
+    const char *device; /* of an argument */
 } lora_py_decoder_memory;
 
 /** The arguments of Decoder() as a configuration. Returns them as a dict, or NULL with an exception; release the memory

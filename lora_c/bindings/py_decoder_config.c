@@ -12,7 +12,7 @@ typedef struct given {
     int64_t sizes[N_SIZES];
     double eps, weight_offset, embedding_scale, residual_scale, attention_scale, attention_softcap, logit_scale, logit_softcap;
     double rope_scale, second_rope_scale;
-    const char *norm, *qk_norm, *activation;
+    const char *norm, *qk_norm, *activation, *device;
     int pre_norm, post_norm, gated, positions, tied;
     int64_t rope_switch;
     PyObject *window, *layer_rope, *inv_freq, *second_inv_freq;
@@ -23,18 +23,18 @@ static char *NAMES[] = {"hidden_size", "intermediate_size", "num_hidden_layers",
                         "post_norm", "qk_norm", "activation", "gated_mlp", "learned_positions", "tie_word_embeddings",
                         "embedding_scale", "residual_scale", "attention_scale", "attention_softcap", "logit_scale",
                         "logit_softcap", "sliding_window", "rope_inv_freq", "rope_scale", "second_rope_inv_freq",
-                        "second_rope_scale", "layer_rope", "rope_switch", NULL};
+                        "second_rope_scale", "layer_rope", "rope_switch", "device", NULL};
 
 static int read_arguments(PyObject *args, PyObject *kwargs, given *g) {
     int64_t *s = g->sizes;
     for (int i = 0; i < N_SIZES; i++) s[i] = NOT_GIVEN;
     return PyArg_ParseTupleAndKeywords(
-        args, kwargs, "|$O&O&O&O&O&O&O&O&dsdppsspppddddddOOdOdOO&:Decoder", NAMES, lora_py_whole, &s[0], lora_py_whole, &s[1], lora_py_whole, &s[2],
+        args, kwargs, "|$O&O&O&O&O&O&O&O&dsdppsspppddddddOOdOdOO&s:Decoder", NAMES, lora_py_whole, &s[0], lora_py_whole, &s[1], lora_py_whole, &s[2],
         lora_py_whole, &s[3], lora_py_whole, &s[4], lora_py_whole, &s[5], lora_py_whole, &s[6], lora_py_whole, &s[7], &g->eps,
         &g->norm, &g->weight_offset, &g->pre_norm, &g->post_norm, &g->qk_norm, &g->activation, &g->gated, &g->positions, &g->tied,
         &g->embedding_scale, &g->residual_scale, &g->attention_scale, &g->attention_softcap, &g->logit_scale, &g->logit_softcap,
         &g->window, &g->inv_freq, &g->rope_scale, &g->second_inv_freq, &g->second_rope_scale, &g->layer_rope, lora_py_whole,
-        &g->rope_switch);
+        &g->rope_switch, &g->device);
 }
 
 static int check_required(const given *g) {
@@ -164,12 +164,13 @@ static int fill(const given *g, lora_decoder_config *c, lora_py_decoder_memory *
 
 PyObject *lora_py_decoder_arguments(PyObject *args, PyObject *kwargs, lora_decoder_config *config, lora_py_decoder_memory *memory) {
     PyObject *zero = PyLong_FromLong(0), *options = NULL;
-    given g = {.eps = -1.0, .norm = "rms", .qk_norm = "none", .activation = "silu", .pre_norm = 1, .gated = 1, .embedding_scale = 1.0,
+    given g = {.eps = -1.0, .norm = "rms", .qk_norm = "none", .activation = "silu", .device = "cpu", .pre_norm = 1, .gated = 1, .embedding_scale = 1.0,
                .residual_scale = 1.0, .attention_scale = 0.0, .logit_scale = 1.0, .rope_scale = 1.0, .second_rope_scale = 1.0,
                .window = zero, .layer_rope = Py_None, .inv_freq = Py_None, .second_inv_freq = Py_None};
     if (zero && read_arguments(args, kwargs, &g) && check_required(&g) == 0) {
         if (g.attention_scale == 0.0) g.attention_scale = 1.0 / sqrt((double)g.sizes[5]);
         if (fill(&g, config, memory) == 0) options = options_dict(&g, kwargs);
+        memory->device = g.device;
     }
     Py_XDECREF(zero);
     return options;

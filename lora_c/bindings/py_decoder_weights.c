@@ -1,5 +1,6 @@
 /* How a Decoder gets its weights, adapters and trained token rows. The library borrows; the owners are kept by place. */
 #include "lora_c/bindings/py_decoder.h"
+#include "lora_c/bindings/py_devices.h"
 
 #include <math.h>
 #include <string.h>
@@ -100,33 +101,72 @@ static int get_row(PyObject *given, int64_t *row) {
     return -1;
 }
 
-/* Cuts the rows that the slot takes out of a given weight or vector. */
-static int cut_rows(const decoder *self, const weight_place *place, int64_t row, lora_py_weight *given, const float **vector, int64_t *n) {
+/* A matrix or a vector as it is given, then cut to what the slot takes, then on the decoder's device. */
+typedef struct given_weight {
+    lora_py_weight matrix;
+    lora_py_vector vector;
+    PyObject *keep; /* what owns the memory */
+} given_weight;
+
+static int read_given(const decoder *self, PyObject *given, const char *name, const weight_place *place, given_weight *out) {
+    lora_py_state *state = lora_py_state_of(Py_TYPE((PyObject *)self));
+    *out = (given_weight){0};
+    int status = place->is_vector ? lora_py_get_vector(state, self->base.ctx, given, name, &out->vector)
+                                  : lora_py_get_weight(state, self->base.ctx, given, name, &out->matrix);
+    out->keep = place->is_vector ? out->vector.keep : out->matrix.keep;
+    return status;
+}
+
+static int cut_vector(const decoder *self, const weight_place *place, int64_t row, lora_py_vector *v) {
     int64_t rows, cols;
-    lora_error err = {0};
-    if (place->is_vector && place->slot >= LORA_BIAS) {
-        lora_decoder_matrix_shape(self->decoder, (lora_matrix_slot)(place->slot - LORA_BIAS), &rows, &cols);
-        if (row < 0 || row > *n - rows) {
-            PyErr_Format(PyExc_ValueError, "row: expected %lld elements from row on, got row %lld of %lld", (long long)rows, (long long)row,
-                         (long long)*n);
-            return -1;
-        }
-        *vector += row;
-        if (given->grad) given->grad += row;
-        *n = rows;
-        return 0;
-    }
-    if (place->is_vector) {
+    if (place->slot < LORA_BIAS) {
         PyErr_SetString(PyExc_ValueError, "row: expected 0 for a norm, got another");
         return -1;
     }
+    lora_decoder_matrix_shape(self->decoder, (lora_matrix_slot)(place->slot - LORA_BIAS), &rows, &cols);
+    if (row < 0 || row > v->n - rows) {
+        PyErr_Format(PyExc_ValueError, "row: expected %lld elements from row on, got row %lld of %lld", (long long)rows, (long long)row,
+                     (long long)v->n);
+        return -1;
+    }
+    v->data += row;
+    if (v->grad) v->grad += row;
+    v->n = rows;
+    return 0;
+}
+
+/* Cuts the rows that the slot takes out of what is given. */
+static int cut_rows(const decoder *self, const weight_place *place, int64_t row, given_weight *g) {
+    if (place->is_vector) return cut_vector(self, place, row, &g->vector);
+    int64_t rows, cols;
+    lora_error err = {0};
     lora_decoder_matrix_shape(self->decoder, (lora_matrix_slot)place->slot, &rows, &cols);
-    lora_weight whole = given->w;
-    if (lora_weight_rows(&whole, row, rows, &given->w, &err) != LORA_OK) {
+    lora_weight whole = g->matrix.w;
+    if (lora_weight_rows(&whole, row, rows, &g->matrix.w, &err) != LORA_OK) {
         raise_from(self, &err);
         return -1;
     }
-    if (given->grad) given->grad += row * whole.cols;
+    if (g->matrix.grad) g->matrix.grad += row * whole.cols;
+    return 0;
+}
+
+/* Frozen weights of the host go to the device; Parameters are there. What owns the memory there takes the place of keep. */
+static int place_on_device(const decoder *self, const weight_place *place, given_weight *g) {
+    lora_ctx *ctx = self->base.ctx;
+    lora_status status;
+    lora_error err = {0};
+    void *memory = NULL;
+    lora_weight host = g->matrix.w;
+    if (lora_py_is_host(ctx) || Py_IS_TYPE(g->keep, lora_py_state_of(Py_TYPE((PyObject *)self))->parameter_type)) return 0;
+    LORA_PY_CALL(ctx, status, place->is_vector ? lora_vector_place(ctx, g->vector.data, g->vector.n, &g->vector.data, &memory, &err)
+                                               : lora_weight_place(ctx, &host, &g->matrix.w, &memory, &err));
+    if (status != LORA_OK) {
+        raise_from(self, &err);
+        return -1;
+    }
+    PyObject *placed = lora_py_hold(&self->base, memory);
+    if (!placed) return -1;
+    Py_SETREF(g->keep, placed);
     return 0;
 }
 
@@ -136,28 +176,25 @@ PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwar
     int64_t row;
     PyObject *given, *row_given = Py_None;
     decoder *self = (decoder *)o;
-    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
     weight_place place;
+    given_weight g;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO|$O:set_weight", names, &name, &given, &row_given) || find_place(self, name, &place) < 0
         || get_row(row_given, &row) < 0) return NULL;
-    lora_py_weight matrix = {0};
-    const float *vector = NULL;
-    int64_t n = 0;
-    int status = place.is_vector ? lora_py_get_vector(state, given, name, &vector, &n, &matrix.grad, &matrix.keep)
-                                 : lora_py_get_weight(state, given, name, &matrix);
-    if (status == 0 && row >= 0) status = cut_rows(self, &place, row, &matrix, &vector, &n);
+    int status = read_given(self, given, name, &place, &g);
+    if (status == 0 && row >= 0) status = cut_rows(self, &place, row, &g);
+    if (status == 0) status = place_on_device(self, &place, &g);
     if (status < 0 || lora_py_enter_decoder(self) < 0) {
-        Py_XDECREF(matrix.keep);
+        Py_XDECREF(g.keep);
         return NULL;
     }
     lora_status set;
     lora_error err = {0};
     LORA_PY_CALL(self->base.ctx, set, place.is_vector
-        ? lora_decoder_set_vector(self->decoder, place.layer, (lora_vector_slot)place.slot, vector, n, matrix.grad, &err)
-        : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &matrix.w, matrix.grad, &err));
-    if (set == LORA_OK) replace_owner(self, weight_owner(self, &place), matrix.keep);
+        ? lora_decoder_set_vector(self->decoder, place.layer, (lora_vector_slot)place.slot, g.vector.data, g.vector.n, g.vector.grad, &err)
+        : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &g.matrix.w, g.matrix.grad, &err));
+    if (set == LORA_OK) replace_owner(self, weight_owner(self, &place), g.keep);
     else lora_py_leave(&self->base);
-    Py_XDECREF(matrix.keep);
+    Py_XDECREF(g.keep);
     if (set != LORA_OK) return raise_from(self, &err);
     Py_RETURN_NONE;
 }
@@ -227,6 +264,8 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
                      whole ? "" : "row + ", (long long)out, name);
         return NULL;
     }
+    const lora_ctx *ctx = ((decoder *)o)->base.ctx;
+    if (lora_py_same_device(ctx, &A->base, "A") < 0 || lora_py_same_device(ctx, &B->base, "B") < 0) return NULL;
     if (A == B) {
         PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
         return NULL;
@@ -236,6 +275,7 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
         PyErr_Format(PyExc_ValueError, "magnitude: expected a Parameter of shape (%lld,) for %s, got another", (long long)B->shape[0], name);
         return NULL;
     }
+    if (m && lora_py_same_device(ctx, &m->base, "magnitude") < 0) return NULL;
     int64_t r = A->shape[0];
     lora_adapter adapter = {.rank = r, .A = A->data, .B = B->data + row * r, .dA = A->grad, .dB = B->grad ? B->grad + row * r : NULL,
                             .scale = (float)scale, .dropout = (float)dropout, .dropout_seed = seed,
@@ -269,6 +309,7 @@ PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args) {
     if (!fits)
         PyErr_Format(PyExc_ValueError, "rows: expected a Parameter of shape (%lld, %lld) with requires_grad, got another", (long long)ids.n,
                      (long long)self->config.hidden_size);
+    if (fits && rows) fits = lora_py_same_device(self->base.ctx, &rows->base, "rows") == 0;
     if (!fits || lora_py_enter_decoder(self) < 0) {
         lora_py_release_ids(&ids);
         return NULL;

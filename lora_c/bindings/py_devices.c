@@ -35,7 +35,7 @@ static PyObject *open_device(lora_py_state *state, const char *name) {
 }
 
 /* The capsule of a device other than the CPU, borrowed from the state. */
-static PyObject *device_of(lora_py_state *state, const char *name) {
+static PyObject *capsule_of(lora_py_state *state, const char *name) {
     int i = 0;
     for (; i < LORA_PY_MOST_DEVICES && state->devices[i]; i++)
         if (strcmp(lora_ctx_device(context_of(state->devices[i])), name) == 0) return state->devices[i];
@@ -50,15 +50,73 @@ static PyObject *device_of(lora_py_state *state, const char *name) {
     return NULL;
 }
 
-int lora_py_put_on(lora_py_state *state, void *object, const char *device) {
-    lora_py_object *self = object;
-    if (strcmp(device, "cpu") == 0) return 0;
-    PyObject *capsule = device_of(state, device);
+lora_py_device lora_py_cpu(const lora_py_state *state) { return (lora_py_device){.owner = state->owner, .ctx = state->ctx}; }
+
+int lora_py_find_device(lora_py_state *state, const char *name, lora_py_device *out) {
+    *out = lora_py_cpu(state);
+    if (strcmp(name, "cpu") == 0) return 0;
+    PyObject *capsule = capsule_of(state, name);
     if (!capsule) return -1;
-    Py_SETREF(self->owner, Py_NewRef(capsule));
-    self->ctx = context_of(capsule);
+    *out = (lora_py_device){.owner = capsule, .ctx = context_of(capsule)};
     return 0;
 }
+
+void lora_py_put_on(void *object, lora_py_device device) {
+    lora_py_object *self = object;
+    Py_SETREF(self->owner, Py_NewRef(device.owner));
+    self->ctx = device.ctx;
+}
+
+int lora_py_is_host(const lora_ctx *ctx) { return lora_backend_of(ctx)->backend->host_memory; }
+
+/* --- memory --- */
+
+static const char PLACED[] = "lora_c._core.placed";
+
+static void free_placed(PyObject *capsule) {
+    PyObject *device = PyCapsule_GetContext(capsule);
+    lora_ctx_free(context_of(device), PyCapsule_GetPointer(capsule, PLACED));
+    Py_XDECREF(device);
+}
+
+PyObject *lora_py_hold(const lora_py_object *of, void *memory) {
+    PyObject *capsule = PyCapsule_New(memory, PLACED, free_placed);
+    if (capsule) (void)PyCapsule_SetContext(capsule, Py_NewRef(of->owner)); /* fails for what is no capsule */
+    else lora_ctx_free(of->ctx, memory);
+    return capsule;
+}
+
+static lora_status download(lora_ctx *ctx, void *to, const void *from, size_t bytes, lora_error *err) {
+    LORA_TRY(lora_download(ctx, to, from, bytes, err));
+    return lora_sync(ctx, err);
+}
+
+static lora_status upload(lora_ctx *ctx, void *to, const void *from, size_t bytes, lora_error *err) {
+    LORA_TRY(lora_upload(ctx, to, from, bytes, err));
+    return lora_sync(ctx, err);
+}
+
+static int finish(const lora_py_object *of, lora_status status, const lora_error *err) {
+    if (status == LORA_OK) return 0;
+    lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)of)), err);
+    return -1;
+}
+
+int lora_py_download(const lora_py_object *of, void *to, const void *from, size_t bytes) {
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(of->ctx, status, download(of->ctx, to, from, bytes, &err));
+    return finish(of, status, &err);
+}
+
+int lora_py_upload(const lora_py_object *of, void *to, const void *from, size_t bytes) {
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(of->ctx, status, upload(of->ctx, to, from, bytes, &err));
+    return finish(of, status, &err);
+}
+
+/* --- names --- */
 
 PyObject *lora_py_get_device(PyObject *o, void *unused) {
     (void)unused;
@@ -113,11 +171,10 @@ static PyObject *transfers(PyObject *module, PyObject *args) {
     const char *name = "cpu";
     lora_py_state *state = PyModule_GetState(module);
     if (!PyArg_ParseTuple(args, "|s:transfers", &name)) return NULL;
-    PyObject *capsule = strcmp(name, "cpu") == 0 ? NULL : device_of(state, name);
-    if (PyErr_Occurred()) return NULL;
-    lora_ctx *ctx = capsule ? context_of(capsule) : state->ctx;
+    lora_py_device device;
+    if (lora_py_find_device(state, name, &device) < 0) return NULL;
     lora_transfers t;
-    LORA_PY_CALL(ctx, t, lora_ctx_transfers(ctx));
+    LORA_PY_CALL(device.ctx, t, lora_ctx_transfers(device.ctx));
     return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L}", "uploads", (long long)t.uploads, "downloads", (long long)t.downloads, "syncs",
                          (long long)t.syncs, "uploaded_bytes", (long long)t.uploaded_bytes, "downloaded_bytes",
                          (long long)t.downloaded_bytes);

@@ -4,8 +4,25 @@
 
 #include "lora_c/bindings/py_state.h"
 
-/** Puts a new object, which holds nothing yet, on a device. -1 with an exception. */
-int lora_py_put_on(lora_py_state *state, void *object, const char *device);
+/** The device of this name, whose context and owner the state holds. -1 with an exception. */
+int lora_py_find_device(lora_py_state *state, const char *name, lora_py_device *out);
+/** The device of the contexts that objects have by themselves. */
+lora_py_device lora_py_cpu(const lora_py_state *state);
+/** The device of an object. */
+static inline lora_py_device lora_py_device_of(const void *object) {
+    const lora_py_object *o = object;
+    return (lora_py_device){.owner = o->owner, .ctx = o->ctx};
+}
+/** Puts a new object, which holds no memory yet, on a device. */
+void lora_py_put_on(void *object, lora_py_device device);
+int lora_py_is_host(const lora_ctx *ctx); /* whether its addresses are the host's */
+
+/** A capsule that frees memory of the device of an object when it ends; it takes memory over. NULL with an exception. */
+PyObject *lora_py_hold(const lora_py_object *of, void *memory);
+
+/** to (host) = from (device), and waits; the other way. -1 with an exception. */
+int lora_py_download(const lora_py_object *of, void *to, const void *from, size_t bytes);
+int lora_py_upload(const lora_py_object *of, void *to, const void *from, size_t bytes);
 /** The name of the device of an object. */
 PyObject *lora_py_get_device(PyObject *o, void *unused);
 /** Refuses an object of another device than the context's; -1 with ValueError. what: the argument that it is. */

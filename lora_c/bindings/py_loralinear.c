@@ -45,8 +45,12 @@ static void linear_dealloc(PyObject *o) {
 
 static int set_bias(loralinear *self, lora_py_state *state, PyObject *bias) {
     if (bias == Py_None) return 0;
-    int64_t n;
-    if (lora_py_get_vector(state, bias, "bias", &self->bias, &n, &self->dbias, &self->bias_keep) < 0) return -1;
+    lora_py_vector given;
+    if (lora_py_get_vector(state, state->ctx, bias, "bias", &given) < 0) return -1;
+    self->bias = given.data;
+    self->dbias = given.grad;
+    self->bias_keep = given.keep;
+    int64_t n = given.n;
     if (n == self->weight.w.rows) return 0;
     PyErr_Format(PyExc_ValueError, "bias: expected shape (%lld,), got shape (%lld,)", (long long)self->weight.w.rows, (long long)n);
     return -1;
@@ -153,7 +157,7 @@ static PyObject *make_linear(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (check_numbers(self) < 0) goto fail;
     self->scaling = self->lora_alpha / (rslora ? sqrt((double)rank) : (double)rank);
     self->given = Py_NewRef(given);
-    if (lora_py_get_weight(state, given, "base", &self->weight) < 0) goto fail;
+    if (lora_py_get_weight(state, state->ctx, given, "base", &self->weight) < 0) goto fail;
     if (set_bias(self, state, bias) < 0 || set_adapter(self, state, A, B, magnitude, dora) < 0) goto fail;
     find_flat_size(self, state);
     return lora_py_publish(self);

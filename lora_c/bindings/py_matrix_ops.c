@@ -33,7 +33,7 @@ static PyObject *op_linear(PyObject *module, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:linear", names, &x_given, &w_given, &bias_given)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     lora_py_array *x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS), *bias = NULL;
-    if (!x || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    if (!x || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     if (lora_py_expect_last(x, w->cols, NULL) < 0) return lora_py_abandon(&c);
     if (bias_given != Py_None
@@ -59,7 +59,7 @@ static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:linear_backward", names, &dy_given, &w_given, &x_given)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     lora_py_array *dy = lora_py_take(&c, dy_given, "dy", LORA_PY_ROWS), *x = NULL;
-    if (!dy || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    if (!dy || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     if (lora_py_expect_last(dy, w->rows, NULL) < 0) return lora_py_abandon(&c);
     if (x_given != Py_None
@@ -88,7 +88,7 @@ static PyObject *op_embedding(PyObject *module, PyObject *args) {
     PyObject *ids_given, *w_given;
     if (!PyArg_ParseTuple(args, "OO:embedding", &ids_given, &w_given)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
-    if (lora_py_get_ids(ids_given, "ids", &c.ids) < 0 || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0)
+    if (lora_py_get_ids(ids_given, "ids", &c.ids) < 0 || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0)
         return lora_py_abandon(&c);
     int64_t M = c.ids.n, H = c.weight.w.cols;
     float *y = give_matrix(&c, M, H);
@@ -149,7 +149,7 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
                                      &gradients, &grad_scale, &map.scale, &map.softcap)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     lora_py_array *x = lora_py_take(&c, x_given, "x", 0);
-    if (!x || lora_py_get_weight(c.state, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    if (!x || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     const int64_t x_shape[] = {-1, w->cols};
     if (lora_py_expect(x, 2, x_shape) < 0 || lora_py_get_ids(targets_given, "targets", &c.ids) < 0

@@ -1,5 +1,6 @@
 /* Parameter: a float32 array with its gradient, in the library's own aligned memory. */
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_devices.h"
 
 #include <math.h>
 #include <string.h>
@@ -15,15 +16,17 @@ static void parameter_dealloc(PyObject *o) {
 }
 
 static PyObject *make_parameter(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"data", "name", "requires_grad", NULL};
+    static char *names[] = {"data", "name", "requires_grad", "device", NULL};
     PyObject *source;
-    const char *name = "";
+    const char *name = "", *device_name = "cpu";
     int requires_grad = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$sp:Parameter", names, &source, &name, &requires_grad)) return NULL;
+    lora_py_device device;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$sps:Parameter", names, &source, &name, &requires_grad, &device_name) ||
+        lora_py_find_device(lora_py_state_of(type), device_name, &device) < 0) return NULL;
     lora_py_array data;
     if (lora_py_get(source, "data", LORA_PY_F32, 0, &data) < 0) return NULL;
-    parameter *self = lora_py_parameter_new(lora_py_state_of(type), data.ndim, data.shape, name, requires_grad);
-    if (self) memcpy(self->data, data.data, (size_t)data.n * sizeof(float));
+    parameter *self = lora_py_parameter_new(lora_py_state_of(type), device, data.ndim, data.shape, name, requires_grad);
+    if (self && lora_py_upload(&self->base, self->data, data.data, (size_t)data.n * sizeof(float)) < 0) Py_CLEAR(self);
     lora_py_release(&data);
     return (PyObject *)self;
 }
@@ -117,21 +120,25 @@ static PyObject *parameters_of_block(lora_py_state *state, lora_py_block *block,
 }
 
 PyDoc_STRVAR(block_doc,
-"block($type, shapes, /, *, names=None, requires_grad=True)\n--\n\n"
+"block($type, shapes, /, *, names=None, requires_grad=True, device='cpu')\n--\n\n"
 "Make Parameters of zeros whose memory lies behind each other, data and gradients, without gaps.\n\n"
 "Parameters\n----------\n"
 "shapes : sequence of tuple of int\n    One for each.\n"
 "names : sequence of str, optional\n    For checkpoints and messages.\n"
-"requires_grad : bool\n    Whether gradients are kept.\n\n"
+"requires_grad : bool\n    Whether gradients are kept.\n"
+"device : str\n    Where they lie, a name of devices().\n\n"
 "Returns\n-------\nlist of Parameter\n\n"
 "Raises\n------\nTypeError, ValueError\n    A shape or a name does not fit.\nMemoryError\n    The machine has no memory for all of them.\n\n"
 "Notes\n-----\nThe memory is given back when the last of them, and the last view, is gone.");
 
 static PyObject *parameter_block(PyObject *cls, PyObject *args, PyObject *kwargs) {
-    static char *keywords[] = {"", "names", "requires_grad", NULL};
+    static char *keywords[] = {"", "names", "requires_grad", "device", NULL};
     PyObject *shapes_given, *names_given = Py_None, *names = NULL, *list = NULL;
+    const char *device_name = "cpu";
     int requires_grad = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$Op:block", keywords, &shapes_given, &names_given, &requires_grad)) return NULL;
+    lora_py_device device;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$Ops:block", keywords, &shapes_given, &names_given, &requires_grad, &device_name) ||
+        lora_py_find_device(lora_py_state_of((PyTypeObject *)cls), device_name, &device) < 0) return NULL;
     PyObject *shapes = lora_py_items(shapes_given, "shapes: expected a list of tuples of int");
     if (!shapes) return NULL;
     Py_ssize_t n = PyTuple_GET_SIZE(shapes);
@@ -140,7 +147,7 @@ static PyObject *parameter_block(PyObject *cls, PyObject *args, PyObject *kwargs
     block_part *parts = read_shapes(shapes, &total);
     if (parts && names_given != Py_None) names = read_names(names_given, n);
     if (parts && !PyErr_Occurred()) {
-        lora_py_block *block = lora_py_block_new(state->ctx, total, requires_grad);
+        lora_py_block *block = lora_py_block_new(device, total, requires_grad);
         if (block) list = parameters_of_block(state, block, n, parts, names);
         lora_py_block_drop(block);
     }
@@ -152,11 +159,42 @@ static PyObject *parameter_block(PyObject *cls, PyObject *args, PyObject *kwargs
 
 /* --- views -------------------------------------------------------------------------------------------------------- */
 
+/* A new array with what lies at data; None for NULL. */
+static PyObject *copy_of(PyObject *o, const float *data) {
+    parameter *self = (parameter *)o;
+    int64_t shape[LORA_PY_MAX_DIMS];
+    void *to;
+    for (int i = 0; i < self->ndim; i++) shape[i] = self->shape[i];
+    PyObject *array = data ? lora_py_new_array(LORA_PY_F32, self->ndim, shape, 0, &to) : Py_NewRef(Py_None);
+    if (array && data && lora_py_download(&self->base, to, data, (size_t)self->size * sizeof(float)) < 0) Py_CLEAR(array);
+    return array;
+}
+
+/* A view; of another device's memory a copy, which does not pretend that writing to it changes anything. */
 static PyObject *view_of(PyObject *o, float *data) {
     parameter *self = (parameter *)o;
     int64_t shape[LORA_PY_MAX_DIMS];
     for (int i = 0; i < self->ndim; i++) shape[i] = self->shape[i];
-    return data ? lora_py_view(o, LORA_PY_F32, self->ndim, shape, data, 1) : Py_NewRef(Py_None);
+    if (data && lora_py_is_host(self->base.ctx)) return lora_py_view(o, LORA_PY_F32, self->ndim, shape, data, 1);
+    PyObject *array = copy_of(o, data);
+    if (array && array != Py_None && lora_py_set_readonly(array) < 0) Py_CLEAR(array);
+    return array;
+}
+
+static PyObject *parameter_read(PyObject *o, PyObject *unused) { (void)unused; return copy_of(o, ((parameter *)o)->data); }
+static PyObject *parameter_read_grad(PyObject *o, PyObject *unused) { (void)unused; return copy_of(o, ((parameter *)o)->grad); }
+
+static PyObject *parameter_write(PyObject *o, PyObject *given) {
+    parameter *self = (parameter *)o;
+    int64_t shape[LORA_PY_MAX_DIMS];
+    lora_py_array data;
+    for (int i = 0; i < self->ndim; i++) shape[i] = self->shape[i];
+    if (lora_py_get(given, "data", LORA_PY_F32, 0, &data) < 0) return NULL;
+    int status = lora_py_expect(&data, self->ndim, shape);
+    if (status == 0) status = lora_py_upload(&self->base, self->data, data.data, (size_t)self->size * sizeof(float));
+    lora_py_release(&data);
+    if (status < 0) return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyObject *get_data(PyObject *o, void *unused) { (void)unused; return view_of(o, ((parameter *)o)->data); }
@@ -191,27 +229,31 @@ static int refuse_set(PyObject *o, PyObject *value, void *name) {
     Py_XDECREF(current);
     PyErr_Clear();
     if (same) return 0;
-    PyErr_Format(PyExc_AttributeError, "%s: expected an assignment to its elements, got one to the attribute; use p.%s[...] = x",
-                 name, name);
+    if (lora_py_is_host(((parameter *)o)->base.ctx))
+        PyErr_Format(PyExc_AttributeError, "%s: expected an assignment to its elements, got one to the attribute; use p.%s[...] = x", name, name);
+    else PyErr_Format(PyExc_AttributeError, "%s: expected p.write(x) for a Parameter on another device than the CPU, got an assignment", name);
     return -1;
 }
 
 static PyObject *parameter_zero_grad(PyObject *o, PyObject *unused) {
     (void)unused;
     parameter *self = (parameter *)o;
-    if (self->grad) {
-        lora_ctx *ctx = self->base.ctx;
-        Py_BEGIN_ALLOW_THREADS
-        lora_ctx_lock(ctx); /* not while a backward pass adds to it */
-        memset(self->grad, 0, (size_t)self->size * sizeof(float));
-        lora_ctx_unlock(ctx);
-        Py_END_ALLOW_THREADS
-    }
+    lora_status status = LORA_OK;
+    lora_error err = {0};
+    if (self->grad) /* locked: not while a backward pass adds to it */
+        LORA_PY_CALL(self->base.ctx, status, lora_clear(self->base.ctx, self->grad, (size_t)self->size * sizeof(float), &err));
+    if (status != LORA_OK) return lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
     Py_RETURN_NONE;
 }
 
 static int parameter_getbuffer(PyObject *o, Py_buffer *view, int flags) {
     parameter *self = (parameter *)o;
+    if (!lora_py_is_host(self->base.ctx)) {
+        view->obj = NULL;
+        PyErr_Format(PyExc_BufferError, "Parameter: expected one on the CPU, got one on device %s; use its read() and write()",
+                     lora_ctx_device(self->base.ctx));
+        return -1;
+    }
     if (self->ndim > 1 && (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS) {
         view->obj = NULL;
         PyErr_SetString(PyExc_BufferError, "Parameter: expected a request for rows behind each other, got one for columns (Fortran order)");
@@ -242,8 +284,9 @@ static PyObject *parameter_repr(PyObject *o) {
 }
 
 static PyGetSetDef parameter_getset[] = {
-    {"data", get_data, refuse_set, "The values, a writable view.", "data"},
-    {"grad", get_grad, refuse_set, "The gradient, a writable view; backward passes add to it. None when frozen.", "grad"},
+    {"data", get_data, refuse_set, "The values, a writable view; on another device than the CPU a copy, see write().", "data"},
+    {"grad", get_grad, refuse_set, "The gradient, likewise; backward passes add to it. None when frozen.", "grad"},
+    {"device", lora_py_get_device, NULL, "The name of the device that it lies on.", NULL},
     {"name", get_name, NULL, "The name given at construction.", NULL},
     {"shape", get_shape, NULL, "The shape.", NULL},
     {"size", get_size, NULL, "Number of elements.", NULL},
@@ -253,24 +296,36 @@ static PyGetSetDef parameter_getset[] = {
 
 PyDoc_STRVAR(zero_grad_doc, "zero_grad($self, /)\n--\n\nSet the gradient to zero.");
 
+PyDoc_STRVAR(read_doc, "read($self, /)\n--\n\nReturn a copy of the values, from whichever device they lie on.");
+PyDoc_STRVAR(read_grad_doc, "read_grad($self, /)\n--\n\nReturn a copy of the gradient, from whichever device; None when frozen.");
+PyDoc_STRVAR(write_doc,
+"write($self, data, /)\n--\n\n"
+"Set the values, on whichever device they lie.\n\n"
+"Raises\n------\nTypeError\n    data is not float32.\nValueError\n    Another shape.");
+
 LORA_PY_KEEP(parameter_block)
 
 static PyMethodDef parameter_methods[] = {
     {"block", LORA_PY_KEYWORDS parameter_block_kept, METH_CLASS | METH_VARARGS | METH_KEYWORDS, block_doc},
     {"zero_grad", parameter_zero_grad, METH_NOARGS, zero_grad_doc},
+    {"read", parameter_read, METH_NOARGS, read_doc},
+    {"read_grad", parameter_read_grad, METH_NOARGS, read_grad_doc},
+    {"write", parameter_write, METH_O, write_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };
 
 PyDoc_STRVAR(parameter_doc,
-"Parameter(data, *, name=\'\', requires_grad=True)\n--\n\n"
+"Parameter(data, *, name=\'\', requires_grad=True, device=\'cpu\')\n--\n\n"
 "A float32 array that training may change, with its gradient.\n\n"
 "Parameters\n----------\n"
 "data : array\n    float32, C-contiguous, not empty; copied.\n"
 "name : str\n    For checkpoints and messages.\n"
-"requires_grad : bool\n    Whether a gradient is kept.\n\n"
+"requires_grad : bool\n    Whether a gradient is kept.\n"
+"device : str\n    Where it lies, a name of devices().\n\n"
 "Raises\n------\nTypeError\n    Another element type.\nValueError\n    Empty, or not contiguous.\n\n"
-"Notes\n-----\nThe buffer protocol gives the data, writable. Views stay valid after the Parameter is gone.");
+"Notes\n-----\nThe buffer protocol gives the data, writable; on another device than the CPU it is refused. Views stay valid after the\n"
+"Parameter is gone.");
 
 static PyType_Slot parameter_slots[] = {
     {Py_tp_new, parameter_new},          {Py_tp_dealloc, parameter_dealloc}, {Py_tp_traverse, lora_py_traverse},

@@ -1,5 +1,6 @@
 /* The trained parts of a layer: Parameters that it shares, and those of its own, which lie in one block. */
 #include "lora_c/bindings/py_buffer.h"
+#include "lora_c/bindings/py_devices.h"
 
 #include <string.h>
 
@@ -28,7 +29,7 @@ static int make_parts(lora_py_state *state, lora_py_part *parts, int n_parts) {
     int64_t total = 0, first = 0;
     for (int i = 0; i < n_parts; i++) total += *parts[i].place ? 0 : parts[i].n;
     if (total == 0) return 0;
-    lora_py_block *block = lora_py_block_new(state->ctx, total, 1);
+    lora_py_block *block = lora_py_block_new(lora_py_cpu(state), total, 1);
     int status = block ? 0 : -1;
     for (int i = 0; status == 0 && i < n_parts; i++) {
         if (*parts[i].place) continue;

@@ -39,6 +39,12 @@ typedef struct lora_py_object {
                        * GIL is released; not a flag, which a child forked meanwhile would keep for ever */
 } lora_py_object;
 
+/* Where an object lies: the context of a device, and what keeps that. */
+typedef struct lora_py_device {
+    PyObject *owner;
+    lora_ctx *ctx;
+} lora_py_device;
+
 typedef struct lora_py_nf4tensor {
     lora_py_object base;
     lora_nf4 nf4; /* points into the blocks below or into the library's tables */
@@ -122,13 +128,13 @@ void *lora_py_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes, const char *n
 
 /* py_block.c: all memory of Parameters. shape has ndim entries, all > 0; functions that make something give NULL with an exception. */
 /** Zeroed memory for n elements in all, which the caller holds, too, and drops when its Parameters are made. */
-lora_py_block *lora_py_block_new(lora_ctx *ctx, int64_t n, int requires_grad);
+lora_py_block *lora_py_block_new(lora_py_device device, int64_t n, int requires_grad);
 void lora_py_block_drop(lora_py_block *block); /* NULL allowed */
 /** The Parameter whose elements begin at the first-th of a block. name: a str. */
 lora_py_parameter *lora_py_parameter_at(lora_py_state *state, lora_py_block *block, int64_t first, int ndim, const int64_t *shape,
                                         PyObject *name);
 /** A Parameter with a block of its own. */
-lora_py_parameter *lora_py_parameter_new(lora_py_state *state, int ndim, const int64_t *shape, const char *name,
+lora_py_parameter *lora_py_parameter_new(lora_py_state *state, lora_py_device device, int ndim, const int64_t *shape, const char *name,
                                          int requires_grad);
 /** Whether the memory of the second begins where that of the first ends, in one block. */
 int lora_py_lies_behind(const lora_py_parameter *first, const lora_py_parameter *next);

@@ -1,5 +1,6 @@
 /* Weights and vectors that are borrowed, and what owns their memory. */
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_devices.h"
 
 static int weight_of_parameter(lora_py_parameter *p, const char *name, lora_py_weight *out) {
     if (p->ndim != 2) {
@@ -12,7 +13,7 @@ static int weight_of_parameter(lora_py_parameter *p, const char *name, lora_py_w
     return 0;
 }
 
-int lora_py_get_weight(lora_py_state *state, PyObject *o, const char *name, lora_py_weight *out) {
+int lora_py_get_weight(lora_py_state *state, const lora_ctx *ctx, PyObject *o, const char *name, lora_py_weight *out) {
     *out = (lora_py_weight){0};
     if (Py_IS_TYPE(o, state->nf4_type)) {
         out->w = lora_weight_nf4(&((lora_py_nf4tensor *)o)->nf4);
@@ -24,7 +25,8 @@ int lora_py_get_weight(lora_py_state *state, PyObject *o, const char *name, lora
         out->keep = Py_NewRef(o);
         return 0;
     }
-    if (Py_IS_TYPE(o, state->parameter_type)) return weight_of_parameter((lora_py_parameter *)o, name, out);
+    if (Py_IS_TYPE(o, state->parameter_type))
+        return lora_py_same_device(ctx, (lora_py_object *)o, name) < 0 ? -1 : weight_of_parameter((lora_py_parameter *)o, name, out);
     lora_py_array a;
     const int64_t any[] = {-1, -1};
     if (lora_py_get(o, name, LORA_PY_F32 | LORA_PY_BF16, 0, &a) < 0) return -1;
@@ -44,20 +46,16 @@ static int widen(lora_py_array *a) {
     return status;
 }
 
-int lora_py_get_vector(lora_py_state *state, PyObject *o, const char *name, const float **data, int64_t *n, float **grad,
-                       PyObject **keep) {
-    *grad = NULL;
-    *keep = NULL;
+int lora_py_get_vector(lora_py_state *state, const lora_ctx *ctx, PyObject *o, const char *name, lora_py_vector *out) {
+    *out = (lora_py_vector){0};
     if (Py_IS_TYPE(o, state->parameter_type)) {
         lora_py_parameter *p = (lora_py_parameter *)o;
+        if (lora_py_same_device(ctx, &p->base, name) < 0) return -1;
         if (p->ndim != 1) {
             PyErr_Format(PyExc_ValueError, "%s: expected a vector, got a Parameter with %d dimensions", name, p->ndim);
             return -1;
         }
-        *data = p->data;
-        *n = p->size;
-        *grad = p->grad;
-        *keep = Py_NewRef(o);
+        *out = (lora_py_vector){.data = p->data, .n = p->size, .grad = p->grad, .keep = Py_NewRef(o)};
         return 0;
     }
     lora_py_array a;
@@ -65,11 +63,7 @@ int lora_py_get_vector(lora_py_state *state, PyObject *o, const char *name, cons
     if (lora_py_get(o, name, LORA_PY_F32 | LORA_PY_BF16, 0, &a) < 0) return -1;
     int status = lora_py_expect(&a, 1, any);
     if (status == 0 && a.kind == LORA_PY_BF16) status = widen(&a);
-    if (status == 0) {
-        *n = a.n;
-        *data = a.data;
-        *keep = lora_py_keep_export(state, &a);
-    }
+    if (status == 0) *out = (lora_py_vector){.data = a.data, .n = a.n, .keep = lora_py_keep_export(state, &a)};
     lora_py_release(&a);
-    return *keep ? 0 : -1;
+    return out->keep ? 0 : -1;
 }
