@@ -62,7 +62,7 @@ static int64_t plan(const lora_ctx *ctx, const lora_weight *w, lora_logit_map ma
 
 int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_weight *w, bool gradient, int64_t rows) {
     lora_head_pass unused;
-    return plan(ctx, w, (lora_logit_map){1, 0}, gradient, rows, &unused) * (int64_t)sizeof(float);
+    return plan(ctx, w, (lora_logit_map){.scale = 1}, gradient, rows, &unused) * (int64_t)sizeof(float);
 }
 
 lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows,
@@ -210,7 +210,7 @@ lora_head_row lora_head_pass_row(const lora_head_pass *p, int64_t row) {
     }
     double log_sum = max + log(target + others);
     double loss = target == 1 ? log1p(others) : log_sum - (double)p->at_target[row];
-    return (lora_head_row){loss, log_sum, others / (target + others)};
+    return (lora_head_row){.loss = loss, .log_sum = log_sum, .others = others / (target + others)};
 }
 
 void lora_head_pass_gradient(const lora_head_pass *p, int64_t row, const lora_head_row *sums, float factor, float *dx, float *buffer) {
