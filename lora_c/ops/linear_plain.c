@@ -12,22 +12,17 @@ enum { SUM_COLUMNS = 256 };
 
 /* --- forward --- */
 
+/* c[M,N] = alpha x W^T. Written in place: decoding makes a few of these for every matrix and token. */
+static void set_product(lora_gemm_args *g, lora_mat x, const lora_weight *w, float alpha, float *c, int64_t ldc) {
+    *g = (lora_gemm_args){.m = x.rows, .n = w->rows, .k = w->cols, .alpha = alpha, .a = x.data, .a_row_stride = x.ld, .a_col_stride = 1,
+                          .b = w, .b_transposed = true, .c = c, .ldc = ldc};
+}
+
 /* x W^T + bias */
-static lora_gemm_args product_of(lora_mat x, const lora_linear_layer *l) {
-    return (lora_gemm_args){.m = x.rows, .n = l->w->rows, .k = x.cols, .alpha = 1, .a = x.data, .a_row_stride = x.ld, .a_col_stride = 1,
-                            .b = l->w, .b_transposed = true, .c = l->y.data, .ldc = l->y.ld, .accumulate = l->accumulate, .bias = l->bias};
-}
-
-/* t = x A^T */
-static lora_gemm_args low_of(lora_mat x, const lora_weight *A, float *t) {
-    return (lora_gemm_args){.m = x.rows, .n = A->rows, .k = x.cols, .alpha = 1, .a = x.data, .a_row_stride = x.ld, .a_col_stride = 1,
-                            .b = A, .b_transposed = true, .c = t, .ldc = A->rows};
-}
-
-/* y += s t B^T */
-static lora_gemm_args update_of(const lora_linear_layer *l, const float *t, const lora_weight *B) {
-    return (lora_gemm_args){.m = l->y.rows, .n = B->rows, .k = B->cols, .alpha = l->adapter->scale, .a = t, .a_row_stride = B->cols,
-                            .a_col_stride = 1, .b = B, .b_transposed = true, .c = l->y.data, .ldc = l->y.ld, .accumulate = true};
+static void set_output(lora_gemm_args *g, lora_mat x, const lora_linear_layer *l) {
+    set_product(g, x, l->w, 1, l->y.data, l->y.ld);
+    g->accumulate = l->accumulate;
+    g->bias = l->bias;
 }
 
 /* Few tokens: first x A^T of every adapter, then the rows of every W, each followed by its rows of B. */
@@ -46,12 +41,17 @@ static lora_status forward_few(lora_ctx *ctx, lora_mat x, int64_t n, const lora_
         next += lora_round_up(M * a->rank, 16);
         A[i] = lora_weight_f32(a->A, a->rank, x.cols, x.cols);
         B[i] = lora_weight_f32(a->B, layers[i].w->rows, a->rank, a->rank);
-        products[n_leading++] = (lora_small_product){.args = low_of(x, &A[i], t[i])};
+        set_product(&products[n_leading].args, x, &A[i], 1, t[i], a->rank);
+        products[n_leading++].has_update = false;
     }
     for (int64_t i = 0; i < n; i++) {
         lora_small_product *p = products + n_leading + i;
-        *p = (lora_small_product){.args = product_of(x, layers + i), .has_update = layers[i].adapter};
-        if (p->has_update) p->update = update_of(layers + i, t[i], &B[i]);
+        const lora_adapter *a = layers[i].adapter;
+        set_output(&p->args, x, layers + i);
+        p->has_update = a;
+        if (!a) continue;
+        set_product(&p->update, lora_mat_f32(t[i], M, a->rank, a->rank), &B[i], a->scale, layers[i].y.data, layers[i].y.ld);
+        p->update.accumulate = true;
     }
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_gemm_small(ctx, products, n_leading + n, n_leading, err));
@@ -62,7 +62,8 @@ static lora_status forward_few(lora_ctx *ctx, lora_mat x, int64_t n, const lora_
 static int64_t count_few(lora_mat x, int64_t n, const lora_linear_layer *layers) {
     int64_t few = 0;
     for (int64_t i = 0; i < n; i++) {
-        lora_gemm_args g = product_of(x, layers + i);
+        lora_gemm_args g;
+        set_output(&g, x, layers + i);
         few += lora_gemm_is_small(&g) && !(layers[i].adapter && layers[i].pass.dropout > 0);
     }
     return few;
