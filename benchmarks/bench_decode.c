@@ -19,7 +19,10 @@ typedef struct shape {
     bool tied;
 } shape;
 
-static const shape SHAPES[] = {{"135M", 576, 30, 9, 3, 1536, 49152, true}, {"1.1B", 2048, 22, 32, 4, 5632, 32000, false}};
+static const shape SHAPES[] = {
+    {.name = "135M", .hidden = 576, .layers = 30, .heads = 9, .kv_heads = 3, .mlp = 1536, .vocab = 49152, .tied = true},
+    {.name = "1.1B", .hidden = 2048, .layers = 22, .heads = 32, .kv_heads = 4, .mlp = 5632, .vocab = 32000},
+};
 
 /* --- random weights --- */
 
@@ -144,7 +147,7 @@ static void step_time(model *m, const shape *s, int64_t batch, step *best) {
     for (int p = 0; p < PRECISIONS; p++) {
         must(lora_kv_cache_create(m->decoder, batch, CONTEXT, &caches[p], &err), &err);
         lora_decoder_set_precision(m->decoder, (lora_precision)p);
-        best[p] = (step){1e9, 1e9};
+        best[p] = (step){.prefill = 1e9, .decode = 1e9};
         for (int32_t i = 0; i < batch; i++) {
             sequences[i] = i;
             ids[i] = 11 + i;

@@ -67,7 +67,7 @@ static lora_status get_products(work *wk, lora_error *err) {
 static int64_t n_chunks(int64_t M) { return lora_div_up(M, LORA_GEMM_CHUNK); }
 static int64_t chunk_row(int64_t M, int64_t chunk) { return M * chunk / n_chunks(M); }
 
-/* Packing memory of a chunk: n_wide operands of length wide_k[i], and a low-rank one of each adapter when any is packed. */
+/* Packing memory of a chunk: n_wide operands of length wide_k[i], and with low a low-rank one of each adapter. */
 static lora_status get_packed(work *wk, int n_wide, const int64_t *wide_k, bool low, lora_error *err) {
     wk->path = lora_gemm_path_of(wk->ctx, wk->ctx->view.precision);
     int64_t rows = lora_div_up(wk->M, n_chunks(wk->M)), words = 0, at[2][LORA_LINEAR_LAYERS];

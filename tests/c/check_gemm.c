@@ -133,7 +133,7 @@ static long count_wrong(const problem *t) {
         }
         for (int64_t i = 0; i < g->m; i++) {
             double sum = 0;
-            bound b = {0, 3};
+            bound b = {.magnitude = 3};
             for (int64_t p = 0; p < g->k; p++) {
                 double x = (double)g->a[i * g->a_row_stride + p * g->a_col_stride];
                 sum += x * y[p];
