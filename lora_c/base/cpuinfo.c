@@ -28,7 +28,7 @@ lora_isa lora_cpu_best_isa(void) {
 
 lora_cpu_extras lora_cpu_avx512_extras(void) {
     uint32_t a, b, c, d;
-    lora_cpu_extras cpu = {false, false, false};
+    lora_cpu_extras cpu = {0};
     if (lora_cpu_best_isa() != LORA_ISA_AVX512 || !__get_cpuid(0, &a, &b, &c, &d)) return cpu;
     cpu.amd = b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) cpu.vnni = c >> 11 & 1;
@@ -37,5 +37,5 @@ lora_cpu_extras lora_cpu_avx512_extras(void) {
 }
 #else
 lora_isa lora_cpu_best_isa(void) { return LORA_ISA_PORTABLE; }
-lora_cpu_extras lora_cpu_avx512_extras(void) { return (lora_cpu_extras){false, false, false}; }
+lora_cpu_extras lora_cpu_avx512_extras(void) { return (lora_cpu_extras){0}; }
 #endif

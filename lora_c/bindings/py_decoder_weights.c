@@ -30,7 +30,7 @@ static int find_slot(const char *rest, int global, weight_place *place) {
 }
 
 static int find_place(const decoder *self, const char *name, weight_place *place) {
-    *place = (weight_place){-1, 0, 0};
+    *place = (weight_place){.layer = -1};
     if (find_slot(name, 1, place)) return 0;
     if (strncmp(name, "layers.", 7) == 0 && name[7] >= '0' && name[7] <= '9') {
         const char *p = name + 7;

@@ -230,7 +230,8 @@ PyDoc_STRVAR(from_parts_doc,
 static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"codes", "shape", "block_size", "absmax", "absmax_codes", "nested_absmax",
                             "nested_map", "nested_offset", "nested_block_size", "quant_type", "lut", NULL};
-    nf4_parts p = {NULL, Py_None, Py_None, Py_None, Py_None, Py_None, 0, 0, LORA_NF4_BLOCK, LORA_NF4_NESTED_BLOCK, 0.0, "nf4"};
+    nf4_parts p = {.absmax = Py_None, .absmax_codes = Py_None, .nested_absmax = Py_None, .nested_map = Py_None, .lut = Py_None,
+                   .block_size = LORA_NF4_BLOCK, .nested_block_size = LORA_NF4_NESTED_BLOCK, .quant_type = "nf4"};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)|$O&OOOOdO&sO:from_parts", names, &p.codes, lora_py_whole, &p.rows, lora_py_whole,
                                      &p.cols, lora_py_whole, &p.block_size, &p.absmax, &p.absmax_codes, &p.nested_absmax, &p.nested_map,
                                      &p.nested_offset, lora_py_whole, &p.nested_block_size, &p.quant_type, &p.lut)) return NULL;

@@ -78,10 +78,10 @@ static lora_status write_one(lora_decoder *d, const lora_run *run, lora_matrix_s
     const lora_matrix *m = lora_global(d, slot), *base = base_of(d, slot);
     lora_adapted_global *a = adapted(d, slot);
     if (!m->has_adapter || (a->known && lora_goes_on(run))) return LORA_OK;
-    const char *name = lora_decoder_slot_name(false, (int)slot).text;
-    LORA_CHECK(!base->dW, err, LORA_EINVAL, "%s: expected a frozen weight under an adapter, got a trained one", name);
+    lora_slot_name name = lora_decoder_slot_name(false, (int)slot);
+    LORA_CHECK(!base->dW, err, LORA_EINVAL, "%s: expected a frozen weight under an adapter, got a trained one", name.text);
     LORA_CHECK(!run->training || !trains(m) || m->adapter.dropout == 0, err, LORA_EINVAL,
-               "%s: expected lora_dropout 0 for a trained adapter on it, got %g; set it to 0 or leave the module out", name,
+               "%s: expected lora_dropout 0 for a trained adapter on it, got %g; set it to 0 or leave the module out", name.text,
                (double)m->adapter.dropout);
     lora_adapter plain = m->adapter;
     plain.dropout = 0;

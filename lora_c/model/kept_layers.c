@@ -15,16 +15,16 @@ static int parts_of(const lora_decoder *d, const lora_buffers *b, int64_t layer,
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
     int n = 0;
-    out[n++] = (part){b->x[layer], c->hidden_size};
-    out[n++] = (part){s->qkv, lora_qkv_width(c)};
-    out[n++] = (part){s->att, lora_q_width(c)};
-    out[n++] = (part){s->x2, c->hidden_size};
-    out[n++] = (part){s->up, c->intermediate_size};
-    if (c->gated_mlp) out[n++] = (part){s->gate, c->intermediate_size};
-    if (s->qk) out[n++] = (part){s->qk, lora_q_width(c) + lora_kv_width(c)};
+    out[n++] = (part){.data = b->x[layer], .width = c->hidden_size};
+    out[n++] = (part){.data = s->qkv, .width = lora_qkv_width(c)};
+    out[n++] = (part){.data = s->att, .width = lora_q_width(c)};
+    out[n++] = (part){.data = s->x2, .width = c->hidden_size};
+    out[n++] = (part){.data = s->up, .width = c->intermediate_size};
+    if (c->gated_mlp) out[n++] = (part){.data = s->gate, .width = c->intermediate_size};
+    if (s->qk) out[n++] = (part){.data = s->qk, .width = lora_q_width(c) + lora_kv_width(c)};
     if (c->post_norm) {
-        out[n++] = (part){s->att_branch, c->hidden_size};
-        out[n++] = (part){s->mlp_branch, c->hidden_size};
+        out[n++] = (part){.data = s->att_branch, .width = c->hidden_size};
+        out[n++] = (part){.data = s->mlp_branch, .width = c->hidden_size};
     }
     return n;
 }

@@ -38,6 +38,11 @@ CALLS = (
 # Layers that know devices by their addresses only: what they do to memory is asked of the device.
 NEUTRAL = ("model", "optim")
 NEUTRAL_CALLS = re.compile(r"\b(?:memcpy|memmove|memset|lora_parallel_\w+|lora_pool_\w+)\s*\(")
+# A struct made without the names of its fields: one field more, and it compiles and is wrong. Vectors and arrays have none.
+POSITIONAL = re.compile(
+    r"\((?!V\b)(?:struct )?[A-Za-z_]\w*\)\{(?![.0}\s{\\])|^[ \t]+(?:const )?(?:lora_)?[a-z]\w* \w+ = \{(?![.0}\s{])",
+    re.MULTILINE,
+)
 MOST_PARAMETERS = 10  # of a function in a public header
 MOST_LINES = 60  # of a function
 # Headers that only some folders may include.
@@ -145,6 +150,9 @@ def shape_errors(path, text):
     for line, n in functions_of(code):
         if n > MOST_LINES:
             yield line, f"expected functions of at most {MOST_LINES} lines, got one of {n}"
+    for match in POSITIONAL.finditer(code):
+        line = code.count("\n", 0, match.start()) + 1
+        yield line, f"{match.group().strip()}: give the fields of a struct by name"
     if layer_of(path) in NEUTRAL:
         for match in NEUTRAL_CALLS.finditer(code):
             line = code.count("\n", 0, match.start()) + 1

@@ -34,7 +34,7 @@ static inline uint32_t *carve_words(float **scratch, int64_t n) { return (uint32
 typedef struct strips {
     int64_t width, D;
 } strips;
-LORA_INLINE strips strips_of(int64_t D) { return (strips){lora_div_up(D, lora_div_up(D, TALL)), D}; }
+LORA_INLINE strips strips_of(int64_t D) { return (strips){.width = lora_div_up(D, lora_div_up(D, TALL)), .D = D}; }
 LORA_INLINE int64_t strip_at(strips s, int64_t d) { return lora_min_i64(s.width, s.D - d); }
 
 /* 2^x, relative error < 3e-6 (bfloat16 rounds it to 2^-8 next), 0 from -150 down; exactly 1 at 0. NaN stays NaN. */

@@ -44,8 +44,8 @@ typedef struct quantizer {
 } quantizer;
 
 LORA_INLINE quantizer quantizer_for(float top) { /* of a block with max |value| top; NaN and Inf alike are not finite */
-    if (!(top <= 3.402823466e38f)) return (quantizer){NAN, 0};
-    return top < TINY ? (quantizer){0, 0} : (quantizer){top / LEVELS, LEVELS / top};
+    if (!(top <= 3.402823466e38f)) return (quantizer){.scale = NAN};
+    return top < TINY ? (quantizer){0} : (quantizer){.scale = top / LEVELS, .inverse = LEVELS / top};
 }
 
 LORA_INLINE __m256i quantize_16(__m512 values, __m512 inverse) {

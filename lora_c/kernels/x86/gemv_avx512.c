@@ -30,7 +30,7 @@ typedef struct tables {
 static inline __attribute__((always_inline)) LORA_TARGET(TARGET) tables load_tables(const float *lut, int64_t block_size) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int shift = block_size == 32 ? 2 : block_size == 64 ? 3 : 4;
-    return (tables){_mm512_loadu_ps(lut), _mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift))};
+    return (tables){.lut = _mm512_loadu_ps(lut), .scale_of_lane = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift))};
 }
 
 static inline __attribute__((always_inline)) LORA_TARGET(TARGET) void decode(const tables *t, const uint8_t *codes, int64_t bytes,

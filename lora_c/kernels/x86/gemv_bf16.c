@@ -13,7 +13,7 @@ typedef struct levels {
 
 LORA_INLINE __m512i round_pair(__m512 first, __m512 second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); }
 
-LORA_INLINE levels load_levels(const float *lut) { return (levels){round_pair(_mm512_loadu_ps(lut), _mm512_loadu_ps(lut))}; }
+LORA_INLINE levels load_levels(const float *lut) { return (levels){.table = round_pair(_mm512_loadu_ps(lut), _mm512_loadu_ps(lut))}; }
 
 /* Intrinsics: with the instruction as written out the compiler orders the loads so that reading memory takes a tenth longer. */
 LORA_INLINE __m512 multiply_pairs(__m512 sum, __m512i a, const __m512i *b) {

@@ -26,8 +26,8 @@ LORA_INLINE __m512i quantize_pair(__m512 first, __m512 second, __m512 inverse) {
 LORA_INLINE levels load_levels(const float *lut) {
     __m512 values = _mm512_loadu_ps(lut);
     float top = _mm512_reduce_max_ps(_mm512_abs_ps(values));
-    if (!(top >= TINY)) return (levels){_mm512_setzero_si512(), top == 0 ? 0 : NAN};
-    return (levels){quantize_pair(values, values, _mm512_set1_ps(LEVELS / top)), top / LEVELS};
+    if (!(top >= TINY)) return (levels){.table = _mm512_setzero_si512(), .unit = top == 0 ? 0 : NAN};
+    return (levels){.table = quantize_pair(values, values, _mm512_set1_ps(LEVELS / top)), .unit = top / LEVELS};
 }
 
 LORA_INLINE __m512i dot_group(const __m512i *w, const __m512i *x) {
