@@ -2,17 +2,10 @@
  * what a gradient still needs is computed. */
 #include "lora_c/model/extras.h"
 
-/* An activation of the pass, or absent. */
-static lora_mat rows(const lora_run *run, const float *data, int64_t cols, int64_t ld) {
-    return data ? lora_mat_f32(data, run->n_tokens, cols, ld) : lora_mat_none();
-}
-static lora_mat whole(const lora_run *run, const float *data, int64_t cols) { return rows(run, data, cols, cols); }
-
-/* The gradient of the output of matrix slot, with ld between its rows. */
+/* The gradient of the output of matrix slot. */
 typedef struct projected {
     int slot;
-    const float *dy;
-    int64_t ld;
+    lora_mat dy;
 } projected;
 
 /* Projections of one input, those that something wants a gradient of: dx (+)= the sum of their parts, one product. */
@@ -25,7 +18,7 @@ static lora_status project_backward(lora_decoder *d, const lora_run *run, int64_
         const lora_matrix *m = &l->matrices[parts[i].slot];
         if (!dx.data && !lora_matrix_trains(m)) continue;
         lora_linear_gradient *g = &gradients[n_wanted++];
-        *g = (lora_linear_gradient){.dy = rows(run, parts[i].dy, m->w.rows, parts[i].ld), .w = &m->w, .dW = m->dW, .dbias = m->dbias};
+        *g = (lora_linear_gradient){.dy = parts[i].dy, .w = &m->w, .dW = m->dW, .dbias = m->dbias};
         g->adapter = lora_run_adapter(l, run, layer, parts[i].slot, &g->pass);
     }
     return n_wanted ? lora_linear_backward(d->ctx, x, n_wanted, gradients, dx, accumulate, err) : LORA_OK;
@@ -46,10 +39,10 @@ static lora_status branch_backward(lora_decoder *d, const lora_run *run, lora_bu
     *dy = b->dx;
     if (!branch) return LORA_OK;
     *dy = b->dbranch;
-    lora_mat dbranch = whole(run, b->dbranch, H);
-    LORA_TRY(lora_scale_rows(d->ctx, (float)d->config.residual_scale, whole(run, b->dx, H), dbranch, false, err));
+    lora_mat dbranch = lora_run_mat(run, b->dbranch, H);
+    LORA_TRY(lora_scale_rows(d->ctx, (float)d->config.residual_scale, lora_run_mat(run, b->dx, H), dbranch, false, err));
     if (!d->config.post_norm) return LORA_OK;
-    return norm_backward(d, b, layer, norm_slot, dbranch, whole(run, branch, H), dbranch, false, err);
+    return norm_backward(d, b, layer, norm_slot, dbranch, lora_run_mat(run, branch, H), dbranch, false, err);
 }
 
 /* Where the gradient of a block's input goes: without a norm before it straight into that of the stream, added. */
@@ -81,18 +74,18 @@ static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffe
     const float *x, *dy;
     LORA_TRY(branch_backward(d, run, b, layer, LORA_MLP_OUTPUT_NORM, s->mlp_branch, &dy, err));
     if (lora_reads_input(&l->matrices[LORA_DOWN_PROJ])) LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
-    const projected down = {.slot = LORA_DOWN_PROJ, .dy = dy, .ld = H};
-    LORA_TRY(project_backward(d, run, layer, 1, &down, whole(run, b->h, I), whole(run, inner ? b->dh : NULL, I), false, err));
+    const projected down = {.slot = LORA_DOWN_PROJ, .dy = lora_run_mat(run, dy, H)};
+    LORA_TRY(project_backward(d, run, layer, 1, &down, lora_run_mat(run, b->h, I), lora_run_mat(run, inner ? b->dh : NULL, I), false, err));
     if (!inner) return LORA_OK;
     /* gate and up are not needed again: their gradients take their place */
-    lora_mat gate = whole(run, s->gate, I), up = whole(run, gated ? s->up : NULL, I);
-    LORA_TRY(lora_mlp_backward(d->ctx, d->config.activation, whole(run, b->dh, I), gate, up, gate, up, err));
+    lora_mat gate = lora_run_mat(run, s->gate, I), up = lora_run_mat(run, gated ? s->up : NULL, I);
+    LORA_TRY(lora_mlp_backward(d->ctx, d->config.activation, lora_run_mat(run, b->dh, I), gate, up, gate, up, err));
     bool read = lora_reads_input(&l->matrices[LORA_GATE_PROJ]) || lora_reads_input(&l->matrices[LORA_UP_PROJ]);
     LORA_TRY(input_again(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, read, &x, err));
-    const projected parts[] = {{.slot = LORA_UP_PROJ, .dy = s->up, .ld = I}, {.slot = LORA_GATE_PROJ, .dy = s->gate, .ld = I}};
-    LORA_TRY(project_backward(d, run, layer, gated ? 2 : 1, parts, whole(run, x, H), whole(run, in.dx, H), in.added, err));
+    const projected parts[] = {{.slot = LORA_UP_PROJ, .dy = lora_run_mat(run, s->up, I)}, {.slot = LORA_GATE_PROJ, .dy = gate}};
+    LORA_TRY(project_backward(d, run, layer, gated ? 2 : 1, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
     if (!d->config.pre_norm || !in.dx) return LORA_OK;
-    return norm_backward(d, b, layer, LORA_POST_ATTENTION_LAYERNORM, whole(run, in.dx, H), whole(run, s->x2, H), whole(run, b->dx, H), true, err);
+    return norm_backward(d, b, layer, LORA_POST_ATTENTION_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, s->x2, H), lora_run_mat(run, b->dx, H), true, err);
 }
 
 /* datt -> dqkv of the projections' outputs: through attention, back through the rotation and through the norms. */
@@ -103,15 +96,15 @@ static lora_status core_backward(lora_decoder *d, const lora_run *run, lora_buff
     lora_attention_shape shape = lora_layer_attention(d, layer);
     lora_segments segments = lora_run_segments(run, b);
     lora_attention_gradient g = {
-        .q = rows(run, s->qkv, Q, ld), .k = rows(run, s->qkv + Q, KV, ld), .v = rows(run, s->qkv + Q + KV, KV, ld),
-        .o = whole(run, s->att, Q), .dout = whole(run, b->datt, Q), .lse = s->lse,
-        .dq = rows(run, b->dqkv, Q, ld), .dk = rows(run, b->dqkv + Q, KV, ld), .dv = rows(run, b->dqkv + Q + KV, KV, ld),
+        .q = lora_run_cols(run, s->qkv, Q, ld), .k = lora_run_cols(run, s->qkv + Q, KV, ld), .v = lora_run_cols(run, s->qkv + Q + KV, KV, ld),
+        .o = lora_run_mat(run, s->att, Q), .dout = lora_run_mat(run, b->datt, Q), .lse = s->lse,
+        .dq = lora_run_cols(run, b->dqkv, Q, ld), .dk = lora_run_cols(run, b->dqkv + Q, KV, ld), .dv = lora_run_cols(run, b->dqkv + Q + KV, KV, ld),
     };
     LORA_TRY(lora_attention_backward(d->ctx, &shape, &segments, &g, err));
     LORA_TRY(lora_rotate(d, run, b, layer, b->dqkv, true, err));
     if (c->qk_norm == LORA_QK_NORM_NONE) return LORA_OK;
-    LORA_TRY(norm_backward(d, b, layer, LORA_Q_NORM, g.dq, rows(run, s->qk, Q, Q + KV), g.dq, false, err));
-    return norm_backward(d, b, layer, LORA_K_NORM, g.dk, rows(run, s->qk + Q, KV, Q + KV), g.dk, false, err);
+    LORA_TRY(norm_backward(d, b, layer, LORA_Q_NORM, g.dq, lora_run_cols(run, s->qk, Q, Q + KV), g.dq, false, err));
+    return norm_backward(d, b, layer, LORA_K_NORM, g.dk, lora_run_cols(run, s->qk + Q, KV, Q + KV), g.dk, false, err);
 }
 
 static bool qkv_reads_input(const lora_layer *l) {
@@ -130,17 +123,17 @@ static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora
     input_gradient in = input_gradient_of(d, b, &l->norms[LORA_INPUT_LAYERNORM], below);
     const float *x, *dy;
     LORA_TRY(branch_backward(d, run, b, layer, LORA_ATTENTION_OUTPUT_NORM, s->att_branch, &dy, err));
-    const projected o = {.slot = LORA_O_PROJ, .dy = dy, .ld = H};
-    LORA_TRY(project_backward(d, run, layer, 1, &o, whole(run, s->att, Q), whole(run, inner ? b->datt : NULL, Q), false, err));
+    const projected o = {.slot = LORA_O_PROJ, .dy = lora_run_mat(run, dy, H)};
+    LORA_TRY(project_backward(d, run, layer, 1, &o, lora_run_mat(run, s->att, Q), lora_run_mat(run, inner ? b->datt : NULL, Q), false, err));
     if (!inner) return LORA_OK;
     LORA_TRY(core_backward(d, run, b, layer, err));
     LORA_TRY(input_again(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], qkv_reads_input(l), &x, err));
-    const projected parts[] = {{.slot = LORA_Q_PROJ, .dy = b->dqkv, .ld = ld},
-                               {.slot = LORA_K_PROJ, .dy = b->dqkv + Q, .ld = ld},
-                               {.slot = LORA_V_PROJ, .dy = b->dqkv + Q + KV, .ld = ld}};
-    LORA_TRY(project_backward(d, run, layer, 3, parts, whole(run, x, H), whole(run, in.dx, H), in.added, err));
+    const projected parts[] = {{.slot = LORA_Q_PROJ, .dy = lora_run_cols(run, b->dqkv, Q, ld)},
+                               {.slot = LORA_K_PROJ, .dy = lora_run_cols(run, b->dqkv + Q, KV, ld)},
+                               {.slot = LORA_V_PROJ, .dy = lora_run_cols(run, b->dqkv + Q + KV, KV, ld)}};
+    LORA_TRY(project_backward(d, run, layer, 3, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
     if (!c->pre_norm || !in.dx) return LORA_OK;
-    return norm_backward(d, b, layer, LORA_INPUT_LAYERNORM, whole(run, in.dx, H), whole(run, b->x[layer], H), whole(run, b->dx, H), true, err);
+    return norm_backward(d, b, layer, LORA_INPUT_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, b->x[layer], H), lora_run_mat(run, b->dx, H), true, err);
 }
 
 /* b->dx holds the gradient of the first stream. */
@@ -148,7 +141,7 @@ static lora_status embeddings_backward(lora_decoder *d, const lora_run *run, lor
     const lora_decoder_config *c = &d->config;
     int64_t H = c->hidden_size;
     float *tokens = lora_global_gradient(d, LORA_EMBED_TOKENS), *positions = lora_global(d, LORA_EMBED_POSITIONS)->dW;
-    lora_mat dx = whole(run, b->dx, H);
+    lora_mat dx = lora_run_mat(run, b->dx, H);
     if (positions)
         LORA_TRY(lora_embedding_backward(d->ctx, b->tables.positions, dx, lora_mat_f32(positions, c->max_position_embeddings, H, H), err));
     if (!tokens) return LORA_OK;

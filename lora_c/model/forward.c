@@ -24,44 +24,32 @@ const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, i
     return &m->adapter;
 }
 
-/* An activation of the pass with cols columns, ld apart. */
-static lora_mat rows(const lora_run *run, const float *data, int64_t cols, int64_t ld) { return lora_mat_f32(data, run->n_tokens, cols, ld); }
-static lora_mat whole(const lora_run *run, const float *data, int64_t cols) { return rows(run, data, cols, cols); }
-
-/* The layer of matrix slot as this run computes it into y, which has ld columns. */
-static lora_linear_layer linear(const lora_layer *l, const lora_run *run, int64_t layer, int slot, float *y, int64_t ld) {
+/* The layer of matrix slot as this run computes it into y. */
+static lora_linear_layer linear(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_mat y) {
     const lora_matrix *m = &l->matrices[slot];
-    lora_linear_layer linear = {.w = &m->w, .bias = m->bias, .y = rows(run, y, m->w.rows, ld)};
+    lora_linear_layer linear = {.w = &m->w, .bias = m->bias, .y = y};
     linear.adapter = lora_run_adapter(l, run, layer, slot, &linear.pass);
     return linear;
 }
 
-static lora_status project(lora_decoder *d, const lora_run *run, int64_t layer, int slot, lora_mat x, float *y, bool accumulate, lora_error *err) {
-    const lora_layer *l = &d->layers[layer];
-    lora_linear_layer one = linear(l, run, layer, slot, y, l->matrices[slot].w.rows);
+static lora_status project(lora_decoder *d, const lora_run *run, int64_t layer, int slot, lora_mat x, lora_mat y, bool accumulate,
+                           lora_error *err) {
+    lora_linear_layer one = linear(&d->layers[layer], run, layer, slot, y);
     one.accumulate = accumulate;
     return lora_linear_forward(d->ctx, x, 1, &one, err);
 }
 
-typedef struct output {
-    float *y;
-    int64_t ld;
-} output;
-
-/* n consecutive slots that read the same x (M, H). */
-static lora_status project_many(lora_decoder *d, const lora_run *run, int64_t layer, int first, int64_t n, const float *x, const output *out,
+/* n consecutive slots that read the same x, into as many outputs. */
+static lora_status project_many(lora_decoder *d, const lora_run *run, int64_t layer, int first, int64_t n, lora_mat x, const lora_mat *out,
                                 lora_error *err) {
     lora_linear_layer layers[LORA_LINEAR_LAYERS];
-    for (int i = 0; i < n; i++) layers[i] = linear(&d->layers[layer], run, layer, first + i, out[i].y, out[i].ld);
-    return lora_linear_forward(d->ctx, whole(run, x, d->config.hidden_size), n, layers, err);
+    for (int i = 0; i < n; i++) layers[i] = linear(&d->layers[layer], run, layer, first + i, out[i]);
+    return lora_linear_forward(d->ctx, x, n, layers, err);
 }
 
-/* x and y may be columns of wider rows, ldx and ldy apart. */
-static lora_status norm(lora_decoder *d, const lora_run *run, int64_t layer, int slot, const float *x, int64_t ldx, float *y,
-                        int64_t ldy, float *stats, lora_error *err) {
+static lora_status norm(lora_decoder *d, int64_t layer, int slot, lora_mat x, lora_mat y, float *stats, lora_error *err) {
     lora_norm n = lora_decoder_norm(d, layer, slot);
-    int64_t width = n.H * n.groups;
-    return lora_norm_forward(d->ctx, &n, rows(run, x, width, ldx), rows(run, y, width, ldy), stats, err);
+    return lora_norm_forward(d->ctx, &n, x, y, stats, err);
 }
 
 /* *out: what attention or the MLP reads of the stream x, its norm in b->xn or x itself. */
@@ -69,7 +57,7 @@ lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers 
                              float *stats, const float **out, lora_error *err) {
     int64_t H = d->config.hidden_size;
     *out = d->config.pre_norm ? b->xn : x;
-    return d->config.pre_norm ? norm(d, run, layer, slot, x, H, b->xn, H, stats, err) : LORA_OK;
+    return d->config.pre_norm ? norm(d, layer, slot, lora_run_mat(run, x, H), lora_run_mat(run, b->xn, H), stats, err) : LORA_OK;
 }
 
 /* to = from + residual_scale * post_norm(projection of x): straight into the stream where nothing lies between. */
@@ -77,13 +65,12 @@ static lora_status add_block(lora_decoder *d, const lora_run *run, lora_buffers 
                              const float *from, float *to, lora_error *err) {
     int64_t H = d->config.hidden_size;
     int norm_slot = slot == LORA_O_PROJ ? LORA_ATTENTION_OUTPUT_NORM : LORA_MLP_OUTPUT_NORM;
-    if (to != from) LORA_TRY(lora_copy_rows(d->ctx, whole(run, from, H), NULL, whole(run, to, H), NULL, false, err)); /* else nothing is kept */
-    if (!branch) return project(d, run, layer, slot, x, to, true, err);
-    LORA_TRY(project(d, run, layer, slot, x, branch, false, err));
-    if (d->config.post_norm)
-        LORA_TRY(norm(d, run, layer, norm_slot, branch, H, b->xn, H, b->states[layer].stats[norm_slot], err));
-    lora_mat added = whole(run, d->config.post_norm ? b->xn : branch, H);
-    return lora_scale_rows(d->ctx, (float)d->config.residual_scale, added, whole(run, to, H), true, err);
+    lora_mat stream = lora_run_mat(run, to, H), added = lora_run_mat(run, branch, H), normed = lora_run_mat(run, b->xn, H);
+    if (to != from) LORA_TRY(lora_copy_rows(d->ctx, lora_run_mat(run, from, H), NULL, stream, NULL, false, err)); /* else nothing is kept */
+    if (!branch) return project(d, run, layer, slot, x, stream, true, err);
+    LORA_TRY(project(d, run, layer, slot, x, added, false, err));
+    if (d->config.post_norm) LORA_TRY(norm(d, layer, norm_slot, added, normed, b->states[layer].stats[norm_slot], err));
+    return lora_scale_rows(d->ctx, (float)d->config.residual_scale, d->config.post_norm ? normed : added, stream, true, err);
 }
 
 /* q, k and v of the layer: projected, q and k normed and rotated. */
@@ -91,15 +78,16 @@ static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
     int64_t Q = lora_q_width(c), KV = lora_kv_width(c), ld = lora_qkv_width(c);
-    float *raw = s->qk ? s->qk : s->qkv; /* before the norms; the same place where it is not kept */
-    int64_t ld_raw = s->qk ? Q + KV : ld;
+    lora_mat q = lora_run_cols(run, s->qkv, Q, ld), k = lora_run_cols(run, s->qkv + Q, KV, ld), v = lora_run_cols(run, s->qkv + Q + KV, KV, ld);
+    /* before the norms; the same place where it is not kept */
+    lora_mat raw_q = s->qk ? lora_run_cols(run, s->qk, Q, Q + KV) : q, raw_k = s->qk ? lora_run_cols(run, s->qk + Q, KV, Q + KV) : k;
     const float *x;
     LORA_TRY(lora_block_input(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], s->stats[LORA_INPUT_LAYERNORM], &x, err));
-    const output qkv[] = {{raw, ld_raw}, {raw + Q, ld_raw}, {s->qkv + Q + KV, ld}};
-    LORA_TRY(project_many(d, run, layer, LORA_Q_PROJ, 3, x, qkv, err));
+    const lora_mat out[] = {raw_q, raw_k, v};
+    LORA_TRY(project_many(d, run, layer, LORA_Q_PROJ, 3, lora_run_mat(run, x, c->hidden_size), out, err));
     if (c->qk_norm != LORA_QK_NORM_NONE) {
-        LORA_TRY(norm(d, run, layer, LORA_Q_NORM, raw, ld_raw, s->qkv, ld, s->stats[LORA_Q_NORM], err));
-        LORA_TRY(norm(d, run, layer, LORA_K_NORM, raw + Q, ld_raw, s->qkv + Q, ld, s->stats[LORA_K_NORM], err));
+        LORA_TRY(norm(d, layer, LORA_Q_NORM, raw_q, q, s->stats[LORA_Q_NORM], err));
+        LORA_TRY(norm(d, layer, LORA_K_NORM, raw_k, k, s->stats[LORA_K_NORM], err));
     }
     return lora_rotate(d, run, b, layer, s->qkv, false, err);
 }
@@ -112,7 +100,7 @@ lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, i
     int64_t n_tables = c->rope_switch ? LORA_MAX_ROPES : 1, at = d->rope_at[rope];
     lora_rotations table = {.cos = d->cos + at, .sin = d->sin + at, .n_positions = n_tables * d->rope_positions, .half = c->ropes[rope].rotary / 2};
     int64_t heads = c->num_attention_heads + c->num_key_value_heads; /* of q and k lie behind each other: one call rotates both */
-    lora_mat x = rows(run, qkv, heads * c->head_dim, lora_qkv_width(c));
+    lora_mat x = lora_run_cols(run, qkv, heads * c->head_dim, lora_qkv_width(c));
     return lora_rope(d->ctx, &table, heads, c->head_dim, b->tables.rope_rows, x, backward, err);
 }
 
@@ -132,8 +120,8 @@ static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_bu
     lora_kv kv = lora_layer_kv(d, run, b, layer, s->qkv);
     LORA_TRY(make_qkv(d, run, b, layer, err));
     if (run->cache) LORA_TRY(lora_kv_append(d, run, b, layer, s->qkv + Q, s->qkv + Q + KV, ld, err));
-    LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, rows(run, s->qkv, Q, ld), &kv, whole(run, s->att, Q), s->lse, err));
-    return add_block(d, run, b, layer, LORA_O_PROJ, whole(run, s->att, Q), s->att_branch, b->x[layer], s->x2, err);
+    LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, lora_run_cols(run, s->qkv, Q, ld), &kv, lora_run_mat(run, s->att, Q), s->lse, err));
+    return add_block(d, run, b, layer, LORA_O_PROJ, lora_run_mat(run, s->att, Q), s->att_branch, b->x[layer], s->x2, err);
 }
 
 static lora_status mlp_inputs(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
@@ -141,22 +129,23 @@ static lora_status mlp_inputs(lora_decoder *d, const lora_run *run, lora_buffers
     int64_t I = d->config.intermediate_size;
     const float *x;
     LORA_TRY(lora_block_input(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, s->stats[LORA_POST_ATTENTION_LAYERNORM], &x, err));
-    const output gate_up[] = {{s->gate, I}, {s->up, I}};
+    const lora_mat gate_up[] = {lora_run_mat(run, s->gate, I), lora_run_mat(run, s->up, I)};
     int without_gate = d->config.gated_mlp ? 0 : 1;
-    return project_many(d, run, layer, LORA_GATE_PROJ + without_gate, 2 - without_gate, x, gate_up + without_gate, err);
+    lora_mat in = lora_run_mat(run, x, d->config.hidden_size);
+    return project_many(d, run, layer, LORA_GATE_PROJ + without_gate, 2 - without_gate, in, gate_up + without_gate, err);
 }
 
 static lora_status mlp_output(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
     int64_t I = d->config.intermediate_size;
     LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
-    return add_block(d, run, b, layer, LORA_DOWN_PROJ, whole(run, b->h, I), s->mlp_branch, s->x2, b->x[layer + 1], err);
+    return add_block(d, run, b, layer, LORA_DOWN_PROJ, lora_run_mat(run, b->h, I), s->mlp_branch, s->x2, b->x[layer + 1], err);
 }
 
 lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_layer_state *s, float *h, lora_error *err) {
     int64_t I = d->config.intermediate_size;
-    lora_mat up = d->config.gated_mlp ? whole(run, s->up, I) : lora_mat_none();
-    return lora_mlp_forward(d->ctx, d->config.activation, whole(run, s->gate, I), up, whole(run, h, I), err);
+    lora_mat up = d->config.gated_mlp ? lora_run_mat(run, s->up, I) : lora_mat_none();
+    return lora_mlp_forward(d->ctx, d->config.activation, lora_run_mat(run, s->gate, I), up, lora_run_mat(run, h, I), err);
 }
 
 /* The output of down_proj again, for the norm behind it; the last thing in b->h. */
@@ -165,8 +154,9 @@ static lora_status mlp_branch_again(lora_decoder *d, const lora_run *run, lora_b
     int64_t H = d->config.hidden_size, I = d->config.intermediate_size;
     if (!d->config.post_norm) return LORA_OK;
     LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
-    LORA_TRY(project(d, run, layer, LORA_DOWN_PROJ, whole(run, b->h, I), s->mlp_branch, false, err));
-    return norm(d, run, layer, LORA_MLP_OUTPUT_NORM, s->mlp_branch, H, b->xn, H, s->stats[LORA_MLP_OUTPUT_NORM], err);
+    lora_mat branch = lora_run_mat(run, s->mlp_branch, H);
+    LORA_TRY(project(d, run, layer, LORA_DOWN_PROJ, lora_run_mat(run, b->h, I), branch, false, err));
+    return norm(d, layer, LORA_MLP_OUTPUT_NORM, branch, lora_run_mat(run, b->xn, H), s->stats[LORA_MLP_OUTPUT_NORM], err);
 }
 
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
@@ -178,7 +168,7 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
 static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t H = d->config.hidden_size;
     lora_weight tokens = lora_global_weight(d, LORA_EMBED_TOKENS);
-    lora_mat x = whole(run, b->x[0], H), positions = whole(run, b->xn, H);
+    lora_mat x = lora_run_mat(run, b->x[0], H), positions = lora_run_mat(run, b->xn, H);
     LORA_TRY(lora_embedding_forward(d->ctx, b->tables.input_ids, &tokens, x, err));
     if (d->config.embedding_scale != 1.0) LORA_TRY(lora_scale_rows(d->ctx, (float)d->config.embedding_scale, x, x, false, err));
     if (!d->config.learned_positions) return LORA_OK;
@@ -197,5 +187,5 @@ lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffe
         LORA_TRY(lora_keep_layer(d, run, b, layer, err));
     }
     if (run->layers_left_out) return LORA_OK;
-    return norm(d, run, L, LORA_FINAL_NORM, b->x[L], H, b->xn, H, b->stats_final, err);
+    return norm(d, L, LORA_FINAL_NORM, lora_run_mat(run, b->x[L], H), lora_run_mat(run, b->xn, H), b->stats_final, err);
 }

@@ -91,6 +91,12 @@ lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float
 /* backward.c: from b->dx, the gradient of the last layer's output, down to the lowest thing that trains */
 lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
 
+/* An activation of the pass, a row per token: cols columns, of rows that are ld apart, or whole rows. data NULL: absent. */
+static inline lora_mat lora_run_cols(const lora_run *run, const float *data, int64_t cols, int64_t ld) {
+    return data ? lora_mat_f32(data, run->n_tokens, cols, ld) : lora_mat_none();
+}
+static inline lora_mat lora_run_mat(const lora_run *run, const float *data, int64_t cols) { return lora_run_cols(run, data, cols, cols); }
+
 /* The segment table of a run. */
 static inline lora_segments lora_run_segments(const lora_run *run, const lora_buffers *b) {
     return (lora_segments){.n = run->n_segments, .cu_seqlens = run->cu_seqlens, .on_device = b->tables.cu_seqlens};

@@ -14,7 +14,7 @@ static lora_run run_of(const lora_batch *batch, bool training, bool wants_loss) 
 }
 
 static lora_mat hidden(const lora_decoder *d, int64_t M, const float *data) {
-    return lora_mat_f32(data, M, d->config.hidden_size, d->config.hidden_size);
+    return data ? lora_mat_f32(data, M, d->config.hidden_size, d->config.hidden_size) : lora_mat_none();
 }
 
 /* The loss of the normed rows, and with dx their gradient; *loss_sum stands after the pass. */
@@ -32,12 +32,11 @@ static lora_status forward_backward(lora_decoder *d, const lora_run *run, lora_b
     int64_t M = run->n_tokens, L = d->config.num_hidden_layers;
     LORA_TRY(lora_layers_forward(d, run, b, err));
     bool below = b->lowest < L || lora_norm_trains(&d->final_norm);
-    lora_mat dxn = below ? hidden(d, M, b->dxn) : lora_mat_none();
+    lora_mat dxn = hidden(d, M, below ? b->dxn : NULL);
     LORA_TRY(head_and_loss(d, run, b, grad_scale, NULL, dxn, loss_sum, err));
     if (!below) return LORA_OK;
     lora_norm norm = lora_decoder_norm(d, L, LORA_FINAL_NORM);
-    lora_mat dx = b->dx ? hidden(d, M, b->dx) : lora_mat_none();
-    LORA_TRY(lora_norm_backward(d->ctx, &norm, dxn, hidden(d, M, b->x[L]), b->stats_final, dx, false, d->final_norm.dw, d->final_norm.db, err));
+    LORA_TRY(lora_norm_backward(d->ctx, &norm, dxn, hidden(d, M, b->x[L]), b->stats_final, hidden(d, M, b->dx), false, d->final_norm.dw, d->final_norm.db, err));
     return b->lowest < L ? lora_layers_backward(d, run, b, err) : LORA_OK;
 }
 
