@@ -109,7 +109,7 @@ clean: ## remove everything that was built
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@
 
-# A device for tests: a backend of its own, with its own copy of the library, as another device's would be.
+# A device for tests: a backend with its own copy of the library, as that of another device would be.
 $(BUILD)/liblora_c_fake.so: $(FAKE_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) -shared -Wl,-z,defs $^ -lm -ldl -o $@
 
