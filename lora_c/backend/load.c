@@ -7,13 +7,13 @@
 
 enum { PATH_BYTES = 1024, MOST_DEVICES = 32 };
 
-typedef struct lora_backend_library {
+struct lora_backend_library {
     char path[PATH_BYTES];
     void *handle;
     const lora_backend *backend; /* NULL: it cannot be used */
     char reason[LORA_ERROR_BYTES];
     struct lora_backend_library *next;
-} lora_backend_library;
+};
 
 /* --- libraries --- */
 
@@ -63,7 +63,7 @@ void lora_unload_backends(lora_engine *engine) {
 
 /* --- devices --- */
 
-static int64_t list_library(const lora_backend_library *library, int64_t most, lora_device *out) {
+int64_t lora_list_library(const lora_backend_library *library, int64_t most, lora_device *out) {
     if (library->backend) return library->backend->devices(most, out);
     if (most < 1) return 1;
     const char *name = strrchr(library->path, '/');
@@ -73,9 +73,7 @@ static int64_t list_library(const lora_backend_library *library, int64_t most, l
     return 1;
 }
 
-/* Calls visit for the libraries of paths in order, until it returns true. */
-typedef bool visit_fn(lora_backend_library *library, void *arg);
-static bool visit_libraries(lora_engine *engine, const char *paths, visit_fn *visit, void *arg) {
+bool lora_visit_libraries(lora_engine *engine, const char *paths, lora_visit_library_fn *visit, void *arg) {
     for (const char *p = paths ? paths : ""; *p;) {
         size_t length = strcspn(p, ":");
         lora_backend_library *library = length > 0 && length < PATH_BYTES ? library_of(engine, p, length) : NULL;
@@ -83,28 +81,6 @@ static bool visit_libraries(lora_engine *engine, const char *paths, visit_fn *vi
         p += length + (p[length] == ':');
     }
     return false;
-}
-
-typedef struct device_list {
-    int64_t most, n;
-    lora_device *out;
-} device_list;
-
-static bool add_devices(lora_backend_library *library, void *arg) {
-    device_list *list = arg;
-    list->n += list_library(library, list->most - list->n, list->out + list->n);
-    return false;
-}
-
-int64_t lora_devices(lora_ctx *ctx, const char *paths, int64_t most, lora_device *out) {
-    device_list list = {.most = most, .out = out};
-    if (most > 0) {
-        *out = (lora_device){.name = "cpu"};
-        snprintf(out->description, sizeof out->description, "%s kernels, %d threads", lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_threads(ctx));
-    }
-    list.n = 1;
-    (void)visit_libraries(ctx->engine, paths, add_devices, &list);
-    return list.n;
 }
 
 typedef struct device_search {
@@ -115,10 +91,10 @@ typedef struct device_search {
     char reason[LORA_ERROR_BYTES];
 } device_search;
 
-static bool find_device(lora_backend_library *library, void *arg) {
+static bool find_device(const lora_backend_library *library, void *arg) {
     device_search *search = arg;
     lora_device found[MOST_DEVICES];
-    int64_t n = list_library(library, MOST_DEVICES, found);
+    int64_t n = lora_list_library(library, MOST_DEVICES, found);
     for (int64_t i = 0; i < n && i < MOST_DEVICES; i++) {
         size_t used = strlen(search->known);
         snprintf(search->known + used, sizeof search->known - used, ", %s", found[i].name);
@@ -135,7 +111,7 @@ lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths,
     *out = &ctx->engine->cpu;
     if (strcmp(name, "cpu") == 0) return LORA_OK;
     device_search search = {.name = name, .known = "cpu"};
-    bool found = visit_libraries(ctx->engine, paths, find_device, &search);
+    bool found = lora_visit_libraries(ctx->engine, paths, find_device, &search);
     LORA_CHECK(found, err, LORA_EINVAL, "device: expected one of %s, got %.60s; `lora-c devices` lists them", search.known, name);
     LORA_CHECK(search.backend && !search.reason[0], err, LORA_EDEVICE, "%s", search.reason);
     lora_device_use *use = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *use);

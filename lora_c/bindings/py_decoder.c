@@ -60,15 +60,6 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     return lora_py_new_with_kept(make_decoder, type, args, kwargs);
 }
 
-/* A pass of the parent that was cut off by fork may have had another precision, and left half of what it keeps. */
-int lora_py_enter_decoder(decoder *self) {
-    int entered = lora_py_enter(&self->base);
-    if (entered < 0) return -1;
-    if (entered == 1) LORA_PY_DO(self->base.ctx, lora_decoder_after_fork(self->decoder));
-    lora_decoder_set_precision(self->decoder, self->precision);
-    return 0;
-}
-
 /* --- batches ------------------------------------------------------------------------------------------------------ */
 
 typedef struct batch {

@@ -3,16 +3,6 @@
 #include "lora_c/base/util.h"
 #include "lora_c/model/extras.h"
 
-enum { ALIGN = 64 };
-
-void *lora_carve(lora_carver *c, int64_t n, size_t element_bytes) {
-    size_t begin = c->used, bytes;
-    if (!lora_mul_size((size_t)n, element_bytes, &bytes) || bytes > SIZE_MAX - ALIGN ||
-        __builtin_add_overflow(begin, (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1), &c->used))
-        c->used = SIZE_MAX;
-    return c->base ? c->base + begin : NULL; /* an address, not read */
-}
-
 /* cols < 2^33 (the widest row is Q + 2 KV), so cols * 4 fits */
 static float *carve_floats(lora_carver *at, int64_t rows, int64_t cols) { return lora_carve(at, rows, (size_t)cols * sizeof(float)); }
 

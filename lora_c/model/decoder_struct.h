@@ -163,6 +163,9 @@ typedef struct lora_weight_name {
 lora_weight_name lora_matrix_name(int64_t layer, int slot);
 lora_weight_name lora_vector_name(int64_t layer, int slot);
 
+/* check_config.c */
+lora_status lora_check_config(const lora_decoder_config *c, lora_error *err) LORA_MUST_CHECK;
+
 /* norm.c */
 /** The norm as an operation; weights are those of the norm slot (LORA_FINAL_NORM: layer is not read). */
 lora_norm lora_decoder_norm(const lora_decoder *d, int64_t layer, int slot);

@@ -20,7 +20,7 @@ typedef struct lora_run {
     int64_t layers_left_out; /* at the end; with any the final norm is left out, too */
 } lora_run;
 
-/* decoder.c: names the first required weight that is missing */
+/* complete.c: names the first required weight that is missing */
 lora_status lora_check_complete(const lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
 
 /* check_run.c */
@@ -41,11 +41,14 @@ lora_status lora_check_stop(const lora_decoder *d, lora_error *err) LORA_MUST_CH
 
 /* arena.c */
 lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *out, lora_error *err) LORA_MUST_CHECK;
+
+/* carver.c */
 /* Places behind each other from base on, which is never read; base NULL: only count. */
 typedef struct lora_carver {
     unsigned char *base;
     size_t used; /* SIZE_MAX: more than the address space */
 } lora_carver;
+/** n elements at the next place; NULL when only counting. */
 void *lora_carve(lora_carver *c, int64_t n, size_t element_bytes);
 
 /* batch_tables.c */

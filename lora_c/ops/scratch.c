@@ -1,16 +1,5 @@
-/* The grow-only buffers of a context, and how large they become. */
-#include "lora_c/ops/cpu_ops.h"
+/* The grow-only buffers of a context. */
 #include "lora_c/ops/ctx.h"
-#include "lora_c/ops/gemm.h"
-#include "lora_c/ops/head_pass.h"
-
-enum { PER_THREAD = 1 << 20 }; /* packed weights and tiles, in a cache */
-
-int64_t lora_cpu_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape) {
-    lora_weight head = {.rows = shape->vocab_size, .cols = shape->hidden_size};
-    return lora_head_scratch(ctx, shape->n_tokens, &head) + lora_gemm_scratch(ctx, shape->n_tokens, shape->widest) +
-           lora_pool_threads(ctx->engine->pool) * PER_THREAD;
-}
 
 lora_status lora_ctx_scratch(lora_ctx *ctx, lora_scratch_slot slot, size_t bytes, void **out, lora_error *err) {
     if (ctx->engine->scratch[slot].bytes < bytes || !ctx->engine->scratch[slot].data) {

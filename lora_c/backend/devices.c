@@ -1,0 +1,26 @@
+/* What a process can compute on. */
+#include <stdio.h>
+
+#include "lora_c/backend/load.h"
+
+typedef struct device_list {
+    int64_t most, n;
+    lora_device *out;
+} device_list;
+
+static bool add_devices(const lora_backend_library *library, void *arg) {
+    device_list *list = arg;
+    list->n += lora_list_library(library, list->most - list->n, list->out + list->n);
+    return false;
+}
+
+int64_t lora_devices(lora_ctx *ctx, const char *paths, int64_t most, lora_device *out) {
+    device_list list = {.most = most, .out = out};
+    if (most > 0) {
+        *out = (lora_device){.name = "cpu"};
+        snprintf(out->description, sizeof out->description, "%s kernels, %d threads", lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_threads(ctx));
+    }
+    list.n = 1;
+    (void)lora_visit_libraries(ctx->engine, paths, add_devices, &list);
+    return list.n;
+}
