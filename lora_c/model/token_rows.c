@@ -17,6 +17,18 @@ static lora_status check_rows(const lora_decoder *d, int64_t n, const int32_t *i
     return LORA_OK;
 }
 
+/* Rows of one token would be written by several threads. */
+static lora_status check_distinct(const lora_decoder *d, int64_t n, const int32_t *ids, lora_error *err) {
+    size_t bytes = (size_t)d->config.vocab_size;
+    uint8_t *seen = lora_host_alloc(d->ctx, LORA_MEM_SCRATCH, bytes);
+    LORA_CHECK(seen, err, LORA_ENOMEM, "token rows: expected %zu bytes, got none", bytes);
+    int64_t i = 0;
+    while (i < n && !seen[ids[i]]) seen[ids[i++]] = 1;
+    lora_host_free(d->ctx, seen);
+    LORA_CHECK(i == n, err, LORA_EINVAL, "token rows: expected distinct ids, got %d twice", (int)ids[i]);
+    return LORA_OK;
+}
+
 /* The ids as row numbers on the device. */
 static lora_status send_ids(lora_decoder *d, int64_t n, const int32_t *ids, int64_t **out, lora_error *err) {
     size_t bytes = (size_t)n * sizeof **out;
@@ -35,6 +47,7 @@ lora_status lora_decoder_set_token_rows(lora_decoder *d, int64_t n, const int32_
     int64_t *copy = NULL;
     if (n > 0) {
         LORA_TRY(check_rows(d, n, ids, rows, grad, err));
+        LORA_TRY(check_distinct(d, n, ids, err));
         LORA_TRY(send_ids(d, n, ids, &copy, err));
     }
     int64_t *old = d->token_rows.ids;

@@ -1,6 +1,8 @@
 /* A decoder: one forward and one backward over a packed batch, and KV-cache decoding. What differs between the families
  * of models is data in lora_decoder_config.
- * Weights, gradients and adapters are borrowed: the caller keeps them alive while they are set. */
+ * Weights, gradients and adapters are borrowed: the caller keeps them alive while they are set. They lie at addresses of the device of
+ * the decoder's context (place.h brings frozen ones there, memory.h makes others); ids, targets, weights of the loss, and the losses, logits
+ * and hidden states that come back are the caller's, on the host. */
 #ifndef LORA_C_DECODER_H
 #define LORA_C_DECODER_H
 
