@@ -23,6 +23,7 @@ void check_optim(void);
 void check_head(void);
 void check_attention(void);
 void check_attention_fast(void);
+void check_backend(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_adapted_globals(void);
@@ -39,6 +40,7 @@ static const struct {
                 {"rows_copy", check_rows_copy}, {"head", check_head},
                 {"optim", check_optim},
                 {"attention", check_attention}, {"attention_fast", check_attention_fast},
+                {"backend", check_backend},
                 {"decoder", check_decoder},     {"profile", check_profile},
                 {"decoder_adapters", check_decoder_adapters}, {"adapted_globals", check_adapted_globals}, {"alloc_fail", check_alloc_fail}};
 
