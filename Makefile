@@ -15,7 +15,8 @@ LIB_SOURCES := $(filter-out lora_c/bindings/%,$(wildcard lora_c/*/*.c lora_c/*/*
 CHECK_SOURCES := $(wildcard tests/c/*.c)
 OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
-FAKE_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/fake_device/*.c))
+FAKE_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/fake_device/fake_*.c))
+TEST_BACKENDS := $(BUILD)/liblora_c_fake.so $(BUILD)/liblora_c_other_abi.so
 BENCHES := $(patsubst benchmarks/%.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
 EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_arguments arguments_that_change fork size_limits outputs_apart parameter_blocks layer_buffer ops nf4 ggml dora)
 WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
@@ -41,7 +42,7 @@ demo: $(VENV)/installed ## install into .venv and teach the model that ships a n
 test: $(VENV)/installed check stubtest ## install into .venv, run the C checks and pytest
 	$(BIN)/python -m pytest
 
-check: $(BUILD)/check $(BUILD)/liblora_c_fake.so $(BENCHES) headers layers ## the C checks alone
+check: $(BUILD)/check $(TEST_BACKENDS) $(BENCHES) headers layers ## the C checks alone
 	@$(BUILD)/check
 
 asan: ## the C checks under ASan and UBSan
@@ -112,6 +113,9 @@ $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
 # A device for tests: a backend with its own copy of the library, as that of another device would be.
 $(BUILD)/liblora_c_fake.so: $(FAKE_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) -shared -Wl,-z,defs $^ -lm -ldl -o $@
+
+$(BUILD)/liblora_c_other_abi.so: $(BUILD)/tests/fake_device/other_abi.o
+	@$(CC) $(CFLAGS) -shared $^ -o $@
 
 $(BENCHES): $(BUILD)/%: $(BUILD)/benchmarks/%.o $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@

@@ -10,7 +10,8 @@ typedef struct device_list {
 
 static bool add_devices(const lora_backend_library *library, void *arg) {
     device_list *list = arg;
-    list->n += lora_list_library(library, list->most - list->n, list->out + list->n);
+    int64_t room = list->most > list->n ? list->most - list->n : 0;
+    list->n += lora_list_library(library, room, room > 0 ? list->out + list->n : NULL);
     return false;
 }
 

@@ -41,12 +41,17 @@ static const lora_backend *open_library(lora_backend_library *library) {
 
 /* The library of a path, loaded once for the life of the engine. NULL: no memory. */
 static lora_backend_library *library_of(lora_engine *engine, const char *path, size_t length) {
+    size_t kept = length < PATH_BYTES ? length : PATH_BYTES - 1;
     for (lora_backend_library *l = engine->libraries; l; l = l->next)
-        if (strlen(l->path) == length && memcmp(l->path, path, length) == 0) return l;
+        if (strlen(l->path) == kept && memcmp(l->path, path, kept) == 0) return l;
     lora_backend_library *library = lora_mem_calloc(&engine->mem, LORA_MEM_SCRATCH, sizeof *library);
     if (!library) return NULL;
-    memcpy(library->path, path, length);
-    library->backend = open_library(library);
+    memcpy(library->path, path, kept);
+    if (kept == length)
+        library->backend = open_library(library);
+    else
+        snprintf(library->reason, sizeof library->reason, "backend: expected a path of at most %d bytes, got %zu; check LORA_C_BACKENDS",
+                 PATH_BYTES - 1, length);
     library->next = engine->libraries;
     engine->libraries = library;
     return library;
@@ -76,7 +81,7 @@ int64_t lora_list_library(const lora_backend_library *library, int64_t most, lor
 bool lora_visit_libraries(lora_engine *engine, const char *paths, lora_visit_library_fn *visit, void *arg) {
     for (const char *p = paths ? paths : ""; *p;) {
         size_t length = strcspn(p, ":");
-        lora_backend_library *library = length > 0 && length < PATH_BYTES ? library_of(engine, p, length) : NULL;
+        lora_backend_library *library = length > 0 ? library_of(engine, p, length) : NULL;
         if (library && visit(library, arg)) return true;
         p += length + (p[length] == ':');
     }
@@ -87,8 +92,9 @@ typedef struct device_search {
     const char *name;
     const lora_backend *backend;
     int64_t index;
-    char known[LORA_ERROR_BYTES / 2]; /* "cpu, fake" */
-    char reason[LORA_ERROR_BYTES];
+    char known[LORA_ERROR_BYTES / 4]; /* "cpu, fake" */
+    char reason[LORA_ERROR_BYTES];    /* why the device cannot be used */
+    const char *unusable;             /* why the first library that is none cannot be */
 } device_search;
 
 static bool find_device(const lora_backend_library *library, void *arg) {
@@ -97,7 +103,10 @@ static bool find_device(const lora_backend_library *library, void *arg) {
     int64_t n = lora_list_library(library, MOST_DEVICES, found);
     for (int64_t i = 0; i < n && i < MOST_DEVICES; i++) {
         size_t used = strlen(search->known);
-        snprintf(search->known + used, sizeof search->known - used, ", %s", found[i].name);
+        if (library->backend)
+            snprintf(search->known + used, sizeof search->known - used, ", %s", found[i].name);
+        else if (!search->unusable)
+            search->unusable = library->reason;
         if (strcmp(found[i].name, search->name) != 0) continue;
         search->backend = library->backend;
         search->index = i;
@@ -112,7 +121,8 @@ lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths,
     if (strcmp(name, "cpu") == 0) return LORA_OK;
     device_search search = {.name = name, .known = "cpu"};
     bool found = lora_visit_libraries(ctx->engine, paths, find_device, &search);
-    LORA_CHECK(found, err, LORA_EINVAL, "device: expected one of %s, got %.60s; `lora-c devices` lists them", search.known, name);
+    LORA_CHECK(found, err, LORA_EINVAL, "device: expected one of %s, got %.40s; %s", search.known, name,
+               search.unusable ? search.unusable : "`lora-c devices` lists them");
     LORA_CHECK(search.backend && !search.reason[0], err, LORA_EDEVICE, "%s", search.reason);
     lora_device_use *use = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *use);
     LORA_CHECK(use, err, LORA_ENOMEM, "device: expected %zu bytes, got none", sizeof *use);

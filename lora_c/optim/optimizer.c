@@ -115,8 +115,10 @@ lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *op
 }
 
 lora_status lora_optimizer_zero_grad(lora_optimizer *opt, lora_error *err) {
-    for (int64_t i = 0; i < opt->n_params; i++)
+    for (int64_t i = 0; i < opt->n_params; i++) {
+        if (opt->params[i].n == 0) continue; /* its gradient may be NULL */
         LORA_TRY(lora_clear(opt->ctx, opt->params[i].grad, (size_t)opt->params[i].n * sizeof(float), err));
+    }
     return LORA_OK;
 }
 

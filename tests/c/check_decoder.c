@@ -4,6 +4,8 @@
 
 #include "lora_c/ops/ctx.h"
 #include "tests/c/decoder_oracle.h"
+#include "tests/c/device_mirror.h"
+#include "tests/c/devices.h"
 
 static const oracle_options OPTIONS[] = {
     {.biases = true, .adapters = true, .dropout = 0.25f},
@@ -26,7 +28,10 @@ static double step(oracle_model *m, lora_decoder *d) {
     lora_error err = {0};
     double loss = NAN;
     oracle_zero_grad(m);
-    CHECK(lora_decoder_forward_backward(d, &batch, 0.5f, &loss, &err) == LORA_OK, "%s", err.message);
+    CHECK(MIRRORED(lora_decoder_forward_backward(d, &batch, 0.5f, &loss, &err)) == LORA_OK, "%s", err.message);
+    same_on_every_device("loss", &loss, sizeof loss);
+    for (int i = 0; i < O_TENSORS; i++)
+        if (m->t[i].g) same_on_every_device(oracle_name(i), m->t[i].g, (size_t)m->t[i].n * sizeof(float));
     return loss;
 }
 
@@ -76,7 +81,7 @@ static void check_gradients(oracle_options options) {
     for (int i = 0; i < O_TENSORS; i++)
         for (int s = 0; s < SAMPLES && m->t[i].g; s++) want[i][s] = slope(m, i, sample_index(&m->t[i], s));
     FOR_EACH_ISA(isa) {
-        lora_ctx *ctx = check_ctx(isa, 2);
+        lora_ctx *ctx = device_ctx(isa, 2);
         lora_decoder *d = oracle_decoder(m, ctx, NULL);
         lora_error err = {0};
         double got = step(m, d);
@@ -86,7 +91,7 @@ static void check_gradients(oracle_options options) {
         CHECK(fabs(got - evaluation) < 1e-5 * evaluation, "%s: evaluation loss %.9g, expected %.9g", lora_isa_name(isa), got,
               evaluation);
         lora_decoder_destroy(d);
-        lora_ctx_destroy(ctx);
+        device_ctx_free(ctx);
     }
     CHECK((options.dropout > 0) == (fabs(loss - evaluation) > 1e-3), "dropout acts in training only: %g, %g", loss, evaluation);
     oracle_free(m);
@@ -107,7 +112,7 @@ static void check_bits(oracle_options options, lora_isa isa) {
     oracle_model *want = oracle_new(options), *got = oracle_new(options);
     double first = 0;
     for (int i = 0; i < 8; i++) {
-        lora_ctx *ctx = check_ctx(isa, threads[i / 2]);
+        lora_ctx *ctx = device_ctx(isa, threads[i / 2]);
         lora_decoder *d = oracle_decoder(i ? got : want, ctx, NULL);
         lora_decoder_set_recompute(d, i % 2 ? LORA_RECOMPUTE_LAYER : LORA_RECOMPUTE_NONE);
         double loss = step(i ? got : want, d);
@@ -115,7 +120,7 @@ static void check_bits(oracle_options options, lora_isa isa) {
         CHECK(loss == first, "%s, %d threads: loss %.17g, expected %.17g", lora_isa_name(isa), threads[i / 2], loss, first);
         if (i) check_equal(got, want, i % 2 ? "recompute" : "threads");
         lora_decoder_destroy(d);
-        lora_ctx_destroy(ctx);
+        device_ctx_free(ctx);
     }
     oracle_free(want);
     oracle_free(got);
@@ -123,10 +128,11 @@ static void check_bits(oracle_options options, lora_isa isa) {
 
 /* A gradient is the same whether everything trains or nothing else does: what backward leaves out was not needed. */
 static void check_alone(oracle_options options) {
-    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
+    lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
     oracle_model *want = oracle_new(options), *got = oracle_new(options);
     lora_decoder *all = oracle_decoder(want, ctx, NULL);
     step(want, all);
+    lora_decoder_destroy(all);
     for (int i = 0; i < O_TENSORS; i++) {
         if (!got->t[i].g) continue;
         bool trains[O_TENSORS] = {false};
@@ -139,9 +145,9 @@ static void check_alone(oracle_options options) {
                   oracle_name(i), r);
         }
         lora_decoder_destroy(d);
+        mirror_forget(ctx);
     }
-    lora_decoder_destroy(all);
-    lora_ctx_destroy(ctx);
+    device_ctx_free(ctx);
     oracle_free(want);
     oracle_free(got);
 }
@@ -151,7 +157,7 @@ static void check_alone(oracle_options options) {
 /* The loss keeps its bits; a gradient moves by what rounding its activations once can do, on any number of threads alike. */
 static void check_bf16_activations(oracle_options options) {
     oracle_model *want = oracle_new(options), *got = oracle_new(options), *again = oracle_new(options);
-    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2), *one = check_ctx(LORA_ISA_AUTO, 1);
+    lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2), *one = device_ctx(LORA_ISA_AUTO, 1);
     lora_decoder *exact = oracle_decoder(want, ctx, NULL), *d = oracle_decoder(got, ctx, NULL), *e = oracle_decoder(again, one, NULL);
     lora_error err;
     CHECK(lora_decoder_set_activation_dtype(d, LORA_BF16, &err) == LORA_OK, "%s", err.message);
@@ -182,8 +188,8 @@ static void check_bf16_activations(oracle_options options) {
     lora_decoder_destroy(exact);
     lora_decoder_destroy(d);
     lora_decoder_destroy(e);
-    lora_ctx_destroy(ctx);
-    lora_ctx_destroy(one);
+    device_ctx_free(ctx);
+    device_ctx_free(one);
     oracle_free(want);
     oracle_free(got);
     oracle_free(again);
@@ -227,6 +233,7 @@ static void set_compressed(oracle_model *m, lora_decoder *d, lora_ctx *ctx, lora
             w = lora_weight_bf16(memory[i] = to_bf16(t->w, t->n), t->rows, t->cols, t->cols);
         }
         lora_error err = {0};
+        CHECK(mirror_matrix(ctx, &w, NULL, &err) == LORA_OK, "%s", err.message);
         CHECK(lora_decoder_set_matrix(d, i / O_PER_LAYER, (lora_matrix_slot)(i % O_PER_LAYER), &w, NULL, &err) == LORA_OK, "%s",
               err.message);
     }
@@ -235,7 +242,7 @@ static void set_compressed(oracle_model *m, lora_decoder *d, lora_ctx *ctx, lora
 
 /* Frozen bfloat16 and NF4 layers: the oracle holds the values that they decode to. */
 static void check_formats(lora_weight_kind kind) {
-    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
+    lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
     oracle_model *m = oracle_new(OPTIONS[0]);
     lora_decoder *d = oracle_decoder(m, ctx, NULL);
     lora_nf4 nf4[O_EMBED];
@@ -250,7 +257,7 @@ static void check_formats(lora_weight_kind kind) {
               (int)kind, oracle_name(i), got, expected);
     }
     lora_decoder_destroy(d);
-    lora_ctx_destroy(ctx);
+    device_ctx_free(ctx);
     for (int i = 0; i < O_EMBED; i++) free(memory[i]);
     oracle_free(m);
 }
@@ -275,7 +282,7 @@ static int64_t arena_after_step(oracle_model *m, lora_ctx *ctx, const bool *trai
 }
 
 static void check_memory(void) {
-    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
+    lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
     oracle_model *m = oracle_new(OPTIONS[0]);
     bool head[O_TENSORS] = {[O_HEAD] = true}, last_q[O_TENSORS] = {[2 * O_PER_LAYER + O_A] = true, [2 * O_PER_LAYER + O_B] = true};
     int64_t none = arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_NONE), layer = arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_LAYER);
@@ -286,10 +293,10 @@ static void check_memory(void) {
     CHECK(lora_decoder_arena_bytes(d, INT64_MAX / 2, true) == INT64_MAX, "a size beyond the address space is not wrapped");
     lora_decoder_destroy(d);
     oracle_free(m);
-    lora_ctx_destroy(ctx);
+    device_ctx_free(ctx);
 }
 
-void check_decoder(void) {
+static void check_on_device(void) {
     for (int i = 0; i < N_OPTIONS; i++) {
         check_gradients(OPTIONS[i]);
         check_alone(OPTIONS[i]);
@@ -302,3 +309,5 @@ void check_decoder(void) {
     check_decoder_cache();
     check_decoder_refusals();
 }
+
+void check_decoder(void) { on_every_device(check_on_device); }

@@ -2,6 +2,8 @@
  * decode keeps, and refusals. */
 #include <string.h>
 
+#include "tests/c/device_mirror.h"
+#include "tests/c/devices.h"
 #include "tests/c/tiny_decoder.h"
 
 enum { HIDDEN = 24, RANK = 3, LAYER = 1, ROWS = 3 };
@@ -25,10 +27,15 @@ static lora_status make(lora_ctx *ctx, void *memory, lora_error *err) {
     check_normal(m->rows, ROWS * HIDDEN, 8, 0.3f);
     memcpy(m->embedding, m->t.weights, sizeof m->embedding);
     m->a = (lora_adapter){.rank = RANK, .A = m->A, .B = m->B, .dA = m->dA, .dB = m->dB, .scale = 0.5f, .magnitude = m->magnitude, .dmagnitude = m->dm};
+    LORA_TRY(mirror_adapter(ctx, &m->a, HIDDEN, HIDDEN, err));
     LORA_TRY(lora_decoder_set_adapter(m->t.decoder, LAYER, LORA_Q_PROJ, &m->a, err));
     lora_weight copy = lora_weight_f32(m->embedding, TINY_VOCAB, HIDDEN, HIDDEN);
-    LORA_TRY(lora_decoder_set_matrix(m->t.decoder, -1, LORA_EMBED_TOKENS, &copy, m->dE, err));
-    return lora_decoder_set_token_rows(m->t.decoder, ROWS, IDS, m->rows, m->drows, err);
+    float *dE = m->dE, *rows = m->rows, *drows = m->drows;
+    LORA_TRY(mirror_matrix(ctx, &copy, &dE, err));
+    LORA_TRY(lora_decoder_set_matrix(m->t.decoder, -1, LORA_EMBED_TOKENS, &copy, dE, err));
+    LORA_TRY(mirror_floats(ctx, &rows, ROWS * HIDDEN, err));
+    LORA_TRY(mirror_floats(ctx, &drows, ROWS * HIDDEN, err));
+    return lora_decoder_set_token_rows(m->t.decoder, ROWS, IDS, rows, drows, err);
 }
 
 /* float32 losses near 60 carry about 1e-5; over a step of 2e-2 that is 5e-4 of a slope of order 1 */
@@ -40,7 +47,11 @@ static void check_gradients(lora_ctx *ctx) {
     lora_error err;
     double loss;
     CHECK(make(ctx, &m, &err) == LORA_OK, "%s", err.message);
-    CHECK(lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err) == LORA_OK, "%s", err.message);
+    CHECK(MIRRORED(lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err)) == LORA_OK, "%s", err.message);
+    same_on_every_device("loss", &loss, sizeof loss);
+    same_on_every_device("gradient of the magnitude", m.dm, sizeof m.dm);
+    same_on_every_device("gradient of token rows", m.drows, sizeof m.drows);
+    same_on_every_device("gradients of adapters", m.t.grads, (size_t)m.t.n_grads * sizeof(float));
     tiny_check_slope("magnitude", m.t.decoder, m.magnitude, HIDDEN, m.dm, SLOPE_TOLERANCE);
     tiny_check_slope("token rows", m.t.decoder, m.rows, ROWS * HIDDEN, m.drows, SLOPE_TOLERANCE);
     bool cleared = true;
@@ -69,6 +80,7 @@ static void check_norms_of_a_sequence(lora_ctx *ctx) {
     CHECK(lora_decoder_decode(m.t.decoder, cache, 1, one, sequence, ids + N - 1, got, &err) == LORA_OK, "%s", err.message);
     double worst = 0;
     for (int i = 0; i < TINY_VOCAB; i++) worst = fmax(worst, fabs((double)got[i] - (double)want[(N - 1) * TINY_VOCAB + i]));
+    same_on_every_device("logits", got, sizeof got);
     CHECK(worst <= 1e-4, "cached decoding with DoRA is off by %g", worst);
     lora_kv_cache_destroy(cache);
     tiny_decoder_free(&m.t);
@@ -89,11 +101,13 @@ static void check_refusals(lora_ctx *ctx) {
     tiny_decoder_free(&m.t);
 }
 
-void check_decoder_adapters(void) {
-    lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
+static void check_on_device(void) {
+    lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
     check_gradients(ctx);
     check_norms_of_a_sequence(ctx);
     check_refusals(ctx);
     tiny_check_memory(ctx, sizeof(adapted), make);
-    lora_ctx_destroy(ctx);
+    device_ctx_free(ctx);
 }
+
+void check_decoder_adapters(void) { on_every_device(check_on_device); }

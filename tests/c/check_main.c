@@ -23,6 +23,11 @@ void check_optim(void);
 void check_head(void);
 void check_attention(void);
 void check_attention_fast(void);
+void check_backend(void);
+void check_devices(void);
+void check_device_memory(void);
+void check_device_mistakes(void);
+void check_device_steps(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_adapted_globals(void);
@@ -39,6 +44,8 @@ static const struct {
                 {"rows_copy", check_rows_copy}, {"head", check_head},
                 {"optim", check_optim},
                 {"attention", check_attention}, {"attention_fast", check_attention_fast},
+                {"backend", check_backend},     {"devices", check_devices}, {"device_memory", check_device_memory},
+                {"device_mistakes", check_device_mistakes}, {"device_steps", check_device_steps},
                 {"decoder", check_decoder},     {"profile", check_profile},
                 {"decoder_adapters", check_decoder_adapters}, {"adapted_globals", check_adapted_globals}, {"alloc_fail", check_alloc_fail}};
 

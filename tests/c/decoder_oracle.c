@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "lora_c/base/philox.h"
+#include "tests/c/device_mirror.h"
 
 static const double EPS = 1e-5, SCALE = 0.75, ROPE_SCALE = 1.1;
 static const double INV_FREQ[2][OD / 2] = {{1, 0.3, 0.1, 0.02}, {0.7, 0.2, 0.05, 0.01}};
@@ -138,36 +139,48 @@ lora_decoder_config oracle_config(const oracle_model *m) {
                                  .layer_rope = o->local_layers ? ropes : NULL, .rope_switch = o->switched_rope ? SWITCH : 0};
 }
 
-static lora_status set_adapter(const oracle_model *m, lora_decoder *d, int i, const bool *trains, lora_error *err) {
+static lora_status set_adapter(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int i, const bool *trains, lora_error *err) {
     int slot = i % O_PER_LAYER - O_B, a = i - O_B + O_A + a_slot(&m->options, slot) - slot;
     const oracle_tensor *A = &m->t[a], *B = &m->t[i];
     lora_adapter adapter = {.rank = OR, .A = A->w, .B = B->w, .dA = !trains || trains[a] ? A->g : NULL,
                             .dB = !trains || trains[i] ? B->g : NULL, .scale = (float)SCALE, .dropout = m->options.dropout,
                             .dropout_seed = SEED};
+    LORA_TRY(mirror_adapter(ctx, &adapter, B->rows, A->cols, err));
     return lora_decoder_set_adapter(d, i / O_PER_LAYER, (lora_matrix_slot)slot, &adapter, err);
 }
 
-static lora_status set_tensor(const oracle_model *m, lora_decoder *d, int i, const bool *trains, lora_error *err) {
+static lora_status set_matrix(lora_ctx *ctx, lora_decoder *d, int64_t layer, lora_matrix_slot slot, const oracle_tensor *t, float *g, lora_error *err) {
+    lora_weight w = lora_weight_f32(t->w, t->rows, t->cols, t->cols);
+    LORA_TRY(mirror_matrix(ctx, &w, &g, err));
+    return lora_decoder_set_matrix(d, layer, slot, &w, g, err);
+}
+
+static lora_status set_vector(lora_ctx *ctx, lora_decoder *d, int64_t layer, int slot, const oracle_tensor *t, float *g, lora_error *err) {
+    const float *v = t->w;
+    LORA_TRY(mirror_vector(ctx, &v, t->n, &g, err));
+    return lora_decoder_set_vector(d, layer, (lora_vector_slot)slot, v, t->n, g, err);
+}
+
+static lora_status set_tensor(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int i, const bool *trains, lora_error *err) {
     static const lora_matrix_slot globals[] = {LORA_EMBED_TOKENS, LORA_LM_HEAD, LORA_EMBED_POSITIONS};
     const oracle_tensor *t = &m->t[i];
     float *g = !trains || trains[i] ? t->g : NULL;
-    lora_weight w = lora_weight_f32(t->w, t->rows, t->cols, t->cols);
     int64_t layer = i < O_EMBED ? i / O_PER_LAYER : -1;
     int within = i % O_PER_LAYER, vector = -1;
     if (!t->w) return LORA_OK;
     if (i >= O_FINAL_NORM) vector = LORA_FINAL_NORM + (i == O_FINAL_NORM ? 0 : LORA_NORM_BIAS);
-    else if (i >= O_EMBED) return lora_decoder_set_matrix(d, -1, globals[i - O_EMBED], &w, g, err);
-    else if (within < O_BIAS) return lora_decoder_set_matrix(d, layer, (lora_matrix_slot)within, &w, g, err);
+    else if (i >= O_EMBED) return set_matrix(ctx, d, -1, globals[i - O_EMBED], t, g, err);
+    else if (within < O_BIAS) return set_matrix(ctx, d, layer, (lora_matrix_slot)within, t, g, err);
     else if (within < O_NORM) vector = LORA_BIAS + within - O_BIAS;
     else if (within < O_NORM_BIAS) vector = within - O_NORM;
     else if (within < O_A) vector = LORA_NORM_BIAS + within - O_NORM_BIAS;
-    else return within < O_B ? LORA_OK : set_adapter(m, d, i, trains, err); /* A is set together with B */
-    return lora_decoder_set_vector(d, layer, (lora_vector_slot)vector, t->w, t->n, g, err);
+    else return within < O_B ? LORA_OK : set_adapter(m, ctx, d, i, trains, err); /* A is set together with B */
+    return set_vector(ctx, d, layer, vector, t, g, err);
 }
 
-void oracle_set_tensor(const oracle_model *m, lora_decoder *d, int tensor, const bool *trains) {
+void oracle_set_tensor(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int tensor, const bool *trains) {
     lora_error err = {0};
-    CHECK(set_tensor(m, d, tensor, trains, &err) == LORA_OK, "%s", err.message);
+    CHECK(set_tensor(m, ctx, d, tensor, trains, &err) == LORA_OK, "%s", err.message);
 }
 
 lora_decoder *oracle_decoder(const oracle_model *m, lora_ctx *ctx, const bool *trains) {
@@ -175,7 +188,7 @@ lora_decoder *oracle_decoder(const oracle_model *m, lora_ctx *ctx, const bool *t
     lora_decoder *d = NULL;
     lora_error err = {0};
     CHECK(lora_decoder_create(ctx, &config, &d, &err) == LORA_OK, "%s", err.message);
-    for (int i = 0; i < O_TENSORS; i++) oracle_set_tensor(m, d, i, trains);
+    for (int i = 0; i < O_TENSORS; i++) oracle_set_tensor(m, ctx, d, i, trains);
     return d;
 }
 

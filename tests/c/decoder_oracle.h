@@ -55,9 +55,9 @@ void oracle_zero_grad(oracle_model *m);
 void oracle_sync(oracle_model *m);
 
 lora_decoder_config oracle_config(const oracle_model *m);
-/* A decoder with all weights set; only trains[i] tensors get their gradient (NULL: all). */
+/* A decoder with all weights set, mirrored (device_mirror.h); only trains[i] tensors get their gradient (NULL: all). */
 lora_decoder *oracle_decoder(const oracle_model *m, lora_ctx *ctx, const bool *trains);
-void oracle_set_tensor(const oracle_model *m, lora_decoder *d, int tensor, const bool *trains);
+void oracle_set_tensor(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int tensor, const bool *trains);
 const char *oracle_name(int tensor); /* valid until the next call */
 
 /* Segments of 5, 1 and 7 tokens; some tokens repeat, some carry no loss. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "lora_c/ops/ctx.h"
+#include "tests/c/device_mirror.h"
 
 enum { H = 24, I = 40, HEADS = 4, KV_HEADS = 2, D = 6, LAYERS = 2, R = 3 };
 
@@ -13,21 +14,32 @@ static lora_weight matrix(const float *data, int64_t rows, int64_t cols) {
     return lora_weight_f32(data, rows, cols, cols);
 }
 
+static lora_status set_matrix(tiny_decoder *t, int64_t layer, int slot, lora_weight w, lora_error *err) {
+    LORA_TRY(mirror_matrix(t->ctx, &w, NULL, err));
+    return lora_decoder_set_matrix(t->decoder, layer, (lora_matrix_slot)slot, &w, NULL, err);
+}
+
+static lora_status set_norm(tiny_decoder *t, int64_t layer, int slot, const float *w, lora_error *err) {
+    LORA_TRY(mirror_vector(t->ctx, &w, H, NULL, err));
+    return lora_decoder_set_vector(t->decoder, layer, (lora_vector_slot)slot, w, H, NULL, err);
+}
+
 static lora_status set_layer(tiny_decoder *t, int64_t layer, float dropout, int skip, float **w, float **g, lora_error *err) {
     for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
         int64_t rows = shapes[slot][0], cols = shapes[slot][1];
         lora_weight m = matrix(*w, rows, cols);
         *w += rows * cols;
         if (layer == 1 && slot == skip) continue;
-        LORA_TRY(lora_decoder_set_matrix(t->decoder, layer, (lora_matrix_slot)slot, &m, NULL, err));
+        LORA_TRY(set_matrix(t, layer, slot, m, err));
         lora_adapter a = {.rank = R, .A = *w, .B = *w + R * cols, .dA = *g, .dB = *g + R * cols, .scale = 0.5f, .dropout = dropout,
                           .dropout_seed = 11};
         *w += R * (rows + cols);
         *g += R * (rows + cols);
+        LORA_TRY(mirror_adapter(t->ctx, &a, rows, cols, err));
         LORA_TRY(lora_decoder_set_adapter(t->decoder, layer, (lora_matrix_slot)slot, &a, err));
     }
-    LORA_TRY(lora_decoder_set_vector(t->decoder, layer, LORA_INPUT_LAYERNORM, *w, H, NULL, err));
-    return lora_decoder_set_vector(t->decoder, layer, LORA_POST_ATTENTION_LAYERNORM, *w + H, H, NULL, err);
+    LORA_TRY(set_norm(t, layer, LORA_INPUT_LAYERNORM, *w, err));
+    return set_norm(t, layer, LORA_POST_ATTENTION_LAYERNORM, *w + H, err);
 }
 
 lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decoder *t, lora_error *err) {
@@ -37,7 +49,7 @@ lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decod
                                   .norm_eps = 1e-5, .pre_norm = true, .gated_mlp = true, .embedding_scale = 1,
                                   .residual_scale = 1, .attention_scale = 0.4, .logits = {1, 0}, .n_ropes = 1,
                                   .ropes = {{inv_freq, D, 1}}, .tie_word_embeddings = true};
-    memset(t, 0, sizeof *t);
+    *t = (tiny_decoder){.ctx = ctx};
     LORA_TRY(lora_decoder_create(ctx, &config, &t->decoder, err));
     t->n_weights = 40000;
     t->n_grads = 8000;
@@ -47,8 +59,8 @@ lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decod
     float *w = t->weights, *g = t->grads;
     lora_weight embed = matrix(w, TINY_VOCAB, H);
     w += TINY_VOCAB * H;
-    LORA_TRY(lora_decoder_set_matrix(t->decoder, -1, LORA_EMBED_TOKENS, &embed, NULL, err));
-    LORA_TRY(lora_decoder_set_vector(t->decoder, -1, LORA_FINAL_NORM, w, H, NULL, err));
+    LORA_TRY(set_matrix(t, -1, LORA_EMBED_TOKENS, embed, err));
+    LORA_TRY(set_norm(t, -1, LORA_FINAL_NORM, w, err));
     w += H;
     for (int64_t layer = 0; layer < LAYERS; layer++) {
         LORA_TRY(set_layer(t, layer, dropout, skip, &w, &g, err));
@@ -59,6 +71,7 @@ lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decod
 
 void tiny_decoder_free(tiny_decoder *t) {
     lora_decoder_destroy(t->decoder);
+    mirror_forget(t->ctx);
     free(t->weights);
     free(t->grads);
 }
@@ -79,7 +92,7 @@ static double loss_at(lora_decoder *d, float *values, const float *kept, int64_t
     lora_error err;
     double loss = 0;
     for (int64_t i = 0; i < n; i++) values[i] = (float)((double)kept[i] + step * (double)direction[i]);
-    CHECK(lora_decoder_loss(d, &batch, &loss, NULL, &err) == LORA_OK, "%s", err.message);
+    CHECK(MIRRORED(lora_decoder_loss(d, &batch, &loss, NULL, &err)) == LORA_OK, "%s", err.message);
     return loss;
 }
 

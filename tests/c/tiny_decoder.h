@@ -1,4 +1,5 @@
-/* A random decoder of two layers with LoRA on every matrix, for the checks that need a whole model. */
+/* A random decoder of two layers with LoRA on every matrix, for the checks that need a whole model. Its arrays are mirrored
+ * (device_mirror.h), one decoder at a time for a context that is not on the CPU. */
 #ifndef LORA_TESTS_TINY_DECODER_H
 #define LORA_TESTS_TINY_DECODER_H
 
@@ -7,6 +8,7 @@
 enum { TINY_TOKENS = 23, TINY_VOCAB = 50 };
 
 typedef struct tiny_decoder {
+    lora_ctx *ctx;
     lora_decoder *decoder;
     float *weights, *grads; /* grads: of all adapters, one after the other */
     int64_t n_weights, n_grads;

@@ -76,7 +76,7 @@ static void at_pass(const fake_device *f, lora_adapter_pass *p, const void **bad
 
 static lora_status queue(lora_ctx *ctx, fake_run_fn *run, const void *args, size_t bytes, lora_error *err) {
     const lora_backend_view *view = lora_backend_of(ctx);
-    return fake_enqueue(view->state, run, view->precision, args, bytes, err);
+    return fake_enqueue(view->state, (fake_job){.run = run, .precision = view->precision}, args, bytes, err);
 }
 
 static lora_status host_address(const char *operation, lora_error *err) {
@@ -399,6 +399,7 @@ static lora_status dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_ada
 typedef struct linear_merge_args {
     lora_weight w;
     lora_adapter adapter;
+    bool has_adapter;
     const float *norm;
     float sign;
     float *merged;
@@ -411,11 +412,14 @@ static lora_status run_linear_merge(fake_device *f, void *args, lora_error *err)
     at_adapter(f, &a->adapter, &bad);
     a->norm = fake_at(f, a->norm, &bad);
     a->merged = fake_at(f, a->merged, &bad);
-    return bad ? host_address("linear_merge", err) : lora_cpu_linear_merge(f->cpu, &a->w, &a->adapter, a->norm, a->sign, a->merged, err);
+    if (bad) return host_address("linear_merge", err);
+    return lora_cpu_linear_merge(f->cpu, &a->w, a->has_adapter ? &a->adapter : NULL, a->norm, a->sign, a->merged, err);
 }
 
 static lora_status linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign, float *merged, lora_error *err) {
-    return queue(ctx, run_linear_merge, &(linear_merge_args){.w = *w, .adapter = *adapter, .norm = norm, .sign = sign, .merged = merged}, sizeof(linear_merge_args), err);
+    linear_merge_args args = {.w = *w, .has_adapter = adapter != NULL, .norm = norm, .sign = sign, .merged = merged};
+    if (adapter) args.adapter = *adapter;
+    return queue(ctx, run_linear_merge, &args, sizeof args, err);
 }
 
 typedef struct linear_merge_backward_args {
