@@ -27,12 +27,13 @@ CALLS = {
     "inspect": "inspect model",
     "quantize": "quantize --model model --output-dir q{n}",
     "bench": "bench --model model --steps 1 --batch 1 --length 16 --profile",
+    "devices": "devices",
     "plot": "plot run --out p{n}.png",
     "demo": "demo --short --out d{n}",
     "completion": "completion zsh",
 }  # fmt: skip
 # Those that print one JSON object with --json.
-REPORTING = ("train", "eval", "data", "merge", "export", "inspect", "quantize", "bench", "plot", "demo")
+REPORTING = ("train", "eval", "data", "merge", "export", "inspect", "quantize", "devices", "bench", "plot", "demo")
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _count = 0

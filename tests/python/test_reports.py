@@ -113,7 +113,7 @@ def test_wrong_usage_is_2_in_every_command(name: str) -> None:
         assert code == 2, (args, done.output, done.exception)
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("bench", "demo", "chat")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("bench", "demo", "chat", "devices")])
 def test_missing_inputs_are_2_in_every_command(workplace: Path, name: str) -> None:
     done = called(workplace, [name])
     assert done.returncode == 2, done.stderr

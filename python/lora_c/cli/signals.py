@@ -81,8 +81,8 @@ def _send_again(number: int) -> None:
 
 def _end(number: int) -> None:
     aside = sys.modules.get(f"{__package__.rpartition('.')[0]}.aside")
-    if aside is not None:
-        aside.remove_open()
+    if (remove := getattr(aside, "remove_open", None)) is not None:  # none while that file is being imported
+        remove()
     say_stopped()
     os._exit(128 + number)
 
