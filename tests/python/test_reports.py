@@ -55,7 +55,7 @@ KEYS = {
     "export": {"source", "output", "format", "bytes"}, "inspect": {"kind", "facts", "tensors", "problems", "usable"},
     "quantize": {"model", "output", "bytes", "block_size"}, "plot": {"picture", "runs"},
     "bench": {"tokens_per_second", "step_seconds", "peak_memory_bytes", "profile"},
-    "demo": {"exact_match_before", "exact_match_after"}, "data": {"steps_per_epoch"},
+    "demo": {"exact_match_before", "exact_match_after"}, "data": {"steps_per_epoch"}, "devices": {"devices"},
 }  # fmt: skip
 
 
