@@ -106,6 +106,7 @@ static void check_failed_decode(lora_decoder *d, lora_ctx *ctx, lora_kv_cache *c
 }
 
 static void check_out_of_memory(const oracle_model *m, lora_ctx *ctx) {
+    if (!device_allocations_fail(ctx)) return;
     lora_decoder *d = oracle_decoder(m, ctx, NULL);
     lora_kv_cache *cache = NULL;
     lora_error err = {0};

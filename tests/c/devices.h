@@ -24,6 +24,8 @@ const checked_device *device_in_use(void); /* the CPU outside of on_every_device
 lora_ctx *device_ctx(lora_isa isa, int threads);
 lora_ctx *device_ctx_on(const char *device, const char *paths, lora_isa isa, int threads);
 void device_ctx_free(lora_ctx *ctx);
+/* Whether allocations of the device count with those of the host, one of which checks make fail. */
+bool device_allocations_fail(const lora_ctx *ctx);
 
 /* Results that have the same bits on every device that has the CPU's: checks give the same results in the same order each time. */
 void same_on_every_device(const char *what, const void *results, size_t bytes);

@@ -24,9 +24,9 @@ enum { LORA_BACKEND_ABI = 1 }; /* changes with this file, and with the structs t
 /* Memory of the device. Tags are for the accounts (lora_ctx_memory). */
 typedef struct lora_backend_memory {
     void *(*alloc)(void *state, lora_mem_tag tag, size_t bytes); /* not cleared, 64-byte aligned; NULL when refused; any thread */
-    void (*free)(void *state, void *p);                          /* of alloc, not NULL; may be called before a sync */
+    void (*free)(void *state, void *p);                          /* of alloc, not NULL; may be called before a sync; any thread */
     void *(*stage_alloc)(void *state, size_t bytes);             /* host memory, see lora_stage_alloc */
-    void (*stage_free)(void *state, void *p);
+    void (*stage_free)(void *state, void *p);                    /* of stage_alloc, as free */
     lora_status (*upload)(void *state, void *to, const void *from_host, size_t bytes, lora_error *err);
     lora_status (*download)(void *state, void *to_host, const void *from, size_t bytes, lora_error *err);
     lora_status (*clear)(void *state, void *p, size_t bytes, lora_error *err);

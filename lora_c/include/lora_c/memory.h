@@ -50,7 +50,7 @@ void lora_host_free(struct lora_ctx *ctx, void *p); /* NULL allowed */
 /** Memory of the host from which uploads are fast (pinned, where a device has such): what a caller fills anew for each pass.
  *  Its content is undefined after the sync that ends an upload from it. */
 void *lora_stage_alloc(struct lora_ctx *ctx, size_t bytes);
-void lora_stage_free(struct lora_ctx *ctx, void *p); /* NULL allowed */
+void lora_stage_free(struct lora_ctx *ctx, void *p); /* NULL allowed. Needs no lock, and no sync before it */
 
 /* Transfers and operations of one device happen in the order of their calls, but some time later: only lora_sync waits.
  * On the CPU all of it happens at once. */
