@@ -30,8 +30,8 @@ static lora_engine *make_engine(lora_error *err) {
 }
 
 static void free_engine(lora_engine *engine) {
-    lora_unload_backends(engine);
     lora_pool_destroy(engine->pool);
+    lora_unload_backends(engine); /* after the threads, which may stand in code of a library that computed with them */
     for (int i = 0; i < LORA_SCRATCH_SLOTS; i++) lora_mem_free(&engine->mem, engine->scratch[i].data);
     pthread_mutex_destroy(&engine->lock);
     lora_mem spare;
