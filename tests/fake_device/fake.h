@@ -23,6 +23,7 @@ typedef struct fake_job {
     fake_run_fn *run;
     void *args;
     lora_precision precision;
+    bool always; /* after a job that failed, too: what frees or clears memory */
 } fake_job;
 
 typedef struct fake_block {
@@ -41,7 +42,7 @@ struct fake_device {
     lora_ctx *cpu; /* computes */
     int fd;
     unsigned char *seen, *real; /* the same memory: without permissions, as callers see it; for the device itself */
-    pthread_mutex_t lock;       /* of blocks and accounts */
+    pthread_mutex_t lock;       /* of all that follows; no job runs inside it */
     fake_block *blocks;         /* by address */
     int64_t n_blocks, room_for_blocks;
     lora_mem_usage usage[LORA_MEM_TAGS + 1];
@@ -53,14 +54,16 @@ struct fake_device {
 
 /* fake_memory.c */
 extern const lora_backend_memory fake_memory;
+/** Two views of one piece of memory, and the lock. After an error, too, fake_close_memory must follow. */
 lora_status fake_open_memory(fake_device *f, lora_error *err);
 void fake_close_memory(fake_device *f);
 /** The device's own address of one that a caller has. NULL stays NULL; a host address is refused: NULL and *bad set. */
 void *fake_at(const fake_device *f, const void *seen, const void **bad);
 
 /* fake_queue.c */
-lora_status fake_enqueue(fake_device *f, fake_run_fn *run, lora_precision precision, const void *args, size_t bytes, lora_error *err);
-/** All jobs in order; after one that fails only those that free memory. Returns its status. */
+/** Puts a job behind the others, with a copy of its args. Any thread. */
+lora_status fake_enqueue(fake_device *f, fake_job job, const void *args, size_t bytes, lora_error *err);
+/** The jobs so far, in order; after one that fails only those that run always. Returns its status. One thread at a time. */
 lora_status fake_run_queue(fake_device *f, lora_error *err);
 
 /* fake_ops.c */

@@ -10,6 +10,7 @@ enum { ALIGN = 64 };
 static const size_t RESERVED = (size_t)4 << 30; /* addresses; pages come when they are written */
 
 lora_status fake_open_memory(fake_device *f, lora_error *err) {
+    pthread_mutex_init(&f->lock, NULL);
     f->fd = memfd_create("lora_fake_device", MFD_CLOEXEC);
     LORA_CHECK(f->fd >= 0 && ftruncate(f->fd, (off_t)RESERVED) == 0, err, LORA_EDEVICE, "fake: expected a memory file of %zu bytes, got none", RESERVED);
     void *seen = mmap(NULL, RESERVED, PROT_NONE, MAP_SHARED | MAP_NORESERVE, f->fd, 0);
@@ -17,7 +18,6 @@ lora_status fake_open_memory(fake_device *f, lora_error *err) {
     f->seen = seen == MAP_FAILED ? NULL : seen;
     f->real = real == MAP_FAILED ? NULL : real;
     LORA_CHECK(f->seen && f->real, err, LORA_EDEVICE, "fake: expected two views of %zu bytes, got none", RESERVED);
-    pthread_mutex_init(&f->lock, NULL);
     return LORA_OK;
 }
 
@@ -28,6 +28,7 @@ void fake_close_memory(fake_device *f) {
     for (int64_t i = 0; i < f->n_stages; i++) free(f->stages[i].data);
     free(f->stages);
     free(f->blocks);
+    pthread_mutex_destroy(&f->lock);
 }
 
 void *fake_at(const fake_device *f, const void *seen, const void **bad) {
@@ -63,12 +64,19 @@ static void account(fake_device *f, lora_mem_tag tag, size_t bytes, bool taken) 
     }
 }
 
+/* Tests count the allocations of the host's allocator and make one of them fail: those of this memory count with them. */
+static bool refused_by_host(fake_device *f) {
+    void *p = lora_host_alloc(f->cpu, LORA_MEM_SCRATCH, 1);
+    lora_host_free(f->cpu, p);
+    return !p;
+}
+
 /* First gap that is large enough, with room behind for reads past the end. */
 static void *fake_alloc(void *state, lora_mem_tag tag, size_t bytes) {
     fake_device *f = state;
     size_t padded = (bytes + 2 * ALIGN - 1) & ~(size_t)(ALIGN - 1), begin = 0;
     int64_t at = 0;
-    if (bytes > RESERVED / 2) return NULL;
+    if (bytes > RESERVED / 2 || refused_by_host(f)) return NULL;
     pthread_mutex_lock(&f->lock);
     for (; at < f->n_blocks && f->blocks[at].begin - begin < padded; at++)
         begin = (f->blocks[at].begin + f->blocks[at].bytes + 2 * ALIGN - 1) & ~(size_t)(ALIGN - 1);
@@ -101,6 +109,11 @@ static lora_status run_free(fake_device *f, void *args, lora_error *err) {
     return at >= 0 ? LORA_OK : lora_fail(err, LORA_EINVAL, "free: expected memory of this device, got another address");
 }
 
+/* What is queued may still use p. */
+static void enqueue_free(fake_device *f, fake_run_fn *run, void *p) {
+    (void)!fake_enqueue(f, (fake_job){.run = run, .always = true}, &(free_args){.p = p}, sizeof(free_args), NULL);
+}
+
 static void fake_free(void *state, void *p) {
     fake_device *f = state;
     pthread_mutex_lock(&f->lock);
@@ -108,42 +121,64 @@ static void fake_free(void *state, void *p) {
     if (at >= 0 && f->blocks[at].used) account(f, f->blocks[at].tag, f->blocks[at].bytes, false);
     if (at >= 0) f->blocks[at].used = false;
     pthread_mutex_unlock(&f->lock);
-    (void)!fake_enqueue(f, run_free, LORA_PRECISION_EXACT, &(free_args){p}, sizeof(free_args), NULL); /* what is queued may still use it */
+    enqueue_free(f, run_free, p);
 }
 
-static lora_mem_usage fake_usage(const void *state, lora_mem_tag tag) { return ((const fake_device *)state)->usage[tag]; }
+static lora_mem_usage fake_usage(const void *state, lora_mem_tag tag) {
+    fake_device *f = (fake_device *)state;
+    pthread_mutex_lock(&f->lock);
+    lora_mem_usage usage = f->usage[tag];
+    pthread_mutex_unlock(&f->lock);
+    return usage;
+}
 
 static void fake_reset_peak(void *state) {
     fake_device *f = state;
+    pthread_mutex_lock(&f->lock);
     for (int i = 0; i <= LORA_MEM_TAGS; i++) f->usage[i].peak_bytes = f->usage[i].live_bytes;
+    pthread_mutex_unlock(&f->lock);
 }
 
 /* --- staging memory --- */
 
 static void *fake_stage_alloc(void *state, size_t bytes) {
     fake_device *f = state;
+    unsigned char *data = refused_by_host(f) ? NULL : malloc(bytes + 1);
+    if (!data) return NULL;
+    memset(data, FAKE_POISON, bytes + 1);
+    pthread_mutex_lock(&f->lock);
     fake_stage *stages = realloc(f->stages, (size_t)(f->n_stages + 1) * sizeof *stages);
-    unsigned char *data = stages ? malloc(bytes + 1) : NULL;
-    if (stages) f->stages = stages;
-    if (data) f->stages[f->n_stages++] = (fake_stage){.data = memset(data, FAKE_POISON, bytes + 1), .bytes = bytes};
-    return data;
-}
-
-static void fake_stage_free(void *state, void *p) {
-    fake_device *f = state;
-    (void)!fake_run_queue(f, NULL); /* what is queued may still read it */
-    for (int64_t i = 0; i < f->n_stages; i++)
-        if (f->stages[i].data == p) {
-            free(p);
-            f->stages[i] = f->stages[--f->n_stages];
-            return;
-        }
-}
-
-static fake_stage *stage_of(fake_device *f, const void *p) {
-    for (int64_t i = 0; i < f->n_stages; i++)
-        if ((const unsigned char *)p >= f->stages[i].data && (const unsigned char *)p < f->stages[i].data + f->stages[i].bytes) return f->stages + i;
+    if (stages) {
+        f->stages = stages;
+        stages[f->n_stages++] = (fake_stage){.data = data, .bytes = bytes};
+    }
+    pthread_mutex_unlock(&f->lock);
+    if (stages) return data;
+    free(data);
     return NULL;
+}
+
+static lora_status run_stage_free(fake_device *f, void *args, lora_error *err) {
+    unsigned char *data = ((free_args *)args)->p;
+    pthread_mutex_lock(&f->lock);
+    int64_t at = 0;
+    while (at < f->n_stages && f->stages[at].data != data) at++;
+    bool found = at < f->n_stages;
+    if (found) f->stages[at] = f->stages[--f->n_stages];
+    pthread_mutex_unlock(&f->lock);
+    if (found) free(data);
+    return found ? LORA_OK : lora_fail(err, LORA_EINVAL, "stage_free: expected staging memory of this device, got another address");
+}
+
+static void fake_stage_free(void *state, void *p) { enqueue_free(state, run_stage_free, p); }
+
+/* An upload has read from p. */
+static void mark_stage(fake_device *f, const void *p) {
+    const unsigned char *at = p;
+    pthread_mutex_lock(&f->lock);
+    for (int64_t i = 0; i < f->n_stages; i++)
+        if (at >= f->stages[i].data && at < f->stages[i].data + f->stages[i].bytes) f->stages[i].read = true;
+    pthread_mutex_unlock(&f->lock);
 }
 
 /* --- transfers --- */
@@ -162,15 +197,14 @@ static lora_status run_upload(fake_device *f, void *args, lora_error *err) {
     const transfer *t = args;
     const void *bad = NULL;
     void *to = fake_at(f, t->to, &bad);
-    fake_stage *stage = stage_of(f, t->from);
     if (bad || !to) return refuse("upload", err);
     memcpy(to, t->from, t->bytes);
-    if (stage) stage->read = true;
+    mark_stage(f, t->from);
     return LORA_OK;
 }
 
 static lora_status fake_upload(void *state, void *to, const void *from, size_t bytes, lora_error *err) {
-    return fake_enqueue(state, run_upload, LORA_PRECISION_EXACT, &(transfer){.to = to, .from = from, .bytes = bytes}, sizeof(transfer), err);
+    return fake_enqueue(state, (fake_job){.run = run_upload}, &(transfer){.to = to, .from = from, .bytes = bytes}, sizeof(transfer), err);
 }
 
 static lora_status run_download(fake_device *f, void *args, lora_error *err) {
@@ -183,7 +217,7 @@ static lora_status run_download(fake_device *f, void *args, lora_error *err) {
 
 static lora_status fake_download(void *state, void *to, const void *from, size_t bytes, lora_error *err) {
     memset(to, FAKE_POISON, bytes);
-    return fake_enqueue(state, run_download, LORA_PRECISION_EXACT, &(transfer){.to = to, .from = from, .bytes = bytes}, sizeof(transfer), err);
+    return fake_enqueue(state, (fake_job){.run = run_download}, &(transfer){.to = to, .from = from, .bytes = bytes}, sizeof(transfer), err);
 }
 
 static lora_status run_clear(fake_device *f, void *args, lora_error *err) {
@@ -196,17 +230,19 @@ static lora_status run_clear(fake_device *f, void *args, lora_error *err) {
 }
 
 static lora_status fake_clear(void *state, void *p, size_t bytes, lora_error *err) {
-    return fake_enqueue(state, run_clear, LORA_PRECISION_EXACT, &(transfer){.to = p, .bytes = bytes}, sizeof(transfer), err);
+    return fake_enqueue(state, (fake_job){.run = run_clear, .always = true}, &(transfer){.to = p, .bytes = bytes}, sizeof(transfer), err);
 }
 
 static lora_status fake_sync(void *state, lora_error *err) {
     fake_device *f = state;
     lora_status status = fake_run_queue(f, err);
+    pthread_mutex_lock(&f->lock);
     for (int64_t i = 0; i < f->n_stages; i++)
         if (f->stages[i].read) {
             memset(f->stages[i].data, FAKE_POISON, f->stages[i].bytes);
             f->stages[i].read = false;
         }
+    pthread_mutex_unlock(&f->lock);
     return status;
 }
 

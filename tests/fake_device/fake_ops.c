@@ -76,7 +76,7 @@ static void at_pass(const fake_device *f, lora_adapter_pass *p, const void **bad
 
 static lora_status queue(lora_ctx *ctx, fake_run_fn *run, const void *args, size_t bytes, lora_error *err) {
     const lora_backend_view *view = lora_backend_of(ctx);
-    return fake_enqueue(view->state, run, view->precision, args, bytes, err);
+    return fake_enqueue(view->state, (fake_job){.run = run, .precision = view->precision}, args, bytes, err);
 }
 
 static lora_status host_address(const char *operation, lora_error *err) {

@@ -5,32 +5,58 @@
 
 #include "lora_c/context.h"
 
-lora_status fake_enqueue(fake_device *f, fake_run_fn *run, lora_precision precision, const void *args, size_t bytes, lora_error *err) {
+static bool append(fake_device *f, fake_job job) {
     if (f->n_jobs == f->room_for_jobs) {
         int64_t room = 2 * f->room_for_jobs + 64;
         fake_job *jobs = realloc(f->jobs, (size_t)room * sizeof *jobs);
-        LORA_CHECK(jobs, err, LORA_ENOMEM, "queue: expected memory for %lld jobs, got none", (long long)room);
+        if (!jobs) return false;
         f->jobs = jobs;
         f->room_for_jobs = room;
     }
-    void *copy = malloc(bytes);
-    LORA_CHECK(copy, err, LORA_ENOMEM, "queue: expected %zu bytes, got none", bytes);
-    f->jobs[f->n_jobs++] = (fake_job){.run = run, .args = memcpy(copy, args, bytes), .precision = precision};
-    return LORA_OK;
+    f->jobs[f->n_jobs++] = job;
+    return true;
+}
+
+lora_status fake_enqueue(fake_device *f, fake_job job, const void *args, size_t bytes, lora_error *err) {
+    job.args = malloc(bytes);
+    LORA_CHECK(job.args, err, LORA_ENOMEM, "queue: expected %zu bytes, got none", bytes);
+    memcpy(job.args, args, bytes);
+    pthread_mutex_lock(&f->lock);
+    bool appended = append(f, job);
+    pthread_mutex_unlock(&f->lock);
+    if (appended) return LORA_OK;
+    free(job.args);
+    return lora_fail(err, LORA_ENOMEM, "queue: expected memory for one more job, got none");
+}
+
+/* The queue, which is empty afterwards: jobs may be added while these run. */
+static fake_job *take_jobs(fake_device *f, int64_t *n) {
+    pthread_mutex_lock(&f->lock);
+    fake_job *jobs = f->jobs;
+    *n = f->n_jobs;
+    f->jobs = NULL;
+    f->n_jobs = f->room_for_jobs = 0;
+    pthread_mutex_unlock(&f->lock);
+    return jobs;
+}
+
+static lora_status run_job(fake_device *f, const fake_job *job, lora_error *err) {
+    LORA_TRY(lora_ctx_set_precision(f->cpu, job->precision, err));
+    return job->run(f, job->args, err);
 }
 
 lora_status fake_run_queue(fake_device *f, lora_error *err) {
     lora_status status = LORA_OK;
-    for (int64_t i = 0; i < f->n_jobs; i++) {
-        fake_job *job = f->jobs + i;
-        lora_error own;
-        if (lora_ctx_set_precision(f->cpu, job->precision, NULL) == LORA_OK) {
-            lora_status now = job->run(f, job->args, &own);
-            if (now != LORA_OK && status == LORA_OK) status = lora_fail(err, now, "%s", own.message);
-        }
-        free(job->args);
+    int64_t n;
+    fake_job *jobs = take_jobs(f, &n);
+    for (int64_t i = 0; i < n; i++) {
+        if (status == LORA_OK)
+            status = run_job(f, &jobs[i], err);
+        else if (jobs[i].always)
+            (void)!run_job(f, &jobs[i], NULL);
+        free(jobs[i].args);
     }
-    f->n_jobs = 0;
+    free(jobs);
     return status;
 }
 
@@ -48,7 +74,7 @@ static void fake_destroy(void *state) {
     (void)!fake_run_queue(f, NULL);
     lora_ctx_destroy(f->cpu);
     fake_close_memory(f);
-    free(f->jobs);
+    free(f->jobs); /* empty */
     free(f);
 }
 
