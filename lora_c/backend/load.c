@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { PATH_BYTES = 1024, MOST_DEVICES = 32 };
 
@@ -127,6 +128,7 @@ lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths,
     lora_device_use *use = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *use);
     LORA_CHECK(use, err, LORA_ENOMEM, "device: expected %zu bytes, got none", sizeof *use);
     use->backend = search.backend;
+    use->process = (int)getpid();
     snprintf(use->name, sizeof use->name, "%.31s", name);
     lora_status status = search.backend->create(ctx, search.index, &use->state, err);
     if (status == LORA_OK)
@@ -136,8 +138,18 @@ lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths,
     return status;
 }
 
+static bool is_own(const lora_device_use *use) { return use->process == (int)getpid(); }
+
 void lora_device_close(lora_engine *engine, lora_device_use *use) {
     if (use == &engine->cpu) return;
-    use->backend->destroy(use->state);
+    if (is_own(use)) use->backend->destroy(use->state);
     lora_mem_free(&engine->mem, use);
+}
+
+static bool is_usable(const lora_ctx *ctx) { return ctx->view.backend->host_memory || is_own(ctx->device); }
+
+lora_status lora_device_check(const lora_ctx *ctx, lora_error *err) {
+    LORA_CHECK(is_usable(ctx), err, LORA_EDEVICE, "device %s: expected the process that opened it, got a child of it; open it after the fork",
+               ctx->device->name);
+    return LORA_OK;
 }

@@ -1,9 +1,11 @@
 /* Memory of the device in use, transfers, and their accounts. */
 #include "lora_c/memory.h"
 
+#include "lora_c/device.h"
 #include "lora_c/ops/ctx.h"
 
 static const lora_backend_memory *memory_of(const lora_ctx *ctx) { return &ctx->view.backend->memory; }
+static bool is_usable(const lora_ctx *ctx) { return lora_device_check(ctx, NULL) == LORA_OK; }
 
 const char *lora_mem_tag_name(lora_mem_tag tag) {
     static const char *const names[LORA_MEM_TAGS] = {"base weights", "parameters",  "gradients",
@@ -11,7 +13,9 @@ const char *lora_mem_tag_name(lora_mem_tag tag) {
     return (unsigned)tag < LORA_MEM_TAGS ? names[tag] : "unknown";
 }
 
-void *lora_ctx_alloc_uncleared(lora_ctx *ctx, lora_mem_tag tag, size_t bytes) { return memory_of(ctx)->alloc(ctx->view.state, tag, bytes); }
+void *lora_ctx_alloc_uncleared(lora_ctx *ctx, lora_mem_tag tag, size_t bytes) {
+    return is_usable(ctx) ? memory_of(ctx)->alloc(ctx->view.state, tag, bytes) : NULL;
+}
 
 void *lora_ctx_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes) {
     void *p = lora_ctx_alloc_uncleared(ctx, tag, bytes);
@@ -21,36 +25,40 @@ void *lora_ctx_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes) {
 }
 
 void lora_ctx_free(lora_ctx *ctx, void *p) {
-    if (p) memory_of(ctx)->free(ctx->view.state, p);
+    if (p && is_usable(ctx)) memory_of(ctx)->free(ctx->view.state, p);
 }
 
 void *lora_host_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes) { return lora_mem_calloc(&ctx->engine->mem, tag, bytes); }
 void lora_host_free(lora_ctx *ctx, void *p) { lora_mem_free(&ctx->engine->mem, p); }
 
-void *lora_stage_alloc(lora_ctx *ctx, size_t bytes) { return memory_of(ctx)->stage_alloc(ctx->view.state, bytes); }
+void *lora_stage_alloc(lora_ctx *ctx, size_t bytes) { return is_usable(ctx) ? memory_of(ctx)->stage_alloc(ctx->view.state, bytes) : NULL; }
 void lora_stage_free(lora_ctx *ctx, void *p) {
-    if (p) memory_of(ctx)->stage_free(ctx->view.state, p);
+    if (p && is_usable(ctx)) memory_of(ctx)->stage_free(ctx->view.state, p);
 }
 
 /* --- transfers --- */
 
 lora_status lora_upload(lora_ctx *ctx, void *to, const void *from, size_t bytes, lora_error *err) {
+    LORA_TRY(lora_device_check(ctx, err));
     ctx->device->transfers.uploads++;
     ctx->device->transfers.uploaded_bytes += (int64_t)bytes;
     return memory_of(ctx)->upload(ctx->view.state, to, from, bytes, err);
 }
 
 lora_status lora_download(lora_ctx *ctx, void *to, const void *from, size_t bytes, lora_error *err) {
+    LORA_TRY(lora_device_check(ctx, err));
     ctx->device->transfers.downloads++;
     ctx->device->transfers.downloaded_bytes += (int64_t)bytes;
     return memory_of(ctx)->download(ctx->view.state, to, from, bytes, err);
 }
 
 lora_status lora_clear(lora_ctx *ctx, void *p, size_t bytes, lora_error *err) {
+    LORA_TRY(lora_device_check(ctx, err));
     return memory_of(ctx)->clear(ctx->view.state, p, bytes, err);
 }
 
 lora_status lora_sync(lora_ctx *ctx, lora_error *err) {
+    LORA_TRY(lora_device_check(ctx, err));
     ctx->device->transfers.syncs++;
     return memory_of(ctx)->sync(ctx->view.state, err);
 }

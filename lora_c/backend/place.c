@@ -1,6 +1,7 @@
 /* Weights on the device in use. */
 #include "lora_c/place.h"
 
+#include "lora_c/device.h"
 #include "lora_c/ops/ctx.h"
 
 /* One array of a weight, and where its address is kept. */
@@ -50,6 +51,7 @@ lora_status lora_weight_place(lora_ctx *ctx, const lora_weight *host, lora_weigh
     *placed = *host;
     *memory = NULL;
     if (ctx->view.backend->host_memory) return LORA_OK;
+    LORA_TRY(lora_device_check(ctx, err));
     int n = parts_of(placed, parts);
     for (int i = 0; i < n; i++) bytes += round_up(parts[i].bytes);
     *memory = lora_ctx_alloc_uncleared(ctx, LORA_MEM_BASE, bytes);

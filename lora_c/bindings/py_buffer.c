@@ -152,6 +152,19 @@ static int check_layout(lora_py_array *a, int flags) {
     return 0;
 }
 
+/* Types without a struct code, objects, dates: NumPy's own message lacks the argument's name. */
+static int fail_export(PyObject *o, const char *name, int kinds) {
+    if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_BufferError)) return -1;
+    const char *device = lora_py_elsewhere(o);
+    if (device)
+        PyErr_Format(PyExc_TypeError, "%s: expected a %s array in the memory of the CPU, got a Parameter on device %s; use its read()", name,
+                     kinds_text(kinds), device);
+    else
+        PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s that cannot be read as plain numbers; use x.%s", name,
+                     kinds_text(kinds), Py_TYPE(o)->tp_name, way_out(kinds));
+    return -1;
+}
+
 int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_array *out) {
     *out = (lora_py_array){.name = name};
     int is_bf16;
@@ -166,12 +179,7 @@ int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_arr
     }
     int status = PyObject_GetBuffer(exporter, &out->view, PyBUF_FORMAT | PyBUF_STRIDES);
     Py_DECREF(exporter);
-    if (status < 0) { /* types without a struct code, objects, dates: NumPy's own message lacks the argument's name */
-        if (PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_BufferError))
-            PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s that cannot be read as plain numbers; use x.%s", name,
-                         kinds_text(kinds), Py_TYPE(o)->tp_name, way_out(kinds));
-        return -1;
-    }
+    if (status < 0) return fail_export(o, name, kinds);
     out->itemsize = out->view.itemsize;
     if (lora_py_pin(out->view.obj, &out->pin) == 0 && check_format(out, kinds, is_bf16) == 0 && check_layout(out, flags) == 0)
         return 0;

@@ -56,7 +56,12 @@ int lora_py_find_device(lora_py_state *state, const char *name, lora_py_device *
     *out = lora_py_cpu(state);
     if (strcmp(name, "cpu") == 0) return 0;
     PyObject *capsule = capsule_of(state, name);
+    lora_error err = {0};
     if (!capsule) return -1;
+    if (lora_device_check(context_of(capsule), &err) != LORA_OK) {
+        lora_py_raise(state, &err);
+        return -1;
+    }
     *out = (lora_py_device){.owner = capsule, .ctx = context_of(capsule)};
     return 0;
 }

@@ -73,6 +73,11 @@ PyObject *lora_py_reduce(PyObject *self, PyObject *unused) {
 
 int lora_py_enter(lora_py_object *self) {
     int me = (int)getpid(), inside = 0;
+    lora_error err = {0};
+    if (lora_device_check(self->ctx, &err) != LORA_OK) {
+        lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), &err);
+        return -1;
+    }
     if (atomic_compare_exchange_strong(&self->busy, &inside, me)) return 0;
     if (inside != me && atomic_compare_exchange_strong(&self->busy, &inside, me)) return 1;
     PyErr_Format(PyExc_RuntimeError, "%s: in use by another thread; give each thread its own or take a lock",

@@ -148,13 +148,20 @@ static int add_usage(PyObject *report, const char *name, lora_mem_usage usage) {
 }
 
 PyDoc_STRVAR(memory_report_doc,
-"memory_report($module, /)\n--\n\n"
-"Return {purpose: {'live': bytes, 'peak': bytes}, ..., 'total': ...} of the library's own memory.\n\n"
+"memory_report($module, device='cpu', /)\n--\n\n"
+"Return {purpose: {'live': bytes, 'peak': bytes}, ..., 'total': ...} of the library's own memory on a device.\n\n"
 "The peak of the total is that of the sum at one time. NumPy's memory is not counted.");
 
-static PyObject *memory_report(PyObject *module, PyObject *unused) {
-    (void)unused;
-    lora_ctx *ctx = state_of(module)->ctx;
+/* The context of the device that a function was given, the CPU's by default; NULL with an exception. */
+static lora_ctx *context_from(PyObject *module, PyObject *args) {
+    const char *name = "cpu";
+    lora_py_device device;
+    return PyArg_ParseTuple(args, "|s", &name) && lora_py_find_device(state_of(module), name, &device) == 0 ? device.ctx : NULL;
+}
+
+static PyObject *memory_report(PyObject *module, PyObject *args) {
+    lora_ctx *ctx = context_from(module, args);
+    if (!ctx) return NULL;
     PyObject *report = PyDict_New();
     for (int tag = 0; report && tag < LORA_MEM_TAGS; tag++)
         if (add_usage(report, lora_mem_tag_name((lora_mem_tag)tag), lora_ctx_memory(ctx, (lora_mem_tag)tag)) < 0) Py_CLEAR(report);
@@ -162,11 +169,12 @@ static PyObject *memory_report(PyObject *module, PyObject *unused) {
     return report;
 }
 
-PyDoc_STRVAR(reset_peak_memory_doc, "reset_peak_memory($module, /)\n--\n\nSet every peak of memory_report() to what is live.");
+PyDoc_STRVAR(reset_peak_memory_doc, "reset_peak_memory($module, device='cpu', /)\n--\n\nSet every peak of memory_report() to what is live.");
 
-static PyObject *reset_peak_memory(PyObject *module, PyObject *unused) {
-    (void)unused;
-    lora_ctx_reset_peak(state_of(module)->ctx);
+static PyObject *reset_peak_memory(PyObject *module, PyObject *args) {
+    lora_ctx *ctx = context_from(module, args);
+    if (!ctx) return NULL;
+    lora_ctx_reset_peak(ctx);
     Py_RETURN_NONE;
 }
 
@@ -243,8 +251,8 @@ static PyMethodDef settings[] = {
     {"set_isa", set_isa, METH_VARARGS, set_isa_doc},
     {"get_isa", get_isa, METH_NOARGS, get_isa_doc},
     {"supported_isas", supported_isas, METH_NOARGS, supported_isas_doc},
-    {"memory_report", memory_report, METH_NOARGS, memory_report_doc},
-    {"reset_peak_memory", reset_peak_memory, METH_NOARGS, reset_peak_memory_doc},
+    {"memory_report", memory_report, METH_VARARGS, memory_report_doc},
+    {"reset_peak_memory", reset_peak_memory, METH_VARARGS, reset_peak_memory_doc},
     {"memory_left", memory_left, METH_VARARGS, memory_left_doc},
     {"set_profiling", set_profiling, METH_O, set_profiling_doc},
     {"profile_report", profile_report, METH_NOARGS, profile_report_doc},

@@ -272,6 +272,12 @@ static int parameter_getbuffer(PyObject *o, Py_buffer *view, int flags) {
     return 0;
 }
 
+const char *lora_py_elsewhere(PyObject *o) {
+    const PyBufferProcs *procs = Py_TYPE(o)->tp_as_buffer;
+    if (!procs || procs->bf_getbuffer != parameter_getbuffer || lora_py_is_host(((parameter *)o)->base.ctx)) return NULL;
+    return lora_ctx_device(((parameter *)o)->base.ctx);
+}
+
 static PyObject *parameter_repr(PyObject *o) {
     parameter *self = (parameter *)o;
     PyObject *shape = get_shape(o, NULL), *text = NULL;

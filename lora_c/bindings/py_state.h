@@ -136,6 +136,8 @@ lora_py_parameter *lora_py_parameter_at(lora_py_state *state, lora_py_block *blo
 /** A Parameter with a block of its own. */
 lora_py_parameter *lora_py_parameter_new(lora_py_state *state, lora_py_device device, int ndim, const int64_t *shape, const char *name,
                                          int requires_grad);
+/** The device of a Parameter that does not lie in the host's memory; NULL for all other objects (py_parameter.c). */
+const char *lora_py_elsewhere(PyObject *o);
 /** Whether the memory of the second begins where that of the first ends, in one block. */
 int lora_py_lies_behind(const lora_py_parameter *first, const lora_py_parameter *next);
 

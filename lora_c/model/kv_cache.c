@@ -1,5 +1,6 @@
 /* The KV cache: keys after RoPE and values of past tokens. */
 #include "lora_c/base/util.h"
+#include "lora_c/device.h"
 #include "lora_c/model/pass.h"
 
 static lora_status cache_bytes(const lora_decoder *d, int64_t n_sequences, int64_t max_tokens, size_t *bytes,
@@ -22,6 +23,7 @@ lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t m
     size_t bytes = 0;
     *out = NULL;
     LORA_TRY(cache_bytes(d, n_sequences, max_tokens, &bytes, err));
+    LORA_TRY(lora_device_check(d->shared, err));
     size_t tables = sizeof(lora_kv_cache) + (size_t)n_sequences * (sizeof(int64_t) + sizeof(uint8_t));
     float *data = lora_ctx_alloc_uncleared(d->shared, LORA_MEM_ACTIVATION, bytes); /* the larger one first */
     lora_kv_cache *c = data ? lora_host_alloc(d->shared, LORA_MEM_ACTIVATION, tables) : NULL;

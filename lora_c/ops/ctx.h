@@ -31,6 +31,7 @@ typedef struct lora_device_use {
     const struct lora_backend *backend;
     void *state; /* the backend's */
     char name[32];
+    int process; /* that opened it; a child forked from that shares its memory, and leaves all of it alone */
     lora_transfers transfers;
 } lora_device_use;
 

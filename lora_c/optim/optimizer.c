@@ -57,6 +57,7 @@ lora_status lora_optimizer_create(lora_ctx *ctx, lora_optimizer_kind kind, const
     const lora_optimizer_rule *rule = rule_of(kind);
     LORA_CHECK(rule, err, LORA_EINVAL, "kind: expected 0 to %d, got %d", LORA_OPTIMIZER_KINDS - 1, (int)kind);
     LORA_CHECK(options, err, LORA_EINVAL, "options: expected a pointer, got NULL");
+    LORA_TRY(lora_device_check(ctx, err));
     LORA_TRY(rule->check(options, err));
     int64_t total = 0;
     LORA_TRY(check_params(params, n_params, &total, err));

@@ -2,6 +2,7 @@
 #ifndef LORA_OPTIM_OPTIMIZER_H
 #define LORA_OPTIM_OPTIMIZER_H
 
+#include "lora_c/device.h"
 #include "lora_c/optim.h"
 
 /* What a kind of optimizer does on its own. */

@@ -91,7 +91,7 @@ class StepBench:
         from .memory import forecast_model
 
         plan = forecast_model(self.model, len(self.ids))
-        _core.reset_peak_memory()
+        _core.reset_peak_memory(self.model.device)
         self.step()
         seconds = []
         if profile:
@@ -102,7 +102,8 @@ class StepBench:
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         costs = _core.profile_report() if profile else {}
         _core.set_profiling(False)
-        peak = _core.memory_report()["total"]["peak"] + self.model.dense_bytes()
+        peak = _core.memory_report(self.model.device)["total"]["peak"]
+        peak += self.model.dense_bytes() if self.model.device == "cpu" else 0
         return StepMeasurement(len(self.ids), seconds, plan.total, peak, faults, costs)
 
 

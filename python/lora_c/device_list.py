@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import _core
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,21 @@ def devices() -> list[Device]:
     separated by ``:``.
     """
     return [Device(**found) for found in _core.devices()]
+
+
+def open_device(name: str) -> None:
+    """Take a device into use, so that one which cannot be used is refused before anything is read.
+
+    Raises
+    ------
+    ConfigError
+        There is none of this name.
+    DeviceError
+        It cannot be used; the message says why.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"device: expected a name of devices(), got {name!r}")
+    try:
+        _core.transfers(name)  # which opens it
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

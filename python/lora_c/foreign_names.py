@@ -8,7 +8,7 @@ _LOAD = "lora_c.load_model(path or name)"
 _LORA = "model.add_adapter(lora_c.LoraConfig(...))"
 _TRAINER = "lora_c.Trainer(model, data, lora_c.TrainConfig(...)).train()"
 _SAVE = "model.save(folder), of an adapter model.save_adapter(folder)"
-_CPU = "nothing: the model is on the CPU, where it is computed"
+_DEVICE = "lora_c.load_model(path, device=...) with a name of lora_c.devices(); without one it is on the CPU"
 
 # Attributes of the package.
 OF_PACKAGE: Mapping[str, str] = {
@@ -64,9 +64,8 @@ OF_MODEL: Mapping[str, str] = {
     "bfloat16": 'lora_c.load_model(path, dtype="bfloat16")',
     "chat": "model.generate(messages)",
     "compile": "nothing: it is compiled",
-    "cpu": _CPU,
-    "cuda": _CPU,
-    "device": _CPU,
+    "cpu": _DEVICE,
+    "cuda": _DEVICE,
     "disable_adapter_layers": "with model.disable_adapter()",
     "disable_adapters": "with model.disable_adapter()",
     "dtype": "model.stored_dtypes",
@@ -91,7 +90,7 @@ OF_MODEL: Mapping[str, str] = {
     "load_state_dict": _LOAD,
     "merge_and_save": "model.merge().save(folder)",
     "modules": "model.weights",
-    "mps": _CPU,
+    "mps": _DEVICE,
     "name_or_path": "model.source",
     "named_modules": "model.weights",
     "named_parameters": "model.weights",
@@ -109,7 +108,7 @@ OF_MODEL: Mapping[str, str] = {
     "save_pretrained_merged": "model.merge().save(folder)",
     "state_dict": "model.weights",
     "tie_weights": "nothing: they are tied where config.json says so",
-    "to": _CPU,
+    "to": _DEVICE,
     "tokenize": "model.tokenizer.encode(text)",
     "unload": "model.delete_adapter()",
     "vocab_size": 'model.config["vocab_size"]',

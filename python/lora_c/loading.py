@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError, shorten
 from .notebook_progress import in_notebook, tracked_in_notebook
 from .notices import tell
+from .parameter_values import set_values
 from .prequantized import QuantRecord, parts_of, quant_type_of, read_4bit, refuse_other_quantization
 from .progress import draws_bars
 from .read_ahead import read_ahead
@@ -65,13 +66,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How tensors are kept. dtype None: as in the file (float16 becomes float32, which is exact)."""
+    """How tensors are kept. dtype None: as in the file (float16 becomes float32, which is exact). device: of what is trained;
+    the rest is read into the memory of the CPU, and the decoder copies it."""
 
     quantize: bool
     double_quant: bool
     block_size: int
     dtype: np.dtype[Any] | None
     trainable: Trainable
+    device: str = "cpu"
 
     def trains(self, spec: WeightSpec) -> bool:
         """Whether this tensor becomes a parameter."""
@@ -90,7 +93,7 @@ def load_weights(
     """
     sources = check_tensors(checkpoint, architecture)
     specs = specs_of(checkpoint, architecture)
-    weights = Weights(_parameters([spec for spec in specs if options.trains(spec)]))
+    weights = Weights(_parameters([spec for spec in specs if options.trains(spec)], options.device))
     prequantized = any(quant_type_of(source, checkpoint.tensors) for source in sources.values())
     # What a prequantized folder left dense was left so on purpose: it stays as it is.
     dense_options = replace(options, quantize=False) if prequantized else options
@@ -274,18 +277,18 @@ def _load_blocks(spec: WeightSpec, tensor: GGMLTensor, options: LoadOptions, wei
         weights.values[spec.name] = tensor
 
 
-def _parameters(specs: list[WeightSpec]) -> dict[str, Any]:
+def _parameters(specs: list[WeightSpec], device: str) -> dict[str, Any]:
     """Parameters of zeros for the tensors that are trained, all in one block of memory."""
     if not specs:
         return {}
-    made = Parameter.block([spec.shape for spec in specs], names=[spec.file_name for spec in specs])
+    made = Parameter.block([spec.shape for spec in specs], names=[spec.file_name for spec in specs], device=device)
     return {spec.name: parameter for spec, parameter in zip(specs, made, strict=True)}
 
 
 def _keep(spec: WeightSpec, array: NDArray[Any], dtype: np.dtype[Any], weights: Weights) -> None:
     """Keep a copy in the type that the decoder wants; what is trained has its Parameter already."""
     if spec.name in weights.values:
-        weights.values[spec.name].data[...] = array
+        set_values(weights.values[spec.name], array)
     elif spec.kind == "vector":  # norms and biases enter float32 arithmetic; rounded first when bfloat16 was asked for
         weights.values[spec.name] = np.array(np.asarray(array, dtype), FLOAT32, order="C")
     else:

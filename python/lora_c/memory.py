@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """Bytes by purpose. ``base`` counts weights held by this process; a memory-mapped weight counts when it is read."""
+    """Bytes by purpose, on the device of the model. ``base`` counts weights held by this process; a memory-mapped weight
+    counts when it is read."""
 
     base: int
     parameters: int
@@ -50,10 +51,9 @@ def forecast(trainer: Trainer) -> MemoryForecast:
 
 def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
     """The memory of training what is trainable in model, with micro-batches of up to n_tokens."""
-    report = _core.memory_report()
     trained = sum(p.size for p in model.trainable_parameters()) * 4
     return MemoryForecast(
-        base=report["base weights"]["live"] + model.dense_bytes(),
+        base=_base_bytes(model),
         parameters=trained,
         gradients=trained,
         optimizer=2 * trained,
@@ -62,8 +62,15 @@ def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
     )
 
 
+def _base_bytes(model: Model) -> int:
+    """Of the weights that are not trained; of plain arrays, too, a device other than the CPU holds copies."""
+    live = _core.memory_report(model.device)["base weights"]["live"]
+    return live + model.dense_bytes() if model.device == "cpu" else live
+
+
 def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Literal["none", "layer"]:
-    """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free.
+    """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free
+    (where that is known: of the CPU).
 
     Raises
     ------
@@ -71,7 +78,7 @@ def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Li
         The limit was given and not even the forecast of "layer" stays within it.
     """
     plan = _forecast_with(model, n_tokens, "none")
-    left = _core.memory_left()
+    left = _core.memory_left() if model.device == "cpu" else None
     if limit_gib is None and left is None:
         return "none"
     limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * (left or 0)

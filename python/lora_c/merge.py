@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ._core import GGMLTensor, LoRALinear, NF4Tensor, Parameter
 from .architectures import architecture_of
 from .errors import AdapterError, ConfigError
+from .parameter_values import set_values
 from .safetensors_file import find_non_finite
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def take_out_in_place(model: Model) -> None:
 def _put(model: Model, name: str, array: NDArray[np.float32]) -> None:
     weight = model.weights[name]
     if isinstance(weight, Parameter):
-        weight.data[...] = array
+        set_values(weight, array)
     else:
         model.weights[name] = array  # a new array: other models may share the old one
         model.parts.set_weight(name, array)

@@ -17,6 +17,7 @@ from .architectures import Architecture, architecture_of
 from .checkpoint import Checkpoint
 from .config_and_files import config_of_files
 from .configs import GenerationConfig, LoraConfig
+from .device_list import open_device
 from .ends import find_ends
 from .errors import CheckpointError
 from .foreign_names import OF_MODEL, missing
@@ -68,6 +69,7 @@ class Model:
     def __init__(
         self, config: dict[str, Any], architecture: Architecture, weights: Weights, source: Path,
         tokenizer: Tokenizer | None, nf4_options: tuple[int, bool] = (64, True), ends: frozenset[int] | None = None,
+        device: str = "cpu",
     ) -> None:  # fmt: skip
         self.config = config
         self.architecture = architecture
@@ -81,7 +83,7 @@ class Model:
         self.is_training = False  # by a Trainer, which allows no second one
         self._tokenizer = tokenizer
         try:
-            self.decoder = Decoder(**architecture.decoder_kwargs)
+            self.decoder = Decoder(**architecture.decoder_kwargs, device=device)
         except (ValueError, OverflowError) as error:  # numbers of config.json that no single rule forbids
             raise CheckpointError(f"{source}: config.json: {error}") from None
         self.parts = Parts(self.decoder, architecture.weights())
@@ -121,6 +123,11 @@ class Model:
     def context_length(self) -> int:
         """The largest number of tokens that prompt and answer may have together."""
         return int(self.architecture.decoder_kwargs["max_position_embeddings"])
+
+    @property
+    def device(self) -> str:
+        """The name of the device that it computes on, where its parameters lie; frozen weights are in memory, too."""
+        return self.decoder.device
 
     @property
     def is_quantized(self) -> bool:
@@ -307,6 +314,7 @@ class Model:
             self._tokenizer,
             self.nf4_options,
             self.eos_token_ids,
+            self.device,
         )
 
     # -- text ---------------------------------------------------------------------------------------------------------
@@ -358,7 +366,7 @@ class Model:
 def load_model(
     path: str | os.PathLike[str], quantize: Literal["nf4"] | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
-    resize_embedding: bool = False, revision: str | None = None,
+    resize_embedding: bool = False, revision: str | None = None, device: str = "cpu",
 ) -> Model:  # fmt: skip
     """Load a Hugging Face model folder or a GGUF file, by its path or its name.
 
@@ -386,13 +394,20 @@ def load_model(
         adapter trains them with `trainable_token_indices=model.added_tokens`.
     revision : str, optional
         Branch, tag or commit of a name on the Hub.
+    device : str
+        What the model computes on, a name of `lora_c.devices()`. What is trained lies there; frozen weights are copied to it.
 
     Raises
     ------
     CheckpointError
         The folder cannot be used; the message says which file, what was expected and what was found.
+    ConfigError
+        An option has a value that it cannot have, or there is no device of this name.
+    DeviceError
+        The device cannot be used.
     """
     check_load_options(quantize, block_size, dtype, trainable)
+    open_device(device)
     with open_checkpoint(path, revision, progress) as checkpoint:
         if isinstance(checkpoint, Checkpoint):
             checkpoint.config = config_of_files(checkpoint)
@@ -400,7 +415,7 @@ def load_model(
         if trainable == "head":
             config["tie_word_embeddings"] = False
         architecture = architecture_of(config)
-        options = LoadOptions(quantize == "nf4", double_quant, block_size, DENSE_DTYPES.get(dtype or ""), trainable)
+        options = LoadOptions(quantize == "nf4", double_quant, block_size, DENSE_DTYPES.get(dtype or ""), trainable, device)
         weights = load_weights(checkpoint, architecture, options, progress)
         tokenizer = None
         if isinstance(checkpoint, GGUFCheckpoint):
@@ -409,7 +424,7 @@ def load_model(
             tokenizer = Tokenizer.from_folder(checkpoint.path, config)
         quantized = next((w for w in weights.values.values() if isinstance(w, NF4Tensor)), None)
         nf4 = (quantized.block_size, quantized.double_quant) if quantized is not None else (block_size, double_quant)
-        model = Model(config, architecture, weights, checkpoint.path, tokenizer, nf4)
+        model = Model(config, architecture, weights, checkpoint.path, tokenizer, nf4, device=device)
         tell_adapter_beside(checkpoint.path)
         if architecture.family.text_of and progress is not False:
             print(f"{path}: only the text model is read, the part for images is left out", file=sys.stderr)

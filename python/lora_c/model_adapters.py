@@ -97,7 +97,7 @@ def load_adapter(
     arrays = read_adapter(path, model.architecture)
     arrays = _without_same_base(model, arrays)
     embedding = np.asarray(model.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
-    model.adapter_set.add(name, load_arrays(arrays, model.architecture, embedding, is_trainable))
+    model.adapter_set.add(name, load_arrays(arrays, model.architecture, embedding, is_trainable, model.device))
     tell_other_base(path, model.source)
     if model.adapter_set.active is None:
         model.adapter_set.activate(name)
@@ -136,7 +136,7 @@ def add_weighted_adapter(
     how = Combination(combination_type, **options)
     parts = [_for_original_base(model, model.adapter_set[name]) for name in adapters]
     arrays = combine(parts, weights, how, model.architecture)
-    model.adapter_set.add(adapter_name, load_arrays(arrays, model.architecture, None, trainable=False))
+    model.adapter_set.add(adapter_name, load_arrays(arrays, model.architecture, None, False, model.device))
 
 
 def set_adapter(model: Model, name: str | None = None, *, adapter_name: str | None = None) -> None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def text(model: Model) -> str:
     """One line: family, size, format, adapter."""
     adapter = f", adapter r={model.adapter_config.r}" if model.adapter_config else ""
-    return f"Model({model.architecture.family.architecture}, {model.num_parameters():,} parameters, {_format(model)}{adapter})"
+    device = f" on {model.device}" if model.device != "cpu" else ""
+    what = f"{model.architecture.family.architecture}, {model.num_parameters():,} parameters, {_format(model)}"
+    return f"Model({what}{device}{adapter})"
 
 
 def _format(model: Model) -> str:
@@ -35,6 +37,8 @@ def html(model: Model) -> str:
         "vocabulary": model.decoder.config["vocab_size"],
         "context": model.context_length,
     }
+    if model.device != "cpu":
+        rows["device"] = model.device
     if config is not None:
         rows["adapter"] = f"{model.active_adapter}: r={config.r}, {len(model.adapters)} matrices"
     return html_table(model.architecture.family.architecture, rows)

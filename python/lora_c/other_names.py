@@ -100,6 +100,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("bnb_4bit_use_double_quant", "double_quantization", "use_nested_quant", "nested_quant"), ("double_quant",)
     ),
+    **dict.fromkeys(("gpu", "cuda", "device_map", "use_cpu"), ("device",)),
     **dict.fromkeys(("max_memory", "memory", "max_memory_gb"), ("memory_limit",)),
     # the adapter
     **dict.fromkeys(("modules", "lora_target", "lora_target_modules", "lora_target_linear", "targets"), ("target_modules",)),

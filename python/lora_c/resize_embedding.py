@@ -23,6 +23,7 @@ from .errors import AdapterError, CheckpointError, ConfigError
 from .gguf.reader import is_gguf
 from .json_files import read_json_object
 from .notices import tell
+from .parameter_values import set_values
 from .safetensors_file import SafetensorsFile
 from .written import ADAPTER_CONFIG, ADAPTER_FILE
 
@@ -93,7 +94,7 @@ def _longer(name: str, weight: Any, n_rows: int) -> NDArray[Any]:
             f"resize_embedding: expected {name} as a plain array, got {type(weight).__name__}, whose rows are quantized; load "
             "the folder that the model was made from"
         )
-    return np.concatenate([weight, np.broadcast_to(_mean_row(weight), (n_rows - len(weight), weight.shape[1]))])
+    return _with_mean_rows(weight, n_rows)
 
 
 def _longer_block(trained: dict[str, Parameter], names: set[str], n_rows: int) -> dict[str, Parameter]:
@@ -103,17 +104,16 @@ def _longer_block(trained: dict[str, Parameter], names: set[str], n_rows: int) -
     """
     shapes = [(n_rows, *old.shape[1:]) if name in names else old.shape for name, old in trained.items()]
     grad = all(old.requires_grad for old in trained.values())
-    made = Parameter.block(shapes, names=[old.name for old in trained.values()], requires_grad=grad)
+    names_in_files, device = [old.name for old in trained.values()], next(iter(trained.values())).device
+    made = Parameter.block(shapes, names=names_in_files, requires_grad=grad, device=device)
     for (name, old), new in zip(trained.items(), made, strict=True):
-        new.data[: len(old.data)] = old.data
-        if name in names:
-            new.data[len(old.data) :] = _mean_row(old.data)
+        set_values(new, _with_mean_rows(old.data, n_rows) if name in names else old.data)
     return dict(zip(trained, made, strict=True))
 
 
-def _mean_row(weight: NDArray[Any]) -> NDArray[Any]:
-    mean: NDArray[Any] = weight.mean(axis=0, dtype=np.float64).astype(weight.dtype)
-    return mean
+def _with_mean_rows(weight: NDArray[Any], n_rows: int) -> NDArray[Any]:
+    mean = weight.mean(axis=0, dtype=np.float64).astype(weight.dtype)
+    return np.concatenate([weight, np.broadcast_to(mean, (n_rows - len(weight), weight.shape[1]))])
 
 
 def train_added_tokens(config: LoraConfig, model: Model) -> LoraConfig:

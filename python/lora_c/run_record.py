@@ -59,8 +59,8 @@ def describe_run(trainer: Trainer, base: str, command: str | None = None) -> dic
         "total_steps": trainer.total_steps,
         "seeds": {"training": config.seed, "adapter": model.adapter_config.seed if model.adapter_config else None},
         "machine": {
-            "cpu": _cpu(), "cores": os.cpu_count(), "threads": _core.get_num_threads(), "kernels": _core.get_isa(),
-            "system": platform.platform(), "python": platform.python_version(),
+            "device": model.device, "cpu": _cpu(), "cores": os.cpu_count(), "threads": _core.get_num_threads(),
+            "kernels": _core.get_isa(), "system": platform.platform(), "python": platform.python_version(),
         },
     }  # fmt: skip
 

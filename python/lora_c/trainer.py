@@ -220,7 +220,7 @@ class Trainer:
     def _train(self, resume: bool | str | Path, allow_changes: bool) -> TrainResult:
         first = self.resume_from(resume, allow_changes) if resume else self.resumed_at
         self._metrics.start(self.history)
-        _core.reset_peak_memory()
+        _core.reset_peak_memory(self.model.device)
         self.tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)
         self.tokens_seen = 0
         self.started = started = time.perf_counter()
@@ -264,8 +264,7 @@ class Trainer:
         elapsed = time.perf_counter() - started
         self.result = TrainResult.of(
             self.history, steps=done, tokens_per_second=self.tokens_seen / max(elapsed, 1e-9), elapsed_seconds=elapsed,
-            peak_memory_bytes=_core.memory_report()["total"]["peak"], interrupted=interrupted, unsaved=list(self._unsaved),
-            signal=stop.number,
+            peak_memory_bytes=self._peak_bytes(), interrupted=interrupted, unsaved=list(self._unsaved), signal=stop.number,
         )  # fmt: skip
         self.callbacks.raise_error()
         if stop.requested and not collected:
@@ -339,6 +338,9 @@ class Trainer:
         self.checkpoints = prune_checkpoints(self.output_dir, self.run_id, self.checkpoints, limit)
         self._call("on_save", done)
 
+    def _peak_bytes(self) -> int:
+        return _core.memory_report(self.model.device)["total"]["peak"]
+
     def _state_bytes(self) -> int:
         """Of a checkpoint: parameters and two moments, and the parameters again in the adapter's format."""
         return 4 * 4 * sum(parameter.size for parameter in self.parameters)
@@ -399,7 +401,7 @@ class Trainer:
             "tokens": self.tokens_before + self.tokens_seen,
             "tokens_per_second": round(self.tokens_seen / max(elapsed, 1e-9), 1),
             "elapsed_seconds": round(elapsed, 3),
-            "peak_memory_bytes": _core.memory_report()["total"]["peak"],
+            "peak_memory_bytes": self._peak_bytes(),
         }
         progress.step(record)
         self.history.append(record)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import CheckpointError
 from .files import atomic_folder
+from .parameter_values import set_values
 from .run_checkpoints import FORMAT, POSITION_FILE, Position, checkpoint_folder
 from .safetensors_file import SafetensorsFile, find_non_finite
 from .safetensors_writer import TensorEntry, write_safetensors
@@ -65,7 +66,7 @@ def load_training_state(trainer: Trainer, position: Position) -> None:
             f"{position.folder / STATE_FILE}: expected moments of this optimizer, got: {error}; the checkpoint is damaged"
         ) from None
     for p in trainer.parameters:
-        p.data[...] = tensors[f"param.{p.name}"]
+        set_values(p, tensors[f"param.{p.name}"])
     trainer.history = position.history
 
 

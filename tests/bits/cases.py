@@ -73,7 +73,7 @@ def fill(model: Model) -> None:
     """Give every trained parameter of an adapter values of its own, so that no gradient is zero."""
     for i, parameter in enumerate(model.trainable_parameters()):
         if "lora_B" in parameter.name or "lora_embedding_B" in parameter.name:
-            parameter.data[...] = uniform(1000 + i, *parameter.shape, scale=0.1)
+            parameter.write(uniform(1000 + i, *parameter.shape, scale=0.1))
 
 
 def gradients(model: Model, n: int) -> str:
@@ -183,9 +183,8 @@ def random_blocks(name: str, rows: int, cols: int, key: int) -> lc.GGMLTensor:
     return lc.GGMLTensor.from_blocks(blocks.reshape(-1), (rows, cols), name)
 
 
-def with_blocks(folder: Path, name: str) -> Model:
+def with_blocks(model: Model, name: str) -> Model:
     """The wide model with the matrices of its layers in blocks."""
-    model = load_model(folder, progress=False)
     for i, key in enumerate(sorted(model.weights)):
         weight = model.weights[key]
         if key.startswith("layers.") and len(weight.shape) == 2:
@@ -194,46 +193,49 @@ def with_blocks(folder: Path, name: str) -> Model:
     return model
 
 
-def cases() -> Iterator[tuple[str, Callable[[], Iterator[tuple[str, str]]]]]:
+Case = tuple[str, Callable[[], Iterator[tuple[str, str]]]]
+
+
+def cases(device: str) -> Iterator[Case]:
     """(name, function that gives names and digests), each on its own."""
+
+    def load(folder: Path, **options: Any) -> Model:
+        return load_model(folder, progress=False, device=device, **options)
+
     with tempfile.TemporaryDirectory() as scratch:
         for name, folder in family_folders(Path(scratch)):
-            yield name, lambda f=folder, n=name: of_model(lambda: load_model(f, progress=False), 40, n)
+            yield name, lambda f=folder, n=name: of_model(lambda: load(f), 40, n)
             if name.endswith("float32"):
                 nf4 = f"{name.split('/')[0]}/nf4"
-                yield nf4, lambda f=folder, n=nf4: of_model(lambda: load_model(f, quantize="nf4", progress=False), 40, n)
+                yield nf4, lambda f=folder, n=nf4: of_model(lambda: load(f, quantize="nf4"), 40, n)
         wide = wide_folder(Path(scratch) / "wide")
-        yield "wide/float32", lambda: of_model(lambda: load_model(wide, progress=False), 150, "wide/float32")
+        yield "wide/float32", lambda: of_model(lambda: load(wide), 150, "wide/float32")
         for size, double in ((64, True), (128, False)):
             name = f"wide/nf4 {size}{' double_quant' if double else ''}"
-            options = {"quantize": "nf4", "block_size": size, "double_quant": double, "progress": False}
-            yield name, lambda n=name, o=options: of_model(lambda: load_model(wide, **o), 150, n)
+            options = {"quantize": "nf4", "block_size": size, "double_quant": double}
+            yield name, lambda n=name, o=options: of_model(lambda: load(wide, **o), 150, n)
         for name in GGML_BLOCKS:
-            yield f"wide/{name}", lambda n=name: of_model(lambda: with_blocks(wide, n), 70, f"wide/{n}")
+            yield f"wide/{name}", lambda n=name: of_model(lambda: with_blocks(load(wide), n), 70, f"wide/{n}")
         for kind, options in ADAPTERS.items():
             name = f"adapter/{kind}"
-            yield name, lambda n=name, o=options: of_adapter(load_model(wide, progress=False), o, 90, n)
-            yield (
-                f"{name}/nf4",
-                lambda n=name, o=options: of_adapter(load_model(wide, quantize="nf4", progress=False), o, 90, f"{n}/nf4"),
-            )
+            yield name, lambda n=name, o=options: of_adapter(load(wide), o, 90, n)
+            yield f"{name}/nf4", lambda n=name, o=options: of_adapter(load(wide, quantize="nf4"), o, 90, f"{n}/nf4")
         for method in ("full", "head"):
-            yield f"method/{method}", lambda m=method: of_method(wide, m)
-        yield "memory", lambda: of_memory(wide)
+            yield f"method/{method}", lambda m=method: of_method(load(wide, trainable=m), m)
+        yield "memory", lambda: of_memory(lambda: load(wide, quantize="nf4"))
 
 
-def of_method(folder: Path, method: str) -> Iterator[tuple[str, str]]:
-    model = load_model(folder, trainable=method, progress=False)
+def of_method(model: Model, method: str) -> Iterator[tuple[str, str]]:
     model.decoder.precision = lc.get_precision()
     yield f"method/{method}/gradients", gradients(model, 90)
     yield f"method/{method}/train", training(model, 90)
 
 
-def of_memory(folder: Path) -> Iterator[tuple[str, str]]:
+def of_memory(open_model: Callable[[], Model]) -> Iterator[tuple[str, str]]:
     """Activations computed again, or kept in half the memory."""
     for recompute in ("none", "layer"):
         for kept in ("float32", "bfloat16"):
-            model = load_model(folder, quantize="nf4", progress=False)
+            model = open_model()
             model.decoder.precision, model.decoder.recompute = lc.get_precision(), recompute
             model.decoder.activation_dtype = kept
             model.add_adapter(**ADAPTERS["lora"])
@@ -241,6 +243,6 @@ def of_memory(folder: Path) -> Iterator[tuple[str, str]]:
             yield f"memory/{recompute}/{kept}", gradients(model, 90)
 
 
-def digests(wanted: Callable[[str], bool] = lambda name: True) -> Results:
-    """All digests with the kernels and the precision in use, of the cases whose names are wanted."""
-    return {key: value for name, run in cases() if wanted(name) for key, value in run()}
+def digests(wanted: Callable[[str], bool] = lambda name: True, device: str = "cpu") -> Results:
+    """All digests with the kernels and the precision in use on a device, of the cases whose names are wanted."""
+    return {key: value for name, run in cases(device) if wanted(name) for key, value in run()}

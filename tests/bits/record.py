@@ -1,4 +1,6 @@
-"""Record or compare the digests of results: `python tests/bits/record.py [--write] [--threads 1,2,3,4] [rung/operands …]`.
+"""Record or compare the digests of results.
+
+    python tests/bits/record.py [--write] [--threads 1,2,3,4] [--device NAME] [rung/operands …]
 
 A file per rung and operands of its products lies in `digests/`. What changes bits on purpose writes them anew and says why in
 its commit; everything else must leave them as they are, with any number of threads.
@@ -98,7 +100,10 @@ def main() -> int:
     parser.add_argument("kernels", nargs="*", default=KERNELS)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--threads", default="1", help="numbers of threads, separated by commas")
+    parser.add_argument("--device", default="cpu", help="where the models are; what is recorded is the CPU's")
     args = parser.parse_args()
+    if args.write and args.device != "cpu":
+        parser.error("--write: expected --device cpu")
     wrong = 0
     for kernels in args.kernels:
         if (reason := missing(kernels)) is not None:
@@ -107,14 +112,14 @@ def main() -> int:
         for threads in map(int, args.threads.split(",")):
             start = time.perf_counter()
             with chosen(kernels, threads):
-                results = digests()
+                results = digests(device=args.device)
             if args.write:
                 write(kernels, results)
             found = differences(kernels, results)
             wrong += len(found)
             taken = time.perf_counter() - start
             print(
-                f"{kernels}, {threads} threads: {len(results)} digests, {len(found)} differ, {taken:.1f} s",
+                f"{kernels}, {args.device}, {threads} threads: {len(results)} digests, {len(found)} differ, {taken:.1f} s",
                 *found[:20],
                 sep="\n  ",
             )

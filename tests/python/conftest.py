@@ -104,6 +104,16 @@ def tiny_model_dir(make_model: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the device that tests/fake_device builds: the CPU's mathematics in memory that the host may not touch."""
+    library = ROOT / "build" / "release" / "liblora_c_fake.so"
+    if not library.is_file():
+        pytest.skip(f"needs {library}, which `make check` builds")
+    monkeypatch.setenv("LORA_C_BACKENDS", str(library))
+    return "fake"
+
+
+@pytest.fixture
 def bfloat16() -> Any:
     return np.dtype(ml_dtypes.bfloat16)
 

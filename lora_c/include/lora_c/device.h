@@ -25,6 +25,10 @@ lora_status lora_ctx_create_on(lora_ctx *ctx, const char *device, const char *pa
 /** The name of the device of a context. */
 const char *lora_ctx_device(const lora_ctx *ctx);
 
+/** Whether this process may use the context's device. A child that was forked while it was in use shares its memory with the
+ *  parent: everything is refused there but giving memory back, which does nothing.   Errors  EDEVICE */
+lora_status lora_device_check(const lora_ctx *ctx, lora_error *err) LORA_MUST_CHECK;
+
 #ifdef __cplusplus
 }
 #endif

@@ -51,7 +51,7 @@ def fresh_adapter(model: Model, config: LoraConfig) -> Adapter:
         else:
             a, b = init_adapter(target, config)
         matrices[name] = MatrixArrays(a, b, target.scale, row_lengths(weight, a, b, target.scale) if config.use_dora else None)
-    adapter = load_arrays(AdapterArrays(config, matrices, saved, rows), architecture, embedding, trainable=True)
+    adapter = load_arrays(AdapterArrays(config, matrices, saved, rows), architecture, embedding, True, model.device)
     adapter.base, adapter.start = base, start
     return adapter
 

@@ -9,6 +9,7 @@ from typing import Any
 from .._core import Parameter
 from ..architectures import Architecture, WeightSpec
 from ..configs import LoraConfig
+from ..parameter_values import set_rows, set_values
 from ..parts import Parts
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, specs_by_name
 from .peft_format import PREFIX
@@ -44,8 +45,7 @@ class TrainedTokens:
 
     def whole(self) -> F32:
         """The embedding with the rows as they are now."""
-        self.embedding.data[self.ids] = self.rows.data
-        return self.embedding.data
+        return set_rows(self.embedding, self.ids, self.rows.data)
 
 
 @dataclass
@@ -77,17 +77,21 @@ class Adapter:
         return AdapterArrays(self.config, {name: layer.arrays() for name, layer in self.layers.items()}, saved, rows)
 
 
-def load_arrays(arrays: AdapterArrays, architecture: Architecture, embedding: F32 | None, trainable: bool) -> Adapter:
+def load_arrays(
+    arrays: AdapterArrays, architecture: Architecture, embedding: F32 | None, trainable: bool, device: str
+) -> Adapter:
     """Make parameters of an adapter's arrays.
 
     Parameters
     ----------
     embedding : array or None
         The base's embedding, where the adapter trains rows of it.
+    device : str
+        Where the parameters lie.
     """
     specs = specs_by_name(architecture)
     rows = arrays.tokens.rows if arrays.tokens is not None and embedding is not None else None
-    made = _in_one_block(_named_arrays(arrays, rows, specs), trainable)
+    made = _in_one_block(_named_arrays(arrays, rows, specs), trainable, device)
     layers = {}
     for name, matrix in arrays.matrices.items():
         prefix = f"{PREFIX}{specs[name].module}."
@@ -98,7 +102,7 @@ def load_arrays(arrays: AdapterArrays, architecture: Architecture, embedding: F3
     saved = {name: made[PREFIX + specs[name].file_name] for name in arrays.saved}
     tokens = None
     if arrays.tokens is not None and embedding is not None:
-        whole = Parameter(embedding, name="embed_tokens", requires_grad=trainable)
+        whole = Parameter(embedding, name="embed_tokens", requires_grad=trainable, device=device)
         tokens = TrainedTokens(arrays.tokens.ids, made[_key_of_rows(specs)], whole)
         tokens.whole()
     base = {name: read() for name, read in arrays.residual_base.items()}
@@ -119,13 +123,14 @@ def _named_arrays(arrays: AdapterArrays, rows: F32 | None, specs: Mapping[str, W
     return named | ({_key_of_rows(specs): rows} if rows is not None else {})
 
 
-def _in_one_block(named: Mapping[str, F32], trainable: bool) -> dict[str, Parameter]:
+def _in_one_block(named: Mapping[str, F32], trainable: bool, device: str) -> dict[str, Parameter]:
     """A Parameter of each array, all in one block of memory."""
     if not named:
         return {}
-    made = Parameter.block([array.shape for array in named.values()], names=list(named), requires_grad=trainable)
+    shapes = [array.shape for array in named.values()]
+    made = Parameter.block(shapes, names=list(named), requires_grad=trainable, device=device)
     for parameter, array in zip(made, named.values(), strict=True):
-        parameter.data[...] = array
+        set_values(parameter, array)
     return dict(zip(named, made, strict=True))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
+from .data_options import device_option
 from .json_output import json_option, print_json
 from .options import Command
 from .paths import InputPath
@@ -27,6 +29,7 @@ from .streams import columns_of
 @click.option("--quantize", type=click.Choice(["nf4", "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
 @click.option("--precision", type=click.Choice(["exact", "fast"]), default="fast", show_default=True, help="As in train.")
 @click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
+@device_option
 @json_option
 @click.option("--profile", is_flag=True, help="List where the time of a step goes, operation by operation.")
 def command(
@@ -38,6 +41,7 @@ def command(
     quantize: str,
     recompute: str,
     precision: str,
+    device: str,
     profile: bool,
     as_json: bool,
 ) -> None:
@@ -48,16 +52,16 @@ def command(
     from ..model import load_model
     from ..model_names import DEMO
 
-    loaded = load_model(model or DEMO, quantize=None if quantize == "none" else "nf4")
+    loaded = load_model(model or DEMO, quantize=None if quantize == "none" else "nf4", device=device)
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]
     bench = StepBench(loaded, batch, length or min(512, loaded.context_length))
-    about = {"parameters": loaded.num_parameters(), "rank": rank, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
+    machine: dict[str, Any] = {"device": device, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
+    about = {"parameters": loaded.num_parameters(), "rank": rank, **machine}
     if not as_json:
-        click.echo(
-            f"{loaded.num_parameters():,} parameters, rank {rank}, {_core.get_isa()}, {_core.get_num_threads()} threads"
-        )
+        where = f"{_core.get_isa()}, {_core.get_num_threads()} threads" if device == "cpu" else f"device {device}"
+        click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {where}")
     measured = bench.measure(steps, profile=profile)
     if as_json:
         print_json(about | {"precision": precision, "recompute": recompute} | measured.as_dict())

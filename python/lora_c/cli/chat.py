@@ -13,7 +13,7 @@ from ..chat.commands import Commands
 from ..chat.conversation import Conversation
 from ..configs import GenerationConfig
 from ..generation import resolve
-from .data_options import chat_template_option
+from .data_options import chat_template_option, device_option
 from .generate import open_model
 from .options import Command, config_options, take
 from .paths import InputPath
@@ -25,6 +25,7 @@ from .run_folder import run_option
 @click.option("--model", type=InputPath(), help="Model folder.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
+@device_option
 @chat_template_option
 @click.option("--system", type=str, help="System message at the start.")
 @config_options(GenerationConfig, "Generation", skip=("bad_words_ids",))

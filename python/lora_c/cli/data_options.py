@@ -72,6 +72,12 @@ def chat_template_option(function: F) -> F:
     return click.option("--chat-template", type=InputPath(), metavar="FILE", help=text)(function)
 
 
+def device_option(function: F) -> F:
+    """Add --device."""
+    text = "What to compute on: a name that `lora-c devices` lists."
+    return click.option("--device", type=str, metavar="NAME", default="cpu", show_default=True, help=text)(function)
+
+
 def reading(own: dict[str, Any]) -> dict[str, Any]:
     """What `load_files` is told of these options."""
     return {"columns": own.get("columns"), "skip_bad": own.get("skip_bad") or 0}

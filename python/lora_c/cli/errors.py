@@ -63,7 +63,7 @@ def friendly_errors() -> Iterator[None]:
     except (BrokenPipeError, ClosedPipeError):
         _leave_output()
         sys.exit(CLOSED_PIPE)
-    except (ValueError, TypeError, NotImplementedError, MemoryError, OSError) as error:
+    except (ValueError, TypeError, NotImplementedError, MemoryError, OSError, RuntimeError) as error:
         if not expected(error):
             raise
         if isinstance(error, OSError) and error.errno == errno.EIO:
@@ -98,11 +98,15 @@ def _leave_output() -> None:
 
 
 def expected(error: BaseException) -> bool:
-    """Our own errors, those of the machine (no memory, no disk, no file), and what the environment asks for in vain."""
+    """Our own errors, those of the machine (memory, disk, files, devices), and what the environment asks for in vain."""
     from ..errors import LoraCError
 
     if isinstance(error, (LoraCError, OSError, MemoryError, NotImplementedError)):
         return True
+    if isinstance(error, RuntimeError):
+        from .._core import DeviceError
+
+        return isinstance(error, DeviceError)
     return isinstance(error, ValueError) and str(error).startswith("LORA_C_")  # a variable that is read at import
 
 

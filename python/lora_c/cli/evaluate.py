@@ -9,7 +9,7 @@ import click
 
 from ..errors import ConfigError
 from ..notices import tell
-from .data_options import data_option, describe_data, reading, reading_options
+from .data_options import data_option, describe_data, device_option, reading, reading_options
 from .generate import open_model
 from .json_output import json_option, print_json
 from .options import Command
@@ -25,6 +25,7 @@ from .run_folder import run_option
 @click.option("--split", type=str, help="Of a folder: train, validation, test or all; default: test, or else validation.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
+@device_option
 @click.option("--limit", type=int, help="Read at most this many examples.")
 @click.option("--max-seq-length", type=int, default=1024, show_default=True, help="Longest sequence in tokens.")
 @click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens per batch.")

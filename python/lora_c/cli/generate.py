@@ -17,7 +17,7 @@ from ..printable import printable_pieces
 from ..regular_file import read_regular
 from ..sampling import with_seed
 from ..written import BASE_FOLDER
-from .data_options import chat_template_option
+from .data_options import chat_template_option, device_option
 from .flag_names import flag_name
 from .options import Command, config_options, take
 from .paths import InputPath
@@ -41,6 +41,7 @@ class Texts(click.Argument):
 @click.option("--model", type=InputPath(), help="Model folder.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
+@device_option
 @chat_template_option
 @click.option("--raw", is_flag=True, help="Give the prompt as it stands, not as a user's turn.")
 @click.option("--use-generation-config", is_flag=True, help="Take the settings of the model's generation_config.json.")
@@ -122,14 +123,15 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def open_model(own: dict[str, Any]) -> Model:
-    """The model of --model, --adapter, --quantize and --chat-template."""
+    """The model of --model, --adapter, --quantize, --device and --chat-template."""
     from ..chosen_template import use_chat_template, use_template_of_adapter
     from ..model import load_model
 
     if not own.get("model"):
         raise ConfigError("model: expected a model folder, got nothing; give --model PATH or --run DIR")
     check_base_of_run(own["model"])
-    model = load_model(own["model"], quantize=own.get("quantize"), **(nf4_of_run() if own.get("quantize") else {}))
+    nf4 = nf4_of_run() if own.get("quantize") else {}
+    model = load_model(own["model"], quantize=own.get("quantize"), device=own.get("device") or "cpu", **nf4)
     if own.get("adapter"):
         model.load_adapter(own["adapter"])
         if model.adapter is not None and model.adapter.base:

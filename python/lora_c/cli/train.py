@@ -10,7 +10,7 @@ import click
 from ..configs import LoraConfig, TrainConfig
 from ..errors import ConfigError, SaveError, shorten
 from ..notices import tell
-from .data_options import open_data, reading_options, training_data_options
+from .data_options import device_option, open_data, reading_options, training_data_options
 from .json_output import print_json
 from .options import Command, config_options, take
 from .paths import InputPath, ResumePath
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
 @click.option("--model", type=InputPath(), help="Hugging Face folder of the base model.")
+@device_option
 @training_data_options
 @reading_options
 @click.option(
@@ -87,7 +88,8 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     for paths in filter(None, (own["data"], own.get("eval_data"))):
         find_files(paths, ("train", "validation", "test"))  # a path that is wrong is said before the model is loaded
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
-    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"))
+    device = own.get("device") or "cpu"
+    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"), device)
     if own.get("chat_template"):
         use_chat_template(model, own["chat_template"])
     train_data, eval_data, counts = open_data(own, model.tokenizer, config)
@@ -171,13 +173,15 @@ def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
         click.echo(f"resumed   from {folder} at step {step:,} of {trainer.total_steps:,}", err=True)
 
 
-def open_model(path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False, adapter: str | None = None) -> Model:
+def open_model(
+    path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False, adapter: str | None = None, device: str = "cpu"
+) -> Model:
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
     from ..model import load_model
     from ..resize_embedding import train_added_tokens
 
-    options: dict[str, Any] = {"resize_embedding": resize}
+    options: dict[str, Any] = {"resize_embedding": resize, "device": device}
     if config.method == "qlora" and not has_blocks(path):
         options |= {"quantize": "nf4", "double_quant": config.double_quant, "block_size": config.block_size}
     elif config.method in ("head", "full"):
@@ -206,4 +210,6 @@ def describe_run(trainer: Trainer) -> None:
         f"sequences; learning rate {config.learning_rate:g}, {config.lr_scheduler_type}, {trainer.warmup_steps} warm-up",
         err=True,
     )
+    if model.device != "cpu":
+        click.echo(f"device    {model.device}", err=True)
     click.echo(f"memory    {plan.describe()}", err=True)
