@@ -76,7 +76,6 @@ lora_status lora_output_open(lora_ctx *ctx, void *host, size_t bytes, void **out
 lora_status lora_output_close(lora_ctx *ctx, void *host, size_t bytes, void *device, lora_status status, lora_error *err) {
     if (device == host) return status;
     if (status == LORA_OK) status = lora_download(ctx, host, device, bytes, err);
-    if (status == LORA_OK) status = lora_sync(ctx, err);
     lora_ctx_free(ctx, device);
     return status;
 }

@@ -87,12 +87,14 @@ static void check_outputs(lora_ctx *ctx) {
     CHECK((out == host) == on_host(ctx), "an output is the host's array on the CPU alone");
     OK(lora_upload(ctx, out, want, sizeof want, ERR));
     OK(lora_output_close(ctx, host, sizeof host, out, LORA_OK, ERR));
+    OK(lora_sync(ctx, ERR));
     CHECK(memcmp(host, want, sizeof host) == 0, "an output comes to the host");
     memcpy(kept, host, sizeof kept);
     OK(lora_output_open(ctx, host, sizeof host, &out, ERR));
     lora_error err = {.message = "as it was"};
     CHECK(lora_output_close(ctx, host, sizeof host, out, LORA_ESHAPE, &err) == LORA_ESHAPE && strcmp(err.message, "as it was") == 0, "a failure goes through");
     CHECK(memcmp(host, kept, sizeof host) == 0, "a failure leaves the host's array");
+    OK(lora_sync(ctx, ERR)); /* given back by then */
     CHECK(lora_ctx_memory(ctx, LORA_MEM_ACTIVATION).live_bytes == live, "outputs give back their memory");
     if (!device_allocations_fail(ctx)) return;
     ctx->engine->mem.fail_after = 0;

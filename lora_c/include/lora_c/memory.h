@@ -65,8 +65,8 @@ lora_status lora_clear(struct lora_ctx *ctx, void *p, size_t bytes, lora_error *
 lora_status lora_sync(struct lora_ctx *ctx, lora_error *err) LORA_MUST_CHECK;
 
 /** Where an operation writes what a caller wants at host: host itself where that is an address of the device, else memory of
- *  the device. lora_output_close brings it to host and waits (status OK), and frees it in any case; it returns the first
- *  status that is not OK. */
+ *  the device. lora_output_close asks for the download where status is OK (host is filled by the next lora_sync) and frees it in
+ *  any case; it returns the first status that is not OK. */
 lora_status lora_output_open(struct lora_ctx *ctx, void *host, size_t bytes, void **out, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_output_close(struct lora_ctx *ctx, void *host, size_t bytes, void *device, lora_status status,
                               lora_error *err) LORA_MUST_CHECK;
