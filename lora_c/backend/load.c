@@ -19,7 +19,16 @@ struct lora_backend_library {
 /* --- libraries --- */
 
 static const lora_backend *open_library(lora_backend_library *library) {
-    library->handle = dlopen(library->path, RTLD_NOW | RTLD_LOCAL);
+    const char *wrong = lora_library_fault(library->path);
+    if (wrong) {
+        snprintf(library->reason, sizeof library->reason, "backend: expected a library that loads, got %s: %.120s; check LORA_C_BACKENDS", wrong,
+                 library->path);
+        return NULL;
+    }
+    char path[PATH_BYTES + 2]; /* a bare name is a file here before it is one of the system's libraries */
+    bool here = !strchr(library->path, '/') && access(library->path, F_OK) == 0;
+    snprintf(path, sizeof path, "%s%s", here ? "./" : "", library->path);
+    library->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library->handle) {
         const char *why = dlerror();
         snprintf(library->reason, sizeof library->reason, "backend: expected a library that loads, got %.180s; check LORA_C_BACKENDS",
@@ -79,10 +88,17 @@ int64_t lora_list_library(const lora_backend_library *library, int64_t most, lor
     return 1;
 }
 
+/* Whether the path of this length at p stands in paths before it. */
+static bool stands_before(const char *paths, const char *p, size_t length) {
+    for (const char *q = paths; q < p; q += strcspn(q, ":") + 1)
+        if (strcspn(q, ":") == length && memcmp(q, p, length) == 0) return true;
+    return false;
+}
+
 bool lora_visit_libraries(lora_engine *engine, const char *paths, lora_visit_library_fn *visit, void *arg) {
     for (const char *p = paths ? paths : ""; *p;) {
         size_t length = strcspn(p, ":");
-        lora_backend_library *library = length > 0 ? library_of(engine, p, length) : NULL;
+        lora_backend_library *library = length > 0 && !stands_before(paths, p, length) ? library_of(engine, p, length) : NULL;
         if (library && visit(library, arg)) return true;
         p += length + (p[length] == ':');
     }

@@ -3,6 +3,7 @@
 #include "lora_c/bindings/py_devices.h"
 
 #include <math.h>
+#include <string.h>
 
 typedef struct adamw {
     lora_py_object base;
@@ -230,6 +231,19 @@ static PyObject *adamw_state_dict(PyObject *o, PyObject *unused) {
     return state;
 }
 
+/* A step from other values would leave NaN in the parameters without a word. */
+static int check_moment(const lora_py_array *a, const char *key, bool is_second) {
+    const float *x = a->data;
+    for (int64_t i = 0; i < a->n; i++) {
+        if (isfinite(x[i]) && (!is_second || x[i] >= 0)) continue;
+        char value[32];
+        PyOS_snprintf(value, sizeof value, "%g", (double)x[i]);
+        PyErr_Format(PyExc_ValueError, "state: expected finite %s under %s, got %s", is_second ? "values >= 0" : "values", key, value);
+        return -1;
+    }
+    return 0;
+}
+
 /* One list of moments: every array of it, checked and held until all of the state is known to fit. */
 static int take_moments(const adamw *self, PyObject *list, const char *key, lora_py_array *held) {
     PyObject *items = lora_py_items(list, "state: expected lists of arrays under m and v");
@@ -245,6 +259,7 @@ static int take_moments(const adamw *self, PyObject *list, const char *key, lora
         PyOS_snprintf(name, sizeof name, "state[%s][%lld]", key, (long long)i);
         status = lora_py_get(PyTuple_GET_ITEM(items, i), name, LORA_PY_F32, 0, &held[i]);
         if (status == 0) status = lora_py_expect(&held[i], p->ndim, shape);
+        if (status == 0) status = check_moment(&held[i], key, strcmp(key, "v") == 0);
         held[i].name = key;
     }
     Py_DECREF(items);
@@ -253,9 +268,9 @@ static int take_moments(const adamw *self, PyObject *list, const char *key, lora
 
 static int take_step(PyObject *given, int64_t *step) {
     *step = PyLong_AsLongLong(given);
-    if (*step >= 0) return 0;
+    if (*step >= 0 && *step < INT64_MAX / 2) return 0; /* steps are counted on */
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError)) return -1;
-    return lora_py_refuse(PyExc_ValueError, "state: expected step >= 0", given);
+    return lora_py_refuse(PyExc_ValueError, "state: expected 0 <= step < 2**62", given);
 }
 
 static const char *const STATE_KEYS[] = {"step", "m", "v"};

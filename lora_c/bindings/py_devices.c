@@ -3,8 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_LISTED = 64 };
-
 static const char CAPSULE[] = "lora_c._core.device";
 
 /* Files of backends, separated by ':'. */
@@ -150,16 +148,26 @@ PyDoc_STRVAR(devices_doc,
 "reason is empty where the device can be used; else it says why not and what helps. Backends are loaded from the files in\n"
 "the environment variable LORA_C_BACKENDS, separated by ':'.");
 
+static PyObject *entry_of(const lora_device *device) {
+    PyObject *name = lora_py_text(device->name), *description = lora_py_text(device->description), *reason = lora_py_text(device->reason);
+    PyObject *entry = name && description && reason ? Py_BuildValue("{s:O,s:O,s:O}", "name", name, "description", description, "reason", reason) : NULL;
+    Py_XDECREF(name);
+    Py_XDECREF(description);
+    Py_XDECREF(reason);
+    return entry;
+}
+
 static PyObject *devices(PyObject *module, PyObject *unused) {
     (void)unused;
     lora_py_state *state = PyModule_GetState(module);
-    lora_device *found = PyMem_Calloc(MOST_LISTED, sizeof *found);
+    int64_t n, written;
+    LORA_PY_CALL(state->ctx, n, lora_devices(state->ctx, backend_paths(), 0, NULL));
+    lora_device *found = PyMem_Calloc((size_t)n, sizeof *found);
     if (!found) return PyErr_NoMemory();
-    int64_t n;
-    LORA_PY_CALL(state->ctx, n, lora_devices(state->ctx, backend_paths(), MOST_LISTED, found));
+    LORA_PY_CALL(state->ctx, written, lora_devices(state->ctx, backend_paths(), n, found));
     PyObject *list = PyList_New(0);
-    for (int64_t i = 0; list && i < n && i < MOST_LISTED; i++) {
-        PyObject *entry = Py_BuildValue("{s:s,s:s,s:s}", "name", found[i].name, "description", found[i].description, "reason", found[i].reason);
+    for (int64_t i = 0; list && i < n && i < written; i++) {
+        PyObject *entry = entry_of(&found[i]);
         if (!entry || PyList_Append(list, entry) < 0) Py_CLEAR(list);
         Py_XDECREF(entry);
     }

@@ -1,7 +1,10 @@
 /* From status to exception, and what all objects of the module have in common. */
 #include "lora_c/bindings/py_state.h"
 
+#include <string.h>
 #include <unistd.h>
+
+PyObject *lora_py_text(const char *text) { return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace"); }
 
 PyObject *lora_py_raise(lora_py_state *state, const lora_error *err) {
     PyObject *type = PyExc_RuntimeError;
@@ -16,7 +19,9 @@ PyObject *lora_py_raise(lora_py_state *state, const lora_error *err) {
     case LORA_EBUSY:
     case LORA_OK: break;
     }
-    PyErr_SetString(type, err->message[0] ? err->message : lora_status_name(err->code));
+    PyObject *message = lora_py_text(err->message[0] ? err->message : lora_status_name(err->code)); /* may name a file of any bytes */
+    if (message) PyErr_SetObject(type, message);
+    Py_XDECREF(message);
     return NULL;
 }
 

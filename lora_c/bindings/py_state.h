@@ -86,6 +86,9 @@ extern PyMethodDef lora_py_row_ops[], lora_py_matrix_ops[];
 /* Types are final, so the type of an object is the one that the module made. */
 static inline lora_py_state *lora_py_state_of(PyTypeObject *type) { return PyType_GetModuleState(type); }
 
+/** A str of bytes that need not be UTF-8. */
+PyObject *lora_py_text(const char *text);
+
 /** Maps a status to its exception, once for the whole binding. Always returns NULL. */
 PyObject *lora_py_raise(lora_py_state *state, const lora_error *err);
 

@@ -1,4 +1,6 @@
 /* What callers ask of a batch: loss with gradients, loss, logits, hidden states. */
+#include <math.h>
+
 #include "lora_c/model/extras.h"
 
 static lora_run run_of(const lora_batch *batch, bool training, bool wants_loss) {
@@ -43,6 +45,7 @@ static lora_status forward_backward(lora_decoder *d, const lora_run *run, lora_b
 lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *batch, float grad_scale, double *loss_sum, lora_error *err) {
     lora_run run = run_of(batch, true, true);
     lora_buffers b;
+    LORA_CHECK(isfinite(grad_scale), err, LORA_EINVAL, "grad_scale: expected a finite number, got %g", (double)grad_scale);
     LORA_TRY(lora_check_run(d, &run, err));
     lora_status status = lora_begin_pass(d, &run, &b, err);
     if (status == LORA_OK) status = forward_backward(d, &run, &b, grad_scale, loss_sum, err);

@@ -101,6 +101,7 @@ static lora_status check_step(const lora_step_options *o, lora_error *err) {
 lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *options, double *norm, lora_error *err) {
     LORA_CHECK(norm, err, LORA_EINVAL, "norm: expected a pointer, got NULL");
     LORA_TRY(check_step(options, err));
+    LORA_TRY(lora_device_check(opt->ctx, err));
     LORA_TRY(lora_sum_of_squares(opt->ctx, opt->n_params, opt->params, opt->sum, err));
     double sum;
     LORA_TRY(lora_download(opt->ctx, &sum, opt->sum, sizeof sum, err));

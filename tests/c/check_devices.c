@@ -61,7 +61,7 @@ static void check_library(lora_ctx *ctx, const char *path, const char *name, con
 static void check_libraries(lora_ctx *ctx) {
     check_library(ctx, "/nowhere/libmissing.so", "libmissing.so", "No such file or directory; check LORA_C_BACKENDS");
     check_library(ctx, "libm.so.6", "libm.so.6", "backend: expected the symbol lora_backend_entry in libm.so.6, got none; it is not a backend");
-    check_library(ctx, "/proc/self", "self", "backend: expected a library that loads, got /proc/self: ");
+    check_library(ctx, "/proc/self", "self", "backend: expected a library that loads, got a folder: /proc/self; check LORA_C_BACKENDS");
     check_library(ctx, "/proc/self/exe", "exe", "backend: expected a library that loads, got /proc/self/exe: ");
     check_library(ctx, library_beside("liblora_c_other_abi.so"), "liblora_c_other_abi.so", "backend: expected interface 1, got another in ");
     char long_path[2000];

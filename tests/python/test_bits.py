@@ -39,6 +39,16 @@ def test_results_have_the_recorded_bits(kernels: str, threads: int, wanted: Call
     assert len(results) > 10 and record.differences(kernels, results, whole=wanted is everything) == []
 
 
+@pytest.mark.parametrize(("kernels", "threads"), [("avx2/exact", 2), ("avx512/bfloat16", 2)])
+def test_a_device_with_the_mathematics_of_the_cpu_has_its_bits(fake: str, kernels: str, threads: int) -> None:
+    reason = record.missing(kernels) or record.built_otherwise(kernels)
+    if reason is not None:
+        pytest.skip(reason)
+    with record.chosen(kernels, threads):
+        results = digests(device=fake)
+    assert record.differences(kernels, results) == []
+
+
 def test_another_bit_is_another_digest() -> None:
     results = record.recorded("avx2/exact")
     assert record.differences("avx2/exact", results) == []

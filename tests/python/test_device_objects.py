@@ -30,9 +30,11 @@ def random(*shape: int) -> np.ndarray:
 
 
 def weights() -> dict[str, np.ndarray]:
+    """The same values each time."""
+    rng = np.random.default_rng(1)
     whole = {"embed_tokens": (50, 32), "lm_head": (50, 32), "norm": (32,)}
     whole |= {f"layers.{i}.{name}": shape for i in range(2) for name, shape in SHAPES.items()}
-    return {name: random(*shape) * np.float32(0.2) for name, shape in whole.items()}
+    return {name: rng.standard_normal(shape, dtype=np.float32) * np.float32(0.2) for name, shape in whole.items()}
 
 
 def decoder(values: dict[str, np.ndarray], device: str, trained: tuple[str, ...] = ()) -> tuple[Decoder, list[Parameter]]:
@@ -222,6 +224,22 @@ kept.append(own)  # lives until the interpreter ends
 
 def test_objects_end_in_any_order_and_modules_are_loaded_again(fake: str, alone: Callable[..., str]) -> None:
     alone(ORDERS, gib=64)
+
+
+def test_a_pass_that_is_stopped_leaves_nothing_behind(fake: str) -> None:
+    found = []
+    for device in ("cpu", fake):
+        made, parameters = decoder(weights(), device, ("layers.0.q_proj", "norm", "embed_tokens"))
+        batch, optimizer = ([1, 2, 3, 4], [0, 4], [2, 3, 4, 5], np.ones(4, np.float32)), AdamW(parameters)
+        made.forward_backward(*batch)
+        made.stopping = True
+        with pytest.raises(_core.PassStopped):
+            made.forward_backward(*batch)
+        made.stopping = False
+        optimizer.zero_grad()
+        losses = [made.forward_backward(*batch), optimizer.step(lr=1e-2), made.loss(*batch)]
+        found.append([losses, *(p.read().tolist() for p in parameters), *(p.read_grad().tolist() for p in parameters)])
+    assert found[0] == found[1]
 
 
 # -- threads -------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 /* What a device must be able to do: the table that a backend fills. The CPU's is one of them; others come from shared libraries with
  * one exported symbol, lora_backend_entry. The public functions of nn.h, linear.h, optim.h and memory.h check their arguments, keep
- * the accounts and call this table, so the contract of an entry is the comment of the function of its name, with two additions:
+ * the accounts and call this table, so the contract of an entry is the comment of the function of its name, with these additions:
  *
  *   Addresses  Every array is at an address that alloc gave, but for what is named host. Structs are read during the call.
  *   Order      Entries of one state take effect in the order of their calls, at the latest in sync. An error that shows later than
  *              its call is the result of sync. Contents of arrays (ids, targets, cu_seqlens) have been checked by the caller.
+ *   Fork       A child of the process that called create is refused before memory, transfers, sync or destroy of that state are called.
  *
  * Numbers: bits depend on shapes, formats and the backend only, never on timing. */
 #ifndef LORA_C_BACKEND_H
@@ -24,12 +25,12 @@ enum { LORA_BACKEND_ABI = 1 }; /* changes with this file, and with the structs t
 /* Memory of the device. Tags are for the accounts (lora_ctx_memory). */
 typedef struct lora_backend_memory {
     void *(*alloc)(void *state, lora_mem_tag tag, size_t bytes); /* not cleared, 64-byte aligned; NULL when refused; any thread */
-    void (*free)(void *state, void *p);                          /* of alloc, not NULL; may be called before a sync; any thread */
+    void (*free)(void *state, void *p);                          /* of alloc, not NULL; before a sync, too; any thread */
     void *(*stage_alloc)(void *state, size_t bytes);             /* host memory, see lora_stage_alloc */
     void (*stage_free)(void *state, void *p);                    /* of stage_alloc, as free */
     lora_status (*upload)(void *state, void *to, const void *from_host, size_t bytes, lora_error *err);
     lora_status (*download)(void *state, void *to_host, const void *from, size_t bytes, lora_error *err);
-    lora_status (*clear)(void *state, void *p, size_t bytes, lora_error *err);
+    lora_status (*clear)(void *state, void *p, size_t bytes, lora_error *err); /* any thread */
     lora_status (*sync)(void *state, lora_error *err);
     lora_mem_usage (*usage)(const void *state, lora_mem_tag tag); /* LORA_MEM_TAGS: all together */
     void (*reset_peak)(void *state);
