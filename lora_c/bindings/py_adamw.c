@@ -397,7 +397,7 @@ PyDoc_STRVAR(adamw_doc,
 "AdamW(params, lr=0.0001, *, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, no_decay=())\n--\n\n"
 "AdamW with decoupled weight decay.\n\n"
 "Parameters\n----------\n"
-"params : sequence of Parameter\n    Each once, all with requires_grad.\n"
+"params : sequence of Parameter\n    Each once, all with requires_grad, all on one device.\n"
 "lr : float\n    Learning rate.\n"
 "betas : tuple of two float\n    Decay rates of the moments.\n"
 "eps : float\n    Added to the root of the second moment.\n"

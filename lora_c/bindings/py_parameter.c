@@ -281,11 +281,14 @@ const char *lora_py_elsewhere(PyObject *o) {
 static PyObject *parameter_repr(PyObject *o) {
     parameter *self = (parameter *)o;
     PyObject *shape = get_shape(o, NULL), *text = NULL;
-    if (shape && PyUnicode_GET_LENGTH(self->name))
-        text = PyUnicode_FromFormat("Parameter(%R, shape=%R, requires_grad=%s)", self->name, shape, self->grad ? "True" : "False");
-    else if (shape)
-        text = PyUnicode_FromFormat("Parameter(shape=%R, requires_grad=%s)", shape, self->grad ? "True" : "False");
+    PyObject *name = PyUnicode_GET_LENGTH(self->name) ? PyUnicode_FromFormat("%R, ", self->name) : PyUnicode_FromString("");
+    PyObject *device = lora_py_is_host(self->base.ctx) ? PyUnicode_FromString("")
+                                                       : PyUnicode_FromFormat(", device='%s'", lora_ctx_device(self->base.ctx));
+    if (shape && name && device)
+        text = PyUnicode_FromFormat("Parameter(%Ushape=%R, requires_grad=%s%U)", name, shape, self->grad ? "True" : "False", device);
     Py_XDECREF(shape);
+    Py_XDECREF(name);
+    Py_XDECREF(device);
     return text;
 }
 

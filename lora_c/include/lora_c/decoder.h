@@ -131,7 +131,8 @@ void lora_decoder_set_precision(lora_decoder *decoder, lora_precision precision)
 lora_precision lora_decoder_precision(const lora_decoder *decoder);
 
 /** While on, passes end between two layers with ESTOPPED, the running one too: may be called while another thread is in a
- *  pass. A training pass that was stopped leaves some of its gradients added: clear them all. */
+ *  pass. A training pass that was stopped leaves some of its gradients added: clear them all. A device that runs behind ends a
+ *  pass that has been asked for whole. */
 void lora_decoder_set_stopping(lora_decoder *decoder, bool on);
 bool lora_decoder_stopping(const lora_decoder *decoder);
 

@@ -26,7 +26,9 @@ def command(as_json: bool) -> None:
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for device in found:
-        table.add_row(Text(printable(device.name), style="bold" if device.usable else ""), Text(device.description, overflow="fold"))
+        table.add_row(
+            Text(printable(device.name), style="bold" if device.usable else ""), Text(device.description, overflow="fold")
+        )
         if not device.usable:
             table.add_row("", Text(f"cannot be used: {printable(device.reason)}", overflow="fold"))
     TextConsole().print(table)
