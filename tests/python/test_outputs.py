@@ -22,8 +22,9 @@ from lora_c.model import load_model
 IDS = np.arange(3, 20, dtype=np.int32)
 # Options that take a text which is no path.
 TEXTS = {
-    "generate": {"prompt"}, "chat": {"system"}, "eval": {"split"}, "merge": {"combination"}, "plot": {"title"},
-    "train": {"layers_pattern", "init_lora_weights", "target_modules", "exclude_modules", "modules_to_save"},
+    "generate": {"prompt", "device"}, "chat": {"system", "device"}, "eval": {"split", "device"}, "merge": {"combination"},
+    "plot": {"title"}, "bench": {"device"},
+    "train": {"device", "layers_pattern", "init_lora_weights", "target_modules", "exclude_modules", "modules_to_save"},
 }  # fmt: skip
 # How each command is called, {name}: the path of an input of that name.
 CALLS = {
