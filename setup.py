@@ -14,7 +14,9 @@ SOURCES = [str(path) for layer in LAYERS for path in sorted(Path("lora_c", layer
 HEADERS = [str(path) for path in sorted(Path("lora_c").rglob("*.h"))]
 # No -ffast-math: linking with it would turn on flush-to-zero in the whole Python process. -ffp-contract=off: the same
 # source must give the same bits from every compiler; fused multiply-adds are asked for by name.
+# Functions and loops begin at cache lines: where the loop of a product happened to lie cost decoding 7 % (1.1B shape, Zen 4).
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-pthread"]
+FLAGS += ["-falign-functions=64", "-falign-loops=64"]
 
 
 class BuildExt(build_ext):
