@@ -22,9 +22,11 @@ EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_a
 WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 SOURCES := $(shell find lora_c -name '*.[ch]')
+C_FILES = $(SOURCES) $(wildcard tests/c/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch])
+PYTHON_FILES := python tests examples benchmarks setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan headers layers lint stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
+.PHONY: help demo test check asan headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -56,10 +58,16 @@ layers: $(BUILD)/liblora_c.a # what a compiler does not check: include direction
 	@$(PYTHON) tests/lint/lint_layers.py
 	@$(if $(SANITIZE),,sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a)
 
-lint: $(VENV)/installed layers ## layers, symbols and spills of the C tree, style of the Python tree
+lint: $(VENV)/installed layers ## layers, symbols, spills and format of the C tree, style and format of the Python tree
 	sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a python/lora_c/_core.*.so
 	$(PYTHON) tests/lint/lint_spills.py $(BUILD)/liblora_c.a
-	$(BIN)/ruff check python tests examples benchmarks setup.py
+	@$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+
+format: $(VENV)/installed ## write every file as `make lint` wants it
+	@$(BIN)/clang-format -i $(C_FILES)
+	$(BIN)/ruff format $(PYTHON_FILES)
 
 stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 	$(BIN)/python -m mypy.stubtest lora_c._core

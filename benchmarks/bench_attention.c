@@ -20,7 +20,9 @@ typedef struct batch {
 
 static batch make_batch(int64_t H, int64_t KV, int64_t D, int64_t window, int64_t n, int64_t length) {
     batch b = {.shape = {.n_heads = H, .n_kv_heads = KV, .head_dim = D, .scale = (float)(1.0 / sqrt((double)D)), .sliding_window = window},
-               .n = n, .length = length, .M = n * length};
+               .n = n,
+               .length = length,
+               .M = n * length};
     b.q_width = H * D;
     b.kv_width = KV * D;
     b.ld = b.q_width + 2 * b.kv_width;
@@ -57,10 +59,18 @@ static void run(lora_ctx *ctx, const batch *b, contestant *c, int repetition, do
     int64_t Q = b->q_width, KV = b->kv_width;
     lora_segments segments = {.n = b->n, .cu_seqlens = b->cu, .on_device = b->cu};
     lora_mat qkv = lora_mat_f32(b->qkv, b->M, b->ld, b->ld), dqkv = lora_mat_f32(b->dqkv, b->M, b->ld, b->ld);
-    lora_mat q = lora_mat_cols(qkv, 0, Q), k = lora_mat_cols(qkv, Q, KV), v = lora_mat_cols(qkv, Q + KV, KV), o = lora_mat_f32(b->out, b->M, Q, Q);
+    lora_mat q = lora_mat_cols(qkv, 0, Q), k = lora_mat_cols(qkv, Q, KV), v = lora_mat_cols(qkv, Q + KV, KV),
+             o = lora_mat_f32(b->out, b->M, Q, Q);
     lora_kv kv = {.k = k.data, .v = v.data, .ldk = b->ld, .ldv = b->ld, .start = b->kv_start, .length = b->kv_length};
-    lora_attention_gradient gradient = {.q = q, .k = k, .v = v, .o = o, .dout = lora_mat_f32(b->dout, b->M, Q, Q), .lse = b->lse,
-                                        .dq = lora_mat_cols(dqkv, 0, Q), .dk = lora_mat_cols(dqkv, Q, KV), .dv = lora_mat_cols(dqkv, Q + KV, KV)};
+    lora_attention_gradient gradient = {.q = q,
+                                        .k = k,
+                                        .v = v,
+                                        .o = o,
+                                        .dout = lora_mat_f32(b->dout, b->M, Q, Q),
+                                        .lse = b->lse,
+                                        .dq = lora_mat_cols(dqkv, 0, Q),
+                                        .dk = lora_mat_cols(dqkv, Q, KV),
+                                        .dv = lora_mat_cols(dqkv, Q + KV, KV)};
     double flop = pairs(b) * (double)b->shape.head_dim;
     must(lora_ctx_set_precision(ctx, c->precision, &err), &err);
     double start = now();

@@ -40,8 +40,16 @@ static lora_weight random_nf4(int64_t rows, int64_t cols, double *bytes) {
     random_bytes(codes, (size_t)(rows * cols / 2), (uint64_t)(rows + cols));
     random_bytes(absmax, (size_t)blocks, 7);
     for (int64_t i = 0; i < nested; i++) nested_absmax[i] = 0.01f;
-    lora_nf4 nf4 = {.rows = rows, .cols = cols, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax_codes = absmax,
-                    .nested_absmax = nested_absmax, .nested_map = lora_dynamic_map_signed(), .nested_offset = 0.02f, .nested_block_size = 256};
+    lora_nf4 nf4 = {.rows = rows,
+                    .cols = cols,
+                    .block_size = 64,
+                    .lut = lora_nf4_lut(),
+                    .codes = codes,
+                    .absmax_codes = absmax,
+                    .nested_absmax = nested_absmax,
+                    .nested_map = lora_dynamic_map_signed(),
+                    .nested_offset = 0.02f,
+                    .nested_block_size = 256};
     *bytes += (double)(rows * cols / 2 + blocks + 4 * nested);
     return lora_weight_nf4(&nf4);
 }
@@ -90,15 +98,29 @@ static model build(lora_ctx *ctx, const shape *s) {
     int64_t D = s->hidden / s->heads, KV = D * s->kv_heads;
     double *inv_freq = memory((size_t)(D / 2) * sizeof *inv_freq);
     for (int64_t i = 0; i < D / 2; i++) inv_freq[i] = 1.0 / (double)(1 + i * i);
-    lora_decoder_config config = {.hidden_size = s->hidden, .intermediate_size = s->mlp, .num_hidden_layers = s->layers,
-                                  .num_attention_heads = s->heads, .num_key_value_heads = s->kv_heads, .head_dim = D, .vocab_size = s->vocab,
-                                  .max_position_embeddings = 2048, .norm = LORA_NORM_RMS, .norm_eps = 1e-5, .pre_norm = true,
-                                  .activation = LORA_SILU, .gated_mlp = true, .tie_word_embeddings = s->tied, .embedding_scale = 1,
-                                  .residual_scale = 1, .attention_scale = 1 / sqrt((double)D), .logits = {.scale = 1}, .n_ropes = 1,
+    lora_decoder_config config = {.hidden_size = s->hidden,
+                                  .intermediate_size = s->mlp,
+                                  .num_hidden_layers = s->layers,
+                                  .num_attention_heads = s->heads,
+                                  .num_key_value_heads = s->kv_heads,
+                                  .head_dim = D,
+                                  .vocab_size = s->vocab,
+                                  .max_position_embeddings = 2048,
+                                  .norm = LORA_NORM_RMS,
+                                  .norm_eps = 1e-5,
+                                  .pre_norm = true,
+                                  .activation = LORA_SILU,
+                                  .gated_mlp = true,
+                                  .tie_word_embeddings = s->tied,
+                                  .embedding_scale = 1,
+                                  .residual_scale = 1,
+                                  .attention_scale = 1 / sqrt((double)D),
+                                  .logits = {.scale = 1},
+                                  .n_ropes = 1,
                                   .ropes = {{.inv_freq = inv_freq, .rotary = D, .scale = 1}}};
     must(lora_decoder_create(ctx, &config, &m.decoder, &err), &err);
-    const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden}, {KV, s->hidden}, {s->hidden, s->hidden},
-                                                    {s->mlp, s->hidden}, {s->mlp, s->hidden}, {s->hidden, s->mlp}};
+    const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden},     {KV, s->hidden},    {s->hidden, s->hidden},
+                                                    {s->mlp, s->hidden},    {s->mlp, s->hidden}, {s->hidden, s->mlp}};
     float *ones = random_floats(s->hidden, 0, 1);
     for (int64_t i = 0; i < s->hidden; i++) ones[i] = 1;
     for (int64_t layer = 0; layer < s->layers; layer++) {
@@ -121,8 +143,8 @@ static model build(lora_ctx *ctx, const shape *s) {
 static void add_adapters(model *m, const shape *s) {
     lora_error err;
     int64_t KV = s->hidden / s->heads * s->kv_heads;
-    const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden}, {KV, s->hidden}, {s->hidden, s->hidden},
-                                                    {s->mlp, s->hidden}, {s->mlp, s->hidden}, {s->hidden, s->mlp}};
+    const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden},     {KV, s->hidden},    {s->hidden, s->hidden},
+                                                    {s->mlp, s->hidden},    {s->mlp, s->hidden}, {s->hidden, s->mlp}};
     for (int64_t layer = 0; layer < s->layers; layer++)
         for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
             int64_t N = shapes[slot][0], K = shapes[slot][1];
@@ -179,8 +201,8 @@ static void bench(lora_ctx *ctx, lora_pool *pool, const shape *s, model *m, cons
             /* what the step would take if the products ran as from the cache and the dense weights at the speed of memory */
             double floor = m->nf4_bytes / fmin(in_cache[p], bandwidth) + (bytes - m->nf4_bytes) / bandwidth;
             printf("%-5s %7s %9s %7d %6lld %9.1f %8.1f %10.1f (%3.0f %%) %10.1f", s->name, adapter, lora_precision_name((lora_precision)p),
-                   lora_ctx_threads(ctx), (long long)batch, 1e3 * time, (double)batch / time, bytes / time / 1e9, 100 * bytes / time / bandwidth,
-                   in_cache[p] / 1e9);
+                   lora_ctx_threads(ctx), (long long)batch, 1e3 * time, (double)batch / time, bytes / time / 1e9,
+                   100 * bytes / time / bandwidth, in_cache[p] / 1e9);
             if (batch == 1) printf(" (%3.0f %%) %8.1f", 100 * floor / time, PROMPT / times[p].prefill);
             printf("\n");
         }
@@ -193,7 +215,8 @@ int main(int argc, char **argv) {
     printf("NF4 decoding, %s, context %d. bytes: codes, scales, head in bfloat16 and adapters, once per step, and their share of the read\n"
            "bandwidth; in cache: the product's own GB/s from the second-level caches, and how much of that speed the step keeps, memory\n"
            "allowing; prefill: tokens/s of the context\n"
-           "shape adapter precision threads  batch   ms/step tokens/s  GB/s of bytes   in cache GB/s    prefill\n", lora_isa_name(lora_cpu_best_isa()), PROMPT);
+           "shape adapter precision threads  batch   ms/step tokens/s  GB/s of bytes   in cache GB/s    prefill\n",
+           lora_isa_name(lora_cpu_best_isa()), PROMPT);
     for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
         lora_ctx *ctx;
         must(lora_ctx_create(NULL, &ctx, &err), &err);

@@ -42,8 +42,15 @@ static layer *make_layer(lora_ctx *ctx, lora_weight_kind kind, bool double_quant
         uint8_t *codes = keep(l, malloc((size_t)(N * K / 2 + 64))), *absmax_codes = keep(l, malloc((size_t)blocks));
         float *absmax = keep(l, malloc((size_t)blocks * 4)), *nested = keep(l, malloc((size_t)(blocks / 256 + 1) * 4));
         must(lora_nf4_quantize(ctx, w, LORA_F32, N, K, 64, codes, absmax, &err), &err);
-        lora_nf4 nf4 = {.rows = N, .cols = K, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax,
-                        .absmax_codes = absmax_codes, .nested_absmax = nested, .nested_map = lora_dynamic_map_signed(),
+        lora_nf4 nf4 = {.rows = N,
+                        .cols = K,
+                        .block_size = 64,
+                        .lut = lora_nf4_lut(),
+                        .codes = codes,
+                        .absmax = absmax,
+                        .absmax_codes = absmax_codes,
+                        .nested_absmax = nested,
+                        .nested_map = lora_dynamic_map_signed(),
                         .nested_block_size = 256};
         if (double_quant) {
             must(lora_nf4_double_quantize(ctx, absmax, blocks, absmax_codes, nested, &nf4.nested_offset, &err), &err);
@@ -52,8 +59,12 @@ static layer *make_layer(lora_ctx *ctx, lora_weight_kind kind, bool double_quant
         l->w = lora_weight_nf4(&nf4);
     }
     if (rank)
-        l->adapter = (lora_adapter){.rank = rank, .A = keep(l, noise(rank * K)), .B = keep(l, noise(N * rank)), .scale = 2,
-                                    .dA = keep(l, calloc((size_t)(rank * K), 4)), .dB = keep(l, calloc((size_t)(N * rank), 4))};
+        l->adapter = (lora_adapter){.rank = rank,
+                                    .A = keep(l, noise(rank * K)),
+                                    .B = keep(l, noise(N * rank)),
+                                    .scale = 2,
+                                    .dA = keep(l, calloc((size_t)(rank * K), 4)),
+                                    .dB = keep(l, calloc((size_t)(N * rank), 4))};
     return l;
 }
 
@@ -91,8 +102,10 @@ static void bench(lora_ctx *ctx, const char *what, layer *l) {
         free_layer(l);
         return;
     }
-    contestant all[4] = {{.precision = LORA_PRECISION_EXACT}, {.precision = LORA_PRECISION_EXACT, .backward = true},
-                         {.precision = LORA_PRECISION_FAST}, {.precision = LORA_PRECISION_FAST, .backward = true}};
+    contestant all[4] = {{.precision = LORA_PRECISION_EXACT},
+                         {.precision = LORA_PRECISION_EXACT, .backward = true},
+                         {.precision = LORA_PRECISION_FAST},
+                         {.precision = LORA_PRECISION_FAST, .backward = true}};
     double peaks[REPETITIONS];
     for (int c = 0; c < 4; c++) run(ctx, l, all + c); /* memory of the first touch */
     for (int r = 0; r < REPETITIONS; r++) {

@@ -46,8 +46,8 @@ int main(void) {
         }
         for (int d = 0; d < 3; d++) {
             double speed = (double)(n * lora_dtype_bytes(dtypes[d])) / best[d];
-            printf("%7d %-8s %5.2f %10.1f (%3.0f %% of %.1f)\n", threads, lora_dtype_name(dtypes[d]), 1e3 * best[d], speed / 1e9, 100 * speed / bandwidth,
-                   bandwidth / 1e9);
+            printf("%7d %-8s %5.2f %10.1f (%3.0f %% of %.1f)\n", threads, lora_dtype_name(dtypes[d]), 1e3 * best[d], speed / 1e9,
+                   100 * speed / bandwidth, bandwidth / 1e9);
         }
         lora_ctx_destroy(ctx);
         lora_pool_destroy(pool);

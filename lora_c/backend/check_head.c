@@ -30,14 +30,16 @@ static lora_status check_loss(const lora_loss *loss, lora_error *err) {
     return LORA_OK;
 }
 
-lora_status lora_check_linear_cross_entropy(lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW, lora_error *err) {
+lora_status lora_check_linear_cross_entropy(lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
+                                            lora_error *err) {
     LORA_TRY(lora_mat_check_weight("w", w, err));
     LORA_TRY(check_loss(loss, err));
     int64_t M = x.rows, V = w->rows, H = w->cols;
     lora_mat dense = w->kind == LORA_WEIGHT_F32 ? lora_mat_f32(w->dense.data, V, H, w->dense.ld) : lora_mat_none();
     lora_arg in[] = {lora_named("x", x), lora_named("targets", lora_mat_vector(loss->targets, M)),
                      lora_named("loss_weight", lora_mat_vector(loss->loss_weight, M)), lora_named("w", dense)};
-    lora_arg out[] = {lora_named("dx", dx), lora_named("dW", lora_mat_f32(dW, V, H, H)), lora_named("token_loss", lora_mat_vector(loss->token_loss, M))};
+    lora_arg out[] = {lora_named("dx", dx), lora_named("dW", lora_mat_f32(dW, V, H, H)),
+                      lora_named("token_loss", lora_mat_vector(loss->token_loss, M))};
     LORA_TRY(lora_mat_check_f32(in[0], M, H, err));
     for (int i = 1; i < 3; i++) LORA_TRY(lora_mat_check(in[i], err));
     if (dx.data) LORA_TRY(lora_mat_check_f32(out[0], M, H, err));

@@ -7,8 +7,10 @@
 static lora_status check_adapter(const lora_adapter *a, const lora_adapter_pass *pass, lora_error *err) {
     if (!a) return LORA_OK;
     LORA_CHECK(a->rank > 0 && a->A && a->B, err, LORA_EINVAL, "adapter: expected A, B and r > 0, got r %lld", (long long)a->rank);
-    LORA_CHECK(!a->magnitude || pass->norm, err, LORA_EINVAL, "adapter: expected norm beside DoRA's magnitude, got NULL; call lora_dora_norm");
-    LORA_CHECK(pass->dropout >= 0 && pass->dropout < 1, err, LORA_EINVAL, "lora_dropout: expected 0 <= p < 1, got %g", (double)pass->dropout);
+    LORA_CHECK(!a->magnitude || pass->norm, err, LORA_EINVAL,
+               "adapter: expected norm beside DoRA's magnitude, got NULL; call lora_dora_norm");
+    LORA_CHECK(pass->dropout >= 0 && pass->dropout < 1, err, LORA_EINVAL, "lora_dropout: expected 0 <= p < 1, got %g",
+               (double)pass->dropout);
     return LORA_OK;
 }
 
@@ -88,7 +90,7 @@ lora_status lora_check_linear_merge(const lora_weight *w, const lora_adapter *a,
 lora_status lora_check_linear_merge_backward(const lora_adapter *a, lora_mat dmerged, lora_error *err) {
     LORA_TRY(check_low_rank(a, err));
     LORA_CHECK(!a->magnitude, err, LORA_EINVAL, "adapter: expected one without DoRA, got one with it");
-    LORA_CHECK(dmerged.rows > 0 && dmerged.cols > 0, err, LORA_ESHAPE, "dmerged: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")",
-               dmerged.rows, dmerged.cols);
+    LORA_CHECK(dmerged.rows > 0 && dmerged.cols > 0, err, LORA_ESHAPE,
+               "dmerged: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")", dmerged.rows, dmerged.cols);
     return lora_mat_check_f32(lora_named("dmerged", dmerged), dmerged.rows, dmerged.cols, err);
 }

@@ -25,7 +25,7 @@ lora_status lora_check_mlp_forward(lora_activation activation, lora_mat gate, lo
 }
 
 lora_status lora_check_mlp_backward(lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate, lora_mat dup,
-                                      lora_error *err) {
+                                    lora_error *err) {
     bool gated = is_gated(gate, up);
     int64_t M = gate.rows, inner = gate.cols;
     lora_arg d = lora_named("dh", dh), g = lora_named("gate", gate), u = lora_named("up", up);

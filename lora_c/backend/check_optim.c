@@ -13,9 +13,7 @@ static lora_status check_params(int64_t n_params, const lora_param *params, lora
     return LORA_OK;
 }
 
-static lora_arg flat(const char *name, const void *data, int64_t n) {
-    return lora_named(name, lora_mat_vector(data, n));
-}
+static lora_arg flat(const char *name, const void *data, int64_t n) { return lora_named(name, lora_mat_vector(data, n)); }
 
 static lora_status check_hyper(const lora_adamw_hyper *h, lora_error *err) {
     LORA_CHECK(h != NULL, err, LORA_EINVAL, "hyper: expected a pointer, got NULL");
@@ -23,8 +21,8 @@ static lora_status check_hyper(const lora_adamw_hyper *h, lora_error *err) {
     LORA_CHECK(h->beta1 >= 0.0 && h->beta1 < 1.0, err, LORA_EINVAL, "beta1: expected 0 <= beta1 < 1, got %g", h->beta1);
     LORA_CHECK(h->beta2 >= 0.0 && h->beta2 < 1.0, err, LORA_EINVAL, "beta2: expected 0 <= beta2 < 1, got %g", h->beta2);
     LORA_CHECK(h->eps >= 0.0 && isfinite(h->eps), err, LORA_EINVAL, "eps: expected a finite value >= 0, got %g", h->eps);
-    LORA_CHECK(h->weight_decay >= 0.0 && isfinite(h->weight_decay), err, LORA_EINVAL,
-               "weight_decay: expected a finite value >= 0, got %g", h->weight_decay);
+    LORA_CHECK(h->weight_decay >= 0.0 && isfinite(h->weight_decay), err, LORA_EINVAL, "weight_decay: expected a finite value >= 0, got %g",
+               h->weight_decay);
     LORA_CHECK(h->step >= 1, err, LORA_EINVAL, "step: expected >= 1, got %" PRId64, h->step);
     return LORA_OK;
 }

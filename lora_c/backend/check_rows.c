@@ -8,8 +8,8 @@
 static lora_status check_norm(const lora_norm *norm, int64_t M, lora_error *err) {
     LORA_CHECK(norm != NULL, err, LORA_EINVAL, "norm: expected a pointer, got NULL");
     LORA_CHECK(norm->H >= 1, err, LORA_ESHAPE, "H: expected >= 1, got %" PRId64, norm->H);
-    LORA_CHECK(norm->groups >= 1 && norm->groups <= INT64_MAX / 4 / norm->H && norm->groups <= INT64_MAX / 4 / lora_max_i64(M, 1),
-               err, LORA_ESHAPE, "groups: expected >= 1, got %" PRId64, norm->groups);
+    LORA_CHECK(norm->groups >= 1 && norm->groups <= INT64_MAX / 4 / norm->H && norm->groups <= INT64_MAX / 4 / lora_max_i64(M, 1), err,
+               LORA_ESHAPE, "groups: expected >= 1, got %" PRId64, norm->groups);
     LORA_CHECK(norm->eps >= 0.0f, err, LORA_EINVAL, "eps: expected >= 0, got %g", (double)norm->eps);
     LORA_CHECK(norm->weight, err, LORA_EINVAL, "weight: expected a pointer, got NULL");
     LORA_CHECK(norm->kind == LORA_NORM_RMS || norm->bias, err, LORA_EINVAL, "bias: expected a pointer, got NULL");
@@ -34,13 +34,14 @@ lora_status lora_check_norm_forward(const lora_norm *norm, lora_mat x, lora_mat 
 }
 
 lora_status lora_check_norm_backward(const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx, bool accumulate_dx,
-                                       float *dweight, float *dbias, lora_error *err) {
+                                     float *dweight, float *dbias, lora_error *err) {
     LORA_TRY(check_norm(norm, x.rows, err));
     int64_t M = x.rows, H = norm->H, width = H * norm->groups;
     lora_arg s = lora_named("stats", lora_mat_f32(stats, M, 2 * norm->groups, 2 * norm->groups)), gradient = lora_named("dy", dy);
     lora_arg in[] = {lora_named("x", x), lora_named("weight", lora_mat_vector(norm->weight, H)),
                      lora_named("bias", lora_mat_vector(norm->bias, H)), s};
-    lora_arg out[] = {lora_named("dx", dx), lora_named("dweight", lora_mat_vector(dweight, H)), lora_named("dbias", lora_mat_vector(dbias, H))};
+    lora_arg out[] = {lora_named("dx", dx), lora_named("dweight", lora_mat_vector(dweight, H)),
+                      lora_named("dbias", lora_mat_vector(dbias, H))};
     LORA_TRY(lora_mat_check_f32(in[0], M, width, err));
     LORA_TRY(lora_mat_check(s, err));
     LORA_TRY(lora_mat_check_f32(gradient, M, width, err));
@@ -74,12 +75,13 @@ static int64_t count_rows(lora_mat from, const int64_t *from_rows, lora_mat to, 
 }
 
 lora_status lora_check_copy_rows(lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
-                                   lora_error *err) {
+                                 lora_error *err) {
     (void)accumulate;
     int64_t n = count_rows(from, from_rows, to, to_rows);
     LORA_CHECK(n >= 0, err, LORA_EINVAL, "from_rows, to_rows: expected at most one of them, got both");
     lora_arg in = lora_named("from", from), out = lora_named("to", to);
-    lora_arg tables[] = {lora_named("from_rows", lora_mat_vector(from_rows, 2 * n)), lora_named("to_rows", lora_mat_vector(to_rows, 2 * n))};
+    lora_arg tables[] = {lora_named("from_rows", lora_mat_vector(from_rows, 2 * n)),
+                         lora_named("to_rows", lora_mat_vector(to_rows, 2 * n))};
     LORA_TRY(lora_mat_check_f32(in, from_rows ? from.rows : n, from.cols, err));
     LORA_TRY(lora_mat_check_f32(out, to_rows ? to.rows : n, from.cols, err));
     for (int i = 0; i < 2; i++) LORA_TRY(lora_mat_disjoint(out, tables[i], err));

@@ -138,8 +138,8 @@ int lora_ctx_threads(const lora_ctx *ctx) { return lora_pool_threads(ctx->engine
 lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
     lora_isa best = lora_cpu_best_isa();
     if (isa == LORA_ISA_AUTO) isa = best;
-    LORA_CHECK(isa >= LORA_ISA_REF && isa <= LORA_ISA_AVX512, err, LORA_EINVAL,
-               "isa: expected ref, portable, avx2 or avx512, got %d", (int)isa);
+    LORA_CHECK(isa >= LORA_ISA_REF && isa <= LORA_ISA_AVX512, err, LORA_EINVAL, "isa: expected ref, portable, avx2 or avx512, got %d",
+               (int)isa);
     LORA_CHECK(isa <= best, err, LORA_EUNSUPPORTED, "isa: expected at most %s on this CPU, got %s", lora_isa_name(best),
                lora_isa_name(isa));
     lora_kernels_init(&ctx->engine->kernels, isa);

@@ -19,7 +19,8 @@ int64_t lora_devices(lora_ctx *ctx, const char *paths, int64_t most, lora_device
     device_list list = {.most = most, .out = out};
     if (most > 0) {
         *out = (lora_device){.name = "cpu"};
-        snprintf(out->description, sizeof out->description, "%s kernels, %d threads", lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_threads(ctx));
+        snprintf(out->description, sizeof out->description, "%s kernels, %d threads", lora_isa_name(lora_ctx_isa(ctx)),
+                 lora_ctx_threads(ctx));
     }
     list.n = 1;
     (void)lora_visit_libraries(ctx->engine, paths, add_devices, &list);

@@ -6,8 +6,8 @@ lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora
     return lora_ops_of(ctx)->linear_forward(ctx, x, n, layers, err);
 }
 
-lora_status lora_linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx, bool accumulate_dx,
-                                 lora_error *err) {
+lora_status lora_linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx,
+                                 bool accumulate_dx, lora_error *err) {
     LORA_TRY(lora_check_linear_backward(x, n, gradients, dx, accumulate_dx, err));
     return lora_ops_of(ctx)->linear_backward(ctx, x, n, gradients, dx, accumulate_dx, err);
 }
@@ -21,8 +21,8 @@ lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapt
     return lora_ops_of(ctx)->dora_norm(ctx, w, adapter, norm, err);
 }
 
-lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign, float *merged,
-                              lora_error *err) {
+lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign,
+                              float *merged, lora_error *err) {
     LORA_TRY(lora_check_linear_merge(w, adapter, norm, sign, merged, err));
     return lora_ops_of(ctx)->linear_merge(ctx, w, adapter, norm, sign, merged, err);
 }

@@ -52,14 +52,14 @@ lora_status lora_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_er
 
 /* --- attention --- */
 
-lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq, double scale,
-                            float *cos, float *sin, lora_error *err) {
+lora_status lora_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
+                            double scale, float *cos, float *sin, lora_error *err) {
     LORA_TRY(lora_check_rope_table(n_positions, positions, half, inv_freq, scale, cos, sin, err));
     return lora_ops_of(ctx)->rope_table(ctx, n_positions, positions, half, inv_freq, scale, cos, sin, err);
 }
 
-lora_status lora_rope(lora_ctx *ctx, const lora_rotations *rotations, int64_t n_heads, int64_t head_dim, const int32_t *positions, lora_mat x,
-                      bool backward, lora_error *err) {
+lora_status lora_rope(lora_ctx *ctx, const lora_rotations *rotations, int64_t n_heads, int64_t head_dim, const int32_t *positions,
+                      lora_mat x, bool backward, lora_error *err) {
     LORA_TRY(lora_check_rope(rotations, n_heads, head_dim, positions, x, backward, err));
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_ops_of(ctx)->rope(ctx, rotations, n_heads, head_dim, positions, x, backward, err));
@@ -104,8 +104,8 @@ lora_status lora_mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat
     return lora_account(ctx, LORA_OP_ACTIVATION_FORWARD, began, 0, 12 * elements(gate), err);
 }
 
-lora_status lora_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate, lora_mat dup,
-                              lora_error *err) {
+lora_status lora_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate,
+                              lora_mat dup, lora_error *err) {
     LORA_TRY(lora_check_mlp_backward(activation, dh, gate, up, dgate, dup, err));
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_ops_of(ctx)->mlp_backward(ctx, activation, dh, gate, up, dgate, dup, err));

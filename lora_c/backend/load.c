@@ -21,8 +21,8 @@ struct lora_backend_library {
 static const lora_backend *open_library(lora_backend_library *library) {
     const char *wrong = lora_library_fault(library->path);
     if (wrong) {
-        snprintf(library->reason, sizeof library->reason, "backend: expected a library that loads, got %s: %.120s; check LORA_C_BACKENDS", wrong,
-                 library->path);
+        snprintf(library->reason, sizeof library->reason, "backend: expected a library that loads, got %s: %.120s; check LORA_C_BACKENDS",
+                 wrong, library->path);
         return NULL;
     }
     char path[PATH_BYTES + 2]; /* a bare name is a file here before it is one of the system's libraries */
@@ -41,11 +41,12 @@ static const lora_backend *open_library(lora_backend_library *library) {
     const lora_backend *backend = symbol ? entry(LORA_BACKEND_ABI) : NULL;
     if (backend && backend->abi == LORA_BACKEND_ABI) return backend;
     if (!symbol)
-        snprintf(library->reason, sizeof library->reason, "backend: expected the symbol lora_backend_entry in %.120s, got none; it is not a backend",
-                 library->path);
+        snprintf(library->reason, sizeof library->reason,
+                 "backend: expected the symbol lora_backend_entry in %.120s, got none; it is not a backend", library->path);
     else
-        snprintf(library->reason, sizeof library->reason, "backend: expected interface %d, got another in %.120s; install it with this version of lora-c",
-                 LORA_BACKEND_ABI, library->path);
+        snprintf(library->reason, sizeof library->reason,
+                 "backend: expected interface %d, got another in %.120s; install it with this version of lora-c", LORA_BACKEND_ABI,
+                 library->path);
     return NULL;
 }
 
@@ -165,7 +166,7 @@ void lora_device_close(lora_engine *engine, lora_device_use *use) {
 static bool is_usable(const lora_ctx *ctx) { return ctx->view.backend->host_memory || is_own(ctx->device); }
 
 lora_status lora_device_check(const lora_ctx *ctx, lora_error *err) {
-    LORA_CHECK(is_usable(ctx), err, LORA_EDEVICE, "device %s: expected the process that opened it, got a child of it; open it after the fork",
-               ctx->device->name);
+    LORA_CHECK(is_usable(ctx), err, LORA_EDEVICE,
+               "device %s: expected the process that opened it, got a child of it; open it after the fork", ctx->device->name);
     return LORA_OK;
 }

@@ -8,8 +8,7 @@ static const lora_backend_memory *memory_of(const lora_ctx *ctx) { return &ctx->
 static bool is_usable(const lora_ctx *ctx) { return lora_device_check(ctx, NULL) == LORA_OK; }
 
 const char *lora_mem_tag_name(lora_mem_tag tag) {
-    static const char *const names[LORA_MEM_TAGS] = {"base weights", "parameters",  "gradients",
-                                                     "optimizer",    "activations", "scratch"};
+    static const char *const names[LORA_MEM_TAGS] = {"base weights", "parameters", "gradients", "optimizer", "activations", "scratch"};
     return (unsigned)tag < LORA_MEM_TAGS ? names[tag] : "unknown";
 }
 

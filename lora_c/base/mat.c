@@ -4,8 +4,8 @@
 
 lora_status lora_mat_check(lora_arg a, lora_error *err) {
     lora_mat m = a.mat;
-    LORA_CHECK(m.rows >= 0 && m.cols >= 0, err, LORA_ESHAPE, "%s: expected a shape >= 0, got (%" PRId64 ", %" PRId64 ")", a.name,
-               m.rows, m.cols);
+    LORA_CHECK(m.rows >= 0 && m.cols >= 0, err, LORA_ESHAPE, "%s: expected a shape >= 0, got (%" PRId64 ", %" PRId64 ")", a.name, m.rows,
+               m.cols);
     LORA_CHECK(m.ld >= m.cols, err, LORA_ESHAPE, "%s: expected a row stride >= %" PRId64 ", got %" PRId64, a.name, m.cols, m.ld);
     LORA_CHECK(m.data || m.rows == 0 || m.cols == 0, err, LORA_EINVAL, "%s: expected a pointer, got NULL", a.name);
     return LORA_OK;
@@ -37,8 +37,8 @@ bool lora_mat_overlap(lora_mat a, lora_mat b) {
 }
 
 lora_status lora_mat_disjoint(lora_arg out, lora_arg other, lora_error *err) {
-    LORA_CHECK(!lora_mat_overlap(out.mat, other.mat), err, LORA_EINVAL,
-               "%s: expected memory apart from %s, got overlapping buffers", out.name, other.name);
+    LORA_CHECK(!lora_mat_overlap(out.mat, other.mat), err, LORA_EINVAL, "%s: expected memory apart from %s, got overlapping buffers",
+               out.name, other.name);
     return LORA_OK;
 }
 
@@ -50,16 +50,14 @@ lora_status lora_mat_same_or_disjoint(lora_arg out, lora_arg other, lora_error *
 
 lora_status lora_mat_check_weight(const char *name, const lora_weight *w, lora_error *err) {
     LORA_CHECK(w != NULL, err, LORA_EINVAL, "%s: expected a weight, got NULL", name);
-    LORA_CHECK(w->rows >= 1 && w->cols >= 1, err, LORA_ESHAPE,
-               "%s: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols);
+    LORA_CHECK(w->rows >= 1 && w->cols >= 1, err, LORA_ESHAPE, "%s: expected a shape >= (1, 1), got (%" PRId64 ", %" PRId64 ")", name,
+               w->rows, w->cols);
     if (w->kind != LORA_WEIGHT_NF4 && w->kind != LORA_WEIGHT_GGML)
         return lora_mat_check(lora_named(name, lora_mat_f32(w->dense.data, w->rows, w->cols, w->dense.ld)), err);
     bool nf4 = w->kind == LORA_WEIGHT_NF4;
     LORA_CHECK(nf4 ? w->nf4.codes != NULL : w->ggml.blocks != NULL, err, LORA_EINVAL, "%s: expected a quantized matrix, got NULL", name);
     int64_t rows = nf4 ? w->nf4.rows : w->ggml.rows, cols = nf4 ? w->nf4.cols : w->ggml.cols;
     LORA_CHECK(rows == w->rows && cols == w->cols, err, LORA_ESHAPE,
-               "%s: expected codes for (%" PRId64 ", %" PRId64 "), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols,
-               rows, cols);
+               "%s: expected codes for (%" PRId64 ", %" PRId64 "), got (%" PRId64 ", %" PRId64 ")", name, w->rows, w->cols, rows, cols);
     return LORA_OK;
 }
-

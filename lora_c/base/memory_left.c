@@ -17,8 +17,7 @@ typedef struct {
 } group_files;
 
 static const group_files UNIFIED = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
-static const group_files MEMORY = {
-    "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"};
+static const group_files MEMORY = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"};
 
 static size_t less(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -91,8 +90,6 @@ static size_t left_in_own_groups(const char *root) {
     return left;
 }
 
-size_t lora_memory_left(const char *root, bool with_swap) {
-    return less(left_on_machine(root, with_swap), left_in_own_groups(root));
-}
+size_t lora_memory_left(const char *root, bool with_swap) { return less(left_on_machine(root, with_swap), left_in_own_groups(root)); }
 
 bool lora_memory_fits(size_t bytes) { return bytes < LARGE || bytes <= lora_memory_left("", true); }

@@ -173,8 +173,7 @@ static void start_workers(lora_pool *pool) {
 
 lora_status lora_pool_create(lora_mem *mem, int n_threads, lora_pool **out, lora_error *err) {
     *out = NULL;
-    LORA_CHECK(n_threads >= 1 && n_threads <= MAX_THREADS, err, LORA_EINVAL, "n_threads: expected 1 to %d, got %d",
-               MAX_THREADS, n_threads);
+    LORA_CHECK(n_threads >= 1 && n_threads <= MAX_THREADS, err, LORA_EINVAL, "n_threads: expected 1 to %d, got %d", MAX_THREADS, n_threads);
     size_t bytes = (size_t)lora_round_up((int64_t)(sizeof(lora_pool) + (size_t)n_threads * sizeof(worker)), LORA_ALIGN);
     lora_pool *pool = lora_mem_calloc(mem, LORA_MEM_SCRATCH, bytes + (size_t)n_threads * sizeof(range));
     LORA_CHECK(pool, err, LORA_ENOMEM, "thread pool: expected memory for %d threads, got none", n_threads);
@@ -233,6 +232,4 @@ static void run_job(lora_pool *pool, int64_t n_tasks, int n_ranges, lora_task_fn
 
 void lora_parallel_for(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg) { run_job(pool, n_tasks, 1, fn, arg); }
 
-void lora_parallel_near(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg) {
-    run_job(pool, n_tasks, pool->n_threads, fn, arg);
-}
+void lora_parallel_near(lora_pool *pool, int64_t n_tasks, lora_task_fn fn, void *arg) { run_job(pool, n_tasks, pool->n_threads, fn, arg); }

@@ -45,8 +45,10 @@ static int add_parameter(adamw *self, lora_py_state *state, Py_ssize_t i, PyObje
         PyErr_Format(PyExc_ValueError, "params: expected each parameter once, got the one at index %zd again", i);
         return -1;
     }
-    if (i == 0) lora_py_put_on(self, lora_py_device_of(p));
-    else if (lora_py_same_device(self->base.ctx, &p->base, "params") < 0) return -1;
+    if (i == 0)
+        lora_py_put_on(self, lora_py_device_of(p));
+    else if (lora_py_same_device(self->base.ctx, &p->base, "params") < 0)
+        return -1;
     self->parameters[i] = (lora_py_parameter *)Py_NewRef(o);
     *param = (lora_param){.data = p->data, .grad = p->grad, .n = p->size, .decay = true};
     return 0;
@@ -58,10 +60,12 @@ static lora_param *add_parameters(adamw *self, lora_py_state *state, PyObject *g
     if (!items) return NULL;
     Py_ssize_t n = PyTuple_GET_SIZE(items);
     lora_param *params = NULL;
-    if (n == 0) PyErr_SetString(PyExc_ValueError, "params: expected at least one Parameter, got none");
+    if (n == 0)
+        PyErr_SetString(PyExc_ValueError, "params: expected at least one Parameter, got none");
     else if (!(params = PyMem_Calloc((size_t)n, sizeof *params)) || !(self->parameters = PyMem_Calloc((size_t)n, sizeof *self->parameters)))
         PyErr_NoMemory();
-    else self->n = n;
+    else
+        self->n = n;
     int status = PyErr_Occurred() ? -1 : 0;
     for (Py_ssize_t i = 0; status == 0 && i < n; i++) status = add_parameter(self, state, i, PyTuple_GET_ITEM(items, i), &params[i]);
     Py_DECREF(items);
@@ -77,7 +81,8 @@ static int mark_no_decay(const adamw *self, PyObject *no_decay, lora_param *para
     int status = 0;
     for (Py_ssize_t i = 0; status == 0 && i < PyTuple_GET_SIZE(items); i++) {
         Py_ssize_t at = find_parameter(self, self->n, PyTuple_GET_ITEM(items, i));
-        if (at >= 0) params[at].decay = false;
+        if (at >= 0)
+            params[at].decay = false;
         else {
             PyErr_Format(PyExc_ValueError, "no_decay: expected members of params, got another object at index %zd", i);
             status = -1;
@@ -91,9 +96,8 @@ static int create_optimizer(adamw *self, lora_py_state *state, const lora_param 
     lora_status status;
     lora_error err = {0};
     Py_BEGIN_ALLOW_THREADS /* clearing gigabytes takes time */
-    status = lora_optimizer_create(self->base.ctx, LORA_ADAMW, params, self->n, &self->options, &self->optimizer, &err);
-    Py_END_ALLOW_THREADS
-    if (status == LORA_OK) return 0;
+        status = lora_optimizer_create(self->base.ctx, LORA_ADAMW, params, self->n, &self->options, &self->optimizer, &err);
+    Py_END_ALLOW_THREADS if (status == LORA_OK) return 0;
     lora_py_raise(state, &err);
     return -1;
 }
@@ -103,8 +107,9 @@ static PyObject *make_adamw(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *given, *no_decay = NULL;
     double lr = 1e-4;
     lora_optimizer_options o = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|d$(dd)ddO:AdamW", names, &given, &lr, &o.beta1, &o.beta2, &o.eps,
-                                     &o.weight_decay, &no_decay)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|d$(dd)ddO:AdamW", names, &given, &lr, &o.beta1, &o.beta2, &o.eps, &o.weight_decay,
+                                     &no_decay))
+        return NULL;
     if (!(lr >= 0.0 && isfinite(lr))) {
         PyErr_SetString(PyExc_ValueError, "lr: expected a finite number >= 0, got another");
         return NULL;
@@ -142,17 +147,16 @@ static int optional_number(PyObject *o, const char *name, int positive, double *
     return 0;
 }
 
-PyDoc_STRVAR(step_doc,
-"step($self, /, *, lr=None, grad_scale=1.0, max_grad_norm=None)\n--\n\n"
-"Change every parameter by one step of AdamW.\n\n"
-"Parameters\n----------\n"
-"lr : float, optional\n    Learning rate of this step; by default the attribute lr.\n"
-"grad_scale : float\n    The gradients are multiplied by this first.\n"
-"max_grad_norm : float, optional\n    Scale the gradients down to this global norm.\n\n"
-"Returns\n-------\nfloat\n    The global norm of the scaled gradients before clipping.\n\n"
-"Raises\n------\nValueError\n    A gradient is NaN or infinite; parameters are unchanged.\n"
-"RuntimeError\n    Another thread is using this optimizer.\n\n"
-"Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");
+PyDoc_STRVAR(step_doc, "step($self, /, *, lr=None, grad_scale=1.0, max_grad_norm=None)\n--\n\n"
+                       "Change every parameter by one step of AdamW.\n\n"
+                       "Parameters\n----------\n"
+                       "lr : float, optional\n    Learning rate of this step; by default the attribute lr.\n"
+                       "grad_scale : float\n    The gradients are multiplied by this first.\n"
+                       "max_grad_norm : float, optional\n    Scale the gradients down to this global norm.\n\n"
+                       "Returns\n-------\nfloat\n    The global norm of the scaled gradients before clipping.\n\n"
+                       "Raises\n------\nValueError\n    A gradient is NaN or infinite; parameters are unchanged.\n"
+                       "RuntimeError\n    Another thread is using this optimizer.\n\n"
+                       "Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");
 
 static PyObject *adamw_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"lr", "grad_scale", "max_grad_norm", NULL};
@@ -214,9 +218,10 @@ static PyObject *copy_moments(const adamw *self, lora_moment which) {
     return list;
 }
 
-PyDoc_STRVAR(state_dict_doc,
-"state_dict($self, /)\n--\n\n"
-"Return {\'step\': int, \'m\': [array, ...], \'v\': [array, ...]}: copies, in the order of params, in the parameters\' shapes.");
+PyDoc_STRVAR(
+    state_dict_doc,
+    "state_dict($self, /)\n--\n\n"
+    "Return {\'step\': int, \'m\': [array, ...], \'v\': [array, ...]}: copies, in the order of params, in the parameters\' shapes.");
 
 static PyObject *adamw_state_dict(PyObject *o, PyObject *unused) {
     (void)unused;
@@ -299,10 +304,11 @@ static int take_items(PyObject *given, PyObject *items[3]) {
     return status;
 }
 
-PyDoc_STRVAR(load_state_dict_doc,
-"load_state_dict($self, state, /)\n--\n\n"
-"Restore what state_dict() gave; nothing changes unless all of it fits.\n\n"
-"Raises\n------\nValueError\n    A key is missing or unknown, or an array has another shape.\nTypeError\n    An array is not float32.");
+PyDoc_STRVAR(
+    load_state_dict_doc,
+    "load_state_dict($self, state, /)\n--\n\n"
+    "Restore what state_dict() gave; nothing changes unless all of it fits.\n\n"
+    "Raises\n------\nValueError\n    A key is missing or unknown, or an array has another shape.\nTypeError\n    An array is not float32.");
 
 /* held: the arrays of m, then those of v. All of it is known to fit. */
 static int set_state(adamw *self, int64_t step, const lora_py_array *held) {
@@ -343,10 +349,22 @@ static PyObject *adamw_load_state_dict(PyObject *o, PyObject *given) {
 
 /* --- attributes --------------------------------------------------------------------------------------------------- */
 
-static PyObject *get_lr(PyObject *o, void *unused) { (void)unused; return PyFloat_FromDouble(((adamw *)o)->lr); }
-static PyObject *get_eps(PyObject *o, void *unused) { (void)unused; return PyFloat_FromDouble(((adamw *)o)->options.eps); }
-static PyObject *get_decay(PyObject *o, void *unused) { (void)unused; return PyFloat_FromDouble(((adamw *)o)->options.weight_decay); }
-static PyObject *get_step(PyObject *o, void *unused) { (void)unused; return PyLong_FromLongLong(lora_optimizer_steps(((adamw *)o)->optimizer)); }
+static PyObject *get_lr(PyObject *o, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(((adamw *)o)->lr);
+}
+static PyObject *get_eps(PyObject *o, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(((adamw *)o)->options.eps);
+}
+static PyObject *get_decay(PyObject *o, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(((adamw *)o)->options.weight_decay);
+}
+static PyObject *get_step(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(lora_optimizer_steps(((adamw *)o)->optimizer));
+}
 
 static PyObject *get_betas(PyObject *o, void *unused) {
     (void)unused;
@@ -393,24 +411,24 @@ static PyMethodDef adamw_methods[] = {
     {0},
 };
 
-PyDoc_STRVAR(adamw_doc,
-"AdamW(params, lr=0.0001, *, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, no_decay=())\n--\n\n"
-"AdamW with decoupled weight decay.\n\n"
-"Parameters\n----------\n"
-"params : sequence of Parameter\n    Each once, all with requires_grad, all on one device.\n"
-"lr : float\n    Learning rate.\n"
-"betas : tuple of two float\n    Decay rates of the moments.\n"
-"eps : float\n    Added to the root of the second moment.\n"
-"weight_decay : float\n    The parameter is multiplied by 1 - lr * weight_decay before the update.\n"
-"no_decay : sequence of Parameter\n    Members of params without weight decay.\n\n"
-"Raises\n------\nValueError, TypeError\n    A parameter is frozen, given twice, or not a Parameter; a number is out of range.\n\n"
-"Notes\n-----\nThe moments take 8 bytes per element. One thread at a time.\n\n"
-"Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");
+PyDoc_STRVAR(
+    adamw_doc,
+    "AdamW(params, lr=0.0001, *, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, no_decay=())\n--\n\n"
+    "AdamW with decoupled weight decay.\n\n"
+    "Parameters\n----------\n"
+    "params : sequence of Parameter\n    Each once, all with requires_grad, all on one device.\n"
+    "lr : float\n    Learning rate.\n"
+    "betas : tuple of two float\n    Decay rates of the moments.\n"
+    "eps : float\n    Added to the root of the second moment.\n"
+    "weight_decay : float\n    The parameter is multiplied by 1 - lr * weight_decay before the update.\n"
+    "no_decay : sequence of Parameter\n    Members of params without weight decay.\n\n"
+    "Raises\n------\nValueError, TypeError\n    A parameter is frozen, given twice, or not a Parameter; a number is out of range.\n\n"
+    "Notes\n-----\nThe moments take 8 bytes per element. One thread at a time.\n\n"
+    "Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");
 
 static PyType_Slot adamw_slots[] = {
-    {Py_tp_new, adamw_new},         {Py_tp_dealloc, adamw_dealloc}, {Py_tp_traverse, lora_py_traverse},
-    {Py_tp_repr, adamw_repr},       {Py_tp_methods, adamw_methods}, {Py_tp_getset, adamw_getset},
-    {Py_tp_doc, (void *)adamw_doc}, {0, NULL},
+    {Py_tp_new, adamw_new},         {Py_tp_dealloc, adamw_dealloc}, {Py_tp_traverse, lora_py_traverse}, {Py_tp_repr, adamw_repr},
+    {Py_tp_methods, adamw_methods}, {Py_tp_getset, adamw_getset},   {Py_tp_doc, (void *)adamw_doc},     {0, NULL},
 };
 
 PyType_Spec lora_py_adamw_spec = {

@@ -25,8 +25,10 @@ PyObject *lora_py_new_with_kept(newfunc f, PyTypeObject *type, PyObject *args, P
 static PyObject *items_of(PyObject *iterator, const char *expected) {
     PyObject *list = PyList_New(0), *item = NULL;
     while (list && (item = PyIter_Next(iterator))) {
-        if (PyList_GET_SIZE(list) == LORA_PY_MOST_ITEMS) PyErr_Format(PyExc_ValueError, "%s, got more than %d", expected, (int)LORA_PY_MOST_ITEMS);
-        else (void)PyList_Append(list, item);
+        if (PyList_GET_SIZE(list) == LORA_PY_MOST_ITEMS)
+            PyErr_Format(PyExc_ValueError, "%s, got more than %d", expected, (int)LORA_PY_MOST_ITEMS);
+        else
+            (void)PyList_Append(list, item);
         Py_DECREF(item);
         if (PyErr_Occurred()) break;
     }

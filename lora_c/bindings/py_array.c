@@ -109,7 +109,8 @@ int lora_py_pin(PyObject *exporter, lora_py_pinned *pin) {
         }
     }
     if (!array) return 0; /* others refuse to move while they are exported */
-    if (base && !PyArray_Check(base) && PyObject_CheckBuffer(base) && PyObject_GetBuffer(base, &pin->base, PyBUF_FULL_RO) < 0) PyErr_Clear();
+    if (base && !PyArray_Check(base) && PyObject_CheckBuffer(base) && PyObject_GetBuffer(base, &pin->base, PyBUF_FULL_RO) < 0)
+        PyErr_Clear();
     pin->array = PyWeakref_NewRef(array, NULL);
     return pin->array ? 0 : -1;
 }

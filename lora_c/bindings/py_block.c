@@ -3,8 +3,8 @@
 
 struct lora_py_block {
     lora_py_device device; /* its holders keep it */
-    float *data, *grad; /* grad: NULL when frozen */
-    Py_ssize_t holders; /* counted with the GIL held */
+    float *data, *grad;    /* grad: NULL when frozen */
+    Py_ssize_t holders;    /* counted with the GIL held */
 };
 
 void lora_py_block_drop(lora_py_block *block) {

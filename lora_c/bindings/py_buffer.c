@@ -7,8 +7,10 @@ PyObject *lora_py_shape(int ndim, const int64_t *shape) {
     PyObject *tuple = PyTuple_New(ndim);
     for (int i = 0; tuple && i < ndim; i++) {
         PyObject *n = PyLong_FromLongLong(shape[i]);
-        if (!n) Py_CLEAR(tuple);
-        else PyTuple_SET_ITEM(tuple, i, n);
+        if (!n)
+            Py_CLEAR(tuple);
+        else
+            PyTuple_SET_ITEM(tuple, i, n);
     }
     return tuple;
 }
@@ -61,7 +63,7 @@ static lora_py_kind kind_of(const char *name) {
         const char *name;
         lora_py_kind kind;
     } known[] = {{"float32", LORA_PY_F32}, {"float16", LORA_PY_F16}, {"uint8", LORA_PY_U8},
-                 {"int32", LORA_PY_I32},   {"int64", LORA_PY_I64},     {"float64", LORA_PY_F64}};
+                 {"int32", LORA_PY_I32},   {"int64", LORA_PY_I64},   {"float64", LORA_PY_F64}};
     for (size_t i = 0; name && i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0) return known[i].kind;
     return LORA_PY_OTHER;
@@ -96,8 +98,7 @@ static void fail_strides(const lora_py_array *a) {
     for (int i = 0; i < a->ndim; i++) strides[i] = a->view.strides[i];
     PyObject *tuple = lora_py_shape(a->ndim, strides);
     if (tuple)
-        PyErr_Format(PyExc_ValueError, "%s: expected a C-contiguous array, got strides %R; use numpy.ascontiguousarray",
-                     a->name, tuple);
+        PyErr_Format(PyExc_ValueError, "%s: expected a C-contiguous array, got strides %R; use numpy.ascontiguousarray", a->name, tuple);
     Py_XDECREF(tuple);
 }
 
@@ -140,8 +141,8 @@ static int check_layout(lora_py_array *a, int flags) {
     a->rows = a->n / a->cols;
     if (check_strides(a, flags) < 0) return -1;
     if ((uintptr_t)a->view.buf % (size_t)a->itemsize) {
-        PyErr_Format(PyExc_ValueError, "%s: expected memory aligned to %zd bytes, got address %p; use x.copy()", a->name,
-                     a->itemsize, a->view.buf);
+        PyErr_Format(PyExc_ValueError, "%s: expected memory aligned to %zd bytes, got address %p; use x.copy()", a->name, a->itemsize,
+                     a->view.buf);
         return -1;
     }
     if ((flags & LORA_PY_WRITABLE) && a->view.readonly) {
@@ -154,11 +155,12 @@ static int check_layout(lora_py_array *a, int flags) {
 
 /* Types without a struct code, objects, dates: NumPy's own message lacks the argument's name. */
 static int fail_export(PyObject *o, const char *name, int kinds) {
-    if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_BufferError)) return -1;
+    if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_BufferError))
+        return -1;
     const char *device = lora_py_elsewhere(o);
     if (device)
-        PyErr_Format(PyExc_TypeError, "%s: expected a %s array in the memory of the CPU, got a Parameter on device %s; use its read()", name,
-                     kinds_text(kinds), device);
+        PyErr_Format(PyExc_TypeError, "%s: expected a %s array in the memory of the CPU, got a Parameter on device %s; use its read()",
+                     name, kinds_text(kinds), device);
     else
         PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s that cannot be read as plain numbers; use x.%s", name,
                      kinds_text(kinds), Py_TYPE(o)->tp_name, way_out(kinds));
@@ -172,8 +174,7 @@ int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_arr
     if (!exporter) return -1;
     if (!PyObject_CheckBuffer(exporter)) {
         const char *shown = kinds_text(kinds);
-        PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s; use numpy.asarray(x, ...)", name, shown,
-                     Py_TYPE(o)->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s; use numpy.asarray(x, ...)", name, shown, Py_TYPE(o)->tp_name);
         Py_DECREF(exporter);
         return -1;
     }
@@ -181,8 +182,7 @@ int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_arr
     Py_DECREF(exporter);
     if (status < 0) return fail_export(o, name, kinds);
     out->itemsize = out->view.itemsize;
-    if (lora_py_pin(out->view.obj, &out->pin) == 0 && check_format(out, kinds, is_bf16) == 0 && check_layout(out, flags) == 0)
-        return 0;
+    if (lora_py_pin(out->view.obj, &out->pin) == 0 && check_format(out, kinds, is_bf16) == 0 && check_layout(out, flags) == 0) return 0;
     lora_py_release(out);
     return -1;
 }
@@ -227,8 +227,10 @@ int lora_py_expect(const lora_py_array *a, int ndim, const int64_t *shape) {
     for (int i = 0; !is_free && i < ndim; i++) {
         size_t used = strlen(text);
         const char *comma = i + 1 < ndim ? ", " : ndim == 1 ? ",)" : ")";
-        if (shape[i] < 0) PyOS_snprintf(text + used, sizeof text - used, "any%s", comma);
-        else PyOS_snprintf(text + used, sizeof text - used, "%lld%s", (long long)shape[i], comma);
+        if (shape[i] < 0)
+            PyOS_snprintf(text + used, sizeof text - used, "any%s", comma);
+        else
+            PyOS_snprintf(text + used, sizeof text - used, "%lld%s", (long long)shape[i], comma);
     }
     fail_shape(a, text);
     return -1;

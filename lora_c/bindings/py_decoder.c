@@ -47,8 +47,10 @@ static PyObject *make_decoder(PyTypeObject *type, PyObject *args, PyObject *kwar
         self->config.layer_rope = NULL;
         for (int i = 0; i < LORA_MAX_ROPES; i++) self->config.ropes[i].inv_freq = NULL;
         self->options = Py_NewRef(options);
-        if (status == LORA_OK) self->precision = lora_decoder_precision(self->decoder);
-        else raise_from(self, &err);
+        if (status == LORA_OK)
+            self->precision = lora_decoder_precision(self->decoder);
+        else
+            raise_from(self, &err);
         if (status != LORA_OK || lora_py_make_owners(self) < 0) Py_CLEAR(self);
     }
     Py_XDECREF(options);
@@ -94,8 +96,10 @@ static int get_tokens(PyObject *ids, PyObject *cu_given, batch *x) {
     }
     x->b = (lora_batch){.n_tokens = x->ids.n, .n_segments = n - 1, .input_ids = x->ids.data, .cu_seqlens = cu};
     if (n >= 2 && cu[n - 1] == x->ids.n) return 0; /* the library checks what lies between */
-    PyErr_Format(PyExc_ValueError, "cu_seqlens: expected 0, the ends of the segments, and at last %lld, the number of tokens, got %lld "
-                 "numbers ending with %d", (long long)x->ids.n, (long long)n, (int)cu[n - 1]);
+    PyErr_Format(PyExc_ValueError,
+                 "cu_seqlens: expected 0, the ends of the segments, and at last %lld, the number of tokens, got %lld "
+                 "numbers ending with %d",
+                 (long long)x->ids.n, (long long)n, (int)cu[n - 1]);
     return -1;
 }
 
@@ -103,25 +107,27 @@ static int get_batch(PyObject *ids, PyObject *cu, PyObject *targets, PyObject *w
     if (get_tokens(ids, cu, x) < 0) return -1;
     const int64_t n[] = {x->ids.n};
     if (lora_py_get_ids(targets, "targets", &x->targets) < 0 || lora_py_expect(&x->targets.array, 1, n) < 0) return -1;
-    if (lora_py_get(weight, "loss_weight", LORA_PY_F32, 0, &x->weight) < 0 || lora_py_expect(&x->weight, 1, n) < 0
-        || lora_py_detach(&x->weight) < 0) return -1; /* says which targets are read */
+    if (lora_py_get(weight, "loss_weight", LORA_PY_F32, 0, &x->weight) < 0 || lora_py_expect(&x->weight, 1, n) < 0 ||
+        lora_py_detach(&x->weight) < 0)
+        return -1; /* says which targets are read */
     x->b.targets = x->targets.data;
     x->b.loss_weight = x->weight.data;
     return 0;
 }
 
-PyDoc_STRVAR(forward_backward_doc,
-"forward_backward($self, input_ids, cu_seqlens, targets, loss_weight, /, *, grad_scale=1.0, dropout_step=None)\n--\n\n"
-"One forward and one backward pass over a packed batch.\n\n"
-"Shapes\n------\ninput_ids, targets, loss_weight (n_tokens,); cu_seqlens (n_segments + 1,): 0, the ends of the segments.\n\n"
-"Parameters\n----------\n"
-"input_ids, cu_seqlens, targets : int32 or int64 array, or list of int\n    targets[i] is the token that position i must predict.\n"
-"loss_weight : array\n    float32; 0 where a position carries no loss.\n"
-"grad_scale : float\n    Gradients of grad_scale times the returned loss are added to every trained parameter.\n"
-"dropout_step : int, optional\n    Chooses the dropout masks; needed where an adapter has lora_dropout.\n\n"
-"Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats.\n\n"
-"Raises\n------\nValueError\n    A shape, an id or a segment does not fit, or a weight is missing (it is named).\n"
-"RuntimeError\n    Another thread is using this decoder.");
+PyDoc_STRVAR(
+    forward_backward_doc,
+    "forward_backward($self, input_ids, cu_seqlens, targets, loss_weight, /, *, grad_scale=1.0, dropout_step=None)\n--\n\n"
+    "One forward and one backward pass over a packed batch.\n\n"
+    "Shapes\n------\ninput_ids, targets, loss_weight (n_tokens,); cu_seqlens (n_segments + 1,): 0, the ends of the segments.\n\n"
+    "Parameters\n----------\n"
+    "input_ids, cu_seqlens, targets : int32 or int64 array, or list of int\n    targets[i] is the token that position i must predict.\n"
+    "loss_weight : array\n    float32; 0 where a position carries no loss.\n"
+    "grad_scale : float\n    Gradients of grad_scale times the returned loss are added to every trained parameter.\n"
+    "dropout_step : int, optional\n    Chooses the dropout masks; needed where an adapter has lora_dropout.\n\n"
+    "Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats.\n\n"
+    "Raises\n------\nValueError\n    A shape, an id or a segment does not fit, or a weight is missing (it is named).\n"
+    "RuntimeError\n    Another thread is using this decoder.");
 
 /* The step that chooses the dropout masks. One that is left out would be the same masks in every step. */
 static int read_dropout_step(decoder *self, PyObject *given, uint64_t *step) {
@@ -133,8 +139,9 @@ static int read_dropout_step(decoder *self, PyObject *given, uint64_t *step) {
     }
     LORA_PY_CALL(self->base.ctx, draws, lora_decoder_has_dropout(self->decoder));
     if (!draws) return 0;
-    PyErr_SetString(PyExc_ValueError, "dropout_step: expected the number of the training step with lora_dropout, which draws other masks in "
-                                      "each, got none");
+    PyErr_SetString(PyExc_ValueError,
+                    "dropout_step: expected the number of the training step with lora_dropout, which draws other masks in "
+                    "each, got none");
     return -1;
 }
 
@@ -145,7 +152,8 @@ static PyObject *decoder_forward_backward(PyObject *o, PyObject *args, PyObject 
     uint64_t dropout_step;
     decoder *self = (decoder *)o;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$dO:forward_backward", names, &ids, &cu, &targets, &weight, &grad_scale, &step) ||
-        read_dropout_step(self, step, &dropout_step) < 0) return NULL;
+        read_dropout_step(self, step, &dropout_step) < 0)
+        return NULL;
     batch x;
     int ready = get_batch(ids, cu, targets, weight, &x) == 0 && lora_py_enter_decoder(self) == 0;
     lora_status status = LORA_OK;
@@ -167,12 +175,12 @@ static int apart_from_weights(const decoder *self, const lora_py_array *out) {
     return 0;
 }
 
-PyDoc_STRVAR(loss_doc,
-"loss($self, input_ids, cu_seqlens, targets, loss_weight, /, *, token_loss=None)\n--\n\n"
-"The loss of forward_backward() without gradients and without dropout.\n\n"
-"Parameters\n----------\ntoken_loss : array, optional\n    float32 (n_tokens,), receives the unweighted loss of each token, 0 where loss_weight is 0.\n\n"
-"Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats.\n\n"
-"Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
+PyDoc_STRVAR(loss_doc, "loss($self, input_ids, cu_seqlens, targets, loss_weight, /, *, token_loss=None)\n--\n\n"
+                       "The loss of forward_backward() without gradients and without dropout.\n\n"
+                       "Parameters\n----------\ntoken_loss : array, optional\n    float32 (n_tokens,), receives the unweighted loss of "
+                       "each token, 0 where loss_weight is 0.\n\n"
+                       "Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats.\n\n"
+                       "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
 
 static PyObject *decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "", "token_loss", NULL};
@@ -184,8 +192,8 @@ static PyObject *decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs) {
     int ready = get_batch(ids, cu, targets, weight, &x) == 0;
     if (ready && token_given != Py_None) {
         const int64_t n[] = {x.ids.n};
-        ready = lora_py_get(token_given, "token_loss", LORA_PY_F32, LORA_PY_WRITABLE, &token_loss) == 0
-                && lora_py_expect(&token_loss, 1, n) == 0 && apart_from_weights(self, &token_loss) == 0;
+        ready = lora_py_get(token_given, "token_loss", LORA_PY_F32, LORA_PY_WRITABLE, &token_loss) == 0 &&
+                lora_py_expect(&token_loss, 1, n) == 0 && apart_from_weights(self, &token_loss) == 0;
     }
     ready = ready && lora_py_enter_decoder(self) == 0;
     double loss = 0.0;
@@ -227,12 +235,11 @@ static PyObject *rows_of_batch(decoder *self, PyObject *ids, PyObject *cu, int64
     return result;
 }
 
-PyDoc_STRVAR(logits_doc,
-"logits($self, input_ids, cu_seqlens=None, /)\n--\n\n"
-"The logits of every position.\n\n"
-"Parameters\n----------\ncu_seqlens : optional\n    By default all tokens are one segment.\n\n"
-"Returns\n-------\nndarray\n    float32 (n_tokens, vocab_size).\n\n"
-"Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
+PyDoc_STRVAR(logits_doc, "logits($self, input_ids, cu_seqlens=None, /)\n--\n\n"
+                         "The logits of every position.\n\n"
+                         "Parameters\n----------\ncu_seqlens : optional\n    By default all tokens are one segment.\n\n"
+                         "Returns\n-------\nndarray\n    float32 (n_tokens, vocab_size).\n\n"
+                         "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
 
 static PyObject *decoder_logits(PyObject *o, PyObject *args) {
     PyObject *ids, *cu = Py_None;
@@ -241,13 +248,14 @@ static PyObject *decoder_logits(PyObject *o, PyObject *args) {
 }
 
 PyDoc_STRVAR(hidden_states_doc,
-"hidden_states($self, input_ids, layer, cu_seqlens=None, /)\n--\n\n"
-"What goes into a layer, or out of the last one.\n\n"
-"Parameters\n----------\nlayer : int\n    0: the embeddings; i: after i layers; the number of layers: after the last one and the final\n"
-"    norm, which is what the head reads. These are the hidden_states of transformers.\n"
-"cu_seqlens : optional\n    By default all tokens are one segment.\n\n"
-"Returns\n-------\nndarray\n    float32 (n_tokens, hidden_size).\n\n"
-"Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward(), or there is no such layer.");
+             "hidden_states($self, input_ids, layer, cu_seqlens=None, /)\n--\n\n"
+             "What goes into a layer, or out of the last one.\n\n"
+             "Parameters\n----------\nlayer : int\n    0: the embeddings; i: after i layers; the number of layers: after the last one and "
+             "the final\n"
+             "    norm, which is what the head reads. These are the hidden_states of transformers.\n"
+             "cu_seqlens : optional\n    By default all tokens are one segment.\n\n"
+             "Returns\n-------\nndarray\n    float32 (n_tokens, hidden_size).\n\n"
+             "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward(), or there is no such layer.");
 
 static PyObject *decoder_hidden_states(PyObject *o, PyObject *args) {
     PyObject *ids, *cu = Py_None;
@@ -269,9 +277,9 @@ static bool is_token_count(int64_t n) {
 }
 
 PyDoc_STRVAR(free_activations_doc,
-"free_activations($self, /)\n--\n\nFree the memory of activations; the next pass takes what it needs.\n\n"
-"It also shrinks by itself, after some passes that need less than half of it.\n\n"
-"Raises\n------\nRuntimeError\n    Another thread is using this decoder.");
+             "free_activations($self, /)\n--\n\nFree the memory of activations; the next pass takes what it needs.\n\n"
+             "It also shrinks by itself, after some passes that need less than half of it.\n\n"
+             "Raises\n------\nRuntimeError\n    Another thread is using this decoder.");
 
 static PyObject *decoder_free_activations(PyObject *o, PyObject *unused) {
     (void)unused;
@@ -282,20 +290,22 @@ static PyObject *decoder_free_activations(PyObject *o, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(arena_bytes_doc,
-"arena_bytes($self, n_tokens, /, *, training=True)\n--\n\nReturn the bytes of activations for a batch of n_tokens, before it runs.");
+PyDoc_STRVAR(
+    arena_bytes_doc,
+    "arena_bytes($self, n_tokens, /, *, training=True)\n--\n\nReturn the bytes of activations for a batch of n_tokens, before it runs.");
 
 static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "training", NULL};
     int64_t n, bytes;
     int training = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$p:arena_bytes", names, lora_py_whole, &n, &training) || !is_token_count(n)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$p:arena_bytes", names, lora_py_whole, &n, &training) || !is_token_count(n))
+        return NULL;
     LORA_PY_CALL(((decoder *)o)->base.ctx, bytes, lora_decoder_arena_bytes(((decoder *)o)->decoder, n, training));
     return PyLong_FromLongLong(bytes);
 }
 
 PyDoc_STRVAR(scratch_bytes_doc,
-"scratch_bytes($self, n_tokens, /)\n--\n\nReturn the bytes that the operations of a training step of n_tokens work in.");
+             "scratch_bytes($self, n_tokens, /)\n--\n\nReturn the bytes that the operations of a training step of n_tokens work in.");
 
 static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *given) {
     int64_t n, bytes;
@@ -306,10 +316,9 @@ static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *given) {
 
 /* --- decoding ----------------------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(new_cache_doc,
-"new_cache($self, max_tokens, n_sequences=1, /)\n--\n\n"
-"Return a KVCache for n_sequences sequences of up to max_tokens tokens each.\n\n"
-"Raises\n------\nValueError\n    A size is out of range.\nMemoryError\n    It does not fit in memory.");
+PyDoc_STRVAR(new_cache_doc, "new_cache($self, max_tokens, n_sequences=1, /)\n--\n\n"
+                            "Return a KVCache for n_sequences sequences of up to max_tokens tokens each.\n\n"
+                            "Raises\n------\nValueError\n    A size is out of range.\nMemoryError\n    It does not fit in memory.");
 
 static PyObject *decoder_new_cache(PyObject *o, PyObject *args) {
     int64_t max_tokens, n_sequences = 1;
@@ -319,8 +328,7 @@ static PyObject *decoder_new_cache(PyObject *o, PyObject *args) {
 
 /* One sequence per segment; None: 0, 1, … The library checks that they exist and differ. */
 static int get_sequences(PyObject *given, int64_t n_segments, lora_py_ids *out) {
-    if (given != Py_None)
-        return lora_py_get_ids(given, "sequences", out) < 0 ? -1 : lora_py_expect(&out->array, 1, &n_segments);
+    if (given != Py_None) return lora_py_get_ids(given, "sequences", out) < 0 ? -1 : lora_py_expect(&out->array, 1, &n_segments);
     out->data = PyMem_RawMalloc((size_t)n_segments * sizeof *out->data);
     if (!out->data) {
         PyErr_NoMemory();
@@ -330,19 +338,18 @@ static int get_sequences(PyObject *given, int64_t n_segments, lora_py_ids *out) 
     return 0;
 }
 
-PyDoc_STRVAR(decode_doc,
-"decode($self, cache, input_ids, /, *, cu_seqlens=None, sequences=None, precision=None)\n--\n\n"
-"Append tokens to the sequences of a cache. The prompt and each later token go through the same call.\n\n"
-"Shapes\n------\ninput_ids (n_tokens,); cu_seqlens (n_segments + 1,); sequences (n_segments,).\n\n"
-"Parameters\n----------\n"
-"cache : KVCache\n    Of this decoder.\n"
-"input_ids : int32 or int64 array, or list of int\n    New tokens of all segments.\n"
-"cu_seqlens : optional\n    By default all tokens are one segment.\n"
-"sequences : optional\n    The sequence of each segment, distinct; by default 0, 1, ...\n"
-"precision : optional\n    'exact' or 'fast' for this call; by default the decoder's.\n\n"
-"Returns\n-------\nndarray\n    float32 (n_segments, vocab_size): the logits after each segment\'s last token.\n\n"
-"Raises\n------\nValueError\n    The cache is full or of another decoder, or an argument does not fit.\n"
-"RuntimeError\n    Another thread is using the decoder or the cache.");
+PyDoc_STRVAR(decode_doc, "decode($self, cache, input_ids, /, *, cu_seqlens=None, sequences=None, precision=None)\n--\n\n"
+                         "Append tokens to the sequences of a cache. The prompt and each later token go through the same call.\n\n"
+                         "Shapes\n------\ninput_ids (n_tokens,); cu_seqlens (n_segments + 1,); sequences (n_segments,).\n\n"
+                         "Parameters\n----------\n"
+                         "cache : KVCache\n    Of this decoder.\n"
+                         "input_ids : int32 or int64 array, or list of int\n    New tokens of all segments.\n"
+                         "cu_seqlens : optional\n    By default all tokens are one segment.\n"
+                         "sequences : optional\n    The sequence of each segment, distinct; by default 0, 1, ...\n"
+                         "precision : optional\n    'exact' or 'fast' for this call; by default the decoder's.\n\n"
+                         "Returns\n-------\nndarray\n    float32 (n_segments, vocab_size): the logits after each segment\'s last token.\n\n"
+                         "Raises\n------\nValueError\n    The cache is full or of another decoder, or an argument does not fit.\n"
+                         "RuntimeError\n    Another thread is using the decoder or the cache.");
 
 static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "cu_seqlens", "sequences", "precision", NULL};
@@ -351,8 +358,9 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
     const char *precision_name = NULL;
     lora_precision precision = LORA_PRECISION_EXACT;
     PyObject *ids, *cu = Py_None, *sequences_given = Py_None, *result = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|$OOz:decode", names, state->kv_cache_type, &cache, &ids, &cu,
-                                     &sequences_given, &precision_name)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|$OOz:decode", names, state->kv_cache_type, &cache, &ids, &cu, &sequences_given,
+                                     &precision_name))
+        return NULL;
     if (precision_name && lora_py_precision_by_name("precision", precision_name, &precision) < 0) return NULL;
     decoder *self = (decoder *)o;
     if (cache->decoder != self) {
@@ -375,8 +383,9 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
         lora_status status;
         lora_error err = {0};
         if (precision_name) lora_decoder_set_precision(self->decoder, precision);
-        LORA_PY_CALL(state->ctx, status, lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens,
-                                                             sequences.data, x.b.input_ids, logits, &err));
+        LORA_PY_CALL(
+            state->ctx, status,
+            lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens, sequences.data, x.b.input_ids, logits, &err));
         lora_py_leave(&cache->base);
         lora_py_leave(&self->base);
         if (status != LORA_OK) {
@@ -458,7 +467,8 @@ static PyObject *decoder_repr(PyObject *o) {
 }
 
 static PyGetSetDef decoder_getset[] = {
-    {"recompute", get_recompute, set_recompute, "'layer' keeps one row per layer and computes the rest again: same bits, less memory.", NULL},
+    {"recompute", get_recompute, set_recompute, "'layer' keeps one row per layer and computes the rest again: same bits, less memory.",
+     NULL},
     {"activation_dtype", get_activation_dtype, set_activation_dtype,
      "'bfloat16' keeps what backward needs of a layer in half the memory: same loss, gradients of rounded activations.", NULL},
     {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,
@@ -495,40 +505,43 @@ static PyMethodDef decoder_methods[] = {
     {0},
 };
 
-PyDoc_STRVAR(decoder_doc,
-"Decoder(*, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, vocab_size, "
-"max_position_embeddings, norm_eps, norm='rms', norm_weight_offset=0.0, pre_norm=True, post_norm=False, qk_norm='none', "
-"activation='silu', gated_mlp=True, learned_positions=False, tie_word_embeddings=False, embedding_scale=1.0, residual_scale=1.0, "
-"attention_scale=0.0, attention_softcap=0.0, logit_scale=1.0, logit_softcap=0.0, sliding_window=0, rope_inv_freq=None, "
-"rope_scale=1.0, second_rope_inv_freq=None, second_rope_scale=1.0, layer_rope=None, rope_switch=0, device='cpu')\n--\n\n"
-"A decoder: forward and backward over a packed batch, and decoding with a KV cache. What differs between the families of\n"
-"models is an argument.\n\n"
-"Parameters\n----------\n"
-"hidden_size, ... : int\n    As in config.json of a Hugging Face folder.\n"
-"norm : 'rms' or 'layer'\n    Kind of all norms; norm_eps is added under the root, norm_weight_offset to the weight (Gemma: 1).\n"
-"pre_norm, post_norm : bool\n    Norms of the inputs and of the outputs of attention and MLP; at least one of them.\n"
-"qk_norm : 'none', 'head' or 'row'\n    RMSNorm of queries and keys before the rotation, head by head or all heads together.\n"
-"activation : 'silu' or 'gelu_tanh'\n    Of gate_proj's output, which multiplies up_proj's; with gated_mlp=False of up_proj's output.\n"
-"learned_positions : bool\n    An embedding of the position (embed_positions) is added to that of the token.\n"
-"embedding_scale, residual_scale : float\n    Multiply the embedding, and what attention and MLP add to the residual stream.\n"
-"attention_scale : float\n    Multiplies query times key; 0: 1 / sqrt(head_dim).\n"
-"attention_softcap, logit_softcap : float\n    c tanh(x / c) of scores and logits; 0: none. Logits are multiplied by logit_scale first.\n"
-"sliding_window : int or sequence of int\n    For all layers or one for each: a position sees this many keys, itself included; 0: all.\n"
-"rope_inv_freq : array\n    float64, at most head_dim / 2: angle per position of each pair; fewer turn only the start of a head. None: no rotation.\n"
-"rope_scale : float\n    Multiplies cosine and sine.\n"
-"second_rope_inv_freq, second_rope_scale : optional\n    A second table.\n"
-"layer_rope : sequence of int, optional\n    Table of each layer, 0 or 1; -1: no rotation. By default 0 for all.\n"
-"rope_switch : int\n    Sequences of more tokens than this use the second table in all layers (longrope); 0: never.\n"
-"device : str\n    What it computes on, a name of devices(). Parameters must lie there; frozen weights are copied to it.\n\n"
-"Raises\n------\nValueError\n    A number is out of range or contradicts another.\n\n"
-"Notes\n-----\nWeights are set by name with set_weight() and are borrowed. One thread at a time; results do not depend on the number\n"
-"of threads inside.\n\n"
-"Source\n------\nLlama 2, arXiv:2307.09288, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2.");
+PyDoc_STRVAR(
+    decoder_doc,
+    "Decoder(*, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, vocab_size, "
+    "max_position_embeddings, norm_eps, norm='rms', norm_weight_offset=0.0, pre_norm=True, post_norm=False, qk_norm='none', "
+    "activation='silu', gated_mlp=True, learned_positions=False, tie_word_embeddings=False, embedding_scale=1.0, residual_scale=1.0, "
+    "attention_scale=0.0, attention_softcap=0.0, logit_scale=1.0, logit_softcap=0.0, sliding_window=0, rope_inv_freq=None, "
+    "rope_scale=1.0, second_rope_inv_freq=None, second_rope_scale=1.0, layer_rope=None, rope_switch=0, device='cpu')\n--\n\n"
+    "A decoder: forward and backward over a packed batch, and decoding with a KV cache. What differs between the families of\n"
+    "models is an argument.\n\n"
+    "Parameters\n----------\n"
+    "hidden_size, ... : int\n    As in config.json of a Hugging Face folder.\n"
+    "norm : 'rms' or 'layer'\n    Kind of all norms; norm_eps is added under the root, norm_weight_offset to the weight (Gemma: 1).\n"
+    "pre_norm, post_norm : bool\n    Norms of the inputs and of the outputs of attention and MLP; at least one of them.\n"
+    "qk_norm : 'none', 'head' or 'row'\n    RMSNorm of queries and keys before the rotation, head by head or all heads together.\n"
+    "activation : 'silu' or 'gelu_tanh'\n    Of gate_proj's output, which multiplies up_proj's; with gated_mlp=False of up_proj's output.\n"
+    "learned_positions : bool\n    An embedding of the position (embed_positions) is added to that of the token.\n"
+    "embedding_scale, residual_scale : float\n    Multiply the embedding, and what attention and MLP add to the residual stream.\n"
+    "attention_scale : float\n    Multiplies query times key; 0: 1 / sqrt(head_dim).\n"
+    "attention_softcap, logit_softcap : float\n    c tanh(x / c) of scores and logits; 0: none. Logits are multiplied by logit_scale "
+    "first.\n"
+    "sliding_window : int or sequence of int\n    For all layers or one for each: a position sees this many keys, itself included; 0: "
+    "all.\n"
+    "rope_inv_freq : array\n    float64, at most head_dim / 2: angle per position of each pair; fewer turn only the start of a head. None: "
+    "no rotation.\n"
+    "rope_scale : float\n    Multiplies cosine and sine.\n"
+    "second_rope_inv_freq, second_rope_scale : optional\n    A second table.\n"
+    "layer_rope : sequence of int, optional\n    Table of each layer, 0 or 1; -1: no rotation. By default 0 for all.\n"
+    "rope_switch : int\n    Sequences of more tokens than this use the second table in all layers (longrope); 0: never.\n"
+    "device : str\n    What it computes on, a name of devices(). Parameters must lie there; frozen weights are copied to it.\n\n"
+    "Raises\n------\nValueError\n    A number is out of range or contradicts another.\n\n"
+    "Notes\n-----\nWeights are set by name with set_weight() and are borrowed. One thread at a time; results do not depend on the number\n"
+    "of threads inside.\n\n"
+    "Source\n------\nLlama 2, arXiv:2307.09288, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2.");
 
 static PyType_Slot decoder_slots[] = {
-    {Py_tp_new, decoder_new},         {Py_tp_dealloc, decoder_dealloc}, {Py_tp_traverse, decoder_traverse},
-    {Py_tp_repr, decoder_repr},       {Py_tp_methods, decoder_methods}, {Py_tp_getset, decoder_getset},
-    {Py_tp_doc, (void *)decoder_doc}, {0, NULL},
+    {Py_tp_new, decoder_new},         {Py_tp_dealloc, decoder_dealloc}, {Py_tp_traverse, decoder_traverse}, {Py_tp_repr, decoder_repr},
+    {Py_tp_methods, decoder_methods}, {Py_tp_getset, decoder_getset},   {Py_tp_doc, (void *)decoder_doc},   {0, NULL},
 };
 
 PyType_Spec lora_py_decoder_spec = {

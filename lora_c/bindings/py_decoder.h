@@ -9,7 +9,7 @@ typedef struct lora_py_decoder {
     lora_decoder *decoder;
     lora_decoder_config config; /* its pointers are not kept here */
     PyObject *options;          /* the configuration as a dict */
-    PyObject **owners; /* (n_owners): what owns the memory that the library borrows; not a dict, which others could empty */
+    PyObject **owners;          /* (n_owners): what owns the memory that the library borrows; not a dict, which others could empty */
     Py_ssize_t n_owners;
     lora_precision precision; /* of passes that are not told another */
     lora_recompute recompute;

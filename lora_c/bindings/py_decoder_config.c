@@ -18,23 +18,50 @@ typedef struct given {
     PyObject *window, *layer_rope, *inv_freq, *second_inv_freq;
 } given;
 
-static char *NAMES[] = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                        "head_dim", "vocab_size", "max_position_embeddings", "norm_eps", "norm", "norm_weight_offset", "pre_norm",
-                        "post_norm", "qk_norm", "activation", "gated_mlp", "learned_positions", "tie_word_embeddings",
-                        "embedding_scale", "residual_scale", "attention_scale", "attention_softcap", "logit_scale",
-                        "logit_softcap", "sliding_window", "rope_inv_freq", "rope_scale", "second_rope_inv_freq",
-                        "second_rope_scale", "layer_rope", "rope_switch", "device", NULL};
+static char *NAMES[] = {"hidden_size",
+                        "intermediate_size",
+                        "num_hidden_layers",
+                        "num_attention_heads",
+                        "num_key_value_heads",
+                        "head_dim",
+                        "vocab_size",
+                        "max_position_embeddings",
+                        "norm_eps",
+                        "norm",
+                        "norm_weight_offset",
+                        "pre_norm",
+                        "post_norm",
+                        "qk_norm",
+                        "activation",
+                        "gated_mlp",
+                        "learned_positions",
+                        "tie_word_embeddings",
+                        "embedding_scale",
+                        "residual_scale",
+                        "attention_scale",
+                        "attention_softcap",
+                        "logit_scale",
+                        "logit_softcap",
+                        "sliding_window",
+                        "rope_inv_freq",
+                        "rope_scale",
+                        "second_rope_inv_freq",
+                        "second_rope_scale",
+                        "layer_rope",
+                        "rope_switch",
+                        "device",
+                        NULL};
 
 static int read_arguments(PyObject *args, PyObject *kwargs, given *g) {
     int64_t *s = g->sizes;
     for (int i = 0; i < N_SIZES; i++) s[i] = NOT_GIVEN;
     return PyArg_ParseTupleAndKeywords(
-        args, kwargs, "|$O&O&O&O&O&O&O&O&dsdppsspppddddddOOdOdOO&s:Decoder", NAMES, lora_py_whole, &s[0], lora_py_whole, &s[1], lora_py_whole, &s[2],
-        lora_py_whole, &s[3], lora_py_whole, &s[4], lora_py_whole, &s[5], lora_py_whole, &s[6], lora_py_whole, &s[7], &g->eps,
-        &g->norm, &g->weight_offset, &g->pre_norm, &g->post_norm, &g->qk_norm, &g->activation, &g->gated, &g->positions, &g->tied,
-        &g->embedding_scale, &g->residual_scale, &g->attention_scale, &g->attention_softcap, &g->logit_scale, &g->logit_softcap,
-        &g->window, &g->inv_freq, &g->rope_scale, &g->second_inv_freq, &g->second_rope_scale, &g->layer_rope, lora_py_whole,
-        &g->rope_switch, &g->device);
+        args, kwargs, "|$O&O&O&O&O&O&O&O&dsdppsspppddddddOOdOdOO&s:Decoder", NAMES, lora_py_whole, &s[0], lora_py_whole, &s[1],
+        lora_py_whole, &s[2], lora_py_whole, &s[3], lora_py_whole, &s[4], lora_py_whole, &s[5], lora_py_whole, &s[6], lora_py_whole, &s[7],
+        &g->eps, &g->norm, &g->weight_offset, &g->pre_norm, &g->post_norm, &g->qk_norm, &g->activation, &g->gated, &g->positions, &g->tied,
+        &g->embedding_scale, &g->residual_scale, &g->attention_scale, &g->attention_softcap, &g->logit_scale, &g->logit_softcap, &g->window,
+        &g->inv_freq, &g->rope_scale, &g->second_inv_freq, &g->second_rope_scale, &g->layer_rope, lora_py_whole, &g->rope_switch,
+        &g->device);
 }
 
 static int check_required(const given *g) {
@@ -65,8 +92,9 @@ static int choose_kinds(const given *g, lora_decoder_config *c) {
     static const char *const norms[] = {"rms", "layer", NULL}, *const qk_norms[] = {"none", "head", "row", NULL};
     static const char *const activations[] = {"silu", "gelu_tanh", NULL};
     int norm, qk_norm, activation;
-    if (choose("norm", g->norm, norms, &norm) < 0 || choose("qk_norm", g->qk_norm, qk_norms, &qk_norm) < 0
-        || choose("activation", g->activation, activations, &activation) < 0) return -1;
+    if (choose("norm", g->norm, norms, &norm) < 0 || choose("qk_norm", g->qk_norm, qk_norms, &qk_norm) < 0 ||
+        choose("activation", g->activation, activations, &activation) < 0)
+        return -1;
     c->norm = (lora_norm_kind)norm;
     c->qk_norm = (lora_qk_norm)qk_norm;
     c->activation = (lora_activation)activation;
@@ -127,8 +155,8 @@ static PyObject *options_dict(const given *g, PyObject *kwargs) {
         g->positions ? Py_True : Py_False, "tie_word_embeddings", g->tied ? Py_True : Py_False, "embedding_scale", g->embedding_scale,
         "residual_scale", g->residual_scale, "attention_scale", g->attention_scale, "attention_softcap", g->attention_softcap,
         "logit_scale", g->logit_scale, "logit_softcap", g->logit_softcap, "sliding_window", g->window, "rope_inv_freq", g->inv_freq,
-        "rope_scale", g->rope_scale, "second_rope_inv_freq", g->second_inv_freq, "second_rope_scale", g->second_rope_scale,
-        "layer_rope", g->layer_rope, "rope_switch", (long long)g->rope_switch);
+        "rope_scale", g->rope_scale, "second_rope_inv_freq", g->second_inv_freq, "second_rope_scale", g->second_rope_scale, "layer_rope",
+        g->layer_rope, "rope_switch", (long long)g->rope_switch);
     if (options && kwargs && PyDict_Update(options, kwargs) < 0) Py_CLEAR(options);
     return options;
 }
@@ -136,17 +164,32 @@ static PyObject *options_dict(const given *g, PyObject *kwargs) {
 static int fill(const given *g, lora_decoder_config *c, lora_py_decoder_memory *memory) {
     const int64_t *s = g->sizes;
     *c = (lora_decoder_config){
-        .hidden_size = s[0], .intermediate_size = s[1], .num_hidden_layers = s[2], .num_attention_heads = s[3], .num_key_value_heads = s[4],
-        .head_dim = s[5], .vocab_size = s[6], .max_position_embeddings = s[7], .norm_eps = g->eps, .norm_weight_offset = g->weight_offset,
-        .pre_norm = g->pre_norm, .post_norm = g->post_norm, .gated_mlp = g->gated, .learned_positions = g->positions,
-        .tie_word_embeddings = g->tied, .embedding_scale = g->embedding_scale, .residual_scale = g->residual_scale,
-        .attention_scale = g->attention_scale, .attention_softcap = g->attention_softcap,
-        .logits = {(float)g->logit_scale, (float)g->logit_softcap}, .rope_switch = g->rope_switch,
+        .hidden_size = s[0],
+        .intermediate_size = s[1],
+        .num_hidden_layers = s[2],
+        .num_attention_heads = s[3],
+        .num_key_value_heads = s[4],
+        .head_dim = s[5],
+        .vocab_size = s[6],
+        .max_position_embeddings = s[7],
+        .norm_eps = g->eps,
+        .norm_weight_offset = g->weight_offset,
+        .pre_norm = g->pre_norm,
+        .post_norm = g->post_norm,
+        .gated_mlp = g->gated,
+        .learned_positions = g->positions,
+        .tie_word_embeddings = g->tied,
+        .embedding_scale = g->embedding_scale,
+        .residual_scale = g->residual_scale,
+        .attention_scale = g->attention_scale,
+        .attention_softcap = g->attention_softcap,
+        .logits = {(float)g->logit_scale, (float)g->logit_softcap},
+        .rope_switch = g->rope_switch,
     };
     if (choose_kinds(g, c) < 0) return -1;
     int64_t layers = c->num_hidden_layers;
-    if (!(memory->windows = PyMem_RawCalloc((size_t)layers, sizeof *memory->windows))
-        || !(memory->layer_rope = PyMem_RawCalloc((size_t)layers, sizeof *memory->layer_rope))) {
+    if (!(memory->windows = PyMem_RawCalloc((size_t)layers, sizeof *memory->windows)) ||
+        !(memory->layer_rope = PyMem_RawCalloc((size_t)layers, sizeof *memory->layer_rope))) {
         PyErr_NoMemory();
         return -1;
     }
@@ -164,9 +207,23 @@ static int fill(const given *g, lora_decoder_config *c, lora_py_decoder_memory *
 
 PyObject *lora_py_decoder_arguments(PyObject *args, PyObject *kwargs, lora_decoder_config *config, lora_py_decoder_memory *memory) {
     PyObject *zero = PyLong_FromLong(0), *options = NULL;
-    given g = {.eps = -1.0, .norm = "rms", .qk_norm = "none", .activation = "silu", .device = "cpu", .pre_norm = 1, .gated = 1, .embedding_scale = 1.0,
-               .residual_scale = 1.0, .attention_scale = 0.0, .logit_scale = 1.0, .rope_scale = 1.0, .second_rope_scale = 1.0,
-               .window = zero, .layer_rope = Py_None, .inv_freq = Py_None, .second_inv_freq = Py_None};
+    given g = {.eps = -1.0,
+               .norm = "rms",
+               .qk_norm = "none",
+               .activation = "silu",
+               .device = "cpu",
+               .pre_norm = 1,
+               .gated = 1,
+               .embedding_scale = 1.0,
+               .residual_scale = 1.0,
+               .attention_scale = 0.0,
+               .logit_scale = 1.0,
+               .rope_scale = 1.0,
+               .second_rope_scale = 1.0,
+               .window = zero,
+               .layer_rope = Py_None,
+               .inv_freq = Py_None,
+               .second_inv_freq = Py_None};
     if (zero && read_arguments(args, kwargs, &g) && check_required(&g) == 0) {
         if (g.attention_scale == 0.0) g.attention_scale = 1.0 / sqrt((double)g.sizes[5]);
         if (fill(&g, config, memory) == 0) options = options_dict(&g, kwargs);

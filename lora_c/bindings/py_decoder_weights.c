@@ -21,8 +21,8 @@ static int find_slot(const char *rest, int global, weight_place *place) {
     for (place->is_vector = 0; place->is_vector < 2; place->is_vector++) {
         int end = place->is_vector ? LORA_VECTOR_SLOTS : LORA_MATRIX_SLOTS;
         for (place->slot = 0; place->slot < end; place->slot++) {
-            int slot = place->slot, own = place->is_vector ? slot == LORA_FINAL_NORM || slot == LORA_NORM_BIAS + LORA_FINAL_NORM
-                                                           : slot >= LORA_LAYER_MATRICES;
+            int slot = place->slot,
+                own = place->is_vector ? slot == LORA_FINAL_NORM || slot == LORA_NORM_BIAS + LORA_FINAL_NORM : slot >= LORA_LAYER_MATRICES;
             if (own == global && strcmp(rest, lora_decoder_slot_name(place->is_vector, slot).text) == 0) return 1;
         }
     }
@@ -80,16 +80,19 @@ static void replace_owner(decoder *self, PyObject **place, PyObject *owner) {
 /* --- weights ------------------------------------------------------------------------------------------------------ */
 
 const char lora_py_set_weight_doc[] =
-"set_weight($self, name, weight, /, *, row=None)\n--\n\n"
-"Set a weight by name. Its memory is borrowed and kept alive.\n\n"
-"Parameters\n----------\n"
-"name : str\n    embed_tokens, embed_positions, lm_head, norm, or layers.N. and: input_layernorm, post_attention_layernorm (before the\n"
-"    MLP), attention_output_norm, mlp_output_norm, q_norm, k_norm, <q|k|v|o|gate|up|down>_proj; projections and norms of\n"
-"    'layer' also with .bias behind it.\n"
-"weight : NF4Tensor, GGMLTensor, Parameter or array\n    Matrices: (out_features, in_features) NF4, GGUF blocks, float32 or bfloat16. Vectors: float32 (bfloat16 is\n"
-"    converted to a copy). A Parameter with requires_grad is trained.\n"
-"row : int, optional\n    The weight is the rows from this one on of the given matrix (elements of the given vector), which holds several.\n\n"
-"Raises\n------\nValueError\n    Unknown name, or another shape.\nTypeError\n    Another element type.";
+    "set_weight($self, name, weight, /, *, row=None)\n--\n\n"
+    "Set a weight by name. Its memory is borrowed and kept alive.\n\n"
+    "Parameters\n----------\n"
+    "name : str\n    embed_tokens, embed_positions, lm_head, norm, or layers.N. and: input_layernorm, post_attention_layernorm (before "
+    "the\n"
+    "    MLP), attention_output_norm, mlp_output_norm, q_norm, k_norm, <q|k|v|o|gate|up|down>_proj; projections and norms of\n"
+    "    'layer' also with .bias behind it.\n"
+    "weight : NF4Tensor, GGMLTensor, Parameter or array\n    Matrices: (out_features, in_features) NF4, GGUF blocks, float32 or bfloat16. "
+    "Vectors: float32 (bfloat16 is\n"
+    "    converted to a copy). A Parameter with requires_grad is trained.\n"
+    "row : int, optional\n    The weight is the rows from this one on of the given matrix (elements of the given vector), which holds "
+    "several.\n\n"
+    "Raises\n------\nValueError\n    Unknown name, or another shape.\nTypeError\n    Another element type.";
 
 /* A row number, or -1 for None. */
 static int get_row(PyObject *given, int64_t *row) {
@@ -158,8 +161,9 @@ static int place_on_device(const decoder *self, const weight_place *place, given
     void *memory = NULL;
     lora_weight host = g->matrix.w;
     if (lora_py_is_host(ctx) || Py_IS_TYPE(g->keep, lora_py_state_of(Py_TYPE((PyObject *)self))->parameter_type)) return 0;
-    LORA_PY_CALL(ctx, status, place->is_vector ? lora_vector_place(ctx, g->vector.data, g->vector.n, &g->vector.data, &memory, &err)
-                                               : lora_weight_place(ctx, &host, &g->matrix.w, &memory, &err));
+    LORA_PY_CALL(ctx, status,
+                 place->is_vector ? lora_vector_place(ctx, g->vector.data, g->vector.n, &g->vector.data, &memory, &err)
+                                  : lora_weight_place(ctx, &host, &g->matrix.w, &memory, &err));
     if (status != LORA_OK) {
         raise_from(self, &err);
         return -1;
@@ -178,8 +182,9 @@ PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwar
     decoder *self = (decoder *)o;
     weight_place place;
     given_weight g;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO|$O:set_weight", names, &name, &given, &row_given) || find_place(self, name, &place) < 0
-        || get_row(row_given, &row) < 0) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO|$O:set_weight", names, &name, &given, &row_given) ||
+        find_place(self, name, &place) < 0 || get_row(row_given, &row) < 0)
+        return NULL;
     int status = read_given(self, given, name, &place, &g);
     if (status == 0 && row >= 0) status = cut_rows(self, &place, row, &g);
     if (status == 0) status = place_on_device(self, &place, &g);
@@ -189,11 +194,15 @@ PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwar
     }
     lora_status set;
     lora_error err = {0};
-    LORA_PY_CALL(self->base.ctx, set, place.is_vector
-        ? lora_decoder_set_vector(self->decoder, place.layer, (lora_vector_slot)place.slot, g.vector.data, g.vector.n, g.vector.grad, &err)
-        : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &g.matrix.w, g.matrix.grad, &err));
-    if (set == LORA_OK) replace_owner(self, weight_owner(self, &place), g.keep);
-    else lora_py_leave(&self->base);
+    LORA_PY_CALL(self->base.ctx, set,
+                 place.is_vector
+                     ? lora_decoder_set_vector(self->decoder, place.layer, (lora_vector_slot)place.slot, g.vector.data, g.vector.n,
+                                               g.vector.grad, &err)
+                     : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &g.matrix.w, g.matrix.grad, &err));
+    if (set == LORA_OK)
+        replace_owner(self, weight_owner(self, &place), g.keep);
+    else
+        lora_py_leave(&self->base);
     Py_XDECREF(g.keep);
     if (set != LORA_OK) return raise_from(self, &err);
     Py_RETURN_NONE;
@@ -215,28 +224,31 @@ static PyObject *change_adapter(decoder *self, const weight_place *place, const 
     lora_status set;
     lora_error err = {0};
     LORA_PY_CALL(self->base.ctx, set, lora_decoder_set_adapter(self->decoder, place->layer, (lora_matrix_slot)place->slot, adapter, &err));
-    if (set == LORA_OK) replace_owner(self, adapter_owner(self, place), keep);
-    else lora_py_leave(&self->base);
+    if (set == LORA_OK)
+        replace_owner(self, adapter_owner(self, place), keep);
+    else
+        lora_py_leave(&self->base);
     if (set != LORA_OK) return raise_from(self, &err);
     Py_RETURN_NONE;
 }
 
 const char lora_py_set_adapter_doc[] =
-"set_adapter($self, name, A, B, /, *, scale, dropout=0.0, seed=0, magnitude=None, row=None)\n--\n\n"
-"Put a LoRA adapter on a projection: y = W x + scale B A x. It replaces the one that is there.\n\n"
-"Shapes\n------\nA (r, in_features); B (out_features, r).\n\n"
-"Parameters\n----------\n"
-"name : str\n    layers.N.<q|k|v|o|gate|up|down>_proj; or embed_tokens or lm_head, (vocab_size, hidden_size) matrices that get no\n"
-"    dropout and no DoRA and take memory of their size in float32, twice where they train.\n"
-"A, B : Parameter\n    Shared; trained where requires_grad.\n"
-"scale : float\n    lora_alpha / r.\n"
-"dropout : float\n    On the input of A in forward_backward().\n"
-"seed : int\n    For the dropout masks.\n"
-"magnitude : Parameter, optional\n    (out_features,): makes it DoRA, row n of W + scale B A given the length magnitude[n].\n"
-"row : int, optional\n    B (and magnitude) are those of a matrix that holds several: the rows from this one on are used. Projections with the\n"
-"    same A share its dropout masks.\n\n"
-"Raises\n------\nValueError\n    Unknown name, or a shape does not fit.\n\n"
-"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; DoRA, arXiv:2402.09353, eq. 5.";
+    "set_adapter($self, name, A, B, /, *, scale, dropout=0.0, seed=0, magnitude=None, row=None)\n--\n\n"
+    "Put a LoRA adapter on a projection: y = W x + scale B A x. It replaces the one that is there.\n\n"
+    "Shapes\n------\nA (r, in_features); B (out_features, r).\n\n"
+    "Parameters\n----------\n"
+    "name : str\n    layers.N.<q|k|v|o|gate|up|down>_proj; or embed_tokens or lm_head, (vocab_size, hidden_size) matrices that get no\n"
+    "    dropout and no DoRA and take memory of their size in float32, twice where they train.\n"
+    "A, B : Parameter\n    Shared; trained where requires_grad.\n"
+    "scale : float\n    lora_alpha / r.\n"
+    "dropout : float\n    On the input of A in forward_backward().\n"
+    "seed : int\n    For the dropout masks.\n"
+    "magnitude : Parameter, optional\n    (out_features,): makes it DoRA, row n of W + scale B A given the length magnitude[n].\n"
+    "row : int, optional\n    B (and magnitude) are those of a matrix that holds several: the rows from this one on are used. Projections "
+    "with the\n"
+    "    same A share its dropout masks.\n\n"
+    "Raises\n------\nValueError\n    Unknown name, or a shape does not fit.\n\n"
+    "Source\n------\nLoRA, arXiv:2106.09685, eq. 3; DoRA, arXiv:2402.09353, eq. 5.";
 
 PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "scale", "dropout", "seed", "magnitude", "row", NULL};
@@ -248,7 +260,9 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
     double scale = NAN, dropout = 0.0;
     unsigned long long seed = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO!O!|$ddKOO:set_adapter", names, &name, state->parameter_type, &A,
-                                     state->parameter_type, &B, &scale, &dropout, &seed, &magnitude, &row_given) || get_row(row_given, &row) < 0) return NULL;
+                                     state->parameter_type, &B, &scale, &dropout, &seed, &magnitude, &row_given) ||
+        get_row(row_given, &row) < 0)
+        return NULL;
     if (!isfinite(scale) || !(dropout >= 0.0 && dropout < 1.0)) {
         PyErr_SetString(PyExc_ValueError, "scale, dropout: expected a finite scale and 0 <= dropout < 1, got others");
         return NULL;
@@ -258,8 +272,8 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
     int whole = row < 0; /* else B holds the rows of several matrices */
     if (whole) row = 0;
     lora_decoder_matrix_shape(((decoder *)o)->decoder, (lora_matrix_slot)place.slot, &out, &in);
-    if (A->ndim != 2 || A->shape[1] != in || B->ndim != 2 || (whole ? B->shape[0] != out : row > B->shape[0] - out)
-        || B->shape[1] != A->shape[0]) {
+    if (A->ndim != 2 || A->shape[1] != in || B->ndim != 2 || (whole ? B->shape[0] != out : row > B->shape[0] - out) ||
+        B->shape[1] != A->shape[0]) {
         PyErr_Format(PyExc_ValueError, "A, B: expected shapes (r, %lld) and (%s%lld, r) for %s, got others", (long long)in,
                      whole ? "" : "row + ", (long long)out, name);
         return NULL;
@@ -272,14 +286,22 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
     }
     lora_py_parameter *m = magnitude == Py_None ? NULL : (lora_py_parameter *)magnitude;
     if (m && (!Py_IS_TYPE(magnitude, state->parameter_type) || m->ndim != 1 || m->shape[0] != B->shape[0])) {
-        PyErr_Format(PyExc_ValueError, "magnitude: expected a Parameter of shape (%lld,) for %s, got another", (long long)B->shape[0], name);
+        PyErr_Format(PyExc_ValueError, "magnitude: expected a Parameter of shape (%lld,) for %s, got another", (long long)B->shape[0],
+                     name);
         return NULL;
     }
     if (m && lora_py_same_device(ctx, &m->base, "magnitude") < 0) return NULL;
     int64_t r = A->shape[0];
-    lora_adapter adapter = {.rank = r, .A = A->data, .B = B->data + row * r, .dA = A->grad, .dB = B->grad ? B->grad + row * r : NULL,
-                            .scale = (float)scale, .dropout = (float)dropout, .dropout_seed = seed,
-                            .magnitude = m ? m->data + row : NULL, .dmagnitude = m && m->grad ? m->grad + row : NULL};
+    lora_adapter adapter = {.rank = r,
+                            .A = A->data,
+                            .B = B->data + row * r,
+                            .dA = A->grad,
+                            .dB = B->grad ? B->grad + row * r : NULL,
+                            .scale = (float)scale,
+                            .dropout = (float)dropout,
+                            .dropout_seed = seed,
+                            .magnitude = m ? m->data + row : NULL,
+                            .dmagnitude = m && m->grad ? m->grad + row : NULL};
     PyObject *keep = PyTuple_Pack(3, A, B, magnitude);
     PyObject *result = keep ? change_adapter((decoder *)o, &place, &adapter, keep) : NULL;
     Py_XDECREF(keep);
@@ -287,15 +309,15 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
 }
 
 const char lora_py_set_token_rows_doc[] =
-"set_token_rows($self, ids, rows, /)\n--\n\n"
-"Train some rows of the embedding and nothing else of it.\n\n"
-"Shapes\n------\nids (n,); rows (n, hidden_size).\n\n"
-"Parameters\n----------\n"
-"ids : int32 or int64 array, list of int, or None\n    Token ids, distinct; None ends it.\n"
-"rows : Parameter or None\n    Their rows, with requires_grad.\n\n"
-"Raises\n------\nValueError\n    embed_tokens is not a Parameter with requires_grad, or an id or a shape does not fit.\n\n"
-"Notes\n-----\nThe Parameter that is embed_tokens serves this alone: its rows are overwritten before each pass, and its gradient is\n"
-"moved into rows.grad. A head that is the same Parameter takes part.";
+    "set_token_rows($self, ids, rows, /)\n--\n\n"
+    "Train some rows of the embedding and nothing else of it.\n\n"
+    "Shapes\n------\nids (n,); rows (n, hidden_size).\n\n"
+    "Parameters\n----------\n"
+    "ids : int32 or int64 array, list of int, or None\n    Token ids, distinct; None ends it.\n"
+    "rows : Parameter or None\n    Their rows, with requires_grad.\n\n"
+    "Raises\n------\nValueError\n    embed_tokens is not a Parameter with requires_grad, or an id or a shape does not fit.\n\n"
+    "Notes\n-----\nThe Parameter that is embed_tokens serves this alone: its rows are overwritten before each pass, and its gradient is\n"
+    "moved into rows.grad. A head that is the same Parameter takes part.";
 
 PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args) {
     decoder *self = (decoder *)o;
@@ -305,7 +327,8 @@ PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OO:set_token_rows", &given, &rows_given) || (given != Py_None && lora_py_get_ids(given, "ids", &ids) < 0))
         return NULL;
     lora_py_parameter *rows = Py_IS_TYPE(rows_given, state->parameter_type) ? (lora_py_parameter *)rows_given : NULL;
-    bool fits = ids.n == 0 || (rows && rows->grad && rows->ndim == 2 && rows->shape[0] == ids.n && rows->shape[1] == self->config.hidden_size);
+    bool fits =
+        ids.n == 0 || (rows && rows->grad && rows->ndim == 2 && rows->shape[0] == ids.n && rows->shape[1] == self->config.hidden_size);
     if (!fits)
         PyErr_Format(PyExc_ValueError, "rows: expected a Parameter of shape (%lld, %lld) with requires_grad, got another", (long long)ids.n,
                      (long long)self->config.hidden_size);
@@ -316,10 +339,12 @@ PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args) {
     }
     lora_status set = LORA_OK;
     lora_error err = {0};
-    LORA_PY_CALL(self->base.ctx, set, lora_decoder_set_token_rows(self->decoder, ids.n, ids.data, rows ? rows->data : NULL,
-                                                                  rows ? rows->grad : NULL, &err));
-    if (set == LORA_OK) replace_owner(self, token_rows_owner(self), (PyObject *)rows);
-    else lora_py_leave(&self->base);
+    LORA_PY_CALL(self->base.ctx, set,
+                 lora_decoder_set_token_rows(self->decoder, ids.n, ids.data, rows ? rows->data : NULL, rows ? rows->grad : NULL, &err));
+    if (set == LORA_OK)
+        replace_owner(self, token_rows_owner(self), (PyObject *)rows);
+    else
+        lora_py_leave(&self->base);
     lora_py_release_ids(&ids);
     if (set != LORA_OK) return raise_from(self, &err);
     Py_RETURN_NONE;
@@ -333,4 +358,3 @@ PyObject *lora_py_decoder_remove_adapter(PyObject *o, PyObject *args) {
     if (!PyArg_ParseTuple(args, "s:remove_adapter", &name) || find_adapter_place((decoder *)o, name, &place) < 0) return NULL;
     return change_adapter((decoder *)o, &place, NULL, NULL);
 }
-

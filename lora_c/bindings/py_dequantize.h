@@ -12,11 +12,11 @@ PyObject *lora_py_dequantize(PyObject *o, lora_ctx *ctx, const void *matrix, int
                              PyObject *args, PyObject *kwargs);
 
 /* The sections of its docstring that all types share. */
-#define LORA_PY_DEQUANTIZE_DOC                                                                                          \
-    "Parameters\n----------\n"                                                                                          \
-    "dtype : str or dtype\n    float32, float16 or bfloat16 (needs ml_dtypes).\n"                                       \
-    "out : array, optional\n    C-contiguous and writable, of the tensor's shape and of dtype.\n\n"                     \
-    "Returns\n-------\nndarray\n    out, or a new array.\n\n"                                                           \
+#define LORA_PY_DEQUANTIZE_DOC                                                                                                             \
+    "Parameters\n----------\n"                                                                                                             \
+    "dtype : str or dtype\n    float32, float16 or bfloat16 (needs ml_dtypes).\n"                                                          \
+    "out : array, optional\n    C-contiguous and writable, of the tensor's shape and of dtype.\n\n"                                        \
+    "Returns\n-------\nndarray\n    out, or a new array.\n\n"                                                                              \
     "Raises\n------\nTypeError, ValueError\n    dtype is another, or out does not fit."
 
 #endif

@@ -84,8 +84,10 @@ static void free_placed(PyObject *capsule) {
 
 PyObject *lora_py_hold(const lora_py_object *of, void *memory) {
     PyObject *capsule = PyCapsule_New(memory, PLACED, free_placed);
-    if (capsule) (void)PyCapsule_SetContext(capsule, Py_NewRef(of->owner)); /* fails for what is no capsule */
-    else lora_ctx_free(of->ctx, memory);
+    if (capsule)
+        (void)PyCapsule_SetContext(capsule, Py_NewRef(of->owner)); /* fails for what is no capsule */
+    else
+        lora_ctx_free(of->ctx, memory);
     return capsule;
 }
 
@@ -129,7 +131,8 @@ PyObject *lora_py_get_device(PyObject *o, void *unused) {
 int lora_py_same_device(const lora_ctx *ctx, const lora_py_object *o, const char *what) {
     const char *expected = lora_ctx_device(ctx), *given = lora_ctx_device(o->ctx);
     if (strcmp(expected, given) == 0) return 0;
-    PyErr_Format(PyExc_ValueError, "%s: expected a Parameter on device %s, got one on %s; make it with device='%s'", what, expected, given, expected);
+    PyErr_Format(PyExc_ValueError, "%s: expected a Parameter on device %s, got one on %s; make it with device='%s'", what, expected, given,
+                 expected);
     return -1;
 }
 
@@ -142,15 +145,17 @@ void lora_py_clear_devices(lora_py_state *state) {
     for (int i = 0; i < LORA_PY_MOST_DEVICES; i++) Py_CLEAR(state->devices[i]);
 }
 
-PyDoc_STRVAR(devices_doc,
-"devices($module, /)\n--\n\n"
-"Return [{'name': str, 'description': str, 'reason': str}, ...]: the devices that Decoder() and Parameter() accept, the CPU first.\n\n"
-"reason is empty where the device can be used; else it says why not and what helps. Backends are loaded from the files in\n"
-"the environment variable LORA_C_BACKENDS, separated by ':'.");
+PyDoc_STRVAR(
+    devices_doc,
+    "devices($module, /)\n--\n\n"
+    "Return [{'name': str, 'description': str, 'reason': str}, ...]: the devices that Decoder() and Parameter() accept, the CPU first.\n\n"
+    "reason is empty where the device can be used; else it says why not and what helps. Backends are loaded from the files in\n"
+    "the environment variable LORA_C_BACKENDS, separated by ':'.");
 
 static PyObject *entry_of(const lora_device *device) {
     PyObject *name = lora_py_text(device->name), *description = lora_py_text(device->description), *reason = lora_py_text(device->reason);
-    PyObject *entry = name && description && reason ? Py_BuildValue("{s:O,s:O,s:O}", "name", name, "description", description, "reason", reason) : NULL;
+    PyObject *entry =
+        name && description && reason ? Py_BuildValue("{s:O,s:O,s:O}", "name", name, "description", description, "reason", reason) : NULL;
     Py_XDECREF(name);
     Py_XDECREF(description);
     Py_XDECREF(reason);
@@ -176,9 +181,9 @@ static PyObject *devices(PyObject *module, PyObject *unused) {
 }
 
 PyDoc_STRVAR(transfers_doc,
-"transfers($module, device='cpu', /)\n--\n\n"
-"Return how often and how much was moved to and from a device, and how often its end was waited for.\n\n"
-"Returns\n-------\ndict\n    uploads, downloads, syncs, uploaded_bytes, downloaded_bytes, since the device is in use.");
+             "transfers($module, device='cpu', /)\n--\n\n"
+             "Return how often and how much was moved to and from a device, and how often its end was waited for.\n\n"
+             "Returns\n-------\ndict\n    uploads, downloads, syncs, uploaded_bytes, downloaded_bytes, since the device is in use.");
 
 static PyObject *transfers(PyObject *module, PyObject *args) {
     const char *name = "cpu";

@@ -49,8 +49,10 @@ int lora_py_refuse(PyObject *kind, const char *expected, PyObject *given) {
     PyErr_Clear();
     Py_ssize_t length = text ? PyUnicode_GET_LENGTH(text) : 0;
     Py_ssize_t line = text ? PyUnicode_FindChar(text, '\n', 0, length, 1) : -1;
-    if (text && line < 0 && length <= LONGEST) PyErr_Format(kind, "%s, got %U", expected, text);
-    else PyErr_Format(kind, "%s, got a value of the type %s", expected, Py_TYPE(given)->tp_name);
+    if (text && line < 0 && length <= LONGEST)
+        PyErr_Format(kind, "%s, got %U", expected, text);
+    else
+        PyErr_Format(kind, "%s, got a value of the type %s", expected, Py_TYPE(given)->tp_name);
     Py_XDECREF(text);
     return -1;
 }
@@ -85,16 +87,14 @@ int lora_py_enter(lora_py_object *self) {
     }
     if (atomic_compare_exchange_strong(&self->busy, &inside, me)) return 0;
     if (inside != me && atomic_compare_exchange_strong(&self->busy, &inside, me)) return 1;
-    PyErr_Format(PyExc_RuntimeError, "%s: in use by another thread; give each thread its own or take a lock",
-                 Py_TYPE(self)->tp_name);
+    PyErr_Format(PyExc_RuntimeError, "%s: in use by another thread; give each thread its own or take a lock", Py_TYPE(self)->tp_name);
     return -1;
 }
 
 void *lora_py_alloc(lora_ctx *ctx, lora_mem_tag tag, size_t bytes, const char *name) {
     void *p;
     Py_BEGIN_ALLOW_THREADS /* clearing gigabytes takes time */
-    p = lora_ctx_alloc(ctx, tag, bytes);
-    Py_END_ALLOW_THREADS
-    if (!p) PyErr_Format(PyExc_MemoryError, "%s: expected %zu bytes of memory, got none", name, bytes);
+        p = lora_ctx_alloc(ctx, tag, bytes);
+    Py_END_ALLOW_THREADS if (!p) PyErr_Format(PyExc_MemoryError, "%s: expected %zu bytes of memory, got none", name, bytes);
     return p;
 }

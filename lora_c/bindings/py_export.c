@@ -3,8 +3,7 @@
 #include "lora_c/bindings/py_array.h"
 
 typedef struct export {
-    PyObject_HEAD
-    Py_buffer view;
+    PyObject_HEAD Py_buffer view;
     lora_py_pinned pin;
 } export;
 

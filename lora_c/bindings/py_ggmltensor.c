@@ -31,16 +31,15 @@ static int type_of_name(const char *name, lora_ggml_type *out) {
             *out = (lora_ggml_type)i;
             return 0;
         }
-    PyErr_Format(PyExc_ValueError,
-                 "type: expected one of F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, got '%s'", name);
+    PyErr_Format(PyExc_ValueError, "type: expected one of F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, got '%s'", name);
     return -1;
 }
 
 /* Bytes of a matrix; -1 with an exception when the shape is none of the type's. Nothing is allocated before this check. */
 static int64_t bytes_of(lora_ggml_type type, int64_t rows, int64_t cols) {
     int64_t values = lora_ggml_block_values(type), blocks, bytes;
-    if (rows < 1 || cols < 1 || __builtin_mul_overflow(rows, cols / values, &blocks)
-        || __builtin_mul_overflow(blocks, lora_ggml_block_bytes(type), &bytes)) {
+    if (rows < 1 || cols < 1 || __builtin_mul_overflow(rows, cols / values, &blocks) ||
+        __builtin_mul_overflow(blocks, lora_ggml_block_bytes(type), &bytes)) {
         PyErr_Format(PyExc_ValueError, "shape: expected two sizes >= 1, got (%lld, %lld)", (long long)rows, (long long)cols);
         return -1;
     }
@@ -50,16 +49,17 @@ static int64_t bytes_of(lora_ggml_type type, int64_t rows, int64_t cols) {
     return -1;
 }
 
-PyDoc_STRVAR(from_blocks_doc,
-"from_blocks($type, blocks, shape, type)\n--\n\n"
-"Take a matrix as a GGUF file has it, without a copy. The memory is kept alive and must not change.\n\n"
-"Shapes\n------\nblocks (n_bytes,) uint8: rows of whole blocks, one behind the other.\n\n"
-"Parameters\n----------\n"
-"shape : tuple of two int\n    (out_features, in_features); in_features is a multiple of the block's weights.\n"
-"type : str\n    F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K.\n\n"
-"Returns\n-------\nGGMLTensor\n\n"
-"Raises\n------\nValueError\n    The size does not fit the shape, the type is another, or a block's scale is NaN or infinite.\n"
-"TypeError\n    blocks is no uint8 array.");
+PyDoc_STRVAR(
+    from_blocks_doc,
+    "from_blocks($type, blocks, shape, type)\n--\n\n"
+    "Take a matrix as a GGUF file has it, without a copy. The memory is kept alive and must not change.\n\n"
+    "Shapes\n------\nblocks (n_bytes,) uint8: rows of whole blocks, one behind the other.\n\n"
+    "Parameters\n----------\n"
+    "shape : tuple of two int\n    (out_features, in_features); in_features is a multiple of the block's weights.\n"
+    "type : str\n    F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K.\n\n"
+    "Returns\n-------\nGGMLTensor\n\n"
+    "Raises\n------\nValueError\n    The size does not fit the shape, the type is another, or a block's scale is NaN or infinite.\n"
+    "TypeError\n    blocks is no uint8 array.");
 
 static PyObject *ggml_from_blocks(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"blocks", "shape", "type", NULL};
@@ -67,7 +67,9 @@ static PyObject *ggml_from_blocks(PyObject *cls, PyObject *args, PyObject *kwarg
     int64_t rows, cols;
     const char *name;
     lora_ggml_type type;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)s:from_blocks", names, &blocks, lora_py_whole, &rows, lora_py_whole, &cols, &name)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)s:from_blocks", names, &blocks, lora_py_whole, &rows, lora_py_whole, &cols,
+                                     &name))
+        return NULL;
     if (type_of_name(name, &type) < 0) return NULL;
     int64_t bytes = bytes_of(type, rows, cols);
     lora_py_array a;
@@ -94,18 +96,17 @@ static PyObject *ggml_from_blocks(PyObject *cls, PyObject *args, PyObject *kwarg
     return lora_py_publish(self);
 }
 
-PyDoc_STRVAR(quantize_doc,
-"quantize($type, w, /, *, type=\'Q8_0\')\n--\n\n"
-"Quantize a matrix to blocks of 32 8-bit codes.\n\n"
-"Shapes\n------\nw (out_features, in_features), C-contiguous; in_features is a multiple of 32.\n\n"
-"Parameters\n----------\n"
-"w : array\n    float32, float16 or bfloat16 (ml_dtypes).\n"
-"type : str\n    Q8_0; the other formats are read only.\n\n"
-"Returns\n-------\nGGMLTensor\n\n"
-"Raises\n------\n"
-"ValueError\n    Not such a matrix, or a value is NaN, infinite or too large (its row is named).\n"
-"TypeError\n    Another element type.\n\n"
-"Notes\n-----\nByte-equal to the gguf package; the same bytes for any number of threads.");
+PyDoc_STRVAR(quantize_doc, "quantize($type, w, /, *, type=\'Q8_0\')\n--\n\n"
+                           "Quantize a matrix to blocks of 32 8-bit codes.\n\n"
+                           "Shapes\n------\nw (out_features, in_features), C-contiguous; in_features is a multiple of 32.\n\n"
+                           "Parameters\n----------\n"
+                           "w : array\n    float32, float16 or bfloat16 (ml_dtypes).\n"
+                           "type : str\n    Q8_0; the other formats are read only.\n\n"
+                           "Returns\n-------\nGGMLTensor\n\n"
+                           "Raises\n------\n"
+                           "ValueError\n    Not such a matrix, or a value is NaN, infinite or too large (its row is named).\n"
+                           "TypeError\n    Another element type.\n\n"
+                           "Notes\n-----\nByte-equal to the gguf package; the same bytes for any number of threads.");
 
 static PyObject *ggml_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "type", NULL};
@@ -128,8 +129,7 @@ static PyObject *ggml_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) 
         lora_dtype dtype = w.kind == LORA_PY_F32 ? LORA_F32 : w.kind == LORA_PY_F16 ? LORA_F16 : LORA_BF16;
         lora_status status;
         lora_error err = {0};
-        LORA_PY_CALL(self->base.ctx, status,
-                     lora_ggml_quantize_q8_0(self->base.ctx, w.data, dtype, w.shape[0], w.cols, self->owned, &err));
+        LORA_PY_CALL(self->base.ctx, status, lora_ggml_quantize_q8_0(self->base.ctx, w.data, dtype, w.shape[0], w.cols, self->owned, &err));
         if (status != LORA_OK) {
             Py_CLEAR(self);
             lora_py_raise(lora_py_state_of((PyTypeObject *)cls), &err);
@@ -139,9 +139,8 @@ static PyObject *ggml_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) 
     return lora_py_publish(self);
 }
 
-PyDoc_STRVAR(dequantize_doc,
-"dequantize($self, /, *, dtype=\'float32\', out=None)\n--\n\n"
-"Decode the matrix in float32, then round each element once to dtype.\n\n" LORA_PY_DEQUANTIZE_DOC);
+PyDoc_STRVAR(dequantize_doc, "dequantize($self, /, *, dtype=\'float32\', out=None)\n--\n\n"
+                             "Decode the matrix in float32, then round each element once to dtype.\n\n" LORA_PY_DEQUANTIZE_DOC);
 
 static lora_status decode(lora_ctx *ctx, const void *matrix, void *out, lora_dtype dtype, lora_error *err) {
     const lora_ggml *w = matrix;
@@ -208,14 +207,13 @@ static PyMethodDef ggml_methods[] = {
     {0},
 };
 
-PyDoc_STRVAR(ggml_doc,
-"A matrix in a block format of GGUF files, immutable. Made by from_blocks() or quantize().\n\n"
-"The buffer protocol gives the blocks, read-only. Safe to share between threads.");
+PyDoc_STRVAR(ggml_doc, "A matrix in a block format of GGUF files, immutable. Made by from_blocks() or quantize().\n\n"
+                       "The buffer protocol gives the blocks, read-only. Safe to share between threads.");
 
 static PyType_Slot ggml_slots[] = {
-    {Py_tp_new, ggml_new},         {Py_tp_dealloc, ggml_dealloc},       {Py_tp_traverse, ggml_traverse},
-    {Py_tp_repr, ggml_repr},       {Py_tp_methods, ggml_methods},       {Py_tp_getset, ggml_getset},
-    {Py_tp_doc, (void *)ggml_doc}, {Py_bf_getbuffer, ggml_getbuffer},   {0, NULL},
+    {Py_tp_new, ggml_new},         {Py_tp_dealloc, ggml_dealloc},     {Py_tp_traverse, ggml_traverse},
+    {Py_tp_repr, ggml_repr},       {Py_tp_methods, ggml_methods},     {Py_tp_getset, ggml_getset},
+    {Py_tp_doc, (void *)ggml_doc}, {Py_bf_getbuffer, ggml_getbuffer}, {0, NULL},
 };
 
 PyType_Spec lora_py_ggmltensor_spec = {

@@ -23,9 +23,9 @@ static PyObject *text_of(PyObject *value) {
 static PyObject *row_of(PyObject *o, const char *attribute) {
     PyObject *value = PyObject_GetAttrString(o, attribute);
     PyObject *text = value ? text_of(value) : NULL;
-    PyObject *row = text ? PyUnicode_FromFormat("<tr><th style=\"text-align:left\">%s</th><td style=\"text-align:left\">%U</td></tr>",
-                                                attribute, text)
-                         : NULL;
+    PyObject *row =
+        text ? PyUnicode_FromFormat("<tr><th style=\"text-align:left\">%s</th><td style=\"text-align:left\">%U</td></tr>", attribute, text)
+             : NULL;
     Py_XDECREF(value);
     Py_XDECREF(text);
     return row;

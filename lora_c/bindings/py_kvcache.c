@@ -51,15 +51,17 @@ static PyObject *kvcache_length(PyObject *o, PyObject *args) {
     return PyLong_FromLongLong(lora_kv_cache_length(self->cache, sequence));
 }
 
-PyDoc_STRVAR(truncate_doc,
-"truncate($self, sequence, length, /)\n--\n\n"
-"Cut a sequence to its first tokens; 0 forgets all.\n\n"
-"Raises\n------\nValueError\n    length is larger than the present one.\nRuntimeError\n    Another thread is using this cache.");
+PyDoc_STRVAR(
+    truncate_doc,
+    "truncate($self, sequence, length, /)\n--\n\n"
+    "Cut a sequence to its first tokens; 0 forgets all.\n\n"
+    "Raises\n------\nValueError\n    length is larger than the present one.\nRuntimeError\n    Another thread is using this cache.");
 
 static PyObject *kvcache_truncate(PyObject *o, PyObject *args) {
     int64_t sequence, length;
     kvcache *self = (kvcache *)o;
-    if (!PyArg_ParseTuple(args, "O&O&:truncate", lora_py_whole, &sequence, lora_py_whole, &length) || check_sequence(self, sequence) < 0) return NULL;
+    if (!PyArg_ParseTuple(args, "O&O&:truncate", lora_py_whole, &sequence, lora_py_whole, &length) || check_sequence(self, sequence) < 0)
+        return NULL;
     if (lora_py_enter(&self->base) < 0) return NULL;
     lora_error err = {0};
     lora_status status = lora_kv_cache_truncate(self->cache, sequence, length, &err);
@@ -100,9 +102,8 @@ static PyMethodDef kvcache_methods[] = {
 PyDoc_STRVAR(kvcache_doc, "Keys and values of past tokens. Made by Decoder.new_cache(); one thread at a time.");
 
 static PyType_Slot kvcache_slots[] = {
-    {Py_tp_new, kvcache_refuse},       {Py_tp_dealloc, kvcache_dealloc}, {Py_tp_traverse, kvcache_traverse},
-    {Py_tp_repr, kvcache_repr},        {Py_tp_methods, kvcache_methods}, {Py_tp_getset, kvcache_getset},
-    {Py_tp_doc, (void *)kvcache_doc},  {0, NULL},
+    {Py_tp_new, kvcache_refuse},      {Py_tp_dealloc, kvcache_dealloc}, {Py_tp_traverse, kvcache_traverse}, {Py_tp_repr, kvcache_repr},
+    {Py_tp_methods, kvcache_methods}, {Py_tp_getset, kvcache_getset},   {Py_tp_doc, (void *)kvcache_doc},   {0, NULL},
 };
 
 PyType_Spec lora_py_kvcache_spec = {

@@ -6,7 +6,7 @@
 
 typedef struct loralinear {
     lora_py_object base;
-    PyObject *given;      /* the base as it was passed */
+    PyObject *given; /* the base as it was passed */
     lora_py_weight weight;
     PyObject *bias_keep;
     const float *bias;
@@ -16,8 +16,8 @@ typedef struct loralinear {
     int64_t rank;
     double lora_alpha, scaling, dropout;
     uint64_t seed;
-    const char *apart;                    /* what does not lie in one block with A; NULL: all does */
-    Py_ssize_t flat_size, flat_stride;    /* of the buffer: A, B, ... behind each other, and bytes of an element */
+    const char *apart;                 /* what does not lie in one block with A; NULL: all does */
+    Py_ssize_t flat_size, flat_stride; /* of the buffer: A, B, ... behind each other, and bytes of an element */
 } loralinear;
 
 static int linear_traverse(PyObject *o, visitproc visit, void *arg) {
@@ -138,15 +138,17 @@ static int check_numbers(const loralinear *self) {
 }
 
 static PyObject *make_linear(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"base", "r", "lora_alpha", "lora_dropout", "bias", "A", "B", "seed", "use_rslora", "use_dora", "magnitude", NULL};
+    static char *names[] = {"base", "r",    "lora_alpha", "lora_dropout", "bias",      "A",
+                            "B",    "seed", "use_rslora", "use_dora",     "magnitude", NULL};
     PyObject *given, *bias = Py_None, *A = Py_None, *B = Py_None, *magnitude = Py_None;
     int64_t rank = 8;
     double dropout = 0.0;
     uint64_t seed = 0;
     int rslora = 0, dora = 0;
     double alpha = 8;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&$ddOOOO&ppO:LoRALinear", names, &given, lora_py_whole, &rank, &alpha, &dropout, &bias, &A,
-                                     &B, seed_converter, &seed, &rslora, &dora, &magnitude)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&$ddOOOO&ppO:LoRALinear", names, &given, lora_py_whole, &rank, &alpha, &dropout,
+                                     &bias, &A, &B, seed_converter, &seed, &rslora, &dora, &magnitude))
+        return NULL;
     lora_py_state *state = lora_py_state_of(type);
     loralinear *self = lora_py_new(type);
     if (!self) return NULL;
@@ -226,8 +228,11 @@ typedef struct linear_memory {
 enum { MEMORIES = 5 };
 
 static void list_memory(const loralinear *self, linear_memory all[MEMORIES]) {
-    const linear_memory list[MEMORIES] = {{"base", self->weight.keep}, {"bias", self->bias_keep}, {"A", (PyObject *)self->A},
-                                          {"B", (PyObject *)self->B}, {"magnitude", (PyObject *)self->magnitude}};
+    const linear_memory list[MEMORIES] = {{"base", self->weight.keep},
+                                          {"bias", self->bias_keep},
+                                          {"A", (PyObject *)self->A},
+                                          {"B", (PyObject *)self->B},
+                                          {"magnitude", (PyObject *)self->magnitude}};
     memcpy(all, list, sizeof list);
 }
 
@@ -256,19 +261,19 @@ static PyObject *finish(loralinear *self, PyObject *result, lora_status status, 
 }
 
 PyDoc_STRVAR(forward_doc,
-"forward($self, x, /, *, out=None, training=False, step=None)\n--\n\n"
-"Compute y = x W^T + bias + s (drop(x) A^T) B^T.\n\n"
-"Shapes\n------\nx (..., in_features); result (..., out_features).\n\n"
-"Parameters\n----------\n"
-"x : array\n    float32; rows may lie apart, elements of a row may not.\n"
-"out : array, optional\n    float32, writable, apart from x and the weights.\n"
-"training : bool\n    Apply lora_dropout.\n"
-"step : int, optional\n    Chooses the dropout mask; give backward() the same. Needed where training with lora_dropout.\n\n"
-"Returns\n-------\nndarray\n    out, or a new array.\n\n"
-"Raises\n------\nValueError\n    A shape or stride does not fit, or out overlaps an input.\n"
-"TypeError\n    Another element type.\nRuntimeError\n    Another thread is using this layer.\n\n"
-"Notes\n-----\nError bound c (K + R) 2^-24 |x||W|; the same bits for any number of threads.\n\n"
-"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; QLoRA, arXiv:2305.14314, eq. 5.");
+             "forward($self, x, /, *, out=None, training=False, step=None)\n--\n\n"
+             "Compute y = x W^T + bias + s (drop(x) A^T) B^T.\n\n"
+             "Shapes\n------\nx (..., in_features); result (..., out_features).\n\n"
+             "Parameters\n----------\n"
+             "x : array\n    float32; rows may lie apart, elements of a row may not.\n"
+             "out : array, optional\n    float32, writable, apart from x and the weights.\n"
+             "training : bool\n    Apply lora_dropout.\n"
+             "step : int, optional\n    Chooses the dropout mask; give backward() the same. Needed where training with lora_dropout.\n\n"
+             "Returns\n-------\nndarray\n    out, or a new array.\n\n"
+             "Raises\n------\nValueError\n    A shape or stride does not fit, or out overlaps an input.\n"
+             "TypeError\n    Another element type.\nRuntimeError\n    Another thread is using this layer.\n\n"
+             "Notes\n-----\nError bound c (K + R) 2^-24 |x||W|; the same bits for any number of threads.\n\n"
+             "Source\n------\nLoRA, arXiv:2106.09685, eq. 3; QLoRA, arXiv:2305.14314, eq. 5.");
 
 static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "out", "training", "step", NULL};
@@ -277,26 +282,30 @@ static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
     uint64_t step;
     loralinear *self = (loralinear *)o;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OpO:forward", names, &x_given, &out, &training, &step_given) ||
-        read_step(self, step_given, training, &step) < 0) return NULL;
+        read_step(self, step_given, training, &step) < 0)
+        return NULL;
     lora_weight w = self->weight.w;
     lora_py_array x, held = {0};
     if (lora_py_get(x_given, "x", LORA_PY_F32, LORA_PY_ROWS, &x) < 0) return NULL;
     float *y;
     int64_t ldy;
     PyObject *result = lora_py_expect_last(&x, w.cols, NULL) < 0 ? NULL : output(out, &x, w.rows, &held, &y, &ldy);
-    if (result && (lora_py_apart(&held, &x) < 0 || apart_from_weights(self, &held) < 0 || lora_py_enter(&self->base) < 0))
-        Py_CLEAR(result);
+    if (result && (lora_py_apart(&held, &x) < 0 || apart_from_weights(self, &held) < 0 || lora_py_enter(&self->base) < 0)) Py_CLEAR(result);
     if (result && refresh_norm(self) < 0) {
         lora_py_leave(&self->base);
         Py_CLEAR(result);
     }
     if (result) {
         lora_adapter adapter = adapter_of(self);
-        lora_linear_layer layer = {.w = &w, .bias = self->bias, .adapter = &adapter, .pass = pass_of(self, training, step),
+        lora_linear_layer layer = {.w = &w,
+                                   .bias = self->bias,
+                                   .adapter = &adapter,
+                                   .pass = pass_of(self, training, step),
                                    .y = lora_mat_f32(y, x.rows, w.rows, ldy)};
         lora_status status;
         lora_error err = {0};
-        LORA_PY_CALL(self->base.ctx, status, lora_linear_forward(self->base.ctx, lora_mat_f32(x.data, x.rows, w.cols, x.ld), 1, &layer, &err));
+        LORA_PY_CALL(self->base.ctx, status,
+                     lora_linear_forward(self->base.ctx, lora_mat_f32(x.data, x.rows, w.cols, x.ld), 1, &layer, &err));
         lora_py_leave(&self->base);
         result = finish(self, result, status, &err);
     }
@@ -305,18 +314,17 @@ static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
     return result;
 }
 
-PyDoc_STRVAR(backward_doc,
-"backward($self, dy, x, /, *, out=None, training=False, step=None)\n--\n\n"
-"Compute dx = dy W + s drop\'((dy B) A) and add to A.grad and B.grad.\n\n"
-"Shapes\n------\ndy (..., out_features); x (..., in_features) as given to forward(); result like x.\n\n"
-"Parameters\n----------\n"
-"dy, x : array\n    float32; rows may lie apart.\n"
-"out : array, optional\n    float32, writable, apart from dy, x and the weights.\n"
-"training, step\n    As given to forward().\n\n"
-"Returns\n-------\nndarray\n    dx: out, or a new array. Overwritten, while the gradients are added to.\n\n"
-"Raises\n------\nValueError, TypeError, RuntimeError\n    As forward().\n\n"
-"Notes\n-----\nx A^T is computed again, so that the layer keeps no activation.\n\n"
-"Source\n------\nLoRA, arXiv:2106.09685, eq. 3.");
+PyDoc_STRVAR(backward_doc, "backward($self, dy, x, /, *, out=None, training=False, step=None)\n--\n\n"
+                           "Compute dx = dy W + s drop\'((dy B) A) and add to A.grad and B.grad.\n\n"
+                           "Shapes\n------\ndy (..., out_features); x (..., in_features) as given to forward(); result like x.\n\n"
+                           "Parameters\n----------\n"
+                           "dy, x : array\n    float32; rows may lie apart.\n"
+                           "out : array, optional\n    float32, writable, apart from dy, x and the weights.\n"
+                           "training, step\n    As given to forward().\n\n"
+                           "Returns\n-------\nndarray\n    dx: out, or a new array. Overwritten, while the gradients are added to.\n\n"
+                           "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward().\n\n"
+                           "Notes\n-----\nx A^T is computed again, so that the layer keeps no activation.\n\n"
+                           "Source\n------\nLoRA, arXiv:2106.09685, eq. 3.");
 
 static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "out", "training", "step", NULL};
@@ -325,7 +333,8 @@ static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) 
     uint64_t step;
     loralinear *self = (loralinear *)o;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OpO:backward", names, &dy_given, &x_given, &out, &training, &step_given) ||
-        read_step(self, step_given, training, &step) < 0) return NULL;
+        read_step(self, step_given, training, &step) < 0)
+        return NULL;
     lora_weight w = self->weight.w;
     lora_py_array dy = {0}, x = {0}, held = {0};
     PyObject *result = NULL;
@@ -336,8 +345,8 @@ static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) 
     if (lora_py_expect_last(&x, w.cols, NULL) < 0 || lora_py_expect_last(&dy, w.rows, &x) < 0) goto done;
     result = output(out, &x, w.cols, &held, &dx, &lddx);
     if (!result) goto done;
-    if (lora_py_apart(&held, &x) < 0 || lora_py_apart(&held, &dy) < 0 || apart_from_weights(self, &held) < 0
-        || apart_from_gradients(self, &x) < 0 || apart_from_gradients(self, &dy) < 0 || lora_py_enter(&self->base) < 0) {
+    if (lora_py_apart(&held, &x) < 0 || lora_py_apart(&held, &dy) < 0 || apart_from_weights(self, &held) < 0 ||
+        apart_from_gradients(self, &x) < 0 || apart_from_gradients(self, &dy) < 0 || lora_py_enter(&self->base) < 0) {
         Py_CLEAR(result);
         goto done;
     }
@@ -347,8 +356,12 @@ static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) 
         goto done;
     }
     lora_adapter adapter = adapter_of(self);
-    lora_linear_gradient gradient = {.dy = lora_mat_f32(dy.data, x.rows, w.rows, dy.ld), .w = &w, .adapter = &adapter,
-                                     .pass = pass_of(self, training, step), .dW = self->weight.grad, .dbias = self->dbias};
+    lora_linear_gradient gradient = {.dy = lora_mat_f32(dy.data, x.rows, w.rows, dy.ld),
+                                     .w = &w,
+                                     .adapter = &adapter,
+                                     .pass = pass_of(self, training, step),
+                                     .dW = self->weight.grad,
+                                     .dbias = self->dbias};
     lora_status status;
     lora_error err = {0};
     LORA_PY_CALL(self->base.ctx, status,
@@ -364,11 +377,11 @@ done:
 }
 
 PyDoc_STRVAR(merge_doc,
-"merge($self, /, *, sign=1.0)\n--\n\n"
-"Return W + sign s B A; with DoRA g (W + s B A).\n\n"
-"Parameters\n----------\nsign : float\n    1 to merge, -1 to take a merged adapter out (not with DoRA: keep the base).\n\n"
-"Returns\n-------\nndarray\n    float32, (out_features, in_features); each element is rounded once.\n\n"
-"Source\n------\nLoRA, arXiv:2106.09685, section 4.1.");
+             "merge($self, /, *, sign=1.0)\n--\n\n"
+             "Return W + sign s B A; with DoRA g (W + s B A).\n\n"
+             "Parameters\n----------\nsign : float\n    1 to merge, -1 to take a merged adapter out (not with DoRA: keep the base).\n\n"
+             "Returns\n-------\nndarray\n    float32, (out_features, in_features); each element is rounded once.\n\n"
+             "Source\n------\nLoRA, arXiv:2106.09685, section 4.1.");
 
 static PyObject *linear_merge(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"sign", NULL};
@@ -396,8 +409,8 @@ static PyObject *linear_merge(PyObject *o, PyObject *args, PyObject *kwargs) {
     return finish(self, result, status, &err);
 }
 
-PyDoc_STRVAR(parameters_doc,
-"parameters($self, /)\n--\n\nReturn the trained parameters: A, B, DoRA\'s magnitude, then a base and a bias that were given as Parameter.");
+PyDoc_STRVAR(parameters_doc, "parameters($self, /)\n--\n\nReturn the trained parameters: A, B, DoRA\'s magnitude, then a base and a bias "
+                             "that were given as Parameter.");
 
 static PyObject *linear_parameters(PyObject *o, PyObject *unused) {
     (void)unused;
@@ -406,9 +419,11 @@ static PyObject *linear_parameters(PyObject *o, PyObject *unused) {
     struct {
         PyObject *parameter;
         float *grad;
-    } all[] = {{(PyObject *)self->A, self->A->grad}, {(PyObject *)self->B, self->B->grad},
+    } all[] = {{(PyObject *)self->A, self->A->grad},
+               {(PyObject *)self->B, self->B->grad},
                {(PyObject *)self->magnitude, self->magnitude ? self->magnitude->grad : NULL},
-               {self->weight.keep, self->weight.grad}, {self->bias_keep, self->dbias}};
+               {self->weight.keep, self->weight.grad},
+               {self->bias_keep, self->dbias}};
     for (size_t i = 0; list && i < sizeof all / sizeof *all; i++)
         if (all[i].grad && PyList_Append(list, all[i].parameter) < 0) Py_CLEAR(list);
     return list;
@@ -420,8 +435,10 @@ static int linear_getbuffer(PyObject *o, Py_buffer *view, int flags) {
     loralinear *self = (loralinear *)o;
     if (self->apart) {
         view->obj = NULL;
-        PyErr_Format(PyExc_BufferError, "LoRALinear: expected A, B%s behind each other in one block of memory, got %s elsewhere; give arrays, "
-                     "which are copied, or Parameters of one Parameter.block()", self->magnitude ? " and the magnitude" : "", self->apart);
+        PyErr_Format(PyExc_BufferError,
+                     "LoRALinear: expected A, B%s behind each other in one block of memory, got %s elsewhere; give arrays, "
+                     "which are copied, or Parameters of one Parameter.block()",
+                     self->magnitude ? " and the magnitude" : "", self->apart);
         return -1;
     }
     *view = (Py_buffer){
@@ -462,8 +479,8 @@ static PyObject *linear_repr(PyObject *o) {
     static const char *const kinds[] = {"float32", "bfloat16", "NF4", "GGML"};
     PyObject *alpha = PyFloat_FromDouble(self->lora_alpha);
     PyObject *text = alpha ? PyUnicode_FromFormat("LoRALinear(in_features=%lld, out_features=%lld, r=%lld, lora_alpha=%R, base=%s)",
-                                                  (long long)self->weight.w.cols, (long long)self->weight.w.rows,
-                                                  (long long)self->rank, alpha, kinds[self->weight.w.kind])
+                                                  (long long)self->weight.w.cols, (long long)self->weight.w.rows, (long long)self->rank,
+                                                  alpha, kinds[self->weight.w.kind])
                            : NULL;
     Py_XDECREF(alpha);
     return text;
@@ -504,37 +521,45 @@ static PyMethodDef linear_methods[] = {
     {0},
 };
 
-PyDoc_STRVAR(linear_doc,
-"LoRALinear(base, r=8, *, lora_alpha=8.0, lora_dropout=0.0, bias=None, A=None, B=None, seed=0, use_rslora=False, "
-"use_dora=False, magnitude=None)\n--\n\n"
-"A linear layer with a LoRA adapter: y = W x + bias + s B A x.\n\n"
-"Shapes\n------\nbase (out_features, in_features); bias (out_features,); A (r, in_features); B (out_features, r).\n\n"
-"Parameters\n----------\n"
-"base : NF4Tensor, GGMLTensor, array or Parameter\n    Frozen as NF4Tensor, GGMLTensor or as a float32 or bfloat16 array, which is borrowed, not copied;\n"
-"    trained as Parameter.\n"
-"r : int\n    Rank.\n"
-"lora_alpha : float\n    s = lora_alpha / r.\n"
-"lora_dropout : float\n    Dropout on the input of A while training.\n"
-"bias : array or Parameter, optional\n    Added to every row.\n"
-"A, B : array or Parameter, optional\n    Start values (copied) or shared parameters. By default A is uniform in\n"
-"    +-1/sqrt(in_features), as PEFT draws it, and B is zero.\n"
-"seed : int\n    For A and for the dropout masks.\n"
-"use_rslora : bool\n    s = lora_alpha / sqrt(r).\n"
-"use_dora : bool\n    DoRA: y = g (W x + s B A x) + bias with g = magnitude / ||W + s B A|| by rows.\n"
-"magnitude : array or Parameter, optional\n    (out_features,), implies use_dora; by default the row lengths of W + s B A.\n\n"
-"Raises\n------\nValueError\n    A shape or a number does not fit.\nTypeError\n    Another element type.\n\n"
-"Notes\n-----\nOne thread at a time per layer; a second one gets RuntimeError.\n\n"
-"The buffer protocol gives the parameters as one flat float32 array, writable: A, B, the magnitude where there is one, and a\n"
-"bias that is a Parameter right behind them. A.data, B.data and magnitude.data are views of it. It stays valid after the layer\n"
-"is gone, and takes no lock: what another thread writes while the layer is in use counts from some moment on. BufferError\n"
-"where shared Parameters do not lie behind each other (see Parameter.block).\n\n"
-"Source\n------\nLoRA, arXiv:2106.09685, eq. 3; rsLoRA, arXiv:2312.03732; DoRA,\n"
-"arXiv:2402.09353, eq. 5.");
+PyDoc_STRVAR(
+    linear_doc,
+    "LoRALinear(base, r=8, *, lora_alpha=8.0, lora_dropout=0.0, bias=None, A=None, B=None, seed=0, use_rslora=False, "
+    "use_dora=False, magnitude=None)\n--\n\n"
+    "A linear layer with a LoRA adapter: y = W x + bias + s B A x.\n\n"
+    "Shapes\n------\nbase (out_features, in_features); bias (out_features,); A (r, in_features); B (out_features, r).\n\n"
+    "Parameters\n----------\n"
+    "base : NF4Tensor, GGMLTensor, array or Parameter\n    Frozen as NF4Tensor, GGMLTensor or as a float32 or bfloat16 array, which is "
+    "borrowed, not copied;\n"
+    "    trained as Parameter.\n"
+    "r : int\n    Rank.\n"
+    "lora_alpha : float\n    s = lora_alpha / r.\n"
+    "lora_dropout : float\n    Dropout on the input of A while training.\n"
+    "bias : array or Parameter, optional\n    Added to every row.\n"
+    "A, B : array or Parameter, optional\n    Start values (copied) or shared parameters. By default A is uniform in\n"
+    "    +-1/sqrt(in_features), as PEFT draws it, and B is zero.\n"
+    "seed : int\n    For A and for the dropout masks.\n"
+    "use_rslora : bool\n    s = lora_alpha / sqrt(r).\n"
+    "use_dora : bool\n    DoRA: y = g (W x + s B A x) + bias with g = magnitude / ||W + s B A|| by rows.\n"
+    "magnitude : array or Parameter, optional\n    (out_features,), implies use_dora; by default the row lengths of W + s B A.\n\n"
+    "Raises\n------\nValueError\n    A shape or a number does not fit.\nTypeError\n    Another element type.\n\n"
+    "Notes\n-----\nOne thread at a time per layer; a second one gets RuntimeError.\n\n"
+    "The buffer protocol gives the parameters as one flat float32 array, writable: A, B, the magnitude where there is one, and a\n"
+    "bias that is a Parameter right behind them. A.data, B.data and magnitude.data are views of it. It stays valid after the layer\n"
+    "is gone, and takes no lock: what another thread writes while the layer is in use counts from some moment on. BufferError\n"
+    "where shared Parameters do not lie behind each other (see Parameter.block).\n\n"
+    "Source\n------\nLoRA, arXiv:2106.09685, eq. 3; rsLoRA, arXiv:2312.03732; DoRA,\n"
+    "arXiv:2402.09353, eq. 5.");
 
 static PyType_Slot linear_slots[] = {
-    {Py_tp_new, linear_new},         {Py_tp_dealloc, linear_dealloc}, {Py_tp_traverse, linear_traverse},
-    {Py_tp_repr, linear_repr},       {Py_tp_methods, linear_methods}, {Py_tp_getset, linear_getset},
-    {Py_tp_doc, (void *)linear_doc}, {Py_tp_call, linear_forward_kept}, {Py_bf_getbuffer, linear_getbuffer},
+    {Py_tp_new, linear_new},
+    {Py_tp_dealloc, linear_dealloc},
+    {Py_tp_traverse, linear_traverse},
+    {Py_tp_repr, linear_repr},
+    {Py_tp_methods, linear_methods},
+    {Py_tp_getset, linear_getset},
+    {Py_tp_doc, (void *)linear_doc},
+    {Py_tp_call, linear_forward_kept},
+    {Py_bf_getbuffer, linear_getbuffer},
     {0, NULL},
 };
 

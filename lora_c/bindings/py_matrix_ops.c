@@ -19,13 +19,14 @@ static float *give_matrix(lora_py_call *c, int64_t rows, int64_t cols) {
 
 /* --- linear ------------------------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(linear_doc,
-"linear($module, x, w, /, bias=None)\n--\n\n"
-"y = x w^T + bias.\n\n"
-"Shapes\n------\nx (..., in_features) float32; w (out_features, in_features); bias (out_features,); result (..., out_features).\n\n"
-"Parameters\n----------\nw : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, without the adapter.");
+PyDoc_STRVAR(
+    linear_doc,
+    "linear($module, x, w, /, bias=None)\n--\n\n"
+    "y = x w^T + bias.\n\n"
+    "Shapes\n------\nx (..., in_features) float32; w (out_features, in_features); bias (out_features,); result (..., out_features).\n\n"
+    "Parameters\n----------\nw : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
+    "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+    "Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, without the adapter.");
 
 static PyObject *op_linear(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "bias", NULL};
@@ -36,22 +37,24 @@ static PyObject *op_linear(PyObject *module, PyObject *args, PyObject *kwargs) {
     if (!x || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     if (lora_py_expect_last(x, w->cols, NULL) < 0) return lora_py_abandon(&c);
-    if (bias_given != Py_None
-        && (!(bias = lora_py_take(&c, bias_given, "bias", 0)) || lora_py_expect(bias, 1, &w->rows) < 0)) return lora_py_abandon(&c);
+    if (bias_given != Py_None && (!(bias = lora_py_take(&c, bias_given, "bias", 0)) || lora_py_expect(bias, 1, &w->rows) < 0))
+        return lora_py_abandon(&c);
     float *y = give_last(&c, x, w->rows);
     if (!y) return lora_py_abandon(&c);
     lora_status status;
     lora_linear_layer layer = {.w = w, .bias = bias ? bias->data : NULL, .y = lora_mat_f32(y, x->rows, w->rows, w->rows)};
-    LORA_PY_CALL(c.state->ctx, status, lora_linear_forward(c.state->ctx, lora_mat_f32(x->data, x->rows, w->cols, x->ld), 1, &layer, &c.err));
+    LORA_PY_CALL(c.state->ctx, status,
+                 lora_linear_forward(c.state->ctx, lora_mat_f32(x->data, x->rows, w->cols, x->ld), 1, &layer, &c.err));
     return lora_py_end(&c, status);
 }
 
 PyDoc_STRVAR(linear_backward_doc,
-"linear_backward($module, dy, w, /, x=None)\n--\n\n"
-"The gradients of linear: dx = dy w and, when x is given, (dx, dw, dbias) with dw = dy^T x and dbias = sum of dy.\n\n"
-"Shapes\n------\ndy (..., out_features); w (out_features, in_features); x and dx (..., in_features); dw like w; dbias (out_features,).\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, differentiated.");
+             "linear_backward($module, dy, w, /, x=None)\n--\n\n"
+             "The gradients of linear: dx = dy w and, when x is given, (dx, dw, dbias) with dw = dy^T x and dbias = sum of dy.\n\n"
+             "Shapes\n------\ndy (..., out_features); w (out_features, in_features); x and dx (..., in_features); dw like w; dbias "
+             "(out_features,).\n\n"
+             "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+             "Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, differentiated.");
 
 static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "x", NULL};
@@ -62,27 +65,27 @@ static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *
     if (!dy || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     if (lora_py_expect_last(dy, w->rows, NULL) < 0) return lora_py_abandon(&c);
-    if (x_given != Py_None
-        && (!(x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS)) || lora_py_expect_last(x, w->cols, dy) < 0)) return lora_py_abandon(&c);
+    if (x_given != Py_None && (!(x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS)) || lora_py_expect_last(x, w->cols, dy) < 0))
+        return lora_py_abandon(&c);
     float *dx = give_last(&c, dy, w->cols), *dw = NULL, *dbias = NULL;
     if (!dx) return lora_py_abandon(&c);
     if (x && (!(dw = give_matrix(&c, w->rows, w->cols)) || !(dbias = lora_py_give(&c, 1, &w->rows, 1)))) return lora_py_abandon(&c);
     lora_status status;
     lora_linear_gradient gradient = {.dy = lora_mat_f32(dy->data, dy->rows, w->rows, dy->ld), .w = w, .dW = dw, .dbias = dbias};
     lora_mat input = x ? lora_mat_f32(x->data, x->rows, w->cols, x->ld) : lora_mat_none();
-    LORA_PY_CALL(c.state->ctx, status, lora_linear_backward(c.state->ctx, input, 1, &gradient,
-                                                            lora_mat_f32(dx, dy->rows, w->cols, w->cols), false, &c.err));
+    LORA_PY_CALL(c.state->ctx, status,
+                 lora_linear_backward(c.state->ctx, input, 1, &gradient, lora_mat_f32(dx, dy->rows, w->cols, w->cols), false, &c.err));
     return lora_py_end(&c, status);
 }
 
 /* --- embedding ---------------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(embedding_doc,
-"embedding($module, ids, w, /)\n--\n\n"
-"w[ids].\n\n"
-"Shapes\n------\nids (M,) integers; w (V, H); result (M, H) float32.\n\n"
-"Parameters\n----------\nw : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
-"Raises\n------\nValueError\n    An id is not in 0 ... V - 1 (its index is named), or a shape does not fit.");
+             "embedding($module, ids, w, /)\n--\n\n"
+             "w[ids].\n\n"
+             "Shapes\n------\nids (M,) integers; w (V, H); result (M, H) float32.\n\n"
+             "Parameters\n----------\nw : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
+             "Raises\n------\nValueError\n    An id is not in 0 ... V - 1 (its index is named), or a shape does not fit.");
 
 static PyObject *op_embedding(PyObject *module, PyObject *args) {
     PyObject *ids_given, *w_given;
@@ -98,11 +101,10 @@ static PyObject *op_embedding(PyObject *module, PyObject *args) {
     return lora_py_end(&c, status);
 }
 
-PyDoc_STRVAR(embedding_backward_doc,
-"embedding_backward($module, ids, dy, vocab_size, /)\n--\n\n"
-"The gradient of embedding: dw[v] is the sum of dy[m] over ids[m] == v.\n\n"
-"Shapes\n------\nids (M,) integers; dy (M, H) float32; result (vocab_size, H).\n\n"
-"Raises\n------\nValueError\n    An id is not in 0 ... vocab_size - 1, or a shape does not fit.");
+PyDoc_STRVAR(embedding_backward_doc, "embedding_backward($module, ids, dy, vocab_size, /)\n--\n\n"
+                                     "The gradient of embedding: dw[v] is the sum of dy[m] over ids[m] == v.\n\n"
+                                     "Shapes\n------\nids (M,) integers; dy (M, H) float32; result (vocab_size, H).\n\n"
+                                     "Raises\n------\nValueError\n    An id is not in 0 ... vocab_size - 1, or a shape does not fit.");
 
 static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
     PyObject *ids_given, *dy_given;
@@ -120,24 +122,26 @@ static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
     float *dw = give_matrix(&c, V, dy->cols);
     if (!dw) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_embedding_backward(c.state->ctx, c.ids.data, lora_py_mat(dy),
-                                                               lora_mat_f32(dw, V, dy->cols, dy->cols), &c.err));
+    LORA_PY_CALL(c.state->ctx, status,
+                 lora_embedding_backward(c.state->ctx, c.ids.data, lora_py_mat(dy), lora_mat_f32(dw, V, dy->cols, dy->cols), &c.err));
     return lora_py_end(&c, status);
 }
 
 /* --- loss --------------------------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(cross_entropy_doc,
-"cross_entropy($module, x, w, targets, loss_weight, /, *, gradients=False, grad_scale=1.0, logit_scale=1.0, logit_softcap=0.0)\n--\n\n"
-"The loss of a linear head without ever holding all logits.\n\n"
-"Shapes\n------\nx (M, H) float32; w (V, H); targets (M,) integers; loss_weight (M,) float32.\n\n"
-"Parameters\n----------\n"
-"w : NF4Tensor, GGMLTensor, Parameter or array\n    The head.\n"
-"gradients : bool\n    Compute them too.\n"
-"grad_scale : float\n    Multiplies the gradients.\n"
-"logit_scale, logit_softcap : float\n    Logits are c tanh(logit_scale x w^T / c) with c = logit_softcap; 0: without tanh.\n\n"
-"Returns\n-------\nfloat, or (float, dx, dw)\n    Sum of loss_weight * (logsumexp(x w^T) - logit of the target), in nats; dx like x, dw like w.\n\n"
-"Raises\n------\nValueError\n    A target is not in 0 ... V - 1 where loss_weight is not 0, or a shape does not fit.");
+PyDoc_STRVAR(
+    cross_entropy_doc,
+    "cross_entropy($module, x, w, targets, loss_weight, /, *, gradients=False, grad_scale=1.0, logit_scale=1.0, logit_softcap=0.0)\n--\n\n"
+    "The loss of a linear head without ever holding all logits.\n\n"
+    "Shapes\n------\nx (M, H) float32; w (V, H); targets (M,) integers; loss_weight (M,) float32.\n\n"
+    "Parameters\n----------\n"
+    "w : NF4Tensor, GGMLTensor, Parameter or array\n    The head.\n"
+    "gradients : bool\n    Compute them too.\n"
+    "grad_scale : float\n    Multiplies the gradients.\n"
+    "logit_scale, logit_softcap : float\n    Logits are c tanh(logit_scale x w^T / c) with c = logit_softcap; 0: without tanh.\n\n"
+    "Returns\n-------\nfloat, or (float, dx, dw)\n    Sum of loss_weight * (logsumexp(x w^T) - logit of the target), in nats; dx like x, "
+    "dw like w.\n\n"
+    "Raises\n------\nValueError\n    A target is not in 0 ... V - 1 where loss_weight is not 0, or a shape does not fit.");
 
 static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "", "gradients", "grad_scale", "logit_scale", "logit_softcap", NULL};
@@ -146,21 +150,26 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     double grad_scale = 1.0, loss_sum = 0.0;
     lora_logit_map map = {.scale = 1.0f, .softcap = 0.0f};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$pdff:cross_entropy", names, &x_given, &w_given, &targets_given, &weight_given,
-                                     &gradients, &grad_scale, &map.scale, &map.softcap)) return NULL;
+                                     &gradients, &grad_scale, &map.scale, &map.softcap))
+        return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     lora_py_array *x = lora_py_take(&c, x_given, "x", 0);
     if (!x || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     const int64_t x_shape[] = {-1, w->cols};
-    if (lora_py_expect(x, 2, x_shape) < 0 || lora_py_get_ids(targets_given, "targets", &c.ids) < 0
-        || lora_py_expect(&c.ids.array, 1, &x->rows) < 0) return lora_py_abandon(&c);
+    if (lora_py_expect(x, 2, x_shape) < 0 || lora_py_get_ids(targets_given, "targets", &c.ids) < 0 ||
+        lora_py_expect(&c.ids.array, 1, &x->rows) < 0)
+        return lora_py_abandon(&c);
     lora_py_array *weight = lora_py_take(&c, weight_given, "loss_weight", 0);
-    if (!weight || lora_py_expect(weight, 1, &x->rows) < 0 || lora_py_detach(weight) < 0) return lora_py_abandon(&c); /* says which targets are read */
+    if (!weight || lora_py_expect(weight, 1, &x->rows) < 0 || lora_py_detach(weight) < 0)
+        return lora_py_abandon(&c); /* says which targets are read */
     float *dx = NULL, *dw = NULL;
     if (gradients && (!(dx = lora_py_give_like(&c, x)) || !(dw = give_matrix(&c, w->rows, w->cols)))) return lora_py_abandon(&c);
-    lora_loss loss = {.targets = c.ids.data, .loss_weight = weight->data, .grad_scale = (float)grad_scale, .loss_sum = &loss_sum, .map = map};
+    lora_loss loss = {
+        .targets = c.ids.data, .loss_weight = weight->data, .grad_scale = (float)grad_scale, .loss_sum = &loss_sum, .map = map};
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_linear_cross_entropy(c.state->ctx, lora_py_mat(x), w, &loss, lora_py_mat_like(dx, x), dw, &c.err));
+    LORA_PY_CALL(c.state->ctx, status,
+                 lora_linear_cross_entropy(c.state->ctx, lora_py_mat(x), w, &loss, lora_py_mat_like(dx, x), dw, &c.err));
     PyObject *result = lora_py_end(&c, status);
     if (!result || !gradients) {
         Py_XDECREF(result);
@@ -205,9 +214,18 @@ static int attention_inputs(lora_py_call *c, PyObject *const given[4], double sc
         return -1;
     }
     *a = (attention_args){
-        .shape = {.n_heads = q->shape[1], .n_kv_heads = k->shape[1], .head_dim = q->shape[2],
-                  .scale = (float)(isnan(scale) ? 1.0 / sqrt((double)q->shape[2]) : scale), .sliding_window = window, .softcap = softcap},
-        .M = q->shape[0], .n_segments = n - 1, .cu = cu, .q = q->data, .k = k->data, .v = v->data,
+        .shape = {.n_heads = q->shape[1],
+                  .n_kv_heads = k->shape[1],
+                  .head_dim = q->shape[2],
+                  .scale = (float)(isnan(scale) ? 1.0 / sqrt((double)q->shape[2]) : scale),
+                  .sliding_window = window,
+                  .softcap = softcap},
+        .M = q->shape[0],
+        .n_segments = n - 1,
+        .cu = cu,
+        .q = q->data,
+        .k = k->data,
+        .v = v->data,
     };
     return 0;
 }
@@ -223,10 +241,15 @@ static lora_status run_attention(lora_ctx *ctx, attention_args *a, lora_error *e
     lora_mat q = lora_mat_f32(a->q, M, width, width), o = lora_mat_f32(a->o, M, width, width);
     LORA_TRY(lora_attention_forward(ctx, &a->shape, &segments, q, &kv, o, a->lse, err));
     if (!a->dout) return LORA_OK;
-    lora_attention_gradient gradient = {
-        .q = q, .k = lora_mat_f32(a->k, M, kv_width, kv_width), .v = lora_mat_f32(a->v, M, kv_width, kv_width),
-        .o = o, .dout = lora_mat_f32(a->dout, M, width, width), .lse = a->lse, .dq = lora_mat_f32(a->dq, M, width, width),
-        .dk = lora_mat_f32(a->dk, M, kv_width, kv_width), .dv = lora_mat_f32(a->dv, M, kv_width, kv_width)};
+    lora_attention_gradient gradient = {.q = q,
+                                        .k = lora_mat_f32(a->k, M, kv_width, kv_width),
+                                        .v = lora_mat_f32(a->v, M, kv_width, kv_width),
+                                        .o = o,
+                                        .dout = lora_mat_f32(a->dout, M, width, width),
+                                        .lse = a->lse,
+                                        .dq = lora_mat_f32(a->dq, M, width, width),
+                                        .dk = lora_mat_f32(a->dk, M, kv_width, kv_width),
+                                        .dv = lora_mat_f32(a->dv, M, kv_width, kv_width)};
     return lora_attention_backward(ctx, &a->shape, &segments, &gradient, err);
 }
 
@@ -237,18 +260,18 @@ static int attention_tables(lora_ctx *ctx, attention_args *a) {
     return a->start ? 0 : -1;
 }
 
-PyDoc_STRVAR(attention_doc,
-"attention($module, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0, softcap=0.0)\n--\n\n"
-"Causal grouped-query attention over packed segments.\n\n"
-"Shapes\n------\nq (M, heads, D); k, v (M, kv_heads, D) with heads a multiple of kv_heads; cu_seqlens (segments + 1,): 0 and the ends of the\n"
-"segments; result like q. float32.\n\n"
-"Parameters\n----------\n"
-"scale : float, optional\n    By default 1 / sqrt(D).\n"
-"sliding_window : int\n    A query sees this many keys, itself included; 0: all before it.\n"
-"softcap : float\n    Scores are softcap tanh(score / softcap); 0: without tanh.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape, a segment or an element type does not fit.\n\n"
-"Notes\n-----\nTiled: no M x M matrix exists.\n\n"
-"Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 1.");
+PyDoc_STRVAR(attention_doc, "attention($module, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0, softcap=0.0)\n--\n\n"
+                            "Causal grouped-query attention over packed segments.\n\n"
+                            "Shapes\n------\nq (M, heads, D); k, v (M, kv_heads, D) with heads a multiple of kv_heads; cu_seqlens "
+                            "(segments + 1,): 0 and the ends of the\n"
+                            "segments; result like q. float32.\n\n"
+                            "Parameters\n----------\n"
+                            "scale : float, optional\n    By default 1 / sqrt(D).\n"
+                            "sliding_window : int\n    A query sees this many keys, itself included; 0: all before it.\n"
+                            "softcap : float\n    Scores are softcap tanh(score / softcap); 0: without tanh.\n\n"
+                            "Raises\n------\nValueError, TypeError\n    A shape, a segment or an element type does not fit.\n\n"
+                            "Notes\n-----\nTiled: no M x M matrix exists.\n\n"
+                            "Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 1.");
 
 static int scale_converter(PyObject *o, void *out) {
     double scale = o == Py_None ? NAN : PyFloat_AsDouble(o);
@@ -268,11 +291,12 @@ static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs
     float softcap = 0.0f;
     int64_t window = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&O&f:attention", names, &given[0], &given[1], &given[2], &given[3],
-                                     scale_converter, &scale, lora_py_whole, &window, &softcap)) return NULL;
+                                     scale_converter, &scale, lora_py_whole, &window, &softcap))
+        return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     attention_args a;
-    if (attention_inputs(&c, given, scale, window, softcap, &a) < 0 || !(a.o = lora_py_give_like(&c, &c.in[0]))
-        || attention_tables(c.state->ctx, &a) < 0)
+    if (attention_inputs(&c, given, scale, window, softcap, &a) < 0 || !(a.o = lora_py_give_like(&c, &c.in[0])) ||
+        attention_tables(c.state->ctx, &a) < 0)
         return lora_py_abandon(&c);
     lora_status status;
     LORA_PY_CALL(c.state->ctx, status, run_attention(c.state->ctx, &a, &c.err));
@@ -281,11 +305,11 @@ static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs
 }
 
 PyDoc_STRVAR(attention_backward_doc,
-"attention_backward($module, dout, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0, softcap=0.0)\n--\n\n"
-"The gradients (dq, dk, dv) of attention.\n\n"
-"Shapes\n------\ndout, q and dq (M, heads, D); k, v, dk and dv (M, kv_heads, D). float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    As attention().\n\n"
-"Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 2.");
+             "attention_backward($module, dout, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0, softcap=0.0)\n--\n\n"
+             "The gradients (dq, dk, dv) of attention.\n\n"
+             "Shapes\n------\ndout, q and dq (M, heads, D); k, v, dk and dv (M, kv_heads, D). float32.\n\n"
+             "Raises\n------\nValueError, TypeError\n    As attention().\n\n"
+             "Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 2.");
 
 static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "", "", "scale", "sliding_window", "softcap", NULL};
@@ -293,14 +317,16 @@ static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObjec
     double scale = NAN;
     float softcap = 0.0f;
     int64_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|$O&O&f:attention_backward", names, &dout_given, &given[0], &given[1],
-                                     &given[2], &given[3], scale_converter, &scale, lora_py_whole, &window, &softcap)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|$O&O&f:attention_backward", names, &dout_given, &given[0], &given[1], &given[2],
+                                     &given[3], scale_converter, &scale, lora_py_whole, &window, &softcap))
+        return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     attention_args a;
     if (attention_inputs(&c, given, scale, window, softcap, &a) < 0) return lora_py_abandon(&c);
     lora_py_array *dout = lora_py_take_like(&c, dout_given, "dout", &c.in[0]);
-    if (!dout || !(a.dq = lora_py_give_like(&c, &c.in[0])) || !(a.dk = lora_py_give_like(&c, &c.in[1]))
-        || !(a.dv = lora_py_give_like(&c, &c.in[1]))) return lora_py_abandon(&c);
+    if (!dout || !(a.dq = lora_py_give_like(&c, &c.in[0])) || !(a.dk = lora_py_give_like(&c, &c.in[1])) ||
+        !(a.dv = lora_py_give_like(&c, &c.in[1])))
+        return lora_py_abandon(&c);
     a.dout = dout->data;
     lora_ctx *ctx = c.state->ctx;
     if (attention_tables(ctx, &a) == 0) a.o = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)dout->n * sizeof(float), "o");

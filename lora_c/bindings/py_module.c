@@ -55,8 +55,10 @@ static int make_context(lora_py_state *state) {
     lora_error err = {0};
     if (read_environment(&options) < 0) return -1;
     if (lora_ctx_create(&options, &state->ctx, &err) != LORA_OK) {
-        if (options.isa == LORA_ISA_AUTO) lora_py_raise(state, &err);
-        else PyErr_Format(PyExc_ValueError, "LORA_C_ISA: %s", err.message);
+        if (options.isa == LORA_ISA_AUTO)
+            lora_py_raise(state, &err);
+        else
+            PyErr_Format(PyExc_ValueError, "LORA_C_ISA: %s", err.message);
         return -1;
     }
     state->owner = PyCapsule_New(state->ctx, CAPSULE, destroy_context);
@@ -64,10 +66,9 @@ static int make_context(lora_py_state *state) {
     return state->owner ? 0 : -1;
 }
 
-PyDoc_STRVAR(set_num_threads_doc,
-"set_num_threads($module, n, /)\n--\n\n"
-"Set the number of threads; 0: one per CPU of this process. Results keep their bits.\n\n"
-"Raises\n------\nValueError\n    n is negative or more than 256.");
+PyDoc_STRVAR(set_num_threads_doc, "set_num_threads($module, n, /)\n--\n\n"
+                                  "Set the number of threads; 0: one per CPU of this process. Results keep their bits.\n\n"
+                                  "Raises\n------\nValueError\n    n is negative or more than 256.");
 
 static PyObject *set_num_threads(PyObject *module, PyObject *args) {
     int64_t n;
@@ -94,10 +95,9 @@ static PyObject *get_num_threads(PyObject *module, PyObject *unused) {
     return PyLong_FromLong(n);
 }
 
-PyDoc_STRVAR(set_isa_doc,
-"set_isa($module, name, /)\n--\n\n"
-"Choose the kernels: 'auto' (the best of this CPU) or one of supported_isas().\n\n"
-"Raises\n------\nValueError\n    Unknown name.\nNotImplementedError\n    This CPU lacks it.");
+PyDoc_STRVAR(set_isa_doc, "set_isa($module, name, /)\n--\n\n"
+                          "Choose the kernels: 'auto' (the best of this CPU) or one of supported_isas().\n\n"
+                          "Raises\n------\nValueError\n    Unknown name.\nNotImplementedError\n    This CPU lacks it.");
 
 static PyObject *set_isa(PyObject *module, PyObject *args) {
     const char *name;
@@ -148,9 +148,9 @@ static int add_usage(PyObject *report, const char *name, lora_mem_usage usage) {
 }
 
 PyDoc_STRVAR(memory_report_doc,
-"memory_report($module, device='cpu', /)\n--\n\n"
-"Return {purpose: {'live': bytes, 'peak': bytes}, ..., 'total': ...} of the library's own memory on a device.\n\n"
-"The peak of the total is that of the sum at one time. NumPy's memory is not counted.");
+             "memory_report($module, device='cpu', /)\n--\n\n"
+             "Return {purpose: {'live': bytes, 'peak': bytes}, ..., 'total': ...} of the library's own memory on a device.\n\n"
+             "The peak of the total is that of the sum at one time. NumPy's memory is not counted.");
 
 /* The context of the device that a function was given, the CPU's by default; NULL with an exception. */
 static lora_ctx *context_from(PyObject *module, PyObject *args) {
@@ -169,7 +169,8 @@ static PyObject *memory_report(PyObject *module, PyObject *args) {
     return report;
 }
 
-PyDoc_STRVAR(reset_peak_memory_doc, "reset_peak_memory($module, device='cpu', /)\n--\n\nSet every peak of memory_report() to what is live.");
+PyDoc_STRVAR(reset_peak_memory_doc,
+             "reset_peak_memory($module, device='cpu', /)\n--\n\nSet every peak of memory_report() to what is live.");
 
 static PyObject *reset_peak_memory(PyObject *module, PyObject *args) {
     lora_ctx *ctx = context_from(module, args);
@@ -179,10 +180,10 @@ static PyObject *reset_peak_memory(PyObject *module, PyObject *args) {
 }
 
 PyDoc_STRVAR(memory_left_doc,
-"memory_left($module, root='', with_swap=False, /)\n--\n\n"
-"Return the bytes that this process could still take, None where the system does not say.\n\n"
-"What the machine has available, and swap where asked for, within the limits of the process's control groups.\n"
-"root is the folder that stands for '/'.");
+             "memory_left($module, root='', with_swap=False, /)\n--\n\n"
+             "Return the bytes that this process could still take, None where the system does not say.\n\n"
+             "What the machine has available, and swap where asked for, within the limits of the process's control groups.\n"
+             "root is the folder that stands for '/'.");
 
 static PyObject *memory_left(PyObject *module, PyObject *args) {
     const char *root = "";
@@ -197,8 +198,8 @@ static PyObject *memory_left(PyObject *module, PyObject *args) {
 /* --- profile ------------------------------------------------------------------------------------------------------ */
 
 PyDoc_STRVAR(set_profiling_doc,
-"set_profiling($module, on, /)\n--\n\n"
-"Switch the accounts of profile_report() on, with every cost at 0, or off; what was recorded stays readable.");
+             "set_profiling($module, on, /)\n--\n\n"
+             "Switch the accounts of profile_report() on, with every cost at 0, or off; what was recorded stays readable.");
 
 static PyObject *set_profiling(PyObject *module, PyObject *given) {
     lora_ctx *ctx = state_of(module)->ctx;
@@ -209,10 +210,10 @@ static PyObject *set_profiling(PyObject *module, PyObject *given) {
 }
 
 PyDoc_STRVAR(profile_report_doc,
-"profile_report($module, /)\n--\n\n"
-"Return {operation: {'calls': int, 'seconds': float, 'flops': float, 'bytes': float}} since set_profiling(True).\n\n"
-"Operations do not contain each other: their seconds (wall clock) add up. flops counts useful multiply-adds twice, bytes\n"
-"operands read and results written once. Operations that never ran are left out.");
+             "profile_report($module, /)\n--\n\n"
+             "Return {operation: {'calls': int, 'seconds': float, 'flops': float, 'bytes': float}} since set_profiling(True).\n\n"
+             "Operations do not contain each other: their seconds (wall clock) add up. flops counts useful multiply-adds twice, bytes\n"
+             "operands read and results written once. Operations that never ran are left out.");
 
 static PyObject *profile_report(PyObject *module, PyObject *unused) {
     (void)unused;
@@ -222,8 +223,8 @@ static PyObject *profile_report(PyObject *module, PyObject *unused) {
         lora_op_cost cost;
         LORA_PY_CALL(ctx, cost, lora_ctx_op_cost(ctx, (lora_op)op));
         if (cost.calls == 0) continue;
-        PyObject *entry = Py_BuildValue("{s:L,s:d,s:d,s:d}", "calls", (long long)cost.calls, "seconds", cost.seconds, "flops",
-                                        cost.flops, "bytes", cost.bytes);
+        PyObject *entry = Py_BuildValue("{s:L,s:d,s:d,s:d}", "calls", (long long)cost.calls, "seconds", cost.seconds, "flops", cost.flops,
+                                        "bytes", cost.bytes);
         if (!entry || PyDict_SetItemString(report, lora_op_name((lora_op)op), entry) < 0) Py_CLEAR(report);
         Py_XDECREF(entry);
     }
@@ -231,9 +232,9 @@ static PyObject *profile_report(PyObject *module, PyObject *unused) {
 }
 
 PyDoc_STRVAR(fma_peak_doc,
-"fma_peak($module, /)\n--\n\n"
-"Measure float32 multiply-adds of every thread together, in flop/s, on the kernels in use: the machine's own yardstick.\n\n"
-"Takes some milliseconds. 0.0 for kernels without such a loop.");
+             "fma_peak($module, /)\n--\n\n"
+             "Measure float32 multiply-adds of every thread together, in flop/s, on the kernels in use: the machine's own yardstick.\n\n"
+             "Takes some milliseconds. 0.0 for kernels without such a loop.");
 
 static PyObject *fma_peak(PyObject *module, PyObject *unused) {
     (void)unused;
@@ -266,9 +267,9 @@ static int add_types(PyObject *module, lora_py_state *state) {
         PyTypeObject **type;
     } all[] = {
         {&lora_py_nf4tensor_spec, &state->nf4_type},       {&lora_py_ggmltensor_spec, &state->ggml_type},
-        {&lora_py_parameter_spec, &state->parameter_type},
-        {&lora_py_loralinear_spec, &state->linear_type},   {&lora_py_adamw_spec, &state->adamw_type},
-        {&lora_py_decoder_spec, &state->decoder_type},     {&lora_py_kvcache_spec, &state->kv_cache_type},
+        {&lora_py_parameter_spec, &state->parameter_type}, {&lora_py_loralinear_spec, &state->linear_type},
+        {&lora_py_adamw_spec, &state->adamw_type},         {&lora_py_decoder_spec, &state->decoder_type},
+        {&lora_py_kvcache_spec, &state->kv_cache_type},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         *all[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, all[i].spec, NULL);
@@ -281,11 +282,13 @@ static int add_types(PyObject *module, lora_py_state *state) {
 static int module_exec(PyObject *module) {
     lora_py_state *state = state_of(module);
     if (lora_py_import_numpy() < 0 || make_context(state) < 0) return -1;
-    state->device_error = PyErr_NewExceptionWithDoc("lora_c._core.DeviceError", "A device or its library failed.",
-                                                    PyExc_RuntimeError, NULL);
+    state->device_error =
+        PyErr_NewExceptionWithDoc("lora_c._core.DeviceError", "A device or its library failed.", PyExc_RuntimeError, NULL);
     if (!state->device_error || PyModule_AddObjectRef(module, "DeviceError", state->device_error) < 0) return -1;
-    state->stopped_error = PyErr_NewExceptionWithDoc("lora_c._core.PassStopped", "A pass was left between two layers, because "
-                                                     "Decoder.stopping was set.", PyExc_RuntimeError, NULL);
+    state->stopped_error = PyErr_NewExceptionWithDoc("lora_c._core.PassStopped",
+                                                     "A pass was left between two layers, because "
+                                                     "Decoder.stopping was set.",
+                                                     PyExc_RuntimeError, NULL);
     if (!state->stopped_error || PyModule_AddObjectRef(module, "PassStopped", state->stopped_error) < 0) return -1;
     if (add_types(module, state) < 0) return -1;
     if (PyModule_AddIntConstant(module, "DECODE_BATCH", LORA_DECODE_BATCH) < 0) return -1;

@@ -59,34 +59,33 @@ static int allocate_nested(nf4tensor *self, int64_t nested_block_size) {
 static lora_status fill(nf4tensor *self, const lora_py_array *w, lora_error *err) {
     lora_dtype dtype = w->kind == LORA_PY_F32 ? LORA_F32 : w->kind == LORA_PY_F16 ? LORA_F16 : LORA_BF16;
     lora_ctx *ctx = self->base.ctx;
-    LORA_TRY(lora_nf4_quantize(ctx, w->data, dtype, self->nf4.rows, self->nf4.cols, self->nf4.block_size, self->codes,
-                               self->absmax, err));
+    LORA_TRY(lora_nf4_quantize(ctx, w->data, dtype, self->nf4.rows, self->nf4.cols, self->nf4.block_size, self->codes, self->absmax, err));
     if (!self->absmax_codes) return LORA_OK;
-    return lora_nf4_double_quantize(ctx, self->absmax, self->n_blocks, self->absmax_codes, self->nested_absmax,
-                                    &self->nf4.nested_offset, err);
+    return lora_nf4_double_quantize(ctx, self->absmax, self->n_blocks, self->absmax_codes, self->nested_absmax, &self->nf4.nested_offset,
+                                    err);
 }
 
-PyDoc_STRVAR(quantize_doc,
-"quantize($type, w, /, *, block_size=64, double_quant=True)\n--\n\n"
-"Quantize a matrix to 4-bit NormalFloat.\n\n"
-"Shapes\n------\nw (out_features, in_features), C-contiguous.\n\n"
-"Parameters\n----------\n"
-"w : array\n    float32, float16 or bfloat16 (ml_dtypes).\n"
-"block_size : int\n    Weights per scale: 32, 64, ... 4096.\n"
-"double_quant : bool\n    Quantize the scales too: 8 bits each, blocks of 256.\n\n"
-"Returns\n-------\nNF4Tensor\n\n"
-"Raises\n------\n"
-"ValueError\n    Not a matrix, not contiguous, empty, or a value is NaN or infinite (the first is named).\n"
-"TypeError\n    Another element type.\n\n"
-"Notes\n-----\nByte-equal to bitsandbytes; the same bytes for any number of threads.\n\n"
-"Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
+PyDoc_STRVAR(quantize_doc, "quantize($type, w, /, *, block_size=64, double_quant=True)\n--\n\n"
+                           "Quantize a matrix to 4-bit NormalFloat.\n\n"
+                           "Shapes\n------\nw (out_features, in_features), C-contiguous.\n\n"
+                           "Parameters\n----------\n"
+                           "w : array\n    float32, float16 or bfloat16 (ml_dtypes).\n"
+                           "block_size : int\n    Weights per scale: 32, 64, ... 4096.\n"
+                           "double_quant : bool\n    Quantize the scales too: 8 bits each, blocks of 256.\n\n"
+                           "Returns\n-------\nNF4Tensor\n\n"
+                           "Raises\n------\n"
+                           "ValueError\n    Not a matrix, not contiguous, empty, or a value is NaN or infinite (the first is named).\n"
+                           "TypeError\n    Another element type.\n\n"
+                           "Notes\n-----\nByte-equal to bitsandbytes; the same bytes for any number of threads.\n\n"
+                           "Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
 
 static PyObject *nf4_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "block_size", "double_quant", NULL};
     PyObject *source;
     int64_t block_size = LORA_NF4_BLOCK;
     int double_quant = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O&p:quantize", names, &source, lora_py_whole, &block_size, &double_quant)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O&p:quantize", names, &source, lora_py_whole, &block_size, &double_quant))
+        return NULL;
     lora_py_array w;
     const int64_t any[] = {-1, -1};
     if (check_block_size(block_size) < 0 || lora_py_get(source, "w", LORA_PY_FLOATS, 0, &w) < 0) return NULL;
@@ -120,8 +119,10 @@ static void *copy_part(lora_ctx *ctx, PyObject *o, const char *name, lora_py_kin
     if (lora_py_get(o, name, kind, 0, &a) < 0) return NULL;
     void *copy = NULL;
     size_t bytes = (size_t)n * (size_t)a.itemsize;
-    if (a.n != n) PyErr_Format(PyExc_ValueError, "%s: expected %lld elements, got %lld", name, (long long)n, (long long)a.n);
-    else if ((copy = lora_py_alloc(ctx, LORA_MEM_BASE, bytes, name))) memcpy(copy, a.data, bytes);
+    if (a.n != n)
+        PyErr_Format(PyExc_ValueError, "%s: expected %lld elements, got %lld", name, (long long)n, (long long)a.n);
+    else if ((copy = lora_py_alloc(ctx, LORA_MEM_BASE, bytes, name)))
+        memcpy(copy, a.data, bytes);
     lora_py_release(&a);
     return copy;
 }
@@ -211,30 +212,38 @@ static int fill_from_parts(nf4tensor *self, const nf4_parts *p) {
 }
 
 PyDoc_STRVAR(from_parts_doc,
-"from_parts($type, codes, shape, *, block_size=64, absmax=None, absmax_codes=None, nested_absmax=None, nested_map=None, "
-"nested_offset=0.0, nested_block_size=256, quant_type='nf4', lut=None)\n--\n\n"
-"Make a tensor from stored parts, as a bitsandbytes checkpoint has them. The parts are copied.\n\n"
-"Shapes\n------\n"
-"codes ((rows * cols + 1) // 2,) uint8, the even element in the high nibble; absmax (n_blocks,) float32, or absmax_codes\n"
-"(n_blocks,) uint8 with nested_absmax (ceil(n_blocks / nested_block_size),) float32; lut (16,), nested_map (256,) float32.\n\n"
-"Parameters\n----------\n"
-"shape : tuple of two int\n    (out_features, in_features).\n"
-"absmax : array, optional\n    Scales in float32. Give either this or absmax_codes.\n"
-"nested_offset : float\n    Mean of the scales, which is added to each decoded scale.\n"
-"quant_type : 'nf4' or 'fp4'\n    What the codes mean. FP4 is the other type of bitsandbytes: it is read and computed with, never made.\n"
-"lut, nested_map : array, optional\n    Tables that differ from the built-in ones.\n\n"
-"Returns\n-------\nNF4Tensor\n\n"
-"Raises\n------\nValueError\n    A size does not fit the shape, or parts contradict each other.\n"
-"TypeError\n    A part has another element type.");
+             "from_parts($type, codes, shape, *, block_size=64, absmax=None, absmax_codes=None, nested_absmax=None, nested_map=None, "
+             "nested_offset=0.0, nested_block_size=256, quant_type='nf4', lut=None)\n--\n\n"
+             "Make a tensor from stored parts, as a bitsandbytes checkpoint has them. The parts are copied.\n\n"
+             "Shapes\n------\n"
+             "codes ((rows * cols + 1) // 2,) uint8, the even element in the high nibble; absmax (n_blocks,) float32, or absmax_codes\n"
+             "(n_blocks,) uint8 with nested_absmax (ceil(n_blocks / nested_block_size),) float32; lut (16,), nested_map (256,) float32.\n\n"
+             "Parameters\n----------\n"
+             "shape : tuple of two int\n    (out_features, in_features).\n"
+             "absmax : array, optional\n    Scales in float32. Give either this or absmax_codes.\n"
+             "nested_offset : float\n    Mean of the scales, which is added to each decoded scale.\n"
+             "quant_type : 'nf4' or 'fp4'\n    What the codes mean. FP4 is the other type of bitsandbytes: it is read and computed with, "
+             "never made.\n"
+             "lut, nested_map : array, optional\n    Tables that differ from the built-in ones.\n\n"
+             "Returns\n-------\nNF4Tensor\n\n"
+             "Raises\n------\nValueError\n    A size does not fit the shape, or parts contradict each other.\n"
+             "TypeError\n    A part has another element type.");
 
 static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"codes", "shape", "block_size", "absmax", "absmax_codes", "nested_absmax",
-                            "nested_map", "nested_offset", "nested_block_size", "quant_type", "lut", NULL};
-    nf4_parts p = {.absmax = Py_None, .absmax_codes = Py_None, .nested_absmax = Py_None, .nested_map = Py_None, .lut = Py_None,
-                   .block_size = LORA_NF4_BLOCK, .nested_block_size = LORA_NF4_NESTED_BLOCK, .quant_type = "nf4"};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)|$O&OOOOdO&sO:from_parts", names, &p.codes, lora_py_whole, &p.rows, lora_py_whole,
-                                     &p.cols, lora_py_whole, &p.block_size, &p.absmax, &p.absmax_codes, &p.nested_absmax, &p.nested_map,
-                                     &p.nested_offset, lora_py_whole, &p.nested_block_size, &p.quant_type, &p.lut)) return NULL;
+    static char *names[] = {"codes",      "shape",         "block_size",        "absmax",     "absmax_codes", "nested_absmax",
+                            "nested_map", "nested_offset", "nested_block_size", "quant_type", "lut",          NULL};
+    nf4_parts p = {.absmax = Py_None,
+                   .absmax_codes = Py_None,
+                   .nested_absmax = Py_None,
+                   .nested_map = Py_None,
+                   .lut = Py_None,
+                   .block_size = LORA_NF4_BLOCK,
+                   .nested_block_size = LORA_NF4_NESTED_BLOCK,
+                   .quant_type = "nf4"};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)|$O&OOOOdO&sO:from_parts", names, &p.codes, lora_py_whole, &p.rows,
+                                     lora_py_whole, &p.cols, lora_py_whole, &p.block_size, &p.absmax, &p.absmax_codes, &p.nested_absmax,
+                                     &p.nested_map, &p.nested_offset, lora_py_whole, &p.nested_block_size, &p.quant_type, &p.lut))
+        return NULL;
     if (check_parts(&p) < 0) return NULL;
     lora_py_array codes;
     if (lora_py_get(p.codes, "codes", LORA_PY_U8, 0, &codes) < 0) return NULL;
@@ -250,9 +259,8 @@ static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs)
     return lora_py_publish(self);
 }
 
-PyDoc_STRVAR(dequantize_doc,
-"dequantize($self, /, *, dtype=\'float32\', out=None)\n--\n\n"
-"Decode the matrix: lut[code] * absmax, one rounding per element.\n\n" LORA_PY_DEQUANTIZE_DOC);
+PyDoc_STRVAR(dequantize_doc, "dequantize($self, /, *, dtype=\'float32\', out=None)\n--\n\n"
+                             "Decode the matrix: lut[code] * absmax, one rounding per element.\n\n" LORA_PY_DEQUANTIZE_DOC);
 
 static lora_status decode(lora_ctx *ctx, const void *matrix, void *out, lora_dtype dtype, lora_error *err) {
     const lora_nf4 *w = matrix;
@@ -273,11 +281,13 @@ static PyObject *nf4_repr(PyObject *o) {
     const nf4tensor *self = (const nf4tensor *)o;
     double bytes = (double)total_bytes(self);
     char size[32];
-    if (bytes < 1e6) PyOS_snprintf(size, sizeof size, "%.1f kB", bytes / 1e3);
-    else PyOS_snprintf(size, sizeof size, bytes < 1e9 ? "%.1f MB" : "%.2f GB", bytes / (bytes < 1e9 ? 1e6 : 1e9));
-    return PyUnicode_FromFormat("NF4Tensor(shape=(%lld, %lld), block_size=%lld, double_quant=%s%s, %s)",
-                                (long long)self->nf4.rows, (long long)self->nf4.cols, (long long)self->nf4.block_size,
-                                self->absmax ? "False" : "True", self->is_fp4 ? ", quant_type='fp4'" : "", size);
+    if (bytes < 1e6)
+        PyOS_snprintf(size, sizeof size, "%.1f kB", bytes / 1e3);
+    else
+        PyOS_snprintf(size, sizeof size, bytes < 1e9 ? "%.1f MB" : "%.2f GB", bytes / (bytes < 1e9 ? 1e6 : 1e9));
+    return PyUnicode_FromFormat("NF4Tensor(shape=(%lld, %lld), block_size=%lld, double_quant=%s%s, %s)", (long long)self->nf4.rows,
+                                (long long)self->nf4.cols, (long long)self->nf4.block_size, self->absmax ? "False" : "True",
+                                self->is_fp4 ? ", quant_type='fp4'" : "", size);
 }
 
 static int nf4_getbuffer(PyObject *o, Py_buffer *view, int flags) {
@@ -286,8 +296,21 @@ static int nf4_getbuffer(PyObject *o, Py_buffer *view, int flags) {
 }
 
 /* One getter for all attributes: the closure says which. */
-enum { SHAPE, BLOCK_SIZE, DOUBLE_QUANT, NBYTES, CODES, ABSMAX, ABSMAX_CODES, NESTED_ABSMAX, NESTED_OFFSET, NESTED_MAP,
-       NESTED_BLOCK, QUANT_TYPE, LUT };
+enum {
+    SHAPE,
+    BLOCK_SIZE,
+    DOUBLE_QUANT,
+    NBYTES,
+    CODES,
+    ABSMAX,
+    ABSMAX_CODES,
+    NESTED_ABSMAX,
+    NESTED_OFFSET,
+    NESTED_MAP,
+    NESTED_BLOCK,
+    QUANT_TYPE,
+    LUT
+};
 
 static PyObject *part_view(PyObject *o, lora_py_kind kind, int64_t n, const void *data) {
     return data ? lora_py_view(o, kind, 1, &n, data, 0) : Py_NewRef(Py_None);
@@ -352,15 +375,15 @@ static PyMethodDef nf4_methods[] = {
 };
 
 PyDoc_STRVAR(nf4_doc,
-"A matrix in 4-bit NormalFloat, immutable. Made by quantize() or from_parts().\n\n"
-"from_parts() also takes the FP4 codes of a bitsandbytes checkpoint; the attribute quant_type says which they are.\n\n"
-"The buffer protocol gives the packed codes, read-only. Safe to share between threads.\n\n"
-"Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
+             "A matrix in 4-bit NormalFloat, immutable. Made by quantize() or from_parts().\n\n"
+             "from_parts() also takes the FP4 codes of a bitsandbytes checkpoint; the attribute quant_type says which they are.\n\n"
+             "The buffer protocol gives the packed codes, read-only. Safe to share between threads.\n\n"
+             "Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
 
 static PyType_Slot nf4_slots[] = {
-    {Py_tp_new, nf4_new},           {Py_tp_dealloc, nf4_dealloc}, {Py_tp_traverse, lora_py_traverse},
-    {Py_tp_repr, nf4_repr},         {Py_tp_methods, nf4_methods}, {Py_tp_getset, nf4_getset},
-    {Py_tp_doc, (void *)nf4_doc},   {Py_bf_getbuffer, nf4_getbuffer}, {0, NULL},
+    {Py_tp_new, nf4_new},         {Py_tp_dealloc, nf4_dealloc},     {Py_tp_traverse, lora_py_traverse},
+    {Py_tp_repr, nf4_repr},       {Py_tp_methods, nf4_methods},     {Py_tp_getset, nf4_getset},
+    {Py_tp_doc, (void *)nf4_doc}, {Py_bf_getbuffer, nf4_getbuffer}, {0, NULL},
 };
 
 PyType_Spec lora_py_nf4tensor_spec = {

@@ -94,12 +94,11 @@ static PyObject *norm_backward(PyObject *module, lora_norm *norm, PyObject *dy_g
     return lora_py_end(&c, status);
 }
 
-PyDoc_STRVAR(rmsnorm_doc,
-"rmsnorm($module, x, weight, /, *, eps=1e-05, weight_offset=0.0)\n--\n\n"
-"y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight), row by row.\n\n"
-"Shapes\n------\nx (..., H); weight (H,); result like x. float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4; Gemma has the offset 1.");
+PyDoc_STRVAR(rmsnorm_doc, "rmsnorm($module, x, weight, /, *, eps=1e-05, weight_offset=0.0)\n--\n\n"
+                          "y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight), row by row.\n\n"
+                          "Shapes\n------\nx (..., H); weight (H,); result like x. float32.\n\n"
+                          "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                          "Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4; Gemma has the offset 1.");
 
 static PyObject *op_rmsnorm(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "eps", "weight_offset", NULL};
@@ -109,12 +108,11 @@ static PyObject *op_rmsnorm(PyObject *module, PyObject *args, PyObject *kwargs) 
     return norm_forward(module, &norm, x, weight, NULL);
 }
 
-PyDoc_STRVAR(rmsnorm_backward_doc,
-"rmsnorm_backward($module, dy, x, weight, /, *, eps=1e-05, weight_offset=0.0)\n--\n\n"
-"The gradients (dx, dweight) of rmsnorm.\n\n"
-"Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight (H,). float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4, differentiated.");
+PyDoc_STRVAR(rmsnorm_backward_doc, "rmsnorm_backward($module, dy, x, weight, /, *, eps=1e-05, weight_offset=0.0)\n--\n\n"
+                                   "The gradients (dx, dweight) of rmsnorm.\n\n"
+                                   "Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight (H,). float32.\n\n"
+                                   "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                                   "Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4, differentiated.");
 
 static PyObject *op_rmsnorm_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "eps", "weight_offset", NULL};
@@ -125,12 +123,11 @@ static PyObject *op_rmsnorm_backward(PyObject *module, PyObject *args, PyObject 
     return norm_backward(module, &norm, dy, x, weight);
 }
 
-PyDoc_STRVAR(layernorm_doc,
-"layernorm($module, x, weight, bias, /, *, eps=1e-05)\n--\n\n"
-"y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row.\n\n"
-"Shapes\n------\nx (..., H); weight, bias (H,); result like x. float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nLayerNorm, arXiv:1607.06450, eq. 4.");
+PyDoc_STRVAR(layernorm_doc, "layernorm($module, x, weight, bias, /, *, eps=1e-05)\n--\n\n"
+                            "y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row.\n\n"
+                            "Shapes\n------\nx (..., H); weight, bias (H,); result like x. float32.\n\n"
+                            "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                            "Source\n------\nLayerNorm, arXiv:1607.06450, eq. 4.");
 
 static PyObject *op_layernorm(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "eps", NULL};
@@ -140,12 +137,11 @@ static PyObject *op_layernorm(PyObject *module, PyObject *args, PyObject *kwargs
     return norm_forward(module, &norm, x, weight, bias);
 }
 
-PyDoc_STRVAR(layernorm_backward_doc,
-"layernorm_backward($module, dy, x, weight, /, *, eps=1e-05)\n--\n\n"
-"The gradients (dx, dweight, dbias) of layernorm.\n\n"
-"Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight, dbias (H,). float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nLayerNorm, arXiv:1607.06450, eq. 4, differentiated.");
+PyDoc_STRVAR(layernorm_backward_doc, "layernorm_backward($module, dy, x, weight, /, *, eps=1e-05)\n--\n\n"
+                                     "The gradients (dx, dweight, dbias) of layernorm.\n\n"
+                                     "Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight, dbias (H,). float32.\n\n"
+                                     "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                                     "Source\n------\nLayerNorm, arXiv:1607.06450, eq. 4, differentiated.");
 
 static PyObject *op_layernorm_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "eps", NULL};
@@ -211,9 +207,10 @@ static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const 
     int64_t n_freq;
     lora_py_array *x = lora_py_take(&c, x_given, name, 0);
     const int64_t any[] = {-1, -1, -1};
-    if (!x || lora_py_expect(x, 3, any) < 0 || lora_py_get_ids(positions_given, "positions", &c.ids) < 0
-        || lora_py_expect(&c.ids.array, 1, &x->shape[0]) < 0 || rope_positions(&c.ids, &r) < 0
-        || lora_py_get_doubles(inv_freq_given, "inv_freq", &r.inv_freq, &n_freq) < 0) return lora_py_abandon(&c);
+    if (!x || lora_py_expect(x, 3, any) < 0 || lora_py_get_ids(positions_given, "positions", &c.ids) < 0 ||
+        lora_py_expect(&c.ids.array, 1, &x->shape[0]) < 0 || rope_positions(&c.ids, &r) < 0 ||
+        lora_py_get_doubles(inv_freq_given, "inv_freq", &r.inv_freq, &n_freq) < 0)
+        return lora_py_abandon(&c);
     r.M = x->shape[0];
     r.n_heads = x->shape[1];
     r.D = x->shape[2];
@@ -232,23 +229,23 @@ static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const 
 }
 
 PyDoc_STRVAR(rope_doc,
-"rope($module, x, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
-"Rotate the pairs (i, i + n) of each head by positions[m] * inv_freq[i], n = len(inv_freq); elements from 2 n on stay.\n\n"
-"Shapes\n------\nx (M, heads, D) float32; positions (M,) integers; inv_freq (n,), n <= D / 2; result like x.\n\n"
-"Parameters\n----------\nscale : float\n    Multiplies cosine and sine.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape, a position or an element type does not fit.\n\n"
-"Source\n------\nRoFormer, arXiv:2104.09864, eq. 34, with the half-split pairing of Hugging Face folders.");
+             "rope($module, x, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
+             "Rotate the pairs (i, i + n) of each head by positions[m] * inv_freq[i], n = len(inv_freq); elements from 2 n on stay.\n\n"
+             "Shapes\n------\nx (M, heads, D) float32; positions (M,) integers; inv_freq (n,), n <= D / 2; result like x.\n\n"
+             "Parameters\n----------\nscale : float\n    Multiplies cosine and sine.\n\n"
+             "Raises\n------\nValueError, TypeError\n    A shape, a position or an element type does not fit.\n\n"
+             "Source\n------\nRoFormer, arXiv:2104.09864, eq. 34, with the half-split pairing of Hugging Face folders.");
 
 static PyObject *op_rope(PyObject *module, PyObject *args, PyObject *kwargs) {
     return rope(module, args, kwargs, "OOO|$d:rope", "x", false);
 }
 
 PyDoc_STRVAR(rope_backward_doc,
-"rope_backward($module, dy, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
-"The gradient of rope: the rotation the other way.\n\n"
-"Shapes\n------\ndy (M, heads, D) float32; positions (M,) integers; inv_freq (n,), n <= D / 2; result like dy.\n\n"
-"Raises\n------\nValueError, TypeError\n    As rope().\n\n"
-"Source\n------\nRoFormer, arXiv:2104.09864, eq. 34.");
+             "rope_backward($module, dy, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
+             "The gradient of rope: the rotation the other way.\n\n"
+             "Shapes\n------\ndy (M, heads, D) float32; positions (M,) integers; inv_freq (n,), n <= D / 2; result like dy.\n\n"
+             "Raises\n------\nValueError, TypeError\n    As rope().\n\n"
+             "Source\n------\nRoFormer, arXiv:2104.09864, eq. 34.");
 
 static PyObject *op_rope_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
     return rope(module, args, kwargs, "OOO|$d:rope_backward", "dy", true);
@@ -256,12 +253,11 @@ static PyObject *op_rope_backward(PyObject *module, PyObject *args, PyObject *kw
 
 /* --- swiglu ------------------------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(swiglu_doc,
-"swiglu($module, gate, up, /)\n--\n\n"
-"silu(gate) * up.\n\n"
-"Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nGLU variants, arXiv:2002.05202.");
+PyDoc_STRVAR(swiglu_doc, "swiglu($module, gate, up, /)\n--\n\n"
+                         "silu(gate) * up.\n\n"
+                         "Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
+                         "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                         "Source\n------\nGLU variants, arXiv:2002.05202.");
 
 /* up NULL: none. */
 static PyObject *mlp_forward(PyObject *module, lora_activation activation, PyObject *gate_given, PyObject *up_given) {
@@ -271,8 +267,9 @@ static PyObject *mlp_forward(PyObject *module, lora_activation activation, PyObj
     float *h = lora_py_give_like(&c, gate);
     if (!h) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_mlp_forward(c.state->ctx, activation, lora_py_mat(gate), up ? lora_py_mat(up) : lora_mat_none(),
-                                                        lora_py_mat_like(h, gate), &c.err));
+    LORA_PY_CALL(c.state->ctx, status,
+                 lora_mlp_forward(c.state->ctx, activation, lora_py_mat(gate), up ? lora_py_mat(up) : lora_mat_none(),
+                                  lora_py_mat_like(h, gate), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -284,9 +281,9 @@ static PyObject *mlp_backward(PyObject *module, lora_activation activation, PyOb
     float *dgate = dh ? lora_py_give_like(&c, gate) : NULL, *dup = NULL;
     if (!dgate || (up && !(dup = lora_py_give_like(&c, gate)))) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_mlp_backward(c.state->ctx, activation, lora_py_mat(dh), lora_py_mat(gate),
-                                                         up ? lora_py_mat(up) : lora_mat_none(), lora_py_mat_like(dgate, gate),
-                                                         up ? lora_py_mat_like(dup, gate) : lora_mat_none(), &c.err));
+    LORA_PY_CALL(c.state->ctx, status,
+                 lora_mlp_backward(c.state->ctx, activation, lora_py_mat(dh), lora_py_mat(gate), up ? lora_py_mat(up) : lora_mat_none(),
+                                   lora_py_mat_like(dgate, gate), up ? lora_py_mat_like(dup, gate) : lora_mat_none(), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -295,24 +292,22 @@ static PyObject *op_swiglu(PyObject *module, PyObject *args) {
     return PyArg_ParseTuple(args, "OO:swiglu", &gate, &up) ? mlp_forward(module, LORA_SILU, gate, up) : NULL;
 }
 
-PyDoc_STRVAR(swiglu_backward_doc,
-"swiglu_backward($module, dh, gate, up, /)\n--\n\n"
-"The gradients (dgate, dup) of swiglu.\n\n"
-"Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
+PyDoc_STRVAR(swiglu_backward_doc, "swiglu_backward($module, dh, gate, up, /)\n--\n\n"
+                                  "The gradients (dgate, dup) of swiglu.\n\n"
+                                  "Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
+                                  "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                                  "Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
 
 static PyObject *op_swiglu_backward(PyObject *module, PyObject *args) {
     PyObject *dh, *gate, *up;
     return PyArg_ParseTuple(args, "OOO:swiglu_backward", &dh, &gate, &up) ? mlp_backward(module, LORA_SILU, dh, gate, up) : NULL;
 }
 
-PyDoc_STRVAR(geglu_doc,
-"geglu($module, gate, up=None, /)\n--\n\n"
-"gelu(gate) * up with the tanh form of GELU; without up, gelu(gate).\n\n"
-"Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nGLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2.");
+PyDoc_STRVAR(geglu_doc, "geglu($module, gate, up=None, /)\n--\n\n"
+                        "gelu(gate) * up with the tanh form of GELU; without up, gelu(gate).\n\n"
+                        "Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
+                        "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                        "Source\n------\nGLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2.");
 
 static PyObject *op_geglu(PyObject *module, PyObject *args) {
     PyObject *gate, *up = Py_None;
@@ -320,12 +315,11 @@ static PyObject *op_geglu(PyObject *module, PyObject *args) {
     return mlp_forward(module, LORA_GELU_TANH, gate, up == Py_None ? NULL : up);
 }
 
-PyDoc_STRVAR(geglu_backward_doc,
-"geglu_backward($module, dh, gate, up=None, /)\n--\n\n"
-"The gradients (dgate, dup) of geglu; without up, dgate.\n\n"
-"Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
-"Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
+PyDoc_STRVAR(geglu_backward_doc, "geglu_backward($module, dh, gate, up=None, /)\n--\n\n"
+                                 "The gradients (dgate, dup) of geglu; without up, dgate.\n\n"
+                                 "Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
+                                 "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                                 "Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
 
 static PyObject *op_geglu_backward(PyObject *module, PyObject *args) {
     PyObject *dh, *gate, *up = Py_None;
@@ -335,15 +329,16 @@ static PyObject *op_geglu_backward(PyObject *module, PyObject *args) {
 
 /* --- optimizer ---------------------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(adamw_step_doc,
-"adamw_step($module, p, g, m, v, /, *, step, lr, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, grad_scale=1.0)\n--\n\n"
-"One step of AdamW; p, m and v are changed in place.\n\n"
-"Shapes\n------\np, g, m, v of one shape. float32.\n\n"
-"Parameters\n----------\n"
-"step : int\n    1 for the first step.\n"
-"grad_scale : float\n    The gradient is multiplied by this first.\n\n"
-"Raises\n------\nValueError, TypeError\n    A shape, a number or an element type does not fit; arrays overlap or are read-only.\n\n"
-"Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");
+PyDoc_STRVAR(
+    adamw_step_doc,
+    "adamw_step($module, p, g, m, v, /, *, step, lr, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, grad_scale=1.0)\n--\n\n"
+    "One step of AdamW; p, m and v are changed in place.\n\n"
+    "Shapes\n------\np, g, m, v of one shape. float32.\n\n"
+    "Parameters\n----------\n"
+    "step : int\n    1 for the first step.\n"
+    "grad_scale : float\n    The gradient is multiplied by this first.\n\n"
+    "Raises\n------\nValueError, TypeError\n    A shape, a number or an element type does not fit; arrays overlap or are read-only.\n\n"
+    "Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");
 
 static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "", "step", "lr", "beta1", "beta2", "eps", "weight_decay", "grad_scale", NULL};
@@ -352,7 +347,8 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
     int64_t step = 0;
     lora_adamw_hyper h = {.lr = NAN, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.0, .step = 0, .grad_scale = 1.0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&dddddd:adamw_step", names, &given[0], &given[1], &given[2], &given[3],
-                                     lora_py_whole, &step, &h.lr, &h.beta1, &h.beta2, &h.eps, &h.weight_decay, &h.grad_scale)) return NULL;
+                                     lora_py_whole, &step, &h.lr, &h.beta1, &h.beta2, &h.eps, &h.weight_decay, &h.grad_scale))
+        return NULL;
     h.step = step;
     if (step < 1 || !isfinite(h.lr)) {
         PyErr_SetString(PyExc_ValueError, "step, lr: expected step >= 1 and a finite lr, got others");
@@ -372,9 +368,8 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
     return lora_py_end(&c, status);
 }
 
-PyDoc_STRVAR(sum_of_squares_doc,
-"sum_of_squares($module, g, /)\n--\n\n"
-"The sum of the squares of a float32 array, in float64 and in an order that does not depend on threads.");
+PyDoc_STRVAR(sum_of_squares_doc, "sum_of_squares($module, g, /)\n--\n\n"
+                                 "The sum of the squares of a float32 array, in float64 and in an order that does not depend on threads.");
 
 static PyObject *op_sum_of_squares(PyObject *module, PyObject *given) {
     lora_py_call c = {.state = PyModule_GetState(module)};

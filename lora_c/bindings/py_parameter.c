@@ -22,7 +22,8 @@ static PyObject *make_parameter(PyTypeObject *type, PyObject *args, PyObject *kw
     int requires_grad = 1;
     lora_py_device device;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$sps:Parameter", names, &source, &name, &requires_grad, &device_name) ||
-        lora_py_find_device(lora_py_state_of(type), device_name, &device) < 0) return NULL;
+        lora_py_find_device(lora_py_state_of(type), device_name, &device) < 0)
+        return NULL;
     lora_py_array data;
     if (lora_py_get(source, "data", LORA_PY_F32, 0, &data) < 0) return NULL;
     parameter *self = lora_py_parameter_new(lora_py_state_of(type), device, data.ndim, data.shape, name, requires_grad);
@@ -55,10 +56,12 @@ static int read_shape(PyObject *given, Py_ssize_t i, block_part *part) {
     for (int d = 0; status == 0 && d < part->ndim; d++) {
         PyObject *size = PyTuple_GET_ITEM(sizes, d);
         if (!lora_py_whole(size, &part->shape[d])) {
-            if (PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_Format(PyExc_TypeError, "%s, got %s at index %zd", expected, Py_TYPE(size)->tp_name, i);
+            if (PyErr_ExceptionMatches(PyExc_TypeError))
+                PyErr_Format(PyExc_TypeError, "%s, got %s at index %zd", expected, Py_TYPE(size)->tp_name, i);
             status = -1;
         } else if (part->shape[d] < 1 || __builtin_mul_overflow(part->n, part->shape[d], &part->n)) {
-            PyErr_Format(PyExc_ValueError, "shapes: expected sizes >= 1 that fit the memory, got %lld at index %zd", (long long)part->shape[d], i);
+            PyErr_Format(PyExc_ValueError, "shapes: expected sizes >= 1 that fit the memory, got %lld at index %zd",
+                         (long long)part->shape[d], i);
             status = -1;
         }
     }
@@ -71,8 +74,10 @@ static block_part *read_shapes(PyObject *shapes, int64_t *total) {
     Py_ssize_t n = PyTuple_GET_SIZE(shapes);
     block_part *parts = NULL;
     *total = 0;
-    if (n == 0) PyErr_SetString(PyExc_ValueError, "shapes: expected at least one, got none");
-    else if (!(parts = PyMem_Calloc((size_t)n, sizeof *parts))) PyErr_NoMemory();
+    if (n == 0)
+        PyErr_SetString(PyExc_ValueError, "shapes: expected at least one, got none");
+    else if (!(parts = PyMem_Calloc((size_t)n, sizeof *parts)))
+        PyErr_NoMemory();
     int status = parts ? 0 : -1;
     for (Py_ssize_t i = 0; status == 0 && i < n; i++) {
         status = read_shape(PyTuple_GET_ITEM(shapes, i), i, &parts[i]);
@@ -119,17 +124,17 @@ static PyObject *parameters_of_block(lora_py_state *state, lora_py_block *block,
     return list;
 }
 
-PyDoc_STRVAR(block_doc,
-"block($type, shapes, /, *, names=None, requires_grad=True, device='cpu')\n--\n\n"
-"Make Parameters of zeros whose memory lies behind each other, data and gradients, without gaps.\n\n"
-"Parameters\n----------\n"
-"shapes : sequence of tuple of int\n    One for each.\n"
-"names : sequence of str, optional\n    For checkpoints and messages.\n"
-"requires_grad : bool\n    Whether gradients are kept.\n"
-"device : str\n    Where they lie, a name of devices().\n\n"
-"Returns\n-------\nlist of Parameter\n\n"
-"Raises\n------\nTypeError, ValueError\n    A shape or a name does not fit.\nMemoryError\n    The machine has no memory for all of them.\n\n"
-"Notes\n-----\nThe memory is given back when the last of them, and the last view, is gone.");
+PyDoc_STRVAR(block_doc, "block($type, shapes, /, *, names=None, requires_grad=True, device='cpu')\n--\n\n"
+                        "Make Parameters of zeros whose memory lies behind each other, data and gradients, without gaps.\n\n"
+                        "Parameters\n----------\n"
+                        "shapes : sequence of tuple of int\n    One for each.\n"
+                        "names : sequence of str, optional\n    For checkpoints and messages.\n"
+                        "requires_grad : bool\n    Whether gradients are kept.\n"
+                        "device : str\n    Where they lie, a name of devices().\n\n"
+                        "Returns\n-------\nlist of Parameter\n\n"
+                        "Raises\n------\nTypeError, ValueError\n    A shape or a name does not fit.\nMemoryError\n    The machine has no "
+                        "memory for all of them.\n\n"
+                        "Notes\n-----\nThe memory is given back when the last of them, and the last view, is gone.");
 
 static PyObject *parameter_block(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *keywords[] = {"", "names", "requires_grad", "device", NULL};
@@ -138,7 +143,8 @@ static PyObject *parameter_block(PyObject *cls, PyObject *args, PyObject *kwargs
     int requires_grad = 1;
     lora_py_device device;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$Ops:block", keywords, &shapes_given, &names_given, &requires_grad, &device_name) ||
-        lora_py_find_device(lora_py_state_of((PyTypeObject *)cls), device_name, &device) < 0) return NULL;
+        lora_py_find_device(lora_py_state_of((PyTypeObject *)cls), device_name, &device) < 0)
+        return NULL;
     PyObject *shapes = lora_py_items(shapes_given, "shapes: expected a list of tuples of int");
     if (!shapes) return NULL;
     Py_ssize_t n = PyTuple_GET_SIZE(shapes);
@@ -181,8 +187,14 @@ static PyObject *view_of(PyObject *o, float *data) {
     return array;
 }
 
-static PyObject *parameter_read(PyObject *o, PyObject *unused) { (void)unused; return copy_of(o, ((parameter *)o)->data); }
-static PyObject *parameter_read_grad(PyObject *o, PyObject *unused) { (void)unused; return copy_of(o, ((parameter *)o)->grad); }
+static PyObject *parameter_read(PyObject *o, PyObject *unused) {
+    (void)unused;
+    return copy_of(o, ((parameter *)o)->data);
+}
+static PyObject *parameter_read_grad(PyObject *o, PyObject *unused) {
+    (void)unused;
+    return copy_of(o, ((parameter *)o)->grad);
+}
 
 static PyObject *parameter_write(PyObject *o, PyObject *given) {
     parameter *self = (parameter *)o;
@@ -197,10 +209,22 @@ static PyObject *parameter_write(PyObject *o, PyObject *given) {
     Py_RETURN_NONE;
 }
 
-static PyObject *get_data(PyObject *o, void *unused) { (void)unused; return view_of(o, ((parameter *)o)->data); }
-static PyObject *get_grad(PyObject *o, void *unused) { (void)unused; return view_of(o, ((parameter *)o)->grad); }
-static PyObject *get_name(PyObject *o, void *unused) { (void)unused; return Py_NewRef(((parameter *)o)->name); }
-static PyObject *get_size(PyObject *o, void *unused) { (void)unused; return PyLong_FromLongLong(((parameter *)o)->size); }
+static PyObject *get_data(PyObject *o, void *unused) {
+    (void)unused;
+    return view_of(o, ((parameter *)o)->data);
+}
+static PyObject *get_grad(PyObject *o, void *unused) {
+    (void)unused;
+    return view_of(o, ((parameter *)o)->grad);
+}
+static PyObject *get_name(PyObject *o, void *unused) {
+    (void)unused;
+    return Py_NewRef(((parameter *)o)->name);
+}
+static PyObject *get_size(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(((parameter *)o)->size);
+}
 
 static PyObject *get_requires_grad(PyObject *o, void *unused) {
     (void)unused;
@@ -230,8 +254,11 @@ static int refuse_set(PyObject *o, PyObject *value, void *name) {
     PyErr_Clear();
     if (same) return 0;
     if (lora_py_is_host(((parameter *)o)->base.ctx))
-        PyErr_Format(PyExc_AttributeError, "%s: expected an assignment to its elements, got one to the attribute; use p.%s[...] = x", name, name);
-    else PyErr_Format(PyExc_AttributeError, "%s: expected p.write(x) for a Parameter on another device than the CPU, got an assignment", name);
+        PyErr_Format(PyExc_AttributeError, "%s: expected an assignment to its elements, got one to the attribute; use p.%s[...] = x", name,
+                     name);
+    else
+        PyErr_Format(PyExc_AttributeError, "%s: expected p.write(x) for a Parameter on another device than the CPU, got an assignment",
+                     name);
     return -1;
 }
 
@@ -282,8 +309,8 @@ static PyObject *parameter_repr(PyObject *o) {
     parameter *self = (parameter *)o;
     PyObject *shape = get_shape(o, NULL), *text = NULL;
     PyObject *name = PyUnicode_GET_LENGTH(self->name) ? PyUnicode_FromFormat("%R, ", self->name) : PyUnicode_FromString("");
-    PyObject *device = lora_py_is_host(self->base.ctx) ? PyUnicode_FromString("")
-                                                       : PyUnicode_FromFormat(", device='%s'", lora_ctx_device(self->base.ctx));
+    PyObject *device =
+        lora_py_is_host(self->base.ctx) ? PyUnicode_FromString("") : PyUnicode_FromFormat(", device='%s'", lora_ctx_device(self->base.ctx));
     if (shape && name && device)
         text = PyUnicode_FromFormat("Parameter(%Ushape=%R, requires_grad=%s%U)", name, shape, self->grad ? "True" : "False", device);
     Py_XDECREF(shape);
@@ -307,10 +334,9 @@ PyDoc_STRVAR(zero_grad_doc, "zero_grad($self, /)\n--\n\nSet the gradient to zero
 
 PyDoc_STRVAR(read_doc, "read($self, /)\n--\n\nReturn a copy of the values, from whichever device they lie on.");
 PyDoc_STRVAR(read_grad_doc, "read_grad($self, /)\n--\n\nReturn a copy of the gradient, from whichever device; None when frozen.");
-PyDoc_STRVAR(write_doc,
-"write($self, data, /)\n--\n\n"
-"Set the values, on whichever device they lie.\n\n"
-"Raises\n------\nTypeError\n    data is not float32.\nValueError\n    Another shape.");
+PyDoc_STRVAR(write_doc, "write($self, data, /)\n--\n\n"
+                        "Set the values, on whichever device they lie.\n\n"
+                        "Raises\n------\nTypeError\n    data is not float32.\nValueError\n    Another shape.");
 
 LORA_PY_KEEP(parameter_block)
 
@@ -324,22 +350,23 @@ static PyMethodDef parameter_methods[] = {
     {0},
 };
 
-PyDoc_STRVAR(parameter_doc,
-"Parameter(data, *, name=\'\', requires_grad=True, device=\'cpu\')\n--\n\n"
-"A float32 array that training may change, with its gradient.\n\n"
-"Parameters\n----------\n"
-"data : array\n    float32, C-contiguous, not empty; copied.\n"
-"name : str\n    For checkpoints and messages.\n"
-"requires_grad : bool\n    Whether a gradient is kept.\n"
-"device : str\n    Where it lies, a name of devices().\n\n"
-"Raises\n------\nTypeError\n    Another element type.\nValueError\n    Empty, or not contiguous.\n\n"
-"Notes\n-----\nThe buffer protocol gives the data, writable; on another device than the CPU it is refused. Views stay valid after the\n"
-"Parameter is gone.");
+PyDoc_STRVAR(
+    parameter_doc,
+    "Parameter(data, *, name=\'\', requires_grad=True, device=\'cpu\')\n--\n\n"
+    "A float32 array that training may change, with its gradient.\n\n"
+    "Parameters\n----------\n"
+    "data : array\n    float32, C-contiguous, not empty; copied.\n"
+    "name : str\n    For checkpoints and messages.\n"
+    "requires_grad : bool\n    Whether a gradient is kept.\n"
+    "device : str\n    Where it lies, a name of devices().\n\n"
+    "Raises\n------\nTypeError\n    Another element type.\nValueError\n    Empty, or not contiguous.\n\n"
+    "Notes\n-----\nThe buffer protocol gives the data, writable; on another device than the CPU it is refused. Views stay valid after the\n"
+    "Parameter is gone.");
 
 static PyType_Slot parameter_slots[] = {
-    {Py_tp_new, parameter_new},          {Py_tp_dealloc, parameter_dealloc}, {Py_tp_traverse, lora_py_traverse},
-    {Py_tp_repr, parameter_repr},        {Py_tp_methods, parameter_methods}, {Py_tp_getset, parameter_getset},
-    {Py_tp_doc, (void *)parameter_doc},  {Py_bf_getbuffer, parameter_getbuffer}, {0, NULL},
+    {Py_tp_new, parameter_new},         {Py_tp_dealloc, parameter_dealloc},     {Py_tp_traverse, lora_py_traverse},
+    {Py_tp_repr, parameter_repr},       {Py_tp_methods, parameter_methods},     {Py_tp_getset, parameter_getset},
+    {Py_tp_doc, (void *)parameter_doc}, {Py_bf_getbuffer, parameter_getbuffer}, {0, NULL},
 };
 
 PyType_Spec lora_py_parameter_spec = {

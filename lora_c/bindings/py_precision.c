@@ -14,13 +14,13 @@ int lora_py_precision_by_name(const char *argument, const char *name, lora_preci
 static lora_py_state *state_of(PyObject *module) { return PyModule_GetState(module); }
 
 PyDoc_STRVAR(set_precision_doc,
-"set_precision($module, name, /)\n--\n\n"
-"Choose the arithmetic of matrix products: 'exact' (float32) or 'fast'.\n\n"
-"'fast' rounds their operands to bfloat16 where the CPU runs that at twice the float32 rate (AMD, Zen 4 and later), to int16\n"
-"with a scale per 64 values where it has AVX512_VNNI, and is 'exact' elsewhere. Sums stay float32. The environment\n"
-"variable LORA_C_PRECISION sets it at import; a Decoder has a precision of its own, and training and generation have theirs\n"
-"in their configurations.\n\n"
-"Raises\n------\nValueError\n    Unknown name.");
+             "set_precision($module, name, /)\n--\n\n"
+             "Choose the arithmetic of matrix products: 'exact' (float32) or 'fast'.\n\n"
+             "'fast' rounds their operands to bfloat16 where the CPU runs that at twice the float32 rate (AMD, Zen 4 and later), to int16\n"
+             "with a scale per 64 values where it has AVX512_VNNI, and is 'exact' elsewhere. Sums stay float32. The environment\n"
+             "variable LORA_C_PRECISION sets it at import; a Decoder has a precision of its own, and training and generation have theirs\n"
+             "in their configurations.\n\n"
+             "Raises\n------\nValueError\n    Unknown name.");
 
 static PyObject *set_precision(PyObject *module, PyObject *args) {
     const char *name;
@@ -45,17 +45,18 @@ static PyObject *get_precision(PyObject *module, PyObject *unused) {
 }
 
 PyDoc_STRVAR(set_fast_operands_doc,
-"set_fast_operands($module, name, /)\n--\n\n"
-"Choose what 'fast' products round their operands to: 'auto' (see set_precision), 'float32', 'bfloat16' or 'int16'.\n\n"
-"Machines that are told the same give the same bits. set_isa() chooses again.\n\n"
-"Raises\n------\nValueError\n    Unknown name.\nNotImplementedError\n    These kernels or this CPU lack it.");
+             "set_fast_operands($module, name, /)\n--\n\n"
+             "Choose what 'fast' products round their operands to: 'auto' (see set_precision), 'float32', 'bfloat16' or 'int16'.\n\n"
+             "Machines that are told the same give the same bits. set_isa() chooses again.\n\n"
+             "Raises\n------\nValueError\n    Unknown name.\nNotImplementedError\n    These kernels or this CPU lack it.");
 
 static PyObject *set_fast_operands(PyObject *module, PyObject *args) {
     const char *name;
     if (!PyArg_ParseTuple(args, "s:set_fast_operands", &name)) return NULL;
     int operands = LORA_OPERANDS_AUTO;
     while (operands <= LORA_OPERANDS_INT16 && strcmp(name, lora_operands_name((lora_operands)operands)) != 0) operands++;
-    if (operands > LORA_OPERANDS_INT16) return PyErr_Format(PyExc_ValueError, "name: expected 'auto', 'float32', 'bfloat16' or 'int16', got '%s'", name);
+    if (operands > LORA_OPERANDS_INT16)
+        return PyErr_Format(PyExc_ValueError, "name: expected 'auto', 'float32', 'bfloat16' or 'int16', got '%s'", name);
     lora_py_state *state = state_of(module);
     lora_status status;
     lora_error err = {0};
@@ -65,7 +66,7 @@ static PyObject *set_fast_operands(PyObject *module, PyObject *args) {
 }
 
 PyDoc_STRVAR(get_fast_operands_doc,
-"get_fast_operands($module, /)\n--\n\nReturn what 'fast' products round their operands to: 'float32', 'bfloat16' or 'int16'.");
+             "get_fast_operands($module, /)\n--\n\nReturn what 'fast' products round their operands to: 'float32', 'bfloat16' or 'int16'.");
 
 static PyObject *get_fast_operands(PyObject *module, PyObject *unused) {
     (void)unused;

@@ -14,10 +14,8 @@
 #define LORA_PY_KEYWORDS (PyCFunction)(void (*)(void))
 
 /* A method with keywords, as method tables take it: f##_kept, which calls f with keywords that stay. */
-#define LORA_PY_KEEP(f)                                                                                                \
-    static PyObject *f##_kept(PyObject *o, PyObject *args, PyObject *kwargs) {                                         \
-        return lora_py_with_kept(f, o, args, kwargs);                                                                  \
-    }
+#define LORA_PY_KEEP(f)                                                                                                                    \
+    static PyObject *f##_kept(PyObject *o, PyObject *args, PyObject *kwargs) { return lora_py_with_kept(f, o, args, kwargs); }
 
 enum { LORA_PY_MOST_DEVICES = 16 };
 
@@ -32,8 +30,7 @@ typedef struct lora_py_state {
 
 /* First fields of every object of this module. */
 typedef struct lora_py_object {
-    PyObject_HEAD
-    PyObject *owner; /* of ctx */
+    PyObject_HEAD PyObject *owner; /* of ctx */
     lora_ctx *ctx;
     _Atomic int busy; /* exclusive use: the process that is inside, or 0. Not a critical section, which would end where the
                        * GIL is released; not a flag, which a child forked meanwhile would keep for ever */
@@ -146,13 +143,12 @@ int lora_py_lies_behind(const lora_py_parameter *first, const lora_py_parameter 
 
 /* Runs C calls with the GIL released and the context locked; LORA_PY_CALL keeps what one returns. */
 #define LORA_PY_CALL(ctx, status, expr) LORA_PY_DO(ctx, (status) = (expr))
-#define LORA_PY_DO(ctx, statement)                                                                                     \
-    do {                                                                                                               \
-        Py_BEGIN_ALLOW_THREADS                                                                                         \
-        lora_ctx_lock(ctx);                                                                                            \
-        statement;                                                                                                     \
-        lora_ctx_unlock(ctx);                                                                                          \
-        Py_END_ALLOW_THREADS                                                                                           \
+#define LORA_PY_DO(ctx, statement)                                                                                                         \
+    do {                                                                                                                                   \
+        Py_BEGIN_ALLOW_THREADS lora_ctx_lock(ctx);                                                                                         \
+        statement;                                                                                                                         \
+        lora_ctx_unlock(ctx);                                                                                                              \
+        Py_END_ALLOW_THREADS                                                                                                               \
     } while (0)
 
 #endif

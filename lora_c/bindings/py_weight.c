@@ -30,7 +30,8 @@ int lora_py_get_weight(lora_py_state *state, const lora_ctx *ctx, PyObject *o, c
     lora_py_array a;
     const int64_t any[] = {-1, -1};
     if (lora_py_get(o, name, LORA_PY_F32 | LORA_PY_BF16, 0, &a) < 0) return -1;
-    out->w = a.kind == LORA_PY_F32 ? lora_weight_f32(a.data, a.shape[0], a.cols, a.cols) : lora_weight_bf16(a.data, a.shape[0], a.cols, a.cols);
+    out->w =
+        a.kind == LORA_PY_F32 ? lora_weight_f32(a.data, a.shape[0], a.cols, a.cols) : lora_weight_bf16(a.data, a.shape[0], a.cols, a.cols);
     if (lora_py_expect(&a, 2, any) == 0) out->keep = lora_py_keep_export(state, &a);
     lora_py_release(&a);
     return out->keep ? 0 : -1;

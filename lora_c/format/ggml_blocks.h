@@ -18,14 +18,28 @@
 #include "lora_c/ggml.h"
 
 enum {
-    LORA_Q8_0_BYTES = 34, LORA_Q8_0_CODES = 2,
-    LORA_Q4_0_BYTES = 18, LORA_Q4_0_NIBBLES = 2,
-    LORA_Q4_1_BYTES = 20, LORA_Q4_1_NIBBLES = 4,
-    LORA_Q5_0_BYTES = 22, LORA_Q5_0_HIGH = 2, LORA_Q5_0_NIBBLES = 6,
-    LORA_Q5_1_BYTES = 24, LORA_Q5_1_HIGH = 4, LORA_Q5_1_NIBBLES = 8,
-    LORA_Q4_K_BYTES = 144, LORA_K_SCALES = 4, LORA_Q4_K_NIBBLES = 16,
-    LORA_Q5_K_BYTES = 176, LORA_Q5_K_HIGH = 16, LORA_Q5_K_NIBBLES = 48,
-    LORA_Q6_K_BYTES = 210, LORA_Q6_K_HIGH = 128, LORA_Q6_K_SCALES = 192, LORA_Q6_K_D = 208,
+    LORA_Q8_0_BYTES = 34,
+    LORA_Q8_0_CODES = 2,
+    LORA_Q4_0_BYTES = 18,
+    LORA_Q4_0_NIBBLES = 2,
+    LORA_Q4_1_BYTES = 20,
+    LORA_Q4_1_NIBBLES = 4,
+    LORA_Q5_0_BYTES = 22,
+    LORA_Q5_0_HIGH = 2,
+    LORA_Q5_0_NIBBLES = 6,
+    LORA_Q5_1_BYTES = 24,
+    LORA_Q5_1_HIGH = 4,
+    LORA_Q5_1_NIBBLES = 8,
+    LORA_Q4_K_BYTES = 144,
+    LORA_K_SCALES = 4,
+    LORA_Q4_K_NIBBLES = 16,
+    LORA_Q5_K_BYTES = 176,
+    LORA_Q5_K_HIGH = 16,
+    LORA_Q5_K_NIBBLES = 48,
+    LORA_Q6_K_BYTES = 210,
+    LORA_Q6_K_HIGH = 128,
+    LORA_Q6_K_SCALES = 192,
+    LORA_Q6_K_D = 208,
     LORA_GGML_SMALL = 32,  /* weights in a block of the types without _K */
     LORA_GGML_SUPER = 256, /* in a block of the types with it */
 };

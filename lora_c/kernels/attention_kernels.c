@@ -15,8 +15,8 @@ static int64_t forward_scratch(int64_t n_rows, int64_t D) {
 static int64_t backward_scratch(int64_t n_rows, int64_t D) {
     (void)n_rows; /* they go by in chunks */
     int64_t width = lora_round_up(D, VECTOR);
-    int64_t keys = 5 * LORA_ATTENTION_BLOCK * width;                    /* K, K^T, V^T, dK, dV */
-    int64_t rows = ROWS * (3 * width + 2 * LORA_ATTENTION_BLOCK + 2);   /* Q, dO, dQ; scores; statistics */
+    int64_t keys = 5 * LORA_ATTENTION_BLOCK * width;                  /* K, K^T, V^T, dK, dV */
+    int64_t rows = ROWS * (3 * width + 2 * LORA_ATTENTION_BLOCK + 2); /* Q, dO, dQ; scores; statistics */
     return lora_round_up(keys + rows, VECTOR) + 16 * VECTOR;
 }
 
@@ -25,13 +25,10 @@ void lora_attention_kernels_init(lora_attention_kernels *k, lora_isa isa) {
     k->forward_scratch = forward_scratch;
     k->backward_scratch = backward_scratch;
     lora_attention_init_ref(k);
-    if (isa >= LORA_ISA_PORTABLE)
-        lora_attention_init_portable(k);
+    if (isa >= LORA_ISA_PORTABLE) lora_attention_init_portable(k);
 #if defined(__x86_64__)
-    if (isa >= LORA_ISA_AVX2)
-        lora_attention_init_avx2(k);
-    if (isa >= LORA_ISA_AVX512)
-        lora_attention_init_avx512(k);
+    if (isa >= LORA_ISA_AVX2) lora_attention_init_avx2(k);
+    if (isa >= LORA_ISA_AVX512) lora_attention_init_avx512(k);
 #endif
 }
 

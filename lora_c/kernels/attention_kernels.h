@@ -11,8 +11,8 @@
 #include "lora_c/kernels/gemm_kernels.h"
 
 enum {
-    LORA_ATTENTION_BLOCK = 96,    /* keys per block in float32 */
-    LORA_ATTENTION_ROWS = 384,    /* rows a tile aims at (a group larger than this makes it larger) */
+    LORA_ATTENTION_BLOCK = 96,        /* keys per block in float32 */
+    LORA_ATTENTION_ROWS = 384,        /* rows a tile aims at (a group larger than this makes it larger) */
     LORA_ATTENTION_MAX_FAST_D = 1024, /* wider heads have float32 operands in every precision */
 };
 
@@ -20,18 +20,18 @@ enum {
 typedef struct lora_attention_forward_tile {
     int64_t n_queries, group, D;
     float scale;
-    float softcap;                /* 0: none; else a score x becomes softcap * tanh(x / softcap) before the softmax */
-    int64_t last;                 /* the last key that query 0 sees; query i sees keys ..= last + i, last >= 0 */
-    int64_t window;               /* 0: none; else a query sees the last window keys of those */
-    const float *q;               /* first query, first head of the group */
+    float softcap;  /* 0: none; else a score x becomes softcap * tanh(x / softcap) before the softmax */
+    int64_t last;   /* the last key that query 0 sees; query i sees keys ..= last + i, last >= 0 */
+    int64_t window; /* 0: none; else a query sees the last window keys of those */
+    const float *q; /* first query, first head of the group */
     int64_t ldq;
-    const float *k, *v;           /* key 0 of the segment, this key/value head */
+    const float *k, *v; /* key 0 of the segment, this key/value head */
     int64_t ldk, ldv;
-    float *o;                     /* as q */
+    float *o; /* as q */
     int64_t ldo;
-    float *lse;                   /* first query, first head of the group, rows ld_lse apart; or NULL */
+    float *lse; /* first query, first head of the group, rows ld_lse apart; or NULL */
     int64_t ld_lse;
-    float *scratch;               /* forward_scratch floats, 64-byte aligned */
+    float *scratch; /* forward_scratch floats, 64-byte aligned */
 } lora_attention_forward_tile;
 
 /* n_queries queries against one block of at most key_block keys, backward. The same queries meet several blocks, one after the
@@ -39,18 +39,18 @@ typedef struct lora_attention_forward_tile {
 typedef struct lora_attention_backward_tile {
     int64_t n_queries, n_keys, group, D;
     float scale, softcap;
-    int64_t last;                 /* as above, but counted from key 0 of this tile: may be negative */
+    int64_t last; /* as above, but counted from key 0 of this tile: may be negative */
     int64_t window;
-    bool accumulate_dq;           /* add to dq instead of setting it */
-    bool accumulate_keys;         /* add to dk and dv instead of setting them */
+    bool accumulate_dq;   /* add to dq instead of setting it */
+    bool accumulate_keys; /* add to dk and dv instead of setting them */
     const float *q, *k, *v, *dout;
     int64_t ldq, ldk, ldv, lddo;
-    const float *lse;             /* first query, first head of the group, rows ld_lse apart */
+    const float *lse; /* first query, first head of the group, rows ld_lse apart */
     int64_t ld_lse;
-    const float *delta;           /* (n_queries, group), dense */
+    const float *delta; /* (n_queries, group), dense */
     float *dq, *dk, *dv;
     int64_t lddq, lddk, lddv;
-    float *scratch;               /* backward_scratch floats, 64-byte aligned */
+    float *scratch; /* backward_scratch floats, 64-byte aligned */
 } lora_attention_backward_tile;
 
 /* Common contract   any alignment of q, k, v, o and their gradients (float is enough); only the named elements are
@@ -68,8 +68,7 @@ typedef struct lora_attention_kernels {
      * (decode) or among others (prefill). */
     void (*forward)(const lora_attention_forward_tile *tile);
     /* delta[m][h] = sum_d dout[m][h*D + d] * o[m][h*D + d] for M rows; delta is (M, n_heads), dense. */
-    void (*delta)(int64_t M, int64_t n_heads, int64_t D, const float *dout, int64_t lddo, const float *o, int64_t ldo,
-                  float *delta);
+    void (*delta)(int64_t M, int64_t n_heads, int64_t D, const float *dout, int64_t lddo, const float *o, int64_t ldo, float *delta);
     /* Called once for the queries of a tile, whatever its keys. NULL: nothing to do. */
     void (*backward_begin)(const lora_attention_backward_tile *tile);
     /* p = exp(scale * q k^T - lse), ds = p * (dout v^T - delta);   dv (+)= p^T dout, dq (+)= scale * ds k,

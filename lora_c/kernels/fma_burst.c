@@ -3,14 +3,14 @@
 #if defined(__x86_64__)
 /* Explicit registers: a C loop over an array spills and shows half of the truth. Ten chains cover latency times ports. */
 #define FMA(reg, width) "vfmadd231ps %%" width "15, %%" width "14, %%" width #reg "\n\t"
-#define TEN(width) FMA(0, width) FMA(1, width) FMA(2, width) FMA(3, width) FMA(4, width) FMA(5, width) FMA(6, width) FMA(7, width) \
-    FMA(8, width) FMA(9, width)
+#define TEN(width)                                                                                                                         \
+    FMA(0, width)                                                                                                                          \
+    FMA(1, width) FMA(2, width) FMA(3, width) FMA(4, width) FMA(5, width) FMA(6, width) FMA(7, width) FMA(8, width) FMA(9, width)
 #define CLOBBER "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm14", "xmm15"
 
 /* One block of assembly, loop included: between two blocks the compiler may put what it likes into these registers.
  * All start from zero, so that no denormal slows them down. */
-#define BURST(width, zero, rounds)                                                                                             \
-    __asm__ volatile(zero "1:\n\t" TEN(width) "dec %0\n\tjnz 1b\n\tvzeroupper" : "+r"(rounds)::"cc", CLOBBER)
+#define BURST(width, zero, rounds) __asm__ volatile(zero "1:\n\t" TEN(width) "dec %0\n\tjnz 1b\n\tvzeroupper" : "+r"(rounds)::"cc", CLOBBER)
 #define CLEAR(reg) "vpxor %%xmm" #reg ", %%xmm" #reg ", %%xmm" #reg "\n\t"
 #define CLEAR_ALL CLEAR(0) CLEAR(1) CLEAR(2) CLEAR(3) CLEAR(4) CLEAR(5) CLEAR(6) CLEAR(7) CLEAR(8) CLEAR(9) CLEAR(14) CLEAR(15)
 

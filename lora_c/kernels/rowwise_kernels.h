@@ -13,11 +13,11 @@
 /* The constants of one AdamW call, computed once in float64 and rounded once. */
 typedef struct lora_adamw_constants {
     float grad_scale;
-    float decay;                      /* 1 - lr * weight_decay */
+    float decay; /* 1 - lr * weight_decay */
     float beta1, one_minus_beta1;
     float beta2, one_minus_beta2;
-    float step_size;                  /* lr / (1 - beta1^step) */
-    float sqrt_bias2;                 /* sqrt(1 - beta2^step) */
+    float step_size;  /* lr / (1 - beta1^step) */
+    float sqrt_bias2; /* sqrt(1 - beta2^step) */
     float eps;
 } lora_adamw_constants;
 
@@ -31,20 +31,19 @@ typedef struct lora_rowwise_kernels {
      *  dweight[i] += dy[i] * x[i] * rstd.    dx or dweight may be NULL.
      *  Alias     dx may be dy or x.
      *  Numerics  |err| <= 8 u rstd |dy w| + (n/8 + 12) u rstd^3 mean|dy w x| |x| */
-    void (*rmsnorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd,
-                             float *dx, bool accumulate, float *dweight);
+    void (*rmsnorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd, float *dx,
+                             bool accumulate, float *dweight);
 
     /** y[i] = (x[i] - mean) * r * weight[i] + bias[i], r = 1/sqrt(mean((x - mean)^2) + eps); returns r. n >= 1.
      *  Alias     y may be x.        Numerics  |err| <= (n/8 + 12) u (2 |y - bias| + max|x| r |weight|) + u |y| */
-    float (*layernorm_forward)(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y,
-                               float *mean);
+    float (*layernorm_forward)(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y, float *mean);
 
     /** z = (x - mean) * rstd, g = dy * weight;   dx = rstd * (g - mean(g) - z mean(g z))   (added to when accumulate)
      *  dweight[i] += dy[i] * z[i];   dbias[i] += dy[i].    dx, dweight or dbias may be NULL.
      *  Alias     dx may be dy or x.
      *  Numerics  |err| <= (n/8 + 12) u rstd (|g| + mean|g| + |z| mean|g z|) */
-    void (*layernorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd,
-                               float *dx, bool accumulate, float *dweight, float *dbias);
+    void (*layernorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd, float *dx,
+                               bool accumulate, float *dweight, float *dbias);
 
     /** The start of one head in place: (a, b) = (x[i], x[i + half]);  x[i] = a cos[i] - s b sin[i];  x[i + half] = b cos[i] + s a sin[i].
      *  s is sign: 1 forward, -1 backward. cos and sin have half elements.      Numerics  |err| <= 3 u (|a| + |b|) */

@@ -18,7 +18,8 @@ static bool trains(const lora_matrix *m) { return m->has_adapter && (m->adapter.
 
 lora_weight lora_global_weight(const lora_decoder *d, lora_matrix_slot slot) {
     if (!lora_global(d, slot)->has_adapter) return base_of(d, slot)->w;
-    return lora_weight_f32(d->adapted[slot - LORA_LAYER_MATRICES].whole, d->config.vocab_size, d->config.hidden_size, d->config.hidden_size);
+    return lora_weight_f32(d->adapted[slot - LORA_LAYER_MATRICES].whole, d->config.vocab_size, d->config.hidden_size,
+                           d->config.hidden_size);
 }
 
 float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot) {

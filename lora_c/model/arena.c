@@ -86,8 +86,13 @@ static void lay_states(lora_carver *at, const lora_decoder *d, int64_t M, bool o
         if (!at->base) continue;
         b->states[i] = kept;
         if (i < b->lowest)
-            b->states[i] = (lora_layer_state){.qkv = kept.qkv, .att = kept.att, .gate = kept.gate, .up = kept.up,
-                                              .att_branch = branch, .mlp_branch = branch, .x2 = b->x[i]};
+            b->states[i] = (lora_layer_state){.qkv = kept.qkv,
+                                              .att = kept.att,
+                                              .gate = kept.gate,
+                                              .up = kept.up,
+                                              .att_branch = branch,
+                                              .mlp_branch = branch,
+                                              .x2 = b->x[i]};
     }
 }
 
@@ -159,7 +164,8 @@ static lora_status reach_stage(lora_decoder *d, int64_t n_tokens, lora_error *er
     d->stage = NULL;
     lora_stage_free(d->ctx, old);
     d->stage = lora_stage_alloc(d->ctx, at.used);
-    LORA_CHECK(d->stage, err, LORA_ENOMEM, "batch: expected %zu bytes for the tables of %lld tokens, got none", at.used, (long long)n_tokens);
+    LORA_CHECK(d->stage, err, LORA_ENOMEM, "batch: expected %zu bytes for the tables of %lld tokens, got none", at.used,
+               (long long)n_tokens);
     d->stage_bytes = at.used;
     return LORA_OK;
 }
@@ -180,8 +186,8 @@ lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training,
     size_t bytes = layout(d, n_tokens, training, NULL, b), size = arena_size_for(d, bytes);
     if (size != d->arena_bytes)
         LORA_CHECK(resize_arena(d, size) == LORA_OK, err, LORA_ENOMEM,
-                   "activations: expected %zu bytes for %lld tokens, got none; use fewer tokens or recompute=\"layer\"",
-                   size, (long long)n_tokens);
+                   "activations: expected %zu bytes for %lld tokens, got none; use fewer tokens or recompute=\"layer\"", size,
+                   (long long)n_tokens);
     LORA_TRY(reach_stage(d, n_tokens, err));
     layout(d, n_tokens, training, d->arena, b);
     return LORA_OK;

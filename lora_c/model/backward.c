@@ -9,8 +9,8 @@ typedef struct projected {
 } projected;
 
 /* Projections of one input, those that something wants a gradient of: dx (+)= the sum of their parts, one product. */
-static lora_status project_backward(lora_decoder *d, const lora_run *run, int64_t layer, int n, const projected *parts, lora_mat x, lora_mat dx,
-                                    bool accumulate, lora_error *err) {
+static lora_status project_backward(lora_decoder *d, const lora_run *run, int64_t layer, int n, const projected *parts, lora_mat x,
+                                    lora_mat dx, bool accumulate, lora_error *err) {
     const lora_layer *l = &d->layers[layer];
     lora_linear_gradient gradients[LORA_LINEAR_LAYERS];
     int n_wanted = 0;
@@ -33,8 +33,8 @@ static lora_status norm_backward(lora_decoder *d, const lora_buffers *b, int64_t
 }
 
 /* *dy: the gradient of what a projection puts out, from that of the stream: the same, or b->dbranch behind factor and norm. */
-static lora_status branch_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int norm_slot,
-                                   const float *branch, const float **dy, lora_error *err) {
+static lora_status branch_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int norm_slot, const float *branch,
+                                   const float **dy, lora_error *err) {
     int64_t H = d->config.hidden_size;
     *dy = b->dx;
     if (!branch) return LORA_OK;
@@ -64,8 +64,7 @@ static lora_status input_again(lora_decoder *d, const lora_run *run, lora_buffer
 }
 
 /* b->dx holds the gradient of the layer's output and, after this, of x2. below: something under the MLP wants it. */
-static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, bool below,
-                                lora_error *err) {
+static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, bool below, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
     const lora_layer *l = &d->layers[layer];
     int64_t H = d->config.hidden_size, I = d->config.intermediate_size;
@@ -85,7 +84,8 @@ static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffe
     const projected parts[] = {{.slot = LORA_UP_PROJ, .dy = lora_run_mat(run, s->up, I)}, {.slot = LORA_GATE_PROJ, .dy = gate}};
     LORA_TRY(project_backward(d, run, layer, gated ? 2 : 1, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
     if (!d->config.pre_norm || !in.dx) return LORA_OK;
-    return norm_backward(d, b, layer, LORA_POST_ATTENTION_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, s->x2, H), lora_run_mat(run, b->dx, H), true, err);
+    return norm_backward(d, b, layer, LORA_POST_ATTENTION_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, s->x2, H),
+                         lora_run_mat(run, b->dx, H), true, err);
 }
 
 /* datt -> dqkv of the projections' outputs: through attention, back through the rotation and through the norms. */
@@ -96,9 +96,15 @@ static lora_status core_backward(lora_decoder *d, const lora_run *run, lora_buff
     lora_attention_shape shape = lora_layer_attention(d, layer);
     lora_segments segments = lora_run_segments(run, b);
     lora_attention_gradient g = {
-        .q = lora_run_cols(run, s->qkv, Q, ld), .k = lora_run_cols(run, s->qkv + Q, KV, ld), .v = lora_run_cols(run, s->qkv + Q + KV, KV, ld),
-        .o = lora_run_mat(run, s->att, Q), .dout = lora_run_mat(run, b->datt, Q), .lse = s->lse,
-        .dq = lora_run_cols(run, b->dqkv, Q, ld), .dk = lora_run_cols(run, b->dqkv + Q, KV, ld), .dv = lora_run_cols(run, b->dqkv + Q + KV, KV, ld),
+        .q = lora_run_cols(run, s->qkv, Q, ld),
+        .k = lora_run_cols(run, s->qkv + Q, KV, ld),
+        .v = lora_run_cols(run, s->qkv + Q + KV, KV, ld),
+        .o = lora_run_mat(run, s->att, Q),
+        .dout = lora_run_mat(run, b->datt, Q),
+        .lse = s->lse,
+        .dq = lora_run_cols(run, b->dqkv, Q, ld),
+        .dk = lora_run_cols(run, b->dqkv + Q, KV, ld),
+        .dv = lora_run_cols(run, b->dqkv + Q + KV, KV, ld),
     };
     LORA_TRY(lora_attention_backward(d->ctx, &shape, &segments, &g, err));
     LORA_TRY(lora_rotate(d, run, b, layer, b->dqkv, true, err));
@@ -113,8 +119,7 @@ static bool qkv_reads_input(const lora_layer *l) {
 }
 
 /* b->dx holds the gradient of x2 and, after this, of the layer's input. below: something under the layer wants it. */
-static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, bool below,
-                                      lora_error *err) {
+static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, bool below, lora_error *err) {
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
     const lora_layer *l = &d->layers[layer];
@@ -124,7 +129,8 @@ static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora
     const float *x, *dy;
     LORA_TRY(branch_backward(d, run, b, layer, LORA_ATTENTION_OUTPUT_NORM, s->att_branch, &dy, err));
     const projected o = {.slot = LORA_O_PROJ, .dy = lora_run_mat(run, dy, H)};
-    LORA_TRY(project_backward(d, run, layer, 1, &o, lora_run_mat(run, s->att, Q), lora_run_mat(run, inner ? b->datt : NULL, Q), false, err));
+    LORA_TRY(
+        project_backward(d, run, layer, 1, &o, lora_run_mat(run, s->att, Q), lora_run_mat(run, inner ? b->datt : NULL, Q), false, err));
     if (!inner) return LORA_OK;
     LORA_TRY(core_backward(d, run, b, layer, err));
     LORA_TRY(input_again(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], qkv_reads_input(l), &x, err));
@@ -133,7 +139,8 @@ static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora
                                {.slot = LORA_V_PROJ, .dy = lora_run_cols(run, b->dqkv + Q + KV, KV, ld)}};
     LORA_TRY(project_backward(d, run, layer, 3, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
     if (!c->pre_norm || !in.dx) return LORA_OK;
-    return norm_backward(d, b, layer, LORA_INPUT_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, b->x[layer], H), lora_run_mat(run, b->dx, H), true, err);
+    return norm_backward(d, b, layer, LORA_INPUT_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, b->x[layer], H),
+                         lora_run_mat(run, b->dx, H), true, err);
 }
 
 /* b->dx holds the gradient of the first stream. */

@@ -16,8 +16,8 @@ static lora_status check_sizes(const lora_decoder_config *c, lora_error *err) {
                  {"vocab_size", c->vocab_size},
                  {"max_position_embeddings", c->max_position_embeddings}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        LORA_CHECK(sizes[i].value > 0 && sizes[i].value < INT32_MAX, err, LORA_EINVAL, "%s: expected 1 to %d, got %lld",
-                   sizes[i].name, INT32_MAX - 1, (long long)sizes[i].value);
+        LORA_CHECK(sizes[i].value > 0 && sizes[i].value < INT32_MAX, err, LORA_EINVAL, "%s: expected 1 to %d, got %lld", sizes[i].name,
+                   INT32_MAX - 1, (long long)sizes[i].value);
     LORA_CHECK(c->num_hidden_layers <= LORA_MAX_LAYERS, err, LORA_EINVAL, "num_hidden_layers: expected 1 to %d, got %lld", LORA_MAX_LAYERS,
                (long long)c->num_hidden_layers);
     return LORA_OK;
@@ -56,8 +56,8 @@ static lora_status check_ropes(const lora_decoder_config *c, lora_error *err) {
                c->n_ropes);
     for (int i = 0; i < c->n_ropes; i++) LORA_TRY(check_rope(c, &c->ropes[i], err));
     for (int64_t i = 0; c->layer_rope && i < c->num_hidden_layers; i++)
-        LORA_CHECK(c->layer_rope[i] >= -1 && c->layer_rope[i] < c->n_ropes, err, LORA_EINVAL, "layer_rope: expected -1 to %d, got %d at index %lld",
-                   c->n_ropes - 1, (int)c->layer_rope[i], (long long)i);
+        LORA_CHECK(c->layer_rope[i] >= -1 && c->layer_rope[i] < c->n_ropes, err, LORA_EINVAL,
+                   "layer_rope: expected -1 to %d, got %d at index %lld", c->n_ropes - 1, (int)c->layer_rope[i], (long long)i);
     if (!c->rope_switch) return LORA_OK;
     LORA_CHECK(c->n_ropes == 2 && !c->layer_rope && c->ropes[0].rotary == c->ropes[1].rotary, err, LORA_EINVAL,
                "rope_switch: expected two tables of one size for all layers, got others");
@@ -69,13 +69,13 @@ static lora_status check_ropes(const lora_decoder_config *c, lora_error *err) {
 lora_status lora_check_config(const lora_decoder_config *c, lora_error *err) {
     LORA_TRY(check_sizes(c, err));
     LORA_CHECK(c->num_attention_heads % c->num_key_value_heads == 0, err, LORA_EINVAL,
-               "num_attention_heads: expected a multiple of num_key_value_heads (%lld), got %lld",
-               (long long)c->num_key_value_heads, (long long)c->num_attention_heads);
+               "num_attention_heads: expected a multiple of num_key_value_heads (%lld), got %lld", (long long)c->num_key_value_heads,
+               (long long)c->num_attention_heads);
     LORA_CHECK(lora_q_width(c) < INT32_MAX, err, LORA_EINVAL,
-               "num_attention_heads: expected num_attention_heads * head_dim below %d, got %lld", INT32_MAX,
-               (long long)lora_q_width(c));
+               "num_attention_heads: expected num_attention_heads * head_dim below %d, got %lld", INT32_MAX, (long long)lora_q_width(c));
     LORA_CHECK(c->pre_norm || c->post_norm, err, LORA_EINVAL, "pre_norm, post_norm: expected at least one of them, got none");
-    LORA_CHECK(c->gated_mlp || c->activation == LORA_GELU_TANH, err, LORA_EUNSUPPORTED, "activation: expected gelu_tanh without a gate, got another");
+    LORA_CHECK(c->gated_mlp || c->activation == LORA_GELU_TANH, err, LORA_EUNSUPPORTED,
+               "activation: expected gelu_tanh without a gate, got another");
     for (int64_t i = 0; c->sliding_window && i < c->num_hidden_layers; i++)
         LORA_CHECK(c->sliding_window[i] >= 0, err, LORA_EINVAL, "sliding_window: expected >= 0, got %d at index %lld",
                    (int)c->sliding_window[i], (long long)i);

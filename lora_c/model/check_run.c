@@ -3,9 +3,7 @@
 
 #include "lora_c/model/pass.h"
 
-int64_t lora_past_tokens(const lora_run *run, int64_t segment) {
-    return run->cache ? run->cache->lengths[run->sequences[segment]] : 0;
-}
+int64_t lora_past_tokens(const lora_run *run, int64_t segment) { return run->cache ? run->cache->lengths[run->sequences[segment]] : 0; }
 
 /* A pass that only goes on with cached sequences: their keys and values already hold the adapter to what it was when they
  * were begun, so what was made of it for that pass stands. Without this, each new token would cost N * K * R per DoRA matrix. */
@@ -20,8 +18,8 @@ static lora_status check_length(const lora_decoder *d, const lora_run *run, int6
     long long length = lora_past_tokens(run, s) + run->cu_seqlens[s + 1] - run->cu_seqlens[s];
     if (run->cache)
         LORA_CHECK(length <= run->cache->max_tokens, err, LORA_EINVAL,
-                   "cache: expected at most %lld tokens in sequence %d (max_tokens), got %lld",
-                   (long long)run->cache->max_tokens, (int)run->sequences[s], length);
+                   "cache: expected at most %lld tokens in sequence %d (max_tokens), got %lld", (long long)run->cache->max_tokens,
+                   (int)run->sequences[s], length);
     if (run->cache && lora_past_tokens(run, s) > 0)
         LORA_CHECK(length <= lora_decoder_rope_limit(d, lora_past_tokens(run, s)), err, LORA_EINVAL,
                    "cache: expected sequence %d to stay within %lld tokens, where the RoPE frequencies change, got %lld; truncate "
@@ -39,21 +37,20 @@ static lora_status check_segments(const lora_decoder *d, const lora_run *run, lo
                "cu_seqlens: expected 1 to %lld segments, got %lld", (long long)run->n_tokens, (long long)run->n_segments);
     LORA_CHECK(cu[0] == 0, err, LORA_EINVAL, "cu_seqlens: expected to start with 0, got %d", (int)cu[0]);
     for (int64_t s = 0; s < run->n_segments; s++) {
-        LORA_CHECK(cu[s] < cu[s + 1], err, LORA_EINVAL,
-                   "cu_seqlens: expected strictly rising values, got %d then %d at index %lld", (int)cu[s],
-                   (int)cu[s + 1], (long long)s + 1);
+        LORA_CHECK(cu[s] < cu[s + 1], err, LORA_EINVAL, "cu_seqlens: expected strictly rising values, got %d then %d at index %lld",
+                   (int)cu[s], (int)cu[s + 1], (long long)s + 1);
         LORA_CHECK(cu[s + 1] <= run->n_tokens, err, LORA_EINVAL, "cu_seqlens: expected at most n_tokens = %lld, got %d",
                    (long long)run->n_tokens, (int)cu[s + 1]);
         LORA_TRY(check_length(d, run, s, err));
     }
-    LORA_CHECK(cu[run->n_segments] == run->n_tokens, err, LORA_EINVAL,
-               "cu_seqlens: expected to end with n_tokens = %lld, got %d", (long long)run->n_tokens,
-               (int)cu[run->n_segments]);
+    LORA_CHECK(cu[run->n_segments] == run->n_tokens, err, LORA_EINVAL, "cu_seqlens: expected to end with n_tokens = %lld, got %d",
+               (long long)run->n_tokens, (int)cu[run->n_segments]);
     return LORA_OK;
 }
 
 static lora_status check_targets(const lora_decoder *d, const lora_run *run, lora_error *err) {
-    LORA_CHECK(run->targets && run->loss_weight, err, LORA_EINVAL, "%s: expected an array, got NULL", run->targets ? "loss_weight" : "targets");
+    LORA_CHECK(run->targets && run->loss_weight, err, LORA_EINVAL, "%s: expected an array, got NULL",
+               run->targets ? "loss_weight" : "targets");
     for (int64_t m = 0; m < run->n_tokens; m++) {
         if (run->loss_weight[m] == 0.0f) continue;
         LORA_CHECK(isfinite(run->loss_weight[m]), err, LORA_EINVAL, "loss_weight: expected finite values, got %g at index %lld",
@@ -69,13 +66,13 @@ lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_erro
     LORA_TRY(lora_check_complete(d, err));
     LORA_CHECK(run->input_ids && run->cu_seqlens, err, LORA_EINVAL, "%s: expected an array, got NULL",
                run->input_ids ? "cu_seqlens" : "input_ids");
-    LORA_CHECK(run->n_tokens >= 1 && run->n_tokens < INT32_MAX, err, LORA_ESHAPE,
-               "input_ids: expected 1 to %d tokens, got %lld", INT32_MAX - 1, (long long)run->n_tokens);
+    LORA_CHECK(run->n_tokens >= 1 && run->n_tokens < INT32_MAX, err, LORA_ESHAPE, "input_ids: expected 1 to %d tokens, got %lld",
+               INT32_MAX - 1, (long long)run->n_tokens);
     LORA_TRY(check_segments(d, run, err));
     for (int64_t m = 0; m < run->n_tokens; m++)
         LORA_CHECK(run->input_ids[m] >= 0 && run->input_ids[m] < d->config.vocab_size, err, LORA_EINVAL,
-                   "input_ids: expected 0 to %lld, got %d at index %lld", (long long)d->config.vocab_size - 1,
-                   (int)run->input_ids[m], (long long)m);
+                   "input_ids: expected 0 to %lld, got %d at index %lld", (long long)d->config.vocab_size - 1, (int)run->input_ids[m],
+                   (long long)m);
     return run->wants_loss ? check_targets(d, run, err) : LORA_OK;
 }
 

@@ -15,8 +15,8 @@ static lora_status mark_sequences(lora_kv_cache *c, int64_t n_segments, const in
 
 static lora_status check_sequences(lora_kv_cache *c, int64_t n_segments, const int32_t *sequences, lora_error *err) {
     int64_t marked;
-    LORA_CHECK(n_segments >= 1 && n_segments <= c->n_sequences, err, LORA_ESHAPE,
-               "sequences: expected 1 to %lld of them, got %lld", (long long)c->n_sequences, (long long)n_segments);
+    LORA_CHECK(n_segments >= 1 && n_segments <= c->n_sequences, err, LORA_ESHAPE, "sequences: expected 1 to %lld of them, got %lld",
+               (long long)c->n_sequences, (long long)n_segments);
     LORA_CHECK(sequences, err, LORA_EINVAL, "sequences: expected an array, got NULL");
     lora_status status = mark_sequences(c, n_segments, sequences, &marked, err);
     for (int64_t s = 0; s < marked; s++) c->named[sequences[s]] = 0;
@@ -34,13 +34,17 @@ static lora_status run_tokens(lora_decoder *d, lora_run *run, float *logits, lor
     return lora_decoder_head(d, run->n_segments, b.x[L], logits, err);
 }
 
-lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens,
-                                const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) {
+lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens, const int32_t *sequences,
+                                const int32_t *input_ids, float *logits, lora_error *err) {
     LORA_CHECK(c->decoder == d, err, LORA_EINVAL, "cache: expected one made by this decoder, got one of another");
     LORA_CHECK(cu_seqlens, err, LORA_EINVAL, "cu_seqlens: expected an array, got NULL");
     LORA_TRY(check_sequences(c, n_segments, sequences, err));
-    lora_run run = {.n_tokens = cu_seqlens[n_segments], .n_segments = n_segments, .input_ids = input_ids,
-                    .cu_seqlens = cu_seqlens, .cache = c, .sequences = sequences};
+    lora_run run = {.n_tokens = cu_seqlens[n_segments],
+                    .n_segments = n_segments,
+                    .input_ids = input_ids,
+                    .cu_seqlens = cu_seqlens,
+                    .cache = c,
+                    .sequences = sequences};
     LORA_TRY(lora_check_run(d, &run, err));
     LORA_TRY(lora_end_pass(d, &run, run_tokens(d, &run, logits, err), err));
     /* only now: a failed call leaves no trace */

@@ -61,7 +61,8 @@ lora_status lora_decoder_set_activation_dtype(lora_decoder *d, lora_dtype dtype,
 }
 
 void lora_decoder_set_precision(lora_decoder *d, lora_precision precision) {
-    lora_status always = lora_ctx_set_precision(d->ctx, precision == LORA_PRECISION_FAST ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT, NULL);
+    lora_status always =
+        lora_ctx_set_precision(d->ctx, precision == LORA_PRECISION_FAST ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT, NULL);
     (void)always; /* both are precisions */
 }
 

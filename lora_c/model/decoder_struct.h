@@ -37,15 +37,15 @@ typedef struct lora_layer {
 
 /* What one layer keeps for its backward pass. The normed inputs and h are computed again. */
 typedef struct lora_layer_state {
-    float *stats[LORA_LAYER_NORMS]; /* (M, groups, 2) of each norm, or NULL: not kept */
-    float *qkv;        /* (M, Q + 2 KV), q and k after norm and RoPE */
-    float *qk;         /* (M, Q + KV): q and k before their norms; NULL: not kept, or no such norms */
-    float *att;        /* (M, Q) */
-    float *lse;        /* (M, heads), or NULL: not kept */
-    float *att_branch; /* (M, H): output of o_proj, where it is not added to the stream as it is; else NULL */
-    float *mlp_branch; /* (M, H): output of down_proj, likewise; in evaluation the memory of att_branch */
-    float *x2;         /* (M, H): the residual stream between attention and MLP */
-    float *gate, *up;  /* (M, I); without a gate both are up */
+    float *stats[LORA_LAYER_NORMS];  /* (M, groups, 2) of each norm, or NULL: not kept */
+    float *qkv;                      /* (M, Q + 2 KV), q and k after norm and RoPE */
+    float *qk;                       /* (M, Q + KV): q and k before their norms; NULL: not kept, or no such norms */
+    float *att;                      /* (M, Q) */
+    float *lse;                      /* (M, heads), or NULL: not kept */
+    float *att_branch;               /* (M, H): output of o_proj, where it is not added to the stream as it is; else NULL */
+    float *mlp_branch;               /* (M, H): output of down_proj, likewise; in evaluation the memory of att_branch */
+    float *x2;                       /* (M, H): the residual stream between attention and MLP */
+    float *gate, *up;                /* (M, I); without a gate both are up */
     float *low[LORA_LAYER_MATRICES]; /* (M, R): s drop(x) A^T of each matrix for the gradient of B, or NULL: formed again */
 } lora_layer_state;
 
@@ -57,15 +57,15 @@ typedef struct lora_small_passes {
 
 /* What operations read of a batch, filled on the host and sent as one block before the pass. S is at most M. */
 typedef struct lora_batch_tables {
-    int32_t *input_ids;   /* (M) */
-    int32_t *positions;   /* (M): they go on where the cache ends and begin at 0 without one */
-    int32_t *rope_rows;   /* (M): rows of the RoPE tables; positions itself where segments do not choose */
-    int32_t *cu_seqlens;  /* (M + 1) */
-    int32_t *targets;     /* (M) */
-    float *loss_weight;   /* (M) */
+    int32_t *input_ids;            /* (M) */
+    int32_t *positions;            /* (M): they go on where the cache ends and begin at 0 without one */
+    int32_t *rope_rows;            /* (M): rows of the RoPE tables; positions itself where segments do not choose */
+    int32_t *cu_seqlens;           /* (M + 1) */
+    int32_t *targets;              /* (M) */
+    float *loss_weight;            /* (M) */
     int64_t *kv_start, *kv_length; /* (S): the keys and values of a segment */
-    int64_t *cache_rows;  /* (M): where the cache keeps the key of a token */
-    int64_t *last_tokens; /* (S) */
+    int64_t *cache_rows;           /* (M): where the cache keeps the key of a token */
+    int64_t *last_tokens;          /* (S) */
 } lora_batch_tables;
 
 /* Every buffer of a pass. */
@@ -109,9 +109,9 @@ struct lora_decoder {
     lora_norm_weights final_norm;
     lora_token_rows token_rows;
     double *inv_freq[LORA_MAX_ROPES]; /* (rotary / 2) on the host, owned */
-    float *cos, *sin;                /* (n_ropes, rope_positions, rotary / 2), each table behind the other */
-    int64_t rope_at[LORA_MAX_ROPES]; /* where each begins */
-    int64_t rope_positions;          /* so far: tables grow with what passes ask for */
+    float *cos, *sin;                 /* (n_ropes, rope_positions, rotary / 2), each table behind the other */
+    int64_t rope_at[LORA_MAX_ROPES];  /* where each begins */
+    int64_t rope_positions;           /* so far: tables grow with what passes ask for */
     lora_recompute recompute;
     lora_dtype activation_dtype;
     atomic_bool stopping; /* set by another thread than that of the pass */
@@ -178,9 +178,9 @@ bool lora_matrix_trains(const lora_matrix *m);
 bool lora_norm_trains(const lora_norm_weights *n);
 bool lora_qk_norm_trains(const lora_layer *l);
 bool lora_embeddings_train(const lora_decoder *d);
-bool lora_qkv_trains(const lora_layer *l);       /* q, k, v or the norms around them */
-bool lora_attention_trains(const lora_layer *l); /* the same, o_proj or the norm behind it */
-bool lora_gate_up_trains(const lora_layer *l);   /* gate, up or the norm before them */
+bool lora_qkv_trains(const lora_layer *l);                  /* q, k, v or the norms around them */
+bool lora_attention_trains(const lora_layer *l);            /* the same, o_proj or the norm behind it */
+bool lora_gate_up_trains(const lora_layer *l);              /* gate, up or the norm before them */
 int64_t lora_lowest_trainable_layer(const lora_decoder *d); /* 0 .. L; L: only what lies above the layers */
 
 #endif

@@ -6,8 +6,8 @@
 
 /* Work around a pass, in memory that the pass reads or has written. */
 typedef struct lora_pass_hook {
-    lora_status (*before)(lora_decoder *d, const lora_run *run, lora_error *err);                 /* or NULL */
-    lora_status (*after)(lora_decoder *d, const lora_run *run, bool complete, lora_error *err);   /* or NULL; complete: the pass did all */
+    lora_status (*before)(lora_decoder *d, const lora_run *run, lora_error *err);               /* or NULL */
+    lora_status (*after)(lora_decoder *d, const lora_run *run, bool complete, lora_error *err); /* or NULL; complete: the pass did all */
 } lora_pass_hook;
 
 /* adapter_norms.c: the row norms of DoRA adapters */
@@ -22,7 +22,7 @@ lora_weight lora_global_weight(const lora_decoder *d, lora_matrix_slot slot); /*
 float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot);
 lora_status lora_make_adapted_global(lora_decoder *d, lora_matrix_slot slot, const lora_adapter *adapter,
                                      lora_error *err) LORA_MUST_CHECK; /* memory for it; adapter NULL: none */
-void lora_forget_adapted_globals(lora_decoder *d); /* after a weight has changed */
+void lora_forget_adapted_globals(lora_decoder *d);                     /* after a weight has changed */
 void lora_free_adapted_globals(lora_decoder *d);
 int64_t lora_adapted_globals_bytes(const lora_decoder *d);
 /** Clears what a pass had begun to write into them. */

@@ -53,8 +53,8 @@ static lora_status norm(lora_decoder *d, int64_t layer, int slot, lora_mat x, lo
 }
 
 /* *out: what attention or the MLP reads of the stream x, its norm in b->xn or x itself. */
-lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x,
-                             float *stats, const float **out, lora_error *err) {
+lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x, float *stats,
+                             const float **out, lora_error *err) {
     int64_t H = d->config.hidden_size;
     *out = d->config.pre_norm ? b->xn : x;
     return d->config.pre_norm ? norm(d, layer, slot, lora_run_mat(run, x, H), lora_run_mat(run, b->xn, H), stats, err) : LORA_OK;
@@ -78,7 +78,8 @@ static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
     int64_t Q = lora_q_width(c), KV = lora_kv_width(c), ld = lora_qkv_width(c);
-    lora_mat q = lora_run_cols(run, s->qkv, Q, ld), k = lora_run_cols(run, s->qkv + Q, KV, ld), v = lora_run_cols(run, s->qkv + Q + KV, KV, ld);
+    lora_mat q = lora_run_cols(run, s->qkv, Q, ld), k = lora_run_cols(run, s->qkv + Q, KV, ld),
+             v = lora_run_cols(run, s->qkv + Q + KV, KV, ld);
     /* before the norms; the same place where it is not kept */
     lora_mat raw_q = s->qk ? lora_run_cols(run, s->qk, Q, Q + KV) : q, raw_k = s->qk ? lora_run_cols(run, s->qk + Q, KV, Q + KV) : k;
     const float *x;
@@ -92,13 +93,13 @@ static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *
     return lora_rotate(d, run, b, layer, s->qkv, false, err);
 }
 
-lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward,
-                        lora_error *err) {
+lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward, lora_error *err) {
     const lora_decoder_config *c = &d->config;
     int rope = d->layers[layer].rope;
     if (rope < 0) return LORA_OK;
     int64_t n_tables = c->rope_switch ? LORA_MAX_ROPES : 1, at = d->rope_at[rope];
-    lora_rotations table = {.cos = d->cos + at, .sin = d->sin + at, .n_positions = n_tables * d->rope_positions, .half = c->ropes[rope].rotary / 2};
+    lora_rotations table = {
+        .cos = d->cos + at, .sin = d->sin + at, .n_positions = n_tables * d->rope_positions, .half = c->ropes[rope].rotary / 2};
     int64_t heads = c->num_attention_heads + c->num_key_value_heads; /* of q and k lie behind each other: one call rotates both */
     lora_mat x = lora_run_cols(run, qkv, heads * c->head_dim, lora_qkv_width(c));
     return lora_rope(d->ctx, &table, heads, c->head_dim, b->tables.rope_rows, x, backward, err);
@@ -106,8 +107,11 @@ lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, i
 
 lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer) {
     const lora_decoder_config *c = &d->config;
-    return (lora_attention_shape){.n_heads = c->num_attention_heads, .n_kv_heads = c->num_key_value_heads, .head_dim = c->head_dim,
-                                  .scale = (float)c->attention_scale, .softcap = (float)c->attention_softcap,
+    return (lora_attention_shape){.n_heads = c->num_attention_heads,
+                                  .n_kv_heads = c->num_key_value_heads,
+                                  .head_dim = c->head_dim,
+                                  .scale = (float)c->attention_scale,
+                                  .softcap = (float)c->attention_softcap,
                                   .sliding_window = d->layers[layer].sliding_window};
 }
 
@@ -120,7 +124,8 @@ static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_bu
     lora_kv kv = lora_layer_kv(d, run, b, layer, s->qkv);
     LORA_TRY(make_qkv(d, run, b, layer, err));
     if (run->cache) LORA_TRY(lora_kv_append(d, run, b, layer, s->qkv + Q, s->qkv + Q + KV, ld, err));
-    LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, lora_run_cols(run, s->qkv, Q, ld), &kv, lora_run_mat(run, s->att, Q), s->lse, err));
+    LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, lora_run_cols(run, s->qkv, Q, ld), &kv, lora_run_mat(run, s->att, Q), s->lse,
+                                    err));
     return add_block(d, run, b, layer, LORA_O_PROJ, lora_run_mat(run, s->att, Q), s->att_branch, b->x[layer], s->x2, err);
 }
 

@@ -3,13 +3,12 @@
 #include "lora_c/device.h"
 #include "lora_c/model/pass.h"
 
-static lora_status cache_bytes(const lora_decoder *d, int64_t n_sequences, int64_t max_tokens, size_t *bytes,
-                               lora_error *err) {
-    LORA_CHECK(n_sequences > 0 && n_sequences < INT32_MAX, err, LORA_EINVAL, "n_sequences: expected 1 to %d, got %lld",
-               INT32_MAX - 1, (long long)n_sequences);
+static lora_status cache_bytes(const lora_decoder *d, int64_t n_sequences, int64_t max_tokens, size_t *bytes, lora_error *err) {
+    LORA_CHECK(n_sequences > 0 && n_sequences < INT32_MAX, err, LORA_EINVAL, "n_sequences: expected 1 to %d, got %lld", INT32_MAX - 1,
+               (long long)n_sequences);
     LORA_CHECK(max_tokens > 0 && max_tokens <= d->config.max_position_embeddings, err, LORA_EINVAL,
-               "max_tokens: expected 1 to %lld (max_position_embeddings), got %lld",
-               (long long)d->config.max_position_embeddings, (long long)max_tokens);
+               "max_tokens: expected 1 to %lld (max_position_embeddings), got %lld", (long long)d->config.max_position_embeddings,
+               (long long)max_tokens);
     size_t row = (size_t)lora_kv_width(&d->config) * sizeof(float), n = 2 * (size_t)d->config.num_hidden_layers;
     LORA_CHECK(lora_mul_size(row, n, bytes) && lora_mul_size(*bytes, (size_t)n_sequences, bytes) &&
                    lora_mul_size(*bytes, (size_t)max_tokens, bytes) && *bytes < SIZE_MAX / 2,
@@ -18,8 +17,7 @@ static lora_status cache_bytes(const lora_decoder *d, int64_t n_sequences, int64
     return LORA_OK;
 }
 
-lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t max_tokens, lora_kv_cache **out,
-                                 lora_error *err) {
+lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t max_tokens, lora_kv_cache **out, lora_error *err) {
     size_t bytes = 0;
     *out = NULL;
     LORA_TRY(cache_bytes(d, n_sequences, max_tokens, &bytes, err));
@@ -29,12 +27,17 @@ lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t m
     lora_kv_cache *c = data ? lora_host_alloc(d->shared, LORA_MEM_ACTIVATION, tables) : NULL;
     if (!c) {
         lora_ctx_free(d->shared, data);
-        return lora_fail(err, LORA_ENOMEM, "max_tokens: expected %zu bytes for the KV cache, got none; use a smaller one",
-                         bytes);
+        return lora_fail(err, LORA_ENOMEM, "max_tokens: expected %zu bytes for the KV cache, got none; use a smaller one", bytes);
     }
     int64_t *lengths = (int64_t *)(c + 1);
-    *c = (lora_kv_cache){.ctx = d->shared, .decoder = d, .n_sequences = n_sequences, .max_tokens = max_tokens,
-                         .width = lora_kv_width(&d->config), .lengths = lengths, .named = (uint8_t *)(lengths + n_sequences), .data = data};
+    *c = (lora_kv_cache){.ctx = d->shared,
+                         .decoder = d,
+                         .n_sequences = n_sequences,
+                         .max_tokens = max_tokens,
+                         .width = lora_kv_width(&d->config),
+                         .lengths = lengths,
+                         .named = (uint8_t *)(lengths + n_sequences),
+                         .data = data};
     *out = c;
     return LORA_OK;
 }

@@ -5,8 +5,8 @@
 
 static const char *const MATRIX_NAMES[] = {"q_proj",  "k_proj",    "v_proj",       "o_proj",  "gate_proj",
                                            "up_proj", "down_proj", "embed_tokens", "lm_head", "embed_positions"};
-static const char *const NORM_NAMES[] = {"input_layernorm", "post_attention_layernorm", "attention_output_norm", "mlp_output_norm",
-                                         "q_norm",          "k_norm",                   "norm"};
+static const char *const NORM_NAMES[] = {
+    "input_layernorm", "post_attention_layernorm", "attention_output_norm", "mlp_output_norm", "q_norm", "k_norm", "norm"};
 
 lora_slot_name lora_decoder_slot_name(bool vector, int slot) {
     lora_slot_name name;

@@ -67,8 +67,8 @@ void lora_free_rope_tables(lora_decoder *d);
 /** The adapter of matrix slot of layer, or NULL, and what this run does with it. */
 const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_adapter_pass *pass);
 /** What attention or the MLP reads of the stream x: its norm of slot, or x itself. */
-lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x,
-                             float *stats, const float **out, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x, float *stats,
+                             const float **out, lora_error *err) LORA_MUST_CHECK;
 lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer);
 /** RoPE on q and k of qkv as the layer has it; backward: the other way. */
 lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward,
@@ -79,8 +79,7 @@ lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lo
 /** From token ids to the normed input of the head in b->xn. */
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
 /** Fills the state of a layer from its input again; its output is not needed. */
-lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer,
-                                 lora_error *err) LORA_MUST_CHECK;
+lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 
 /* kept_layers.c: with activations in bfloat16, the copy of a layer that has run, and its state from the copy */
 lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;

@@ -20,17 +20,22 @@ static lora_mat hidden(const lora_decoder *d, int64_t M, const float *data) {
 }
 
 /* The loss of the normed rows, and with dx their gradient; *loss_sum stands after the pass. */
-static lora_status head_and_loss(lora_decoder *d, const lora_run *run, const lora_buffers *b, float grad_scale, float *token_loss, lora_mat dx,
-                                 double *loss_sum, lora_error *err) {
+static lora_status head_and_loss(lora_decoder *d, const lora_run *run, const lora_buffers *b, float grad_scale, float *token_loss,
+                                 lora_mat dx, double *loss_sum, lora_error *err) {
     lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
-    lora_loss loss = {.targets = b->tables.targets, .loss_weight = b->tables.loss_weight, .grad_scale = grad_scale, .loss_sum = b->loss_sum,
-                      .token_loss = token_loss, .map = d->config.logits};
+    lora_loss loss = {.targets = b->tables.targets,
+                      .loss_weight = b->tables.loss_weight,
+                      .grad_scale = grad_scale,
+                      .loss_sum = b->loss_sum,
+                      .token_loss = token_loss,
+                      .map = d->config.logits};
     float *dW = run->training ? lora_global_gradient(d, LORA_LM_HEAD) : NULL;
     LORA_TRY(lora_linear_cross_entropy(d->ctx, hidden(d, run->n_tokens, b->xn), &head, &loss, dx, dW, err));
     return lora_download(d->ctx, loss_sum, b->loss_sum, sizeof *loss_sum, err);
 }
 
-static lora_status forward_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, float grad_scale, double *loss_sum, lora_error *err) {
+static lora_status forward_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, float grad_scale, double *loss_sum,
+                                    lora_error *err) {
     int64_t M = run->n_tokens, L = d->config.num_hidden_layers;
     LORA_TRY(lora_layers_forward(d, run, b, err));
     bool below = b->lowest < L || lora_norm_trains(&d->final_norm);
@@ -38,7 +43,8 @@ static lora_status forward_backward(lora_decoder *d, const lora_run *run, lora_b
     LORA_TRY(head_and_loss(d, run, b, grad_scale, NULL, dxn, loss_sum, err));
     if (!below) return LORA_OK;
     lora_norm norm = lora_decoder_norm(d, L, LORA_FINAL_NORM);
-    LORA_TRY(lora_norm_backward(d->ctx, &norm, dxn, hidden(d, M, b->x[L]), b->stats_final, hidden(d, M, b->dx), false, d->final_norm.dw, d->final_norm.db, err));
+    LORA_TRY(lora_norm_backward(d->ctx, &norm, dxn, hidden(d, M, b->x[L]), b->stats_final, hidden(d, M, b->dx), false, d->final_norm.dw,
+                                d->final_norm.db, err));
     return b->lowest < L ? lora_layers_backward(d, run, b, err) : LORA_OK;
 }
 

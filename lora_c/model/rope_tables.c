@@ -45,8 +45,8 @@ static lora_status make_tables(lora_decoder *d, int64_t n, lora_error *err) {
     LORA_CHECK(d->sin, err, LORA_ENOMEM, "input_ids: expected twice %zu bytes for the RoPE tables of %lld positions, got none", bytes,
                (long long)n);
     for (int i = 0; i < c->n_ropes; i++)
-        LORA_TRY(lora_rope_table(d->ctx, n, NULL, c->ropes[i].rotary / 2, d->inv_freq[i], c->ropes[i].scale,
-                                 d->cos + d->rope_at[i], d->sin + d->rope_at[i], err));
+        LORA_TRY(lora_rope_table(d->ctx, n, NULL, c->ropes[i].rotary / 2, d->inv_freq[i], c->ropes[i].scale, d->cos + d->rope_at[i],
+                                 d->sin + d->rope_at[i], err));
     d->rope_positions = n;
     return LORA_OK;
 }

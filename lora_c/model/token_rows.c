@@ -3,8 +3,7 @@
  * sees the rows and adds its share of the gradient. */
 #include "lora_c/model/extras.h"
 
-static lora_status check_rows(const lora_decoder *d, int64_t n, const int32_t *ids, const float *rows, const float *grad,
-                              lora_error *err) {
+static lora_status check_rows(const lora_decoder *d, int64_t n, const int32_t *ids, const float *rows, const float *grad, lora_error *err) {
     const lora_matrix *e = lora_global(d, LORA_EMBED_TOKENS);
     LORA_CHECK(ids && rows && grad, err, LORA_EINVAL, "token rows: expected ids, rows and a gradient, got NULL");
     LORA_CHECK(e->set && e->w.kind == LORA_WEIGHT_F32 && e->dW && e->w.dense.ld == e->w.cols, err, LORA_EINVAL,
@@ -12,8 +11,9 @@ static lora_status check_rows(const lora_decoder *d, int64_t n, const int32_t *i
     LORA_CHECK(n >= 1 && n <= d->config.vocab_size, err, LORA_ESHAPE, "token rows: expected 1 to %lld, got %lld",
                (long long)d->config.vocab_size, (long long)n);
     for (int64_t i = 0; i < n; i++)
-        LORA_CHECK(ids[i] >= 0 && ids[i] < d->config.vocab_size, err, LORA_EINVAL, "token rows: expected ids 0 to %lld, got %d at index %lld",
-                   (long long)d->config.vocab_size - 1, (int)ids[i], (long long)i);
+        LORA_CHECK(ids[i] >= 0 && ids[i] < d->config.vocab_size, err, LORA_EINVAL,
+                   "token rows: expected ids 0 to %lld, got %d at index %lld", (long long)d->config.vocab_size - 1, (int)ids[i],
+                   (long long)i);
     return LORA_OK;
 }
 

@@ -14,14 +14,12 @@ bool lora_qk_norm_trains(const lora_layer *l) {
 }
 
 bool lora_qkv_trains(const lora_layer *l) {
-    return lora_norm_trains(&l->norms[LORA_INPUT_LAYERNORM]) || lora_qk_norm_trains(l) ||
-           lora_matrix_trains(&l->matrices[LORA_Q_PROJ]) || lora_matrix_trains(&l->matrices[LORA_K_PROJ]) ||
-           lora_matrix_trains(&l->matrices[LORA_V_PROJ]);
+    return lora_norm_trains(&l->norms[LORA_INPUT_LAYERNORM]) || lora_qk_norm_trains(l) || lora_matrix_trains(&l->matrices[LORA_Q_PROJ]) ||
+           lora_matrix_trains(&l->matrices[LORA_K_PROJ]) || lora_matrix_trains(&l->matrices[LORA_V_PROJ]);
 }
 
 bool lora_attention_trains(const lora_layer *l) {
-    return lora_qkv_trains(l) || lora_matrix_trains(&l->matrices[LORA_O_PROJ]) ||
-           lora_norm_trains(&l->norms[LORA_ATTENTION_OUTPUT_NORM]);
+    return lora_qkv_trains(l) || lora_matrix_trains(&l->matrices[LORA_O_PROJ]) || lora_norm_trains(&l->norms[LORA_ATTENTION_OUTPUT_NORM]);
 }
 
 bool lora_gate_up_trains(const lora_layer *l) {

@@ -9,8 +9,8 @@ static lora_status check_layer(const lora_decoder *d, int64_t layer, bool global
     if (global)
         LORA_CHECK(layer == -1, err, LORA_EINVAL, "%s: expected layer -1, got %lld", part, (long long)layer);
     else
-        LORA_CHECK(layer >= 0 && layer < d->config.num_hidden_layers, err, LORA_EINVAL, "%s: expected layer 0 to %lld, got %lld",
-                   part, (long long)d->config.num_hidden_layers - 1, (long long)layer);
+        LORA_CHECK(layer >= 0 && layer < d->config.num_hidden_layers, err, LORA_EINVAL, "%s: expected layer 0 to %lld, got %lld", part,
+                   (long long)d->config.num_hidden_layers - 1, (long long)layer);
     return LORA_OK;
 }
 
@@ -18,7 +18,8 @@ static lora_status find_matrix(lora_decoder *d, int64_t layer, int slot, lora_ma
     LORA_CHECK(slot >= 0 && slot < LORA_MATRIX_SLOTS, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_MATRIX_SLOTS - 1, slot);
     bool global = slot >= LORA_LAYER_MATRICES;
     LORA_TRY(check_layer(d, layer, global, lora_decoder_slot_name(false, slot).text, err));
-    LORA_CHECK(d->config.gated_mlp || slot != LORA_GATE_PROJ, err, LORA_EINVAL, "gate_proj: expected none in this model (gated_mlp), got one");
+    LORA_CHECK(d->config.gated_mlp || slot != LORA_GATE_PROJ, err, LORA_EINVAL,
+               "gate_proj: expected none in this model (gated_mlp), got one");
     LORA_CHECK(d->config.learned_positions || slot != LORA_EMBED_POSITIONS, err, LORA_EINVAL,
                "embed_positions: expected none in this model (learned_positions), got one");
     *out = global ? &d->globals[slot - LORA_LAYER_MATRICES] : &d->layers[layer].matrices[slot];
@@ -40,8 +41,8 @@ void lora_decoder_matrix_shape(const lora_decoder *d, lora_matrix_slot slot, int
 
 static lora_status check_matrix(const lora_weight *w, int64_t rows, int64_t cols, bool trained, const char *name, lora_error *err) {
     LORA_TRY(lora_mat_check_weight(name, w, err));
-    LORA_CHECK(w->rows == rows && w->cols == cols, err, LORA_ESHAPE, "%s: expected (%lld, %lld), got (%lld, %lld)", name,
-               (long long)rows, (long long)cols, (long long)w->rows, (long long)w->cols);
+    LORA_CHECK(w->rows == rows && w->cols == cols, err, LORA_ESHAPE, "%s: expected (%lld, %lld), got (%lld, %lld)", name, (long long)rows,
+               (long long)cols, (long long)w->rows, (long long)w->cols);
     LORA_CHECK(!trained || w->kind == LORA_WEIGHT_F32, err, LORA_EDTYPE, "%s: expected float32 for a trained weight, got %s", name,
                w->kind == LORA_WEIGHT_BF16 ? "bfloat16" : "quantized codes");
     return LORA_OK;
@@ -83,15 +84,15 @@ static void put_vector(lora_decoder *d, int64_t layer, int slot, const float *v,
     *(slot < LORA_NORM_BIAS ? &n->dw : &n->db) = grad;
 }
 
-lora_status lora_decoder_set_vector(lora_decoder *d, int64_t layer, lora_vector_slot vector_slot, const float *v, int64_t n,
-                                    float *grad, lora_error *err) {
+lora_status lora_decoder_set_vector(lora_decoder *d, int64_t layer, lora_vector_slot vector_slot, const float *v, int64_t n, float *grad,
+                                    lora_error *err) {
     int slot = (int)vector_slot;
     LORA_CHECK(slot >= 0 && slot < LORA_VECTOR_SLOTS, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_VECTOR_SLOTS - 1, slot);
     LORA_TRY(check_layer(d, layer, is_global_vector(slot), lora_decoder_slot_name(true, slot).text, err));
     lora_weight_name name = lora_vector_name(layer, slot);
-    bool belongs = slot >= LORA_BIAS ? d->config.gated_mlp || slot != LORA_BIAS + LORA_GATE_PROJ
-                                     : lora_has_norm(&d->config, slot % LORA_NORM_SLOTS) &&
-                                           (slot < LORA_NORM_BIAS || d->config.norm == LORA_NORM_LAYER);
+    bool belongs = slot >= LORA_BIAS
+                       ? d->config.gated_mlp || slot != LORA_BIAS + LORA_GATE_PROJ
+                       : lora_has_norm(&d->config, slot % LORA_NORM_SLOTS) && (slot < LORA_NORM_BIAS || d->config.norm == LORA_NORM_LAYER);
     LORA_CHECK(belongs, err, LORA_EINVAL, "%s: expected none in this model, got one", name.text);
     int64_t expected = vector_size(&d->config, slot);
     LORA_CHECK(v, err, LORA_EINVAL, "%s: expected a vector, got NULL", name.text);
@@ -100,8 +101,7 @@ lora_status lora_decoder_set_vector(lora_decoder *d, int64_t layer, lora_vector_
     return LORA_OK;
 }
 
-lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix_slot slot, const lora_adapter *adapter,
-                                     lora_error *err) {
+lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix_slot slot, const lora_adapter *adapter, lora_error *err) {
     lora_matrix *m = NULL;
     LORA_TRY(find_matrix(d, layer, (int)slot, &m, err));
     lora_weight_name name = lora_matrix_name(layer, (int)slot);
@@ -110,8 +110,8 @@ lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix
         LORA_CHECK(adapter->A && adapter->B, err, LORA_EINVAL, "%s: expected A and B, got NULL", name.text);
         LORA_CHECK(adapter->rank > 0 && adapter->rank < INT32_MAX, err, LORA_EINVAL, "%s: expected r > 0, got %lld", name.text,
                    (long long)adapter->rank);
-        LORA_CHECK(adapter->dropout >= 0 && adapter->dropout < 1, err, LORA_EINVAL, "%s: expected 0 <= lora_dropout < 1, got %g",
-                   name.text, (double)adapter->dropout);
+        LORA_CHECK(adapter->dropout >= 0 && adapter->dropout < 1, err, LORA_EINVAL, "%s: expected 0 <= lora_dropout < 1, got %g", name.text,
+                   (double)adapter->dropout);
         if ((int)slot >= LORA_LAYER_MATRICES) LORA_TRY(lora_make_adapted_global(d, slot, adapter, err));
         if (adapter->magnitude) {
             LORA_CHECK(m->set, err, LORA_EINVAL, "%s: expected its weight before a DoRA adapter, got none", name.text);

@@ -13,7 +13,6 @@ void lora_adapter_init(int64_t rank, int64_t in_features, uint64_t seed, float *
     for (int64_t i = 0; i < n; i += 4) {
         uint32_t words[4];
         lora_philox4x32(seed, INIT_STREAM, (uint64_t)i / 4, words);
-        for (int64_t j = 0; j < 4 && i + j < n; j++)
-            A[i + j] = (2.0f * lora_philox_to_uniform(words[j]) - 1.0f) * bound;
+        for (int64_t j = 0; j < 4 && i + j < n; j++) A[i + j] = (2.0f * lora_philox_to_uniform(words[j]) - 1.0f) * bound;
     }
 }

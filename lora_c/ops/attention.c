@@ -69,8 +69,8 @@ typedef struct forward_job {
     lora_mat q, o;
     float *lse;
     int64_t group;
-    int64_t block;              /* queries of a task */
-    int64_t *first_block;       /* (segments->n + 1): blocks before each segment */
+    int64_t block;        /* queries of a task */
+    int64_t *first_block; /* (segments->n + 1): blocks before each segment */
     float *scratch;
     int64_t scratch_floats; /* per worker */
 } forward_job;
@@ -132,8 +132,7 @@ lora_status lora_cpu_attention_forward(lora_ctx *ctx, const lora_attention_shape
     LORA_TRY(lora_attention_check_segments(segments, q.rows, err));
     LORA_TRY(check_kv(segments, kv, err));
     int64_t n = segments->n, M = n ? segments->cu_seqlens[n] - segments->cu_seqlens[0] : 0;
-    if (M == 0)
-        return LORA_OK;
+    if (M == 0) return LORA_OK;
 
     forward_job job = {
         .exact = &ctx->engine->kernels.attention,

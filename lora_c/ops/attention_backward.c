@@ -19,9 +19,9 @@ typedef struct backward_job {
     const lora_segments *segments;
     const lora_attention_gradient *gradient;
     int64_t group, query_block, key_block;
-    int64_t *first_task;      /* (segments->n + 1): blocks of queries before each segment */
-    int64_t *first_keys;      /* (segments->n + 1): blocks of keys before each segment */
-    _Atomic int64_t *done;    /* (blocks of keys, n_kv_heads): blocks of queries that a block of keys has met */
+    int64_t *first_task;   /* (segments->n + 1): blocks of queries before each segment */
+    int64_t *first_keys;   /* (segments->n + 1): blocks of keys before each segment */
+    _Atomic int64_t *done; /* (blocks of keys, n_kv_heads): blocks of queries that a block of keys has met */
     float *scratch;
     int64_t delta_floats, worker_floats;
 } backward_job;
@@ -132,9 +132,9 @@ lora_status lora_cpu_attention_backward(lora_ctx *ctx, const lora_attention_shap
                                         const lora_attention_gradient *gradient, lora_error *err) {
     LORA_TRY(lora_attention_check_segments(segments, gradient->q.rows, err));
     int64_t n = segments->n, M = n ? segments->cu_seqlens[n] - segments->cu_seqlens[0] : 0;
-    if (M == 0)
-        return LORA_OK;
-    backward_job job = {.kernels = lora_attention_kernels_of(ctx, shape->head_dim), .shape = shape, .segments = segments, .gradient = gradient};
+    if (M == 0) return LORA_OK;
+    backward_job job = {
+        .kernels = lora_attention_kernels_of(ctx, shape->head_dim), .shape = shape, .segments = segments, .gradient = gradient};
     job.group = shape->n_heads / shape->n_kv_heads;
     job.key_block = job.kernels->key_block;
     job.query_block = lora_min_i64(lora_max_i64(LORA_ATTENTION_ROWS / job.group, 1), job.key_block);

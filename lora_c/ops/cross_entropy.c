@@ -98,14 +98,31 @@ static lora_status weight_gradient(lora_ctx *ctx, xent_job *job, lora_error *err
         job->n_cols = lora_min_i64(SLICE, job->V - job->first_col);
         lora_weight rows;
         LORA_TRY(lora_weight_rows(job->w, job->first_col, job->n_cols, &rows, err));
-        lora_gemm_args logits = {.m = n, .n = job->n_cols, .k = H, .alpha = job->loss->map.scale, .a = job->chunk_x,
-                                 .a_row_stride = job->chunk_ldx, .a_col_stride = 1, .b = &rows, .b_transposed = true,
-                                 .c = job->slice, .ldc = SLICE};
+        lora_gemm_args logits = {.m = n,
+                                 .n = job->n_cols,
+                                 .k = H,
+                                 .alpha = job->loss->map.scale,
+                                 .a = job->chunk_x,
+                                 .a_row_stride = job->chunk_ldx,
+                                 .a_col_stride = 1,
+                                 .b = &rows,
+                                 .b_transposed = true,
+                                 .c = job->slice,
+                                 .ldc = SLICE};
         LORA_TRY(lora_gemm(ctx, &logits, err));
         lora_parallel_for(ctx->engine->pool, n, slice_task, job);
-        lora_gemm_args gradient = {.m = job->n_cols, .n = H, .k = n, .alpha = job->loss->map.scale, .a = job->slice, .a_row_stride = 1,
-                                   .a_col_stride = SLICE, .b = &x, .b_transposed = false, .c = job->dW + job->first_col * H,
-                                   .ldc = H, .accumulate = true};
+        lora_gemm_args gradient = {.m = job->n_cols,
+                                   .n = H,
+                                   .k = n,
+                                   .alpha = job->loss->map.scale,
+                                   .a = job->slice,
+                                   .a_row_stride = 1,
+                                   .a_col_stride = SLICE,
+                                   .b = &x,
+                                   .b_transposed = false,
+                                   .c = job->dW + job->first_col * H,
+                                   .ldc = H,
+                                   .accumulate = true};
         LORA_TRY(lora_gemm(ctx, &gradient, err));
     }
     return LORA_OK;
@@ -113,9 +130,14 @@ static lora_status weight_gradient(lora_ctx *ctx, xent_job *job, lora_error *err
 
 /* Points the chunk buffers of job behind each other from base on, NULL: none. Returns their bytes. */
 static int64_t lay_chunk(xent_job *job, int64_t rows, int64_t threads, char *base) {
-    int64_t bytes[] = {rows * (int64_t)sizeof(int64_t), rows * (int64_t)sizeof(lora_head_row), rows * (int64_t)sizeof(int32_t),
-                       rows * job->H * 4, threads * job->H * 4, job->dW ? rows * SLICE * 4 : 0, job->dW ? threads * SLICE * 4 : 0};
-    void **to[] = {(void **)&job->index, (void **)&job->sums, (void **)&job->chunk_targets, (void **)&job->x_rows,
+    int64_t bytes[] = {rows * (int64_t)sizeof(int64_t),
+                       rows * (int64_t)sizeof(lora_head_row),
+                       rows * (int64_t)sizeof(int32_t),
+                       rows * job->H * 4,
+                       threads * job->H * 4,
+                       job->dW ? rows * SLICE * 4 : 0,
+                       job->dW ? threads * SLICE * 4 : 0};
+    void **to[] = {(void **)&job->index,   (void **)&job->sums,  (void **)&job->chunk_targets, (void **)&job->x_rows,
                    (void **)&job->buffers, (void **)&job->slice, (void **)&job->capped};
     int64_t at = 0;
     for (int i = 0; i < 7; i++) {
@@ -150,8 +172,15 @@ static void report_cost(lora_ctx *ctx, const xent_job *job, int64_t began, doubl
 lora_status lora_cpu_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
                                           lora_error *err) {
     LORA_TRY(check_targets(x.rows, loss, w->rows, err));
-    xent_job job = {.kernels = &ctx->engine->kernels.rowwise, .M = x.rows, .V = w->rows, .H = w->cols, .x = x, .dx = dx, .w = w,
-                    .loss = loss, .dW = dW};
+    xent_job job = {.kernels = &ctx->engine->kernels.rowwise,
+                    .M = x.rows,
+                    .V = w->rows,
+                    .H = w->cols,
+                    .x = x,
+                    .dx = dx,
+                    .w = w,
+                    .loss = loss,
+                    .dW = dW};
     LORA_TRY(chunk_buffers(ctx, &job, err));
     if (dx.data) lora_parallel_for(ctx->engine->pool, lora_div_up(job.M, lora_rows_per_task(job.H)), clear_task, &job);
     if (loss->token_loss) memset(loss->token_loss, 0, (size_t)job.M * sizeof(float));

@@ -42,8 +42,14 @@ typedef struct lora_engine {
     lora_pool *pool;
     pthread_mutex_t lock;
     _Atomic int owner; /* process of the lock; -pid while a child after fork makes its own */
-    struct { void *data; size_t bytes; } scratch[LORA_SCRATCH_SLOTS];
-    struct { bool on; lora_op_cost costs[LORA_OPS]; } profile;
+    struct {
+        void *data;
+        size_t bytes;
+    } scratch[LORA_SCRATCH_SLOTS];
+    struct {
+        bool on;
+        lora_op_cost costs[LORA_OPS];
+    } profile;
     struct lora_backend_library *libraries; /* loaded, the last one first */
     lora_device_use cpu;
 } lora_engine;

@@ -11,8 +11,8 @@ enum { GRAD_COLUMNS = 64 }; /* columns of dW per task: every task walks over all
 
 static lora_status check_ids(int64_t M, const int32_t *ids, int64_t V, lora_error *err) {
     for (int64_t m = 0; m < M; m++)
-        LORA_CHECK(ids[m] >= 0 && ids[m] < V, err, LORA_EINVAL,
-                   "ids: expected 0 <= ids[%" PRId64 "] < %" PRId64 ", got %" PRId32, m, V, ids[m]);
+        LORA_CHECK(ids[m] >= 0 && ids[m] < V, err, LORA_EINVAL, "ids: expected 0 <= ids[%" PRId64 "] < %" PRId64 ", got %" PRId32, m, V,
+                   ids[m]);
     return LORA_OK;
 }
 

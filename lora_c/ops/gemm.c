@@ -14,12 +14,12 @@
 #include "lora_c/ops/gemm_small.h"
 
 enum {
-    TASKS = 16,                  /* aimed at per output and group, so that a few threads share the work evenly */
-    GROUP_PANELS = 18,           /* at least, 252 rows: B is packed once per group */
-    MOST_GROUPS = 2,             /* of a chunk: a machine has few caches that threads do not share */
-    GROUPED_WIDTH = 2048,        /* from here on packing B again costs more than rows that move between caches */
-    WIDE_STRIPS = 4,             /* per task at most: 128 columns, a k block of B and the C tiles fit L2 */
-    NARROW_STRIPS = 4,           /* outputs up to here share B */
+    TASKS = 16,           /* aimed at per output and group, so that a few threads share the work evenly */
+    GROUP_PANELS = 18,    /* at least, 252 rows: B is packed once per group */
+    MOST_GROUPS = 2,      /* of a chunk: a machine has few caches that threads do not share */
+    GROUPED_WIDTH = 2048, /* from here on packing B again costs more than rows that move between caches */
+    WIDE_STRIPS = 4,      /* per task at most: 128 columns, a k block of B and the C tiles fit L2 */
+    NARROW_STRIPS = 4,    /* outputs up to here share B */
     SHARED_WORDS = 4 * 1024 * 1024,
 };
 
@@ -40,7 +40,7 @@ typedef struct gemm_job {
                                     * part of the tasks reads and writes its own rows, here and in the operations around. */
     output_plan plans[LORA_GEMM_OUTPUTS];
     int n_plans;
-    float *workers;                /* per thread: strips of B, C tiles, scratch of the packing */
+    float *workers; /* per thread: strips of B, C tiles, scratch of the packing */
     int64_t b_words, tile_words, worker_words;
 } gemm_job;
 
@@ -59,7 +59,8 @@ static block_cursor block_at(const output_plan *p, const lora_gemm_path *path, i
     return c;
 }
 
-static void pack_strips(const gemm_job *job, const output_plan *p, block_cursor c, int64_t strip, int64_t n_strips, float *to, float *scratch) {
+static void pack_strips(const gemm_job *job, const output_plan *p, block_cursor c, int64_t strip, int64_t n_strips, float *to,
+                        float *scratch) {
     int64_t first = strip * job->path->nr, end = lora_min_i64((strip + n_strips) * job->path->nr, p->o->n);
     const lora_gemm_term *t = &p->o->terms[c.term];
     lora_gemm_right right = {.b = t->b, .b_transposed = t->b_transposed, .first_col = first, .n_cols = end - first, .k0 = c.k0, .n = c.n};
@@ -143,7 +144,8 @@ static void shared_task(void *arg, int64_t task, int worker) {
     for (; !p->narrow || task >= p->n_strips; p++) task -= p->narrow ? p->n_strips : 0;
     float *scratch = job->workers + worker * job->worker_words + job->b_words + job->tile_words;
     for (int64_t index = 0; index < p->n_blocks; index++)
-        pack_strips(job, p, block_at(p, job->path, index), task, 1, p->shared_b + task * p->strip_words + index * job->block_words, scratch);
+        pack_strips(job, p, block_at(p, job->path, index), task, 1, p->shared_b + task * p->strip_words + index * job->block_words,
+                    scratch);
 }
 
 /* A block of a GGUF format, up to 256 columns, is decoded once where it lies across the strips. */
@@ -211,8 +213,14 @@ static lora_status packed_product(lora_ctx *ctx, const lora_gemm_args *g, lora_e
         int64_t row = g->m * chunk / n_chunks, rows = g->m * (chunk + 1) / n_chunks - row;
         lora_gemm_left left;
         lora_gemm_pack_left(ctx, path, rows, g->k, g->a + row * g->a_row_stride, g->a_row_stride, g->a_col_stride, words, &left);
-        lora_gemm_output o = {.n = g->n, .alpha = g->alpha, .n_terms = 1, .terms = {{.left = &left, .b = g->b, .b_transposed = g->b_transposed}},
-                              .c = g->c + row * g->ldc, .ldc = g->ldc, .accumulate = g->accumulate, .bias = g->bias};
+        lora_gemm_output o = {.n = g->n,
+                              .alpha = g->alpha,
+                              .n_terms = 1,
+                              .terms = {{.left = &left, .b = g->b, .b_transposed = g->b_transposed}},
+                              .c = g->c + row * g->ldc,
+                              .ldc = g->ldc,
+                              .accumulate = g->accumulate,
+                              .bias = g->bias};
         LORA_TRY(lora_gemm_run(ctx, &o, 1, err));
     }
     return LORA_OK;

@@ -10,9 +10,7 @@ int64_t lora_gemm_right_scratch(const lora_gemm_path *path) {
     return lora_round_up(lora_max_i64(rows, columns), 16) + 16;
 }
 
-int64_t lora_gemm_strip_width(const lora_gemm_path *path, int64_t cols_left) {
-    return cols_left <= path->nr / 2 ? path->nr / 2 : path->nr;
-}
+int64_t lora_gemm_strip_width(const lora_gemm_path *path, int64_t cols_left) { return cols_left <= path->nr / 2 ? path->nr / 2 : path->nr; }
 
 static bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
@@ -71,7 +69,8 @@ static void pack_from_columns(const lora_kernels *kernels, const lora_gemm_path 
 
 void lora_gemm_pack_right(const lora_kernels *kernels, const lora_gemm_path *path, const lora_gemm_right *r, float *panels,
                           int64_t panel_words, float *scratch) {
-    if (!r->b_transposed) pack_from_columns(kernels, path, r, panels, panel_words, scratch);
+    if (!r->b_transposed)
+        pack_from_columns(kernels, path, r, panels, panel_words, scratch);
     else
         for (int64_t j = 0; j < r->n_cols; j += path->nr, panels += panel_words) pack_from_rows(kernels, path, r, j, panels, scratch);
 }

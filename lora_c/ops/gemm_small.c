@@ -9,7 +9,7 @@
 #include "lora_c/ops/weight.h"
 
 enum {
-    TASK_BYTES = 32768,  /* of a weight: a few microseconds of reading */
+    TASK_BYTES = 32768, /* of a weight: a few microseconds of reading */
 };
 
 _Static_assert(LORA_SMALL_M >= LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
@@ -36,7 +36,7 @@ typedef struct small_job {
     int64_t n_products, n_tasks, n_leading_tasks;
     _Atomic int64_t next_leading, leading_done;
     tokens arranged, rounded; /* for NF4 and for bfloat16 rows, where the path wants them other than they are */
-    float *buffers; /* per worker: scales of a block of rows, or one decoded row */
+    float *buffers;           /* per worker: scales of a block of rows, or one decoded row */
     int64_t buffer_floats;
 } small_job;
 
@@ -71,8 +71,8 @@ static void multiply(const small_job *job, const lora_gemm_args *g, row_format f
     switch (format) {
     case ROWS_F32: u->f32(rows, k, (const float *)w->dense.data + r * w->dense.ld, w->dense.ld, m, x, stride, sums); break;
     case ROWS_BF16:
-        u->bf16(rows, k, (const uint16_t *)w->dense.data + r * w->dense.ld, w->dense.ld, m, rounded.data ? rounded.data + i * rounded.stride : (const void *)x,
-                rounded.data ? rounded.stride : stride, sums);
+        u->bf16(rows, k, (const uint16_t *)w->dense.data + r * w->dense.ld, w->dense.ld, m,
+                rounded.data ? rounded.data + i * rounded.stride : (const void *)x, rounded.data ? rounded.stride : stride, sums);
         break;
     case ROWS_NF4: u->nf4(&w->nf4, r, rows, m, arranged.data + i * arranged.stride, arranged.stride, buffer, sums); break;
     case ROWS_DECODED:
@@ -151,7 +151,8 @@ static const lora_gemv_path *path_of(const lora_ctx *ctx, bool exact) {
 }
 
 lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, int64_t n, int64_t n_leading, lora_error *err) {
-    LORA_CHECK(n >= 1 && n <= LORA_SMALL_PRODUCTS, err, LORA_EINVAL, "products: expected 1 to %d, got %lld", LORA_SMALL_PRODUCTS, (long long)n);
+    LORA_CHECK(n >= 1 && n <= LORA_SMALL_PRODUCTS, err, LORA_EINVAL, "products: expected 1 to %d, got %lld", LORA_SMALL_PRODUCTS,
+               (long long)n);
     small_job job = {.kernels = &ctx->engine->kernels, .path = path_of(ctx, products->args.exact), .n_products = n};
     bool any_nf4 = false, any_bf16 = false;
     for (int64_t i = 0; i < n; i++) {

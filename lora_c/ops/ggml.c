@@ -62,8 +62,7 @@ static int64_t rows_per_task(int64_t cols) { return lora_max_i64(1, TASK_VALUES 
 /* The smallest row over all tasks, so that the row named is the first one for any number of threads. */
 static void report_row(_Atomic int64_t *first_bad, int64_t row) {
     int64_t seen = atomic_load(first_bad);
-    while (row < seen && !atomic_compare_exchange_weak(first_bad, &seen, row)) {
-    }
+    while (row < seen && !atomic_compare_exchange_weak(first_bad, &seen, row)) {}
 }
 
 typedef struct check_job {
@@ -78,8 +77,7 @@ static bool row_is_finite(const check_job *job, int64_t row) {
     const uint8_t *p = job->w->blocks + row * job->row_bytes;
     uint16_t bad = 0;
     for (int64_t i = 0; i < job->row_bytes; i += job->block_bytes)
-        for (int j = 0; j < 2 && job->halves[j] >= 0; j++)
-            bad |= (lora_ggml_u16(p + i + job->halves[j]) & job->exponent) == job->exponent;
+        for (int j = 0; j < 2 && job->halves[j] >= 0; j++) bad |= (lora_ggml_u16(p + i + job->halves[j]) & job->exponent) == job->exponent;
     return !bad;
 }
 
@@ -135,8 +133,10 @@ static void dequantize_row(const dequantize_job *job, int64_t i) {
         int64_t n = lora_min_i64(BUFFER, cols - k);
         uint16_t *dst = (uint16_t *)job->dst + i * cols + k;
         lora_ggml_run(job->kernels, job->w, job->first_row + i, k, n, x);
-        if (job->dtype == LORA_BF16) round->f32_to_bf16(n, x, dst);
-        else round->f32_to_f16(n, x, dst);
+        if (job->dtype == LORA_BF16)
+            round->f32_to_bf16(n, x, dst);
+        else
+            round->f32_to_f16(n, x, dst);
     }
 }
 
@@ -153,16 +153,21 @@ static lora_status check_dtype(const char *name, lora_dtype dtype, lora_error *e
     return LORA_OK;
 }
 
-lora_status lora_ggml_dequantize(lora_ctx *ctx, const lora_ggml *w, int64_t first_row, int64_t n_rows, void *dst,
-                                 lora_dtype dtype, lora_error *err) {
+lora_status lora_ggml_dequantize(lora_ctx *ctx, const lora_ggml *w, int64_t first_row, int64_t n_rows, void *dst, lora_dtype dtype,
+                                 lora_error *err) {
     LORA_TRY(check_view(w, err));
     LORA_TRY(check_dtype("dst", dtype, err));
     LORA_CHECK(first_row >= 0 && n_rows >= 0 && first_row <= w->rows && n_rows <= w->rows - first_row, err, LORA_ESHAPE,
                "first_row, n_rows: expected a range within %" PRId64 " rows, got [%" PRId64 ", %" PRId64 " + %" PRId64 ")", w->rows,
                first_row, first_row, n_rows);
     LORA_CHECK(dst || n_rows == 0, err, LORA_EINVAL, "dst: expected an array, got NULL");
-    dequantize_job job = {.kernels = &ctx->engine->kernels, .w = w, .first_row = first_row, .n_rows = n_rows,
-                          .rows_per_task = rows_per_task(w->cols), .dst = dst, .dtype = dtype};
+    dequantize_job job = {.kernels = &ctx->engine->kernels,
+                          .w = w,
+                          .first_row = first_row,
+                          .n_rows = n_rows,
+                          .rows_per_task = rows_per_task(w->cols),
+                          .dst = dst,
+                          .dtype = dtype};
     lora_parallel_for(ctx->engine->pool, lora_div_up(n_rows, job.rows_per_task), dequantize_task, &job);
     return LORA_OK;
 }
@@ -184,9 +189,12 @@ static bool quantize_row(const quantize_job *job, int64_t row) {
     for (int64_t k = 0; k < job->cols; k += BUFFER) {
         int64_t n = lora_min_i64(BUFFER, job->cols - k), begin = row * job->cols + k;
         const float *x = buffer;
-        if (job->dtype == LORA_F32) x = (const float *)job->src + begin;
-        else if (job->dtype == LORA_BF16) widen->bf16_to_f32(n, (const uint16_t *)job->src + begin, buffer);
-        else widen->f16_to_f32(n, (const uint16_t *)job->src + begin, buffer);
+        if (job->dtype == LORA_F32)
+            x = (const float *)job->src + begin;
+        else if (job->dtype == LORA_BF16)
+            widen->bf16_to_f32(n, (const uint16_t *)job->src + begin, buffer);
+        else
+            widen->f16_to_f32(n, (const uint16_t *)job->src + begin, buffer);
         int64_t n_blocks = n / LORA_GGML_SMALL;
         uint8_t *to = job->blocks + begin / LORA_GGML_SMALL * LORA_Q8_0_BYTES;
         if (job->kernels->ggml.quantize_q8_0(x, n_blocks, to) != n_blocks) return false;
@@ -205,13 +213,18 @@ static void quantize_task(void *arg, int64_t task, int worker) {
         }
 }
 
-lora_status lora_ggml_quantize_q8_0(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols,
-                                    uint8_t *blocks, lora_error *err) {
+lora_status lora_ggml_quantize_q8_0(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols, uint8_t *blocks,
+                                    lora_error *err) {
     LORA_TRY(check_dtype("src", dtype, err));
     LORA_TRY(check_view(&(lora_ggml){.type = LORA_GGML_Q8_0, .rows = rows, .cols = cols, .blocks = blocks}, err));
     LORA_CHECK(src, err, LORA_EINVAL, "src: expected an array, got NULL");
-    quantize_job job = {.kernels = &ctx->engine->kernels, .src = src, .dtype = dtype, .rows = rows, .cols = cols,
-                        .rows_per_task = rows_per_task(cols), .blocks = blocks};
+    quantize_job job = {.kernels = &ctx->engine->kernels,
+                        .src = src,
+                        .dtype = dtype,
+                        .rows = rows,
+                        .cols = cols,
+                        .rows_per_task = rows_per_task(cols),
+                        .blocks = blocks};
     atomic_init(&job.first_bad, rows);
     lora_parallel_for(ctx->engine->pool, lora_div_up(rows, job.rows_per_task), quantize_task, &job);
     int64_t bad = atomic_load(&job.first_bad);

@@ -8,15 +8,19 @@
 #include "lora_c/ops/weight.h"
 
 enum {
-    BLOCK_BYTES = 640 << 10,  /* of both packings of a block, in L2 */
-    BLOCK_MIN = 64, BLOCK_MAX = 256,
-    ACC_BYTES = 16 << 20,     /* of all the ranges together */
-    RANGES_MIN = 4, RANGES_MAX = 16,
+    BLOCK_BYTES = 640 << 10, /* of both packings of a block, in L2 */
+    BLOCK_MIN = 64,
+    BLOCK_MAX = 256,
+    ACC_BYTES = 16 << 20, /* of all the ranges together */
+    RANGES_MIN = 4,
+    RANGES_MAX = 16,
 };
 
 static int64_t strips(const lora_head_pass *p, int64_t columns) { return lora_div_up(columns, p->path->nr); }
 static int64_t tile_words(const lora_head_pass *p) { return lora_round_up(p->path->mr * p->path->nr, 16); }
-static int64_t k_block_words(const lora_head_pass *p, int64_t k) { return lora_round_up(lora_gemm_panel_words(p->path, p->path->nr, k), 16); }
+static int64_t k_block_words(const lora_head_pass *p, int64_t k) {
+    return lora_round_up(lora_gemm_panel_words(p->path, p->path->nr, k), 16);
+}
 
 /* Of one thread: W packed for the logits, W packed for the gradient, logits of a panel, the same packed, scratch. */
 typedef struct head_buffers {
@@ -25,8 +29,12 @@ typedef struct head_buffers {
 
 static int64_t carve(const lora_head_pass *p, float *base, head_buffers *out) {
     int64_t row = p->block * p->path->mr, at = 0;
-    int64_t sizes[6] = {strips(p, p->block) * p->panel_words, p->gradient ? strips(p, p->w->cols) * p->back_words : 0, row, p->block,
-                        lora_gemm_left_words(p->path, p->path->mr, p->block), lora_gemm_right_scratch(p->path)};
+    int64_t sizes[6] = {strips(p, p->block) * p->panel_words,
+                        p->gradient ? strips(p, p->w->cols) * p->back_words : 0,
+                        row,
+                        p->block,
+                        lora_gemm_left_words(p->path, p->path->mr, p->block),
+                        lora_gemm_right_scratch(p->path)};
     float **to[6] = {&out->forward, &out->back, &out->logits, &out->capped, &out->packed, &out->scratch};
     for (int i = 0; i < 6; i++) {
         *to[i] = base ? base + at : NULL;
@@ -47,7 +55,8 @@ static void choose_blocks(lora_head_pass *p) {
 
 /* Sizes of a pass; returns the words of all its memory. */
 static int64_t plan(const lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *p) {
-    *p = (lora_head_pass){.kernels = &ctx->engine->kernels, .path = lora_gemm_path_of(ctx, ctx->view.precision), .w = w, .map = map, .gradient = gradient};
+    *p = (lora_head_pass){
+        .kernels = &ctx->engine->kernels, .path = lora_gemm_path_of(ctx, ctx->view.precision), .w = w, .map = map, .gradient = gradient};
     choose_blocks(p);
     int64_t H = w->cols, n_panels = lora_div_up(rows, p->path->mr);
     for (int64_t k = 0; k < H; k += p->path->kc) p->panel_words += k_block_words(p, lora_min_i64(p->path->kc, H - k));
@@ -57,7 +66,8 @@ static int64_t plan(const lora_ctx *ctx, const lora_weight *w, lora_logit_map ma
     p->row_words = lora_round_up(rows, 16);
     head_buffers none;
     p->worker_words = carve(p, NULL, &none);
-    return p->x_words + p->row_words * (1 + 3 * p->n_ranges) + p->n_ranges * p->acc_words + lora_pool_threads(ctx->engine->pool) * p->worker_words;
+    return p->x_words + p->row_words * (1 + 3 * p->n_ranges) + p->n_ranges * p->acc_words +
+           lora_pool_threads(ctx->engine->pool) * p->worker_words;
 }
 
 int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_weight *w, bool gradient, int64_t rows) {
@@ -65,8 +75,8 @@ int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_weight *w, bool gra
     return plan(ctx, w, (lora_logit_map){.scale = 1}, gradient, rows, &unused) * (int64_t)sizeof(float);
 }
 
-lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows,
-                                  lora_head_pass *p, lora_error *err) {
+lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *p,
+                                  lora_error *err) {
     void *memory;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_HEAD, (size_t)plan(ctx, w, map, gradient, rows, p) * sizeof(float), &memory, err));
     p->x.words = memory;
@@ -92,8 +102,12 @@ static void pack_forward(const lora_head_pass *p, int64_t v, int64_t n, const he
     for (int64_t s = 0; s < strips(p, n); s++)
         for (int64_t k = 0; k < p->w->cols; k += p->path->kc) {
             int64_t here = lora_min_i64(p->path->kc, p->w->cols - k), first = v + s * p->path->nr;
-            lora_gemm_right right = {.b = p->w, .b_transposed = true, .first_col = first, .n_cols = lora_min_i64(p->path->nr, v + n - first),
-                                     .k0 = k, .n = here};
+            lora_gemm_right right = {.b = p->w,
+                                     .b_transposed = true,
+                                     .first_col = first,
+                                     .n_cols = lora_min_i64(p->path->nr, v + n - first),
+                                     .k0 = k,
+                                     .n = here};
             lora_gemm_pack_right(p->kernels, p->path, &right, panel, 0, b->scratch);
             panel += k_block_words(p, here);
         }
@@ -115,7 +129,8 @@ static void panel_logits(const lora_head_pass *p, int64_t panel, int64_t height,
         int64_t width = lora_gemm_strip_width(path, n - j);
         for (int64_t k = 0; k < p->w->cols; k += path->kc) {
             int64_t here = lora_min_i64(path->kc, p->w->cols - k);
-            path->micro(height, width, lora_gemm_steps(path, here), lora_gemm_left_panel(&p->x, k, panel), packed, b->logits + j, p->block, k > 0);
+            path->micro(height, width, lora_gemm_steps(path, here), lora_gemm_left_panel(&p->x, k, panel), packed, b->logits + j, p->block,
+                        k > 0);
             packed += k_block_words(p, here);
         }
     }
@@ -159,7 +174,8 @@ static void panel_gradient(const lora_head_pass *p, int64_t height, int64_t n, b
     const lora_gemm_path *path = p->path;
     path->pack_rows(b->logits, p->block, height, n, height, b->packed);
     for (int64_t s = 0; s < strips(p, p->w->cols); s++, tiles += tile_words(p))
-        path->micro(height, acc_width(p, s), lora_gemm_steps(path, n), b->packed, b->back + s * p->back_words, tiles, acc_width(p, s), !first);
+        path->micro(height, acc_width(p, s), lora_gemm_steps(path, n), b->packed, b->back + s * p->back_words, tiles, acc_width(p, s),
+                    !first);
 }
 
 static void block_task(const lora_head_pass *p, int64_t range, int64_t v, int64_t n, const head_buffers *b) {

@@ -21,17 +21,17 @@ typedef struct lora_head_pass {
     const lora_weight *w; /* (V, H) */
     lora_logit_map map;
     bool gradient;
-    int64_t block, range, n_ranges; /* columns, columns, count */
+    int64_t block, range, n_ranges;  /* columns, columns, count */
     int64_t panel_words, back_words; /* of one strip: all of H; one block of the vocabulary */
     int64_t acc_words;               /* of one range */
     int64_t x_words, row_words, worker_words;
     /* the chunk */
-    const int32_t *targets;          /* (rows) */
+    const int32_t *targets; /* (rows) */
     lora_gemm_left x;
-    float *max;                      /* (n_ranges, rows) of the columns that are not the target */
-    double *rest;                    /* (n_ranges, rows) sum of exp(logit - max) over them */
-    float *at_target;                /* (rows) its logit */
-    float *acc;                      /* per range the tiles of sum of exp(logit - max) slope w, [panel][strip of H] */
+    float *max;       /* (n_ranges, rows) of the columns that are not the target */
+    double *rest;     /* (n_ranges, rows) sum of exp(logit - max) over them */
+    float *at_target; /* (rows) its logit */
+    float *acc;       /* per range the tiles of sum of exp(logit - max) slope w, [panel][strip of H] */
     float *workers;
 } lora_head_pass;
 
@@ -39,17 +39,17 @@ typedef struct lora_head_pass {
 int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_weight *w, bool gradient, int64_t rows);
 
 /** Blocking and memory for chunks of up to rows; the ranges of V depend on the shape of w only.   Errors  ENOMEM */
-lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows,
-                                  lora_head_pass *out, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *out,
+                                  lora_error *err) LORA_MUST_CHECK;
 
 /** Runs the chunk: x (n, H) with row stride ldx, n <= rows, targets (n). */
 void lora_head_pass_run(lora_ctx *ctx, lora_head_pass *pass, int64_t n, const float *x, int64_t ldx, const int32_t *targets);
 
 /* What the ranges of one row come to together. */
 typedef struct lora_head_row {
-    double loss;      /* logsumexp - logit of the target */
-    double log_sum;   /* logsumexp of all the logits */
-    double others;    /* 1 - p[target] */
+    double loss;    /* logsumexp - logit of the target */
+    double log_sum; /* logsumexp of all the logits */
+    double others;  /* 1 - p[target] */
 } lora_head_row;
 
 lora_head_row lora_head_pass_row(const lora_head_pass *pass, int64_t row);

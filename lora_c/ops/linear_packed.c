@@ -13,11 +13,11 @@
 
 /* The adapter of a layer in this call, and its low-rank products. */
 typedef struct low_rank {
-    const lora_adapter *a;     /* NULL: none, or not needed */
+    const lora_adapter *a; /* NULL: none, or not needed */
     const lora_adapter_pass *pass;
     lora_weight A, B;
-    lora_mat t, u;             /* (M, R): s drop(x) A^T, s dy B */
-    float *packed;             /* a chunk of t or u */
+    lora_mat t, u; /* (M, R): s drop(x) A^T, s dy B */
+    float *packed; /* a chunk of t or u */
 } low_rank;
 
 typedef struct work {
@@ -25,7 +25,7 @@ typedef struct work {
     int64_t M, K;
     int n;
     low_rank low[LORA_LINEAR_LAYERS];
-    lora_mat dropped;          /* (M, K): what dropout leaves of the input, or takes from a gradient */
+    lora_mat dropped; /* (M, K): what dropout leaves of the input, or takes from a gradient */
     const lora_gemm_path *path;
     float *wide[LORA_LINEAR_LAYERS]; /* a chunk of x, or of every dy */
 } work;
@@ -100,8 +100,17 @@ static lora_status dropped_low(const work *wk, lora_mat x, lora_error *err) {
         const low_rank *r = &wk->low[i];
         if (!drops(r)) continue;
         lora_dropout(wk->ctx, lora_mask_of(r->a, r->pass), x, wk->dropped, false);
-        lora_gemm_args g = {.m = wk->M, .n = r->a->rank, .k = wk->K, .alpha = r->a->scale, .a = wk->dropped.data, .a_row_stride = wk->K,
-                            .a_col_stride = 1, .b = &r->A, .b_transposed = true, .c = r->t.data, .ldc = r->t.ld};
+        lora_gemm_args g = {.m = wk->M,
+                            .n = r->a->rank,
+                            .k = wk->K,
+                            .alpha = r->a->scale,
+                            .a = wk->dropped.data,
+                            .a_row_stride = wk->K,
+                            .a_col_stride = 1,
+                            .b = &r->A,
+                            .b_transposed = true,
+                            .c = r->t.data,
+                            .ldc = r->t.ld};
         LORA_TRY(lora_gemm(wk->ctx, &g, err));
     }
     return LORA_OK;
@@ -114,9 +123,12 @@ static lora_status plain_low(const work *wk, const lora_gemm_left *x, int64_t ro
     for (int i = 0; i < wk->n; i++) {
         const low_rank *r = &wk->low[i];
         if (!r->a || drops(r)) continue;
-        low[n_low++] = (lora_gemm_output){.n = r->a->rank, .alpha = r->a->scale, .n_terms = 1,
+        low[n_low++] = (lora_gemm_output){.n = r->a->rank,
+                                          .alpha = r->a->scale,
+                                          .n_terms = 1,
                                           .terms = {{.left = x, .b = &r->A, .b_transposed = true}},
-                                          .c = lora_mat_rows(r->t, row, x->m).data, .ldc = r->t.ld};
+                                          .c = lora_mat_rows(r->t, row, x->m).data,
+                                          .ldc = r->t.ld};
     }
     return n_low ? lora_gemm_run(wk->ctx, low, n_low, err) : LORA_OK;
 }
@@ -128,8 +140,13 @@ static lora_status forward_chunk(const work *wk, lora_mat x, const lora_linear_l
     for (int i = 0; i < wk->n; i++) {
         const lora_linear_layer *l = layers + i;
         const low_rank *r = &wk->low[i];
-        sums[i] = (lora_gemm_output){.n = l->w->rows, .alpha = 1, .n_terms = 1, .terms = {{.left = &left, .b = l->w, .b_transposed = true}},
-                                     .c = lora_mat_rows(l->y, row, x.rows).data, .ldc = l->y.ld, .accumulate = l->accumulate,
+        sums[i] = (lora_gemm_output){.n = l->w->rows,
+                                     .alpha = 1,
+                                     .n_terms = 1,
+                                     .terms = {{.left = &left, .b = l->w, .b_transposed = true}},
+                                     .c = lora_mat_rows(l->y, row, x.rows).data,
+                                     .ldc = l->y.ld,
+                                     .accumulate = l->accumulate,
                                      .bias = l->bias};
         if (!r->a) continue;
         low[i] = pack(wk, lora_mat_rows(r->t, row, x.rows), r->packed);
@@ -154,7 +171,8 @@ lora_status lora_linear_packed_forward(lora_ctx *ctx, lora_mat x, int n, const l
 /* --- backward --- */
 
 /* u_i = s_i dy_i B_i, and dx of one chunk. */
-static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g, int64_t row, lora_mat dx, bool accumulate, lora_error *err) {
+static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g, int64_t row, lora_mat dx, bool accumulate,
+                                  lora_error *err) {
     lora_gemm_left wide[LORA_LINEAR_LAYERS], low[LORA_LINEAR_LAYERS];
     lora_gemm_output low_outputs[LORA_LINEAR_LAYERS];
     lora_gemm_output sum = {.n = wk->K, .alpha = 1, .c = dx.data, .ldc = dx.ld, .accumulate = accumulate};
@@ -165,9 +183,12 @@ static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g,
         wide[i] = pack(wk, lora_mat_rows(g[i].dy, row, dx.rows), wk->wide[i]);
         sum.terms[sum.n_terms++] = (lora_gemm_term){.left = &wide[i], .b = g[i].w};
         if (!r->a) continue;
-        low_outputs[n_low++] = (lora_gemm_output){.n = r->a->rank, .alpha = r->a->scale, .n_terms = 1,
+        low_outputs[n_low++] = (lora_gemm_output){.n = r->a->rank,
+                                                  .alpha = r->a->scale,
+                                                  .n_terms = 1,
                                                   .terms = {{.left = &wide[i], .b = &r->B}},
-                                                  .c = lora_mat_rows(r->u, row, dx.rows).data, .ldc = r->u.ld};
+                                                  .c = lora_mat_rows(r->u, row, dx.rows).data,
+                                                  .ldc = r->u.ld};
     }
     if (n_low) LORA_TRY(lora_gemm_run(wk->ctx, low_outputs, n_low, err));
     if (!dx.data) return LORA_OK;
@@ -214,12 +235,19 @@ static lora_status low_again(const work *wk, lora_mat x, lora_error *err) {
 }
 
 static lora_low_rank_sum sum_of_dA(const low_rank *r, lora_mat x) {
-    return (lora_low_rank_sum){.low = r->u.data, .rank = r->a->rank, .wide = x.data, .ld = x.ld, .cols = x.cols, .alpha = 1, .out = r->a->dA};
+    return (lora_low_rank_sum){
+        .low = r->u.data, .rank = r->a->rank, .wide = x.data, .ld = x.ld, .cols = x.cols, .alpha = 1, .out = r->a->dA};
 }
 
 static lora_low_rank_sum sum_of_dB(const low_rank *r, lora_mat dy) {
-    return (lora_low_rank_sum){.low = r->t.data, .rank = r->a->rank, .wide = dy.data, .ld = dy.ld, .cols = dy.cols, .alpha = 1,
-                               .out = r->a->dB, .transposed = true};
+    return (lora_low_rank_sum){.low = r->t.data,
+                               .rank = r->a->rank,
+                               .wide = dy.data,
+                               .ld = dy.ld,
+                               .cols = dy.cols,
+                               .alpha = 1,
+                               .out = r->a->dB,
+                               .transposed = true};
 }
 
 /* dA_i += u_i^T drop_i(x), dB_i += dy_i^T t_i: those of whole x at once, those of a dropped x one by one. */
@@ -246,8 +274,16 @@ static lora_status dropped_input_gradients(const work *wk, lora_mat dx, lora_err
     for (int i = 0; i < wk->n; i++) {
         const low_rank *r = &wk->low[i];
         if (!drops(r)) continue;
-        lora_gemm_args g = {.m = wk->M, .n = wk->K, .k = r->a->rank, .alpha = 1, .a = r->u.data, .a_row_stride = r->u.ld,
-                            .a_col_stride = 1, .b = &r->A, .c = wk->dropped.data, .ldc = wk->K};
+        lora_gemm_args g = {.m = wk->M,
+                            .n = wk->K,
+                            .k = r->a->rank,
+                            .alpha = 1,
+                            .a = r->u.data,
+                            .a_row_stride = r->u.ld,
+                            .a_col_stride = 1,
+                            .b = &r->A,
+                            .c = wk->dropped.data,
+                            .ldc = wk->K};
         LORA_TRY(lora_gemm(wk->ctx, &g, err));
         lora_dropout(wk->ctx, lora_mask_of(r->a, r->pass), wk->dropped, dx, true);
     }
@@ -258,8 +294,17 @@ static lora_status dropped_input_gradients(const work *wk, lora_mat dx, lora_err
 static lora_status weight_gradient(lora_ctx *ctx, lora_mat x, const lora_linear_gradient *g, lora_error *err) {
     int64_t began = lora_profile_begin(ctx), N = g->w->rows, K = x.cols;
     lora_weight in = lora_weight_f32(x.data, x.rows, K, x.ld);
-    lora_gemm_args dW = {.m = N, .n = K, .k = x.rows, .alpha = 1, .a = g->dy.data, .a_row_stride = 1, .a_col_stride = g->dy.ld,
-                         .b = &in, .c = g->dW, .ldc = K, .accumulate = true};
+    lora_gemm_args dW = {.m = N,
+                         .n = K,
+                         .k = x.rows,
+                         .alpha = 1,
+                         .a = g->dy.data,
+                         .a_row_stride = 1,
+                         .a_col_stride = g->dy.ld,
+                         .b = &in,
+                         .c = g->dW,
+                         .ldc = K,
+                         .accumulate = true};
     LORA_TRY(lora_gemm(ctx, &dW, err));
     lora_count_weight_gradient(ctx, began, x.rows, N, K);
     return LORA_OK;

@@ -14,8 +14,17 @@ enum { SUM_COLUMNS = 256 };
 
 /* c[M,N] = alpha x W^T. Written in place: decoding makes a few of these for every matrix and token. */
 static void set_product(lora_gemm_args *g, lora_mat x, const lora_weight *w, float alpha, float *c, int64_t ldc) {
-    *g = (lora_gemm_args){.m = x.rows, .n = w->rows, .k = w->cols, .alpha = alpha, .a = x.data, .a_row_stride = x.ld, .a_col_stride = 1,
-                          .b = w, .b_transposed = true, .c = c, .ldc = ldc};
+    *g = (lora_gemm_args){.m = x.rows,
+                          .n = w->rows,
+                          .k = w->cols,
+                          .alpha = alpha,
+                          .a = x.data,
+                          .a_row_stride = x.ld,
+                          .a_col_stride = 1,
+                          .b = w,
+                          .b_transposed = true,
+                          .c = c,
+                          .ldc = ldc};
 }
 
 /* x W^T + bias */

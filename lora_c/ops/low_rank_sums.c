@@ -6,11 +6,12 @@
 #include "lora_c/ops/gemm_right.h"
 
 enum {
-    BLOCK_ROWS = 256,          /* tokens whose wide operand is packed at a time */
-    GROUP_ROWS = 252,          /* tokens of a group at least, as many as a group of rows in gemm.c */
+    BLOCK_ROWS = 256, /* tokens whose wide operand is packed at a time */
+    GROUP_ROWS = 252, /* tokens of a group at least, as many as a group of rows in gemm.c */
     TASK_STRIPS = 4,
-    TASK_COLUMNS = 512, ADD_COLUMNS = 16, /* of a result: rows of a transposed one stay in L1 */
-    PARTIAL_BYTES = 8 << 20,   /* of all the groups together, unless one takes more */
+    TASK_COLUMNS = 512,
+    ADD_COLUMNS = 16,        /* of a result: rows of a transposed one stay in L1 */
+    PARTIAL_BYTES = 8 << 20, /* of all the groups together, unless one takes more */
 };
 
 /* One sum: where its partial sums and its packed low-rank operand are, [group][…] and [group][block][panel]. */
@@ -24,9 +25,9 @@ typedef struct sums_job {
     const lora_low_rank_sum *sums;
     int n;
     part parts[LORA_LOW_RANK_SUMS];
-    int64_t row, rows, n_groups;  /* of a chunk of the tokens */
+    int64_t row, rows, n_groups; /* of a chunk of the tokens */
     int64_t group_tasks;
-    int64_t block_words;          /* of a low-rank operand's longest panel */
+    int64_t block_words; /* of a low-rank operand's longest panel */
     float *workers;
     int64_t worker_words;
 } sums_job;

@@ -33,8 +33,18 @@ lora_status lora_cpu_linear_merge(lora_ctx *ctx, const lora_weight *w, const lor
     lora_parallel_for(ctx->engine->pool, N, widen_task, &job);
     if (!a) return LORA_OK;
     lora_weight A = lora_weight_f32(a->A, a->rank, K, K);
-    lora_gemm_args update = {.m = N, .n = K, .k = a->rank, .alpha = sign * a->scale, .a = a->B, .a_row_stride = a->rank,
-                             .a_col_stride = 1, .b = &A, .c = merged, .ldc = K, .accumulate = true, .exact = true};
+    lora_gemm_args update = {.m = N,
+                             .n = K,
+                             .k = a->rank,
+                             .alpha = sign * a->scale,
+                             .a = a->B,
+                             .a_row_stride = a->rank,
+                             .a_col_stride = 1,
+                             .b = &A,
+                             .c = merged,
+                             .ldc = K,
+                             .accumulate = true,
+                             .exact = true};
     LORA_TRY(lora_gemm(ctx, &update, err));
     if (a->magnitude) lora_dora_scale_rows(ctx, a, norm, lora_mat_f32(merged, N, K, K));
     return LORA_OK;
@@ -45,10 +55,30 @@ lora_status lora_cpu_linear_merge(lora_ctx *ctx, const lora_weight *w, const lor
 lora_status lora_cpu_linear_merge_backward(lora_ctx *ctx, const lora_adapter *a, lora_mat dmerged, lora_error *err) {
     int64_t N = dmerged.rows, K = dmerged.cols, R = a->rank;
     lora_weight A = lora_weight_f32(a->A, R, K, K), G = lora_weight_f32(dmerged.data, N, K, dmerged.ld);
-    lora_gemm_args dB = {.m = N, .n = R, .k = K, .alpha = a->scale, .a = dmerged.data, .a_row_stride = dmerged.ld, .a_col_stride = 1,
-                         .b = &A, .b_transposed = true, .c = a->dB, .ldc = R, .accumulate = true};
-    lora_gemm_args dA = {.m = R, .n = K, .k = N, .alpha = a->scale, .a = a->B, .a_row_stride = 1, .a_col_stride = R,
-                         .b = &G, .b_transposed = false, .c = a->dA, .ldc = K, .accumulate = true};
+    lora_gemm_args dB = {.m = N,
+                         .n = R,
+                         .k = K,
+                         .alpha = a->scale,
+                         .a = dmerged.data,
+                         .a_row_stride = dmerged.ld,
+                         .a_col_stride = 1,
+                         .b = &A,
+                         .b_transposed = true,
+                         .c = a->dB,
+                         .ldc = R,
+                         .accumulate = true};
+    lora_gemm_args dA = {.m = R,
+                         .n = K,
+                         .k = N,
+                         .alpha = a->scale,
+                         .a = a->B,
+                         .a_row_stride = 1,
+                         .a_col_stride = R,
+                         .b = &G,
+                         .b_transposed = false,
+                         .c = a->dA,
+                         .ldc = K,
+                         .accumulate = true};
     if (a->dB) LORA_TRY(lora_gemm(ctx, &dB, err));
     return a->dA ? lora_gemm(ctx, &dA, err) : LORA_OK;
 }

@@ -41,17 +41,27 @@ static void backward_task(void *arg, int64_t task, int worker) {
 
 lora_status lora_cpu_mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat gate, lora_mat up, lora_mat h, lora_error *err) {
     (void)err; /* nothing that it needs can be refused */
-    mlp_job job = {.kernels = &ctx->engine->kernels.rowwise, .activation = activation, .rows_per_task = lora_rows_per_task(gate.cols),
-                   .gate = gate, .up = up, .h = h};
+    mlp_job job = {.kernels = &ctx->engine->kernels.rowwise,
+                   .activation = activation,
+                   .rows_per_task = lora_rows_per_task(gate.cols),
+                   .gate = gate,
+                   .up = up,
+                   .h = h};
     lora_parallel_near(ctx->engine->pool, lora_div_up(gate.rows, job.rows_per_task), forward_task, &job);
     return LORA_OK;
 }
 
-lora_status lora_cpu_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate, lora_mat dup,
-                                  lora_error *err) {
+lora_status lora_cpu_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate,
+                                  lora_mat dup, lora_error *err) {
     (void)err; /* nothing that it needs can be refused */
-    mlp_job job = {.kernels = &ctx->engine->kernels.rowwise, .activation = activation, .rows_per_task = lora_rows_per_task(gate.cols),
-                   .dh = dh, .gate = gate, .up = up, .dgate = dgate, .dup = dup};
+    mlp_job job = {.kernels = &ctx->engine->kernels.rowwise,
+                   .activation = activation,
+                   .rows_per_task = lora_rows_per_task(gate.cols),
+                   .dh = dh,
+                   .gate = gate,
+                   .up = up,
+                   .dgate = dgate,
+                   .dup = dup};
     lora_parallel_near(ctx->engine->pool, lora_div_up(gate.rows, job.rows_per_task), backward_task, &job);
     return LORA_OK;
 }

@@ -19,8 +19,7 @@ enum {
 /* Powers of two, so that CHUNK is a multiple and a block never splits a byte. */
 static lora_status check_block_size(int64_t block_size, lora_error *err) {
     bool fits = block_size >= 32 && block_size <= LORA_NF4_MAX_BLOCK && (block_size & (block_size - 1)) == 0;
-    LORA_CHECK(fits, err, LORA_EINVAL, "block_size: expected 32, 64, 128, 256, 512, 1024, 2048 or 4096, got %lld",
-               (long long)block_size);
+    LORA_CHECK(fits, err, LORA_EINVAL, "block_size: expected 32, 64, 128, 256, 512, 1024, 2048 or 4096, got %lld", (long long)block_size);
     return LORA_OK;
 }
 
@@ -53,8 +52,7 @@ static void report_first_bad(quantize_job *job, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         if (isfinite(element(job->src, job->dtype, i))) continue;
         int64_t seen = atomic_load(&job->first_bad);
-        while (i < seen && !atomic_compare_exchange_weak(&job->first_bad, &seen, i)) {
-        }
+        while (i < seen && !atomic_compare_exchange_weak(&job->first_bad, &seen, i)) {}
         return;
     }
 }
@@ -99,18 +97,21 @@ static void quantize_task(void *arg, int64_t task, int worker) {
     if (!finite) report_first_bad(job, begin, end);
 }
 
-lora_status lora_nf4_quantize(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols,
-                              int64_t block_size, uint8_t *codes, float *absmax, lora_error *err) {
+lora_status lora_nf4_quantize(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols, int64_t block_size,
+                              uint8_t *codes, float *absmax, lora_error *err) {
     int64_t n;
     LORA_TRY(check_dtype("src", dtype, err));
     LORA_TRY(check_block_size(block_size, err));
     bool fits = rows > 0 && cols > 0 && !__builtin_mul_overflow(rows, cols, &n) && n <= INT64_MAX / 8;
-    LORA_CHECK(fits, err, LORA_ESHAPE, "src: expected a non-empty (rows, cols) matrix, got (%lld, %lld)",
-               (long long)rows, (long long)cols);
-    LORA_CHECK(src && codes && absmax, err, LORA_EINVAL, "%s: expected an array, got NULL",
-               !src ? "src" : !codes ? "codes" : "absmax");
-    quantize_job job = {.kernels = &ctx->engine->kernels.nf4, .src = src, .dtype = dtype, .n = n, .block_size = block_size,
-                        .codes = codes, .absmax = absmax};
+    LORA_CHECK(fits, err, LORA_ESHAPE, "src: expected a non-empty (rows, cols) matrix, got (%lld, %lld)", (long long)rows, (long long)cols);
+    LORA_CHECK(src && codes && absmax, err, LORA_EINVAL, "%s: expected an array, got NULL", !src ? "src" : !codes ? "codes" : "absmax");
+    quantize_job job = {.kernels = &ctx->engine->kernels.nf4,
+                        .src = src,
+                        .dtype = dtype,
+                        .n = n,
+                        .block_size = block_size,
+                        .codes = codes,
+                        .absmax = absmax};
     atomic_init(&job.first_bad, n);
     lora_parallel_for(ctx->engine->pool, lora_div_up(n, CHUNK), quantize_task, &job);
     int64_t bad = atomic_load(&job.first_bad);
@@ -130,8 +131,8 @@ enum {
 };
 
 typedef struct nested_search {
-    float first[257];          /* first[i]: the smallest float32 whose nearest index is i; infinity at the end */
-    uint8_t base[2][BUCKETS];  /* index of the smallest value of a bucket; [1]: negative values */
+    float first[257];         /* first[i]: the smallest float32 whose nearest index is i; infinity at the end */
+    uint8_t base[2][BUCKETS]; /* index of the smallest value of a bucket; [1]: negative values */
 } nested_search;
 
 typedef struct nested_job {
@@ -205,21 +206,21 @@ static double mean(const float *x, int64_t n) {
     return total / (double)n;
 }
 
-lora_status lora_nf4_double_quantize(lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes,
-                                     float *nested_absmax, float *nested_offset, lora_error *err) {
+lora_status lora_nf4_double_quantize(lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes, float *nested_absmax,
+                                     float *nested_offset, lora_error *err) {
     LORA_CHECK(n > 0, err, LORA_ESHAPE, "absmax: expected at least one block, got %lld", (long long)n);
-    LORA_CHECK(absmax && absmax_codes && nested_absmax && nested_offset, err, LORA_EINVAL,
-               "%s: expected an array, got NULL",
-               !absmax ? "absmax" : !absmax_codes ? "absmax_codes" : !nested_absmax ? "nested_absmax" : "nested_offset");
+    LORA_CHECK(absmax && absmax_codes && nested_absmax && nested_offset, err, LORA_EINVAL, "%s: expected an array, got NULL",
+               !absmax          ? "absmax"
+               : !absmax_codes  ? "absmax_codes"
+               : !nested_absmax ? "nested_absmax"
+                                : "nested_offset");
     double offset = mean(absmax, n);
     if (!isfinite(offset)) {
         int64_t bad = 0;
         while (isfinite(absmax[bad])) bad++;
-        return lora_fail(err, LORA_EINVAL, "absmax: expected finite values, got %g at index %lld", (double)absmax[bad],
-                         (long long)bad);
+        return lora_fail(err, LORA_EINVAL, "absmax: expected finite values, got %g at index %lld", (double)absmax[bad], (long long)bad);
     }
-    nested_job job = {.absmax = absmax, .n = n, .offset = (float)offset, .codes = absmax_codes,
-                      .nested_absmax = nested_absmax};
+    nested_job job = {.absmax = absmax, .n = n, .offset = (float)offset, .codes = absmax_codes, .nested_absmax = nested_absmax};
     fill_search(&job.search);
     lora_parallel_for(ctx->engine->pool, lora_div_up(n, (int64_t)LORA_NF4_NESTED_BLOCK * NESTED_CHUNK), nested_task, &job);
     *nested_offset = job.offset;
@@ -256,14 +257,14 @@ static void dequantize_task(void *arg, int64_t task, int worker) {
     }
 }
 
-lora_status lora_nf4_dequantize(lora_ctx *ctx, const lora_nf4 *w, int64_t begin, int64_t count, void *dst,
-                                lora_dtype dtype, lora_error *err) {
+lora_status lora_nf4_dequantize(lora_ctx *ctx, const lora_nf4 *w, int64_t begin, int64_t count, void *dst, lora_dtype dtype,
+                                lora_error *err) {
     LORA_TRY(check_dtype("dst", dtype, err));
     LORA_TRY(check_block_size(w->block_size, err));
     int64_t n = w->rows * w->cols;
     LORA_CHECK(begin >= 0 && count >= 0 && begin <= n && count <= n - begin, err, LORA_ESHAPE,
-               "begin, count: expected a range within %lld elements, got [%lld, %lld + %lld)", (long long)n,
-               (long long)begin, (long long)begin, (long long)count);
+               "begin, count: expected a range within %lld elements, got [%lld, %lld + %lld)", (long long)n, (long long)begin,
+               (long long)begin, (long long)count);
     LORA_CHECK(dst || count == 0, err, LORA_EINVAL, "dst: expected an array, got NULL");
     dequantize_job job = {.kernels = &ctx->engine->kernels, .w = w, .begin = begin, .count = count, .dst = dst, .dtype = dtype};
     lora_parallel_for(ctx->engine->pool, lora_div_up(count, CHUNK), dequantize_task, &job);

@@ -55,11 +55,9 @@ static void backward_task(void *arg, int64_t task, int worker) {
             const float *stats = job->stats + 2 * (m * norm->groups + g);
             float *dx = job->dx.data ? lora_mat_row(job->dx, m) + g * H : NULL;
             if (norm->kind == LORA_NORM_RMS)
-                job->kernels->rmsnorm_backward(H, dy, x, norm->weight, norm->weight_offset, stats[0], dx,
-                                               job->accumulate_dx, dweight);
+                job->kernels->rmsnorm_backward(H, dy, x, norm->weight, norm->weight_offset, stats[0], dx, job->accumulate_dx, dweight);
             else
-                job->kernels->layernorm_backward(H, dy, x, norm->weight, stats[1], stats[0], dx, job->accumulate_dx,
-                                                 dweight, dbias);
+                job->kernels->layernorm_backward(H, dy, x, norm->weight, stats[1], stats[0], dx, job->accumulate_dx, dweight, dbias);
         }
 }
 
@@ -76,8 +74,13 @@ static void combine_task(void *arg, int64_t task, int worker) {
 
 lora_status lora_cpu_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) {
     (void)err; /* nothing that it needs can be refused */
-    norm_job job = {.kernels = &ctx->engine->kernels.rowwise, .norm = norm, .M = x.rows, .rows_per_task = lora_rows_per_task(x.cols),
-                    .x = x, .y = y, .stats_out = stats};
+    norm_job job = {.kernels = &ctx->engine->kernels.rowwise,
+                    .norm = norm,
+                    .M = x.rows,
+                    .rows_per_task = lora_rows_per_task(x.cols),
+                    .x = x,
+                    .y = y,
+                    .stats_out = stats};
     lora_parallel_near(ctx->engine->pool, lora_div_up(x.rows, job.rows_per_task), forward_task, &job);
     return LORA_OK;
 }
@@ -87,9 +90,17 @@ lora_status lora_cpu_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_ma
     bool weights = dweight || dbias;
     int64_t H = norm->H, M = x.rows;
     if (M == 0 || (!dx.data && !weights)) return LORA_OK;
-    norm_job job = {.kernels = &ctx->engine->kernels.rowwise, .norm = norm, .M = M,
-                    .rows_per_task = weights ? PARTIAL_ROWS : lora_rows_per_task(x.cols), .x = x, .dy = dy, .stats = stats, .dx = dx,
-                    .accumulate_dx = accumulate_dx, .dweight = dweight, .dbias = dbias};
+    norm_job job = {.kernels = &ctx->engine->kernels.rowwise,
+                    .norm = norm,
+                    .M = M,
+                    .rows_per_task = weights ? PARTIAL_ROWS : lora_rows_per_task(x.cols),
+                    .x = x,
+                    .dy = dy,
+                    .stats = stats,
+                    .dx = dx,
+                    .accumulate_dx = accumulate_dx,
+                    .dweight = dweight,
+                    .dbias = dbias};
     int64_t n_tasks = lora_div_up(M, job.rows_per_task);
     if (weights) {
         size_t bytes;

@@ -19,8 +19,8 @@ typedef struct array_start {
 static void find_starts(int64_t n_params, const lora_param *params, int64_t elements_per_task, array_start *starts) {
     starts[0] = (array_start){.task = 0, .element = 0};
     for (int64_t i = 0; i < n_params; i++)
-        starts[i + 1] = (array_start){.task = starts[i].task + lora_div_up(params[i].n, elements_per_task),
-                                      .element = starts[i].element + params[i].n};
+        starts[i + 1] =
+            (array_start){.task = starts[i].task + lora_div_up(params[i].n, elements_per_task), .element = starts[i].element + params[i].n};
 }
 
 /* The array that a task belongs to: the last one that begins at it or before; empty arrays have no tasks. */
@@ -28,8 +28,10 @@ static int64_t array_of(const array_start *starts, int64_t n_params, int64_t tas
     int64_t low = 0, high = n_params;
     while (high - low > 1) {
         int64_t middle = low + (high - low) / 2;
-        if (starts[middle].task <= task) low = middle;
-        else high = middle;
+        if (starts[middle].task <= task)
+            low = middle;
+        else
+            high = middle;
     }
     return low;
 }
@@ -78,7 +80,12 @@ lora_status lora_cpu_adamw_step(lora_ctx *ctx, int64_t n_params, const lora_para
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_REDUCE, (size_t)(n_params + 1) * sizeof(array_start), &scratch, err));
     array_start *starts = scratch;
     find_starts(n_params, params, ADAMW_ELEMENTS, starts);
-    adamw_job job = {.kernels = &ctx->engine->kernels.rowwise, .n_params = n_params, .params = params, .starts = starts, .m = m, .v = v,
+    adamw_job job = {.kernels = &ctx->engine->kernels.rowwise,
+                     .n_params = n_params,
+                     .params = params,
+                     .starts = starts,
+                     .m = m,
+                     .v = v,
                      .constants = constants_of(hyper)};
     lora_parallel_for(ctx->engine->pool, starts[n_params].task, adamw_task, &job);
     return LORA_OK;
@@ -122,7 +129,10 @@ lora_status lora_cpu_sum_of_squares(lora_ctx *ctx, int64_t n_params, const lora_
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_REDUCE, starts_bytes + (size_t)n_tasks * sizeof(double), &scratch, err));
     array_start *starts = scratch;
     find_starts(n_params, params, SQUARES_ELEMENTS, starts);
-    squares_job job = {.kernels = &ctx->engine->kernels.rowwise, .n_params = n_params, .params = params, .starts = starts,
+    squares_job job = {.kernels = &ctx->engine->kernels.rowwise,
+                       .n_params = n_params,
+                       .params = params,
+                       .starts = starts,
                        .partial = (double *)((char *)scratch + starts_bytes)};
     lora_parallel_for(ctx->engine->pool, n_tasks, squares_task, &job);
     *sum = add_partial_sums(&job);

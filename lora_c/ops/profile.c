@@ -11,9 +11,9 @@ enum { PEAK_NS = 40000000, PEAK_ROUNDS = 400000 }; /* 4 million instructions a t
 
 const char *lora_op_name(lora_op op) {
     static const char *const names[LORA_OPS] = {
-        "linear forward",    "linear backward",    "adapter gradient", "weight gradient",
-        "attention forward", "attention backward", "head and loss",   "norm forward",    "norm backward",
-        "rope",              "activation forward", "activation backward", "embedding",   "optimizer"};
+        "linear forward",     "linear backward",     "adapter gradient", "weight gradient", "attention forward",
+        "attention backward", "head and loss",       "norm forward",     "norm backward",   "rope",
+        "activation forward", "activation backward", "embedding",        "optimizer"};
     return (unsigned)op < LORA_OPS ? names[op] : "unknown";
 }
 

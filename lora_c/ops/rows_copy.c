@@ -10,8 +10,8 @@ enum { TASK_ELEMENTS = 32768 }; /* a few rows are one task: decoding copies one 
 
 static lora_status check_row_numbers(const char *name, int64_t n, const int64_t *numbers, int64_t rows, lora_error *err) {
     for (int64_t i = 0; numbers && i < n; i++)
-        LORA_CHECK(numbers[i] >= 0 && numbers[i] < rows, err, LORA_EINVAL,
-                   "%s: expected 0 <= %s[%" PRId64 "] < %" PRId64 ", got %" PRId64, name, name, i, rows, numbers[i]);
+        LORA_CHECK(numbers[i] >= 0 && numbers[i] < rows, err, LORA_EINVAL, "%s: expected 0 <= %s[%" PRId64 "] < %" PRId64 ", got %" PRId64,
+                   name, name, i, rows, numbers[i]);
     return LORA_OK;
 }
 
@@ -51,8 +51,14 @@ lora_status lora_cpu_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from
     LORA_TRY(check_row_numbers("from_rows", n, from_rows, from.rows, err));
     LORA_TRY(check_row_numbers("to_rows", n, to_rows, to.rows, err));
     if (n == 0 || to.cols == 0) return LORA_OK;
-    copy_job job = {.kernels = &ctx->engine->kernels, .from = from, .to = to, .from_rows = from_rows, .to_rows = to_rows, .n = n,
-                    .rows_per_task = rows_per_task(to.cols), .accumulate = accumulate};
+    copy_job job = {.kernels = &ctx->engine->kernels,
+                    .from = from,
+                    .to = to,
+                    .from_rows = from_rows,
+                    .to_rows = to_rows,
+                    .n = n,
+                    .rows_per_task = rows_per_task(to.cols),
+                    .accumulate = accumulate};
     lora_parallel_near(ctx->engine->pool, lora_div_up(n, job.rows_per_task), copy_task, &job);
     return LORA_OK;
 }

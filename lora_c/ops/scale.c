@@ -22,7 +22,11 @@ static void scale_task(void *arg, int64_t task, int worker) {
 
 lora_status lora_cpu_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) {
     (void)err; /* nothing that it needs can be refused */
-    scale_job job = {.kernels = &ctx->engine->kernels.rowwise, .rows_per_task = lora_rows_per_task(x.cols), .a = a, .x = x, .y = y,
+    scale_job job = {.kernels = &ctx->engine->kernels.rowwise,
+                     .rows_per_task = lora_rows_per_task(x.cols),
+                     .a = a,
+                     .x = x,
+                     .y = y,
                      .accumulate = accumulate};
     lora_parallel_near(ctx->engine->pool, lora_div_up(x.rows, job.rows_per_task), scale_task, &job);
     return LORA_OK;
@@ -32,8 +36,7 @@ static void softcap_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const scale_job *job = arg;
     int64_t end = lora_min_i64(job->y.rows, (task + 1) * job->rows_per_task);
-    for (int64_t m = task * job->rows_per_task; m < end; m++)
-        job->kernels->softcap_forward(job->y.cols, job->a, lora_mat_row(job->y, m));
+    for (int64_t m = task * job->rows_per_task; m < end; m++) job->kernels->softcap_forward(job->y.cols, job->a, lora_mat_row(job->y, m));
 }
 
 lora_status lora_cpu_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) {

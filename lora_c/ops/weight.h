@@ -7,7 +7,6 @@
 
 /** The n values of row r from column k on. Decoded into buffer (n floats), or a pointer into the weight itself where
  *  nothing needs decoding. */
-const float *lora_weight_run(const lora_kernels *kernels, const lora_weight *w, int64_t r, int64_t k, int64_t n,
-                             float *buffer);
+const float *lora_weight_run(const lora_kernels *kernels, const lora_weight *w, int64_t r, int64_t k, int64_t n, float *buffer);
 
 #endif

@@ -7,8 +7,8 @@ static lora_status check(const lora_optimizer_options *o, lora_error *err) {
     LORA_CHECK(o->beta1 >= 0.0 && o->beta1 < 1.0 && o->beta2 >= 0.0 && o->beta2 < 1.0, err, LORA_EINVAL,
                "betas: expected two numbers with 0 <= beta < 1, got %g and %g", o->beta1, o->beta2);
     LORA_CHECK(o->eps >= 0.0 && isfinite(o->eps), err, LORA_EINVAL, "eps: expected a finite number >= 0, got %g", o->eps);
-    LORA_CHECK(o->weight_decay >= 0.0 && isfinite(o->weight_decay), err, LORA_EINVAL,
-               "weight_decay: expected a finite number >= 0, got %g", o->weight_decay);
+    LORA_CHECK(o->weight_decay >= 0.0 && isfinite(o->weight_decay), err, LORA_EINVAL, "weight_decay: expected a finite number >= 0, got %g",
+               o->weight_decay);
     return LORA_OK;
 }
 

@@ -23,8 +23,8 @@ static lora_status check_params(const lora_param *params, int64_t n_params, int6
         LORA_CHECK(params[i].n >= 0, err, LORA_ESHAPE, "params[%" PRId64 "].n: expected >= 0, got %" PRId64, i, params[i].n);
         LORA_CHECK(params[i].n == 0 || (params[i].data && params[i].grad), err, LORA_EINVAL,
                    "params[%" PRId64 "]: expected pointers to data and gradient, got NULL", i);
-        LORA_CHECK(!__builtin_add_overflow(*total, params[i].n, total) && *total <= INT64_MAX / (int64_t)sizeof(float), err,
-                   LORA_ENOMEM, "params: expected at most 2**61 elements, got more");
+        LORA_CHECK(!__builtin_add_overflow(*total, params[i].n, total) && *total <= INT64_MAX / (int64_t)sizeof(float), err, LORA_ENOMEM,
+                   "params: expected at most 2**61 elements, got more");
     }
     return LORA_OK;
 }
@@ -137,8 +137,8 @@ lora_status lora_optimizer_set_steps(lora_optimizer *opt, int64_t steps, lora_er
 /* Where a moment of an array lies, and its bytes. */
 static lora_status find_moment(const lora_optimizer *opt, int64_t index, lora_moment which, float **moment, size_t *bytes,
                                lora_error *err) {
-    LORA_CHECK(index >= 0 && index < opt->n_params, err, LORA_EINVAL, "index: expected 0 to %" PRId64 ", got %" PRId64,
-               opt->n_params - 1, index);
+    LORA_CHECK(index >= 0 && index < opt->n_params, err, LORA_EINVAL, "index: expected 0 to %" PRId64 ", got %" PRId64, opt->n_params - 1,
+               index);
     LORA_CHECK(which == LORA_MOMENT_FIRST || which == LORA_MOMENT_SECOND, err, LORA_EINVAL, "which: expected 0 or 1, got %d", (int)which);
     *moment = (which == LORA_MOMENT_FIRST ? opt->m : opt->v) + opt->starts[index];
     *bytes = (size_t)opt->params[index].n * sizeof(float);

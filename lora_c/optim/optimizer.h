@@ -20,9 +20,9 @@ struct lora_optimizer {
     lora_optimizer_options options;
     int64_t n_params, steps;
     lora_param *params;
-    int64_t *starts;  /* n_params + 1: where each array's moments begin, in elements */
-    float *m, *v;     /* the moments of all arrays behind each other */
-    double *sum;      /* where the operation leaves the sum of squares */
+    int64_t *starts; /* n_params + 1: where each array's moments begin, in elements */
+    float *m, *v;    /* the moments of all arrays behind each other */
+    double *sum;     /* where the operation leaves the sum of squares */
 };
 
 #endif

@@ -14,8 +14,7 @@ static float uniform(void) {
 
 float *attention_buffer(int64_t n) {
     float *p = malloc((size_t)(n + 2 * GUARD) * sizeof(float));
-    for (int64_t i = 0; i < n + 2 * GUARD; i++)
-        p[i] = NAN;
+    for (int64_t i = 0; i < n + 2 * GUARD; i++) p[i] = NAN;
     return p + GUARD;
 }
 
@@ -26,14 +25,14 @@ int64_t attention_k_width(const attention_batch *b) { return b->shape.n_kv_heads
 
 static void fill(float *p, int64_t rows, int64_t ld, int64_t width, float size) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < width; i++)
-            p[r * ld + i] = size * uniform();
+        for (int64_t i = 0; i < width; i++) p[r * ld + i] = size * uniform();
 }
 
 attention_batch attention_batch_create(int64_t D, int64_t H, int64_t KV, int64_t window, int64_t n, const int *lengths, float size) {
-    attention_batch b = {.shape = {.n_heads = H, .n_kv_heads = KV, .head_dim = D, .scale = (float)(1.0 / sqrt((double)D)), .sliding_window = window}, .n = n};
-    for (int64_t s = 0; s < n; s++)
-        b.cu[s + 1] = b.cu[s] + lengths[s];
+    attention_batch b = {
+        .shape = {.n_heads = H, .n_kv_heads = KV, .head_dim = D, .scale = (float)(1.0 / sqrt((double)D)), .sliding_window = window},
+        .n = n};
+    for (int64_t s = 0; s < n; s++) b.cu[s + 1] = b.cu[s] + lengths[s];
     b.M = b.cu[n];
     b.ld = (H + 2 * KV) * D + 3;
     b.ld_out = H * D + 1;
@@ -49,8 +48,7 @@ attention_batch attention_batch_create(int64_t D, int64_t H, int64_t KV, int64_t
 
 void attention_batch_destroy(attention_batch *b) {
     float *all[] = {b->qkv, b->dqkv, b->out, b->dout, b->lse};
-    for (int i = 0; i < 5; i++)
-        attention_buffer_free(all[i]);
+    for (int i = 0; i < 5; i++) attention_buffer_free(all[i]);
 }
 
 lora_segments attention_batch_segments(const attention_batch *b) {
@@ -96,8 +94,7 @@ const char *attention_rung(const lora_ctx *ctx) {
 }
 
 /* The largest error of rows x (heads * D) as a share of its bound, one bound per (row, head); NaN counts as infinite. */
-static double worst(const float *x, int64_t ld, const double *want, const double *bound, int64_t rows, int64_t heads,
-                    int64_t D) {
+static double worst(const float *x, int64_t ld, const double *want, const double *bound, int64_t rows, int64_t heads, int64_t D) {
     double w = 0;
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t i = 0; i < heads * D; i++) {
@@ -110,16 +107,14 @@ static double worst(const float *x, int64_t ld, const double *want, const double
 
 static void load(double *dst, const float *src, int64_t rows, int64_t ld, int64_t width) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < width; i++)
-            dst[r * width + i] = src[r * ld + i];
+        for (int64_t i = 0; i < width; i++) dst[r * width + i] = src[r * ld + i];
 }
 
 attention_oracle attention_batch_oracle(const attention_batch *b, int64_t s, double operand, bool bf16) {
     attention_oracle a;
     int64_t row = b->cu[s], T = b->cu[s + 1] - row;
     const float *q = b->qkv + row * b->ld, *k = q + attention_q_width(b), *v = k + attention_k_width(b);
-    attention_oracle_create(&a, T, 0, b->shape.n_heads, b->shape.n_kv_heads, b->shape.head_dim, b->shape.sliding_window,
-                            b->shape.scale);
+    attention_oracle_create(&a, T, 0, b->shape.n_heads, b->shape.n_kv_heads, b->shape.head_dim, b->shape.sliding_window, b->shape.scale);
     a.softcap = b->shape.softcap;
     a.operand = operand;
     a.bf16 = bf16;
@@ -140,18 +135,16 @@ void attention_batch_compare(const attention_batch *b, int64_t s, const attentio
     double q = worst(dq, b->ld, a->dq, a->tol_dq, a->T, H, D);
     double k = worst(dk, b->ld, a->dk, a->tol_dk, a->T, KV, D), v = worst(dv, b->ld, a->dv, a->tol_dv, a->T, KV, D);
     CHECK(o <= 1 && lse <= 1 && q <= 1 && k <= 1 && v <= 1,
-          "%s D %d heads %d/%d window %d length %d: errors over bounds o %.2g lse %.2g dq %.2g dk %.2g dv %.2g", what,
-          (int)D, (int)H, (int)KV, (int)a->window, (int)a->T, o, lse, q, k, v);
+          "%s D %d heads %d/%d window %d length %d: errors over bounds o %.2g lse %.2g dq %.2g dk %.2g dv %.2g", what, (int)D, (int)H,
+          (int)KV, (int)a->window, (int)a->T, o, lse, q, k, v);
 }
 
 static bool bands_hold(const float *p, int64_t rows, int64_t ld, int64_t width) {
     for (int64_t i = 1; i <= GUARD; i++)
-        if (!isnan(p[-i]) || !isnan(p[rows * ld + i - 1]))
-            return false;
+        if (!isnan(p[-i]) || !isnan(p[rows * ld + i - 1])) return false;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = width; i < ld; i++)
-            if (!isnan(p[r * ld + i]))
-                return false;
+            if (!isnan(p[r * ld + i])) return false;
     return true;
 }
 
@@ -162,8 +155,7 @@ bool attention_batch_guards_hold(const attention_batch *b) {
 
 bool attention_same_rows(const float *a, const float *b, int64_t rows, int64_t ld, int64_t width) {
     for (int64_t r = 0; r < rows; r++)
-        if (memcmp(a + r * ld, b + r * ld, (size_t)width * sizeof(float)))
-            return false;
+        if (memcmp(a + r * ld, b + r * ld, (size_t)width * sizeof(float))) return false;
     return true;
 }
 

@@ -17,8 +17,7 @@ typedef struct attention_oracle {
     double *tol_o, *tol_lse, *tol_dq, *tol_dk, *tol_dv;
 } attention_oracle;
 
-void attention_oracle_create(attention_oracle *a, int64_t T, int64_t past, int64_t H, int64_t KV, int64_t D,
-                             int64_t window, double scale);
+void attention_oracle_create(attention_oracle *a, int64_t T, int64_t past, int64_t H, int64_t KV, int64_t D, int64_t window, double scale);
 void attention_oracle_destroy(attention_oracle *a);
 void attention_oracle_forward(attention_oracle *a);  /* o, lse, tol_o, tol_lse */
 void attention_oracle_backward(attention_oracle *a); /* after forward */

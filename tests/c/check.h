@@ -10,8 +10,7 @@
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/lora_c.h"
 
-void check_report(bool ok, const char *file, int line, const char *condition, const char *fmt, ...)
-    __attribute__((format(printf, 5, 6)));
+void check_report(bool ok, const char *file, int line, const char *condition, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 
 #define CHECK(cond, ...) check_report((cond), __FILE__, __LINE__, #cond, __VA_ARGS__)
 

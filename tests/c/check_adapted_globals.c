@@ -26,9 +26,7 @@ static void fill(part *p, uint64_t seed) {
     p->adapter = (lora_adapter){.rank = RANK, .A = p->A, .B = p->B, .dA = p->dA, .dB = p->dB, .scale = 0.5f};
 }
 
-static lora_weight dense(const float *data) {
-    return lora_weight_f32(data, TINY_VOCAB, HIDDEN, HIDDEN);
-}
+static lora_weight dense(const float *data) { return lora_weight_f32(data, TINY_VOCAB, HIDDEN, HIDDEN); }
 
 static lora_status set_adapter(adapted *m, lora_matrix_slot slot, part *p, lora_error *err) {
     LORA_TRY(mirror_adapter(m->t.ctx, &p->adapter, TINY_VOCAB, HIDDEN, err));
@@ -86,7 +84,8 @@ static void check_merged(lora_ctx *ctx) {
     for (int i = 0; i < 2; i++) {
         lora_matrix_slot slot = i ? LORA_LM_HEAD : LORA_EMBED_TOKENS;
         float *there = whole[i];
-        CHECK(mirror_matrix(ctx, &own[i], NULL, &err) == LORA_OK && mirror_floats(ctx, &there, TINY_VOCAB * HIDDEN, &err) == LORA_OK, "%s", err.message);
+        CHECK(mirror_matrix(ctx, &own[i], NULL, &err) == LORA_OK && mirror_floats(ctx, &there, TINY_VOCAB * HIDDEN, &err) == LORA_OK, "%s",
+              err.message);
         CHECK(MIRRORED(lora_linear_merge(ctx, &own[i], adapters[i], NULL, 1, there, &err)) == LORA_OK, "%s", err.message);
         same_on_every_device("merged matrix", whole[i], sizeof whole[i]);
         lora_weight merged = dense(there);

@@ -21,16 +21,13 @@ static void check_shape(const rungs *all, int lowest, int64_t D, int64_t H, int6
     b.shape.softcap = softcap;
     for (int fast = 0; fast < 2; fast++) {
         attention_oracle a[7];
-        for (int64_t s = 0; s < b.n; s++)
-            a[s] = attention_batch_oracle(&b, s, fast ? operand_error(all->ctx[all->n - 1]) : 0, false);
+        for (int64_t s = 0; s < b.n; s++) a[s] = attention_batch_oracle(&b, s, fast ? operand_error(all->ctx[all->n - 1]) : 0, false);
         for (int i = fast ? all->n - 1 : lowest; i < all->n - 1 + fast; i++) {
             attention_batch_run(all->ctx[i], &b);
-            for (int64_t s = 0; s < b.n; s++)
-                attention_batch_compare(&b, s, &a[s], attention_rung(all->ctx[i]));
+            for (int64_t s = 0; s < b.n; s++) attention_batch_compare(&b, s, &a[s], attention_rung(all->ctx[i]));
             CHECK(attention_batch_guards_hold(&b), "%s: wrote outside its outputs", attention_rung(all->ctx[i]));
         }
-        for (int64_t s = 0; s < b.n; s++)
-            attention_oracle_destroy(&a[s]);
+        for (int64_t s = 0; s < b.n; s++) attention_oracle_destroy(&a[s]);
     }
     attention_batch_destroy(&b);
 }
@@ -43,16 +40,17 @@ static void check_shapes(const rungs *all) {
             for (size_t w = 0; w < 4; w++) {
                 if (dims[d] > 16 && w != h) /* wide heads: one window each, to bound the time */
                     continue;
-                check_shape(all, dims[d] <= 3 ? LORA_ISA_REF : LORA_ISA_PORTABLE, dims[d], heads[h][0], heads[h][1],
-                            windows[w], 0);
+                check_shape(all, dims[d] <= 3 ? LORA_ISA_REF : LORA_ISA_PORTABLE, dims[d], heads[h][0], heads[h][1], windows[w], 0);
                 if (w == h) /* caps that bend the scores a little, much, and to a step */
-                    check_shape(all, dims[d] <= 3 ? LORA_ISA_REF : LORA_ISA_PORTABLE, dims[d], heads[h][0], heads[h][1],
-                                windows[w], w == 0 ? 50.0f : w == 1 ? 1.0f : 0.25f);
+                    check_shape(all, dims[d] <= 3 ? LORA_ISA_REF : LORA_ISA_PORTABLE, dims[d], heads[h][0], heads[h][1], windows[w],
+                                w == 0   ? 50.0f
+                                : w == 1 ? 1.0f
+                                         : 0.25f);
             }
         }
     }
     check_shape(all, LORA_ISA_PORTABLE, 256, 2, 1, 0, 0);
-    check_shape(all, LORA_ISA_PORTABLE, 4, 40, 1, 0, 0); /* a group wider than a panel */
+    check_shape(all, LORA_ISA_PORTABLE, 4, 40, 1, 0, 0);  /* a group wider than a panel */
     check_shape(all, LORA_ISA_PORTABLE, 4, 40, 1, 20, 0); /* blocks of queries some of whose rows see no key of a block */
 }
 
@@ -102,8 +100,7 @@ static void check_packing(lora_ctx *ctx, float softcap) {
             memcpy(one.qkv, all.qkv + all.cu[s] * all.ld, (size_t)(one.M * one.ld) * sizeof(float));
             memcpy(one.dout, all.dout + all.cu[s] * all.ld_out, (size_t)(one.M * one.ld_out) * sizeof(float));
             attention_batch_run(ctx, &one);
-            CHECK(attention_batch_same(&all, all.cu[s], &one, 0, one.M), "%s: packing changes bits of segment %d",
-                  attention_rung(ctx), s);
+            CHECK(attention_batch_same(&all, all.cu[s], &one, 0, one.M), "%s: packing changes bits of segment %d", attention_rung(ctx), s);
             attention_batch_destroy(&one);
         }
         attention_batch_destroy(&all);
@@ -142,8 +139,10 @@ static void check_oracle(float softcap) {
     attention_batch b = attention_batch_create(3, 4, 2, 4, 1, &length, 1.0f);
     b.shape.softcap = softcap;
     attention_oracle a = attention_batch_oracle(&b, 0, 0, false);
-    const struct { double *x, *dx; int64_t n; } inputs[] = {
-        {a.q, a.dq, a.T * 12}, {a.k, a.dk, a.T * 6}, {a.v, a.dv, a.T * 6}};
+    const struct {
+        double *x, *dx;
+        int64_t n;
+    } inputs[] = {{a.q, a.dq, a.T * 12}, {a.k, a.dk, a.T * 6}, {a.v, a.dv, a.T * 6}};
     for (int i = 0; i < 3; i++) {
         for (int64_t n = 0; n < inputs[i].n; n++) {
             const double h = 1e-5, x = inputs[i].x[n];
@@ -151,13 +150,11 @@ static void check_oracle(float softcap) {
             for (int side = 0; side < 2; side++) {
                 inputs[i].x[n] = side ? x + h : x - h;
                 attention_oracle_forward(&a);
-                for (int64_t d = 0; d < a.T * 12; d++)
-                    loss[side] += a.dout[d] * a.o[d];
+                for (int64_t d = 0; d < a.T * 12; d++) loss[side] += a.dout[d] * a.o[d];
             }
             inputs[i].x[n] = x;
             double slope = (loss[1] - loss[0]) / (2 * h); /* error about h^2 + 1e-15 / h */
-            CHECK(fabs(slope - inputs[i].dx[n]) < 1e-8, "oracle input %d element %d: %g against %g", i, (int)n,
-                  inputs[i].dx[n], slope);
+            CHECK(fabs(slope - inputs[i].dx[n]) < 1e-8, "oracle input %d element %d: %g against %g", i, (int)n, inputs[i].dx[n], slope);
         }
     }
     attention_oracle_destroy(&a);
@@ -172,14 +169,16 @@ static void check_refusals(lora_ctx *ctx) {
     lora_attention_shape shape = {.n_heads = 2, .n_kv_heads = 1, .head_dim = 4, .scale = 0.5f}, heads = shape, cap = shape;
     heads.n_heads = 3, heads.n_kv_heads = 2;
     cap.softcap = -1;
-    lora_segments all = {.n = 1, .cu_seqlens = cu, .on_device = cu}, none = {.n = 0}, down = {.n = 1, .cu_seqlens = falling, .on_device = falling};
+    lora_segments all = {.n = 1, .cu_seqlens = cu, .on_device = cu}, none = {.n = 0},
+                  down = {.n = 1, .cu_seqlens = falling, .on_device = falling};
     lora_segments long_ones = {.n = 1, .cu_seqlens = beyond, .on_device = beyond}, host = {.n = 1, .cu_seqlens = cu};
     lora_kv kv = {.k = x, .v = x, .ldk = 4, .ldv = 4, .start = &start, .length = &two}, few = kv, early = kv, more = kv, narrow = kv;
     few.length = &one;
     early.start = &before;
     more.length = &three;
     narrow.ldk = 3;
-    lora_mat q = lora_mat_f32(x, 2, 8, 8), o = lora_mat_f32(x + 16, 2, 8, 8), wide = lora_mat_f32(x, 2, 12, 12), wide_o = lora_mat_f32(x + 24, 2, 12, 12);
+    lora_mat q = lora_mat_f32(x, 2, 8, 8), o = lora_mat_f32(x + 16, 2, 8, 8), wide = lora_mat_f32(x, 2, 12, 12),
+             wide_o = lora_mat_f32(x + 24, 2, 12, 12);
     lora_mat nothing = lora_mat_f32(NULL, 0, 8, 8);
     CHECK(lora_attention_forward(ctx, &heads, &all, wide, &kv, wide_o, NULL, &err) == LORA_ESHAPE, "heads 3/2");
     CHECK(lora_attention_forward(ctx, &cap, &all, q, &kv, o, NULL, &err) == LORA_EINVAL, "softcap -1");
@@ -218,6 +217,5 @@ void check_attention(void) {
         check_cache(ctx, 50, 0);
         check_cache(ctx, 50, 0.7f);
     }
-    for (int i = 0; i < all.n; i++)
-        lora_ctx_destroy(all.ctx[i]);
+    for (int i = 0; i < all.n; i++) lora_ctx_destroy(all.ctx[i]);
 }

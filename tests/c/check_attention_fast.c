@@ -41,8 +41,7 @@ static void check_error(lora_ctx *ctx, int64_t D, int64_t H, int64_t KV, int64_t
     b.shape.softcap = softcap;
     attention_batch_run(ctx, &b);
     errors e = {{0}, {0}, {0}};
-    for (int64_t s = 0; s < b.n; s++)
-        add_segment(&e, &b, s);
+    for (int64_t s = 0; s < b.n; s++) add_segment(&e, &b, s);
     for (int i = 0; i < OUTPUTS; i++) /* two draws of the same roundings differ a little */
         CHECK(sqrt(e.fast[i]) <= 1.15 * sqrt(e.rounded[i]) + 1e-6 * sqrt(e.size[i]),
               "D %d heads %d/%d window %d cap %g, %s: error %.3g of its size, bfloat16 operands %.3g", (int)D, (int)H, (int)KV, (int)window,

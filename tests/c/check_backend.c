@@ -8,7 +8,12 @@ enum { M = 37, H = 45, HEADS = 4, KV_HEADS = 2, D = 20, SEGMENTS = 3, V = 53, PO
 /* --- rows --- */
 
 static lora_norm make_norm(op_run *r, lora_norm_kind kind, int64_t width, int64_t groups, float offset) {
-    return (lora_norm){.kind = kind, .H = width, .groups = groups, .eps = 1e-5f, .weight_offset = offset, .weight = op_floats(r, width, 1),
+    return (lora_norm){.kind = kind,
+                       .H = width,
+                       .groups = groups,
+                       .eps = 1e-5f,
+                       .weight_offset = offset,
+                       .weight = op_floats(r, width, 1),
                        .bias = kind == LORA_NORM_LAYER ? op_floats(r, width, 1) : NULL};
 }
 
@@ -121,7 +126,12 @@ static lora_kv make_keys(op_run *r, const lora_attention_shape *shape, const int
         rows += length[s];
     }
     lora_mat k = op_mat(r, rows, width, 1), v = op_mat(r, rows, width, 1);
-    return (lora_kv){.k = k.data, .v = v.data, .ldk = k.ld, .ldv = v.ld, .start = op_send(r, start, sizeof start), .length = op_send(r, length, sizeof length)};
+    return (lora_kv){.k = k.data,
+                     .v = v.data,
+                     .ldk = k.ld,
+                     .ldv = v.ld,
+                     .start = op_send(r, start, sizeof start),
+                     .length = op_send(r, length, sizeof length)};
 }
 
 static void attention_forward(op_run *r) {
@@ -145,9 +155,14 @@ static void attention_backward(op_run *r) {
         int64_t width = HEADS * D, kv_width = shape->n_kv_heads * D;
         lora_segments segments = make_segments(r);
         lora_kv kv = make_keys(r, shape, none);
-        lora_attention_gradient g = {.q = op_mat(r, M, width, 1), .k = lora_mat_f32(kv.k, M, kv_width, kv.ldk), .v = lora_mat_f32(kv.v, M, kv_width, kv.ldv),
-                                     .o = op_mat(r, M, width, 1), .dout = op_mat(r, M, width, 1), .dq = op_mat(r, M, width, 1),
-                                     .dk = op_mat(r, M, kv_width, 1), .dv = op_mat(r, M, kv_width, 1)};
+        lora_attention_gradient g = {.q = op_mat(r, M, width, 1),
+                                     .k = lora_mat_f32(kv.k, M, kv_width, kv.ldk),
+                                     .v = lora_mat_f32(kv.v, M, kv_width, kv.ldv),
+                                     .o = op_mat(r, M, width, 1),
+                                     .dout = op_mat(r, M, width, 1),
+                                     .dq = op_mat(r, M, width, 1),
+                                     .dk = op_mat(r, M, kv_width, 1),
+                                     .dv = op_mat(r, M, kv_width, 1)};
         float *lse = op_floats(r, M * HEADS, 1);
         g.lse = lse;
         OK(lora_attention_forward(r->ctx, shape, &segments, g.q, &kv, g.o, lse, ERR));
@@ -216,7 +231,11 @@ static void linear_cross_entropy(op_run *r) {
         lora_mat x = op_mat(r, M, K, 0.3f), dx = op_mat(r, M, K, 1);
         double *sum = (double *)(void *)op_floats(r, 2, 1);
         float *losses = op_floats(r, M, 1), *dW = op_floats(r, V * K, 1);
-        lora_loss loss = {.targets = targets, .loss_weight = loss_weight, .grad_scale = 0.5f, .loss_sum = sum, .token_loss = losses,
+        lora_loss loss = {.targets = targets,
+                          .loss_weight = loss_weight,
+                          .grad_scale = 0.5f,
+                          .loss_sum = sum,
+                          .token_loss = losses,
                           .map = {.scale = i % 2 ? 0.5f : 1, .softcap = i % 3 ? 0 : 2}};
         OK(lora_linear_cross_entropy(r->ctx, x, &w, &loss, i % 4 == 3 ? lora_mat_none() : dx, i == 0 ? dW : NULL, ERR));
         op_keep(r, "loss_sum", sum, 1, VALUES_F64);
@@ -228,10 +247,20 @@ static void linear_cross_entropy(op_run *r) {
 }
 
 static const op_case CASES[] = {
-    {"norm_forward", norm_forward}, {"norm_backward", norm_backward}, {"scale_rows", scale_rows}, {"softcap_rows", softcap_rows},
-    {"rope_table", rope_table}, {"rope", rope}, {"attention_forward", attention_forward}, {"attention_backward", attention_backward},
-    {"mlp_forward", mlp_forward}, {"mlp_backward", mlp_backward}, {"embedding_forward", embedding_forward},
-    {"embedding_backward", embedding_backward}, {"linear_cross_entropy", linear_cross_entropy}, {"copy_rows", copy_rows},
+    {"norm_forward", norm_forward},
+    {"norm_backward", norm_backward},
+    {"scale_rows", scale_rows},
+    {"softcap_rows", softcap_rows},
+    {"rope_table", rope_table},
+    {"rope", rope},
+    {"attention_forward", attention_forward},
+    {"attention_backward", attention_backward},
+    {"mlp_forward", mlp_forward},
+    {"mlp_backward", mlp_backward},
+    {"embedding_forward", embedding_forward},
+    {"embedding_backward", embedding_backward},
+    {"linear_cross_entropy", linear_cross_entropy},
+    {"copy_rows", copy_rows},
     {"convert_rows", convert_rows},
 };
 

@@ -11,7 +11,7 @@ typedef struct backend_weight {
     void *memory[4];
 } backend_weight;
 
-int backend_weights(void); /* how many kinds there are; the first is float32 */
+int backend_weights(void);                                             /* how many kinds there are; the first is float32 */
 backend_weight backend_make_weight(op_run *r, int kind, int64_t rows); /* of BACKEND_COLS columns */
 void backend_free_weight(backend_weight *w);
 

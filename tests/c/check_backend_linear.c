@@ -7,9 +7,16 @@ static const int64_t TOKENS[] = {1, 9, 61};
 enum { N_TOKENS = sizeof TOKENS / sizeof *TOKENS };
 
 static lora_adapter make_adapter(op_run *r, int64_t rows, bool dora, float dropout) {
-    return (lora_adapter){.rank = R, .A = op_floats(r, R * K, 0.3f), .B = op_floats(r, rows * R, 0.3f),
-                          .magnitude = dora ? op_floats(r, rows, 1) : NULL, .dA = op_floats(r, R * K, 1), .dB = op_floats(r, rows * R, 1),
-                          .dmagnitude = dora ? op_floats(r, rows, 1) : NULL, .scale = 0.7f, .dropout = dropout, .dropout_seed = 9};
+    return (lora_adapter){.rank = R,
+                          .A = op_floats(r, R * K, 0.3f),
+                          .B = op_floats(r, rows * R, 0.3f),
+                          .magnitude = dora ? op_floats(r, rows, 1) : NULL,
+                          .dA = op_floats(r, R * K, 1),
+                          .dB = op_floats(r, rows * R, 1),
+                          .dmagnitude = dora ? op_floats(r, rows, 1) : NULL,
+                          .scale = 0.7f,
+                          .dropout = dropout,
+                          .dropout_seed = 9};
 }
 
 static lora_adapter_pass make_pass(op_run *r, const lora_weight *w, const lora_adapter *a, int64_t tokens) {
@@ -31,7 +38,8 @@ static void run_layers(op_run *r, const lora_weight *w, int64_t tokens, bool bac
     for (int i = 0; i < 3; i++) {
         lora_adapter *a = i ? &adapters[i] : NULL;
         lora_adapter_pass pass = a ? make_pass(r, w, a, tokens) : (lora_adapter_pass){0};
-        layers[i] = (lora_linear_layer){.w = w, .bias = i ? NULL : op_floats(r, N, 1), .adapter = a, .pass = pass, .y = op_mat(r, tokens, N, 1), .accumulate = i == 1};
+        layers[i] = (lora_linear_layer){
+            .w = w, .bias = i ? NULL : op_floats(r, N, 1), .adapter = a, .pass = pass, .y = op_mat(r, tokens, N, 1), .accumulate = i == 1};
         gradients[i] = (lora_linear_gradient){.dy = op_mat(r, tokens, N, 1), .w = w, .adapter = a, .pass = pass};
     }
     if (w->kind == LORA_WEIGHT_F32) gradients[0].dW = op_floats(r, N * K, 1), gradients[0].dbias = op_floats(r, N, 1);
@@ -117,8 +125,13 @@ static void sum_of_squares(op_run *r) {
 
 /* The entries linear_keeps_low and scratch_bytes answer on the host: the first is asked by these cases, the second below. */
 static const op_case CASES[] = {
-    {"linear_forward", linear_forward}, {"linear_backward", linear_backward}, {"dora_norm", dora_norm}, {"linear_merge", linear_merge},
-    {"linear_merge_backward", linear_merge_backward}, {"adamw_step", adamw_step}, {"sum_of_squares", sum_of_squares},
+    {"linear_forward", linear_forward},
+    {"linear_backward", linear_backward},
+    {"dora_norm", dora_norm},
+    {"linear_merge", linear_merge},
+    {"linear_merge_backward", linear_merge_backward},
+    {"adamw_step", adamw_step},
+    {"sum_of_squares", sum_of_squares},
 };
 _Static_assert(sizeof CASES / sizeof *CASES + 2 == BACKEND_LINEAR_ENTRIES, "every entry has a case");
 

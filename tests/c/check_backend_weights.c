@@ -24,7 +24,8 @@ static void make_dense(backend_weight *b, float *x, int64_t rows, bool narrow) {
 
 static void make_nf4(op_run *r, backend_weight *b, const float *x, int64_t rows, bool nested) {
     int64_t blocks = lora_nf4_blocks(rows, K, LORA_NF4_BLOCK), n = (blocks + LORA_NF4_NESTED_BLOCK - 1) / LORA_NF4_NESTED_BLOCK;
-    uint8_t *codes = b->memory[1] = malloc((size_t)lora_nf4_code_bytes(rows, K) + 64), *absmax_codes = b->memory[3] = malloc((size_t)blocks);
+    uint8_t *codes = b->memory[1] = malloc((size_t)lora_nf4_code_bytes(rows, K) + 64),
+            *absmax_codes = b->memory[3] = malloc((size_t)blocks);
     float *absmax = b->memory[2] = malloc((size_t)(blocks + n) * sizeof *absmax), *nested_absmax = absmax + blocks;
     lora_nf4 q = {.rows = rows, .cols = K, .block_size = LORA_NF4_BLOCK, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
     OK(lora_nf4_quantize(r->ctx, x, LORA_F32, rows, K, LORA_NF4_BLOCK, codes, absmax, ERR));

@@ -11,14 +11,28 @@ static const oracle_options OPTIONS[] = {
     {.biases = true, .adapters = true, .dropout = 0.25f},
     {.tied = true, .adapters = true, .window = 3},
     {.tied = true, .biases = true},
-    {.adapters = true, .dropout = 0.25f, .shared_a = true, .partial_rope = true, .switched_rope = true},            /* Phi 3 */
-    {.tied = true, .adapters = true, .post_norm = true, .offset = true, .gelu = true, .softcaps = true, .scales = true,
-     .local_layers = true, .window = 3},                                                                             /* Gemma 2 */
+    {.adapters = true, .dropout = 0.25f, .shared_a = true, .partial_rope = true, .switched_rope = true}, /* Phi 3 */
+    {.tied = true,
+     .adapters = true,
+     .post_norm = true,
+     .offset = true,
+     .gelu = true,
+     .softcaps = true,
+     .scales = true,
+     .local_layers = true,
+     .window = 3},                                                                                                   /* Gemma 2 */
     {.tied = true, .adapters = true, .post_norm = true, .offset = true, .gelu = true, .qk_norm = LORA_QK_NORM_HEAD}, /* Gemma 3 */
     {.adapters = true, .no_pre_norm = true, .post_norm = true, .qk_norm = LORA_QK_NORM_ROW},                         /* OLMo 2 */
     {.tied = true, .adapters = true, .scales = true, .biases = true},                                                /* Granite */
-    {.tied = true, .adapters = true, .biases = true, .layer_norm = true, .gelu = true, .ungated = true, .positions = true,
-     .shared_a = true, .dropout = 0.25f},                                                                            /* GPT-2 */
+    {.tied = true,
+     .adapters = true,
+     .biases = true,
+     .layer_norm = true,
+     .gelu = true,
+     .ungated = true,
+     .positions = true,
+     .shared_a = true,
+     .dropout = 0.25f}, /* GPT-2 */
 };
 enum { N_OPTIONS = sizeof OPTIONS / sizeof *OPTIONS, SAMPLES = 4 };
 
@@ -67,8 +81,8 @@ static void compare_gradients(const oracle_model *m, double (*want)[SAMPLES], co
         for (int s = 0; s < SAMPLES; s++) {
             int64_t at = sample_index(&m->t[i], s);
             double got = (double)m->t[i].g[at];
-            CHECK(fabs(got - 0.5 * want[i][s]) <= tolerance + 1e-8, "%s: %s[%lld]: %.9g, expected %.9g within %.2g", rung,
-                  oracle_name(i), (long long)at, got, 0.5 * want[i][s], tolerance);
+            CHECK(fabs(got - 0.5 * want[i][s]) <= tolerance + 1e-8, "%s: %s[%lld]: %.9g, expected %.9g within %.2g", rung, oracle_name(i),
+                  (long long)at, got, 0.5 * want[i][s], tolerance);
         }
     }
 }
@@ -88,8 +102,7 @@ static void check_gradients(oracle_options options) {
         CHECK(fabs(got - loss) < 1e-5 * loss, "%s: training loss %.9g, expected %.9g", lora_isa_name(isa), got, loss);
         compare_gradients(m, want, lora_isa_name(isa));
         CHECK(lora_decoder_loss(d, &batch, &got, NULL, &err) == LORA_OK, "%s", err.message);
-        CHECK(fabs(got - evaluation) < 1e-5 * evaluation, "%s: evaluation loss %.9g, expected %.9g", lora_isa_name(isa), got,
-              evaluation);
+        CHECK(fabs(got - evaluation) < 1e-5 * evaluation, "%s: evaluation loss %.9g, expected %.9g", lora_isa_name(isa), got, evaluation);
         lora_decoder_destroy(d);
         device_ctx_free(ctx);
     }
@@ -253,8 +266,8 @@ static void check_formats(lora_weight_kind kind) {
     CHECK(fabs(loss - want) < 1e-5 * want, "weight kind %d: loss %.9g, expected %.9g", (int)kind, loss, want);
     for (int i = O_A; i < O_A + 7; i++) {
         double expected = 0.5 * slope(m, i, 1), got = (double)m->t[i].g[1];
-        CHECK(fabs(got - expected) <= 320 * 0x1p-24 * largest(m->t[i].g, m->t[i].n), "weight kind %d: %s: %.9g, expected %.9g",
-              (int)kind, oracle_name(i), got, expected);
+        CHECK(fabs(got - expected) <= 320 * 0x1p-24 * largest(m->t[i].g, m->t[i].n), "weight kind %d: %s: %.9g, expected %.9g", (int)kind,
+              oracle_name(i), got, expected);
     }
     lora_decoder_destroy(d);
     device_ctx_free(ctx);

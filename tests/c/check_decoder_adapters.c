@@ -26,7 +26,8 @@ static lora_status make(lora_ctx *ctx, void *memory, lora_error *err) {
     check_normal(m->magnitude, HIDDEN, 7, 1);
     check_normal(m->rows, ROWS * HIDDEN, 8, 0.3f);
     memcpy(m->embedding, m->t.weights, sizeof m->embedding);
-    m->a = (lora_adapter){.rank = RANK, .A = m->A, .B = m->B, .dA = m->dA, .dB = m->dB, .scale = 0.5f, .magnitude = m->magnitude, .dmagnitude = m->dm};
+    m->a = (lora_adapter){
+        .rank = RANK, .A = m->A, .B = m->B, .dA = m->dA, .dB = m->dB, .scale = 0.5f, .magnitude = m->magnitude, .dmagnitude = m->dm};
     LORA_TRY(mirror_adapter(ctx, &m->a, HIDDEN, HIDDEN, err));
     LORA_TRY(lora_decoder_set_adapter(m->t.decoder, LAYER, LORA_Q_PROJ, &m->a, err));
     lora_weight copy = lora_weight_f32(m->embedding, TINY_VOCAB, HIDDEN, HIDDEN);

@@ -40,8 +40,12 @@ static void check_packing(lora_decoder *d) {
     CHECK(lora_decoder_loss(d, &batch, &loss, together, &err) == LORA_OK, "%s", err.message);
     for (int s = 0; s < O_SEGMENTS; s++) {
         int32_t begin = batch.cu_seqlens[s], cu[2] = {0, batch.cu_seqlens[s + 1] - begin};
-        lora_batch one = {.n_tokens = cu[1], .n_segments = 1, .input_ids = batch.input_ids + begin, .cu_seqlens = cu,
-                          .targets = batch.targets + begin, .loss_weight = batch.loss_weight + begin};
+        lora_batch one = {.n_tokens = cu[1],
+                          .n_segments = 1,
+                          .input_ids = batch.input_ids + begin,
+                          .cu_seqlens = cu,
+                          .targets = batch.targets + begin,
+                          .loss_weight = batch.loss_weight + begin};
         CHECK(lora_decoder_loss(d, &one, &part, alone + begin, &err) == LORA_OK, "%s", err.message);
         sum += part;
     }
@@ -131,7 +135,7 @@ static void check_cache(oracle_options options, lora_isa isa) {
     check_logits(m, d, want);
     check_packing(d);
     CHECK(lora_kv_cache_create(d, 3, 12, &cache, &err) == LORA_OK, "%s", err.message);
-    check_pieces(d, cache, 2, (piece[]){{2, 0, 3}, {0, 6, 4}}, want);            /* two prefills */
+    check_pieces(d, cache, 2, (piece[]){{2, 0, 3}, {0, 6, 4}}, want);             /* two prefills */
     check_pieces(d, cache, 3, (piece[]){{0, 10, 1}, {2, 3, 2}, {1, 5, 1}}, want); /* one token, two more, a new sequence */
     check_pieces(d, cache, 1, (piece[]){{0, 11, 1}}, want);
     check_pieces(d, cache, 1, (piece[]){{0, 12, 1}}, want);
@@ -150,8 +154,15 @@ void check_decoder_cache(void) {
     FOR_EACH_ISA(isa) {
         check_cache((oracle_options){.biases = true, .adapters = true, .dropout = 0.25f}, isa);
         check_cache((oracle_options){.tied = true, .window = 3}, isa);
-        check_cache((oracle_options){.post_norm = true, .softcaps = true, .scales = true, .local_layers = true, .window = 3,
-                                     .qk_norm = LORA_QK_NORM_HEAD, .gelu = true, .offset = true}, isa);
+        check_cache((oracle_options){.post_norm = true,
+                                     .softcaps = true,
+                                     .scales = true,
+                                     .local_layers = true,
+                                     .window = 3,
+                                     .qk_norm = LORA_QK_NORM_HEAD,
+                                     .gelu = true,
+                                     .offset = true},
+                    isa);
         check_cache((oracle_options){.no_pre_norm = true, .post_norm = true, .qk_norm = LORA_QK_NORM_ROW}, isa);
         check_cache((oracle_options){.layer_norm = true, .gelu = true, .ungated = true, .positions = true, .biases = true}, isa);
     }
@@ -159,20 +170,23 @@ void check_decoder_cache(void) {
 
 /* --- refusals --- */
 
-#define REFUSED(expr, code, word)                                                                                      \
-    do {                                                                                                               \
-        lora_error err = {0};                                                                                          \
-        lora_status status = (expr);                                                                                   \
-        CHECK(status == (code) && strstr(err.message, (word)), "%s: status %d, message: %s", #expr, (int)status, err.message); \
+#define REFUSED(expr, code, word)                                                                                                          \
+    do {                                                                                                                                   \
+        lora_error err = {0};                                                                                                              \
+        lora_status status = (expr);                                                                                                       \
+        CHECK(status == (code) && strstr(err.message, (word)), "%s: status %d, message: %s", #expr, (int)status, err.message);             \
     } while (0)
 
 static void check_missing(const oracle_model *m, lora_ctx *ctx) {
     static const struct {
         int tensor;
         const char *name;
-    } required[] = {{O_PER_LAYER + O_MATRIX + LORA_UP_PROJ, "layers.1.up_proj"}, {O_NORM, "layers.0.input_layernorm"},
+    } required[] = {{O_PER_LAYER + O_MATRIX + LORA_UP_PROJ, "layers.1.up_proj"},
+                    {O_NORM, "layers.0.input_layernorm"},
                     {2 * O_PER_LAYER + O_NORM + 1, "layers.2.post_attention_layernorm"},
-                    {O_EMBED, "embed_tokens"}, {O_HEAD, "lm_head"}, {O_FINAL_NORM, "norm: "}};
+                    {O_EMBED, "embed_tokens"},
+                    {O_HEAD, "lm_head"},
+                    {O_FINAL_NORM, "norm: "}};
     lora_decoder_config config = oracle_config(m);
     lora_batch batch = oracle_batch();
     double loss;
@@ -232,7 +246,8 @@ static void check_bad_weights(const oracle_model *m, lora_decoder *d, lora_ctx *
     REFUSED(lora_decoder_set_matrix(d, 0, LORA_Q_PROJ, &w, g, &err), LORA_EDTYPE, "float32 for a trained weight, got bfloat16");
     w.dense.ld = OH - 1;
     REFUSED(lora_decoder_set_matrix(d, 0, LORA_Q_PROJ, &w, NULL, &err), LORA_ESHAPE, "row stride");
-    REFUSED(lora_decoder_set_vector(d, 1, LORA_BIAS + LORA_K_PROJ, v, 3, NULL, &err), LORA_ESHAPE, "layers.1.k_proj.bias: expected (16,), got (3,)");
+    REFUSED(lora_decoder_set_vector(d, 1, LORA_BIAS + LORA_K_PROJ, v, 3, NULL, &err), LORA_ESHAPE,
+            "layers.1.k_proj.bias: expected (16,), got (3,)");
     REFUSED(lora_decoder_set_vector(d, -1, LORA_FINAL_NORM, NULL, OH, NULL, &err), LORA_EINVAL, "norm: expected a vector");
     lora_adapter a = {.rank = OR, .A = v, .B = v, .dropout = 1};
     REFUSED(lora_decoder_set_adapter(d, 0, LORA_Q_PROJ, &a, &err), LORA_EINVAL, "dropout");

@@ -63,12 +63,14 @@ static void check_stage(lora_ctx *ctx) {
 static void check_accounts(lora_ctx *ctx) {
     size_t before = lora_ctx_memory(ctx, LORA_MEM_GRAD).live_bytes, all = lora_ctx_memory_total(ctx).live_bytes;
     void *a = lora_ctx_alloc(ctx, LORA_MEM_GRAD, 1000), *b = lora_ctx_alloc(ctx, LORA_MEM_GRAD, 500);
-    CHECK(lora_ctx_memory(ctx, LORA_MEM_GRAD).live_bytes == before + 1500 && lora_ctx_memory_total(ctx).live_bytes == all + 1500, "live bytes");
+    CHECK(lora_ctx_memory(ctx, LORA_MEM_GRAD).live_bytes == before + 1500 && lora_ctx_memory_total(ctx).live_bytes == all + 1500,
+          "live bytes");
     lora_ctx_free(ctx, a);
     CHECK(lora_ctx_memory(ctx, LORA_MEM_GRAD).live_bytes == before + 500, "live bytes fall at once");
     CHECK(lora_ctx_memory(ctx, LORA_MEM_GRAD).peak_bytes >= before + 1500, "the peak stays");
     lora_ctx_reset_peak(ctx);
-    CHECK(lora_ctx_memory(ctx, LORA_MEM_GRAD).peak_bytes == before + 500 && lora_ctx_memory_total(ctx).peak_bytes == all + 500, "until it is reset");
+    CHECK(lora_ctx_memory(ctx, LORA_MEM_GRAD).peak_bytes == before + 500 && lora_ctx_memory_total(ctx).peak_bytes == all + 500,
+          "until it is reset");
     lora_ctx_free(ctx, b);
     void *host = lora_host_alloc(ctx, LORA_MEM_SCRATCH, 16); /* the host's, whatever the device */
     memset(host, 1, 16);
@@ -92,7 +94,8 @@ static void check_outputs(lora_ctx *ctx) {
     memcpy(kept, host, sizeof kept);
     OK(lora_output_open(ctx, host, sizeof host, &out, ERR));
     lora_error err = {.message = "as it was"};
-    CHECK(lora_output_close(ctx, host, sizeof host, out, LORA_ESHAPE, &err) == LORA_ESHAPE && strcmp(err.message, "as it was") == 0, "a failure goes through");
+    CHECK(lora_output_close(ctx, host, sizeof host, out, LORA_ESHAPE, &err) == LORA_ESHAPE && strcmp(err.message, "as it was") == 0,
+          "a failure goes through");
     CHECK(memcmp(host, kept, sizeof host) == 0, "a failure leaves the host's array");
     OK(lora_sync(ctx, ERR)); /* given back by then */
     CHECK(lora_ctx_memory(ctx, LORA_MEM_ACTIVATION).live_bytes == live, "outputs give back their memory");
@@ -100,7 +103,8 @@ static void check_outputs(lora_ctx *ctx) {
     ctx->engine->mem.fail_after = 0;
     lora_status status = lora_output_open(ctx, host, sizeof host, &out, &err);
     ctx->engine->mem.fail_after = -1;
-    CHECK(on_host(ctx) ? status == LORA_OK : status == LORA_ENOMEM && strstr(err.message, "output: expected 4000 bytes on the device"), "%s", err.message);
+    CHECK(on_host(ctx) ? status == LORA_OK : status == LORA_ENOMEM && strstr(err.message, "output: expected 4000 bytes on the device"),
+          "%s", err.message);
 }
 
 static void check_counts(lora_ctx *ctx) {

@@ -81,7 +81,8 @@ static void check_equal(const progress *got, const progress *want, const char *w
     for (int i = 0; i < ARRAYS; i++) {
         size_t bytes = (size_t)SIZES[i] * sizeof(float);
         CHECK(memcmp(got->data[i], want->data[i], bytes) == 0, "%s: other bits in array %d", what, i);
-        for (int which = 0; which < 2; which++) CHECK(memcmp(got->moments[i][which], want->moments[i][which], bytes) == 0, "%s: moment %d of array %d", what, which, i);
+        for (int which = 0; which < 2; which++)
+            CHECK(memcmp(got->moments[i][which], want->moments[i][which], bytes) == 0, "%s: moment %d of array %d", what, which, i);
     }
 }
 
@@ -113,7 +114,8 @@ static void check_refused_step(lora_ctx *ctx) {
     OK(lora_optimizer_create(ctx, LORA_ADAMW, &param, 1, &options, &opt, ERR));
     REFUSED(LORA_EINVAL, "gradients: expected finite numbers, got a norm of inf", MIRRORED(lora_optimizer_step(opt, &o, &norm, ERR)));
     OK(lora_optimizer_get_moment(opt, 0, LORA_MOMENT_FIRST, moment, ERR));
-    CHECK(data[0] == 1 && data[1] == 2 && data[2] == 3 && moment[0] == 0 && lora_optimizer_steps(opt) == 0, "a refused step changed something");
+    CHECK(data[0] == 1 && data[1] == 2 && data[2] == 3 && moment[0] == 0 && lora_optimizer_steps(opt) == 0,
+          "a refused step changed something");
     lora_optimizer_destroy(opt);
     mirror_forget(ctx);
 }
@@ -129,8 +131,8 @@ static void expect(const lora_ctx *ctx, const char *what, lora_transfers want) {
     lora_transfers now = lora_ctx_transfers(ctx);
     if (ctx->view.backend->host_memory) return;
     int64_t uploads = now.uploads - counted.uploads, downloads = now.downloads - counted.downloads, syncs = now.syncs - counted.syncs;
-    CHECK(uploads == want.uploads && downloads == want.downloads && syncs == want.syncs, "%s: %lld uploads, %lld downloads, %lld syncs", what,
-          (long long)uploads, (long long)downloads, (long long)syncs);
+    CHECK(uploads == want.uploads && downloads == want.downloads && syncs == want.syncs, "%s: %lld uploads, %lld downloads, %lld syncs",
+          what, (long long)uploads, (long long)downloads, (long long)syncs);
     CHECK(now.downloaded_bytes - counted.downloaded_bytes == want.downloaded_bytes, "%s: %lld bytes came back", what,
           (long long)(now.downloaded_bytes - counted.downloaded_bytes));
 }
@@ -169,7 +171,8 @@ static void count_evaluation(lora_ctx *ctx, lora_decoder *d) {
     expect(ctx, "loss", (lora_transfers){.uploads = 1, .downloads = 1, .syncs = 1, .downloaded_bytes = 8});
     begin_count(ctx);
     OK(lora_decoder_loss(d, &batch, &loss, losses, ERR));
-    expect(ctx, "losses of tokens", (lora_transfers){.uploads = 1, .downloads = 2, .syncs = 1, .downloaded_bytes = 8 + (int64_t)sizeof losses});
+    expect(ctx, "losses of tokens",
+           (lora_transfers){.uploads = 1, .downloads = 2, .syncs = 1, .downloaded_bytes = 8 + (int64_t)sizeof losses});
     begin_count(ctx);
     OK(lora_decoder_logits(d, &batch, logits, ERR));
     expect(ctx, "logits", (lora_transfers){.uploads = 1, .downloads = 1, .syncs = 1, .downloaded_bytes = sizeof logits});
@@ -195,7 +198,8 @@ static void count_decoding(lora_ctx *ctx, lora_decoder *d) {
     for (int i = 0; i < 6; i++) {
         begin_count(ctx);
         OK(lora_decoder_decode(d, cache, 1, i ? one : prompt, sequence, ids + (i ? 3 + i : 0), logits, ERR));
-        expect(ctx, i ? "a token" : "a prompt", (lora_transfers){.uploads = 1, .downloads = 1, .syncs = 1, .downloaded_bytes = sizeof logits});
+        expect(ctx, i ? "a token" : "a prompt",
+               (lora_transfers){.uploads = 1, .downloads = 1, .syncs = 1, .downloaded_bytes = sizeof logits});
         same_on_every_device("logits", logits, sizeof logits);
     }
     begin_count(ctx);

@@ -22,7 +22,8 @@ static void check_list(lora_ctx *ctx, const char *fake) {
     CHECK(strcmp(found[1].name, "fake") == 0 && !found[1].reason[0] && found[1].description[0], "%s: %s", found[1].name, found[1].reason);
     CHECK(strcmp(found[2].name, "fake:broken") == 0 && found[2].reason[0], "%s: %s", found[2].name, found[2].reason);
     lora_device kept = found[2];
-    for (int most = 0; most < 3; most++) CHECK(lora_devices(ctx, fake, most, most ? found : NULL) == 3, "three, whatever there is room for");
+    for (int most = 0; most < 3; most++)
+        CHECK(lora_devices(ctx, fake, most, most ? found : NULL) == 3, "three, whatever there is room for");
     CHECK(memcmp(&kept, &found[2], sizeof kept) == 0, "no more is written than there is room for");
 }
 
@@ -40,7 +41,8 @@ static void check_separators(lora_ctx *ctx, const char *fake) {
 static void check_names(lora_ctx *ctx, const char *fake) {
     OK(open_device(ctx, "cpu", NULL, ERR));
     OK(open_device(ctx, "cpu", "/nowhere/lib.so", ERR)); /* needs none of them */
-    REFUSED(LORA_EINVAL, "device: expected one of cpu, fake, fake:broken, got cuda; `lora-c devices` lists them", open_device(ctx, "cuda", fake, ERR));
+    REFUSED(LORA_EINVAL, "device: expected one of cpu, fake, fake:broken, got cuda; `lora-c devices` lists them",
+            open_device(ctx, "cuda", fake, ERR));
     REFUSED(LORA_EINVAL, "device: expected one of cpu, fake, fake:broken, got ;", open_device(ctx, "", fake, ERR));
     REFUSED(LORA_EINVAL, "device: expected one of cpu, got cuda; `lora-c devices` lists them", open_device(ctx, "cuda", NULL, ERR));
     REFUSED(LORA_EDEVICE, "fake:broken: expected a device that works, got none; use fake", open_device(ctx, "fake:broken", fake, ERR));
@@ -60,15 +62,18 @@ static void check_library(lora_ctx *ctx, const char *path, const char *name, con
 
 static void check_libraries(lora_ctx *ctx) {
     check_library(ctx, "/nowhere/libmissing.so", "libmissing.so", "No such file or directory; check LORA_C_BACKENDS");
-    check_library(ctx, "libm.so.6", "libm.so.6", "backend: expected the symbol lora_backend_entry in libm.so.6, got none; it is not a backend");
+    check_library(ctx, "libm.so.6", "libm.so.6",
+                  "backend: expected the symbol lora_backend_entry in libm.so.6, got none; it is not a backend");
     check_library(ctx, "/proc/self", "self", "backend: expected a library that loads, got a folder: /proc/self; check LORA_C_BACKENDS");
     check_library(ctx, "/proc/self/exe", "exe", "backend: expected a library that loads, got /proc/self/exe: ");
-    check_library(ctx, library_beside("liblora_c_other_abi.so"), "liblora_c_other_abi.so", "backend: expected interface 1, got another in ");
+    check_library(ctx, library_beside("liblora_c_other_abi.so"), "liblora_c_other_abi.so",
+                  "backend: expected interface 1, got another in ");
     char long_path[2000];
     memset(long_path, 'x', sizeof long_path - 1);
     long_path[0] = '/';
     long_path[sizeof long_path - 1] = 0;
-    check_library(ctx, long_path, "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "backend: expected a path of at most 1023 bytes, got 1999; check LORA_C_BACKENDS");
+    check_library(ctx, long_path, "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+                  "backend: expected a path of at most 1023 bytes, got 1999; check LORA_C_BACKENDS");
 }
 
 /* A library is loaded once, by whoever asks. */
@@ -80,7 +85,8 @@ static void check_twice(lora_ctx *ctx, const char *fake) {
     OK(lora_ctx_create_on(other, "fake", fake, &c, ERR));
     CHECK(a->view.backend == b->view.backend && a->view.backend == c->view.backend, "one library");
     CHECK(a->view.state != b->view.state, "two devices of one kind, each with memory of its own");
-    CHECK(strcmp(lora_ctx_device(a), "fake") == 0 && strcmp(lora_ctx_device(ctx), "cpu") == 0, "%s and %s", lora_ctx_device(a), lora_ctx_device(ctx));
+    CHECK(strcmp(lora_ctx_device(a), "fake") == 0 && strcmp(lora_ctx_device(ctx), "cpu") == 0, "%s and %s", lora_ctx_device(a),
+          lora_ctx_device(ctx));
     lora_ctx_destroy(b);
     CHECK(lora_ctx_memory_total(ctx).live_bytes == live, "nothing is left of the second");
     lora_ctx_destroy(c);
@@ -97,7 +103,8 @@ static void check_views(lora_ctx *ctx, const char *fake) {
     CHECK(strcmp(lora_ctx_device(view), "fake") == 0 && view->view.state == on->view.state, "a view of a context on a device");
     CHECK(lora_ctx_precision(view) == LORA_PRECISION_FAST && lora_ctx_threads(view) == 2, "what a view has of the context");
     float *p = lora_ctx_alloc(view, LORA_MEM_PARAM, 64);
-    CHECK(p && lora_ctx_memory(on, LORA_MEM_PARAM).live_bytes == 64 && lora_ctx_memory(ctx, LORA_MEM_PARAM).live_bytes == 0, "memory is the device's");
+    CHECK(p && lora_ctx_memory(on, LORA_MEM_PARAM).live_bytes == 64 && lora_ctx_memory(ctx, LORA_MEM_PARAM).live_bytes == 0,
+          "memory is the device's");
     lora_ctx_free(on, p);
     lora_ctx_destroy(view);
     lora_ctx_destroy(on);

@@ -77,17 +77,23 @@ static void release(problem *p) {
 }
 
 static lora_adapter adapter_of(const problem *p, float *dA, float *dB, float *dm) {
-    return (lora_adapter){.rank = p->R, .A = p->in[A], .B = p->in[B], .dA = dA, .dB = dB, .scale = p->scale, .dropout = p->dropout,
-                          .dropout_seed = 9, .magnitude = p->in[MAGNITUDE], .dmagnitude = dm};
+    return (lora_adapter){.rank = p->R,
+                          .A = p->in[A],
+                          .B = p->in[B],
+                          .dA = dA,
+                          .dB = dB,
+                          .scale = p->scale,
+                          .dropout = p->dropout,
+                          .dropout_seed = 9,
+                          .magnitude = p->in[MAGNITUDE],
+                          .dmagnitude = dm};
 }
 
 static lora_adapter_pass pass_of(const problem *p) {
     return (lora_adapter_pass){.dropout = p->dropout, .dropout_stream = 4, .norm = p->norm};
 }
 
-static lora_weight base_of(const problem *p) {
-    return lora_weight_f32(p->in[W], p->N, p->K, p->K);
-}
+static lora_weight base_of(const problem *p) { return lora_weight_f32(p->in[W], p->N, p->K, p->K); }
 
 /* y = W x + b + g z - W d, on top of what y holds */
 static void check_forward(lora_ctx *ctx, const problem *p, bool accumulate) {
@@ -104,8 +110,8 @@ static void check_forward(lora_ctx *ctx, const problem *p, bool accumulate) {
             want[m * N + n] = s;
             y.data[m * N + n] = 0.5f;
         }
-    lora_linear_layer layer = {.w = &w, .bias = p->in[BIAS], .adapter = &a, .pass = pass_of(p), .y = lora_mat_f32(y.data, M, N, N),
-                               .accumulate = accumulate};
+    lora_linear_layer layer = {
+        .w = &w, .bias = p->in[BIAS], .adapter = &a, .pass = pass_of(p), .y = lora_mat_f32(y.data, M, N, N), .accumulate = accumulate};
     CHECK(lora_linear_forward(ctx, lora_mat_f32(p->in[X], M, K, K), 1, &layer, &err) == LORA_OK, "%s", err.message);
     close_to(accumulate ? "y +=" : "y", lora_ctx_isa(ctx), y.data, want, M * N);
     CHECK(guarded_ok(&y), "guard bands of y");
@@ -117,15 +123,16 @@ static void check_backward(lora_ctx *ctx, const problem *p) {
     lora_isa isa = lora_ctx_isa(ctx);
     int64_t M = p->M, K = p->K, N = p->N, R = p->R;
     const float *dy = p->in[DY];
-    guarded dx = guarded_new(M * K, 0), dA = guarded_new(R * K, 1), dB = guarded_new(N * R, 0), dm = guarded_new(N, 1), db = guarded_new(N, 0);
+    guarded dx = guarded_new(M * K, 0), dA = guarded_new(R * K, 1), dB = guarded_new(N * R, 0), dm = guarded_new(N, 1),
+            db = guarded_new(N, 0);
     guarded dW = guarded_new(N * K, 1);
     guarded *all[] = {&dx, &dA, &dB, &dm, &db, &dW};
     for (int g = 0; g < 6; g++) memset(all[g]->data, 0, (size_t)all[g]->n * sizeof(float));
     lora_adapter a = adapter_of(p, dA.data, dB.data, dm.data);
     lora_weight w = base_of(p);
     lora_error err;
-    lora_linear_gradient gradient = {.dy = lora_mat_f32(dy, M, N, N), .w = &w, .adapter = &a, .pass = pass_of(p), .dW = dW.data,
-                                     .dbias = db.data};
+    lora_linear_gradient gradient = {
+        .dy = lora_mat_f32(dy, M, N, N), .w = &w, .adapter = &a, .pass = pass_of(p), .dW = dW.data, .dbias = db.data};
     CHECK(lora_linear_backward(ctx, lora_mat_f32(p->in[X], M, K, K), 1, &gradient, lora_mat_f32(dx.data, M, K, K), false, &err) == LORA_OK,
           "%s", err.message);
     int64_t most = M * K + R * K + N * R + 2 * N + N * K;
@@ -215,8 +222,10 @@ void check_dora(void) {
         lora_ctx *ctx = check_ctx(isa, 2);
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
             for (int d = 0; d < 2; d++)
-                check_case(ctx, (problem){.M = cases[i][0], .K = cases[i][1], .N = cases[i][2], .R = cases[i][3], .scale = 0.7f,
-                                          .dropout = d ? 0.3f : 0});
+                check_case(
+                    ctx,
+                    (problem){
+                        .M = cases[i][0], .K = cases[i][1], .N = cases[i][2], .R = cases[i][3], .scale = 0.7f, .dropout = d ? 0.3f : 0});
         lora_ctx_destroy(ctx);
     }
 }

@@ -38,7 +38,8 @@ static void make_nf4(lora_ctx *ctx, weight_case *c, int64_t rows, int64_t cols, 
     c->codes = malloc((size_t)lora_nf4_code_bytes(rows, cols) + 64);
     c->absmax = malloc((size_t)n_blocks * sizeof(float));
     CHECK(lora_nf4_quantize(ctx, c->dense, LORA_F32, rows, cols, block_size, c->codes, c->absmax, &err) == LORA_OK, "%s", err.message);
-    c->nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_nf4_lut(), .codes = c->codes, .absmax = c->absmax};
+    c->nf4 =
+        (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_nf4_lut(), .codes = c->codes, .absmax = c->absmax};
     if (double_quant) {
         c->absmax_codes = malloc((size_t)n_blocks);
         c->nested = malloc((size_t)(n_blocks / LORA_NF4_NESTED_BLOCK + 1) * sizeof(float));
@@ -85,7 +86,8 @@ static double right(const weight_case *c, bool transposed, int64_t p, int64_t j)
 /* Largest |value| that shares a scale with op(b)[p, j]. Square blocks of 4-bit weights span 64 columns too. */
 static double right_top(const weight_case *c, bool transposed, int64_t k, int64_t p, int64_t n, int64_t j) {
     bool square = c->w.kind == LORA_WEIGHT_NF4 && !transposed;
-    int64_t p0 = p / 64 * 64, p1 = p0 + 64 < k ? p0 + 64 : k, j0 = square ? j / 64 * 64 : j, j1 = square ? (j0 + 64 < n ? j0 + 64 : n) : j + 1;
+    int64_t p0 = p / 64 * 64, p1 = p0 + 64 < k ? p0 + 64 : k, j0 = square ? j / 64 * 64 : j,
+            j1 = square ? (j0 + 64 < n ? j0 + 64 : n) : j + 1;
     double top = 0;
     for (int64_t q = p0; q < p1; q++)
         for (int64_t l = j0; l < j1; l++) top = fmax(top, fabs(right(c, transposed, q, l)));
@@ -160,8 +162,14 @@ static lora_status packed_gemm(lora_ctx *ctx, const lora_gemm_args *g, lora_erro
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)lora_gemm_left_words(path, g->m, g->k) * sizeof(float), &words, err));
     lora_gemm_left left;
     lora_gemm_pack_left(ctx, path, g->m, g->k, g->a, g->a_row_stride, g->a_col_stride, words, &left);
-    lora_gemm_output o = {.n = g->n, .alpha = g->alpha, .n_terms = 1, .terms = {{.left = &left, .b = g->b, .b_transposed = g->b_transposed}},
-                          .c = g->c, .ldc = g->ldc, .accumulate = g->accumulate, .bias = g->bias};
+    lora_gemm_output o = {.n = g->n,
+                          .alpha = g->alpha,
+                          .n_terms = 1,
+                          .terms = {{.left = &left, .b = g->b, .b_transposed = g->b_transposed}},
+                          .c = g->c,
+                          .ldc = g->ldc,
+                          .accumulate = g->accumulate,
+                          .bias = g->bias};
     return lora_gemm_run(ctx, &o, 1, err);
 }
 
@@ -175,18 +183,29 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
     if (variant & ROUGH) roughen(a, a_floats);
     guarded out = guarded_new(m * ldc, variant & SHORT_BLOCKS);
     problem t = {.path = ctx->view.precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
-                 .g = {.m = m, .n = n, .k = k, .alpha = 0.5f, .a = a, .a_row_stride = variant & A_TRANSPOSED ? 1 : lda,
-                       .a_col_stride = variant & A_TRANSPOSED ? lda : 1, .b = &c->w, .b_transposed = transposed, .c = out.data, .ldc = ldc,
-                       .accumulate = variant & ACCUMULATE, .bias = variant & SHORT_BLOCKS ? bias : NULL},
-                 .c = c, .before = 0.25f};
+                 .g = {.m = m,
+                       .n = n,
+                       .k = k,
+                       .alpha = 0.5f,
+                       .a = a,
+                       .a_row_stride = variant & A_TRANSPOSED ? 1 : lda,
+                       .a_col_stride = variant & A_TRANSPOSED ? lda : 1,
+                       .b = &c->w,
+                       .b_transposed = transposed,
+                       .c = out.data,
+                       .ldc = ldc,
+                       .accumulate = variant & ACCUMULATE,
+                       .bias = variant & SHORT_BLOCKS ? bias : NULL},
+                 .c = c,
+                 .before = 0.25f};
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) out.data[i * ldc + j] = t.before;
     lora_error err;
     CHECK((variant & ACCUMULATE ? packed_gemm : lora_gemm)(ctx, &t.g, &err) == LORA_OK, "%s", err.message);
     long wrong = count_wrong(&t);
     CHECK(wrong == 0 && guarded_ok(&out), "%s, operands %s, kind %d m %lld rows %lld cols %lld transposed %d variant %d: %ld wrong",
-          lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx), kind, (long long)m, (long long)rows, (long long)cols, transposed, variant,
-          wrong);
+          lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx), kind, (long long)m, (long long)rows, (long long)cols, transposed,
+          variant, wrong);
     guarded_free(&out);
     free(a);
     free(bias);
@@ -194,7 +213,8 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
 }
 
 static void sizes(lora_ctx *ctx) {
-    static const int64_t ms[] = {1, 2, 3, 4, 5, 7, 8, 13, 15, 17, 29, 33, 65}, ks[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 127, 172};
+    static const int64_t ms[] = {1, 2, 3, 4, 5, 7, 8, 13, 15, 17, 29, 33, 65},
+                         ks[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 127, 172};
     const size_t n_m = sizeof ms / sizeof *ms, n_k = sizeof ks / sizeof *ks;
     for (int kind = LORA_WEIGHT_F32; kind <= LORA_WEIGHT_NF4; kind++)
         for (size_t i = 0; i < n_k; i++)
@@ -217,11 +237,11 @@ static void four_bits(lora_ctx *ctx) {
 }
 
 static void big(lora_ctx *ctx) {
-    compare(ctx, LORA_WEIGHT_NF4, 1100, 129, 320, true, 0);              /* two chunks of A */
-    compare(ctx, LORA_WEIGHT_NF4, 33, 161, 2112, true, DOUBLE_QUANT);    /* several k blocks, ragged columns */
-    compare(ctx, LORA_WEIGHT_NF4, 20, 1090, 192, false, ACCUMULATE);     /* the same, k along the rows */
-    compare(ctx, LORA_WEIGHT_F32, 40, 16, 2100, true, ROUGH);            /* LoRA's low rank: few columns */
-    compare(ctx, LORA_WEIGHT_F32, 16, 900, 131, false, A_TRANSPOSED);    /* the shape of dA: k long, m small */
+    compare(ctx, LORA_WEIGHT_NF4, 1100, 129, 320, true, 0);           /* two chunks of A */
+    compare(ctx, LORA_WEIGHT_NF4, 33, 161, 2112, true, DOUBLE_QUANT); /* several k blocks, ragged columns */
+    compare(ctx, LORA_WEIGHT_NF4, 20, 1090, 192, false, ACCUMULATE);  /* the same, k along the rows */
+    compare(ctx, LORA_WEIGHT_F32, 40, 16, 2100, true, ROUGH);         /* LoRA's low rank: few columns */
+    compare(ctx, LORA_WEIGHT_F32, 16, 900, 131, false, A_TRANSPOSED); /* the shape of dA: k long, m small */
 }
 
 /* Two products summed into two outputs at once: y and z = x W^T + t B^T, and twice that. */
@@ -236,16 +256,20 @@ static void sums_of_products(lora_ctx *ctx) {
     int64_t x_words = lora_gemm_left_words(path, M, K);
     lora_error err;
     void *words;
-    CHECK(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(x_words + lora_gemm_left_words(path, M, R)) * 4, &words, &err) == LORA_OK, "%s",
-          err.message);
+    CHECK(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(x_words + lora_gemm_left_words(path, M, R)) * 4, &words, &err) == LORA_OK,
+          "%s", err.message);
     lora_gemm_left left_x, left_t;
     lora_gemm_pack_left(ctx, path, M, K, x, K, 1, words, &left_x);
     lora_gemm_pack_left(ctx, path, M, R, t, R, 1, (float *)words + x_words, &left_t);
     lora_gemm_output outputs[2];
     for (int i = 0; i < 2; i++)
-        outputs[i] = (lora_gemm_output){.n = N, .alpha = (float)(1 + i), .n_terms = 2, .c = i ? z.data : y.data, .ldc = N,
-                                        .terms = {{.left = &left_x, .b = &w->w, .b_transposed = true},
-                                                  {.left = &left_t, .b = &b->w, .b_transposed = true}}};
+        outputs[i] = (lora_gemm_output){
+            .n = N,
+            .alpha = (float)(1 + i),
+            .n_terms = 2,
+            .c = i ? z.data : y.data,
+            .ldc = N,
+            .terms = {{.left = &left_x, .b = &w->w, .b_transposed = true}, {.left = &left_t, .b = &b->w, .b_transposed = true}}};
     CHECK(lora_gemm_run(ctx, outputs, 2, &err) == LORA_OK, "%s", err.message);
     const double tolerance = ctx->view.precision == LORA_PRECISION_FAST ? 0x1p-7 : (K + R) * 0x1p-24; /* two operands of 8 bits */
     long wrong = 0;
@@ -259,8 +283,8 @@ static void sums_of_products(lora_ctx *ctx) {
             }
             wrong += !(fabs((double)y.data[i * N + j] - sum) <= tolerance * magnitude) || z.data[i * N + j] != 2 * y.data[i * N + j];
         }
-    CHECK(wrong == 0 && guarded_ok(&y) && guarded_ok(&z), "%s, operands %s: %ld wrong", lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx),
-          wrong);
+    CHECK(wrong == 0 && guarded_ok(&y) && guarded_ok(&z), "%s, operands %s: %ld wrong", lora_isa_name(lora_ctx_isa(ctx)),
+          lora_ctx_operands(ctx), wrong);
     guarded_free(&y);
     guarded_free(&z);
     free(x);
@@ -304,7 +328,10 @@ static void same_bits_for_any_threads(lora_isa isa, lora_gemm_arithmetic path) {
         lora_error err;
         CHECK(lora_gemm(ctx, &forward, &err) == LORA_OK && lora_gemm(ctx, &backward, &err) == LORA_OK, "%s", err.message);
         if (first) CHECK(memcmp(first, out, M * (N + K) * sizeof *out) == 0, "%s: %d threads change bits", lora_isa_name(isa), threads);
-        if (first) free(out); else first = out;
+        if (first)
+            free(out);
+        else
+            first = out;
         free(a);
         free_weight(c);
         lora_ctx_destroy(ctx);

@@ -41,8 +41,10 @@ typedef struct random_nf4 {
 static random_nf4 random_matrix(int64_t rows, int64_t cols, int64_t block, int64_t nested_block, const float *lut) {
     int64_t blocks = rows * cols / block, n_nested = nested_block ? lora_div_up(blocks, nested_block) : 1;
     /* exact sizes: what reads past the end is seen by the sanitizer */
-    random_nf4 r = {.codes = malloc((size_t)(rows * cols / 2)), .absmax_codes = malloc((size_t)blocks),
-                    .absmax = malloc((size_t)blocks * sizeof(float)), .nested = malloc((size_t)n_nested * sizeof(float))};
+    random_nf4 r = {.codes = malloc((size_t)(rows * cols / 2)),
+                    .absmax_codes = malloc((size_t)blocks),
+                    .absmax = malloc((size_t)blocks * sizeof(float)),
+                    .nested = malloc((size_t)n_nested * sizeof(float))};
     fill_codes(r.codes, rows * cols / 2, (uint64_t)(cols + rows));
     fill_codes(r.absmax_codes, blocks, (uint64_t)(cols + rows + 1));
     check_normal(r.absmax, blocks, 2, 1);
@@ -91,7 +93,8 @@ static row_sum row_sum_of(const lora_nf4 *w, lora_gemm_arithmetic path, int64_t 
     if (path == LORA_GEMM_INT16) sum.tolerance += 1.001 / 16383 * tops;
     /* a double-quantized scale is a sum of two numbers that may cancel: its own rounding counts beside it */
     if (!w->absmax)
-        for (int64_t e = 0; e < w->cols; e++) sum.tolerance += 0x1p-23 * (double)fabsf(x[e] * top_w) * (4 + (double)fabsf(w->nested_offset));
+        for (int64_t e = 0; e < w->cols; e++)
+            sum.tolerance += 0x1p-23 * (double)fabsf(x[e] * top_w) * (4 + (double)fabsf(w->nested_offset));
     return sum;
 }
 
@@ -122,8 +125,9 @@ static void check_nf4_slot(const lora_kernels *rung, lora_gemm_arithmetic path, 
     CHECK(bad == 0 && guarded_ok(&sums), "%s %s nf4 rows %lld k %lld block %lld nested %lld m %lld: %ld wrong", lora_isa_name(rung->isa),
           PATHS[path], (long long)rows, (long long)k, (long long)w->block_size, (long long)w->nested_block_size, (long long)m, bad);
     if (rows * m >= 64) /* enough of them to compare */
-        CHECK(error <= (path == LORA_GEMM_BF16 ? 1.2 : 0.25) * bf16_error, "%s %s k %lld: expected no more error than of bfloat16 operands, got %g of it",
-              lora_isa_name(rung->isa), PATHS[path], (long long)k, sqrt(error / bf16_error));
+        CHECK(error <= (path == LORA_GEMM_BF16 ? 1.2 : 0.25) * bf16_error,
+              "%s %s k %lld: expected no more error than of bfloat16 operands, got %g of it", lora_isa_name(rung->isa), PATHS[path],
+              (long long)k, sqrt(error / bf16_error));
     guarded_free(&sums);
     free(scratch), free(x), free(arranged);
 }
@@ -137,9 +141,11 @@ static void check_nf4_slots(const lora_kernels *rung, lora_gemm_arithmetic path,
     }
 }
 
-static void check_dense_slots(const lora_kernels *rung, const lora_kernels *ref, lora_gemm_arithmetic path, int64_t rows, int64_t k, int64_t m) {
+static void check_dense_slots(const lora_kernels *rung, const lora_kernels *ref, lora_gemm_arithmetic path, int64_t rows, int64_t k,
+                              int64_t m) {
     const lora_gemv_path *p = &rung->gemv.paths[path], *oracle = &ref->gemv.paths[LORA_GEMM_EXACT];
-    int64_t ldw = k + 3, ldx = k + LD_EXTRA, x_bytes = ldx * (int64_t)sizeof(float), stride = p->round_bf16 ? lora_round_up(2 * k, 64) : x_bytes;
+    int64_t ldw = k + 3, ldx = k + LD_EXTRA, x_bytes = ldx * (int64_t)sizeof(float),
+            stride = p->round_bf16 ? lora_round_up(2 * k, 64) : x_bytes;
     size_t n = (size_t)((rows - 1) * ldw + k), nx = (size_t)((m - 1) * ldx + k);
     float *w = malloc(n * sizeof *w), *x = malloc(nx * sizeof *x), want[LORA_GEMV_ROWS * LORA_GEMV_TOKENS];
     uint16_t *h = malloc(n * sizeof *h), *rounded = aligned_alloc(64, (size_t)(m * lora_round_up(2 * k, 64)));
@@ -181,7 +187,8 @@ static void slots(lora_isa isa, lora_gemm_arithmetic path) {
     for (size_t i = 0; i < sizeof nf4_k / sizeof *nf4_k; i++)
         for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++)
             for (int64_t m = 1; m <= LORA_GEMV_TOKENS; m++)
-                if (nf4_k[i] % blocks[b] == 0) check_nf4_slots(&rung, path, m == 2 ? LORA_GEMV_ROWS : 1 + (int64_t)i % 5, nf4_k[i], blocks[b], m);
+                if (nf4_k[i] % blocks[b] == 0)
+                    check_nf4_slots(&rung, path, m == 2 ? LORA_GEMV_ROWS : 1 + (int64_t)i % 5, nf4_k[i], blocks[b], m);
     for (int64_t block = 256; block <= 4096; block *= 2) check_nf4_slots(&rung, path, 3, 2 * block, block, block == 512 ? 4 : 1);
     for (int64_t k = 1; k <= 70; k++) check_dense_slots(&rung, &ref, path, 1 + k % 4, k, 1 + k % LORA_GEMV_TOKENS);
     check_dense_slots(&rung, &ref, path, LORA_GEMV_ROWS, 576, 1);
@@ -200,15 +207,24 @@ typedef struct matrix {
 static matrix make_matrix(lora_ctx *ctx, int64_t rows, int64_t cols, int64_t block) {
     lora_error err;
     int64_t n = rows * cols, blocks = lora_nf4_blocks(rows, cols, block);
-    matrix w = {.codes = malloc((size_t)lora_nf4_code_bytes(rows, cols) + 64), .absmax_codes = malloc((size_t)blocks),
-                .dense = malloc((size_t)n * sizeof(float)), .absmax = malloc((size_t)blocks * sizeof(float)),
+    matrix w = {.codes = malloc((size_t)lora_nf4_code_bytes(rows, cols) + 64),
+                .absmax_codes = malloc((size_t)blocks),
+                .dense = malloc((size_t)n * sizeof(float)),
+                .absmax = malloc((size_t)blocks * sizeof(float)),
                 .nested = malloc((size_t)(blocks / 256 + 1) * sizeof(float))};
     check_normal(w.dense, n, 9, 1);
-    w.nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = block, .lut = lora_nf4_lut(), .codes = w.codes,
-                       .absmax_codes = w.absmax_codes, .nested_absmax = w.nested, .nested_map = lora_dynamic_map_signed(),
+    w.nf4 = (lora_nf4){.rows = rows,
+                       .cols = cols,
+                       .block_size = block,
+                       .lut = lora_nf4_lut(),
+                       .codes = w.codes,
+                       .absmax_codes = w.absmax_codes,
+                       .nested_absmax = w.nested,
+                       .nested_map = lora_dynamic_map_signed(),
                        .nested_block_size = 256};
     CHECK(lora_nf4_quantize(ctx, w.dense, LORA_F32, rows, cols, block, w.codes, w.absmax, &err) == LORA_OK, "%s", err.message);
-    CHECK(lora_nf4_double_quantize(ctx, w.absmax, blocks, w.absmax_codes, w.nested, &w.nf4.nested_offset, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_nf4_double_quantize(ctx, w.absmax, blocks, w.absmax_codes, w.nested, &w.nf4.nested_offset, &err) == LORA_OK, "%s",
+          err.message);
     CHECK(lora_nf4_dequantize(ctx, &w.nf4, 0, n, w.dense, LORA_F32, &err) == LORA_OK, "%s", err.message);
     return w;
 }
@@ -224,12 +240,14 @@ static void check_operation(lora_isa isa, lora_precision precision, int64_t m, i
     uint16_t *half = malloc((size_t)(rows * cols) * sizeof *half);
     for (int64_t i = 0; i < rows * cols; i++) half[i] = lora_f32_to_bf16(w.dense[i]);
     lora_weight dense = lora_weight_bf16(half, rows, cols, cols);
-    float *x = malloc((size_t)(m * cols) * sizeof *x), *y = malloc((size_t)(m * rows) * sizeof *y), *alone = malloc((size_t)rows * sizeof *alone);
+    float *x = malloc((size_t)(m * cols) * sizeof *x), *y = malloc((size_t)(m * rows) * sizeof *y),
+          *alone = malloc((size_t)rows * sizeof *alone);
     guarded out = guarded_new(m * rows, 1);
     check_normal(x, m * cols, 1, 1);
     lora_small_product both[] = {{.args = product_of(m, x, &packed, true, out.data)}, {.args = product_of(m, x, &dense, true, y)}};
     CHECK(lora_gemm_is_small(&both[0].args), "m %lld", (long long)m);
-    CHECK(lora_ctx_set_precision(ctx, precision, &err) == LORA_OK && lora_ctx_set_precision(one_thread, precision, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_ctx_set_precision(ctx, precision, &err) == LORA_OK && lora_ctx_set_precision(one_thread, precision, &err) == LORA_OK, "%s",
+          err.message);
     CHECK(lora_gemm_small(ctx, both, 2, 0, &err) == LORA_OK, "%s", err.message);
     double relative = precision == LORA_PRECISION_FAST ? 0x1p-7 + 0x1p-16 : 0; /* two operands of 8 bits */
     long bad = 0, changed = 0;
@@ -243,7 +261,8 @@ static void check_operation(lora_isa isa, lora_precision precision, int64_t m, i
                 size += fabs(product);
             }
             double tolerance = (relative + (double)(2 * cols + 4) * 0x1p-24) * size;
-            bad += !(fabs((double)out.data[i * rows + r] - want) <= tolerance) || !(fabs((double)y[i * rows + r] - want_half) <= 1.01 * tolerance);
+            bad += !(fabs((double)out.data[i * rows + r] - want) <= tolerance) ||
+                   !(fabs((double)y[i * rows + r] - want_half) <= 1.01 * tolerance);
         }
         const lora_weight *weights[] = {&packed, &dense};
         const float *together[] = {out.data + i * rows, y + i * rows};

@@ -39,8 +39,8 @@ static uint8_t *make_blocks(lora_ggml_type type, int64_t n_blocks, int64_t offse
 }
 
 static void check_sizes(void) {
-    CHECK(lora_ggml_block_values((lora_ggml_type)0) == 0 && lora_ggml_block_values((lora_ggml_type)-1) == 0
-              && lora_ggml_block_values(LORA_GGML_TYPE_END) == 0,
+    CHECK(lora_ggml_block_values((lora_ggml_type)0) == 0 && lora_ggml_block_values((lora_ggml_type)-1) == 0 &&
+              lora_ggml_block_values(LORA_GGML_TYPE_END) == 0,
           "types that are not read");
     CHECK(strcmp(lora_ggml_type_name(LORA_GGML_Q5_K), "Q5_K") == 0 && strcmp(lora_ggml_type_name((lora_ggml_type)99), "?") == 0, "names");
     for (int t = 0; t < N_TYPES; t++) {

@@ -47,7 +47,8 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
         for (int64_t i = 0; i < V * H; i++) w[i] = lora_bf16_to_f32(half[i]);
     double loss, evaluated, want_loss = 0, *want_dW = calloc((size_t)(V * H), sizeof(double));
     double *logits = malloc((size_t)V * sizeof(double)), *slope = malloc((size_t)V * sizeof(double));
-    lora_loss training = {.targets = targets, .loss_weight = weight, .grad_scale = scale, .loss_sum = &loss, .token_loss = token, .map = c.map};
+    lora_loss training = {
+        .targets = targets, .loss_weight = weight, .grad_scale = scale, .loss_sum = &loss, .token_loss = token, .map = c.map};
     lora_loss evaluation = training;
     evaluation.loss_sum = &evaluated;
     evaluation.token_loss = NULL;
@@ -75,8 +76,7 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
         double token_loss = log(sum) + max - logits[targets[m]];
         compare(&c, "token_loss", token[m], token_loss, 2 * error + 4 * U * token_loss, &of_loss);
         want_loss += weight[m] * token_loss;
-        for (int64_t v = 0; v < V; v++)
-            logits[v] = slope[v] * scale * weight[m] * (exp(logits[v] - max) / sum - (v == targets[m]));
+        for (int64_t v = 0; v < V; v++) logits[v] = slope[v] * scale * weight[m] * (exp(logits[v] - max) / sum - (v == targets[m]));
         for (int64_t i = 0; i < H; i++) {
             double g = 0;
             for (int64_t v = 0; v < V; v++) g += logits[v] * w[v * H + i];
@@ -121,9 +121,11 @@ static void check_not_finite(lora_ctx *ctx, float bad) {
     lora_weight base = lora_weight_f32(w, V, H, H);
     int32_t targets[M] = {3, 39};
     double sum;
-    lora_loss loss = {.targets = targets, .loss_weight = weight, .grad_scale = 1, .loss_sum = &sum, .token_loss = token, .map = {.scale = 1}};
+    lora_loss loss = {
+        .targets = targets, .loss_weight = weight, .grad_scale = 1, .loss_sum = &sum, .token_loss = token, .map = {.scale = 1}};
     OK(lora_linear_cross_entropy(ctx, lora_mat_f32(x, M, H, H), &base, &loss, lora_mat_none(), NULL, ERR));
-    CHECK(isnan(sum) && isnan(token[0]) && isfinite(token[1]), "%g in x: losses %g and %g", (double)bad, (double)token[0], (double)token[1]);
+    CHECK(isnan(sum) && isnan(token[0]) && isfinite(token[1]), "%g in x: losses %g and %g", (double)bad, (double)token[0],
+          (double)token[1]);
     free(w);
 }
 
@@ -139,7 +141,7 @@ static uint64_t run_all(lora_ctx *ctx, lora_gemm_arithmetic path) {
         check_xent(ctx, (xent_case){300, 67, 16, {0.5f, 1.5f}, pattern, LORA_WEIGHT_F32, tolerance});
     }
     check_xent(ctx, (xent_case){4, 1, 9, {1, 0}, 0, LORA_WEIGHT_F32, tolerance});
-    check_xent(ctx, (xent_case){19, 5003, 9, {1, 0}, 0, LORA_WEIGHT_F32, tolerance});      /* ranges of several blocks */
+    check_xent(ctx, (xent_case){19, 5003, 9, {1, 0}, 0, LORA_WEIGHT_F32, tolerance}); /* ranges of several blocks */
     check_xent(ctx, (xent_case){19, 4357, 70, {2, 3}, 1, LORA_WEIGHT_BF16, tolerance});
     check_certain(ctx);
     check_not_finite(ctx, NAN), check_not_finite(ctx, INFINITY);

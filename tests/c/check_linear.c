@@ -18,8 +18,18 @@ static float *normals(int64_t n, uint64_t seed) {
 }
 
 static problem make(int64_t M, int64_t K, int64_t N, int64_t R, float dropout) {
-    return (problem){.M = M, .K = K, .N = N, .R = R, .x = normals(M * K, 1), .w = normals(N * K, 2), .bias = normals(N, 3),
-                     .A = normals(R * K, 4), .B = normals(N * R, 5), .dy = normals(M * N, 6), .scale = 0.7f, .dropout = dropout};
+    return (problem){.M = M,
+                     .K = K,
+                     .N = N,
+                     .R = R,
+                     .x = normals(M * K, 1),
+                     .w = normals(N * K, 2),
+                     .bias = normals(N, 3),
+                     .A = normals(R * K, 4),
+                     .B = normals(N * R, 5),
+                     .dy = normals(M * N, 6),
+                     .scale = 0.7f,
+                     .dropout = dropout};
 }
 
 static void release(problem *p) {
@@ -69,7 +79,8 @@ static void check_case(lora_ctx *ctx, problem p) {
     guarded dW = guarded_new(N * K, 0), db = guarded_new(N, 1);
     guarded *grads[] = {&dA, &dB, &dW, &db};
     for (int g = 0; g < 4; g++) memset(grads[g]->data, 0, (size_t)grads[g]->n * sizeof(float));
-    lora_adapter a = {.rank = R, .A = p.A, .B = p.B, .dA = dA.data, .dB = dB.data, .scale = p.scale, .dropout = p.dropout, .dropout_seed = 9};
+    lora_adapter a = {
+        .rank = R, .A = p.A, .B = p.B, .dA = dA.data, .dB = dB.data, .scale = p.scale, .dropout = p.dropout, .dropout_seed = 9};
     lora_adapter_pass pass = {.dropout = p.dropout, .dropout_stream = 4};
     lora_linear_layer layer = {.w = &w, .bias = p.bias, .adapter = &a, .pass = pass, .y = rows_of(y.data, M, N)};
     lora_linear_gradient gradient = {.dy = rows_of(p.dy, M, N), .w = &w, .adapter = &a, .pass = pass, .dW = dW.data, .dbias = db.data};
@@ -138,12 +149,18 @@ static void make_group(group *g, int64_t M) {
         g->y[i] = calloc((size_t)(M * g->N[i]), sizeof(float));
         g->dA[i] = calloc((size_t)(R * GROUP_K), sizeof(float));
         g->dB[i] = calloc((size_t)(g->N[i] * R), sizeof(float));
-        g->a[i] = (lora_adapter){.rank = R, .A = g->p[i].A, .B = g->p[i].B, .dA = g->dA[i], .dB = g->dB[i], .scale = 0.7f,
-                                 .dropout = g->p[i].dropout, .dropout_seed = 9};
+        g->a[i] = (lora_adapter){.rank = R,
+                                 .A = g->p[i].A,
+                                 .B = g->p[i].B,
+                                 .dA = g->dA[i],
+                                 .dB = g->dB[i],
+                                 .scale = 0.7f,
+                                 .dropout = g->p[i].dropout,
+                                 .dropout_seed = 9};
         const lora_adapter *a = i == 1 ? NULL : &g->a[i];
         lora_adapter_pass pass = {.dropout = g->a[i].dropout, .dropout_stream = 4};
-        g->outputs[i] = (lora_linear_layer){.w = &g->w[i], .bias = g->p[i].bias, .adapter = a, .pass = pass,
-                                            .y = rows_of(g->y[i], M, g->N[i])};
+        g->outputs[i] =
+            (lora_linear_layer){.w = &g->w[i], .bias = g->p[i].bias, .adapter = a, .pass = pass, .y = rows_of(g->y[i], M, g->N[i])};
         g->gradients[i] = (lora_linear_gradient){.dy = rows_of(g->p[i].dy, M, g->N[i]), .w = &g->w[i], .adapter = a, .pass = pass};
     }
 }
@@ -206,7 +223,8 @@ static void check_refusals(lora_ctx *ctx) {
     CHECK(lora_linear_forward(ctx, rows_of(p.x, 0, 8), 1, &l, &err) == LORA_ESHAPE, "no rows");
     lora_linear_gradient g = {.dy = rows_of(p.dy, 2, 4), .w = &w, .dbias = p.bias}, trained = g;
     trained.dW = p.w;
-    CHECK(lora_linear_backward(ctx, lora_mat_none(), 1, &trained, lora_mat_none(), false, &err) == LORA_EINVAL, "a gradient of W without x");
+    CHECK(lora_linear_backward(ctx, lora_mat_none(), 1, &trained, lora_mat_none(), false, &err) == LORA_EINVAL,
+          "a gradient of W without x");
     CHECK(lora_linear_backward(ctx, x, 1, &g, x, false, &err) == LORA_EINVAL, "dx over x");
     CHECK(lora_linear_backward(ctx, lora_mat_none(), 1, &g, rows_of(p.x, 2, 7), false, &err) == LORA_ESHAPE, "short rows of dx");
     CHECK(lora_linear_backward(ctx, lora_mat_none(), 1, &g, lora_mat_none(), false, &err) == LORA_OK, "%s", err.message);
@@ -284,8 +302,11 @@ static void many_equals_one_by_one(lora_isa isa, int threads, int64_t M) {
         w[i] = lora_weight_f32(p[i].w, N[i], K, K);
         a[i] = (lora_adapter){.rank = 5, .A = p[i].A, .B = p[i].B, .scale = p[i].scale};
         y[i] = normals(M * N[i], 8);
-        layers[i] = (lora_linear_layer){.w = &w[i], .bias = i == 0 ? p[i].bias : NULL, .adapter = i == 1 ? NULL : &a[i],
-                                        .y = rows_of(y[i], M, N[i]), .accumulate = i == 2};
+        layers[i] = (lora_linear_layer){.w = &w[i],
+                                        .bias = i == 0 ? p[i].bias : NULL,
+                                        .adapter = i == 1 ? NULL : &a[i],
+                                        .y = rows_of(y[i], M, N[i]),
+                                        .accumulate = i == 2};
     }
     lora_mat x = rows_of(p[0].x, M, K);
     CHECK(lora_linear_forward(ctx, x, LAYERS, layers, &err) == LORA_OK, "%s", err.message);
@@ -306,7 +327,8 @@ static void many_equals_one_by_one(lora_isa isa, int threads, int64_t M) {
 }
 
 void check_linear(void) {
-    static const int64_t cases[][4] = {{1, 1, 1, 1}, {2, 3, 5, 2}, {3, 64, 17, 4}, {7, 65, 33, 8}, {17, 127, 31, 3}, {29, 64, 128, 16}, {40, 172, 64, 8}};
+    static const int64_t cases[][4] = {{1, 1, 1, 1},     {2, 3, 5, 2},      {3, 64, 17, 4},  {7, 65, 33, 8},
+                                       {17, 127, 31, 3}, {29, 64, 128, 16}, {40, 172, 64, 8}};
     FOR_EACH_ISA(isa) {
         for (int threads = 1; threads <= 4; threads++)
             for (int64_t M = 1; M <= 61; M += 20) many_equals_one_by_one(isa, threads, M);

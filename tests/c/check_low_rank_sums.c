@@ -27,8 +27,14 @@ static void check_sums(lora_ctx *ctx, lora_gemm_arithmetic path, sum_case c) {
         out[i] = guarded_new(ranks[i] * c.cols, i);
         for (int64_t j = 0; j < ranks[i] * c.cols; j++) out[i].data[j] = uniform(-1, 1);
         before[i] = copy_floats(out[i].data, ranks[i] * c.cols);
-        sums[i] = (lora_low_rank_sum){.low = low[i], .rank = ranks[i], .wide = wide[i / 2], .ld = c.ld, .cols = c.cols, .alpha = 0.5f,
-                                      .out = out[i].data, .transposed = c.transposed};
+        sums[i] = (lora_low_rank_sum){.low = low[i],
+                                      .rank = ranks[i],
+                                      .wide = wide[i / 2],
+                                      .ld = c.ld,
+                                      .cols = c.cols,
+                                      .alpha = 0.5f,
+                                      .out = out[i].data,
+                                      .transposed = c.transposed};
     }
     OK(lora_low_rank_sums(ctx, c.M, N, sums, ERR));
     for (int i = 0; i < N; i++) {
@@ -72,8 +78,9 @@ static void check_one_result(lora_isa isa) {
 }
 
 static uint64_t run_all(lora_ctx *ctx, lora_gemm_arithmetic path) {
-    static const sum_case cases[] = {{1, 1, 1, 1, false},   {7, 4, 33, 35, true},     {64, 16, 64, 64, false},  {255, 15, 40, 47, true},
-                                     {513, 16, 70, 70, false}, {777, 29, 17, 20, true}, {1037, 8, 130, 131, false}, {2100, 3, 48, 48, true}};
+    static const sum_case cases[] = {{1, 1, 1, 1, false},        {7, 4, 33, 35, true},     {64, 16, 64, 64, false},
+                                     {255, 15, 40, 47, true},    {513, 16, 70, 70, false}, {777, 29, 17, 20, true},
+                                     {1037, 8, 130, 131, false}, {2100, 3, 48, 48, true}};
     state = 88172645463325252u, hash = 14695981039346656037u;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_sums(ctx, path, cases[i]);
     return hash;

@@ -37,17 +37,32 @@ void check_alloc_fail(void);
 static const struct {
     const char *name;
     void (*run)(void);
-} families[] = {{"base", check_base},           {"convert", check_convert}, {"nf4", check_nf4},         {"ggml", check_ggml},       {"gemm", check_gemm},
+} families[] = {{"base", check_base},
+                {"convert", check_convert},
+                {"nf4", check_nf4},
+                {"ggml", check_ggml},
+                {"gemm", check_gemm},
                 {"gemv", check_gemv},
-                {"linear", check_linear},       {"low_rank_sums", check_low_rank_sums},
-                {"dora", check_dora},       {"rowwise", check_rowwise}, {"nn", check_nn},
-                {"rows_copy", check_rows_copy}, {"head", check_head},
+                {"linear", check_linear},
+                {"low_rank_sums", check_low_rank_sums},
+                {"dora", check_dora},
+                {"rowwise", check_rowwise},
+                {"nn", check_nn},
+                {"rows_copy", check_rows_copy},
+                {"head", check_head},
                 {"optim", check_optim},
-                {"attention", check_attention}, {"attention_fast", check_attention_fast},
-                {"backend", check_backend},     {"devices", check_devices}, {"device_memory", check_device_memory},
-                {"device_mistakes", check_device_mistakes}, {"device_steps", check_device_steps},
-                {"decoder", check_decoder},     {"profile", check_profile},
-                {"decoder_adapters", check_decoder_adapters}, {"adapted_globals", check_adapted_globals}, {"alloc_fail", check_alloc_fail}};
+                {"attention", check_attention},
+                {"attention_fast", check_attention_fast},
+                {"backend", check_backend},
+                {"devices", check_devices},
+                {"device_memory", check_device_memory},
+                {"device_mistakes", check_device_mistakes},
+                {"device_steps", check_device_steps},
+                {"decoder", check_decoder},
+                {"profile", check_profile},
+                {"decoder_adapters", check_decoder_adapters},
+                {"adapted_globals", check_adapted_globals},
+                {"alloc_fail", check_alloc_fail}};
 
 static long n_passed, n_failed;
 

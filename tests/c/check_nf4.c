@@ -31,8 +31,7 @@ static void check_tables(void) {
     for (int i = 0; i < 15; i++) {
         thresholds[i] = (float)(((double)lut[i] + (double)lut[i + 1]) / 2);
         CHECK(lut[i] < lut[i + 1], "table is not sorted at %d", i);
-        CHECK(literal[i] == thresholds[i], "threshold %d: %.9g is not the midpoint %.9g", i, (double)literal[i],
-              (double)thresholds[i]);
+        CHECK(literal[i] == thresholds[i], "threshold %d: %.9g is not the midpoint %.9g", i, (double)literal[i], (double)thresholds[i]);
     }
     CHECK(lut[0] == -1 && lut[LORA_NF4_ZERO_CODE] == 0 && lut[15] == 1, "ends and zero of the table");
 
@@ -126,7 +125,8 @@ static void check_quantize_case(const lora_nf4_kernels *k, const lora_nf4_kernel
         uint16_t half = dtype == LORA_BF16 ? lora_f32_to_bf16(value) : lora_f32_to_f16(value);
         memcpy(src.p + width * where, dtype == LORA_F32 ? (void *)&value : (void *)&half, (size_t)width);
         got = k->quantize(src.p, dtype, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
-        CHECK(got == where / block_size, "%s: non-finite block %lld of %s, got %lld", name, (long long)(where / block_size), from, (long long)got);
+        CHECK(got == where / block_size, "%s: non-finite block %lld of %s, got %lld", name, (long long)(where / block_size), from,
+              (long long)got);
         memset(src.p + width * where, 0, (size_t)width);
     }
     free(x.all), free(src.all), free(codes.all), free(want.all), free(absmax.all), free(want_absmax.all);
@@ -153,8 +153,11 @@ static void check_all_halves(const lora_nf4_kernels *k, const lora_nf4_kernels *
                 x[i] = d == 1 ? lora_bf16_to_f32(src[i]) : lora_f16_to_f32(src[i]);
             }
             int64_t got = k->quantize(src, dtypes[d], 1, BLOCK, codes, &absmax);
-            CHECK(got == ref->quantize(x, LORA_F32, 1, BLOCK, want, &want_absmax), "%s %s %u", lora_isa_name(isa), lora_dtype_name(dtypes[d]), bits);
-            if (got) CHECK(absmax == want_absmax && !memcmp(codes, want, sizeof codes), "%s %s %u", lora_isa_name(isa), lora_dtype_name(dtypes[d]), bits);
+            CHECK(got == ref->quantize(x, LORA_F32, 1, BLOCK, want, &want_absmax), "%s %s %u", lora_isa_name(isa),
+                  lora_dtype_name(dtypes[d]), bits);
+            if (got)
+                CHECK(absmax == want_absmax && !memcmp(codes, want, sizeof codes), "%s %s %u", lora_isa_name(isa),
+                      lora_dtype_name(dtypes[d]), bits);
         }
 }
 
@@ -192,8 +195,16 @@ static void check_dequantize(const lora_nf4_kernels *k, const lora_nf4_kernels *
     for (int i = 0; i < 9; i++) nested_absmax[i] = uniform(0, 1);
     for (int i = 0; i < 16; i++) lut[i] = uniform(-1, 1);
     lora_nf4 plain = {.rows = 1, .cols = N, .block_size = BLOCK, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
-    lora_nf4 nested = {.rows = 1, .cols = N, .block_size = BLOCK, .lut = lut, .codes = codes, .absmax_codes = absmax_codes,
-                       .nested_absmax = nested_absmax, .nested_map = lora_dynamic_map_signed(), .nested_block_size = 16, .nested_offset = 0.37f};
+    lora_nf4 nested = {.rows = 1,
+                       .cols = N,
+                       .block_size = BLOCK,
+                       .lut = lut,
+                       .codes = codes,
+                       .absmax_codes = absmax_codes,
+                       .nested_absmax = nested_absmax,
+                       .nested_map = lora_dynamic_map_signed(),
+                       .nested_block_size = 16,
+                       .nested_offset = 0.37f};
     const lora_nf4 *views[2] = {&plain, &nested};
     for (int v = 0; v < 2; v++)
         for (int s = 0; s < N_SIZES; s++)
@@ -201,8 +212,8 @@ static void check_dequantize(const lora_nf4_kernels *k, const lora_nf4_kernels *
                 bytes got = bytes_make(4 * sizes[s], 4 * (begin % 4)), want = bytes_make(4 * sizes[s], 0);
                 k->dequantize(views[v], begin, sizes[s], (float *)(void *)got.p);
                 ref->dequantize(views[v], begin, sizes[s], (float *)(void *)want.p);
-                CHECK(!memcmp(got.p, want.p, (size_t)got.n) && bytes_guarded(got), "%s dequantize [%lld, +%lld)",
-                      lora_isa_name(isa), (long long)begin, (long long)sizes[s]);
+                CHECK(!memcmp(got.p, want.p, (size_t)got.n) && bytes_guarded(got), "%s dequantize [%lld, +%lld)", lora_isa_name(isa),
+                      (long long)begin, (long long)sizes[s]);
                 free(got.all), free(want.all);
                 int64_t first = begin % 100, n = sizes[s] < BLOCKS - first ? sizes[s] : BLOCKS - first;
                 got = bytes_make(4 * n, 4 * (begin % 3)), want = bytes_make(4 * n, 0);

@@ -86,7 +86,8 @@ static void check_groups(lora_ctx *ctx, lora_norm_kind kind, int64_t M, int64_t 
         if (kind == LORA_NORM_LAYER) close_to("norm dbias", db[i], want_db[i], terms * terms * U);
     }
     for (int64_t m = 0; m < M; m++)
-        for (int64_t i = groups * H; i < ld; i++) CHECK(y[m * ld + i] == x[m * ld + i] && dx[m * ld + i] == dy[m * ld + i], "norm wrote a gap");
+        for (int64_t i = groups * H; i < ld; i++)
+            CHECK(y[m * ld + i] == x[m * ld + i] && dx[m * ld + i] == dy[m * ld + i], "norm wrote a gap");
     mix(y, (size_t)n * 4), mix(dx, (size_t)n * 4), mix(dw, (size_t)H * 4), mix(db, (size_t)H * 4);
     free(x), free(w), free(b), free(y), free(stats), free(dy), free(dx), free(dw), free(db), free(want_dw), free(want_db);
 }
@@ -137,12 +138,12 @@ static void check_rope(lora_ctx *ctx, int64_t M, int64_t heads, int64_t D, int64
                 close_to("rope", x[m * ldx + h * D + i + half], b * co + a * si, 6 * U * (fabs(a) + fabs(b)));
             }
     for (int64_t i = 0; i < M * heads * D; i++)
-        if (i % D >= rotary) CHECK(x[i / (heads * D) * ldx + i % (heads * D)] == x0[i / (heads * D) * ldx + i % (heads * D)], "rope turned too much");
+        if (i % D >= rotary)
+            CHECK(x[i / (heads * D) * ldx + i % (heads * D)] == x0[i / (heads * D) * ldx + i % (heads * D)], "rope turned too much");
     mix(x, (size_t)(M * ldx) * 4);
     OK(lora_rope(ctx, &rotations, heads, D, positions, X, true, ERR));
     for (int64_t m = 0; m < M; m++) /* a rotation and its transpose: the square of the scale */
-        for (int64_t i = 0; i < heads * D; i++)
-            close_to("rope back", x[m * ldx + i], (i % D < rotary ? 2.25 : 1) * x0[m * ldx + i], 1e-5);
+        for (int64_t i = 0; i < heads * D; i++) close_to("rope back", x[m * ldx + i], (i % D < rotary ? 2.25 : 1) * x0[m * ldx + i], 1e-5);
     positions[M - 1] = (int32_t)n_positions;
     REFUSED(LORA_EINVAL, "got 97", lora_rope(ctx, &rotations, heads, D, positions, X, true, ERR));
     free(c), free(s), free(positions), free(x), free(x0);
@@ -163,8 +164,7 @@ static void check_swiglu(lora_ctx *ctx, int64_t M, int64_t I) {
             close_to("swiglu dup", gu[m * ld + I + i], d * g * s, 9 * U * fabs(d * g * s));
         }
     mix(h, (size_t)(M * I) * 4), mix(gu, (size_t)(M * ld) * 4);
-    if (I > 1)
-        REFUSED(LORA_EINVAL, "overlapping", lora_mlp_forward(ctx, LORA_SILU, gate, up, lora_mat_f32(gu + 1, M, I, ld), ERR));
+    if (I > 1) REFUSED(LORA_EINVAL, "overlapping", lora_mlp_forward(ctx, LORA_SILU, gate, up, lora_mat_f32(gu + 1, M, I, ld), ERR));
     free(gu), free(gu0), free(h), free(dh);
 }
 
@@ -182,8 +182,10 @@ static void check_geglu(lora_ctx *ctx, int64_t M, int64_t I, bool gated) {
             double slope = 0.5 * (1 + t) + 0.5 * g * (1 - t * t) * k * (1 + 3 * 0.044715 * g * g);
             close_to("geglu h", h[m * I + i], u * gelu, 60 * U * fabs(u) * (fabs(gelu) + 1e-3));
             close_to("geglu dgate", gu[m * ld + i], d * u * slope, 180 * U * fabs(d * u));
-            if (gated) close_to("geglu dup", gu[m * ld + I + i], d * gelu, 60 * U * fabs(d) * (fabs(gelu) + 1e-3));
-            else CHECK(gu[m * ld + I + i] == gu0[m * ld + I + i], "geglu wrote an up that is not there");
+            if (gated)
+                close_to("geglu dup", gu[m * ld + I + i], d * gelu, 60 * U * fabs(d) * (fabs(gelu) + 1e-3));
+            else
+                CHECK(gu[m * ld + I + i] == gu0[m * ld + I + i], "geglu wrote an up that is not there");
         }
     mix(h, (size_t)(M * I) * 4), mix(gu, (size_t)(M * ld) * 4);
     free(gu), free(gu0), free(h), free(dh);
@@ -203,8 +205,7 @@ static void check_embedding(lora_ctx *ctx, int64_t M, int64_t V, int64_t H) {
     for (int64_t m = 0; m < M; m++) CHECK(!memcmp(y + m * H, w + ids[m] * ld, (size_t)H * 4), "embedding float32");
     lora_weight bf16 = lora_weight_bf16(half, V, H, ld);
     OK(lora_embedding_forward(ctx, ids, &bf16, Y, ERR));
-    for (int64_t i = 0; i < M * H; i++)
-        CHECK(y[i] == lora_bf16_to_f32(half[ids[i / H] * ld + i % H]), "embedding bfloat16");
+    for (int64_t i = 0; i < M * H; i++) CHECK(y[i] == lora_bf16_to_f32(half[ids[i / H] * ld + i % H]), "embedding bfloat16");
 
     int64_t n_blocks = lora_nf4_blocks(V, H, 64);
     uint8_t *codes = calloc((size_t)lora_nf4_code_bytes(V, H) + 64, 1);

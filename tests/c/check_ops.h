@@ -9,18 +9,18 @@
 #include "tests/c/check.h"
 
 #define U 0x1p-24
-#define OK(call)                                                                                                       \
-    do {                                                                                                               \
-        lora_error e_ = {0};                                                                                           \
-        lora_status s_ = (call);                                                                                       \
-        CHECK(s_ == LORA_OK, "%s: %s", #call, e_.message);                                                             \
+#define OK(call)                                                                                                                           \
+    do {                                                                                                                                   \
+        lora_error e_ = {0};                                                                                                               \
+        lora_status s_ = (call);                                                                                                           \
+        CHECK(s_ == LORA_OK, "%s: %s", #call, e_.message);                                                                                 \
     } while (0)
-#define REFUSED(status, text, call)                                                                                    \
-    do {                                                                                                               \
-        lora_error e_ = {0};                                                                                           \
-        lora_status s_ = (call);                                                                                       \
-        CHECK(s_ == (status), "%s: status %d", #call, (int)s_);                                                        \
-        CHECK(strstr(e_.message, text) != NULL, "message without \"%s\": %s", text, e_.message);                       \
+#define REFUSED(status, text, call)                                                                                                        \
+    do {                                                                                                                                   \
+        lora_error e_ = {0};                                                                                                               \
+        lora_status s_ = (call);                                                                                                           \
+        CHECK(s_ == (status), "%s: status %d", #call, (int)s_);                                                                            \
+        CHECK(strstr(e_.message, text) != NULL, "message without \"%s\": %s", text, e_.message);                                           \
     } while (0)
 #define ERR &e_
 
@@ -52,20 +52,21 @@ static inline void mix(const void *p, size_t bytes) {
 /* run gives a hash of its results: the same for any number of threads, on every rung and with every arithmetic it has. */
 static inline void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_arithmetic path)) {
     FOR_EACH_ISA(isa)
-        for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
-            uint64_t first = 0;
-            for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
-                lora_ctx *ctx = check_ctx(isa, threads);
-                ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
-                ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
-                if (ctx->engine->kernels.gemm.paths[path].micro) {
-                    uint64_t got = run(ctx, (lora_gemm_arithmetic)path);
-                    if (threads == 1) first = got;
-                    CHECK(got == first, "%s, operands %s: %d threads give other bits than 1", lora_isa_name(isa), lora_ctx_operands(ctx), threads);
-                }
-                lora_ctx_destroy(ctx);
+    for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
+        uint64_t first = 0;
+        for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
+            lora_ctx *ctx = check_ctx(isa, threads);
+            ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
+            ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
+            if (ctx->engine->kernels.gemm.paths[path].micro) {
+                uint64_t got = run(ctx, (lora_gemm_arithmetic)path);
+                if (threads == 1) first = got;
+                CHECK(got == first, "%s, operands %s: %d threads give other bits than 1", lora_isa_name(isa), lora_ctx_operands(ctx),
+                      threads);
             }
+            lora_ctx_destroy(ctx);
         }
+    }
 }
 
 #endif

@@ -16,7 +16,8 @@ static arrays make_arrays(void) {
     arrays a;
     state = 88172645463325252u;
     for (int i = 0; i < ARRAYS; i++) {
-        a.params[i] = (lora_param){.data = random_floats(sizes[i], -1, 1), .grad = random_floats(sizes[i], -1, 1), .n = sizes[i], .decay = i % 2 == 0};
+        a.params[i] = (lora_param){
+            .data = random_floats(sizes[i], -1, 1), .grad = random_floats(sizes[i], -1, 1), .n = sizes[i], .decay = i % 2 == 0};
         a.m[i] = random_floats(sizes[i], 0, 0);
         a.v[i] = random_floats(sizes[i], 0, 0);
     }
@@ -39,8 +40,13 @@ static double step_one_by_one(lora_ctx *ctx, arrays *a, int64_t step, double lr,
     }
     double norm = sqrt(total) * 0.5, clip = norm > max_norm ? max_norm / (norm + 1e-6) : 1.0;
     for (int i = 0; i < ARRAYS; i++) {
-        lora_adamw_hyper hyper = {.lr = lr, .beta1 = options.beta1, .beta2 = options.beta2, .eps = options.eps,
-                                  .weight_decay = a->params[i].decay ? options.weight_decay : 0, .step = step, .grad_scale = 0.5 * clip};
+        lora_adamw_hyper hyper = {.lr = lr,
+                                  .beta1 = options.beta1,
+                                  .beta2 = options.beta2,
+                                  .eps = options.eps,
+                                  .weight_decay = a->params[i].decay ? options.weight_decay : 0,
+                                  .step = step,
+                                  .grad_scale = 0.5 * clip};
         lora_param param = a->params[i];
         param.decay = true;
         OK(lora_adamw_step(ctx, 1, &param, a->m[i], a->v[i], &hyper, ERR));
@@ -97,7 +103,8 @@ static void check_refused_steps(lora_ctx *ctx) {
     OK(lora_optimizer_create(ctx, LORA_ADAMW, a.params, ARRAYS, &options, &opt, ERR));
     lora_step_options good = {.lr = 1e-2, .grad_scale = 1}, o = good;
     a.params[3].grad[MOST - 1] = INFINITY;
-    REFUSED(LORA_EINVAL, "gradients: expected finite numbers, got a norm of inf; parameters are unchanged", lora_optimizer_step(opt, &o, &norm, ERR));
+    REFUSED(LORA_EINVAL, "gradients: expected finite numbers, got a norm of inf; parameters are unchanged",
+            lora_optimizer_step(opt, &o, &norm, ERR));
     a.params[3].grad[MOST - 1] = NAN;
     REFUSED(LORA_EINVAL, "gradients: expected finite numbers", lora_optimizer_step(opt, &o, &norm, ERR));
     a.params[3].grad[MOST - 1] = 0;
@@ -136,7 +143,8 @@ static void check_refused_arguments(lora_ctx *ctx) {
     bad.n = INT64_MAX / 2;
     REFUSED(LORA_ENOMEM, "params: expected at most", lora_optimizer_create(ctx, LORA_ADAMW, &bad, 1, &o, &opt, ERR));
     o.beta1 = 1;
-    REFUSED(LORA_EINVAL, "betas: expected two numbers with 0 <= beta < 1, got 1 and 0.999", lora_optimizer_create(ctx, LORA_ADAMW, &good, 1, &o, &opt, ERR));
+    REFUSED(LORA_EINVAL, "betas: expected two numbers with 0 <= beta < 1, got 1 and 0.999",
+            lora_optimizer_create(ctx, LORA_ADAMW, &good, 1, &o, &opt, ERR));
     o = options, o.eps = -1;
     REFUSED(LORA_EINVAL, "eps: expected", lora_optimizer_create(ctx, LORA_ADAMW, &good, 1, &o, &opt, ERR));
     o = options, o.weight_decay = NAN;
@@ -167,11 +175,11 @@ static void check_failed_allocations(void) {
 
 void check_optim(void) {
     FOR_EACH_ISA(isa)
-        for (int threads = 1; threads <= 3; threads++) {
-            lora_ctx *ctx = check_ctx(isa, threads);
-            check_steps(ctx);
-            if (threads == 1) check_refused_steps(ctx), check_refused_arguments(ctx);
-            lora_ctx_destroy(ctx);
-        }
+    for (int threads = 1; threads <= 3; threads++) {
+        lora_ctx *ctx = check_ctx(isa, threads);
+        check_steps(ctx);
+        if (threads == 1) check_refused_steps(ctx), check_refused_arguments(ctx);
+        lora_ctx_destroy(ctx);
+    }
     check_failed_allocations();
 }

@@ -55,7 +55,8 @@ static void check_convert(lora_ctx *ctx, int64_t rows, int64_t cols, int64_t gap
         CHECK(half[i] == (inside ? lora_f32_to_bf16(x[i]) : 0), "bfloat16 of %g: %04x", (double)x[i], half[i]);
         CHECK(back[i] == (inside ? lora_bf16_to_f32(half[i]) : back0[i]), "float32 of %04x: %g", half[i], (double)back[i]);
     }
-    REFUSED(LORA_EDTYPE, "to: expected float32 from bfloat16 or the other way, got float32 from float32", lora_convert_rows(ctx, wide, again, ERR));
+    REFUSED(LORA_EDTYPE, "to: expected float32 from bfloat16 or the other way, got float32 from float32",
+            lora_convert_rows(ctx, wide, again, ERR));
     free(x), free(back), free(back0), free(half);
 }
 
@@ -63,7 +64,8 @@ static void check_refusals(lora_ctx *ctx) {
     float x[64] = {0}, y[64] = {0};
     int64_t rows[] = {0, 3}, outside[] = {0, 4}, negative[] = {-1, 0};
     uint16_t half[64];
-    lora_mat four = lora_mat_f32(x, 4, 8, 8), two = lora_mat_f32(y, 2, 8, 8), narrow = {.data = half, .rows = 4, .cols = 7, .ld = 7, .dtype = LORA_BF16};
+    lora_mat four = lora_mat_f32(x, 4, 8, 8), two = lora_mat_f32(y, 2, 8, 8),
+             narrow = {.data = half, .rows = 4, .cols = 7, .ld = 7, .dtype = LORA_BF16};
     REFUSED(LORA_EINVAL, "expected at most one of them", lora_copy_rows(ctx, four, rows, two, rows, false, ERR));
     REFUSED(LORA_EINVAL, "from_rows[1] < 4, got 4", lora_copy_rows(ctx, four, outside, two, NULL, false, ERR));
     REFUSED(LORA_EINVAL, "to_rows[0] < 4, got -1", lora_copy_rows(ctx, two, NULL, four, negative, false, ERR));
@@ -81,17 +83,17 @@ static void check_refusals(lora_ctx *ctx) {
 void check_rows_copy(void) {
     static const int64_t rows[] = {1, 2, 17, 130}, widths[] = {1, 8, 63, 1024, 40000};
     FOR_EACH_ISA(isa)
-        for (int threads = 1; threads <= 3; threads += 2) {
-            lora_ctx *ctx = check_ctx(isa, threads);
-            state = 88172645463325252u;
-            for (int r = 0; r < 4; r++)
-                for (int w = 0; w < (r == 3 ? 4 : 5); w++)
-                    for (int64_t gap = 0; gap <= GAP; gap += GAP) {
-                        check_copy(ctx, rows[r], widths[w], gap, false);
-                        check_copy(ctx, rows[r], widths[w], gap, true);
-                        check_convert(ctx, rows[r], widths[w], gap);
-                    }
-            check_refusals(ctx);
-            lora_ctx_destroy(ctx);
-        }
+    for (int threads = 1; threads <= 3; threads += 2) {
+        lora_ctx *ctx = check_ctx(isa, threads);
+        state = 88172645463325252u;
+        for (int r = 0; r < 4; r++)
+            for (int w = 0; w < (r == 3 ? 4 : 5); w++)
+                for (int64_t gap = 0; gap <= GAP; gap += GAP) {
+                    check_copy(ctx, rows[r], widths[w], gap, false);
+                    check_copy(ctx, rows[r], widths[w], gap, true);
+                    check_convert(ctx, rows[r], widths[w], gap);
+                }
+        check_refusals(ctx);
+        lora_ctx_destroy(ctx);
+    }
 }

@@ -11,8 +11,7 @@
 #define U 0x1p-24
 enum { GUARD = 16 };
 
-static const int64_t sizes[] = {1,  2,  3,  7,  8,   9,   15,  16,  17,  31,   32,   33,
-                                63, 64, 65, 97, 127, 172, 257, 509, 576, 1031, 4099, 8209};
+static const int64_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 127, 172, 257, 509, 576, 1031, 4099, 8209};
 enum { N_SIZES = sizeof sizes / sizeof sizes[0] };
 
 /* n floats between NaN bands, shifted by offset floats from an aligned address. */
@@ -51,29 +50,27 @@ static row row_random(int64_t n, int64_t offset, float low, float high) {
     return r;
 }
 
-#define FREE(...)                                                                                                      \
-    do {                                                                                                               \
-        row list_[] = {__VA_ARGS__};                                                                                   \
-        for (size_t j_ = 0; j_ < sizeof list_ / sizeof list_[0]; j_++) free(list_[j_].all);                            \
+#define FREE(...)                                                                                                                          \
+    do {                                                                                                                                   \
+        row list_[] = {__VA_ARGS__};                                                                                                       \
+        for (size_t j_ = 0; j_ < sizeof list_ / sizeof list_[0]; j_++) free(list_[j_].all);                                                \
     } while (0)
 
 /* got against want: |difference| <= bound(i); the guards of got must still be NaN. */
-#define CLOSE(name, got, want, bound)                                                                                  \
-    do {                                                                                                               \
-        CHECK(row_guards(got), "%s %s n=%lld: wrote outside the row", lora_isa_name(isa), name, (long long)(got).n);   \
-        for (int64_t i = 0; i < (got).n; i++) {                                                                        \
-            double difference_ = fabs((double)(got).p[i] - (double)(want).p[i]), bound_ = (bound);                     \
-            CHECK(difference_ <= bound_, "%s %s n=%lld [%lld]: got %.9g, expected %.9g, bound %.3g",                   \
-                  lora_isa_name(isa), name, (long long)(got).n, (long long)i, (double)(got).p[i], (double)(want).p[i], \
-                  bound_);                                                                                             \
-        }                                                                                                              \
+#define CLOSE(name, got, want, bound)                                                                                                      \
+    do {                                                                                                                                   \
+        CHECK(row_guards(got), "%s %s n=%lld: wrote outside the row", lora_isa_name(isa), name, (long long)(got).n);                       \
+        for (int64_t i = 0; i < (got).n; i++) {                                                                                            \
+            double difference_ = fabs((double)(got).p[i] - (double)(want).p[i]), bound_ = (bound);                                         \
+            CHECK(difference_ <= bound_, "%s %s n=%lld [%lld]: got %.9g, expected %.9g, bound %.3g", lora_isa_name(isa), name,             \
+                  (long long)(got).n, (long long)i, (double)(got).p[i], (double)(want).p[i], bound_);                                      \
+        }                                                                                                                                  \
     } while (0)
 
 /* A sum of n products in at least 8 lanes: n/8 additions a lane, a few more across lanes. */
 static double sum_factor(int64_t n) { return (double)n / 8.0 + 12.0; }
 
-static void check_norm(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
-                       int64_t offset, float add) {
+static void check_norm(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset, float add) {
     row x = row_random(n, offset, -3, 3), w = row_random(n, 0, -2, 2), dy = row_random(n, offset, -1, 1);
     row y = row_make(n, offset), want = row_make(n, 0);
     float eps = 1e-5f, rstd = k->rmsnorm_forward(n, x.p, w.p, add, eps, y.p);
@@ -95,8 +92,7 @@ static void check_norm(const lora_rowwise_kernels *k, const lora_rowwise_kernels
         CLOSE("rmsnorm_backward dx", dx, want_dx,
               U * (8 * r * fabs((double)dy.p[i] * ((double)add + w.p[i])) + sum_factor(n) * r * r * r * mean * fabs((double)x.p[i]) +
                    2 * fabs((double)dx0.p[i])));
-        CLOSE("rmsnorm_backward dweight", dw, want_dw,
-              U * (4 * r * fabs((double)dy.p[i] * x.p[i]) + 2 * fabs((double)dw0.p[i])));
+        CLOSE("rmsnorm_backward dweight", dw, want_dw, U * (4 * r * fabs((double)dy.p[i] * x.p[i]) + 2 * fabs((double)dw0.p[i])));
         k->rmsnorm_backward(n, dy.p, x.p, w.p, add, rstd, NULL, accumulate, dw0.p);
         CHECK(!memcmp(dw0.p, dw.p, (size_t)n * 4), "dweight without dx n=%lld", (long long)n);
         k->rmsnorm_backward(n, dy.p, x.p, w.p, add, rstd, dx0.p, accumulate, NULL);
@@ -106,8 +102,7 @@ static void check_norm(const lora_rowwise_kernels *k, const lora_rowwise_kernels
     FREE(x, w, dy, y, want, in_place);
 }
 
-static void check_layernorm(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
-                            int64_t offset) {
+static void check_layernorm(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset) {
     row x = row_random(n, offset, -2, 4), w = row_random(n, 0, -2, 2), b = row_random(n, offset, -1, 1);
     row dy = row_random(n, offset, -1, 1), y = row_make(n, offset), want = row_make(n, 0);
     float mean, want_mean, eps = 1e-3f, rstd = k->layernorm_forward(n, x.p, w.p, b.p, eps, y.p, &mean);
@@ -148,8 +143,7 @@ static void check_layernorm(const lora_rowwise_kernels *k, const lora_rowwise_ke
     FREE(x, w, b, dy, y, want, in_place);
 }
 
-static void check_rope(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t half,
-                       int64_t offset) {
+static void check_rope(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t half, int64_t offset) {
     row x = row_random(2 * half, offset, -3, 3), c = row_random(half, 0, -1, 1), s = row_random(half, 0, -1, 1);
     for (int sign = -1; sign <= 1; sign += 2) {
         row got = row_copy(x), want = row_copy(x);
@@ -161,8 +155,7 @@ static void check_rope(const lora_rowwise_kernels *k, const lora_rowwise_kernels
     FREE(x, c, s);
 }
 
-static void check_swiglu(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
-                         int64_t offset) {
+static void check_swiglu(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset) {
     row g = row_random(n, offset, -12, 12), u = row_random(n, 0, -3, 3), d = row_random(n, offset, -2, 2);
     static const float special[] = {0.0f, -0.0f, 100.0f, -100.0f, 1e30f, -1e30f, -88.0f, 88.0f, 1e-40f, -87.31f};
     for (int64_t i = 0; i < n && n > 32 && i < 10; i++) g.p[i] = special[i];
@@ -176,8 +169,7 @@ static void check_swiglu(const lora_rowwise_kernels *k, const lora_rowwise_kerne
 
     k->swiglu_backward(n, d.p, g.p, u.p, h.p, du.p);
     ref->swiglu_backward(n, d.p, g.p, u.p, want.p, want_du.p);
-    CLOSE("swiglu_backward dgate", h, want,
-          16 * U * (1 + fabs((double)g.p[i])) * fabs((double)d.p[i] * u.p[i]) + 0x1p-118);
+    CLOSE("swiglu_backward dgate", h, want, 16 * U * (1 + fabs((double)g.p[i])) * fabs((double)d.p[i] * u.p[i]) + 0x1p-118);
     CLOSE("swiglu_backward dup", du, want_du, 8 * U * fabs((double)want_du.p[i]) + 0x1p-118);
     row gate = row_copy(g), up = row_copy(u);
     k->swiglu_backward(n, d.p, gate.p, up.p, gate.p, up.p);
@@ -186,8 +178,8 @@ static void check_swiglu(const lora_rowwise_kernels *k, const lora_rowwise_kerne
 }
 
 /* With a gate and without. */
-static void check_geglu(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
-                        int64_t offset, bool gated) {
+static void check_geglu(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset,
+                        bool gated) {
     row g = row_random(n, offset, -6, 6), u = row_random(n, 0, -3, 3), d = row_random(n, offset, -2, 2);
     static const float special[] = {0.0f, -0.0f, 100.0f, -100.0f, 1e30f, -1e30f, -12.0f, 12.0f, 1e-40f, -9.5f};
     for (int64_t i = 0; i < n && n > 32 && i < 10; i++) g.p[i] = special[i];
@@ -206,15 +198,13 @@ static void check_geglu(const lora_rowwise_kernels *k, const lora_rowwise_kernel
     ref->geglu_backward(n, d.p, g.p, up, want.p, gated ? want_du.p : NULL);
     CLOSE("geglu_backward dgate", h, want, (32 + 16 * SQUARE(g.p[i])) * U * fabs((double)d.p[i] * (gated ? u.p[i] : 1)) + 0x1p-118);
     row gate = row_copy(g), second = row_copy(u);
-    if (gated)
-        CLOSE("geglu_backward dup", du, want_du, (16 + 4 * SQUARE(g.p[i])) * U * fabs((double)want_du.p[i]) + 0x1p-118);
+    if (gated) CLOSE("geglu_backward dup", du, want_du, (16 + 4 * SQUARE(g.p[i])) * U * fabs((double)want_du.p[i]) + 0x1p-118);
     k->geglu_backward(n, d.p, gate.p, gated ? second.p : NULL, gate.p, gated ? second.p : NULL);
     CHECK(!memcmp(gate.p, h.p, (size_t)n * 4) && (!gated || !memcmp(second.p, du.p, (size_t)n * 4)), "in place n=%lld", (long long)n);
     FREE(g, u, d, h, want, du, want_du, alias, gate, second);
 }
 
-static void check_softcap(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
-                          int64_t offset) {
+static void check_softcap(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset) {
     static const float caps[] = {30.0f, 1.0f, 0.01f};
     for (int c = 0; c < 3; c++) {
         row x = row_random(n, offset, -40, 40), d = row_random(n, offset, -2, 2), d0 = row_copy(d), want_d = row_copy(d);
@@ -255,8 +245,7 @@ static void check_exp_sum(const lora_rowwise_kernels *k, const lora_rowwise_kern
     }
 }
 
-static void check_adamw(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
-                        int64_t offset) {
+static void check_adamw(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset) {
     lora_adamw_constants c = {0.5f, 0.999f, 0.9f, 0.1f, 0.999f, 0.001f, 3e-3f, 0.2f, 1e-8f};
     row p = row_random(n, offset, -1, 1), g = row_random(n, 0, -1, 1), m = row_random(n, offset, -0.1f, 0.1f);
     row v = row_random(n, 0, 0, 0.01f);
@@ -269,8 +258,7 @@ static void check_adamw(const lora_rowwise_kernels *k, const lora_rowwise_kernel
     CLOSE("adamw v", v, wv, 5 * U * (v0.p[i] + 0.001 * grad * grad));
     /* |m| is at most |m0| + 0.05 and its error is absolute, so the error of the step is bounded by that. */
     CLOSE("adamw p", p, wp,
-          3 * U * fabs((double)p0.p[i]) +
-              12 * U * c.step_size * (fabs((double)m0.p[i]) + 0.05) / (sqrt((double)wv.p[i]) / 0.2 + 1e-8));
+          3 * U * fabs((double)p0.p[i]) + 12 * U * c.step_size * (fabs((double)m0.p[i]) + 0.05) / (sqrt((double)wv.p[i]) / 0.2 + 1e-8));
     if (isa > LORA_ISA_PORTABLE) { /* elementwise without fused operations: the same bits */
         lora_rowwise_kernels portable;
         lora_rowwise_kernels_init(&portable, LORA_ISA_PORTABLE);
@@ -281,8 +269,7 @@ static void check_adamw(const lora_rowwise_kernels *k, const lora_rowwise_kernel
     FREE(p, g, m, v, p0, m0, v0, wp, wm, wv);
 }
 
-static void check_vectors(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n,
-                          int64_t offset) {
+static void check_vectors(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset) {
     row x = row_random(n, offset, -3, 3), y = row_random(n, 0, -3, 3), y0 = row_copy(y), want = row_copy(y);
     double sum = k->sum_of_squares(n, x.p), exact = ref->sum_of_squares(n, x.p);
     CHECK(fabs(sum - exact) <= (double)n * 0x1p-52 * exact, "sum_of_squares n=%lld", (long long)n);
@@ -327,8 +314,7 @@ static void check_exp_ulp(const lora_rowwise_kernels *k, lora_isa isa) {
     k->exp(8, special, out);
     CHECK(out[0] == 1.0f && out[1] == 1.0f, "%s exp(0)", lora_isa_name(isa));
     CHECK(out[2] == 0.0f && out[3] == 0.0f, "%s exp of very negative values", lora_isa_name(isa));
-    CHECK(isinf(out[4]) && isinf(out[5]) && isnan(out[6]) && isfinite(out[7]), "%s exp of large values and NaN",
-          lora_isa_name(isa));
+    CHECK(isinf(out[4]) && isinf(out[5]) && isnan(out[6]) && isfinite(out[7]), "%s exp of large values and NaN", lora_isa_name(isa));
     uint32_t payload = 0x7fc00001u; /* a NaN whose low bits must not leak into the exponent */
     memcpy(&special[0], &payload, 4);
     k->exp(8, special, out);

@@ -123,33 +123,53 @@ lora_decoder_config oracle_config(const oracle_model *m) {
         ropes[i] = (int8_t)rope_of(o, i);
     }
     int64_t rotary = o->partial_rope ? OD / 2 : OD;
-    return (lora_decoder_config){.hidden_size = OH, .intermediate_size = OI, .num_hidden_layers = O_LAYERS,
-                                 .num_attention_heads = O_HEADS, .num_key_value_heads = O_KV_HEADS, .head_dim = OD,
-                                 .vocab_size = OV, .max_position_embeddings = O_POSITIONS,
-                                 .norm = o->layer_norm ? LORA_NORM_LAYER : LORA_NORM_RMS, .norm_eps = EPS,
-                                 .norm_weight_offset = o->offset ? 1 : 0, .pre_norm = !o->no_pre_norm, .post_norm = o->post_norm,
-                                 .qk_norm = o->qk_norm, .activation = o->gelu ? LORA_GELU_TANH : LORA_SILU, .gated_mlp = !o->ungated,
-                                 .learned_positions = o->positions, .tie_word_embeddings = o->tied,
-                                 .embedding_scale = o->scales ? EMBEDDING_SCALE : 1, .residual_scale = o->scales ? RESIDUAL_SCALE : 1,
+    return (lora_decoder_config){.hidden_size = OH,
+                                 .intermediate_size = OI,
+                                 .num_hidden_layers = O_LAYERS,
+                                 .num_attention_heads = O_HEADS,
+                                 .num_key_value_heads = O_KV_HEADS,
+                                 .head_dim = OD,
+                                 .vocab_size = OV,
+                                 .max_position_embeddings = O_POSITIONS,
+                                 .norm = o->layer_norm ? LORA_NORM_LAYER : LORA_NORM_RMS,
+                                 .norm_eps = EPS,
+                                 .norm_weight_offset = o->offset ? 1 : 0,
+                                 .pre_norm = !o->no_pre_norm,
+                                 .post_norm = o->post_norm,
+                                 .qk_norm = o->qk_norm,
+                                 .activation = o->gelu ? LORA_GELU_TANH : LORA_SILU,
+                                 .gated_mlp = !o->ungated,
+                                 .learned_positions = o->positions,
+                                 .tie_word_embeddings = o->tied,
+                                 .embedding_scale = o->scales ? EMBEDDING_SCALE : 1,
+                                 .residual_scale = o->scales ? RESIDUAL_SCALE : 1,
                                  .attention_scale = o->scales ? ATTENTION_SCALE : 1 / sqrt(OD),
                                  .attention_softcap = o->softcaps ? ATTENTION_CAP : 0,
                                  .logits = {o->scales ? (float)LOGIT_SCALE : 1, o->softcaps ? (float)LOGIT_CAP : 0},
-                                 .sliding_window = windows, .n_ropes = o->local_layers || o->switched_rope ? 2 : 1,
+                                 .sliding_window = windows,
+                                 .n_ropes = o->local_layers || o->switched_rope ? 2 : 1,
                                  .ropes = {{INV_FREQ[0], rotary, ROPE_SCALE}, {INV_FREQ[1], rotary, ROPE_SCALE}},
-                                 .layer_rope = o->local_layers ? ropes : NULL, .rope_switch = o->switched_rope ? SWITCH : 0};
+                                 .layer_rope = o->local_layers ? ropes : NULL,
+                                 .rope_switch = o->switched_rope ? SWITCH : 0};
 }
 
 static lora_status set_adapter(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int i, const bool *trains, lora_error *err) {
     int slot = i % O_PER_LAYER - O_B, a = i - O_B + O_A + a_slot(&m->options, slot) - slot;
     const oracle_tensor *A = &m->t[a], *B = &m->t[i];
-    lora_adapter adapter = {.rank = OR, .A = A->w, .B = B->w, .dA = !trains || trains[a] ? A->g : NULL,
-                            .dB = !trains || trains[i] ? B->g : NULL, .scale = (float)SCALE, .dropout = m->options.dropout,
+    lora_adapter adapter = {.rank = OR,
+                            .A = A->w,
+                            .B = B->w,
+                            .dA = !trains || trains[a] ? A->g : NULL,
+                            .dB = !trains || trains[i] ? B->g : NULL,
+                            .scale = (float)SCALE,
+                            .dropout = m->options.dropout,
                             .dropout_seed = SEED};
     LORA_TRY(mirror_adapter(ctx, &adapter, B->rows, A->cols, err));
     return lora_decoder_set_adapter(d, i / O_PER_LAYER, (lora_matrix_slot)slot, &adapter, err);
 }
 
-static lora_status set_matrix(lora_ctx *ctx, lora_decoder *d, int64_t layer, lora_matrix_slot slot, const oracle_tensor *t, float *g, lora_error *err) {
+static lora_status set_matrix(lora_ctx *ctx, lora_decoder *d, int64_t layer, lora_matrix_slot slot, const oracle_tensor *t, float *g,
+                              lora_error *err) {
     lora_weight w = lora_weight_f32(t->w, t->rows, t->cols, t->cols);
     LORA_TRY(mirror_matrix(ctx, &w, &g, err));
     return lora_decoder_set_matrix(d, layer, slot, &w, g, err);
@@ -168,13 +188,20 @@ static lora_status set_tensor(const oracle_model *m, lora_ctx *ctx, lora_decoder
     int64_t layer = i < O_EMBED ? i / O_PER_LAYER : -1;
     int within = i % O_PER_LAYER, vector = -1;
     if (!t->w) return LORA_OK;
-    if (i >= O_FINAL_NORM) vector = LORA_FINAL_NORM + (i == O_FINAL_NORM ? 0 : LORA_NORM_BIAS);
-    else if (i >= O_EMBED) return set_matrix(ctx, d, -1, globals[i - O_EMBED], t, g, err);
-    else if (within < O_BIAS) return set_matrix(ctx, d, layer, (lora_matrix_slot)within, t, g, err);
-    else if (within < O_NORM) vector = LORA_BIAS + within - O_BIAS;
-    else if (within < O_NORM_BIAS) vector = within - O_NORM;
-    else if (within < O_A) vector = LORA_NORM_BIAS + within - O_NORM_BIAS;
-    else return within < O_B ? LORA_OK : set_adapter(m, ctx, d, i, trains, err); /* A is set together with B */
+    if (i >= O_FINAL_NORM)
+        vector = LORA_FINAL_NORM + (i == O_FINAL_NORM ? 0 : LORA_NORM_BIAS);
+    else if (i >= O_EMBED)
+        return set_matrix(ctx, d, -1, globals[i - O_EMBED], t, g, err);
+    else if (within < O_BIAS)
+        return set_matrix(ctx, d, layer, (lora_matrix_slot)within, t, g, err);
+    else if (within < O_NORM)
+        vector = LORA_BIAS + within - O_BIAS;
+    else if (within < O_NORM_BIAS)
+        vector = within - O_NORM;
+    else if (within < O_A)
+        vector = LORA_NORM_BIAS + within - O_NORM_BIAS;
+    else
+        return within < O_B ? LORA_OK : set_adapter(m, ctx, d, i, trains, err); /* A is set together with B */
     return set_vector(ctx, d, layer, vector, t, g, err);
 }
 
@@ -197,8 +224,13 @@ lora_batch oracle_batch(void) {
     static const int32_t targets[O_TOKENS] = {17, 3, 36, 0, 11, -7, 21, 5, 30, 3, 12, 9, 36};
     static const int32_t cu_seqlens[O_SEGMENTS + 1] = {0, 5, 6, O_TOKENS};
     static const float loss_weight[O_TOKENS] = {1, 0.5f, 1, 0, 1, 0, 0, 1, 1, 2, 0, 1, 0.25f};
-    return (lora_batch){.n_tokens = O_TOKENS, .n_segments = O_SEGMENTS, .input_ids = ids, .cu_seqlens = cu_seqlens,
-                        .targets = targets, .loss_weight = loss_weight, .dropout_step = 5};
+    return (lora_batch){.n_tokens = O_TOKENS,
+                        .n_segments = O_SEGMENTS,
+                        .input_ids = ids,
+                        .cu_seqlens = cu_seqlens,
+                        .targets = targets,
+                        .loss_weight = loss_weight,
+                        .dropout_step = 5};
 }
 
 /* --- the oracle --- */
@@ -244,8 +276,10 @@ static void norm(const oracle_model *m, const oracle_tensor *weight, const oracl
 /* The norm of a layer, or a copy where it has none. */
 static void layer_norm(const oracle_run *r, int layer, int slot, const double *x, double *y) {
     const oracle_tensor *t = r->m->t + layer * O_PER_LAYER + slot;
-    if (t[O_NORM].p) norm(r->m, &t[O_NORM], &t[O_NORM_BIAS], t[O_NORM].n, x, y);
-    else memcpy(y, x, OH * sizeof *x);
+    if (t[O_NORM].p)
+        norm(r->m, &t[O_NORM], &t[O_NORM_BIAS], t[O_NORM].n, x, y);
+    else
+        memcpy(y, x, OH * sizeof *x);
 }
 
 /* q or k (heads * OD): normed, then turned to its position in a segment of length tokens. */
@@ -269,7 +303,8 @@ static void place(const oracle_run *r, int layer, int norm_slot, double *x, int6
 }
 
 /* o (OQ) of token t, which sees tokens first .. t */
-static void attend(const oracle_options *options, const double *q, double (*k)[OKV], double (*v)[OKV], int64_t first, int64_t t, double *o) {
+static void attend(const oracle_options *options, const double *q, double (*k)[OKV], double (*v)[OKV], int64_t first, int64_t t,
+                   double *o) {
     for (int h = 0; h < O_HEADS; h++) {
         int kv = h / (O_HEADS / O_KV_HEADS) * OD;
         double weight[O_TOKENS], sum = 0;

@@ -32,7 +32,7 @@ typedef struct oracle_options {
     bool tied, biases, adapters;
     int64_t window; /* of all layers; with local_layers of layers 0 and 1 */
     float dropout;
-    bool layer_norm, offset;          /* LayerNorm; 1 + weight */
+    bool layer_norm, offset; /* LayerNorm; 1 + weight */
     bool no_pre_norm, post_norm;
     lora_qk_norm qk_norm;
     bool gelu, ungated, positions;

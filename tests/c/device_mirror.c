@@ -87,7 +87,9 @@ static void copy_all(bool to_device) {
     for (int64_t i = 0; i < n_mirrors; i++) {
         const mirror *m = &mirrors[i];
         lora_status status = LORA_OK;
-        if (m->host) status = to_device ? lora_upload(m->ctx, m->device, m->host, m->bytes, &err) : lora_download(m->ctx, m->host, m->device, m->bytes, &err);
+        if (m->host)
+            status = to_device ? lora_upload(m->ctx, m->device, m->host, m->bytes, &err)
+                               : lora_download(m->ctx, m->host, m->device, m->bytes, &err);
         bool last = i + 1 == n_mirrors || mirrors[i + 1].ctx != m->ctx;
         if (status == LORA_OK && last) status = lora_sync(m->ctx, &err);
         CHECK(status == LORA_OK, "%s", err.message);

@@ -128,7 +128,9 @@ lora_ctx *device_ctx_on(const char *device, const char *paths, lora_isa isa, int
     return ctx;
 }
 
-bool device_allocations_fail(const lora_ctx *ctx) { return strcmp(lora_ctx_device(ctx), "cpu") == 0 || strcmp(lora_ctx_device(ctx), "fake") == 0; }
+bool device_allocations_fail(const lora_ctx *ctx) {
+    return strcmp(lora_ctx_device(ctx), "cpu") == 0 || strcmp(lora_ctx_device(ctx), "fake") == 0;
+}
 
 lora_ctx *device_ctx(lora_isa isa, int threads) { return device_ctx_on(device_in_use()->name, backend_paths(), isa, threads); }
 

@@ -72,7 +72,8 @@ static double value_at(const op_values *v, int64_t i) {
 
 static void compare(const char *name, const char *where, const op_values *got, const op_values *want, double tolerance) {
     if (tolerance == 0) {
-        CHECK(memcmp(got->data, want->data, (size_t)got->n * bytes_of(got->kind)) == 0, "%s on %s: other bits in %s", name, where, got->what);
+        CHECK(memcmp(got->data, want->data, (size_t)got->n * bytes_of(got->kind)) == 0, "%s on %s: other bits in %s", name, where,
+              got->what);
         return;
     }
     double worst = 0, top = 0, rounding = got->kind == VALUES_BF16 ? 0x1p-8 : 0;
@@ -102,7 +103,8 @@ static void check_case(const op_case *c, const checked_device *device, lora_ctx 
     run_case(c, ctx, precision, &got);
     run_case(c, like, tolerance == 0 ? precision : LORA_PRECISION_EXACT, &want);
     CHECK(got.n_results == want.n_results && got.n_results > 0, "%s: %d results, expected %d", c->name, got.n_results, want.n_results);
-    for (int i = 0; i < got.n_results && i < want.n_results; i++) compare(c->name, device->name, &got.results[i], &want.results[i], tolerance);
+    for (int i = 0; i < got.n_results && i < want.n_results; i++)
+        compare(c->name, device->name, &got.results[i], &want.results[i], tolerance);
     free_results(&got);
     free_results(&want);
 }
@@ -112,9 +114,11 @@ void op_check_cases(const op_case *cases, int n) {
     int n_devices = checked_devices(&devices);
     for (int d = 0; d < n_devices; d++) {
         bool same_bits = d > 0 && devices[d].tolerance[0] == 0;
-        lora_ctx *ctx = device_ctx_on(devices[d].name, backend_paths(), LORA_ISA_AUTO, 2), *like = check_ctx(same_bits ? LORA_ISA_AUTO : LORA_ISA_REF, 2);
+        lora_ctx *ctx = device_ctx_on(devices[d].name, backend_paths(), LORA_ISA_AUTO, 2),
+                 *like = check_ctx(same_bits ? LORA_ISA_AUTO : LORA_ISA_REF, 2);
         for (int i = 0; i < n; i++)
-            for (int p = LORA_PRECISION_EXACT; p <= LORA_PRECISION_FAST; p++) check_case(&cases[i], &devices[d], ctx, like, (lora_precision)p);
+            for (int p = LORA_PRECISION_EXACT; p <= LORA_PRECISION_FAST; p++)
+                check_case(&cases[i], &devices[d], ctx, like, (lora_precision)p);
         device_ctx_free(ctx);
         lora_ctx_destroy(like);
     }

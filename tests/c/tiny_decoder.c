@@ -8,11 +8,10 @@
 
 enum { H = 24, I = 40, HEADS = 4, KV_HEADS = 2, D = 6, LAYERS = 2, R = 3 };
 
-static const int64_t shapes[LORA_LAYER_MATRICES][2] = {{HEADS * D, H}, {KV_HEADS * D, H}, {KV_HEADS * D, H}, {H, HEADS * D}, {I, H}, {I, H}, {H, I}};
+static const int64_t shapes[LORA_LAYER_MATRICES][2] = {{HEADS * D, H}, {KV_HEADS * D, H}, {KV_HEADS * D, H}, {H, HEADS * D}, {I, H}, {I, H},
+                                                       {H, I}};
 
-static lora_weight matrix(const float *data, int64_t rows, int64_t cols) {
-    return lora_weight_f32(data, rows, cols, cols);
-}
+static lora_weight matrix(const float *data, int64_t rows, int64_t cols) { return lora_weight_f32(data, rows, cols, cols); }
 
 static lora_status set_matrix(tiny_decoder *t, int64_t layer, int slot, lora_weight w, lora_error *err) {
     LORA_TRY(mirror_matrix(t->ctx, &w, NULL, err));
@@ -31,8 +30,8 @@ static lora_status set_layer(tiny_decoder *t, int64_t layer, float dropout, int 
         *w += rows * cols;
         if (layer == 1 && slot == skip) continue;
         LORA_TRY(set_matrix(t, layer, slot, m, err));
-        lora_adapter a = {.rank = R, .A = *w, .B = *w + R * cols, .dA = *g, .dB = *g + R * cols, .scale = 0.5f, .dropout = dropout,
-                          .dropout_seed = 11};
+        lora_adapter a = {
+            .rank = R, .A = *w, .B = *w + R * cols, .dA = *g, .dB = *g + R * cols, .scale = 0.5f, .dropout = dropout, .dropout_seed = 11};
         *w += R * (rows + cols);
         *g += R * (rows + cols);
         LORA_TRY(mirror_adapter(t->ctx, &a, rows, cols, err));
@@ -44,11 +43,24 @@ static lora_status set_layer(tiny_decoder *t, int64_t layer, float dropout, int 
 
 lora_status tiny_decoder_make(lora_ctx *ctx, float dropout, int skip, tiny_decoder *t, lora_error *err) {
     static const double inv_freq[D / 2] = {1, 0.1, 0.01};
-    lora_decoder_config config = {.hidden_size = H, .intermediate_size = I, .num_hidden_layers = LAYERS, .num_attention_heads = HEADS,
-                                  .num_key_value_heads = KV_HEADS, .head_dim = D, .vocab_size = TINY_VOCAB, .max_position_embeddings = 64,
-                                  .norm_eps = 1e-5, .pre_norm = true, .gated_mlp = true, .embedding_scale = 1,
-                                  .residual_scale = 1, .attention_scale = 0.4, .logits = {1, 0}, .n_ropes = 1,
-                                  .ropes = {{inv_freq, D, 1}}, .tie_word_embeddings = true};
+    lora_decoder_config config = {.hidden_size = H,
+                                  .intermediate_size = I,
+                                  .num_hidden_layers = LAYERS,
+                                  .num_attention_heads = HEADS,
+                                  .num_key_value_heads = KV_HEADS,
+                                  .head_dim = D,
+                                  .vocab_size = TINY_VOCAB,
+                                  .max_position_embeddings = 64,
+                                  .norm_eps = 1e-5,
+                                  .pre_norm = true,
+                                  .gated_mlp = true,
+                                  .embedding_scale = 1,
+                                  .residual_scale = 1,
+                                  .attention_scale = 0.4,
+                                  .logits = {1, 0},
+                                  .n_ropes = 1,
+                                  .ropes = {{inv_freq, D, 1}},
+                                  .tie_word_embeddings = true};
     *t = (tiny_decoder){.ctx = ctx};
     LORA_TRY(lora_decoder_create(ctx, &config, &t->decoder, err));
     t->n_weights = 40000;
@@ -84,7 +96,8 @@ lora_batch tiny_batch(void) {
         targets[i] = (i * 31 + 5) % TINY_VOCAB;
         weight[i] = i % 4 ? 1.0f : 0.0f;
     }
-    return (lora_batch){.n_tokens = TINY_TOKENS, .n_segments = 3, .input_ids = ids, .cu_seqlens = cu, .targets = targets, .loss_weight = weight};
+    return (lora_batch){
+        .n_tokens = TINY_TOKENS, .n_segments = 3, .input_ids = ids, .cu_seqlens = cu, .targets = targets, .loss_weight = weight};
 }
 
 static double loss_at(lora_decoder *d, float *values, const float *kept, int64_t n, const float *direction, double step) {

@@ -12,7 +12,8 @@ static const size_t RESERVED = (size_t)4 << 30; /* addresses; pages come when th
 lora_status fake_open_memory(fake_device *f, lora_error *err) {
     pthread_mutex_init(&f->lock, NULL);
     f->fd = memfd_create("lora_fake_device", MFD_CLOEXEC);
-    LORA_CHECK(f->fd >= 0 && ftruncate(f->fd, (off_t)RESERVED) == 0, err, LORA_EDEVICE, "fake: expected a memory file of %zu bytes, got none", RESERVED);
+    LORA_CHECK(f->fd >= 0 && ftruncate(f->fd, (off_t)RESERVED) == 0, err, LORA_EDEVICE,
+               "fake: expected a memory file of %zu bytes, got none", RESERVED);
     void *seen = mmap(NULL, RESERVED, PROT_NONE, MAP_SHARED | MAP_NORESERVE, f->fd, 0);
     void *real = mmap(NULL, RESERVED, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f->fd, 0);
     f->seen = seen == MAP_FAILED ? NULL : seen;
@@ -80,7 +81,8 @@ static void *fake_alloc(void *state, lora_mem_tag tag, size_t bytes) {
     pthread_mutex_lock(&f->lock);
     for (; at < f->n_blocks && f->blocks[at].begin - begin < padded; at++)
         begin = (f->blocks[at].begin + f->blocks[at].bytes + 2 * ALIGN - 1) & ~(size_t)(ALIGN - 1);
-    fake_block *block = begin + padded <= RESERVED ? insert_block(f, at, (fake_block){.begin = begin, .bytes = bytes, .tag = tag, .used = true}) : NULL;
+    fake_block *block =
+        begin + padded <= RESERVED ? insert_block(f, at, (fake_block){.begin = begin, .bytes = bytes, .tag = tag, .used = true}) : NULL;
     if (block) account(f, tag, bytes, true);
     pthread_mutex_unlock(&f->lock);
     return block ? f->seen + begin : NULL;
@@ -247,6 +249,14 @@ static lora_status fake_sync(void *state, lora_error *err) {
 }
 
 const lora_backend_memory fake_memory = {
-    .alloc = fake_alloc, .free = fake_free, .stage_alloc = fake_stage_alloc, .stage_free = fake_stage_free, .upload = fake_upload,
-    .download = fake_download, .clear = fake_clear, .sync = fake_sync, .usage = fake_usage, .reset_peak = fake_reset_peak,
+    .alloc = fake_alloc,
+    .free = fake_free,
+    .stage_alloc = fake_stage_alloc,
+    .stage_free = fake_stage_free,
+    .upload = fake_upload,
+    .download = fake_download,
+    .clear = fake_clear,
+    .sync = fake_sync,
+    .usage = fake_usage,
+    .reset_peak = fake_reset_peak,
 };

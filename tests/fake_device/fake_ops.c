@@ -103,7 +103,8 @@ static lora_status run_norm_forward(fake_device *f, void *args, lora_error *err)
 }
 
 static lora_status norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) {
-    return queue(ctx, run_norm_forward, &(norm_forward_args){.norm = *norm, .x = x, .y = y, .stats = stats}, sizeof(norm_forward_args), err);
+    return queue(ctx, run_norm_forward, &(norm_forward_args){.norm = *norm, .x = x, .y = y, .stats = stats}, sizeof(norm_forward_args),
+                 err);
 }
 
 typedef struct norm_backward_args {
@@ -127,11 +128,17 @@ static lora_status run_norm_backward(fake_device *f, void *args, lora_error *err
     at_mat(f, &a->dx, &bad);
     a->dweight = fake_at(f, a->dweight, &bad);
     a->dbias = fake_at(f, a->dbias, &bad);
-    return bad ? host_address("norm_backward", err) : lora_cpu_norm_backward(f->cpu, &a->norm, a->dy, a->x, a->stats, a->dx, a->accumulate_dx, a->dweight, a->dbias, err);
+    return bad ? host_address("norm_backward", err)
+               : lora_cpu_norm_backward(f->cpu, &a->norm, a->dy, a->x, a->stats, a->dx, a->accumulate_dx, a->dweight, a->dbias, err);
 }
 
-static lora_status norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx, bool accumulate_dx, float *dweight, float *dbias, lora_error *err) {
-    return queue(ctx, run_norm_backward, &(norm_backward_args){.norm = *norm, .dy = dy, .x = x, .stats = stats, .dx = dx, .accumulate_dx = accumulate_dx, .dweight = dweight, .dbias = dbias}, sizeof(norm_backward_args), err);
+static lora_status norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx,
+                                 bool accumulate_dx, float *dweight, float *dbias, lora_error *err) {
+    return queue(
+        ctx, run_norm_backward,
+        &(norm_backward_args){
+            .norm = *norm, .dy = dy, .x = x, .stats = stats, .dx = dx, .accumulate_dx = accumulate_dx, .dweight = dweight, .dbias = dbias},
+        sizeof(norm_backward_args), err);
 }
 
 typedef struct scale_rows_args {
@@ -184,11 +191,16 @@ static lora_status run_rope(fake_device *f, void *args, lora_error *err) {
     at_rotations(f, &a->table, &bad);
     a->positions = fake_at(f, a->positions, &bad);
     at_mat(f, &a->x, &bad);
-    return bad ? host_address("rope", err) : lora_cpu_rope(f->cpu, &a->table, a->n_heads, a->head_dim, a->positions, a->x, a->backward, err);
+    return bad ? host_address("rope", err)
+               : lora_cpu_rope(f->cpu, &a->table, a->n_heads, a->head_dim, a->positions, a->x, a->backward, err);
 }
 
-static lora_status rope(lora_ctx *ctx, const lora_rotations *table, int64_t n_heads, int64_t head_dim, const int32_t *positions, lora_mat x, bool backward, lora_error *err) {
-    return queue(ctx, run_rope, &(rope_args){.table = *table, .n_heads = n_heads, .head_dim = head_dim, .positions = positions, .x = x, .backward = backward}, sizeof(rope_args), err);
+static lora_status rope(lora_ctx *ctx, const lora_rotations *table, int64_t n_heads, int64_t head_dim, const int32_t *positions, lora_mat x,
+                        bool backward, lora_error *err) {
+    return queue(
+        ctx, run_rope,
+        &(rope_args){.table = *table, .n_heads = n_heads, .head_dim = head_dim, .positions = positions, .x = x, .backward = backward},
+        sizeof(rope_args), err);
 }
 
 typedef struct attention_forward_args {
@@ -208,11 +220,15 @@ static lora_status run_attention_forward(fake_device *f, void *args, lora_error 
     at_kv(f, &a->kv, &bad);
     at_mat(f, &a->o, &bad);
     a->lse = fake_at(f, a->lse, &bad);
-    return bad ? host_address("attention_forward", err) : lora_cpu_attention_forward(f->cpu, &a->shape, &a->segments, a->q, &a->kv, a->o, a->lse, err);
+    return bad ? host_address("attention_forward", err)
+               : lora_cpu_attention_forward(f->cpu, &a->shape, &a->segments, a->q, &a->kv, a->o, a->lse, err);
 }
 
-static lora_status attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q, const lora_kv *kv, lora_mat o, float *lse, lora_error *err) {
-    return queue(ctx, run_attention_forward, &(attention_forward_args){.shape = *shape, .segments = *segments, .q = q, .kv = *kv, .o = o, .lse = lse}, sizeof(attention_forward_args), err);
+static lora_status attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
+                                     const lora_kv *kv, lora_mat o, float *lse, lora_error *err) {
+    return queue(ctx, run_attention_forward,
+                 &(attention_forward_args){.shape = *shape, .segments = *segments, .q = q, .kv = *kv, .o = o, .lse = lse},
+                 sizeof(attention_forward_args), err);
 }
 
 typedef struct attention_backward_args {
@@ -229,8 +245,10 @@ static lora_status run_attention_backward(fake_device *f, void *args, lora_error
     return bad ? host_address("attention_backward", err) : lora_cpu_attention_backward(f->cpu, &a->shape, &a->segments, &a->gradient, err);
 }
 
-static lora_status attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, const lora_attention_gradient *gradient, lora_error *err) {
-    return queue(ctx, run_attention_backward, &(attention_backward_args){.shape = *shape, .segments = *segments, .gradient = *gradient}, sizeof(attention_backward_args), err);
+static lora_status attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
+                                      const lora_attention_gradient *gradient, lora_error *err) {
+    return queue(ctx, run_attention_backward, &(attention_backward_args){.shape = *shape, .segments = *segments, .gradient = *gradient},
+                 sizeof(attention_backward_args), err);
 }
 
 typedef struct mlp_forward_args {
@@ -250,7 +268,8 @@ static lora_status run_mlp_forward(fake_device *f, void *args, lora_error *err) 
 }
 
 static lora_status mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat gate, lora_mat up, lora_mat h, lora_error *err) {
-    return queue(ctx, run_mlp_forward, &(mlp_forward_args){.activation = activation, .gate = gate, .up = up, .h = h}, sizeof(mlp_forward_args), err);
+    return queue(ctx, run_mlp_forward, &(mlp_forward_args){.activation = activation, .gate = gate, .up = up, .h = h},
+                 sizeof(mlp_forward_args), err);
 }
 
 typedef struct mlp_backward_args {
@@ -270,11 +289,15 @@ static lora_status run_mlp_backward(fake_device *f, void *args, lora_error *err)
     at_mat(f, &a->up, &bad);
     at_mat(f, &a->dgate, &bad);
     at_mat(f, &a->dup, &bad);
-    return bad ? host_address("mlp_backward", err) : lora_cpu_mlp_backward(f->cpu, a->activation, a->dh, a->gate, a->up, a->dgate, a->dup, err);
+    return bad ? host_address("mlp_backward", err)
+               : lora_cpu_mlp_backward(f->cpu, a->activation, a->dh, a->gate, a->up, a->dgate, a->dup, err);
 }
 
-static lora_status mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate, lora_mat dup, lora_error *err) {
-    return queue(ctx, run_mlp_backward, &(mlp_backward_args){.activation = activation, .dh = dh, .gate = gate, .up = up, .dgate = dgate, .dup = dup}, sizeof(mlp_backward_args), err);
+static lora_status mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate,
+                                lora_mat dup, lora_error *err) {
+    return queue(ctx, run_mlp_backward,
+                 &(mlp_backward_args){.activation = activation, .dh = dh, .gate = gate, .up = up, .dgate = dgate, .dup = dup},
+                 sizeof(mlp_backward_args), err);
 }
 
 typedef struct embedding_forward_args {
@@ -312,7 +335,8 @@ static lora_status run_embedding_backward(fake_device *f, void *args, lora_error
 }
 
 static lora_status embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) {
-    return queue(ctx, run_embedding_backward, &(embedding_backward_args){.ids = ids, .dy = dy, .dW = dW}, sizeof(embedding_backward_args), err);
+    return queue(ctx, run_embedding_backward, &(embedding_backward_args){.ids = ids, .dy = dy, .dW = dW}, sizeof(embedding_backward_args),
+                 err);
 }
 
 typedef struct linear_cross_entropy_args {
@@ -331,11 +355,14 @@ static lora_status run_linear_cross_entropy(fake_device *f, void *args, lora_err
     at_loss(f, &a->loss, &bad);
     at_mat(f, &a->dx, &bad);
     a->dW = fake_at(f, a->dW, &bad);
-    return bad ? host_address("linear_cross_entropy", err) : lora_cpu_linear_cross_entropy(f->cpu, a->x, &a->w, &a->loss, a->dx, a->dW, err);
+    return bad ? host_address("linear_cross_entropy", err)
+               : lora_cpu_linear_cross_entropy(f->cpu, a->x, &a->w, &a->loss, a->dx, a->dW, err);
 }
 
-static lora_status linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW, lora_error *err) {
-    return queue(ctx, run_linear_cross_entropy, &(linear_cross_entropy_args){.x = x, .w = *w, .loss = *loss, .dx = dx, .dW = dW}, sizeof(linear_cross_entropy_args), err);
+static lora_status linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
+                                        lora_error *err) {
+    return queue(ctx, run_linear_cross_entropy, &(linear_cross_entropy_args){.x = x, .w = *w, .loss = *loss, .dx = dx, .dW = dW},
+                 sizeof(linear_cross_entropy_args), err);
 }
 
 typedef struct copy_rows_args {
@@ -356,8 +383,11 @@ static lora_status run_copy_rows(fake_device *f, void *args, lora_error *err) {
     return bad ? host_address("copy_rows", err) : lora_cpu_copy_rows(f->cpu, a->from, a->from_rows, a->to, a->to_rows, a->accumulate, err);
 }
 
-static lora_status copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate, lora_error *err) {
-    return queue(ctx, run_copy_rows, &(copy_rows_args){.from = from, .from_rows = from_rows, .to = to, .to_rows = to_rows, .accumulate = accumulate}, sizeof(copy_rows_args), err);
+static lora_status copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
+                             lora_error *err) {
+    return queue(ctx, run_copy_rows,
+                 &(copy_rows_args){.from = from, .from_rows = from_rows, .to = to, .to_rows = to_rows, .accumulate = accumulate},
+                 sizeof(copy_rows_args), err);
 }
 
 typedef struct convert_rows_args {
@@ -416,7 +446,8 @@ static lora_status run_linear_merge(fake_device *f, void *args, lora_error *err)
     return lora_cpu_linear_merge(f->cpu, &a->w, a->has_adapter ? &a->adapter : NULL, a->norm, a->sign, a->merged, err);
 }
 
-static lora_status linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign, float *merged, lora_error *err) {
+static lora_status linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign,
+                                float *merged, lora_error *err) {
     linear_merge_args args = {.w = *w, .has_adapter = adapter != NULL, .norm = norm, .sign = sign, .merged = merged};
     if (adapter) args.adapter = *adapter;
     return queue(ctx, run_linear_merge, &args, sizeof args, err);
@@ -436,7 +467,8 @@ static lora_status run_linear_merge_backward(fake_device *f, void *args, lora_er
 }
 
 static lora_status linear_merge_backward(lora_ctx *ctx, const lora_adapter *adapter, lora_mat dmerged, lora_error *err) {
-    return queue(ctx, run_linear_merge_backward, &(linear_merge_backward_args){.adapter = *adapter, .dmerged = dmerged}, sizeof(linear_merge_backward_args), err);
+    return queue(ctx, run_linear_merge_backward, &(linear_merge_backward_args){.adapter = *adapter, .dmerged = dmerged},
+                 sizeof(linear_merge_backward_args), err);
 }
 
 /* --- operations whose arguments are lists or on the host --- */
@@ -459,8 +491,8 @@ static lora_status run_rope_table(fake_device *f, void *args, lora_error *err) {
     return lora_cpu_rope_table(f->cpu, a->n_positions, a->positions, a->half, a->inv_freq, a->scale, a->cos, a->sin, err);
 }
 
-static lora_status rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq, double scale,
-                              float *cos, float *sin, lora_error *err) {
+static lora_status rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
+                              double scale, float *cos, float *sin, lora_error *err) {
     size_t bytes = sizeof(rope_table_args) + (size_t)half * sizeof(double);
     rope_table_args *args = malloc(bytes);
     LORA_CHECK(args, err, LORA_ENOMEM, "queue: expected %zu bytes, got none", bytes);
@@ -535,8 +567,8 @@ static lora_status run_linear_backward(fake_device *f, void *args, lora_error *e
     return lora_cpu_linear_backward(f->cpu, a->x, a->n, a->gradients, a->dx, a->accumulate_dx, err);
 }
 
-static lora_status linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx, bool accumulate_dx,
-                                   lora_error *err) {
+static lora_status linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx,
+                                   bool accumulate_dx, lora_error *err) {
     linear_backward_args args = {.x = x, .dx = dx, .n = n, .accumulate_dx = accumulate_dx};
     for (int64_t i = 0; i < n; i++) {
         args.gradients[i] = gradients[i];
@@ -597,7 +629,8 @@ static lora_status queue_optim(lora_ctx *ctx, fake_run_fn *run, optim_args head,
     return status;
 }
 
-static lora_status adamw_step(lora_ctx *ctx, int64_t n, const lora_param *params, float *m, float *v, const lora_adamw_hyper *hyper, lora_error *err) {
+static lora_status adamw_step(lora_ctx *ctx, int64_t n, const lora_param *params, float *m, float *v, const lora_adamw_hyper *hyper,
+                              lora_error *err) {
     return queue_optim(ctx, run_adamw_step, (optim_args){.n = n, .m = m, .v = v, .hyper = *hyper}, params, err);
 }
 

@@ -64,8 +64,10 @@ lora_status fake_run_queue(fake_device *f, lora_error *err) {
 
 static int64_t fake_devices(int64_t most, lora_device *out) {
     if (most > 0) *out = (lora_device){.name = "fake", .description = "the CPU's mathematics in memory of its own, for tests"};
-    if (most > 1) out[1] = (lora_device){.name = "fake:broken", .description = "one that cannot be used, for tests",
-                                         .reason = "fake:broken: expected a device that works, got none; use fake"};
+    if (most > 1)
+        out[1] = (lora_device){.name = "fake:broken",
+                               .description = "one that cannot be used, for tests",
+                               .reason = "fake:broken: expected a device that works, got none; use fake"};
     return 2;
 }
 
@@ -96,7 +98,12 @@ static lora_status fake_create(lora_ctx *host, int64_t index, void **state, lora
 static lora_backend table;
 
 __attribute__((visibility("default"))) const lora_backend *lora_backend_entry(uint32_t abi) {
-    table = (lora_backend){.abi = LORA_BACKEND_ABI, .name = "fake", .devices = fake_devices, .create = fake_create, .destroy = fake_destroy,
-                           .memory = fake_memory, .ops = fake_ops};
+    table = (lora_backend){.abi = LORA_BACKEND_ABI,
+                           .name = "fake",
+                           .devices = fake_devices,
+                           .create = fake_create,
+                           .destroy = fake_destroy,
+                           .memory = fake_memory,
+                           .ops = fake_ops};
     return abi == LORA_BACKEND_ABI ? &table : NULL;
 }

@@ -45,8 +45,8 @@ typedef struct lora_backend_ops {
     lora_status (*softcap_rows)(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err);
     lora_status (*rope_table)(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
                               double scale, float *cos, float *sin, lora_error *err);
-    lora_status (*rope)(lora_ctx *ctx, const lora_rotations *table, int64_t n_heads, int64_t head_dim, const int32_t *positions,
-                        lora_mat x, bool backward, lora_error *err);
+    lora_status (*rope)(lora_ctx *ctx, const lora_rotations *table, int64_t n_heads, int64_t head_dim, const int32_t *positions, lora_mat x,
+                        bool backward, lora_error *err);
     lora_status (*attention_forward)(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
                                      const lora_kv *kv, lora_mat o, float *lse, lora_error *err);
     lora_status (*attention_backward)(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
@@ -58,8 +58,8 @@ typedef struct lora_backend_ops {
     lora_status (*embedding_backward)(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err);
     lora_status (*linear_cross_entropy)(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
                                         lora_error *err);
-    lora_status (*copy_rows)(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows,
-                             bool accumulate, lora_error *err);
+    lora_status (*copy_rows)(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
+                             lora_error *err);
     lora_status (*convert_rows)(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err);
     lora_status (*linear_forward)(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err);
     lora_status (*linear_backward)(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx,
@@ -69,16 +69,16 @@ typedef struct lora_backend_ops {
     lora_status (*linear_merge)(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign,
                                 float *merged, lora_error *err);
     lora_status (*linear_merge_backward)(lora_ctx *ctx, const lora_adapter *adapter, lora_mat dmerged, lora_error *err);
-    lora_status (*adamw_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, float *v,
-                              const lora_adamw_hyper *hyper, lora_error *err);
+    lora_status (*adamw_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, float *v, const lora_adamw_hyper *hyper,
+                              lora_error *err);
     lora_status (*sum_of_squares)(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum, lora_error *err);
     int64_t (*scratch_bytes)(const lora_ctx *ctx, const lora_scratch_shape *shape);
 } lora_backend_ops;
 
 typedef struct lora_backend {
-    uint32_t abi;      /* LORA_BACKEND_ABI when it was compiled */
-    const char *name;  /* of its devices: "cpu", "cuda" */
-    bool host_memory;  /* its addresses are the host's, and nothing happens later than its call */
+    uint32_t abi;     /* LORA_BACKEND_ABI when it was compiled */
+    const char *name; /* of its devices: "cpu", "cuda" */
+    bool host_memory; /* its addresses are the host's, and nothing happens later than its call */
     /** Devices of this kind in *out, up to most; those that cannot be used with the reason. Returns their number. */
     int64_t (*devices)(int64_t most, lora_device *out);
     /** The state of device index; host: a context of the CPU that stays while the state does, for what a backend leaves to it. */

@@ -24,7 +24,8 @@ typedef struct lora_ctx lora_ctx;
  *     bfloat16                            on AMD CPUs with AVX512_BF16 (Zen 4 and later), which run it at twice the float32 rate
  *     int16, one scale per 64 values of k on other CPUs with AVX512_VNNI (Intel: bfloat16 runs at half the float32 rate there)
  * and is the same as EXACT on all others. With up to 24 rows (decoding) weights of float32 and GGUF blocks, and with int16
- * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as mixed-precision training has. */
+ * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as
+ * mixed-precision training has. */
 typedef enum lora_precision { LORA_PRECISION_EXACT, LORA_PRECISION_FAST } lora_precision;
 
 /* What the operands of FAST products are rounded to: with them chosen, CPUs of different makers give the same bits. */
@@ -36,8 +37,8 @@ typedef enum lora_operands {
 } lora_operands;
 
 typedef struct lora_ctx_options {
-    int n_threads; /* 0: one per CPU in the affinity mask */
-    lora_isa isa;  /* AUTO: the best rung of this CPU; a rung above the CPU is refused */
+    int n_threads;            /* 0: one per CPU in the affinity mask */
+    lora_isa isa;             /* AUTO: the best rung of this CPU; a rung above the CPU is refused */
     lora_precision precision; /* EXACT where nothing is said */
 } lora_ctx_options;
 

@@ -1,8 +1,8 @@
 /* A decoder: one forward and one backward over a packed batch, and KV-cache decoding. What differs between the families
  * of models is data in lora_decoder_config.
  * Weights, gradients and adapters are borrowed: the caller keeps them alive while they are set. They lie at addresses of the device of
- * the decoder's context (place.h brings frozen ones there, memory.h makes others); ids, targets, weights of the loss, and the losses, logits
- * and hidden states that come back are the caller's, on the host. */
+ * the decoder's context (place.h brings frozen ones there, memory.h makes others); ids, targets, weights of the loss, and the losses,
+ * logits and hidden states that come back are the caller's, on the host. */
 #ifndef LORA_C_DECODER_H
 #define LORA_C_DECODER_H
 
@@ -42,26 +42,32 @@ typedef struct lora_decoder_config {
     int64_t vocab_size, max_position_embeddings;
     lora_norm_kind norm;
     double norm_eps, norm_weight_offset;
-    bool pre_norm, post_norm;    /* at least one: norms of the inputs, of the outputs of attention and MLP */
-    lora_qk_norm qk_norm;        /* before the rotation */
+    bool pre_norm, post_norm; /* at least one: norms of the inputs, of the outputs of attention and MLP */
+    lora_qk_norm qk_norm;     /* before the rotation */
     lora_activation activation;
-    bool gated_mlp;              /* activation(gate) * up; else activation(up) and no gate_proj */
-    bool learned_positions;      /* an embedding of the position is added to that of the token */
+    bool gated_mlp;         /* activation(gate) * up; else activation(up) and no gate_proj */
+    bool learned_positions; /* an embedding of the position is added to that of the token */
     bool tie_word_embeddings;
     double embedding_scale, residual_scale;
-    double attention_scale;      /* of q k^T, usually 1 / sqrt(head_dim) */
-    double attention_softcap;    /* 0: none */
+    double attention_scale;   /* of q k^T, usually 1 / sqrt(head_dim) */
+    double attention_softcap; /* 0: none */
     lora_logit_map logits;
     const int32_t *sliding_window; /* (num_hidden_layers), 0: none; copied. NULL: none anywhere */
     int n_ropes;                   /* 0: no rotation */
     lora_rope_config ropes[LORA_MAX_ROPES];
-    const int8_t *layer_rope;      /* (num_hidden_layers): which of ropes, -1: none; copied. NULL: 0 everywhere */
-    int64_t rope_switch;           /* 0, or with two ropes and no layer_rope: segments longer than this use the second */
+    const int8_t *layer_rope; /* (num_hidden_layers): which of ropes, -1: none; copied. NULL: 0 everywhere */
+    int64_t rope_switch;      /* 0, or with two ropes and no layer_rope: segments longer than this use the second */
 } lora_decoder_config;
 
 /* Matrices. Layer matrices first (layer = 0 …), then the two global ones (layer = -1). */
 typedef enum lora_matrix_slot {
-    LORA_Q_PROJ, LORA_K_PROJ, LORA_V_PROJ, LORA_O_PROJ, LORA_GATE_PROJ, LORA_UP_PROJ, LORA_DOWN_PROJ,
+    LORA_Q_PROJ,
+    LORA_K_PROJ,
+    LORA_V_PROJ,
+    LORA_O_PROJ,
+    LORA_GATE_PROJ,
+    LORA_UP_PROJ,
+    LORA_DOWN_PROJ,
     LORA_LAYER_MATRICES,
     LORA_EMBED_TOKENS = LORA_LAYER_MATRICES,
     LORA_LM_HEAD,         /* with tie_word_embeddings the embedding, until a head of its own is set */
@@ -72,9 +78,12 @@ typedef enum lora_matrix_slot {
 /* Vectors: the norms that the configuration switches on (required), their biases for LayerNorm (required), and the
  * biases of the layer matrices (optional). Bias of norm i = LORA_NORM_BIAS + i, of matrix i = LORA_BIAS + i. */
 typedef enum lora_vector_slot {
-    LORA_INPUT_LAYERNORM, LORA_POST_ATTENTION_LAYERNORM, /* pre_norm: before attention, before the MLP (Llama's names) */
-    LORA_ATTENTION_OUTPUT_NORM, LORA_MLP_OUTPUT_NORM,    /* post_norm */
-    LORA_Q_NORM, LORA_K_NORM,                            /* qk_norm */
+    LORA_INPUT_LAYERNORM,
+    LORA_POST_ATTENTION_LAYERNORM, /* pre_norm: before attention, before the MLP (Llama's names) */
+    LORA_ATTENTION_OUTPUT_NORM,
+    LORA_MLP_OUTPUT_NORM, /* post_norm */
+    LORA_Q_NORM,
+    LORA_K_NORM, /* qk_norm */
     LORA_LAYER_NORMS,
     LORA_FINAL_NORM = LORA_LAYER_NORMS, /* layer = -1 */
     LORA_NORM_SLOTS,
@@ -90,28 +99,27 @@ typedef struct lora_slot_name {
 } lora_slot_name;
 lora_slot_name lora_decoder_slot_name(bool vector, int slot);
 
-lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config, lora_decoder **out,
-                                lora_error *err) LORA_MUST_CHECK;
+lora_status lora_decoder_create(lora_ctx *ctx, const lora_decoder_config *config, lora_decoder **out, lora_error *err) LORA_MUST_CHECK;
 void lora_decoder_destroy(lora_decoder *decoder);
 /** In a child whose parent forked it in the middle of a pass: drops what that pass had begun to write. */
 void lora_decoder_after_fork(lora_decoder *decoder);
 
 /** Sets a matrix; grad (same shape, float32, contiguous) makes it trainable, NULL freezes it. Shapes are checked. */
-lora_status lora_decoder_set_matrix(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot, const lora_weight *w,
-                                    float *grad, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_decoder_set_matrix(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot, const lora_weight *w, float *grad,
+                                    lora_error *err) LORA_MUST_CHECK;
 /** (rows, cols) of a matrix slot. */
 void lora_decoder_matrix_shape(const lora_decoder *decoder, lora_matrix_slot slot, int64_t *rows, int64_t *cols);
 /** Sets a norm weight or a bias (n floats); grad as above. */
-lora_status lora_decoder_set_vector(lora_decoder *decoder, int64_t layer, lora_vector_slot slot, const float *v,
-                                    int64_t n, float *grad, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_decoder_set_vector(lora_decoder *decoder, int64_t layer, lora_vector_slot slot, const float *v, int64_t n, float *grad,
+                                    lora_error *err) LORA_MUST_CHECK;
 /** Sets the LoRA adapter of a layer matrix, of LORA_EMBED_TOKENS or LORA_LM_HEAD (copied struct, borrowed arrays); NULL
  *  removes it. Those two take A (r, H) and B (V, r) like any (V, H) matrix, no DoRA, no dropout while they train, and float32
  *  memory of their matrix's size, twice where they train. A tied head does not see the adapter of the embedding. dropout_stream is set by
  *  the decoder from (dropout_step, layer, slot), the slot being the first with the same A: adapters of matrices that were
- *  cut from a fused one share A, its gradient and its masks. norm is made from the weight and the adapter at the start of each pass; a decode
- *  that only goes on with begun sequences keeps the norms of the pass before it. */
-lora_status lora_decoder_set_adapter(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot,
-                                     const lora_adapter *adapter, lora_error *err) LORA_MUST_CHECK;
+ *  cut from a fused one share A, its gradient and its masks. norm is made from the weight and the adapter at the start of each pass; a
+ * decode that only goes on with begun sequences keeps the norms of the pass before it. */
+lora_status lora_decoder_set_adapter(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot, const lora_adapter *adapter,
+                                     lora_error *err) LORA_MUST_CHECK;
 
 /** Trains n rows (n, H) of the embedding by token id and nothing else of it. embed_tokens must be a trained float32 matrix
  *  that exists for this: its rows are overwritten before each pass, its gradient is moved into grad (n, H) and cleared.
@@ -139,23 +147,22 @@ bool lora_decoder_stopping(const lora_decoder *decoder);
 /* A packed batch: no padding; segment s is tokens cu_seqlens[s] .. cu_seqlens[s+1]-1 and attends only to itself. */
 typedef struct lora_batch {
     int64_t n_tokens, n_segments;
-    const int32_t *input_ids;    /* (n_tokens) */
-    const int32_t *cu_seqlens;   /* (n_segments + 1), starts with 0, ends with n_tokens, rises strictly */
-    const int32_t *targets;      /* (n_tokens): the token that each position must predict; read where loss_weight != 0 */
-    const float *loss_weight;    /* (n_tokens) */
-    uint64_t dropout_step;       /* makes the dropout masks of this micro-batch its own */
+    const int32_t *input_ids;  /* (n_tokens) */
+    const int32_t *cu_seqlens; /* (n_segments + 1), starts with 0, ends with n_tokens, rises strictly */
+    const int32_t *targets;    /* (n_tokens): the token that each position must predict; read where loss_weight != 0 */
+    const float *loss_weight;  /* (n_tokens) */
+    uint64_t dropout_step;     /* makes the dropout masks of this micro-batch its own */
 } lora_batch;
 
 /** loss_sum = sum of loss_weight * cross entropy. Gradients of grad_scale * loss_sum are added to every grad that is set.
  *  Stops below the lowest trainable module. Errors also when a required weight is missing (named). */
-lora_status lora_decoder_forward_backward(lora_decoder *decoder, const lora_batch *batch, float grad_scale,
-                                          double *loss_sum, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_decoder_forward_backward(lora_decoder *decoder, const lora_batch *batch, float grad_scale, double *loss_sum,
+                                          lora_error *err) LORA_MUST_CHECK;
 /** The same loss without gradients and without dropout. token_loss (n_tokens) or NULL. */
 lora_status lora_decoder_loss(lora_decoder *decoder, const lora_batch *batch, double *loss_sum, float *token_loss,
                               lora_error *err) LORA_MUST_CHECK;
 /** logits (n_tokens, vocab_size); targets and loss_weight are not read. */
-lora_status lora_decoder_logits(lora_decoder *decoder, const lora_batch *batch, float *logits,
-                                lora_error *err) LORA_MUST_CHECK;
+lora_status lora_decoder_logits(lora_decoder *decoder, const lora_batch *batch, float *logits, lora_error *err) LORA_MUST_CHECK;
 /** out (n_tokens, hidden_size): what goes into layer `layer`; num_hidden_layers: out of the last one and the final norm. */
 lora_status lora_decoder_hidden_states(lora_decoder *decoder, const lora_batch *batch, int64_t layer, float *out,
                                        lora_error *err) LORA_MUST_CHECK;
@@ -187,9 +194,8 @@ int64_t lora_decoder_rope_limit(const lora_decoder *decoder, int64_t length);
 /** Appends the tokens of each segment s to sequence sequences[s] (distinct) and writes the logits of each segment's last
  *  token to logits (n_segments, vocab_size). Prefill and decode are the same call; no dropout. Up to LORA_DECODE_BATCH tokens
  *  in a call the logits of each have the bits that it gets alone. */
-lora_status lora_decoder_decode(lora_decoder *decoder, lora_kv_cache *cache, int64_t n_segments,
-                                const int32_t *cu_seqlens, const int32_t *sequences, const int32_t *input_ids,
-                                float *logits, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_decoder_decode(lora_decoder *decoder, lora_kv_cache *cache, int64_t n_segments, const int32_t *cu_seqlens,
+                                const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) LORA_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -9,9 +9,9 @@ extern "C" {
 #endif
 
 typedef struct lora_device {
-    char name[32];                  /* "cpu", "fake": what lora_ctx_create_on is given */
-    char description[128];          /* in words, for people */
-    char reason[LORA_ERROR_BYTES];  /* why it cannot be used and the way out; "" where it can */
+    char name[32];                 /* "cpu", "fake": what lora_ctx_create_on is given */
+    char description[128];         /* in words, for people */
+    char reason[LORA_ERROR_BYTES]; /* why it cannot be used and the way out; "" where it can */
 } lora_device;
 
 /** The devices of the CPU and of the backends in paths (files, separated by ':'; NULL: none), the CPU first: a file that cannot be

@@ -21,8 +21,8 @@ const char *lora_ggml_type_name(lora_ggml_type type); /* "Q8_0", …; "?" for a 
 /** Decodes n_rows rows from first_row on into dst (n_rows, cols), float32, float16 or bfloat16.
  *  Numerics  float32 in the order of the format's definition, no fused multiply-add: bit-equal to the gguf package;
  *            then one rounding to dtype.   Errors  ESHAPE, EDTYPE, EINVAL */
-lora_status lora_ggml_dequantize(struct lora_ctx *ctx, const lora_ggml *w, int64_t first_row, int64_t n_rows, void *dst,
-                                 lora_dtype dtype, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_ggml_dequantize(struct lora_ctx *ctx, const lora_ggml *w, int64_t first_row, int64_t n_rows, void *dst, lora_dtype dtype,
+                                 lora_error *err) LORA_MUST_CHECK;
 
 /** Checks that every weight is finite: the scales of the blocks (whose products then are) or the values themselves.
  *  Errors    ESHAPE: cols is no multiple of the block's values; EINVAL names the first row with a NaN or an infinity. */
@@ -32,8 +32,8 @@ lora_status lora_ggml_check(struct lora_ctx *ctx, const lora_ggml *w, lora_error
  *  Numerics  d = max |x| / 127, code = x * (1 / d) rounded half away from zero, d stored as float16. Byte-equal to the
  *            gguf package for any thread count.
  *  Errors    EINVAL names the first row with a non-finite value, or with one above 127 * 65504; ESHAPE; EDTYPE */
-lora_status lora_ggml_quantize_q8_0(struct lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols,
-                                    uint8_t *blocks, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_ggml_quantize_q8_0(struct lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols, uint8_t *blocks,
+                                    lora_error *err) LORA_MUST_CHECK;
 
 #ifdef __cplusplus
 }

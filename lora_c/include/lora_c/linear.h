@@ -24,8 +24,8 @@ typedef struct lora_linear_layer {
     const float *bias;           /* (N) or NULL */
     const lora_adapter *adapter; /* or NULL */
     lora_adapter_pass pass;
-    lora_mat y;                  /* (M, N) */
-    bool accumulate;             /* added to y */
+    lora_mat y;      /* (M, N) */
+    bool accumulate; /* added to y */
 } lora_linear_layer;
 
 /** y_i[M,N_i] = x[M,K] · W_i[N_i,K]^T + bias_i + s_i · (drop_i(x) · A_i^T) · B_i^T  for each of n <= LORA_LINEAR_LAYERS layers
@@ -40,7 +40,7 @@ lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora
 
 /* One of the layers that read the same x, in the backward pass. */
 typedef struct lora_linear_gradient {
-    lora_mat dy;                 /* (M, N) */
+    lora_mat dy; /* (M, N) */
     const lora_weight *w;
     const lora_adapter *adapter; /* or NULL */
     lora_adapter_pass pass;      /* as in forward */
@@ -63,8 +63,7 @@ bool lora_linear_keeps_low(const lora_ctx *ctx, int64_t M, const lora_adapter *a
  *      g = magnitude / norm (0 where norm is 0)      y = W x + (g - 1) W d + g s B A d + bias,  d = drop(x)
  *      dmagnitude += sum over M of dy · (W d + s B A d) / norm
  *  Source   DoRA, arXiv:2402.09353, eq. 5; norms outside the gradient, section 4.3. */
-lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float *norm,
-                           lora_error *err) LORA_MUST_CHECK;
+lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float *norm, lora_error *err) LORA_MUST_CHECK;
 
 /** merged[N,K] (float32, contiguous) = W + sign · s · B · A; the product is rounded once per element. With DoRA it is
  *  g · (W + s B A), and sign must be 1; norm is that of lora_dora_norm, and not read without DoRA. adapter NULL: W. */

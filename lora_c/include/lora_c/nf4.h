@@ -14,9 +14,9 @@ extern "C" {
 
 struct lora_ctx;
 
-const float *lora_nf4_lut(void);           /* the 16 NormalFloat values */
-const float *lora_fp4_lut(void);           /* the 16 values of bitsandbytes' FP4, which is read in the same layout */
-const float *lora_dynamic_map_signed(void);/* the 256-value signed 8-bit dynamic map (float32) */
+const float *lora_nf4_lut(void);            /* the 16 NormalFloat values */
+const float *lora_fp4_lut(void);            /* the 16 values of bitsandbytes' FP4, which is read in the same layout */
+const float *lora_dynamic_map_signed(void); /* the 256-value signed 8-bit dynamic map (float32) */
 
 int64_t lora_nf4_code_bytes(int64_t rows, int64_t cols);
 int64_t lora_nf4_blocks(int64_t rows, int64_t cols, int64_t block_size);
@@ -25,17 +25,17 @@ int64_t lora_nf4_blocks(int64_t rows, int64_t cols, int64_t block_size);
  *  Numerics  code = number of thresholds strictly below x * (1/absmax), float32; all-zero block: codes 7, absmax 0
  *            (a ragged zero tail block: absmax 1e-38, as the peer stores it). Byte-equal for any thread count.
  *  Errors    EINVAL names the first non-finite index and its value; ESHAPE; EDTYPE. Output is undefined after an error. */
-lora_status lora_nf4_quantize(struct lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols,
-                              int64_t block_size, uint8_t *codes, float *absmax, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_nf4_quantize(struct lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols, int64_t block_size,
+                              uint8_t *codes, float *absmax, lora_error *err) LORA_MUST_CHECK;
 
 /** Double quantization of n absmax values: offset = mean, then 8-bit codes of absmax - offset per nested block of 256.
  *  Numerics  true nearest value of the signed dynamic map (ties to the even index), zero stays zero. */
-lora_status lora_nf4_double_quantize(struct lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes,
-                                     float *nested_absmax, float *nested_offset, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_nf4_double_quantize(struct lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes, float *nested_absmax,
+                                     float *nested_offset, lora_error *err) LORA_MUST_CHECK;
 
 /** Decodes elements [begin, begin + count) of the flattened matrix into dst (float32, float16 or bfloat16; one rounding). */
-lora_status lora_nf4_dequantize(struct lora_ctx *ctx, const lora_nf4 *w, int64_t begin, int64_t count, void *dst,
-                                lora_dtype dtype, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_nf4_dequantize(struct lora_ctx *ctx, const lora_nf4 *w, int64_t begin, int64_t count, void *dst, lora_dtype dtype,
+                                lora_error *err) LORA_MUST_CHECK;
 
 #ifdef __cplusplus
 }

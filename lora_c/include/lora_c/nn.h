@@ -29,8 +29,7 @@ typedef struct lora_norm {
 /** RMS: y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight). LAYER: y = (x - mean) / sqrt(var + eps) * weight + bias.
  *  x, y (M, groups * H); y may be x. stats (M, groups, 2) receives 1/sqrt(...) and the mean (0 for RMS), or is NULL.
  *  Source   RMSNorm, arXiv:1910.07467, eq. 4; LayerNorm, arXiv:1607.06450, eq. 4 */
-lora_status lora_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats,
-                              lora_error *err) LORA_MUST_CHECK;
+lora_status lora_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) LORA_MUST_CHECK;
 /** dx like x (added to when accumulate_dx, else it may be dy; may be absent), dweight and dbias (H, added to; may be NULL). */
 lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx,
                                bool accumulate_dx, float *dweight, float *dbias, lora_error *err) LORA_MUST_CHECK;
@@ -44,8 +43,8 @@ lora_status lora_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_err
  *  added to it when accumulate. At most one of the two tables is given; n is the number of rows of the matrix without one, and
  *  without any table both have n rows. to_rows holds distinct numbers, which is not checked.
  *  Errors   EINVAL with a row number outside its matrix, too */
-lora_status lora_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows,
-                           bool accumulate, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
+                           lora_error *err) LORA_MUST_CHECK;
 /** to = from, of the same shape, one of them float32 and the other bfloat16, to which is rounded to nearest, ties to even. */
 lora_status lora_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) LORA_MUST_CHECK;
 
@@ -64,8 +63,8 @@ typedef struct lora_rotations {
  *  angle of positions[m], a row of the tables; backward rotates the other way (the gradient).
  *  positions[m] < n_positions is checked (EINVAL).
  *  Source   RoFormer, arXiv:2104.09864, eq. 34; half-split pairing of Hugging Face folders */
-lora_status lora_rope(lora_ctx *ctx, const lora_rotations *rotations, int64_t n_heads, int64_t head_dim,
-                      const int32_t *positions, lora_mat x, bool backward, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_rope(lora_ctx *ctx, const lora_rotations *rotations, int64_t n_heads, int64_t head_dim, const int32_t *positions,
+                      lora_mat x, bool backward, lora_error *err) LORA_MUST_CHECK;
 
 typedef struct lora_attention_shape {
     int64_t n_heads, n_kv_heads, head_dim; /* n_heads % n_kv_heads == 0 */
@@ -123,8 +122,7 @@ lora_status lora_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_ma
                               lora_mat dup, lora_error *err) LORA_MUST_CHECK;
 
 /** y[m] = W[ids[m]], y (M, H), W (V, H) of any kind. ids outside 0 .. V-1 are refused by index (EINVAL). */
-lora_status lora_embedding_forward(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_mat y,
-                                   lora_error *err) LORA_MUST_CHECK;
+lora_status lora_embedding_forward(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_mat y, lora_error *err) LORA_MUST_CHECK;
 /** dW[ids[m]] += dy[m], in the order of m; dy (M, H), dW (V, H). */
 lora_status lora_embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) LORA_MUST_CHECK;
 
@@ -139,7 +137,7 @@ typedef struct lora_loss {
     const int32_t *targets;   /* (M) */
     const float *loss_weight; /* (M); a target whose weight is 0 is not looked at */
     float grad_scale;
-    double *loss_sum;         /* (1) */
+    double *loss_sum;  /* (1) */
     float *token_loss; /* (M), or NULL */
     lora_logit_map map;
 } lora_loss;
@@ -149,8 +147,8 @@ typedef struct lora_loss {
  *  dx (M, H)  grad_scale * d loss_sum / dx, rows without weight are set to 0; absent: evaluation only
  *  dW (V, H)  added to; NULL: frozen head.   token_loss: the unweighted loss per token (0 where weight 0)
  *  targets outside 0 .. V-1 on weighted rows are refused by index. */
-lora_status lora_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx,
-                                      float *dW, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
+                                      lora_error *err) LORA_MUST_CHECK;
 /* The largest products of a training step. */
 typedef struct lora_scratch_shape {
     int64_t n_tokens, widest; /* widest: columns of the widest input of linear layers that share it */

@@ -27,13 +27,12 @@ typedef struct lora_adamw_hyper {
  *  Shapes    m and v: the moments of all arrays behind each other, in their order
  *  Numerics  bias corrections in float64 once per call, the rest float32; elementwise, so bits never depend on threads
  *  Source    AdamW, arXiv:1711.05101, algorithm 2; decay before the update, as in PyTorch */
-lora_status lora_adamw_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, float *v,
-                            const lora_adamw_hyper *hyper, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_adamw_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, float *v, const lora_adamw_hyper *hyper,
+                            lora_error *err) LORA_MUST_CHECK;
 
 /** sum of grad[i]^2 over all arrays in float64: chunks of fixed size added in index order, then the arrays in their order.
  *  data is not read. */
-lora_status lora_sum_of_squares(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum,
-                                lora_error *err) LORA_MUST_CHECK;
+lora_status lora_sum_of_squares(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum, lora_error *err) LORA_MUST_CHECK;
 
 /* --- optimizers --- */
 
@@ -66,8 +65,7 @@ void lora_optimizer_destroy(lora_optimizer *opt); /* NULL allowed */
 /** One step over all arrays. *norm: of the scaled gradients before they are clipped.
  *  Numerics  clipped by max_grad_norm / (norm + 1e-6), as in PyTorch
  *  Errors    LORA_EINVAL the norm is not finite or an option is out of range: arrays, state and number of steps are unchanged */
-lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *options, double *norm,
-                                lora_error *err) LORA_MUST_CHECK;
+lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *options, double *norm, lora_error *err) LORA_MUST_CHECK;
 
 /** Sets every gradient to zero.   Errors  EDEVICE */
 lora_status lora_optimizer_zero_grad(lora_optimizer *opt, lora_error *err) LORA_MUST_CHECK;

@@ -13,7 +13,8 @@ extern "C" {
  *  must then stay. Waits, so that host may otherwise go.   Errors  ENOMEM, EDEVICE */
 lora_status lora_weight_place(lora_ctx *ctx, const lora_weight *host, lora_weight *placed, void **memory, lora_error *err) LORA_MUST_CHECK;
 /** The same for a vector of n floats. */
-lora_status lora_vector_place(lora_ctx *ctx, const float *host, int64_t n, const float **placed, void **memory, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_vector_place(lora_ctx *ctx, const float *host, int64_t n, const float **placed, void **memory,
+                              lora_error *err) LORA_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -44,16 +44,16 @@ lora_status lora_fail(lora_error *err, lora_status code, const char *fmt, ...) L
 const char *lora_status_name(lora_status status);
 
 /* Returns the status of expr to the caller unless it is LORA_OK. */
-#define LORA_TRY(expr)                                                                                                 \
-    do {                                                                                                               \
-        lora_status lora_try_status_ = (expr);                                                                         \
-        if (lora_try_status_ != LORA_OK) return lora_try_status_;                                                      \
+#define LORA_TRY(expr)                                                                                                                     \
+    do {                                                                                                                                   \
+        lora_status lora_try_status_ = (expr);                                                                                             \
+        if (lora_try_status_ != LORA_OK) return lora_try_status_;                                                                          \
     } while (0)
 
 /* Refuses a caller's mistake: LORA_CHECK(n > 0, err, LORA_ESHAPE, "n: expected > 0, got %lld", (long long)n); */
-#define LORA_CHECK(cond, err, code, ...)                                                                               \
-    do {                                                                                                               \
-        if (!(cond)) return lora_fail((err), (code), __VA_ARGS__);                                                     \
+#define LORA_CHECK(cond, err, code, ...)                                                                                                   \
+    do {                                                                                                                                   \
+        if (!(cond)) return lora_fail((err), (code), __VA_ARGS__);                                                                         \
     } while (0)
 
 #ifdef __cplusplus

@@ -14,9 +14,7 @@ extern "C" {
 typedef enum lora_dtype { LORA_F32, LORA_BF16, LORA_F16 } lora_dtype;
 
 static inline size_t lora_dtype_bytes(lora_dtype t) { return t == LORA_F32 ? 4 : 2; }
-static inline const char *lora_dtype_name(lora_dtype t) {
-    return t == LORA_F32 ? "float32" : t == LORA_BF16 ? "bfloat16" : "float16";
-}
+static inline const char *lora_dtype_name(lora_dtype t) { return t == LORA_F32 ? "float32" : t == LORA_BF16 ? "bfloat16" : "float16"; }
 
 /* A borrowed row-major matrix at an address of the device: rows * cols elements of dtype, ld elements between rows. Inputs
  * and outputs alike: what is written is said by the operation. data NULL: absent, where an operation allows it. */
@@ -86,11 +84,11 @@ static inline lora_weight lora_weight_ggml(const lora_ggml *ggml) {
  * Source   LoRA, arXiv:2106.09685, eq. 3; s = lora_alpha / r as in PEFT. DoRA, arXiv:2402.09353, eq. 5. */
 typedef struct lora_adapter {
     int64_t rank;
-    const float *A, *B, *magnitude;  /* magnitude: DoRA's m (N); NULL: plain LoRA */
-    float *dA, *dB, *dmagnitude;     /* added to; NULL when not trained */
+    const float *A, *B, *magnitude; /* magnitude: DoRA's m (N); NULL: plain LoRA */
+    float *dA, *dB, *dmagnitude;    /* added to; NULL when not trained */
     float scale;
-    float dropout;                   /* while training: probability of zeroing an element of x on its way to A */
-    uint64_t dropout_seed;           /* the mask is a function of (seed, stream, element index): recomputed, not stored */
+    float dropout;         /* while training: probability of zeroing an element of x on its way to A */
+    uint64_t dropout_seed; /* the mask is a function of (seed, stream, element index): recomputed, not stored */
 } lora_adapter;
 
 /* What one call does with an adapter. */

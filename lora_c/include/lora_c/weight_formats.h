@@ -18,14 +18,14 @@ enum { LORA_NF4_BLOCK = 64, LORA_NF4_NESTED_BLOCK = 256 };
  * (float32, product rounded before the sum). */
 typedef struct lora_nf4 {
     int64_t rows, cols;
-    int64_t block_size;         /* 32, 64, … 4096 */
-    const float *lut;           /* 16 values in any order; lora_nf4_lut() unless read from a file */
-    const uint8_t *codes;       /* (rows*cols + 1) / 2 bytes; readable for 64 bytes past the end */
-    const float *absmax;        /* n_blocks, or NULL when double-quantized */
-    const uint8_t *absmax_codes;/* n_blocks, double-quantized only */
-    const float *nested_absmax; /* ceil(n_blocks / nested_block_size) */
-    const float *nested_map;    /* 256 values */
-    int64_t nested_block_size;  /* 256 */
+    int64_t block_size;          /* 32, 64, … 4096 */
+    const float *lut;            /* 16 values in any order; lora_nf4_lut() unless read from a file */
+    const uint8_t *codes;        /* (rows*cols + 1) / 2 bytes; readable for 64 bytes past the end */
+    const float *absmax;         /* n_blocks, or NULL when double-quantized */
+    const uint8_t *absmax_codes; /* n_blocks, double-quantized only */
+    const float *nested_absmax;  /* ceil(n_blocks / nested_block_size) */
+    const float *nested_map;     /* 256 values */
+    int64_t nested_block_size;   /* 256 */
     float nested_offset;
 } lora_nf4;
 

@@ -35,10 +35,8 @@ LORA_INLINE V v_where_between(V j, V lo, V hi, V x, V other) { return v_select((
 
 LORA_INLINE void v_transpose(V x[VLEN]) {
     V y[VLEN];
-    for (int i = 0; i < VLEN; i++)
-        y[i] = (V){x[0][i], x[1][i], x[2][i], x[3][i]};
-    for (int i = 0; i < VLEN; i++)
-        x[i] = y[i];
+    for (int i = 0; i < VLEN; i++) y[i] = (V){x[0][i], x[1][i], x[2][i], x[3][i]};
+    for (int i = 0; i < VLEN; i++) x[i] = y[i];
 }
 
 #include "lora_c/kernels/tmpl/attention_backward_tmpl.h"

@@ -14,7 +14,8 @@ static void full_tile(int64_t steps, const float *restrict a, const float *restr
     for (int i = 0; i < MR; i++) memcpy(tile + i * ld, c[i], sizeof c[i]);
 }
 
-static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, int64_t ld, bool accumulate) {
+static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, int64_t ld,
+                  bool accumulate) {
     const float *a = a_panel, *b = b_panel;
     if (mr == MR && nr == NR) {
         full_tile(steps, a, b, tile, ld, accumulate);

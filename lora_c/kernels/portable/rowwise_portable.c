@@ -51,8 +51,8 @@ static float rmsnorm_forward(int64_t n, const float *x, const float *weight, flo
     return rstd;
 }
 
-static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd,
-                             float *dx, bool accumulate, float *dweight) {
+static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd, float *dx,
+                             bool accumulate, float *dweight) {
     if (dweight)
         for (int64_t i = 0; i < n; i++) dweight[i] += dy[i] * (x[i] * rstd);
     if (!dx) return;
@@ -68,8 +68,7 @@ static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const f
         for (i = 0; i < n; i++) dx[i] = rstd * (dy[i] * (offset + weight[i]) - c * x[i]);
 }
 
-static float layernorm_forward(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y,
-                               float *mean) {
+static float layernorm_forward(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y, float *mean) {
     float sum[LANES] = {0}, square[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -85,8 +84,8 @@ static float layernorm_forward(int64_t n, const float *x, const float *weight, c
     return rstd;
 }
 
-static void layernorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd,
-                               float *dx, bool accumulate, float *dweight, float *dbias) {
+static void layernorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd, float *dx,
+                               bool accumulate, float *dweight, float *dbias) {
     if (dweight)
         for (int64_t i = 0; i < n; i++) dweight[i] += dy[i] * ((x[i] - mean) * rstd);
     if (dbias)
@@ -133,9 +132,7 @@ static void swiglu_backward(int64_t n, const float *dh, const float *gate, const
 }
 
 /* exp(-2 k (x + 0.044715 x^3)): 1 + it is the denominator of the tanh form of GELU. */
-LORA_INLINE float gelu_exp(float x) {
-    return exp_one(x * (x * x * (-2.0f * LORA_GELU_K * 0.044715f) - 2.0f * LORA_GELU_K));
-}
+LORA_INLINE float gelu_exp(float x) { return exp_one(x * (x * x * (-2.0f * LORA_GELU_K * 0.044715f) - 2.0f * LORA_GELU_K)); }
 
 static void geglu_forward(int64_t n, const float *gate, const float *up, float *h) {
     if (up)
@@ -214,8 +211,8 @@ static double exp_sum(int64_t n, float shift, float *x) {
     return total;
 }
 
-static void adamw(int64_t n, float *LORA_RESTRICT p, const float *LORA_RESTRICT g, float *LORA_RESTRICT m,
-                  float *LORA_RESTRICT v, const lora_adamw_constants *constants) {
+static void adamw(int64_t n, float *LORA_RESTRICT p, const float *LORA_RESTRICT g, float *LORA_RESTRICT m, float *LORA_RESTRICT v,
+                  const lora_adamw_constants *constants) {
     lora_adamw_constants c = *constants;
     for (int64_t i = 0; i < n; i++) {
         float grad = g[i] * c.grad_scale;

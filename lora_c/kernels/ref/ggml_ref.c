@@ -55,10 +55,10 @@ static float q6_k(const uint8_t *b, int i) {
     return scale * (float)(q - 32);
 }
 
-#define DECODE(name, values, bytes)                                                                                    \
-    static void decode_##name(const uint8_t *blocks, int64_t n_blocks, float *dst) {                                   \
-        for (int64_t b = 0; b < n_blocks; b++)                                                                         \
-            for (int i = 0; i < (values); i++) dst[b * (values) + i] = name(blocks + b * (bytes), i);                  \
+#define DECODE(name, values, bytes)                                                                                                        \
+    static void decode_##name(const uint8_t *blocks, int64_t n_blocks, float *dst) {                                                       \
+        for (int64_t b = 0; b < n_blocks; b++)                                                                                             \
+            for (int i = 0; i < (values); i++) dst[b * (values) + i] = name(blocks + b * (bytes), i);                                      \
     }
 
 DECODE(q8_0, LORA_GGML_SMALL, LORA_Q8_0_BYTES)

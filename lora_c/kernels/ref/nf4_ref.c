@@ -47,7 +47,5 @@ static void decode_absmax(const lora_nf4 *w, int64_t first_block, int64_t n, flo
 }
 
 void lora_nf4_fill_ref(lora_nf4_kernels *k) {
-    *k = (lora_nf4_kernels){.quantize = quantize,
-                            .dequantize = dequantize,
-                            .decode_absmax = decode_absmax};
+    *k = (lora_nf4_kernels){.quantize = quantize, .dequantize = dequantize, .decode_absmax = decode_absmax};
 }

@@ -11,8 +11,8 @@ static float rmsnorm_forward(int64_t n, const float *x, const float *weight, flo
     return (float)rstd;
 }
 
-static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd,
-                             float *dx, bool accumulate, float *dweight) {
+static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd, float *dx,
+                             bool accumulate, float *dweight) {
     double r = rstd, sum = 0.0;
     for (int64_t i = 0; i < n; i++) sum += (double)dy[i] * ((double)offset + weight[i]) * x[i];
     double c = sum / (double)n * r * r;
@@ -23,8 +23,7 @@ static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const f
     }
 }
 
-static float layernorm_forward(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y,
-                               float *mean) {
+static float layernorm_forward(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y, float *mean) {
     double sum = 0.0, square = 0.0;
     for (int64_t i = 0; i < n; i++) sum += x[i];
     double m = sum / (double)n;
@@ -35,8 +34,8 @@ static float layernorm_forward(int64_t n, const float *x, const float *weight, c
     return (float)rstd;
 }
 
-static void layernorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd,
-                               float *dx, bool accumulate, float *dweight, float *dbias) {
+static void layernorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd, float *dx,
+                               bool accumulate, float *dweight, float *dbias) {
     double r = rstd, sum = 0.0, dot = 0.0;
     for (int64_t i = 0; i < n; i++) {
         double g = (double)dy[i] * weight[i];

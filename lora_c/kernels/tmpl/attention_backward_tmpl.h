@@ -14,13 +14,13 @@
 enum { ROWS = 48 };
 
 typedef struct backward_scratch {
-    int64_t width;            /* D rounded up to whole vectors; the padding is 0 */
-    float *k;                 /* (keys, width) */
-    float *kt, *vt;           /* panels of (D, NR) */
-    float *dk, *dv;           /* (keys, width) */
-    float *q, *dout, *dq;     /* (ROWS, width) */
-    float *s, *dp;            /* (ROWS, BLOCK); then P and dS */
-    float *lse, *delta;       /* (ROWS); lse in units of log 2 */
+    int64_t width;        /* D rounded up to whole vectors; the padding is 0 */
+    float *k;             /* (keys, width) */
+    float *kt, *vt;       /* panels of (D, NR) */
+    float *dk, *dv;       /* (keys, width) */
+    float *q, *dout, *dq; /* (ROWS, width) */
+    float *s, *dp;        /* (ROWS, BLOCK); then P and dS */
+    float *lse, *delta;   /* (ROWS); lse in units of log 2 */
 } backward_scratch;
 
 static backward_scratch backward_carve(const lora_attention_backward_tile *t) {
@@ -45,8 +45,7 @@ static backward_scratch backward_carve(const lora_attention_backward_tile *t) {
 
 static ATTN_TARGET void backward_pack_keys(const lora_attention_backward_tile *t, const backward_scratch *w) {
     copy_rows(t->k, t->ldk, t->n_keys, t->D, w->k, w->width);
-    for (int64_t j = 0; j < t->n_keys; j++)
-        prefetch_row(t->v + j * t->ldv, t->D);
+    for (int64_t j = 0; j < t->n_keys; j++) prefetch_row(t->v + j * t->ldv, t->D);
     for (int64_t j = 0; j < t->n_keys; j += VLEN) {
         const float *k[VLEN], *v[VLEN];
         for (int i = 0; i < VLEN; i++) { /* columns past the last key repeat it and are masked later */
@@ -58,12 +57,10 @@ static ATTN_TARGET void backward_pack_keys(const lora_attention_backward_tile *t
         pack_lanes(k, t->D, 1.0f, w->kt + at);
         pack_lanes(v, t->D, 1.0f, w->vt + at);
     }
-    for (int64_t i = 0; i < t->n_keys * w->width; i++)
-        w->dk[i] = w->dv[i] = 0.0f;
+    for (int64_t i = 0; i < t->n_keys * w->width; i++) w->dk[i] = w->dv[i] = 0.0f;
 }
 
-static ATTN_TARGET void backward_copy_rows(const lora_attention_backward_tile *t, const backward_scratch *w,
-                                           int64_t first, int64_t n) {
+static ATTN_TARGET void backward_copy_rows(const lora_attention_backward_tile *t, const backward_scratch *w, int64_t first, int64_t n) {
     for (int64_t r = 0; r < n; r++) {
         int64_t i = (first + r) / t->group, h = (first + r) % t->group;
         copy_row(t->q + i * t->ldq + h * t->D, t->D, w->q + r * w->width, w->width);
@@ -74,20 +71,17 @@ static ATTN_TARGET void backward_copy_rows(const lora_attention_backward_tile *t
 }
 
 /* Columns from .. to - 1 (whole vectors) of one row: s becomes P, dp becomes dS. low .. high: the keys it sees. */
-ATTN_INLINE void backward_softmax_row(const bool masked, const bool capped, const lora_attention_backward_tile *t,
-                                      float *s, float *dp, int64_t from, int64_t to, float lse, float delta, float low,
-                                      float high) {
+ATTN_INLINE void backward_softmax_row(const bool masked, const bool capped, const lora_attention_backward_tile *t, float *s, float *dp,
+                                      int64_t from, int64_t to, float lse, float delta, float low, float high) {
     const V c = v_set1((float)((double)(capped ? t->softcap : t->scale) * LOG2E)), l = v_set1(-lse), d = v_set1(delta);
     const V inner = v_set1(capped ? (float)((double)t->scale / (double)t->softcap) : 0.0f);
     const V scale = v_set1(t->scale), lo = v_set1(low), hi = v_set1(high), zero = v_set1(0.0f);
     for (int64_t j = from; j < to; j += VLEN) {
         V x = v_load(s + j);
-        if (capped)
-            x = tanh_lanes(v_mul(x, inner));
+        if (capped) x = tanh_lanes(v_mul(x, inner));
         V p = exp2_lanes(v_fma(x, c, l));
         V ds = v_mul(v_mul(p, scale), v_sub(v_load(dp + j), d));
-        if (capped)
-            ds = v_mul(ds, v_sub(v_set1(1.0f), v_mul(x, x)));
+        if (capped) ds = v_mul(ds, v_sub(v_set1(1.0f), v_mul(x, x)));
         if (masked) {
             V key = v_add(v_set1((float)j), v_iota());
             p = v_where_between(key, lo, hi, p, zero);
@@ -108,8 +102,8 @@ ATTN_INLINE void backward_prefetch(const lora_attention_backward_tile *t, int64_
     prefetch_row(t->dout + i * t->lddo + h * t->D, t->D);
 }
 
-static ATTN_TARGET void backward_softmax(const lora_attention_backward_tile *t, const backward_scratch *w,
-                                         int64_t first, int64_t n, int64_t from, int64_t to) {
+static ATTN_TARGET void backward_softmax(const lora_attention_backward_tile *t, const backward_scratch *w, int64_t first, int64_t n,
+                                         int64_t from, int64_t to) {
     for (int64_t r = 0; r < n; r++) {
         int64_t last = t->last + (first + r) / t->group;
         int64_t high = lora_min_i64(last, t->n_keys - 1);
@@ -130,19 +124,16 @@ static ATTN_TARGET void backward_softmax(const lora_attention_backward_tile *t, 
 /* Rows that see no key of the first tile. */
 static ATTN_TARGET void zero_dq(const lora_attention_backward_tile *t, int64_t first, int64_t n) {
     for (int64_t r = first; r < first + n; r++)
-        for (int64_t d = 0; d < t->D; d++)
-            t->dq[r / t->group * t->lddq + r % t->group * t->D + d] = 0.0f;
+        for (int64_t d = 0; d < t->D; d++) t->dq[r / t->group * t->lddq + r % t->group * t->D + d] = 0.0f;
 }
 
 /* Rows first .. first + n - 1 of the tile. */
-static ATTN_TARGET void backward_chunk(const lora_attention_backward_tile *t, const backward_scratch *w, int64_t first,
-                                       int64_t n) {
+static ATTN_TARGET void backward_chunk(const lora_attention_backward_tile *t, const backward_scratch *w, int64_t first, int64_t n) {
     int64_t first_query = first / t->group, last_query = (first + n - 1) / t->group;
     int64_t from = t->window > 0 ? lora_max_i64(t->last + first_query - t->window + 1, 0) : 0;
     int64_t to = lora_min_i64(t->last + last_query + 1, t->n_keys);
     if (from >= to) {
-        if (!t->accumulate_dq)
-            zero_dq(t, first, n);
+        if (!t->accumulate_dq) zero_dq(t, first, n);
         return;
     }
     from = from / NR * NR;
@@ -171,8 +162,7 @@ static ATTN_TARGET void attention_backward(const lora_attention_backward_tile *t
     backward_scratch w = backward_carve(t);
     backward_pack_keys(t, &w);
     int64_t rows = t->n_queries * t->group;
-    for (int64_t first = 0; first < rows; first += ROWS)
-        backward_chunk(t, &w, first, lora_min_i64(ROWS, rows - first));
+    for (int64_t first = 0; first < rows; first += ROWS) backward_chunk(t, &w, first, lora_min_i64(ROWS, rows - first));
     for (int64_t j = 0; j < t->n_keys; j++) {
         write_row(w.dk + j * w.width, t->D, t->accumulate_keys, t->dk + j * t->lddk);
         write_row(w.dv + j * w.width, t->D, t->accumulate_keys, t->dv + j * t->lddv);

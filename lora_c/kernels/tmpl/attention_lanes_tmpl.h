@@ -41,7 +41,7 @@ ATTN_INLINE V tanh_lanes(V x) {
     p = v_fma(p, z, v_set1(LORA_TANH_C0));
     V small = v_fma(v_mul(p, z), x, x);
     V top = v_where_between(x, v_set1(20.0f), v_set1(INFINITY), v_set1(20.0f), x); /* exp2_lanes ends at 127 */
-    V e = exp2_lanes(v_mul(top, v_set1(2.88539008177792681472f)));                  /* 2 / ln 2 */
+    V e = exp2_lanes(v_mul(top, v_set1(2.88539008177792681472f)));                 /* 2 / ln 2 */
     V large = v_sub(one, v_div(v_set1(2.0f), v_add(e, one)));
     return v_where_between(x, below, limit, small, large);
 }
@@ -52,16 +52,13 @@ ATTN_NOINLINE void pack_lanes(const float *const *rows, int64_t D, float scale, 
     int64_t d = 0;
     for (; d + VLEN <= D; d += VLEN) {
 #pragma GCC unroll 16
-        for (int i = 0; i < VLEN; i++)
-            x[i] = v_load(rows[i] + d);
+        for (int i = 0; i < VLEN; i++) x[i] = v_load(rows[i] + d);
         v_transpose(x);
 #pragma GCC unroll 16
-        for (int i = 0; i < VLEN; i++)
-            v_store(dst + (d + i) * NR, v_mul(x[i], s));
+        for (int i = 0; i < VLEN; i++) v_store(dst + (d + i) * NR, v_mul(x[i], s));
     }
     for (; d < D; d++)
-        for (int i = 0; i < VLEN; i++)
-            dst[d * NR + i] = rows[i][d] * scale;
+        for (int i = 0; i < VLEN; i++) dst[d * NR + i] = rows[i][d] * scale;
 }
 
 /* rows[lane][d] = src[d][lane] * factor[lane] for the first n_lanes lanes; the reverse of pack_lanes. */
@@ -70,34 +67,27 @@ ATTN_NOINLINE void unpack_lanes(const float *src, const float *factor, int64_t D
     int64_t d = 0;
     for (; d + VLEN <= D; d += VLEN) {
 #pragma GCC unroll 16
-        for (int i = 0; i < VLEN; i++)
-            x[i] = v_mul(v_load(src + (d + i) * NR), f);
+        for (int i = 0; i < VLEN; i++) x[i] = v_mul(v_load(src + (d + i) * NR), f);
         v_transpose(x);
 #pragma GCC unroll 16
         for (int i = 0; i < VLEN; i++)
-            if (i < n_lanes)
-                v_store(rows[i] + d, x[i]);
+            if (i < n_lanes) v_store(rows[i] + d, x[i]);
     }
     for (; d < D; d++)
-        for (int i = 0; i < n_lanes; i++)
-            rows[i][d] = src[d * NR + i] * factor[i];
+        for (int i = 0; i < n_lanes; i++) rows[i][d] = src[d * NR + i] * factor[i];
 }
 
 /* dst[r][d] = src[r][d], d < D, and 0 for D <= d < ld_dst */
 ATTN_INLINE void copy_row(const float *src, int64_t D, float *dst, int64_t ld_dst) {
     int64_t d = 0;
-    for (; d + VLEN <= D; d += VLEN)
-        v_store(dst + d, v_load(src + d));
-    for (; d < D; d++)
-        dst[d] = src[d];
-    for (; d < ld_dst; d++)
-        dst[d] = 0.0f;
+    for (; d + VLEN <= D; d += VLEN) v_store(dst + d, v_load(src + d));
+    for (; d < D; d++) dst[d] = src[d];
+    for (; d < ld_dst; d++) dst[d] = 0.0f;
 }
 
 /* Asks for a row that is needed soon: no hardware prefetcher follows short rows that are pages apart. */
 ATTN_INLINE void prefetch_row(const float *row, int64_t D) {
-    for (int64_t d = 0; d < D; d += 16)
-        __builtin_prefetch(row + d);
+    for (int64_t d = 0; d < D; d += 16) __builtin_prefetch(row + d);
     __builtin_prefetch(row + D - 1);
 }
 
@@ -105,8 +95,7 @@ ATTN_INLINE void prefetch_row(const float *row, int64_t D) {
 ATTN_NOINLINE void copy_rows(const float *src, int64_t ld, int64_t n, int64_t D, float *dst, int64_t ld_dst) {
     enum { AHEAD = 12 };
     for (int64_t j = 0; j < n; j++) {
-        if (j + AHEAD < n)
-            prefetch_row(src + (j + AHEAD) * ld, D);
+        if (j + AHEAD < n) prefetch_row(src + (j + AHEAD) * ld, D);
         copy_row(src + j * ld, D, dst + j * ld_dst, ld_dst);
     }
 }
@@ -118,8 +107,7 @@ ATTN_INLINE void write_row(const float *src, int64_t D, bool add, float *dst) {
         V x = v_load(src + d);
         v_store(dst + d, add ? v_add(v_load(dst + d), x) : x);
     }
-    for (; d < D; d++)
-        dst[d] = add ? dst[d] + src[d] : src[d];
+    for (; d < D; d++) dst[d] = add ? dst[d] + src[d] : src[d];
 }
 
 /* The next n floats of a scratch buffer, 64-byte aligned. */

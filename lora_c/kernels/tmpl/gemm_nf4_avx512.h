@@ -33,8 +33,7 @@ LORA_INLINE void lora_nf4_chunk_scales(const lora_nf4 *w, int64_t begin, int64_t
 LORA_INLINE void lora_nf4_load_16_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t col, int64_t n, __m512i words[16]) {
     __mmask16 mask = n >= 2 * LORA_NF4_CHUNK ? 0xffff : 0x00ff;
     const uint8_t *codes = w->codes + (row * w->cols + col) / 2;
-    for (int i = 0; i < 16; i++)
-        words[i] = i < n_rows ? _mm512_maskz_loadu_epi32(mask, codes + i * (w->cols / 2)) : _mm512_setzero_si512();
+    for (int i = 0; i < 16; i++) words[i] = i < n_rows ? _mm512_maskz_loadu_epi32(mask, codes + i * (w->cols / 2)) : _mm512_setzero_si512();
     lora_transpose_16x16(words);
 }
 
@@ -42,8 +41,7 @@ LORA_INLINE void lora_nf4_load_16_rows(const lora_nf4 *w, int64_t row, int64_t n
 LORA_INLINE void lora_nf4_scales_16_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t col, int64_t n, float *scales) {
     if (n_rows < 16)
         for (int64_t i = 0; i < n / LORA_NF4_CHUNK * 16; i++) scales[i] = 0;
-    for (int64_t i = 0; i < n_rows; i++)
-        lora_nf4_chunk_scales(w, (row + i) * w->cols + col, n / LORA_NF4_CHUNK, scales + i, 16);
+    for (int64_t i = 0; i < n_rows; i++) lora_nf4_chunk_scales(w, (row + i) * w->cols + col, n / LORA_NF4_CHUNK, scales + i, 16);
 }
 
 /* pack_nf4_rows of a path without scales of its own. store writes the steps of eight columns of 16 rows, from a word of
@@ -64,7 +62,8 @@ LORA_INLINE void lora_nf4_pack_rows(lora_nf4_store *store, int64_t k_per_step, c
             lora_nf4_load_16_rows(w, row + first, here, first_col + k, n - k, words);
             int64_t n_words = lora_min_i64(16, (n - k) / 8);
             for (int64_t d = 0; d < n_words; d++)
-                store(words[d], _mm512_loadu_ps(scales + (k + 8 * d) / LORA_NF4_CHUNK * 16), lut, out + (k + 8 * d) / k_per_step * width, width);
+                store(words[d], _mm512_loadu_ps(scales + (k + 8 * d) / LORA_NF4_CHUNK * 16), lut, out + (k + 8 * d) / k_per_step * width,
+                      width);
         }
     }
 }

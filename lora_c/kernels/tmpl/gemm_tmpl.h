@@ -18,18 +18,17 @@
 #endif
 
 /* The empty instruction keeps the compiler from working out all the rows' addresses first, which would not fit registers. */
-#define WRITE_ROWS(accumulate)                                                                                         \
-    UNROLL for (int i = 0; i < rows; i++, tile += ld) {                                                                \
-        __asm__("" : "+r"(tile));                                                                                      \
-        UNROLL for (int j = 0; j < vectors; j++) FINISH(c[i][j], i, j, tile + j * VL, accumulate);                     \
+#define WRITE_ROWS(accumulate)                                                                                                             \
+    UNROLL for (int i = 0; i < rows; i++, tile += ld) {                                                                                    \
+        __asm__("" : "+r"(tile));                                                                                                          \
+        UNROLL for (int j = 0; j < vectors; j++) FINISH(c[i][j], i, j, tile + j * VL, accumulate);                                         \
     }
 
 static inline __attribute__((always_inline)) LORA_TARGET(TARGET) void NAME(tile)(const int rows, const int vectors, int64_t steps,
-                                                                                 const WORD *a, const WORD *b, float *tile,
-                                                                                 int64_t ld, bool accumulate) {
+                                                                                 const WORD *a, const WORD *b, float *tile, int64_t ld,
+                                                                                 bool accumulate) {
     VEC c[MR][2];
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++) c[i][j] = ZERO();
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vectors; j++) c[i][j] = ZERO();
     do { /* steps >= 1 */
         __typeof__(LOAD_B(b)) v[2];
         UNROLL for (int j = 0; j < vectors; j++) {
@@ -50,10 +49,10 @@ static inline __attribute__((always_inline)) LORA_TARGET(TARGET) void NAME(tile)
     }
 }
 
-#define INSTANCE(rows, vectors)                                                                                        \
-    static LORA_TARGET(TARGET) void NAME(micro_##rows##x##vectors)(int64_t steps, const WORD *a, const WORD *b,        \
-                                                                   float *tile, int64_t ld, bool accumulate) {        \
-        NAME(tile)(rows, vectors, steps, a, b, tile, ld, accumulate);                                                  \
+#define INSTANCE(rows, vectors)                                                                                                            \
+    static LORA_TARGET(TARGET) void NAME(micro_##rows##x##vectors)(int64_t steps, const WORD *a, const WORD *b, float *tile, int64_t ld,   \
+                                                                   bool accumulate) {                                                      \
+        NAME(tile)(rows, vectors, steps, a, b, tile, ld, accumulate);                                                                      \
     }
 #define EACH(rows) INSTANCE(rows, 1) INSTANCE(rows, 2)
 #define ENTRY(rows) {NAME(micro_##rows##x1), NAME(micro_##rows##x2)},

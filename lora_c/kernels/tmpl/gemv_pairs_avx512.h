@@ -26,7 +26,7 @@
 enum {
     GROUP = 128,
     GROUP_BYTES = GROUP_VECTORS * 64,
-    CHUNK = 1024,          /* elements of several tokens that stay in the L1 cache while the rows pass by */
+    CHUNK = 1024, /* elements of several tokens that stay in the L1 cache while the rows pass by */
     ROWS_AT_ONCE = 16,
     PREFETCH_BYTES = 2048, /* ahead of a single stream of codes */
 };
@@ -56,9 +56,7 @@ LORA_INLINE float raw_scale(const lora_nf4 *w, int64_t block, const bool nested)
     return nested ? w->nested_map[w->absmax_codes[block]] : w->absmax[block];
 }
 
-LORA_INLINE float factor_of(const scale_source *s, int64_t block) {
-    return s->w->nested_absmax[block / s->w->nested_block_size] * s->unit;
-}
+LORA_INLINE float factor_of(const scale_source *s, int64_t block) { return s->w->nested_absmax[block / s->w->nested_block_size] * s->unit; }
 
 /* Moves the source to the nested block of block, if it is not there. */
 LORA_INLINE void move_to(scale_source *s, int64_t block, const bool nested) {

@@ -15,8 +15,8 @@ enum {
     TOKENS = 4, /* eight vectors of decoded values and four accumulators fill 16 registers */
     WIDTH = 8,
     GROUP = WIDTH * VL,
-    CHUNK = 4 * GROUP,       /* elements of a few tokens that stay in the L1 cache while the rows pass by */
-    PREFETCH_BYTES = 8192,   /* ahead of a single stream of codes */
+    CHUNK = 4 * GROUP,     /* elements of a few tokens that stay in the L1 cache while the rows pass by */
+    PREFETCH_BYTES = 8192, /* ahead of a single stream of codes */
 };
 
 GEMV_INLINE void add_group(const VEC *w, VEC scale, const int m, const float *x, int64_t ldx, VEC *acc) {
@@ -93,17 +93,16 @@ GEMV_INLINE void nf4_several(const lora_nf4 *a, int64_t row, int64_t rows, const
             UNROLL for (int i = 0; i < m; i++) acc[r][i] = part[i];
         }
     }
-    for (int64_t r = 0; r < rows; r++)
-        UNROLL for (int i = 0; i < m; i++) sums[r * ld + i] = SUM(acc[r][i]);
+    for (int64_t r = 0; r < rows; r++) UNROLL for (int i = 0; i < m; i++) sums[r * ld + i] = SUM(acc[r][i]);
 }
 
 /* call(n) with n = m as a constant */
-#define FOR_TOKENS(m, call)                                                                                            \
-    switch (m) {                                                                                                       \
-    case 1: call(1); break;                                                                                            \
-    case 2: call(2); break;                                                                                            \
-    case 3: call(3); break;                                                                                            \
-    default: call(4); break;                                                                                           \
+#define FOR_TOKENS(m, call)                                                                                                                \
+    switch (m) {                                                                                                                           \
+    case 1: call(1); break;                                                                                                                \
+    case 2: call(2); break;                                                                                                                \
+    case 3: call(3); break;                                                                                                                \
+    default: call(4); break;                                                                                                               \
     }
 
 GEMV_FN void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *tokens, int64_t stride, float *scale, float *sums) {
@@ -136,8 +135,8 @@ GEMV_INLINE VEC load_bf16(const void *w, int64_t i, int64_t n) {
 }
 
 /* Elements k0 .. k1 of the row that begins at w[0]. */
-GEMV_INLINE void dense_run(load_elements load, const void *w, int64_t k0, int64_t k1, const int m, const float *x, int64_t ldx,
-                           VEC *even, VEC *odd) {
+GEMV_INLINE void dense_run(load_elements load, const void *w, int64_t k0, int64_t k1, const int m, const float *x, int64_t ldx, VEC *even,
+                           VEC *odd) {
     int64_t k = k0;
     for (; k + 2 * VL <= k1; k += 2 * VL) {
         VEC w0 = load(w, k, VL), w1 = load(w, k + VL, VL);
@@ -152,8 +151,8 @@ GEMV_INLINE void dense_run(load_elements load, const void *w, int64_t k0, int64_
     }
 }
 
-GEMV_INLINE void dense(load_elements load, size_t element, int64_t rows, int64_t k, const void *w, int64_t ldw, const int m,
-                       const float *x, int64_t ldx, float *sums, int64_t ld) {
+GEMV_INLINE void dense(load_elements load, size_t element, int64_t rows, int64_t k, const void *w, int64_t ldw, const int m, const float *x,
+                       int64_t ldx, float *sums, int64_t ld) {
     VEC acc[LORA_GEMV_ROWS][2][TOKENS];
     int64_t chunk = m == 1 ? k : CHUNK;
     for (int64_t k0 = 0; k0 < k; k0 += chunk)
@@ -170,8 +169,7 @@ GEMV_INLINE void dense(load_elements load, size_t element, int64_t rows, int64_t
                 acc[r][1][i] = odd[i];
             }
         }
-    for (int64_t r = 0; r < rows; r++)
-        UNROLL for (int i = 0; i < m; i++) sums[r * ld + i] = SUM(ADD(acc[r][0][i], acc[r][1][i]));
+    for (int64_t r = 0; r < rows; r++) UNROLL for (int i = 0; i < m; i++) sums[r * ld + i] = SUM(ADD(acc[r][0][i], acc[r][1][i]));
 }
 
 GEMV_FN void f32(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t stride, float *sums) {

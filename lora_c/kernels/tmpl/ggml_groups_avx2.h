@@ -17,8 +17,7 @@ LORA_INLINE group low_high(const uint8_t *p) {
 
 /* Byte i gets the byte of bits that holds bit i; then the one bit is compared. */
 LORA_INLINE group with_bits(group g, uint32_t bits) {
-    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
-                                            3, 3, 3, 3, 3);
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
     const __m256i one = _mm256_set1_epi64x((long long)0x8040201008040201ull);
     __m256i all = _mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), spread);
     __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(all, one), one);

@@ -13,27 +13,27 @@
 enum { SUMS = 4, BLOCK = 4096 };
 
 /* Calls step(i, count, sum) for i = 0, W, 2W, … with the sums in rotation, and adds them up in index order. */
-#define REDUCE(n, total, step)                                                                                         \
-    do {                                                                                                               \
-        vec s0 = v_set(0.0f), s1 = s0, s2 = s0, s3 = s0;                                                               \
-        int64_t i_ = 0;                                                                                                \
-        for (; i_ + SUMS * W <= (n); i_ += SUMS * W) {                                                                 \
-            s0 = step(i_, W, s0);                                                                                      \
-            s1 = step(i_ + W, W, s1);                                                                                  \
-            s2 = step(i_ + 2 * W, W, s2);                                                                              \
-            s3 = step(i_ + 3 * W, W, s3);                                                                              \
-        }                                                                                                              \
-        for (; i_ + W <= (n); i_ += W) s0 = step(i_, W, s0);                                                           \
-        if (i_ < (n)) s1 = step(i_, (n) - i_, s1);                                                                     \
-        (total) = v_sum(v_add(v_add(s0, s1), v_add(s2, s3)));                                                          \
+#define REDUCE(n, total, step)                                                                                                             \
+    do {                                                                                                                                   \
+        vec s0 = v_set(0.0f), s1 = s0, s2 = s0, s3 = s0;                                                                                   \
+        int64_t i_ = 0;                                                                                                                    \
+        for (; i_ + SUMS * W <= (n); i_ += SUMS * W) {                                                                                     \
+            s0 = step(i_, W, s0);                                                                                                          \
+            s1 = step(i_ + W, W, s1);                                                                                                      \
+            s2 = step(i_ + 2 * W, W, s2);                                                                                                  \
+            s3 = step(i_ + 3 * W, W, s3);                                                                                                  \
+        }                                                                                                                                  \
+        for (; i_ + W <= (n); i_ += W) s0 = step(i_, W, s0);                                                                               \
+        if (i_ < (n)) s1 = step(i_, (n) - i_, s1);                                                                                         \
+        (total) = v_sum(v_add(v_add(s0, s1), v_add(s2, s3)));                                                                              \
     } while (0)
 
 /* step(i, count) over the row. */
-#define MAP(n, step)                                                                                                   \
-    do {                                                                                                               \
-        int64_t i_ = 0;                                                                                                \
-        for (; i_ + W <= (n); i_ += W) step(i_, W);                                                                    \
-        if (i_ < (n)) step(i_, (n) - i_);                                                                              \
+#define MAP(n, step)                                                                                                                       \
+    do {                                                                                                                                   \
+        int64_t i_ = 0;                                                                                                                    \
+        for (; i_ + W <= (n); i_ += W) step(i_, W);                                                                                        \
+        if (i_ < (n)) step(i_, (n) - i_);                                                                                                  \
     } while (0)
 
 static float rmsnorm_forward(int64_t n, const float *x, const float *weight, float offset, float eps, float *y) {
@@ -49,19 +49,18 @@ static float rmsnorm_forward(int64_t n, const float *x, const float *weight, flo
     return rstd;
 }
 
-LORA_INLINE void rmsnorm_dx(const float *dy, const float *x, const float *weight, vec o, vec r, vec c, float *dx,
-                            bool accumulate, int64_t i, int64_t count) {
+LORA_INLINE void rmsnorm_dx(const float *dy, const float *x, const float *weight, vec o, vec r, vec c, float *dx, bool accumulate,
+                            int64_t i, int64_t count) {
     vec d = v_mul(v_load(dy + i, count), v_add(o, v_load(weight + i, count)));
     d = v_fnma(c, v_load(x + i, count), d);
     v_store(dx + i, accumulate ? v_fma(r, d, v_load(dx + i, count)) : v_mul(r, d), count);
 }
 
-static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd,
-                             float *dx, bool accumulate, float *dweight) {
+static void rmsnorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd, float *dx,
+                             bool accumulate, float *dweight) {
     vec r = v_set(rstd), o = v_set(offset);
     if (dweight) {
-#define STEP(i, c)                                                                                                     \
-    v_store(dweight + (i), v_fma(v_load(dy + (i), c), v_mul(v_load(x + (i), c), r), v_load(dweight + (i), c)), c)
+#define STEP(i, c) v_store(dweight + (i), v_fma(v_load(dy + (i), c), v_mul(v_load(x + (i), c), r), v_load(dweight + (i), c)), c)
         MAP(n, STEP);
 #undef STEP
     }
@@ -86,8 +85,7 @@ LORA_INLINE vec centered_square(const float *x, vec mean, int64_t i, int64_t cou
     return v_fma(d, d, sum);
 }
 
-static float layernorm_forward(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y,
-                               float *mean) {
+static float layernorm_forward(int64_t n, const float *x, const float *weight, const float *bias, float eps, float *y, float *mean) {
     float sum, square;
 #define STEP(i, c, s) v_add(s, v_load(x + (i), c))
     REDUCE(n, sum, STEP);
@@ -99,26 +97,24 @@ static float layernorm_forward(int64_t n, const float *x, const float *weight, c
 #undef STEP
     float rstd = 1.0f / sqrtf(square / (float)n + eps);
     vec r = v_set(rstd);
-#define STEP(i, c)                                                                                                     \
-    v_store(y + (i), v_fma(v_mul(v_sub(v_load(x + (i), c), m), r), v_load(weight + (i), c), v_load(bias + (i), c)), c)
+#define STEP(i, c) v_store(y + (i), v_fma(v_mul(v_sub(v_load(x + (i), c), m), r), v_load(weight + (i), c), v_load(bias + (i), c)), c)
     MAP(n, STEP);
 #undef STEP
     return rstd;
 }
 
-LORA_INLINE void layernorm_step(const float *dy, const float *x, const float *weight, vec m, vec r, vec sum, vec dot,
-                                float *dx, bool accumulate, int64_t i, int64_t count) {
+LORA_INLINE void layernorm_step(const float *dy, const float *x, const float *weight, vec m, vec r, vec sum, vec dot, float *dx,
+                                bool accumulate, int64_t i, int64_t count) {
     vec z = v_mul(v_sub(v_load(x + i, count), m), r);
     vec g = v_fnma(z, dot, v_sub(v_mul(v_load(dy + i, count), v_load(weight + i, count)), sum));
     v_store(dx + i, accumulate ? v_fma(r, g, v_load(dx + i, count)) : v_mul(r, g), count);
 }
 
-static void layernorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd,
-                               float *dx, bool accumulate, float *dweight, float *dbias) {
+static void layernorm_backward(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd, float *dx,
+                               bool accumulate, float *dweight, float *dbias) {
     vec m = v_set(mean), r = v_set(rstd);
     if (dweight) {
-#define STEP(i, c)                                                                                                     \
-    v_store(dweight + (i), v_fma(v_load(dy + (i), c), v_mul(v_sub(v_load(x + (i), c), m), r), v_load(dweight + (i), c)), c)
+#define STEP(i, c) v_store(dweight + (i), v_fma(v_load(dy + (i), c), v_mul(v_sub(v_load(x + (i), c), m), r), v_load(dweight + (i), c)), c)
         MAP(n, STEP);
 #undef STEP
     }
@@ -141,8 +137,7 @@ static void layernorm_backward(int64_t n, const float *dy, const float *x, const
 #undef STEP
 }
 
-LORA_INLINE void rope_step(float *x, int64_t half, const float *cosine, const float *sine, vec sign, int64_t i,
-                           int64_t count) {
+LORA_INLINE void rope_step(float *x, int64_t half, const float *cosine, const float *sine, vec sign, int64_t i, int64_t count) {
     vec a = v_load(x + i, count), b = v_load(x + half + i, count);
     vec c = v_load(cosine + i, count), s = v_mul(sign, v_load(sine + i, count));
     v_store(x + i, v_fnma(b, s, v_mul(a, c)), count);
@@ -168,8 +163,8 @@ static void swiglu_forward(int64_t n, const float *gate, const float *up, float 
 #undef STEP
 }
 
-LORA_INLINE void swiglu_backward_step(const float *dh, const float *gate, const float *up, float *dgate, float *dup,
-                                      int64_t i, int64_t count) {
+LORA_INLINE void swiglu_backward_step(const float *dh, const float *gate, const float *up, float *dgate, float *dup, int64_t i,
+                                      int64_t count) {
     const vec one = v_set(1.0f);
     vec d = v_load(dh + i, count), g = v_load(gate + i, count), u = v_load(up + i, count);
     vec s = v_div(one, v_add(one, v_exp(v_sub(v_set(0.0f), g))));
@@ -203,8 +198,8 @@ static void geglu_forward(int64_t n, const float *gate, const float *up, float *
 }
 
 /* s' = s (1 - s) 2 k (1 + 3 * 0.044715 x^2) */
-LORA_INLINE void geglu_backward_step(const float *dh, const float *gate, const float *up, float *dgate, float *dup,
-                                     int64_t i, int64_t count) {
+LORA_INLINE void geglu_backward_step(const float *dh, const float *gate, const float *up, float *dgate, float *dup, int64_t i,
+                                     int64_t count) {
     const vec one = v_set(1.0f);
     vec d = v_load(dh + i, count), g = v_load(gate + i, count);
     vec s = v_div(one, v_add(one, gelu_exp(g)));
@@ -243,10 +238,10 @@ static void softcap_forward(int64_t n, float cap, float *x) {
 
 static void softcap_backward(int64_t n, float cap, const float *y, float *d) {
     vec inverse = v_set(1.0f / cap);
-#define STEP(i, k)                                                                                                     \
-    do {                                                                                                               \
-        vec t_ = v_mul(v_load(y + (i), k), inverse), d_ = v_load(d + (i), k);                                          \
-        v_store(d + (i), v_mul(d_, v_fnma(t_, t_, v_set(1.0f))), k);                                                   \
+#define STEP(i, k)                                                                                                                         \
+    do {                                                                                                                                   \
+        vec t_ = v_mul(v_load(y + (i), k), inverse), d_ = v_load(d + (i), k);                                                              \
+        v_store(d + (i), v_mul(d_, v_fnma(t_, t_, v_set(1.0f))), k);                                                                       \
     } while (0)
     MAP(n, STEP);
 #undef STEP
@@ -295,8 +290,7 @@ static double exp_sum(int64_t n, float shift, float *x) {
     return total;
 }
 
-LORA_INLINE void adamw_step(float *p, const float *g, float *m, float *v, const lora_adamw_constants *c, int64_t i,
-                            int64_t count) {
+LORA_INLINE void adamw_step(float *p, const float *g, float *m, float *v, const lora_adamw_constants *c, int64_t i, int64_t count) {
     vec grad = v_mul(v_load(g + i, count), v_set(c->grad_scale));
     vec m1 = v_add(v_mul(v_load(m + i, count), v_set(c->beta1)), v_mul(grad, v_set(c->one_minus_beta1)));
     vec v1 = v_add(v_mul(v_load(v + i, count), v_set(c->beta2)), v_mul(v_mul(grad, grad), v_set(c->one_minus_beta2)));

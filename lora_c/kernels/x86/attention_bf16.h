@@ -62,8 +62,7 @@ LORA_INLINE __m512i narrow_32(__m512 first, __m512 second) { return (__m512i)_mm
 LORA_INLINE __m512i pair(__m512 even, __m512 odd) { return lora_interleave_halves(narrow_32(even, odd)); }
 
 /* dst[r] = factor * row r of a tile (query r / group, head r % group) for n rows from first on. */
-ATTN_NOINLINE void gather_rows(const float *src, int64_t ld, int64_t group, int64_t first, int64_t n, int64_t D, float factor,
-                               float *dst) {
+ATTN_NOINLINE void gather_rows(const float *src, int64_t ld, int64_t group, int64_t first, int64_t n, int64_t D, float factor, float *dst) {
     enum { AHEAD = 8 };
     const __m512 f = _mm512_set1_ps(factor);
     for (int64_t r = 0; r < n; r++, dst += D) {

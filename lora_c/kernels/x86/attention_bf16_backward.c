@@ -23,20 +23,20 @@ enum {
 typedef struct backward_state {
     lora_gemm_path path;
     strips strips;
-    int64_t steps;          /* pairs of D */
-    uint32_t *kt, *vt;      /* panels of 32 keys, [steps][32] */
-    uint32_t *k;            /* panels of 32 elements of D (or 16), [pairs of keys][elements] */
-    float *dk, *dv;         /* panels of 32 keys, [D][32] */
-    float *rows;            /* [BLOCK][D]: of Q, dO, K, dK or dV */
-    uint32_t *q, *dout;     /* all rows: tiles, [steps][rows] */
-    uint32_t *qt, *doutt;   /* all rows by chunks: strips of D, [pairs of rows][elements] */
-    float *lse;             /* all rows, in units of log 2 */
+    int64_t steps;        /* pairs of D */
+    uint32_t *kt, *vt;    /* panels of 32 keys, [steps][32] */
+    uint32_t *k;          /* panels of 32 elements of D (or 16), [pairs of keys][elements] */
+    float *dk, *dv;       /* panels of 32 keys, [D][32] */
+    float *rows;          /* [BLOCK][D]: of Q, dO, K, dK or dV */
+    uint32_t *q, *dout;   /* all rows: tiles, [steps][rows] */
+    uint32_t *qt, *doutt; /* all rows by chunks: strips of D, [pairs of rows][elements] */
+    float *lse;           /* all rows, in units of log 2 */
     const float *delta;
-    float *s, *dp;          /* [ROWS][32] */
-    uint32_t *pw, *dsw;     /* [pairs of rows][32] */
-    uint32_t *ds;           /* tiles of DS_TILE words, [pairs of keys][rows] */
-    float *dq;              /* [ROWS][D rounded up to 16] */
-    int32_t *low, *high;    /* [ROWS], the first and last key of the tile that a row sees */
+    float *s, *dp;       /* [ROWS][32] */
+    uint32_t *pw, *dsw;  /* [pairs of rows][32] */
+    uint32_t *ds;        /* tiles of DS_TILE words, [pairs of keys][rows] */
+    float *dq;           /* [ROWS][D rounded up to 16] */
+    int32_t *low, *high; /* [ROWS], the first and last key of the tile that a row sees */
 } backward_state;
 
 static int64_t backward_scratch(int64_t n_rows, int64_t D) {
@@ -228,15 +228,13 @@ static void tile_dq(const lora_attention_backward_tile *t, const backward_state 
         if (t->accumulate_dq) return;
         for (int64_t i = 0; i < n * wide; i++) w->dq[r * wide + i] = 0.0f;
     }
-    for (int64_t i = 0; i < n; i++)
-        prefetch_row(t->dq + (first + r + i) / t->group * t->lddq + (first + r + i) % t->group * t->D, t->D);
+    for (int64_t i = 0; i < n; i++) prefetch_row(t->dq + (first + r + i) / t->group * t->lddq + (first + r + i) % t->group * t->D, t->D);
     for (int64_t d = 0; d < t->D && from < to; d += NR) {
         int64_t width = columns_at(t->D, d);
         w->path.micro(n, width, pairs_of(to - from), w->ds + r / TALL * DS_TILE + from / 2 * n,
                       w->k + d * pairs_of(t->n_keys) + from / 2 * width, w->dq + r * wide + d, wide, false);
     }
-    for (int64_t i = r; i < r + n; i++)
-        write_dq(t, w, i, t->dq + (first + i) / t->group * t->lddq + (first + i) % t->group * t->D);
+    for (int64_t i = r; i < r + n; i++) write_dq(t, w, i, t->dq + (first + i) / t->group * t->lddq + (first + i) % t->group * t->D);
 }
 
 /* Rows first .. first + n - 1; all is what attention_backward_begin left. */

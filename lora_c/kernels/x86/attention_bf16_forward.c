@@ -23,12 +23,12 @@ typedef struct panel { /* 32 rows */
 typedef struct forward_state {
     lora_gemm_path path;
     strips strips;
-    int64_t steps;    /* pairs of D */
-    uint32_t *k;      /* panels of TALL keys, [steps][keys] */
-    uint32_t *v;      /* strips of D, [pairs of keys][elements] */
-    float *s;         /* [KEYS][32] */
-    uint32_t *p;      /* [pairs of KEYS][32] */
-    float *rows;      /* [KEYS][D]: of Q, 32 at a time; of V */
+    int64_t steps; /* pairs of D */
+    uint32_t *k;   /* panels of TALL keys, [steps][keys] */
+    uint32_t *v;   /* strips of D, [pairs of keys][elements] */
+    float *s;      /* [KEYS][32] */
+    uint32_t *p;   /* [pairs of KEYS][32] */
+    float *rows;   /* [KEYS][D]: of Q, 32 at a time; of V */
     float *panels;
 } forward_state;
 
@@ -167,7 +167,8 @@ static void forward_block(const lora_attention_forward_tile *t, const forward_st
     exponentials(&p, even, even_to, w->s, w->p);
     for (int64_t d = 0; d < t->D; d += w->strips.width) {
         int64_t here = strip_at(w->strips, d);
-        w->path.micro(here, NR, (even_to - even) / 2, w->v + d * pairs_of(n) + even / 2 * here, w->p + even / 2 * NR, p.o + d * NR, NR, true);
+        w->path.micro(here, NR, (even_to - even) / 2, w->v + d * pairs_of(n) + even / 2 * here, w->p + even / 2 * NR, p.o + d * NR, NR,
+                      true);
     }
 }
 

@@ -39,8 +39,8 @@ LORA_INLINE __m512i load_bf16(const void *row, int64_t k, int64_t n) {
 }
 
 /* row_bytes from one row of the source to the next */
-LORA_INLINE void pack_rows_by(__m512i (*load)(const void *, int64_t, int64_t), const char *source, int64_t row_bytes, int64_t n_rows, int64_t n,
-                              int64_t width, void *panel) {
+LORA_INLINE void pack_rows_by(__m512i (*load)(const void *, int64_t, int64_t), const char *source, int64_t row_bytes, int64_t n_rows,
+                              int64_t n, int64_t width, void *panel) {
     for (int64_t first = 0; first < width; first += LANES) {
         uint32_t *out = (uint32_t *)panel + first;
         const char *rows = source + first * row_bytes;
@@ -125,9 +125,17 @@ static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t 
 }
 
 void lora_gemm_fill_bf16(lora_gemm_path *p) {
-    *p = (lora_gemm_path){.mr = MR, .nr = 2 * VL, .kc = LORA_GEMM_MAX_KC, .k_per_step = 2, .micro = micro_bf16, .pack_rows = pack_rows,
-                          .pack_columns = pack_columns, .pack_bf16_rows = pack_bf16_rows, .pack_bf16_columns = pack_bf16_columns,
-                          .pack_nf4_rows = pack_nf4_rows, .pack_nf4_columns = pack_nf4_columns};
+    *p = (lora_gemm_path){.mr = MR,
+                          .nr = 2 * VL,
+                          .kc = LORA_GEMM_MAX_KC,
+                          .k_per_step = 2,
+                          .micro = micro_bf16,
+                          .pack_rows = pack_rows,
+                          .pack_columns = pack_columns,
+                          .pack_bf16_rows = pack_bf16_rows,
+                          .pack_bf16_columns = pack_bf16_columns,
+                          .pack_nf4_rows = pack_nf4_rows,
+                          .pack_nf4_columns = pack_nf4_columns};
 }
 
 #pragma GCC pop_options

@@ -31,10 +31,11 @@ LORA_INLINE __m512i multiply_add(__m512i a, __m512i b, __m512i c) {
 #define BROADCAST(p) _mm512_set1_epi32((int)*(p))
 #define MULTIPLY_ADD multiply_add
 #define ZERO _mm512_setzero_si512
-#define FINISH(c, i, j, tile, accumulate)                                                                              \
-    _mm512_storeu_ps(tile, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c),                                                      \
-                                          _mm512_mul_ps(_mm512_set1_ps(((const float *)a)[i]), _mm512_load_ps((const float *)b + (j) * VL)), \
-                                          (accumulate) ? _mm512_loadu_ps(tile) : _mm512_setzero_ps()))
+#define FINISH(c, i, j, tile, accumulate)                                                                                                  \
+    _mm512_storeu_ps(tile,                                                                                                                 \
+                     _mm512_fmadd_ps(_mm512_cvtepi32_ps(c),                                                                                \
+                                     _mm512_mul_ps(_mm512_set1_ps(((const float *)a)[i]), _mm512_load_ps((const float *)b + (j) * VL)),    \
+                                     (accumulate) ? _mm512_loadu_ps(tile) : _mm512_setzero_ps()))
 #define STEPS_PER_CALL BLOCK_STEPS
 
 #include "lora_c/kernels/tmpl/gemm_tmpl.h"
@@ -129,9 +130,7 @@ static void pack_columns(const float *source, int64_t ld, int64_t n_cols, int64_
 
 /* --- 4 bits --- */
 
-LORA_INLINE float largest_entry(const float *lut) {
-    return _mm512_reduce_max_ps(_mm512_abs_ps(_mm512_loadu_ps(lut)));
-}
+LORA_INLINE float largest_entry(const float *lut) { return _mm512_reduce_max_ps(_mm512_abs_ps(_mm512_loadu_ps(lut))); }
 
 /* Four steps of 16 rows from one transposed word: byte j holds the even column (high nibble) and the odd one of step j. The
  * permute reads five bits of each half; the table is there twice, so the fifth does not matter. */
@@ -184,8 +183,8 @@ LORA_INLINE void pack_square(const lora_nf4 *w, __m512 lut, float lut_top, int64
     const uint8_t *codes = w->codes + (row * w->cols + col) / 2;
     int64_t steps = lora_div_up(n, 2), bytes = w->cols / 2;
     for (int64_t s = 0; s < steps; s++, codes += 2 * bytes) {
-        __m512i table = quantize_32(_mm512_mul_ps(lut, _mm512_set1_ps(scales[2 * s])), _mm512_mul_ps(lut, _mm512_set1_ps(scales[2 * s + 1])),
-                                    inverse);
+        __m512i table =
+            quantize_32(_mm512_mul_ps(lut, _mm512_set1_ps(scales[2 * s])), _mm512_mul_ps(lut, _mm512_set1_ps(scales[2 * s + 1])), inverse);
         const uint8_t *next = 2 * s + 1 < n ? codes + bytes : codes;
         for (int64_t p = 0; p < n_panels; p++)
             for (int64_t half = 0; half < 2; half++) {
@@ -214,8 +213,15 @@ static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t 
 }
 
 void lora_gemm_fill_int16(lora_gemm_path *p) {
-    *p = (lora_gemm_path){.mr = MR, .nr = 2 * VL, .kc = LORA_GEMM_MAX_KC, .k_per_step = 2, .block_steps = BLOCK_STEPS, .micro = micro_int16,
-                          .pack_rows = pack_rows, .pack_columns = pack_columns, .pack_nf4_rows = pack_nf4_rows,
+    *p = (lora_gemm_path){.mr = MR,
+                          .nr = 2 * VL,
+                          .kc = LORA_GEMM_MAX_KC,
+                          .k_per_step = 2,
+                          .block_steps = BLOCK_STEPS,
+                          .micro = micro_int16,
+                          .pack_rows = pack_rows,
+                          .pack_columns = pack_columns,
+                          .pack_nf4_rows = pack_nf4_rows,
                           .pack_nf4_columns = pack_nf4_columns};
 }
 

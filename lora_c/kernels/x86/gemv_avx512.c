@@ -60,7 +60,7 @@ static LORA_TARGET(TARGET) void arrange(int64_t k, const float *x, void *arrange
 #include "lora_c/kernels/tmpl/gemv_tmpl.h"
 
 void lora_gemv_fill_avx512(lora_gemv_path *p) {
-    *p = (lora_gemv_path){.group = GROUP, .group_bytes = GROUP * (int64_t)sizeof(float), .arrange = arrange,
-                          .nf4 = nf4, .f32 = f32, .bf16 = bf16};
+    *p = (lora_gemv_path){
+        .group = GROUP, .group_bytes = GROUP * (int64_t)sizeof(float), .arrange = arrange, .nf4 = nf4, .f32 = f32, .bf16 = bf16};
 }
 #endif

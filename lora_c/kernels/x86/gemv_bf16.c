@@ -37,7 +37,8 @@ LORA_INLINE __m512 dot_group(const __m512i *w, const __m512i *x) {
 
 /* Elements x[i] .. x[i + 31] of k, zeros behind the last. */
 LORA_INLINE __m512i round_32(const float *x, int64_t i, int64_t k) {
-    return round_pair(_mm512_maskz_loadu_ps(lora_first_lanes(k - i), x + i), _mm512_maskz_loadu_ps(lora_first_lanes(k - i - 16), x + i + 16));
+    return round_pair(_mm512_maskz_loadu_ps(lora_first_lanes(k - i), x + i),
+                      _mm512_maskz_loadu_ps(lora_first_lanes(k - i - 16), x + i + 16));
 }
 
 static void arrange(int64_t k, const float *x, void *out) {
@@ -57,7 +58,8 @@ static void round_bf16(int64_t k, const float *x, uint16_t *out) {
 
 enum { DENSE_ROWS_AT_ONCE = 8 };
 
-LORA_INLINE void dense_run(const uint16_t *w, int64_t k0, int64_t k1, const int m, const char *x, int64_t stride, __m512 *even, __m512 *odd) {
+LORA_INLINE void dense_run(const uint16_t *w, int64_t k0, int64_t k1, const int m, const char *x, int64_t stride, __m512 *even,
+                           __m512 *odd) {
     int64_t k = k0;
     for (; k + 64 <= k1; k += 64) {
         _mm_prefetch((const char *)(w + k) + PREFETCH_BYTES, _MM_HINT_T0);

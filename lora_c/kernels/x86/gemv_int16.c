@@ -38,7 +38,7 @@ LORA_INLINE __m512i dot_group(const __m512i *w, const __m512i *x) {
 
 #define GEMV_NF4 gemv_nf4_int16
 #define DOT_GROUP dot_group
-#define ADD_SCALED(acc, s, scale, x) \
+#define ADD_SCALED(acc, s, scale, x)                                                                                                       \
     _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_load_ps((const float *)(const void *)((x) + 4))), _mm512_cvtepi32_ps(s), acc)
 #define GROUP_VECTORS 5 /* the last holds the scale of each lane */
 #define table_of(l) ((l).table)

@@ -27,8 +27,7 @@ LORA_INLINE void put(group g, float d0, float d1, float *dst) {
 LORA_INLINE void put_sum(group g, float d, float m, float *dst) {
     __m256 q[4];
     widen(g, q);
-    for (int i = 0; i < 4; i++)
-        _mm256_storeu_ps(dst + 8 * i, _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(d), q[i]), _mm256_set1_ps(m)));
+    for (int i = 0; i < 4; i++) _mm256_storeu_ps(dst + 8 * i, _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(d), q[i]), _mm256_set1_ps(m)));
 }
 
 #include "lora_c/kernels/tmpl/ggml_tmpl.h"

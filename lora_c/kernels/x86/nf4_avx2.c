@@ -22,9 +22,7 @@ typedef struct cell_tables {
 } cell_tables;
 
 /* 16 words below 256 as 16 bytes, in both lanes. */
-LORA_INLINE __m256i twice(__m256i words) {
-    return _mm256_permute4x64_epi64(_mm256_packus_epi16(words, words), 0x88);
-}
+LORA_INLINE __m256i twice(__m256i words) { return _mm256_permute4x64_epi64(_mm256_packus_epi16(words, words), 0x88); }
 
 static cell_tables load_tables(void) {
     const __m256i byte = _mm256_set1_epi16(0xff);
@@ -40,9 +38,7 @@ static cell_tables load_tables(void) {
 }
 
 /* In what follows dtype is a constant: each function is compiled once for every source. */
-LORA_INLINE const void *at(const void *src, lora_dtype dtype, int64_t i) {
-    return (const char *)src + i * (dtype == LORA_F32 ? 4 : 2);
-}
+LORA_INLINE const void *at(const void *src, lora_dtype dtype, int64_t i) { return (const char *)src + i * (dtype == LORA_F32 ? 4 : 2); }
 
 LORA_INLINE __m256 load_8(const void *x, lora_dtype dtype) {
     if (dtype == LORA_F32) return _mm256_loadu_ps(x);
@@ -174,8 +170,8 @@ static void load_planes(const float *lut, __m256i planes[4]) {
 /* 32 elements from 16 bytes. The lower lane gets elements 0-3 of every eight, the upper lane 4-7, because unpacking
  * works within lanes. */
 LORA_INLINE void decode_group(const uint8_t *bytes, const __m256i planes[4], __m256 scale, float *dst) {
-    const __m256i spread = _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7,
-                                            10, 10, 11, 11, 14, 14, 15, 15);
+    const __m256i spread =
+        _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15);
     __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes));
     v = _mm256_shuffle_epi8(v, spread);
     v = _mm256_blendv_epi8(_mm256_srli_epi16(v, 4), v, _mm256_set1_epi16((short)0xff00));
@@ -198,8 +194,7 @@ static void dequantize(const lora_nf4 *w, int64_t begin, int64_t count, float *d
         int64_t block = i / w->block_size, stop = lora_min_i64((block + 1) * w->block_size, end);
         float scale = lora_nf4_absmax(w, block);
         for (; i < stop && i & 1; i++) *dst++ = w->lut[lora_nf4_code(w->codes, i)] * scale;
-        for (; i + GROUP <= stop; i += GROUP, dst += GROUP)
-            decode_group(w->codes + i / 2, planes, _mm256_set1_ps(scale), dst);
+        for (; i + GROUP <= stop; i += GROUP, dst += GROUP) decode_group(w->codes + i / 2, planes, _mm256_set1_ps(scale), dst);
         for (; i < stop; i++) *dst++ = w->lut[lora_nf4_code(w->codes, i)] * scale;
     }
 }
@@ -221,9 +216,7 @@ static void decode_absmax(const lora_nf4 *w, int64_t first_block, int64_t n, flo
 }
 
 void lora_nf4_fill_avx2(lora_nf4_kernels *k) {
-    *k = (lora_nf4_kernels){.quantize = quantize,
-                            .dequantize = dequantize,
-                            .decode_absmax = decode_absmax};
+    *k = (lora_nf4_kernels){.quantize = quantize, .dequantize = dequantize, .decode_absmax = decode_absmax};
 }
 
 #pragma GCC pop_options

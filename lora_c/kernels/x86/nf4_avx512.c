@@ -17,9 +17,7 @@ enum {
 };
 
 /* In what follows dtype is a constant: each function is compiled once for every source. */
-LORA_INLINE const void *at(const void *src, lora_dtype dtype, int64_t i) {
-    return (const char *)src + i * (dtype == LORA_F32 ? 4 : 2);
-}
+LORA_INLINE const void *at(const void *src, lora_dtype dtype, int64_t i) { return (const char *)src + i * (dtype == LORA_F32 ? 4 : 2); }
 
 LORA_INLINE __m512 load_16(const void *x, lora_dtype dtype) {
     if (dtype == LORA_F32) return _mm512_loadu_ps(x);

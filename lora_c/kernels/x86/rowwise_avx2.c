@@ -15,9 +15,7 @@ typedef __m256 vec;
 LORA_INLINE __m256i lane_mask(int64_t count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-LORA_INLINE vec v_load(const float *p, int64_t count) {
-    return count == W ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lane_mask(count));
-}
+LORA_INLINE vec v_load(const float *p, int64_t count) { return count == W ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lane_mask(count)); }
 LORA_INLINE void v_store(float *p, vec v, int64_t count) {
     if (count == W)
         _mm256_storeu_ps(p, v);

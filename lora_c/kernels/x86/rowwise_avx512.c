@@ -42,9 +42,7 @@ LORA_INLINE float v_top(vec v) { return _mm512_reduce_max_ps(v); }
 typedef struct squares_state {
     __m512d lane[2];
 } squares_state;
-LORA_INLINE squares_state squares_zero(void) {
-    return (squares_state){{_mm512_setzero_pd(), _mm512_setzero_pd()}};
-}
+LORA_INLINE squares_state squares_zero(void) { return (squares_state){{_mm512_setzero_pd(), _mm512_setzero_pd()}}; }
 LORA_INLINE void squares_add(squares_state *s, const float *p) {
     for (int j = 0; j < 2; j++) {
         __m512d g = _mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * j));
