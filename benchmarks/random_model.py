@@ -10,8 +10,8 @@ import numpy as np
 from shapes import SHAPES
 
 import lora_c as lc
-from lora_c.architectures import WeightSpec, architecture_of
-from lora_c.loading import Weights
+from lora_c.families.architectures import WeightSpec, architecture_of
+from lora_c.model.loading import Weights
 
 
 def random_model(shape: str, *, quantize: bool = True, seed: int = 0) -> lc.Model:

@@ -9,8 +9,8 @@ import numpy as np
 from worker import serve
 
 import lora_c as lc
-from lora_c.batching import PackedBatch, pack
 from lora_c.data import Sample
+from lora_c.data.batching import PackedBatch, pack
 
 
 def adapted(task: dict[str, Any]) -> lc.Model:

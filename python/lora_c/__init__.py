@@ -5,6 +5,7 @@ Everything is loaded when its name is first used: the extension and NumPy, then 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 
 TYPE_CHECKING = False  # type checkers take the name for true; the module typing is not needed otherwise
@@ -31,10 +32,8 @@ if TYPE_CHECKING:
         set_precision,
         supported_isas,
     )
-    from .callbacks import Callback, TrainerState
     from .configs import GenerationConfig, LoraConfig, TrainConfig
     from .data import Dataset, load_dataset
-    from .device_list import Device, devices
     from .errors import (
         AdapterError,
         CheckpointError,
@@ -44,10 +43,12 @@ if TYPE_CHECKING:
         LoraCError,
         SaveError,
     )
-    from .model import Model, load_model
+    from .model.device_list import Device, devices
+    from .model.model import Model, load_model
     from .notices import LoraCWarning
-    from .train_result import TrainResult
-    from .trainer import Trainer
+    from .training.callbacks import Callback, TrainerState
+    from .training.train_result import TrainResult
+    from .training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -79,20 +80,20 @@ _LAZY = {
     **dict.fromkeys(
         ("AdapterError", "CheckpointError", "ConfigError", "DataError", "DivergenceError", "LoraCError", "SaveError"), "errors"
     ),
-    "Callback": "callbacks",
+    "Callback": "training.callbacks",
     "Dataset": "data",
-    "Device": "device_list",
-    "devices": "device_list",
+    "Device": "model.device_list",
+    "devices": "model.device_list",
     "GenerationConfig": "configs",
     "LoraCWarning": "notices",
     "LoraConfig": "configs",
-    "Model": "model",
+    "Model": "model.model",
     "TrainConfig": "configs",
-    "TrainResult": "train_result",
-    "Trainer": "trainer",
-    "TrainerState": "callbacks",
+    "TrainResult": "training.train_result",
+    "Trainer": "training.trainer",
+    "TrainerState": "training.callbacks",
     "load_dataset": "data",
-    "load_model": "model",
+    "load_model": "model.model",
     "ops": "ops",
     "reference": "reference",
 }
@@ -145,6 +146,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     module_name = _LAZY.get(name)
     if module_name is None:
+        from ._moved import is_old_module
+
+        if is_old_module(name):
+            return import_module(f"{__name__}.{name}")
         from .foreign_names import OF_PACKAGE, missing
 
         raise AttributeError(missing(f"module {__name__!r}", name, OF_PACKAGE), name=name, obj=import_module(__name__))
@@ -156,3 +161,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+class _OldPaths:
+    """Asked for modules that nobody else has found: some of this package stood elsewhere, see `_moved`."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        if not name.startswith("lora_c."):
+            return None
+        from ._moved import spec_of
+
+        return spec_of(name)
+
+
+sys.meta_path.append(_OldPaths)  # type: ignore[arg-type]

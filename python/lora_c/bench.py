@@ -14,7 +14,7 @@ from . import _core
 from .errors import ConfigError
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .model.model import Model
 
 
 _WIDE = 84  # columns of the whole table
@@ -88,7 +88,7 @@ class StepBench:
 
     def measure(self, steps: int, *, profile: bool = False) -> StepMeasurement:
         """One step that warms up, then ``steps`` timed ones; with ``profile`` the costs are those of the timed ones."""
-        from .memory import forecast_model
+        from .training.memory import forecast_model
 
         plan = forecast_model(self.model, len(self.ids))
         _core.reset_peak_memory(self.model.device)

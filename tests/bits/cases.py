@@ -18,8 +18,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import lora_c as lc
-from lora_c.architectures import architecture_of
-from lora_c.model import Model, load_model
+from lora_c.families.architectures import architecture_of
+from lora_c.model.model import Model, load_model
 
 FAMILIES = Path(__file__).parents[1] / "golden" / "families"
 Results = dict[str, str]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 import lora_c as lc
-from lora_c.architectures import architecture_of
+from lora_c.checkpoints.safetensors_file import SafetensorsFile
+from lora_c.checkpoints.safetensors_writer import TensorEntry, write_model_files
 from lora_c.data import load_dataset
+from lora_c.families.architectures import architecture_of
 from lora_c.inspection import inspect_path
-from lora_c.safetensors_file import SafetensorsFile
-from lora_c.safetensors_writer import TensorEntry, write_model_files
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "python/lora_c/base_model"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import transformers
 
-from lora_c import chat_template
 from lora_c.data import samples_from_record
-from lora_c.tokenizer import Tokenizer
+from lora_c.text import chat_template
+from lora_c.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT.parent / "shared" / "data" / "chat_templates"

@@ -24,9 +24,9 @@ from lora_c.cli import main
 
 PACKAGE = str(Path(lora_c.__file__).parent)
 MODULES = (
-    "cli.merge", "cli.export", "cli.quantize", "cli.evaluate", "cli.generate", "cli.data", "model", "merge_report", "gguf",
-    "gguf.models", "gguf.adapters", "gguf.same_tokenizer", "adapters.mlx_format", "adapters.formats", "trainer", "files",
-    "data.records", "safetensors_writer", "saving",
+    "cli.merge", "cli.export", "cli.quantize", "cli.evaluate", "cli.generate", "cli.data", "model.model", "model.merge_report",
+    "gguf", "gguf.models", "adapters.gguf_format", "gguf.same_tokenizer", "adapters.mlx_format", "adapters.formats",
+    "training.trainer", "files.atomic", "data.records", "checkpoints.safetensors_writer", "model.saving",
 )  # fmt: skip
 NEVER = 1 << 60
 

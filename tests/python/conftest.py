@@ -50,7 +50,7 @@ def stories(shared_data: Callable[[str], Path]) -> Path:
 
 def tiny_tensors(config: dict[str, Any], dtype: Any = np.float32, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights for a config, in file names."""
-    from lora_c.architectures import architecture_of
+    from lora_c.families.architectures import architecture_of
 
     rng = np.random.default_rng(seed)
     tensors = {}

@@ -12,7 +12,7 @@ from lora_c.gguf.format import Kind, Value
 from lora_c.gguf.reader import GGUFFile
 from lora_c.gguf.tokenizer import tokenizer_of
 from lora_c.gguf.writer import GGUFEntry, array, float32, text, uint32, write_gguf
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 IDS = np.array([1, 5, 9, 2, 30, 7, 11, 4], np.int32)
 CU = np.array([0, 8], np.int32)

@@ -24,13 +24,13 @@ import tokenizers  # noqa: F401
 import lora_c.cli.commands
 import lora_c.cli.train
 import lora_c.data
-import lora_c.model
-import lora_c.model_card
-import lora_c.plot
-import lora_c.sample_answers
-import lora_c.training_state
+import lora_c.display.plot
+import lora_c.model.model
+import lora_c.runs.model_card
+import lora_c.training.sample_answers
+import lora_c.training.state
 from lora_c.cli import main
-from lora_c.trainer import Trainer
+from lora_c.training.trainer import Trainer
 
 try:
     import matplotlib.backends.backend_agg
@@ -46,16 +46,16 @@ FLAGS = (
 )  # fmt: skip
 # Where in the run: what is called there, and at which call of it.
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "loading": (lora_c.model, "load_weights", 1),
-    "answers before": (lora_c.sample_answers, "generate_text", 1),
+    "loading": (lora_c.model.model, "load_weights", 1),
+    "answers before": (lora_c.training.sample_answers, "generate_text", 1),
     "evaluation before step 1": (Trainer, "evaluate", 1),
     "step": (Trainer, "_forward_backward", 3),
     "evaluation": (Trainer, "evaluate", 2),
-    "checkpoint": (lora_c.training_state, "write_safetensors", 1),
-    "last checkpoint": (lora_c.training_state, "write_safetensors", 3),
+    "checkpoint": (lora_c.training.state, "write_safetensors", 1),
+    "last checkpoint": (lora_c.training.state, "write_safetensors", 3),
     "final save": (lora_c.cli.train, "save_result", 1),
-    "model card": (lora_c.model_card, "model_card", 1),
-    "plot": (lora_c.plot, "_write", 1),
+    "model card": (lora_c.runs.model_card, "model_card", 1),
+    "plot": (lora_c.display.plot, "_write", 1),
 }
 
 
@@ -149,7 +149,7 @@ def train(folder: Path, out: str, event: str | None = None, moment: str = "") ->
         if event is not None:
             meet(moment, EVENTS[event] if event != "closed terminal" else Terminal().close)
         if moment != "plot":
-            lora_c.plot._write = lambda *args: True
+            lora_c.display.plot._write = lambda *args: True
         places = ["--model", f"{folder}/model", "--data", f"{folder}/data.jsonl", "--output-dir", f"{folder}/{out}"]
         sys.argv = ["lora-c", "train", *places, "--max-steps", str(STEPS), *FLAGS]
         try:

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from lora_c import _core
 from lora_c.configs import LoraConfig
 from lora_c.errors import AdapterError
-from lora_c.merge_report import merge_with_report
-from lora_c.model import Model, load_model
+from lora_c.model.merge_report import merge_with_report
+from lora_c.model.model import Model, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ["head", "embedding", "both", "head_tied", "embedding_tied"]

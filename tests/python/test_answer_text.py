@@ -9,9 +9,9 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from lora_c.answer_text import TextPieces
 from lora_c.configs import GenerationConfig
-from lora_c.tokenizer import Tokenizer
+from lora_c.generation.answer_text import TextPieces
+from lora_c.text.tokenizer import Tokenizer
 
 
 def byte_level(skipped: bool = True) -> Tokenizer:

@@ -19,9 +19,9 @@ from lora_c.chat.commands import COMMANDS, KEYS, Commands, Outcome
 from lora_c.chat.conversation import Conversation, Turn
 from lora_c.cli import cli
 from lora_c.configs import GenerationConfig
+from lora_c.display.printable import PrintablePieces, printable
 from lora_c.errors import ConfigError, DataError, LoraCError, SaveError
-from lora_c.printable import PrintablePieces, printable
-from lora_c.prompts import prompt_ids
+from lora_c.text.prompts import prompt_ids
 
 BASE = Path(lc.__file__).parent / "base_model"
 SHORT = GenerationConfig(max_new_tokens=4)

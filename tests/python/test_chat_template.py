@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lora_c import chat_template
 from lora_c.errors import DataError
-from lora_c.tokenizer import Tokenizer
+from lora_c.text import chat_template
+from lora_c.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN: dict[str, Any] = json.loads((ROOT / "tests/golden/chat_golden.json").read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def test_hostile_templates_end_in_one_error(source: str) -> None:
 
 
 def test_tool_template_travels_with_a_saved_model(tiny_model_dir: Path, tmp_path: Path) -> None:
-    from lora_c.model import load_model
+    from lora_c.model.model import load_model
 
     (tiny_model_dir / "chat_template.jinja").write_text("one")
     (tiny_model_dir / "additional_chat_templates").mkdir()

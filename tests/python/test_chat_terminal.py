@@ -28,7 +28,7 @@ CTRL_C, CTRL_D, BACKSPACE, ESCAPE, TAB = "\x03", "\x04", "\x7f", "\x1b", "\t"
 LAUNCH = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
-from lora_c import model
+from lora_c.model import model
 stream, delay = model.Model.stream, float(os.environ.get("LORA_C_TEST_DELAY", 0))
 def slowly(self, *args, **options):
     for piece in stream(self, *args, **options):
@@ -41,7 +41,7 @@ main()
 
 
 SPEAK = """
-from lora_c import model
+from lora_c.model import model
 model.Model.stream = lambda *args, **options: iter(["<\\x1b", "[31mred\\x1b[0m and \\x1b]0;pw", "ned\\x07a title", ">"])
 from lora_c.cli import main
 main()

@@ -12,13 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora_c.architectures import architecture_of
+from lora_c.checkpoints.safetensors_file import SafetensorsFile, find_non_finite
+from lora_c.checkpoints.safetensors_writer import TensorEntry, write_model_files, write_safetensors
 from lora_c.errors import CheckpointError, ConfigError, SaveError
-from lora_c.files import atomic_file, atomic_folder, recover_folder
-from lora_c.model import load_model
-from lora_c.rope import rope_of
-from lora_c.safetensors_file import SafetensorsFile, find_non_finite
-from lora_c.safetensors_writer import TensorEntry, write_model_files, write_safetensors
+from lora_c.families.architectures import architecture_of
+from lora_c.families.rope import rope_of
+from lora_c.files.atomic import atomic_file, atomic_folder, recover_folder
+from lora_c.model.model import load_model
 
 IDS = np.arange(3, 20, dtype=np.int32)
 
@@ -290,7 +290,7 @@ def test_failing_rename_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("exchange", [True, False])
 def test_folder_swap_keeps_strangers_and_drops_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
-    import lora_c.files as files
+    import lora_c.files.atomic as files
 
     if not exchange:
         monkeypatch.setattr(files, "_exchange", lambda first, second: False)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import lora_c as lc
-from lora_c.checkpoint_schedule import RETRY_SECONDS, CheckpointSchedule
 from lora_c.data import Dataset, Sample
 from lora_c.errors import ConfigError
 from lora_c.notices import LoraCWarning
-from lora_c.trainer import Trainer
+from lora_c.training.checkpoint_schedule import RETRY_SECONDS, CheckpointSchedule
+from lora_c.training.trainer import Trainer
 
 
 def written_after(save_steps: float, steps: int, seconds: float, cost: float) -> tuple[list[int], float]:
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_for_a_while_costs_one_line(
     run._metrics.start([])
     monkeypatch.setattr(run._metrics, "start", lambda history: None)
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr("lora_c.checkpoint_schedule.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("lora_c.training.checkpoint_schedule.RETRY_SECONDS", 0.0)
     with pytest.warns(LoraCWarning, match="no checkpoint of step 2") as told:
         result = run.train()
     assert len(told) == 1 and result.unsaved == []

@@ -13,13 +13,13 @@ import yaml
 from click.testing import CliRunner, Result
 
 import lora_c as lc
-from lora_c.chosen_template import read_chosen_template, use_chat_template, use_template
 from lora_c.cli import cli
 from lora_c.demo.run import BASE_MODEL
 from lora_c.errors import DataError, LoraCError
+from lora_c.model.tokenizer_of_model import load_tokenizer
 from lora_c.notices import LoraCWarning
-from lora_c.tokenizer import Tokenizer
-from lora_c.tokenizer_of_model import load_tokenizer
+from lora_c.text.chosen_template import read_chosen_template, use_chat_template, use_template
+from lora_c.text.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"

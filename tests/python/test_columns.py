@@ -18,7 +18,7 @@ from lora_c.data.records import read_records
 from lora_c.demo.run import BASE_MODEL
 from lora_c.errors import ConfigError, DataError
 from lora_c.notices import LoraCWarning
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the tokenizer has no token for:lora_c.notices.LoraCWarning")  # of the demo
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lora_c.checkpoints.safetensors_writer import TensorEntry, write_model_files
 from lora_c.errors import CheckpointError
-from lora_c.model import load_model
+from lora_c.model.model import load_model
 from lora_c.notices import LoraCWarning
-from lora_c.safetensors_writer import TensorEntry, write_model_files
 
 IDS = np.arange(3, 20, dtype=np.int32)
 

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from lora_c.data import Sample, load_dataset, samples_from_record
 from lora_c.errors import DataError
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|eot_id|>",
            "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"]  # fmt: skip

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from lora_c.batching import evaluation_batches, pack, step_batches, steps_per_epoch
 from lora_c.data import Dataset, Sample, load_dataset
+from lora_c.data.batching import evaluation_batches, pack, step_batches, steps_per_epoch
 from lora_c.errors import ConfigError, DataError
-from lora_c.schedule import learning_rate
+from lora_c.training.schedule import learning_rate
 
 
 class ByteTokenizer:

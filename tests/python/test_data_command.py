@@ -17,8 +17,8 @@ import lora_c as lc
 from lora_c.cli import cli
 from lora_c.demo.run import BASE_MODEL
 from lora_c.errors import ConfigError, LoraCError
+from lora_c.model.tokenizer_of_model import load_tokenizer
 from lora_c.notices import LoraCWarning
-from lora_c.tokenizer_of_model import load_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:data. .*trained as they stand:lora_c.notices.LoraCWarning")
 
@@ -128,8 +128,8 @@ class TestData:
         assert "expected a model folder" in refused("data", "--model", questions, "--data", questions)
 
     def test_of_a_model_no_weight_is_read(self, questions: Path, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr("lora_c.loading.load_weights", None)
-        monkeypatch.setattr("lora_c.model.load_weights", None)
+        monkeypatch.setattr("lora_c.model.loading.load_weights", None)
+        monkeypatch.setattr("lora_c.model.model.load_weights", None)
         tokenizer = load_tokenizer(BASE_MODEL)
         monkeypatch.undo()
         known = lc.load_model(BASE_MODEL, progress=False).tokenizer

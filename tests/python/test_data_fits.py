@@ -14,9 +14,9 @@ from lora_c import TrainConfig, Trainer, load_dataset, load_model
 from lora_c.cli import cli
 from lora_c.data import Dataset, Sample
 from lora_c.errors import DataError
-from lora_c.model import Model
+from lora_c.model.model import Model
 from lora_c.notices import LoraCWarning
-from lora_c.trainer import evaluate_loss
+from lora_c.training.trainer import evaluate_loss
 
 
 @pytest.fixture

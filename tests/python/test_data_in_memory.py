@@ -15,7 +15,7 @@ import lora_c as lc
 from lora_c.demo.run import BASE_MODEL
 from lora_c.errors import ConfigError, DataError
 from lora_c.notices import LoraCWarning
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the tokenizer has no token for:lora_c.notices.LoraCWarning")  # of the demo
 
@@ -190,7 +190,7 @@ class TestTables:
         code = f"""
 import sys
 import lora_c as lc
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 data = lc.load_dataset([{{"text": "once"}}], Tokenizer.from_folder({str(BASE_MODEL)!r}))
 repr(data), data.show(1)
 print(sorted({{"pandas", "datasets", "pyarrow", "polars", "IPython"}} & set(sys.modules)))
@@ -282,7 +282,7 @@ class TestWhatADatasetSays:
 
 
 def test_texts_encoded_together_have_the_ids_that_each_has_alone(tokenizer: Tokenizer, monkeypatch) -> None:
-    from lora_c import encoded_ahead
+    from lora_c.text import encoded_ahead
 
     records = [{"prompt": f"Ünïcode 日本 {i}\t", "completion": f"{'x' * (i % 7)} {i}"} for i in range(1200)]
     records += [{"text": "a  b\n\n" * (i % 40)} for i in range(100)] + [{"prompt": "", "completion": "x"}]

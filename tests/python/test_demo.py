@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import lora_c as lc
+from lora_c.checkpoints.model_names import BASE_MODEL
 from lora_c.demo import world
 from lora_c.demo.run import dataset, exact_match, run_demo, shortcoming
-from lora_c.model_names import BASE_MODEL
-from lora_c.trainer import evaluate_loss
+from lora_c.training.trainer import evaluate_loss
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ import lora_c as lc
 from lora_c import _core
 from lora_c.data import Dataset, Sample
 from lora_c.errors import ConfigError
-from lora_c.memory import forecast
-from lora_c.model import Model
-from lora_c.trainer import Trainer
+from lora_c.model.model import Model
+from lora_c.training.memory import forecast
+from lora_c.training.trainer import Trainer
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {}, "qlora": {"quantize": "nf4"}, "full": {"trainable": "full"}, "head": {"trainable": "head"},

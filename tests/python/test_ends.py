@@ -13,14 +13,14 @@ import tokenizers
 
 from lora_c.configs import GenerationConfig, LoraConfig, TrainConfig
 from lora_c.data import load_dataset
-from lora_c.ends import Ends, find_ends, turn_end, untrained_ends, with_ends
 from lora_c.errors import CheckpointError
-from lora_c.generation import generate_ids
+from lora_c.generation.answers import generate_ids
 from lora_c.gguf.models import write_model
-from lora_c.model import load_model
+from lora_c.model.model import load_model
 from lora_c.notices import LoraCWarning
-from lora_c.tokenizer import Tokenizer
-from lora_c.trainer import Trainer
+from lora_c.text.ends import Ends, find_ends, turn_end, untrained_ends, with_ends
+from lora_c.text.tokenizer import Tokenizer
+from lora_c.training.trainer import Trainer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

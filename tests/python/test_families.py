@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lora_c import _core, reference
-from lora_c.architectures import architecture_of
 from lora_c.configs import LoraConfig
 from lora_c.errors import CheckpointError
-from lora_c.families import FAMILIES
-from lora_c.model import Model, load_model
+from lora_c.families.architectures import architecture_of
+from lora_c.families.table import FAMILIES
+from lora_c.model.model import Model, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
@@ -46,7 +46,7 @@ def folder(record: dict[str, np.ndarray], path: Path, **changes: object) -> Path
 
 def greedy(model: Model, ids: np.ndarray, n: int) -> list[int]:
     from lora_c.configs import GenerationConfig
-    from lora_c.generation import generate_ids
+    from lora_c.generation.answers import generate_ids
 
     config = GenerationConfig(max_new_tokens=n, ignore_eos=True, precision="exact")
     return list(generate_ids(model, ids.tolist(), config))

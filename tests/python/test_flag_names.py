@@ -13,8 +13,8 @@ from lora_c.cli import cli
 from lora_c.cli.commands import COMMANDS
 from lora_c.cli.options import Command, config_options
 from lora_c.configs import GenerationConfig, LoraConfig, TrainConfig
+from lora_c.configs.other_names import SECOND_NAMES, SYNONYMS, meant
 from lora_c.errors import ConfigError
-from lora_c.other_names import SECOND_NAMES, SYNONYMS, meant
 
 
 def invoke(*args: object) -> Result:

@@ -16,10 +16,10 @@ import pytest
 import lora_c as lc
 from lora_c.configs import GenerationConfig
 from lora_c.errors import CheckpointError, ConfigError, LoraCError
-from lora_c.generation import generate_ids
-from lora_c.logits import LogitsProcessor, bad_word_ids
+from lora_c.generation.answers import generate_ids
+from lora_c.generation.logits import LogitsProcessor, bad_word_ids
+from lora_c.generation.sampling import probabilities
 from lora_c.notices import LoraCWarning
-from lora_c.sampling import probabilities
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "generation_golden.npz"
 
@@ -190,7 +190,7 @@ def test_what_the_caller_decides_is_not_left_aside(with_file: Any) -> None:
 
 
 def test_settings_of_the_file() -> None:
-    from lora_c.generation_file import generation_config_of, left_aside
+    from lora_c.generation.generation_file import generation_config_of, left_aside
 
     config = generation_config_of({"do_sample": True, "temperature": 0.6, "stop_strings": "x", "top_p": None}, "f")
     assert (config.sampling, config.temperature, config.top_k, config.stop_strings) == (True, 0.6, 50, ["x"])

@@ -18,7 +18,7 @@ from lora_c.gguf import write_model
 from lora_c.gguf.checkpoint import deinterleave, interleave
 from lora_c.gguf.reader import GGUFFile
 from lora_c.gguf.writer import uint32
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 # --- the shared model ---------------------------------------------------------------------------------------------------
 

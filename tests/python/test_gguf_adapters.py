@@ -11,8 +11,8 @@ import pytest
 from gguf_files import IDS, train, write_file
 
 import lora_c as lc
+from lora_c.adapters.gguf_format import read_adapter, write_adapter
 from lora_c.errors import AdapterError, CheckpointError
-from lora_c.gguf import read_adapter, write_adapter
 from lora_c.gguf.format import Kind, Value
 from lora_c.gguf.reader import GGUFFile
 from lora_c.gguf.writer import array, float32, text
@@ -80,9 +80,8 @@ def test_adapter_refusals(llama_file: Callable[..., Path], tmp_path: Path) -> No
         ({}, good | {"blk.0.attn_v.weight.lora_b": np.full((128, 2), np.nan)}, "finite numbers"),
         ({}, {}, "at least one matrix"),
     ]
-    assert (
-        read_adapter(write_file(tmp_path / "a.gguf", values, good), model.architecture).matrices["layers.0.v_proj"].scale == 4
-    )
+    arrays = read_adapter(write_file(tmp_path / "a.gguf", values, good), model.architecture)
+    assert arrays.matrices["layers.0.v_proj"].scale == 4
     for change, tensors, message in cases:
         with pytest.raises(AdapterError, match=message):
             read_adapter(write_file(tmp_path / "a.gguf", values | change, tensors), model.architecture)

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import lora_c as lc
-from lora_c.architectures import architecture_of
 from lora_c.errors import CheckpointError
+from lora_c.families.architectures import architecture_of
 from lora_c.gguf import write_model
 from lora_c.gguf.families import FAMILIES, family_of_arch
 from lora_c.gguf.reader import GGUFFile

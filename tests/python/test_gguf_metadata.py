@@ -62,7 +62,7 @@ def test_a_factor_of_the_rotation_is_written_with_its_kind(
 def test_llama3_rule_is_found_behind_its_factors(
     tmp_path: Path, low: float, high: float, old: int, factor: float, theta: float
 ) -> None:
-    from lora_c.architectures import architecture_of
+    from lora_c.families.architectures import architecture_of
     from lora_c.gguf.config import config_of, llama3_factors
 
     factors = llama3_factors(32, theta, factor, low, high, old)

@@ -16,7 +16,7 @@ from lora_c.gguf.splits import SPLITS
 from lora_c.gguf.tokenizer import tokenizer_of
 from lora_c.gguf.vocabulary import tokenizer_metadata
 from lora_c.gguf.writer import array, boolean, text
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 TEXTS = [
     "Hello world, it's 12345 o'clock",

@@ -27,7 +27,7 @@ from lora_c.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_D
 from lora_c.gguf.vocabulary import model_name, padded, tokenizer_metadata
 from lora_c.gguf.writer import text
 from lora_c.notices import LoraCWarning
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 NAMES = ["<unk>", "<s>", "</s>", "<pad>", "<sep>", "<mask>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "b", "▁a"]
 SPECIAL = {

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from lora_c.data import load_dataset, samples_from_record
 from lora_c.notices import LoraCWarning
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 R1 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '<U>' + m.content }}{% elif m.role == 'assistant' %}"

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import lora_c as lc
+from lora_c.checkpoints.model_names import BASE_MODEL, expand, find, is_hub_name
 from lora_c.cli.commands import cli
 from lora_c.errors import CheckpointError, ConfigError
-from lora_c.model_names import BASE_MODEL, expand, find, is_hub_name
 
 
 def test_demo_is_the_base_that_ships() -> None:

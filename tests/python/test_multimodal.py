@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lora_c.architectures import architecture_of
 from lora_c.errors import AdapterError, CheckpointError
+from lora_c.families.architectures import architecture_of
+from lora_c.families.multimodal import text_config
 from lora_c.gguf import write_model
 from lora_c.inspection import inspect_path
-from lora_c.model import Model, load_model
-from lora_c.multimodal import text_config
+from lora_c.model.model import Model, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families" / "gemma3_conditional.npz"
 PREFIX = "base_model.model.model.language_model.layers."

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import lora_c
-from lora_c.loss_curve import loss_curve_svg
-from lora_c.notebook_progress import MARK, NotebookProgress, in_notebook
-from lora_c.train_result import TrainResult
+from lora_c.display.loss_curve import loss_curve_svg
+from lora_c.display.notebook_progress import MARK, NotebookProgress, in_notebook
+from lora_c.training.train_result import TrainResult
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 MOST_BYTES = 200_000  # of a page and of a notebook, with all pictures
@@ -154,7 +154,7 @@ def test_a_page_that_is_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_bar_of_loading_comes_where_it_takes_long_and_needs_no_widgets(tmp_path: Path) -> None:
     code = """
 import time, lora_c
-from lora_c.notebook_progress import tracked_in_notebook
+from lora_c.display.notebook_progress import tracked_in_notebook
 lora_c.load_model("demo", progress=True)
 assert list(tracked_in_notebook(range(3), "quick")) == [0, 1, 2]
 for _ in tracked_in_notebook(range(300), "slow", patience=0.2):

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 
 import lora_c as lc
 from lora_c.cli import cli
+from lora_c.display.plot import plot_losses
 from lora_c.errors import CheckpointError, LoraCError, SaveError
-from lora_c.files import atomic_file, atomic_folder, write_json
+from lora_c.files.atomic import atomic_file, atomic_folder, write_json
+from lora_c.files.os_errors import cannot_save, describe, make_folder
 from lora_c.notices import LoraCWarning
-from lora_c.os_errors import cannot_save, describe, make_folder
-from lora_c.plot import plot_losses
 
 COMMANDS = {
     "train": ("--model", "MODEL", "--data", "DATA", "--max-steps", 1, "--method", "lora", "--output-dir", "OUT"),

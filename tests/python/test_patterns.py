@@ -14,9 +14,9 @@ from lora_c.adapters import patterns
 from lora_c.adapters.patterns import Matcher
 from lora_c.adapters.targets import find_targets
 from lora_c.adapters.unused import refuse_unused_options
-from lora_c.architectures import architecture_of
 from lora_c.configs import LoraConfig
 from lora_c.errors import AdapterError
+from lora_c.families.architectures import architecture_of
 
 WITHOUT_END = [
     r"(([a-z]|[._]|[a-z0-9_.])+)+[QX]", r"(?:.*?){50}\b\B", r"(.{0,9}){0,9}\b\B", r"((.)|b|c|(?:.|.|.))*\b\B",

@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 
 from lora_c.cli import cli
 from lora_c.cli.plot import names_of
+from lora_c.display.loss_picture import Curve, draw, loss_range
+from lora_c.display.plot import plot_losses
 from lora_c.errors import ConfigError, DataError
-from lora_c.loss_picture import Curve, draw, loss_range
 from lora_c.notices import LoraCWarning
-from lora_c.plot import plot_losses
-from lora_c.run_metrics import read_metrics, summary_of
+from lora_c.runs.history import read_metrics, summary_of
 
 
 def history(steps: int, held_out: bool = False, spike: bool = False) -> list[dict[str, Any]]:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import lora_c as lc
+from lora_c.checkpoints.model_names import BASE_MODEL
 from lora_c.demo.run import dataset
 from lora_c.demo.world import task
 from lora_c.errors import ConfigError
-from lora_c.model_names import BASE_MODEL
-from lora_c.trainer import Trainer
+from lora_c.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from lora_c.cli.run_table import duration, result_values, table_lines
-from lora_c.console import TextConsole
-from lora_c.progress import PlainProgress, draws_bars, open_progress
-from lora_c.progress_bar import BarProgress, FittingProgress
-from lora_c.trainer import TrainResult
+from lora_c.display.console import TextConsole
+from lora_c.display.progress import PlainProgress, draws_bars, open_progress
+from lora_c.display.progress_bar import BarProgress, FittingProgress
+from lora_c.training.trainer import TrainResult
 
 RECORD = {"step": 900, "loss": 1.23456, "tokens_per_second": 12345.0}
 
@@ -55,7 +55,7 @@ def test_a_bar_is_for_terminals_that_can_move_the_cursor(monkeypatch: pytest.Mon
 
 
 def test_the_bar_of_a_failure_is_red_and_of_a_stop_yellow(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_c.progress_bar import open_bar
+    from lora_c.display.progress_bar import open_bar
 
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)

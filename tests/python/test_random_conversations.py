@@ -17,7 +17,7 @@ import pytest
 
 from lora_c.data import Sample, samples_from_record
 from lora_c.errors import DataError
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 sys.path.insert(0, str(FOLDER))

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_c import read_ahead as module
-from lora_c.model import load_model
-from lora_c.read_ahead import Extent, read_ahead
+from lora_c.checkpoints import read_ahead as module
+from lora_c.checkpoints.read_ahead import Extent, read_ahead
+from lora_c.model.model import load_model
 
 
 @pytest.fixture

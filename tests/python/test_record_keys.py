@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from lora_c.data import samples_from_record
 from lora_c.errors import DataError
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"

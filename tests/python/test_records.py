@@ -15,8 +15,8 @@ import lora_c as lc
 from lora_c.data import json_records, streams
 from lora_c.data.records import read_records
 from lora_c.data.streams import text_blocks
-from lora_c.dropped_characters import DroppedCharacters
 from lora_c.errors import DataError
+from lora_c.text.dropped_characters import DroppedCharacters
 
 ROWS = [{"text": "Grüße 日本 🦙"}, {"prompt": "a", "completion": "b"}]
 

@@ -14,11 +14,11 @@ import tokenizers
 from click.testing import CliRunner
 
 from lora_c import LoraConfig, TrainConfig, Trainer, load_dataset, load_model
+from lora_c.checkpoints.safetensors_file import SafetensorsFile
 from lora_c.cli import cli
 from lora_c.errors import AdapterError, ConfigError, DataError
 from lora_c.gguf.models import write_model as write_gguf
 from lora_c.notices import LoraCWarning
-from lora_c.safetensors_file import SafetensorsFile
 
 OLD = np.arange(3, 30, dtype=np.int32)
 
@@ -224,7 +224,7 @@ class TestCommandLine:
 
 @pytest.mark.parametrize("given", [None, [5], {"embed_tokens": [5]}])
 def test_rows_that_were_asked_for_are_trained_too(make_model, given: Any) -> None:
-    from lora_c.resize_embedding import train_added_tokens
+    from lora_c.model.resize_embedding import train_added_tokens
 
     model = load_model(add_tokens(make_model(tie_word_embeddings=True), "<|one|>"), resize_embedding=True)
     config = train_added_tokens(LoraConfig(r=2, trainable_token_indices=given), model)

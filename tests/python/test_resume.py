@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import lora_c as lc
+from lora_c.checkpoints.safetensors_writer import TensorEntry
 from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, ConfigError, DivergenceError
 from lora_c.notices import LoraCWarning
-from lora_c.safetensors_writer import TensorEntry
-from lora_c.trainer import Trainer
+from lora_c.training.trainer import Trainer
 
 TABLE = Path(__file__).parents[2] / "docs/RESUME.md"
 TRAIN: dict[str, Any] = {
@@ -248,7 +248,7 @@ TENSOR_DAMAGE = ["float64", "int32", "missing", "more", "shape", "nan", "negativ
 def test_damaged_tensors_are_one_clear_error(trainer: Callable[..., Trainer], start: Path, damage: str) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from lora_c.safetensors_file import SafetensorsFile
+    from lora_c.checkpoints.safetensors_file import SafetensorsFile
 
     file = start / "training_state.safetensors"
     metadata, tensors = SafetensorsFile(file).metadata, load_file(file)
@@ -334,7 +334,7 @@ def test_no_checkpoint_holds_numbers_that_are_not_finite(
         elif step == 2:
             state = self.optimizer.state_dict()
             state["v"][0][:] = np.inf
-            monkeypatch.setattr("lora_c.training_state._state_entries", lambda _: [TensorEntry.of("v", state["v"][0])])
+            monkeypatch.setattr("lora_c.training.state._state_entries", lambda _: [TensorEntry.of("v", state["v"][0])])
 
     monkeypatch.setattr(Trainer, "_one_step", one_step)
     last = tmp_path / "out/checkpoint-2"

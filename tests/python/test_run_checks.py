@@ -17,7 +17,7 @@ from lora_c import LoraConfig, TrainConfig, Trainer, load_model
 from lora_c.cli import cli
 from lora_c.data import Dataset, Sample
 from lora_c.errors import AdapterError, ConfigError
-from lora_c.run_checks import RULES, RunOptions, check_run
+from lora_c.training.run_checks import RULES, RunOptions, check_run
 
 
 def data(n: int = 8) -> Dataset:

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 
 import lora_c as lc
 from lora_c.cli import cli
-from lora_c.digests import base_digest
-from lora_c.model_card import hub_name
 from lora_c.notices import LoraCWarning
+from lora_c.runs.digests import base_digest
+from lora_c.runs.model_card import hub_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:data. .*trained as they stand:lora_c.notices.LoraCWarning")
 
@@ -57,7 +57,7 @@ TRAIN = ("train", "--max-steps", 2, "--val-fraction", 0.2, "--learning-rate", "1
 
 
 def test_run_json_says_what_the_run_was(project: Path) -> None:
-    from lora_c.digests import data_digest
+    from lora_c.runs.digests import data_digest
 
     values = json.loads((project / "run/run.json").read_text())
     assert values["lora_c"] == lc.__version__ and values["method"] == "qlora" and values["total_steps"] == 2
@@ -119,7 +119,7 @@ def test_the_base_is_named_as_the_hub_names_it(path: str, config: dict[str, Any]
 
 
 def test_the_tokenizer_and_its_template_lie_beside_the_adapter(project: Path) -> None:
-    from lora_c.tokenizer import Tokenizer
+    from lora_c.text.tokenizer import Tokenizer
 
     assert (project / "run/chat_template.jinja").read_text() == TEMPLATE
     tokenizer = Tokenizer.from_folder(project / "run")
@@ -244,7 +244,7 @@ def test_what_a_resumed_run_may_not_change_is_refused_before_the_base_is_loaded(
     def load(*args: object, **options: object) -> None:
         raise AssertionError("the base was loaded")
 
-    monkeypatch.setattr("lora_c.model.load_weights", load)
+    monkeypatch.setattr("lora_c.model.model.load_weights", load)
     config = ("train", "--config", project / "run/config.yaml")
     refused = run(*config, "--resume", "--learning-rate", "1e-3")
     assert "checkpoint-2: expected the run that it was written by, got changes of its result: learning_rate" in str(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from lora_c.errors import ConfigError
-from lora_c.run_lock import run_lock
+from lora_c.runs.lock import run_lock
 
 HOLD = """
 import sys
-from lora_c.run_lock import run_lock
+from lora_c.runs.lock import run_lock
 with run_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import lora_c as lc
 from lora_c.errors import AdapterError, ConfigError
-from lora_c.memory import forecast
+from lora_c.training.memory import forecast
 
 
 @pytest.fixture

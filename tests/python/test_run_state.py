@@ -13,11 +13,11 @@ import pytest
 
 from lora_c import LoraConfig, TrainConfig, Trainer, load_model
 from lora_c._core import memory_report
-from lora_c.callbacks import Callback, TrainerState
 from lora_c.data import Dataset, Sample
 from lora_c.errors import ConfigError
-from lora_c.model import Model
+from lora_c.model.model import Model
 from lora_c.notices import LoraCWarning
+from lora_c.training.callbacks import Callback, TrainerState
 
 RUN: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 0, "recompute": "layer"}
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 import lora_c as lc
 from lora_c.cli import cli
 from lora_c.data import Dataset, Sample
-from lora_c.sample_answers import answer_of, choose_prompts, in_one_line
+from lora_c.training.sample_answers import answer_of, choose_prompts, in_one_line
 
 
 def run(*args: object) -> Result:
@@ -49,7 +49,7 @@ def test_answers_are_greedy_and_short(model: lc.Model, monkeypatch: pytest.Monke
     (one,) = choose_prompts(model, Dataset([sample([3, 4, 5], [0, 0, 1])]), 1)
     assert answer_of(model, one) == model.generate([3, 4], max_new_tokens=32)
     assert answer_of(model, one, stopped=lambda: True).endswith("…")
-    monkeypatch.setattr("lora_c.sample_answers._MOST_SECONDS", 0.0)
+    monkeypatch.setattr("lora_c.training.sample_answers._MOST_SECONDS", 0.0)
     assert answer_of(model, one).endswith("…") and len(answer_of(model, one)) < 8
 
 
@@ -91,7 +91,7 @@ def test_a_sample_that_fails_ends_no_run(model: lc.Model, data: Path, tmp_path: 
     def fail(*args: object) -> None:
         raise RuntimeError("of a library")
 
-    monkeypatch.setattr("lora_c.sample_answers.generate_text", fail)
+    monkeypatch.setattr("lora_c.training.sample_answers.generate_text", fail)
     with pytest.warns(lc.notices.LoraCWarning, match=r"samples: not written \(of a library\)"):
         result = run("train", "--model", model.source, "--data", data, "--max-steps", 1, "--val-fraction", 0.2,
                      "--output-dir", tmp_path / "out")  # fmt: skip

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_c.aside import name_aside
 from lora_c.configs import LoraConfig
 from lora_c.errors import SaveError
-from lora_c.files import atomic_file, atomic_folder, recover_folder, write_text
-from lora_c.model import load_model
+from lora_c.files.aside import name_aside
+from lora_c.files.atomic import atomic_file, atomic_folder, recover_folder, write_text
+from lora_c.model.model import load_model
 from lora_c.notices import LoraCWarning
 
 IDS = np.arange(3, 20, dtype=np.int32)
@@ -276,7 +276,7 @@ def test_a_kill_while_a_finished_save_is_tidied_leaves_nothing_for_ever(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lora_c.in_place.shutil.rmtree", killed)
+        patch.setattr("lora_c.files.in_place.shutil.rmtree", killed)
         model.save(".")
     assert len(list(out.glob(".*"))) == 1
     model.save(".")

@@ -20,7 +20,7 @@ from lora_c.data.lengths import Bin, Lengths, plot_lengths
 from lora_c.data.shown import MOST_TOKENS, Shown, marks_for, pieces_of, shown_samples, visible
 from lora_c.demo.run import BASE_MODEL
 from lora_c.errors import ConfigError, DataError
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 PAIRS = [{"prompt": f"Once {i}", "completion": " upon a time"} for i in range(5)]
 
@@ -147,7 +147,7 @@ class TestShow:
 import sys
 sys.path.insert(0, {str(Path(lc.__file__).parents[1])!r})
 import lora_c as lc
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 lc.Dataset.from_records([{{"prompt": "Once", "completion": " upon"}}], Tokenizer.from_folder({str(BASE_MODEL)!r})).show()
 """
         book = formats.v4.new_notebook(cells=[formats.v4.new_code_cell(code)])

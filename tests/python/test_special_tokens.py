@@ -11,7 +11,7 @@ import pytest
 
 from lora_c.errors import CheckpointError, DataError
 from lora_c.notices import LoraCWarning
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "special_tokens_golden.json"
 BASE = json.loads(GOLDEN.read_text(encoding="utf-8"))["bases"]["byte_level"]

@@ -16,8 +16,8 @@ import pytest
 
 import lora_c as lc
 from lora_c._core import PassStopped
-from lora_c.interrupt import Stopped, deferred_interrupt
-from lora_c.leaving import Leaving
+from lora_c.training.interrupt import Stopped, deferred_interrupt
+from lora_c.training.leaving import Leaving
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ import pytest
 from command_moments import NEVER
 
 import lora_c as lc
-from lora_c import aside
-from lora_c.files import atomic_file, atomic_folder
-from lora_c.uninterrupted import uninterrupted
+from lora_c.files import aside
+from lora_c.files.atomic import atomic_file, atomic_folder
+from lora_c.files.uninterrupted import uninterrupted
 
 # {out}: the output, in a folder of the case
 COMMANDS = {

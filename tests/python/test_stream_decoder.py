@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 PARTS = [
     "日本語", "한국어", "ภาษาไทย", "e\u0301a\u0323\u0306", "👨‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪", "Füße", " the cat", " sat", "\n\n", "  ",

@@ -45,7 +45,7 @@ def test_an_output_that_is_full_is_named(tiny_model_dir: Path) -> None:
 
 def test_a_log_that_nobody_reads_ends_no_run(train: list[str], tmp_path: Path) -> None:
     code = (
-        "import os, sys, lora_c.trainer as t\n"
+        "import os, sys, lora_c.training.trainer as t\n"
         "real = t.Trainer.train\n"
         "def train(self, *a, **k):\n"
         "    r, w = os.pipe(); os.close(r); os.dup2(w, 2)\n"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_c import chat_template
 from lora_c.errors import DataError
+from lora_c.text import chat_template
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 OBJECTS = "{% for c in messages[0].tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}"

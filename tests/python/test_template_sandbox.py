@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from lora_c import chat_template, template_limits
 from lora_c.errors import DataError
+from lora_c.text import chat_template, template_limits
 
 START = "{% set n = namespace(s='aaaaaaaa', l=[1, 2, 3, 4]) %}"
 GROWS = [

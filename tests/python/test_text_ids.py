@@ -13,10 +13,10 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lora_c.data import load_dataset, samples_from_record
-from lora_c.generation import prompt_ids
+from lora_c.generation.answers import prompt_ids
 from lora_c.notices import LoraCWarning
-from lora_c.text_ids import prompt_and_completion_ids, prompt_token_ids, whole_text_ids
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.text_ids import prompt_and_completion_ids, prompt_token_ids, whole_text_ids
+from lora_c.text.tokenizer import Tokenizer
 
 TEXTS = ["hello world the answer is yes. Question: what? Answer: 12 + 30 = 42\n\nnaïve 日本 don't\tstop  twice " * 20]
 SPECIAL = ["<unk>", "<s>", "</s>"]

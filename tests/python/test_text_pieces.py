@@ -14,8 +14,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from lora_c import load_dataset
 from lora_c.data import text_pieces
 from lora_c.data.text_pieces import cut_pieces, tokenize
-from lora_c.text_ids import begin_token_ids
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.text_ids import begin_token_ids
+from lora_c.text.tokenizer import Tokenizer
 
 
 def blocks(text: str, size: int = 5000) -> Iterator[str]:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lora_c.checkpoints.safetensors_file import SafetensorsFile
+from lora_c.checkpoints.safetensors_writer import TensorEntry, write_model_files
 from lora_c.configs import LoraConfig
 from lora_c.errors import CheckpointError
 from lora_c.inspection import inspect_path
-from lora_c.model import load_model
+from lora_c.model.model import load_model
 from lora_c.notices import LoraCWarning
-from lora_c.safetensors_file import SafetensorsFile
-from lora_c.safetensors_writer import TensorEntry, write_model_files
 
 IDS = np.arange(3, 20, dtype=np.int32)
 USED = "the file has another in .*lm_head.weight; the one in the file is used"

@@ -12,8 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lora_c.errors import CheckpointError, DataError
-from lora_c.model import load_model
-from lora_c.tokenizer import Tokenizer
+from lora_c.model.model import load_model
+from lora_c.text.tokenizer import Tokenizer
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"

@@ -13,7 +13,7 @@ import pytest
 
 import lora_c
 from lora_c.errors import CheckpointError
-from lora_c.tokenizer import Tokenizer
+from lora_c.text.tokenizer import Tokenizer
 
 BASE = Path(str(lora_c.__file__)).parent / "base_model"
 

@@ -13,7 +13,7 @@ from lora_c import _core
 from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, ConfigError
 from lora_c.notices import LoraCWarning
-from lora_c.trainer import Trainer
+from lora_c.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_frozen_model_is_refused(stories, tmp_path):
 
 
 def test_forecast_is_near_the_measured_peak(stories, shakespeare, tmp_path):
-    from lora_c.memory import forecast
+    from lora_c.training.memory import forecast
 
     trainer = make_trainer(stories, shakespeare, tmp_path / "out", max_steps=3)
     plan = forecast(trainer)
@@ -195,7 +195,7 @@ def test_forecast_is_near_the_measured_peak(stories, shakespeare, tmp_path):
 
 
 def test_auto_recomputes_only_where_the_limit_asks_for_it(stories, shakespeare, tmp_path):
-    from lora_c.memory import forecast
+    from lora_c.training.memory import forecast
 
     roomy = make_trainer(stories, shakespeare, tmp_path / "roomy", recompute="auto")
     assert roomy.recompute == "none"

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architectures import Architecture
 from ..configs import MOST_RANK, LoraConfig
 from ..errors import AdapterError, ConfigError, nearest
+from ..families.architectures import Architecture
 from .data import F32, AdapterArrays, MatrixArrays
 from .targets import describe_targets
 

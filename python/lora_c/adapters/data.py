@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architectures import Architecture, WeightSpec
 from ..configs import LoraConfig
+from ..families.architectures import Architecture, WeightSpec
 
 F32 = NDArray[np.float32]
 

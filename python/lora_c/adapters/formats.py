@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..architectures import Architecture
+from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, MLX_FILE, has_own_base
 from ..errors import AdapterError, ConfigError, shorten
-from ..files import recover_folder
+from ..families.architectures import Architecture
+from ..files.atomic import recover_folder
+from ..files.json_files import read_json_object
 from ..gguf.reader import is_gguf
-from ..json_files import read_json_object
-from ..written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, MLX_FILE, has_own_base
 from . import mlx_format, peft_format
 from .data import AdapterArrays
 
@@ -22,7 +22,10 @@ Format = Literal["peft", "mlx", "gguf"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
-def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> AdapterArrays:
+LoadWeights = Callable[[Path], Mapping[str, Any]]
+
+
+def read_adapter(path: str | os.PathLike[str], architecture: Architecture, load_weights: LoadWeights) -> AdapterArrays:
     """Read an adapter of any known format and check it against a base model.
 
     Parameters
@@ -30,6 +33,10 @@ def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> Ad
     path : path
         A folder of PEFT or of mlx-lm, a folder that holds one named adapter in a subfolder, as PEFT saves them, or a
         GGUF file.
+    architecture : Architecture
+        The base model's.
+    load_weights : callable
+        Reads the weights of a model folder: of the base that lies beside an adapter which has changed it.
 
     Raises
     ------
@@ -37,7 +44,7 @@ def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> Ad
         It is not an adapter, needs what is not supported, or belongs to another base model.
     """
     if is_gguf(path):
-        from ..gguf import adapters as gguf_format
+        from . import gguf_format
 
         return gguf_format.read_adapter(path, architecture)
     folder = find_folder(path)
@@ -45,16 +52,19 @@ def read_adapter(path: str | os.PathLike[str], architecture: Architecture) -> Ad
         return mlx_format.read_mlx(folder, architecture)
     arrays = peft_format.read_peft(folder, architecture)
     named = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    return replace(arrays, residual_base=_base_of(folder / BASE_FOLDER, arrays)) if has_own_base(folder, named) else arrays
+    return (
+        replace(arrays, residual_base=_base_of(folder / BASE_FOLDER, arrays, load_weights))
+        if has_own_base(folder, named)
+        else arrays
+    )
 
 
-def _base_of(folder: Path, arrays: AdapterArrays) -> dict[str, Callable[[], Any]]:
+def _base_of(folder: Path, arrays: AdapterArrays, load_weights: LoadWeights) -> dict[str, Callable[[], Any]]:
     """The adapted weights of the base that lies beside the adapter, read when the first of them is asked for."""
-    from ..model import load_model
 
     @cache
-    def weights() -> dict[str, Any]:
-        return load_model(folder, progress=False).weights
+    def weights() -> Mapping[str, Any]:
+        return load_weights(folder)
 
     return {name: lambda name=name: weights()[name] for name in arrays.matrices}  # type: ignore[misc]
 
@@ -103,7 +113,7 @@ def write_adapter(
             "it as 'peft', which takes the base along, or merge it"
         )
     if format == "gguf":
-        from ..gguf import adapters as gguf_format
+        from . import gguf_format
 
         gguf_format.write_adapter(path, adapter, architecture, dtype)
         return

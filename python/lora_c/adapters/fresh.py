@@ -16,7 +16,7 @@ from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
 from .trained_weights import refuse_trained_targets
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..model.model import Model
 
 
 def fresh_adapter(model: Model, config: LoraConfig) -> Adapter:

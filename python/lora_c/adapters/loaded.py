@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._core import Parameter
-from ..architectures import Architecture, WeightSpec
 from ..configs import LoraConfig
-from ..parameter_values import set_rows, set_values
-from ..parts import Parts
+from ..families.architectures import Architecture, WeightSpec
+from ..weights.parameter_values import set_rows, set_values
+from ..weights.parts import Parts
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, specs_by_name
 from .peft_format import PREFIX
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures import Architecture, WeightSpec
+from ..checkpoints.safetensors_file import SafetensorsFile
+from ..checkpoints.safetensors_writer import TensorEntry, write_safetensors
+from ..checkpoints.written import ADAPTER_CONFIG, MLX_FILE, listing, replaced_adapter
 from ..configs import LoraConfig
 from ..errors import AdapterError, CheckpointError, ConfigError
-from ..files import atomic_folder
-from ..json_files import read_json_object
-from ..safetensors_file import SafetensorsFile
-from ..safetensors_writer import TensorEntry, write_safetensors
-from ..written import ADAPTER_CONFIG, MLX_FILE, listing, replaced_adapter
+from ..families.architectures import Architecture, WeightSpec
+from ..files.atomic import atomic_folder
+from ..files.json_files import read_json_object
 from .data import F32, AdapterArrays, MatrixArrays, specs_by_name
 from .peft_format import read_floats, stored_dtype
 from .targets import describe_targets

@@ -13,16 +13,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..architectures import Architecture, WeightSpec
-from ..aside import name_for_people
+from ..checkpoints.safetensors_file import SafetensorsFile, find_non_finite
+from ..checkpoints.safetensors_writer import TensorEntry, write_safetensors
+from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, listing, replaced_adapter
 from ..configs import LoraConfig
 from ..errors import AdapterError, CheckpointError
-from ..files import atomic_folder
-from ..json_files import read_json_object
-from ..multimodal import is_left_out, spellings
-from ..safetensors_file import SafetensorsFile, find_non_finite
-from ..safetensors_writer import TensorEntry, write_safetensors
-from ..written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, listing, replaced_adapter
+from ..families.architectures import Architecture, WeightSpec
+from ..families.multimodal import is_left_out, spellings
+from ..files.aside import name_for_people
+from ..files.atomic import atomic_folder
+from ..files.json_files import read_json_object
 from .config import parse_adapter_config, peft_config
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures import Architecture, WeightSpec
 from ..configs import LoraConfig
 from ..errors import AdapterError
+from ..families.architectures import Architecture, WeightSpec
 from .data import all_specs
 from .patterns import Matcher
 from .unused import refuse_unused_options

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from .._core import Parameter
-from ..architectures import Architecture
 from ..errors import AdapterError
+from ..families.architectures import Architecture
 from .data import AdapterArrays, specs_by_name
 
 

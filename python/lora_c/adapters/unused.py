@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..architectures import Architecture
 from ..configs import LoraConfig
 from ..errors import AdapterError
+from ..families.architectures import Architecture
 from .data import all_specs
 from .patterns import Matcher
 

@@ -140,7 +140,7 @@ class Commands:
         return name if path in (None, name) else f"{name} ({path})"
 
     def _save(self, text: str) -> Outcome:
-        from ..files import write_text
+        from ..files.atomic import write_text
 
         if not text:
             raise ConfigError("/save: expected the name of a file, got nothing; write /save FILE.jsonl")

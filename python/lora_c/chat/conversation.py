@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from ..configs import GenerationConfig
 from ..errors import DataError
-from ..prompts import message_ids
+from ..text.prompts import message_ids
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..model.model import Model
 
 _SEEDS = 2**63
 

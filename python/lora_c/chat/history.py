@@ -9,8 +9,8 @@ from pathlib import Path
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from ..errors import LoraCError
-from ..os_errors import reason
-from ..regular_file import check_regular
+from ..files.os_errors import reason
+from ..files.regular_file import check_regular
 
 
 def open_history() -> History:

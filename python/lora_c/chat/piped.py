@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import click
 
+from ..display.printable import printable, printable_pieces
 from ..errors import ConfigError, LoraCError
-from ..printable import printable, printable_pieces
 from .commands import Commands
 
 

@@ -16,9 +16,9 @@ import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
 
+from ..display.printable import printable
 from ..errors import LoraCError
-from ..printable import printable
-from ..uninterrupted import throw, uninterrupted
+from ..files.uninterrupted import throw, uninterrupted
 from .commands import Commands, Outcome
 from .completion import CommandCompleter
 from .history import PrivateHistory, open_history

@@ -29,7 +29,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):  # what is ignored stays so: nohup
             signal.signal(number, _end_at_once)
-    from ..steady_stream import make_stderr_steady
+    from ..display.steady_stream import make_stderr_steady
     from .signals import install_handlers, pass_over_signals, say_stopped
 
     make_stderr_steady()

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from ..configs.other_names import meant, names_of
 from ..errors import ConfigError
-from ..other_names import meant, names_of
 from .command_help import EXAMPLES, MAIN_FLAGS
 from .flag_names import dashed, flag_name, refuse_two_names
 from .option_errors import as_given

@@ -17,7 +17,7 @@ from .paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from ..data import Dataset
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 # Of TrainConfig: what decides which tokens the model sees, and in how many steps.
 FIELDS = (
@@ -52,14 +52,14 @@ def command(**own: Any) -> None:
     Nothing is trained; --config takes the file of a training run, too. Without colour the text with loss stands between two
     kinds of brackets.
     """
-    from ..tokenizer_of_model import load_tokenizer
+    from ..model.tokenizer_of_model import load_tokenizer
 
     config = TrainConfig(**take(own, TrainConfig))
     if not own.get("data"):
         raise ConfigError("data: expected a path, got nothing; give --data PATH or put data: in the config file")
     tokenizer = load_tokenizer(own["model"], bool(own.get("resize_embedding")))
     if own.get("chat_template"):
-        from ..chosen_template import use_template
+        from ..text.chosen_template import use_template
 
         use_template(tokenizer, own["chat_template"])
     as_json = own["as_json"]
@@ -84,7 +84,7 @@ def _sizes(tokenizer: Tokenizer) -> str:
 
 def _steps(train: Dataset, config: TrainConfig) -> tuple[int, int, int]:
     """(sequences of a step, steps of an epoch, steps of the run), as `Trainer` counts them."""
-    from ..batching import steps_per_epoch, total_steps
+    from ..data.batching import steps_per_epoch, total_steps
 
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     return per_step, steps_per_epoch(len(train), per_step), total_steps(len(train), config)

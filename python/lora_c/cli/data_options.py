@@ -15,7 +15,7 @@ from .paths import InputPath, InputPaths, flatten
 if TYPE_CHECKING:
     from ..configs import TrainConfig
     from ..data import Dataset
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MOST_SKIPPED = 100  # that are listed for people; --json lists all

@@ -23,9 +23,9 @@ def command(output_dir: str, short: bool, seed: int, as_json: bool) -> None:
     The base has read such stories but has never seen a question. Training and held-out examples share no question.
     Ends with status 1 when the model did not learn the task, or when merging changed an answer.
     """
+    from ..checkpoints.model_names import BASE_MODEL
     from ..demo.run import run_demo, shortcoming
     from ..errors import LoraCError
-    from ..model_names import BASE_MODEL
 
     refuse_inputs("out", output_dir, [("the model that ships", str(BASE_MODEL))])
     summary = run_demo(output_dir, short=short, seed=seed, to_stderr=as_json)

@@ -12,7 +12,7 @@ from .options import Command
 @json_option
 def command(as_json: bool) -> None:
     """The devices that --device takes, and why others cannot be used."""
-    from ..device_list import devices
+    from ..model.device_list import devices
 
     found = devices()
     if as_json:
@@ -21,8 +21,8 @@ def command(as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..console import TextConsole
-    from ..printable import printable
+    from ..display.console import TextConsole
+    from ..display.printable import printable
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for device in found:

@@ -68,7 +68,7 @@ def friendly_errors() -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno == errno.EIO:
             time.sleep(_HANGUP)  # a terminal that is closed: the signal that says so is on its way, and counts
-        from ..printable import printable  # a message may hold what a stranger's file says
+        from ..display.printable import printable  # a message may hold what a stranger's file says
 
         with suppress(OSError):  # a log that is full or gone
             print(f"lora-c: {printable(describe(error))}", file=sys.stderr, flush=True)
@@ -117,7 +117,7 @@ def describe(error: BaseException) -> str:
             return got
         return f"memory: expected enough, got: {got}; use a smaller batch, --recompute layer or a shorter --max-seq-length"
     if isinstance(error, OSError):
-        from ..os_errors import describe as describe_os_error
+        from ..files.os_errors import describe as describe_os_error
 
         return describe_os_error(error)
     return str(error)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from ..checkpoints.model_names import find, is_hub_name, name_for_others
 from ..errors import AdapterError, CheckpointError, ConfigError
-from ..model_names import find, is_hub_name, name_for_others
 from .json_output import json_option, print_json, size_of
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
@@ -41,7 +41,7 @@ def command(source: str, output: str, target: str, model: str | None, dtype: str
         refuse_inputs("OUTPUT", output, [("the adapter's base", base)])
         export_merged(source, base, output, dtype) if target == "hf" else export_adapter(source, base, output, target, dtype)
     elif target == "hf":
-        from ..model import load_model
+        from ..model.model import load_model
 
         load_model(source).save(output, dtype=dtype)  # type: ignore[arg-type]
     elif target == "gguf":
@@ -89,8 +89,8 @@ def base_of(source: str) -> str:
         It names none, or one that is not here.
     """
     from ..adapters.formats import find_folder
+    from ..files.json_files import read_json_object
     from ..gguf.reader import is_gguf
-    from ..json_files import read_json_object
 
     if is_gguf(source):
         raise AdapterError(f"{source}: expected the base model of a GGUF adapter, which names none; give --model PATH")
@@ -105,9 +105,9 @@ def base_of(source: str) -> str:
 
 def config_of(model: str) -> dict[str, Any]:
     """The config.json of a model folder, or what it would be for a GGUF file."""
+    from ..files.json_files import read_json_object
     from ..gguf.checkpoint import GGUFCheckpoint
     from ..gguf.reader import is_gguf
-    from ..json_files import read_json_object
 
     if not is_gguf(model):
         return read_json_object(Path(model) / "config.json")
@@ -119,7 +119,7 @@ def export_gguf(source: str, output: str, dtype: str) -> None:
     """Write a model as one GGUF file."""
     from ..gguf import write_model
     from ..gguf.models import TYPES
-    from ..model import load_model
+    from ..model.model import load_model
 
     if dtype not in TYPES:
         raise ConfigError(f"dtype: expected one of {', '.join(TYPES)} for a GGUF model, got {dtype!r}")
@@ -129,9 +129,10 @@ def export_gguf(source: str, output: str, dtype: str) -> None:
 def export_adapter(source: str, base: str, output: str, target: str, dtype: str | None) -> None:
     """Convert an adapter; of the base only config.json is read, unless the adapter has a base or tokens of its own."""
     from ..adapters import read_adapter, write_adapter
-    from ..architectures import architecture_of
-    from ..model import load_model
-    from ..resize_embedding import rows_of_adapter
+    from ..families.architectures import architecture_of
+    from ..model.loading import weights_of_folder
+    from ..model.model import load_model
+    from ..model.resize_embedding import rows_of_adapter
 
     dtype = dtype or "float32"
     if dtype == "nf4":
@@ -141,7 +142,7 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
     except CheckpointError as error:
         raise AdapterError(f"model: expected a GGUF file or the folder of the base model, got {base!r}: {error}") from None
     has_own_rows = rows_of_adapter(architecture, source) > architecture.decoder_kwargs["vocab_size"]
-    arrays = None if has_own_rows else read_adapter(source, architecture)
+    arrays = None if has_own_rows else read_adapter(source, architecture, weights_of_folder)
     if arrays is not None and not arrays.residual_base:
         write_adapter(output, arrays, architecture, base_model=name_for_others(Path(base)), dtype=dtype, format=target)
         return
@@ -153,8 +154,8 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
 
 def export_merged(source: str, base: str, output: str, dtype: str | None) -> None:
     """Merge an adapter into its base."""
-    from ..chosen_template import use_template_of_adapter
-    from ..model import load_model
+    from ..model.model import load_model
+    from ..text.chosen_template import use_template_of_adapter
 
     model = load_model(base)
     model.load_adapter(source, is_trainable=False)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..checkpoints.written import BASE_FOLDER
 from ..configs import SAMPLING_FIELDS, GenerationConfig
+from ..display.printable import printable_pieces
 from ..errors import ConfigError, DataError
-from ..generation import resolve
+from ..files.regular_file import read_regular
+from ..generation.answers import resolve
+from ..generation.sampling import with_seed
 from ..notices import tell
-from ..printable import printable_pieces
-from ..regular_file import read_regular
-from ..sampling import with_seed
-from ..written import BASE_FOLDER
 from .data_options import chat_template_option, device_option
 from .flag_names import flag_name
 from .options import Command, config_options, take
@@ -24,7 +24,7 @@ from .paths import InputPath
 from .run_folder import check_base_of_run, nf4_of_run, run_option
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..model.model import Model
 
 
 class Texts(click.Argument):
@@ -124,8 +124,8 @@ def read_prompts(path: Path) -> list[str]:
 
 def open_model(own: dict[str, Any]) -> Model:
     """The model of --model, --adapter, --quantize, --device and --chat-template."""
-    from ..chosen_template import use_chat_template, use_template_of_adapter
-    from ..model import load_model
+    from ..model.model import load_model
+    from ..text.chosen_template import use_chat_template, use_template_of_adapter
 
     if not own.get("model"):
         raise ConfigError("model: expected a model folder, got nothing; give --model PATH or --run DIR")

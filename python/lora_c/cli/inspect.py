@@ -39,7 +39,7 @@ def show(report: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..console import TextConsole
+    from ..display.console import TextConsole
 
     console = TextConsole()
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

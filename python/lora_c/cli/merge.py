@@ -17,7 +17,7 @@ from .paths import InputPath, output_of_a_model, refuse_inputs
 from .run_folder import nf4_of_run, run_option
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..model.model import Model
 
 
 class Factors(click.ParamType):  # type: ignore[type-arg]
@@ -120,8 +120,8 @@ def command(
         write_merged(loaded.merge(dtype=chosen), output_dir, to, chosen)
         print_json(outcome | {"bytes": size_of(output_dir)}) if as_json else click.echo(done)
         return
-    from ..files import write_json, write_text
-    from ..merge_report import merge_with_report, segments_of
+    from ..files.atomic import write_json, write_text
+    from ..model.merge_report import merge_with_report, segments_of
 
     segments = segments_of(loaded, data, columns) if data else None
     merged, found = merge_with_report(loaded, chosen, segments, sample=data)
@@ -203,8 +203,8 @@ def write_merged(merged: Model, output: str, to: str, dtype: str) -> None:
 
 def load_adapters(model: Model, paths: tuple[str, ...], combination: dict[str, Any]) -> dict[str, Any]:
     """Put the adapters on the model, combined where there are several or a factor; return how, for the report."""
-    from ..chosen_template import use_template_of_adapter
     from ..errors import ConfigError
+    from ..text.chosen_template import use_template_of_adapter
 
     weights = combination["weights"]
     if weights is not None and len(weights) != len(paths):

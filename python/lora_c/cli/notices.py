@@ -12,8 +12,8 @@ from typing import Any
 @contextmanager
 def plain_notices() -> Iterator[None]:
     """Print each warning of this package once, as ``note      ...``; others as Python prints them."""
+    from ..display.printable import printable
     from ..notices import LoraCWarning
-    from ..printable import printable
 
     with warnings.catch_warnings():
         warnings.simplefilter("once", LoraCWarning)

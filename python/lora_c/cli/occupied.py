@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE
 from ..errors import ConfigError
-from ..written import ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE
 
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE)
 _MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")
@@ -14,7 +14,7 @@ _MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")
 
 def held_by_a_folder(folder: Path) -> str | None:
     """What of worth a folder holds."""
-    from ..run_checkpoints import latest_checkpoint
+    from ..runs.checkpoints import latest_checkpoint
 
     if not os.path.isdir(folder):
         return None
@@ -61,7 +61,7 @@ def refuse_occupied(flag: str, output: str, held: str | None, resume: str | None
 
 def _goes_on(output: Path, resume: str) -> bool:
     """Whether the checkpoint that is resumed lies in the output folder."""
-    from ..run_checkpoints import latest_checkpoint
+    from ..runs.checkpoints import latest_checkpoint
 
     if resume in ("latest", "auto"):
         return resume == "latest" or latest_checkpoint(output) is not None

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..checkpoints.model_names import place
+from ..checkpoints.written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
 from ..errors import ConfigError
-from ..model_names import expand, place
-from ..template_files import TEMPLATE_FILE
-from ..written import ADAPTER_CONFIG, BASE_FOLDER, is_adapter_file, is_model_file
+from ..files.paths import expand
+from ..text.template_files import TEMPLATE_FILE
 from .occupied import held_by_a_demo, held_by_an_output, refuse_occupied
 
 if TYPE_CHECKING:

@@ -54,8 +54,8 @@ def command(runs: tuple[str, ...], picture: str | None, title: str, as_json: boo
 
     Training loss (each step, and a mean of many), held-out loss, learning rate. Runs that still go on can be drawn, too.
     """
-    from ..plot import plot_runs
-    from ..run_metrics import read_metrics, summary_of
+    from ..display.plot import plot_runs
+    from ..runs.history import read_metrics, summary_of
 
     if not runs:
         raise ConfigError("RUN: expected the folder of a run, got nothing; give the --output-dir of lora-c train")

@@ -65,9 +65,9 @@ def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
     CheckpointError
         The folder is no run's.
     """
-    from ..run_checkpoints import latest_checkpoint
-    from ..run_record import find_moved, read_run
-    from ..written import ADAPTER_CONFIG
+    from ..checkpoints.written import ADAPTER_CONFIG
+    from ..runs.checkpoints import latest_checkpoint
+    from ..runs.record import find_moved, read_run
 
     folder = run
     if run.is_dir() and not any((run / name).is_file() for name in (ADAPTER_CONFIG, "config.json")):
@@ -85,8 +85,8 @@ def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def _named_base(folder: Path) -> str:
-    from ..json_files import read_json_object
-    from ..written import ADAPTER_CONFIG
+    from ..checkpoints.written import ADAPTER_CONFIG
+    from ..files.json_files import read_json_object
 
     values = read_json_object(folder / ADAPTER_CONFIG)
     named = values.get("base_model_name_or_path") or values.get("model")

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import LoraCError, SaveError
+from ..files.os_errors import reason
 from ..notices import tell
-from ..os_errors import reason
 from .json_output import print_json
 from .run_table import result_values, show_table
 
 if TYPE_CHECKING:
-    from ..sample_answers import SampleAnswer
-    from ..train_result import TrainResult
-    from ..trainer import Trainer
+    from ..training.sample_answers import SampleAnswer
+    from ..training.train_result import TrainResult
+    from ..training.trainer import Trainer
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def reporting(what: object) -> Iterator[None]:
 
 def begin_record(trainer: Trainer, base: str, counts: dict[str, int], samples: list[SampleAnswer]) -> dict[str, Any] | None:
     """run.json as far as it is known; counts: what became of the examples that were read."""
-    from ..run_record import RUN_FILE, describe_run, write_run
+    from ..runs.record import RUN_FILE, describe_run, write_run
 
     with reporting(trainer.output_dir / RUN_FILE):
         record = describe_run(trainer, base, shlex.join(["lora-c", *sys.argv[1:]]))
@@ -50,8 +50,8 @@ def begin_record(trainer: Trainer, base: str, counts: dict[str, int], samples: l
 
 def begin_samples(trainer: Trainer, count: int) -> list[SampleAnswer]:
     """Held-out prompts and their answers before training; of a resumed run those that it began with."""
-    from ..run_record import read_run
-    from ..sample_answers import answer_of, choose_prompts
+    from ..runs.record import read_run
+    from ..training.sample_answers import answer_of, choose_prompts
 
     samples: list[SampleAnswer] = []
     with reporting("samples"):
@@ -65,7 +65,7 @@ def begin_samples(trainer: Trainer, count: int) -> list[SampleAnswer]:
 
 def end_samples(trainer: Trainer, samples: list[SampleAnswer], stopped: Callable[[], bool]) -> None:
     """Their answers after it."""
-    from ..sample_answers import answer_of
+    from ..training.sample_answers import answer_of
 
     with reporting("samples"):
         for sample in samples:
@@ -80,8 +80,8 @@ def save_result(trainer: Trainer, result: TrainResult) -> str:
     SaveError
         With the place of the last checkpoint, or of the folder for temporary files, where it is instead.
     """
-    from ..run_checkpoints import checkpoint_folder
-    from ..written import BASE_FOLDER, has_own_base
+    from ..checkpoints.written import BASE_FOLDER, has_own_base
+    from ..runs.checkpoints import checkpoint_folder
 
     folder = trainer.output_dir
     kind = "adapter" if trainer.model.adapter_config is not None else "model"
@@ -121,10 +121,10 @@ def report_result(
     as_json: bool = False,
 ) -> None:  # fmt: skip
     """Write run.json, the model card, the tokenizer and the plot, and say what was reached."""
-    from ..model_card import CARD_FILE, write_model_card
-    from ..plot import plot_losses
-    from ..run_record import RUN_FILE, describe_result, write_run
-    from ..saving import copy_tokenizer
+    from ..display.plot import plot_losses
+    from ..model.saving import copy_tokenizer
+    from ..runs.model_card import CARD_FILE, write_model_card
+    from ..runs.record import RUN_FILE, describe_result, write_run
 
     folder = trainer.output_dir
     if record is not None:
@@ -149,7 +149,7 @@ def report_result(
 
 def show_samples(samples: list[SampleAnswer]) -> None:
     """The held-out prompts with the answers before and after."""
-    from ..sample_answers import in_one_line
+    from ..training.sample_answers import in_one_line
 
     for sample in samples:
         if sample.after is not None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..run_metrics import summary_of
+from ..runs.history import summary_of
 
 if TYPE_CHECKING:
-    from ..trainer import TrainResult
+    from ..training.trainer import TrainResult
 
 
 def show_table(result: TrainResult, saved: str) -> None:

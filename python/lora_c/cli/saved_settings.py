@@ -36,10 +36,10 @@ def save_settings(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ig
     """
     import yaml
 
-    from ..chosen_template import read_chosen_template
-    from ..files import write_text
-    from ..os_errors import make_folder
-    from ..template_files import TEMPLATE_FILE
+    from ..files.atomic import write_text
+    from ..files.os_errors import make_folder
+    from ..text.chosen_template import read_chosen_template
+    from ..text.template_files import TEMPLATE_FILE
 
     folder = make_folder(config.output_dir)
     refuse_foreign_settings(folder / CONFIG_NAME)
@@ -59,7 +59,7 @@ def resolve_paths(file: Path, values: dict[str, Any], params: Mapping[str, click
     """The values of a config.yaml, with the paths that a run wrote into it as they are here and now."""
     if not is_written_by_a_run(file):
         return values
-    from ..run_record import find_moved
+    from ..runs.record import find_moved
 
     folder = file.parent
 

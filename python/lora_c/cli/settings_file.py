@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from ..configs.other_names import meant
 from ..errors import ConfigError
-from ..model_names import expand
-from ..other_names import meant
+from ..files.paths import expand
 from .flag_types import Pairs, TextList
 from .paths import CONFIG_FILE, InputPath, InputPaths, OutputPath, ResumePath
 from .saved_settings import resolve_paths

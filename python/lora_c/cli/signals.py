@@ -12,8 +12,8 @@ import sys
 import time
 from contextlib import suppress
 
-from ..interrupt import Stopped
-from ..uninterrupted import throw
+from ..files.uninterrupted import throw
+from ..training.interrupt import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _send_again(number: int) -> None:
 
 
 def _end(number: int) -> None:
-    aside = sys.modules.get(f"{__package__.rpartition('.')[0]}.aside")
+    aside = sys.modules.get(f"{__package__.rpartition('.')[0]}.files.aside")
     if (remove := getattr(aside, "remove_open", None)) is not None:  # none while that file is being imported
         remove()
     say_stopped()

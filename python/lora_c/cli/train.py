@@ -20,9 +20,9 @@ from .run_table import result_values
 from .saved_settings import save_settings
 
 if TYPE_CHECKING:
-    from ..model import Model
-    from ..train_result import TrainResult
-    from ..trainer import Trainer
+    from ..model.model import Model
+    from ..training.train_result import TrainResult
+    from ..training.trainer import Trainer
 
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
@@ -69,14 +69,14 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     KeyboardInterrupt
         A signal stopped the run; what it has reached is saved.
     """
-    from ..chosen_template import use_chat_template
     from ..data import find_files
-    from ..interrupt import deferred_interrupt
-    from ..os_errors import make_folder
-    from ..plot import tell_missing_plot
-    from ..run_checks import RunOptions, check_run, ignored_options
-    from ..run_lock import run_lock
-    from ..trainer import Trainer
+    from ..display.plot import tell_missing_plot
+    from ..files.os_errors import make_folder
+    from ..runs.lock import run_lock
+    from ..text.chosen_template import use_chat_template
+    from ..training.interrupt import deferred_interrupt
+    from ..training.run_checks import RunOptions, check_run, ignored_options
+    from ..training.trainer import Trainer
 
     resume: Any = {"latest": True, None: False, "": False}.get(own.get("resume"), own.get("resume"))
     allow_changes = bool(own.get("allow_changes"))
@@ -130,14 +130,14 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
 
 def is_reported(folder: Path) -> bool:
     """Whether a run has come to its end there, with its adapter saved and its result in run.json."""
-    from ..run_record import read_run
+    from ..runs.record import read_run
 
     return bool((read_run(folder) or {}).get("result"))
 
 
 def tell_leftovers(trainer: Trainer) -> None:
     """Say which checkpoints of the run before stay in a folder that is written over."""
-    from ..run_checkpoints import checkpoint_folders
+    from ..runs.checkpoints import checkpoint_folders
 
     found = [] if trainer.resumed_at else [folder.name for folder in checkpoint_folders(trainer.output_dir)]
     if found:
@@ -153,8 +153,8 @@ def say_when_saved(count: int) -> None:
 
 def refuse_resume_early(resume: Any, config: TrainConfig, lora: LoraConfig | None, allow_changes: bool) -> None:
     """What of a resumed run can be refused before its base is loaded."""
-    from ..resume import check_same_options
-    from ..run_checkpoints import find_checkpoint, read_position
+    from ..runs.checkpoints import find_checkpoint, read_position
+    from ..runs.resume import check_same_options
 
     folder = find_checkpoint(Path(config.output_dir), resume)
     if folder is not None:
@@ -165,7 +165,7 @@ def refuse_resume_early(resume: Any, config: TrainConfig, lora: LoraConfig | Non
 
 def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
     """Take up a checkpoint, and say which."""
-    from ..run_checkpoints import find_checkpoint
+    from ..runs.checkpoints import find_checkpoint
 
     folder = find_checkpoint(trainer.output_dir, resume)
     if folder is not None:
@@ -178,8 +178,8 @@ def open_model(
 ) -> Model:
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
-    from ..model import load_model
-    from ..resize_embedding import train_added_tokens
+    from ..model.model import load_model
+    from ..model.resize_embedding import train_added_tokens
 
     options: dict[str, Any] = {"resize_embedding": resize, "device": device}
     if config.method == "qlora" and not has_blocks(path):
@@ -196,7 +196,7 @@ def open_model(
 
 def describe_run(trainer: Trainer) -> None:
     """What will happen, before it happens: parameters, steps, memory."""
-    from ..memory import forecast
+    from ..training.memory import forecast
 
     model, config = trainer.model, trainer.config
     trained = sum(p.size for p in trainer.parameters)

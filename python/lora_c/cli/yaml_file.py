@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..os_errors import reason
+from ..files.os_errors import reason
 
 MAX_BYTES = 1 << 20
 _MAX_VALUES, _MAX_DEPTH = 10_000, 16  # aliases of aliases grow without end

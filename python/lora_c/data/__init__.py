@@ -8,6 +8,7 @@ columns.py        columns of other names; known_columns.py: which names data set
 samples.py        what a record means: messages, prompt/completion, alpaca, ShareGPT, text -> samples
 conversation.py   messages -> token ids, with loss on what the assistant says
 text_pieces.py    a text file -> token pieces of one length
+loader.py         examples -> the samples of a data set
 loading.py        all of it together: load_dataset
 dataset.py        samples, and what happened to the examples on the way; shown.py shows some
 lengths.py        how long the samples are; duplicates.py: which are in training and held-out data

@@ -11,7 +11,7 @@ from ..errors import DataError
 from .messages import Message
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 
 def alpaca_messages(record: dict[str, Any]) -> list[Message]:

@@ -27,7 +27,7 @@ from .opening import render_closed
 from .turns import Turn, turn_of, with_reasoning
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 Pair = tuple[list[int], list[float]]
 Spans = list[tuple[int, int]]

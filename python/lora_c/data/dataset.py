@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
+from .loader import add_records
 from .samples import Sample
 from .splits import FoundFiles
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 
 @dataclass(eq=False, repr=False)
@@ -103,9 +104,8 @@ class Dataset:
         DataError
             An example cannot be used; the message begins with its number, counted from 1.
         """
-        from .loading import load_records
-
-        return load_records(records, tokenizer, max_seq_length=max_seq_length, limit=limit, columns=columns, skip_bad=skip_bad)
+        options = {"max_seq_length": max_seq_length, "limit": limit, "columns": columns, "skip_bad": skip_bad}
+        return add_records(Dataset([]), records, tokenizer, **options)
 
     def __len__(self) -> int:
         return len(self.samples)

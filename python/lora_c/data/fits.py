@@ -14,7 +14,7 @@ from ..notices import tell
 from .samples import Sample
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..model.model import Model
     from .dataset import Dataset
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, shorten
-from ..json_files import unique_names
+from ..files.json_files import unique_names
 from .samples import KINDS
 from .streams import BOM, DataFile, decode, text_blocks
 

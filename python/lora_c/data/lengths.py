@@ -100,7 +100,7 @@ def plot_lengths(parts: dict[str, Dataset], path: Path, title: str = "") -> None
     SaveError
         The file cannot be written.
     """
-    from ..plot import picture
+    from ..display.plot import picture
 
     with picture(path, _SIZE) as figure:
         _draw(figure.add_subplot(), parts, title)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..template_messages import REASONING, text_of
-from ..template_text import Written
-from ..tool_calls import texts_of_call
+from ..text.template_messages import REASONING, text_of
+from ..text.template_text import Written
+from ..text.tool_calls import texts_of_call
 from .messages import Message
 
 THINKING = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 Message = dict[str, Any]
 FLAGS = ("weight", "train", "training", "trainable", "loss")  # OpenAI's, axolotl's and ms-swift's: 0 carries no loss

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from ..ends import turn_end
 from ..errors import DataError
+from ..text.ends import turn_end
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 _QUESTION, _ANSWER = "Question", "Answer"
 _found: WeakKeyDictionary[Tokenizer, dict[Any, str]] = WeakKeyDictionary()

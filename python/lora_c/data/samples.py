@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..notices import tell
-from ..text_ids import prompt_and_completion_ids, whole_text_ids
+from ..text.text_ids import prompt_and_completion_ids, whole_text_ids
 from . import reported
 from .alpaca import alpaca_messages, alpaca_prompts
 from .conversation import conversation
@@ -33,7 +33,7 @@ from .record_keys import KINDS, kind_of_record
 from .sharegpt import sharegpt_messages
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 __all__ = ["KINDS", "Sample", "samples_from_record", "texts_of_record"]
 

@@ -19,7 +19,7 @@ from ..errors import DataError
 from .samples import Sample
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
     from .dataset import Dataset
 
 MOST_TOKENS = 160  # of a run of tokens; of a longer one the first and the last are shown
@@ -113,7 +113,7 @@ class Shown:
             return
         from rich.text import Text
 
-        from ..console import TextConsole
+        from ..display.console import TextConsole
 
         console = TextConsole(file=file, force_terminal=True)  # a terminal would break lines inside of words and numbers
         for sample in self.samples:

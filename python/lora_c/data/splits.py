@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, nearest, shorten
+from ..files.os_errors import reason
+from ..files.regular_file import check_regular
 from ..notices import tell
-from ..os_errors import reason
-from ..regular_file import check_regular
 from .globs import expand_pattern
 from .records import SUFFIXES, kind_of
 from .standard_input import STANDARD_INPUT

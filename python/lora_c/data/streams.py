@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import DataError
-from ..regular_file import open_regular
+from ..files.regular_file import open_regular
 from .standard_input import STANDARD_INPUT, name_of, take_input
 
 READ_BYTES = 1 << 18

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, shorten
-from ..regular_file import check_regular
+from ..files.regular_file import check_regular
 from .streams import text_lines
 
 MAX_CELL = 1 << 26  # characters

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 WINDOW = 1 << 17  # characters that are tokenized at once
 SHARED = 1 << 12  # characters that two neighbours have in common

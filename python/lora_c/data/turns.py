@@ -7,13 +7,13 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..template_messages import REASONING, text_of
+from ..text.template_messages import REASONING, text_of
 from .lost_parts import THINKING, lost_parts
 from .messages import Message
 from .opening import opening_behind_answers, render_closed
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

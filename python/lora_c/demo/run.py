@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _core
+from ..checkpoints.model_names import BASE_MODEL
 from ..configs import GenerationConfig, LoraConfig, TrainConfig
 from ..data import Dataset, Sample, samples_from_record
-from ..files import write_text
-from ..interrupt import Stopped
-from ..model_names import BASE_MODEL
+from ..files.atomic import write_text
+from ..training.interrupt import Stopped
 from .world import task
 
 if TYPE_CHECKING:
-    from ..model import Model
-    from ..train_result import TrainResult
+    from ..model.model import Model
+    from ..training.train_result import TrainResult
 
 ANSWER = GenerationConfig(max_new_tokens=16, precision="exact")  # of the merged model too: the answers must be equal
 
@@ -40,10 +40,10 @@ FULL, SHORT = DemoSize(n_train=9_600, n_held_out=200, steps=600), DemoSize(n_tra
 
 def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0, to_stderr: bool = False) -> dict[str, Any]:
     """Run it and return what was printed."""
-    from ..console import TextConsole
-    from ..model import load_model
-    from ..plot import plot_losses
-    from ..trainer import Trainer
+    from ..display.console import TextConsole
+    from ..display.plot import plot_losses
+    from ..model.model import load_model
+    from ..training.trainer import Trainer
 
     console, size, folder = TextConsole(stderr=to_stderr), SHORT if short else FULL, Path(output_dir)
     train, held_out = task(seed, size.n_train, size.n_held_out)

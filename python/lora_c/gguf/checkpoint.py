@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import GGMLTensor
+from ..checkpoints.read_ahead import Extent
+from ..checkpoints.safetensors_file import TensorInfo
 from ..errors import CheckpointError
-from ..read_ahead import Extent
-from ..safetensors_file import TensorInfo
-from ..tokenizers_library import library_errors
+from ..text.tokenizers_library import library_errors
 from .config import config_of
 from .reader import GGUFFile, is_gguf
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 # Tensors that the configuration already stands for.

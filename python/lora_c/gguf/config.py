@@ -1,4 +1,4 @@
-"""Metadata of a GGUF model as the config.json of a model folder, so that one place reads both (`lora_c.architectures`)."""
+"""Metadata of a GGUF model as the config.json of a model folder, so that `families.architectures` alone reads both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..families import FAMILIES
+from ..families.table import FAMILIES
 from ..notices import tell
 from .ends import ends_of, token_id
 from .families import GGUFFamily, family_of_arch

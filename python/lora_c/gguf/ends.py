@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..ends import turn_end
+from ..text.ends import turn_end
 from .format import Kind, Value
 from .writer import array, uint32
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..model.model import Model
     from .reader import GGUFFile
     from .same_model import PlannedFile
 

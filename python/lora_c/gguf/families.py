@@ -1,6 +1,6 @@
 """Model families in GGUF files: what a file calls an architecture and its tensors, and how its rows lie.
 
-What a family computes is said in `lora_c.architectures` alone; here stand the names and the order of a file only.
+What a family computes is said in `lora_c.families.architectures` alone; here stand the names and the order of a file only.
 Source: gguf-py/gguf/tensor_mapping.py and the converters of llama.cpp.
 """
 

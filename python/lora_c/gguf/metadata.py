@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..architectures import Architecture
 from ..errors import CheckpointError
+from ..families.architectures import Architecture
 from .config import llama3_factors
 from .families import GGUFFamily
 from .format import Value

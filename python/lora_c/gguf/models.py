@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import merge
 from .._core import GGMLTensor
-from ..architectures import WeightSpec
+from ..checkpoints.safetensors_file import find_non_finite
 from ..errors import AdapterError, CheckpointError, ConfigError, shorten
-from ..files import atomic_file
+from ..families.architectures import WeightSpec
+from ..files.atomic import atomic_file
 from ..notices import tell
-from ..safetensors_file import find_non_finite
-from ..tokenizers_library import library_errors
+from ..text.tokenizers_library import library_errors
+from ..weights.kinds import dense
 from .checkpoint import interleave
 from .ends import ends_metadata
 from .families import GGUFFamily, family_of_architecture
@@ -28,7 +28,7 @@ from .vocabulary import model_name, padded, tell_of_composing, tokenizer_metadat
 from .writer import GGUFEntry, text, uint32, write_gguf
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..model.model import Model
 
 ModelType = Literal["F32", "F16", "BF16", "Q8_0"]
 # The types by the names that other commands and `merge` have for them.
@@ -138,7 +138,7 @@ def _stored(name: str, weight: Any, type: str, heads: int | None, offset: float)
             return weight
         rows = interleave(weight.blocks.reshape(weight.shape[0], -1), heads)
         return GGMLTensor.from_blocks(rows.reshape(-1), weight.shape, type)
-    values = np.asarray(merge.dense(weight))
+    values = np.asarray(dense(weight))
     values = values if heads is None else interleave(values, heads)
     if offset:
         values = values.astype(np.float32) + np.float32(offset)

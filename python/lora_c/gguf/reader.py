@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from .._core import GGMLTensor
 from ..errors import CheckpointError, shorten
-from ..os_errors import reason
-from ..regular_file import open_regular
+from ..files.os_errors import reason
+from ..files.regular_file import open_regular
 from .format import BLOCK_TYPES, DEFAULT_ALIGNMENT, DENSE, MAGIC, NUMBERS, TENSOR_TYPES, VERSIONS, Kind, TensorType, Value
 
 MAX_STRINGS = 4_000_000  # of all arrays of a file together; the largest vocabularies have 0.3 million tokens

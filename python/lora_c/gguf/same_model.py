@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import GGMLTensor
-from ..architectures import Architecture, architecture_of
 from ..errors import CheckpointError
+from ..families.architectures import Architecture, architecture_of
 from .config import config_of
 from .format import TYPES_BY_NAME, Value
 from .reader import GGUFTensor

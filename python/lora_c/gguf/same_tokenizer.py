@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import CheckpointError, shorten
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .same_model import PlannedFile
 from .sample_texts import SAMPLE_TEXTS, texts_around
 from .splits import SPLITS, steps_of

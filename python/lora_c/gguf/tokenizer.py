@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CheckpointError, shorten
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .ends import token_id
 from .reader import GGUFFile
 from .splits import SPLITS

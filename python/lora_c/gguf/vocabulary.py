@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..notices import tell
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .format import Kind, Value
 from .splits import SPLITS, name_of_split, steps_of
 from .tokenizer import (

@@ -6,14 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.safetensors_file import SafetensorsFile, TensorInfo
 from ..data.record_keys import KINDS, kind_of_record
 from ..data.records import SUFFIXES, kind_of, read_records
 from ..data.splits import FoundFiles, find_files
 from ..data.streams import text_blocks
 from ..errors import CheckpointError, LoraCError, shorten
-from ..json_files import read_json_object
-from ..regular_file import open_regular
-from ..safetensors_file import SafetensorsFile, TensorInfo
+from ..files.json_files import read_json_object
+from ..files.regular_file import open_regular
 from .gguf_files import inspect_gguf
 from .report import Report, shape_text
 

@@ -14,20 +14,20 @@ from typing import Any
 from ..adapters.config import parse_adapter_config
 from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
-from ..architectures import architecture_of
-from ..checkpoint import Checkpoint
-from ..config_and_files import config_of_files
+from ..checkpoints.config_and_files import config_of_files
+from ..checkpoints.folder import Checkpoint
+from ..checkpoints.prequantized import quant_type_of, refuse_other_quantization
+from ..checkpoints.safetensors_file import SafetensorsFile, TensorInfo
+from ..checkpoints.written import MLX_FILE, has_own_base
 from ..data.records import SUFFIXES, kind_of
 from ..data.splits import SPLITS, find_files
 from ..errors import CheckpointError, DataError, LoraCError, shorten
-from ..json_files import read_json_object
-from ..loading import check_tensors
-from ..multimodal import is_left_out, text_config
-from ..os_errors import reason
-from ..prequantized import quant_type_of, refuse_other_quantization
-from ..safetensors_file import SafetensorsFile, TensorInfo
-from ..tokenizer import Tokenizer
-from ..written import MLX_FILE, has_own_base
+from ..families.architectures import architecture_of
+from ..families.multimodal import is_left_out, text_config
+from ..files.json_files import read_json_object
+from ..files.os_errors import reason
+from ..model.loading import check_tensors
+from ..text.tokenizer import Tokenizer
 from .files import describe_tensors, inspect_data, inspect_file, json_or_nothing
 from .report import Report, shape_text
 

@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..architectures import architecture_of
+from ..checkpoints.safetensors_file import TensorInfo
+from ..families.architectures import architecture_of
 from ..gguf.checkpoint import GGUFCheckpoint
 from ..gguf.ends import token_id
 from ..gguf.format import BLOCK_TYPES
 from ..gguf.reader import GGUFFile, GGUFTensor
-from ..loading import check_tensors
-from ..safetensors_file import TensorInfo
+from ..model.loading import check_tensors
 from .report import Report
 
 _READ_TYPES = ("F32", *BLOCK_TYPES)

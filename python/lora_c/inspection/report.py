@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from ..checkpoints.safetensors_file import TensorInfo
 from ..errors import LoraCError, shorten
-from ..safetensors_file import TensorInfo
 
 T = TypeVar("T")
 _LONGEST = 300  # characters of a fact

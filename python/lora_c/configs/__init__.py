@@ -1,0 +1,20 @@
+"""Options as typed, validated models. Names are those of PEFT (adapters) and transformers (training, generation).
+
+A wrong name or value raises `ConfigError` with one line that gives the nearest valid name.
+"""
+
+from .adapters import MOST_RANK, LoraConfig
+from .base import FREE_TEXTS
+from .generation import SAMPLING_FIELDS, GenerationConfig
+from .training import MOST_STEPS, NF4_BLOCK_SIZES, TrainConfig
+
+__all__ = [
+    "FREE_TEXTS",
+    "MOST_RANK",
+    "MOST_STEPS",
+    "NF4_BLOCK_SIZES",
+    "SAMPLING_FIELDS",
+    "GenerationConfig",
+    "LoraConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,93 @@
+"""Options of a training run, with transformers' names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..files.paths import expand
+from .base import Config, Probability, Seed
+
+MOST_STEPS = 10**12
+NF4_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class TrainConfig(Config):
+    """A training run, with transformers' names.
+
+    `per_device_train_batch_size` counts examples per micro-batch. `max_steps` > 0 overrides `num_train_epochs`;
+    `warmup_steps` > 0 overrides `warmup_ratio`. In Python the model decides `method`, `block_size` and `double_quant` (others
+    are refused), adapters have `LoraConfig.seed`, and `max_seq_length` cuts where it is given; see docs/PYTHON.md.
+    """
+
+    output_dir: str = Field(
+        "lora-c-output", min_length=1, description="Folder for metrics and checkpoints; on the command line for all of a run."
+    )
+    method: Literal["qlora", "lora", "head", "full"] = Field(
+        "qlora", description="qlora: 4-bit frozen base; lora: base as it is; head: only lm_head; full: every weight."
+    )
+    num_train_epochs: float = Field(1.0, gt=0.0, le=1e6, description="Passes over the data.")
+    max_steps: int = Field(-1, le=MOST_STEPS, description="Optimizer steps; overrides the epochs when > 0.")
+    learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="Schedule after warm-up.")
+    warmup_ratio: float = Field(0.0, ge=0.0, le=1.0, description="Share of the steps that warm up.")
+    warmup_steps: int = Field(0, ge=0, description="Warm-up steps; overrides the ratio when > 0.")
+    per_device_train_batch_size: int = Field(4, gt=0, description="Sequences per micro-batch, packed without padding.")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="Micro-batches per optimizer step.")
+    max_seq_length: int = Field(1024, gt=1, description="Longest sequence; the first tokens of a longer one are kept.")
+    max_grad_norm: float = Field(1.0, ge=0.0, description="Clip the global gradient norm; 0 turns it off.")
+    weight_decay: float = Field(0.0, ge=0.0, description="Decoupled weight decay of matrices.")
+    adam_beta1: Probability = Field(0.9, description="AdamW's first decay rate.")
+    adam_beta2: Probability = Field(0.999, description="AdamW's second decay rate.")
+    adam_epsilon: float = Field(1e-8, gt=0.0, description="AdamW's epsilon.")
+    seed: Seed = Field(
+        0, description="Seed of data order and split; of a run on the command line also of adapter weights and dropout."
+    )
+    recompute: Literal["none", "layer", "auto"] = Field(
+        "auto",
+        description="layer: keep one row per layer and compute the rest again in backward; same bits, less memory, a third "
+        "slower. auto: layer where the forecast of none exceeds memory_limit.",
+    )
+    activation_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: keep activations for backward in half the memory; same loss, rounded gradients."
+    )
+    memory_limit: float | None = Field(None, gt=0.0, description="GiB for recompute=auto; by default 80 % of what is free.")
+    precision: Literal["exact", "fast"] = Field(
+        "fast",
+        description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them.",
+    )
+    val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
+    eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
+    eval_batch_tokens: int = Field(2048, gt=0, description="Tokens per batch in evaluation.")
+    save_steps: float = Field(
+        0.1,
+        ge=0,
+        description="Write a resumable checkpoint every so many steps; below 1: every such share of the run, where that takes "
+        "little of its time; 0: only at the end.",
+    )
+    save_total_limit: int | None = Field(2, gt=0, description="Keep only so many checkpoints, the last one among them.")
+    logging_steps: int = Field(1, gt=0, description="Write metrics.jsonl every so many steps.")
+    double_quant: bool = Field(True, description="qlora: quantize the block scales too.")
+    block_size: int = Field(64, description="qlora: weights per block scale.")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> TrainConfig:
+        if self.block_size not in NF4_BLOCK_SIZES:
+            sizes = ", ".join(map(str, NF4_BLOCK_SIZES))
+            raise ValueError(f"block_size: expected one of {sizes}, got {self.block_size}")
+        if self.save_steps > 1 and self.save_steps != int(self.save_steps):
+            raise ValueError(f"save_steps: expected a whole number, or a share below 1, got {self.save_steps:g}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps: expected a positive number, or -1 for num_train_epochs, got {self.max_steps}")
+        return self
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home_folder(cls, value: str) -> str:
+        return expand(value, "output_dir")
+
+    @property
+    def quantize(self) -> Literal["nf4"] | None:
+        """The base quantization that `method` asks for."""
+        return "nf4" if self.method == "qlora" else None

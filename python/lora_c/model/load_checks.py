@@ -1,0 +1,31 @@
+"""Options of `load_model` that cannot be, refused before anything is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..configs import NF4_BLOCK_SIZES
+from ..errors import ConfigError
+from .loading import DENSE_DTYPES
+
+
+def check_load_options(quantize: Any, block_size: Any, dtype: Any, trainable: Any) -> None:
+    """Check the values, and that they go together.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option.
+    """
+    if quantize not in (None, "nf4"):
+        raise ConfigError(f"quantize: expected None or 'nf4', got {quantize!r}")
+    if block_size not in NF4_BLOCK_SIZES:
+        raise ConfigError(f"block_size: expected one of {', '.join(map(str, NF4_BLOCK_SIZES))}, got {block_size!r}")
+    if dtype not in (None, *DENSE_DTYPES):
+        raise ConfigError(f"dtype: expected None, 'float32' or 'bfloat16', got {dtype!r}")
+    if trainable not in ("none", "full", "head"):
+        raise ConfigError(f"trainable: expected 'none', 'full' or 'head', got {trainable!r}")
+    if trainable == "full" and quantize:
+        raise ConfigError(
+            "trainable: expected 'none' or 'head' with quantize='nf4', got 'full'; NF4 weights cannot be trained"
+        )

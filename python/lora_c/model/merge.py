@@ -1,0 +1,197 @@
+"""Folding an adapter into its base: W + s B A. After it, inference costs exactly what the base costs.
+
+Source: LoRA, arXiv:2106.09685, section 4.1 ("no additional inference latency").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from .._core import GGMLTensor, LoRALinear, NF4Tensor, Parameter
+from ..checkpoints.safetensors_file import find_non_finite
+from ..errors import AdapterError, ConfigError
+from ..families.architectures import architecture_of
+from ..weights.kinds import dense, format_of
+from ..weights.parameter_values import set_values
+
+if TYPE_CHECKING:
+    from ..adapters import LoadedAdapter
+    from .model import Model
+
+MergeDtype = Literal["float32", "bfloat16", "float16", "nf4", "q8_0"]
+Q8_0_BLOCK = 32
+_DENSE: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+def merged_weight(weight: Any, adapter: LoadedAdapter, sign: float = 1.0) -> NDArray[np.float32]:
+    """Return W + sign * s * B * A in float32, (out, in), each element rounded once; with DoRA g * (W + s B A)."""
+    base = weight.data if isinstance(weight, Parameter) else weight
+    r = adapter.A.shape[0]
+    magnitude = None if adapter.magnitude is None else adapter.magnitude.data
+    layer = LoRALinear(base, r, lora_alpha=adapter.scale * r, A=adapter.A.data, B=adapter.B.data, magnitude=magnitude)
+    return layer.merge(sign=sign)
+
+
+def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
+    """Return a new model with the adapter folded in; the given model keeps its own.
+
+    Parameters
+    ----------
+    dtype : "float32", "bfloat16", "float16", "nf4" or "q8_0"
+        Type of the weight matrices of the result. "nf4" quantizes W + s B A again, with the block size of the base;
+        "q8_0" makes the blocks of GGUF files of all matrices (float16 where rows are no multiple of 32), for
+        `gguf.write_model`. Matrices without an adapter keep codes of that kind. Rounding can change outputs:
+        `merge_with_report` measures it. float16 values are held in memory as float32 and saved as float16.
+
+    Raises
+    ------
+    AdapterError
+        There is no adapter, or a merged weight is not finite in that type (it is named).
+    """
+    if dtype not in get_args(MergeDtype):
+        raise ConfigError(f"dtype: expected one of {', '.join(get_args(MergeDtype))}, got {dtype!r}")
+    if model.adapter is None:
+        raise AdapterError("merge: expected a model with an adapter, got none; call add_adapter or load_adapter first")
+    replaced, layers = whole_tensors(model), {} if model.is_merged else model.adapters
+    config = dict(model.config)
+    if model.architecture.tied and ("lm_head" in replaced or {"lm_head", "embed_tokens"} & set(layers)):
+        config["tie_word_embeddings"] = False
+        replaced.setdefault("lm_head", model.weights["embed_tokens"])
+    weights: dict[str, Any] = {}
+    stored, records = dict(model.stored_dtypes), {}
+    for spec in architecture_of(config).weights():
+        name = spec.name
+        weight = replaced.get(name, model.weights.get(name))
+        stored.setdefault(name, stored["embed_tokens"])  # a head that is untied here
+        if spec.kind == "vector":
+            weights[name] = _finite(np.array(dense(weight), np.float32), spec.file_name)
+        elif spec.kind == "projection" or dtype == "q8_0" or format_of(weight) == dtype.upper():
+            weights[name] = _merge_one(model, spec.module, weight, layers.get(name), dtype)
+            if weights[name] is weight and name in model.quant_records and name not in replaced:
+                records[name] = model.quant_records[name]
+        else:
+            array = dense(weight) if name not in layers else _finite(merged_weight(weight, layers[name]), spec.module)
+            weights[name] = _cast(array, stored[name].name if dtype == "nf4" else dtype, spec.module)
+        if dtype in _DENSE:
+            stored[name] = _DENSE[dtype]
+    return model.with_weights(weights, stored, records, config)
+
+
+def whole_tensors(model: Model) -> dict[str, Any]:
+    """Decoder name to what the adapter in use puts in the place of the base's weight.
+
+    It names `lm_head` exactly where the head is no longer the embedding: it was trained whole, or the embedding was.
+    """
+    adapter = model.adapter
+    if adapter is None:
+        return {}
+    replaced = adapter.replaced()
+    if adapter.tokens is not None:
+        replaced["embed_tokens"] = adapter.tokens.whole()
+    elif model.architecture.tied and "embed_tokens" in replaced:
+        replaced.setdefault("lm_head", model.weights["embed_tokens"])
+    return replaced
+
+
+def _merge_one(model: Model, module: str, weight: Any, adapter: LoadedAdapter | None, dtype: MergeDtype) -> Any:
+    if adapter is None:
+        if format_of(weight) == dtype.upper():  # blocks of that kind already
+            return weight
+        array = dense(weight)
+    else:
+        array = _finite(merged_weight(weight, adapter), module)
+    if dtype == "nf4":
+        block, double = model.nf4_options
+        return NF4Tensor.quantize(np.ascontiguousarray(array), block_size=block, double_quant=double)
+    if dtype == "q8_0":
+        return _q8_0(array, module)
+    return _cast(array, dtype, module)
+
+
+def _q8_0(array: NDArray[Any], module: str) -> Any:
+    """Blocks of 32 weights of a row; float16 where the rows are no multiple of that, as in a GGUF file."""
+    if array.shape[-1] % Q8_0_BLOCK:
+        return _cast(array, "float16", module)
+    try:
+        return GGMLTensor.quantize(np.ascontiguousarray(_finite(array, module)))
+    except ValueError as error:  # a block whose scale is beyond float16
+        raise AdapterError(f"merge: {module}: {error}; use bfloat16 or float32") from None
+
+
+def _cast(array: NDArray[Any], dtype: str, module: str) -> NDArray[Any]:
+    """Round to the type; what the decoder computes with is float32 or bfloat16."""
+    if dtype != "float16":
+        return _finite(np.array(array, _DENSE[dtype]), module)
+    with np.errstate(over="ignore"):  # said below, with the name
+        return np.array(_finite(np.asarray(array, np.float16), module), np.float32)
+
+
+def _finite(array: NDArray[Any], module: str) -> NDArray[Any]:
+    bad = find_non_finite(array)
+    if bad:
+        way_out = "use bfloat16 or float32" if array.dtype == np.float16 else "check the adapter"
+        raise AdapterError(f"merge: {module}: expected finite numbers, got {bad[1]} at index {bad[0]}; {way_out}")
+    return array
+
+
+def fold_in_place(model: Model) -> None:
+    """Put W + s B A in the place of the model's own weights.
+
+    Raises
+    ------
+    AdapterError
+        A weight is not float32: rounding would make it impossible to take the adapter away again. Or the adapter
+        replaces whole tensors, which cannot be folded.
+    """
+    adapter = model.adapter
+    assert adapter is not None
+    if adapter.replaced():
+        name = next(iter(adapter.replaced()))
+        raise AdapterError(
+            f"merge_adapter: expected an adapter of low-rank updates only, got one that replaces {name}; use "
+            "merge(dtype=...), which returns a new model"
+        )
+    for name in adapter.layers:
+        if model.architecture.tied and name in ("embed_tokens", "lm_head"):
+            raise AdapterError(
+                f"merge_adapter: {name}: expected a weight that nothing else uses, got one that embedding and head share; use "
+                "merge(dtype=...), which returns a new model"
+            )
+        weight = model.weights[name]
+        quantized = isinstance(weight, (NF4Tensor, GGMLTensor))
+        if quantized or dense(weight).dtype != np.float32:
+            kind = format_of(weight)
+            raise AdapterError(
+                f"merge_adapter: {name}: expected a float32 weight, got {kind}, which cannot be restored after a merge; use "
+                "merge(dtype=...), which returns a new model, or load the base with dtype='float32'"
+            )
+    for name, layer in adapter.layers.items():
+        weight = model.weights[name]
+        if layer.magnitude is not None:
+            model.before_merge[name] = np.array(dense(weight))
+        _put(model, name, merged_weight(weight, layer))
+
+
+def take_out_in_place(model: Model) -> None:
+    """Undo `fold_in_place`."""
+    for name, layer in model.adapters.items():
+        kept = model.before_merge.pop(name, None)
+        _put(model, name, merged_weight(model.weights[name], layer, -1.0) if kept is None else kept)
+
+
+def _put(model: Model, name: str, array: NDArray[np.float32]) -> None:
+    weight = model.weights[name]
+    if isinstance(weight, Parameter):
+        set_values(weight, array)
+    else:
+        model.weights[name] = array  # a new array: other models may share the old one
+        model.parts.set_weight(name, array)
+    model.stored_dtypes[name] = np.dtype(np.float32)

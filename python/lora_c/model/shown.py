@@ -1,0 +1,44 @@
+"""How a model is shown: a line, and a table in notebooks. Methods of `Model`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..checkpoints.model_names import name_for_others
+from ..display.html_table import html_table
+from ..weights.kinds import format_of
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+def text(model: Model) -> str:
+    """One line: family, size, format, adapter."""
+    adapter = f", adapter r={model.adapter_config.r}" if model.adapter_config else ""
+    device = f" on {model.device}" if model.device != "cpu" else ""
+    what = f"{model.architecture.family.architecture}, {model.num_parameters():,} parameters, {_format(model)}"
+    return f"Model({what}{device}{adapter})"
+
+
+def _format(model: Model) -> str:
+    return "NF4" if model.is_quantized else format_of(model.weights["layers.0.down_proj"])
+
+
+def html(model: Model) -> str:
+    """A table for notebooks."""
+    config = model.adapter_config
+    rows: dict[str, object] = {
+        "source": name_for_others(model.source),
+        "parameters": model.num_parameters(),
+        "trainable": model.num_parameters(only_trainable=True),
+        "weights": _format(model),
+        "layers": model.decoder.config["num_hidden_layers"],
+        "hidden size": model.decoder.config["hidden_size"],
+        "vocabulary": model.decoder.config["vocab_size"],
+        "context": model.context_length,
+    }
+    if model.device != "cpu":
+        rows["device"] = model.device
+    if config is not None:
+        rows["adapter"] = f"{model.active_adapter}: r={config.r}, {len(model.adapters)} matrices"
+    return html_table(model.architecture.family.architecture, rows)

@@ -1,0 +1,51 @@
+"""One run at a time in an output folder: two would write into each other's metrics, checkpoints and settings."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigError
+
+_held: set[str] = set()  # folders that this process has locked
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep a folder for one run while the block runs; the lock goes with the process, however it ends.
+
+    A folder that is locked by this process already stays so: the command line locks earlier than the trainer. File systems
+    without locks are not guarded.
+
+    Raises
+    ------
+    ConfigError
+        Another process trains into it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no POSIX
+        yield
+        return
+    real = os.path.realpath(folder)
+    if real in _held:
+        yield
+        return
+    handle = os.open(real, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise ConfigError(
+                    f"output_dir: expected a folder that no other run writes into, got {str(folder)!r}, where one is under "
+                    "way; give another folder, or wait for its end"
+                ) from None
+        _held.add(real)
+        yield
+    finally:
+        _held.discard(real)
+        os.close(handle)

@@ -1,0 +1,113 @@
+"""README.md of a run's folder: a model card as the Hugging Face Hub reads it, from the record of the run."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files.atomic import write_text
+from ..notices import tell
+
+if TYPE_CHECKING:
+    from ..training.trainer import Trainer
+
+CARD_FILE = "README.md"
+_MARK = "<!-- Written by lora-c train; a later run replaces it. -->"
+_SNAPSHOT = re.compile(r"models--(?P<name>[\w.-]+(--[\w.-]+)?)/snapshots/")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def write_model_card(folder: Path, trainer: Trainer, record: dict[str, Any]) -> None:
+    """Write README.md, unless one of the user's own is there."""
+    target = folder / CARD_FILE
+    if target.exists() and _MARK not in target.read_text(encoding="utf-8", errors="replace"):
+        tell(f"{target}: kept as it is, because no run wrote it")
+        return
+    write_text(target, model_card(folder, trainer, record))
+
+
+def hub_name(base: str, config: dict[str, Any]) -> str:
+    """The base model's name on the Hub, as far as its path or its config.json tells; else the name of its folder."""
+    cached = _SNAPSHOT.search(os.path.realpath(base) + "/")
+    if cached:
+        return cached["name"].replace("--", "/", 1)
+    for name in (base, config.get("_name_or_path")):
+        if isinstance(name, str) and _HUB_NAME.fullmatch(name) and not os.path.exists(name):
+            return name
+    return re.sub(r"[^\w.-]+|--+|\.\.+", "-", Path(os.path.abspath(base)).name).strip("-.")[:96] or "base"
+
+
+def model_card(folder: Path, trainer: Trainer, record: dict[str, Any]) -> str:
+    """The text of the card."""
+    from huggingface_hub import ModelCardData
+
+    adapter = trainer.model.adapter_config
+    base = hub_name(record["base"]["name"], trainer.model.config)
+    metadata = ModelCardData(
+        base_model=base,
+        base_model_relation="adapter" if adapter is not None else "finetune",
+        library_name="peft" if adapter is not None else "transformers",
+        pipeline_tag="text-generation",
+        tags=["lora-c", *(["lora"] if adapter is not None else [])],
+    )
+    title = os.path.basename(os.path.abspath(folder))
+    kind = f"A {record['method']} adapter for" if adapter is not None else f"Trained ({record['method']}) from"
+    sections = [
+        f"---\n{metadata.to_yaml()}\n---\n{_MARK}\n\n# {title}\n\n{kind} `{base}`.",
+        "## How to use it\n\n" + _usage(adapter is not None, base),
+        "## Training\n\n" + _table(trainer, record),
+        "Everything else about the run, digests and counts included, is in `run.json`; `config.yaml` starts it again "
+        "(`lora-c train --config config.yaml --output-dir again`).",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _usage(is_adapter: bool, base: str) -> str:
+    shell = '```sh\nlora-c generate --run . "Hello"\nlora-c chat --run .\n```'
+    if not is_adapter:
+        return (
+            f"With lora-c, in this folder:\n\n{shell}\n\nWith transformers:\n\n```python\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```'
+        )
+    return (
+        f"With lora-c, in this folder (`--model` says where the base is, if it has moved):\n\n{shell}\n\nWith PEFT:\n\n"
+        "```python\n"
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(base, ".")\n'
+        'tokenizer = AutoTokenizer.from_pretrained(".")\n```'
+    )
+
+
+def _table(trainer: Trainer, record: dict[str, Any]) -> str:
+    config, lora, result = trainer.config, trainer.model.adapter_config, record.get("result") or {}
+    data, held_out = record["data"], record["held_out"]
+    files = ", ".join(os.path.basename(file) for file in data["files"]) or "in memory"
+    rows: list[tuple[str, Any]] = [("method", record["method"])]
+    if lora is not None:
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules or [])
+        rows += [("rank, alpha, dropout", f"{lora.r}, {lora.lora_alpha:g}, {lora.lora_dropout:g}")]
+        rows += [("adapted modules", f"`{targets}`" if targets else "the family's usual ones")]
+    rows += [
+        ("trained parameters", f"{record['trained_parameters']:,} of {record['parameters']:,}"),
+        ("data", f"{files}: {data['sequences']:,} sequences, {data['tokens_with_loss']:,} tokens with loss"),
+        ("held out", f"{held_out['sequences']:,} sequences" if held_out else "nothing"),
+        ("steps", f"{result.get('steps', 0):,} of {record['total_steps']:,}"),
+        ("sequences per step", config.per_device_train_batch_size * config.gradient_accumulation_steps),
+        ("learning rate", f"{config.learning_rate:g}, {config.lr_scheduler_type}, {trainer.warmup_steps} steps of warm-up"),
+        ("AdamW", f"betas {config.adam_beta1:g} and {config.adam_beta2:g}, weight decay {config.weight_decay:g}"),
+        ("longest sequence", config.max_seq_length),
+        ("seed", config.seed),
+        ("training loss (mean of the last tenth)", _loss(result.get("train_loss"))),
+        ("held-out loss", _loss(result.get("eval_loss"))),
+        ("time", f"{result.get('seconds', 0):,.0f} s on {record['machine']['cpu']}"),
+        ("made with", f"lora-c {record['lora_c']}"),
+    ]  # fmt: skip
+    lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows if value is not None]
+    return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def _loss(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"

@@ -1,0 +1,136 @@
+"""Whether a resumed run is still the run that wrote the checkpoint.
+
+What changes the result of a run is refused by name, with the old and the new value; `allow_changes` permits it. The table of
+all fields is docs/RESUME.md; a field of TrainConfig or LoraConfig that is in none of the sets below is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, shorten
+from ..notices import tell
+
+if TYPE_CHECKING:
+    from ..configs import LoraConfig, TrainConfig
+    from ..training.trainer import Trainer
+    from .checkpoints import Position
+
+# Of TrainConfig: where and how often something is written or measured, and how memory is used. The parameters keep their bits.
+FREE_TRAIN_FIELDS = frozenset({
+    "output_dir", "recompute", "memory_limit", "eval_steps", "eval_batch_tokens", "save_steps", "save_total_limit",
+    "logging_steps",
+})  # fmt: skip
+# Judged together, as the number of steps: a run may be prolonged.
+LENGTH_FIELDS = frozenset({"max_steps", "num_train_epochs"})
+FREE_LORA_FIELDS = frozenset({"fan_in_fan_out"})  # of LoraConfig: only written to a file
+_UNORDERED = frozenset({"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides the result of a run: options as they are written to a checkpoint, and digests."""
+
+    options: dict[str, Any]  # "learning_rate": 0.0002, "LoraConfig.r": 8, ...
+    total_steps: int
+    data: str
+    model: str
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> Run:
+        """Of a trainer, whose parameters need not be what they were at its start."""
+        options = _options(trainer.config, trainer.model.adapter_config)
+        options["trained parameters"] = len(trainer.parameters)
+        return cls(options, trainer.total_steps, *trainer.digests)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For trainer_state.json."""
+        return {"options": self.options, "total_steps": self.total_steps, "data": self.data, "model": self.model}
+
+
+def _options(config: TrainConfig, lora: LoraConfig | None) -> dict[str, Any]:
+    options = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TRAIN_FIELDS}
+    values = lora.model_dump(mode="json") if lora is not None else {}
+    return options | {f"LoraConfig.{key}": value for key, value in values.items() if key not in FREE_LORA_FIELDS}
+
+
+def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
+    """Compare a run with the one that wrote a checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        It would have another result, or it ends before the checkpoint's step.
+    """
+    where = position.folder
+    if position.run is None:
+        if not allow_changes:
+            raise CheckpointError(
+                f"{where}: expected a checkpoint that lists the run's options and digests, got one of an older format; start "
+                "again, or resume with --allow-changes (allow_changes=True) if nothing has changed"
+            )
+        return
+    if now.total_steps < position.step:
+        raise CheckpointError(
+            f"{where}: expected a run of {position.step} steps or more, which the checkpoint has done, got {now.total_steps}; "
+            "give a larger --max-steps or an earlier checkpoint"
+        )
+    listed = shorten(_changes(position.run, now), 8)
+    if listed and not allow_changes:
+        raise _other_run(position, listed)
+    if listed:
+        tell(f"{where}: resumed with changes: {listed}")
+    if now.total_steps != position.run.total_steps:
+        tell(
+            f"{where}: the run had {position.run.total_steps} steps and has {now.total_steps} now; from step {position.step} "
+            f"on the learning rate ({now.options.get('lr_scheduler_type')}) follows the new length"
+        )
+
+
+def check_same_options(config: TrainConfig, lora: LoraConfig | None, position: Position) -> None:
+    """As `check_same_run`, of the options alone, before model and data are read; lora: of an adapter that is made from it.
+
+    Raises
+    ------
+    CheckpointError
+        The run would have another result.
+    """
+    if position.run is not None and (listed := shorten(_changed_options(position.run.options, _options(config, lora)), 8)):
+        raise _other_run(position, listed)
+
+
+def _other_run(position: Position, listed: str) -> CheckpointError:
+    return CheckpointError(
+        f"{position.folder}: expected the run that it was written by, got changes of its result: {listed}; resume with the "
+        "options and the data that the run was started with, or with --allow-changes (allow_changes=True)"
+    )
+
+
+def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Of the options that `now` has."""
+    return [
+        f"{name} {_shown(before.get(name))} -> {_shown(value)}"
+        for name, value in now.items()
+        if name not in LENGTH_FIELDS and not _is_same(name, before.get(name), value)
+    ]
+
+
+def _changes(before: Run, now: Run) -> list[str]:
+    names = dict.fromkeys((*before.options, *now.options))
+    found = _changed_options(before.options, {name: now.options.get(name) for name in names})
+    for name in ("data", "model"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            found.append(f"{name} (digest) {old[:8]} -> {new[:8]}")
+    return found
+
+
+def _is_same(name: str, old: Any, new: Any) -> bool:
+    if name.removeprefix("LoraConfig.") in _UNORDERED and isinstance(old, list) and isinstance(new, list):
+        return sorted(map(str, old)) == sorted(map(str, new))
+    return type(old) is type(new) and bool(old == new)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:40]

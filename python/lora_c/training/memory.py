@@ -1,0 +1,103 @@
+"""The memory of a training run, known before it starts, and what is done where it is too much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .. import _core
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+    from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes by purpose, on the device of the model. ``base`` counts weights held by this process; a memory-mapped weight
+    counts when it is read."""
+
+    base: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        return self.base + self.parameters + self.gradients + self.optimizer + self.activations + self.scratch
+
+    def describe(self) -> str:
+        parts = [("base", self.base), ("trained", self.parameters), ("gradients", self.gradients)]
+        parts += [("optimizer", self.optimizer), ("activations", self.activations), ("scratch", self.scratch)]
+        listed = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in parts if size)
+        return f"{self.total / 2**20:,.1f} MiB forecast ({listed})"
+
+
+def largest_micro_batch(trainer: Trainer) -> int:
+    """The most tokens that one micro-batch can hold: the longest sequences together."""
+    lengths = np.sort([len(s) for s in trainer.train_data.samples])[::-1]
+    return int(lengths[: trainer.config.per_device_train_batch_size].sum())
+
+
+def forecast(trainer: Trainer) -> MemoryForecast:
+    with trainer.settings():
+        return forecast_model(trainer.model, largest_micro_batch(trainer))
+
+
+def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
+    """The memory of training what is trainable in model, with micro-batches of up to n_tokens."""
+    trained = sum(p.size for p in model.trainable_parameters()) * 4
+    return MemoryForecast(
+        base=_base_bytes(model),
+        parameters=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=model.decoder.arena_bytes(n_tokens, training=True),
+        scratch=model.decoder.scratch_bytes(n_tokens),
+    )
+
+
+def _base_bytes(model: Model) -> int:
+    """Of the weights that are not trained; of plain arrays, too, a device other than the CPU holds copies."""
+    live = _core.memory_report(model.device)["base weights"]["live"]
+    return live + model.dense_bytes() if model.device == "cpu" else live
+
+
+def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Literal["none", "layer"]:
+    """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free
+    (where that is known: of the CPU).
+
+    Raises
+    ------
+    ConfigError
+        The limit was given and not even the forecast of "layer" stays within it.
+    """
+    plan = _forecast_with(model, n_tokens, "none")
+    left = _core.memory_left() if model.device == "cpu" else None
+    if limit_gib is None and left is None:
+        return "none"
+    limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * (left or 0)
+    if plan.total <= limit:
+        return "none"
+    least = _forecast_with(model, n_tokens, "layer")
+    if limit_gib and least.total > limit:
+        raise ConfigError(
+            f"memory_limit: expected at least {least.total / 2**30:.3g} GiB for micro-batches of {n_tokens:,} tokens "
+            f"({least.describe()} with recompute=layer), got {limit_gib:g}; lower per_device_train_batch_size or "
+            "max_seq_length, or raise the limit"
+        )
+    return "layer"
+
+
+def _forecast_with(model: Model, n_tokens: int, recompute: Literal["none", "layer"]) -> MemoryForecast:
+    decoder, before = model.decoder, model.decoder.recompute
+    decoder.recompute = recompute
+    try:
+        return forecast_model(model, n_tokens)
+    finally:
+        decoder.recompute = before

@@ -1,0 +1,145 @@
+"""Options that a training run would ignore are refused before it starts: one table of rules, for Python and the command line.
+
+A rule speaks where its option was given, whatever the value, unless the value is the one that turns the option off. The same
+table says which options `config.yaml` leaves out, because the next run would refuse them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .._core import GGMLTensor, NF4Tensor, Parameter
+from ..configs import LoraConfig, TrainConfig
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+
+_OFF: dict[str, Any] = {"eval_steps": 0, "val_fraction": 0.0, "warmup_steps": 0, "memory_limit": None, "loftq_config": {}}
+_HELD_OUT = "held-out data beside it, got none; give eval_data or val_fraction, or leave it out"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is known of a run: `model`, `has_eval_data` and `total_steps` are None before they are."""
+
+    config: TrainConfig
+    lora: LoraConfig | None = None
+    model: Model | None = None
+    has_eval_data: bool | None = None
+    total_steps: int | None = None
+    adapter: str | None = None  # that the run goes on from
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`options` do nothing in a run for which `is_ignored` holds; `expected` is what they need, and the way out."""
+
+    options: Iterable[str]
+    is_ignored: Callable[[RunOptions], bool]
+    expected: str
+
+
+def _is_nf4(model: Model) -> bool:
+    return any(isinstance(weight, NF4Tensor) for weight in model.weights.values())
+
+
+def _trains_other(run: RunOptions) -> bool:
+    """Whether the model was made for another method than the one that is named."""
+    if run.model is None:
+        return False
+    trained = {name for name, weight in run.model.weights.items() if isinstance(weight, Parameter)}
+    fits = {"full": len(trained) == len(run.model.weights), "head": trained == {"lm_head"}}
+    has_adapter = run.model.adapter is not None
+    if run.config.method == "qlora" and not any(isinstance(w, (NF4Tensor, GGMLTensor)) for w in run.model.weights.values()):
+        return True
+    return has_adapter if fits.get(run.config.method) else run.config.method in fits or not has_adapter
+
+
+def _other_quantization(run: RunOptions, option: str, index: int) -> bool:
+    if run.config.method != "qlora":
+        return True
+    if run.model is None:
+        return False
+    return not _is_nf4(run.model) or run.model.nf4_options[index] != getattr(run.config, option)
+
+
+RULES = [
+    Rule(
+        [name for name in LoraConfig.model_fields if name != "seed"],
+        lambda run: run.config.method in ("full", "head"),
+        "method lora or qlora, got one without an adapter; leave it out, or choose another method",
+    ),
+    Rule(
+        [name for name in LoraConfig.model_fields if name != "seed"],
+        lambda run: run.adapter is not None,
+        "no adapter to go on from, whose own options hold, got one; leave it out",
+    ),
+    Rule(
+        ["adapter"],
+        lambda run: run.adapter is not None and run.config.method in ("full", "head"),
+        "method lora or qlora, got one without an adapter; leave it out, or choose another method",
+    ),
+    Rule(
+        ["loftq_config"],
+        lambda run: run.lora is not None and run.lora.init_lora_weights != "loftq",
+        "init_lora_weights loftq, got another; leave it out",
+    ),
+    Rule(
+        ["method"],
+        _trains_other,
+        "a model that was made for it, got another; load it with trainable='full' or 'head', call add_adapter for lora "
+        "and qlora, and quantize='nf4' for qlora",
+    ),
+    Rule(
+        ["block_size"],
+        lambda run: _other_quantization(run, "block_size", 0),
+        "method qlora and a base that is quantized while it is loaded, got weights that stay as they are; leave it out",
+    ),
+    Rule(
+        ["double_quant"],
+        lambda run: _other_quantization(run, "double_quant", 1),
+        "method qlora and a base that is quantized while it is loaded, got weights that stay as they are; leave it out",
+    ),
+    Rule(["eval_steps"], lambda run: run.has_eval_data is False, _HELD_OUT),
+    Rule(["eval_batch_tokens"], lambda run: run.has_eval_data is False, _HELD_OUT),
+    Rule(
+        ["warmup_steps"],
+        lambda run: run.total_steps is not None and run.config.warmup_steps > run.total_steps,
+        "no more than the steps of the run, got more; the learning rate would never reach its peak",
+    ),
+    Rule(
+        ["memory_limit"],
+        lambda run: run.config.recompute != "auto",
+        "recompute auto, which it decides, got another; leave one of them out",
+    ),
+]
+
+
+def ignored_options(run: RunOptions) -> list[tuple[str, Rule]]:
+    """Options without effect in this run, given or not, in the order of the table."""
+    return [(name, rule) for rule in RULES if rule.is_ignored(run) for name in rule.options]
+
+
+def check_run(run: RunOptions) -> None:
+    """Refuse an option that was given and would be ignored.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option, and what it needs.
+    """
+    for name, rule in ignored_options(run):
+        found = given(run, name)
+        if found and not (name in _OFF and found[0] == _OFF[name]):
+            raise ConfigError(f"{name}: expected {rule.expected} ({name}: {found[0]})")
+
+
+def given(run: RunOptions, name: str) -> list[Any]:
+    """The value of an option in a list; an empty one where it was left alone."""
+    if name == "adapter":
+        return [run.adapter] if run.adapter is not None else []
+    configs = [config for config in (run.config, run.lora) if config is not None and name in config.model_fields_set]
+    return [getattr(config, name) for config in configs][:1]

@@ -1,0 +1,78 @@
+"""What a run reports when it has ended, as an object and as a table with its loss curve in a notebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..display.html_table import html_table
+from ..display.loss_curve import loss_curve_svg
+from ..runs.history import summary_of
+
+
+@dataclass
+class TrainResult:
+    """What a finished (or interrupted) run reports.
+
+    Attributes
+    ----------
+    steps : int
+        Done so far.
+    train_loss : float
+        Mean over the last tenth of the steps.
+    eval_loss : float or None
+        The last held-out loss.
+    tokens_per_second, elapsed_seconds : float
+        Of this call of `train`.
+    peak_memory_bytes : int
+        The most that lora-c has held while this run was under way; what earlier passes of the model had kept was freed first.
+    interrupted : bool
+        Whether steps are left.
+    unsaved : list of str
+        Why the latest checkpoints could not be written; empty once one was.
+    signal : int or None
+        The signal that interrupted it.
+    history : list of dict
+        A record for each step and each evaluation.
+    """
+
+    steps: int
+    train_loss: float
+    eval_loss: float | None
+    tokens_per_second: float
+    elapsed_seconds: float
+    peak_memory_bytes: int
+    interrupted: bool = False
+    unsaved: list[str] = field(default_factory=list)
+    signal: int | None = None
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def of(cls, history: list[dict[str, Any]], **measured: Any) -> TrainResult:
+        """With the losses of a history, which is copied: it goes on when the run does."""
+        found = summary_of(history)
+        return cls(
+            train_loss=float("nan") if found["train_loss"] is None else found["train_loss"],
+            eval_loss=found["eval_loss"],
+            history=[dict(record) for record in history],
+            **measured,
+        )
+
+    def stopped_line(self, output_dir: Path) -> str:
+        """What somebody reads who has stopped the run: where it stands, whether that is saved, how it goes on."""
+        where = f"stopped after step {self.steps}{'' if self.interrupted else ', the last one'}"
+        saved = f"could not be saved ({self.unsaved[-1]})" if self.unsaved else f"is saved in {output_dir}"
+        return f"{where}, which {saved}" + ("; train() goes on from there" if self.interrupted else "")
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "steps": f"{self.steps:,}" + (" (interrupted)" if self.interrupted else ""),
+            "training loss": f"{self.train_loss:.4f}",
+            "held-out loss": "" if self.eval_loss is None else f"{self.eval_loss:.4f}",
+            "time": f"{self.elapsed_seconds:,.1f} s, {self.tokens_per_second:,.0f} tokens/s",
+            "peak memory": f"{self.peak_memory_bytes / 2**20:,.1f} MiB",
+            "not saved": "; ".join(self.unsaved),
+        }
+        known = {label: text for label, text in rows.items() if text}
+        return f"<div>{html_table('TrainResult', known)}{loss_curve_svg(self.history)}</div>"

@@ -1,0 +1,54 @@
+"""The decoder's matrices and the tensors of a file, where one tensor holds several matrices behind each other.
+
+The tensor stays whole in the model: it is quantized, adapted, merged and saved as the file has it. The decoder borrows rows
+of it, and of its adapter the whole A and the same rows of B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .._core import Decoder, NF4Tensor, Parameter
+from ..families.architectures import WeightSpec
+
+
+class Parts:
+    """Gives a decoder its weights and adapters by the names of the model's tensors."""
+
+    def __init__(self, decoder: Decoder, specs: Iterable[WeightSpec]) -> None:
+        self._decoder = decoder
+        self._parts = {spec.name: spec.parts for spec in specs if spec.parts}
+
+    def set_weight(self, name: str, weight: Any) -> None:
+        """As `Decoder.set_weight`."""
+        if name not in self._parts:
+            self._decoder.set_weight(name, weight)
+            return
+        firsts = [first for _, first in self._parts[name]]
+        if isinstance(weight, NF4Tensor) and not _begin_at_scales(weight, firsts):
+            weight = weight.dequantize()
+        for part, first in self._parts[name]:
+            self._decoder.set_weight(part, weight, row=first)
+
+    def set_adapter(self, name: str, A: Parameter, B: Parameter, **options: Any) -> None:
+        """As `Decoder.set_adapter`."""
+        if name not in self._parts:
+            self._decoder.set_adapter(name, A, B, **options)
+        for part, first in self._parts.get(name, ()):
+            self._decoder.set_adapter(part, A, B, row=first, **options)
+
+    def remove_adapter(self, name: str) -> None:
+        """As `Decoder.remove_adapter`."""
+        for part, _ in self._parts.get(name, ((name, 0),)):
+            self._decoder.remove_adapter(part)
+
+    def set_token_rows(self, ids: Any, rows: Parameter | None) -> None:
+        """As `Decoder.set_token_rows`."""
+        self._decoder.set_token_rows(ids, rows)
+
+
+def _begin_at_scales(weight: NF4Tensor, rows: list[int]) -> bool:
+    """Whether each of the rows begins at a block of scales, as it does for the widths of real models."""
+    unit = weight.block_size * (256 if weight.double_quant else 1)
+    return all(row * weight.shape[1] % unit == 0 for row in rows)
