@@ -54,8 +54,9 @@ headers: $(wildcard lora_c/include/lora_c/*.h) # every public header compiles al
 	@for h in $^; do $(CC) -std=c11 -Wall -Wextra -Werror -Ilora_c/include -fsyntax-only -x c $$h && \
 		$(CC) -std=c++17 -Wall -Wextra -Werror -Ilora_c/include -fsyntax-only -x c++ $$h || exit 1; done
 
-layers: $(BUILD)/liblora_c.a # what a compiler does not check: include directions, calls, names, writable data
+layers: $(BUILD)/liblora_c.a # what compilers and type checkers do not check: directions, calls, names, sizes, writable data
 	@$(PYTHON) tests/lint/lint_layers.py
+	@$(PYTHON) tests/lint/lint_python.py
 	@$(if $(SANITIZE),,sh tests/lint/lint_symbols.sh $(BUILD)/liblora_c.a)
 
 lint: $(VENV)/installed layers ## layers, symbols, spills and format of the C tree, style and format of the Python tree

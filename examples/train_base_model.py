@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 import lora_c as lc
 from lora_c.data import Dataset, Sample
 from lora_c.demo.world import conversations, stories
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (

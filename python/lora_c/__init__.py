@@ -44,7 +44,8 @@ if TYPE_CHECKING:
         SaveError,
     )
     from .model.device_list import Device, devices
-    from .model.model import Model, load_model
+    from .model.model import Model
+    from .model.opening import load_model
     from .notices import LoraCWarning
     from .training.callbacks import Callback, TrainerState
     from .training.train_result import TrainResult
@@ -93,7 +94,7 @@ _LAZY = {
     "Trainer": "training.trainer",
     "TrainerState": "training.callbacks",
     "load_dataset": "data",
-    "load_model": "model.model",
+    "load_model": "model.opening",
     "ops": "ops",
     "reference": "reference",
 }
@@ -175,4 +176,4 @@ class _OldPaths:
         return spec_of(name)
 
 
-sys.meta_path.append(_OldPaths)  # type: ignore[arg-type]
+sys.meta_path.append(_OldPaths)

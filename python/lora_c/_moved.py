@@ -119,13 +119,13 @@ _MOVED = {
     "unneeded_tensors": "checkpoints.unneeded_tensors",
     "written": "checkpoints.written",
 }
-# Where names are that a module had which is a package now, or a package that has lost them.
-_NOW_PACKAGES = {
-    "families": "families.table",
-    "files": "files.atomic",
-    "generation": "generation.answers",
-    "gguf": "adapters.gguf_format",
-    "model": "model.model",
+# Names that a module had whose path is a package now (or a package that has lost them), by the module that has them.
+_MOVED_NAMES = {
+    "families": dict.fromkeys(("FAMILIES", "Family"), "families.table"),
+    "files": dict.fromkeys(("atomic_file", "atomic_folder", "recover_folder", "write_json", "write_text"), "files.atomic"),
+    "generation": dict.fromkeys(("generate_batch", "generate_ids", "generate_text", "resolve"), "generation.answers"),
+    "gguf": dict.fromkeys(("read_adapter", "write_adapter"), "adapters.gguf_format"),
+    "model": {"Model": "model.model", "load_model": "model.opening", "open_checkpoint": "model.opening"},
 }
 
 
@@ -171,8 +171,8 @@ def name_of_old_module(package: str, name: str) -> Any:
         It had no such name.
     """
     old = package.removeprefix("lora_c.")
-    module = None if name.startswith("__") else import_module(f"lora_c.{_NOW_PACKAGES[old]}")
-    if not hasattr(module, name):
+    new = _MOVED_NAMES[old].get(name)
+    if new is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
-    _tell(f"{old}.{name}", f"{_NOW_PACKAGES[old]}.{name}", 3)
-    return getattr(module, name)
+    _tell(f"{old}.{name}", f"{new}.{name}", 3)
+    return getattr(import_module(f"lora_c.{new}"), name)

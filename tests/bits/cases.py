@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 import lora_c as lc
 from lora_c.families.architectures import architecture_of
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 FAMILIES = Path(__file__).parents[1] / "golden" / "families"
 Results = dict[str, str]

@@ -24,9 +24,9 @@ from lora_c.cli import main
 
 PACKAGE = str(Path(lora_c.__file__).parent)
 MODULES = (
-    "cli.merge", "cli.export", "cli.quantize", "cli.evaluate", "cli.generate", "cli.data", "model.model", "model.merge_report",
-    "gguf", "gguf.models", "adapters.gguf_format", "gguf.same_tokenizer", "adapters.mlx_format", "adapters.formats",
-    "training.trainer", "files.atomic", "data.records", "checkpoints.safetensors_writer", "model.saving",
+    "cli.merge", "cli.export", "cli.quantize", "cli.evaluate", "cli.generate", "cli.data", "model.opening", "model.saving",
+    "model.merge_report", "gguf", "gguf.models", "gguf.same_tokenizer", "adapters.gguf_format", "adapters.mlx_format",
+    "adapters.formats", "training.trainer", "files.atomic", "data.records", "checkpoints.safetensors_writer",
 )  # fmt: skip
 NEVER = 1 << 60
 

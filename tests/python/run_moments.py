@@ -25,7 +25,7 @@ import lora_c.cli.commands
 import lora_c.cli.train
 import lora_c.data
 import lora_c.display.plot
-import lora_c.model.model
+import lora_c.model.opening
 import lora_c.runs.model_card
 import lora_c.training.sample_answers
 import lora_c.training.state
@@ -46,7 +46,7 @@ FLAGS = (
 )  # fmt: skip
 # Where in the run: what is called there, and at which call of it.
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "loading": (lora_c.model.model, "load_weights", 1),
+    "loading": (lora_c.model.opening, "load_weights", 1),
     "answers before": (lora_c.training.sample_answers, "generate_text", 1),
     "evaluation before step 1": (Trainer, "evaluate", 1),
     "step": (Trainer, "_forward_backward", 3),

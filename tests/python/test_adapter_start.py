@@ -13,7 +13,8 @@ from lora_c.adapters import find_targets, init_adapter
 from lora_c.configs import LoraConfig
 from lora_c.errors import AdapterError, ConfigError
 from lora_c.inspection import inspect_path
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
 RECORD = np.load(GOLDEN / "golden.npz")

@@ -14,7 +14,8 @@ from lora_c.adapters import find_targets, init_adapter, parse_adapter_config
 from lora_c.configs import LoraConfig
 from lora_c.errors import AdapterError, ConfigError, SaveError
 from lora_c.families.architectures import architecture_of
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 
 IDS = np.arange(3, 20, dtype=np.int32)

@@ -15,7 +15,8 @@ from lora_c import _core
 from lora_c.configs import LoraConfig
 from lora_c.errors import AdapterError
 from lora_c.model.merge_report import merge_with_report
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ["head", "embedding", "both", "head_tied", "embedding_tied"]

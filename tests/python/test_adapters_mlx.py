@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lora_c.errors import AdapterError
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
 RECORD = np.load(GOLDEN / "mlx.npz")

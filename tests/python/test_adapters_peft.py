@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from lora_c._core import AdamW
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
 RECORD = np.load(GOLDEN / "golden.npz")

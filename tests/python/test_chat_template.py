@@ -120,7 +120,7 @@ def test_hostile_templates_end_in_one_error(source: str) -> None:
 
 
 def test_tool_template_travels_with_a_saved_model(tiny_model_dir: Path, tmp_path: Path) -> None:
-    from lora_c.model.model import load_model
+    from lora_c.model.opening import load_model
 
     (tiny_model_dir / "chat_template.jinja").write_text("one")
     (tiny_model_dir / "additional_chat_templates").mkdir()

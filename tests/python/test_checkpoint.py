@@ -18,7 +18,7 @@ from lora_c.errors import CheckpointError, ConfigError, SaveError
 from lora_c.families.architectures import architecture_of
 from lora_c.families.rope import rope_of
 from lora_c.files.atomic import atomic_file, atomic_folder, recover_folder
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 
 IDS = np.arange(3, 20, dtype=np.int32)
 

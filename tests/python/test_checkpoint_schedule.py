@@ -111,8 +111,8 @@ def test_a_disk_that_is_full_for_a_while_costs_one_line(
             raise OSError(28, "No space left on device")
         real(handle)
 
-    run._metrics.start([])
-    monkeypatch.setattr(run._metrics, "start", lambda history: None)
+    run.metrics.start([])
+    monkeypatch.setattr(run.metrics, "start", lambda history: None)
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr("lora_c.training.checkpoint_schedule.RETRY_SECONDS", 0.0)
     with pytest.warns(LoraCWarning, match="no checkpoint of step 2") as told:

@@ -10,7 +10,8 @@ import pytest
 
 from lora_c.adapters.combine import Combination, combine
 from lora_c.errors import AdapterError, ConfigError
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
 RECORD = np.load(GOLDEN / "combine.npz")

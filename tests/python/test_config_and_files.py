@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from lora_c.checkpoints.safetensors_writer import TensorEntry, write_model_files
 from lora_c.errors import CheckpointError
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 
 IDS = np.arange(3, 20, dtype=np.int32)

@@ -129,7 +129,7 @@ class TestData:
 
     def test_of_a_model_no_weight_is_read(self, questions: Path, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr("lora_c.model.loading.load_weights", None)
-        monkeypatch.setattr("lora_c.model.model.load_weights", None)
+        monkeypatch.setattr("lora_c.model.opening.load_weights", None)
         tokenizer = load_tokenizer(BASE_MODEL)
         monkeypatch.undo()
         known = lc.load_model(BASE_MODEL, progress=False).tokenizer

@@ -16,7 +16,7 @@ from lora_c.data import Dataset, Sample
 from lora_c.errors import DataError
 from lora_c.model.model import Model
 from lora_c.notices import LoraCWarning
-from lora_c.training.trainer import evaluate_loss
+from lora_c.training.evaluation import evaluate_loss
 
 
 @pytest.fixture

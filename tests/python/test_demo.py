@@ -9,7 +9,7 @@ import lora_c as lc
 from lora_c.checkpoints.model_names import BASE_MODEL
 from lora_c.demo import world
 from lora_c.demo.run import dataset, exact_match, run_demo, shortcoming
-from lora_c.training.trainer import evaluate_loss
+from lora_c.training.evaluation import evaluate_loss
 
 
 @pytest.fixture(scope="module")

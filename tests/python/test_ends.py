@@ -16,7 +16,7 @@ from lora_c.data import load_dataset
 from lora_c.errors import CheckpointError
 from lora_c.generation.answers import generate_ids
 from lora_c.gguf.models import write_model
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 from lora_c.text.ends import Ends, find_ends, turn_end, untrained_ends, with_ends
 from lora_c.text.tokenizer import Tokenizer

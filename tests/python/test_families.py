@@ -15,7 +15,8 @@ from lora_c.configs import LoraConfig
 from lora_c.errors import CheckpointError
 from lora_c.families.architectures import architecture_of
 from lora_c.families.table import FAMILIES
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODULES = {"phi3": ["qkv_proj", "gate_up_proj"], "gpt2": ["c_attn"]}

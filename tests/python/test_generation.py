@@ -14,7 +14,7 @@ from lora_c.configs import GenerationConfig
 from lora_c.errors import ConfigError, DataError
 from lora_c.generation.answers import generate_ids
 from lora_c.generation.sampling import choose_token, probabilities
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.text.prompts import prompt_ids
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 3.0], np.float32)

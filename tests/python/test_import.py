@@ -24,6 +24,6 @@ def test_import_loads_numpy_and_the_extension_only():
 
 def test_no_module_of_the_package_needs_torch():
     blocked = "import sys; sys.modules['torch'] = None\n"
-    modules = "lora_c.model.model, lora_c.training.trainer, "
+    modules = "lora_c.model.opening, lora_c.training.trainer, "
     modules += "lora_c.cli, lora_c.data, lora_c.generation.answers, lora_c.adapters, lora_c.model.merge"
     subprocess.run([sys.executable, "-c", f"{blocked}import {modules}"], check=True)

@@ -19,7 +19,7 @@ from lora_c.cli import cli
 from lora_c.data import load_dataset
 from lora_c.errors import CheckpointError
 from lora_c.inspection import Report, inspect_path
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 from lora_c.text.tokenizer import Tokenizer
 

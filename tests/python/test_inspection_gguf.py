@@ -12,7 +12,7 @@ from lora_c.gguf import write_model
 from lora_c.gguf.format import Value
 from lora_c.gguf.writer import GGUFEntry, text, uint32, write_gguf
 from lora_c.inspection import inspect_path
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 
 

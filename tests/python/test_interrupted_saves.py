@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from lora_c.files.atomic import atomic_folder, write_text
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 
 IDS = np.arange(3, 20, dtype=np.int32)
 
 SAVE_FOREVER = """
 import sys
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 model, out = load_model(sys.argv[1], progress=False), sys.argv[2]
 for i in range(10**6):
     model.save(out, dtype=("float32", "bfloat16", "nf4")[i % 3], max_shard_bytes=20_000)
@@ -25,7 +25,7 @@ for i in range(10**6):
 """
 SAVE_ADAPTER_FOREVER = """
 import sys
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 model, out = load_model(sys.argv[1], progress=False), sys.argv[2]
 model.add_adapter(r=4)
 for i in range(10**6):
@@ -37,7 +37,7 @@ for i in range(10**6):
 SAVE_UNTIL_FULL = """
 import resource, sys
 from lora_c.errors import LoraCError
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 model, out, limit = load_model(sys.argv[1], progress=False), sys.argv[2], int(sys.argv[3])
 model.add_adapter(r=4)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a write beyond it fails half way, as on a full disk

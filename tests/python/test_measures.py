@@ -82,7 +82,7 @@ def test_the_loss_of_a_text_is_the_mean_of_its_log_probs(demo: lc.Model) -> None
 
 def test_the_loss_of_messages_is_that_of_training(demo: lc.Model, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text(json.dumps({"messages": MESSAGES}) + "\n")
-    from lora_c.training.trainer import evaluate_loss
+    from lora_c.training.evaluation import evaluate_loss
 
     data = lc.load_dataset(tmp_path / "d.jsonl", demo.tokenizer)
     assert demo.loss(MESSAGES) == pytest.approx(evaluate_loss(demo, data), rel=1e-12)

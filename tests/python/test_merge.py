@@ -10,7 +10,8 @@ import pytest
 
 from lora_c._core import NF4Tensor
 from lora_c.errors import AdapterError, ConfigError
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 IDS = np.arange(3, 20, dtype=np.int32)
 

@@ -15,7 +15,8 @@ from lora_c._core import GGMLTensor
 from lora_c.cli import cli
 from lora_c.errors import AdapterError, CheckpointError, ConfigError
 from lora_c.gguf import write_model
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 from lora_c.weights.kinds import format_of
 

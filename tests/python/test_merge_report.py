@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from lora_c.cli import cli
 from lora_c.errors import AdapterError, CheckpointError
 from lora_c.model.merge_report import TARGETS, default_segments, merge_with_report
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
 SEGMENTS = [list(range(3, 40)), [5, 9, 2, 30, 11]]

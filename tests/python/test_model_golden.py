@@ -9,7 +9,8 @@ import pytest
 
 from lora_c._core import AdamW
 from lora_c.configs import LoraConfig
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 
 def packed(ids: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -15,7 +15,8 @@ from lora_c.families.architectures import architecture_of
 from lora_c.families.multimodal import text_config
 from lora_c.gguf import write_model
 from lora_c.inspection import inspect_path
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families" / "gemma3_conditional.npz"
 PREFIX = "base_model.model.model.language_model.layers."

@@ -35,15 +35,15 @@ def test_no_file_stands_at_an_old_path(old: str) -> None:
     assert not (PACKAGE / f"{old.replace('.', '/')}.py").exists() and not (PACKAGE / old).is_dir()
 
 
-@pytest.mark.parametrize(("package", "name"), [
-    ("model", "load_model"), ("model", "Model"), ("model", "open_checkpoint"), ("files", "atomic_folder"),
-    ("families", "FAMILIES"), ("generation", "generate_ids"), ("gguf", "write_adapter"),
-])  # fmt: skip
-def test_a_package_has_the_names_of_the_module_that_it_was(package: str, name: str) -> None:
+OLD_NAMES = [(package, name, new) for package, names in _moved._MOVED_NAMES.items() for name, new in names.items()]
+
+
+@pytest.mark.parametrize(("package", "name", "new"), OLD_NAMES)
+def test_a_package_has_the_names_of_the_module_that_it_was(package: str, name: str, new: str) -> None:
     module = import_module(f"lora_c.{package}")
     with pytest.warns(DeprecationWarning, match=rf"lora_c\.{package}\.{name} is now") as told:
         found = getattr(module, name)
-    assert found is getattr(import_module(f"lora_c.{_moved._NOW_PACKAGES[package]}"), name)
+    assert found is getattr(import_module(f"lora_c.{new}"), name)
     assert Path(told[0].filename) == Path(__file__)
     with pytest.raises(AttributeError, match=f"'lora_c.{package}' has no attribute 'nothing'"):
         module.nothing  # noqa: B018

@@ -159,14 +159,14 @@ def test_a_plot_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_result_that_cannot_be_saved_names_the_checkpoint(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = lc.model.Model.save_adapter
+    real = lc.Model.save_adapter
 
     def full(self: object, path: object, **options: object) -> None:
         if Path(str(path)).name == "out":
             raise SaveError(f"{path}: expected room on the disk, got none")
         real(self, path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(lc.model.Model, "save_adapter", full)
+    monkeypatch.setattr(lc.Model, "save_adapter", full)
     words = [str(inputs.get(str(word), tmp_path / "out" if word == "OUT" else word)) for word in COMMANDS["train"]]
     error = CliRunner().invoke(cli, ["train", *words]).exception
     assert error is not None and is_one_line(error, f"what was trained is in {tmp_path}/out/checkpoint-1")

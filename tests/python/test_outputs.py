@@ -17,7 +17,7 @@ from lora_c.cli import cli
 from lora_c.cli.commands import COMMANDS
 from lora_c.cli.paths import InputPath, OutputPath, ResumePath
 from lora_c.gguf import write_model
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 
 IDS = np.arange(3, 20, dtype=np.int32)
 # Options that take a text which is no path.

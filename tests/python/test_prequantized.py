@@ -18,7 +18,8 @@ from lora_c.checkpoints.folder import Checkpoint
 from lora_c.checkpoints.prequantized import nf4_entries, read_4bit
 from lora_c.checkpoints.safetensors_file import SafetensorsFile
 from lora_c.errors import CheckpointError
-from lora_c.model.model import Model, load_model
+from lora_c.model.model import Model
+from lora_c.model.opening import load_model
 
 IDS = np.arange(3, 20, dtype=np.int32)
 GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden" / "bnb_folders.npz")

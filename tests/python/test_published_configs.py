@@ -15,7 +15,7 @@ from lora_c.errors import CheckpointError
 from lora_c.families.architectures import architecture_of
 from lora_c.families.multimodal import text_config
 from lora_c.families.table import FAMILIES
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -13,7 +13,7 @@ import pytest
 
 from lora_c.checkpoints import read_ahead as module
 from lora_c.checkpoints.read_ahead import Extent, read_ahead
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 
 
 @pytest.fixture

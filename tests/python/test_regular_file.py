@@ -8,7 +8,7 @@ import pytest
 
 from lora_c.errors import CheckpointError, DataError, LoraCError
 from lora_c.files.regular_file import check_regular, open_regular
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 
 
 def test_a_regular_file_is_read_through_links(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_what_a_resumed_run_may_not_change_is_refused_before_the_base_is_loaded(
     def load(*args: object, **options: object) -> None:
         raise AssertionError("the base was loaded")
 
-    monkeypatch.setattr("lora_c.model.model.load_weights", load)
+    monkeypatch.setattr("lora_c.model.opening.load_weights", load)
     config = ("train", "--config", project / "run/config.yaml")
     refused = run(*config, "--resume", "--learning-rate", "1e-3")
     assert "checkpoint-2: expected the run that it was written by, got changes of its result: learning_rate" in str(

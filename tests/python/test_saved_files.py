@@ -14,7 +14,7 @@ from lora_c.configs import LoraConfig
 from lora_c.errors import SaveError
 from lora_c.files.aside import name_aside
 from lora_c.files.atomic import atomic_file, atomic_folder, recover_folder, write_text
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 
 IDS = np.arange(3, 20, dtype=np.int32)

@@ -16,7 +16,7 @@ from lora_c.cli.train import command as train
 from lora_c.configs import LoraConfig, TrainConfig
 from lora_c.demo.run import BASE_MODEL
 from lora_c.gguf import write_model
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 
 # Of the demo, which stands for a larger model here.
 _OF_THE_DEMO = "the tokenizer has no token for|are trained as they stand"

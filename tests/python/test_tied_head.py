@@ -16,7 +16,7 @@ from lora_c.checkpoints.safetensors_writer import TensorEntry, write_model_files
 from lora_c.configs import LoraConfig
 from lora_c.errors import CheckpointError
 from lora_c.inspection import inspect_path
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 
 IDS = np.arange(3, 20, dtype=np.int32)

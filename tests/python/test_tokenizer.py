@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lora_c.errors import CheckpointError, DataError
-from lora_c.model.model import load_model
+from lora_c.model.opening import load_model
 from lora_c.text.tokenizer import Tokenizer
 
 CHATML = (

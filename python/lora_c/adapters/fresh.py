@@ -9,6 +9,7 @@ import numpy as np
 from .._core import LoRALinear
 from ..configs import LoraConfig
 from ..errors import AdapterError
+from ..weights.kinds import dense
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows
 from .initialize import Start, changes_base, init_adapter, init_from_base
 from .loaded import Adapter, load_arrays
@@ -16,42 +17,51 @@ from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
 from .trained_weights import refuse_trained_targets
 
 if TYPE_CHECKING:
-    from ..model.model import Model
+    from ..model.base_weights import BaseWeights
 
 
-def fresh_adapter(model: Model, config: LoraConfig) -> Adapter:
+def fresh_adapter(base_weights: BaseWeights, config: LoraConfig, device: str = "cpu") -> Adapter:
     """Return an adapter that leaves the output of the model as it is (up to rounding, where the base is split).
+
+    Parameters
+    ----------
+    base_weights : BaseWeights
+        Of the model that it is for.
+    config : LoraConfig
+        What is adapted, and how it begins.
+    device : str
+        Where its parameters lie.
 
     Raises
     ------
     AdapterError
         The configuration matches no module.
     """
-    architecture = model.architecture
+    architecture = base_weights.architecture
     targets = find_targets(config, architecture)
-    refuse_trained_targets([target.spec.name for target in targets], model.weights)
+    refuse_trained_targets([target.spec.name for target in targets], base_weights.weights.values)
     if config.lora_dropout and any(target.spec.kind == "head" for target in targets):
         raise AdapterError(
             f"lora_dropout: expected 0 with an adapter on the head, got {config.lora_dropout}; set it to 0 or leave it out"
         )
-    saved = {spec.name: _whole(model, spec.name) for spec in find_saved(config, architecture, targets)}
+    saved = {spec.name: _whole(base_weights, spec.name) for spec in find_saved(config, architecture, targets)}
     ids = find_token_ids(config, architecture)
-    embedding = _whole(model, "embed_tokens") if ids else None
+    embedding = _whole(base_weights, "embed_tokens") if ids else None
     rows = TokenRows(ids, embedding[ids]) if ids and embedding is not None else None
     base: dict[str, Any] = {}
     start: dict[str, tuple[F32, F32]] = {}
     matrices = {}
     for target in targets:
         name = target.spec.name
-        weight = model.weights[name if name in model.weights else "embed_tokens"]  # a tied head
+        weight = base_weights.of(name)
         if changes_base(config):
-            begun = _start(model, target, config)
-            base[name] = weight = _residual(model, name, begun)
+            begun = _start(base_weights, target, config)
+            base[name] = weight = _residual(base_weights, name, begun)
             start[name] = a, b = begun.A, begun.B
         else:
             a, b = init_adapter(target, config)
         matrices[name] = MatrixArrays(a, b, target.scale, row_lengths(weight, a, b, target.scale) if config.use_dora else None)
-    adapter = load_arrays(AdapterArrays(config, matrices, saved, rows), architecture, embedding, True, model.device)
+    adapter = load_arrays(AdapterArrays(config, matrices, saved, rows), architecture, embedding, True, device)
     adapter.base, adapter.start = base, start
     return adapter
 
@@ -63,22 +73,22 @@ def row_lengths(weight: Any, a: F32, b: F32, scale: float) -> F32:
     return layer.magnitude.data.copy()
 
 
-def _whole(model: Model, name: str) -> F32:
-    """A float32 copy of a weight; a tied head is the embedding."""
-    return np.array(model.dense_weight(name if name in model.weights else "embed_tokens"), np.float32)
+def _whole(base_weights: BaseWeights, name: str) -> F32:
+    """A float32 copy of a weight."""
+    return np.array(dense(base_weights.of(name)), np.float32)
 
 
-def _start(model: Model, target: AdapterTarget, config: LoraConfig) -> Start:
-    weight = model.full_precision(target.spec.name)
-    return init_from_base(target, config, np.asarray(weight, np.float32), model.quantize_weight, lambda w: w.dequantize())
+def _start(base_weights: BaseWeights, target: AdapterTarget, config: LoraConfig) -> Start:
+    weight = np.asarray(base_weights.full_precision(target.spec.name), np.float32)
+    return init_from_base(target, config, weight, base_weights.quantize, lambda w: w.dequantize())
 
 
-def _residual(model: Model, name: str, begun: Start) -> Any:
+def _residual(base_weights: BaseWeights, name: str, begun: Start) -> Any:
     """The base that belongs to the start, stored as the model's own weight is."""
     if begun.quantized is not None:
         return begun.quantized
     assert begun.residual is not None
-    weight = model.weights[name]
+    weight = base_weights.of(name)
     if isinstance(weight, np.ndarray):
         return np.ascontiguousarray(begun.residual, weight.dtype)
-    return model.quantize_weight(begun.residual)
+    return base_weights.quantize(begun.residual)

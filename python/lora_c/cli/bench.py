@@ -50,7 +50,7 @@ def command(
     from ..bench import StepBench, profile_table
     from ..checkpoints.model_names import DEMO
     from ..configs import LoraConfig
-    from ..model.model import load_model
+    from ..model.opening import load_model
 
     loaded = load_model(model or DEMO, quantize=None if quantize == "none" else "nf4", device=device)
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))

@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Mean cross entropy and perplexity over the tokens that carry loss."""
     from ..data import find_files, load_files
-    from ..training.trainer import evaluate_loss
+    from ..training.evaluation import evaluate_loss
 
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens: expected 1 or more, got {batch_tokens}")

@@ -41,7 +41,7 @@ def command(source: str, output: str, target: str, model: str | None, dtype: str
         refuse_inputs("OUTPUT", output, [("the adapter's base", base)])
         export_merged(source, base, output, dtype) if target == "hf" else export_adapter(source, base, output, target, dtype)
     elif target == "hf":
-        from ..model.model import load_model
+        from ..model.opening import load_model
 
         load_model(source).save(output, dtype=dtype)  # type: ignore[arg-type]
     elif target == "gguf":
@@ -119,7 +119,7 @@ def export_gguf(source: str, output: str, dtype: str) -> None:
     """Write a model as one GGUF file."""
     from ..gguf import write_model
     from ..gguf.models import TYPES
-    from ..model.model import load_model
+    from ..model.opening import load_model
 
     if dtype not in TYPES:
         raise ConfigError(f"dtype: expected one of {', '.join(TYPES)} for a GGUF model, got {dtype!r}")
@@ -131,7 +131,7 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
     from ..adapters import read_adapter, write_adapter
     from ..families.architectures import architecture_of
     from ..model.loading import weights_of_folder
-    from ..model.model import load_model
+    from ..model.opening import load_model
     from ..model.resize_embedding import rows_of_adapter
 
     dtype = dtype or "float32"
@@ -154,7 +154,7 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
 
 def export_merged(source: str, base: str, output: str, dtype: str | None) -> None:
     """Merge an adapter into its base."""
-    from ..model.model import load_model
+    from ..model.opening import load_model
     from ..text.chosen_template import use_template_of_adapter
 
     model = load_model(base)

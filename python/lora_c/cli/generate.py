@@ -124,7 +124,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def open_model(own: dict[str, Any]) -> Model:
     """The model of --model, --adapter, --quantize, --device and --chat-template."""
-    from ..model.model import load_model
+    from ..model.opening import load_model
     from ..text.chosen_template import use_chat_template, use_template_of_adapter
 
     if not own.get("model"):

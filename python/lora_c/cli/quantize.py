@@ -19,7 +19,7 @@ def command(model: str, output_dir: str, double_quant: bool, block_size: int, as
     """Write the model in bitsandbytes' prequantized 4-bit format, which transformers loads too."""
     from .. import _core
     from ..errors import ConfigError
-    from ..model.model import load_model
+    from ..model.opening import load_model
 
     loaded = load_model(model, quantize="nf4", double_quant=double_quant, block_size=block_size)
     if loaded.quant_records:  # such weights are kept as they are

@@ -9,7 +9,7 @@ import click
 from ..runs.history import summary_of
 
 if TYPE_CHECKING:
-    from ..training.trainer import TrainResult
+    from ..training.train_result import TrainResult
 
 
 def show_table(result: TrainResult, saved: str) -> None:

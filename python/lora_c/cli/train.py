@@ -97,13 +97,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
     describe_run(trainer)
     resume_run(trainer, resume, allow_changes)
     if trainer.resumed_at >= trainer.total_steps and is_reported(trainer.output_dir):
-        done = f"the run in {trainer.output_dir} has done all {trainer.total_steps:,} steps"
-        click.echo(f"finished  {done}; nothing is trained, a larger --epochs or --max-steps prolongs it", err=True)
-        result = trainer.train()
-        if own.get("as_json"):
-            kind = "adapter" if model.adapter_config is not None else "model"
-            print_json(result_values(result, kind, str(trainer.output_dir)))
-        return result
+        return _report_again(trainer, bool(own.get("as_json")))
     tell_leftovers(trainer)
     whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter"))
     with run_lock(make_folder(trainer.output_dir)):
@@ -125,6 +119,17 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
         click.echo(f"go on     {resume_command(trainer.output_dir)}", err=True)
     if stop.requested or result.interrupted:
         raise stop.exception()
+    return result
+
+
+def _report_again(trainer: Trainer, as_json: bool) -> TrainResult:
+    """What a run says that had ended before it was called."""
+    done = f"the run in {trainer.output_dir} has done all {trainer.total_steps:,} steps"
+    click.echo(f"finished  {done}; nothing is trained, a larger --epochs or --max-steps prolongs it", err=True)
+    result = trainer.train()
+    if as_json:
+        kind = "adapter" if trainer.model.adapter_config is not None else "model"
+        print_json(result_values(result, kind, str(trainer.output_dir)))
     return result
 
 
@@ -178,7 +183,7 @@ def open_model(
 ) -> Model:
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
-    from ..model.model import load_model
+    from ..model.opening import load_model
     from ..model.resize_embedding import train_added_tokens
 
     options: dict[str, Any] = {"resize_embedding": resize, "device": device}

@@ -104,7 +104,7 @@ class Dataset:
         DataError
             An example cannot be used; the message begins with its number, counted from 1.
         """
-        options = {"max_seq_length": max_seq_length, "limit": limit, "columns": columns, "skip_bad": skip_bad}
+        options: dict[str, Any] = {"max_seq_length": max_seq_length, "limit": limit, "columns": columns, "skip_bad": skip_bad}
         return add_records(Dataset([]), records, tokenizer, **options)
 
     def __len__(self) -> int:

@@ -42,7 +42,7 @@ def run_demo(output_dir: str | Path, *, short: bool = False, seed: int = 0, to_s
     """Run it and return what was printed."""
     from ..display.console import TextConsole
     from ..display.plot import plot_losses
-    from ..model.model import load_model
+    from ..model.opening import load_model
     from ..training.trainer import Trainer
 
     console, size, folder = TextConsole(stderr=to_stderr), SHORT if short else FULL, Path(output_dir)

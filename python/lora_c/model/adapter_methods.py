@@ -21,8 +21,8 @@ from ..errors import AdapterError, ConfigError
 from ..files.paths import expand
 from ..runs.record import tell_other_base
 from ..weights.kinds import is_same_weight
-from . import merge
 from .loading import weights_of_folder
+from .merge_in_place import InPlaceMerge
 from .resize_embedding import resize_for_adapter
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def add_adapter(
         raise ConfigError("config: expected a LoraConfig or options by keyword, got both")
     config = (config if config is not None else LoraConfig(**options)).frozen_copy()
     _refuse_second(model, name)
-    model.adapter_set.add(name, fresh_adapter(model, config))
+    model.adapter_set.add(name, fresh_adapter(model.base, config, model.device))
     model.adapter_set.activate(name)
 
 
@@ -231,17 +231,17 @@ def merge_adapter(model: Model) -> None:
     if model.adapter_config is None or model.is_merged:
         state = "a merged one" if model.is_merged else "none"
         raise AdapterError(f"merge_adapter: expected a model with an active adapter, got {state}")
-    merge.fold_in_place(model)
+    assert model.adapter is not None
+    model.merged = InPlaceMerge.begin(model, model.adapter)
     model.adapter_set.detach_matrices()
-    model.is_merged = True
 
 
 def unmerge_adapter(model: Model) -> None:
     """Take a merged adapter out of the weights and make it active again."""
-    if not model.is_merged:
+    if model.merged is None or model.adapter is None:
         raise AdapterError("unmerge_adapter: expected a model after merge_adapter(), got one that is not merged")
-    merge.take_out_in_place(model)
-    model.is_merged = False
+    model.merged.undo(model, model.adapter)
+    model.merged = None
     model.adapter_set.attach_matrices()
 
 

@@ -11,12 +11,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core import GGMLTensor, LoRALinear, NF4Tensor, Parameter
+from .._core import GGMLTensor, LoRALinear, Parameter
 from ..checkpoints.safetensors_file import find_non_finite
 from ..errors import AdapterError, ConfigError
 from ..families.architectures import architecture_of
 from ..weights.kinds import dense, format_of
-from ..weights.parameter_values import set_values
 
 if TYPE_CHECKING:
     from ..adapters import LoadedAdapter
@@ -109,8 +108,7 @@ def _merge_one(model: Model, module: str, weight: Any, adapter: LoadedAdapter | 
     else:
         array = _finite(merged_weight(weight, adapter), module)
     if dtype == "nf4":
-        block, double = model.nf4_options
-        return NF4Tensor.quantize(np.ascontiguousarray(array), block_size=block, double_quant=double)
+        return model.base.quantize(array)
     if dtype == "q8_0":
         return _q8_0(array, module)
     return _cast(array, dtype, module)
@@ -140,58 +138,3 @@ def _finite(array: NDArray[Any], module: str) -> NDArray[Any]:
         way_out = "use bfloat16 or float32" if array.dtype == np.float16 else "check the adapter"
         raise AdapterError(f"merge: {module}: expected finite numbers, got {bad[1]} at index {bad[0]}; {way_out}")
     return array
-
-
-def fold_in_place(model: Model) -> None:
-    """Put W + s B A in the place of the model's own weights.
-
-    Raises
-    ------
-    AdapterError
-        A weight is not float32: rounding would make it impossible to take the adapter away again. Or the adapter
-        replaces whole tensors, which cannot be folded.
-    """
-    adapter = model.adapter
-    assert adapter is not None
-    if adapter.replaced():
-        name = next(iter(adapter.replaced()))
-        raise AdapterError(
-            f"merge_adapter: expected an adapter of low-rank updates only, got one that replaces {name}; use "
-            "merge(dtype=...), which returns a new model"
-        )
-    for name in adapter.layers:
-        if model.architecture.tied and name in ("embed_tokens", "lm_head"):
-            raise AdapterError(
-                f"merge_adapter: {name}: expected a weight that nothing else uses, got one that embedding and head share; use "
-                "merge(dtype=...), which returns a new model"
-            )
-        weight = model.weights[name]
-        quantized = isinstance(weight, (NF4Tensor, GGMLTensor))
-        if quantized or dense(weight).dtype != np.float32:
-            kind = format_of(weight)
-            raise AdapterError(
-                f"merge_adapter: {name}: expected a float32 weight, got {kind}, which cannot be restored after a merge; use "
-                "merge(dtype=...), which returns a new model, or load the base with dtype='float32'"
-            )
-    for name, layer in adapter.layers.items():
-        weight = model.weights[name]
-        if layer.magnitude is not None:
-            model.before_merge[name] = np.array(dense(weight))
-        _put(model, name, merged_weight(weight, layer))
-
-
-def take_out_in_place(model: Model) -> None:
-    """Undo `fold_in_place`."""
-    for name, layer in model.adapters.items():
-        kept = model.before_merge.pop(name, None)
-        _put(model, name, merged_weight(model.weights[name], layer, -1.0) if kept is None else kept)
-
-
-def _put(model: Model, name: str, array: NDArray[np.float32]) -> None:
-    weight = model.weights[name]
-    if isinstance(weight, Parameter):
-        set_values(weight, array)
-    else:
-        model.weights[name] = array  # a new array: other models may share the old one
-        model.parts.set_weight(name, array)
-    model.stored_dtypes[name] = np.dtype(np.float32)

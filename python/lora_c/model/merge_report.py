@@ -139,8 +139,7 @@ def merge_with_report(
     reference = [model.decoder.logits(np.asarray(ids, np.int32)) for ids in segments]
     active = model.active_adapter
     targets: dict[str, Agreement] = {}
-    errors: dict[str, float] = {}
-    layers: list[WeightError] = []
+    layers: dict[str, list[WeightError]] = {}
     lost: dict[str, str] = {}
     for target in TARGETS:
         try:
@@ -149,10 +148,7 @@ def merge_with_report(
             lost[target] = str(error)
             continue
         targets[target] = _agreement(merged, segments, reference)
-        found = list(_weight_errors(model, merged))
-        errors[target] = max((layer.relative_error for layer in found), default=0.0)
-        if target == dtype:
-            layers = found
+        layers[target] = list(_weight_errors(model, merged))
     adapter_perplexity = _perplexity(segments, reference)
     model.set_adapter(None)
     try:
@@ -166,9 +162,9 @@ def merge_with_report(
         base_perplexity=base,
         adapter_perplexity=adapter_perplexity,
         merged=targets[dtype],
-        layers=layers,
+        layers=layers[dtype],
         targets=targets,
-        target_weight_error=errors,
+        target_weight_error={name: max((e.relative_error for e in found), default=0.0) for name, found in layers.items()},
         tied_embeddings=_tied(model, chosen),
         details={"impossible_targets": lost} if lost else {},
     )

@@ -56,7 +56,12 @@ def rows_for(tokenizer: Tokenizer) -> int:
 
 
 def resize_embedding(model: Model, vocab_size: int) -> None:
-    """Give the embedding and the head of a model, in place, rows for `vocab_size` tokens.
+    """Give the embedding and the head rows for more tokens; a new one is the mean of the old ones.
+
+    Parameters
+    ----------
+    vocab_size : int
+        The rows that they have then.
 
     Raises
     ------

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from ..errors import AdapterError, CheckpointError, ConfigError
 from ..families.architectures import WeightSpec, architecture_of
 from ..families.multimodal import config_of_text_model
 from ..files.atomic import atomic_folder
+from ..files.paths import expand
 from ..generation.generation_file import GENERATION_FILE
 from ..notices import tell
 from ..text.ends import with_ends
@@ -39,8 +40,29 @@ _LOADED = (
 _DTYPES = DENSE_DTYPES | {"float16": np.dtype(np.float16)}
 
 
-def save_model(model: Model, path: str | os.PathLike[str], dtype: str | None, max_shard_bytes: int) -> None:
-    """Write the folder; see `Model.save`."""
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    dtype: Literal["float32", "bfloat16", "float16", "nf4"] | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a Hugging Face folder, atomically.
+
+    Parameters
+    ----------
+    path : path
+        The folder.
+    dtype : optional
+        Type of the matrices; by default as they are (NF4 in bitsandbytes' layout, byte for byte as it was read).
+    max_shard_bytes : int
+        Largest file of weights; several get an index.
+
+    Raises
+    ------
+    AdapterError
+        An adapter is active: a folder of weights cannot hold it.
+    """
+    path = expand(path)
     if model.adapter_config is not None and not model.is_merged:
         raise AdapterError(
             "save: expected a model without an active adapter, got one; use merge(...).save(path) or save_adapter(path)"
@@ -73,8 +95,7 @@ def _tell_of_strangers(target: Path, folder: Path) -> None:
 def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEntry]:
     weight, stored = model.weights[spec.name], model.stored_dtypes[spec.name]
     if dtype == "nf4" and spec.kind == "projection" and not isinstance(weight, NF4Tensor):
-        block, double = model.nf4_options
-        weight = NF4Tensor.quantize(np.ascontiguousarray(dense(weight)), block_size=block, double_quant=double)
+        weight = model.base.quantize(dense(weight))
     if isinstance(weight, NF4Tensor) and dtype in (None, "nf4"):
         return nf4_entries(spec.file_name, weight, stored.name, model.quant_records.get(spec.name))
     target = _DTYPES.get(dtype or "", stored)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..configs import GenerationConfig
 from ..errors import ConfigError
 from ..generation import answers as generation
-from ..generation.generation_file import GENERATION_FILE, left_aside
+from ..generation.generation_file import GENERATION_FILE, generation_config_of, left_aside
 from ..generation.sampling import with_seed
 from ..notices import tell
 from ..text.prompts import is_batch
@@ -76,6 +76,17 @@ def stream(model: Model, prompt: Any, config: GenerationConfig | None = None, **
         n = resolved.num_return_sequences
         raise ConfigError(f"num_return_sequences: expected 1 for an answer that is streamed, got {n}; call generate")
     return generation.generate_text(model, prompt, resolved)
+
+
+def generation_config(model: Model) -> GenerationConfig:
+    """How the model's generation_config.json asks for text to be generated; the defaults where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        The file asks for what cannot be.
+    """
+    return generation_config_of(model.generation_options, str(model.source / GENERATION_FILE))
 
 
 def _resolve(model: Model, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:

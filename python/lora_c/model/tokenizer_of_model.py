@@ -9,7 +9,7 @@ from ..checkpoints.folder import Checkpoint
 from ..families.architectures import architecture_of
 from ..gguf.checkpoint import GGUFCheckpoint
 from ..text.tokenizer import Tokenizer
-from .model import open_checkpoint
+from .opening import open_checkpoint
 from .resize_embedding import rows_for
 
 

@@ -163,6 +163,12 @@ class Callbacks:
         """Whether the run has to end."""
         return self.asked or self.error is not None
 
+    def ending(self, interrupted: bool, stopped: bool) -> Ending:
+        """How a run ends that no error has ended: with steps left or without, stopped by a signal or not."""
+        if self.error is not None:
+            return "failed"
+        return "interrupted" if stopped else "asked" if interrupted else "finished"
+
     def ask(self) -> None:
         """Take note that the run should end."""
         self.asked = True

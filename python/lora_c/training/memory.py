@@ -68,6 +68,14 @@ def _base_bytes(model: Model) -> int:
     return live + model.dense_bytes() if model.device == "cpu" else live
 
 
+def recompute_of(trainer: Trainer) -> Literal["none", "layer"]:
+    """What a run keeps for its backward pass, where its configuration leaves that to the memory that there is."""
+    config = trainer.config
+    if config.recompute != "auto":
+        return config.recompute
+    return choose_recompute(trainer.model, largest_micro_batch(trainer), config.memory_limit)
+
+
 def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Literal["none", "layer"]:
     """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free
     (where that is known: of the CPU).

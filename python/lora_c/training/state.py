@@ -14,8 +14,10 @@ from ..checkpoints.safetensors_file import SafetensorsFile, find_non_finite
 from ..checkpoints.safetensors_writer import TensorEntry, write_safetensors
 from ..errors import CheckpointError
 from ..files.atomic import atomic_folder
-from ..runs.checkpoints import FORMAT, POSITION_FILE, Position, checkpoint_folder
+from ..runs.checkpoints import FORMAT, POSITION_FILE, Position, checkpoint_folder, find_checkpoint, read_position
+from ..runs.resume import check_same_run
 from ..weights.parameter_values import set_values
+from .run_settings import check_same_parameters
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -46,6 +48,21 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
         (folder / POSITION_FILE).write_text(json.dumps(position | {"files": [*files, POSITION_FILE]}), encoding="utf-8")
     trainer.checkpoints = written
     return target
+
+
+def take_up(trainer: Trainer, resume: bool | str | Path, allow_changes: bool) -> int:
+    """Put a trainer where a checkpoint stands and return the number of steps that it has done; 0 where there is none."""
+    check_same_parameters(trainer.model, trainer.parameters)
+    folder = find_checkpoint(trainer.output_dir, resume)
+    if folder is None:
+        return 0
+    position = read_position(folder)
+    check_same_run(trainer.run(), position, allow_changes)
+    load_training_state(trainer, position)
+    same_place = folder.resolve().parent == trainer.output_dir.resolve()
+    trainer.run_id, trainer.checkpoints = position.run_id or trainer.run_id, position.written if same_place else []
+    trainer.resumed_at = position.step
+    return position.step
 
 
 def load_training_state(trainer: Trainer, position: Position) -> None:

@@ -1,0 +1,42 @@
+"""What a model consists of, counted. Methods of `Model`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._core import GGMLTensor, Parameter
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+def num_parameters(model: Model, only_trainable: bool = False) -> int:
+    """Return the number of weights, the adapter's included; tied embeddings count once.
+
+    Parameters
+    ----------
+    only_trainable : bool
+        Count only what training changes.
+    """
+    if only_trainable:
+        return sum(parameter.size for parameter in model.trainable_parameters())
+    base = sum(int(np.prod(weight.shape)) for weight in model.weights.values())
+    active = model.adapter_set.active
+    return base + (sum(parameter.size for parameter in active.parameters()) if active else 0)
+
+
+def dense_bytes(model: Model) -> int:
+    """Return the bytes of the weights that are plain arrays or mapped blocks: neither NF4 nor parameters."""
+    own = model.adapter_set.active.base if model.adapter_set.active else {}
+    return sum(w.nbytes for w in (*model.weights.values(), *own.values()) if isinstance(w, (np.ndarray, GGMLTensor)))
+
+
+def trainable_parameters(model: Model) -> list[Parameter]:
+    """Return the parameters that training changes, in the order of the forward pass."""
+    active = model.adapter_set.active
+    idle = active.replaced() if active else {}
+    found = [weight for name, weight in model.weights.items() if isinstance(weight, Parameter) and name not in idle]
+    found += active.parameters() if active else []
+    return [parameter for parameter in found if parameter.requires_grad]

@@ -1,0 +1,69 @@
+"""An adapter folded into the model's own weights, and taken out again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._core import GGMLTensor, NF4Tensor
+from ..errors import AdapterError
+from ..weights.kinds import dense, format_of
+from .merge import merged_weight
+
+if TYPE_CHECKING:
+    from ..adapters import Adapter
+    from .model import Model
+
+
+class InPlaceMerge:
+    """W + s B A in the place of a model's own weights, from `begin` until `undo`."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Any] = {}  # weights with DoRA, whose merge cannot be calculated back
+
+    @classmethod
+    def begin(cls, model: Model, adapter: Adapter) -> InPlaceMerge:
+        """Fold an adapter into the weights of a model.
+
+        Raises
+        ------
+        AdapterError
+            A weight is not float32: rounding would make it impossible to take the adapter away again. Or the adapter
+            replaces whole tensors, which cannot be folded.
+        """
+        _check_can_fold(model, adapter)
+        merge = cls()
+        for name, layer in adapter.layers.items():
+            weight = model.weights[name]
+            if layer.magnitude is not None:
+                merge._before[name] = np.array(dense(weight))
+            model.replace_weight(name, merged_weight(weight, layer))
+        return merge
+
+    def undo(self, model: Model, adapter: Adapter) -> None:
+        """Take the adapter out: each weight is restored up to one float32 rounding, with DoRA exactly."""
+        for name, layer in adapter.layers.items():
+            kept = self._before.pop(name, None)
+            model.replace_weight(name, merged_weight(model.weights[name], layer, -1.0) if kept is None else kept)
+
+
+def _check_can_fold(model: Model, adapter: Adapter) -> None:
+    if adapter.replaced():
+        name = next(iter(adapter.replaced()))
+        raise AdapterError(
+            f"merge_adapter: expected an adapter of low-rank updates only, got one that replaces {name}; use "
+            "merge(dtype=...), which returns a new model"
+        )
+    for name in adapter.layers:
+        if model.architecture.tied and name in ("embed_tokens", "lm_head"):
+            raise AdapterError(
+                f"merge_adapter: {name}: expected a weight that nothing else uses, got one that embedding and head share; use "
+                "merge(dtype=...), which returns a new model"
+            )
+        weight = model.weights[name]
+        if isinstance(weight, (NF4Tensor, GGMLTensor)) or dense(weight).dtype != np.float32:
+            raise AdapterError(
+                f"merge_adapter: {name}: expected a float32 weight, got {format_of(weight)}, which cannot be restored after a "
+                "merge; use merge(dtype=...), which returns a new model, or load the base with dtype='float32'"
+            )

@@ -1,0 +1,130 @@
+"""Opening a model by its path or its name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Literal
+
+from .._core import NF4Tensor
+from ..checkpoints.config_and_files import config_of_files
+from ..checkpoints.folder import Checkpoint
+from ..checkpoints.model_names import find
+from ..checkpoints.written import tell_adapter_beside
+from ..errors import CheckpointError
+from ..families.architectures import architecture_of
+from ..gguf.checkpoint import GGUFCheckpoint
+from ..gguf.reader import is_gguf
+from ..text.tokenizer import Tokenizer
+from ..weights.kinds import Weights
+from .device_list import open_device
+from .load_checks import check_load_options
+from .loading import DENSE_DTYPES, LoadOptions, Trainable, load_weights
+from .model import Model
+from .resize_embedding import rows_for
+
+
+def load_model(
+    path: str | os.PathLike[str], quantize: Literal["nf4"] | None = None, double_quant: bool = True, block_size: int = 64,
+    dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
+    resize_embedding: bool = False, revision: str | None = None, device: str = "cpu",
+) -> Model:  # fmt: skip
+    """Load a Hugging Face model folder or a GGUF file, by its path or its name.
+
+    Parameters
+    ----------
+    path : path or str
+        A path; "demo", the small base that ships; or a name on the Hugging Face Hub such as "Qwen/Qwen3-0.6B", whose files
+        are taken from the cache of huggingface_hub or brought into it. A path that is there wins.
+        A folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes (NF4, FP4) are read
+        as they are. Or a GGUF file (the first one of several): its blocks are used where the file is mapped.
+    quantize : "nf4", optional
+        Quantize the projections of the layers while loading, one tensor at a time; a prequantized folder stays as it is,
+        the blocks of a GGUF file are quantized again (`requantization_error` of the result says how much that changes).
+    double_quant, block_size
+        Details of NF4: quantize the scales too; weights per scale.
+    dtype : optional
+        Convert dense matrices; by default they stay as in the file (float16 becomes float32, which loses nothing).
+    progress : bool, optional
+        Show a bar on standard error; by default only on a terminal.
+    trainable : "none", "full" or "head"
+        "full" makes every weight a float32 parameter, "head" only lm_head. A head tied to the embedding becomes
+        a copy of its own, and a saved folder then says `"tie_word_embeddings": false`.
+    resize_embedding : bool
+        Give the embedding and the head rows for tokens that only the tokenizer has, each the mean of the old rows. An
+        adapter trains them with `trainable_token_indices=model.added_tokens`.
+    revision : str, optional
+        Branch, tag or commit of a name on the Hub.
+    device : str
+        What the model computes on, a name of `lora_c.devices()`. What is trained lies there; frozen weights are copied to it.
+
+    Raises
+    ------
+    CheckpointError
+        The folder cannot be used; the message says which file, what was expected and what was found.
+    ConfigError
+        An option has a value that it cannot have, or there is no device of this name.
+    DeviceError
+        The device cannot be used.
+    """
+    check_load_options(quantize, block_size, dtype, trainable)
+    open_device(device)
+    with open_checkpoint(path, revision, progress) as checkpoint:
+        config = _config_of(checkpoint)
+        if trainable == "head":
+            config["tie_word_embeddings"] = False
+        architecture = architecture_of(config)
+        options = LoadOptions(quantize == "nf4", double_quant, block_size, DENSE_DTYPES.get(dtype or ""), trainable, device)
+        weights = load_weights(checkpoint, architecture, options, progress)
+        tokenizer, nf4_options = _tokenizer_of(checkpoint, config), _nf4_options(weights, options)
+        model = Model(config, architecture, weights, checkpoint.path, tokenizer, nf4_options, device=device)
+        tell_adapter_beside(checkpoint.path)
+        if progress is not False:
+            _report(model, path)
+        if resize_embedding:
+            model.resize_embedding(max(rows_for(model.tokenizer), architecture.decoder_kwargs["vocab_size"]))
+        return model
+
+
+def _config_of(checkpoint: Checkpoint | GGUFCheckpoint) -> dict[str, Any]:
+    """A copy of the model's config.json, as its files bear it out."""
+    if isinstance(checkpoint, Checkpoint):
+        checkpoint.config = config_of_files(checkpoint)
+    return dict(checkpoint.config)
+
+
+def _tokenizer_of(checkpoint: Checkpoint | GGUFCheckpoint, config: dict[str, Any]) -> Tokenizer | None:
+    """None where the folder has none: a model that is only trained on token ids needs none."""
+    if isinstance(checkpoint, GGUFCheckpoint):
+        return checkpoint.tokenizer()
+    has_one = (checkpoint.path / "tokenizer.json").exists()
+    return Tokenizer.from_folder(checkpoint.path, config) if has_one else None
+
+
+def _nf4_options(weights: Weights, options: LoadOptions) -> tuple[int, bool]:
+    """Block size and double quantization of what is quantized already, else of what was asked for."""
+    quantized = next((w for w in weights.values.values() if isinstance(w, NF4Tensor)), None)
+    return (quantized.block_size, quantized.double_quant) if quantized else (options.block_size, options.double_quant)
+
+
+def _report(model: Model, path: str | os.PathLike[str]) -> None:
+    """What is not as somebody may expect who knows the files."""
+    if model.architecture.family.text_of:
+        print(f"{path}: only the text model is read, the part for images is left out", file=sys.stderr)
+    if model.requantization_error is not None:
+        change = 100 * model.requantization_error
+        print(f"Quantized again to NF4: the weights change by {change:.2f} % (relative norm)", file=sys.stderr)
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], revision: str | None = None, progress: bool | None = None
+) -> Checkpoint | GGUFCheckpoint:
+    """Open a model folder or a GGUF file by its path or name; nothing of its weights is read."""
+    path = find(path, "model", revision, progress)
+    if is_gguf(path):
+        return GGUFCheckpoint(path)
+    if os.path.isfile(path):
+        raise CheckpointError(
+            f"{path}: expected a model folder or a GGUF file, got a file of another kind; give the folder of config.json"
+        )
+    return Checkpoint(path)

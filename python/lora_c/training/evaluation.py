@@ -1,0 +1,69 @@
+"""The loss on held-out data: of a model, and of a run after some of its steps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from .._core import PassStopped
+from ..data.batching import evaluation_batches
+from ..data.fits import fit_to_model
+from ..errors import ConfigError, DivergenceError
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..display.progress import Progress
+    from ..model.model import Model
+    from .trainer import Trainer
+
+
+def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> float:
+    """Return the mean cross entropy over every token with loss; what is beyond the context is cut, and told.
+
+    Parameters
+    ----------
+    model : Model
+        With the adapter that is in use, or bare.
+    dataset : Dataset
+        Some of its tokens carry loss.
+    max_tokens : int
+        Of a batch.
+
+    Returns
+    -------
+    float
+        In nats per token.
+    """
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens: expected 1 token or more in a batch, got {max_tokens}")
+    dataset = fit_to_model(dataset, model, "dataset")
+    loss = weight = 0.0
+    for batch in evaluation_batches(dataset, max_tokens):
+        loss += model.decoder.loss(batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight)
+        weight += batch.total_weight
+    return loss / weight
+
+
+def evaluate_and_log(trainer: Trainer, done: int, progress: Progress) -> None:
+    """Once after each step where it is asked for; a stop in the middle of it leaves no record."""
+    if trainer.eval_data is None or any(r.get("step") == done and "eval_loss" in r for r in trainer.history):
+        return
+    try:
+        with trainer.leaving.during("evaluation"):
+            loss = trainer.evaluate()
+    except PassStopped:
+        return
+    if not math.isfinite(loss):
+        raise DivergenceError(f"expected a finite held-out loss after step {done}, got {loss}")
+    record = {"step": done, "eval_loss": loss}
+    trainer.history.append(record)
+    trainer.metrics.append(record)
+    progress.evaluation(record)
+    trainer.call("on_evaluate", done)
+
+
+def evaluate_if_due(trainer: Trainer, done: int, progress: Progress) -> None:
+    """Evaluate every `eval_steps` steps."""
+    every = trainer.config.eval_steps
+    if every and done % every == 0:
+        evaluate_and_log(trainer, done, progress)
