@@ -23,7 +23,7 @@ WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 SOURCES := $(shell find lora_c -name '*.[ch]')
 C_FILES = $(SOURCES) $(wildcard tests/c/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch])
-PYTHON_FILES := python tests examples benchmarks setup.py
+PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
 .PHONY: help demo test check asan headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean

@@ -1,6 +1,6 @@
 """Train the base model that ships, from scratch, with the package's own full-training mode.
 
-    python examples/train_base_model.py --out python/lora_c/base_model
+    python tools/train_base_model.py --out python/lora_c/base_model
 
 A byte-level BPE tokenizer and a Llama of about 1M parameters learn the small world of ``lora_c.demo.world``. Everything
 is seeded: the same version of the package on the same kind of CPU writes the same bytes.
@@ -20,7 +20,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 import lora_c as lc
 from lora_c.data import Dataset, Sample
 from lora_c.demo.world import conversations, stories
-from lora_c.model.opening import load_model
 
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
@@ -135,7 +134,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as start:
         vocab_size = make_tokenizer(Path(start), args.vocab_size)
         make_random_model(Path(start), vocab_size, args.seed)
-        model = load_model(start, trainable="full", progress=False)
+        model = lc.load_model(start, trainable="full", progress=False)
         train, held_out = story_samples(model.tokenizer, args.stories, 100), story_samples(model.tokenizer, 200, 101)
         config = lc.TrainConfig(
             output_dir=str(Path(start) / "run"),
@@ -144,7 +143,7 @@ def main() -> None:
             per_device_train_batch_size=32,
             learning_rate=2e-3,
             lr_scheduler_type="cosine",
-            warmup_steps=100,
+            warmup_steps=min(100, args.steps),
             weight_decay=0.01,
             adam_beta2=0.98,
             eval_steps=200,
