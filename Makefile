@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 FUZZ_CASES ?= 10000
 DEBUG_PYTHON ?= python3-dbg
+PREFIX ?= /usr/local
+DESTDIR ?=
 SANITIZE ?=
 MODE := $(if $(SANITIZE),sanitize,release)
 BUILD := build/$(MODE)
@@ -22,13 +24,13 @@ EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_a
 WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 SOURCES := $(shell find lora_c -name '*.[ch]')
-C_FILES = $(SOURCES) $(wildcard tests/c/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch])
+C_FILES = $(SOURCES) $(wildcard tests/c/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch] examples/c/*.[ch])
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
+.PHONY: help demo test check asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +51,14 @@ check: $(BUILD)/check $(TEST_BACKENDS) $(BENCHES) headers layers ## the C checks
 
 asan: ## the C checks under ASan and UBSan
 	@$(MAKE) SANITIZE=address,undefined check
+
+install-c uninstall-c: export TO = $(DESTDIR)$(PREFIX)
+install-c: $(BUILD)/liblora_c.a ## the C library, its headers and lora_c.pc below PREFIX (/usr/local), DESTDIR in front of it
+	$(if $(SANITIZE),$(error SANITIZE: expected none with install-c, got $(SANITIZE): programs would need its flags))
+	@sh tools/install_c.sh install $(BUILD)/liblora_c.a
+
+uninstall-c: ## take them away again
+	@sh tools/install_c.sh uninstall
 
 headers: $(wildcard lora_c/include/lora_c/*.h) # every public header compiles alone, in C and in C++
 	@for h in $^; do $(CC) -std=c11 -Wall -Wextra -Werror -Ilora_c/include -fsyntax-only -x c $$h && \
