@@ -101,6 +101,21 @@ def test_a_layer_trained_in_c_has_the_bits_of_python(
     assert len(lines_of_python) - len(losses) == 8 and losses[-1] < losses[0] / 100
 
 
+def test_the_program_of_the_c_page_and_its_message(prefix: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "C.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```c\n(.*?)```", page, re.S)
+    (result,) = re.findall(r"W x \+ B A x: (.+) \*/", code)
+    wrong, message = re.findall(r"program above with `(.+?)`: `(.+?)`", page)[0]
+    source = tmp_path / "shortest.c"
+    source.write_text(code, encoding="utf-8")
+    done = run([str(compiled(source, prefix, tmp_path))])
+    assert (done.returncode, done.stdout, done.stderr) == (0, result + "\n", "")
+    source.write_text(code.replace("lora_mat_f32(x, 1, 3, 3)", wrong), encoding="utf-8")
+    done = run([str(compiled(source, prefix, tmp_path))])
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message + "\n")
+    assert set(re.findall(r"`(\w+\.h)`", page)) | {"lora_c.h"} == HEADERS
+
+
 def test_what_is_installed_is_what_the_tree_has(prefix: Path) -> None:
     found = files(prefix)
     names = {f"include/lora_c/{name}" for name in HEADERS} | {"lib/liblora_c.a", "lib/pkgconfig/lora_c.pc"}
