@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         LoraCError,
         SaveError,
     )
+    from .generation.batch import Batch
     from .model.device_list import Device, devices
     from .model.model import Model
     from .model.opening import load_model
@@ -81,6 +82,7 @@ _LAZY = {
     **dict.fromkeys(
         ("AdapterError", "CheckpointError", "ConfigError", "DataError", "DivergenceError", "LoraCError", "SaveError"), "errors"
     ),
+    "Batch": "generation.batch",
     "Callback": "training.callbacks",
     "Dataset": "data",
     "Device": "model.device_list",
@@ -102,6 +104,7 @@ _LAZY = {
 __all__ = [
     "AdamW",
     "AdapterError",
+    "Batch",
     "Callback",
     "CheckpointError",
     "ConfigError",

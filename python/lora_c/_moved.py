@@ -123,7 +123,7 @@ _MOVED = {
 _MOVED_NAMES = {
     "families": dict.fromkeys(("FAMILIES", "Family"), "families.table"),
     "files": dict.fromkeys(("atomic_file", "atomic_folder", "recover_folder", "write_json", "write_text"), "files.atomic"),
-    "generation": dict.fromkeys(("generate_batch", "generate_ids", "generate_text", "resolve"), "generation.answers"),
+    "generation": dict.fromkeys(("generate_batch", "generate_ids", "generate_text"), "generation.answers"),
     "gguf": dict.fromkeys(("read_adapter", "write_adapter"), "adapters.gguf_format"),
     "model": {"Model": "model.model", "load_model": "model.opening", "open_checkpoint": "model.opening"},
 }

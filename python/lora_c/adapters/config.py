@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..configs import LoraConfig
+from ..configs import AdapterConfig, LoraConfig
 from ..errors import AdapterError, ConfigError, shorten
 from ..notices import tell
 
@@ -31,18 +31,31 @@ _PEFT_ALPHA = 8
 _KNOWN = _READ_FIELDS | _HARMLESS
 
 
-def parse_adapter_config(values: Mapping[str, Any], where: str) -> LoraConfig:
-    """Turn PEFT's adapter_config.json into a `LoraConfig`.
+def parse_adapter_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
+    """Turn PEFT's adapter_config.json into the configuration of an adapter of its kind.
+
+    Parameters
+    ----------
+    values : mapping
+        What the file says.
+    where : str
+        The file, for errors.
 
     Raises
     ------
     AdapterError
-        A field that changes the result is set and not supported.
+        It is of a kind that is not supported, or a field that changes the result is set and not supported.
     """
-    if str(values.get("peft_type", "LORA")).upper() != "LORA":
+    read = _READERS.get(str(values.get("peft_type", "LORA")).upper())
+    if read is None:
+        known = " or ".join(map(repr, _READERS))
         raise AdapterError(
-            f"{where}: peft_type: expected 'LORA', got {repr(values['peft_type'])[:80]}; other methods are not supported"
+            f"{where}: peft_type: expected {known}, got {repr(values['peft_type'])[:80]}; other methods are not supported"
         )
+    return read(values, where)
+
+
+def _lora_config(values: Mapping[str, Any], where: str) -> LoraConfig:
     init = values.get("init_lora_weights", True)
     if not any(init is known or init == known for known in _PLAIN_INIT):
         raise AdapterError(
@@ -73,6 +86,9 @@ def parse_adapter_config(values: Mapping[str, Any], where: str) -> LoraConfig:
         return LoraConfig(**given)
     except ConfigError as error:
         raise AdapterError(f"{where}: {error}") from None
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], str], AdapterConfig]] = {"LORA": _lora_config}
 
 
 def _is_neutral(key: str, value: Any, values: Mapping[str, Any]) -> bool:

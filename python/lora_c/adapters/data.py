@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..configs import LoraConfig
+from ..configs import AdapterConfig
 from ..families.architectures import Architecture, WeightSpec
 
 F32 = NDArray[np.float32]
@@ -55,7 +55,7 @@ class AdapterArrays:
         a function that returns it.
     """
 
-    config: LoraConfig
+    config: AdapterConfig
     matrices: Mapping[str, MatrixArrays]
     saved: Mapping[str, F32] = field(default_factory=dict)
     tokens: TokenRows | None = None

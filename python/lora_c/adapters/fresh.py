@@ -1,4 +1,4 @@
-"""A new adapter for a model, from its configuration."""
+"""A new LoRA adapter for a model, from its configuration."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
 
 
-def fresh_adapter(base_weights: BaseWeights, config: LoraConfig, device: str = "cpu") -> Adapter:
-    """Return an adapter that leaves the output of the model as it is (up to rounding, where the base is split).
+def fresh_lora(base_weights: BaseWeights, config: LoraConfig, device: str) -> Adapter:
+    """Return a LoRA adapter that leaves the output of the model as it is (up to rounding, where the base is split).
 
     Parameters
     ----------

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._core import Parameter
-from ..configs import LoraConfig
+from ..configs import AdapterConfig
 from ..families.architectures import Architecture, WeightSpec
 from ..weights.parameter_values import set_rows, set_values
 from ..weights.parts import Parts
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, specs_by_name
 from .peft_format import PREFIX
+
+if TYPE_CHECKING:
+    from .._core import AdapterSlots
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Adapter:
     """A named adapter. `base` holds weights that take the place of the model's own while it is in use (see `initialize`),
     `start` the (A, B) that were taken out of those."""
 
-    config: LoraConfig
+    config: AdapterConfig
     layers: dict[str, LoadedAdapter]
     saved: dict[str, Parameter] = field(default_factory=dict)
     tokens: TrainedTokens | None = None
@@ -140,6 +144,7 @@ class AdapterSet:
     def __init__(self, decoder: Parts, weights: Mapping[str, Any], tied: bool) -> None:
         self._decoder, self._weights, self._tied = decoder, weights, tied
         self._named: dict[str, Adapter] = {}
+        self._slots: dict[str, AdapterSlots] = {}  # of those that were used beside others
         self.active_name: str | None = None
 
     @property
@@ -167,6 +172,7 @@ class AdapterSet:
         """Forget an adapter, taking it out of use first."""
         if name == self.active_name:
             self.activate(None)
+        self._slots.pop(name, None)
         del self._named[name]
 
     def activate(self, name: str | None) -> None:
@@ -176,6 +182,38 @@ class AdapterSet:
         self.active_name = name
         if self.active is not None:
             self._attach(self.active)
+
+    def is_shareable(self, name: str | None) -> bool:
+        """Whether a call of the decoder can use an adapter (None: the bare base) beside others: low-rank updates of the
+        layers' matrices can be, what replaces or scales the base's weights or changes embedding and head cannot."""
+        return name is None or not _changes_base(self._named[name])
+
+    @contextmanager
+    def side_by_side(self, names: Sequence[str | None]) -> Iterator[list[AdapterSlots | None] | None]:
+        """What `Decoder.decode` is told of the adapters of its sequences, while a block runs.
+
+        None where all have the adapter in use, or one that is not shareable, which is in use meanwhile.
+        """
+        active = self.active_name
+        if all(name == active for name in names):
+            yield None
+            return
+        shared = all(map(self.is_shareable, names))
+        meanwhile = names[0] if not shared else active if self.is_shareable(active) else None
+        if meanwhile != active:
+            self.activate(meanwhile)
+        try:
+            yield [None if name is None else self._slots_of(name) for name in names] if shared else None
+        finally:
+            if meanwhile != active:
+                self.activate(active)
+
+    def _slots_of(self, name: str) -> AdapterSlots:
+        if name not in self._slots:
+            slots = self._slots[name] = self._decoder.new_adapters()
+            for matrix, layer in self._named[name].layers.items():
+                self._decoder.fill_slots(slots, matrix, layer.A, layer.B, scale=layer.scale)
+        return self._slots[name]
 
     def detach_matrices(self) -> None:
         """Take the updates out of use and leave everything else: after they were folded into the weights."""
@@ -213,3 +251,13 @@ class AdapterSet:
             self._decoder.set_weight("lm_head", self._weights["embed_tokens"])
         for name in replaced & set(self._weights):
             self._decoder.set_weight(name, self._weights[name])
+
+
+def _changes_base(adapter: Adapter) -> bool:
+    """Whether more than low-rank updates of the layers' matrices belong to it."""
+    layers = adapter.layers
+    return (
+        bool(adapter.replaced())
+        or {"embed_tokens", "lm_head"} & layers.keys() != set()
+        or any(layer.magnitude is not None for layer in layers.values())
+    )

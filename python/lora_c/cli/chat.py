@@ -12,7 +12,7 @@ import click
 from ..chat.commands import Commands
 from ..chat.conversation import Conversation
 from ..configs import GenerationConfig
-from ..generation.answers import resolve
+from ..generation.batch import resolve
 from .data_options import chat_template_option, device_option
 from .generate import open_model
 from .options import Command, config_options, take

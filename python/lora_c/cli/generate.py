@@ -14,7 +14,7 @@ from ..configs import SAMPLING_FIELDS, GenerationConfig
 from ..display.printable import printable_pieces
 from ..errors import ConfigError, DataError
 from ..files.regular_file import read_regular
-from ..generation.answers import resolve
+from ..generation.batch import resolve
 from ..generation.sampling import with_seed
 from ..notices import tell
 from .data_options import chat_template_option, device_option

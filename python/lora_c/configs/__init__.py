@@ -3,12 +3,14 @@
 A wrong name or value raises `ConfigError` with one line that gives the nearest valid name.
 """
 
-from .adapters import MOST_RANK, LoraConfig
+from .adapters import ADAPTER_KINDS, MOST_RANK, AdapterConfig, LoraConfig
 from .base import FREE_TEXTS
 from .generation import SAMPLING_FIELDS, GenerationConfig
 from .training import MOST_STEPS, NF4_BLOCK_SIZES, TrainConfig
 
 __all__ = [
+    "ADAPTER_KINDS",
+    "AdapterConfig",
     "FREE_TEXTS",
     "MOST_RANK",
     "MOST_STEPS",

@@ -1,14 +1,17 @@
-"""Options of adapters, with PEFT's names: one class for each kind."""
+"""Options of adapters, with PEFT's names: one class for each kind, and the union of them."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
 from .base import Config, Probability, Seed
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 _INITIALISATIONS = ("gaussian", "orthogonal", "pissa", "olora", "loftq")
 MOST_RANK = 1 << 20
@@ -136,3 +139,8 @@ class LoraConfig(Config):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern: expected layers_to_transform beside it, got none")
         return self
+
+
+# Every kind of adapter by PEFT's name of it (`peft_type`), and the union of their classes.
+ADAPTER_KINDS: dict[str, type[AdapterConfig]] = {"LORA": LoraConfig}
+AdapterConfig: TypeAlias = LoraConfig

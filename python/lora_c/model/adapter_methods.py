@@ -13,10 +13,10 @@ from .._core import Parameter
 from ..adapters import Adapter, AdapterArrays, load_arrays, read_adapter, write_adapter
 from ..adapters.combine import Combination, combine
 from ..adapters.conversion import can_convert, for_original_base
-from ..adapters.fresh import fresh_adapter
+from ..adapters.kinds import check_config, fresh_adapter
 from ..adapters.trained_weights import with_trained_weights
 from ..checkpoints.model_names import find, name_for_others
-from ..configs import LoraConfig
+from ..configs import AdapterConfig, LoraConfig
 from ..errors import AdapterError, ConfigError
 from ..files.paths import expand
 from ..runs.record import tell_other_base
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 def add_adapter(
     model: Model,
-    config: LoraConfig | str | None = None,
-    name: str | LoraConfig = "default",
+    config: AdapterConfig | str | None = None,
+    name: str | AdapterConfig = "default",
     *,
     adapter_name: str | None = None,
     **options: Any,
@@ -42,7 +42,7 @@ def add_adapter(
     Parameters
     ----------
     config : LoraConfig, optional
-        Or its fields as keywords.
+        Its class says which kind of adapter; or the fields of a LoraConfig as keywords.
     name : str
         For `set_adapter`, where the model has several; `adapter_name` is the same, and so is PEFT's order, name first.
     **options
@@ -54,13 +54,11 @@ def add_adapter(
         There is an adapter of that name already, or the configuration matches no module.
     """
     if isinstance(config, str):
-        name, config = config, name if isinstance(name, LoraConfig) else None
+        name, config = config, None if isinstance(name, str) else name
     name = _one_name(name, adapter_name)
-    if config is not None and not isinstance(config, LoraConfig):
-        raise ConfigError(f"config: expected a LoraConfig, got {type(config).__name__}; or give its fields by keyword")
     if config is not None and options:
         raise ConfigError("config: expected a LoraConfig or options by keyword, got both")
-    config = (config if config is not None else LoraConfig(**options)).frozen_copy()
+    config = (LoraConfig(**options) if config is None else check_config(config)).frozen_copy()
     _refuse_second(model, name)
     model.adapter_set.add(name, fresh_adapter(model.base, config, model.device))
     model.adapter_set.activate(name)

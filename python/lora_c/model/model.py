@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .._core import Decoder, NF4Tensor, Parameter
 from ..adapters import Adapter, AdapterSet, LoadedAdapter
 from ..checkpoints.prequantized import QuantRecord
-from ..configs import LoraConfig
+from ..configs import AdapterConfig
 from ..errors import CheckpointError
 from ..families.architectures import Architecture, architecture_of
 from ..foreign_names import OF_MODEL, missing
@@ -166,7 +166,7 @@ class Model:
         return self.adapter_set.active
 
     @property
-    def adapter_config(self) -> LoraConfig | None:
+    def adapter_config(self) -> AdapterConfig | None:
         """The configuration of the adapter that is in use."""
         return self.adapter_set.active.config if self.adapter_set.active else None
 

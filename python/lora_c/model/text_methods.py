@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..configs import GenerationConfig
 from ..errors import ConfigError
 from ..generation import answers as generation
+from ..generation.batch import resolve
 from ..generation.generation_file import GENERATION_FILE, generation_config_of, left_aside
 from ..generation.sampling import with_seed
 from ..notices import tell
@@ -91,7 +92,7 @@ def generation_config(model: Model) -> GenerationConfig:
 
 def _resolve(model: Model, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
     """Combine a configuration with options; what of the model's own settings is left aside is said once."""
-    resolved = with_seed(generation.resolve(config, options))
+    resolved = with_seed(resolve(config, options))
     n = resolved.num_return_sequences
     if n > 1 and not resolved.sampling:
         raise ConfigError(f"num_return_sequences: expected 1 for the greedy answer, got {n}; give a temperature, too")

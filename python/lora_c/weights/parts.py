@@ -7,10 +7,13 @@ of it, and of its adapter the whole A and the same rows of B.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._core import Decoder, NF4Tensor, Parameter
 from ..families.architectures import WeightSpec
+
+if TYPE_CHECKING:
+    from .._core import AdapterSlots
 
 
 class Parts:
@@ -37,6 +40,17 @@ class Parts:
             self._decoder.set_adapter(name, A, B, **options)
         for part, first in self._parts.get(name, ()):
             self._decoder.set_adapter(part, A, B, row=first, **options)
+
+    def new_adapters(self) -> AdapterSlots:
+        """As `Decoder.new_adapters`."""
+        return self._decoder.new_adapters()
+
+    def fill_slots(self, slots: AdapterSlots, name: str, A: Parameter, B: Parameter, scale: float) -> None:
+        """Put an update into slots of `new_adapters`."""
+        if name not in self._parts:
+            slots.set(name, A, B, scale=scale)
+        for part, first in self._parts.get(name, ()):
+            slots.set(part, A, B, scale=scale, row=first)
 
     def remove_adapter(self, name: str) -> None:
         """As `Decoder.remove_adapter`."""

@@ -1,0 +1,93 @@
+"""One prompt of a batch, and what has been written after it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..configs import GenerationConfig
+from ..errors import LoraCError
+from .answer_text import TextPieces
+from .choosing import TokenChooser, precision_of
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+
+
+class Answer:
+    """What `Batch.add` returns: it fills with every `Batch.step`.
+
+    Attributes
+    ----------
+    prompt : list of int
+        The token ids of the prompt.
+    ids : list of int
+        The new token ids so far, without an end token.
+    text : str
+        Their text so far, up to a stop text; empty where the model has no tokenizer.
+    adapter : str or None
+        The adapter that it is written with; None: the bare base.
+    finished : bool
+        Whether nothing more will come.
+    error : LoraCError or None
+        Why it ended before its time.
+    """
+
+    def __init__(
+        self, model: Model, prompt: Sequence[int], config: GenerationConfig, adapter: str | None, repetition: int = 0
+    ) -> None:
+        self.prompt, self.adapter = list(prompt), adapter
+        self.ids: list[int] = []
+        self.text = ""
+        self.finished = False
+        self.error: LoraCError | None = None
+        self.precision = precision_of(config)
+        self._chooser = TokenChooser(model, prompt, config, repetition)
+        self._pieces = TextPieces(model.tokenizer, prompt, config) if model.has_tokenizer else None
+        self._taken = 0
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens that prompt and answer can have together."""
+        return len(self.prompt) + len(self.ids) + self._chooser.budget
+
+    @property
+    def all_ids(self) -> list[int]:
+        """The prompt and what has come after it."""
+        return self.prompt + self.ids
+
+    def advance(self, logits: NDArray[np.float32]) -> None:
+        """Choose the next token."""
+        try:
+            token = self._chooser.choose(logits)
+        except LoraCError as error:
+            self.end(error)
+            return
+        if token is None:
+            self.end()
+            return
+        self.ids.append(token)
+        if self._pieces is not None:
+            self.text += self._pieces.push(token)
+        if self._chooser.budget <= 0 or (self._pieces is not None and self._pieces.stopped):
+            self.end()
+
+    def end(self, error: LoraCError | None = None) -> None:
+        """Write no more."""
+        if self.finished:
+            return
+        self.finished, self.error = True, error
+        if self._pieces is not None:
+            self.text += self._pieces.flush()
+
+    def take(self) -> str:
+        """Return the text that came since the last call; the pieces joined are the answer."""
+        piece, self._taken = self.text[self._taken :], len(self.text)
+        return piece
+
+    def __repr__(self) -> str:
+        state = f"failed: {self.error}" if self.error else "finished" if self.finished else "under way"
+        return f"Answer({len(self.prompt)} tokens + {len(self.ids)}, adapter={self.adapter!r}, {state})"

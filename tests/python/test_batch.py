@@ -1,0 +1,236 @@
+"""Prompts that join and leave a batch, each with an adapter of its own, and each answered as alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lora_c as lc
+from lora_c._core import DECODE_BATCH
+from lora_c.errors import AdapterError, ConfigError, DataError
+
+PROMPTS = ("w3 w4", "w5", "w6 w7 w8", "w9 w3", "w4 w4 w4 w4", "w8 w5", "w3", "w7 w6")
+LONG: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
+ALL = "all-linear"
+
+
+@pytest.fixture
+def model(tiny_model_dir: Path) -> lc.Model:
+    return lc.load_model(tiny_model_dir, progress=False)
+
+
+def with_adapters(model: lc.Model, *names: str, **options: Any) -> lc.Model:
+    """The model with random adapters of these names, the first of them in use."""
+    for seed, name in enumerate(names):
+        config = lc.LoraConfig(r=3 + seed, lora_alpha=24, target_modules=ALL, init_lora_weights=False, seed=seed, **options)
+        model.add_adapter(config, name)
+    model.set_adapter(names[0])
+    return model
+
+
+def alone(model: lc.Model, prompt: str, adapter: str | None, **options: Any) -> str:
+    before = model.active_adapter
+    model.set_adapter(adapter)
+    try:
+        return model.generate(prompt, **LONG, **options)
+    finally:
+        model.set_adapter(before)
+
+
+def test_answers_are_those_of_generate_whenever_they_join(model: lc.Model) -> None:
+    expected = [model.generate(prompt, **LONG) for prompt in PROMPTS]
+    batch = lc.Batch(model, n_sequences=3)
+    answers = [batch.add(prompt, **LONG) for prompt in PROMPTS[:2]]
+    assert len(batch) == 2 and not any(answer.ids for answer in answers)
+    ended = batch.step() + batch.step()
+    assert not ended and [len(answer.ids) for answer in answers] == [2, 2]
+    answers += [batch.add(prompt, **LONG) for prompt in PROMPTS[2:]]
+    ended = batch.run()
+    assert [answer.text for answer in answers] == expected
+    assert sorted(map(id, ended)) == sorted(map(id, answers)) and all(answer.finished for answer in answers)
+    assert not batch and len(batch) == 0 and batch.step() == []
+
+
+def test_each_step_is_one_token_of_each_that_is_under_way(model: lc.Model) -> None:
+    batch = lc.Batch(model, n_sequences=2)
+    answers = [batch.add(prompt, max_new_tokens=n, ignore_eos=True) for prompt, n in zip(PROMPTS, (1, 3, 2), strict=False)]
+    counts = []
+    while batch:
+        batch.step()
+        counts.append([len(answer.ids) for answer in answers])
+    assert counts == [[1, 1, 1], [1, 2, 2], [1, 3, 2]]  # the first has ended at once, and the third taken its place
+
+
+def test_the_text_of_an_answer_can_be_taken_piece_by_piece(model: lc.Model) -> None:
+    batch = lc.Batch(model)
+    answer, pieces = batch.add(PROMPTS[0], **LONG), []
+    while batch:
+        batch.step()
+        pieces.append(answer.take())
+    assert len(pieces) == 12 and "".join(pieces) == answer.text == model.generate(PROMPTS[0], **LONG)
+    assert answer.take() == ""
+
+
+def test_draws_are_those_of_each_answer_alone(model: lc.Model) -> None:
+    options = {"temperature": 1.5, "seed": 4}
+    batch = lc.Batch(model)
+    drawn = [batch.add(PROMPTS[0], **LONG, **options, repetition=i) for i in range(3)]
+    greedy = batch.add(PROMPTS[0], **LONG)
+    batch.run()
+    assert [answer.text for answer in drawn] == model.generate(PROMPTS[0], **LONG, **options, num_return_sequences=3)
+    assert greedy.text == model.generate(PROMPTS[0], **LONG) != drawn[0].text
+
+
+def test_one_that_leaves_makes_room_and_disturbs_nobody(model: lc.Model) -> None:
+    batch = lc.Batch(model, n_sequences=2)
+    first, second, third = (batch.add(prompt, **LONG) for prompt in PROMPTS[:3])
+    batch.step()
+    batch.remove(first)
+    assert first.finished and len(first.ids) == 1 and not third.ids
+    batch.step()
+    assert len(third.ids) == 1
+    late = batch.add(PROMPTS[3], **LONG)
+    batch.remove(late)
+    batch.remove(late)
+    batch.run()
+    assert [second.text, third.text] == [model.generate(prompt, **LONG) for prompt in PROMPTS[1:3]]
+    assert late.finished and not late.ids and late.text == ""
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_adapters_side_by_side(tiny_model_dir: Path, precision: str, quantize: Any) -> None:
+    model = with_adapters(lc.load_model(tiny_model_dir, quantize, progress=False), "a", "b", "c", lora_dropout=0.1)
+    names = ["a", None, "b", "c", "b", None, "a", "c"]
+    expected = [alone(model, prompt, name, precision=precision) for prompt, name in zip(PROMPTS, names, strict=True)]
+    assert len({alone(model, PROMPTS[0], name) for name in ("a", "b", "c", None)}) == 4
+    calls = count_calls(model)
+    batch = lc.Batch(model)
+    answers = [
+        batch.add(prompt, adapter=name, precision=precision, **LONG) for prompt, name in zip(PROMPTS, names, strict=True)
+    ]
+    batch.run()
+    assert [answer.text for answer in answers] == expected
+    assert calls.count(8) == 11 and len(calls) == 11 + 8  # all that have begun take a step in one call
+    assert model.active_adapter == "a" and model.generate(PROMPTS[0], **LONG, precision=precision) == expected[0]
+
+
+class CountedDecoder:
+    """A decoder that notes how many sequences each call has."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder, self.calls = decoder, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.decoder, name)
+
+    def decode(self, cache: Any, ids: Any, **options: Any) -> Any:
+        self.calls.append(len(options["sequences"]))
+        return self.decoder.decode(cache, ids, **options)
+
+
+def count_calls(model: lc.Model) -> list[int]:
+    counted = CountedDecoder(model.decoder)
+    model.decoder = counted  # type: ignore[assignment]
+    return counted.calls
+
+
+@pytest.mark.parametrize("change", [
+    {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3, 4]},
+    {"target_modules": ["q_proj", "lm_head"]}, {"init_lora_weights": "pissa"},
+])  # fmt: skip
+def test_adapters_that_cannot_share_a_call_have_their_own(model: lc.Model, change: dict[str, Any]) -> None:
+    with_adapters(model, "a", "b")
+    model.add_adapter(lc.LoraConfig(**{"r": 2, "lora_alpha": 40, "target_modules": ALL} | change), "other")
+    generator = np.random.default_rng(1)
+    for parameter in model.trainable_parameters():  # a fresh adapter changes nothing
+        parameter.data[:] += generator.normal(0, 0.05, parameter.shape).astype(np.float32)
+    names = ["other", "a", None, "b", "other"]
+    expected = [alone(model, prompt, name) for prompt, name in zip(PROMPTS, names, strict=False)]
+    for in_use in ("other", "a", None):
+        model.set_adapter(in_use)
+        calls = count_calls(model)
+        batch = lc.Batch(model)
+        answers = [batch.add(prompt, adapter=name, **LONG) for prompt, name in zip(PROMPTS, names, strict=False)]
+        batch.run()
+        assert [answer.text for answer in answers] == expected, in_use
+        assert calls.count(3) == calls.count(2) == 11
+        assert model.active_adapter == in_use
+        model.decoder = model.decoder.decoder  # type: ignore[attr-defined]
+
+
+def test_without_a_name_an_answer_has_the_adapter_that_was_in_use(model: lc.Model) -> None:
+    with_adapters(model, "a", "b")
+    batch = lc.Batch(model)
+    first = batch.add(PROMPTS[0], **LONG)
+    model.set_adapter("b")
+    second = batch.add(PROMPTS[0], **LONG)
+    batch.step()
+    model.set_adapter(None)
+    batch.run()
+    assert (first.adapter, second.adapter) == ("a", "b")
+    assert [first.text, second.text] == [alone(model, PROMPTS[0], name) for name in ("a", "b")]
+
+
+def test_an_adapter_that_has_gone_ends_no_other_answer(model: lc.Model) -> None:
+    with_adapters(model, "a", "b")
+    batch = lc.Batch(model)
+    gone, kept = batch.add(PROMPTS[0], adapter="b", **LONG), batch.add(PROMPTS[1], adapter="a", **LONG)
+    batch.step()
+    model.delete_adapter("b")
+    model.add_adapter(r=2, name="b")
+    with pytest.raises(ConfigError, match="adapter: expected b as it was until its answers end"):
+        batch.step()
+    batch.remove(gone)
+    batch.run()
+    assert kept.text == alone(model, PROMPTS[1], "a")
+
+
+def test_a_merged_adapter_is_the_only_one(model: lc.Model) -> None:
+    with_adapters(model, "a", "b")
+    batch = lc.Batch(model)
+    begun = batch.add(PROMPTS[0], **LONG)
+    batch.step()
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="merged; remove"):
+        batch.step()
+    batch.remove(begun)
+    for name in ("b", None):
+        with pytest.raises(AdapterError, match="adapter: expected a model that is not merged, got one with 'a'"):
+            batch.add(PROMPTS[0], adapter=name)
+    answer = batch.add(PROMPTS[0], adapter="a", **LONG)
+    batch.run()
+    assert answer.text == model.generate(PROMPTS[0], **LONG)
+
+
+def test_mistakes_are_refused_where_they_are_made(model: lc.Model) -> None:
+    for n in (0, DECODE_BATCH + 1):
+        with pytest.raises(ConfigError, match=f"n_sequences: expected 1 to {DECODE_BATCH}, got {n}"):
+            lc.Batch(model, n)
+    with pytest.raises(ConfigError, match="max_tokens: expected 1 to the model's context"):
+        lc.Batch(model, max_tokens=10**6)
+    batch = lc.Batch(model, max_tokens=10)
+    with pytest.raises(ConfigError, match="max_tokens: expected at least the 14 tokens .* got 10; give Batch a larger"):
+        batch.add([3, 4], max_new_tokens=12)
+    with pytest.raises(AdapterError, match=r"adapter: expected one of the model's adapters \(none\), got 'a'"):
+        batch.add([3, 4], adapter="a", max_new_tokens=2)
+    with pytest.raises(DataError, match="prompt: expected at least one token"):
+        batch.add([], max_new_tokens=2)
+    with pytest.raises(ConfigError, match="max_new_token"):
+        batch.add([3, 4], max_new_token=2)
+    assert not batch
+
+
+def test_an_answer_that_fails_ends_alone(model: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = lc.Batch(model)
+    bad, good = (batch.add(prompt, **LONG) for prompt in PROMPTS[:2])
+    batch.step()
+    real = bad.advance
+    monkeypatch.setattr(bad, "advance", lambda logits: real(np.full_like(logits, np.nan)))
+    assert batch.step() == [bad]
+    assert bad.finished and bad.error is not None and "got NaN or infinity" in str(bad.error) and "failed" in repr(bad)
+    batch.run()
+    assert good.error is None and good.text == model.generate(PROMPTS[1], **LONG)
