@@ -155,18 +155,8 @@ lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths,
     return status;
 }
 
-static bool is_own(const lora_device_use *use) { return use->process == (int)getpid(); }
-
 void lora_device_close(lora_engine *engine, lora_device_use *use) {
     if (use == &engine->cpu) return;
-    if (is_own(use)) use->backend->destroy(use->state);
+    if (lora_device_is_own(use)) use->backend->destroy(use->state);
     lora_mem_free(&engine->mem, use);
-}
-
-static bool is_usable(const lora_ctx *ctx) { return ctx->view.backend->host_memory || is_own(ctx->device); }
-
-lora_status lora_device_check(const lora_ctx *ctx, lora_error *err) {
-    LORA_CHECK(is_usable(ctx), err, LORA_EDEVICE,
-               "device %s: expected the process that opened it, got a child of it; open it after the fork", ctx->device->name);
-    return LORA_OK;
 }

@@ -11,6 +11,10 @@ extern const lora_backend lora_cpu_backend;
 lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths, lora_device_use **out, lora_error *err) LORA_MUST_CHECK;
 void lora_device_close(lora_engine *engine, lora_device_use *use);
 
+/* owner.c */
+/** Whether this process has opened it. */
+bool lora_device_is_own(const lora_device_use *use);
+
 /* A library of a backend, loaded once for the life of an engine. */
 typedef struct lora_backend_library lora_backend_library;
 
