@@ -138,4 +138,4 @@ $(BUILD)/%.o: %.c
 	@echo "  CC  $<"
 	@$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
--include $(OBJECTS:.o=.d) $(FAKE_OBJECTS:.o=.d) $(CHECK_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))
+-include $(OBJECTS:.o=.d) $(FAKE_OBJECTS:.o=.d) $(BUILD)/tests/fake_device/other_abi.d $(CHECK_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))

@@ -14,6 +14,7 @@ void check_ggml(void);
 void check_gemm(void);
 void check_gemv(void);
 void check_linear(void);
+void check_adapter_groups(void);
 void check_low_rank_sums(void);
 void check_dora(void);
 void check_rowwise(void);
@@ -44,6 +45,7 @@ static const struct {
                 {"gemm", check_gemm},
                 {"gemv", check_gemv},
                 {"linear", check_linear},
+                {"adapter_groups", check_adapter_groups},
                 {"low_rank_sums", check_low_rank_sums},
                 {"dora", check_dora},
                 {"rowwise", check_rowwise},
