@@ -174,7 +174,7 @@ static void step_time(model *m, const shape *s, int64_t batch, step *best) {
             sequences[i] = i;
             ids[i] = 11 + i;
             double start = now();
-            must(lora_decoder_decode(m->decoder, caches[p], 1, (int32_t[]){0, PROMPT}, &i, prompt, logits, &err), &err);
+            must(lora_decoder_decode(m->decoder, caches[p], 1, (int32_t[]){0, PROMPT}, &i, prompt, NULL, logits, &err), &err);
             best[p].prefill = fmin(best[p].prefill, now() - start);
         }
     }
@@ -182,7 +182,7 @@ static void step_time(model *m, const shape *s, int64_t batch, step *best) {
         for (int p = 0; p < PRECISIONS; p++) {
             lora_decoder_set_precision(m->decoder, (lora_precision)p);
             double start = now();
-            must(lora_decoder_decode(m->decoder, caches[p], batch, cu, sequences, ids, logits, &err), &err);
+            must(lora_decoder_decode(m->decoder, caches[p], batch, cu, sequences, ids, NULL, logits, &err), &err);
             best[p].decode = fmin(best[p].decode, now() - start);
         }
     for (int p = 0; p < PRECISIONS; p++) lora_kv_cache_destroy(caches[p]);

@@ -383,9 +383,9 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
         lora_status status;
         lora_error err = {0};
         if (precision_name) lora_decoder_set_precision(self->decoder, precision);
-        LORA_PY_CALL(
-            state->ctx, status,
-            lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens, sequences.data, x.b.input_ids, logits, &err));
+        LORA_PY_CALL(state->ctx, status,
+                     lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens, sequences.data, x.b.input_ids, NULL,
+                                         logits, &err));
         lora_py_leave(&cache->base);
         lora_py_leave(&self->base);
         if (status != LORA_OK) {

@@ -31,6 +31,7 @@ void check_device_mistakes(void);
 void check_device_steps(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
+void check_mixed_adapters(void);
 void check_adapted_globals(void);
 void check_profile(void);
 void check_alloc_fail(void);
@@ -63,6 +64,7 @@ static const struct {
                 {"decoder", check_decoder},
                 {"profile", check_profile},
                 {"decoder_adapters", check_decoder_adapters},
+                {"mixed_adapters", check_mixed_adapters},
                 {"adapted_globals", check_adapted_globals},
                 {"alloc_fail", check_alloc_fail}};
 
