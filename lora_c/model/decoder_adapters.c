@@ -27,9 +27,9 @@ lora_status lora_decoder_adapters_set(lora_decoder_adapters *a, int64_t layer, l
                                       lora_error *err) {
     LORA_TRY(lora_check_adapter(a->decoder, layer, (int)slot, adapter, err));
     lora_weight_name name = lora_matrix_name(layer, (int)slot);
-    LORA_CHECK((int)slot < LORA_LAYER_MATRICES, err, LORA_EUNSUPPORTED,
+    LORA_CHECK((int)slot < LORA_LAYER_MATRICES, err, LORA_EINVAL,
                "%s: expected a matrix of a layer, got this one, whose adapter belongs to all sequences; set it on the decoder", name.text);
-    LORA_CHECK(!adapter || !adapter->magnitude, err, LORA_EUNSUPPORTED,
+    LORA_CHECK(!adapter || !adapter->magnitude, err, LORA_EINVAL,
                "%s: expected an adapter without DoRA, got one with it; set it on the decoder", name.text);
     a->at[layer * LORA_LAYER_MATRICES + (int)slot] = adapter ? *adapter : (lora_adapter){0};
     return LORA_OK;

@@ -152,11 +152,9 @@ static void check_setting(mixed *m, lora_decoder_adapters *set) {
     REFUSED(LORA_EINVAL, "q_proj: expected layer 0 to 1, got 2", lora_decoder_adapters_set(set, LAYERS, LORA_Q_PROJ, &a, ERR));
     REFUSED(LORA_EINVAL, "slot: expected 0 to", lora_decoder_adapters_set(set, 0, LORA_MATRIX_SLOTS, &a, ERR));
     REFUSED(LORA_EINVAL, "layers.1.v_proj: expected r > 0, got 0", lora_decoder_adapters_set(set, 1, LORA_V_PROJ, &bad, ERR));
-    REFUSED(LORA_EUNSUPPORTED, "layers.1.v_proj: expected an adapter without DoRA",
-            lora_decoder_adapters_set(set, 1, LORA_V_PROJ, &dora, ERR));
-    REFUSED(LORA_EUNSUPPORTED, "embed_tokens: expected a matrix of a layer",
-            lora_decoder_adapters_set(set, -1, LORA_EMBED_TOKENS, &a, ERR));
-    REFUSED(LORA_EUNSUPPORTED, "lm_head: expected a matrix of a layer", lora_decoder_adapters_set(set, -1, LORA_LM_HEAD, NULL, ERR));
+    REFUSED(LORA_EINVAL, "layers.1.v_proj: expected an adapter without DoRA", lora_decoder_adapters_set(set, 1, LORA_V_PROJ, &dora, ERR));
+    REFUSED(LORA_EINVAL, "embed_tokens: expected a matrix of a layer", lora_decoder_adapters_set(set, -1, LORA_EMBED_TOKENS, &a, ERR));
+    REFUSED(LORA_EINVAL, "lm_head: expected a matrix of a layer", lora_decoder_adapters_set(set, -1, LORA_LM_HEAD, NULL, ERR));
     OK(lora_decoder_adapters_set(m->sets[0], 1, LORA_V_PROJ, NULL, ERR));
 }
 
