@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._core import (
         AdamW,
         Decoder,
+        DecoderAdapters,
         DeviceError,
         GGMLTensor,
         KVCache,
@@ -60,6 +61,7 @@ _LAZY = {
         (
             "AdamW",
             "Decoder",
+            "DecoderAdapters",
             "DeviceError",
             "GGMLTensor",
             "KVCache",
@@ -108,6 +110,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Decoder",
+    "DecoderAdapters",
     "Device",
     "DeviceError",
     "DivergenceError",
