@@ -57,18 +57,22 @@ static int64_t groups_of(const problem *p, int layer, const int *sets, lora_adap
     return n;
 }
 
-static double expected(const problem *p, int layer, int64_t m, int64_t n, int set) {
+static double dot(const float *x, const float *w, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)w[i];
+    return sum;
+}
+
+/* Row m of a layer with the adapter of a set. */
+static void expected_row(const problem *p, int layer, int64_t m, int set, double *want) {
     const float *x = p->x + m * K;
-    double sum = layer == 1 ? (double)p->bias[n] : 0;
-    for (int64_t k = 0; k < K; k++) sum += (double)x[k] * (double)p->dense[layer][n * K + k];
-    if (set < 0) return sum;
+    for (int64_t n = 0; n < N[layer]; n++) want[n] = dot(x, p->dense[layer] + n * K, K) + (layer == 1 ? (double)p->bias[n] : 0);
+    if (set < 0) return;
     const lora_adapter *a = &p->adapters[layer][set];
     for (int64_t r = 0; r < a->rank; r++) {
-        double low = 0;
-        for (int64_t k = 0; k < K; k++) low += (double)x[k] * (double)a->A[r * K + k];
-        sum += (double)a->scale * low * (double)a->B[n * a->rank + r];
+        double low = (double)a->scale * dot(x, a->A + r * K, K);
+        for (int64_t n = 0; n < N[layer]; n++) want[n] += low * (double)a->B[n * a->rank + r];
     }
-    return sum;
 }
 
 /* The layer as a call has it; the second one has a bias, the third is added to what y holds. */
@@ -79,7 +83,7 @@ static lora_linear_layer layer_of(const problem *p, int i, float *y, int64_t row
 
 static void check_rows(lora_ctx *alone, const problem *p, const int *sets, int i, const float *y, double tolerance) {
     float row[MOST_N];
-    double worst = 0, top = 1e-6;
+    double worst = 0, top = 1e-6, want[MOST_N];
     for (int64_t m = 0; m < p->M; m++) {
         memset(row, 0, sizeof row);
         lora_linear_layer one = layer_of(p, i, row, 1);
@@ -87,10 +91,10 @@ static void check_rows(lora_ctx *alone, const problem *p, const int *sets, int i
         OK(lora_linear_forward(alone, lora_mat_f32(p->x + m * K, 1, K, K), 1, &one, ERR));
         CHECK(memcmp(row, y + m * N[i], (size_t)N[i] * sizeof *row) == 0, "%s, %s, %s: row %lld of %lld differs from itself alone",
               lora_isa_name(lora_ctx_isa(alone)), lora_ctx_operands(alone), p->weights[i].name, (long long)m, (long long)p->M);
+        expected_row(p, i, m, sets[m], want);
         for (int64_t n = 0; n < N[i]; n++) {
-            double want = expected(p, i, m, n, sets[m]);
-            top = fmax(top, fabs(want));
-            worst = fmax(worst, fabs((double)row[n] - want));
+            top = fmax(top, fabs(want[n]));
+            worst = fmax(worst, fabs((double)row[n] - want[n]));
         }
     }
     CHECK(worst <= tolerance * top, "%s, %s, %s: off by %g of %g", lora_isa_name(lora_ctx_isa(alone)), lora_ctx_operands(alone),
@@ -118,15 +122,15 @@ static void check_mixed(lora_ctx *ctx, lora_ctx *alone, const problem *p, const 
 }
 
 static void check_kind(lora_ctx *ctx, lora_ctx *alone, int kind) {
-    static const int all_kinds[][LORA_DECODE_BATCH] = {{0},
-                                                       {-1, 2},
-                                                       {0, 0, 1, 1, 2, 2, -1, -1},
-                                                       {2, -1, 2, 1, 1, 1, -1, 0, 0, 0, 0, 0, 2, 2, 1, -1},
-                                                       {0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1}};
+    static const int chosen[][LORA_DECODE_BATCH] = {{0},
+                                                    {-1, 2},
+                                                    {0, 0, 1, 1, 2, 2, -1, -1},
+                                                    {2, -1, 2, 1, 1, 1, -1, 0, 0, 0, 0, 0, 2, 2, 1, -1},
+                                                    {0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1}};
     static const int64_t tokens[] = {1, 2, 8, LORA_DECODE_BATCH, LORA_DECODE_BATCH};
     for (int i = 0; i < 5; i++) {
         problem p = make(alone, kind, tokens[i]);
-        check_mixed(ctx, alone, &p, all_kinds[i]);
+        check_mixed(ctx, alone, &p, chosen[i]);
         release(&p);
     }
 }
@@ -207,7 +211,7 @@ static void check_refusals(lora_ctx *ctx) {
 void check_adapter_groups(void) {
     FOR_EACH_ISA(isa) {
         lora_ctx *alone = check_ctx(isa, 1);
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = 1; threads <= 2; threads++) {
             lora_ctx *ctx = check_ctx(isa, threads);
             for (int precision = LORA_PRECISION_EXACT; precision <= LORA_PRECISION_FAST; precision++) {
                 OK(lora_ctx_set_precision(ctx, (lora_precision)precision, ERR));
