@@ -117,6 +117,7 @@ bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, attention, trainin
 	$(BUILD)/bench_gemm
 	$(BUILD)/bench_attention
 	$(BUILD)/bench_decode
+	$(BUILD)/bench_mixed
 	$(BUILD)/bench_quantize
 	$(BIN)/python benchmarks/bench_step.py
 
@@ -148,4 +149,4 @@ $(BUILD)/%.o: %.c
 	@echo "  CC  $<"
 	@$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
--include $(OBJECTS:.o=.d) $(FAKE_OBJECTS:.o=.d) $(CHECK_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))
+-include $(OBJECTS:.o=.d) $(FAKE_OBJECTS:.o=.d) $(BUILD)/tests/fake_device/other_abi.d $(CHECK_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))

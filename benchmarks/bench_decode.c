@@ -6,60 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <math.h>
+#include "benchmarks/random_decoder.h"
 
-#include "benchmarks/memory_speed.h"
-#include "lora_c/base/philox.h"
-
-enum { RANK = 16, PROMPT = 64, TOKENS = 24, CONTEXT = 256, MAX_BATCH = 16 };
-
-typedef struct shape {
-    const char *name;
-    int64_t hidden, layers, heads, kv_heads, mlp, vocab;
-    bool tied;
-} shape;
-
-static const shape SHAPES[] = {
-    {.name = "135M", .hidden = 576, .layers = 30, .heads = 9, .kv_heads = 3, .mlp = 1536, .vocab = 49152, .tied = true},
-    {.name = "1.1B", .hidden = 2048, .layers = 22, .heads = 32, .kv_heads = 4, .mlp = 5632, .vocab = 32000},
-};
-
-/* --- random weights --- */
-
-static float *random_floats(int64_t n, float scale, uint64_t seed) {
-    float *p = memory((size_t)n * sizeof *p);
-    for (int64_t i = 0; i < n; i++) p[i] = scale * (lora_philox_uniform(seed, 1, (uint64_t)i) - 0.5f);
-    return p;
-}
-
-/* Double-quantized; scales near 0.02 so that activations stay finite. */
-static lora_weight random_nf4(int64_t rows, int64_t cols, double *bytes) {
-    int64_t blocks = rows * cols / 64, nested = (blocks + 255) / 256;
-    uint8_t *codes = memory((size_t)(rows * cols / 2 + 64)), *absmax = memory((size_t)blocks + 64);
-    float *nested_absmax = memory((size_t)nested * sizeof(float));
-    random_bytes(codes, (size_t)(rows * cols / 2), (uint64_t)(rows + cols));
-    random_bytes(absmax, (size_t)blocks, 7);
-    for (int64_t i = 0; i < nested; i++) nested_absmax[i] = 0.01f;
-    lora_nf4 nf4 = {.rows = rows,
-                    .cols = cols,
-                    .block_size = 64,
-                    .lut = lora_nf4_lut(),
-                    .codes = codes,
-                    .absmax_codes = absmax,
-                    .nested_absmax = nested_absmax,
-                    .nested_map = lora_dynamic_map_signed(),
-                    .nested_offset = 0.02f,
-                    .nested_block_size = 256};
-    *bytes += (double)(rows * cols / 2 + blocks + 4 * nested);
-    return lora_weight_nf4(&nf4);
-}
-
-static lora_weight random_bf16(int64_t rows, int64_t cols) {
-    uint16_t *p = memory((size_t)(rows * cols) * sizeof *p);
-    random_bytes(p, (size_t)(rows * cols) * sizeof *p, 5);
-    for (int64_t i = 0; i < rows * cols; i++) p[i] = (uint16_t)((p[i] & 0x807f) | 0x3c80); /* magnitude 0.016 to 0.03 */
-    return lora_weight_bf16(p, rows, cols, cols);
-}
+enum { PROMPT = 64, TOKENS = 24, CONTEXT = 256, MAX_BATCH = 16 };
 
 /* --- calibration --- */
 
@@ -84,76 +33,6 @@ static void in_cache_speed(lora_ctx *ctx, double *speed) {
     for (int p = 0; p < PRECISIONS; p++) speed[p] = bytes / best[p];
 }
 
-/* --- a decoder --- */
-
-typedef struct model {
-    lora_decoder *decoder;
-    double nf4_bytes, head_bytes, adapter_bytes;
-    lora_adapter adapters[LORA_LAYER_MATRICES];
-} model;
-
-static model build(lora_ctx *ctx, const shape *s) {
-    lora_error err;
-    model m = {0};
-    int64_t D = s->hidden / s->heads, KV = D * s->kv_heads;
-    double *inv_freq = memory((size_t)(D / 2) * sizeof *inv_freq);
-    for (int64_t i = 0; i < D / 2; i++) inv_freq[i] = 1.0 / (double)(1 + i * i);
-    lora_decoder_config config = {.hidden_size = s->hidden,
-                                  .intermediate_size = s->mlp,
-                                  .num_hidden_layers = s->layers,
-                                  .num_attention_heads = s->heads,
-                                  .num_key_value_heads = s->kv_heads,
-                                  .head_dim = D,
-                                  .vocab_size = s->vocab,
-                                  .max_position_embeddings = 2048,
-                                  .norm = LORA_NORM_RMS,
-                                  .norm_eps = 1e-5,
-                                  .pre_norm = true,
-                                  .activation = LORA_SILU,
-                                  .gated_mlp = true,
-                                  .tie_word_embeddings = s->tied,
-                                  .embedding_scale = 1,
-                                  .residual_scale = 1,
-                                  .attention_scale = 1 / sqrt((double)D),
-                                  .logits = {.scale = 1},
-                                  .n_ropes = 1,
-                                  .ropes = {{.inv_freq = inv_freq, .rotary = D, .scale = 1}}};
-    must(lora_decoder_create(ctx, &config, &m.decoder, &err), &err);
-    const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden},     {KV, s->hidden},    {s->hidden, s->hidden},
-                                                    {s->mlp, s->hidden},    {s->mlp, s->hidden}, {s->hidden, s->mlp}};
-    float *ones = random_floats(s->hidden, 0, 1);
-    for (int64_t i = 0; i < s->hidden; i++) ones[i] = 1;
-    for (int64_t layer = 0; layer < s->layers; layer++) {
-        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
-            lora_weight w = random_nf4(shapes[slot][0], shapes[slot][1], &m.nf4_bytes);
-            must(lora_decoder_set_matrix(m.decoder, layer, (lora_matrix_slot)slot, &w, NULL, &err), &err);
-        }
-        must(lora_decoder_set_vector(m.decoder, layer, LORA_INPUT_LAYERNORM, ones, s->hidden, NULL, &err), &err);
-        must(lora_decoder_set_vector(m.decoder, layer, LORA_POST_ATTENTION_LAYERNORM, ones, s->hidden, NULL, &err), &err);
-    }
-    must(lora_decoder_set_vector(m.decoder, -1, LORA_FINAL_NORM, ones, s->hidden, NULL, &err), &err);
-    lora_weight table = random_bf16(s->vocab, s->hidden);
-    must(lora_decoder_set_matrix(m.decoder, -1, LORA_EMBED_TOKENS, &table, NULL, &err), &err);
-    if (!s->tied) table = random_bf16(s->vocab, s->hidden);
-    if (!s->tied) must(lora_decoder_set_matrix(m.decoder, -1, LORA_LM_HEAD, &table, NULL, &err), &err);
-    m.head_bytes = 2.0 * (double)(s->vocab * s->hidden);
-    return m;
-}
-
-static void add_adapters(model *m, const shape *s) {
-    lora_error err;
-    int64_t KV = s->hidden / s->heads * s->kv_heads;
-    const int64_t shapes[LORA_LAYER_MATRICES][2] = {{s->hidden, s->hidden}, {KV, s->hidden},     {KV, s->hidden},    {s->hidden, s->hidden},
-                                                    {s->mlp, s->hidden},    {s->mlp, s->hidden}, {s->hidden, s->mlp}};
-    for (int64_t layer = 0; layer < s->layers; layer++)
-        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
-            int64_t N = shapes[slot][0], K = shapes[slot][1];
-            lora_adapter a = {.rank = RANK, .A = random_floats(RANK * K, 0.02f, 1), .B = random_floats(N * RANK, 0.02f, 2), .scale = 2};
-            must(lora_decoder_set_adapter(m->decoder, layer, (lora_matrix_slot)slot, &a, &err), &err);
-            m->adapter_bytes += 4.0 * (double)(RANK * (N + K));
-        }
-}
-
 typedef struct step {
     double prefill, decode; /* seconds */
 } step;
@@ -174,7 +53,7 @@ static void step_time(model *m, const shape *s, int64_t batch, step *best) {
             sequences[i] = i;
             ids[i] = 11 + i;
             double start = now();
-            must(lora_decoder_decode(m->decoder, caches[p], 1, (int32_t[]){0, PROMPT}, &i, prompt, logits, &err), &err);
+            must(lora_decoder_decode(m->decoder, caches[p], 1, (int32_t[]){0, PROMPT}, &i, prompt, NULL, logits, &err), &err);
             best[p].prefill = fmin(best[p].prefill, now() - start);
         }
     }
@@ -182,7 +61,7 @@ static void step_time(model *m, const shape *s, int64_t batch, step *best) {
         for (int p = 0; p < PRECISIONS; p++) {
             lora_decoder_set_precision(m->decoder, (lora_precision)p);
             double start = now();
-            must(lora_decoder_decode(m->decoder, caches[p], batch, cu, sequences, ids, logits, &err), &err);
+            must(lora_decoder_decode(m->decoder, caches[p], batch, cu, sequences, ids, NULL, logits, &err), &err);
             best[p].decode = fmin(best[p].decode, now() - start);
         }
     for (int p = 0; p < PRECISIONS; p++) lora_kv_cache_destroy(caches[p]);
@@ -220,7 +99,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
         lora_ctx *ctx;
         must(lora_ctx_create(NULL, &ctx, &err), &err);
-        model m = build(ctx, &SHAPES[i]);
+        model m = build(ctx, &SHAPES[i], false);
         for (int adapter = 0; adapter < 2; adapter++) {
             if (adapter) add_adapters(&m, &SHAPES[i]);
             for (int t = 1; t <= (argc > 1 ? argc - 1 : 2); t++) {

@@ -14,6 +14,30 @@ static lora_status check_adapter(const lora_adapter *a, const lora_adapter_pass 
     return LORA_OK;
 }
 
+static lora_status check_group(const lora_adapter_rows *g, int64_t end_before, int64_t M, lora_error *err) {
+    const lora_adapter *a = g->adapter;
+    LORA_CHECK(a && a->rank > 0 && a->A && a->B, err, LORA_EINVAL, "groups: expected adapters with A, B and r > 0, got r %lld",
+               a ? (long long)a->rank : 0);
+    LORA_CHECK(!a->magnitude, err, LORA_EINVAL, "groups: expected adapters without DoRA, got one with it");
+    LORA_CHECK(g->first >= end_before && g->rows > 0 && g->rows <= M - g->first, err, LORA_EINVAL,
+               "groups: expected rising runs of rows of %lld, got %lld rows from row %lld behind row %lld", (long long)M,
+               (long long)g->rows, (long long)g->first, (long long)end_before);
+    return LORA_OK;
+}
+
+static lora_status check_groups(const lora_linear_layer *l, int64_t M, lora_error *err) {
+    if (l->n_groups == 0) return LORA_OK;
+    LORA_CHECK(l->groups && l->n_groups > 0, err, LORA_EINVAL, "groups: expected an array of %lld, got none", (long long)l->n_groups);
+    LORA_CHECK(!l->adapter && l->pass.dropout == 0, err, LORA_EINVAL, "groups: expected no adapter and no dropout beside them, got one");
+    LORA_CHECK(M <= LORA_DECODE_BATCH, err, LORA_EINVAL, "groups: expected at most %d tokens, got %lld", LORA_DECODE_BATCH, (long long)M);
+    int64_t end = 0;
+    for (int64_t i = 0; i < l->n_groups; i++) {
+        LORA_TRY(check_group(l->groups + i, end, M, err));
+        end = l->groups[i].first + l->groups[i].rows;
+    }
+    return LORA_OK;
+}
+
 static lora_status check_count(int64_t n, lora_error *err) {
     LORA_CHECK(n >= 1 && n <= LORA_LINEAR_LAYERS, err, LORA_EINVAL, "layers: expected 1 to %d, got %lld", LORA_LINEAR_LAYERS, (long long)n);
     return LORA_OK;
@@ -35,6 +59,7 @@ lora_status lora_check_linear_forward(lora_mat x, int64_t n, const lora_linear_l
         LORA_TRY(lora_mat_check_f32(lora_named("x", x), x.rows, l->w->cols, err));
         LORA_TRY(lora_mat_check_f32(lora_named("y", l->y), x.rows, l->w->rows, err));
         LORA_TRY(check_adapter(l->adapter, &l->pass, err));
+        LORA_TRY(check_groups(l, x.rows, err));
         LORA_TRY(lora_mat_disjoint(lora_named("y", l->y), lora_named("x", x), err));
     }
     return LORA_OK;

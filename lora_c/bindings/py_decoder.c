@@ -338,28 +338,43 @@ static int get_sequences(PyObject *given, int64_t n_segments, lora_py_ids *out) 
     return 0;
 }
 
-PyDoc_STRVAR(decode_doc, "decode($self, cache, input_ids, /, *, cu_seqlens=None, sequences=None, precision=None)\n--\n\n"
-                         "Append tokens to the sequences of a cache. The prompt and each later token go through the same call.\n\n"
-                         "Shapes\n------\ninput_ids (n_tokens,); cu_seqlens (n_segments + 1,); sequences (n_segments,).\n\n"
-                         "Parameters\n----------\n"
-                         "cache : KVCache\n    Of this decoder.\n"
-                         "input_ids : int32 or int64 array, or list of int\n    New tokens of all segments.\n"
-                         "cu_seqlens : optional\n    By default all tokens are one segment.\n"
-                         "sequences : optional\n    The sequence of each segment, distinct; by default 0, 1, ...\n"
-                         "precision : optional\n    'exact' or 'fast' for this call; by default the decoder's.\n\n"
-                         "Returns\n-------\nndarray\n    float32 (n_segments, vocab_size): the logits after each segment\'s last token.\n\n"
-                         "Raises\n------\nValueError\n    The cache is full or of another decoder, or an argument does not fit.\n"
-                         "RuntimeError\n    Another thread is using the decoder or the cache.");
+PyDoc_STRVAR(decode_doc,
+             "decode($self, cache, input_ids, /, *, cu_seqlens=None, sequences=None, precision=None, adapters=None)\n--\n\n"
+             "Append tokens to the sequences of a cache. The prompt and each later token go through the same call.\n\n"
+             "Shapes\n------\ninput_ids (n_tokens,); cu_seqlens (n_segments + 1,); sequences (n_segments,).\n\n"
+             "Parameters\n----------\n"
+             "cache : KVCache\n    Of this decoder.\n"
+             "input_ids : int32 or int64 array, or list of int\n    New tokens of all segments.\n"
+             "cu_seqlens : optional\n    By default all tokens are one segment.\n"
+             "sequences : optional\n    The sequence of each segment, distinct; by default 0, 1, ...\n"
+             "precision : optional\n    'exact' or 'fast' for this call; by default the decoder's.\n"
+             "adapters : list of DecoderAdapters or None, optional\n    What each segment has instead of the decoder's own adapters; None "
+             "in it: the bare\n    weights. Where they differ, a call takes up to DECODE_BATCH tokens, and each gets the bits that it "
+             "gets alone.\n    Not with adapters of embed_tokens or lm_head, nor with token rows.\n\n"
+             "Returns\n-------\nndarray\n    float32 (n_segments, vocab_size): the logits after each segment\'s last token.\n\n"
+             "Raises\n------\nValueError\n    The cache is full or of another decoder, or an argument does not fit.\n"
+             "RuntimeError\n    Another thread is using the decoder, the cache or adapters.");
+
+/* Exclusive use of all that a decode uses; -1 with an exception, and of nothing. */
+static int enter_decode(decoder *self, lora_py_kvcache *cache, lora_py_chosen *chosen) {
+    if (lora_py_enter_decoder(self) < 0) return -1;
+    if (lora_py_enter(&cache->base) >= 0) {
+        if (lora_py_enter_chosen(chosen) == 0) return 0;
+        lora_py_leave(&cache->base);
+    }
+    lora_py_leave(&self->base);
+    return -1;
+}
 
 static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "cu_seqlens", "sequences", "precision", NULL};
+    static char *names[] = {"", "", "cu_seqlens", "sequences", "precision", "adapters", NULL};
     lora_py_state *state = lora_py_state_of(Py_TYPE(o));
     lora_py_kvcache *cache;
     const char *precision_name = NULL;
     lora_precision precision = LORA_PRECISION_EXACT;
-    PyObject *ids, *cu = Py_None, *sequences_given = Py_None, *result = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|$OOz:decode", names, state->kv_cache_type, &cache, &ids, &cu, &sequences_given,
-                                     &precision_name))
+    PyObject *ids, *cu = Py_None, *sequences_given = Py_None, *adapters = Py_None, *result = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|$OOzO:decode", names, state->kv_cache_type, &cache, &ids, &cu, &sequences_given,
+                                     &precision_name, &adapters))
         return NULL;
     if (precision_name && lora_py_precision_by_name("precision", precision_name, &precision) < 0) return NULL;
     decoder *self = (decoder *)o;
@@ -369,23 +384,22 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
     }
     batch x;
     lora_py_ids sequences = {0};
+    lora_py_chosen chosen = {0};
     void *logits;
-    if (get_tokens(ids, cu, &x) == 0 && get_sequences(sequences_given, x.b.n_segments, &sequences) == 0) {
+    if (get_tokens(ids, cu, &x) == 0 && get_sequences(sequences_given, x.b.n_segments, &sequences) == 0 &&
+        lora_py_choose_adapters(state, adapters, x.b.n_segments, &chosen) == 0) {
         const int64_t shape[] = {x.b.n_segments, self->config.vocab_size};
         result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &logits);
     }
-    if (result && lora_py_enter_decoder(self) < 0) Py_CLEAR(result);
-    if (result && lora_py_enter(&cache->base) < 0) {
-        lora_py_leave(&self->base);
-        Py_CLEAR(result);
-    }
+    if (result && enter_decode(self, cache, &chosen) < 0) Py_CLEAR(result);
     if (result) {
         lora_status status;
         lora_error err = {0};
         if (precision_name) lora_decoder_set_precision(self->decoder, precision);
-        LORA_PY_CALL(
-            state->ctx, status,
-            lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens, sequences.data, x.b.input_ids, logits, &err));
+        LORA_PY_CALL(state->ctx, status,
+                     lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens, sequences.data, x.b.input_ids,
+                                         chosen.of, logits, &err));
+        lora_py_leave_chosen(&chosen);
         lora_py_leave(&cache->base);
         lora_py_leave(&self->base);
         if (status != LORA_OK) {
@@ -393,6 +407,7 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
             lora_py_raise(state, &err);
         }
     }
+    lora_py_release_chosen(&chosen);
     lora_py_release_ids(&sequences);
     release_batch(&x);
     return result;
@@ -500,6 +515,7 @@ static PyMethodDef decoder_methods[] = {
     {"free_activations", decoder_free_activations, METH_NOARGS, free_activations_doc},
     {"arena_bytes", LORA_PY_KEYWORDS decoder_arena_bytes_kept, METH_VARARGS | METH_KEYWORDS, arena_bytes_doc},
     {"new_cache", decoder_new_cache, METH_VARARGS, new_cache_doc},
+    {"new_adapters", lora_py_decoder_new_adapters, METH_NOARGS, lora_py_new_adapters_doc},
     {"decode", LORA_PY_KEYWORDS decoder_decode_kept, METH_VARARGS | METH_KEYWORDS, decode_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},

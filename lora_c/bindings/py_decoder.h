@@ -1,4 +1,4 @@
-/* What KVCache and Decoder know of each other. */
+/* What Decoder, KVCache and DecoderAdapters know of each other. */
 #ifndef LORA_PY_DECODER_H
 #define LORA_PY_DECODER_H
 
@@ -22,6 +22,14 @@ typedef struct lora_py_kvcache {
     lora_py_decoder *decoder;
 } lora_py_kvcache;
 
+typedef struct lora_py_decoder_adapters {
+    lora_py_object base;
+    lora_decoder_adapters *adapters;
+    lora_py_decoder *decoder;
+    PyObject **owners; /* (n_owners): of the arrays of each adapter */
+    Py_ssize_t n_owners;
+} lora_py_decoder_adapters;
+
 /* Arrays that a configuration borrows until the decoder is made. */
 typedef struct lora_py_decoder_memory {
     int32_t *windows;
@@ -38,14 +46,42 @@ void lora_py_release_decoder_memory(lora_py_decoder_memory *memory);
 /** Exclusive use, with the decoder in order and its own precision set; -1 with an exception. Ends with lora_py_leave(). */
 int lora_py_enter_decoder(lora_py_decoder *self);
 
+typedef struct lora_py_weight_place {
+    int64_t layer;
+    int is_vector, slot;
+    int64_t row; /* of an adapter: the first row of B that it uses */
+} lora_py_weight_place;
+
 /* py_decoder_weights.c: the methods that give the decoder its weights and adapters */
 /** Room for the owners of all weights and adapters; -1 with an exception. */
 int lora_py_make_owners(lora_py_decoder *self);
+/** The place of a matrix that can have an adapter, by its name; -1 with an exception. */
+int lora_py_find_adapter_place(const lora_py_decoder *self, const char *name, lora_py_weight_place *place);
+/** The place of an adapter by its name, and the adapter of A and B, whose shapes are checked, with scale 1; -1 with an exception. */
+int lora_py_find_adapter(const lora_py_decoder *self, const char *name, const lora_py_parameter *A, const lora_py_parameter *B,
+                         PyObject *row_given, lora_py_weight_place *place, lora_adapter *adapter);
 PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args);
 PyObject *lora_py_decoder_remove_adapter(PyObject *o, PyObject *args);
 extern const char lora_py_set_weight_doc[], lora_py_set_adapter_doc[], lora_py_set_token_rows_doc[], lora_py_remove_adapter_doc[];
+
+/* py_decoder_adapters.c */
+PyObject *lora_py_decoder_new_adapters(PyObject *o, PyObject *unused);
+extern const char lora_py_new_adapters_doc[];
+/* The adapters argument of decode: what each segment has. */
+typedef struct lora_py_chosen {
+    PyObject *items;                  /* a tuple, or NULL: none were given */
+    const lora_decoder_adapters **of; /* (n_segments); NULL: none were given */
+    lora_py_decoder_adapters *distinct[LORA_DECODE_BATCH];
+    int n_distinct;
+} lora_py_chosen;
+/** Reads the argument, None or an iterable; -1 with an exception. Release it in both cases. */
+int lora_py_choose_adapters(lora_py_state *state, PyObject *given, int64_t n_segments, lora_py_chosen *out);
+void lora_py_release_chosen(lora_py_chosen *chosen);
+/** Exclusive use of all of them; -1 with an exception, and of none. */
+int lora_py_enter_chosen(lora_py_chosen *chosen);
+void lora_py_leave_chosen(lora_py_chosen *chosen);
 
 PyObject *lora_py_kvcache_new(lora_py_decoder *decoder, int64_t n_sequences, int64_t max_tokens);
 

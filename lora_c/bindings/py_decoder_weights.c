@@ -11,10 +11,7 @@ static PyObject *raise_from(const decoder *self, const lora_error *err) {
     return lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), err);
 }
 
-typedef struct weight_place {
-    int64_t layer;
-    int is_vector, slot;
-} weight_place;
+typedef lora_py_weight_place weight_place;
 
 /* The slot that rest names among the matrices of a layer (global: those of none) or the vectors. */
 static int find_slot(const char *rest, int global, weight_place *place) {
@@ -211,11 +208,37 @@ PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwar
 /* --- adapters ----------------------------------------------------------------------------------------------------- */
 
 /* The place of a matrix that can have an adapter. */
-static int find_adapter_place(const decoder *self, const char *name, weight_place *place) {
+int lora_py_find_adapter_place(const decoder *self, const char *name, weight_place *place) {
     if (find_place(self, name, place) < 0) return -1;
     if (!place->is_vector && place->slot != LORA_EMBED_POSITIONS) return 0;
     PyErr_Format(PyExc_ValueError, "name: expected a projection of a layer, embed_tokens or lm_head, got '%s'", name);
     return -1;
+}
+
+int lora_py_find_adapter(const decoder *self, const char *name, const lora_py_parameter *A, const lora_py_parameter *B, PyObject *row_given,
+                         weight_place *place, lora_adapter *adapter) {
+    int64_t row, in, out;
+    if (get_row(row_given, &row) < 0 || lora_py_find_adapter_place(self, name, place) < 0) return -1;
+    int whole = row < 0; /* else B holds the rows of several matrices */
+    if (whole) row = 0;
+    lora_decoder_matrix_shape(self->decoder, (lora_matrix_slot)place->slot, &out, &in);
+    if (A->ndim != 2 || A->shape[1] != in || B->ndim != 2 || (whole ? B->shape[0] != out : row > B->shape[0] - out) ||
+        B->shape[1] != A->shape[0]) {
+        PyErr_Format(PyExc_ValueError, "A, B: expected shapes (r, %lld) and (%s%lld, r) for %s, got others", (long long)in,
+                     whole ? "" : "row + ", (long long)out, name);
+        return -1;
+    }
+    const lora_ctx *ctx = self->base.ctx;
+    if (lora_py_same_device(ctx, &A->base, "A") < 0 || lora_py_same_device(ctx, &B->base, "B") < 0) return -1;
+    if (A == B) {
+        PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
+        return -1;
+    }
+    int64_t r = A->shape[0];
+    place->row = row;
+    *adapter = (lora_adapter){
+        .rank = r, .A = A->data, .B = B->data + row * r, .dA = A->grad, .dB = B->grad ? B->grad + row * r : NULL, .scale = 1};
+    return 0;
 }
 
 /* Sets (adapter != NULL) or removes an adapter, with keep as its owner. */
@@ -256,52 +279,30 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
     lora_py_state *state = lora_py_state_of(Py_TYPE(o));
     lora_py_parameter *A, *B;
     PyObject *magnitude = Py_None, *row_given = Py_None;
-    int64_t row, in, out;
     double scale = NAN, dropout = 0.0;
     unsigned long long seed = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO!O!|$ddKOO:set_adapter", names, &name, state->parameter_type, &A,
-                                     state->parameter_type, &B, &scale, &dropout, &seed, &magnitude, &row_given) ||
-        get_row(row_given, &row) < 0)
+                                     state->parameter_type, &B, &scale, &dropout, &seed, &magnitude, &row_given))
         return NULL;
     if (!isfinite(scale) || !(dropout >= 0.0 && dropout < 1.0)) {
         PyErr_SetString(PyExc_ValueError, "scale, dropout: expected a finite scale and 0 <= dropout < 1, got others");
         return NULL;
     }
     weight_place place;
-    if (find_adapter_place((decoder *)o, name, &place) < 0) return NULL;
-    int whole = row < 0; /* else B holds the rows of several matrices */
-    if (whole) row = 0;
-    lora_decoder_matrix_shape(((decoder *)o)->decoder, (lora_matrix_slot)place.slot, &out, &in);
-    if (A->ndim != 2 || A->shape[1] != in || B->ndim != 2 || (whole ? B->shape[0] != out : row > B->shape[0] - out) ||
-        B->shape[1] != A->shape[0]) {
-        PyErr_Format(PyExc_ValueError, "A, B: expected shapes (r, %lld) and (%s%lld, r) for %s, got others", (long long)in,
-                     whole ? "" : "row + ", (long long)out, name);
-        return NULL;
-    }
-    const lora_ctx *ctx = ((decoder *)o)->base.ctx;
-    if (lora_py_same_device(ctx, &A->base, "A") < 0 || lora_py_same_device(ctx, &B->base, "B") < 0) return NULL;
-    if (A == B) {
-        PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
-        return NULL;
-    }
+    lora_adapter adapter;
+    if (lora_py_find_adapter((decoder *)o, name, A, B, row_given, &place, &adapter) < 0) return NULL;
     lora_py_parameter *m = magnitude == Py_None ? NULL : (lora_py_parameter *)magnitude;
     if (m && (!Py_IS_TYPE(magnitude, state->parameter_type) || m->ndim != 1 || m->shape[0] != B->shape[0])) {
         PyErr_Format(PyExc_ValueError, "magnitude: expected a Parameter of shape (%lld,) for %s, got another", (long long)B->shape[0],
                      name);
         return NULL;
     }
-    if (m && lora_py_same_device(ctx, &m->base, "magnitude") < 0) return NULL;
-    int64_t r = A->shape[0];
-    lora_adapter adapter = {.rank = r,
-                            .A = A->data,
-                            .B = B->data + row * r,
-                            .dA = A->grad,
-                            .dB = B->grad ? B->grad + row * r : NULL,
-                            .scale = (float)scale,
-                            .dropout = (float)dropout,
-                            .dropout_seed = seed,
-                            .magnitude = m ? m->data + row : NULL,
-                            .dmagnitude = m && m->grad ? m->grad + row : NULL};
+    if (m && lora_py_same_device(((decoder *)o)->base.ctx, &m->base, "magnitude") < 0) return NULL;
+    adapter.scale = (float)scale;
+    adapter.dropout = (float)dropout;
+    adapter.dropout_seed = seed;
+    adapter.magnitude = m ? m->data + place.row : NULL;
+    adapter.dmagnitude = m && m->grad ? m->grad + place.row : NULL;
     PyObject *keep = PyTuple_Pack(3, A, B, magnitude);
     PyObject *result = keep ? change_adapter((decoder *)o, &place, &adapter, keep) : NULL;
     Py_XDECREF(keep);
@@ -355,6 +356,6 @@ const char lora_py_remove_adapter_doc[] = "remove_adapter($self, name, /)\n--\n\
 PyObject *lora_py_decoder_remove_adapter(PyObject *o, PyObject *args) {
     const char *name;
     weight_place place;
-    if (!PyArg_ParseTuple(args, "s:remove_adapter", &name) || find_adapter_place((decoder *)o, name, &place) < 0) return NULL;
+    if (!PyArg_ParseTuple(args, "s:remove_adapter", &name) || lora_py_find_adapter_place((decoder *)o, name, &place) < 0) return NULL;
     return change_adapter((decoder *)o, &place, NULL, NULL);
 }

@@ -269,7 +269,7 @@ static int add_types(PyObject *module, lora_py_state *state) {
         {&lora_py_nf4tensor_spec, &state->nf4_type},       {&lora_py_ggmltensor_spec, &state->ggml_type},
         {&lora_py_parameter_spec, &state->parameter_type}, {&lora_py_loralinear_spec, &state->linear_type},
         {&lora_py_adamw_spec, &state->adamw_type},         {&lora_py_decoder_spec, &state->decoder_type},
-        {&lora_py_kvcache_spec, &state->kv_cache_type},
+        {&lora_py_kvcache_spec, &state->kv_cache_type},    {&lora_py_decoder_adapters_spec, &state->decoder_adapters_type},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         *all[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, all[i].spec, NULL);
@@ -309,6 +309,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->adamw_type);
     Py_VISIT(state->decoder_type);
     Py_VISIT(state->kv_cache_type);
+    Py_VISIT(state->decoder_adapters_type);
     Py_VISIT(state->export_type);
     return lora_py_traverse_devices(state, visit, arg);
 }
@@ -324,6 +325,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->adamw_type);
     Py_CLEAR(state->decoder_type);
     Py_CLEAR(state->kv_cache_type);
+    Py_CLEAR(state->decoder_adapters_type);
     Py_CLEAR(state->export_type);
     lora_py_clear_devices(state);
     Py_CLEAR(state->owner); /* the context goes when the last object goes */

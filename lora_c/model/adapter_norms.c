@@ -9,6 +9,7 @@ static lora_status refresh(lora_decoder *d, const lora_run *run, lora_matrix *m,
 }
 
 static lora_status before(lora_decoder *d, const lora_run *run, lora_error *err) {
+    if (run->n_groups) return LORA_OK; /* with other adapters, which have no norms */
     for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++)
         for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) LORA_TRY(refresh(d, run, &d->layers[layer].matrices[slot], err));
     return LORA_OK;

@@ -24,7 +24,7 @@ static void fill_segment(const lora_decoder *d, const lora_run *run, int64_t s, 
     int32_t shift = limit && past + (end - begin) > limit ? (int32_t)d->rope_positions : 0; /* the second table lies behind the first */
     t->kv_start[s] = first;
     t->kv_length[s] = past + (end - begin);
-    t->last_tokens[s] = end - 1;
+    t->last_tokens[run->order ? run->order[s] : s] = end - 1;
     for (int32_t m = begin; m < end; m++) {
         t->positions[m] = (int32_t)past + m - begin;
         t->cache_rows[m] = first + t->positions[m];

@@ -35,7 +35,7 @@ static lora_status run_tokens(lora_decoder *d, lora_run *run, float *logits, lor
 }
 
 lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens, const int32_t *sequences,
-                                const int32_t *input_ids, float *logits, lora_error *err) {
+                                const int32_t *input_ids, const lora_decoder_adapters *const *adapters, float *logits, lora_error *err) {
     LORA_CHECK(c->decoder == d, err, LORA_EINVAL, "cache: expected one made by this decoder, got one of another");
     LORA_CHECK(cu_seqlens, err, LORA_EINVAL, "cu_seqlens: expected an array, got NULL");
     LORA_TRY(check_sequences(c, n_segments, sequences, err));
@@ -45,7 +45,9 @@ lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_seg
                     .cu_seqlens = cu_seqlens,
                     .cache = c,
                     .sequences = sequences};
+    lora_grouped grouped;
     LORA_TRY(lora_check_run(d, &run, err));
+    if (adapters) LORA_TRY(lora_group_segments(d, adapters, &run, &grouped, err));
     LORA_TRY(lora_end_pass(d, &run, run_tokens(d, &run, logits, err), err));
     /* only now: a failed call leaves no trace */
     for (int64_t s = 0; s < n_segments; s++) c->lengths[sequences[s]] += cu_seqlens[s + 1] - cu_seqlens[s];

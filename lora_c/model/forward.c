@@ -14,6 +14,8 @@ static int mask_slot(const lora_layer *l, int slot) {
 /* No dropout outside training; a mask of its own for every step, layer and module. */
 const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_adapter_pass *pass) {
     const lora_matrix *m = &l->matrices[slot];
+    *pass = (lora_adapter_pass){0};
+    if (run->n_groups) return run->n_groups == 1 ? lora_adapter_at(run->groups->adapters, layer, slot) : NULL;
     if (!m->has_adapter) return NULL;
     *pass = (lora_adapter_pass){
         .dropout = run->training ? m->adapter.dropout : 0,
@@ -24,17 +26,20 @@ const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, i
     return &m->adapter;
 }
 
-/* The layer of matrix slot as this run computes it into y. */
-static lora_linear_layer linear(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_mat y) {
+/* The layer of matrix slot as this run computes it into y; groups is memory for its adapters, where rows have their own. */
+static lora_linear_layer linear(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_mat y, lora_adapter_rows *groups) {
     const lora_matrix *m = &l->matrices[slot];
     lora_linear_layer linear = {.w = &m->w, .bias = m->bias, .y = y};
     linear.adapter = lora_run_adapter(l, run, layer, slot, &linear.pass);
+    linear.groups = groups;
+    linear.n_groups = run->n_groups > 1 ? lora_run_groups(run, layer, slot, groups) : 0;
     return linear;
 }
 
 static lora_status project(lora_decoder *d, const lora_run *run, int64_t layer, int slot, lora_mat x, lora_mat y, bool accumulate,
                            lora_error *err) {
-    lora_linear_layer one = linear(&d->layers[layer], run, layer, slot, y);
+    lora_adapter_rows groups[LORA_DECODE_BATCH];
+    lora_linear_layer one = linear(&d->layers[layer], run, layer, slot, y, groups);
     one.accumulate = accumulate;
     return lora_linear_forward(d->ctx, x, 1, &one, err);
 }
@@ -43,7 +48,8 @@ static lora_status project(lora_decoder *d, const lora_run *run, int64_t layer, 
 static lora_status project_many(lora_decoder *d, const lora_run *run, int64_t layer, int first, int64_t n, lora_mat x, const lora_mat *out,
                                 lora_error *err) {
     lora_linear_layer layers[LORA_LINEAR_LAYERS];
-    for (int i = 0; i < n; i++) layers[i] = linear(&d->layers[layer], run, layer, first + i, out[i]);
+    lora_adapter_rows groups[LORA_LINEAR_LAYERS][LORA_DECODE_BATCH];
+    for (int i = 0; i < n; i++) layers[i] = linear(&d->layers[layer], run, layer, first + i, out[i], groups[i]);
     return lora_linear_forward(d->ctx, x, n, layers, err);
 }
 

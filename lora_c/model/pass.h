@@ -4,6 +4,12 @@
 
 #include "lora_c/model/decoder_struct.h"
 
+/* Tokens that have the same adapters. */
+typedef struct lora_run_group {
+    const lora_decoder_adapters *adapters; /* NULL: none */
+    int64_t first, rows;
+} lora_run_group;
+
 /* The tokens of a pass and what is done with them; arrays of the caller, on the host. cache == NULL: keys and values are the
  * batch's own. */
 typedef struct lora_run {
@@ -14,6 +20,9 @@ typedef struct lora_run {
     const float *loss_weight;
     const lora_kv_cache *cache;
     const int32_t *sequences;
+    const lora_run_group *groups; /* (n_groups): all tokens, with adapters in place of the decoder's own; 0: with those */
+    int64_t n_groups;
+    const int32_t *order;           /* (n_segments): where the caller has each; NULL: as here */
     const lora_layer_state *states; /* of a training pass, else NULL */
     bool training;
     uint64_t dropout_step;
@@ -30,6 +39,25 @@ lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_erro
 int64_t lora_past_tokens(const lora_run *run, int64_t segment);
 /** Whether a pass only goes on with begun sequences: what was made of adapters for them then stands. */
 bool lora_goes_on(const lora_run *run);
+
+/* decoder_adapters.c */
+/* Segments in the order of their adapters. */
+typedef struct lora_grouped {
+    int32_t cu_seqlens[LORA_DECODE_BATCH + 1], sequences[LORA_DECODE_BATCH], order[LORA_DECODE_BATCH], input_ids[LORA_DECODE_BATCH];
+    lora_run_group groups[LORA_DECODE_BATCH];
+    int64_t n_groups;
+} lora_grouped;
+/** Gives the segments of a run that was checked their adapters; g is its memory from here on. */
+lora_status lora_group_segments(const lora_decoder *d, const lora_decoder_adapters *const *adapters, lora_run *run, lora_grouped *g,
+                                lora_error *err) LORA_MUST_CHECK;
+/** What adapters (NULL allowed) have on matrix slot of layer, or NULL. */
+const lora_adapter *lora_adapter_at(const lora_decoder_adapters *adapters, int64_t layer, int slot);
+/** The adapters of the groups of a run on matrix slot of layer in out (LORA_DECODE_BATCH). Returns how many there are. */
+int64_t lora_run_groups(const lora_run *run, int64_t layer, int slot, lora_adapter_rows *out);
+
+/* weights.c: whether a decoder could take an adapter (NULL: removed) */
+lora_status lora_check_adapter(const lora_decoder *d, int64_t layer, int slot, const lora_adapter *adapter,
+                               lora_error *err) LORA_MUST_CHECK;
 
 /* pass.c */
 /** Memory and tables of a pass that was checked, and what runs before it. After this lora_end_pass must follow. */
@@ -64,7 +92,7 @@ lora_status lora_reach_positions(lora_decoder *d, const lora_run *run, lora_erro
 void lora_free_rope_tables(lora_decoder *d);
 
 /* forward.c */
-/** The adapter of matrix slot of layer, or NULL, and what this run does with it. */
+/** The adapter of matrix slot of layer for all tokens, or NULL, and what this run does with it. */
 const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_adapter_pass *pass);
 /** What attention or the MLP reads of the stream x: its norm of slot, or x itself. */
 lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x, float *stats,

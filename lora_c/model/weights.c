@@ -14,15 +14,19 @@ static lora_status check_layer(const lora_decoder *d, int64_t layer, bool global
     return LORA_OK;
 }
 
-static lora_status find_matrix(lora_decoder *d, int64_t layer, int slot, lora_matrix **out, lora_error *err) {
+static lora_status check_place(const lora_decoder *d, int64_t layer, int slot, lora_error *err) {
     LORA_CHECK(slot >= 0 && slot < LORA_MATRIX_SLOTS, err, LORA_EINVAL, "slot: expected 0 to %d, got %d", LORA_MATRIX_SLOTS - 1, slot);
-    bool global = slot >= LORA_LAYER_MATRICES;
-    LORA_TRY(check_layer(d, layer, global, lora_decoder_slot_name(false, slot).text, err));
+    LORA_TRY(check_layer(d, layer, slot >= LORA_LAYER_MATRICES, lora_decoder_slot_name(false, slot).text, err));
     LORA_CHECK(d->config.gated_mlp || slot != LORA_GATE_PROJ, err, LORA_EINVAL,
                "gate_proj: expected none in this model (gated_mlp), got one");
     LORA_CHECK(d->config.learned_positions || slot != LORA_EMBED_POSITIONS, err, LORA_EINVAL,
                "embed_positions: expected none in this model (learned_positions), got one");
-    *out = global ? &d->globals[slot - LORA_LAYER_MATRICES] : &d->layers[layer].matrices[slot];
+    return LORA_OK;
+}
+
+static lora_status find_matrix(lora_decoder *d, int64_t layer, int slot, lora_matrix **out, lora_error *err) {
+    LORA_TRY(check_place(d, layer, slot, err));
+    *out = slot >= LORA_LAYER_MATRICES ? &d->globals[slot - LORA_LAYER_MATRICES] : &d->layers[layer].matrices[slot];
     return LORA_OK;
 }
 
@@ -101,20 +105,28 @@ lora_status lora_decoder_set_vector(lora_decoder *d, int64_t layer, lora_vector_
     return LORA_OK;
 }
 
+lora_status lora_check_adapter(const lora_decoder *d, int64_t layer, int slot, const lora_adapter *adapter, lora_error *err) {
+    LORA_TRY(check_place(d, layer, slot, err));
+    lora_weight_name name = lora_matrix_name(layer, slot);
+    LORA_CHECK(slot != LORA_EMBED_POSITIONS, err, LORA_EUNSUPPORTED, "%s: expected another matrix for an adapter, got this one", name.text);
+    if (!adapter) return LORA_OK;
+    LORA_CHECK(adapter->A && adapter->B, err, LORA_EINVAL, "%s: expected A and B, got NULL", name.text);
+    LORA_CHECK(adapter->rank > 0 && adapter->rank < INT32_MAX, err, LORA_EINVAL, "%s: expected r > 0, got %lld", name.text,
+               (long long)adapter->rank);
+    LORA_CHECK(adapter->dropout >= 0 && adapter->dropout < 1, err, LORA_EINVAL, "%s: expected 0 <= lora_dropout < 1, got %g", name.text,
+               (double)adapter->dropout);
+    return LORA_OK;
+}
+
 lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix_slot slot, const lora_adapter *adapter, lora_error *err) {
     lora_matrix *m = NULL;
+    LORA_TRY(lora_check_adapter(d, layer, (int)slot, adapter, err));
     LORA_TRY(find_matrix(d, layer, (int)slot, &m, err));
-    lora_weight_name name = lora_matrix_name(layer, (int)slot);
-    LORA_CHECK(slot != LORA_EMBED_POSITIONS, err, LORA_EUNSUPPORTED, "%s: expected another matrix for an adapter, got this one", name.text);
     if (adapter) {
-        LORA_CHECK(adapter->A && adapter->B, err, LORA_EINVAL, "%s: expected A and B, got NULL", name.text);
-        LORA_CHECK(adapter->rank > 0 && adapter->rank < INT32_MAX, err, LORA_EINVAL, "%s: expected r > 0, got %lld", name.text,
-                   (long long)adapter->rank);
-        LORA_CHECK(adapter->dropout >= 0 && adapter->dropout < 1, err, LORA_EINVAL, "%s: expected 0 <= lora_dropout < 1, got %g", name.text,
-                   (double)adapter->dropout);
         if ((int)slot >= LORA_LAYER_MATRICES) LORA_TRY(lora_make_adapted_global(d, slot, adapter, err));
         if (adapter->magnitude) {
-            LORA_CHECK(m->set, err, LORA_EINVAL, "%s: expected its weight before a DoRA adapter, got none", name.text);
+            LORA_CHECK(m->set, err, LORA_EINVAL, "%s: expected its weight before a DoRA adapter, got none",
+                       lora_matrix_name(layer, (int)slot).text);
             LORA_TRY(lora_make_adapter_norm(d, m, err));
         }
         m->adapter = *adapter;

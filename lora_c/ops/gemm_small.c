@@ -4,7 +4,6 @@
 #include <stdatomic.h>
 
 #include "lora_c/base/util.h"
-#include "lora_c/linear.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/weight.h"
 
@@ -32,7 +31,7 @@ typedef struct tokens {
 typedef struct small_job {
     const lora_kernels *kernels;
     const lora_gemv_path *path;
-    product products[LORA_SMALL_PRODUCTS];
+    const product *products;
     int64_t n_products, n_tasks, n_leading_tasks;
     _Atomic int64_t next_leading, leading_done;
     tokens arranged, rounded; /* for NF4 and for bfloat16 rows, where the path wants them other than they are */
@@ -109,9 +108,9 @@ static void run_task(small_job *job, int64_t task, int worker) {
     const lora_small_product *given = p->given;
     int64_t begin = (task - p->first_task) * p->rows_per_task, end = lora_min_i64(begin + p->rows_per_task, given->args.n);
     multiply_rows(job, &given->args, p->format, begin, end, job->buffers + worker * job->buffer_floats);
-    if (!given->has_update) return;
+    if (given->n_updates == 0) return;
     lora_wait_for_count(&job->leading_done, job->n_leading_tasks);
-    multiply_rows(job, &given->update, ROWS_F32, begin, end, NULL);
+    for (int64_t u = 0; u < given->n_updates; u++) multiply_rows(job, given->updates + u, ROWS_F32, begin, end, NULL);
 }
 
 /* Leading tasks first, so that all of them have begun when a task behind them waits. */
@@ -128,7 +127,7 @@ static void task_after_leading(void *arg, int64_t task, int worker) {
 
 bool lora_gemm_is_small(const lora_gemm_args *g) { return g->b_transposed && g->m <= LORA_SMALL_M && g->a_col_stride == 1; }
 
-/* Once for all the products, which have the same tokens. */
+/* Once for all the products, which have the same tokens: those of g. */
 static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm_args *g, bool arrange, bool round, lora_error *err) {
     const lora_gemv_path *u = job->path;
     round = round && u->round_bf16;
@@ -153,20 +152,22 @@ static const lora_gemv_path *path_of(const lora_ctx *ctx, bool exact) {
 lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, int64_t n, int64_t n_leading, lora_error *err) {
     LORA_CHECK(n >= 1 && n <= LORA_SMALL_PRODUCTS, err, LORA_EINVAL, "products: expected 1 to %d, got %lld", LORA_SMALL_PRODUCTS,
                (long long)n);
-    small_job job = {.kernels = &ctx->engine->kernels, .path = path_of(ctx, products->args.exact), .n_products = n};
+    product job_products[LORA_SMALL_PRODUCTS];
+    small_job job = {
+        .kernels = &ctx->engine->kernels, .path = path_of(ctx, products->args.exact), .products = job_products, .n_products = n};
     bool any_nf4 = false, any_bf16 = false;
     for (int64_t i = 0; i < n; i++) {
         const lora_gemm_args *g = &products[i].args;
         row_format format = format_of(g->b);
         int64_t rows_per_task = lora_max_i64(1, TASK_BYTES / row_bytes(g->b, format));
-        job.products[i] = (product){.given = products + i, .format = format, .first_task = job.n_tasks, .rows_per_task = rows_per_task};
+        job_products[i] = (product){.given = products + i, .format = format, .first_task = job.n_tasks, .rows_per_task = rows_per_task};
         job.buffer_floats = lora_max_i64(job.buffer_floats, lora_round_up(buffer_floats(g->b, format), 16));
         job.n_tasks += lora_div_up(g->n, rows_per_task);
         any_nf4 |= format == ROWS_NF4;
         any_bf16 |= format == ROWS_BF16;
         if (i < n_leading) job.n_leading_tasks = job.n_tasks;
     }
-    LORA_TRY(prepare_tokens(ctx, &job, &products->args, any_nf4, any_bf16, err));
+    LORA_TRY(prepare_tokens(ctx, &job, &products[n - 1].args, any_nf4, any_bf16, err));
     void *memory;
     size_t bytes = (size_t)(lora_pool_threads(ctx->engine->pool) * job.buffer_floats) * sizeof(float);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &memory, err));

@@ -7,8 +7,13 @@ static double rank_of(const lora_adapter *a) { return a ? (double)a->rank : 0; }
 void lora_count_forward(lora_ctx *ctx, int64_t began, int64_t M, int64_t n, const lora_linear_layer *layers) {
     double m = (double)M, k = (double)layers->w->cols, flops = 0, bytes = 4 * m * k;
     for (int64_t i = 0; i < n; i++) {
-        double rows = (double)layers[i].w->rows, r = rank_of(layers[i].adapter);
-        flops += 2 * m * (rows * k + r * (rows + k));
+        double rows = (double)layers[i].w->rows, r = rank_of(layers[i].adapter), low_rows = m * r; /* ranks, and by rows of x */
+        for (int64_t g = 0; g < layers[i].n_groups; g++) {
+            const lora_adapter_rows *group = layers[i].groups + g;
+            r += rank_of(group->adapter);
+            low_rows += (double)group->rows * rank_of(group->adapter);
+        }
+        flops += 2 * (m * rows * k + low_rows * (rows + k));
         bytes += lora_profile_weight_bytes(layers[i].w) + 4 * m * rows + 4 * r * (rows + k);
     }
     lora_profile_end(ctx, LORA_OP_LINEAR_FORWARD, began, flops, bytes);

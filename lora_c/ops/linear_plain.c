@@ -34,37 +34,64 @@ static void set_output(lora_gemm_args *g, lora_mat x, const lora_linear_layer *l
     g->bias = l->bias;
 }
 
+/* The products of a call with few tokens. */
+typedef struct few {
+    lora_small_product products[LORA_SMALL_PRODUCTS];
+    lora_gemm_args updates[LORA_SMALL_UPDATES];
+    lora_weight A[LORA_SMALL_UPDATES], B[LORA_SMALL_UPDATES];
+    int64_t n_updates;
+} few;
+
+/* Which rows of x have which adapter: all that of the layer, held by whole, or each group its own. */
+static int64_t groups_of(const lora_linear_layer *l, int64_t M, lora_adapter_rows *whole, const lora_adapter_rows **groups) {
+    *whole = (lora_adapter_rows){.adapter = l->adapter, .rows = M};
+    *groups = l->n_groups ? l->groups : whole;
+    return l->n_groups ? l->n_groups : l->adapter != NULL;
+}
+
+static int64_t low_floats(const lora_adapter_rows *g) { return lora_round_up(g->rows * g->adapter->rank, 16); }
+
+/* t = x_g A^T of a group of rows, and s t B^T into those of y. */
+static void add_update(few *f, lora_mat x, const lora_linear_layer *l, const lora_adapter_rows *g, float *t) {
+    const lora_adapter *a = g->adapter;
+    lora_weight *A = &f->A[f->n_updates], *B = &f->B[f->n_updates];
+    lora_small_product *leading = &f->products[f->n_updates];
+    lora_gemm_args *update = &f->updates[f->n_updates++];
+    *A = lora_weight_f32(a->A, a->rank, x.cols, x.cols);
+    *B = lora_weight_f32(a->B, l->w->rows, a->rank, a->rank);
+    set_product(&leading->args, lora_mat_rows(x, g->first, g->rows), A, 1, t, a->rank);
+    leading->n_updates = 0;
+    set_product(update, lora_mat_f32(t, g->rows, a->rank, a->rank), B, a->scale, lora_mat_rows(l->y, g->first, g->rows).data, l->y.ld);
+    update->accumulate = true;
+}
+
 /* Few tokens: first x A^T of every adapter, then the rows of every W, each followed by its rows of B. */
 static lora_status forward_few(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) {
-    lora_small_product products[LORA_SMALL_PRODUCTS];
-    lora_weight A[LORA_LINEAR_LAYERS], B[LORA_LINEAR_LAYERS];
-    int64_t M = x.rows, low = 0, n_leading = 0;
-    for (int64_t i = 0; i < n; i++) low += layers[i].adapter ? lora_round_up(M * layers[i].adapter->rank, 16) : 0;
+    few f;
+    lora_adapter_rows whole[LORA_LINEAR_LAYERS];
+    const lora_adapter_rows *groups[LORA_LINEAR_LAYERS];
+    int64_t n_groups[LORA_LINEAR_LAYERS], low = 0;
+    for (int64_t i = 0; i < n; i++) {
+        n_groups[i] = groups_of(layers + i, x.rows, &whole[i], &groups[i]);
+        for (int64_t g = 0; g < n_groups[i]; g++) low += low_floats(groups[i] + g);
+    }
     void *memory;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_LINEAR, (size_t)low * sizeof(float), &memory, err));
-    float *t[LORA_LINEAR_LAYERS] = {NULL}, *next = memory;
+    float *t = memory;
+    f.n_updates = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t g = 0; g < n_groups[i]; t += low_floats(groups[i] + g), g++) add_update(&f, x, layers + i, groups[i] + g, t);
+    const lora_gemm_args *updates = f.updates;
     for (int64_t i = 0; i < n; i++) {
-        const lora_adapter *a = layers[i].adapter;
-        if (!a) continue;
-        t[i] = next;
-        next += lora_round_up(M * a->rank, 16);
-        A[i] = lora_weight_f32(a->A, a->rank, x.cols, x.cols);
-        B[i] = lora_weight_f32(a->B, layers[i].w->rows, a->rank, a->rank);
-        set_product(&products[n_leading].args, x, &A[i], 1, t[i], a->rank);
-        products[n_leading++].has_update = false;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        lora_small_product *p = products + n_leading + i;
-        const lora_adapter *a = layers[i].adapter;
+        lora_small_product *p = &f.products[f.n_updates + i];
         set_output(&p->args, x, layers + i);
-        p->has_update = a;
-        if (!a) continue;
-        set_product(&p->update, lora_mat_f32(t[i], M, a->rank, a->rank), &B[i], a->scale, layers[i].y.data, layers[i].y.ld);
-        p->update.accumulate = true;
+        p->updates = updates;
+        p->n_updates = n_groups[i];
+        updates += n_groups[i];
     }
     int64_t began = lora_profile_begin(ctx);
-    LORA_TRY(lora_gemm_small(ctx, products, n_leading + n, n_leading, err));
-    lora_count_forward(ctx, began, M, n, layers);
+    LORA_TRY(lora_gemm_small(ctx, f.products, f.n_updates + n, f.n_updates, err));
+    lora_count_forward(ctx, began, x.rows, n, layers);
     return LORA_OK;
 }
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._core import (
         AdamW,
         Decoder,
+        DecoderAdapters,
         DeviceError,
         GGMLTensor,
         KVCache,
@@ -61,6 +62,7 @@ _LAZY = {
         (
             "AdamW",
             "Decoder",
+            "DecoderAdapters",
             "DeviceError",
             "GGMLTensor",
             "KVCache",
@@ -111,6 +113,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Decoder",
+    "DecoderAdapters",
     "Device",
     "DeviceError",
     "DivergenceError",

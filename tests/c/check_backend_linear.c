@@ -58,11 +58,24 @@ static void run_layers(op_run *r, const lora_weight *w, int64_t tokens, bool bac
     op_keep(r, "dbias", gradients[0].dbias, N, VALUES_F32);
 }
 
+/* Rows with adapters of their own, and two with none. */
+static void run_groups(op_run *r, const lora_weight *w) {
+    enum { TOKENS_OF_GROUPS = 9 };
+    lora_adapter a[] = {make_adapter(r, N, false, 0), make_adapter(r, N, false, 0)};
+    lora_adapter_rows groups[] = {{&a[0], 0, 3}, {&a[1], 3, 2}, {&a[0], 6, 2}};
+    lora_linear_layer layer = {.w = w, .bias = op_floats(r, N, 1), .y = op_mat(r, TOKENS_OF_GROUPS, N, 1), .groups = groups, .n_groups = 3};
+    OK(lora_linear_forward(r->ctx, op_mat(r, TOKENS_OF_GROUPS, K, 1), 1, &layer, ERR));
+    memset(a, 0, sizeof a); /* structs are read during the call */
+    memset(groups, 0, sizeof groups);
+    op_keep_mat(r, "y of groups", layer.y);
+}
+
 static void run_weights(op_run *r, bool backward) {
     for (int kind = 0; kind < backend_weights(); kind++) {
         backend_weight host = backend_make_weight(r, kind, N);
         lora_weight w = op_weight(r, &host.w);
         for (int i = 0; i < N_TOKENS; i++) run_layers(r, &w, TOKENS[i], backward);
+        if (!backward) run_groups(r, &w);
         backend_free_weight(&host);
     }
 }

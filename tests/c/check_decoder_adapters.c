@@ -77,8 +77,8 @@ static void check_norms_of_a_sequence(lora_ctx *ctx) {
     lora_batch batch = {.n_tokens = N, .n_segments = 1, .input_ids = ids, .cu_seqlens = whole};
     CHECK(lora_decoder_logits(m.t.decoder, &batch, want, &err) == LORA_OK, "%s", err.message);
     CHECK(lora_kv_cache_create(m.t.decoder, 1, N, &cache, &err) == LORA_OK, "%s", err.message);
-    CHECK(lora_decoder_decode(m.t.decoder, cache, 1, begin, sequence, ids, got, &err) == LORA_OK, "%s", err.message);
-    CHECK(lora_decoder_decode(m.t.decoder, cache, 1, one, sequence, ids + N - 1, got, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_decode(m.t.decoder, cache, 1, begin, sequence, ids, NULL, got, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_decode(m.t.decoder, cache, 1, one, sequence, ids + N - 1, NULL, got, &err) == LORA_OK, "%s", err.message);
     double worst = 0;
     for (int i = 0; i < TINY_VOCAB; i++) worst = fmax(worst, fabs((double)got[i] - (double)want[(N - 1) * TINY_VOCAB + i]));
     same_on_every_device("logits", got, sizeof got);

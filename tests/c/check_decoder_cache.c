@@ -67,7 +67,7 @@ static lora_status decode(lora_decoder *d, lora_kv_cache *cache, int n, const pi
         cu[i + 1] = cu[i] + pieces[i].n;
         sequences[i] = pieces[i].sequence;
     }
-    return lora_decoder_decode(d, cache, n, cu, sequences, ids, logits, err);
+    return lora_decoder_decode(d, cache, n, cu, sequences, ids, NULL, logits, err);
 }
 
 /* The last token of every piece must get the logits that the whole segment gives it. */
@@ -93,11 +93,11 @@ static void check_failed_decode(lora_decoder *d, lora_ctx *ctx, lora_kv_cache *c
     float logits[O_SEGMENTS * OV];
     lora_error err = {0};
     const int32_t one[] = {0, 1}, bad_id[] = {OV}, bad_sequence[] = {3}, both[] = {0, 1, 2}, twice[] = {1, 1}, ids[] = {1, 2};
-    CHECK(lora_decoder_decode(d, cache, 1, one, (int32_t[]){1}, bad_id, logits, &err) == LORA_EINVAL && strstr(err.message, "37"), "%s",
-          err.message);
-    CHECK(lora_decoder_decode(d, cache, 1, one, bad_sequence, ids, logits, &err) == LORA_EINVAL && strstr(err.message, "sequences"), "%s",
-          err.message);
-    CHECK(lora_decoder_decode(d, cache, 2, both, twice, ids, logits, &err) == LORA_EINVAL && strstr(err.message, "distinct"), "%s",
+    CHECK(lora_decoder_decode(d, cache, 1, one, (int32_t[]){1}, bad_id, NULL, logits, &err) == LORA_EINVAL && strstr(err.message, "37"),
+          "%s", err.message);
+    CHECK(lora_decoder_decode(d, cache, 1, one, bad_sequence, ids, NULL, logits, &err) == LORA_EINVAL && strstr(err.message, "sequences"),
+          "%s", err.message);
+    CHECK(lora_decoder_decode(d, cache, 2, both, twice, ids, NULL, logits, &err) == LORA_EINVAL && strstr(err.message, "distinct"), "%s",
           err.message);
     CHECK(decode(d, cache, 1, &(piece){0, 0, 6}, logits, &err) == LORA_EINVAL && strstr(err.message, "got 13"), "%s", err.message);
     check_lengths(cache, 7, 1, 5, "after refusals");

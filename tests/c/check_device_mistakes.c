@@ -150,6 +150,12 @@ static void check_refused(void) {
     lora_linear_layer layer = {.w = &w, .y = lora_mat_f32(other, 1, 1, 1)};
     OK(lora_linear_forward(ctx, row_of(there), 1, &layer, ERR));
     REFUSED(LORA_EINVAL, "linear_forward: expected addresses of the device, got one of the host", lora_sync(ctx, ERR));
+    lora_adapter of_host = {.rank = 1, .A = host, .B = other, .scale = 1};
+    lora_weight there_too = lora_weight_f32(there, 1, N, N);
+    layer = (lora_linear_layer){
+        .w = &there_too, .y = lora_mat_f32(other, 1, 1, 1), .groups = &(lora_adapter_rows){&of_host, 0, 1}, .n_groups = 1};
+    OK(lora_linear_forward(ctx, row_of(there), 1, &layer, ERR));
+    REFUSED(LORA_EINVAL, "linear_forward: expected addresses of the device, got one of the host", lora_sync(ctx, ERR));
     /* what follows a failure does not happen, but for clearing and giving back */
     for (int i = 0; i < N; i++) host[i] = 1;
     OK(lora_upload(ctx, there, host, sizeof host, ERR));

@@ -197,7 +197,7 @@ static void count_decoding(lora_ctx *ctx, lora_decoder *d) {
     CHECK(lora_ctx_memory(ctx, LORA_MEM_ACTIVATION).live_bytes >= live + keys_and_values, "a cache is memory of the device");
     for (int i = 0; i < 6; i++) {
         begin_count(ctx);
-        OK(lora_decoder_decode(d, cache, 1, i ? one : prompt, sequence, ids + (i ? 3 + i : 0), logits, ERR));
+        OK(lora_decoder_decode(d, cache, 1, i ? one : prompt, sequence, ids + (i ? 3 + i : 0), NULL, logits, ERR));
         expect(ctx, i ? "a token" : "a prompt",
                (lora_transfers){.uploads = 1, .downloads = 1, .syncs = 1, .downloaded_bytes = sizeof logits});
         same_on_every_device("logits", logits, sizeof logits);

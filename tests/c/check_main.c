@@ -14,6 +14,7 @@ void check_ggml(void);
 void check_gemm(void);
 void check_gemv(void);
 void check_linear(void);
+void check_adapter_groups(void);
 void check_low_rank_sums(void);
 void check_dora(void);
 void check_rowwise(void);
@@ -30,6 +31,7 @@ void check_device_mistakes(void);
 void check_device_steps(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
+void check_mixed_adapters(void);
 void check_adapted_globals(void);
 void check_profile(void);
 void check_alloc_fail(void);
@@ -44,6 +46,7 @@ static const struct {
                 {"gemm", check_gemm},
                 {"gemv", check_gemv},
                 {"linear", check_linear},
+                {"adapter_groups", check_adapter_groups},
                 {"low_rank_sums", check_low_rank_sums},
                 {"dora", check_dora},
                 {"rowwise", check_rowwise},
@@ -61,6 +64,7 @@ static const struct {
                 {"decoder", check_decoder},
                 {"profile", check_profile},
                 {"decoder_adapters", check_decoder_adapters},
+                {"mixed_adapters", check_mixed_adapters},
                 {"adapted_globals", check_adapted_globals},
                 {"alloc_fail", check_alloc_fail}};
 

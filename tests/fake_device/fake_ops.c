@@ -509,6 +509,8 @@ typedef struct linear_forward_args {
     lora_linear_layer layers[LORA_LINEAR_LAYERS];
     lora_weight w[LORA_LINEAR_LAYERS];
     lora_adapter adapters[LORA_LINEAR_LAYERS];
+    lora_adapter_rows groups[LORA_LINEAR_LAYERS][LORA_DECODE_BATCH];
+    lora_adapter group_adapters[LORA_LINEAR_LAYERS][LORA_DECODE_BATCH];
 } linear_forward_args;
 
 static lora_status run_linear_forward(fake_device *f, void *args, lora_error *err) {
@@ -524,6 +526,11 @@ static lora_status run_linear_forward(fake_device *f, void *args, lora_error *er
         AT(l->bias);
         l->w = &a->w[i];
         if (l->adapter) l->adapter = &a->adapters[i];
+        for (int64_t g = 0; g < l->n_groups; g++) {
+            at_adapter(f, &a->group_adapters[i][g], bad);
+            a->groups[i][g].adapter = &a->group_adapters[i][g];
+        }
+        l->groups = a->groups[i];
     }
     return from_host ? host_address("linear_forward", err) : lora_cpu_linear_forward(f->cpu, a->x, a->n, a->layers, err);
 }
@@ -534,6 +541,10 @@ static lora_status linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lo
         args.layers[i] = layers[i];
         args.w[i] = *layers[i].w;
         if (layers[i].adapter) args.adapters[i] = *layers[i].adapter;
+        for (int64_t g = 0; g < layers[i].n_groups; g++) {
+            args.groups[i][g] = layers[i].groups[g];
+            args.group_adapters[i][g] = *layers[i].groups[g].adapter;
+        }
     }
     return queue(ctx, run_linear_forward, &args, sizeof args, err);
 }

@@ -39,6 +39,11 @@ LOOPS = {
     "Decoder.hidden_states": ("d = decoder()", "d.hidden_states(ids, 1)"),
     "Decoder.loss": ("d = decoder()", "d.loss(ids, [0, 512], ids, ones(512))"),
     "Decoder.decode": ("d = decoder(); c = d.new_cache(512)", "(c.truncate(0, 0), d.decode(c, ids, precision='fast'))[1]"),
+    "Decoder.decode with adapters": (
+        "d = decoder(); c = d.new_cache(512, 2); s = d.new_adapters()\n"
+        "s.set('layers.0.q_proj', Parameter(ones(4, 64)), Parameter(ones(64, 4)), scale=0.1)",
+        "(c.truncate(0, 0), c.truncate(1, 0), d.decode(c, ids[:16], cu_seqlens=[0, 8, 16], adapters=[s, None]))[2]",
+    ),
     "KVCache.truncate": ("d = decoder(); c = d.new_cache(512)", "d.decode(c, ids[:1]) is None or c.truncate(0, 0)"),
     "ops": ("", "ops.linear(x, x)"),
     "set_num_threads": ("", "(lc.set_num_threads(3), lin.forward(x), lc.set_num_threads(2))[1]"),

@@ -38,7 +38,9 @@ def test_help_of_every_public_name_is_written(name: str) -> None:
     assert pydoc.plain(pydoc.render_doc(value))
 
 
-@pytest.mark.parametrize("cls", ["Model", "NF4Tensor", "GGMLTensor", "LoRALinear", "Parameter", "AdamW", "Decoder", "KVCache"])
+@pytest.mark.parametrize(
+    "cls", ["Model", "NF4Tensor", "GGMLTensor", "LoRALinear", "Parameter", "AdamW", "Decoder", "KVCache", "DecoderAdapters"]
+)
 def test_every_public_method_is_described(cls: str) -> None:
     for name, method in members(getattr(lc, cls)):
         doc = inspect.getdoc(method) or ""

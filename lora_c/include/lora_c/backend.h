@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-enum { LORA_BACKEND_ABI = 1 }; /* changes with this file, and with the structs that it passes */
+enum { LORA_BACKEND_ABI = 2 }; /* changes with this file, and with the structs that it passes */
 
 /* Memory of the device. Tags are for the accounts (lora_ctx_memory). */
 typedef struct lora_backend_memory {

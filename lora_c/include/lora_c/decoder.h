@@ -19,6 +19,7 @@ extern "C" {
 
 typedef struct lora_decoder lora_decoder;
 typedef struct lora_kv_cache lora_kv_cache;
+typedef struct lora_decoder_adapters lora_decoder_adapters;
 
 enum { LORA_MAX_ROPES = 2, LORA_MAX_LAYERS = 1 << 16 };
 
@@ -191,11 +192,22 @@ lora_status lora_kv_cache_truncate(lora_kv_cache *cache, int64_t sequence, int64
  *  beyond it, max_position_embeddings otherwise. Growing past it in the cache is refused: truncate to 0 and append all. */
 int64_t lora_decoder_rope_limit(const lora_decoder *decoder, int64_t length);
 
+/** Adapters of a decoder's layer matrices that lie outside of it, so that sequences of one decode may have different ones. At first
+ *  there are none. They may outlive the decoder, but are set while it lives. */
+lora_status lora_decoder_adapters_create(lora_decoder *decoder, lora_decoder_adapters **out, lora_error *err) LORA_MUST_CHECK;
+void lora_decoder_adapters_destroy(lora_decoder_adapters *adapters);
+/** As lora_decoder_set_adapter, of a layer matrix and without DoRA. */
+lora_status lora_decoder_adapters_set(lora_decoder_adapters *adapters, int64_t layer, lora_matrix_slot slot, const lora_adapter *adapter,
+                                      lora_error *err) LORA_MUST_CHECK;
+
 /** Appends the tokens of each segment s to sequence sequences[s] (distinct) and writes the logits of each segment's last
  *  token to logits (n_segments, vocab_size). Prefill and decode are the same call; no dropout. Up to LORA_DECODE_BATCH tokens
- *  in a call the logits of each have the bits that it gets alone. */
+ *  in a call the logits of each have the bits that it gets alone.
+ *  adapters (n_segments) or NULL: those of each segment, NULL: the bare weights. They stand in for the decoder's own, which may have none
+ * on the embedding and the head then, nor token rows. Where they differ, up to LORA_DECODE_BATCH tokens in all (EINVAL). */
 lora_status lora_decoder_decode(lora_decoder *decoder, lora_kv_cache *cache, int64_t n_segments, const int32_t *cu_seqlens,
-                                const int32_t *sequences, const int32_t *input_ids, float *logits, lora_error *err) LORA_MUST_CHECK;
+                                const int32_t *sequences, const int32_t *input_ids, const lora_decoder_adapters *const *adapters,
+                                float *logits, lora_error *err) LORA_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -18,6 +18,12 @@ enum {
     LORA_DECODE_BATCH = 16, /* tokens: up to here the result of each has the bits that it gets alone */
 };
 
+/* Rows of x with an adapter of their own. */
+typedef struct lora_adapter_rows {
+    const lora_adapter *adapter;
+    int64_t first, rows;
+} lora_adapter_rows;
+
 /* One of the layers that read the same x. */
 typedef struct lora_linear_layer {
     const lora_weight *w;
@@ -26,6 +32,10 @@ typedef struct lora_linear_layer {
     lora_adapter_pass pass;
     lora_mat y;      /* (M, N) */
     bool accumulate; /* added to y */
+    /* Instead of adapter, with up to LORA_DECODE_BATCH tokens: (n_groups) runs of rows, rising and apart, no DoRA, no dropout.
+     * Rows in none have no adapter; each has the bits that it gets alone. */
+    const lora_adapter_rows *groups;
+    int64_t n_groups;
 } lora_linear_layer;
 
 /** y_i[M,N_i] = x[M,K] · W_i[N_i,K]^T + bias_i + s_i · (drop_i(x) · A_i^T) · B_i^T  for each of n <= LORA_LINEAR_LAYERS layers
