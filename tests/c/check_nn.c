@@ -100,7 +100,9 @@ static void check_scale(lora_ctx *ctx, int64_t M, int64_t N) {
     for (int64_t i = 0; i < M * ld; i++)
         close_to("scale and add", y[i], i % ld < N ? y0[i] + 0.3f * (double)x[i] : (double)y0[i], 2 * U * 3);
     mix(y, (size_t)(M * ld) * 4);
+    memcpy(y0, y, (size_t)(M * ld) * 4);
     OK(lora_scale_rows(ctx, -2.0f, Y, Y, false, ERR));
+    for (int64_t i = 0; i < M * ld; i++) close_to("scale", y[i], (i % ld < N ? -2 : 1) * (double)y0[i], 0);
     memcpy(y0, y, (size_t)(M * ld) * 4);
     OK(lora_softcap_rows(ctx, 1.5f, Y, ERR));
     for (int64_t i = 0; i < M * ld; i++)
