@@ -39,7 +39,7 @@ static void free_engine(lora_engine *engine) {
     lora_mem_free(&spare, engine);
 }
 
-/* A context on the device of like, or on the CPU. */
+/* A context of the engine on a device that the caller holds. */
 static lora_status make_ctx(lora_engine *engine, lora_device_use *device, lora_ctx **out, lora_error *err) {
     *out = lora_mem_calloc(&engine->mem, LORA_MEM_SCRATCH, sizeof **out);
     LORA_CHECK(*out, err, LORA_ENOMEM, "context: expected %zu bytes, got none", sizeof **out);

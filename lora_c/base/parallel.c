@@ -9,6 +9,8 @@
 
 #include "lora_c/base/util.h"
 
+/* SPIN_ROUNDS by bench_decode, 135M, two threads on an AMD EPYC (Zen 4): 100 give 0.84 of the tokens a second, 10000
+ * give 0.94. */
 enum { MAX_THREADS = 256, SPIN_ROUNDS = 1000 };
 
 /* gate counts the workers inside the present job; with this bit set there is no job to enter. */

@@ -32,20 +32,24 @@ static PyObject *open_device(lora_py_state *state, const char *name) {
     return capsule;
 }
 
+/* Where the capsule of a device is, or the first empty place. NULL with an exception where there is none. */
+static PyObject **place_of(lora_py_state *state, const char *name) {
+    for (PyObject **at = state->devices; at < state->devices + LORA_PY_MOST_DEVICES; at++)
+        if (!*at || strcmp(lora_ctx_device(context_of(*at)), name) == 0) return at;
+    PyErr_Format(PyExc_RuntimeError, "device: expected at most %d devices in use, got %s besides", LORA_PY_MOST_DEVICES, name);
+    return NULL;
+}
+
 /* The capsule of a device other than the CPU, borrowed from the state. */
 static PyObject *capsule_of(lora_py_state *state, const char *name) {
-    int i = 0;
-    for (; i < LORA_PY_MOST_DEVICES && state->devices[i]; i++)
-        if (strcmp(lora_ctx_device(context_of(state->devices[i])), name) == 0) return state->devices[i];
-    if (i == LORA_PY_MOST_DEVICES) {
-        PyErr_Format(PyExc_RuntimeError, "device: expected at most %d devices in use, got %s besides", LORA_PY_MOST_DEVICES, name);
-        return NULL;
-    }
+    PyObject **at = place_of(state, name);
+    if (!at || *at) return at ? *at : NULL;
     PyObject *capsule = open_device(state, name);
-    for (i = 0; capsule && i < LORA_PY_MOST_DEVICES; i++) /* others may have run meanwhile */
-        if (!state->devices[i]) return state->devices[i] = capsule;
-    Py_XDECREF(capsule);
-    return NULL;
+    if (!capsule) return NULL;
+    at = place_of(state, name); /* other threads may have run meanwhile, and opened the same one */
+    if (at && !*at) return *at = capsule;
+    Py_DECREF(capsule);
+    return at ? *at : NULL;
 }
 
 lora_py_device lora_py_cpu(const lora_py_state *state) { return (lora_py_device){.owner = state->owner, .ctx = state->ctx}; }

@@ -2,7 +2,6 @@
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_devices.h"
 
-#include <math.h>
 #include <string.h>
 
 typedef lora_py_parameter parameter;

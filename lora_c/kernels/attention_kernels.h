@@ -10,6 +10,8 @@
 #include "lora_c/isa.h"
 #include "lora_c/kernels/gemm_kernels.h"
 
+/* LORA_ATTENTION_ROWS by bench_attention on one core of an AMD EPYC (Zen 4, AVX-512): 96, 192 and 768 give 0.93, 0.97 and 0.99 of
+ * the speed. */
 enum {
     LORA_ATTENTION_BLOCK = 96,        /* keys per block in float32 */
     LORA_ATTENTION_ROWS = 384,        /* rows a tile aims at (a group larger than this makes it larger) */

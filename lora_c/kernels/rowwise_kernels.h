@@ -100,6 +100,31 @@ typedef struct lora_rowwise_kernels {
     void (*exp)(int64_t n, const float *x, float *y);
 } lora_rowwise_kernels;
 
+/* Every slot, and what each rung calls its function. */
+#define LORA_ROWWISE_SLOTS(X)                                                                                                              \
+    X(rmsnorm_forward, rmsnorm_forward)                                                                                                    \
+    X(rmsnorm_backward, rmsnorm_backward)                                                                                                  \
+    X(layernorm_forward, layernorm_forward)                                                                                                \
+    X(layernorm_backward, layernorm_backward)                                                                                              \
+    X(rope, rope)                                                                                                                          \
+    X(swiglu_forward, swiglu_forward)                                                                                                      \
+    X(swiglu_backward, swiglu_backward)                                                                                                    \
+    X(geglu_forward, geglu_forward)                                                                                                        \
+    X(geglu_backward, geglu_backward)                                                                                                      \
+    X(softcap_forward, softcap_forward)                                                                                                    \
+    X(softcap_backward, softcap_backward)                                                                                                  \
+    X(max, row_max)                                                                                                                        \
+    X(exp_sum, exp_sum)                                                                                                                    \
+    X(adamw, adamw)                                                                                                                        \
+    X(sum_of_squares, sum_of_squares)                                                                                                      \
+    X(axpy, axpy)                                                                                                                          \
+    X(scale, scale_row)                                                                                                                    \
+    X(exp, exp_row)
+
+#define LORA_ROWWISE_ASSIGN(slot, function) k->slot = function;
+#define LORA_ROWWISE_COUNT(slot, function) +1
+_Static_assert(sizeof(lora_rowwise_kernels) == (LORA_ROWWISE_SLOTS(LORA_ROWWISE_COUNT)) * sizeof(void (*)(void)), "all slots are listed");
+
 /** Fills every slot for the rung. */
 void lora_rowwise_kernels_init(lora_rowwise_kernels *k, lora_isa isa);
 

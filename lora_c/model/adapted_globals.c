@@ -84,9 +84,7 @@ static lora_status write_one(lora_decoder *d, const lora_run *run, lora_matrix_s
     LORA_CHECK(!run->training || !trains(m) || m->adapter.dropout == 0, err, LORA_EINVAL,
                "%s: expected lora_dropout 0 for a trained adapter on it, got %g; set it to 0 or leave the module out", name.text,
                (double)m->adapter.dropout);
-    lora_adapter plain = m->adapter;
-    plain.dropout = 0;
-    LORA_TRY(lora_linear_merge(d->ctx, &base->w, &plain, NULL, 1.0f, a->whole, err));
+    LORA_TRY(lora_linear_merge(d->ctx, &base->w, &m->adapter, NULL, 1.0f, a->whole, err));
     a->known = true;
     return LORA_OK;
 }

@@ -10,6 +10,7 @@
 #include "lora_c/ops/cpu_ops.h"
 #include "lora_c/ops/ctx.h"
 
+/* Of a tile. bench_attention on one core of an AMD EPYC (Zen 4, AVX-512): 64 gives 0.995 of the speed, 256 gives 1.01. */
 enum { MAX_QUERIES = 128 };
 
 lora_status lora_attention_check_segments(const lora_segments *segments, int64_t M, lora_error *err) {

@@ -7,9 +7,9 @@
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/weight.h"
 
-enum {
-    TASK_BYTES = 32768, /* of a weight: a few microseconds of reading */
-};
+/* Bytes of a weight that a task reads: a few microseconds. bench_decode, 135M, two threads on an AMD EPYC (Zen 4): 8 KiB give 0.94 to
+ * 1.11 of the tokens a second, 128 KiB 0.94 to 1.04, their means 1.02 and 0.99. */
+enum { TASK_BYTES = 32768 };
 
 _Static_assert(LORA_SMALL_M >= LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
 

@@ -7,6 +7,8 @@
 #include "lora_c/ops/gemm_right.h"
 #include "lora_c/ops/weight.h"
 
+/* BLOCK_BYTES by lora_linear_cross_entropy with dx of 504 rows, on one core of an AMD EPYC (Zen 4, AVX-512), bfloat16 heads of
+ * 16384 x 576 and 4096 x 2048: 160, 320 and 1280 KiB give 0.96 to 1.03 of the speed, their means 1.00. */
 enum {
     BLOCK_BYTES = 640 << 10, /* of both packings of a block, in L2 */
     BLOCK_MIN = 64,

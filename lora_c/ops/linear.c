@@ -1,14 +1,10 @@
-/* LoRA's linear layer: what is checked of the arguments, and which layers are plain and which DoRA's. */
+/* LoRA's linear layer on the CPU: which layers of a call are plain and which DoRA's. */
 #include "lora_c/linear.h"
 #include "lora_c/ops/cpu_ops.h"
 
 #include "lora_c/base/mat.h"
 #include "lora_c/ops/dora.h"
 #include "lora_c/ops/linear_plain.h"
-
-/* --- checks --- */
-
-/* --- passes --- */
 
 static bool is_dora(const lora_adapter *a) { return a && a->magnitude; }
 

@@ -5,6 +5,8 @@
 #include "lora_c/ops/gemm_packed.h"
 #include "lora_c/ops/gemm_right.h"
 
+/* bench_gemm with rank 16 on one core of an AMD EPYC (Zen 4, AVX-512), against these values: BLOCK_ROWS 64, 128 and 512 give 0.98,
+ * 0.99 and 0.97 of the speed, TASK_STRIPS 1, 2 and 16 give 0.98, 1.00 and 1.00, with a noise of 2 %: neither matters there. */
 enum {
     BLOCK_ROWS = 256, /* tokens whose wide operand is packed at a time */
     GROUP_ROWS = 252, /* tokens of a group at least, as many as a group of rows in gemm.c */

@@ -1,4 +1,4 @@
-#include "attention_batch.h"
+#include "tests/c/attention_batch.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* Bytes between guard bands at any address: what a kernel must not touch around its elements. */
+/* Bytes between guard bands at any address: what a kernel must not touch around its elements; and how many elements it is given. */
 #ifndef LORA_TESTS_BYTES_H
 #define LORA_TESTS_BYTES_H
 
@@ -6,6 +6,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Below, at and above the widths of vectors, and some that leave every rest. */
+static const int64_t LENGTHS[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 97, 127, 172, 257, 509, 1031, 4099};
+enum { N_LENGTHS = sizeof LENGTHS / sizeof *LENGTHS };
 
 enum { BYTES_GUARD = 32 };
 

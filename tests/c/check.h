@@ -17,6 +17,9 @@ void check_report(bool ok, const char *file, int line, const char *condition, co
 /* Every rung that this machine has: FOR_EACH_ISA(isa) { … } */
 #define FOR_EACH_ISA(isa) for (lora_isa isa = LORA_ISA_REF; isa <= lora_cpu_best_isa(); isa = (lora_isa)(isa + 1))
 
+/* The larger of two differences. A NaN is the largest and stays, where fmax would leave it out. */
+static inline double worse(double worst, double off) { return isnan(off) || off > worst ? off : worst; }
+
 /* n floats from N(0, scale), a function of seed and index. */
 void check_normal(float *out, int64_t n, uint64_t seed, float scale);
 

@@ -66,7 +66,7 @@ static void check_gradients(lora_ctx *ctx) {
     memcpy(once, m.head.dB, sizeof once);
     CHECK(MIRRORED(lora_decoder_forward_backward(m.t.decoder, &batch, 1, &loss, &err)) == LORA_OK, "%s", err.message);
     double worst = 0;
-    for (int i = 0; i < N_B; i++) worst = fmax(worst, fabs((double)m.head.dB[i] - 2 * (double)once[i]));
+    for (int i = 0; i < N_B; i++) worst = worse(worst, fabs((double)m.head.dB[i] - 2 * (double)once[i]));
     CHECK(worst <= 1e-4, "the second pass adds %g more than the first", worst);
     tiny_decoder_free(&m.t);
 }

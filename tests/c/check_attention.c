@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "attention_batch.h"
+#include "tests/c/attention_batch.h"
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/base/util.h"
 

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "attention_batch.h"
+#include "tests/c/attention_batch.h"
 
 enum { OUTPUTS = 4, SEGMENTS = 5 };
 static const char *const names[OUTPUTS] = {"o", "dq", "dk", "dv"};

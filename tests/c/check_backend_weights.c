@@ -45,7 +45,7 @@ static void make_ggml(backend_weight *b, int64_t rows, lora_ggml_type type) {
     uint16_t lowest = type == LORA_GGML_BF16 ? 0x3c00 : lora_ggml_block_values(type) == LORA_GGML_MAX_BLOCK ? 0x0c00 : 0x2000;
     int64_t bytes = lora_ggml_block_bytes(type), n = rows * K / lora_ggml_block_values(type);
     uint8_t *blocks = b->memory[1] = malloc((size_t)(n * bytes) + 64);
-    state = 88172645463325252u;
+    restart_random();
     for (int64_t i = 0; i < n * bytes; i++) blocks[i] = (uint8_t)(256 * uniform(0, 1));
     for (int64_t i = 0; i < n; i++) {
         uint16_t scale = (uint16_t)((float)lowest + (type == LORA_GGML_BF16 ? 128.0f : 1024.0f) * uniform(0, 1));

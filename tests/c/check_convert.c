@@ -7,16 +7,7 @@
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/kernels/convert_kernels.h"
 #include "tests/c/bytes.h"
-#include "tests/c/check.h"
-
-static const int64_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 97, 127, 172, 257, 509, 1031, 4099};
-enum { N_SIZES = sizeof sizes / sizeof sizes[0] };
-
-static uint64_t state = 88172645463325252u;
-static uint32_t random_word(void) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    return (uint32_t)(state >> 32);
-}
+#include "tests/c/check_ops.h"
 
 static void check_rung(const lora_convert_kernels *k, const lora_convert_kernels *ref, lora_isa isa) {
     enum { ALL = 65536 };
@@ -39,14 +30,14 @@ static void check_rung(const lora_convert_kernels *k, const lora_convert_kernels
         k->f32_to_f16(ALL, wide, back), ref->f32_to_f16(ALL, wide, want_back);
         CHECK(!memcmp(back, want_back, sizeof back), "%s f32_to_f16", lora_isa_name(isa));
     }
-    for (int s = 0; s < N_SIZES; s++) {
-        bytes narrow = bytes_make(2 * sizes[s], 2), row = bytes_make(4 * sizes[s], 4);
-        k->f32_to_bf16(sizes[s], want, (uint16_t *)(void *)narrow.p);
-        k->bf16_to_f32(sizes[s], h, (float *)(void *)row.p);
-        CHECK(bytes_guarded(narrow) && bytes_guarded(row), "%s bf16 n=%lld", lora_isa_name(isa), (long long)sizes[s]);
-        k->f32_to_f16(sizes[s], want, (uint16_t *)(void *)narrow.p);
-        k->f16_to_f32(sizes[s], h, (float *)(void *)row.p);
-        CHECK(bytes_guarded(narrow) && bytes_guarded(row), "%s f16 n=%lld", lora_isa_name(isa), (long long)sizes[s]);
+    for (int s = 0; s < N_LENGTHS; s++) {
+        bytes narrow = bytes_make(2 * LENGTHS[s], 2), row = bytes_make(4 * LENGTHS[s], 4);
+        k->f32_to_bf16(LENGTHS[s], want, (uint16_t *)(void *)narrow.p);
+        k->bf16_to_f32(LENGTHS[s], h, (float *)(void *)row.p);
+        CHECK(bytes_guarded(narrow) && bytes_guarded(row), "%s bf16 n=%lld", lora_isa_name(isa), (long long)LENGTHS[s]);
+        k->f32_to_f16(LENGTHS[s], want, (uint16_t *)(void *)narrow.p);
+        k->f16_to_f32(LENGTHS[s], h, (float *)(void *)row.p);
+        CHECK(bytes_guarded(narrow) && bytes_guarded(row), "%s f16 n=%lld", lora_isa_name(isa), (long long)LENGTHS[s]);
         free(narrow.all), free(row.all);
     }
 }

@@ -80,7 +80,7 @@ static void check_norms_of_a_sequence(lora_ctx *ctx) {
     CHECK(lora_decoder_decode(m.t.decoder, cache, 1, begin, sequence, ids, NULL, got, &err) == LORA_OK, "%s", err.message);
     CHECK(lora_decoder_decode(m.t.decoder, cache, 1, one, sequence, ids + N - 1, NULL, got, &err) == LORA_OK, "%s", err.message);
     double worst = 0;
-    for (int i = 0; i < TINY_VOCAB; i++) worst = fmax(worst, fabs((double)got[i] - (double)want[(N - 1) * TINY_VOCAB + i]));
+    for (int i = 0; i < TINY_VOCAB; i++) worst = worse(worst, fabs((double)got[i] - (double)want[(N - 1) * TINY_VOCAB + i]));
     same_on_every_device("logits", got, sizeof got);
     CHECK(worst <= 1e-4, "cached decoding with DoRA is off by %g", worst);
     lora_kv_cache_destroy(cache);

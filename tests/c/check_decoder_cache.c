@@ -12,7 +12,7 @@ static const double LOGIT_TOLERANCE = 2e-5;
 
 static double difference(const float *a, const double *b) {
     double worst = 0;
-    for (int v = 0; v < OV; v++) worst = fmax(worst, fabs((double)a[v] - b[v]));
+    for (int v = 0; v < OV; v++) worst = worse(worst, fabs((double)a[v] - b[v]));
     return worst;
 }
 

@@ -1,82 +1,9 @@
 /* The matrix product against float64 loops: every rung and arithmetic, orientation and weight format. */
-#include <stdlib.h>
-#include <string.h>
-
-#include "lora_c/base/half.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/gemm_packed.h"
-#include "tests/c/check.h"
+#include "tests/c/gemm_weight.h"
 #include "tests/c/products.h"
-
-enum {
-    SHORT_BLOCKS = 1, /* NF4 blocks of 32, output misaligned, bias */
-    A_TRANSPOSED = 2,
-    ACCUMULATE = 4,
-    DOUBLE_QUANT = 8,
-    ROUGH = 16, /* outliers and blocks of zeros in A and the weight */
-    VARIANTS = 32,
-};
-
-typedef struct weight_case {
-    lora_weight w;
-    lora_nf4 nf4;
-    float *dense; /* what the stored weight stands for */
-    void *stored;
-    uint8_t *codes, *absmax_codes;
-    float *absmax, *nested;
-} weight_case;
-
-/* Every 7th run of 64 is zero, one value in 101 is a hundred times as large. */
-static void roughen(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] *= i / 64 % 7 == 3 ? 0.0f : i % 101 == 5 ? 100.0f : 1.0f;
-}
-
-static void make_nf4(lora_ctx *ctx, weight_case *c, int64_t rows, int64_t cols, int64_t block_size, bool double_quant) {
-    int64_t n_blocks = lora_nf4_blocks(rows, cols, block_size);
-    lora_error err;
-    c->codes = malloc((size_t)lora_nf4_code_bytes(rows, cols) + 64);
-    c->absmax = malloc((size_t)n_blocks * sizeof(float));
-    CHECK(lora_nf4_quantize(ctx, c->dense, LORA_F32, rows, cols, block_size, c->codes, c->absmax, &err) == LORA_OK, "%s", err.message);
-    c->nf4 =
-        (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_nf4_lut(), .codes = c->codes, .absmax = c->absmax};
-    if (double_quant) {
-        c->absmax_codes = malloc((size_t)n_blocks);
-        c->nested = malloc((size_t)(n_blocks / LORA_NF4_NESTED_BLOCK + 1) * sizeof(float));
-        CHECK(lora_nf4_double_quantize(ctx, c->absmax, n_blocks, c->absmax_codes, c->nested, &c->nf4.nested_offset, &err) == LORA_OK, "%s",
-              err.message);
-        c->nf4.absmax = NULL;
-        c->nf4.absmax_codes = c->absmax_codes;
-        c->nf4.nested_absmax = c->nested;
-        c->nf4.nested_map = lora_dynamic_map_signed();
-        c->nf4.nested_block_size = LORA_NF4_NESTED_BLOCK;
-    }
-    CHECK(lora_nf4_dequantize(ctx, &c->nf4, 0, rows * cols, c->dense, LORA_F32, &err) == LORA_OK, "%s", err.message);
-    c->w = lora_weight_nf4(&c->nf4);
-}
-
-static weight_case *make_weight(lora_ctx *ctx, lora_weight_kind kind, int64_t rows, int64_t cols, int variant) {
-    weight_case *c = calloc(1, sizeof *c);
-    int64_t n = rows * cols;
-    c->dense = malloc((size_t)n * sizeof(float));
-    check_normal(c->dense, n, (uint64_t)(rows * 131 + cols), 1);
-    if (variant & ROUGH) roughen(c->dense, n);
-    if (kind == LORA_WEIGHT_F32) {
-        c->w = lora_weight_f32(c->dense, rows, cols, cols);
-    } else if (kind == LORA_WEIGHT_BF16) {
-        uint16_t *h = c->stored = malloc((size_t)n * 2 + 64);
-        for (int64_t i = 0; i < n; i++) c->dense[i] = lora_bf16_to_f32(h[i] = lora_f32_to_bf16(c->dense[i]));
-        c->w = lora_weight_bf16(h, rows, cols, cols);
-    } else {
-        make_nf4(ctx, c, rows, cols, variant & SHORT_BLOCKS ? 32 : 64, variant & DOUBLE_QUANT);
-    }
-    return c;
-}
-
-static void free_weight(weight_case *c) {
-    void *all[] = {c->dense, c->stored, c->codes, c->absmax, c->absmax_codes, c->nested, c};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
-}
 
 /* op(b)[p, j] */
 static double right(const weight_case *c, bool transposed, int64_t p, int64_t j) {
@@ -111,14 +38,14 @@ static bool within(double got, double want, bound b, int64_t k) {
     return fabs(got - want) <= b.error + (double)(k + 4) * 0x1p-24 * (b.magnitude + b.error) + 0x1p-23 * fabs(want);
 }
 
-typedef struct problem {
+typedef struct product {
     lora_gemm_arithmetic path;
     lora_gemm_args g;
     weight_case *c;
     float before; /* content of C */
-} problem;
+} product;
 
-static long count_wrong(const problem *t) {
+static long count_wrong(const product *t) {
     const lora_gemm_args *g = &t->g;
     long wrong = 0;
     double *tops = calloc((size_t)(g->m * lora_div_up(g->k, 64)), sizeof *tops);
@@ -182,7 +109,7 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
     check_normal(bias, n, 6, 1);
     if (variant & ROUGH) roughen(a, a_floats);
     guarded out = guarded_new(m * ldc, variant & SHORT_BLOCKS);
-    problem t = {.path = ctx->view.precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
+    product t = {.path = ctx->view.precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
                  .g = {.m = m,
                        .n = n,
                        .k = k,
@@ -200,8 +127,7 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
                  .before = 0.25f};
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) out.data[i * ldc + j] = t.before;
-    lora_error err;
-    CHECK((variant & ACCUMULATE ? packed_gemm : lora_gemm)(ctx, &t.g, &err) == LORA_OK, "%s", err.message);
+    OK((variant & ACCUMULATE ? packed_gemm : lora_gemm)(ctx, &t.g, ERR));
     long wrong = count_wrong(&t);
     CHECK(wrong == 0 && guarded_ok(&out), "%s, operands %s, kind %d m %lld rows %lld cols %lld transposed %d variant %d: %ld wrong",
           lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx), kind, (long long)m, (long long)rows, (long long)cols, transposed,
@@ -270,7 +196,7 @@ static void sums_of_products(lora_ctx *ctx) {
             .c = i ? z.data : y.data,
             .ldc = N,
             .terms = {{.left = &left_x, .b = &w->w, .b_transposed = true}, {.left = &left_t, .b = &b->w, .b_transposed = true}}};
-    CHECK(lora_gemm_run(ctx, outputs, 2, &err) == LORA_OK, "%s", err.message);
+    OK(lora_gemm_run(ctx, outputs, 2, ERR));
     const double tolerance = ctx->view.precision == LORA_PRECISION_FAST ? 0x1p-7 : (K + R) * 0x1p-24; /* two operands of 8 bits */
     long wrong = 0;
     for (int64_t i = 0; i < M; i++)
@@ -302,8 +228,7 @@ static void not_finite(lora_ctx *ctx) {
         check_normal(a, M * K, 1, 1);
         a[3 * K + 70] = i ? NAN : INFINITY;
         lora_gemm_args g = product_of(M, a, &c->w, true, out);
-        lora_error err;
-        CHECK(lora_gemm(ctx, &g, &err) == LORA_OK, "%s", err.message);
+        OK(lora_gemm(ctx, &g, ERR));
         long wrong = 0;
         for (int64_t j = 0; j < M * N; j++) wrong += (bool)isfinite(out[j]) == (j / N == 3);
         CHECK(wrong == 0, "operands %s, not finite: %ld wrong", lora_ctx_operands(ctx), wrong);

@@ -1,5 +1,4 @@
-/* The product of a few tokens: every slot against the float64 rung, and the operation's promise that a token's bits depend
- * neither on its neighbours nor on threads. */
+/* The product of a few tokens: every slot against the float64 rung. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,10 +6,7 @@
 #include "lora_c/base/philox.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/kernels.h"
-#include "lora_c/ops/gemm.h"
-#include "lora_c/ops/gemm_small.h"
-#include "tests/c/check.h"
-#include "tests/c/products.h"
+#include "tests/c/check_ops.h"
 
 enum { LD_EXTRA = 5 };
 
@@ -26,8 +22,6 @@ static void fill_codes(uint8_t *codes, int64_t bytes, uint64_t seed) {
 static bool within(float got, double want, double magnitude, int64_t k) {
     return fabs((double)got - want) <= (double)(k + 4) * 0x1p-24 * magnitude;
 }
-
-/* --- slots --- */
 
 static const char *const PATHS[LORA_GEMM_PATHS] = {"exact", "bf16", "int16"};
 
@@ -195,123 +189,7 @@ static void slots(lora_isa isa, lora_gemm_arithmetic path) {
     check_dense_slots(&rung, &ref, path, 17, 2100, LORA_GEMV_TOKENS);
 }
 
-/* --- the operation --- */
-
-typedef struct matrix {
-    lora_nf4 nf4;
-    uint8_t *codes, *absmax_codes;
-    float *dense, *absmax, *nested;
-} matrix;
-
-/* Double-quantized, and dense the values that it stands for. */
-static matrix make_matrix(lora_ctx *ctx, int64_t rows, int64_t cols, int64_t block) {
-    lora_error err;
-    int64_t n = rows * cols, blocks = lora_nf4_blocks(rows, cols, block);
-    matrix w = {.codes = malloc((size_t)lora_nf4_code_bytes(rows, cols) + 64),
-                .absmax_codes = malloc((size_t)blocks),
-                .dense = malloc((size_t)n * sizeof(float)),
-                .absmax = malloc((size_t)blocks * sizeof(float)),
-                .nested = malloc((size_t)(blocks / 256 + 1) * sizeof(float))};
-    check_normal(w.dense, n, 9, 1);
-    w.nf4 = (lora_nf4){.rows = rows,
-                       .cols = cols,
-                       .block_size = block,
-                       .lut = lora_nf4_lut(),
-                       .codes = w.codes,
-                       .absmax_codes = w.absmax_codes,
-                       .nested_absmax = w.nested,
-                       .nested_map = lora_dynamic_map_signed(),
-                       .nested_block_size = 256};
-    CHECK(lora_nf4_quantize(ctx, w.dense, LORA_F32, rows, cols, block, w.codes, w.absmax, &err) == LORA_OK, "%s", err.message);
-    CHECK(lora_nf4_double_quantize(ctx, w.absmax, blocks, w.absmax_codes, w.nested, &w.nf4.nested_offset, &err) == LORA_OK, "%s",
-          err.message);
-    CHECK(lora_nf4_dequantize(ctx, &w.nf4, 0, n, w.dense, LORA_F32, &err) == LORA_OK, "%s", err.message);
-    return w;
-}
-
-static void free_matrix(matrix *w) { free(w->codes), free(w->absmax_codes), free(w->dense), free(w->absmax), free(w->nested); }
-
-/* Two products of the same tokens in one call against float64, and each token alone, on one thread: the same bits. */
-static void check_operation(lora_isa isa, lora_precision precision, int64_t m, int64_t rows, int64_t cols, int64_t block) {
-    lora_ctx *ctx = check_ctx(isa, 3), *one_thread = check_ctx(isa, 1);
-    lora_error err;
-    matrix w = make_matrix(ctx, rows, cols, block);
-    lora_weight packed = lora_weight_nf4(&w.nf4);
-    uint16_t *half = malloc((size_t)(rows * cols) * sizeof *half);
-    for (int64_t i = 0; i < rows * cols; i++) half[i] = lora_f32_to_bf16(w.dense[i]);
-    lora_weight dense = lora_weight_bf16(half, rows, cols, cols);
-    float *x = malloc((size_t)(m * cols) * sizeof *x), *y = malloc((size_t)(m * rows) * sizeof *y),
-          *alone = malloc((size_t)rows * sizeof *alone);
-    guarded out = guarded_new(m * rows, 1);
-    check_normal(x, m * cols, 1, 1);
-    lora_small_product both[] = {{.args = product_of(m, x, &packed, true, out.data)}, {.args = product_of(m, x, &dense, true, y)}};
-    CHECK(lora_gemm_is_small(&both[0].args), "m %lld", (long long)m);
-    CHECK(lora_ctx_set_precision(ctx, precision, &err) == LORA_OK && lora_ctx_set_precision(one_thread, precision, &err) == LORA_OK, "%s",
-          err.message);
-    CHECK(lora_gemm_small(ctx, both, 2, 0, &err) == LORA_OK, "%s", err.message);
-    double relative = precision == LORA_PRECISION_FAST ? 0x1p-7 + 0x1p-16 : 0; /* two operands of 8 bits */
-    long bad = 0, changed = 0;
-    for (int64_t i = 0; i < m; i++) {
-        for (int64_t r = 0; r < rows; r++) {
-            double want = 0, size = 0, want_half = 0;
-            for (int64_t e = 0; e < cols; e++) {
-                double product = (double)w.dense[r * cols + e] * (double)x[i * cols + e];
-                want += product;
-                want_half += (double)lora_bf16_to_f32(half[r * cols + e]) * (double)x[i * cols + e];
-                size += fabs(product);
-            }
-            double tolerance = (relative + (double)(2 * cols + 4) * 0x1p-24) * size;
-            bad += !(fabs((double)out.data[i * rows + r] - want) <= tolerance) ||
-                   !(fabs((double)y[i * rows + r] - want_half) <= 1.01 * tolerance);
-        }
-        const lora_weight *weights[] = {&packed, &dense};
-        const float *together[] = {out.data + i * rows, y + i * rows};
-        for (int j = 0; j < 2; j++) {
-            lora_gemm_args single = product_of(1, x + i * cols, weights[j], true, alone);
-            CHECK(lora_gemm(one_thread, &single, &err) == LORA_OK, "%s", err.message);
-            changed += memcmp(alone, together[j], (size_t)rows * sizeof *alone) != 0;
-        }
-    }
-    CHECK(bad == 0 && guarded_ok(&out), "%s %s m %lld rows %lld cols %lld block %lld: %ld wrong", lora_isa_name(isa),
-          lora_precision_name(precision), (long long)m, (long long)rows, (long long)cols, (long long)block, bad);
-    CHECK(changed == 0, "%s %s m %lld rows %lld cols %lld: %ld tokens differ from themselves alone", lora_isa_name(isa),
-          lora_precision_name(precision), (long long)m, (long long)rows, (long long)cols, changed);
-    guarded_free(&out);
-    free(x), free(y), free(alone), free(half);
-    free_matrix(&w);
-    lora_ctx_destroy(ctx);
-    lora_ctx_destroy(one_thread);
-}
-
-/* Whatever the precision, weights that are merged come from exact products. */
-static void check_exact_argument(lora_isa isa) {
-    lora_ctx *ctx = check_ctx(isa, 1);
-    lora_error err;
-    matrix w = make_matrix(ctx, 8, 128, 64);
-    lora_weight packed = lora_weight_nf4(&w.nf4);
-    float x[128], y[2][8];
-    check_normal(x, 128, 1, 1);
-    for (int i = 0; i < 2; i++) {
-        CHECK(lora_ctx_set_precision(ctx, i ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT, &err) == LORA_OK, "%s", err.message);
-        lora_gemm_args g = product_of(1, x, &packed, true, y[i]);
-        g.exact = true;
-        CHECK(lora_gemm(ctx, &g, &err) == LORA_OK, "%s", err.message);
-    }
-    CHECK(memcmp(y[0], y[1], sizeof y[0]) == 0, "%s: exact products differ in fast", lora_isa_name(isa));
-    free_matrix(&w);
-    lora_ctx_destroy(ctx);
-}
-
 void check_gemv(void) {
-    FOR_EACH_ISA(isa) {
-        for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) slots(isa, (lora_gemm_arithmetic)path);
-        for (int precision = LORA_PRECISION_EXACT; precision <= LORA_PRECISION_FAST; precision++) {
-            check_operation(isa, (lora_precision)precision, 1, 300, 576, 64);
-            check_operation(isa, (lora_precision)precision, 16, 70, 704, 64);
-            check_operation(isa, (lora_precision)precision, 5, 33, 96, 32);
-            check_operation(isa, (lora_precision)precision, 3, 40, 172, 64); /* blocks that lie in two rows */
-            check_operation(isa, (lora_precision)precision, 7, 9, 63, 32);   /* rows that begin inside a byte */
-        }
-        check_exact_argument(isa);
-    }
+    FOR_EACH_ISA(isa)
+    for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) slots(isa, (lora_gemm_arithmetic)path);
 }

@@ -8,18 +8,12 @@
 #include "lora_c/kernels/ggml_kernels.h"
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/ggml.h"
-#include "tests/c/check.h"
+#include "tests/c/check_ops.h"
 #include "tests/c/products.h"
 
 static const lora_ggml_type types[] = {LORA_GGML_F16,  LORA_GGML_BF16, LORA_GGML_Q4_0, LORA_GGML_Q4_1, LORA_GGML_Q5_0,
                                        LORA_GGML_Q5_1, LORA_GGML_Q8_0, LORA_GGML_Q4_K, LORA_GGML_Q5_K, LORA_GGML_Q6_K};
 enum { N_TYPES = sizeof types / sizeof *types };
-
-static uint64_t state = 88172645463325252u;
-static uint32_t random_word(void) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    return (uint32_t)(state >> 32);
-}
 
 /* A float16 of either sign, normal, zero or subnormal, below 2^-3. */
 static uint16_t random_scale(void) { return (uint16_t)((random_word() & 0x83ff) | random_word() % 13 << 10); }

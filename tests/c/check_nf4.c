@@ -5,23 +5,13 @@
 #include <string.h>
 
 #include "tests/c/bytes.h"
-#include "tests/c/check.h"
+#include "tests/c/check_ops.h"
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/base/half.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/nf4_kernels.h"
 #include "lora_c/kernels/tmpl/nf4_cells.h"
 #include "lora_c/nf4.h"
-
-static const int64_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 97, 127, 172, 257, 509, 1031, 4099};
-enum { N_SIZES = sizeof sizes / sizeof sizes[0] };
-
-static uint64_t state = 88172645463325252u;
-static uint32_t random_word(void) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    return (uint32_t)(state >> 32);
-}
-static float uniform(float low, float high) { return low + (high - low) * (float)(random_word() >> 8) * 0x1p-24f; }
 
 static float thresholds[15];
 
@@ -207,15 +197,15 @@ static void check_dequantize(const lora_nf4_kernels *k, const lora_nf4_kernels *
                        .nested_offset = 0.37f};
     const lora_nf4 *views[2] = {&plain, &nested};
     for (int v = 0; v < 2; v++)
-        for (int s = 0; s < N_SIZES; s++)
+        for (int s = 0; s < N_LENGTHS; s++)
             for (int64_t begin = 0; begin < 200; begin += 1 + random_word() % 9) {
-                bytes got = bytes_make(4 * sizes[s], 4 * (begin % 4)), want = bytes_make(4 * sizes[s], 0);
-                k->dequantize(views[v], begin, sizes[s], (float *)(void *)got.p);
-                ref->dequantize(views[v], begin, sizes[s], (float *)(void *)want.p);
+                bytes got = bytes_make(4 * LENGTHS[s], 4 * (begin % 4)), want = bytes_make(4 * LENGTHS[s], 0);
+                k->dequantize(views[v], begin, LENGTHS[s], (float *)(void *)got.p);
+                ref->dequantize(views[v], begin, LENGTHS[s], (float *)(void *)want.p);
                 CHECK(!memcmp(got.p, want.p, (size_t)got.n) && bytes_guarded(got), "%s dequantize [%lld, +%lld)", lora_isa_name(isa),
-                      (long long)begin, (long long)sizes[s]);
+                      (long long)begin, (long long)LENGTHS[s]);
                 free(got.all), free(want.all);
-                int64_t first = begin % 100, n = sizes[s] < BLOCKS - first ? sizes[s] : BLOCKS - first;
+                int64_t first = begin % 100, n = LENGTHS[s] < BLOCKS - first ? LENGTHS[s] : BLOCKS - first;
                 got = bytes_make(4 * n, 4 * (begin % 3)), want = bytes_make(4 * n, 0);
                 k->decode_absmax(views[v], first, n, (float *)(void *)got.p);
                 ref->decode_absmax(views[v], first, n, (float *)(void *)want.p);
@@ -252,7 +242,7 @@ static void check_driver(void) {
         lora_nf4 w = {.rows = ROWS, .cols = COLS, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes[t], .absmax = absmax[t]};
         CHECK(lora_nf4_dequantize(ctx, &w, 0, N, y, LORA_F32, &err) == LORA_OK, "dequantize");
         double worst = 0;
-        for (int i = 0; i < N; i++) worst = fmax(worst, fabs((double)x[i] - y[i]) / absmax[t][i / 64]);
+        for (int i = 0; i < N; i++) worst = worse(worst, fabs((double)x[i] - y[i]) / absmax[t][i / 64]);
         CHECK(worst <= 0.1520, "largest error %.4f of absmax, half the widest gap is 0.1519", worst);
         CHECK((codes[t][N / 2 - 1 + N % 2] & 15) == 7 || N % 2 == 0, "missing nibble");
         CHECK(lora_nf4_dequantize(ctx, &w, N, 1, y, LORA_F32, &err) == LORA_ESHAPE, "range past the end");

@@ -1,4 +1,5 @@
-/* What the checks of operations share: inputs, refusals, and a hash that compares whole runs bit by bit. */
+/* What the checks of kernels and operations share: random inputs, comparisons, refusals, and a hash that compares whole runs
+ * bit by bit. */
 #ifndef LORA_TESTS_CHECK_OPS_H
 #define LORA_TESTS_CHECK_OPS_H
 
@@ -8,7 +9,10 @@
 #include "lora_c/ops/ctx.h"
 #include "tests/c/check.h"
 
-#define U 0x1p-24
+#define U 0x1p-24 /* half a unit in the last place of a float32 */
+
+/* OK(call(…, ERR)): the call succeeds. REFUSED(LORA_EINVAL, "x: expected", call(…, ERR)): it fails with that text. */
+#define ERR &e_
 #define OK(call)                                                                                                                           \
     do {                                                                                                                                   \
         lora_error e_ = {0};                                                                                                               \
@@ -22,51 +26,26 @@
         CHECK(s_ == (status), "%s: status %d", #call, (int)s_);                                                                            \
         CHECK(strstr(e_.message, text) != NULL, "message without \"%s\": %s", text, e_.message);                                           \
     } while (0)
-#define ERR &e_
 
-static uint64_t state; /* of the random numbers */
-static inline float uniform(float low, float high) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    return low + (high - low) * (float)(state >> 40) * 0x1p-24f;
-}
-static inline float *random_floats(int64_t n, float low, float high) {
-    float *p = calloc((size_t)n + 1, sizeof(float));
-    for (int64_t i = 0; i < n; i++) p[i] = uniform(low, high);
-    return p;
-}
-static inline float *copy_floats(const float *a, int64_t n) {
-    float *p = calloc((size_t)n + 1, sizeof(float));
-    memcpy(p, a, (size_t)n * sizeof(float));
-    return p;
-}
-static inline void close_to(const char *what, double got, double want, double bound) {
-    CHECK(fabs(got - want) <= bound, "%s: got %.9g, expected %.9g, bound %.3g", what, got, want, bound);
-}
+/* Random numbers, the same ones after each restart; the program restarts them before each family. */
+void restart_random(void);
+uint32_t random_word(void);
+float uniform(float low, float high);
+/* Arrays to be freed, one element longer than n. */
+float *random_floats(int64_t n, float low, float high);
+float *copy_floats(const float *a, int64_t n);
 
-/* FNV-1a over the results of a run, to compare runs bit by bit. */
-static uint64_t hash;
-static inline void mix(const void *p, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)p)[i]) * 1099511628211u;
-}
+/* |got - want| <= bound. */
+void close_to(const char *what, double got, double want, double bound);
+/* No element of n is off by more than tolerance times the largest of want. */
+void arrays_close(const char *what, const lora_ctx *ctx, const float *got, const double *want, int64_t n, double tolerance);
+
+/* A run: begin_run restarts the random numbers, mix takes each result, hash_of_run compares runs bit by bit. */
+void begin_run(void);
+void mix(const void *p, size_t bytes);
+uint64_t hash_of_run(void);
 
 /* run gives a hash of its results: the same for any number of threads, on every rung and with every arithmetic it has. */
-static inline void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_arithmetic path)) {
-    FOR_EACH_ISA(isa)
-    for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
-        uint64_t first = 0;
-        for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
-            lora_ctx *ctx = check_ctx(isa, threads);
-            ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
-            ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
-            if (ctx->engine->kernels.gemm.paths[path].micro) {
-                uint64_t got = run(ctx, (lora_gemm_arithmetic)path);
-                if (threads == 1) first = got;
-                CHECK(got == first, "%s, operands %s: %d threads give other bits than 1", lora_isa_name(isa), lora_ctx_operands(ctx),
-                      threads);
-            }
-            lora_ctx_destroy(ctx);
-        }
-    }
-}
+void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_arithmetic path));
 
 #endif

@@ -1,5 +1,5 @@
-/* Optimizers: many arrays at once give the bits of one after another, steps that are refused change nothing, and the state
- * goes out and in again. */
+/* The update against double loops, with the same bits for any number of threads. Optimizers: many arrays at once give the bits of one after
+ * another, steps that are refused change nothing, and the state goes out and in again. */
 #include "tests/c/check_ops.h"
 
 enum { ARRAYS = 7, MOST = 200003 };
@@ -14,7 +14,7 @@ typedef struct arrays {
 
 static arrays make_arrays(void) {
     arrays a;
-    state = 88172645463325252u;
+    restart_random();
     for (int i = 0; i < ARRAYS; i++) {
         a.params[i] = (lora_param){
             .data = random_floats(sizes[i], -1, 1), .grad = random_floats(sizes[i], -1, 1), .n = sizes[i], .decay = i % 2 == 0};
@@ -52,6 +52,41 @@ static double step_one_by_one(lora_ctx *ctx, arrays *a, int64_t step, double lr,
         OK(lora_adamw_step(ctx, 1, &param, a->m[i], a->v[i], &hyper, ERR));
     }
     return norm;
+}
+
+static void check_adamw(lora_ctx *ctx, int64_t n) {
+    float *p = random_floats(n, -1, 1), *m = random_floats(n, 0, 0), *v = random_floats(n, 0, 0);
+    double *wp = malloc((size_t)n * 8), *wm = calloc((size_t)n, 8), *wv = calloc((size_t)n, 8);
+    for (int64_t i = 0; i < n; i++) wp[i] = p[i];
+    lora_adamw_hyper h = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5};
+    for (h.step = 1; h.step <= 5; h.step++) {
+        float *g = random_floats(n, -1, 1);
+        lora_param param = {.data = p, .grad = g, .n = n, .decay = true};
+        double sum, want = 0;
+        OK(lora_adamw_step(ctx, 1, &param, m, v, &h, ERR));
+        OK(lora_sum_of_squares(ctx, 1, &param, &sum, ERR));
+        mix(&sum, sizeof sum);
+        for (int64_t i = 0; i < n; i++) { /* Loshchilov & Hutter, algorithm 2, in float64 */
+            double grad = g[i] * h.grad_scale;
+            want += (double)g[i] * g[i];
+            wm[i] = h.beta1 * wm[i] + (1 - h.beta1) * grad;
+            wv[i] = h.beta2 * wv[i] + (1 - h.beta2) * grad * grad;
+            double mhat = wm[i] / (1 - pow(h.beta1, (double)h.step)), vhat = wv[i] / (1 - pow(h.beta2, (double)h.step));
+            wp[i] = wp[i] * (1 - h.lr * h.weight_decay) - h.lr * mhat / (sqrt(vhat) + h.eps);
+        }
+        close_to("sum_of_squares", sum, want, (double)(n + 1) * 0x1p-52 * want);
+        free(g);
+    }
+    /* Each of 5 steps moves p by at most about lr * 3.2 and rounds it once; the step itself carries about 20 roundings
+     * and those of beta in float32 (the ratio of 1 - beta2 to its float32 value is 1 + 2e-8 here). */
+    for (int64_t i = 0; i < n; i++) close_to("adamw p", p[i], wp[i], 5 * (3 * U * 1.2 + 40 * U * h.lr * 3.2));
+    mix(p, (size_t)n * 4), mix(m, (size_t)n * 4), mix(v, (size_t)n * 4);
+    lora_param over_m = {.data = p, .grad = m, .n = n, .decay = true};
+    h.step = 0;
+    REFUSED(LORA_EINVAL, "step: expected >= 1, got 0", lora_adamw_step(ctx, 1, &over_m, v, v, &h, ERR));
+    h.step = 1;
+    if (n > 0) REFUSED(LORA_EINVAL, "overlapping", lora_adamw_step(ctx, 1, &over_m, v, v, &h, ERR));
+    free(p), free(m), free(v), free(wp), free(wm), free(wv);
 }
 
 static void check_state(lora_ctx *ctx, lora_optimizer *opt, const arrays *want) {
@@ -173,7 +208,15 @@ static void check_failed_allocations(void) {
     lora_ctx_destroy(ctx);
 }
 
+static uint64_t run_updates(lora_ctx *ctx, lora_gemm_arithmetic path) {
+    (void)path;
+    begin_run();
+    check_adamw(ctx, 0), check_adamw(ctx, 1), check_adamw(ctx, 1031), check_adamw(ctx, MOST);
+    return hash_of_run();
+}
+
 void check_optim(void) {
+    check_every_path(run_updates);
     FOR_EACH_ISA(isa)
     for (int threads = 1; threads <= 3; threads++) {
         lora_ctx *ctx = check_ctx(isa, threads);

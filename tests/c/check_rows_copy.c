@@ -85,7 +85,7 @@ void check_rows_copy(void) {
     FOR_EACH_ISA(isa)
     for (int threads = 1; threads <= 3; threads += 2) {
         lora_ctx *ctx = check_ctx(isa, threads);
-        state = 88172645463325252u;
+        restart_random();
         for (int r = 0; r < 4; r++)
             for (int w = 0; w < (r == 3 ? 4 : 5); w++)
                 for (int64_t gap = 0; gap <= GAP; gap += GAP) {

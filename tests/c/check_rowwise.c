@@ -4,68 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "check.h"
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/kernels/rowwise_kernels.h"
-
-#define U 0x1p-24
-enum { GUARD = 16 };
+#include "tests/c/check_ops.h"
+#include "tests/c/row.h"
 
 static const int64_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 127, 172, 257, 509, 576, 1031, 4099, 8209};
 enum { N_SIZES = sizeof sizes / sizeof sizes[0] };
-
-/* n floats between NaN bands, shifted by offset floats from an aligned address. */
-typedef struct row {
-    float *all, *p;
-    int64_t n, offset;
-} row;
-
-static row row_make(int64_t n, int64_t offset) {
-    row r = {malloc((size_t)(n + 2 * GUARD + offset) * sizeof(float)), NULL, n, offset};
-    for (int64_t i = 0; i < n + 2 * GUARD + offset; i++) r.all[i] = NAN;
-    r.p = r.all + GUARD + offset;
-    return r;
-}
-static bool row_guards(row r) {
-    for (int64_t i = 0; i < GUARD + r.offset; i++)
-        if (!isnan(r.all[i])) return false;
-    for (int64_t i = 0; i < GUARD; i++)
-        if (!isnan(r.p[r.n + i])) return false;
-    return true;
-}
-static row row_copy(row a) {
-    row r = row_make(a.n, a.offset);
-    memcpy(r.p, a.p, (size_t)a.n * sizeof(float));
-    return r;
-}
-
-static uint64_t state = 88172645463325252u;
-static float uniform(float low, float high) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    return low + (high - low) * (float)(state >> 40) * 0x1p-24f;
-}
-static row row_random(int64_t n, int64_t offset, float low, float high) {
-    row r = row_make(n, offset);
-    for (int64_t i = 0; i < n; i++) r.p[i] = uniform(low, high);
-    return r;
-}
-
-#define FREE(...)                                                                                                                          \
-    do {                                                                                                                                   \
-        row list_[] = {__VA_ARGS__};                                                                                                       \
-        for (size_t j_ = 0; j_ < sizeof list_ / sizeof list_[0]; j_++) free(list_[j_].all);                                                \
-    } while (0)
-
-/* got against want: |difference| <= bound(i); the guards of got must still be NaN. */
-#define CLOSE(name, got, want, bound)                                                                                                      \
-    do {                                                                                                                                   \
-        CHECK(row_guards(got), "%s %s n=%lld: wrote outside the row", lora_isa_name(isa), name, (long long)(got).n);                       \
-        for (int64_t i = 0; i < (got).n; i++) {                                                                                            \
-            double difference_ = fabs((double)(got).p[i] - (double)(want).p[i]), bound_ = (bound);                                         \
-            CHECK(difference_ <= bound_, "%s %s n=%lld [%lld]: got %.9g, expected %.9g, bound %.3g", lora_isa_name(isa), name,             \
-                  (long long)(got).n, (long long)i, (double)(got).p[i], (double)(want).p[i], bound_);                                      \
-        }                                                                                                                                  \
-    } while (0)
 
 /* A sum of n products in at least 8 lanes: n/8 additions a lane, a few more across lanes. */
 static double sum_factor(int64_t n) { return (double)n / 8.0 + 12.0; }
@@ -305,7 +250,7 @@ static void check_exp_ulp(const lora_rowwise_kernels *k, lora_isa isa) {
             for (int i = 0; i < n; i++) {
                 double exact = exp((double)x[i]);
                 double ulp = ldexp(1.0, (int)floor(log2(exact)) - 23);
-                worst = fmax(worst, fabs(y[i] - exact) / ulp);
+                worst = worse(worst, fabs(y[i] - exact) / ulp);
             }
         }
     }

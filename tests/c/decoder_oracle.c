@@ -5,14 +5,7 @@
 #include <string.h>
 
 #include "lora_c/base/philox.h"
-#include "tests/c/device_mirror.h"
-
-static const double EPS = 1e-5, SCALE = 0.75, ROPE_SCALE = 1.1;
-static const double INV_FREQ[2][OD / 2] = {{1, 0.3, 0.1, 0.02}, {0.7, 0.2, 0.05, 0.01}};
-static const double EMBEDDING_SCALE = 1.5, RESIDUAL_SCALE = 0.6, ATTENTION_SCALE = 0.25, LOGIT_SCALE = 0.5;
-static const double ATTENTION_CAP = 1.25, LOGIT_CAP = 1.5;
-enum { SWITCH = 5 };
-static const uint64_t SEED = 11;
+#include "tests/c/decoder_oracle_numbers.h"
 
 /* --- the model --- */
 
@@ -37,12 +30,6 @@ static int64_t norm_width(const oracle_options *o, int norm) {
 static bool has_norm(const oracle_options *o, int norm) {
     if (norm < LORA_ATTENTION_OUTPUT_NORM) return !o->no_pre_norm;
     return norm < LORA_Q_NORM ? o->post_norm : o->qk_norm != LORA_QK_NORM_NONE;
-}
-
-/* The slot whose A slot reads. */
-static int a_slot(const oracle_options *o, int slot) {
-    if (!o->shared_a) return slot;
-    return slot == LORA_K_PROJ || slot == LORA_V_PROJ ? LORA_Q_PROJ : slot == LORA_UP_PROJ && !o->ungated ? LORA_GATE_PROJ : slot;
 }
 
 oracle_model *oracle_new(oracle_options o) {
@@ -103,134 +90,6 @@ const char *oracle_name(int i) {
     while (within >= first[part + 1]) part++;
     snprintf(name, sizeof name, "layer %d %s %d", i / O_PER_LAYER, parts[part], within - first[part]);
     return name;
-}
-
-/* --- the decoder under test --- */
-
-static bool is_local(const oracle_options *o, int layer) { return o->local_layers && layer < 2; }
-
-static int64_t window_of(const oracle_options *o, int layer) { return o->local_layers && layer == 2 ? 0 : o->window; }
-
-/* -1: no rotation */
-static int rope_of(const oracle_options *o, int layer) { return o->local_layers ? (is_local(o, layer) ? layer : -1) : 0; }
-
-lora_decoder_config oracle_config(const oracle_model *m) {
-    static int32_t windows[O_LAYERS];
-    static int8_t ropes[O_LAYERS];
-    const oracle_options *o = &m->options;
-    for (int i = 0; i < O_LAYERS; i++) {
-        windows[i] = (int32_t)window_of(o, i);
-        ropes[i] = (int8_t)rope_of(o, i);
-    }
-    int64_t rotary = o->partial_rope ? OD / 2 : OD;
-    return (lora_decoder_config){.hidden_size = OH,
-                                 .intermediate_size = OI,
-                                 .num_hidden_layers = O_LAYERS,
-                                 .num_attention_heads = O_HEADS,
-                                 .num_key_value_heads = O_KV_HEADS,
-                                 .head_dim = OD,
-                                 .vocab_size = OV,
-                                 .max_position_embeddings = O_POSITIONS,
-                                 .norm = o->layer_norm ? LORA_NORM_LAYER : LORA_NORM_RMS,
-                                 .norm_eps = EPS,
-                                 .norm_weight_offset = o->offset ? 1 : 0,
-                                 .pre_norm = !o->no_pre_norm,
-                                 .post_norm = o->post_norm,
-                                 .qk_norm = o->qk_norm,
-                                 .activation = o->gelu ? LORA_GELU_TANH : LORA_SILU,
-                                 .gated_mlp = !o->ungated,
-                                 .learned_positions = o->positions,
-                                 .tie_word_embeddings = o->tied,
-                                 .embedding_scale = o->scales ? EMBEDDING_SCALE : 1,
-                                 .residual_scale = o->scales ? RESIDUAL_SCALE : 1,
-                                 .attention_scale = o->scales ? ATTENTION_SCALE : 1 / sqrt(OD),
-                                 .attention_softcap = o->softcaps ? ATTENTION_CAP : 0,
-                                 .logits = {o->scales ? (float)LOGIT_SCALE : 1, o->softcaps ? (float)LOGIT_CAP : 0},
-                                 .sliding_window = windows,
-                                 .n_ropes = o->local_layers || o->switched_rope ? 2 : 1,
-                                 .ropes = {{INV_FREQ[0], rotary, ROPE_SCALE}, {INV_FREQ[1], rotary, ROPE_SCALE}},
-                                 .layer_rope = o->local_layers ? ropes : NULL,
-                                 .rope_switch = o->switched_rope ? SWITCH : 0};
-}
-
-static lora_status set_adapter(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int i, const bool *trains, lora_error *err) {
-    int slot = i % O_PER_LAYER - O_B, a = i - O_B + O_A + a_slot(&m->options, slot) - slot;
-    const oracle_tensor *A = &m->t[a], *B = &m->t[i];
-    lora_adapter adapter = {.rank = OR,
-                            .A = A->w,
-                            .B = B->w,
-                            .dA = !trains || trains[a] ? A->g : NULL,
-                            .dB = !trains || trains[i] ? B->g : NULL,
-                            .scale = (float)SCALE,
-                            .dropout = m->options.dropout,
-                            .dropout_seed = SEED};
-    LORA_TRY(mirror_adapter(ctx, &adapter, B->rows, A->cols, err));
-    return lora_decoder_set_adapter(d, i / O_PER_LAYER, (lora_matrix_slot)slot, &adapter, err);
-}
-
-static lora_status set_matrix(lora_ctx *ctx, lora_decoder *d, int64_t layer, lora_matrix_slot slot, const oracle_tensor *t, float *g,
-                              lora_error *err) {
-    lora_weight w = lora_weight_f32(t->w, t->rows, t->cols, t->cols);
-    LORA_TRY(mirror_matrix(ctx, &w, &g, err));
-    return lora_decoder_set_matrix(d, layer, slot, &w, g, err);
-}
-
-static lora_status set_vector(lora_ctx *ctx, lora_decoder *d, int64_t layer, int slot, const oracle_tensor *t, float *g, lora_error *err) {
-    const float *v = t->w;
-    LORA_TRY(mirror_vector(ctx, &v, t->n, &g, err));
-    return lora_decoder_set_vector(d, layer, (lora_vector_slot)slot, v, t->n, g, err);
-}
-
-static lora_status set_tensor(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int i, const bool *trains, lora_error *err) {
-    static const lora_matrix_slot globals[] = {LORA_EMBED_TOKENS, LORA_LM_HEAD, LORA_EMBED_POSITIONS};
-    const oracle_tensor *t = &m->t[i];
-    float *g = !trains || trains[i] ? t->g : NULL;
-    int64_t layer = i < O_EMBED ? i / O_PER_LAYER : -1;
-    int within = i % O_PER_LAYER, vector = -1;
-    if (!t->w) return LORA_OK;
-    if (i >= O_FINAL_NORM)
-        vector = LORA_FINAL_NORM + (i == O_FINAL_NORM ? 0 : LORA_NORM_BIAS);
-    else if (i >= O_EMBED)
-        return set_matrix(ctx, d, -1, globals[i - O_EMBED], t, g, err);
-    else if (within < O_BIAS)
-        return set_matrix(ctx, d, layer, (lora_matrix_slot)within, t, g, err);
-    else if (within < O_NORM)
-        vector = LORA_BIAS + within - O_BIAS;
-    else if (within < O_NORM_BIAS)
-        vector = within - O_NORM;
-    else if (within < O_A)
-        vector = LORA_NORM_BIAS + within - O_NORM_BIAS;
-    else
-        return within < O_B ? LORA_OK : set_adapter(m, ctx, d, i, trains, err); /* A is set together with B */
-    return set_vector(ctx, d, layer, vector, t, g, err);
-}
-
-void oracle_set_tensor(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int tensor, const bool *trains) {
-    lora_error err = {0};
-    CHECK(set_tensor(m, ctx, d, tensor, trains, &err) == LORA_OK, "%s", err.message);
-}
-
-lora_decoder *oracle_decoder(const oracle_model *m, lora_ctx *ctx, const bool *trains) {
-    lora_decoder_config config = oracle_config(m);
-    lora_decoder *d = NULL;
-    lora_error err = {0};
-    CHECK(lora_decoder_create(ctx, &config, &d, &err) == LORA_OK, "%s", err.message);
-    for (int i = 0; i < O_TENSORS; i++) oracle_set_tensor(m, ctx, d, i, trains);
-    return d;
-}
-
-lora_batch oracle_batch(void) {
-    static const int32_t ids[O_TOKENS] = {3, 17, 3, 36, 0, 8, 21, 21, 5, 30, 3, 12, 9};
-    static const int32_t targets[O_TOKENS] = {17, 3, 36, 0, 11, -7, 21, 5, 30, 3, 12, 9, 36};
-    static const int32_t cu_seqlens[O_SEGMENTS + 1] = {0, 5, 6, O_TOKENS};
-    static const float loss_weight[O_TOKENS] = {1, 0.5f, 1, 0, 1, 0, 0, 1, 1, 2, 0, 1, 0.25f};
-    return (lora_batch){.n_tokens = O_TOKENS,
-                        .n_segments = O_SEGMENTS,
-                        .input_ids = ids,
-                        .cu_seqlens = cu_seqlens,
-                        .targets = targets,
-                        .loss_weight = loss_weight,
-                        .dropout_step = 5};
 }
 
 /* --- the oracle --- */
@@ -405,4 +264,23 @@ double oracle_loss(const oracle_model *m, const lora_batch *batch, bool training
         loss += (double)batch->loss_weight[t] * (log(sum) - logits[t * OV + batch->targets[t]]);
     }
     return loss;
+}
+
+/* The step error h^2 / 6 f''' is near 1e-9, the rounding error 1e-15 / h. */
+double oracle_slope(oracle_model *m, int tensor, int64_t i) {
+    lora_batch batch = oracle_batch();
+    const double h = 3e-5;
+    double *p = &m->t[tensor].p[i], kept = *p, side[2];
+    for (int s = 0; s < 2; s++) {
+        *p = kept + (s ? -h : h);
+        side[s] = oracle_loss(m, &batch, true);
+    }
+    *p = kept;
+    return (side[0] - side[1]) / (2 * h);
+}
+
+double oracle_largest(const float *g, int64_t n) {
+    double top = 0;
+    for (int64_t i = 0; i < n; i++) top = fmax(top, fabs((double)g[i]));
+    return top;
 }

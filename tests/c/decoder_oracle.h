@@ -66,6 +66,18 @@ lora_batch oracle_batch(void);
 void oracle_logits(const oracle_model *m, const lora_batch *batch, bool training, double *logits); /* (n_tokens, OV) */
 double oracle_loss(const oracle_model *m, const lora_batch *batch, bool training);
 
+/* Its slope along one element of a tensor, by central differences, in training. */
+double oracle_slope(oracle_model *m, int tensor, int64_t i);
+double oracle_largest(const float *g, int64_t n);
+
+/* A training step of the decoder with loss scale 0.5; the gradients lie in m afterwards. */
+double oracle_step(oracle_model *m, lora_decoder *d);
+/* Checks that they have the same bits. */
+void oracle_same_gradients(const oracle_model *got, const oracle_model *want, const char *what);
+
+/* Parts of the family "decoder" in files of their own. */
+void check_bf16_activations(oracle_options options);
+void check_weight_formats(oracle_options options);
 void check_decoder_cache(void);
 void check_decoder_refusals(void);
 

@@ -79,7 +79,8 @@ static void compare(const char *name, const char *where, const op_values *got, c
     double worst = 0, top = 0, rounding = got->kind == VALUES_BF16 ? 0x1p-8 : 0;
     for (int64_t i = 0; i < got->n; i++) {
         top = fmax(top, fabs(value_at(want, i)));
-        worst = fmax(worst, fabs(value_at(got, i) - value_at(want, i)));
+        double off = fabs(value_at(got, i) - value_at(want, i));
+        worst = worse(worst, off);
     }
     CHECK(worst <= (tolerance + rounding) * top, "%s on %s: %s is off by %.3g of %.3g", name, where, got->what, worst, top);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,29 @@ def test_a_step_uploads_a_batch_and_downloads_two_numbers(
     assert steps[0]["uploads"] == accumulation and steps[0]["uploaded_bytes"] < 2048 * accumulation
     assert steps[0]["downloads"] == steps[0]["syncs"] == accumulation + 1
     assert steps[0]["downloaded_bytes"] == 8 * (accumulation + 1)
+
+
+# Every device of the fake kind maps its memory twice.
+OPENED_AT_ONCE = """
+import threading
+from pathlib import Path
+from lora_c import _core
+start, found = threading.Barrier(8), []
+def use():
+    start.wait()
+    found.append(_core.transfers("fake"))
+threads = [threading.Thread(target=use) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(found), Path("/proc/self/maps").read_text().count("lora_fake_device"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_threads_that_use_a_device_for_the_first_time_open_it_once(fake: str) -> None:
+    for _ in range(5):
+        run = subprocess.run([sys.executable, "-c", OPENED_AT_ONCE], check=True, capture_output=True, text=True)
+        assert run.stdout == "8 2\n"
 
 
 def test_memory_is_that_of_the_device(make_trainer: Callable[..., Trainer]) -> None:

@@ -14,7 +14,10 @@ extern "C" {
 
 enum {
     LORA_LINEAR_LAYERS = 4, /* of one call */
-    LORA_SMALL_M = 24,      /* tokens: up to here rows of W are read as they are, beyond they are packed */
+    /* Tokens: up to here rows of W are read as they are, beyond they are packed. NF4 of 2048 x 2048 on one core of an AMD EPYC
+     * (Zen 4, AVX-512): packing from 17 tokens on is 1.2 (exact) to 1.4 times (bfloat16) as fast at 18 to 24 tokens; reading up
+     * to 64 is 0.8 and 0.65 times as fast at 28 to 48. Another limit gives other bits. */
+    LORA_SMALL_M = 24,
     LORA_DECODE_BATCH = 16, /* tokens: up to here the result of each has the bits that it gets alone */
 };
 

@@ -149,25 +149,4 @@ static void exp_row(int64_t n, const float *x, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] = x[i] < -87.3f ? 0.0f : (float)exp(x[i]);
 }
 
-void lora_rowwise_fill_ref(lora_rowwise_kernels *k) {
-    *k = (lora_rowwise_kernels){
-        .rmsnorm_forward = rmsnorm_forward,
-        .rmsnorm_backward = rmsnorm_backward,
-        .layernorm_forward = layernorm_forward,
-        .layernorm_backward = layernorm_backward,
-        .rope = rope,
-        .swiglu_forward = swiglu_forward,
-        .swiglu_backward = swiglu_backward,
-        .geglu_forward = geglu_forward,
-        .geglu_backward = geglu_backward,
-        .softcap_forward = softcap_forward,
-        .softcap_backward = softcap_backward,
-        .max = row_max,
-        .exp_sum = exp_sum,
-        .adamw = adamw,
-        .sum_of_squares = sum_of_squares,
-        .axpy = axpy,
-        .scale = scale_row,
-        .exp = exp_row,
-    };
-}
+void lora_rowwise_fill_ref(lora_rowwise_kernels *k) { LORA_ROWWISE_SLOTS(LORA_ROWWISE_ASSIGN) }

@@ -6,15 +6,10 @@
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/nf4_kernels.h"
 #include "lora_c/kernels/tmpl/nf4_cells.h"
+#include "lora_c/kernels/tmpl/nf4_source.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
-
-enum {
-    GROUP = 32,
-    BATCH = 1024,    /* elements whose scales are found together; they stay in the L1 cache */
-    PREFETCH = 8192, /* bytes ahead: two batches; 80 % of the speed of a plain read stream instead of 50 % without */
-};
 
 /* Byte tables for pshufb, each 16 bytes in both halves: cells 0 .. 15 and cells -16 .. -1. */
 typedef struct cell_tables {
@@ -36,9 +31,6 @@ static cell_tables load_tables(void) {
     }
     return t;
 }
-
-/* In what follows dtype is a constant: each function is compiled once for every source. */
-LORA_INLINE const void *at(const void *src, lora_dtype dtype, int64_t i) { return (const char *)src + i * (dtype == LORA_F32 ? 4 : 2); }
 
 LORA_INLINE __m256 load_8(const void *x, lora_dtype dtype) {
     if (dtype == LORA_F32) return _mm256_loadu_ps(x);
@@ -123,40 +115,12 @@ LORA_INLINE __m128i pack_nibbles(__m256i codes) {
     return _mm_unpacklo_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
 }
 
-LORA_INLINE int64_t quantize_of(const void *x, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
-    const cell_tables tables = load_tables();
-    /* The scales of a batch come first: their latency (reduction, division) then overlaps instead of adding up. */
-    int64_t batch = block_size < BATCH ? BATCH / block_size : 1;
-    for (int64_t first = 0; first < n_blocks; first += batch, absmax += batch) {
-        int64_t n = lora_min_i64(batch, n_blocks - first);
-        float inverse[BATCH / GROUP];
-        for (int64_t b = 0; b < n; b++) {
-            uint32_t top = top_magnitude(at(x, dtype, b * block_size), dtype, block_size);
-            if (top >= 0x7f800000) return first + b;
-            absmax[b] = lora_f32_bits(top);
-            inverse[b] = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
-        }
-        for (int64_t b = 0; b < n; b++) {
-            bool fits = absmax[b] >= LORA_NF4_CELL_MIN_ABSMAX;
-            __m256 scale = _mm256_set1_ps(inverse[b] * 32768.0f);
-            for (int64_t i = 0; i < block_size; i += GROUP, x = at(x, dtype, GROUP), codes += GROUP / 2) {
-                _mm_prefetch((const char *)x + PREFETCH, _MM_HINT_T0);
-                if (dtype == LORA_F32) _mm_prefetch((const char *)x + PREFETCH + 64, _MM_HINT_T0);
-                __m256i c = fits ? group_codes(x, dtype, inverse[b], scale, &tables) : exact_codes(x, dtype, inverse[b]);
-                _mm_storeu_si128((__m128i *)codes, pack_nibbles(c));
-            }
-        }
-    }
-    return n_blocks;
+LORA_INLINE __m128i packed_codes(const void *x, lora_dtype dtype, float inverse, bool fits, const cell_tables *t) {
+    __m256 scale = _mm256_set1_ps(inverse * 32768.0f);
+    return pack_nibbles(fits ? group_codes(x, dtype, inverse, scale, t) : exact_codes(x, dtype, inverse));
 }
 
-static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
-    switch (dtype) {
-    case LORA_F32: return quantize_of(src, LORA_F32, n_blocks, block_size, codes, absmax);
-    case LORA_BF16: return quantize_of(src, LORA_BF16, n_blocks, block_size, codes, absmax);
-    default: return quantize_of(src, LORA_F16, n_blocks, block_size, codes, absmax);
-    }
-}
+#include "lora_c/kernels/tmpl/nf4_quantize_tmpl.h"
 
 /* The table as four byte planes, so that one pshufb looks up 32 codes. */
 static void load_planes(const float *lut, __m256i planes[4]) {
