@@ -16,7 +16,7 @@ from .data import F32, AdapterArrays, MatrixArrays, TokenRows, specs_by_name
 from .peft_format import PREFIX
 
 if TYPE_CHECKING:
-    from .._core import AdapterSlots
+    from .._core import DecoderAdapters
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class AdapterSet:
     def __init__(self, decoder: Parts, weights: Mapping[str, Any], tied: bool) -> None:
         self._decoder, self._weights, self._tied = decoder, weights, tied
         self._named: dict[str, Adapter] = {}
-        self._slots: dict[str, AdapterSlots] = {}  # of those that were used beside others
+        self._slots: dict[str, DecoderAdapters] = {}  # of those that were used beside others
         self.active_name: str | None = None
 
     @property
@@ -189,7 +189,7 @@ class AdapterSet:
         return name is None or not _changes_base(self._named[name])
 
     @contextmanager
-    def side_by_side(self, names: Sequence[str | None]) -> Iterator[list[AdapterSlots | None] | None]:
+    def side_by_side(self, names: Sequence[str | None]) -> Iterator[list[DecoderAdapters | None] | None]:
         """What `Decoder.decode` is told of the adapters of its sequences, while a block runs.
 
         None where all have the adapter in use, or one that is not shareable, which is in use meanwhile.
@@ -208,7 +208,7 @@ class AdapterSet:
             if meanwhile != active:
                 self.activate(active)
 
-    def _slots_of(self, name: str) -> AdapterSlots:
+    def _slots_of(self, name: str) -> DecoderAdapters:
         if name not in self._slots:
             slots = self._slots[name] = self._decoder.new_adapters()
             for matrix, layer in self._named[name].layers.items():

@@ -13,7 +13,7 @@ from .._core import Decoder, NF4Tensor, Parameter
 from ..families.architectures import WeightSpec
 
 if TYPE_CHECKING:
-    from .._core import AdapterSlots
+    from .._core import DecoderAdapters
 
 
 class Parts:
@@ -41,11 +41,11 @@ class Parts:
         for part, first in self._parts.get(name, ()):
             self._decoder.set_adapter(part, A, B, row=first, **options)
 
-    def new_adapters(self) -> AdapterSlots:
+    def new_adapters(self) -> DecoderAdapters:
         """As `Decoder.new_adapters`."""
         return self._decoder.new_adapters()
 
-    def fill_slots(self, slots: AdapterSlots, name: str, A: Parameter, B: Parameter, scale: float) -> None:
+    def fill_slots(self, slots: DecoderAdapters, name: str, A: Parameter, B: Parameter, scale: float) -> None:
         """Put an update into slots of `new_adapters`."""
         if name not in self._parts:
             slots.set(name, A, B, scale=scale)
