@@ -226,7 +226,7 @@ def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str |
 def merge_adapter(model: Model) -> None:
     """Fold the adapter into this model's float32 weights, as PEFT does; `unmerge_adapter` takes it out again.
 
-    Taking it out restores each weight up to one float32 rounding, with DoRA exactly.
+    Taking it out restores each weight up to two roundings of float32 sums, with DoRA exactly.
     """
     if model.adapter_config is None or model.is_merged:
         state = "a merged one" if model.is_merged else "none"
