@@ -41,7 +41,7 @@ def promises() -> list[tuple[str, str]]:
         for comment in COMMENT.finditer(text):
             declared = DECLARED.match(text, comment.end())
             assert declared, f"{header}: nothing is declared behind {comment[0][:60]!r}"
-            name = declared["slot"] or declared["function"] or header.name
+            name = declared["slot"] or declared["function"] or header.relative_to(ROOT).as_posix()
             found.append((header.relative_to(ROOT).as_posix(), name))
     return found
 
