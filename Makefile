@@ -23,10 +23,10 @@ WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 SOURCES := $(shell find lora_c -name '*.[ch]')
 C_FILES = $(SOURCES) $(wildcard tests/c/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch])
-PYTHON_FILES := python tests examples benchmarks setup.py
+PYTHON_FILES := python tests tools examples benchmarks setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
+.PHONY: help demo api test check asan headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -69,6 +69,9 @@ lint: $(VENV)/installed layers ## layers, symbols, spills and format of the C tr
 format: $(VENV)/installed ## write every file as `make lint` wants it
 	@$(BIN)/clang-format -i $(C_FILES)
 	$(BIN)/ruff format $(PYTHON_FILES)
+
+api: $(VENV)/installed ## write docs/API.md from the docstrings
+	$(BIN)/python tools/make_api.py
 
 stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 	$(BIN)/python -m mypy.stubtest lora_c._core

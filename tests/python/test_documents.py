@@ -1,7 +1,7 @@
 """The documents name files that exist, and no feature without a test.
 
-How a path may be written: from the top of the repository; from `python/lora_c`, `lora_c` or `lora_c/include/lora_c`; or, in a paragraph or
-a row of a table, from the folder of a path that stands before it. `<name>` and `*` stand for anything.
+How a path may be written: from the top of the repository; from `python/lora_c`, `lora_c` or `lora_c/include/lora_c`; or, in a
+paragraph or a row of a table, from the folder of a path that stands before it. `<name>` and `*` stand for anything.
 """
 
 from __future__ import annotations

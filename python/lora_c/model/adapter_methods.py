@@ -44,7 +44,9 @@ def add_adapter(
     config : LoraConfig, optional
         Or its fields as keywords.
     name : str
-        For `set_adapter`, where the model has several; `adapter_name` is the same, and so is PEFT's order, name first.
+        For `set_adapter`, where the model has several; PEFT's order, name first, is taken, too.
+    adapter_name : str, optional
+        PEFT's word for `name`.
     **options
         Fields of a LoraConfig, in its place.
 
@@ -82,7 +84,9 @@ def load_adapter(
     path : path or str
         An adapter of PEFT or mlx-lm; which one is seen from the files. Or a name on the Hugging Face Hub.
     name : str
-        For `set_adapter`, where the model has several; `adapter_name` is the same.
+        For `set_adapter`, where the model has several.
+    adapter_name : str, optional
+        PEFT's word for `name`.
     is_trainable : bool
         Whether training changes it.
     revision : str, optional
@@ -148,7 +152,9 @@ def set_adapter(model: Model, name: str | None = None, *, adapter_name: str | No
     Parameters
     ----------
     name : str, optional
-        One of `model.adapter_names`; `adapter_name` is the same.
+        One of `model.adapter_names`.
+    adapter_name : str, optional
+        PEFT's word for `name`.
 
     Raises
     ------
@@ -207,7 +213,9 @@ def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str |
     Parameters
     ----------
     name : str, optional
-        By default the one in use; `adapter_name` is the same.
+        By default the one in use.
+    adapter_name : str, optional
+        PEFT's word for `name`.
 
     Raises
     ------

@@ -129,15 +129,18 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the data."""
         per_step = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
         return steps_per_epoch(len(self.train_data), per_step)
 
     @property
     def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
         return total_steps(len(self.train_data), self.config)
 
     @property
     def warmup_steps(self) -> int:
+        """Optimizer steps in which the learning rate grows."""
         return self.config.warmup_steps or math.ceil(self.total_steps * self.config.warmup_ratio)
 
     def train(self, resume: bool | str | Path = False, allow_changes: bool = False, overwrite: bool = False) -> TrainResult:
@@ -239,7 +242,17 @@ class Trainer:
         return self.result
 
     def call(self, event: str, done: int, ending: Ending | None = None) -> None:
-        """Call the callbacks, which may do anything with the model but exchange what is trained."""
+        """Call the callbacks, which may do anything with the model but exchange what is trained.
+
+        Parameters
+        ----------
+        event : str
+            The name of their method.
+        done : int
+            Steps done.
+        ending : str, optional
+            How the run ended, for "on_stop".
+        """
         if not self.callbacks.given:
             return
         self.callbacks.call(event, state_of(self, done, ending))
@@ -261,7 +274,13 @@ class Trainer:
         return self.data_digest, model_digest(self.model)
 
     def resume_from(self, resume: bool | str | Path, allow_changes: bool = False) -> int:
-        """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there."""
+        """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there.
+
+        Parameters
+        ----------
+        resume, allow_changes
+            As `train` takes them.
+        """
         return take_up(self, resume, allow_changes)
 
     def evaluate(self, dataset: Dataset | None = None) -> float:
