@@ -28,7 +28,7 @@ C_FILES = $(SOURCES) $(wildcard tests/c/*.[ch] tests/fake_device/*.[ch] benchmar
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo test check asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
+.PHONY: help demo api test check asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -79,6 +79,9 @@ lint: $(VENV)/installed layers ## layers, symbols, spills and format of the C tr
 format: $(VENV)/installed ## write every file as `make lint` wants it
 	@$(BIN)/clang-format -i $(C_FILES)
 	$(BIN)/ruff format $(PYTHON_FILES)
+
+api: $(VENV)/installed ## write docs/API.md from the docstrings
+	$(BIN)/python tools/make_api.py
 
 stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 	$(BIN)/python -m mypy.stubtest lora_c._core

@@ -175,12 +175,16 @@ static int apart_from_weights(const decoder *self, const lora_py_array *out) {
     return 0;
 }
 
-PyDoc_STRVAR(loss_doc, "loss($self, input_ids, cu_seqlens, targets, loss_weight, /, *, token_loss=None)\n--\n\n"
-                       "The loss of forward_backward() without gradients and without dropout.\n\n"
-                       "Parameters\n----------\ntoken_loss : array, optional\n    float32 (n_tokens,), receives the unweighted loss of "
-                       "each token, 0 where loss_weight is 0.\n\n"
-                       "Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats.\n\n"
-                       "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
+PyDoc_STRVAR(
+    loss_doc,
+    "loss($self, input_ids, cu_seqlens, targets, loss_weight, /, *, token_loss=None)\n--\n\n"
+    "The loss of forward_backward() without gradients and without dropout.\n\n"
+    "Parameters\n----------\n"
+    "input_ids, cu_seqlens, targets : int32 or int64 array, or list of int\n    As given to forward_backward().\n"
+    "loss_weight : array\n    float32; 0 where a position carries no loss.\n"
+    "token_loss : array, optional\n    float32 (n_tokens,), receives the unweighted loss of each token, 0 where loss_weight is 0.\n\n"
+    "Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats.\n\n"
+    "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
 
 static PyObject *decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "", "token_loss", NULL};
@@ -237,7 +241,9 @@ static PyObject *rows_of_batch(decoder *self, PyObject *ids, PyObject *cu, int64
 
 PyDoc_STRVAR(logits_doc, "logits($self, input_ids, cu_seqlens=None, /)\n--\n\n"
                          "The logits of every position.\n\n"
-                         "Parameters\n----------\ncu_seqlens : optional\n    By default all tokens are one segment.\n\n"
+                         "Parameters\n----------\n"
+                         "input_ids : int32 or int64 array, or list of int\n    Tokens of all segments, one behind the other.\n"
+                         "cu_seqlens : int32 or int64 array, or list of int, optional\n    By default all tokens are one segment.\n\n"
                          "Returns\n-------\nndarray\n    float32 (n_tokens, vocab_size).\n\n"
                          "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
 
@@ -250,10 +256,11 @@ static PyObject *decoder_logits(PyObject *o, PyObject *args) {
 PyDoc_STRVAR(hidden_states_doc,
              "hidden_states($self, input_ids, layer, cu_seqlens=None, /)\n--\n\n"
              "What goes into a layer, or out of the last one.\n\n"
-             "Parameters\n----------\nlayer : int\n    0: the embeddings; i: after i layers; the number of layers: after the last one and "
-             "the final\n"
-             "    norm, which is what the head reads. These are the hidden_states of transformers.\n"
-             "cu_seqlens : optional\n    By default all tokens are one segment.\n\n"
+             "Parameters\n----------\n"
+             "input_ids : int32 or int64 array, or list of int\n    Tokens of all segments, one behind the other.\n"
+             "layer : int\n    0: the embeddings; i: after i layers; the number of layers: after the last one and the final norm,\n    "
+             "which is what the head reads. These are the hidden_states of transformers.\n"
+             "cu_seqlens : int32 or int64 array, or list of int, optional\n    By default all tokens are one segment.\n\n"
              "Returns\n-------\nndarray\n    float32 (n_tokens, hidden_size).\n\n"
              "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward(), or there is no such layer.");
 
@@ -292,7 +299,10 @@ static PyObject *decoder_free_activations(PyObject *o, PyObject *unused) {
 
 PyDoc_STRVAR(
     arena_bytes_doc,
-    "arena_bytes($self, n_tokens, /, *, training=True)\n--\n\nReturn the bytes of activations for a batch of n_tokens, before it runs.");
+    "arena_bytes($self, n_tokens, /, *, training=True)\n--\n\nReturn the bytes of activations for a batch of n_tokens, before it runs.\n\n"
+    "Parameters\n----------\n"
+    "n_tokens : int\n    Tokens of the batch, all segments together.\n"
+    "training : bool\n    With what the backward pass needs.");
 
 static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "training", NULL};
@@ -318,6 +328,9 @@ static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *given) {
 
 PyDoc_STRVAR(new_cache_doc, "new_cache($self, max_tokens, n_sequences=1, /)\n--\n\n"
                             "Return a KVCache for n_sequences sequences of up to max_tokens tokens each.\n\n"
+                            "Parameters\n----------\n"
+                            "max_tokens : int\n    Of each sequence.\n"
+                            "n_sequences : int\n    How many sequences there are.\n\n"
                             "Raises\n------\nValueError\n    A size is out of range.\nMemoryError\n    It does not fit in memory.");
 
 static PyObject *decoder_new_cache(PyObject *o, PyObject *args) {
@@ -531,16 +544,21 @@ PyDoc_STRVAR(
     "A decoder: forward and backward over a packed batch, and decoding with a KV cache. What differs between the families of\n"
     "models is an argument.\n\n"
     "Parameters\n----------\n"
-    "hidden_size, ... : int\n    As in config.json of a Hugging Face folder.\n"
-    "norm : 'rms' or 'layer'\n    Kind of all norms; norm_eps is added under the root, norm_weight_offset to the weight (Gemma: 1).\n"
+    "hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim : int\n"
+    "    As in config.json of a Hugging Face folder.\n"
+    "vocab_size, max_position_embeddings : int\n    As there, too.\n"
+    "norm : 'rms' or 'layer'\n    Kind of all norms.\n"
+    "norm_eps, norm_weight_offset : float\n    Added under the root, and to the weight (Gemma: 1).\n"
     "pre_norm, post_norm : bool\n    Norms of the inputs and of the outputs of attention and MLP; at least one of them.\n"
     "qk_norm : 'none', 'head' or 'row'\n    RMSNorm of queries and keys before the rotation, head by head or all heads together.\n"
-    "activation : 'silu' or 'gelu_tanh'\n    Of gate_proj's output, which multiplies up_proj's; with gated_mlp=False of up_proj's output.\n"
+    "activation : 'silu' or 'gelu_tanh'\n    Of gate_proj's output, which multiplies up_proj's.\n"
+    "gated_mlp : bool\n    Else there is no gate_proj, and the activation is of up_proj's output.\n"
     "learned_positions : bool\n    An embedding of the position (embed_positions) is added to that of the token.\n"
+    "tie_word_embeddings : bool\n    The embedding is the head, too.\n"
     "embedding_scale, residual_scale : float\n    Multiply the embedding, and what attention and MLP add to the residual stream.\n"
     "attention_scale : float\n    Multiplies query times key; 0: 1 / sqrt(head_dim).\n"
-    "attention_softcap, logit_softcap : float\n    c tanh(x / c) of scores and logits; 0: none. Logits are multiplied by logit_scale "
-    "first.\n"
+    "attention_softcap, logit_softcap : float\n    c tanh(x / c) of scores and logits; 0: none.\n"
+    "logit_scale : float\n    Logits are multiplied by this first.\n"
     "sliding_window : int or sequence of int\n    For all layers or one for each: a position sees this many keys, itself included; 0: "
     "all.\n"
     "rope_inv_freq : array\n    float64, at most head_dim / 2: angle per position of each pair; fewer turn only the start of a head. None: "

@@ -51,10 +51,11 @@ static int64_t bytes_of(lora_ggml_type type, int64_t rows, int64_t cols) {
 
 PyDoc_STRVAR(
     from_blocks_doc,
-    "from_blocks($type, blocks, shape, type)\n--\n\n"
+    "from_blocks($cls, blocks, shape, type)\n--\n\n"
     "Take a matrix as a GGUF file has it, without a copy. The memory is kept alive and must not change.\n\n"
     "Shapes\n------\nblocks (n_bytes,) uint8: rows of whole blocks, one behind the other.\n\n"
     "Parameters\n----------\n"
+    "blocks : array\n    As they lie in the file.\n"
     "shape : tuple of two int\n    (out_features, in_features); in_features is a multiple of the block's weights.\n"
     "type : str\n    F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K.\n\n"
     "Returns\n-------\nGGMLTensor\n\n"
@@ -96,7 +97,7 @@ static PyObject *ggml_from_blocks(PyObject *cls, PyObject *args, PyObject *kwarg
     return lora_py_publish(self);
 }
 
-PyDoc_STRVAR(quantize_doc, "quantize($type, w, /, *, type=\'Q8_0\')\n--\n\n"
+PyDoc_STRVAR(quantize_doc, "quantize($cls, w, /, *, type=\'Q8_0\')\n--\n\n"
                            "Quantize a matrix to blocks of 32 8-bit codes.\n\n"
                            "Shapes\n------\nw (out_features, in_features), C-contiguous; in_features is a multiple of 32.\n\n"
                            "Parameters\n----------\n"

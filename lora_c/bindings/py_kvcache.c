@@ -55,6 +55,9 @@ PyDoc_STRVAR(
     truncate_doc,
     "truncate($self, sequence, length, /)\n--\n\n"
     "Cut a sequence to its first tokens; 0 forgets all.\n\n"
+    "Parameters\n----------\n"
+    "sequence : int\n    Which one.\n"
+    "length : int\n    How many of its tokens stay.\n\n"
     "Raises\n------\nValueError\n    length is larger than the present one.\nRuntimeError\n    Another thread is using this cache.");
 
 static PyObject *kvcache_truncate(PyObject *o, PyObject *args) {

@@ -272,7 +272,7 @@ PyDoc_STRVAR(forward_doc,
              "Returns\n-------\nndarray\n    out, or a new array.\n\n"
              "Raises\n------\nValueError\n    A shape or stride does not fit, or out overlaps an input.\n"
              "TypeError\n    Another element type.\nRuntimeError\n    Another thread is using this layer.\n\n"
-             "Notes\n-----\nError bound c (K + R) 2^-24 |x||W|; the same bits for any number of threads.\n\n"
+             "Notes\n-----\nError bound (2 K + R + 16) 2^-24 (|x||W| + s |x||A||B| + |bias|); the same bits for any number of threads.\n\n"
              "Source\n------\nLoRA, arXiv:2106.09685, eq. 3; QLoRA, arXiv:2305.14314, eq. 5.");
 
 static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {

@@ -24,7 +24,10 @@ PyDoc_STRVAR(
     "linear($module, x, w, /, bias=None)\n--\n\n"
     "y = x w^T + bias.\n\n"
     "Shapes\n------\nx (..., in_features) float32; w (out_features, in_features); bias (out_features,); result (..., out_features).\n\n"
-    "Parameters\n----------\nw : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
+    "Parameters\n----------\n"
+    "x : array\n    Input.\n"
+    "w : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n"
+    "bias : array, optional\n    float32; added to each row.\n\n"
     "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
     "Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, without the adapter.");
 
@@ -53,6 +56,10 @@ PyDoc_STRVAR(linear_backward_doc,
              "The gradients of linear: dx = dy w and, when x is given, (dx, dw, dbias) with dw = dy^T x and dbias = sum of dy.\n\n"
              "Shapes\n------\ndy (..., out_features); w (out_features, in_features); x and dx (..., in_features); dw like w; dbias "
              "(out_features,).\n\n"
+             "Parameters\n----------\n"
+             "dy : array\n    Gradient of the result.\n"
+             "w : NF4Tensor, GGMLTensor, Parameter or array\n    As given to linear().\n"
+             "x : array, optional\n    As given to linear(); with it the gradients of w and bias are computed, too.\n\n"
              "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
              "Source\n------\nQLoRA, arXiv:2305.14314, eq. 5, differentiated.");
 
@@ -80,12 +87,13 @@ static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *
 
 /* --- embedding ---------------------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(embedding_doc,
-             "embedding($module, ids, w, /)\n--\n\n"
-             "w[ids].\n\n"
-             "Shapes\n------\nids (M,) integers; w (V, H); result (M, H) float32.\n\n"
-             "Parameters\n----------\nw : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
-             "Raises\n------\nValueError\n    An id is not in 0 ... V - 1 (its index is named), or a shape does not fit.");
+PyDoc_STRVAR(embedding_doc, "embedding($module, ids, w, /)\n--\n\n"
+                            "w[ids].\n\n"
+                            "Shapes\n------\nids (M,) integers; w (V, H); result (M, H) float32.\n\n"
+                            "Parameters\n----------\n"
+                            "ids : array or list of int\n    Rows of w.\n"
+                            "w : NF4Tensor, GGMLTensor, Parameter or array\n    NF4, GGUF blocks, float32 or bfloat16.\n\n"
+                            "Raises\n------\nValueError\n    An id is not in 0 ... V - 1 (its index is named), or a shape does not fit.");
 
 static PyObject *op_embedding(PyObject *module, PyObject *args) {
     PyObject *ids_given, *w_given;
@@ -104,6 +112,10 @@ static PyObject *op_embedding(PyObject *module, PyObject *args) {
 PyDoc_STRVAR(embedding_backward_doc, "embedding_backward($module, ids, dy, vocab_size, /)\n--\n\n"
                                      "The gradient of embedding: dw[v] is the sum of dy[m] over ids[m] == v.\n\n"
                                      "Shapes\n------\nids (M,) integers; dy (M, H) float32; result (vocab_size, H).\n\n"
+                                     "Parameters\n----------\n"
+                                     "ids : array or list of int\n    As given to embedding().\n"
+                                     "dy : array\n    Gradient of the result.\n"
+                                     "vocab_size : int\n    Rows of the embedding.\n\n"
                                      "Raises\n------\nValueError\n    An id is not in 0 ... vocab_size - 1, or a shape does not fit.");
 
 static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
@@ -135,7 +147,10 @@ PyDoc_STRVAR(
     "The loss of a linear head without ever holding all logits.\n\n"
     "Shapes\n------\nx (M, H) float32; w (V, H); targets (M,) integers; loss_weight (M,) float32.\n\n"
     "Parameters\n----------\n"
+    "x : array\n    What the head reads.\n"
     "w : NF4Tensor, GGMLTensor, Parameter or array\n    The head.\n"
+    "targets : array or list of int\n    The token that each row must predict.\n"
+    "loss_weight : array\n    0 where a row carries no loss.\n"
     "gradients : bool\n    Compute them too.\n"
     "grad_scale : float\n    Multiplies the gradients.\n"
     "logit_scale, logit_softcap : float\n    Logits are c tanh(logit_scale x w^T / c) with c = logit_softcap; 0: without tanh.\n\n"
@@ -266,6 +281,8 @@ PyDoc_STRVAR(attention_doc, "attention($module, q, k, v, cu_seqlens, /, *, scale
                             "(segments + 1,): 0 and the ends of the\n"
                             "segments; result like q. float32.\n\n"
                             "Parameters\n----------\n"
+                            "q, k, v : array\n    Queries, keys and values.\n"
+                            "cu_seqlens : array or list of int\n    0 and the ends of the segments.\n"
                             "scale : float, optional\n    By default 1 / sqrt(D).\n"
                             "sliding_window : int\n    A query sees this many keys, itself included; 0: all before it.\n"
                             "softcap : float\n    Scores are softcap tanh(score / softcap); 0: without tanh.\n\n"
@@ -308,6 +325,13 @@ PyDoc_STRVAR(attention_backward_doc,
              "attention_backward($module, dout, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0, softcap=0.0)\n--\n\n"
              "The gradients (dq, dk, dv) of attention.\n\n"
              "Shapes\n------\ndout, q and dq (M, heads, D); k, v, dk and dv (M, kv_heads, D). float32.\n\n"
+             "Parameters\n----------\n"
+             "dout : array\n    Gradient of the result.\n"
+             "q, k, v : array\n    As given to attention().\n"
+             "cu_seqlens : array or list of int\n    As given to attention().\n"
+             "scale : float, optional\n    As given to attention().\n"
+             "sliding_window : int\n    As given to attention().\n"
+             "softcap : float\n    As given to attention().\n\n"
              "Raises\n------\nValueError, TypeError\n    As attention().\n\n"
              "Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 2.");
 

@@ -97,6 +97,11 @@ static PyObject *norm_backward(PyObject *module, lora_norm *norm, PyObject *dy_g
 PyDoc_STRVAR(rmsnorm_doc, "rmsnorm($module, x, weight, /, *, eps=1e-05, weight_offset=0.0)\n--\n\n"
                           "y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight), row by row.\n\n"
                           "Shapes\n------\nx (..., H); weight (H,); result like x. float32.\n\n"
+                          "Parameters\n----------\n"
+                          "x : array\n    Rows to norm.\n"
+                          "weight : array\n    Multiplies each row.\n"
+                          "eps : float\n    Added under the root.\n"
+                          "weight_offset : float\n    Added to the weight.\n\n"
                           "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                           "Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4; Gemma has the offset 1.");
 
@@ -111,6 +116,10 @@ static PyObject *op_rmsnorm(PyObject *module, PyObject *args, PyObject *kwargs) 
 PyDoc_STRVAR(rmsnorm_backward_doc, "rmsnorm_backward($module, dy, x, weight, /, *, eps=1e-05, weight_offset=0.0)\n--\n\n"
                                    "The gradients (dx, dweight) of rmsnorm.\n\n"
                                    "Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight (H,). float32.\n\n"
+                                   "Parameters\n----------\n"
+                                   "dy : array\n    Gradient of the result.\n"
+                                   "x, weight : array\n    As given to rmsnorm().\n"
+                                   "eps, weight_offset : float\n    As given to rmsnorm().\n\n"
                                    "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                                    "Source\n------\nRMSNorm, arXiv:1910.07467, eq. 4, differentiated.");
 
@@ -126,6 +135,10 @@ static PyObject *op_rmsnorm_backward(PyObject *module, PyObject *args, PyObject 
 PyDoc_STRVAR(layernorm_doc, "layernorm($module, x, weight, bias, /, *, eps=1e-05)\n--\n\n"
                             "y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row.\n\n"
                             "Shapes\n------\nx (..., H); weight, bias (H,); result like x. float32.\n\n"
+                            "Parameters\n----------\n"
+                            "x : array\n    Rows to norm.\n"
+                            "weight, bias : array\n    Multiplies each row, and is added to it.\n"
+                            "eps : float\n    Added under the root.\n\n"
                             "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                             "Source\n------\nLayerNorm, arXiv:1607.06450, eq. 4.");
 
@@ -140,6 +153,10 @@ static PyObject *op_layernorm(PyObject *module, PyObject *args, PyObject *kwargs
 PyDoc_STRVAR(layernorm_backward_doc, "layernorm_backward($module, dy, x, weight, /, *, eps=1e-05)\n--\n\n"
                                      "The gradients (dx, dweight, dbias) of layernorm.\n\n"
                                      "Shapes\n------\ndy, x (..., H); weight (H,); dx like x; dweight, dbias (H,). float32.\n\n"
+                                     "Parameters\n----------\n"
+                                     "dy : array\n    Gradient of the result.\n"
+                                     "x, weight : array\n    As given to layernorm().\n"
+                                     "eps : float\n    As given to layernorm().\n\n"
                                      "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                                      "Source\n------\nLayerNorm, arXiv:1607.06450, eq. 4, differentiated.");
 
@@ -232,7 +249,11 @@ PyDoc_STRVAR(rope_doc,
              "rope($module, x, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
              "Rotate the pairs (i, i + n) of each head by positions[m] * inv_freq[i], n = len(inv_freq); elements from 2 n on stay.\n\n"
              "Shapes\n------\nx (M, heads, D) float32; positions (M,) integers; inv_freq (n,), n <= D / 2; result like x.\n\n"
-             "Parameters\n----------\nscale : float\n    Multiplies cosine and sine.\n\n"
+             "Parameters\n----------\n"
+             "x : array\n    Queries or keys.\n"
+             "positions : array or list of int\n    The position of each token.\n"
+             "inv_freq : array\n    float64: angle per position of each pair.\n"
+             "scale : float\n    Multiplies cosine and sine.\n\n"
              "Raises\n------\nValueError, TypeError\n    A shape, a position or an element type does not fit.\n\n"
              "Source\n------\nRoFormer, arXiv:2104.09864, eq. 34, with the half-split pairing of Hugging Face folders.");
 
@@ -244,6 +265,11 @@ PyDoc_STRVAR(rope_backward_doc,
              "rope_backward($module, dy, positions, inv_freq, /, *, scale=1.0)\n--\n\n"
              "The gradient of rope: the rotation the other way.\n\n"
              "Shapes\n------\ndy (M, heads, D) float32; positions (M,) integers; inv_freq (n,), n <= D / 2; result like dy.\n\n"
+             "Parameters\n----------\n"
+             "dy : array\n    Gradient of the result.\n"
+             "positions : array or list of int\n    As given to rope().\n"
+             "inv_freq : array\n    As given to rope().\n"
+             "scale : float\n    As given to rope().\n\n"
              "Raises\n------\nValueError, TypeError\n    As rope().\n\n"
              "Source\n------\nRoFormer, arXiv:2104.09864, eq. 34.");
 
@@ -256,6 +282,9 @@ static PyObject *op_rope_backward(PyObject *module, PyObject *args, PyObject *kw
 PyDoc_STRVAR(swiglu_doc, "swiglu($module, gate, up, /)\n--\n\n"
                          "silu(gate) * up.\n\n"
                          "Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
+                         "Parameters\n----------\n"
+                         "gate : array\n    Goes through silu.\n"
+                         "up : array\n    Is multiplied by it.\n\n"
                          "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                          "Source\n------\nGLU variants, arXiv:2002.05202.");
 
@@ -295,6 +324,9 @@ static PyObject *op_swiglu(PyObject *module, PyObject *args) {
 PyDoc_STRVAR(swiglu_backward_doc, "swiglu_backward($module, dh, gate, up, /)\n--\n\n"
                                   "The gradients (dgate, dup) of swiglu.\n\n"
                                   "Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
+                                  "Parameters\n----------\n"
+                                  "dh : array\n    Gradient of the result.\n"
+                                  "gate, up : array\n    As given to swiglu().\n\n"
                                   "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                                   "Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
 
@@ -306,6 +338,9 @@ static PyObject *op_swiglu_backward(PyObject *module, PyObject *args) {
 PyDoc_STRVAR(geglu_doc, "geglu($module, gate, up=None, /)\n--\n\n"
                         "gelu(gate) * up with the tanh form of GELU; without up, gelu(gate).\n\n"
                         "Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
+                        "Parameters\n----------\n"
+                        "gate : array\n    Goes through gelu.\n"
+                        "up : array, optional\n    Is multiplied by it.\n\n"
                         "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                         "Source\n------\nGLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2.");
 
@@ -318,6 +353,9 @@ static PyObject *op_geglu(PyObject *module, PyObject *args) {
 PyDoc_STRVAR(geglu_backward_doc, "geglu_backward($module, dh, gate, up=None, /)\n--\n\n"
                                  "The gradients (dgate, dup) of geglu; without up, dgate.\n\n"
                                  "Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
+                                 "Parameters\n----------\n"
+                                 "dh : array\n    Gradient of the result.\n"
+                                 "gate, up : array\n    As given to geglu().\n\n"
                                  "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                                  "Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
 
@@ -335,7 +373,14 @@ PyDoc_STRVAR(
     "One step of AdamW; p, m and v are changed in place.\n\n"
     "Shapes\n------\np, g, m, v of one shape. float32.\n\n"
     "Parameters\n----------\n"
+    "p : array\n    Parameters.\n"
+    "g : array\n    Their gradient.\n"
+    "m, v : array\n    First and second moments.\n"
     "step : int\n    1 for the first step.\n"
+    "lr : float\n    Learning rate.\n"
+    "beta1, beta2 : float\n    Decay rates of the moments.\n"
+    "eps : float\n    Added to the root of the second moment.\n"
+    "weight_decay : float\n    Decoupled: lr * weight_decay of each parameter is taken off first.\n"
     "grad_scale : float\n    The gradient is multiplied by this first.\n\n"
     "Raises\n------\nValueError, TypeError\n    A shape, a number or an element type does not fit; arrays overlap or are read-only.\n\n"
     "Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");

@@ -30,7 +30,8 @@ typedef struct lora_rowwise_kernels {
     /** c = mean(dy * w * x) * rstd^2;   dx[i] = rstd * (dy[i] * w[i] - c * x[i])   (added to when accumulate)
      *  dweight[i] += dy[i] * x[i] * rstd.    dx or dweight may be NULL.
      *  Alias     dx may be dy or x.
-     *  Numerics  |err| <= 8 u rstd |dy w| + (n/8 + 12) u rstd^3 mean|dy w x| |x| */
+     *  Numerics  |err| <= 8 u rstd |dy w| + (n/8 + 12) u rstd^3 mean|dy w x| |x|; dweight 4 u rstd |dy x|;
+     *            where it is added to: + 2 u |before| */
     void (*rmsnorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float offset, float rstd, float *dx,
                              bool accumulate, float *dweight);
 
@@ -41,7 +42,8 @@ typedef struct lora_rowwise_kernels {
     /** z = (x - mean) * rstd, g = dy * weight;   dx = rstd * (g - mean(g) - z mean(g z))   (added to when accumulate)
      *  dweight[i] += dy[i] * z[i];   dbias[i] += dy[i].    dx, dweight or dbias may be NULL.
      *  Alias     dx may be dy or x.
-     *  Numerics  |err| <= (n/8 + 12) u rstd (|g| + mean|g| + |z| mean|g z|) */
+     *  Numerics  |err| <= (n/8 + 12) u rstd (|g| + mean|g| + |z| mean|g z|); dweight 6 u |dy z|, dbias 2 u |dy|;
+     *            where it is added to: + 2 u |before| */
     void (*layernorm_backward)(int64_t n, const float *dy, const float *x, const float *weight, float mean, float rstd, float *dx,
                                bool accumulate, float *dweight, float *dbias);
 
@@ -54,17 +56,17 @@ typedef struct lora_rowwise_kernels {
     void (*swiglu_forward)(int64_t n, const float *gate, const float *up, float *h);
 
     /** s = sigmoid(gate);   dgate = dh up s (1 + gate (1 - s));   dup = dh gate s.
-     *  Alias     dgate may be gate; dup may be up or dh.      Numerics  |err| <= 16 u (1 + |gate|) |dh up|, 8 u |dh gate| */
+     *  Alias     dgate may be gate; dup may be up or dh.      Numerics  |err| <= 16 u (1 + |gate|) |dh up|, 8 u |dup| + 2^-120 |dh| */
     void (*swiglu_backward)(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup);
 
     /** h[i] = up[i] * gelu(gate[i]), gelu(x) = x s(x) with s = 1 / (1 + exp(-2 k (x + 0.044715 x^3))), k = sqrt(2/pi): the
      *  tanh form of GELU (arXiv:1606.08415, section 2). up NULL: h = gelu(gate).
-     *  Alias     h may be gate or up.      Numerics  |err| <= (16 + 4 gate^2) u |h| + 2^-120 |up| */
+     *  Alias     h may be gate or up.      Numerics  |err| <= (16 + 4 gate^2) u |h| + 2^-120 |up|, gate^2 at most 144 */
     void (*geglu_forward)(int64_t n, const float *gate, const float *up, float *h);
 
     /** dgate = dh up (s + gate s'), dup = dh gate s, with s as above. up and dup NULL: dgate = dh gelu'(gate).
      *  Alias     dgate may be gate; dup may be up or dh.
-     *  Numerics  |err| <= (32 + 16 gate^2) u |dh up|, (16 + 4 gate^2) u |dh gate s| + 2^-118 */
+     *  Numerics  |err| <= (32 + 16 gate^2) u |dh up|, (16 + 4 gate^2) u |dup| + 2^-118 |dh|, gate^2 at most 144 */
     void (*geglu_backward)(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup);
 
     /** x[i] = cap * tanh(x[i] / cap), cap > 0.      Numerics  |err| <= 8 u |x| */

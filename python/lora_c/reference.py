@@ -59,7 +59,12 @@ def linear(x: ArrayLike, w: ArrayLike, bias: ArrayLike | None = None) -> F64:
 
 
 def lora_linear(x: ArrayLike, w: ArrayLike, a: ArrayLike, b: ArrayLike, scale: float, bias: ArrayLike | None = None) -> F64:
-    """y = x Wᵀ + s (x Aᵀ) Bᵀ, A (R, K), B (N, R).   Source: LoRA, arXiv:2106.09685, eq. 3."""
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ, A (R, K), B (N, R).
+
+    Source
+    ------
+    LoRA, arXiv:2106.09685, eq. 3.
+    """
     return linear(x, w, bias) + scale * (_f64(x) @ _f64(a).T) @ _f64(b).T
 
 
@@ -73,7 +78,12 @@ def lora_linear_backward(
 
 
 def dora_norm(w: ArrayLike, a: ArrayLike, b: ArrayLike, scale: float) -> F64:
-    """Row lengths ||W + s B A|| (N,).   Source: DoRA, arXiv:2402.09353, eq. 5, with rows for the paper's columns."""
+    """Row lengths ||W + s B A|| (N,).
+
+    Source
+    ------
+    DoRA, arXiv:2402.09353, eq. 5, with rows for the paper's columns.
+    """
     return np.linalg.norm(_f64(w) + scale * _f64(b) @ _f64(a), axis=1)
 
 
@@ -108,7 +118,12 @@ def dora_linear_backward(
 
 
 def rmsnorm(x: ArrayLike, weight: ArrayLike, eps: float, weight_offset: float = 0.0) -> F64:
-    """x / sqrt(mean(x²) + eps) * (weight_offset + weight).   Source: arXiv:1910.07467, eq. 4; Gemma's offset is 1."""
+    """x / sqrt(mean(x²) + eps) * (weight_offset + weight).
+
+    Source
+    ------
+    arXiv:1910.07467, eq. 4; Gemma's offset is 1.
+    """
     x = _f64(x)
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * (weight_offset + _f64(weight))
 
@@ -125,7 +140,12 @@ def rmsnorm_backward(
 
 
 def layernorm(x: ArrayLike, weight: ArrayLike, bias: ArrayLike, eps: float) -> F64:
-    """(x - mean) / sqrt(var + eps) * weight + bias.   Source: arXiv:1607.06450, eq. 4."""
+    """(x - mean) / sqrt(var + eps) * weight + bias.
+
+    Source
+    ------
+    arXiv:1607.06450, eq. 4.
+    """
     x = _f64(x)
     x = x - x.mean(axis=-1, keepdims=True)
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * _f64(weight) + _f64(bias)
@@ -145,7 +165,10 @@ def rope(x: ArrayLike, positions: ArrayLike, inv_freq: ArrayLike, scale: float =
     """Rotate the pairs (i, i + n) of x (M, heads, D), n = len(inv_freq), by positions[m] * inv_freq[i].
 
     Elements from 2 n on stay as they are (partial rotation).
-    Source: RoFormer, arXiv:2104.09864, eq. 34, with the half-split pairing of Hugging Face folders.
+
+    Source
+    ------
+    RoFormer, arXiv:2104.09864, eq. 34, with the half-split pairing of Hugging Face folders.
     """
     x = _f64(x)
     angle = _f64(positions)[:, None] * _f64(inv_freq)[None, :]
@@ -162,7 +185,12 @@ def silu(x: ArrayLike) -> F64:
 
 
 def swiglu(gate: ArrayLike, up: ArrayLike) -> F64:
-    """silu(gate) * up.   Source: arXiv:2002.05202."""
+    """silu(gate) * up.
+
+    Source
+    ------
+    arXiv:2002.05202.
+    """
     return silu(gate) * _f64(up)
 
 
@@ -177,13 +205,23 @@ _GELU_K = math.sqrt(2.0 / math.pi)
 
 
 def gelu(x: ArrayLike) -> F64:
-    """x / 2 (1 + tanh(k (x + 0.044715 x³))), k = sqrt(2/π).   Source: GELU, arXiv:1606.08415, section 2."""
+    """x / 2 (1 + tanh(k (x + 0.044715 x³))), k = sqrt(2/π).
+
+    Source
+    ------
+    GELU, arXiv:1606.08415, section 2.
+    """
     x = _f64(x)
     return 0.5 * x * (1.0 + np.tanh(_GELU_K * (x + 0.044715 * x**3)))
 
 
 def geglu(gate: ArrayLike, up: ArrayLike = 1.0) -> F64:
-    """gelu(gate) * up.   Source: arXiv:2002.05202."""
+    """gelu(gate) * up.
+
+    Source
+    ------
+    arXiv:2002.05202.
+    """
     return gelu(gate) * _f64(up)
 
 
@@ -196,7 +234,12 @@ def geglu_backward(dh: ArrayLike, gate: ArrayLike, up: ArrayLike = 1.0) -> tuple
 
 
 def softcap(x: ArrayLike, cap: float) -> F64:
-    """cap * tanh(x / cap); cap 0: x.   Source: Gemma 2, arXiv:2408.00118, section 2."""
+    """cap * tanh(x / cap); cap 0: x.
+
+    Source
+    ------
+    Gemma 2, arXiv:2408.00118, section 2.
+    """
     x = _f64(x)
     return cap * np.tanh(x / cap) if cap else x
 
@@ -238,7 +281,9 @@ def attention(
 ) -> F64:
     """Causal grouped-query attention over packed segments. q (M, heads, D), k and v (M, kv_heads, D) -> (M, heads, D).
 
-    Source: Attention Is All You Need, arXiv:1706.03762, eq. 1; grouped queries, arXiv:2305.13245.
+    Source
+    ------
+    Attention Is All You Need, arXiv:1706.03762, eq. 1; grouped queries, arXiv:2305.13245.
     """
     q, k, v = _f64(q), _f64(k), _f64(v)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -336,7 +381,12 @@ def adamw_step(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> tuple[F64, F64, F64]:
-    """(p, m, v) after one step; decay before the update.   Source: AdamW, arXiv:1711.05101, algorithm 2."""
+    """(p, m, v) after one step; decay before the update.
+
+    Source
+    ------
+    AdamW, arXiv:1711.05101, algorithm 2.
+    """
     p, g, m, v = _f64(p), _f64(g), _f64(m), _f64(v)
     p = p * (1.0 - lr * weight_decay)
     m = beta1 * m + (1.0 - beta1) * g
@@ -356,7 +406,9 @@ def global_norm(grads: list[Any]) -> float:
 def decoder_logits(weights: dict[str, Any], config: dict[str, Any], input_ids: ArrayLike, cu_seqlens: ArrayLike) -> F64:
     """Logits of a decoder. ``weights`` has the names of Decoder.set_weight, ``config`` is Decoder.config.
 
-    Source: Llama 2, arXiv:2307.09288, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2.
+    Source
+    ------
+    Llama 2, arXiv:2307.09288, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2.
     """
     x = hidden_states(weights, config, input_ids, cu_seqlens, config["num_hidden_layers"])
     head = weights["embed_tokens"] if config["tie_word_embeddings"] else weights["lm_head"]

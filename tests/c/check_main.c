@@ -16,6 +16,8 @@ void check_gemv(void);
 void check_gemm_small(void);
 void check_linear(void);
 void check_adapter_groups(void);
+void check_linear_bound(void);
+void check_merge_bound(void);
 void check_low_rank_sums(void);
 void check_dora(void);
 void check_rowwise(void);
@@ -25,6 +27,7 @@ void check_optim(void);
 void check_head(void);
 void check_attention(void);
 void check_attention_fast(void);
+void check_attention_exp(void);
 void check_backend(void);
 void check_devices(void);
 void check_device_memory(void);
@@ -49,6 +52,8 @@ static const struct {
                 {"gemm_small", check_gemm_small},
                 {"linear", check_linear},
                 {"adapter_groups", check_adapter_groups},
+                {"linear_bound", check_linear_bound},
+                {"merge_bound", check_merge_bound},
                 {"low_rank_sums", check_low_rank_sums},
                 {"dora", check_dora},
                 {"rowwise", check_rowwise},
@@ -58,6 +63,7 @@ static const struct {
                 {"optim", check_optim},
                 {"attention", check_attention},
                 {"attention_fast", check_attention_fast},
+                {"attention_exp", check_attention_exp},
                 {"backend", check_backend},
                 {"devices", check_devices},
                 {"device_memory", check_device_memory},

@@ -44,9 +44,11 @@ typedef struct lora_linear_layer {
 /** y_i[M,N_i] = x[M,K] · W_i[N_i,K]^T + bias_i + s_i · (drop_i(x) · A_i^T) · B_i^T  for each of n <= LORA_LINEAR_LAYERS layers
  *  Types    float32 activations; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32 accumulation
  *  Alias    no y may overlap x, W, A, B or a bias (EINVAL for x); column blocks of one buffer, side by side, are apart
- *  Numerics |err| <= c · (K + R) · 2^-24 · |x|·|W|; order of sums fixed by the shape, same bits for any thread count and
- *           whichever layers share the call: x is packed once for all; with few tokens (decoding) the layers and their
- *           adapters share one parallel region, so that small matrices cost no waiting
+ *  Numerics |err| <= (2 K + R + 16) 2^-24 S + e (S + T), T = |s| |drop(x)| |A|^T |B|^T, S = |x| |W|^T + T + |bias|. e is 0 with float32
+ *           operands, 2^-7 + 2^-14 with bfloat16, 2^-12 with int16 (where the largest of 64 values stands for each in S and T).
+ *           The order of sums is fixed by the shape: the same bits for any thread count and whichever layers share the call. x
+ *           is packed once for all; with few tokens (decoding) the layers and their adapters share one parallel region, so
+ *           that small matrices cost no waiting
  *  Errors   ESHAPE, EDTYPE, EINVAL, ENOMEM (scratch)
  *  Source   LoRA arXiv:2106.09685 eq. 3; QLoRA arXiv:2305.14314 eq. 5 */
 lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) LORA_MUST_CHECK;
@@ -71,15 +73,18 @@ lora_status lora_linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lor
 /** Whether lora_linear_forward of M tokens leaves drop(x) A^T of an adapter in pass.low, and the backward pass has use for it. */
 bool lora_linear_keeps_low(const lora_ctx *ctx, int64_t M, const lora_adapter *adapter);
 
-/** norm[n] = ||W_n + s B_n A||, the row lengths that DoRA divides by (float32; sums in float64). Costs N · K · R; no (N, K)
- *  matrix is stored. A pass with DoRA reads them from pass.norm and treats them as constants, as PEFT does:
+/** norm[n] = ||W_n + s B_n A||, the row lengths that DoRA divides by. Costs N · K · R; no (N, K) matrix is stored.
+ *  Numerics |err| <= (R + 3) 2^-24 || |W_n| + |s| |B_n| |A| || (rows in float32, the sum of squares in float64).
+ *  A pass with DoRA reads them from pass.norm and treats them as constants, as PEFT does:
  *      g = magnitude / norm (0 where norm is 0)      y = W x + (g - 1) W d + g s B A d + bias,  d = drop(x)
  *      dmagnitude += sum over M of dy · (W d + s B A d) / norm
  *  Source   DoRA, arXiv:2402.09353, eq. 5; norms outside the gradient, section 4.3. */
 lora_status lora_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float *norm, lora_error *err) LORA_MUST_CHECK;
 
-/** merged[N,K] (float32, contiguous) = W + sign · s · B · A; the product is rounded once per element. With DoRA it is
- *  g · (W + s B A), and sign must be 1; norm is that of lora_dora_norm, and not read without DoRA. adapter NULL: W. */
+/** merged[N,K] (float32, contiguous) = W + sign · s · B · A. With DoRA it is g · (W + s B A), and sign must be 1; norm is that of
+ *  lora_dora_norm, and not read without DoRA. adapter NULL: W.
+ *  Numerics |err| <= (R + 2) 2^-24 |s| |B| |A| + 2^-24 |merged| in every precision (without DoRA). With the other sign it comes out
+ *           again: W up to 2^-24 (|merged| + |W|). */
 lora_status lora_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign,
                               float *merged, lora_error *err) LORA_MUST_CHECK;
 

@@ -93,7 +93,10 @@ typedef struct lora_kv {
  *  q, o (M, n_heads * D); lse (M, n_heads), the log of the softmax denominator with the maximum inside, or NULL.
  *  Tiled: no T×T matrix exists for more than one tile. Same bits for any thread count and any packing of segments.
  *  Numerics  the products have float32 operands; in precision FAST bfloat16 where the matrix product has (not int16), for
- *            segments without past keys and heads up to 1024 wide. Sums and the softmax are float32.
+ *            segments without past keys and heads up to 1024 wide. Sums and the softmax are float32. With n keys, u = 2^-24 and the
+ *            relative error e of an operand (0, or 2^-8 in bfloat16):
+ *                |err o| <= max|v| (2 d + (n + 8) u + 2 e), |err lse| <= d + n u + 4 u |lse|,
+ *                d = exp(((D + 4) u + 2 e) |scale| max |q||k| + (6 max|score| + 16) u) - 1, with a softcap 16 for the 6
  *  Source   FlashAttention-2, arXiv:2307.08691, algorithm 1 */
 lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
                                    const lora_kv *kv, lora_mat o, float *lse, lora_error *err) LORA_MUST_CHECK;
@@ -106,7 +109,8 @@ typedef struct lora_attention_gradient {
     lora_mat dq, dk, dv; /* overwritten */
 } lora_attention_gradient;
 
-/** dq, dk, dv. Numerics as above.
+/** dq, dk, dv.
+ *  Numerics  as above, carried through p (dp - delta): tests/c/attention_oracle.c has the bounds.
  *  Source   FlashAttention-2, arXiv:2307.08691, algorithm 2 */
 lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
                                     const lora_attention_gradient *gradient, lora_error *err) LORA_MUST_CHECK;

@@ -40,7 +40,9 @@ def changes_base(config: LoraConfig) -> bool:
 def init_adapter(target: AdapterTarget, config: LoraConfig) -> tuple[F32, F32]:
     """Return (A, B) of an initialisation that keeps the base, drawn from a stream of the module's own.
 
-    Source: LoRA, arXiv:2106.09685, section 4.1; bounds as in PEFT (Kaiming with a = sqrt 5: 1 / sqrt(fan in)).
+    Source
+    ------
+    LoRA, arXiv:2106.09685, section 4.1; bounds as in PEFT (Kaiming with a = sqrt 5: 1 / sqrt(fan in)).
     """
     out_features, in_features = target.spec.shape
     generator = _generator(config.seed, target.spec.module)
@@ -68,7 +70,9 @@ def init_from_base(
     quantize, dequantize : callable
         The NF4 rounding of the base, for LoftQ.
 
-    Source: PiSSA, arXiv:2404.02948, eq. 2-4; OLoRA, arXiv:2406.01775, algorithm 1; LoftQ, arXiv:2310.08659, algorithm 1.
+    Source
+    ------
+    PiSSA, arXiv:2404.02948, eq. 2-4; OLoRA, arXiv:2406.01775, algorithm 1; LoftQ, arXiv:2310.08659, algorithm 1.
     """
     kind = str(config.init_lora_weights)
     if target.r > min(target.spec.shape):

@@ -76,7 +76,9 @@ class LoraConfig(Config):
     seed : int
         Each module draws from its own stream, which depends on the seed and the module's name only.
 
-    Source: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; DoRA, arXiv:2402.09353; PiSSA, arXiv:2404.02948; OLoRA,
+    Source
+    ------
+    LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; DoRA, arXiv:2402.09353; PiSSA, arXiv:2404.02948; OLoRA,
     arXiv:2406.01775; LoftQ, arXiv:2310.08659.
     """
 

@@ -98,7 +98,15 @@ class Config(BaseModel, metaclass=ConfigType):
         return copy
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy that can be changed, with some values replaced."""
+        """Return a copy that can be changed, with some values replaced.
+
+        Parameters
+        ----------
+        update : mapping, optional
+            New values by name; they are not checked.
+        deep : bool
+            Copy lists and dicts, too.
+        """
         copy = super().model_copy(update=update, deep=deep)
         if copy.__dict__.pop(_FROZEN, False):
             copy.__dict__.update({name: thawed(value) for name, value in copy.__dict__.items()})

@@ -43,7 +43,7 @@ def describe_fields(cls: type[BaseModel]) -> None:
     if not described:
         doc += "\n\nParameters\n----------\n" + rest
     elif rest:
-        head, line, tail = doc.partition("\n\nSource:")
+        head, line, tail = doc.partition("\n\nSource\n")
         doc = f"{head}\n{rest}{line}{tail}"
     cls.__doc__ = doc + "\n"
     kind = inspect.Parameter.KEYWORD_ONLY

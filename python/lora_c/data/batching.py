@@ -15,9 +15,11 @@ from . import Dataset, Sample
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Shapes: input_ids, targets (M,) int32; cu_seqlens (S + 1,) int32; loss_weight (M,) float32.
+    """A batch without padding: targets[m] is the token after m; the last token of a segment has loss_weight 0.
 
-    targets[m] is the token after m; the last token of a segment has loss_weight 0.
+    Shapes
+    ------
+    input_ids, targets (M,) int32; cu_seqlens (S + 1,) int32; loss_weight (M,) float32.
     """
 
     input_ids: NDArray[np.int32]

@@ -42,10 +42,11 @@ __all__ = ["KINDS", "Sample", "samples_from_record", "texts_of_record"]
 class Sample:
     """One training sequence; `empty` where the record's answers say nothing, so that only their ends would be learned.
 
-    Shapes
-        input_ids (n,) int32; loss_mask (n,) float32, 1 where the token itself is to be predicted.
-
     `where` is the place that it was read from, for messages.
+
+    Shapes
+    ------
+    input_ids (n,) int32; loss_mask (n,) float32, 1 where the token itself is to be predicted.
     """
 
     input_ids: NDArray[np.int32]
@@ -72,10 +73,21 @@ def samples_from_record(
     """The sequences of one example (several only when the chat template rewrites earlier turns).
 
     Parameters
-        counts  takes the lines that are to be told of a data set, each counted once an example; without it, what is left out
-                of this example is told at once
+    ----------
+    record : dict
+        An object of a data file.
+    tokenizer : Tokenizer
+        The model's.
+    where : str
+        The place that it was read from.
+    counts : Counter, optional
+        Takes the lines that are to be told of a data set, each counted once an example; without it, what is left out of this
+        example is told at once.
+
     Raises
-        DataError  the record is none of the kinds, or its parts do not fit; the message begins with `where`
+    ------
+    DataError
+        The record is none of the kinds, or its parts do not fit; the message begins with `where`.
     """
     lines: Counter[str] = Counter()
     try:

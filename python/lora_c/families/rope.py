@@ -49,8 +49,10 @@ def rope_of(
     CheckpointError
         The kind of scaling is not supported, or a number is missing or absurd, or two places contradict each other.
 
-    Source: RoFormer, arXiv:2104.09864; position interpolation, arXiv:2306.15595; YaRN, arXiv:2309.00071; LongRoPE,
-    arXiv:2402.13753; the "llama3" rule of Llama 3.1. Values are rounded to float32 as the models were trained with.
+    Source
+    ------
+    RoFormer, arXiv:2104.09864; position interpolation, arXiv:2306.15595; YaRN, arXiv:2309.00071; LongRoPE, arXiv:2402.13753;
+    the "llama3" rule of Llama 3.1. Values are rounded to float32 as the models were trained with.
     """
     outside = {
         key: {key: config.get(key)} for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")

@@ -53,7 +53,9 @@ class LogitsProcessor:
     def __call__(self, logits: F32, ids: Sequence[int]) -> F32:
         """Return the changed logits; ids: the prompt and the answer so far.
 
-        Shapes: logits (V,), result (V,)
+        Shapes
+        ------
+        logits (V,), result (V,)
         """
         if self.changes_nothing:
             return logits
@@ -114,7 +116,12 @@ def check_token_ids(config: GenerationConfig, vocab_size: int) -> None:
 
 
 def _penalize(scores: F32, ids: Sequence[int], penalty: np.float32) -> None:
-    """Source: CTRL, arXiv:1909.05858"""
+    """Make the tokens of the text so far less likely, or more: scores divided by the penalty, negative ones multiplied.
+
+    Source
+    ------
+    CTRL, arXiv:1909.05858
+    """
     seen = np.unique(np.asarray(ids, np.int64))
     own = scores[seen]
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is refused afterwards

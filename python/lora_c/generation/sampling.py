@@ -16,8 +16,13 @@ F64 = NDArray[np.float64]
 def probabilities(logits: NDArray[np.float32], config: GenerationConfig) -> F64:
     """Return the distribution to draw from, in float64.
 
-    Shapes: logits (V,), result (V,)
-    Source: nucleus sampling, arXiv:1904.09751; min-p, arXiv:2407.01082; locally typical sampling, arXiv:2202.00666
+    Shapes
+    ------
+    logits (V,), result (V,)
+
+    Source
+    ------
+    nucleus sampling, arXiv:1904.09751; min-p, arXiv:2407.01082; locally typical sampling, arXiv:2202.00666
     """
     scores = logits.astype(np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature leaves the largest alone

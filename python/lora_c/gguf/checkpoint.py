@@ -136,7 +136,9 @@ def _split_halves(value: NDArray[Any] | GGMLTensor, heads: Any, where: str) -> N
 def deinterleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     """Rows (2i, 2i + 1) of each head become rows (i, i + half): GGUF's order to the folder's.
 
-    Shapes: (heads * head_dim, ...), the same back.
+    Shapes
+    ------
+    (heads * head_dim, ...), the same back.
     """
     return np.ascontiguousarray(rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2)).reshape(rows.shape)
 

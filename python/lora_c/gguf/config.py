@@ -176,7 +176,13 @@ def _rope(file: GGUFFile | PlannedFile, meta: _Metadata, config: dict[str, Any])
 def llama3_factors(pairs: int, theta: float, factor: float, low: float, high: float, old: float) -> np.ndarray:
     """What the wavelengths of Llama 3.1's rule are multiplied with, as rope_freqs.weight stores it.
 
-    Shapes: (pairs,) float64. Source: the "llama3" rule of Llama 3.1.
+    Shapes
+    ------
+    (pairs,) float64.
+
+    Source
+    ------
+    the "llama3" rule of Llama 3.1.
     """
     turns = old * theta ** (-np.arange(pairs) / pairs) / (2 * math.pi)
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)

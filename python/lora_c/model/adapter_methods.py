@@ -44,7 +44,9 @@ def add_adapter(
     config : LoraConfig, optional
         Its class says which kind of adapter; or the fields of a LoraConfig as keywords.
     name : str
-        For `set_adapter`, where the model has several; `adapter_name` is the same, and so is PEFT's order, name first.
+        For `set_adapter`, where the model has several; PEFT's order, name first, is taken, too.
+    adapter_name : str, optional
+        PEFT's word for `name`.
     **options
         Fields of a LoraConfig, in its place.
 
@@ -80,7 +82,9 @@ def load_adapter(
     path : path or str
         An adapter of PEFT or mlx-lm; which one is seen from the files. Or a name on the Hugging Face Hub.
     name : str
-        For `set_adapter`, where the model has several; `adapter_name` is the same.
+        For `set_adapter`, where the model has several.
+    adapter_name : str, optional
+        PEFT's word for `name`.
     is_trainable : bool
         Whether training changes it.
     revision : str, optional
@@ -146,7 +150,9 @@ def set_adapter(model: Model, name: str | None = None, *, adapter_name: str | No
     Parameters
     ----------
     name : str, optional
-        One of `model.adapter_names`; `adapter_name` is the same.
+        One of `model.adapter_names`.
+    adapter_name : str, optional
+        PEFT's word for `name`.
 
     Raises
     ------
@@ -205,7 +211,9 @@ def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str |
     Parameters
     ----------
     name : str, optional
-        By default the one in use; `adapter_name` is the same.
+        By default the one in use.
+    adapter_name : str, optional
+        PEFT's word for `name`.
 
     Raises
     ------
@@ -224,7 +232,7 @@ def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str |
 def merge_adapter(model: Model) -> None:
     """Fold the adapter into this model's float32 weights, as PEFT does; `unmerge_adapter` takes it out again.
 
-    Taking it out restores each weight up to one float32 rounding, with DoRA exactly.
+    Taking it out restores each weight up to two roundings of float32 sums, with DoRA exactly.
     """
     if model.adapter_config is None or model.is_merged:
         state = "a merged one" if model.is_merged else "none"

@@ -12,7 +12,14 @@ from ..errors import ConfigError
 class Device:
     """A device by the name that ``device=`` takes.
 
-    `reason` is empty where it can be used; else it says why not and what helps.
+    Attributes
+    ----------
+    name : str
+        "cpu", or what a backend calls it.
+    description : str
+        What it is, in words.
+    reason : str
+        Empty where it can be used; else why not and what helps.
     """
 
     name: str

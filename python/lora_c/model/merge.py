@@ -31,7 +31,7 @@ _DENSE: dict[str, np.dtype[Any]] = {
 
 
 def merged_weight(weight: Any, adapter: LoadedAdapter, sign: float = 1.0) -> NDArray[np.float32]:
-    """Return W + sign * s * B * A in float32, (out, in), each element rounded once; with DoRA g * (W + s B A)."""
+    """Return W + sign * s * B * A in float32 products, (out, in), in every precision; with DoRA g * (W + s B A)."""
     base = weight.data if isinstance(weight, Parameter) else weight
     r = adapter.A.shape[0]
     magnitude = None if adapter.magnitude is None else adapter.magnitude.data

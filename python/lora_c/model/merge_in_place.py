@@ -42,7 +42,7 @@ class InPlaceMerge:
         return merge
 
     def undo(self, model: Model, adapter: Adapter) -> None:
-        """Take the adapter out: each weight is restored up to one float32 rounding, with DoRA exactly."""
+        """Take the adapter out: each weight is restored up to two roundings of float32 sums, with DoRA exactly."""
         for name, layer in adapter.layers.items():
             kept = self._before.pop(name, None)
             model.replace_weight(name, merged_weight(model.weights[name], layer, -1.0) if kept is None else kept)

@@ -13,6 +13,7 @@ from ..errors import ConfigError, nearest
 from ..notices import tell
 from ..runs.checkpoints import checkpoint_folder
 from .interrupt import Stopped
+from .run_settings import check_same_parameters
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -172,6 +173,14 @@ class Callbacks:
     def ask(self) -> None:
         """Take note that the run should end."""
         self.asked = True
+
+    def report(self, trainer: Trainer, event: str, done: int, ending: Ending | None = None) -> None:
+        """Call all of them with the state of a run; they may do anything with the model but exchange what is trained."""
+        if not self.given:
+            return
+        self.call(event, state_of(trainer, done, ending))
+        if ending is None:
+            check_same_parameters(trainer.model, trainer.parameters)
 
     def call(self, event: str, state: TrainerState) -> None:
         """Call all of them; the first error is kept for `train`, which saves before it raises it."""

@@ -59,7 +59,7 @@ def evaluate_and_log(trainer: Trainer, done: int, progress: Progress) -> None:
     trainer.history.append(record)
     trainer.metrics.append(record)
     progress.evaluation(record)
-    trainer.call("on_evaluate", done)
+    trainer.callbacks.report(trainer, "on_evaluate", done)
 
 
 def evaluate_if_due(trainer: Trainer, done: int, progress: Progress) -> None:

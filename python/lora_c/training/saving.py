@@ -79,7 +79,7 @@ class Saving:
         limit = trainer.config.save_total_limit
         limit = max(limit, 2) if limit and is_last else limit  # the state before the last one stays beside it
         trainer.checkpoints = prune_checkpoints(trainer.output_dir, trainer.run_id, trainer.checkpoints, limit)
-        trainer.call("on_save", done)
+        trainer.callbacks.report(trainer, "on_save", done)
 
 
 def _bytes_of(trainer: Trainer) -> int:

@@ -8,9 +8,11 @@ import math
 def learning_rate(step: int, *, peak: float, total_steps: int, warmup_steps: int, kind: str) -> float:
     """The rate of optimizer step ``step`` (from 0).
 
+    It rises from 0 to ``peak`` over the warm-up; then it falls linearly to 0, as half a cosine to 0, or stays.
+
     Source
-        transformers' get_linear_schedule_with_warmup, get_cosine_schedule_with_warmup, get_constant_schedule_with_warmup:
-        rises from 0 to ``peak`` over the warm-up, then linear to 0, half a cosine to 0, or stays.
+    ------
+    transformers' get_linear_schedule_with_warmup, get_cosine_schedule_with_warmup, get_constant_schedule_with_warmup.
     """
     if step < warmup_steps:
         return peak * step / max(1, warmup_steps)

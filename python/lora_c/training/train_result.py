@@ -50,7 +50,15 @@ class TrainResult:
 
     @classmethod
     def of(cls, history: list[dict[str, Any]], **measured: Any) -> TrainResult:
-        """With the losses of a history, which is copied: it goes on when the run does."""
+        """Make a result with the losses of a history.
+
+        Parameters
+        ----------
+        history : list of dict
+            The records of a run; copied, because it goes on when the run does.
+        **measured
+            The other attributes.
+        """
         found = summary_of(history)
         return cls(
             train_loss=float("nan") if found["train_loss"] is None else found["train_loss"],

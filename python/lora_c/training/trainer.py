@@ -26,7 +26,7 @@ from ..runs.lock import run_lock
 from ..runs.metrics import MetricsFile
 from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
-from .callbacks import Callbacks, Ending, state_of
+from .callbacks import Callbacks, Ending
 from .evaluation import evaluate_and_log, evaluate_if_due, evaluate_loss
 from .held_out import held_out
 from .interrupt import deferred_interrupt, is_deferred
@@ -129,15 +129,18 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the data."""
         per_step = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
         return steps_per_epoch(len(self.train_data), per_step)
 
     @property
     def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
         return total_steps(len(self.train_data), self.config)
 
     @property
     def warmup_steps(self) -> int:
+        """Optimizer steps in which the learning rate grows."""
         return self.config.warmup_steps or math.ceil(self.total_steps * self.config.warmup_ratio)
 
     def train(self, resume: bool | str | Path = False, allow_changes: bool = False, overwrite: bool = False) -> TrainResult:
@@ -208,7 +211,7 @@ class Trainer:
                         self.optimizer.zero_grad()
                         break
                     done += 1
-                    self.call("on_step", done)
+                    self.callbacks.report(self, "on_step", done)
                     evaluate_if_due(self, done, progress)
                     self.saving.save_if_due(self, done)
                 interrupted = done < self.total_steps
@@ -227,7 +230,7 @@ class Trainer:
                 self.leaving.end()
                 self.resumed_at = done  # another call goes on from here
                 self.is_torn = self.optimizer.step_count != done
-                self.call("on_stop", done, ending)
+                self.callbacks.report(self, "on_stop", done, ending)
         elapsed = time.perf_counter() - started
         self.result = TrainResult.of(
             self.history, steps=done, tokens_per_second=self.tokens_seen / max(elapsed, 1e-9), elapsed_seconds=elapsed,
@@ -237,14 +240,6 @@ class Trainer:
         if stop.requested and not collected:
             raise stop.exception(self.result.stopped_line(self.output_dir))
         return self.result
-
-    def call(self, event: str, done: int, ending: Ending | None = None) -> None:
-        """Call the callbacks, which may do anything with the model but exchange what is trained."""
-        if not self.callbacks.given:
-            return
-        self.callbacks.call(event, state_of(self, done, ending))
-        if ending is None:
-            check_same_parameters(self.model, self.parameters)
 
     def run(self) -> Run:
         """What decides the result of this run, as it is written to checkpoints."""
@@ -261,7 +256,13 @@ class Trainer:
         return self.data_digest, model_digest(self.model)
 
     def resume_from(self, resume: bool | str | Path, allow_changes: bool = False) -> int:
-        """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there."""
+        """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there.
+
+        Parameters
+        ----------
+        resume, allow_changes
+            As `train` takes them.
+        """
         return take_up(self, resume, allow_changes)
 
     def evaluate(self, dataset: Dataset | None = None) -> float:
