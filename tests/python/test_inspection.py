@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from lora_c.cli import cli
+from lora_c.cli.inspect import size_text
 from lora_c.data import load_dataset
 from lora_c.errors import CheckpointError
 from lora_c.inspection import Report, inspect_path
@@ -239,3 +240,14 @@ def test_half_a_character_of_a_file_is_printed_as_its_number(make_model: Callabl
     environment = os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"}
     ended = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     assert "Traceback" not in ended.stderr and "\\ud801" in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (0, "0 B"), (1023, "1,023 B"), (1024, "1.0 KiB"), (1023 << 10, "1,023.0 KiB"), (1 << 20, "1.0 MiB"),
+        (3 << 29, "1.5 GiB"), (1 << 40, "1.0 TiB"), (1 << 50, "1,024.0 TiB"),
+    ],
+)  # fmt: skip
+def test_sizes_have_the_unit_that_suits_them(size: int, said: str) -> None:
+    assert size_text(size) == said
