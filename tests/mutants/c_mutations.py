@@ -130,8 +130,10 @@ def statement_end(tokens: list[Token], i: int) -> int | None:
         or tokens[i + 1].text not in ("(", "=", ".", "->", "[", "+=", "-=", "*=", "|=", "&=", "++", "--")
     ):
         return None
+    depth = 0
     for j in range(i, len(tokens)):
-        if tokens[j].text in ("{", "}"):
+        depth += {"(": 1, ")": -1}.get(tokens[j].text, 0)
+        if depth < 0 or tokens[j].text in ("{", "}"):  # in the head of a loop, or no plain statement
             return None
         if tokens[j].text == ";":
             return j

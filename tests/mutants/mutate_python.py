@@ -90,7 +90,7 @@ def run_tests(tests: list[test_map.Test], tree: Path) -> str | None:
     listed.write_text("".join(f"{test.name}\n" for test in tests), encoding="utf-8")
     log = tree.parent / f"{tree.name}.log"
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"@{listed}"]
-    problem = run(command, tree, 30 + 5 * sum(test.seconds for test in tests), log)
+    problem = run(command, tree, 60 + 10 * sum(test.seconds for test in tests), log)
     if problem is None:
         return None
     failed = [

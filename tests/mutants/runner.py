@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import shutil
 import threading
 import time
@@ -43,6 +44,9 @@ class Sample:
         """How the mutant in the tree was noticed, None where it was not, or "not built"."""
         raise NotImplementedError
 
+    def restore(self, tree: Path) -> None:
+        """Undo what building a mutant left behind; its source is the original again, with the old time."""
+
 
 def arguments(description: str | None, count: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,6 +54,7 @@ def arguments(description: str | None, count: int) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="test only what survived the last run")
+    parser.add_argument("--only", default="", metavar="NAME", help="test only the mutants whose names begin like this")
     return parser.parse_args()
 
 
@@ -89,7 +94,7 @@ class Work:
 def worker(sample: Sample, work: Work, tree: Path) -> None:
     while (mutant := work.next()) is not None:
         target = tree / mutant.path
-        original = target.read_text(encoding="utf-8")
+        original, times = target.read_bytes(), target.stat()
         start = time.perf_counter()
         source = mutant.source()
         verdict: str | None = "not built"
@@ -98,7 +103,9 @@ def worker(sample: Sample, work: Work, tree: Path) -> None:
                 target.write_text(source, encoding="utf-8")
                 verdict = sample.test(mutant, tree)
         finally:
-            target.write_text(original, encoding="utf-8")
+            target.write_bytes(original)
+            os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+            sample.restore(tree)
         if verdict == "not built":
             work.draw_again()
         else:
@@ -126,7 +133,7 @@ def in_parallel(jobs: list[Callable[[], None]]) -> None:
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    threads = [threading.Thread(target=guarded, args=(job,), daemon=True) for job in jobs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -140,18 +147,20 @@ def verdicts(sample: Sample, draw: Callable[[int], list[Mutant]], args: argparse
     start = time.perf_counter()
     sample.folder.mkdir(parents=True, exist_ok=True)
     record = sample.folder / "results.json"
-    mutants, count = draw(args.seed), args.count
+    mutants = draw(args.seed)
     earlier: dict[str, str | None] = {}
     changes = {mutant.name: mutant for mutant in mutants}
     if args.again:
         earlier = json.loads(record.read_text(encoding="utf-8"))
         mutants = [mutant for mutant in mutants if earlier.get(mutant.name, "") is None]
-        count = len(mutants)
+    mutants = [mutant for mutant in mutants if mutant.name.startswith(args.only)]
+    count = len(mutants) if args.again else min(args.count, len(mutants))
     print(f"seed {args.seed}: {count} of {len(mutants)} mutants", flush=True)
     work = Work(mutants, count)
     run_all(sample, work, args.workers)
     results = earlier | work.results
-    record.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if not args.only:
+        record.write_text(json.dumps(results, indent=1), encoding="utf-8")
     return told(sample, results, changes, time.perf_counter() - start, args.seed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import queue
 import sys
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coverage import CoverageData
-from trees import BUILD, ROOT, run
+from coverage.exceptions import CoverageException
+from trees import BUILD, ROOT, digest, run
 
 FOLDER = BUILD / "python" / "map"
 LEFT_OUT = {"test_bits"}  # minutes, for what the C tree computes
@@ -32,13 +32,6 @@ class Test:
     name: str
     seconds: float
     lines: dict[str, frozenset[int]]
-
-
-def digest(paths: list[Path]) -> str:
-    total = hashlib.sha256()
-    for path in sorted(paths):
-        total.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return total.hexdigest()
 
 
 def keys() -> dict[str, str]:
@@ -85,7 +78,10 @@ def remove(data: Path) -> None:
 def add_lines(part: Path, tree: Path, tests: dict[str, dict[str, object]]) -> None:
     """Add what one process ran to the tests under way. What ran between tests, as modules are imported, is no test's."""
     data = CoverageData(basename=str(part), no_disk=False)
-    data.read()
+    try:
+        data.read()
+    except CoverageException:  # a process that was killed as it wrote
+        return
     for file in data.measured_files():
         path = str(Path(file).relative_to(tree))
         for line, contexts in data.contexts_by_lineno(file).items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import os
 import resource
 import shutil
@@ -47,6 +49,23 @@ def copy_project(tree: Path, built: Iterable[Path] = ()) -> None:
         link.symlink_to(data.resolve())
 
 
+def digest(paths: list[Path]) -> str:
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+RUNNING: set[subprocess.Popen[bytes]] = set()
+
+
+@atexit.register
+def end_all() -> None:
+    """End what an interrupted run leaves behind."""
+    for process in list(RUNNING):
+        end_group(process)
+
+
 def limits() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -62,12 +81,14 @@ def run(command: list[str], tree: Path, seconds: float, output: Path, variables:
             command, cwd=tree, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
             preexec_fn=limits,
         )  # fmt: skip
+        RUNNING.add(process)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             return f"no end within {seconds:.0f} s"
         finally:
             end_group(process)
+            RUNNING.discard(process)
     return None if code == 0 else f"ended with {code}"
 
 

@@ -135,6 +135,17 @@ def read_slice(path: Path) -> dict[str, Any]:
     return parts | {"kind": kind, "n": n, "block_size": block_size, "nested_offset": offset}
 
 
+def test_the_largest_number_of_float32_is_finite(every_isa: list[str]) -> None:
+    largest = np.finfo(np.float32).max
+    w = np.zeros((2, 64), np.float32)
+    w[0, 5], w[1, 3] = largest, -largest
+    for isa in every_isa:
+        _core.set_isa(isa)
+        assert np.array_equal(lc.NF4Tensor.quantize(w, double_quant=False).dequantize(), w), isa
+        with pytest.raises(ValueError, match="finite"):
+            lc.NF4Tensor.quantize(np.where(w == largest, np.float32(np.inf), w))
+
+
 @pytest.mark.parametrize("file", ["llama_1b_nf4.bin", "llama_1b_nf4_double_quant.bin"])
 def test_slices_of_real_models(file: str, shared_data: Callable[[str], Path], every_isa: list[str]) -> None:
     part = read_slice(shared_data("bnb_reference") / file)
