@@ -164,6 +164,21 @@ def test_single_files(tmp_path: Path, name: str, data: bytes, kind: str, usable:
     assert report.bytes == len(data)
 
 
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "LlamaForCausalLM"),
+        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+        ({"architectures": None, "model_type": "llama"}, "llama"),
+        ({"model_type": "llama"}, "llama"),
+    ],
+)
+def test_a_configuration_is_named_by_its_class_or_else_its_type(tmp_path: Path, config: dict, architecture: str) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    report = inspect_path(tmp_path / "c.json")
+    assert (report.kind, report.facts["architecture"]) == ("configuration of a model; inspect its folder", architecture)
+
+
 def test_folders_of_other_things(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
     report = inspect_path(tmp_path)
     assert report.kind == "folder" and "got nothing" in report.problems[0]

@@ -198,6 +198,10 @@ def test_export_of_models_and_its_refusals(tmp_path: Path) -> None:
         ((GOLDEN / "rslora", tmp_path / "x", "--to", "mlx"), "give --model PATH"),
         ((GOLDEN / "rslora", tmp_path / "x", "--to", "peft", "--model", tmp_path / "none"), "folder of the base model"),
         ((GOLDEN / "rslora", tmp_path / "x", "--to", "peft", "--model", GOLDEN / "tied", "--dtype", "nf4"), "got 'nf4'"),
+        *(
+            ((GOLDEN / source, tmp_path / "x", "--to", target, "--dtype", "q8_0"), "'q8_0' for a model with --to gguf only")
+            for source, target in (("tied", "hf"), ("tied", "mlx"), ("tied", "peft"), ("rslora", "gguf"))
+        ),
     ]:
         with pytest.raises(ValueError, match=match):
             run("export", *args)

@@ -19,6 +19,14 @@ from lora_c.configs import GenerationConfig, LoraConfig, TrainConfig
 from lora_c.errors import ConfigError
 
 
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoraConfig(**{"r": 0, "rnk": 8, "lora_alpha": "x", "alhpa": 4})
+    message = str(caught.value)
+    assert all(f"{name}: " in message for name in ("r", "lora_alpha")), message
+    assert "rnk: unknown option" in message and "alhpa: unknown option" in message
+
+
 @pytest.mark.parametrize(("cls", "values"), [
     (LoraConfig, {"r": 8.9}), (LoraConfig, {"r": 8.0}), (LoraConfig, {"r": True}), (LoraConfig, {"r": "8"}),
     (LoraConfig, {"lora_alpha": True}), (LoraConfig, {"lora_alpha": "16"}), (LoraConfig, {"use_dora": 1}),
