@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 import lora_c as lc
 from lora_c.cli import cli
 from lora_c.cli.options import Command, config_options
-from lora_c.cli.paths import InputPaths, flatten
+from lora_c.cli.paths import InputPaths, flatten, with_repeated_flags
 from lora_c.configs import GenerationConfig, LoraConfig, TrainConfig
 from lora_c.errors import ConfigError
 
@@ -245,3 +245,19 @@ def test_a_zero_in_a_pair_is_a_value(pairs: str) -> None:
 def test_pairs_have_a_name_and_a_number_each_once(pairs: str) -> None:
     with pytest.raises(click.UsageError, match="expected"):
         probed("--rank-pattern", pairs)
+
+
+@pytest.mark.parametrize(
+    ("given", "spread"),
+    [
+        ("--data a b --seed 1", "--data a --data b --seed 1"),
+        ("--data=a b - -v", "--data=a --data b --data - -v"),
+        ("--seed 1 2 --data a", "--seed 1 2 --data a"),
+        ("--data a b -- c --data d e", "--data a --data b -- c --data d e"),
+        ("-- --data a b", "-- --data a b"),
+    ],
+)
+def test_a_flag_is_repeated_for_each_path_up_to_two_dashes(given: str, spread: str) -> None:
+    data = click.Option(["--data"], type=InputPaths(), multiple=True)
+    assert with_repeated_flags(given.split(), [data]) == spread.split()
+    assert with_repeated_flags(given.split(), [data, click.Argument(["words"])]) == given.split()
