@@ -19,7 +19,7 @@ from python_mutations import draw
 from runner import Mutant, Sample, arguments, verdicts
 from trees import BUILD, ROOT, copy_project, run
 
-FIRST, WIDER = 60.0, 300.0  # seconds of tests before the first verdict, and before a mutant has survived
+FIRST, WIDER = 60.0, 150.0  # seconds of tests before the first verdict, and before a mutant has survived
 
 
 def statement_lines(source: str, line: int) -> set[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trees import ROOT
 
+NOT_BUILT, IS_EQUAL = "not built", "equal"
 EQUAL = ROOT / "tests" / "mutants" / "EQUAL.md"
 
 
@@ -53,7 +54,7 @@ def arguments(description: str | None, count: int) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=count, help="mutants that are tested")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="test only what survived the last run")
+    parser.add_argument("--again", action="store_true", help="go on with the last run, and test again what survived it")
     parser.add_argument("--only", default="", metavar="NAME", help="test only the mutants whose names begin like this")
     return parser.parse_args()
 
@@ -65,30 +66,34 @@ def equal_names() -> set[str]:
 
 
 class Work:
-    """Mutants in the order of the draw, until enough were tested."""
+    """Mutants in the order of the draw, until enough have a verdict; what has one already is not tested."""
 
-    def __init__(self, mutants: list[Mutant], count: int) -> None:
+    def __init__(self, mutants: list[Mutant], count: int, known: dict[str, str | None], record: Path | None) -> None:
         self.mutants = iter(mutants)
         self.wanted = count
-        self.results: dict[str, str | None] = {}
+        self.results = dict(known)
+        self.record = record
         self.lock = threading.Lock()
 
     def next(self) -> Mutant | None:
         with self.lock:
-            if self.wanted == 0:
-                return None
-            self.wanted -= 1
-            return next(self.mutants, None)
-
-    def draw_again(self) -> None:
-        with self.lock:
-            self.wanted += 1
+            while self.wanted > 0 and (mutant := next(self.mutants, None)) is not None:
+                verdict = self.results.get(mutant.name)
+                self.wanted -= verdict != NOT_BUILT
+                if verdict is None:
+                    return mutant
+        return None
 
     def report(self, mutant: Mutant, verdict: str | None, seconds: float) -> None:
         with self.lock:
             self.results[mutant.name] = verdict
+            if self.record is not None:  # so that an interrupted run goes on with --again
+                self.record.write_text(json.dumps(self.results, indent=1), encoding="utf-8")
+            if verdict == NOT_BUILT:
+                self.wanted += 1
+                return
             said = "SURVIVED" if verdict is None else "killed"
-            print(f"{len(self.results):4} {said} {seconds:6.1f} s  {mutant.name}  {verdict or ''}", flush=True)
+            print(f"{self.wanted:4} left, {said} {seconds:6.1f} s  {mutant.name}  {verdict or ''}", flush=True)
 
 
 def worker(sample: Sample, work: Work, tree: Path) -> None:
@@ -97,7 +102,7 @@ def worker(sample: Sample, work: Work, tree: Path) -> None:
         original, times = target.read_bytes(), target.stat()
         start = time.perf_counter()
         source = mutant.source()
-        verdict: str | None = "not built"
+        verdict: str | None = NOT_BUILT
         try:
             if source is not None:
                 target.write_text(source, encoding="utf-8")
@@ -106,10 +111,7 @@ def worker(sample: Sample, work: Work, tree: Path) -> None:
             target.write_bytes(original)
             os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
             sample.restore(tree)
-        if verdict == "not built":
-            work.draw_again()
-        else:
-            work.report(mutant, verdict, time.perf_counter() - start)
+        work.report(mutant, verdict, time.perf_counter() - start)
 
 
 def run_all(sample: Sample, work: Work, workers: int) -> None:
@@ -147,21 +149,15 @@ def verdicts(sample: Sample, draw: Callable[[int], list[Mutant]], args: argparse
     start = time.perf_counter()
     sample.folder.mkdir(parents=True, exist_ok=True)
     record = sample.folder / "results.json"
-    mutants = draw(args.seed)
-    earlier: dict[str, str | None] = {}
-    changes = {mutant.name: mutant for mutant in mutants}
-    if args.again:
-        earlier = json.loads(record.read_text(encoding="utf-8"))
-        mutants = [mutant for mutant in mutants if earlier.get(mutant.name, "") is None]
-    mutants = [mutant for mutant in mutants if mutant.name.startswith(args.only)]
-    count = len(mutants) if args.again else min(args.count, len(mutants))
+    mutants = [mutant for mutant in draw(args.seed) if mutant.name.startswith(args.only)]
+    known: dict[str, str | None] = json.loads(record.read_text(encoding="utf-8")) if args.again and record.exists() else {}
+    known |= dict.fromkeys(equal_names() & {mutant.name for mutant in mutants}, IS_EQUAL)
+    count = min(args.count, len(mutants))
     print(f"seed {args.seed}: {count} of {len(mutants)} mutants", flush=True)
-    work = Work(mutants, count)
+    work = Work(mutants, count, known, None if args.only else record)
     run_all(sample, work, args.workers)
-    results = earlier | work.results
-    if not args.only:
-        record.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    return told(sample, results, changes, time.perf_counter() - start, args.seed)
+    tested = [mutant for mutant in mutants if work.results.get(mutant.name, "") != NOT_BUILT and mutant.name in work.results]
+    return told(sample, tested[:count], work.results, time.perf_counter() - start, args.seed)
 
 
 def change(mutant: Mutant) -> str:
@@ -171,15 +167,13 @@ def change(mutant: Mutant) -> str:
     return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
 
 
-def told(sample: Sample, results: dict[str, str | None], changes: dict[str, Mutant], seconds: float, seed: int) -> int:
-    survived = [name for name, verdict in results.items() if verdict is None]
-    equal = [name for name in survived if name in equal_names()]
-    missed = sorted(set(survived) - set(equal))
-    (sample.folder / "survivors.txt").write_text(
-        "".join(f"{name}\n{change(changes[name])}\n\n" for name in missed), encoding="utf-8"
-    )
-    killed, decided = len(results) - len(survived), len(results) - len(equal)
-    print(*(f"survived: {name}" for name in missed), sep="\n")
-    print(f"seed {seed}: {len(results)} mutants, {killed} killed, {len(missed)} survived, {len(equal)} equal; "
+def told(sample: Sample, tested: list[Mutant], results: dict[str, str | None], seconds: float, seed: int) -> int:
+    missed = [mutant for mutant in tested if results[mutant.name] is None]
+    equal = sum(results[mutant.name] == IS_EQUAL for mutant in tested)
+    listed = "".join(f"{mutant.name}\n{change(mutant)}\n\n" for mutant in missed)
+    (sample.folder / "survivors.txt").write_text(listed, encoding="utf-8")
+    killed, decided = len(tested) - len(missed) - equal, len(tested) - equal
+    print(*(f"survived: {mutant.name}" for mutant in missed), sep="\n")
+    print(f"seed {seed}: {len(tested)} mutants, {killed} killed, {len(missed)} survived, {equal} equal; "
           f"{killed / max(decided, 1):.1%} of {decided} killed, {seconds:.0f} s")  # fmt: skip
     return 0 if killed >= 0.92 * decided else 1

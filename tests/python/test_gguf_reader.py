@@ -129,6 +129,18 @@ def test_named_damage(tmp_path: Path) -> None:
         GGUFFile(tmp_path / "b.gguf")
 
 
+def test_a_long_key_is_told_by_its_beginning(tmp_path: Path) -> None:
+    with open(tmp_path / "a.gguf", "wb") as file:
+        write_gguf(file.write, {"k" * 200: uint32(7)}, [])
+    data = (tmp_path / "a.gguf").read_bytes()
+    kind = data.index(b"k" * 200) + 200
+    told = r"metadata 'k{70}(?!k)"  # 80 characters
+    for damaged in (patched(data, kind, struct.pack("<I", 99)), data[: kind + 4]):
+        (tmp_path / "b.gguf").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=told):
+            GGUFFile(tmp_path / "b.gguf")
+
+
 def test_twice_the_same_name(tmp_path: Path) -> None:
     plain = np.zeros(4, np.float32)
     entries = [GGUFEntry(name, "F32", (4,), lambda: plain) for name in ("a", "a")]
