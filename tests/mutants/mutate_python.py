@@ -35,6 +35,23 @@ def statement_lines(source: str, line: int) -> set[int]:
     return best
 
 
+def in_function(source: str, line: int) -> bool:
+    """Whether a line runs when something is called; others run as the module is imported, by whichever test comes first."""
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return any(node.body[0].lineno <= line <= (node.end_lineno or line) for node in functions)
+
+
+def files_that_name(path: str) -> set[str]:
+    """The test files in which the name of a module stands."""
+    module = path.removeprefix("python/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    files = (ROOT / "tests/python").glob("test_*.py")
+    return {f"tests/python/{file.name}" for file in files if module in file.read_text(encoding="utf-8")}
+
+
+def file_of(test: test_map.Test) -> str:
+    return test.name.partition("::")[0]
+
+
 class PythonSample(Sample):
     """Mutants of the Python tree."""
 
@@ -58,11 +75,16 @@ class PythonSample(Sample):
         self.tests = test_map.load()
 
     def tests_for(self, mutant: Mutant) -> list[test_map.Test]:
-        """The tests that ran the line; where it ran as the module was imported, those that ran anything of the module."""
+        """The tests that ran the line; where it ran as the module was imported, those that ran anything of the module or
+        stand in a file that names it. Those of such files come first, then cheap ones."""
         line = int(mutant.name.split(":")[1])
-        lines = statement_lines((ROOT / mutant.path).read_text(encoding="utf-8"), line)
-        exact = [test for test in self.tests if test.lines.get(mutant.path, frozenset()) & lines]
-        return exact or [test for test in self.tests if mutant.path in test.lines]
+        source, naming = (ROOT / mutant.path).read_text(encoding="utf-8"), files_that_name(mutant.path)
+        lines = statement_lines(source, line)
+        if in_function(source, line):
+            found = [test for test in self.tests if test.lines.get(mutant.path, frozenset()) & lines]
+        else:
+            found = [test for test in self.tests if mutant.path in test.lines or file_of(test) in naming]
+        return sorted(found, key=lambda test: (file_of(test) not in naming, test.seconds))
 
     def test(self, mutant: Mutant, tree: Path) -> str | None:
         rest = self.tests_for(mutant)

@@ -123,13 +123,3 @@ def test_pieces_of_a_text_share_their_mask(stories: Path, tmp_path: Path) -> Non
     (tmp_path / "a.txt").write_text("Once upon a time. " * 200, encoding="utf-8")
     data = load_dataset(tmp_path / "a.txt", Tokenizer.from_folder(stories), max_seq_length=16)
     assert data[0].loss_mask is data[1].loss_mask and not data[0].loss_mask.flags.writeable
-
-
-def test_the_pieces_of_a_text_share_one_mask(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """A long text has many; masks of their own would take as much memory as the ids."""
-    (tmp_path / "a.txt").write_text("w3 w4 w5 w6 " * 40)
-    samples = load_dataset(tmp_path / "a.txt", Tokenizer.from_folder(tiny_model_dir), max_seq_length=16).samples
-    whole = [sample.loss_mask for sample in samples if len(sample) == 16]
-    assert len(whole) > 5 and all(mask is whole[0] for mask in whole)
-    with pytest.raises(ValueError, match="read-only"):
-        whole[0][0] = 0
