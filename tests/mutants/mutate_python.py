@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import queue
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,11 +42,18 @@ def in_function(source: str, line: int) -> bool:
     return any(node.body[0].lineno <= line <= (node.end_lineno or line) for node in functions)
 
 
-def files_that_name(path: str) -> set[str]:
-    """The test files in which the name of a module stands."""
-    module = path.removeprefix("python/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+def importers(path: str) -> list[str]:
+    """The modules that import one: what a table of data does wrong shows where it is used."""
+    pattern = re.compile(rf"^ *from (\S*\b{Path(path).stem} import|\S+ import .*\b{Path(path).stem}\b)", re.MULTILINE)
+    files = sorted((ROOT / "python/lora_c").rglob("*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if pattern.search(file.read_text(encoding="utf-8"))]
+
+
+def files_that_name(paths: list[str]) -> set[str]:
+    """The test files in which the name of one of the modules stands."""
+    modules = [path.removeprefix("python/").removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
     files = (ROOT / "tests/python").glob("test_*.py")
-    return {f"tests/python/{file.name}" for file in files if module in file.read_text(encoding="utf-8")}
+    return {f"tests/python/{file.name}" for file in files if any(name in file.read_text(encoding="utf-8") for name in modules)}
 
 
 def file_of(test: test_map.Test) -> str:
@@ -78,11 +86,12 @@ class PythonSample(Sample):
         """The tests that ran the line; where it ran as the module was imported, those that ran anything of the module or
         stand in a file that names it. Those of such files come first, then cheap ones."""
         line = int(mutant.name.split(":")[1])
-        source, naming = (ROOT / mutant.path).read_text(encoding="utf-8"), files_that_name(mutant.path)
+        source, naming = (ROOT / mutant.path).read_text(encoding="utf-8"), files_that_name([mutant.path])
         lines = statement_lines(source, line)
         if in_function(source, line):
             found = [test for test in self.tests if test.lines.get(mutant.path, frozenset()) & lines]
         else:
+            naming |= files_that_name(importers(mutant.path))
             found = [test for test in self.tests if mutant.path in test.lines or file_of(test) in naming]
         return sorted(found, key=lambda test: (file_of(test) not in naming, test.seconds))
 

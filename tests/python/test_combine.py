@@ -55,10 +55,13 @@ def test_what_is_merged_takes_no_memory_for_gradients() -> None:
     model = load_model(GOLDEN / "tied")
     combination = {"weights": [0.5, 2.0], "combination": "cat", "density": None, "svd_rank": None}
     combination |= {"majority_sign_method": "total", "seed": 0}
-    load_adapters(model, (str(GOLDEN / "first"), str(GOLDEN / "third")), combination)
+    paths = (str(GOLDEN / "first"), str(GOLDEN / "third"))
+    load_adapters(model, paths, combination)
     for name in model.adapter_set.names:
         model.set_adapter(name)
         assert model.trainable_parameters() == [], name
+    plain = load_adapters(load_model(GOLDEN / "tied"), paths, combination | {"weights": None})
+    assert plain["weights"] == [1.0, 1.0] and plain["combination"] == "cat"
 
 
 def test_clamping_bounds_the_entries(model: Model) -> None:

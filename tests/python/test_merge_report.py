@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from lora_c.cli import cli
+from lora_c.cli.export import is_adapter
 from lora_c.errors import AdapterError, CheckpointError
 from lora_c.model.merge_report import TARGETS, default_segments, merge_with_report
 from lora_c.model.model import Model
@@ -176,6 +177,17 @@ def test_export_of_adapters(source: str, target: str, tmp_path: Path) -> None:
     if target != "hf":
         again.load_adapter(tmp_path / "out")
     assert np.abs(again.decoder.logits(ids) - model.decoder.logits(ids)).max() < 2e-5
+
+
+def test_what_lies_in_a_folder_of_a_model_makes_it_no_adapter(tmp_path: Path) -> None:
+    for name, files in {
+        "adapter": ["adapter_config.json"], "run": ["checkpoint-1/adapter_config.json"], "empty": [],
+        "model": ["config.json"], "model with a run": ["config.json", "lora/adapter_config.json"],
+    }.items():  # fmt: skip
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text("{}")
+        assert is_adapter(str(tmp_path / name)) == (name in ("adapter", "run")), name
 
 
 def test_export_of_models_and_its_refusals(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lora_c as lc
-from lora_c import _core
+from lora_c import _core, reference
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "nf4_golden.npz"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -84,6 +84,19 @@ def test_golden_codes_and_scales(name: str, every_isa: list[str]) -> None:
         np.testing.assert_array_equal(w.codes, case["codes"])
         np.testing.assert_array_equal(w.absmax, case["absmax"])
         np.testing.assert_array_equal(w.dequantize(dtype="bfloat16").view(np.uint16), case["bf16"].reshape(w.shape))
+
+
+@pytest.mark.parametrize("name", CASE_NAMES)
+def test_the_readable_reference_has_the_peers_codes(name: str) -> None:
+    case = GOLDEN_CASES[name]
+    block_size, w = int(case["block_size"]), source(case).astype(np.float32)
+    codes, absmax = reference.nf4_quantize(w, LUT, block_size)
+    np.testing.assert_array_equal(codes, nibbles(case["codes"], w.size))
+    # a tail of zeros has the scale 1e-38 there, a whole block of zeros 0; the weights are zeros either way
+    np.testing.assert_array_equal(np.where(absmax > 0, absmax, case["absmax"]), case["absmax"])
+    assert case["absmax"][absmax == 0].max(initial=0) <= np.float32(1e-38)
+    back = reference.nf4_dequantize(codes, absmax, LUT, block_size)
+    np.testing.assert_array_equal(back.astype(BFLOAT16).view(np.uint16), case["bf16"].ravel())
 
 
 @pytest.mark.parametrize("name", CASE_NAMES)

@@ -123,6 +123,7 @@ def test_a_text_of_a_file_is_read_as_its_flag_reads_it(tmp_path: Path, line: str
     ("memory_limit: .inf", 1, "expected a number, got '.inf'"), ("memory_limit: 1e999", 1, "finite"),
     ("? [a]\n: 1", 1, "expected a name before the colon"), ("r: !!python/object:os.system 4", 1, "without a tag"),
     ("r: !mine 4", 1, "without a tag"), ("output_dir: ''", 1, "expected the name of a folder"),
+    ("r: 4\n\n\tbias: none", 3, "in line 3"),
     ("data: {a: b}", 1, "expected a single value, got a mapping"), ("data: [[a]]", 1, "expected a single value, got a list"),
 ], ids=str)  # fmt: skip
 def test_a_wrong_value_of_a_file_names_the_line(tmp_path: Path, text: str, line: int, said: str) -> None:
