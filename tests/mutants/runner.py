@@ -173,7 +173,8 @@ def told(sample: Sample, tested: list[Mutant], results: dict[str, str | None], s
     listed = "".join(f"{mutant.name}\n{change(mutant)}\n\n" for mutant in missed)
     (sample.folder / "survivors.txt").write_text(listed, encoding="utf-8")
     killed, decided = len(tested) - len(missed) - equal, len(tested) - equal
-    print(*(f"survived: {mutant.name}" for mutant in missed), sep="\n")
+    for mutant in missed:
+        print(f"survived: {mutant.name}")
     print(f"seed {seed}: {len(tested)} mutants, {killed} killed, {len(missed)} survived, {equal} equal; "
           f"{killed / max(decided, 1):.1%} of {decided} killed, {seconds:.0f} s")  # fmt: skip
     return 0 if killed >= 0.92 * decided else 1
