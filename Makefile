@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 FUZZ_CASES ?= 10000
+MUTANTS_SEED ?= 1
+C_MUTANTS ?= 60
+PYTHON_MUTANTS ?= 100
 DEBUG_PYTHON ?= python3-dbg
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -28,7 +31,7 @@ C_FILES = $(SOURCES) $(wildcard tests/c/*.[ch] tests/fake_device/*.[ch] benchmar
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug bench bench-peers clean
+.PHONY: help demo api test check asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -107,6 +110,20 @@ test-asan: build/asan/lib/installed ## pytest of what the extension is given, un
 test-debug: $(VENV)/installed ## pytest under a debug build of CPython (Debian: python3-dbg) with its checks of memory
 	PYTHONPATH="$(CURDIR)/python:$$($(BIN)/python -c 'import numpy; print(numpy.__path__[0])')/.." PYTHONMALLOC=debug \
 	$(DEBUG_PYTHON) -X dev -m pytest -p no:cacheprovider
+
+$(VENV)/mutants: $(VENV)/installed
+	$(BIN)/pip install --quiet -e ".[mutants]"
+	@touch $@
+
+mutants: ## wrong versions of the C and the Python tree, drawn by MUTANTS_SEED, that the tests must notice (an hour)
+	@$(MAKE) mutants-c
+	@$(MAKE) mutants-python
+
+mutants-c: $(VENV)/mutants
+	$(BIN)/python tests/mutants/mutate_c.py --seed $(MUTANTS_SEED) --count $(C_MUTANTS) $(MUTANTS_ARGS)
+
+mutants-python: $(VENV)/mutants $(TEST_BACKENDS)
+	$(BIN)/python tests/mutants/mutate_python.py --seed $(MUTANTS_SEED) --count $(PYTHON_MUTANTS) $(MUTANTS_ARGS)
 
 $(PEERS)/ready: tests/peers/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lora_c.adapters.combine import Combination, combine
+from lora_c.cli.merge import load_adapters
 from lora_c.errors import AdapterError, ConfigError
 from lora_c.model.model import Model
 from lora_c.model.opening import load_model
@@ -48,6 +49,19 @@ def test_the_result_is_an_adapter_like_any_other(model: Model, tmp_path: Path) -
     assert np.array_equal(again.decoder.logits(IDS), expected)
     merged = model.merge()
     assert np.abs(merged.decoder.logits(IDS) - expected).max() < 1e-4
+
+
+def test_what_is_merged_takes_no_memory_for_gradients() -> None:
+    model = load_model(GOLDEN / "tied")
+    combination = {"weights": [0.5, 2.0], "combination": "cat", "density": None, "svd_rank": None}
+    combination |= {"majority_sign_method": "total", "seed": 0}
+    paths = (str(GOLDEN / "first"), str(GOLDEN / "third"))
+    load_adapters(model, paths, combination)
+    for name in model.adapter_set.names:
+        model.set_adapter(name)
+        assert model.trainable_parameters() == [], name
+    plain = load_adapters(load_model(GOLDEN / "tied"), paths, combination | {"weights": None})
+    assert plain["weights"] == [1.0, 1.0] and plain["combination"] == "cat"
 
 
 def test_clamping_bounds_the_entries(model: Model) -> None:

@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 
 import lora_c as lc
 from lora_c.cli import cli
+from lora_c.cli.data_options import describe_data
+from lora_c.data import Dataset
 from lora_c.demo.run import BASE_MODEL
 from lora_c.errors import ConfigError, LoraCError
 from lora_c.model.tokenizer_of_model import load_tokenizer
@@ -247,3 +249,13 @@ def test_held_out_data_that_is_trained_on_is_told(questions: Path, tmp_path: Pat
     with pytest.warns(LoraCWarning, match="eval_data: qa.jsonl is trained on too"):
         found = data_of("--data", questions, "--eval-data", questions, *COLUMNS)
     assert len(found["in_training_and_held_out"]["samples"]) == 10
+
+
+@pytest.mark.parametrize(("skipped", "listed"), [(99, 99), (100, 100), (103, 100)])
+def test_a_hundred_skipped_examples_are_listed(skipped: int, listed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Dataset([], source="a.jsonl", skipped=[f"line {i}" for i in range(skipped)])
+    describe_data("data", data, err=False)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("data      a.jsonl: 0 sequences") and first.endswith(f"{skipped} skipped (bad)")
+    expected = [f"{'' if i else 'skipped':<9} line {i}" for i in range(listed)]
+    assert lines == expected + ([f"{'':<9} … and {skipped - listed} more"] if skipped > listed else [])

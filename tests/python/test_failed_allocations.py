@@ -96,3 +96,18 @@ CALLS = """dict(
 
 def test_failed_allocations(alone: Callable[..., str]) -> None:
     alone(CODE.replace("{calls}", CALLS), seconds=200)
+
+
+ON_A_DEVICE = """dict(
+    set=lambda: d.set_weight("embed_tokens", embed),
+    norm=lambda: d.set_weight("norm", ones(8)),
+    logits=lambda: d.logits(ids),
+    decode=lambda: d.decode(d.new_cache(4), ids, sequences=[0]),
+    Parameter=lambda: Parameter(l, device="fake"),
+    read=lambda: Parameter(l, device="fake").data,
+)"""
+
+
+def test_failed_allocations_on_a_device(alone: Callable[..., str], fake: str) -> None:
+    code = CODE.replace("d = Decoder(**sizes,", f"d = Decoder(**sizes, device='{fake}',").replace("failed > 5", "failed >= 3")
+    alone(code.replace("{calls}", ON_A_DEVICE), seconds=200, gib=24)  # that device reserves 8 GiB of addresses, not memory

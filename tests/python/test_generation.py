@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lora_c.errors import ConfigError, DataError
 from lora_c.generation.answers import generate_ids
 from lora_c.generation.sampling import choose_token, probabilities
 from lora_c.model.opening import load_model
+from lora_c.text.final_message import render_open
 from lora_c.text.prompts import prompt_ids
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 3.0], np.float32)
@@ -177,6 +178,34 @@ def test_a_last_answer_is_continued(tiny_model_dir: Path) -> None:
     assert prompt_ids(model, [question, {"role": "assistant", "content": "w6 w7"}]) == [3, 5, 2, 4, 6, 7]
     with pytest.raises(DataError, match="which is to be continued"):
         prompt_ids(model, [question, {"role": "assistant", "tool_calls": [{}]}])
+
+
+def test_a_last_answer_of_several_parts_is_continued_behind_its_last_text(tiny_model_dir: Path) -> None:
+    template = (
+        "{% for m in messages %}w3 {% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+        "{{ part.text }} {% endfor %}{% endif %} </s>{% endfor %}"
+    )
+    (tiny_model_dir / "chat_template.jinja").write_text(template)
+    model = load_model(tiny_model_dir)
+    parts = [{"type": "text", "text": "w6"}, {"type": "text", "text": "w7 w8"}]
+    assert prompt_ids(model, [{"role": "user", "content": "w5"}, {"role": "assistant", "content": parts}]) == [
+        3,
+        5,
+        2,
+        3,
+        6,
+        7,
+        8,
+    ]
+    parts.append({"type": "image"})
+    given: list[Any] = []
+
+    def render(messages: Sequence[dict[str, Any]]) -> str:
+        given.extend(messages[-1]["content"])
+        return "w3 w6 " + given[1]["text"]
+
+    assert render_open(render, [{"role": "assistant", "content": parts}]) == "w3 w6 w7 w8"
+    assert [part.get("type") for part in given] == ["text", "text", "image"] and given[::2] == parts[::2]
 
 
 def test_a_consumer_that_raises_leaves_nothing_locked(tiny_model_dir: Path) -> None:

@@ -57,10 +57,17 @@ def test_a_factor_of_the_rotation_is_written_with_its_kind(
 @pytest.mark.parametrize("theta", [500000.0, 1e30])  # the second: the first pairs turn, all others are stretched
 @pytest.mark.parametrize(
     ("low", "high", "old", "factor"),
-    [(1.0, 4.0, 8192, 8.0), (1.0, 4.0, 8192, 32.0), (2.0, 7.0, 4096, 16.0), (1.0, 1.01, 512, 4.0), (1.0, 1.3, 512, 4.0)],
+    [
+        (1.0, 4.0, 8192, 8.0),
+        (1.0, 4.0, 8192, 32.0),
+        (2.0, 7.0, 4096, 16.0),
+        (1.0, 1.01, 512, 4.0),
+        (1.0, 1.3, 512, 4.0),
+        (1.0, 3.70712, 100.4, 8.0),
+    ],
 )
 def test_llama3_rule_is_found_behind_its_factors(
-    tmp_path: Path, low: float, high: float, old: int, factor: float, theta: float
+    tmp_path: Path, low: float, high: float, old: float, factor: float, theta: float
 ) -> None:
     from lora_c.families.architectures import architecture_of
     from lora_c.gguf.config import config_of, llama3_factors

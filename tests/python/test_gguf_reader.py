@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 import tracemalloc
@@ -17,6 +18,7 @@ from lora_c.gguf.format import TENSOR_TYPES, Kind
 from lora_c.gguf.reader import GGUFFile
 from lora_c.gguf.writer import GGUFEntry, array, boolean, float32, text, uint32, write_gguf
 
+ROOT = Path(__file__).resolve().parents[2]
 BOUND = 4 << 20  # bytes of Python memory that reading a small file may take
 
 
@@ -127,6 +129,18 @@ def test_named_damage(tmp_path: Path) -> None:
         GGUFFile(tmp_path / "b.gguf")
 
 
+def test_a_long_key_is_told_by_its_beginning(tmp_path: Path) -> None:
+    with open(tmp_path / "a.gguf", "wb") as file:
+        write_gguf(file.write, {"k" * 200: uint32(7)}, [])
+    data = (tmp_path / "a.gguf").read_bytes()
+    kind = data.index(b"k" * 200) + 200
+    told = r"metadata 'k{70}(?!k)"  # 80 characters
+    for damaged in (patched(data, kind, struct.pack("<I", 99)), data[: kind + 4]):
+        (tmp_path / "b.gguf").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=told):
+            GGUFFile(tmp_path / "b.gguf")
+
+
 def test_twice_the_same_name(tmp_path: Path) -> None:
     plain = np.zeros(4, np.float32)
     entries = [GGUFEntry(name, "F32", (4,), lambda: plain) for name in ("a", "a")]
@@ -201,6 +215,12 @@ def llama_like(make_model: Callable[..., Path], tmp_path: Path) -> Callable[[Pat
         return path.read_bytes()
 
     return make
+
+
+def test_types_are_those_of_the_gguf_package() -> None:
+    golden = json.loads((ROOT / "tests/golden/gguf_types.json").read_text(encoding="utf-8"))
+    assert [[entry.number, entry.name, entry.block, entry.size] for entry in TENSOR_TYPES.values()] == golden["types"]
+    assert {kind.name: kind.value for kind in Kind} == golden["kinds"]
 
 
 def test_types_have_the_sizes_of_the_extension() -> None:

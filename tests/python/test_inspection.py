@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from lora_c.cli import cli
+from lora_c.cli.inspect import size_text
 from lora_c.data import load_dataset
 from lora_c.errors import CheckpointError
 from lora_c.inspection import Report, inspect_path
@@ -163,6 +164,21 @@ def test_single_files(tmp_path: Path, name: str, data: bytes, kind: str, usable:
     assert report.bytes == len(data)
 
 
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "LlamaForCausalLM"),
+        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+        ({"architectures": None, "model_type": "llama"}, "llama"),
+        ({"model_type": "llama"}, "llama"),
+    ],
+)
+def test_a_configuration_is_named_by_its_class_or_else_its_type(tmp_path: Path, config: dict, architecture: str) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    report = inspect_path(tmp_path / "c.json")
+    assert (report.kind, report.facts["architecture"]) == ("configuration of a model; inspect its folder", architecture)
+
+
 def test_folders_of_other_things(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
     report = inspect_path(tmp_path)
     assert report.kind == "folder" and "got nothing" in report.problems[0]
@@ -239,3 +255,14 @@ def test_half_a_character_of_a_file_is_printed_as_its_number(make_model: Callabl
     environment = os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"}
     ended = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     assert "Traceback" not in ended.stderr and "\\ud801" in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (0, "0 B"), (1023, "1,023 B"), (1024, "1.0 KiB"), (1023 << 10, "1,023.0 KiB"), (1 << 20, "1.0 MiB"),
+        (3 << 29, "1.5 GiB"), (1 << 40, "1.0 TiB"), (1 << 50, "1,024.0 TiB"),
+    ],
+)  # fmt: skip
+def test_sizes_have_the_unit_that_suits_them(size: int, said: str) -> None:
+    assert size_text(size) == said

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from lora_c.cli import cli
+from lora_c.cli.export import is_adapter
 from lora_c.errors import AdapterError, CheckpointError
 from lora_c.model.merge_report import TARGETS, default_segments, merge_with_report
 from lora_c.model.model import Model
@@ -178,6 +179,17 @@ def test_export_of_adapters(source: str, target: str, tmp_path: Path) -> None:
     assert np.abs(again.decoder.logits(ids) - model.decoder.logits(ids)).max() < 2e-5
 
 
+def test_what_lies_in_a_folder_of_a_model_makes_it_no_adapter(tmp_path: Path) -> None:
+    for name, files in {
+        "adapter": ["adapter_config.json"], "run": ["checkpoint-1/adapter_config.json"], "empty": [],
+        "model": ["config.json"], "model with a run": ["config.json", "lora/adapter_config.json"],
+    }.items():  # fmt: skip
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text("{}")
+        assert is_adapter(str(tmp_path / name)) == (name in ("adapter", "run")), name
+
+
 def test_export_of_models_and_its_refusals(tmp_path: Path) -> None:
     run("export", GOLDEN / "tied", tmp_path / "half", "--to", "hf", "--dtype", "bfloat16")
     assert load_model(tmp_path / "half").stored_dtypes["embed_tokens"].name == "bfloat16"
@@ -198,6 +210,10 @@ def test_export_of_models_and_its_refusals(tmp_path: Path) -> None:
         ((GOLDEN / "rslora", tmp_path / "x", "--to", "mlx"), "give --model PATH"),
         ((GOLDEN / "rslora", tmp_path / "x", "--to", "peft", "--model", tmp_path / "none"), "folder of the base model"),
         ((GOLDEN / "rslora", tmp_path / "x", "--to", "peft", "--model", GOLDEN / "tied", "--dtype", "nf4"), "got 'nf4'"),
+        *(
+            ((GOLDEN / source, tmp_path / "x", "--to", target, "--dtype", "q8_0"), "'q8_0' for a model with --to gguf only")
+            for source, target in (("tied", "hf"), ("tied", "mlx"), ("tied", "peft"), ("rslora", "gguf"))
+        ),
     ]:
         with pytest.raises(ValueError, match=match):
             run("export", *args)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lora_c as lc
-from lora_c import _core
+from lora_c import _core, reference
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "nf4_golden.npz"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -87,6 +87,19 @@ def test_golden_codes_and_scales(name: str, every_isa: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", CASE_NAMES)
+def test_the_readable_reference_has_the_peers_codes(name: str) -> None:
+    case = GOLDEN_CASES[name]
+    block_size, w = int(case["block_size"]), source(case).astype(np.float32)
+    codes, absmax = reference.nf4_quantize(w, LUT, block_size)
+    np.testing.assert_array_equal(codes, nibbles(case["codes"], w.size))
+    # a tail of zeros has the scale 1e-38 there, a whole block of zeros 0; the weights are zeros either way
+    np.testing.assert_array_equal(np.where(absmax > 0, absmax, case["absmax"]), case["absmax"])
+    assert case["absmax"][absmax == 0].max(initial=0) <= np.float32(1e-38)
+    back = reference.nf4_dequantize(codes, absmax, LUT, block_size)
+    np.testing.assert_array_equal(back.astype(BFLOAT16).view(np.uint16), case["bf16"].ravel())
+
+
+@pytest.mark.parametrize("name", CASE_NAMES)
 def test_golden_double_quantization(name: str) -> None:
     """Ours is the nearest code; the peer's CPU code snaps to 65,536 bins first and may be one step off."""
     case = GOLDEN_CASES[name]
@@ -133,6 +146,17 @@ def read_slice(path: Path) -> dict[str, Any]:
     names = ["codes", "absmax", "lut", "nested_absmax", "nested_map", "bf16"]
     parts = {k: np.frombuffer(data[a:b], t) for k, t, a, b in zip(names, types, starts, starts[1:], strict=False)}
     return parts | {"kind": kind, "n": n, "block_size": block_size, "nested_offset": offset}
+
+
+def test_the_largest_number_of_float32_is_finite(every_isa: list[str]) -> None:
+    largest = np.finfo(np.float32).max
+    w = np.zeros((2, 64), np.float32)
+    w[0, 5], w[1, 3] = largest, -largest
+    for isa in every_isa:
+        _core.set_isa(isa)
+        assert np.array_equal(lc.NF4Tensor.quantize(w, double_quant=False).dequantize(), w), isa
+        with pytest.raises(ValueError, match="finite"):
+            lc.NF4Tensor.quantize(np.where(w == largest, np.float32(np.inf), w))
 
 
 @pytest.mark.parametrize("file", ["llama_1b_nf4.bin", "llama_1b_nf4_double_quant.bin"])

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from lora_c.errors import CheckpointError
 from lora_c.families.architectures import architecture_of
+from lora_c.families.layer_ropes import rope_keys_without_effect
 from lora_c.families.multimodal import text_config
 from lora_c.families.table import FAMILIES
 from lora_c.model.opening import load_model
@@ -199,3 +200,18 @@ def test_keys_that_nothing_reads_are_named_once(tmp_path: Path) -> None:
     assert len(notices) == 1
     unread = "my_note, other, rope_scaling.factor (rope_type default)"
     assert f"config.json: {unread}: these keys have no effect" in str(notices[0].message)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "unread"),
+    [
+        ("Llama-3-8B", {"rope_type": "default", "rope_theta": 500000.0, "factor": 8.0},
+         ["rope_parameters.factor (rope_type default)"]),
+        ("gemma-3-1b", {"full_attention": {"rope_type": "default", "rope_theta": 1e6, "factor": 8.0}},
+         ["rope_parameters.full_attention.factor (rope_type default)"]),
+    ],
+)  # fmt: skip
+def test_keys_without_effect_are_found_where_a_family_has_its_tables(name: str, table: dict, unread: list[str]) -> None:
+    config = RECORDS[name]["published"]
+    family = next(family for family in FAMILIES if family.architecture == config["architectures"][0])
+    assert rope_keys_without_effect({"rope_parameters": table}, family) == unread

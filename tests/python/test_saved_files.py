@@ -13,7 +13,7 @@ import pytest
 from lora_c.configs import LoraConfig
 from lora_c.errors import SaveError
 from lora_c.files.aside import name_aside
-from lora_c.files.atomic import atomic_file, atomic_folder, recover_folder, write_text
+from lora_c.files.atomic import atomic_file, atomic_folder, recover_folder, write_json, write_text
 from lora_c.model.opening import load_model
 from lora_c.notices import LoraCWarning
 
@@ -290,3 +290,8 @@ def test_an_adapter_that_stays_beside_a_model_is_told(tiny_model_dir: Path, tmp_
     with pytest.warns(LoraCWarning, match=r"adapter_config\.json was there before and is kept"):
         load_model(tiny_model_dir).save(tmp_path / "out")
     assert (tmp_path / "out/adapter_model.safetensors").is_file()
+
+
+def test_json_is_written_for_people(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": ["ü", None]})
+    assert (tmp_path / "a.json").read_bytes() == '{\n  "b": 1,\n  "a": [\n    "ü",\n    null\n  ]\n}\n'.encode()

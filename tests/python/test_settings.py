@@ -14,9 +14,17 @@ from click.testing import CliRunner, Result
 import lora_c as lc
 from lora_c.cli import cli
 from lora_c.cli.options import Command, config_options
-from lora_c.cli.paths import InputPaths, flatten
+from lora_c.cli.paths import InputPaths, flatten, with_repeated_flags
 from lora_c.configs import GenerationConfig, LoraConfig, TrainConfig
 from lora_c.errors import ConfigError
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoraConfig(**{"r": 0, "rnk": 8, "lora_alpha": "x", "alhpa": 4})
+    message = str(caught.value)
+    assert all(f"{name}: " in message for name in ("r", "lora_alpha")), message
+    assert "rnk: unknown option" in message and "alhpa: unknown option" in message
 
 
 @pytest.mark.parametrize(("cls", "values"), [
@@ -115,6 +123,7 @@ def test_a_text_of_a_file_is_read_as_its_flag_reads_it(tmp_path: Path, line: str
     ("memory_limit: .inf", 1, "expected a number, got '.inf'"), ("memory_limit: 1e999", 1, "finite"),
     ("? [a]\n: 1", 1, "expected a name before the colon"), ("r: !!python/object:os.system 4", 1, "without a tag"),
     ("r: !mine 4", 1, "without a tag"), ("output_dir: ''", 1, "expected the name of a folder"),
+    ("r: 4\n\n\tbias: none", 3, "in line 3"),
     ("data: {a: b}", 1, "expected a single value, got a mapping"), ("data: [[a]]", 1, "expected a single value, got a list"),
 ], ids=str)  # fmt: skip
 def test_a_wrong_value_of_a_file_names_the_line(tmp_path: Path, text: str, line: int, said: str) -> None:
@@ -237,3 +246,19 @@ def test_a_zero_in_a_pair_is_a_value(pairs: str) -> None:
 def test_pairs_have_a_name_and_a_number_each_once(pairs: str) -> None:
     with pytest.raises(click.UsageError, match="expected"):
         probed("--rank-pattern", pairs)
+
+
+@pytest.mark.parametrize(
+    ("given", "spread"),
+    [
+        ("--data a b --seed 1", "--data a --data b --seed 1"),
+        ("--data=a b - -v", "--data=a --data b --data - -v"),
+        ("--seed 1 2 --data a", "--seed 1 2 --data a"),
+        ("--data a b -- c --data d e", "--data a --data b -- c --data d e"),
+        ("-- --data a b", "-- --data a b"),
+    ],
+)
+def test_a_flag_is_repeated_for_each_path_up_to_two_dashes(given: str, spread: str) -> None:
+    data = click.Option(["--data"], type=InputPaths(), multiple=True)
+    assert with_repeated_flags(given.split(), [data]) == spread.split()
+    assert with_repeated_flags(given.split(), [data, click.Argument(["words"])]) == given.split()

@@ -151,3 +151,11 @@ def test_what_templates_do_in_earnest_is_as_ever(source: str, text: str) -> None
         refused(source)
     else:
         assert render(source) == text
+
+
+@pytest.mark.parametrize(("writes", "most"), [("striptags", 1_000_000), ("split('b')", 4_000_000)])
+def test_texts_are_refused_above_the_size_that_costs_too_much(writes: str, most: int) -> None:
+    text = writes if "(" in writes else f"x | {writes}"
+    source = "{% set x = 'a' * SIZE %}{{ (" + ("x." if "(" in writes else "") + text + ") | length }}"
+    assert render(source.replace("SIZE", str(most))) == ("1" if "(" in writes else str(most))
+    refused(source.replace("SIZE", str(most + 1)))
