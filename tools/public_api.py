@@ -14,9 +14,13 @@ import lora_c
 STUB = Path(lora_c.__file__).with_name("_core.pyi")
 GROUPS: dict[str, tuple[str, ...]] = {
     "Models and data": ("load_model", "Model", "load_dataset", "Dataset"),
+    "Text from several prompts": ("Batch", "Answer"),
     "Training": ("Trainer", "TrainResult", "Callback", "TrainerState"),
     "Settings": ("LoraConfig", "TrainConfig", "GenerationConfig"),
-    "Layers, tensors, optimizer": ("NF4Tensor", "GGMLTensor", "Parameter", "LoRALinear", "AdamW", "Decoder", "KVCache"),
+    "Layers, tensors, optimizer": (
+        "NF4Tensor", "GGMLTensor", "Parameter", "LoRALinear", "AdamW", "Decoder", "KVCache",
+        "DecoderAdapters",
+    ),
     "This machine": (
         "devices", "Device", "get_num_threads", "set_num_threads", "get_precision", "set_precision", "get_isa", "set_isa",
         "supported_isas", "memory_report", "reset_peak_memory",

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         LoraCError,
         SaveError,
     )
+    from .generation.answer import Answer
     from .generation.batch import Batch
     from .model.device_list import Device, devices
     from .model.model import Model
@@ -84,6 +85,7 @@ _LAZY = {
     **dict.fromkeys(
         ("AdapterError", "CheckpointError", "ConfigError", "DataError", "DivergenceError", "LoraCError", "SaveError"), "errors"
     ),
+    "Answer": "generation.answer",
     "Batch": "generation.batch",
     "Callback": "training.callbacks",
     "Dataset": "data",
@@ -106,6 +108,7 @@ _LAZY = {
 __all__ = [
     "AdamW",
     "AdapterError",
+    "Answer",
     "Batch",
     "Callback",
     "CheckpointError",
