@@ -11,10 +11,11 @@ DEBUG_PYTHON ?= python3-dbg
 PREFIX ?= /usr/local
 DESTDIR ?=
 SANITIZE ?=
+WERROR ?= -Werror
 MODE := $(if $(SANITIZE),sanitize,release)
 BUILD := build/$(MODE)
 CC ?= cc
-CFLAGS := -std=c11 -O3 -g -fvisibility=hidden -fPIC -falign-functions=64 -falign-loops=64 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread -I. -Ilora_c/include \
+CFLAGS := -std=c11 -O3 -g -fvisibility=hidden -fPIC -falign-functions=64 -falign-loops=64 -ffp-contract=off -fno-math-errno -Wall -Wextra $(WERROR) -pthread -I. -Ilora_c/include \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 LIB_SOURCES := $(filter-out lora_c/bindings/%,$(wildcard lora_c/*/*.c lora_c/*/*/*.c))
 CHECK_SOURCES := $(wildcard tests/c/*.c)
