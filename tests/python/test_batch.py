@@ -234,3 +234,41 @@ def test_an_answer_that_fails_ends_alone(model: lc.Model, monkeypatch: pytest.Mo
     assert bad.finished and bad.error is not None and "got NaN or infinity" in str(bad.error) and "failed" in repr(bad)
     batch.run()
     assert good.error is None and good.text == model.generate(PROMPTS[1], **LONG)
+
+
+class BrokenDecoder(CountedDecoder):
+    """A decoder whose n-th call is broken off, before it has begun or after it has done its work."""
+
+    def __init__(self, decoder: Any, n: int, after: bool) -> None:
+        super().__init__(decoder)
+        self.n, self.after = n, after
+
+    def decode(self, cache: Any, ids: Any, **options: Any) -> Any:
+        is_broken = len(self.calls) + 1 == self.n
+        if is_broken and not self.after:
+            self.calls.append(0)
+            raise KeyboardInterrupt
+        logits = super().decode(cache, ids, **options)
+        if is_broken:
+            raise KeyboardInterrupt
+        return logits
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "b"), ("dora", "a")])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_step_that_was_broken_off_can_be_taken_again(model: lc.Model, names: tuple[str, str], after: bool) -> None:
+    with_adapters(model, "a", "b")
+    model.add_adapter(lc.LoraConfig(r=2, use_dora=True, target_modules=ALL, init_lora_weights=False), "dora")
+    expected = [alone(model, prompt, name) for prompt, name in zip(PROMPTS, names, strict=False)]
+    model.set_adapter("b")
+    for n in range(1, 9):
+        real = model.decoder
+        model.decoder = BrokenDecoder(real, n, after)  # type: ignore[assignment]
+        batch = lc.Batch(model)
+        answers = [batch.add(prompt, adapter=name, **LONG) for prompt, name in zip(PROMPTS, names, strict=False)]
+        with pytest.raises(KeyboardInterrupt):
+            batch.run()
+        batch.run()
+        model.decoder = real
+        assert [answer.text for answer in answers] == expected, n
+        assert model.active_adapter == "b"

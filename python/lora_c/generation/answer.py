@@ -50,9 +50,14 @@ class Answer:
         self._taken = 0
 
     @property
+    def n_tokens(self) -> int:
+        """The tokens of the prompt and of the answer so far."""
+        return len(self.prompt) + len(self.ids)
+
+    @property
     def most_tokens(self) -> int:
         """The tokens that prompt and answer can have together."""
-        return len(self.prompt) + len(self.ids) + self._chooser.budget
+        return self.n_tokens + self._chooser.budget
 
     @property
     def all_ids(self) -> list[int]:

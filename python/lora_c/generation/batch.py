@@ -163,7 +163,7 @@ class Batch:
     def _passes(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
         """The answers that take this step in one call: of one precision, with adapters that can be used side by side."""
         shareable = self.model.adapter_set.is_shareable
-        for again, group in _grouped(answers, self._must_read_again):
+        for again, group in _grouped(answers, self._must_read):
             if again:
                 yield from ([answer] for answer in group)
                 continue
@@ -173,14 +173,16 @@ class Batch:
 
     def _decode(self, answers: Sequence[Answer]) -> Iterable[NDArray[np.float32]]:
         """Logits after the last token of every answer."""
-        if self._must_read_again(answers[0]):
+        if self._must_read(answers[0]):
             return [self._read(answers[0])]
+        for answer in answers:  # an exception may have come between a call and the choice of its token
+            if self._length(answer) > answer.n_tokens - 1:
+                self._cache_of(answer).truncate(self._live[answer], answer.n_tokens - 1)
         return self._call(answers, [answer.ids[-1] for answer in answers], list(range(len(answers) + 1)))
 
     def _read(self, answer: Answer) -> NDArray[np.float32]:
         """Logits after all tokens of one answer, read alone, so that they are what they are without the others."""
-        assert self._cache is not None
-        self._cache.truncate(self._live[answer], 0)
+        self._cache_of(answer).truncate(self._live[answer], 0)
         ids = answer.all_ids
         return self._call([answer], ids, [0, len(ids)])[0]
 
@@ -192,10 +194,22 @@ class Batch:
                 self._cache, ids, cu_seqlens=cu_seqlens, sequences=sequences, precision=answers[0].precision, **options
             )
 
-    def _must_read_again(self, answer: Answer) -> bool:
-        """Whether the cache ends here. LongRoPE: from rope_switch on, tokens have other angles, the ones before too."""
+    def _must_read(self, answer: Answer) -> bool:
+        """Whether all of it is read, at its begin (again, where an exception ended that) and where the cache ends.
+
+        LongRoPE: from rope_switch on, tokens have other angles, the ones before too.
+        """
         switch = self.model.decoder.config["rope_switch"]
-        return bool(switch) and len(answer.all_ids) == switch + 1
+        begins = not answer.ids or self._length(answer) < answer.n_tokens - 1
+        return begins or (bool(switch) and answer.n_tokens == switch + 1)
+
+    def _cache_of(self, answer: Answer) -> KVCache:
+        assert self._cache is not None and answer in self._live
+        return self._cache
+
+    def _length(self, answer: Answer) -> int:
+        """The tokens of an answer that the cache holds."""
+        return self._cache_of(answer).length(self._live[answer])
 
     # -- what answers are made with -----------------------------------------------------------------------------------
 
