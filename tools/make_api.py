@@ -118,7 +118,8 @@ def _body(doc: Docstring, attributes: list[Entry] | None = None) -> str:
             parts.append(f"**{title}**\n\n" + "\n".join(_item(entry) for entry in entries))
     for title, text in doc.sections.items():
         if title not in ("Parameters", "Attributes", "Returns", "Yields", "Raises"):
-            parts.append(f"**{title}:** " + _text(text))
+            is_code = text.lstrip().startswith(">>>")
+            parts.append(f"**{title}**\n\n```python\n{text.strip()}\n```" if is_code else f"**{title}:** {_text(text)}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -156,10 +156,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     module_name = _LAZY.get(name)
     if module_name is None:
-        from ._moved import is_old_module
+        from ._moved import module_of_old_attribute
 
-        if is_old_module(name):
-            return import_module(f"{__name__}.{name}")
+        if (module := module_of_old_attribute(name)) is not None:
+            return module
         from .foreign_names import OF_PACKAGE, missing
 
         raise AttributeError(missing(f"module {__name__!r}", name, OF_PACKAGE), name=name, obj=import_module(__name__))

@@ -157,9 +157,12 @@ def spec_of(name: str) -> ModuleSpec | None:
     return ModuleSpec(name, _Loader(old)) if old in _MOVED else None  # type: ignore[arg-type]
 
 
-def is_old_module(name: str) -> bool:
-    """Whether a module directly below `lora_c` had this name."""
-    return name in _MOVED
+def module_of_old_attribute(name: str) -> ModuleType | None:
+    """Return the module that `lora_c.<name>` meant before; None where there was none."""
+    if name not in _MOVED:
+        return None
+    _tell(name, _MOVED[name], 3)
+    return import_module(f"lora_c.{_MOVED[name]}")
 
 
 def name_of_old_module(package: str, name: str) -> Any:

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_families import GOLDEN, folder, golden
 
 import lora_c as lc
 from lora_c._core import DECODE_BATCH
 from lora_c.errors import AdapterError, ConfigError, DataError
+from lora_c.generation.answer import Writer
+from lora_c.generation.answers import generate_ids
 
 PROMPTS = ("w3 w4", "w5", "w6 w7 w8", "w9 w3", "w4 w4 w4 w4", "w8 w5", "w3", "w7 w6")
 LONG: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
@@ -182,10 +185,12 @@ def test_an_adapter_that_has_gone_ends_no_other_answer(model: lc.Model) -> None:
     batch.step()
     model.delete_adapter("b")
     model.add_adapter(r=2, name="b")
-    with pytest.raises(ConfigError, match="adapter: expected b as it was until its answers end"):
-        batch.step()
-    batch.remove(gone)
+    waiting = batch.add(PROMPTS[2], adapter="b", **LONG)
+    assert batch.step() == [gone]
+    assert gone.finished and len(gone.ids) == 1 and isinstance(gone.error, AdapterError)
+    assert "adapter: expected the adapter 'b' as it was until the answer ends" in str(gone.error)
     batch.run()
+    assert waiting.error is None and waiting.text == alone(model, PROMPTS[2], "b")
     assert kept.text == alone(model, PROMPTS[1], "a")
 
 
@@ -195,9 +200,7 @@ def test_a_merged_adapter_is_the_only_one(model: lc.Model) -> None:
     begun = batch.add(PROMPTS[0], **LONG)
     batch.step()
     model.merge_adapter()
-    with pytest.raises(ConfigError, match="merged; remove"):
-        batch.step()
-    batch.remove(begun)
+    assert batch.step() == [begun] and "got other weights" in str(begun.error) and not batch
     for name in ("b", None):
         with pytest.raises(AdapterError, match="adapter: expected a model that is not merged, got one with 'a'"):
             batch.add(PROMPTS[0], adapter=name)
@@ -221,15 +224,27 @@ def test_mistakes_are_refused_where_they_are_made(model: lc.Model) -> None:
         batch.add([], max_new_tokens=2)
     with pytest.raises(ConfigError, match="max_new_token"):
         batch.add([3, 4], max_new_token=2)
-    assert not batch
+    with pytest.raises(ConfigError, match="num_return_sequences: expected 1 for one answer, got 2"):
+        batch.add([3, 4], num_return_sequences=2, temperature=1.0, max_new_tokens=2)
+    with pytest.raises(ConfigError, match="model: expected a Model, got str"):
+        lc.Batch("demo")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="answer: expected what add returned, got str"):
+        batch.remove("x")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="answer: expected one of this batch, got one of another"):
+        batch.remove(lc.Batch(model).add([3, 4], max_new_tokens=2))
+    assert not batch and repr(batch) == "Batch(0 under way, 0 waiting, max_tokens=10)"
 
 
 def test_an_answer_that_fails_ends_alone(model: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = lc.Batch(model)
     bad, good = (batch.add(prompt, **LONG) for prompt in PROMPTS[:2])
     batch.step()
-    real = bad.advance
-    monkeypatch.setattr(bad, "advance", lambda logits: real(np.full_like(logits, np.nan)))
+    real = Writer.advance
+
+    def advance(writer: Writer, logits: np.ndarray) -> None:
+        real(writer, np.full_like(logits, np.nan) if writer.answer is bad else logits)
+
+    monkeypatch.setattr(Writer, "advance", advance)
     assert batch.step() == [bad]
     assert bad.finished and bad.error is not None and "got NaN or infinity" in str(bad.error) and "failed" in repr(bad)
     batch.run()
@@ -272,3 +287,25 @@ def test_a_step_that_was_broken_off_can_be_taken_again(model: lc.Model, names: t
         model.decoder = real
         assert [answer.text for answer in answers] == expected, n
         assert model.active_adapter == "b"
+
+
+@pytest.mark.parametrize("family", sorted(path.stem for path in GOLDEN.glob("*.npz")))
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_adapters_side_by_side_in_every_family(tmp_path: Path, family: str, quantize: Any) -> None:
+    record = golden(family)
+    model = with_adapters(lc.load_model(folder(record, tmp_path / "model"), quantize, progress=False), "a", "b")
+    model.add_adapter(lc.LoraConfig(r=2, use_dora=True, init_lora_weights=False, target_modules=ALL), "dora")
+    ids = [int(i) for i in record["ids"].reshape(-1)]
+    n = min(40, model.context_length - 12)
+    prompts = [ids[:9], ids[: min(len(ids), n - 3)], ids[2:5], ids[1:8], ids[:1]]
+    names = ["b", "a", None, "dora", "b"]
+    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True}
+    expected = []
+    for prompt, name in zip(prompts, names, strict=True):
+        model.set_adapter(name)
+        expected.append(list(generate_ids(model, prompt, lc.GenerationConfig(**options))))
+    model.set_adapter("dora")
+    batch = lc.Batch(model)
+    answers = [batch.add(prompt, adapter=name, **options) for prompt, name in zip(prompts, names, strict=True)]
+    batch.run()
+    assert [answer.ids for answer in answers] == expected

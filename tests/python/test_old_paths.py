@@ -56,6 +56,14 @@ def test_the_warning_names_the_line_of_the_import(tmp_path: Path) -> None:
     assert "old.py:3: DeprecationWarning: lora_c.trainer is now lora_c.training.trainer" in done.stderr
 
 
+def test_an_attribute_of_the_package_names_the_line_that_reads_it() -> None:
+    sys.modules.pop("lora_c.leaving", None)
+    vars(lora_c).pop("leaving", None)
+    with pytest.warns(DeprecationWarning, match="lora_c.leaving is now lora_c.training.leaving") as told:
+        assert lora_c.leaving is import_module("lora_c.training.leaving")
+    assert [Path(warning.filename) for warning in told] == [Path(__file__)]
+
+
 def test_what_never_was_is_not_found() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

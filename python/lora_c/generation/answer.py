@@ -1,4 +1,4 @@
-"""One prompt of a batch, and what has been written after it so far."""
+"""One prompt of a batch and what has been written after it so far; and who writes it."""
 
 from __future__ import annotations
 
@@ -36,57 +36,13 @@ class Answer:
         Why it ended before its time.
     """
 
-    def __init__(
-        self, model: Model, prompt: Sequence[int], config: GenerationConfig, adapter: str | None, repetition: int = 0
-    ) -> None:
+    def __init__(self, prompt: Sequence[int], adapter: str | None) -> None:
         self.prompt, self.adapter = list(prompt), adapter
         self.ids: list[int] = []
         self.text = ""
         self.finished = False
         self.error: LoraCError | None = None
-        self.precision = precision_of(config)
-        self._chooser = TokenChooser(model, prompt, config, repetition)
-        self._pieces = TextPieces(model.tokenizer, prompt, config) if model.has_tokenizer else None
         self._taken = 0
-
-    @property
-    def n_tokens(self) -> int:
-        """The tokens of the prompt and of the answer so far."""
-        return len(self.prompt) + len(self.ids)
-
-    @property
-    def most_tokens(self) -> int:
-        """The tokens that prompt and answer can have together."""
-        return self.n_tokens + self._chooser.budget
-
-    @property
-    def all_ids(self) -> list[int]:
-        """The prompt and what has come after it."""
-        return self.prompt + self.ids
-
-    def advance(self, logits: NDArray[np.float32]) -> None:
-        """Choose the next token."""
-        try:
-            token = self._chooser.choose(logits)
-        except LoraCError as error:
-            self.end(error)
-            return
-        if token is None:
-            self.end()
-            return
-        self.ids.append(token)
-        if self._pieces is not None:
-            self.text += self._pieces.push(token)
-        if self._chooser.budget <= 0 or (self._pieces is not None and self._pieces.stopped):
-            self.end()
-
-    def end(self, error: LoraCError | None = None) -> None:
-        """Write no more."""
-        if self.finished:
-            return
-        self.finished, self.error = True, error
-        if self._pieces is not None:
-            self.text += self._pieces.flush()
 
     def take(self) -> str:
         """Return the text that came since the last call; the pieces joined are the answer."""
@@ -96,3 +52,55 @@ class Answer:
     def __repr__(self) -> str:
         state = f"failed: {self.error}" if self.error else "finished" if self.finished else "under way"
         return f"Answer({len(self.prompt)} tokens + {len(self.ids)}, adapter={self.adapter!r}, {state})"
+
+
+class Writer:
+    """Writes an answer, token by token, and knows what it is written with."""
+
+    def __init__(self, model: Model, answer: Answer, config: GenerationConfig, repetition: int = 0) -> None:
+        self.answer, self.precision = answer, precision_of(config)
+        self.weights = weights_of(model, answer.adapter)
+        self._chooser = TokenChooser(model, answer.prompt, config, repetition)
+        self._pieces = TextPieces(model.tokenizer, answer.prompt, config) if model.has_tokenizer else None
+
+    @property
+    def n_tokens(self) -> int:
+        """The tokens of the prompt and of the answer so far."""
+        return len(self.answer.prompt) + len(self.answer.ids)
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens that prompt and answer can have together."""
+        return self.n_tokens + self._chooser.budget
+
+    def advance(self, logits: NDArray[np.float32]) -> None:
+        """Choose the next token."""
+        answer = self.answer
+        try:
+            token = self._chooser.choose(logits)
+        except LoraCError as error:
+            self.end(error)
+            return
+        if token is None:
+            self.end()
+            return
+        answer.ids.append(token)
+        if self._pieces is not None:
+            answer.text += self._pieces.push(token)
+        if self._chooser.budget <= 0 or (self._pieces is not None and self._pieces.stopped):
+            self.end()
+
+    def end(self, error: LoraCError | None = None) -> None:
+        """Write no more."""
+        answer = self.answer
+        if answer.finished:
+            return
+        answer.finished, answer.error = True, error
+        if self._pieces is not None:
+            answer.text += self._pieces.flush()
+
+
+def weights_of(model: Model, adapter: str | None) -> tuple[object, object]:
+    """What tells that keys and values in a cache were made with other weights: the adapter, and what is merged."""
+    known = adapter in model.adapter_set if adapter is not None else False
+    return (model.adapter_set[adapter] if known and adapter is not None else adapter), model.merged

@@ -61,7 +61,8 @@ def generate_batch(model: Model, prompts: Sequence[Any], config: GenerationConfi
     all_ids = [prompt_ids(model, prompt) for prompt in prompts]
     longest = max(min(len(ids) + config.max_new_tokens, model.context_length) for ids in all_ids)
     batch = Batch(model, min(n * len(all_ids), DECODE_BATCH), longest)
-    answers = [batch.add(ids, config, repetition=i) for ids in all_ids for i in range(n)]
+    one = config.model_copy(update={"num_return_sequences": 1})
+    answers = [batch.add(ids, one, repetition=i) for ids in all_ids for i in range(n)]
     batch.run()
     failed = next((answer.error for answer in answers if answer.error is not None), None)
     if failed is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +14,13 @@ from .._core import DECODE_BATCH
 from ..configs import GenerationConfig
 from ..errors import AdapterError, ConfigError
 from ..text.prompts import prompt_ids
-from .answer import Answer
+from .answer import Answer, Writer, weights_of
 from .sampling import with_seed
 
 if TYPE_CHECKING:
     from .._core import KVCache
     from ..model.model import Model
 
-IN_USE = "the adapter in use"  # no name: `add` takes what the model uses then
 _MOST_TOKENS = 4096  # of a sequence where nobody says; the cache takes memory for all of them
 
 
@@ -37,29 +37,39 @@ class Batch:
         The most that prompt and answer have together, for which the cache takes memory; by default the model's context, up
         to 4,096.
 
+    Notes
+    -----
+    ``len(batch)`` is the number of answers that have not ended, and a batch without any counts as false.
+
     Examples
     --------
     >>> batch = lc.Batch(model)
     >>> poem = batch.add("Roses are red", adapter="poems", max_new_tokens=40)
     >>> plain = batch.add("Roses are red", adapter=None)
     >>> while batch:
-    ...     for answer in batch.step():
+    ...     ended = batch.step()
+    ...     print(poem.take(), end="")  # what has come since the last call
+    ...     for answer in ended:
     ...         print(answer.adapter, answer.text)
     """
 
     def __init__(self, model: Model, n_sequences: int = DECODE_BATCH, max_tokens: int | None = None) -> None:
-        if not 1 <= n_sequences <= DECODE_BATCH:
-            raise ConfigError(f"n_sequences: expected 1 to {DECODE_BATCH}, got {n_sequences}; what is beyond waits")
+        if not hasattr(model, "adapter_set"):
+            raise ConfigError(f"model: expected a Model, got {type(model).__name__}; load_model makes one")
+        if not isinstance(n_sequences, int) or not 1 <= n_sequences <= DECODE_BATCH:
+            raise ConfigError(f"n_sequences: expected 1 to {DECODE_BATCH}, got {n_sequences!r}; what is beyond waits")
         context = model.context_length
-        if max_tokens is not None and not 1 <= max_tokens <= context:
-            raise ConfigError(f"max_tokens: expected 1 to the model's context of {context}, got {max_tokens}")
+        if max_tokens is not None and (not isinstance(max_tokens, int) or not 1 <= max_tokens <= context):
+            raise ConfigError(f"max_tokens: expected 1 to the model's context of {context}, got {max_tokens!r}")
         self.model = model
         self.max_tokens = min(context, _MOST_TOKENS) if max_tokens is None else max_tokens
         self._free = list(range(n_sequences))
         self._cache: KVCache | None = None
-        self._waiting: deque[Answer] = deque()
-        self._live: dict[Answer, int] = {}  # and its sequence in the cache
-        self._weights: dict[Answer, object] = {}  # what each answer was begun with
+        self._waiting: deque[Writer] = deque()
+        self._live: dict[Writer, int] = {}  # and its sequence in the cache
+
+    def __repr__(self) -> str:
+        return f"Batch({len(self._live)} under way, {len(self._waiting)} waiting, max_tokens={self.max_tokens})"
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._live)
@@ -72,7 +82,7 @@ class Batch:
         prompt: Any,
         config: GenerationConfig | None = None,
         *,
-        adapter: str | None = IN_USE,
+        adapter: str | None | EllipsisType = ...,
         repetition: int = 0,
         **options: Any,
     ) -> Answer:
@@ -83,7 +93,7 @@ class Batch:
         prompt : str, list of dict, or list of int
             A text, chat messages, or token ids, as for `Model.generate`.
         config, **options
-            A `GenerationConfig` and/or its fields.
+            A `GenerationConfig` and/or its fields, but for num_return_sequences: add the prompt several times.
         adapter : str, optional
             The name of one of the model's adapters, or None for the bare base; by default what the model uses now.
         repetition : int
@@ -99,57 +109,64 @@ class Batch:
             The prompt cannot be read, or leaves the context no room.
         """
         config = with_seed(resolve(config, options))
-        name = self.model.active_adapter if adapter is IN_USE else adapter
+        if config.num_return_sequences > 1:
+            n = config.num_return_sequences
+            raise ConfigError(f"num_return_sequences: expected 1 for one answer, got {n}; add it n times, with repetitions")
+        name = self.model.active_adapter if isinstance(adapter, EllipsisType) else adapter
         self._check_adapter(name)
-        answer = Answer(self.model, prompt_ids(self.model, prompt), config, name, repetition)
-        if answer.most_tokens > self.max_tokens:
+        answer = Answer(prompt_ids(self.model, prompt), name)
+        writer = Writer(self.model, answer, config, repetition)
+        if writer.most_tokens > self.max_tokens:
             raise ConfigError(
-                f"max_tokens: expected at least the {answer.most_tokens} tokens that prompt and answer can have, got "
+                f"max_tokens: expected at least the {writer.most_tokens} tokens that prompt and answer can have, got "
                 f"{self.max_tokens}; give Batch a larger max_tokens, or a smaller max_new_tokens"
             )
-        self._weights[answer] = self._weights_of(name)
-        self._waiting.append(answer)
+        self._waiting.append(writer)
         return answer
 
     def remove(self, answer: Answer) -> None:
-        """Let an answer leave before its end; it keeps what it has."""
-        if answer in self._waiting:
-            self._waiting.remove(answer)
-        answer.end()
-        self._leave(answer)
+        """Let an answer leave before its end; it keeps what it has. One that has ended stays as it is.
+
+        Parameters
+        ----------
+        answer : Answer
+            What `add` returned.
+        """
+        if not isinstance(answer, Answer):
+            raise ConfigError(f"answer: expected what add returned, got {type(answer).__name__}")
+        if answer.finished:
+            return
+        writer = next((w for w in (*self._live, *self._waiting) if w.answer is answer), None)
+        if writer is None:
+            raise ConfigError("answer: expected one of this batch, got one of another")
+        writer.end()
+        self._leave(writer)
 
     def step(self) -> list[Answer]:
         """Write one token of every answer that is under way, begin waiting ones where there is room.
+
+        An answer whose adapter was taken off, exchanged or merged meanwhile ends with its `error`; the others go on. A step
+        that an exception broke off can be taken again.
 
         Returns
         -------
         list of Answer
             Those that have ended with it.
-
-        Raises
-        ------
-        ConfigError
-            An adapter was taken off, exchanged or merged before its answers had ended.
         """
-        self._check_weights()
         if self._cache is None:
             self._cache = self.model.decoder.new_cache(self.max_tokens, len(self._free))
-        before = list(self._live)
-        for answers in self._passes(before):
-            for answer, logits in zip(answers, self._decode(answers), strict=True):
-                answer.advance(logits)
-        for answer in before:
-            if answer.finished:
-                self._leave(answer)
-        begun = []
+        ended = self._end_those_of_other_weights()
+        live = list(self._live)
+        for writers in self._passes(live):
+            for writer, logits in zip(writers, self._decode(writers), strict=True):
+                writer.advance(logits)
+        ended += self._sorted_out(live)
         while self._waiting and self._free:
-            answer = self._waiting.popleft()
-            self._live[answer] = self._free.pop()
-            begun.append(answer)
-            answer.advance(self._read(answer))
-            if answer.finished:
-                self._leave(answer)
-        return [answer for answer in (*before, *begun) if answer.finished]
+            writer = self._waiting.popleft()
+            self._live[writer] = self._free.pop()
+            writer.advance(self._read(writer))
+            ended += self._sorted_out([writer])
+        return [writer.answer for writer in ended]
 
     def run(self) -> list[Answer]:
         """Take steps until every answer has ended; return them in the order of their ends."""
@@ -160,64 +177,71 @@ class Batch:
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
-    def _passes(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
-        """The answers that take this step in one call: of one precision, with adapters that can be used side by side."""
+    def _passes(self, writers: Iterable[Writer]) -> Iterator[list[Writer]]:
+        """Those that take this step in one call: of one precision, with adapters that can be used side by side."""
         shareable = self.model.adapter_set.is_shareable
-        for again, group in _grouped(answers, self._must_read):
-            if again:
-                yield from ([answer] for answer in group)
+        for alone, group in _grouped(writers, self._must_read):
+            if alone:
+                yield from ([writer] for writer in group)
                 continue
-            for _, same in _grouped(group, lambda a: a.precision):
-                for _, together in _grouped(same, lambda a: None if shareable(a.adapter) else a.adapter):
+            for _, same in _grouped(group, lambda w: w.precision):
+                for _, together in _grouped(same, lambda w: None if shareable(w.answer.adapter) else w.answer.adapter):
                     yield together
 
-    def _decode(self, answers: Sequence[Answer]) -> Iterable[NDArray[np.float32]]:
+    def _decode(self, writers: Sequence[Writer]) -> Iterable[NDArray[np.float32]]:
         """Logits after the last token of every answer."""
-        if self._must_read(answers[0]):
-            return [self._read(answers[0])]
-        for answer in answers:  # an exception may have come between a call and the choice of its token
-            if self._length(answer) > answer.n_tokens - 1:
-                self._cache_of(answer).truncate(self._live[answer], answer.n_tokens - 1)
-        return self._call(answers, [answer.ids[-1] for answer in answers], list(range(len(answers) + 1)))
+        if self._must_read(writers[0]):
+            return [self._read(writers[0])]
+        for writer in writers:  # an exception may have come between a call and the choice of its token
+            if self._length(writer) > writer.n_tokens - 1:
+                self._cache_of(writer).truncate(self._live[writer], writer.n_tokens - 1)
+        return self._call(writers, [writer.answer.ids[-1] for writer in writers], list(range(len(writers) + 1)))
 
-    def _read(self, answer: Answer) -> NDArray[np.float32]:
+    def _read(self, writer: Writer) -> NDArray[np.float32]:
         """Logits after all tokens of one answer, read alone, so that they are what they are without the others."""
-        self._cache_of(answer).truncate(self._live[answer], 0)
-        ids = answer.all_ids
-        return self._call([answer], ids, [0, len(ids)])[0]
+        self._cache_of(writer).truncate(self._live[writer], 0)
+        ids = writer.answer.prompt + writer.answer.ids
+        return self._call([writer], ids, [0, len(ids)])[0]
 
-    def _call(self, answers: Sequence[Answer], ids: Sequence[int], cu_seqlens: Sequence[int]) -> NDArray[np.float32]:
-        sequences = [self._live[answer] for answer in answers]
-        with self.model.adapter_set.side_by_side([answer.adapter for answer in answers]) as adapters:
+    def _call(self, writers: Sequence[Writer], ids: Sequence[int], cu_seqlens: Sequence[int]) -> NDArray[np.float32]:
+        sequences = [self._live[writer] for writer in writers]
+        with self.model.adapter_set.side_by_side([writer.answer.adapter for writer in writers]) as adapters:
             options: dict[str, Any] = {} if adapters is None else {"adapters": adapters}
             return self.model.decoder.decode(
-                self._cache, ids, cu_seqlens=cu_seqlens, sequences=sequences, precision=answers[0].precision, **options
+                self._cache, ids, cu_seqlens=cu_seqlens, sequences=sequences, precision=writers[0].precision, **options
             )
 
-    def _must_read(self, answer: Answer) -> bool:
+    def _must_read(self, writer: Writer) -> bool:
         """Whether all of it is read, at its begin (again, where an exception ended that) and where the cache ends.
 
         LongRoPE: from rope_switch on, tokens have other angles, the ones before too.
         """
         switch = self.model.decoder.config["rope_switch"]
-        begins = not answer.ids or self._length(answer) < answer.n_tokens - 1
-        return begins or (bool(switch) and answer.n_tokens == switch + 1)
+        begins = not writer.answer.ids or self._length(writer) < writer.n_tokens - 1
+        return begins or (bool(switch) and writer.n_tokens == switch + 1)
 
-    def _cache_of(self, answer: Answer) -> KVCache:
-        assert self._cache is not None and answer in self._live
+    def _cache_of(self, writer: Writer) -> KVCache:
+        assert self._cache is not None and writer in self._live
         return self._cache
 
-    def _length(self, answer: Answer) -> int:
+    def _length(self, writer: Writer) -> int:
         """The tokens of an answer that the cache holds."""
-        return self._cache_of(answer).length(self._live[answer])
+        return self._cache_of(writer).length(self._live[writer])
 
-    # -- what answers are made with -----------------------------------------------------------------------------------
+    # -- who is there, and with what ----------------------------------------------------------------------------------
 
-    def _leave(self, answer: Answer) -> None:
-        sequence = self._live.pop(answer, None)
-        if sequence is not None:
+    def _sorted_out(self, writers: Iterable[Writer]) -> list[Writer]:
+        """Those that have ended, which leave."""
+        ended = [writer for writer in writers if writer.answer.finished]
+        for writer in ended:
+            self._leave(writer)
+        return ended
+
+    def _leave(self, writer: Writer) -> None:
+        if writer in self._waiting:
+            self._waiting.remove(writer)
+        if (sequence := self._live.pop(writer, None)) is not None:
             self._free.append(sequence)
-        self._weights.pop(answer, None)
 
     def _check_adapter(self, name: str | None) -> None:
         model = self.model
@@ -230,26 +254,22 @@ class Batch:
                 "unmerge_adapter() first"
             )
 
-    def _weights_of(self, name: str | None) -> tuple[object, ...]:
-        """What tells that keys and values in the cache were made with other weights."""
-        return (None if name is None else self.model.adapter_set[name]), self.model.merged
-
-    def _check_weights(self) -> None:
-        for answer in (*self._live, *self._waiting):
-            name = answer.adapter
-            gone = name is not None and name not in self.model.adapter_set
-            if gone or any(a is not b for a, b in zip(self._weights[answer], self._weights_of(name), strict=True)):
-                raise ConfigError(
-                    f"adapter: expected {name or 'the base'} as it was until its answers end, got it taken off, exchanged or "
-                    "merged; remove(answer) and add the prompt again"
-                )
+    def _end_those_of_other_weights(self) -> list[Writer]:
+        writers = [*self._live, *self._waiting]
+        for writer in writers:
+            name = writer.answer.adapter
+            if any(a is not b for a, b in zip(writer.weights, weights_of(self.model, name), strict=True)):
+                what = "the bare base" if name is None else f"the adapter {name!r}"
+                error = f"adapter: expected {what} as it was until the answer ends, got other weights; add the prompt again"
+                writer.end(AdapterError(error))
+        return self._sorted_out(writers)
 
 
-def _grouped(answers: Iterable[Answer], key: Any) -> list[tuple[Any, list[Answer]]]:
-    """Answers by a key, in the order of the first of each."""
-    groups: dict[Any, list[Answer]] = {}
-    for answer in answers:
-        groups.setdefault(key(answer), []).append(answer)
+def _grouped(writers: Iterable[Writer], key: Callable[[Writer], Any]) -> list[tuple[Any, list[Writer]]]:
+    """Writers by a key, in the order of the first of each."""
+    groups: dict[Any, list[Writer]] = {}
+    for writer in writers:
+        groups.setdefault(key(writer), []).append(writer)
     return list(groups.items())
 
 
