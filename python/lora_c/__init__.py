@@ -185,4 +185,5 @@ class _OldPaths:
         return spec_of(name)
 
 
-sys.meta_path.append(_OldPaths)
+if not any(getattr(finder, "__qualname__", "") == "_OldPaths" for finder in sys.meta_path):  # reloaded
+    sys.meta_path.append(_OldPaths)

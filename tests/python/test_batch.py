@@ -309,3 +309,85 @@ def test_adapters_side_by_side_in_every_family(tmp_path: Path, family: str, quan
     answers = [batch.add(prompt, adapter=name, **options) for prompt, name in zip(prompts, names, strict=True)]
     batch.run()
     assert [answer.ids for answer in answers] == expected
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_answer_that_has_ended_in_a_broken_step_is_not_written_on(model: lc.Model, after: bool) -> None:
+    options = [{"max_new_tokens": 3, "precision": "exact"}, {"max_new_tokens": 6, "precision": "fast"}, {"max_new_tokens": 1}]
+    expected = [model.generate(prompt, ignore_eos=True, **own) for prompt, own in zip(PROMPTS, options, strict=False)]
+    n_broken = 0
+    for n in range(1, 14):
+        real = model.decoder
+        model.decoder = BrokenDecoder(real, n, after)  # type: ignore[assignment]
+        batch = lc.Batch(model)
+        answers = [batch.add(prompt, ignore_eos=True, **own) for prompt, own in zip(PROMPTS, options, strict=False)]
+        returned: list[lc.Answer] = []
+        while batch:
+            try:
+                returned += batch.step()
+            except KeyboardInterrupt:
+                n_broken += 1
+        model.decoder = real
+        assert [answer.text for answer in answers] == expected, n
+        assert sorted(map(id, returned)) == sorted(map(id, answers)), n
+    assert n_broken >= 8
+
+
+def test_an_answer_whose_choice_was_broken_off_says_so(model: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = lc.Batch(model)
+    first, second = (batch.add(prompt, **LONG) for prompt in PROMPTS[:2])
+    batch.step()
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_c.generation.choosing.choose_token", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            batch.step()
+    assert (
+        first.finished and str(first.error) == "answer: expected its token to be chosen, got MemoryError; add the prompt again"
+    )
+    batch.run()
+    assert second.error is None and second.text == model.generate(PROMPTS[1], **LONG)
+
+
+def test_an_adapter_that_was_not_made_ready_is_made_again(model: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_adapters(model, "a", "b")
+    expected = [alone(model, prompt, name) for prompt, name in zip(PROMPTS, "ab", strict=False)]
+    real, calls = type(model.parts).fill_slots, []
+
+    def fill(*given: Any, **options: Any) -> None:
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*given, **options)
+
+    monkeypatch.setattr(type(model.parts), "fill_slots", fill)
+    batch = lc.Batch(model)
+    answers = [batch.add(prompt, adapter=name, **LONG) for prompt, name in zip(PROMPTS, "ab", strict=False)]
+    with pytest.raises(KeyboardInterrupt):
+        batch.run()
+    batch.run()
+    assert [answer.text for answer in answers] == expected
+
+
+def test_the_adapter_in_use_is_what_it_was_after_a_broken_exchange(model: lc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_adapters(model, "a", "b")
+    model.add_adapter(lc.LoraConfig(r=2, use_dora=True, target_modules=ALL, init_lora_weights=False), "dora")
+    model.set_adapter("b")
+    expected = {name: alone(model, PROMPTS[0], name) for name in ("b", "dora")}
+    for method in ("set_adapter", "remove_adapter"):
+        real, calls = getattr(type(model.parts), method), []
+
+        def broken(*given: Any, real: Any = real, calls: list[Any] = calls, **options: Any) -> None:
+            calls.append(given)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            real(*given, **options)
+
+        batch = lc.Batch(model)
+        answer = batch.add(PROMPTS[0], adapter="dora", **LONG)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model.parts), method, broken)
+            with pytest.raises(KeyboardInterrupt):
+                batch.step()
+        assert model.active_adapter == "b" and model.generate(PROMPTS[0], **LONG) == expected["b"]
+        batch.run()
+        assert answer.text == expected["dora"]

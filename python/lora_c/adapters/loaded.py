@@ -200,9 +200,9 @@ class AdapterSet:
             return
         shared = all(map(self.is_shareable, names))
         meanwhile = names[0] if not shared else active if self.is_shareable(active) else None
-        if meanwhile != active:
-            self.activate(meanwhile)
         try:
+            if meanwhile != active:
+                self.activate(meanwhile)
             yield [None if name is None else self._slots_of(name) for name in names] if shared else None
         finally:
             if meanwhile != active:
@@ -210,9 +210,10 @@ class AdapterSet:
 
     def _slots_of(self, name: str) -> DecoderAdapters:
         if name not in self._slots:
-            slots = self._slots[name] = self._decoder.new_adapters()
+            slots = self._decoder.new_adapters()
             for matrix, layer in self._named[name].layers.items():
                 self._decoder.fill_slots(slots, matrix, layer.A, layer.B, scale=layer.scale)
+            self._slots[name] = slots  # when it is whole
         return self._slots[name]
 
     def detach_matrices(self) -> None:

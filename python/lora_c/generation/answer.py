@@ -74,13 +74,18 @@ class Writer:
         return self.n_tokens + self._chooser.budget
 
     def advance(self, logits: NDArray[np.float32]) -> None:
-        """Choose the next token."""
-        answer = self.answer
+        """Choose the next token. What breaks that off leaves the answer where nobody knows, and ends it with an error."""
         try:
-            token = self._chooser.choose(logits)
+            self._advance(logits)
         except LoraCError as error:
             self.end(error)
-            return
+        except BaseException as error:
+            self.end(LoraCError(f"answer: expected its token to be chosen, got {type(error).__name__}; add the prompt again"))
+            raise
+
+    def _advance(self, logits: NDArray[np.float32]) -> None:
+        answer = self.answer
+        token = self._chooser.choose(logits)
         if token is None:
             self.end()
             return

@@ -67,12 +67,13 @@ class Batch:
         self._cache: KVCache | None = None
         self._waiting: deque[Writer] = deque()
         self._live: dict[Writer, int] = {}  # and its sequence in the cache
+        self._ended: list[Answer] = []  # that no step has returned yet: one that an exception broke off returns nothing
 
     def __repr__(self) -> str:
         return f"Batch({len(self._live)} under way, {len(self._waiting)} waiting, max_tokens={self.max_tokens})"
 
     def __bool__(self) -> bool:
-        return bool(self._waiting or self._live)
+        return bool(self._waiting or self._live or self._ended)
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._live)
@@ -109,6 +110,8 @@ class Batch:
             The prompt cannot be read, or leaves the context no room.
         """
         config = with_seed(resolve(config, options))
+        if not isinstance(repetition, int) or repetition < 0:
+            raise ConfigError(f"repetition: expected 0 or more, got {repetition!r}")
         if config.num_return_sequences > 1:
             n = config.num_return_sequences
             raise ConfigError(f"num_return_sequences: expected 1 for one answer, got {n}; add it n times, with repetitions")
@@ -140,33 +143,33 @@ class Batch:
         if writer is None:
             raise ConfigError("answer: expected one of this batch, got one of another")
         writer.end()
-        self._leave(writer)
+        self._take_out(writer)
 
     def step(self) -> list[Answer]:
         """Write one token of every answer that is under way, begin waiting ones where there is room.
 
         An answer whose adapter was taken off, exchanged or merged meanwhile ends with its `error`; the others go on. A step
-        that an exception broke off can be taken again.
+        that an exception broke off can be taken again. What the weights are must not change between two steps otherwise.
 
         Returns
         -------
         list of Answer
-            Those that have ended with it.
+            Those that have ended with it, and those of a step before that was broken off.
         """
         if self._cache is None:
             self._cache = self.model.decoder.new_cache(self.max_tokens, len(self._free))
-        ended = self._end_those_of_other_weights()
-        live = list(self._live)
-        for writers in self._passes(live):
+        self._end_those_of_other_weights()
+        for writers in list(self._passes(self._live)):
             for writer, logits in zip(writers, self._decode(writers), strict=True):
                 writer.advance(logits)
-        ended += self._sorted_out(live)
+            self._sort_out(writers)
         while self._waiting and self._free:
+            self._live[self._waiting[0]] = self._free.pop()
             writer = self._waiting.popleft()
-            self._live[writer] = self._free.pop()
             writer.advance(self._read(writer))
-            ended += self._sorted_out([writer])
-        return [writer.answer for writer in ended]
+            self._sort_out([writer])
+        ended, self._ended = self._ended, []
+        return ended
 
     def run(self) -> list[Answer]:
         """Take steps until every answer has ended; return them in the order of their ends."""
@@ -230,14 +233,13 @@ class Batch:
 
     # -- who is there, and with what ----------------------------------------------------------------------------------
 
-    def _sorted_out(self, writers: Iterable[Writer]) -> list[Writer]:
-        """Those that have ended, which leave."""
-        ended = [writer for writer in writers if writer.answer.finished]
-        for writer in ended:
-            self._leave(writer)
-        return ended
+    def _sort_out(self, writers: Iterable[Writer]) -> None:
+        """Let those leave that have ended."""
+        for writer in [writer for writer in writers if writer.answer.finished]:
+            self._take_out(writer)
+            self._ended.append(writer.answer)
 
-    def _leave(self, writer: Writer) -> None:
+    def _take_out(self, writer: Writer) -> None:
         if writer in self._waiting:
             self._waiting.remove(writer)
         if (sequence := self._live.pop(writer, None)) is not None:
@@ -254,7 +256,7 @@ class Batch:
                 "unmerge_adapter() first"
             )
 
-    def _end_those_of_other_weights(self) -> list[Writer]:
+    def _end_those_of_other_weights(self) -> None:
         writers = [*self._live, *self._waiting]
         for writer in writers:
             name = writer.answer.adapter
@@ -262,7 +264,7 @@ class Batch:
                 what = "the bare base" if name is None else f"the adapter {name!r}"
                 error = f"adapter: expected {what} as it was until the answer ends, got other weights; add the prompt again"
                 writer.end(AdapterError(error))
-        return self._sorted_out(writers)
+        self._sort_out(writers)
 
 
 def _grouped(writers: Iterable[Writer], key: Callable[[Writer], Any]) -> list[tuple[Any, list[Writer]]]:
