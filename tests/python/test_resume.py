@@ -28,7 +28,8 @@ LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "v_proj"], "layers_
 # One other value for every field; those that need more beside them stand for a run that has it.
 OTHER_TRAIN: dict[str, Any] = {
     "output_dir": "elsewhere", "method": "qlora", "num_train_epochs": 3.0, "max_steps": 6, "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant", "warmup_ratio": 0.5, "warmup_steps": 1, "per_device_train_batch_size": 1,
+    "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"num_cycles": 2.0}, "warmup_ratio": 0.5,
+    "warmup_steps": 1, "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 2, "max_seq_length": 64, "max_grad_norm": 0.0, "weight_decay": 0.1, "adam_beta1": 0.8,
     "adam_beta2": 0.99, "adam_epsilon": 1e-6, "seed": 1, "recompute": "layer", "activation_dtype": "bfloat16",
     "memory_limit": 100.0, "precision": "exact", "val_fraction": 0.1, "eval_steps": 1, "eval_batch_tokens": 16,
@@ -92,6 +93,18 @@ def test_every_field_is_placed() -> None:
     assert {kind for kind, _, _ in rows()} == {"TrainConfig", "LoraConfig", "data", "model"}
 
 
+def test_an_option_that_a_checkpoint_does_not_name_had_its_default(trainer: Callable[..., Trainer], start: Path) -> None:
+    file = start / "trainer_state.json"
+    state = json.loads(file.read_text())
+    for options in (state["config"], state["run"]["options"]):
+        del options["lr_scheduler_kwargs"]
+    file.write_text(json.dumps(state))
+    shutil.rmtree(start.parent / "checkpoint-4")
+    assert trainer().train(resume=True).steps == 4
+    with pytest.raises(CheckpointError, match=r"lr_scheduler_kwargs \{\} -> \{'num_cycles': 1.5\}"):
+        trainer({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1.5}}).train(resume=str(start))
+
+
 @pytest.mark.parametrize(("kind", "field", "rule"), FIELDS, ids=[f"{k}.{f}" for k, f, _ in FIELDS])
 def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
     trainer: Callable[..., Trainer], start: Path, tmp_path: Path, kind: str, field: str, rule: str
@@ -102,7 +115,11 @@ def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
     changed = {field: other} | ({"max_steps": -1} if field == "num_train_epochs" else {})
     train, lora = (changed, {}) if kind == "TrainConfig" else ({}, changed)
     parts: dict[str, Any] = {}
-    if field == "memory_limit":  # which needs recompute auto beside it
+    if field == "lr_scheduler_kwargs":  # which a schedule has that has options
+        train = train | {"lr_scheduler_type": "cosine"}
+        shutil.rmtree(start.parent)
+        trainer({"lr_scheduler_type": "cosine"}).train()
+    elif field == "memory_limit":  # which needs recompute auto beside it
         train = train | {"recompute": "auto"}
     elif field == "method":  # which needs an NF4 base
         parts["quantize"] = "nf4"

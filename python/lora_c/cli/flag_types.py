@@ -51,10 +51,13 @@ class Literals(click.Choice):  # type: ignore[type-arg]
 
 
 class Pairs(click.ParamType):  # type: ignore[type-arg]
-    """NAME=NUMBER pairs, or a mapping from a file."""
+    """NAME=NUMBER pairs, or a mapping from a file; with `texts`, a value may be a word."""
 
     name = "KEY=VALUE,..."
     numbers = True
+
+    def __init__(self, texts: bool = False) -> None:
+        self.texts = texts
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -62,7 +65,7 @@ class Pairs(click.ParamType):  # type: ignore[type-arg]
         try:
             pairs = [self._pair(text) for text in value.split(",")]
         except ValueError:
-            self.fail(f"expected NAME=NUMBER pairs, got {value!r}", param, ctx)
+            self.fail(f"expected NAME={'VALUE' if self.texts else 'NUMBER'} pairs, got {value!r}", param, ctx)
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
             self.fail(f"expected each name once, got {value!r}", param, ctx)
@@ -72,5 +75,10 @@ class Pairs(click.ParamType):  # type: ignore[type-arg]
         name, _, number = (part.strip() for part in text.rpartition("="))
         if not name:
             raise ValueError(text)
-        real_number(number)
+        try:
+            real_number(number)
+        except ValueError:
+            if not self.texts or not number:
+                raise
+            return name, number
         return name, plain_value(Plain(number))

@@ -57,7 +57,7 @@ def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
         flags, type_, text = flag_name(name), FreeText(), f"{text} May be given several times."
     else:
         names = TextList(numbers=_holds(info.annotation, int))
-        kinds: dict[Any, Any] = {list: names, dict: Pairs(), int: click.INT, float: click.FLOAT}
+        kinds: dict[Any, Any] = {list: names, dict: Pairs(_has_texts(info.annotation)), int: click.INT, float: click.FLOAT}
         flags, type_ = flag_name(name), kinds.get(kind, click.STRING)
         type_ = output_of_a_run(default) if name == "output_dir" else type_
 
@@ -79,6 +79,11 @@ def default_of(info: FieldInfo) -> Any:
 def _holds(annotation: Any, wanted: type) -> bool:
     """Whether a type stands anywhere in an annotation."""
     return annotation is wanted or any(_holds(part, wanted) for part in get_args(annotation))
+
+
+def _has_texts(annotation: Any) -> bool:
+    """Whether values of a mapping may be texts."""
+    return get_origin(annotation) is dict and _holds(get_args(annotation)[1], str)
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..files.paths import expand
 from .base import Config, Probability, Seed
+from .schedules import check_schedule
 
 MOST_STEPS = 10**12
 NF4_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -30,7 +31,11 @@ class TrainConfig(Config):
     num_train_epochs: float = Field(1.0, gt=0.0, le=1e6, description="Passes over the data.")
     max_steps: int = Field(-1, le=MOST_STEPS, description="Optimizer steps; overrides the epochs when > 0.")
     learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="Schedule after warm-up.")
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "cosine_with_min_lr", "polynomial",
+        "inverse_sqrt", "warmup_stable_decay",
+    ] = Field("linear", description="Schedule after warm-up.")  # fmt: skip
+    lr_scheduler_kwargs: dict[str, float | str] = Field({}, description="Options of the schedule, such as num_cycles.")
     warmup_ratio: float = Field(0.0, ge=0.0, le=1.0, description="Share of the steps that warm up.")
     warmup_steps: int = Field(0, ge=0, description="Warm-up steps; overrides the ratio when > 0.")
     per_device_train_batch_size: int = Field(4, gt=0, description="Sequences per micro-batch, packed without padding.")
@@ -78,6 +83,7 @@ class TrainConfig(Config):
             raise ValueError(f"block_size: expected one of {sizes}, got {self.block_size}")
         if self.save_steps > 1 and self.save_steps != int(self.save_steps):
             raise ValueError(f"save_steps: expected a whole number, or a share below 1, got {self.save_steps:g}")
+        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps: expected a positive number, or -1 for num_train_epochs, got {self.max_steps}")
         return self

@@ -108,12 +108,21 @@ def _other_run(position: Position, listed: str) -> CheckpointError:
 
 
 def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Of the options that `now` has."""
-    return [
-        f"{name} {_shown(before.get(name))} -> {_shown(value)}"
-        for name, value in now.items()
-        if name not in LENGTH_FIELDS and not _is_same(name, before.get(name), value)
-    ]
+    """Of the options that `now` has. One that is younger than the checkpoint had its default then."""
+    changed = []
+    for name, value in now.items():
+        old = before[name] if name in before else _default_of(name)
+        if name not in LENGTH_FIELDS and not _is_same(name, old, value):
+            changed.append(f"{name} {_shown(old)} -> {_shown(value)}")
+    return changed
+
+
+def _default_of(name: str) -> Any:
+    """What an option of a run is where nobody gives it; None of an adapter's, which another run may not have at all."""
+    from ..configs import TrainConfig
+
+    field = TrainConfig.model_fields.get(name)
+    return None if field is None else field.default
 
 
 def _changes(before: Run, now: Run) -> list[str]:

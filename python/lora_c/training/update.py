@@ -26,6 +26,7 @@ def update(trainer: Trainer, step: int) -> tuple[float, float]:
         total_steps=trainer.total_steps,
         warmup_steps=trainer.warmup_steps,
         kind=config.lr_scheduler_type,
+        options=config.lr_scheduler_kwargs,
     )
     try:
         return rate, trainer.optimizer.step(lr=rate, max_grad_norm=config.max_grad_norm or None)
