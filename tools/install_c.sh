@@ -22,6 +22,7 @@ no_rights() {
 case ${TO:-} in
 "") refuse "PREFIX: expected a folder, got an empty text; leave it out for /usr/local" ;;
 "~"*) refuse "PREFIX: expected a path, got '$TO'; the shell writes \$HOME for ~ only at the begin of a word: PREFIX=\"\$HOME/…\"" ;;
+*[\'\"\$\`\\]*) refuse "PREFIX: expected a path without quotes, \$ and backslashes, which pkg-config takes for its own, got '$TO'" ;;
 esac
 headers="$TO/include/lora_c" library="$TO/lib/liblora_c.a" pc="$TO/lib/pkgconfig/lora_c.pc"
 
@@ -50,7 +51,10 @@ check_places() {
     for folder in "$TO" "$TO/lib" "$TO/lib/pkgconfig" "$headers"; do
         [ -w "$folder" ] || no_rights "'$folder' is read-only for you"
     done
-    for file in "$library" "$pc"; do
+    for header in lora_c/include/lora_c/*.h; do
+        set -- "$@" "$headers/${header##*/}"
+    done
+    for file in "$library" "$pc" "$@"; do
         [ ! -d "$file" ] || refuse "PREFIX: expected a file or nothing at '$file', got a folder; move it away"
     done
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,41 @@ def test_the_adapter_in_use_is_what_it_was_after_a_broken_exchange(model: lc.Mod
         assert model.active_adapter == "b" and model.generate(PROMPTS[0], **LONG) == expected["b"]
         batch.run()
         assert answer.text == expected["dora"]
+
+
+def test_one_batch_is_of_one_thread(model: lc.Model) -> None:
+    with_adapters(model, "a")
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(CountedDecoder):
+        def decode(self, cache: Any, ids: Any, **options: Any) -> Any:
+            entered.set()
+            go_on.wait(20)
+            return super().decode(cache, ids, **options)
+
+    model.decoder = Slow(model.decoder)  # type: ignore[assignment]
+    batch = lc.Batch(model)
+    answer = batch.add(PROMPTS[0], **LONG)
+    thread = threading.Thread(target=batch.run)
+    thread.start()
+    assert entered.wait(20)
+    with pytest.raises(RuntimeError, match="lora_c.Batch: in use by another thread"):
+        batch.step()
+    other = lc.Batch(model)
+    other.add(PROMPTS[1], adapter=None, **LONG)
+    with pytest.raises(RuntimeError, match="lora_c.Model: in use by another thread"):
+        other.step()
+    go_on.set()
+    thread.join()
+    assert answer.text == model.generate(PROMPTS[0], **LONG) and model.active_adapter == "a"
+
+
+def test_a_batch_goes_on_after_the_embedding_was_resized(model: lc.Model) -> None:
+    batch = lc.Batch(model)
+    begun = batch.add([3, 4], **LONG)
+    batch.step()
+    model.resize_embedding(model.architecture.decoder_kwargs["vocab_size"] + 8)
+    fresh = batch.add([3, 4], **LONG)
+    assert batch.step() == [begun] and isinstance(begun.error, AdapterError)
+    batch.run()
+    assert fresh.error is None and fresh.text == model.generate([3, 4], **LONG)

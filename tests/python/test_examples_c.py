@@ -176,6 +176,21 @@ def test_a_full_disk_leaves_the_old_library(tmp_path: Path) -> None:
     assert files(place) == before and not list(place.glob(".lora_c*"))
 
 
+@pytest.mark.parametrize("name", ["it's", 'say "so"', "a$b"])
+def test_a_prefix_that_pkg_config_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
+    command = ["sh", str(ROOT / "tools/install_c.sh"), "install", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(TO=str(tmp_path / name)))
+    assert done.returncode != 0 and "PREFIX: expected a path without quotes" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_place_of_a_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "include/lora_c/nn.h").mkdir(parents=True)
+    done = make("install-c", tmp_path)
+    assert (
+        done.returncode != 0 and "expected a file or nothing at" in done.stderr and not (tmp_path / "lib/liblora_c.a").exists()
+    )
+
+
 # Root may write everywhere, unless it gives that up.
 PLAIN = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from .._core import Parameter
@@ -145,6 +146,7 @@ class AdapterSet:
         self._decoder, self._weights, self._tied = decoder, weights, tied
         self._named: dict[str, Adapter] = {}
         self._slots: dict[str, DecoderAdapters] = {}  # of those that were used beside others
+        self._using = Lock()
         self.active_name: str | None = None
 
     @property
@@ -194,6 +196,16 @@ class AdapterSet:
 
         None where all have the adapter in use, or one that is not shareable, which is in use meanwhile.
         """
+        if not self._using.acquire(blocking=False):
+            raise RuntimeError("lora_c.Model: in use by another thread; give each thread its own or take a lock")
+        try:
+            with self._side_by_side(names) as adapters:
+                yield adapters
+        finally:
+            self._using.release()
+
+    @contextmanager
+    def _side_by_side(self, names: Sequence[str | None]) -> Iterator[list[DecoderAdapters | None] | None]:
         active = self.active_name
         if all(name == active for name in names):
             yield None

@@ -105,7 +105,7 @@ class Writer:
             answer.text += self._pieces.flush()
 
 
-def weights_of(model: Model, adapter: str | None) -> tuple[object, object]:
-    """What tells that keys and values in a cache were made with other weights: the adapter, and what is merged."""
+def weights_of(model: Model, adapter: str | None) -> tuple[object, ...]:
+    """What tells that keys and values in a cache were made with other weights: the adapter, what is merged, the decoder."""
     known = adapter in model.adapter_set if adapter is not None else False
-    return (model.adapter_set[adapter] if known and adapter is not None else adapter), model.merged
+    return (model.adapter_set[adapter] if known and adapter is not None else adapter), model.merged, model.decoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import Lock
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,8 @@ class Batch:
         self.max_tokens = min(context, _MOST_TOKENS) if max_tokens is None else max_tokens
         self._free = list(range(n_sequences))
         self._cache: KVCache | None = None
+        self._decoder = model.decoder  # that the cache is of
+        self._stepping = Lock()
         self._waiting: deque[Writer] = deque()
         self._live: dict[Writer, int] = {}  # and its sequence in the cache
         self._ended: list[Answer] = []  # that no step has returned yet: one that an exception broke off returns nothing
@@ -116,7 +119,7 @@ class Batch:
             n = config.num_return_sequences
             raise ConfigError(f"num_return_sequences: expected 1 for one answer, got {n}; add it n times, with repetitions")
         name = self.model.active_adapter if isinstance(adapter, EllipsisType) else adapter
-        self._check_adapter(name)
+        _check_adapter(self.model, name)
         answer = Answer(prompt_ids(self.model, prompt), name)
         writer = Writer(self.model, answer, config, repetition)
         if writer.most_tokens > self.max_tokens:
@@ -156,9 +159,19 @@ class Batch:
         list of Answer
             Those that have ended with it, and those of a step before that was broken off.
         """
-        if self._cache is None:
-            self._cache = self.model.decoder.new_cache(self.max_tokens, len(self._free))
+        if not self._stepping.acquire(blocking=False):
+            raise RuntimeError("lora_c.Batch: in use by another thread; give each thread its own or take a lock")
+        try:
+            return self._step()
+        finally:
+            self._stepping.release()
+
+    def _step(self) -> list[Answer]:
         self._end_those_of_other_weights()
+        if self._decoder is not self.model.decoder:  # the embedding was resized; no answer of before is under way any more
+            self._cache, self._decoder = None, self.model.decoder
+        if self._cache is None:
+            self._cache = self._decoder.new_cache(self.max_tokens, len(self._free))
         for writers in list(self._passes(self._live)):
             for writer, logits in zip(writers, self._decode(writers), strict=True):
                 writer.advance(logits)
@@ -245,17 +258,6 @@ class Batch:
         if (sequence := self._live.pop(writer, None)) is not None:
             self._free.append(sequence)
 
-    def _check_adapter(self, name: str | None) -> None:
-        model = self.model
-        if name is not None and name not in model.adapter_set:
-            known = ", ".join(model.adapter_names) or "none"
-            raise AdapterError(f"adapter: expected one of the model's adapters ({known}), got {name!r}")
-        if model.is_merged and name != model.active_adapter:
-            raise AdapterError(
-                f"adapter: expected a model that is not merged, got one with {model.active_adapter!r} in its weights; call "
-                "unmerge_adapter() first"
-            )
-
     def _end_those_of_other_weights(self) -> None:
         writers = [*self._live, *self._waiting]
         for writer in writers:
@@ -265,6 +267,17 @@ class Batch:
                 error = f"adapter: expected {what} as it was until the answer ends, got other weights; add the prompt again"
                 writer.end(AdapterError(error))
         self._sort_out(writers)
+
+
+def _check_adapter(model: Model, name: str | None) -> None:
+    if name is not None and name not in model.adapter_set:
+        known = ", ".join(model.adapter_names) or "none"
+        raise AdapterError(f"adapter: expected one of the model's adapters ({known}), got {name!r}")
+    if model.is_merged and name != model.active_adapter:
+        raise AdapterError(
+            f"adapter: expected a model that is not merged, got one with {model.active_adapter!r} in its weights; call "
+            "unmerge_adapter() first"
+        )
 
 
 def _grouped(writers: Iterable[Writer], key: Callable[[Writer], Any]) -> list[tuple[Any, list[Writer]]]:
