@@ -98,6 +98,19 @@ def _is_neutral(key: str, value: Any, values: Mapping[str, Any]) -> bool:
     return key == "ensure_weight_tying" and not values.get("modules_to_save")
 
 
+def file_config(config: AdapterConfig, modules: Iterable[str], base_model: str | None) -> dict[str, Any]:
+    """Return adapter_config.json of an adapter of any kind.
+
+    Parameters
+    ----------
+    modules : iterable of str
+        Paths of the modules with a low-rank update.
+    base_model : str or None
+        What the base is called.
+    """
+    return _WRITERS[type(config)](config, modules, base_model)
+
+
 def peft_config(config: LoraConfig, modules: Iterable[str], base_model: str | None) -> dict[str, Any]:
     """Return adapter_config.json for an adapter of these modules.
 
@@ -119,3 +132,6 @@ def peft_config(config: LoraConfig, modules: Iterable[str], base_model: str | No
         "rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern, "use_dora": config.use_dora,
         "trainable_token_indices": config.trainable_token_indices,
     }  # fmt: skip
+
+
+_WRITERS: dict[type[AdapterConfig], Callable[[Any, Iterable[str], str | None], dict[str, Any]]] = {LoraConfig: peft_config}

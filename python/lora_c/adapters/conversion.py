@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..configs import LoraConfig
+from .adapter import Adapter
 from .data import F32, AdapterArrays, MatrixArrays
-from .loaded import Adapter
 
 
 def can_convert(adapter: Adapter) -> bool:

@@ -53,13 +53,16 @@ class AdapterArrays:
     residual_base : dict
         Decoder name to the weight that the update belongs to where that is not the base's own (PiSSA, OLoRA, LoftQ):
         a function that returns it.
+    tensors : dict
+        What an adapter of another kind than LoRA holds, under the names of PEFT's file.
     """
 
     config: AdapterConfig
-    matrices: Mapping[str, MatrixArrays]
+    matrices: Mapping[str, MatrixArrays] = field(default_factory=dict)
     saved: Mapping[str, F32] = field(default_factory=dict)
     tokens: TokenRows | None = None
     residual_base: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    tensors: Mapping[str, F32] = field(default_factory=dict)
 
 
 def all_specs(architecture: Architecture) -> list[WeightSpec]:

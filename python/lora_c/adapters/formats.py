@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, MLX_FILE, has_own_base
+from ..configs import LoraConfig
 from ..errors import AdapterError, ConfigError, shorten
 from ..families.architectures import Architecture
 from ..files.atomic import recover_folder
@@ -112,6 +113,9 @@ def write_adapter(
             f"{path}: expected an adapter for the original base, got one with a base of its own (PiSSA, OLoRA or LoftQ); save "
             "it as 'peft', which takes the base along, or merge it"
         )
+    if format != "peft" and not isinstance(adapter.config, LoraConfig):
+        kind = type(adapter.config).__name__.removesuffix("Config")
+        raise AdapterError(f"{path}: expected format='peft' for an adapter of this kind ({kind}), got {format!r}")
     if format == "gguf":
         from . import gguf_format
 

@@ -10,9 +10,10 @@ from .._core import LoRALinear
 from ..configs import LoraConfig
 from ..errors import AdapterError
 from ..weights.kinds import dense
+from .adapter import Adapter
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows
 from .initialize import Start, changes_base, init_adapter, init_from_base
-from .loaded import Adapter, load_arrays
+from .loaded import load_arrays
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
 from .trained_weights import refuse_trained_targets
 

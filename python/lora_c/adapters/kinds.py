@@ -1,19 +1,27 @@
-"""The kinds of adapters: what makes a new one from its configuration. Their files are in `config` and `formats`."""
+"""The kinds of adapters: what makes a new one from its configuration, and one from the arrays of a file.
+
+What their files hold is in `config` and `peft_tensors`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..configs import ADAPTER_KINDS, AdapterConfig, LoraConfig
 from ..errors import ConfigError
+from ..families.architectures import Architecture
+from .adapter import Adapter
+from .data import F32, AdapterArrays
 from .fresh import fresh_lora
-from .loaded import Adapter
+from .loaded import load_arrays
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
 
 _MAKERS: dict[type[AdapterConfig], Callable[[BaseWeights, Any, str], Adapter]] = {LoraConfig: fresh_lora}
+_LOADERS: dict[type[AdapterConfig], Callable[[AdapterArrays, Architecture, F32 | None, bool, str], Adapter]] = {
+    LoraConfig: load_arrays
+}
 
 
 def fresh_adapter(base_weights: BaseWeights, config: AdapterConfig, device: str = "cpu") -> Adapter:
@@ -29,6 +37,37 @@ def fresh_adapter(base_weights: BaseWeights, config: AdapterConfig, device: str 
         Where its parameters lie.
     """
     return _MAKERS[type(config)](base_weights, config, device)
+
+
+def loaded_adapter(
+    arrays: AdapterArrays, architecture: Architecture, embedding: F32 | None, trainable: bool, device: str
+) -> Adapter:
+    """Return an adapter of the kind that a file's configuration is of.
+
+    Parameters
+    ----------
+    embedding : array or None
+        The base's embedding, where the adapter trains rows of it.
+    device : str
+        Where its parameters lie.
+    """
+    return _LOADERS[type(arrays.config)](arrays, architecture, embedding, trainable, device)
+
+
+def config_of(options: Mapping[str, Any]) -> AdapterConfig:
+    """Return the configuration that options make, of the kind that `peft_type` names; of LoRA where it names none.
+
+    Raises
+    ------
+    ConfigError
+        There is no such kind, or it has no such option.
+    """
+    rest = dict(options)
+    name = rest.pop("peft_type", "LORA")
+    kind = ADAPTER_KINDS.get(str(getattr(name, "value", name)).upper())
+    if kind is None:
+        raise ConfigError(f"peft_type: expected one of {', '.join(ADAPTER_KINDS)}, got {name!r}")
+    return kind(**rest)
 
 
 def check_config(config: Any) -> AdapterConfig:

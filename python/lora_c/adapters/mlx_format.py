@@ -24,7 +24,8 @@ from ..families.architectures import Architecture, WeightSpec
 from ..files.atomic import atomic_folder
 from ..files.json_files import read_json_object
 from .data import F32, AdapterArrays, MatrixArrays, specs_by_name
-from .peft_format import read_floats, stored_dtype
+from .floats import read_floats
+from .peft_format import stored_dtype
 from .targets import describe_targets
 
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_a|lora_b|m)")

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..checkpoints.safetensors_file import SafetensorsFile, find_non_finite
+from ..checkpoints.safetensors_file import SafetensorsFile
 from ..checkpoints.safetensors_writer import TensorEntry, write_safetensors
 from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, listing, replaced_adapter
 from ..configs import LoraConfig
@@ -23,8 +23,10 @@ from ..families.multimodal import is_left_out, spellings
 from ..files.aside import name_for_people
 from ..files.atomic import atomic_folder
 from ..files.json_files import read_json_object
-from .config import parse_adapter_config, peft_config
+from .config import file_config, parse_adapter_config
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name
+from .floats import read_floats
+from .peft_tensors import read_tensors
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
 
 PREFIX = "base_model.model."
@@ -61,6 +63,8 @@ def read_peft(folder: Path, architecture: Architecture) -> AdapterArrays:
     except CheckpointError as error:
         raise AdapterError(str(error)) from None
     try:
+        if not isinstance(config, LoraConfig):
+            return _read_other_kind(file, config, architecture)
         arrays = _read_arrays(file, config, architecture)
         specs = specs_by_name(architecture)
         shared = next((name for name in arrays.matrices if specs[name].kind != "projection"), None)
@@ -127,6 +131,17 @@ def _read_arrays(file: SafetensorsFile, config: LoraConfig, architecture: Archit
     # Copies: the file is closed before they are asked for.
     own = {name: read_floats(file, key) for name, key in bases.items()}
     return AdapterArrays(config, matrices, wholes, rows, {name: lambda w=w: w for name, w in own.items()})  # type: ignore[misc]
+
+
+def _read_other_kind(file: SafetensorsFile, config: Any, architecture: Architecture) -> AdapterArrays:
+    """Of another kind than LoRA: its tensors, and modules that are saved whole."""
+    saved = {PREFIX + spec.file_name: spec for spec in find_saved(config, architecture, [])}
+    wholes = {}
+    for key, spec in saved.items():
+        if key not in file.tensors:
+            raise AdapterError(f"{file.path}: expected tensor {key!r} (named in {ADAPTER_CONFIG}), got a file without it")
+        wholes[spec.name] = _read_tensor(file, key, Place("saved", spec.name, spec.file_shape, spec.transposed))
+    return AdapterArrays(config, {}, wholes, tensors=read_tensors(file, config, architecture, set(saved)))
 
 
 def _saved_bases(file: SafetensorsFile, architecture: Architecture, adapted: set[str]) -> dict[str, str]:
@@ -225,24 +240,6 @@ def _read_tensor(file: SafetensorsFile, key: str, place: Place) -> F32:
     return np.ascontiguousarray(array.T) if place.transposed else array
 
 
-def read_floats(file: SafetensorsFile, key: str) -> F32:
-    """Return a tensor as float32.
-
-    Raises
-    ------
-    AdapterError
-        It has another type, or a number that is not finite.
-    """
-    info = file.tensors[key]
-    if info.dtype not in ("F32", "F16", "BF16"):
-        raise AdapterError(f"{file.path}: {key}: expected F32, F16 or BF16, got {info.dtype}")
-    array = file.read(key).astype(np.float32)
-    bad = find_non_finite(array)
-    if bad:
-        raise AdapterError(f"{file.path}: {key}: expected finite numbers, got {bad[1]} at index {bad[0]}")
-    return array
-
-
 def write_peft(
     path: str | os.PathLike[str], adapter: AdapterArrays, architecture: Architecture, base_model: str | None, dtype: str,
     write_base: Callable[[Path], None] | None = None,
@@ -261,10 +258,11 @@ def write_peft(
     if write_base is not None:
         base_model = name_for_people(Path(os.path.realpath(path)) / BASE_FOLDER)
     modules = [specs[name].module for name in adapter.matrices]
-    config = peft_config(adapter.config, modules, base_model)
-    if architecture.family.left_out:
+    config = file_config(adapter.config, modules, base_model)
+    if architecture.family.left_out and "target_modules" in config:
         config["target_modules"] = _of_text_model(config["target_modules"], architecture)
-    config["fan_in_fan_out"] = any(specs[name].transposed for name in adapter.matrices)
+    if isinstance(adapter.config, LoraConfig):
+        config["fan_in_fan_out"] = any(specs[name].transposed for name in adapter.matrices)
     before = replaced_adapter(path, "peft", with_base=write_base is not None)
     with atomic_folder(path, before.__contains__) as folder:
         if write_base is not None:
@@ -304,4 +302,5 @@ def peft_entries(adapter: AdapterArrays, architecture: Architecture, dtype: np.d
         arrays[_saved_key(specs[name], adapted)] = array.T if specs[name].transposed else array
     if adapter.tokens is not None:
         arrays[specs["embed_tokens"].module + _TOKENS] = adapter.tokens.rows
-    return [TensorEntry.of(PREFIX + key, np.ascontiguousarray(array).astype(dtype)) for key, array in arrays.items()]
+    named = {PREFIX + key: array for key, array in arrays.items()} | dict(adapter.tensors)
+    return [TensorEntry.of(key, np.ascontiguousarray(array).astype(dtype)) for key, array in named.items()]

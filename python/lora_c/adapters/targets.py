@@ -137,12 +137,13 @@ def find_saved(config: LoraConfig, architecture: Architecture, targets: Iterable
         raise AdapterError(
             f"modules_to_save: expected modules without an adapter, got {both!r}, which target_modules adapts too"
         )
+    bias = getattr(config, "bias", "none")  # of LoRA alone
     biases = [
         spec
         for spec in specs
         if spec.file_name.endswith(".bias")
         and spec not in chosen
-        and (config.bias == "all" or (config.bias == "lora_only" and spec.module in adapted))
+        and (bias == "all" or (bias == "lora_only" and spec.module in adapted))
     ]
     return chosen + biases
 

@@ -21,8 +21,8 @@ from ..text.tokenizer import TOKENIZER_FILES
 from .safetensors_file import INDEX_FILE, MODEL_FILE, SafetensorsFile
 
 FILES_KEY = "lora_c.files"
-ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE, BASE_FOLDER = (
-    "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors", "base_model",
+ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE, BASE_FOLDER, STACK_FILE = (
+    "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors", "base_model", "adapter_stack.json",
 )  # fmt: skip
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _MODEL_FILES = {MODEL_FILE, INDEX_FILE, "config.json", "generation_config.json", *TOKENIZER_FILES}

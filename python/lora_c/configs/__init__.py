@@ -6,6 +6,7 @@ A wrong name or value raises `ConfigError` with one line that gives the nearest 
 from .adapters import ADAPTER_KINDS, MOST_RANK, AdapterConfig, LoraConfig
 from .base import FREE_TEXTS
 from .generation import SAMPLING_FIELDS, GenerationConfig
+from .stack import StackConfig
 from .training import MOST_STEPS, NF4_BLOCK_SIZES, TrainConfig
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "SAMPLING_FIELDS",
     "GenerationConfig",
     "LoraConfig",
+    "StackConfig",
     "TrainConfig",
 ]

@@ -146,3 +146,8 @@ class LoraConfig(Config):
 # Every kind of adapter by PEFT's name of it (`peft_type`), and the union of their classes.
 ADAPTER_KINDS: dict[str, type[AdapterConfig]] = {"LORA": LoraConfig}
 AdapterConfig: TypeAlias = LoraConfig
+
+
+def kind_name(config: object) -> str:
+    """Return PEFT's name of the kind that a configuration is of."""
+    return next(name for name, kind in ADAPTER_KINDS.items() if isinstance(config, kind))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .._core import Parameter
-from ..adapters import Adapter, AdapterArrays, load_arrays, read_adapter, write_adapter
+from ..adapters import Adapter, AdapterArrays, AdapterStack, load_arrays, read_adapter, write_adapter
 from ..adapters.combine import Combination, combine
 from ..adapters.conversion import can_convert, for_original_base
-from ..adapters.kinds import check_config, fresh_adapter
+from ..adapters.kinds import check_config, config_of, fresh_adapter, loaded_adapter
+from ..adapters.stack_folder import stack_names, write_stack
 from ..adapters.trained_weights import with_trained_weights
 from ..checkpoints.model_names import find, name_for_others
 from ..configs import AdapterConfig, LoraConfig
@@ -42,13 +45,13 @@ def add_adapter(
     Parameters
     ----------
     config : LoraConfig, optional
-        Its class says which kind of adapter; or the fields of a LoraConfig as keywords.
+        Its class says which kind of adapter.
     name : str
         For `set_adapter`, where the model has several; PEFT's order, name first, is taken, too.
     adapter_name : str, optional
         PEFT's word for `name`.
     **options
-        Fields of a LoraConfig, in its place.
+        In its place: fields of a LoraConfig, or of the kind that `peft_type` names.
 
     Raises
     ------
@@ -59,8 +62,8 @@ def add_adapter(
         name, config = config, None if isinstance(name, str) else name
     name = _one_name(name, adapter_name)
     if config is not None and options:
-        raise ConfigError("config: expected a LoraConfig or options by keyword, got both")
-    config = (LoraConfig(**options) if config is None else check_config(config)).frozen_copy()
+        raise ConfigError("config: expected the configuration of an adapter or options by keyword, got both")
+    config = (config_of(options) if config is None else check_config(config)).frozen_copy()
     _refuse_second(model, name)
     model.adapter_set.add(name, fresh_adapter(model.base, config, model.device))
     model.adapter_set.activate(name)
@@ -80,7 +83,8 @@ def load_adapter(
     Parameters
     ----------
     path : path or str
-        An adapter of PEFT or mlx-lm; which one is seen from the files. Or a name on the Hugging Face Hub.
+        An adapter of PEFT or mlx-lm; which one is seen from the files. Or a name on the Hugging Face Hub. Of a folder that
+        a stack was saved to, all adapters are loaded under the names of their subfolders, and the stack is called `name`.
     name : str
         For `set_adapter`, where the model has several.
     adapter_name : str, optional
@@ -98,14 +102,36 @@ def load_adapter(
     name = _one_name(name, adapter_name)
     _refuse_second(model, name)
     path = find(path, "adapter", revision)
+    names = stack_names(path)
+    if names is None:
+        _load_one(model, path, name, is_trainable)
+    else:
+        _load_stack(model, Path(path), names, name, is_trainable)
+    if model.adapter_set.active is None:
+        model.adapter_set.activate(name)
+
+
+def _load_stack(model: Model, folder: Path, parts: Sequence[str], name: str, is_trainable: bool) -> None:
+    for part in parts:
+        _refuse_second(model, part)
+    try:
+        for part in parts:
+            _load_one(model, folder / part, part, is_trainable)
+        model.adapter_set.add(name, AdapterStack({part: model.adapter_set[part] for part in parts}))
+    except BaseException:
+        for part in parts:
+            if part in model.adapter_set:
+                model.adapter_set.remove(part)
+        raise
+
+
+def _load_one(model: Model, path: str | os.PathLike[str], name: str, is_trainable: bool) -> None:
     resize_for_adapter(model, path)
     arrays = read_adapter(path, model.architecture, weights_of_folder)
     arrays = _without_same_base(model, arrays)
     embedding = np.asarray(model.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
-    model.adapter_set.add(name, load_arrays(arrays, model.architecture, embedding, is_trainable, model.device))
+    model.adapter_set.add(name, loaded_adapter(arrays, model.architecture, embedding, is_trainable, model.device))
     tell_other_base(path, model.source)
-    if model.adapter_set.active is None:
-        model.adapter_set.activate(name)
 
 
 def add_weighted_adapter(
@@ -144,22 +170,27 @@ def add_weighted_adapter(
     model.adapter_set.add(adapter_name, load_arrays(arrays, model.architecture, None, False, model.device))
 
 
-def set_adapter(model: Model, name: str | None = None, *, adapter_name: str | None = None) -> None:
+def set_adapter(
+    model: Model, name: str | Sequence[str] | None = None, *, adapter_name: str | Sequence[str] | None = None
+) -> None:
     """Use another adapter; None: the base alone. Nothing is loaded or computed again.
 
     Parameters
     ----------
-    name : str, optional
-        One of `model.adapter_names`.
-    adapter_name : str, optional
+    name : str or list of str, optional
+        One of `model.adapter_names`. Several, each of another kind, are used together, as a stack that is one more adapter of
+        the model, named "first+second": a list of the same names uses it again.
+    adapter_name : str or list of str, optional
         PEFT's word for `name`.
 
     Raises
     ------
     AdapterError
-        There is none of that name, or the present one is folded into the weights.
+        There is none of that name, two are of one kind, or the present one is folded into the weights.
     """
-    name = name if adapter_name is None else _one_name(name, adapter_name)
+    name = name if adapter_name is None else _one_name(name, adapter_name) if isinstance(adapter_name, str) else adapter_name
+    if name is not None and not isinstance(name, str):
+        name = _stack_name(model, list(name))
     if model.is_merged:
         raise AdapterError("set_adapter: expected a model that is not merged, got a merged one; call unmerge_adapter() first")
     if name is not None and name not in model.adapter_set:
@@ -168,11 +199,29 @@ def set_adapter(model: Model, name: str | None = None, *, adapter_name: str | No
     model.adapter_set.activate(name)
 
 
+def _stack_name(model: Model, names: list[str]) -> str | None:
+    """The name of the stack of these adapters, which is made where there is none; of one adapter its own."""
+    missing = next((name for name in names if name not in model.adapter_set), None)
+    if missing is not None or not names:
+        known = ", ".join(model.adapter_names) or "none"
+        raise AdapterError(f"set_adapter: expected names of the model's adapters ({known}), got {names!r}")
+    if len(set(names)) != len(names):
+        raise AdapterError(f"set_adapter: expected each adapter once, got {names!r}")
+    if len(names) == 1:
+        return names[0]
+    stacks = (name for name in model.adapter_names if getattr(model.adapter_set[name], "names", None) == names)
+    name = next(stacks, "+".join(names))
+    if name not in model.adapter_set:
+        model.adapter_set.add(name, AdapterStack({part: model.adapter_set[part] for part in names}))
+    return name
+
+
 def save_adapter(
     model: Model, path: str | os.PathLike[str], dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     format: Literal["peft", "mlx", "gguf"] = "peft",
 ) -> None:  # fmt: skip
-    """Write the adapter in use, atomically: a folder, or with format="gguf" one file for llama.cpp.
+    """Write the adapter in use, atomically: a folder, or with format="gguf" one file for llama.cpp. Of a stack, each adapter
+    in a subfolder of its name.
 
     Parameters
     ----------
@@ -199,10 +248,24 @@ def save_adapter(
     adapter = model.adapter_set.active
     if adapter is None:
         raise AdapterError("save_adapter: expected a model with an adapter, got none; call add_adapter first")
-    arrays = with_trained_weights(_for_original_base(model, adapter), model.weights, model.architecture)
+    if isinstance(adapter, AdapterStack):
+        if format != "peft":
+            raise AdapterError(
+                f"{path}: expected format='peft' for a stack of adapters, got {format!r}; save each by its name"
+            )
+        writers = zip(adapter.names, adapter.parts(), strict=True)
+        write_stack(expand(path), {name: partial(_save_one, model, part, dtype, format) for name, part in writers})
+        return
+    _save_one(model, adapter, dtype, format, expand(path))
+
+
+def _save_one(model: Model, adapter: Adapter, dtype: str, format: str, path: str | os.PathLike[str]) -> None:
+    arrays = _for_original_base(model, adapter)
+    if adapter is model.adapter or isinstance(adapter.config, LoraConfig):
+        arrays = with_trained_weights(arrays, model.weights, model.architecture)
     write_base = _with_base_of(model, adapter).save if arrays.residual_base else None
     base = name_for_others(model.source)
-    write_adapter(expand(path), arrays, model.architecture, base, dtype, format, write_base)
+    write_adapter(path, arrays, model.architecture, base, dtype, format, write_base)
 
 
 def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str | None = None) -> None:
@@ -239,7 +302,7 @@ def merge_adapter(model: Model) -> None:
         raise AdapterError(f"merge_adapter: expected a model with an active adapter, got {state}")
     assert model.adapter is not None
     model.merged = InPlaceMerge.begin(model, model.adapter)
-    model.adapter_set.detach_matrices()
+    model.adapter_set.detach_updates()
 
 
 def unmerge_adapter(model: Model) -> None:
@@ -248,7 +311,7 @@ def unmerge_adapter(model: Model) -> None:
         raise AdapterError("unmerge_adapter: expected a model after merge_adapter(), got one that is not merged")
     model.merged.undo(model, model.adapter)
     model.merged = None
-    model.adapter_set.attach_matrices()
+    model.adapter_set.attach_updates()
 
 
 def _one_name(name: Any, adapter_name: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..checkpoints.model_names import name_for_others
+from ..configs import AdapterConfig, LoraConfig, StackConfig
+from ..configs.adapters import kind_name
 from ..display.html_table import html_table
 from ..weights.kinds import format_of
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def text(model: Model) -> str:
     """One line: family, size, format, adapter."""
-    adapter = f", adapter r={model.adapter_config.r}" if model.adapter_config else ""
+    adapter = f", adapter {_described(model.adapter_config)}" if model.adapter_config else ""
     device = f" on {model.device}" if model.device != "cpu" else ""
     what = f"{model.architecture.family.architecture}, {model.num_parameters():,} parameters, {_format(model)}"
     return f"Model({what}{device}{adapter})"
@@ -40,5 +42,13 @@ def html(model: Model) -> str:
     if model.device != "cpu":
         rows["device"] = model.device
     if config is not None:
-        rows["adapter"] = f"{model.active_adapter}: r={config.r}, {len(model.adapters)} matrices"
+        matrices = f", {len(model.adapters)} matrices" if model.adapters else ""
+        rows["adapter"] = f"{model.active_adapter}: {_described(config)}{matrices}"
     return html_table(model.architecture.family.architecture, rows)
+
+
+def _described(config: AdapterConfig | StackConfig) -> str:
+    """A few words on an adapter: the rank of LoRA, else its kind."""
+    if isinstance(config, StackConfig):
+        return " + ".join(_described(part) for part in config.adapters.values())
+    return f"r={config.r}" if isinstance(config, LoraConfig) else kind_name(config)

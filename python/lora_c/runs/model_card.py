@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..configs import LoraConfig, StackConfig
+from ..configs.adapters import kind_name
 from ..files.atomic import write_text
 from ..notices import tell
 
@@ -82,14 +84,14 @@ def _usage(is_adapter: bool, base: str) -> str:
 
 
 def _table(trainer: Trainer, record: dict[str, Any]) -> str:
-    config, lora, result = trainer.config, trainer.model.adapter_config, record.get("result") or {}
+    config, result = trainer.config, record.get("result") or {}
+    adapter = trainer.model.adapter_config
+    adapters = list(adapter.adapters.values()) if isinstance(adapter, StackConfig) else [] if adapter is None else [adapter]
     data, held_out = record["data"], record["held_out"]
     files = ", ".join(os.path.basename(file) for file in data["files"]) or "in memory"
     rows: list[tuple[str, Any]] = [("method", record["method"])]
-    if lora is not None:
-        targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules or [])
-        rows += [("rank, alpha, dropout", f"{lora.r}, {lora.lora_alpha:g}, {lora.lora_dropout:g}")]
-        rows += [("adapted modules", f"`{targets}`" if targets else "the family's usual ones")]
+    for part in adapters:
+        rows += _adapter_rows(part)
     rows += [
         ("trained parameters", f"{record['trained_parameters']:,} of {record['parameters']:,}"),
         ("data", f"{files}: {data['sequences']:,} sequences, {data['tokens_with_loss']:,} tokens with loss"),
@@ -107,6 +109,19 @@ def _table(trainer: Trainer, record: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows if value is not None]
     return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def _adapter_rows(config: Any) -> list[tuple[str, Any]]:
+    """What the table says of an adapter: of LoRA its rank, of another kind its options that are set."""
+    names = getattr(config, "target_modules", None)
+    targets = names if isinstance(names, str) else ", ".join(names or [])
+    if isinstance(config, LoraConfig):
+        return [
+            ("rank, alpha, dropout", f"{config.r}, {config.lora_alpha:g}, {config.lora_dropout:g}"),
+            ("adapted modules", f"`{targets}`" if targets else "the family's usual ones"),
+        ]
+    given = config.model_dump(exclude_none=True, exclude={"seed"})
+    return [(kind_name(config), ", ".join(f"{name} {value}" for name, value in given.items()))]
 
 
 def _loss(value: float | None) -> str | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..configs import AdapterConfig, StackConfig, TrainConfig
 from ..errors import CheckpointError, shorten
 from ..notices import tell
 
 if TYPE_CHECKING:
-    from ..configs import LoraConfig, TrainConfig
     from ..training.trainer import Trainer
     from .checkpoints import Position
 
@@ -24,7 +24,7 @@ FREE_TRAIN_FIELDS = frozenset({
 })  # fmt: skip
 # Judged together, as the number of steps: a run may be prolonged.
 LENGTH_FIELDS = frozenset({"max_steps", "num_train_epochs"})
-FREE_LORA_FIELDS = frozenset({"fan_in_fan_out"})  # of LoraConfig: only written to a file
+FREE_ADAPTER_FIELDS = frozenset({"fan_in_fan_out"})  # of adapters: only written to a file
 _UNORDERED = frozenset({"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"})
 
 
@@ -49,10 +49,13 @@ class Run:
         return {"options": self.options, "total_steps": self.total_steps, "data": self.data, "model": self.model}
 
 
-def _options(config: TrainConfig, lora: LoraConfig | None) -> dict[str, Any]:
+def _options(config: TrainConfig, adapter: AdapterConfig | StackConfig | None) -> dict[str, Any]:
     options = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TRAIN_FIELDS}
-    values = lora.model_dump(mode="json") if lora is not None else {}
-    return options | {f"LoraConfig.{key}": value for key, value in values.items() if key not in FREE_LORA_FIELDS}
+    parts = [] if adapter is None else list(adapter.adapters.values()) if isinstance(adapter, StackConfig) else [adapter]
+    for part in parts:  # each of another kind
+        kind, values = type(part).__name__, part.model_dump(mode="json")
+        options |= {f"{kind}.{key}": value for key, value in values.items() if key not in FREE_ADAPTER_FIELDS}
+    return options
 
 
 def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
@@ -88,15 +91,15 @@ def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
         )
 
 
-def check_same_options(config: TrainConfig, lora: LoraConfig | None, position: Position) -> None:
-    """As `check_same_run`, of the options alone, before model and data are read; lora: of an adapter that is made from it.
+def check_same_options(config: TrainConfig, adapter: AdapterConfig | StackConfig | None, position: Position) -> None:
+    """As `check_same_run`, of the options alone, before model and data are read; adapter: of one that is made from it.
 
     Raises
     ------
     CheckpointError
         The run would have another result.
     """
-    if position.run is not None and (listed := shorten(_changed_options(position.run.options, _options(config, lora)), 8)):
+    if position.run is not None and (listed := shorten(_changed_options(position.run.options, _options(config, adapter)), 8)):
         raise _other_run(position, listed)
 
 
@@ -119,8 +122,6 @@ def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _default_of(name: str) -> Any:
     """What an option of a run is where nobody gives it; None of an adapter's, which another run may not have at all."""
-    from ..configs import TrainConfig
-
     field = TrainConfig.model_fields.get(name)
     return None if field is None else field.default
 
@@ -136,7 +137,7 @@ def _changes(before: Run, now: Run) -> list[str]:
 
 
 def _is_same(name: str, old: Any, new: Any) -> bool:
-    if name.removeprefix("LoraConfig.") in _UNORDERED and isinstance(old, list) and isinstance(new, list):
+    if name.rpartition(".")[2] in _UNORDERED and isinstance(old, list) and isinstance(new, list):
         return sorted(map(str, old)) == sorted(map(str, new))
     return type(old) is type(new) and bool(old == new)
 
