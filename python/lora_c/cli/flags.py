@@ -16,6 +16,7 @@ from .flag_types import FreeText, Literals, Pairs, TextList
 from .paths import output_of_a_run
 
 F = TypeVar("F", bound=Callable[..., Any])
+_WIDEST_CHOICE = 50  # characters of a choice that stands beside its flag
 
 
 class FieldOption(click.Option):
@@ -49,10 +50,13 @@ def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
     hidden_default = default in (None, "", [], {})
     text = (info.description or "") + ("" if hidden_default else f"  [default: {default}]")
     type_: Any
+    metavar: str | None = None
     if kind is bool:
         flags, type_ = f"{flag_name(name)}/--no-{name.replace('_', '-')}", click.BOOL
     elif get_origin(kind) is Literal:
         flags, type_ = flag_name(name), Literals(get_args(kind))
+        if sum(len(str(value)) + 1 for value in get_args(kind)) > _WIDEST_CHOICE:  # no line of a table holds it
+            metavar, text = "NAME", f"{text} One of {', '.join(map(str, get_args(kind)))}."
     elif FREE_TEXTS in info.metadata:
         flags, type_, text = flag_name(name), FreeText(), f"{text} May be given several times."
     else:
@@ -63,7 +67,9 @@ def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         several = isinstance(type_, FreeText)
-        function = click.option(flags, name, type=type_, default=None, help=text, cls=FieldOption, multiple=several)(function)
+        function = click.option(
+            flags, name, type=type_, default=None, help=text, cls=FieldOption, multiple=several, metavar=metavar
+        )(function)
         option = function.__click_params__[-1]  # type: ignore[attr-defined]
         option.section, option.meaning, option.field_default = section, info.description or "", default_of(info)
         return function
