@@ -25,7 +25,7 @@ def stack_names(path: str | os.PathLike[str]) -> list[str] | None:
         The list is damaged, or an adapter that it names is gone.
     """
     folder = recover_folder(path)
-    if not (folder / STACK_FILE).is_file():
+    if not os.path.isfile(folder / STACK_FILE):
         return None
     names = read_json_object(folder / STACK_FILE).get(_KEY)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and _is_name(name) for name in names):
