@@ -15,7 +15,7 @@ STUB = Path(lora_c.__file__).with_name("_core.pyi")
 GROUPS: dict[str, tuple[str, ...]] = {
     "Models and data": ("load_model", "Model", "load_dataset", "Dataset"),
     "Text from several prompts": ("Batch", "Answer"),
-    "Training": ("Trainer", "TrainResult", "Callback", "TrainerState"),
+    "Training": ("Trainer", "TrainResult", "Callback", "TrainerState", "replay", "Replay"),
     "Settings": ("LoraConfig", "TrainConfig", "GenerationConfig"),
     "Layers, tensors, optimizer": (
         "NF4Tensor", "GGMLTensor", "Parameter", "LoRALinear", "AdamW", "Decoder", "KVCache",

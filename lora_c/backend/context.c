@@ -7,6 +7,7 @@
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/watch.h"
 
 const char *lora_isa_name(lora_isa isa) {
     static const char *const names[] = {"ref", "portable", "avx2", "avx512"};
@@ -98,6 +99,8 @@ void lora_ctx_destroy(lora_ctx *ctx) {
     if (!ctx) return;
     lora_engine *engine = ctx->engine;
     bool last = ctx->owns_engine;
+    lora_status off = lora_ctx_watch(ctx, false, NULL);
+    (void)off; /* nothing is allocated for it */
     if (ctx->owns_device) lora_device_close(engine, ctx->device);
     lora_mem_free(&engine->mem, ctx);
     if (last) free_engine(engine);

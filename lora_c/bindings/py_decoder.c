@@ -504,6 +504,12 @@ static PyGetSetDef decoder_getset[] = {
     {"stopping", get_stopping, set_stopping,
      "While True, passes end between two layers with PassStopped, the running one too; may be set by any thread.", NULL},
     {"config", get_config, NULL, "The arguments of the constructor.", NULL},
+    {"watching", lora_py_decoder_watching, lora_py_decoder_set_watching,
+     "While True, passes look for the first value that is not finite: same bits, slower. Setting it forgets what was found.", NULL},
+    {"first_nonfinite", lora_py_decoder_first_nonfinite, NULL,
+     "The first value that was not finite while watching, as a dict of operation, result, weight, layer, backward, row, column and value; "
+     "or None.",
+     NULL},
     {"device", lora_py_get_device, NULL, "The name of the device that it computes on.", NULL},
     {0},
 };

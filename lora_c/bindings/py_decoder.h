@@ -14,6 +14,7 @@ typedef struct lora_py_decoder {
     lora_precision precision; /* of passes that are not told another */
     lora_recompute recompute;
     lora_dtype activation_dtype;
+    bool watching;
 } lora_py_decoder;
 
 typedef struct lora_py_kvcache {
@@ -65,6 +66,11 @@ PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwa
 PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args);
 PyObject *lora_py_decoder_remove_adapter(PyObject *o, PyObject *args);
 extern const char lora_py_set_weight_doc[], lora_py_set_adapter_doc[], lora_py_set_token_rows_doc[], lora_py_remove_adapter_doc[];
+
+/* py_decoder_watch.c: getters and a setter */
+PyObject *lora_py_decoder_watching(PyObject *o, void *unused);
+int lora_py_decoder_set_watching(PyObject *o, PyObject *value, void *unused);
+PyObject *lora_py_decoder_first_nonfinite(PyObject *o, void *unused);
 
 /* py_decoder_adapters.c */
 PyObject *lora_py_decoder_new_adapters(PyObject *o, PyObject *unused);

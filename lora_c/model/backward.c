@@ -1,6 +1,7 @@
 /* The backward pass: the layers from the top, down to the lowest one that has something to train. In that one, only
  * what a gradient still needs is computed. */
 #include "lora_c/model/extras.h"
+#include "lora_c/watch.h"
 
 /* The gradient of the output of matrix slot. */
 typedef struct projected {
@@ -160,6 +161,7 @@ lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buff
     int64_t L = d->config.num_hidden_layers;
     bool embeddings = lora_embeddings_train(d);
     for (int64_t layer = L - 1; layer >= b->lowest; layer--) {
+        lora_ctx_watch_at(d->ctx, layer, true);
         LORA_TRY(lora_check_stop(d, err));
         bool below = layer > b->lowest || embeddings, attention = below || lora_attention_trains(&d->layers[layer]);
         /* the shared state still holds the last layer */
@@ -168,5 +170,6 @@ lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buff
         LORA_TRY(mlp_backward(d, run, b, layer, attention, err));
         if (attention) LORA_TRY(attention_backward(d, run, b, layer, below, err));
     }
+    lora_ctx_watch_at(d->ctx, -1, true);
     return embeddings ? embeddings_backward(d, run, b, err) : LORA_OK;
 }

@@ -3,6 +3,7 @@
  * with the variations that lora_decoder_config names.
  * Source   Llama, arXiv:2302.13971, section 2.2; Gemma 2, arXiv:2408.00118, section 2; OLMo 2, arXiv:2501.00656, section 2 */
 #include "lora_c/model/extras.h"
+#include "lora_c/watch.h"
 
 /* The first matrix of the layer with the same A: parts of a fused module share its dropout masks. */
 static int mask_slot(const lora_layer *l, int slot) {
@@ -189,14 +190,17 @@ static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, 
 
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers - run->layers_left_out;
+    lora_ctx_watch_at(d->ctx, -1, false);
     LORA_TRY(embed(d, run, b, err));
     for (int64_t layer = 0; layer < L; layer++) {
+        lora_ctx_watch_at(d->ctx, layer, false);
         LORA_TRY(lora_check_stop(d, err));
         LORA_TRY(attention_block(d, run, b, layer, err));
         LORA_TRY(mlp_inputs(d, run, b, layer, err));
         LORA_TRY(mlp_output(d, run, b, layer, err));
         LORA_TRY(lora_keep_layer(d, run, b, layer, err));
     }
+    lora_ctx_watch_at(d->ctx, -1, false);
     if (run->layers_left_out) return LORA_OK;
     return norm(d, L, LORA_FINAL_NORM, lora_run_mat(run, b->x[L], H), lora_run_mat(run, b->xn, H), b->stats_final, err);
 }

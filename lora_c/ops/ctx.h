@@ -60,6 +60,7 @@ struct lora_ctx {
     lora_engine *engine;
     lora_device_use *device; /* the engine's own, or one that this context owns, or another context's */
     bool owns_engine, owns_device;
+    struct lora_watch *watch; /* what looks at the results of its operations, or NULL (watch.h) */
 };
 
 /** At least bytes of 64-byte aligned scratch in *out, content undefined, valid until the next call for the same slot. */

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .model.opening import load_model
     from .notices import LoraCWarning
     from .training.callbacks import Callback, TrainerState
+    from .training.replay import Replay, replay
     from .training.train_result import TrainResult
     from .training.trainer import Trainer
 
@@ -94,6 +95,8 @@ _LAZY = {
     "GenerationConfig": "configs",
     "LoraCWarning": "notices",
     "LoraConfig": "configs",
+    "Replay": "training.replay",
+    "replay": "training.replay",
     "Model": "model.model",
     "TrainConfig": "configs",
     "TrainResult": "training.train_result",
@@ -130,6 +133,7 @@ __all__ = [
     "Model",
     "NF4Tensor",
     "Parameter",
+    "Replay",
     "SaveError",
     "TrainConfig",
     "TrainResult",
@@ -145,6 +149,7 @@ __all__ = [
     "memory_report",
     "ops",
     "reference",
+    "replay",
     "reset_peak_memory",
     "set_isa",
     "set_num_threads",

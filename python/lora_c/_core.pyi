@@ -247,12 +247,26 @@ class DecoderAdapters:
     def set(self, name: str, A: Parameter, B: Parameter, /, *, scale: float, row: int | None = None) -> None: ...
     def remove(self, name: str, /) -> None: ...
 
+@type_check_only
+class _NonFinite(TypedDict):
+    operation: str
+    result: str
+    weight: str
+    layer: int
+    backward: bool
+    row: int
+    column: int
+    value: float
+
 @final
 class Decoder:
     recompute: Literal["none", "layer"]
     activation_dtype: Literal["float32", "bfloat16"]
     precision: Literal["exact", "fast"]
     stopping: bool  # while True, passes end between two layers with PassStopped
+    watching: bool  # while True, passes look for the first value that is not finite
+    @property
+    def first_nonfinite(self) -> _NonFinite | None: ...
     @property
     def config(self) -> dict[str, Any]: ...
     def __new__(

@@ -38,6 +38,7 @@ void check_decoder_adapters(void);
 void check_mixed_adapters(void);
 void check_adapted_globals(void);
 void check_profile(void);
+void check_watch(void);
 void check_alloc_fail(void);
 
 static const struct {
@@ -71,6 +72,7 @@ static const struct {
                 {"device_steps", check_device_steps},
                 {"decoder", check_decoder},
                 {"profile", check_profile},
+                {"watch", check_watch},
                 {"decoder_adapters", check_decoder_adapters},
                 {"mixed_adapters", check_mixed_adapters},
                 {"adapted_globals", check_adapted_globals},

@@ -28,12 +28,14 @@ CALLS = {
     "quantize": "quantize --model model --output-dir q{n}",
     "bench": "bench --model model --steps 1 --batch 1 --length 16 --profile",
     "devices": "devices",
+    "replay": "replay bad/bad-step-1",
     "plot": "plot run --out p{n}.png",
     "demo": "demo --short --out d{n}",
     "completion": "completion zsh",
 }  # fmt: skip
 # Those that print one JSON object with --json.
-REPORTING = ("train", "eval", "data", "merge", "export", "inspect", "quantize", "devices", "bench", "plot", "demo")
+REPORTING = ("train", "eval", "data", "merge", "export", "inspect", "quantize", "devices", "bench", "replay", "plot",
+             "demo")  # fmt: skip
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _count = 0
@@ -62,6 +64,9 @@ def make_workplace(folder: Path) -> Path:
     lines = [json.dumps(example) + "\n" for example in task(1, 12, 1)[0]]
     (folder / "chat.jsonl").write_text("".join(lines), encoding="utf-8")
     done = called(folder, ["train", "--model", "model", "--data", "chat.jsonl", "--output-dir", "run", "--max-steps", "2"])
+    assert done.returncode == 0, done.stderr
+    left_out = ["--output-dir", "bad", "--max-steps", "1", "--skip-grad-norm", "1e-9"]
+    done = called(folder, ["train", "--model", "model", "--data", "chat.jsonl", *left_out])
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -43,7 +43,9 @@ def own_keys(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield key
-            yield from () if key in ("profile", "kinds", "ranks", "targets", "train", "facts") else own_keys(item)
+            yield from (
+                () if key in ("profile", "kinds", "ranks", "targets", "train", "facts", "gradient_norms") else own_keys(item)
+            )
     elif isinstance(value, list):
         for item in value:
             yield from own_keys(item)
@@ -54,6 +56,7 @@ KEYS = {
     "eval": {"loss", "perplexity", "tokens", "sequences"}, "merge": {"output", "dtype", "bytes", "report"},
     "export": {"source", "output", "format", "bytes"}, "inspect": {"kind", "facts", "tensors", "problems", "usable"},
     "quantize": {"model", "output", "bytes", "block_size"}, "plot": {"picture", "runs"},
+    "replay": {"step", "problem", "loss", "same_loss", "same_gradients", "first_nonfinite", "gradient_norms"},
     "bench": {"tokens_per_second", "step_seconds", "peak_memory_bytes", "profile"},
     "demo": {"exact_match_before", "exact_match_after"}, "data": {"steps_per_epoch"}, "devices": {"devices"},
 }  # fmt: skip
@@ -125,7 +128,7 @@ def test_missing_inputs_are_2_in_every_command(workplace: Path, name: str) -> No
     "generate --model nowhere x", "chat --model nowhere", "eval --model nowhere --data chat.jsonl",
     "eval --model model --data nowhere", "merge --model nowhere --adapter run --output-dir x",
     "merge --model model --adapter nowhere --output-dir x", "export nowhere x --to gguf", "inspect nowhere",
-    "quantize --model nowhere --output-dir x", "bench --model nowhere", "plot nowhere",
+    "quantize --model nowhere --output-dir x", "bench --model nowhere", "plot nowhere", "replay nowhere",
     "generate --model model --adapter model x", "train --model run --data chat.jsonl --output-dir x",
     "quantize --model model --output-dir /proc/nowhere", "plot run --out /proc/nowhere/x.png",
 ])  # fmt: skip

@@ -33,6 +33,8 @@ OTHER_TRAIN: dict[str, Any] = {
     "gradient_accumulation_steps": 2, "max_seq_length": 64, "max_grad_norm": 0.0, "weight_decay": 0.1, "adam_beta1": 0.8,
     "adam_beta2": 0.99, "adam_epsilon": 1e-6, "seed": 1, "recompute": "layer", "activation_dtype": "bfloat16",
     "memory_limit": 100.0, "precision": "exact", "val_fraction": 0.1, "eval_steps": 1, "eval_batch_tokens": 16,
+    "load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True, "early_stopping_patience": 9,
+    "early_stopping_threshold": 0.1, "nonfinite_steps": "skip", "skip_grad_norm": 1e9, "max_skipped_steps": 3,
     "save_steps": 1, "save_total_limit": 7, "logging_steps": 2, "double_quant": False, "block_size": 32,
 }  # fmt: skip
 OTHER_LORA: dict[str, Any] = {
@@ -125,8 +127,14 @@ def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
         parts["quantize"] = "nf4"
     elif field == "val_fraction":
         parts["data"], parts["eval_data"] = samples().split(other, 0)
-    elif field.startswith("eval_"):
+    elif field.startswith("eval_") or field == "load_best_model_at_end":
         parts["eval_data"] = samples(5)
+        train = train | ({"eval_steps": 1, "learning_rate": 1e-2} if field == "load_best_model_at_end" else {})
+    elif field in ("metric_for_best_model", "greater_is_better", "early_stopping_patience", "early_stopping_threshold"):
+        parts["eval_data"] = samples(5)  # which need an evaluation to judge by
+        train = {"eval_steps": 1, "early_stopping_patience": 9} | train
+    elif field == "max_skipped_steps":
+        train = train | {"nonfinite_steps": "skip"}
     elif field in ("double_quant", "block_size"):  # of a base that is quantized while it is loaded
         parts, train = {"quantize": "nf4", "load": {field: other}}, train | {"method": "qlora"}
         shutil.rmtree(start.parent)

@@ -12,6 +12,7 @@
 #include "lora_c/linear.h"
 #include "lora_c/nn.h"
 #include "lora_c/types.h"
+#include "lora_c/watch.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -167,6 +168,16 @@ lora_status lora_decoder_logits(lora_decoder *decoder, const lora_batch *batch, 
 /** out (n_tokens, hidden_size): what goes into layer `layer`; num_hidden_layers: out of the last one and the final norm. */
 lora_status lora_decoder_hidden_states(lora_decoder *decoder, const lora_batch *batch, int64_t layer, float *out,
                                        lora_error *err) LORA_MUST_CHECK;
+
+/* The first value of a pass that is not finite, as lora_watch_found has it, with the name of the weight. */
+typedef struct lora_nonfinite {
+    lora_watch_found found; /* operation NULL: every value was finite. Of values for tokens the row is the token */
+    lora_slot_name weight;  /* "" without one */
+} lora_nonfinite;
+/** While on, passes look at the results of all operations (lora_ctx_watch).   Errors  ENOMEM */
+lora_status lora_decoder_watch(lora_decoder *decoder, bool on, lora_error *err) LORA_MUST_CHECK;
+/** What was found since it was switched on. */
+lora_nonfinite lora_decoder_nonfinite(const lora_decoder *decoder);
 
 /** Bytes of the activation arena for n_tokens in training (or evaluation), known before the start. */
 int64_t lora_decoder_arena_bytes(const lora_decoder *decoder, int64_t n_tokens, bool training);

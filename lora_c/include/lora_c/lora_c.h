@@ -16,6 +16,7 @@
 #include "lora_c/profile.h"
 #include "lora_c/status.h"
 #include "lora_c/types.h"
+#include "lora_c/watch.h"
 #include "lora_c/weight_formats.h"
 #include "lora_c/weight_rows.h"
 #endif

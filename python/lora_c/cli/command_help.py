@@ -45,6 +45,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "lora-c bench",
         "lora-c bench --model MODEL --batch 1 --length 256 \\\n    --profile",
     ),
+    "replay": (
+        "lora-c replay out/bad-step-12",
+        "lora-c replay out/bad-step-12 --model MODEL --json",
+    ),
     "plot": (
         "lora-c plot out",
         "lora-c plot run-a run-b --out compared.png",

@@ -28,6 +28,7 @@ COMMANDS = {
     "quantize": ("quantize", "Write a model folder in 4-bit NF4."),
     "bench": ("bench", "Speed and memory of a training step on this machine; --profile says where its time goes."),
     "devices": ("devices", "List what models can compute on, and why other devices cannot be used."),
+    "replay": ("replay", "Compute a step again that a run has kept because it was not finite."),
     "plot": ("plot", "Draw the loss of training runs, one or several beside each other."),
     "demo": ("demo", "Teach the model that ships a task it cannot do, in about a minute."),
     "completion": ("completion", "Complete commands, flags and paths with Tab in bash, zsh or fish."),

@@ -23,6 +23,7 @@ def table_lines(result: TrainResult, saved: str) -> list[str]:
     rows = [
         ("stopped" if result.interrupted else "done", steps),
         *_loss_rows(result),
+        *([("left out", f"{result.skipped:,} steps, which changed nothing")] if result.skipped else []),
         ("speed", f"{result.tokens_per_second:,.0f} tokens/s"),
         ("time", duration(result.elapsed_seconds)),
         ("memory", f"{result.peak_memory_bytes / 2**20:,.0f} MiB at most"),
@@ -41,6 +42,8 @@ def _loss_rows(result: TrainResult) -> list[tuple[str, str]]:
         rows.append(("loss", f"{found['first_train_loss']:.4f} -> {found['train_loss']:.4f}  training, {what}"))
     if found["eval_loss"] is not None:
         rows.append(("held-out", f"{found['first_eval_loss']:.4f} -> {found['eval_loss']:.4f}  first -> last evaluation"))
+    if result.best is not None:
+        rows.append(("best", f"{result.best.metric} {result.best.value:.4f} after step {result.best.step:,}"))
     return rows
 
 
@@ -55,4 +58,8 @@ def duration(seconds: float) -> str:
 def result_values(result: TrainResult, kind: str, output_dir: str) -> dict[str, Any]:
     """The same for programs."""
     names = ("steps", "interrupted", "train_loss", "eval_loss", "tokens_per_second", "elapsed_seconds", "peak_memory_bytes")
-    return {name: getattr(result, name) for name in names} | {"saved": kind, "output_dir": output_dir}
+    best = (
+        None if result.best is None else {"metric": result.best.metric, "step": result.best.step, "value": result.best.value}
+    )
+    values = {name: getattr(result, name) for name in names}
+    return values | {"skipped": result.skipped, "best": best, "saved": kind, "output_dir": output_dir}

@@ -65,6 +65,22 @@ class TrainConfig(Config):
     val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
     eval_batch_tokens: int = Field(2048, gt=0, description="Tokens per batch in evaluation.")
+    load_best_model_at_end: bool = Field(
+        False, description="End with the parameters of the best evaluation; its checkpoint is kept."
+    )
+    metric_for_best_model: str | None = Field(
+        None, min_length=1, description="What the best evaluation is judged by: loss, or another of its metrics."
+    )
+    greater_is_better: bool | None = Field(None, description="Whether more of that is better; by default of all but losses.")
+    early_stopping_patience: int = Field(
+        0, ge=0, description="End after so many evaluations in a row that are no better than the best; 0: never."
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0.0, description="By how much an evaluation must be better to count.")
+    nonfinite_steps: Literal["stop", "skip"] = Field(
+        "stop", description="A step whose loss or gradient is not finite ends the run, or changes nothing."
+    )
+    skip_grad_norm: float = Field(0.0, ge=0.0, description="Leave out steps whose gradient norm is larger; 0: none.")
+    max_skipped_steps: int = Field(10, ge=0, description="End the run when more steps than this were left out.")
     save_steps: float = Field(
         0.1,
         ge=0,
@@ -87,6 +103,11 @@ class TrainConfig(Config):
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps: expected a positive number, or -1 for num_train_epochs, got {self.max_steps}")
         return self
+
+    @property
+    def wants_best(self) -> bool:
+        """Whether the run looks for its best evaluation."""
+        return self.load_best_model_at_end or self.early_stopping_patience > 0
 
     @field_validator("output_dir")
     @classmethod

@@ -85,7 +85,8 @@ class NotebookProgress:
 
     def step(self, record: dict[str, Any]) -> None:
         self._step = record["step"]
-        self._loss, self._speed = f"loss {record['loss']:.4f}", f"{record['tokens_per_second']:,.0f} tokens/s"
+        self._loss = f"loss {record['loss']:.4f}" if "loss" in record else "skipped"
+        self._speed = f"{record['tokens_per_second']:,.0f} tokens/s"
         self._show(force=self._step == self._total)
 
     def evaluation(self, record: dict[str, Any]) -> None:

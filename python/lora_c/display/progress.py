@@ -28,9 +28,8 @@ class PlainProgress:
         now = time.monotonic()
         if now - self._last >= self.interval or record["step"] == self.total:
             self._last = now
-            self.message(
-                f"step {record['step']}/{self.total}  loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
-            )
+            loss = f"loss {record['loss']:.4f}" if "loss" in record else "skipped"
+            self.message(f"step {record['step']}/{self.total}  {loss}  {record['tokens_per_second']:,.0f} tokens/s")
 
     def evaluation(self, record: dict[str, Any]) -> None:
         self.message(f"step {record['step']}/{self.total}  held-out loss {record['eval_loss']:.4f}")

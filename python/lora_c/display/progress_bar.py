@@ -100,7 +100,7 @@ class BarProgress:
         self.bar.update(
             self.task,
             completed=record["step"],
-            loss=f"loss {record['loss']:.4f}",
+            loss=f"loss {record['loss']:.4f}" if "loss" in record else "skipped",
             speed=f"{record['tokens_per_second']:,.0f} tokens/s",
         )
         if not self._is_shown:  # at once, however short the run is

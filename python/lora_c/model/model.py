@@ -83,6 +83,7 @@ class Model:
             self.parts.set_weight(name, weight)
         self.adapter_set = AdapterSet(self.parts, self.weights, architecture.tied)
         self.told_settings = False
+        self.load_options: dict[str, Any] = {}  # what `load_model` was given, but for the path and the device
         self.last_seed: int | None = None
         self.generation_options = read_generation_options(source)
         self.added_tokens: list[int] = []
@@ -256,15 +257,9 @@ class Model:
         """
         config = dict(self.config) if config is None else config
         return Model(
-            config,
-            architecture_of(config),
-            Weights(weights, stored, records),
-            self.source,
-            self._tokenizer,
-            self.nf4_options,
-            self.eos_token_ids,
-            self.device,
-        )
+            config, architecture_of(config), Weights(weights, stored, records), self.source, self._tokenizer, self.nf4_options,
+            self.eos_token_ids, self.device,
+        )  # fmt: skip
 
     # -- text and files -----------------------------------------------------------------------------------------------
 

@@ -70,14 +70,14 @@ def load_model(
     check_load_options(quantize, block_size, dtype, trainable)
     open_device(device)
     with open_checkpoint(path, revision, progress) as checkpoint:
-        config = _config_of(checkpoint)
-        if trainable == "head":
-            config["tie_word_embeddings"] = False
+        config = _config_of(checkpoint, trainable)
         architecture = architecture_of(config)
         options = LoadOptions(quantize == "nf4", double_quant, block_size, DENSE_DTYPES.get(dtype or ""), trainable, device)
         weights = load_weights(checkpoint, architecture, options, progress)
         tokenizer, nf4_options = _tokenizer_of(checkpoint, config), _nf4_options(weights, options)
         model = Model(config, architecture, weights, checkpoint.path, tokenizer, nf4_options, device=device)
+        model.load_options = dict(quantize=quantize, double_quant=double_quant, block_size=block_size, dtype=dtype,
+                                  trainable=trainable, resize_embedding=resize_embedding)  # fmt: skip
         tell_adapter_beside(checkpoint.path)
         if progress is not False:
             _report(model, path)
@@ -86,11 +86,11 @@ def load_model(
         return model
 
 
-def _config_of(checkpoint: Checkpoint | GGUFCheckpoint) -> dict[str, Any]:
-    """A copy of the model's config.json, as its files bear it out."""
+def _config_of(checkpoint: Checkpoint | GGUFCheckpoint, trainable: Trainable) -> dict[str, Any]:
+    """A copy of the model's config.json, as its files bear it out; a head that is trained alone is tied to nothing."""
     if isinstance(checkpoint, Checkpoint):
         checkpoint.config = config_of_files(checkpoint)
-    return dict(checkpoint.config)
+    return dict(checkpoint.config) | ({"tie_word_embeddings": False} if trainable == "head" else {})
 
 
 def _tokenizer_of(checkpoint: Checkpoint | GGUFCheckpoint, config: dict[str, Any]) -> Tokenizer | None:

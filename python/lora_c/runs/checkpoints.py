@@ -105,18 +105,22 @@ def find_checkpoint(output_dir: Path, resume: bool | str | Path) -> Path | None:
     return found
 
 
-def prune_checkpoints(output_dir: Path, run_id: str, written: list[int], keep: int | None) -> list[int]:
-    """Remove all but the latest of the checkpoints that a run has written, and of these only its files; return the latest."""
+def prune_checkpoints(
+    output_dir: Path, run_id: str, written: list[int], keep: int | None, spared: int | None = None
+) -> list[int]:
+    """Remove all but the latest of the checkpoints that a run has written and the one of a spared step, and of these only its
+    files; return those that are left."""
     if not keep:
         return written
-    for step in written[:-keep]:
+    old = [step for step in written[:-keep] if step != spared]
+    for step in old:
         folder = checkpoint_folder(output_dir, step)
         try:
             if (folder / POSITION_FILE).is_file():
                 _remove_written(folder, run_id)
         except (CheckpointError, OSError) as error:
             tell(f"{folder}: an old checkpoint is not removed ({reason(error)})")
-    return written[-keep:]
+    return [step for step in written if step not in old]
 
 
 def _remove_written(folder: Path, run_id: str) -> None:

@@ -50,7 +50,7 @@ def _record(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         return None
-    return record if {"loss", "eval_loss"} & record.keys() else None
+    return record if {"loss", "eval_loss", "skipped"} & record.keys() else None
 
 
 def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from ..training.trainer import Trainer
     from .checkpoints import Position
 
-# Of TrainConfig: where and how often something is written or measured, and how memory is used. The parameters keep their bits.
+# Of TrainConfig: where and how often something is written or measured, how memory is used, and when a run ends. The parameters
+# after a step keep their bits.
 FREE_TRAIN_FIELDS = frozenset({
     "output_dir", "recompute", "memory_limit", "eval_steps", "eval_batch_tokens", "save_steps", "save_total_limit",
-    "logging_steps",
+    "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
+    "early_stopping_threshold", "nonfinite_steps", "max_skipped_steps",
 })  # fmt: skip
 # Judged together, as the number of steps: a run may be prolonged.
 LENGTH_FIELDS = frozenset({"max_steps", "num_train_epochs"})

@@ -17,7 +17,10 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..model.model import Model
 
-_OFF: dict[str, Any] = {"eval_steps": 0, "val_fraction": 0.0, "warmup_steps": 0, "memory_limit": None, "loftq_config": {}}
+_OFF: dict[str, Any] = {
+    "eval_steps": 0, "val_fraction": 0.0, "warmup_steps": 0, "memory_limit": None, "loftq_config": {},
+    "load_best_model_at_end": False, "early_stopping_patience": 0, "early_stopping_threshold": 0.0,
+}  # fmt: skip
 _HELD_OUT = "held-out data beside it, got none; give eval_data or val_fraction, or leave it out"
 
 
@@ -104,6 +107,28 @@ RULES = [
         "method qlora and a base that is quantized while it is loaded, got weights that stay as they are; leave it out",
     ),
     Rule(["eval_steps"], lambda run: run.has_eval_data is False, _HELD_OUT),
+    Rule(["load_best_model_at_end"], lambda run: run.has_eval_data is False, _HELD_OUT),
+    Rule(["early_stopping_patience"], lambda run: run.has_eval_data is False, _HELD_OUT),
+    Rule(
+        ["early_stopping_patience"],
+        lambda run: run.config.eval_steps == 0,
+        "eval_steps beside it, got one evaluation at the end; give eval_steps, or leave it out",
+    ),
+    Rule(
+        ["metric_for_best_model", "greater_is_better"],
+        lambda run: not run.config.wants_best,
+        "load_best_model_at_end or early_stopping_patience beside it, got neither; leave it out",
+    ),
+    Rule(
+        ["early_stopping_threshold"],
+        lambda run: run.config.early_stopping_patience == 0,
+        "early_stopping_patience beside it, got none; leave it out",
+    ),
+    Rule(
+        ["max_skipped_steps"],
+        lambda run: run.config.nonfinite_steps == "stop" and run.config.skip_grad_norm == 0,
+        "nonfinite_steps skip or skip_grad_norm beside it, got neither; leave it out",
+    ),
     Rule(["eval_batch_tokens"], lambda run: run.has_eval_data is False, _HELD_OUT),
     Rule(
         ["warmup_steps"],

@@ -9,6 +9,7 @@ from ..checkpoints.safetensors_file import find_non_finite
 from ..errors import DivergenceError, LoraCError
 from ..notices import tell
 from ..runs.checkpoints import latest_checkpoint, prune_checkpoints
+from .best import best_of
 from .checkpoint_schedule import CheckpointSchedule, expected_seconds
 from .state import is_finite, save_checkpoint
 
@@ -53,6 +54,12 @@ class Saving:
         if self._last != done:
             self._save(trainer, done, is_last=True)
 
+    def save_best(self, trainer: Trainer, done: int) -> None:
+        """Write the checkpoint of the best evaluation so far, unless it is there already."""
+        if done not in trainer.checkpoints:
+            check_finite(trainer, done)
+            self._save(trainer, done)
+
     def divergence(self, trainer: Trainer, error: DivergenceError, done: int) -> DivergenceError:
         """Return the error with the way out, after the last finite state has been saved."""
         if done and done not in trainer.checkpoints and is_finite(trainer):
@@ -78,8 +85,15 @@ class Saving:
         self._schedule.written(time.perf_counter() - started)
         limit = trainer.config.save_total_limit
         limit = max(limit, 2) if limit and is_last else limit  # the state before the last one stays beside it
-        trainer.checkpoints = prune_checkpoints(trainer.output_dir, trainer.run_id, trainer.checkpoints, limit)
+        trainer.checkpoints = prune_checkpoints(
+            trainer.output_dir, trainer.run_id, trainer.checkpoints, limit, self._spared(trainer)
+        )
         trainer.callbacks.report(trainer, "on_save", done)
+
+    def _spared(self, trainer: Trainer) -> int | None:
+        """The step of the best evaluation, where the run is to end with its parameters."""
+        best = best_of(trainer.config, trainer.history) if trainer.config.load_best_model_at_end else None
+        return None if best is None else best.step
 
 
 def _bytes_of(trainer: Trainer) -> int:

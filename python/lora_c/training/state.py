@@ -18,6 +18,7 @@ from ..runs.checkpoints import FORMAT, POSITION_FILE, Position, checkpoint_folde
 from ..runs.resume import check_same_run
 from ..weights.parameter_values import set_values
 from .run_settings import check_same_parameters
+from .skipped_steps import count_skipped
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -75,7 +76,8 @@ def load_training_state(trainer: Trainer, position: Position) -> None:
     """
     tensors = _read_tensors(trainer, position)
     names = [p.name for p in trainer.parameters]
-    state = {"step": position.step, "m": [tensors[f"m.{n}"] for n in names], "v": [tensors[f"v.{n}"] for n in names]}
+    skipped = count_skipped(position.history)
+    state = {"step": position.step - skipped, "m": [tensors[f"m.{n}"] for n in names], "v": [tensors[f"v.{n}"] for n in names]}
     try:
         trainer.optimizer.load_state_dict(state)
     except (TypeError, ValueError) as error:
@@ -85,6 +87,19 @@ def load_training_state(trainer: Trainer, position: Position) -> None:
     for p in trainer.parameters:
         set_values(p, tensors[f"param.{p.name}"])
     trainer.history = position.history
+
+
+def load_parameters(trainer: Trainer, position: Position) -> None:
+    """Give the trained parameters the values of a checkpoint; the optimizer and the history stay.
+
+    Raises
+    ------
+    CheckpointError
+        The folder is damaged, or was written for other parameters.
+    """
+    tensors = _read_tensors(trainer, position)
+    for p in trainer.parameters:
+        set_values(p, tensors[f"param.{p.name}"])
 
 
 def _read_tensors(trainer: Trainer, position: Position) -> dict[str, NDArray[np.float32]]:

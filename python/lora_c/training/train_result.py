@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..display.html_table import html_table
 from ..display.loss_curve import loss_curve_svg
 from ..runs.history import summary_of
+
+if TYPE_CHECKING:
+    from .best import Best
 
 
 @dataclass
@@ -33,6 +36,8 @@ class TrainResult:
         Why the latest checkpoints could not be written; empty once one was.
     signal : int or None
         The signal that interrupted it.
+    best : Best or None
+        The best evaluation of a run that looks for it (`load_best_model_at_end`, `early_stopping_patience`).
     history : list of dict
         A record for each step and each evaluation.
     """
@@ -46,7 +51,13 @@ class TrainResult:
     interrupted: bool = False
     unsaved: list[str] = field(default_factory=list)
     signal: int | None = None
+    best: Best | None = None
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def skipped(self) -> int:
+        """Steps that changed nothing, because their numbers were not fit for it."""
+        return sum("skipped" in record for record in self.history)
 
     @classmethod
     def of(cls, history: list[dict[str, Any]], **measured: Any) -> TrainResult:
@@ -78,6 +89,8 @@ class TrainResult:
             "steps": f"{self.steps:,}" + (" (interrupted)" if self.interrupted else ""),
             "training loss": f"{self.train_loss:.4f}",
             "held-out loss": "" if self.eval_loss is None else f"{self.eval_loss:.4f}",
+            "best": "" if self.best is None else f"{self.best.metric} {self.best.value:.4f} after step {self.best.step:,}",
+            "steps left out": f"{self.skipped:,}" if self.skipped else "",
             "time": f"{self.elapsed_seconds:,.1f} s, {self.tokens_per_second:,.0f} tokens/s",
             "peak memory": f"{self.peak_memory_bytes / 2**20:,.1f} MiB",
             "not saved": "; ".join(self.unsaved),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import _core
 from .._core import PassStopped
 from ..configs import TrainConfig
-from ..data.batching import PackedBatch, step_batches, steps_per_epoch, total_steps
+from ..data.batching import PackedBatch, steps_per_epoch, total_steps
 from ..data.fits import fit_to_model
 from ..display.progress import Progress, open_progress
 from ..errors import ConfigError, DivergenceError
@@ -26,6 +26,7 @@ from ..runs.lock import run_lock
 from ..runs.metrics import MetricsFile
 from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
+from .best import is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
 from .evaluation import evaluate_and_log, evaluate_if_due, evaluate_loss
 from .held_out import held_out
@@ -33,13 +34,14 @@ from .interrupt import deferred_interrupt, is_deferred
 from .leaving import Leaving
 from .memory import recompute_of
 from .one_call import one_call
+from .one_step import one_step
 from .run_checks import RunOptions, check_run
 from .run_settings import check_same_parameters, run_settings
 from .saving import Saving, check_finite
+from .skipped_steps import count_skipped
 from .state import take_up
-from .step_record import peak_bytes, step_record
+from .step_record import peak_bytes
 from .train_result import TrainResult
-from .update import update
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -204,7 +206,10 @@ class Trainer:
             self.leaving = Leaving(stop, self.model.decoder, progress.message)
             try:
                 evaluate_if_due(self, done, progress)  # at the start, or where a run was stopped in the middle of it
+                keep_if_best(self, done)
                 while done < self.total_steps and not stop.requested and not self.callbacks.stopping:
+                    if is_early_end(self):
+                        break
                     try:
                         self._one_step(done, progress)
                     except PassStopped:  # the state is the one after the last whole step
@@ -214,14 +219,16 @@ class Trainer:
                     self.callbacks.report(self, "on_step", done)
                     evaluate_if_due(self, done, progress)
                     self.saving.save_if_due(self, done)
-                interrupted = done < self.total_steps
+                    keep_if_best(self, done)
+                interrupted = done < self.total_steps and (stop.requested or self.callbacks.stopping or not is_early_end(self))
                 if not interrupted:
                     evaluate_and_log(self, done, progress)
+                    keep_if_best(self, done)
                 check_finite(self, done)
-                if interrupted:
-                    progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
+                tell_end(self, done, interrupted, progress)
                 if interrupted or done > first:
                     self.saving.save_last(self, done)
+                best = None if interrupted else take_best(self, done)
                 ending = self.callbacks.ending(interrupted, stop.requested)
             except DivergenceError as error:
                 ending = "diverged"
@@ -229,12 +236,13 @@ class Trainer:
             finally:
                 self.leaving.end()
                 self.resumed_at = done  # another call goes on from here
-                self.is_torn = self.optimizer.step_count != done
+                self.is_torn = self.optimizer.step_count + count_skipped(self.history) != done
                 self.callbacks.report(self, "on_stop", done, ending)
         elapsed = time.perf_counter() - started
         self.result = TrainResult.of(
             self.history, steps=done, tokens_per_second=self.tokens_seen / max(elapsed, 1e-9), elapsed_seconds=elapsed,
             peak_memory_bytes=peak_bytes(self), interrupted=interrupted, unsaved=list(self.saving.unsaved), signal=stop.number,
+            best=best,
         )  # fmt: skip
         self.callbacks.raise_error()
         if stop.requested and not collected:
@@ -274,24 +282,7 @@ class Trainer:
             return evaluate_loss(self.model, dataset, max_tokens=self.config.eval_batch_tokens)
 
     def _one_step(self, step: int, progress: Progress) -> None:
-        config = self.config
-        size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
-        epoch, batches = step_batches(self.train_data, step, batch_size=size, accumulation=accumulation, seed=config.seed)
-        total_weight = sum(batch.total_weight for batch in batches)
-        self.optimizer.zero_grad()
-        loss = 0.0
-        with self.leaving.during("step"):
-            for i, batch in enumerate(batches):
-                loss += self._forward_backward(batch, 1.0 / total_weight, step * accumulation + i)
-        if not math.isfinite(loss):
-            raise DivergenceError(f"expected a finite loss at step {step + 1}, got {loss}")
-        rate, grad_norm = update(self, step)
-        self.tokens_seen += sum(batch.n_tokens for batch in batches)
-        record = step_record(self, step, epoch, loss / total_weight, rate, grad_norm)
-        progress.step(record)
-        self.history.append(record)
-        if (step + 1) % config.logging_steps == 0 or step + 1 == self.total_steps:
-            self.metrics.append(record)
+        one_step(self, step, progress)
 
     def _forward_backward(self, batch: PackedBatch, grad_scale: float, dropout_step: int) -> float:
         arrays = batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..errors import DivergenceError
 from .schedule import learning_rate
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+_PIECE = 1 << 20
+
+
+def grad_norm(trainer: Trainer) -> float:
+    """Return the norm over all gradients."""
+    total = 0.0
+    for parameter in trainer.parameters:
+        values = np.asarray(parameter.read_grad(), np.float32).reshape(-1)
+        for start in range(0, values.size, _PIECE):  # in float64, piece by piece
+            total += float(np.square(values[start : start + _PIECE], dtype=np.float64).sum())
+    return math.sqrt(total)
 
 
 def update(trainer: Trainer, step: int) -> tuple[float, float]:

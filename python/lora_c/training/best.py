@@ -1,0 +1,127 @@
+"""The best evaluation of a run: which it is, when there has been none for too long, and how a run ends with it.
+
+The rules are those of transformers' EarlyStoppingCallback and load_best_model_at_end. All of it follows from the history, so
+that a resumed run judges as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..configs import TrainConfig
+from ..errors import CheckpointError, ConfigError
+from ..notices import tell
+from ..runs.checkpoints import checkpoint_folder, read_position
+from .state import load_parameters
+
+if TYPE_CHECKING:
+    from ..display.progress import Progress
+    from .trainer import Trainer
+
+_PREFIX = "eval_"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far.
+
+    Attributes
+    ----------
+    metric : str
+        The name of what is judged, as records have it ("eval_loss").
+    step : int
+        The optimizer steps done before it.
+    value : float
+        What it was.
+    since : int
+        Evaluations in a row after it that were not better by more than the threshold.
+    """
+
+    metric: str
+    step: int
+    value: float
+    since: int
+
+
+def metric_name(config: TrainConfig) -> str:
+    """Return the name of the judged metric in records."""
+    name = config.metric_for_best_model or "loss"
+    return name if name.startswith(_PREFIX) else _PREFIX + name
+
+
+def greater_is_better(config: TrainConfig) -> bool:
+    """Return whether more is better, said or by the name of the metric."""
+    said = config.greater_is_better
+    return said if said is not None else not metric_name(config).endswith("loss")
+
+
+def best_of(config: TrainConfig, history: Iterable[Mapping[str, Any]]) -> Best | None:
+    """Return the best evaluation of a history; None: there was none.
+
+    Raises
+    ------
+    ConfigError
+        Evaluations do not have the metric that is named.
+    """
+    metric, sign = metric_name(config), 1.0 if greater_is_better(config) else -1.0
+    best: Best | None = None
+    for record in history:
+        if "eval_loss" not in record:
+            continue
+        if metric not in record:
+            known = ", ".join(name.removeprefix(_PREFIX) for name in record if name.startswith(_PREFIX))
+            raise ConfigError(f"metric_for_best_model: expected a metric of the evaluation ({known}), got {metric!r}")
+        value = record[metric]
+        if best is None:
+            best = Best(metric, record["step"], value, 0)
+            continue
+        gain = sign * (value - best.value)
+        since = 0 if gain > config.early_stopping_threshold else best.since + 1
+        best = Best(metric, record["step"], value, since) if gain > 0 else Best(metric, best.step, best.value, since)
+    return best
+
+
+def is_early_end(trainer: Trainer) -> bool:
+    """Whether as many evaluations in a row as the patience were no better."""
+    patience = trainer.config.early_stopping_patience
+    if not patience:
+        return False
+    best = best_of(trainer.config, trainer.history)
+    return best is not None and best.since >= patience
+
+
+def keep_if_best(trainer: Trainer, done: int) -> None:
+    """Write the checkpoint of an evaluation that is the best so far, where the run is to end with it."""
+    if not trainer.config.load_best_model_at_end:
+        return
+    best = best_of(trainer.config, trainer.history)
+    if best is not None and best.step == done:
+        trainer.saving.save_best(trainer, done)
+
+
+def tell_end(trainer: Trainer, done: int, interrupted: bool, progress: Progress) -> None:
+    """Say why a run ends before its last step."""
+    if interrupted:
+        progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
+    elif done < trainer.total_steps:
+        best = best_of(trainer.config, trainer.history)
+        assert best is not None  # it is judged by the evaluations after it
+        progress.message(
+            f"ended after step {done} of {trainer.total_steps}: the last {best.since} evaluations were no better than "
+            f"{best.metric} {best.value:.4f} of step {best.step}"
+        )
+
+
+def take_best(trainer: Trainer, done: int) -> Best | None:
+    """Give the model the parameters of the best evaluation, where the run is to end with them; return that evaluation."""
+    best = best_of(trainer.config, trainer.history) if trainer.config.wants_best else None
+    if best is None or not trainer.config.load_best_model_at_end or best.step == done:
+        return best
+    folder = checkpoint_folder(trainer.output_dir, best.step)
+    try:
+        load_parameters(trainer, read_position(folder))
+    except CheckpointError as error:
+        tell(f"load_best_model_at_end: the model keeps its last state, the best one cannot be read: {error}")
+    return best

@@ -1,0 +1,69 @@
+"""One optimizer step of a run: gradients, the update, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..data.batching import PackedBatch, step_batches
+from ..errors import DivergenceError
+from .skipped_steps import skip_or_end
+from .step_record import step_record
+from .update import grad_norm, update
+
+if TYPE_CHECKING:
+    from ..display.progress import Progress
+    from .trainer import Trainer
+
+
+def one_step(trainer: Trainer, step: int, progress: Progress) -> None:
+    """Take a step, counted from 0, or leave it out where its numbers are not fit for one.
+
+    Raises
+    ------
+    DivergenceError
+        They are not, and the run has to end.
+    """
+    config = trainer.config
+    size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    epoch, batches = step_batches(trainer.train_data, step, batch_size=size, accumulation=accumulation, seed=config.seed)
+    total_weight = sum(batch.total_weight for batch in batches)
+    loss = gradients(trainer, batches, step)
+    rate, norm, problem = _updated(trainer, step, loss)
+    trainer.tokens_seen += sum(batch.n_tokens for batch in batches)
+    if problem is not None:
+        skip_or_end(trainer, step, batches, loss, problem, progress)
+    record = step_record(trainer, step, epoch, loss / total_weight, rate, norm)
+    if problem is not None:
+        record = {name: value for name, value in record.items() if math.isfinite(value)} | {"skipped": 1}
+        record.pop("loss", None)
+    progress.step(record)
+    trainer.history.append(record)
+    if (step + 1) % config.logging_steps == 0 or step + 1 == trainer.total_steps or problem is not None:
+        trainer.metrics.append(record)
+
+
+def gradients(trainer: Trainer, batches: Sequence[PackedBatch], step: int) -> float:
+    """Return the summed loss of the micro-batches of a step; the gradients of its mean are in the parameters."""
+    total_weight = sum(batch.total_weight for batch in batches)
+    trainer.optimizer.zero_grad()
+    loss = 0.0
+    with trainer.leaving.during("step"):
+        for i, batch in enumerate(batches):
+            loss += trainer._forward_backward(batch, 1.0 / total_weight, step * trainer.config.gradient_accumulation_steps + i)
+    return loss
+
+
+def _updated(trainer: Trainer, step: int, loss: float) -> tuple[float, float, str | None]:
+    """The learning rate, the norm of the gradients, and why the parameters were not changed, if they were not."""
+    if not math.isfinite(loss):
+        return math.nan, math.nan, f"expected a finite loss at step {step + 1}, got {loss}"
+    most = trainer.config.skip_grad_norm
+    norm = grad_norm(trainer) if most else 0.0
+    if math.isfinite(norm) and norm > most:
+        return math.nan, norm, f"expected a gradient norm of at most {most:g} at step {step + 1}, got {norm:.6g}"
+    try:
+        return *update(trainer, step), None
+    except DivergenceError as error:
+        return math.nan, math.nan, str(error)

@@ -1,0 +1,226 @@
+"""A step that was kept because its numbers were not fit for an update, computed again: are the bits the same, and which
+operation made the first value that is not finite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..adapters.kinds import config_of
+from ..checkpoints.safetensors_file import find_non_finite
+from ..errors import CheckpointError
+from ..files.paths import expand
+from ..notices import tell
+from ..runs.bad_steps import BadStep, gradients_digest, kernels, read_bad_step
+from ..runs.digests import model_digest
+from ..weights.parameter_values import set_values
+
+if TYPE_CHECKING:
+    from ..data.batching import PackedBatch
+    from ..model.model import Model
+
+_MOST_NORMS = 5
+
+
+@dataclass(frozen=True)
+class FirstNonFinite:
+    """The first value that was not finite.
+
+    Attributes
+    ----------
+    where : str
+        In words: the weight and the pass, or the parameter that was not finite before.
+    operation, result : str
+        The operation of the C library and which of its results; empty for a parameter.
+    batch, row, column : int
+        The micro-batch, and where in that result; of values for tokens the row is the token.
+    value : float
+        What it was.
+    token : str or None
+        The text of the token, where the row is one.
+    """
+
+    where: str
+    operation: str
+    result: str
+    batch: int
+    row: int
+    column: int
+    value: float
+    token: str | None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What `replay` found.
+
+    Attributes
+    ----------
+    step : int
+        Of the run.
+    problem : str
+        Why the run kept it.
+    loss : float
+        The summed loss of its batches.
+    same_loss, same_gradients : bool
+        Whether their bits are those of the run.
+    first_nonfinite : FirstNonFinite or None
+        None where all values were finite.
+    gradient_norms : dict
+        The parameters with the largest gradients, and their norms.
+    """
+
+    step: int
+    problem: str
+    loss: float
+    same_loss: bool
+    same_gradients: bool
+    first_nonfinite: FirstNonFinite | None
+    gradient_norms: dict[str, float]
+
+
+def replay(folder: str | os.PathLike[str], model: Model | None = None) -> Replay:
+    """Compute a step that a run has kept again, and look at every value.
+
+    Parameters
+    ----------
+    folder : path
+        `bad-step-N` of the run.
+    model : Model, optional
+        The base that the run was made with; by default it is loaded as it was then. It is changed: it gets the adapter and the
+        parameters of the step.
+
+    Raises
+    ------
+    CheckpointError
+        The folder is damaged, or the model is another one.
+    """
+    folder = Path(expand(folder, "folder"))
+    bad = read_bad_step(folder)
+    model = _opened(bad) if model is None else model
+    _put_on(bad, model, folder)
+    _tell_other_kernels(bad, model)
+    parameters = model.trainable_parameters()
+    with _as_then(bad, model):
+        loss, found = _computed(bad, model)
+    digest = gradients_digest([parameter.read_grad() for parameter in parameters])
+    norms = {p.name: float(np.linalg.norm(np.asarray(p.read_grad(), np.float64))) for p in parameters}
+    largest = sorted(norms, key=lambda name: -norms[name] if np.isfinite(norms[name]) else -np.inf)[:_MOST_NORMS]
+    return Replay(
+        bad.record.step,
+        bad.record.problem,
+        loss,
+        float(loss).hex() == bad.record.loss,
+        digest == bad.record.gradients,
+        _first(bad, model, found),
+        {name: norms[name] for name in largest},
+    )
+
+
+def _opened(bad: BadStep) -> Model:
+    from ..model.opening import load_model
+
+    base = bad.record.base
+    return load_model(base["path"], **base["load"], device=bad.record.kernels["device"])
+
+
+def _put_on(bad: BadStep, model: Model, folder: Path) -> None:
+    """Give a model the adapters and the parameters of a step."""
+    for name, options in bad.record.adapters.items():
+        if name not in model.adapter_set:
+            model.add_adapter(config_of(_without_draws(options)), name)
+    names = list(bad.record.adapters)
+    if names:
+        model.set_adapter(names if len(names) > 1 else names[0])
+    if model_digest(model) != bad.record.model:
+        raise CheckpointError(
+            f"{folder}: expected the model of the run (digest {bad.record.model[:8]}), got another one; give the base with "
+            "--model, or in Python a model loaded as it was then: replay(folder, model)"
+        )
+    own = {parameter.name: parameter for parameter in model.trainable_parameters()}
+    for name, array in bad.parameters.items():
+        if name not in own or own[name].shape != array.shape:
+            got = f"shape {own[name].shape}" if name in own else "none"
+            raise CheckpointError(
+                f"{folder}: expected a trained parameter {name} {array.shape}, got {got}; it is another model"
+            )
+        set_values(own[name], array)
+    if set(own) - set(bad.parameters):
+        raise CheckpointError(f"{folder}: expected no other trained parameters, got {min(set(own) - set(bad.parameters))}")
+
+
+def _without_draws(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as they were; start values are replaced."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _tell_other_kernels(bad: BadStep, model: Model) -> None:
+    own = kernels(model.device)
+    other = {name: (then, own[name]) for name, then in bad.record.kernels.items() if own.get(name) != then}
+    if other:
+        listed = ", ".join(f"{name} {then} (now {now})" for name, (then, now) in other.items())
+        tell(f"the step was computed with {listed}: its bits need not be the same here")
+
+
+@contextmanager
+def _as_then(bad: BadStep, model: Model) -> Iterator[None]:
+    """The settings of the decoder that the run had, while it looks at every value."""
+    decoder = model.decoder
+    before = {name: getattr(decoder, name) for name in bad.record.settings}
+    try:
+        for name, value in bad.record.settings.items():
+            setattr(decoder, name, value)
+        decoder.watching = True
+        yield
+    finally:
+        decoder.watching = False
+        for name, value in before.items():
+            setattr(decoder, name, value)
+        decoder.free_activations()
+
+
+def _computed(bad: BadStep, model: Model) -> tuple[float, dict[str, Any] | None]:
+    """The loss of all micro-batches, and what was found in the first of them that had something."""
+    for parameter in model.trainable_parameters():
+        parameter.zero_grad()
+    total_weight = sum(batch.total_weight for batch in bad.batches)
+    loss, found = 0.0, None
+    for i, batch in enumerate(bad.batches):
+        loss += model.decoder.forward_backward(
+            batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight, grad_scale=1.0 / total_weight,
+            dropout_step=bad.record.first_dropout_step + i,
+        )  # fmt: skip
+        if found is None and model.decoder.first_nonfinite is not None:
+            found = {"batch": i, **model.decoder.first_nonfinite}
+    return loss, found
+
+
+def _first(bad: BadStep, model: Model, found: dict[str, Any] | None) -> FirstNonFinite | None:
+    for name, array in bad.parameters.items():
+        wrong = find_non_finite(array)
+        if wrong:
+            where = f"the parameter {name}, before the step"
+            row, column = (0, *wrong[0])[-2:]
+            return FirstNonFinite(where, "", "", 0, row, column, wrong[1], None)
+    if found is None:
+        return None
+    place = "backward" if found["backward"] else "forward"
+    layer = f"layers.{found['layer']}" if found["layer"] >= 0 else ""
+    where = ".".join(part for part in (layer, found["weight"]) if part) or "the embedding and what is around the layers"
+    numbers = {name: found[name] for name in ("operation", "result", "batch", "row", "column", "value")}
+    first = FirstNonFinite(f"{where}, {place}", **numbers, token=None)
+    return replace(first, token=_token(bad.batches[found["batch"]], model, first))
+
+
+def _token(batch: PackedBatch, model: Model, first: FirstNonFinite) -> str | None:
+    """The text of the token of a row; gradients of weights have other rows."""
+    of_weight = first.result in ("dA", "dB", "dW", "dbias", "dmagnitude", "dweight", "norm", "merged", "loss_sum")
+    if of_weight or not model.has_tokenizer or first.row >= batch.n_tokens:
+        return None
+    return model.tokenizer.decode([int(batch.input_ids[first.row])])
