@@ -165,7 +165,7 @@ static int ggml_getbuffer(PyObject *o, Py_buffer *view, int flags) {
 }
 
 /* One getter for all attributes: the closure says which. */
-enum { SHAPE, TYPE, BLOCK_SIZE, NBYTES, BLOCKS };
+enum { SHAPE, TYPE, BLOCK_SIZE, NBYTES, OWNS_BLOCKS, BLOCKS };
 
 static PyObject *ggml_get(PyObject *o, void *which) {
     ggmltensor *self = (ggmltensor *)o;
@@ -175,6 +175,7 @@ static PyObject *ggml_get(PyObject *o, void *which) {
     case TYPE: return PyUnicode_FromString(lora_ggml_type_name(self->ggml.type));
     case BLOCK_SIZE: return PyLong_FromLongLong(lora_ggml_block_values(self->ggml.type));
     case NBYTES: return PyLong_FromSsize_t(self->bytes);
+    case OWNS_BLOCKS: return PyBool_FromLong(self->owned != NULL);
     default: return lora_py_view(o, LORA_PY_U8, 1, &bytes, self->ggml.blocks, 0);
     }
 }
@@ -185,6 +186,7 @@ static PyGetSetDef ggml_getset[] = {
     GETTER("type", TYPE, "The block format: Q8_0, Q4_K, ..."),
     GETTER("block_size", BLOCK_SIZE, "Weights per block; 1 for F16 and BF16."),
     GETTER("nbytes", NBYTES, "Bytes of the blocks."),
+    GETTER("owns_blocks", OWNS_BLOCKS, "Whether the blocks are its own memory, as quantize() makes it; else from_blocks() borrowed them."),
     GETTER("blocks", BLOCKS, "The blocks, read-only, no copy."),
     {0},
 };

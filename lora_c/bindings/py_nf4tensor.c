@@ -1,4 +1,5 @@
-/* NF4Tensor: an immutable 4-bit matrix. Its memory never moves, so buffer exports and views need no counter. */
+/* NF4Tensor: an immutable 4-bit matrix, in NF4 or another type of its layout. Its memory never moves, so buffer exports and views need no
+ * counter. */
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_dequantize.h"
 
@@ -31,14 +32,25 @@ static int check_block_size(int64_t n) {
     return -1;
 }
 
+static int type_of_name(const char *name, lora_4bit_type *out) {
+    for (int i = 0; i < LORA_4BIT_END; i++)
+        if (strcmp(lora_4bit_name((lora_4bit_type)i), name) == 0) {
+            *out = (lora_4bit_type)i;
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "quant_type: expected 'nf4', 'fp4', 'fp4_e2m1' or 'int4', got '%s'", name);
+    return -1;
+}
+
 /* An empty tensor with room for its codes. */
-static nf4tensor *allocate(PyTypeObject *type, int64_t rows, int64_t cols, int64_t block_size) {
-    nf4tensor *self = lora_py_new(type);
+static nf4tensor *allocate(PyTypeObject *cls, lora_4bit_type type, int64_t rows, int64_t cols, int64_t block_size) {
+    nf4tensor *self = lora_py_new(cls);
     if (!self) return NULL;
+    self->type = type;
     self->n_blocks = lora_nf4_blocks(rows, cols, block_size);
     self->code_bytes = (Py_ssize_t)lora_nf4_code_bytes(rows, cols);
     self->codes = lora_py_alloc(self->base.ctx, LORA_MEM_BASE, (size_t)self->code_bytes, "codes");
-    self->nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_nf4_lut(), .codes = self->codes};
+    self->nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_4bit_lut(type), .codes = self->codes};
     if (!self->codes) Py_CLEAR(self);
     return self;
 }
@@ -59,37 +71,45 @@ static int allocate_nested(nf4tensor *self, int64_t nested_block_size) {
 static lora_status fill(nf4tensor *self, const lora_py_array *w, lora_error *err) {
     lora_dtype dtype = w->kind == LORA_PY_F32 ? LORA_F32 : w->kind == LORA_PY_F16 ? LORA_F16 : LORA_BF16;
     lora_ctx *ctx = self->base.ctx;
-    LORA_TRY(lora_nf4_quantize(ctx, w->data, dtype, self->nf4.rows, self->nf4.cols, self->nf4.block_size, self->codes, self->absmax, err));
+    const lora_nf4 *q = &self->nf4;
+    LORA_TRY(lora_4bit_quantize(ctx, self->type, w->data, dtype, q->rows, q->cols, q->block_size, self->codes, self->absmax, err));
     if (!self->absmax_codes) return LORA_OK;
     return lora_nf4_double_quantize(ctx, self->absmax, self->n_blocks, self->absmax_codes, self->nested_absmax, &self->nf4.nested_offset,
                                     err);
 }
 
-PyDoc_STRVAR(quantize_doc, "quantize($type, w, /, *, block_size=64, double_quant=True)\n--\n\n"
-                           "Quantize a matrix to 4-bit NormalFloat.\n\n"
-                           "Shapes\n------\nw (out_features, in_features), C-contiguous.\n\n"
-                           "Parameters\n----------\n"
-                           "w : array\n    float32, float16 or bfloat16 (ml_dtypes).\n"
-                           "block_size : int\n    Weights per scale: 32, 64, ... 4096.\n"
-                           "double_quant : bool\n    Quantize the scales too: 8 bits each, blocks of 256.\n\n"
-                           "Returns\n-------\nNF4Tensor\n\n"
-                           "Raises\n------\n"
-                           "ValueError\n    Not a matrix, not contiguous, empty, or a value is NaN or infinite (the first is named).\n"
-                           "TypeError\n    Another element type.\n\n"
-                           "Notes\n-----\nByte-equal to bitsandbytes; the same bytes for any number of threads.\n\n"
-                           "Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
+PyDoc_STRVAR(quantize_doc,
+             "quantize($type, w, /, *, block_size=64, double_quant=True, quant_type='nf4')\n--\n\n"
+             "Quantize a matrix to 4-bit NormalFloat, or to a type that it is compared with.\n\n"
+             "Shapes\n------\nw (out_features, in_features), C-contiguous.\n\n"
+             "Parameters\n----------\n"
+             "w : array\n    float32, float16 or bfloat16 (ml_dtypes).\n"
+             "block_size : int\n    Weights per scale: 32, 64, ... 4096.\n"
+             "double_quant : bool\n    Quantize the scales too: 8 bits each, blocks of 256.\n"
+             "quant_type : 'nf4', 'fp4', 'fp4_e2m1' or 'int4'\n    NormalFloat; bitsandbytes' FP4; the float E2M1 (0, 0.5, 1, "
+             "1.5, 2, 3, 4, 6 over 6);\n    integers from -7 to 7, over 7.\n\n"
+             "Returns\n-------\nNF4Tensor\n\n"
+             "Raises\n------\n"
+             "ValueError\n    Not a matrix, not contiguous, empty, or a value is NaN or infinite (the first is named).\n"
+             "TypeError\n    Another element type.\n\n"
+             "Notes\n-----\nThe nearest value, a tie to the lower one. NF4 and FP4 are byte-equal to bitsandbytes; the same bytes for any\n"
+             "number of threads.\n\n"
+             "Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
 
 static PyObject *nf4_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "block_size", "double_quant", NULL};
+    static char *names[] = {"", "block_size", "double_quant", "quant_type", NULL};
     PyObject *source;
+    const char *name = lora_4bit_name(LORA_4BIT_NF4);
+    lora_4bit_type type;
     int64_t block_size = LORA_NF4_BLOCK;
     int double_quant = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O&p:quantize", names, &source, lora_py_whole, &block_size, &double_quant))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O&ps:quantize", names, &source, lora_py_whole, &block_size, &double_quant, &name))
         return NULL;
     lora_py_array w;
     const int64_t any[] = {-1, -1};
-    if (check_block_size(block_size) < 0 || lora_py_get(source, "w", LORA_PY_FLOATS, 0, &w) < 0) return NULL;
-    nf4tensor *self = lora_py_expect(&w, 2, any) < 0 ? NULL : allocate((PyTypeObject *)cls, w.shape[0], w.cols, block_size);
+    if (check_block_size(block_size) < 0 || type_of_name(name, &type) < 0 || lora_py_get(source, "w", LORA_PY_FLOATS, 0, &w) < 0)
+        return NULL;
+    nf4tensor *self = lora_py_expect(&w, 2, any) < 0 ? NULL : allocate((PyTypeObject *)cls, type, w.shape[0], w.cols, block_size);
     if (!self) goto fail;
     self->absmax = lora_py_alloc(self->base.ctx, LORA_MEM_BASE, (size_t)self->n_blocks * sizeof(float), "absmax");
     if (!self->absmax || (double_quant && allocate_nested(self, LORA_NF4_NESTED_BLOCK) < 0)) goto fail;
@@ -157,19 +177,17 @@ typedef struct nf4_parts {
     int64_t rows, cols, block_size, nested_block_size;
     double nested_offset;
     const char *quant_type;
+    lora_4bit_type type;
 } nf4_parts;
 
-static int check_parts(const nf4_parts *p) {
+static int check_parts(nf4_parts *p) {
     int64_t elements;
     if (p->rows < 1 || p->cols < 1 || __builtin_mul_overflow(p->rows, p->cols, &elements) || elements == INT64_MAX) {
         PyErr_Format(PyExc_ValueError, "shape: expected two sizes >= 1, got (%lld, %lld)", (long long)p->rows, (long long)p->cols);
         return -1;
     }
     if (check_block_size(p->block_size) < 0) return -1;
-    if (strcmp(p->quant_type, "nf4") && strcmp(p->quant_type, "fp4")) {
-        PyErr_Format(PyExc_ValueError, "quant_type: expected 'nf4' or 'fp4', got '%s'", p->quant_type);
-        return -1;
-    }
+    if (type_of_name(p->quant_type, &p->type) < 0) return -1;
     if ((p->absmax == Py_None) == (p->absmax_codes == Py_None)) {
         PyErr_SetString(PyExc_ValueError, "absmax: expected either absmax or absmax_codes, got both or neither");
         return -1;
@@ -191,8 +209,6 @@ static int check_parts(const nf4_parts *p) {
 
 static int fill_from_parts(nf4tensor *self, const nf4_parts *p) {
     lora_ctx *ctx = self->base.ctx;
-    self->is_fp4 = p->quant_type[0] == 'f';
-    if (self->is_fp4) self->nf4.lut = lora_fp4_lut();
     if (p->absmax != Py_None) {
         self->absmax = copy_part(ctx, p->absmax, "absmax", LORA_PY_F32, self->n_blocks);
         self->nf4.absmax = self->absmax;
@@ -226,8 +242,7 @@ PyDoc_STRVAR(from_parts_doc,
              "absmax_codes, nested_absmax : array, optional\n    Scales that are quantized themselves, and the scales of those.\n"
              "nested_block_size : int\n    Scales per nested scale.\n"
              "nested_offset : float\n    Mean of the scales, which is added to each decoded scale.\n"
-             "quant_type : 'nf4' or 'fp4'\n    What the codes mean. FP4 is the other type of bitsandbytes: it is read and computed with, "
-             "never made.\n"
+             "quant_type : 'nf4', 'fp4', 'fp4_e2m1' or 'int4'\n    What the codes mean.\n"
              "lut, nested_map : array, optional\n    Tables that differ from the built-in ones.\n\n"
              "Returns\n-------\nNF4Tensor\n\n"
              "Raises\n------\nValueError\n    A size does not fit the shape, or parts contradict each other.\n"
@@ -243,7 +258,7 @@ static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs)
                    .lut = Py_None,
                    .block_size = LORA_NF4_BLOCK,
                    .nested_block_size = LORA_NF4_NESTED_BLOCK,
-                   .quant_type = "nf4"};
+                   .quant_type = lora_4bit_name(LORA_4BIT_NF4)};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)|$O&OOOOdO&sO:from_parts", names, &p.codes, lora_py_whole, &p.rows,
                                      lora_py_whole, &p.cols, lora_py_whole, &p.block_size, &p.absmax, &p.absmax_codes, &p.nested_absmax,
                                      &p.nested_map, &p.nested_offset, lora_py_whole, &p.nested_block_size, &p.quant_type, &p.lut))
@@ -256,7 +271,7 @@ static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs)
     if (codes.n != expected) /* checked before anything is allocated from the shape */
         PyErr_Format(PyExc_ValueError, "codes: expected %lld bytes for shape (%lld, %lld), got %lld", (long long)expected,
                      (long long)p.rows, (long long)p.cols, (long long)codes.n);
-    else if ((self = allocate((PyTypeObject *)cls, p.rows, p.cols, p.block_size)))
+    else if ((self = allocate((PyTypeObject *)cls, p.type, p.rows, p.cols, p.block_size)))
         memcpy(self->codes, codes.data, (size_t)expected);
     lora_py_release(&codes);
     if (self && fill_from_parts(self, &p) < 0) Py_CLEAR(self);
@@ -289,9 +304,10 @@ static PyObject *nf4_repr(PyObject *o) {
         PyOS_snprintf(size, sizeof size, "%.1f kB", bytes / 1e3);
     else
         PyOS_snprintf(size, sizeof size, bytes < 1e9 ? "%.1f MB" : "%.2f GB", bytes / (bytes < 1e9 ? 1e6 : 1e9));
-    return PyUnicode_FromFormat("NF4Tensor(shape=(%lld, %lld), block_size=%lld, double_quant=%s%s, %s)", (long long)self->nf4.rows,
+    bool is_nf4 = self->type == LORA_4BIT_NF4;
+    return PyUnicode_FromFormat("NF4Tensor(shape=(%lld, %lld), block_size=%lld, double_quant=%s%s%s%s, %s)", (long long)self->nf4.rows,
                                 (long long)self->nf4.cols, (long long)self->nf4.block_size, self->absmax ? "False" : "True",
-                                self->is_fp4 ? ", quant_type='fp4'" : "", size);
+                                is_nf4 ? "" : ", quant_type='", is_nf4 ? "" : lora_4bit_name(self->type), is_nf4 ? "" : "'", size);
 }
 
 static int nf4_getbuffer(PyObject *o, Py_buffer *view, int flags) {
@@ -336,7 +352,7 @@ static PyObject *nf4_get(PyObject *o, void *which) {
     case NESTED_OFFSET: return PyFloat_FromDouble((double)w->nested_offset);
     case NESTED_MAP: return part_view(o, LORA_PY_F32, 256, w->nested_map);
     case NESTED_BLOCK: return PyLong_FromLongLong(self->absmax ? 0 : w->nested_block_size);
-    case QUANT_TYPE: return PyUnicode_FromString(self->is_fp4 ? "fp4" : "nf4");
+    case QUANT_TYPE: return PyUnicode_FromString(lora_4bit_name(self->type));
     default: return part_view(o, LORA_PY_F32, 16, w->lut);
     }
 }
@@ -354,7 +370,7 @@ static PyGetSetDef nf4_getset[] = {
     GETTER("nested_offset", NESTED_OFFSET, "What is added to each decoded scale."),
     GETTER("nested_map", NESTED_MAP, "The 256 values of the 8-bit scales, read-only; None unless double-quantized."),
     GETTER("nested_block_size", NESTED_BLOCK, "Scales per scale of scales; 0 unless double-quantized."),
-    GETTER("quant_type", QUANT_TYPE, "What the codes mean: 'nf4', or 'fp4' where a checkpoint of that type was read."),
+    GETTER("quant_type", QUANT_TYPE, "What the codes mean: 'nf4', 'fp4', 'fp4_e2m1' or 'int4'."),
     GETTER("lut", LUT, "The 16 values of the codes, read-only."),
     {0},
 };
@@ -378,11 +394,10 @@ static PyMethodDef nf4_methods[] = {
     {0},
 };
 
-PyDoc_STRVAR(nf4_doc,
-             "A matrix in 4-bit NormalFloat, immutable. Made by quantize() or from_parts().\n\n"
-             "from_parts() also takes the FP4 codes of a bitsandbytes checkpoint; the attribute quant_type says which they are.\n\n"
-             "The buffer protocol gives the packed codes, read-only. Safe to share between threads.\n\n"
-             "Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
+PyDoc_STRVAR(nf4_doc, "A matrix in 4-bit NormalFloat, immutable. Made by quantize() or from_parts().\n\n"
+                      "Or in another 4-bit type of the same layout; the attribute quant_type says which.\n\n"
+                      "The buffer protocol gives the packed codes, read-only. Safe to share between threads.\n\n"
+                      "Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
 
 static PyType_Slot nf4_slots[] = {
     {Py_tp_new, nf4_new},         {Py_tp_dealloc, nf4_dealloc},     {Py_tp_traverse, lora_py_traverse},

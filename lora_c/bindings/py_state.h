@@ -49,7 +49,7 @@ typedef struct lora_py_nf4tensor {
     float *absmax, *nested_absmax, *tables; /* tables: own lut and nested map, where they came from a file */
     Py_ssize_t code_bytes;
     int64_t n_blocks, n_nested;
-    int is_fp4; /* the codes are FP4 of bitsandbytes: another table, the same layout */
+    lora_4bit_type type; /* what the codes mean: another table, the same layout */
 } lora_py_nf4tensor;
 
 typedef struct lora_py_ggmltensor {

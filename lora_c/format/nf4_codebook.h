@@ -1,4 +1,4 @@
-/* The 4-bit NormalFloat table and its 15 thresholds, for C and CUDA.
+/* The tables of the 4-bit types: NormalFloat with its 15 thresholds, and the values of the others. For C and CUDA.
  *
  * Source   QLoRA, arXiv:2305.14314, eq. 4 and appendix E: quantiles of N(0, 1), eight on the positive side, seven on the
  *          negative one and an exact zero, scaled to [-1, 1]. The values below are the published constants (MIT-licensed
@@ -47,8 +47,8 @@
     X(13, 0.6427869200706482f)                                                                                                             \
     X(14, 0.8614784479141235f)
 
-/* FP4: sign, two bits of exponent, one of mantissa, scaled to [-1, 1]; values not in order of their codes, code 8 is a zero
- * too. Source: get_4bit_type("fp4") of bitsandbytes, read only: checkpoints of that type are kept as they are. */
+/* FP4 of bitsandbytes: sign, two bits of exponent, one of mantissa, scaled to [-1, 1]; values not in order of their codes, code 8 is
+ * a zero too. Source: get_4bit_type("fp4") of bitsandbytes. */
 #define LORA_FP4_VALUES(X)                                                                                                                 \
     X(0, 0.0f)                                                                                                                             \
     X(1, 0.0052083334885537624f)                                                                                                           \
@@ -67,8 +67,44 @@
     X(14, -0.1666666716337204f)                                                                                                            \
     X(15, -0.25f)
 
-/* The code of zero: what a block of zeros and the missing nibble of an odd count get. */
-#define LORA_NF4_ZERO_CODE 7
+/* E2M1, the 4-bit float of the paper's comparison (table 2, "Float4 (E2M1)"; the element of OCP's microscaling formats): 0, 0.5, 1,
+ * 1.5, 2, 3, 4 and 6 over 6, bit 3 the sign. Code 8 is a zero that is never made. */
+#define LORA_FP4_E2M1_VALUES(X)                                                                                                            \
+    X(0, 0.0f)                                                                                                                             \
+    X(1, 0.0833333358168602f)                                                                                                              \
+    X(2, 0.1666666716337204f)                                                                                                              \
+    X(3, 0.25f)                                                                                                                            \
+    X(4, 0.3333333432674408f)                                                                                                              \
+    X(5, 0.5f)                                                                                                                             \
+    X(6, 0.6666666865348816f)                                                                                                              \
+    X(7, 1.0f)                                                                                                                             \
+    X(8, 0.0f)                                                                                                                             \
+    X(9, -0.0833333358168602f)                                                                                                             \
+    X(10, -0.1666666716337204f)                                                                                                            \
+    X(11, -0.25f)                                                                                                                          \
+    X(12, -0.3333333432674408f)                                                                                                            \
+    X(13, -0.5f)                                                                                                                           \
+    X(14, -0.6666666865348816f)                                                                                                            \
+    X(15, -1.0f)
+
+/* Symmetric integers: code - 7 over 7. Code 15 would be 8: it is never made, and stands for 1. */
+#define LORA_INT4_VALUES(X)                                                                                                                \
+    X(0, -1.0f)                                                                                                                            \
+    X(1, -0.8571428656578064f)                                                                                                             \
+    X(2, -0.7142857313156128f)                                                                                                             \
+    X(3, -0.5714285969734192f)                                                                                                             \
+    X(4, -0.4285714328289032f)                                                                                                             \
+    X(5, -0.2857142984867096f)                                                                                                             \
+    X(6, -0.1428571492433548f)                                                                                                             \
+    X(7, 0.0f)                                                                                                                             \
+    X(8, 0.1428571492433548f)                                                                                                              \
+    X(9, 0.2857142984867096f)                                                                                                              \
+    X(10, 0.4285714328289032f)                                                                                                             \
+    X(11, 0.5714285969734192f)                                                                                                             \
+    X(12, 0.7142857313156128f)                                                                                                             \
+    X(13, 0.8571428656578064f)                                                                                                             \
+    X(14, 1.0f)                                                                                                                            \
+    X(15, 1.0f)
 
 #define LORA_NF4_ITEM(code, value) value,
 

@@ -1,9 +1,9 @@
-/* Quantizing to NF4 and decoding it, in chunks of fixed size over the threads. */
+/* Quantizing to NF4 and the other 4-bit types, and decoding them, in chunks of fixed size over the threads. */
 #include <math.h>
 #include <stdatomic.h>
 
 #include "lora_c/base/half.h"
-#include "lora_c/format/nf4_codebook.h"
+#include "lora_c/format/codebook.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/nf4.h"
 #include "lora_c/ops/ctx.h"
@@ -13,8 +13,6 @@ enum {
     BUFFER = 4096,     /* elements converted at a time on a thread's stack */
     NESTED_CHUNK = 64, /* nested blocks per task */
 };
-
-#define THRESHOLD(code, value) value,
 
 /* Powers of two, so that CHUNK is a multiple and a block never splits a byte. */
 static lora_status check_block_size(int64_t block_size, lora_error *err) {
@@ -33,6 +31,7 @@ static lora_status check_dtype(const char *name, lora_dtype dtype, lora_error *e
 
 typedef struct quantize_job {
     const lora_nf4_kernels *kernels;
+    const lora_codebook *book;
     const void *src;
     lora_dtype dtype;
     int64_t n, block_size;
@@ -57,15 +56,14 @@ static void report_first_bad(quantize_job *job, int64_t begin, int64_t end) {
     }
 }
 
-static unsigned nearest_code(float y) {
-    static const float thresholds[15] = {LORA_NF4_THRESHOLDS(THRESHOLD)};
-    unsigned code = 0;
-    for (int j = 0; j < 15; j++) code += y > thresholds[j];
-    return code;
+static unsigned nearest_code(const lora_codebook *book, float y) {
+    unsigned interval = 0;
+    for (int j = 0; j < 15; j++) interval += y > book->threshold[j];
+    return book->code[interval];
 }
 
 /* The last, shorter block: a true division and a clamped absmax, as the peer's default path has them. */
-static bool quantize_ragged(const float *x, int64_t n, uint8_t *codes, float *absmax) {
+static bool quantize_ragged(const lora_codebook *book, const float *x, int64_t n, uint8_t *codes, float *absmax) {
     float top = LORA_NF4_MIN_ABSMAX;
     for (int64_t i = 0; i < n; i++) {
         if (!isfinite(x[i])) return false;
@@ -73,8 +71,8 @@ static bool quantize_ragged(const float *x, int64_t n, uint8_t *codes, float *ab
     }
     *absmax = top;
     for (int64_t i = 0; i < n; i += 2) {
-        unsigned low = i + 1 < n ? nearest_code(x[i + 1] / top) : LORA_NF4_ZERO_CODE;
-        codes[i / 2] = (uint8_t)(nearest_code(x[i] / top) << 4 | low);
+        unsigned low = i + 1 < n ? nearest_code(book, x[i + 1] / top) : book->zero;
+        codes[i / 2] = (uint8_t)(nearest_code(book, x[i] / top) << 4 | low);
     }
     return true;
 }
@@ -88,24 +86,27 @@ static void quantize_task(void *arg, int64_t task, int worker) {
     int64_t n_blocks = (end - begin) / job->block_size, full = begin + n_blocks * job->block_size;
     const void *src = (const char *)job->src + begin * (int64_t)lora_dtype_bytes(job->dtype);
     float *absmax = job->absmax + begin / job->block_size;
-    bool finite = job->kernels->quantize(src, job->dtype, n_blocks, job->block_size, job->codes + begin / 2, absmax) == n_blocks;
+    uint8_t *codes = job->codes + begin / 2;
+    bool finite = job->kernels->quantize(job->book, src, job->dtype, n_blocks, job->block_size, codes, absmax) == n_blocks;
     if (finite && full < end) {
         float x[LORA_NF4_MAX_BLOCK];
         for (int64_t i = full; i < end; i++) x[i - full] = element(job->src, job->dtype, i);
-        finite = quantize_ragged(x, end - full, job->codes + full / 2, absmax + n_blocks);
+        finite = quantize_ragged(job->book, x, end - full, job->codes + full / 2, absmax + n_blocks);
     }
     if (!finite) report_first_bad(job, begin, end);
 }
 
-lora_status lora_nf4_quantize(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols, int64_t block_size,
-                              uint8_t *codes, float *absmax, lora_error *err) {
+lora_status lora_4bit_quantize(lora_ctx *ctx, lora_4bit_type type, const void *src, lora_dtype dtype, int64_t rows, int64_t cols,
+                               int64_t block_size, uint8_t *codes, float *absmax, lora_error *err) {
     int64_t n;
+    LORA_CHECK((unsigned)type < LORA_4BIT_END, err, LORA_EINVAL, "type: expected one of lora_4bit_type, got %d", (int)type);
     LORA_TRY(check_dtype("src", dtype, err));
     LORA_TRY(check_block_size(block_size, err));
     bool fits = rows > 0 && cols > 0 && !__builtin_mul_overflow(rows, cols, &n) && n <= INT64_MAX / 8;
     LORA_CHECK(fits, err, LORA_ESHAPE, "src: expected a non-empty (rows, cols) matrix, got (%lld, %lld)", (long long)rows, (long long)cols);
     LORA_CHECK(src && codes && absmax, err, LORA_EINVAL, "%s: expected an array, got NULL", !src ? "src" : !codes ? "codes" : "absmax");
     quantize_job job = {.kernels = &ctx->engine->kernels.nf4,
+                        .book = lora_codebook_of(type),
                         .src = src,
                         .dtype = dtype,
                         .n = n,
@@ -118,6 +119,11 @@ lora_status lora_nf4_quantize(lora_ctx *ctx, const void *src, lora_dtype dtype, 
     LORA_CHECK(bad == n, err, LORA_EINVAL, "src: expected finite values, got %g at index %lld (row %lld, column %lld)",
                (double)element(src, dtype, bad), (long long)bad, (long long)(bad / cols), (long long)(bad % cols));
     return LORA_OK;
+}
+
+lora_status lora_nf4_quantize(lora_ctx *ctx, const void *src, lora_dtype dtype, int64_t rows, int64_t cols, int64_t block_size,
+                              uint8_t *codes, float *absmax, lora_error *err) {
+    return lora_4bit_quantize(ctx, LORA_4BIT_NF4, src, dtype, rows, cols, block_size, codes, absmax, err);
 }
 
 /* ---- double quantization ---- */

@@ -20,16 +20,31 @@ def _f64(x: ArrayLike) -> F64:
     return np.asarray(x, dtype=np.float64)
 
 
-# --- NF4 (QLoRA, arXiv:2305.14314, section 3) ---------------------------------------------------------------------
+# --- NF4 and the 4-bit types beside it (QLoRA, arXiv:2305.14314, section 3) ---------------------------------------
 
 
-def nf4_quantize(w: ArrayLike, lut: ArrayLike, block_size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Codes (one per element, not packed) and absmax (one per block) of the flattened matrix.
+def four_bit_values(quant_type: str) -> NDArray[np.float32]:
+    """The 16 values by code of "fp4", "fp4_e2m1" or "int4"; those of NF4 are published constants (`NF4Tensor.lut`)."""
+    if quant_type == "int4":  # -7 to 7, over 7; code 15 is never made
+        return (np.minimum(np.arange(16) - 7, 7) / 7).astype(np.float32)
+    # Three bits of a float, bit 3 the sign: bitsandbytes' own, and E2M1.
+    magnitudes = {"fp4": [0, 0.0625, 8, 12, 4, 6, 2, 3], "fp4_e2m1": [0, 0.5, 1, 1.5, 2, 3, 4, 6]}[quant_type]
+    positive = np.array(magnitudes) / max(magnitudes)
+    return np.concatenate([positive, -positive]).astype(np.float32)
 
-    The scaled value x * (1/absmax) is float32, as in bitsandbytes; a value on the midpoint of two codes takes the lower.
+
+def nf4_quantize(
+    w: ArrayLike, lut: ArrayLike, block_size: int = 64, unused: tuple[int, ...] = ()
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Codes (one per element, not packed) and absmax (one per block) of the flattened matrix, for any 16 values.
+
+    The scaled value x * (1/absmax) is float32, as in bitsandbytes; a value on the midpoint of two values takes the lower.
+    unused: codes that repeat a value and are never made, 8 of "fp4_e2m1" and 15 of "int4".
     """
     x = np.asarray(w, np.float32).reshape(-1)
-    table = np.asarray(lut, np.float32)
+    values = np.asarray(lut, np.float32)
+    order = np.array([code for code in np.argsort(values, kind="stable") if code not in unused], np.uint8)
+    table = values[order]
     midpoints = ((table[1:].astype(np.float64) + table[:-1]) / 2).astype(np.float32)
     n_blocks = -(-x.size // block_size)
     codes = np.empty(x.size, np.uint8)
@@ -38,7 +53,7 @@ def nf4_quantize(w: ArrayLike, lut: ArrayLike, block_size: int = 64) -> tuple[ND
         block = x[b * block_size : (b + 1) * block_size]
         absmax[b] = np.abs(block).max()
         inverse = np.float32(1) / np.maximum(absmax[b], np.float32(1e-38))
-        codes[b * block_size : (b + 1) * block_size] = np.searchsorted(midpoints, block * inverse, side="left")
+        codes[b * block_size : (b + 1) * block_size] = order[np.searchsorted(midpoints, block * inverse, side="left")]
     return codes, absmax
 
 
@@ -47,6 +62,24 @@ def nf4_dequantize(codes: ArrayLike, absmax: ArrayLike, lut: ArrayLike, block_si
     c = np.asarray(codes)
     scales = np.repeat(np.asarray(absmax, np.float32), block_size)[: c.size]
     return np.asarray(lut, np.float32)[c] * scales
+
+
+def q8_0_quantize(w: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Codes and scales of GGML's Q8_0: blocks of 32 weights, d = max |x| / 127, codes x / d rounded half away from zero.
+
+    In float32, as ggml's reference does: x * (1/d), and d is stored in float16 only afterwards.
+    """
+    x = np.asarray(w, np.float32).reshape(-1, 32)
+    d = np.abs(x).max(axis=1) / np.float32(127)
+    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
+    y = x * inverse[:, None]
+    rounded = np.floor(np.abs(y)) + (np.abs(y) - np.floor(np.abs(y)) >= 0.5)
+    return (np.sign(y) * rounded).astype(np.int8).reshape(-1), d.astype(np.float16)
+
+
+def q8_0_dequantize(codes: ArrayLike, scales: ArrayLike) -> NDArray[np.float32]:
+    """d * code in float32."""
+    return np.asarray(codes, np.float32) * np.repeat(np.asarray(scales, np.float32), 32)
 
 
 # --- linear layers ------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
-/* NF4: every rung of this CPU against the oracle bit for bit, the tables against their derivations, and the driver. */
+/* NF4 and the other 4-bit types: every rung of this CPU against the oracle bit for bit, the tables against their derivations, and the
+ * driver. */
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,41 +10,66 @@
 #include "tests/c/check_ops.h"
 #include "lora_c/base/cpuinfo.h"
 #include "lora_c/base/half.h"
+#include "lora_c/format/codebook.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/nf4_kernels.h"
-#include "lora_c/kernels/tmpl/nf4_cells.h"
 #include "lora_c/nf4.h"
 
-static float thresholds[15];
+/* The values of a type by their definitions. */
+static float value_of(lora_4bit_type type, int code) {
+    static const double twelfths[8] = {0, 0.0625, 8, 12, 4, 6, 2, 3}; /* FP4 of bitsandbytes by the meaning of its bits */
+    static const double sixths[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    double sign = code < 8 ? 1 : -1;
+    if (type == LORA_4BIT_FP4) return (float)(twelfths[code % 8] / 12) * (float)sign;
+    if (type == LORA_4BIT_FP4_E2M1) return (float)(sign * sixths[code % 8] / 6);
+    if (type == LORA_4BIT_INT4) return (float)((code == 15 ? 7 : code - 7) / 7.0);
+    return lora_nf4_lut()[code];
+}
 
-static void check_tables(void) {
-    const float *lut = lora_nf4_lut();
-    static const float literal[15] = {LORA_NF4_THRESHOLDS(LORA_NF4_THRESHOLD_)};
-    for (int i = 0; i < 15; i++) {
-        thresholds[i] = (float)(((double)lut[i] + (double)lut[i + 1]) / 2);
-        CHECK(lut[i] < lut[i + 1], "table is not sorted at %d", i);
-        CHECK(literal[i] == thresholds[i], "threshold %d: %.9g is not the midpoint %.9g", i, (double)literal[i], (double)thresholds[i]);
-    }
-    CHECK(lut[0] == -1 && lut[LORA_NF4_ZERO_CODE] == 0 && lut[15] == 1, "ends and zero of the table");
-
-    static const double twelfths[8] = {0, 0.0625, 8, 12, 4, 6, 2, 3}; /* FP4 by the meaning of its bits */
+/* The thresholds are the midpoints of the values in the order of the intervals; what is never made comes last. */
+static void check_thresholds(lora_4bit_type type) {
+    const lora_codebook *b = lora_codebook_of(type);
+    bool seen[16] = {false};
     for (int i = 0; i < 16; i++) {
-        float expected = (float)(twelfths[i % 8] / 12) * (i < 8 ? 1.0f : -1.0f);
-        CHECK(lora_fp4_lut()[i] == expected, "FP4 value %d: %.9g is not %.9g", i, (double)lora_fp4_lut()[i], (double)expected);
+        CHECK(b->value[i] == value_of(type, i), "%s value %d: %.9g", b->name, i, (double)b->value[i]);
+        seen[b->code[i]] = true;
     }
+    for (int i = 0; i < 15; i++) {
+        float low = b->value[b->code[i]], high = b->value[b->code[i + 1]];
+        float middle = b->code[i] == b->code[i + 1] ? INFINITY : (float)(((double)low + (double)high) / 2);
+        CHECK(low <= high && b->threshold[i] == middle, "%s threshold %d: %.9g is not %.9g", b->name, i, (double)b->threshold[i],
+              (double)middle);
+    }
+    for (int i = 0; i < 16; i++) /* a code that is never made repeats a value */
+        for (int j = 0; j < 16 && !seen[i]; j++) seen[i] = seen[j] && b->value[j] == b->value[i];
+    for (int i = 0; i < 16; i++) CHECK(seen[i], "%s code %d has no interval", b->name, i);
+    CHECK(b->value[b->code[0]] == -1 && b->value[b->zero] == 0 && b->value[b->code[15]] == 1, "%s: ends and zero", b->name);
+}
 
-    for (int cell = -16; cell < 16; cell++) { /* every q of a cell gives the number of rounded thresholds below it */
+/* Every q of a cell gives the number of rounded thresholds below it. */
+static void check_cells(const lora_codebook *b) {
+    for (int cell = -16; cell < 16; cell++)
         for (int q = cell * 2048; q < cell * 2048 + 2048; q++) {
             int below = 0, equal = 0;
-            for (int i = 0; i < 15; i++) {
-                int rounded = (int)lrintf(thresholds[i] * 32768.0f);
+            for (int i = 0; i < 15 && b->threshold[i] < 1; i++) {
+                int rounded = (int)lrintf(b->threshold[i] * 32768.0f);
                 below += q > rounded, equal += q == rounded;
             }
-            int threshold = lora_nf4_cell_threshold[cell & 31];
-            CHECK(equal == (q == threshold), "cell %d, q %d: equal", cell, q);
-            CHECK(equal || below == lora_nf4_cell_base[cell & 31] + (q > threshold), "cell %d, q %d: code", cell, q);
+            int threshold = b->cell_threshold[cell & 31];
+            CHECK(equal == (q == threshold), "%s cell %d, q %d: equal", b->name, cell, q);
+            CHECK(equal || below == b->cell_base[cell & 31] + (q > threshold), "%s cell %d, q %d: code", b->name, cell, q);
         }
+}
+
+static void check_tables(void) {
+    for (lora_4bit_type type = 0; type < LORA_4BIT_END; type++) {
+        const lora_codebook *b = lora_codebook_of(type);
+        check_thresholds(type);
+        if (b->has_cells) check_cells(b);
+        CHECK(lora_4bit_lut(type) == b->value && lora_4bit_name(type) == b->name, "%s: public names", b->name);
     }
+    for (int i = 0; i < 15; i++) CHECK(lora_nf4_lut()[i] < lora_nf4_lut()[i + 1], "NF4 is not sorted at %d", i);
+    CHECK(lora_fp4_lut() == lora_4bit_lut(LORA_4BIT_FP4), "FP4");
 }
 
 /* The values as float32 steps: n + 1 points from 0.1 to 1, midpoints, times the power of ten. */
@@ -65,11 +92,13 @@ static void check_dynamic_map(void) {
 }
 
 /* Kinds: 0 normal-like, 1 exact thresholds and values, 2 many zeros, 3 one huge, 4 subnormal, 5 a zero block. */
-static void fill_block(float *x, int64_t n, int kind) {
+static void fill_block(const lora_codebook *book, float *x, int64_t n, int kind) {
+    const float *thresholds = book->threshold;
+    uint32_t n_thresholds = thresholds[14] < 1 ? 15 : 14;
     for (int64_t i = 0; i < n; i++) {
         float v = uniform(-1, 1) + uniform(-1, 1);
         uint32_t r = random_word();
-        if (kind == 1) v = r & 1 ? thresholds[r / 2 % 15] : nextafterf(thresholds[r / 4 % 15], r & 2 ? 2.0f : -2.0f);
+        if (kind == 1) v = r & 1 ? thresholds[r / 2 % n_thresholds] : nextafterf(thresholds[r / 4 % n_thresholds], r & 2 ? 2.0f : -2.0f);
         if (kind == 2 && r & 1) v = 0;
         if (kind == 4) v *= 0x1p-140f;
         if (kind == 5) v = 0;
@@ -92,18 +121,20 @@ static void round_to(lora_dtype dtype, int64_t n, float *x, void *src) {
 }
 
 /* One call against the oracle on the same values in float32. */
-static void check_quantize_case(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa, lora_dtype dtype, int64_t block_size,
-                                int64_t n_blocks) {
-    const char *name = lora_isa_name(isa), *from = lora_dtype_name(dtype);
+static void check_quantize_case(const lora_codebook *book, const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa,
+                                lora_dtype dtype, int64_t block_size, int64_t n_blocks) {
+    char name[32];
+    const char *from = lora_dtype_name(dtype);
+    snprintf(name, sizeof name, "%s %s", lora_isa_name(isa), book->name);
     int64_t n = n_blocks * block_size, width = (int64_t)lora_dtype_bytes(dtype), offset = width * (n_blocks % 3);
     bytes x = bytes_make(4 * n, 0), src = bytes_make(width * n, offset);
     bytes codes = bytes_make(n / 2, n_blocks % 5), want = bytes_make(n / 2, 0);
     bytes absmax = bytes_make(4 * n_blocks, 4 * (n_blocks % 3)), want_absmax = bytes_make(4 * n_blocks, 0);
     float *xs = (float *)(void *)x.p;
-    for (int64_t b = 0; b < n_blocks; b++) fill_block(xs + b * block_size, block_size, (int)(b % 6));
+    for (int64_t b = 0; b < n_blocks; b++) fill_block(book, xs + b * block_size, block_size, (int)(b % 6));
     round_to(dtype, n, xs, src.p);
-    int64_t got = k->quantize(src.p, dtype, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
-    ref->quantize(xs, LORA_F32, n_blocks, block_size, want.p, (float *)(void *)want_absmax.p);
+    int64_t got = k->quantize(book, src.p, dtype, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
+    ref->quantize(book, xs, LORA_F32, n_blocks, block_size, want.p, (float *)(void *)want_absmax.p);
     CHECK(got == n_blocks, "%s quantize %s: returned %lld of %lld", name, from, (long long)got, (long long)n_blocks);
     CHECK(!memcmp(codes.p, want.p, (size_t)n / 2), "%s codes of %s, block size %lld", name, from, (long long)block_size);
     CHECK(!memcmp(absmax.p, want_absmax.p, (size_t)n_blocks * 4), "%s absmax of %s, block size %lld", name, from, (long long)block_size);
@@ -114,7 +145,7 @@ static void check_quantize_case(const lora_nf4_kernels *k, const lora_nf4_kernel
         float value = bad[j];
         uint16_t half = dtype == LORA_BF16 ? lora_f32_to_bf16(value) : lora_f32_to_f16(value);
         memcpy(src.p + width * where, dtype == LORA_F32 ? (void *)&value : (void *)&half, (size_t)width);
-        got = k->quantize(src.p, dtype, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
+        got = k->quantize(book, src.p, dtype, n_blocks, block_size, codes.p, (float *)(void *)absmax.p);
         CHECK(got == where / block_size, "%s: non-finite block %lld of %s, got %lld", name, (long long)(where / block_size), from,
               (long long)got);
         memset(src.p + width * where, 0, (size_t)width);
@@ -122,16 +153,16 @@ static void check_quantize_case(const lora_nf4_kernels *k, const lora_nf4_kernel
     free(x.all), free(src.all), free(codes.all), free(want.all), free(absmax.all), free(want_absmax.all);
 }
 
-static void check_quantize(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
+static void check_quantize(const lora_codebook *book, const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
     static const int64_t block_sizes[] = {32, 64, 128, 256, 1024, 4096};
     for (int d = 0; d < 3; d++)
         for (int s = 0; s < 6; s++)
             for (int64_t n_blocks = 0; n_blocks <= 70; n_blocks = n_blocks < 3 ? n_blocks + 1 : n_blocks * 3)
-                check_quantize_case(k, ref, isa, dtypes[d], block_sizes[s], n_blocks);
+                check_quantize_case(book, k, ref, isa, dtypes[d], block_sizes[s], n_blocks);
 }
 
 /* Every 16-bit value as the largest of its block, and as one that is coded. */
-static void check_all_halves(const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
+static void check_all_halves(const lora_codebook *book, const lora_nf4_kernels *k, const lora_nf4_kernels *ref, lora_isa isa) {
     enum { BLOCK = 32 };
     for (int d = 1; d < 3; d++)
         for (uint32_t bits = 0; bits < 65536; bits += BLOCK) {
@@ -142,8 +173,8 @@ static void check_all_halves(const lora_nf4_kernels *k, const lora_nf4_kernels *
                 src[i] = (uint16_t)(bits + (uint32_t)i);
                 x[i] = d == 1 ? lora_bf16_to_f32(src[i]) : lora_f16_to_f32(src[i]);
             }
-            int64_t got = k->quantize(src, dtypes[d], 1, BLOCK, codes, &absmax);
-            CHECK(got == ref->quantize(x, LORA_F32, 1, BLOCK, want, &want_absmax), "%s %s %u", lora_isa_name(isa),
+            int64_t got = k->quantize(book, src, dtypes[d], 1, BLOCK, codes, &absmax);
+            CHECK(got == ref->quantize(book, x, LORA_F32, 1, BLOCK, want, &want_absmax), "%s %s %u", lora_isa_name(isa),
                   lora_dtype_name(dtypes[d]), bits);
             if (got)
                 CHECK(absmax == want_absmax && !memcmp(codes, want, sizeof codes), "%s %s %u", lora_isa_name(isa),
@@ -151,28 +182,34 @@ static void check_all_halves(const lora_nf4_kernels *k, const lora_nf4_kernels *
         }
 }
 
-/* Nearest value by brute force: the code's value is as near as any other, in float64. */
-static void check_nearest(const lora_nf4_kernels *k, lora_isa isa) {
-    const float *lut = lora_nf4_lut();
+/* Nearest value by brute force: the code's value is as near as any other, in float64, and of two equally near ones the lower. */
+static void check_nearest(const lora_codebook *book, const lora_nf4_kernels *k, lora_isa isa) {
+    const float *lut = book->value;
     float x[64], absmax;
     uint8_t codes[32];
     for (int round = 0; round < 500; round++) {
-        fill_block(x, 64, round % 3);
+        fill_block(book, x, 64, round % 3);
         x[0] = round % 2 ? 1.0f : 2.0f; /* so that the reciprocal is exact and x * inverse is what the definition says */
         for (int i = 1; i < 64; i++) x[i] = fminf(fmaxf(x[i], -x[0]), x[0]);
-        k->quantize(x, LORA_F32, 1, 64, codes, &absmax);
+        x[1] = 0;
+        k->quantize(book, x, LORA_F32, 1, 64, codes, &absmax);
         for (int i = 0; i < 64; i++) {
             double y = (double)x[i] / absmax, best = 9;
             for (int c = 0; c < 16; c++) best = fmin(best, fabs(y - lut[c]));
             double mine = fabs(y - lut[lora_nf4_code(codes, i)]); /* a float32 midpoint may be 2^-26 off the true one */
-            CHECK(mine <= best + 0x1p-24, "%s: %.9g is coded at distance %.9g, nearest %.9g", lora_isa_name(isa), y, mine, best);
+            CHECK(mine <= best + 0x1p-24, "%s %s: %.9g is coded at distance %.9g, nearest %.9g", lora_isa_name(isa), book->name, y, mine,
+                  best);
+            if (x[i] == 0) CHECK(lora_nf4_code(codes, i) == book->zero, "%s %s: zero", lora_isa_name(isa), book->name);
+            for (int t = 0; t < 15; t++)
+                if (y == book->threshold[t])
+                    CHECK(lora_nf4_code(codes, i) == book->code[t], "%s %s: tie %d", lora_isa_name(isa), book->name, t);
         }
     }
-    for (int c = 0; c < 16; c++) { /* every code survives a round trip */
+    for (int c = 0; c < 16; c++) { /* every value survives a round trip */
         for (int i = 0; i < 64; i++) x[i] = lut[(c + i) % 16] * 0.37f;
-        k->quantize(x, LORA_F32, 1, 64, codes, &absmax);
+        k->quantize(book, x, LORA_F32, 1, 64, codes, &absmax);
         for (int i = 0; i < 64; i++)
-            CHECK(lora_nf4_code(codes, i) == (unsigned)(c + i) % 16, "%s: code %d", lora_isa_name(isa), (c + i) % 16);
+            CHECK(lut[lora_nf4_code(codes, i)] == lut[(c + i) % 16], "%s %s: code %d", lora_isa_name(isa), book->name, (c + i) % 16);
     }
 }
 
@@ -274,9 +311,12 @@ void check_nf4(void) {
     check_dynamic_map();
     for (lora_isa isa = LORA_ISA_REF; isa <= lora_cpu_best_isa(); isa++) {
         lora_nf4_kernels_init(&k, isa);
-        check_quantize(&k, &ref, isa);
-        check_all_halves(&k, &ref, isa);
-        check_nearest(&k, isa);
+        for (lora_4bit_type type = 0; type < LORA_4BIT_END; type++) {
+            const lora_codebook *book = lora_codebook_of(type);
+            check_quantize(book, &k, &ref, isa);
+            check_all_halves(book, &k, &ref, isa);
+            check_nearest(book, &k, isa);
+        }
         check_dequantize(&k, &ref, isa);
     }
     check_driver();

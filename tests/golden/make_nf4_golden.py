@@ -1,6 +1,6 @@
-"""Make nf4_golden.npz: what bitsandbytes' CPU path stores for small matrices.
+"""Make nf4_golden.npz and fp4_golden.npz: what bitsandbytes' CPU path stores for small matrices.
 
-Needs torch and bitsandbytes (not needed by the tests themselves): python tests/golden/make_nf4_golden.py
+Needs torch and bitsandbytes (not needed by the tests themselves): python tests/golden/make_nf4_golden.py [nf4] [fp4]
 
 Keys, per case name: `<case>.src` (the input; bfloat16 as its uint16 bits), `.dtype`, `.block_size`, `.codes`, `.absmax`,
 `.bf16` (decoded from codes and absmax, bits), and of double quantization `.nested_codes`, `.nested_absmax`, `.nested_offset`.
@@ -9,6 +9,7 @@ Keys, per case name: `<case>.src` (the input; bfloat16 as its uint16 bits), `.dt
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 
 import bitsandbytes
@@ -24,7 +25,7 @@ def bits(t: torch.Tensor) -> np.ndarray:
     return t.view(torch.uint16).numpy() if t.dtype == torch.bfloat16 else t.numpy()
 
 
-def cases(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, int, str]]:
+def cases(rng: np.random.Generator, quant_type: str) -> dict[str, tuple[np.ndarray, int, str]]:
     """Return name -> (float32 values, block size, dtype of the source)."""
     out = {}
     for shape in [(2, 96), (4, 32), (3, 7), (1, 1), (5, 63), (1, 65)]:
@@ -44,7 +45,7 @@ def cases(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, int, str]]:
     out["huge_4x96_64"] = (huge, 64, "float32")
     tiny = rng.standard_normal((8, 64)) * 10.0 ** np.array([-45, -43, -40, -39, -38, -36, -31, -29])[:, None]
     out["tiny_8x64_64"] = (tiny, 64, "float32")
-    table = F.get_4bit_type("nf4", device="cpu")
+    table = F.get_4bit_type(quant_type, device="cpu").sort().values
     middle = ((table[:-1] + table[1:]) / 2).numpy()
     around = np.concatenate([np.nextafter(middle, np.float32(-2)), middle, np.nextafter(middle, np.float32(2))])
     ties = np.ones((2, 64), np.float32)
@@ -56,16 +57,16 @@ def cases(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, int, str]]:
     return out
 
 
-def main() -> None:
+def main(quant_type: str) -> None:
     record: dict[str, np.ndarray] = {
         "versions": np.array(f"bitsandbytes {bitsandbytes.__version__}, torch {torch.__version__}, {platform.machine()}"),
-        "lut": F.get_4bit_type("nf4", device="cpu").numpy(),
+        "lut": F.get_4bit_type(quant_type, device="cpu").numpy(),
         "map": F.create_dynamic_map().numpy(),
     }
-    for name, (values, block_size, dtype) in cases(np.random.default_rng(20240611)).items():
+    for name, (values, block_size, dtype) in cases(np.random.default_rng(20240611), quant_type).items():
         w = torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(TORCH[dtype])
-        codes, state = F.quantize_4bit(w, blocksize=block_size, quant_type="nf4")
-        _, nested = F.quantize_4bit(w, blocksize=block_size, quant_type="nf4", compress_statistics=True)
+        codes, state = F.quantize_4bit(w, blocksize=block_size, quant_type=quant_type)
+        _, nested = F.quantize_4bit(w, blocksize=block_size, quant_type=quant_type, compress_statistics=True)
         state.dtype = torch.bfloat16
         if w.shape[1] % block_size:
             # bitsandbytes' AVX-512 decoder takes wrong scales where blocks cross row ends, so decode by definition.
@@ -81,10 +82,11 @@ def main() -> None:
             f"{name}.nested_codes": nested.absmax.numpy().ravel(), f"{name}.nested_absmax": nested.state2.absmax.numpy(),
             f"{name}.nested_offset": np.float32(nested.offset.item()),
         }  # fmt: skip
-    path = Path(__file__).with_name("nf4_golden.npz")
+    path = Path(__file__).with_name(f"{quant_type}_golden.npz")
     np.savez_compressed(path, **record)
     print(f"{path.name}: {path.stat().st_size} bytes, {record['versions']}")
 
 
 if __name__ == "__main__":
-    main()
+    for kind in sys.argv[1:] or ("nf4", "fp4"):
+        main(kind)

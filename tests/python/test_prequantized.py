@@ -104,8 +104,8 @@ def test_fp4_without_a_table_has_the_one_of_bitsandbytes() -> None:
     w = lc.NF4Tensor.from_parts(codes, (1, 64), absmax=np.array([12], np.float32), quant_type="fp4")
     expected = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3]).repeat(4)
     np.testing.assert_allclose(w.dequantize()[0], np.concatenate([expected, -expected]), rtol=1e-7)
-    with pytest.raises(ValueError, match="quant_type: expected 'nf4' or 'fp4', got 'int4'"):
-        lc.NF4Tensor.from_parts(codes, (1, 64), absmax=np.array([12], np.float32), quant_type="int4")
+    with pytest.raises(ValueError, match="quant_type: expected 'nf4', 'fp4', 'fp4_e2m1' or 'int4', got 'int8'"):
+        lc.NF4Tensor.from_parts(codes, (1, 64), absmax=np.array([12], np.float32), quant_type="int8")
 
 
 def test_training_on_an_fp4_base_keeps_its_bytes(bnb_folder, tmp_path: Path) -> None:

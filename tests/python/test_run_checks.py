@@ -25,11 +25,12 @@ def data(n: int = 8) -> Dataset:
 
 
 @pytest.fixture
-def trainer_of(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Trainer]:
+def trainer_of(tiny_model_dir: Path, make_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Trainer]:
     def make(kind: str = "lora", eval_data: Dataset | None = None, **options: Any) -> Trainer:
         trainable = kind if kind in ("full", "head") else "none"
-        quantize: Any = "nf4" if kind == "qlora" else None
-        model = load_model(tiny_model_dir, quantize, trainable=trainable, progress=False)  # type: ignore[arg-type]
+        quantize: Any = {"qlora": "nf4", "q8_0": "q8_0"}.get(kind)
+        folder = tiny_model_dir if kind != "q8_0" else make_model("q8_0", intermediate_size=64)  # blocks of 32 weights
+        model = load_model(folder, quantize, trainable=trainable, progress=False)  # type: ignore[arg-type]
         if trainable == "none":
             model.add_adapter(r=2)
         return Trainer(model, data(), TrainConfig(output_dir=str(tmp_path / "out"), **options), eval_data)
@@ -48,6 +49,9 @@ REFUSED_IN_PYTHON = [
     ("lora", {"block_size": 128}, "block_size: expected method qlora and a base that is quantized"),
     ("lora", {"method": "lora", "double_quant": False}, "double_quant: expected method qlora"),
     ("qlora", {"method": "qlora", "block_size": 128}, "block_size: expected method qlora"),
+    ("qlora", {"method": "qlora", "quant_type": "int4"}, "quant_type: expected method qlora and a base that is quantized so"),
+    ("q8_0", {"method": "qlora", "quant_type": "q8_0", "block_size": 32}, "block_size: expected method qlora"),
+    ("q8_0", {"method": "qlora", "double_quant": True}, "double_quant: expected method qlora"),
     ("qlora", {"method": "qlora", "double_quant": False}, "double_quant: expected method qlora"),
     ("lora", {"method": "full"}, "method: expected a model that was made for it"),
     ("full", {"method": "lora"}, "method: expected a model that was made for it"),
@@ -75,7 +79,8 @@ def test_every_rule_has_a_case() -> None:
         ("lora", {"eval_steps": 0, "val_fraction": 0, "warmup_steps": 0, "memory_limit": None}),
         ("lora", {"max_steps": 4, "warmup_steps": 4}),
         ("lora", {"memory_limit": 10}),
-        ("qlora", {"method": "qlora", "block_size": 64, "double_quant": True}),
+        ("qlora", {"method": "qlora", "quant_type": "nf4", "block_size": 64, "double_quant": True}),
+        ("q8_0", {"method": "qlora", "quant_type": "q8_0"}),
         ("full", {"method": "full"}),
         ("head", {"method": "head"}),
         ("head", {}),

@@ -19,7 +19,7 @@ enum { LORA_NF4_BLOCK = 64, LORA_NF4_NESTED_BLOCK = 256 };
 typedef struct lora_nf4 {
     int64_t rows, cols;
     int64_t block_size;          /* 32, 64, … 4096 */
-    const float *lut;            /* 16 values in any order; lora_nf4_lut() unless read from a file */
+    const float *lut;            /* 16 values in any order: lora_4bit_lut(type) unless read from a file */
     const uint8_t *codes;        /* (rows*cols + 1) / 2 bytes; readable for 64 bytes past the end */
     const float *absmax;         /* n_blocks, or NULL when double-quantized */
     const uint8_t *absmax_codes; /* n_blocks, double-quantized only */

@@ -2,14 +2,10 @@
 #include <string.h>
 
 #include "lora_c/base/half.h"
-#include "lora_c/format/nf4_codebook.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/nf4_kernels.h"
 
 enum { GROUP = 32 };
-
-#define THRESHOLD(code, value) value,
-static const float thresholds[15] = {LORA_NF4_THRESHOLDS(THRESHOLD)};
 
 static int32_t top_magnitude(const float *x, int64_t n) {
     int32_t top[8] = {0};
@@ -25,7 +21,8 @@ static int32_t top_magnitude(const float *x, int64_t n) {
     return top[0];
 }
 
-static int64_t quantize_floats(const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+static int64_t quantize_floats(const lora_codebook *book, const float *x, int64_t n_blocks, int64_t block_size, uint8_t *codes,
+                               float *absmax) {
     for (int64_t b = 0; b < n_blocks; b++) {
         int32_t top = top_magnitude(x, block_size);
         if (top >= 0x7f800000) return b;
@@ -33,24 +30,25 @@ static int64_t quantize_floats(const float *x, int64_t n_blocks, int64_t block_s
         float inverse = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
         for (int64_t i = 0; i < block_size; i += GROUP, x += GROUP, codes += GROUP / 2) {
             float y[GROUP];
-            int32_t code[GROUP] = {0};
+            int32_t interval[GROUP] = {0};
             for (int j = 0; j < GROUP; j++) y[j] = x[j] * inverse;
             for (int t = 0; t < 15; t++)
-                for (int j = 0; j < GROUP; j++) code[j] += y[j] > thresholds[t];
-            for (int j = 0; j < GROUP / 2; j++) codes[j] = (uint8_t)(code[2 * j] << 4 | code[2 * j + 1]);
+                for (int j = 0; j < GROUP; j++) interval[j] += y[j] > book->threshold[t];
+            for (int j = 0; j < GROUP / 2; j++) codes[j] = (uint8_t)(book->code[interval[2 * j]] << 4 | book->code[interval[2 * j + 1]]);
         }
     }
     return n_blocks;
 }
 
 /* 16-bit blocks are widened one at a time. */
-static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
-    if (dtype == LORA_F32) return quantize_floats(src, n_blocks, block_size, codes, absmax);
+static int64_t quantize(const lora_codebook *book, const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes,
+                        float *absmax) {
+    if (dtype == LORA_F32) return quantize_floats(book, src, n_blocks, block_size, codes, absmax);
     const uint16_t *h = src;
     float x[LORA_NF4_MAX_BLOCK];
     for (int64_t b = 0; b < n_blocks; b++, h += block_size, codes += block_size / 2) {
         for (int64_t i = 0; i < block_size; i++) x[i] = dtype == LORA_BF16 ? lora_bf16_to_f32(h[i]) : lora_f16_to_f32(h[i]);
-        if (quantize_floats(x, 1, block_size, codes, absmax + b) == 0) return b;
+        if (quantize_floats(book, x, 1, block_size, codes, absmax + b) == 0) return b;
     }
     return n_blocks;
 }

@@ -1,16 +1,12 @@
 /* NF4 kernels, the oracle: one element at a time, straight from the definition. */
 #include "lora_c/base/half.h"
-#include "lora_c/format/nf4_codebook.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/nf4_kernels.h"
 
-#define THRESHOLD(code, value) value,
-static const float thresholds[15] = {LORA_NF4_THRESHOLDS(THRESHOLD)};
-
-static unsigned nearest_code(float y) {
-    unsigned code = 0;
-    for (int j = 0; j < 15; j++) code += y > thresholds[j];
-    return code;
+static unsigned nearest_code(const lora_codebook *book, float y) {
+    unsigned interval = 0;
+    for (int j = 0; j < 15; j++) interval += y > book->threshold[j];
+    return book->code[interval];
 }
 
 static float element(const void *src, lora_dtype dtype, int64_t i) {
@@ -19,7 +15,8 @@ static float element(const void *src, lora_dtype dtype, int64_t i) {
     return dtype == LORA_BF16 ? lora_bf16_to_f32(h) : lora_f16_to_f32(h);
 }
 
-static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+static int64_t quantize(const lora_codebook *book, const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes,
+                        float *absmax) {
     for (int64_t b = 0, first = 0; b < n_blocks; b++, first += block_size, codes += block_size / 2) {
         uint32_t top = 0; /* bit patterns of magnitudes order like the magnitudes, with NaN above infinity */
         for (int64_t i = 0; i < block_size; i++) {
@@ -31,7 +28,7 @@ static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int
         float inverse = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
         for (int64_t i = 0; i < block_size; i += 2) {
             float high = element(src, dtype, first + i) * inverse, low = element(src, dtype, first + i + 1) * inverse;
-            codes[i / 2] = (uint8_t)(nearest_code(high) << 4 | nearest_code(low));
+            codes[i / 2] = (uint8_t)(nearest_code(book, high) << 4 | nearest_code(book, low));
         }
     }
     return n_blocks;

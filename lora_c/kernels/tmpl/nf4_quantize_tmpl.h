@@ -1,9 +1,14 @@
-/* The frame of quantizing to NF4. The including file defines
- *   cell_tables, load_tables()     what finds codes
+/* The frame of quantizing to a 4-bit type. The including file defines
+ *   code_tables, load_tables(book) what finds codes
  *   top_magnitude(x, dtype, n)     the largest magnitude as float32 bits
- *   packed_codes(x, dtype, inverse, fits, tables)   GROUP elements as 16 bytes; fits: whether cells may be used (nf4_cells.h) */
-LORA_INLINE int64_t quantize_of(const void *x, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
-    const cell_tables tables = load_tables();
+ *   packed_codes(x, dtype, inverse, fits, tables)   GROUP elements as 16 bytes; fits: whether cells may be used (codebook.h) */
+
+/* Below this absmax the scaled reciprocal would leave float32; such blocks take the comparisons. */
+#define LORA_CELL_MIN_ABSMAX 1e-30f
+
+LORA_INLINE int64_t quantize_of(const lora_codebook *book, const void *x, lora_dtype dtype, int64_t n_blocks, int64_t block_size,
+                                uint8_t *codes, float *absmax) {
+    const code_tables tables = load_tables(book);
     /* The scales of a batch come first: their latency (reduction, division) then overlaps instead of adding up. */
     int64_t batch = block_size < BATCH ? BATCH / block_size : 1;
     for (int64_t first = 0; first < n_blocks; first += batch, absmax += batch) {
@@ -16,7 +21,7 @@ LORA_INLINE int64_t quantize_of(const void *x, lora_dtype dtype, int64_t n_block
             inverse[b] = 1.0f / (absmax[b] > LORA_NF4_MIN_ABSMAX ? absmax[b] : LORA_NF4_MIN_ABSMAX);
         }
         for (int64_t b = 0; b < n; b++) {
-            bool fits = absmax[b] >= LORA_NF4_CELL_MIN_ABSMAX;
+            bool fits = book->has_cells && absmax[b] >= LORA_CELL_MIN_ABSMAX;
             for (int64_t i = 0; i < block_size; i += GROUP, x = at(x, dtype, GROUP), codes += GROUP / 2) {
                 _mm_prefetch((const char *)x + PREFETCH, _MM_HINT_T0);
                 if (dtype == LORA_F32) _mm_prefetch((const char *)x + PREFETCH + 64, _MM_HINT_T0);
@@ -27,10 +32,11 @@ LORA_INLINE int64_t quantize_of(const void *x, lora_dtype dtype, int64_t n_block
     return n_blocks;
 }
 
-static int64_t quantize(const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes, float *absmax) {
+static int64_t quantize(const lora_codebook *book, const void *src, lora_dtype dtype, int64_t n_blocks, int64_t block_size, uint8_t *codes,
+                        float *absmax) {
     switch (dtype) {
-    case LORA_F32: return quantize_of(src, LORA_F32, n_blocks, block_size, codes, absmax);
-    case LORA_BF16: return quantize_of(src, LORA_BF16, n_blocks, block_size, codes, absmax);
-    default: return quantize_of(src, LORA_F16, n_blocks, block_size, codes, absmax);
+    case LORA_F32: return quantize_of(book, src, LORA_F32, n_blocks, block_size, codes, absmax);
+    case LORA_BF16: return quantize_of(book, src, LORA_BF16, n_blocks, block_size, codes, absmax);
+    default: return quantize_of(book, src, LORA_F16, n_blocks, block_size, codes, absmax);
     }
 }

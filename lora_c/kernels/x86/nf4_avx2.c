@@ -5,26 +5,27 @@
 #include "lora_c/base/half.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/nf4_kernels.h"
-#include "lora_c/kernels/tmpl/nf4_cells.h"
 #include "lora_c/kernels/tmpl/nf4_source.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
-/* Byte tables for pshufb, each 16 bytes in both halves: cells 0 .. 15 and cells -16 .. -1. */
-typedef struct cell_tables {
-    __m256i base[2], low[2], high[2];
-} cell_tables;
+/* Byte tables for pshufb, each 16 bytes in both halves: cells 0 .. 15 and cells -16 .. -1, and the codes of the intervals. */
+typedef struct code_tables {
+    __m256i base[2], low[2], high[2], code;
+    const float *thresholds;
+} code_tables;
 
 /* 16 words below 256 as 16 bytes, in both lanes. */
 LORA_INLINE __m256i twice(__m256i words) { return _mm256_permute4x64_epi64(_mm256_packus_epi16(words, words), 0x88); }
 
-static cell_tables load_tables(void) {
+static code_tables load_tables(const lora_codebook *book) {
     const __m256i byte = _mm256_set1_epi16(0xff);
-    cell_tables t;
+    __m128i code = _mm_loadu_si128((const __m128i *)book->code);
+    code_tables t = {.code = _mm256_broadcastsi128_si256(code), .thresholds = book->threshold};
     for (int half = 0; half < 2; half++) {
-        __m256i threshold = _mm256_loadu_si256((const __m256i *)(lora_nf4_cell_threshold + 16 * half));
-        __m256i base = _mm256_loadu_si256((const __m256i *)(lora_nf4_cell_base + 16 * half));
+        __m256i threshold = _mm256_loadu_si256((const __m256i *)(book->cell_threshold + 16 * half));
+        __m256i base = _mm256_loadu_si256((const __m256i *)(book->cell_base + 16 * half));
         t.base[half] = twice(base);
         t.low[half] = twice(_mm256_and_si256(threshold, byte));
         t.high[half] = twice(_mm256_srli_epi16(threshold, 8));
@@ -70,25 +71,25 @@ LORA_INLINE __m256i lookup(const __m256i table[2], __m256i cell, __m256i flipped
     return _mm256_or_si256(_mm256_shuffle_epi8(table[0], cell), _mm256_shuffle_epi8(table[1], flipped));
 }
 
-/* Codes of 32 elements as bytes, in the order that in-lane packing leaves (pack_nibbles undoes it). */
-LORA_INLINE __m256i exact_codes_of(const void *x, lora_dtype dtype, float inverse) {
-    static const float thresholds[15] = {LORA_NF4_THRESHOLDS(LORA_NF4_THRESHOLD_)};
-    __m256i code[4];
+/* Intervals of 32 elements as bytes, in the order that in-lane packing leaves (pack_nibbles undoes it). */
+LORA_INLINE __m256i exact_intervals_of(const void *x, lora_dtype dtype, float inverse, const float *thresholds) {
+    __m256i interval[4];
     for (int j = 0; j < 4; j++) {
         __m256 y = _mm256_mul_ps(load_8(at(x, dtype, 8 * j), dtype), _mm256_set1_ps(inverse));
-        code[j] = _mm256_setzero_si256();
+        interval[j] = _mm256_setzero_si256();
         for (int t = 0; t < 15; t++) {
             __m256 above = _mm256_cmp_ps(y, _mm256_set1_ps(thresholds[t]), _CMP_GT_OQ);
-            code[j] = _mm256_sub_epi32(code[j], _mm256_castps_si256(above));
+            interval[j] = _mm256_sub_epi32(interval[j], _mm256_castps_si256(above));
         }
     }
-    return _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
+    return _mm256_packs_epi16(_mm256_packs_epi32(interval[0], interval[1]), _mm256_packs_epi32(interval[2], interval[3]));
 }
 
-/* Out of line: rare. */
-__attribute__((noinline)) static __m256i exact_codes(const void *x, lora_dtype dtype, float inverse) {
-    if (dtype == LORA_F32) return exact_codes_of(x, LORA_F32, inverse);
-    return dtype == LORA_BF16 ? exact_codes_of(x, LORA_BF16, inverse) : exact_codes_of(x, LORA_F16, inverse);
+/* Out of line: rare, but for types without cells. */
+__attribute__((noinline)) static __m256i exact_intervals(const void *x, lora_dtype dtype, float inverse, const float *thresholds) {
+    if (dtype == LORA_F32) return exact_intervals_of(x, LORA_F32, inverse, thresholds);
+    return dtype == LORA_BF16 ? exact_intervals_of(x, LORA_BF16, inverse, thresholds)
+                              : exact_intervals_of(x, LORA_F16, inverse, thresholds);
 }
 
 LORA_INLINE __m256i scaled_integers(const void *x, lora_dtype dtype, __m256 scale) {
@@ -96,14 +97,14 @@ LORA_INLINE __m256i scaled_integers(const void *x, lora_dtype dtype, __m256 scal
                               _mm256_cvtps_epi32(_mm256_mul_ps(load_8(at(x, dtype, 8), dtype), scale)));
 }
 
-LORA_INLINE __m256i group_codes(const void *x, lora_dtype dtype, float inverse, __m256 scale, const cell_tables *t) {
+LORA_INLINE __m256i group_intervals(const void *x, lora_dtype dtype, float inverse, __m256 scale, const code_tables *t) {
     __m256i q0 = scaled_integers(x, dtype, scale), q1 = scaled_integers(at(x, dtype, 16), dtype, scale);
     __m256i cell = _mm256_packs_epi16(_mm256_srai_epi16(q0, 11), _mm256_srai_epi16(q1, 11));
     __m256i flipped = _mm256_xor_si256(cell, _mm256_set1_epi8((char)0x80));
     __m256i low = lookup(t->low, cell, flipped), high = lookup(t->high, cell, flipped);
     __m256i t0 = _mm256_unpacklo_epi8(low, high), t1 = _mm256_unpackhi_epi8(low, high);
     __m256i equal = _mm256_or_si256(_mm256_cmpeq_epi16(q0, t0), _mm256_cmpeq_epi16(q1, t1));
-    if (__builtin_expect(!_mm256_testz_si256(equal, equal), 0)) return exact_codes(x, dtype, inverse);
+    if (__builtin_expect(!_mm256_testz_si256(equal, equal), 0)) return exact_intervals(x, dtype, inverse, t->thresholds);
     __m256i above = _mm256_packs_epi16(_mm256_cmpgt_epi16(q0, t0), _mm256_cmpgt_epi16(q1, t1));
     return _mm256_sub_epi8(lookup(t->base, cell, flipped), above);
 }
@@ -115,9 +116,10 @@ LORA_INLINE __m128i pack_nibbles(__m256i codes) {
     return _mm_unpacklo_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
 }
 
-LORA_INLINE __m128i packed_codes(const void *x, lora_dtype dtype, float inverse, bool fits, const cell_tables *t) {
+LORA_INLINE __m128i packed_codes(const void *x, lora_dtype dtype, float inverse, bool fits, const code_tables *t) {
     __m256 scale = _mm256_set1_ps(inverse * 32768.0f);
-    return pack_nibbles(fits ? group_codes(x, dtype, inverse, scale, t) : exact_codes(x, dtype, inverse));
+    __m256i interval = fits ? group_intervals(x, dtype, inverse, scale, t) : exact_intervals(x, dtype, inverse, t->thresholds);
+    return pack_nibbles(_mm256_shuffle_epi8(t->code, interval));
 }
 
 #include "lora_c/kernels/tmpl/nf4_quantize_tmpl.h"

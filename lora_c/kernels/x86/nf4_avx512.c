@@ -5,7 +5,6 @@
 #include "lora_c/base/half.h"
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/nf4_kernels.h"
-#include "lora_c/kernels/tmpl/nf4_cells.h"
 #include "lora_c/kernels/tmpl/nf4_source.h"
 
 #pragma GCC push_options
@@ -35,30 +34,43 @@ LORA_INLINE uint32_t top_magnitude(const void *x, lora_dtype dtype, int64_t n) {
     return lora_bits_f32(dtype == LORA_BF16 ? lora_bf16_to_f32(top) : _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(top))));
 }
 
-/* Codes of 16 elements in order, by the 15 comparisons. */
-LORA_INLINE __m512i exact_codes_16(__m512 x, float inverse) {
-    static const float thresholds[15] = {LORA_NF4_THRESHOLDS(LORA_NF4_THRESHOLD_)};
+typedef struct code_tables {
+    __m512i threshold, base; /* of the cells */
+    __m512i code;            /* of the intervals, twice */
+    const float *thresholds;
+} code_tables;
+
+LORA_INLINE code_tables load_tables(const lora_codebook *book) {
+    __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)book->code));
+    return (code_tables){.threshold = _mm512_loadu_si512(book->cell_threshold),
+                         .base = _mm512_loadu_si512(book->cell_base),
+                         .code = _mm512_broadcast_i64x4(code),
+                         .thresholds = book->threshold};
+}
+
+/* Intervals of 16 elements in order, by the 15 comparisons. */
+LORA_INLINE __m512i exact_intervals_16(__m512 x, float inverse, const float *thresholds) {
     __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(inverse));
-    __m512i code = _mm512_setzero_si512();
+    __m512i interval = _mm512_setzero_si512();
     for (int t = 0; t < 15; t++) {
         __mmask16 above = _mm512_cmp_ps_mask(y, _mm512_set1_ps(thresholds[t]), _CMP_GT_OQ);
-        code = _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(1));
+        interval = _mm512_mask_add_epi32(interval, above, interval, _mm512_set1_epi32(1));
     }
-    return code;
+    return interval;
 }
 
-/* Codes of 32 elements as 16-bit integers, in the order that in-lane packing leaves (pack_nibbles undoes it). */
-__attribute__((noinline)) static __m512i exact_codes(__m512 x0, __m512 x1, float inverse) {
-    return _mm512_packs_epi32(exact_codes_16(x0, inverse), exact_codes_16(x1, inverse));
+/* Intervals of 32 elements as 16-bit integers, in the order that in-lane packing leaves (pack_nibbles undoes it). */
+__attribute__((noinline)) static __m512i exact_intervals(__m512 x0, __m512 x1, float inverse, const float *thresholds) {
+    return _mm512_packs_epi32(exact_intervals_16(x0, inverse, thresholds), exact_intervals_16(x1, inverse, thresholds));
 }
 
-LORA_INLINE __m512i group_codes(__m512 x0, __m512 x1, float inverse, __m512 scale, __m512i threshold, __m512i base) {
+LORA_INLINE __m512i group_intervals(__m512 x0, __m512 x1, float inverse, __m512 scale, const code_tables *tables) {
     __m512i q = _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x0, scale)), _mm512_cvtps_epi32(_mm512_mul_ps(x1, scale)));
     __m512i cell = _mm512_srai_epi16(q, 11); /* the permute reads the low five bits only */
-    __m512i t = _mm512_permutexvar_epi16(cell, threshold);
-    if (__builtin_expect(_mm512_cmpeq_epi16_mask(q, t) != 0, 0)) return exact_codes(x0, x1, inverse);
-    __m512i code = _mm512_permutexvar_epi16(cell, base);
-    return _mm512_mask_add_epi16(code, _mm512_cmpgt_epi16_mask(q, t), code, _mm512_set1_epi16(1));
+    __m512i t = _mm512_permutexvar_epi16(cell, tables->threshold);
+    if (__builtin_expect(_mm512_cmpeq_epi16_mask(q, t) != 0, 0)) return exact_intervals(x0, x1, inverse, tables->thresholds);
+    __m512i base = _mm512_permutexvar_epi16(cell, tables->base);
+    return _mm512_mask_add_epi16(base, _mm512_cmpgt_epi16_mask(q, t), base, _mm512_set1_epi16(1));
 }
 
 /* Pairs become 32-bit bytes; lane l holds pairs 2l, 2l + 1 of the first and of the second 16 elements. */
@@ -68,17 +80,10 @@ LORA_INLINE __m128i pack_nibbles(__m512i codes) {
     return _mm512_cvtepi32_epi8(_mm512_permutexvar_epi32(order, pairs));
 }
 
-typedef struct cell_tables {
-    __m512i threshold, base;
-} cell_tables;
-
-LORA_INLINE cell_tables load_tables(void) {
-    return (cell_tables){.threshold = _mm512_loadu_si512(lora_nf4_cell_threshold), .base = _mm512_loadu_si512(lora_nf4_cell_base)};
-}
-
-LORA_INLINE __m128i packed_codes(const void *x, lora_dtype dtype, float inverse, bool fits, const cell_tables *t) {
+LORA_INLINE __m128i packed_codes(const void *x, lora_dtype dtype, float inverse, bool fits, const code_tables *t) {
     __m512 x0 = load_16(x, dtype), x1 = load_16(at(x, dtype, 16), dtype), scale = _mm512_set1_ps(inverse * 32768.0f);
-    return pack_nibbles(fits ? group_codes(x0, x1, inverse, scale, t->threshold, t->base) : exact_codes(x0, x1, inverse));
+    __m512i interval = fits ? group_intervals(x0, x1, inverse, scale, t) : exact_intervals(x0, x1, inverse, t->thresholds);
+    return pack_nibbles(_mm512_permutexvar_epi16(interval, t->code));
 }
 
 #include "lora_c/kernels/tmpl/nf4_quantize_tmpl.h"

@@ -81,15 +81,16 @@ def _whole(base_weights: BaseWeights, name: str) -> F32:
 
 def _start(base_weights: BaseWeights, target: AdapterTarget, config: LoraConfig) -> Start:
     weight = np.asarray(base_weights.full_precision(target.spec.name), np.float32)
-    return init_from_base(target, config, weight, base_weights.quantize, lambda w: w.dequantize())
+    return init_from_base(target, config, weight, base_weights.quantize, dense)
 
 
 def _residual(base_weights: BaseWeights, name: str, begun: Start) -> Any:
     """The base that belongs to the start, stored as the model's own weight is."""
-    if begun.quantized is not None:
-        return begun.quantized
-    assert begun.residual is not None
     weight = base_weights.of(name)
+    if begun.quantized is not None:
+        fits = not isinstance(begun.quantized, np.ndarray)
+        return begun.quantized if fits else np.ascontiguousarray(begun.quantized, dense(weight).dtype)
+    assert begun.residual is not None
     if isinstance(weight, np.ndarray):
         return np.ascontiguousarray(begun.residual, weight.dtype)
     return base_weights.quantize(begun.residual)

@@ -68,7 +68,7 @@ def init_from_base(
     Parameters
     ----------
     quantize, dequantize : callable
-        The NF4 rounding of the base, for LoftQ.
+        The rounding of the base, for LoftQ.
 
     Source
     ------

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import NF4Tensor
-from ..configs import NF4_BLOCK_SIZES
+from ..configs import FOUR_BIT, NF4_BLOCK_SIZES
 from ..errors import CheckpointError
 from .safetensors_file import TensorInfo, find_non_finite
 from .safetensors_writer import TensorEntry
 
 _STATE = ".quant_state.bitsandbytes__"
-_KINDS = ("nf4", "fp4")
+_KINDS = FOUR_BIT  # bitsandbytes has the first two; the others are ours, in the same layout
+OF_BITSANDBYTES = ("nf4", "fp4")
 _SOURCE_DTYPES = ("float32", "float16", "bfloat16")
 _FIELDS = {
     "quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset", "absmax",
@@ -51,7 +52,7 @@ class QuantRecord:
 
 
 def quant_type_of(file_name: str, names: Iterable[str]) -> str | None:
-    """Return "nf4" or "fp4" where the checkpoint holds this weight in bitsandbytes' 4-bit layout, else None."""
+    """Return the 4-bit type where the checkpoint holds this weight in bitsandbytes' layout, else None."""
     return next((kind for kind in _KINDS if file_name + _STATE + kind in names), None)
 
 
@@ -209,7 +210,9 @@ def nf4_entries(file_name: str, tensor: NF4Tensor, dtype: str, record: QuantReco
     return entries
 
 
-def quantization_config(double_quant: bool, compute_dtype: str, dense_modules: list[str], head: bool) -> dict[str, Any]:
+def quantization_config(
+    quant_type: str, double_quant: bool, compute_dtype: str, dense_modules: list[str], head: bool
+) -> dict[str, Any]:
     """Return the quantization_config of config.json, as transformers writes it.
 
     dense_modules: projections that are not quantized. head: whether lm_head is; where no list is given, transformers leaves it
@@ -218,7 +221,7 @@ def quantization_config(double_quant: bool, compute_dtype: str, dense_modules: l
     skipped = dense_modules if head else ["lm_head", *dense_modules] if dense_modules else None
     return {
         "_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_compute_dtype": compute_dtype,
-        "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double_quant,
+        "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": quant_type, "bnb_4bit_use_double_quant": double_quant,
         "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False,
         "llm_int8_skip_modules": skipped,
         "llm_int8_threshold": 6.0, "load_in_4bit": True, "load_in_8bit": False, "quant_method": "bitsandbytes",

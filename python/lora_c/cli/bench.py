@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..configs import QUANT_TYPES
 from .data_options import device_option
 from .json_output import json_option, print_json
 from .options import Command
@@ -26,7 +27,7 @@ from .streams import columns_of
     help="Rank of the adapter on every linear layer.",
 )  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Timed steps, after one that warms up.")
-@click.option("--quantize", type=click.Choice(["nf4", "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
+@click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
 @click.option("--precision", type=click.Choice(["exact", "fast"]), default="fast", show_default=True, help="As in train.")
 @click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
 @device_option
@@ -52,7 +53,7 @@ def command(
     from ..configs import LoraConfig
     from ..model.opening import load_model
 
-    loaded = load_model(model or DEMO, quantize=None if quantize == "none" else "nf4", device=device)
+    loaded = load_model(model or DEMO, quantize=None if quantize == "none" else quantize, device=device)
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]

@@ -11,7 +11,7 @@ import click
 
 from ..chat.commands import Commands
 from ..chat.conversation import Conversation
-from ..configs import GenerationConfig
+from ..configs import QUANT_TYPES, GenerationConfig
 from ..generation.batch import resolve
 from .data_options import chat_template_option, device_option
 from .generate import open_model
@@ -24,7 +24,7 @@ from .run_folder import run_option
 @run_option
 @click.option("--model", type=InputPath(), help="Model folder.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
-@click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
+@click.option("--quantize", type=click.Choice(QUANT_TYPES), help="Quantize the base while loading.")
 @device_option
 @chat_template_option
 @click.option("--system", type=str, help="System message at the start.")

@@ -25,7 +25,7 @@ COMMANDS = {
     "merge": ("merge", "Fold an adapter into its base model."),
     "export": ("export", "Write an adapter or a model in another format."),
     "inspect": ("inspect", "Say what a file or folder is, and what is unsupported in it."),
-    "quantize": ("quantize", "Write a model folder in 4-bit NF4."),
+    "quantize": ("quantize", "Write a model folder in 4-bit NF4 or another type."),
     "bench": ("bench", "Speed and memory of a training step on this machine; --profile says where its time goes."),
     "devices": ("devices", "List what models can compute on, and why other devices cannot be used."),
     "replay": ("replay", "Compute a step again that a run has kept because it was not finite."),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..configs import QUANT_TYPES
 from ..errors import ConfigError
 from ..notices import tell
 from .data_options import data_option, describe_data, device_option, reading, reading_options
@@ -24,7 +25,7 @@ from .run_folder import run_option
 @reading_options
 @click.option("--split", type=str, help="Of a folder: train, validation, test or all; default: test, or else validation.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
-@click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
+@click.option("--quantize", type=click.Choice(QUANT_TYPES), help="Quantize the base while loading.")
 @device_option
 @click.option("--limit", type=int, help="Read at most this many examples.")
 @click.option("--max-seq-length", type=int, default=1024, show_default=True, help="Longest sequence in tokens.")

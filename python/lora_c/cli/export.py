@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..checkpoints.model_names import find, is_hub_name, name_for_others
+from ..configs import FOUR_BIT, QUANT_TYPES
 from ..errors import AdapterError, CheckpointError, ConfigError
 from .json_output import json_option, print_json, size_of
 from .options import Command
@@ -27,8 +28,8 @@ from .paths import InputPath, output_of_a_model, refuse_inputs
 @click.option("--model", type=InputPath(), help="Base model of an adapter.  [default: the one that the adapter names]")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16", "nf4", "q8_0"]),
-    help="Stored type; nf4 in folders, q8_0 in GGUF models.  [default: float32, hf: as it is, a GGUF model: float16]",
+    type=click.Choice(["float32", "float16", "bfloat16", *QUANT_TYPES]),
+    help="Stored type; 4 bits in folders, q8_0 in GGUF models.  [default: float32, hf: as it is, a GGUF model: float16]",
 )
 @json_option
 def command(source: str, output: str, target: str, model: str | None, dtype: str | None, as_json: bool) -> None:
@@ -135,8 +136,8 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
     from ..model.resize_embedding import rows_of_adapter
 
     dtype = dtype or "float32"
-    if dtype == "nf4":
-        raise ConfigError("dtype: expected float32, float16 or bfloat16 for an adapter, got 'nf4'")
+    if dtype in FOUR_BIT:
+        raise ConfigError(f"dtype: expected float32, float16 or bfloat16 for an adapter, got {dtype!r}")
     try:
         architecture = architecture_of(config_of(base))
     except CheckpointError as error:
@@ -161,5 +162,5 @@ def export_merged(source: str, base: str, output: str, dtype: str | None) -> Non
     model.load_adapter(source, is_trainable=False)
     use_template_of_adapter(model, source)
     kept = model.stored_dtypes["embed_tokens"].name
-    merged = model.merge(dtype=dtype or ("nf4" if model.is_quantized else kept))  # type: ignore[arg-type]
+    merged = model.merge(dtype=dtype or (model.quantization.quant_type if model.is_quantized else kept))  # type: ignore[arg-type]
     merged.save(output)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..checkpoints.written import BASE_FOLDER
-from ..configs import SAMPLING_FIELDS, GenerationConfig
+from ..configs import QUANT_TYPES, SAMPLING_FIELDS, GenerationConfig
 from ..display.printable import printable_pieces
 from ..errors import ConfigError, DataError
 from ..files.regular_file import read_regular
@@ -21,7 +21,7 @@ from .data_options import chat_template_option, device_option
 from .flag_names import flag_name
 from .options import Command, config_options, take
 from .paths import InputPath
-from .run_folder import check_base_of_run, nf4_of_run, run_option
+from .run_folder import check_base_of_run, quantization_of_run, run_option
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -40,7 +40,7 @@ class Texts(click.Argument):
 @click.option("--prompts", type=InputPath(), metavar="FILE", help="Text file with one prompt per line.")
 @click.option("--model", type=InputPath(), help="Model folder.")
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
-@click.option("--quantize", type=click.Choice(["nf4"]), help="Quantize the base while loading.")
+@click.option("--quantize", type=click.Choice(QUANT_TYPES), help="Quantize the base while loading.")
 @device_option
 @chat_template_option
 @click.option("--raw", is_flag=True, help="Give the prompt as it stands, not as a user's turn.")
@@ -130,8 +130,10 @@ def open_model(own: dict[str, Any]) -> Model:
     if not own.get("model"):
         raise ConfigError("model: expected a model folder, got nothing; give --model PATH or --run DIR")
     check_base_of_run(own["model"])
-    nf4 = nf4_of_run() if own.get("quantize") else {}
-    model = load_model(own["model"], quantize=own.get("quantize"), device=own.get("device") or "cpu", **nf4)
+    options: dict[str, Any] = {"quantize": own.get("quantize")}
+    if (trained := quantization_of_run()).get("quantize") == options["quantize"]:
+        options |= trained
+    model = load_model(own["model"], device=own.get("device") or "cpu", **options)
     if own.get("adapter"):
         model.load_adapter(own["adapter"])
         if model.adapter is not None and model.adapter.base:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..configs import FOUR_BIT, QUANT_TYPES
 from ..notices import tell
 from .data_options import columns_option
 from .generate import open_model
 from .json_output import json_option, print_json, size_of
 from .options import Command
 from .paths import InputPath, output_of_a_model, refuse_inputs
-from .run_folder import nf4_of_run, run_option
+from .run_folder import quantization_of_run, run_option
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -73,12 +74,12 @@ def _is_number(text: str) -> bool:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16", "nf4", "q8_0"]),
-    help="Stored type; nf4 (folders) and q8_0 (GGUF) quantize the merged weights.  [default: bfloat16, in GGUF float16]",
+    type=click.Choice(["float32", "bfloat16", "float16", *QUANT_TYPES]),
+    help="Stored type; 4 bits (folders) and q8_0 (GGUF) quantize the merged weights.  [default: bfloat16, in GGUF float16]",
 )
 @click.option(
-    "--quantize", type=click.Choice(["nf4", "none"]),
-    help="nf4: merge into the quantized base, as it was in QLoRA training; none: into the base as it is.  [default: as --run "
+    "--quantize", type=click.Choice([*QUANT_TYPES, "none"]),
+    help="Merge into the quantized base, as it was in QLoRA training; none: into the base as it is.  [default: as --run "
     "was trained, else none]",
 )  # fmt: skip
 @click.option("--weights", type=Factors(), help="A factor for each adapter.  [default: 1]")
@@ -109,8 +110,9 @@ def command(
     quantize = None if quantize == "none" else quantize
     loaded = open_model({"model": model, "quantize": quantize})
     is_given = click.get_current_context().get_parameter_source("quantize") is click.core.ParameterSource.COMMANDLINE
-    if quantize and nf4_of_run() and not is_given:
-        tell("merge: into the base in NF4, with which the run was trained; --quantize none merges into the base as it is")
+    if quantize and quantization_of_run() and not is_given:
+        kind = quantize.upper()
+        tell(f"merge: into the base in {kind}, with which the run was trained; --quantize none merges into the base as it is")
     how = load_adapters(loaded, adapters, combination)
     if to == "gguf":
         contents_of(loaded, TYPES[chosen])  # a refusal comes before the work
@@ -183,10 +185,11 @@ def stored_type(to: str, dtype: str | None, output: str) -> Any:
 
     if to == "gguf" and os.path.isdir(output):
         raise ConfigError(f"output-dir: expected the name of a file for --to gguf, got the folder {output!r}; give NAME.gguf")
-    if (to, dtype) == ("gguf", "nf4"):
-        raise ConfigError("dtype: expected float32, float16, bfloat16 or q8_0 for a GGUF file, got 'nf4'")
+    if to == "gguf" and dtype in FOUR_BIT:
+        raise ConfigError(f"dtype: expected float32, float16, bfloat16 or q8_0 for a GGUF file, got {dtype!r}")
     if (to, dtype) == ("hf", "q8_0"):
-        raise ConfigError("dtype: expected float32, float16, bfloat16 or nf4 for a model folder, got 'q8_0'; give --to gguf")
+        kinds = ", ".join(("float32", "float16", "bfloat16", *FOUR_BIT))
+        raise ConfigError(f"dtype: expected one of {kinds} for a model folder, got 'q8_0'; give --to gguf")
     return dtype or ("float16" if to == "gguf" else "bfloat16")
 
 

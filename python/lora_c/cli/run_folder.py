@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 import click
 
+from ..configs import QUANT_TYPES
 from ..errors import CheckpointError
 from .paths import RunPath
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Keys of a context's meta: how the run quantized its base, and where that is.
-_NF4, _BASE = "lora_c.nf4", "lora_c.base"
+_QUANTIZATION, _BASE = "lora_c.quantization", "lora_c.base"
 
 
 def run_option(function: F) -> F:
@@ -23,23 +24,23 @@ def run_option(function: F) -> F:
     return click.option("--run", type=RunPath(), is_eager=True, expose_value=False, callback=_take_run, help=help)(function)
 
 
-def nf4_of_run() -> dict[str, Any]:
+def quantization_of_run() -> dict[str, Any]:
     """How the base of --run was quantized, for `load_model`."""
     ctx = click.get_current_context(silent=True)
-    return dict(ctx.meta.get(_NF4, {})) if ctx is not None else {}
+    return dict(ctx.meta.get(_QUANTIZATION, {})) if ctx is not None else {}
 
 
 def _take_run(ctx: click.Context, _param: click.Parameter, run: str | None) -> None:
     if not run:
         return
-    model, adapter, nf4 = parts_of_run(Path(run))
+    model, adapter, quantization = parts_of_run(Path(run))
     known = {param.name for param in ctx.command.params}
     values: dict[str, Any] = {"model": model}
     ctx.meta[_BASE] = model
     if adapter is not None:
         values |= {"adapter": adapter} if "adapter" in known else {"adapters": [adapter]}
-    if nf4 and "quantize" in known:  # the model that was trained
-        values["quantize"], ctx.meta[_NF4] = "nf4", nf4
+    if quantization and "quantize" in known:  # the model that was trained
+        values["quantize"], ctx.meta[_QUANTIZATION] = quantization["quantize"], quantization
     ctx.default_map = values | dict(ctx.default_map or {})
 
 
@@ -79,8 +80,8 @@ def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
         raise CheckpointError(f"run: expected the folder of a run with its adapter or model, got {str(run)!r}: {got}")
     base = (read_run(folder) or {}).get("base")
     if isinstance(base, dict) and isinstance(base.get("path"), str):
-        nf4 = {key: base[key] for key in ("block_size", "double_quant") if key in base} if base.get("quantize") else {}
-        return find_moved(base["path"], run), str(folder), nf4
+        keys = ("quantize", "block_size", "double_quant") if base.get("quantize") in QUANT_TYPES else ()
+        return find_moved(base["path"], run), str(folder), {key: base[key] for key in keys if key in base}
     return _named_base(folder), str(folder), {}
 
 

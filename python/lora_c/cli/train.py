@@ -185,10 +185,11 @@ def open_model(
     from ..gguf.checkpoint import has_blocks
     from ..model.opening import load_model
     from ..model.resize_embedding import train_added_tokens
+    from ..weights.quantization import Quantization
 
     options: dict[str, Any] = {"resize_embedding": resize, "device": device}
     if config.method == "qlora" and not has_blocks(path):
-        options |= {"quantize": "nf4", "double_quant": config.double_quant, "block_size": config.block_size}
+        options |= Quantization(config.quant_type, config.block_size, config.double_quant).options()
     elif config.method in ("head", "full"):
         options |= {"trainable": config.method}
     model = load_model(path, **options)

@@ -6,19 +6,24 @@ A wrong name or value raises `ConfigError` with one line that gives the nearest 
 from .adapters import ADAPTER_KINDS, MOST_RANK, AdapterConfig, LoraConfig
 from .base import FREE_TEXTS
 from .generation import SAMPLING_FIELDS, GenerationConfig
+from .quantization import FOUR_BIT, NF4_BLOCK_SIZES, QUANT_TYPES, FourBit, QuantType
 from .stack import StackConfig
-from .training import MOST_STEPS, NF4_BLOCK_SIZES, TrainConfig
+from .training import MOST_STEPS, TrainConfig
 
 __all__ = [
     "ADAPTER_KINDS",
     "AdapterConfig",
+    "FOUR_BIT",
     "FREE_TEXTS",
     "MOST_RANK",
     "MOST_STEPS",
     "NF4_BLOCK_SIZES",
+    "QUANT_TYPES",
     "SAMPLING_FIELDS",
+    "FourBit",
     "GenerationConfig",
     "LoraConfig",
+    "QuantType",
     "StackConfig",
     "TrainConfig",
 ]

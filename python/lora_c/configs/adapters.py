@@ -68,7 +68,7 @@ class LoraConfig(Config):
     init_lora_weights : bool or str
         True: A Kaiming-uniform, B zero. False: both random. "gaussian": A normal with standard deviation 1/r, B zero.
         "orthogonal". "pissa", "pissa_niter_N" and "olora" start from the principal part of W and leave the rest of W as the
-        frozen base; "loftq" starts from the error of the NF4 base.
+        frozen base; "loftq" starts from the error of the quantized base.
     loftq_config : dict
         For "loftq": `loftq_bits` (4) and `loftq_iter` (1).
     fan_in_fan_out : bool
@@ -125,7 +125,7 @@ class LoraConfig(Config):
 
     @field_validator("loftq_config")
     @classmethod
-    def _nf4_only(cls, value: dict[str, int]) -> dict[str, int]:
+    def _four_bits_only(cls, value: dict[str, int]) -> dict[str, int]:
         if set(value) - {"loftq_bits", "loftq_iter"} or value.get("loftq_bits", 4) != 4 or value.get("loftq_iter", 1) < 1:
             raise ValueError(f"expected loftq_bits 4 and loftq_iter of 1 or more, got {value!r}")
         return value

@@ -100,6 +100,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("bnb_4bit_use_double_quant", "double_quantization", "use_nested_quant", "nested_quant"), ("double_quant",)
     ),
+    **dict.fromkeys(("bnb_4bit_quant_type", "quantization_type"), ("quant_type", "quantize")),
     **dict.fromkeys(("gpu", "cuda", "device_map", "use_cpu"), ("device",)),
     **dict.fromkeys(("max_memory", "memory", "max_memory_gb"), ("memory_limit",)),
     # the adapter

@@ -8,25 +8,26 @@ from pydantic import Field, field_validator, model_validator
 
 from ..files.paths import expand
 from .base import Config, Probability, Seed
+from .quantization import NF4_BLOCK_SIZES, QuantType
 from .schedules import check_schedule
 
 MOST_STEPS = 10**12
-NF4_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class TrainConfig(Config):
     """A training run, with transformers' names.
 
     `per_device_train_batch_size` counts examples per micro-batch. `max_steps` > 0 overrides `num_train_epochs`;
-    `warmup_steps` > 0 overrides `warmup_ratio`. In Python the model decides `method`, `block_size` and `double_quant` (others
-    are refused), adapters have `LoraConfig.seed`, and `max_seq_length` cuts where it is given; see docs/PYTHON.md.
+    `warmup_steps` > 0 overrides `warmup_ratio`. In Python the model decides `method`, `quant_type`, `block_size` and
+    `double_quant` (others are refused), adapters have `LoraConfig.seed`, and `max_seq_length` cuts where it is given; see
+    docs/PYTHON.md.
     """
 
     output_dir: str = Field(
         "lora-c-output", min_length=1, description="Folder for metrics and checkpoints; on the command line for all of a run."
     )
     method: Literal["qlora", "lora", "head", "full"] = Field(
-        "qlora", description="qlora: 4-bit frozen base; lora: base as it is; head: only lm_head; full: every weight."
+        "qlora", description="qlora: quantized frozen base; lora: base as it is; head: only lm_head; full: every weight."
     )
     num_train_epochs: float = Field(1.0, gt=0.0, le=1e6, description="Passes over the data.")
     max_steps: int = Field(-1, le=MOST_STEPS, description="Optimizer steps; overrides the epochs when > 0.")
@@ -89,6 +90,7 @@ class TrainConfig(Config):
     )
     save_total_limit: int | None = Field(2, gt=0, description="Keep only so many checkpoints, the last one among them.")
     logging_steps: int = Field(1, gt=0, description="Write metrics.jsonl every so many steps.")
+    quant_type: QuantType = Field("nf4", description="qlora: type of the base's matrices; q8_0 has 8 bits, the others 4.")
     double_quant: bool = Field(True, description="qlora: quantize the block scales too.")
     block_size: int = Field(64, description="qlora: weights per block scale.")
 
@@ -115,6 +117,6 @@ class TrainConfig(Config):
         return expand(value, "output_dir")
 
     @property
-    def quantize(self) -> Literal["nf4"] | None:
+    def quantize(self) -> QuantType | None:
         """The base quantization that `method` asks for."""
-        return "nf4" if self.method == "qlora" else None
+        return self.quant_type if self.method == "qlora" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,9 +28,14 @@ def num_parameters(model: Model, only_trainable: bool = False) -> int:
 
 
 def dense_bytes(model: Model) -> int:
-    """Return the bytes of the weights that are plain arrays or mapped blocks: neither NF4 nor parameters."""
+    """Return the bytes of the weights that are plain arrays or mapped blocks: neither quantized here nor parameters."""
     own = model.adapter_set.active.base if model.adapter_set.active else {}
-    return sum(w.nbytes for w in (*model.weights.values(), *own.values()) if isinstance(w, (np.ndarray, GGMLTensor)))
+    return sum(w.nbytes for w in (*model.weights.values(), *own.values()) if _is_uncounted(w))
+
+
+def _is_uncounted(weight: Any) -> bool:
+    """Whether the memory of a weight is not in the report of the library."""
+    return isinstance(weight, np.ndarray) or (isinstance(weight, GGMLTensor) and not weight.owns_blocks)
 
 
 def trainable_parameters(model: Model) -> list[Parameter]:

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core import GGMLTensor, NF4Tensor, Parameter
+from .._core import GGMLTensor, Parameter
 from ..checkpoints.config_and_files import config_of_files
 from ..checkpoints.folder import Checkpoint
 from ..checkpoints.prequantized import parts_of, quant_type_of, read_4bit, refuse_other_quantization
@@ -20,6 +20,7 @@ from ..checkpoints.read_ahead import read_ahead
 from ..checkpoints.safetensors_file import DTYPES, find_non_finite
 from ..checkpoints.tied_head import head_names, stored_name
 from ..checkpoints.unneeded_tensors import sort_out
+from ..configs.quantization import Q8_0_BLOCK
 from ..display.notebook_progress import in_notebook, tracked_in_notebook
 from ..display.progress import draws_bars
 from ..errors import CheckpointError, shorten
@@ -27,6 +28,7 @@ from ..families.architectures import Architecture, WeightSpec, architecture_of
 from ..notices import tell
 from ..weights.kinds import RequantizationError, Weights
 from ..weights.parameter_values import set_values
+from ..weights.quantization import NF4, Quantization, quantization_of
 
 if TYPE_CHECKING:
     from ..gguf.checkpoint import GGUFCheckpoint
@@ -42,9 +44,7 @@ class LoadOptions:
     """How tensors are kept. dtype None: as in the file (float16 becomes float32, which is exact). device: of what is trained;
     the rest is read into the memory of the CPU, and the decoder copies it."""
 
-    quantize: bool = False
-    double_quant: bool = True
-    block_size: int = 64
+    quantization: Quantization | None = None
     dtype: np.dtype[Any] | None = None
     trainable: Trainable = "none"
     device: str = "cpu"
@@ -52,6 +52,10 @@ class LoadOptions:
     def trains(self, spec: WeightSpec) -> bool:
         """Whether this tensor becomes a parameter."""
         return self.trainable == "full" or (self.trainable == "head" and spec.kind == "head")
+
+    def quantizes(self, spec: WeightSpec) -> bool:
+        """Whether this tensor is quantized: a matrix of the layers, of a shape that the type can have."""
+        return self.quantization is not None and spec.kind == "projection" and self.quantization.fits(spec.shape)
 
 
 def load_weights(
@@ -67,9 +71,10 @@ def load_weights(
     sources = check_tensors(checkpoint, architecture)
     specs = specs_of(checkpoint, architecture)
     weights = Weights(_parameters([spec for spec in specs if options.trains(spec)], options.device))
-    prequantized = any(quant_type_of(source, checkpoint.tensors) for source in sources.values())
+    prequantized = {quant_type_of(source, checkpoint.tensors) for source in sources.values()} - {None}
+    _tell_of_other_type(checkpoint, prequantized, options)
     # What a prequantized folder left dense was left so on purpose: it stays as it is.
-    dense_options = replace(options, quantize=False) if prequantized else options
+    dense_options = replace(options, quantization=None) if prequantized else options
     names = set(checkpoint.tensors)
     parts = {spec.name: sorted(parts_of(sources[spec.name]) & names) for spec in specs}
     ordered = sorted(specs, key=lambda spec: _place(checkpoint, sources[spec.name]))
@@ -84,7 +89,28 @@ def load_weights(
             for part in parts[spec.name]:
                 checkpoint.release(part)
     weights.values = {spec.name: weights.values[spec.name] for spec in specs}
+    if dense_options.quantization is not None:
+        _tell_of_misfits(specs, dense_options.quantization)
     return weights
+
+
+def _tell_of_other_type(checkpoint: Checkpoint | GGUFCheckpoint, prequantized: set[str | None], options: LoadOptions) -> None:
+    asked = options.quantization  # nf4 is also what a run asks for that leaves the type open
+    if asked is not None and asked != NF4 and prequantized - {asked.quant_type}:
+        kinds = " and ".join(sorted(map(str, prequantized)))
+        tell(f"{checkpoint.path}: its weights are in {kinds} already and stay so; {asked.quant_type} is made of dense ones")
+
+
+def _tell_of_misfits(specs: list[WeightSpec], quantization: Quantization) -> None:
+    matrices = [spec for spec in specs if spec.kind == "projection"]
+    others = [spec for spec in matrices if not quantization.fits(spec.shape)]
+    if others:
+        kinds = shorten(dict.fromkeys(spec.name.rpartition(".")[2] for spec in others))
+        rows = ", ".join(map(str, sorted({spec.shape[-1] for spec in others})))
+        tell(
+            f"{len(others)} of {len(matrices)} matrices ({kinds}) stay as they are: a {quantization.quant_type.upper()} block "
+            f"is {Q8_0_BLOCK} weights of a row, and their rows have {rows}"
+        )
 
 
 def weights_of_folder(folder: Path) -> dict[str, Any]:
@@ -190,7 +216,7 @@ def _load_prequantized(spec: WeightSpec, source: str, checkpoint: Checkpoint, op
     tensor, record = read_4bit(source, spec.shape, checkpoint.tensors, checkpoint.read)
     weights.stored_dtypes[spec.name] = np.dtype(record.dtype)
     trained = options.trains(spec)
-    if trained or (options.dtype is not None and not options.quantize):
+    if trained or (options.dtype is not None and options.quantization is None):
         array = tensor.dequantize()
         dtype = FLOAT32 if trained else options.dtype or FLOAT32
         _keep(spec, array, dtype, weights)
@@ -211,15 +237,8 @@ def _load_dense(
     if info.dtype not in ("F32", "F16", "BF16"):
         raise CheckpointError(f"{spec.file_name}: expected F32, F16 or BF16, got {info.dtype}")
     array = in_order(spec, array)
-    if spec.kind == "projection" and options.quantize:
-        try:  # which refuses what is not finite
-            weights.values[spec.name] = NF4Tensor.quantize(
-                np.ascontiguousarray(array), block_size=options.block_size, double_quant=options.double_quant
-            )
-        except ValueError:
-            _refuse_non_finite(spec, array)
-            raise
-        weights.stored_dtypes[spec.name] = array.dtype
+    if options.quantizes(spec):
+        _quantize(spec, array, options, weights)
         return
     _refuse_non_finite(spec, array)
     dtype = FLOAT32 if info.dtype == "F16" else DTYPES[info.dtype]
@@ -228,6 +247,18 @@ def _load_dense(
     dtype = FLOAT32 if trained else dtype
     _keep(spec, array, dtype, weights)
     weights.stored_dtypes[spec.name] = array.dtype if not trained and options.dtype is None else dtype
+
+
+def _quantize(spec: WeightSpec, array: NDArray[Any], options: LoadOptions, weights: Weights) -> None:
+    assert options.quantization is not None
+    try:  # which refuses what is not finite
+        weights.values[spec.name] = options.quantization.quantize(array)
+    except ValueError as error:
+        _refuse_non_finite(spec, array)
+        raise CheckpointError(f"{spec.file_name}: {error}; load it without quantize") from None
+    weights.quantized_here.add(spec.name)
+    # Blocks have no place in a folder: there they are saved as what they stand for, in float32.
+    weights.stored_dtypes[spec.name] = array.dtype if options.quantization.is_4bit else FLOAT32
 
 
 def _refuse_non_finite(spec: WeightSpec, array: NDArray[Any]) -> None:
@@ -242,10 +273,10 @@ def _load_blocks(spec: WeightSpec, tensor: GGMLTensor, options: LoadOptions, wei
     """Blocks of a GGUF file, finite as `GGMLTensor` has checked: used where they lie unless something else was asked for."""
     trained = options.trains(spec)
     weights.stored_dtypes[spec.name] = {"F16": np.dtype(np.float16), "BF16": BFLOAT16}.get(tensor.type, FLOAT32)
-    if options.quantize and spec.kind == "projection":
+    if options.quantizes(spec) and quantization_of(tensor) != options.quantization:
         before = tensor.dequantize()
-        after = NF4Tensor.quantize(before, block_size=options.block_size, double_quant=options.double_quant)
-        weights.values[spec.name] = after
+        _quantize(spec, before, options, weights)
+        after = weights.values[spec.name]
         if tensor.block_size > 1:
             weights.requantized = weights.requantized or RequantizationError()
             weights.requantized.add(before, after.dequantize())

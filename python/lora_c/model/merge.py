@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .._core import GGMLTensor, LoRALinear, Parameter
 from ..checkpoints.safetensors_file import find_non_finite
+from ..configs.quantization import FOUR_BIT, Q8_0_BLOCK
 from ..errors import AdapterError, ConfigError
 from ..families.architectures import architecture_of
 from ..weights.kinds import dense, format_of
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from ..adapters import LoadedAdapter
     from .model import Model
 
-MergeDtype = Literal["float32", "bfloat16", "float16", "nf4", "q8_0"]
-Q8_0_BLOCK = 32
+MergeDtype = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "fp4_e2m1", "int4", "q8_0"]
 _DENSE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -44,8 +44,8 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
 
     Parameters
     ----------
-    dtype : "float32", "bfloat16", "float16", "nf4" or "q8_0"
-        Type of the weight matrices of the result. "nf4" quantizes W + s B A again, with the block size of the base;
+    dtype : "float32", "bfloat16", "float16", "nf4", "fp4", "fp4_e2m1", "int4" or "q8_0"
+        Type of the weight matrices of the result. The 4-bit types quantize W + s B A again, with the block size of the base;
         "q8_0" makes the blocks of GGUF files of all matrices (float16 where rows are no multiple of 32), for
         `gguf.write_model`. Matrices without an adapter keep codes of that kind. Rounding can change outputs:
         `merge_with_report` measures it. float16 values are held in memory as float32 and saved as float16.
@@ -78,7 +78,7 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
                 records[name] = model.quant_records[name]
         else:
             array = dense(weight) if name not in layers else _finite(merged_weight(weight, layers[name]), spec.module)
-            weights[name] = _cast(array, stored[name].name if dtype == "nf4" else dtype, spec.module)
+            weights[name] = _cast(array, stored[name].name if dtype in FOUR_BIT else dtype, spec.module)
         if dtype in _DENSE:
             stored[name] = _DENSE[dtype]
     return model.with_weights(weights, stored, records, config)
@@ -107,8 +107,8 @@ def _merge_one(model: Model, module: str, weight: Any, adapter: LoadedAdapter | 
         array = dense(weight)
     else:
         array = _finite(merged_weight(weight, adapter), module)
-    if dtype == "nf4":
-        return model.base.quantize(array)
+    if dtype in FOUR_BIT:
+        return model.quantization.in_4bit(dtype).quantize(array)
     if dtype == "q8_0":
         return _q8_0(array, module)
     return _cast(array, dtype, module)

@@ -22,6 +22,7 @@ from ..text.tokenizer import Tokenizer
 from ..weights.kinds import Weights, dense
 from ..weights.parameter_values import set_values
 from ..weights.parts import Parts
+from ..weights.quantization import NF4, Quantization
 from . import adapter_methods, counts, measures, merge, peft_methods, saving, shown, text_methods
 from . import resize_embedding as resizing
 from .base_weights import BaseWeights
@@ -54,12 +55,12 @@ class Model:
     added_tokens : list of int
         Rows that the embedding got with `resize_embedding`.
     requantization_error : float or None
-        Where the blocks of a GGUF file were quantized to NF4: the norm of the change relative to that of the weights.
+        Where the blocks of a GGUF file were quantized again: the norm of the change relative to that of the weights.
     """
 
     def __init__(
         self, config: dict[str, Any], architecture: Architecture, weights: Weights, source: Path,
-        tokenizer: Tokenizer | None, nf4_options: tuple[int, bool] = (64, True), ends: frozenset[int] | None = None,
+        tokenizer: Tokenizer | None, quantization: Quantization = NF4, ends: frozenset[int] | None = None,
         device: str = "cpu",
     ) -> None:  # fmt: skip
         self.config = config
@@ -68,8 +69,8 @@ class Model:
         self.weights: dict[str, Any] = weights.values
         self.stored_dtypes = weights.stored_dtypes
         self.quant_records: dict[str, QuantRecord] = weights.records
-        self.nf4_options = nf4_options
-        self.base = BaseWeights(architecture, weights, source, nf4_options)
+        self.quantization = quantization
+        self.base = BaseWeights(architecture, weights, source, quantization)
         self.requantization_error = weights.requantized.relative if weights.requantized else None
         self.merged: InPlaceMerge | None = None
         self.is_training = False  # by a Trainer, which allows no second one
@@ -128,7 +129,7 @@ class Model:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether any weight is NF4."""
+        """Whether any weight is in NF4 or another 4-bit type of its layout."""
         return any(isinstance(weight, NF4Tensor) for weight in self.weights.values())
 
     def free_activations(self) -> None:
@@ -192,7 +193,7 @@ class Model:
     print_trainable_parameters = peft_methods.print_trainable_parameters
 
     def dense_weight(self, name: str) -> Any:
-        """Return one of the base's weights as an array (NF4 as float32).
+        """Return one of the base's weights as an array (quantized ones as float32).
 
         Parameters
         ----------
@@ -228,7 +229,7 @@ class Model:
 
         Parameters
         ----------
-        dtype : {"float32", "bfloat16", "float16", "nf4", "q8_0"}
+        dtype : {"float32", "bfloat16", "float16", "nf4", "fp4", "fp4_e2m1", "int4", "q8_0"}
             Type of the merged matrices.
 
         Raises
@@ -256,9 +257,10 @@ class Model:
             Another config.json.
         """
         config = dict(self.config) if config is None else config
+        kept = {name for name in self.base.weights.quantized_here if weights.get(name) is self.weights[name]}
         return Model(
-            config, architecture_of(config), Weights(weights, stored, records), self.source, self._tokenizer, self.nf4_options,
-            self.eos_token_ids, self.device,
+            config, architecture_of(config), Weights(weights, stored, records, quantized_here=kept), self.source,
+            self._tokenizer, self.quantization, self.eos_token_ids, self.device,
         )  # fmt: skip
 
     # -- text and files -----------------------------------------------------------------------------------------------

@@ -6,17 +6,18 @@ import os
 import sys
 from typing import Any, Literal
 
-from .._core import NF4Tensor
 from ..checkpoints.config_and_files import config_of_files
 from ..checkpoints.folder import Checkpoint
 from ..checkpoints.model_names import find
 from ..checkpoints.written import tell_adapter_beside
+from ..configs import QuantType
 from ..errors import CheckpointError
 from ..families.architectures import architecture_of
 from ..gguf.checkpoint import GGUFCheckpoint
 from ..gguf.reader import is_gguf
 from ..text.tokenizer import Tokenizer
 from ..weights.kinds import Weights
+from ..weights.quantization import NF4, Quantization, quantization_of
 from .device_list import open_device
 from .load_checks import check_load_options
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, load_weights
@@ -25,7 +26,7 @@ from .resize_embedding import rows_for
 
 
 def load_model(
-    path: str | os.PathLike[str], quantize: Literal["nf4"] | None = None, double_quant: bool = True, block_size: int = 64,
+    path: str | os.PathLike[str], quantize: QuantType | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
     resize_embedding: bool = False, revision: str | None = None, device: str = "cpu",
 ) -> Model:  # fmt: skip
@@ -36,13 +37,14 @@ def load_model(
     path : path or str
         A path; "demo", the small base that ships; or a name on the Hugging Face Hub such as "Qwen/Qwen3-0.6B", whose files
         are taken from the cache of huggingface_hub or brought into it. A path that is there wins.
-        A folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes (NF4, FP4) are read
-        as they are. Or a GGUF file (the first one of several): its blocks are used where the file is mapped.
-    quantize : "nf4", optional
-        Quantize the projections of the layers while loading, one tensor at a time; a prequantized folder stays as it is,
-        the blocks of a GGUF file are quantized again (`requantization_error` of the result says how much that changes).
+        A folder with config.json, safetensors files and tokenizer.json; 4-bit folders of bitsandbytes are read as they are.
+        Or a GGUF file (the first one of several): its blocks are used where the file is mapped.
+    quantize : "nf4", "fp4", "fp4_e2m1", "int4" or "q8_0", optional
+        Quantize the projections of the layers while loading, one tensor at a time: NormalFloat, bitsandbytes' FP4, the float
+        E2M1, integers from -7 to 7, or the 8-bit blocks of GGUF files. A prequantized folder stays as it is, blocks of a GGUF
+        file are quantized again (`requantization_error` says how much that changes).
     double_quant, block_size
-        Details of NF4: quantize the scales too; weights per scale.
+        Of the 4-bit types: quantize the scales too; weights per scale.
     dtype : optional
         Convert dense matrices; by default they stay as in the file (float16 becomes float32, which loses nothing).
     progress : bool, optional
@@ -67,23 +69,29 @@ def load_model(
     DeviceError
         The device cannot be used.
     """
-    check_load_options(quantize, block_size, dtype, trainable)
+    check_load_options(quantize, double_quant, block_size, dtype, trainable)
     open_device(device)
     with open_checkpoint(path, revision, progress) as checkpoint:
-        config = _config_of(checkpoint, trainable)
-        architecture = architecture_of(config)
-        options = LoadOptions(quantize == "nf4", double_quant, block_size, DENSE_DTYPES.get(dtype or ""), trainable, device)
-        weights = load_weights(checkpoint, architecture, options, progress)
-        tokenizer, nf4_options = _tokenizer_of(checkpoint, config), _nf4_options(weights, options)
-        model = Model(config, architecture, weights, checkpoint.path, tokenizer, nf4_options, device=device)
+        asked = Quantization(quantize, block_size, double_quant) if quantize else None
+        options = LoadOptions(asked, DENSE_DTYPES.get(dtype or ""), trainable, device)
+        model = _load(checkpoint, _config_of(checkpoint, trainable), options, progress)
         model.load_options = dict(quantize=quantize, double_quant=double_quant, block_size=block_size, dtype=dtype,
                                   trainable=trainable, resize_embedding=resize_embedding)  # fmt: skip
         tell_adapter_beside(checkpoint.path)
         if progress is not False:
             _report(model, path)
         if resize_embedding:
-            model.resize_embedding(max(rows_for(model.tokenizer), architecture.decoder_kwargs["vocab_size"]))
+            model.resize_embedding(max(rows_for(model.tokenizer), model.architecture.decoder_kwargs["vocab_size"]))
         return model
+
+
+def _load(
+    checkpoint: Checkpoint | GGUFCheckpoint, config: dict[str, Any], options: LoadOptions, progress: bool | None
+) -> Model:
+    architecture = architecture_of(config)
+    weights = load_weights(checkpoint, architecture, options, progress)
+    tokenizer, form = _tokenizer_of(checkpoint, config), _quantization(weights, options.quantization)
+    return Model(config, architecture, weights, checkpoint.path, tokenizer, form, device=options.device)
 
 
 def _config_of(checkpoint: Checkpoint | GGUFCheckpoint, trainable: Trainable) -> dict[str, Any]:
@@ -101,10 +109,10 @@ def _tokenizer_of(checkpoint: Checkpoint | GGUFCheckpoint, config: dict[str, Any
     return Tokenizer.from_folder(checkpoint.path, config) if has_one else None
 
 
-def _nf4_options(weights: Weights, options: LoadOptions) -> tuple[int, bool]:
-    """Block size and double quantization of what is quantized already, else of what was asked for."""
-    quantized = next((w for w in weights.values.values() if isinstance(w, NF4Tensor)), None)
-    return (quantized.block_size, quantized.double_quant) if quantized else (options.block_size, options.double_quant)
+def _quantization(weights: Weights, asked: Quantization | None) -> Quantization:
+    """Of what is quantized in 4 bits already, else what was asked for, else of what is quantized later."""
+    kinds = (quantization_of(weight) for weight in weights.values.values())
+    return next((kind for kind in kinds if kind is not None and kind.is_4bit), asked or NF4)
 
 
 def _report(model: Model, path: str | os.PathLike[str]) -> None:
@@ -113,7 +121,8 @@ def _report(model: Model, path: str | os.PathLike[str]) -> None:
         print(f"{path}: only the text model is read, the part for images is left out", file=sys.stderr)
     if model.requantization_error is not None:
         change = 100 * model.requantization_error
-        print(f"Quantized again to NF4: the weights change by {change:.2f} % (relative norm)", file=sys.stderr)
+        kind = model.quantization.quant_type.upper()
+        print(f"Quantized again to {kind}: the weights change by {change:.2f} % (relative norm)", file=sys.stderr)
 
 
 def open_checkpoint(

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from .._core import NF4Tensor
 from ..checkpoints.own_files import copy_own_file
-from ..checkpoints.prequantized import nf4_entries, quant_type_of, quantization_config
+from ..checkpoints.prequantized import OF_BITSANDBYTES, nf4_entries, quant_type_of, quantization_config
 from ..checkpoints.safetensors_file import find_non_finite
 from ..checkpoints.safetensors_writer import TensorEntry, write_model_files
 from ..checkpoints.written import ADAPTER_CONFIG, model_files_in
+from ..configs import FOUR_BIT
 from ..errors import AdapterError, CheckpointError, ConfigError
 from ..families.architectures import WeightSpec, architecture_of
 from ..families.multimodal import config_of_text_model
@@ -27,7 +28,7 @@ from ..notices import tell
 from ..text.ends import with_ends
 from ..text.template_files import TEMPLATE_FILE, replace_templates, template_files
 from ..text.tokenizer import TOKENIZER_FILES
-from ..weights.kinds import dense
+from ..weights.kinds import dense, format_of
 from .loading import DENSE_DTYPES, in_order
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _DTYPES = DENSE_DTYPES | {"float16": np.dtype(np.float16)}
 def save(
     model: Model,
     path: str | os.PathLike[str],
-    dtype: Literal["float32", "bfloat16", "float16", "nf4"] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16", "nf4", "fp4", "fp4_e2m1", "int4"] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a Hugging Face folder, atomically.
@@ -53,7 +54,8 @@ def save(
     path : path
         The folder.
     dtype : optional
-        Type of the matrices; by default as they are (NF4 in bitsandbytes' layout, byte for byte as it was read).
+        Type of the matrices; by default as they are (4-bit types in bitsandbytes' layout, byte for byte as it was read;
+        blocks of GGUF files, for which a folder has no place, as the values that they stand for).
     max_shard_bytes : int
         Largest file of weights; several get an index.
 
@@ -67,12 +69,14 @@ def save(
         raise AdapterError(
             "save: expected a model without an active adapter, got one; use merge(...).save(path) or save_adapter(path)"
         )
-    if dtype is not None and dtype not in (*_DTYPES, "nf4"):
-        raise ConfigError(f"dtype: expected 'float32', 'bfloat16', 'float16' or 'nf4', got {dtype!r}")
+    if dtype is not None and dtype not in (*_DTYPES, *FOUR_BIT):
+        raise ConfigError(f"dtype: expected one of {', '.join(map(repr, (*_DTYPES, *FOUR_BIT)))}, got {dtype!r}")
+    _tell_of_blocks(path, model, dtype)
     specs = architecture_of(config_of_text_model(model.config)).weights()
     entries = [entry for spec in specs for entry in _entries(model, spec, dtype)]
-    names = [entry.name for entry in entries]
-    linear = {spec.module: bool(quant_type_of(spec.file_name, names)) for spec in specs if spec.kind in ("projection", "head")}
+    names = {entry.name for entry in entries}
+    linear = {spec.module: quant_type_of(spec.file_name, names) for spec in specs if spec.kind in ("projection", "head")}
+    _tell_of_own_types(path, linear)
     before = model_files_in(Path(os.path.realpath(path)))
     with atomic_folder(path, before.__contains__) as folder:
         text = json.dumps(_saved_config(model, dtype, linear), indent=2, ensure_ascii=False) + "\n"
@@ -92,12 +96,30 @@ def _tell_of_strangers(target: Path, folder: Path) -> None:
         tell(f"{target}: {', '.join(left)} was there before and is kept: remove it if it does not belong to this model")
 
 
+def _tell_of_blocks(path: Path, model: Model, dtype: str | None) -> None:
+    """A base that was quantized to blocks here does not come back as it is from a folder of its decoded values."""
+    if model.quantization.quant_type == "q8_0" and dtype is None:
+        tell(
+            f"{path}: a folder has no place for blocks of Q8_0: the values that they stand for are written, in float32; "
+            "gguf.write_model(path, model, 'Q8_0') and `lora-c export --to gguf --dtype q8_0` keep the blocks"
+        )
+
+
+def _tell_of_own_types(path: Path, linear: dict[str, str | None]) -> None:
+    own = sorted({kind for kind in linear.values() if kind} - set(OF_BITSANDBYTES))
+    if own:
+        tell(
+            f"{path}: {' and '.join(own)}: bitsandbytes and transformers read nf4 and fp4 only; lora-c alone reads this folder"
+        )
+
+
 def _entries(model: Model, spec: WeightSpec, dtype: str | None) -> list[TensorEntry]:
     weight, stored = model.weights[spec.name], model.stored_dtypes[spec.name]
-    if dtype == "nf4" and spec.kind == "projection" and not isinstance(weight, NF4Tensor):
-        weight = model.base.quantize(dense(weight))
-    if isinstance(weight, NF4Tensor) and dtype in (None, "nf4"):
-        return nf4_entries(spec.file_name, weight, stored.name, model.quant_records.get(spec.name))
+    record = model.quant_records.get(spec.name)
+    if dtype in FOUR_BIT and spec.kind == "projection" and format_of(weight) != dtype.upper():
+        weight, record = model.quantization.in_4bit(dtype).quantize(dense(weight)), None
+    if isinstance(weight, NF4Tensor) and dtype in (None, weight.quant_type):
+        return nf4_entries(spec.file_name, weight, stored.name, record)
     target = _DTYPES.get(dtype or "", stored)
     return [TensorEntry(spec.file_name, target, spec.file_shape, lambda: in_order(spec, _stored(spec, weight, target)))]
 
@@ -113,18 +135,20 @@ def _stored(spec: WeightSpec, weight: Any, dtype: np.dtype[Any]) -> NDArray[Any]
     return array
 
 
-def _saved_config(model: Model, dtype: str | None, linear: dict[str, bool]) -> dict[str, Any]:
-    """linear: the modules of projections and of an untied head, and whether they are quantized."""
+def _saved_config(model: Model, dtype: str | None, linear: dict[str, str | None]) -> dict[str, Any]:
+    """linear: the modules of projections and of an untied head, and the 4-bit types that they are saved in."""
     config = config_of_text_model(model.config)
     config["tie_word_embeddings"] = model.architecture.tied
     dense = dtype if dtype in _DTYPES else model.stored_dtypes["embed_tokens"].name
     config["dtype" if "dtype" in config else "torch_dtype"] = dense
-    n_quantized = sum(linear.values())
-    if n_quantized == 0:
+    kinds = [kind for kind in linear.values() if kind]
+    as_read = dtype is None and len(kinds) <= len(model.quant_records)  # what it said still holds
+    if not kinds:
         config.pop("quantization_config", None)
-    elif n_quantized > len(model.quant_records) or "quantization_config" not in config:  # else what it said still holds
-        left = [module for module, quantized in linear.items() if not quantized and module != "lm_head"]
-        config["quantization_config"] = quantization_config(model.nf4_options[1], dense, left, linear.get("lm_head", False))
+    elif not as_read or "quantization_config" not in config:
+        left = [module for module, kind in linear.items() if not kind and module != "lm_head"]
+        nested, head = model.quantization.double_quant, bool(linear.get("lm_head"))
+        config["quantization_config"] = quantization_config(kinds[0], nested, dense, left, head)
     return with_ends(config, model.eos_token_ids)
 
 

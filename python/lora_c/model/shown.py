@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._core import GGMLTensor
 from ..checkpoints.model_names import name_for_others
 from ..configs import AdapterConfig, LoraConfig, StackConfig
 from ..configs.adapters import kind_name
@@ -23,7 +24,11 @@ def text(model: Model) -> str:
 
 
 def _format(model: Model) -> str:
-    return "NF4" if model.is_quantized else format_of(model.weights["layers.0.down_proj"])
+    if model.is_quantized:
+        return model.quantization.quant_type.upper()
+    blocks = (weight for weight in model.weights.values() if isinstance(weight, GGMLTensor))
+    last = model.weights["layers.0.down_proj"]
+    return format_of(last if isinstance(last, GGMLTensor) else next(blocks, last))
 
 
 def html(model: Model) -> str:

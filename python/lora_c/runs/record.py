@@ -40,16 +40,15 @@ def describe_run(trainer: Trainer, base: str, command: str | None = None) -> dic
     """
     model, config = trainer.model, trainer.config
     held_out = trainer.eval_data
-    quantize = "nf4" if config.method == "qlora" and not has_blocks(base) else None
-    block_size, double_quant = model.nf4_options
-    nf4 = {"block_size": block_size, "double_quant": double_quant} if quantize else {}
+    quantized_here = config.method == "qlora" and not has_blocks(base)
+    quantization = model.quantization.options() if quantized_here else {"quantize": None}
     tokenizer = {"digest": tokenizer_digest(model.tokenizer)} if model.has_tokenizer else None
     return {
         "lora_c": __version__,
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "folder": os.path.abspath(trainer.output_dir),
-        "base": {"name": base, "path": _absolute(base), "digest": base_digest(model.source), "quantize": quantize, **nf4},
+        "base": {"name": base, "path": _absolute(base), "digest": base_digest(model.source), **quantization},
         "tokenizer": tokenizer,
         "data": _data(trainer.train_data, trainer.data_digest),
         "held_out": _data(held_out) if held_out is not None else None,

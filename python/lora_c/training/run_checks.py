@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._core import GGMLTensor, NF4Tensor, Parameter
-from ..configs import LoraConfig, TrainConfig
+from ..configs import FOUR_BIT, LoraConfig, TrainConfig
 from ..errors import ConfigError
+from ..weights.quantization import quantization_of
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -21,6 +22,10 @@ _OFF: dict[str, Any] = {
     "eval_steps": 0, "val_fraction": 0.0, "warmup_steps": 0, "memory_limit": None, "loftq_config": {},
     "load_best_model_at_end": False, "early_stopping_patience": 0, "early_stopping_threshold": 0.0,
 }  # fmt: skip
+_QUANTIZED_HERE = (
+    "method qlora and a base that is quantized so while it is loaded, got weights that stay as they are (q8_0 has no "
+    "such detail); leave it out"
+)
 _HELD_OUT = "held-out data beside it, got none; give eval_data or val_fraction, or leave it out"
 
 
@@ -45,10 +50,6 @@ class Rule:
     expected: str
 
 
-def _is_nf4(model: Model) -> bool:
-    return any(isinstance(weight, NF4Tensor) for weight in model.weights.values())
-
-
 def _trains_other(run: RunOptions) -> bool:
     """Whether the model was made for another method than the one that is named."""
     if run.model is None:
@@ -61,12 +62,17 @@ def _trains_other(run: RunOptions) -> bool:
     return has_adapter if fits.get(run.config.method) else run.config.method in fits or not has_adapter
 
 
-def _other_quantization(run: RunOptions, option: str, index: int) -> bool:
-    if run.config.method != "qlora":
+def _other_quantization(run: RunOptions, option: str) -> bool:
+    """Whether the base is not quantized as the option says. Details are of the 4-bit types only."""
+    is_detail = option != "quant_type"
+    if run.config.method != "qlora" or (is_detail and run.config.quant_type not in FOUR_BIT):
         return True
     if run.model is None:
         return False
-    return not _is_nf4(run.model) or run.model.nf4_options[index] != getattr(run.config, option)
+    kinds = [kind for weight in run.model.weights.values() if (kind := quantization_of(weight)) is not None]
+    if not kinds or (is_detail and not all(kind.is_4bit for kind in kinds)):
+        return True
+    return any(getattr(kind, option) != getattr(run.config, option) for kind in kinds)
 
 
 RULES = [
@@ -96,16 +102,9 @@ RULES = [
         "a model that was made for it, got another; load it with trainable='full' or 'head', call add_adapter for lora "
         "and qlora, and quantize='nf4' for qlora",
     ),
-    Rule(
-        ["block_size"],
-        lambda run: _other_quantization(run, "block_size", 0),
-        "method qlora and a base that is quantized while it is loaded, got weights that stay as they are; leave it out",
-    ),
-    Rule(
-        ["double_quant"],
-        lambda run: _other_quantization(run, "double_quant", 1),
-        "method qlora and a base that is quantized while it is loaded, got weights that stay as they are; leave it out",
-    ),
+    Rule(["quant_type"], lambda run: _other_quantization(run, "quant_type"), _QUANTIZED_HERE),
+    Rule(["block_size"], lambda run: _other_quantization(run, "block_size"), _QUANTIZED_HERE),
+    Rule(["double_quant"], lambda run: _other_quantization(run, "double_quant"), _QUANTIZED_HERE),
     Rule(["eval_steps"], lambda run: run.has_eval_data is False, _HELD_OUT),
     Rule(["load_best_model_at_end"], lambda run: run.has_eval_data is False, _HELD_OUT),
     Rule(["early_stopping_patience"], lambda run: run.has_eval_data is False, _HELD_OUT),

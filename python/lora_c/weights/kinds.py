@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def dense(weight: Any) -> NDArray[Any]:
-    """Return a weight as an array: float32 for NF4 and the blocks of GGUF files, unchanged for dense ones."""
+    """Return a weight as an array: float32 for 4-bit types and the blocks of GGUF files, unchanged for dense ones."""
     if isinstance(weight, (NF4Tensor, GGMLTensor)):
         return weight.dequantize()
     return weight.data if isinstance(weight, Parameter) else weight
@@ -32,9 +32,9 @@ def dense_rows(weight: Any, rows: slice) -> NDArray[np.float32]:
 
 
 def format_of(weight: Any) -> str:
-    """Name how a weight is kept: "NF4", a block format of GGUF files, or a NumPy type."""
+    """Name how a weight is kept: "NF4" or another 4-bit type, a block format of GGUF files, or a NumPy type."""
     if isinstance(weight, NF4Tensor):
-        return "NF4"
+        return weight.quant_type.upper()
     return weight.type if isinstance(weight, GGMLTensor) else str(dense(weight).dtype)
 
 
@@ -51,7 +51,7 @@ def is_same_weight(own: Any, array: NDArray[np.float32]) -> bool:
 
 @dataclass
 class RequantizationError:
-    """How far weights moved that were quantized already and then quantized to NF4: sums over all of them."""
+    """How far weights moved that were quantized already and then quantized again: sums over all of them."""
 
     squared_error: float = 0.0
     squared_norm: float = 0.0
@@ -70,9 +70,13 @@ class RequantizationError:
 
 @dataclass
 class Weights:
-    """The weights of a model by decoder name, and what is needed to save them as they were."""
+    """The weights of a model by decoder name, and what is needed to save them as they were.
+
+    quantized_here: names of those that were quantized while they were loaded, of which the folder holds more.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     stored_dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
     records: dict[str, QuantRecord] = field(default_factory=dict)
     requantized: RequantizationError | None = None
+    quantized_here: set[str] = field(default_factory=set)
