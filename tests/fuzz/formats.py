@@ -6,6 +6,7 @@ A reader may return or raise `LoraCError`; everything else is a finding.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,14 @@ def make_bnb(folder: Path) -> None:
     golden = np.load(ROOT / "tests/golden/bnb_folders.npz")
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes(golden[f"nf4_nested_bfloat16_storage/{name}"].tobytes())
+
+
+def make_int4(folder: Path) -> None:
+    """A type of our own in the same layout."""
+    make_model(folder / "dense")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nobody else reads it
+        lc.load_model(folder / "dense", quantize="int4", progress=False).save(folder)
 
 
 def make_adapter(folder: Path) -> None:
@@ -230,6 +239,7 @@ FORMATS = {
         make_model, read_model, ("config.json", "model.safetensors.index.json", "generation_config.json", "*.safetensors")
     ),
     "bnb": Format(make_bnb, read_model, ("model.safetensors", "config.json")),
+    "int4": Format(make_int4, read_model, ("model.safetensors", "config.json")),
     "gguf": Format(make_gguf, read_gguf, ("*.gguf",)),
     "adapter": Format(make_adapter, read_adapter, ("adapter/*.json", "adapter/*.safetensors", "mlx/*", "globals/*")),
     "multimodal": Format(make_multimodal, read_model, ("config.json", "*.safetensors")),

@@ -35,6 +35,29 @@ def test_our_folder_there(llama_folder, tmp_path: Path, double_quant: bool, bloc
     close(model.decoder.logits(IDS), peer_logits(theirs))
 
 
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_our_fp4_folder_there(llama_folder, tmp_path: Path, double_quant: bool) -> None:
+    """They make the same codes of the same weights, too."""
+    model = lc.load_model(llama_folder(), quantize="fp4", double_quant=double_quant)
+    model.save(tmp_path / "ours")
+    theirs = load_peer(tmp_path / "ours")
+    ours = model.weights["layers.1.down_proj"]
+    assert (decoded(theirs, "model.layers.1.mlp.down_proj").numpy() == ours.dequantize()).all()
+    close(model.decoder.logits(IDS), peer_logits(theirs))
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    made = load_peer(llama_folder(), quantization_config=config).get_submodule("model.layers.1.mlp.down_proj").weight
+    assert (made.data.numpy().ravel() == ours.codes).all()
+
+
+@pytest.mark.parametrize("kind", ["fp4_e2m1", "int4"])
+def test_types_of_our_own_are_refused_there(llama_folder, tmp_path: Path, kind: str) -> None:
+    model = lc.load_model(llama_folder(), quantize=kind)
+    with pytest.warns(lc.notices.LoraCWarning, match="lora-c alone reads this folder"):
+        model.save(tmp_path / "ours")
+    with pytest.raises(RuntimeError, match="CONVERSION"):
+        load_peer(tmp_path / "ours")
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32])

@@ -244,7 +244,7 @@ def test_a_run_notes_its_type_and_a_resumed_one_has_it(folder: Path, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def perplexity(shared_data: Callable[[str], Path]) -> Callable[..., float]:
+def perplexity(shared_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
     """Of stories260K, a trained model, on text of its own kind that it has not been shown here."""
     folder, text = shared_data("stories260K_hf"), shared_data("tinystories") / "tinystories_sample.txt"
     dataset: list[Dataset] = []
@@ -252,9 +252,9 @@ def perplexity(shared_data: Callable[[str], Path]) -> Callable[..., float]:
     def measure(**options: Any) -> float:
         model = lc.load_model(folder, progress=False, **options)
         if not dataset:
-            ids = np.array(model.tokenizer.encode(text.read_text(encoding="utf-8")[:40_000]), np.int32)
-            rows = [ids[i : i + 256] for i in range(0, ids.size - 1, 256)]
-            dataset.append(Dataset([Sample(row, np.ones(row.size, np.float32)) for row in rows]))
+            part = tmp_path_factory.mktemp("text") / "part.txt"
+            part.write_text(text.read_text(encoding="utf-8")[:100_000], encoding="utf-8")
+            dataset.append(lc.load_dataset(part, model.tokenizer, max_seq_length=256))
         return math.exp(evaluate_loss(model, dataset[0], max_tokens=4096))
 
     return measure
@@ -265,7 +265,7 @@ def test_perplexity_has_the_order_of_the_paper(perplexity: Callable[..., float])
     """NF4 < E2M1 < Int4, as in table 2 of QLoRA; bitsandbytes' FP4 comes last, eight bits lose next to nothing."""
     found = {kind: perplexity(quantize=kind) for kind in (None, *QUANT_TYPES)}
     assert found[None] < found["q8_0"] < 1.01 * found[None]
-    assert 1.05 * found["q8_0"] < found["nf4"] < 0.99 * found["fp4_e2m1"] and found["fp4_e2m1"] < 0.99 * found["int4"]
-    assert found["int4"] < 0.99 * found["fp4"]
+    assert 1.1 * found["q8_0"] < found["nf4"] < 0.98 * found["fp4_e2m1"] and found["fp4_e2m1"] < 0.98 * found["int4"]
+    assert found["int4"] < 0.98 * found["fp4"]
     for kind in FOUR_BIT:
         assert abs(perplexity(quantize=kind, double_quant=False) / found[kind] - 1) < 0.01

@@ -29,7 +29,9 @@ from .paths import InputPath, output_of_a_model, refuse_inputs
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", *QUANT_TYPES]),
-    help="Stored type; 4 bits in folders, q8_0 in GGUF models.  [default: float32, hf: as it is, a GGUF model: float16]",
+    metavar="TYPE",
+    help="float32, float16, bfloat16; in folders nf4, fp4, fp4_e2m1, int4; in GGUF models q8_0.  [default: float32, hf: as it "
+    "is, a GGUF model: float16]",
 )
 @json_option
 def command(source: str, output: str, target: str, model: str | None, dtype: str | None, as_json: bool) -> None:

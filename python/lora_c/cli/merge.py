@@ -75,7 +75,8 @@ def _is_number(text: str) -> bool:
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16", *QUANT_TYPES]),
-    help="Stored type; 4 bits (folders) and q8_0 (GGUF) quantize the merged weights.  [default: bfloat16, in GGUF float16]",
+    metavar="TYPE",
+    help="float32, bfloat16, float16; in folders nf4, fp4, fp4_e2m1, int4; in GGUF q8_0.  [default: bfloat16, in GGUF float16]",
 )
 @click.option(
     "--quantize", type=click.Choice([*QUANT_TYPES, "none"]),
