@@ -1,4 +1,4 @@
-"""The 4-bit types beside NF4: the values of their definitions, bytes of bitsandbytes' FP4, ties, errors of normal weights, views."""
+"""The 4-bit types beside NF4: values by their definitions, the bytes of bitsandbytes' FP4, ties, errors of normal weights."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _is_number(text: str) -> bool:
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16", *QUANT_TYPES]),
     metavar="TYPE",
-    help="float32, bfloat16, float16; in folders nf4, fp4, fp4_e2m1, int4; in GGUF q8_0.  [default: bfloat16, in GGUF float16]",
+    help="float32, bfloat16, float16; in folders nf4, fp4, fp4_e2m1, int4; in GGUF q8_0.  [default: bfloat16, GGUF: float16]",
 )
 @click.option(
     "--quantize", type=click.Choice([*QUANT_TYPES, "none"]),
