@@ -118,6 +118,12 @@ def test_quantize_writes_a_folder_that_loads_with_equal_logits(stories, tmp_path
     np.testing.assert_array_equal(lc.load_model(tmp_path / "q", progress=False).decoder.logits(ids), direct)
 
 
+def test_quantize_writes_other_types_too(stories, tmp_path):
+    said = run("quantize", "--model", stories, "--output-dir", tmp_path / "q", "--quant-type", "int4", "--json")
+    assert json.loads(said.stdout)["dtype"] == "int4" and "lora-c alone reads this folder" in " ".join(said.stderr.split())
+    assert lc.load_model(tmp_path / "q", progress=False).weights["layers.0.q_proj"].quant_type == "int4"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

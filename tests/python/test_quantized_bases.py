@@ -211,6 +211,22 @@ def test_start_values_are_made_for_the_type(folder: Path, tmp_path: Path, kind: 
     assert np.abs(other.decoder.logits(IDS) - logits).max() < 1e-5 * np.abs(logits).max()
 
 
+@pytest.mark.parametrize("kind", ["int4", "q8_0"])
+def test_start_values_of_a_merged_model_are_not_those_of_its_folder(folder: Path, kind: Any) -> None:
+    model = lc.load_model(folder, quantize=kind)
+    model.add_adapter(r=4, init_lora_weights=False, target_modules=["up_proj"])
+    merged, name = model.merge(dtype=kind), "layers.0.up_proj"
+    np.testing.assert_array_equal(merged.base.full_precision(name), merged.weights[name].dequantize())
+    untouched = "layers.0.q_proj"  # still that of the folder
+    np.testing.assert_array_equal(merged.base.full_precision(untouched), lc.load_model(folder).weights[untouched])
+
+
+@pytest.mark.parametrize("kind", QUANT_TYPES)
+def test_another_device_computes_the_same(folder: Path, fake: str, kind: Any) -> None:
+    model, there = lc.load_model(folder, quantize=kind), lc.load_model(folder, quantize=kind, device=fake)
+    np.testing.assert_array_equal(there.decoder.logits(IDS), model.decoder.logits(IDS))
+
+
 def test_loftq_leaves_alone_what_q8_0_does_not_fit(make_model: Callable[..., Path]) -> None:
     with pytest.warns(LoraCWarning, match="stay as they are"):
         model = lc.load_model(make_model(), quantize="q8_0")

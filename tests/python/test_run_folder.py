@@ -152,6 +152,29 @@ def test_a_run_starts_again_from_any_folder(
     assert direct == model.generate("w3 w4", max_new_tokens=4, ignore_eos=True) + "\n"
 
 
+@pytest.mark.filterwarnings("ignore:2 of 14 matrices")  # rows of 44 are no blocks of Q8_0
+@pytest.mark.parametrize("kind", ["int4", "q8_0"])
+def test_a_run_on_another_type_of_base_stands_for_that(project: Path, tmp_path: Path, kind: str) -> None:
+    model, data = project / "model", ("--data", project / "data.jsonl")
+    details = ("--block-size", 32, "--no-double-quant") if kind == "int4" else ()
+    good(*TRAIN, "--model", model, *data, "--output-dir", tmp_path / "run", "--quant-type", kind, *details)
+    base = json.loads((tmp_path / "run/run.json").read_text())["base"]
+    assert base["quantize"] == kind
+    assert ({"block_size", "double_quant"} <= set(base)) == (kind == "int4")
+    assert f"quant_type: {kind}" in (tmp_path / "run/config.yaml").read_text()
+    options = {"block_size": 32, "double_quant": False} if kind == "int4" else {}
+    same = lc.load_model(model, kind, **options, progress=False)  # type: ignore[arg-type]
+    same.load_adapter(tmp_path / "run")
+    answer = good("generate", "--run", tmp_path / "run", "--raw", "w3 w4", "--max-new-tokens", 4, "--ignore-eos")
+    assert answer == same.generate("w3 w4", max_new_tokens=4, ignore_eos=True) + "\n"
+    with pytest.warns(LoraCWarning, match=f"into the base in {kind.upper()}, with which the run was trained"):
+        good("merge", "--run", tmp_path / "run", "--output-dir", tmp_path / "m", "--dtype", "float32", "--no-report")
+    merged = lc.load_model(tmp_path / "m", progress=False)
+    assert np.abs(merged.decoder.logits(IDS) - same.decoder.logits(IDS)).max() < 1e-3
+    refused = run(*TRAIN, "--model", model, *data, "--output-dir", tmp_path / "run", "--resume", "--max-steps", 3)
+    assert refused.exit_code == 1 and f"quant_type '{kind}' -> 'nf4'" in str(refused.exception)
+
+
 def test_the_run_stands_for_its_model_in_every_command(project: Path, tmp_path: Path) -> None:
     flags = ("--data", project / "data.jsonl", "--max-seq-length", 4, "--json")
     held_out = last_line(good("eval", "--run", project / "run", *flags))

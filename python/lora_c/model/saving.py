@@ -98,7 +98,8 @@ def _tell_of_strangers(target: Path, folder: Path) -> None:
 
 def _tell_of_blocks(path: Path, model: Model, dtype: str | None) -> None:
     """A base that was quantized to blocks here does not come back as it is from a folder of its decoded values."""
-    if model.quantization.quant_type == "q8_0" and dtype is None:
+    made_here = model.quantization.quant_type == "q8_0"
+    if made_here and dtype is None and any(format_of(weight) == "Q8_0" for weight in model.weights.values()):
         tell(
             f"{path}: a folder has no place for blocks of Q8_0: the values that they stand for are written, in float32; "
             "gguf.write_model(path, model, 'Q8_0') and `lora-c export --to gguf --dtype q8_0` keep the blocks"
