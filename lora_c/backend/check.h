@@ -35,6 +35,7 @@ lora_status lora_check_embedding_forward(const int32_t *ids, const lora_weight *
 lora_status lora_check_embedding_backward(const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_linear_cross_entropy(lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
                                             lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_values_loss(lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 
 /* check_linear.c */
 lora_status lora_check_linear_forward(lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) LORA_MUST_CHECK;

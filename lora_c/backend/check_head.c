@@ -49,3 +49,26 @@ lora_status lora_check_linear_cross_entropy(lora_mat x, const lora_weight *w, co
     }
     return LORA_OK;
 }
+
+lora_status lora_check_values_loss(lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) {
+    LORA_CHECK(loss, err, LORA_EINVAL, "loss: expected a pointer, got NULL");
+    LORA_CHECK(loss->kind == LORA_VALUES_SQUARED_ERROR || loss->kind == LORA_VALUES_BINARY_ENTROPY, err, LORA_EINVAL,
+               "kind: expected squared error or binary entropy, got %d", (int)loss->kind);
+    LORA_CHECK(loss->loss_sum != NULL, err, LORA_EINVAL, "loss_sum: expected a pointer, got NULL");
+    int64_t M = y.rows, N = y.cols;
+    lora_arg in[] = {lora_named("y", y), lora_named("values", lora_mat_f32(loss->values, M, N, N)),
+                     lora_named("loss_weight", lora_mat_vector(loss->loss_weight, M))};
+    lora_arg row_loss = lora_named("row_loss", lora_mat_vector(loss->row_loss, M)), out = lora_named("dy", dy);
+    for (int i = 0; i < 2; i++) LORA_TRY(lora_mat_check_f32(in[i], M, N, err));
+    LORA_TRY(lora_mat_check(in[2], err));
+    if (dy.data) {
+        LORA_TRY(lora_mat_check_f32(out, M, N, err));
+        if (dy.data != y.data || dy.ld != y.ld) LORA_TRY(lora_mat_disjoint(out, in[0], err));
+    }
+    LORA_TRY(lora_mat_disjoint(row_loss, out, err));
+    for (int i = 0; i < 3; i++) {
+        if (i > 0) LORA_TRY(lora_mat_disjoint(out, in[i], err));
+        LORA_TRY(lora_mat_disjoint(row_loss, in[i], err));
+    }
+    return LORA_OK;
+}

@@ -67,6 +67,7 @@ const lora_backend lora_cpu_backend = {
             .embedding_forward = lora_cpu_embedding_forward,
             .embedding_backward = lora_cpu_embedding_backward,
             .linear_cross_entropy = lora_cpu_linear_cross_entropy,
+            .values_loss = lora_cpu_values_loss,
             .copy_rows = lora_cpu_copy_rows,
             .convert_rows = lora_cpu_convert_rows,
             .linear_forward = lora_cpu_linear_forward,

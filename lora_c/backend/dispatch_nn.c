@@ -134,3 +134,10 @@ lora_status lora_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weig
     LORA_TRY(lora_check_linear_cross_entropy(x, w, loss, dx, dW, err));
     return lora_ops_of(ctx)->linear_cross_entropy(ctx, x, w, loss, dx, dW, err);
 }
+
+lora_status lora_values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) {
+    LORA_TRY(lora_check_values_loss(y, loss, dy, err));
+    int64_t began = lora_profile_begin(ctx);
+    LORA_TRY(lora_ops_of(ctx)->values_loss(ctx, y, loss, dy, err));
+    return lora_account(ctx, LORA_OP_HEAD_AND_LOSS, began, 0, 12 * elements(y), err);
+}

@@ -66,7 +66,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 
 typedef struct batch {
     lora_py_ids ids, cu, targets;
-    lora_py_array weight;
+    lora_py_array weight, values;
     int32_t whole[2]; /* cu_seqlens of one segment */
     lora_batch b;
 } batch;
@@ -76,7 +76,11 @@ static void release_batch(batch *x) {
     lora_py_release_ids(&x->cu);
     lora_py_release_ids(&x->targets);
     lora_py_release(&x->weight);
+    lora_py_release(&x->values);
 }
+
+/* Numbers of a row of logits. */
+static int64_t head_rows(const decoder *self) { return self->config.num_labels ? self->config.num_labels : self->config.vocab_size; }
 
 /* cu_given may be None: one segment. */
 static int get_tokens(PyObject *ids, PyObject *cu_given, batch *x) {
@@ -103,31 +107,43 @@ static int get_tokens(PyObject *ids, PyObject *cu_given, batch *x) {
     return -1;
 }
 
-static int get_batch(PyObject *ids, PyObject *cu, PyObject *targets, PyObject *weight, batch *x) {
+/* Targets are tokens or labels, or of some classifiers the values that their numbers are compared with. */
+static int get_targets(const decoder *self, PyObject *targets, batch *x) {
+    const int64_t n[] = {x->ids.n, self->config.num_labels};
+    if (!self->config.num_labels || self->config.problem == LORA_SINGLE_LABEL)
+        return lora_py_get_ids(targets, "targets", &x->targets) < 0 ? -1 : lora_py_expect(&x->targets.array, 1, n);
+    if (lora_py_get(targets, "targets", LORA_PY_F32, 0, &x->values) < 0 || lora_py_expect(&x->values, 2, n) < 0) return -1;
+    return lora_py_detach(&x->values); /* they are checked before they are used */
+}
+
+static int get_batch(const decoder *self, PyObject *ids, PyObject *cu, PyObject *targets, PyObject *weight, batch *x) {
     if (get_tokens(ids, cu, x) < 0) return -1;
     const int64_t n[] = {x->ids.n};
-    if (lora_py_get_ids(targets, "targets", &x->targets) < 0 || lora_py_expect(&x->targets.array, 1, n) < 0) return -1;
+    if (get_targets(self, targets, x) < 0) return -1;
     if (lora_py_get(weight, "loss_weight", LORA_PY_F32, 0, &x->weight) < 0 || lora_py_expect(&x->weight, 1, n) < 0 ||
         lora_py_detach(&x->weight) < 0)
         return -1; /* says which targets are read */
     x->b.targets = x->targets.data;
     x->b.loss_weight = x->weight.data;
+    x->b.values = x->values.data;
     return 0;
 }
 
-PyDoc_STRVAR(
-    forward_backward_doc,
-    "forward_backward($self, input_ids, cu_seqlens, targets, loss_weight, /, *, grad_scale=1.0, dropout_step=None)\n--\n\n"
-    "One forward and one backward pass over a packed batch.\n\n"
-    "Shapes\n------\ninput_ids, targets, loss_weight (n_tokens,); cu_seqlens (n_segments + 1,): 0, the ends of the segments.\n\n"
-    "Parameters\n----------\n"
-    "input_ids, cu_seqlens, targets : int32 or int64 array, or list of int\n    targets[i] is the token that position i must predict.\n"
-    "loss_weight : array\n    float32; 0 where a position carries no loss.\n"
-    "grad_scale : float\n    Gradients of grad_scale times the returned loss are added to every trained parameter.\n"
-    "dropout_step : int, optional\n    Chooses the dropout masks; needed where an adapter has lora_dropout.\n\n"
-    "Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats.\n\n"
-    "Raises\n------\nValueError\n    A shape, an id or a segment does not fit, or a weight is missing (it is named).\n"
-    "RuntimeError\n    Another thread is using this decoder.");
+PyDoc_STRVAR(forward_backward_doc,
+             "forward_backward($self, input_ids, cu_seqlens, targets, loss_weight, /, *, grad_scale=1.0, dropout_step=None)\n--\n\n"
+             "One forward and one backward pass over a packed batch.\n\n"
+             "Shapes\n------\ninput_ids, targets, loss_weight (n_tokens,); cu_seqlens (n_segments + 1,): 0, the ends of the segments.\n\n"
+             "Parameters\n----------\n"
+             "input_ids, cu_seqlens, targets : int32 or int64 array, or list of int\n    targets[i] is the token that position i must "
+             "predict, of a classifier the label; of one of another problem_type\n    float32 (n_tokens, num_labels), the values that its "
+             "numbers are compared with.\n"
+             "loss_weight : array\n    float32; 0 where a position carries no loss. A classifier has it on the last tokens of segments.\n"
+             "grad_scale : float\n    Gradients of grad_scale times the returned loss are added to every trained parameter.\n"
+             "dropout_step : int, optional\n    Chooses the dropout masks; needed where an adapter has lora_dropout.\n\n"
+             "Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats, or times the loss of the problem_type (its mean "
+             "over the labels).\n\n"
+             "Raises\n------\nValueError\n    A shape, an id or a segment does not fit, or a weight is missing (it is named).\n"
+             "RuntimeError\n    Another thread is using this decoder.");
 
 /* The step that chooses the dropout masks. One that is left out would be the same masks in every step. */
 static int read_dropout_step(decoder *self, PyObject *given, uint64_t *step) {
@@ -155,7 +171,7 @@ static PyObject *decoder_forward_backward(PyObject *o, PyObject *args, PyObject 
         read_dropout_step(self, step, &dropout_step) < 0)
         return NULL;
     batch x;
-    int ready = get_batch(ids, cu, targets, weight, &x) == 0 && lora_py_enter_decoder(self) == 0;
+    int ready = get_batch(self, ids, cu, targets, weight, &x) == 0 && lora_py_enter_decoder(self) == 0;
     lora_status status = LORA_OK;
     lora_error err = {0};
     if (ready) {
@@ -193,7 +209,7 @@ static PyObject *decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs) {
     decoder *self = (decoder *)o;
     batch x;
     lora_py_array token_loss = {0};
-    int ready = get_batch(ids, cu, targets, weight, &x) == 0;
+    int ready = get_batch(self, ids, cu, targets, weight, &x) == 0;
     if (ready && token_given != Py_None) {
         const int64_t n[] = {x.ids.n};
         ready = lora_py_get(token_given, "token_loss", LORA_PY_F32, LORA_PY_WRITABLE, &token_loss) == 0 &&
@@ -213,13 +229,15 @@ static PyObject *decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs) {
     return status == LORA_OK ? PyFloat_FromDouble(loss) : raise_from(self, &err);
 }
 
+enum { LOGITS = -1, LAST_LOGITS = -2 }; /* in the place of a layer */
+
 /* The rows of a batch, each of so many numbers: its logits, or with layer >= 0 its hidden states. */
 static PyObject *rows_of_batch(decoder *self, PyObject *ids, PyObject *cu, int64_t width, int64_t layer) {
     PyObject *result = NULL;
     batch x;
     void *rows;
     if (get_tokens(ids, cu, &x) == 0) {
-        const int64_t shape[] = {x.ids.n, width};
+        const int64_t shape[] = {layer == LAST_LOGITS ? x.b.n_segments : x.ids.n, width};
         result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &rows);
     }
     if (result && lora_py_enter_decoder(self) < 0) Py_CLEAR(result);
@@ -227,8 +245,9 @@ static PyObject *rows_of_batch(decoder *self, PyObject *ids, PyObject *cu, int64
         lora_status status;
         lora_error err = {0};
         LORA_PY_CALL(self->base.ctx, status,
-                     layer < 0 ? lora_decoder_logits(self->decoder, &x.b, rows, &err)
-                               : lora_decoder_hidden_states(self->decoder, &x.b, layer, rows, &err));
+                     layer == LAST_LOGITS ? lora_decoder_last_logits(self->decoder, &x.b, rows, &err)
+                     : layer == LOGITS    ? lora_decoder_logits(self->decoder, &x.b, rows, &err)
+                                          : lora_decoder_hidden_states(self->decoder, &x.b, layer, rows, &err));
         lora_py_leave(&self->base);
         if (status != LORA_OK) {
             Py_CLEAR(result);
@@ -244,13 +263,28 @@ PyDoc_STRVAR(logits_doc, "logits($self, input_ids, cu_seqlens=None, /)\n--\n\n"
                          "Parameters\n----------\n"
                          "input_ids : int32 or int64 array, or list of int\n    Tokens of all segments, one behind the other.\n"
                          "cu_seqlens : int32 or int64 array, or list of int, optional\n    By default all tokens are one segment.\n\n"
-                         "Returns\n-------\nndarray\n    float32 (n_tokens, vocab_size).\n\n"
+                         "Returns\n-------\nndarray\n    float32 (n_tokens, vocab_size), of a classifier (n_tokens, num_labels).\n\n"
                          "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
 
 static PyObject *decoder_logits(PyObject *o, PyObject *args) {
     PyObject *ids, *cu = Py_None;
     if (!PyArg_ParseTuple(args, "O|O:logits", &ids, &cu)) return NULL;
-    return rows_of_batch((decoder *)o, ids, cu, ((decoder *)o)->config.vocab_size, -1);
+    return rows_of_batch((decoder *)o, ids, cu, head_rows((decoder *)o), LOGITS);
+}
+
+PyDoc_STRVAR(last_logits_doc,
+             "last_logits($self, input_ids, cu_seqlens=None, /)\n--\n\n"
+             "The logits of the last token of each segment: what a classifier says of it.\n\n"
+             "Parameters\n----------\n"
+             "input_ids : int32 or int64 array, or list of int\n    Tokens of all segments, one behind the other.\n"
+             "cu_seqlens : int32 or int64 array, or list of int, optional\n    By default all tokens are one segment.\n\n"
+             "Returns\n-------\nndarray\n    float32 (n_segments, num_labels), of a language model (n_segments, vocab_size).\n\n"
+             "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward_backward().");
+
+static PyObject *decoder_last_logits(PyObject *o, PyObject *args) {
+    PyObject *ids, *cu = Py_None;
+    if (!PyArg_ParseTuple(args, "O|O:last_logits", &ids, &cu)) return NULL;
+    return rows_of_batch((decoder *)o, ids, cu, head_rows((decoder *)o), LAST_LOGITS);
 }
 
 PyDoc_STRVAR(hidden_states_doc,
@@ -401,7 +435,7 @@ static PyObject *decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) {
     void *logits;
     if (get_tokens(ids, cu, &x) == 0 && get_sequences(sequences_given, x.b.n_segments, &sequences) == 0 &&
         lora_py_choose_adapters(state, adapters, x.b.n_segments, &chosen) == 0) {
-        const int64_t shape[] = {x.b.n_segments, self->config.vocab_size};
+        const int64_t shape[] = {x.b.n_segments, head_rows(self)};
         result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &logits);
     }
     if (result && enter_decode(self, cache, &chosen) < 0) Py_CLEAR(result);
@@ -529,6 +563,7 @@ static PyMethodDef decoder_methods[] = {
     {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward_kept, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
     {"loss", LORA_PY_KEYWORDS decoder_loss_kept, METH_VARARGS | METH_KEYWORDS, loss_doc},
     {"logits", decoder_logits, METH_VARARGS, logits_doc},
+    {"last_logits", decoder_last_logits, METH_VARARGS, last_logits_doc},
     {"hidden_states", decoder_hidden_states, METH_VARARGS, hidden_states_doc},
     {"scratch_bytes", decoder_scratch_bytes, METH_O, scratch_bytes_doc},
     {"free_activations", decoder_free_activations, METH_NOARGS, free_activations_doc},
@@ -546,7 +581,8 @@ PyDoc_STRVAR(
     "max_position_embeddings, norm_eps, norm='rms', norm_weight_offset=0.0, pre_norm=True, post_norm=False, qk_norm='none', "
     "activation='silu', gated_mlp=True, learned_positions=False, tie_word_embeddings=False, embedding_scale=1.0, residual_scale=1.0, "
     "attention_scale=0.0, attention_softcap=0.0, logit_scale=1.0, logit_softcap=0.0, sliding_window=0, rope_inv_freq=None, "
-    "rope_scale=1.0, second_rope_inv_freq=None, second_rope_scale=1.0, layer_rope=None, rope_switch=0, device='cpu')\n--\n\n"
+    "rope_scale=1.0, second_rope_inv_freq=None, second_rope_scale=1.0, layer_rope=None, rope_switch=0, num_labels=0, "
+    "problem_type='single_label_classification', device='cpu')\n--\n\n"
     "A decoder: forward and backward over a packed batch, and decoding with a KV cache. What differs between the families of\n"
     "models is an argument.\n\n"
     "Parameters\n----------\n"
@@ -573,6 +609,10 @@ PyDoc_STRVAR(
     "second_rope_inv_freq, second_rope_scale : optional\n    A second table.\n"
     "layer_rope : sequence of int, optional\n    Table of each layer, 0 or 1; -1: no rotation. By default 0 for all.\n"
     "rope_switch : int\n    Sequences of more tokens than this use the second table in all layers (longrope); 0: never.\n"
+    "num_labels : int\n    0: a language model. Else a classifier: lm_head is (num_labels, hidden_size), and logits are of labels.\n"
+    "problem_type : str\n    What a classifier is asked, with its loss: 'single_label_classification' (cross entropy), 'regression' "
+    "(mean\n    "
+    "squared error) or 'multi_label_classification' (binary cross entropy of each label).\n"
     "device : str\n    What it computes on, a name of devices(). Parameters must lie there; frozen weights are copied to it.\n\n"
     "Raises\n------\nValueError\n    A number is out of range or contradicts another.\n\n"
     "Notes\n-----\nWeights are set by name with set_weight() and are borrowed. One thread at a time; results do not depend on the number\n"

@@ -12,9 +12,9 @@ typedef struct given {
     int64_t sizes[N_SIZES];
     double eps, weight_offset, embedding_scale, residual_scale, attention_scale, attention_softcap, logit_scale, logit_softcap;
     double rope_scale, second_rope_scale;
-    const char *norm, *qk_norm, *activation, *device;
+    const char *norm, *qk_norm, *activation, *problem, *device;
     int pre_norm, post_norm, gated, positions, tied;
-    int64_t rope_switch;
+    int64_t rope_switch, num_labels;
     PyObject *window, *layer_rope, *inv_freq, *second_inv_freq;
 } given;
 
@@ -49,6 +49,8 @@ static char *NAMES[] = {"hidden_size",
                         "second_rope_scale",
                         "layer_rope",
                         "rope_switch",
+                        "num_labels",
+                        "problem_type",
                         "device",
                         NULL};
 
@@ -56,12 +58,12 @@ static int read_arguments(PyObject *args, PyObject *kwargs, given *g) {
     int64_t *s = g->sizes;
     for (int i = 0; i < N_SIZES; i++) s[i] = NOT_GIVEN;
     return PyArg_ParseTupleAndKeywords(
-        args, kwargs, "|$O&O&O&O&O&O&O&O&dsdppsspppddddddOOdOdOO&s:Decoder", NAMES, lora_py_whole, &s[0], lora_py_whole, &s[1],
+        args, kwargs, "|$O&O&O&O&O&O&O&O&dsdppsspppddddddOOdOdOO&O&ss:Decoder", NAMES, lora_py_whole, &s[0], lora_py_whole, &s[1],
         lora_py_whole, &s[2], lora_py_whole, &s[3], lora_py_whole, &s[4], lora_py_whole, &s[5], lora_py_whole, &s[6], lora_py_whole, &s[7],
         &g->eps, &g->norm, &g->weight_offset, &g->pre_norm, &g->post_norm, &g->qk_norm, &g->activation, &g->gated, &g->positions, &g->tied,
         &g->embedding_scale, &g->residual_scale, &g->attention_scale, &g->attention_softcap, &g->logit_scale, &g->logit_softcap, &g->window,
         &g->inv_freq, &g->rope_scale, &g->second_inv_freq, &g->second_rope_scale, &g->layer_rope, lora_py_whole, &g->rope_switch,
-        &g->device);
+        lora_py_whole, &g->num_labels, &g->problem, &g->device);
 }
 
 static int check_required(const given *g) {
@@ -91,13 +93,15 @@ static int choose(const char *name, const char *text, const char *const *choices
 static int choose_kinds(const given *g, lora_decoder_config *c) {
     static const char *const norms[] = {"rms", "layer", NULL}, *const qk_norms[] = {"none", "head", "row", NULL};
     static const char *const activations[] = {"silu", "gelu_tanh", NULL};
-    int norm, qk_norm, activation;
+    static const char *const problems[] = {"single_label_classification", "regression", "multi_label_classification", NULL};
+    int norm, qk_norm, activation, problem;
     if (choose("norm", g->norm, norms, &norm) < 0 || choose("qk_norm", g->qk_norm, qk_norms, &qk_norm) < 0 ||
-        choose("activation", g->activation, activations, &activation) < 0)
+        choose("activation", g->activation, activations, &activation) < 0 || choose("problem_type", g->problem, problems, &problem) < 0)
         return -1;
     c->norm = (lora_norm_kind)norm;
     c->qk_norm = (lora_qk_norm)qk_norm;
     c->activation = (lora_activation)activation;
+    c->problem = (lora_problem)problem;
     return 0;
 }
 
@@ -149,14 +153,15 @@ static int get_rope(PyObject *given, const char *name, double scale, lora_decode
 /* The arguments with their defaults, as a dict. */
 static PyObject *options_dict(const given *g, PyObject *kwargs) {
     PyObject *options = Py_BuildValue(
-        "{s:s,s:d,s:O,s:O,s:s,s:s,s:O,s:O,s:O,s:d,s:d,s:d,s:d,s:d,s:d,s:O,s:O,s:d,s:O,s:d,s:O,s:L}", "norm", g->norm, "norm_weight_offset",
-        g->weight_offset, "pre_norm", g->pre_norm ? Py_True : Py_False, "post_norm", g->post_norm ? Py_True : Py_False, "qk_norm",
-        g->qk_norm, "activation", g->activation, "gated_mlp", g->gated ? Py_True : Py_False, "learned_positions",
-        g->positions ? Py_True : Py_False, "tie_word_embeddings", g->tied ? Py_True : Py_False, "embedding_scale", g->embedding_scale,
-        "residual_scale", g->residual_scale, "attention_scale", g->attention_scale, "attention_softcap", g->attention_softcap,
-        "logit_scale", g->logit_scale, "logit_softcap", g->logit_softcap, "sliding_window", g->window, "rope_inv_freq", g->inv_freq,
-        "rope_scale", g->rope_scale, "second_rope_inv_freq", g->second_inv_freq, "second_rope_scale", g->second_rope_scale, "layer_rope",
-        g->layer_rope, "rope_switch", (long long)g->rope_switch);
+        "{s:s,s:d,s:O,s:O,s:s,s:s,s:O,s:O,s:O,s:d,s:d,s:d,s:d,s:d,s:d,s:O,s:O,s:d,s:O,s:d,s:O,s:L,s:L,s:s}", "norm", g->norm,
+        "norm_weight_offset", g->weight_offset, "pre_norm", g->pre_norm ? Py_True : Py_False, "post_norm",
+        g->post_norm ? Py_True : Py_False, "qk_norm", g->qk_norm, "activation", g->activation, "gated_mlp", g->gated ? Py_True : Py_False,
+        "learned_positions", g->positions ? Py_True : Py_False, "tie_word_embeddings", g->tied ? Py_True : Py_False, "embedding_scale",
+        g->embedding_scale, "residual_scale", g->residual_scale, "attention_scale", g->attention_scale, "attention_softcap",
+        g->attention_softcap, "logit_scale", g->logit_scale, "logit_softcap", g->logit_softcap, "sliding_window", g->window,
+        "rope_inv_freq", g->inv_freq, "rope_scale", g->rope_scale, "second_rope_inv_freq", g->second_inv_freq, "second_rope_scale",
+        g->second_rope_scale, "layer_rope", g->layer_rope, "rope_switch", (long long)g->rope_switch, "num_labels", (long long)g->num_labels,
+        "problem_type", g->problem);
     if (options && kwargs && PyDict_Update(options, kwargs) < 0) Py_CLEAR(options);
     return options;
 }
@@ -185,6 +190,7 @@ static int fill(const given *g, lora_decoder_config *c, lora_py_decoder_memory *
         .attention_softcap = g->attention_softcap,
         .logits = {(float)g->logit_scale, (float)g->logit_softcap},
         .rope_switch = g->rope_switch,
+        .num_labels = g->num_labels,
     };
     if (choose_kinds(g, c) < 0) return -1;
     int64_t layers = c->num_hidden_layers;
@@ -211,6 +217,7 @@ PyObject *lora_py_decoder_arguments(PyObject *args, PyObject *kwargs, lora_decod
                .norm = "rms",
                .qk_norm = "none",
                .activation = "silu",
+               .problem = "single_label_classification",
                .device = "cpu",
                .pre_norm = 1,
                .gated = 1,

@@ -195,6 +195,59 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     return with_loss;
 }
 
+PyDoc_STRVAR(
+    values_loss_doc,
+    "values_loss($module, y, values, loss_weight, /, *, kind, gradients=False, grad_scale=1.0)\n--\n\n"
+    "The loss of numbers that are each compared with a value: a regression's, or that of several answers of yes or no.\n\n"
+    "Shapes\n------\ny, values (M, N) float32; loss_weight (M,) float32.\n\n"
+    "Parameters\n----------\n"
+    "y : array\n    The numbers.\n"
+    "values : array\n    What they should be; from 0 to 1 for 'binary_entropy'.\n"
+    "loss_weight : array\n    0 where a row carries no loss; its values are not looked at.\n"
+    "kind : 'squared_error' or 'binary_entropy'\n    (y - v)^2, or -v log s(y) - (1 - v) log(1 - s(y)) with the logistic function s.\n"
+    "gradients : bool\n    Compute them too.\n"
+    "grad_scale : float\n    Multiplies the gradients.\n\n"
+    "Returns\n-------\nfloat, or (float, dy)\n    Sum of loss_weight times the mean of a row; dy like y.\n\n"
+    "Raises\n------\nValueError\n    There is no such kind, or a shape does not fit.");
+
+static PyObject *op_values_loss(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "", "", "kind", "gradients", "grad_scale", NULL};
+    PyObject *y_given, *values_given, *weight_given;
+    const char *kind = NULL;
+    int gradients = 0;
+    double grad_scale = 1.0, loss_sum = 0.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$spd:values_loss", names, &y_given, &values_given, &weight_given, &kind, &gradients,
+                                     &grad_scale))
+        return NULL;
+    bool squared = kind && strcmp(kind, "squared_error") == 0;
+    if (!squared && (!kind || strcmp(kind, "binary_entropy") != 0))
+        return PyErr_Format(PyExc_ValueError, "kind: expected 'squared_error' or 'binary_entropy', got '%s'", kind ? kind : "");
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *y = lora_py_take(&c, y_given, "y", 0);
+    const int64_t shape[] = {-1, -1};
+    if (!y || lora_py_expect(y, 2, shape) < 0) return lora_py_abandon(&c);
+    lora_py_array *values = lora_py_take_like(&c, values_given, "values", y), *weight = NULL;
+    if (!values || !(weight = lora_py_take(&c, weight_given, "loss_weight", 0)) || lora_py_expect(weight, 1, &y->rows) < 0)
+        return lora_py_abandon(&c);
+    float *dy = NULL;
+    if (gradients && !(dy = lora_py_give_like(&c, y))) return lora_py_abandon(&c);
+    lora_values loss = {.kind = squared ? LORA_VALUES_SQUARED_ERROR : LORA_VALUES_BINARY_ENTROPY,
+                        .values = values->data,
+                        .loss_weight = weight->data,
+                        .grad_scale = (float)grad_scale,
+                        .loss_sum = &loss_sum};
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_values_loss(c.state->ctx, lora_py_mat(y), &loss, lora_py_mat_like(dy, y), &c.err));
+    PyObject *result = lora_py_end(&c, status);
+    if (!result || !gradients) {
+        Py_XDECREF(result);
+        return result ? PyFloat_FromDouble(loss_sum) : NULL;
+    }
+    PyObject *with_loss = Py_BuildValue("(dO)", loss_sum, result);
+    Py_DECREF(result);
+    return with_loss;
+}
+
 /* --- attention ---------------------------------------------------------------------------------------------------- */
 
 typedef struct attention_args {
@@ -367,6 +420,7 @@ static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObjec
 LORA_PY_KEEP(op_linear)
 LORA_PY_KEEP(op_linear_backward)
 LORA_PY_KEEP(op_cross_entropy)
+LORA_PY_KEEP(op_values_loss)
 LORA_PY_KEEP(op_attention)
 LORA_PY_KEEP(op_attention_backward)
 
@@ -376,6 +430,7 @@ PyMethodDef lora_py_matrix_ops[] = {
     {"embedding", op_embedding, METH_VARARGS, embedding_doc},
     {"embedding_backward", op_embedding_backward, METH_VARARGS, embedding_backward_doc},
     {"cross_entropy", LORA_PY_KEYWORDS op_cross_entropy_kept, METH_VARARGS | METH_KEYWORDS, cross_entropy_doc},
+    {"values_loss", LORA_PY_KEYWORDS op_values_loss_kept, METH_VARARGS | METH_KEYWORDS, values_loss_doc},
     {"attention", LORA_PY_KEYWORDS op_attention_kept, METH_VARARGS | METH_KEYWORDS, attention_doc},
     {"attention_backward", LORA_PY_KEYWORDS op_attention_backward_kept, METH_VARARGS | METH_KEYWORDS, attention_backward_doc},
     {0},

@@ -14,12 +14,15 @@ static const lora_matrix *base_of(const lora_decoder *d, lora_matrix_slot slot) 
     return slot == LORA_LM_HEAD ? lora_head(d) : lora_global(d, slot);
 }
 
+static int64_t rows_of(const lora_decoder *d, lora_matrix_slot slot) {
+    return slot == LORA_LM_HEAD ? lora_head_rows(&d->config) : d->config.vocab_size;
+}
+
 static bool trains(const lora_matrix *m) { return m->has_adapter && (m->adapter.dA || m->adapter.dB); }
 
 lora_weight lora_global_weight(const lora_decoder *d, lora_matrix_slot slot) {
     if (!lora_global(d, slot)->has_adapter) return base_of(d, slot)->w;
-    return lora_weight_f32(d->adapted[slot - LORA_LAYER_MATRICES].whole, d->config.vocab_size, d->config.hidden_size,
-                           d->config.hidden_size);
+    return lora_weight_f32(d->adapted[slot - LORA_LAYER_MATRICES].whole, rows_of(d, slot), d->config.hidden_size, d->config.hidden_size);
 }
 
 float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot) {
@@ -28,11 +31,11 @@ float *lora_global_gradient(const lora_decoder *d, lora_matrix_slot slot) {
     return trains(m) ? d->adapted[slot - LORA_LAYER_MATRICES].gradient : NULL;
 }
 
-static lora_status memory(lora_decoder *d, float **at, lora_error *err) {
+static lora_status memory(lora_decoder *d, int64_t rows, float **at, lora_error *err) {
     size_t bytes;
     if (*at) return LORA_OK;
-    LORA_CHECK(lora_mul_size((size_t)d->config.vocab_size * sizeof(float), (size_t)d->config.hidden_size, &bytes), err, LORA_ENOMEM,
-               "adapter: expected a matrix that fits the address space, got %lld rows of %lld", (long long)d->config.vocab_size,
+    LORA_CHECK(lora_mul_size((size_t)rows * sizeof(float), (size_t)d->config.hidden_size, &bytes), err, LORA_ENOMEM,
+               "adapter: expected a matrix that fits the address space, got %lld rows of %lld", (long long)rows,
                (long long)d->config.hidden_size);
     *at = lora_ctx_alloc(d->ctx, LORA_MEM_SCRATCH, bytes);
     LORA_CHECK(*at, err, LORA_ENOMEM, "adapter: expected %zu bytes for the adapted matrix, got none", bytes);
@@ -51,8 +54,8 @@ lora_status lora_make_adapted_global(lora_decoder *d, lora_matrix_slot slot, con
     }
     LORA_CHECK(!adapter->magnitude, err, LORA_EINVAL, "%s: expected an adapter without DoRA, got one with it",
                lora_decoder_slot_name(false, (int)slot).text);
-    LORA_TRY(memory(d, &a->whole, err));
-    return adapter->dA || adapter->dB ? memory(d, &a->gradient, err) : LORA_OK;
+    LORA_TRY(memory(d, rows_of(d, slot), &a->whole, err));
+    return adapter->dA || adapter->dB ? memory(d, rows_of(d, slot), &a->gradient, err) : LORA_OK;
 }
 
 void lora_forget_adapted_globals(lora_decoder *d) {
@@ -67,12 +70,12 @@ void lora_free_adapted_globals(lora_decoder *d) {
 }
 
 int64_t lora_adapted_globals_bytes(const lora_decoder *d) {
-    int64_t matrices = 0;
+    int64_t rows = 0;
     for (int i = 0; i < 2; i++) {
         const lora_adapted_global *a = &d->adapted[SLOTS[i] - LORA_LAYER_MATRICES];
-        matrices += (a->whole != NULL) + (a->gradient != NULL);
+        rows += ((a->whole != NULL) + (a->gradient != NULL)) * rows_of(d, SLOTS[i]);
     }
-    return matrices * d->config.vocab_size * d->config.hidden_size * (int64_t)sizeof(float);
+    return rows * d->config.hidden_size * (int64_t)sizeof(float);
 }
 
 static lora_status write_one(lora_decoder *d, const lora_run *run, lora_matrix_slot slot, lora_error *err) {
@@ -94,13 +97,14 @@ static lora_status before(lora_decoder *d, const lora_run *run, lora_error *err)
     return LORA_OK;
 }
 
-static lora_status clear_gradient(lora_decoder *d, float *gradient, lora_error *err) {
-    return lora_clear(d->ctx, gradient, (size_t)d->config.vocab_size * (size_t)d->config.hidden_size * sizeof *gradient, err);
+static lora_status clear_gradient(lora_decoder *d, lora_matrix_slot slot, lora_error *err) {
+    float *gradient = adapted(d, slot)->gradient;
+    return lora_clear(d->ctx, gradient, (size_t)rows_of(d, slot) * (size_t)d->config.hidden_size * sizeof *gradient, err);
 }
 
 lora_status lora_drop_adapted_gradients(lora_decoder *d, lora_error *err) {
     for (int i = 0; i < 2; i++)
-        if (adapted(d, SLOTS[i])->gradient) LORA_TRY(clear_gradient(d, adapted(d, SLOTS[i])->gradient, err));
+        if (adapted(d, SLOTS[i])->gradient) LORA_TRY(clear_gradient(d, SLOTS[i], err));
     return LORA_OK;
 }
 
@@ -110,7 +114,7 @@ static lora_status collect_one(lora_decoder *d, lora_matrix_slot slot, lora_erro
     const float *gradient = adapted(d, slot)->gradient;
     int64_t H = d->config.hidden_size;
     if (!trains(m) || !gradient) return LORA_OK;
-    return lora_linear_merge_backward(d->ctx, &m->adapter, lora_mat_f32(gradient, d->config.vocab_size, H, H), err);
+    return lora_linear_merge_backward(d->ctx, &m->adapter, lora_mat_f32(gradient, rows_of(d, slot), H, H), err);
 }
 
 static lora_status after(lora_decoder *d, const lora_run *run, bool complete, lora_error *err) {

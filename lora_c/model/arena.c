@@ -125,6 +125,7 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     *b = (lora_buffers){.lowest = training ? lora_lowest_trainable_layer(d) : L, .x = d->streams, .states = d->states};
     b->tables = lora_lay_tables(&at, d, M);
     b->loss_sum = lora_carve(&at, 1, sizeof *b->loss_sum);
+    if (lora_has_values(c)) b->labels = carve_floats(&at, M, c->num_labels);
     bool keeps_all = d->recompute == LORA_RECOMPUTE_NONE, copies = keeps_all && d->activation_dtype == LORA_BF16 && b->lowest < L;
     if (copies) b->kept = d->kept;
     lay_streams(&at, c, M, copies, b);
@@ -210,6 +211,6 @@ int64_t lora_decoder_arena_bytes(const lora_decoder *d, int64_t n_tokens, bool t
 int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens) {
     const lora_decoder_config *c = &d->config;
     int64_t widest = lora_max_i64((c->gated_mlp ? 2 : 1) * c->intermediate_size, lora_max_i64(lora_qkv_width(c), c->hidden_size));
-    lora_scratch_shape shape = {.n_tokens = n_tokens, .widest = widest, .vocab_size = c->vocab_size, .hidden_size = c->hidden_size};
+    lora_scratch_shape shape = {.n_tokens = n_tokens, .widest = widest, .vocab_size = lora_head_rows(c), .hidden_size = c->hidden_size};
     return lora_scratch_bytes(d->ctx, &shape) + lora_adapted_globals_bytes(d);
 }

@@ -10,6 +10,7 @@ lora_batch_tables lora_lay_tables(lora_carver *c, const lora_decoder *d, int64_t
     t.cu_seqlens = lora_carve(c, M + 1, sizeof *t.cu_seqlens);
     t.targets = lora_carve(c, M, sizeof *t.targets);
     t.loss_weight = lora_carve(c, M, sizeof *t.loss_weight);
+    t.values = lora_has_values(&d->config) ? lora_carve(c, M, (size_t)d->config.num_labels * sizeof *t.values) : NULL;
     t.kv_start = lora_carve(c, M, sizeof *t.kv_start);
     t.kv_length = lora_carve(c, M, sizeof *t.kv_length);
     t.cache_rows = lora_carve(c, M, sizeof *t.cache_rows);
@@ -38,9 +39,10 @@ lora_status lora_stage_batch(lora_decoder *d, const lora_run *run, const lora_bu
     for (int64_t m = 0; m < run->n_tokens; m++) t.input_ids[m] = run->input_ids[m];
     for (int64_t s = 0; s <= run->n_segments; s++) t.cu_seqlens[s] = run->cu_seqlens[s];
     for (int64_t m = 0; run->wants_loss && m < run->n_tokens; m++) {
-        t.targets[m] = run->targets[m];
+        t.targets[m] = t.values ? 0 : run->targets[m];
         t.loss_weight[m] = run->loss_weight[m];
     }
+    for (int64_t i = 0; run->wants_loss && t.values && i < run->n_tokens * d->config.num_labels; i++) t.values[i] = run->values[i];
     for (int64_t s = 0; s < run->n_segments; s++) fill_segment(d, run, s, &t);
     return lora_upload(d->ctx, b->tables.input_ids, d->stage, at.used, err); /* the first table, and all behind it */
 }

@@ -66,6 +66,19 @@ static lora_status check_ropes(const lora_decoder_config *c, lora_error *err) {
     return LORA_OK;
 }
 
+static lora_status check_labels(const lora_decoder_config *c, lora_error *err) {
+    if (!c->num_labels) return LORA_OK;
+    LORA_CHECK(c->num_labels > 0 && c->num_labels < INT32_MAX, err, LORA_EINVAL, "num_labels: expected 0 to %d, got %lld", INT32_MAX - 1,
+               (long long)c->num_labels);
+    LORA_CHECK(c->problem >= LORA_SINGLE_LABEL && c->problem <= LORA_MULTI_LABEL, err, LORA_EINVAL,
+               "problem: expected single label, regression or multi label, got %d", (int)c->problem);
+    LORA_CHECK(!c->tie_word_embeddings, err, LORA_EINVAL, "tie_word_embeddings: expected false with num_labels, got true");
+    LORA_CHECK(c->logits.scale == 1 && c->logits.softcap == 0, err, LORA_EINVAL,
+               "logit_scale, logit_softcap: expected 1 and 0 with num_labels, got %g and %g", (double)c->logits.scale,
+               (double)c->logits.softcap);
+    return LORA_OK;
+}
+
 lora_status lora_check_config(const lora_decoder_config *c, lora_error *err) {
     LORA_TRY(check_sizes(c, err));
     LORA_CHECK(c->num_attention_heads % c->num_key_value_heads == 0, err, LORA_EINVAL,
@@ -79,6 +92,7 @@ lora_status lora_check_config(const lora_decoder_config *c, lora_error *err) {
     for (int64_t i = 0; c->sliding_window && i < c->num_hidden_layers; i++)
         LORA_CHECK(c->sliding_window[i] >= 0, err, LORA_EINVAL, "sliding_window: expected >= 0, got %d at index %lld",
                    (int)c->sliding_window[i], (long long)i);
+    LORA_TRY(check_labels(c, err));
     LORA_TRY(check_numbers(c, err));
     return check_ropes(c, err);
 }

@@ -48,16 +48,35 @@ static lora_status check_segments(const lora_decoder *d, const lora_run *run, lo
     return LORA_OK;
 }
 
+/* What the numbers of one row are compared with. */
+static lora_status check_values(const lora_decoder *d, const lora_run *run, int64_t m, lora_error *err) {
+    int64_t N = d->config.num_labels;
+    bool shares = d->config.problem == LORA_MULTI_LABEL;
+    for (int64_t n = 0; n < N; n++) {
+        float value = run->values[m * N + n];
+        LORA_CHECK(isfinite(value) && (!shares || (value >= 0 && value <= 1)), err, LORA_EINVAL,
+                   "values: expected %s where loss_weight is not 0, got %g at index %lld, %lld", shares ? "0 to 1" : "finite numbers",
+                   (double)value, (long long)m, (long long)n);
+    }
+    return LORA_OK;
+}
+
 static lora_status check_targets(const lora_decoder *d, const lora_run *run, lora_error *err) {
-    LORA_CHECK(run->targets && run->loss_weight, err, LORA_EINVAL, "%s: expected an array, got NULL",
-               run->targets ? "loss_weight" : "targets");
+    bool has_values = lora_has_values(&d->config);
+    LORA_CHECK((has_values || run->targets) && run->loss_weight, err, LORA_EINVAL, "%s: expected an array, got NULL",
+               run->loss_weight ? "targets" : "loss_weight");
+    LORA_CHECK(!has_values || run->values, err, LORA_EINVAL, "values: expected an array (n_tokens, num_labels), got NULL");
     for (int64_t m = 0; m < run->n_tokens; m++) {
         if (run->loss_weight[m] == 0.0f) continue;
         LORA_CHECK(isfinite(run->loss_weight[m]), err, LORA_EINVAL, "loss_weight: expected finite values, got %g at index %lld",
                    (double)run->loss_weight[m], (long long)m);
-        LORA_CHECK(run->targets[m] >= 0 && run->targets[m] < d->config.vocab_size, err, LORA_EINVAL,
-                   "targets: expected 0 to %lld where loss_weight is not 0, got %d at index %lld", (long long)d->config.vocab_size - 1,
-                   (int)run->targets[m], (long long)m);
+        if (has_values) {
+            LORA_TRY(check_values(d, run, m, err));
+            continue;
+        }
+        LORA_CHECK(run->targets[m] >= 0 && run->targets[m] < lora_head_rows(&d->config), err, LORA_EINVAL,
+                   "targets: expected 0 to %lld where loss_weight is not 0, got %d at index %lld",
+                   (long long)lora_head_rows(&d->config) - 1, (int)run->targets[m], (long long)m);
     }
     return LORA_OK;
 }

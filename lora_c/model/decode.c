@@ -23,17 +23,6 @@ static lora_status check_sequences(lora_kv_cache *c, int64_t n_segments, const i
     return status;
 }
 
-static lora_status run_tokens(lora_decoder *d, lora_run *run, float *logits, lora_error *err) {
-    lora_buffers b;
-    int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers;
-    LORA_TRY(lora_begin_pass(d, run, &b, err));
-    LORA_TRY(lora_layers_forward(d, run, &b, err));
-    /* only the last row of a segment goes through the head; the residual stream is not needed any more */
-    LORA_TRY(lora_copy_rows(d->ctx, lora_mat_f32(b.xn, run->n_tokens, H, H), b.tables.last_tokens,
-                            lora_mat_f32(b.x[L], run->n_segments, H, H), NULL, false, err));
-    return lora_decoder_head(d, run->n_segments, b.x[L], logits, err);
-}
-
 lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_segments, const int32_t *cu_seqlens, const int32_t *sequences,
                                 const int32_t *input_ids, const lora_decoder_adapters *const *adapters, float *logits, lora_error *err) {
     LORA_CHECK(c->decoder == d, err, LORA_EINVAL, "cache: expected one made by this decoder, got one of another");
@@ -48,7 +37,7 @@ lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_seg
     lora_grouped grouped;
     LORA_TRY(lora_check_run(d, &run, err));
     if (adapters) LORA_TRY(lora_group_segments(d, adapters, &run, &grouped, err));
-    LORA_TRY(lora_end_pass(d, &run, run_tokens(d, &run, logits, err), err));
+    LORA_TRY(lora_end_pass(d, &run, lora_last_logits(d, &run, logits, err), err));
     /* only now: a failed call leaves no trace */
     for (int64_t s = 0; s < n_segments; s++) c->lengths[sequences[s]] += cu_seqlens[s + 1] - cu_seqlens[s];
     return LORA_OK;

@@ -63,6 +63,7 @@ typedef struct lora_batch_tables {
     int32_t *cu_seqlens;           /* (M + 1) */
     int32_t *targets;              /* (M) */
     float *loss_weight;            /* (M) */
+    float *values;                 /* (M, num_labels) of a classifier that is asked for numbers; else absent */
     int64_t *kv_start, *kv_length; /* (S): the keys and values of a segment */
     int64_t *cache_rows;           /* (M): where the cache keeps the key of a token */
     int64_t *last_tokens;          /* (S) */
@@ -82,6 +83,7 @@ typedef struct lora_buffers {
     float *dh;                /* (M, I) */
     float *datt, *dqkv;       /* (M, Q), (M, Q + 2 KV): in the memory of h and dh, which attention does not need */
     double *loss_sum;         /* (1) */
+    float *labels;            /* (M, num_labels): logits and their gradient, with tables.values */
     lora_batch_tables tables;
 } lora_buffers;
 
@@ -138,6 +140,11 @@ struct lora_kv_cache {
 static inline int64_t lora_q_width(const lora_decoder_config *c) { return c->num_attention_heads * c->head_dim; }
 static inline int64_t lora_kv_width(const lora_decoder_config *c) { return c->num_key_value_heads * c->head_dim; }
 static inline int64_t lora_qkv_width(const lora_decoder_config *c) { return lora_q_width(c) + 2 * lora_kv_width(c); }
+
+/* Rows of the head. */
+static inline int64_t lora_head_rows(const lora_decoder_config *c) { return c->num_labels ? c->num_labels : c->vocab_size; }
+/* Whether the loss compares numbers with values, not logits with a target. */
+static inline bool lora_has_values(const lora_decoder_config *c) { return c->num_labels && c->problem != LORA_SINGLE_LABEL; }
 
 static inline const lora_matrix *lora_global(const lora_decoder *d, lora_matrix_slot slot) {
     return &d->globals[slot - LORA_LAYER_MATRICES];

@@ -18,6 +18,7 @@ typedef struct lora_run {
     bool wants_loss;
     const int32_t *targets; /* read with wants_loss */
     const float *loss_weight;
+    const float *values; /* read with wants_loss and lora_has_values */
     const lora_kv_cache *cache;
     const int32_t *sequences;
     const lora_run_group *groups; /* (n_groups): all tokens, with adapters in place of the decoder's own; 0: with those */
@@ -115,8 +116,10 @@ lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffer
 int64_t lora_kept_width(const lora_decoder_config *c); /* elements of a copy, per token */
 
 /* passes.c */
-/** logits (M, V), on the host, of M normed rows. */
+/** logits (M, V), on the host, of M normed rows; V: rows of the head. */
 lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float *logits, lora_error *err) LORA_MUST_CHECK;
+/** A whole pass without its end: logits (n_segments, V), on the host, of the last token of each segment. */
+lora_status lora_last_logits(lora_decoder *d, lora_run *run, float *logits, lora_error *err) LORA_MUST_CHECK;
 
 /* backward.c: from b->dx, the gradient of the last layer's output, down to the lowest thing that trains */
 lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;

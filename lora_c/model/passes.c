@@ -11,6 +11,7 @@ static lora_run run_of(const lora_batch *batch, bool training, bool wants_loss) 
                       .wants_loss = wants_loss,
                       .targets = batch->targets,
                       .loss_weight = batch->loss_weight,
+                      .values = batch->values,
                       .training = training,
                       .dropout_step = batch->dropout_step};
 }
@@ -19,9 +20,40 @@ static lora_mat hidden(const lora_decoder *d, int64_t M, const float *data) {
     return data ? lora_mat_f32(data, M, d->config.hidden_size, d->config.hidden_size) : lora_mat_none();
 }
 
+/* The logits of normed rows before logits.scale and logits.softcap. */
+static lora_status plain_logits(lora_decoder *d, int64_t M, const float *xn, lora_mat logits, lora_error *err) {
+    lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
+    lora_linear_layer layer = {.w = &head, .y = logits};
+    return lora_linear_forward(d->ctx, hidden(d, M, xn), 1, &layer, err);
+}
+
+/* The loss of a classifier whose numbers are compared with values, and its gradients. */
+static lora_status values_loss(lora_decoder *d, const lora_run *run, const lora_buffers *b, float grad_scale, float *row_loss, lora_mat dx,
+                               lora_error *err) {
+    const lora_decoder_config *c = &d->config;
+    int64_t M = run->n_tokens;
+    lora_values loss = {.kind = c->problem == LORA_REGRESSION ? LORA_VALUES_SQUARED_ERROR : LORA_VALUES_BINARY_ENTROPY,
+                        .values = b->tables.values,
+                        .loss_weight = b->tables.loss_weight,
+                        .grad_scale = grad_scale,
+                        .loss_sum = b->loss_sum,
+                        .row_loss = row_loss};
+    lora_mat labels = lora_mat_f32(b->labels, M, c->num_labels, c->num_labels);
+    LORA_TRY(plain_logits(d, M, b->xn, labels, err));
+    LORA_TRY(lora_values_loss(d->ctx, labels, &loss, run->training ? labels : lora_mat_none(), err));
+    lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
+    lora_linear_gradient gradient = {.dy = labels, .w = &head, .dW = run->training ? lora_global_gradient(d, LORA_LM_HEAD) : NULL};
+    if (!gradient.dW && !dx.data) return LORA_OK;
+    return lora_linear_backward(d->ctx, hidden(d, M, b->xn), 1, &gradient, dx, false, err);
+}
+
 /* The loss of the normed rows, and with dx their gradient; *loss_sum stands after the pass. */
 static lora_status head_and_loss(lora_decoder *d, const lora_run *run, const lora_buffers *b, float grad_scale, float *token_loss,
                                  lora_mat dx, double *loss_sum, lora_error *err) {
+    if (lora_has_values(&d->config)) {
+        LORA_TRY(values_loss(d, run, b, grad_scale, token_loss, dx, err));
+        return lora_download(d->ctx, loss_sum, b->loss_sum, sizeof *loss_sum, err);
+    }
     lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
     lora_loss loss = {.targets = b->tables.targets,
                       .loss_weight = b->tables.loss_weight,
@@ -91,20 +123,35 @@ lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float 
 
 static lora_status make_logits(lora_decoder *d, int64_t M, const float *xn, lora_mat logits, lora_error *err) {
     const lora_logit_map *map = &d->config.logits;
-    lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
-    lora_linear_layer layer = {.w = &head, .y = logits};
-    LORA_TRY(lora_linear_forward(d->ctx, hidden(d, M, xn), 1, &layer, err));
+    LORA_TRY(plain_logits(d, M, xn, logits, err));
     if (map->scale != 1.0f) LORA_TRY(lora_scale_rows(d->ctx, map->scale, logits, logits, false, err));
     return map->softcap > 0 ? lora_softcap_rows(d->ctx, map->softcap, logits, err) : LORA_OK;
 }
 
 lora_status lora_decoder_head(lora_decoder *d, int64_t M, const float *xn, float *logits, lora_error *err) {
-    int64_t V = d->config.vocab_size;
+    int64_t V = lora_head_rows(&d->config);
     size_t bytes = (size_t)M * (size_t)V * sizeof *logits;
     void *out;
     LORA_TRY(lora_output_open(d->ctx, logits, bytes, &out, err));
     lora_status status = make_logits(d, M, xn, lora_mat_f32(out, M, V, V), err);
     return lora_output_close(d->ctx, logits, bytes, out, status, err);
+}
+
+lora_status lora_last_logits(lora_decoder *d, lora_run *run, float *logits, lora_error *err) {
+    lora_buffers b;
+    int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers;
+    LORA_TRY(lora_begin_pass(d, run, &b, err));
+    LORA_TRY(lora_layers_forward(d, run, &b, err));
+    /* only the last row of a segment goes through the head; the residual stream is not needed any more */
+    LORA_TRY(lora_copy_rows(d->ctx, hidden(d, run->n_tokens, b.xn), b.tables.last_tokens, lora_mat_f32(b.x[L], run->n_segments, H, H), NULL,
+                            false, err));
+    return lora_decoder_head(d, run->n_segments, b.x[L], logits, err);
+}
+
+lora_status lora_decoder_last_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
+    lora_run run = run_of(batch, false, false);
+    LORA_TRY(lora_check_run(d, &run, err));
+    return lora_end_pass(d, &run, lora_last_logits(d, &run, logits, err), err);
 }
 
 static lora_status evaluate_states(lora_decoder *d, lora_run *run, int64_t layer, float *out, lora_error *err) {

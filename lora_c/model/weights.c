@@ -32,7 +32,8 @@ static lora_status find_matrix(lora_decoder *d, int64_t layer, int slot, lora_ma
 
 static void matrix_shape(const lora_decoder_config *c, int slot, int64_t *rows, int64_t *cols) {
     int64_t H = c->hidden_size, I = c->intermediate_size, Q = lora_q_width(c), KV = lora_kv_width(c), V = c->vocab_size;
-    const int64_t shapes[][2] = {{Q, H}, {KV, H}, {KV, H}, {H, Q}, {I, H}, {I, H}, {H, I}, {V, H}, {V, H}, {c->max_position_embeddings, H}};
+    const int64_t shapes[][2] = {
+        {Q, H}, {KV, H}, {KV, H}, {H, Q}, {I, H}, {I, H}, {H, I}, {V, H}, {lora_head_rows(c), H}, {c->max_position_embeddings, H}};
     *rows = shapes[slot][0];
     *cols = shapes[slot][1];
 }

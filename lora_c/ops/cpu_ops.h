@@ -28,6 +28,7 @@ lora_status lora_cpu_embedding_forward(lora_ctx *ctx, const int32_t *ids, const 
 lora_status lora_cpu_embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
                                           lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
                                lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) LORA_MUST_CHECK;

@@ -307,6 +307,10 @@ class Decoder:
         second_rope_scale: float = 1.0,
         layer_rope: Sequence[int] | None = None,
         rope_switch: int = 0,
+        num_labels: int = 0,
+        problem_type: Literal[
+            "single_label_classification", "regression", "multi_label_classification"
+        ] = "single_label_classification",
         device: str = "cpu",
     ) -> Decoder: ...
     @property
@@ -331,7 +335,7 @@ class Decoder:
         self,
         input_ids: _Ids,
         cu_seqlens: _Ids,
-        targets: _Ids,
+        targets: _Ids | _Array,
         loss_weight: _Array,
         /,
         *,
@@ -339,9 +343,17 @@ class Decoder:
         dropout_step: int | None = None,
     ) -> float: ...
     def loss(
-        self, input_ids: _Ids, cu_seqlens: _Ids, targets: _Ids, loss_weight: _Array, /, *, token_loss: _Array | None = None
+        self,
+        input_ids: _Ids,
+        cu_seqlens: _Ids,
+        targets: _Ids | _Array,
+        loss_weight: _Array,
+        /,
+        *,
+        token_loss: _Array | None = None,
     ) -> float: ...
     def logits(self, input_ids: _Ids, cu_seqlens: _Ids | None = None, /) -> _F32: ...
+    def last_logits(self, input_ids: _Ids, cu_seqlens: _Ids | None = None, /) -> _F32: ...
     def hidden_states(self, input_ids: _Ids, layer: int, cu_seqlens: _Ids | None = None, /) -> _F32: ...
     def free_activations(self) -> None: ...
     def arena_bytes(self, n_tokens: int, /, *, training: bool = True) -> int: ...
@@ -431,6 +443,28 @@ def cross_entropy(
     logit_scale: float = 1.0,
     logit_softcap: float = 0.0,
 ) -> tuple[float, _F32, _F32]: ...
+@overload
+def values_loss(
+    y: _Array,
+    values: _Array,
+    loss_weight: _Array,
+    /,
+    *,
+    kind: Literal["squared_error", "binary_entropy"],
+    gradients: Literal[False] = False,
+    grad_scale: float = 1.0,
+) -> float: ...
+@overload
+def values_loss(
+    y: _Array,
+    values: _Array,
+    loss_weight: _Array,
+    /,
+    *,
+    kind: Literal["squared_error", "binary_entropy"],
+    gradients: Literal[True],
+    grad_scale: float = 1.0,
+) -> tuple[float, _F32]: ...
 def adamw_step(
     p: _Array,
     g: _Array,

@@ -23,6 +23,7 @@ from ._core import (
     sum_of_squares,
     swiglu,
     swiglu_backward,
+    values_loss,
 )
 
 __all__ = [
@@ -45,4 +46,5 @@ __all__ = [
     "sum_of_squares",
     "swiglu",
     "swiglu_backward",
+    "values_loss",
 ]

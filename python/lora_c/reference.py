@@ -398,6 +398,20 @@ def linear_cross_entropy_backward(
     return p @ w, p.T @ x
 
 
+def values_loss(y: ArrayLike, values: ArrayLike, loss_weight: ArrayLike, kind: str) -> float:
+    """sum over m of loss_weight[m] * the mean over n of (y - v)², or of -v log s(y) - (1 - v) log(1 - s(y))."""
+    y, v = _f64(y), _f64(values)
+    each = (y - v) ** 2 if kind == "squared_error" else np.logaddexp(0, y) - y * v
+    return float((_f64(loss_weight) * each.mean(axis=1)).sum())
+
+
+def values_loss_backward(y: ArrayLike, values: ArrayLike, loss_weight: ArrayLike, kind: str) -> F64:
+    """dy = loss_weight / N times 2 (y - v), or s(y) - v."""
+    y, v = _f64(y), _f64(values)
+    slope = 2 * (y - v) if kind == "squared_error" else np.exp(-np.logaddexp(0, -y)) - v
+    return _f64(loss_weight)[:, None] / y.shape[1] * slope
+
+
 # --- optimizer ----------------------------------------------------------------------------------------------------
 
 

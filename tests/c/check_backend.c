@@ -246,6 +246,27 @@ static void linear_cross_entropy(op_run *r) {
     }
 }
 
+static void values_loss(op_run *r) {
+    float weights[M], values[M * 3];
+    for (int i = 0; i < M; i++) weights[i] = (float)(i % 3) / 2;
+    for (int i = 0; i < M * 3; i++) values[i] = (float)(i % 5) / 4;
+    for (int kind = LORA_VALUES_SQUARED_ERROR; kind <= LORA_VALUES_BINARY_ENTROPY; kind++) {
+        lora_mat y = op_mat(r, M, 3, 1), dy = op_mat(r, M, 3, 1);
+        double *sum = (double *)(void *)op_floats(r, 2, 1);
+        float *losses = op_floats(r, M, 1);
+        lora_values loss = {.kind = (lora_values_kind)kind,
+                            .values = op_send(r, values, sizeof values),
+                            .loss_weight = op_send(r, weights, sizeof weights),
+                            .grad_scale = 0.5f,
+                            .loss_sum = sum,
+                            .row_loss = losses};
+        OK(lora_values_loss(r->ctx, y, &loss, kind ? y : dy, ERR));
+        op_keep(r, "loss_sum", sum, 1, VALUES_F64);
+        op_keep(r, "row_loss", losses, M, VALUES_F32);
+        op_keep_mat(r, "dy", kind ? y : dy);
+    }
+}
+
 static const op_case CASES[] = {
     {"norm_forward", norm_forward},
     {"norm_backward", norm_backward},
@@ -260,6 +281,7 @@ static const op_case CASES[] = {
     {"embedding_forward", embedding_forward},
     {"embedding_backward", embedding_backward},
     {"linear_cross_entropy", linear_cross_entropy},
+    {"values_loss", values_loss},
     {"copy_rows", copy_rows},
     {"convert_rows", convert_rows},
 };

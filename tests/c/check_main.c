@@ -25,6 +25,7 @@ void check_nn(void);
 void check_rows_copy(void);
 void check_optim(void);
 void check_head(void);
+void check_values(void);
 void check_attention(void);
 void check_attention_fast(void);
 void check_attention_exp(void);
@@ -61,6 +62,7 @@ static const struct {
                 {"nn", check_nn},
                 {"rows_copy", check_rows_copy},
                 {"head", check_head},
+                {"values", check_values},
                 {"optim", check_optim},
                 {"attention", check_attention},
                 {"attention_fast", check_attention_fast},

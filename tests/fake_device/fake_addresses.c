@@ -34,6 +34,13 @@ void at_loss(const fake_device *f, lora_loss *l, const void **bad) {
     AT(l->token_loss);
 }
 
+void at_values(const fake_device *f, lora_values *l, const void **bad) {
+    AT(l->values);
+    AT(l->loss_weight);
+    AT(l->loss_sum);
+    AT(l->row_loss);
+}
+
 void at_weight(const fake_device *f, lora_weight *w, const void **bad) {
     switch (w->kind) {
     case LORA_WEIGHT_F32:

@@ -15,6 +15,7 @@ void at_segments(const fake_device *f, lora_segments *s, const void **bad);
 void at_kv(const fake_device *f, lora_kv *kv, const void **bad);
 void at_gradient(const fake_device *f, lora_attention_gradient *g, const void **bad);
 void at_loss(const fake_device *f, lora_loss *l, const void **bad);
+void at_values(const fake_device *f, lora_values *l, const void **bad);
 void at_weight(const fake_device *f, lora_weight *w, const void **bad);
 void at_adapter(const fake_device *f, lora_adapter *a, const void **bad);
 void at_pass(const fake_device *f, lora_adapter_pass *p, const void **bad);

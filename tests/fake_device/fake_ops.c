@@ -283,6 +283,25 @@ static lora_status linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_we
                  sizeof(linear_cross_entropy_args), err);
 }
 
+typedef struct values_loss_args {
+    lora_mat y;
+    lora_values loss;
+    lora_mat dy;
+} values_loss_args;
+
+static lora_status run_values_loss(fake_device *f, void *args, lora_error *err) {
+    values_loss_args *a = args;
+    const void *bad = NULL;
+    at_mat(f, &a->y, &bad);
+    at_values(f, &a->loss, &bad);
+    at_mat(f, &a->dy, &bad);
+    return bad ? host_address("values_loss", err) : lora_cpu_values_loss(f->cpu, a->y, &a->loss, a->dy, err);
+}
+
+static lora_status values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) {
+    return queue(ctx, run_values_loss, &(values_loss_args){.y = y, .loss = *loss, .dy = dy}, sizeof(values_loss_args), err);
+}
+
 typedef struct copy_rows_args {
     lora_mat from;
     const int64_t *from_rows;
@@ -402,6 +421,7 @@ const lora_backend_ops fake_ops = {
     .embedding_forward = embedding_forward,
     .embedding_backward = embedding_backward,
     .linear_cross_entropy = linear_cross_entropy,
+    .values_loss = values_loss,
     .copy_rows = copy_rows,
     .convert_rows = convert_rows,
     .dora_norm = dora_norm,

@@ -151,6 +151,24 @@ def test_cross_entropy(m, h, v):
     close(dw, want_dw)
 
 
+@pytest.mark.parametrize("kind", ["squared_error", "binary_entropy"])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (7, 3), (40, 1)])
+def test_values_loss(m, n, kind):
+    rng = np.random.default_rng(m + n)
+    y, weight = (4 * rng.standard_normal(s).astype(np.float32) for s in ((m, n), (m,)))
+    values = rng.random((m, n), np.float32)
+    weight[::3] = 0
+    loss, dy = ops.values_loss(y, values, weight, kind=kind, gradients=True)
+    assert math.isclose(loss, ref.values_loss(y, values, weight, kind), rel_tol=1e-12, abs_tol=1e-15)
+    np.testing.assert_allclose(dy, ref.values_loss_backward(y, values, weight, kind), rtol=1e-7, atol=1e-30)
+    assert ops.values_loss(y, values, weight, kind=kind) == loss
+    np.testing.assert_allclose(ops.values_loss(y, values, weight, kind=kind, gradients=True, grad_scale=0.5)[1], dy / 2)
+    with pytest.raises(ValueError, match="kind: expected 'squared_error' or 'binary_entropy', got 'x'"):
+        ops.values_loss(y, values, weight, kind="x")
+    with pytest.raises(ValueError, match="values"):
+        ops.values_loss(y, values[:, :0], weight, kind=kind)
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_adamw_and_sum_of_squares(n):
     r = rng(n, 6)

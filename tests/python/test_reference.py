@@ -121,6 +121,14 @@ def test_attention_never_crosses_segments():
     np.testing.assert_array_equal(whole[2:], ref.attention(q[2:], k[2:], v[2:], [0, 3]))
 
 
+def test_values_loss_gradients():
+    rng = np.random.default_rng(5)
+    y, values, weight = rng.standard_normal((4, 3)), rng.random((4, 3)), rng.random(4)
+    for kind in ("squared_error", "binary_entropy"):
+        dy = ref.values_loss_backward(y, values, weight, kind)
+        close(dy, central_difference(lambda t, kind=kind: ref.values_loss(t, values, weight, kind), y))
+
+
 def test_cross_entropy_gradients():
     x, w = RNG.standard_normal((4, 3)), RNG.standard_normal((5, 3))
     targets, weight = np.array([0, 4, 2, 1]), np.array([1.0, 0.0, 2.0, 0.5])

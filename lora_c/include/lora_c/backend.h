@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-enum { LORA_BACKEND_ABI = 2 }; /* changes with this file, and with the structs that it passes */
+enum { LORA_BACKEND_ABI = 3 }; /* changes with this file, and with the structs that it passes */
 
 /* Memory of the device. Tags are for the accounts (lora_ctx_memory). */
 typedef struct lora_backend_memory {
@@ -58,6 +58,7 @@ typedef struct lora_backend_ops {
     lora_status (*embedding_backward)(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err);
     lora_status (*linear_cross_entropy)(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
                                         lora_error *err);
+    lora_status (*values_loss)(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err);
     lora_status (*copy_rows)(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
                              lora_error *err);
     lora_status (*convert_rows)(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err);

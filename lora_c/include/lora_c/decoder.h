@@ -37,6 +37,13 @@ typedef enum lora_qk_norm {
     LORA_QK_NORM_ROW,  /* all heads together (OLMo 2) */
 } lora_qk_norm;
 
+/* What a classifier is asked, and so its loss; transformers' problem_type. */
+typedef enum lora_problem {
+    LORA_SINGLE_LABEL, /* which one of the labels: cross entropy */
+    LORA_REGRESSION,   /* numbers: mean squared error */
+    LORA_MULTI_LABEL,  /* each label, yes or no: binary cross entropy of logits */
+} lora_problem;
+
 /* One layer:   x2 = x + residual_scale * post(o_proj(attention(pre(x))))
  *              x' = x2 + residual_scale * post(down_proj(mlp(pre(x2))))         pre, post: norms, where switched on */
 typedef struct lora_decoder_config {
@@ -59,6 +66,9 @@ typedef struct lora_decoder_config {
     lora_rope_config ropes[LORA_MAX_ROPES];
     const int8_t *layer_rope; /* (num_hidden_layers): which of ropes, -1: none; copied. NULL: 0 everywhere */
     int64_t rope_switch;      /* 0, or with two ropes and no layer_rope: segments longer than this use the second */
+    int64_t num_labels;       /* 0: a language model. Else a classifier: LORA_LM_HEAD is (num_labels, hidden_size), tied to nothing,
+                               * logits are of labels, and logits.scale is 1 and logits.softcap 0 */
+    lora_problem problem;     /* of a classifier */
 } lora_decoder_config;
 
 /* Matrices. Layer matrices first (layer = 0 …), then the two global ones (layer = -1). */
@@ -72,7 +82,7 @@ typedef enum lora_matrix_slot {
     LORA_DOWN_PROJ,
     LORA_LAYER_MATRICES,
     LORA_EMBED_TOKENS = LORA_LAYER_MATRICES,
-    LORA_LM_HEAD,         /* with tie_word_embeddings the embedding, until a head of its own is set */
+    LORA_LM_HEAD,         /* with tie_word_embeddings the embedding, until a head of its own is set; of a classifier its score */
     LORA_EMBED_POSITIONS, /* (max_position_embeddings, hidden_size), with learned_positions */
     LORA_MATRIX_SLOTS,
 } lora_matrix_slot;
@@ -151,20 +161,25 @@ typedef struct lora_batch {
     int64_t n_tokens, n_segments;
     const int32_t *input_ids;  /* (n_tokens) */
     const int32_t *cu_seqlens; /* (n_segments + 1), starts with 0, ends with n_tokens, rises strictly */
-    const int32_t *targets;    /* (n_tokens): the token that each position must predict; read where loss_weight != 0 */
-    const float *loss_weight;  /* (n_tokens) */
+    const int32_t *targets;    /* (n_tokens): the token, or the label, that each position must predict; read where loss_weight != 0 */
+    const float *loss_weight;  /* (n_tokens); a classifier has weights on the last token of each segment */
+    const float *values;       /* (n_tokens, num_labels): in the place of targets with LORA_REGRESSION and LORA_MULTI_LABEL, where they
+                                * are from 0 to 1; else not read */
     uint64_t dropout_step;     /* makes the dropout masks of this micro-batch its own */
 } lora_batch;
 
-/** loss_sum = sum of loss_weight * cross entropy. Gradients of grad_scale * loss_sum are added to every grad that is set.
- *  Stops below the lowest trainable module. Errors also when a required weight is missing (named). */
+/** loss_sum = sum of loss_weight * cross entropy (of a classifier: * the loss of its problem, the mean over its labels). Gradients of
+ * grad_scale * loss_sum are added to every grad that is set. Stops below the lowest trainable module. Errors also when a required weight is
+ * missing (named). */
 lora_status lora_decoder_forward_backward(lora_decoder *decoder, const lora_batch *batch, float grad_scale, double *loss_sum,
                                           lora_error *err) LORA_MUST_CHECK;
 /** The same loss without gradients and without dropout. token_loss (n_tokens) or NULL. */
 lora_status lora_decoder_loss(lora_decoder *decoder, const lora_batch *batch, double *loss_sum, float *token_loss,
                               lora_error *err) LORA_MUST_CHECK;
-/** logits (n_tokens, vocab_size); targets and loss_weight are not read. */
+/** logits (n_tokens, V), V num_labels or else vocab_size; targets and loss_weight are not read. */
 lora_status lora_decoder_logits(lora_decoder *decoder, const lora_batch *batch, float *logits, lora_error *err) LORA_MUST_CHECK;
+/** The same of the last token of each segment alone: logits (n_segments, V). */
+lora_status lora_decoder_last_logits(lora_decoder *decoder, const lora_batch *batch, float *logits, lora_error *err) LORA_MUST_CHECK;
 /** out (n_tokens, hidden_size): what goes into layer `layer`; num_hidden_layers: out of the last one and the final norm. */
 lora_status lora_decoder_hidden_states(lora_decoder *decoder, const lora_batch *batch, int64_t layer, float *out,
                                        lora_error *err) LORA_MUST_CHECK;
@@ -212,7 +227,7 @@ lora_status lora_decoder_adapters_set(lora_decoder_adapters *adapters, int64_t l
                                       lora_error *err) LORA_MUST_CHECK;
 
 /** Appends the tokens of each segment s to sequence sequences[s] (distinct) and writes the logits of each segment's last
- *  token to logits (n_segments, vocab_size). Prefill and decode are the same call; no dropout. Up to LORA_DECODE_BATCH tokens
+ *  token to logits (n_segments, V). Prefill and decode are the same call; no dropout. Up to LORA_DECODE_BATCH tokens
  *  in a call the logits of each have the bits that it gets alone.
  *  adapters (n_segments) or NULL: those of each segment, NULL: the bare weights. They stand in for the decoder's own, which may have none
  * on the embedding and the head then, nor token rows. Where they differ, up to LORA_DECODE_BATCH tokens in all (EINVAL). */

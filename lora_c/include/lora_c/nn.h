@@ -153,10 +153,33 @@ typedef struct lora_loss {
  *  targets outside 0 .. V-1 on weighted rows are refused by index. */
 lora_status lora_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
                                       lora_error *err) LORA_MUST_CHECK;
+
+typedef enum lora_values_kind {
+    LORA_VALUES_SQUARED_ERROR,  /* (y - v)^2 */
+    LORA_VALUES_BINARY_ENTROPY, /* of a logit y and v from 0 to 1: -v log s(y) - (1 - v) log(1 - s(y)), s the logistic function */
+} lora_values_kind;
+
+/* What numbers are compared with, and where the sum goes. */
+typedef struct lora_values {
+    lora_values_kind kind;
+    const float *values;      /* (M, N), contiguous */
+    const float *loss_weight; /* (M); values of a row whose weight is 0 are not looked at */
+    float grad_scale;
+    double *loss_sum; /* (1) */
+    float *row_loss;  /* (M), or NULL */
+} lora_values;
+
+/** The loss of numbers y (M, N) that are each compared with a value: a classifier's with more than one answer, or a regression's.
+ *  loss_sum   sum over m of loss_weight[m] * the mean over n of kind(y[m][n], values[m][n]), float64
+ *  dy (M, N)  grad_scale * d loss_sum / dy, rows without weight are set to 0; may be y; absent: evaluation only
+ *  row_loss   the unweighted loss of each row (0 where weight 0)
+ *  Numerics   formed in float64 and rounded once: |err| <= 2^-24 |dy| + 2^-149, of row_loss alike */
+lora_status lora_values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
+
 /* The largest products of a training step. */
 typedef struct lora_scratch_shape {
-    int64_t n_tokens, widest; /* widest: columns of the widest input of linear layers that share it */
-    int64_t vocab_size, hidden_size;
+    int64_t n_tokens, widest;        /* widest: columns of the widest input of linear layers that share it */
+    int64_t vocab_size, hidden_size; /* vocab_size: rows of the head */
 } lora_scratch_shape;
 /** Bytes that the operations of such a step work in. */
 int64_t lora_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape);
