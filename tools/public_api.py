@@ -13,7 +13,7 @@ import lora_c
 
 STUB = Path(lora_c.__file__).with_name("_core.pyi")
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Models and data": ("load_model", "Model", "load_dataset", "Dataset"),
+    "Models and data": ("load_model", "Model", "load_dataset", "Dataset", "find_labels", "Labels", "Classification"),
     "Text from several prompts": ("Batch", "Answer"),
     "Training": ("Trainer", "TrainResult", "Callback", "TrainerState", "replay", "Replay"),
     "Settings": ("LoraConfig", "TrainConfig", "GenerationConfig"),
@@ -103,7 +103,7 @@ def parameters(value: Any) -> list[str]:
     names = list(inspect.signature(getattr(value, "__func__", value)).parameters)
     if inspect.isclass(value):
         return names
-    bound = names[:1] in (["self"], ["cls"], ["model"]) or names[:1] == ["type"] and not inspect.isfunction(value)
+    bound = names[:1] in (["self"], ["cls"], ["model"], ["trainer"]) or names[:1] == ["type"] and not inspect.isfunction(value)
     return [name for name in names[bound:] if not name.startswith("_")]
 
 
@@ -143,7 +143,7 @@ def _inspected_parts(value: Any) -> tuple[list[str], str]:
     call = inspect.signature(getattr(value, "__func__", value))
     parts, star = [], False
     for i, (name, p) in enumerate(call.parameters.items()):
-        if i == 0 and name in ("self", "cls", "model") and not inspect.isclass(value):
+        if i == 0 and name in ("self", "cls", "model", "trainer") and not inspect.isclass(value):
             continue
         if p.kind is p.KEYWORD_ONLY and not star:
             parts.append("*")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         supported_isas,
     )
     from .configs import GenerationConfig, LoraConfig, TrainConfig
-    from .data import Dataset, load_dataset
+    from .data import Dataset, find_labels, load_dataset
     from .errors import (
         AdapterError,
         CheckpointError,
@@ -44,8 +44,10 @@ if TYPE_CHECKING:
         LoraCError,
         SaveError,
     )
+    from .families.labels import Labels
     from .generation.answer import Answer
     from .generation.batch import Batch
+    from .model.classification import Classification
     from .model.device_list import Device, devices
     from .model.model import Model
     from .model.opening import load_model
@@ -89,10 +91,12 @@ _LAZY = {
     "Answer": "generation.answer",
     "Batch": "generation.batch",
     "Callback": "training.callbacks",
+    "Classification": "model.classification",
     "Dataset": "data",
     "Device": "model.device_list",
     "devices": "model.device_list",
     "GenerationConfig": "configs",
+    "Labels": "families.labels",
     "LoraCWarning": "notices",
     "LoraConfig": "configs",
     "Replay": "training.replay",
@@ -102,6 +106,7 @@ _LAZY = {
     "TrainResult": "training.train_result",
     "Trainer": "training.trainer",
     "TrainerState": "training.callbacks",
+    "find_labels": "data",
     "load_dataset": "data",
     "load_model": "model.opening",
     "ops": "ops",
@@ -115,6 +120,7 @@ __all__ = [
     "Batch",
     "Callback",
     "CheckpointError",
+    "Classification",
     "ConfigError",
     "DataError",
     "Dataset",
@@ -126,6 +132,7 @@ __all__ = [
     "GGMLTensor",
     "GenerationConfig",
     "KVCache",
+    "Labels",
     "LoRALinear",
     "LoraCError",
     "LoraCWarning",
@@ -141,6 +148,7 @@ __all__ = [
     "TrainerState",
     "__version__",
     "devices",
+    "find_labels",
     "get_isa",
     "get_num_threads",
     "get_precision",

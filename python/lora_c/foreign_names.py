@@ -35,7 +35,7 @@ OF_PACKAGE: Mapping[str, str] = {
     "SFTConfig": "lora_c.TrainConfig",
     "SFTTrainer": _TRAINER,
     "Seq2SeqTrainer": _TRAINER,
-    "TaskType": 'task_type="CAUSAL_LM", which every adapter here is',
+    "TaskType": 'task_type="CAUSAL_LM" or "SEQ_CLS"',
     "TextIteratorStreamer": "model.stream(prompt)",
     "TextStreamer": "model.stream(prompt)",
     "EarlyStoppingCallback": "a lora_c.Callback whose on_evaluate calls state.stop()",

@@ -20,6 +20,7 @@ CALLS = {
              "--eval-steps 5 --lr 1e-3",
     "generate": "generate --model model --adapter run --max-new-tokens 4 Hello",
     "chat": "chat --model model --max-new-tokens 4",
+    "classify": "classify --model c Hello",
     "eval": "eval --model model --data chat.jsonl --adapter run",
     "data": "data --model model --data chat.jsonl",
     "merge": "merge --model model --adapter run --output-dir m{n}",
@@ -57,10 +58,11 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def make_workplace(folder: Path) -> Path:
-    """Fill the folder: ``model``, ``chat.jsonl``, and a run of two steps in ``run``."""
+    """Fill the folder: ``model``, a classifier in ``c``, ``chat.jsonl``, and a run of two steps in ``run``."""
     import json
 
     (folder / "model").symlink_to(BASE_MODEL)
+    lora_c.load_model(folder / "model", task_type="SEQ_CLS", num_labels=3, progress=False).save(folder / "c")
     lines = [json.dumps(example) + "\n" for example in task(1, 12, 1)[0]]
     (folder / "chat.jsonl").write_text("".join(lines), encoding="utf-8")
     done = called(folder, ["train", "--model", "model", "--data", "chat.jsonl", "--output-dir", "run", "--max-steps", "2"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,33 @@ def test_nf4_by_hand(tmp_path: Path) -> None:
     assert [float(n_bytes) for _, n_bytes, _ in rows] == [0.5625, 0.5625, 0.5625, 0.5159]
     picture = (tmp_path / "new" / "nf4.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+
+
+def test_classify_questions(tmp_path: Path) -> None:
+    (tmp_path / "wikisql").mkdir()
+    for n, split in enumerate(("train", "valid", "test")):  # of its own, in WikiSQL's form
+        pairs = [("How many ships are there", "COUNT x"), ("What is the top score of", "MAX x"), ("Who won in", "x")]
+        lines = [{"text": f"table: t\ncolumns: x\nQ: {q} {n}{i} ?\nA: SELECT {a} FROM t"} for i in range(9) for q, a in pairs]
+        (tmp_path / "wikisql" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    for arguments in ((), ("--data", tmp_path / "wikisql")):
+        printed = run("classify_questions.py", "--out", tmp_path / "out", *arguments, folder=tmp_path)
+        head, lora = (float(text) for text in re.findall(r"test: .*accuracy ([\d.]+)", printed))
+        assert lora >= head and lora > 0.9
+    assert "labels: COUNT, MAX, none" in printed and "Classification(label='COUNT'" in printed
+    model = lc.load_model("demo")
+    model.load_adapter(tmp_path / "out" / "lora")
+    assert model.labels is not None and model.labels.names == ("COUNT", "MAX", "none")
+
+
+def test_classify_questions_of_wikisql(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
+    (tmp_path / "slice").mkdir()
+    for split, n in (("train", 300), ("valid", 40), ("test", 60)):
+        lines = (shared_data("wikisql") / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:n]
+        (tmp_path / "slice" / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    model = shared_data("stories260K_hf")
+    printed = run("classify_questions.py", "--data", tmp_path / "slice", "--model", model, "--out", tmp_path, folder=tmp_path)
+    head, lora = (float(text) for text in re.findall(r"test: .*matthews_correlation ([\d.-]+)", printed))
+    assert lora > head
 
 
 def test_finetune_chat(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ OTHER_LORA: dict[str, Any] = {
     "r": 3, "lora_alpha": 5, "lora_dropout": 0.1, "target_modules": ["q_proj"], "exclude_modules": ["k_proj"],
     "use_rslora": True, "rank_pattern": {"q_proj": 1}, "alpha_pattern": {"q_proj": 3}, "layers_to_transform": [0],
     "layers_pattern": "layers", "use_dora": True, "bias": "all", "modules_to_save": ["norm"], "trainable_token_indices": [3],
-    "init_lora_weights": "gaussian", "loftq_config": {"loftq_iter": 2}, "fan_in_fan_out": True, "seed": 1,
+    "init_lora_weights": "gaussian", "loftq_config": {"loftq_iter": 2}, "fan_in_fan_out": True,
+    "task_type": "CAUSAL_LM", "seed": 1,
 }  # fmt: skip
 
 

@@ -77,6 +77,8 @@ def _lora_config(values: Mapping[str, Any], where: str) -> LoraConfig:
     given = {key: values[key] for key in _READ_FIELDS if values.get(key) is not None}
     given.setdefault("lora_alpha", _PEFT_ALPHA)
     given.setdefault("target_modules", None)
+    if values.get("task_type") == "SEQ_CLS":
+        given["task_type"] = "SEQ_CLS"
     if init is not None and init != "eva":
         given["init_lora_weights"] = init
     for key in ("layers_pattern", "layers_to_transform", "exclude_modules", "modules_to_save", "trainable_token_indices"):
@@ -122,8 +124,8 @@ def peft_config(config: LoraConfig, modules: Iterable[str], base_model: str | No
     alpha = config.lora_alpha
     init = config.init_lora_weights
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "auto_mapping": None, "base_model_name_or_path": base_model,
-        "revision": None, "inference_mode": True, "r": config.r,
+        "peft_type": "LORA", "task_type": config.task_type or "CAUSAL_LM", "auto_mapping": None,
+        "base_model_name_or_path": base_model, "revision": None, "inference_mode": True, "r": config.r,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": config.lora_dropout,
         "target_modules": names, "exclude_modules": config.exclude_modules, "fan_in_fan_out": config.fan_in_fan_out,
         "bias": config.bias, "use_rslora": config.use_rslora, "modules_to_save": config.modules_to_save,

@@ -116,6 +116,10 @@ def write_adapter(
     if format != "peft" and not isinstance(adapter.config, LoraConfig):
         kind = type(adapter.config).__name__.removesuffix("Config")
         raise AdapterError(f"{path}: expected format='peft' for an adapter of this kind ({kind}), got {format!r}")
+    if format != "peft" and architecture.labels is not None:
+        raise AdapterError(
+            f"format: expected 'peft' for an adapter of a classifier, which {format} cannot hold, got {format!r}"
+        )
     if format == "gguf":
         from . import gguf_format
 

@@ -263,13 +263,18 @@ def write_peft(
         config["target_modules"] = _of_text_model(config["target_modules"], architecture)
     if isinstance(adapter.config, LoraConfig):
         config["fan_in_fan_out"] = any(specs[name].transposed for name in adapter.matrices)
+    if architecture.labels is not None:
+        config["task_type"] = "SEQ_CLS"
     before = replaced_adapter(path, "peft", with_base=write_base is not None)
     with atomic_folder(path, before.__contains__) as folder:
         if write_base is not None:
             write_base(folder / BASE_FOLDER)
         own_base = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
         with open(folder / ADAPTER_FILE, "wb") as file:
-            write_safetensors(file.write, entries, listing("pt", {ADAPTER_CONFIG, ADAPTER_FILE} | own_base))
+            metadata = listing("pt", {ADAPTER_CONFIG, ADAPTER_FILE} | own_base) | (
+                architecture.labels.for_header() if architecture.labels else {}
+            )
+            write_safetensors(file.write, entries, metadata)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

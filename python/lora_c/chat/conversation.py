@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..configs import GenerationConfig
 from ..errors import DataError
-from ..text.prompts import message_ids
+from ..text.prompts import message_ids, need_language_model
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -55,6 +55,7 @@ class Conversation:
     """
 
     def __init__(self, model: Model, config: GenerationConfig, system: str | None = None) -> None:
+        need_language_model(model, "chat")
         if model.tokenizer.chat_template is None:
             raise DataError("model: expected a chat template for chat, got none; use lora-c generate with this model")
         self.model, self.config, self.system = model, config, system

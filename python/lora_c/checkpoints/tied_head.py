@@ -47,8 +47,13 @@ def untied(architecture: Architecture) -> Architecture:
 
 def head_names(architecture: Architecture) -> tuple[str, ...]:
     """How files spell the head, whether the architecture has one of its own or not."""
-    head = next(spec for spec in untied(architecture).weights() if spec.kind == "head")
+    head = own_head(architecture)
     return head.file_name, *head.aliases
+
+
+def own_head(architecture: Architecture) -> WeightSpec:
+    """The head of an architecture, or the one that it would have if it were not the embedding."""
+    return next(spec for spec in untied(architecture).weights() if spec.kind == "head")
 
 
 def _head_in_file(checkpoint: Checkpoint, architecture: Architecture) -> str | None:

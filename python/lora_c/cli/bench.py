@@ -52,8 +52,10 @@ def command(
     from ..checkpoints.model_names import DEMO
     from ..configs import LoraConfig
     from ..model.opening import load_model
+    from ..text.prompts import need_language_model
 
     loaded = load_model(model or DEMO, quantize=None if quantize == "none" else quantize, device=device)
+    need_language_model(loaded, "bench")
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from .print_config import is_requested, settings_text
 from .settings_file import keys_of, read_into
 from .streams import fitting_output
 
-_WRITERS_OF_TEXT = ("generate", "chat", "completion")
+_WRITERS_OF_TEXT = ("generate", "classify", "chat", "completion")
 _SHORT = {"model": "-m"}  # as in llama.cpp and mlx-lm
 
 

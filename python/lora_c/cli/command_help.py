@@ -16,6 +16,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "lora-c chat --model MODEL --adapter out",
         'lora-c chat --model MODEL --system "Answer in verse."',
     ),
+    "classify": (
+        'lora-c classify --run out "How many are there?"',
+        "lora-c classify --model MODEL --adapter out \\\n    --texts questions.txt > labels.jsonl",
+    ),
     "eval": (
         "lora-c eval --model MODEL --data held_out.jsonl",
         "lora-c eval --model MODEL --adapter out \\\n    --data held_out.jsonl --json",
@@ -68,6 +72,7 @@ MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "output_dir", "num_train_epochs", "learning_rate"),
     "generate": ("model", "adapter", "prompts", "max_new_tokens", "temperature"),
     "chat": ("model", "adapter", "system", "max_new_tokens", "temperature"),
+    "classify": ("model", "adapter", "texts", "text_pair", "max_seq_length"),
     "eval": ("model", "data", "adapter", "max_seq_length", "as_json"),
     "data": ("model", "data", "eval_data", "max_seq_length", "limit"),
     "merge": ("model", "adapters", "output_dir", "dtype", "to"),

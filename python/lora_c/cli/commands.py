@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("train", "Fine-tune a model on your data (LoRA, QLoRA, full or head only)."),
     "generate": ("generate", "Write text from a prompt."),
     "chat": ("chat", "Talk with a model."),
+    "classify": ("classify", "Say which label a text has, with a classifier."),
     "eval": ("evaluate", "Loss and perplexity of a model on your data."),
     "data": ("data", "Show what a model will see of your data: examples, lengths, what is cut, steps."),
     "merge": ("merge", "Fold an adapter into its base model."),

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from .data_options import open_data, reading_options, training_data_options
 from .options import Command, config_options, take
 from .paths import InputPath, OutputPath
+from .task_options import task_of, task_options
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -41,6 +42,7 @@ class DataCommand(Command):
 @click.option("--model", type=InputPath(), required=True, help="Model folder; only its tokenizer and its sizes are read.")
 @training_data_options
 @reading_options
+@task_options
 @click.option("--resize-embedding", is_flag=True, default=None, help="As in train.")
 @click.option("--show", type=click.IntRange(0), default=3, show_default=True, metavar="N", help="Show N examples.")
 @click.option("--plot", type=OutputPath(lambda name: False), metavar="FILE", help="Write the lengths as a PNG.")
@@ -58,6 +60,11 @@ def command(**own: Any) -> None:
     if not own.get("data"):
         raise ConfigError("data: expected a path, got nothing; give --data PATH or put data: in the config file")
     tokenizer = load_tokenizer(own["model"], bool(own.get("resize_embedding")))
+    task = task_of(own, config.seed)
+    if task.get("task_type") == "SEQ_CLS" and tokenizer.model_labels is None:
+        from ..families.labels import labels_from_options
+
+        tokenizer.model_labels = labels_from_options(task["num_labels"], task["id2label"], task["problem_type"])
     if own.get("chat_template"):
         from ..text.chosen_template import use_template
 

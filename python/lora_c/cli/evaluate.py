@@ -34,9 +34,12 @@ from .run_folder import run_option
 def command(
     data: Any, split: str | None, limit: int | None, max_seq_length: int, batch_tokens: int, as_json: bool, **own: Any
 ) -> None:
-    """Mean cross entropy and perplexity over the tokens that carry loss."""
+    """Mean cross entropy and perplexity over the tokens that carry loss.
+
+    Of a classifier on texts with labels: mean loss, accuracy, F1 and Matthews correlation; with regression, correlations.
+    """
     from ..data import find_files, load_files
-    from ..training.evaluation import evaluate_loss
+    from ..training.evaluation import evaluate_measures
 
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens: expected 1 or more, got {batch_tokens}")
@@ -48,11 +51,14 @@ def command(
     model = open_model(own)
     dataset = load_files(files, model.tokenizer, max_seq_length=max_seq_length, limit=limit, **reading(own))
     describe_data("data", dataset, err=as_json)
-    loss = evaluate_loss(model, dataset, max_tokens=batch_tokens)
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    result: dict[str, Any] = {"loss": loss, "perplexity": perplexity, "tokens": dataset.n_predicted, "sequences": len(dataset)}
-    result["precision"] = model.decoder.precision
+    found = evaluate_measures(model, dataset, max_tokens=batch_tokens)
+    if model.labels is None:
+        found["perplexity"] = math.exp(found["loss"]) if found["loss"] < 700 else math.inf
+    counts = (
+        {"sequences": len(dataset)} if model.labels is not None else {"tokens": dataset.n_predicted, "sequences": len(dataset)}
+    )
+    result: dict[str, Any] = {**found, **counts, "precision": model.decoder.precision}
     if as_json:
         print_json(result)
     else:
-        click.echo(f"loss {loss:.4f}  perplexity {perplexity:.3f}")
+        click.echo("  ".join(f"{name} {value:.{3 if name == 'perplexity' else 4}f}" for name, value in found.items()))

@@ -132,7 +132,8 @@ def export_gguf(source: str, output: str, dtype: str) -> None:
 def export_adapter(source: str, base: str, output: str, target: str, dtype: str | None) -> None:
     """Convert an adapter; of the base only config.json is read, unless the adapter has a base or tokens of its own."""
     from ..adapters import read_adapter, write_adapter
-    from ..families.architectures import architecture_of
+    from ..adapters.classifiers import labels_of_adapter
+    from ..families.architectures import architecture_of, with_labels
     from ..model.loading import weights_of_folder
     from ..model.opening import load_model
     from ..model.resize_embedding import rows_of_adapter
@@ -144,6 +145,9 @@ def export_adapter(source: str, base: str, output: str, target: str, dtype: str 
         architecture = architecture_of(config_of(base))
     except CheckpointError as error:
         raise AdapterError(f"model: expected a GGUF file or the folder of the base model, got {base!r}: {error}") from None
+    found = labels_of_adapter(source)
+    if found is not None and architecture.labels is None:
+        architecture = with_labels(architecture, found[0])
     has_own_rows = rows_of_adapter(architecture, source) > architecture.decoder_kwargs["vocab_size"]
     arrays = None if has_own_rows else read_adapter(source, architecture, weights_of_folder)
     if arrays is not None and not arrays.residual_base:

@@ -108,17 +108,19 @@ def read_piped() -> str:
     return text
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not empty."""
+def read_prompts(path: Path, option: str = "prompts") -> list[str]:
+    """The lines of a file that are not empty; `option`: the one that names it."""
     try:
         text = read_regular(path, DataError, 256 << 20).decode("utf-8-sig")
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DataError(f"prompts: expected a text file with one prompt per line, got {str(path)!r}: {reason}") from None
+        raise DataError(
+            f"{option}: expected a text file with one {option[:-1]} per line, got {str(path)!r}: {reason}"
+        ) from None
     prompts = [line for line in lines if line.strip()]
     if not prompts:
-        raise DataError(f"prompts: expected at least one line in {str(path)!r}, got none")
+        raise DataError(f"{option}: expected at least one line in {str(path)!r}, got none")
     return prompts
 
 

@@ -118,6 +118,9 @@ def command(
     if to == "gguf":
         contents_of(loaded, TYPES[chosen])  # a refusal comes before the work
     outcome = {"model": model, "adapters": list(adapters), "output": output_dir, "format": to, "dtype": chosen, **how}
+    if report and loaded.labels is not None:
+        report = False
+        tell("merge: a report compares next tokens, and a classifier has none: nothing is measured")
     done = f"merged {', '.join(adapters)} into {model}: {output_dir} ({chosen})"
     if not report:
         write_merged(loaded.merge(dtype=chosen), output_dir, to, chosen)

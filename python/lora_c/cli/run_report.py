@@ -54,6 +54,8 @@ def begin_samples(trainer: Trainer, count: int) -> list[SampleAnswer]:
     from ..training.sample_answers import answer_of, choose_prompts
 
     samples: list[SampleAnswer] = []
+    if trainer.model.labels is not None:  # it answers nothing
+        return samples
     with reporting("samples"):
         earlier = (read_run(trainer.output_dir) or {}).get("samples", []) if trainer.resumed_at else []
         known = {sample["prompt"]: sample["before"] for sample in earlier}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..display.measures import last_measures
 from ..runs.history import summary_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def _loss_rows(result: TrainResult) -> list[tuple[str, str]]:
         rows.append(("held-out", f"{found['first_eval_loss']:.4f} -> {found['eval_loss']:.4f}  first -> last evaluation"))
     if result.best is not None:
         rows.append(("best", f"{result.best.metric} {result.best.value:.4f} after step {result.best.step:,}"))
+    if measures := last_measures(result.history):
+        rows.append(("measured", ", ".join(f"{name} {value:.4f}" for name, value in measures.items())))
     return rows
 
 
@@ -62,4 +65,5 @@ def result_values(result: TrainResult, kind: str, output_dir: str) -> dict[str, 
         None if result.best is None else {"metric": result.best.metric, "step": result.best.step, "value": result.best.value}
     )
     values = {name: getattr(result, name) for name in names}
-    return values | {"skipped": result.skipped, "best": best, "saved": kind, "output_dir": output_dir}
+    measured = {f"eval_{name}": value for name, value in last_measures(result.history).items()}
+    return values | measured | {"skipped": result.skipped, "best": best, "saved": kind, "output_dir": output_dir}

@@ -50,7 +50,8 @@ def save_settings(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ig
     if values.get("chat_template"):  # a copy, so that the run can start again when the file is gone
         write_text(folder / TEMPLATE_FILE, read_chosen_template(values["chat_template"]))
         values["chat_template"] = TEMPLATE_FILE
-    values |= config.model_dump(mode="json") | {k: v for k, v in lora.model_dump(mode="json").items() if k != "seed"}
+    of_lora = {key: value for key, value in lora.model_dump(mode="json").items() if key not in ("seed", "task_type")}
+    values |= config.model_dump(mode="json") | of_lora
     values = {key: value for key, value in values.items() if key not in ignored} | {"output_dir": "."}
     write_text(folder / CONFIG_NAME, _EXPLAINED + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 

@@ -18,11 +18,14 @@ from .print_config import print_config_option
 from .run_report import begin_record, begin_samples, end_samples, report_result, resume_command, save_result
 from .run_table import result_values
 from .saved_settings import save_settings
+from .task_options import describe_labels, task_of, task_options
 
 if TYPE_CHECKING:
     from ..model.model import Model
     from ..training.train_result import TrainResult
     from ..training.trainer import Trainer
+
+_NO_FLAGS = ("seed", "task_type")  # of an adapter: the run's seed, and what the model is
 
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
@@ -44,17 +47,20 @@ if TYPE_CHECKING:
     help="Held-out prompts that are answered before and after training; 0: none.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, default=None, help="Print what the run has brought as one JSON object.")
+@task_options
 @print_config_option
 @config_options(TrainConfig, "Training")
-@config_options(LoraConfig, "Adapter", skip=("seed",))
+@config_options(LoraConfig, "Adapter", skip=_NO_FLAGS)
 def command(**settings: Any) -> None:
     """Fine-tune a model and write a PEFT adapter (or the whole model with --method full or head).
+
+    With --task-type SEQ_CLS a classifier, on texts with labels.
 
     Writes adapter_model.safetensors, adapter_config.json, the tokenizer, metrics.jsonl, loss.png, config.yaml, run.json and
     README.md (a model card) to the output folder.
     """
     train_config = TrainConfig(**take(settings, TrainConfig))
-    lora_config = LoraConfig(seed=train_config.seed, **take(settings, LoraConfig, skip=("seed",)))
+    lora_config = LoraConfig(seed=train_config.seed, **take(settings, LoraConfig, skip=_NO_FLAGS))
     for key in ("model", "data"):
         if not settings.get(key):
             raise ConfigError(f"{key}: expected a path, got nothing; give --{key} PATH or put {key}: in the config file")
@@ -89,7 +95,8 @@ def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResu
         find_files(paths, ("train", "validation", "test"))  # a path that is wrong is said before the model is loaded
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
     device = own.get("device") or "cpu"
-    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"), device)
+    task = task_of(own, config.seed)
+    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"), device, task)
     if own.get("chat_template"):
         use_chat_template(model, own["chat_template"])
     train_data, eval_data, counts = open_data(own, model.tokenizer, config)
@@ -179,15 +186,16 @@ def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
 
 
 def open_model(
-    path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False, adapter: str | None = None, device: str = "cpu"
-) -> Model:
+    path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False, adapter: str | None = None, device: str = "cpu",
+    task: dict[str, Any] | None = None,
+) -> Model:  # fmt: skip
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
     from ..model.opening import load_model
     from ..model.resize_embedding import train_added_tokens
     from ..weights.quantization import Quantization
 
-    options: dict[str, Any] = {"resize_embedding": resize, "device": device}
+    options: dict[str, Any] = {"resize_embedding": resize, "device": device} | (task or {})
     if config.method == "qlora" and not has_blocks(path):
         options |= Quantization(config.quant_type, config.block_size, config.double_quant).options()
     elif config.method in ("head", "full"):
@@ -216,6 +224,8 @@ def describe_run(trainer: Trainer) -> None:
         f"sequences; learning rate {config.learning_rate:g}, {config.lr_scheduler_type}, {trainer.warmup_steps} warm-up",
         err=True,
     )
+    if model.labels is not None:
+        click.echo(f"task      classifier: {describe_labels(model.labels)}", err=True)
     if model.device != "cpu":
         click.echo(f"device    {model.device}", err=True)
     click.echo(f"memory    {plan.describe()}", err=True)

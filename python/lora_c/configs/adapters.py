@@ -30,7 +30,6 @@ def _without_peft_constants(values: dict[str, Any]) -> dict[str, Any]:
 
 
 _PEFT_CONSTANTS: dict[str, tuple[Any, str]] = {
-    "task_type": ("CAUSAL_LM", "the models here write text"),
     "peft_type": ("LORA", "other methods are not supported"),
     "inference_mode": (False, "a new adapter is trained; load_adapter(path, is_trainable=False) loads a frozen one"),
 }
@@ -73,6 +72,9 @@ class LoraConfig(Config):
         For "loftq": `loftq_bits` (4) and `loftq_iter` (1).
     fan_in_fan_out : bool
         Written to the file for PEFT, where the base stores its weights as (in, out); the mathematics is the same.
+    task_type : str, optional
+        "CAUSAL_LM" or "SEQ_CLS"; by default what the model is for. An adapter of a classifier trains its `score` whole, as
+        PEFT's does: that is added to modules_to_save.
     seed : int
         Each module draws from its own stream, which depends on the seed and the module's name only.
 
@@ -106,12 +108,18 @@ class LoraConfig(Config):
     )
     loftq_config: dict[str, int] = Field({}, description="loftq: loftq_iter.")
     fan_in_fan_out: bool = Field(False, description="Written for PEFT; the base decides.")
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = Field(None, description="What it is for; by default the model's.")
     seed: Seed = Field(0, description="Seed of the values that it begins with.")
 
     @field_validator("modules_to_save", "trainable_token_indices", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, (str, int)) else value
+
+    @field_validator("task_type", mode="before")
+    @classmethod
+    def _member_is_text(cls, value: Any) -> Any:
+        return getattr(value, "value", value)  # PEFT's own constants are members of enumerations
 
     @field_validator("init_lora_weights", mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,17 @@ from . import Dataset, Sample
 class PackedBatch:
     """A batch without padding: targets[m] is the token after m; the last token of a segment has loss_weight 0.
 
+    With labels only the last tokens have a loss_weight, and the label of their segment as target.
+
     Shapes
     ------
-    input_ids, targets (M,) int32; cu_seqlens (S + 1,) int32; loss_weight (M,) float32.
+    input_ids, targets (M,) int32; cu_seqlens (S + 1,) int32; loss_weight (M,) float32. Values as targets: (M, num_labels)
+    float32.
     """
 
     input_ids: NDArray[np.int32]
     cu_seqlens: NDArray[np.int32]
-    targets: NDArray[np.int32]
+    targets: NDArray[Any]
     loss_weight: NDArray[np.float32]
 
     @property
@@ -41,11 +45,28 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
     ids = np.concatenate([s.input_ids for s in samples]).astype(np.int32)
     cu = np.zeros(len(samples) + 1, np.int32)
     np.cumsum([len(s) for s in samples], out=cu[1:])
+    if samples and samples[0].label is not None:
+        return PackedBatch(ids, cu, *_labels(samples, cu))
     targets = np.append(ids[1:], np.int32(0)).astype(np.int32)
     weight = np.append(np.concatenate([s.loss_mask for s in samples])[1:], np.float32(0)).astype(np.float32)
     weight[cu[1:] - 1] = 0.0
     targets[cu[1:] - 1] = 0
     return PackedBatch(ids, cu, targets, weight)
+
+
+def _labels(samples: Sequence[Sample], cu: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Targets and loss weights of samples with labels: numbers of labels, or values."""
+    labels, last = np.asarray([s.label for s in samples]), cu[1:] - 1
+    if np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1:
+        targets = np.zeros(cu[-1], np.int32)
+        targets[last] = labels
+    else:
+        values = labels.reshape(len(samples), -1)
+        targets = np.zeros((cu[-1], values.shape[1]), np.float32)
+        targets[last] = values
+    weight = np.zeros(cu[-1], np.float32)
+    weight[last] = 1.0
+    return targets, weight
 
 
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:

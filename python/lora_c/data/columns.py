@@ -12,7 +12,12 @@ from typing import Any
 from ..errors import ConfigError, DataError, nearest
 from .record_keys import HEEDED, KINDS, MEANT_FOR_THE_MODEL, NEEDED, keys_of
 
-TARGETS = tuple(dict.fromkeys([*(key for keys in NEEDED.values() for key in keys), *sorted(set().union(*HEEDED.values()))]))
+_OF_CLASSIFIERS = ("text_pair", "label")
+TARGETS = tuple(
+    dict.fromkeys(
+        [*(key for keys in NEEDED.values() for key in keys), *sorted(set().union(*HEEDED.values())), *_OF_CLASSIFIERS]
+    )
+)
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -63,6 +68,33 @@ def check_columns(columns: Any) -> dict[str, str]:
     return dict(columns)
 
 
+def with_label_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a record of a classifier's data under the names that have a meaning; what else it holds says nothing.
+
+    Raises
+    ------
+    DataError
+        It has no such column.
+    """
+    _need_columns(record, columns)
+    return {**record, **{target: record[source] for target, source in columns.items()}}
+
+
+def refuse_label_columns(columns: Mapping[str, str]) -> None:
+    """Refuse names that only a classifier's data have.
+
+    Raises
+    ------
+    ConfigError
+        There is one.
+    """
+    name = next((name for name in _OF_CLASSIFIERS if name in columns), None)
+    if name is not None:
+        raise ConfigError(
+            f"columns: expected no {name!r} for a language model, got one; a classifier (task_type SEQ_CLS) learns labels"
+        )
+
+
 def with_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """Return a record under the names that have a meaning, and the keys with another meaning that are left aside.
 
@@ -71,11 +103,7 @@ def with_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple
     DataError
         It has no such column.
     """
-    for target, source in columns.items():
-        if source not in record:
-            raise DataError(
-                f"columns: expected the column {source!r} for {target!r}, got a record with the keys {keys_of(record)}"
-            )
+    _need_columns(record, columns)
     named = {target: record[source] for target, source in columns.items()}
     kind = next(kind for kind in KINDS if set(NEEDED[kind]) & set(columns))
     form = "prompt messages" if kind == "prompt" and isinstance(named.get("prompt", record.get("prompt")), list) else kind
@@ -86,3 +114,11 @@ def with_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple
     aside = [key for key in out if rest[key] not in (None, "", [], {})]
     aside += [key for key in columns if key in record and key not in columns.values()]  # another column bears the name
     return {key: value for key, value in rest.items() if key not in out} | named, sorted(aside)
+
+
+def _need_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    for target, source in columns.items():
+        if source not in record:
+            raise DataError(
+                f"columns: expected the column {source!r} for {target!r}, got a record with the keys {keys_of(record)}"
+            )

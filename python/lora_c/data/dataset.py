@@ -28,7 +28,7 @@ class Dataset:
     Parameters
     ----------
     samples : list of Sample
-        Token ids, each with a mask that says where loss is.
+        Token ids, each with a mask that says where loss is, or with a label.
     n_examples : int
         Examples that were read; one can make several samples, or none.
     n_truncated : int

@@ -14,6 +14,7 @@ from ..notices import tell
 from .samples import Sample
 
 if TYPE_CHECKING:
+    from ..families.labels import Labels
     from ..model.model import Model
     from .dataset import Dataset
 
@@ -52,6 +53,7 @@ def fit_to_model(dataset: Dataset, model: Model, name: str, max_seq_length: int 
         )
     _check_shapes(dataset.samples, name)
     _check_vocabulary(dataset.samples, int(model.architecture.decoder_kwargs["vocab_size"]), name)
+    _check_labels(dataset.samples, model.labels, name)
     limit = min(model.context_length, max_seq_length or model.context_length)
     samples = [_cut(sample, limit) if len(sample) > limit else sample for sample in dataset.samples]
     kept = [sample for sample in samples if sample.n_predicted]
@@ -81,6 +83,25 @@ def _check_shapes(samples: Iterable[Sample], name: str) -> None:
             )
         if not np.issubdtype(sample.input_ids.dtype, np.integer):
             raise DataError(f"{name}: {_where(sample, i)}: expected integers as input_ids, got {sample.input_ids.dtype}")
+
+
+def _check_labels(samples: Iterable[Sample], labels: Labels | None, name: str) -> None:
+    """A classifier learns labels, a language model tokens."""
+    shape = (len(labels),) if labels is not None and labels.has_values else ()
+    for i, sample in enumerate(samples):
+        if (sample.label is not None) != (labels is not None):
+            wanted, got = ("labels", "tokens to predict") if labels is not None else ("tokens to predict", "labels")
+            raise DataError(
+                f"{name}: {_where(sample, i)}: expected {wanted}, got {got}; load the data with this model's tokenizer "
+                "(model.tokenizer), which knows whether it is a classifier's"
+            )
+        if labels is None:
+            continue
+        label = np.asarray(sample.label)
+        is_number = label.shape == () and np.issubdtype(label.dtype, np.integer) and 0 <= int(label) < len(labels)
+        if label.shape != shape or not (labels.has_values or is_number):
+            wanted = f"values ({len(labels)},)" if labels.has_values else f"a number from 0 to {len(labels) - 1}"
+            raise DataError(f"{name}: {_where(sample, i)}: expected {wanted} as the label, got {str(sample.label)[:60]}")
 
 
 def _check_vocabulary(samples: list[Sample], vocab_size: int, name: str) -> None:

@@ -48,6 +48,38 @@ def known_columns(record: Mapping[str, Any]) -> dict[str, str]:
     return {"text": text} if text is not None else {}
 
 
+_LABELS = (
+    "label", "labels", "class", "category", "target", "sentiment", "intent", "score", "rating", "stars", "topic", "gold", "y",
+)  # fmt: skip
+_FIRST = (
+    "text",
+    "sentence",
+    "sentence1",
+    "premise",
+    "question1",
+    "text_a",
+    "question",
+    *_QUESTIONS,
+    *_TEXTS,
+    "review",
+    "tweet",
+)
+_SECOND = ("text_pair", "sentence2", "hypothesis", "question2", "text_b", "text2")
+
+
+def way_out_of_labelled(record: Mapping[str, Any]) -> str:
+    """The same for a text with a label, of a classifier's data."""
+    names = {str(key).strip().lower(): str(key) for key in record}
+    found = [next((names[name] for name in known if name in names), None) for known in (_FIRST, _SECOND, _LABELS)]
+    columns = {
+        target: source for target, source in zip(("text", "text_pair", "label"), found, strict=True) if source is not None
+    }
+    if not {"text", "label"} <= columns.keys() or all(target == source for target, source in columns.items()):
+        return ""
+    flag = shlex.quote(",".join(f"{target}={source}" for target, source in columns.items()))
+    return f"; give --columns {flag} (in Python: columns={columns})"
+
+
 def _turns(key: Any, value: Any) -> dict[str, str] | None:
     """A list of messages under a name of its own."""
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):

@@ -24,15 +24,17 @@ from ..text.dropped_characters import DroppedCharacters
 from ..text.encoded_ahead import encoded_ahead
 from ..text.text_ids import begin_token_ids
 from . import reported
-from .columns import check_columns, with_columns
+from .columns import check_columns, refuse_label_columns, with_columns, with_label_columns
 from .fits import check_ids
 from .in_memory import Item, describe, of_split, read_in_memory
+from .labelled import labelled_sample
 from .samples import Sample, samples_from_record, texts_of_record
 from .standard_input import name_of
 from .streams import text_blocks
 from .text_pieces import cut_pieces, tokenize
 
 if TYPE_CHECKING:
+    from ..families.labels import Labels
     from ..text.tokenizer import Tokenizer
     from .dataset import Dataset
 
@@ -80,7 +82,10 @@ class Loader:
         self.dataset, self.tokenizer, self.limit, self.skip_bad = dataset, tokenizer, limit, skip_bad
         self.length = min(max_seq_length, getattr(tokenizer, "model_context_length", None) or max_seq_length)
         self.vocab_size: int | None = getattr(tokenizer, "model_vocab_size", None)
+        self.labels: Labels | None = getattr(tokenizer, "model_labels", None)
         self.columns = check_columns(columns) if columns is not None else None
+        if self.columns is not None and self.labels is None:
+            refuse_label_columns(self.columns)
         self.counts: Counter[str] = Counter()
         self._characters = DroppedCharacters(tokenizer)
         self._dropped: set[str] = set()  # characters, and in how many examples there are some
@@ -108,6 +113,8 @@ class Loader:
 
     def add_text(self, file: Path) -> None:
         """Add the pieces of a text file."""
+        if self.labels is not None:
+            raise DataError(f"{name_of(file)}: expected records with 'text' and 'label' for a classifier, got a text file")
         dataset, begin, where = self.dataset, begin_token_ids(self.tokenizer), name_of(file)
         if self.length <= len(begin):
             got = f"max_seq_length: expected more than the {len(begin)} tokens that begin a text, got {self.length}"
@@ -150,6 +157,8 @@ class Loader:
         if self.columns is None or isinstance(record, DataError):
             return record
         try:
+            if self.labels is not None:
+                return with_label_columns(record, self.columns)
             renamed, aside = with_columns(record, self.columns)
         except DataError as error:
             return DataError(f"{where}: {error}")
@@ -162,6 +171,9 @@ class Loader:
         try:
             if isinstance(record, DataError):
                 raise record
+            if self.labels is not None:
+                self._add_labelled(record, where, self.labels)
+                return
             samples = samples_from_record(record, self.tokenizer, where, self.counts)
         except DataError as error:
             self._skip(error)
@@ -180,6 +192,14 @@ class Loader:
                 dataset.n_without_loss += 1
             else:
                 dataset.samples.append(Sample(sample.input_ids, sample.loss_mask, where, sample.empty))
+
+    def _add_labelled(self, record: dict[str, Any], where: str, labels: Labels) -> None:
+        sample, cut = labelled_sample(record, self.tokenizer, labels, self.length, where)
+        self._note_dropped(self._characters.of_record(record))
+        check_ids(sample.input_ids, self.vocab_size, where)
+        self.dataset.n_examples += 1
+        self.dataset.n_truncated += cut
+        self.dataset.samples.append(sample)
 
     def _skip(self, error: DataError) -> None:
         skipped = self.dataset.skipped

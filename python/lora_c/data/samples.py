@@ -42,17 +42,19 @@ __all__ = ["KINDS", "Sample", "samples_from_record", "texts_of_record"]
 class Sample:
     """One training sequence; `empty` where the record's answers say nothing, so that only their ends would be learned.
 
-    `where` is the place that it was read from, for messages.
+    `where` is the place that it was read from, for messages. `label` is what a classifier is to say of the sequence: the
+    number of a label, or the values of all of them; the mask is of no use then.
 
     Shapes
     ------
-    input_ids (n,) int32; loss_mask (n,) float32, 1 where the token itself is to be predicted.
+    input_ids (n,) int32; loss_mask (n,) float32, 1 where the token itself is to be predicted; label () or (num_labels,).
     """
 
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.float32]
     where: str = ""
     empty: bool = False
+    label: Any = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -63,7 +65,12 @@ class Sample:
 
     @property
     def n_predicted(self) -> int:
-        """Tokens that carry loss; the first token of a sequence is never predicted, the end of an empty answer not learned."""
+        """Tokens that carry loss; the first token of a sequence is never predicted, the end of an empty answer not learned.
+
+        With a label it is one: the last.
+        """
+        if self.label is not None:
+            return 1
         return 0 if self.empty else int(np.count_nonzero(self.loss_mask[1:]))
 
 

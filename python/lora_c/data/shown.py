@@ -70,8 +70,19 @@ def shown_samples(dataset: Dataset, n: int, tokenizer: Tokenizer | None = None) 
         raise DataError("tokenizer: expected one to write the samples with, got none; data.show(3, model.tokenizer)")
     for i, sample in enumerate(dataset.samples[:n], 1):
         place = sample.where or f"sample {i}"
-        title = f"{i} of {len(dataset):,}  {place}  {len(sample):,} tokens, {sample.n_predicted:,} with loss"
+        what = f"{sample.n_predicted:,} with loss" if sample.label is None else f"label {_label_of(sample, tokenizer)}"
+        title = f"{i} of {len(dataset):,}  {place}  {len(sample):,} tokens, {what}"
         yield ShownSample(title, tuple(pieces_of(sample, tokenizer)))
+
+
+def _label_of(sample: Sample, tokenizer: Tokenizer) -> str:
+    """A label by its name, or values."""
+    labels = getattr(tokenizer, "model_labels", None)
+    if np.ndim(sample.label) == 0:
+        return labels.names[sample.label] if labels is not None else str(sample.label)
+    if labels is not None and labels.problem_type == "multi_label_classification":
+        return ", ".join(name for name, value in zip(labels.names, sample.label, strict=True) if value >= 0.5) or "none"
+    return ", ".join(f"{value:g}" for value in np.asarray(sample.label))
 
 
 def pieces_of(sample: Sample, tokenizer: Tokenizer) -> Iterator[Piece]:

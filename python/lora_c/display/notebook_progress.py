@@ -15,6 +15,8 @@ from html import escape
 from importlib import import_module
 from typing import Any, TypeVar
 
+from .measures import measures_text
+
 _INTERVAL = 0.25  # seconds between two updates
 _PATIENCE = 1.0  # seconds before loading is worth a place on the page
 MARK = "lora-c-progress"  # class of the output
@@ -90,7 +92,7 @@ class NotebookProgress:
         self._show(force=self._step == self._total)
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        self._held_out = f"held-out loss {record['eval_loss']:.4f}"
+        self._held_out = f"held-out loss {record['eval_loss']:.4f}{measures_text(record)}"
         self._show()
 
     def message(self, text: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Protocol
 
+from .measures import measures_text
 from .notebook_progress import NotebookProgress, in_notebook
 
 
@@ -32,7 +33,7 @@ class PlainProgress:
             self.message(f"step {record['step']}/{self.total}  {loss}  {record['tokens_per_second']:,.0f} tokens/s")
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        self.message(f"step {record['step']}/{self.total}  held-out loss {record['eval_loss']:.4f}")
+        self.message(f"step {record['step']}/{self.total}  held-out loss {record['eval_loss']:.4f}{measures_text(record)}")
 
     def message(self, text: str) -> None:
         with suppress(OSError, ValueError):  # closed, say

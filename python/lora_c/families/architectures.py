@@ -16,6 +16,7 @@ from .attention_windows import windows_of
 from .class_defaults import NULL_IS_NOT_DEFAULT
 from .config_keys import refuse_other_mathematics
 from .config_values import agreed, size
+from .labels import CLASSIFIERS, SCORE, Labels, as_language_model, labels_of
 from .layer_ropes import ropes_of
 from .multimodal import spellings, text_config
 from .scales import scales_of, stated_dtype
@@ -61,11 +62,17 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family with the sizes of one model."""
+    """A family with the sizes of one model; labels: of a classifier."""
 
     family: Family
     decoder_kwargs: dict[str, Any]
     biased: tuple[str, ...]
+    labels: Labels | None = None
+
+    @property
+    def name(self) -> str:
+        """The class of transformers that it is."""
+        return self.family.architecture if self.labels is None else CLASSIFIERS[self.family.architecture]
 
     @property
     def tied(self) -> bool:
@@ -85,7 +92,9 @@ class Architecture:
             for parts, path in self.family.layer.items():
                 out += self._module(f"layers.{n}.", parts.split(), f"{self.family.layers}.{n}.{path}")
         out += self._module("", ["norm"], names["norm"])
-        if not self.tied:
+        if self.labels is not None:  # the decoder has one name for the head, whatever it says
+            out.append(WeightSpec("lm_head", SCORE, (len(self.labels), hidden), "head"))
+        elif not self.tied:
             out.append(WeightSpec("lm_head", names["lm_head"] + ".weight", vocab, "head"))
         return [replace(spec, aliases=spellings(spec.file_name, self.family)[1:]) for spec in out]
 
@@ -134,15 +143,24 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         The family or a feature is not supported (named, with what is supported), a size is missing or absurd, or two places
         contradict each other (named with both values).
     """
-    config = text_config(config)
+    labels = labels_of(config)
+    config = as_language_model(text_config(config))
     family = _family(config)
     try:
-        return _architecture(_in_common_names(config, family), family)
+        found = _architecture(_in_common_names(config, family), family)
+        return found if labels is None else with_labels(found, labels)
     except (TypeError, LookupError, AttributeError, ArithmeticError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = f"{type(error).__name__}: {error}"  # a list for a number, or the like; sizes are checked by name
         raise CheckpointError(f"config.json: expected values of the right kinds, got one that is not ({reason})") from None
+
+
+def with_labels(architecture: Architecture, labels: Labels) -> Architecture:
+    """The classifier of a language model: another head, tied to nothing, whose numbers are the logits themselves."""
+    head = {"num_labels": len(labels), "problem_type": labels.problem_type, "tie_word_embeddings": False}
+    kwargs = {k: v for k, v in architecture.decoder_kwargs.items() if k not in ("logit_scale", "logit_softcap")}
+    return replace(architecture, decoder_kwargs=kwargs | head, labels=labels)
 
 
 def _architecture(config: dict[str, Any], family: Family) -> Architecture:
@@ -167,7 +185,8 @@ def _family(config: Mapping[str, Any]) -> Family:
     if family is None:
         got = shorten(names) if names else repr(kind)
         known = ", ".join(family.architecture for family in FAMILIES)
-        raise CheckpointError(f"config.json: architectures: expected one of {known}, got {got}")
+        more = ", or the class of one of them for SequenceClassification" if "Classification" in got else ""
+        raise CheckpointError(f"config.json: architectures: expected one of {known}{more}, got {got}")
     if kind not in (None, family.model_type):
         raise CheckpointError(
             f"config.json: model_type: expected {family.model_type!r} with architectures {names[0]}, got {str(kind)[:60]!r}; "

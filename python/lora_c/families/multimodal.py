@@ -7,13 +7,14 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .config_values import agreed
+from .labels import CLASSIFIERS, LABEL_KEYS, as_language_model, is_classifier
 from .table import FAMILIES, SIZES, Family
 
 _MULTIMODAL = {family.architecture: family for family in FAMILIES if family.text_of}
 # Keys that stand outside text_config and hold for the text model.
 _SHARED = (
     "architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings", "eos_token_id", "bos_token_id",
-    "pad_token_id", "quantization_config", "quantization",
+    "pad_token_id", "quantization_config", "quantization", *LABEL_KEYS,
 )  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     CheckpointError
         The two levels contradict each other, or the text model is of another family.
     """
-    inner, family = config.get("text_config"), _whole_of(config)
+    inner, family = config.get("text_config"), _whole_of(as_language_model(config))
     if not isinstance(inner, dict) or family is None:
         return dict(config)
     text = next(other for other in FAMILIES if other.architecture == family.text_of)
@@ -50,11 +51,12 @@ def _whole_of(config: Mapping[str, Any]) -> Family | None:
 
 def config_of_text_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config.json of a folder that holds the text model alone; any other as it is."""
-    family = _whole_of(config)
+    family = _whole_of(as_language_model(config))
     if family is None:
         return dict(config)
     text = next(other for other in FAMILIES if other.architecture == family.text_of)
-    return dict(config) | {"architectures": [text.architecture], "model_type": text.model_type}
+    name = CLASSIFIERS[text.architecture] if is_classifier(config) else text.architecture
+    return dict(config) | {"architectures": [name], "model_type": text.model_type}
 
 
 def is_left_out(name: str, family: Family) -> bool:

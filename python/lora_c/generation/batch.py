@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .._core import DECODE_BATCH
 from ..configs import GenerationConfig
 from ..errors import AdapterError, ConfigError
-from ..text.prompts import prompt_ids
+from ..text.prompts import need_language_model, prompt_ids
 from .answer import Answer, Writer, weights_of
 from .sampling import with_seed
 
@@ -57,6 +57,7 @@ class Batch:
     def __init__(self, model: Model, n_sequences: int = DECODE_BATCH, max_tokens: int | None = None) -> None:
         if not hasattr(model, "adapter_set"):
             raise ConfigError(f"model: expected a Model, got {type(model).__name__}; load_model makes one")
+        need_language_model(model, "Batch")
         if not isinstance(n_sequences, int) or not 1 <= n_sequences <= DECODE_BATCH:
             raise ConfigError(f"n_sequences: expected 1 to {DECODE_BATCH}, got {n_sequences!r}; what is beyond waits")
         context = model.context_length

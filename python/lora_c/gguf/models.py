@@ -14,6 +14,7 @@ from ..errors import AdapterError, CheckpointError, ConfigError, shorten
 from ..families.architectures import WeightSpec
 from ..files.atomic import atomic_file
 from ..notices import tell
+from ..text.prompts import need_language_model
 from ..text.tokenizers_library import library_errors
 from ..weights.kinds import dense
 from .checkpoint import interleave
@@ -74,6 +75,7 @@ def contents_of(model: Model, type: ModelType, compare_tokenizer: bool = True) -
     CheckpointError
         The family, something in its configuration, or the tokenizer has no place in a GGUF file.
     """
+    need_language_model(model, "GGUF")
     family = family_of_architecture(model.architecture.family.architecture)
     values, tensors = metadata_of(model.config, model.architecture, family)
     values["general.type"] = text("model")

@@ -120,6 +120,10 @@ def _weights(checkpoint: Checkpoint, config: dict[str, Any], report: Report) -> 
         report.kind += ", 4-bit weights of bitsandbytes"
     report.collect(lambda: refuse_other_quantization(config, tensors))
     architecture = report.collect(lambda: architecture_of(config))
+    if architecture is not None and architecture.labels is not None:
+        labels = architecture.labels
+        report.add(labels=labels.problem_type + ": " + shorten(labels.names, 8))
+        report.values["labels"] = list(labels.names)
     if architecture is not None:
         unread = [info for name, info in tensors.items() if is_left_out(name, architecture.family)]
         report.add(left_out=f"{len(unread)} tensors of the part for images" if unread else None)
@@ -174,6 +178,7 @@ def _adapter(folder: Path, report: Report) -> None:
         report.collect(lambda: parse_mlx_config(values, "adapter_config.json"))
     else:
         report.add(method=values.get("peft_type", "LORA"), rank=values.get("r"), lora_alpha=values.get("lora_alpha"))
+        report.add(task=values.get("task_type") if values.get("task_type") == "SEQ_CLS" else None)
         report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
         report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
         report.collect(lambda: parse_adapter_config(values, "adapter_config.json"))

@@ -13,6 +13,7 @@ import numpy as np
 
 from .._core import Parameter
 from ..adapters import Adapter, AdapterArrays, AdapterStack, load_arrays, read_adapter, write_adapter
+from ..adapters.classifiers import for_task
 from ..adapters.combine import Combination, combine
 from ..adapters.conversion import can_convert, for_original_base
 from ..adapters.kinds import check_config, config_of, fresh_adapter, loaded_adapter
@@ -24,6 +25,7 @@ from ..errors import AdapterError, ConfigError
 from ..files.paths import expand
 from ..runs.record import tell_other_base
 from ..weights.kinds import is_same_weight
+from .classifier import classified_for
 from .loading import weights_of_folder
 from .merge_in_place import InPlaceMerge
 from .resize_embedding import resize_for_adapter
@@ -65,6 +67,7 @@ def add_adapter(
         raise ConfigError("config: expected the configuration of an adapter or options by keyword, got both")
     config = (config_of(options) if config is None else check_config(config)).frozen_copy()
     _refuse_second(model, name)
+    config = for_task(config, model.architecture).frozen_copy()
     model.adapter_set.add(name, fresh_adapter(model.base, config, model.device))
     model.adapter_set.activate(name)
 
@@ -85,6 +88,7 @@ def load_adapter(
     path : path or str
         An adapter of PEFT or mlx-lm; which one is seen from the files. Or a name on the Hugging Face Hub. Of a folder that
         a stack was saved to, all adapters are loaded under the names of their subfolders, and the stack is called `name`.
+        One of a classifier (task_type SEQ_CLS) makes a language model one, with as many labels as its score has rows.
     name : str
         For `set_adapter`, where the model has several.
     adapter_name : str, optional
@@ -127,10 +131,11 @@ def _load_stack(model: Model, folder: Path, parts: Sequence[str], name: str, is_
 
 def _load_one(model: Model, path: str | os.PathLike[str], name: str, is_trainable: bool) -> None:
     resize_for_adapter(model, path)
-    arrays = read_adapter(path, model.architecture, weights_of_folder)
-    arrays = _without_same_base(model, arrays)
-    embedding = np.asarray(model.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
-    model.adapter_set.add(name, loaded_adapter(arrays, model.architecture, embedding, is_trainable, model.device))
+    with classified_for(model, path):
+        arrays = read_adapter(path, model.architecture, weights_of_folder)
+        arrays = _without_same_base(model, arrays)
+        embedding = np.asarray(model.dense_weight("embed_tokens"), np.float32) if arrays.tokens else None
+        model.adapter_set.add(name, loaded_adapter(arrays, model.architecture, embedding, is_trainable, model.device))
     tell_other_base(path, model.source)
 
 

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._core import GGMLTensor, Parameter
+from .._core import GGMLTensor, NF4Tensor, Parameter
 
 if TYPE_CHECKING:
     from .model import Model
+
+
+def is_quantized(model: Model) -> bool:
+    """Whether any weight is NF4."""
+    return any(isinstance(weight, NF4Tensor) for weight in model.weights.values())
 
 
 def num_parameters(model: Model, only_trainable: bool = False) -> int:

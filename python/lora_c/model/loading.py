@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,17 +18,19 @@ from ..checkpoints.folder import Checkpoint
 from ..checkpoints.prequantized import parts_of, quant_type_of, read_4bit, refuse_other_quantization
 from ..checkpoints.read_ahead import read_ahead
 from ..checkpoints.safetensors_file import DTYPES, find_non_finite
-from ..checkpoints.tied_head import head_names, stored_name
+from ..checkpoints.tied_head import head_names, own_head, stored_name
 from ..checkpoints.unneeded_tensors import sort_out
 from ..configs.quantization import Q8_0_BLOCK
 from ..display.notebook_progress import in_notebook, tracked_in_notebook
 from ..display.progress import draws_bars
 from ..errors import CheckpointError, shorten
 from ..families.architectures import Architecture, WeightSpec, architecture_of
+from ..families.labels import is_classifier
 from ..notices import tell
 from ..weights.kinds import RequantizationError, Weights
 from ..weights.parameter_values import set_values
 from ..weights.quantization import NF4, Quantization, quantization_of
+from .score import fresh_score
 
 if TYPE_CHECKING:
     from ..gguf.checkpoint import GGUFCheckpoint
@@ -48,6 +50,7 @@ class LoadOptions:
     dtype: np.dtype[Any] | None = None
     trainable: Trainable = "none"
     device: str = "cpu"
+    seed: int = 0  # of a classifier's score that no file has
 
     def trains(self, spec: WeightSpec) -> bool:
         """Whether this tensor becomes a parameter."""
@@ -69,8 +72,8 @@ def load_weights(
         Tensors are missing, unexpected or misshaped, have a type that is not supported, or hold NaN or infinity.
     """
     sources = check_tensors(checkpoint, architecture)
-    specs = specs_of(checkpoint, architecture)
-    weights = Weights(_parameters([spec for spec in specs if options.trains(spec)], options.device))
+    specs, every = specs_of(checkpoint, architecture), architecture.weights()
+    weights = Weights(_parameters([spec for spec in every if options.trains(spec)], options.device))
     prequantized = {quant_type_of(source, checkpoint.tensors) for source in sources.values()} - {None}
     _tell_of_other_type(checkpoint, prequantized, options)
     # What a prequantized folder left dense was left so on purpose: it stays as it is.
@@ -88,7 +91,9 @@ def load_weights(
                 _load_dense(spec, source, checkpoint, dense_options, weights)
             for part in parts[spec.name]:
                 checkpoint.release(part)
-    weights.values = {spec.name: weights.values[spec.name] for spec in specs}
+    for spec in every[len(specs) :]:
+        _draw_score(spec, checkpoint.config, options.seed, weights)
+    weights.values = {spec.name: weights.values[spec.name] for spec in every}
     if dense_options.quantization is not None:
         _tell_of_misfits(specs, dense_options.quantization)
     return weights
@@ -148,8 +153,13 @@ def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[st
 
 
 def specs_of(checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture) -> list[WeightSpec]:
-    """The tensors as this checkpoint stores them: in GGUF files every matrix is (out, in)."""
+    """The tensors as this checkpoint stores them: in GGUF files every matrix is (out, in).
+
+    The score of a classifier, which stands last, is not among those of a language model.
+    """
     specs = architecture.weights()
+    if architecture.labels is not None and not is_classifier(checkpoint.config):
+        specs.pop()
     return specs if isinstance(checkpoint, Checkpoint) else [replace(spec, transposed=False) for spec in specs]
 
 
@@ -157,8 +167,9 @@ def _sources(checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture
     """Decoder name to name in the file. Where the file's head is its embedding, either may be written for both."""
     names = checkpoint.tensors
     sources = {spec.name: stored_name(spec, names) for spec in specs}
-    if architecture_of(checkpoint.config).tied:
-        shared = next((name for name in (sources["embed_tokens"], *head_names(architecture)) if name in names), None)
+    own = architecture_of(checkpoint.config)
+    if own.tied:
+        shared = next((name for name in (sources["embed_tokens"], *head_names(own)) if name in names), None)
         sources |= {spec.name: shared for spec in specs if spec.kind in ("embedding", "head") and shared is not None}
     return sources
 
@@ -190,7 +201,10 @@ def _check_names(
             raise CheckpointError(
                 f"{checkpoint.path}: {spec.file_name}: expected shape {spec.file_shape}, got {shape}; check config.json"
             )
-    told, refused = sort_out(present - known, architecture, architecture_of(checkpoint.config).tied)
+    own = architecture_of(checkpoint.config)
+    if architecture.labels is not None and own.labels is None:  # score takes the place of the head
+        known |= parts_of(stored_name(own_head(own), present)) & present
+    told, refused = sort_out(present - known, architecture, own.tied)
     if refused:
         raise CheckpointError(
             f"{checkpoint.path}: expected only tensors of {architecture.family.architecture}, got also {shorten(refused)}; "
@@ -286,6 +300,12 @@ def _load_blocks(spec: WeightSpec, tensor: GGMLTensor, options: LoadOptions, wei
         weights.stored_dtypes[spec.name] = dtype
     else:
         weights.values[spec.name] = tensor
+
+
+def _draw_score(spec: WeightSpec, config: Mapping[str, Any], seed: int, weights: Weights) -> None:
+    """The score of a classifier that is made of a language model."""
+    _keep(spec, fresh_score(config, spec.shape, seed), FLOAT32, weights)
+    weights.stored_dtypes[spec.name] = FLOAT32
 
 
 def _parameters(specs: list[WeightSpec], device: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError
-from ..text.prompts import is_batch, prompt_ids
+from ..text.prompts import is_batch, need_language_model, prompt_ids
 
 if TYPE_CHECKING:
     from ..data import Sample
@@ -42,6 +42,7 @@ def loss(model: Model, text: Any) -> float:
     """
     from ..data.batching import pack
 
+    need_language_model(model, "loss")
     batch = pack(_samples(model, text))
     total = batch.total_weight
     if total == 0.0:
@@ -62,6 +63,7 @@ def log_probs(model: Model, text: Any) -> F32:
     ndarray
         float32 (n - 1,) for n tokens, in nats; entry i is of token i + 1.
     """
+    need_language_model(model, "log_probs")
     ids = _ids(model, text)
     targets = np.append(ids[1:], np.int32(0)).astype(np.int32)
     weight = np.ones(len(ids), np.float32)
@@ -82,7 +84,8 @@ def logits(model: Model, text: Any) -> F32:
     Returns
     -------
     ndarray
-        float32 (n, vocab_size) for n tokens; the last row is of the token that would come next.
+        float32 (n, vocab_size) for n tokens; the last row is of the token that would come next. Of a classifier
+        (n, num_labels); the last row is what it says of the text.
     """
     return model.decoder.logits(_ids(model, text))
 

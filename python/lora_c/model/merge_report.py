@@ -130,10 +130,7 @@ def merge_with_report(
     AdapterError
         There is no adapter, or the merged weights are not finite in the chosen type.
     """
-    if model.adapter is None or model.is_merged:
-        raise AdapterError(
-            "merge_with_report: expected a model with an active adapter, got none, or one that is merged already"
-        )
+    _check_can_measure(model)
     chosen = merge.merge_model(model, dtype)  # first: a refusal comes before the work
     segments = _cut(default_segments(model) if segments is None else segments, model)
     reference = [model.decoder.logits(np.asarray(ids, np.int32)) for ids in segments]
@@ -169,6 +166,17 @@ def merge_with_report(
         details={"impossible_targets": lost} if lost else {},
     )
     return chosen, report
+
+
+def _check_can_measure(model: Model) -> None:
+    if model.adapter is None or model.is_merged:
+        raise AdapterError(
+            "merge_with_report: expected a model with an active adapter, got none, or one that is merged already"
+        )
+    if model.labels is not None:
+        raise ConfigError(
+            "merge_with_report: expected a language model, whose next tokens are compared, got a classifier; call merge()"
+        )
 
 
 def default_segments(model: Model) -> list[list[int]]:

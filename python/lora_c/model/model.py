@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core import Decoder, NF4Tensor, Parameter
+from .._core import Decoder, Parameter
 from ..adapters import Adapter, AdapterSet, LoadedAdapter
 from ..checkpoints.prequantized import QuantRecord
 from ..configs import AdapterConfig
@@ -23,7 +23,7 @@ from ..weights.kinds import Weights, dense
 from ..weights.parameter_values import set_values
 from ..weights.parts import Parts
 from ..weights.quantization import NF4, Quantization
-from . import adapter_methods, counts, measures, merge, peft_methods, saving, shown, text_methods
+from . import adapter_methods, classification, counts, measures, merge, peft_methods, saving, shown, text_methods
 from . import resize_embedding as resizing
 from .base_weights import BaseWeights
 from .merge_in_place import InPlaceMerge
@@ -89,7 +89,7 @@ class Model:
         self.generation_options = read_generation_options(source)
         self.added_tokens: list[int] = []
         self.eos_token_ids = ends if ends is not None else self._find_ends()
-        self._tell_tokenizer()
+        self.tell_tokenizer()
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -98,14 +98,15 @@ class Model:
         """The model's tokenizer; a folder without one is refused here, when it is needed."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_folder(self.source, self.config)
-            self._tell_tokenizer()
+            self.tell_tokenizer()
         return self._tokenizer
 
-    def _tell_tokenizer(self) -> None:
+    def tell_tokenizer(self) -> None:
         """Let the tokenizer know the model's sizes, so that data which cannot fit is refused where it is read."""
         if self._tokenizer is not None:
             self._tokenizer.model_vocab_size = int(self.architecture.decoder_kwargs["vocab_size"])
             self._tokenizer.model_context_length = self.context_length
+            self._tokenizer.model_labels = self.labels
 
     @property
     def has_tokenizer(self) -> bool:
@@ -127,11 +128,6 @@ class Model:
         """Whether `merge_adapter` has folded the adapter in use into the weights."""
         return self.merged is not None
 
-    @property
-    def is_quantized(self) -> bool:
-        """Whether any weight is in NF4 or another 4-bit type of its layout."""
-        return any(isinstance(weight, NF4Tensor) for weight in self.weights.values())
-
     def free_activations(self) -> None:
         """Give back the memory that passes work in; the next one takes what it needs.
 
@@ -140,6 +136,8 @@ class Model:
         """
         self.decoder.free_activations()
 
+    is_quantized = property(counts.is_quantized)
+    labels = property(classification.labels)
     num_parameters = counts.num_parameters
     dense_bytes = counts.dense_bytes
     trainable_parameters = counts.trainable_parameters
@@ -272,6 +270,7 @@ class Model:
     logits = measures.logits
     hidden_states = measures.hidden_states
     embed = measures.embed
+    classify = classification.classify
     generation_config = property(text_methods.generation_config)
 
     save = saving.save

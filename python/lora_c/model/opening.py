@@ -13,6 +13,7 @@ from ..checkpoints.written import tell_adapter_beside
 from ..configs import QuantType
 from ..errors import CheckpointError
 from ..families.architectures import architecture_of
+from ..families.labels import ProblemType
 from ..gguf.checkpoint import GGUFCheckpoint
 from ..gguf.reader import is_gguf
 from ..text.tokenizer import Tokenizer
@@ -23,12 +24,14 @@ from .load_checks import check_load_options
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, load_weights
 from .model import Model
 from .resize_embedding import rows_for
+from .wanted_task import TaskType, WantedTask, check_seed, options_of_task
 
 
 def load_model(
     path: str | os.PathLike[str], quantize: QuantType | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
-    resize_embedding: bool = False, revision: str | None = None, device: str = "cpu",
+    resize_embedding: bool = False, revision: str | None = None, device: str = "cpu", *, task_type: TaskType | None = None,
+    num_labels: int | None = None, id2label: Any = None, problem_type: ProblemType | None = None, seed: int = 0,
 ) -> Model:  # fmt: skip
     """Load a Hugging Face model folder or a GGUF file, by its path or its name.
 
@@ -50,8 +53,8 @@ def load_model(
     progress : bool, optional
         Show a bar on standard error; by default only on a terminal.
     trainable : "none", "full" or "head"
-        "full" makes every weight a float32 parameter, "head" only lm_head. A head tied to the embedding becomes
-        a copy of its own, and a saved folder then says `"tie_word_embeddings": false`.
+        "full" makes every weight a float32 parameter, "head" only the head: a classifier's score, or lm_head. A head tied to
+        the embedding becomes a copy of its own, and a saved folder then says `"tie_word_embeddings": false`.
     resize_embedding : bool
         Give the embedding and the head rows for tokens that only the tokenizer has, each the mean of the old rows. An
         adapter trains them with `trainable_token_indices=model.added_tokens`.
@@ -59,6 +62,14 @@ def load_model(
         Branch, tag or commit of a name on the Hub.
     device : str
         What the model computes on, a name of `lora_c.devices()`. What is trained lies there; frozen weights are copied to it.
+    task_type : "CAUSAL_LM" or "SEQ_CLS", optional
+        By default what the folder holds. "SEQ_CLS" makes a classifier of a language model: a fresh `score` takes the place
+        of the head, read at the last token.
+    num_labels, id2label, problem_type : int, list or dict, str
+        Of a fresh score: how many labels there are, or their names (a list, or what `find_labels` returns), and the problem:
+        "single_label_classification", "regression" (the default for one label) or "multi_label_classification".
+    seed : int
+        Of the values of a fresh score.
 
     Raises
     ------
@@ -70,22 +81,32 @@ def load_model(
         The device cannot be used.
     """
     check_load_options(quantize, double_quant, block_size, dtype, trainable)
+    wanted = WantedTask(task_type, num_labels, id2label, problem_type)
     open_device(device)
+    asked = Quantization(quantize, block_size, double_quant) if quantize else None
+    options = LoadOptions(asked, DENSE_DTYPES.get(dtype or ""), trainable, device, check_seed(seed))
+    model = _load(path, options, wanted, progress, revision, resize_embedding)
+    model.load_options = dict(quantize=quantize, double_quant=double_quant, block_size=block_size, dtype=dtype,
+                              trainable=trainable, resize_embedding=resize_embedding)  # fmt: skip
+    model.load_options |= options_of_task(model.labels, seed)
+    return model
+
+
+def _load(
+    path: str | os.PathLike[str], options: LoadOptions, task: WantedTask, progress: bool | None, revision: str | None,
+    resize: bool,
+) -> Model:  # fmt: skip
     with open_checkpoint(path, revision, progress) as checkpoint:
-        asked = Quantization(quantize, block_size, double_quant) if quantize else None
-        options = LoadOptions(asked, DENSE_DTYPES.get(dtype or ""), trainable, device)
-        model = _load(checkpoint, _config_of(checkpoint, trainable), options, progress)
-        model.load_options = dict(quantize=quantize, double_quant=double_quant, block_size=block_size, dtype=dtype,
-                                  trainable=trainable, resize_embedding=resize_embedding)  # fmt: skip
+        model = _model_of(checkpoint, task.config_of(_config_of(checkpoint, options.trainable)), options, progress)
         tell_adapter_beside(checkpoint.path)
         if progress is not False:
             _report(model, path)
-        if resize_embedding:
+        if resize:
             model.resize_embedding(max(rows_for(model.tokenizer), model.architecture.decoder_kwargs["vocab_size"]))
         return model
 
 
-def _load(
+def _model_of(
     checkpoint: Checkpoint | GGUFCheckpoint, config: dict[str, Any], options: LoadOptions, progress: bool | None
 ) -> Model:
     architecture = architecture_of(config)

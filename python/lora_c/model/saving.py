@@ -139,7 +139,8 @@ def _stored(spec: WeightSpec, weight: Any, dtype: np.dtype[Any]) -> NDArray[Any]
 def _saved_config(model: Model, dtype: str | None, linear: dict[str, str | None]) -> dict[str, Any]:
     """linear: the modules of projections and of an untied head, and the 4-bit types that they are saved in."""
     config = config_of_text_model(model.config)
-    config["tie_word_embeddings"] = model.architecture.tied
+    if model.labels is None:  # the folder of a classifier keeps what it said of the head that it no longer has
+        config["tie_word_embeddings"] = model.architecture.tied
     dense = dtype if dtype in _DTYPES else model.stored_dtypes["embed_tokens"].name
     config["dtype" if "dtype" in config else "torch_dtype"] = dense
     kinds = [kind for kind in linear.values() if kind]

@@ -19,7 +19,7 @@ def text(model: Model) -> str:
     """One line: family, size, format, adapter."""
     adapter = f", adapter {_described(model.adapter_config)}" if model.adapter_config else ""
     device = f" on {model.device}" if model.device != "cpu" else ""
-    what = f"{model.architecture.family.architecture}, {model.num_parameters():,} parameters, {_format(model)}"
+    what = f"{model.architecture.name}, {model.num_parameters():,} parameters, {_format(model)}"
     return f"Model({what}{device}{adapter})"
 
 
@@ -44,12 +44,14 @@ def html(model: Model) -> str:
         "vocabulary": model.decoder.config["vocab_size"],
         "context": model.context_length,
     }
+    if model.labels is not None:
+        rows["labels"] = f"{len(model.labels)}, {model.labels.problem_type}"
     if model.device != "cpu":
         rows["device"] = model.device
     if config is not None:
         matrices = f", {len(model.adapters)} matrices" if model.adapters else ""
         rows["adapter"] = f"{model.active_adapter}: {_described(config)}{matrices}"
-    return html_table(model.architecture.family.architecture, rows)
+    return html_table(model.architecture.name, rows)
 
 
 def _described(config: AdapterConfig | StackConfig) -> str:

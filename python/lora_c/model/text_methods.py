@@ -12,7 +12,7 @@ from ..generation.batch import resolve
 from ..generation.generation_file import GENERATION_FILE, generation_config_of, left_aside
 from ..generation.sampling import with_seed
 from ..notices import tell
-from ..text.prompts import is_batch
+from ..text.prompts import is_batch, need_language_model
 
 if TYPE_CHECKING:
     from .model import Model
@@ -92,6 +92,7 @@ def generation_config(model: Model) -> GenerationConfig:
 
 def _resolve(model: Model, config: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
     """Combine a configuration with options; what of the model's own settings is left aside is said once."""
+    need_language_model(model, "generate")
     resolved = with_seed(resolve(config, options))
     n = resolved.num_return_sequences
     if n > 1 and not resolved.sampling:

@@ -29,11 +29,13 @@ def load_tokenizer(path: str | os.PathLike[str], resize_embedding: bool = False)
     with open_checkpoint(path) as checkpoint:
         if isinstance(checkpoint, Checkpoint):
             checkpoint.config = config_of_files(checkpoint)
-        sizes = architecture_of(dict(checkpoint.config)).decoder_kwargs
+        architecture = architecture_of(dict(checkpoint.config))
+        sizes = architecture.decoder_kwargs
         tokenizer = checkpoint.tokenizer() if isinstance(checkpoint, GGUFCheckpoint) else None
         if tokenizer is None:
             tokenizer = Tokenizer.from_folder(checkpoint.path, dict(checkpoint.config))
     tokenizer.model_context_length = int(sizes["max_position_embeddings"])
+    tokenizer.model_labels = architecture.labels
     rows = rows_for(tokenizer) if resize_embedding else 0
     tokenizer.model_vocab_size = max(rows, int(sizes["vocab_size"]))
     return tokenizer

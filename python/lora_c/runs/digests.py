@@ -40,6 +40,8 @@ def data_digest(data: Dataset) -> str:
         digest.update(len(sample).to_bytes(8, "little"))
         digest.update(_bytes(np.asarray(sample.input_ids, np.int32)))
         digest.update(_bytes(np.asarray(sample.loss_mask, np.float32)))
+        if sample.label is not None:
+            digest.update(_bytes(np.atleast_1d(np.asarray(sample.label, np.float64))))
     return digest.hexdigest()
 
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..configs import LoraConfig, StackConfig
 from ..configs.adapters import kind_name
+from ..display.measures import measures_of
 from ..files.atomic import write_text
 from ..notices import tell
 
 if TYPE_CHECKING:
+    from ..families.labels import Labels
     from ..training.trainer import Trainer
 
 CARD_FILE = "README.md"
@@ -51,14 +53,14 @@ def model_card(folder: Path, trainer: Trainer, record: dict[str, Any]) -> str:
         base_model=base,
         base_model_relation="adapter" if adapter is not None else "finetune",
         library_name="peft" if adapter is not None else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-generation" if trainer.model.labels is None else "text-classification",
         tags=["lora-c", *(["lora"] if adapter is not None else [])],
     )
     title = os.path.basename(os.path.abspath(folder))
     kind = f"A {record['method']} adapter for" if adapter is not None else f"Trained ({record['method']}) from"
     sections = [
         f"---\n{metadata.to_yaml()}\n---\n{_MARK}\n\n# {title}\n\n{kind} `{base}`.",
-        "## How to use it\n\n" + _usage(adapter is not None, base),
+        "## How to use it\n\n" + _usage(adapter is not None, base, trainer.model.labels),
         "## Training\n\n" + _table(trainer, record),
         "Everything else about the run, digests and counts included, is in `run.json`; `config.yaml` starts it again "
         "(`lora-c train --config config.yaml --output-dir again`).",
@@ -66,19 +68,27 @@ def model_card(folder: Path, trainer: Trainer, record: dict[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _usage(is_adapter: bool, base: str) -> str:
-    shell = '```sh\nlora-c generate --run . "Hello"\nlora-c chat --run .\n```'
+def _usage(is_adapter: bool, base: str, labels: Labels | None) -> str:
+    if labels is None:
+        auto, options = "AutoModelForCausalLM", ""
+        shell = '```sh\nlora-c generate --run . "Hello"\nlora-c chat --run .\n```'
+    else:
+        auto, options = (
+            "AutoModelForSequenceClassification",
+            f", num_labels={len(labels)}, problem_type={labels.problem_type!r}",
+        )
+        shell = '```sh\nlora-c classify --run . "Hello"\n```'
     if not is_adapter:
         return (
             f"With lora-c, in this folder:\n\n{shell}\n\nWith transformers:\n\n```python\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```'
+            f"from transformers import {auto}, AutoTokenizer\n\n"
+            f'model = {auto}.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```'
         )
     return (
         f"With lora-c, in this folder (`--model` says where the base is, if it has moved):\n\n{shell}\n\nWith PEFT:\n\n"
         "```python\n"
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(base, ".")\n'
+        f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
+        f'base = {auto}.from_pretrained("{base}"{options})\nmodel = PeftModel.from_pretrained(base, ".")\n'
         'tokenizer = AutoTokenizer.from_pretrained(".")\n```'
     )
 
@@ -90,6 +100,9 @@ def _table(trainer: Trainer, record: dict[str, Any]) -> str:
     data, held_out = record["data"], record["held_out"]
     files = ", ".join(os.path.basename(file) for file in data["files"]) or "in memory"
     rows: list[tuple[str, Any]] = [("method", record["method"])]
+    labels = trainer.model.labels
+    if labels is not None:
+        rows += [("labels", f"{', '.join(labels.names)[:200]} ({labels.problem_type})")]
     for part in adapters:
         rows += _adapter_rows(part)
     rows += [
@@ -104,6 +117,7 @@ def _table(trainer: Trainer, record: dict[str, Any]) -> str:
         ("seed", config.seed),
         ("training loss (mean of the last tenth)", _loss(result.get("train_loss"))),
         ("held-out loss", _loss(result.get("eval_loss"))),
+        *((f"held-out {name}", _loss(value)) for name, value in measures_of(result).items()),
         ("time", f"{result.get('seconds', 0):,.0f} s on {record['machine']['cpu']}"),
         ("made with", f"lora-c {record['lora_c']}"),
     ]  # fmt: skip

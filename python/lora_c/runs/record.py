@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, _core
+from ..display.measures import last_measures
 from ..errors import LoraCError
 from ..files.atomic import write_json
 from ..files.json_files import read_json_object
@@ -22,6 +23,7 @@ from .digests import base_digest, tokenizer_digest
 
 if TYPE_CHECKING:
     from ..data import Dataset
+    from ..model.model import Model
     from ..training.train_result import TrainResult
     from ..training.trainer import Trainer
 
@@ -53,6 +55,7 @@ def describe_run(trainer: Trainer, base: str, command: str | None = None) -> dic
         "data": _data(trainer.train_data, trainer.data_digest),
         "held_out": _data(held_out) if held_out is not None else None,
         "method": config.method,
+        **_task(model),
         "trained_parameters": sum(parameter.size for parameter in trainer.parameters),
         "parameters": model.num_parameters(),
         "total_steps": trainer.total_steps,
@@ -72,10 +75,18 @@ def describe_result(result: TrainResult) -> dict[str, Any]:
         "steps": result.steps,
         "train_loss": result.train_loss if math.isfinite(result.train_loss) else None,
         "eval_loss": result.eval_loss,
+        **{f"eval_{name}": value for name, value in last_measures(result.history).items()},
         "seconds": round(result.elapsed_seconds, 1),
         "tokens_per_second": round(result.tokens_per_second, 1),
         "peak_memory_bytes": result.peak_memory_bytes,
     }
+
+
+def _task(model: Model) -> dict[str, Any]:
+    """What a classifier is asked; a language model needs no words."""
+    if model.labels is None:
+        return {"task_type": "CAUSAL_LM"}
+    return {"task_type": "SEQ_CLS", "problem_type": model.labels.problem_type, "labels": list(model.labels.names)}
 
 
 def write_run(folder: Path, record: dict[str, Any]) -> None:

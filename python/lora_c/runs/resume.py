@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configs import AdapterConfig, StackConfig, TrainConfig
 from ..errors import CheckpointError, shorten
+from ..families.labels import SAVED_BY_PEFT
 from ..notices import tell
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ FREE_TRAIN_FIELDS = frozenset({
 })  # fmt: skip
 # Judged together, as the number of steps: a run may be prolonged.
 LENGTH_FIELDS = frozenset({"max_steps", "num_train_epochs"})
-FREE_ADAPTER_FIELDS = frozenset({"fan_in_fan_out"})  # of adapters: only written to a file
+FREE_ADAPTER_FIELDS = frozenset({"fan_in_fan_out", "task_type"})  # of adapters: only written to a file
 _UNORDERED = frozenset({"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"})
 
 
@@ -56,6 +57,8 @@ def _options(config: TrainConfig, adapter: AdapterConfig | StackConfig | None) -
     parts = [] if adapter is None else list(adapter.adapters.values()) if isinstance(adapter, StackConfig) else [adapter]
     for part in parts:  # each of another kind
         kind, values = type(part).__name__, part.model_dump(mode="json")
+        if values.get("modules_to_save"):  # a classifier's adapter has its score without being asked
+            values["modules_to_save"] = [name for name in values["modules_to_save"] if name not in SAVED_BY_PEFT] or None
         options |= {f"{kind}.{key}": value for key, value in values.items() if key not in FREE_ADAPTER_FIELDS}
     return options
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .text_ids import prompt_token_ids
 
 if TYPE_CHECKING:
@@ -40,6 +40,21 @@ def prompt_ids(model: Model, prompt: Any, room: int = 1) -> list[int]:
     if len(ids) > limit - room:
         raise DataError(f"prompt: expected fewer tokens than the model's context of {limit}, got {len(ids)}; shorten it")
     return ids
+
+
+def need_language_model(model: Model, method: str) -> None:
+    """Refuse a classifier where text is to be written or predicted.
+
+    Raises
+    ------
+    ConfigError
+        With the way out.
+    """
+    if model.labels is not None:
+        raise ConfigError(
+            f"{method}: expected a language model, got a classifier of {len(model.labels)} labels, which writes no text; use "
+            "classify (lora-c classify), or load the base without task_type"
+        )
 
 
 def _is_id(value: Any) -> bool:

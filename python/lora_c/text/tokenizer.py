@@ -24,6 +24,8 @@ from .tokenizers_library import library_errors
 if TYPE_CHECKING:
     import tokenizers
 
+    from ..families.labels import Labels
+
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE,
     "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt",
@@ -56,10 +58,13 @@ class Tokenizer:
     bos_token_id, eos_token_id, pad_token_id, unk_token_id : int or None
     model_vocab_size, model_context_length : int or None
         Rows of the embedding and tokens in the context of the model that it was loaded with, for what reads data.
+    model_labels : Labels or None
+        The labels of that model where it is a classifier: its data are texts with labels.
     """
 
     model_vocab_size: int | None = None
     model_context_length: int | None = None
+    model_labels: Labels | None = None
 
     def __init__(
         self,
@@ -154,6 +159,13 @@ class Tokenizer:
         """Return the token ids of a text and the (begin, end) of each in characters of the text."""
         encoding = self._encoding(text, add_special_tokens)
         return list(encoding.ids), list(encoding.offsets)
+
+    def encoding_of(self, text: str, pair: str | None = None) -> tokenizers.Encoding:
+        """Return what the tokenizer makes of a text, or of two together, with the tokens that it adds by itself."""
+        for part in (text,) if pair is None else (text, pair):
+            _check_text(part)
+        with library_errors(DataError, "text: expected a text that the tokenizer can read", "is its tokenizer.json damaged?"):
+            return self.backend.encode(text, pair)
 
     def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
         if self.ready and not add_special_tokens and type(text) is str and (known := self.ready.get(text)) is not None:

@@ -9,6 +9,7 @@ from .._core import PassStopped
 from ..data.batching import evaluation_batches
 from ..data.fits import fit_to_model
 from ..errors import ConfigError, DivergenceError
+from .label_measures import label_measures
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> float:
-    """Return the mean cross entropy over every token with loss; what is beyond the context is cut, and told.
+    """Return the mean loss over every token with loss, of a classifier over every text; what is beyond the context is cut.
 
     Parameters
     ----------
@@ -34,14 +35,42 @@ def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> 
     float
         In nats per token.
     """
+    return evaluate_measures(model, dataset, max_tokens=max_tokens)["loss"]
+
+
+def evaluate_measures(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> dict[str, float]:
+    """Return what is measured on held-out data, by name: the loss, and of a classifier how well its answers agree.
+
+    Parameters
+    ----------
+    model, dataset, max_tokens
+        As for `evaluate_loss`.
+    """
     if max_tokens < 1:
         raise ConfigError(f"max_tokens: expected 1 token or more in a batch, got {max_tokens}")
     dataset = fit_to_model(dataset, model, "dataset")
+    if model.labels is not None:
+        return label_measures(model, dataset, max_tokens)
     loss = weight = 0.0
     for batch in evaluation_batches(dataset, max_tokens):
         loss += model.decoder.loss(batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight)
         weight += batch.total_weight
-    return loss / weight
+    return {"loss": loss / weight}
+
+
+def measure(trainer: Trainer, dataset: Dataset | None = None) -> dict[str, float]:
+    """Return what is measured on held-out data, by name: `loss`, and of a classifier accuracy, F1 and the like.
+
+    Parameters
+    ----------
+    dataset : Dataset, optional
+        By default the trainer's `eval_data`.
+    """
+    dataset = dataset if dataset is not None else trainer.eval_data
+    if dataset is None:
+        raise ConfigError("eval_data: expected a dataset, got none; give eval_data or val_fraction")
+    with trainer.settings():
+        return evaluate_measures(trainer.model, dataset, max_tokens=trainer.config.eval_batch_tokens)
 
 
 def evaluate_and_log(trainer: Trainer, done: int, progress: Progress) -> None:
@@ -50,12 +79,12 @@ def evaluate_and_log(trainer: Trainer, done: int, progress: Progress) -> None:
         return
     try:
         with trainer.leaving.during("evaluation"):
-            loss = trainer.evaluate()
+            found = trainer.measure()
     except PassStopped:
         return
-    if not math.isfinite(loss):
-        raise DivergenceError(f"expected a finite held-out loss after step {done}, got {loss}")
-    record = {"step": done, "eval_loss": loss}
+    if not math.isfinite(found["loss"]):
+        raise DivergenceError(f"expected a finite held-out loss after step {done}, got {found['loss']}")
+    record = {"step": done} | {f"eval_{name}": value for name, value in found.items()}
     trainer.history.append(record)
     trainer.metrics.append(record)
     progress.evaluation(record)

@@ -77,12 +77,12 @@ def _other_quantization(run: RunOptions, option: str) -> bool:
 
 RULES = [
     Rule(
-        [name for name in LoraConfig.model_fields if name != "seed"],
+        [name for name in LoraConfig.model_fields if name not in ("seed", "task_type")],
         lambda run: run.config.method in ("full", "head"),
         "method lora or qlora, got one without an adapter; leave it out, or choose another method",
     ),
     Rule(
-        [name for name in LoraConfig.model_fields if name != "seed"],
+        [name for name in LoraConfig.model_fields if name not in ("seed", "task_type")],
         lambda run: run.adapter is not None,
         "no adapter to go on from, whose own options hold, got one; leave it out",
     ),

@@ -28,7 +28,7 @@ from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
 from .best import is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
-from .evaluation import evaluate_and_log, evaluate_if_due, evaluate_loss
+from .evaluation import evaluate_and_log, evaluate_if_due, measure
 from .held_out import held_out
 from .interrupt import deferred_interrupt, is_deferred
 from .leaving import Leaving
@@ -94,8 +94,9 @@ class Trainer:
         self.train_data = fit_to_model(train_data, model, "train_data", longest)
         self.eval_data = eval_data if eval_data is None else fit_to_model(eval_data, model, "eval_data", longest)
         check_run(RunOptions(config, total_steps=self.total_steps))
-        tell_untrained_ends(model, self.train_data)
-        tell_missing_ends(model, self.train_data)
+        if model.labels is None:
+            tell_untrained_ends(model, self.train_data)
+            tell_missing_ends(model, self.train_data)
         self.optimizer = _core.AdamW(
             self.parameters,
             lr=config.learning_rate,
@@ -274,12 +275,10 @@ class Trainer:
         return take_up(self, resume, allow_changes)
 
     def evaluate(self, dataset: Dataset | None = None) -> float:
-        """Mean cross entropy per token with loss."""
-        dataset = dataset if dataset is not None else self.eval_data
-        if dataset is None:
-            raise ConfigError("eval_data: expected a dataset, got none; give eval_data or val_fraction")
-        with self.settings():
-            return evaluate_loss(self.model, dataset, max_tokens=self.config.eval_batch_tokens)
+        """Mean cross entropy per token with loss; of a classifier its mean loss per text."""
+        return self.measure(dataset)["loss"]
+
+    measure = measure
 
     def _one_step(self, step: int, progress: Progress) -> None:
         one_step(self, step, progress)
