@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def is_quantized(model: Model) -> bool:
-    """Whether any weight is NF4."""
+    """Whether any weight is in NF4 or another 4-bit type of its layout."""
     return any(isinstance(weight, NF4Tensor) for weight in model.weights.values())
 
 

@@ -63,10 +63,9 @@ def load_model(
     device : str
         What the model computes on, a name of `lora_c.devices()`. What is trained lies there; frozen weights are copied to it.
     task_type : "CAUSAL_LM" or "SEQ_CLS", optional
-        By default what the folder holds. "SEQ_CLS" makes a classifier of a language model: a fresh `score` takes the place
-        of the head, read at the last token.
+        By default what the folder holds. "SEQ_CLS": a fresh `score` takes the place of a language model's head.
     num_labels, id2label, problem_type : int, list or dict, str
-        Of a fresh score: how many labels there are, or their names (a list, or what `find_labels` returns), and the problem:
+        Of a fresh score: how many labels there are, or their names (or what `find_labels` returns), and the problem:
         "single_label_classification", "regression" (the default for one label) or "multi_label_classification".
     seed : int
         Of the values of a fresh score.
@@ -86,9 +85,9 @@ def load_model(
     asked = Quantization(quantize, block_size, double_quant) if quantize else None
     options = LoadOptions(asked, DENSE_DTYPES.get(dtype or ""), trainable, device, check_seed(seed))
     model = _load(path, options, wanted, progress, revision, resize_embedding)
-    model.load_options = dict(quantize=quantize, double_quant=double_quant, block_size=block_size, dtype=dtype,
-                              trainable=trainable, resize_embedding=resize_embedding)  # fmt: skip
-    model.load_options |= options_of_task(model.labels, seed)
+    given = {"quantize": quantize, "double_quant": double_quant, "block_size": block_size, "dtype": dtype}
+    given |= {"trainable": trainable, "resize_embedding": resize_embedding}
+    model.load_options = given | options_of_task(model.labels, seed)
     return model
 
 
