@@ -41,6 +41,11 @@ def trainer_of(tiny_model_dir: Path, make_model: Callable[..., Path], tmp_path: 
 REFUSED_IN_PYTHON = [
     ("lora", {"eval_steps": 2}, "eval_steps: expected held-out data beside it, got none"),
     ("lora", {"eval_batch_tokens": 64}, "eval_batch_tokens: expected held-out data"),
+    ("lora", {"load_best_model_at_end": True}, "load_best_model_at_end: expected held-out data"),
+    ("lora", {"early_stopping_patience": 2, "eval_steps": 1}, "early_stopping_patience: expected held-out data"),
+    ("lora", {"metric_for_best_model": "loss"}, "metric_for_best_model: expected load_best_model_at_end or early_stopping"),
+    ("lora", {"early_stopping_threshold": 0.1}, "early_stopping_threshold: expected early_stopping_patience beside it"),
+    ("lora", {"max_skipped_steps": 3}, "max_skipped_steps: expected nonfinite_steps skip or skip_grad_norm beside it"),
     ("lora", {"method": "qlora"}, "method: expected a model that was made for it.*quantize='nf4' for qlora"),
     ("lora", {"max_steps": 4, "warmup_steps": 5}, "warmup_steps: expected no more than the steps of the run"),
     ("lora", {"num_train_epochs": 1, "warmup_steps": 3}, "warmup_steps: expected no more than the steps of the run"),
