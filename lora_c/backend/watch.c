@@ -150,20 +150,30 @@ static lora_status embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_ma
     return LORA_OK;
 }
 
+static lora_status look_at_sum(lora_ctx *ctx, const char *operation, const void *weight, const double *loss_sum, lora_error *err) {
+    double sum = 0;
+    const lora_backend_memory *memory = &ctx->watch->real->memory;
+    LORA_TRY(memory->download(ctx->view.state, &sum, loss_sum, sizeof sum, err));
+    LORA_TRY(memory->sync(ctx->view.state, err));
+    if (!isfinite(sum) && !ctx->watch->found.operation)
+        ctx->watch->found =
+            (lora_watch_found){.operation = operation, .result = "loss_sum", .weight = weight, .layer = -1, .value = (float)sum};
+    return LORA_OK;
+}
+
 static lora_status linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,
                                         lora_error *err) {
     LORA_TRY(real(ctx)->linear_cross_entropy(ctx, x, w, loss, dx, dW, err));
-    double sum = 0;
-    const lora_backend_memory *memory = &ctx->watch->real->memory;
-    LORA_TRY(memory->download(ctx->view.state, &sum, loss->loss_sum, sizeof sum, err));
-    LORA_TRY(memory->sync(ctx->view.state, err));
-    float as_float = isfinite(sum) ? 0.0f : (float)sum;
-    if (!isfinite(sum) && !ctx->watch->found.operation) {
-        ctx->watch->found = (lora_watch_found){
-            .operation = "linear_cross_entropy", .result = "loss_sum", .weight = data_of(w), .layer = -1, .value = as_float};
-    }
+    LORA_TRY(look_at_sum(ctx, "linear_cross_entropy", data_of(w), loss->loss_sum, err));
     look(ctx, "linear_cross_entropy", "dx", data_of(w), dx);
     look(ctx, "linear_cross_entropy", "dW", data_of(w), lora_mat_f32(dW, dW ? w->rows : 0, w->cols, w->cols));
+    return LORA_OK;
+}
+
+static lora_status values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) {
+    LORA_TRY(real(ctx)->values_loss(ctx, y, loss, dy, err));
+    LORA_TRY(look_at_sum(ctx, "values_loss", NULL, loss->loss_sum, err));
+    look(ctx, "values_loss", "dy", NULL, dy);
     return LORA_OK;
 }
 
@@ -231,6 +241,7 @@ static void put_in(lora_backend_ops *ops) {
     ops->embedding_forward = embedding_forward;
     ops->embedding_backward = embedding_backward;
     ops->linear_cross_entropy = linear_cross_entropy;
+    ops->values_loss = values_loss;
     ops->linear_forward = linear_forward;
     ops->linear_backward = linear_backward;
     ops->dora_norm = dora_norm;

@@ -16,6 +16,7 @@ import lora_c as lc
 from lora_c.data.batching import pack
 from lora_c.training.evaluation import evaluate_measures
 from lora_c.training.label_measures import label_measures
+from lora_c.training.replay import replay
 from lora_c.weights.kinds import dense
 
 NAMES = ["no", "yes", "maybe"]
@@ -115,6 +116,32 @@ def test_a_stopped_run_goes_on(trainer: Callable[..., lc.Trainer], method: str) 
     again.train()
     for got, want in zip(again.parameters, whole.parameters, strict=True):
         assert np.array_equal(got.data, want.data), got.name
+
+
+def test_a_step_that_is_not_finite_is_replayed(base: Path, tmp_path: Path) -> None:
+    class Spoil(lc.Callback):
+        def on_step(self, state: lc.TrainerState) -> None:
+            parameter = next(p for p in state.model.trainable_parameters() if p.name.endswith("score.weight"))
+            parameter.write(np.full(parameter.shape, 3e38, np.float32))
+
+    model = lc.load_model(base, task_type="SEQ_CLS", num_labels=1, seed=3, progress=False)
+    model.add_adapter(r=2)
+    data = lc.load_dataset([{"text": f"w{i} w3", "label": i / 7} for i in range(4, 20)], model.tokenizer)
+    config = lc.TrainConfig(method="lora", output_dir=str(tmp_path / "out"), max_steps=4, save_steps=0)
+    with pytest.raises(lc.DivergenceError, match="at step 2"):
+        lc.Trainer(model, data, config, callbacks=[Spoil()]).train()
+    found = replay(tmp_path / "out" / "bad-step-2")
+    assert found.same_loss and found.same_gradients and found.first_nonfinite is not None
+    assert found.first_nonfinite.operation in ("linear_forward", "values_loss")
+
+
+def test_the_best_evaluation_by_accuracy(trainer: Callable[..., lc.Trainer]) -> None:
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "save_steps": 5, "eval_steps": 5}
+    run = trainer("lora", **best, save_total_limit=None)
+    result = run.train()
+    found = {record["step"]: record["eval_accuracy"] for record in run.history if "eval_accuracy" in record}
+    assert result.best is not None and result.best.metric == "eval_accuracy"
+    assert result.best.value == max(found.values()) == run.measure()["accuracy"]
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "regression", "multi_label_classification"])
@@ -233,7 +260,8 @@ def test_measures_of_values_and_rows(base: Path) -> None:
     found = label_measures(model, data, 2048)
     assert list(found) == ["loss", "mse", "pearson", "spearmanr"] and found["loss"] == found["mse"]
     same = lc.load_dataset([{"text": f"w{i}", "label": 1.5} for i in range(3, 12)], model.tokenizer)
-    assert list(label_measures(model, same, 2048)) == ["loss", "mse"]  # a correlation with what never changes is none
+    flat = label_measures(model, same, 2048)
+    assert flat["pearson"] == flat["spearmanr"] == 0  # a correlation with what never changes
     each = lc.load_model(base, task_type="SEQ_CLS", num_labels=3, problem_type="multi_label_classification", progress=False)
     rows = lc.load_dataset([{"text": "w3", "label": [1, 0, 1]}, {"text": "w4 w5", "label": [0, 0, 0]}], each.tokenizer)
     found = label_measures(each, rows, 2048)

@@ -64,11 +64,9 @@ def load_model(
         What the model computes on, a name of `lora_c.devices()`. What is trained lies there; frozen weights are copied to it.
     task_type : "CAUSAL_LM" or "SEQ_CLS", optional
         By default what the folder holds. "SEQ_CLS": a fresh `score` takes the place of a language model's head.
-    num_labels, id2label, problem_type : int, list or dict, str
-        Of a fresh score: how many labels there are, or their names (or what `find_labels` returns), and the problem:
+    num_labels, id2label, problem_type, seed : int, list or dict, str, int
+        Of a fresh score, drawn by the seed: how many labels, or their names (or what `find_labels` returns), and the problem:
         "single_label_classification", "regression" (the default for one label) or "multi_label_classification".
-    seed : int
-        Of the values of a fresh score.
 
     Raises
     ------

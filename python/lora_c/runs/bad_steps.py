@@ -138,8 +138,7 @@ def write_bad_step(folder: Path, bad: BadStep) -> None:
     SaveError
         It cannot be written.
     """
-    arrays = {f"{i}.{name}": np.asarray(getattr(batch, name), dtype) for i, batch in enumerate(bad.batches)
-              for name, dtype in _ARRAYS.items()}  # fmt: skip
+    arrays = {f"{i}.{name}": _as_stored(name, getattr(batch, name)) for i, batch in enumerate(bad.batches) for name in _ARRAYS}
     with atomic_folder(folder, {STEP_FILE, BATCHES_FILE, PARAMETERS_FILE}.__contains__) as aside:
         for file_name, named in ((BATCHES_FILE, arrays), (PARAMETERS_FILE, bad.parameters)):
             with open(aside / file_name, "wb") as file:
@@ -147,6 +146,12 @@ def write_bad_step(folder: Path, bad: BadStep) -> None:
                 write_safetensors(file.write, entries, {})
         text = json.dumps({"format": FORMAT} | asdict(bad.record), indent=2, ensure_ascii=False)
         (aside / STEP_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _as_stored(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """An array of a batch; targets of some classifiers are values."""
+    is_value = name == "targets" and not np.issubdtype(array.dtype, np.integer)
+    return np.asarray(array, np.float32 if is_value else _ARRAYS[name])
 
 
 def read_bad_step(folder: Path) -> BadStep:

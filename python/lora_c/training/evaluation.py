@@ -79,7 +79,7 @@ def evaluate_and_log(trainer: Trainer, done: int, progress: Progress) -> None:
         return
     try:
         with trainer.leaving.during("evaluation"):
-            found = trainer.measure()
+            found = {"loss": trainer.evaluate()} if trainer.model.labels is None else trainer.measure()
     except PassStopped:
         return
     if not math.isfinite(found["loss"]):

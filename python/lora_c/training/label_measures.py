@@ -20,7 +20,7 @@ F64 = NDArray[np.float64]
 
 
 def label_measures(model: Model, dataset: Dataset, max_tokens: int) -> dict[str, float]:
-    """Return the measures of a classifier by name, `loss` first; one that is not defined for this data is left out.
+    """Return the measures of a classifier by name, `loss` first; a correlation with what is the same throughout is 0.
 
     The loss is the mean over the sequences, as in training. With one label of several: accuracy, f1_macro,
     matthews_correlation, and with two f1, that of the second. With several labels each: accuracy (of whole rows), f1_micro,
@@ -31,7 +31,7 @@ def label_measures(model: Model, dataset: Dataset, max_tokens: int) -> dict[str,
     logits = np.concatenate(parts).astype(np.float64)
     labels = np.asarray([sample.label for sample in dataset.samples])
     found = {"loss": _loss(model.labels, logits, labels)} | _agreement(model.labels, logits, labels)
-    return {name: value for name, value in found.items() if name == "loss" or math.isfinite(value)}
+    return {name: 0.0 if name != "loss" and math.isnan(value) else value for name, value in found.items()}
 
 
 def _loss(labels: Labels, logits: F64, given: NDArray[Any]) -> float:
