@@ -16,7 +16,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Models and data": ("load_model", "Model", "load_dataset", "Dataset", "find_labels", "Labels", "Classification"),
     "Text from several prompts": ("Batch", "Answer"),
     "Training": ("Trainer", "TrainResult", "Callback", "TrainerState", "replay", "Replay"),
-    "Settings": ("LoraConfig", "TrainConfig", "GenerationConfig"),
+    "Settings": ("LoraConfig", "PromptTuningConfig", "PrefixTuningConfig", "TrainConfig", "GenerationConfig"),
     "Layers, tensors, optimizer": (
         "NF4Tensor", "GGMLTensor", "Parameter", "LoRALinear", "AdamW", "Decoder", "KVCache",
         "DecoderAdapters",

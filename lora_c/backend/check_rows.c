@@ -68,6 +68,14 @@ lora_status lora_check_softcap_rows(float softcap, lora_mat x, lora_error *err) 
     return lora_mat_check_f32(lora_named("x", x), x.rows, x.cols, err);
 }
 
+lora_status lora_check_softcap_backward(float softcap, lora_mat y, lora_mat dy, lora_error *err) {
+    lora_arg in = lora_named("y", y), out = lora_named("dy", dy);
+    LORA_CHECK(softcap > 0.0f, err, LORA_EINVAL, "softcap: expected > 0, got %g", (double)softcap);
+    LORA_TRY(lora_mat_check_f32(in, y.rows, y.cols, err));
+    LORA_TRY(lora_mat_check_f32(out, y.rows, y.cols, err));
+    return lora_mat_disjoint(out, in, err);
+}
+
 /* Rows that a call moves; -1 where the tables do not say. */
 static int64_t count_rows(lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows) {
     if (from_rows && to_rows) return -1;

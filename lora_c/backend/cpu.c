@@ -58,6 +58,7 @@ const lora_backend lora_cpu_backend = {
             .norm_backward = lora_cpu_norm_backward,
             .scale_rows = lora_cpu_scale_rows,
             .softcap_rows = lora_cpu_softcap_rows,
+            .softcap_backward = lora_cpu_softcap_backward,
             .rope_table = lora_cpu_rope_table,
             .rope = lora_cpu_rope,
             .attention_forward = lora_cpu_attention_forward,

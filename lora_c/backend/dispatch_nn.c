@@ -39,6 +39,11 @@ lora_status lora_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_err
     return lora_ops_of(ctx)->softcap_rows(ctx, softcap, x, err);
 }
 
+lora_status lora_softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err) {
+    LORA_TRY(lora_check_softcap_backward(softcap, y, dy, err));
+    return lora_ops_of(ctx)->softcap_backward(ctx, softcap, y, dy, err);
+}
+
 lora_status lora_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
                            lora_error *err) {
     LORA_TRY(lora_check_copy_rows(from, from_rows, to, to_rows, accumulate, err));

@@ -88,6 +88,12 @@ static lora_status scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bo
     return LORA_OK;
 }
 
+static lora_status softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err) {
+    LORA_TRY(real(ctx)->softcap_backward(ctx, softcap, y, dy, err));
+    look(ctx, "softcap_backward", "dy", NULL, dy);
+    return LORA_OK;
+}
+
 static lora_status copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
                              lora_error *err) {
     LORA_TRY(real(ctx)->copy_rows(ctx, from, from_rows, to, to_rows, accumulate, err));
@@ -232,6 +238,7 @@ static void put_in(lora_backend_ops *ops) {
     ops->norm_forward = norm_forward;
     ops->norm_backward = norm_backward;
     ops->scale_rows = scale_rows;
+    ops->softcap_backward = softcap_backward;
     ops->copy_rows = copy_rows;
     ops->rope = rope;
     ops->attention_forward = attention_forward;

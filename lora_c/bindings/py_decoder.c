@@ -335,7 +335,7 @@ PyDoc_STRVAR(
     arena_bytes_doc,
     "arena_bytes($self, n_tokens, /, *, training=True)\n--\n\nReturn the bytes of activations for a batch of n_tokens, before it runs.\n\n"
     "Parameters\n----------\n"
-    "n_tokens : int\n    Tokens of the batch, all segments together.\n"
+    "n_tokens : int\n    Tokens of the batch, all segments together, virtual ones included.\n"
     "training : bool\n    With what the backward pass needs.");
 
 static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwargs) {
@@ -537,6 +537,7 @@ static PyGetSetDef decoder_getset[] = {
      "'exact' or 'fast', for every pass; at first that of the module. See set_precision().", NULL},
     {"stopping", get_stopping, set_stopping,
      "While True, passes end between two layers with PassStopped, the running one too; may be set by any thread.", NULL},
+    {"virtual_tokens", lora_py_decoder_get_virtual_tokens, NULL, "How many set_virtual_tokens() has put before every sequence.", NULL},
     {"config", get_config, NULL, "The arguments of the constructor.", NULL},
     {"watching", lora_py_decoder_watching, lora_py_decoder_set_watching,
      "While True, passes look for the first value that is not finite: same bits, slower. Setting it forgets what was found.", NULL},
@@ -550,6 +551,7 @@ static PyGetSetDef decoder_getset[] = {
 
 LORA_PY_KEEP(lora_py_decoder_set_weight)
 LORA_PY_KEEP(lora_py_decoder_set_adapter)
+LORA_PY_KEEP(lora_py_decoder_set_virtual_tokens)
 LORA_PY_KEEP(decoder_forward_backward)
 LORA_PY_KEEP(decoder_loss)
 LORA_PY_KEEP(decoder_arena_bytes)
@@ -559,6 +561,8 @@ static PyMethodDef decoder_methods[] = {
     {"set_weight", LORA_PY_KEYWORDS lora_py_decoder_set_weight_kept, METH_VARARGS | METH_KEYWORDS, lora_py_set_weight_doc},
     {"set_adapter", LORA_PY_KEYWORDS lora_py_decoder_set_adapter_kept, METH_VARARGS | METH_KEYWORDS, lora_py_set_adapter_doc},
     {"set_token_rows", lora_py_decoder_set_token_rows, METH_VARARGS, lora_py_set_token_rows_doc},
+    {"set_virtual_tokens", LORA_PY_KEYWORDS lora_py_decoder_set_virtual_tokens_kept, METH_VARARGS | METH_KEYWORDS,
+     lora_py_set_virtual_tokens_doc},
     {"remove_adapter", lora_py_decoder_remove_adapter, METH_VARARGS, lora_py_remove_adapter_doc},
     {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward_kept, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
     {"loss", LORA_PY_KEYWORDS decoder_loss_kept, METH_VARARGS | METH_KEYWORDS, loss_doc},

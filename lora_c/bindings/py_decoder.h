@@ -71,6 +71,14 @@ extern const char lora_py_set_weight_doc[], lora_py_set_adapter_doc[], lora_py_s
 PyObject *lora_py_decoder_watching(PyObject *o, void *unused);
 int lora_py_decoder_set_watching(PyObject *o, PyObject *value, void *unused);
 PyObject *lora_py_decoder_first_nonfinite(PyObject *o, void *unused);
+/** After the library has taken owner's memory (NULL: nothing) for what it had at place. Leaves the decoder. */
+void lora_py_replace_owner(lora_py_decoder *self, PyObject **place, PyObject *owner);
+PyObject **lora_py_virtual_tokens_owner(const lora_py_decoder *self);
+
+/* py_virtual_tokens.c */
+PyObject *lora_py_decoder_set_virtual_tokens(PyObject *o, PyObject *args, PyObject *kwargs);
+PyObject *lora_py_decoder_get_virtual_tokens(PyObject *o, void *unused);
+extern const char lora_py_set_virtual_tokens_doc[];
 
 /* py_decoder_adapters.c */
 PyObject *lora_py_decoder_new_adapters(PyObject *o, PyObject *unused);

@@ -48,7 +48,7 @@ static int find_place(const decoder *self, const char *name, weight_place *place
 enum { WEIGHTS = LORA_MATRIX_SLOTS + LORA_VECTOR_SLOTS, OWNERS_PER_LAYER = WEIGHTS + LORA_MATRIX_SLOTS };
 
 int lora_py_make_owners(decoder *self) {
-    Py_ssize_t n = (Py_ssize_t)(self->config.num_hidden_layers + 1) * OWNERS_PER_LAYER + 1;
+    Py_ssize_t n = (Py_ssize_t)(self->config.num_hidden_layers + 1) * OWNERS_PER_LAYER + 2;
     self->owners = PyMem_Calloc((size_t)n, sizeof *self->owners);
     if (!self->owners) PyErr_NoMemory();
     self->n_owners = self->owners ? n : 0;
@@ -65,9 +65,11 @@ static PyObject **adapter_owner(const decoder *self, const weight_place *place) 
 
 static PyObject **token_rows_owner(const decoder *self) { return self->owners + self->n_owners - 1; }
 
+PyObject **lora_py_virtual_tokens_owner(const decoder *self) { return self->owners + self->n_owners - 2; }
+
 /* After the library has taken owner's memory (NULL: nothing) for what it had there. The decoder is let go of first: the end of
  * the old owner may run Python code. */
-static void replace_owner(decoder *self, PyObject **place, PyObject *owner) {
+void lora_py_replace_owner(decoder *self, PyObject **place, PyObject *owner) {
     PyObject *old = *place;
     *place = Py_XNewRef(owner);
     lora_py_leave(&self->base);
@@ -197,7 +199,7 @@ PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwar
                                                g.vector.grad, &err)
                      : lora_decoder_set_matrix(self->decoder, place.layer, (lora_matrix_slot)place.slot, &g.matrix.w, g.matrix.grad, &err));
     if (set == LORA_OK)
-        replace_owner(self, weight_owner(self, &place), g.keep);
+        lora_py_replace_owner(self, weight_owner(self, &place), g.keep);
     else
         lora_py_leave(&self->base);
     Py_XDECREF(g.keep);
@@ -248,7 +250,7 @@ static PyObject *change_adapter(decoder *self, const weight_place *place, const 
     lora_error err = {0};
     LORA_PY_CALL(self->base.ctx, set, lora_decoder_set_adapter(self->decoder, place->layer, (lora_matrix_slot)place->slot, adapter, &err));
     if (set == LORA_OK)
-        replace_owner(self, adapter_owner(self, place), keep);
+        lora_py_replace_owner(self, adapter_owner(self, place), keep);
     else
         lora_py_leave(&self->base);
     if (set != LORA_OK) return raise_from(self, &err);
@@ -343,7 +345,7 @@ PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args) {
     LORA_PY_CALL(self->base.ctx, set,
                  lora_decoder_set_token_rows(self->decoder, ids.n, ids.data, rows ? rows->data : NULL, rows ? rows->grad : NULL, &err));
     if (set == LORA_OK)
-        replace_owner(self, token_rows_owner(self), (PyObject *)rows);
+        lora_py_replace_owner(self, token_rows_owner(self), (PyObject *)rows);
     else
         lora_py_leave(&self->base);
     lora_py_release_ids(&ids);

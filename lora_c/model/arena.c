@@ -200,6 +200,10 @@ void lora_decoder_free_activations(lora_decoder *d) {
     d->stage_bytes = 0;
     d->stage = NULL;
     lora_stage_free(d->ctx, stage);
+    void *tables = d->with_virtual;
+    d->with_virtual_bytes = 0;
+    d->with_virtual = NULL;
+    lora_host_free(d->ctx, tables);
 }
 
 int64_t lora_decoder_arena_bytes(const lora_decoder *d, int64_t n_tokens, bool training) {
@@ -212,5 +216,5 @@ int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens) {
     const lora_decoder_config *c = &d->config;
     int64_t widest = lora_max_i64((c->gated_mlp ? 2 : 1) * c->intermediate_size, lora_max_i64(lora_qkv_width(c), c->hidden_size));
     lora_scratch_shape shape = {.n_tokens = n_tokens, .widest = widest, .vocab_size = lora_head_rows(c), .hidden_size = c->hidden_size};
-    return lora_scratch_bytes(d->ctx, &shape) + lora_adapted_globals_bytes(d);
+    return lora_scratch_bytes(d->ctx, &shape) + lora_adapted_globals_bytes(d) + lora_prefix_encoder_bytes(d);
 }

@@ -108,6 +108,7 @@ static lora_status core_backward(lora_decoder *d, const lora_run *run, lora_buff
         .dv = lora_run_cols(run, b->dqkv + Q + KV, KV, ld),
     };
     LORA_TRY(lora_attention_backward(d->ctx, &shape, &segments, &g, err));
+    LORA_TRY(lora_collect_prefix(d, run, b, layer, err));
     LORA_TRY(lora_rotate(d, run, b, layer, b->dqkv, true, err));
     if (c->qk_norm == LORA_QK_NORM_NONE) return LORA_OK;
     LORA_TRY(norm_backward(d, b, layer, LORA_Q_NORM, g.dq, lora_run_cols(run, s->qk, Q, Q + KV), g.dq, false, err));
@@ -152,6 +153,7 @@ static lora_status embeddings_backward(lora_decoder *d, const lora_run *run, lor
     lora_mat dx = lora_run_mat(run, b->dx, H);
     if (positions)
         LORA_TRY(lora_embedding_backward(d->ctx, b->tables.positions, dx, lora_mat_f32(positions, c->max_position_embeddings, H, H), err));
+    LORA_TRY(lora_collect_embeddings(d, run, b, err));
     if (!tokens) return LORA_OK;
     if (c->embedding_scale != 1.0) LORA_TRY(lora_scale_rows(d->ctx, (float)c->embedding_scale, dx, dx, false, err));
     return lora_embedding_backward(d->ctx, b->tables.input_ids, dx, lora_mat_f32(tokens, c->vocab_size, H, H), err);

@@ -15,6 +15,10 @@ lora_batch_tables lora_lay_tables(lora_carver *c, const lora_decoder *d, int64_t
     t.kv_length = lora_carve(c, M, sizeof *t.kv_length);
     t.cache_rows = lora_carve(c, M, sizeof *t.cache_rows);
     t.last_tokens = lora_carve(c, M, sizeof *t.last_tokens);
+    bool virtual = d->virtual.tokens.n > 0;
+    t.real_rows = virtual ? lora_carve(c, M, sizeof *t.real_rows) : NULL;
+    t.virtual_rows = virtual ? lora_carve(c, M, sizeof *t.virtual_rows) : NULL;
+    t.virtual_ids = virtual ? lora_carve(c, M, sizeof *t.virtual_ids) : NULL;
     return t;
 }
 
@@ -33,6 +37,18 @@ static void fill_segment(const lora_decoder *d, const lora_run *run, int64_t s, 
     }
 }
 
+static void fill_virtual(const lora_decoder *d, const lora_run *run, lora_batch_tables *t) {
+    int64_t real = 0, virtual = 0;
+    for (int64_t s = 0; s < run->n_segments; s++) {
+        int64_t m = run->cu_seqlens[s], n = lora_virtual_before(d, run, s);
+        for (int64_t i = 0; i < n; i++, virtual++) {
+            t->virtual_rows[virtual] = m++;
+            t->virtual_ids[virtual] = (int32_t)i;
+        }
+        while (m < run->cu_seqlens[s + 1]) t->real_rows[real++] = m++;
+    }
+}
+
 lora_status lora_stage_batch(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_error *err) {
     lora_carver at = {.base = d->stage};
     lora_batch_tables t = lora_lay_tables(&at, d, run->n_tokens);
@@ -44,5 +60,6 @@ lora_status lora_stage_batch(lora_decoder *d, const lora_run *run, const lora_bu
     }
     for (int64_t i = 0; run->wants_loss && t.values && i < run->n_tokens * d->config.num_labels; i++) t.values[i] = run->values[i];
     for (int64_t s = 0; s < run->n_segments; s++) fill_segment(d, run, s, &t);
+    if (run->n_virtual) fill_virtual(d, run, &t);
     return lora_upload(d->ctx, b->tables.input_ids, d->stage, at.used, err); /* the first table, and all behind it */
 }

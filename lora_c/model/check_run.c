@@ -1,9 +1,15 @@
 /* The checks that come before every pass. */
 #include <math.h>
+#include <stdio.h>
 
+#include "lora_c/base/util.h"
 #include "lora_c/model/pass.h"
 
 int64_t lora_past_tokens(const lora_run *run, int64_t segment) { return run->cache ? run->cache->lengths[run->sequences[segment]] : 0; }
+
+int64_t lora_virtual_before(const lora_decoder *d, const lora_run *run, int64_t segment) {
+    return lora_past_tokens(run, segment) == 0 ? d->virtual.tokens.n : 0;
+}
 
 /* A pass that only goes on with cached sequences: their keys and values already hold the adapter to what it was when they
  * were begun, so what was made of it for that pass stands. Without this, each new token would cost N * K * R per DoRA matrix. */
@@ -14,20 +20,44 @@ bool lora_goes_on(const lora_run *run) {
     return true;
 }
 
+/* What is said of virtual tokens where they count. */
+typedef struct virtual_text {
+    char text[80];
+} virtual_text;
+
+static virtual_text say_virtual(int64_t n) {
+    virtual_text t = {""};
+    if (n > 0) snprintf(t.text, sizeof t.text, ", %lld of them virtual", (long long)n);
+    return t;
+}
+
+/* The rows of a sequence that the RoPE table of so many serves. */
+static int64_t rope_limit(const lora_decoder *d, int64_t rows) {
+    int64_t limit = d->config.rope_switch;
+    return limit && rows <= limit ? limit : d->config.max_position_embeddings;
+}
+
+static lora_status check_cached_length(const lora_decoder *d, const lora_run *run, int64_t s, long long length, const char *virtual,
+                                       lora_error *err) {
+    int64_t past = lora_past_tokens(run, s);
+    LORA_CHECK(length <= run->cache->max_tokens, err, LORA_EINVAL,
+               "cache: expected at most %lld tokens in sequence %d (max_tokens), got %lld%s", (long long)run->cache->max_tokens,
+               (int)run->sequences[s], length, virtual);
+    LORA_CHECK(past == 0 || length <= rope_limit(d, past), err, LORA_EINVAL,
+               "cache: expected sequence %d to stay within %lld tokens, where the RoPE frequencies change, got %lld%s; truncate "
+               "it to 0 and append all its tokens",
+               (int)run->sequences[s], (long long)d->config.rope_switch, length, virtual);
+    return LORA_OK;
+}
+
 static lora_status check_length(const lora_decoder *d, const lora_run *run, int64_t s, lora_error *err) {
-    long long length = lora_past_tokens(run, s) + run->cu_seqlens[s + 1] - run->cu_seqlens[s];
-    if (run->cache)
-        LORA_CHECK(length <= run->cache->max_tokens, err, LORA_EINVAL,
-                   "cache: expected at most %lld tokens in sequence %d (max_tokens), got %lld", (long long)run->cache->max_tokens,
-                   (int)run->sequences[s], length);
-    if (run->cache && lora_past_tokens(run, s) > 0)
-        LORA_CHECK(length <= lora_decoder_rope_limit(d, lora_past_tokens(run, s)), err, LORA_EINVAL,
-                   "cache: expected sequence %d to stay within %lld tokens, where the RoPE frequencies change, got %lld; truncate "
-                   "it to 0 and append all its tokens",
-                   (int)run->sequences[s], (long long)d->config.rope_switch, length);
+    int64_t past = lora_past_tokens(run, s), before = lora_virtual_before(d, run, s);
+    long long length = past + before + run->cu_seqlens[s + 1] - run->cu_seqlens[s];
+    virtual_text virtual = say_virtual(past > 0 ? run->cache->virtual[run->sequences[s]] : before);
+    if (run->cache) LORA_TRY(check_cached_length(d, run, s, length, virtual.text, err));
     LORA_CHECK(length <= d->config.max_position_embeddings, err, LORA_EINVAL,
-               "input_ids: expected at most %lld tokens in a segment (max_position_embeddings), got %lld in segment %lld",
-               (long long)d->config.max_position_embeddings, length, (long long)s);
+               "input_ids: expected at most %lld tokens in a segment (max_position_embeddings), got %lld%s in segment %lld",
+               (long long)d->config.max_position_embeddings, length, virtual.text, (long long)s);
     return LORA_OK;
 }
 
@@ -96,6 +126,6 @@ lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_erro
 }
 
 int64_t lora_decoder_rope_limit(const lora_decoder *d, int64_t length) {
-    int64_t limit = d->config.rope_switch;
-    return limit && length <= limit ? limit : d->config.max_position_embeddings;
+    int64_t virtual = d->virtual.tokens.n;
+    return lora_max_i64(rope_limit(d, length + virtual) - virtual, 0);
 }

@@ -39,6 +39,10 @@ lora_status lora_decoder_decode(lora_decoder *d, lora_kv_cache *c, int64_t n_seg
     if (adapters) LORA_TRY(lora_group_segments(d, adapters, &run, &grouped, err));
     LORA_TRY(lora_end_pass(d, &run, lora_last_logits(d, &run, logits, err), err));
     /* only now: a failed call leaves no trace */
-    for (int64_t s = 0; s < n_segments; s++) c->lengths[sequences[s]] += cu_seqlens[s + 1] - cu_seqlens[s];
+    for (int64_t s = 0; s < n_segments; s++) {
+        int32_t sequence = sequences[s];
+        if (c->lengths[sequence] == 0) c->lengths[sequence] = c->virtual[sequence] = d->virtual.tokens.n;
+        c->lengths[sequence] += cu_seqlens[s + 1] - cu_seqlens[s];
+    }
     return LORA_OK;
 }

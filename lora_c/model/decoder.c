@@ -44,6 +44,7 @@ void lora_decoder_destroy(lora_decoder *d) {
         lora_free_adapter_norms(d);
         lora_free_adapted_globals(d);
         lora_free_token_rows(d);
+        lora_free_virtual_tokens(d);
     }
     void *const tables[] = {d->layers, d->states, d->streams, d->kept};
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) lora_host_free(d->shared, tables[i]);
@@ -77,5 +78,6 @@ void lora_decoder_after_fork(lora_decoder *d) {
     lora_forget_adapted_globals(d);
     lora_status dropped = lora_drop_adapted_gradients(d, NULL);
     if (dropped == LORA_OK) dropped = lora_drop_token_gradients(d, NULL);
+    if (dropped == LORA_OK) dropped = lora_drop_prefix_gradient(d, NULL);
     (void)dropped; /* other devices do not survive a fork at all */
 }

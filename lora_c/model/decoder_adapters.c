@@ -72,6 +72,10 @@ static lora_status check_adapters(const lora_decoder *d, int64_t n, const lora_d
                "adapters: expected a decoder without trained token rows, which all sequences would have, got %lld; end them with "
                "set_token_rows or decode without adapters",
                (long long)d->token_rows.n);
+    LORA_CHECK(d->virtual.tokens.n == 0, err, LORA_EINVAL,
+               "adapters: expected a decoder without virtual tokens, which all sequences would have, got %lld; end them with "
+               "set_virtual_tokens or decode without adapters",
+               (long long)d->virtual.tokens.n);
     return LORA_OK;
 }
 

@@ -33,6 +33,7 @@ typedef struct lora_layer {
     lora_norm_weights norms[LORA_LAYER_NORMS];
     int64_t sliding_window;
     int rope; /* -1: none */
+    bool prefix_trains;
 } lora_layer;
 
 /* What one layer keeps for its backward pass. The normed inputs and h are computed again. */
@@ -67,6 +68,9 @@ typedef struct lora_batch_tables {
     int64_t *kv_start, *kv_length; /* (S): the keys and values of a segment */
     int64_t *cache_rows;           /* (M): where the cache keeps the key of a token */
     int64_t *last_tokens;          /* (S) */
+    int64_t *real_rows;            /* (M): rows of the caller's tokens, one behind the other; with virtual tokens, else not there */
+    int64_t *virtual_rows;         /* (M): those of virtual tokens */
+    int32_t *virtual_ids;          /* (M): which of them each is */
 } lora_batch_tables;
 
 /* Every buffer of a pass. */
@@ -95,6 +99,13 @@ typedef struct lora_token_rows {
     float *grad;
 } lora_token_rows;
 
+/* Virtual tokens, and what an encoder makes theirs of. */
+typedef struct lora_virtual {
+    lora_virtual_tokens tokens; /* n 0: none; with an encoder values and gradient are owned */
+    lora_prefix_encoder encoder;
+    float *hidden, *dhidden; /* (n, encoder.hidden), owned */
+} lora_virtual;
+
 /* W + s B A of the embedding or the head, where it has an adapter. */
 typedef struct lora_adapted_global {
     float *whole, *gradient; /* (V, H), owned; gradient zero between passes */
@@ -110,6 +121,7 @@ struct lora_decoder {
     lora_adapted_global adapted[LORA_MATRIX_SLOTS - LORA_LAYER_MATRICES];
     lora_norm_weights final_norm;
     lora_token_rows token_rows;
+    lora_virtual virtual;
     double *inv_freq[LORA_MAX_ROPES]; /* (rotary / 2) on the host, owned */
     float *cos, *sin;                 /* (n_ropes, rope_positions, rotary / 2), each table behind the other */
     int64_t rope_at[LORA_MAX_ROPES];  /* where each begins */
@@ -125,6 +137,8 @@ struct lora_decoder {
     size_t arena_bytes;
     void *stage; /* on the host: the tables of the batch */
     size_t stage_bytes;
+    void *with_virtual; /* on the host: the tables of the caller with virtual tokens in them */
+    size_t with_virtual_bytes;
     lora_small_passes small_passes;
 };
 
@@ -132,7 +146,8 @@ struct lora_kv_cache {
     lora_ctx *ctx;
     const lora_decoder *decoder;
     int64_t n_sequences, max_tokens, width; /* width KV */
-    int64_t *lengths;                       /* (n_sequences) on the host */
+    int64_t *lengths;                       /* (n_sequences) on the host: rows in use */
+    int64_t *virtual;                       /* (n_sequences) on the host: how many of them are of virtual tokens, the first ones */
     uint8_t *named;                         /* (n_sequences) on the host, 0 between calls */
     float *data;                            /* (L, 2, n_sequences, max_tokens, KV): keys, then values */
 };

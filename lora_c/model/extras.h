@@ -28,6 +28,26 @@ int64_t lora_adapted_globals_bytes(const lora_decoder *d);
 /** Clears what a pass had begun to write into them. */
 lora_status lora_drop_adapted_gradients(lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
 
+/* virtual_tokens.c: trained tokens before each sequence */
+/** Their rows of the first residual stream, before learned positions are added: embeddings, or zero where only keys and values count. */
+lora_status lora_put_virtual_embeddings(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
+/** Their keys and values of a layer into qkv, after the rotation. */
+lora_status lora_put_prefix(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
+/** The gradients at their rows go to the parameters, summed in the order of the segments, and nothing of them goes on. */
+lora_status lora_collect_embeddings(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_collect_prefix(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer,
+                                lora_error *err) LORA_MUST_CHECK;
+bool lora_prompt_trains(const lora_decoder *d);
+void lora_free_virtual_tokens(lora_decoder *d);
+
+/* prefix_encoder.c */
+extern const lora_pass_hook lora_prefix_encoder_hook;
+lora_status lora_make_prefix_encoder(lora_decoder *d, const lora_virtual_tokens *tokens, lora_virtual *out,
+                                     lora_error *err) LORA_MUST_CHECK; /* its memory */
+int64_t lora_prefix_encoder_bytes(const lora_decoder *d);
+void lora_free_prefix_encoder(lora_decoder *d, lora_virtual *v);
+lora_status lora_drop_prefix_gradient(lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
+
 /* token_rows.c: rows of the embedding that train alone */
 extern const lora_pass_hook lora_token_rows_hook;
 lora_status lora_drop_token_gradients(lora_decoder *d, lora_error *err) LORA_MUST_CHECK;

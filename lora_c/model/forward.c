@@ -80,7 +80,7 @@ static lora_status add_block(lora_decoder *d, const lora_run *run, lora_buffers 
     return lora_scale_rows(d->ctx, (float)d->config.residual_scale, d->config.post_norm ? normed : added, stream, true, err);
 }
 
-/* q, k and v of the layer: projected, q and k normed and rotated. */
+/* q, k and v of the layer: projected, q and k normed and rotated; those of a prefix as they are. */
 static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
@@ -97,7 +97,8 @@ static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *
         LORA_TRY(norm(d, layer, LORA_Q_NORM, raw_q, q, s->stats[LORA_Q_NORM], err));
         LORA_TRY(norm(d, layer, LORA_K_NORM, raw_k, k, s->stats[LORA_K_NORM], err));
     }
-    return lora_rotate(d, run, b, layer, s->qkv, false, err);
+    LORA_TRY(lora_rotate(d, run, b, layer, s->qkv, false, err));
+    return lora_put_prefix(d, run, b, layer, err);
 }
 
 lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward, lora_error *err) {
@@ -183,6 +184,7 @@ static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, 
     lora_mat x = lora_run_mat(run, b->x[0], H), positions = lora_run_mat(run, b->xn, H);
     LORA_TRY(lora_embedding_forward(d->ctx, b->tables.input_ids, &tokens, x, err));
     if (d->config.embedding_scale != 1.0) LORA_TRY(lora_scale_rows(d->ctx, (float)d->config.embedding_scale, x, x, false, err));
+    LORA_TRY(lora_put_virtual_embeddings(d, run, b, err));
     if (!d->config.learned_positions) return LORA_OK;
     LORA_TRY(lora_embedding_forward(d->ctx, b->tables.positions, &lora_global(d, LORA_EMBED_POSITIONS)->w, positions, err));
     return lora_scale_rows(d->ctx, 1.0f, positions, x, true, err);

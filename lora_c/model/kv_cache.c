@@ -22,7 +22,7 @@ lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t m
     *out = NULL;
     LORA_TRY(cache_bytes(d, n_sequences, max_tokens, &bytes, err));
     LORA_TRY(lora_device_check(d->shared, err));
-    size_t tables = sizeof(lora_kv_cache) + (size_t)n_sequences * (sizeof(int64_t) + sizeof(uint8_t));
+    size_t tables = sizeof(lora_kv_cache) + (size_t)n_sequences * (2 * sizeof(int64_t) + sizeof(uint8_t));
     float *data = lora_ctx_alloc_uncleared(d->shared, LORA_MEM_ACTIVATION, bytes); /* the larger one first */
     lora_kv_cache *c = data ? lora_host_alloc(d->shared, LORA_MEM_ACTIVATION, tables) : NULL;
     if (!c) {
@@ -36,7 +36,8 @@ lora_status lora_kv_cache_create(lora_decoder *d, int64_t n_sequences, int64_t m
                          .max_tokens = max_tokens,
                          .width = lora_kv_width(&d->config),
                          .lengths = lengths,
-                         .named = (uint8_t *)(lengths + n_sequences),
+                         .virtual = lengths + n_sequences,
+                         .named = (uint8_t *)(lengths + 2 * n_sequences),
                          .data = data};
     *out = c;
     return LORA_OK;
@@ -51,15 +52,17 @@ void lora_kv_cache_destroy(lora_kv_cache *c) {
 int64_t lora_kv_cache_sequences(const lora_kv_cache *c) { return c->n_sequences; }
 int64_t lora_kv_cache_max_tokens(const lora_kv_cache *c) { return c->max_tokens; }
 int64_t lora_kv_cache_length(const lora_kv_cache *c, int64_t sequence) {
-    return sequence >= 0 && sequence < c->n_sequences ? c->lengths[sequence] : 0;
+    return sequence >= 0 && sequence < c->n_sequences ? c->lengths[sequence] - c->virtual[sequence] : 0;
 }
 
 lora_status lora_kv_cache_truncate(lora_kv_cache *c, int64_t sequence, int64_t length, lora_error *err) {
     LORA_CHECK(sequence >= 0 && sequence < c->n_sequences, err, LORA_EINVAL, "sequence: expected 0 to %lld, got %lld",
                (long long)c->n_sequences - 1, (long long)sequence);
-    LORA_CHECK(length >= 0 && length <= c->lengths[sequence], err, LORA_EINVAL, "length: expected 0 to %lld, got %lld",
-               (long long)c->lengths[sequence], (long long)length);
-    c->lengths[sequence] = length;
+    int64_t present = lora_kv_cache_length(c, sequence);
+    LORA_CHECK(length >= 0 && length <= present, err, LORA_EINVAL, "length: expected 0 to %lld, got %lld", (long long)present,
+               (long long)length);
+    if (length == 0) c->virtual[sequence] = 0; /* it begins anew, with the virtual tokens of that time */
+    c->lengths[sequence] = length + c->virtual[sequence];
     return LORA_OK;
 }
 

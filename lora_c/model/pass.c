@@ -2,7 +2,8 @@
 #include "lora_c/model/extras.h"
 
 /* What runs before a pass in this order, and after it in the other. */
-static const lora_pass_hook *const HOOKS[] = {&lora_adapter_norms_hook, &lora_token_rows_hook, &lora_adapted_globals_hook};
+static const lora_pass_hook *const HOOKS[] = {&lora_adapter_norms_hook, &lora_token_rows_hook, &lora_adapted_globals_hook,
+                                              &lora_prefix_encoder_hook};
 enum { N_HOOKS = sizeof HOOKS / sizeof *HOOKS };
 
 lora_status lora_check_stop(const lora_decoder *d, lora_error *err) {
@@ -11,6 +12,7 @@ lora_status lora_check_stop(const lora_decoder *d, lora_error *err) {
 }
 
 lora_status lora_begin_pass(lora_decoder *d, lora_run *run, lora_buffers *b, lora_error *err) {
+    LORA_TRY(lora_add_virtual_tokens(d, run, err));
     LORA_TRY(lora_arena_prepare(d, run->n_tokens, run->training, b, err));
     if (run->training) run->states = b->states;
     LORA_TRY(lora_reach_positions(d, run, err));

@@ -10,8 +10,8 @@ typedef struct lora_run_group {
     int64_t first, rows;
 } lora_run_group;
 
-/* The tokens of a pass and what is done with them; arrays of the caller, on the host. cache == NULL: keys and values are the
- * batch's own. */
+/* The tokens of a pass and what is done with them; arrays of the caller, on the host, or with virtual tokens among them from
+ * lora_add_virtual_tokens on. cache == NULL: keys and values are the batch's own. */
 typedef struct lora_run {
     int64_t n_tokens, n_segments;
     const int32_t *input_ids, *cu_seqlens;
@@ -27,6 +27,7 @@ typedef struct lora_run {
     const lora_layer_state *states; /* of a training pass, else NULL */
     bool training;
     uint64_t dropout_step;
+    int64_t n_virtual;       /* rows of virtual tokens */
     int64_t layers_left_out; /* at the end; with any the final norm is left out, too */
 } lora_run;
 
@@ -38,6 +39,8 @@ lora_status lora_check_complete(const lora_decoder *d, lora_error *err) LORA_MUS
 lora_status lora_check_run(const lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
 /** Tokens that a segment goes on from. */
 int64_t lora_past_tokens(const lora_run *run, int64_t segment);
+/** Virtual tokens that stand before a segment: where it begins a sequence. */
+int64_t lora_virtual_before(const lora_decoder *d, const lora_run *run, int64_t segment);
 /** Whether a pass only goes on with begun sequences: what was made of adapters for them then stands. */
 bool lora_goes_on(const lora_run *run);
 
@@ -79,6 +82,13 @@ typedef struct lora_carver {
 } lora_carver;
 /** n elements at the next place; NULL when only counting. */
 void *lora_carve(lora_carver *c, int64_t n, size_t element_bytes);
+
+/* run_rows.c: a run whose segments have their virtual tokens */
+/** Puts the virtual tokens of a run that was checked into its tables, which are the decoder's own from here on. */
+lora_status lora_add_virtual_tokens(lora_decoder *d, lora_run *run, lora_error *err) LORA_MUST_CHECK;
+/** Rows of the caller's tokens of x (M, cols): x itself, or copied to out, of as many columns. */
+lora_status lora_real_rows(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_mat x, float *out, lora_mat *rows,
+                           lora_error *err) LORA_MUST_CHECK;
 
 /* batch_tables.c */
 /** Places of the tables of a batch of n_tokens. */

@@ -92,9 +92,13 @@ lora_status lora_decoder_forward_backward(lora_decoder *d, const lora_batch *bat
 
 static lora_status evaluate_loss(lora_decoder *d, lora_run *run, double *loss_sum, float *token_loss, lora_error *err) {
     lora_buffers b;
+    lora_mat real;
     LORA_TRY(lora_begin_pass(d, run, &b, err));
     LORA_TRY(lora_layers_forward(d, run, &b, err));
-    return head_and_loss(d, run, &b, 1.0f, token_loss, lora_mat_none(), loss_sum, err);
+    bool apart = token_loss && run->n_virtual;
+    float *losses = apart ? b.x[d->config.num_hidden_layers] : token_loss; /* the residual stream is not needed any more */
+    LORA_TRY(head_and_loss(d, run, &b, 1.0f, losses, lora_mat_none(), loss_sum, err));
+    return apart ? lora_real_rows(d, run, &b, lora_run_mat(run, losses, 1), token_loss, &real, err) : LORA_OK;
 }
 
 lora_status lora_decoder_loss(lora_decoder *d, const lora_batch *batch, double *loss_sum, float *token_loss, lora_error *err) {
@@ -112,7 +116,9 @@ static lora_status evaluate_logits(lora_decoder *d, lora_run *run, float *logits
     lora_buffers b;
     LORA_TRY(lora_begin_pass(d, run, &b, err));
     LORA_TRY(lora_layers_forward(d, run, &b, err));
-    return lora_decoder_head(d, run->n_tokens, b.xn, logits, err);
+    lora_mat real;
+    LORA_TRY(lora_real_rows(d, run, &b, hidden(d, run->n_tokens, b.xn), b.x[d->config.num_hidden_layers], &real, err));
+    return lora_decoder_head(d, real.rows, real.data, logits, err);
 }
 
 lora_status lora_decoder_logits(lora_decoder *d, const lora_batch *batch, float *logits, lora_error *err) {
@@ -158,8 +164,10 @@ static lora_status evaluate_states(lora_decoder *d, lora_run *run, int64_t layer
     lora_buffers b;
     LORA_TRY(lora_begin_pass(d, run, &b, err));
     LORA_TRY(lora_layers_forward(d, run, &b, err));
-    size_t bytes = (size_t)(run->n_tokens * d->config.hidden_size) * sizeof *out;
-    return lora_download(d->ctx, out, layer == d->config.num_hidden_layers ? b.xn : b.x[layer], bytes, err);
+    bool normed = layer == d->config.num_hidden_layers;
+    lora_mat real, states = hidden(d, run->n_tokens, normed ? b.xn : b.x[layer]);
+    LORA_TRY(lora_real_rows(d, run, &b, states, normed ? b.x[layer] : b.xn, &real, err));
+    return lora_download(d->ctx, out, real.data, (size_t)(real.rows * real.cols) * sizeof *out, err);
 }
 
 lora_status lora_decoder_hidden_states(lora_decoder *d, const lora_batch *batch, int64_t layer, float *out, lora_error *err) {

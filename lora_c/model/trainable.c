@@ -14,8 +14,9 @@ bool lora_qk_norm_trains(const lora_layer *l) {
 }
 
 bool lora_qkv_trains(const lora_layer *l) {
-    return lora_norm_trains(&l->norms[LORA_INPUT_LAYERNORM]) || lora_qk_norm_trains(l) || lora_matrix_trains(&l->matrices[LORA_Q_PROJ]) ||
-           lora_matrix_trains(&l->matrices[LORA_K_PROJ]) || lora_matrix_trains(&l->matrices[LORA_V_PROJ]);
+    return l->prefix_trains || lora_norm_trains(&l->norms[LORA_INPUT_LAYERNORM]) || lora_qk_norm_trains(l) ||
+           lora_matrix_trains(&l->matrices[LORA_Q_PROJ]) || lora_matrix_trains(&l->matrices[LORA_K_PROJ]) ||
+           lora_matrix_trains(&l->matrices[LORA_V_PROJ]);
 }
 
 bool lora_attention_trains(const lora_layer *l) {
@@ -33,7 +34,7 @@ static bool layer_trains(const lora_layer *l) {
 }
 
 bool lora_embeddings_train(const lora_decoder *d) {
-    return lora_global_gradient(d, LORA_EMBED_TOKENS) || lora_global(d, LORA_EMBED_POSITIONS)->dW;
+    return lora_global_gradient(d, LORA_EMBED_TOKENS) || lora_global(d, LORA_EMBED_POSITIONS)->dW || lora_prompt_trains(d);
 }
 
 int64_t lora_lowest_trainable_layer(const lora_decoder *d) {

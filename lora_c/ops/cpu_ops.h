@@ -11,6 +11,7 @@ lora_status lora_cpu_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_ma
                                    bool accumulate_dx, float *dweight, float *dbias, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
                                 double scale, float *cos, float *sin, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_rope(lora_ctx *ctx, const lora_rotations *table, int64_t n_heads, int64_t head_dim, const int32_t *positions,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         set_precision,
         supported_isas,
     )
-    from .configs import GenerationConfig, LoraConfig, TrainConfig
+    from .configs import GenerationConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, TrainConfig
     from .data import Dataset, find_labels, load_dataset
     from .errors import (
         AdapterError,
@@ -102,6 +102,8 @@ _LAZY = {
     "Replay": "training.replay",
     "replay": "training.replay",
     "Model": "model.model",
+    "PrefixTuningConfig": "configs",
+    "PromptTuningConfig": "configs",
     "TrainConfig": "configs",
     "TrainResult": "training.train_result",
     "Trainer": "training.trainer",
@@ -140,6 +142,8 @@ __all__ = [
     "Model",
     "NF4Tensor",
     "Parameter",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
     "Replay",
     "SaveError",
     "TrainConfig",

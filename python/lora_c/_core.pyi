@@ -272,6 +272,8 @@ class Decoder:
     @property
     def first_nonfinite(self) -> _NonFinite | None: ...
     @property
+    def virtual_tokens(self) -> int: ...
+    @property
     def config(self) -> dict[str, Any]: ...
     def __new__(
         cls,
@@ -330,6 +332,14 @@ class Decoder:
         row: int | None = None,
     ) -> None: ...
     def set_token_rows(self, ids: _Ids | None, rows: Parameter | None, /) -> None: ...
+    def set_virtual_tokens(
+        self,
+        kind: Literal["prompt", "prefix"] | None,
+        values: Parameter | Sequence[Parameter] | None = None,
+        /,
+        *,
+        scale: float = 1.0,
+    ) -> None: ...
     def remove_adapter(self, name: str, /) -> None: ...
     def forward_backward(
         self,

@@ -450,8 +450,30 @@ def global_norm(grads: list[Any]) -> float:
 # --- the decoder --------------------------------------------------------------------------------------------------
 
 
+def prefix_encoder(embedding: ArrayLike, w1: ArrayLike, b1: ArrayLike, w2: ArrayLike, b2: ArrayLike) -> F64:
+    """W2 tanh(W1 e + b1) + b2 for each row e: the prefix (n, L * 2 * KV) of prefix tuning with prefix_projection.
+
+    Source
+    ------
+    Prefix tuning, arXiv:2101.00190, section 4.3.
+    """
+    return linear(np.tanh(linear(embedding, w1, b1)), w2, b2)
+
+
+def prefix_encoder_backward(
+    dprefix: ArrayLike, embedding: ArrayLike, w1: ArrayLike, b1: ArrayLike, w2: ArrayLike
+) -> tuple[F64, F64, F64, F64, F64]:
+    """Return dembedding, dw1, db1, dw2, db2."""
+    d, e = _f64(dprefix), _f64(embedding)
+    hidden = np.tanh(linear(e, w1, b1))
+    dhidden = (d @ _f64(w2)) * (1 - hidden**2)
+    return dhidden @ _f64(w1), dhidden.T @ e, dhidden.sum(axis=0), d.T @ hidden, d.sum(axis=0)
+
+
 def decoder_logits(weights: dict[str, Any], config: dict[str, Any], input_ids: ArrayLike, cu_seqlens: ArrayLike) -> F64:
     """Logits of a decoder. ``weights`` has the names of Decoder.set_weight, ``config`` is Decoder.config.
+
+    Virtual tokens of Decoder.set_virtual_tokens are the weights "prompt" (n, H), times its scale, or "prefix" (n, L * 2 * KV).
 
     Source
     ------
@@ -466,20 +488,28 @@ def hidden_states(
     weights: dict[str, Any], config: dict[str, Any], input_ids: ArrayLike, cu_seqlens: ArrayLike, layer: int
 ) -> F64:
     """The residual stream after `layer` layers, 0: the embeddings; after the last one behind the final norm."""
+    virtual = len(weights.get("prompt", weights.get("prefix", ())))
     ids, cu = np.asarray(input_ids), np.asarray(cu_seqlens)
-    lengths = np.diff(cu)
+    ids = np.concatenate([np.r_[np.full(virtual, -1), ids[a:b]] for a, b in zip(cu, cu[1:], strict=False)]).astype(int)
+    cu = cu + virtual * np.arange(len(cu))
+    lengths, real = np.diff(cu), ids >= 0
     positions = np.concatenate([np.arange(n) for n in lengths])
-    x = config["embedding_scale"] * embedding(ids, weights["embed_tokens"])
+    x = np.where(real[:, None], config["embedding_scale"] * embedding(ids, weights["embed_tokens"]), 0.0)
+    if "prompt" in weights:
+        x[~real] = np.tile(_f64(weights["prompt"]), (len(lengths), 1))
     if config["learned_positions"]:
         x = x + embedding(positions, weights["embed_positions"])
     long = np.repeat(lengths, lengths) > (config["rope_switch"] or np.inf)
     for n in range(layer):
         w = {k.split(".", 2)[2]: v for k, v in weights.items() if k.startswith(f"layers.{n}.")}
+        if "prefix" in weights:
+            parts = _f64(weights["prefix"]).reshape(virtual, config["num_hidden_layers"], 2, -1)[:, n]
+            w |= {"prefix k": parts[:, 0], "prefix v": parts[:, 1], "virtual": ~real}
         a = _attention_block(_norm(x, w, "input_layernorm", config, "pre_norm"), w, config, n, cu, positions, long)
         x = x + config["residual_scale"] * _norm(a, w, "attention_output_norm", config, "post_norm")
         m = _mlp_block(_norm(x, w, "post_attention_layernorm", config, "pre_norm"), w, config)
         x = x + config["residual_scale"] * _norm(m, w, "mlp_output_norm", config, "post_norm")
-    return _norm(x, weights, "norm", config) if layer == config["num_hidden_layers"] else x
+    return (_norm(x, weights, "norm", config) if layer == config["num_hidden_layers"] else x)[real]
 
 
 def _norm(x: F64, w: dict[str, Any], name: str, config: dict[str, Any], switch: str | None = None) -> F64:
@@ -513,6 +543,8 @@ def _attention_block(
         if part != "v" and table >= 0 and tables[table][0] is not None:
             turned = rope(y, positions, *tables[table])
             y = np.where(long[:, None, None], rope(y, positions, *tables[1]), turned) if long.any() else turned
+        if f"prefix {part}" in w:  # as they are, in every segment
+            y[w["virtual"]] = np.tile(w[f"prefix {part}"], (len(cu) - 1, 1)).reshape(-1, n, y.shape[2])
         made[part] = y
     window = config["sliding_window"]
     window = window if isinstance(window, int) else window[layer]

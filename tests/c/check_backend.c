@@ -53,6 +53,12 @@ static void softcap_rows(op_run *r) {
     op_keep_mat(r, "x", x);
 }
 
+static void softcap_backward(op_run *r) {
+    lora_mat y = op_mat(r, M, H, 1), dy = op_mat(r, M, H, 4);
+    OK(lora_softcap_backward(r->ctx, 1.5f, y, dy, ERR));
+    op_keep_mat(r, "dy", dy);
+}
+
 static void copy_rows(op_run *r) {
     int64_t numbers[M];
     for (int64_t i = 0; i < M; i++) numbers[i] = i * 7 % M; /* each once */
@@ -272,6 +278,7 @@ static const op_case CASES[] = {
     {"norm_backward", norm_backward},
     {"scale_rows", scale_rows},
     {"softcap_rows", softcap_rows},
+    {"softcap_backward", softcap_backward},
     {"rope_table", rope_table},
     {"rope", rope},
     {"attention_forward", attention_forward},

@@ -33,6 +33,14 @@ static const oracle_options OPTIONS[] = {
      .positions = true,
      .shared_a = true,
      .dropout = 0.25f}, /* GPT-2 */
+    {.adapters = true, .dropout = 0.25f, .virtual = O_PROMPT, .window = 4},
+    {.adapters = true, .biases = true, .virtual = O_PREFIX, .window = 4},
+    {.tied = true, .scales = true, .softcaps = true, .post_norm = true, .qk_norm = LORA_QK_NORM_HEAD, .virtual = O_PROMPT},
+    {.tied = true, .post_norm = true, .offset = true, .gelu = true, .qk_norm = LORA_QK_NORM_HEAD, .virtual = O_PREFIX},
+    {.no_pre_norm = true, .post_norm = true, .qk_norm = LORA_QK_NORM_ROW, .virtual = O_ENCODED_PREFIX},
+    {.adapters = true, .partial_rope = true, .switched_rope = true, .virtual = O_PREFIX},
+    {.tied = true, .biases = true, .layer_norm = true, .gelu = true, .ungated = true, .positions = true, .virtual = O_PROMPT},
+    {.biases = true, .layer_norm = true, .gelu = true, .ungated = true, .positions = true, .virtual = O_ENCODED_PREFIX},
 };
 enum { N_OPTIONS = sizeof OPTIONS / sizeof *OPTIONS, SAMPLES = 4 };
 

@@ -90,6 +90,7 @@ static void check_lengths(const lora_kv_cache *cache, int64_t a, int64_t b, int6
 }
 
 static void check_failed_decode(lora_decoder *d, lora_ctx *ctx, lora_kv_cache *cache) {
+    const char *too_long = lora_decoder_virtual_tokens(d) ? "got 16, 3 of them virtual" : "got 13";
     float logits[O_SEGMENTS * OV];
     lora_error err = {0};
     const int32_t one[] = {0, 1}, bad_id[] = {OV}, bad_sequence[] = {3}, both[] = {0, 1, 2}, twice[] = {1, 1}, ids[] = {1, 2};
@@ -99,7 +100,7 @@ static void check_failed_decode(lora_decoder *d, lora_ctx *ctx, lora_kv_cache *c
           "%s", err.message);
     CHECK(lora_decoder_decode(d, cache, 2, both, twice, ids, NULL, logits, &err) == LORA_EINVAL && strstr(err.message, "distinct"), "%s",
           err.message);
-    CHECK(decode(d, cache, 1, &(piece){0, 0, 6}, logits, &err) == LORA_EINVAL && strstr(err.message, "got 13"), "%s", err.message);
+    CHECK(decode(d, cache, 1, &(piece){0, 0, 6}, logits, &err) == LORA_EINVAL && strstr(err.message, too_long), "%s", err.message);
     check_lengths(cache, 7, 1, 5, "after refusals");
     ctx->engine->mem.fail_after = ctx->view.backend->host_memory ? 0 : 1; /* logits that come from elsewhere pass through memory there */
     piece more = {1, 0, 5};
@@ -165,6 +166,10 @@ void check_decoder_cache(void) {
                     isa);
         check_cache((oracle_options){.no_pre_norm = true, .post_norm = true, .qk_norm = LORA_QK_NORM_ROW}, isa);
         check_cache((oracle_options){.layer_norm = true, .gelu = true, .ungated = true, .positions = true, .biases = true}, isa);
+        check_cache((oracle_options){.adapters = true, .window = 4, .virtual = O_PROMPT}, isa);
+        check_cache((oracle_options){.qk_norm = LORA_QK_NORM_HEAD, .window = 4, .virtual = O_PREFIX}, isa);
+        check_cache((oracle_options){.layer_norm = true, .gelu = true, .ungated = true, .positions = true, .virtual = O_ENCODED_PREFIX},
+                    isa);
     }
 }
 

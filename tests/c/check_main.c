@@ -37,6 +37,7 @@ void check_device_steps(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_mixed_adapters(void);
+void check_virtual_tokens(void);
 void check_adapted_globals(void);
 void check_profile(void);
 void check_watch(void);
@@ -76,6 +77,7 @@ static const struct {
                 {"profile", check_profile},
                 {"watch", check_watch},
                 {"decoder_adapters", check_decoder_adapters},
+                {"virtual_tokens", check_virtual_tokens},
                 {"mixed_adapters", check_mixed_adapters},
                 {"adapted_globals", check_adapted_globals},
                 {"alloc_fail", check_alloc_fail}};

@@ -109,6 +109,15 @@ static void check_scale(lora_ctx *ctx, int64_t M, int64_t N) {
         close_to("softcap", y[i], i % ld < N ? 1.5 * tanh(y0[i] / 1.5) : (double)y0[i], 8 * U * fabs((double)y0[i]));
     mix(y, (size_t)(M * ld) * 4);
     REFUSED(LORA_EINVAL, "softcap: expected > 0", lora_softcap_rows(ctx, 0, Y, ERR));
+    float *dy = copy_floats(x, M * ld);
+    OK(lora_softcap_backward(ctx, 1.5f, Y, lora_mat_f32(dy, M, N, ld), ERR));
+    for (int64_t i = 0; i < M * ld; i++) {
+        double slope = i % ld < N ? 1 - pow(y[i] / 1.5, 2) : 1;
+        close_to("softcap backward", dy[i], x[i] * slope, 4 * U * fabs((double)x[i]));
+    }
+    REFUSED(LORA_EINVAL, "softcap: expected > 0", lora_softcap_backward(ctx, 0, Y, lora_mat_f32(dy, M, N, ld), ERR));
+    REFUSED(LORA_EINVAL, "dy: expected", lora_softcap_backward(ctx, 1, Y, Y, ERR));
+    free(dy);
     free(x), free(y), free(y0);
 }
 

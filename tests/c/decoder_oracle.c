@@ -32,6 +32,18 @@ static bool has_norm(const oracle_options *o, int norm) {
     return norm < LORA_Q_NORM ? o->post_norm : o->qk_norm != LORA_QK_NORM_NONE;
 }
 
+static void make_virtual(oracle_model *m) {
+    static const int64_t encoder[][2] = {{O_VIRTUAL, O_ENCODER_WIDTH},
+                                         {O_ENCODER_HIDDEN, O_ENCODER_WIDTH},
+                                         {1, O_ENCODER_HIDDEN},
+                                         {O_PREFIX_WIDTH, O_ENCODER_HIDDEN},
+                                         {1, O_PREFIX_WIDTH}};
+    oracle_virtual kind = m->options.virtual;
+    m->t[O_VALUES] = tensor(O_VIRTUAL, kind == O_PROMPT ? OH : O_PREFIX_WIDTH, 0, 0.6f, 6, kind == O_PROMPT || kind == O_PREFIX);
+    for (int i = 0; i < 5; i++)
+        m->t[O_ENCODER + i] = tensor(encoder[i][0], encoder[i][1], 0, 0.4f, 7 + (uint64_t)i, kind == O_ENCODED_PREFIX);
+}
+
 oracle_model *oracle_new(oracle_options o) {
     oracle_model *m = calloc(1, sizeof *m);
     m->options = o;
@@ -57,6 +69,7 @@ oracle_model *oracle_new(oracle_options o) {
     m->t[O_POSITIONS_EMBED] = tensor(O_POSITIONS, OH, 0, 0.5f, 4, o.positions);
     m->t[O_FINAL_NORM] = tensor(1, OH, mean, 0.2f, 3, true);
     m->t[O_FINAL_NORM_BIAS] = tensor(1, OH, 0, 0.2f, 5, o.layer_norm);
+    make_virtual(m);
     oracle_sync(m);
     return m;
 }
@@ -83,7 +96,9 @@ void oracle_free(oracle_model *m) {
 const char *oracle_name(int i) {
     static char name[64];
     static const char *const parts[] = {"matrix", "bias", "norm", "norm bias", "A", "B"};
-    static const char *const globals[] = {"embed_tokens", "lm_head", "embed_positions", "final norm", "final norm bias"};
+    static const char *const globals[] = {"embed_tokens",    "lm_head",        "embed_positions",   "final norm",
+                                          "final norm bias", "virtual tokens", "encoder embedding", "encoder w1",
+                                          "encoder b1",      "encoder w2",     "encoder b2"};
     static const int first[] = {O_MATRIX, O_BIAS, O_NORM, O_NORM_BIAS, O_A, O_B, O_PER_LAYER};
     if (i >= O_EMBED) return globals[i - O_EMBED];
     int part = 0, within = i % O_PER_LAYER;
@@ -94,16 +109,54 @@ const char *oracle_name(int i) {
 
 /* --- the oracle --- */
 
+enum { O_ROWS = O_TOKENS + O_SEGMENTS * O_VIRTUAL };
+
+/* The batch with its virtual tokens: number i of them has the id -1 - i. */
 typedef struct oracle_run {
     const oracle_model *m;
-    const lora_batch *batch;
+    lora_batch batch;
     bool training;
+    int32_t ids[O_ROWS], cu_seqlens[O_SEGMENTS + 1];
+    double prefix[O_VIRTUAL][O_LAYERS][2][OKV];
 } oracle_run;
+
+static void make_prefix(oracle_run *r) {
+    const oracle_tensor *t = r->m->t + O_ENCODER;
+    double *out = &r->prefix[0][0][0][0];
+    if (r->m->options.virtual == O_PREFIX) memcpy(out, r->m->t[O_VALUES].p, sizeof r->prefix);
+    for (int i = 0; r->m->options.virtual == O_ENCODED_PREFIX && i < O_VIRTUAL; i++) {
+        double hidden[O_ENCODER_HIDDEN];
+        for (int h = 0; h < O_ENCODER_HIDDEN; h++) {
+            double sum = t[2].p[h];
+            for (int k = 0; k < O_ENCODER_WIDTH; k++) sum += t[1].p[h * O_ENCODER_WIDTH + k] * t[0].p[i * O_ENCODER_WIDTH + k];
+            hidden[h] = tanh(sum);
+        }
+        for (int n = 0; n < O_PREFIX_WIDTH; n++) {
+            double *at = &out[i * O_PREFIX_WIDTH + n];
+            *at = t[4].p[n];
+            for (int h = 0; h < O_ENCODER_HIDDEN; h++) *at += t[3].p[n * O_ENCODER_HIDDEN + h] * hidden[h];
+        }
+    }
+}
+
+static void begin_run_of(const oracle_model *m, const lora_batch *batch, bool training, oracle_run *r) {
+    int32_t n = 0, virtual = m->options.virtual ? O_VIRTUAL : 0;
+    *r = (oracle_run){.m = m, .batch = *batch, .training = training};
+    for (int64_t s = 0; s < batch->n_segments; s++) {
+        for (int32_t i = 0; i < virtual; i++) r->ids[n++] = -1 - i;
+        for (int32_t t = batch->cu_seqlens[s]; t < batch->cu_seqlens[s + 1]; t++) r->ids[n++] = batch->input_ids[t];
+        r->cu_seqlens[s + 1] = n;
+    }
+    r->batch.n_tokens = n;
+    r->batch.input_ids = r->ids;
+    r->batch.cu_seqlens = r->cu_seqlens;
+    make_prefix(r);
+}
 
 static double dropped(const oracle_run *r, int layer, int slot, int64_t token, int64_t K, int64_t k, double x) {
     float p = r->m->options.dropout;
     if (!r->training || p == 0) return x;
-    uint64_t stream = r->batch->dropout_step * (1u << 20) + (uint64_t)layer * 16 + (uint64_t)slot;
+    uint64_t stream = r->batch.dropout_step * (1u << 20) + (uint64_t)layer * 16 + (uint64_t)slot;
     return lora_philox_uniform(SEED, stream, (uint64_t)(token * K + k)) < p ? 0 : x / (1 - (double)p);
 }
 
@@ -166,7 +219,7 @@ static void attend(const oracle_options *options, const double *q, double (*k)[O
                    double *o) {
     for (int h = 0; h < O_HEADS; h++) {
         int kv = h / (O_HEADS / O_KV_HEADS) * OD;
-        double weight[O_TOKENS], sum = 0;
+        double weight[O_ROWS], sum = 0;
         for (int64_t j = first; j <= t; j++) {
             double score = 0;
             for (int i = 0; i < OD; i++) score += q[h * OD + i] * k[j][kv + i];
@@ -188,10 +241,17 @@ static void add(const oracle_run *r, int layer, int norm_slot, const double *y, 
     for (int i = 0; i < OH; i++) x[i] += (r->m->options.scales ? RESIDUAL_SCALE : 1) * branch[i];
 }
 
+/* Keys and values of a prefix stand there as they are. */
+static void put_prefix(const oracle_run *r, int layer, int32_t id, double *k, double *v) {
+    if (id >= 0 || r->m->options.virtual == O_PROMPT) return;
+    memcpy(k, r->prefix[-1 - id][layer][0], OKV * sizeof *k);
+    memcpy(v, r->prefix[-1 - id][layer][1], OKV * sizeof *v);
+}
+
 static void attention_layer(const oracle_run *r, int layer, double (*x)[OH]) {
-    double q[O_TOKENS][OQ], k[O_TOKENS][OKV], v[O_TOKENS][OKV], xn[OH], o[OQ], y[OH];
-    for (int64_t s = 0; s < r->batch->n_segments; s++) {
-        int64_t begin = r->batch->cu_seqlens[s], end = r->batch->cu_seqlens[s + 1];
+    double q[O_ROWS][OQ], k[O_ROWS][OKV], v[O_ROWS][OKV], xn[OH], o[OQ], y[OH];
+    for (int64_t s = 0; s < r->batch.n_segments; s++) {
+        int64_t begin = r->batch.cu_seqlens[s], end = r->batch.cu_seqlens[s + 1];
         for (int64_t t = begin; t < end; t++) {
             layer_norm(r, layer, LORA_INPUT_LAYERNORM, x[t], xn);
             linear(r, layer, LORA_Q_PROJ, t, xn, q[t]);
@@ -199,6 +259,7 @@ static void attention_layer(const oracle_run *r, int layer, double (*x)[OH]) {
             linear(r, layer, LORA_V_PROJ, t, xn, v[t]);
             place(r, layer, LORA_Q_NORM, q[t], O_HEADS, t - begin, end - begin);
             place(r, layer, LORA_K_NORM, k[t], O_KV_HEADS, t - begin, end - begin);
+            put_prefix(r, layer, r->batch.input_ids[t], k[t], v[t]);
             int64_t window = window_of(&r->m->options, layer), first = window && t - window + 1 > begin ? t - window + 1 : begin;
             attend(&r->m->options, q[t], k, v, first, t, o);
             linear(r, layer, LORA_O_PROJ, t, o, y);
@@ -215,7 +276,7 @@ static double activation(const oracle_options *o, double x) {
 static void mlp_layer(const oracle_run *r, int layer, double (*x)[OH]) {
     const oracle_options *o = &r->m->options;
     double xn[OH], gate[OI], up[OI], y[OH];
-    for (int64_t t = 0; t < r->batch->n_tokens; t++) {
+    for (int64_t t = 0; t < r->batch.n_tokens; t++) {
         layer_norm(r, layer, LORA_POST_ATTENTION_LAYERNORM, x[t], xn);
         if (!o->ungated) linear(r, layer, LORA_GATE_PROJ, t, xn, gate);
         linear(r, layer, LORA_UP_PROJ, t, xn, up);
@@ -225,31 +286,39 @@ static void mlp_layer(const oracle_run *r, int layer, double (*x)[OH]) {
     }
 }
 
+/* Element i of what a token brings into the first layer. */
+static double embedding_of(const oracle_run *r, int32_t id, int i) {
+    const oracle_model *m = r->m;
+    if (id >= 0) return (m->options.scales ? EMBEDDING_SCALE : 1) * m->t[O_EMBED].p[id * OH + i];
+    return m->options.virtual == O_PROMPT ? PROMPT_SCALE * m->t[O_VALUES].p[(-1 - id) * OH + i] : 0;
+}
+
 static void embed(const oracle_run *r, double (*x)[OH]) {
     const oracle_tensor *positions = &r->m->t[O_POSITIONS_EMBED];
-    for (int64_t s = 0; s < r->batch->n_segments; s++)
-        for (int64_t begin = r->batch->cu_seqlens[s], t = begin; t < r->batch->cu_seqlens[s + 1]; t++)
+    for (int64_t s = 0; s < r->batch.n_segments; s++)
+        for (int64_t begin = r->batch.cu_seqlens[s], t = begin; t < r->batch.cu_seqlens[s + 1]; t++)
             for (int i = 0; i < OH; i++)
-                x[t][i] = (r->m->options.scales ? EMBEDDING_SCALE : 1) * r->m->t[O_EMBED].p[r->batch->input_ids[t] * OH + i] +
-                          (positions->p ? positions->p[(t - begin) * OH + i] : 0);
+                x[t][i] = embedding_of(r, r->batch.input_ids[t], i) + (positions->p ? positions->p[(t - begin) * OH + i] : 0);
 }
 
 void oracle_logits(const oracle_model *m, const lora_batch *batch, bool training, double *logits) {
-    oracle_run run = {m, batch, training};
-    double x[O_TOKENS][OH], xn[OH];
+    oracle_run run;
+    double x[O_ROWS][OH], xn[OH];
+    begin_run_of(m, batch, training, &run);
     const double *head = m->t[m->options.tied ? O_EMBED : O_HEAD].p;
     embed(&run, x);
     for (int layer = 0; layer < O_LAYERS; layer++) {
         attention_layer(&run, layer, x);
         mlp_layer(&run, layer, x);
     }
-    for (int64_t t = 0; t < batch->n_tokens; t++) {
+    for (int64_t t = 0; t < run.batch.n_tokens; t++) {
+        if (run.ids[t] < 0) continue;
         norm(m, &m->t[O_FINAL_NORM], &m->t[O_FINAL_NORM_BIAS], OH, x[t], xn);
         for (int v = 0; v < OV; v++) {
             double sum = 0;
             for (int i = 0; i < OH; i++) sum += head[v * OH + i] * xn[i];
             sum *= m->options.scales ? LOGIT_SCALE : 1;
-            logits[t * OV + v] = m->options.softcaps ? LOGIT_CAP * tanh(sum / LOGIT_CAP) : sum;
+            *logits++ = m->options.softcaps ? LOGIT_CAP * tanh(sum / LOGIT_CAP) : sum;
         }
     }
 }

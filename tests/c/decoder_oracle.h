@@ -8,6 +8,8 @@
 /* Q = 32 differs from H, KV = 16 from both: no two shapes can be mistaken for each other. */
 enum { OH = 24, OI = 40, O_HEADS = 4, O_KV_HEADS = 2, OD = 8, O_LAYERS = 3, OV = 37, OR = 3, O_POSITIONS = 16 };
 enum { OQ = O_HEADS * OD, OKV = O_KV_HEADS * OD, O_TOKENS = 13, O_SEGMENTS = 3 };
+/* Virtual tokens before each segment, and an encoder of a prefix. */
+enum { O_VIRTUAL = 3, O_PREFIX_WIDTH = O_LAYERS * 2 * OKV, O_ENCODER_WIDTH = 10, O_ENCODER_HIDDEN = 7 };
 
 /* Tensors of a layer: matrix and bias by slot, norm and norm bias by slot, A and B by slot. Then those that belong to no
  * layer. */
@@ -20,13 +22,25 @@ enum {
     O_B = O_A + LORA_LAYER_MATRICES,
     O_PER_LAYER = O_B + LORA_LAYER_MATRICES
 };
-enum { O_EMBED = O_LAYERS * O_PER_LAYER, O_HEAD, O_POSITIONS_EMBED, O_FINAL_NORM, O_FINAL_NORM_BIAS, O_TENSORS };
+enum {
+    O_EMBED = O_LAYERS * O_PER_LAYER,
+    O_HEAD,
+    O_POSITIONS_EMBED,
+    O_FINAL_NORM,
+    O_FINAL_NORM_BIAS,
+    O_VALUES,
+    O_ENCODER,
+    O_TENSORS = O_ENCODER + 5
+};
+/* O_VALUES: embeddings of a prompt, or a prefix. O_ENCODER: embedding, w1, b1, w2, b2. */
 
 typedef struct oracle_tensor {
     int64_t rows, cols, n;
     float *w, *g; /* NULL where the options leave the tensor out */
     double *p;    /* what the oracle reads */
 } oracle_tensor;
+
+typedef enum oracle_virtual { O_NO_VIRTUAL, O_PROMPT, O_PREFIX, O_ENCODED_PREFIX } oracle_virtual;
 
 typedef struct oracle_options {
     bool tied, biases, adapters;
@@ -40,7 +54,8 @@ typedef struct oracle_options {
     bool softcaps;                    /* of attention and logits */
     bool local_layers;                /* layer 0 and 1 have a rope of their own, layer 2 has none */
     bool partial_rope, switched_rope; /* half of each head turns; segments of more than 5 tokens use the second table */
-    bool shared_a;                    /* k and v have the A of q, up that of gate */
+    oracle_virtual virtual;
+    bool shared_a; /* k and v have the A of q, up that of gate */
 } oracle_options;
 
 typedef struct oracle_model {

@@ -6,7 +6,7 @@
 
 static const double EPS = 1e-5, SCALE = 0.75, ROPE_SCALE = 1.1;
 static const double INV_FREQ[2][OD / 2] = {{1, 0.3, 0.1, 0.02}, {0.7, 0.2, 0.05, 0.01}};
-static const double EMBEDDING_SCALE = 1.5, RESIDUAL_SCALE = 0.6, ATTENTION_SCALE = 0.25, LOGIT_SCALE = 0.5;
+static const double EMBEDDING_SCALE = 1.5, RESIDUAL_SCALE = 0.6, ATTENTION_SCALE = 0.25, LOGIT_SCALE = 0.5, PROMPT_SCALE = 1.25;
 static const double ATTENTION_CAP = 1.25, LOGIT_CAP = 1.5;
 enum { SWITCH = 5 };
 static const uint64_t SEED = 11;

@@ -72,13 +72,44 @@ static lora_status set_vector(lora_ctx *ctx, lora_decoder *d, int64_t layer, int
     return lora_decoder_set_vector(d, layer, (lora_vector_slot)slot, v, t->n, g, err);
 }
 
+static lora_status set_virtual(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, const bool *trains, lora_error *err) {
+    float *w[6], *g[6]; /* values, then the encoder's */
+    for (int i = 0; i < 6; i++) {
+        const oracle_tensor *t = &m->t[O_VALUES + i];
+        w[i] = t->w;
+        g[i] = !trains || trains[O_VALUES + i] ? t->g : NULL;
+        LORA_TRY(mirror_floats(ctx, &w[i], t->n, err));
+        LORA_TRY(mirror_floats(ctx, &g[i], t->n, err));
+    }
+    lora_prefix_encoder encoder = {.width = O_ENCODER_WIDTH,
+                                   .hidden = O_ENCODER_HIDDEN,
+                                   .embedding = w[1],
+                                   .w1 = w[2],
+                                   .b1 = w[3],
+                                   .w2 = w[4],
+                                   .b2 = w[5],
+                                   .dembedding = g[1],
+                                   .dw1 = g[2],
+                                   .db1 = g[3],
+                                   .dw2 = g[4],
+                                   .db2 = g[5]};
+    lora_virtual_tokens tokens = {.kind = m->options.virtual == O_PROMPT ? LORA_PROMPT : LORA_PREFIX,
+                                  .n = O_VIRTUAL,
+                                  .values = w[0],
+                                  .gradient = g[0],
+                                  .scale = (float)PROMPT_SCALE,
+                                  .encoder = m->options.virtual == O_ENCODED_PREFIX ? &encoder : NULL};
+    return lora_decoder_set_virtual_tokens(d, &tokens, err);
+}
+
 static lora_status set_tensor(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int i, const bool *trains, lora_error *err) {
     static const lora_matrix_slot globals[] = {LORA_EMBED_TOKENS, LORA_LM_HEAD, LORA_EMBED_POSITIONS};
     const oracle_tensor *t = &m->t[i];
     float *g = !trains || trains[i] ? t->g : NULL;
     int64_t layer = i < O_EMBED ? i / O_PER_LAYER : -1;
     int within = i % O_PER_LAYER, vector = -1;
-    if (!t->w) return LORA_OK;
+    if (i == O_TENSORS - 1 && m->options.virtual) return set_virtual(m, ctx, d, trains, err);
+    if (!t->w || i >= O_VALUES) return LORA_OK; /* those of virtual tokens are set together with the last one */
     if (i >= O_FINAL_NORM)
         vector = LORA_FINAL_NORM + (i == O_FINAL_NORM ? 0 : LORA_NORM_BIAS);
     else if (i >= O_EMBED)

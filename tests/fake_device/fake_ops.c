@@ -94,6 +94,25 @@ static lora_status softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_e
     return queue(ctx, run_softcap_rows, &(softcap_rows_args){.softcap = softcap, .x = x}, sizeof(softcap_rows_args), err);
 }
 
+typedef struct softcap_backward_args {
+    float softcap;
+    lora_mat y;
+    lora_mat dy;
+} softcap_backward_args;
+
+static lora_status run_softcap_backward(fake_device *f, void *args, lora_error *err) {
+    softcap_backward_args *a = args;
+    const void *bad = NULL;
+    at_mat(f, &a->y, &bad);
+    at_mat(f, &a->dy, &bad);
+    return bad ? host_address("softcap_backward", err) : lora_cpu_softcap_backward(f->cpu, a->softcap, a->y, a->dy, err);
+}
+
+static lora_status softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err) {
+    return queue(ctx, run_softcap_backward, &(softcap_backward_args){.softcap = softcap, .y = y, .dy = dy}, sizeof(softcap_backward_args),
+                 err);
+}
+
 typedef struct rope_args {
     lora_rotations table;
     int64_t n_heads;
@@ -413,6 +432,7 @@ const lora_backend_ops fake_ops = {
     .norm_backward = norm_backward,
     .scale_rows = scale_rows,
     .softcap_rows = softcap_rows,
+    .softcap_backward = softcap_backward,
     .rope = rope,
     .attention_forward = attention_forward,
     .attention_backward = attention_backward,

@@ -131,6 +131,8 @@ def test_parameters_of_another_device_are_refused(fake: str) -> None:
         made.set_weight("embed_tokens", Parameter(values["embed_tokens"], device=device))
         with pytest.raises(ValueError, match=f"rows: {match}"):
             made.set_token_rows([1], Parameter(random(1, 32), device=wrong.device))
+        with pytest.raises(ValueError, match=f"prompt: {match}"):
+            made.set_virtual_tokens("prompt", Parameter(random(2, 32), device=wrong.device))
         other, _ = decoder(values, wrong.device)
         with pytest.raises(ValueError, match="cache: expected"):
             made.decode(other.new_cache(8), [1, 2])

@@ -93,7 +93,10 @@ A, B = Parameter(ones(4, 64) * 0.1), Parameter(ones(2000, 4) * 0.1)
 d.set_adapter("lm_head", A, B, scale=1.0)
 mA, mB, m = Parameter(ones(4, 64) * 0.1), Parameter(ones(64, 4) * 0.1), Parameter(ones(64))
 d.set_adapter("layers.0.q_proj", mA, mB, scale=1.0, magnitude=m)
-trained = [rows, A, B, mA, mB, m]
+KV = d.config["num_key_value_heads"] * d.config["head_dim"] * d.config["num_hidden_layers"] * 2
+made_by = [Parameter(ones(*shape) * 0.1) for shape in ((3, 8), (5, 8), (5,), (KV, 5), (KV,))]
+d.set_virtual_tokens("prefix", made_by)
+trained = [rows, A, B, mA, mB, m, *made_by]
 def call():
     for p in trained: p.zero_grad()
     d.forward_backward(ids, [0, 512], ids, ones(512))

@@ -365,6 +365,8 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "set_weight": lambda: MODEL.set_weight("norm", ones(9)),
     "set_adapter": lambda: MODEL.set_adapter("layers.0.q_proj", PARAMETER, PARAMETER, scale=1.0),
     "rows": lambda: MODEL.set_token_rows([0, 1], PARAMETER),
+    "prompt": lambda: MODEL.set_virtual_tokens("prompt", PARAMETER),
+    "encoder": lambda: MODEL.set_virtual_tokens("prefix", [PARAMETER] * 5),
     "cache": lambda: MODEL.new_cache(17),
 }
 PARAMETER = Parameter(ones(3))

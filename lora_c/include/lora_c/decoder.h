@@ -139,6 +139,37 @@ lora_status lora_decoder_set_adapter(lora_decoder *decoder, int64_t layer, lora_
 lora_status lora_decoder_set_token_rows(lora_decoder *decoder, int64_t n, const int32_t *ids, const float *rows, float *grad,
                                         lora_error *err) LORA_MUST_CHECK;
 
+/* Makes a prefix of rows of an embedding: W2 tanh(W1 e + b1) + b2. Gradients like their values, added to; NULL: frozen. */
+typedef struct lora_prefix_encoder {
+    int64_t width, hidden;                      /* of the embedding, of what the tanh puts out */
+    const float *embedding, *w1, *b1, *w2, *b2; /* (n, width), (hidden, width), (hidden), (L * 2 * KV, hidden), (L * 2 * KV) */
+    float *dembedding, *dw1, *db1, *dw2, *db2;
+} lora_prefix_encoder;
+
+typedef enum lora_virtual_kind {
+    LORA_PROMPT, /* they are embeddings and go through all layers like tokens (prompt tuning) */
+    LORA_PREFIX, /* each layer has keys and values of theirs (prefix tuning) */
+} lora_virtual_kind;
+
+/* Virtual tokens before each sequence: they take the first n positions. */
+typedef struct lora_virtual_tokens {
+    lora_virtual_kind kind;
+    int64_t n;
+    const float *values; /* PROMPT (n, H); PREFIX (n, L, 2, KV): the keys, not rotated any more, and the values of each layer */
+    float *gradient;     /* like values, added to; NULL: frozen */
+    float scale;         /* PROMPT: of the embeddings, on their way in */
+    const lora_prefix_encoder *encoder; /* PREFIX: makes values, which then are NULL with their gradient; or NULL */
+} lora_virtual_tokens;
+
+/** Puts virtual tokens before every sequence that begins from here on, of a batch or in a cache (copied structs, borrowed arrays);
+ *  NULL ends it. Ids, targets, lengths and all results are those of the caller's tokens alone, but virtual tokens count
+ *  towards max_position_embeddings, the max_tokens of a cache and LORA_DECODE_BATCH. A sequence in a cache keeps those that it
+ *  began with.
+ *  Source   prompt tuning, arXiv:2104.08691, section 2; prefix tuning, arXiv:2101.00190, section 4.2 */
+lora_status lora_decoder_set_virtual_tokens(lora_decoder *decoder, const lora_virtual_tokens *tokens, lora_error *err) LORA_MUST_CHECK;
+/** How many there are. */
+int64_t lora_decoder_virtual_tokens(const lora_decoder *decoder);
+
 typedef enum lora_recompute { LORA_RECOMPUTE_NONE, LORA_RECOMPUTE_LAYER } lora_recompute;
 /** LAYER keeps one residual row per layer and computes the rest of a layer again in backward: same bits, less memory. */
 void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute);
@@ -186,7 +217,8 @@ lora_status lora_decoder_hidden_states(lora_decoder *decoder, const lora_batch *
 
 /* The first value of a pass that is not finite, as lora_watch_found has it, with the name of the weight. */
 typedef struct lora_nonfinite {
-    lora_watch_found found; /* operation NULL: every value was finite. Of values for tokens the row is the token */
+    lora_watch_found found; /* operation NULL: every value was finite. Of values for tokens the row is the token, virtual
+                             * ones counted */
     lora_slot_name weight;  /* "" without one */
 } lora_nonfinite;
 /** While on, passes look at the results of all operations (lora_ctx_watch).   Errors  ENOMEM */
@@ -194,7 +226,7 @@ lora_status lora_decoder_watch(lora_decoder *decoder, bool on, lora_error *err) 
 /** What was found since it was switched on. */
 lora_nonfinite lora_decoder_nonfinite(const lora_decoder *decoder);
 
-/** Bytes of the activation arena for n_tokens in training (or evaluation), known before the start. */
+/** Bytes of the activation arena for n_tokens, virtual ones included, in training (or evaluation), known before the start. */
 int64_t lora_decoder_arena_bytes(const lora_decoder *decoder, int64_t n_tokens, bool training);
 /** Frees the activation arena; the next pass makes one of its size. It also shrinks by itself after some passes that need less
  *  than half of it. */
@@ -204,18 +236,20 @@ bool lora_decoder_has_dropout(const lora_decoder *decoder);
 /** Bytes that the operations of a training step work in: the head's sums and the packed operands of the widest products. */
 int64_t lora_decoder_scratch_bytes(const lora_decoder *decoder, int64_t n_tokens);
 
-/** Keys and values of up to n_sequences sequences of up to max_tokens each. */
+/** Keys and values of up to n_sequences sequences of up to max_tokens each, virtual ones included. */
 lora_status lora_kv_cache_create(lora_decoder *decoder, int64_t n_sequences, int64_t max_tokens, lora_kv_cache **out,
                                  lora_error *err) LORA_MUST_CHECK;
 void lora_kv_cache_destroy(lora_kv_cache *cache);
+/** Tokens of the caller in a sequence. */
 int64_t lora_kv_cache_length(const lora_kv_cache *cache, int64_t sequence);
 int64_t lora_kv_cache_sequences(const lora_kv_cache *cache);
 int64_t lora_kv_cache_max_tokens(const lora_kv_cache *cache);
-/** Cuts a sequence to length (0: forget all); larger than the present length is refused. */
+/** Cuts a sequence to length (0: forget all, virtual tokens, too); larger than the present length is refused. */
 lora_status lora_kv_cache_truncate(lora_kv_cache *cache, int64_t sequence, int64_t length, lora_error *err) LORA_MUST_CHECK;
 
 /** The longest sequence that the RoPE table of a sequence of length tokens serves: rope_switch until a sequence grows
- *  beyond it, max_position_embeddings otherwise. Growing past it in the cache is refused: truncate to 0 and append all. */
+ *  beyond it, max_position_embeddings otherwise; less the virtual tokens. Growing past it in the cache is refused: truncate to 0 and
+ *  append all. */
 int64_t lora_decoder_rope_limit(const lora_decoder *decoder, int64_t length);
 
 /** Adapters of a decoder's layer matrices that lie outside of it, so that sequences of one decode may have different ones. At first
@@ -230,7 +264,8 @@ lora_status lora_decoder_adapters_set(lora_decoder_adapters *adapters, int64_t l
  *  token to logits (n_segments, V). Prefill and decode are the same call; no dropout. Up to LORA_DECODE_BATCH tokens
  *  in a call the logits of each have the bits that it gets alone.
  *  adapters (n_segments) or NULL: those of each segment, NULL: the bare weights. They stand in for the decoder's own, which may have none
- * on the embedding and the head then, nor token rows. Where they differ, up to LORA_DECODE_BATCH tokens in all (EINVAL). */
+ * on the embedding and the head then, nor token rows or virtual tokens. Where they differ, up to LORA_DECODE_BATCH tokens in all (EINVAL).
+ */
 lora_status lora_decoder_decode(lora_decoder *decoder, lora_kv_cache *cache, int64_t n_segments, const int32_t *cu_seqlens,
                                 const int32_t *sequences, const int32_t *input_ids, const lora_decoder_adapters *const *adapters,
                                 float *logits, lora_error *err) LORA_MUST_CHECK;

@@ -38,6 +38,9 @@ lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy
 lora_status lora_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) LORA_MUST_CHECK;
 /** x becomes softcap * tanh(x / softcap). */
 lora_status lora_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) LORA_MUST_CHECK;
+/** dy becomes the gradient of x, from y, of the same shape, that lora_softcap_rows made of x: dy * (1 - (y / softcap)^2).
+ *  Numerics  |err| <= 4 * 2^-24 |dy before| */
+lora_status lora_softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 
 /** Copies rows of equal width: row i of the n goes from row from_rows[i] (NULL: i) of from to row to_rows[i] (NULL: i) of to, or is
  *  added to it when accumulate. At most one of the two tables is given; n is the number of rows of the matrix without one, and

@@ -82,6 +82,11 @@ class Adapter:
             or any(layer.magnitude is not None for layer in self.layers.values())
         )
 
+    @property
+    def n_virtual(self) -> int:
+        """Tokens of its own that it puts before every sequence."""
+        return 0
+
     def parts(self) -> list[Adapter]:
         """The adapters that it consists of: itself, or those of a stack."""
         return [self]

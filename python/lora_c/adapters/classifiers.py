@@ -19,6 +19,7 @@ from ..errors import AdapterError, CheckpointError, ConfigError
 from ..families.architectures import Architecture
 from ..families.labels import SAVED_BY_PEFT, SCORE, Labels, labels_from_options
 from ..gguf.reader import is_gguf
+from ..notices import tell
 from .formats import find_folder
 from .peft_format import PREFIX
 
@@ -41,7 +42,10 @@ def for_task(config: AdapterConfig, architecture: Architecture) -> AdapterConfig
         raise AdapterError(
             "task_type: expected SEQ_CLS for a classifier, got CAUSAL_LM; leave it out, or load a language model"
         )
-    if labels is None or "task_type" not in type(config).model_fields:
+    if labels is None:
+        return config
+    if "task_type" not in type(config).model_fields:
+        tell(f"a {type(config).__name__} does not train the classifier's score; put a LoRA adapter beside it: set_adapter([...])")
         return config
     names = dict.fromkeys([*(config.modules_to_save or []), *SAVED_BY_PEFT])
     return config.model_copy(update={"task_type": "SEQ_CLS", "modules_to_save": list(names)})

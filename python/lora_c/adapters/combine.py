@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..configs import MOST_RANK, LoraConfig
+from ..configs.adapters import kind_name
 from ..errors import AdapterError, ConfigError, nearest
 from ..families.architectures import Architecture
 from .data import F32, AdapterArrays, MatrixArrays
@@ -111,6 +112,8 @@ def combine(
 
 def _refuse_more_than_updates(adapters: Sequence[AdapterArrays]) -> None:
     for adapter in adapters:
+        if not isinstance(adapter.config, LoraConfig):
+            raise AdapterError(f"adapters: expected adapters of LoRA, got one of {kind_name(adapter.config)}")
         more = "DoRA magnitudes" if adapter.config.use_dora else next(iter(adapter.saved), None)
         more = (
             more

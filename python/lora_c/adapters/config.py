@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..configs import AdapterConfig, LoraConfig
+from ..configs import AdapterConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from ..errors import AdapterError, ConfigError, shorten
 from ..notices import tell
+from .virtual_tokens_config import read_prefix_config, read_prompt_config, virtual_tokens_file
 
 _READ_FIELDS = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "rank_pattern",
@@ -90,7 +91,11 @@ def _lora_config(values: Mapping[str, Any], where: str) -> LoraConfig:
         raise AdapterError(f"{where}: {error}") from None
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], str], AdapterConfig]] = {"LORA": _lora_config}
+_READERS: dict[str, Callable[[Mapping[str, Any], str], AdapterConfig]] = {
+    "LORA": _lora_config,
+    "PROMPT_TUNING": read_prompt_config,
+    "PREFIX_TUNING": read_prefix_config,
+}
 
 
 def _is_neutral(key: str, value: Any, values: Mapping[str, Any]) -> bool:
@@ -136,4 +141,8 @@ def peft_config(config: LoraConfig, modules: Iterable[str], base_model: str | No
     }  # fmt: skip
 
 
-_WRITERS: dict[type[AdapterConfig], Callable[[Any, Iterable[str], str | None], dict[str, Any]]] = {LoraConfig: peft_config}
+_WRITERS: dict[type[AdapterConfig], Callable[[Any, Iterable[str], str | None], dict[str, Any]]] = {
+    LoraConfig: peft_config,
+    PromptTuningConfig: virtual_tokens_file,
+    PrefixTuningConfig: virtual_tokens_file,
+}

@@ -45,7 +45,7 @@ def init_adapter(target: AdapterTarget, config: LoraConfig) -> tuple[F32, F32]:
     LoRA, arXiv:2106.09685, section 4.1; bounds as in PEFT (Kaiming with a = sqrt 5: 1 / sqrt(fan in)).
     """
     out_features, in_features = target.spec.shape
-    generator = _generator(config.seed, target.spec.module)
+    generator = generator_of(config.seed, target.spec.module)
     if config.init_lora_weights == "orthogonal":
         return _orthogonal(generator, target)
     if target.spec.kind == "embedding":  # as in PEFT whatever the initialisation, but for False
@@ -89,7 +89,8 @@ def init_from_base(
     return Start(a, b, weight - np.float32(target.scale) * (b @ a))
 
 
-def _generator(seed: int, module: str) -> np.random.Generator:
+def generator_of(seed: int, module: str) -> np.random.Generator:
+    """Return the generator of a module: its stream depends on the seed and the module's name only."""
     digest = blake2b(f"{seed}:{module}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
 
@@ -116,7 +117,7 @@ def _svd(weight: F32, target: AdapterTarget, config: LoraConfig) -> tuple[F32, F
     if not rounds:
         u, s, vt = np.linalg.svd(weight, full_matrices=False)
     else:
-        start = _generator(config.seed, target.spec.module).standard_normal((weight.shape[1], target.r), np.float32)
+        start = generator_of(config.seed, target.spec.module).standard_normal((weight.shape[1], target.r), np.float32)
         basis, _ = np.linalg.qr(weight @ start)
         for _ in range(int(rounds)):
             basis, _ = np.linalg.qr(weight.T @ basis)

@@ -7,20 +7,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..configs import ADAPTER_KINDS, AdapterConfig, LoraConfig
+from ..configs import ADAPTER_KINDS, AdapterConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from ..errors import ConfigError
 from ..families.architectures import Architecture
 from .adapter import Adapter
 from .data import F32, AdapterArrays
 from .fresh import fresh_lora
+from .fresh_virtual_tokens import fresh_prefix, fresh_prompt
 from .loaded import load_arrays
+from .virtual_tokens import load_prefix, load_prompt
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
 
-_MAKERS: dict[type[AdapterConfig], Callable[[BaseWeights, Any, str], Adapter]] = {LoraConfig: fresh_lora}
+_MAKERS: dict[type[AdapterConfig], Callable[[BaseWeights, Any, str], Adapter]] = {
+    LoraConfig: fresh_lora,
+    PromptTuningConfig: fresh_prompt,
+    PrefixTuningConfig: fresh_prefix,
+}
 _LOADERS: dict[type[AdapterConfig], Callable[[AdapterArrays, Architecture, F32 | None, bool, str], Adapter]] = {
-    LoraConfig: load_arrays
+    LoraConfig: load_arrays,
+    PromptTuningConfig: load_prompt,
+    PrefixTuningConfig: load_prefix,
 }
 
 

@@ -28,6 +28,7 @@ from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_
 from .floats import read_floats
 from .peft_tensors import read_tensors
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
+from .virtual_tokens_config import with_sizes
 
 PREFIX = "base_model.model."
 _KEY = re.compile(
@@ -258,7 +259,7 @@ def write_peft(
     if write_base is not None:
         base_model = name_for_people(Path(os.path.realpath(path)) / BASE_FOLDER)
     modules = [specs[name].module for name in adapter.matrices]
-    config = file_config(adapter.config, modules, base_model)
+    config = with_sizes(file_config(adapter.config, modules, base_model), adapter.config, architecture)
     if architecture.family.left_out and "target_modules" in config:
         config["target_modules"] = _of_text_model(config["target_modules"], architecture)
     if isinstance(adapter.config, LoraConfig):

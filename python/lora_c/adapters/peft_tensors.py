@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..checkpoints.safetensors_file import SafetensorsFile
-from ..configs import AdapterConfig
+from ..configs import AdapterConfig, PrefixTuningConfig, PromptTuningConfig
 from ..errors import AdapterError, shorten
 from ..families.architectures import Architecture
 from .data import F32
 from .floats import read_floats
+from .virtual_tokens_config import tensor_shapes as virtual_token_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Of each kind: full name of a tensor to its shape.
-_SHAPES: dict[type[AdapterConfig], Callable[[Any, Architecture], Shapes]] = {}
+_SHAPES: dict[type[AdapterConfig], Callable[[Any, Architecture], Shapes]] = {
+    PromptTuningConfig: virtual_token_shapes,
+    PrefixTuningConfig: virtual_token_shapes,
+}
 
 
 def tensor_shapes(config: AdapterConfig, architecture: Architecture) -> Shapes:

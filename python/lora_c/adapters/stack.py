@@ -34,6 +34,11 @@ class AdapterStack(Adapter):
         """Whether all of them are."""
         return all(part.is_shareable for part in self._parts)
 
+    @property
+    def n_virtual(self) -> int:
+        """Those of the one that has any."""
+        return sum(part.n_virtual for part in self._parts)
+
     def parts(self) -> list[Adapter]:
         """The adapters that it consists of."""
         return self._parts
@@ -81,6 +86,11 @@ def _refuse_unstackable(named: Mapping[str, Adapter]) -> None:
             way_out = "; combine them with add_weighted_adapter" if kind == "Lora" else ""
             raise AdapterError(
                 f"stack: expected adapters of different kinds, got two of {kind}: {other!r} and {name!r}{way_out}"
+            )
+        if adapter.n_virtual and owners.setdefault("virtual tokens", name) != name:
+            raise AdapterError(
+                f"stack: expected one adapter with virtual tokens, got {owners['virtual tokens']!r} and {name!r}; "
+                "use one at a time"
             )
         for weight in adapter.replaced():
             if owners.setdefault(weight, name) != name:

@@ -9,6 +9,7 @@ from .generation import SAMPLING_FIELDS, GenerationConfig
 from .quantization import FOUR_BIT, NF4_BLOCK_SIZES, QUANT_TYPES, FourBit, QuantType
 from .stack import StackConfig
 from .training import MOST_STEPS, TrainConfig
+from .virtual_tokens import PrefixTuningConfig, PromptTuningConfig, VirtualTokensConfig
 
 __all__ = [
     "ADAPTER_KINDS",
@@ -23,7 +24,10 @@ __all__ = [
     "FourBit",
     "GenerationConfig",
     "LoraConfig",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
     "QuantType",
     "StackConfig",
     "TrainConfig",
+    "VirtualTokensConfig",
 ]

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
 from .base import Config, Probability, Seed
+from .virtual_tokens import PrefixTuningConfig, PromptTuningConfig
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -152,8 +153,12 @@ class LoraConfig(Config):
 
 
 # Every kind of adapter by PEFT's name of it (`peft_type`), and the union of their classes.
-ADAPTER_KINDS: dict[str, type[AdapterConfig]] = {"LORA": LoraConfig}
-AdapterConfig: TypeAlias = LoraConfig
+ADAPTER_KINDS: dict[str, type[AdapterConfig]] = {
+    "LORA": LoraConfig,
+    "PROMPT_TUNING": PromptTuningConfig,
+    "PREFIX_TUNING": PrefixTuningConfig,
+}
+AdapterConfig: TypeAlias = LoraConfig | PromptTuningConfig | PrefixTuningConfig
 
 
 def kind_name(config: object) -> str:

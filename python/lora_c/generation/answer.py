@@ -60,7 +60,8 @@ class Writer:
     def __init__(self, model: Model, answer: Answer, config: GenerationConfig, repetition: int = 0) -> None:
         self.answer, self.precision = answer, precision_of(config)
         self.weights = weights_of(model, answer.adapter)
-        self._chooser = TokenChooser(model, answer.prompt, config, repetition)
+        self._chooser = TokenChooser(model, answer.prompt, config, repetition, answer.adapter)
+        self.n_virtual = model.context_with(None) - model.context_with(answer.adapter)
         self._pieces = TextPieces(model.tokenizer, answer.prompt, config) if model.has_tokenizer else None
 
     @property
@@ -72,6 +73,11 @@ class Writer:
     def most_tokens(self) -> int:
         """The tokens that prompt and answer can have together."""
         return self.n_tokens + self._chooser.budget
+
+    @property
+    def most_rows(self) -> int:
+        """What they take of a cache, where virtual tokens of the adapter stand before them."""
+        return self.n_virtual + self.most_tokens
 
     def advance(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token. What breaks that off leaves the answer where nobody knows, and ends it with an error."""

@@ -35,8 +35,8 @@ class Batch:
     n_sequences : int
         Answers that are under way at a time, 16 at most; others wait.
     max_tokens : int, optional
-        The most that prompt and answer have together, for which the cache takes memory; by default the model's context, up
-        to 4,096.
+        The most that prompt and answer have together, for which the cache takes memory (and for virtual tokens of the model's
+        adapters); by default the model's context, up to 4,096.
 
     Notes
     -----
@@ -60,7 +60,7 @@ class Batch:
         need_language_model(model, "Batch")
         if not isinstance(n_sequences, int) or not 1 <= n_sequences <= DECODE_BATCH:
             raise ConfigError(f"n_sequences: expected 1 to {DECODE_BATCH}, got {n_sequences!r}; what is beyond waits")
-        context = model.context_length
+        context = model.context_with(None)
         if max_tokens is not None and (not isinstance(max_tokens, int) or not 1 <= max_tokens <= context):
             raise ConfigError(f"max_tokens: expected 1 to the model's context of {context}, got {max_tokens!r}")
         self.model = model
@@ -121,7 +121,7 @@ class Batch:
             raise ConfigError(f"num_return_sequences: expected 1 for one answer, got {n}; add it n times, with repetitions")
         name = self.model.active_adapter if isinstance(adapter, EllipsisType) else adapter
         _check_adapter(self.model, name)
-        answer = Answer(prompt_ids(self.model, prompt), name)
+        answer = Answer(prompt_ids(self.model, prompt, limit=self.model.context_with(name)), name)
         writer = Writer(self.model, answer, config, repetition)
         if writer.most_tokens > self.max_tokens:
             raise ConfigError(
@@ -171,13 +171,15 @@ class Batch:
         self._end_those_of_other_weights()
         if self._decoder is not self.model.decoder:  # the embedding was resized; no answer of before is under way any more
             self._cache, self._decoder = None, self.model.decoder
-        if self._cache is None:
-            self._cache = self._decoder.new_cache(self.max_tokens, len(self._free))
+        first = self._waiting[0].most_rows if self._waiting and not self._live else 0
+        if self._cache is None or self._cache.max_tokens < first:  # an adapter that is younger than it has virtual tokens
+            self._cache = None
+            self._cache = self._decoder.new_cache(_rows(self.model, self.max_tokens), len(self._free))
         for writers in list(self._passes(self._live)):
             for writer, logits in zip(writers, self._decode(writers), strict=True):
                 writer.advance(logits)
             self._sort_out(writers)
-        while self._waiting and self._free:
+        while self._waiting and self._free and self._waiting[0].most_rows <= self._cache.max_tokens:
             self._live[self._waiting[0]] = self._free.pop()
             writer = self._waiting.popleft()
             writer.advance(self._read(writer))
@@ -235,7 +237,7 @@ class Batch:
         """
         switch = self.model.decoder.config["rope_switch"]
         begins = not writer.answer.ids or self._length(writer) < writer.n_tokens - 1
-        return begins or (bool(switch) and writer.n_tokens == switch + 1)
+        return begins or (bool(switch) and writer.n_virtual + writer.n_tokens == switch + 1)
 
     def _cache_of(self, writer: Writer) -> KVCache:
         assert self._cache is not None and writer in self._live
@@ -268,6 +270,12 @@ class Batch:
                 error = f"adapter: expected {what} as it was until the answer ends, got other weights; add the prompt again"
                 writer.end(AdapterError(error))
         self._sort_out(writers)
+
+
+def _rows(model: Model, max_tokens: int) -> int:
+    """Of a cache, for an answer of max_tokens: virtual tokens of the model's adapters stand in it, too."""
+    most = max((model.adapter_set[name].n_virtual for name in model.adapter_names), default=0)
+    return min(max_tokens + most, model.context_with(None))
 
 
 def _check_adapter(model: Model, name: str | None) -> None:

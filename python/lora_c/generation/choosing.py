@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 class TokenChooser:
     """Chooses the tokens of one answer until an end token, max_new_tokens, or the end of the context."""
 
-    def __init__(self, model: Model, prompt: Sequence[int], config: GenerationConfig, repetition: int = 0) -> None:
+    def __init__(
+        self, model: Model, prompt: Sequence[int], config: GenerationConfig, repetition: int = 0, adapter: str | None = None
+    ) -> None:
         self.config = config
-        self.budget = min(config.max_new_tokens, model.context_length - len(prompt))
+        self.budget = min(config.max_new_tokens, model.context_with(adapter) - len(prompt))
         self._generator = generator_of(config, repetition)
         self._ends = frozenset() if config.ignore_eos else model.eos_token_ids
         tokenizer = model.tokenizer if config.bad_words and model.has_tokenizer else None

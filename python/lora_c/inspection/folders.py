@@ -14,6 +14,7 @@ from typing import Any
 from ..adapters.config import parse_adapter_config
 from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
+from ..adapters.virtual_tokens_config import TENSOR as VIRTUAL_TOKENS
 from ..checkpoints.config_and_files import config_of_files
 from ..checkpoints.folder import Checkpoint
 from ..checkpoints.prequantized import quant_type_of, refuse_other_quantization
@@ -179,6 +180,8 @@ def _adapter(folder: Path, report: Report) -> None:
     else:
         report.add(method=values.get("peft_type", "LORA"), rank=values.get("r"), lora_alpha=values.get("lora_alpha"))
         report.add(task=values.get("task_type") if values.get("task_type") == "SEQ_CLS" else None)
+        report.add(virtual_tokens=values.get("num_virtual_tokens"), begun_as=values.get("prompt_tuning_init"))
+        report.add(projection=True if values.get("prefix_projection") else None)
         report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
         report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
         report.collect(lambda: parse_adapter_config(values, "adapter_config.json"))
@@ -198,7 +201,8 @@ def _matrices(tensors: dict[str, TensorInfo], mlx: bool, report: Report) -> None
     for name, info in tensors.items():
         if _A.fullmatch(name) and len(info.shape) == 2:
             ranks[info.shape[1 if mlx else 0]] += 1
-    report.add(parameters=sum(math.prod(info.shape) for info in tensors.values()), adapted_matrices=sum(ranks.values()))
+    matrices = sum(ranks.values()) if VIRTUAL_TOKENS not in tensors else None
+    report.add(parameters=sum(math.prod(info.shape) for info in tensors.values()), adapted_matrices=matrices)
     report.add_counts("ranks", ranks, (f"{rank} ({count})" for rank, count in sorted(ranks.items())))
 
 

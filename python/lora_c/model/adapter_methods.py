@@ -42,7 +42,7 @@ def add_adapter(
     adapter_name: str | None = None,
     **options: Any,
 ) -> None:
-    """Put a fresh adapter on the model and use it; its output stays the same until training.
+    """Put a fresh adapter on the model and use it. With one of LoRA the output stays the same until training.
 
     Parameters
     ----------
@@ -68,7 +68,8 @@ def add_adapter(
     config = (config_of(options) if config is None else check_config(config)).frozen_copy()
     _refuse_second(model, name)
     config = for_task(config, model.architecture).frozen_copy()
-    model.adapter_set.add(name, fresh_adapter(model.base, config, model.device))
+    base = replace(model.base, tokenizer=lambda: model.tokenizer)
+    model.adapter_set.add(name, fresh_adapter(base, config, model.device))
     model.adapter_set.activate(name)
 
 

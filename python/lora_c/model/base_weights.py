@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from ..checkpoints.folder import Checkpoint
 from ..checkpoints.tied_head import stored_name
 from ..families.architectures import Architecture
+from ..text.tokenizer import Tokenizer
 from ..weights.kinds import Weights, dense
 from ..weights.quantization import NF4, Quantization
 from .loading import in_order
@@ -31,12 +33,15 @@ class BaseWeights:
         The folder or file that they come from.
     quantization : Quantization
         Type and options of what is quantized.
+    tokenizer : callable, optional
+        Returns the model's tokenizer, for an adapter that begins as a text.
     """
 
     architecture: Architecture
     weights: Weights
     source: Path
     quantization: Quantization = NF4
+    tokenizer: Callable[[], Tokenizer] | None = None
 
     def of(self, name: str) -> Any:
         """Return a weight as it is kept; a tied head is the embedding."""

@@ -17,6 +17,23 @@ def is_quantized(model: Model) -> bool:
     return any(isinstance(weight, NF4Tensor) for weight in model.weights.values())
 
 
+def context_length(model: Model) -> int:
+    """The most tokens that prompt and answer may have together; virtual ones of the adapter in use take of them."""
+    return context_with(model, model.active_adapter)
+
+
+def context_with(model: Model, adapter: str | None) -> int:
+    """Return `context_length` with another adapter in use; None: the base alone.
+
+    Parameters
+    ----------
+    adapter : str or None
+        One of `adapter_names`.
+    """
+    virtual = 0 if adapter is None else model.adapter_set[adapter].n_virtual
+    return int(model.architecture.decoder_kwargs["max_position_embeddings"]) - virtual
+
+
 def num_parameters(model: Model, only_trainable: bool = False) -> int:
     """Return the number of weights, the adapter's included; tied embeddings count once.
 

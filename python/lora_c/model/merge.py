@@ -19,7 +19,7 @@ from ..families.architectures import architecture_of
 from ..weights.kinds import dense, format_of
 
 if TYPE_CHECKING:
-    from ..adapters import LoadedAdapter
+    from ..adapters import Adapter, LoadedAdapter
     from .model import Model
 
 MergeDtype = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "fp4_e2m1", "int4", "q8_0"]
@@ -59,6 +59,7 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
         raise ConfigError(f"dtype: expected one of {', '.join(get_args(MergeDtype))}, got {dtype!r}")
     if model.adapter is None:
         raise AdapterError("merge: expected a model with an adapter, got none; call add_adapter or load_adapter first")
+    refuse_virtual_tokens(model.adapter, "merge")
     replaced, layers = whole_tensors(model), {} if model.is_merged else model.adapters
     config = dict(model.config)
     if model.architecture.tied and ("lm_head" in replaced or {"lm_head", "embed_tokens"} & set(layers)):
@@ -82,6 +83,21 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
         if dtype in _DENSE:
             stored[name] = _DENSE[dtype]
     return model.with_weights(weights, stored, records, config)
+
+
+def refuse_virtual_tokens(adapter: Adapter, what: str) -> None:
+    """Refuse an adapter whose tokens stand before every sequence, which no weight can hold.
+
+    Raises
+    ------
+    AdapterError
+        It is one.
+    """
+    if adapter.n_virtual:
+        raise AdapterError(
+            f"{what}: expected an adapter that changes weights, got one with {adapter.n_virtual} virtual tokens (prompt or "
+            "prefix tuning), which stand before every sequence and which no weight can hold; keep it as an adapter"
+        )
 
 
 def whole_tensors(model: Model) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from .._core import GGMLTensor, NF4Tensor
 from ..errors import AdapterError
 from ..weights.kinds import dense, format_of
-from .merge import merged_weight
+from .merge import merged_weight, refuse_virtual_tokens
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -49,6 +49,7 @@ class InPlaceMerge:
 
 
 def _check_can_fold(model: Model, adapter: Adapter) -> None:
+    refuse_virtual_tokens(adapter, "merge_adapter")
     if adapter.replaced():
         name = next(iter(adapter.replaced()))
         raise AdapterError(

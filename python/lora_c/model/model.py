@@ -114,11 +114,6 @@ class Model:
         return self._tokenizer is not None
 
     @property
-    def context_length(self) -> int:
-        """The largest number of tokens that prompt and answer may have together."""
-        return int(self.architecture.decoder_kwargs["max_position_embeddings"])
-
-    @property
     def device(self) -> str:
         """The name of the device that it computes on, where its parameters lie; frozen weights are in memory, too."""
         return self.decoder.device
@@ -138,6 +133,8 @@ class Model:
 
     is_quantized = property(counts.is_quantized)
     labels = property(classification.labels)
+    context_length = property(counts.context_length)
+    context_with = counts.context_with
     num_parameters = counts.num_parameters
     dense_bytes = counts.dense_bytes
     trainable_parameters = counts.trainable_parameters

@@ -51,6 +51,8 @@ def model_digest(model: Model) -> str:
     digest.update(json.dumps(model.architecture.decoder_kwargs, sort_keys=True, default=_plain).encode())
     weights = model.weights | (model.adapter.base if model.adapter is not None else {})
     frozen = {name: weight for name, weight in sorted(weights.items()) if not _is_trained(weight)}
+    held = [] if model.adapter is None else model.adapter.parameters()  # of a stack, some may be frozen
+    frozen |= {f"adapter {parameter.name}": parameter for parameter in held if not parameter.requires_grad}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, value in zip(frozen, pool.map(_weight_digest, frozen.values()), strict=True):
             digest.update(name.encode() + b"\0" + value)

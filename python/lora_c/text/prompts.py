@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from ..model.model import Model
 
 
-def prompt_ids(model: Model, prompt: Any, room: int = 1) -> list[int]:
+def prompt_ids(model: Model, prompt: Any, room: int = 1, limit: int | None = None) -> list[int]:
     """Return the token ids of a text, of chat messages (rendered with the model's template), or of ids themselves.
 
-    `room` is the number of tokens of the context that must be left.
+    `room` is the number of tokens of the context that must be left; `limit` the context, where another adapter than the one in
+    use will answer.
 
     Messages that end with one of the assistant's are left open there: the answer goes on with it.
     """
@@ -29,7 +30,7 @@ def prompt_ids(model: Model, prompt: Any, room: int = 1) -> list[int]:
         ids = [int(i) for i in prompt]
     else:
         raise DataError(f"prompt: expected a text, a list of messages or a list of token ids, got {type(prompt).__name__}")
-    vocab, limit = model.decoder.config["vocab_size"], model.context_length
+    vocab, limit = model.decoder.config["vocab_size"], model.context_length if limit is None else limit
     if not ids:
         raise DataError("prompt: expected at least one token, got none")
     wrong = next((i for i in ids if not 0 <= i < vocab), None)

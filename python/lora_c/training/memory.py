@@ -39,9 +39,9 @@ class MemoryForecast:
 
 
 def largest_micro_batch(trainer: Trainer) -> int:
-    """The most tokens that one micro-batch can hold: the longest sequences together."""
-    lengths = np.sort([len(s) for s in trainer.train_data.samples])[::-1]
-    return int(lengths[: trainer.config.per_device_train_batch_size].sum())
+    """The most tokens that one micro-batch can hold: the longest sequences together, with the adapter's tokens before each."""
+    lengths = np.sort([len(s) for s in trainer.train_data.samples])[::-1][: trainer.config.per_device_train_batch_size]
+    return int(lengths.sum()) + len(lengths) * trainer.model.decoder.virtual_tokens
 
 
 def forecast(trainer: Trainer) -> MemoryForecast:

@@ -39,7 +39,7 @@ class FirstNonFinite:
     operation, result : str
         The operation of the C library and which of its results; empty for a parameter.
     batch, row, column : int
-        The micro-batch, and where in that result; of values for tokens the row is the token.
+        The micro-batch, and where in that result; of values for tokens the row is the token, virtual ones counted.
     value : float
         What it was.
     token : str or None
@@ -221,6 +221,9 @@ def _first(bad: BadStep, model: Model, found: dict[str, Any] | None) -> FirstNon
 def _token(batch: PackedBatch, model: Model, first: FirstNonFinite) -> str | None:
     """The text of the token of a row; gradients of weights have other rows."""
     of_weight = first.result in ("dA", "dB", "dW", "dbias", "dmagnitude", "dweight", "norm", "merged", "loss_sum")
-    if of_weight or not model.has_tokenizer or first.row >= batch.n_tokens:
+    if of_weight or not model.has_tokenizer:
         return None
-    return model.tokenizer.decode([int(batch.input_ids[first.row])])
+    segments = np.repeat(np.arange(1, len(batch.cu_seqlens)), np.diff(batch.cu_seqlens))
+    rows = np.arange(batch.n_tokens) + model.decoder.virtual_tokens * segments  # virtual tokens stand before each
+    found = batch.input_ids[rows == first.row]
+    return model.tokenizer.decode([int(found[0])]) if len(found) else None

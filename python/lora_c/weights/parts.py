@@ -61,6 +61,10 @@ class Parts:
         """As `Decoder.set_token_rows`."""
         self._decoder.set_token_rows(ids, rows)
 
+    def set_virtual_tokens(self, kind: Any, values: Any = None, scale: float = 1.0) -> None:
+        """As `Decoder.set_virtual_tokens`."""
+        self._decoder.set_virtual_tokens(kind, values, scale=scale)
+
 
 def _begin_at_scales(weight: NF4Tensor, rows: list[int]) -> bool:
     """Whether each of the rows begins at a block of scales, as it does for the widths of real models."""
