@@ -17,8 +17,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Text from several prompts": ("Batch", "Answer"),
     "Training": ("Trainer", "TrainResult", "Callback", "TrainerState", "replay", "Replay"),
     "Settings": ("LoraConfig", "PromptTuningConfig", "PrefixTuningConfig", "TrainConfig", "GenerationConfig"),
-    "Layers, tensors, optimizer": (
-        "NF4Tensor", "GGMLTensor", "Parameter", "LoRALinear", "AdamW", "Decoder", "KVCache",
+    "Layers, tensors, optimizers": (
+        "NF4Tensor", "GGMLTensor", "Parameter", "LoRALinear", "AdamW", "AdamW8bit", "SGD", "Lion", "Adafactor",
+        "Muon", "Decoder", "KVCache",
         "DecoderAdapters",
     ),
     "This machine": (

@@ -12,6 +12,7 @@ lora_status lora_check_norm_forward(const lora_norm *norm, lora_mat x, lora_mat 
 lora_status lora_check_norm_backward(const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx, bool accumulate_dx,
                                      float *dweight, float *dbias, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_scale_rows(float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_add_noise(const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_softcap_rows(float softcap, lora_mat x, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_softcap_backward(float softcap, lora_mat y, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_copy_rows(lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
@@ -50,6 +51,16 @@ lora_status lora_check_linear_merge_backward(const lora_adapter *adapter, lora_m
 /* check_optim.c */
 lora_status lora_check_adamw_step(int64_t n_params, const lora_param *params, float *m, float *v, const lora_adamw_hyper *hyper,
                                   lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_adamw8bit_step(int64_t n_params, const lora_param *params, const lora_adamw8bit_state *state,
+                                      const lora_adamw_hyper *hyper, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_sgd_step(int64_t n_params, const lora_param *params, float *m, const lora_sgd_hyper *hyper,
+                                lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_lion_step(int64_t n_params, const lora_param *params, float *m, const lora_lion_hyper *hyper,
+                                 lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_adafactor_step(int64_t n_params, const lora_param *params, const lora_adafactor_state *state,
+                                      const lora_adafactor_hyper *hyper, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_muon_step(int64_t n_params, const lora_param *params, float *m, const lora_muon_hyper *hyper,
+                                 lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_sum_of_squares(int64_t n_params, const lora_param *params, double *sum, lora_error *err) LORA_MUST_CHECK;
 
 #endif

@@ -1,6 +1,8 @@
 /* Norms, multiples, copies: operations that work row by row. */
 #include <inttypes.h>
 
+#include <math.h>
+
 #include "lora_c/backend/check.h"
 #include "lora_c/base/mat.h"
 #include "lora_c/base/util.h"
@@ -61,6 +63,15 @@ lora_status lora_check_scale_rows(float a, lora_mat x, lora_mat y, bool accumula
     LORA_TRY(lora_mat_check_f32(in, x.rows, x.cols, err));
     LORA_TRY(lora_mat_check_f32(out, x.rows, x.cols, err));
     return accumulate ? lora_mat_disjoint(out, in, err) : lora_mat_same_or_disjoint(out, in, err);
+}
+
+lora_status lora_check_add_noise(const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err) {
+    LORA_CHECK(noise && noise->alpha >= 0.0f && isfinite(noise->alpha), err, LORA_EINVAL, "alpha: expected a finite number >= 0, got %g",
+               noise ? (double)noise->alpha : NAN);
+    LORA_CHECK(segments && segments->n >= 0, err, LORA_EINVAL, "segments: expected a list, got none");
+    LORA_CHECK(segments->n == 0 || (segments->cu_seqlens && segments->on_device), err, LORA_EINVAL,
+               "cu_seqlens: expected pointers, got NULL");
+    return lora_mat_check_f32(lora_named("x", x), x.rows, x.cols, err);
 }
 
 lora_status lora_check_softcap_rows(float softcap, lora_mat x, lora_error *err) {

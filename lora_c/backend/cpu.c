@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "lora_c/backend/load.h"
+#include "lora_c/base/paged.h"
 #include "lora_c/ops/cpu_ops.h"
 
 static void *cpu_alloc(void *state, lora_mem_tag tag, size_t bytes) { return lora_mem_alloc(&((lora_engine *)state)->mem, tag, bytes); }
@@ -23,6 +24,19 @@ static lora_status cpu_clear(void *state, void *p, size_t bytes, lora_error *err
 static lora_status cpu_sync(void *state, lora_error *err) {
     (void)state, (void)err;
     return LORA_OK;
+}
+
+static lora_status cpu_paged_alloc(void *state, const char *folder, size_t bytes, void **out, lora_error *err) {
+    (void)state;
+    return lora_map_file(folder, bytes, out, err);
+}
+static void cpu_paged_free(void *state, void *p, size_t bytes) {
+    (void)state;
+    lora_unmap_file(p, bytes);
+}
+static void cpu_paged_advise(void *state, void *p, size_t bytes, lora_page_use use) {
+    (void)state;
+    lora_advise_pages(p, bytes, use);
 }
 
 static lora_mem_usage cpu_usage(const void *state, lora_mem_tag tag) {
@@ -50,6 +64,9 @@ const lora_backend lora_cpu_backend = {
                .download = cpu_copy,
                .clear = cpu_clear,
                .sync = cpu_sync,
+               .paged_alloc = cpu_paged_alloc,
+               .paged_free = cpu_paged_free,
+               .paged_advise = cpu_paged_advise,
                .usage = cpu_usage,
                .reset_peak = cpu_reset_peak},
     .ops =
@@ -57,6 +74,7 @@ const lora_backend lora_cpu_backend = {
             .norm_forward = lora_cpu_norm_forward,
             .norm_backward = lora_cpu_norm_backward,
             .scale_rows = lora_cpu_scale_rows,
+            .add_noise = lora_cpu_add_noise,
             .softcap_rows = lora_cpu_softcap_rows,
             .softcap_backward = lora_cpu_softcap_backward,
             .rope_table = lora_cpu_rope_table,
@@ -78,6 +96,11 @@ const lora_backend lora_cpu_backend = {
             .linear_merge = lora_cpu_linear_merge,
             .linear_merge_backward = lora_cpu_linear_merge_backward,
             .adamw_step = lora_cpu_adamw_step,
+            .adamw8bit_step = lora_cpu_adamw8bit_step,
+            .sgd_step = lora_cpu_sgd_step,
+            .lion_step = lora_cpu_lion_step,
+            .adafactor_step = lora_cpu_adafactor_step,
+            .muon_step = lora_cpu_muon_step,
             .sum_of_squares = lora_cpu_sum_of_squares,
             .scratch_bytes = lora_cpu_scratch_bytes,
         },

@@ -1,4 +1,4 @@
-/* The operations of linear.h and optim.h. Of the linear layers the backend accounts for the parts, which it alone can tell apart. */
+/* The operations of linear.h. Of the linear layers the backend accounts for the parts, which it alone can tell apart. */
 #include "lora_c/backend/dispatch.h"
 
 lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) {
@@ -33,26 +33,3 @@ lora_status lora_linear_merge_backward(lora_ctx *ctx, const lora_adapter *adapte
 }
 
 int64_t lora_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape) { return lora_ops_of(ctx)->scratch_bytes(ctx, shape); }
-
-/* --- optimizers --- */
-
-static double elements_of(int64_t n_params, const lora_param *params) {
-    double n = 0;
-    for (int64_t i = 0; i < n_params; i++) n += (double)params[i].n;
-    return n;
-}
-
-lora_status lora_adamw_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, float *v, const lora_adamw_hyper *hyper,
-                            lora_error *err) {
-    LORA_TRY(lora_check_adamw_step(n_params, params, m, v, hyper, err));
-    int64_t began = lora_profile_begin(ctx);
-    LORA_TRY(lora_ops_of(ctx)->adamw_step(ctx, n_params, params, m, v, hyper, err));
-    return lora_account(ctx, LORA_OP_OPTIMIZER, began, 0, began ? 28 * elements_of(n_params, params) : 0, err);
-}
-
-lora_status lora_sum_of_squares(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum, lora_error *err) {
-    LORA_TRY(lora_check_sum_of_squares(n_params, params, sum, err));
-    int64_t began = lora_profile_begin(ctx);
-    LORA_TRY(lora_ops_of(ctx)->sum_of_squares(ctx, n_params, params, sum, err));
-    return lora_account(ctx, LORA_OP_OPTIMIZER, began, 0, began ? 4 * elements_of(n_params, params) : 0, err);
-}

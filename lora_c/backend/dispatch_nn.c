@@ -34,6 +34,11 @@ lora_status lora_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool
     return lora_ops_of(ctx)->scale_rows(ctx, a, x, y, accumulate, err);
 }
 
+lora_status lora_add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err) {
+    LORA_TRY(lora_check_add_noise(noise, segments, x, err));
+    return lora_ops_of(ctx)->add_noise(ctx, noise, segments, x, err);
+}
+
 lora_status lora_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) {
     LORA_TRY(lora_check_softcap_rows(softcap, x, err));
     return lora_ops_of(ctx)->softcap_rows(ctx, softcap, x, err);

@@ -35,6 +35,22 @@ void lora_stage_free(lora_ctx *ctx, void *p) {
     if (p && is_usable(ctx)) memory_of(ctx)->stage_free(ctx->view.state, p);
 }
 
+/* --- paged memory --- */
+
+lora_status lora_paged_alloc(lora_ctx *ctx, const char *folder, size_t bytes, void **out, lora_error *err) {
+    *out = NULL;
+    LORA_TRY(lora_device_check(ctx, err));
+    return memory_of(ctx)->paged_alloc(ctx->view.state, folder, bytes, out, err);
+}
+
+void lora_paged_free(lora_ctx *ctx, void *p, size_t bytes) {
+    if (p && is_usable(ctx)) memory_of(ctx)->paged_free(ctx->view.state, p, bytes);
+}
+
+void lora_paged_advise(lora_ctx *ctx, void *p, size_t bytes, lora_page_use use) {
+    if (bytes > 0 && is_usable(ctx)) memory_of(ctx)->paged_advise(ctx->view.state, p, bytes, use);
+}
+
 /* --- transfers --- */
 
 lora_status lora_upload(lora_ctx *ctx, void *to, const void *from, size_t bytes, lora_error *err) {

@@ -139,7 +139,7 @@ PyDoc_STRVAR(forward_backward_doc,
              "numbers are compared with.\n"
              "loss_weight : array\n    float32; 0 where a position carries no loss. A classifier has it on the last tokens of segments.\n"
              "grad_scale : float\n    Gradients of grad_scale times the returned loss are added to every trained parameter.\n"
-             "dropout_step : int, optional\n    Chooses the dropout masks; needed where an adapter has lora_dropout.\n\n"
+             "dropout_step : int, optional\n    Chooses the dropout masks; needed where an adapter has lora_dropout or there is noise.\n\n"
              "Returns\n-------\nfloat\n    Sum of loss_weight times cross entropy in nats, or times the loss of the problem_type (its mean "
              "over the labels).\n\n"
              "Raises\n------\nValueError\n    A shape, an id or a segment does not fit, or a weight is missing (it is named).\n"
@@ -156,7 +156,7 @@ static int read_dropout_step(decoder *self, PyObject *given, uint64_t *step) {
     LORA_PY_CALL(self->base.ctx, draws, lora_decoder_has_dropout(self->decoder));
     if (!draws) return 0;
     PyErr_SetString(PyExc_ValueError,
-                    "dropout_step: expected the number of the training step with lora_dropout, which draws other masks in "
+                    "dropout_step: expected the number of the training step with lora_dropout or noise, which draw others in "
                     "each, got none");
     return -1;
 }
@@ -504,6 +504,28 @@ static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
     return status == LORA_OK ? 0 : -1;
 }
 
+static PyObject *get_noise(PyObject *o, void *unused) {
+    (void)unused;
+    return Py_BuildValue("(dK)", ((decoder *)o)->noise_alpha, (unsigned long long)((decoder *)o)->noise_seed);
+}
+
+static int set_noise(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    decoder *self = (decoder *)o;
+    double alpha;
+    PyObject *seed;
+    lora_error err = {0};
+    if (!value || !PyTuple_Check(value)) return lora_py_refuse(PyExc_TypeError, "noise: expected (alpha, seed)", value ? value : Py_None);
+    if (!PyArg_ParseTuple(value, "dO!:noise", &alpha, &PyLong_Type, &seed)) return -1;
+    uint64_t number = PyLong_AsUnsignedLongLongMask(seed);
+    if ((number == (uint64_t)-1 && PyErr_Occurred()) || lora_py_enter_decoder(self) < 0) return -1;
+    lora_status status = lora_decoder_set_noise(self->decoder, alpha, number, &err);
+    if (status == LORA_OK) self->noise_alpha = alpha, self->noise_seed = number;
+    lora_py_leave(&self->base);
+    if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
+    return status == LORA_OK ? 0 : -1;
+}
+
 static PyObject *get_stopping(PyObject *o, void *unused) {
     (void)unused;
     return PyBool_FromLong(lora_decoder_stopping(((decoder *)o)->decoder));
@@ -531,6 +553,7 @@ static PyObject *decoder_repr(PyObject *o) {
 static PyGetSetDef decoder_getset[] = {
     {"recompute", get_recompute, set_recompute, "'layer' keeps one row per layer and computes the rest again: same bits, less memory.",
      NULL},
+    {"noise", get_noise, set_noise, "(alpha, seed) of the noise on embedded tokens in forward_backward(); alpha 0: none.", NULL},
     {"activation_dtype", get_activation_dtype, set_activation_dtype,
      "'bfloat16' keeps what backward needs of a layer in half the memory: same loss, gradients of rounded activations.", NULL},
     {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,

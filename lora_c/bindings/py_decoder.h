@@ -13,6 +13,8 @@ typedef struct lora_py_decoder {
     Py_ssize_t n_owners;
     lora_precision precision; /* of passes that are not told another */
     lora_recompute recompute;
+    double noise_alpha;
+    uint64_t noise_seed;
     lora_dtype activation_dtype;
     bool watching;
 } lora_py_decoder;

@@ -266,10 +266,19 @@ static int add_types(PyObject *module, lora_py_state *state) {
         PyType_Spec *spec;
         PyTypeObject **type;
     } all[] = {
-        {&lora_py_nf4tensor_spec, &state->nf4_type},       {&lora_py_ggmltensor_spec, &state->ggml_type},
-        {&lora_py_parameter_spec, &state->parameter_type}, {&lora_py_loralinear_spec, &state->linear_type},
-        {&lora_py_adamw_spec, &state->adamw_type},         {&lora_py_decoder_spec, &state->decoder_type},
-        {&lora_py_kvcache_spec, &state->kv_cache_type},    {&lora_py_decoder_adapters_spec, &state->decoder_adapters_type},
+        {&lora_py_nf4tensor_spec, &state->nf4_type},
+        {&lora_py_ggmltensor_spec, &state->ggml_type},
+        {&lora_py_parameter_spec, &state->parameter_type},
+        {&lora_py_loralinear_spec, &state->linear_type},
+        {&lora_py_adamw_spec, &state->adamw_type},
+        {&lora_py_decoder_spec, &state->decoder_type},
+        {&lora_py_adamw8bit_spec, &state->adamw8bit_type},
+        {&lora_py_sgd_spec, &state->sgd_type},
+        {&lora_py_lion_spec, &state->lion_type},
+        {&lora_py_adafactor_spec, &state->adafactor_type},
+        {&lora_py_muon_spec, &state->muon_type},
+        {&lora_py_kvcache_spec, &state->kv_cache_type},
+        {&lora_py_decoder_adapters_spec, &state->decoder_adapters_type},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         *all[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, all[i].spec, NULL);
@@ -307,6 +316,11 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->parameter_type);
     Py_VISIT(state->linear_type);
     Py_VISIT(state->adamw_type);
+    Py_VISIT(state->adamw8bit_type);
+    Py_VISIT(state->sgd_type);
+    Py_VISIT(state->lion_type);
+    Py_VISIT(state->adafactor_type);
+    Py_VISIT(state->muon_type);
     Py_VISIT(state->decoder_type);
     Py_VISIT(state->kv_cache_type);
     Py_VISIT(state->decoder_adapters_type);
@@ -323,6 +337,11 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->parameter_type);
     Py_CLEAR(state->linear_type);
     Py_CLEAR(state->adamw_type);
+    Py_CLEAR(state->adamw8bit_type);
+    Py_CLEAR(state->sgd_type);
+    Py_CLEAR(state->lion_type);
+    Py_CLEAR(state->adafactor_type);
+    Py_CLEAR(state->muon_type);
     Py_CLEAR(state->decoder_type);
     Py_CLEAR(state->kv_cache_type);
     Py_CLEAR(state->decoder_adapters_type);

@@ -408,7 +408,7 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
             if (lora_py_apart(a[i], a[j]) < 0) return lora_py_abandon(&c);
     }
     lora_status status;
-    lora_param param = {.data = a[0]->data, .grad = a[1]->data, .n = a[0]->n, .decay = true};
+    lora_param param = {.data = a[0]->data, .grad = a[1]->data, .n = a[0]->n, .decay = true, .lr_ratio = 1.0};
     LORA_PY_CALL(c.state->ctx, status, lora_adamw_step(c.state->ctx, 1, &param, a[2]->data, a[3]->data, &h, &c.err));
     return lora_py_end(&c, status);
 }

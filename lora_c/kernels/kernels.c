@@ -8,6 +8,7 @@ void lora_kernels_init(lora_kernels *k, lora_isa isa) {
     lora_gemm_kernels_init(&k->gemm, isa);
     lora_gemv_kernels_init(&k->gemv, isa);
     lora_rowwise_kernels_init(&k->rowwise, isa);
+    lora_optim_kernels_init(&k->optim, isa);
     lora_attention_kernels_init(&k->attention, isa);
     lora_attention_fast_kernels_init(&k->attention_fast, isa, k->gemm.fast);
 }

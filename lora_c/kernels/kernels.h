@@ -11,6 +11,7 @@
 #include "lora_c/kernels/gemv_kernels.h"
 #include "lora_c/kernels/ggml_kernels.h"
 #include "lora_c/kernels/nf4_kernels.h"
+#include "lora_c/kernels/optim_kernels.h"
 #include "lora_c/kernels/rowwise_kernels.h"
 
 typedef struct lora_kernels {
@@ -21,6 +22,7 @@ typedef struct lora_kernels {
     lora_gemm_kernels gemm;
     lora_gemv_kernels gemv;
     lora_rowwise_kernels rowwise;
+    lora_optim_kernels optim;
     lora_attention_kernels attention, attention_fast; /* by precision */
 } lora_kernels;
 

@@ -1,4 +1,5 @@
 /* Creation, and what is set on a decoder as a whole. */
+#include <math.h>
 #include "lora_c/model/extras.h"
 
 static lora_status make_parts(lora_decoder *d, lora_error *err) {
@@ -50,6 +51,13 @@ void lora_decoder_destroy(lora_decoder *d) {
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) lora_host_free(d->shared, tables[i]);
     lora_ctx_destroy(d->ctx);
     lora_host_free(d->shared, d);
+}
+
+lora_status lora_decoder_set_noise(lora_decoder *d, double alpha, uint64_t seed, lora_error *err) {
+    LORA_CHECK(alpha >= 0.0 && isfinite((float)alpha), err, LORA_EINVAL, "alpha: expected a finite number >= 0, got %g", alpha);
+    d->noise_alpha = (float)alpha;
+    d->noise_seed = seed;
+    return LORA_OK;
 }
 
 void lora_decoder_set_recompute(lora_decoder *d, lora_recompute recompute) { d->recompute = recompute; }

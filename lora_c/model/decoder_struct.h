@@ -128,6 +128,8 @@ struct lora_decoder {
     int64_t rope_positions;           /* so far: tables grow with what passes ask for */
     lora_recompute recompute;
     lora_dtype activation_dtype;
+    float noise_alpha;
+    uint64_t noise_seed;
     atomic_bool stopping; /* set by another thread than that of the pass */
     /* of a pass */
     float **streams;          /* (L + 1) on the host: lora_buffers.x */

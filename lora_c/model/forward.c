@@ -178,12 +178,22 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
     return mlp_branch_again(d, run, b, layer, err);
 }
 
+/* No noise outside training, and none on virtual tokens, which are put in after it and count as tokens of their segments. Its stream is none of
+ * those of dropout, whose layers are fewer. */
+static lora_status add_noise(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_mat x, lora_error *err) {
+    if (!run->training || d->noise_alpha == 0) return LORA_OK;
+    lora_noise noise = {.alpha = d->noise_alpha, .seed = d->noise_seed, .stream = (run->dropout_step << 20) + 0xfffff};
+    lora_segments segments = lora_run_segments(run, b);
+    return lora_add_noise(d->ctx, &noise, &segments, x, err);
+}
+
 static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t H = d->config.hidden_size;
     lora_weight tokens = lora_global_weight(d, LORA_EMBED_TOKENS);
     lora_mat x = lora_run_mat(run, b->x[0], H), positions = lora_run_mat(run, b->xn, H);
     LORA_TRY(lora_embedding_forward(d->ctx, b->tables.input_ids, &tokens, x, err));
     if (d->config.embedding_scale != 1.0) LORA_TRY(lora_scale_rows(d->ctx, (float)d->config.embedding_scale, x, x, false, err));
+    LORA_TRY(add_noise(d, run, b, x, err));
     LORA_TRY(lora_put_virtual_embeddings(d, run, b, err));
     if (!d->config.learned_positions) return LORA_OK;
     LORA_TRY(lora_embedding_forward(d->ctx, b->tables.positions, &lora_global(d, LORA_EMBED_POSITIONS)->w, positions, err));

@@ -138,6 +138,7 @@ lora_status lora_decoder_set_adapter(lora_decoder *d, int64_t layer, lora_matrix
 }
 
 bool lora_decoder_has_dropout(const lora_decoder *d) {
+    if (d->noise_alpha > 0) return true;
     for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++)
         for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
             const lora_matrix *m = &d->layers[layer].matrices[slot];

@@ -10,6 +10,8 @@ lora_status lora_cpu_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat
 lora_status lora_cpu_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx,
                                    bool accumulate_dx, float *dweight, float *dbias, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x,
+                               lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
@@ -44,6 +46,16 @@ lora_status lora_cpu_linear_merge(lora_ctx *ctx, const lora_weight *w, const lor
 lora_status lora_cpu_linear_merge_backward(lora_ctx *ctx, const lora_adapter *adapter, lora_mat dmerged, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_adamw_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, float *v,
                                 const lora_adamw_hyper *hyper, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_adamw8bit_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, const lora_adamw8bit_state *state,
+                                    const lora_adamw_hyper *hyper, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_sgd_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_sgd_hyper *hyper,
+                              lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_lion_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_lion_hyper *hyper,
+                               lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_adafactor_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, const lora_adafactor_state *state,
+                                    const lora_adafactor_hyper *hyper, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_muon_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_muon_hyper *hyper,
+                               lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_sum_of_squares(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum,
                                     lora_error *err) LORA_MUST_CHECK;
 int64_t lora_cpu_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape);

@@ -23,6 +23,7 @@ typedef enum lora_scratch_slot {
     LORA_SCRATCH_XENT,      /* compacted rows with loss */
     LORA_SCRATCH_HEAD,      /* packed rows, sums per range of the vocabulary, packed weights per thread */
     LORA_SCRATCH_REDUCE,    /* partial sums */
+    LORA_SCRATCH_OPTIM,     /* matrices of Muon, factors of Adafactor */
     LORA_SCRATCH_SLOTS,
 } lora_scratch_slot;
 

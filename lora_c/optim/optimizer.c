@@ -11,6 +11,11 @@
 static const lora_optimizer_rule *rule_of(lora_optimizer_kind kind) {
     switch (kind) {
     case LORA_ADAMW: return &lora_adamw_rule;
+    case LORA_ADAMW8BIT: return &lora_adamw8bit_rule;
+    case LORA_SGD: return &lora_sgd_rule;
+    case LORA_LION: return &lora_lion_rule;
+    case LORA_ADAFACTOR: return &lora_adafactor_rule;
+    case LORA_MUON: return &lora_muon_rule;
     case LORA_OPTIMIZER_KINDS: break;
     }
     return NULL;
@@ -25,30 +30,21 @@ static lora_status check_params(const lora_param *params, int64_t n_params, int6
                    "params[%" PRId64 "]: expected pointers to data and gradient, got NULL", i);
         LORA_CHECK(!__builtin_add_overflow(*total, params[i].n, total) && *total <= INT64_MAX / (int64_t)sizeof(float), err, LORA_ENOMEM,
                    "params: expected at most 2**61 elements, got more");
+        LORA_CHECK(params[i].cols >= 0 && (params[i].cols == 0 || params[i].n % params[i].cols == 0), err, LORA_ESHAPE,
+                   "params[%" PRId64 "].cols: expected a divisor of %" PRId64 ", got %" PRId64, i, params[i].n, params[i].cols);
+        LORA_CHECK(params[i].lr_ratio >= 0.0 && isfinite(params[i].lr_ratio), err, LORA_EINVAL,
+                   "params[%" PRId64 "].lr_ratio: expected a finite number >= 0, got %g", i, params[i].lr_ratio);
     }
     return LORA_OK;
 }
 
-static void copy_params(lora_optimizer *opt, const lora_param *params) {
-    for (int64_t i = 0; i < opt->n_params; i++) {
-        opt->params[i] = params[i];
-        opt->starts[i + 1] = opt->starts[i] + params[i].n;
-    }
-}
-
-static lora_status allocate(lora_optimizer *opt, int64_t total, lora_error *err) {
+static lora_status allocate(lora_optimizer *opt, const lora_param *params, lora_error *err) {
     lora_ctx *ctx = opt->ctx;
-    size_t bytes = (size_t)total * sizeof(float);
     opt->params = lora_host_alloc(ctx, LORA_MEM_SCRATCH, (size_t)opt->n_params * sizeof *opt->params);
-    opt->starts = lora_host_alloc(ctx, LORA_MEM_SCRATCH, (size_t)(opt->n_params + 1) * sizeof *opt->starts);
     opt->sum = lora_ctx_alloc(ctx, LORA_MEM_SCRATCH, sizeof *opt->sum);
-    LORA_CHECK(opt->params && opt->starts && opt->sum, err, LORA_ENOMEM, "params: expected memory for a list of %" PRId64 ", got none",
-               opt->n_params);
-    opt->m = lora_ctx_alloc(ctx, LORA_MEM_OPTIM, bytes);
-    LORA_CHECK(opt->m, err, LORA_ENOMEM, "m: expected %zu bytes of memory, got none", bytes);
-    opt->v = lora_ctx_alloc(ctx, LORA_MEM_OPTIM, bytes);
-    LORA_CHECK(opt->v, err, LORA_ENOMEM, "v: expected %zu bytes of memory, got none", bytes);
-    return LORA_OK;
+    LORA_CHECK(opt->params && opt->sum, err, LORA_ENOMEM, "params: expected memory for a list of %" PRId64 ", got none", opt->n_params);
+    for (int64_t i = 0; i < opt->n_params; i++) opt->params[i] = params[i];
+    return lora_optim_state_create(opt, err);
 }
 
 lora_status lora_optimizer_create(lora_ctx *ctx, lora_optimizer_kind kind, const lora_param *params, int64_t n_params,
@@ -59,6 +55,8 @@ lora_status lora_optimizer_create(lora_ctx *ctx, lora_optimizer_kind kind, const
     LORA_CHECK(options, err, LORA_EINVAL, "options: expected a pointer, got NULL");
     LORA_TRY(lora_device_check(ctx, err));
     LORA_TRY(rule->check(options, err));
+    LORA_CHECK(rule->pageable || !options->paged_folder, err, LORA_EINVAL, "paged_folder: expected it for AdamW alone, got it for kind %d",
+               (int)kind);
     int64_t total = 0;
     LORA_TRY(check_params(params, n_params, &total, err));
     lora_optimizer *opt = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *opt);
@@ -67,22 +65,21 @@ lora_status lora_optimizer_create(lora_ctx *ctx, lora_optimizer_kind kind, const
     opt->rule = rule;
     opt->options = *options;
     opt->n_params = n_params;
-    lora_status status = allocate(opt, total, err);
+    opt->paged = options->paged_folder != NULL;
+    lora_status status = allocate(opt, params, err);
+    opt->options.paged_folder = NULL;
     if (status != LORA_OK) {
         lora_optimizer_destroy(opt);
         return status;
     }
-    copy_params(opt, params);
     *out = opt;
     return LORA_OK;
 }
 
 void lora_optimizer_destroy(lora_optimizer *opt) {
     if (!opt) return;
-    lora_ctx_free(opt->ctx, opt->m);
-    lora_ctx_free(opt->ctx, opt->v);
+    lora_optim_state_destroy(opt);
     lora_ctx_free(opt->ctx, opt->sum);
-    lora_host_free(opt->ctx, opt->starts);
     lora_host_free(opt->ctx, opt->params);
     lora_host_free(opt->ctx, opt);
 }
@@ -102,6 +99,7 @@ lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *op
     LORA_CHECK(norm, err, LORA_EINVAL, "norm: expected a pointer, got NULL");
     LORA_TRY(check_step(options, err));
     LORA_TRY(lora_device_check(opt->ctx, err));
+    LORA_TRY(lora_optim_check_process(opt, err));
     LORA_TRY(lora_sum_of_squares(opt->ctx, opt->n_params, opt->params, opt->sum, err));
     double sum;
     LORA_TRY(lora_download(opt->ctx, &sum, opt->sum, sizeof sum, err));
@@ -111,7 +109,7 @@ lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *op
                "gradients: expected finite numbers, got a norm of %f; parameters are unchanged, try a lower learning rate", *norm);
     bool is_long = options->max_grad_norm > 0.0 && *norm > options->max_grad_norm;
     double clip = is_long ? options->max_grad_norm / (*norm + 1e-6) : 1.0;
-    LORA_TRY(opt->rule->update(opt, options->lr, options->grad_scale * clip, err));
+    LORA_TRY(lora_optim_update(opt, options->lr, options->grad_scale * clip, err));
     opt->steps++;
     return LORA_OK;
 }
@@ -132,35 +130,4 @@ lora_status lora_optimizer_set_steps(lora_optimizer *opt, int64_t steps, lora_er
     LORA_CHECK(steps >= 0, err, LORA_EINVAL, "steps: expected >= 0, got %" PRId64, steps);
     opt->steps = steps;
     return LORA_OK;
-}
-
-/* Where a moment of an array lies, and its bytes. */
-static lora_status find_moment(const lora_optimizer *opt, int64_t index, lora_moment which, float **moment, size_t *bytes,
-                               lora_error *err) {
-    LORA_CHECK(index >= 0 && index < opt->n_params, err, LORA_EINVAL, "index: expected 0 to %" PRId64 ", got %" PRId64, opt->n_params - 1,
-               index);
-    LORA_CHECK(which == LORA_MOMENT_FIRST || which == LORA_MOMENT_SECOND, err, LORA_EINVAL, "which: expected 0 or 1, got %d", (int)which);
-    *moment = (which == LORA_MOMENT_FIRST ? opt->m : opt->v) + opt->starts[index];
-    *bytes = (size_t)opt->params[index].n * sizeof(float);
-    return LORA_OK;
-}
-
-lora_status lora_optimizer_get_moment(const lora_optimizer *opt, int64_t index, lora_moment which, float *out, lora_error *err) {
-    float *moment = NULL;
-    size_t bytes = 0;
-    LORA_TRY(find_moment(opt, index, which, &moment, &bytes, err));
-    LORA_CHECK(out || bytes == 0, err, LORA_EINVAL, "out: expected a pointer, got NULL");
-    if (bytes == 0) return LORA_OK;
-    LORA_TRY(lora_download(opt->ctx, out, moment, bytes, err));
-    return lora_sync(opt->ctx, err);
-}
-
-lora_status lora_optimizer_set_moment(lora_optimizer *opt, int64_t index, lora_moment which, const float *from, lora_error *err) {
-    float *moment = NULL;
-    size_t bytes = 0;
-    LORA_TRY(find_moment(opt, index, which, &moment, &bytes, err));
-    LORA_CHECK(from || bytes == 0, err, LORA_EINVAL, "from: expected a pointer, got NULL");
-    if (bytes == 0) return LORA_OK;
-    LORA_TRY(lora_upload(opt->ctx, moment, from, bytes, err));
-    return lora_sync(opt->ctx, err);
 }

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
     from . import ops, reference
     from ._core import (
+        SGD,
+        Adafactor,
         AdamW,
+        AdamW8bit,
         Decoder,
         DecoderAdapters,
         DeviceError,
         GGMLTensor,
         KVCache,
+        Lion,
         LoRALinear,
+        Muon,
         NF4Tensor,
         Parameter,
         get_isa,
@@ -64,13 +69,18 @@ _LAZY = {
     "_core": "_core",
     **dict.fromkeys(
         (
+            "SGD",
+            "Adafactor",
             "AdamW",
+            "AdamW8bit",
             "Decoder",
             "DecoderAdapters",
             "DeviceError",
             "GGMLTensor",
             "KVCache",
+            "Lion",
             "LoRALinear",
+            "Muon",
             "NF4Tensor",
             "Parameter",
             "get_isa",
@@ -116,7 +126,10 @@ _LAZY = {
 }
 
 __all__ = [
+    "SGD",
+    "Adafactor",
     "AdamW",
+    "AdamW8bit",
     "AdapterError",
     "Answer",
     "Batch",
@@ -135,11 +148,13 @@ __all__ = [
     "GenerationConfig",
     "KVCache",
     "Labels",
+    "Lion",
     "LoRALinear",
     "LoraCError",
     "LoraCWarning",
     "LoraConfig",
     "Model",
+    "Muon",
     "NF4Tensor",
     "Parameter",
     "PrefixTuningConfig",

@@ -442,6 +442,209 @@ def adamw_step(
     return p - lr * mhat / (np.sqrt(vhat) + eps), m, v
 
 
+def dynamic_map(signed: bool = True) -> NDArray[np.float32]:
+    """The 256 values of the 8-bit dynamic map, each step in float32.
+
+    Source
+    ------
+    8-bit Optimizers via Block-wise Quantization, arXiv:2110.02861, section 2.1.
+    """
+    one, tenth = np.float32(1), np.float32(0.1)
+    values = []
+    for i in range(7):
+        n = 2**i if signed else 2 ** (i + 1)
+        step = (one - tenth) / np.float32(n)
+        below = [tenth + np.float32(j) * step for j in range((n + 1) // 2)]
+        edges = [*below, *(one - np.float32(n - j) * step for j in range((n + 1) // 2, n + 1))]
+        power = np.float32(10.0 ** (i - 6))
+        values += [(a + b) / np.float32(2) * power for a, b in zip(edges, edges[1:], strict=False)]
+    negative = [-v for v in values] if signed else []
+    return np.sort(np.array([*negative, 0, *values, 1], np.float32))
+
+
+def dynamic_encode(x: ArrayLike, code: ArrayLike, block_size: int = 256) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Codes of the nearest values, and the largest magnitude of each block; of two as near (in float32) the lower.
+
+    Source
+    ------
+    8-bit Optimizers via Block-wise Quantization, arXiv:2110.02861, section 2.
+    """
+    values, code = np.asarray(x, np.float32).reshape(-1), np.asarray(code, np.float32)
+    codes, scales = np.zeros(values.shape, np.uint8), []
+    for begin in range(0, len(values), block_size):
+        block = values[begin : begin + block_size]
+        top = np.abs(block).max()
+        scaled = np.clip(block * (np.float32(1) / top), -1, 1) if top > 0 else np.zeros_like(block)
+        codes[begin : begin + block_size] = np.abs(scaled[:, None] - code).argmin(1)
+        scales.append(top)
+    return codes.reshape(np.shape(x)), np.array(scales, np.float32)
+
+
+def dynamic_decode(codes: ArrayLike, absmax: ArrayLike, code: ArrayLike, block_size: int = 256) -> NDArray[np.float32]:
+    """What codes stand for, in float32."""
+    flat = np.asarray(code, np.float32)[np.asarray(codes).reshape(-1)]
+    scales = np.repeat(np.asarray(absmax, np.float32), block_size)[: flat.size]
+    return (flat * scales).reshape(np.shape(codes))
+
+
+def sgd_step(
+    p: ArrayLike,
+    g: ArrayLike,
+    m: ArrayLike,
+    *,
+    step: int,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> tuple[F64, F64]:
+    """(p, m) after one step; the first gradient begins m.
+
+    Source
+    ------
+    Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013, section 2; as PyTorch.
+    """
+    p, g, m = _f64(p), _f64(g), _f64(m)
+    g = g + weight_decay * p
+    if momentum == 0:
+        return p - lr * g, m
+    m = g if step == 1 else momentum * m + (1.0 - dampening) * g
+    return p - lr * (g + momentum * m if nesterov else m), m
+
+
+def lion_step(
+    p: ArrayLike, g: ArrayLike, m: ArrayLike, *, lr: float, beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 0.0
+) -> tuple[F64, F64]:
+    """(p, m) after one step.
+
+    Source
+    ------
+    Lion, arXiv:2302.06675, algorithm 2.
+    """
+    p, g, m = _f64(p), _f64(g), _f64(m)
+    update = np.sign(beta1 * m + (1.0 - beta1) * g)
+    return p * (1.0 - lr * weight_decay) - lr * update, beta2 * m + (1.0 - beta2) * g
+
+
+def adafactor_step(
+    p: ArrayLike,
+    g: ArrayLike,
+    state: dict[str, Any],
+    *,
+    step: int,
+    lr: float | None = None,
+    eps: tuple[float, float] = (1e-30, 1e-3),
+    clip_threshold: float = 1.0,
+    decay_rate: float = -0.8,
+    beta1: float | None = None,
+    weight_decay: float = 0.0,
+    scale_parameter: bool = True,
+    relative_step: bool = True,
+    warmup_init: bool = False,
+) -> tuple[F64, dict[str, Any]]:
+    """p and the state (row and col; of what is no matrix col alone; m with beta1) after one step.
+
+    Source
+    ------
+    Adafactor, arXiv:1804.04235, algorithms 4 to 6; as transformers' class has it.
+    """
+    p, g = _f64(p), _f64(g)
+    beta2 = 1.0 - step**decay_rate
+    squares = g * g + eps[0]
+    out = {"col": beta2 * _f64(state["col"]) + (1.0 - beta2) * (squares.mean(0) if p.ndim == 2 else squares)}
+    second = out["col"]
+    if p.ndim == 2:
+        out["row"] = beta2 * _f64(state["row"]) + (1.0 - beta2) * squares.mean(1)
+        second = np.outer(out["row"] / out["row"].mean(), out["col"])
+    update = g / np.sqrt(second)
+    update = update / max(1.0, float(np.sqrt((update**2).mean())) / clip_threshold)
+    rate = min(1e-6 * step if warmup_init else 1e-2, 1.0 / math.sqrt(step)) if relative_step else float(lr or 0.0)
+    if scale_parameter:
+        rate *= max(eps[1], float(np.sqrt((p**2).mean())))
+    update = rate * update
+    if beta1 is not None:
+        update = out["m"] = beta1 * _f64(state["m"]) + (1.0 - beta1) * update
+    return p - weight_decay * rate * p - update, out
+
+
+def newton_schulz(
+    x: ArrayLike, *, steps: int = 5, coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315), eps: float = 1e-7
+) -> F64:
+    """A matrix with its singular values brought near 1.
+
+    Source
+    ------
+    Muon, kellerjordan.github.io/posts/muon (2024).
+    """
+    a, b, c = coefficients
+    x = _f64(x)
+    is_tall = x.shape[0] > x.shape[1]
+    x = (x.T if is_tall else x) / max(float(np.sqrt((x**2).sum())), eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if is_tall else x
+
+
+def muon_step(
+    p: ArrayLike,
+    g: ArrayLike,
+    m: ArrayLike,
+    *,
+    lr: float,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    weight_decay: float = 0.1,
+    ns_steps: int = 5,
+    adjust_lr_fn: str = "original",
+) -> tuple[F64, F64]:
+    """(p, m) of a matrix after one step.
+
+    Source
+    ------
+    Muon, kellerjordan.github.io/posts/muon (2024), as PyTorch has it; arXiv:2502.16982, section 2.
+    """
+    p, g, m = _f64(p), _f64(g), _f64(m)
+    m = momentum * m + (1.0 - momentum) * g
+    update = newton_schulz(momentum * m + (1.0 - momentum) * g if nesterov else m, steps=ns_steps)
+    rows, cols = p.shape
+    ratio = 0.2 * math.sqrt(max(rows, cols)) if adjust_lr_fn == "match_rms_adamw" else math.sqrt(max(1.0, rows / cols))
+    return p * (1.0 - lr * weight_decay) - lr * ratio * update, m
+
+
+def philox_uniform(seed: int, stream: int, n: int) -> F64:
+    """The first n numbers in [0, 1) of a stream, of 24 bits each: word i % 4 of counter i // 4.
+
+    Source
+    ------
+    Philox4x32-10; Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.
+    """
+    mask, counter = np.uint64(0xFFFFFFFF), np.arange(-(-n // 4), dtype=np.uint64)
+    c = [counter & mask, counter >> np.uint64(32)]
+    c += [np.full_like(counter, stream & 0xFFFFFFFF), np.full_like(counter, stream >> 32 & 0xFFFFFFFF)]
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        high0, high1 = p0 >> np.uint64(32), p1 >> np.uint64(32)
+        c = [high1 ^ c[1] ^ np.uint64(k0), p1 & mask, high0 ^ c[3] ^ np.uint64(k1), p0 & mask]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return (np.stack(c, 1).reshape(-1)[:n] >> np.uint64(8)).astype(np.float64) * 2.0**-24
+
+
+def neftune_noise(alpha: float, seed: int, stream: int, cu_seqlens: ArrayLike, hidden_size: int) -> F64:
+    """(M, hidden_size): what is added to the embedded tokens of a packed batch. A step's stream is step * 2**20 + 0xfffff.
+
+    Source
+    ------
+    NEFTune, arXiv:2310.05914, algorithm 1.
+    """
+    lengths = np.diff(np.asarray(cu_seqlens))
+    scale = alpha / np.sqrt(np.repeat(lengths, lengths) * float(hidden_size))
+    drawn = philox_uniform(seed, stream, int(lengths.sum()) * hidden_size).reshape(-1, hidden_size)
+    return scale[:, None] * (2.0 * drawn - 1.0)
+
+
 def global_norm(grads: list[Any]) -> float:
     """sqrt of the sum of squares over all gradients."""
     return math.sqrt(sum(float((_f64(g) ** 2).sum()) for g in grads))

@@ -47,6 +47,14 @@ static void scale_rows(op_run *r) {
     op_keep_mat(r, "in place", x);
 }
 
+static void add_noise(op_run *r) {
+    static const int32_t starts[] = {0, 1, M};
+    lora_mat x = op_mat(r, M, H, 1);
+    lora_segments segments = {.n = 2, .cu_seqlens = starts, .on_device = op_send(r, starts, sizeof starts)};
+    OK(lora_add_noise(r->ctx, &(lora_noise){.alpha = 5, .seed = 3, .stream = 1 << 20}, &segments, x, ERR));
+    op_keep_mat(r, "noisy", x);
+}
+
 static void softcap_rows(op_run *r) {
     lora_mat x = op_mat(r, M, H, 4);
     OK(lora_softcap_rows(r->ctx, 1.5f, x, ERR));
@@ -277,6 +285,7 @@ static const op_case CASES[] = {
     {"norm_forward", norm_forward},
     {"norm_backward", norm_backward},
     {"scale_rows", scale_rows},
+    {"add_noise", add_noise},
     {"softcap_rows", softcap_rows},
     {"softcap_backward", softcap_backward},
     {"rope_table", rope_table},

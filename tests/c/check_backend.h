@@ -15,7 +15,7 @@ int backend_weights(void);                                             /* how ma
 backend_weight backend_make_weight(op_run *r, int kind, int64_t rows); /* of BACKEND_COLS columns */
 void backend_free_weight(backend_weight *w);
 
-enum { BACKEND_COLS = 256, BACKEND_LINEAR_ENTRIES = 9 };
+enum { BACKEND_COLS = 256, BACKEND_LINEAR_ENTRIES = 14 };
 
 void check_backend_linear(void);
 

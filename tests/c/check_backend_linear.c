@@ -113,7 +113,8 @@ static const int64_t SIZES[ARRAYS] = {5, 0, 40000, 777};
 
 static void make_params(op_run *r, lora_param *params) {
     for (int i = 0; i < ARRAYS; i++)
-        params[i] = (lora_param){.data = op_floats(r, SIZES[i], 1), .grad = op_floats(r, SIZES[i], 1), .n = SIZES[i], .decay = i % 2 == 0};
+        params[i] = (lora_param){
+            .data = op_floats(r, SIZES[i], 1), .grad = op_floats(r, SIZES[i], 1), .n = SIZES[i], .decay = i % 2 == 0, .lr_ratio = 1};
 }
 
 static void adamw_step(op_run *r) {
@@ -126,6 +127,78 @@ static void adamw_step(op_run *r) {
         if (SIZES[i]) op_keep(r, "data", params[i].data, SIZES[i], VALUES_F32);
     op_keep(r, "m", m, TOTAL, VALUES_F32);
     op_keep(r, "v", v, TOTAL, VALUES_F32);
+}
+
+static void keep_arrays(op_run *r, const lora_param *params) {
+    for (int i = 0; i < ARRAYS; i++)
+        if (SIZES[i]) op_keep(r, "data", params[i].data, SIZES[i], VALUES_F32);
+}
+
+static void adamw8bit_step(op_run *r) {
+    lora_param params[ARRAYS];
+    make_params(r, params);
+    int64_t blocks = 0;
+    for (int i = 0; i < ARRAYS; i++) blocks += (SIZES[i] + LORA_ADAMW8BIT_BLOCK - 1) / LORA_ADAMW8BIT_BLOCK;
+    float zeros[TOTAL] = {0};
+    lora_adamw8bit_state state = {.m = op_send(r, zeros, TOTAL + 3), .v = op_send(r, zeros, TOTAL + 3)};
+    state.m_absmax = op_send(r, zeros, (size_t)blocks * 4);
+    state.v_absmax = op_send(r, zeros, (size_t)blocks * 4);
+    lora_adamw_hyper hyper = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5};
+    for (hyper.step = 1; hyper.step <= 3; hyper.step++) OK(lora_adamw8bit_step(r->ctx, ARRAYS, params, &state, &hyper, ERR));
+    keep_arrays(r, params);
+    op_keep(r, "m_absmax", state.m_absmax, blocks, VALUES_F32);
+    op_keep(r, "v_absmax", state.v_absmax, blocks, VALUES_F32);
+}
+
+static void sgd_step(op_run *r) {
+    lora_param params[ARRAYS];
+    make_params(r, params);
+    float zeros[TOTAL] = {0}, *m = op_send(r, zeros, sizeof zeros);
+    lora_sgd_hyper hyper = {.lr = 1e-2, .momentum = 0.9, .weight_decay = 0.1, .nesterov = true, .grad_scale = 0.5};
+    for (hyper.step = 1; hyper.step <= 3; hyper.step++) OK(lora_sgd_step(r->ctx, ARRAYS, params, m, &hyper, ERR));
+    keep_arrays(r, params);
+    op_keep(r, "m", m, TOTAL, VALUES_F32);
+}
+
+static void lion_step(op_run *r) {
+    lora_param params[ARRAYS];
+    make_params(r, params);
+    float zeros[TOTAL] = {0}, *m = op_send(r, zeros, sizeof zeros);
+    lora_lion_hyper hyper = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.1, .grad_scale = 0.5};
+    for (int i = 0; i < 3; i++) OK(lora_lion_step(r->ctx, ARRAYS, params, m, &hyper, ERR));
+    keep_arrays(r, params);
+    op_keep(r, "m", m, TOTAL, VALUES_F32);
+}
+
+static void adafactor_step(op_run *r) {
+    lora_param params[ARRAYS];
+    make_params(r, params);
+    float zeros[TOTAL] = {0};
+    lora_adafactor_state state = {.row = op_send(r, zeros, sizeof zeros), .col = op_send(r, zeros, sizeof zeros)};
+    state.m = op_send(r, zeros, sizeof zeros);
+    for (int i = 0; i < ARRAYS; i++) params[i].cols = SIZES[i] % 5 == 0 ? 5 : 0;
+    lora_adafactor_hyper hyper = {.eps1 = 1e-30, .eps2 = 1e-3, .clip_threshold = 1, .decay_rate = -0.8, .beta1 = 0.9, .weight_decay = 0.1};
+    hyper.scale_parameter = hyper.relative_step = true;
+    hyper.grad_scale = 0.5;
+    for (hyper.step = 1; hyper.step <= 3; hyper.step++) OK(lora_adafactor_step(r->ctx, ARRAYS, params, &state, &hyper, ERR));
+    keep_arrays(r, params);
+    op_keep(r, "m", state.m, TOTAL, VALUES_F32);
+    op_keep(r, "row", state.row, TOTAL, VALUES_F32);
+    op_keep(r, "col", state.col, TOTAL, VALUES_F32);
+}
+
+static void muon_step(op_run *r) {
+    lora_param params[ARRAYS];
+    make_params(r, params);
+    float zeros[TOTAL] = {0}, *m = op_send(r, zeros, sizeof zeros);
+    for (int i = 0; i < ARRAYS; i++) params[i].cols = SIZES[i] % 5 == 0 ? 5 : 1;
+    lora_muon_hyper hyper = {.lr = 1e-2, .momentum = 0.9, .weight_decay = 0.1, .eps = 1e-7, .a = 3.4445, .b = -4.775, .c = 2.0315};
+    hyper.nesterov = true;
+    hyper.ns_steps = 5;
+    hyper.grad_scale = 0.5;
+    for (int i = 0; i < 3; i++) OK(lora_muon_step(r->ctx, ARRAYS, params, m, &hyper, ERR));
+    keep_arrays(r, params);
+    op_keep(r, "m", m, TOTAL, VALUES_F32);
 }
 
 static void sum_of_squares(op_run *r) {
@@ -144,6 +217,11 @@ static const op_case CASES[] = {
     {"linear_merge", linear_merge},
     {"linear_merge_backward", linear_merge_backward},
     {"adamw_step", adamw_step},
+    {"adamw8bit_step", adamw8bit_step},
+    {"sgd_step", sgd_step},
+    {"lion_step", lion_step},
+    {"adafactor_step", adafactor_step},
+    {"muon_step", muon_step},
     {"sum_of_squares", sum_of_squares},
 };
 _Static_assert(sizeof CASES / sizeof *CASES + 2 == BACKEND_LINEAR_ENTRIES, "every entry has a case");

@@ -52,7 +52,7 @@ static void train(lora_ctx *ctx, progress *p, int64_t to) {
     lora_optimizer *opt;
     for (int i = 0; i < ARRAYS; i++) {
         grads[i] = calloc((size_t)SIZES[i] + 1, sizeof(float));
-        params[i] = (lora_param){.data = p->data[i], .grad = SIZES[i] ? grads[i] : NULL, .n = SIZES[i], .decay = i % 2 == 0};
+        params[i] = (lora_param){.data = p->data[i], .grad = SIZES[i] ? grads[i] : NULL, .n = SIZES[i], .decay = i % 2 == 0, .lr_ratio = 1};
         OK(mirror_floats(ctx, &params[i].data, SIZES[i], ERR));
         OK(mirror_floats(ctx, &params[i].grad, SIZES[i], ERR));
     }

@@ -24,6 +24,7 @@ void check_rowwise(void);
 void check_nn(void);
 void check_rows_copy(void);
 void check_optim(void);
+void check_optim_kernels(void);
 void check_head(void);
 void check_values(void);
 void check_attention(void);
@@ -65,6 +66,7 @@ static const struct {
                 {"head", check_head},
                 {"values", check_values},
                 {"optim", check_optim},
+                {"optim_kernels", check_optim_kernels},
                 {"attention", check_attention},
                 {"attention_fast", check_attention_fast},
                 {"attention_exp", check_attention_exp},

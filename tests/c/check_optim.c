@@ -16,8 +16,11 @@ static arrays make_arrays(void) {
     arrays a;
     restart_random();
     for (int i = 0; i < ARRAYS; i++) {
-        a.params[i] = (lora_param){
-            .data = random_floats(sizes[i], -1, 1), .grad = random_floats(sizes[i], -1, 1), .n = sizes[i], .decay = i % 2 == 0};
+        a.params[i] = (lora_param){.data = random_floats(sizes[i], -1, 1),
+                                   .grad = random_floats(sizes[i], -1, 1),
+                                   .n = sizes[i],
+                                   .decay = i % 2 == 0,
+                                   .lr_ratio = 1};
         a.m[i] = random_floats(sizes[i], 0, 0);
         a.v[i] = random_floats(sizes[i], 0, 0);
     }
@@ -61,7 +64,7 @@ static void check_adamw(lora_ctx *ctx, int64_t n) {
     lora_adamw_hyper h = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5};
     for (h.step = 1; h.step <= 5; h.step++) {
         float *g = random_floats(n, -1, 1);
-        lora_param param = {.data = p, .grad = g, .n = n, .decay = true};
+        lora_param param = {.data = p, .grad = g, .n = n, .decay = true, .lr_ratio = 1};
         double sum, want = 0;
         OK(lora_adamw_step(ctx, 1, &param, m, v, &h, ERR));
         OK(lora_sum_of_squares(ctx, 1, &param, &sum, ERR));
@@ -81,7 +84,7 @@ static void check_adamw(lora_ctx *ctx, int64_t n) {
      * and those of beta in float32 (the ratio of 1 - beta2 to its float32 value is 1 + 2e-8 here). */
     for (int64_t i = 0; i < n; i++) close_to("adamw p", p[i], wp[i], 5 * (3 * U * 1.2 + 40 * U * h.lr * 3.2));
     mix(p, (size_t)n * 4), mix(m, (size_t)n * 4), mix(v, (size_t)n * 4);
-    lora_param over_m = {.data = p, .grad = m, .n = n, .decay = true};
+    lora_param over_m = {.data = p, .grad = m, .n = n, .decay = true, .lr_ratio = 1};
     h.step = 0;
     REFUSED(LORA_EINVAL, "step: expected >= 1, got 0", lora_adamw_step(ctx, 1, &over_m, v, v, &h, ERR));
     h.step = 1;
@@ -154,7 +157,7 @@ static void check_refused_steps(lora_ctx *ctx) {
     CHECK(lora_optimizer_steps(opt) == 0, "no step was counted");
     float x;
     REFUSED(LORA_EINVAL, "index: expected 0 to 6, got 7", lora_optimizer_get_moment(opt, ARRAYS, LORA_MOMENT_FIRST, &x, ERR));
-    REFUSED(LORA_EINVAL, "which: expected", lora_optimizer_set_moment(opt, 0, (lora_moment)2, &x, ERR));
+    REFUSED(LORA_EINVAL, "which: expected", lora_optimizer_set_moment(opt, 0, LORA_MOMENT_ROW, &x, ERR));
     REFUSED(LORA_EINVAL, "out: expected a pointer", lora_optimizer_get_moment(opt, 0, LORA_MOMENT_FIRST, NULL, ERR));
     REFUSED(LORA_EINVAL, "steps: expected >= 0, got -1", lora_optimizer_set_steps(opt, -1, ERR));
     lora_optimizer_destroy(opt);
@@ -163,12 +166,12 @@ static void check_refused_steps(lora_ctx *ctx) {
 
 static void check_refused_arguments(lora_ctx *ctx) {
     float x[4] = {0}, y[4] = {0};
-    lora_param good = {.data = x, .grad = y, .n = 4, .decay = true}, bad = good;
+    lora_param good = {.data = x, .grad = y, .n = 4, .decay = true, .lr_ratio = 1}, bad = good;
     lora_optimizer_options o = options;
     lora_optimizer *opt;
     double sum;
     REFUSED(LORA_EINVAL, "params: expected at least one array, got none", lora_optimizer_create(ctx, LORA_ADAMW, &good, 0, &o, &opt, ERR));
-    REFUSED(LORA_EINVAL, "kind: expected 0 to 0, got 9", lora_optimizer_create(ctx, (lora_optimizer_kind)9, &good, 1, &o, &opt, ERR));
+    REFUSED(LORA_EINVAL, "kind: expected 0 to 5, got 9", lora_optimizer_create(ctx, (lora_optimizer_kind)9, &good, 1, &o, &opt, ERR));
     bad.grad = NULL;
     REFUSED(LORA_EINVAL, "params[0]: expected pointers", lora_optimizer_create(ctx, LORA_ADAMW, &bad, 1, &o, &opt, ERR));
     REFUSED(LORA_EINVAL, "grad: expected a pointer", lora_sum_of_squares(ctx, 1, &bad, &sum, ERR));

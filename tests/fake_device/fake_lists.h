@@ -13,6 +13,13 @@ bool fake_linear_keeps_low(const lora_ctx *ctx, int64_t M, const lora_adapter *a
 int64_t fake_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape);
 lora_status fake_adamw_step(lora_ctx *ctx, int64_t n, const lora_param *params, float *m, float *v, const lora_adamw_hyper *hyper,
                             lora_error *err);
+lora_status fake_adamw8bit_step(lora_ctx *ctx, int64_t n, const lora_param *params, const lora_adamw8bit_state *state,
+                                const lora_adamw_hyper *hyper, lora_error *err);
+lora_status fake_sgd_step(lora_ctx *ctx, int64_t n, const lora_param *params, float *m, const lora_sgd_hyper *hyper, lora_error *err);
+lora_status fake_lion_step(lora_ctx *ctx, int64_t n, const lora_param *params, float *m, const lora_lion_hyper *hyper, lora_error *err);
+lora_status fake_adafactor_step(lora_ctx *ctx, int64_t n, const lora_param *params, const lora_adafactor_state *state,
+                                const lora_adafactor_hyper *hyper, lora_error *err);
+lora_status fake_muon_step(lora_ctx *ctx, int64_t n, const lora_param *params, float *m, const lora_muon_hyper *hyper, lora_error *err);
 lora_status fake_sum_of_squares(lora_ctx *ctx, int64_t n, const lora_param *params, double *sum, lora_error *err);
 
 #endif

@@ -248,6 +248,27 @@ static lora_status fake_sync(void *state, lora_error *err) {
     return status;
 }
 
+/* --- paged memory: this device has all of it --- */
+
+static lora_status fake_paged_alloc(void *state, const char *folder, size_t bytes, void **out, lora_error *err) {
+    LORA_CHECK(folder, err, LORA_EINVAL, "folder: expected one, got NULL");
+    void *p = fake_alloc(state, LORA_MEM_OPTIM, bytes);
+    LORA_CHECK(p, err, LORA_ENOMEM, "folder: expected %zu bytes, got none", bytes);
+    lora_status status = fake_clear(state, p, bytes, err);
+    if (status == LORA_OK)
+        *out = p;
+    else
+        fake_free(state, p);
+    return status;
+}
+
+static void fake_paged_free(void *state, void *p, size_t bytes) {
+    (void)bytes;
+    fake_free(state, p);
+}
+
+static void fake_paged_advise(void *state, void *p, size_t bytes, lora_page_use use) { (void)state, (void)p, (void)bytes, (void)use; }
+
 const lora_backend_memory fake_memory = {
     .alloc = fake_alloc,
     .free = fake_free,
@@ -257,6 +278,9 @@ const lora_backend_memory fake_memory = {
     .download = fake_download,
     .clear = fake_clear,
     .sync = fake_sync,
+    .paged_alloc = fake_paged_alloc,
+    .paged_free = fake_paged_free,
+    .paged_advise = fake_paged_advise,
     .usage = fake_usage,
     .reset_peak = fake_reset_peak,
 };

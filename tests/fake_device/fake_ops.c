@@ -140,6 +140,24 @@ static lora_status rope(lora_ctx *ctx, const lora_rotations *table, int64_t n_he
         sizeof(rope_args), err);
 }
 
+typedef struct add_noise_args {
+    lora_noise noise;
+    lora_segments segments;
+    lora_mat x;
+} add_noise_args;
+
+static lora_status run_add_noise(fake_device *f, void *args, lora_error *err) {
+    add_noise_args *a = args;
+    const void *bad = NULL;
+    at_segments(f, &a->segments, &bad);
+    at_mat(f, &a->x, &bad);
+    return bad ? host_address("add_noise", err) : lora_cpu_add_noise(f->cpu, &a->noise, &a->segments, a->x, err);
+}
+
+static lora_status add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err) {
+    return queue(ctx, run_add_noise, &(add_noise_args){.noise = *noise, .segments = *segments, .x = x}, sizeof(add_noise_args), err);
+}
+
 typedef struct attention_forward_args {
     lora_attention_shape shape;
     lora_segments segments;
@@ -431,6 +449,7 @@ const lora_backend_ops fake_ops = {
     .norm_forward = norm_forward,
     .norm_backward = norm_backward,
     .scale_rows = scale_rows,
+    .add_noise = add_noise,
     .softcap_rows = softcap_rows,
     .softcap_backward = softcap_backward,
     .rope = rope,
@@ -452,6 +471,11 @@ const lora_backend_ops fake_ops = {
     .linear_backward = fake_linear_backward,
     .linear_keeps_low = fake_linear_keeps_low,
     .adamw_step = fake_adamw_step,
+    .adamw8bit_step = fake_adamw8bit_step,
+    .sgd_step = fake_sgd_step,
+    .lion_step = fake_lion_step,
+    .adafactor_step = fake_adafactor_step,
+    .muon_step = fake_muon_step,
     .sum_of_squares = fake_sum_of_squares,
     .scratch_bytes = fake_scratch_bytes,
 };

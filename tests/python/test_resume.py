@@ -31,8 +31,11 @@ OTHER_TRAIN: dict[str, Any] = {
     "output_dir": "elsewhere", "method": "qlora", "num_train_epochs": 3.0, "max_steps": 6, "learning_rate": 1e-3,
     "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"num_cycles": 2.0}, "warmup_ratio": 0.5,
     "warmup_steps": 1, "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 2, "max_seq_length": 64, "max_grad_norm": 0.0, "weight_decay": 0.1, "adam_beta1": 0.8,
-    "adam_beta2": 0.99, "adam_epsilon": 1e-6, "seed": 1, "recompute": "layer", "activation_dtype": "bfloat16",
+    "gradient_accumulation_steps": 2, "max_seq_length": 64, "max_grad_norm": 0.0,
+    "optim": "lion", "optim_args": {"momentum": 0.5}, "paged_dir": "elsewhere",
+    "weight_decay": 0.1, "adam_beta1": 0.8,
+    "adam_beta2": 0.99, "adam_epsilon": 1e-6, "loraplus_lr_ratio": 4.0,
+    "loraplus_lr_embedding": 1e-5, "neftune_noise_alpha": 5.0, "seed": 1, "recompute": "layer", "activation_dtype": "bfloat16",
     "memory_limit": 100.0, "precision": "exact", "val_fraction": 0.1, "eval_steps": 1, "eval_batch_tokens": 16,
     "load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True, "early_stopping_patience": 9,
     "early_stopping_threshold": 0.1, "nonfinite_steps": "skip", "skip_grad_norm": 1e9, "max_skipped_steps": 3,
@@ -125,6 +128,10 @@ def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
         train = train | {"lr_scheduler_type": "cosine"}
         shutil.rmtree(start.parent)
         trainer({"lr_scheduler_type": "cosine"}).train()
+    elif field == "optim_args":  # which an optimizer has that has options
+        train = train | {"optim": "sgd"}
+        shutil.rmtree(start.parent)
+        trainer({"optim": "sgd"}).train()
     elif field == "memory_limit":  # which needs recompute auto beside it
         train = train | {"recompute": "auto"}
     elif field == "method":  # which needs an NF4 base

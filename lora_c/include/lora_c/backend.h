@@ -32,6 +32,10 @@ typedef struct lora_backend_memory {
     lora_status (*download)(void *state, void *to_host, const void *from, size_t bytes, lora_error *err);
     lora_status (*clear)(void *state, void *p, size_t bytes, lora_error *err); /* any thread */
     lora_status (*sync)(void *state, lora_error *err);
+    /* Memory beside the device's own, of which only what is in use lies on it; see lora_paged_alloc. */
+    lora_status (*paged_alloc)(void *state, const char *folder, size_t bytes, void **out, lora_error *err);
+    void (*paged_free)(void *state, void *p, size_t bytes);
+    void (*paged_advise)(void *state, void *p, size_t bytes, lora_page_use use);
     lora_mem_usage (*usage)(const void *state, lora_mem_tag tag); /* LORA_MEM_TAGS: all together */
     void (*reset_peak)(void *state);
 } lora_backend_memory;
@@ -42,6 +46,7 @@ typedef struct lora_backend_ops {
     lora_status (*norm_backward)(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx,
                                  bool accumulate_dx, float *dweight, float *dbias, lora_error *err);
     lora_status (*scale_rows)(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err);
+    lora_status (*add_noise)(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err);
     lora_status (*softcap_rows)(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err);
     lora_status (*softcap_backward)(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err);
     lora_status (*rope_table)(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,
@@ -73,6 +78,16 @@ typedef struct lora_backend_ops {
     lora_status (*linear_merge_backward)(lora_ctx *ctx, const lora_adapter *adapter, lora_mat dmerged, lora_error *err);
     lora_status (*adamw_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, float *v, const lora_adamw_hyper *hyper,
                               lora_error *err);
+    lora_status (*adamw8bit_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, const lora_adamw8bit_state *state,
+                                  const lora_adamw_hyper *hyper, lora_error *err);
+    lora_status (*sgd_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_sgd_hyper *hyper,
+                            lora_error *err);
+    lora_status (*lion_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_lion_hyper *hyper,
+                             lora_error *err);
+    lora_status (*adafactor_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, const lora_adafactor_state *state,
+                                  const lora_adafactor_hyper *hyper, lora_error *err);
+    lora_status (*muon_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_muon_hyper *hyper,
+                             lora_error *err);
     lora_status (*sum_of_squares)(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum, lora_error *err);
     int64_t (*scratch_bytes)(const lora_ctx *ctx, const lora_scratch_shape *shape);
 } lora_backend_ops;

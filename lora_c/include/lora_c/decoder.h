@@ -177,6 +177,10 @@ void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute)
  *  effect where recompute keeps next to nothing anyway. Errors: EDTYPE for others than F32 (the default) and BF16. */
 lora_status lora_decoder_set_activation_dtype(lora_decoder *decoder, lora_dtype dtype, lora_error *err) LORA_MUST_CHECK;
 
+/** Noise on embedded tokens in training passes, with a stream of its own for each dropout_step (lora_add_noise); alpha 0 (at first): none.
+ *  Errors    EINVAL alpha is negative or not finite */
+lora_status lora_decoder_set_noise(lora_decoder *decoder, double alpha, uint64_t seed, lora_error *err) LORA_MUST_CHECK;
+
 /** Precision of every pass of this decoder; at first that of the context when it was created. */
 void lora_decoder_set_precision(lora_decoder *decoder, lora_precision precision);
 lora_precision lora_decoder_precision(const lora_decoder *decoder);
@@ -231,7 +235,7 @@ int64_t lora_decoder_arena_bytes(const lora_decoder *decoder, int64_t n_tokens, 
 /** Frees the activation arena; the next pass makes one of its size. It also shrinks by itself after some passes that need less
  *  than half of it. */
 void lora_decoder_free_activations(lora_decoder *decoder);
-/** Whether an adapter has dropout, so that a training pass depends on its dropout_step. */
+/** Whether an adapter has dropout or there is noise, so that a training pass depends on its dropout_step. */
 bool lora_decoder_has_dropout(const lora_decoder *decoder);
 /** Bytes that the operations of a training step work in: the head's sums and the packed operands of the widest products. */
 int64_t lora_decoder_scratch_bytes(const lora_decoder *decoder, int64_t n_tokens);

@@ -52,6 +52,21 @@ void lora_host_free(struct lora_ctx *ctx, void *p); /* NULL allowed */
 void *lora_stage_alloc(struct lora_ctx *ctx, size_t bytes);
 void lora_stage_free(struct lora_ctx *ctx, void *p); /* NULL allowed. Needs no lock, and no sync before it */
 
+/* What is about to happen to a range of paged memory. */
+typedef enum lora_page_use {
+    LORA_PAGE_SOON, /* it is used next: begin to bring it */
+    LORA_PAGE_DONE, /* it is not used for a while: what it holds stays, the memory below it may go */
+} lora_page_use;
+
+/** Memory for what is too large to stay where operations read it, at addresses that operations take all the same. On the CPU a shared
+ *  mapping of a file without a name in folder, whose blocks are taken at once; on other devices what they have for it (pinned memory of
+ *  the host, managed memory). Zeroed, aligned to pages, not counted as memory. A child after fork must not use it.
+ *  Errors    LORA_EINVAL the folder cannot be written; LORA_ENOMEM the disk has no room, or there are no addresses */
+lora_status lora_paged_alloc(struct lora_ctx *ctx, const char *folder, size_t bytes, void **out, lora_error *err) LORA_MUST_CHECK;
+void lora_paged_free(struct lora_ctx *ctx, void *p, size_t bytes); /* NULL allowed */
+/** Only the speed and the memory in use depend on it: a range need not begin or end with a page. */
+void lora_paged_advise(struct lora_ctx *ctx, void *p, size_t bytes, lora_page_use use);
+
 /* Transfers and operations of one device happen in the order of their calls, but some time later: only lora_sync waits.
  * On the CPU all of it happens at once. */
 

@@ -83,6 +83,18 @@ typedef struct lora_segments {
     const int32_t *on_device;  /* the same values at an address of the device; the same pointer where that is the host */
 } lora_segments;
 
+/* Noise for the rows of packed segments. */
+typedef struct lora_noise {
+    float alpha;
+    uint64_t seed, stream;
+} lora_noise;
+
+/** x[m,h] += alpha / sqrt(L H) * e, with L the tokens of the segment of row m, H the columns and e uniform in [-1, 1), drawn as
+ *  element m H + h of (seed, stream): the same wherever and whenever it is asked for.   Numerics  float32, two roundings
+ *  Source   NEFTune, arXiv:2310.05914, algorithm 1; Philox4x32-10, Salmon et al., SC 2011 */
+lora_status lora_add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x,
+                           lora_error *err) LORA_MUST_CHECK;
+
 /* Keys and values: segment s has rows start[s] .. start[s] + length[s] - 1 of k and of v, a row being (n_kv_heads * D) floats. In
  * training they are the segment's own tokens; with a KV cache they are all past tokens and the new ones. */
 typedef struct lora_kv {

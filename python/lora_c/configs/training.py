@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ..files.paths import expand
 from .base import Config, Probability, Seed
+from .optimizers import OTHER_OPTIM_NAMES, OptimName, check_optim, split_optim_args
 from .quantization import NF4_BLOCK_SIZES, QuantType
 from .schedules import check_schedule
 
@@ -43,10 +44,27 @@ class TrainConfig(Config):
     gradient_accumulation_steps: int = Field(1, gt=0, description="Micro-batches per optimizer step.")
     max_seq_length: int = Field(1024, gt=1, description="Longest sequence; the first tokens of a longer one are kept.")
     max_grad_norm: float = Field(1.0, ge=0.0, description="Clip the global gradient norm; 0 turns it off.")
-    weight_decay: float = Field(0.0, ge=0.0, description="Decoupled weight decay of matrices.")
+    optim: OptimName = Field("adamw_torch", description="Optimizer; the paged ones keep their state in a file.")
+    optim_args: dict[str, bool | int | float | str] = Field({}, description="Options of the optimizer, such as momentum.")
+    paged_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for the state of a paged optimizer; by default the output folder.",
+    )
+    weight_decay: float = Field(0.0, ge=0.0, description="Weight decay of matrices; decoupled but with sgd.")
     adam_beta1: Probability = Field(0.9, description="AdamW's first decay rate.")
     adam_beta2: Probability = Field(0.999, description="AdamW's second decay rate.")
     adam_epsilon: float = Field(1e-8, gt=0.0, description="AdamW's epsilon.")
+    loraplus_lr_ratio: float | None = Field(
+        None, gt=0.0, le=1e6, description="LoRA+: the learning rate of B matrices is so many times that of A."
+    )
+    loraplus_lr_embedding: float = Field(1e-6, ge=0.0, description="LoRA+: learning rate of adapters of the embedding.")
+    neftune_noise_alpha: float | None = Field(
+        None,
+        ge=0.0,
+        le=1e6,
+        description="NEFTune: noise on embedded tokens, this over the root of a sequence's length and width.",
+    )
     seed: Seed = Field(
         0, description="Seed of data order and split; of a run on the command line also of adapter weights and dropout."
     )
@@ -102,6 +120,7 @@ class TrainConfig(Config):
         if self.save_steps > 1 and self.save_steps != int(self.save_steps):
             raise ValueError(f"save_steps: expected a whole number, or a share below 1, got {self.save_steps:g}")
         check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
+        self.__dict__["optim_args"] = check_optim(self.optim, self.optim_args)  # with their types
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps: expected a positive number, or -1 for num_train_epochs, got {self.max_steps}")
         return self
@@ -110,6 +129,16 @@ class TrainConfig(Config):
     def wants_best(self) -> bool:
         """Whether the run looks for its best evaluation."""
         return self.load_best_model_at_end or self.early_stopping_patience > 0
+
+    @field_validator("optim_args", mode="before")
+    @classmethod
+    def _optim_args(cls, value: Any) -> Any:
+        return split_optim_args(value)
+
+    @field_validator("optim")
+    @classmethod
+    def _one_name(cls, value: str) -> str:
+        return OTHER_OPTIM_NAMES.get(value, value)
 
     @field_validator("output_dir")
     @classmethod

@@ -94,7 +94,7 @@ class BadStep:
             first_dropout_step=step * trainer.config.gradient_accumulation_steps,
             adapters=_adapters(model),
             base=_base(model),
-            settings={name: getattr(decoder, name) for name in ("precision", "recompute", "activation_dtype")},
+            settings={name: getattr(decoder, name) for name in ("precision", "recompute", "activation_dtype", "noise")},
             kernels=kernels(model.device),
             model=trainer.digests[1],
         )

@@ -14,6 +14,7 @@ from ..files.atomic import write_text
 from ..notices import tell
 
 if TYPE_CHECKING:
+    from ..configs import TrainConfig
     from ..families.labels import Labels
     from ..training.trainer import Trainer
 
@@ -93,6 +94,17 @@ def _usage(is_adapter: bool, base: str, labels: Labels | None) -> str:
     )
 
 
+def optimizer_row(config: TrainConfig) -> tuple[str, str]:
+    """The optimizer and what it was given."""
+    decay = f"weight decay {config.weight_decay:g}"
+    betas = f"betas {config.adam_beta1:g} and {config.adam_beta2:g}, "
+    if config.optim == "adamw_torch":
+        return "AdamW", betas + decay
+    given = "".join(f"{name} {value}, " for name, value in config.optim_args.items())
+    plus = "" if config.loraplus_lr_ratio is None else f", LoRA+ ratio {config.loraplus_lr_ratio:g}"
+    return "optimizer", f"{config.optim}: {betas if 'adamw' in config.optim else ''}{given}{decay}{plus}"
+
+
 def _table(trainer: Trainer, record: dict[str, Any]) -> str:
     config, result = trainer.config, record.get("result") or {}
     adapter = trainer.model.adapter_config
@@ -112,7 +124,7 @@ def _table(trainer: Trainer, record: dict[str, Any]) -> str:
         ("steps", f"{result.get('steps', 0):,} of {record['total_steps']:,}"),
         ("sequences per step", config.per_device_train_batch_size * config.gradient_accumulation_steps),
         ("learning rate", f"{config.learning_rate:g}, {config.lr_scheduler_type}, {trainer.warmup_steps} steps of warm-up"),
-        ("AdamW", f"betas {config.adam_beta1:g} and {config.adam_beta2:g}, weight decay {config.weight_decay:g}"),
+        optimizer_row(config),
         ("longest sequence", config.max_seq_length),
         ("seed", config.seed),
         ("training loss (mean of the last tenth)", _loss(result.get("train_loss"))),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..configs import AdapterConfig, StackConfig, TrainConfig
+from ..configs.optimizers import OPTIM_STATES
 from ..errors import CheckpointError, shorten
 from ..families.labels import SAVED_BY_PEFT
 from ..notices import tell
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 FREE_TRAIN_FIELDS = frozenset({
     "output_dir", "recompute", "memory_limit", "eval_steps", "eval_batch_tokens", "save_steps", "save_total_limit",
     "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
-    "early_stopping_threshold", "nonfinite_steps", "max_skipped_steps",
+    "early_stopping_threshold", "nonfinite_steps", "max_skipped_steps", "paged_dir",
 })  # fmt: skip
 # Judged together, as the number of steps: a run may be prolonged.
 LENGTH_FIELDS = frozenset({"max_steps", "num_train_epochs"})
@@ -144,6 +145,8 @@ def _changes(before: Run, now: Run) -> list[str]:
 def _is_same(name: str, old: Any, new: Any) -> bool:
     if name.rpartition(".")[2] in _UNORDERED and isinstance(old, list) and isinstance(new, list):
         return sorted(map(str, old)) == sorted(map(str, new))
+    if name == "optim" and old in OPTIM_STATES and new in OPTIM_STATES:
+        return OPTIM_STATES[old] == OPTIM_STATES[new]  # where the state lies changes no bits
     return type(old) is type(new) and bool(old == new)
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .. import _core
+from ..configs import TrainConfig
 from ..errors import ConfigError
+from .optimizers import state_bytes
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -46,17 +48,18 @@ def largest_micro_batch(trainer: Trainer) -> int:
 
 def forecast(trainer: Trainer) -> MemoryForecast:
     with trainer.settings():
-        return forecast_model(trainer.model, largest_micro_batch(trainer))
+        return forecast_model(trainer.model, largest_micro_batch(trainer), trainer.config)
 
 
-def forecast_model(model: Model, n_tokens: int) -> MemoryForecast:
-    """The memory of training what is trainable in model, with micro-batches of up to n_tokens."""
-    trained = sum(p.size for p in model.trainable_parameters()) * 4
+def forecast_model(model: Model, n_tokens: int, config: TrainConfig | None = None) -> MemoryForecast:
+    """The memory of training what is trainable in model, with micro-batches of up to n_tokens and the optimizer of config."""
+    parameters = model.trainable_parameters()
+    trained = sum(p.size for p in parameters) * 4
     return MemoryForecast(
         base=_base_bytes(model),
         parameters=trained,
         gradients=trained,
-        optimizer=2 * trained,
+        optimizer=state_bytes(config or TrainConfig(), parameters),
         activations=model.decoder.arena_bytes(n_tokens, training=True),
         scratch=model.decoder.scratch_bytes(n_tokens),
     )
@@ -73,10 +76,12 @@ def recompute_of(trainer: Trainer) -> Literal["none", "layer"]:
     config = trainer.config
     if config.recompute != "auto":
         return config.recompute
-    return choose_recompute(trainer.model, largest_micro_batch(trainer), config.memory_limit)
+    return choose_recompute(trainer.model, largest_micro_batch(trainer), config.memory_limit, config)
 
 
-def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Literal["none", "layer"]:
+def choose_recompute(
+    model: Model, n_tokens: int, limit_gib: float | None, config: TrainConfig | None = None
+) -> Literal["none", "layer"]:
     """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free
     (where that is known: of the CPU).
 
@@ -85,14 +90,14 @@ def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Li
     ConfigError
         The limit was given and not even the forecast of "layer" stays within it.
     """
-    plan = _forecast_with(model, n_tokens, "none")
+    plan = _forecast_with(model, n_tokens, "none", config)
     left = _core.memory_left() if model.device == "cpu" else None
     if limit_gib is None and left is None:
         return "none"
     limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * (left or 0)
     if plan.total <= limit:
         return "none"
-    least = _forecast_with(model, n_tokens, "layer")
+    least = _forecast_with(model, n_tokens, "layer", config)
     if limit_gib and least.total > limit:
         raise ConfigError(
             f"memory_limit: expected at least {least.total / 2**30:.3g} GiB for micro-batches of {n_tokens:,} tokens "
@@ -102,10 +107,12 @@ def choose_recompute(model: Model, n_tokens: int, limit_gib: float | None) -> Li
     return "layer"
 
 
-def _forecast_with(model: Model, n_tokens: int, recompute: Literal["none", "layer"]) -> MemoryForecast:
+def _forecast_with(
+    model: Model, n_tokens: int, recompute: Literal["none", "layer"], config: TrainConfig | None
+) -> MemoryForecast:
     decoder, before = model.decoder, model.decoder.recompute
     decoder.recompute = recompute
     try:
-        return forecast_model(model, n_tokens)
+        return forecast_model(model, n_tokens, config)
     finally:
         decoder.recompute = before

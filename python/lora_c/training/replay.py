@@ -175,7 +175,7 @@ def _as_then(bad: BadStep, model: Model) -> Iterator[None]:
     before = {name: getattr(decoder, name) for name in bad.record.settings}
     try:
         for name, value in bad.record.settings.items():
-            setattr(decoder, name, value)
+            setattr(decoder, name, tuple(value) if isinstance(value, list) else value)  # JSON has no tuples
         decoder.watching = True
         yield
     finally:

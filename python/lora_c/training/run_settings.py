@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def run_settings(decoder: Decoder, config: TrainConfig, recompute: Literal["none", "layer"]) -> Iterator[None]:
-    """Precision, recomputation and type of activations of a run, while the block runs.
+    """Precision, recomputation, type of activations and noise of a run, while the block runs.
 
     Another user of the model (its `generate`, a second trainer, a notebook's next cell) finds what it set itself.
     """
-    before = decoder.activation_dtype, decoder.recompute, decoder.precision
+    before = decoder.activation_dtype, decoder.recompute, decoder.precision, decoder.noise
     decoder.activation_dtype, decoder.recompute, decoder.precision = config.activation_dtype, recompute, config.precision
+    decoder.noise = config.neftune_noise_alpha or 0.0, config.seed
     try:
         yield
     finally:
-        decoder.activation_dtype, decoder.recompute, decoder.precision = before
+        decoder.activation_dtype, decoder.recompute, decoder.precision, decoder.noise = before
 
 
 def check_same_parameters(model: Model, parameters: list[Parameter]) -> None:

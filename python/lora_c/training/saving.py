@@ -11,6 +11,7 @@ from ..notices import tell
 from ..runs.checkpoints import latest_checkpoint, prune_checkpoints
 from .best import best_of
 from .checkpoint_schedule import CheckpointSchedule, expected_seconds
+from .optimizers import checkpoint_state_bytes
 from .state import is_finite, save_checkpoint
 
 if TYPE_CHECKING:
@@ -97,5 +98,5 @@ class Saving:
 
 
 def _bytes_of(trainer: Trainer) -> int:
-    """Of a checkpoint: parameters and two moments, and the parameters again in the adapter's format."""
-    return 4 * 4 * sum(parameter.size for parameter in trainer.parameters)
+    """Of a checkpoint: parameters and the optimizer's state, and the parameters again in the adapter's format."""
+    return checkpoint_state_bytes(trainer.config, trainer.parameters) + 2 * 4 * sum(p.size for p in trainer.parameters)

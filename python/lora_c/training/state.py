@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints.safetensors_file import SafetensorsFile, find_non_finite
 from ..checkpoints.safetensors_writer import TensorEntry, write_safetensors
+from ..configs.optimizers import OPTIM_STATES
 from ..errors import CheckpointError
 from ..files.atomic import atomic_folder
 from ..runs.checkpoints import FORMAT, POSITION_FILE, Position, checkpoint_folder, find_checkpoint, read_position
@@ -21,6 +23,8 @@ from .run_settings import check_same_parameters
 from .skipped_steps import count_skipped
 
 if TYPE_CHECKING:
+    from .._core import Parameter
+    from .optimizers import Optimizer
     from .trainer import Trainer
 
 STATE_FILE = "training_state.safetensors"
@@ -72,20 +76,21 @@ def load_training_state(trainer: Trainer, position: Position) -> None:
     Raises
     ------
     CheckpointError
-        The folder is damaged, or was written for other parameters.
+        The folder is damaged, or was written for other parameters or another optimizer.
     """
-    tensors = _read_tensors(trainer, position)
-    names = [p.name for p in trainer.parameters]
-    skipped = count_skipped(position.history)
-    state = {"step": position.step - skipped, "m": [tensors[f"m.{n}"] for n in names], "v": [tensors[f"v.{n}"] for n in names]}
-    try:
-        trainer.optimizer.load_state_dict(state)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{position.folder / STATE_FILE}: expected moments of this optimizer, got: {error}; the checkpoint is damaged"
-        ) from None
-    for p in trainer.parameters:
-        set_values(p, tensors[f"param.{p.name}"])
+    _check_optimizer(trainer, position)
+    file = _open_state(trainer, position)
+    for key in file.tensors:
+        _check_values(file, key)
+    for i, p in enumerate(trainer.parameters):
+        for name in trainer.optimizer.moment_names:
+            if (key := f"{name}.{p.name}") in file.tensors:
+                trainer.optimizer.set_moment(i, name, file.read(key))
+                file.release(key)
+        set_values(p, np.array(file.read(f"param.{p.name}")))
+        file.release(f"param.{p.name}")
+    trainer.optimizer.set_step_count(position.step - count_skipped(position.history))
+    file.close()
     trainer.history = position.history
 
 
@@ -97,49 +102,96 @@ def load_parameters(trainer: Trainer, position: Position) -> None:
     CheckpointError
         The folder is damaged, or was written for other parameters.
     """
-    tensors = _read_tensors(trainer, position)
-    for p in trainer.parameters:
-        set_values(p, tensors[f"param.{p.name}"])
+    file = _open_state(trainer, position)
+    names = [f"param.{p.name}" for p in trainer.parameters]
+    for name in names:
+        _check_values(file, name)
+    for p, name in zip(trainer.parameters, names, strict=True):
+        set_values(p, np.array(file.read(name)))
+        file.release(name)
+    file.close()
 
 
-def _read_tensors(trainer: Trainer, position: Position) -> dict[str, NDArray[np.float32]]:
+def _check_optimizer(trainer: Trainer, position: Position) -> None:
+    """Refuse the state of another optimizer by its name, whatever changes are allowed."""
+    before = position.run.options.get("optim", "adamw_torch") if position.run is not None else "adamw_torch"
+    now = trainer.config.optim
+    if OPTIM_STATES.get(before, before) != OPTIM_STATES[now]:
+        raise CheckpointError(
+            f"{position.folder}: expected the state of optim {now}, got one of {before}; resume with optim {before}, or "
+            "start again"
+        )
+
+
+def _entries_of(trainer: Trainer) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What a state holds: the type and shape of every tensor."""
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for i, p in enumerate(trainer.parameters):
+        expected[f"param.{p.name}"] = "F32", p.shape
+        for name in trainer.optimizer.moment_names:
+            if (shape := trainer.optimizer.moment_shape(i, name)) is not None:
+                expected[f"{name}.{p.name}"] = "U8" if name.endswith("_codes") else "F32", shape
+    return expected
+
+
+def _open_state(trainer: Trainer, position: Position) -> SafetensorsFile:
     path = position.folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{path}: expected this file of the checkpoint, got nothing there; resume from another one")
     file = SafetensorsFile(path)
-    expected = {f"{part}.{p.name}": p.shape for p in trainer.parameters for part in ("param", "m", "v")}
+    expected = _entries_of(trainer)
     if position.run is not None and file.metadata != {"step": str(position.step), "run_id": position.run_id}:
         raise CheckpointError(
             f"{path}: expected the state of step {position.step} of run {position.run_id}, got {file.metadata}; the "
             "checkpoint is damaged, resume from another one"
         )
     for key in sorted(file.tensors.keys() | expected.keys()):
-        got, shape = file.tensors.get(key), expected.get(key)
-        if got is None or got.shape != shape or got.dtype != "F32":
+        got, wanted = file.tensors.get(key), expected.get(key)
+        if got is None or wanted is None or (got.dtype, got.shape) != wanted:
             described = "nothing" if got is None else f"{got.dtype} {got.shape}"
-            wanted = f"{key} as F32 {shape}" if shape is not None else f"no tensor {key}"
+            said = f"{key} as {wanted[0]} {wanted[1]}" if wanted is not None else f"no tensor {key}"
             raise CheckpointError(
-                f"{path}: expected {wanted}, got {described}; resume with the options that the run was started with"
+                f"{path}: expected {said}, got {described}; resume with the options that the run was started with"
             )
-    tensors = {key: np.array(file.read(key)) for key in expected}
-    file.close()
-    for key, array in tensors.items():
+    return file
+
+
+def _check_values(file: SafetensorsFile, key: str) -> None:
+    array = file.read(key)
+    name = key.partition(".")[0]
+    if array.dtype != np.uint8:
         bad = find_non_finite(array)
-        if bad or (key.startswith("v.") and (array < 0).any()):
-            got_value = bad[1] if bad else float(array.min())
-            raise CheckpointError(f"{path}: {key}: expected finite numbers (v: none below 0), got {got_value}; it is damaged")
-    return tensors
+        if bad or (name not in ("param", "m") and (array < 0).any()):
+            got = bad[1] if bad else float(array.min())
+            rule = "finite numbers" if name in ("param", "m") else f"finite numbers ({name}: none below 0)"
+            raise CheckpointError(f"{file.path}: {key}: expected {rule}, got {got}; it is damaged")
+    file.release(key)
 
 
 def is_finite(trainer: Trainer) -> bool:
     """Whether the state that a checkpoint would hold is finite."""
-    return all(find_non_finite(entry.load()) is None for entry in _state_entries(trainer))
+    floats = (entry for entry in _state_entries(trainer) if entry.dtype == np.float32)
+    return all(find_non_finite(entry.load()) is None for entry in floats)
 
 
 def _state_entries(trainer: Trainer) -> list[TensorEntry]:
-    state = trainer.optimizer.state_dict()
+    """Each is read when its turn has come: a state may be larger than the memory."""
+    optimizer = trainer.optimizer
     entries = []
-    for p, m, v in zip(trainer.parameters, state["m"], state["v"], strict=True):
-        for part, array in (("param", p.data), ("m", m), ("v", v)):
-            entries.append(TensorEntry.of(f"{part}.{p.name}", np.ascontiguousarray(array).reshape(p.shape)))
+    for i, p in enumerate(trainer.parameters):
+        entries.append(TensorEntry(f"param.{p.name}", np.dtype(np.float32), p.shape, partial(_data_of, p)))
+        for name in optimizer.moment_names:
+            if (shape := optimizer.moment_shape(i, name)) is not None:
+                dtype = np.dtype(np.uint8 if name.endswith("_codes") else np.float32)
+                entries.append(TensorEntry(f"{name}.{p.name}", dtype, shape, partial(_moment_of, optimizer, i, name)))
     return entries
+
+
+def _data_of(parameter: Parameter) -> NDArray[np.float32]:
+    return np.ascontiguousarray(parameter.data).reshape(parameter.shape)
+
+
+def _moment_of(optimizer: Optimizer, index: int, name: str) -> NDArray[Any]:
+    array = optimizer.moment(index, name)
+    assert array is not None  # it has a shape
+    return array

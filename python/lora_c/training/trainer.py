@@ -35,6 +35,7 @@ from .leaving import Leaving
 from .memory import recompute_of
 from .one_call import one_call
 from .one_step import one_step
+from .optimizers import make_optimizer
 from .run_checks import RunOptions, check_run
 from .run_settings import check_same_parameters, run_settings
 from .saving import Saving, check_finite
@@ -97,14 +98,7 @@ class Trainer:
         if model.labels is None:
             tell_untrained_ends(model, self.train_data)
             tell_missing_ends(model, self.train_data)
-        self.optimizer = _core.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            no_decay=[p for p in self.parameters if len(p.shape) == 1],
-        )
+        self.optimizer = make_optimizer(config, self.parameters)
         self.recompute: Literal["none", "layer"] = "none"
         with self.settings():
             self.recompute = recompute_of(self)

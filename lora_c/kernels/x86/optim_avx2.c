@@ -1,0 +1,8 @@
+/* The optimizers' kernels in vectors of AVX2. No FMA: the bits are those of the portable rung. */
+#if defined(__x86_64__)
+#include "lora_c/base/util.h"
+#define RUNG LORA_TARGET("avx2")
+#include "lora_c/kernels/tmpl/optim_tmpl.h"
+
+void lora_optim_fill_avx2(lora_optim_kernels *k) { LORA_OPTIM_SLOTS(LORA_OPTIM_ASSIGN) }
+#endif
