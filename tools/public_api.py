@@ -16,7 +16,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Models and data": ("load_model", "Model", "load_dataset", "Dataset", "find_labels", "Labels", "Classification"),
     "Text from several prompts": ("Batch", "Answer"),
     "Training": ("Trainer", "TrainResult", "Callback", "TrainerState", "replay", "Replay"),
-    "Settings": ("LoraConfig", "PromptTuningConfig", "PrefixTuningConfig", "TrainConfig", "GenerationConfig"),
+    "Settings": (
+        "LoraConfig", "IA3Config", "BottleneckConfig", "PromptTuningConfig", "PrefixTuningConfig", "TrainConfig",
+        "GenerationConfig",
+    ),
     "Layers, tensors, optimizers": (
         "NF4Tensor", "GGMLTensor", "Parameter", "LoRALinear", "AdamW", "AdamW8bit", "SGD", "Lion", "Adafactor",
         "Muon", "Decoder", "KVCache",

@@ -13,6 +13,9 @@ lora_status lora_check_norm_backward(const lora_norm *norm, lora_mat dy, lora_ma
                                      float *dweight, float *dbias, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_scale_rows(float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_add_noise(const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_scale_columns(const float *l, lora_mat x, lora_mat y, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_scale_columns_backward(const float *l, lora_mat dy, lora_mat x, lora_mat dx, bool accumulate_dx, float *dl,
+                                              lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_softcap_rows(float softcap, lora_mat x, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_softcap_backward(float softcap, lora_mat y, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_copy_rows(lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,

@@ -74,6 +74,32 @@ lora_status lora_check_add_noise(const lora_noise *noise, const lora_segments *s
     return lora_mat_check_f32(lora_named("x", x), x.rows, x.cols, err);
 }
 
+lora_status lora_check_scale_columns(const float *l, lora_mat x, lora_mat y, lora_error *err) {
+    lora_arg in = lora_named("x", x), out = lora_named("y", y), scale = lora_named("l", lora_mat_vector(l, x.cols));
+    LORA_TRY(lora_mat_check_f32(in, x.rows, x.cols, err));
+    LORA_TRY(lora_mat_check_f32(out, x.rows, x.cols, err));
+    LORA_TRY(lora_mat_check_f32(scale, 1, x.cols, err));
+    LORA_TRY(lora_mat_disjoint(out, scale, err));
+    return lora_mat_same_or_disjoint(out, in, err);
+}
+
+lora_status lora_check_scale_columns_backward(const float *l, lora_mat dy, lora_mat x, lora_mat dx, bool accumulate_dx, float *dl,
+                                              lora_error *err) {
+    int64_t M = dy.rows, N = dy.cols;
+    lora_arg gradient = lora_named("dy", dy), in = lora_named("x", dl ? x : lora_mat_none()), out = lora_named("dx", dx);
+    lora_arg scale = lora_named("l", lora_mat_vector(l, N)), dscale = lora_named("dl", lora_mat_vector(dl, N));
+    LORA_TRY(lora_mat_check_f32(gradient, M, N, err));
+    LORA_TRY(lora_mat_check_f32(scale, 1, N, err));
+    if (dl) LORA_TRY(lora_mat_check_f32(in, M, N, err));
+    if (dx.data) LORA_TRY(lora_mat_check_f32(out, M, N, err));
+    LORA_TRY(accumulate_dx ? lora_mat_disjoint(out, gradient, err) : lora_mat_same_or_disjoint(out, gradient, err));
+    const lora_arg read[] = {in, scale, dscale};
+    for (int i = 0; i < 3; i++) LORA_TRY(lora_mat_disjoint(out, read[i], err));
+    LORA_TRY(lora_mat_disjoint(dscale, gradient, err));
+    LORA_TRY(lora_mat_disjoint(dscale, in, err));
+    return lora_mat_disjoint(dscale, scale, err);
+}
+
 lora_status lora_check_softcap_rows(float softcap, lora_mat x, lora_error *err) {
     LORA_CHECK(softcap > 0.0f, err, LORA_EINVAL, "softcap: expected > 0, got %g", (double)softcap);
     return lora_mat_check_f32(lora_named("x", x), x.rows, x.cols, err);

@@ -39,6 +39,18 @@ lora_status lora_add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_se
     return lora_ops_of(ctx)->add_noise(ctx, noise, segments, x, err);
 }
 
+lora_status lora_scale_columns(lora_ctx *ctx, const float *l, lora_mat x, lora_mat y, lora_error *err) {
+    LORA_TRY(lora_check_scale_columns(l, x, y, err));
+    return lora_ops_of(ctx)->scale_columns(ctx, l, x, y, err);
+}
+
+lora_status lora_scale_columns_backward(lora_ctx *ctx, const float *l, lora_mat dy, lora_mat x, lora_mat dx, bool accumulate_dx, float *dl,
+                                        lora_error *err) {
+    LORA_TRY(lora_check_scale_columns_backward(l, dy, x, dx, accumulate_dx, dl, err));
+    if (dy.rows == 0 || (!dx.data && !dl)) return LORA_OK;
+    return lora_ops_of(ctx)->scale_columns_backward(ctx, l, dy, x, dx, accumulate_dx, dl, err);
+}
+
 lora_status lora_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) {
     LORA_TRY(lora_check_softcap_rows(softcap, x, err));
     return lora_ops_of(ctx)->softcap_rows(ctx, softcap, x, err);

@@ -94,6 +94,20 @@ static lora_status softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lo
     return LORA_OK;
 }
 
+static lora_status scale_columns(lora_ctx *ctx, const float *l, lora_mat x, lora_mat y, lora_error *err) {
+    LORA_TRY(real(ctx)->scale_columns(ctx, l, x, y, err));
+    look(ctx, "scale_columns", "y", l, y);
+    return LORA_OK;
+}
+
+static lora_status scale_columns_backward(lora_ctx *ctx, const float *l, lora_mat dy, lora_mat x, lora_mat dx, bool accumulate_dx,
+                                          float *dl, lora_error *err) {
+    LORA_TRY(real(ctx)->scale_columns_backward(ctx, l, dy, x, dx, accumulate_dx, dl, err));
+    look(ctx, "scale_columns_backward", "dx", l, dx);
+    look_at_vector(ctx, "scale_columns_backward", "dl", l, dl, dy.cols);
+    return LORA_OK;
+}
+
 static lora_status copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
                              lora_error *err) {
     LORA_TRY(real(ctx)->copy_rows(ctx, from, from_rows, to, to_rows, accumulate, err));
@@ -239,6 +253,8 @@ static void put_in(lora_backend_ops *ops) {
     ops->norm_backward = norm_backward;
     ops->scale_rows = scale_rows;
     ops->softcap_backward = softcap_backward;
+    ops->scale_columns = scale_columns;
+    ops->scale_columns_backward = scale_columns_backward;
     ops->copy_rows = copy_rows;
     ops->rope = rope;
     ops->attention_forward = attention_forward;

@@ -575,6 +575,8 @@ static PyGetSetDef decoder_getset[] = {
 LORA_PY_KEEP(lora_py_decoder_set_weight)
 LORA_PY_KEEP(lora_py_decoder_set_adapter)
 LORA_PY_KEEP(lora_py_decoder_set_virtual_tokens)
+LORA_PY_KEEP(lora_py_decoder_set_scaling)
+LORA_PY_KEEP(lora_py_decoder_set_bottleneck)
 LORA_PY_KEEP(decoder_forward_backward)
 LORA_PY_KEEP(decoder_loss)
 LORA_PY_KEEP(decoder_arena_bytes)
@@ -587,6 +589,10 @@ static PyMethodDef decoder_methods[] = {
     {"set_virtual_tokens", LORA_PY_KEYWORDS lora_py_decoder_set_virtual_tokens_kept, METH_VARARGS | METH_KEYWORDS,
      lora_py_set_virtual_tokens_doc},
     {"remove_adapter", lora_py_decoder_remove_adapter, METH_VARARGS, lora_py_remove_adapter_doc},
+    {"set_scaling", LORA_PY_KEYWORDS lora_py_decoder_set_scaling_kept, METH_VARARGS | METH_KEYWORDS, lora_py_set_scaling_doc},
+    {"remove_scaling", lora_py_decoder_remove_scaling, METH_VARARGS, lora_py_remove_scaling_doc},
+    {"set_bottleneck", LORA_PY_KEYWORDS lora_py_decoder_set_bottleneck_kept, METH_VARARGS | METH_KEYWORDS, lora_py_set_bottleneck_doc},
+    {"remove_bottleneck", lora_py_decoder_remove_bottleneck, METH_VARARGS, lora_py_remove_bottleneck_doc},
     {"forward_backward", LORA_PY_KEYWORDS decoder_forward_backward_kept, METH_VARARGS | METH_KEYWORDS, forward_backward_doc},
     {"loss", LORA_PY_KEYWORDS decoder_loss_kept, METH_VARARGS | METH_KEYWORDS, loss_doc},
     {"logits", decoder_logits, METH_VARARGS, logits_doc},

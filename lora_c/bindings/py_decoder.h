@@ -63,6 +63,11 @@ int lora_py_find_adapter_place(const lora_py_decoder *self, const char *name, lo
 /** The place of an adapter by its name, and the adapter of A and B, whose shapes are checked, with scale 1; -1 with an exception. */
 int lora_py_find_adapter(const lora_py_decoder *self, const char *name, const lora_py_parameter *A, const lora_py_parameter *B,
                          PyObject *row_given, lora_py_weight_place *place, lora_adapter *adapter);
+/* Owners of a layer's scaling vectors, by matrix slot, and of its bottlenecks, by place behind them. */
+enum { LORA_PY_METHODS = LORA_LAYER_MATRICES + LORA_BOTTLENECK_PLACES };
+PyObject **lora_py_method_owner(const lora_py_decoder *self, const lora_py_weight_place *place, int method);
+/** After the library has taken owner's memory (NULL: nothing) for what it had there. Leaves the decoder. */
+void lora_py_replace_owner(lora_py_decoder *self, PyObject **place, PyObject *owner);
 PyObject *lora_py_decoder_set_weight(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *lora_py_decoder_set_adapter(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args);
@@ -81,6 +86,13 @@ PyObject **lora_py_virtual_tokens_owner(const lora_py_decoder *self);
 PyObject *lora_py_decoder_set_virtual_tokens(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *lora_py_decoder_get_virtual_tokens(PyObject *o, void *unused);
 extern const char lora_py_set_virtual_tokens_doc[];
+
+/* py_decoder_methods.c: scaling vectors and bottlenecks */
+PyObject *lora_py_decoder_set_scaling(PyObject *o, PyObject *args, PyObject *kwargs);
+PyObject *lora_py_decoder_remove_scaling(PyObject *o, PyObject *args);
+PyObject *lora_py_decoder_set_bottleneck(PyObject *o, PyObject *args, PyObject *kwargs);
+PyObject *lora_py_decoder_remove_bottleneck(PyObject *o, PyObject *args);
+extern const char lora_py_set_scaling_doc[], lora_py_remove_scaling_doc[], lora_py_set_bottleneck_doc[], lora_py_remove_bottleneck_doc[];
 
 /* py_decoder_adapters.c */
 PyObject *lora_py_decoder_new_adapters(PyObject *o, PyObject *unused);

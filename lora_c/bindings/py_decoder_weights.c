@@ -45,7 +45,11 @@ static int find_place(const decoder *self, const char *name, weight_place *place
 
 /* --- owners ------------------------------------------------------------------------------------------------------- */
 
-enum { WEIGHTS = LORA_MATRIX_SLOTS + LORA_VECTOR_SLOTS, OWNERS_PER_LAYER = WEIGHTS + LORA_MATRIX_SLOTS };
+enum {
+    WEIGHTS = LORA_MATRIX_SLOTS + LORA_VECTOR_SLOTS,
+    METHODS = WEIGHTS + LORA_MATRIX_SLOTS,
+    OWNERS_PER_LAYER = METHODS + LORA_PY_METHODS
+};
 
 int lora_py_make_owners(decoder *self) {
     Py_ssize_t n = (Py_ssize_t)(self->config.num_hidden_layers + 1) * OWNERS_PER_LAYER + 2;
@@ -63,12 +67,15 @@ static PyObject **weight_owner(const decoder *self, const weight_place *place) {
 
 static PyObject **adapter_owner(const decoder *self, const weight_place *place) { return owners_of(self, place) + WEIGHTS + place->slot; }
 
+PyObject **lora_py_method_owner(const decoder *self, const weight_place *place, int method) {
+    return owners_of(self, place) + METHODS + method;
+}
+
 static PyObject **token_rows_owner(const decoder *self) { return self->owners + self->n_owners - 1; }
 
 PyObject **lora_py_virtual_tokens_owner(const decoder *self) { return self->owners + self->n_owners - 2; }
 
-/* After the library has taken owner's memory (NULL: nothing) for what it had there. The decoder is let go of first: the end of
- * the old owner may run Python code. */
+/* The decoder is let go of first: the end of the old owner may run Python code. */
 void lora_py_replace_owner(decoder *self, PyObject **place, PyObject *owner) {
     PyObject *old = *place;
     *place = Py_XNewRef(owner);

@@ -279,12 +279,12 @@ static PyObject *op_rope_backward(PyObject *module, PyObject *args, PyObject *kw
 
 /* --- swiglu ------------------------------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(swiglu_doc, "swiglu($module, gate, up, /)\n--\n\n"
-                         "silu(gate) * up.\n\n"
+PyDoc_STRVAR(swiglu_doc, "swiglu($module, gate, up=None, /)\n--\n\n"
+                         "silu(gate) * up; without up, silu(gate).\n\n"
                          "Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
                          "Parameters\n----------\n"
                          "gate : array\n    Goes through silu.\n"
-                         "up : array\n    Is multiplied by it.\n\n"
+                         "up : array, optional\n    Is multiplied by it.\n\n"
                          "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                          "Source\n------\nGLU variants, arXiv:2002.05202.");
 
@@ -316,13 +316,23 @@ static PyObject *mlp_backward(PyObject *module, lora_activation activation, PyOb
     return lora_py_end(&c, status);
 }
 
-static PyObject *op_swiglu(PyObject *module, PyObject *args) {
-    PyObject *gate, *up;
-    return PyArg_ParseTuple(args, "OO:swiglu", &gate, &up) ? mlp_forward(module, LORA_SILU, gate, up) : NULL;
+/* The arguments gate and up=None. */
+static PyObject *any_forward(PyObject *module, PyObject *args, const char *format, lora_activation activation) {
+    PyObject *gate, *up = Py_None;
+    if (!PyArg_ParseTuple(args, format, &gate, &up)) return NULL;
+    return mlp_forward(module, activation, gate, up == Py_None ? NULL : up);
 }
 
-PyDoc_STRVAR(swiglu_backward_doc, "swiglu_backward($module, dh, gate, up, /)\n--\n\n"
-                                  "The gradients (dgate, dup) of swiglu.\n\n"
+static PyObject *any_backward(PyObject *module, PyObject *args, const char *format, lora_activation activation) {
+    PyObject *dh, *gate, *up = Py_None;
+    if (!PyArg_ParseTuple(args, format, &dh, &gate, &up)) return NULL;
+    return mlp_backward(module, activation, dh, gate, up == Py_None ? NULL : up);
+}
+
+static PyObject *op_swiglu(PyObject *module, PyObject *args) { return any_forward(module, args, "O|O:swiglu", LORA_SILU); }
+
+PyDoc_STRVAR(swiglu_backward_doc, "swiglu_backward($module, dh, gate, up=None, /)\n--\n\n"
+                                  "The gradients (dgate, dup) of swiglu; without up, dgate.\n\n"
                                   "Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
                                   "Parameters\n----------\n"
                                   "dh : array\n    Gradient of the result.\n"
@@ -331,8 +341,7 @@ PyDoc_STRVAR(swiglu_backward_doc, "swiglu_backward($module, dh, gate, up, /)\n--
                                   "Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
 
 static PyObject *op_swiglu_backward(PyObject *module, PyObject *args) {
-    PyObject *dh, *gate, *up;
-    return PyArg_ParseTuple(args, "OOO:swiglu_backward", &dh, &gate, &up) ? mlp_backward(module, LORA_SILU, dh, gate, up) : NULL;
+    return any_backward(module, args, "OO|O:swiglu_backward", LORA_SILU);
 }
 
 PyDoc_STRVAR(geglu_doc, "geglu($module, gate, up=None, /)\n--\n\n"
@@ -344,11 +353,7 @@ PyDoc_STRVAR(geglu_doc, "geglu($module, gate, up=None, /)\n--\n\n"
                         "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
                         "Source\n------\nGLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2.");
 
-static PyObject *op_geglu(PyObject *module, PyObject *args) {
-    PyObject *gate, *up = Py_None;
-    if (!PyArg_ParseTuple(args, "O|O:geglu", &gate, &up)) return NULL;
-    return mlp_forward(module, LORA_GELU_TANH, gate, up == Py_None ? NULL : up);
-}
+static PyObject *op_geglu(PyObject *module, PyObject *args) { return any_forward(module, args, "O|O:geglu", LORA_GELU_TANH); }
 
 PyDoc_STRVAR(geglu_backward_doc, "geglu_backward($module, dh, gate, up=None, /)\n--\n\n"
                                  "The gradients (dgate, dup) of geglu; without up, dgate.\n\n"
@@ -360,9 +365,78 @@ PyDoc_STRVAR(geglu_backward_doc, "geglu_backward($module, dh, gate, up=None, /)\
                                  "Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
 
 static PyObject *op_geglu_backward(PyObject *module, PyObject *args) {
-    PyObject *dh, *gate, *up = Py_None;
-    if (!PyArg_ParseTuple(args, "OO|O:geglu_backward", &dh, &gate, &up)) return NULL;
-    return mlp_backward(module, LORA_GELU_TANH, dh, gate, up == Py_None ? NULL : up);
+    return any_backward(module, args, "OO|O:geglu_backward", LORA_GELU_TANH);
+}
+
+PyDoc_STRVAR(reglu_doc, "reglu($module, gate, up=None, /)\n--\n\n"
+                        "max(gate, 0) * up; without up, max(gate, 0).\n\n"
+                        "Shapes\n------\ngate, up (..., I); result like gate. float32.\n\n"
+                        "Parameters\n----------\n"
+                        "gate : array\n    Goes through relu.\n"
+                        "up : array, optional\n    Is multiplied by it.\n\n"
+                        "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                        "Source\n------\nGLU variants, arXiv:2002.05202.");
+
+static PyObject *op_reglu(PyObject *module, PyObject *args) { return any_forward(module, args, "O|O:reglu", LORA_RELU); }
+
+PyDoc_STRVAR(reglu_backward_doc, "reglu_backward($module, dh, gate, up=None, /)\n--\n\n"
+                                 "The gradients (dgate, dup) of reglu; without up, dgate.\n\n"
+                                 "Shapes\n------\ndh, gate, up (..., I); results like gate. float32.\n\n"
+                                 "Parameters\n----------\n"
+                                 "dh : array\n    Gradient of the result.\n"
+                                 "gate, up : array\n    As given to reglu().\n\n"
+                                 "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                                 "Source\n------\nGLU variants, arXiv:2002.05202, differentiated.");
+
+static PyObject *op_reglu_backward(PyObject *module, PyObject *args) {
+    return any_backward(module, args, "OO|O:reglu_backward", LORA_RELU);
+}
+
+/* --- scaling vectors ---------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(scale_columns_doc, "scale_columns($module, x, l, /)\n--\n\n"
+                                "x * l, column by column.\n\n"
+                                "Shapes\n------\nx (..., N); l (N,); result like x. float32.\n\n"
+                                "Parameters\n----------\n"
+                                "x : array\n    Rows to scale.\n"
+                                "l : array\n    The factor of each column.\n\n"
+                                "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                                "Source\n------\nIA3, arXiv:2205.05638, eq. 1.");
+
+static PyObject *op_scale_columns(PyObject *module, PyObject *args) {
+    PyObject *x_given, *l_given;
+    if (!PyArg_ParseTuple(args, "OO:scale_columns", &x_given, &l_given)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS), *l = x ? lora_py_take(&c, l_given, "l", 0) : NULL;
+    float *y = l && lora_py_expect(l, 1, &x->cols) == 0 ? lora_py_give_like(&c, x) : NULL;
+    if (!y) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(c.state->ctx, status, lora_scale_columns(c.state->ctx, l->data, lora_py_mat(x), lora_py_mat_like(y, x), &c.err));
+    return lora_py_end(&c, status);
+}
+
+PyDoc_STRVAR(scale_columns_backward_doc, "scale_columns_backward($module, dy, x, l, /)\n--\n\n"
+                                         "The gradients (dx, dl) of scale_columns.\n\n"
+                                         "Shapes\n------\ndy, x (..., N); l (N,); dx like x; dl (N,). float32.\n\n"
+                                         "Parameters\n----------\n"
+                                         "dy : array\n    Gradient of the result.\n"
+                                         "x, l : array\n    As given to scale_columns().\n\n"
+                                         "Raises\n------\nValueError, TypeError\n    A shape or an element type does not fit.\n\n"
+                                         "Source\n------\nIA3, arXiv:2205.05638, eq. 1, differentiated.");
+
+static PyObject *op_scale_columns_backward(PyObject *module, PyObject *args) {
+    PyObject *dy_given, *x_given, *l_given;
+    if (!PyArg_ParseTuple(args, "OOO:scale_columns_backward", &dy_given, &x_given, &l_given)) return NULL;
+    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_array *x = lora_py_take(&c, x_given, "x", 0), *dy = x ? lora_py_take_like(&c, dy_given, "dy", x) : NULL;
+    lora_py_array *l = dy ? lora_py_take(&c, l_given, "l", 0) : NULL;
+    float *dx = l && lora_py_expect(l, 1, &x->cols) == 0 ? lora_py_give_like(&c, x) : NULL, *dl = NULL;
+    if (!dx || !(dl = lora_py_give(&c, 1, &x->cols, 1))) return lora_py_abandon(&c);
+    lora_status status;
+    LORA_PY_CALL(
+        c.state->ctx, status,
+        lora_scale_columns_backward(c.state->ctx, l->data, lora_py_mat(dy), lora_py_mat(x), lora_py_mat_like(dx, x), false, dl, &c.err));
+    return lora_py_end(&c, status);
 }
 
 /* --- optimizer ---------------------------------------------------------------------------------------------------- */
@@ -448,6 +522,10 @@ PyMethodDef lora_py_row_ops[] = {
     {"swiglu_backward", op_swiglu_backward, METH_VARARGS, swiglu_backward_doc},
     {"geglu", op_geglu, METH_VARARGS, geglu_doc},
     {"geglu_backward", op_geglu_backward, METH_VARARGS, geglu_backward_doc},
+    {"reglu", op_reglu, METH_VARARGS, reglu_doc},
+    {"reglu_backward", op_reglu_backward, METH_VARARGS, reglu_backward_doc},
+    {"scale_columns", op_scale_columns, METH_VARARGS, scale_columns_doc},
+    {"scale_columns_backward", op_scale_columns_backward, METH_VARARGS, scale_columns_backward_doc},
     {"adamw_step", LORA_PY_KEYWORDS op_adamw_step_kept, METH_VARARGS | METH_KEYWORDS, adamw_step_doc},
     {"sum_of_squares", op_sum_of_squares, METH_O, sum_of_squares_doc},
     {0},

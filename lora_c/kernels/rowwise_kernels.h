@@ -51,12 +51,13 @@ typedef struct lora_rowwise_kernels {
      *  s is sign: 1 forward, -1 backward. cos and sin have half elements.      Numerics  |err| <= 3 u (|a| + |b|) */
     void (*rope)(int64_t half, float *x, const float *cos, const float *sin, float sign);
 
-    /** h[i] = up[i] * gate[i] / (1 + exp(-gate[i])).
+    /** h[i] = up[i] * gate[i] / (1 + exp(-gate[i])). up NULL: without it.
      *  Alias     h may be gate or up.      Numerics  |err| <= 8 u |h| + 2^-120 |up| */
     void (*swiglu_forward)(int64_t n, const float *gate, const float *up, float *h);
 
-    /** s = sigmoid(gate);   dgate = dh up s (1 + gate (1 - s));   dup = dh gate s.
-     *  Alias     dgate may be gate; dup may be up or dh.      Numerics  |err| <= 16 u (1 + |gate|) |dh up|, 8 u |dup| + 2^-120 |dh| */
+    /** s = sigmoid(gate);   dgate = dh up s (1 + gate (1 - s));   dup = dh gate s. up and dup NULL: dgate without up.
+     *  Alias     dgate may be gate; dup may be up or dh; without up, dgate may be dh.      Numerics  |err| <= 16 u (1 + |gate|) |dh up|, 8
+     * u |dup| + 2^-120 |dh| */
     void (*swiglu_backward)(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup);
 
     /** h[i] = up[i] * gelu(gate[i]), gelu(x) = x s(x) with s = 1 / (1 + exp(-2 k (x + 0.044715 x^3))), k = sqrt(2/pi): the
@@ -68,6 +69,14 @@ typedef struct lora_rowwise_kernels {
      *  Alias     dgate may be gate; dup may be up or dh.
      *  Numerics  |err| <= (32 + 16 gate^2) u |dh up|, (16 + 4 gate^2) u |dup| + 2^-118 |dh|, gate^2 at most 144 */
     void (*geglu_backward)(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup);
+
+    /** h[i] = up[i] * max(gate[i], 0). up NULL: without it.
+     *  Alias     h may be gate or up.      Numerics  |err| <= u |h| */
+    void (*reglu_forward)(int64_t n, const float *gate, const float *up, float *h);
+
+    /** dgate = dh up where gate > 0, else 0;   dup = dh max(gate, 0). up and dup NULL: dgate without up.
+     *  Alias     dgate may be gate; dup may be up or dh; without up, dgate may be dh.      Numerics  |err| <= u |result| */
+    void (*reglu_backward)(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup);
 
     /** x[i] = cap * tanh(x[i] / cap), cap > 0.      Numerics  |err| <= 8 u |x| */
     void (*softcap_forward)(int64_t n, float cap, float *x);
@@ -97,6 +106,12 @@ typedef struct lora_rowwise_kernels {
     /** y[i] = a * x[i].      Alias     y may be x. */
     void (*scale)(int64_t n, float a, const float *x, float *y);
 
+    /** y[i] = a[i] * x[i].      Alias     y may be a or x.      Numerics  rounded once */
+    void (*multiply)(int64_t n, const float *a, const float *x, float *y);
+
+    /** y[i] += a[i] * x[i]. The product is rounded once or not at all. */
+    void (*multiply_add)(int64_t n, const float *a, const float *x, float *y);
+
     /** y[i] = exp(x[i]); 0 below -87.3, +Inf above 88.72, exactly 1 at 0, NaN kept.
      *  Alias     y may be x.      Numerics  at most 1.1 ulp from the exact value (measured) */
     void (*exp)(int64_t n, const float *x, float *y);
@@ -113,6 +128,8 @@ typedef struct lora_rowwise_kernels {
     X(swiglu_backward, swiglu_backward)                                                                                                    \
     X(geglu_forward, geglu_forward)                                                                                                        \
     X(geglu_backward, geglu_backward)                                                                                                      \
+    X(reglu_forward, reglu_forward)                                                                                                        \
+    X(reglu_backward, reglu_backward)                                                                                                      \
     X(softcap_forward, softcap_forward)                                                                                                    \
     X(softcap_backward, softcap_backward)                                                                                                  \
     X(max, row_max)                                                                                                                        \
@@ -121,6 +138,8 @@ typedef struct lora_rowwise_kernels {
     X(sum_of_squares, sum_of_squares)                                                                                                      \
     X(axpy, axpy)                                                                                                                          \
     X(scale, scale_row)                                                                                                                    \
+    X(multiply, multiply)                                                                                                                  \
+    X(multiply_add, multiply_add)                                                                                                          \
     X(exp, exp_row)
 
 #define LORA_ROWWISE_ASSIGN(slot, function) k->slot = function;

@@ -27,11 +27,15 @@ static void carve_statistics(lora_carver *at, const lora_decoder_config *c, int6
     s->lse = carve_floats(at, M, c->num_attention_heads);
 }
 
-static lora_layer_state carve_state(lora_carver *at, const lora_decoder_config *c, int64_t M, float *branch) {
+/* The state that layer (-1: every layer, in turn) leaves for its backward pass. */
+static lora_layer_state carve_state(lora_carver *at, const lora_decoder *d, int64_t layer, int64_t M, float *branch) {
+    const lora_decoder_config *c = &d->config;
     lora_layer_state s = carve_working_state(at, c, M, branch);
     carve_statistics(at, c, M, &s);
     s.x2 = carve_floats(at, M, c->hidden_size);
     if (c->qk_norm != LORA_QK_NORM_NONE) s.qk = carve_floats(at, M, lora_q_width(c) + lora_kv_width(c));
+    for (int p = 0; p < LORA_BOTTLENECK_PLACES; p++)
+        if (lora_has_bottleneck(d, layer, p)) s.before[p] = carve_floats(at, M, c->hidden_size);
     if (!c->post_norm) return s;
     s.att_branch = carve_floats(at, M, c->hidden_size); /* inputs of norms: kept */
     s.mlp_branch = carve_floats(at, M, c->hidden_size);
@@ -53,12 +57,13 @@ static void lay_streams(lora_carver *at, const lora_decoder_config *c, int64_t M
 }
 
 /* One state that every layer runs in, statistics and copies apart. */
-static void lay_copies(lora_carver *at, const lora_decoder_config *c, int64_t M, lora_buffers *b) {
+static void lay_copies(lora_carver *at, const lora_decoder *d, int64_t M, lora_buffers *b) {
+    const lora_decoder_config *c = &d->config;
     int64_t L = c->num_hidden_layers;
     for (int64_t i = b->lowest; i < L; i++) {
         lora_layer_state statistics = {0};
         carve_statistics(at, c, M, &statistics);
-        uint16_t *copy = i < L - 1 ? lora_carve(at, M, (size_t)lora_kept_width(c) * sizeof *copy) : NULL;
+        uint16_t *copy = i < L - 1 ? lora_carve(at, M, (size_t)lora_kept_width(d, i) * sizeof *copy) : NULL;
         if (!at->base) continue;
         b->kept[i] = copy;
         b->states[i].lse = statistics.lse;
@@ -78,10 +83,10 @@ static void lay_low(lora_carver *at, const lora_decoder *d, int64_t layer, int64
 static void lay_states(lora_carver *at, const lora_decoder *d, int64_t M, bool own, lora_buffers *b) {
     const lora_decoder_config *c = &d->config;
     int64_t L = c->num_hidden_layers;
-    float *branch = lora_has_branches(c) ? carve_floats(at, M, c->hidden_size) : NULL;
-    lora_layer_state kept = b->lowest < L ? carve_state(at, c, M, branch) : carve_working_state(at, c, M, branch);
+    float *branch = lora_has_branches(d) ? carve_floats(at, M, c->hidden_size) : NULL;
+    lora_layer_state kept = b->lowest < L ? carve_state(at, d, own ? b->lowest : -1, M, branch) : carve_working_state(at, c, M, branch);
     for (int64_t i = 0; i < L; i++) {
-        if (i > b->lowest && own) kept = carve_state(at, c, M, branch);
+        if (i > b->lowest && own) kept = carve_state(at, d, i, M, branch);
         if (i >= b->lowest && own) lay_low(at, d, i, M, &kept);
         if (!at->base) continue;
         b->states[i] = kept;
@@ -102,7 +107,37 @@ static void lay_gradients(lora_carver *at, const lora_decoder *d, int64_t M, lor
     b->dxn = carve_floats(at, M, c->hidden_size);
     if (b->lowest == c->num_hidden_layers) return;
     b->dx = carve_floats(at, M, c->hidden_size);
-    if (lora_has_branches(c)) b->dbranch = carve_floats(at, M, c->hidden_size);
+    if (lora_has_branches(d)) b->dbranch = carve_floats(at, M, c->hidden_size);
+}
+
+/* Widest rows that work on scaling vectors and bottlenecks needs. */
+typedef struct method_widths {
+    int64_t scaled, unscaled, bottleneck; /* 0: none */
+} method_widths;
+
+static method_widths widths_of(const lora_decoder *d) {
+    method_widths widths = {0};
+    for (int64_t layer = 0; layer < d->config.num_hidden_layers; layer++) {
+        const lora_layer *l = &d->layers[layer];
+        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++) {
+            const lora_matrix *m = &l->matrices[slot];
+            int64_t rows, cols;
+            lora_decoder_matrix_shape(d, (lora_matrix_slot)slot, &rows, &cols);
+            if (m->scaling.l && m->scaling.input) widths.scaled = lora_max_i64(widths.scaled, cols);
+            if (m->scaling.dl && !m->scaling.input) widths.unscaled = lora_max_i64(widths.unscaled, rows);
+        }
+        for (int p = 0; p < LORA_BOTTLENECK_PLACES; p++) widths.bottleneck = lora_max_i64(widths.bottleneck, l->bottlenecks[p].size);
+    }
+    return widths;
+}
+
+static void lay_methods(lora_carver *at, const lora_decoder *d, int64_t M, lora_buffers *b) {
+    method_widths widths = widths_of(d);
+    bool backward = b->lowest < d->config.num_hidden_layers;
+    if (widths.scaled) b->scaled = carve_floats(at, M, widths.scaled);
+    if (widths.scaled && backward) b->dscaled = carve_floats(at, M, widths.scaled);
+    if (widths.unscaled && backward) b->unscaled = carve_floats(at, M, widths.unscaled);
+    for (int i = 0; widths.bottleneck && i < (backward ? 3 : 1); i++) b->bottleneck[i] = carve_floats(at, M, widths.bottleneck);
 }
 
 /* h and dh serve the MLP, datt and dqkv the attention that follows it in backward: the same memory twice. */
@@ -130,8 +165,9 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     if (copies) b->kept = d->kept;
     lay_streams(&at, c, M, copies, b);
     lay_states(&at, d, M, keeps_all && !copies, b);
-    if (copies) lay_copies(&at, c, M, b);
+    if (copies) lay_copies(&at, d, M, b);
     b->xn = carve_floats(&at, M, c->hidden_size);
+    lay_methods(&at, d, M, b);
     if (training) lay_gradients(&at, d, M, b);
     if (b->lowest < L)
         lay_inner(&at, c, M, b);

@@ -3,28 +3,6 @@
 #include "lora_c/model/extras.h"
 #include "lora_c/watch.h"
 
-/* The gradient of the output of matrix slot. */
-typedef struct projected {
-    int slot;
-    lora_mat dy;
-} projected;
-
-/* Projections of one input, those that something wants a gradient of: dx (+)= the sum of their parts, one product. */
-static lora_status project_backward(lora_decoder *d, const lora_run *run, int64_t layer, int n, const projected *parts, lora_mat x,
-                                    lora_mat dx, bool accumulate, lora_error *err) {
-    const lora_layer *l = &d->layers[layer];
-    lora_linear_gradient gradients[LORA_LINEAR_LAYERS];
-    int n_wanted = 0;
-    for (int i = 0; i < n; i++) {
-        const lora_matrix *m = &l->matrices[parts[i].slot];
-        if (!dx.data && !lora_matrix_trains(m)) continue;
-        lora_linear_gradient *g = &gradients[n_wanted++];
-        *g = (lora_linear_gradient){.dy = parts[i].dy, .w = &m->w, .dW = m->dW, .dbias = m->dbias};
-        g->adapter = lora_run_adapter(l, run, layer, parts[i].slot, &g->pass);
-    }
-    return n_wanted ? lora_linear_backward(d->ctx, x, n_wanted, gradients, dx, accumulate, err) : LORA_OK;
-}
-
 /* dx (added to when accumulate, else it may be dy) through the norm of slot, and the gradients of its weights. */
 static lora_status norm_backward(lora_decoder *d, const lora_buffers *b, int64_t layer, int slot, lora_mat dy, lora_mat x, lora_mat dx,
                                  bool accumulate, lora_error *err) {
@@ -33,17 +11,25 @@ static lora_status norm_backward(lora_decoder *d, const lora_buffers *b, int64_t
     return lora_norm_backward(d->ctx, &n, dy, x, b->states[layer].stats[slot], dx, accumulate, w->dw, w->db, err);
 }
 
-/* *dy: the gradient of what a projection puts out, from that of the stream: the same, or b->dbranch behind factor and norm. */
-static lora_status branch_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int norm_slot, const float *branch,
+/* *dy: the gradient of what projection slot puts out, from that of the stream: the same, or b->dbranch behind factor, norm and
+ * bottleneck. below: something under the projection wants it. */
+static lora_status branch_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, bool below,
                                    const float **dy, lora_error *err) {
     int64_t H = d->config.hidden_size;
+    bool attention = slot == LORA_O_PROJ;
+    const lora_layer_state *s = &b->states[layer];
+    const float *branch = attention ? s->att_branch : s->mlp_branch;
+    int norm_slot = attention ? LORA_ATTENTION_OUTPUT_NORM : LORA_MLP_OUTPUT_NORM,
+        place = attention ? LORA_AFTER_ATTENTION : LORA_AFTER_MLP;
     *dy = b->dx;
     if (!branch) return LORA_OK;
     *dy = b->dbranch;
     lora_mat dbranch = lora_run_mat(run, b->dbranch, H);
     LORA_TRY(lora_scale_rows(d->ctx, (float)d->config.residual_scale, lora_run_mat(run, b->dx, H), dbranch, false, err));
-    if (!d->config.post_norm) return LORA_OK;
-    return norm_backward(d, b, layer, norm_slot, dbranch, lora_run_mat(run, branch, H), dbranch, false, err);
+    if (d->config.post_norm) LORA_TRY(norm_backward(d, b, layer, norm_slot, dbranch, lora_run_mat(run, branch, H), dbranch, false, err));
+    below = below || lora_matrix_trains(&d->layers[layer].matrices[slot]);
+    if (!lora_has_bottleneck(d, layer, place) || (!below && !lora_bottleneck_trains(&d->layers[layer].bottlenecks[place]))) return LORA_OK;
+    return lora_bottleneck_backward(d, run, b, layer, place, dbranch, below, err);
 }
 
 /* Where the gradient of a block's input goes: without a norm before it straight into that of the stream, added. */
@@ -72,18 +58,20 @@ static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffe
     bool inner = below || lora_gate_up_trains(l), gated = d->config.gated_mlp;
     input_gradient in = input_gradient_of(d, b, &l->norms[LORA_POST_ATTENTION_LAYERNORM], below);
     const float *x, *dy;
-    LORA_TRY(branch_backward(d, run, b, layer, LORA_MLP_OUTPUT_NORM, s->mlp_branch, &dy, err));
+    LORA_TRY(branch_backward(d, run, b, layer, LORA_DOWN_PROJ, inner, &dy, err));
     if (lora_reads_input(&l->matrices[LORA_DOWN_PROJ])) LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
-    const projected down = {.slot = LORA_DOWN_PROJ, .dy = lora_run_mat(run, dy, H)};
-    LORA_TRY(project_backward(d, run, layer, 1, &down, lora_run_mat(run, b->h, I), lora_run_mat(run, inner ? b->dh : NULL, I), false, err));
+    const lora_projected down = {.slot = LORA_DOWN_PROJ, .dy = lora_run_mat(run, dy, H)};
+    LORA_TRY(lora_project_backward(d, run, b, layer, 1, &down, lora_run_mat(run, b->h, I), lora_run_mat(run, inner ? b->dh : NULL, I),
+                                   false, err));
     if (!inner) return LORA_OK;
     /* gate and up are not needed again: their gradients take their place */
     lora_mat gate = lora_run_mat(run, s->gate, I), up = lora_run_mat(run, gated ? s->up : NULL, I);
     LORA_TRY(lora_mlp_backward(d->ctx, d->config.activation, lora_run_mat(run, b->dh, I), gate, up, gate, up, err));
     bool read = lora_reads_input(&l->matrices[LORA_GATE_PROJ]) || lora_reads_input(&l->matrices[LORA_UP_PROJ]);
     LORA_TRY(input_again(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, read, &x, err));
-    const projected parts[] = {{.slot = LORA_UP_PROJ, .dy = lora_run_mat(run, s->up, I)}, {.slot = LORA_GATE_PROJ, .dy = gate}};
-    LORA_TRY(project_backward(d, run, layer, gated ? 2 : 1, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
+    const lora_projected parts[] = {{.slot = LORA_UP_PROJ, .dy = lora_run_mat(run, s->up, I)}, {.slot = LORA_GATE_PROJ, .dy = gate}};
+    LORA_TRY(
+        lora_project_backward(d, run, b, layer, gated ? 2 : 1, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
     if (!d->config.pre_norm || !in.dx) return LORA_OK;
     return norm_backward(d, b, layer, LORA_POST_ATTENTION_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, s->x2, H),
                          lora_run_mat(run, b->dx, H), true, err);
@@ -129,17 +117,17 @@ static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora
     bool inner = below || lora_qkv_trains(l);
     input_gradient in = input_gradient_of(d, b, &l->norms[LORA_INPUT_LAYERNORM], below);
     const float *x, *dy;
-    LORA_TRY(branch_backward(d, run, b, layer, LORA_ATTENTION_OUTPUT_NORM, s->att_branch, &dy, err));
-    const projected o = {.slot = LORA_O_PROJ, .dy = lora_run_mat(run, dy, H)};
-    LORA_TRY(
-        project_backward(d, run, layer, 1, &o, lora_run_mat(run, s->att, Q), lora_run_mat(run, inner ? b->datt : NULL, Q), false, err));
+    LORA_TRY(branch_backward(d, run, b, layer, LORA_O_PROJ, inner, &dy, err));
+    const lora_projected o = {.slot = LORA_O_PROJ, .dy = lora_run_mat(run, dy, H)};
+    LORA_TRY(lora_project_backward(d, run, b, layer, 1, &o, lora_run_mat(run, s->att, Q), lora_run_mat(run, inner ? b->datt : NULL, Q),
+                                   false, err));
     if (!inner) return LORA_OK;
     LORA_TRY(core_backward(d, run, b, layer, err));
     LORA_TRY(input_again(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], qkv_reads_input(l), &x, err));
-    const projected parts[] = {{.slot = LORA_Q_PROJ, .dy = lora_run_cols(run, b->dqkv, Q, ld)},
-                               {.slot = LORA_K_PROJ, .dy = lora_run_cols(run, b->dqkv + Q, KV, ld)},
-                               {.slot = LORA_V_PROJ, .dy = lora_run_cols(run, b->dqkv + Q + KV, KV, ld)}};
-    LORA_TRY(project_backward(d, run, layer, 3, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
+    const lora_projected parts[] = {{.slot = LORA_Q_PROJ, .dy = lora_run_cols(run, b->dqkv, Q, ld)},
+                                    {.slot = LORA_K_PROJ, .dy = lora_run_cols(run, b->dqkv + Q, KV, ld)},
+                                    {.slot = LORA_V_PROJ, .dy = lora_run_cols(run, b->dqkv + Q + KV, KV, ld)}};
+    LORA_TRY(lora_project_backward(d, run, b, layer, 3, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
     if (!c->pre_norm || !in.dx) return LORA_OK;
     return norm_backward(d, b, layer, LORA_INPUT_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, b->x[layer], H),
                          lora_run_mat(run, b->dx, H), true, err);

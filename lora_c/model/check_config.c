@@ -87,6 +87,8 @@ lora_status lora_check_config(const lora_decoder_config *c, lora_error *err) {
     LORA_CHECK(lora_q_width(c) < INT32_MAX, err, LORA_EINVAL,
                "num_attention_heads: expected num_attention_heads * head_dim below %d, got %lld", INT32_MAX, (long long)lora_q_width(c));
     LORA_CHECK(c->pre_norm || c->post_norm, err, LORA_EINVAL, "pre_norm, post_norm: expected at least one of them, got none");
+    LORA_CHECK(c->activation == LORA_SILU || c->activation == LORA_GELU_TANH, err, LORA_EUNSUPPORTED,
+               "activation: expected silu or gelu_tanh, got %d", (int)c->activation);
     LORA_CHECK(c->gated_mlp || c->activation == LORA_GELU_TANH, err, LORA_EUNSUPPORTED,
                "activation: expected gelu_tanh without a gate, got another");
     for (int64_t i = 0; c->sliding_window && i < c->num_hidden_layers; i++)

@@ -68,6 +68,9 @@ static lora_status check_adapters(const lora_decoder *d, int64_t n, const lora_d
                    "adapters: expected those of this decoder, got those of another at index %lld", (long long)s);
     LORA_TRY(check_global(d, LORA_EMBED_TOKENS, err));
     LORA_TRY(check_global(d, LORA_LM_HEAD, err));
+    LORA_CHECK(!lora_has_scalings(d) && !lora_has_bottlenecks(d), err, LORA_EINVAL,
+               "adapters: expected a decoder without scaling vectors and bottlenecks, which all sequences would have, got one with them; "
+               "remove them or decode without adapters");
     LORA_CHECK(d->token_rows.n == 0, err, LORA_EINVAL,
                "adapters: expected a decoder without trained token rows, which all sequences would have, got %lld; end them with "
                "set_token_rows or decode without adapters",

@@ -1,7 +1,8 @@
 /* What a decoder holds. Shapes: M tokens, H hidden_size, I intermediate_size, D head_dim, Q = heads * D,
  * KV = kv_heads * D, L layers, S segments.
- * A pointer in lora_buffers, lora_layer_state, lora_batch_tables, lora_matrix, lora_norm_weights, lora_token_rows and
- * lora_adapted_global is an address of the device of ctx, which the host may not read: work on it is asked for by operations. */
+ * A pointer in lora_buffers, lora_layer_state, lora_batch_tables, lora_matrix, lora_scaling, lora_bottleneck, lora_norm_weights,
+ * lora_token_rows and lora_adapted_global is an address of the device of ctx, which the host may not read: work on it is asked for by
+ * operations. */
 #ifndef LORA_MODEL_DECODER_STRUCT_H
 #define LORA_MODEL_DECODER_STRUCT_H
 
@@ -19,7 +20,8 @@ typedef struct lora_matrix {
     float *dbias;
     lora_adapter adapter;
     bool has_adapter;
-    float *norm; /* with a DoRA adapter: its row norms of this pass, owned */
+    lora_scaling scaling; /* l NULL: none */
+    float *norm;          /* with a DoRA adapter: its row norms of this pass, owned */
     bool norm_known;
 } lora_matrix;
 
@@ -31,6 +33,7 @@ typedef struct lora_norm_weights {
 typedef struct lora_layer {
     lora_matrix matrices[LORA_LAYER_MATRICES];
     lora_norm_weights norms[LORA_LAYER_NORMS];
+    lora_bottleneck bottlenecks[LORA_BOTTLENECK_PLACES]; /* size 0: none */
     int64_t sliding_window;
     int rope; /* -1: none */
     bool prefix_trains;
@@ -38,16 +41,17 @@ typedef struct lora_layer {
 
 /* What one layer keeps for its backward pass. The normed inputs and h are computed again. */
 typedef struct lora_layer_state {
-    float *stats[LORA_LAYER_NORMS];  /* (M, groups, 2) of each norm, or NULL: not kept */
-    float *qkv;                      /* (M, Q + 2 KV), q and k after norm and RoPE */
-    float *qk;                       /* (M, Q + KV): q and k before their norms; NULL: not kept, or no such norms */
-    float *att;                      /* (M, Q) */
-    float *lse;                      /* (M, heads), or NULL: not kept */
-    float *att_branch;               /* (M, H): output of o_proj, where it is not added to the stream as it is; else NULL */
-    float *mlp_branch;               /* (M, H): output of down_proj, likewise; in evaluation the memory of att_branch */
-    float *x2;                       /* (M, H): the residual stream between attention and MLP */
-    float *gate, *up;                /* (M, I); without a gate both are up */
-    float *low[LORA_LAYER_MATRICES]; /* (M, R): s drop(x) A^T of each matrix for the gradient of B, or NULL: formed again */
+    float *stats[LORA_LAYER_NORMS];        /* (M, groups, 2) of each norm, or NULL: not kept */
+    float *qkv;                            /* (M, Q + 2 KV), q and k after norm and RoPE */
+    float *qk;                             /* (M, Q + KV): q and k before their norms; NULL: not kept, or no such norms */
+    float *att;                            /* (M, Q) */
+    float *lse;                            /* (M, heads), or NULL: not kept */
+    float *att_branch;                     /* (M, H): output of o_proj, where it is not added to the stream as it is; else NULL */
+    float *mlp_branch;                     /* (M, H): output of down_proj, likewise; in evaluation the memory of att_branch */
+    float *x2;                             /* (M, H): the residual stream between attention and MLP */
+    float *gate, *up;                      /* (M, I); without a gate both are up */
+    float *before[LORA_BOTTLENECK_PLACES]; /* (M, H): what a bottleneck reads, or NULL: not kept, or no bottleneck */
+    float *low[LORA_LAYER_MATRICES];       /* (M, R): s drop(x) A^T of each matrix for the gradient of B, or NULL: formed again */
 } lora_layer_state;
 
 /* Passes in a row that needed much less than the arena holds, and the most that one of them needed. */
@@ -86,8 +90,12 @@ typedef struct lora_buffers {
     float *dbranch;           /* (M, H): gradient of a branch; NULL where branches are the stream */
     float *dh;                /* (M, I) */
     float *datt, *dqkv;       /* (M, Q), (M, Q + 2 KV): in the memory of h and dh, which attention does not need */
-    double *loss_sum;         /* (1) */
-    float *labels;            /* (M, num_labels): logits and their gradient, with tables.values */
+    float *scaled, *dscaled;  /* (M, widest input of a matrix with a scaling of its input) or NULL: that input times l; its gradient */
+    float *unscaled;          /* (M, widest output with a trained scaling) or NULL: that output without l, computed again */
+    float
+        *bottleneck[3]; /* (M, widest bottleneck) or NULL: its inside before and after the activation, a gradient; evaluation: the first */
+    double *loss_sum;   /* (1) */
+    float *labels;      /* (M, num_labels): logits and their gradient, with tables.values */
     lora_batch_tables tables;
 } lora_buffers;
 
@@ -170,8 +178,6 @@ static inline const lora_matrix *lora_head(const lora_decoder *d) {
     bool tied = d->config.tie_word_embeddings && !lora_global(d, LORA_LM_HEAD)->set;
     return lora_global(d, tied ? LORA_EMBED_TOKENS : LORA_LM_HEAD);
 }
-/* Outputs of attention and MLP go through a norm or a factor before they join the residual stream. */
-static inline bool lora_has_branches(const lora_decoder_config *c) { return c->post_norm || c->residual_scale != 1.0; }
 static inline bool lora_has_norm(const lora_decoder_config *c, int norm) {
     return norm <= LORA_POST_ATTENTION_LAYERNORM ? c->pre_norm
            : norm <= LORA_MLP_OUTPUT_NORM        ? c->post_norm
@@ -196,14 +202,23 @@ lora_norm lora_decoder_norm(const lora_decoder *d, int64_t layer, int slot);
 /** Elements of the weight of a norm slot. */
 int64_t lora_norm_width(const lora_decoder_config *c, int slot);
 
+/* methods.c: scaling vectors and bottlenecks */
+bool lora_has_scalings(const lora_decoder *d);
+bool lora_has_bottlenecks(const lora_decoder *d);
+/** Whether outputs of attention and MLP go through a norm, a factor, a scaling or a bottleneck before they join the residual stream. */
+bool lora_has_branches(const lora_decoder *d);
+/** Whether layer (-1: any) has a bottleneck at place. */
+bool lora_has_bottleneck(const lora_decoder *d, int64_t layer, int place);
+
 /* trainable.c: what a gradient is wanted for */
 bool lora_reads_input(const lora_matrix *m); /* the gradients of m are made from its input */
 bool lora_matrix_trains(const lora_matrix *m);
 bool lora_norm_trains(const lora_norm_weights *n);
+bool lora_bottleneck_trains(const lora_bottleneck *b);
 bool lora_qk_norm_trains(const lora_layer *l);
 bool lora_embeddings_train(const lora_decoder *d);
 bool lora_qkv_trains(const lora_layer *l);                  /* q, k, v or the norms around them */
-bool lora_attention_trains(const lora_layer *l);            /* the same, o_proj or the norm behind it */
+bool lora_attention_trains(const lora_layer *l);            /* the same, o_proj or what lies behind it */
 bool lora_gate_up_trains(const lora_layer *l);              /* gate, up or the norm before them */
 int64_t lora_lowest_trainable_layer(const lora_decoder *d); /* 0 .. L; L: only what lies above the layers */
 

@@ -5,55 +5,6 @@
 #include "lora_c/model/extras.h"
 #include "lora_c/watch.h"
 
-/* The first matrix of the layer with the same A: parts of a fused module share its dropout masks. */
-static int mask_slot(const lora_layer *l, int slot) {
-    for (int s = 0; s < slot; s++)
-        if (l->matrices[s].has_adapter && l->matrices[s].adapter.A == l->matrices[slot].adapter.A) return s;
-    return slot;
-}
-
-/* No dropout outside training; a mask of its own for every step, layer and module. */
-const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_adapter_pass *pass) {
-    const lora_matrix *m = &l->matrices[slot];
-    *pass = (lora_adapter_pass){0};
-    if (run->n_groups) return run->n_groups == 1 ? lora_adapter_at(run->groups->adapters, layer, slot) : NULL;
-    if (!m->has_adapter) return NULL;
-    *pass = (lora_adapter_pass){
-        .dropout = run->training ? m->adapter.dropout : 0,
-        .dropout_stream = (run->dropout_step << 20) + ((uint64_t)layer << 4) + (uint64_t)mask_slot(l, slot),
-        .norm = m->norm,
-        .low = run->states ? run->states[layer].low[slot] : NULL,
-    };
-    return &m->adapter;
-}
-
-/* The layer of matrix slot as this run computes it into y; groups is memory for its adapters, where rows have their own. */
-static lora_linear_layer linear(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_mat y, lora_adapter_rows *groups) {
-    const lora_matrix *m = &l->matrices[slot];
-    lora_linear_layer linear = {.w = &m->w, .bias = m->bias, .y = y};
-    linear.adapter = lora_run_adapter(l, run, layer, slot, &linear.pass);
-    linear.groups = groups;
-    linear.n_groups = run->n_groups > 1 ? lora_run_groups(run, layer, slot, groups) : 0;
-    return linear;
-}
-
-static lora_status project(lora_decoder *d, const lora_run *run, int64_t layer, int slot, lora_mat x, lora_mat y, bool accumulate,
-                           lora_error *err) {
-    lora_adapter_rows groups[LORA_DECODE_BATCH];
-    lora_linear_layer one = linear(&d->layers[layer], run, layer, slot, y, groups);
-    one.accumulate = accumulate;
-    return lora_linear_forward(d->ctx, x, 1, &one, err);
-}
-
-/* n consecutive slots that read the same x, into as many outputs. */
-static lora_status project_many(lora_decoder *d, const lora_run *run, int64_t layer, int first, int64_t n, lora_mat x, const lora_mat *out,
-                                lora_error *err) {
-    lora_linear_layer layers[LORA_LINEAR_LAYERS];
-    lora_adapter_rows groups[LORA_LINEAR_LAYERS][LORA_DECODE_BATCH];
-    for (int i = 0; i < n; i++) layers[i] = linear(&d->layers[layer], run, layer, first + i, out[i], groups[i]);
-    return lora_linear_forward(d->ctx, x, n, layers, err);
-}
-
 static lora_status norm(lora_decoder *d, int64_t layer, int slot, lora_mat x, lora_mat y, float *stats, lora_error *err) {
     lora_norm n = lora_decoder_norm(d, layer, slot);
     return lora_norm_forward(d->ctx, &n, x, y, stats, err);
@@ -67,6 +18,17 @@ lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers 
     return d->config.pre_norm ? norm(d, layer, slot, lora_run_mat(run, x, H), lora_run_mat(run, b->xn, H), stats, err) : LORA_OK;
 }
 
+/* The projection of x and the bottleneck behind it into branch. */
+static lora_status make_branch(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, lora_mat x, lora_mat branch,
+                               lora_error *err) {
+    int place = slot == LORA_O_PROJ ? LORA_AFTER_ATTENTION : LORA_AFTER_MLP;
+    if (!lora_has_bottleneck(d, layer, place)) return lora_project(d, run, b, layer, slot, 1, x, &branch, false, err);
+    const float *kept = b->states[layer].before[place];
+    lora_mat before = kept ? lora_run_mat(run, kept, d->config.hidden_size) : branch;
+    LORA_TRY(lora_project(d, run, b, layer, slot, 1, x, &before, false, err));
+    return lora_bottleneck_forward(d, run, b, layer, place, before, branch, err);
+}
+
 /* to = from + residual_scale * post_norm(projection of x): straight into the stream where nothing lies between. */
 static lora_status add_block(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, lora_mat x, float *branch,
                              const float *from, float *to, lora_error *err) {
@@ -74,8 +36,8 @@ static lora_status add_block(lora_decoder *d, const lora_run *run, lora_buffers 
     int norm_slot = slot == LORA_O_PROJ ? LORA_ATTENTION_OUTPUT_NORM : LORA_MLP_OUTPUT_NORM;
     lora_mat stream = lora_run_mat(run, to, H), added = lora_run_mat(run, branch, H), normed = lora_run_mat(run, b->xn, H);
     if (to != from) LORA_TRY(lora_copy_rows(d->ctx, lora_run_mat(run, from, H), NULL, stream, NULL, false, err)); /* else nothing is kept */
-    if (!branch) return project(d, run, layer, slot, x, stream, true, err);
-    LORA_TRY(project(d, run, layer, slot, x, added, false, err));
+    if (!branch) return lora_project(d, run, b, layer, slot, 1, x, &stream, true, err);
+    LORA_TRY(make_branch(d, run, b, layer, slot, x, added, err));
     if (d->config.post_norm) LORA_TRY(norm(d, layer, norm_slot, added, normed, b->states[layer].stats[norm_slot], err));
     return lora_scale_rows(d->ctx, (float)d->config.residual_scale, d->config.post_norm ? normed : added, stream, true, err);
 }
@@ -92,7 +54,7 @@ static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *
     const float *x;
     LORA_TRY(lora_block_input(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], s->stats[LORA_INPUT_LAYERNORM], &x, err));
     const lora_mat out[] = {raw_q, raw_k, v};
-    LORA_TRY(project_many(d, run, layer, LORA_Q_PROJ, 3, lora_run_mat(run, x, c->hidden_size), out, err));
+    LORA_TRY(lora_project(d, run, b, layer, LORA_Q_PROJ, 3, lora_run_mat(run, x, c->hidden_size), out, false, err));
     if (c->qk_norm != LORA_QK_NORM_NONE) {
         LORA_TRY(norm(d, layer, LORA_Q_NORM, raw_q, q, s->stats[LORA_Q_NORM], err));
         LORA_TRY(norm(d, layer, LORA_K_NORM, raw_k, k, s->stats[LORA_K_NORM], err));
@@ -145,7 +107,7 @@ static lora_status mlp_inputs(lora_decoder *d, const lora_run *run, lora_buffers
     const lora_mat gate_up[] = {lora_run_mat(run, s->gate, I), lora_run_mat(run, s->up, I)};
     int without_gate = d->config.gated_mlp ? 0 : 1;
     lora_mat in = lora_run_mat(run, x, d->config.hidden_size);
-    return project_many(d, run, layer, LORA_GATE_PROJ + without_gate, 2 - without_gate, in, gate_up + without_gate, err);
+    return lora_project(d, run, b, layer, LORA_GATE_PROJ + without_gate, 2 - without_gate, in, gate_up + without_gate, false, err);
 }
 
 static lora_status mlp_output(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
@@ -161,14 +123,15 @@ lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lo
     return lora_mlp_forward(d->ctx, d->config.activation, lora_run_mat(run, s->gate, I), up, lora_run_mat(run, h, I), err);
 }
 
-/* The output of down_proj again, for the norm behind it; the last thing in b->h. */
+/* The output of down_proj again, for the norm or the bottleneck behind it; the last thing in b->h. */
 static lora_status mlp_branch_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
     int64_t H = d->config.hidden_size, I = d->config.intermediate_size;
-    if (!d->config.post_norm) return LORA_OK;
+    if (!d->config.post_norm && !lora_has_bottleneck(d, layer, LORA_AFTER_MLP)) return LORA_OK;
     LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
     lora_mat branch = lora_run_mat(run, s->mlp_branch, H);
-    LORA_TRY(project(d, run, layer, LORA_DOWN_PROJ, lora_run_mat(run, b->h, I), branch, false, err));
+    LORA_TRY(make_branch(d, run, b, layer, LORA_DOWN_PROJ, lora_run_mat(run, b->h, I), branch, err));
+    if (!d->config.post_norm) return LORA_OK;
     return norm(d, layer, LORA_MLP_OUTPUT_NORM, branch, lora_run_mat(run, b->xn, H), s->stats[LORA_MLP_OUTPUT_NORM], err);
 }
 
@@ -178,8 +141,8 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
     return mlp_branch_again(d, run, b, layer, err);
 }
 
-/* No noise outside training, and none on virtual tokens, which are put in after it and count as tokens of their segments. Its stream is none of
- * those of dropout, whose layers are fewer. */
+/* No noise outside training, and none on virtual tokens, which are put in after it and count as tokens of their segments. Its stream is
+ * none of those of dropout, whose layers are fewer. */
 static lora_status add_noise(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_mat x, lora_error *err) {
     if (!run->training || d->noise_alpha == 0) return LORA_OK;
     lora_noise noise = {.alpha = d->noise_alpha, .seed = d->noise_seed, .stream = (run->dropout_step << 20) + 0xfffff};

@@ -3,7 +3,7 @@
  * keeps its bits; gradients see activations that are rounded once. */
 #include "lora_c/model/pass.h"
 
-enum { MAX_PARTS = 9 };
+enum { MAX_PARTS = 9 + LORA_BOTTLENECK_PLACES };
 
 typedef struct part {
     float *data; /* (M, width), contiguous */
@@ -22,6 +22,8 @@ static int parts_of(const lora_decoder *d, const lora_buffers *b, int64_t layer,
     out[n++] = (part){.data = s->up, .width = c->intermediate_size};
     if (c->gated_mlp) out[n++] = (part){.data = s->gate, .width = c->intermediate_size};
     if (s->qk) out[n++] = (part){.data = s->qk, .width = lora_q_width(c) + lora_kv_width(c)};
+    for (int p = 0; p < LORA_BOTTLENECK_PLACES; p++)
+        if (lora_has_bottleneck(d, layer, p)) out[n++] = (part){.data = s->before[p], .width = c->hidden_size};
     if (c->post_norm) {
         out[n++] = (part){.data = s->att_branch, .width = c->hidden_size};
         out[n++] = (part){.data = s->mlp_branch, .width = c->hidden_size};
@@ -57,7 +59,10 @@ lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffer
     return has_copy(d, b, layer) ? copy_layer(d, run, b, layer, true, err) : LORA_OK;
 }
 
-int64_t lora_kept_width(const lora_decoder_config *c) {
+int64_t lora_kept_width(const lora_decoder *d, int64_t layer) {
+    const lora_decoder_config *c = &d->config;
     int64_t H = c->hidden_size, norms = c->qk_norm != LORA_QK_NORM_NONE ? lora_q_width(c) + lora_kv_width(c) : 0;
-    return 2 * H + lora_qkv_width(c) + lora_q_width(c) + (c->gated_mlp ? 2 : 1) * c->intermediate_size + norms + (c->post_norm ? 2 * H : 0);
+    int64_t bottlenecks = lora_has_bottleneck(d, layer, LORA_AFTER_ATTENTION) + lora_has_bottleneck(d, layer, LORA_AFTER_MLP);
+    return (2 + bottlenecks) * H + lora_qkv_width(c) + lora_q_width(c) + (c->gated_mlp ? 2 : 1) * c->intermediate_size + norms +
+           (c->post_norm ? 2 * H : 0);
 }

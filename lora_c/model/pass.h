@@ -102,9 +102,31 @@ lora_status lora_copy_inv_freq(lora_decoder *d, lora_error *err) LORA_MUST_CHECK
 lora_status lora_reach_positions(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
 void lora_free_rope_tables(lora_decoder *d);
 
-/* forward.c */
+/* project.c */
+/** n consecutive slots from first on that read the same x, into as many outputs, with adapters and scaling vectors. Outputs with a
+ *  scaling are not accumulated. */
+lora_status lora_project(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int first, int64_t n, lora_mat x,
+                         const lora_mat *out, bool accumulate, lora_error *err) LORA_MUST_CHECK;
+/* The gradient of the output of matrix slot; one with a scaling is overwritten. */
+typedef struct lora_projected {
+    int slot;
+    lora_mat dy;
+} lora_projected;
+/** Projections of one input, those that something wants a gradient of: dx (+)= the sum of their parts, one product. */
+lora_status lora_project_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int n, const lora_projected *parts,
+                                  lora_mat x, lora_mat dx, bool accumulate, lora_error *err) LORA_MUST_CHECK;
 /** The adapter of matrix slot of layer for all tokens, or NULL, and what this run does with it. */
 const lora_adapter *lora_run_adapter(const lora_layer *l, const lora_run *run, int64_t layer, int slot, lora_adapter_pass *pass);
+
+/* bottleneck.c */
+/** y = h and the update of h by the bottleneck of a place; y may be h. Uses b->xn. */
+lora_status lora_bottleneck_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int place, lora_mat h, lora_mat y,
+                                    lora_error *err) LORA_MUST_CHECK;
+/** dy becomes the gradient of h, where below wants it; the bottleneck's own are added. Uses b->xn. */
+lora_status lora_bottleneck_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int place, lora_mat dy,
+                                     bool below, lora_error *err) LORA_MUST_CHECK;
+
+/* forward.c */
 /** What attention or the MLP reads of the stream x: its norm of slot, or x itself. */
 lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x, float *stats,
                              const float **out, lora_error *err) LORA_MUST_CHECK;
@@ -123,7 +145,7 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
 /* kept_layers.c: with activations in bfloat16, the copy of a layer that has run, and its state from the copy */
 lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
-int64_t lora_kept_width(const lora_decoder_config *c); /* elements of a copy, per token */
+int64_t lora_kept_width(const lora_decoder *d, int64_t layer); /* elements of a copy, per token */
 
 /* passes.c */
 /** logits (M, V), on the host, of M normed rows; V: rows of the head. */

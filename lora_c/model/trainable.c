@@ -2,12 +2,14 @@
 #include "lora_c/model/extras.h"
 
 bool lora_reads_input(const lora_matrix *m) {
-    return m->dW || (m->has_adapter && (m->adapter.dA || m->adapter.dB || m->adapter.dmagnitude));
+    return m->dW || m->scaling.dl || (m->has_adapter && (m->adapter.dA || m->adapter.dB || m->adapter.dmagnitude));
 }
 
 bool lora_matrix_trains(const lora_matrix *m) { return lora_reads_input(m) || m->dbias; }
 
 bool lora_norm_trains(const lora_norm_weights *n) { return n->dw || n->db; }
+
+bool lora_bottleneck_trains(const lora_bottleneck *b) { return b->ddown || b->ddown_bias || b->dup || b->dup_bias; }
 
 bool lora_qk_norm_trains(const lora_layer *l) {
     return lora_norm_trains(&l->norms[LORA_Q_NORM]) || lora_norm_trains(&l->norms[LORA_K_NORM]);
@@ -20,7 +22,8 @@ bool lora_qkv_trains(const lora_layer *l) {
 }
 
 bool lora_attention_trains(const lora_layer *l) {
-    return lora_qkv_trains(l) || lora_matrix_trains(&l->matrices[LORA_O_PROJ]) || lora_norm_trains(&l->norms[LORA_ATTENTION_OUTPUT_NORM]);
+    return lora_qkv_trains(l) || lora_matrix_trains(&l->matrices[LORA_O_PROJ]) || lora_norm_trains(&l->norms[LORA_ATTENTION_OUTPUT_NORM]) ||
+           lora_bottleneck_trains(&l->bottlenecks[LORA_AFTER_ATTENTION]);
 }
 
 bool lora_gate_up_trains(const lora_layer *l) {
@@ -30,7 +33,7 @@ bool lora_gate_up_trains(const lora_layer *l) {
 
 static bool layer_trains(const lora_layer *l) {
     return lora_attention_trains(l) || lora_gate_up_trains(l) || lora_matrix_trains(&l->matrices[LORA_DOWN_PROJ]) ||
-           lora_norm_trains(&l->norms[LORA_MLP_OUTPUT_NORM]);
+           lora_norm_trains(&l->norms[LORA_MLP_OUTPUT_NORM]) || lora_bottleneck_trains(&l->bottlenecks[LORA_AFTER_MLP]);
 }
 
 bool lora_embeddings_train(const lora_decoder *d) {

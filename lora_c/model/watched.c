@@ -1,4 +1,6 @@
 /* Which operation of a pass made the first value that is not finite, in the decoder's names. */
+#include <stdio.h>
+
 #include "lora_c/model/decoder_struct.h"
 
 lora_status lora_decoder_watch(lora_decoder *d, bool on, lora_error *err) { return lora_ctx_watch(d->ctx, on, err); }
@@ -10,12 +12,27 @@ static bool is_data(const lora_weight *w, const void *data) {
     return own == data;
 }
 
+/* "o_proj.bottleneck" and "q_proj.scaling", or an empty name. */
+static lora_slot_name name_of_method(const lora_layer *l, const void *weight) {
+    lora_slot_name name = {""};
+    for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++)
+        if (l->matrices[slot].scaling.l == weight)
+            snprintf(name.text, sizeof name.text, "%.24s.scaling", lora_decoder_slot_name(false, slot).text);
+    for (int place = 0; place < LORA_BOTTLENECK_PLACES; place++) {
+        const lora_bottleneck *b = &l->bottlenecks[place];
+        if (b->size == 0 || (b->down != weight && b->up != weight)) continue;
+        int slot = place == LORA_AFTER_ATTENTION ? LORA_O_PROJ : LORA_DOWN_PROJ;
+        snprintf(name.text, sizeof name.text, "%.24s.bottleneck", lora_decoder_slot_name(false, slot).text);
+    }
+    return name;
+}
+
 static lora_slot_name name_in_layer(const lora_layer *l, const void *weight) {
     for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++)
         if (l->matrices[slot].set && is_data(&l->matrices[slot].w, weight)) return lora_decoder_slot_name(false, slot);
     for (int slot = 0; slot < LORA_LAYER_NORMS; slot++)
         if (l->norms[slot].w == weight) return lora_decoder_slot_name(true, slot);
-    return (lora_slot_name){""};
+    return name_of_method(l, weight);
 }
 
 static lora_slot_name name_of_global(const lora_decoder *d, const void *weight) {

@@ -12,6 +12,9 @@ lora_status lora_cpu_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_ma
 lora_status lora_cpu_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x,
                                lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_scale_columns(lora_ctx *ctx, const float *l, lora_mat x, lora_mat y, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_scale_columns_backward(lora_ctx *ctx, const float *l, lora_mat dy, lora_mat x, lora_mat dx, bool accumulate_dx,
+                                            float *dl, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq,

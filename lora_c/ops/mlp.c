@@ -14,28 +14,31 @@ typedef struct mlp_job {
 static void forward_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const mlp_job *job = arg;
+    const lora_rowwise_kernels *k = job->kernels;
+    void (*forward)(int64_t, const float *, const float *, float *) = job->activation == LORA_SILU   ? k->swiglu_forward
+                                                                      : job->activation == LORA_RELU ? k->reglu_forward
+                                                                                                     : k->geglu_forward;
     int64_t end = lora_min_i64(job->gate.rows, (task + 1) * job->rows_per_task);
     for (int64_t m = task * job->rows_per_task; m < end; m++) {
         const float *gate = lora_mat_row(job->gate, m), *up = lora_mat_row(job->up, m);
         float *h = lora_mat_row(job->h, m);
-        if (job->activation == LORA_SILU)
-            job->kernels->swiglu_forward(job->gate.cols, gate, up, h);
-        else
-            job->kernels->geglu_forward(job->gate.cols, gate, up, h);
+        forward(job->gate.cols, gate, up, h);
     }
 }
 
 static void backward_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const mlp_job *job = arg;
+    const lora_rowwise_kernels *k = job->kernels;
+    void (*backward)(int64_t, const float *, const float *, const float *, float *, float *) =
+        job->activation == LORA_SILU   ? k->swiglu_backward
+        : job->activation == LORA_RELU ? k->reglu_backward
+                                       : k->geglu_backward;
     int64_t end = lora_min_i64(job->gate.rows, (task + 1) * job->rows_per_task);
     for (int64_t m = task * job->rows_per_task; m < end; m++) {
         const float *dh = lora_mat_row(job->dh, m), *gate = lora_mat_row(job->gate, m), *up = lora_mat_row(job->up, m);
         float *dgate = lora_mat_row(job->dgate, m), *dup = lora_mat_row(job->dup, m);
-        if (job->activation == LORA_SILU)
-            job->kernels->swiglu_backward(job->gate.cols, dh, gate, up, dgate, dup);
-        else
-            job->kernels->geglu_backward(job->gate.cols, dh, gate, up, dgate, dup);
+        backward(job->gate.cols, dh, gate, up, dgate, dup);
     }
 }
 

@@ -38,7 +38,15 @@ if TYPE_CHECKING:
         set_precision,
         supported_isas,
     )
-    from .configs import GenerationConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, TrainConfig
+    from .configs import (
+        BottleneckConfig,
+        GenerationConfig,
+        IA3Config,
+        LoraConfig,
+        PrefixTuningConfig,
+        PromptTuningConfig,
+        TrainConfig,
+    )
     from .data import Dataset, find_labels, load_dataset
     from .errors import (
         AdapterError,
@@ -100,12 +108,14 @@ _LAZY = {
     ),
     "Answer": "generation.answer",
     "Batch": "generation.batch",
+    "BottleneckConfig": "configs",
     "Callback": "training.callbacks",
     "Classification": "model.classification",
     "Dataset": "data",
     "Device": "model.device_list",
     "devices": "model.device_list",
     "GenerationConfig": "configs",
+    "IA3Config": "configs",
     "Labels": "families.labels",
     "LoraCWarning": "notices",
     "LoraConfig": "configs",
@@ -133,6 +143,7 @@ __all__ = [
     "AdapterError",
     "Answer",
     "Batch",
+    "BottleneckConfig",
     "Callback",
     "CheckpointError",
     "Classification",
@@ -146,6 +157,7 @@ __all__ = [
     "DivergenceError",
     "GGMLTensor",
     "GenerationConfig",
+    "IA3Config",
     "KVCache",
     "Labels",
     "Lion",

@@ -217,7 +217,7 @@ def silu(x: ArrayLike) -> F64:
     return x / (1.0 + np.exp(-x))
 
 
-def swiglu(gate: ArrayLike, up: ArrayLike) -> F64:
+def swiglu(gate: ArrayLike, up: ArrayLike = 1.0) -> F64:
     """silu(gate) * up.
 
     Source
@@ -227,7 +227,7 @@ def swiglu(gate: ArrayLike, up: ArrayLike) -> F64:
     return silu(gate) * _f64(up)
 
 
-def swiglu_backward(dh: ArrayLike, gate: ArrayLike, up: ArrayLike) -> tuple[F64, F64]:
+def swiglu_backward(dh: ArrayLike, gate: ArrayLike, up: ArrayLike = 1.0) -> tuple[F64, F64]:
     """(dgate, dup): silu'(g) = σ(g) (1 + g (1 - σ(g)))."""
     dh, gate, up = _f64(dh), _f64(gate), _f64(up)
     sigma = 1.0 / (1.0 + np.exp(-gate))
@@ -264,6 +264,71 @@ def geglu_backward(dh: ArrayLike, gate: ArrayLike, up: ArrayLike = 1.0) -> tuple
     t = np.tanh(_GELU_K * (gate + 0.044715 * gate**3))
     slope = 0.5 * (1.0 + t) + 0.5 * gate * (1.0 - t * t) * _GELU_K * (1.0 + 3 * 0.044715 * gate**2)
     return dh * _f64(up) * slope, dh * gelu(gate)
+
+
+def relu(x: ArrayLike) -> F64:
+    """max(x, 0)."""
+    return np.maximum(_f64(x), 0.0)
+
+
+def reglu(gate: ArrayLike, up: ArrayLike = 1.0) -> F64:
+    """relu(gate) * up.
+
+    Source
+    ------
+    arXiv:2002.05202.
+    """
+    return relu(gate) * _f64(up)
+
+
+def reglu_backward(dh: ArrayLike, gate: ArrayLike, up: ArrayLike = 1.0) -> tuple[F64, F64]:
+    """(dgate, dup): the slope is 1 where gate > 0, else 0."""
+    dh, gate = _f64(dh), _f64(gate)
+    return np.where(gate > 0, dh * _f64(up), 0.0), dh * relu(gate)
+
+
+def scale_columns(x: ArrayLike, factors: ArrayLike) -> F64:
+    """x * factors, column by column.
+
+    Source
+    ------
+    IA3, arXiv:2205.05638, eq. 1.
+    """
+    return _f64(x) * _f64(factors)
+
+
+def scale_columns_backward(dy: ArrayLike, x: ArrayLike, factors: ArrayLike) -> tuple[F64, F64]:
+    """(dx, dfactors): dy * factors, and the sum of dy * x over the rows."""
+    dy, x = _f64(dy), _f64(x)
+    return dy * _f64(factors), (dy * x).reshape(-1, x.shape[-1]).sum(0)
+
+
+_ACTIVATIONS = {"silu": (silu, swiglu_backward), "gelu_tanh": (gelu, geglu_backward), "relu": (relu, reglu_backward)}
+
+
+def bottleneck(
+    h: ArrayLike, down: ArrayLike, down_bias: ArrayLike, up: ArrayLike, up_bias: ArrayLike, scale: float, activation: str
+) -> F64:  # fmt: skip
+    """h + scale (up activation(down h + down_bias) + up_bias).
+
+    Source
+    ------
+    Houlsby et al., arXiv:1902.00751, section 2.1.
+    """
+    inside = _ACTIVATIONS[activation][0](linear(h, down, down_bias))
+    return _f64(h) + scale * linear(inside, up, up_bias)
+
+
+def bottleneck_backward(
+    dy: ArrayLike, h: ArrayLike, down: ArrayLike, down_bias: ArrayLike, up: ArrayLike, up_bias: ArrayLike, scale: float,
+    activation: str,
+) -> tuple[F64, F64, F64, F64, F64]:  # fmt: skip
+    """(dh, ddown, ddown_bias, dup, dup_bias) for rows of h."""
+    forward, backward = _ACTIVATIONS[activation]
+    before, dupdate = linear(h, down, down_bias), scale * _f64(dy)
+    dbefore = backward(dupdate @ _f64(up), before)[0]
+    dh = _f64(dy) + dbefore @ _f64(down)
+    return dh, dbefore.T @ _f64(h), dbefore.sum(0), dupdate.T @ forward(before), dupdate.sum(0)
 
 
 def softcap(x: ArrayLike, cap: float) -> F64:
@@ -677,6 +742,8 @@ def decoder_logits(weights: dict[str, Any], config: dict[str, Any], input_ids: A
     """Logits of a decoder. ``weights`` has the names of Decoder.set_weight, ``config`` is Decoder.config.
 
     Virtual tokens of Decoder.set_virtual_tokens are the weights "prompt" (n, H), times its scale, or "prefix" (n, L * 2 * KV).
+    A scaling vector of layers.N.q_proj is the weight layers.N.q_proj.scaling, or .input_scaling; a bottleneck behind
+    layers.N.o_proj is layers.N.o_proj.bottleneck, a mapping of the arguments of `bottleneck`.
 
     Source
     ------
@@ -724,7 +791,9 @@ def _norm(x: F64, w: dict[str, Any], name: str, config: dict[str, Any], switch: 
 
 
 def _project(x: F64, w: dict[str, Any], name: str) -> F64:
-    return linear(x, w[name], w.get(name + ".bias"))
+    y = linear(x * _f64(w.get(f"{name}.input_scaling", 1.0)), w[name], w.get(f"{name}.bias"))
+    y = y * _f64(w.get(f"{name}.scaling", 1.0))
+    return bottleneck(y, **w[f"{name}.bottleneck"]) if f"{name}.bottleneck" in w else y
 
 
 def _attention_block(

@@ -55,6 +55,25 @@ static void add_noise(op_run *r) {
     op_keep_mat(r, "noisy", x);
 }
 
+static void scale_columns(op_run *r) {
+    lora_mat x = op_mat(r, M, H, 1), y = op_mat(r, M, H, 1);
+    const float *l = op_floats(r, H, 1);
+    OK(lora_scale_columns(r->ctx, l, x, y, ERR));
+    OK(lora_scale_columns(r->ctx, l, x, x, ERR));
+    op_keep_mat(r, "y", y);
+    op_keep_mat(r, "in place", x);
+}
+
+static void scale_columns_backward(op_run *r) {
+    for (int i = 0; i < 3; i++) {
+        lora_mat dy = op_mat(r, M, H, 1), x = op_mat(r, M, H, 1), dx = i == 2 ? dy : op_mat(r, M, H, 1);
+        float *l = op_floats(r, H, 1), *dl = op_floats(r, H, 1);
+        OK(lora_scale_columns_backward(r->ctx, l, dy, i == 0 ? lora_mat_none() : x, dx, i == 1, i == 0 ? NULL : dl, ERR));
+        op_keep_mat(r, "dx", dx);
+        op_keep(r, "dl", dl, H, VALUES_F32);
+    }
+}
+
 static void softcap_rows(op_run *r) {
     lora_mat x = op_mat(r, M, H, 4);
     OK(lora_softcap_rows(r->ctx, 1.5f, x, ERR));
@@ -286,6 +305,8 @@ static const op_case CASES[] = {
     {"norm_backward", norm_backward},
     {"scale_rows", scale_rows},
     {"add_noise", add_noise},
+    {"scale_columns", scale_columns},
+    {"scale_columns_backward", scale_columns_backward},
     {"softcap_rows", softcap_rows},
     {"softcap_backward", softcap_backward},
     {"rope_table", rope_table},

@@ -41,6 +41,30 @@ static const oracle_options OPTIONS[] = {
     {.adapters = true, .partial_rope = true, .switched_rope = true, .virtual = O_PREFIX},
     {.tied = true, .biases = true, .layer_norm = true, .gelu = true, .ungated = true, .positions = true, .virtual = O_PROMPT},
     {.biases = true, .layer_norm = true, .gelu = true, .ungated = true, .positions = true, .virtual = O_ENCODED_PREFIX},
+    {.biases = true, .adapters = true, .dropout = 0.25f, .scalings = true, .bottlenecks = true},
+    {.tied = true, .scalings = true, .window = 3},
+    {.adapters = true, .dropout = 0.25f, .shared_a = true, .partial_rope = true, .switched_rope = true, .scalings = true},
+    {.tied = true,
+     .adapters = true,
+     .post_norm = true,
+     .offset = true,
+     .gelu = true,
+     .softcaps = true,
+     .scales = true,
+     .local_layers = true,
+     .window = 3,
+     .qk_norm = LORA_QK_NORM_HEAD,
+     .scalings = true,
+     .bottlenecks = true},
+    {.no_pre_norm = true, .post_norm = true, .qk_norm = LORA_QK_NORM_ROW, .scalings = true, .bottlenecks = true},
+    {.tied = true,
+     .biases = true,
+     .layer_norm = true,
+     .gelu = true,
+     .ungated = true,
+     .positions = true,
+     .scalings = true,
+     .bottlenecks = true},
 };
 enum { N_OPTIONS = sizeof OPTIONS / sizeof *OPTIONS, SAMPLES = 4 };
 
@@ -153,6 +177,18 @@ static int64_t arena_after_step(oracle_model *m, lora_ctx *ctx, const bool *trai
     return live;
 }
 
+static void check_memory_of_methods(void) {
+    for (int i = 0; i < N_OPTIONS; i++) {
+        if (!OPTIONS[i].scalings && !OPTIONS[i].bottlenecks) continue;
+        lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
+        oracle_model *m = oracle_new(OPTIONS[i]);
+        arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_NONE);
+        arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_LAYER);
+        oracle_free(m);
+        device_ctx_free(ctx);
+    }
+}
+
 static void check_memory(void) {
     lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
     oracle_model *m = oracle_new(OPTIONS[0]);
@@ -177,6 +213,7 @@ static void check_on_device(void) {
     FOR_EACH_ISA(isa) for (int i = 0; i < N_OPTIONS; i++) check_bits(OPTIONS[i], isa);
     check_weight_formats(OPTIONS[0]);
     check_memory();
+    check_memory_of_methods();
     check_decoder_cache();
     check_decoder_refusals();
 }

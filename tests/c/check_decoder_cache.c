@@ -164,6 +164,8 @@ void check_decoder_cache(void) {
                                      .gelu = true,
                                      .offset = true},
                     isa);
+        check_cache((oracle_options){.biases = true, .adapters = true, .scalings = true, .bottlenecks = true}, isa);
+        check_cache((oracle_options){.post_norm = true, .scales = true, .gelu = true, .scalings = true, .bottlenecks = true}, isa);
         check_cache((oracle_options){.no_pre_norm = true, .post_norm = true, .qk_norm = LORA_QK_NORM_ROW}, isa);
         check_cache((oracle_options){.layer_norm = true, .gelu = true, .ungated = true, .positions = true, .biases = true}, isa);
         check_cache((oracle_options){.adapters = true, .window = 4, .virtual = O_PROMPT}, isa);
@@ -259,8 +261,26 @@ static void check_bad_weights(const oracle_model *m, lora_decoder *d, lora_ctx *
     a.dropout = 0;
     a.magnitude = v;
     REFUSED(lora_decoder_set_adapter(d, -1, LORA_EMBED_TOKENS, &a, &err), LORA_EINVAL, "embed_tokens: expected an adapter without DoRA");
+    lora_scaling scaling = {.l = v}, no_vector = {0};
+    REFUSED(lora_decoder_set_scaling(d, 3, LORA_Q_PROJ, &scaling, &err), LORA_EINVAL, "expected layer 0 to 2, got 3");
+    REFUSED(lora_decoder_set_scaling(d, -1, LORA_LM_HEAD, &scaling, &err), LORA_EINVAL, "lm_head: expected a matrix of a layer");
+    REFUSED(lora_decoder_set_scaling(d, 0, LORA_Q_PROJ, &no_vector, &err), LORA_EINVAL, "layers.0.q_proj: expected a scaling vector");
+    lora_bottleneck b = {.size = 2, .down = v, .down_bias = v, .up = v, .up_bias = v}, bad = b;
+    REFUSED(lora_decoder_set_bottleneck(d, 3, LORA_AFTER_MLP, &b, &err), LORA_EINVAL, "expected layer 0 to 2, got 3");
+    REFUSED(lora_decoder_set_bottleneck(d, 0, LORA_BOTTLENECK_PLACES, &b, &err), LORA_EINVAL, "place 0 to 1, got 2");
+    bad.size = 0;
+    REFUSED(lora_decoder_set_bottleneck(d, 0, LORA_AFTER_MLP, &bad, &err), LORA_EINVAL, "got 0");
+    bad = b;
+    bad.up_bias = NULL;
+    REFUSED(lora_decoder_set_bottleneck(d, 0, LORA_AFTER_MLP, &bad, &err), LORA_EINVAL, "got NULL");
+    bad = b;
+    bad.activation = LORA_ACTIVATIONS;
+    REFUSED(lora_decoder_set_bottleneck(d, 0, LORA_AFTER_MLP, &bad, &err), LORA_EINVAL, "activation of 0 to 2, got 3");
     lora_decoder_config config = oracle_config(m);
     lora_decoder *other = d;
+    config.activation = LORA_RELU;
+    REFUSED(lora_decoder_create(ctx, &config, &other, &err), LORA_EUNSUPPORTED, "activation: expected silu or gelu_tanh");
+    config.activation = LORA_SILU;
     config.num_key_value_heads = 3;
     REFUSED(lora_decoder_create(ctx, &config, &other, &err), LORA_EINVAL, "num_key_value_heads");
     CHECK(other == NULL, "a failed create leaves NULL");
@@ -268,7 +288,48 @@ static void check_bad_weights(const oracle_model *m, lora_decoder *d, lora_ctx *
     REFUSED(lora_kv_cache_create(d, 1, O_POSITIONS + 1, &cache, &err), LORA_EINVAL, "max_tokens: expected 1 to 16");
 }
 
+/* Taken off again, they leave nothing behind; decoding with adapters of the sequences is refused beside them. */
+static void check_methods_removed(void) {
+    lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
+    oracle_model *with = oracle_new((oracle_options){.scalings = true, .bottlenecks = true}), *without = oracle_new((oracle_options){0});
+    for (int i = 0; i < O_TENSORS; i++)
+        if (without->t[i].w) memcpy(without->t[i].w, with->t[i].w, (size_t)with->t[i].n * sizeof(float));
+    lora_decoder *d = oracle_decoder(with, ctx, NULL), *plain = oracle_decoder(without, ctx, NULL);
+    lora_decoder_adapters *adapters = NULL;
+    lora_kv_cache *cache = NULL;
+    lora_batch batch = oracle_batch();
+    double first, removed, loss;
+    float logits[OV];
+    int32_t one[] = {0, 1}, ids[] = {1}, zero[] = {0};
+    REFUSED(lora_decoder_adapters_create(d, &adapters, &err), LORA_OK, "");
+    REFUSED(lora_kv_cache_create(d, 1, 8, &cache, &err), LORA_OK, "");
+    const lora_decoder_adapters *const chosen[] = {adapters};
+    REFUSED(lora_decoder_decode(d, cache, 1, one, zero, ids, chosen, logits, &err), LORA_EINVAL, "without scaling vectors and bottlenecks");
+    int64_t bytes = lora_decoder_arena_bytes(d, O_TOKENS, true);
+    REFUSED(lora_decoder_loss(d, &batch, &first, NULL, &err), LORA_OK, "");
+    for (int64_t layer = 0; layer < O_LAYERS; layer++) {
+        for (int slot = 0; slot < LORA_LAYER_MATRICES; slot++)
+            REFUSED(lora_decoder_set_scaling(d, layer, (lora_matrix_slot)slot, NULL, &err), LORA_OK, "");
+        for (int place = 0; place < LORA_BOTTLENECK_PLACES; place++)
+            REFUSED(lora_decoder_set_bottleneck(d, layer, (lora_bottleneck_place)place, NULL, &err), LORA_OK, "");
+    }
+    REFUSED(lora_decoder_loss(d, &batch, &removed, NULL, &err), LORA_OK, "");
+    REFUSED(lora_decoder_loss(plain, &batch, &loss, NULL, &err), LORA_OK, "");
+    CHECK(removed == loss && first != loss, "loss %.17g without them, %.17g removed, %.17g with them", loss, removed, first);
+    CHECK(lora_decoder_arena_bytes(d, O_TOKENS, true) == lora_decoder_arena_bytes(plain, O_TOKENS, true), "the arena is that without them");
+    CHECK(lora_decoder_arena_bytes(d, O_TOKENS, true) < bytes, "the arena was larger with them");
+    REFUSED(lora_decoder_decode(d, cache, 1, one, zero, ids, chosen, logits, &err), LORA_OK, "");
+    lora_kv_cache_destroy(cache);
+    lora_decoder_adapters_destroy(adapters);
+    lora_decoder_destroy(d);
+    lora_decoder_destroy(plain);
+    oracle_free(with);
+    oracle_free(without);
+    device_ctx_free(ctx);
+}
+
 void check_decoder_refusals(void) {
+    check_methods_removed();
     lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
     oracle_model *m = oracle_new((oracle_options){.biases = true});
     lora_decoder *d = oracle_decoder(m, ctx, NULL);

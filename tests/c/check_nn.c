@@ -91,6 +91,37 @@ static void check_groups(lora_ctx *ctx, lora_norm_kind kind, int64_t M, int64_t 
     free(x), free(w), free(b), free(y), free(stats), free(dy), free(dx), free(dw), free(db), free(want_dw), free(want_db);
 }
 
+/* Columns times a vector, and its gradient. */
+static void check_scale_columns(lora_ctx *ctx, int64_t M, int64_t N) {
+    int64_t ld = N + 3;
+    float *x = random_floats(M * ld, -2, 2), *y = random_floats(M * ld, -2, 2), *y0 = copy_floats(y, M * ld), *l = random_floats(N, -2, 2);
+    float *dl = random_floats(N, -1, 1), *before = copy_floats(dl, N), *dx = random_floats(M * ld, -1, 1), *dx0 = copy_floats(dx, M * ld);
+    lora_mat X = lora_mat_f32(x, M, N, ld), Y = lora_mat_f32(y, M, N, ld), DX = lora_mat_f32(dx, M, N, ld);
+    OK(lora_scale_columns(ctx, l, X, Y, ERR));
+    for (int64_t i = 0; i < M * ld; i++) CHECK(y[i] == (i % ld < N ? l[i % ld] * x[i] : y0[i]), "scale columns at %lld", (long long)i);
+    mix(y, (size_t)(M * ld) * 4);
+    OK(lora_scale_columns_backward(ctx, l, Y, X, DX, true, dl, ERR));
+    for (int64_t n = 0; n < N; n++) {
+        double sum = before[n], size = 0;
+        for (int64_t m = 0; m < M; m++) sum += (double)y[m * ld + n] * x[m * ld + n], size += fabs((double)y[m * ld + n] * x[m * ld + n]);
+        double steps = (double)(M / 32);
+        close_to("dl", dl[n], sum, (35 + steps) * U * size + 2 * (1 + steps) * U * fabs((double)before[n]));
+        for (int64_t m = 0; m < M; m++) {
+            double part = (double)l[n] * y[m * ld + n];
+            close_to("dx", dx[m * ld + n], dx0[m * ld + n] + part, 3 * U * (fabs(part) + fabs((double)dx0[m * ld + n])));
+        }
+    }
+    for (int64_t i = 0; i < M * ld; i++) CHECK(i % ld < N || dx[i] == dx0[i], "scale columns backward wrote a gap");
+    mix(dl, (size_t)N * 4), mix(dx, (size_t)(M * ld) * 4);
+    float *alone = copy_floats(before, N);
+    memcpy(y0, y, (size_t)(M * ld) * 4);
+    OK(lora_scale_columns_backward(ctx, l, Y, X, lora_mat_none(), false, alone, ERR)); /* the vector alone */
+    OK(lora_scale_columns_backward(ctx, l, Y, lora_mat_none(), Y, false, NULL, ERR));  /* in place, without it */
+    CHECK(!memcmp(alone, dl, (size_t)N * 4), "dl alone has other bits");
+    for (int64_t i = 0; i < M * ld; i++) CHECK(y[i] == (i % ld < N ? l[i % ld] * y0[i] : y0[i]), "scale columns backward in place");
+    free(x), free(y), free(y0), free(l), free(dl), free(before), free(dx), free(dx0), free(alone);
+}
+
 /* Multiples, sums and the soft cap of rows. */
 static void check_scale(lora_ctx *ctx, int64_t M, int64_t N) {
     int64_t ld = N + 2;
@@ -178,6 +209,36 @@ static void check_swiglu(lora_ctx *ctx, int64_t M, int64_t I) {
     free(gu), free(gu0), free(h), free(dh);
 }
 
+/* Without a gate, and ReLU with one. */
+static void check_other_activations(lora_ctx *ctx, int64_t M, int64_t I) {
+    int64_t n = M * I;
+    float *g = random_floats(n, -6, 6), *u = random_floats(n, -2, 2), *h = random_floats(n, 0, 0), *dh = random_floats(n, -1, 1);
+    float *dg = random_floats(n, 0, 0), *du = random_floats(n, 0, 0);
+    lora_mat gate = lora_mat_f32(g, M, I, I), up = lora_mat_f32(u, M, I, I), H = lora_mat_f32(h, M, I, I), D = lora_mat_f32(dh, M, I, I);
+    lora_mat none = lora_mat_none(), DG = lora_mat_f32(dg, M, I, I), DU = lora_mat_f32(du, M, I, I);
+    OK(lora_mlp_forward(ctx, LORA_SILU, gate, none, H, ERR));
+    OK(lora_mlp_backward(ctx, LORA_SILU, D, gate, none, DG, none, ERR));
+    for (int64_t i = 0; i < n; i++) {
+        double x = g[i], s = 1 / (1 + exp(-x));
+        close_to("silu", h[i], x * s, 9 * U * fabs(x * s));
+        close_to("silu backward", dg[i], dh[i] * s * (1 + x * (1 - s)), 17 * U * (1 + fabs(x)) * fabs((double)dh[i]));
+    }
+    mix(h, (size_t)n * 4), mix(dg, (size_t)n * 4);
+    for (int gated = 0; gated < 2; gated++) {
+        OK(lora_mlp_forward(ctx, LORA_RELU, gate, gated ? up : none, H, ERR));
+        OK(lora_mlp_backward(ctx, LORA_RELU, D, gate, gated ? up : none, DG, gated ? DU : none, ERR));
+        for (int64_t i = 0; i < n; i++) {
+            float x = g[i] > 0 ? g[i] : 0, factor = gated ? u[i] : 1;
+            CHECK(h[i] == factor * x, "relu: %g of %g", (double)h[i], (double)g[i]);
+            CHECK(dg[i] == (g[i] > 0 ? dh[i] * factor : 0), "relu backward: %g of %g", (double)dg[i], (double)g[i]);
+            if (gated) CHECK(du[i] == dh[i] * x, "relu backward: dup");
+        }
+    }
+    OK(lora_mlp_backward(ctx, LORA_RELU, D, gate, none, D, none, ERR)); /* in place */
+    OK(lora_mlp_backward(ctx, LORA_RELU, DG, gate, none, gate, none, ERR));
+    free(g), free(u), free(h), free(dh), free(dg), free(du);
+}
+
 static void check_geglu(lora_ctx *ctx, int64_t M, int64_t I, bool gated) {
     int64_t ld = 2 * I;
     float *gu = random_floats(M * ld, -3, 3), *gu0 = copy_floats(gu, M * ld), *h = random_floats(M * I, 0, 0);
@@ -260,7 +321,14 @@ static void check_refusals(lora_ctx *ctx) {
     REFUSED(LORA_ESHAPE, "H: expected", lora_norm_forward(ctx, &empty, X, Y, NULL, ERR));
     REFUSED(LORA_ESHAPE, "head_dim: expected >= 2", lora_rope(ctx, &turn, 1, 1, NULL, lora_mat_f32(x, 1, 1, 8), false, ERR));
     REFUSED(LORA_ESHAPE, "half: expected 1 to 3", lora_rope(ctx, &wide, 1, 7, NULL, lora_mat_f32(x, 1, 7, 8), false, ERR));
-    REFUSED(LORA_EUNSUPPORTED, "up: expected", lora_mlp_forward(ctx, LORA_SILU, X, lora_mat_none(), Y, ERR));
+    REFUSED(LORA_EINVAL, "activation: expected 0 to 2, got 3", lora_mlp_forward(ctx, LORA_ACTIVATIONS, X, X, Y, ERR));
+    REFUSED(LORA_ESHAPE, "y: expected (4, 8), got (3, 8)", lora_scale_columns(ctx, w, X, lora_mat_f32(y, 3, 8, 8), ERR));
+    REFUSED(LORA_EINVAL, "l: expected", lora_scale_columns(ctx, NULL, X, Y, ERR));
+    REFUSED(LORA_EINVAL, "y: expected", lora_scale_columns(ctx, w, X, lora_mat_f32(x + 4, 4, 8, 8), ERR));
+    REFUSED(LORA_EINVAL, "y: expected", lora_scale_columns(ctx, y + 3, X, Y, ERR));
+    REFUSED(LORA_EINVAL, "x: expected", lora_scale_columns_backward(ctx, w, X, lora_mat_f32(NULL, 4, 8, 8), Y, false, y + 32, ERR));
+    REFUSED(LORA_EINVAL, "dx: expected", lora_scale_columns_backward(ctx, w, X, Y, X, true, NULL, ERR));
+    REFUSED(LORA_EINVAL, "dl: expected", lora_scale_columns_backward(ctx, w, X, Y, lora_mat_none(), false, w, ERR));
     OK(lora_norm_forward(ctx, &norm, none, none, NULL, ERR));
 }
 
@@ -272,6 +340,8 @@ static uint64_t run_all(lora_ctx *ctx) {
             check_norm(ctx, rows[r], widths[c]);
             check_swiglu(ctx, rows[r], widths[c]);
             check_geglu(ctx, rows[r], widths[c], true);
+            check_other_activations(ctx, rows[r], widths[c]);
+            check_scale_columns(ctx, rows[r], widths[c]);
             check_geglu(ctx, rows[r], widths[c], false);
             check_groups(ctx, LORA_NORM_RMS, rows[r], 3, widths[c]);
             check_groups(ctx, LORA_NORM_LAYER, rows[r], 1, widths[c]);

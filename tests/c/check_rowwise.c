@@ -123,6 +123,47 @@ static void check_swiglu(const lora_rowwise_kernels *k, const lora_rowwise_kerne
     FREE(g, u, d, h, want, du, want_du, alias, gate, up);
 }
 
+/* SwiGLU without a gate, ReGLU with and without. */
+static void check_silu_and_relu(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset) {
+    row g = row_random(n, offset, -12, 12), u = row_random(n, 0, -3, 3), d = row_random(n, offset, -2, 2);
+    static const float special[] = {0.0f, -0.0f, 100.0f, -100.0f, 1e30f, -1e30f, 1e-40f, -1e-40f};
+    for (int64_t i = 0; i < n && n > 32 && i < 8; i++) g.p[i] = special[i];
+    row h = row_make(n, offset), want = row_make(n, 0), du = row_make(n, 0), want_du = row_make(n, 0);
+    k->swiglu_forward(n, g.p, NULL, h.p);
+    ref->swiglu_forward(n, g.p, NULL, want.p);
+    CLOSE("silu forward", h, want, 8 * U * fabs((double)want.p[i]) + 0x1p-120);
+    k->swiglu_backward(n, d.p, g.p, NULL, h.p, NULL);
+    ref->swiglu_backward(n, d.p, g.p, NULL, want.p, NULL);
+    CLOSE("silu backward", h, want, 16 * U * (1 + fabs((double)g.p[i])) * fabs((double)d.p[i]));
+    row same = row_copy(d);
+    k->swiglu_backward(n, same.p, g.p, NULL, same.p, NULL);
+    CHECK(!memcmp(same.p, h.p, (size_t)n * 4), "silu backward dgate = dh, n=%lld", (long long)n);
+    for (int gated = 0; gated < 2; gated++) {
+        const float *up = gated ? u.p : NULL;
+        k->reglu_forward(n, g.p, up, h.p);
+        ref->reglu_forward(n, g.p, up, want.p);
+        CLOSE("reglu_forward", h, want, U * fabs((double)want.p[i]));
+        k->reglu_backward(n, d.p, g.p, up, h.p, gated ? du.p : NULL);
+        ref->reglu_backward(n, d.p, g.p, up, want.p, gated ? want_du.p : NULL);
+        CLOSE("reglu_backward dgate", h, want, U * fabs((double)want.p[i]));
+        if (gated) CLOSE("reglu_backward dup", du, want_du, U * fabs((double)want_du.p[i]));
+    }
+    FREE(g, u, d, h, want, du, want_du, same);
+}
+
+static void check_products(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset) {
+    row a = row_random(n, offset, -3, 3), x = row_random(n, 0, -3, 3), y = row_random(n, offset, -3, 3), y0 = row_copy(y),
+        want = row_copy(y);
+    k->multiply_add(n, a.p, x.p, y.p);
+    ref->multiply_add(n, a.p, x.p, want.p);
+    CLOSE("multiply_add", y, want, 2 * U * (fabs((double)a.p[i] * x.p[i]) + fabs((double)y0.p[i])));
+    k->multiply(n, a.p, x.p, y.p);
+    for (int64_t i = 0; i < n; i++) CHECK(y.p[i] == a.p[i] * x.p[i], "multiply n=%lld", (long long)n);
+    k->multiply(n, a.p, x.p, x.p);
+    CHECK(!memcmp(x.p, y.p, (size_t)n * 4), "multiply in place n=%lld", (long long)n);
+    FREE(a, x, y, y0, want);
+}
+
 /* With a gate and without. */
 static void check_geglu(const lora_rowwise_kernels *k, const lora_rowwise_kernels *ref, lora_isa isa, int64_t n, int64_t offset,
                         bool gated) {
@@ -285,6 +326,8 @@ void check_rowwise(void) {
                 check_softcap(&k, &ref, isa, sizes[s], offset);
                 check_rope(&k, &ref, isa, sizes[s], offset);
                 check_swiglu(&k, &ref, isa, sizes[s], offset);
+                check_silu_and_relu(&k, &ref, isa, sizes[s], offset);
+                check_products(&k, &ref, isa, sizes[s], offset);
                 check_exp_sum(&k, &ref, isa, sizes[s], offset);
                 check_adamw(&k, &ref, isa, sizes[s], offset);
                 check_vectors(&k, &ref, isa, sizes[s], offset);

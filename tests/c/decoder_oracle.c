@@ -58,6 +58,14 @@ oracle_model *oracle_new(oracle_options o) {
             t[O_BIAS + i] = tensor(1, N, 0, 0.2f, seed++, o.biases && exists);
             t[O_A + i] = tensor(OR, K, 0, 0.2f, seed++, o.adapters && exists && a_slot(&o, i) == i);
             t[O_B + i] = tensor(N, OR, 0, 0.2f, seed++, o.adapters && exists);
+            t[O_SCALING + i] = tensor(1, scales_input(i) ? K : N, 1, 0.2f, seed++, o.scalings && exists);
+        }
+        for (int i = 0; i < LORA_BOTTLENECK_PLACES; i++) {
+            bool exists = has_bottleneck(&o, layer, i);
+            t[O_DOWN + i] = tensor(O_SIZE, OH, 0, 0.3f, seed++, exists);
+            t[O_DOWN_BIAS + i] = tensor(1, O_SIZE, 0, 0.2f, seed++, exists);
+            t[O_UP + i] = tensor(OH, O_SIZE, 0, 0.3f, seed++, exists);
+            t[O_UP_BIAS + i] = tensor(1, OH, 0, 0.2f, seed++, exists);
         }
         for (int i = 0; i < LORA_LAYER_NORMS; i++) {
             t[O_NORM + i] = tensor(1, norm_width(&o, i), mean, 0.2f, seed++, has_norm(&o, i));
@@ -95,11 +103,12 @@ void oracle_free(oracle_model *m) {
 
 const char *oracle_name(int i) {
     static char name[64];
-    static const char *const parts[] = {"matrix", "bias", "norm", "norm bias", "A", "B"};
+    static const char *const parts[] = {"matrix", "bias", "norm", "norm bias", "A", "B", "scaling", "down", "down bias", "up", "up bias"};
     static const char *const globals[] = {"embed_tokens",    "lm_head",        "embed_positions",   "final norm",
                                           "final norm bias", "virtual tokens", "encoder embedding", "encoder w1",
                                           "encoder b1",      "encoder w2",     "encoder b2"};
-    static const int first[] = {O_MATRIX, O_BIAS, O_NORM, O_NORM_BIAS, O_A, O_B, O_PER_LAYER};
+    static const int first[] = {O_MATRIX,  O_BIAS, O_NORM,      O_NORM_BIAS, O_A,       O_B,
+                                O_SCALING, O_DOWN, O_DOWN_BIAS, O_UP,        O_UP_BIAS, O_PER_LAYER};
     if (i >= O_EMBED) return globals[i - O_EMBED];
     int part = 0, within = i % O_PER_LAYER;
     while (within >= first[part + 1]) part++;
@@ -160,8 +169,8 @@ static double dropped(const oracle_run *r, int layer, int slot, int64_t token, i
     return lora_philox_uniform(SEED, stream, (uint64_t)(token * K + k)) < p ? 0 : x / (1 - (double)p);
 }
 
-/* y (N) = W x + bias + s B A drop(x) for one token */
-static void linear(const oracle_run *r, int layer, int slot, int64_t token, const double *x, double *y) {
+/* y (N) = W x + bias + s B A drop(x) for one token, where a scaling has multiplied x */
+static void linear_unscaled(const oracle_run *r, int layer, int slot, int64_t token, const double *x, double *y) {
     const oracle_tensor *t = r->m->t + layer * O_PER_LAYER, *w = &t[O_MATRIX + slot];
     int a = a_slot(&r->m->options, slot); /* and its dropout mask */
     double low[OR] = {0};
@@ -174,6 +183,16 @@ static void linear(const oracle_run *r, int layer, int slot, int64_t token, cons
         for (int i = 0; i < OR; i++) low[i] += t[O_A + a].p[i * w->cols + k] * dropped(r, layer, a, token, w->cols, k, x[k]);
     for (int64_t n = 0; n < w->rows; n++)
         for (int i = 0; i < OR; i++) y[n] += SCALE * t[O_B + slot].p[n * OR + i] * low[i];
+}
+
+/* The same with the scaling of input or output. */
+static void linear(const oracle_run *r, int layer, int slot, int64_t token, const double *x, double *y) {
+    const oracle_tensor *t = r->m->t + layer * O_PER_LAYER, *l = &t[O_SCALING + slot], *w = &t[O_MATRIX + slot];
+    bool input = l->p && scales_input(slot);
+    double scaled[OI];
+    for (int64_t k = 0; k < w->cols; k++) scaled[k] = input ? l->p[k] * x[k] : x[k];
+    linear_unscaled(r, layer, slot, token, scaled, y);
+    for (int64_t n = 0; n < w->rows && l->p && !input; n++) y[n] *= l->p[n];
 }
 
 /* y = norm of x (n); weight, bias: tensors */
@@ -234,9 +253,33 @@ static void attend(const oracle_options *options, const double *q, double (*k)[O
     }
 }
 
-/* x += residual_scale * post_norm(y) */
-static void add(const oracle_run *r, int layer, int norm_slot, const double *y, double *x) {
+static double bent(lora_activation activation, double x) {
+    if (activation == LORA_RELU) return fmax(x, 0);
+    if (activation == LORA_SILU) return x / (1 + exp(-x));
+    return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
+/* y += scale * (up activation(down y + down bias) + up bias), where the layer has a bottleneck at place */
+static void bottleneck(const oracle_run *r, int layer, int place, double *y) {
+    const oracle_tensor *t = r->m->t + layer * O_PER_LAYER + place;
+    double inside[O_SIZE];
+    if (!t[O_DOWN].p) return;
+    for (int i = 0; i < O_SIZE; i++) {
+        inside[i] = t[O_DOWN_BIAS].p[i];
+        for (int k = 0; k < OH; k++) inside[i] += t[O_DOWN].p[i * OH + k] * y[k];
+        inside[i] = bent(BOTTLENECK_ACTIVATION[layer], inside[i]);
+    }
+    for (int n = 0; n < OH; n++) {
+        double update = t[O_UP_BIAS].p[n];
+        for (int i = 0; i < O_SIZE; i++) update += t[O_UP].p[n * O_SIZE + i] * inside[i];
+        y[n] += (double)(float)BOTTLENECK_SCALE * update;
+    }
+}
+
+/* x += residual_scale * post_norm(bottleneck(y)) */
+static void add(const oracle_run *r, int layer, int norm_slot, double *y, double *x) {
     double branch[OH];
+    bottleneck(r, layer, norm_slot == LORA_ATTENTION_OUTPUT_NORM ? LORA_AFTER_ATTENTION : LORA_AFTER_MLP, y);
     layer_norm(r, layer, norm_slot, y, branch);
     for (int i = 0; i < OH; i++) x[i] += (r->m->options.scales ? RESIDUAL_SCALE : 1) * branch[i];
 }
@@ -268,10 +311,7 @@ static void attention_layer(const oracle_run *r, int layer, double (*x)[OH]) {
     }
 }
 
-static double activation(const oracle_options *o, double x) {
-    if (!o->gelu) return x / (1 + exp(-x));
-    return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
-}
+static double activation(const oracle_options *o, double x) { return bent(o->gelu ? LORA_GELU_TANH : LORA_SILU, x); }
 
 static void mlp_layer(const oracle_run *r, int layer, double (*x)[OH]) {
     const oracle_options *o = &r->m->options;

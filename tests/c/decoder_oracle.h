@@ -7,12 +7,13 @@
 
 /* Q = 32 differs from H, KV = 16 from both: no two shapes can be mistaken for each other. */
 enum { OH = 24, OI = 40, O_HEADS = 4, O_KV_HEADS = 2, OD = 8, O_LAYERS = 3, OV = 37, OR = 3, O_POSITIONS = 16 };
+enum { O_SIZE = 5 }; /* of bottlenecks */
 enum { OQ = O_HEADS * OD, OKV = O_KV_HEADS * OD, O_TOKENS = 13, O_SEGMENTS = 3 };
 /* Virtual tokens before each segment, and an encoder of a prefix. */
 enum { O_VIRTUAL = 3, O_PREFIX_WIDTH = O_LAYERS * 2 * OKV, O_ENCODER_WIDTH = 10, O_ENCODER_HIDDEN = 7 };
 
-/* Tensors of a layer: matrix and bias by slot, norm and norm bias by slot, A and B by slot. Then those that belong to no
- * layer. */
+/* Tensors of a layer: matrix and bias by slot, norm and norm bias by slot, A and B by slot, scaling by slot, the parts of the
+ * bottlenecks by place. Then those that belong to no layer. */
 enum {
     O_MATRIX = 0,
     O_BIAS = O_MATRIX + LORA_LAYER_MATRICES,
@@ -20,7 +21,12 @@ enum {
     O_NORM_BIAS = O_NORM + LORA_LAYER_NORMS,
     O_A = O_NORM_BIAS + LORA_LAYER_NORMS,
     O_B = O_A + LORA_LAYER_MATRICES,
-    O_PER_LAYER = O_B + LORA_LAYER_MATRICES
+    O_SCALING = O_B + LORA_LAYER_MATRICES,
+    O_DOWN = O_SCALING + LORA_LAYER_MATRICES,
+    O_DOWN_BIAS = O_DOWN + LORA_BOTTLENECK_PLACES,
+    O_UP = O_DOWN_BIAS + LORA_BOTTLENECK_PLACES,
+    O_UP_BIAS = O_UP + LORA_BOTTLENECK_PLACES,
+    O_PER_LAYER = O_UP_BIAS + LORA_BOTTLENECK_PLACES
 };
 enum {
     O_EMBED = O_LAYERS * O_PER_LAYER,
@@ -55,7 +61,9 @@ typedef struct oracle_options {
     bool local_layers;                /* layer 0 and 1 have a rope of their own, layer 2 has none */
     bool partial_rope, switched_rope; /* half of each head turns; segments of more than 5 tokens use the second table */
     oracle_virtual virtual;
-    bool shared_a; /* k and v have the A of q, up that of gate */
+    bool shared_a;    /* k and v have the A of q, up that of gate */
+    bool scalings;    /* of the inputs of k, up and down, of the outputs of the others */
+    bool bottlenecks; /* layer 0: behind attention, 1: behind the MLP, 2: both */
 } oracle_options;
 
 typedef struct oracle_model {

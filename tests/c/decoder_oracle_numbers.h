@@ -24,4 +24,12 @@ static inline int64_t window_of(const oracle_options *o, int layer) { return o->
 /* -1: no rotation */
 static inline int rope_of(const oracle_options *o, int layer) { return o->local_layers ? (is_local(o, layer) ? layer : -1) : 0; }
 
+static inline bool scales_input(int slot) { return slot == LORA_K_PROJ || slot == LORA_UP_PROJ || slot == LORA_DOWN_PROJ; }
+
+static inline bool has_bottleneck(const oracle_options *o, int layer, int place) {
+    return o->bottlenecks && (layer == 2 || layer == place);
+}
+static const double BOTTLENECK_SCALE = 0.8;
+static const lora_activation BOTTLENECK_ACTIVATION[] = {LORA_SILU, LORA_GELU_TANH, LORA_RELU}; /* by layer */
+
 #endif

@@ -59,6 +59,41 @@ static lora_status set_adapter(const oracle_model *m, lora_ctx *ctx, lora_decode
     return lora_decoder_set_adapter(d, i / O_PER_LAYER, (lora_matrix_slot)slot, &adapter, err);
 }
 
+/* The gradient of tensor i, where it trains. */
+static float *gradient_of(const oracle_model *m, int i, const bool *trains) { return !trains || trains[i] ? m->t[i].g : NULL; }
+
+static lora_status set_scaling(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int i, const bool *trains, lora_error *err) {
+    int slot = i % O_PER_LAYER - O_SCALING;
+    lora_scaling scaling = {.l = m->t[i].w, .dl = gradient_of(m, i, trains), .input = scales_input(slot)};
+    LORA_TRY(mirror_vector(ctx, &scaling.l, m->t[i].n, &scaling.dl, err));
+    return lora_decoder_set_scaling(d, i / O_PER_LAYER, (lora_matrix_slot)slot, &scaling, err);
+}
+
+/* i: its down */
+static lora_status set_bottleneck(const oracle_model *m, lora_ctx *ctx, lora_decoder *d, int i, const bool *trains, lora_error *err) {
+    static const int parts[] = {O_DOWN - O_DOWN, O_DOWN_BIAS - O_DOWN, O_UP - O_DOWN, O_UP_BIAS - O_DOWN};
+    int64_t layer = i / O_PER_LAYER;
+    const float *w[4];
+    float *g[4];
+    for (int p = 0; p < 4; p++) {
+        w[p] = m->t[i + parts[p]].w;
+        g[p] = gradient_of(m, i + parts[p], trains);
+        LORA_TRY(mirror_vector(ctx, &w[p], m->t[i + parts[p]].n, &g[p], err));
+    }
+    lora_bottleneck b = {.size = O_SIZE,
+                         .activation = BOTTLENECK_ACTIVATION[layer],
+                         .scale = (float)BOTTLENECK_SCALE,
+                         .down = w[0],
+                         .down_bias = w[1],
+                         .up = w[2],
+                         .up_bias = w[3],
+                         .ddown = g[0],
+                         .ddown_bias = g[1],
+                         .dup = g[2],
+                         .dup_bias = g[3]};
+    return lora_decoder_set_bottleneck(d, layer, (lora_bottleneck_place)(i % O_PER_LAYER - O_DOWN), &b, err);
+}
+
 static lora_status set_matrix(lora_ctx *ctx, lora_decoder *d, int64_t layer, lora_matrix_slot slot, const oracle_tensor *t, float *g,
                               lora_error *err) {
     lora_weight w = lora_weight_f32(t->w, t->rows, t->cols, t->cols);
@@ -122,8 +157,12 @@ static lora_status set_tensor(const oracle_model *m, lora_ctx *ctx, lora_decoder
         vector = within - O_NORM;
     else if (within < O_A)
         vector = LORA_NORM_BIAS + within - O_NORM_BIAS;
-    else
+    else if (within < O_SCALING)
         return within < O_B ? LORA_OK : set_adapter(m, ctx, d, i, trains, err); /* A is set together with B */
+    else if (within < O_DOWN)
+        return set_scaling(m, ctx, d, i, trains, err);
+    else
+        return within < O_DOWN_BIAS ? set_bottleneck(m, ctx, d, i, trains, err) : LORA_OK; /* its parts are set together */
     return set_vector(ctx, d, layer, vector, t, g, err);
 }
 

@@ -78,6 +78,53 @@ static lora_status scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bo
     return queue(ctx, run_scale_rows, &(scale_rows_args){.a = a, .x = x, .y = y, .accumulate = accumulate}, sizeof(scale_rows_args), err);
 }
 
+typedef struct scale_columns_args {
+    const float *l;
+    lora_mat x;
+    lora_mat y;
+} scale_columns_args;
+
+static lora_status run_scale_columns(fake_device *f, void *args, lora_error *err) {
+    scale_columns_args *a = args;
+    const void *bad = NULL;
+    a->l = fake_at(f, a->l, &bad);
+    at_mat(f, &a->x, &bad);
+    at_mat(f, &a->y, &bad);
+    return bad ? host_address("scale_columns", err) : lora_cpu_scale_columns(f->cpu, a->l, a->x, a->y, err);
+}
+
+static lora_status scale_columns(lora_ctx *ctx, const float *l, lora_mat x, lora_mat y, lora_error *err) {
+    return queue(ctx, run_scale_columns, &(scale_columns_args){.l = l, .x = x, .y = y}, sizeof(scale_columns_args), err);
+}
+
+typedef struct scale_columns_backward_args {
+    const float *l;
+    lora_mat dy;
+    lora_mat x;
+    lora_mat dx;
+    bool accumulate_dx;
+    float *dl;
+} scale_columns_backward_args;
+
+static lora_status run_scale_columns_backward(fake_device *f, void *args, lora_error *err) {
+    scale_columns_backward_args *a = args;
+    const void *bad = NULL;
+    a->l = fake_at(f, a->l, &bad);
+    at_mat(f, &a->dy, &bad);
+    at_mat(f, &a->x, &bad);
+    at_mat(f, &a->dx, &bad);
+    a->dl = fake_at(f, a->dl, &bad);
+    return bad ? host_address("scale_columns_backward", err)
+               : lora_cpu_scale_columns_backward(f->cpu, a->l, a->dy, a->x, a->dx, a->accumulate_dx, a->dl, err);
+}
+
+static lora_status scale_columns_backward(lora_ctx *ctx, const float *l, lora_mat dy, lora_mat x, lora_mat dx, bool accumulate_dx,
+                                          float *dl, lora_error *err) {
+    return queue(ctx, run_scale_columns_backward,
+                 &(scale_columns_backward_args){.l = l, .dy = dy, .x = x, .dx = dx, .accumulate_dx = accumulate_dx, .dl = dl},
+                 sizeof(scale_columns_backward_args), err);
+}
+
 typedef struct softcap_rows_args {
     float softcap;
     lora_mat x;
@@ -450,6 +497,8 @@ const lora_backend_ops fake_ops = {
     .norm_backward = norm_backward,
     .scale_rows = scale_rows,
     .add_noise = add_noise,
+    .scale_columns = scale_columns,
+    .scale_columns_backward = scale_columns_backward,
     .softcap_rows = softcap_rows,
     .softcap_backward = softcap_backward,
     .rope = rope,

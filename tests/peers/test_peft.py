@@ -136,3 +136,40 @@ def test_the_folder_of_a_run_loads_there_after_a_move(llama_folder, tmp_path: Pa
     ours.load_adapter(elsewhere)
     close(peer_logits(load_peer(base, elsewhere)), ours.decoder.logits(IDS), 1e-5)
     assert transformers.AutoTokenizer.from_pretrained(elsewhere)("w3 w4")["input_ids"] == [3, 4]
+
+
+IA3_CONFIGS = [
+    {},
+    {"target_modules": "all-linear"},
+    {"target_modules": "all-linear", "feedforward_modules": ["q_proj", "down_proj"], "exclude_modules": ["up_proj"]},
+    {"target_modules": r".*\.1\..*_proj", "feedforward_modules": r".*o_proj", "init_ia3_weights": False},
+    {"modules_to_save": ["lm_head", "norm"]},
+]
+
+
+@pytest.mark.parametrize("options", IA3_CONFIGS, ids=str)
+def test_ia3_there_and_here(llama_folder, tmp_path: Path, options: dict) -> None:
+    base = llama_folder(tie_word_embeddings=False, **SMALL)
+    model = lc.load_model(base)
+    model.add_adapter(lc.IA3Config(**options))
+    expected = moved(model)
+    model.save_adapter(tmp_path / "ours")
+    theirs = load_peer(base, tmp_path / "ours")
+    close(peer_logits(theirs), expected, 1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = lc.load_model(base)
+    again.load_adapter(tmp_path / "theirs")
+    close(again.decoder.logits(IDS), expected, 1e-5)
+    model.merge().save(tmp_path / "merged")
+    close(peer_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"target_modules": "all-linear"}], ids=str)
+def test_ia3_of_gpt2_there(tmp_path: Path, options: dict) -> None:
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(GPT2).save_pretrained(tmp_path / "base")
+    model = lc.load_model(tmp_path / "base")
+    model.add_adapter(lc.IA3Config(**options))
+    expected = moved(model)
+    model.save_adapter(tmp_path / "ours")
+    close(peer_logits(load_peer(tmp_path / "base", tmp_path / "ours")), expected, 1e-5)

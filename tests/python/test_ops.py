@@ -85,6 +85,31 @@ def test_swiglu(n):
         close(got, want)
 
 
+@pytest.mark.parametrize("n", SIZES)
+def test_silu_and_relu_with_and_without_a_gate(n):
+    r = rng(n, 9)
+    gate, up, dh = normal(r, 3, n) * 4, normal(r, 3, n), normal(r, 3, n)
+    close(ops.swiglu(gate), ref.silu(gate))
+    close(ops.swiglu_backward(dh, gate), ref.swiglu_backward(dh, gate)[0])
+    close(ops.reglu(gate, up), ref.reglu(gate, up))
+    close(ops.reglu(gate), ref.relu(gate))
+    for got, want in zip(ops.reglu_backward(dh, gate, up), ref.reglu_backward(dh, gate, up), strict=True):
+        close(got, want)
+    close(ops.reglu_backward(dh, gate), ref.reglu_backward(dh, gate)[0])
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_scale_columns(n):
+    r = rng(n, 10)
+    x, dy, factors = normal(r, 2, 40, n), normal(r, 2, 40, n), normal(r, n)
+    close(ops.scale_columns(x, factors), ref.scale_columns(x, factors))
+    for got, want in zip(ops.scale_columns_backward(dy, x, factors), ref.scale_columns_backward(dy, x, factors), strict=True):
+        close(got, want)
+    for wrong in (factors[:-1], factors[None]):
+        with pytest.raises(ValueError, match="l: expected"):
+            ops.scale_columns(x, wrong)
+
+
 @pytest.mark.parametrize("half", [1, 4, 7, 16, 32])
 def test_rope(half):
     r = rng(half, 2)

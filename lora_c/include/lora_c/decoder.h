@@ -133,6 +133,32 @@ lora_status lora_decoder_set_vector(lora_decoder *decoder, int64_t layer, lora_v
 lora_status lora_decoder_set_adapter(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot, const lora_adapter *adapter,
                                      lora_error *err) LORA_MUST_CHECK;
 
+/* IA3's vector on a layer matrix: it multiplies what the matrix puts out, its bias and the sum of base and LoRA adapter, or with
+ * input what both read.   Source  IA3, arXiv:2205.05638, section 3.3 */
+typedef struct lora_scaling {
+    const float *l; /* (out_features), with input (in_features) */
+    float *dl;      /* added to; NULL: frozen */
+    bool input;
+} lora_scaling;
+/** Sets the scaling vector of a layer matrix (copied struct, borrowed arrays); NULL removes it. The gradient of a trained one needs what
+ *  the matrix puts out, which the backward pass computes again. */
+lora_status lora_decoder_set_scaling(lora_decoder *decoder, int64_t layer, lora_matrix_slot slot, const lora_scaling *scaling,
+                                     lora_error *err) LORA_MUST_CHECK;
+
+/* Where a bottleneck lies: behind o_proj or down_proj, before a norm of that output and before the addition to the stream. */
+typedef enum lora_bottleneck_place { LORA_AFTER_ATTENTION, LORA_AFTER_MLP, LORA_BOTTLENECK_PLACES } lora_bottleneck_place;
+/* h + scale * (up · activation(down · h + down_bias) + up_bias), float32 and contiguous.   Source  arXiv:1902.00751, section 2.1 */
+typedef struct lora_bottleneck {
+    int64_t size;
+    lora_activation activation;
+    float scale;
+    const float *down, *down_bias, *up, *up_bias; /* (size, H), (size), (H, size), (H) */
+    float *ddown, *ddown_bias, *dup, *dup_bias;   /* added to; NULL: frozen */
+} lora_bottleneck;
+/** Sets the bottleneck of a place of a layer (copied struct, borrowed arrays); NULL removes it. */
+lora_status lora_decoder_set_bottleneck(lora_decoder *decoder, int64_t layer, lora_bottleneck_place place,
+                                        const lora_bottleneck *bottleneck, lora_error *err) LORA_MUST_CHECK;
+
 /** Trains n rows (n, H) of the embedding by token id and nothing else of it. embed_tokens must be a trained float32 matrix
  *  that exists for this: its rows are overwritten before each pass, its gradient is moved into grad (n, H) and cleared.
  *  ids are distinct and copied, rows and grad borrowed. n 0 ends it. */
@@ -268,8 +294,8 @@ lora_status lora_decoder_adapters_set(lora_decoder_adapters *adapters, int64_t l
  *  token to logits (n_segments, V). Prefill and decode are the same call; no dropout. Up to LORA_DECODE_BATCH tokens
  *  in a call the logits of each have the bits that it gets alone.
  *  adapters (n_segments) or NULL: those of each segment, NULL: the bare weights. They stand in for the decoder's own, which may have none
- * on the embedding and the head then, nor token rows or virtual tokens. Where they differ, up to LORA_DECODE_BATCH tokens in all (EINVAL).
- */
+ * on the embedding and the head then, nor token rows, virtual tokens, scaling vectors and bottlenecks. Where they differ, up to
+ * LORA_DECODE_BATCH tokens in all (EINVAL). */
 lora_status lora_decoder_decode(lora_decoder *decoder, lora_kv_cache *cache, int64_t n_segments, const int32_t *cu_seqlens,
                                 const int32_t *sequences, const int32_t *input_ids, const lora_decoder_adapters *const *adapters,
                                 float *logits, lora_error *err) LORA_MUST_CHECK;

@@ -36,6 +36,15 @@ lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy
 
 /** y = a * x (added to when accumulate), of the same shape; without accumulate y may be x. */
 lora_status lora_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) LORA_MUST_CHECK;
+/** y[m][n] = l[n] * x[m][n], l (N), of the same shape; y may be x. Rounded once.
+ *  Source   IA3, arXiv:2205.05638, eq. 1 */
+lora_status lora_scale_columns(lora_ctx *ctx, const float *l, lora_mat x, lora_mat y, lora_error *err) LORA_MUST_CHECK;
+/** dx[m][n] = l[n] * dy[m][n] (added to when accumulate_dx, else dx may be dy; may be absent), dl[n] += sum over m of dy[m][n] * x[m][n]
+ *  (dl NULL: not wanted, and x is not read).
+ *  Numerics  with u = 2^-24: |err dl| <= (35 + M / 32) u sum|dy x| + 2 (1 + M / 32) u |dl before|, |err dx| <= u |l dy|, accumulated 2 u
+ * more of both summands Source   IA3, arXiv:2205.05638, eq. 1, differentiated */
+lora_status lora_scale_columns_backward(lora_ctx *ctx, const float *l, lora_mat dy, lora_mat x, lora_mat dx, bool accumulate_dx, float *dl,
+                                        lora_error *err) LORA_MUST_CHECK;
 /** x becomes softcap * tanh(x / softcap). */
 lora_status lora_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) LORA_MUST_CHECK;
 /** dy becomes the gradient of x, from y, of the same shape, that lora_softcap_rows made of x: dy * (1 - (y / softcap)^2).
@@ -130,9 +139,9 @@ typedef struct lora_attention_gradient {
 lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
                                     const lora_attention_gradient *gradient, lora_error *err) LORA_MUST_CHECK;
 
-typedef enum lora_activation { LORA_SILU, LORA_GELU_TANH } lora_activation;
+typedef enum lora_activation { LORA_SILU, LORA_GELU_TANH, LORA_RELU, LORA_ACTIVATIONS } lora_activation;
 
-/** h = activation(gate) * up, (M, inner); up absent (GELU only): h = activation(gate). h may be gate or up.
+/** h = activation(gate) * up, (M, inner); up absent: h = activation(gate). h may be gate or up.
  *  Source  GLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2 */
 lora_status lora_mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat gate, lora_mat up, lora_mat h,
                              lora_error *err) LORA_MUST_CHECK;

@@ -120,14 +120,17 @@ static void rope(int64_t half, float *x, const float *cosine, const float *sine,
 }
 
 static void swiglu_forward(int64_t n, const float *gate, const float *up, float *h) {
-    for (int64_t i = 0; i < n; i++) h[i] = up[i] * (gate[i] / (1.0f + exp_one(-gate[i])));
+    if (up)
+        for (int64_t i = 0; i < n; i++) h[i] = up[i] * (gate[i] / (1.0f + exp_one(-gate[i])));
+    else
+        for (int64_t i = 0; i < n; i++) h[i] = gate[i] / (1.0f + exp_one(-gate[i]));
 }
 
 static void swiglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
     for (int64_t i = 0; i < n; i++) {
-        float d = dh[i], g = gate[i], u = up[i], s = 1.0f / (1.0f + exp_one(-g));
+        float d = dh[i], g = gate[i], u = up ? up[i] : 1.0f, s = 1.0f / (1.0f + exp_one(-g));
         dgate[i] = d * u * (s * (1.0f + g * (1.0f - s)));
-        dup[i] = d * (g * s);
+        if (dup) dup[i] = d * (g * s);
     }
 }
 
@@ -148,6 +151,24 @@ static void geglu_backward(int64_t n, const float *dh, const float *gate, const 
         float inner = near * near * (6.0f * LORA_GELU_K * 0.044715f) + 2.0f * LORA_GELU_K;
         dgate[i] = d * u * (g * s * (1.0f - s) * inner + s);
         if (dup) dup[i] = d * (g * s);
+    }
+}
+
+/* All bits where x > 0 (or a NaN without a sign), else none. */
+LORA_INLINE uint32_t positive(float x) { return 0u - (uint32_t)((int32_t)lora_bits_f32(x) > 0); }
+
+static void reglu_forward(int64_t n, const float *gate, const float *up, float *h) {
+    for (int64_t i = 0; i < n; i++) {
+        float g = gate[i], kept = g < 0.0f ? 0.0f : g; /* a NaN is kept */
+        h[i] = up ? up[i] * kept : kept;
+    }
+}
+
+static void reglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
+    for (int64_t i = 0; i < n; i++) {
+        float d = dh[i], g = gate[i], slope = up ? d * up[i] : d;
+        if (dup) dup[i] = d * (g < 0.0f ? 0.0f : g);
+        dgate[i] = lora_f32_bits(lora_bits_f32(slope) & positive(g));
     }
 }
 
@@ -239,6 +260,14 @@ static void axpy(int64_t n, float a, const float *x, float *y) {
 
 static void scale_row(int64_t n, float a, const float *x, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] = a * x[i];
+}
+
+static void multiply(int64_t n, const float *a, const float *x, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] * x[i];
+}
+
+static void multiply_add(int64_t n, const float *a, const float *x, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] += a[i] * x[i];
 }
 
 static void exp_row(int64_t n, const float *x, float *y) {

@@ -61,14 +61,14 @@ static void rope(int64_t half, float *x, const float *cosine, const float *sine,
 static void swiglu_forward(int64_t n, const float *gate, const float *up, float *h) {
     for (int64_t i = 0; i < n; i++) {
         double g = gate[i];
-        h[i] = (float)(up[i] * (g / (1.0 + exp(-g))));
+        h[i] = (float)((up ? up[i] : 1.0) * (g / (1.0 + exp(-g))));
     }
 }
 
 static void swiglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
     for (int64_t i = 0; i < n; i++) {
-        double d = dh[i], g = gate[i], u = up[i], s = 1.0 / (1.0 + exp(-g));
-        dup[i] = (float)(d * g * s);
+        double d = dh[i], g = gate[i], u = up ? up[i] : 1.0, s = 1.0 / (1.0 + exp(-g));
+        if (dup) dup[i] = (float)(d * g * s);
         dgate[i] = (float)(d * u * s * (1.0 + g * (1.0 - s)));
     }
 }
@@ -89,6 +89,18 @@ static void geglu_backward(int64_t n, const float *dh, const float *gate, const 
         double slope = isinf(e) ? 0.0 : g * e * s * s * (2.0 * GELU_K) * (1.0 + 3.0 * 0.044715 * g * g);
         if (dup) dup[i] = (float)(d * g * s);
         dgate[i] = (float)(d * u * (s + slope));
+    }
+}
+
+static void reglu_forward(int64_t n, const float *gate, const float *up, float *h) {
+    for (int64_t i = 0; i < n; i++) h[i] = (float)((up ? up[i] : 1.0) * (gate[i] < 0.0f ? 0.0 : gate[i]));
+}
+
+static void reglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
+    for (int64_t i = 0; i < n; i++) {
+        double d = dh[i], u = up ? up[i] : 1.0, g = gate[i];
+        if (dup) dup[i] = (float)(d * (g < 0.0 ? 0.0 : g));
+        dgate[i] = (float)(g > 0.0 ? d * u : 0.0);
     }
 }
 
@@ -143,6 +155,14 @@ static void axpy(int64_t n, float a, const float *x, float *y) {
 
 static void scale_row(int64_t n, float a, const float *x, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] = a * x[i];
+}
+
+static void multiply(int64_t n, const float *a, const float *x, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] * x[i];
+}
+
+static void multiply_add(int64_t n, const float *a, const float *x, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] = (float)((double)a[i] * x[i] + y[i]);
 }
 
 static void exp_row(int64_t n, const float *x, float *y) {

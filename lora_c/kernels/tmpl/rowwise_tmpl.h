@@ -154,7 +154,7 @@ static void rope(int64_t half, float *x, const float *cosine, const float *sine,
 LORA_INLINE void swiglu_step(const float *gate, const float *up, float *h, int64_t i, int64_t count) {
     vec g = v_load(gate + i, count);
     vec silu = v_div(g, v_add(v_set(1.0f), v_exp(v_sub(v_set(0.0f), g))));
-    v_store(h + i, v_mul(v_load(up + i, count), silu), count);
+    v_store(h + i, up ? v_mul(v_load(up + i, count), silu) : silu, count);
 }
 
 static void swiglu_forward(int64_t n, const float *gate, const float *up, float *h) {
@@ -166,11 +166,11 @@ static void swiglu_forward(int64_t n, const float *gate, const float *up, float 
 LORA_INLINE void swiglu_backward_step(const float *dh, const float *gate, const float *up, float *dgate, float *dup, int64_t i,
                                       int64_t count) {
     const vec one = v_set(1.0f);
-    vec d = v_load(dh + i, count), g = v_load(gate + i, count), u = v_load(up + i, count);
+    vec d = v_load(dh + i, count), g = v_load(gate + i, count), du = up ? v_mul(d, v_load(up + i, count)) : d;
     vec s = v_div(one, v_add(one, v_exp(v_sub(v_set(0.0f), g))));
     vec slope = v_mul(s, v_fma(g, v_sub(one, s), one));
-    v_store(dgate + i, v_mul(v_mul(d, u), slope), count);
-    v_store(dup + i, v_mul(d, v_mul(g, s)), count);
+    v_store(dgate + i, v_mul(du, slope), count);
+    if (dup) v_store(dup + i, v_mul(d, v_mul(g, s)), count);
 }
 
 static void swiglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
@@ -212,6 +212,30 @@ LORA_INLINE void geglu_backward_step(const float *dh, const float *gate, const f
 
 static void geglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
 #define STEP(i, c) geglu_backward_step(dh, gate, up, dgate, dup, i, c)
+    MAP(n, STEP);
+#undef STEP
+}
+
+LORA_INLINE void reglu_step(const float *gate, const float *up, float *h, int64_t i, int64_t count) {
+    vec kept = v_max(v_set(0.0f), v_load(gate + i, count)); /* in this order a NaN is kept */
+    v_store(h + i, up ? v_mul(v_load(up + i, count), kept) : kept, count);
+}
+
+static void reglu_forward(int64_t n, const float *gate, const float *up, float *h) {
+#define STEP(i, c) reglu_step(gate, up, h, i, c)
+    MAP(n, STEP);
+#undef STEP
+}
+
+LORA_INLINE void reglu_backward_step(const float *dh, const float *gate, const float *up, float *dgate, float *dup, int64_t i,
+                                     int64_t count) {
+    vec d = v_load(dh + i, count), g = v_load(gate + i, count), slope = up ? v_mul(d, v_load(up + i, count)) : d;
+    v_store(dgate + i, v_positive(g, slope), count);
+    if (dup) v_store(dup + i, v_mul(d, v_max(v_set(0.0f), g)), count);
+}
+
+static void reglu_backward(int64_t n, const float *dh, const float *gate, const float *up, float *dgate, float *dup) {
+#define STEP(i, c) reglu_backward_step(dh, gate, up, dgate, dup, i, c)
     MAP(n, STEP);
 #undef STEP
 }
@@ -330,6 +354,18 @@ static void axpy(int64_t n, float a, const float *x, float *y) {
 static void scale_row(int64_t n, float a, const float *x, float *y) {
     vec va = v_set(a);
 #define STEP(i, c) v_store(y + (i), v_mul(va, v_load(x + (i), c)), c)
+    MAP(n, STEP);
+#undef STEP
+}
+
+static void multiply(int64_t n, const float *a, const float *x, float *y) {
+#define STEP(i, c) v_store(y + (i), v_mul(v_load(a + (i), c), v_load(x + (i), c)), c)
+    MAP(n, STEP);
+#undef STEP
+}
+
+static void multiply_add(int64_t n, const float *a, const float *x, float *y) {
+#define STEP(i, c) v_store(y + (i), v_fma(v_load(a + (i), c), v_load(x + (i), c), v_load(y + (i), c)), c)
     MAP(n, STEP);
 #undef STEP
 }

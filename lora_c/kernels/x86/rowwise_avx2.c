@@ -35,6 +35,8 @@ LORA_INLINE vec v_small(vec x, float limit, vec a, vec b) {
     vec magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
     return _mm256_blendv_ps(b, a, _mm256_cmp_ps(magnitude, _mm256_set1_ps(limit), _CMP_LT_OQ));
 }
+/* a where x > 0, else 0 */
+LORA_INLINE vec v_positive(vec x, vec a) { return _mm256_and_ps(a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ)); }
 LORA_INLINE vec v_exp(vec a) { return lora_exp_avx2(a); }
 LORA_INLINE float v_sum(vec v) {
     __m128 h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

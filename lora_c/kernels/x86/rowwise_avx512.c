@@ -34,6 +34,8 @@ LORA_INLINE vec v_sqrt(vec a) { return _mm512_sqrt_ps(a); }
 LORA_INLINE vec v_small(vec x, float limit, vec a, vec b) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(limit), _CMP_LT_OQ), b, a);
 }
+/* a where x > 0, else 0 */
+LORA_INLINE vec v_positive(vec x, vec a) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), a); }
 LORA_INLINE vec v_exp(vec a) { return lora_exp_avx512(a); }
 LORA_INLINE float v_sum(vec v) { return _mm512_reduce_add_ps(v); }
 LORA_INLINE float v_top(vec v) { return _mm512_reduce_max_ps(v); }

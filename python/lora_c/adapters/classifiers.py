@@ -44,11 +44,14 @@ def for_task(config: AdapterConfig, architecture: Architecture) -> AdapterConfig
         )
     if labels is None:
         return config
-    if "task_type" not in type(config).model_fields:
-        tell(f"a {type(config).__name__} does not train the classifier's score; put a LoRA adapter beside it: set_adapter([...])")
+    fields = type(config).model_fields
+    if "modules_to_save" not in fields:
+        kind = type(config).__name__
+        tell(f"a {kind} does not train the classifier's score; put a LoRA adapter beside it: set_adapter([...])")
         return config
     names = dict.fromkeys([*(config.modules_to_save or []), *SAVED_BY_PEFT])
-    return config.model_copy(update={"task_type": "SEQ_CLS", "modules_to_save": list(names)})
+    task = {"task_type": "SEQ_CLS"} if "task_type" in fields else {}
+    return config.model_copy(update=task | {"modules_to_save": list(names)})
 
 
 def labels_of_adapter(path: str | os.PathLike[str]) -> tuple[Labels, bool] | None:

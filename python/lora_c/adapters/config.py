@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..configs import AdapterConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+from ..configs import AdapterConfig, BottleneckConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from ..errors import AdapterError, ConfigError, shorten
 from ..notices import tell
+from .bottleneck_config import bottleneck_file, read_bottleneck_config
+from .ia3_config import ia3_file, read_ia3_config
 from .virtual_tokens_config import read_prefix_config, read_prompt_config, virtual_tokens_file
 
 _READ_FIELDS = {
@@ -93,6 +95,8 @@ def _lora_config(values: Mapping[str, Any], where: str) -> LoraConfig:
 
 _READERS: dict[str, Callable[[Mapping[str, Any], str], AdapterConfig]] = {
     "LORA": _lora_config,
+    "IA3": read_ia3_config,
+    "BOTTLENECK": read_bottleneck_config,
     "PROMPT_TUNING": read_prompt_config,
     "PREFIX_TUNING": read_prefix_config,
 }
@@ -143,6 +147,8 @@ def peft_config(config: LoraConfig, modules: Iterable[str], base_model: str | No
 
 _WRITERS: dict[type[AdapterConfig], Callable[[Any, Iterable[str], str | None], dict[str, Any]]] = {
     LoraConfig: peft_config,
+    IA3Config: ia3_file,
+    BottleneckConfig: bottleneck_file,
     PromptTuningConfig: virtual_tokens_file,
     PrefixTuningConfig: virtual_tokens_file,
 }

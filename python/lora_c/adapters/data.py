@@ -13,6 +13,7 @@ from ..configs import AdapterConfig
 from ..families.architectures import Architecture, WeightSpec
 
 F32 = NDArray[np.float32]
+PREFIX = "base_model.model."  # of PEFT's names of tensors
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .data import F32, AdapterArrays, MatrixArrays, TokenRows
 from .initialize import Start, changes_base, init_adapter, init_from_base
 from .loaded import load_arrays
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
-from .trained_weights import refuse_trained_targets
+from .trained_weights import refuse_trained_targets, whole_copy
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -45,9 +45,9 @@ def fresh_lora(base_weights: BaseWeights, config: LoraConfig, device: str) -> Ad
         raise AdapterError(
             f"lora_dropout: expected 0 with an adapter on the head, got {config.lora_dropout}; set it to 0 or leave it out"
         )
-    saved = {spec.name: _whole(base_weights, spec.name) for spec in find_saved(config, architecture, targets)}
+    saved = {spec.name: whole_copy(base_weights, spec.name) for spec in find_saved(config, architecture, targets)}
     ids = find_token_ids(config, architecture)
-    embedding = _whole(base_weights, "embed_tokens") if ids else None
+    embedding = whole_copy(base_weights, "embed_tokens") if ids else None
     rows = TokenRows(ids, embedding[ids]) if ids and embedding is not None else None
     base: dict[str, Any] = {}
     start: dict[str, tuple[F32, F32]] = {}
@@ -72,11 +72,6 @@ def row_lengths(weight: Any, a: F32, b: F32, scale: float) -> F32:
     layer = LoRALinear(weight, len(a), lora_alpha=scale * len(a), A=a, B=b, use_dora=True)
     assert layer.magnitude is not None
     return layer.magnitude.data.copy()
-
-
-def _whole(base_weights: BaseWeights, name: str) -> F32:
-    """A float32 copy of a weight."""
-    return np.array(dense(base_weights.of(name)), np.float32)
 
 
 def _start(base_weights: BaseWeights, target: AdapterTarget, config: LoraConfig) -> Start:

@@ -7,13 +7,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..configs import ADAPTER_KINDS, AdapterConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+from ..configs import (
+    ADAPTER_KINDS,
+    AdapterConfig,
+    BottleneckConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+)
 from ..errors import ConfigError
 from ..families.architectures import Architecture
 from .adapter import Adapter
+from .bottleneck import fresh_bottleneck, load_bottleneck
 from .data import F32, AdapterArrays
 from .fresh import fresh_lora
 from .fresh_virtual_tokens import fresh_prefix, fresh_prompt
+from .ia3 import fresh_ia3, load_ia3
 from .loaded import load_arrays
 from .virtual_tokens import load_prefix, load_prompt
 
@@ -22,11 +32,15 @@ if TYPE_CHECKING:
 
 _MAKERS: dict[type[AdapterConfig], Callable[[BaseWeights, Any, str], Adapter]] = {
     LoraConfig: fresh_lora,
+    IA3Config: fresh_ia3,
+    BottleneckConfig: fresh_bottleneck,
     PromptTuningConfig: fresh_prompt,
     PrefixTuningConfig: fresh_prefix,
 }
 _LOADERS: dict[type[AdapterConfig], Callable[[AdapterArrays, Architecture, F32 | None, bool, str], Adapter]] = {
     LoraConfig: load_arrays,
+    IA3Config: load_ia3,
+    BottleneckConfig: load_bottleneck,
     PromptTuningConfig: load_prompt,
     PrefixTuningConfig: load_prefix,
 }

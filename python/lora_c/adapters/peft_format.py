@@ -24,13 +24,12 @@ from ..files.aside import name_for_people
 from ..files.atomic import atomic_folder
 from ..files.json_files import read_json_object
 from .config import file_config, parse_adapter_config
-from .data import F32, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name
+from .data import F32, PREFIX, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name
 from .floats import read_floats
 from .peft_tensors import read_tensors
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
 from .virtual_tokens_config import with_sizes
 
-PREFIX = "base_model.model."
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )

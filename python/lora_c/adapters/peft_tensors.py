@@ -6,17 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..checkpoints.safetensors_file import SafetensorsFile
-from ..configs import AdapterConfig, PrefixTuningConfig, PromptTuningConfig
+from ..configs import AdapterConfig, BottleneckConfig, IA3Config, PrefixTuningConfig, PromptTuningConfig
 from ..errors import AdapterError, shorten
 from ..families.architectures import Architecture
+from .bottleneck_config import bottleneck_shapes
 from .data import F32
 from .floats import read_floats
+from .ia3_config import vector_shapes
 from .virtual_tokens_config import tensor_shapes as virtual_token_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Of each kind: full name of a tensor to its shape.
 _SHAPES: dict[type[AdapterConfig], Callable[[Any, Architecture], Shapes]] = {
+    IA3Config: vector_shapes,
+    BottleneckConfig: bottleneck_shapes,
     PromptTuningConfig: virtual_token_shapes,
     PrefixTuningConfig: virtual_token_shapes,
 }

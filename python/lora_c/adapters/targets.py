@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..configs import LoraConfig
+from ..configs import BottleneckConfig, IA3Config, LoraConfig
 from ..errors import AdapterError
 from ..families.architectures import Architecture, WeightSpec
 from .data import all_specs
@@ -73,6 +73,44 @@ def find_targets(config: LoraConfig, architecture: Architecture, strict: bool = 
     return targets
 
 
+def find_projections(
+    config: IA3Config, names: str | list[str], architecture: Architecture, strict: bool = True
+) -> list[WeightSpec]:
+    """Return the matrices of layers that names mean, without those that the configuration excludes or saves whole.
+
+    Parameters
+    ----------
+    strict : bool
+        Also refuse a listed name or an exclusion that matches nothing.
+
+    Raises
+    ------
+    AdapterError
+        Nothing matches, or a name is another module.
+    """
+    specs, matcher = all_specs(architecture), Matcher()
+    projections = [spec for spec in specs if spec.kind == "projection"]
+    known = sorted({spec.module.rpartition(".")[2] for spec in projections})
+    if names != "all-linear":
+        other = next(
+            (s.module for s in specs if s.kind not in ("projection", "vector") and _matches(s.module, names, matcher)), None
+        )
+        if other is not None:
+            raise AdapterError(f"target_modules: expected matrices of layers, got {other!r}; leave it out")
+    if strict and isinstance(names, list):
+        for name in names:
+            if not any(_matches(spec.module, [name], matcher) for spec in projections):
+                raise AdapterError(f"target_modules: expected names among {', '.join(known)}, got {name!r}")
+    found = projections if names == "all-linear" else [s for s in projections if _matches(s.module, names, matcher)]
+    chosen = [spec for spec in found if not _left_out(spec.module, config, matcher)]
+    if not chosen:
+        meant = _as_list(names, projections)
+        raise AdapterError(f"target_modules: expected to match one of {', '.join(known)} at least once, got {names!r}{meant}")
+    if strict:
+        refuse_unused_options(config, (spec.module for spec in chosen), architecture)
+    return chosen
+
+
 def _as_list(names: str | list[str], candidates: Iterable[WeightSpec]) -> str:
     """What to say where a text, which must match whole paths, is the name of modules."""
     given = [name.strip() for name in names.split(",")] if isinstance(names, str) else []
@@ -114,7 +152,9 @@ def describe_targets(names: Iterable[str], architecture: Architecture) -> list[s
     return last if meant == chosen else [spec.module for spec in projections if spec.name in chosen]
 
 
-def find_saved(config: LoraConfig, architecture: Architecture, targets: Iterable[AdapterTarget]) -> list[WeightSpec]:
+def find_saved(
+    config: LoraConfig | IA3Config | BottleneckConfig, architecture: Architecture, targets: Iterable[AdapterTarget]
+) -> list[WeightSpec]:
     """Return the tensors that are trained whole: modules_to_save, and the biases that `bias` names.
 
     A name of modules_to_save matches the end of a module's path, without regard to dots, as in PEFT: "norm" means every
@@ -234,7 +274,7 @@ def _refuse_more_for_globals(targets: Iterable[AdapterTarget], config: LoraConfi
                 )
 
 
-def _left_out(module: str, config: LoraConfig, matcher: Matcher) -> bool:
+def _left_out(module: str, config: LoraConfig | IA3Config, matcher: Matcher) -> bool:
     if config.exclude_modules and _matches(module, config.exclude_modules, matcher, "exclude_modules"):
         return True
     whole = config.modules_to_save or []

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .._core import Parameter
 from ..errors import AdapterError
 from ..families.architectures import Architecture
-from .data import AdapterArrays, specs_by_name
+from ..weights.kinds import dense
+from .data import F32, AdapterArrays, specs_by_name
+
+if TYPE_CHECKING:
+    from ..model.base_weights import BaseWeights
 
 
 def with_trained_weights(arrays: AdapterArrays, weights: Mapping[str, Any], architecture: Architecture) -> AdapterArrays:
@@ -22,6 +28,11 @@ def with_trained_weights(arrays: AdapterArrays, weights: Mapping[str, Any], arch
     names = list(dict.fromkeys([*(arrays.config.modules_to_save or []), *modules]))
     config = arrays.config.model_copy(update={"modules_to_save": names})
     return replace(arrays, config=config, saved={**trained, **arrays.saved})
+
+
+def whole_copy(base_weights: BaseWeights, name: str) -> F32:
+    """A float32 copy of a weight that is to be trained."""
+    return np.array(dense(base_weights.of(name)), np.float32)
 
 
 def refuse_trained_targets(names: Iterable[str], weights: Mapping[str, Any]) -> None:

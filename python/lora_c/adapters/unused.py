@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..configs import LoraConfig
+from ..configs import IA3Config, LoraConfig
 from ..errors import AdapterError
 from ..families.architectures import Architecture
 from .data import all_specs
 from .patterns import Matcher
 
 
-def refuse_unused_options(config: LoraConfig, adapted: Iterable[str], architecture: Architecture) -> None:
+def refuse_unused_options(config: LoraConfig | IA3Config, adapted: Iterable[str], architecture: Architecture) -> None:
     """Refuse patterns, exclusions and layers that match nothing; `adapted` are the paths of the adapted modules.
 
     Raises
@@ -20,8 +20,8 @@ def refuse_unused_options(config: LoraConfig, adapted: Iterable[str], architectu
         Naming the option and the entry of it that matches nothing.
     """
     modules, matcher = list(adapted), Matcher()
-    for name, table in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
-        for pattern in table:
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, name, ()):
             if not any(matcher.match(name, pattern, module, r"(.*\.)?(", ")$") for module in modules):
                 raise AdapterError(f"{name}: expected patterns of adapted modules, such as {modules[0]!r}, got {pattern!r}")
     every = {spec.module for spec in all_specs(architecture)}
@@ -29,7 +29,7 @@ def refuse_unused_options(config: LoraConfig, adapted: Iterable[str], architectu
     for entry in [excluded] if isinstance(excluded, str) else excluded:
         if not any(_excludes(entry, module, matcher if isinstance(excluded, str) else None) for module in every):
             raise AdapterError(f"exclude_modules: expected modules of this model, such as {modules[0]!r}, got {entry!r}")
-    layers = config.layers_to_transform
+    layers = getattr(config, "layers_to_transform", None)
     n_layers = int(architecture.decoder_kwargs["num_hidden_layers"])
     for layer in [layers] if isinstance(layers, int) else layers or []:
         if not 0 <= layer < n_layers:

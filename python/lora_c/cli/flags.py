@@ -32,7 +32,7 @@ def config_options(cls: type[BaseModel], section: str, skip: tuple[str, ...] = (
     def decorate(function: F) -> F:
         for name, info in reversed(cls.model_fields.items()):
             if name not in skip:
-                function = _option(name, info, section)(function)
+                function = field_option(name, info, section)(function)
         return function
 
     return decorate
@@ -44,8 +44,9 @@ def take(settings: dict[str, Any], cls: type[BaseModel], skip: tuple[str, ...] =
     return {name: list(v) if isinstance(v, tuple) else v for name, v in taken.items() if v is not None and v != ()}
 
 
-def _option(name: str, info: FieldInfo, section: str) -> Callable[[F], F]:
-    kind = _plain_type(info.annotation)
+def field_option(name: str, info: FieldInfo, section: str, as_text: bool = False) -> Callable[[F], F]:
+    """Add the flag of a field; as_text: its class alone says which values there are."""
+    kind = str if as_text else _plain_type(info.annotation)
     default = default_of(info)
     hidden_default = default in (None, "", [], {})
     text = (info.description or "") + ("" if hidden_default else f"  [default: {default}]")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..configs import LoraConfig, TrainConfig
+from ..configs import AdapterConfig, LoraConfig, TrainConfig
+from ..configs.adapters import kind_name
 from .paths import RUN_MARK, InputPath, OutputPath, is_written_by_a_run, refuse_foreign_settings
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _EXPLAINED = (
 _OF_THIS_CALL = ("resume", "allow_changes", "as_json")
 
 
-def save_settings(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ignored: set[str]) -> None:
+def save_settings(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig, ignored: set[str]) -> None:
     """Write config.yaml; options without effect in the run, which the next one would refuse, are left out.
 
     Parameters
@@ -50,8 +51,9 @@ def save_settings(own: dict[str, Any], config: TrainConfig, lora: LoraConfig, ig
     if values.get("chat_template"):  # a copy, so that the run can start again when the file is gone
         write_text(folder / TEMPLATE_FILE, read_chosen_template(values["chat_template"]))
         values["chat_template"] = TEMPLATE_FILE
-    of_lora = {key: value for key, value in lora.model_dump(mode="json").items() if key not in ("seed", "task_type")}
-    values |= config.model_dump(mode="json") | of_lora
+    of_adapter = {key: value for key, value in lora.model_dump(mode="json").items() if key not in ("seed", "task_type")}
+    values |= config.model_dump(mode="json") | of_adapter
+    values |= {} if isinstance(lora, LoraConfig) else {"peft_type": kind_name(lora)}
     values = {key: value for key, value in values.items() if key not in ignored} | {"output_dir": "."}
     write_text(folder / CONFIG_NAME, _EXPLAINED + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 

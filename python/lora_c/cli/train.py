@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..configs import LoraConfig, TrainConfig
+from ..configs import AdapterConfig, LoraConfig, TrainConfig
+from ..configs.adapters import kind_name
 from ..errors import ConfigError, SaveError, shorten
 from ..notices import tell
+from .adapter_options import adapter_options, take_adapter
 from .data_options import device_option, open_data, reading_options, training_data_options
 from .json_output import print_json
 from .options import Command, config_options, take
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from ..model.model import Model
     from ..training.train_result import TrainResult
     from ..training.trainer import Trainer
-
-_NO_FLAGS = ("seed", "task_type")  # of an adapter: the run's seed, and what the model is
 
 
 @click.command("train", cls=Command, short_help="Fine-tune a model on your data.")
@@ -50,7 +50,7 @@ _NO_FLAGS = ("seed", "task_type")  # of an adapter: the run's seed, and what the
 @task_options
 @print_config_option
 @config_options(TrainConfig, "Training")
-@config_options(LoraConfig, "Adapter", skip=_NO_FLAGS)
+@adapter_options
 def command(**settings: Any) -> None:
     """Fine-tune a model and write a PEFT adapter (or the whole model with --method full or head).
 
@@ -60,14 +60,19 @@ def command(**settings: Any) -> None:
     README.md (a model card) to the output folder.
     """
     train_config = TrainConfig(**take(settings, TrainConfig))
-    lora_config = LoraConfig(seed=train_config.seed, **take(settings, LoraConfig, skip=_NO_FLAGS))
+    adapter_config = take_adapter(settings, train_config.seed)
+    if settings.get("resize_embedding") and not isinstance(adapter_config, LoraConfig):
+        raise ConfigError(
+            "resize_embedding: expected peft_type LORA, whose adapter trains the new rows, got "
+            f"{kind_name(adapter_config)}; train them first, or leave it out"
+        )
     for key in ("model", "data"):
         if not settings.get(key):
             raise ConfigError(f"{key}: expected a path, got nothing; give --{key} PATH or put {key}: in the config file")
-    run(settings, train_config, lora_config)
+    run(settings, train_config, adapter_config)
 
 
-def run(own: dict[str, Any], config: TrainConfig, lora: LoraConfig) -> TrainResult:
+def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig) -> TrainResult:
     """Load, train, save, report.
 
     Raises
@@ -163,7 +168,7 @@ def say_when_saved(count: int) -> None:
         click.echo(f"stopping when everything is saved; press {again} to end at once", err=True)
 
 
-def refuse_resume_early(resume: Any, config: TrainConfig, lora: LoraConfig | None, allow_changes: bool) -> None:
+def refuse_resume_early(resume: Any, config: TrainConfig, lora: AdapterConfig | None, allow_changes: bool) -> None:
     """What of a resumed run can be refused before its base is loaded."""
     from ..runs.checkpoints import find_checkpoint, read_position
     from ..runs.resume import check_same_options
@@ -186,7 +191,7 @@ def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
 
 
 def open_model(
-    path: str, config: TrainConfig, lora: LoraConfig, resize: bool = False, adapter: str | None = None, device: str = "cpu",
+    path: str, config: TrainConfig, lora: AdapterConfig, resize: bool = False, adapter: str | None = None, device: str = "cpu",
     task: dict[str, Any] | None = None,
 ) -> Model:  # fmt: skip
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
@@ -204,7 +209,7 @@ def open_model(
     if adapter is not None:
         model.load_adapter(adapter)
     elif config.method in ("lora", "qlora"):
-        model.add_adapter(train_added_tokens(lora, model))
+        model.add_adapter(train_added_tokens(lora, model) if isinstance(lora, LoraConfig) else lora)
     return model
 
 
@@ -217,7 +222,9 @@ def describe_run(trainer: Trainer) -> None:
     total = model.num_parameters()
     plan = forecast(trainer)
     click.echo(
-        f"method    {config.method}: {trained:,} trained of {total:,} parameters ({100 * trained / total:.2f} %)", err=True
+        f"method    {config.method}{_kind(model)}: {trained:,} trained of {total:,} parameters "
+        f"({100 * trained / total:.2f} %)",
+        err=True,
     )
     click.echo(
         f"steps     {trainer.total_steps:,} of {config.per_device_train_batch_size * config.gradient_accumulation_steps} "
@@ -229,3 +236,9 @@ def describe_run(trainer: Trainer) -> None:
     if model.device != "cpu":
         click.echo(f"device    {model.device}", err=True)
     click.echo(f"memory    {plan.describe()}", err=True)
+
+
+def _kind(model: Model) -> str:
+    """The kind of the adapter, where it is not the one that the method is called after."""
+    config = model.adapter_config
+    return "" if config is None or isinstance(config, LoraConfig) else f" ({kind_name(config)})"

@@ -5,7 +5,9 @@ A wrong name or value raises `ConfigError` with one line that gives the nearest 
 
 from .adapters import ADAPTER_KINDS, MOST_RANK, AdapterConfig, LoraConfig
 from .base import FREE_TEXTS
+from .bottleneck import BottleneckConfig
 from .generation import SAMPLING_FIELDS, GenerationConfig
+from .ia3 import IA3Config
 from .quantization import FOUR_BIT, NF4_BLOCK_SIZES, QUANT_TYPES, FourBit, QuantType
 from .stack import StackConfig
 from .training import MOST_STEPS, TrainConfig
@@ -14,6 +16,7 @@ from .virtual_tokens import PrefixTuningConfig, PromptTuningConfig, VirtualToken
 __all__ = [
     "ADAPTER_KINDS",
     "AdapterConfig",
+    "BottleneckConfig",
     "FOUR_BIT",
     "FREE_TEXTS",
     "MOST_RANK",
@@ -23,6 +26,7 @@ __all__ = [
     "SAMPLING_FIELDS",
     "FourBit",
     "GenerationConfig",
+    "IA3Config",
     "LoraConfig",
     "PrefixTuningConfig",
     "PromptTuningConfig",

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import ConfigError
 from .base import Config, Probability, Seed
+from .bottleneck import BottleneckConfig
+from .ia3 import IA3Config
+from .peft_constants import PEFT_CONSTANTS, without_constants
 from .virtual_tokens import PrefixTuningConfig, PromptTuningConfig
 
 if TYPE_CHECKING:
@@ -17,23 +19,6 @@ if TYPE_CHECKING:
 _INITIALISATIONS = ("gaussian", "orthogonal", "pissa", "olora", "loftq")
 MOST_RANK = 1 << 20
 Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
-
-
-def _without_peft_constants(values: dict[str, Any]) -> dict[str, Any]:
-    """Options of PEFT that have one value here; another one is refused."""
-    rest = dict(values)
-    for name, (expected, why) in _PEFT_CONSTANTS.items():
-        value = rest.pop(name, expected)
-        value = getattr(value, "value", value)  # PEFT's own constants are members of enumerations
-        if value != expected and value is not None:
-            raise ConfigError(f"LoraConfig: {name}: expected {expected!r}, got {value!r}; {why}")
-    return rest
-
-
-_PEFT_CONSTANTS: dict[str, tuple[Any, str]] = {
-    "peft_type": ("LORA", "other methods are not supported"),
-    "inference_mode": (False, "a new adapter is trained; load_adapter(path, is_trainable=False) loads a frozen one"),
-}
 
 
 class LoraConfig(Config):
@@ -86,7 +71,8 @@ class LoraConfig(Config):
     """
 
     def __init__(self, **values: Any) -> None:
-        super().__init__(**_without_peft_constants(values))
+        constants = PEFT_CONSTANTS | {"peft_type": ("LORA", "this is its class")}
+        super().__init__(**without_constants("LoraConfig", values, constants))
 
     r: Rank = Field(8, description="Rank of the update.")
     lora_alpha: float = Field(8, gt=0, description="The update is scaled by lora_alpha / r.")
@@ -155,10 +141,12 @@ class LoraConfig(Config):
 # Every kind of adapter by PEFT's name of it (`peft_type`), and the union of their classes.
 ADAPTER_KINDS: dict[str, type[AdapterConfig]] = {
     "LORA": LoraConfig,
+    "IA3": IA3Config,
+    "BOTTLENECK": BottleneckConfig,
     "PROMPT_TUNING": PromptTuningConfig,
     "PREFIX_TUNING": PrefixTuningConfig,
 }
-AdapterConfig: TypeAlias = LoraConfig | PromptTuningConfig | PrefixTuningConfig
+AdapterConfig: TypeAlias = LoraConfig | IA3Config | BottleneckConfig | PromptTuningConfig | PrefixTuningConfig
 
 
 def kind_name(config: object) -> str:

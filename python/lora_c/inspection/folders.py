@@ -35,6 +35,9 @@ from .report import Report, shape_text
 _A = re.compile(r"(?P<module>.+)\.(lora_A(\.default)?\.weight|lora_embedding_A(\.default)?|lora_a)")
 
 
+_VECTOR, _BOTTLENECK = ".ia3_l", ".bottleneck.down.weight"
+
+
 def inspect_path(path: str | os.PathLike[str]) -> Report:
     """Say what a file or folder is.
 
@@ -182,6 +185,7 @@ def _adapter(folder: Path, report: Report) -> None:
         report.add(task=values.get("task_type") if values.get("task_type") == "SEQ_CLS" else None)
         report.add(virtual_tokens=values.get("num_virtual_tokens"), begun_as=values.get("prompt_tuning_init"))
         report.add(projection=True if values.get("prefix_projection") else None)
+        report.add(feedforward=values.get("feedforward_modules"), bottlenecks=_places(values))
         report.add(targets=values.get("target_modules"), base=values.get("base_model_name_or_path"))
         report.add(rslora=True if values.get("use_rslora") else None, dora=True if values.get("use_dora") else None)
         report.collect(lambda: parse_adapter_config(values, "adapter_config.json"))
@@ -195,14 +199,30 @@ def _adapter(folder: Path, report: Report) -> None:
         file.close()
 
 
+def _places(values: dict[str, Any]) -> str | None:
+    """Where bottleneck adapters lie, and how wide they are."""
+    if str(values.get("peft_type")).upper() != "BOTTLENECK":
+        return None
+    places = [where for key, where in (("mh_adapter", "attention"), ("output_adapter", "MLP")) if values.get(key)]
+    size = (
+        f"size {values['bottleneck_size']}"
+        if values.get("bottleneck_size")
+        else f"1/{values.get('reduction_factor', 16):g} as wide"
+    )
+    return f"behind {' and '.join(places)}, {size}, {values.get('non_linearity')}"
+
+
 def _matrices(tensors: dict[str, TensorInfo], mlx: bool, report: Report) -> None:
     report.count_tensors(tensors)
     ranks: Counter[int] = Counter()
     for name, info in tensors.items():
         if _A.fullmatch(name) and len(info.shape) == 2:
             ranks[info.shape[1 if mlx else 0]] += 1
-    matrices = sum(ranks.values()) if VIRTUAL_TOKENS not in tensors else None
-    report.add(parameters=sum(math.prod(info.shape) for info in tensors.values()), adapted_matrices=matrices)
+    matrices = sum(ranks.values()) or sum(name.endswith(_VECTOR) for name in tensors)
+    bottlenecks = sum(name.endswith(_BOTTLENECK) for name in tensors)
+    report.add(parameters=sum(math.prod(info.shape) for info in tensors.values()))
+    elsewhere = bottlenecks or VIRTUAL_TOKENS in tensors
+    report.add(adapted_matrices=None if elsewhere else matrices, adapted_places=bottlenecks or None)
     report.add_counts("ranks", ranks, (f"{rank} ({count})" for rank, count in sorted(ranks.items())))
 
 

@@ -301,7 +301,7 @@ def delete_adapter(model: Model, name: str | None = None, *, adapter_name: str |
 def merge_adapter(model: Model) -> None:
     """Fold the adapter into this model's float32 weights, as PEFT does; `unmerge_adapter` takes it out again.
 
-    Taking it out restores each weight up to two roundings of float32 sums, with DoRA exactly.
+    Taking it out restores each weight up to two roundings of float32 sums, with DoRA and IA3 exactly.
     """
     if model.adapter_config is None or model.is_merged:
         state = "a merged one" if model.is_merged else "none"
@@ -315,7 +315,7 @@ def unmerge_adapter(model: Model) -> None:
     """Take a merged adapter out of the weights and make it active again."""
     if model.merged is None or model.adapter is None:
         raise AdapterError("unmerge_adapter: expected a model after merge_adapter(), got one that is not merged")
-    model.merged.undo(model, model.adapter)
+    model.merged.undo(model)
     model.merged = None
     model.adapter_set.attach_updates()
 

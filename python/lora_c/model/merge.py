@@ -1,4 +1,4 @@
-"""Folding an adapter into its base: W + s B A. After it, inference costs exactly what the base costs.
+"""Folding an adapter into its base: W + s B A, times the vectors of IA3. After it, inference costs what the base costs.
 
 Source: LoRA, arXiv:2106.09685, section 4.1 ("no additional inference latency").
 """
@@ -11,15 +11,16 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core import GGMLTensor, LoRALinear, Parameter
+from .._core import GGMLTensor
 from ..checkpoints.safetensors_file import find_non_finite
 from ..configs.quantization import FOUR_BIT, Q8_0_BLOCK
 from ..errors import AdapterError, ConfigError
-from ..families.architectures import architecture_of
+from ..families.architectures import WeightSpec, architecture_of
 from ..weights.kinds import dense, format_of
+from .folded import Folds
 
 if TYPE_CHECKING:
-    from ..adapters import Adapter, LoadedAdapter
+    from ..adapters import Adapter
     from .model import Model
 
 MergeDtype = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "fp4_e2m1", "int4", "q8_0"]
@@ -28,15 +29,6 @@ _DENSE: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-
-
-def merged_weight(weight: Any, adapter: LoadedAdapter, sign: float = 1.0) -> NDArray[np.float32]:
-    """Return W + sign * s * B * A in float32 products, (out, in), in every precision; with DoRA g * (W + s B A)."""
-    base = weight.data if isinstance(weight, Parameter) else weight
-    r = adapter.A.shape[0]
-    magnitude = None if adapter.magnitude is None else adapter.magnitude.data
-    layer = LoRALinear(base, r, lora_alpha=adapter.scale * r, A=adapter.A.data, B=adapter.B.data, magnitude=magnitude)
-    return layer.merge(sign=sign)
 
 
 def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
@@ -53,16 +45,17 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
     Raises
     ------
     AdapterError
-        There is no adapter, or a merged weight is not finite in that type (it is named).
+        There is no adapter, or one of bottlenecks; or a merged weight is not finite in that type (it is named).
     """
     if dtype not in get_args(MergeDtype):
         raise ConfigError(f"dtype: expected one of {', '.join(get_args(MergeDtype))}, got {dtype!r}")
     if model.adapter is None:
         raise AdapterError("merge: expected a model with an adapter, got none; call add_adapter or load_adapter first")
     refuse_virtual_tokens(model.adapter, "merge")
-    replaced, layers = whole_tensors(model), {} if model.is_merged else model.adapters
+    folds = Folds() if model.is_merged else Folds.of(model.adapter, "merge")
+    replaced = whole_tensors(model)
     config = dict(model.config)
-    if model.architecture.tied and ("lm_head" in replaced or {"lm_head", "embed_tokens"} & set(layers)):
+    if model.architecture.tied and ("lm_head" in replaced or {"lm_head", "embed_tokens"} & set(folds.layers)):
         config["tie_word_embeddings"] = False
         replaced.setdefault("lm_head", model.weights["embed_tokens"])
     weights: dict[str, Any] = {}
@@ -72,13 +65,14 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
         weight = replaced.get(name, model.weights.get(name))
         stored.setdefault(name, stored["embed_tokens"])  # a head that is untied here
         if spec.kind == "vector":
-            weights[name] = _finite(np.array(dense(weight), np.float32), spec.file_name)
+            array = folds.weight(name, weight) if name in folds else np.array(dense(weight), np.float32)
+            weights[name] = _finite(array, spec.file_name)
         elif spec.kind == "projection" or dtype == "q8_0" or format_of(weight) == dtype.upper():
-            weights[name] = _merge_one(model, spec.module, weight, layers.get(name), dtype)
+            weights[name] = _merge_one(model, spec, weight, folds, dtype)
             if weights[name] is weight and name in model.quant_records and name not in replaced:
                 records[name] = model.quant_records[name]
         else:
-            array = dense(weight) if name not in layers else _finite(merged_weight(weight, layers[name]), spec.module)
+            array = dense(weight) if name not in folds else _finite(folds.weight(name, weight), spec.module)
             weights[name] = _cast(array, stored[name].name if dtype in FOUR_BIT else dtype, spec.module)
         if dtype in _DENSE:
             stored[name] = _DENSE[dtype]
@@ -116,13 +110,14 @@ def whole_tensors(model: Model) -> dict[str, Any]:
     return replaced
 
 
-def _merge_one(model: Model, module: str, weight: Any, adapter: LoadedAdapter | None, dtype: MergeDtype) -> Any:
-    if adapter is None:
+def _merge_one(model: Model, spec: WeightSpec, weight: Any, folds: Folds, dtype: MergeDtype) -> Any:
+    module = spec.module
+    if spec.name not in folds:
         if format_of(weight) == dtype.upper():  # blocks of that kind already
             return weight
         array = dense(weight)
     else:
-        array = _finite(merged_weight(weight, adapter), module)
+        array = _finite(folds.weight(spec.name, weight), module)
     if dtype in FOUR_BIT:
         return model.quantization.in_4bit(dtype).quantize(array)
     if dtype == "q8_0":

@@ -9,7 +9,8 @@ import numpy as np
 from .._core import GGMLTensor, NF4Tensor
 from ..errors import AdapterError
 from ..weights.kinds import dense, format_of
-from .merge import merged_weight, refuse_virtual_tokens
+from .folded import Folds, merged_weight
+from .merge import refuse_virtual_tokens
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class InPlaceMerge:
-    """W + s B A in the place of a model's own weights, from `begin` until `undo`."""
+    """What an adapter makes of a model's own weights in their place, from `begin` until `undo`."""
 
-    def __init__(self) -> None:
-        self._before: dict[str, Any] = {}  # weights with DoRA, whose merge cannot be calculated back
+    def __init__(self, folds: Folds) -> None:
+        self._folds = folds
+        self._before: dict[str, Any] = {}  # weights with DoRA or IA3, whose merge cannot be calculated back
 
     @classmethod
     def begin(cls, model: Model, adapter: Adapter) -> InPlaceMerge:
@@ -32,23 +34,26 @@ class InPlaceMerge:
             A weight is not float32: rounding would make it impossible to take the adapter away again. Or the adapter
             replaces whole tensors, which cannot be folded.
         """
-        _check_can_fold(model, adapter)
-        merge = cls()
-        for name, layer in adapter.layers.items():
+        folds = Folds.of(adapter, "merge_adapter")
+        _check_can_fold(model, adapter, folds)
+        merge = cls(folds)
+        for name in list(folds.names(model.weights)):
             weight = model.weights[name]
-            if layer.magnitude is not None:
+            if not folds.is_exact_sum(name):
                 merge._before[name] = np.array(dense(weight))
-            model.replace_weight(name, merged_weight(weight, layer))
+            model.replace_weight(name, folds.weight(name, weight))
         return merge
 
-    def undo(self, model: Model, adapter: Adapter) -> None:
-        """Take the adapter out: each weight is restored up to two roundings of float32 sums, with DoRA exactly."""
-        for name, layer in adapter.layers.items():
+    def undo(self, model: Model) -> None:
+        """Take the adapter out: each weight is restored up to two roundings of float32 sums, with DoRA and IA3 exactly."""
+        for name in list(self._folds.names(model.weights)):
             kept = self._before.pop(name, None)
-            model.replace_weight(name, merged_weight(model.weights[name], layer, -1.0) if kept is None else kept)
+            model.replace_weight(
+                name, merged_weight(model.weights[name], self._folds.layers[name], -1.0) if kept is None else kept
+            )
 
 
-def _check_can_fold(model: Model, adapter: Adapter) -> None:
+def _check_can_fold(model: Model, adapter: Adapter, folds: Folds) -> None:
     refuse_virtual_tokens(adapter, "merge_adapter")
     if adapter.replaced():
         name = next(iter(adapter.replaced()))
@@ -56,7 +61,7 @@ def _check_can_fold(model: Model, adapter: Adapter) -> None:
             f"merge_adapter: expected an adapter of low-rank updates only, got one that replaces {name}; use "
             "merge(dtype=...), which returns a new model"
         )
-    for name in adapter.layers:
+    for name in dict.fromkeys([*folds.layers, *folds.names(model.weights)]):
         if model.architecture.tied and name in ("embed_tokens", "lm_head"):
             raise AdapterError(
                 f"merge_adapter: {name}: expected a weight that nothing else uses, got one that embedding and head share; use "

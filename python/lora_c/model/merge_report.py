@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ..errors import AdapterError, ConfigError, DataError
 from ..weights.kinds import dense
 from . import merge
+from .folded import Folds
 
 if TYPE_CHECKING:
-    from ..adapters import LoadedAdapter
     from .model import Model
 
 TARGETS: tuple[merge.MergeDtype, ...] = get_args(merge.MergeDtype)
@@ -274,15 +274,14 @@ def _agreement(merged: Model, segments: list[list[int]], reference: list[NDArray
 
 def _weight_errors(model: Model, merged: Model) -> Iterator[WeightError]:
     whole = merge.whole_tensors(model)
-    layers: dict[str, LoadedAdapter] = model.adapters
+    folds = Folds() if model.adapter is None else Folds.of(model.adapter, "merge")
     for spec in merged.architecture.weights():
         if spec.kind == "vector":
             continue
         weight = whole.get(
             spec.name, model.weights.get(spec.name, model.weights["embed_tokens"])
         )  # a head that is untied here
-        layer = layers.get(spec.name)
-        exact = np.asarray(dense(weight) if layer is None else merge.merged_weight(weight, layer), np.float32)
+        exact = np.asarray(folds.weight(spec.name, weight) if spec.name in folds else dense(weight), np.float32)
         lost = np.linalg.norm(np.asarray(dense(merged.weights[spec.name]), np.float32) - exact)
         size = np.linalg.norm(exact)
         yield WeightError(spec.name, float(lost / size) if size else 0.0)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..training.trainer import Trainer
 
 CARD_FILE = "README.md"
+_OWN_KINDS = {"BOTTLENECK"}  # whose files PEFT does not read
 _MARK = "<!-- Written by lora-c train; a later run replaces it. -->"
 _SNAPSHOT = re.compile(r"models--(?P<name>[\w.-]+(--[\w.-]+)?)/snapshots/")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -49,19 +50,22 @@ def model_card(folder: Path, trainer: Trainer, record: dict[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     adapter = trainer.model.adapter_config
+    kinds = [kind_name(part) for part in _parts(adapter)]
+    in_peft = not set(kinds) & _OWN_KINDS
     base = hub_name(record["base"]["name"], trainer.model.config)
     metadata = ModelCardData(
         base_model=base,
         base_model_relation="adapter" if adapter is not None else "finetune",
-        library_name="peft" if adapter is not None else "transformers",
+        library_name="transformers" if not kinds else "peft" if in_peft else "lora-c",
         pipeline_tag="text-generation" if trainer.model.labels is None else "text-classification",
-        tags=["lora-c", *(["lora"] if adapter is not None else [])],
+        tags=["lora-c", *(kind.lower().replace("_", "-") for kind in kinds)],
     )
     title = os.path.basename(os.path.abspath(folder))
-    kind = f"A {record['method']} adapter for" if adapter is not None else f"Trained ({record['method']}) from"
+    shown = record["method"] if kinds in ([], ["LORA"]) else f"{' and '.join(kinds)} ({record['method']})"
+    kind = f"A {shown} adapter for" if adapter is not None else f"Trained ({record['method']}) from"
     sections = [
         f"---\n{metadata.to_yaml()}\n---\n{_MARK}\n\n# {title}\n\n{kind} `{base}`.",
-        "## How to use it\n\n" + _usage(adapter is not None, base, trainer.model.labels),
+        "## How to use it\n\n" + _usage(adapter is not None, base, trainer.model.labels, in_peft),
         "## Training\n\n" + _table(trainer, record),
         "Everything else about the run, digests and counts included, is in `run.json`; `config.yaml` starts it again "
         "(`lora-c train --config config.yaml --output-dir again`).",
@@ -69,7 +73,12 @@ def model_card(folder: Path, trainer: Trainer, record: dict[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _usage(is_adapter: bool, base: str, labels: Labels | None) -> str:
+def _parts(adapter: Any) -> list[Any]:
+    """The configurations of the adapters in use."""
+    return list(adapter.adapters.values()) if isinstance(adapter, StackConfig) else [] if adapter is None else [adapter]
+
+
+def _usage(is_adapter: bool, base: str, labels: Labels | None, in_peft: bool = True) -> str:
     if labels is None:
         auto, options = "AutoModelForCausalLM", ""
         shell = '```sh\nlora-c generate --run . "Hello"\nlora-c chat --run .\n```'
@@ -85,8 +94,11 @@ def _usage(is_adapter: bool, base: str, labels: Labels | None) -> str:
             f"from transformers import {auto}, AutoTokenizer\n\n"
             f'model = {auto}.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```'
         )
+    own = f"With lora-c, in this folder (`--model` says where the base is, if it has moved):\n\n{shell}"
+    if not in_peft:
+        return own
     return (
-        f"With lora-c, in this folder (`--model` says where the base is, if it has moved):\n\n{shell}\n\nWith PEFT:\n\n"
+        f"{own}\n\nWith PEFT:\n\n"
         "```python\n"
         f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
         f'base = {auto}.from_pretrained("{base}"{options})\nmodel = PeftModel.from_pretrained(base, ".")\n'
@@ -108,7 +120,7 @@ def optimizer_row(config: TrainConfig) -> tuple[str, str]:
 def _table(trainer: Trainer, record: dict[str, Any]) -> str:
     config, result = trainer.config, record.get("result") or {}
     adapter = trainer.model.adapter_config
-    adapters = list(adapter.adapters.values()) if isinstance(adapter, StackConfig) else [] if adapter is None else [adapter]
+    adapters = _parts(adapter)
     data, held_out = record["data"], record["held_out"]
     files = ", ".join(os.path.basename(file) for file in data["files"]) or "in memory"
     rows: list[tuple[str, Any]] = [("method", record["method"])]

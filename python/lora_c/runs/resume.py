@@ -29,7 +29,7 @@ FREE_TRAIN_FIELDS = frozenset({
 # Judged together, as the number of steps: a run may be prolonged.
 LENGTH_FIELDS = frozenset({"max_steps", "num_train_epochs"})
 FREE_ADAPTER_FIELDS = frozenset({"fan_in_fan_out", "task_type"})  # of adapters: only written to a file
-_UNORDERED = frozenset({"target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"})
+_UNORDERED = frozenset({"target_modules", "feedforward_modules", "exclude_modules", "modules_to_save", "layers_to_transform"})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._core import GGMLTensor, NF4Tensor, Parameter
-from ..configs import FOUR_BIT, LoraConfig, TrainConfig
+from ..configs import ADAPTER_KINDS, FOUR_BIT, AdapterConfig, LoraConfig, TrainConfig
+from ..configs.adapters import kind_name
 from ..errors import ConfigError
 from ..weights.quantization import quantization_of
 
@@ -34,7 +35,7 @@ class RunOptions:
     """What is known of a run: `model`, `has_eval_data` and `total_steps` are None before they are."""
 
     config: TrainConfig
-    lora: LoraConfig | None = None
+    lora: AdapterConfig | None = None
     model: Model | None = None
     has_eval_data: bool | None = None
     total_steps: int | None = None
@@ -75,14 +76,19 @@ def _other_quantization(run: RunOptions, option: str) -> bool:
     return any(getattr(kind, option) != getattr(run.config, option) for kind in kinds)
 
 
+# Of adapters of every kind, and the kind itself.
+_OF_THE_RUN = ("seed", "task_type")
+ADAPTER_OPTIONS = list(
+    dict.fromkeys(["peft_type", *(n for kind in ADAPTER_KINDS.values() for n in kind.model_fields if n not in _OF_THE_RUN)])
+)
 RULES = [
     Rule(
-        [name for name in LoraConfig.model_fields if name not in ("seed", "task_type")],
+        ADAPTER_OPTIONS,
         lambda run: run.config.method in ("full", "head"),
         "method lora or qlora, got one without an adapter; leave it out, or choose another method",
     ),
     Rule(
-        [name for name in LoraConfig.model_fields if name not in ("seed", "task_type")],
+        ADAPTER_OPTIONS,
         lambda run: run.adapter is not None,
         "no adapter to go on from, whose own options hold, got one; leave it out",
     ),
@@ -93,7 +99,7 @@ RULES = [
     ),
     Rule(
         ["loftq_config"],
-        lambda run: run.lora is not None and run.lora.init_lora_weights != "loftq",
+        lambda run: isinstance(run.lora, LoraConfig) and run.lora.init_lora_weights != "loftq",
         "init_lora_weights loftq, got another; leave it out",
     ),
     Rule(
@@ -165,5 +171,7 @@ def given(run: RunOptions, name: str) -> list[Any]:
     """The value of an option in a list; an empty one where it was left alone."""
     if name == "adapter":
         return [run.adapter] if run.adapter is not None else []
+    if name == "peft_type":  # given where it is not LoRA, which stands for no choice
+        return [kind_name(run.lora)] if run.lora is not None and not isinstance(run.lora, LoraConfig) else []
     configs = [config for config in (run.config, run.lora) if config is not None and name in config.model_fields_set]
     return [getattr(config, name) for config in configs][:1]

@@ -6,7 +6,7 @@ of it, and of its adapter the whole A and the same rows of B.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._core import Decoder, NF4Tensor, Parameter
@@ -56,6 +56,27 @@ class Parts:
         """As `Decoder.remove_adapter`."""
         for part, _ in self._parts.get(name, ((name, 0),)):
             self._decoder.remove_adapter(part)
+
+    def set_scaling(self, name: str, vector: Parameter, input: bool) -> None:
+        """As `Decoder.set_scaling`; matrices that read the same input share its vector."""
+        if name not in self._parts:
+            self._decoder.set_scaling(name, vector, input=input)
+        for part, first in self._parts.get(name, ()):
+            self._decoder.set_scaling(part, vector, input=input, row=None if input else first)
+
+    def remove_scaling(self, name: str) -> None:
+        """As `Decoder.remove_scaling`."""
+        for part, _ in self._parts.get(name, ((name, 0),)):
+            self._decoder.remove_scaling(part)
+
+    def set_bottleneck(self, name: str, parts: Sequence[Parameter], scale: float, activation: Any) -> None:
+        """As `Decoder.set_bottleneck`; parts are down, its bias, up and its bias."""
+        down, down_bias, up, up_bias = parts
+        self._decoder.set_bottleneck(name, down, down_bias, up, up_bias, scale=scale, activation=activation)
+
+    def remove_bottleneck(self, name: str) -> None:
+        """As `Decoder.remove_bottleneck`."""
+        self._decoder.remove_bottleneck(name)
 
     def set_token_rows(self, ids: Any, rows: Parameter | None) -> None:
         """As `Decoder.set_token_rows`."""
