@@ -16,7 +16,7 @@ from .flag_types import FreeText, Literals, Pairs, TextList
 from .paths import output_of_a_run
 
 F = TypeVar("F", bound=Callable[..., Any])
-_WIDEST_CHOICE = 50  # characters of a choice that stands beside its flag
+_WIDEST_CHOICE = 42  # characters of a choice that stands beside its flag
 
 
 class FieldOption(click.Option):

@@ -71,7 +71,7 @@ class BottleneckConfig(Config):
     reduction_factor: float = Field(16.0, gt=0, description="hidden_size by this is the size of the bottleneck.")
     bottleneck_size: Size | None = Field(None, description="The size of the bottleneck itself.")
     non_linearity: Literal["relu", "silu", "swish", "gelu_new", "gelu_pytorch_tanh"] = Field(
-        "relu", description="Between down and up: relu, silu, swish, gelu_new or gelu_pytorch_tanh."
+        "relu", description="Between down and up."
     )
     scaling: float = Field(1.0, description="Factor of what is added.")
     init_weights: Literal["mam_adapter", "bert", "houlsby"] = Field(
