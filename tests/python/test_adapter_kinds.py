@@ -16,7 +16,7 @@ import lora_c as lc
 from lora_c.cli.adapter_options import take_adapter
 from lora_c.cli.command import Command
 from lora_c.configs import ADAPTER_KINDS, BottleneckConfig, IA3Config, LoraConfig
-from lora_c.errors import CheckpointError, ConfigError
+from lora_c.errors import AdapterError, CheckpointError, ConfigError
 from lora_c.inspection.folders import inspect_path
 from lora_c.training.memory import forecast
 
@@ -138,6 +138,16 @@ def test_a_changed_field_is_refused_or_allowed_as_the_table_says(kind: str, trai
             continue
         with pytest.raises(CheckpointError, match=rf"{cls.__name__}\.{field} .* -> "):
             resumed.train(resume=str(tmp_path / "out/checkpoint-2"))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_only_adapters_of_lora_are_combined(kind: str, tiny_model_dir: Path) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(CONFIGS[kind], kind)
+    model.add_adapter(LoraConfig(r=2), "low")
+    for names in ([kind], ["low", kind]):
+        with pytest.raises(AdapterError, match="adapters: expected adapters of LoRA, got one of"):
+            model.add_weighted_adapter(names, [1.0] * len(names), "both", "linear")
 
 
 # -- the command line ---------------------------------------------------------------------------------------------------------

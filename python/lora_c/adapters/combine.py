@@ -111,6 +111,12 @@ def combine(
 
 
 def _refuse_more_than_updates(adapters: Sequence[AdapterArrays]) -> None:
+    other = next((adapter.config for adapter in adapters if not isinstance(adapter.config, LoraConfig)), None)
+    if other is not None:
+        kind = type(other).__name__.removesuffix("Config")
+        raise AdapterError(
+            f"adapters: expected adapters of LoRA, got one of {kind}; use it beside them with set_adapter([...])"
+        )
     for adapter in adapters:
         if not isinstance(adapter.config, LoraConfig):
             raise AdapterError(f"adapters: expected adapters of LoRA, got one of {kind_name(adapter.config)}")
