@@ -22,7 +22,8 @@ from lora_c.model.opening import load_model
 IDS = np.arange(3, 20, dtype=np.int32)
 # Options that take a text which is no path.
 TEXTS = {
-    "generate": {"prompt", "device"}, "chat": {"system", "device"}, "eval": {"split", "device"}, "merge": {"combination"},
+    "generate": {"prompt", "device"}, "chat": {"system", "device"},
+    "classify": {"text", "text_pair", "device"}, "eval": {"split", "device"}, "merge": {"combination"},
     "plot": {"title"}, "bench": {"device"},
     "train": {"device", "layers_pattern", "init_lora_weights", "target_modules", "exclude_modules", "modules_to_save"},
 }  # fmt: skip

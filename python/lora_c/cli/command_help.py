@@ -17,7 +17,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         'lora-c chat --model MODEL --system "Answer in verse."',
     ),
     "classify": (
-        'lora-c classify --run out "How many are there?"',
+        'lora-c classify --model MODEL --adapter out "How many?"',
         "lora-c classify --model MODEL --adapter out \\\n    --texts questions.txt > labels.jsonl",
     ),
     "eval": (

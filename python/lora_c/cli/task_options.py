@@ -40,7 +40,7 @@ def task_options(function: F) -> F:
         click.option("--num-labels", type=click.IntRange(1), help="Labels of a classifier; default: those of the data."),
         click.option("--id2label", type=LabelNames(), help="Their names, in the order of their numbers."),
         click.option(
-            "--problem-type", type=click.Choice(PROBLEM_TYPES), help="One label of several, numbers, or each label or not."
+            "--problem-type", type=click.Choice(PROBLEM_TYPES), metavar="NAME", help=f"One of {', '.join(PROBLEM_TYPES)}."
         ),
     )  # fmt: skip
     for option in reversed(options):
