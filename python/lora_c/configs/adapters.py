@@ -95,7 +95,9 @@ class LoraConfig(Config):
     )
     loftq_config: dict[str, int] = Field({}, description="loftq: loftq_iter.")
     fan_in_fan_out: bool = Field(False, description="Written for PEFT; the base decides.")
-    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = Field(None, description="What it is for; by default the model's.")
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = Field(
+        None, description="SEQ_CLS: a classifier, whose data are texts with labels; default: what the model is."
+    )
     seed: Seed = Field(0, description="Seed of the values that it begins with.")
 
     @field_validator("modules_to_save", "trainable_token_indices", mode="before")
