@@ -222,7 +222,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="r: unknown option"):
         IA3Config(r=8)
     with pytest.raises(ConfigError, match="task_type"):
-        IA3Config(task_type="SEQ_CLS")
+        IA3Config(task_type="SEQ_2_SEQ_LM")
     model = lc.load_model(HERE / "adapters" / "tied")
     with pytest.raises(ConfigError, match="lora_alpha: unknown option"):
         model.add_adapter(peft_type="IA3", lora_alpha=3)
