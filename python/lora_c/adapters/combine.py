@@ -113,13 +113,10 @@ def combine(
 def _refuse_more_than_updates(adapters: Sequence[AdapterArrays]) -> None:
     other = next((adapter.config for adapter in adapters if not isinstance(adapter.config, LoraConfig)), None)
     if other is not None:
-        kind = type(other).__name__.removesuffix("Config")
         raise AdapterError(
-            f"adapters: expected adapters of LoRA, got one of {kind}; use it beside them with set_adapter([...])"
+            f"adapters: expected adapters of LoRA, got one of {kind_name(other)}; use it beside them with set_adapter([...])"
         )
     for adapter in adapters:
-        if not isinstance(adapter.config, LoraConfig):
-            raise AdapterError(f"adapters: expected adapters of LoRA, got one of {kind_name(adapter.config)}")
         more = "DoRA magnitudes" if adapter.config.use_dora else next(iter(adapter.saved), None)
         more = (
             more

@@ -40,8 +40,8 @@ def adapter_options(function: F) -> F:
         as_text = _is_ambiguous(name) and kind != _DEFAULT
         function = field_option(name, info, section, as_text=as_text)(function)
     return click.option(
-        "--peft-type", type=click.Choice(list(ADAPTER_KINDS), case_sensitive=False), default=None,
-        help=f"The kind of adapter.  [default: {_DEFAULT}]",
+        "--peft-type", type=click.Choice(list(ADAPTER_KINDS), case_sensitive=False), default=None, metavar="KIND",
+        help=f"The kind of adapter: {', '.join(ADAPTER_KINDS)}.  [default: {_DEFAULT}]",
     )(function)  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def _plain_type(annotation: Any) -> Any:
             if wanted in kinds:
                 return wanted
         return kinds[0]
-    if origin is not None and hasattr(origin, "__metadata__"):
+    if hasattr(annotation, "__metadata__"):
         return _plain_type(get_args(annotation)[0])
     if origin in (list, dict):
         return origin

@@ -49,8 +49,13 @@ class Folds:
         Raises
         ------
         AdapterError
-            It has bottlenecks, which no weight can hold.
+            It has bottlenecks or virtual tokens, which no weight can hold.
         """
+        if adapter.n_virtual:
+            raise AdapterError(
+                f"{what}: expected an adapter that changes weights, got one with {adapter.n_virtual} virtual tokens (prompt "
+                "or prefix tuning), which stand before every sequence and which no weight can hold; keep it as an adapter"
+            )
         if any(isinstance(part, BottleneckAdapter) for part in adapter.parts()):
             raise AdapterError(
                 f"{what}: expected an adapter that changes weights, got one of bottlenecks, between whose matrices lies an "

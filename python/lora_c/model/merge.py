@@ -20,7 +20,6 @@ from ..weights.kinds import dense, format_of
 from .folded import Folds
 
 if TYPE_CHECKING:
-    from ..adapters import Adapter
     from .model import Model
 
 MergeDtype = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "fp4_e2m1", "int4", "q8_0"]
@@ -45,13 +44,12 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
     Raises
     ------
     AdapterError
-        There is no adapter, or one of bottlenecks; or a merged weight is not finite in that type (it is named).
+        There is no adapter, or one that no weight can hold; or a merged weight is not finite in that type (it is named).
     """
     if dtype not in get_args(MergeDtype):
         raise ConfigError(f"dtype: expected one of {', '.join(get_args(MergeDtype))}, got {dtype!r}")
     if model.adapter is None:
         raise AdapterError("merge: expected a model with an adapter, got none; call add_adapter or load_adapter first")
-    refuse_virtual_tokens(model.adapter, "merge")
     folds = Folds() if model.is_merged else Folds.of(model.adapter, "merge")
     replaced = whole_tensors(model)
     config = dict(model.config)
@@ -77,21 +75,6 @@ def merge_model(model: Model, dtype: MergeDtype = "float32") -> Model:
         if dtype in _DENSE:
             stored[name] = _DENSE[dtype]
     return model.with_weights(weights, stored, records, config)
-
-
-def refuse_virtual_tokens(adapter: Adapter, what: str) -> None:
-    """Refuse an adapter whose tokens stand before every sequence, which no weight can hold.
-
-    Raises
-    ------
-    AdapterError
-        It is one.
-    """
-    if adapter.n_virtual:
-        raise AdapterError(
-            f"{what}: expected an adapter that changes weights, got one with {adapter.n_virtual} virtual tokens (prompt or "
-            "prefix tuning), which stand before every sequence and which no weight can hold; keep it as an adapter"
-        )
 
 
 def whole_tensors(model: Model) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from .._core import GGMLTensor, NF4Tensor
 from ..errors import AdapterError
 from ..weights.kinds import dense, format_of
 from .folded import Folds, merged_weight
-from .merge import refuse_virtual_tokens
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -54,7 +53,6 @@ class InPlaceMerge:
 
 
 def _check_can_fold(model: Model, adapter: Adapter, folds: Folds) -> None:
-    refuse_virtual_tokens(adapter, "merge_adapter")
     if adapter.replaced():
         name = next(iter(adapter.replaced()))
         raise AdapterError(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Optimizer: TypeAlias = _core.AdamW | _core.AdamW8bit | _core.SGD | _core.Lion | _core.Adafactor | _core.Muon
 BLOCK = 256  # of 8-bit moments
 WINDOW = 4 << 20  # elements of a paged state that are in memory at a time; the next ones are on their way
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_positions|wte|wpe)(\.|$)")
-_HEAD = re.compile(r"(^|\.)lm_head(\.|$)")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_positions|wte|wpe|prompt_embeddings)(\.|$)")
+_HEAD = re.compile(r"(^|\.)(lm_head|score)(\.|$)")
 
 
 def make_optimizer(config: TrainConfig, parameters: list[Parameter]) -> Optimizer:

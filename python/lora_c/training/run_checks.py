@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .._core import GGMLTensor, NF4Tensor, Parameter
 from ..configs import ADAPTER_KINDS, FOUR_BIT, AdapterConfig, LoraConfig, TrainConfig
 from ..configs.adapters import kind_name
+from ..configs.optimizers import check_optim
 from ..errors import ConfigError
 from ..weights.quantization import quantization_of
 
@@ -140,6 +141,22 @@ RULES = [
         lambda run: run.total_steps is not None and run.config.warmup_steps > run.total_steps,
         "no more than the steps of the run, got more; the learning rate would never reach its peak",
     ),
+    Rule(
+        ["learning_rate"],
+        lambda run: bool(check_optim(run.config.optim, run.config.optim_args).get("relative_step")),
+        "an optimizer without a rate of its own, got adafactor with relative_step; leave one of them out",
+    ),
+    Rule(
+        ["adam_beta1", "adam_beta2", "adam_epsilon"],
+        lambda run: run.config.optim in ("sgd", "adafactor"),
+        "an optimizer that has them, got another; leave it out, optim_args has the options of others",
+    ),
+    Rule(
+        ["paged_dir"],
+        lambda run: not run.config.optim.startswith("paged_"),
+        "optim paged_adamw_32bit or paged_adamw_8bit beside it, got another; leave it out",
+    ),
+    Rule(["adam_epsilon"], lambda run: run.config.optim == "lion", "an optimizer that has one, got lion; leave it out"),
     Rule(
         ["memory_limit"],
         lambda run: run.config.recompute != "auto",
