@@ -94,6 +94,12 @@ static lora_status softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lo
     return LORA_OK;
 }
 
+static lora_status add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err) {
+    LORA_TRY(real(ctx)->add_noise(ctx, noise, segments, x, err));
+    look(ctx, "add_noise", "x", NULL, x);
+    return LORA_OK;
+}
+
 static lora_status scale_columns(lora_ctx *ctx, const float *l, lora_mat x, lora_mat y, lora_error *err) {
     LORA_TRY(real(ctx)->scale_columns(ctx, l, x, y, err));
     look(ctx, "scale_columns", "y", l, y);
@@ -253,6 +259,7 @@ static void put_in(lora_backend_ops *ops) {
     ops->norm_backward = norm_backward;
     ops->scale_rows = scale_rows;
     ops->softcap_backward = softcap_backward;
+    ops->add_noise = add_noise;
     ops->scale_columns = scale_columns;
     ops->scale_columns_backward = scale_columns_backward;
     ops->copy_rows = copy_rows;
