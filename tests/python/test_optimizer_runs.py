@@ -96,7 +96,7 @@ def test_a_state_moves_between_memory_and_file(
 ) -> None:
     whole = trainer(optim=first)
     whole.train()
-    moved = trainer("again", optim=second, paged_dir=str(tmp_path))
+    moved = trainer("again", optim=second, **({"paged_dir": str(tmp_path)} if second.startswith("paged_") else {}))
     moved.train(resume=str(tmp_path / "out" / "checkpoint-2"))
     assert same(values(whole), values(moved))
 
@@ -132,8 +132,10 @@ def test_names_and_options_as_transformers_writes_them() -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_named(trainer: Callable[..., lc.Trainer], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="paged_dir: expected one that can be written, got .*/none; choose another folder"):
-        trainer(optim="paged_adamw_32bit", paged_dir=str(tmp_path / "none"))
+    with pytest.raises(
+        ConfigError, match="paged_dir: expected one that can be written, got /proc/none .*; choose another folder"
+    ):
+        trainer(optim="paged_adamw_32bit", paged_dir="/proc/none")
 
 
 @pytest.mark.parametrize("optim", OPTIMS)

@@ -91,7 +91,7 @@ def test_what_a_config_leaves_out_is_what_the_class_of_transformers_assumes(name
         ({"architectures": ["MinistralForCausalLM"], "model_type": "ministral"}, "architectures: .*got MinistralForCausalLM"),
         ({"architectures": ["Phi4MMForCausalLM"], "model_type": "phi4mm"}, "architectures: .*Phi4MM"),
         ({"architectures": ["GraniteMoeForCausalLM"], "model_type": "granitemoe"}, "architectures: .*GraniteMoe"),
-        ({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"}, "architectures: .*SequenceClass"),
+        ({"architectures": ["LlamaForTokenClassification"], "model_type": "llama"}, "architectures: .*TokenClass"),
         ({"model_type": "mamba"}, "architectures: .*got 'mamba'"),
         ({"architectures": ["LlamaForCausalLM"], "model_type": "mistral"}, "model_type: expected 'llama' .* got 'mistral'"),
     ],

@@ -144,6 +144,8 @@ def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
     elif field in ("metric_for_best_model", "greater_is_better", "early_stopping_patience", "early_stopping_threshold"):
         parts["eval_data"] = samples(5)  # which need an evaluation to judge by
         train = {"eval_steps": 1, "early_stopping_patience": 9} | train
+    elif field == "paged_dir":
+        train = train | {"optim": "paged_adamw_32bit"}  # whose state is that of adamw_torch
     elif field == "max_skipped_steps":
         train = train | {"nonfinite_steps": "skip"}
     elif field in ("quant_type", "double_quant", "block_size"):  # of a base that is quantized while it is loaded

@@ -54,11 +54,13 @@ def test_a_run_has_the_rates_of_its_schedule(tiny_model_dir: Path, tmp_path: Pat
     model = lc.load_model(tiny_model_dir, progress=False)
     model.add_adapter(r=2)
     data = Dataset([Sample(np.arange(3, 15, dtype=np.int32), np.ones(12, np.float32))] * 8)
+    options = {"min_lr_rate": 0.1} if kind == "cosine_with_min_lr" else {}
     config = TrainConfig(
-        output_dir=str(tmp_path), method="lora", max_steps=6, warmup_steps=2, learning_rate=1e-3, lr_scheduler_type=kind
-    )
+        output_dir=str(tmp_path), method="lora", max_steps=6, warmup_steps=2, learning_rate=1e-3, lr_scheduler_type=kind,
+        lr_scheduler_kwargs=options,
+    )  # fmt: skip
     result = lc.Trainer(model, data, config).train()
-    shape = {"peak": 1e-3, "total_steps": 6, "warmup_steps": 2, "kind": kind}
+    shape: dict[str, Any] = {"peak": 1e-3, "total_steps": 6, "warmup_steps": 2, "kind": kind, "options": options}
     history = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["learning_rate"] for r in history if "learning_rate" in r] == [learning_rate(i, **shape) for i in range(6)]
     assert result.steps == 6
@@ -66,6 +68,7 @@ def test_a_run_has_the_rates_of_its_schedule(tiny_model_dir: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(("kind", "options", "message"), [
     ("linear", {"num_cycles": 2.0}, "lr_scheduler_kwargs: expected none with linear, got num_cycles"),
+    ("cosine_with_min_lr", {}, "lr_scheduler_kwargs: expected min_lr or min_lr_rate with cosine_with_min_lr, got neither"),
     ("cosine", {"power": 2.0}, "lr_scheduler_kwargs: expected .*num_cycles.* with cosine, got power"),
     ("polynomial", {"power": "two"}, "power: expected a number, got 'two'"),
     ("polynomial", {"power": -1.0}, "power: expected more than 0, got -1"),

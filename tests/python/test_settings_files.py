@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from lora_c.cli import cli
 from lora_c.cli.train import command as train
-from lora_c.configs import LoraConfig, TrainConfig
+from lora_c.configs import ADAPTER_KINDS, LoraConfig, TrainConfig
 from lora_c.demo.run import BASE_MODEL
 from lora_c.gguf import write_model
 from lora_c.model.opening import load_model
@@ -60,7 +60,8 @@ def test_every_key_is_printed_once_with_its_meaning() -> None:
             before = text[: re.search(rf"^#?{name}:", text, re.M).start()]  # type: ignore[union-attr]
             meaning = " ".join(line.lstrip("# ") for line in before.rsplit("\n\n", 1)[1].splitlines())
             assert info.description in meaning, name
-    assert re.findall(r"# ---- (.*) ----", text) == ["main flags", "options", "training", "adapter"]
+    others = [f"adapter of peft_type {kind.lower()}" for kind in ADAPTER_KINDS if kind != "LORA"]
+    assert re.findall(r"# ---- (.*) ----", text) == ["main flags", "options", "training", "adapter", *others]
     assert max(map(len, text.splitlines())) <= 104
 
 

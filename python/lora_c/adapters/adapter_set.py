@@ -47,19 +47,24 @@ class AdapterSet:
         self._named[name] = adapter
 
     def remove(self, name: str) -> None:
-        """Forget an adapter, taking it out of use first.
+        """Forget an adapter, taking it out of use first, and the stacks that it is part of.
 
         Raises
         ------
         AdapterError
-            A stack consists of it.
+            A stack that it is part of is in use.
         """
-        for other, adapter in self._named.items():
-            if other != name and any(part is self._named[name] for part in adapter.parts()):
-                raise AdapterError(
-                    f"adapter: expected one that is part of no other, got {name!r}, which {other!r} consists of; delete "
-                    f"{other!r} first"
-                )
+        stacks = [
+            other for other, adapter in self._named.items()
+            if other != name and any(part is self._named[name] for part in adapter.parts())
+        ]  # fmt: skip
+        if self.active_name in stacks:
+            raise AdapterError(
+                f"adapter: expected one that is not in use beside others, got {name!r}, a part of {self.active_name!r}; use "
+                "another one first: set_adapter(...)"
+            )
+        for stack in stacks:
+            del self._named[stack]
         if name == self.active_name:
             self.activate(None)
         self._slots.pop(name, None)

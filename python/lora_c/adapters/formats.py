@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, MLX_FILE, has_own_base
-from ..configs import LoraConfig
+from ..configs import IA3Config, LoraConfig
+from ..configs.adapters import kind_name
 from ..errors import AdapterError, ConfigError, shorten
 from ..families.architectures import Architecture
 from ..files.atomic import recover_folder
@@ -114,8 +115,13 @@ def write_adapter(
             "it as 'peft', which takes the base along, or merge it"
         )
     if format != "peft" and not isinstance(adapter.config, LoraConfig):
-        kind = type(adapter.config).__name__.removesuffix("Config")
-        raise AdapterError(f"{path}: expected format='peft' for an adapter of this kind ({kind}), got {format!r}")
+        way_out = (
+            "merge it into its base, or save it as 'peft'" if isinstance(adapter.config, IA3Config) else "save it as 'peft'"
+        )
+        raise AdapterError(
+            f"{path}: {format}: expected an adapter of LoRA, got one of {kind_name(adapter.config)}, for which it has no "
+            f"place; {way_out}"
+        )
     if format != "peft" and architecture.labels is not None:
         raise AdapterError(
             f"format: expected 'peft' for an adapter of a classifier, which {format} cannot hold, got {format!r}"

@@ -30,6 +30,8 @@ def stack_names(path: str | os.PathLike[str]) -> list[str] | None:
     names = read_json_object(folder / STACK_FILE).get(_KEY)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and _is_name(name) for name in names):
         raise AdapterError(f"{folder / STACK_FILE}: expected a list of names under {_KEY!r}, got {repr(names)[:80]}")
+    if len(set(names)) != len(names):
+        raise AdapterError(f"{folder / STACK_FILE}: expected each adapter once, got {repr(names)[:80]}")
     missing = next((name for name in names if not (folder / name / ADAPTER_CONFIG).is_file()), None)
     if missing is not None:
         raise AdapterError(
@@ -40,7 +42,11 @@ def stack_names(path: str | os.PathLike[str]) -> list[str] | None:
 
 def _is_name(name: str) -> bool:
     """Whether it can be that of a subfolder."""
-    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    try:
+        bytes_of_name = os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0") and len(bytes_of_name) < 256
 
 
 def write_stack(path: str | os.PathLike[str], writers: Mapping[str, Callable[[Path], None]]) -> None:

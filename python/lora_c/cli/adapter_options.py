@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 from pydantic.fields import FieldInfo
 
-from ..configs import ADAPTER_KINDS, AdapterConfig
-from ..errors import ConfigError
+from ..configs import ADAPTER_KINDS, AdapterConfig, StackConfig
+from ..errors import ConfigError, nearest
+from .flag_types import TextList
 from .flags import field_option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,13 +41,15 @@ def adapter_options(function: F) -> F:
         as_text = _is_ambiguous(name) and kind != _DEFAULT
         function = field_option(name, info, section, as_text=as_text)(function)
     return click.option(
-        "--peft-type", type=click.Choice(list(ADAPTER_KINDS), case_sensitive=False), default=None, metavar="KIND",
-        help=f"The kind of adapter: {', '.join(ADAPTER_KINDS)}.  [default: {_DEFAULT}]",
+        "--peft-type", type=TextList(), default=None, metavar="KIND,...",
+        help=f"The kind of adapter: {', '.join(ADAPTER_KINDS)}; several are trained together.  [default: {_DEFAULT}]",
     )(function)  # fmt: skip
 
 
-def take_adapter(settings: dict[str, Any], seed: int) -> AdapterConfig:
+def take_adapter(settings: dict[str, Any], seed: int) -> AdapterConfig | StackConfig:
     """Remove the options of adapters from the settings and return the configuration that they make.
+
+    Of several kinds a stack, whose adapters have their kinds' names; an option goes to every kind that has it.
 
     Parameters
     ----------
@@ -56,14 +59,43 @@ def take_adapter(settings: dict[str, Any], seed: int) -> AdapterConfig:
     Raises
     ------
     ConfigError
-        An option is another kind's, or its value does not fit.
+        There is no such kind, an option is another kind's, or its value does not fit.
     """
-    kind = settings.pop("peft_type", None) or _DEFAULT
-    cls = ADAPTER_KINDS[str(kind).upper()]
+    kinds = _kinds(settings.pop("peft_type", None) or [_DEFAULT])
     taken = {name: settings.pop(name) for name in _fields() if name in settings}
     given = {name: list(v) if isinstance(v, tuple) else v for name, v in taken.items() if v is not None and v != ()}
-    other = next((name for name in given if name not in cls.model_fields), None)
+    other = next((name for name in given if not any(name in ADAPTER_KINDS[kind].model_fields for kind in kinds)), None)
     if other is not None:
-        kinds = " or ".join(name for name, known in ADAPTER_KINDS.items() if other in known.model_fields)
-        raise ConfigError(f"{other}: expected peft_type {kinds}, which has this option, got {kind}; leave it out")
-    return cls(**given, **({"seed": seed} if "seed" in cls.model_fields else {}))
+        have = " or ".join(name for name, known in ADAPTER_KINDS.items() if other in known.model_fields)
+        raise ConfigError(f"{other}: expected peft_type {have}, which has this option, got {','.join(kinds)}; leave it out")
+    made = {kind: _made(ADAPTER_KINDS[kind], given, seed) for kind in kinds}
+    return next(iter(made.values())) if len(made) == 1 else StackConfig(adapters={k.lower(): c for k, c in made.items()})
+
+
+def refuse_adapter_options(settings: Mapping[str, Any]) -> None:
+    """Refuse options of a new adapter where a run goes on from one.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option.
+    """
+    given = [name for name in ("peft_type", *_fields()) if settings.get(name) not in (None, ())]
+    if given:
+        raise ConfigError(f"{given[0]}: expected no adapter to go on from, whose own options hold, got one; leave it out")
+
+
+def _kinds(given: str | list[str]) -> list[str]:
+    """The names of kinds, each once."""
+    names = [str(name).strip().upper().replace("-", "_") for name in ([given] if isinstance(given, str) else given)]
+    wrong = next((name for name in names if name not in ADAPTER_KINDS), None)
+    if wrong is not None:
+        raise ConfigError(f"peft_type: expected {', '.join(ADAPTER_KINDS)}, got {wrong!r}{nearest(wrong, ADAPTER_KINDS)}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"peft_type: expected each kind once, got {','.join(names)}")
+    return names
+
+
+def _made(cls: type[AdapterConfig], given: dict[str, Any], seed: int) -> AdapterConfig:
+    own = {name: value for name, value in given.items() if name in cls.model_fields}
+    return cls(**own, **({"seed": seed} if "seed" in cls.model_fields else {}))

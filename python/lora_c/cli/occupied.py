@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE
+from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE, STACK_FILE
 from ..errors import ConfigError
 
-_ADAPTER = (ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE)
+_ADAPTER = (ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE, STACK_FILE)
 _MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")
 
 

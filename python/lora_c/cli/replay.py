@@ -36,6 +36,11 @@ def command(folder: str, model: str | None, as_json: bool, **unused: Any) -> Non
     print_json(asdict(found)) if as_json else _show(found)
 
 
+def _short(name: str) -> str:
+    """A parameter without what PEFT puts around every name."""
+    return name.removeprefix("base_model.model.").removeprefix("model.").removesuffix(".weight")
+
+
 def _path(folder: str) -> Any:
     from pathlib import Path
 
@@ -56,4 +61,4 @@ def _show(found: Replay) -> None:
         batch = f" (micro-batch {first.batch})" if first.batch else ""
         click.echo(f"first     {first.where}{made}{value}{token}{batch}")
     for name, norm in found.gradient_norms.items() if first is None else ():
-        click.echo(f"gradient  {norm:12.6g}  {name}")
+        click.echo(f"gradient  {norm:<10.4g}  {_short(name)}")

@@ -66,14 +66,14 @@ def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
     CheckpointError
         The folder is no run's.
     """
-    from ..checkpoints.written import ADAPTER_CONFIG
+    from ..checkpoints.written import ADAPTER_CONFIG, STACK_FILE
     from ..runs.checkpoints import latest_checkpoint
     from ..runs.record import find_moved, read_run
 
     folder = run
-    if run.is_dir() and not any((run / name).is_file() for name in (ADAPTER_CONFIG, "config.json")):
+    if run.is_dir() and not any((run / name).is_file() for name in (ADAPTER_CONFIG, STACK_FILE, "config.json")):
         folder = latest_checkpoint(run) or run  # stopped before its end
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not any((folder / name).is_file() for name in (ADAPTER_CONFIG, STACK_FILE)):
         if (folder / "config.json").is_file():
             return str(folder), None, {}
         got = "one without" if run.is_dir() else "a file" if run.exists() else "nothing there"
@@ -86,9 +86,12 @@ def parts_of_run(run: Path) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def _named_base(folder: Path) -> str:
+    from ..adapters.stack_folder import stack_names
     from ..checkpoints.written import ADAPTER_CONFIG
     from ..files.json_files import read_json_object
 
+    names = stack_names(folder)
+    folder = folder / names[0] if names else folder
     values = read_json_object(folder / ADAPTER_CONFIG)
     named = values.get("base_model_name_or_path") or values.get("model")
     if not isinstance(named, str) or not named:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..configs import AdapterConfig, LoraConfig, TrainConfig
-from ..configs.adapters import kind_name
+from ..configs import AdapterConfig, LoraConfig, StackConfig, TrainConfig
+from ..configs.adapters import kind_name, parts_of
 from .paths import RUN_MARK, InputPath, OutputPath, is_written_by_a_run, refuse_foreign_settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _EXPLAINED = (
 _OF_THIS_CALL = ("resume", "allow_changes", "as_json")
 
 
-def save_settings(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig, ignored: set[str]) -> None:
+def save_settings(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackConfig, ignored: set[str]) -> None:
     """Write config.yaml; options without effect in the run, which the next one would refuse, are left out.
 
     Parameters
@@ -51,11 +51,22 @@ def save_settings(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig,
     if values.get("chat_template"):  # a copy, so that the run can start again when the file is gone
         write_text(folder / TEMPLATE_FILE, read_chosen_template(values["chat_template"]))
         values["chat_template"] = TEMPLATE_FILE
-    of_adapter = {key: value for key, value in lora.model_dump(mode="json").items() if key not in ("seed", "task_type")}
+    of_adapter = _adapter_values(lora)
     values |= config.model_dump(mode="json") | of_adapter
     values |= {} if isinstance(lora, LoraConfig) else {"peft_type": kind_name(lora)}
     values = {key: value for key, value in values.items() if key not in ignored} | {"output_dir": "."}
     write_text(folder / CONFIG_NAME, _EXPLAINED + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _adapter_values(config: AdapterConfig | StackConfig) -> dict[str, Any]:
+    """The options of the adapter; of several only what was given, which each kind that has it takes. Without value are only
+    LoRA's: of another kind a key of the same name has another default."""
+    values: dict[str, Any] = {}
+    for part in parts_of(config):
+        names = part.model_fields_set if isinstance(config, StackConfig) else set(type(part).model_fields)
+        own = {name: value for name, value in part.model_dump(mode="json").items() if name in names - {"seed", "task_type"}}
+        values |= {name: value for name, value in own.items() if value is not None or isinstance(part, LoraConfig)}
+    return values
 
 
 def resolve_paths(file: Path, values: dict[str, Any], params: Mapping[str, click.Parameter]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..configs import AdapterConfig, LoraConfig, TrainConfig
+from ..configs import AdapterConfig, LoraConfig, StackConfig, TrainConfig
 from ..configs.adapters import kind_name
 from ..errors import ConfigError, SaveError, shorten
 from ..notices import tell
-from .adapter_options import adapter_options, take_adapter
+from .adapter_options import adapter_options, refuse_adapter_options, take_adapter
 from .data_options import device_option, open_data, reading_options, training_data_options
 from .json_output import print_json
 from .options import Command, config_options, take
@@ -60,6 +60,8 @@ def command(**settings: Any) -> None:
     README.md (a model card) to the output folder.
     """
     train_config = TrainConfig(**take(settings, TrainConfig))
+    if settings.get("adapter"):
+        refuse_adapter_options(settings)
     adapter_config = take_adapter(settings, train_config.seed)
     if settings.get("resize_embedding") and not isinstance(adapter_config, LoraConfig):
         raise ConfigError(
@@ -72,7 +74,7 @@ def command(**settings: Any) -> None:
     run(settings, train_config, adapter_config)
 
 
-def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig) -> TrainResult:
+def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackConfig) -> TrainResult:
     """Load, train, save, report.
 
     Raises
@@ -168,7 +170,9 @@ def say_when_saved(count: int) -> None:
         click.echo(f"stopping when everything is saved; press {again} to end at once", err=True)
 
 
-def refuse_resume_early(resume: Any, config: TrainConfig, lora: AdapterConfig | None, allow_changes: bool) -> None:
+def refuse_resume_early(
+    resume: Any, config: TrainConfig, lora: AdapterConfig | StackConfig | None, allow_changes: bool
+) -> None:
     """What of a resumed run can be refused before its base is loaded."""
     from ..runs.checkpoints import find_checkpoint, read_position
     from ..runs.resume import check_same_options
@@ -191,8 +195,8 @@ def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
 
 
 def open_model(
-    path: str, config: TrainConfig, lora: AdapterConfig, resize: bool = False, adapter: str | None = None, device: str = "cpu",
-    task: dict[str, Any] | None = None,
+    path: str, config: TrainConfig, lora: AdapterConfig | StackConfig, resize: bool = False, adapter: str | None = None,
+    device: str = "cpu", task: dict[str, Any] | None = None,
 ) -> Model:  # fmt: skip
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks
@@ -209,8 +213,18 @@ def open_model(
     if adapter is not None:
         model.load_adapter(adapter)
     elif config.method in ("lora", "qlora"):
-        model.add_adapter(train_added_tokens(lora, model) if isinstance(lora, LoraConfig) else lora)
+        add_adapters(model, train_added_tokens(lora, model) if isinstance(lora, LoraConfig) else lora)
     return model
+
+
+def add_adapters(model: Model, config: AdapterConfig | StackConfig) -> None:
+    """Put what is trained on the model: an adapter, or several that are used together."""
+    if not isinstance(config, StackConfig):
+        model.add_adapter(config)
+        return
+    for name, part in config.adapters.items():
+        model.add_adapter(part, name)
+    model.set_adapter(list(config.adapters))
 
 
 def describe_run(trainer: Trainer) -> None:

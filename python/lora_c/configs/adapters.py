@@ -11,6 +11,7 @@ from .base import Config, Probability, Seed
 from .bottleneck import BottleneckConfig
 from .ia3 import IA3Config
 from .peft_constants import PEFT_CONSTANTS, without_constants
+from .stack import StackConfig
 from .virtual_tokens import PrefixTuningConfig, PromptTuningConfig
 
 if TYPE_CHECKING:
@@ -152,5 +153,12 @@ AdapterConfig: TypeAlias = LoraConfig | IA3Config | BottleneckConfig | PromptTun
 
 
 def kind_name(config: object) -> str:
-    """Return PEFT's name of the kind that a configuration is of."""
+    """Return PEFT's name of the kind that a configuration is of; of a stack the names of all of its kinds."""
+    if isinstance(config, StackConfig):
+        return ",".join(kind_name(part) for part in config.adapters.values())
     return next(name for name, kind in ADAPTER_KINDS.items() if isinstance(config, kind))
+
+
+def parts_of(config: Any) -> list[Any]:
+    """Return the configurations of the adapters that one stands for: its own, or those of a stack; none for None."""
+    return list(config.adapters.values()) if isinstance(config, StackConfig) else [] if config is None else [config]

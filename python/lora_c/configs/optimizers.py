@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 OptimName = Literal[
     "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd", "lion", "lion_32bit",
-    "adafactor", "muon",
+    "adafactor", "muon", "adamw_torch_fused", "paged_adamw",
 ]  # fmt: skip
-OTHER_OPTIM_NAMES = {"adamw_bnb_8bit": "adamw_8bit", "lion_32bit": "lion"}
+OTHER_OPTIM_NAMES = {
+    "adamw_bnb_8bit": "adamw_8bit", "lion_32bit": "lion", "adamw_torch_fused": "adamw_torch",
+    "paged_adamw": "paged_adamw_32bit",
+}  # fmt: skip
 # What a checkpoint of each holds: those with the same go on from each other's, with the same bits.
 OPTIM_STATES = {
     "adamw_torch": "adamw", "paged_adamw_32bit": "adamw", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "adamw_8bit",

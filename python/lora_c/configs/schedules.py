@@ -49,6 +49,8 @@ def check_schedule(kind: str, options: Mapping[str, Any], learning_rate: float) 
     for name in ("lr_end", "min_lr"):
         if options.get(name, 0) > learning_rate:
             raise ValueError(f"{name}: expected at most learning_rate ({learning_rate:g}), got {options[name]:g}")
+    if kind == "cosine_with_min_lr" and not {"min_lr", "min_lr_rate"} & options.keys():
+        raise ValueError("lr_scheduler_kwargs: expected min_lr or min_lr_rate with cosine_with_min_lr, got neither")
     if "min_lr" in options and "min_lr_rate" in options:
         raise ValueError("min_lr: expected one of min_lr and min_lr_rate, got both")
 

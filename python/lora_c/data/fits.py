@@ -58,7 +58,11 @@ def fit_to_model(dataset: Dataset, model: Model, name: str, max_seq_length: int 
     samples = [_cut(sample, limit) if len(sample) > limit else sample for sample in dataset.samples]
     kept = [sample for sample in samples if sample.n_predicted]
     if not kept:
-        raise DataError(f"{name}: expected at least one sample with a token that carries loss, got {len(samples)} without")
+        taken = model.context_with(None) - model.context_length
+        cut = f" after they were cut to the {limit} tokens that {taken} virtual ones leave of the context" if taken else ""
+        raise DataError(
+            f"{name}: expected at least one sample with a token that carries loss, got {len(samples)} without{cut}"
+        )
     n_cut, n_dropped = sum(len(sample) > limit for sample in dataset.samples), len(samples) - len(kept)
     if not n_cut and not n_dropped:
         return dataset

@@ -14,12 +14,13 @@ from typing import Any
 from ..adapters.config import parse_adapter_config
 from ..adapters.mlx_format import parse_mlx_config
 from ..adapters.peft_format import weights_file
+from ..adapters.stack_folder import stack_names
 from ..adapters.virtual_tokens_config import TENSOR as VIRTUAL_TOKENS
 from ..checkpoints.config_and_files import config_of_files
 from ..checkpoints.folder import Checkpoint
 from ..checkpoints.prequantized import quant_type_of, refuse_other_quantization
 from ..checkpoints.safetensors_file import SafetensorsFile, TensorInfo
-from ..checkpoints.written import MLX_FILE, has_own_base
+from ..checkpoints.written import MLX_FILE, STACK_FILE, has_own_base
 from ..data.records import SUFFIXES, kind_of
 from ..data.splits import SPLITS, find_files
 from ..errors import CheckpointError, DataError, LoraCError, shorten
@@ -68,6 +69,7 @@ def _folder(folder: Path, report: Report) -> None:
     rows: list[tuple[bool, Callable[[Path, Report], None]]] = [
         ("trainer_state.json" in names, _checkpoint),
         ("adapter_config.json" in names, _adapter),
+        (STACK_FILE in names, _stack),
         ("config.json" in names, _model),
         ("tokenizer.json" in names, _tokenizer_folder),
     ]
@@ -174,7 +176,9 @@ def _adapter(folder: Path, report: Report) -> None:
     values = report.collect(lambda: read_json_object(folder / "adapter_config.json")) or {}
     trained = (folder / "metrics.jsonl").is_file() and (folder / "config.yaml").is_file()
     mlx = "lora_parameters" in values
-    report.kind = "adapter of MLX" if mlx else "adapter of PEFT" + (", output of lora-c train" if trained else "")
+    own = str(values.get("peft_type")).upper() == "BOTTLENECK"  # PEFT has no such kind
+    report.kind = "adapter of MLX" if mlx else f"adapter of {'lora-c' if own else 'PEFT'}"
+    report.kind += ", output of lora-c train" if trained and not mlx else ""
     if mlx:
         table = values["lora_parameters"] if isinstance(values["lora_parameters"], dict) else {}
         report.add(rank=table.get("rank"), scale=table.get("scale"), layers=values.get("num_layers"))
@@ -197,6 +201,19 @@ def _adapter(folder: Path, report: Report) -> None:
     if file is not None:
         _matrices(file.tensors, mlx, report)
         file.close()
+
+
+def _stack(folder: Path, report: Report) -> None:
+    """Several adapters that are used together."""
+    trained = (folder / "metrics.jsonl").is_file() and (folder / "config.yaml").is_file()
+    report.kind = "stack of adapters" + (", output of lora-c train" if trained else "")
+    kinds = {}
+    for name in report.collect(lambda: stack_names(folder)) or []:
+        values = report.collect(lambda name=name: read_json_object(folder / name / "adapter_config.json")) or {}  # type: ignore[misc]
+        kinds[name] = str(values.get("peft_type", "LORA"))
+        report.collect(lambda values=values, name=name: parse_adapter_config(values, f"{name}/adapter_config.json"))  # type: ignore[misc]
+        report.collect(lambda name=name: weights_file(folder / name))  # type: ignore[misc]
+    report.add(adapters=", ".join(f"{name} ({kind})" for name, kind in kinds.items()))
 
 
 def _places(values: dict[str, Any]) -> str | None:

@@ -88,7 +88,8 @@ def load_adapter(
     ----------
     path : path or str
         An adapter of PEFT or mlx-lm; which one is seen from the files. Or a name on the Hugging Face Hub. Of a folder that
-        a stack was saved to, all adapters are loaded under the names of their subfolders, and the stack is called `name`.
+        a stack was saved to, all adapters are loaded under the names of their subfolders, and the stack is called `name`, by
+        default "first+second".
         One of a classifier (task_type SEQ_CLS) makes a language model one, with as many labels as its score has rows.
     name : str
         For `set_adapter`, where the model has several.
@@ -111,14 +112,18 @@ def load_adapter(
     if names is None:
         _load_one(model, path, name, is_trainable)
     else:
-        _load_stack(model, Path(path), names, name, is_trainable)
+        name = _load_stack(model, Path(path), names, name, is_trainable)
     if model.adapter_set.active is None:
         model.adapter_set.activate(name)
 
 
-def _load_stack(model: Model, folder: Path, parts: Sequence[str], name: str, is_trainable: bool) -> None:
-    for part in parts:
-        _refuse_second(model, part)
+def _load_stack(model: Model, folder: Path, parts: Sequence[str], name: str, is_trainable: bool) -> str:
+    """Put the adapters of a stack on the model under the names of their subfolders; return what the stack is called."""
+    name = "+".join(parts) if name == "default" else name
+    for other in (*parts, name):
+        _refuse_second(model, other)
+    if name in parts:
+        raise AdapterError(f"name: expected one that no adapter of the stack has, got {name!r}; give another name")
     try:
         for part in parts:
             _load_one(model, folder / part, part, is_trainable)
@@ -128,6 +133,7 @@ def _load_stack(model: Model, folder: Path, parts: Sequence[str], name: str, is_
             if part in model.adapter_set:
                 model.adapter_set.remove(part)
         raise
+    return name
 
 
 def _load_one(model: Model, path: str | os.PathLike[str], name: str, is_trainable: bool) -> None:
@@ -216,9 +222,12 @@ def _stack_name(model: Model, names: list[str]) -> str | None:
     if len(names) == 1:
         return names[0]
     stacks = (name for name in model.adapter_names if getattr(model.adapter_set[name], "names", None) == names)
-    name = next(stacks, "+".join(names))
-    if name not in model.adapter_set:
-        model.adapter_set.add(name, AdapterStack({part: model.adapter_set[part] for part in names}))
+    found = next(stacks, None)
+    if found is not None:
+        return found
+    name = "+".join(names)
+    _refuse_second(model, name)
+    model.adapter_set.add(name, AdapterStack({part: model.adapter_set[part] for part in names}))
     return name
 
 

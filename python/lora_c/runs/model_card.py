@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..configs import LoraConfig, StackConfig
-from ..configs.adapters import kind_name
+from ..configs import LoraConfig
+from ..configs.adapters import kind_name, parts_of
 from ..display.measures import measures_of
 from ..files.atomic import write_text
 from ..notices import tell
@@ -50,8 +50,8 @@ def model_card(folder: Path, trainer: Trainer, record: dict[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     adapter = trainer.model.adapter_config
-    kinds = [kind_name(part) for part in _parts(adapter)]
-    in_peft = not set(kinds) & _OWN_KINDS
+    kinds = [kind_name(part) for part in parts_of(adapter)]
+    in_peft = not set(kinds) & _OWN_KINDS and len(kinds) < 2  # PEFT uses one at a time
     base = hub_name(record["base"]["name"], trainer.model.config)
     metadata = ModelCardData(
         base_model=base,
@@ -71,11 +71,6 @@ def model_card(folder: Path, trainer: Trainer, record: dict[str, Any]) -> str:
         "(`lora-c train --config config.yaml --output-dir again`).",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _parts(adapter: Any) -> list[Any]:
-    """The configurations of the adapters in use."""
-    return list(adapter.adapters.values()) if isinstance(adapter, StackConfig) else [] if adapter is None else [adapter]
 
 
 def _usage(is_adapter: bool, base: str, labels: Labels | None, in_peft: bool = True) -> str:
@@ -120,7 +115,7 @@ def optimizer_row(config: TrainConfig) -> tuple[str, str]:
 def _table(trainer: Trainer, record: dict[str, Any]) -> str:
     config, result = trainer.config, record.get("result") or {}
     adapter = trainer.model.adapter_config
-    adapters = _parts(adapter)
+    adapters = parts_of(adapter)
     data, held_out = record["data"], record["held_out"]
     files = ", ".join(os.path.basename(file) for file in data["files"]) or "in memory"
     rows: list[tuple[str, Any]] = [("method", record["method"])]
@@ -137,16 +132,29 @@ def _table(trainer: Trainer, record: dict[str, Any]) -> str:
         ("sequences per step", config.per_device_train_batch_size * config.gradient_accumulation_steps),
         ("learning rate", f"{config.learning_rate:g}, {config.lr_scheduler_type}, {trainer.warmup_steps} steps of warm-up"),
         optimizer_row(config),
+        ("other options", _others(config)),
         ("longest sequence", config.max_seq_length),
         ("seed", config.seed),
         ("training loss (mean of the last tenth)", _loss(result.get("train_loss"))),
         ("held-out loss", _loss(result.get("eval_loss"))),
+        ("best evaluation", _best(result.get("best"), config)),
+        ("steps left out", f"{result['skipped']:,}" if result.get("skipped") else None),
         *((f"held-out {name}", _loss(value)) for name, value in measures_of(result).items()),
         ("time", f"{result.get('seconds', 0):,.0f} s on {record['machine']['cpu']}"),
         ("made with", f"lora-c {record['lora_c']}"),
     ]  # fmt: skip
     lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows if value is not None]
     return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def _others(config: TrainConfig) -> str | None:
+    """What else decides the result and is not as usual."""
+    fields = type(config).model_fields
+    names = ("lr_scheduler_kwargs", "max_grad_norm", "loraplus_lr_ratio", "neftune_noise_alpha", "skip_grad_norm", "precision")
+    found = [f"{name} {getattr(config, name)}" for name in names if getattr(config, name) != fields[name].default]
+    if config.method == "qlora" and config.quant_type != "nf4":
+        found.append(f"base in {config.quant_type}")
+    return ", ".join(found) or None
 
 
 def _adapter_rows(config: Any) -> list[tuple[str, Any]]:
@@ -160,6 +168,13 @@ def _adapter_rows(config: Any) -> list[tuple[str, Any]]:
         ]
     given = config.model_dump(exclude_none=True, exclude={"seed"})
     return [(kind_name(config), ", ".join(f"{name} {value}" for name, value in given.items()))]
+
+
+def _best(best: dict[str, Any] | None, config: TrainConfig) -> str | None:
+    if best is None:
+        return None
+    here = ", whose parameters these are" if config.load_best_model_at_end else ""
+    return f"{best['metric']} {best['value']:.4f} after step {best['step']:,}{here}"
 
 
 def _loss(value: float | None) -> str | None:

@@ -75,6 +75,10 @@ def describe_result(result: TrainResult) -> dict[str, Any]:
         "steps": result.steps,
         "train_loss": result.train_loss if math.isfinite(result.train_loss) else None,
         "eval_loss": result.eval_loss,
+        "best": None
+        if result.best is None
+        else {"metric": result.best.metric, "step": result.best.step, "value": result.best.value},
+        "skipped": result.skipped,
         **{f"eval_{name}": value for name, value in last_measures(result.history).items()},
         "seconds": round(result.elapsed_seconds, 1),
         "tokens_per_second": round(result.tokens_per_second, 1),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..configs import AdapterConfig, StackConfig, TrainConfig
+from ..configs.adapters import parts_of
 from ..configs.optimizers import OPTIM_STATES
 from ..errors import CheckpointError, shorten
 from ..families.labels import SAVED_BY_PEFT
@@ -55,8 +56,7 @@ class Run:
 
 def _options(config: TrainConfig, adapter: AdapterConfig | StackConfig | None) -> dict[str, Any]:
     options = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TRAIN_FIELDS}
-    parts = [] if adapter is None else list(adapter.adapters.values()) if isinstance(adapter, StackConfig) else [adapter]
-    for part in parts:  # each of another kind
+    for part in parts_of(adapter):  # each of another kind
         kind, values = type(part).__name__, part.model_dump(mode="json")
         if values.get("modules_to_save"):  # a classifier's adapter has its score without being asked
             values["modules_to_save"] = [name for name in values["modules_to_save"] if name not in SAVED_BY_PEFT] or None

@@ -18,6 +18,7 @@ from .state import load_parameters
 
 if TYPE_CHECKING:
     from ..display.progress import Progress
+    from ..model.model import Model
     from .trainer import Trainer
 
 _PREFIX = "eval_"
@@ -57,6 +58,21 @@ def greater_is_better(config: TrainConfig) -> bool:
     return said if said is not None else not metric_name(config).endswith("loss")
 
 
+def check_metric(config: TrainConfig, model: Model) -> None:
+    """Refuse a metric that no evaluation of the model has.
+
+    Raises
+    ------
+    ConfigError
+        A language model is judged by its loss alone.
+    """
+    if model.labels is None and config.metric_for_best_model not in (None, "loss", "eval_loss"):
+        raise ConfigError(
+            f"metric_for_best_model: expected loss, which is all that a language model is measured by, got "
+            f"{config.metric_for_best_model!r}"
+        )
+
+
 def best_of(config: TrainConfig, history: Iterable[Mapping[str, Any]]) -> Best | None:
     """Return the best evaluation of a history; None: there was none.
 
@@ -72,7 +88,9 @@ def best_of(config: TrainConfig, history: Iterable[Mapping[str, Any]]) -> Best |
             continue
         if metric not in record:
             known = ", ".join(name.removeprefix(_PREFIX) for name in record if name.startswith(_PREFIX))
-            raise ConfigError(f"metric_for_best_model: expected a metric of the evaluation ({known}), got {metric!r}")
+            raise ConfigError(
+                f"metric_for_best_model: expected a metric of the evaluation ({known}), got {config.metric_for_best_model!r}"
+            )
         value = record[metric]
         if best is None:
             best = Best(metric, record["step"], value, 0)
@@ -108,9 +126,10 @@ def tell_end(trainer: Trainer, done: int, interrupted: bool, progress: Progress)
     elif done < trainer.total_steps:
         best = best_of(trainer.config, trainer.history)
         assert best is not None  # it is judged by the evaluations after it
+        times = "one evaluation" if best.since == 1 else f"{best.since} evaluations in a row"
         progress.message(
-            f"ended after step {done} of {trainer.total_steps}: the last {best.since} evaluations were no better than "
-            f"{best.metric} {best.value:.4f} of step {best.step}"
+            f"ended after step {done} of {trainer.total_steps}: {times} without the gain that early_stopping_patience waits "
+            f"for; the best {best.metric} is {best.value:.4f} after step {best.step}"
         )
 
 

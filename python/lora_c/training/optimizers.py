@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .. import _core
 from ..configs.optimizers import OPTIM_STATES, check_optim
 from ..errors import ConfigError
+from ..files.os_errors import reason
 
 if TYPE_CHECKING:
     from .._core import Parameter
@@ -41,7 +43,13 @@ def make_optimizer(config: TrainConfig, parameters: list[Parameter]) -> Optimize
 def paged_folder(config: TrainConfig) -> Path:
     """Where the file of a paged state lies: `paged_dir`, or the output folder, or what there is yet of its path."""
     if config.paged_dir is not None:
-        return Path(config.paged_dir).expanduser()
+        folder = Path(config.paged_dir).expanduser()
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            got = f"{folder} ({reason(error)})"
+            raise ConfigError(f"paged_dir: expected one that can be written, got {got}; choose another folder") from None
+        return folder
     folder = Path(config.output_dir).absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 

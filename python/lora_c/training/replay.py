@@ -226,4 +226,7 @@ def _token(batch: PackedBatch, model: Model, first: FirstNonFinite) -> str | Non
     segments = np.repeat(np.arange(1, len(batch.cu_seqlens)), np.diff(batch.cu_seqlens))
     rows = np.arange(batch.n_tokens) + model.decoder.virtual_tokens * segments  # virtual tokens stand before each
     found = batch.input_ids[rows == first.row]
-    return model.tokenizer.decode([int(found[0])]) if len(found) else None
+    if not len(found):
+        return None
+    number = int(found[0])
+    return model.tokenizer.decode([number]) or model.tokenizer.backend.id_to_token(number) or f"token {number}"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._core import GGMLTensor, NF4Tensor, Parameter
-from ..configs import ADAPTER_KINDS, FOUR_BIT, AdapterConfig, LoraConfig, TrainConfig
-from ..configs.adapters import kind_name
+from ..configs import ADAPTER_KINDS, FOUR_BIT, AdapterConfig, LoraConfig, StackConfig, TrainConfig
+from ..configs.adapters import kind_name, parts_of
 from ..configs.optimizers import check_optim
 from ..errors import ConfigError
 from ..weights.quantization import quantization_of
@@ -36,7 +36,7 @@ class RunOptions:
     """What is known of a run: `model`, `has_eval_data` and `total_steps` are None before they are."""
 
     config: TrainConfig
-    lora: AdapterConfig | None = None
+    lora: AdapterConfig | StackConfig | None = None
     model: Model | None = None
     has_eval_data: bool | None = None
     total_steps: int | None = None
@@ -100,7 +100,7 @@ RULES = [
     ),
     Rule(
         ["loftq_config"],
-        lambda run: isinstance(run.lora, LoraConfig) and run.lora.init_lora_weights != "loftq",
+        lambda run: all(getattr(part, "init_lora_weights", "") != "loftq" for part in parts_of(run.lora)),
         "init_lora_weights loftq, got another; leave it out",
     ),
     Rule(
@@ -152,6 +152,11 @@ RULES = [
         "an optimizer that has them, got another; leave it out, optim_args has the options of others",
     ),
     Rule(
+        ["loraplus_lr_ratio"],
+        lambda run: run.model is not None and not run.model.adapters,
+        "an adapter of LoRA, whose B it is for, got none; leave it out",
+    ),
+    Rule(
         ["paged_dir"],
         lambda run: not run.config.optim.startswith("paged_"),
         "optim paged_adamw_32bit or paged_adamw_8bit beside it, got another; leave it out",
@@ -190,5 +195,5 @@ def given(run: RunOptions, name: str) -> list[Any]:
         return [run.adapter] if run.adapter is not None else []
     if name == "peft_type":  # given where it is not LoRA, which stands for no choice
         return [kind_name(run.lora)] if run.lora is not None and not isinstance(run.lora, LoraConfig) else []
-    configs = [config for config in (run.config, run.lora) if config is not None and name in config.model_fields_set]
+    configs = [config for config in (run.config, *parts_of(run.lora)) if name in config.model_fields_set]
     return [getattr(config, name) for config in configs][:1]

@@ -76,7 +76,7 @@ def _warmup_stable_decay(
     decay_type: str = "cosine", num_cycles: float = 0.5,
 ) -> float:  # fmt: skip
     """At the peak, and down at the end: WSD, arXiv:2404.06395, section 4."""
-    n_decay = num_decay_steps or max(1, course.n_steps // 10)
+    n_decay = num_decay_steps or max(2, course.n_steps // 10)  # the first of them is still at the peak
     n_stable = course.n_steps - n_decay if num_stable_steps is None else num_stable_steps
     if course.step < n_stable:
         return 1.0

@@ -25,7 +25,7 @@ class TrainResult:
     train_loss : float
         Mean over the last tenth of the steps.
     eval_loss : float or None
-        The last held-out loss.
+        The last held-out loss; with `load_best_model_at_end` that of the best evaluation.
     tokens_per_second, elapsed_seconds : float
         Of this call of `train`.
     peak_memory_bytes : int
@@ -60,17 +60,21 @@ class TrainResult:
         return sum("skipped" in record for record in self.history)
 
     @classmethod
-    def of(cls, history: list[dict[str, Any]], **measured: Any) -> TrainResult:
+    def of(cls, history: list[dict[str, Any]], ends_with_best: bool = False, **measured: Any) -> TrainResult:
         """Make a result with the losses of a history.
 
         Parameters
         ----------
         history : list of dict
             The records of a run; copied, because it goes on when the run does.
+        ends_with_best : bool
+            The model has the parameters of the best evaluation, whose held-out loss then counts.
         **measured
             The other attributes.
         """
         found = summary_of(history)
+        if ends_with_best and (best := measured.get("best")) is not None:
+            found["eval_loss"] = next(r["eval_loss"] for r in history if r["step"] == best.step and "eval_loss" in r)
         return cls(
             train_loss=float("nan") if found["train_loss"] is None else found["train_loss"],
             eval_loss=found["eval_loss"],

@@ -26,7 +26,7 @@ from ..runs.lock import run_lock
 from ..runs.metrics import MetricsFile
 from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
-from .best import is_early_end, keep_if_best, take_best, tell_end
+from .best import check_metric, is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
 from .evaluation import evaluate_and_log, evaluate_if_due, measure
 from .held_out import held_out
@@ -91,6 +91,7 @@ class Trainer:
         check_same_parameters(model, self.parameters)
         train_data, eval_data = held_out(train_data, eval_data, config)
         check_run(RunOptions(config, model=model, has_eval_data=eval_data is not None))
+        check_metric(config, model)
         longest = config.max_seq_length if "max_seq_length" in config.model_fields_set else None
         self.train_data = fit_to_model(train_data, model, "train_data", longest)
         self.eval_data = eval_data if eval_data is None else fit_to_model(eval_data, model, "eval_data", longest)
@@ -237,7 +238,7 @@ class Trainer:
         self.result = TrainResult.of(
             self.history, steps=done, tokens_per_second=self.tokens_seen / max(elapsed, 1e-9), elapsed_seconds=elapsed,
             peak_memory_bytes=peak_bytes(self), interrupted=interrupted, unsaved=list(self.saving.unsaved), signal=stop.number,
-            best=best,
+            best=best, ends_with_best=self.config.load_best_model_at_end,
         )  # fmt: skip
         self.callbacks.raise_error()
         if stop.requested and not collected:
