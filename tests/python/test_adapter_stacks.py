@@ -122,6 +122,31 @@ def test_saving_over_a_stack_drops_what_is_no_part_any_more(model: lc.Model, tmp
     assert (tmp_path / "stack/prompt/adapter_config.json").exists() and (tmp_path / "stack/notes.txt").exists()
 
 
+def test_a_classifier_takes_the_score_of_the_first(tiny_model_dir: Path, tmp_path: Path) -> None:
+    def fresh() -> lc.Model:
+        return lc.load_model(tiny_model_dir, progress=False, task_type="SEQ_CLS", num_labels=2)
+
+    model = fresh()
+    for name, config in (("lora", lc.LoraConfig(r=2)), ("ia3", lc.IA3Config()), ("bottleneck", lc.BottleneckConfig())):
+        model.add_adapter(config, name)
+    model.set_adapter(["lora", "ia3", "bottleneck"])
+    trained = [p.name for p in model.trainable_parameters()]
+    assert sum(name.endswith("score.weight") for name in trained) == 1
+    score = next(p for p in model.trainable_parameters() if p.name.endswith("score.weight"))
+    score.write(score.read() + 1)
+    before = model.decoder.last_logits(IDS, [0, len(IDS)])
+    model.save_adapter(tmp_path / "stack")
+    again = fresh()
+    again.load_adapter(tmp_path / "stack")
+    assert np.array_equal(again.decoder.last_logits(IDS, [0, len(IDS)]), before)
+    alone = fresh()
+    with pytest.warns(lc.LoraCWarning, match="does not train the classifier's score"):
+        alone.add_adapter(lc.PromptTuningConfig(num_virtual_tokens=2))
+    labelled = lc.data.Dataset([lc.data.Sample(IDS, np.zeros(len(IDS), np.float32), label=0)] * 4)
+    with pytest.raises(lc.ConfigError, match="expected a classifier whose score is trained or was loaded"):
+        lc.Trainer(alone, labelled, lc.TrainConfig(output_dir=str(tmp_path / "out"), method="lora"))
+
+
 def call(words: str) -> str:
     done = called(Path.cwd(), words.split())
     assert done.returncode == 0, done.stderr

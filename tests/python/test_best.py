@@ -46,15 +46,15 @@ def arrays(trainer: Trainer) -> list[np.ndarray[Any, Any]]:
 
 def test_the_best_of_a_history() -> None:
     def history(*values: float) -> list[dict[str, Any]]:
-        return [{"step": i, "eval_loss": value} for i, value in enumerate(values)]
+        return [{"step": 0, "eval_loss": 0.5}, *({"step": i, "eval_loss": value} for i, value in enumerate(values, 1))]
 
     config = lc.TrainConfig(early_stopping_patience=2)
     assert best_of(config, [{"step": 1, "loss": 3.0}]) is None
-    assert best_of(config, history(3.0, 2.0, 2.5)) == Best("eval_loss", 1, 2.0, 1)
-    assert best_of(config, history(3.0, 2.0, 2.0, 2.1)) == Best("eval_loss", 1, 2.0, 2)
+    assert best_of(config, history(3.0, 2.0, 2.5)) == Best("eval_loss", 2, 2.0, 1)
+    assert best_of(config, history(3.0, 2.0, 2.0, 2.1)) == Best("eval_loss", 2, 2.0, 2)
     threshold = lc.TrainConfig(early_stopping_patience=2, early_stopping_threshold=0.5)
     # As transformers does: a smaller gain is the best all the same, and does not end the count.
-    assert best_of(threshold, history(3.0, 2.0, 1.8, 1.6)) == Best("eval_loss", 3, 1.6, 2)
+    assert best_of(threshold, history(3.0, 2.0, 1.8, 1.6)) == Best("eval_loss", 4, 1.6, 2)
     accuracy = lc.TrainConfig(load_best_model_at_end=True, metric_for_best_model="accuracy")
     assert greater_is_better(accuracy) and not greater_is_better(config) and metric_name(accuracy) == "eval_accuracy"
     found = best_of(

@@ -72,12 +72,12 @@ def test_options_of_peft_that_have_one_value_are_taken(model: lc.Model) -> None:
     class TaskType(str, Enum):
         CAUSAL_LM, SEQ_CLS = "CAUSAL_LM", "SEQ_CLS"
 
-    expected = lc.LoraConfig(r=4)
+    expected = lc.LoraConfig(r=4, task_type="CAUSAL_LM")
     assert lc.LoraConfig(r=4, task_type="CAUSAL_LM", inference_mode=False, peft_type="LORA") == expected
     assert lc.LoraConfig(r=4, task_type=TaskType.CAUSAL_LM) == expected
     model.add_adapter(r=2, task_type="CAUSAL_LM")
-    with pytest.raises(ConfigError, match="task_type: expected 'CAUSAL_LM', got 'SEQ_CLS'"):
-        lc.LoraConfig(task_type=TaskType.SEQ_CLS)
+    with pytest.raises(AdapterError, match="task_type: expected CAUSAL_LM for a language model, got SEQ_CLS"):
+        model.add_adapter(name="other", r=2, task_type=TaskType.SEQ_CLS)
     with pytest.raises(ConfigError, match="inference_mode: expected False, got True; .*is_trainable=False"):
         lc.LoraConfig(inference_mode=True)
 
@@ -96,7 +96,7 @@ def test_adapter_name_and_the_order_of_peft_are_taken(model: lc.Model, tmp_path:
         model.add_adapter(name="a", adapter_name="b", r=2)
     with pytest.raises(ConfigError, match="name: expected the name of an adapter, got 5"):
         model.add_adapter(name=5, r=2)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="config: expected a LoraConfig, got dict"):
+    with pytest.raises(ConfigError, match="config: expected a LoraConfig or .*, got dict; or give its fields by keyword"):
         model.add_adapter({"r": 2})  # type: ignore[arg-type]
 
 

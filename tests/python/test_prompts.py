@@ -42,7 +42,7 @@ def reference_logits(model: lc.Model, extra: dict[str, np.ndarray]) -> np.ndarra
         ("PROMPT_TUNING", {"prompt_tuning_init_text": "w3"}, "prompt_tuning_init_text: expected a text with"),
         ("PROMPT_TUNING", {"tokenizer_name_or_path": "here"}, "tokenizer_name_or_path: expected none without a text"),
         ("PROMPT_TUNING", {"prompt_tuning_init": "FIRST"}, "prompt_tuning_init: expected 'RANDOM', 'TEXT' or 'SAMPLE_VOCAB'"),
-        ("PROMPT_TUNING", {"task_type": "SEQ_2_SEQ_LM"}, "task_type: expected 'CAUSAL_LM', got 'SEQ_2_SEQ_LM'"),
+        ("PROMPT_TUNING", {"task_type": "SEQ_2_SEQ_LM"}, "task_type: expected CAUSAL_LM or SEQ_CLS, got 'SEQ_2_SEQ_LM'"),
         ("PROMPT_TUNING", {"num_transformer_submodules": 2}, "num_transformer_submodules: expected 1, got 2"),
         ("PROMPT_TUNING", {"modules_to_save": ["lm_head"]}, "modules_to_save: expected None"),
         ("PROMPT_TUNING", {"r": 8}, "r: unknown option"),

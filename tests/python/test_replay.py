@@ -13,7 +13,7 @@ import pytest
 
 import lora_c as lc
 from lora_c.data import Dataset, Sample
-from lora_c.errors import CheckpointError, DivergenceError
+from lora_c.errors import CheckpointError, DivergenceError, LoraCError
 from lora_c.notices import LoraCWarning
 from lora_c.runs.bad_steps import read_bad_step
 from lora_c.training.replay import replay
@@ -189,6 +189,34 @@ def test_damaged_folders_are_refused(
     break_it(folder)
     with pytest.raises(CheckpointError, match=message):
         replay(folder)
+
+
+@pytest.mark.parametrize("change", [
+    {"adapters": {"lora": 5}}, {"base": {}}, {"base": {"path": "x", "load": []}}, {"base": {"path": "a\0b", "load": {}}},
+    {"kernels": {}}, {"settings": {"nothing": 1}}, {"adapters": {"a": {"peft_type": "LORA", "r": 1 << 20}}},
+], ids=str)  # fmt: skip
+def test_what_no_run_writes_is_one_line(run: Callable[..., Trainer], tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(DivergenceError):
+        run(Spoil(*HUGE)).train()
+    file = tmp_path / "out/bad-step-3/step.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(LoraCError):
+        replay(tmp_path / "out/bad-step-3")
+
+
+@pytest.mark.parametrize("config", [
+    lc.BottleneckConfig(bottleneck_size=4), lc.IA3Config(), lc.PromptTuningConfig(num_virtual_tokens=3),
+    lc.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True),
+], ids=lambda c: type(c).__name__)  # fmt: skip
+def test_adapters_of_every_kind(tiny_model_dir: Path, tmp_path: Path, config: Any) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(lc.LoraConfig(r=2), "lora")
+    model.add_adapter(config, "other")
+    model.set_adapter(["lora", "other"])
+    options: dict[str, Any] = {"output_dir": str(tmp_path), "method": "lora", "max_steps": 1, "skip_grad_norm": 1e-9}
+    Trainer(model, samples(), lc.TrainConfig(**options)).train()
+    found = replay(tmp_path / "bad-step-1")
+    assert found.same_loss and found.same_gradients and found.first_nonfinite is None
 
 
 def test_watching_changes_no_bit_and_can_be_switched(tiny_model_dir: Path) -> None:

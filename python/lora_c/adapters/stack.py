@@ -8,13 +8,14 @@ from typing import Any
 from .._core import Parameter
 from ..configs import StackConfig
 from ..errors import AdapterError
+from ..families.labels import SCORE
 from ..weights.parts import Parts
 from .adapter import Adapter
 from .data import AdapterArrays
 
 
 class AdapterStack(Adapter):
-    """Adapters of different kinds as one. Their parameters stay theirs."""
+    """Adapters of different kinds as one. Their parameters stay theirs; of several scores of a classifier the first counts."""
 
     def __init__(self, named: Mapping[str, Adapter]) -> None:
         _refuse_unstackable(named)
@@ -25,7 +26,7 @@ class AdapterStack(Adapter):
         self.tokens = next((part.tokens for part in parts if part.tokens is not None), None)
         for part in parts:
             self.layers |= part.layers
-            self.saved |= part.saved
+            self.saved = part.saved | self.saved
             self.base |= part.base
             self.start |= part.start
 
@@ -45,11 +46,13 @@ class AdapterStack(Adapter):
 
     def parameters(self) -> list[Parameter]:
         """Theirs, one adapter behind the other."""
-        return [parameter for part in self._parts for parameter in part.parameters()]
+        idle = [p for part in self._parts for name, p in part.saved.items() if p is not self.saved[name]]
+        found = [parameter for part in self._parts for parameter in part.parameters()]
+        return [parameter for parameter in found if not any(parameter is other for other in idle)]
 
     def replaced(self) -> dict[str, Any]:
         """Decoder name to the weight that takes the place of the model's own."""
-        return {name: weight for part in self._parts for name, weight in part.replaced().items()}
+        return {name: weight for part in reversed(self._parts) for name, weight in part.replaced().items()}
 
     def arrays(self) -> AdapterArrays:
         """No file holds several.
@@ -93,6 +96,8 @@ def _refuse_unstackable(named: Mapping[str, Adapter]) -> None:
                 "use one at a time"
             )
         for weight in adapter.replaced():
+            if weight in adapter.saved and adapter.saved[weight].name.endswith(SCORE):
+                continue  # every adapter of a classifier brings one
             if owners.setdefault(weight, name) != name:
                 raise AdapterError(
                     f"stack: expected each weight to be trained by one adapter, got {weight} in {owners[weight]!r} and "

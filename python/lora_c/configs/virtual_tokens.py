@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
 from .base import Config, Seed
+from .peft_constants import without_task
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 
 _CONSTANTS: dict[str, tuple[Any, str]] = {
-    "task_type": ("CAUSAL_LM", "the models here write text"),
     "inference_mode": (False, "a new adapter is trained; load_adapter(path, is_trainable=False) loads a frozen one"),
     "num_transformer_submodules": (1, "the models here are decoders"),
     "modules_to_save": (None, "PEFT trains none beside such an adapter; put a LoRA adapter with them beside it"),
@@ -42,7 +42,7 @@ class VirtualTokensConfig(Config):
             value = getattr(value, "value", value)  # PEFT's own constants are members of enumerations
             if value != expected and value is not None:
                 raise ConfigError(f"{cls.__name__}: {name}: expected {expected!r}, got {value!r}; {why}")
-        return rest
+        return without_task(cls.__name__, rest)
 
     @classmethod
     def _peft_type(cls) -> str:
@@ -76,6 +76,12 @@ class PromptTuningConfig(VirtualTokensConfig):
     )
     prompt_tuning_init_text: str | None = Field(None, description="TEXT: the text whose embeddings they begin with.")
     tokenizer_name_or_path: str | None = Field(None, description="TEXT: who reads it; by default the model's tokenizer.")
+
+    @field_validator("prompt_tuning_init", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: Any) -> Any:
+        value = getattr(value, "value", value)  # PEFT's own constants are members of enumerations
+        return value.upper() if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _text_where_it_is_read(self) -> PromptTuningConfig:

@@ -306,6 +306,7 @@ def _draw_score(spec: WeightSpec, config: Mapping[str, Any], seed: int, weights:
     """The score of a classifier that is made of a language model."""
     _keep(spec, fresh_score(config, spec.shape, seed), FLOAT32, weights)
     weights.stored_dtypes[spec.name] = FLOAT32
+    weights.drawn.add(spec.name)
 
 
 def _parameters(specs: list[WeightSpec], device: str) -> dict[str, Any]:

@@ -119,7 +119,10 @@ def _adapters(model: Any) -> dict[str, dict[str, Any]]:
     if config is None:
         return {}
     parts = config.adapters if isinstance(config, StackConfig) else {model.active_adapter: config}
-    return {name: {"peft_type": kind_name(part)} | part.model_dump(mode="json") for name, part in parts.items()}
+    return {
+        name: {"peft_type": kind_name(part)} | part.model_dump(mode="json", exclude_defaults=True)
+        for name, part in parts.items()
+    }
 
 
 def _base(model: Any) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def read_bad_step(folder: Path) -> BadStep:
         raise CheckpointError(f"{file}: expected {', '.join(fields)}, got another {wrong or 'key'}; the file is damaged")
     record = StepRecord(**values)
     arrays = _read_arrays(folder / BATCHES_FILE)
-    numbers = sorted({int(name.partition(".")[0]) for name in arrays if name.partition(".")[0].isdigit()})
+    numbers = sorted({int(name.partition(".")[0]) for name in arrays if name.partition(".")[0].isdecimal()})
     try:
         batches = [PackedBatch(**{name: arrays[f"{i}.{name}"] for name in _ARRAYS}) for i in numbers]
     except KeyError as error:

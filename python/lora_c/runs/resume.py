@@ -47,6 +47,8 @@ class Run:
         """Of a trainer, whose parameters need not be what they were at its start."""
         options = _options(trainer.config, trainer.model.adapter_config)
         options["trained parameters"] = len(trainer.parameters)
+        if trainer.config.activation_dtype == "bfloat16":  # what is computed again is not rounded
+            options[_RECOMPUTED] = trainer.recompute
         return cls(options, trainer.total_steps, *trainer.digests)
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,6 +64,10 @@ def _options(config: TrainConfig, adapter: AdapterConfig | StackConfig | None) -
             values["modules_to_save"] = [name for name in values["modules_to_save"] if name not in SAVED_BY_PEFT] or None
         options |= {f"{kind}.{key}": value for key, value in values.items() if key not in FREE_ADAPTER_FIELDS}
     return options
+
+
+# Whether layers are computed again, where that changes bits; older checkpoints do not say it.
+_RECOMPUTED = "recompute with activation_dtype=bfloat16"
 
 
 def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
@@ -120,6 +126,8 @@ def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Of the options that `now` has. One that is younger than the checkpoint had its default then."""
     changed = []
     for name, value in now.items():
+        if name == _RECOMPUTED and (name not in before or value is None):
+            continue
         old = before[name] if name in before else _default_of(name)
         if name not in LENGTH_FIELDS and not _is_same(name, old, value):
             changed.append(f"{name} {_shown(old)} -> {_shown(value)}")

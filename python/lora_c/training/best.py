@@ -84,7 +84,7 @@ def best_of(config: TrainConfig, history: Iterable[Mapping[str, Any]]) -> Best |
     metric, sign = metric_name(config), 1.0 if greater_is_better(config) else -1.0
     best: Best | None = None
     for record in history:
-        if "eval_loss" not in record:
+        if "eval_loss" not in record or record["step"] == 0:  # before the first step nothing was trained
             continue
         if metric not in record:
             known = ", ".join(name.removeprefix(_PREFIX) for name in record if name.startswith(_PREFIX))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .._core import PassStopped
+from .._core import Parameter, PassStopped
 from ..data.batching import evaluation_batches
 from ..data.fits import fit_to_model
 from ..errors import ConfigError, DivergenceError
+from ..families.labels import SCORE
 from .label_measures import label_measures
 
 if TYPE_CHECKING:
@@ -16,6 +18,21 @@ if TYPE_CHECKING:
     from ..display.progress import Progress
     from ..model.model import Model
     from .trainer import Trainer
+
+
+def check_score(model: Model, parameters: Iterable[Parameter]) -> None:
+    """Refuse to train a classifier whose score was drawn and is not trained: what comes of it would be of no use.
+
+    Raises
+    ------
+    ConfigError
+        With the way out.
+    """
+    if "lm_head" in model.base.weights.drawn and not any(parameter.name.endswith(SCORE) for parameter in parameters):
+        raise ConfigError(
+            "model: expected a classifier whose score is trained or was loaded, got one with a new score, which this adapter "
+            "does not train; put a LoRA adapter beside it (set_adapter([...]), --peft-type LORA,PROMPT_TUNING)"
+        )
 
 
 def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..adapters.kinds import config_of
 from ..checkpoints.safetensors_file import find_non_finite
-from ..errors import CheckpointError
+from ..errors import CheckpointError, LoraCError
 from ..files.paths import expand
 from ..notices import tell
 from ..runs.bad_steps import BadStep, gradients_digest, kernels, read_bad_step
@@ -103,7 +103,25 @@ def replay(folder: str | os.PathLike[str], model: Model | None = None) -> Replay
     """
     folder = Path(expand(folder, "folder"))
     bad = read_bad_step(folder)
-    model = _opened(bad) if model is None else model
+    with _as_written(folder):
+        return _replayed(bad, _opened(bad) if model is None else model, folder)
+
+
+@contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    """What no run would have written ends in one line."""
+    try:
+        yield
+    except LoraCError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder}: expected a step as a run writes it, got one that cannot be computed ({got})"
+        ) from None
+
+
+def _replayed(bad: BadStep, model: Model, folder: Path) -> Replay:
     _put_on(bad, model, folder)
     _tell_other_kernels(bad, model)
     parameters = model.trainable_parameters()

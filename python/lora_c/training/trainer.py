@@ -28,7 +28,7 @@ from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
 from .best import check_metric, is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
-from .evaluation import evaluate_and_log, evaluate_if_due, measure
+from .evaluation import check_score, evaluate_and_log, evaluate_if_due, measure
 from .held_out import held_out
 from .interrupt import deferred_interrupt, is_deferred
 from .leaving import Leaving
@@ -92,6 +92,7 @@ class Trainer:
         train_data, eval_data = held_out(train_data, eval_data, config)
         check_run(RunOptions(config, model=model, has_eval_data=eval_data is not None))
         check_metric(config, model)
+        check_score(model, self.parameters)
         longest = config.max_seq_length if "max_seq_length" in config.model_fields_set else None
         self.train_data = fit_to_model(train_data, model, "train_data", longest)
         self.eval_data = eval_data if eval_data is None else fit_to_model(eval_data, model, "eval_data", longest)

@@ -72,7 +72,8 @@ class RequantizationError:
 class Weights:
     """The weights of a model by decoder name, and what is needed to save them as they were.
 
-    quantized_here: names of those that were quantized while they were loaded, of which the folder holds more.
+    quantized_here: names of those that were quantized while they were loaded, of which the folder holds more. drawn: of those
+    that no file has, and which are of no use before they are trained.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -80,3 +81,4 @@ class Weights:
     records: dict[str, QuantRecord] = field(default_factory=dict)
     requantized: RequantizationError | None = None
     quantized_here: set[str] = field(default_factory=set)
+    drawn: set[str] = field(default_factory=set)
