@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import BaseModel
 
-from ..configs import AdapterConfig, LoraConfig, StackConfig, TrainConfig
+from ..configs import ADAPTER_KINDS, AdapterConfig, LoraConfig, StackConfig, TrainConfig
 from ..configs.adapters import kind_name, parts_of
+from .flags import default_of
 from .paths import RUN_MARK, InputPath, OutputPath, is_written_by_a_run, refuse_foreign_settings
 
 if TYPE_CHECKING:
@@ -84,7 +86,22 @@ def resolve_paths(file: Path, values: dict[str, Any], params: Mapping[str, click
     kinds = {str(param.name): param.type for param in params.values()}
     inputs = {name: _map(value, here) for name, value in values.items() if isinstance(kinds[name], InputPath)}
     outputs = {name: os.path.normpath(folder / value) for name, value in values.items() if isinstance(kinds[name], OutputPath)}
-    return values | inputs | outputs
+    return _without_defaults(values | inputs | outputs)
+
+
+def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """What differs from today's defaults: nobody chose the others, and a flag that makes one of them idle contradicts nothing."""
+    given = values.get("peft_type") or "LORA"
+    names = [name.strip().upper() for name in (given if isinstance(given, list) else str(given).split(","))]
+    classes: list[type[BaseModel]] = [TrainConfig, *(ADAPTER_KINDS[name] for name in names if name in ADAPTER_KINDS)]
+
+    def is_usual(name: str, value: Any) -> bool:
+        fields = [cls.model_fields[name] for cls in classes if name in cls.model_fields]
+        return bool(fields) and all(
+            value == default_of(info) or str(value).lower() == str(default_of(info)).lower() for info in fields
+        )
+
+    return {name: value for name, value in values.items() if not is_usual(name, value)}
 
 
 def _absolute(path: str) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 STEP_FILE, BATCHES_FILE, PARAMETERS_FILE = "step.json", "batches.safetensors", "parameters.safetensors"
 FORMAT = 1
+SETTINGS = ("precision", "recompute", "activation_dtype", "noise")  # of the decoder
 _ARRAYS = {"input_ids": np.int32, "cu_seqlens": np.int32, "targets": np.int32, "loss_weight": np.float32}
 
 
@@ -94,7 +95,7 @@ class BadStep:
             first_dropout_step=step * trainer.config.gradient_accumulation_steps,
             adapters=_adapters(model),
             base=_base(model),
-            settings={name: getattr(decoder, name) for name in ("precision", "recompute", "activation_dtype", "noise")},
+            settings={name: getattr(decoder, name) for name in SETTINGS},
             kernels=kernels(model.device),
             model=trainer.digests[1],
         )
@@ -115,14 +116,13 @@ def gradients_digest(gradients: Sequence[NDArray[np.float32] | None]) -> str:
 
 
 def _adapters(model: Any) -> dict[str, dict[str, Any]]:
+    """Name to kind and options; those that are as usual are left out, since some exclude each other."""
     config = model.adapter_config
     if config is None:
         return {}
     parts = config.adapters if isinstance(config, StackConfig) else {model.active_adapter: config}
-    return {
-        name: {"peft_type": kind_name(part)} | part.model_dump(mode="json", exclude_defaults=True)
-        for name, part in parts.items()
-    }
+    given = {name: part.model_dump(mode="json", exclude_defaults=True) for name, part in parts.items()}
+    return {name: {"peft_type": kind_name(part)} | given[name] for name, part in parts.items()}
 
 
 def _base(model: Any) -> dict[str, Any]:
@@ -177,9 +177,11 @@ def read_bad_step(folder: Path) -> BadStep:
     )
     if wrong is not None or set(values) != set(fields):
         raise CheckpointError(f"{file}: expected {', '.join(fields)}, got another {wrong or 'key'}; the file is damaged")
+    if not set(values["settings"]) <= set(SETTINGS):
+        raise CheckpointError(f"{file}: settings: expected {', '.join(SETTINGS)}, got others; the file is damaged")
     record = StepRecord(**values)
     arrays = _read_arrays(folder / BATCHES_FILE)
-    numbers = sorted({int(name.partition(".")[0]) for name in arrays if name.partition(".")[0].isdecimal()})
+    numbers = sorted({int(name.partition(".")[0]) for name in arrays if name.partition(".")[0].isdecimal() and len(name) < 40})
     try:
         batches = [PackedBatch(**{name: arrays[f"{i}.{name}"] for name in _ARRAYS}) for i in numbers]
     except KeyError as error:

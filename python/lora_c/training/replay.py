@@ -67,7 +67,7 @@ class Replay:
     problem : str
         Why the run kept it.
     loss : float
-        The summed loss of its batches.
+        Per token with loss, of all its batches.
     same_loss, same_gradients : bool
         Whether their bits are those of the run.
     first_nonfinite : FirstNonFinite or None
@@ -133,7 +133,7 @@ def _replayed(bad: BadStep, model: Model, folder: Path) -> Replay:
     return Replay(
         bad.record.step,
         bad.record.problem,
-        loss,
+        loss / sum(batch.total_weight for batch in bad.batches),
         float(loss).hex() == bad.record.loss,
         digest == bad.record.gradients,
         _first(bad, model, found),
