@@ -26,9 +26,9 @@ typedef enum lora_4bit_type {
 const char *lora_4bit_name(lora_4bit_type type); /* "nf4", "fp4", "fp4_e2m1", "int4" */
 const float *lora_4bit_lut(lora_4bit_type type); /* the 16 values by code */
 
-const float *lora_nf4_lut(void);            /* the 16 NormalFloat values */
-const float *lora_fp4_lut(void);            /* those of bitsandbytes' FP4 */
-const float *lora_dynamic_map_signed(void); /* the 256-value signed 8-bit dynamic map (float32) */
+const float *lora_nf4_lut(void);              /* the 16 NormalFloat values */
+const float *lora_fp4_lut(void);              /* those of bitsandbytes' FP4 */
+const float *lora_dynamic_map_signed(void);   /* the 256-value signed 8-bit dynamic map (float32) */
 const float *lora_dynamic_map_unsigned(void); /* the unsigned one, of second moments */
 
 int64_t lora_nf4_code_bytes(int64_t rows, int64_t cols);
