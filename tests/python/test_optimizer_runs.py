@@ -16,6 +16,9 @@ from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, ConfigError
 from lora_c.training.optimizers import checkpoint_state_bytes, lr_ratios, state_bytes
 
+# Where the folder of temporary files is a tmpfs.
+pytestmark = pytest.mark.filterwarnings("ignore:paged_dir. .* lies in memory:lora_c.notices.LoraCWarning")
+
 OPTIMS: dict[str, dict[str, Any]] = {
     "adamw_torch": {}, "adamw_8bit": {"min_8bit_size": 64}, "paged_adamw_32bit": {}, "paged_adamw_8bit": {"min_8bit_size": 64},
     "sgd": {"momentum": 0.9, "nesterov": True}, "lion": {"beta2": 0.99}, "adafactor": {"beta1": 0.9}, "muon": {"ns_steps": 4},
@@ -203,6 +206,27 @@ def test_noise_is_drawn_in_training_alone_and_again_for_the_same_step(tiny_model
             decoder.noise = bad
     with pytest.raises(TypeError, match="noise: expected"):
         decoder.noise = 3.0
+
+
+def test_noise_has_the_same_bits_with_any_number_of_threads_and_recomputed(tiny_model_dir: Path) -> None:
+    """Many segments of different lengths, over more rows than one task has."""
+    model = lc.load_model(tiny_model_dir, progress=False, trainable="full")
+    decoder, rng = model.decoder, np.random.default_rng(0)
+    starts = np.append(0, np.cumsum(rng.integers(2, 60, 80))).astype(np.int32)
+    n = int(starts[-1])
+    ids = rng.integers(3, 60, n).astype(np.int32)
+    decoder.noise = 9.0, 5
+    found, threads = set(), lc.get_num_threads()
+    for recompute in ("none", "layer"):
+        decoder.recompute = recompute
+        for count in (1, 2, 3, 4):
+            lc.set_num_threads(count)
+            for parameter in model.trainable_parameters():
+                parameter.zero_grad()
+            loss = decoder.forward_backward(ids, starts, np.roll(ids, -1), np.ones(n, np.float32), dropout_step=2)
+            found.add((loss, *(parameter.grad.tobytes() for parameter in model.trainable_parameters())))
+    lc.set_num_threads(threads)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("seed", [0, 2**40 + 5])

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _core
 from ..configs import TrainConfig
 from ..errors import ConfigError
-from .optimizers import state_bytes
+from .optimizers import state_bytes, work_bytes
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -53,15 +53,16 @@ def forecast(trainer: Trainer) -> MemoryForecast:
 
 def forecast_model(model: Model, n_tokens: int, config: TrainConfig | None = None) -> MemoryForecast:
     """The memory of training what is trainable in model, with micro-batches of up to n_tokens and the optimizer of config."""
+    config = config or TrainConfig()
     parameters = model.trainable_parameters()
     trained = sum(p.size for p in parameters) * 4
     return MemoryForecast(
         base=_base_bytes(model),
         parameters=trained,
         gradients=trained,
-        optimizer=state_bytes(config or TrainConfig(), parameters),
+        optimizer=state_bytes(config, parameters),
         activations=model.decoder.arena_bytes(n_tokens, training=True),
-        scratch=model.decoder.scratch_bytes(n_tokens),
+        scratch=model.decoder.scratch_bytes(n_tokens) + work_bytes(config, parameters),
     )
 
 

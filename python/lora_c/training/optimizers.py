@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .. import _core
 from ..configs.optimizers import OPTIM_STATES, check_optim
 from ..errors import ConfigError
+from ..files.file_systems import is_in_memory
 from ..files.os_errors import reason
+from ..notices import tell
 
 if TYPE_CHECKING:
     from .._core import Parameter
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 Optimizer: TypeAlias = _core.AdamW | _core.AdamW8bit | _core.SGD | _core.Lion | _core.Adafactor | _core.Muon
 BLOCK = 256  # of 8-bit moments
+ALIGN = 64  # elements that the work matrices of Muon are rounded up to
+PACKED_ROWS = 1036  # the most rows that a product packs at a time: LORA_GEMM_CHUNK
 WINDOW = 4 << 20  # elements of a paged state that are in memory at a time; the next ones are on their way
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_positions|wte|wpe|prompt_embeddings)(\.|$)")
 _HEAD = re.compile(r"(^|\.)(lm_head|score)(\.|$)")
@@ -31,6 +35,8 @@ def make_optimizer(config: TrainConfig, parameters: list[Parameter]) -> Optimize
     ConfigError
         The state of a paged optimizer finds no room.
     """
+    if config.optim.startswith("paged_") and parameters[0].device == "cpu":
+        _tell_of_memory(paged_folder(config), config.optim)
     try:
         return _make(config, parameters)
     except (ValueError, MemoryError) as error:
@@ -52,6 +58,14 @@ def paged_folder(config: TrainConfig) -> Path:
         return folder
     folder = Path(config.output_dir).absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _tell_of_memory(folder: Path, optim: str) -> None:
+    if is_in_memory(folder):
+        tell(
+            f"paged_dir: {folder} lies in memory (tmpfs), where {optim} saves none; name a folder on a disk, or train with "
+            f"{optim.removeprefix('paged_').replace('adamw_32bit', 'adamw_torch')}"
+        )
 
 
 def _make(config: TrainConfig, parameters: list[Parameter]) -> Optimizer:
@@ -146,3 +160,21 @@ def checkpoint_state_bytes(config: TrainConfig, parameters: list[Parameter]) -> 
         return 8 * p.size
 
     return sum(of(p) for p in parameters)
+
+
+def work_bytes(config: TrainConfig, parameters: list[Parameter]) -> int:
+    """What a step of the optimizer works in, beside its state: of Muon two copies of the largest matrix, two squares of the
+    largest short side, and the rows that its products pack."""
+    if config.optim != "muon":
+        return 0
+    shapes = [p.shape for p in parameters if len(p.shape) == 2 and not is_global(p.name)]
+    whole = max((rows * cols for rows, cols in shapes), default=0)
+    square = max((min(shape) ** 2 for shape in shapes), default=0)
+    packed = max((_packed_rows(min(shape)) * max(shape) for shape in shapes), default=0)
+    return 4 * (packed + sum(2 * -(-n // ALIGN) * ALIGN for n in (whole, square)))
+
+
+def _packed_rows(rows: int) -> int:
+    """Of a product with more rows than it packs at a time, which takes them in equal parts."""
+    parts = -(-rows // PACKED_ROWS)
+    return -(-rows // parts) if parts else 0
