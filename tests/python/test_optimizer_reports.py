@@ -113,8 +113,18 @@ def test_the_forecast_of_a_run_adds_them(trainer: Callable[..., lc.Trainer]) -> 
             {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=true", "weight_decay": 0.01},
             ("optimizer", "sgd: momentum 0.9, nesterov True, weight decay 0.01"),
         ),
-        ({"optim": "lion_32bit", "optim_args": {"beta2": 0.98}}, ("optimizer", "lion: beta2 0.98, weight decay 0")),
-        ({"optim": "muon", "loraplus_lr_ratio": 16}, ("optimizer", "muon: weight decay 0, LoRA+ ratio 16")),
+        (
+            {"optim": "lion_32bit", "optim_args": {"beta2": 0.98}},
+            ("optimizer", "lion: betas 0.9 and 0.98, weight decay 0"),
+        ),
+        (
+            {"optim": "muon", "optim_args": {"ns_steps": 4}},
+            ("optimizer", "muon: betas 0.9 and 0.999, ns_steps 4, weight decay 0"),
+        ),
+        (
+            {"loraplus_lr_ratio": 16, "neftune_noise_alpha": 5},
+            ("AdamW", "betas 0.9 and 0.999, weight decay 0, LoRA+ ratio 16, NEFTune alpha 5"),
+        ),
     ],
 )
 def test_the_card_names_the_optimizer(

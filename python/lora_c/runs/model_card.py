@@ -103,13 +103,21 @@ def _usage(is_adapter: bool, base: str, labels: Labels | None, in_peft: bool = T
 
 def optimizer_row(config: TrainConfig) -> tuple[str, str]:
     """The optimizer and what it was given."""
-    decay = f"weight decay {config.weight_decay:g}"
-    betas = f"betas {config.adam_beta1:g} and {config.adam_beta2:g}, "
-    if config.optim == "adamw_torch":
-        return "AdamW", betas + decay
-    given = "".join(f"{name} {value}, " for name, value in config.optim_args.items())
-    plus = "" if config.loraplus_lr_ratio is None else f", LoRA+ ratio {config.loraplus_lr_ratio:g}"
-    return "optimizer", f"{config.optim}: {betas if 'adamw' in config.optim else ''}{given}{decay}{plus}"
+    options = dict(config.optim_args)
+    parts = []
+    if "adamw" in config.optim or config.optim in ("lion", "muon"):
+        betas = {"beta1": config.adam_beta1, "beta2": config.adam_beta2}
+        if config.optim == "lion":
+            betas |= {name: options.pop(name) for name in betas if name in options}
+        parts.append(f"betas {betas['beta1']:g} and {betas['beta2']:g}")
+    parts += [f"{name} {value}" for name, value in options.items()]
+    parts.append(f"weight decay {config.weight_decay:g}")
+    if config.loraplus_lr_ratio is not None:
+        parts.append(f"LoRA+ ratio {config.loraplus_lr_ratio:g}")
+    if config.neftune_noise_alpha is not None:
+        parts.append(f"NEFTune alpha {config.neftune_noise_alpha:g}")
+    given = ", ".join(parts)
+    return ("AdamW", given) if config.optim == "adamw_torch" else ("optimizer", f"{config.optim}: {given}")
 
 
 def _table(trainer: Trainer, record: dict[str, Any]) -> str:
