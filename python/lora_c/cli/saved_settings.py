@@ -90,7 +90,7 @@ def resolve_paths(file: Path, values: dict[str, Any], params: Mapping[str, click
 
 
 def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """What differs from today's defaults: nobody chose the others, and a flag that makes one of them idle contradicts nothing."""
+    """What differs from today's defaults: nobody chose the others, so that no flag contradicts them."""
     given = values.get("peft_type") or "LORA"
     names = [name.strip().upper() for name in (given if isinstance(given, list) else str(given).split(","))]
     classes: list[type[BaseModel]] = [TrainConfig, *(ADAPTER_KINDS[name] for name in names if name in ADAPTER_KINDS)]
