@@ -147,6 +147,37 @@ def test_a_classifier_takes_the_score_of_the_first(tiny_model_dir: Path, tmp_pat
         lc.Trainer(alone, labelled, lc.TrainConfig(output_dir=str(tmp_path / "out"), method="lora"))
 
 
+def test_an_adapter_and_a_stack_take_each_others_place(model: lc.Model, tiny_model_dir: Path, tmp_path: Path) -> None:
+    def loaded() -> lc.Model:
+        found = lc.load_model(tiny_model_dir, progress=False)
+        found.load_adapter(tmp_path / "a")
+        return found
+
+    for names in ("default", ["default", "ia3"], "ia3", ["ia3", "prompt"]):
+        model.set_adapter(names)
+        model.save_adapter(tmp_path / "a")
+        assert np.array_equal(logits(loaded()), logits(model)), names
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/adapter_config.json").write_text("{}")
+    with pytest.raises(SaveError, match="expected a folder without an adapter of its own"):
+        model.save_adapter(tmp_path / "b")
+
+
+def test_a_run_over_another_leaves_nothing_of_it_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to(BASE_MODEL)
+    Path("d.jsonl").write_text("".join(json.dumps(example) + "\n" for example in task(1, 12, 1)[0]))
+    train = "train --model model --data d.jsonl --output-dir run --max-steps 1 --overwrite"
+    for kind, found in (
+        ("--peft-type LORA,IA3", "stack of adapters"), ("--peft-type LORA", "adapter of PEFT"), ("--peft-type LORA,IA3", "st"),
+        ("--method full", "model"),
+    ):  # fmt: skip
+        call(f"{train} {kind}")
+        assert inspect_path("run").kind.startswith(found), kind
+    assert not any(Path("run", name).exists() for name in ("adapter_config.json", "adapter_stack.json", "lora"))
+    call("generate --run run Hello --max-new-tokens 2")
+
+
 def call(words: str) -> str:
     done = called(Path.cwd(), words.split())
     assert done.returncode == 0, done.stderr

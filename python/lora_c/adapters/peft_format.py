@@ -27,6 +27,7 @@ from .config import file_config, parse_adapter_config
 from .data import F32, PREFIX, AdapterArrays, MatrixArrays, TokenRows, all_specs, specs_by_name
 from .floats import read_floats
 from .peft_tensors import read_tensors
+from .stack_folder import files_of_stack
 from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
 from .virtual_tokens_config import with_sizes
 
@@ -265,7 +266,7 @@ def write_peft(
         config["fan_in_fan_out"] = any(specs[name].transposed for name in adapter.matrices)
     if architecture.labels is not None:
         config["task_type"] = "SEQ_CLS"
-    before = replaced_adapter(path, "peft", with_base=write_base is not None)
+    before = replaced_adapter(path, "peft", with_base=write_base is not None) | files_of_stack(Path(os.path.realpath(path)))
     with atomic_folder(path, before.__contains__) as folder:
         if write_base is not None:
             write_base(folder / BASE_FOLDER)

@@ -60,22 +60,27 @@ def write_stack(path: str | os.PathLike[str], writers: Mapping[str, Callable[[Pa
     Raises
     ------
     SaveError
-        The folder holds an adapter of its own, or a name cannot be that of a folder.
+        The folder holds an adapter that no save of this library wrote, or a name cannot be that of a folder.
     """
     folder = Path(os.path.realpath(path))
     bad = next((name for name in writers if not _is_name(name)), None)
     if bad is not None:
         raise SaveError(f"{name_for_people(path)}: expected names of adapters that can be names of folders, got {bad!r}")
-    if (folder / ADAPTER_CONFIG).exists():
+    alone = adapter_files_in(folder)
+    if (folder / ADAPTER_CONFIG).exists() and ADAPTER_CONFIG not in alone:
         raise SaveError(
             f"{name_for_people(folder)}: expected a folder without an adapter of its own, got one with {ADAPTER_CONFIG}; "
             "choose another folder"
         )
-    before = {f"{name}/{file}" for name in _names_before(folder) for file in adapter_files_in(folder / name)}
-    with atomic_folder(path, (before | {STACK_FILE}).__contains__) as aside:
+    with atomic_folder(path, (files_of_stack(folder) | alone).__contains__) as aside:
         for name, write in writers.items():
             write(aside / name)
         write_json(aside / STACK_FILE, {_KEY: list(writers)})
+
+
+def files_of_stack(folder: Path) -> set[str]:
+    """Return the files of the stack that was saved in the folder before."""
+    return {STACK_FILE} | {f"{name}/{file}" for name in _names_before(folder) for file in adapter_files_in(folder / name)}
 
 
 def _names_before(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,23 @@ def save_result(trainer: Trainer, result: TrainResult) -> str:
 
 def _save(trainer: Trainer, folder: Path) -> None:
     model = trainer.model
-    model.save_adapter(folder) if model.adapter_config is not None else model.save(folder)
+    if model.adapter_config is not None:
+        model.save_adapter(folder)
+        return
+    model.save(folder)
+    drop_adapter(folder)
+
+
+def drop_adapter(folder: Path) -> None:
+    """Remove the adapter that a run before has left in a folder which holds a model now: it would be used with it."""
+    from ..adapters.stack_folder import files_of_stack
+    from ..checkpoints.written import adapter_files_in
+
+    for name in sorted(adapter_files_in(folder) | files_of_stack(folder)):
+        (folder / name).unlink(missing_ok=True)
+        if (folder / name).parent != folder:
+            with suppress(OSError):  # it holds something else
+                (folder / name).parent.rmdir()
 
 
 def _rescue(trainer: Trainer, error: LoraCError) -> Path:
