@@ -83,6 +83,7 @@ def test_what_no_stack_can_be(model: lc.Model, tmp_path: Path) -> None:
         (["default", "default"], "expected each adapter once"),
         (["default", "nothing"], "expected names of the model's adapters"),
         ([], "expected names of the model's adapters"),
+        ([["default"], "ia3"], "expected names of the model's adapters"),
         (["default", "default+ia3"], "two of Lora: 'default' and 'default[+]ia3'; combine them with add_weighted_adapter"),
     ):
         with pytest.raises(AdapterError, match=message):
@@ -145,6 +146,24 @@ def test_a_classifier_takes_the_score_of_the_first(tiny_model_dir: Path, tmp_pat
     labelled = lc.data.Dataset([lc.data.Sample(IDS, np.zeros(len(IDS), np.float32), label=0)] * 4)
     with pytest.raises(lc.ConfigError, match="expected a classifier whose score is trained or was loaded"):
         lc.Trainer(alone, labelled, lc.TrainConfig(output_dir=str(tmp_path / "out"), method="lora"))
+
+
+def test_a_stack_that_is_refused_leaves_a_language_model_one(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False, task_type="SEQ_CLS", num_labels=3)
+    model.add_adapter(lc.LoraConfig(r=4), "lora")
+    with pytest.warns(lc.LoraCWarning):
+        model.add_adapter(lc.PromptTuningConfig(num_virtual_tokens=3), "prompt")
+    model.set_adapter(["prompt", "lora"])
+    model.save_adapter(tmp_path / "stack")
+    found = lc.load_model(tiny_model_dir, progress=False)
+    found.load_adapter(tmp_path / "stack")  # the score is in the second one
+    assert found.labels is not None and found.active_adapter == "prompt+lora"
+    (tmp_path / "stack/prompt/adapter_model.safetensors").write_bytes(b"xx")
+    again = lc.load_model(tiny_model_dir, progress=False)
+    before = again.decoder.logits(IDS)
+    with pytest.raises(AdapterError):
+        again.load_adapter(tmp_path / "stack")
+    assert again.labels is None and again.adapter_names == [] and np.array_equal(again.decoder.logits(IDS), before)
 
 
 def test_an_adapter_and_a_stack_take_each_others_place(model: lc.Model, tiny_model_dir: Path, tmp_path: Path) -> None:

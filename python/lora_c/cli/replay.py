@@ -48,7 +48,9 @@ def _path(folder: str) -> Any:
 
 
 def _show(found: Replay) -> None:
-    click.echo(f"step      {found.step}: {found.problem}")
+    from ..display.printable import printable
+
+    click.echo(f"step      {found.step}: {printable(found.problem)}")
     same = {True: "the same bits", False: "other bits"}
     click.echo(f"replayed  loss {found.loss:g}: {same[found.same_loss]}; gradients: {same[found.same_gradients]}")
     first = found.first_nonfinite
@@ -59,6 +61,6 @@ def _show(found: Replay) -> None:
         made = f": {first.operation}, {first.result}[{first.row}, {first.column}] = {first.value:g}" if first.operation else ""
         value = "" if first.operation else f" = {first.value:g}"
         batch = f" (micro-batch {first.batch})" if first.batch else ""
-        click.echo(f"first     {first.where}{made}{value}{token}{batch}")
+        click.echo(f"first     {printable(first.where)}{made}{value}{token}{batch}")
     for name, norm in found.gradient_norms.items() if first is None else ():
-        click.echo(f"gradient  {norm:<10.4g}  {_short(name)}")
+        click.echo(f"gradient  {norm:<10.4g}  {printable(_short(name))}")

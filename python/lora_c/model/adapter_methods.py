@@ -13,7 +13,7 @@ import numpy as np
 
 from .._core import Parameter
 from ..adapters import Adapter, AdapterArrays, AdapterStack, load_arrays, read_adapter, write_adapter
-from ..adapters.classifiers import for_task
+from ..adapters.classifiers import for_task, labels_of_adapter
 from ..adapters.combine import Combination, combine
 from ..adapters.conversion import can_convert, for_original_base
 from ..adapters.kinds import check_config, config_of, fresh_adapter, loaded_adapter
@@ -124,11 +124,16 @@ def _load_stack(model: Model, folder: Path, parts: Sequence[str], name: str, is_
         _refuse_second(model, other)
     if name in parts:
         raise AdapterError(f"name: expected one that no adapter of the stack has, got {name!r}; give another name")
+    before = dict(vars(model))
     try:
-        for part in parts:
+        # One with a classifier's score first: it makes the model one.
+        for part in sorted(parts, key=lambda part: labels_of_adapter(folder / part) is None):
             _load_one(model, folder / part, part, is_trainable)
         model.adapter_set.add(name, AdapterStack({part: model.adapter_set[part] for part in parts}))
     except BaseException:
+        if model.adapter_set is not before["adapter_set"]:  # it became a classifier
+            vars(model).update(before)
+            model.tell_tokenizer()
         for part in parts:
             if part in model.adapter_set:
                 model.adapter_set.remove(part)
@@ -213,8 +218,7 @@ def set_adapter(
 
 def _stack_name(model: Model, names: list[str]) -> str | None:
     """The name of the stack of these adapters, which is made where there is none; of one adapter its own."""
-    missing = next((name for name in names if name not in model.adapter_set), None)
-    if missing is not None or not names:
+    if not names or not all(isinstance(name, str) and name in model.adapter_set for name in names):
         known = ", ".join(model.adapter_names) or "none"
         raise AdapterError(f"set_adapter: expected names of the model's adapters ({known}), got {names!r}")
     if len(set(names)) != len(names):
