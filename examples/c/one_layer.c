@@ -44,7 +44,7 @@ static lora_status train(lora_ctx *ctx, lora_optimizer *optimizer, lora_error *e
 }
 
 int main(void) {
-    const lora_param params[] = {{A, dA, RANK * IN, true}, {B, dB, OUT * RANK, true}};
+    const lora_param params[] = {{A, dA, RANK * IN, true, IN, 1}, {B, dB, OUT * RANK, true, RANK, 1}};
     const lora_optimizer_options options = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01};
     lora_error err = {LORA_OK, ""};
     lora_ctx *ctx = NULL;

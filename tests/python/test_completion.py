@@ -39,7 +39,7 @@ def test_commands_flags_values_and_paths_are_completed() -> None:
     assert completed("") == list(COMMANDS) and completed("tr") == ["train"]
     assert "--learning-rate" in completed("train", "--le") and completed("train", "--method", "q") == ["qlora"]
     assert completed("train", "--model", "x") == ["file:x"] and completed("train", "--output-dir", "") == ["file:"]
-    assert completed("merge", "--model", "a", "--dtype", "f") == ["float32", "float16"]
+    assert completed("merge", "--model", "a", "--dtype", "f") == ["float32", "float16", "fp4", "fp4_e2m1"]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")

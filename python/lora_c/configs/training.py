@@ -75,8 +75,7 @@ class TrainConfig(Config):
     )
     activation_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="bfloat16: keep activations for backward in half the memory; same loss, gradients rounded where layers "
-        "are not computed again.",
+        description="bfloat16: keep activations for backward in half the memory; same loss, rounded gradients.",
     )
     memory_limit: float | None = Field(None, gt=0.0, description="GiB for recompute=auto; by default 80 % of what is free.")
     precision: Literal["exact", "fast"] = Field(
