@@ -74,15 +74,26 @@ PyObject *lora_py_decoder_set_token_rows(PyObject *o, PyObject *args);
 PyObject *lora_py_decoder_remove_adapter(PyObject *o, PyObject *args);
 extern const char lora_py_set_weight_doc[], lora_py_set_adapter_doc[], lora_py_set_token_rows_doc[], lora_py_remove_adapter_doc[];
 
+/* py_decoder_passes.c */
+PyObject *lora_py_decoder_forward_backward(PyObject *o, PyObject *args, PyObject *kwargs);
+PyObject *lora_py_decoder_loss(PyObject *o, PyObject *args, PyObject *kwargs);
+PyObject *lora_py_decoder_logits(PyObject *o, PyObject *args);
+PyObject *lora_py_decoder_last_logits(PyObject *o, PyObject *args);
+PyObject *lora_py_decoder_hidden_states(PyObject *o, PyObject *args);
+PyObject *lora_py_decoder_new_cache(PyObject *o, PyObject *args);
+PyObject *lora_py_decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs);
+extern const char lora_py_forward_backward_doc[], lora_py_loss_doc[], lora_py_logits_doc[], lora_py_last_logits_doc[],
+    lora_py_hidden_states_doc[], lora_py_new_cache_doc[], lora_py_decode_doc[];
+
+/* py_decoder_attributes.c */
+extern PyGetSetDef lora_py_decoder_getset[];
+
 /* py_decoder_watch.c: getters and a setter */
 PyObject *lora_py_decoder_watching(PyObject *o, void *unused);
 int lora_py_decoder_set_watching(PyObject *o, PyObject *value, void *unused);
 PyObject *lora_py_decoder_first_nonfinite(PyObject *o, void *unused);
-/** After the library has taken owner's memory (NULL: nothing) for what it had at place. Leaves the decoder. */
-void lora_py_replace_owner(lora_py_decoder *self, PyObject **place, PyObject *owner);
-PyObject **lora_py_virtual_tokens_owner(const lora_py_decoder *self);
-
 /* py_virtual_tokens.c */
+PyObject **lora_py_virtual_tokens_owner(const lora_py_decoder *self); /* in py_decoder_weights.c */
 PyObject *lora_py_decoder_set_virtual_tokens(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *lora_py_decoder_get_virtual_tokens(PyObject *o, void *unused);
 extern const char lora_py_set_virtual_tokens_doc[];

@@ -106,7 +106,8 @@ lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *op
     LORA_TRY(lora_sync(opt->ctx, err));
     *norm = sqrt(sum) * fabs(options->grad_scale);
     LORA_CHECK(isfinite(*norm), err, LORA_EINVAL,
-               "gradients: expected finite numbers, got a norm of %f; parameters are unchanged, try a lower learning rate", *norm);
+               "gradients: expected finite numbers, got a norm of %s; parameters are unchanged, try a lower learning rate",
+               isnan(*norm) ? "nan" : "inf");
     bool is_long = options->max_grad_norm > 0.0 && *norm > options->max_grad_norm;
     double clip = is_long ? options->max_grad_norm / (*norm + 1e-6) : 1.0;
     LORA_TRY(lora_optim_update(opt, options->lr, options->grad_scale * clip, err));

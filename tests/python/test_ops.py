@@ -1,4 +1,4 @@
-"""Every operation of lora_c.ops and its gradient against reference.py, on every instruction-set rung of this machine.
+"""Every operation of lora_c.ops and its gradient against lora_c.reference, on every instruction-set rung of this machine.
 
 Tolerance: forward errors of float32 sums grow at most like n * 2^-24 * sum|terms|; 3e-5 relative to the largest entry
 covers n up to a few hundred with a factor of ten to spare, and a wrong element is off by orders of magnitude more.

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import lora_c as lc
 from lora_c import reference
 
-# Copies: what load_file gives lies in a mapping that may be gone later.
+# Copies: test_hostile_arguments.py releases every memoryview that it finds, and load_file gives views of one.
 GOLDEN = {key: np.array(a) for key, a in load_file(Path(__file__).parents[1] / "golden" / "optimizers.safetensors").items()}
 STEPS = 12
 SHAPES: dict[str, tuple[int, ...]] = {"wide": (6, 40), "tall": (50, 4), "vector": (33,)}

@@ -1,4 +1,4 @@
-"""reference.py against central differences: the oracle itself must be right."""
+"""lora_c.reference against central differences: the oracle itself must be right."""
 
 import numpy as np
 import pytest

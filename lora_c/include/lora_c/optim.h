@@ -14,7 +14,7 @@ typedef struct lora_param {
     int64_t n;
     bool decay;      /* whether weight decay counts for it */
     int64_t cols;    /* of a matrix, whose rows lie behind each other; 0: what it has of one does not count */
-    double lr_ratio; /* its learning rate is lr times this */
+    double lr_ratio; /* its learning rate is lr times this: 1 for lr itself, at 0 it stays as it is */
 } lora_param;
 
 /* --- operations --- */

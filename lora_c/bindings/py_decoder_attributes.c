@@ -1,0 +1,110 @@
+/* The attributes of a Decoder. */
+#include "lora_c/bindings/py_decoder.h"
+#include "lora_c/bindings/py_devices.h"
+#include "lora_c/bindings/py_precision.h"
+
+typedef lora_py_decoder decoder;
+
+static PyObject *get_recompute(PyObject *o, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(((decoder *)o)->recompute == LORA_RECOMPUTE_LAYER ? "layer" : "none");
+}
+
+static int set_recompute(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    decoder *self = (decoder *)o;
+    int layer = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "layer") == 0;
+    int none = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "none") == 0;
+    if (!layer && !none) {
+        return lora_py_refuse(PyExc_ValueError, "recompute: expected 'none' or 'layer'", value ? value : Py_None);
+    }
+    if (lora_py_enter_decoder(self) < 0) return -1;
+    self->recompute = layer ? LORA_RECOMPUTE_LAYER : LORA_RECOMPUTE_NONE;
+    lora_decoder_set_recompute(self->decoder, self->recompute);
+    lora_py_leave(&self->base);
+    return 0;
+}
+
+static PyObject *get_activation_dtype(PyObject *o, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(lora_dtype_name(((decoder *)o)->activation_dtype));
+}
+
+static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    decoder *self = (decoder *)o;
+    int half = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "bfloat16") == 0;
+    int single = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "float32") == 0;
+    lora_error err = {0};
+    if (!half && !single) {
+        return lora_py_refuse(PyExc_ValueError, "activation_dtype: expected 'float32' or 'bfloat16'", value ? value : Py_None);
+    }
+    if (lora_py_enter_decoder(self) < 0) return -1;
+    self->activation_dtype = half ? LORA_BF16 : LORA_F32;
+    lora_status status = lora_decoder_set_activation_dtype(self->decoder, self->activation_dtype, &err);
+    lora_py_leave(&self->base);
+    if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
+    return status == LORA_OK ? 0 : -1;
+}
+
+static PyObject *get_noise(PyObject *o, void *unused) {
+    (void)unused;
+    return Py_BuildValue("(dK)", ((decoder *)o)->noise_alpha, (unsigned long long)((decoder *)o)->noise_seed);
+}
+
+static int set_noise(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    decoder *self = (decoder *)o;
+    double alpha;
+    PyObject *seed;
+    lora_error err = {0};
+    if (!value || !PyTuple_Check(value)) return lora_py_refuse(PyExc_TypeError, "noise: expected (alpha, seed)", value ? value : Py_None);
+    if (!PyArg_ParseTuple(value, "dO!:noise", &alpha, &PyLong_Type, &seed)) return -1;
+    uint64_t number = PyLong_AsUnsignedLongLongMask(seed);
+    if ((number == (uint64_t)-1 && PyErr_Occurred()) || lora_py_enter_decoder(self) < 0) return -1;
+    lora_status status = lora_decoder_set_noise(self->decoder, alpha, number, &err);
+    if (status == LORA_OK) self->noise_alpha = alpha, self->noise_seed = number;
+    lora_py_leave(&self->base);
+    if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
+    return status == LORA_OK ? 0 : -1;
+}
+
+static PyObject *get_stopping(PyObject *o, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(lora_decoder_stopping(((decoder *)o)->decoder));
+}
+
+/* Not exclusive: it is meant for the pass that another thread is in. */
+static int set_stopping(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    if (!value || !PyBool_Check(value)) return lora_py_refuse(PyExc_TypeError, "stopping: expected True or False", value ? value : Py_None);
+    lora_decoder_set_stopping(((decoder *)o)->decoder, value == Py_True);
+    return 0;
+}
+
+static PyObject *get_config(PyObject *o, void *unused) {
+    (void)unused;
+    return PyDict_Copy(((decoder *)o)->options);
+}
+
+PyGetSetDef lora_py_decoder_getset[] = {
+    {"recompute", get_recompute, set_recompute, "'layer' keeps one row per layer and computes the rest again: same bits, less memory.",
+     NULL},
+    {"noise", get_noise, set_noise, "(alpha, seed) of the noise on embedded tokens in forward_backward(); alpha 0: none.", NULL},
+    {"activation_dtype", get_activation_dtype, set_activation_dtype,
+     "'bfloat16' keeps what backward needs of a layer in half the memory: same loss, gradients of rounded activations.", NULL},
+    {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,
+     "'exact' or 'fast', for every pass; at first that of the module. See set_precision().", NULL},
+    {"stopping", get_stopping, set_stopping,
+     "While True, passes end between two layers with PassStopped, the running one too; may be set by any thread.", NULL},
+    {"virtual_tokens", lora_py_decoder_get_virtual_tokens, NULL, "How many set_virtual_tokens() has put before every sequence.", NULL},
+    {"config", get_config, NULL, "The arguments of the constructor.", NULL},
+    {"watching", lora_py_decoder_watching, lora_py_decoder_set_watching,
+     "While True, passes look for the first value that is not finite: same bits, slower. Setting it forgets what was found.", NULL},
+    {"first_nonfinite", lora_py_decoder_first_nonfinite, NULL,
+     "The first value that was not finite while watching, as a dict of operation, result, weight, layer, backward, row, column and value; "
+     "or None.",
+     NULL},
+    {"device", lora_py_get_device, NULL, "The name of the device that it computes on.", NULL},
+    {0},
+};
