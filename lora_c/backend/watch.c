@@ -279,6 +279,12 @@ static void put_in(lora_backend_ops *ops) {
     ops->linear_merge_backward = linear_merge_backward;
 }
 
+void lora_ctx_watch_at(lora_ctx *ctx, int64_t layer, bool backward) {
+    if (!ctx->watch) return;
+    ctx->watch->layer = layer;
+    ctx->watch->backward = backward;
+}
+
 static lora_status begin(lora_ctx *ctx, lora_error *err) {
     if (!ctx->watch) {
         ctx->watch = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *ctx->watch);
@@ -289,7 +295,7 @@ static lora_status begin(lora_ctx *ctx, lora_error *err) {
         ctx->view.backend = &ctx->watch->watching;
     }
     ctx->watch->found = (lora_watch_found){0};
-    ctx->watch->layer = -1;
+    lora_ctx_watch_at(ctx, -1, false);
     return LORA_OK;
 }
 
@@ -301,12 +307,6 @@ lora_status lora_ctx_watch(lora_ctx *ctx, bool on, lora_error *err) {
     ctx->watch = NULL;
     lora_host_free(ctx, watch);
     return LORA_OK;
-}
-
-void lora_ctx_watch_at(lora_ctx *ctx, int64_t layer, bool backward) {
-    if (!ctx->watch) return;
-    ctx->watch->layer = layer;
-    ctx->watch->backward = backward;
 }
 
 lora_watch_found lora_ctx_watch_found(const lora_ctx *ctx) { return ctx->watch ? ctx->watch->found : (lora_watch_found){.layer = -1}; }

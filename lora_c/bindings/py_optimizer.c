@@ -163,23 +163,25 @@ static int optional_number(PyObject *o, const char *name, int positive, double *
     return 0;
 }
 
-PyDoc_STRVAR(step_doc, "step($self, /, *, lr=None, grad_scale=1.0, max_grad_norm=None)\n--\n\n"
+PyDoc_STRVAR(step_doc, "step($self, /, *, lr=None, grad_scale=1.0, max_grad_norm=None, skip_grad_norm=None)\n--\n\n"
                        "Change every parameter by one step.\n\n"
                        "Parameters\n----------\n"
                        "lr : float, optional\n    Learning rate of this step; by default the attribute lr.\n"
                        "grad_scale : float\n    The gradients are multiplied by this first.\n"
-                       "max_grad_norm : float, optional\n    Scale the gradients down to this global norm.\n\n"
+                       "max_grad_norm : float, optional\n    Scale the gradients down to this global norm.\n"
+                       "skip_grad_norm : float, optional\n    Above this global norm nothing changes.\n\n"
                        "Returns\n-------\nfloat\n    The global norm of the scaled gradients before clipping.\n\n"
                        "Raises\n------\nValueError\n    A gradient is NaN or infinite; parameters are unchanged.\n"
                        "RuntimeError\n    Another thread is using this optimizer.");
 
 static PyObject *optimizer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"lr", "grad_scale", "max_grad_norm", NULL};
-    PyObject *lr = Py_None, *max_norm = Py_None;
+    static char *names[] = {"lr", "grad_scale", "max_grad_norm", "skip_grad_norm", NULL};
+    PyObject *lr = Py_None, *max_norm = Py_None, *skip_norm = Py_None;
     lora_py_optimizer *self = (lora_py_optimizer *)o;
-    lora_step_options options = {.lr = self->lr, .grad_scale = 1.0, .max_grad_norm = 0.0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OdO:step", names, &lr, &options.grad_scale, &max_norm)) return NULL;
-    if (optional_number(lr, "lr", 0, &options.lr) < 0 || optional_number(max_norm, "max_grad_norm", 1, &options.max_grad_norm) < 0)
+    lora_step_options options = {.lr = self->lr, .grad_scale = 1.0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OdOO:step", names, &lr, &options.grad_scale, &max_norm, &skip_norm)) return NULL;
+    if (optional_number(lr, "lr", 0, &options.lr) < 0 || optional_number(max_norm, "max_grad_norm", 1, &options.max_grad_norm) < 0 ||
+        optional_number(skip_norm, "skip_grad_norm", 1, &options.skip_grad_norm) < 0)
         return NULL;
     if (!isfinite(options.grad_scale)) {
         PyErr_SetString(PyExc_ValueError, "grad_scale: expected a finite number, got NaN or infinity");

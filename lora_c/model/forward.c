@@ -165,7 +165,6 @@ static lora_status embed(lora_decoder *d, const lora_run *run, lora_buffers *b, 
 
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
     int64_t H = d->config.hidden_size, L = d->config.num_hidden_layers - run->layers_left_out;
-    lora_ctx_watch_at(d->ctx, -1, false);
     LORA_TRY(embed(d, run, b, err));
     for (int64_t layer = 0; layer < L; layer++) {
         lora_ctx_watch_at(d->ctx, layer, false);

@@ -1,4 +1,6 @@
 /* Scaling vectors (IA3) and bottlenecks (adapters of Houlsby and Pfeiffer): their setters, and which layers have them. */
+#include <math.h>
+
 #include "lora_c/model/extras.h"
 
 static bool has_scaling(const lora_layer *l, int first, int end) {
@@ -53,6 +55,7 @@ static lora_status check_bottleneck(const lora_bottleneck *b, lora_error *err) {
                (long long)b->size);
     LORA_CHECK(b->down && b->down_bias && b->up && b->up_bias, err, LORA_EINVAL,
                "bottleneck: expected down, up and their biases, got NULL");
+    LORA_CHECK(isfinite(b->scale), err, LORA_EINVAL, "bottleneck: expected a finite scale, got %g", (double)b->scale);
     LORA_CHECK((int)b->activation >= 0 && b->activation < LORA_ACTIVATIONS, err, LORA_EINVAL,
                "bottleneck: expected an activation of 0 to %d, got %d", LORA_ACTIVATIONS - 1, (int)b->activation);
     return LORA_OK;

@@ -12,6 +12,7 @@ lora_status lora_check_stop(const lora_decoder *d, lora_error *err) {
 }
 
 lora_status lora_begin_pass(lora_decoder *d, lora_run *run, lora_buffers *b, lora_error *err) {
+    lora_ctx_watch_at(d->ctx, -1, false);
     LORA_TRY(lora_add_virtual_tokens(d, run, err));
     LORA_TRY(lora_arena_prepare(d, run->n_tokens, run->training, b, err));
     if (run->training) run->states = b->states;

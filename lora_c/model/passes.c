@@ -44,6 +44,7 @@ static lora_status values_loss(lora_decoder *d, const lora_run *run, const lora_
     lora_weight head = lora_global_weight(d, LORA_LM_HEAD);
     lora_linear_gradient gradient = {.dy = labels, .w = &head, .dW = run->training ? lora_global_gradient(d, LORA_LM_HEAD) : NULL};
     if (!gradient.dW && !dx.data) return LORA_OK;
+    lora_ctx_watch_at(d->ctx, -1, true);
     return lora_linear_backward(d->ctx, hidden(d, M, b->xn), 1, &gradient, dx, false, err);
 }
 
@@ -74,6 +75,7 @@ static lora_status forward_backward(lora_decoder *d, const lora_run *run, lora_b
     lora_mat dxn = hidden(d, M, below ? b->dxn : NULL);
     LORA_TRY(head_and_loss(d, run, b, grad_scale, NULL, dxn, loss_sum, err));
     if (!below) return LORA_OK;
+    lora_ctx_watch_at(d->ctx, -1, true);
     lora_norm norm = lora_decoder_norm(d, L, LORA_FINAL_NORM);
     LORA_TRY(lora_norm_backward(d->ctx, &norm, dxn, hidden(d, M, b->x[L]), b->stats_final, hidden(d, M, b->dx), false, d->final_norm.dw,
                                 d->final_norm.db, err));

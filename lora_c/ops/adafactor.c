@@ -16,6 +16,7 @@ typedef struct adafactor_job {
     double beta2;
     double *partial;     /* (tasks): of the arrays' squares, then of the updates' */
     double *scale;       /* (n_params): root mean square of the array */
+    double *update_rms;  /* (n_params): root mean square of its update */
     double *row_mean;    /* (n_params): of the second moments of its rows */
     float *col_factor;   /* (columns of all arrays): 1 / sqrt */
     const int64_t *band; /* (n_params + 1): the first band of columns of an array */
@@ -90,6 +91,13 @@ static void squares_chunk(void *arg, const lora_chunk *c) {
     job->partial[c->task] = sum;
 }
 
+static void finish_squares(adafactor_job *job) {
+    for (int64_t i = 0; i < job->chunks->n_params; i++) {
+        int64_t n = job->chunks->params[i].n;
+        if (n > 0) job->update_rms[i] = sqrt(lora_chunk_sum(job->chunks, i, job->partial) / (double)n);
+    }
+}
+
 static double rate_of(const adafactor_job *job, int64_t index) {
     const lora_adafactor_hyper *h = job->hyper;
     double step = (double)h->step, rate = h->lr;
@@ -102,7 +110,7 @@ static void update_chunk(void *arg, const lora_chunk *c) {
     const adafactor_job *job = arg;
     const lora_adafactor_hyper *h = job->hyper;
     const lora_param *p = c->param;
-    double rate = rate_of(job, c->index), rms = sqrt(lora_chunk_sum(job->chunks, c->index, job->partial) / (double)p->n);
+    double rate = rate_of(job, c->index), rms = job->update_rms[c->index];
     lora_adafactor_constants constants = {.lr = (float)(rate / fmax(1.0, rms / h->clip_threshold)),
                                           .beta1 = (float)h->beta1,
                                           .one_minus_beta1 = (float)(1.0 - h->beta1),
@@ -116,29 +124,28 @@ static void update_chunk(void *arg, const lora_chunk *c) {
 
 /* --- memory --- */
 
-static int64_t find_bands(int64_t n_params, const lora_param *params, int64_t *band, int64_t *columns) {
+static int64_t find_bands(int64_t n_params, const lora_param *params, int64_t *band) {
     int64_t total = 0;
-    *columns = 0;
     for (int64_t i = 0; i < n_params; i++) {
         band[i] = total;
         total += lora_div_up(width_of(&params[i]), COLUMNS);
-        *columns += width_of(&params[i]);
     }
     return band[n_params] = total;
 }
 
-/* Behind each other: bands, two numbers for each array, a factor for each column. */
+/* Behind each other: bands, three numbers for each array, a factor for each column. */
 static lora_status take_scratch(lora_ctx *ctx, int64_t n_params, const lora_param *params, adafactor_job *job, int64_t *bands,
                                 lora_error *err) {
     int64_t columns = 0;
     for (int64_t i = 0; i < n_params; i++) columns += width_of(&params[i]);
     size_t heads = (size_t)(n_params + 1) * sizeof(int64_t), numbers = (size_t)n_params * sizeof(double);
     void *scratch;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_OPTIM, heads + 2 * numbers + (size_t)columns * sizeof(float), &scratch, err));
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_OPTIM, heads + 3 * numbers + (size_t)columns * sizeof(float), &scratch, err));
     job->scale = (double *)(void *)((char *)scratch + heads);
-    job->row_mean = job->scale + n_params;
+    job->update_rms = job->scale + n_params;
+    job->row_mean = job->update_rms + n_params;
     job->col_factor = (float *)(void *)(job->row_mean + n_params);
-    *bands = find_bands(n_params, params, scratch, &columns);
+    *bands = find_bands(n_params, params, scratch);
     job->band = scratch;
     return LORA_OK;
 }
@@ -157,6 +164,7 @@ lora_status lora_cpu_adafactor_step(lora_ctx *ctx, int64_t n_params, const lora_
     lora_parallel_for(ctx->engine->pool, bands, columns_task, &job);
     finish_rows(&job);
     lora_each_chunk(ctx, &chunks, squares_chunk, &job);
+    finish_squares(&job);
     lora_each_chunk(ctx, &chunks, update_chunk, &job);
     return LORA_OK;
 }

@@ -13,7 +13,7 @@ typedef struct muon_job {
     const lora_param *param;
     float *m;
     int64_t rows, cols, r, s;
-    float *x, *y;       /* (r, s); y first as the array lies */
+    float *x, *y;       /* (r, s); y as the array lies, before and after the products */
     float *gram, *poly; /* (r, r) */
     double *partial;
 } muon_job;
@@ -71,25 +71,9 @@ static lora_status product(lora_ctx *ctx, int64_t m, int64_t n, int64_t k, float
     return lora_gemm(ctx, &args, err);
 }
 
-/* y += a x over n elements. */
-typedef struct add_job {
-    const lora_rowwise_kernels *kernels;
-    float a;
-    const float *x;
-    float *y;
-    int64_t n;
-} add_job;
-
-static void add_task(void *arg, int64_t task, int worker) {
-    (void)worker;
-    const add_job *j = arg;
-    int64_t i = task * LORA_OPTIM_ELEMENTS;
-    j->kernels->axpy(lora_min_i64(LORA_OPTIM_ELEMENTS, j->n - i), j->a, j->x + i, j->y + i);
-}
-
-static void add(lora_ctx *ctx, int64_t n, float a, const float *x, float *y) {
-    add_job job = {.kernels = &ctx->engine->kernels.rowwise, .a = a, .x = x, .y = y, .n = n};
-    lora_parallel_for(ctx->engine->pool, lora_div_up(n, LORA_OPTIM_ELEMENTS), add_task, &job);
+/* y = a x, or y += a x; (rows, cols) all of them. */
+static lora_status scale(lora_ctx *ctx, int64_t rows, int64_t cols, float a, const float *x, float *y, bool accumulate, lora_error *err) {
+    return lora_cpu_scale_rows(ctx, a, lora_mat_f32(x, rows, cols, cols), lora_mat_f32(y, rows, cols, cols), accumulate, err);
 }
 
 /* x = a x + (b G + c G G) x with G = x x^T, ns_steps times. */
@@ -99,9 +83,9 @@ static lora_status newton_schulz(lora_ctx *ctx, muon_job *job, lora_error *err) 
     for (int64_t i = 0; i < h->ns_steps; i++) {
         LORA_TRY(product(ctx, r, r, s, 1.0f, job->x, job->x, true, job->gram, err));
         LORA_TRY(product(ctx, r, r, r, (float)h->c, job->gram, job->gram, false, job->poly, err));
-        add(ctx, r * r, (float)h->b, job->gram, job->poly);
+        LORA_TRY(scale(ctx, r, r, (float)h->b, job->gram, job->poly, true, err));
         LORA_TRY(product(ctx, r, s, r, 1.0f, job->poly, job->x, false, job->y, err));
-        add(ctx, r * s, (float)h->a, job->x, job->y);
+        LORA_TRY(scale(ctx, r, s, (float)h->a, job->x, job->y, true, err));
         float *old = job->x;
         job->x = job->y;
         job->y = old;
@@ -118,23 +102,6 @@ static void step_chunk(void *arg, const lora_chunk *c) {
     job->kernels->optim.decayed_step(c->count, c->param->data + c->first, job->y + c->first, decay, (float)(lr * ratio));
 }
 
-static void scale_task(void *arg, int64_t task, int worker) {
-    (void)worker;
-    const add_job *j = arg;
-    int64_t i = task * LORA_OPTIM_ELEMENTS;
-    j->kernels->scale(lora_min_i64(LORA_OPTIM_ELEMENTS, j->n - i), j->a, j->x + i, j->y + i);
-}
-
-/* to = factor * from, with the short side first where the array has the long one. */
-static void lay(lora_ctx *ctx, const float *from, int64_t rows, int64_t cols, bool turned, float factor, float *to) {
-    if (turned) {
-        turn(ctx, from, rows, cols, factor, to);
-        return;
-    }
-    add_job job = {.kernels = &ctx->engine->kernels.rowwise, .a = factor, .x = from, .y = to, .n = rows * cols};
-    lora_parallel_for(ctx->engine->pool, lora_div_up(job.n, LORA_OPTIM_ELEMENTS), scale_task, &job);
-}
-
 static lora_status step_matrix(lora_ctx *ctx, muon_job *job, lora_error *err) {
     lora_chunks chunks;
     void *partial;
@@ -143,9 +110,16 @@ static lora_status step_matrix(lora_ctx *ctx, muon_job *job, lora_error *err) {
     lora_each_chunk(ctx, &chunks, momentum_chunk, job);
     double norm = sqrt(lora_chunk_sum(&chunks, 0, partial));
     bool turned = job->rows > job->cols;
-    lay(ctx, job->y, job->rows, job->cols, turned, (float)(1.0 / fmax(norm, job->hyper->eps)), job->x);
+    float factor = (float)(1.0 / fmax(norm, job->hyper->eps));
+    if (turned) /* the short side comes first */
+        turn(ctx, job->y, job->rows, job->cols, factor, job->x);
+    else
+        LORA_TRY(scale(ctx, job->rows, job->cols, factor, job->y, job->x, false, err));
     LORA_TRY(newton_schulz(ctx, job, err));
-    lay(ctx, job->x, job->r, job->s, turned, 1.0f, job->y);
+    if (turned)
+        turn(ctx, job->x, job->r, job->s, 1.0f, job->y);
+    else
+        job->y = job->x;
     LORA_TRY(lora_chunks_make(ctx, 1, job->param, LORA_OPTIM_ELEMENTS, false, sizeof(double), &chunks, &partial, err));
     lora_each_chunk(ctx, &chunks, step_chunk, job);
     return LORA_OK;

@@ -92,6 +92,8 @@ static lora_status check_step(const lora_step_options *o, lora_error *err) {
     LORA_CHECK(isfinite(o->grad_scale), err, LORA_EINVAL, "grad_scale: expected a finite number, got %g", o->grad_scale);
     LORA_CHECK(o->max_grad_norm >= 0.0 && isfinite(o->max_grad_norm), err, LORA_EINVAL,
                "max_grad_norm: expected a finite number >= 0, got %g", o->max_grad_norm);
+    LORA_CHECK(o->skip_grad_norm >= 0.0 && isfinite(o->skip_grad_norm), err, LORA_EINVAL,
+               "skip_grad_norm: expected a finite number >= 0, got %g", o->skip_grad_norm);
     return LORA_OK;
 }
 
@@ -108,6 +110,7 @@ lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *op
     LORA_CHECK(isfinite(*norm), err, LORA_EINVAL,
                "gradients: expected finite numbers, got a norm of %s; parameters are unchanged, try a lower learning rate",
                isnan(*norm) ? "nan" : "inf");
+    if (options->skip_grad_norm > 0.0 && *norm > options->skip_grad_norm) return LORA_OK;
     bool is_long = options->max_grad_norm > 0.0 && *norm > options->max_grad_norm;
     double clip = is_long ? options->max_grad_norm / (*norm + 1e-6) : 1.0;
     LORA_TRY(lora_optim_update(opt, options->lr, options->grad_scale * clip, err));

@@ -39,11 +39,13 @@ static lora_optim_list next_window(lora_optimizer *opt, int list, position *at) 
 }
 
 /* What lies behind a position, as far as a window reaches. */
-static void ask_for_next(const lora_optimizer *opt, const position *at) {
+static void ask_for_next(const lora_optimizer *opt, int list, const position *at) {
+    const lora_param window = {.n = LORA_OPTIM_WINDOW};
     for (int which = 0; which < LORA_MOMENTS; which++) {
-        if (!at->state[which]) continue;
+        int64_t n = at->state[which] ? rule_of(opt, list)->elements(&opt->options, &window, (lora_moment)which) : 0;
+        if (n == 0) continue;
         size_t left = (size_t)((char *)opt->state[which] + opt->state_bytes[which] - at->state[which]);
-        size_t bytes = LORA_OPTIM_WINDOW * lora_moment_element((lora_moment)which);
+        size_t bytes = (size_t)n * lora_moment_element((lora_moment)which);
         lora_paged_advise(opt->ctx, at->state[which], left < bytes ? left : bytes, LORA_PAGE_SOON);
     }
 }
@@ -51,10 +53,10 @@ static void ask_for_next(const lora_optimizer *opt, const position *at) {
 static lora_status update_paged(lora_optimizer *opt, int list, double lr, double grad_scale, lora_error *err) {
     position at = {0};
     for (int which = 0; which < LORA_MOMENTS; which++) at.state[which] = opt->lists[list].state[which];
-    ask_for_next(opt, &at);
+    ask_for_next(opt, list, &at);
     while (at.index < opt->lists[list].n) {
         lora_optim_list window = next_window(opt, list, &at);
-        ask_for_next(opt, &at);
+        ask_for_next(opt, list, &at);
         LORA_TRY(rule_of(opt, list)->update(opt, &window, lr, grad_scale, err));
         for (int which = 0; which < LORA_MOMENTS; which++)
             if (window.state[which])

@@ -105,7 +105,7 @@ static void check_optimizer(lora_ctx *ctx) {
 static void check_refused_step(lora_ctx *ctx) {
     static const lora_optimizer_options options = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
     float data[3] = {1, 2, 3}, grad[3] = {1, INFINITY, 1}, moment[3] = {9, 9, 9};
-    lora_param param = {.data = data, .grad = grad, .n = 3};
+    lora_param param = {.data = data, .grad = grad, .n = 3, .lr_ratio = 1};
     lora_optimizer *opt;
     lora_step_options o = {.lr = 1, .grad_scale = 1};
     double norm;
@@ -145,7 +145,8 @@ static void count_training(lora_ctx *ctx, tiny_decoder *t, const lora_optimizer_
     float *data = weights, *grad = gradients;
     OK(mirror_floats(ctx, &data, 100, ERR));
     OK(mirror_floats(ctx, &grad, 100, ERR));
-    lora_param params[2] = {{.data = data, .grad = grad, .n = 60}, {.data = data + 60, .grad = grad + 60, .n = 40}};
+    lora_param params[2] = {{.data = data, .grad = grad, .n = 60, .lr_ratio = 1},
+                            {.data = data + 60, .grad = grad + 60, .n = 40, .lr_ratio = 1}};
     OK(lora_optimizer_create(ctx, LORA_ADAMW, params, 2, options, &opt, ERR));
     for (int step = 0; step < 3; step++) { /* the first one, too */
         begin_count(ctx);

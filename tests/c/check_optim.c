@@ -152,6 +152,11 @@ static void check_refused_steps(lora_ctx *ctx) {
     REFUSED(LORA_EINVAL, "grad_scale: expected", lora_optimizer_step(opt, &o, &norm, ERR));
     o = good, o.max_grad_norm = -1;
     REFUSED(LORA_EINVAL, "max_grad_norm: expected", lora_optimizer_step(opt, &o, &norm, ERR));
+    o = good, o.skip_grad_norm = NAN;
+    REFUSED(LORA_EINVAL, "skip_grad_norm: expected", lora_optimizer_step(opt, &o, &norm, ERR));
+    o = good, o.skip_grad_norm = 1e-3;
+    OK(lora_optimizer_step(opt, &o, &norm, ERR)); /* no step, but the norm */
+    CHECK(norm > o.skip_grad_norm, "norm %g", norm);
     REFUSED(LORA_EINVAL, "options: expected", lora_optimizer_step(opt, NULL, &norm, ERR));
     for (int i = 0; i < ARRAYS; i++) CHECK(same_floats(a.params[i].data, before.params[i].data, sizes[i]), "array %d is unchanged", i);
     CHECK(lora_optimizer_steps(opt) == 0, "no step was counted");

@@ -13,7 +13,9 @@ import lora_c as lc
 from lora_c.data import Dataset, Sample
 from lora_c.errors import ConfigError
 from lora_c.notices import LoraCWarning
+from lora_c.runs.record import describe_result
 from lora_c.training.best import Best, best_of, greater_is_better, metric_name
+from lora_c.training.train_result import TrainResult
 from lora_c.training.trainer import Trainer
 
 # Training data that says the opposite of the held-out data: its loss falls at first and then rises.
@@ -119,7 +121,62 @@ def test_a_best_checkpoint_that_is_gone_is_told(trainer: Callable[..., Trainer])
 
     run.callbacks.given.append(Remove())
     with pytest.warns(LoraCWarning, match="the model keeps its last state, the best one cannot be read"):
-        run.train()
+        result = run.train()
+    assert not result.ends_with_best and result.eval_loss == run.evaluate()
+
+
+def interrupted(run: Trainer, at: int) -> None:
+    class Stop(lc.Callback):
+        def on_step(self, state: lc.TrainerState) -> None:
+            if state.step == at:
+                state.stop()
+
+    run.callbacks.given.append(Stop())
+    assert run.train().interrupted
+
+
+def test_the_best_is_taken_along_into_another_folder(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    whole = trainer(load_best_model_at_end=True)
+    best = whole.train().best
+    assert best is not None and best.step + 1 < STEPS
+    first = trainer(load_best_model_at_end=True, output_dir=str(tmp_path / "first"))
+    interrupted(first, best.step + 1)
+    # There, another run has left a checkpoint of the same step.
+    other = trainer(output_dir=str(tmp_path / "second"), seed=7, save_steps=1, save_total_limit=None)
+    other.train()
+    assert (other.output_dir / f"checkpoint-{best.step}").is_dir()
+    second = trainer(load_best_model_at_end=True, output_dir=str(tmp_path / "second"))
+    result = second.train(resume=first.output_dir / f"checkpoint-{best.step + 1}")
+    assert result.ends_with_best and result.best is not None and result.best.step == best.step
+    assert all(np.array_equal(a, b) for a, b in zip(arrays(second), arrays(whole), strict=True))
+    assert result.eval_loss == second.evaluate() == best.value
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_for_the_best(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    import shutil
+
+    run = trainer(load_best_model_at_end=True)
+    best = run.train().best
+    assert best is not None
+    other = trainer(output_dir=str(tmp_path / "other"), seed=7, save_steps=1, save_total_limit=None)
+    other.train()
+    again = trainer(load_best_model_at_end=True)
+    there = again.output_dir / f"checkpoint-{best.step}"
+    shutil.rmtree(there)
+    shutil.copytree(other.output_dir / f"checkpoint-{best.step}", there)
+    with pytest.warns(LoraCWarning, match="expected a checkpoint of this run, got one of another"):
+        result = again.train(resume=run.output_dir / f"checkpoint-{STEPS}")
+    assert not result.ends_with_best and result.eval_loss == again.evaluate() != best.value
+
+
+def test_measures_and_loss_are_of_one_evaluation() -> None:
+    records = [{"step": 1, "eval_loss": 0.5, "eval_accuracy": 0.9}, {"step": 2, "eval_loss": 0.8, "eval_accuracy": 0.4}]
+    measured: dict[str, Any] = {"steps": 2, "tokens_per_second": 1.0, "elapsed_seconds": 1.0, "peak_memory_bytes": 1}
+    taken = TrainResult.of(records, best=Best("eval_loss", 1, 0.5, 1), ends_with_best=True, **measured)
+    found = describe_result(taken)
+    assert (found["eval_loss"], found["eval_accuracy"], found["ends_with_best"]) == (0.5, 0.9, True)
+    last = describe_result(TrainResult.of(records, best=Best("eval_loss", 1, 0.5, 1), **measured))
+    assert (last["eval_loss"], last["eval_accuracy"], last["ends_with_best"]) == (0.8, 0.4, False)
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -169,6 +169,41 @@ def test_the_same_on_another_device(base: Path, fake: str, problem: str) -> None
     assert all(np.array_equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
+@pytest.mark.parametrize("problem", ["single_label_classification", "regression", "multi_label_classification"])
+@pytest.mark.parametrize("kind", [lc.PromptTuningConfig, lc.PrefixTuningConfig])
+def test_virtual_tokens_before_labels(base: Path, problem: str, kind: Any) -> None:
+    """The loss is that of the logits, and the gradient of the tokens agrees with differences of the loss."""
+    labels: dict[str, Any] = {
+        "single_label_classification": [2, 0], "regression": [[0.5, -1.0, 2.0], [1.0, 0.0, 3.0]],
+        "multi_label_classification": [[1, 0, 1], [0, 0, 0]],
+    }  # fmt: skip
+    model = lc.load_model(base, task_type="SEQ_CLS", num_labels=3, problem_type=problem, progress=False)
+    with pytest.warns(lc.LoraCWarning, match="does not train the classifier's score"):
+        model.add_adapter(kind(num_virtual_tokens=3))
+    texts = ["w3 w4 w5", "w6 w7"]
+    records = [{"text": text, "label": x} for text, x in zip(texts, labels[problem], strict=True)]
+    batch = pack(lc.load_dataset(records, model.tokenizer).samples)
+    arrays = batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight
+    (tokens,) = model.trainable_parameters()
+    loss = model.decoder.forward_backward(*arrays)
+    logits = model.decoder.last_logits(*arrays[:2]).astype(np.float64)
+    wanted = np.asarray(labels[problem], np.float64)
+    if problem == "regression":
+        expected = np.square(logits - wanted).mean(axis=1).sum()
+    elif problem == "multi_label_classification":
+        expected = (np.log1p(np.exp(logits)) - wanted * logits).mean(axis=1).sum()
+    else:
+        expected = sum(np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels[problem], strict=True))
+    assert loss == pytest.approx(expected, rel=1e-5) and model.decoder.loss(*arrays) == loss
+    direction = np.random.default_rng(0).standard_normal(tokens.shape).astype(np.float32)
+    slope = float(np.sum(tokens.grad * direction, dtype=np.float64))
+    start, found = np.array(tokens.data), []
+    for step in (1e-2, -1e-2):
+        tokens.data[...] = start + np.float32(step) * direction
+        found.append(model.decoder.loss(*arrays))
+    assert slope != 0.0 and (found[0] - found[1]) / 2e-2 == pytest.approx(slope, rel=2e-2, abs=1e-4)
+
+
 def test_values_that_the_decoder_refuses(base: Path) -> None:
     def decoder(problem: str) -> Any:
         options: dict[str, Any] = {"task_type": "SEQ_CLS", "num_labels": 2, "problem_type": problem}

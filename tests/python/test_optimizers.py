@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,21 @@ def test_a_ratio_of_one_array_is_a_rate_of_its_own(kind: str) -> None:
         plain = parameters()
         run(cls(plain, LR * ratio, **options), plain, 1, 4)
         assert all(np.array_equal(a.data, b.data) for a, b in zip(params, plain, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_above_skip_grad_norm_nothing_changes(kind: str, tmp_path: Path) -> None:
+    params, plain = parameters(), parameters()
+    skipping, other = (make(kind, some, tmp_path) for some in (params, plain))
+    for some in (params, plain):
+        for p in some:
+            p.grad[...] = 1
+    norm = skipping.step(skip_grad_norm=1e-3)
+    assert norm == pytest.approx(math.sqrt(sum(p.size for p in params)), rel=1e-6) and skipping.step_count == 0
+    assert skipping.step(skip_grad_norm=2 * norm) == norm == other.step() and skipping.step_count == 1
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(params, plain, strict=True))
+    with pytest.raises(ValueError, match="skip_grad_norm: expected a finite number > 0"):
+        skipping.step(skip_grad_norm=0.0)
 
 
 def test_matrices_that_are_left_to_adamw_get_it() -> None:

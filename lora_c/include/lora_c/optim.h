@@ -145,8 +145,9 @@ typedef struct lora_optimizer_options {
 
 typedef struct lora_step_options {
     double lr;
-    double grad_scale;    /* the gradients are multiplied by this first */
-    double max_grad_norm; /* they are scaled down to this norm over all of them; 0: not */
+    double grad_scale;     /* the gradients are multiplied by this first */
+    double max_grad_norm;  /* they are scaled down to this norm over all of them; 0: not */
+    double skip_grad_norm; /* above this norm over all of them nothing changes; 0: never */
 } lora_step_options;
 
 /* Parts of the state. An array has those that its kind gives it. */
@@ -169,7 +170,7 @@ lora_status lora_optimizer_create(lora_ctx *ctx, lora_optimizer_kind kind, const
                                   const lora_optimizer_options *options, lora_optimizer **out, lora_error *err) LORA_MUST_CHECK;
 void lora_optimizer_destroy(lora_optimizer *opt); /* NULL allowed */
 
-/** One step over all arrays. *norm: of the scaled gradients before they are clipped.
+/** One step over all arrays. *norm: of the scaled gradients before they are clipped; above skip_grad_norm there was no step.
  *  Numerics  clipped by max_grad_norm / (norm + 1e-6), as in PyTorch
  *  Errors    LORA_EINVAL the norm is not finite or an option is out of range: arrays, state and number of steps are unchanged */
 lora_status lora_optimizer_step(lora_optimizer *opt, const lora_step_options *options, double *norm, lora_error *err) LORA_MUST_CHECK;

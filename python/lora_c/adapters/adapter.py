@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._core import Parameter
-from ..configs import AdapterConfig
+from ..configs import AdapterConfig, LoraConfig
 from ..weights.parameter_values import set_rows
 from ..weights.parts import Parts
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows
@@ -74,9 +74,9 @@ class Adapter:
 
     @property
     def is_shareable(self) -> bool:
-        """Whether a call of the decoder can use it beside others: low-rank updates of the layers' matrices can be, what
-        replaces or scales the base's weights or changes embedding and head cannot."""
-        return not (
+        """Whether a call of the decoder can use it beside others: low-rank updates of the layers' matrices can be. What belongs
+        to the decoder (weights in the place of the base's, vectors, bottlenecks, virtual tokens) all its sequences have."""
+        return isinstance(self.config, LoraConfig) and not (
             self.replaced()
             or {"embed_tokens", "lm_head"} & self.layers.keys()
             or any(layer.magnitude is not None for layer in self.layers.values())

@@ -63,12 +63,11 @@ class AdapterSet:
                 f"adapter: expected one that is not in use beside others, got {name!r}, a part of {self.active_name!r}; use "
                 "another one first: set_adapter(...)"
             )
-        for stack in stacks:
-            del self._named[stack]
         if name == self.active_name:
             self.activate(None)
         self._slots.pop(name, None)
-        del self._named[name]
+        for gone in (*stacks, name):
+            del self._named[gone]
 
     def activate(self, name: str | None) -> None:
         """Use this adapter instead of the present one; None: the base alone."""

@@ -17,11 +17,10 @@ from ..families.architectures import Architecture
 from ..weights.parts import Parts
 from .adapter import Adapter
 from .bottleneck_config import Place, find_places
-from .data import F32, PREFIX, AdapterArrays, specs_by_name
+from .data import F32, AdapterArrays
 from .initialize import generator_of
-from .loaded import in_one_block
-from .targets import find_saved
-from .trained_weights import whole_copy
+from .loaded import load_tensors
+from .trained_weights import whole_copies
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -34,11 +33,6 @@ class BottleneckAdapter(Adapter):
     """Down, its bias, up and its bias by the decoder name of the projection that they lie behind."""
 
     bottlenecks: dict[str, list[Parameter]] = field(default_factory=dict)
-
-    @property
-    def is_shareable(self) -> bool:
-        """Never: bottlenecks belong to the decoder, and all sequences of a call would have them."""
-        return False
 
     def parameters(self) -> list[Parameter]:
         """Every parameter, in the order of the forward pass within each kind."""
@@ -77,7 +71,7 @@ def fresh_bottleneck(base_weights: BaseWeights, config: BottleneckConfig, device
     tensors: dict[str, F32] = {}
     for place in find_places(config, architecture):
         tensors |= zip(place.keys(), _start(place, config), strict=True)
-    saved = {spec.name: whole_copy(base_weights, spec.name) for spec in find_saved(config, architecture, [])}
+    saved = whole_copies(base_weights, config)
     return load_bottleneck(AdapterArrays(config, saved=saved, tensors=tensors), architecture, None, True, device)
 
 
@@ -119,9 +113,6 @@ def load_bottleneck(
     """
     config = arrays.config
     assert isinstance(config, BottleneckConfig)
-    specs = specs_by_name(architecture)
-    named = {**arrays.tensors, **{PREFIX + specs[name].file_name: array for name, array in arrays.saved.items()}}
-    made = in_one_block(named, trainable, device)
+    made, saved = load_tensors(arrays, architecture, trainable, device)
     bottlenecks = {place.name: [made[key] for key in place.keys()] for place in find_places(config, architecture)}
-    saved = {name: made[PREFIX + specs[name].file_name] for name in arrays.saved}
     return BottleneckAdapter(config, saved=saved, bottlenecks=bottlenecks)

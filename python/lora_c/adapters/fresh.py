@@ -14,8 +14,8 @@ from .adapter import Adapter
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows
 from .initialize import Start, changes_base, init_adapter, init_from_base
 from .loaded import load_arrays
-from .targets import AdapterTarget, find_saved, find_targets, find_token_ids
-from .trained_weights import refuse_trained_targets, whole_copy
+from .targets import AdapterTarget, find_targets, find_token_ids
+from .trained_weights import refuse_trained_targets, whole_copies, whole_copy
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -45,7 +45,7 @@ def fresh_lora(base_weights: BaseWeights, config: LoraConfig, device: str) -> Ad
         raise AdapterError(
             f"lora_dropout: expected 0 with an adapter on the head, got {config.lora_dropout}; set it to 0 or leave it out"
         )
-    saved = {spec.name: whole_copy(base_weights, spec.name) for spec in find_saved(config, architecture, targets)}
+    saved = whole_copies(base_weights, config, targets)
     ids = find_token_ids(config, architecture)
     embedding = whole_copy(base_weights, "embed_tokens") if ids else None
     rows = TokenRows(ids, embedding[ids]) if ids and embedding is not None else None

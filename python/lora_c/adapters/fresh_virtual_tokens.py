@@ -95,7 +95,7 @@ def fresh_prefix(base_weights: BaseWeights, config: PrefixTuningConfig, device: 
     transform = generator_of(config.seed, "prompt_encoder.transform")
     arrays = [draws.standard_normal((n, inner), np.float32)]
     for out, fan_in in ((hidden, inner), (width, hidden)):
-        bound = 0.0 if is_zero and out == width and len(arrays) == 3 else 1 / math.sqrt(fan_in)
+        bound = 0.0 if is_zero and len(arrays) == 3 else 1 / math.sqrt(fan_in)
         arrays += [_uniform(transform, (out, fan_in), bound), _uniform(transform, (out,), bound)]
     return prefix_of_arrays(dict(zip(ENCODER, arrays, strict=True)), config, True, device)
 

@@ -15,12 +15,11 @@ from ..configs import IA3Config
 from ..families.architectures import Architecture
 from ..weights.parts import Parts
 from .adapter import Adapter
-from .data import F32, PREFIX, AdapterArrays, specs_by_name
+from .data import F32, AdapterArrays
 from .ia3_config import find_vectors, resolved
 from .initialize import generator_of
-from .loaded import in_one_block
-from .targets import find_saved
-from .trained_weights import refuse_trained_targets, whole_copy
+from .loaded import load_tensors
+from .trained_weights import refuse_trained_targets, whole_copies
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -52,11 +51,6 @@ class IA3Adapter(Adapter):
 
     vectors: dict[str, ScalingVector] = field(default_factory=dict)
     file_config: IA3Config | None = None
-
-    @property
-    def is_shareable(self) -> bool:
-        """Never: vectors belong to the decoder, and all sequences of a call would have them."""
-        return False
 
     def parameters(self) -> list[Parameter]:
         """Every parameter, in the order of the forward pass within each kind."""
@@ -105,7 +99,7 @@ def fresh_ia3(base_weights: BaseWeights, config: IA3Config, device: str) -> IA3A
             tensors[target.key] = np.ones(target.shape, np.float32)
         else:
             tensors[target.key] = generator_of(config.seed, target.spec.module).standard_normal(target.shape, np.float32)
-    saved = {spec.name: whole_copy(base_weights, spec.name) for spec in find_saved(config, architecture, [])}
+    saved = whole_copies(base_weights, config)
     return load_ia3(AdapterArrays(config, saved=saved, tensors=tensors), architecture, None, True, device)
 
 
@@ -123,14 +117,11 @@ def load_ia3(
     """
     config = arrays.config
     assert isinstance(config, IA3Config)
-    specs = specs_by_name(architecture)
-    named = {**arrays.tensors, **{PREFIX + specs[name].file_name: array for name, array in arrays.saved.items()}}
-    made = in_one_block(named, trainable, device)
+    made, saved = load_tensors(arrays, architecture, trainable, device)
     vectors = {
         target.spec.name: ScalingVector(target.spec.module, made[target.key], target.input)
         for target in find_vectors(config, architecture, strict=False)
     }
-    saved = {name: made[PREFIX + specs[name].file_name] for name in arrays.saved}
     return IA3Adapter(config, saved=saved, vectors=vectors, file_config=resolved(config, architecture))
 
 

@@ -58,6 +58,17 @@ def _named_arrays(arrays: AdapterArrays, rows: F32 | None, specs: Mapping[str, W
     return named | ({_key_of_rows(specs): rows} if rows is not None else {})
 
 
+def load_tensors(
+    arrays: AdapterArrays, architecture: Architecture, trainable: bool, device: str
+) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
+    """Make parameters of an adapter without low-rank matrices: its tensors by their names in files, and those of the base
+    that are trained whole by decoder names."""
+    specs = specs_by_name(architecture)
+    keys = {name: PREFIX + specs[name].file_name for name in arrays.saved}
+    made = in_one_block({**arrays.tensors, **{keys[name]: array for name, array in arrays.saved.items()}}, trainable, device)
+    return made, {name: made[key] for name, key in keys.items()}
+
+
 def in_one_block(named: Mapping[str, F32], trainable: bool, device: str) -> dict[str, Parameter]:
     """Return a Parameter of each array, all in one block of memory."""
     if not named:

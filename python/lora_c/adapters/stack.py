@@ -31,11 +31,6 @@ class AdapterStack(Adapter):
             self.start |= part.start
 
     @property
-    def is_shareable(self) -> bool:
-        """Whether all of them are."""
-        return all(part.is_shareable for part in self._parts)
-
-    @property
     def n_virtual(self) -> int:
         """Those of the one that has any."""
         return sum(part.n_virtual for part in self._parts)

@@ -28,8 +28,10 @@ def stack_names(path: str | os.PathLike[str]) -> list[str] | None:
     if not os.path.isfile(folder / STACK_FILE):
         return None
     names = read_json_object(folder / STACK_FILE).get(_KEY)
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and _is_name(name) for name in names):
-        raise AdapterError(f"{folder / STACK_FILE}: expected a list of names under {_KEY!r}, got {repr(names)[:80]}")
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) and _is_name(name) for name in names):
+        raise AdapterError(
+            f"{folder / STACK_FILE}: expected a list of names, two or more, under {_KEY!r}, got {repr(names)[:80]}"
+        )
     if len(set(names)) != len(names):
         raise AdapterError(f"{folder / STACK_FILE}: expected each adapter once, got {repr(names)[:80]}")
     missing = next((name for name in names if not (folder / name / ADAPTER_CONFIG).is_file()), None)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._core import Parameter
+from ..configs import BottleneckConfig, IA3Config, LoraConfig
 from ..errors import AdapterError
 from ..families.architectures import Architecture
 from ..weights.kinds import dense
 from .data import F32, AdapterArrays, specs_by_name
+from .targets import AdapterTarget, find_saved
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -33,6 +35,14 @@ def with_trained_weights(arrays: AdapterArrays, weights: Mapping[str, Any], arch
 def whole_copy(base_weights: BaseWeights, name: str) -> F32:
     """A float32 copy of a weight that is to be trained."""
     return np.array(dense(base_weights.of(name)), np.float32)
+
+
+def whole_copies(
+    base_weights: BaseWeights, config: LoraConfig | IA3Config | BottleneckConfig, targets: Iterable[AdapterTarget] = ()
+) -> dict[str, F32]:
+    """Copies of the weights that an adapter's configuration has trained whole, by decoder name; see `find_saved`."""
+    specs = find_saved(config, base_weights.architecture, targets)
+    return {spec.name: whole_copy(base_weights, spec.name) for spec in specs}
 
 
 def refuse_trained_targets(names: Iterable[str], weights: Mapping[str, Any]) -> None:

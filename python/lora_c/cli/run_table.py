@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..display.measures import last_measures
+from ..display.measures import measures_of
 from ..runs.history import summary_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _loss_rows(result: TrainResult) -> list[tuple[str, str]]:
         rows.append(("held-out", f"{found['first_eval_loss']:.4f} -> {found['eval_loss']:.4f}  first -> last evaluation"))
     if result.best is not None:
         rows.append(("best", f"{result.best.metric} {result.best.value:.4f} after step {result.best.step:,}"))
-    if measures := last_measures(result.history):
+    if measures := measures_of(result.evaluation):
         rows.append(("measured", ", ".join(f"{name} {value:.4f}" for name, value in measures.items())))
     return rows
 
@@ -61,9 +61,17 @@ def duration(seconds: float) -> str:
 def result_values(result: TrainResult, kind: str, output_dir: str) -> dict[str, Any]:
     """The same for programs."""
     names = ("steps", "interrupted", "train_loss", "eval_loss", "tokens_per_second", "elapsed_seconds", "peak_memory_bytes")
-    best = (
-        None if result.best is None else {"metric": result.best.metric, "step": result.best.step, "value": result.best.value}
-    )
+    best = None if result.best is None else result.best.as_dict()
     values = {name: getattr(result, name) for name in names}
-    measured = {f"eval_{name}": value for name, value in last_measures(result.history).items()}
-    return values | measured | {"skipped": result.skipped, "best": best, "saved": kind, "output_dir": output_dir}
+    measured = {f"eval_{name}": value for name, value in measures_of(result.evaluation).items()}
+    return (
+        values
+        | measured
+        | {
+            "skipped": result.skipped,
+            "best": best,
+            "ends_with_best": result.ends_with_best,
+            "saved": kind,
+            "output_dir": output_dir,
+        }
+    )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
 from .base import Config, Seed
-from .peft_constants import without_task
+from .peft_constants import PEFT_CONSTANTS, without_constants, without_task
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 
-_CONSTANTS: dict[str, tuple[Any, str]] = {
-    "inference_mode": (False, "a new adapter is trained; load_adapter(path, is_trainable=False) loads a frozen one"),
+_CONSTANTS: dict[str, tuple[Any, str]] = PEFT_CONSTANTS | {
     "num_transformer_submodules": (1, "the models here are decoders"),
     "modules_to_save": (None, "PEFT trains none beside such an adapter; put a LoRA adapter with them beside it"),
 }
@@ -22,8 +21,11 @@ _CONSTANTS: dict[str, tuple[Any, str]] = {
 class VirtualTokensConfig(Config):
     """What prompt tuning and prefix tuning have in common."""
 
+    _PEFT_TYPE: ClassVar[str]
+
     def __init__(self, **values: Any) -> None:
-        super().__init__(**self._without_constants(values))
+        kind, constants = type(self).__name__, _CONSTANTS | {"peft_type": (self._PEFT_TYPE, "this is its class")}
+        super().__init__(**without_task(kind, without_constants(kind, values, constants)))
 
     num_virtual_tokens: Count = Field(20, description="Trained tokens before every sequence.")
     seed: Seed = Field(0, description="Seed of the values that it begins with.")
@@ -32,21 +34,6 @@ class VirtualTokensConfig(Config):
     def modules_to_save(self) -> None:
         """PEFT's word for modules that are trained whole: there are none."""
         return None
-
-    @classmethod
-    def _without_constants(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Options of PEFT that have one value here; another one is refused."""
-        rest = dict(values)
-        for name, (expected, why) in (_CONSTANTS | {"peft_type": (cls._peft_type(), "this is its class")}).items():
-            value = rest.pop(name, expected)
-            value = getattr(value, "value", value)  # PEFT's own constants are members of enumerations
-            if value != expected and value is not None:
-                raise ConfigError(f"{cls.__name__}: {name}: expected {expected!r}, got {value!r}; {why}")
-        return without_task(cls.__name__, rest)
-
-    @classmethod
-    def _peft_type(cls) -> str:
-        return {"PromptTuningConfig": "PROMPT_TUNING", "PrefixTuningConfig": "PREFIX_TUNING"}[cls.__name__]
 
 
 class PromptTuningConfig(VirtualTokensConfig):
@@ -70,6 +57,8 @@ class PromptTuningConfig(VirtualTokensConfig):
     ------
     Prompt tuning, arXiv:2104.08691.
     """
+
+    _PEFT_TYPE: ClassVar[str] = "PROMPT_TUNING"
 
     prompt_tuning_init: Literal["RANDOM", "TEXT", "SAMPLE_VOCAB"] = Field(
         "RANDOM", description="How they begin: RANDOM, TEXT or SAMPLE_VOCAB."
@@ -117,6 +106,8 @@ class PrefixTuningConfig(VirtualTokensConfig):
     ------
     Prefix tuning, arXiv:2101.00190.
     """
+
+    _PEFT_TYPE: ClassVar[str] = "PREFIX_TUNING"
 
     prefix_projection: bool = Field(False, description="Make the prefix of a small embedding by two layers.")
     encoder_hidden_size: Count | None = Field(None, description="prefix_projection: width between the two layers.")

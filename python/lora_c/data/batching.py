@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..configs import TrainConfig
 from . import Dataset, Sample
+
+_Sized = TypeVar("_Sized", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,20 @@ def step_batches(
     return epoch, [pack([dataset[int(i)] for i in group]) for group in groups]
 
 
+def token_groups(items: Iterable[_Sized], max_tokens: int) -> Iterator[list[_Sized]]:
+    """Samples or arrays of ids in their order, together while they have at most max_tokens (a longer one goes alone)."""
+    group: list[_Sized] = []
+    total = 0
+    for item in items:
+        if group and total + len(item) > max_tokens:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += len(item)
+    if group:
+        yield group
+
+
 def evaluation_batches(dataset: Dataset, max_tokens: int) -> Iterator[PackedBatch]:
     """All samples in order, packed to at most max_tokens a batch (a longer sample goes alone)."""
-    group: list[Sample] = []
-    total = 0
-    for sample in dataset.samples:
-        if group and total + len(sample) > max_tokens:
-            yield pack(group)
-            group, total = [], 0
-        group.append(sample)
-        total += len(sample)
-    if group:
-        yield pack(group)
+    return map(pack, token_groups(dataset.samples, max_tokens))

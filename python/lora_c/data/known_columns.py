@@ -25,8 +25,7 @@ def way_out_of(record: Mapping[str, Any]) -> str:
     columns = known_columns(record)
     if not columns:
         return _of_one_column(record)
-    flag = shlex.quote(",".join(f"{target}={source}" for target, source in columns.items()))
-    return f"; give --columns {flag} (in Python: columns={columns})"
+    return _flag(columns)
 
 
 def known_columns(record: Mapping[str, Any]) -> dict[str, str]:
@@ -76,6 +75,10 @@ def way_out_of_labelled(record: Mapping[str, Any]) -> str:
     }
     if not {"text", "label"} <= columns.keys() or all(target == source for target, source in columns.items()):
         return ""
+    return _flag(columns)
+
+
+def _flag(columns: dict[str, str]) -> str:
     flag = shlex.quote(",".join(f"{target}={source}" for target, source in columns.items()))
     return f"; give --columns {flag} (in Python: columns={columns})"
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ..families.labels import Labels
     from ..text.tokenizer import Tokenizer
 
-LABELLED = ("text", "text_pair", "label")
 _OTHER_KINDS = ("messages", "conversations", "completion", "output")
 
 

@@ -11,11 +11,6 @@ def measures_of(record: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if name != "loss" and isinstance(value, float)}
 
 
-def last_measures(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Those of the last evaluation of a run."""
-    return measures_of(next((record for record in reversed(history) if "eval_loss" in record), {}))
-
-
 def measures_text(record: dict[str, Any]) -> str:
     """The measures to stand behind the loss in a line."""
     return "".join(f"  {name} {value:.4f}" for name, value in measures_of(record).items())

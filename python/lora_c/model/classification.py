@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.batching import pack
+from ..data.batching import pack, token_groups
 from ..data.labelled import texts_of
 from ..data.samples import Sample
 from ..errors import ConfigError, DataError
@@ -86,7 +86,7 @@ def classify(model: Model, texts: Any, max_seq_length: int | None = None) -> Any
     several = isinstance(texts, Sequence) and not isinstance(texts, (str, tuple))
     samples = [_sample(model, text, min(length, model.context_length)) for text in (texts if several else [texts])]
     found: list[Classification] = []
-    for group in _groups(samples):
+    for group in token_groups(samples, _PASS_TOKENS):
         batch = pack(group)
         logits = model.decoder.last_logits(batch.input_ids, batch.cu_seqlens)
         found += [_said(row, model.labels) for row in logits.astype(np.float64)]
@@ -132,16 +132,3 @@ def _sample(model: Model, given: Any, length: int) -> Sample:
     if int(array.max()) >= vocab:
         raise DataError(f"texts: expected token ids below {vocab:,}, got {int(array.max()):,}; is the tokenizer this model's?")
     return Sample(array, np.zeros(len(ids), np.float32), label=0)
-
-
-def _groups(samples: list[Sample]) -> list[list[Sample]]:
-    """Texts in their order, together while they fit into one pass."""
-    groups: list[list[Sample]] = []
-    total = 0
-    for sample in samples:
-        if not groups or total + len(sample) > _PASS_TOKENS:
-            groups.append([])
-            total = 0
-        groups[-1].append(sample)
-        total += len(sample)
-    return groups

@@ -135,7 +135,7 @@ def embed(
     several = is_batch(texts)
     all_ids = [_ids(model, text) for text in (texts if several else [texts])]
     rows = []
-    for group in _groups(all_ids):
+    for group in token_groups(all_ids, _PASS_TOKENS):
         ends = np.cumsum([len(ids) for ids in group])
         cu = np.concatenate([[0], ends]).astype(np.int32)
         states = model.decoder.hidden_states(np.concatenate(group), depth, cu)
@@ -173,16 +173,3 @@ def _depth(model: Model, layer: int) -> int:
             f"layer: expected a whole number from 0 (the embeddings) to {last} (the last layer), or -1, got {layer!r}"
         )
     return int(layer) if layer >= 0 else last + 1 + int(layer)
-
-
-def _groups(all_ids: list[NDArray[np.int32]]) -> list[list[NDArray[np.int32]]]:
-    """Texts in their order, together while they fit into one pass."""
-    groups: list[list[NDArray[np.int32]]] = []
-    total = 0
-    for ids in all_ids:
-        if not groups or total + len(ids) > _PASS_TOKENS:
-            groups.append([])
-            total = 0
-        groups[-1].append(ids)
-        total += len(ids)
-    return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def _record(line: str) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         return None
     return record if {"loss", "eval_loss", "skipped"} & record.keys() else None
+
+
+def was_evaluated(history: list[dict[str, Any]], step: int) -> bool:
+    """Whether a history has the evaluation after a step, which is the last one or close to it."""
+    return any("eval_loss" in record for record in takewhile(lambda record: record["step"] >= step, reversed(history)))
 
 
 def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _table(trainer: Trainer, record: dict[str, Any]) -> str:
         ("seed", config.seed),
         ("training loss (mean of the last tenth)", _loss(result.get("train_loss"))),
         ("held-out loss", _loss(result.get("eval_loss"))),
-        ("best evaluation", _best(result.get("best"), config)),
+        ("best evaluation", _best(result.get("best"), result.get("ends_with_best"))),
         ("steps left out", f"{result['skipped']:,}" if result.get("skipped") else None),
         *((f"held-out {name}", _loss(value)) for name, value in measures_of(result).items()),
         ("time", f"{result.get('seconds', 0):,.0f} s on {record['machine']['cpu']}"),
@@ -158,7 +158,7 @@ def _table(trainer: Trainer, record: dict[str, Any]) -> str:
 def _others(config: TrainConfig) -> str | None:
     """What else decides the result and is not as usual."""
     fields = type(config).model_fields
-    names = ("lr_scheduler_kwargs", "max_grad_norm", "loraplus_lr_ratio", "neftune_noise_alpha", "skip_grad_norm", "precision")
+    names = ("lr_scheduler_kwargs", "max_grad_norm", "skip_grad_norm", "precision")
     found = [f"{name} {getattr(config, name)}" for name in names if getattr(config, name) != fields[name].default]
     if config.method == "qlora" and config.quant_type != "nf4":
         found.append(f"base in {config.quant_type}")
@@ -178,10 +178,10 @@ def _adapter_rows(config: Any) -> list[tuple[str, Any]]:
     return [(kind_name(config), ", ".join(f"{name} {value}" for name, value in given.items()))]
 
 
-def _best(best: dict[str, Any] | None, config: TrainConfig) -> str | None:
+def _best(best: dict[str, Any] | None, is_here: bool | None) -> str | None:
     if best is None:
         return None
-    here = ", whose parameters these are" if config.load_best_model_at_end else ""
+    here = ", whose parameters these are" if is_here else ""
     return f"{best['metric']} {best['value']:.4f} after step {best['step']:,}{here}"
 
 

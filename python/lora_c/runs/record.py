@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, _core
-from ..display.measures import last_measures
+from ..display.measures import measures_of
 from ..errors import LoraCError
 from ..files.atomic import write_json
 from ..files.json_files import read_json_object
@@ -75,11 +75,10 @@ def describe_result(result: TrainResult) -> dict[str, Any]:
         "steps": result.steps,
         "train_loss": result.train_loss if math.isfinite(result.train_loss) else None,
         "eval_loss": result.eval_loss,
-        "best": None
-        if result.best is None
-        else {"metric": result.best.metric, "step": result.best.step, "value": result.best.value},
+        "best": None if result.best is None else result.best.as_dict(),
+        "ends_with_best": result.ends_with_best,
         "skipped": result.skipped,
-        **{f"eval_{name}": value for name, value in last_measures(result.history).items()},
+        **{f"eval_{name}": value for name, value in measures_of(result.evaluation).items()},
         "seconds": round(result.elapsed_seconds, 1),
         "tokens_per_second": round(result.tokens_per_second, 1),
         "peak_memory_bytes": result.peak_memory_bytes,

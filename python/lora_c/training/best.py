@@ -6,14 +6,19 @@ that a resumed run judges as one that was never stopped.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs import TrainConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, LoraCError
+from ..files.atomic import atomic_folder
+from ..files.os_errors import reason
 from ..notices import tell
-from ..runs.checkpoints import checkpoint_folder, read_position
+from ..runs.checkpoints import Position, checkpoint_folder, read_position
+from ..runs.history import was_evaluated
 from .state import load_parameters
 
 if TYPE_CHECKING:
@@ -44,6 +49,10 @@ class Best:
     step: int
     value: float
     since: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a record of the run and `--json` say of it."""
+        return {"metric": self.metric, "step": self.step, "value": self.value}
 
 
 def metric_name(config: TrainConfig) -> str:
@@ -101,10 +110,10 @@ def best_of(config: TrainConfig, history: Iterable[Mapping[str, Any]]) -> Best |
     return best
 
 
-def is_early_end(trainer: Trainer) -> bool:
-    """Whether as many evaluations in a row as the patience were no better."""
+def is_early_end(trainer: Trainer, done: int) -> bool:
+    """Whether as many evaluations in a row as the patience were no better, asked after each of them."""
     patience = trainer.config.early_stopping_patience
-    if not patience:
+    if not patience or not was_evaluated(trainer.history, done):
         return False
     best = best_of(trainer.config, trainer.history)
     return best is not None and best.since >= patience
@@ -112,11 +121,35 @@ def is_early_end(trainer: Trainer) -> bool:
 
 def keep_if_best(trainer: Trainer, done: int) -> None:
     """Write the checkpoint of an evaluation that is the best so far, where the run is to end with it."""
-    if not trainer.config.load_best_model_at_end:
+    if not trainer.config.load_best_model_at_end or not was_evaluated(trainer.history, done):
         return
     best = best_of(trainer.config, trainer.history)
     if best is not None and best.step == done:
         trainer.saving.save_best(trainer, done)
+
+
+def bring_best(trainer: Trainer, done: int) -> None:
+    """Copy the checkpoint of the best evaluation into the output folder, where a run goes on in another one than before."""
+    best = best_of(trainer.config, trainer.history) if trainer.config.load_best_model_at_end else None
+    if trainer.came_from is None or best is None or best.step == done or best.step in trainer.checkpoints:
+        return
+    source, target = (checkpoint_folder(place, best.step) for place in (trainer.came_from, trainer.output_dir))
+    try:
+        _position_of(trainer, source)
+        with atomic_folder(target) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+    except (LoraCError, OSError) as error:
+        tell(f"load_best_model_at_end: the best evaluation so far is not taken along: {reason(error)}")
+        return
+    trainer.checkpoints.insert(0, best.step)
+
+
+def _position_of(trainer: Trainer, folder: Path) -> Position:
+    """Read a checkpoint of this run: another one may have left a folder of the same name."""
+    position = read_position(folder)
+    if position.run_id != trainer.run_id:
+        raise CheckpointError(f"{folder}: expected a checkpoint of this run, got one of another")
+    return position
 
 
 def tell_end(trainer: Trainer, done: int, interrupted: bool, progress: Progress) -> None:
@@ -133,14 +166,22 @@ def tell_end(trainer: Trainer, done: int, interrupted: bool, progress: Progress)
         )
 
 
-def take_best(trainer: Trainer, done: int) -> Best | None:
-    """Give the model the parameters of the best evaluation, where the run is to end with them; return that evaluation."""
+def take_best(trainer: Trainer, done: int) -> tuple[Best | None, bool]:
+    """Give the model the parameters of the best evaluation, where the run is to end with them.
+
+    Returns
+    -------
+    best : Best or None
+        That evaluation; None where the run does not look for it.
+    is_here : bool
+        Whether its parameters are now the model's.
+    """
     best = best_of(trainer.config, trainer.history) if trainer.config.wants_best else None
-    if best is None or not trainer.config.load_best_model_at_end or best.step == done:
-        return best
-    folder = checkpoint_folder(trainer.output_dir, best.step)
+    if best is None or best.step == done or not trainer.config.load_best_model_at_end:
+        return best, best is not None and best.step == done
     try:
-        load_parameters(trainer, read_position(folder))
+        load_parameters(trainer, _position_of(trainer, checkpoint_folder(trainer.output_dir, best.step)))
     except CheckpointError as error:
         tell(f"load_best_model_at_end: the model keeps its last state, the best one cannot be read: {error}")
-    return best
+        return best, False
+    return best, True

@@ -11,6 +11,7 @@ from ..data.batching import evaluation_batches
 from ..data.fits import fit_to_model
 from ..errors import ConfigError, DivergenceError
 from ..families.labels import SCORE
+from ..runs.history import was_evaluated
 from .label_measures import label_measures
 
 if TYPE_CHECKING:
@@ -92,11 +93,11 @@ def measure(trainer: Trainer, dataset: Dataset | None = None) -> dict[str, float
 
 def evaluate_and_log(trainer: Trainer, done: int, progress: Progress) -> None:
     """Once after each step where it is asked for; a stop in the middle of it leaves no record."""
-    if trainer.eval_data is None or any(r.get("step") == done and "eval_loss" in r for r in trainer.history):
+    if trainer.eval_data is None or was_evaluated(trainer.history, done):
         return
     try:
         with trainer.leaving.during("evaluation"):
-            found = {"loss": trainer.evaluate()} if trainer.model.labels is None else trainer.measure()
+            found = trainer.measure()
     except PassStopped:
         return
     if not math.isfinite(found["loss"]):

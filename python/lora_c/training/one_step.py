@@ -10,7 +10,7 @@ from ..data.batching import PackedBatch, step_batches
 from ..errors import DivergenceError
 from .skipped_steps import skip_or_end
 from .step_record import step_record
-from .update import grad_norm, update
+from .update import update
 
 if TYPE_CHECKING:
     from ..display.progress import Progress
@@ -59,11 +59,11 @@ def _updated(trainer: Trainer, step: int, loss: float) -> tuple[float, float, st
     """The learning rate, the norm of the gradients, and why the parameters were not changed, if they were not."""
     if not math.isfinite(loss):
         return math.nan, math.nan, f"expected a finite loss at step {step + 1}, got {loss}"
-    most = trainer.config.skip_grad_norm
-    norm = grad_norm(trainer) if most else 0.0
-    if math.isfinite(norm) and norm > most:
-        return math.nan, norm, f"expected a gradient norm of at most {most:g} at step {step + 1}, got {norm:.6g}"
     try:
-        return *update(trainer, step), None
+        rate, norm = update(trainer, step)
     except DivergenceError as error:
         return math.nan, math.nan, str(error)
+    most = trainer.config.skip_grad_norm
+    if most and norm > most:
+        return math.nan, norm, f"expected a gradient norm of at most {most:g} at step {step + 1}, got {norm:.6g}"
+    return rate, norm, None

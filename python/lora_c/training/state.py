@@ -65,6 +65,7 @@ def take_up(trainer: Trainer, resume: bool | str | Path, allow_changes: bool) ->
     check_same_run(trainer.run(), position, allow_changes)
     load_training_state(trainer, position)
     same_place = folder.resolve().parent == trainer.output_dir.resolve()
+    trainer.came_from = None if same_place else folder.parent
     trainer.run_id, trainer.checkpoints = position.run_id or trainer.run_id, position.written if same_place else []
     trainer.resumed_at = position.step
     return position.step

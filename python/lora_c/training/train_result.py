@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..display.html_table import html_table
 from ..display.loss_curve import loss_curve_svg
 from ..runs.history import summary_of
+from .skipped_steps import count_skipped
 
 if TYPE_CHECKING:
     from .best import Best
@@ -25,7 +26,7 @@ class TrainResult:
     train_loss : float
         Mean over the last tenth of the steps.
     eval_loss : float or None
-        The last held-out loss; with `load_best_model_at_end` that of the best evaluation.
+        The held-out loss of `evaluation`.
     tokens_per_second, elapsed_seconds : float
         Of this call of `train`.
     peak_memory_bytes : int
@@ -38,6 +39,8 @@ class TrainResult:
         The signal that interrupted it.
     best : Best or None
         The best evaluation of a run that looks for it (`load_best_model_at_end`, `early_stopping_patience`).
+    ends_with_best : bool
+        Whether the model has the parameters of `best`.
     history : list of dict
         A record for each step and each evaluation.
     """
@@ -52,35 +55,42 @@ class TrainResult:
     unsaved: list[str] = field(default_factory=list)
     signal: int | None = None
     best: Best | None = None
+    ends_with_best: bool = False
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def skipped(self) -> int:
         """Steps that changed nothing, because their numbers were not fit for it."""
-        return sum("skipped" in record for record in self.history)
+        return count_skipped(self.history)
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The record of the last evaluation, or of the best one where the model has its parameters; empty: there was none."""
+        records = [record for record in self.history if "eval_loss" in record]
+        if self.best is not None and self.ends_with_best:
+            records = [record for record in records if record["step"] == self.best.step]
+        return records[-1] if records else {}
 
     @classmethod
-    def of(cls, history: list[dict[str, Any]], ends_with_best: bool = False, **measured: Any) -> TrainResult:
+    def of(cls, history: list[dict[str, Any]], **measured: Any) -> TrainResult:
         """Make a result with the losses of a history.
 
         Parameters
         ----------
         history : list of dict
             The records of a run; copied, because it goes on when the run does.
-        ends_with_best : bool
-            The model has the parameters of the best evaluation, whose held-out loss then counts.
         **measured
             The other attributes.
         """
-        found = summary_of(history)
-        if ends_with_best and (best := measured.get("best")) is not None:
-            found["eval_loss"] = next(r["eval_loss"] for r in history if r["step"] == best.step and "eval_loss" in r)
-        return cls(
-            train_loss=float("nan") if found["train_loss"] is None else found["train_loss"],
-            eval_loss=found["eval_loss"],
+        loss = summary_of(history)["train_loss"]
+        result = cls(
+            train_loss=float("nan") if loss is None else loss,
+            eval_loss=None,
             history=[dict(record) for record in history],
             **measured,
         )
+        result.eval_loss = result.evaluation.get("eval_loss")
+        return result
 
     def stopped_line(self, output_dir: Path) -> str:
         """What somebody reads who has stopped the run: where it stands, whether that is saved, how it goes on."""

@@ -26,7 +26,7 @@ from ..runs.lock import run_lock
 from ..runs.metrics import MetricsFile
 from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
-from .best import check_metric, is_early_end, keep_if_best, take_best, tell_end
+from .best import bring_best, check_metric, is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
 from .evaluation import check_score, evaluate_and_log, evaluate_if_due, measure
 from .held_out import held_out
@@ -111,6 +111,7 @@ class Trainer:
         self.metrics = MetricsFile(self.output_dir)
         self.saving = Saving()
         self.resumed_at = 0  # the step that the next call of `train` goes on from
+        self.came_from: Path | None = None  # the output folder that it was resumed from, where it is another one
         self.tokens_before = 0  # by the runs that this one resumes
         self.tokens_seen = 0
         self.started = 0.0
@@ -203,9 +204,10 @@ class Trainer:
             self.leaving = Leaving(stop, self.model.decoder, progress.message)
             try:
                 evaluate_if_due(self, done, progress)  # at the start, or where a run was stopped in the middle of it
+                bring_best(self, done)
                 keep_if_best(self, done)
                 while done < self.total_steps and not stop.requested and not self.callbacks.stopping:
-                    if is_early_end(self):
+                    if is_early_end(self, done):
                         break
                     try:
                         self._one_step(done, progress)
@@ -217,7 +219,9 @@ class Trainer:
                     evaluate_if_due(self, done, progress)
                     self.saving.save_if_due(self, done)
                     keep_if_best(self, done)
-                interrupted = done < self.total_steps and (stop.requested or self.callbacks.stopping or not is_early_end(self))
+                interrupted = done < self.total_steps and (
+                    stop.requested or self.callbacks.stopping or not is_early_end(self, done)
+                )
                 if not interrupted:
                     evaluate_and_log(self, done, progress)
                     keep_if_best(self, done)
@@ -225,7 +229,7 @@ class Trainer:
                 tell_end(self, done, interrupted, progress)
                 if interrupted or done > first:
                     self.saving.save_last(self, done)
-                best = None if interrupted else take_best(self, done)
+                best, is_best = (None, False) if interrupted else take_best(self, done)
                 ending = self.callbacks.ending(interrupted, stop.requested)
             except DivergenceError as error:
                 ending = "diverged"
@@ -239,7 +243,7 @@ class Trainer:
         self.result = TrainResult.of(
             self.history, steps=done, tokens_per_second=self.tokens_seen / max(elapsed, 1e-9), elapsed_seconds=elapsed,
             peak_memory_bytes=peak_bytes(self), interrupted=interrupted, unsaved=list(self.saving.unsaved), signal=stop.number,
-            best=best, ends_with_best=self.config.load_best_model_at_end,
+            best=best, ends_with_best=is_best,
         )  # fmt: skip
         self.callbacks.raise_error()
         if stop.requested and not collected:

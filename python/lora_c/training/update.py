@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..errors import DivergenceError
 from .schedule import learning_rate
@@ -13,21 +10,11 @@ from .schedule import learning_rate
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-_PIECE = 1 << 20
-
-
-def grad_norm(trainer: Trainer) -> float:
-    """Return the norm over all gradients."""
-    total = 0.0
-    for parameter in trainer.parameters:
-        values = np.asarray(parameter.read_grad(), np.float32).reshape(-1)
-        for start in range(0, values.size, _PIECE):  # in float64, piece by piece
-            total += float(np.square(values[start : start + _PIECE], dtype=np.float64).sum())
-    return math.sqrt(total)
-
 
 def update(trainer: Trainer, step: int) -> tuple[float, float]:
     """Change the parameters by their gradients; return the learning rate and the norm of the gradients.
+
+    Above the configuration's `skip_grad_norm` they stay as they are.
 
     Raises
     ------
@@ -44,7 +31,10 @@ def update(trainer: Trainer, step: int) -> tuple[float, float]:
         options=config.lr_scheduler_kwargs,
     )
     try:
-        return rate, trainer.optimizer.step(lr=rate, max_grad_norm=config.max_grad_norm or None)
+        norm = trainer.optimizer.step(
+            lr=rate, max_grad_norm=config.max_grad_norm or None, skip_grad_norm=config.skip_grad_norm or None
+        )
     except ValueError as error:
         got = str(error).partition("got ")[2].partition(";")[0]
         raise DivergenceError(f"expected finite gradients at step {step + 1}, got {got}") from None
+    return rate, norm
