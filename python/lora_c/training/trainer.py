@@ -256,9 +256,9 @@ class Trainer:
         return data_digest(self.train_data)
 
     @cached_property
-    def digests(self) -> tuple[str, str]:
-        """Of the training data, and of the model without what is trained of it."""
-        return self.data_digest, model_digest(self.model)
+    def model_digest(self) -> str:
+        """The digest of the model without what is trained of it."""
+        return model_digest(self.model)
 
     def resume_from(self, resume: bool | str | Path, allow_changes: bool = False) -> int:
         """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DivergenceError
 from .schedule import learning_rate
@@ -20,10 +22,16 @@ def grad_norm(trainer: Trainer) -> float:
     """Return the norm over all gradients."""
     total = 0.0
     for parameter in trainer.parameters:
-        values = np.asarray(parameter.read_grad(), np.float32).reshape(-1)
-        for start in range(0, values.size, _PIECE):  # in float64, piece by piece
-            total += float(np.square(values[start : start + _PIECE], dtype=np.float64).sum())
+        for of_piece in squares(parameter.grad):
+            total += of_piece
     return math.sqrt(total)
+
+
+def squares(array: NDArray[np.float32] | None) -> Iterator[float]:
+    """Yield sums of squares in float64, each of a piece of the array."""
+    values = np.zeros(0, np.float32) if array is None else array.reshape(-1)
+    for start in range(0, values.size, _PIECE):
+        yield float(np.square(values[start : start + _PIECE], dtype=np.float64).sum())
 
 
 def update(trainer: Trainer, step: int) -> tuple[float, float]:
