@@ -247,10 +247,10 @@ def test_watching_changes_no_bit_and_can_be_switched(tiny_model_dir: Path) -> No
         model.decoder.watching = 1  # type: ignore[assignment]
 
 
-def _train_one_step(model: lc.Model, folder: Path) -> Trainer:
+def _train_one_step(model: lc.Model, folder: Path, method: str = "lora", data: Dataset | None = None) -> Trainer:
     """A run whose only step is left out and kept."""
-    options: dict[str, Any] = {"output_dir": str(folder), "method": "lora", "max_steps": 1, "skip_grad_norm": 1e-9}
-    trainer = Trainer(model, samples(), lc.TrainConfig(**options))
+    options: dict[str, Any] = {"output_dir": str(folder), "method": method, "max_steps": 1, "skip_grad_norm": 1e-9}
+    trainer = Trainer(model, samples() if data is None else data, lc.TrainConfig(**options))
     trainer.train()
     return trainer
 
@@ -260,7 +260,7 @@ def _train_one_step(model: lc.Model, folder: Path) -> Trainer:
     lc.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True),
     lc.LoraConfig(r=2, target_modules=None, use_dora=True, modules_to_save=["norm"], trainable_token_indices=[3, 5]),
     lc.LoraConfig(r=2, init_lora_weights="pissa"),
-], ids=str)  # fmt: skip
+], ids=lambda c: type(c).__name__)  # fmt: skip
 def test_a_part_that_is_not_trained(tiny_model_dir: Path, tmp_path: Path, frozen: Any) -> None:
     model = lc.load_model(tiny_model_dir, progress=False)
     model.add_adapter(frozen, "frozen")
@@ -292,6 +292,54 @@ def test_a_text_whose_tokenizer_has_gone(tiny_model_dir: Path, tmp_path: Path) -
     _train_one_step(model, tmp_path / "out")
     shutil.rmtree(tmp_path / "reader")
     found = replay(tmp_path / "out/bad-step-1")
+    assert found.same_loss and found.same_gradients
+
+
+def test_an_adapter_of_a_classifier_put_on_a_language_model(tiny_model_dir: Path, tmp_path: Path) -> None:
+    classifier = lc.load_model(tiny_model_dir, progress=False, task_type="SEQ_CLS", num_labels=3)
+    classifier.add_adapter(r=2)
+    classifier.save_adapter(tmp_path / "saved")
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.load_adapter(tmp_path / "saved")
+    whole = [samples(6)[i] for i in range(6)]
+    data = Dataset([Sample(sample.input_ids, np.zeros(12, np.float32), label=i % 3) for i, sample in enumerate(whole)])
+    _train_one_step(model, tmp_path / "out", data=data)
+    found = replay(tmp_path / "out/bad-step-1")
+    assert found.same_loss and found.same_gradients
+
+
+def _with_a_base_of_its_own(model: lc.Model, saved: Path) -> None:
+    model.add_adapter(r=2, init_lora_weights="pissa")
+    model.save_adapter(saved)
+    model.delete_adapter()
+
+
+def _with_names_of_other_models(model: lc.Model, saved: Path) -> None:
+    model.add_adapter(r=2, target_modules=["q_proj"])
+    model.save_adapter(saved)
+    model.delete_adapter()
+    file = saved / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"exclude_modules": ["vision_tower"]}))
+
+
+@pytest.mark.parametrize(("save", "message"), [
+    (_with_a_base_of_its_own, "a model as it was then, with its adapters"),
+    (_with_names_of_other_models, "an adapter 'default' that can be made of its options, got .* 'vision_tower'"),
+])  # fmt: skip
+def test_an_adapter_that_only_its_file_makes(
+    tiny_model_dir: Path, tmp_path: Path, save: Callable[[lc.Model, Path], None], message: str
+) -> None:
+    def loaded() -> lc.Model:
+        model = lc.load_model(tiny_model_dir, progress=False, quantize="nf4")
+        if not (tmp_path / "saved").exists():
+            save(model, tmp_path / "saved")
+        model.load_adapter(tmp_path / "saved")
+        return model
+
+    _train_one_step(loaded(), tmp_path / "out", method="qlora")
+    with pytest.raises(CheckpointError, match=message):
+        replay(tmp_path / "out/bad-step-1")
+    found = replay(tmp_path / "out/bad-step-1", loaded())
     assert found.same_loss and found.same_gradients
 
 

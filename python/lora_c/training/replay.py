@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..adapters.kinds import config_of, frozen_adapter
 from ..checkpoints.safetensors_file import find_non_finite
-from ..errors import CheckpointError, LoraCError
+from ..errors import AdapterError, CheckpointError, ConfigError, LoraCError
 from ..files.paths import expand
 from ..notices import tell
 from ..runs.bad_steps import BadStep, gradients_digest, kept_parameters, kernels, read_bad_step
@@ -97,7 +97,7 @@ def replay(folder: str | os.PathLike[str], model: Model | str | os.PathLike[str]
         `bad-step-N` of the run.
     model : Model or path, optional
         The base that the run was made with, or where it lies now; by default where it lay then. A path is loaded as it was
-        then. A Model is changed: it gets the adapters and the parameters of the step.
+        then. A Model is changed: it gets the parameters of the step, and those of its adapters that it has not.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def _put_on(bad: BadStep, model: Model, folder: Path) -> None:
     """Give a model the adapters and the parameters of a step."""
     for name, options in bad.record.adapters.items():
         if name not in model.adapter_set:
-            model.add_adapter(config_of(options), name)
+            _add(model, name, options, folder)
             if name in bad.record.frozen:
                 _freeze(model, name)
     names = list(bad.record.adapters)
@@ -173,8 +173,18 @@ def _put_on(bad: BadStep, model: Model, folder: Path) -> None:
     if model_digest(model) != bad.record.model:
         raise CheckpointError(
             f"{folder}: expected the model of the run (digest {bad.record.model[:8]}), got another one; give the base with "
-            "--model, or in Python a model loaded as it was then: replay(folder, model)"
+            "--model, or in Python a model as it was then, with its adapters: replay(folder, model)"
         )
+
+
+def _add(model: Model, name: str, options: dict[str, Any], folder: Path) -> None:
+    try:
+        model.add_adapter(config_of(options), name)
+    except (AdapterError, ConfigError) as error:  # files may hold what no new adapter may have
+        raise CheckpointError(
+            f"{folder}: expected an adapter {name!r} that can be made of its options, got one that cannot ({error}); in "
+            "Python give a model that has it: replay(folder, model)"
+        ) from None
 
 
 def _freeze(model: Model, name: str) -> None:
