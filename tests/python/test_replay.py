@@ -216,7 +216,7 @@ def test_what_no_run_writes_is_one_line(run: Callable[..., Trainer], tmp_path: P
 ], ids=lambda c: type(c).__name__)  # fmt: skip
 def test_adapters_of_every_kind(tiny_model_dir: Path, tmp_path: Path, config: Any) -> None:
     model = lc.load_model(tiny_model_dir, progress=False)
-    model.add_adapter(lc.LoraConfig(r=2, target_modules=None), "lora")
+    model.add_adapter(lc.LoraConfig(r=2) if config is not None else lc.LoraConfig(r=2, target_modules=None), "lora")
     if config is not None:
         model.add_adapter(config, "other")
         model.set_adapter(["lora", "other"])
@@ -358,6 +358,13 @@ def test_a_base_that_has_moved(run: Callable[..., Trainer], tmp_path: Path, tiny
     file.write_text(json.dumps(values | {"base": {}}))
     error = CliRunner().invoke(command, [str(folder), "--model", str(moved)], standalone_mode=False).exception
     assert isinstance(error, CheckpointError) and "expected a step as a run writes it" in str(error)
+
+
+def test_a_step_on_another_device(run: Callable[..., Trainer], tmp_path: Path, fake: str) -> None:
+    with pytest.raises(DivergenceError):
+        run(Spoil(*HUGE), load={"device": fake}).train()
+    found = replay(tmp_path / "out/bad-step-3")
+    assert found.same_loss and found.same_gradients and found.first_nonfinite is not None
 
 
 def test_keeping_a_step_copies_no_set_of_arrays(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -359,6 +359,24 @@ def test_a_run_that_diverges_saves_and_names_the_last_finite_state(
     assert again.train(resume=last).steps == 4
 
 
+def test_values_go_from_the_file_into_the_parameters(
+    trainer: Callable[..., Trainer], start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No copy of them is made in between."""
+    from lora_c.weights.parameter_values import set_values
+
+    views: list[bool] = []
+
+    def set_and_note(parameter: lc.Parameter, array: np.ndarray[Any, Any]) -> None:
+        views.append(not array.flags.owndata)
+        set_values(parameter, array)
+
+    monkeypatch.setattr("lora_c.training.state.set_values", set_and_note)
+    run = trainer()
+    run.resume_from(start)
+    assert len(views) == len(run.parameters) and all(views)
+
+
 @pytest.mark.parametrize("what", ["parameters", "moments"])
 def test_no_checkpoint_holds_numbers_that_are_not_finite(
     trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
