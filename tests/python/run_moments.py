@@ -48,9 +48,9 @@ FLAGS = (
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "loading": (lora_c.model.opening, "load_weights", 1),
     "answers before": (lora_c.training.sample_answers, "generate_text", 1),
-    "evaluation before step 1": (Trainer, "evaluate", 1),
+    "evaluation before step 1": (Trainer, "measure", 1),
     "step": (Trainer, "_forward_backward", 3),
-    "evaluation": (Trainer, "evaluate", 2),
+    "evaluation": (Trainer, "measure", 2),
     "checkpoint": (lora_c.training.state, "write_safetensors", 1),
     "last checkpoint": (lora_c.training.state, "write_safetensors", 3),
     "final save": (lora_c.cli.train, "save_result", 1),

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import lora_c as lc
+from lora_c.cli.replay import command
 from lora_c.data import Dataset, Sample
+from lora_c.data.batching import step_batches
 from lora_c.errors import CheckpointError, DivergenceError, LoraCError
 from lora_c.notices import LoraCWarning
-from lora_c.runs.bad_steps import read_bad_step
+from lora_c.runs.bad_steps import StepRecord, kept_parameters, read_bad_step, write_bad_step
 from lora_c.training.replay import replay
+from lora_c.training.skipped_steps import Unfit, skip_or_end
 from lora_c.training.trainer import Trainer
 
 STEPS = 6
@@ -206,13 +212,14 @@ def test_what_no_run_writes_is_one_line(run: Callable[..., Trainer], tmp_path: P
 
 @pytest.mark.parametrize("config", [
     lc.BottleneckConfig(bottleneck_size=4), lc.IA3Config(), lc.PromptTuningConfig(num_virtual_tokens=3),
-    lc.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True),
+    lc.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True), None,
 ], ids=lambda c: type(c).__name__)  # fmt: skip
 def test_adapters_of_every_kind(tiny_model_dir: Path, tmp_path: Path, config: Any) -> None:
     model = lc.load_model(tiny_model_dir, progress=False)
-    model.add_adapter(lc.LoraConfig(r=2), "lora")
-    model.add_adapter(config, "other")
-    model.set_adapter(["lora", "other"])
+    model.add_adapter(lc.LoraConfig(r=2) if config is not None else lc.LoraConfig(r=2, target_modules=None), "lora")
+    if config is not None:
+        model.add_adapter(config, "other")
+        model.set_adapter(["lora", "other"])
     options: dict[str, Any] = {"output_dir": str(tmp_path), "method": "lora", "max_steps": 1, "skip_grad_norm": 1e-9}
     Trainer(model, samples(), lc.TrainConfig(**options)).train()
     found = replay(tmp_path / "bad-step-1")
@@ -238,3 +245,155 @@ def test_watching_changes_no_bit_and_can_be_switched(tiny_model_dir: Path) -> No
     assert step() == plain and model.decoder.first_nonfinite is None
     with pytest.raises(TypeError, match="watching: expected True or False"):
         model.decoder.watching = 1  # type: ignore[assignment]
+
+
+def _train_one_step(model: lc.Model, folder: Path, method: str = "lora", data: Dataset | None = None) -> Trainer:
+    """A run whose only step is left out and kept."""
+    options: dict[str, Any] = {"output_dir": str(folder), "method": method, "max_steps": 1, "skip_grad_norm": 1e-9}
+    trainer = Trainer(model, samples() if data is None else data, lc.TrainConfig(**options))
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("frozen", [
+    lc.IA3Config(), lc.BottleneckConfig(bottleneck_size=4), lc.PromptTuningConfig(num_virtual_tokens=3),
+    lc.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True),
+    lc.LoraConfig(r=2, target_modules=None, use_dora=True, modules_to_save=["norm"], trainable_token_indices=[3, 5]),
+    lc.LoraConfig(r=2, init_lora_weights="pissa"),
+], ids=lambda c: type(c).__name__)  # fmt: skip
+def test_a_part_that_is_not_trained(tiny_model_dir: Path, tmp_path: Path, frozen: Any) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(frozen, "frozen")
+    rng = np.random.default_rng(1)
+    for parameter in model.trainable_parameters():
+        parameter.write(parameter.read() + rng.standard_normal(parameter.shape, np.float32) * np.float32(0.01))
+    model.save_adapter(tmp_path / "saved")
+    model.delete_adapter("frozen")
+    model.load_adapter(tmp_path / "saved", "frozen", is_trainable=False)
+    trained = lc.IA3Config() if isinstance(frozen, lc.LoraConfig) else lc.LoraConfig(r=2)
+    model.add_adapter(trained, "trained")
+    model.set_adapter(["frozen", "trained"])
+    trainer = _train_one_step(model, tmp_path / "out")
+    names = [parameter.name for parameter in trainer.parameters]
+    assert 0 < len(names) < len(model.adapter.parameters())  # type: ignore[union-attr]
+    found = replay(tmp_path / "out/bad-step-1")
+    assert found.same_loss and found.same_gradients and found.first_nonfinite is None
+    assert set(found.gradient_norms) <= set(names)
+
+
+def test_a_text_whose_tokenizer_has_gone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """What an adapter began with is not drawn again."""
+    shutil.copytree(tiny_model_dir, tmp_path / "reader")
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(lc.PromptTuningConfig(
+        num_virtual_tokens=3, prompt_tuning_init="TEXT", prompt_tuning_init_text="hello",
+        tokenizer_name_or_path=str(tmp_path / "reader"),
+    ))  # fmt: skip
+    _train_one_step(model, tmp_path / "out")
+    shutil.rmtree(tmp_path / "reader")
+    found = replay(tmp_path / "out/bad-step-1")
+    assert found.same_loss and found.same_gradients
+
+
+def test_an_adapter_of_a_classifier_put_on_a_language_model(tiny_model_dir: Path, tmp_path: Path) -> None:
+    classifier = lc.load_model(tiny_model_dir, progress=False, task_type="SEQ_CLS", num_labels=3)
+    classifier.add_adapter(r=2)
+    classifier.save_adapter(tmp_path / "saved")
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.load_adapter(tmp_path / "saved")
+    whole = [samples(6)[i] for i in range(6)]
+    data = Dataset([Sample(sample.input_ids, np.zeros(12, np.float32), label=i % 3) for i, sample in enumerate(whole)])
+    _train_one_step(model, tmp_path / "out", data=data)
+    found = replay(tmp_path / "out/bad-step-1")
+    assert found.same_loss and found.same_gradients
+
+
+def _with_a_base_of_its_own(model: lc.Model, saved: Path) -> None:
+    model.add_adapter(r=2, init_lora_weights="pissa")
+    model.save_adapter(saved)
+    model.delete_adapter()
+
+
+def _with_names_of_other_models(model: lc.Model, saved: Path) -> None:
+    model.add_adapter(r=2, target_modules=["q_proj"])
+    model.save_adapter(saved)
+    model.delete_adapter()
+    file = saved / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"exclude_modules": ["vision_tower"]}))
+
+
+@pytest.mark.parametrize(("save", "message"), [
+    (_with_a_base_of_its_own, "a model as it was then, with its adapters"),
+    (_with_names_of_other_models, "an adapter 'default' that can be made of its options, got .* 'vision_tower'"),
+])  # fmt: skip
+def test_an_adapter_that_only_its_file_makes(
+    tiny_model_dir: Path, tmp_path: Path, save: Callable[[lc.Model, Path], None], message: str
+) -> None:
+    def loaded() -> lc.Model:
+        model = lc.load_model(tiny_model_dir, progress=False, quantize="nf4")
+        if not (tmp_path / "saved").exists():
+            save(model, tmp_path / "saved")
+        model.load_adapter(tmp_path / "saved")
+        return model
+
+    _train_one_step(loaded(), tmp_path / "out", method="qlora")
+    with pytest.raises(CheckpointError, match=message):
+        replay(tmp_path / "out/bad-step-1")
+    found = replay(tmp_path / "out/bad-step-1", loaded())
+    assert found.same_loss and found.same_gradients
+
+
+def test_a_base_that_has_moved(run: Callable[..., Trainer], tmp_path: Path, tiny_model_dir: Path) -> None:
+    with pytest.raises(DivergenceError):
+        run(Spoil(*HUGE)).train()
+    folder, moved = tmp_path / "out/bad-step-3", tmp_path / "moved"
+    shutil.copytree(tiny_model_dir, moved)
+    file = folder / "step.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"base": values["base"] | {"path": str(tmp_path / "gone")}}))
+    with pytest.raises(LoraCError, match="gone"):
+        replay(folder)
+    found = replay(folder, moved)
+    assert found.same_loss and found.same_gradients
+    file.write_text(json.dumps(values | {"base": {}}))
+    error = CliRunner().invoke(command, [str(folder), "--model", str(moved)], standalone_mode=False).exception
+    assert isinstance(error, CheckpointError) and "expected a step as a run writes it" in str(error)
+
+
+def test_a_step_on_another_device(run: Callable[..., Trainer], tmp_path: Path, fake: str) -> None:
+    with pytest.raises(DivergenceError):
+        run(Spoil(*HUGE), load={"device": fake}).train()
+    found = replay(tmp_path / "out/bad-step-3")
+    assert found.same_loss and found.same_gradients and found.first_nonfinite is not None
+
+
+def test_keeping_a_step_copies_no_set_of_arrays(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = lc.load_model(tiny_model_dir, progress=False)
+    model.add_adapter(r=256)
+    trainer = _train_one_step(model, tmp_path / "out")
+    total = sum(parameter.data.nbytes for parameter in trainer.parameters)
+    largest = max(parameter.data.nbytes for parameter in trainer.parameters)
+    assert total > 8 * largest
+    tracemalloc.start()
+    try:
+        record = StepRecord.of(trainer, 0, 1.0, "expected nothing")
+        write_bad_step(tmp_path / "kept", record, [], kept_parameters(model).values())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * largest
+
+
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_what_is_done_does_not_depend_on_the_words(run: Callable[..., Trainer], tmp_path: Path, is_finite: bool) -> None:
+    trainer = run()
+    said: list[str] = []
+    progress: Any = SimpleNamespace(message=said.append)
+    batches = step_batches(trainer.train_data, 0, batch_size=2, accumulation=1, seed=0)[1]
+    problem = Unfit("too much", is_finite)
+    if is_finite:
+        skip_or_end(trainer, 0, batches, 1.0, problem, progress)
+        assert [text.partition(" (kept")[0] for text in said] == ["step 1 is left out: too much"]
+    else:
+        with pytest.raises(DivergenceError, match=r"^too much \(kept in"):
+            skip_or_end(trainer, 0, batches, 1.0, problem, progress)

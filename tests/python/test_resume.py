@@ -340,13 +340,13 @@ def test_a_run_that_diverges_saves_and_names_the_last_finite_state(
             self.parameters[0].grad[0] = np.inf
         return float("nan") if dropout_step == 3 and where == "loss" else loss
 
-    def evaluate(self: Trainer, dataset: Any = None) -> float:
+    def measure(self: Trainer, dataset: Any = None) -> dict[str, float]:
         if steps == [0, 1, 2, 3] and where == "parameters":
             self.parameters[0].data[0] = np.nan
-        return float("inf") if steps == [0, 1, 2] and where == "held-out loss" else 1.0
+        return {"loss": float("inf") if steps == [0, 1, 2] and where == "held-out loss" else 1.0}
 
     monkeypatch.setattr(Trainer, "_forward_backward", forward_backward)
-    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "measure", measure)
     last = tmp_path / "out/checkpoint-3"
     if where == "parameters":
         with pytest.raises(DivergenceError, match="expected finite parameters after step 4, got NaN.*no finite state"):
@@ -357,6 +357,24 @@ def test_a_run_that_diverges_saves_and_names_the_last_finite_state(
     monkeypatch.undo()
     again = trainer({"eval_steps": 0})
     assert again.train(resume=last).steps == 4
+
+
+def test_values_go_from_the_file_into_the_parameters(
+    trainer: Callable[..., Trainer], start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No copy of them is made in between."""
+    from lora_c.weights.parameter_values import set_values
+
+    views: list[bool] = []
+
+    def set_and_note(parameter: lc.Parameter, array: np.ndarray[Any, Any]) -> None:
+        views.append(not array.flags.owndata)
+        set_values(parameter, array)
+
+    monkeypatch.setattr("lora_c.training.state.set_values", set_and_note)
+    run = trainer()
+    run.resume_from(start)
+    assert len(views) == len(run.parameters) and all(views)
 
 
 @pytest.mark.parametrize("what", ["parameters", "moments"])

@@ -74,8 +74,10 @@ class Adapter:
 
     @property
     def is_shareable(self) -> bool:
-        """Whether a call of the decoder can use it beside others: low-rank updates of the layers' matrices can be. What belongs
-        to the decoder (weights in the place of the base's, vectors, bottlenecks, virtual tokens) all its sequences have."""
+        """Whether a call of the decoder can use it beside others: low-rank updates of the layers' matrices can be.
+
+        What belongs to the decoder (weights in the place of its own, vectors, bottlenecks, virtual tokens) all sequences have.
+        """
         return isinstance(self.config, LoraConfig) and not (
             self.replaced()
             or {"embed_tokens", "lm_head"} & self.layers.keys()

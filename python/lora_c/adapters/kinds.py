@@ -5,6 +5,7 @@ What their files hold is in `config` and `peft_tensors`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..configs import (
@@ -74,6 +75,15 @@ def loaded_adapter(
         Where its parameters lie.
     """
     return _LOADERS[type(arrays.config)](arrays, architecture, embedding, trainable, device)
+
+
+def frozen_adapter(adapter: Adapter, architecture: Architecture, device: str) -> Adapter:
+    """Return an adapter with the same values that is not trained."""
+    embedding = None if adapter.tokens is None else adapter.tokens.embedding.data
+    arrays = replace(adapter.arrays(), config=adapter.config)
+    frozen = loaded_adapter(arrays, architecture, embedding, False, device)
+    frozen.base, frozen.start = adapter.base, adapter.start
+    return frozen
 
 
 def config_of(options: Mapping[str, Any]) -> AdapterConfig:

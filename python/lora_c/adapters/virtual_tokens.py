@@ -74,41 +74,6 @@ class PrefixTuningAdapter(Adapter):
         self.values = list(values)
 
     @property
-    def n_virtual(self) -> int:
-        """How many there are."""
-        return self.values.shape[0]
-
-    def parameters(self) -> list[Parameter]:
-        """The embeddings."""
-        return [self.values]
-
-    def arrays(self) -> AdapterArrays:
-        """The embeddings, as a file would hold them."""
-        return AdapterArrays(self.config, tensors={TENSOR: self.values.data})
-
-    def attach(self, decoder: Parts) -> None:
-        """Put them before every sequence."""
-        decoder.set_virtual_tokens("prompt", self.values, self.scale)
-
-    def detach(self, decoder: Parts) -> None:
-        """Take them away."""
-        decoder.set_virtual_tokens(None)
-
-
-class PrefixTuningAdapter(Adapter):
-    """Keys and values before those of every sequence, or what makes them.
-
-    Parameters
-    ----------
-    values : sequence of Parameter
-        The prefix (n, num_hidden_layers * 2 * KV) alone, or the five of an encoder.
-    """
-
-    def __init__(self, config: PrefixTuningConfig, values: Sequence[Parameter]) -> None:
-        super().__init__(config)
-        self.values = list(values)
-
-    @property
     def is_shareable(self) -> bool:
         """They stand before every sequence of a call."""
         return False

@@ -24,27 +24,15 @@ def command(folder: str, model: str | None, as_json: bool, **unused: Any) -> Non
 
     FOLDER is bad-step-N in the output folder of a run: the batch, the parameters before it and the settings.
     """
-    from ..model.opening import load_model
-    from ..runs.bad_steps import read_bad_step
     from ..training.replay import replay
 
-    opened = None
-    if model is not None:
-        record = read_bad_step(_path(folder)).record
-        opened = load_model(model, **record.base["load"], device=record.kernels["device"])
-    found = replay(folder, opened)
+    found = replay(folder, model)
     print_json(asdict(found)) if as_json else _show(found)
 
 
 def _short(name: str) -> str:
     """A parameter without what PEFT puts around every name."""
     return name.removeprefix("base_model.model.").removeprefix("model.").removesuffix(".weight")
-
-
-def _path(folder: str) -> Any:
-    from pathlib import Path
-
-    return Path(folder)
 
 
 def _show(found: Replay) -> None:

@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import ConfigError
 from .base import Config, Seed
 from .peft_constants import PEFT_CONSTANTS, without_constants, without_task
 

@@ -24,6 +24,13 @@ def classifier_config(config: Mapping[str, Any], architecture: Architecture, lab
     return as_classifier(config, architecture.family.architecture, labels)
 
 
+def options_of_task(labels: Labels | None, seed: int) -> dict[str, Any]:
+    """What `load_model` is given to make the same classifier again, as JSON holds it; nothing for a language model."""
+    if labels is None:
+        return {}
+    return {"task_type": "SEQ_CLS", "id2label": list(labels.names), "problem_type": labels.problem_type, "seed": seed}
+
+
 def make_classifier(model: Model, labels: Labels, seed: int = 0) -> None:
     """Put a fresh score in the place of a model's head.
 
@@ -41,7 +48,7 @@ def make_classifier(model: Model, labels: Labels, seed: int = 0) -> None:
     records = {name: record for name, record in model.quant_records.items() if name != "lm_head"}
     made = model.with_weights(weights, stored, records, config)
     made.requantization_error, made.added_tokens = model.requantization_error, model.added_tokens
-    made.load_options = model.load_options
+    made.load_options = model.load_options | options_of_task(labels, seed)
     vars(model).update(vars(made))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.batching import token_groups
 from ..errors import ConfigError, DataError
 from ..text.prompts import is_batch, need_language_model, prompt_ids
 

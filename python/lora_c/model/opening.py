@@ -19,12 +19,13 @@ from ..gguf.reader import is_gguf
 from ..text.tokenizer import Tokenizer
 from ..weights.kinds import Weights
 from ..weights.quantization import NF4, Quantization, quantization_of
+from .classifier import options_of_task
 from .device_list import open_device
 from .load_checks import check_load_options
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, load_weights
 from .model import Model
 from .resize_embedding import rows_for
-from .wanted_task import TaskType, WantedTask, check_seed, options_of_task
+from .wanted_task import TaskType, WantedTask, check_seed
 
 
 def load_model(

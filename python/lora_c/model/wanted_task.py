@@ -87,10 +87,3 @@ def check_seed(seed: Any) -> int:
     if type(seed) is not int or not 0 <= seed < _MOST_SEED:
         raise ConfigError(f"seed: expected a whole number from 0 on, got {str(seed)[:60]!r}")
     return seed
-
-
-def options_of_task(labels: Labels | None, seed: int) -> dict[str, Any]:
-    """What `load_model` is given to make the same classifier again, as JSON holds it; nothing for a language model."""
-    if labels is None:
-        return {}
-    return {"task_type": "SEQ_CLS", "id2label": list(labels.names), "problem_type": labels.problem_type, "seed": seed}

@@ -38,10 +38,10 @@ def data_digest(data: Dataset) -> str:
     for i in range(len(data)):
         sample = data[i]
         digest.update(len(sample).to_bytes(8, "little"))
-        digest.update(_bytes(np.asarray(sample.input_ids, np.int32)))
-        digest.update(_bytes(np.asarray(sample.loss_mask, np.float32)))
+        digest.update(bytes_of(np.asarray(sample.input_ids, np.int32)))
+        digest.update(bytes_of(np.asarray(sample.loss_mask, np.float32)))
         if sample.label is not None:
-            digest.update(_bytes(np.atleast_1d(np.asarray(sample.label, np.float64))))
+            digest.update(bytes_of(np.atleast_1d(np.asarray(sample.label, np.float64))))
     return digest.hexdigest()
 
 
@@ -107,11 +107,12 @@ def _weight_digest(weight: Any) -> bytes:
     digest = blake2b(digest_size=_SIZE)
     for part in _arrays(weight):
         digest.update(f"{part.dtype}{part.shape}".encode())
-        digest.update(_bytes(part))
+        digest.update(bytes_of(part))
     return digest.digest()
 
 
-def _bytes(array: NDArray[Any]) -> memoryview:
+def bytes_of(array: NDArray[Any]) -> memoryview:
+    """The bytes of an array, without a copy where they lie one behind the other."""
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
@@ -130,5 +131,5 @@ def _arrays(weight: Any) -> Iterator[NDArray[Any]]:
 def _plain(value: Any) -> Any:
     """What JSON has no type for; arrays by their bytes."""
     if isinstance(value, np.ndarray):
-        return [str(value.dtype), list(value.shape), blake2b(_bytes(value), digest_size=_SIZE).hexdigest()]
+        return [str(value.dtype), list(value.shape), blake2b(bytes_of(value), digest_size=_SIZE).hexdigest()]
     return value.item() if isinstance(value, np.generic) else str(value)

@@ -49,7 +49,7 @@ class Run:
         options["trained parameters"] = len(trainer.parameters)
         if trainer.config.activation_dtype == "bfloat16":  # what is computed again is not rounded
             options[_RECOMPUTED] = trainer.recompute
-        return cls(options, trainer.total_steps, *trainer.digests)
+        return cls(options, trainer.total_steps, trainer.data_digest, trainer.model_digest)
 
     def as_dict(self) -> dict[str, Any]:
         """For trainer_state.json."""

@@ -128,7 +128,13 @@ def keep_if_best(trainer: Trainer, done: int) -> None:
         trainer.saving.save_best(trainer, done)
 
 
-def bring_best(trainer: Trainer, done: int) -> None:
+def begin_best(trainer: Trainer, done: int) -> None:
+    """Have the checkpoint of the best evaluation so far in the output folder, the one before the first step included."""
+    _bring_best(trainer, done)
+    keep_if_best(trainer, done)
+
+
+def _bring_best(trainer: Trainer, done: int) -> None:
     """Copy the checkpoint of the best evaluation into the output folder, where a run goes on in another one than before."""
     best = best_of(trainer.config, trainer.history) if trainer.config.load_best_model_at_end else None
     if trainer.came_from is None or best is None or best.step == done or best.step in trainer.checkpoints:

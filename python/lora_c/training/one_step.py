@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..data.batching import PackedBatch, step_batches
 from ..errors import DivergenceError
-from .skipped_steps import skip_or_end
+from .skipped_steps import Unfit, skip_or_end
 from .step_record import step_record
 from .update import update
 
@@ -55,15 +55,16 @@ def gradients(trainer: Trainer, batches: Sequence[PackedBatch], step: int) -> fl
     return loss
 
 
-def _updated(trainer: Trainer, step: int, loss: float) -> tuple[float, float, str | None]:
+def _updated(trainer: Trainer, step: int, loss: float) -> tuple[float, float, Unfit | None]:
     """The learning rate, the norm of the gradients, and why the parameters were not changed, if they were not."""
     if not math.isfinite(loss):
-        return math.nan, math.nan, f"expected a finite loss at step {step + 1}, got {loss}"
+        return math.nan, math.nan, Unfit(f"expected a finite loss at step {step + 1}, got {loss}", is_finite=False)
     try:
         rate, norm = update(trainer, step)
     except DivergenceError as error:
-        return math.nan, math.nan, str(error)
+        return math.nan, math.nan, Unfit(str(error), is_finite=False)
     most = trainer.config.skip_grad_norm
     if most and norm > most:
-        return math.nan, norm, f"expected a gradient norm of at most {most:g} at step {step + 1}, got {norm:.6g}"
+        text = f"expected a gradient norm of at most {most:g} at step {step + 1}, got {norm:.6g}"
+        return math.nan, norm, Unfit(text, is_finite=True)
     return rate, norm, None

@@ -3,6 +3,7 @@ operation made the first value that is not finite."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..adapters.kinds import config_of
+from ..adapters.kinds import config_of, frozen_adapter
 from ..checkpoints.safetensors_file import find_non_finite
-from ..errors import CheckpointError, LoraCError
+from ..errors import AdapterError, CheckpointError, ConfigError, LoraCError
 from ..files.paths import expand
 from ..notices import tell
-from ..runs.bad_steps import BadStep, gradients_digest, kernels, read_bad_step
+from ..runs.bad_steps import BadStep, gradients_digest, kept_parameters, kernels, read_bad_step
 from ..runs.digests import model_digest
 from ..weights.parameter_values import set_values
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ..model.model import Model
 
 _MOST_NORMS = 5
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,16 @@ class Replay:
     gradient_norms: dict[str, float]
 
 
-def replay(folder: str | os.PathLike[str], model: Model | None = None) -> Replay:
+def replay(folder: str | os.PathLike[str], model: Model | str | os.PathLike[str] | None = None) -> Replay:
     """Compute a step that a run has kept again, and look at every value.
 
     Parameters
     ----------
     folder : path
         `bad-step-N` of the run.
-    model : Model, optional
-        The base that the run was made with; by default it is loaded as it was then. It is changed: it gets the adapter and the
-        parameters of the step.
+    model : Model or path, optional
+        The base that the run was made with, or where it lies now; by default where it lay then. A path is loaded as it was
+        then. A Model is changed: it gets the parameters of the step, and those of its adapters that it has not.
 
     Raises
     ------
@@ -104,7 +107,8 @@ def replay(folder: str | os.PathLike[str], model: Model | None = None) -> Replay
     folder = Path(expand(folder, "folder"))
     bad = read_bad_step(folder)
     with _as_written(folder):
-        return _replayed(bad, _opened(bad) if model is None else model, folder)
+        opened = _opened(bad, model) if model is None or isinstance(model, (str, os.PathLike)) else model
+        return _replayed(bad, opened, folder)
 
 
 @contextmanager
@@ -124,11 +128,10 @@ def _as_written(folder: Path) -> Iterator[None]:
 def _replayed(bad: BadStep, model: Model, folder: Path) -> Replay:
     _put_on(bad, model, folder)
     _tell_other_kernels(bad, model)
-    parameters = model.trainable_parameters()
     with _as_then(bad, model):
         loss, found = _computed(bad, model)
-    digest = gradients_digest([parameter.read_grad() for parameter in parameters])
-    norms = {p.name: float(np.linalg.norm(np.asarray(p.read_grad(), np.float64))) for p in parameters}
+    norms: dict[str, float] = {}
+    digest = gradients_digest(_measured(model, norms))
     largest = sorted(norms, key=lambda name: -norms[name] if np.isfinite(norms[name]) else -np.inf)[:_MOST_NORMS]
     return Replay(
         bad.record.step,
@@ -141,41 +144,76 @@ def _replayed(bad: BadStep, model: Model, folder: Path) -> Replay:
     )
 
 
-def _opened(bad: BadStep) -> Model:
+def _measured(model: Model, norms: dict[str, float]) -> Iterator[NDArray[np.float32] | None]:
+    """Each gradient; its norm is noted on the way."""
+    for parameter in model.trainable_parameters():
+        gradient = parameter.grad
+        norms[parameter.name] = math.sqrt(sum(_squares(gradient)))
+        yield gradient
+
+
+def _squares(array: NDArray[np.float32] | None) -> Iterator[float]:
+    """Sums of squares in float64, each of a piece of the array."""
+    values = np.zeros(0, np.float32) if array is None else array.reshape(-1)
+    for start in range(0, values.size, _PIECE):
+        yield float(np.square(values[start : start + _PIECE], dtype=np.float64).sum())
+
+
+def _opened(bad: BadStep, path: str | os.PathLike[str] | None) -> Model:
     from ..model.opening import load_model
 
     base = bad.record.base
-    return load_model(base["path"], **base["load"], device=bad.record.kernels["device"])
+    return load_model(base["path"] if path is None else path, **base["load"], device=bad.record.kernels["device"])
 
 
 def _put_on(bad: BadStep, model: Model, folder: Path) -> None:
     """Give a model the adapters and the parameters of a step."""
     for name, options in bad.record.adapters.items():
         if name not in model.adapter_set:
-            model.add_adapter(config_of(_without_draws(options)), name)
+            _add(model, name, options, folder)
+            if name in bad.record.frozen:
+                _freeze(model, name)
     names = list(bad.record.adapters)
     if names:
         model.set_adapter(names if len(names) > 1 else names[0])
+    _set_parameters(bad, model, folder)
     if model_digest(model) != bad.record.model:
         raise CheckpointError(
             f"{folder}: expected the model of the run (digest {bad.record.model[:8]}), got another one; give the base with "
-            "--model, or in Python a model loaded as it was then: replay(folder, model)"
+            "--model, or in Python a model as it was then, with its adapters: replay(folder, model)"
         )
-    own = {parameter.name: parameter for parameter in model.trainable_parameters()}
+
+
+def _add(model: Model, name: str, options: dict[str, Any], folder: Path) -> None:
+    try:
+        model.add_adapter(config_of(options), name)
+    except (AdapterError, ConfigError) as error:  # files may hold what no new adapter may have
+        raise CheckpointError(
+            f"{folder}: expected an adapter {name!r} that can be made of its options, got one that cannot ({error}); in "
+            "Python give a model that has it: replay(folder, model)"
+        ) from None
+
+
+def _freeze(model: Model, name: str) -> None:
+    """Put an adapter that is not trained in the place of one that is."""
+    frozen = frozen_adapter(model.adapter_set[name], model.architecture, model.device)
+    model.adapter_set.remove(name)
+    model.adapter_set.add(name, frozen)
+
+
+def _set_parameters(bad: BadStep, model: Model, folder: Path) -> None:
+    """Give what is trained, and the adapters that are not, the values of a step."""
+    own = kept_parameters(model)
     for name, array in bad.parameters.items():
         if name not in own or own[name].shape != array.shape:
             got = f"shape {own[name].shape}" if name in own else "none"
-            raise CheckpointError(
-                f"{folder}: expected a trained parameter {name} {array.shape}, got {got}; it is another model"
-            )
+            raise CheckpointError(f"{folder}: expected a parameter {name} {array.shape}, got {got}; it is another model")
         set_values(own[name], array)
     if set(own) - set(bad.parameters):
-        raise CheckpointError(f"{folder}: expected no other trained parameters, got {min(set(own) - set(bad.parameters))}")
-
-
-def _without_draws(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as they were; start values are replaced."""
-    return {name: value for name, value in options.items() if value is not None}
+        raise CheckpointError(f"{folder}: expected no other parameters, got {min(set(own) - set(bad.parameters))}")
+    for part in model.adapter.parts() if model.adapter is not None else ():
+        if part.tokens is not None:
+            part.tokens.whole()  # rows that are not trained are looked up in their copy of the embedding
 
 
 def _tell_other_kernels(bad: BadStep, model: Model) -> None:

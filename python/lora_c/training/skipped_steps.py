@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..data.batching import PackedBatch
 from ..errors import DivergenceError, LoraCError
 from ..notices import tell
-from ..runs.bad_steps import BadStep, bad_step_folder, write_bad_step
+from ..runs.bad_steps import StepRecord, bad_step_folder, kept_parameters, write_bad_step
 
 if TYPE_CHECKING:
     from ..display.progress import Progress
@@ -17,13 +18,29 @@ if TYPE_CHECKING:
 _KEPT = 3  # of a run: each holds the trained parameters
 
 
+@dataclass(frozen=True)
+class Unfit:
+    """Why a step is not fit for an update.
+
+    Attributes
+    ----------
+    text : str
+        What was expected of it, and what it came to.
+    is_finite : bool
+        Whether its numbers are finite, and only larger than they may be.
+    """
+
+    text: str
+    is_finite: bool
+
+
 def count_skipped(history: Iterable[Mapping[str, Any]]) -> int:
     """Return how many steps of a history changed nothing."""
     return sum("skipped" in record for record in history)
 
 
 def skip_or_end(
-    trainer: Trainer, step: int, batches: Sequence[PackedBatch], loss: float, problem: str, progress: Progress
+    trainer: Trainer, step: int, batches: Sequence[PackedBatch], loss: float, problem: Unfit, progress: Progress
 ) -> None:
     """Keep what a step was made of, and end the run unless such steps are to be left out.
 
@@ -34,20 +51,21 @@ def skip_or_end(
     """
     config = trainer.config
     before = count_skipped(trainer.history)
-    kept = _keep(trainer, step, batches, loss, problem) if before < _KEPT else ""
-    is_finite = problem.startswith("expected a gradient norm of at most")
-    if config.nonfinite_steps == "stop" and not is_finite:
-        raise DivergenceError(problem + kept)
+    kept = _keep(trainer, step, batches, loss, problem.text) if before < _KEPT else ""
+    if config.nonfinite_steps == "stop" and not problem.is_finite:
+        raise DivergenceError(problem.text + kept)
     if before >= config.max_skipped_steps:
-        raise DivergenceError(f"expected at most {config.max_skipped_steps} steps left out, got one more: {problem}{kept}")
-    progress.message(f"step {step + 1} is left out: {problem}{kept}")
+        most = f"expected at most {config.max_skipped_steps} steps left out, got one more"
+        raise DivergenceError(f"{most}: {problem.text}{kept}")
+    progress.message(f"step {step + 1} is left out: {problem.text}{kept}")
 
 
 def _keep(trainer: Trainer, step: int, batches: Sequence[PackedBatch], loss: float, problem: str) -> str:
     """Write the step aside, and say where; a disk that is full ends nothing."""
     folder = bad_step_folder(trainer.output_dir, step + 1)
     try:
-        write_bad_step(folder, BadStep.of(trainer, step, batches, loss, problem))
+        record = StepRecord.of(trainer, step, loss, problem)
+        write_bad_step(folder, record, batches, kept_parameters(trainer.model).values())
     except (LoraCError, MemoryError) as error:
         tell(f"step {step + 1}: not kept for a replay: {error}")
         return ""

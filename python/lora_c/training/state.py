@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints.safetensors_file import SafetensorsFile, find_non_finite
+from ..checkpoints.safetensors_file import DTYPE_NAMES, SafetensorsFile, find_non_finite
 from ..checkpoints.safetensors_writer import TensorEntry, write_safetensors
 from ..configs.optimizers import OPTIM_STATES
 from ..errors import CheckpointError
@@ -88,7 +88,7 @@ def load_training_state(trainer: Trainer, position: Position) -> None:
             if (key := f"{name}.{p.name}") in file.tensors:
                 trainer.optimizer.set_moment(i, name, file.read(key))
                 file.release(key)
-        set_values(p, np.array(file.read(f"param.{p.name}")))
+        set_values(p, file.read(f"param.{p.name}"))
         file.release(f"param.{p.name}")
     trainer.optimizer.set_step_count(position.step - count_skipped(position.history))
     file.close()
@@ -108,7 +108,7 @@ def load_parameters(trainer: Trainer, position: Position) -> None:
     for name in names:
         _check_values(file, name)
     for p, name in zip(trainer.parameters, names, strict=True):
-        set_values(p, np.array(file.read(name)))
+        set_values(p, file.read(name))
         file.release(name)
     file.close()
 
@@ -124,23 +124,12 @@ def _check_optimizer(trainer: Trainer, position: Position) -> None:
         )
 
 
-def _entries_of(trainer: Trainer) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What a state holds: the type and shape of every tensor."""
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for i, p in enumerate(trainer.parameters):
-        expected[f"param.{p.name}"] = "F32", p.shape
-        for name in trainer.optimizer.moment_names:
-            if (shape := trainer.optimizer.moment_shape(i, name)) is not None:
-                expected[f"{name}.{p.name}"] = "U8" if name.endswith("_codes") else "F32", shape
-    return expected
-
-
 def _open_state(trainer: Trainer, position: Position) -> SafetensorsFile:
     path = position.folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{path}: expected this file of the checkpoint, got nothing there; resume from another one")
     file = SafetensorsFile(path)
-    expected = _entries_of(trainer)
+    expected = {entry.name: (DTYPE_NAMES[entry.dtype], entry.shape) for entry in _state_entries(trainer)}
     if position.run is not None and file.metadata != {"step": str(position.step), "run_id": position.run_id}:
         raise CheckpointError(
             f"{path}: expected the state of step {position.step} of run {position.run_id}, got {file.metadata}; the "

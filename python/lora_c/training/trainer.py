@@ -26,7 +26,7 @@ from ..runs.lock import run_lock
 from ..runs.metrics import MetricsFile
 from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
-from .best import bring_best, check_metric, is_early_end, keep_if_best, take_best, tell_end
+from .best import begin_best, check_metric, is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
 from .evaluation import check_score, evaluate_and_log, evaluate_if_due, measure
 from .held_out import held_out
@@ -204,8 +204,7 @@ class Trainer:
             self.leaving = Leaving(stop, self.model.decoder, progress.message)
             try:
                 evaluate_if_due(self, done, progress)  # at the start, or where a run was stopped in the middle of it
-                bring_best(self, done)
-                keep_if_best(self, done)
+                begin_best(self, done)
                 while done < self.total_steps and not stop.requested and not self.callbacks.stopping:
                     if is_early_end(self, done):
                         break
@@ -219,9 +218,8 @@ class Trainer:
                     evaluate_if_due(self, done, progress)
                     self.saving.save_if_due(self, done)
                     keep_if_best(self, done)
-                interrupted = done < self.total_steps and (
-                    stop.requested or self.callbacks.stopping or not is_early_end(self, done)
-                )
+                left = stop.requested or self.callbacks.stopping
+                interrupted = done < self.total_steps and (left or not is_early_end(self, done))
                 if not interrupted:
                     evaluate_and_log(self, done, progress)
                     keep_if_best(self, done)
@@ -260,9 +258,9 @@ class Trainer:
         return data_digest(self.train_data)
 
     @cached_property
-    def digests(self) -> tuple[str, str]:
-        """Of the training data, and of the model without what is trained of it."""
-        return self.data_digest, model_digest(self.model)
+    def model_digest(self) -> str:
+        """The digest of the model without what is trained of it."""
+        return model_digest(self.model)
 
     def resume_from(self, resume: bool | str | Path, allow_changes: bool = False) -> int:
         """Take up a checkpoint, as `train` does, and return the number of steps that it has done; `train()` goes on there.
