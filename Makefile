@@ -17,7 +17,7 @@ BUILD := build/$(MODE)
 CC ?= cc
 CFLAGS := -std=c11 -O3 -g -fvisibility=hidden -fPIC -falign-functions=64 -falign-loops=64 -ffp-contract=off -fno-math-errno -Wall -Wextra $(WERROR) -pthread -I. -Ilora_c/include \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
-LIB_SOURCES := $(filter-out lora_c/bindings/%,$(wildcard lora_c/*/*.c lora_c/*/*/*.c))
+LIB_SOURCES := $(filter-out lora_c/bindings/% lora_c/cuda/%,$(wildcard lora_c/*/*.c lora_c/*/*/*.c))
 CHECK_SOURCES := $(wildcard tests/c/*.c)
 OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
@@ -32,7 +32,7 @@ C_FILES = $(SOURCES) $(wildcard tests/c/*.[ch] tests/fake_device/*.[ch] benchmar
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers clean
+.PHONY: help demo api test check check-cuda cuda asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -147,6 +147,8 @@ bench-peers: $(VENV)/installed $(PEERS)/ready ## speed and memory beside transfo
 
 clean: ## remove everything that was built
 	rm -rf build $(VENV) python/lora_c/*.so python/*.egg-info demo-output
+
+include cuda.mk
 
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@

@@ -7,7 +7,11 @@
 #include <stdint.h>
 
 #define LORA_RESTRICT __restrict__
+#ifdef __CUDACC__ /* the same source in kernels of a GPU */
+#define LORA_INLINE static inline __host__ __device__ __attribute__((always_inline))
+#else
 #define LORA_INLINE static inline __attribute__((always_inline))
+#endif
 /* Puts one function on an ISA rung without per-file compiler flags: LORA_TARGET("avx2,fma") */
 #define LORA_TARGET(isa) __attribute__((target(isa)))
 
@@ -18,6 +22,6 @@ LORA_INLINE int64_t lora_round_up(int64_t a, int64_t b) { return lora_div_up(a, 
 LORA_INLINE int64_t lora_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 LORA_INLINE int64_t lora_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 /* false on overflow */
-LORA_INLINE bool lora_mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
+static inline bool lora_mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
 
 #endif

@@ -1,0 +1,85 @@
+/* The table of calls, filled by CUDA's run-time library, which is linked statically and finds the driver when it is first used. */
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+
+#include "lora_c/cuda/api.h"
+#include "lora_c/cuda/find_cublaslt.h"
+
+enum { STATIC_LIMIT = 48 * 1024 }; /* dynamic shared memory beyond it is asked for by kernel */
+
+static int driver_version(int *version) { return (int)cudaDriverGetVersion(version); }
+static int device_count(int *n) { return (int)cudaGetDeviceCount(n); }
+
+static int describe(int device, lora_cuda_properties *out) {
+    struct cudaDeviceProp p;
+    cudaError_t code = cudaGetDeviceProperties(&p, device);
+    if (code != cudaSuccess) return (int)code;
+    snprintf(out->name, sizeof out->name, "%.63s", p.name);
+    out->major = p.major;
+    out->minor = p.minor;
+    out->multiprocessors = p.multiProcessorCount;
+    out->memory_bytes = p.totalGlobalMem;
+    out->shared_bytes = p.sharedMemPerBlockOptin;
+    return 0;
+}
+
+static int set_device(int device) { return (int)cudaSetDevice(device); }
+static int memory_info(size_t *free_bytes, size_t *total_bytes) { return (int)cudaMemGetInfo(free_bytes, total_bytes); }
+
+static int stream_create(void **stream) { return (int)cudaStreamCreateWithFlags((cudaStream_t *)stream, cudaStreamNonBlocking); }
+static int stream_destroy(void *stream) { return (int)cudaStreamDestroy(stream); }
+static int stream_wait(void *stream) { return (int)cudaStreamSynchronize(stream); }
+
+static int event_create(void **event) { return (int)cudaEventCreateWithFlags((cudaEvent_t *)event, cudaEventDisableTiming); }
+static int event_destroy(void *event) { return (int)cudaEventDestroy(event); }
+static int event_record(void *event, void *stream) { return (int)cudaEventRecord(event, stream); }
+static int event_wait(void *event, void *stream) { return (int)cudaStreamWaitEvent(stream, event, 0); }
+
+static int alloc(void **p, size_t bytes, void *stream) { return (int)cudaMallocAsync(p, bytes, stream); }
+static int release(void *p, void *stream) { return (int)cudaFreeAsync(p, stream); }
+static int host_alloc(void **p, size_t bytes) { return (int)cudaHostAlloc(p, bytes, cudaHostAllocPortable | cudaHostAllocMapped); }
+static int host_free(void *p) { return (int)cudaFreeHost(p); }
+static int copy(void *to, const void *from, size_t bytes, void *stream) {
+    return (int)cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream);
+}
+static int fill(void *p, int byte, size_t bytes, void *stream) { return (int)cudaMemsetAsync(p, byte, bytes, stream); }
+
+static int launch(const lora_cuda_launch *l, void *stream) {
+    if (l->shared_bytes > STATIC_LIMIT) {
+        cudaError_t code = cudaFuncSetAttribute(l->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)l->shared_bytes);
+        if (code != cudaSuccess) return (int)code;
+    }
+    const dim3 grid = {l->grid[0], l->grid[1], l->grid[2]}, block = {l->threads, 1, 1};
+    void *args[] = {(void *)l->args};
+    cudaError_t code = cudaLaunchKernel(l->kernel, grid, block, args, l->shared_bytes, stream);
+    return (int)(code == cudaSuccess ? cudaPeekAtLastError() : code);
+}
+
+static const char *error_text(int code) { return cudaGetErrorString((cudaError_t)code); }
+
+static const lora_cuda_api table = {
+    .name = "cuda",
+    .driver_version = driver_version,
+    .device_count = device_count,
+    .describe = describe,
+    .set_device = set_device,
+    .memory_info = memory_info,
+    .stream_create = stream_create,
+    .stream_destroy = stream_destroy,
+    .stream_wait = stream_wait,
+    .event_create = event_create,
+    .event_destroy = event_destroy,
+    .event_record = event_record,
+    .event_wait = event_wait,
+    .alloc = alloc,
+    .free = release,
+    .host_alloc = host_alloc,
+    .host_free = host_free,
+    .copy = copy,
+    .fill = fill,
+    .launch = launch,
+    .error_text = error_text,
+    .cublaslt = lora_cuda_find_cublaslt,
+};
+
+const lora_cuda_api *lora_cuda_api_table(void) { return &table; }

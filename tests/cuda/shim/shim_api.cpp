@@ -1,0 +1,204 @@
+/* The table of calls without a GPU: streams are lists of what is to be done, done when somebody waits; memory is the host's, filled with
+ * 0xFF, between zones that must keep their bytes. */
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <vector>
+
+#include "lora_c/cuda/api.h"
+#include "tests/cuda/shim/fibers.h"
+#include "tests/cuda/shim/host_cublaslt.h"
+
+namespace {
+
+constexpr size_t ZONE = 256;
+constexpr unsigned char GUARD = 0x5A, UNWRITTEN = 0xFF;
+constexpr int NO_MEMORY = 2;
+
+struct stream {
+    std::vector<std::function<void()>> work;
+    size_t done = 0;
+};
+struct event {
+    stream *of = nullptr;
+    size_t position = 0;
+};
+
+std::recursive_mutex lock; /* work of one stream may wait for another's */
+
+void run_until(stream *s, size_t position) {
+    while (s->done < position && s->done < s->work.size()) {
+        auto work = std::move(s->work[s->done]);
+        s->done++;
+        work();
+    }
+}
+
+void add(void *s, std::function<void()> work) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    static_cast<stream *>(s)->work.push_back(std::move(work));
+}
+
+int driver_version(int *version) {
+    const char *said = getenv("SHIM_DRIVER");
+    *version = said ? atoi(said) : 13000;
+    return 0;
+}
+int device_count(int *n) {
+    const char *said = getenv("SHIM_DEVICES");
+    *n = said ? atoi(said) : 1;
+    return 0;
+}
+int describe(int, lora_cuda_properties *out) {
+    const char *said = getenv("SHIM_COMPUTE"); /* "9.0" */
+    *out = {};
+    snprintf(out->name, sizeof out->name, "threads of the host");
+    out->major = said ? atoi(said) : 9;
+    out->minor = said && strchr(said, '.') ? atoi(strchr(said, '.') + 1) : 0;
+    out->multiprocessors = 4;
+    out->memory_bytes = (size_t)8 << 30;
+    out->shared_bytes = 227 * 1024;
+    return 0;
+}
+int set_device(int) { return 0; }
+int memory_info(size_t *free_bytes, size_t *total_bytes) {
+    *free_bytes = *total_bytes = (size_t)8 << 30;
+    return 0;
+}
+
+int stream_create(void **s) {
+    *s = new stream;
+    return 0;
+}
+int stream_wait(void *p) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    stream *s = static_cast<stream *>(p);
+    run_until(s, s->work.size());
+    s->work.clear();
+    s->done = 0;
+    return 0;
+}
+int stream_destroy(void *s) {
+    stream_wait(s);
+    delete static_cast<stream *>(s);
+    return 0;
+}
+int event_create(void **e) {
+    *e = new event;
+    return 0;
+}
+int event_destroy(void *e) {
+    delete static_cast<event *>(e);
+    return 0;
+}
+int event_record(void *e, void *s) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    *static_cast<event *>(e) = {static_cast<stream *>(s), static_cast<stream *>(s)->work.size()};
+    return 0;
+}
+int event_wait(void *e, void *s) {
+    event at = *static_cast<event *>(e);
+    add(s, [at] {
+        if (at.of) run_until(at.of, at.position);
+    });
+    return 0;
+}
+
+struct block {
+    size_t bytes;
+};
+
+int alloc(void **p, size_t bytes, void *) {
+    size_t all = (bytes + 2 * ZONE + 255) / 256 * 256;
+    unsigned char *begin = static_cast<unsigned char *>(aligned_alloc(256, all));
+    if (!begin) return NO_MEMORY;
+    memset(begin, GUARD, ZONE);
+    reinterpret_cast<block *>(begin)->bytes = bytes;
+    memset(begin + ZONE, UNWRITTEN, bytes);
+    memset(begin + ZONE + bytes, GUARD, all - ZONE - bytes);
+    *p = begin + ZONE;
+    return 0;
+}
+
+void end_block(unsigned char *p) {
+    unsigned char *begin = p - ZONE;
+    size_t bytes = reinterpret_cast<block *>(begin)->bytes, all = (bytes + 2 * ZONE + 255) / 256 * 256;
+    bool whole = true;
+    for (size_t i = sizeof(block); i < ZONE; i++) whole = whole && begin[i] == GUARD;
+    for (size_t i = ZONE + bytes; i < all; i++) whole = whole && begin[i] == GUARD;
+    if (!whole) {
+        fprintf(stderr, "shim: something was written outside a block of %zu bytes\n", bytes);
+        abort();
+    }
+    memset(p, UNWRITTEN, bytes);
+    free(begin);
+}
+
+int release(void *p, void *s) {
+    add(s, [p] { end_block(static_cast<unsigned char *>(p)); });
+    return 0;
+}
+
+int host_alloc(void **p, size_t bytes) {
+    *p = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    return *p ? 0 : NO_MEMORY;
+}
+int host_free(void *p) {
+    free(p);
+    return 0;
+}
+int copy(void *to, const void *from, size_t bytes, void *s) {
+    add(s, [=] { memmove(to, from, bytes); });
+    return 0;
+}
+int fill(void *p, int byte, size_t bytes, void *s) {
+    add(s, [=] { memset(p, byte, bytes); });
+    return 0;
+}
+int launch(const lora_cuda_launch *l, void *s) {
+    std::vector<unsigned char> args((const unsigned char *)l->args, (const unsigned char *)l->args + l->args_bytes);
+    add(s, [l = *l, args]() mutable {
+        alignas(64) unsigned char kept[4096];
+        memcpy(kept, args.data(), args.size());
+        l.args = kept;
+        shim_run(&l);
+    });
+    return 0;
+}
+const char *error_text(int code) { return code == NO_MEMORY ? "out of memory" : "an error of the shim"; }
+
+} // namespace
+
+void shim_add_work(void *s, std::function<void()> work) { add(s, std::move(work)); }
+
+const lora_cuda_api *lora_cuda_api_table(void) {
+    static const lora_cuda_api table = [] {
+        lora_cuda_api t = {};
+        t.name = "shim";
+        t.driver_version = driver_version;
+        t.device_count = device_count;
+        t.describe = describe;
+        t.set_device = set_device;
+        t.memory_info = memory_info;
+        t.stream_create = stream_create;
+        t.stream_destroy = stream_destroy;
+        t.stream_wait = stream_wait;
+        t.event_create = event_create;
+        t.event_destroy = event_destroy;
+        t.event_record = event_record;
+        t.event_wait = event_wait;
+        t.alloc = alloc;
+        t.free = release;
+        t.host_alloc = host_alloc;
+        t.host_free = host_free;
+        t.copy = copy;
+        t.fill = fill;
+        t.launch = launch;
+        t.error_text = error_text;
+        t.cublaslt = shim_cublaslt;
+        return t;
+    }();
+    return &table;
+}
