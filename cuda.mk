@@ -14,8 +14,8 @@ NVCC_FLAGS := -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -fPIC,-
 	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
 CUDA_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/nvcc/%.o) $(patsubst %.c,$(BUILD)/%.o,$(CUDA_HOST_SOURCES))
 
-check-cuda: $(BUILD)/check $(BUILD)/liblora_c_shim.so ## the CUDA plug-in without a GPU: the C checks on its kernels, emulated
-	@LORA_C_BACKENDS=$(BUILD)/liblora_c_shim.so $(BUILD)/check $(CHECKS)
+check-cuda: $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so ## the CUDA plug-in without a GPU: the C checks on its kernels, emulated
+	@LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so $(BUILD)/check $(CHECKS)
 
 cuda: $(BUILD)/liblora_c_cuda.so ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
 

@@ -1,6 +1,7 @@
-"""Builds lora_c._core, the only compiled part; everything else stands in pyproject.toml."""
+"""Builds lora_c._core and, where the environment asks for it, the CUDA plug-in; everything else stands in pyproject.toml."""
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +20,20 @@ FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-ma
 FLAGS += ["-falign-functions=64", "-falign-loops=64"]
 
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
+from build_cuda import NAME, BuildError, build_as_asked  # noqa: E402
+
+
 class BuildExt(build_ext):
     """Compiles the sources side by side and says what to install when there is no compiler."""
+
+    def run(self):
+        super().run()
+        beside = Path(self.get_ext_fullpath("lora_c._core")).resolve()
+        try:
+            build_as_asked(beside.parent / NAME, Path(self.build_temp).resolve() / "cuda")
+        except BuildError as error:
+            raise SystemExit(f"lora-c: {error}") from None
 
     def build_extension(self, ext):
         sanitize = os.environ.get("LORA_C_SANITIZE")

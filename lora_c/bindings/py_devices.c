@@ -1,12 +1,10 @@
 #include "lora_c/bindings/py_devices.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-static const char CAPSULE[] = "lora_c._core.device";
+#include "lora_c/bindings/py_backend_paths.h"
 
-/* Files of backends, separated by ':'. */
-static const char *backend_paths(void) { return getenv("LORA_C_BACKENDS"); }
+static const char CAPSULE[] = "lora_c._core.device";
 
 /* A device's context ends before the one that it is a view of, which its capsule holds. */
 static void destroy_device(PyObject *capsule) {
@@ -21,7 +19,10 @@ static PyObject *open_device(lora_py_state *state, const char *name) {
     lora_ctx *ctx = NULL;
     lora_status status;
     lora_error err = {0};
-    LORA_PY_CALL(state->ctx, status, lora_ctx_create_on(state->ctx, name, backend_paths(), &ctx, &err));
+    char *paths = lora_py_backend_paths();
+    if (!paths) return NULL;
+    LORA_PY_CALL(state->ctx, status, lora_ctx_create_on(state->ctx, name, paths, &ctx, &err));
+    PyMem_Free(paths);
     if (status != LORA_OK) return lora_py_raise(state, &err);
     PyObject *capsule = PyCapsule_New(ctx, CAPSULE, destroy_device);
     if (!capsule) {
@@ -153,8 +154,8 @@ PyDoc_STRVAR(
     devices_doc,
     "devices($module, /)\n--\n\n"
     "Return [{'name': str, 'description': str, 'reason': str}, ...]: the devices that Decoder() and Parameter() accept, the CPU first.\n\n"
-    "reason is empty where the device can be used; else it says why not and what helps. Backends are loaded from the files in\n"
-    "the environment variable LORA_C_BACKENDS, separated by ':'.");
+    "reason is empty where the device can be used; else it says why not and what helps. Backends are the plug-in for NVIDIA GPUs, where\n"
+    "it was built, and the files in the environment variable LORA_C_BACKENDS, separated by ':'.");
 
 static PyObject *entry_of(const lora_device *device) {
     PyObject *name = lora_py_text(device->name), *description = lora_py_text(device->description), *reason = lora_py_text(device->reason);
@@ -169,11 +170,14 @@ static PyObject *entry_of(const lora_device *device) {
 static PyObject *devices(PyObject *module, PyObject *unused) {
     (void)unused;
     lora_py_state *state = PyModule_GetState(module);
-    int64_t n, written;
-    LORA_PY_CALL(state->ctx, n, lora_devices(state->ctx, backend_paths(), 0, NULL));
+    int64_t n = 0, written = 0;
+    char *paths = lora_py_backend_paths();
+    if (!paths) return NULL;
+    LORA_PY_CALL(state->ctx, n, lora_devices(state->ctx, paths, 0, NULL));
     lora_device *found = PyMem_Calloc((size_t)n, sizeof *found);
+    if (found) LORA_PY_CALL(state->ctx, written, lora_devices(state->ctx, paths, n, found));
+    PyMem_Free(paths);
     if (!found) return PyErr_NoMemory();
-    LORA_PY_CALL(state->ctx, written, lora_devices(state->ctx, backend_paths(), n, found));
     PyObject *list = PyList_New(0);
     for (int64_t i = 0; list && i < n && i < written; i++) {
         PyObject *entry = entry_of(&found[i]);

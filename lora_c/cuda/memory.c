@@ -181,7 +181,7 @@ static lora_status sync(void *state, lora_error *err) {
     lora_status status = lora_cuda_check(c, c->api->stream_wait(c->stream), "cudaStreamSynchronize", err);
     pthread_mutex_lock(&m->lock);
     for (size_t i = 0; i < before; i++) (void)c->api->host_free(m->ended[i]);
-    memmove(m->ended, m->ended + before, (m->n_ended - before) * sizeof *m->ended);
+    if (before > 0) memmove(m->ended, m->ended + before, (m->n_ended - before) * sizeof *m->ended);
     m->n_ended -= before;
     m->lists_at = 0;
     pthread_mutex_unlock(&m->lock);

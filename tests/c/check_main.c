@@ -43,6 +43,7 @@ void check_adapted_globals(void);
 void check_profile(void);
 void check_watch(void);
 void check_alloc_fail(void);
+void check_cuda_faults(void);
 
 static const struct {
     const char *name;
@@ -82,7 +83,8 @@ static const struct {
                 {"virtual_tokens", check_virtual_tokens},
                 {"mixed_adapters", check_mixed_adapters},
                 {"adapted_globals", check_adapted_globals},
-                {"alloc_fail", check_alloc_fail}};
+                {"alloc_fail", check_alloc_fail},
+                {"cuda_faults", check_cuda_faults}};
 
 static long n_passed, n_failed;
 

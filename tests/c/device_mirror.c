@@ -82,6 +82,11 @@ lora_status mirror_adapter(lora_ctx *ctx, lora_adapter *a, int64_t N, int64_t K,
     return mirror_floats(ctx, &a->dmagnitude, N, err);
 }
 
+static bool may_fail;
+static lora_error failure; /* of the copies around a call, where they may fail */
+
+void mirror_may_fail(bool may) { may_fail = may; }
+
 static void copy_all(bool to_device) {
     lora_error err = {0};
     for (int64_t i = 0; i < n_mirrors; i++) {
@@ -91,17 +96,24 @@ static void copy_all(bool to_device) {
             status = to_device ? lora_upload(m->ctx, m->device, m->host, m->bytes, &err)
                                : lora_download(m->ctx, m->host, m->device, m->bytes, &err);
         bool last = i + 1 == n_mirrors || mirrors[i + 1].ctx != m->ctx;
-        if (status == LORA_OK && last) status = lora_sync(m->ctx, &err);
-        CHECK(status == LORA_OK, "%s", err.message);
+        lora_status synced = last ? lora_sync(m->ctx, status == LORA_OK ? &err : NULL) : LORA_OK;
+        if (status == LORA_OK) status = synced;
+        CHECK(status == LORA_OK || may_fail, "%s", err.message);
+        if (status != LORA_OK) failure = err;
     }
 }
 
-void mirror_push(void) { copy_all(true); }
+void mirror_push(void) {
+    failure = (lora_error){0};
+    copy_all(true);
+}
 
 lora_status mirror_pull(lora_status status) {
     copy_all(false);
     return status;
 }
+
+const lora_error *mirror_failure(void) { return failure.code == LORA_OK ? NULL : &failure; }
 
 void mirror_forget(lora_ctx *ctx) {
     int64_t kept = 0;

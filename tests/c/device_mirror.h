@@ -21,6 +21,10 @@ lora_status mirror_pull(lora_status status);
 /* What the host changed goes before the call, what the call changed comes back after it. */
 #define MIRRORED(call) (mirror_push(), mirror_pull(call))
 
+/* Whether copies around a call may fail, which else is a failed check; the failure of the last call's, or NULL. */
+void mirror_may_fail(bool may);
+const lora_error *mirror_failure(void);
+
 /* Ends all mirrors of a context; what used them must be gone. */
 void mirror_forget(lora_ctx *ctx);
 

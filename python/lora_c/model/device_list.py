@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .. import _core
 from ..errors import ConfigError
+
+
+_GPU = Path("/dev/nvidiactl")  # made by NVIDIA's driver
+_NOT_BUILT = (
+    "cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install again with LORA_C_CUDA=1 in the "
+    "environment and CUDA 13's nvcc at hand"
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,17 @@ class Device:
 def devices() -> list[Device]:
     """Return the devices of this machine, the CPU first, those that cannot be used with the reason.
 
-    Backends other than the CPU's are loaded from the files that the environment variable ``LORA_C_BACKENDS`` names,
-    separated by ``:``.
+    NVIDIA GPUs are "cuda", "cuda:1", …, where the plug-in was built (environment variable ``LORA_C_CUDA`` while installing).
+    Further backends are loaded from the files that the environment variable ``LORA_C_BACKENDS`` names, separated by ``:``.
     """
-    return [Device(**found) for found in _core.devices()]
+    found = [Device(**device) for device in _core.devices()]
+    if _GPU.exists() and not any(_is_gpu(device.name) for device in found):
+        found.append(Device("cuda", "NVIDIA GPUs", _NOT_BUILT))
+    return found
+
+
+def _is_gpu(name: str) -> bool:
+    return name.partition(":")[0] == "cuda"
 
 
 def open_device(name: str) -> None:
@@ -56,4 +71,6 @@ def open_device(name: str) -> None:
     try:
         _core.transfers(name)  # which opens it
     except ValueError as error:
+        if _is_gpu(name) and not any(_is_gpu(device["name"]) for device in _core.devices()):
+            raise _core.DeviceError(_NOT_BUILT) from None
         raise ConfigError(str(error)) from None

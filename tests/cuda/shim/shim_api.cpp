@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "lora_c/cuda/api.h"
+#include "tests/cuda/shim/faults.h"
 #include "tests/cuda/shim/fibers.h"
 #include "tests/cuda/shim/host_cublaslt.h"
 
@@ -70,6 +71,7 @@ int memory_info(size_t *free_bytes, size_t *total_bytes) {
 
 int stream_create(void **s) {
     *s = new stream;
+    shim_count_live(1);
     return 0;
 }
 int stream_wait(void *p) {
@@ -83,14 +85,17 @@ int stream_wait(void *p) {
 int stream_destroy(void *s) {
     stream_wait(s);
     delete static_cast<stream *>(s);
+    shim_count_live(-1);
     return 0;
 }
 int event_create(void **e) {
     *e = new event;
+    shim_count_live(1);
     return 0;
 }
 int event_destroy(void *e) {
     delete static_cast<event *>(e);
+    shim_count_live(-1);
     return 0;
 }
 int event_record(void *e, void *s) {
@@ -119,6 +124,7 @@ int alloc(void **p, size_t bytes, void *) {
     memset(begin + ZONE, UNWRITTEN, bytes);
     memset(begin + ZONE + bytes, GUARD, all - ZONE - bytes);
     *p = begin + ZONE;
+    shim_count_live(1);
     return 0;
 }
 
@@ -134,6 +140,7 @@ void end_block(unsigned char *p) {
     }
     memset(p, UNWRITTEN, bytes);
     free(begin);
+    shim_count_live(-1);
 }
 
 int release(void *p, void *s) {
@@ -143,9 +150,11 @@ int release(void *p, void *s) {
 
 int host_alloc(void **p, size_t bytes) {
     *p = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (*p) shim_count_live(1);
     return *p ? 0 : NO_MEMORY;
 }
 int host_free(void *p) {
+    if (p) shim_count_live(-1);
     free(p);
     return 0;
 }
@@ -167,7 +176,7 @@ int launch(const lora_cuda_launch *l, void *s) {
     });
     return 0;
 }
-const char *error_text(int code) { return code == NO_MEMORY ? "out of memory" : "an error of the shim"; }
+const char *error_text(int code) { return code == NO_MEMORY ? "out of memory" : code == SHIM_FAULT ? "unspecified launch failure" : "an error of the shim"; }
 
 } // namespace
 
@@ -200,5 +209,5 @@ const lora_cuda_api *lora_cuda_api_table(void) {
         t.cublaslt = shim_cublaslt;
         return t;
     }();
-    return &table;
+    return shim_with_faults(&table);
 }

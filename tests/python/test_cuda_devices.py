@@ -1,0 +1,62 @@
+"""NVIDIA GPUs as devices: what is said of those that cannot be used. The plug-in's own code, with a driver that tests answer for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lora_c as lc
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def shim_devices() -> Callable[..., list[dict[str, Any]]]:
+    """What `lora-c devices` lists with the plug-in on the shim, by what its driver says."""
+    library = ROOT / "build" / "release" / "liblora_c_shim.so"
+    if not library.is_file():
+        pytest.skip(f"needs {library}, which `make check` builds")
+
+    def listed(**said: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "lora_c", "devices", "--json"]
+        environment = {**os.environ, "LORA_C_BACKENDS": str(library), **said}
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        found: list[dict[str, Any]] = json.loads(output)["devices"]
+        assert found[0]["name"] == "cpu"
+        return found[1:]
+
+    return listed
+
+
+def test_devices_that_can_be_used(shim_devices: Callable[..., list[dict[str, Any]]]) -> None:
+    found = shim_devices(SHIM_DEVICES="2", SHIM_COMPUTE="8.6")
+    assert [(device["name"], device["usable"]) for device in found] == [("shim", True), ("shim:1", True)]
+    assert found[1]["description"] == "threads of the host, compute capability 8.6, 8.0 GiB, CUDA driver 13.0"
+
+
+@pytest.mark.parametrize(("said", "reason"), [
+    ({"SHIM_DRIVER": "0"}, "shim: expected NVIDIA's driver 580 or later, got none; install it where there is a GPU, or use device cpu"),
+    ({"SHIM_DRIVER": "12080"}, "shim: expected NVIDIA's driver 580 or later (CUDA 13.0), got one for CUDA 12.8; bring it up to date, "
+                               "or use device cpu"),
+    ({"SHIM_DEVICES": "0"}, "shim: expected a GPU, got none; nvidia-smi and CUDA_VISIBLE_DEVICES say which there are"),
+    ({"SHIM_COMPUTE": "7.0"}, "shim: expected compute capability 7.5 or later (Turing), got 7.0; use device cpu"),
+    ({"SHIM_COMPUTE": "5.2"}, "shim: expected compute capability 7.5 or later (Turing), got 5.2; use device cpu"),
+    ({"SHIM_CUBLASLT": "0"}, "shim: expected libcublasLt.so.13, got none"),
+], ids=["no driver", "an old driver", "no GPU", "Volta", "Maxwell", "no cuBLASLt"])  # fmt: skip
+def test_devices_that_cannot(shim_devices: Callable[..., list[dict[str, Any]]], said: dict[str, str], reason: str) -> None:
+    (device,) = shim_devices(**said)
+    assert not device["usable"] and device["reason"].startswith(reason)
+
+
+def test_an_installation_without_the_plug_in() -> None:
+    if any(device.name == "cuda" for device in lc.devices()):
+        pytest.skip("this installation has the plug-in")
+    with pytest.raises(lc.DeviceError, match="cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install"):
+        lc.load_model("demo", device="cuda")

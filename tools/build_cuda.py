@@ -1,0 +1,166 @@
+"""Compiles the CUDA plug-in: liblora_c_cuda.so, beside the extension module. `pip install` and `make cuda` call it.
+
+Usage: python tools/build_cuda.py OUTPUT [--archs 80,90a] [--build-dir build/cuda]
+
+Needs nvcc of CUDA 13 (NVCC, CUDA_HOME or the PATH say where) and a C compiler; no GPU, no driver, no library of NVIDIA's beside the
+run-time library, which is linked statically.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "liblora_c_cuda.so"
+LEAST_NVCC = 13
+# Turing, Ampere, Ada, Hopper, Blackwell; PTX of the last for what comes after.
+EVERY_ARCH = ("75", "80", "86", "89", "90a", "100", "120")
+PTX_ARCH = "120"
+# -fmad=false: as on the CPU, multiplications and additions are rounded each unless a fused one is asked for by name.
+FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra")
+C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread")
+# Parts of the core that the plug-in has copies of.
+CORE = ("base/alloc.c", "base/memory_left.c", "base/status.c", "format/dynamic_map.c", "format/ggml.c", "format/nf4.c")
+
+
+class BuildError(Exception):
+    """The plug-in cannot be built here; the message says why and what helps."""
+
+
+def find_nvcc() -> str:
+    """Return the path of nvcc 13 or later.
+
+    Raises
+    ------
+    BuildError
+        There is none.
+    """
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    named = [os.environ["NVCC"]] if os.environ.get("NVCC") else [str(Path(home, "bin/nvcc")) for home in homes] + ["nvcc"]
+    nvcc = next((found for name in named if (found := shutil.which(name))), None)
+    if nvcc is None:
+        raise BuildError("expected nvcc of CUDA 13, got none; install the CUDA toolkit, or name its folder in CUDA_HOME")
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"release (\d+)\.(\d+)", said)
+    if version is None or int(version[1]) < LEAST_NVCC:
+        got = f"{version[1]}.{version[2]}" if version else "one without a version"
+        raise BuildError(f"expected nvcc of CUDA 13 or later, got {got} ({nvcc}); name a newer one in CUDA_HOME")
+    return nvcc
+
+
+def toolkit_include(nvcc: str) -> Path:
+    """Return the folder of cuda_runtime_api.h."""
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    said = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False).stderr
+    homes += [Path(found) for found in re.findall(r"^#\$ TOP=(.*)$", said, re.MULTILINE)]
+    homes += [Path(nvcc).resolve().parent.parent, Path("/usr/local/cuda")]
+    for home in homes:
+        if (home / "include/cuda_runtime_api.h").is_file():
+            return home / "include"
+    raise BuildError(f"expected cuda_runtime_api.h beside {nvcc}, got none; name the toolkit's folder in CUDA_HOME")
+
+
+def present_archs() -> list[str]:
+    """Return the architectures of the GPUs of this machine, as nvidia-smi lists them."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = {line.strip().replace(".", "") for line in said.splitlines() if re.fullmatch(r"\d+\.\d+", line.strip())}
+    return sorted("90a" if arch == "90" else arch for arch in found)
+
+
+def _gencode(archs: list[str]) -> list[str]:
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return flags + ([f"-gencode=arch=compute_{PTX_ARCH},code=compute_{PTX_ARCH}"] if PTX_ARCH in archs else [])
+
+
+def _newest(*suffixes: str) -> float:
+    return max(path.stat().st_mtime for path in (ROOT / "lora_c").rglob("*") if path.suffix in suffixes)
+
+
+def _compile(command: list[str], source: Path, out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_file() and out.stat().st_mtime > max(source.stat().st_mtime, _newest(".h", ".cuh")):
+        return out
+    done = subprocess.run([*command, "-c", str(source), "-o", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"expected {source.name} to compile, got\n{done.stderr or done.stdout}")
+    return out
+
+
+def build(output: Path, archs: list[str], build_dir: Path) -> None:
+    """Write the plug-in for these architectures.
+
+    Raises
+    ------
+    BuildError
+        There is no nvcc, or it refuses something.
+    """
+    nvcc = find_nvcc()
+    includes = ["-I.", "-Ilora_c/include"]
+    device = [nvcc, *FLAGS, *includes, *_gencode(archs)]
+    host = [os.environ.get("CC") or "cc", *C_FLAGS, *includes, "-isystem", str(toolkit_include(nvcc))]
+    folder = build_dir / "-".join(archs)
+    sources = [(device, path) for path in sorted((ROOT / "lora_c/cuda").glob("*.cu"))]
+    sources += [(host, path) for path in sorted((ROOT / "lora_c/cuda").glob("*.c"))]
+    sources += [(host, ROOT / "lora_c" / name) for name in CORE]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda s: _compile(s[0], s[1], folder / (s[1].name + ".o")), sources))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    link = [nvcc, "-shared", "-cudart", "static", *map(str, objects), "-o", str(output), "-lm", "-ldl"]
+    link += ["-Xlinker", "-z,defs", "-Xlinker", f"--version-script={ROOT / 'lora_c/cuda/exported.map'}", "-Xlinker", "--strip-all"]
+    done = subprocess.run(link, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"expected the plug-in to link, got\n{done.stderr or done.stdout}")
+
+
+def build_as_asked(output: Path, build_dir: Path) -> None:
+    """Build what the environment variable LORA_C_CUDA asks for.
+
+    "auto" (the default): for the GPUs that are seen, nothing where there is none; "1": for every architecture; "0": nothing.
+
+    Raises
+    ------
+    BuildError
+        It has another value, or what was asked for with "1" cannot be built.
+    """
+    asked = os.environ.get("LORA_C_CUDA") or "auto"
+    if asked not in ("auto", "0", "1"):
+        raise BuildError(f"LORA_C_CUDA: expected auto, 0 or 1, got {asked!r}")
+    archs = list(EVERY_ARCH) if asked == "1" else present_archs() if asked == "auto" else []
+    if not archs:
+        return
+    try:
+        build(output, archs, build_dir)
+    except BuildError as error:
+        if asked == "1":
+            raise
+        print(f"lora-c: the CUDA plug-in is not built: {error}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--archs", default=",".join(EVERY_ARCH))
+    parser.add_argument("--build-dir", type=Path, default=ROOT / "build/cuda")
+    args = parser.parse_args()
+    try:
+        build(args.output.resolve(), args.archs.split(","), args.build_dir.resolve())
+    except BuildError as error:
+        sys.exit(f"lora-c: {error}")
+
+
+if __name__ == "__main__":
+    main()
