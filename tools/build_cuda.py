@@ -24,7 +24,15 @@ LEAST_NVCC = 13
 EVERY_ARCH = ("75", "80", "86", "89", "90a", "100", "120")
 PTX_ARCH = "120"
 # -fmad=false: as on the CPU, multiplications and additions are rounded each unless a fused one is asked for by name.
-FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "-Werror",
+    "all-warnings",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+)
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread")
 # Parts of the core that the plug-in has copies of.
 CORE = ("base/alloc.c", "base/memory_left.c", "base/status.c", "format/dynamic_map.c", "format/ggml.c", "format/nf4.c")
@@ -58,7 +66,9 @@ def find_nvcc() -> str:
 def toolkit_include(nvcc: str) -> Path:
     """Return the folder of cuda_runtime_api.h."""
     homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    said = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False).stderr
+    said = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False
+    ).stderr
     homes += [Path(found) for found in re.findall(r"^#\$ TOP=(.*)$", said, re.MULTILINE)]
     homes += [Path(nvcc).resolve().parent.parent, Path("/usr/local/cuda")]
     for home in homes:
@@ -119,7 +129,14 @@ def build(output: Path, archs: list[str], build_dir: Path) -> None:
         objects = list(pool.map(lambda s: _compile(s[0], s[1], folder / (s[1].name + ".o")), sources))
     output.parent.mkdir(parents=True, exist_ok=True)
     link = [nvcc, "-shared", "-cudart", "static", *map(str, objects), "-o", str(output), "-lm", "-ldl"]
-    link += ["-Xlinker", "-z,defs", "-Xlinker", f"--version-script={ROOT / 'lora_c/cuda/exported.map'}", "-Xlinker", "--strip-all"]
+    link += [
+        "-Xlinker",
+        "-z,defs",
+        "-Xlinker",
+        f"--version-script={ROOT / 'lora_c/cuda/exported.map'}",
+        "-Xlinker",
+        "--strip-all",
+    ]
     done = subprocess.run(link, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BuildError(f"expected the plug-in to link, got\n{done.stderr or done.stdout}")

@@ -58,5 +58,17 @@ def test_devices_that_cannot(shim_devices: Callable[..., list[dict[str, Any]]], 
 def test_an_installation_without_the_plug_in() -> None:
     if any(device.name == "cuda" for device in lc.devices()):
         pytest.skip("this installation has the plug-in")
-    with pytest.raises(lc.DeviceError, match="cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install"):
+    with pytest.raises(
+        lc.DeviceError, match="cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install"
+    ):
         lc.load_model("demo", device="cuda")
+
+
+def test_the_device_of_the_environment(tiny_model_dir: Path, fake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lc.load_model(tiny_model_dir, progress=False).device == "cpu"
+    monkeypatch.setenv("LORA_C_DEVICE", fake)
+    assert lc.load_model(tiny_model_dir, progress=False).device == fake
+    assert lc.load_model(tiny_model_dir, progress=False, device="cpu").device == "cpu"
+    monkeypatch.setenv("LORA_C_DEVICE", "tpu")
+    with pytest.raises(lc.ConfigError, match="device: expected one of cpu, .*got tpu"):
+        lc.load_model(tiny_model_dir, progress=False)

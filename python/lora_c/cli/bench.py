@@ -42,7 +42,7 @@ def command(
     quantize: str,
     recompute: str,
     precision: str,
-    device: str,
+    device: str | None,
     profile: bool,
     as_json: bool,
 ) -> None:
@@ -60,10 +60,12 @@ def command(
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]
     bench = StepBench(loaded, batch, length or min(512, loaded.context_length))
-    machine: dict[str, Any] = {"device": device, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
+    machine: dict[str, Any] = {"device": loaded.device, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
     about = {"parameters": loaded.num_parameters(), "rank": rank, **machine}
     if not as_json:
-        where = f"{_core.get_isa()}, {_core.get_num_threads()} threads" if device == "cpu" else f"device {device}"
+        where = (
+            f"{_core.get_isa()}, {_core.get_num_threads()} threads" if loaded.device == "cpu" else f"device {loaded.device}"
+        )
         click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {where}")
     measured = bench.measure(steps, profile=profile)
     if as_json:

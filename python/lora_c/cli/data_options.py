@@ -74,8 +74,8 @@ def chat_template_option(function: F) -> F:
 
 def device_option(function: F) -> F:
     """Add --device."""
-    text = "What to compute on: a name that `lora-c devices` lists."
-    return click.option("--device", type=str, metavar="NAME", default="cpu", show_default=True, help=text)(function)
+    text = "What to compute on: a name that `lora-c devices` lists.  [default: LORA_C_DEVICE of the environment, else cpu]"
+    return click.option("--device", type=str, metavar="NAME", default=None, help=text)(function)
 
 
 def reading(own: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def open_model(own: dict[str, Any]) -> Model:
     options: dict[str, Any] = {"quantize": own.get("quantize")}
     if (trained := quantization_of_run()).get("quantize") == options["quantize"]:
         options |= trained
-    model = load_model(own["model"], device=own.get("device") or "cpu", **options)
+    model = load_model(own["model"], device=own.get("device"), **options)
     if own.get("adapter"):
         model.load_adapter(own["adapter"])
         if model.adapter is not None and model.adapter.base:

@@ -101,7 +101,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     for paths in filter(None, (own["data"], own.get("eval_data"))):
         find_files(paths, ("train", "validation", "test"))  # a path that is wrong is said before the model is loaded
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
-    device = own.get("device") or "cpu"
+    device = own.get("device")
     task = task_of(own, config.seed)
     model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"), device, task)
     if own.get("chat_template"):
@@ -196,7 +196,7 @@ def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
 
 def open_model(
     path: str, config: TrainConfig, lora: AdapterConfig | StackConfig, resize: bool = False, adapter: str | None = None,
-    device: str = "cpu", task: dict[str, Any] | None = None,
+    device: str | None = None, task: dict[str, Any] | None = None,
 ) -> Model:  # fmt: skip
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
     from ..gguf.checkpoint import has_blocks

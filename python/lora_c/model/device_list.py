@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def devices() -> list[Device]:
 
 def _is_gpu(name: str) -> bool:
     return name.partition(":")[0] == "cuda"
+
+
+def device_or_default(name: str | None) -> str:
+    """Return the device of this name; of None the environment variable ``LORA_C_DEVICE``'s, else "cpu"."""
+    return os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
 
 
 def open_device(name: str) -> None:

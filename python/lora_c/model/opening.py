@@ -20,7 +20,7 @@ from ..text.tokenizer import Tokenizer
 from ..weights.kinds import Weights
 from ..weights.quantization import NF4, Quantization, quantization_of
 from .classifier import options_of_task
-from .device_list import open_device
+from .device_list import device_or_default, open_device
 from .load_checks import check_load_options
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, load_weights
 from .model import Model
@@ -31,7 +31,7 @@ from .wanted_task import TaskType, WantedTask, check_seed
 def load_model(
     path: str | os.PathLike[str], quantize: QuantType | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
-    resize_embedding: bool = False, revision: str | None = None, device: str = "cpu", *, task_type: TaskType | None = None,
+    resize_embedding: bool = False, revision: str | None = None, device: str | None = None, *, task_type: TaskType | None = None,
     num_labels: int | None = None, id2label: Any = None, problem_type: ProblemType | None = None, seed: int = 0,
 ) -> Model:  # fmt: skip
     """Load a Hugging Face model folder or a GGUF file, by its path or its name.
@@ -61,8 +61,9 @@ def load_model(
         adapter trains them with `trainable_token_indices=model.added_tokens`.
     revision : str, optional
         Branch, tag or commit of a name on the Hub.
-    device : str
+    device : str, optional
         What the model computes on, a name of `lora_c.devices()`. What is trained lies there; frozen weights are copied to it.
+        By default what the environment variable ``LORA_C_DEVICE`` names, else "cpu".
     task_type : "CAUSAL_LM" or "SEQ_CLS", optional
         By default what the folder holds. "SEQ_CLS": a fresh `score` takes the place of a language model's head.
     num_labels, id2label, problem_type, seed : int, list or dict, str, int
@@ -80,6 +81,7 @@ def load_model(
     """
     check_load_options(quantize, double_quant, block_size, dtype, trainable)
     wanted = WantedTask(task_type, num_labels, id2label, problem_type)
+    device = device_or_default(device)
     open_device(device)
     asked = Quantization(quantize, block_size, double_quant) if quantize else None
     options = LoadOptions(asked, DENSE_DTYPES.get(dtype or ""), trainable, device, check_seed(seed))
