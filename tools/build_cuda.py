@@ -2,8 +2,8 @@
 
 Usage: python tools/build_cuda.py OUTPUT [--archs 80,90a] [--build-dir build/cuda]
 
-Needs nvcc of CUDA 13 (NVCC, CUDA_HOME or the PATH say where) and a C compiler; no GPU, no driver, no library of NVIDIA's beside the
-run-time library, which is linked statically.
+Needs nvcc of CUDA 13 (NVCC, CUDA_HOME or the PATH say where) and a C compiler; no GPU, no driver, no library of NVIDIA's
+beside the run-time library, which is linked statically.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ typedef struct lora_cuda_launch {
 } lora_cuda_launch;
 
 typedef struct lora_cuda_api {
-    const char *name; /* of its devices: "cuda" */
+    const char *name;                    /* of its devices: "cuda" */
     int (*driver_version)(int *version); /* 13000 for CUDA 13.0; 0: no driver */
     int (*device_count)(int *n);
     int (*describe)(int device, lora_cuda_properties *out);
@@ -44,7 +44,7 @@ typedef struct lora_cuda_api {
     int (*event_create)(void **event);
     int (*event_destroy)(void *event);
     int (*event_record)(void *event, void *stream);
-    int (*event_wait)(void *event, void *stream); /* the stream waits */
+    int (*event_wait)(void *event, void *stream);       /* the stream waits */
     int (*alloc)(void **p, size_t bytes, void *stream); /* in the order of the stream, at least 256-byte aligned */
     int (*free)(void *p, void *stream);
     int (*host_alloc)(void **p, size_t bytes); /* pinned, at an address that kernels can use */

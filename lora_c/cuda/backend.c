@@ -44,12 +44,12 @@ static void describe(const lora_cuda_api *api, int index, int driver, lora_devic
                  api->error_text(code));
         return;
     }
-    snprintf(out->description, sizeof out->description, "%.60s, compute capability %d.%d, %.1f GiB, CUDA driver %d.%d", p.name, p.major, p.minor,
-             (double)p.memory_bytes / (1 << 30), driver / 1000, driver % 1000 / 10);
+    snprintf(out->description, sizeof out->description, "%.60s, compute capability %d.%d, %.1f GiB, CUDA driver %d.%d", p.name, p.major,
+             p.minor, (double)p.memory_bytes / (1 << 30), driver / 1000, driver % 1000 / 10);
     char why[LORA_ERROR_BYTES / 2] = "";
     if (p.major < LEAST_MAJOR || (p.major == LEAST_MAJOR && p.minor < LEAST_MINOR_OF_LEAST))
-        snprintf(out->reason, sizeof out->reason, "%s: expected compute capability 7.5 or later (Turing), got %d.%d; use device cpu", out->name,
-                 p.major, p.minor);
+        snprintf(out->reason, sizeof out->reason, "%s: expected compute capability 7.5 or later (Turing), got %d.%d; use device cpu",
+                 out->name, p.major, p.minor);
     else if (!api->cublaslt(why, sizeof why))
         snprintf(out->reason, sizeof out->reason, "%s: %s", out->name, why);
 }
@@ -65,8 +65,8 @@ static int64_t without_driver(const lora_cuda_api *api, int driver, int64_t most
                  "%s: expected NVIDIA's driver 580 or later, got none; install it where there is a GPU, or use device cpu", out->name);
     else
         snprintf(out->reason, sizeof out->reason,
-                 "%s: expected NVIDIA's driver 580 or later (CUDA 13.0), got one for CUDA %d.%d; bring it up to date, or use device cpu", out->name,
-                 driver / 1000, driver % 1000 / 10);
+                 "%s: expected NVIDIA's driver 580 or later (CUDA 13.0), got one for CUDA %d.%d; bring it up to date, or use device cpu",
+                 out->name, driver / 1000, driver % 1000 / 10);
     return 1;
 }
 
@@ -81,8 +81,8 @@ static int64_t devices(int64_t most, lora_device *out) {
         memset(out, 0, sizeof *out);
         name_device(api, 0, out);
         snprintf(out->description, sizeof out->description, "NVIDIA GPUs");
-        snprintf(out->reason, sizeof out->reason, "%s: expected a GPU, got %s; nvidia-smi and CUDA_VISIBLE_DEVICES say which there are", out->name,
-                 code != 0 ? api->error_text(code) : "none");
+        snprintf(out->reason, sizeof out->reason, "%s: expected a GPU, got %s; nvidia-smi and CUDA_VISIBLE_DEVICES say which there are",
+                 out->name, code != 0 ? api->error_text(code) : "none");
         return 1;
     }
     for (int i = 0; i < n && i < most; i++) describe(api, i, driver, &out[i]);
@@ -138,42 +138,43 @@ static lora_backend table = {
     .devices = devices,
     .create = create,
     .destroy = destroy,
-    .ops = {
-        OPERATION(norm_forward),
-        OPERATION(norm_backward),
-        OPERATION(scale_rows),
-        OPERATION(add_noise),
-        OPERATION(scale_columns),
-        OPERATION(scale_columns_backward),
-        OPERATION(softcap_rows),
-        OPERATION(softcap_backward),
-        OPERATION(rope_table),
-        OPERATION(rope),
-        OPERATION(attention_forward),
-        OPERATION(attention_backward),
-        OPERATION(mlp_forward),
-        OPERATION(mlp_backward),
-        OPERATION(embedding_forward),
-        OPERATION(embedding_backward),
-        OPERATION(linear_cross_entropy),
-        OPERATION(values_loss),
-        OPERATION(copy_rows),
-        OPERATION(convert_rows),
-        OPERATION(linear_forward),
-        OPERATION(linear_backward),
-        OPERATION(linear_keeps_low),
-        OPERATION(dora_norm),
-        OPERATION(linear_merge),
-        OPERATION(linear_merge_backward),
-        OPERATION(adamw_step),
-        OPERATION(adamw8bit_step),
-        OPERATION(sgd_step),
-        OPERATION(lion_step),
-        OPERATION(adafactor_step),
-        OPERATION(muon_step),
-        OPERATION(sum_of_squares),
-        OPERATION(scratch_bytes),
-    },
+    .ops =
+        {
+            OPERATION(norm_forward),
+            OPERATION(norm_backward),
+            OPERATION(scale_rows),
+            OPERATION(add_noise),
+            OPERATION(scale_columns),
+            OPERATION(scale_columns_backward),
+            OPERATION(softcap_rows),
+            OPERATION(softcap_backward),
+            OPERATION(rope_table),
+            OPERATION(rope),
+            OPERATION(attention_forward),
+            OPERATION(attention_backward),
+            OPERATION(mlp_forward),
+            OPERATION(mlp_backward),
+            OPERATION(embedding_forward),
+            OPERATION(embedding_backward),
+            OPERATION(linear_cross_entropy),
+            OPERATION(values_loss),
+            OPERATION(copy_rows),
+            OPERATION(convert_rows),
+            OPERATION(linear_forward),
+            OPERATION(linear_backward),
+            OPERATION(linear_keeps_low),
+            OPERATION(dora_norm),
+            OPERATION(linear_merge),
+            OPERATION(linear_merge_backward),
+            OPERATION(adamw_step),
+            OPERATION(adamw8bit_step),
+            OPERATION(sgd_step),
+            OPERATION(lion_step),
+            OPERATION(adafactor_step),
+            OPERATION(muon_step),
+            OPERATION(sum_of_squares),
+            OPERATION(scratch_bytes),
+        },
 };
 
 __attribute__((visibility("default"))) const lora_backend *lora_backend_entry(uint32_t abi);

@@ -49,7 +49,7 @@ static int launch(const lora_cuda_launch *l, void *stream) {
         cudaError_t code = cudaFuncSetAttribute(l->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)l->shared_bytes);
         if (code != cudaSuccess) return (int)code;
     }
-    const dim3 grid = {l->grid[0], l->grid[1], l->grid[2]}, block = {l->threads, 1, 1};
+    const dim3 grid = {.x = l->grid[0], .y = l->grid[1], .z = l->grid[2]}, block = {.x = l->threads, .y = 1, .z = 1};
     void *args[] = {(void *)l->args};
     cudaError_t code = cudaLaunchKernel(l->kernel, grid, block, args, l->shared_bytes, stream);
     return (int)(code == cudaSuccess ? cudaPeekAtLastError() : code);

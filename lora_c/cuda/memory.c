@@ -140,8 +140,8 @@ static lora_status paged_alloc(void *state, const char *folder, size_t bytes, vo
     lora_cuda *c = state;
     (void)folder; /* pinned memory of the host, which kernels read and write where it is */
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
-    LORA_CHECK(c->api->host_alloc(out, bytes ? bytes : 1) == 0, err, LORA_ENOMEM, "optimizer state: expected %zu bytes of pinned memory, got none",
-               bytes);
+    LORA_CHECK(c->api->host_alloc(out, bytes ? bytes : 1) == 0, err, LORA_ENOMEM,
+               "optimizer state: expected %zu bytes of pinned memory, got none", bytes);
     memset(*out, 0, bytes);
     return LORA_OK;
 }
@@ -161,8 +161,12 @@ static lora_status copy(lora_cuda *c, void *to, const void *from, size_t bytes, 
     return lora_cuda_check(c, c->api->copy(to, from, bytes, c->stream), "cudaMemcpyAsync", err);
 }
 
-static lora_status upload(void *state, void *to, const void *from, size_t bytes, lora_error *err) { return copy(state, to, from, bytes, err); }
-static lora_status download(void *state, void *to, const void *from, size_t bytes, lora_error *err) { return copy(state, to, from, bytes, err); }
+static lora_status upload(void *state, void *to, const void *from, size_t bytes, lora_error *err) {
+    return copy(state, to, from, bytes, err);
+}
+static lora_status download(void *state, void *to, const void *from, size_t bytes, lora_error *err) {
+    return copy(state, to, from, bytes, err);
+}
 
 static lora_status clear(void *state, void *p, size_t bytes, lora_error *err) {
     lora_cuda *c = state;
@@ -243,7 +247,8 @@ lora_status lora_cuda_upload_list(lora_cuda *c, const void *list, size_t bytes, 
             if (m->lists) (void)c->api->host_free(m->lists);
             m->lists = NULL;
             m->lists_room = 0;
-            LORA_CHECK(c->api->host_alloc((void **)&m->lists, all) == 0, err, LORA_ENOMEM, "list: expected %zu bytes of pinned memory, got none", all);
+            LORA_CHECK(c->api->host_alloc((void **)&m->lists, all) == 0, err, LORA_ENOMEM,
+                       "list: expected %zu bytes of pinned memory, got none", all);
             m->lists_room = all;
         }
     }

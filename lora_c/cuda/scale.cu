@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(THREADS) scale_rows(scale_args s) {
 } // namespace
 
 lora_status lora_cuda_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) {
-    const scale_args args = {a, x, y, accumulate};
+    scale_args args = {};
+    args.a = a, args.x = x, args.y = y, args.accumulate = accumulate;
     return LORA_CUDA_LAUNCH(lora_cuda_of(ctx), scale_rows, lora_cuda_blocks(x.rows * x.cols, THREADS), THREADS, 0, args, err);
 }

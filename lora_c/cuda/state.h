@@ -21,7 +21,7 @@ enum {
     LORA_CUDA_SCRATCH_SLOTS,
 };
 
-typedef struct lora_cuda_memory lora_cuda_memory; /* memory.c */
+typedef struct lora_cuda_memory lora_cuda_memory;     /* memory.c */
 typedef struct lora_cuda_products lora_cuda_products; /* products.c */
 
 typedef struct lora_cuda {

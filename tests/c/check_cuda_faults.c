@@ -68,7 +68,8 @@ void check_cuda_faults(void) {
         (void)fail_at(n);
         lora_status status = whole_life(engine, &loss, &err);
         (void)fail_at(0);
-        if (status == LORA_OK) CHECK(loss == right, "call %lld: its failure is lost, and the loss is %g, not %g", (long long)n, loss, right);
+        if (status == LORA_OK)
+            CHECK(loss == right, "call %lld: its failure is lost, and the loss is %g, not %g", (long long)n, loss, right);
         if (status != LORA_OK) CHECK(strstr(err.message, ": expected "), "call %lld: message %s", (long long)n, err.message);
         CHECK(live() == before, "call %lld: %lld things left over after: %s", (long long)n, (long long)(live() - before), err.message);
     }

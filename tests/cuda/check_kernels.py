@@ -1,10 +1,10 @@
-"""Checks what nvcc makes of the kernels, without a GPU: registers and spills by architecture against a recorded table, and the machine code.
+"""Checks what nvcc makes of the kernels, without a GPU: registers and spills against a recorded table, and the machine code.
 
 Usage: python tests/cuda/check_kernels.py [--archs 75,80,90a] [--record] [--disassembler PATH]
 
-Fails where a kernel spills, takes more registers than recorded (tests/cuda/kernels.json), or is not in the table; and, with the
-disassembler (PyPI's nvidia-cuda-nvdisasm), where the code of a kernel lacks the instructions that its speed rests on, or holds those
-that its promised bytes forbid (tests/cuda/expected_code.py).
+Fails where a kernel spills, takes more registers than recorded (tests/cuda/kernels.json), or is not in the table; and,
+with the disassembler (PyPI's nvidia-cuda-nvdisasm), where the code of a kernel lacks the instructions that its speed rests
+on, or holds those that its promised bytes forbid (tests/cuda/expected_code.py).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).parent)]
 
-from build_cuda import EVERY_ARCH, FLAGS, find_nvcc  # noqa: E402
 from expected_code import FORBIDDEN, REQUIRED  # noqa: E402
+
+from build_cuda import EVERY_ARCH, FLAGS, find_nvcc  # noqa: E402
 
 TABLE = Path(__file__).with_name("kernels.json")
 ENTRY = re.compile(r"Compiling entry function '(\S+)'")

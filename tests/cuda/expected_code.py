@@ -1,4 +1,4 @@
-"""What the machine code of kernels must hold, and what it must not: regular expressions of "file.cu: kernel" -> of instructions."""
+"""What the machine code of kernels must hold and must not: regular expressions of "file.cu: kernel" and of instructions."""
 
 # By architecture: the instructions that a kernel's speed rests on. LDG.E.128 loads 16 bytes, HMMA is the tensor cores'.
 REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {}

@@ -22,6 +22,7 @@ PUBLIC = "lora_c/"  # "lora_c/nf4.h" is a public header, "lora_c/base/alloc.h" i
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
 COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 
+THREADS = ("base/parallel.c", "backend/context.c", "ops/ctx.h", "cuda/memory.c")  # files that know threads
 # (what, the pattern in code without comments and strings, the files that may use it)
 CALLS = (
     (
@@ -29,7 +30,7 @@ CALLS = (
         r"(?<!->)\b(?:malloc|calloc|realloc|aligned_alloc|posix_memalign|strdup|free)\s*\(",
         ("base/alloc.c",),
     ),
-    ("threads", r"\bpthread_\w+", ("base/parallel.c", "backend/context.c", "ops/ctx.h")),
+    ("threads", r"\bpthread_\w+", THREADS),
     ("printing", r"\b(?:f?printf|puts|fputs|putchar|perror)\s*\(", ()),
     ("ending the process", r"\b(?:_?exit|abort|assert)\s*\(", ()),
     ("errno", r"\berrno\b", ()),
@@ -37,6 +38,8 @@ CALLS = (
 )
 # Layers that know devices by their addresses only: what they do to memory is asked of the device.
 NEUTRAL = ("model", "optim")
+# A plug-in: a library of its own, which has copies of these layers and is reached through backend.h only.
+PLUG_IN, PLUG_IN_LAYERS = "cuda", ("base", "format", "cuda")
 NEUTRAL_CALLS = re.compile(r"\b(?:memcpy|memmove|memset|lora_parallel_\w+|lora_pool_\w+)\s*\(")
 # A struct made without the names of its fields: one field more, and it compiles and is wrong. Vectors and arrays have none.
 POSITIONAL = re.compile(
@@ -49,7 +52,11 @@ MOST_LINES = 60  # of a function
 HEADERS = (
     ("intrinsics", re.compile(r"(?:\w+mmintrin|arm_neon|arm_sve)\.h$"), ("kernels/x86/", "kernels/arm/", "kernels/tmpl/")),
     ("Python", re.compile(r"Python\.h$|structmember\.h$|numpy/"), ("bindings/",)),
-    ("threads", re.compile(r"pthread\.h$|threads\.h$|omp\.h$"), ("base/parallel.c", "backend/context.c", "ops/ctx.h")),
+    (
+        "threads",
+        re.compile(r"pthread\.h$|threads\.h$|omp\.h$"),
+        ("base/parallel.c", "backend/context.c", "ops/ctx.h", "cuda/memory.c"),
+    ),
     ("CUDA", re.compile(r"cuda"), ("cuda/",)),
 )
 # One number of the NF4 table stands for all: a second copy of the table would drift.
@@ -70,7 +77,7 @@ def public_include_error(path, layer, header):
     """The reason why the file at path, of a layer, may not include a public header, or None."""
     if header not in LAYER_OF_HEADER:
         return f'"{header}": give it a layer in PUBLIC_HEADERS of tests/lint/lint_layers.py'
-    if layer == "bindings":
+    if layer in ("bindings", PLUG_IN):
         return None
     mine = LAYER_OF_HEADER.get(path.split("/")[-1]) if layer == "public" else layer
     if mine is not None and LAYERS.index(LAYER_OF_HEADER[header]) > LAYERS.index(mine):
@@ -93,6 +100,8 @@ def include_error(path, target):
         return f'{layer} serves every device: it includes public headers, base/ and itself, got "{target}"'
     if layer == "bindings":
         return None if below == "bindings" else f'bindings include public headers only, got "{target}"'
+    if layer == PLUG_IN:
+        return None if below in PLUG_IN_LAYERS else f'{layer} includes public headers and {PLUG_IN_LAYERS}, got "{target}"'
     if below not in LAYERS or LAYERS.index(below) > LAYERS.index(layer):
         return f'{layer} may not include "{target}", which lies above it'
     mine, theirs = path.split("/"), inner.split("/")
@@ -163,7 +172,7 @@ def shape_errors(path, text):
 def main():
     """Prints what it found and returns the exit status."""
     root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parents[2]) / "lora_c"
-    files = sorted(p for p in root.rglob("*") if p.suffix in (".c", ".h"))
+    files = sorted(p for p in root.rglob("*") if p.suffix in (".c", ".h", ".cu", ".cuh"))
     found, tables = [], []
     for file in files:
         path, text = file.relative_to(root).as_posix(), file.read_text(encoding="utf-8")

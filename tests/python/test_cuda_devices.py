@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as devices: what is said of those that cannot be used. The plug-in's own code, with a driver that tests answer for."""
+"""NVIDIA GPUs as devices: what is said of those that cannot be used, by the plug-in with a driver that tests speak for."""
 
 from __future__ import annotations
 
@@ -41,18 +41,20 @@ def test_devices_that_can_be_used(shim_devices: Callable[..., list[dict[str, Any
     assert found[1]["description"] == "threads of the host, compute capability 8.6, 8.0 GiB, CUDA driver 13.0"
 
 
-@pytest.mark.parametrize(("said", "reason"), [
-    ({"SHIM_DRIVER": "0"}, "shim: expected NVIDIA's driver 580 or later, got none; install it where there is a GPU, or use device cpu"),
-    ({"SHIM_DRIVER": "12080"}, "shim: expected NVIDIA's driver 580 or later (CUDA 13.0), got one for CUDA 12.8; bring it up to date, "
-                               "or use device cpu"),
-    ({"SHIM_DEVICES": "0"}, "shim: expected a GPU, got none; nvidia-smi and CUDA_VISIBLE_DEVICES say which there are"),
-    ({"SHIM_COMPUTE": "7.0"}, "shim: expected compute capability 7.5 or later (Turing), got 7.0; use device cpu"),
-    ({"SHIM_COMPUTE": "5.2"}, "shim: expected compute capability 7.5 or later (Turing), got 5.2; use device cpu"),
-    ({"SHIM_CUBLASLT": "0"}, "shim: expected libcublasLt.so.13, got none"),
-], ids=["no driver", "an old driver", "no GPU", "Volta", "Maxwell", "no cuBLASLt"])  # fmt: skip
+WITHOUT = {
+    "no driver": ({"SHIM_DRIVER": "0"}, "expected NVIDIA's driver 580 or later, got none; install it where there is a GPU"),
+    "an old driver": ({"SHIM_DRIVER": "12080"}, "expected NVIDIA's driver 580 or later (CUDA 13.0), got one for CUDA 12.8"),
+    "no GPU": ({"SHIM_DEVICES": "0"}, "expected a GPU, got none; nvidia-smi and CUDA_VISIBLE_DEVICES say which there are"),
+    "Volta": ({"SHIM_COMPUTE": "7.0"}, "expected compute capability 7.5 or later (Turing), got 7.0; use device cpu"),
+    "Maxwell": ({"SHIM_COMPUTE": "5.2"}, "expected compute capability 7.5 or later (Turing), got 5.2; use device cpu"),
+    "no cuBLASLt": ({"SHIM_CUBLASLT": "search"}, "expected libcublasLt.so.13, got none"),
+}
+
+
+@pytest.mark.parametrize(("said", "reason"), WITHOUT.values(), ids=WITHOUT)
 def test_devices_that_cannot(shim_devices: Callable[..., list[dict[str, Any]]], said: dict[str, str], reason: str) -> None:
     (device,) = shim_devices(**said)
-    assert not device["usable"] and device["reason"].startswith(reason)
+    assert not device["usable"] and device["reason"].startswith(f"shim: {reason}")
 
 
 def test_an_installation_without_the_plug_in() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from .. import _core
 from ..errors import ConfigError
 
-
 _GPU = Path("/dev/nvidiactl")  # made by NVIDIA's driver
 _NOT_BUILT = (
     "cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install again with LORA_C_CUDA=1 in the "
@@ -57,13 +56,13 @@ def _is_gpu(name: str) -> bool:
     return name.partition(":")[0] == "cuda"
 
 
-def device_or_default(name: str | None) -> str:
-    """Return the device of this name; of None the environment variable ``LORA_C_DEVICE``'s, else "cpu"."""
-    return os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
+def open_device(name: str | None) -> str:
+    """Take a device into use, so that one which cannot be used is refused before anything is read; return its name.
 
-
-def open_device(name: str) -> None:
-    """Take a device into use, so that one which cannot be used is refused before anything is read.
+    Parameters
+    ----------
+    name : str or None
+        None: what the environment variable ``LORA_C_DEVICE`` names, else "cpu".
 
     Raises
     ------
@@ -72,6 +71,7 @@ def open_device(name: str) -> None:
     DeviceError
         It cannot be used; the message says why.
     """
+    name = os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
     if not isinstance(name, str):
         raise ConfigError(f"device: expected a name of devices(), got {name!r}")
     try:
@@ -80,3 +80,4 @@ def open_device(name: str) -> None:
         if _is_gpu(name) and not any(_is_gpu(device["name"]) for device in _core.devices()):
             raise _core.DeviceError(_NOT_BUILT) from None
         raise ConfigError(str(error)) from None
+    return name

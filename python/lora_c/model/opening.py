@@ -20,7 +20,7 @@ from ..text.tokenizer import Tokenizer
 from ..weights.kinds import Weights
 from ..weights.quantization import NF4, Quantization, quantization_of
 from .classifier import options_of_task
-from .device_list import device_or_default, open_device
+from .device_list import open_device
 from .load_checks import check_load_options
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, load_weights
 from .model import Model
@@ -31,8 +31,9 @@ from .wanted_task import TaskType, WantedTask, check_seed
 def load_model(
     path: str | os.PathLike[str], quantize: QuantType | None = None, double_quant: bool = True, block_size: int = 64,
     dtype: Literal["float32", "bfloat16"] | None = None, progress: bool | None = None, trainable: Trainable = "none",
-    resize_embedding: bool = False, revision: str | None = None, device: str | None = None, *, task_type: TaskType | None = None,
-    num_labels: int | None = None, id2label: Any = None, problem_type: ProblemType | None = None, seed: int = 0,
+    resize_embedding: bool = False, revision: str | None = None, device: str | None = None, *,
+    task_type: TaskType | None = None, num_labels: int | None = None, id2label: Any = None,
+    problem_type: ProblemType | None = None, seed: int = 0,
 ) -> Model:  # fmt: skip
     """Load a Hugging Face model folder or a GGUF file, by its path or its name.
 
@@ -62,8 +63,7 @@ def load_model(
     revision : str, optional
         Branch, tag or commit of a name on the Hub.
     device : str, optional
-        What the model computes on, a name of `lora_c.devices()`. What is trained lies there; frozen weights are copied to it.
-        By default what the environment variable ``LORA_C_DEVICE`` names, else "cpu".
+        A name of `lora_c.devices()`, by default ``LORA_C_DEVICE`` of the environment, else "cpu". What is trained lies there.
     task_type : "CAUSAL_LM" or "SEQ_CLS", optional
         By default what the folder holds. "SEQ_CLS": a fresh `score` takes the place of a language model's head.
     num_labels, id2label, problem_type, seed : int, list or dict, str, int
@@ -81,14 +81,12 @@ def load_model(
     """
     check_load_options(quantize, double_quant, block_size, dtype, trainable)
     wanted = WantedTask(task_type, num_labels, id2label, problem_type)
-    device = device_or_default(device)
-    open_device(device)
+    device = open_device(device)
     asked = Quantization(quantize, block_size, double_quant) if quantize else None
     options = LoadOptions(asked, DENSE_DTYPES.get(dtype or ""), trainable, device, check_seed(seed))
     model = _load(path, options, wanted, progress, revision, resize_embedding)
-    given = {"quantize": quantize, "double_quant": double_quant, "block_size": block_size, "dtype": dtype}
-    given |= {"trainable": trainable, "resize_embedding": resize_embedding}
-    model.load_options = given | options_of_task(model.labels, seed)
+    given = dict(quantize=quantize, double_quant=double_quant, block_size=block_size, dtype=dtype, trainable=trainable)
+    model.load_options = given | {"resize_embedding": resize_embedding} | options_of_task(model.labels, seed)
     return model
 
 

@@ -72,7 +72,8 @@ template <class T> static inline T shim_take(int from) {
 }
 template <class T> static inline T shim_exchange(uint32_t mask, T v, int from) {
     shim_give(mask, v);
-    if (from < 0 || from > 31 || !(mask >> from & 1)) shim_die("shuffle: lane %d asks for lane %d, which the mask %08x has not", shim_self->lane, from, mask);
+    if (from < 0 || from > 31 || !(mask >> from & 1))
+        shim_die("shuffle: lane %d asks for lane %d, which the mask %08x has not", shim_self->lane, from, mask);
     return shim_take<T>(from);
 }
 template <class T> static inline T __shfl_sync(uint32_t mask, T v, int from, int width = 32) {
@@ -102,8 +103,16 @@ static inline int __all_sync(uint32_t mask, int predicate) { return __ballot_syn
 
 /* --- arithmetic --- */
 
-static inline float __uint_as_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
-static inline uint32_t __float_as_uint(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+static inline float __uint_as_float(uint32_t u) {
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+static inline uint32_t __float_as_uint(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fsub_rn(float a, float b) { return a - b; }
@@ -134,13 +143,13 @@ template <class T, size_t ALIGN> static inline const T *shim_aligned(const T *p)
     if ((uintptr_t)p % ALIGN) shim_die("an access of %zu bytes at %p, which is not aligned", sizeof(T), (const void *)p);
     return p;
 }
-#define SHIM_VECTOR(name, type, n, ...)                                                                                                  \
+#define SHIM_VECTOR(name, type, n, ...)                                                                                                    \
     struct __align__(sizeof(type) * n) name {                                                                                              \
-        type __VA_ARGS__;                                                                                                                      \
+        type __VA_ARGS__;                                                                                                                  \
         name() = default;                                                                                                                  \
-        name(const name &o) { memcpy((void *)this, shim_aligned<name, sizeof(type) * n>(&o), sizeof o); }                                   \
+        name(const name &o) { memcpy((void *)this, shim_aligned<name, sizeof(type) * n>(&o), sizeof o); }                                  \
         name &operator=(const name &o) {                                                                                                   \
-            memcpy((void *)shim_aligned<name, sizeof(type) * n>(this), shim_aligned<name, sizeof(type) * n>(&o), sizeof o);                 \
+            memcpy((void *)shim_aligned<name, sizeof(type) * n>(this), shim_aligned<name, sizeof(type) * n>(&o), sizeof o);                \
             return *this;                                                                                                                  \
         }                                                                                                                                  \
     }
@@ -151,10 +160,34 @@ SHIM_VECTOR(uint4, uint32_t, 4, x, y, z, w);
 SHIM_VECTOR(int2, int32_t, 2, x, y);
 SHIM_VECTOR(int4, int32_t, 4, x, y, z, w);
 SHIM_VECTOR(ushort4, uint16_t, 4, x, y, z, w);
-static inline float2 make_float2(float x, float y) { float2 v; v.x = x; v.y = y; return v; }
-static inline float4 make_float4(float x, float y, float z, float w) { float4 v; v.x = x; v.y = y; v.z = z; v.w = w; return v; }
-static inline uint2 make_uint2(uint32_t x, uint32_t y) { uint2 v; v.x = x; v.y = y; return v; }
-static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { uint4 v; v.x = x; v.y = y; v.z = z; v.w = w; return v; }
+static inline float2 make_float2(float x, float y) {
+    float2 v;
+    v.x = x;
+    v.y = y;
+    return v;
+}
+static inline float4 make_float4(float x, float y, float z, float w) {
+    float4 v;
+    v.x = x;
+    v.y = y;
+    v.z = z;
+    v.w = w;
+    return v;
+}
+static inline uint2 make_uint2(uint32_t x, uint32_t y) {
+    uint2 v;
+    v.x = x;
+    v.y = y;
+    return v;
+}
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    uint4 v;
+    v.x = x;
+    v.y = y;
+    v.z = z;
+    v.w = w;
+    return v;
+}
 template <class T> static inline T __ldg(const T *p) { return *p; }
 
 #endif

@@ -7,10 +7,8 @@ namespace {
 std::atomic<int64_t> calls, fails_at, live;
 const lora_cuda_api *plain;
 
-
 /* What ends something is not counted: there is nothing to be done about its failure. */
-#define COUNTED(name)                                                                                                                      \
-    [](auto... args) -> int { return shim_fails() ? SHIM_FAULT : plain->name(args...); }
+#define COUNTED(name) [](auto... args) -> int { return shim_fails() ? SHIM_FAULT : plain->name(args...); }
 
 } // namespace
 
@@ -36,8 +34,8 @@ const lora_cuda_api *shim_with_faults(const lora_cuda_api *table) {
     counted.memory_info = COUNTED(memory_info);
     counted.stream_create = COUNTED(stream_create);
     counted.stream_wait = [](void *stream) -> int { /* what was under way has ended, one way or the other */
-        int code = plain->stream_wait(stream);
-        return shim_fails() ? SHIM_FAULT : code;
+                                                    int code = plain->stream_wait(stream);
+                                                    return shim_fails() ? SHIM_FAULT : code;
     };
     counted.event_create = COUNTED(event_create);
     counted.event_record = COUNTED(event_record);

@@ -50,8 +50,8 @@ shim_switch:
 void shim_die(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "shim: %s, block %u,%u,%u, thread %u: ", current ? current->name : "no kernel", shim_block.x, shim_block.y, shim_block.z,
-            shim_self ? shim_self->index.x : 0);
+    fprintf(stderr, "shim: %s, block %u,%u,%u, thread %u: ", current ? current->name : "no kernel", shim_block.x, shim_block.y,
+            shim_block.z, shim_self ? shim_self->index.x : 0);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
@@ -181,7 +181,8 @@ void shim_run(const lora_cuda_launch *l) {
     if (l->shared_bytes > MOST_SHARED) shim_die("%zu bytes of shared memory", l->shared_bytes);
     if (l->args_bytes > 4096) shim_die("%zu bytes of arguments", l->args_bytes);
     if (!stacks) {
-        stacks = (unsigned char *)mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        stacks = (unsigned char *)mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                                       -1, 0);
         shim_threads = (shim_thread *)calloc(MOST_THREADS, sizeof *shim_threads);
     }
     shared = place_shared(l->shared_bytes);

@@ -176,7 +176,9 @@ int launch(const lora_cuda_launch *l, void *s) {
     });
     return 0;
 }
-const char *error_text(int code) { return code == NO_MEMORY ? "out of memory" : code == SHIM_FAULT ? "unspecified launch failure" : "an error of the shim"; }
+const char *error_text(int code) {
+    return code == NO_MEMORY ? "out of memory" : code == SHIM_FAULT ? "unspecified launch failure" : "an error of the shim";
+}
 
 } // namespace
 
