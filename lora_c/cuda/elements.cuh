@@ -39,6 +39,19 @@ template <int W> __device__ __forceinline__ void lora_put(float *p, const lora_f
         for (int i = 0; i + 3 < W; i += 4) *(float4 *)(p + i) = make_float4(x.v[i], x.v[i + 1], x.v[i + 2], x.v[i + 3]);
     }
 }
+/* W numbers of bfloat16 or float16 from p on; where they are eight, p is 16-byte aligned. */
+template <int DTYPE, int W> __device__ __forceinline__ void lora_get_16bit(const uint16_t *p, lora_floats<W> &x) {
+    if (W == 8) {
+        uint4 words = *(const uint4 *)p;
+        const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+        for (int i = 0; i < W; i++) {
+            uint16_t h = (uint16_t)(pairs[i / 2] >> i % 2 * 16);
+            x.v[i] = DTYPE == LORA_BF16 ? lora_bf16_to_f32(h) : lora_f16_to_f32(h);
+        }
+    } else {
+        for (int i = 0; i < W; i++) x.v[i] = lora_load(p, i, (lora_dtype)DTYPE);
+    }
+}
 
 __device__ __forceinline__ float *lora_at(const lora_mat &m, int64_t row, int64_t col) { return (float *)m.data + row * m.ld + col; }
 /* True where 16 bytes at a time can be read from any column that is a multiple of them. */
@@ -58,7 +71,7 @@ template <class F, int N> struct lora_elements {
     bool wide;
 };
 
-template <class F, int N> __global__ void __launch_bounds__(LORA_ELEMENT_THREADS) lora_elementwise(lora_elements<F, N> e) {
+template <class F, int N> __global__ void __launch_bounds__(LORA_ELEMENT_THREADS, 1) lora_elementwise(lora_elements<F, N> e) {
     const int64_t W = F::WIDTH, tiles = e.rows * e.tiles_per_row;
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int64_t row = tile / e.tiles_per_row, col = ((tile - row * e.tiles_per_row) * LORA_ELEMENT_THREADS + threadIdx.x) * W;

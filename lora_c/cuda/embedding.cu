@@ -14,18 +14,10 @@ template <int DTYPE> struct dense_row {
     template <int W> __device__ __forceinline__ void at(const lora_mat *m, int64_t row, int64_t col) const {
         int64_t from = ids[row] * m[1].ld + col;
         lora_floats<W> x;
-        if (DTYPE == LORA_F32) {
+        if (DTYPE == LORA_F32)
             x = lora_get<W>((const float *)m[1].data + from);
-        } else if (W == 8) {
-            uint4 words = *(const uint4 *)((const uint16_t *)m[1].data + from);
-            const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-            for (int i = 0; i < W; i++) {
-                uint16_t h = (uint16_t)(pairs[i / 2] >> i % 2 * 16);
-                x.v[i] = DTYPE == LORA_BF16 ? lora_bf16_to_f32(h) : lora_f16_to_f32(h);
-            }
-        } else {
-            for (int i = 0; i < W; i++) x.v[i] = lora_load(m[1].data, from + i, (lora_dtype)DTYPE);
-        }
+        else
+            lora_get_16bit<DTYPE>((const uint16_t *)m[1].data + from, x);
         lora_put<W>(lora_at(m[0], row, col), x);
     }
 };
