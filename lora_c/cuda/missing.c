@@ -3,46 +3,6 @@
 #include "lora_c/cuda/table.h"
 #include "lora_c/cuda/weights.h"
 
-__attribute__((weak)) lora_status lora_cuda_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) {
-    (void)ctx; (void)norm; (void)x; (void)y; (void)stats;
-    return lora_fail(err, LORA_EUNSUPPORTED, "norm_forward: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx, bool accumulate_dx, float *dweight, float *dbias, lora_error *err) {
-    (void)ctx; (void)norm; (void)dy; (void)x; (void)stats; (void)dx; (void)accumulate_dx; (void)dweight; (void)dbias;
-    return lora_fail(err, LORA_EUNSUPPORTED, "norm_backward: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) {
-    (void)ctx; (void)a; (void)x; (void)y; (void)accumulate;
-    return lora_fail(err, LORA_EUNSUPPORTED, "scale_rows: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err) {
-    (void)ctx; (void)noise; (void)segments; (void)x;
-    return lora_fail(err, LORA_EUNSUPPORTED, "add_noise: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_scale_columns(lora_ctx *ctx, const float *l, lora_mat x, lora_mat y, lora_error *err) {
-    (void)ctx; (void)l; (void)x; (void)y;
-    return lora_fail(err, LORA_EUNSUPPORTED, "scale_columns: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_scale_columns_backward(lora_ctx *ctx, const float *l, lora_mat dy, lora_mat x, lora_mat dx, bool accumulate_dx, float *dl, lora_error *err) {
-    (void)ctx; (void)l; (void)dy; (void)x; (void)dx; (void)accumulate_dx; (void)dl;
-    return lora_fail(err, LORA_EUNSUPPORTED, "scale_columns_backward: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_softcap_rows(lora_ctx *ctx, float softcap, lora_mat x, lora_error *err) {
-    (void)ctx; (void)softcap; (void)x;
-    return lora_fail(err, LORA_EUNSUPPORTED, "softcap_rows: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora_mat dy, lora_error *err) {
-    (void)ctx; (void)softcap; (void)y; (void)dy;
-    return lora_fail(err, LORA_EUNSUPPORTED, "softcap_backward: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_rope_table(lora_ctx *ctx, int64_t n_positions, const int32_t *positions, int64_t half, const double *inv_freq, double scale, float *cos, float *sin, lora_error *err) {
-    (void)ctx; (void)n_positions; (void)positions; (void)half; (void)inv_freq; (void)scale; (void)cos; (void)sin;
-    return lora_fail(err, LORA_EUNSUPPORTED, "rope_table: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_rope(lora_ctx *ctx, const lora_rotations *table, int64_t n_heads, int64_t head_dim, const int32_t *positions, lora_mat x, bool backward, lora_error *err) {
-    (void)ctx; (void)table; (void)n_heads; (void)head_dim; (void)positions; (void)x; (void)backward;
-    return lora_fail(err, LORA_EUNSUPPORTED, "rope: not on this device yet");
-}
 __attribute__((weak)) lora_status lora_cuda_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q, const lora_kv *kv, lora_mat o, float *lse, lora_error *err) {
     (void)ctx; (void)shape; (void)segments; (void)q; (void)kv; (void)o; (void)lse;
     return lora_fail(err, LORA_EUNSUPPORTED, "attention_forward: not on this device yet");
@@ -51,37 +11,9 @@ __attribute__((weak)) lora_status lora_cuda_attention_backward(lora_ctx *ctx, co
     (void)ctx; (void)shape; (void)segments; (void)gradient;
     return lora_fail(err, LORA_EUNSUPPORTED, "attention_backward: not on this device yet");
 }
-__attribute__((weak)) lora_status lora_cuda_mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat gate, lora_mat up, lora_mat h, lora_error *err) {
-    (void)ctx; (void)activation; (void)gate; (void)up; (void)h;
-    return lora_fail(err, LORA_EUNSUPPORTED, "mlp_forward: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate, lora_mat dup, lora_error *err) {
-    (void)ctx; (void)activation; (void)dh; (void)gate; (void)up; (void)dgate; (void)dup;
-    return lora_fail(err, LORA_EUNSUPPORTED, "mlp_backward: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_embedding_forward(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_mat y, lora_error *err) {
-    (void)ctx; (void)ids; (void)w; (void)y;
-    return lora_fail(err, LORA_EUNSUPPORTED, "embedding_forward: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) {
-    (void)ctx; (void)ids; (void)dy; (void)dW;
-    return lora_fail(err, LORA_EUNSUPPORTED, "embedding_backward: not on this device yet");
-}
 __attribute__((weak)) lora_status lora_cuda_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW, lora_error *err) {
     (void)ctx; (void)x; (void)w; (void)loss; (void)dx; (void)dW;
     return lora_fail(err, LORA_EUNSUPPORTED, "linear_cross_entropy: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) {
-    (void)ctx; (void)y; (void)loss; (void)dy;
-    return lora_fail(err, LORA_EUNSUPPORTED, "values_loss: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate, lora_error *err) {
-    (void)ctx; (void)from; (void)from_rows; (void)to; (void)to_rows; (void)accumulate;
-    return lora_fail(err, LORA_EUNSUPPORTED, "copy_rows: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) {
-    (void)ctx; (void)from; (void)to;
-    return lora_fail(err, LORA_EUNSUPPORTED, "convert_rows: not on this device yet");
 }
 __attribute__((weak)) lora_status lora_cuda_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) {
     (void)ctx; (void)x; (void)n; (void)layers;
