@@ -1,0 +1,106 @@
+/* Operations that make every element of a matrix from the elements at its place in others: the walk over them, 16 bytes of every
+ * matrix at a time where all of them are aligned for that. */
+#ifndef LORA_CUDA_ELEMENTS_CUH
+#define LORA_CUDA_ELEMENTS_CUH
+
+#include "lora_c/cuda/launch.cuh"
+
+enum { LORA_ELEMENT_THREADS = 256, LORA_MOST_BLOCKS = 0x7fffffff };
+
+/* Blocks for n pieces of work that blocks take in turn (i = blockIdx.x; i < n; i += gridDim.x). */
+static inline dim3 lora_cuda_grid(int64_t n) { return dim3((uint32_t)lora_max_i64(1, lora_min_i64(n, LORA_MOST_BLOCKS))); }
+
+/* --- a few neighbours --- */
+
+template <int W> struct lora_floats {
+    float v[W];
+};
+
+/* W numbers from p on; of W a multiple of 4, p is 16-byte aligned. */
+template <int W> __device__ __forceinline__ lora_floats<W> lora_get(const float *p) {
+    lora_floats<W> x;
+    if (W % 4) {
+        for (int i = 0; i < W; i++) x.v[i] = p[i];
+    } else {
+        for (int i = 0; i + 3 < W; i += 4) {
+            float4 four = *(const float4 *)(p + i);
+            x.v[i] = four.x;
+            x.v[i + 1] = four.y;
+            x.v[i + 2] = four.z;
+            x.v[i + 3] = four.w;
+        }
+    }
+    return x;
+}
+template <int W> __device__ __forceinline__ void lora_put(float *p, const lora_floats<W> &x) {
+    if (W % 4) {
+        for (int i = 0; i < W; i++) p[i] = x.v[i];
+    } else {
+        for (int i = 0; i + 3 < W; i += 4) *(float4 *)(p + i) = make_float4(x.v[i], x.v[i + 1], x.v[i + 2], x.v[i + 3]);
+    }
+}
+/* W numbers of bfloat16 or float16 from p on; where they are eight, p is 16-byte aligned. */
+template <int DTYPE, int W> __device__ __forceinline__ void lora_get_16bit(const uint16_t *p, lora_floats<W> &x) {
+    if (W == 8) {
+        uint4 words = *(const uint4 *)p;
+        const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+        for (int i = 0; i < W; i++) {
+            uint16_t h = (uint16_t)(pairs[i / 2] >> i % 2 * 16);
+            x.v[i] = DTYPE == LORA_BF16 ? lora_bf16_to_f32(h) : lora_f16_to_f32(h);
+        }
+    } else {
+        for (int i = 0; i < W; i++) x.v[i] = lora_load(p, i, (lora_dtype)DTYPE);
+    }
+}
+
+__device__ __forceinline__ float *lora_at(const lora_mat &m, int64_t row, int64_t col) { return (float *)m.data + row * m.ld + col; }
+/* True where 16 bytes at a time can be read from any column that is a multiple of them. */
+static inline bool lora_aligned(const void *data) { return (uintptr_t)data % 16 == 0; }
+static inline bool lora_wide(lora_mat m) {
+    return !m.data || (lora_aligned(m.data) && (m.rows <= 1 || m.ld * (int64_t)lora_dtype_bytes(m.dtype) % 16 == 0));
+}
+
+/* --- the walk --- */
+
+/* F has what the operation needs besides its N matrices, the number WIDTH of elements that it makes at a time and
+ * at<W>(matrices, row, col) for W = WIDTH and W = 1. */
+template <class F, int N> struct lora_elements {
+    F f;
+    lora_mat m[N];
+    int64_t rows, cols, tiles_per_row; /* a tile: what a block does at once of one row */
+    bool wide;
+};
+
+template <class F, int N> __global__ void __launch_bounds__(LORA_ELEMENT_THREADS, 1) lora_elementwise(lora_elements<F, N> e) {
+    const int64_t W = F::WIDTH, tiles = e.rows * e.tiles_per_row;
+    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        int64_t row = tile / e.tiles_per_row, col = ((tile - row * e.tiles_per_row) * LORA_ELEMENT_THREADS + threadIdx.x) * W;
+        if (e.wide && col + W <= e.cols)
+            e.f.template at<(int)W>(e.m, row, col);
+        else
+            for (int64_t k = col; k < lora_min_i64(col + W, e.cols); k++) e.f.template at<1>(e.m, row, k);
+    }
+}
+
+/* The shape is that of m[0]. wide: what f reads besides is aligned, too. flat: columns mean nothing, so that rows may be taken
+ * together where nothing lies between them. */
+template <class F, int N>
+static lora_status lora_cuda_each(lora_ctx *ctx, const char *name, const F &f, const lora_mat (&m)[N], bool wide, bool flat,
+                                  lora_error *err) {
+    lora_elements<F, N> e = {f, {}, m[0].rows, m[0].cols, 0, wide};
+    if (e.rows == 0 || e.cols == 0) return LORA_OK;
+    for (int i = 0; i < N; i++) {
+        e.m[i] = m[i];
+        e.wide = e.wide && lora_wide(m[i]);
+        flat = flat && (!m[i].data || m[i].ld == e.cols);
+    }
+    if (flat) {
+        e.cols *= e.rows;
+        e.rows = 1;
+    }
+    e.tiles_per_row = lora_div_up(e.cols, (int64_t)LORA_ELEMENT_THREADS * F::WIDTH);
+    return lora_cuda_launch_kernel(lora_cuda_of(ctx), name, lora_elementwise<F, N>, lora_cuda_grid(e.rows * e.tiles_per_row),
+                                   LORA_ELEMENT_THREADS, 0, e, err);
+}
+
+#endif
