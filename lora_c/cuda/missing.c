@@ -107,14 +107,6 @@ __attribute__((weak)) lora_status lora_cuda_linear_merge_backward(lora_ctx *ctx,
     (void)ctx; (void)adapter; (void)dmerged;
     return lora_fail(err, LORA_EUNSUPPORTED, "linear_merge_backward: not on this device yet");
 }
-__attribute__((weak)) lora_status lora_cuda_adafactor_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, const lora_adafactor_state *state, const lora_adafactor_hyper *hyper, lora_error *err) {
-    (void)ctx; (void)n_params; (void)params; (void)state; (void)hyper;
-    return lora_fail(err, LORA_EUNSUPPORTED, "adafactor_step: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_muon_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_muon_hyper *hyper, lora_error *err) {
-    (void)ctx; (void)n_params; (void)params; (void)m; (void)hyper;
-    return lora_fail(err, LORA_EUNSUPPORTED, "muon_step: not on this device yet");
-}
 __attribute__((weak)) int64_t lora_cuda_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape) {
     (void)ctx; (void)shape;
     return 0;

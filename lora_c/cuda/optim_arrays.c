@@ -8,13 +8,11 @@
 /* Columns of second moments: those of a matrix, else one for each element. */
 static int64_t width_of(const lora_param *p) { return p->n == 0 ? 0 : p->cols ? p->cols : p->n; }
 
-static int64_t rows_per_task(int64_t per_task, int64_t cols) { return lora_max_i64(1, per_task / cols); }
-
 /* Moves at behind an array. */
 static void pass(lora_cuda_array *at, const lora_param *p, int64_t per_task) {
     int64_t rows = p->cols ? p->n / p->cols : 0;
     at->task += lora_div_up(p->n, per_task);
-    at->row_task += rows ? lora_div_up(rows, rows_per_task(per_task, p->cols)) : 0;
+    at->row_task += rows ? lora_div_up(rows, lora_cuda_rows_per_task(per_task, p->cols)) : 0;
     at->band += lora_div_up(width_of(p), LORA_CUDA_BAND);
     at->element += p->n;
     at->block += lora_div_up(p->n, LORA_ADAMW8BIT_BLOCK);
@@ -40,6 +38,7 @@ static void fill_list(int64_t n_params, const lora_param *params, const lora_cud
     out->tasks = at.task;
     out->row_tasks = at.row_task;
     out->bands = at.band;
+    out->rows = at.row;
     out->columns = at.col;
 }
 

@@ -2,6 +2,7 @@
 #ifndef LORA_CUDA_OPTIM_ARRAYS_H
 #define LORA_CUDA_OPTIM_ARRAYS_H
 
+#include "lora_c/base/util.h"
 #include "lora_c/cuda/state.h"
 
 #ifdef __cplusplus
@@ -25,7 +26,7 @@ typedef struct lora_cuda_array {
 typedef struct lora_cuda_arrays {
     const lora_cuda_array *list; /* on the device */
     int64_t n, per_task;
-    int64_t tasks, row_tasks, bands, columns;
+    int64_t tasks, row_tasks, bands, rows, columns;
     const void *more; /* on the device */
 } lora_cuda_arrays;
 
@@ -38,6 +39,8 @@ typedef struct lora_cuda_arrays_want {
     const void *more;
     size_t more_bytes;
 } lora_cuda_arrays_want;
+
+LORA_INLINE int64_t lora_cuda_rows_per_task(int64_t per_task, int64_t cols) { return lora_max_i64(1, per_task / cols); }
 
 /** One upload (lora_cuda_upload_list).   Errors  ENOMEM, EDEVICE */
 lora_status lora_cuda_arrays_send(lora_cuda *c, int64_t n_params, const lora_param *params, const lora_cuda_arrays_want *want,

@@ -27,7 +27,10 @@ struct sgd_formula {
         lora_sgd_constants own = c;
         own.weight_decay = a.decay;
         own.lr = a.rate;
-        lora_formulas::sgd(4, e.p, e.g, has_m ? e.m : nullptr, &own);
+        if (has_m) /* not chosen by address: the elements stay in registers */
+            lora_formulas::sgd(4, e.p, e.g, e.m, &own);
+        else
+            lora_formulas::sgd(4, e.p, e.g, nullptr, &own);
     }
 };
 
