@@ -15,6 +15,10 @@
 /* Puts one function on an ISA rung without per-file compiler flags: LORA_TARGET("avx2,fma") */
 #define LORA_TARGET(isa) __attribute__((target(isa)))
 
+#ifdef __cplusplus /* of C++, for headers of kernels that are read in both languages */
+#define _Static_assert static_assert
+#endif
+
 enum { LORA_ALIGN = 64 };
 
 LORA_INLINE int64_t lora_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

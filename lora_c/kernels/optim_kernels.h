@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lora_c/base/util.h"
 #include "lora_c/isa.h"
 
 /* A bucket is the sign, the exponent and the top five mantissa bits of a value, magnitudes below 2^-21 together; it holds at most

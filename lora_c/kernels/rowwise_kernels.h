@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lora_c/base/util.h"
 #include "lora_c/isa.h"
 
 /* The constants of one AdamW call, computed once in float64 and rounded once. */

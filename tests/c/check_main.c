@@ -35,6 +35,7 @@ void check_devices(void);
 void check_device_memory(void);
 void check_device_mistakes(void);
 void check_device_steps(void);
+void check_device_optim(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_mixed_adapters(void);
@@ -76,6 +77,7 @@ static const struct {
                 {"device_memory", check_device_memory},
                 {"device_mistakes", check_device_mistakes},
                 {"device_steps", check_device_steps},
+                {"device_optim", check_device_optim},
                 {"decoder", check_decoder},
                 {"profile", check_profile},
                 {"watch", check_watch},

@@ -36,17 +36,22 @@ RUNG static void dynamic_codes(int64_t n, const float *LORA_RESTRICT y, const lo
         for (int64_t i = 0; i < n; i++) code[i] += y[i] >= s->first[code[i] + 1] ? 1 : 0;
 }
 
+RUNG static void dynamic_scaled(int64_t n, const float *LORA_RESTRICT x, float absmax, float *LORA_RESTRICT y) {
+    float scale = absmax > 0 ? 1.0f / absmax : 0.0f;
+    for (int64_t i = 0; i < n; i++) {
+        float scaled = x[i] * scale;
+        scaled = scaled > 1.0f ? 1.0f : scaled;
+        y[i] = scaled < -1.0f ? -1.0f : scaled;
+    }
+}
+
 RUNG static float dynamic_encode(int64_t n, const float *x, const lora_dynamic_search *search, uint8_t *codes) {
     enum { PIECE = 256 };
-    float absmax = largest_magnitude(n, x), scale = absmax > 0 ? 1.0f / absmax : 0.0f, y[PIECE];
+    float absmax = largest_magnitude(n, x), y[PIECE];
     int32_t code[PIECE];
     for (int64_t first = 0; first < n; first += PIECE) {
         int64_t count = lora_min_i64(PIECE, n - first);
-        for (int64_t i = 0; i < count; i++) {
-            float scaled = x[first + i] * scale;
-            scaled = scaled > 1.0f ? 1.0f : scaled;
-            y[i] = scaled < -1.0f ? -1.0f : scaled;
-        }
+        dynamic_scaled(count, x + first, absmax, y);
         dynamic_codes(count, y, search, code);
         for (int64_t i = 0; i < count; i++) codes[first + i] = (uint8_t)code[i];
     }
