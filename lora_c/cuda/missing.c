@@ -43,14 +43,6 @@ __attribute__((weak)) lora_status lora_cuda_rope(lora_ctx *ctx, const lora_rotat
     (void)ctx; (void)table; (void)n_heads; (void)head_dim; (void)positions; (void)x; (void)backward;
     return lora_fail(err, LORA_EUNSUPPORTED, "rope: not on this device yet");
 }
-__attribute__((weak)) lora_status lora_cuda_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q, const lora_kv *kv, lora_mat o, float *lse, lora_error *err) {
-    (void)ctx; (void)shape; (void)segments; (void)q; (void)kv; (void)o; (void)lse;
-    return lora_fail(err, LORA_EUNSUPPORTED, "attention_forward: not on this device yet");
-}
-__attribute__((weak)) lora_status lora_cuda_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, const lora_attention_gradient *gradient, lora_error *err) {
-    (void)ctx; (void)shape; (void)segments; (void)gradient;
-    return lora_fail(err, LORA_EUNSUPPORTED, "attention_backward: not on this device yet");
-}
 __attribute__((weak)) lora_status lora_cuda_mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat gate, lora_mat up, lora_mat h, lora_error *err) {
     (void)ctx; (void)activation; (void)gate; (void)up; (void)h;
     return lora_fail(err, LORA_EUNSUPPORTED, "mlp_forward: not on this device yet");
