@@ -40,7 +40,7 @@ __device__ __forceinline__ float probability(const attention_problem &p, float p
     return sees ? expf(score - lse) : 0;
 }
 
-template <int CC> __global__ void __launch_bounds__(EXACT_THREADS) attention_backward_queries(backward_args a) {
+template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 1) attention_backward_queries(backward_args a) {
     exact_shared<4> &shared = lora_shared<exact_shared<4>>();
     attention_place at = attention_place_of<ROWS>(a.p, blockIdx.x, a.p.group);
     if (at.n == 0) return;
@@ -101,7 +101,7 @@ __device__ inline void keep_tile(float *p, const float (&s)[4][4]) {
     }
 }
 
-template <int CC> __global__ void __launch_bounds__(EXACT_THREADS) attention_backward_keys(backward_args a) {
+template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 1) attention_backward_keys(backward_args a) {
     exact_shared<4> &shared = lora_shared<exact_shared<4>>();
     attention_place at = attention_place_of<EXACT_KEYS>(a.p, blockIdx.x, 1);
     if (at.n == 0) return;

@@ -103,7 +103,7 @@ __device__ inline void meet_keys(const forward_args &a, const attention_place &a
     }
 }
 
-template <int CC> __global__ void __launch_bounds__(EXACT_THREADS) attention_forward_many(forward_args a) {
+template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 1) attention_forward_many(forward_args a) {
     attention_place at = attention_place_of<ROWS>(a.p, blockIdx.x, a.p.group);
     if (at.n * a.p.group <= FEW || (a.skip_fresh && a.length[at.segment] == at.n)) return;
     forward_range r = range_of(a, at, ROWS);
@@ -126,7 +126,7 @@ __device__ int64_t split_keys(const forward_range &r) {
     return lora_max_i64(SPLIT_KEYS, lora_round_up(lora_div_up(r.end - r.begin, SPLITS), EXACT_KEYS));
 }
 
-template <int CC> __global__ void __launch_bounds__(EXACT_THREADS) attention_forward_few(forward_args a) {
+template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 2) attention_forward_few(forward_args a) {
     attention_place at = few_place_of(a, a.item + blockIdx.x);
     if (at.n == 0) return;
     forward_range r = range_of(a, at, FEW_ROWS);
