@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GUARD = 19 };
-
 static uint32_t seed = 1;
 static float uniform(void) {
     seed = seed * 1664525u + 1013904223u;
@@ -13,15 +11,16 @@ static float uniform(void) {
 }
 
 float *attention_buffer(int64_t n) {
-    float *p = malloc((size_t)(n + 2 * GUARD) * sizeof(float));
-    for (int64_t i = 0; i < n + 2 * GUARD; i++) p[i] = NAN;
-    return p + GUARD;
+    float *p = malloc((size_t)(n + 2 * ATTENTION_GUARD) * sizeof(float));
+    for (int64_t i = 0; i < n + 2 * ATTENTION_GUARD; i++) p[i] = NAN;
+    return p + ATTENTION_GUARD;
 }
 
-void attention_buffer_free(float *p) { free(p - GUARD); }
+void attention_buffer_free(float *p) { free(p - ATTENTION_GUARD); }
 
 int64_t attention_q_width(const attention_batch *b) { return b->shape.n_heads * b->shape.head_dim; }
 int64_t attention_k_width(const attention_batch *b) { return b->shape.n_kv_heads * b->shape.head_dim; }
+static int64_t qkv_width(const attention_batch *b) { return attention_q_width(b) + 2 * attention_k_width(b); }
 
 static void fill(float *p, int64_t rows, int64_t ld, int64_t width, float size) {
     for (int64_t r = 0; r < rows; r++)
@@ -29,20 +28,25 @@ static void fill(float *p, int64_t rows, int64_t ld, int64_t width, float size) 
 }
 
 attention_batch attention_batch_create(int64_t D, int64_t H, int64_t KV, int64_t window, int64_t n, const int *lengths, float size) {
+    return attention_batch_create_apart(D, H, KV, window, n, lengths, size, 3, 1);
+}
+
+attention_batch attention_batch_create_apart(int64_t D, int64_t H, int64_t KV, int64_t window, int64_t n, const int *lengths, float size,
+                                             int64_t gap, int64_t gap_out) {
     attention_batch b = {
         .shape = {.n_heads = H, .n_kv_heads = KV, .head_dim = D, .scale = (float)(1.0 / sqrt((double)D)), .sliding_window = window},
         .n = n};
     for (int64_t s = 0; s < n; s++) b.cu[s + 1] = b.cu[s] + lengths[s];
     b.M = b.cu[n];
-    b.ld = (H + 2 * KV) * D + 3;
-    b.ld_out = H * D + 1;
+    b.ld = (H + 2 * KV) * D + gap;
+    b.ld_out = H * D + gap_out;
     b.qkv = attention_buffer(b.M * b.ld);
     b.dqkv = attention_buffer(b.M * b.ld);
     b.out = attention_buffer(b.M * b.ld_out);
     b.dout = attention_buffer(b.M * b.ld_out);
     b.lse = attention_buffer(b.M * H);
-    fill(b.qkv, b.M, b.ld, b.ld - 3, size);
-    fill(b.dout, b.M, b.ld_out, b.ld_out - 1, 1.0f);
+    fill(b.qkv, b.M, b.ld, qkv_width(&b), size);
+    fill(b.dout, b.M, b.ld_out, attention_q_width(&b), 1.0f);
     return b;
 }
 
@@ -56,12 +60,17 @@ lora_segments attention_batch_segments(const attention_batch *b) {
 }
 
 void attention_batch_run(lora_ctx *ctx, attention_batch *b) {
-    int64_t start[MAX_SEGMENTS], length[MAX_SEGMENTS], M = b->M, Q = attention_q_width(b), KV = attention_k_width(b);
+    int64_t start[MAX_SEGMENTS], length[MAX_SEGMENTS];
     for (int64_t s = 0; s < b->n; s++) {
         start[s] = b->cu[s];
         length[s] = b->cu[s + 1] - b->cu[s];
     }
-    lora_segments segments = attention_batch_segments(b);
+    attention_batch_run_at(ctx, b, b->cu, start, length);
+}
+
+void attention_batch_run_at(lora_ctx *ctx, const attention_batch *b, const int32_t *cu, const int64_t *start, const int64_t *length) {
+    int64_t M = b->M, Q = attention_q_width(b), KV = attention_k_width(b);
+    lora_segments segments = {.n = b->n, .cu_seqlens = b->cu, .on_device = cu};
     lora_kv kv = {.k = b->qkv + Q, .v = b->qkv + Q + KV, .ldk = b->ld, .ldv = b->ld, .start = start, .length = length};
     lora_mat qkv = lora_mat_f32(b->qkv, M, Q + 2 * KV, b->ld), dqkv = lora_mat_f32(b->dqkv, M, Q + 2 * KV, b->ld);
     lora_mat out = lora_mat_f32(b->out, M, Q, b->ld_out), q = lora_mat_cols(qkv, 0, Q);
@@ -140,7 +149,7 @@ void attention_batch_compare(const attention_batch *b, int64_t s, const attentio
 }
 
 static bool bands_hold(const float *p, int64_t rows, int64_t ld, int64_t width) {
-    for (int64_t i = 1; i <= GUARD; i++)
+    for (int64_t i = 1; i <= ATTENTION_GUARD; i++)
         if (!isnan(p[-i]) || !isnan(p[rows * ld + i - 1])) return false;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = width; i < ld; i++)
@@ -149,7 +158,7 @@ static bool bands_hold(const float *p, int64_t rows, int64_t ld, int64_t width) 
 }
 
 bool attention_batch_guards_hold(const attention_batch *b) {
-    return bands_hold(b->out, b->M, b->ld_out, b->ld_out - 1) && bands_hold(b->dqkv, b->M, b->ld, b->ld - 3) &&
+    return bands_hold(b->out, b->M, b->ld_out, attention_q_width(b)) && bands_hold(b->dqkv, b->M, b->ld, qkv_width(b)) &&
            bands_hold(b->lse, b->M, b->shape.n_heads, b->shape.n_heads);
 }
 
@@ -161,7 +170,7 @@ bool attention_same_rows(const float *a, const float *b, int64_t rows, int64_t l
 
 bool attention_batch_same(const attention_batch *a, int64_t a_row, const attention_batch *b, int64_t b_row, int64_t rows) {
     int64_t H = a->shape.n_heads;
-    return attention_same_rows(a->out + a_row * a->ld_out, b->out + b_row * b->ld_out, rows, a->ld_out, a->ld_out - 1) &&
-           attention_same_rows(a->dqkv + a_row * a->ld, b->dqkv + b_row * b->ld, rows, a->ld, a->ld - 3) &&
+    return attention_same_rows(a->out + a_row * a->ld_out, b->out + b_row * b->ld_out, rows, a->ld_out, attention_q_width(a)) &&
+           attention_same_rows(a->dqkv + a_row * a->ld, b->dqkv + b_row * b->ld, rows, a->ld, qkv_width(a)) &&
            attention_same_rows(a->lse + a_row * H, b->lse + b_row * H, rows, H, H);
 }

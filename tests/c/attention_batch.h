@@ -6,10 +6,10 @@
 #include "check.h"
 #include "lora_c/nn.h"
 
-enum { MAX_SEGMENTS = 8 };
+enum { MAX_SEGMENTS = 8, ATTENTION_GUARD = 19 };
 
 /* A packed batch in fused buffers: rows of qkv are [q | k | v | gap], of out [o | gap], with NaN in every gap and in a
- * band around each buffer. The gap is odd, so rows are misaligned in every way. */
+ * band around each buffer. Gaps are odd unless given, so rows are misaligned in every way. */
 typedef struct attention_batch {
     lora_attention_shape shape;
     int64_t n, M, ld, ld_out;
@@ -23,6 +23,9 @@ void attention_buffer_free(float *p);
 
 /* n segments; q, k, v uniform in +-size, dout in +-1. */
 attention_batch attention_batch_create(int64_t D, int64_t H, int64_t KV, int64_t window, int64_t n, const int *lengths, float size);
+/* With these gaps. */
+attention_batch attention_batch_create_apart(int64_t D, int64_t H, int64_t KV, int64_t window, int64_t n, const int *lengths, float size,
+                                             int64_t gap, int64_t gap_out);
 void attention_batch_destroy(attention_batch *b);
 int64_t attention_q_width(const attention_batch *b);
 int64_t attention_k_width(const attention_batch *b);
@@ -31,6 +34,8 @@ lora_ctx *attention_context(lora_isa isa, int n_threads, lora_precision precisio
 const char *attention_rung(const lora_ctx *ctx); /* the rung, or "fast" */
 lora_segments attention_batch_segments(const attention_batch *b);
 void attention_batch_run(lora_ctx *ctx, attention_batch *b); /* forward and backward */
+/* The same with buffers, starts of segments and their lengths at addresses of the device. */
+void attention_batch_run_at(lora_ctx *ctx, const attention_batch *b, const int32_t *cu, const int64_t *start, const int64_t *length);
 
 /* Segment s in float64; operand: the relative error of an operand that its bounds allow; bf16: rounds operands itself. */
 attention_oracle attention_batch_oracle(const attention_batch *b, int64_t s, double operand, bool bf16);

@@ -30,6 +30,7 @@ void check_values(void);
 void check_attention(void);
 void check_attention_fast(void);
 void check_attention_exp(void);
+void check_attention_devices(void);
 void check_backend(void);
 void check_devices(void);
 void check_device_memory(void);
@@ -72,6 +73,7 @@ static const struct {
                 {"attention", check_attention},
                 {"attention_fast", check_attention_fast},
                 {"attention_exp", check_attention_exp},
+                {"attention_devices", check_attention_devices},
                 {"backend", check_backend},
                 {"devices", check_devices},
                 {"device_memory", check_device_memory},
