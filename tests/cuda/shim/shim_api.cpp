@@ -7,6 +7,10 @@
 #include <mutex>
 #include <vector>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "lora_c/cuda/api.h"
 #include "tests/cuda/shim/faults.h"
 #include "tests/cuda/shim/fibers.h"
@@ -115,8 +119,19 @@ struct block {
     size_t bytes;
 };
 
+/* Under AddressSanitizer the zones may not even be read. */
+#ifdef __SANITIZE_ADDRESS__
+void forbid(void *p, size_t bytes) { ASAN_POISON_MEMORY_REGION(p, bytes); }
+void allow(void *p, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(p, bytes); }
+#else
+void forbid(void *, size_t) {}
+void allow(void *, size_t) {}
+#endif
+
+size_t whole_bytes(size_t bytes) { return (bytes + 2 * ZONE + 255) / 256 * 256; }
+
 int alloc(void **p, size_t bytes, void *) {
-    size_t all = (bytes + 2 * ZONE + 255) / 256 * 256;
+    size_t all = whole_bytes(bytes);
     unsigned char *begin = static_cast<unsigned char *>(aligned_alloc(256, all));
     if (!begin) return NO_MEMORY;
     memset(begin, GUARD, ZONE);
@@ -124,13 +139,17 @@ int alloc(void **p, size_t bytes, void *) {
     memset(begin + ZONE, UNWRITTEN, bytes);
     memset(begin + ZONE + bytes, GUARD, all - ZONE - bytes);
     *p = begin + ZONE;
+    forbid(begin, ZONE);
+    forbid(begin + ZONE + bytes, all - ZONE - bytes);
     shim_count_live(1);
     return 0;
 }
 
 void end_block(unsigned char *p) {
     unsigned char *begin = p - ZONE;
-    size_t bytes = reinterpret_cast<block *>(begin)->bytes, all = (bytes + 2 * ZONE + 255) / 256 * 256;
+    allow(begin, ZONE);
+    size_t bytes = reinterpret_cast<block *>(begin)->bytes, all = whole_bytes(bytes);
+    allow(begin + ZONE + bytes, all - ZONE - bytes);
     bool whole = true;
     for (size_t i = sizeof(block); i < ZONE; i++) whole = whole && begin[i] == GUARD;
     for (size_t i = ZONE + bytes; i < all; i++) whole = whole && begin[i] == GUARD;
