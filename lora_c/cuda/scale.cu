@@ -1,30 +1,25 @@
-/* Rows and columns multiplied by numbers. */
-#include "lora_c/cuda/launch.cuh"
+/* Rows multiplied by a number. */
+#include "lora_c/cuda/elements.cuh"
 #include "lora_c/cuda/table.h"
 
 namespace {
 
-enum { THREADS = 256 };
-
-struct scale_args {
+/* m: x, y */
+struct scaled {
+    enum { WIDTH = 4 };
     float a;
-    lora_mat x, y;
     bool accumulate;
+    template <int W> __device__ __forceinline__ void at(const lora_mat *m, int64_t row, int64_t col) const {
+        lora_floats<W> x = lora_get<W>(lora_at(m[0], row, col)), before = {};
+        if (accumulate) before = lora_get<W>(lora_at(m[1], row, col));
+        for (int i = 0; i < W; i++) x.v[i] = accumulate ? before.v[i] + a * x.v[i] : a * x.v[i];
+        lora_put<W>(lora_at(m[1], row, col), x);
+    }
 };
-
-__global__ void __launch_bounds__(THREADS) scale_rows(scale_args s) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= s.x.rows * s.x.cols) return;
-    int64_t row = i / s.x.cols, col = i % s.x.cols;
-    float *y = (float *)s.y.data + row * s.y.ld + col;
-    float scaled = s.a * ((const float *)s.x.data)[row * s.x.ld + col];
-    *y = s.accumulate ? *y + scaled : scaled;
-}
 
 } // namespace
 
 lora_status lora_cuda_scale_rows(lora_ctx *ctx, float a, lora_mat x, lora_mat y, bool accumulate, lora_error *err) {
-    scale_args args = {};
-    args.a = a, args.x = x, args.y = y, args.accumulate = accumulate;
-    return LORA_CUDA_LAUNCH(lora_cuda_of(ctx), scale_rows, lora_cuda_blocks(x.rows * x.cols, THREADS), THREADS, 0, args, err);
+    const lora_mat m[2] = {x, y};
+    return lora_cuda_each(ctx, "scale_rows", scaled{a, accumulate}, m, true, true, err);
 }
