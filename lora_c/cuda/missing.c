@@ -152,16 +152,6 @@ __attribute__((weak)) lora_status lora_cuda_embedding_backward(lora_ctx *ctx, co
     (void)dW;
     return lora_fail(err, LORA_EUNSUPPORTED, "embedding_backward: not on this device yet");
 }
-__attribute__((weak)) lora_status lora_cuda_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss,
-                                                                 lora_mat dx, float *dW, lora_error *err) {
-    (void)ctx;
-    (void)x;
-    (void)w;
-    (void)loss;
-    (void)dx;
-    (void)dW;
-    return lora_fail(err, LORA_EUNSUPPORTED, "linear_cross_entropy: not on this device yet");
-}
 __attribute__((weak)) lora_status lora_cuda_values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) {
     (void)ctx;
     (void)y;

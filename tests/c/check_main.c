@@ -37,6 +37,7 @@ void check_device_memory(void);
 void check_device_mistakes(void);
 void check_device_steps(void);
 void check_device_optim(void);
+void check_device_head(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_mixed_adapters(void);
@@ -80,6 +81,7 @@ static const struct {
                 {"device_mistakes", check_device_mistakes},
                 {"device_steps", check_device_steps},
                 {"device_optim", check_device_optim},
+                {"device_head", check_device_head},
                 {"decoder", check_decoder},
                 {"profile", check_profile},
                 {"watch", check_watch},
