@@ -6,7 +6,7 @@ CUDA_SOURCES := $(wildcard lora_c/cuda/*.cu)
 CUDA_HOST_SOURCES := $(wildcard lora_c/cuda/*.c)
 SHIM_SOURCES := $(wildcard tests/cuda/shim/*.cpp)
 CXX ?= c++
-SHIM_FLAGS := -std=c++17 -O2 -g -fvisibility=hidden -fPIC -ffp-contract=off -Wall -Wextra -Werror -Itests/cuda/shim -I. -Ilora_c/include \
+SHIM_FLAGS := -std=c++17 -O2 -g -fvisibility=hidden -fPIC -ffp-contract=off -Wall -Wextra -Werror -Wno-unknown-pragmas -Itests/cuda/shim -I. -Ilora_c/include \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BUILD)/shim/%.o) \
 	$(patsubst %.c,$(BUILD)/%.o,$(filter-out lora_c/cuda/cudart.c lora_c/cuda/find_cublaslt.c,$(CUDA_HOST_SOURCES)))

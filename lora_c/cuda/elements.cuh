@@ -85,6 +85,7 @@ template <class F, int N> __global__ void __launch_bounds__(LORA_ELEMENT_THREADS
         if (e.wide && col + W <= e.cols)
             e.f.template at<(int)W>(e.m, row, col);
         else
+#pragma unroll 1
             for (int64_t k = col; k < lora_min_i64(col + W, e.cols); k++) e.f.template at<1>(e.m, row, k);
     }
 }

@@ -10,12 +10,10 @@ struct copied {
     const int64_t *from_rows, *to_rows;
     bool accumulate;
     template <int W> __device__ __forceinline__ void at(const lora_mat *m, int64_t row, int64_t col) const {
-        lora_floats<W> x = lora_get<W>(lora_at(m[1], from_rows ? from_rows[row] : row, col));
+        lora_floats<W> x = lora_get<W>(lora_at(m[1], from_rows ? from_rows[row] : row, col)), before = {};
         float *to = lora_at(m[2], to_rows ? to_rows[row] : row, col);
-        if (accumulate) {
-            lora_floats<W> before = lora_get<W>(to);
-            for (int i = 0; i < W; i++) x.v[i] = before.v[i] + x.v[i];
-        }
+        if (accumulate) before = lora_get<W>(to);
+        for (int i = 0; i < W; i++) x.v[i] = accumulate ? before.v[i] + x.v[i] : x.v[i];
         lora_put<W>(to, x);
     }
 };
