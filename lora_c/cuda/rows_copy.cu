@@ -5,15 +5,16 @@
 namespace {
 
 /* m: the matrix whose rows are counted, from, to */
-struct copied {
+template <bool ACCUMULATE> struct copied {
     enum { WIDTH = 4 };
     const int64_t *from_rows, *to_rows;
-    bool accumulate;
     template <int W> __device__ __forceinline__ void at(const lora_mat *m, int64_t row, int64_t col) const {
-        lora_floats<W> x = lora_get<W>(lora_at(m[1], from_rows ? from_rows[row] : row, col)), before = {};
+        lora_floats<W> x = lora_get<W>(lora_at(m[1], from_rows ? from_rows[row] : row, col));
         float *to = lora_at(m[2], to_rows ? to_rows[row] : row, col);
-        if (accumulate) before = lora_get<W>(to);
-        for (int i = 0; i < W; i++) x.v[i] = accumulate ? before.v[i] + x.v[i] : x.v[i];
+        if (ACCUMULATE) {
+            lora_floats<W> before = lora_get<W>(to);
+            for (int i = 0; i < W; i++) x.v[i] = before.v[i] + x.v[i];
+        }
         lora_put<W>(to, x);
     }
 };
@@ -50,7 +51,9 @@ struct widened {
 lora_status lora_cuda_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
                                 lora_error *err) {
     const lora_mat m[3] = {from_rows ? to : from, from, to};
-    return lora_cuda_each(ctx, "copy_rows", copied{from_rows, to_rows, accumulate}, m, true, !from_rows && !to_rows, err);
+    bool flat = !from_rows && !to_rows;
+    if (accumulate) return lora_cuda_each(ctx, "copy_rows", copied<true>{from_rows, to_rows}, m, true, flat, err);
+    return lora_cuda_each(ctx, "copy_rows", copied<false>{from_rows, to_rows}, m, true, flat, err);
 }
 
 lora_status lora_cuda_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) {
