@@ -9,7 +9,7 @@ CXX ?= c++
 SHIM_FLAGS := -std=c++17 -O2 -g -fvisibility=hidden -fPIC -ffp-contract=off -Wall -Wextra -Werror -Wno-unknown-pragmas -Itests/cuda/shim -I. -Ilora_c/include \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BUILD)/shim/%.o) \
-	$(patsubst %.c,$(BUILD)/%.o,$(filter-out lora_c/cuda/cudart.c lora_c/cuda/find_cublaslt.c,$(CUDA_HOST_SOURCES)))
+	$(patsubst %.c,$(BUILD)/%.o,$(filter-out lora_c/cuda/cudart.c,$(CUDA_HOST_SOURCES)))
 NVCC_FLAGS := -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -I. -Ilora_c/include \
 	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
 CUDA_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/nvcc/%.o) $(patsubst %.c,$(BUILD)/%.o,$(CUDA_HOST_SOURCES))

@@ -135,7 +135,7 @@ int heuristic(void *handle, void *desc, void *a, void *b, void *c, void *d, void
     int code = check(o, layouts[0], layouts[1], layouts[2], layouts[3]);
     if (code != SUCCESS) return code;
     if (p->values[LORA_CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK] & 1) return NOT_SUPPORTED;
-    algorithm made = {shape_of(o, layouts[0], layouts[1], layouts[2], layouts[3]), p->workspace < NEEDED_WORKSPACE ? 0u : NEEDED_WORKSPACE, {}};
+    algorithm made = {shape_of(o, layouts[0], layouts[1], layouts[2], layouts[3]), p->workspace < NEEDED_WORKSPACE ? 0u : (uint32_t)NEEDED_WORKSPACE, {}};
     for (int i = 0; i < 4; i++) {
         made.alignment[i] = p->values[LORA_CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i];
         if (made.alignment[i] < bytes_of(layouts[i]->type)) return NOT_SUPPORTED;

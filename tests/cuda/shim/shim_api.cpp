@@ -12,6 +12,7 @@
 #endif
 
 #include "lora_c/cuda/api.h"
+#include "lora_c/cuda/find_cublaslt.h"
 #include "tests/cuda/shim/faults.h"
 #include "tests/cuda/shim/fibers.h"
 #include "tests/cuda/shim/host_cublaslt.h"
@@ -195,6 +196,12 @@ int launch(const lora_cuda_launch *l, void *s) {
     });
     return 0;
 }
+/* SHIM_CUBLASLT=search: what the plug-in finds on this machine. */
+const lora_cublaslt *cublaslt(char *why, size_t why_bytes) {
+    const char *said = getenv("SHIM_CUBLASLT");
+    return said && !strcmp(said, "search") ? lora_cuda_find_cublaslt(why, why_bytes) : shim_cublaslt(why, why_bytes);
+}
+
 const char *error_text(int code) {
     return code == NO_MEMORY ? "out of memory" : code == SHIM_FAULT ? "unspecified launch failure" : "an error of the shim";
 }
@@ -227,7 +234,7 @@ const lora_cuda_api *lora_cuda_api_table(void) {
         t.fill = fill;
         t.launch = launch;
         t.error_text = error_text;
-        t.cublaslt = shim_cublaslt;
+        t.cublaslt = cublaslt;
         return t;
     }();
     return shim_with_faults(&table);
