@@ -6,7 +6,14 @@
 
 #include "lora_c/cuda/cublaslt.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /** The functions of libcublasLt.so.13, loaded once for the life of the process; NULL with the reason and the way out in why. */
 const lora_cublaslt *lora_cuda_find_cublaslt(char *why, size_t why_bytes);
 
+#ifdef __cplusplus
+}
+#endif
 #endif
