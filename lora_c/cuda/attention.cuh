@@ -20,6 +20,9 @@
 
 namespace {
 
+/* Segments of up to so many rows, as in decoding, have kernels of their own for the forward pass, in float32. */
+enum { ATTENTION_FEW = 64 };
+
 /* A matrix (tokens, heads * D). */
 struct attention_matrix {
     float *data;
@@ -46,19 +49,13 @@ inline attention_matrix attention_matrix_of(const void *data, int64_t ld, int64_
 }
 
 inline attention_problem attention_problem_of(const lora_attention_shape *shape, const lora_segments *segments) {
-    return {segments->on_device,
-            segments->n,
-            shape->n_heads,
-            shape->n_kv_heads,
-            shape->head_dim,
-            shape->n_heads / shape->n_kv_heads,
-            shape->sliding_window,
-            shape->scale,
-            shape->softcap};
+    return {segments->on_device,   segments->n,  shape->n_heads, shape->n_kv_heads, shape->head_dim, shape->n_heads / shape->n_kv_heads,
+            shape->sliding_window, shape->scale, shape->softcap};
 }
 
 /* A number not below that of the tiles of segments before s, without a table of them: ceil(x) <= floor(a + x) + 1 - floor(a). */
-template <int ROWS> __host__ __device__ __forceinline__ int64_t attention_tiles_before(const int32_t *cu, int64_t s, int64_t rows_per_token) {
+template <int ROWS>
+__host__ __device__ __forceinline__ int64_t attention_tiles_before(const int32_t *cu, int64_t s, int64_t rows_per_token) {
     return ((int64_t)cu[s] - cu[0]) * rows_per_token / ROWS + s;
 }
 

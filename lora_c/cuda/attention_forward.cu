@@ -1,12 +1,12 @@
-/* FlashAttention-2 forward (arXiv:2307.08691, algorithm 1) in float32. Segments with few rows, as in decoding, share their keys among blocks
- * whose results are then merged; how the keys are shared follows from their number alone. */
+/* FlashAttention-2 forward (arXiv:2307.08691, algorithm 1) in float32. Segments with few rows, as in decoding, share their keys among
+ * blocks whose results are then merged; how the keys are shared follows from their number alone. */
 #include "lora_c/cuda/attention_exact.cuh"
 #include "lora_c/cuda/attention_fast.h"
 #include "lora_c/cuda/table.h"
 
 namespace {
 
-enum { SPLITS = 32, SPLIT_KEYS = 256, FEW = 64, FEW_ROWS = 16, ROWS = 64 };
+enum { SPLITS = 32, SPLIT_KEYS = 256, FEW_ROWS = 16, ROWS = 64 };
 static const int64_t PARTIAL_BYTES = 64 << 20; /* of memory for what is to be merged, unless one item needs more */
 
 struct forward_args {
@@ -14,7 +14,7 @@ struct forward_args {
     attention_matrix q, k, v, o;
     const int64_t *start, *length;
     float *lse;
-    bool skip_fresh;         /* segments without past keys are done elsewhere */
+    bool skip_fresh;         /* segments of many rows without past keys are done elsewhere */
     float *partial, *sums;   /* of few rows: (items, SPLITS, 16, D) and (items, SPLITS, 16, 2): weighted values; maximum, denominator */
     int64_t item, tiles_few; /* of few rows: the first item, tiles of a segment */
 };
@@ -47,7 +47,7 @@ __device__ attention_place few_place_of(const forward_args &a, int64_t item) {
     at.first = a.p.cu[at.segment];
     at.n = a.p.cu[at.segment + 1] - at.first;
     int64_t rows = at.n * a.p.group;
-    if (rows > FEW || at.tile * FEW_ROWS >= rows || (a.skip_fresh && a.length[at.segment] == at.n)) at.n = 0;
+    if (rows > ATTENTION_FEW || at.tile * FEW_ROWS >= rows) at.n = 0;
     return at;
 }
 
@@ -105,7 +105,7 @@ __device__ inline void meet_keys(const forward_args &a, const attention_place &a
 
 template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 1) attention_forward_many(forward_args a) {
     attention_place at = attention_place_of<ROWS>(a.p, blockIdx.x, a.p.group);
-    if (at.n * a.p.group <= FEW || (a.skip_fresh && a.length[at.segment] == at.n)) return;
+    if (at.n * a.p.group <= ATTENTION_FEW || (a.skip_fresh && a.length[at.segment] == at.n)) return;
     forward_range r = range_of(a, at, ROWS);
     forward_state<4, CC> st;
     int64_t col = (int64_t)blockIdx.y * EXACT_COLS * CC;
@@ -190,15 +190,19 @@ lora_status forward_few(lora_cuda *c, forward_args a, lora_error *err) {
     return LORA_OK;
 }
 
-lora_status forward_exact(lora_cuda *c, forward_args a, const int32_t *cu, lora_error *err) {
+/* Whether a segment has many rows; the tiles that one with few has at most. */
+bool has_many(const attention_problem &p, const int32_t *cu, int64_t *tiles_few) {
     bool many = false;
-    for (int64_t s = 0; s < a.p.n; s++) {
-        int64_t rows = ((int64_t)cu[s + 1] - cu[s]) * a.p.group;
-        many = many || rows > FEW;
-        if (rows <= FEW) a.tiles_few = lora_max_i64(a.tiles_few, lora_div_up(rows, FEW_ROWS));
+    *tiles_few = 0;
+    for (int64_t s = 0; s < p.n; s++) {
+        int64_t rows = ((int64_t)cu[s + 1] - cu[s]) * p.group;
+        many = many || rows > ATTENTION_FEW;
+        if (rows <= ATTENTION_FEW) *tiles_few = lora_max_i64(*tiles_few, lora_div_up(rows, FEW_ROWS));
     }
-    if (a.tiles_few > 0) LORA_TRY(forward_few(c, a, err));
-    if (!many) return LORA_OK;
+    return many;
+}
+
+lora_status forward_many(lora_cuda *c, const forward_args &a, const int32_t *cu, lora_error *err) {
     dim3 grid((uint32_t)attention_blocks<ROWS>(cu, a.p.n, a.p.group, a.p.KV), (uint32_t)lora_div_up(a.p.D, 2 * EXACT_COLS));
     uint32_t shared = sizeof(exact_shared<4>);
     if (a.p.D <= EXACT_COLS) return LORA_CUDA_LAUNCH(c, attention_forward_many<1>, grid, EXACT_THREADS, shared, a, err);
@@ -221,6 +225,9 @@ lora_status lora_cuda_attention_forward(lora_ctx *ctx, const lora_attention_shap
     a.length = kv->length;
     a.lse = lse;
     a.skip_fresh = lora_cuda_attention_is_fast(ctx, D);
+    bool many = has_many(a.p, segments->cu_seqlens, &a.tiles_few);
+    if (a.tiles_few > 0) LORA_TRY(forward_few(lora_cuda_of(ctx), a, err));
+    if (!many) return LORA_OK;
     if (a.skip_fresh) LORA_TRY(lora_cuda_attention_forward_fast(ctx, shape, segments, q, kv, o, lse, err));
-    return forward_exact(lora_cuda_of(ctx), a, segments->cu_seqlens, err);
+    return forward_many(lora_cuda_of(ctx), a, segments->cu_seqlens, err);
 }
