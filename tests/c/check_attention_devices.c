@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/c/attention_batch.h"
+#include "tests/c/attention_errors.h"
 #include "tests/c/devices.h"
 
 /* --- batches on the device --- */
@@ -200,6 +200,30 @@ static void check_cache(lora_ctx *ctx, const device_shape *shape) {
     attention_batch_destroy(&b);
 }
 
+/* Operands are bfloat16, and nothing else is. */
+static void check_roundings(lora_ctx *ctx, const device_shape *shape) {
+    attention_batch b = make_batch(shape);
+    run_batch(ctx, &b);
+    attention_errors_check(&b, "fast");
+    float *fast = attention_buffer(b.M * b.ld_out);
+    memcpy(fast, b.out, (size_t)(b.M * b.ld_out) * sizeof(float));
+    OK_OR_END(lora_ctx_set_precision(ctx, LORA_PRECISION_EXACT, &error));
+    run_batch(ctx, &b);
+    OK_OR_END(lora_ctx_set_precision(ctx, LORA_PRECISION_FAST, &error));
+    int64_t at = b.cu[1] * b.ld_out; /* of the longest segment */
+    CHECK(!attention_same_rows(fast + at, b.out + at, LENGTHS[1], b.ld_out, attention_q_width(&b)), "D %d: fast is exact", (int)shape->D);
+    attention_buffer_free(fast);
+    attention_batch_destroy(&b);
+}
+
+static void check_all_roundings(lora_ctx *ctx) {
+    static const device_shape shapes[] = {
+        {32, 4, 2, 0, 0, 1.5f, true},  {64, 3, 1, 70, 0, 1.5f, true},   {48, 8, 1, 0, 3, 1.5f, false},
+        {96, 2, 2, 0, 0, 1.5f, false}, {128, 2, 1, 40, 0, 1.5f, false}, {256, 2, 2, 0, 0, 1.5f, true},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check_roundings(ctx, &shapes[i]);
+}
+
 static void check_on(lora_ctx *ctx) {
     static const device_shape shapes[] = {
         {1, 1, 1, 0, 0, 1, false},  {7, 4, 2, 5, 0, 1, false},      {20, 40, 1, 20, 0, 1, false}, {16, 6, 2, 0, 50, 1, true},
@@ -225,6 +249,7 @@ void check_attention_devices(void) {
         for (int p = LORA_PRECISION_EXACT; p <= LORA_PRECISION_FAST; p++) {
             OK_OR_END(lora_ctx_set_precision(ctx, (lora_precision)p, &error));
             check_on(ctx);
+            if (p == LORA_PRECISION_FAST && devices[d].tolerance[0] > 0) check_all_roundings(ctx); /* others have the CPU's bits */
         }
         device_ctx_free(ctx);
     }
