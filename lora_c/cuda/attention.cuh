@@ -84,6 +84,11 @@ template <int ROWS> __device__ inline attention_place attention_place_of(const a
     return at;
 }
 
+/* Where lse and delta of a row of the segment lie. */
+__device__ __forceinline__ int64_t attention_sums_at(const attention_problem &p, const attention_place &at, int64_t row) {
+    return (at.first + row / p.group) * p.H + at.kv_head * p.group + row % p.group;
+}
+
 /* Rows of a tile in memory: row r is the (rem + r)'th of (query, head) pairs counted from data. Of keys: group 1. */
 struct attention_rows {
     const float *data;

@@ -108,8 +108,7 @@ template <int D> __device__ __forceinline__ void store_tile(const forward_args &
         mma_store<D / 8>(o, st.out, h, 0, a.p.D, 1 / sum);
         int r = mma_first_row() + mma_lane() / 4 + 8 * h;
         if (!a.lse || r >= o.n || mma_lane() % 4) continue;
-        int64_t head = at.kv_head * a.p.group + (row + r) % a.p.group;
-        a.lse[(at.first + st.query[h]) * a.p.H + head] = fmaf(st.top[h], LN_2, logf(sum));
+        a.lse[attention_sums_at(a.p, at, row + r)] = fmaf(st.top[h], LN_2, logf(sum));
     }
 }
 
