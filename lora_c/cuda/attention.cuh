@@ -20,6 +20,9 @@
 
 namespace {
 
+/* Segments of up to so many rows, as in decoding, have kernels of their own for the forward pass, in float32. */
+enum { ATTENTION_FEW = 64 };
+
 /* A matrix (tokens, heads * D). */
 struct attention_matrix {
     float *data;
@@ -46,19 +49,13 @@ inline attention_matrix attention_matrix_of(const void *data, int64_t ld, int64_
 }
 
 inline attention_problem attention_problem_of(const lora_attention_shape *shape, const lora_segments *segments) {
-    return {segments->on_device,
-            segments->n,
-            shape->n_heads,
-            shape->n_kv_heads,
-            shape->head_dim,
-            shape->n_heads / shape->n_kv_heads,
-            shape->sliding_window,
-            shape->scale,
-            shape->softcap};
+    return {segments->on_device,   segments->n,  shape->n_heads, shape->n_kv_heads, shape->head_dim, shape->n_heads / shape->n_kv_heads,
+            shape->sliding_window, shape->scale, shape->softcap};
 }
 
 /* A number not below that of the tiles of segments before s, without a table of them: ceil(x) <= floor(a + x) + 1 - floor(a). */
-template <int ROWS> __host__ __device__ __forceinline__ int64_t attention_tiles_before(const int32_t *cu, int64_t s, int64_t rows_per_token) {
+template <int ROWS>
+__host__ __device__ __forceinline__ int64_t attention_tiles_before(const int32_t *cu, int64_t s, int64_t rows_per_token) {
     return ((int64_t)cu[s] - cu[0]) * rows_per_token / ROWS + s;
 }
 
@@ -85,6 +82,11 @@ template <int ROWS> __device__ inline attention_place attention_place_of(const a
     at.tile = lora_div_up(at.n * rows_per_token, ROWS) - 1 - (index - attention_tiles_before<ROWS>(p.cu, low, rows_per_token));
     if (at.tile < 0) at.n = 0; /* one too many */
     return at;
+}
+
+/* Where lse and delta of a row of the segment lie. */
+__device__ __forceinline__ int64_t attention_sums_at(const attention_problem &p, const attention_place &at, int64_t row) {
+    return (at.first + row / p.group) * p.H + at.kv_head * p.group + row % p.group;
 }
 
 /* Rows of a tile in memory: row r is the (rem + r)'th of (query, head) pairs counted from data. Of keys: group 1. */

@@ -28,11 +28,6 @@ __global__ void __launch_bounds__(EXACT_THREADS) attention_delta(backward_args a
     if (threadIdx.x % LORA_CUDA_WARP == 0) a.delta[row * a.p.H + head] = sum;
 }
 
-/* Where lse and delta of a row of the segment lie. */
-__device__ __forceinline__ int64_t sums_at(const attention_problem &p, const attention_place &at, int64_t row) {
-    return (at.first + row / p.group) * p.H + at.kv_head * p.group + row % p.group;
-}
-
 /* A probability from a product of q and k; *slope: scale times the derivative of the score. 0 and 0 where the row does not see the key. */
 __device__ __forceinline__ float probability(const attention_problem &p, float product, bool sees, float lse, float *slope) {
     float score = attention_score(p, product, slope);
@@ -59,7 +54,7 @@ template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 1) attention_
         exact_products<4>(dp, shared.stage, dout, attention_key_rows(a.p, a.v, at.first + j0, at.kv_head, n), a.p.D);
         LORA_UNROLL
         for (int i = 0; i < 4; i++) {
-            int64_t r = lora_min_i64(row + y + EXACT_SIDE * i, n_rows - 1), sums = sums_at(a.p, at, r);
+            int64_t r = lora_min_i64(row + y + EXACT_SIDE * i, n_rows - 1), sums = attention_sums_at(a.p, at, r);
             float lse = a.lse[sums], delta = a.delta[sums], slope;
             for (int j = 0; j < 4; j++) {
                 int64_t key = j0 + x + EXACT_SIDE * j;
@@ -82,7 +77,8 @@ __device__ inline void take_products(const backward_args &a, const attention_pla
                                      float (&s)[4][4], float (&dp)[4][4]) {
     LORA_UNROLL
     for (int j = 0; j < 4; j++) {
-        int64_t r = row + threadIdx.x % EXACT_SIDE + EXACT_SIDE * j, inside = lora_min_i64(r, n_rows - 1), sums = sums_at(a.p, at, inside);
+        int64_t r = row + threadIdx.x % EXACT_SIDE + EXACT_SIDE * j, inside = lora_min_i64(r, n_rows - 1),
+                sums = attention_sums_at(a.p, at, inside);
         float lse = a.lse[sums], delta = a.delta[sums], slope;
         LORA_UNROLL
         for (int i = 0; i < 4; i++) {

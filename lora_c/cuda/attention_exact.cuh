@@ -1,5 +1,5 @@
-/* Tiles in float32 for 256 threads, 16 by 16: thread (y, x) has rows y + 16 i, and columns x + 16 j of scores or 4 x + 64 j + 0..3 of outputs.
- * Rows of the staging memory are 36 floats apart, so 8 lanes that read 16 bytes each of 8 rows use all 32 banks. */
+/* Tiles in float32 for 256 threads, 16 by 16: thread (y, x) has rows y + 16 i, and columns x + 16 j of scores or 4 x + 64 j + 0..3 of
+ * outputs. Rows of the staging memory are 36 floats apart, so 8 lanes that read 16 bytes each of 8 rows use all 32 banks. */
 #ifndef LORA_CUDA_ATTENTION_EXACT_CUH
 #define LORA_CUDA_ATTENTION_EXACT_CUH
 
@@ -47,17 +47,16 @@ __device__ inline void exact_products(float (&s)[RA][4], float *stage, const att
         exact_load<EXACT_SIDE * RA, EXACT_DEEP>(sa, EXACT_PITCH, a, 0, d, D);
         exact_load<EXACT_KEYS, EXACT_DEEP>(sb, EXACT_PITCH, b, 0, d, D);
         __syncthreads();
-LORA_UNROLL_BY(2)
+        LORA_UNROLL_BY(2)
         for (int e = 0; e < EXACT_DEEP; e += 4) {
             float4 left[RA], right[4];
-LORA_UNROLL
+            LORA_UNROLL
             for (int i = 0; i < RA; i++) left[i] = *(const float4 *)(sa + (y + EXACT_SIDE * i) * EXACT_PITCH + e);
-LORA_UNROLL
+            LORA_UNROLL
             for (int j = 0; j < 4; j++) right[j] = *(const float4 *)(sb + (x + EXACT_SIDE * j) * EXACT_PITCH + e);
-LORA_UNROLL
-            for (int i = 0; i < RA; i++)
-LORA_UNROLL
-                for (int j = 0; j < 4; j++) s[i][j] = exact_fma4(left[i], right[j], s[i][j]);
+            LORA_UNROLL
+            for (int i = 0; i < RA; i++) LORA_UNROLL
+            for (int j = 0; j < 4; j++) s[i][j] = exact_fma4(left[i], right[j], s[i][j]);
         }
     }
 }
@@ -72,17 +71,17 @@ __device__ inline void exact_add_products(float (&out)[RA][4 * CC], const float 
         __syncthreads();
         exact_load<EXACT_DEEP, EXACT_COLS * CC>(stage, width, v, k, col, n_cols);
         __syncthreads();
-LORA_UNROLL_BY(2)
+        LORA_UNROLL_BY(2)
         for (int e = 0; e < EXACT_DEEP; e += 4) {
             float4 weights[RA];
-LORA_UNROLL
+            LORA_UNROLL
             for (int i = 0; i < RA; i++) weights[i] = *(const float4 *)(p + (y + EXACT_SIDE * i) * EXACT_P_PITCH + k + e);
-LORA_UNROLL
+            LORA_UNROLL
             for (int c = 0; c < CC; c++) {
-LORA_UNROLL
+                LORA_UNROLL
                 for (int f = 0; f < 4; f++) {
                     float4 value = *(const float4 *)(stage + (e + f) * width + 4 * x + EXACT_COLS * c);
-LORA_UNROLL
+                    LORA_UNROLL
                     for (int i = 0; i < RA; i++) {
                         float w = f == 0 ? weights[i].x : f == 1 ? weights[i].y : f == 2 ? weights[i].z : weights[i].w;
                         float *to = &out[i][4 * c];

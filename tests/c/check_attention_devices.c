@@ -1,74 +1,9 @@
 /* Attention on every device in both precisions: against float64 loops, with past keys against the same without, bits against packing. */
-#include <stdlib.h>
 #include <string.h>
 
-#include "tests/c/attention_batch.h"
+#include "tests/c/attention_device.h"
+#include "tests/c/attention_errors.h"
 #include "tests/c/devices.h"
-
-/* --- batches on the device --- */
-
-/* A buffer of the host with its bands, copied; its elements begin at a multiple of 16 bytes. */
-typedef struct copied {
-    float *memory, *data;
-    size_t bytes;
-} copied;
-
-static lora_error error;
-#define OK_OR_END(call)                                                                                                                    \
-    do {                                                                                                                                   \
-        lora_status ok_status = (call);                                                                                                    \
-        CHECK(ok_status == LORA_OK, "%s", error.message);                                                                                  \
-        if (ok_status != LORA_OK) exit(1);                                                                                                 \
-    } while (0)
-
-static void *send(lora_ctx *ctx, const void *host, size_t bytes) {
-    void *device = lora_ctx_alloc_uncleared(ctx, LORA_MEM_ACTIVATION, bytes);
-    CHECK(device, "memory of the device");
-    if (!device) exit(1);
-    OK_OR_END(lora_upload(ctx, device, host, bytes, &error));
-    OK_OR_END(lora_sync(ctx, &error)); /* host may go */
-    return device;
-}
-
-static copied send_buffer(lora_ctx *ctx, const float *host, int64_t n) {
-    copied c = {.bytes = (size_t)(n + 2 * ATTENTION_GUARD) * sizeof(float)};
-    c.memory = lora_ctx_alloc_uncleared(ctx, LORA_MEM_ACTIVATION, c.bytes + sizeof(float));
-    CHECK(c.memory, "memory of the device");
-    if (!c.memory) exit(1);
-    c.data = c.memory + 1 + ATTENTION_GUARD;
-    OK_OR_END(lora_upload(ctx, c.memory + 1, host - ATTENTION_GUARD, c.bytes, &error));
-    return c;
-}
-
-static void fetch_buffer(lora_ctx *ctx, const copied *c, float *host) {
-    OK_OR_END(lora_download(ctx, host - ATTENTION_GUARD, c->memory + 1, c->bytes, &error));
-    OK_OR_END(lora_sync(ctx, &error));
-}
-
-/* Forward and backward; results and bands come back into the batch. */
-static void run_batch(lora_ctx *ctx, attention_batch *b) {
-    int64_t start[MAX_SEGMENTS], length[MAX_SEGMENTS];
-    for (int64_t s = 0; s < b->n; s++) {
-        start[s] = b->cu[s];
-        length[s] = b->cu[s + 1] - b->cu[s];
-    }
-    void *lists[] = {send(ctx, b->cu, sizeof b->cu), send(ctx, start, sizeof start), send(ctx, length, sizeof length)};
-    attention_batch there = *b;
-    float **hosts[] = {&b->qkv, &b->dqkv, &b->out, &b->dout, &b->lse},
-          **devices[] = {&there.qkv, &there.dqkv, &there.out, &there.dout, &there.lse};
-    const int64_t sizes[] = {b->M * b->ld, b->M * b->ld, b->M * b->ld_out, b->M * b->ld_out, b->M * b->shape.n_heads};
-    copied copies[5];
-    for (int i = 0; i < 5; i++) {
-        copies[i] = send_buffer(ctx, *hosts[i], sizes[i]);
-        *devices[i] = copies[i].data;
-    }
-    attention_batch_run_at(ctx, &there, lists[0], lists[1], lists[2]);
-    for (int i = 0; i < 5; i++) {
-        fetch_buffer(ctx, &copies[i], *hosts[i]);
-        lora_ctx_free(ctx, copies[i].memory);
-    }
-    for (int i = 0; i < 3; i++) lora_ctx_free(ctx, lists[i]);
-}
 
 /* --- against the oracle --- */
 
@@ -93,7 +28,7 @@ static const char *device_rung(const lora_ctx *ctx) { return lora_ctx_precision(
 
 static void check_shape(lora_ctx *ctx, const device_shape *shape) {
     attention_batch b = make_batch(shape);
-    run_batch(ctx, &b);
+    device_run_batch(ctx, &b);
     for (int64_t s = 0; s < b.n; s++) {
         attention_oracle a = attention_batch_oracle(&b, s, operand_of(ctx), false);
         attention_batch_compare(&b, s, &a, device_rung(ctx));
@@ -106,14 +41,14 @@ static void check_shape(lora_ctx *ctx, const device_shape *shape) {
 /* Every segment alone has the bits that it has among others. */
 static void check_packing(lora_ctx *ctx, const device_shape *shape) {
     attention_batch all = make_batch(shape);
-    run_batch(ctx, &all);
+    device_run_batch(ctx, &all);
     for (int s = 0; s < N_LENGTHS; s++) {
         attention_batch one = attention_batch_create_apart(shape->D, shape->H, shape->KV, shape->window, 1, &LENGTHS[s], 1,
                                                            shape->aligned ? 4 : 3, shape->aligned ? 8 : 1);
         one.shape.softcap = shape->softcap;
         memcpy(one.qkv, all.qkv + all.cu[s] * all.ld, (size_t)(one.M * one.ld) * sizeof(float));
         memcpy(one.dout, all.dout + all.cu[s] * all.ld_out, (size_t)(one.M * one.ld_out) * sizeof(float));
-        run_batch(ctx, &one);
+        device_run_batch(ctx, &one);
         CHECK(attention_batch_same(&all, all.cu[s], &one, 0, one.M), "%s: packing changes bits of segment %d", device_rung(ctx), s);
         attention_batch_destroy(&one);
     }
@@ -144,15 +79,16 @@ static void run_cached(lora_ctx *ctx, const attention_batch *b, const cached *c,
         const float *from = b->qkv + (start[s] + length[s] - c->queries[s]) * b->ld;
         memcpy(q + cu[s] * b->ld, from, (size_t)(c->queries[s] * b->ld) * sizeof(float));
     }
-    copied qs = send_buffer(ctx, q, M * b->ld), kvs = send_buffer(ctx, b->qkv, b->M * b->ld), outs = send_buffer(ctx, out, M * b->ld_out);
-    copied lses = send_buffer(ctx, sums, M * H);
-    void *lists[] = {send(ctx, cu, sizeof cu), send(ctx, start, sizeof start), send(ctx, length, sizeof length)};
+    copied qs = device_send_buffer(ctx, q, M * b->ld), kvs = device_send_buffer(ctx, b->qkv, b->M * b->ld),
+           outs = device_send_buffer(ctx, out, M * b->ld_out);
+    copied lses = device_send_buffer(ctx, sums, M * H);
+    void *lists[] = {device_send(ctx, cu, sizeof cu), device_send(ctx, start, sizeof start), device_send(ctx, length, sizeof length)};
     lora_segments segments = {.n = c->n, .cu_seqlens = cu, .on_device = lists[0]};
     lora_kv kv = {.k = kvs.data + Q, .v = kvs.data + Q + KV, .ldk = b->ld, .ldv = b->ld, .start = lists[1], .length = lists[2]};
     OK_OR_END(lora_attention_forward(ctx, &b->shape, &segments, lora_mat_f32(qs.data, M, Q, b->ld), &kv,
                                      lora_mat_f32(outs.data, M, Q, b->ld_out), lses.data, &error));
-    fetch_buffer(ctx, &outs, out);
-    fetch_buffer(ctx, &lses, sums);
+    device_fetch_buffer(ctx, &outs, out);
+    device_fetch_buffer(ctx, &lses, sums);
     for (int64_t r = 0; r < M; r++) memcpy(o + r * Q, out + r * b->ld_out, (size_t)Q * sizeof(float));
     memcpy(lse, sums, (size_t)(M * H) * sizeof(float));
     float *hosts[] = {q, out, sums}, *devices[] = {qs.memory, kvs.memory, outs.memory, lses.memory};
@@ -200,6 +136,30 @@ static void check_cache(lora_ctx *ctx, const device_shape *shape) {
     attention_batch_destroy(&b);
 }
 
+/* Operands are bfloat16, and nothing else is. */
+static void check_roundings(lora_ctx *ctx, const device_shape *shape) {
+    attention_batch b = make_batch(shape);
+    device_run_batch(ctx, &b);
+    attention_errors_check(&b, "fast");
+    float *fast = attention_buffer(b.M * b.ld_out);
+    memcpy(fast, b.out, (size_t)(b.M * b.ld_out) * sizeof(float));
+    OK_OR_END(lora_ctx_set_precision(ctx, LORA_PRECISION_EXACT, &error));
+    device_run_batch(ctx, &b);
+    OK_OR_END(lora_ctx_set_precision(ctx, LORA_PRECISION_FAST, &error));
+    int64_t at = b.cu[1] * b.ld_out; /* of the longest segment */
+    CHECK(!attention_same_rows(fast + at, b.out + at, LENGTHS[1], b.ld_out, attention_q_width(&b)), "D %d: fast is exact", (int)shape->D);
+    attention_buffer_free(fast);
+    attention_batch_destroy(&b);
+}
+
+static void check_all_roundings(lora_ctx *ctx) {
+    static const device_shape shapes[] = {
+        {32, 4, 2, 0, 0, 1.5f, true},  {64, 3, 1, 70, 0, 1.5f, true},   {48, 8, 1, 0, 3, 1.5f, false},
+        {96, 2, 2, 0, 0, 1.5f, false}, {128, 2, 1, 40, 0, 1.5f, false}, {256, 2, 2, 0, 0, 1.5f, true},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check_roundings(ctx, &shapes[i]);
+}
+
 static void check_on(lora_ctx *ctx) {
     static const device_shape shapes[] = {
         {1, 1, 1, 0, 0, 1, false},  {7, 4, 2, 5, 0, 1, false},      {20, 40, 1, 20, 0, 1, false}, {16, 6, 2, 0, 50, 1, true},
@@ -225,6 +185,7 @@ void check_attention_devices(void) {
         for (int p = LORA_PRECISION_EXACT; p <= LORA_PRECISION_FAST; p++) {
             OK_OR_END(lora_ctx_set_precision(ctx, (lora_precision)p, &error));
             check_on(ctx);
+            if (p == LORA_PRECISION_FAST && devices[d].tolerance[0] > 0) check_all_roundings(ctx); /* others have the CPU's bits */
         }
         device_ctx_free(ctx);
     }

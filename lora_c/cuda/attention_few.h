@@ -1,0 +1,11 @@
+/* Attention of segments with few rows, in float32. */
+#ifndef LORA_CUDA_ATTENTION_FEW_H
+#define LORA_CUDA_ATTENTION_FEW_H
+
+#include "lora_c/cuda/attention.cuh"
+
+/** Leaves segments with more than ATTENTION_FEW rows alone. rows: the most that another one has. */
+lora_status lora_cuda_attention_few(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
+                                    const lora_kv *kv, lora_mat o, float *lse, int64_t rows, lora_error *err) LORA_MUST_CHECK;
+
+#endif
