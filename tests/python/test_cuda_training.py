@@ -1,0 +1,129 @@
+"""The CUDA plug-in's own kernels, on emulated threads: training, decoding and resuming beside the CPU, in both precisions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bits.cases import ADAPTERS, batch, fill
+
+import lora_c as lc
+from lora_c.data import Dataset, Sample
+from lora_c.model.model import Model
+from lora_c.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+TOKENS, STEPS = 40, 20
+# Bounds of docs/NUMERICS.md: of a loss relative to it, and of the cosine of gradients.
+LOSS = {"exact": 1e-5, "fast": 1e-2}
+COSINE = {"exact": 1 - 1e-6, "fast": 0.999}
+BASES: dict[str, dict[str, Any]] = {
+    "float32": {}, "bfloat16": {"dtype": "bfloat16"}, "nf4": {"quantize": "nf4", "block_size": 32},
+    "q8_0": {"quantize": "q8_0"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def shim(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the device whose driver is tests/cuda/shim."""
+    library = ROOT / "build" / "release" / "liblora_c_shim.so"
+    if not library.is_file():
+        pytest.skip(f"needs {library}, which `make check-cuda` builds")
+    monkeypatch.setenv("LORA_C_BACKENDS", str(library))
+    return "shim"
+
+
+@pytest.fixture
+def pair(make_model: Callable[..., Path], shim: str) -> Callable[..., tuple[Model, Model]]:
+    """The tiny model on the CPU and on the shim, with the same adapter."""
+    folder = make_model()
+
+    def load(adapter: dict[str, Any] | None = None, precision: str = "exact", **options: Any) -> tuple[Model, Model]:
+        models = []
+        for device in ("cpu", shim):
+            model = lc.load_model(folder, progress=False, device=device, **options)
+            if adapter is not None:
+                model.add_adapter(**adapter)
+                fill(model)
+            model.decoder.precision = precision if device == shim else "exact"  # type: ignore[assignment]
+            models.append(model)
+        return models[0], models[1]
+
+    return load
+
+
+def gradients(model: Model) -> tuple[float, np.ndarray[Any, Any]]:
+    """The loss of a batch, and all gradients behind each other."""
+    ids, cu, targets, weight = batch(model.decoder.config["vocab_size"], TOKENS)
+    parameters = model.trainable_parameters()
+    for parameter in parameters:
+        parameter.zero_grad()
+    loss = model.decoder.forward_backward(ids, cu, targets, weight, grad_scale=1 / float(weight.sum()), dropout_step=3)
+    found = [np.ravel(grad) for parameter in parameters if (grad := parameter.grad) is not None]
+    return loss, np.concatenate(found).astype(np.float64)
+
+
+def cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_gradients(pair: Callable[..., tuple[Model, Model]], adapter: str, base: str, precision: str) -> None:
+    cpu, gpu = pair(ADAPTERS[adapter], precision, **BASES[base])
+    (loss, wanted), (got_loss, got) = gradients(cpu), gradients(gpu)
+    assert got_loss == pytest.approx(loss, rel=LOSS[precision]) and cosine(got, wanted) > COSINE[precision]
+    again = gradients(gpu)
+    assert again[0] == got_loss and np.array_equal(again[1], got)  # the same bits twice
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full", "recompute"])
+def test_twenty_steps(pair: Callable[..., tuple[Model, Model]], tmp_path: Path, method: str, precision: str) -> None:
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(3, 60, 12).astype(np.int32) for _ in range(12)]
+    data = Dataset([Sample(i, np.ones(len(i), np.float32)) for i in ids])
+    adapter = None if method == "full" else {"r": 4, "lora_dropout": 0.1}
+    options: dict[str, Any] = {"trainable": "full"} if method == "full" else {}
+    if method == "qlora":
+        options = BASES["nf4"]
+    losses = []
+    for model, of_model in zip(pair(adapter, precision, **options), ("exact", precision), strict=True):
+        config = lc.TrainConfig(
+            method="lora" if method == "recompute" else method, max_steps=STEPS, per_device_train_batch_size=2, learning_rate=1e-2,
+            precision=of_model, recompute="layer" if method == "recompute" else "none", save_steps=0,
+            output_dir=str(tmp_path / model.device),
+        )  # fmt: skip
+        losses.append(Trainer(model, data, config).train().losses)
+    assert len(losses[0]) == STEPS
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "exact" else LOSS["fast"])
+
+
+def test_a_token_has_the_bits_that_it_gets_alone(pair: Callable[..., tuple[Model, Model]]) -> None:
+    _, gpu = pair(ADAPTERS["lora"])
+    ids = batch(gpu.decoder.config["vocab_size"], TOKENS)[0]
+    alone = gpu.decoder.new_cache(TOKENS)
+    gpu.decoder.decode(alone, ids[:10])
+    expected = gpu.decoder.decode(alone, ids[10:11])
+    together = gpu.decoder.new_cache(TOKENS, 3)
+    cu = np.array([0, 5, 15, 22], np.int32)
+    gpu.decoder.decode(together, np.concatenate([ids[20:25], ids[:10], ids[25:32]]), cu_seqlens=cu, sequences=[0, 1, 2])
+    got = gpu.decoder.decode(
+        together, ids[[30, 10, 31]], cu_seqlens=np.arange(4, dtype=np.int32), sequences=[0, 1, 2]
+    )
+    assert np.array_equal(got[1], expected[0])
+
+
+def test_answers_are_the_cpus(pair: Callable[..., tuple[Model, Model]]) -> None:
+    cpu, gpu = pair(ADAPTERS["lora"])
+    texts = ["w3 w4 w5", "w6", "w7 w8"]
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "precision": "exact"}
+    assert gpu.generate(texts, **options) == cpu.generate(texts, **options)
