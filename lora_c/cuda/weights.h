@@ -8,9 +8,9 @@
 extern "C" {
 #endif
 
-/** *out = rows first .. first + rows - 1 of w in dtype (float32, bfloat16 or float16), rounded once: the weight itself where it is dense and of
- *  that type (and, of 16 bits, has its rows at 16 bytes), else decoded into the scratch slot. The row of an NF4 matrix need not begin at
- *  a block.   Errors  ENOMEM, EDEVICE */
+/** *out = rows first .. first + rows - 1 of w in dtype (float32, bfloat16 or float16), rounded once: the weight itself where it is dense
+ * and of that type (and, of 16 bits, has its rows at 16 bytes), else decoded into the scratch slot. The row of an NF4 matrix need not begin
+ * at a block.   Errors  ENOMEM, EDEVICE */
 lora_status lora_cuda_weight(lora_cuda *c, const lora_weight *w, int64_t first, int64_t rows, lora_dtype dtype, int slot, lora_mat *out,
                              lora_error *err) LORA_MUST_CHECK;
 /** The same rows into out (rows, w.cols) of any type. */
