@@ -1,5 +1,5 @@
-/* The kernel of few.h, for every format of W. A warp makes COLS outputs of all tokens: lane l takes elements 8 l .. 8 l + 7 of every 256 of a
- * row of W, one fused multiply-add each in the order of k; then the lanes are added up. */
+/* The kernel of few.h, for every format of W. A warp makes COLS outputs of all tokens: lane l takes elements 8 l .. 8 l + 7 of every 256 of
+ * a row of W, one fused multiply-add each in the order of k; then the lanes are added up. */
 #ifndef LORA_CUDA_FEW_CUH
 #define LORA_CUDA_FEW_CUH
 
@@ -48,7 +48,8 @@ struct lora_few_nf4 {
             return;
         }
 #pragma unroll
-        for (int e = 0; e < 8; e++) out[e] = e < n ? lut[lora_nf4_code(w.codes, i + e)] * lora_nf4_absmax(&w, (i + e) / w.block_size) : 0.0f;
+        for (int e = 0; e < 8; e++)
+            out[e] = e < n ? lut[lora_nf4_code(w.codes, i + e)] * lora_nf4_absmax(&w, (i + e) / w.block_size) : 0.0f;
     }
 };
 
@@ -140,8 +141,7 @@ template <class W, int TOKENS> static lora_status lora_few_launch(lora_cuda *c, 
     return lora_cuda_launch_kernel(c, "lora_few_output", lora_few_output<W, TOKENS>, grid, LORA_FEW_THREADS, shared, a, err);
 }
 
-template <class W>
-static lora_status lora_few_run(lora_cuda *c, const lora_cuda_few_layer *l, const W &w, size_t shared, lora_error *err) {
+template <class W> static lora_status lora_few_run(lora_cuda *c, const lora_cuda_few_layer *l, const W &w, size_t shared, lora_error *err) {
     lora_few_args<W> a = {w, lora_few_input_of(l->x), l->y, l->bias, l->accumulate, {}};
     for (int m = 0; m < a.in.tokens; m++) a.updates[m] = l->updates[m];
     if (a.in.tokens <= 1) return lora_few_launch<W, 1>(c, a, shared, err);

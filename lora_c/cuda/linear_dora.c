@@ -18,7 +18,8 @@ static lora_mat take(float **next, int64_t rows, int64_t cols) {
     return m;
 }
 
-static lora_status get_workspace(lora_ctx *ctx, int64_t M, const lora_weight *w, bool dropped, bool backward, workspace *ws, lora_error *err) {
+static lora_status get_workspace(lora_ctx *ctx, int64_t M, const lora_weight *w, bool dropped, bool backward, workspace *ws,
+                                 lora_error *err) {
     int64_t out = M * lora_round_up(w->rows, ROUND), in = dropped ? M * lora_round_up(w->cols, ROUND) : 0;
     int64_t floats = (backward ? 2 : 1) * out + (backward ? 4 : 2) * in;
     void *p;

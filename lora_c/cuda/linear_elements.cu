@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(SUM_THREADS) sum_magnitudes(magnitude_args a) 
     int64_t col = (int64_t)blockIdx.x * SUM_COLUMNS + column;
     double sum = 0;
     if (col < a.dy.cols)
-        for (int64_t row = lane; row < a.dy.rows; row += SUM_LANES) sum += (double)*lora_at(a.dy, row, col) * (double)*lora_at(a.z, row, col);
+        for (int64_t row = lane; row < a.dy.rows; row += SUM_LANES)
+            sum += (double)*lora_at(a.dy, row, col) * (double)*lora_at(a.z, row, col);
     s.lane[lane][column] = sum;
     __syncthreads();
     if (lane > 0 || col >= a.dy.cols || !(a.norm[col] > 0)) return;
@@ -136,6 +137,6 @@ lora_status lora_cuda_add_rows(lora_ctx *ctx, lora_mat dy, float *sum, lora_erro
 
 lora_status lora_cuda_add_magnitudes(lora_ctx *ctx, lora_mat dy, lora_mat z, const float *norm, float *dmagnitude, lora_error *err) {
     const magnitude_args a = {dy, z, norm, dmagnitude};
-    return LORA_CUDA_LAUNCH(lora_cuda_of(ctx), sum_magnitudes, lora_cuda_blocks(dy.cols, SUM_COLUMNS), SUM_THREADS, sizeof(magnitude_shared), a,
-                            err);
+    return LORA_CUDA_LAUNCH(lora_cuda_of(ctx), sum_magnitudes, lora_cuda_blocks(dy.cols, SUM_COLUMNS), SUM_THREADS,
+                            sizeof(magnitude_shared), a, err);
 }

@@ -25,7 +25,8 @@ lora_status lora_cuda_drop(lora_ctx *ctx, lora_cuda_mask mask, lora_mat in, lora
 lora_status lora_cuda_affine(lora_ctx *ctx, lora_cuda_columns columns, lora_mat in, lora_mat out, bool accumulate,
                              lora_error *err) LORA_MUST_CHECK;
 /** out (+)= in - minus, which may be absent; in may be out. */
-lora_status lora_cuda_difference(lora_ctx *ctx, lora_mat in, lora_mat minus, lora_mat out, bool accumulate, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cuda_difference(lora_ctx *ctx, lora_mat in, lora_mat minus, lora_mat out, bool accumulate,
+                                 lora_error *err) LORA_MUST_CHECK;
 /** sum (cols) += the rows of dy. */
 lora_status lora_cuda_add_rows(lora_ctx *ctx, lora_mat dy, float *sum, lora_error *err) LORA_MUST_CHECK;
 /** dmagnitude (cols) += sum over the rows of dy * z / norm, where norm is not 0. */

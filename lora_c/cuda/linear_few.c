@@ -31,7 +31,8 @@ static lora_status get_memory(lora_cuda *c, lora_mat x, int64_t n, const lora_li
     LORA_TRY(lora_cuda_scratch(c, LORA_CUDA_SCRATCH_LOW, (size_t)floats * sizeof(float), &p, err));
     *low = p;
     if (n_dropped == 0) return LORA_OK;
-    LORA_TRY(lora_cuda_scratch(c, LORA_CUDA_SCRATCH_RIGHT, (size_t)(n_dropped * x.rows * lora_round_up(x.cols, ROUND)) * sizeof(float), &p, err));
+    LORA_TRY(lora_cuda_scratch(c, LORA_CUDA_SCRATCH_RIGHT, (size_t)(n_dropped * x.rows * lora_round_up(x.cols, ROUND)) * sizeof(float), &p,
+                               err));
     *dropped = p;
     return LORA_OK;
 }
@@ -60,7 +61,7 @@ static int add_groups(const lora_linear_layer *l, lora_mat x, float **low, lora_
 lora_status lora_cuda_few_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) {
     lora_cuda *c = lora_cuda_of(ctx);
     lora_cuda_few_layer outputs[LORA_LINEAR_LAYERS];
-    lora_cuda_few_low lows[LORA_CUDA_FEW_LOWS];
+    lora_cuda_few_low lows[LORA_CUDA_FEW_LOWS] = {{0}};
     float *low, *dropped;
     int n_lows = 0;
     LORA_TRY(get_memory(c, x, n, layers, &low, &dropped, err));

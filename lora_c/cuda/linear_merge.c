@@ -24,13 +24,8 @@ lora_status lora_cuda_linear_merge(lora_ctx *ctx, const lora_weight *w, const lo
     lora_mat out = lora_mat_f32(merged, w->rows, w->cols, w->cols);
     LORA_TRY(lora_cuda_decode(c, w, 0, out, err));
     if (!a) return LORA_OK;
-    const lora_cuda_adapter_rows rows = {.base = out,
-                                         .rank = a->rank,
-                                         .A = a->A,
-                                         .B = a->B,
-                                         .scale = sign * a->scale,
-                                         .magnitude = a->magnitude,
-                                         .norm = (float *)norm};
+    const lora_cuda_adapter_rows rows = {
+        .base = out, .rank = a->rank, .A = a->A, .B = a->B, .scale = sign * a->scale, .magnitude = a->magnitude, .norm = (float *)norm};
     return lora_cuda_merge_rows(c, &rows, err);
 }
 

@@ -16,7 +16,8 @@ typedef struct work {
 /* out = alpha op(a) op(b) + beta out */
 static lora_status multiply(const work *wk, lora_mat a, bool transpose_a, lora_mat b, bool transpose_b, lora_mat out, float alpha, bool add,
                             lora_error *err) {
-    const lora_cuda_product g = {.a = a, .b = b, .transpose_a = transpose_a, .transpose_b = transpose_b, .c = out, .alpha = alpha, .beta = add};
+    const lora_cuda_product g = {
+        .a = a, .b = b, .transpose_a = transpose_a, .transpose_b = transpose_b, .c = out, .alpha = alpha, .beta = add};
     return lora_cuda_multiply(wk->c, &g, err);
 }
 
