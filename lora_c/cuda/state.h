@@ -18,6 +18,9 @@ enum {
     LORA_CUDA_SCRATCH_SUMS,      /* partial sums */
     LORA_CUDA_SCRATCH_LISTS,     /* lists of the host, uploaded */
     LORA_CUDA_SCRATCH_WORKSPACE, /* cuBLASLt's */
+    LORA_CUDA_SCRATCH_RIGHT,     /* x as an operand, where LEFT has dy */
+    LORA_CUDA_SCRATCH_NARROW,    /* LOW as an operand */
+    LORA_CUDA_SCRATCH_DORA,      /* what DoRA adds to a linear layer */
     LORA_CUDA_SCRATCH_SLOTS,
 };
 

@@ -9,11 +9,17 @@ extern "C" {
 #endif
 
 /** *out = rows first .. first + rows - 1 of w in dtype (float32, bfloat16 or float16), rounded once: the weight itself where it is dense
- * and of that type, else decoded into the scratch slot. The row of an NF4 matrix need not begin at a block. */
+ * and of that type (and, of 16 bits, has its rows at 16 bytes), else decoded into the scratch slot. The row of an NF4 matrix need not begin
+ * at a block.   Errors  ENOMEM, EDEVICE */
 lora_status lora_cuda_weight(lora_cuda *c, const lora_weight *w, int64_t first, int64_t rows, lora_dtype dtype, int slot, lora_mat *out,
                              lora_error *err) LORA_MUST_CHECK;
+/** The same rows into out (rows, w.cols) of any type. */
+lora_status lora_cuda_decode(lora_cuda *c, const lora_weight *w, int64_t first, lora_mat out, lora_error *err) LORA_MUST_CHECK;
 /** A matrix of float32 as one of dtype, rounded, in the scratch slot; itself where that is float32. */
 lora_status lora_cuda_operand(lora_cuda *c, lora_mat x, lora_dtype dtype, int slot, lora_mat *out, lora_error *err) LORA_MUST_CHECK;
+/** A matrix (rows, cols) in the scratch slot, with undefined content, whose rows are at 16 bytes. */
+lora_status lora_cuda_scratch_mat(lora_cuda *c, int slot, int64_t rows, int64_t cols, lora_dtype dtype, lora_mat *out,
+                                  lora_error *err) LORA_MUST_CHECK;
 /** What the operands of products are in the precision of a context: float32, or the 16-bit type that the GPU's tensor cores have. */
 lora_dtype lora_cuda_operands(const lora_ctx *ctx);
 

@@ -126,7 +126,8 @@ int preference_set(void *to, int attribute, const void *value, size_t bytes) {
 /* --- products --- */
 
 /* One algorithm, which wants some workspace where it may have it. One that would add in place is refused: its bits depend on timing. */
-int heuristic(void *handle, void *desc, void *a, void *b, void *c, void *d, void *preferred, int most, lora_cublaslt_heuristic *out, int *n) {
+int heuristic(void *handle, void *desc, void *a, void *b, void *c, void *d, void *preferred, int most, lora_cublaslt_heuristic *out,
+              int *n) {
     const preference *p = static_cast<preference *>(preferred);
     *n = 0;
     if (!handle || !p || most < 1) return INVALID_VALUE;
@@ -135,7 +136,9 @@ int heuristic(void *handle, void *desc, void *a, void *b, void *c, void *d, void
     int code = check(o, layouts[0], layouts[1], layouts[2], layouts[3]);
     if (code != SUCCESS) return code;
     if (p->values[LORA_CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK] & 1) return NOT_SUPPORTED;
-    algorithm made = {shape_of(o, layouts[0], layouts[1], layouts[2], layouts[3]), p->workspace < NEEDED_WORKSPACE ? 0u : (uint32_t)NEEDED_WORKSPACE, {}};
+    algorithm made = {shape_of(o, layouts[0], layouts[1], layouts[2], layouts[3]),
+                      p->workspace < (uint64_t)NEEDED_WORKSPACE ? (uint64_t)0 : (uint64_t)NEEDED_WORKSPACE,
+                      {}};
     for (int i = 0; i < 4; i++) {
         made.alignment[i] = p->values[LORA_CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i];
         if (made.alignment[i] < bytes_of(layouts[i]->type)) return NOT_SUPPORTED;
@@ -180,24 +183,27 @@ void multiply(product_shape s, float alpha, const operand &a, const operand &b, 
         }
 }
 
-int matmul(void *handle, void *desc, const void *alpha, const void *A, void *a, const void *B, void *b, const void *beta, const void *C, void *c,
-           void *D, void *d, const lora_cublaslt_algo *algo, void *workspace, size_t workspace_bytes, void *stream) {
+int matmul(void *handle, void *desc, const void *alpha, const void *A, void *a, const void *B, void *b, const void *beta, const void *C,
+           void *c, void *D, void *d, const lora_cublaslt_algo *algo, void *workspace, size_t workspace_bytes, void *stream) {
     const operation *o = static_cast<operation *>(desc);
-    const layout *la = static_cast<layout *>(a), *lb = static_cast<layout *>(b), *lc = static_cast<layout *>(c), *ld = static_cast<layout *>(d);
+    const layout *la = static_cast<layout *>(a), *lb = static_cast<layout *>(b), *lc = static_cast<layout *>(c),
+                 *ld = static_cast<layout *>(d);
     int code = check(o, la, lb, lc, ld);
     if (code != SUCCESS) return code;
     if (!handle || !alpha || !beta || !A || !B || !C || !D || !algo) return INVALID_VALUE;
     algorithm chosen;
     memcpy(&chosen, algo, sizeof chosen);
     if (chosen.shape != shape_of(o, la, lb, lc, ld)) return INVALID_VALUE;
-    if (workspace_bytes < chosen.workspace || (chosen.workspace && (!workspace || (uintptr_t)workspace % WORKSPACE_ALIGNMENT))) return INVALID_VALUE;
+    if (workspace_bytes < chosen.workspace || (chosen.workspace && (!workspace || (uintptr_t)workspace % WORKSPACE_ALIGNMENT)))
+        return INVALID_VALUE;
     const void *addresses[] = {A, B, C, D};
     for (int i = 0; i < 4; i++)
         if ((uintptr_t)addresses[i] % chosen.alignment[i]) return INVALID_VALUE;
     float by, plus;
     memcpy(&by, alpha, sizeof by);
     memcpy(&plus, beta, sizeof plus);
-    operand left = {A, *la, o->transpose[0] == LORA_CUBLAS_OP_T}, right = {B, *lb, o->transpose[1] == LORA_CUBLAS_OP_T}, before = {C, *lc, false};
+    operand left = {A, *la, o->transpose[0] == LORA_CUBLAS_OP_T}, right = {B, *lb, o->transpose[1] == LORA_CUBLAS_OP_T},
+            before = {C, *lc, false};
     shim_add_work(stream, [s = sizes_of(o, la, lc), by, plus, left, right, before, D, of_d = *ld, workspace, bytes = chosen.workspace] {
         if (bytes) memset(workspace, 0xA5, bytes); /* whoever else uses it loses what is there */
         multiply(s, by, left, right, plus, before, D, of_d);
@@ -208,18 +214,8 @@ int matmul(void *handle, void *desc, const void *alpha, const void *A, void *a, 
 } // namespace
 
 const lora_cublaslt *shim_cublaslt(char *, size_t) {
-    static const lora_cublaslt table = {create,
-                                        destroy,
-                                        version,
-                                        desc_create,
-                                        desc_destroy,
-                                        desc_set,
-                                        layout_create,
-                                        layout_destroy,
-                                        preference_create,
-                                        preference_destroy,
-                                        preference_set,
-                                        heuristic,
-                                        matmul};
+    static const lora_cublaslt table = {create,         destroy,       version,        desc_create,       desc_destroy,
+                                        desc_set,       layout_create, layout_destroy, preference_create, preference_destroy,
+                                        preference_set, heuristic,     matmul};
     return &table;
 }

@@ -1,0 +1,173 @@
+/* Weights decoded, and operands rounded. */
+#include "lora_c/cuda/weights.h"
+
+#include "lora_c/cuda/decode.cuh"
+#include "lora_c/cuda/eights.cuh"
+
+namespace {
+
+enum { THREADS = 256, STEPS = 4 /* loads of a thread that are under way together */ };
+
+/* --- dense, and GGUF's types of one weight per block --- */
+
+struct convert_args {
+    lora_mat from, to;
+    bool vector_from, vector_to;
+    int64_t groups; /* of eight columns in a row */
+};
+
+__global__ void __launch_bounds__(THREADS) convert_elements(convert_args a) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= a.from.rows * a.groups) return;
+    int64_t row = i / a.groups, col = i % a.groups * LORA_CUDA_EIGHT, n = a.from.cols - col;
+    bool whole = n >= LORA_CUDA_EIGHT;
+    float x[8];
+    lora_load_eight(a.from.data, row * a.from.ld + col, a.from.dtype, whole && a.vector_from, n, x);
+    lora_store_eight(a.to.data, row * a.to.ld + col, a.to.dtype, whole && a.vector_to, n, x);
+}
+
+lora_status convert(lora_cuda *c, lora_mat from, lora_mat to, lora_error *err) {
+    convert_args a = {from, to, lora_cuda_is_aligned(from.data, from.ld, from.dtype), lora_cuda_is_aligned(to.data, to.ld, to.dtype),
+                      lora_div_up(from.cols, LORA_CUDA_EIGHT)};
+    return LORA_CUDA_LAUNCH(c, convert_elements, lora_cuda_blocks(from.rows * a.groups, THREADS), THREADS, 0, a, err);
+}
+
+/* --- 4-bit types --- */
+
+struct nf4_args {
+    lora_nf4 w;
+    int64_t begin, end; /* elements of the flattened matrix */
+    lora_mat to;
+    bool vector; /* runs of eight lie in one row, aligned */
+    bool words;  /* codes are at four bytes */
+};
+
+/* Sixteen values in sixteen banks: lookups of a warp never conflict. */
+struct nf4_shared {
+    float lut[16];
+};
+
+__device__ __forceinline__ void store_run(const nf4_args &a, int64_t i, const float x[8]) {
+    if (a.vector) {
+        int64_t at = i - a.begin;
+        lora_store_eight(a.to.data, at / a.to.cols * a.to.ld + at % a.to.cols, a.to.dtype, true, 8, x);
+        return;
+    }
+    for (int e = 0; e < 8; e++) {
+        int64_t at = i + e - a.begin;
+        if (at >= 0 && i + e < a.end) lora_store(a.to.data, at / a.to.cols * a.to.ld + at % a.to.cols, a.to.dtype, x[e]);
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) decode_nf4(nf4_args a) {
+    nf4_shared &s = lora_shared<nf4_shared>();
+    if (threadIdx.x < 16) s.lut[threadIdx.x] = a.w.lut[threadIdx.x];
+    __syncthreads();
+    int64_t first = a.begin / 8 * 8 + ((int64_t)blockIdx.x * THREADS * STEPS + threadIdx.x) * 8;
+    float absmax[STEPS];
+    uint32_t words[STEPS];
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) {
+        int64_t i = first + (int64_t)j * THREADS * 8;
+        if (i >= a.end) continue;
+        const uint8_t *codes = a.w.codes + i / 2;
+        words[j] = a.words ? *(const uint32_t *)codes : lora_ggml_u32(codes);
+        absmax[j] = lora_nf4_absmax(&a.w, i / a.w.block_size);
+    }
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) {
+        int64_t i = first + (int64_t)j * THREADS * 8;
+        if (i >= a.end) continue;
+        float x[8];
+        lora_decode_nf4_word(words[j], s.lut, absmax[j], x);
+        store_run(a, i, x);
+    }
+}
+
+lora_status decode_4bit(lora_cuda *c, const lora_nf4 *w, int64_t first, lora_mat to, lora_error *err) {
+    nf4_args a = {*w, first * to.cols, (first + to.rows) * to.cols, to, false, (uintptr_t)w->codes % 4 == 0};
+    a.vector = to.cols % 8 == 0 && lora_cuda_is_aligned(to.data, to.ld, to.dtype);
+    int64_t runs = lora_div_up(a.end, 8) - a.begin / 8;
+    return LORA_CUDA_LAUNCH(c, decode_nf4, lora_cuda_blocks(runs, THREADS * STEPS), THREADS, sizeof(nf4_shared), a, err);
+}
+
+/* --- blocks of GGUF files --- */
+
+struct ggml_args {
+    lora_ggml w;
+    int64_t first;
+    lora_mat to;
+    bool vector;
+    int64_t groups; /* of eight columns in a row */
+};
+
+template <int TYPE> __global__ void __launch_bounds__(THREADS) decode_ggml(ggml_args a) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= a.to.rows * a.groups) return;
+    int64_t row = i / a.groups, col = i % a.groups * 8;
+    float x[8];
+    lora_decode_ggml<TYPE>(a.w, a.first + row, col, x);
+    lora_store_eight(a.to.data, row * a.to.ld + col, a.to.dtype, a.vector, 8, x);
+}
+
+lora_mat halves(const lora_ggml *w) {
+    return {(void *)w->blocks, w->rows, w->cols, w->cols, w->type == LORA_GGML_F16 ? LORA_F16 : LORA_BF16};
+}
+
+lora_status decode_blocks(lora_cuda *c, const lora_ggml *w, int64_t first, lora_mat to, lora_error *err) {
+    if (w->type == LORA_GGML_F16 || w->type == LORA_GGML_BF16) return convert(c, lora_mat_rows(halves(w), first, to.rows), to, err);
+    ggml_args a = {*w, first, to, lora_cuda_is_aligned(to.data, to.ld, to.dtype), to.cols / 8};
+    dim3 grid = lora_cuda_blocks(to.rows * a.groups, THREADS);
+    switch (w->type) {
+#define DECODE(type)                                                                                                                       \
+    case type: return LORA_CUDA_LAUNCH(c, decode_ggml<type>, grid, THREADS, 0, a, err);
+        LORA_GGML_BLOCK_TYPES(DECODE)
+#undef DECODE
+    default: return lora_fail(err, LORA_EDTYPE, "w: expected a block format that is read, got type %d", (int)w->type);
+    }
+}
+
+/* A dense weight as a matrix; absent where it is another. */
+lora_mat dense_of(const lora_weight *w) {
+    if (w->kind == LORA_WEIGHT_GGML && (w->ggml.type == LORA_GGML_F16 || w->ggml.type == LORA_GGML_BF16)) return halves(&w->ggml);
+    if (w->kind != LORA_WEIGHT_F32 && w->kind != LORA_WEIGHT_BF16) return lora_mat_none();
+    return {(void *)w->dense.data, w->rows, w->cols, w->dense.ld, w->kind == LORA_WEIGHT_F32 ? LORA_F32 : LORA_BF16};
+}
+
+} // namespace
+
+lora_status lora_cuda_decode(lora_cuda *c, const lora_weight *w, int64_t first, lora_mat out, lora_error *err) {
+    if (w->kind == LORA_WEIGHT_NF4) return decode_4bit(c, &w->nf4, first, out, err);
+    if (w->kind == LORA_WEIGHT_GGML) return decode_blocks(c, &w->ggml, first, out, err);
+    return convert(c, lora_mat_rows(dense_of(w), first, out.rows), out, err);
+}
+
+lora_status lora_cuda_scratch_mat(lora_cuda *c, int slot, int64_t rows, int64_t cols, lora_dtype dtype, lora_mat *out, lora_error *err) {
+    int64_t ld = lora_round_up(cols, LORA_CUDA_VECTOR / (int64_t)lora_dtype_bytes(dtype));
+    *out = {nullptr, rows, cols, ld, dtype};
+    return lora_cuda_scratch(c, slot, (size_t)(rows * ld) * lora_dtype_bytes(dtype), &out->data, err);
+}
+
+lora_status lora_cuda_weight(lora_cuda *c, const lora_weight *w, int64_t first, int64_t rows, lora_dtype dtype, int slot, lora_mat *out,
+                             lora_error *err) {
+    lora_mat dense = dense_of(w);
+    if (dense.data && dense.dtype == dtype && (dtype == LORA_F32 || lora_cuda_is_aligned(dense.data, dense.ld, dtype))) {
+        *out = lora_mat_rows(dense, first, rows);
+        return LORA_OK;
+    }
+    LORA_TRY(lora_cuda_scratch_mat(c, slot, rows, w->cols, dtype, out, err));
+    return lora_cuda_decode(c, w, first, *out, err);
+}
+
+lora_status lora_cuda_operand(lora_cuda *c, lora_mat x, lora_dtype dtype, int slot, lora_mat *out, lora_error *err) {
+    *out = x;
+    if (x.dtype == dtype) return LORA_OK;
+    LORA_TRY(lora_cuda_scratch_mat(c, slot, x.rows, x.cols, dtype, out, err));
+    return convert(c, x, *out, err);
+}
+
+lora_dtype lora_cuda_operands(const lora_ctx *ctx) {
+    enum { AMPERE = 8 }; /* the first whose tensor cores take bfloat16 */
+    if (lora_backend_of(ctx)->precision == LORA_PRECISION_EXACT) return LORA_F32;
+    return lora_cuda_of(ctx)->properties.major >= AMPERE ? LORA_BF16 : LORA_F16;
+}
