@@ -289,11 +289,6 @@ __attribute__((weak)) lora_status lora_cuda_sum_of_squares(lora_ctx *ctx, int64_
     (void)sum;
     return lora_fail(err, LORA_EUNSUPPORTED, "sum_of_squares: not on this device yet");
 }
-__attribute__((weak)) int64_t lora_cuda_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape) {
-    (void)ctx;
-    (void)shape;
-    return 0;
-}
 __attribute__((weak)) lora_status lora_cuda_multiply(lora_cuda *c, const lora_cuda_product *product, lora_error *err) {
     (void)c, (void)product;
     return lora_fail(err, LORA_EUNSUPPORTED, "multiply: not on this device yet");
