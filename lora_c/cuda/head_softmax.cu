@@ -97,6 +97,20 @@ __device__ __forceinline__ row_sums finish_row(const softmax_args &s, lora_dtype
     return {shift_of(top), (float)ldexp(share / total, exponent), (float)-ldexp(others / total, exponent)};
 }
 
+/* Four numbers from v on, as far as the row goes; rows begin at a multiple of 16 bytes in either type. */
+template <lora_dtype OPERANDS> __device__ __forceinline__ void store_four(float *row, int64_t v, int64_t cols, const float *d) {
+    if (v + EACH > cols) {
+        for (int k = 0; k < EACH; k++)
+            if (v + k < cols) lora_store(row, v + k, OPERANDS, d[k]);
+    } else if (OPERANDS == LORA_F32) {
+        *(float4 *)(row + v) = make_float4(d[0], d[1], d[2], d[3]);
+    } else {
+        uint16_t h[EACH];
+        for (int k = 0; k < EACH; k++) lora_store(h, k, OPERANDS, d[k]);
+        *(uint2 *)((uint16_t *)row + v) = make_uint2(h[0] | (uint32_t)h[1] << 16, h[2] | (uint32_t)h[3] << 16);
+    }
+}
+
 /* Writes the gradient of a row over its logits: what a tile of numbers takes lies where they or earlier ones were. */
 template <lora_dtype OPERANDS>
 __device__ __forceinline__ void write_gradient(const softmax_args &s, float *row, int64_t target, float target_logit,
@@ -114,8 +128,7 @@ __device__ __forceinline__ void write_gradient(const softmax_args &s, float *row
             }
         }
         if (OPERANDS != LORA_F32) __syncthreads();
-        for (int k = 0; k < EACH; k++)
-            if (v + k < s.logits.cols) lora_store(row, v + k, OPERANDS, d[k]);
+        store_four<OPERANDS>(row, v, s.logits.cols, d);
     }
 }
 

@@ -77,9 +77,43 @@ static void certain(op_run *r) {
     op_keep(r, "dx of a certain token", dx, 1, VALUES_F32);
 }
 
+/* A row that is not finite has a loss that says so, and leaves the others alone. */
+static void check_not_finite(lora_ctx *ctx, float bad) {
+    enum { V = 40, H = 4, M = 2 };
+    op_run r = {.ctx = ctx, .seed = 3};
+    float x[M * H], ones[M] = {1, 1}, losses[M];
+    double sum;
+    int32_t targets[M] = {3, 39};
+    for (int i = 0; i < M * H; i++) x[i] = i == 1 ? bad : 1;
+    lora_weight w = lora_weight_f32(op_floats(&r, V * H, 1), V, H, H);
+    lora_loss loss = {.targets = op_send(&r, targets, sizeof targets),
+                      .loss_weight = op_send(&r, ones, sizeof ones),
+                      .grad_scale = 1,
+                      .loss_sum = (double *)(void *)op_floats(&r, 2, 1),
+                      .token_loss = op_floats(&r, M, 1),
+                      .map = {.scale = 1}};
+    OK(lora_linear_cross_entropy(ctx, lora_mat_f32(op_send(&r, x, sizeof x), M, H, H), &w, &loss, lora_mat_none(), NULL, ERR));
+    OK(lora_download(ctx, losses, loss.token_loss, sizeof losses, ERR));
+    OK(lora_download(ctx, &sum, loss.loss_sum, sizeof sum, ERR));
+    OK(lora_sync(ctx, ERR));
+    CHECK(isnan(sum) && isnan(losses[0]) && isfinite(losses[1]), "%g in x: losses %g and %g", (double)bad, (double)losses[0],
+          (double)losses[1]);
+    for (int i = 0; i < r.n_arrays; i++) lora_ctx_free(ctx, r.arrays[i]);
+}
+
+static void check_on_device(void) {
+    lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 1);
+    for (int p = LORA_PRECISION_EXACT; p <= LORA_PRECISION_FAST; p++) {
+        OK(lora_ctx_set_precision(ctx, (lora_precision)p, ERR));
+        check_not_finite(ctx, NAN), check_not_finite(ctx, INFINITY);
+    }
+    device_ctx_free(ctx);
+}
+
 void check_device_head(void) {
     static const op_case cases[] = {{"head in chunks", chunks},    {"head in slices", slices},     {"head without rows", no_rows},
                                     {"head with softcap", capped}, {"head of one word", one_word}, {"gradient of a head", only_dW},
                                     {"certain token", certain}};
     op_check_cases(cases, sizeof cases / sizeof *cases);
+    on_every_device(check_on_device);
 }

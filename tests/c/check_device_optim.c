@@ -50,6 +50,7 @@ static float *run(lora_ctx *ctx, const layout *l, update_fn *update) {
     for (int64_t i = l->state; i < l->floats; i++) host[i] = 0;
     float *block = lora_ctx_alloc_uncleared(ctx, LORA_MEM_ACTIVATION, (size_t)l->floats * sizeof *block);
     OK(lora_upload(ctx, block, host, (size_t)l->floats * sizeof *host, ERR));
+    OK(lora_sync(ctx, ERR)); /* host is written below */
     lora_param params[ARRAYS];
     make_params(l, block, params);
     for (int64_t step = 1; step <= STEPS; step++) update(ctx, l, params, block, step);
