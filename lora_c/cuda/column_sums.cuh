@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(LORA_SUM_THREADS) lora_add_chunks(lora_chunk_s
 
 /* out[n] (cols) += the sums of number n, where it is not NULL. */
 template <class F, int N>
-static lora_status lora_cuda_add_column_sums(lora_ctx *ctx, const char *name, const F &f, int64_t rows, int64_t cols, float *const (&out)[N],
-                                             lora_error *err) {
+static lora_status lora_cuda_add_column_sums(lora_ctx *ctx, const char *name, const F &f, int64_t rows, int64_t cols,
+                                             float *const (&out)[N], lora_error *err) {
     lora_cuda *c = lora_cuda_of(ctx);
     if (rows == 0 || cols == 0) return LORA_OK;
     lora_column_sums<F, N> s = {f, rows, cols, lora_max_i64(LORA_SUM_ROWS, lora_div_up(rows, LORA_SUM_CHUNKS)), 0, 0, NULL};
@@ -78,7 +78,8 @@ static lora_status lora_cuda_add_column_sums(lora_ctx *ctx, const char *name, co
     for (int n = 0; n < N; n++) {
         if (!out[n]) continue;
         const lora_chunk_sums sums = {s.partial + n * cols, cols, s.chunks, N * cols, out[n]};
-        LORA_TRY(lora_cuda_launch_kernel(c, name, lora_add_chunks, lora_cuda_blocks(cols, LORA_SUM_THREADS), LORA_SUM_THREADS, 0, sums, err));
+        LORA_TRY(
+            lora_cuda_launch_kernel(c, name, lora_add_chunks, lora_cuda_blocks(cols, LORA_SUM_THREADS), LORA_SUM_THREADS, 0, sums, err));
     }
     return LORA_OK;
 }

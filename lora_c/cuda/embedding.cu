@@ -85,9 +85,7 @@ lora_status ggml(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_m
     case TYPE: return quantized(ctx, ids, ggml_source<TYPE>{w->ggml}, y, err);
     switch (w->ggml.type) {
     case LORA_GGML_F16: return dense<LORA_F16>(ctx, ids, w->ggml.blocks, w, w->cols, y, err);
-    case LORA_GGML_BF16:
-        return dense<LORA_BF16>(ctx, ids, w->ggml.blocks, w, w->cols, y, err);
-        LORA_GGML_BLOCK_TYPES(QUANTIZED)
+    case LORA_GGML_BF16: return dense<LORA_BF16>(ctx, ids, w->ggml.blocks, w, w->cols, y, err); LORA_GGML_BLOCK_TYPES(QUANTIZED)
     default: return lora_fail(err, LORA_EINVAL, "weight: expected a known type of blocks, got %d", (int)w->ggml.type);
     }
 #undef QUANTIZED
