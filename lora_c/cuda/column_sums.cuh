@@ -63,13 +63,18 @@ __global__ void __launch_bounds__(LORA_SUM_THREADS) lora_add_chunks(lora_chunk_s
 
 /* out[n] (cols) += the sums of number n, where it is not NULL. */
 template <class F, int N>
-static lora_status lora_cuda_add_column_sums(lora_ctx *ctx, const char *name, const F &f, int64_t rows, int64_t cols, float *const (&out)[N],
-                                             lora_error *err) {
+static lora_status lora_cuda_add_column_sums(lora_ctx *ctx, const char *name, const F &f, int64_t rows, int64_t cols,
+                                             float *const (&out)[N], lora_error *err) {
     lora_cuda *c = lora_cuda_of(ctx);
     if (rows == 0 || cols == 0) return LORA_OK;
-    lora_column_sums<F, N> s = {f, rows, cols, lora_max_i64(LORA_SUM_ROWS, lora_div_up(rows, LORA_SUM_CHUNKS)), 0, 0, NULL};
-    s.chunks = lora_div_up(rows, s.rows_per_chunk);
-    s.column_blocks = lora_div_up(cols, LORA_SUM_COLUMNS);
+    const int64_t of_chunk = lora_max_i64(LORA_SUM_ROWS, lora_div_up(rows, LORA_SUM_CHUNKS));
+    lora_column_sums<F, N> s = {.f = f,
+                                .rows = rows,
+                                .cols = cols,
+                                .rows_per_chunk = of_chunk,
+                                .chunks = lora_div_up(rows, of_chunk),
+                                .column_blocks = lora_div_up(cols, LORA_SUM_COLUMNS),
+                                .partial = NULL};
     void *partial;
     LORA_TRY(lora_cuda_scratch(c, LORA_CUDA_SCRATCH_SUMS, (size_t)(s.chunks * N * cols) * sizeof(float), &partial, err));
     s.partial = (float *)partial;
@@ -77,8 +82,9 @@ static lora_status lora_cuda_add_column_sums(lora_ctx *ctx, const char *name, co
                                      sizeof(lora_sum_shared<N>), s, err));
     for (int n = 0; n < N; n++) {
         if (!out[n]) continue;
-        const lora_chunk_sums sums = {s.partial + n * cols, cols, s.chunks, N * cols, out[n]};
-        LORA_TRY(lora_cuda_launch_kernel(c, name, lora_add_chunks, lora_cuda_blocks(cols, LORA_SUM_THREADS), LORA_SUM_THREADS, 0, sums, err));
+        const lora_chunk_sums sums = {.partial = s.partial + n * cols, .cols = cols, .chunks = s.chunks, .stride = N * cols, .out = out[n]};
+        LORA_TRY(
+            lora_cuda_launch_kernel(c, name, lora_add_chunks, lora_cuda_blocks(cols, LORA_SUM_THREADS), LORA_SUM_THREADS, 0, sums, err));
     }
     return LORA_OK;
 }

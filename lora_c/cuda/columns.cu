@@ -29,7 +29,9 @@ lora_status multiply(lora_ctx *ctx, const char *name, const float *l, lora_mat x
 
 struct products {
     lora_mat a, b;
-    __device__ __forceinline__ lora_floats<1> at(int64_t row, int64_t col) const { return {{*lora_at(a, row, col) * *lora_at(b, row, col)}}; }
+    __device__ __forceinline__ lora_floats<1> at(int64_t row, int64_t col) const {
+        return {{*lora_at(a, row, col) * *lora_at(b, row, col)}};
+    }
 };
 
 /* --- soft cap --- */

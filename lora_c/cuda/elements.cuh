@@ -95,7 +95,7 @@ template <class F, int N> __global__ void __launch_bounds__(LORA_ELEMENT_THREADS
 template <class F, int N>
 static lora_status lora_cuda_each(lora_ctx *ctx, const char *name, const F &f, const lora_mat (&m)[N], bool wide, bool flat,
                                   lora_error *err) {
-    lora_elements<F, N> e = {f, {}, m[0].rows, m[0].cols, 0, wide};
+    lora_elements<F, N> e = {.f = f, .m = {}, .rows = m[0].rows, .cols = m[0].cols, .tiles_per_row = 0, .wide = wide};
     if (e.rows == 0 || e.cols == 0) return LORA_OK;
     for (int i = 0; i < N; i++) {
         e.m[i] = m[i];

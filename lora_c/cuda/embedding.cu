@@ -75,7 +75,7 @@ template <class Source> __global__ void __launch_bounds__(THREADS) embedding_row
 template <class Source> lora_status quantized(lora_ctx *ctx, const int32_t *ids, const Source &source, lora_mat y, lora_error *err) {
     if (y.rows == 0 || y.cols == 0) return LORA_OK;
     int64_t tiles = lora_div_up(y.cols + EIGHT - 1, THREADS * EIGHT);
-    const embedding_args<Source> args = {source, ids, y, tiles, lora_wide(y)};
+    const embedding_args<Source> args = {.source = source, .ids = ids, .y = y, .tiles_per_row = tiles, .wide = lora_wide(y)};
     return lora_cuda_launch_kernel(lora_cuda_of(ctx), "embedding_forward", embedding_rows<Source>, lora_cuda_grid(y.rows * tiles), THREADS,
                                    0, args, err);
 }
@@ -85,9 +85,7 @@ lora_status ggml(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_m
     case TYPE: return quantized(ctx, ids, ggml_source<TYPE>{w->ggml}, y, err);
     switch (w->ggml.type) {
     case LORA_GGML_F16: return dense<LORA_F16>(ctx, ids, w->ggml.blocks, w, w->cols, y, err);
-    case LORA_GGML_BF16:
-        return dense<LORA_BF16>(ctx, ids, w->ggml.blocks, w, w->cols, y, err);
-        LORA_GGML_BLOCK_TYPES(QUANTIZED)
+    case LORA_GGML_BF16: return dense<LORA_BF16>(ctx, ids, w->ggml.blocks, w, w->cols, y, err); LORA_GGML_BLOCK_TYPES(QUANTIZED)
     default: return lora_fail(err, LORA_EINVAL, "weight: expected a known type of blocks, got %d", (int)w->ggml.type);
     }
 #undef QUANTIZED

@@ -58,7 +58,7 @@ template <int W> __global__ void __launch_bounds__(THREADS, 1) embedding_gradien
 } // namespace
 
 lora_status lora_cuda_embedding_backward(lora_ctx *ctx, const int32_t *ids, lora_mat dy, lora_mat dW, lora_error *err) {
-    const gradient_args args = {ids, dy, dW};
+    const gradient_args args = {.ids = ids, .dy = dy, .dW = dW};
     const bool wide = lora_wide(dy) && lora_wide(dW) && dy.cols % 4 == 0;
     if (dy.rows == 0 || dy.cols == 0) return LORA_OK;
     return lora_cuda_launch_kernel(lora_cuda_of(ctx), "embedding_backward", wide ? embedding_gradient<4> : embedding_gradient<1>,

@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(THREADS) noise_rows(noise_args a) {
 
 lora_status lora_cuda_add_noise(lora_ctx *ctx, const lora_noise *noise, const lora_segments *segments, lora_mat x, lora_error *err) {
     if (x.rows == 0 || x.cols == 0) return LORA_OK;
-    const noise_args args = {*noise, segments->n, segments->on_device, x, lora_wide(x) && x.cols % WORDS == 0};
+    const noise_args args = {
+        .noise = *noise, .n_segments = segments->n, .starts = segments->on_device, .x = x, .wide = lora_wide(x) && x.cols % WORDS == 0};
     return LORA_CUDA_LAUNCH(lora_cuda_of(ctx), noise_rows, lora_cuda_grid(x.rows), THREADS, sizeof(float), args, err);
 }

@@ -58,9 +58,9 @@ template <int KIND, int W, bool BLOCK> __global__ void __launch_bounds__(LORA_NO
 } // namespace
 
 lora_status lora_cuda_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) {
-    const norm_args args = {*norm, x, y, stats};
+    const norm_args args = {.norm = *norm, .x = x, .y = y, .stats = stats};
     static void (*const kernels[2][2][2])(norm_args) = LORA_NORM_KERNELS(norm_rows);
     if (x.rows == 0) return LORA_OK;
-    return lora_norm_launch(lora_cuda_of(ctx), "norm_forward", kernels, norm, lora_norm_wide(norm, x) && lora_norm_wide(norm, y), x.rows, args,
-                            err);
+    return lora_norm_launch(lora_cuda_of(ctx), "norm_forward", kernels, norm, lora_norm_wide(norm, x) && lora_norm_wide(norm, y), x.rows,
+                            args, err);
 }

@@ -75,10 +75,10 @@ lora_status lora_cuda_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_m
     float *const sums[2] = {dweight, dbias};
     if (x.rows == 0) return LORA_OK;
     if (dweight || dbias) /* before dx, which may be dy */
-        LORA_TRY(lora_cuda_add_column_sums(ctx, "norm_backward", weight_slopes{dy, x, stats, norm->groups, norm->H},
-                                           x.rows * norm->groups, norm->H, sums, err));
+        LORA_TRY(lora_cuda_add_column_sums(ctx, "norm_backward", weight_slopes{dy, x, stats, norm->groups, norm->H}, x.rows * norm->groups,
+                                           norm->H, sums, err));
     if (!dx.data) return LORA_OK;
-    const backward_args args = {*norm, dy, x, dx, stats, accumulate_dx};
+    const backward_args args = {.norm = *norm, .dy = dy, .x = x, .dx = dx, .stats = stats, .accumulate = accumulate_dx};
     const bool wide = lora_norm_wide(norm, dy) && lora_norm_wide(norm, x) && lora_norm_wide(norm, dx);
     static void (*const kernels[2][2][2])(backward_args) = LORA_NORM_KERNELS(norm_rows_backward);
     return lora_norm_launch(lora_cuda_of(ctx), "norm_backward", kernels, norm, wide, x.rows, args, err);

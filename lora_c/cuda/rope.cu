@@ -59,7 +59,13 @@ lora_status lora_cuda_rope_table(lora_ctx *ctx, int64_t n_positions, const int32
     if (n_positions == 0 || half == 0) return LORA_OK;
     void *frequencies;
     LORA_TRY(lora_cuda_upload_list(c, inv_freq, (size_t)half * sizeof *inv_freq, &frequencies, err));
-    const table_args args = {n_positions, half, positions, (const double *)frequencies, scale, cos, sin};
+    const table_args args = {.n_positions = n_positions,
+                             .half = half,
+                             .positions = positions,
+                             .inv_freq = (const double *)frequencies,
+                             .scale = scale,
+                             .cosine = cos,
+                             .sine = sin};
     return LORA_CUDA_LAUNCH(c, rope_angles, lora_cuda_grid(lora_div_up(n_positions * half, THREADS)), THREADS, 0, args, err);
 }
 
@@ -69,7 +75,13 @@ lora_status lora_cuda_rope(lora_ctx *ctx, const lora_rotations *table, int64_t n
     const bool wide = lora_wide(x) && lora_aligned(table->cos) && lora_aligned(table->sin) && half % 4 == 0 && head_dim % 4 == 0;
     const int64_t of_head = wide ? half / 4 : half, pieces = n_heads * of_head;
     if (x.rows == 0 || pieces == 0) return LORA_OK;
-    const rope_args args = {*table, head_dim, of_head, pieces, positions, x, backward ? -1.0f : 1.0f};
+    const rope_args args = {.table = *table,
+                            .head_dim = head_dim,
+                            .pieces_of_head = of_head,
+                            .pieces = pieces,
+                            .positions = positions,
+                            .x = x,
+                            .sign = backward ? -1.0f : 1.0f};
     return lora_cuda_launch_kernel(lora_cuda_of(ctx), "rope", wide ? rope_rows<4> : rope_rows<1>,
                                    lora_cuda_grid(lora_div_up(x.rows * pieces, THREADS)), THREADS, 0, args, err);
 }

@@ -48,8 +48,8 @@ struct widened {
 
 } // namespace
 
-lora_status lora_cuda_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
-                                lora_error *err) {
+lora_status lora_cuda_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows,
+                                bool accumulate, lora_error *err) {
     const lora_mat m[3] = {from_rows ? to : from, from, to};
     bool flat = !from_rows && !to_rows;
     if (accumulate) return lora_cuda_each(ctx, "copy_rows", copied<true>{from_rows, to_rows}, m, true, flat, err);

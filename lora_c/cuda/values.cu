@@ -64,8 +64,8 @@ lora_status lora_cuda_values_loss(lora_ctx *ctx, lora_mat y, const lora_values *
     lora_cuda *c = lora_cuda_of(ctx);
     void *terms;
     LORA_TRY(lora_cuda_scratch(c, LORA_CUDA_SCRATCH_SUMS, (size_t)lora_max_i64(1, y.rows) * sizeof(double), &terms, err));
-    const values_args rows = {*loss, y, dy, (double *)terms};
+    const values_args rows = {.loss = *loss, .y = y, .dy = dy, .weighted = (double *)terms};
     LORA_TRY(LORA_CUDA_LAUNCH(c, values_rows, lora_cuda_grid(lora_div_up(y.rows, ROWS)), THREADS, 0, rows, err));
-    const sum_args sums = {(const double *)terms, y.rows, loss->loss_sum};
+    const sum_args sums = {.terms = (const double *)terms, .n = y.rows, .sum = loss->loss_sum};
     return LORA_CUDA_LAUNCH(c, sum_terms, dim3(1), THREADS, LORA_CUDA_WARP * sizeof(double), sums, err);
 }

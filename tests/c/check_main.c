@@ -38,6 +38,7 @@ void check_device_mistakes(void);
 void check_device_steps(void);
 void check_device_optim(void);
 void check_device_head(void);
+void check_device_rows(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_mixed_adapters(void);
@@ -79,6 +80,7 @@ static const struct {
                 {"devices", check_devices},
                 {"device_memory", check_device_memory},
                 {"device_mistakes", check_device_mistakes},
+                {"device_rows", check_device_rows},
                 {"device_steps", check_device_steps},
                 {"device_optim", check_device_optim},
                 {"device_head", check_device_head},

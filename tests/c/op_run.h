@@ -45,5 +45,7 @@ void op_keep_mat(op_run *r, const char *what, lora_mat m);
 
 /* Every case on every device in both precisions: the CPU within its tolerance of the ref rung, others within theirs or bit for bit. */
 void op_check_cases(const op_case *cases, int n);
+/* The same bits on every device, of operations whose results have one rounding or an order that is promised. */
+void op_check_same_bits(const op_case *cases, int n);
 
 #endif
