@@ -19,6 +19,8 @@ if lora_c.__file__ is None:
     pytest.exit("lora_c is the C source folder, not the package: install it first (make test)", returncode=2)
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILT = ROOT / "build" / "release"
+BACKENDS = ("fake", "shim", "cuda")
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 TINY_CONFIG: dict[str, Any] = {
@@ -27,6 +29,29 @@ TINY_CONFIG: dict[str, Any] = {
     "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
     "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
 }  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        metavar="NAME",
+        help="what models compute on where a test names nothing, with the libraries of build/release",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let `--device NAME` reach the tests and the commands that they start, by the environment."""
+    name = config.getoption("--device")
+    if name is None:
+        return
+    os.environ["LORA_C_BACKENDS"] = os.pathsep.join(
+        str(path) for name in BACKENDS if (path := BUILT / f"liblora_c_{name}.so").is_file()
+    )
+    os.environ["LORA_C_DEVICE"] = name
+    found = {device.name: device for device in lora_c.devices()}
+    if name not in found or not found[name].usable:
+        reason = found[name].reason if name in found else f"--device: expected one of {', '.join(found)}, got {name}"
+        pytest.exit(f"{reason}; `make check-cuda` builds fake and shim", returncode=2)
 
 
 @pytest.fixture(scope="session")
@@ -106,10 +131,11 @@ def tiny_model_dir(make_model: Callable[..., Path]) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the device that tests/fake_device builds: the CPU's mathematics in memory that the host may not touch."""
-    library = ROOT / "build" / "release" / "liblora_c_fake.so"
+    library = BUILT / "liblora_c_fake.so"
     if not library.is_file():
         pytest.skip(f"needs {library}, which `make check` builds")
     monkeypatch.setenv("LORA_C_BACKENDS", str(library))
+    monkeypatch.delenv("LORA_C_DEVICE", raising=False)
     return "fake"
 
 

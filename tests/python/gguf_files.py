@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from parameter_values import write_values
 
 import lora_c as lc
 from lora_c.gguf.format import Kind, Value
@@ -93,7 +94,7 @@ def train(model: lc.Model, steps: int) -> tuple[list[float], list[np.ndarray]]:
     parameters = model.trainable_parameters()
     rng = np.random.default_rng(1)
     for parameter in parameters:
-        parameter.data[...] = rng.standard_normal(parameter.shape) * 0.05
+        write_values(parameter, rng.standard_normal(parameter.shape) * 0.05)
     optimizer = lc.AdamW(parameters, lr=1e-2)
     losses, first = [], []
     targets, weight = np.roll(IDS, -1), np.ones(len(IDS), np.float32)

@@ -7,6 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from parameter_values import write_values
 
 from lora_c._core import NF4Tensor
 from lora_c.adapters import find_targets, init_adapter
@@ -30,7 +31,7 @@ def product(model: Model, name: str) -> np.ndarray:
 def move(model: Model) -> None:
     rng = np.random.default_rng(2)
     for parameter in model.trainable_parameters():
-        parameter.data[...] += 0.05 * rng.standard_normal(parameter.shape)
+        write_values(parameter, parameter.data + 0.05 * rng.standard_normal(parameter.shape))
 
 
 def error(model: Model, other: np.ndarray) -> float:

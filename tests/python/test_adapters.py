@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from parameter_values import write_values
 from safetensors.numpy import load_file, save_file
 
 from lora_c.adapters import find_targets, init_adapter, parse_adapter_config
@@ -25,7 +26,7 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 def randomize(model: Model, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for parameter in model.trainable_parameters():
-        parameter.data[...] = rng.standard_normal(parameter.shape) * 0.1
+        write_values(parameter, rng.standard_normal(parameter.shape) * 0.1)
 
 
 def saved(model_dir: Path, out: Path, **options: object) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parameter_values import write_values
 from test_families import GOLDEN, folder, golden
 
 import lora_c as lc
@@ -151,7 +152,7 @@ def test_adapters_that_cannot_share_a_call_have_their_own(model: lc.Model, chang
     model.add_adapter(lc.LoraConfig(**{"r": 2, "lora_alpha": 40, "target_modules": ALL} | change), "other")
     generator = np.random.default_rng(1)
     for parameter in model.trainable_parameters():  # a fresh adapter changes nothing
-        parameter.data[:] += generator.normal(0, 0.05, parameter.shape).astype(np.float32)
+        write_values(parameter, parameter.data + generator.normal(0, 0.05, parameter.shape).astype(np.float32))
     names = ["other", "a", None, "b", "other"]
     expected = [alone(model, prompt, name) for prompt, name in zip(PROMPTS, names, strict=False)]
     for in_use in ("other", "a", None):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parameter_values import write_values
 from safetensors.numpy import load_file, save_file
 from test_families import adapt, folder, golden, loss_and_gradients, relative
 
@@ -34,7 +35,7 @@ def draw(model: Model, seed: int = 0) -> None:
     """Move every trained value, so that none can be left out unseen."""
     generator = np.random.default_rng(seed)
     for parameter in model.trainable_parameters():
-        parameter.data[...] += generator.normal(0, 0.3, parameter.shape).astype(np.float32)
+        write_values(parameter, parameter.data + generator.normal(0, 0.3, parameter.shape).astype(np.float32))
 
 
 def reference_weights(model: Model) -> dict[str, Any]:
@@ -147,9 +148,9 @@ def test_beside_lora_and_ia3_each_has_the_gradient_of_differences(tmp_path: Path
         direction /= np.float32(np.linalg.norm(direction))
         kept, slope, sides = parameter.data.copy(), float((parameter.grad * direction).sum()), []
         for step in (1e-3, -1e-3):
-            parameter.data[...] = kept + np.float32(step) * direction
+            write_values(parameter, kept + np.float32(step) * direction)
             sides.append(exact_loss(model, ids))
-        parameter.data[...] = kept
+        write_values(parameter, kept)
         assert abs(slope - (sides[0] - sides[1]) / 2e-3) < 2e-3 * (1 + abs(slope)), parameter.name
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from parameter_values import write_values
 
 import lora_c as lc
 from lora_c.chat.commands import COMMANDS, KEYS, Commands, Outcome
@@ -38,7 +39,7 @@ def adapter(base: lc.Model, tmp_path: Path) -> Iterator[Path]:
     """An adapter of the base that changes its answers, in a file; the base is as it was before and after."""
     base.add_adapter(r=2, name="made here")
     for parameter in base.trainable_parameters():
-        parameter.data[...] = 0.3
+        write_values(parameter, 0.3)
     base.save_adapter(tmp_path / "tuned")
     base.delete_adapter("made here")
     yield tmp_path / "tuned"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_lines import called
+from parameter_values import write_values
 
 import lora_c as lc
 from lora_c.data.batching import pack
@@ -199,7 +200,7 @@ def test_virtual_tokens_before_labels(base: Path, problem: str, kind: Any) -> No
     slope = float(np.sum(tokens.grad * direction, dtype=np.float64))
     start, found = np.array(tokens.data), []
     for step in (1e-2, -1e-2):
-        tokens.data[...] = start + np.float32(step) * direction
+        write_values(tokens, start + np.float32(step) * direction)
         found.append(model.decoder.loss(*arrays))
     assert slope != 0.0 and (found[0] - found[1]) / 2e-2 == pytest.approx(slope, rel=2e-2, abs=1e-4)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from parameter_values import write_values
 from safetensors.numpy import load_file, save_file
 
 from lora_c import _core, reference
@@ -56,7 +57,7 @@ def greedy(model: Model, ids: np.ndarray, n: int) -> list[int]:
 def adapt(model: Model, record: dict[str, np.ndarray]) -> None:
     model.add_adapter(LoraConfig(r=4, lora_alpha=8))
     for parameter in model.trainable_parameters():
-        parameter.data[...] = from_bits(record["adapter." + parameter.name])
+        write_values(parameter, from_bits(record["adapter." + parameter.name]))
 
 
 def loss_and_gradients(model: Model, ids: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from parameter_values import write_values
 from safetensors.numpy import save_file
 
 from lora_c.model.model import Model
@@ -29,7 +30,7 @@ def load(name: str, folder: Path) -> tuple[Model, np.ndarray, dict[str, np.ndarr
     model = load_model(folder)
     model.add_adapter(r=4, lora_alpha=8, target_modules=MODULES[name], use_dora=True)
     for parameter in model.trainable_parameters():
-        parameter.data[...] = record["adapter." + parameter.name]
+        write_values(parameter, record["adapter." + parameter.name])
     return model, ids, record
 
 

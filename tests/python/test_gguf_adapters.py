@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf_files import IDS, train, write_file
+from parameter_values import write_values
 
 import lora_c as lc
 from lora_c.adapters.gguf_format import read_adapter, write_adapter
@@ -29,7 +30,7 @@ def test_adapter_round_trip(llama_file: Callable[..., Path], tmp_path: Path) -> 
     )  # fmt: skip
     rng = np.random.default_rng(2)
     for parameter in model.trainable_parameters():
-        parameter.data[...] = rng.standard_normal(parameter.shape) * 0.1
+        write_values(parameter, rng.standard_normal(parameter.shape) * 0.1)
     assert model.adapter is not None
     arrays = model.adapter.arrays()
     for dtype, tolerance in (("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 2e-2)):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parameter_values import write_values
 from safetensors.numpy import load_file, save_file
 
 import lora_c as lc
@@ -81,7 +82,7 @@ def test_families_train_on_blocks(name: str, folder_of: Callable[[str], Path], t
         parameters = model.trainable_parameters()
         rng = np.random.default_rng(0)
         for parameter in parameters:
-            parameter.data[...] = rng.standard_normal(parameter.shape) * 0.05
+            write_values(parameter, rng.standard_normal(parameter.shape) * 0.05)
         cu, weight = np.array([0, len(IDS)], np.int32), np.ones(len(IDS), np.float32)
         loss = model.decoder.forward_backward(IDS, cu, np.roll(IDS, -1), weight)
         results.append((loss, [np.array(parameter.grad) for parameter in parameters]))
@@ -132,7 +133,7 @@ def test_gpt2_as_a_folder_again_and_its_adapters(folder_of: Callable[[str], Path
     model.add_adapter(lc.LoraConfig(r=3, target_modules="all-linear"))
     rng = np.random.default_rng(0)
     for parameter in model.trainable_parameters():
-        parameter.data[...] = rng.standard_normal(parameter.shape) * 0.1
+        write_values(parameter, rng.standard_normal(parameter.shape) * 0.1)
     model.save_adapter(tmp_path / "a.gguf", format="gguf")
     original.load_adapter(tmp_path / "a.gguf")
     np.testing.assert_allclose(original.decoder.logits(IDS), model.decoder.logits(IDS), rtol=1e-5, atol=1e-4)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parameter_values import write_values
 from safetensors.numpy import load_file
 from test_families import adapt, folder, from_bits, golden, loss_and_gradients, relative
 
@@ -33,7 +34,7 @@ def with_vectors(model: Model, record: dict[str, np.ndarray], case: str, name: s
     assert {key for key in found} == set(values)
     for key, parameter in found.items():
         assert parameter.shape == values[key].shape
-        parameter.data[...] = from_bits(values[key])
+        write_values(parameter, from_bits(values[key]))
     return model
 
 

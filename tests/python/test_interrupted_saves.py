@@ -25,12 +25,13 @@ for i in range(10**6):
 """
 SAVE_ADAPTER_FOREVER = """
 import sys
+import numpy as np
 from lora_c.model.opening import load_model
 model, out = load_model(sys.argv[1], progress=False), sys.argv[2]
 model.add_adapter(r=4)
 for i in range(10**6):
     for parameter in model.trainable_parameters():
-        parameter.data[...] = i % 5 + 1
+        parameter.write(np.full(parameter.shape, i % 5 + 1, np.float32))
     model.save_adapter(out)
     print(i, flush=True)
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from parameter_values import write_values
 
 from lora_c._core import NF4Tensor
 from lora_c.errors import AdapterError, ConfigError
@@ -21,7 +22,7 @@ def adapted(folder: Path, **options: object) -> Model:
     model.add_adapter(r=4, lora_alpha=8, rank_pattern={"q_proj": 2}, exclude_modules=["up_proj"])
     rng = np.random.default_rng(1)
     for parameter in model.trainable_parameters():
-        parameter.data[...] = rng.standard_normal(parameter.shape) * 0.1
+        write_values(parameter, rng.standard_normal(parameter.shape) * 0.1)
     return model
 
 
@@ -111,7 +112,7 @@ def test_refusals(tiny_model_dir: Path) -> None:
     model = adapted(tiny_model_dir)
     with pytest.raises(ConfigError, match="dtype: expected"):
         model.merge(dtype="float8")
-    model.adapters["layers.1.o_proj"].B.data[3, 1] = np.inf
+    write_values(model.adapters["layers.1.o_proj"].B, np.inf, where=(3, 1))
     with pytest.raises(AdapterError, match="layers.1.self_attn.o_proj: expected finite numbers"):
         model.merge()
 
@@ -121,6 +122,6 @@ def test_golden_adapter_merges(stories: Path) -> None:
     model = load_model(stories)
     model.add_adapter(r=8, lora_alpha=16)
     for parameter in model.trainable_parameters():
-        parameter.data[...] = golden["final." + parameter.name]
+        write_values(parameter, golden["final." + parameter.name])
     ids = golden["batches"][0, 0]
     assert np.abs(model.merge().decoder.logits(ids) - model.decoder.logits(ids)).max() < 1e-4

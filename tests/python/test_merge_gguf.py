@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from parameter_values import write_values
 
 from lora_c._core import GGMLTensor
 from lora_c.cli import cli
@@ -32,7 +33,7 @@ def base_and_adapter(make_model: Callable[..., Path], tmp_path: Path) -> tuple[P
     model.add_adapter(r=3, lora_alpha=6, target_modules="all-linear")
     rng = np.random.default_rng(1)
     for parameter in model.trainable_parameters():
-        parameter.data[...] = rng.standard_normal(parameter.shape) * 0.1
+        write_values(parameter, rng.standard_normal(parameter.shape) * 0.1)
     model.save_adapter(tmp_path / "adapter")
     return base, tmp_path / "adapter"
 
@@ -119,9 +120,9 @@ def test_what_a_format_has_no_place_for_is_refused(
     with pytest.raises(CheckpointError, match="expected a BPE tokenizer"):
         merge("--model", words.source, "--adapter", tmp_path / "of words", "--output-dir", tmp_path / "m.gguf")
     model = adapted(base, adapter)
-    model.adapters["layers.0.q_proj"].B.data[0, 0] = np.inf
+    write_values(model.adapters["layers.0.q_proj"].B, np.inf, where=(0, 0))
     with pytest.raises(AdapterError, match=r"q_proj: expected finite numbers, got (inf|nan)"):
         model.merge(dtype="q8_0")
-    model.adapters["layers.0.q_proj"].B.data[...] = 1e9
+    write_values(model.adapters["layers.0.q_proj"].B, 1e9)
     with pytest.raises(AdapterError, match=r"q_proj: .*use bfloat16 or float32"):
         model.merge(dtype="q8_0")

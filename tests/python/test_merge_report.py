@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from parameter_values import write_values
 from safetensors.numpy import load_file
 
 from lora_c.cli import cli
@@ -83,14 +84,14 @@ def test_a_quantized_base_and_an_untied_head() -> None:
 
 def test_float16_that_overflows_is_refused_by_name_and_listed() -> None:
     model = adapted()
-    model.adapters["layers.1.q_proj"].B.data[0, 0] = 1e7
+    write_values(model.adapters["layers.1.q_proj"].B, 1e7, where=(0, 0))
     with pytest.raises(
         AdapterError, match=r"merge: model.layers.1.self_attn.q_proj: expected finite numbers, got .*use bfloat16"
     ):
         merge_with_report(model, "float16", SEGMENTS)
     _, report = merge_with_report(model, "float32", SEGMENTS)
     assert "float16" not in report.targets and "float16" in report.details["impossible_targets"]
-    model.adapters["layers.1.q_proj"].B.data[0, 0] = np.nan
+    write_values(model.adapters["layers.1.q_proj"].B, np.nan, where=(0, 0))
     with pytest.raises(AdapterError, match="layers.1.self_attn.q_proj: expected finite numbers, got nan"):
         merge_with_report(model, "float32", SEGMENTS)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parameter_values import write_values
 
 from lora_c._core import AdamW, AdamW8bit
 from lora_c.configs import LoraConfig
@@ -27,7 +28,7 @@ def packed(ids: np.ndarray) -> tuple[np.ndarray, ...]:
 def golden_adapter(model: Model, golden: np.lib.npyio.NpzFile) -> None:
     model.add_adapter(LoraConfig(r=8, lora_alpha=16))
     for parameter in model.trainable_parameters():
-        parameter.data[...] = golden["init." + parameter.name]
+        write_values(parameter, golden["init." + parameter.name])
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from parameter_values import write_values
 from safetensors.numpy import load_file, save_file
 
 from lora_c.errors import AdapterError, CheckpointError
@@ -44,7 +45,7 @@ def adapted(folder: Path, record: dict[str, np.ndarray]) -> Model:
     model = load_model(folder)
     model.add_adapter(r=4, lora_alpha=8)
     for parameter in model.trainable_parameters():
-        parameter.data[...] = record["adapter." + parameter.name].view(ml_dtypes.bfloat16)
+        write_values(parameter, record["adapter." + parameter.name].view(ml_dtypes.bfloat16))
     return model
 
 

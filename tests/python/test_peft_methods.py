@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parameter_values import write_values
 
 import lora_c as lc
 from lora_c.errors import AdapterError, ConfigError
@@ -74,6 +75,6 @@ def test_merge_and_unload_of_a_named_adapter(adapted: lc.Model) -> None:
 
 @pytest.mark.parametrize("safe_merge", [True, False])
 def test_a_merge_that_is_not_finite_is_refused(adapted: lc.Model, safe_merge: bool) -> None:
-    adapted.trainable_parameters()[0].data[0, 0] = np.nan
+    write_values(adapted.trainable_parameters()[0], np.nan, where=(0, 0))
     with pytest.raises(AdapterError, match="q_proj: expected finite numbers, got nan"):
         adapted.merge_and_unload(safe_merge=safe_merge)

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from parameter_values import write_values
 from safetensors.numpy import load_file, save_file
 
 import lora_c as lc
@@ -250,7 +251,7 @@ def test_a_head_in_4_bits(quantized_head: Path, tmp_path: Path) -> None:
     for one in (model, dense):
         one.add_adapter(r=2, target_modules="all-linear")
         for i, parameter in enumerate(one.trainable_parameters()):
-            parameter.data[...] = np.random.default_rng(i).standard_normal(parameter.shape) * 0.1
+            write_values(parameter, np.random.default_rng(i).standard_normal(parameter.shape) * 0.1)
         cu, weight = np.array([0, len(ids)], np.int32), np.ones(len(ids), np.float32)
         losses.append(one.decoder.forward_backward(ids, cu, np.roll(ids, -1), weight))
         gradients.append([parameter.grad.copy() for parameter in one.trainable_parameters()])

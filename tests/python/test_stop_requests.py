@@ -82,8 +82,7 @@ def test_the_first_signal_is_answered_in_the_step_and_the_second_one_leaves_it(
     assert re.search(r"\(about \d+ s\) and saving; press again to abandon", said[0][1])
     assert said[0][0] - began < ended and stop.requested and stop.exception().number == signal.SIGTERM
     for parameter in model.trainable_parameters():
-        assert parameter.grad is not None
-        parameter.grad[...] = 0
+        parameter.zero_grad()
     assert run() == loss  # what was left has no effect on what comes
     assert all(np.array_equal(a, b) for a, b in zip(gradients(model), before, strict=True))
 
