@@ -48,8 +48,10 @@ size_t lora_cuda_head_lay_rows(int64_t M, void *base, lora_cuda_head_rows *rows)
     return sizeof(int64_t) + n * (sizeof(int64_t) + sizeof(double) + sizeof(float));
 }
 
+static int64_t x_ld(int64_t H) { return lora_round_up(H, 8); } /* rows at 16 bytes */
+
 static size_t one_x_bytes(const lora_cuda_head_sizes *s, int64_t H, lora_dtype operands) {
-    return (size_t)lora_round_up(s->rows * H * (int64_t)lora_dtype_bytes(operands), 256);
+    return (size_t)lora_round_up(s->rows * x_ld(H) * (int64_t)lora_dtype_bytes(operands), 256);
 }
 
 size_t lora_cuda_head_x_bytes(const lora_cuda_head_sizes *s, int64_t H, lora_dtype operands, bool with_weight) {
@@ -62,8 +64,10 @@ static lora_dtype operands_of(const lora_ctx *ctx, const float *dW) {
     return dW && t == LORA_F16 ? LORA_F32 : t;
 }
 
+/* Whether lora_cuda_weight gives the weight itself. */
 static bool is_operand(const lora_weight *w, lora_dtype t) {
-    return (w->kind == LORA_WEIGHT_F32 && t == LORA_F32) || (w->kind == LORA_WEIGHT_BF16 && t == LORA_BF16);
+    if (w->kind == LORA_WEIGHT_F32) return t == LORA_F32;
+    return w->kind == LORA_WEIGHT_BF16 && t == LORA_BF16 && (uintptr_t)w->dense.data % 16 == 0 && w->dense.ld % 8 == 0;
 }
 
 static lora_status take_scratch(head_job *job, lora_error *err) {
@@ -86,7 +90,7 @@ static lora_status take_scratch(head_job *job, lora_error *err) {
 
 static lora_mat x_rows(const head_job *job, int64_t n, bool weighted) {
     char *at = job->x_memory + (weighted ? one_x_bytes(&job->sizes, job->x.cols, job->operands) : 0);
-    return (lora_mat){.data = at, .rows = n, .cols = job->x.cols, .ld = job->x.cols, .dtype = job->operands};
+    return (lora_mat){.data = at, .rows = n, .cols = job->x.cols, .ld = x_ld(job->x.cols), .dtype = job->operands};
 }
 
 /* Logits of all columns; slices of W in order. */

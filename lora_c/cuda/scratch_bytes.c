@@ -8,7 +8,7 @@
 static double larger(double a, double b) { return a > b ? a : b; }
 
 int64_t lora_cuda_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape) {
-    static const double most = 0x1p62;
+    static const double most = 0x1p62, workspace = 32 << 20; /* cuBLASLt's, products.c */
     lora_dtype operands = lora_cuda_operands(ctx);
     int64_t M = shape->n_tokens, V = shape->vocab_size, H = shape->hidden_size;
     lora_cuda_head_sizes head = lora_cuda_head_sizes_of(M, V, H, operands);
@@ -17,6 +17,6 @@ int64_t lora_cuda_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *s
     double x = operands == LORA_F32 ? 0 : (double)M * (double)shape->widest * operand; /* float32 is used where it is */
     double left = larger(x, 2 * rows * width * operand);
     double logits = rows * (double)head.ld * (double)sizeof(float), result = rows * width * (double)sizeof(float);
-    double all = weight + left + logits + result + (double)lora_cuda_head_lay_rows(M, NULL, NULL);
+    double all = workspace + weight + left + logits + result + (double)lora_cuda_head_lay_rows(M, NULL, NULL);
     return (int64_t)(all < most ? all : most);
 }
