@@ -20,7 +20,7 @@
 
 namespace {
 
-/* Segments of up to so many rows, as in decoding, have kernels of their own for the forward pass, in float32. */
+/* Segments of up to so many rows, as in decoding, have float32 operands in every precision, and kernels of their own forward. */
 enum { ATTENTION_FEW = 64 };
 
 /* A matrix (tokens, heads * D). */
@@ -51,6 +51,23 @@ inline attention_matrix attention_matrix_of(const void *data, int64_t ld, int64_
 inline attention_problem attention_problem_of(const lora_attention_shape *shape, const lora_segments *segments) {
     return {segments->on_device,   segments->n,  shape->n_heads, shape->n_kv_heads, shape->head_dim, shape->n_heads / shape->n_kv_heads,
             shape->sliding_window, shape->scale, shape->softcap};
+}
+
+struct attention_sizes {
+    int64_t few; /* the most rows of a segment that has few; 0: there is none */
+    bool many;   /* whether one has more */
+};
+
+inline attention_sizes attention_sizes_of(const attention_problem &p, const int32_t *cu) {
+    attention_sizes sizes = {0, false};
+    for (int64_t s = 0; s < p.n; s++) {
+        int64_t rows = ((int64_t)cu[s + 1] - cu[s]) * p.group;
+        if (rows <= ATTENTION_FEW)
+            sizes.few = lora_max_i64(sizes.few, rows);
+        else
+            sizes.many = true;
+    }
+    return sizes;
 }
 
 /* A number not below that of the tiles of segments before s, without a table of them: ceil(x) <= floor(a + x) + 1 - floor(a). */

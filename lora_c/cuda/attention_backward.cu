@@ -14,6 +14,7 @@ struct backward_args {
     const float *lse;
     float *delta;
     int64_t first, rows; /* of delta: tokens */
+    int64_t most;        /* rows of a segment: larger ones are done elsewhere */
 };
 
 /* A warp sums dout * o over one head of one token. */
@@ -38,7 +39,7 @@ __device__ __forceinline__ float probability(const attention_problem &p, float p
 template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 1) attention_backward_queries(backward_args a) {
     exact_shared<4> &shared = lora_shared<exact_shared<4>>();
     attention_place at = attention_place_of<ROWS>(a.p, blockIdx.x, a.p.group);
-    if (at.n == 0) return;
+    if (at.n == 0 || at.n * a.p.group > a.most) return;
     int y = threadIdx.x / EXACT_SIDE, x = threadIdx.x % EXACT_SIDE;
     int64_t col = (int64_t)blockIdx.y * EXACT_COLS * CC, row = at.tile * ROWS, n_rows = at.n * a.p.group;
     attention_rows q = attention_query_rows(a.p, at, a.q, row, ROWS), dout = attention_query_rows(a.p, at, a.dout, row, ROWS);
@@ -100,7 +101,7 @@ __device__ inline void keep_tile(float *p, const float (&s)[4][4]) {
 template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 1) attention_backward_keys(backward_args a) {
     exact_shared<4> &shared = lora_shared<exact_shared<4>>();
     attention_place at = attention_place_of<EXACT_KEYS>(a.p, blockIdx.x, 1);
-    if (at.n == 0) return;
+    if (at.n == 0 || at.n * a.p.group > a.most) return;
     int64_t col = (int64_t)blockIdx.y * EXACT_COLS * CC, j0 = at.tile * EXACT_KEYS, n = lora_min_i64(EXACT_KEYS, at.n - j0);
     attention_rows k = attention_key_rows(a.p, a.k, at.first + j0, at.kv_head, n);
     attention_rows v = attention_key_rows(a.p, a.v, at.first + j0, at.kv_head, n);
@@ -163,6 +164,12 @@ lora_status lora_cuda_attention_backward(lora_ctx *ctx, const lora_attention_sha
     a.delta = (float *)delta;
     dim3 grid = lora_cuda_blocks(a.rows * a.p.H, EXACT_THREADS / LORA_CUDA_WARP);
     LORA_TRY(LORA_CUDA_LAUNCH(c, attention_delta, grid, EXACT_THREADS, 0, a, err));
-    if (lora_cuda_attention_is_fast(ctx, D)) return lora_cuda_attention_backward_fast(ctx, shape, segments, g, a.delta, err);
+    a.most = INT64_MAX;
+    if (lora_cuda_attention_is_fast(ctx, D)) {
+        const attention_sizes sizes = attention_sizes_of(a.p, cu);
+        if (sizes.many) LORA_TRY(lora_cuda_attention_backward_fast(ctx, shape, segments, g, a.delta, err));
+        if (sizes.few == 0) return LORA_OK;
+        a.most = ATTENTION_FEW;
+    }
     return backward_exact(c, a, cu, err);
 }

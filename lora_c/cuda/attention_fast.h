@@ -24,7 +24,7 @@ lora_status lora_cuda_attention_pack(lora_cuda *c, const lora_cuda_pack *pack, l
 /** Leaves segments with past keys or few rows alone. */
 lora_status lora_cuda_attention_forward_fast(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
                                              const lora_kv *kv, lora_mat o, float *lse, lora_error *err) LORA_MUST_CHECK;
-/** delta (M, n_heads): the sums of dout * o over each head. */
+/** Leaves segments with few rows alone. delta (M, n_heads): the sums of dout * o over each head. */
 lora_status lora_cuda_attention_backward_fast(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
                                               const lora_attention_gradient *gradient, const float *delta, lora_error *err) LORA_MUST_CHECK;
 

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(MMA_THREADS, (D <= 64    ? 4
                                                            : 1)) attention_backward_queries_mma(backward_args a) {
     backward_shared<D> &shared = lora_shared<backward_shared<D>>();
     attention_place at = attention_place_of<MMA_ROWS>(a.p, blockIdx.x, a.p.group);
-    if (at.n == 0) return;
+    if (at.n * a.p.group <= ATTENTION_FEW) return;
     int64_t row = at.tile * MMA_ROWS, n = lora_min_i64(MMA_ROWS, at.n * a.p.group - row);
     const uint16_t *k = packed_rows<D>(a.k, at, a.first, a.tokens, 1), *v = packed_rows<D>(a.v, at, a.first, a.tokens, 1);
     copy_own<D>(packed_rows<D>(a.q, at, a.first, a.tokens, a.p.group) + row * D,
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(MMA_THREADS, (D <= 64    ? 3
     constexpr int COLS = backward_columns<D>() / 8;
     backward_shared<D> &shared = lora_shared<backward_shared<D>>();
     attention_place at = attention_place_of<KEYS>(a.p, blockIdx.x, 1);
-    if (at.n == 0) return;
+    if (at.n * a.p.group <= ATTENTION_FEW) return;
     int j0 = (int)at.tile * KEYS, n = (int)lora_min_i64(KEYS, at.n - j0), col = blockIdx.y * backward_columns<D>();
     copy_own<D>(packed_rows<D>(a.k, at, a.first, a.tokens, 1) + (int64_t)j0 * D,
                 packed_rows<D>(a.v, at, a.first, a.tokens, 1) + (int64_t)j0 * D, n);

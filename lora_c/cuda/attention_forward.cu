@@ -43,19 +43,12 @@ template <int CC> lora_status launch(lora_cuda *c, const many_args &m, const int
 lora_status lora_cuda_attention_forward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
                                         const lora_kv *kv, lora_mat o, float *lse, lora_error *err) {
     if (segments->n == 0) return LORA_OK;
-    bool many = false, fast = lora_cuda_attention_is_fast(ctx, shape->head_dim);
-    int64_t few = 0; /* the most rows of segments that have few */
-    const int32_t *cu = segments->cu_seqlens;
-    for (int64_t s = 0; s < segments->n; s++) {
-        int64_t rows = ((int64_t)cu[s + 1] - cu[s]) * (shape->n_heads / shape->n_kv_heads);
-        if (rows <= ATTENTION_FEW)
-            few = lora_max_i64(few, rows);
-        else
-            many = true;
-    }
-    if (few > 0) LORA_TRY(lora_cuda_attention_few(ctx, shape, segments, q, kv, o, lse, few, err));
-    if (!many) return LORA_OK;
-    if (fast) LORA_TRY(lora_cuda_attention_forward_fast(ctx, shape, segments, q, kv, o, lse, err));
+    const bool fast = lora_cuda_attention_is_fast(ctx, shape->head_dim);
     const many_args m = {forward_args_of(shape, segments, q, kv, o, lse), fast};
-    return shape->head_dim <= EXACT_COLS ? launch<1>(lora_cuda_of(ctx), m, cu, err) : launch<2>(lora_cuda_of(ctx), m, cu, err);
+    const attention_sizes sizes = attention_sizes_of(m.forward.p, segments->cu_seqlens);
+    if (sizes.few > 0) LORA_TRY(lora_cuda_attention_few(ctx, shape, segments, q, kv, o, lse, sizes.few, err));
+    if (!sizes.many) return LORA_OK;
+    if (fast) LORA_TRY(lora_cuda_attention_forward_fast(ctx, shape, segments, q, kv, o, lse, err));
+    lora_cuda *c = lora_cuda_of(ctx);
+    return shape->head_dim <= EXACT_COLS ? launch<1>(c, m, segments->cu_seqlens, err) : launch<2>(c, m, segments->cu_seqlens, err);
 }
