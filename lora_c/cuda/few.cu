@@ -10,7 +10,7 @@ struct lows_args {
 };
 
 /* One of them for each blockIdx.y. A lane multiplies what it read itself, as in lora_few_output. */
-template <int TOKENS> __global__ void __launch_bounds__(LORA_FEW_THREADS) few_lows(lows_args a) {
+template <int TOKENS> __global__ void __launch_bounds__(LORA_FEW_THREADS, 1) few_lows(lows_args a) {
     const lora_cuda_few_low &low = a.lows[blockIdx.y];
     const int lane = threadIdx.x % LORA_CUDA_WARP, warp = threadIdx.x / LORA_CUDA_WARP;
     const int64_t r = (int64_t)blockIdx.x * LORA_FEW_WARPS + warp;

@@ -107,7 +107,7 @@ template <class W> __device__ __forceinline__ float lora_few_update(const lora_f
     return sum;
 }
 
-template <class W, int TOKENS> __global__ void __launch_bounds__(LORA_FEW_THREADS) lora_few_output(lora_few_args<W> a) {
+template <class W, int TOKENS> __global__ void __launch_bounds__(LORA_FEW_THREADS, 1) lora_few_output(lora_few_args<W> a) {
     enum { COLS = lora_few_shape<TOKENS>::COLS };
     a.w.prepare();
     const int lane = threadIdx.x % LORA_CUDA_WARP, warp = threadIdx.x / LORA_CUDA_WARP;
