@@ -38,6 +38,7 @@ void check_device_mistakes(void);
 void check_device_steps(void);
 void check_device_optim(void);
 void check_device_head(void);
+void check_device_linear(void);
 void check_device_rows(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
@@ -84,6 +85,7 @@ static const struct {
                 {"device_steps", check_device_steps},
                 {"device_optim", check_device_optim},
                 {"device_head", check_device_head},
+                {"device_linear", check_device_linear},
                 {"decoder", check_decoder},
                 {"profile", check_profile},
                 {"watch", check_watch},

@@ -1,0 +1,224 @@
+/* Linear layers on every device where the cases of check_backend.c do not reach: tokens of a decode alone and together, bit by bit; kept
+ * low-rank products; dropout under DoRA; rows that begin in the middle of NF4's blocks, at odd elements and addresses; weights decoded to
+ * the CPU's bytes. */
+#include "lora_c/base/half.h"
+#include "tests/c/check_backend.h"
+
+enum { K = BACKEND_COLS, N = 21, R = 5, COLS = 77, MOST = LORA_DECODE_BATCH };
+
+static lora_adapter make_adapter(op_run *r, int64_t rows, int64_t cols, int64_t rank) {
+    return (lora_adapter){.rank = rank,
+                          .A = op_floats(r, rank * cols, 0.3f),
+                          .B = op_floats(r, rows * rank, 0.3f),
+                          .dA = op_floats(r, rank * cols, 1),
+                          .dB = op_floats(r, rows * rank, 1),
+                          .scale = 0.7f,
+                          .dropout_seed = 9};
+}
+
+static float *get(op_run *r, lora_mat m) {
+    float *host = malloc((size_t)(m.rows * m.ld) * sizeof *host);
+    OK(lora_download(r->ctx, host, m.data, (size_t)((m.rows - 1) * m.ld + m.cols) * sizeof *host, ERR));
+    OK(lora_sync(r->ctx, ERR));
+    return host;
+}
+
+/* --- tokens alone and together --- */
+
+/* The group that has row m of groups, as one of row 0; none: no groups. */
+static lora_linear_layer alone(const lora_linear_layer *l, int64_t m, lora_mat y, lora_adapter_rows *group) {
+    lora_linear_layer one = *l;
+    one.y = y;
+    one.groups = NULL;
+    one.n_groups = 0;
+    for (int64_t g = 0; g < l->n_groups; g++) {
+        if (m < l->groups[g].first || m >= l->groups[g].first + l->groups[g].rows) continue;
+        *group = (lora_adapter_rows){.adapter = l->groups[g].adapter, .rows = 1};
+        one.groups = group;
+        one.n_groups = 1;
+    }
+    return one;
+}
+
+static void check_alone(op_run *r, const lora_weight *w, const char *name, int64_t tokens, bool grouped) {
+    lora_adapter a[] = {make_adapter(r, N, w->cols, R), make_adapter(r, N, w->cols, 70)};
+    lora_mat x = op_mat(r, tokens, w->cols, 1), y = op_mat(r, tokens, N, 1), y1 = op_mat(r, 1, N, 1);
+    lora_adapter_rows groups[MOST], group;
+    lora_linear_layer layer = {.w = w, .bias = op_floats(r, N, 1), .y = y};
+    for (int64_t m = 0; grouped && m + 1 < tokens; m += 3)
+        groups[layer.n_groups++] = (lora_adapter_rows){.adapter = &a[m % 2], .first = m, .rows = m + 2 < tokens ? 2 : 1};
+    layer.groups = layer.n_groups ? groups : NULL;
+    if (!grouped) layer.adapter = &a[1];
+    OK(lora_linear_forward(r->ctx, x, 1, &layer, ERR));
+    float *together = get(r, y);
+    for (int64_t m = 0; m < tokens; m++) {
+        lora_linear_layer one = alone(&layer, m, y1, &group);
+        OK(lora_linear_forward(r->ctx, lora_mat_rows(x, m, 1), 1, &one, ERR));
+        float *single = get(r, y1);
+        CHECK(memcmp(single, together + m * y.ld, N * sizeof(float)) == 0, "%s on %s: token %d of %d has other bits alone", name,
+              lora_ctx_device(r->ctx), (int)m, (int)tokens);
+        free(single);
+    }
+    op_keep_mat(r, name, y);
+    free(together);
+}
+
+static void tokens_alone(op_run *r) {
+    for (int kind = 0; kind < backend_weights(); kind++) {
+        backend_weight host = backend_make_weight(r, kind, N);
+        lora_weight w = op_weight(r, &host.w);
+        check_alone(r, &w, host.name, kind % 2 ? MOST : 3, kind % 3 == 0);
+        backend_free_weight(&host);
+    }
+}
+
+/* --- decoded weights --- */
+
+static void check_decoded(op_run *r, const lora_weight *on_host, const lora_weight *w, const char *name) {
+    int64_t n = w->rows * w->cols;
+    lora_ctx *cpu = check_ctx(LORA_ISA_REF, 1);
+    float *merged = op_floats(r, n, 1), *want = malloc((size_t)n * sizeof *want);
+    OK(lora_linear_merge(r->ctx, w, NULL, NULL, 1, merged, ERR));
+    OK(lora_linear_merge(cpu, on_host, NULL, NULL, 1, want, ERR));
+    float *got = get(r, lora_mat_f32(merged, w->rows, w->cols, w->cols));
+    CHECK(memcmp(got, want, (size_t)n * sizeof *got) == 0, "%s on %s: decoded to other bytes", name, lora_ctx_device(r->ctx));
+    op_keep(r, name, merged, n, VALUES_F32);
+    free(got), free(want);
+    lora_ctx_destroy(cpu);
+}
+
+static void decoded(op_run *r) {
+    for (int kind = 0; kind < backend_weights(); kind++) {
+        backend_weight host = backend_make_weight(r, kind, N);
+        lora_weight w = op_weight(r, &host.w);
+        check_decoded(r, &host.w, &w, host.name);
+        backend_free_weight(&host);
+    }
+}
+
+/* --- odd shapes --- */
+
+/* NF4 of 77 columns: rows begin at odd elements, in the middle of bytes and blocks. */
+static backend_weight odd_nf4(op_run *r, int64_t rows, int64_t cols) {
+    int64_t blocks = lora_nf4_blocks(rows, cols, LORA_NF4_BLOCK), bytes = lora_nf4_code_bytes(rows, cols);
+    backend_weight b = {.name = "odd NF4"};
+    float *x = b.memory[0] = malloc((size_t)(rows * cols) * sizeof *x), *absmax = b.memory[1] = malloc((size_t)blocks * sizeof *absmax);
+    uint8_t *codes = b.memory[2] = malloc((size_t)bytes + 64);
+    check_normal(x, rows * cols, ++r->seed, 0.3f);
+    OK(lora_nf4_quantize(r->ctx, x, LORA_F32, rows, cols, LORA_NF4_BLOCK, codes, absmax, ERR));
+    lora_nf4 q = {.rows = rows, .cols = cols, .block_size = LORA_NF4_BLOCK, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
+    b.w = lora_weight_nf4(&q);
+    return b;
+}
+
+/* bfloat16 whose rows begin at odd elements of an odd address. */
+static lora_weight odd_bf16(op_run *r, int64_t rows, int64_t cols) {
+    int64_t ld = cols + 2;
+    float *x = malloc((size_t)(rows * ld + 1) * sizeof *x);
+    uint16_t *narrow = malloc((size_t)(rows * ld + 1) * sizeof *narrow);
+    check_normal(x, rows * ld + 1, ++r->seed, 0.3f);
+    for (int64_t i = 0; i <= rows * ld; i++) narrow[i] = lora_f32_to_bf16(x[i]);
+    uint16_t *sent = op_send(r, narrow, (size_t)(rows * ld + 1) * sizeof *narrow);
+    free(x), free(narrow);
+    return lora_weight_bf16(sent + 1, rows, cols, ld);
+}
+
+static void run_odd(op_run *r, const lora_weight *w, int64_t tokens) {
+    lora_adapter a = make_adapter(r, w->rows, w->cols, 3);
+    lora_mat x = op_mat(r, tokens, w->cols, 1), y = op_mat(r, tokens, w->rows, 1), dx = op_mat(r, tokens, w->cols, 1);
+    lora_linear_layer layer = {.w = w, .bias = op_floats(r, w->rows, 1), .adapter = &a, .y = y, .accumulate = true};
+    lora_linear_gradient g = {.dy = op_mat(r, tokens, w->rows, 1), .w = w, .adapter = &a, .dbias = op_floats(r, w->rows, 1)};
+    g.dW = op_floats(r, w->rows * w->cols, 1);
+    OK(lora_linear_forward(r->ctx, x, 1, &layer, ERR));
+    OK(lora_linear_backward(r->ctx, x, 1, &g, dx, false, ERR));
+    op_keep_mat(r, "y", y);
+    op_keep_mat(r, "dx", dx);
+    op_keep(r, "dA", a.dA, 3 * w->cols, VALUES_F32);
+    op_keep(r, "dB", a.dB, w->rows * 3, VALUES_F32);
+    op_keep(r, "dW", g.dW, w->rows * w->cols, VALUES_F32);
+    op_keep(r, "dbias", g.dbias, w->rows, VALUES_F32);
+}
+
+static void odd_shapes(op_run *r) {
+    static const int64_t tokens[] = {1, 5, 19};
+    backend_weight host = odd_nf4(r, N, COLS);
+    lora_weight nf4 = op_weight(r, &host.w), bf16 = odd_bf16(r, N, COLS);
+    for (int i = 0; i < 3; i++) {
+        run_odd(r, &nf4, tokens[i]);
+        run_odd(r, &bf16, tokens[i]);
+    }
+    check_alone(r, &bf16, "odd bfloat16", 7, true);
+    check_alone(r, &nf4, host.name, MOST, false);
+    check_decoded(r, &host.w, &nf4, host.name);
+    backend_free_weight(&host);
+}
+
+/* --- what forward keeps for backward --- */
+
+static void kept_low(op_run *r) {
+    enum { TOKENS = 35 };
+    backend_weight host = backend_make_weight(r, 2, N);
+    lora_weight w = op_weight(r, &host.w);
+    lora_mat x = op_mat(r, TOKENS, K, 1), y = op_mat(r, TOKENS, N, 1), dy = op_mat(r, TOKENS, N, 1);
+    for (int dropped = 0; dropped < 2; dropped++) {
+        float *dB[2], zeros[N * R] = {0};
+        lora_adapter a = make_adapter(r, N, K, R);
+        CHECK(lora_linear_keeps_low(r->ctx, TOKENS, &a), "many tokens keep what B's gradient needs");
+        lora_adapter_pass pass = {.dropout = dropped ? 0.4f : 0, .dropout_stream = 3, .low = op_floats(r, TOKENS * R, 1)};
+        lora_linear_layer layer = {.w = &w, .adapter = &a, .pass = pass, .y = y};
+        OK(lora_linear_forward(r->ctx, x, 1, &layer, ERR));
+        for (int i = 0; i < 2; i++) {
+            a.dB = op_send(r, zeros, sizeof zeros);
+            lora_linear_gradient g = {.dy = dy, .w = &w, .adapter = &a, .pass = pass};
+            if (i) g.pass.low = NULL;
+            OK(lora_linear_backward(r->ctx, x, 1, &g, lora_mat_none(), false, ERR));
+            dB[i] = get(r, lora_mat_f32(a.dB, N, R, R));
+        }
+        CHECK(memcmp(dB[0], dB[1], sizeof zeros) == 0, "%s: kept and formed again, dB has other bits", lora_ctx_device(r->ctx));
+        op_keep_mat(r, "y", y);
+        op_keep(r, "dB", a.dB, N * R, VALUES_F32);
+        free(dB[0]), free(dB[1]);
+    }
+    backend_free_weight(&host);
+}
+
+/* --- DoRA under dropout --- */
+
+static void run_dora(op_run *r, int64_t tokens, bool accumulate) {
+    backend_weight host = backend_make_weight(r, 0, N);
+    lora_weight w = op_weight(r, &host.w);
+    lora_adapter a = make_adapter(r, N, K, R);
+    a.magnitude = op_floats(r, N, 1);
+    a.dmagnitude = op_floats(r, N, 1);
+    lora_mat x = op_mat(r, tokens, K, 1), y = op_mat(r, tokens, N, 1), dx = op_mat(r, tokens, K, 1);
+    float *norm = op_floats(r, N, 1), *dW = op_floats(r, N * K, 1), *dbias = op_floats(r, N, 1);
+    OK(lora_dora_norm(r->ctx, &w, &a, norm, ERR));
+    const lora_adapter_pass pass = {.dropout = 0.3f, .dropout_stream = 5, .norm = norm};
+    lora_linear_layer layer = {.w = &w, .bias = op_floats(r, N, 1), .adapter = &a, .pass = pass, .y = y, .accumulate = accumulate};
+    lora_linear_gradient g = {.dy = op_mat(r, tokens, N, 1), .w = &w, .adapter = &a, .pass = pass, .dW = dW, .dbias = dbias};
+    OK(lora_linear_forward(r->ctx, x, 1, &layer, ERR));
+    OK(lora_linear_backward(r->ctx, x, 1, &g, dx, accumulate, ERR));
+    op_keep_mat(r, "y", y);
+    op_keep_mat(r, "dx", dx);
+    op_keep(r, "dA", a.dA, R * K, VALUES_F32);
+    op_keep(r, "dB", a.dB, N * R, VALUES_F32);
+    op_keep(r, "dmagnitude", a.dmagnitude, N, VALUES_F32);
+    op_keep(r, "dW", dW, N * K, VALUES_F32);
+    op_keep(r, "dbias", dbias, N, VALUES_F32);
+    backend_free_weight(&host);
+}
+
+static void dora_dropout(op_run *r) {
+    run_dora(r, 4, true);
+    run_dora(r, 23, false);
+    run_dora(r, 23, true);
+}
+
+void check_device_linear(void) {
+    static const op_case cases[] = {{"decoded weights", decoded},
+                                    {"tokens alone", tokens_alone},
+                                    {"odd shapes", odd_shapes},
+                                    {"kept low", kept_low},
+                                    {"DoRA with dropout", dora_dropout}};
+    op_check_cases(cases, sizeof cases / sizeof *cases);
+}
