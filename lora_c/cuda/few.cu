@@ -34,7 +34,8 @@ template <int DTYPE> lora_status run_dense(lora_cuda *c, const lora_cuda_few_lay
 }
 
 lora_status run_nf4(lora_cuda *c, const lora_cuda_few_layer *l, lora_error *err) {
-    const lora_few_nf4 w = {l->w.nf4, l->w.cols % 8 == 0 && (uintptr_t)l->w.nf4.codes % 4 == 0};
+    const lora_nf4 &q = l->w.nf4;
+    const lora_few_nf4 w = {q.codes, q.lut, lora_nf4_scales_of(q), q.cols, q.cols % 8 == 0 && (uintptr_t)q.codes % 4 == 0};
     return lora_few_run(c, l, w, sizeof(lora_few_nf4::shared), err);
 }
 

@@ -6,6 +6,7 @@
 #include "lora_c/cuda/decode.cuh"
 #include "lora_c/cuda/eights.cuh"
 #include "lora_c/cuda/few.h"
+#include "lora_c/cuda/nf4_scales.cuh"
 
 enum {
     LORA_FEW_WARPS = 4,
@@ -31,25 +32,27 @@ template <int DTYPE> struct lora_few_dense {
 };
 
 struct lora_few_nf4 {
-    lora_nf4 w;
+    const uint8_t *codes;
+    const float *values;
+    lora_nf4_scales scales;
+    int64_t cols;
     bool words; /* eight elements are four bytes, at four bytes */
     struct shared {
         float lut[16];
     };
     __device__ __forceinline__ void prepare() const {
-        if (threadIdx.x < 16) lora_shared<shared>().lut[threadIdx.x] = w.lut[threadIdx.x];
+        if (threadIdx.x < 16) lora_shared<shared>().lut[threadIdx.x] = values[threadIdx.x];
         __syncthreads();
     }
     __device__ __forceinline__ void eight(int64_t row, int64_t k, int64_t n, float out[8]) const {
         const float *lut = lora_shared<shared>().lut;
-        int64_t i = row * w.cols + k;
+        int64_t i = row * cols + k;
         if (words) {
-            lora_decode_nf4_word(*(const uint32_t *)(w.codes + i / 2), lut, lora_nf4_absmax(&w, i / w.block_size), out);
+            lora_decode_nf4_word(*(const uint32_t *)(codes + i / 2), lut, scales.at(i), out);
             return;
         }
 #pragma unroll
-        for (int e = 0; e < 8; e++)
-            out[e] = e < n ? lut[lora_nf4_code(w.codes, i + e)] * lora_nf4_absmax(&w, (i + e) / w.block_size) : 0.0f;
+        for (int e = 0; e < 8; e++) out[e] = e < n ? lut[lora_nf4_code(codes, i + e)] * scales.at(i + e) : 0.0f;
     }
 };
 

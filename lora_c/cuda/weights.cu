@@ -3,10 +3,12 @@
 
 #include "lora_c/cuda/decode.cuh"
 #include "lora_c/cuda/eights.cuh"
+#include "lora_c/cuda/elements.cuh"
+#include "lora_c/cuda/nf4_scales.cuh"
 
 namespace {
 
-enum { THREADS = 256, STEPS = 4 /* loads of a thread that are under way together */ };
+enum { THREADS = 256, STEPS = 4 /* rows of a block */ };
 
 /* --- dense, and GGUF's types of one weight per block --- */
 
@@ -16,10 +18,10 @@ struct convert_args {
     int64_t groups; /* of eight columns in a row */
 };
 
-__global__ void __launch_bounds__(THREADS) convert_elements(convert_args a) {
+__global__ void __launch_bounds__(THREADS, 1) convert_elements(convert_args a) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i >= a.from.rows * a.groups) return;
-    int64_t row = i / a.groups, col = i % a.groups * LORA_CUDA_EIGHT, n = a.from.cols - col;
+    int64_t row = lora_row_of(i, a.groups), col = (i - row * a.groups) * LORA_CUDA_EIGHT, n = a.from.cols - col;
     bool whole = n >= LORA_CUDA_EIGHT;
     float x[8];
     lora_load_eight(a.from.data, row * a.from.ld + col, a.from.dtype, whole && a.vector_from, n, x);
@@ -35,11 +37,13 @@ lora_status convert(lora_cuda *c, lora_mat from, lora_mat to, lora_error *err) {
 /* --- 4-bit types --- */
 
 struct nf4_args {
-    lora_nf4 w;
+    const uint8_t *codes;
+    const float *lut;
+    lora_nf4_scales scales;
     int64_t begin, end; /* elements of the flattened matrix */
     lora_mat to;
-    bool vector; /* runs of eight lie in one row, aligned */
-    bool words;  /* codes are at four bytes */
+    bool words;    /* codes are at four bytes */
+    int64_t tiles; /* of a row */
 };
 
 /* Sixteen values in sixteen banks: lookups of a warp never conflict. */
@@ -47,48 +51,65 @@ struct nf4_shared {
     float lut[16];
 };
 
-__device__ __forceinline__ void store_run(const nf4_args &a, int64_t i, const float x[8]) {
-    if (a.vector) {
-        int64_t at = i - a.begin;
-        lora_store_eight(a.to.data, at / a.to.cols * a.to.ld + at % a.to.cols, a.to.dtype, true, 8, x);
-        return;
-    }
-    for (int e = 0; e < 8; e++) {
-        int64_t at = i + e - a.begin;
-        if (at >= 0 && i + e < a.end) lora_store(a.to.data, at / a.to.cols * a.to.ld + at % a.to.cols, a.to.dtype, x[e]);
-    }
+__device__ __forceinline__ void fill_lut(const nf4_args &a) {
+    nf4_shared &s = lora_shared<nf4_shared>();
+    if (threadIdx.x < 16) s.lut[threadIdx.x] = a.lut[threadIdx.x];
+    __syncthreads();
 }
 
-__global__ void __launch_bounds__(THREADS) decode_nf4(nf4_args a) {
-    nf4_shared &s = lora_shared<nf4_shared>();
-    if (threadIdx.x < 16) s.lut[threadIdx.x] = a.w.lut[threadIdx.x];
-    __syncthreads();
-    int64_t first = a.begin / 8 * 8 + ((int64_t)blockIdx.x * THREADS * STEPS + threadIdx.x) * 8;
+/* Rows of whole eights, aligned: a block decodes STEPS rows of a tile of columns, whose loads are under way together. */
+__global__ void __launch_bounds__(THREADS, 1) decode_nf4_rows(nf4_args a) {
+    fill_lut(a);
+    const nf4_shared &s = lora_shared<nf4_shared>();
+    const int64_t step = blockIdx.x / a.tiles, col = ((blockIdx.x - step * a.tiles) * THREADS + threadIdx.x) * 8;
+    const int64_t first = step * STEPS, n = a.to.rows - first;
+    if (col >= a.to.cols) return;
     float absmax[STEPS];
     uint32_t words[STEPS];
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
-        int64_t i = first + (int64_t)j * THREADS * 8;
-        if (i >= a.end) continue;
-        const uint8_t *codes = a.w.codes + i / 2;
-        words[j] = a.words ? *(const uint32_t *)codes : lora_ggml_u32(codes);
-        absmax[j] = lora_nf4_absmax(&a.w, i / a.w.block_size);
+        int64_t i = a.begin + (first + (j < n ? j : 0)) * a.to.cols + col;
+        words[j] = *(const uint32_t *)(a.codes + i / 2);
+        absmax[j] = a.scales.at(i);
     }
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
-        int64_t i = first + (int64_t)j * THREADS * 8;
-        if (i >= a.end) continue;
+        if (j >= n) continue;
         float x[8];
         lora_decode_nf4_word(words[j], s.lut, absmax[j], x);
-        store_run(a, i, x);
+        lora_store_eight(a.to.data, (first + j) * a.to.ld + col, a.to.dtype, true, 8, x);
+    }
+}
+
+/* Any rows: eight elements of the flattened matrix, which may end one row and begin the next. */
+__global__ void __launch_bounds__(THREADS, 1) decode_nf4(nf4_args a) {
+    fill_lut(a);
+    const int64_t i = a.begin / 8 * 8 + ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8;
+    if (i >= a.end) return;
+    float x[8];
+    const uint8_t *codes = a.codes + i / 2;
+    lora_decode_nf4_word(a.words ? *(const uint32_t *)codes : lora_ggml_u32(codes), lora_shared<nf4_shared>().lut, a.scales.at(i), x);
+    int64_t row = (lora_max_i64(i, a.begin) - a.begin) / a.to.cols, col = lora_max_i64(i, a.begin) - a.begin - row * a.to.cols;
+    for (int e = 0; e < 8; e++) {
+        if (i + e < a.begin || i + e >= a.end) continue;
+        lora_store(a.to.data, row * a.to.ld + col, a.to.dtype, x[e]);
+        if (++col < a.to.cols) continue;
+        col = 0;
+        row++;
     }
 }
 
 lora_status decode_4bit(lora_cuda *c, const lora_nf4 *w, int64_t first, lora_mat to, lora_error *err) {
-    nf4_args a = {*w, first * to.cols, (first + to.rows) * to.cols, to, false, (uintptr_t)w->codes % 4 == 0};
-    a.vector = to.cols % 8 == 0 && lora_cuda_is_aligned(to.data, to.ld, to.dtype);
+    nf4_args a = {w->codes, w->lut, lora_nf4_scales_of(*w), first * to.cols, (first + to.rows) * to.cols, to, (uintptr_t)w->codes % 4 == 0,
+                  0};
+    if (to.rows == 0) return LORA_OK;
+    if (a.words && to.cols % 8 == 0 && lora_cuda_is_aligned(to.data, to.ld, to.dtype)) {
+        a.tiles = lora_div_up(to.cols, THREADS * 8);
+        dim3 grid((uint32_t)(a.tiles * lora_div_up(to.rows, STEPS)));
+        return LORA_CUDA_LAUNCH(c, decode_nf4_rows, grid, THREADS, sizeof(nf4_shared), a, err);
+    }
     int64_t runs = lora_div_up(a.end, 8) - a.begin / 8;
-    return LORA_CUDA_LAUNCH(c, decode_nf4, lora_cuda_blocks(runs, THREADS * STEPS), THREADS, sizeof(nf4_shared), a, err);
+    return LORA_CUDA_LAUNCH(c, decode_nf4, lora_cuda_blocks(runs, THREADS), THREADS, sizeof(nf4_shared), a, err);
 }
 
 /* --- blocks of GGUF files --- */
@@ -101,10 +122,10 @@ struct ggml_args {
     int64_t groups; /* of eight columns in a row */
 };
 
-template <int TYPE> __global__ void __launch_bounds__(THREADS) decode_ggml(ggml_args a) {
+template <int TYPE> __global__ void __launch_bounds__(THREADS, 1) decode_ggml(ggml_args a) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i >= a.to.rows * a.groups) return;
-    int64_t row = i / a.groups, col = i % a.groups * 8;
+    int64_t row = lora_row_of(i, a.groups), col = (i - row * a.groups) * 8;
     float x[8];
     lora_decode_ggml<TYPE>(a.w, a.first + row, col, x);
     lora_store_eight(a.to.data, row * a.to.ld + col, a.to.dtype, a.vector, 8, x);

@@ -87,7 +87,22 @@ static void check_decoded(op_run *r, const lora_weight *on_host, const lora_weig
     lora_ctx_destroy(cpu);
 }
 
+/* Scales of scales for any number of scales. */
+static void check_odd_nesting(op_run *r) {
+    backend_weight host = backend_make_weight(r, 3, N);
+    enum { NESTED = 50 };
+    const float nested[(N * K / LORA_NF4_BLOCK + NESTED - 1) / NESTED] = {0.5f, 0.7f};
+    lora_weight odd = host.w;
+    odd.nf4.nested_block_size = NESTED;
+    odd.nf4.nested_absmax = nested;
+    lora_weight w = op_weight(r, &odd);
+    check_decoded(r, &odd, &w, "NF4 with scales of 50 scales");
+    check_alone(r, &w, "NF4 with scales of 50 scales", 2, false);
+    backend_free_weight(&host);
+}
+
 static void decoded(op_run *r) {
+    check_odd_nesting(r);
     for (int kind = 0; kind < backend_weights(); kind++) {
         backend_weight host = backend_make_weight(r, kind, N);
         lora_weight w = op_weight(r, &host.w);
