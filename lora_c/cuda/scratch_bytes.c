@@ -17,6 +17,6 @@ int64_t lora_cuda_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *s
     double x = operands == LORA_F32 ? 0 : (double)M * (double)shape->widest * operand; /* float32 is used where it is */
     double left = larger(x, 2 * rows * width * operand);
     double logits = rows * (double)head.ld * (double)sizeof(float), result = rows * width * (double)sizeof(float);
-    double all = workspace + weight + left + logits + result + (double)lora_cuda_head_lay_rows(M, NULL, NULL);
+    double all = workspace + weight + left + x /* beside dy, backward */ + logits + result + (double)lora_cuda_head_lay_rows(M, NULL, NULL);
     return (int64_t)(all < most ? all : most);
 }
