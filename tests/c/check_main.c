@@ -39,6 +39,7 @@ void check_device_steps(void);
 void check_device_optim(void);
 void check_device_head(void);
 void check_device_linear(void);
+void check_device_adapters(void);
 void check_device_rows(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
@@ -86,6 +87,7 @@ static const struct {
                 {"device_optim", check_device_optim},
                 {"device_head", check_device_head},
                 {"device_linear", check_device_linear},
+                {"device_adapters", check_device_adapters},
                 {"decoder", check_decoder},
                 {"profile", check_profile},
                 {"watch", check_watch},

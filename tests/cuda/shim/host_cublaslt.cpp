@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "lora_c/base/half.h"
+#include "tests/cuda/shim/host_product.h"
 
 namespace {
 
@@ -15,11 +15,6 @@ enum { WORKSPACE_ALIGNMENT = 16, PREFERENCES = 9, NEEDED_WORKSPACE = 4096 };
 struct operation {
     int compute_type, scale_type;
     int32_t transpose[2] = {LORA_CUBLAS_OP_N, LORA_CUBLAS_OP_N};
-};
-struct layout {
-    int type;
-    uint64_t rows, cols;
-    int64_t ld;
 };
 struct preference {
     uint64_t workspace = 0;
@@ -44,10 +39,6 @@ uint64_t shape_of(const operation *o, const layout *a, const layout *b, const la
     uint64_t hash = mix(mix(14695981039346656037u, (uint64_t)o->transpose[0]), (uint64_t)o->transpose[1]);
     return mix(mix(mix(mix(hash, a), b), c), d);
 }
-
-struct product_shape {
-    uint64_t m, n, k;
-};
 
 product_shape sizes_of(const operation *o, const layout *a, const layout *c) {
     return {c->rows, c->cols, o->transpose[0] == LORA_CUBLAS_OP_N ? a->cols : a->rows};
@@ -149,38 +140,6 @@ int heuristic(void *handle, void *desc, void *a, void *b, void *c, void *d, void
     out->waves = 1;
     *n = 1;
     return SUCCESS;
-}
-
-float load(const void *data, int type, int64_t i) {
-    if (type == LORA_CUDA_R_32F) return static_cast<const float *>(data)[i];
-    uint16_t half = static_cast<const uint16_t *>(data)[i];
-    return type == LORA_CUDA_R_16BF ? lora_bf16_to_f32(half) : lora_f16_to_f32(half);
-}
-void store(void *data, int type, int64_t i, float x) {
-    if (type == LORA_CUDA_R_32F)
-        static_cast<float *>(data)[i] = x;
-    else
-        static_cast<uint16_t *>(data)[i] = type == LORA_CUDA_R_16BF ? lora_f32_to_bf16(x) : lora_f32_to_f16(x);
-}
-
-struct operand {
-    const void *data;
-    layout of;
-    bool transposed;
-    float at(uint64_t row, uint64_t col) const {
-        return load(data, of.type, (int64_t)(transposed ? col : row) + (int64_t)(transposed ? row : col) * of.ld);
-    }
-};
-
-void multiply(product_shape s, float alpha, const operand &a, const operand &b, float beta, const operand &c, void *d, const layout &of_d) {
-    for (uint64_t j = 0; j < s.n; j++)
-        for (uint64_t i = 0; i < s.m; i++) {
-            float sum = 0;
-            for (uint64_t k = 0; k < s.k; k++) sum += a.at(i, k) * b.at(k, j);
-            float value = alpha * sum;
-            if (beta != 0) value += beta * c.at(i, j); /* C is not read with a beta of 0 */
-            store(d, of_d.type, (int64_t)i + (int64_t)j * of_d.ld, value);
-        }
 }
 
 int matmul(void *handle, void *desc, const void *alpha, const void *A, void *a, const void *B, void *b, const void *beta, const void *C,
