@@ -85,9 +85,12 @@ __global__ void __launch_bounds__(THREADS) nested_blocks(nested_args q) {
 lora_status lora_cuda_double_quantize(lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes, float *nested_absmax,
                                       float *nested_offset, lora_error *err) {
     lora_cuda *c = lora_cuda_of(ctx);
-    const mean_args mean = {absmax, n, nested_offset};
+    mean_args mean = {};
+    mean.absmax = absmax, mean.n = n, mean.offset = nested_offset;
     LORA_TRY(LORA_CUDA_LAUNCH(c, mean_of_scales, dim3(1), THREADS, sizeof(mean_shared), mean, err));
-    nested_args args = {absmax, nested_offset, n, {}, absmax_codes, nested_absmax};
+    nested_args args = {};
+    args.absmax = absmax, args.offset = nested_offset, args.n = n;
+    args.codes = absmax_codes, args.nested_absmax = nested_absmax;
     lora_nested_firsts(args.first);
     return LORA_CUDA_LAUNCH(c, nested_blocks, lora_cuda_blocks(n, THREADS), THREADS, sizeof(nested_shared), args, err);
 }
