@@ -1,4 +1,4 @@
-"""Quantizing on a device, and the memory that it says it has: the CPU's bytes, on tests/fake_device and on the CUDA kernels emulated."""
+"""Quantizing on a device with the CPU's bytes, and the memory that a device says it has (tests/fake_device, tests/cuda/shim)."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ def test_recompute_auto_asks_the_device(make_model: Callable[..., Path], fake: s
 def test_devices_are_listed_with_their_memory(device: str) -> None:
     environment = {**os.environ, "COLUMNS": "120"}
     command = [sys.executable, "-m", "lora_c", "devices"]
-    found = json.loads(subprocess.run([*command, "--json"], env=environment, capture_output=True, check=True).stdout)["devices"]
+    found = json.loads(subprocess.run([*command, "--json"], env=environment, capture_output=True, check=True).stdout)[
+        "devices"
+    ]
     memory = {entry["name"]: entry["memory"] for entry in found}
     total = {"fake": 4, "shim": 8}[device]
     assert memory[device] == {"free": total * GIB, "total": total * GIB} and memory["cpu"]["total"] > 0

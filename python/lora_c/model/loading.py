@@ -43,8 +43,8 @@ DENSE_DTYPES: dict[str, np.dtype[Any]] = {"float32": FLOAT32, "bfloat16": BFLOAT
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How tensors are kept. dtype None: as in the file (float16 becomes float32, which is exact). device: of what is trained, and
-    where matrices are quantized; the rest is read into the memory of the CPU, and the decoder copies it."""
+    """How tensors are kept. dtype None: as in the file (float16 becomes float32, which is exact). device: of what is trained,
+    and where matrices are quantized; the rest is read into the memory of the CPU, and the decoder copies it."""
 
     quantization: Quantization | None = None
     dtype: np.dtype[Any] | None = None
