@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "This machine": (
         "devices", "Device", "get_num_threads", "set_num_threads", "get_precision", "set_precision", "get_isa", "set_isa",
-        "supported_isas", "memory_report", "reset_peak_memory",
+        "supported_isas", "memory_info", "memory_report", "reset_peak_memory",
     ),
     "Errors and warnings": (
         "LoraCError", "AdapterError", "CheckpointError", "ConfigError", "DataError", "DeviceError", "DivergenceError",

@@ -6,6 +6,7 @@
 #include "lora_c/linear.h"
 #include "lora_c/nn.h"
 #include "lora_c/optim.h"
+#include "lora_c/quantize.h"
 
 /* check_rows.c */
 lora_status lora_check_norm_forward(const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) LORA_MUST_CHECK;
@@ -65,5 +66,13 @@ lora_status lora_check_adafactor_step(int64_t n_params, const lora_param *params
 lora_status lora_check_muon_step(int64_t n_params, const lora_param *params, float *m, const lora_muon_hyper *hyper,
                                  lora_error *err) LORA_MUST_CHECK;
 lora_status lora_check_sum_of_squares(int64_t n_params, const lora_param *params, double *sum, lora_error *err) LORA_MUST_CHECK;
+
+/* check_quantize.c */
+lora_status lora_check_quantize_4bit(lora_4bit_type type, lora_mat src, int64_t block_size, const uint8_t *codes, const float *absmax,
+                                     const int64_t *first_bad, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_double_quantize(const float *absmax, int64_t n, const uint8_t *absmax_codes, const float *nested_absmax,
+                                       const float *nested_offset, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_check_dequantize(const lora_nf4 *w, int64_t begin, int64_t count, const void *dst, lora_dtype dtype,
+                                  lora_error *err) LORA_MUST_CHECK;
 
 #endif

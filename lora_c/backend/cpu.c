@@ -52,6 +52,12 @@ static void cpu_reset_peak(void *state) {
     atomic_store(&mem->total_peak, atomic_load(&mem->total_live));
 }
 
+static lora_status cpu_memory_info(void *state, lora_memory_info *out, lora_error *err) {
+    (void)state, (void)err;
+    *out = (lora_memory_info){.free_bytes = lora_memory_left("", false), .total_bytes = lora_memory_total("")};
+    return LORA_OK;
+}
+
 const lora_backend lora_cpu_backend = {
     .abi = LORA_BACKEND_ABI,
     .name = "cpu",
@@ -68,7 +74,8 @@ const lora_backend lora_cpu_backend = {
                .paged_free = cpu_paged_free,
                .paged_advise = cpu_paged_advise,
                .usage = cpu_usage,
-               .reset_peak = cpu_reset_peak},
+               .reset_peak = cpu_reset_peak,
+               .memory_info = cpu_memory_info},
     .ops =
         {
             .norm_forward = lora_cpu_norm_forward,
@@ -104,6 +111,9 @@ const lora_backend lora_cpu_backend = {
             .adafactor_step = lora_cpu_adafactor_step,
             .muon_step = lora_cpu_muon_step,
             .sum_of_squares = lora_cpu_sum_of_squares,
+            .quantize_4bit = lora_cpu_quantize_4bit,
+            .double_quantize = lora_cpu_double_quantize,
+            .dequantize = lora_cpu_dequantize,
             .scratch_bytes = lora_cpu_scratch_bytes,
         },
 };

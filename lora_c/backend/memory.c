@@ -100,3 +100,8 @@ lora_status lora_output_close(lora_ctx *ctx, void *host, size_t bytes, void *dev
 lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag) { return memory_of(ctx)->usage(ctx->view.state, tag); }
 lora_mem_usage lora_ctx_memory_total(const lora_ctx *ctx) { return memory_of(ctx)->usage(ctx->view.state, LORA_MEM_TAGS); }
 void lora_ctx_reset_peak(lora_ctx *ctx) { memory_of(ctx)->reset_peak(ctx->view.state); }
+
+lora_status lora_ctx_memory_info(lora_ctx *ctx, lora_memory_info *out, lora_error *err) {
+    LORA_TRY(lora_device_check(ctx, err));
+    return memory_of(ctx)->memory_info(ctx->view.state, out, err);
+}

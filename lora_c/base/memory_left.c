@@ -47,6 +47,9 @@ static size_t left_on_machine(const char *root, bool with_swap) {
     return (available + (swap == SIZE_MAX ? 0 : swap)) * 1024;
 }
 
+/* Bytes that one group may have. */
+static size_t limit_of_group(const char *folder, const group_files *files) { return number_in(folder, files->limit, NULL); }
+
 /* Bytes left in one group. Its limit may be far beyond the machine's memory, which says that there is none. */
 static size_t left_in_group(const char *folder, const group_files *files) {
     const size_t limit = number_in(folder, files->limit, NULL);
@@ -57,25 +60,27 @@ static size_t left_in_group(const char *folder, const group_files *files) {
     return limit > held ? limit - held : 0;
 }
 
-/* The least that a group and the groups around it have left. Inside of a container the path of /proc/self/cgroup may not be
+typedef size_t of_group(const char *folder, const group_files *files);
+
+/* The least of a group and the groups around it. Inside of a container the path of /proc/self/cgroup may not be
  * there: its own group is then the folder itself. */
-static size_t left_in_groups(const char *root, const group_files *files, const char *group) {
+static size_t least_of_groups(const char *root, const group_files *files, const char *group, of_group *of) {
     char folder[PATH];
     const int base = snprintf(folder, sizeof folder, "%s%s", root, files->folder);
     const int length = snprintf(folder, sizeof folder, "%s%s%s", root, files->folder, group);
     if (base < 0 || length < base || length >= (int)sizeof folder) return SIZE_MAX;
-    size_t left = left_in_group(folder, files);
+    size_t least = of(folder, files);
     for (char *end; (end = strrchr(folder + base, '/')) != NULL;) {
         *end = '\0';
-        left = less(left, left_in_group(folder, files));
+        least = less(least, of(folder, files));
     }
-    return left;
+    return least;
 }
 
-/* Bytes left in the control groups of this process; SIZE_MAX where no group bounds it. */
-static size_t left_in_own_groups(const char *root) {
+/* The least of the control groups of this process; SIZE_MAX where no group bounds it. */
+static size_t least_of_own_groups(const char *root, of_group *of) {
     char path[PATH], line[LINE];
-    size_t left = SIZE_MAX;
+    size_t least = SIZE_MAX;
     (void)snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
     FILE *file = fopen(path, "r");
     while (file && fgets(line, sizeof line, file)) { /* "0::/group" or "4:memory:/group" */
@@ -84,12 +89,21 @@ static size_t left_in_own_groups(const char *root) {
         if (!group) continue;
         *group++ = '\0';
         const group_files *files = kinds[1] == '\0' ? &UNIFIED : strcmp(kinds + 1, "memory") == 0 ? &MEMORY : NULL;
-        if (files) left = less(left, left_in_groups(root, files, group));
+        if (files) least = less(least, least_of_groups(root, files, group, of));
     }
     if (file) (void)fclose(file);
-    return left;
+    return least;
 }
 
-size_t lora_memory_left(const char *root, bool with_swap) { return less(left_on_machine(root, with_swap), left_in_own_groups(root)); }
+size_t lora_memory_left(const char *root, bool with_swap) {
+    return less(left_on_machine(root, with_swap), least_of_own_groups(root, left_in_group));
+}
+
+size_t lora_memory_total(const char *root) {
+    char folder[PATH];
+    (void)snprintf(folder, sizeof folder, "%s/proc", root);
+    const size_t total = number_in(folder, "meminfo", "MemTotal");
+    return less(total == SIZE_MAX ? SIZE_MAX : total * 1024, least_of_own_groups(root, limit_of_group));
+}
 
 bool lora_memory_fits(size_t bytes) { return bytes < LARGE || bytes <= lora_memory_left("", true); }

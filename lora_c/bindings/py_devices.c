@@ -206,8 +206,31 @@ static PyObject *transfers(PyObject *module, PyObject *args) {
                          (long long)t.downloaded_bytes);
 }
 
+PyDoc_STRVAR(
+    memory_info_doc,
+    "memory_info($module, device='cpu', /)\n--\n\n"
+    "Return {'free': bytes, 'total': bytes} of a device, None where it does not say.\n\n"
+    "free is what this process could still take beside all others: of the CPU memory_left(). total is what the device has: of the\n"
+    "CPU the machine's memory, within the limits of the process's control groups.");
+
+static PyObject *bytes_or_none(size_t bytes) { return bytes == SIZE_MAX ? Py_NewRef(Py_None) : PyLong_FromSize_t(bytes); }
+
+static PyObject *memory_info(PyObject *module, PyObject *args) {
+    const char *name = "cpu";
+    lora_py_state *state = PyModule_GetState(module);
+    lora_py_device device;
+    if (!PyArg_ParseTuple(args, "|s:memory_info", &name) || lora_py_find_device(state, name, &device) < 0) return NULL;
+    lora_memory_info info;
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(device.ctx, status, lora_ctx_memory_info(device.ctx, &info, &err));
+    if (status != LORA_OK) return lora_py_raise(state, &err);
+    return Py_BuildValue("{s:N,s:N}", "free", bytes_or_none(info.free_bytes), "total", bytes_or_none(info.total_bytes));
+}
+
 PyMethodDef lora_py_device_functions[] = {
     {"devices", devices, METH_NOARGS, devices_doc},
+    {"memory_info", memory_info, METH_VARARGS, memory_info_doc},
     {"transfers", transfers, METH_VARARGS, transfers_doc},
     {0},
 };

@@ -31,6 +31,6 @@ int lora_py_same_device(const lora_ctx *ctx, const lora_py_object *o, const char
 int lora_py_traverse_devices(lora_py_state *state, visitproc visit, void *arg);
 void lora_py_clear_devices(lora_py_state *state);
 
-extern PyMethodDef lora_py_device_functions[]; /* devices, transfers */
+extern PyMethodDef lora_py_device_functions[]; /* devices, memory_info, transfers */
 
 #endif

@@ -2,6 +2,8 @@
  * counter. */
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_dequantize.h"
+#include "lora_c/bindings/py_devices.h"
+#include "lora_c/bindings/py_quantize.h"
 
 #include <limits.h>
 #include <math.h>
@@ -68,18 +70,8 @@ static int allocate_nested(nf4tensor *self, int64_t nested_block_size) {
     return 0;
 }
 
-static lora_status fill(nf4tensor *self, const lora_py_array *w, lora_error *err) {
-    lora_dtype dtype = w->kind == LORA_PY_F32 ? LORA_F32 : w->kind == LORA_PY_F16 ? LORA_F16 : LORA_BF16;
-    lora_ctx *ctx = self->base.ctx;
-    const lora_nf4 *q = &self->nf4;
-    LORA_TRY(lora_4bit_quantize(ctx, self->type, w->data, dtype, q->rows, q->cols, q->block_size, self->codes, self->absmax, err));
-    if (!self->absmax_codes) return LORA_OK;
-    return lora_nf4_double_quantize(ctx, self->absmax, self->n_blocks, self->absmax_codes, self->nested_absmax, &self->nf4.nested_offset,
-                                    err);
-}
-
 PyDoc_STRVAR(quantize_doc,
-             "quantize($type, w, /, *, block_size=64, double_quant=True, quant_type='nf4')\n--\n\n"
+             "quantize($type, w, /, *, block_size=64, double_quant=True, quant_type='nf4', device='cpu')\n--\n\n"
              "Quantize a matrix to 4-bit NormalFloat, or to a type that it is compared with.\n\n"
              "Shapes\n------\nw (out_features, in_features), C-contiguous.\n\n"
              "Parameters\n----------\n"
@@ -87,24 +79,30 @@ PyDoc_STRVAR(quantize_doc,
              "block_size : int\n    Weights per scale: 32, 64, ... 4096.\n"
              "double_quant : bool\n    Quantize the scales too: 8 bits each, blocks of 256.\n"
              "quant_type : 'nf4', 'fp4', 'fp4_e2m1' or 'int4'\n    NormalFloat; bitsandbytes' FP4; the float E2M1 (0, 0.5, 1, "
-             "1.5, 2, 3, 4, 6 over 6);\n    integers from -7 to 7, over 7.\n\n"
+             "1.5, 2, 3, 4, 6 over 6);\n    integers from -7 to 7, over 7.\n"
+             "device : str\n    Where it is computed, a name of devices(); the tensor's memory is the host's.\n\n"
              "Returns\n-------\nNF4Tensor\n\n"
              "Raises\n------\n"
              "ValueError\n    Not a matrix, not contiguous, empty, or a value is NaN or infinite (the first is named).\n"
-             "TypeError\n    Another element type.\n\n"
+             "TypeError\n    Another element type.\n"
+             "DeviceError\n    The device cannot be used.\n"
+             "MemoryError\n    It has no room for the matrix.\n\n"
              "Notes\n-----\nThe nearest value, a tie to the lower one. NF4 and FP4 are byte-equal to bitsandbytes; the same bytes for any\n"
-             "number of threads.\n\n"
+             "number of threads and on every device.\n\n"
              "Source\n------\nQLoRA, arXiv:2305.14314, section 3.");
 
 static PyObject *nf4_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "block_size", "double_quant", "quant_type", NULL};
+    static char *names[] = {"", "block_size", "double_quant", "quant_type", "device", NULL};
     PyObject *source;
-    const char *name = lora_4bit_name(LORA_4BIT_NF4);
+    const char *name = lora_4bit_name(LORA_4BIT_NF4), *device_name = "cpu";
     lora_4bit_type type;
+    lora_py_device device;
     int64_t block_size = LORA_NF4_BLOCK;
     int double_quant = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O&ps:quantize", names, &source, lora_py_whole, &block_size, &double_quant, &name))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O&pss:quantize", names, &source, lora_py_whole, &block_size, &double_quant, &name,
+                                     &device_name))
         return NULL;
+    if (lora_py_find_device(lora_py_state_of((PyTypeObject *)cls), device_name, &device) < 0) return NULL;
     lora_py_array w;
     const int64_t any[] = {-1, -1};
     if (check_block_size(block_size) < 0 || type_of_name(name, &type) < 0 || lora_py_get(source, "w", LORA_PY_FLOATS, 0, &w) < 0)
@@ -115,7 +113,7 @@ static PyObject *nf4_quantize(PyObject *cls, PyObject *args, PyObject *kwargs) {
     if (!self->absmax || (double_quant && allocate_nested(self, LORA_NF4_NESTED_BLOCK) < 0)) goto fail;
     lora_status status;
     lora_error err = {0};
-    LORA_PY_CALL(self->base.ctx, status, fill(self, &w, &err));
+    LORA_PY_CALL(device.ctx, status, lora_py_fill_nf4(device.ctx, self, &w, &err));
     if (status != LORA_OK) {
         lora_py_raise(lora_py_state_of((PyTypeObject *)cls), &err);
         goto fail;

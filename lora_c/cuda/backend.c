@@ -173,6 +173,9 @@ static lora_backend table = {
             OPERATION(adafactor_step),
             OPERATION(muon_step),
             OPERATION(sum_of_squares),
+            OPERATION(quantize_4bit),
+            OPERATION(double_quantize),
+            OPERATION(dequantize),
             OPERATION(scratch_bytes),
         },
 };

@@ -24,7 +24,20 @@ static int describe(int device, lora_cuda_properties *out) {
 }
 
 static int set_device(int device) { return (int)cudaSetDevice(device); }
-static int memory_info(size_t *free_bytes, size_t *total_bytes) { return (int)cudaMemGetInfo(free_bytes, total_bytes); }
+
+/* What the pool of cudaMallocAsync keeps for later is free, too. */
+static int memory_info(size_t *free_bytes, size_t *total_bytes) {
+    int device = 0;
+    cudaMemPool_t pool;
+    uint64_t reserved = 0, used = 0;
+    cudaError_t code = cudaMemGetInfo(free_bytes, total_bytes);
+    if (code == cudaSuccess) code = cudaGetDevice(&device);
+    if (code == cudaSuccess) code = cudaDeviceGetMemPool(&pool, device);
+    if (code == cudaSuccess) code = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
+    if (code == cudaSuccess) code = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used);
+    if (code == cudaSuccess && used < reserved) *free_bytes += (size_t)(reserved - used);
+    return (int)code;
+}
 
 static int stream_create(void **stream) { return (int)cudaStreamCreateWithFlags((cudaStream_t *)stream, cudaStreamNonBlocking); }
 static int stream_destroy(void *stream) { return (int)cudaStreamDestroy(stream); }

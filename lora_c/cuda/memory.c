@@ -207,6 +207,13 @@ static void reset_peak(void *state) {
     pthread_mutex_unlock(&c->memory->lock);
 }
 
+static lora_status memory_info(void *state, lora_memory_info *out, lora_error *err) {
+    lora_cuda *c = state;
+    LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
+    LORA_TRY(lora_cuda_check(c, c->api->stream_wait(c->stream), "cudaStreamSynchronize", err)); /* until here what was freed is in use */
+    return lora_cuda_check(c, c->api->memory_info(&out->free_bytes, &out->total_bytes), "cudaMemGetInfo", err);
+}
+
 const lora_backend_memory lora_cuda_memory_table = {
     .alloc = alloc,
     .free = release,
@@ -221,6 +228,7 @@ const lora_backend_memory lora_cuda_memory_table = {
     .paged_advise = paged_advise,
     .usage = usage,
     .reset_peak = reset_peak,
+    .memory_info = memory_info,
 };
 
 /* --- what operations work in --- */

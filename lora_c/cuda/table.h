@@ -58,6 +58,12 @@ lora_status lora_cuda_adafactor_step(lora_ctx *ctx, int64_t n_params, const lora
 lora_status lora_cuda_muon_step(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_muon_hyper *hyper,
                                 lora_error *err);
 lora_status lora_cuda_sum_of_squares(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum, lora_error *err);
+lora_status lora_cuda_quantize_4bit(lora_ctx *ctx, lora_4bit_type type, lora_mat src, int64_t block_size, uint8_t *codes, float *absmax,
+                                    int64_t *first_bad, lora_error *err);
+lora_status lora_cuda_double_quantize(lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes, float *nested_absmax,
+                                      float *nested_offset, lora_error *err);
+lora_status lora_cuda_dequantize(lora_ctx *ctx, const lora_nf4 *w, int64_t begin, int64_t count, void *dst, lora_dtype dtype,
+                                 lora_error *err);
 int64_t lora_cuda_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape);
 
 extern const lora_backend_memory lora_cuda_memory_table; /* memory.c */

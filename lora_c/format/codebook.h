@@ -27,7 +27,15 @@ typedef struct lora_codebook {
     int16_t cell_threshold[32], cell_base[32];
 } lora_codebook;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /** The table of a type. */
 const lora_codebook *lora_codebook_of(lora_4bit_type type);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -6,6 +6,7 @@
 #include "lora_c/base/util.h"
 #include "lora_c/format/codebook.h"
 #include "lora_c/format/nf4_codebook.h"
+#include "lora_c/format/nf4_layout.h"
 
 /* clang-format off */
 static const lora_codebook codebooks[LORA_4BIT_END] = {
@@ -72,3 +73,9 @@ const float *lora_fp4_lut(void) { return lora_4bit_lut(LORA_4BIT_FP4); }
 int64_t lora_nf4_code_bytes(int64_t rows, int64_t cols) { return lora_div_up(rows * cols, 2); }
 
 int64_t lora_nf4_blocks(int64_t rows, int64_t cols, int64_t block_size) { return lora_div_up(rows * cols, block_size); }
+
+lora_status lora_nf4_check_block_size(int64_t block_size, lora_error *err) {
+    bool fits = block_size >= 32 && block_size <= LORA_NF4_MAX_BLOCK && (block_size & (block_size - 1)) == 0;
+    LORA_CHECK(fits, err, LORA_EINVAL, "block_size: expected 32, 64, 128, 256, 512, 1024, 2048 or 4096, got %lld", (long long)block_size);
+    return LORA_OK;
+}

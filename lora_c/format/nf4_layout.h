@@ -10,6 +10,17 @@
 
 enum { LORA_NF4_MAX_BLOCK = 4096 };
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** Block sizes are powers of two from 32 to LORA_NF4_MAX_BLOCK: a block never splits a byte.   Errors  EINVAL */
+lora_status lora_nf4_check_block_size(int64_t block_size, lora_error *err) LORA_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+
 /** Even elements sit in the high nibble. */
 LORA_INLINE unsigned lora_nf4_code(const uint8_t *codes, int64_t i) {
     unsigned byte = codes[i >> 1];

@@ -61,6 +61,12 @@ lora_status lora_cpu_muon_step(lora_ctx *ctx, int64_t n_params, const lora_param
                                lora_error *err) LORA_MUST_CHECK;
 lora_status lora_cpu_sum_of_squares(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum,
                                     lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_quantize_4bit(lora_ctx *ctx, lora_4bit_type type, lora_mat src, int64_t block_size, uint8_t *codes, float *absmax,
+                                   int64_t *first_bad, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_double_quantize(lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes, float *nested_absmax,
+                                     float *nested_offset, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_cpu_dequantize(lora_ctx *ctx, const lora_nf4 *w, int64_t begin, int64_t count, void *dst, lora_dtype dtype,
+                                lora_error *err) LORA_MUST_CHECK;
 int64_t lora_cpu_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape);
 
 #endif

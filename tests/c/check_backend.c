@@ -327,10 +327,11 @@ static const op_case CASES[] = {
 
 typedef void any_function(void);
 
-/* Every entry is there, and every entry has a case here or in check_backend_linear.c, or is asked by one. */
+/* Every entry is there, and every entry has a case here, in check_backend_linear.c or check_backend_quantize.c, or is asked by one. */
 static void check_tables(void) {
     enum { ENTRIES = sizeof(lora_backend_ops) / sizeof(any_function *), MEMORY = sizeof(lora_backend_memory) / sizeof(any_function *) };
-    CHECK(ENTRIES == sizeof CASES / sizeof *CASES + BACKEND_LINEAR_ENTRIES, "operations without a case: the table has %d", (int)ENTRIES);
+    CHECK(ENTRIES == sizeof CASES / sizeof *CASES + BACKEND_LINEAR_ENTRIES + BACKEND_QUANTIZE_ENTRIES,
+          "operations without a case: the table has %d", (int)ENTRIES);
     const checked_device *devices;
     int n = checked_devices(&devices);
     for (int d = 0; d < n; d++) {

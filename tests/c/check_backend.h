@@ -1,4 +1,4 @@
-/* What the two files of the family "backend" share. */
+/* What the files of the family "backend" share. */
 #ifndef LORA_TESTS_CHECK_BACKEND_H
 #define LORA_TESTS_CHECK_BACKEND_H
 
@@ -15,7 +15,7 @@ int backend_weights(void);                                             /* how ma
 backend_weight backend_make_weight(op_run *r, int kind, int64_t rows); /* of BACKEND_COLS columns */
 void backend_free_weight(backend_weight *w);
 
-enum { BACKEND_COLS = 256, BACKEND_LINEAR_ENTRIES = 14 };
+enum { BACKEND_COLS = 256, BACKEND_LINEAR_ENTRIES = 14, BACKEND_QUANTIZE_ENTRIES = 3 }; /* check_backend_quantize.c */
 
 void check_backend_linear(void);
 

@@ -216,11 +216,29 @@ static void check_threads(lora_ctx *ctx) {
     lora_ctx_free(ctx, p);
 }
 
+/* What a device has, and that it knows of what is taken: of the fake one to the byte, elsewhere others take and give, too. */
+static void check_info(lora_ctx *ctx) {
+    enum { TAKEN = 1 << 20 };
+    lora_memory_info before, after;
+    OK(lora_ctx_memory_info(ctx, &before, ERR));
+    CHECK(before.total_bytes > 0 && before.free_bytes <= before.total_bytes, "%zu of %zu bytes are free", before.free_bytes,
+          before.total_bytes);
+    void *p = lora_ctx_alloc(ctx, LORA_MEM_GRAD, TAKEN);
+    OK(lora_ctx_memory_info(ctx, &after, ERR));
+    CHECK(after.total_bytes == before.total_bytes, "the total stays");
+    bool exact = strcmp(lora_ctx_device(ctx), "fake") == 0;
+    CHECK(!exact || after.free_bytes == before.free_bytes - TAKEN, "%zu bytes are free, then %zu", before.free_bytes, after.free_bytes);
+    lora_ctx_free(ctx, p);
+    OK(lora_ctx_memory_info(ctx, &after, ERR));
+    CHECK(!exact || after.free_bytes == before.free_bytes, "%zu bytes are free, at the end %zu", before.free_bytes, after.free_bytes);
+}
+
 static void check_on_device(void) {
     lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2);
     check_contents(ctx);
     check_stage(ctx);
     check_accounts(ctx);
+    check_info(ctx);
     check_outputs(ctx);
     check_counts(ctx);
     check_threads(ctx);

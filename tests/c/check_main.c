@@ -32,6 +32,7 @@ void check_attention_fast(void);
 void check_attention_exp(void);
 void check_attention_devices(void);
 void check_backend(void);
+void check_backend_quantize(void);
 void check_devices(void);
 void check_device_memory(void);
 void check_device_mistakes(void);
@@ -79,6 +80,7 @@ static const struct {
                 {"attention_exp", check_attention_exp},
                 {"attention_devices", check_attention_devices},
                 {"backend", check_backend},
+                {"backend_quantize", check_backend_quantize},
                 {"devices", check_devices},
                 {"device_memory", check_device_memory},
                 {"device_mistakes", check_device_mistakes},

@@ -141,6 +141,12 @@ static void fake_reset_peak(void *state) {
     pthread_mutex_unlock(&f->lock);
 }
 
+static lora_status fake_memory_info(void *state, lora_memory_info *out, lora_error *err) {
+    (void)err;
+    *out = (lora_memory_info){.free_bytes = RESERVED - fake_usage(state, LORA_MEM_TAGS).live_bytes, .total_bytes = RESERVED};
+    return LORA_OK;
+}
+
 /* --- staging memory --- */
 
 static void *fake_stage_alloc(void *state, size_t bytes) {
@@ -283,4 +289,5 @@ const lora_backend_memory fake_memory = {
     .paged_advise = fake_paged_advise,
     .usage = fake_usage,
     .reset_peak = fake_reset_peak,
+    .memory_info = fake_memory_info,
 };

@@ -2,6 +2,7 @@
 #include "lora_c/ops/cpu_ops.h"
 #include "tests/fake_device/fake_addresses.h"
 #include "tests/fake_device/fake_lists.h"
+#include "tests/fake_device/fake_quantize.h"
 
 typedef struct norm_forward_args {
     lora_norm norm;
@@ -526,5 +527,8 @@ const lora_backend_ops fake_ops = {
     .adafactor_step = fake_adafactor_step,
     .muon_step = fake_muon_step,
     .sum_of_squares = fake_sum_of_squares,
+    .quantize_4bit = fake_quantize_4bit,
+    .double_quantize = fake_double_quantize,
+    .dequantize = fake_dequantize,
     .scratch_bytes = fake_scratch_bytes,
 };

@@ -14,7 +14,7 @@ LAYERS = ("base", "format", "kernels", "ops", "backend", "model", "optim")
 PUBLIC_HEADERS = {
     "base": ("status.h", "types.h", "weight_formats.h", "memory.h", "isa.h"),
     "format": ("nf4.h", "ggml.h", "weight_rows.h"),
-    "ops": ("context.h", "nn.h", "linear.h", "optim.h", "profile.h", "device.h", "backend.h", "place.h", "watch.h"),
+    "ops": ("context.h", "nn.h", "linear.h", "optim.h", "profile.h", "device.h", "backend.h", "place.h", "quantize.h", "watch.h"),
     "model": ("decoder.h", "lora_c.h"),
 }
 LAYER_OF_HEADER = {header: layer for layer, headers in PUBLIC_HEADERS.items() for header in headers}

@@ -44,6 +44,7 @@ CALLS = {
     "weight": lambda: d.set_weight("norm", ones(8)), "own weight": lambda: d.set_weight("layers.0.k_proj", p),
     "adapter": lambda: d.set_adapter("lm_head", p, p, scale=1.0), "free": d.free_activations,
     "transfers": lambda: _core.transfers("fake"), "report": lambda: _core.memory_report("fake"),
+    "memory": lambda: lc.memory_info("fake"), "quantize": lambda: lc.NF4Tensor.quantize(ones(2, 2), device="fake"),
     "peak": lambda: _core.reset_peak_memory("fake"), "model": lambda: lc.load_model("demo", progress=False, device="fake"),
 }
 def refused(call):

@@ -140,7 +140,8 @@ def test_parameters_of_another_device_are_refused(fake: str) -> None:
 
 @pytest.mark.parametrize("make", [lambda name: Parameter(random(2), device=name), lambda name: Decoder(**SIZES, device=name),
                                   lambda name: Parameter.block([(2,)], device=name), _core.transfers, _core.memory_report,
-                                  _core.reset_peak_memory])  # fmt: skip
+                                  _core.reset_peak_memory, _core.memory_info,
+                                  lambda name: lc.NF4Tensor.quantize(random(2, 2), device=name)])  # fmt: skip
 def test_unknown_and_broken_devices(fake: str, make: Callable[[str], Any]) -> None:
     unknown = "device: expected one of cpu, fake, fake:broken, got abacus; `lora-c devices` lists them"
     with pytest.raises(ValueError, match=unknown):

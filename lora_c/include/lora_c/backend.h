@@ -1,6 +1,6 @@
 /* What a device must be able to do: the table that a backend fills. The CPU's is one of them; others come from shared libraries with
- * one exported symbol, lora_backend_entry. The public functions of nn.h, linear.h, optim.h and memory.h check their arguments, keep
- * the accounts and call this table, so the contract of an entry is the comment of the function of its name, with these additions:
+ * one exported symbol, lora_backend_entry. The public functions of nn.h, linear.h, optim.h, quantize.h and memory.h check their arguments,
+ * keep the accounts and call this table, so the contract of an entry is the comment of the function of its name, with these additions:
  *
  *   Addresses  Every array is at an address that alloc gave, but for what is named host. Structs are read during the call.
  *   Order      Entries of one state take effect in the order of their calls, at the latest in sync. An error that shows later than
@@ -15,12 +15,13 @@
 #include "lora_c/linear.h"
 #include "lora_c/nn.h"
 #include "lora_c/optim.h"
+#include "lora_c/quantize.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { LORA_BACKEND_ABI = 3 }; /* changes with this file, and with the structs that it passes */
+enum { LORA_BACKEND_ABI = 4 }; /* changes with this file, and with the structs that it passes */
 
 /* Memory of the device. Tags are for the accounts (lora_ctx_memory). */
 typedef struct lora_backend_memory {
@@ -38,6 +39,7 @@ typedef struct lora_backend_memory {
     void (*paged_advise)(void *state, void *p, size_t bytes, lora_page_use use);
     lora_mem_usage (*usage)(const void *state, lora_mem_tag tag); /* LORA_MEM_TAGS: all together */
     void (*reset_peak)(void *state);
+    lora_status (*memory_info)(void *state, lora_memory_info *out, lora_error *err); /* may wait; see lora_ctx_memory_info */
 } lora_backend_memory;
 
 /* Operations by the name of their public function without lora_. */
@@ -92,6 +94,11 @@ typedef struct lora_backend_ops {
     lora_status (*muon_step)(lora_ctx *ctx, int64_t n_params, const lora_param *params, float *m, const lora_muon_hyper *hyper,
                              lora_error *err);
     lora_status (*sum_of_squares)(lora_ctx *ctx, int64_t n_params, const lora_param *params, double *sum, lora_error *err);
+    lora_status (*quantize_4bit)(lora_ctx *ctx, lora_4bit_type type, lora_mat src, int64_t block_size, uint8_t *codes, float *absmax,
+                                 int64_t *first_bad, lora_error *err);
+    lora_status (*double_quantize)(lora_ctx *ctx, const float *absmax, int64_t n, uint8_t *absmax_codes, float *nested_absmax,
+                                   float *nested_offset, lora_error *err);
+    lora_status (*dequantize)(lora_ctx *ctx, const lora_nf4 *w, int64_t begin, int64_t count, void *dst, lora_dtype dtype, lora_error *err);
     int64_t (*scratch_bytes)(const lora_ctx *ctx, const lora_scratch_shape *shape);
 } lora_backend_ops;
 

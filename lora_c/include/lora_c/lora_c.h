@@ -14,6 +14,7 @@
 #include "lora_c/optim.h"
 #include "lora_c/place.h"
 #include "lora_c/profile.h"
+#include "lora_c/quantize.h"
 #include "lora_c/status.h"
 #include "lora_c/types.h"
 #include "lora_c/watch.h"

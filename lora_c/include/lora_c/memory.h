@@ -34,6 +34,8 @@ const char *lora_mem_tag_name(lora_mem_tag tag); /* "base weights", … */
 /** Bytes that this process could still take: what the machine has available (with_swap: and in swap), within the limits of its
  *  control groups; SIZE_MAX where nothing says. root: folder that stands for "/", "" for the system's own. */
 size_t lora_memory_left(const char *root, bool with_swap);
+/** Bytes of the machine's memory, or of what the control groups of this process may have of it; SIZE_MAX where nothing says. */
+size_t lora_memory_total(const char *root);
 /** Whether the machine has memory for one more block of this size. Asks the system for blocks from 1 GiB on; smaller ones fit. */
 bool lora_memory_fits(size_t bytes);
 
@@ -42,6 +44,14 @@ bool lora_memory_fits(size_t bytes);
 void *lora_ctx_alloc(struct lora_ctx *ctx, lora_mem_tag tag, size_t bytes);
 void *lora_ctx_alloc_uncleared(struct lora_ctx *ctx, lora_mem_tag tag, size_t bytes);
 void lora_ctx_free(struct lora_ctx *ctx, void *p); /* NULL allowed */
+
+/* Of a device; SIZE_MAX where it does not say. */
+typedef struct lora_memory_info {
+    size_t free_bytes, total_bytes;
+} lora_memory_info;
+/** What the context's device has and what anybody could still take of it, other processes included: of the CPU lora_memory_total and
+ *  lora_memory_left. What was freed before the call is free.   Errors  EDEVICE */
+lora_status lora_ctx_memory_info(struct lora_ctx *ctx, lora_memory_info *out, lora_error *err) LORA_MUST_CHECK;
 
 /** The same in memory of the host, whatever the device: tables that a caller fills and reads itself. Zeroed. */
 void *lora_host_alloc(struct lora_ctx *ctx, lora_mem_tag tag, size_t bytes);

@@ -12,11 +12,12 @@ from .options import Command
 @json_option
 def command(as_json: bool) -> None:
     """The devices that --device takes, and why others cannot be used."""
-    from ..model.device_list import devices
+    from ..model.device_list import devices, memory_of
 
     found = devices()
+    memory = {device.name: memory_of(device) for device in found}
     if as_json:
-        print_json({"devices": [vars(device) | {"usable": device.usable} for device in found]})
+        print_json({"devices": [vars(d) | {"usable": d.usable, "memory": memory[d.name]} for d in found]})
         return
     from rich.table import Table
     from rich.text import Text
@@ -29,6 +30,14 @@ def command(as_json: bool) -> None:
         table.add_row(
             Text(printable(device.name), style="bold" if device.usable else ""), Text(device.description, overflow="fold")
         )
+        if said := _in_words(memory[device.name]):
+            table.add_row("", said)
         if not device.usable:
             table.add_row("", Text(f"cannot be used: {printable(device.reason)}", overflow="fold"))
     TextConsole().print(table)
+
+
+def _in_words(memory: dict[str, int | None] | None) -> str:
+    if memory is None or memory["free"] is None or memory["total"] is None:
+        return ""
+    return f"{memory['free'] / 2**30:,.1f} of {memory['total'] / 2**30:,.1f} GiB free"

@@ -52,6 +52,20 @@ def devices() -> list[Device]:
     return found
 
 
+def memory_of(device: Device) -> dict[str, int | None] | None:
+    """Return the free and the total bytes of a device, which is opened for that; None where it cannot be used.
+
+    Parameters
+    ----------
+    device : Device
+        One of `devices()`.
+    """
+    try:
+        return _core.memory_info(device.name) if device.usable else None
+    except (ValueError, RuntimeError):  # listed, and yet it does not open
+        return None
+
+
 def _is_gpu(name: str) -> bool:
     return name.partition(":")[0] == "cuda"
 

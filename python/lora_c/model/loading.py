@@ -43,8 +43,8 @@ DENSE_DTYPES: dict[str, np.dtype[Any]] = {"float32": FLOAT32, "bfloat16": BFLOAT
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How tensors are kept. dtype None: as in the file (float16 becomes float32, which is exact). device: of what is trained;
-    the rest is read into the memory of the CPU, and the decoder copies it."""
+    """How tensors are kept. dtype None: as in the file (float16 becomes float32, which is exact). device: of what is trained,
+    and where matrices are quantized; the rest is read into the memory of the CPU, and the decoder copies it."""
 
     quantization: Quantization | None = None
     dtype: np.dtype[Any] | None = None
@@ -266,7 +266,7 @@ def _load_dense(
 def _quantize(spec: WeightSpec, array: NDArray[Any], options: LoadOptions, weights: Weights) -> None:
     assert options.quantization is not None
     try:  # which refuses what is not finite
-        weights.values[spec.name] = options.quantization.quantize(array)
+        weights.values[spec.name] = options.quantization.quantize(array, options.device)
     except ValueError as error:
         _refuse_non_finite(spec, array)
         raise CheckpointError(f"{spec.file_name}: {error}; load it without quantize") from None

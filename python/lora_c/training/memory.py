@@ -84,7 +84,7 @@ def choose_recompute(
     model: Model, n_tokens: int, limit_gib: float | None, config: TrainConfig | None = None
 ) -> Literal["none", "layer"]:
     """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free
-    (where that is known: of the CPU).
+    on its device (where that is known).
 
     Raises
     ------
@@ -92,7 +92,7 @@ def choose_recompute(
         The limit was given and not even the forecast of "layer" stays within it.
     """
     plan = _forecast_with(model, n_tokens, "none", config)
-    left = _core.memory_left() if model.device == "cpu" else None
+    left = _core.memory_info(model.device)["free"]
     if limit_gib is None and left is None:
         return "none"
     limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * (left or 0)

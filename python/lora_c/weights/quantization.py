@@ -41,19 +41,28 @@ class Quantization(NamedTuple):
         """Whether a matrix can have this form: blocks of Q8_0 end with a row, those of the others do not care."""
         return self.is_4bit or shape[-1] % Q8_0_BLOCK == 0
 
-    def quantize(self, array: NDArray[Any]) -> NF4Tensor | GGMLTensor:
-        """Return a matrix (out, in) in this form.
+    def quantize(self, array: NDArray[Any], device: str = "cpu") -> NF4Tensor | GGMLTensor:
+        """Return a matrix (out, in) in this form, in memory of the host.
+
+        Parameters
+        ----------
+        array : array
+            float32, float16 or bfloat16.
+        device : str
+            Where the 4-bit types are computed, with the same bytes everywhere; Q8_0 is the CPU's.
 
         Raises
         ------
         ValueError
             A value is not finite, or the form does not fit.
+        DeviceError
+            The device cannot be used.
         """
         array = np.ascontiguousarray(array)
         if not self.is_4bit:
             return GGMLTensor.quantize(array, type=self.quant_type.upper())
         return NF4Tensor.quantize(
-            array, block_size=self.block_size, double_quant=self.double_quant, quant_type=self.quant_type
+            array, block_size=self.block_size, double_quant=self.double_quant, quant_type=self.quant_type, device=device
         )
 
     def options(self) -> dict[str, Any]:
