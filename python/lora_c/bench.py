@@ -68,7 +68,7 @@ class DecodeMeasurement:
         """For JSON."""
         values: dict[str, Any] = {"prompt_tokens": self.prompt_tokens, "prompt_seconds": self.prompt_seconds}
         values |= {"tokens": len(self.seconds), "tokens_per_second": self.tokens_per_second}
-        return values | {"whole_seconds": sum(self.seconds), "peak_memory_bytes": self.peak_bytes}
+        return values | {"token_seconds": self.seconds, "peak_memory_bytes": self.peak_bytes}
 
     def describe(self) -> str:
         return (
