@@ -51,6 +51,32 @@ class StepMeasurement:
         )
 
 
+@dataclass
+class DecodeMeasurement:
+    """The decoding of one sequence, token by token, behind a prompt that was read in one call."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    seconds: list[float]  # of each token
+    peak_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return 1 / statistics.median(self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values: dict[str, Any] = {"prompt_tokens": self.prompt_tokens, "prompt_seconds": self.prompt_seconds}
+        values |= {"tokens": len(self.seconds), "tokens_per_second": self.tokens_per_second}
+        return values | {"token_seconds": self.seconds, "peak_memory_bytes": self.peak_bytes}
+
+    def describe(self) -> str:
+        return (
+            f"decoding: {self.tokens_per_second:,.1f} tokens/s at batch 1 ({len(self.seconds):,} tokens behind "
+            f"{self.prompt_tokens:,}, which took {self.prompt_seconds:.3f} s), peak {self.peak_bytes / 2**20:,.1f} MiB"
+        )
+
+
 class StepBench:
     """A model with something to train, an optimizer, and a batch of random tokens with loss on every position."""
 
@@ -102,9 +128,57 @@ class StepBench:
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         costs = _core.profile_report() if profile else {}
         _core.set_profiling(False)
-        peak = _core.memory_report(self.model.device)["total"]["peak"]
-        peak += self.model.dense_bytes() if self.model.device == "cpu" else 0
-        return StepMeasurement(len(self.ids), seconds, plan.total, peak, faults, costs)
+        return StepMeasurement(len(self.ids), seconds, plan.total, peak_memory(self.model), faults, costs)
+
+
+def peak_memory(model: Model) -> int:
+    """Return the most bytes that there were on the model's device since the last reset."""
+    peak = _core.memory_report(model.device)["total"]["peak"]
+    return peak + (model.dense_bytes() if model.device == "cpu" else 0)
+
+
+class DecodeBench:
+    """A language model that decodes greedily behind a random prompt, with the adapter that is in use; it needs no tokenizer.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    tokens, prompt : int
+        Lengths of the answer, which no token ends, and of the prompt; by default that takes what the context has left, up to
+        512 tokens.
+    seed : int
+        Of the prompt.
+
+    Raises
+    ------
+    ConfigError
+        There are no tokens, or more than the context holds.
+    """
+
+    def __init__(self, model: Model, tokens: int, prompt: int | None = None, seed: int = 0) -> None:
+        limit, vocab = model.context_length, int(model.architecture.decoder_kwargs["vocab_size"])
+        prompt = max(1, min(512, limit - tokens)) if prompt is None else prompt
+        if tokens < 1 or prompt < 1 or prompt + tokens > limit:
+            raise ConfigError(
+                f"decode: expected 1 to {limit - prompt:,} tokens behind {prompt:,} (context {limit:,}), got {tokens:,}"
+            )
+        self.model, self.tokens = model, tokens
+        self.ids = np.random.default_rng(seed).integers(0, vocab, prompt).astype(np.int32)
+
+    def measure(self) -> DecodeMeasurement:
+        """Read the prompt, then decode."""
+        self.model.free_activations()
+        _core.reset_peak_memory(self.model.device)
+        cache = self.model.decoder.new_cache(len(self.ids) + self.tokens)
+        ids: Any = self.ids
+        seconds = []
+        for _ in range(1 + self.tokens):
+            begin = time.perf_counter()
+            logits = self.model.decoder.decode(cache, ids)
+            ids = [int(logits[0].argmax())]
+            seconds.append(time.perf_counter() - begin)
+        return DecodeMeasurement(len(self.ids), seconds[0], seconds[1:], peak_memory(self.model))
 
 
 def profile_table(measured: StepMeasurement, peak_flops: float, columns: int | None = None) -> str:

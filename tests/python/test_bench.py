@@ -1,5 +1,6 @@
-"""The measurements of a training step: costs that add up, memory as forecast, the command."""
+"""The measurements of a training step: costs that add up, memory as forecast, synthetic models, the command."""
 
+import json
 import subprocess
 import sys
 
@@ -8,8 +9,11 @@ import pytest
 
 import lora_c as lc
 from lora_c import _core
-from lora_c.bench import StepBench, StepMeasurement, profile_table
+from lora_c.bench import DecodeBench, StepBench, StepMeasurement, profile_table
+from lora_c.bench_shapes import SHAPES, normals, synthetic_model
 from lora_c.errors import ConfigError
+from lora_c.families.architectures import architecture_of
+from lora_c.weights.quantization import NF4, Quantization
 
 STEP_OPERATIONS = {
     "linear forward", "linear backward", "adapter gradient", "attention forward", "attention backward",
@@ -92,3 +96,88 @@ def test_the_command(stories):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "tokens/s" in done.stdout and "attention backward" in done.stdout
+
+
+# Llama's: the sums over the published checkpoints. GPT-3's: arXiv:2005.14165, table D.1, in millions.
+PUBLISHED = {"llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496}
+GPT3_MILLIONS = 174_600
+
+
+def parameters_of(shape):
+    return sum(int(np.prod(spec.shape)) for spec in architecture_of(SHAPES[shape].config).weights())
+
+
+def test_shapes_have_the_published_numbers_of_parameters():
+    assert {name: parameters_of(name) for name in PUBLISHED} == PUBLISHED
+    assert round(parameters_of("gpt3-175b") / 1e8) == GPT3_MILLIONS // 100
+    assert set(SHAPES) == {"tiny", "gpt3-175b", *PUBLISHED}
+
+
+def test_synthetic_numbers_are_normal_and_those_of_their_array_alone():
+    long = normals(3, (5, 1 << 20), 0.5)  # more than one chunk
+    assert abs(long.mean()) < 1e-3 and abs(long.std() - 0.5) < 1e-3
+    assert abs(np.mean(np.abs(long) < 0.5) - 0.6827) < 1e-3  # one standard deviation
+    flat = long.reshape(-1)
+    assert len(np.unique(flat[[0, 1 << 22]])) == 2 and not np.array_equal(flat[: 1 << 20], flat[1 << 22 :])
+    assert np.array_equal(normals(3, (5, 1 << 20), 0.5), long)
+    assert not np.array_equal(normals(4, (8,), 0.5), flat[:8])
+
+
+def test_a_shape_keeps_its_weights_as_the_table_says():
+    model = synthetic_model("tiny", Quantization("fp4", 64, True), "cpu")
+    forms = {name: getattr(weight, "quant_type", None) or str(weight.dtype) for name, weight in model.weights.items()}
+    assert forms["embed_tokens"] == "bfloat16" and forms["lm_head"] == "fp4" and forms["norm"] == "float32"
+    assert {form for name, form in forms.items() if "_proj" in name} == {"fp4"}
+    assert model.num_parameters() == parameters_of("tiny") and not model.has_tokenizer
+    plain = synthetic_model("tiny", None, "cpu")
+    assert not plain.is_quantized and str(plain.weights["layers.0.q_proj"].dtype) == "bfloat16"
+
+
+def test_layers_share_the_memory_of_the_host_where_the_device_has_its_own(fake):
+    own, shared = synthetic_model("tiny", NF4, "cpu"), synthetic_model("tiny", NF4, fake)
+    first, second = "layers.0.up_proj", "layers.1.up_proj"
+    assert shared.weights[first] is shared.weights[second]
+    assert own.weights[first] is not own.weights[second]
+    assert not np.array_equal(own.weights[first].codes, own.weights[second].codes)
+    assert np.array_equal(own.weights[first].codes, shared.weights[first].codes)
+    live = {model.device: _core.memory_report(model.device)["base weights"]["live"] for model in (own, shared)}
+    layers = sum(weight.nbytes for name, weight in shared.weights.items() if name.startswith("layers."))
+    assert live[fake] >= layers  # which counts a shared array once a layer, as the device has to
+
+
+def test_a_shape_trains_and_decodes_with_the_same_bits_on_another_device(fake):
+    results = []
+    for device in ("cpu", fake):
+        model = synthetic_model("tiny", NF4, device, share_layers=True)
+        model.add_adapter(lc.LoraConfig(r=4, target_modules="all-linear"))
+        bench = StepBench(model, batch=2, length=24)
+        losses = [bench.step() for _ in range(3)]
+        measured = DecodeBench(model, tokens=5, prompt=7).measure()
+        assert (measured.prompt_tokens, len(measured.seconds)) == (7, 5) and measured.peak_bytes > 0
+        results.append(losses)
+    assert results[0] == results[1] and results[0][2] < results[0][0]
+    assert abs(results[0][0] - np.log(512)) < 0.5  # of a model that knows nothing
+
+
+def test_decoding_has_a_prompt_that_fits(stories):
+    model = lc.load_model(stories, quantize="nf4", progress=False)
+    limit = model.context_length
+    assert len(DecodeBench(model, limit - 3).ids) == 3
+    for tokens, prompt in ((0, 4), (4, 0), (limit, None), (10, limit - 9)):
+        with pytest.raises(ConfigError, match="^decode: expected 1 to"):
+            DecodeBench(model, tokens, prompt)
+
+
+@pytest.mark.parametrize("device", ["cpu", "fake"])
+def test_the_command_with_a_shape(fake, device):
+    command = [sys.executable, "-m", "lora_c", "bench", "--shape", "tiny", "--batch", "1", "--length", "32", "--steps", "2"]
+    command += ["--decode", "6", "--recompute", "layer", "--json", "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert (values["shape"], values["device"], values["recompute"]) == ("tiny", device, "layer")
+    assert values["peak_memory_bytes"] > 0 and len(values["step_seconds"]) == 2
+    decode = values["decode"]
+    assert (decode["tokens"], decode["prompt_tokens"]) == (6, 32) and decode["tokens_per_second"] > 0
+    done = subprocess.run([*command, "--model", "demo"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--shape: expected no model beside it" in done.stderr

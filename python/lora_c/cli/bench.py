@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..bench_shapes import SHAPES
 from ..configs import QUANT_TYPES
 from .data_options import device_option
 from .json_output import json_option, print_json
@@ -14,9 +15,16 @@ from .options import Command
 from .paths import InputPath
 from .streams import columns_of
 
+if TYPE_CHECKING:
+    from ..model.model import Model
+
 
 @click.command("bench", cls=Command, short_help="Speed and memory of a training step on this machine.")
 @click.option("--model", type=InputPath(), help="Model folder.  [default: the model that ships]")
+@click.option(
+    "--shape", type=click.Choice(sorted(SHAPES)), metavar="NAME",
+    help=f"In place of a model: synthetic weights of a well-known shape ({', '.join(SHAPES)}).",
+)  # fmt: skip
 @click.option("--batch", "--batch-size", "batch", type=int, default=4, show_default=True, help="Sequences of a step.")
 @click.option(
     "--length", "--max-seq-length", "length", type=click.IntRange(2),
@@ -30,11 +38,15 @@ from .streams import columns_of
 @click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
 @click.option("--precision", type=click.Choice(["exact", "fast"]), default="fast", show_default=True, help="As in train.")
 @click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
+@click.option(
+    "--decode", type=click.IntRange(1), metavar="N", help="Decode N tokens, too, one sequence behind --length tokens."
+)
 @device_option
 @json_option
 @click.option("--profile", is_flag=True, help="List where the time of a step goes, operation by operation.")
 def command(
     model: str | None,
+    shape: str | None,
     batch: int,
     length: int | None,
     rank: int,
@@ -42,35 +54,61 @@ def command(
     quantize: str,
     recompute: str,
     precision: str,
+    decode: int | None,
     device: str | None,
     profile: bool,
     as_json: bool,
 ) -> None:
     """Time training steps on random tokens. Nothing is written."""
     from .. import _core
-    from ..bench import StepBench, profile_table
-    from ..checkpoints.model_names import DEMO
+    from ..bench import DecodeBench, StepBench, profile_table
     from ..configs import LoraConfig
-    from ..model.opening import load_model
-    from ..text.prompts import need_language_model
 
-    loaded = load_model(model or DEMO, quantize=None if quantize == "none" else quantize, device=device)
-    need_language_model(loaded, "bench")
+    loaded = _open(model, shape, None if quantize == "none" else quantize, device)
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]
     bench = StepBench(loaded, batch, length or min(512, loaded.context_length))
+    decoding = DecodeBench(loaded, decode, length) if decode is not None else None
     machine: dict[str, Any] = {"device": loaded.device, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
-    about = {"parameters": loaded.num_parameters(), "rank": rank, **machine}
+    about = {"shape": shape, "parameters": loaded.num_parameters(), "rank": rank, **machine}
     if not as_json:
         where = (
             f"{_core.get_isa()}, {_core.get_num_threads()} threads" if loaded.device == "cpu" else f"device {loaded.device}"
         )
         click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {where}")
     measured = bench.measure(steps, profile=profile)
+    decoded = decoding.measure() if decoding else None
     if as_json:
-        print_json(about | {"precision": precision, "recompute": recompute} | measured.as_dict())
+        more = {"decode": decoded.as_dict()} if decoded else {}
+        print_json(about | {"precision": precision, "recompute": recompute} | measured.as_dict() | more)
         return
     click.echo(measured.describe())
+    if decoded:
+        click.echo(decoded.describe())
     if profile:
         click.echo(profile_table(measured, _core.fma_peak(), columns_of(sys.stdout)))
+
+
+def _open(model: str | None, shape: str | None, quantize: Any, device: str | None) -> Model:
+    """The model of these files, or of this shape.
+
+    Raises
+    ------
+    ConfigError
+        Both are given.
+    """
+    from ..bench_shapes import synthetic_model
+    from ..checkpoints.model_names import DEMO
+    from ..errors import ConfigError
+    from ..model.opening import load_model
+    from ..text.prompts import need_language_model
+    from ..weights.quantization import Quantization
+
+    if shape is not None:
+        if model is not None:
+            raise ConfigError(f"shape: expected no model beside it, got --model {model}; leave one of them out")
+        return synthetic_model(shape, Quantization(quantize) if quantize else None, device)
+    loaded = load_model(model or DEMO, quantize=quantize, device=device)
+    need_language_model(loaded, "bench")
+    return loaded

@@ -46,8 +46,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "devices": ("lora-c devices", "lora-c devices --json"),
     "bench": (
-        "lora-c bench",
         "lora-c bench --model MODEL --batch 1 --length 256 \\\n    --profile",
+        "lora-c bench --shape llama-3.2-1b --batch 1 \\\n    --decode 64",
     ),
     "replay": (
         "lora-c replay out/bad-step-12",
@@ -76,5 +76,5 @@ MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "eval": ("model", "data", "adapter", "max_seq_length", "as_json"),
     "data": ("model", "data", "eval_data", "max_seq_length", "limit"),
     "merge": ("model", "adapters", "output_dir", "dtype", "to"),
-    "bench": ("model", "batch", "length", "rank", "profile"),
+    "bench": ("model", "shape", "batch", "length", "profile"),
 }

@@ -1,0 +1,179 @@
+"""Models of well-known shapes with synthetic weights: speed and memory depend on the shape, not on what was learned.
+
+Nothing is read and nothing is written. A weight is a function of its number in the model and of its shape (Philox, a generator
+that counts), so that a shape has the same weights on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .families.architectures import Architecture, WeightSpec
+    from .model.model import Model
+    from .weights.quantization import Quantization
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_LAYER = re.compile(r"^layers\.\d+\.")
+_CHUNK = 1 << 22  # elements with a key of the generator of their own: drawn side by side
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model by its config.json.
+
+    Attributes
+    ----------
+    config : dict
+        What the published config.json says of sizes.
+    head : "bfloat16" or "quantized"
+        How a head of its own is kept: as the embedding is, or as the projections are. One that is the embedding is bfloat16.
+    """
+
+    config: dict[str, Any]
+    head: Literal["bfloat16", "quantized"] = "bfloat16"
+
+
+def _llama(hidden: int, layers: int, heads: int, kv_heads: int, mid: int, **more: Any) -> dict[str, Any]:
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
+    config |= {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": mid, "rope_theta": 500000.0}
+    config |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "tie_word_embeddings": False}
+    return config | {"vocab_size": 128256, "max_position_embeddings": 131072} | more
+
+
+def _llama3_rope(factor: float) -> dict[str, Any]:
+    rope = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return {"rope_scaling": rope | {"original_max_position_embeddings": 8192}}
+
+
+# GPT-3 (arXiv:2005.14165, table 2.1) in GPT-2's family, which it follows but for the sparse attention of every other layer.
+_GPT3 = {
+    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 12288, "n_layer": 96, "n_head": 96,
+    "n_positions": 2048, "vocab_size": 50257, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+}  # fmt: skip
+
+SHAPES: dict[str, Shape] = {
+    "tiny": Shape(
+        _llama(128, 3, 4, 2, 384, vocab_size=512, max_position_embeddings=1024, rope_theta=10000.0), head="quantized"
+    ),
+    "llama-3.2-1b": Shape(_llama(2048, 16, 32, 8, 8192, tie_word_embeddings=True) | _llama3_rope(32.0)),
+    "llama-3.1-8b": Shape(_llama(4096, 32, 32, 8, 14336) | _llama3_rope(8.0)),
+    "llama-3.1-70b": Shape(_llama(8192, 80, 64, 8, 28672) | _llama3_rope(8.0)),
+    "gpt3-175b": Shape(_GPT3),
+}
+
+
+def synthetic_model(
+    name: str, quantization: Quantization | None = None, device: str | None = None, *, share_layers: bool | None = None
+) -> Model:
+    """Make a model of one of `SHAPES` with synthetic weights and without a tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        One of `SHAPES`.
+    quantization : Quantization, optional
+        Of the projections; by default they are bfloat16.
+    device : str, optional
+        As `load_model` takes it.
+    share_layers : bool, optional
+        Whether all layers have the weights of the first, in one place of the host's memory. By default so on other devices
+        than the CPU: there each layer has a copy of its own in any case, and the host needs memory for a single one.
+
+    Raises
+    ------
+    ConfigError
+        There is no such shape or device.
+    DeviceError
+        The device cannot be used.
+    """
+    from .families.architectures import architecture_of
+    from .model.device_list import open_device
+    from .model.model import Model
+    from .weights.quantization import NF4
+
+    shape = shape_named(name)
+    device = open_device(device)
+    architecture = architecture_of(shape.config)
+    weights = _weights(architecture, shape, quantization, device != "cpu" if share_layers is None else share_layers)
+    return Model(dict(shape.config), architecture, weights, Path(name), None, quantization or NF4, device=device)
+
+
+def shape_named(name: str) -> Shape:
+    """Return one of `SHAPES`.
+
+    Raises
+    ------
+    ConfigError
+        There is none of this name; the message lists them.
+    """
+    if name not in SHAPES:
+        raise ConfigError(f"shape: expected one of {', '.join(SHAPES)}, got {name!r}; for a model of yours give --model")
+    return SHAPES[name]
+
+
+def _weights(architecture: Architecture, shape: Shape, quantization: Quantization | None, share_layers: bool) -> Any:
+    from .weights.kinds import Weights
+
+    weights = Weights()
+    made: dict[str, Any] = {}  # by the name without the number of the layer, where layers share
+    for number, spec in enumerate(architecture.weights()):
+        key = _LAYER.sub("", spec.name) if share_layers else spec.name
+        if key not in made:
+            made[key] = _synthetic(spec, number, _form(spec, shape, quantization))
+        weights.values[spec.name] = made[key]
+        weights.stored_dtypes[spec.name] = _BFLOAT16
+    return weights
+
+
+def _form(spec: WeightSpec, shape: Shape, quantization: Quantization | None) -> Quantization | None:
+    """How a matrix is quantized; None: bfloat16."""
+    quantized = spec.kind == "projection" or (spec.kind == "head" and shape.head == "quantized")
+    return quantization if quantized and quantization is not None and quantization.fits(spec.shape) else None
+
+
+def _synthetic(spec: WeightSpec, number: int, form: Quantization | None) -> Any:
+    """Norms of ones, small biases, matrices that keep the size of what goes through them."""
+    if spec.kind == "vector":
+        return normals(number, spec.shape, 0.02) if spec.name.endswith(".bias") else np.ones(spec.shape, np.float32)
+    scale = float(spec.shape[1]) ** -0.5 if spec.kind == "projection" else 0.02
+    values = normals(number, spec.shape, scale)
+    return values.astype(_BFLOAT16) if form is None else form.quantize(values)
+
+
+def normals(number: int, shape: tuple[int, ...], scale: float) -> NDArray[np.float32]:
+    """Return numbers from N(0, scale^2), a function of the arguments alone.
+
+    Parameters
+    ----------
+    number : int
+        Of the array: others have other numbers.
+    shape : tuple of int
+        Of the array.
+    scale : float
+        Standard deviation.
+    """
+    values = np.empty(int(np.prod(shape)), np.float32)
+    chunks = range(0, len(values), _CHUNK)
+
+    def draw(first: int) -> None:
+        part = values[first : first + _CHUNK]
+        np.random.Generator(np.random.Philox(key=[number, first // _CHUNK])).standard_normal(out=part, dtype=np.float32)
+        part *= np.float32(scale)
+
+    if len(chunks) < 2:
+        draw(0)
+    else:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(draw, chunks))
+    return values.reshape(shape)
