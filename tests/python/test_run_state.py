@@ -260,7 +260,7 @@ def test_a_head_is_not_trained_in_two_places(tiny_model_dir) -> None:
 # --- memory ---------------------------------------------------------------------------------------------------------------
 
 
-def activations(model: lc.Model) -> int:
+def activations(model: Model) -> int:
     return memory_report(model.device)["activations"]["live"]
 
 
