@@ -17,6 +17,12 @@ CUDA_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/nvcc/%.o) $(patsubst %.c,$(BUILD)/%
 check-cuda: $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so ## the CUDA plug-in without a GPU: the C checks on its kernels, emulated
 	@LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so $(BUILD)/check $(CHECKS)
 
+check-cuda-python: $(VENV)/installed $(BUILD)/liblora_c_fake.so $(BUILD)/liblora_c_shim.so ## the tests of Python that concern devices most, on it (tests/python/device_subset.txt)
+	@$(BIN)/python -m pytest --device shim $$(grep -v '^#' tests/python/device_subset.txt)
+
+check-cuda-all: $(VENV)/installed $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so ## every test of Python on it
+	@$(BIN)/python -m pytest --device shim
+
 cuda: $(BUILD)/liblora_c_cuda.so ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
 
 $(BUILD)/liblora_c_shim.so: $(SHIM_OBJECTS) $(BUILD)/liblora_c.a

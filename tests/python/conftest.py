@@ -140,6 +140,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests whose subject is the CPU itself: its kernels, its threads, its memory."""
+    monkeypatch.delenv("LORA_C_DEVICE", raising=False)
+
+
+@pytest.fixture
 def bfloat16() -> Any:
     return np.dtype(ml_dtypes.bfloat16)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from parameter_values import write_values
+from device_values import write_values
 
 import lora_c as lc
 from lora_c.gguf.format import Kind, Value

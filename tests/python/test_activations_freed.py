@@ -11,8 +11,8 @@ import lora_c as lc
 from lora_c import _core
 
 
-def live() -> int:
-    return _core.memory_report()["activations"]["live"]
+def live(model: lc.Model) -> int:
+    return _core.memory_report(model.device)["activations"]["live"]
 
 
 def one_pass(model: lc.Model, n: int, **options: int) -> float:
@@ -28,25 +28,25 @@ def model(tiny_model_dir: Path) -> lc.Model:
 
 
 def test_activations_are_freed_when_asked_for(model: lc.Model) -> None:
-    before = live()
+    before = live(model)
     loss = one_pass(model, 60)
-    assert live() - before == model.decoder.arena_bytes(60)
+    assert live(model) - before == model.decoder.arena_bytes(60)
     model.decoder.free_activations()
-    assert live() == before
+    assert live(model) == before
     model.decoder.free_activations()
-    assert one_pass(model, 60) == loss and live() - before == model.decoder.arena_bytes(60)
+    assert one_pass(model, 60) == loss and live(model) - before == model.decoder.arena_bytes(60)
 
 
 def test_activations_shrink_after_some_small_passes(model: lc.Model) -> None:
-    before = live()
+    before = live(model)
     loss = one_pass(model, 60)
     for _ in range(40):  # a small batch now and then changes nothing
         one_pass(model, 8)
         one_pass(model, 60)
-    assert live() - before == model.decoder.arena_bytes(60)
+    assert live(model) - before == model.decoder.arena_bytes(60)
     for n in (8, 20, *[8] * 14):
         one_pass(model, n)
-    assert live() - before == model.decoder.arena_bytes(20)  # what the largest of them needed
+    assert live(model) - before == model.decoder.arena_bytes(20)  # what the largest of them needed
     assert one_pass(model, 60) == loss
 
 

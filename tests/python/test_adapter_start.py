@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 
 from lora_c._core import NF4Tensor
 from lora_c.adapters import find_targets, init_adapter

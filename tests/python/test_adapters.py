@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 from safetensors.numpy import load_file, save_file
 
 from lora_c.adapters import find_targets, init_adapter, parse_adapter_config

@@ -198,7 +198,7 @@ def test_what_is_refused(tiny_model_dir: Path, tmp_path: Path, golden: dict[str,
     head = load_model(tiny_model_dir, trainable="head")
     with pytest.raises(AdapterError, match="expected matrices that are frozen, got lm_head"):
         head.add_adapter(r=2, target_modules=["lm_head"])
-    a, b = _core.Parameter(np.ones((2, 32), np.float32)), _core.Parameter(np.ones((64, 2), np.float32))
+    a, b = (_core.Parameter(np.ones(shape, np.float32), device=head.device) for shape in ((2, 32), (64, 2)))
     head.decoder.set_adapter("lm_head", a, b, scale=1.0)
     with pytest.raises(ValueError, match="lm_head: expected a frozen weight under an adapter"):
         head.decoder.logits(np.arange(3, 9, dtype=np.int32))

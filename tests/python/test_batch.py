@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 from test_families import GOLDEN, folder, golden
 
 import lora_c as lc

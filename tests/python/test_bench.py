@@ -28,6 +28,7 @@ def make_bench(stories, **shape):
     return StepBench(model, **shape)
 
 
+@pytest.mark.usefixtures("on_cpu")  # which alone accounts for the parts of linear layers
 def test_costs_of_a_step_are_complete_and_add_up(stories):
     measured = make_bench(stories, batch=2, length=96).measure(3, profile=True)
     assert set(measured.profile) == STEP_OPERATIONS

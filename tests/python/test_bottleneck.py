@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import is_same, write_values
 from safetensors.numpy import load_file, save_file
 from test_families import adapt, folder, golden, loss_and_gradients, relative
 
@@ -69,7 +69,7 @@ def test_logits_loss_and_gradients(name: str, placement: str, tmp_path: Path) ->
     model, ids = lc.load_model(folder(record, tmp_path / "model")), record["ids"][:20]
     base = model.decoder.logits(ids)
     model.add_adapter(PLACEMENTS[placement])
-    assert np.array_equal(model.decoder.logits(ids), base)  # up begins as zeros
+    assert is_same(model.device, model.decoder.logits(ids), base)  # up begins as zeros
     draw(model)
     weights = reference_weights(model)
     got, want = model.decoder.logits(ids), reference.decoder_logits(weights, model.decoder.config, ids, [0, len(ids)])
@@ -256,7 +256,7 @@ def test_start_values(init: str) -> None:
         for p in model.trainable_parameters():
             parts[p.name.split(".bottleneck.")[1]].append(p.data.reshape(-1))
         drawn.append({key: np.concatenate(values) for key, values in parts.items()})
-        assert np.array_equal(model.decoder.logits(IDS), base) == (init == "mam_adapter")
+        assert is_same(model.device, model.decoder.logits(IDS), base) == (init == "mam_adapter")
     assert all(np.array_equal(drawn[0][key], drawn[1][key]) for key in drawn[0])
     assert not np.array_equal(drawn[0]["down.weight"], drawn[2]["down.weight"])
     assert not drawn[0]["down.bias"].any() and not drawn[0]["up.bias"].any()

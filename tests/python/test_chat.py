@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from parameter_values import write_values
+from device_values import write_values
 
 import lora_c as lc
 from lora_c.chat.commands import COMMANDS, KEYS, Commands, Outcome

@@ -272,7 +272,7 @@ def test_memory_is_that_of_the_device(make_trainer: Callable[..., Trainer]) -> N
         ("abacus", ConfigError, r"device: expected one of cpu, fake, fake:broken, got abacus; `lora-c devices` lists them"),
         ("fake:broken", lc.DeviceError, "fake:broken: expected a device that works, got none; use fake"),
         ("", ConfigError, "device: expected one of cpu"),
-        (None, ConfigError, "device: expected a name of devices"),
+        (1, ConfigError, "device: expected a name of devices"),
     ],
 )
 def test_a_device_that_cannot_be_used_is_refused_before_anything_is_read(

@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 from safetensors.numpy import save_file
 
 from lora_c.model.model import Model

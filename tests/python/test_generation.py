@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 
 from lora_c._core import DECODE_BATCH
 from lora_c.configs import GenerationConfig

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device_values import write_values
 from gguf_files import IDS, train, write_file
-from parameter_values import write_values
 
 import lora_c as lc
 from lora_c.adapters.gguf_format import read_adapter, write_adapter

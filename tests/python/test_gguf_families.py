@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 from safetensors.numpy import load_file, save_file
 
 import lora_c as lc

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from parameter_values import write_values
+from device_values import write_values
 
 from lora_c._core import GGMLTensor
 from lora_c.cli import cli

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from parameter_values import write_values
+from device_values import write_values
 from safetensors.numpy import load_file
 
 from lora_c.cli import cli

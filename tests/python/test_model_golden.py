@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 
 from lora_c._core import AdamW, AdamW8bit
 from lora_c.configs import LoraConfig

@@ -38,6 +38,7 @@ def trainer(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., lc.Trainer]:
     return make
 
 
+@pytest.mark.usefixtures("on_cpu")  # where a paged state lies in files of the host
 @pytest.mark.parametrize("kind", ["tmpfs", "ramfs", "ext4"])
 def test_a_state_that_is_paged_into_memory_is_told_once(
     trainer: Callable[..., lc.Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

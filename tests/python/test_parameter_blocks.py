@@ -13,6 +13,7 @@ import pytest
 import lora_c as lc
 from lora_c._core import AdamW, Parameter
 
+pytestmark = pytest.mark.usefixtures("on_cpu")  # addresses are seen of the memory of the host alone
 RNG = np.random.default_rng(0)
 SHAPES = [(3, 5), (70000,), (1,), (2, 3, 4), (257, 129)]
 

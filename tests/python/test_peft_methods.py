@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 
 import lora_c as lc
 from lora_c.errors import AdapterError, ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 from safetensors.numpy import load_file, save_file
 
 import lora_c as lc

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 from safetensors.numpy import load_file
 from test_families import CASES, adapt, folder, from_bits, golden, relative
 

@@ -234,6 +234,7 @@ def test_loftq_leaves_alone_what_q8_0_does_not_fit(make_model: Callable[..., Pat
     np.testing.assert_array_equal(model.adapter.base["layers.0.down_proj"], model.weights["layers.0.down_proj"])
 
 
+@pytest.mark.usefixtures("on_cpu")  # elsewhere each of these small matrices has tables of its own
 @pytest.mark.parametrize("kind", QUANT_TYPES)
 def test_the_forecast_counts_each_weight_once(folder: Path, kind: Any) -> None:
     before = lc.memory_report()["base weights"]["live"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 from click.testing import CliRunner
-from parameter_values import write_values
+from device_values import write_values
 
 from lora_c import LoraConfig, TrainConfig, Trainer, load_dataset, load_model
 from lora_c.checkpoints.safetensors_file import SafetensorsFile

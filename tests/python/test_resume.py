@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parameter_values import write_values
+from device_values import write_values
 
 import lora_c as lc
 from lora_c.checkpoints.safetensors_writer import TensorEntry

@@ -260,26 +260,26 @@ def test_a_head_is_not_trained_in_two_places(tiny_model_dir) -> None:
 # --- memory ---------------------------------------------------------------------------------------------------------------
 
 
-def activations() -> int:
-    return memory_report()["activations"]["live"]
+def activations(model: Model) -> int:
+    return memory_report(model.device)["activations"]["live"]
 
 
 def test_activation_memory_of_a_model_can_be_freed(model) -> None:
-    before = activations()
+    before = activations(model)
     model.decoder.forward_backward([3] * 60, [0, 60], [3] * 60, np.ones(60, np.float32))
-    assert activations() > before
+    assert activations(model) > before
     model.free_activations()
-    assert activations() == before
+    assert activations(model) == before
 
 
 def test_the_peak_leaves_out_what_an_earlier_pass_has_kept(make, model) -> None:
     gc.collect()  # what other tests have left
-    n, others = 60, activations()
+    n, others = 60, activations(model)
     alone = make().train().peak_memory_bytes
     ids = [3] * n * 40
     model.decoder.forward_backward(ids, [i * n for i in range(41)], ids, np.ones(len(ids), np.float32))
-    held = activations()
+    held = activations(model)
     again = make().train(overwrite=True)
     assert held > 2**20 and again.peak_memory_bytes < alone + held / 4
-    assert activations() <= others
+    assert activations(model) <= others
     assert again.history[-1]["peak_memory_bytes"] <= again.peak_memory_bytes

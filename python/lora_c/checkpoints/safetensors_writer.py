@@ -67,6 +67,7 @@ def write_safetensors(
             raise CheckpointError(f"{entry.name}: expected {entry.dtype} {entry.shape}, got {array.dtype} {array.shape}")
         if array.size:
             write(memoryview(array.reshape(-1).view(np.uint8)))
+        del array  # before the next one is made
 
 
 def plan_shards(entries: Sequence[TensorEntry], limit: int = MAX_SHARD_BYTES) -> Iterator[tuple[str, list[TensorEntry]]]:

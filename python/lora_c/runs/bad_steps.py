@@ -121,6 +121,7 @@ def gradients_digest(gradients: Iterable[NDArray[np.float32] | None]) -> str:
     for gradient in gradients:
         if gradient is not None:
             digest.update(bytes_of(gradient))
+        del gradient  # on another device a copy: not beside the next one
     return digest.hexdigest()
 
 
