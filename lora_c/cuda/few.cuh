@@ -19,9 +19,10 @@ template <int TOKENS> struct lora_few_shape {
     enum { COLS = TOKENS > 4 ? 1 : 2, PER_BLOCK = COLS * LORA_FEW_WARPS };
 };
 
-/* --- formats: eight() gives elements (row, k) .. (row, k + 7), of which n are there --- */
+/* --- formats: eight() gives elements (row, k) .. (row, k + 7), of which n are there; UNROLL of them are under way together --- */
 
 template <int DTYPE> struct lora_few_dense {
+    enum { UNROLL = 4 };
     const void *data;
     int64_t ld;
     bool vector;
@@ -32,6 +33,7 @@ template <int DTYPE> struct lora_few_dense {
 };
 
 struct lora_few_nf4 {
+    enum { UNROLL = 4 };
     const uint8_t *codes;
     const float *values;
     lora_nf4_scales scales;
@@ -57,6 +59,7 @@ struct lora_few_nf4 {
 };
 
 template <int TYPE> struct lora_few_ggml {
+    enum { UNROLL = 1 }; /* decoding is long */
     lora_ggml w;
     __device__ __forceinline__ void prepare() const {}
     __device__ __forceinline__ void eight(int64_t row, int64_t k, int64_t, float out[8]) const { lora_decode_ggml<TYPE>(w, row, k, out); }
@@ -75,7 +78,7 @@ struct lora_few_input {
 template <int TOKENS, int COLS, class W>
 __device__ __forceinline__ void lora_few_sums(const W &w, const lora_few_input &in, int64_t col, int64_t cols, float sum[COLS][TOKENS]) {
     const int lane = threadIdx.x % LORA_CUDA_WARP;
-#pragma unroll(TOKENS > 4 ? 1 : 4)
+#pragma unroll(TOKENS > 4 ? 1 : W::UNROLL)
     for (int64_t k = lane * 8; k < in.K; k += LORA_FEW_STEP) {
         float a[COLS][8];
 #pragma unroll
