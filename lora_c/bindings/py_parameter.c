@@ -1,6 +1,7 @@
 /* Parameter: a float32 array with its gradient, in the library's own aligned memory. */
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_devices.h"
+#include "lora_c/bindings/py_dlpack.h"
 
 #include <string.h>
 
@@ -195,6 +196,14 @@ static PyObject *parameter_read_grad(PyObject *o, PyObject *unused) {
     return copy_of(o, ((parameter *)o)->grad);
 }
 
+static PyObject *parameter_to(PyObject *o, PyObject *args) {
+    const char *device;
+    if (!PyArg_ParseTuple(args, "s:to", &device)) return NULL;
+    if (strcmp(device, "cpu") == 0) return copy_of(o, ((parameter *)o)->data);
+    PyErr_Format(PyExc_ValueError, "device: expected 'cpu', got '%s'; Parameter(p.read(), device='%s') makes one there", device, device);
+    return NULL;
+}
+
 static PyObject *parameter_write(PyObject *o, PyObject *given) {
     parameter *self = (parameter *)o;
     int64_t shape[LORA_PY_MAX_DIMS];
@@ -337,7 +346,21 @@ PyDoc_STRVAR(write_doc, "write($self, data, /)\n--\n\n"
                         "Set the values, on whichever device they lie.\n\n"
                         "Raises\n------\nTypeError\n    data is not float32.\nValueError\n    Another shape.");
 
+PyDoc_STRVAR(to_doc, "to($self, device, /)\n--\n\n"
+                     "Return a copy of the values as a NumPy array: to('cpu'), which is read().\n\n"
+                     "Raises\n------\nValueError\n    Another device.");
+PyDoc_STRVAR(dlpack_doc,
+             "__dlpack__($self, /, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
+             "Return a DLPack capsule of the values, without a copy: of the CPU's memory or of an NVIDIA GPU's.\n\n"
+             "What was asked for before has ended when it returns. What a consumer writes must have ended before the next use here.\n"
+             "dl_device=(1, 0) of a GPU's memory is a copy on the CPU.\n\n"
+             "Raises\n------\nBufferError\n    What is asked for cannot be had.");
+PyDoc_STRVAR(dlpack_device_doc, "__dlpack_device__($self, /)\n--\n\n"
+                                "Return DLPack's (type, number) of the device: (1, 0) the CPU, (2, n) cuda:n.\n\n"
+                                "Raises\n------\nBufferError\n    It is another device.");
+
 LORA_PY_KEEP(parameter_block)
+LORA_PY_KEEP(lora_py_dlpack)
 
 static PyMethodDef parameter_methods[] = {
     {"block", LORA_PY_KEYWORDS parameter_block_kept, METH_CLASS | METH_VARARGS | METH_KEYWORDS, block_doc},
@@ -345,6 +368,9 @@ static PyMethodDef parameter_methods[] = {
     {"read", parameter_read, METH_NOARGS, read_doc},
     {"read_grad", parameter_read_grad, METH_NOARGS, read_grad_doc},
     {"write", parameter_write, METH_O, write_doc},
+    {"to", parameter_to, METH_VARARGS, to_doc},
+    {"__dlpack__", LORA_PY_KEYWORDS lora_py_dlpack_kept, METH_VARARGS | METH_KEYWORDS, dlpack_doc},
+    {"__dlpack_device__", lora_py_dlpack_device, METH_NOARGS, dlpack_device_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

@@ -213,7 +213,7 @@ void shim_add_work(void *s, std::function<void()> work) { add(s, std::move(work)
 const lora_cuda_api *lora_cuda_api_table(void) {
     static const lora_cuda_api table = [] {
         lora_cuda_api t = {};
-        t.name = "shim";
+        t.name = getenv("SHIM_NAME") ? getenv("SHIM_NAME") : "shim"; /* "cuda": for what goes by the name */
         t.driver_version = driver_version;
         t.device_count = device_count;
         t.describe = describe;
