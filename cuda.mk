@@ -14,8 +14,15 @@ NVCC_FLAGS := -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -fPIC,-
 	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
 CUDA_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/nvcc/%.o) $(patsubst %.c,$(BUILD)/%.o,$(CUDA_HOST_SOURCES))
 
+# Families of the C checks that run on devices and end in minutes there; `make check-cuda CHECKS=decoder` takes half an hour.
+CHECKS ?= backend devices device_memory device_mistakes device_steps device_rows device_linear device_adapters device_head device_optim \
+	attention_devices values decoder_adapters virtual_tokens adapted_globals cuda_faults
+
 check-cuda: $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so ## the CUDA plug-in without a GPU: the C checks on its kernels, emulated
 	@LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so $(BUILD)/check $(CHECKS)
+
+check-kernels: $(VENV)/installed ## registers, spills and machine code of the kernels (CUDA_ARCHS), where nvcc is
+	@if command -v $(NVCC) >/dev/null; then $(BIN)/python tests/cuda/check_kernels.py --archs $(CUDA_ARCHS); else echo "no nvcc: the kernels are not compiled"; fi
 
 check-cuda-python: $(VENV)/installed $(BUILD)/liblora_c_fake.so $(BUILD)/liblora_c_shim.so ## the tests of Python that concern devices most, on it (tests/python/device_subset.txt)
 	@$(BIN)/python -m pytest --device shim $$(grep -v '^#' tests/python/device_subset.txt)
