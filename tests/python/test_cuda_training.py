@@ -116,9 +116,7 @@ def test_a_token_has_the_bits_that_it_gets_alone(pair: Callable[..., tuple[Model
     together = gpu.decoder.new_cache(TOKENS, 3)
     cu = np.array([0, 5, 15, 22], np.int32)
     gpu.decoder.decode(together, np.concatenate([ids[20:25], ids[:10], ids[25:32]]), cu_seqlens=cu, sequences=[0, 1, 2])
-    got = gpu.decoder.decode(
-        together, ids[[30, 10, 31]], cu_seqlens=np.arange(4, dtype=np.int32), sequences=[0, 1, 2]
-    )
+    got = gpu.decoder.decode(together, ids[[30, 10, 31]], cu_seqlens=np.arange(4, dtype=np.int32), sequences=[0, 1, 2])
     assert np.array_equal(got[1], expected[0])
 
 
