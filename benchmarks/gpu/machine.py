@@ -29,7 +29,7 @@ def said(*command: str) -> str:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Return what nvidia-smi says of each GPU; empty where there is none. Each query alone: drivers differ in what they know."""
+    """Return what nvidia-smi says of each GPU, if there is one. Each query alone: drivers differ in what they know."""
     found: list[dict[str, str]] = []
     for query in _QUERIES:
         lines = said("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader").splitlines()

@@ -1,13 +1,14 @@
 """transformers + PEFT + bitsandbytes on the shapes that lora-c is measured with: what there is to compare with.
 
-Usage: python peers.py TASK DEVICE [tiny]    with TASK as part_peers.py makes it: {shape: {"config": ..., "sizes": [[batch, length]]}}
+Usage: python peers.py TASK DEVICE [tiny]
+TASK is what part_peers.py makes: {shape: {"config": ..., "sizes": [[batch, length]]}}
 
 Rows:  H0  as most people run it: prepare_model_for_kbit_training, gradient checkpointing
        H1  H0 with Liger's kernels
        H2  without casts to float32, without checkpointing
        H3  H2 with torch.compile
-The same model, tokens and adapters as lora-c's; autocast to bfloat16, fused AdamW, clipping at 1. Compare like with like: H0 and
-H1 with recompute=layer, H2 and H3 with none.
+The same model, tokens and adapters as lora-c's; autocast to bfloat16, fused AdamW, clipping at 1. Compare like with like:
+H0 and H1 with recompute=layer, H2 and H3 with none.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Wrong versions of the kernels that the checks on the shim must notice: every barrier and every bounds check is taken out, one at a time.
+"""Wrong versions of the kernels that the checks on the shim must notice: without one barrier or one bounds check each.
 
 Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--out build/cuda-mutants.json]
 
-A mutant is one line changed: `__syncthreads();` and `__syncwarp();` go, a guard (`if (i >= n) return;`, `if (k < n) ...`) is taken as
-passed. It is killed where the shim does not compile, the checks fail, die or hang. Those that live must stand in
-tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
+A mutant is one line changed: `__syncthreads();` and `__syncwarp();` go, a guard (`if (i >= n) return;`, `if (k < n) ...`)
+is taken as passed. It is killed where the shim does not compile, the checks fail, die or hang. Those that live must stand
+in tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def main() -> None:
         for i, mutant in enumerate(mutants, 1):
             killed = is_killed(Path(folder), mutant, args.families.split(","))
             results[mutant.key] = "killed" if killed else "equal" if mutant.key in equal else "lives"
-            print(f"{i}/{len(mutants)} {results[mutant.key]:6} {mutant.file}:{mutant.line}: {mutant.after.strip()}", flush=True)
+            print(
+                f"{i}/{len(mutants)} {results[mutant.key]:6} {mutant.file}:{mutant.line}: {mutant.after.strip()}", flush=True
+            )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     alive = sum(result == "lives" for result in results.values())

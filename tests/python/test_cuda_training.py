@@ -98,8 +98,8 @@ def test_twenty_steps(pair: Callable[..., tuple[Model, Model]], tmp_path: Path, 
     losses = []
     for model, of_model in zip(pair(adapter, precision, **options), ("exact", precision), strict=True):
         config = lc.TrainConfig(
-            method="lora" if method == "recompute" else method, max_steps=STEPS, per_device_train_batch_size=2, learning_rate=1e-2,
-            precision=of_model, recompute="layer" if method == "recompute" else "none", save_steps=0,
+            method="lora" if method == "recompute" else method, max_steps=STEPS, per_device_train_batch_size=2,
+            learning_rate=1e-2, precision=of_model, recompute="layer" if method == "recompute" else "none", save_steps=0,
             output_dir=str(tmp_path / model.device),
         )  # fmt: skip
         trainer = Trainer(model, data, config)

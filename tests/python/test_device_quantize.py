@@ -1,4 +1,4 @@
-"""Quantizing on a device with the CPU's bytes, and the memory that a device says it has (tests/fake_device, tests/cuda/shim)."""
+"""Quantizing on a device with the CPU's bytes, and the memory that a device says it has (fake_device, cuda/shim)."""
 
 from __future__ import annotations
 
