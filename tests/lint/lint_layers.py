@@ -72,7 +72,7 @@ HEADERS = (
     (
         "threads",
         re.compile(r"pthread\.h$|threads\.h$|omp\.h$"),
-        ("base/parallel.c", "backend/context.c", "ops/ctx.h", "cuda/memory.c"),
+        THREADS,
     ),
     ("CUDA", re.compile(r"cuda"), ("cuda/",)),
 )
