@@ -43,7 +43,7 @@ def base(make_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def trainer(base: Path, tmp_path: Path) -> Callable[..., lc.Trainer]:
-    def make(method: str, device: str = "cpu", out: str | None = None, **changes: Any) -> lc.Trainer:
+    def make(method: str, device: str | None = None, out: str | None = None, **changes: Any) -> lc.Trainer:
         options = METHODS[method] | {"task_type": "SEQ_CLS", "id2label": NAMES, "device": device, "progress": False}
         model = lc.load_model(base, **options)
         if method in ("lora", "qlora"):
