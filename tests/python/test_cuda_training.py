@@ -74,6 +74,7 @@ def cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
+@pytest.mark.filterwarnings("ignore:2 of 14 matrices .down_proj. stay as they are")
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("adapter", ADAPTERS)
