@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from device_values import SAME_BITS
 
 import lora_c as lc
 from lora_c.cli.replay import command
@@ -67,13 +68,16 @@ HUGE = ("layers.1.mlp.down_proj.lora_B", 3e38, 2)
 
 def test_a_step_that_is_not_finite_ends_the_run_and_is_kept(run: Callable[..., Trainer], tmp_path: Path) -> None:
     folder = tmp_path / "out/bad-step-3"
+    trainer = run(Spoil(*HUGE))
     with pytest.raises(DivergenceError, match=rf"finite loss at step 3, got \w+ \(kept in {folder}: lora-c replay {folder}\)"):
-        run(Spoil(*HUGE)).train()
+        trainer.train()
     found = replay(folder)
     assert found.step == 3 and found.same_loss and found.same_gradients
     first = found.first_nonfinite
     assert first is not None and first.where == "layers.1.down_proj, forward"
-    assert (first.operation, first.result, first.value) == ("linear_forward", "y", np.inf) or first.value == -np.inf
+    assert (first.operation, first.result) == ("linear_forward", "y")
+    # another order of sums may add infinities of both signs
+    assert np.isinf(first.value) or (trainer.model.device not in SAME_BITS and np.isnan(first.value))
     assert 0 <= first.row < read_bad_step(folder).batches[0].n_tokens
 
 
