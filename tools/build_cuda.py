@@ -35,7 +35,15 @@ FLAGS = (
 )
 C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread")
 # Parts of the core that the plug-in has copies of.
-CORE = ("base/alloc.c", "base/memory_left.c", "base/status.c", "format/dynamic_map.c", "format/ggml.c", "format/nested.c")
+CORE = (
+    "base/alloc.c",
+    "base/memory_left.c",
+    "base/status.c",
+    "format/dynamic_map.c",
+    "format/ggml.c",
+    "format/nested.c",
+    "kernels/dynamic_search.c",
+)
 CORE += ("format/nf4.c",)
 
 
