@@ -102,8 +102,8 @@ def test_what_no_stack_can_be(model: lc.Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("names", "message"), [
     (["ia3", "ia3"], "expected each adapter once"), (["../ia3"], "a list of names"), (["a" * 5000], "a list of names"),
-    ([], "expected a list of names"), ("ia3", "expected a list of names"), (["gone"], "expected an adapter of the stack"),
-    (["\ud800"], "expected a list of names"),
+    ([], "expected a list of names"), ("ia3", "expected a list of names"), (["\ud800"], "expected a list of names"),
+    (["ia3", "gone"], "expected an adapter of the stack"), (["ia3"], "expected a list of names, two or more"),
 ])  # fmt: skip
 def test_damaged_lists_are_refused(model: lc.Model, tiny_model_dir: Path, tmp_path: Path, names: Any, message: str) -> None:
     model.set_adapter(["ia3", "prompt"])
