@@ -1,6 +1,5 @@
 # The CUDA plug-in: for GPUs with nvcc, and on the shim (tests/cuda/shim) with the C++ compiler.
 NVCC ?= nvcc
-CUDA_HOME ?= /usr/local/cuda
 CUDA_ARCHS ?= 90a
 CUDA_SOURCES := $(wildcard lora_c/cuda/*.cu)
 CUDA_HOST_SOURCES := $(wildcard lora_c/cuda/*.c)
@@ -10,9 +9,6 @@ SHIM_FLAGS := -std=c++17 -O2 -g -fvisibility=hidden -fPIC -ffp-contract=off -Wal
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BUILD)/shim/%.o) \
 	$(patsubst %.c,$(BUILD)/%.o,$(filter-out lora_c/cuda/cudart.c,$(CUDA_HOST_SOURCES)))
-NVCC_FLAGS := -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -I. -Ilora_c/include \
-	$(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
-CUDA_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/nvcc/%.o) $(patsubst %.c,$(BUILD)/%.o,$(CUDA_HOST_SOURCES))
 
 # Families of the C checks that run on devices and end in minutes there; `make check-cuda CHECKS=decoder` takes half an hour.
 CHECKS ?= backend devices device_memory device_mistakes device_steps device_rows device_linear device_adapters device_head device_optim \
@@ -30,13 +26,11 @@ check-cuda-python: $(VENV)/installed $(BUILD)/liblora_c_fake.so $(BUILD)/liblora
 check-cuda-all: $(VENV)/installed $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so ## every test of Python on it
 	@$(BIN)/python -m pytest --device shim
 
-cuda: $(BUILD)/liblora_c_cuda.so ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
+cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
+	@$(PYTHON) tools/build_cuda.py $(BUILD)/liblora_c_cuda.so --archs $(CUDA_ARCHS)
 
 $(BUILD)/liblora_c_shim.so: $(SHIM_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CXX) $(SHIM_FLAGS) -shared -Wl,-z,defs $^ -lm -ldl -pthread -o $@
-
-$(BUILD)/liblora_c_cuda.so: $(CUDA_OBJECTS) $(BUILD)/liblora_c.a lora_c/cuda/exported.map
-	@$(NVCC) -shared -cudart static $(filter-out %.map,$^) -Xlinker -z,defs -Xlinker --version-script=lora_c/cuda/exported.map -lm -ldl -o $@
 
 $(BUILD)/shim/%.o: %.cu
 	@mkdir -p $(dir $@)
@@ -48,11 +42,4 @@ $(BUILD)/shim/%.o: %.cpp
 	@echo "  SHIM $<"
 	@$(CXX) $(SHIM_FLAGS) -MMD -MP -c $< -o $@
 
-$(BUILD)/nvcc/%.o: %.cu
-	@mkdir -p $(dir $@)
-	@echo "  NVCC $<"
-	@$(NVCC) $(NVCC_FLAGS) -MD -MP -c $< -o $@
-
-$(BUILD)/lora_c/cuda/cudart.o: CFLAGS += -isystem $(CUDA_HOME)/include
-
--include $(SHIM_OBJECTS:.o=.d) $(CUDA_OBJECTS:.o=.d)
+-include $(SHIM_OBJECTS:.o=.d)

@@ -48,8 +48,8 @@ lora_status lora_cuda_check(const lora_cuda *c, int code, const char *what, lora
 
 /** At least bytes of a slot, 256-byte aligned, with undefined content; what was there before is gone. ENOMEM. */
 lora_status lora_cuda_scratch(lora_cuda *c, int slot, size_t bytes, void **out, lora_error *err) LORA_MUST_CHECK;
-/** Copies a list of the host into the slot LISTS at the given offset (a multiple of 16) behind what was copied there in this operation.
- *  The list may change right after the call. */
+/** Copies a list of the host to the device, where it stays until the next call: an operation sends one. The list of the host may change
+ *  right after the call. */
 lora_status lora_cuda_upload_list(lora_cuda *c, const void *list, size_t bytes, void **out, lora_error *err) LORA_MUST_CHECK;
 
 #ifdef __cplusplus

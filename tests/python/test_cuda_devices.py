@@ -22,7 +22,7 @@ def shim_devices() -> Callable[..., list[dict[str, Any]]]:
     """What `lora-c devices` lists with the plug-in on the shim, by what its driver says."""
     library = ROOT / "build" / "release" / "liblora_c_shim.so"
     if not library.is_file():
-        pytest.skip(f"needs {library}, which `make check` builds")
+        pytest.skip(f"needs {library}, which `make check-cuda` builds")
 
     def listed(**said: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "lora_c", "devices", "--json"]
