@@ -37,6 +37,7 @@ static lora_status lora_cuda_launch_kernel(lora_cuda *c, const char *name, void 
     l.grid[2] = grid.z;
     l.threads = threads;
     l.shared_bytes = shared_bytes;
+    LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err)); /* the thread may have used another */
     return lora_cuda_check(c, c->api->launch(&l, c->stream), name, err);
 }
 

@@ -130,3 +130,19 @@ def test_answers_are_the_cpus(pair: Callable[..., tuple[Model, Model]]) -> None:
     texts = ["w3 w4 w5", "w6", "w7 w8"]
     options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "precision": "exact"}
     assert gpu.generate(texts, **options) == cpu.generate(texts, **options)
+
+
+def test_two_gpus_in_turn(make_model: Callable[..., Path], shim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call is made on its own GPU, whichever the thread used before."""
+    monkeypatch.setenv("SHIM_DEVICES", "2")
+    folder, found = make_model(), []
+    models = [
+        lc.load_model(folder, progress=False, device=device, quantize="nf4", block_size=32) for device in (shim, f"{shim}:1")
+    ]
+    for model in models:
+        model.add_adapter(**ADAPTERS["lora"])
+        fill(model)
+    for _ in range(2):
+        found.append([gradients(model) for model in models])
+    for losses in found:
+        assert losses[0][0] == losses[1][0] == found[0][0][0] and np.array_equal(losses[0][1], losses[1][1])

@@ -26,6 +26,7 @@ constexpr int NO_MEMORY = 2;
 struct stream {
     std::vector<std::function<void()>> work;
     size_t done = 0;
+    int device = 0;
 };
 struct event {
     stream *of = nullptr;
@@ -68,14 +69,29 @@ int describe(int, lora_cuda_properties *out) {
     out->shared_bytes = 227 * 1024;
     return 0;
 }
-int set_device(int) { return 0; }
+thread_local int current_device;
+
+int set_device(int device) {
+    current_device = device;
+    return 0;
+}
+
+/* What a GPU refuses: work that belongs to the thread's device on a stream of another. */
+void need_device(void *s, const char *what) {
+    if (static_cast<stream *>(s)->device == current_device) return;
+    fprintf(stderr, "shim: %s on a stream of device %d while device %d is current\n", what, static_cast<stream *>(s)->device,
+            current_device);
+    abort();
+}
 int memory_info(size_t *free_bytes, size_t *total_bytes) {
     *free_bytes = *total_bytes = (size_t)8 << 30;
     return 0;
 }
 
 int stream_create(void **s) {
-    *s = new stream;
+    stream *made = new stream;
+    made->device = current_device;
+    *s = made;
     shim_count_live(1);
     return 0;
 }
@@ -131,7 +147,8 @@ void allow(void *, size_t) {}
 
 size_t whole_bytes(size_t bytes) { return (bytes + 2 * ZONE + 255) / 256 * 256; }
 
-int alloc(void **p, size_t bytes, void *) {
+int alloc(void **p, size_t bytes, void *s) {
+    need_device(s, "an allocation");
     size_t all = whole_bytes(bytes);
     unsigned char *begin = static_cast<unsigned char *>(aligned_alloc(256, all));
     if (!begin) return NO_MEMORY;
@@ -187,6 +204,7 @@ int fill(void *p, int byte, size_t bytes, void *s) {
     return 0;
 }
 int launch(const lora_cuda_launch *l, void *s) {
+    need_device(s, l->name);
     std::vector<unsigned char> args((const unsigned char *)l->args, (const unsigned char *)l->args + l->args_bytes);
     add(s, [l = *l, args]() mutable {
         alignas(64) unsigned char kept[4096];
@@ -208,7 +226,10 @@ const char *error_text(int code) {
 
 } // namespace
 
-void shim_add_work(void *s, std::function<void()> work) { add(s, std::move(work)); }
+void shim_add_work(void *s, std::function<void()> work) {
+    need_device(s, "a product");
+    add(s, std::move(work));
+}
 
 const lora_cuda_api *lora_cuda_api_table(void) {
     static const lora_cuda_api table = [] {
