@@ -67,7 +67,7 @@ lora_status lora_check_attention_forward(const lora_attention_shape *shape, cons
     int64_t M = q.rows, width = shape->n_heads * shape->head_dim, kv_width = shape->n_kv_heads * shape->head_dim;
     lora_arg in = lora_named("q", q), out = lora_named("o", o), sums = lora_named("lse", lora_mat_vector(lse, M * shape->n_heads));
     LORA_TRY(lora_mat_check_f32(in, M, width, err));
-    LORA_TRY(lora_mat_check_f32(out, M, width, err));
+    LORA_TRY(lora_mat_check_narrow(out, M, width, err));
     LORA_TRY(lora_mat_disjoint(out, in, err));
     LORA_TRY(lora_mat_disjoint(sums, in, err));
     LORA_TRY(lora_mat_disjoint(sums, out, err));
@@ -88,7 +88,9 @@ lora_status lora_check_attention_backward(const lora_attention_shape *shape, con
                            lora_named("o", g->o), lora_named("dout", g->dout), lora_named("lse", lora_mat_f32(g->lse, M, H, H))};
     const lora_arg out[] = {lora_named("dq", g->dq), lora_named("dk", g->dk), lora_named("dv", g->dv)};
     const int64_t widths[] = {width, kv_width, kv_width, width, width, H};
-    for (int i = 0; i < 6; i++) LORA_TRY(lora_mat_check_f32(in[i], M, widths[i], err));
+    const int o_at = 3;
+    for (int i = 0; i < 6; i++)
+        LORA_TRY(i == o_at ? lora_mat_check_narrow(in[i], M, widths[i], err) : lora_mat_check_f32(in[i], M, widths[i], err));
     for (int i = 0; i < 3; i++) LORA_TRY(lora_mat_check_f32(out[i], M, widths[i], err));
     for (int o = 0; o < 3; o++) {
         for (int i = 0; i < 6; i++) LORA_TRY(lora_mat_disjoint(out[o], in[i], err));

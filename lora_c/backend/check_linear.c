@@ -56,7 +56,7 @@ lora_status lora_check_linear_forward(lora_mat x, int64_t n, const lora_linear_l
     for (int64_t i = 0; i < n; i++) {
         const lora_linear_layer *l = layers + i;
         LORA_TRY(check_weights(x.rows, layers->w, l->w, err));
-        LORA_TRY(lora_mat_check_f32(lora_named("x", x), x.rows, l->w->cols, err));
+        LORA_TRY(lora_mat_check_narrow(lora_named("x", x), x.rows, l->w->cols, err));
         LORA_TRY(lora_mat_check_f32(lora_named("y", l->y), x.rows, l->w->rows, err));
         LORA_TRY(check_adapter(l->adapter, &l->pass, err));
         LORA_TRY(check_groups(l, x.rows, err));
@@ -78,10 +78,10 @@ lora_status lora_check_linear_backward(lora_mat x, int64_t n, const lora_linear_
         const lora_linear_gradient *g = gradients + i;
         int64_t M = gradients->dy.rows, K = g->w->cols;
         LORA_TRY(check_weights(M, gradients->w, g->w, err));
-        LORA_TRY(lora_mat_check_f32(lora_named("dy", g->dy), M, g->w->rows, err));
+        LORA_TRY(lora_mat_check_narrow(lora_named("dy", g->dy), M, g->w->rows, err));
         LORA_TRY(check_adapter(g->adapter, &g->pass, err));
         LORA_CHECK(x.data || !needs_input(g), err, LORA_EINVAL, "x: expected the forward input, got none");
-        if (x.data) LORA_TRY(lora_mat_check_f32(lora_named("x", x), M, K, err));
+        if (x.data) LORA_TRY(lora_mat_check_narrow(lora_named("x", x), M, K, err));
         if (!dx.data) continue;
         LORA_TRY(lora_mat_check_f32(lora_named("dx", dx), M, K, err));
         LORA_TRY(lora_mat_disjoint(lora_named("dx", dx), lora_named("x", x), err));

@@ -17,7 +17,7 @@ lora_status lora_check_mlp_forward(lora_activation activation, lora_mat gate, lo
     LORA_TRY(check_activation(activation, err));
     LORA_TRY(lora_mat_check_f32(g, M, inner, err));
     if (up.data) LORA_TRY(lora_mat_check_f32(u, M, inner, err));
-    LORA_TRY(lora_mat_check_f32(out, M, inner, err));
+    LORA_TRY(lora_mat_check_narrow(out, M, inner, err));
     LORA_TRY(lora_mat_same_or_disjoint(out, g, err));
     return lora_mat_same_or_disjoint(out, u, err);
 }
@@ -32,9 +32,9 @@ lora_status lora_check_mlp_backward(lora_activation activation, lora_mat dh, lor
     LORA_CHECK(gated || !dup.data, err, LORA_EINVAL, "dup: expected NULL without up, got a pointer");
     LORA_TRY(lora_mat_check_f32(d, M, inner, err));
     LORA_TRY(lora_mat_check_f32(g, M, inner, err));
-    LORA_TRY(lora_mat_check_f32(dg, M, inner, err));
+    LORA_TRY(lora_mat_check_narrow(dg, M, inner, err));
     if (up.data) LORA_TRY(lora_mat_check_f32(u, M, inner, err));
-    if (up.data) LORA_TRY(lora_mat_check_f32(du, M, inner, err));
+    if (up.data) LORA_TRY(lora_mat_check_narrow(du, M, inner, err));
     LORA_TRY(lora_mat_same_or_disjoint(dg, g, err));
     LORA_TRY(lora_mat_disjoint(dg, u, err));
     LORA_TRY(gated ? lora_mat_disjoint(dg, d, err) : lora_mat_same_or_disjoint(dg, d, err));

@@ -25,7 +25,7 @@ lora_status lora_check_norm_forward(const lora_norm *norm, lora_mat x, lora_mat 
     lora_arg weight = lora_named("weight", lora_mat_vector(norm->weight, H)), bias = lora_named("bias", lora_mat_vector(norm->bias, H));
     lora_arg s = lora_named("stats", lora_mat_f32(stats, M, 2 * norm->groups, 2 * norm->groups));
     LORA_TRY(lora_mat_check_f32(in, M, width, err));
-    LORA_TRY(lora_mat_check_f32(out, M, width, err));
+    LORA_TRY(lora_mat_check_narrow(out, M, width, err));
     LORA_TRY(lora_mat_same_or_disjoint(out, in, err));
     LORA_TRY(lora_mat_disjoint(out, weight, err));
     LORA_TRY(lora_mat_disjoint(out, bias, err));

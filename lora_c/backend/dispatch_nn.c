@@ -3,6 +3,13 @@
 #include "lora_c/ops/attention.h"
 
 static double elements(lora_mat m) { return (double)m.rows * (double)m.cols; }
+static double bytes_of(lora_mat m) { return m.data ? elements(m) * (double)lora_dtype_bytes(m.dtype) : 0; }
+
+lora_status lora_check_taken(const lora_ctx *ctx, lora_arg a, lora_error *err) {
+    LORA_CHECK(!a.mat.data || a.mat.dtype == LORA_F32 || ctx->view.backend->linear_operand, err, LORA_EDTYPE,
+               "%s: expected float32 on %s, got %s", a.name, lora_ctx_device(ctx), lora_dtype_name(a.mat.dtype));
+    return LORA_OK;
+}
 
 lora_status lora_account(lora_ctx *ctx, lora_op op, int64_t began, double flops, double bytes, lora_error *err) {
     if (!began) return LORA_OK;
@@ -15,9 +22,10 @@ lora_status lora_account(lora_ctx *ctx, lora_op op, int64_t began, double flops,
 
 lora_status lora_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) {
     LORA_TRY(lora_check_norm_forward(norm, x, y, stats, err));
+    LORA_TRY(lora_check_taken(ctx, lora_named("y", y), err));
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_ops_of(ctx)->norm_forward(ctx, norm, x, y, stats, err));
-    return lora_account(ctx, LORA_OP_NORM_FORWARD, began, 0, 8 * elements(x), err);
+    return lora_account(ctx, LORA_OP_NORM_FORWARD, began, 0, bytes_of(x) + bytes_of(y), err);
 }
 
 lora_status lora_norm_backward(lora_ctx *ctx, const lora_norm *norm, lora_mat dy, lora_mat x, const float *stats, lora_mat dx,
@@ -97,41 +105,46 @@ lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *sh
                                    const lora_kv *kv, lora_mat o, float *lse, lora_error *err) {
     LORA_CHECK(ctx, err, LORA_EINVAL, "ctx: expected a context, got NULL");
     LORA_TRY(lora_check_attention_forward(shape, segments, q, kv, o, lse, err));
+    LORA_TRY(lora_check_taken(ctx, lora_named("o", o), err));
     if (q.rows == 0) return LORA_OK;
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_ops_of(ctx)->attention_forward(ctx, shape, segments, q, kv, o, lse, err));
     double pairs = began ? pairs_of(ctx, shape, segments, kv->length) : 0, D = (double)shape->head_dim;
-    double floats = (double)q.rows * (double)(2 * shape->n_heads + 2 * shape->n_kv_heads) * D;
-    return lora_account(ctx, LORA_OP_ATTENTION_FORWARD, began, 4 * pairs * D, 4 * floats, err);
+    double floats = (double)q.rows * (double)(shape->n_heads + 2 * shape->n_kv_heads) * D;
+    return lora_account(ctx, LORA_OP_ATTENTION_FORWARD, began, 4 * pairs * D, 4 * floats + bytes_of(o), err);
 }
 
 lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments,
                                     const lora_attention_gradient *gradient, lora_error *err) {
     LORA_CHECK(ctx, err, LORA_EINVAL, "ctx: expected a context, got NULL");
     LORA_TRY(lora_check_attention_backward(shape, segments, gradient, err));
+    LORA_TRY(lora_check_taken(ctx, lora_named("o", gradient->o), err));
     if (gradient->q.rows == 0) return LORA_OK;
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_ops_of(ctx)->attention_backward(ctx, shape, segments, gradient, err));
     double pairs = began ? pairs_of(ctx, shape, segments, NULL) : 0, D = (double)shape->head_dim;
-    double floats = (double)gradient->q.rows * (double)(4 * shape->n_heads + 4 * shape->n_kv_heads) * D;
-    return lora_account(ctx, LORA_OP_ATTENTION_BACKWARD, began, 10 * pairs * D, 4 * floats, err);
+    double floats = (double)gradient->q.rows * (double)(3 * shape->n_heads + 4 * shape->n_kv_heads) * D;
+    return lora_account(ctx, LORA_OP_ATTENTION_BACKWARD, began, 10 * pairs * D, 4 * floats + bytes_of(gradient->o), err);
 }
 
 /* --- MLP --- */
 
 lora_status lora_mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat gate, lora_mat up, lora_mat h, lora_error *err) {
     LORA_TRY(lora_check_mlp_forward(activation, gate, up, h, err));
+    LORA_TRY(lora_check_taken(ctx, lora_named("h", h), err));
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_ops_of(ctx)->mlp_forward(ctx, activation, gate, up, h, err));
-    return lora_account(ctx, LORA_OP_ACTIVATION_FORWARD, began, 0, 12 * elements(gate), err);
+    return lora_account(ctx, LORA_OP_ACTIVATION_FORWARD, began, 0, 8 * elements(gate) + bytes_of(h), err);
 }
 
 lora_status lora_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate,
                               lora_mat dup, lora_error *err) {
     LORA_TRY(lora_check_mlp_backward(activation, dh, gate, up, dgate, dup, err));
+    LORA_TRY(lora_check_taken(ctx, lora_named("dgate", dgate), err));
+    LORA_TRY(lora_check_taken(ctx, lora_named("dup", dup), err));
     int64_t began = lora_profile_begin(ctx);
     LORA_TRY(lora_ops_of(ctx)->mlp_backward(ctx, activation, dh, gate, up, dgate, dup, err));
-    return lora_account(ctx, LORA_OP_ACTIVATION_BACKWARD, began, 0, 20 * elements(gate), err);
+    return lora_account(ctx, LORA_OP_ACTIVATION_BACKWARD, began, 0, 12 * elements(gate) + bytes_of(dgate) + bytes_of(dup), err);
 }
 
 /* --- vocabulary --- */

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "lora_c/backend.h"
+#include "lora_c/base/half.h"
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
 
@@ -19,10 +20,10 @@ struct lora_watch {
 /* --- looking --- */
 
 /* The rows of a result on the host; *copy is to be freed where the device's memory is another. */
-static const float *on_host(lora_ctx *ctx, lora_mat m, float **copy) {
+static const void *on_host(lora_ctx *ctx, lora_mat m, void **copy) {
     *copy = NULL;
     if (ctx->watch->real->host_memory) return m.data;
-    size_t bytes = (size_t)((m.rows - 1) * m.ld + m.cols) * sizeof(float);
+    size_t bytes = (size_t)((m.rows - 1) * m.ld + m.cols) * lora_dtype_bytes(m.dtype);
     *copy = lora_host_alloc(ctx, LORA_MEM_SCRATCH, bytes);
     const lora_backend_memory *memory = &ctx->watch->real->memory;
     if (*copy && memory->download(ctx->view.state, *copy, m.data, bytes, NULL) == LORA_OK && memory->sync(ctx->view.state, NULL) == LORA_OK)
@@ -30,14 +31,18 @@ static const float *on_host(lora_ctx *ctx, lora_mat m, float **copy) {
     return NULL;
 }
 
+static float value_at(const void *values, int64_t i, lora_dtype dtype) {
+    return dtype == LORA_BF16 ? lora_bf16_to_f32(((const uint16_t *)values)[i]) : ((const float *)values)[i];
+}
+
 static void look(lora_ctx *ctx, const char *operation, const char *result, const void *weight, lora_mat m) {
     struct lora_watch *watch = ctx->watch;
-    if (watch->found.operation || !m.data || m.rows < 1 || m.dtype != LORA_F32) return;
-    float *copy;
-    const float *values = on_host(ctx, m, &copy);
+    if (watch->found.operation || !m.data || m.rows < 1) return;
+    void *copy;
+    const void *values = on_host(ctx, m, &copy);
     for (int64_t row = 0; values && !watch->found.operation && row < m.rows; row++)
         for (int64_t column = 0; column < m.cols; column++) {
-            float value = values[row * m.ld + column];
+            float value = value_at(values, row * m.ld + column, m.dtype);
             if (isfinite(value)) continue;
             watch->found = (lora_watch_found){.operation = operation,
                                               .result = result,

@@ -11,11 +11,23 @@ lora_status lora_mat_check(lora_arg a, lora_error *err) {
     return LORA_OK;
 }
 
-lora_status lora_mat_check_f32(lora_arg a, int64_t rows, int64_t cols, lora_error *err) {
+static lora_status check_shape(lora_arg a, int64_t rows, int64_t cols, lora_error *err) {
     LORA_TRY(lora_mat_check(a, err));
     LORA_CHECK(a.mat.rows == rows && a.mat.cols == cols, err, LORA_ESHAPE,
                "%s: expected (%" PRId64 ", %" PRId64 "), got (%" PRId64 ", %" PRId64 ")", a.name, rows, cols, a.mat.rows, a.mat.cols);
+    return LORA_OK;
+}
+
+lora_status lora_mat_check_f32(lora_arg a, int64_t rows, int64_t cols, lora_error *err) {
+    LORA_TRY(check_shape(a, rows, cols, err));
     LORA_CHECK(a.mat.dtype == LORA_F32, err, LORA_EDTYPE, "%s: expected float32, got %s", a.name, lora_dtype_name(a.mat.dtype));
+    return LORA_OK;
+}
+
+lora_status lora_mat_check_narrow(lora_arg a, int64_t rows, int64_t cols, lora_error *err) {
+    LORA_TRY(check_shape(a, rows, cols, err));
+    LORA_CHECK(a.mat.dtype == LORA_F32 || a.mat.dtype == LORA_BF16, err, LORA_EDTYPE, "%s: expected float32 or bfloat16, got %s", a.name,
+               lora_dtype_name(a.mat.dtype));
     return LORA_OK;
 }
 

@@ -26,6 +26,9 @@ lora_status lora_mat_check(lora_arg a, lora_error *err) LORA_MUST_CHECK;
 /** The same, and float32 of this shape.   Errors  ESHAPE, EDTYPE, EINVAL */
 lora_status lora_mat_check_f32(lora_arg a, int64_t rows, int64_t cols, lora_error *err) LORA_MUST_CHECK;
 
+/** The same, and float32 or bfloat16. */
+lora_status lora_mat_check_narrow(lora_arg a, int64_t rows, int64_t cols, lora_error *err) LORA_MUST_CHECK;
+
 /** Whether two matrices share an element. Column blocks of one buffer (gate and up behind each other in a row) interleave
  *  without overlapping: with equal row strides the distance within a row decides, with different strides any common address
  *  counts as overlap. Absent and empty ones overlap nothing. */

@@ -30,6 +30,14 @@ struct attention_matrix {
     bool aligned; /* every head of every row begins at an address that 128-bit accesses may have, and ends at one */
 };
 
+/* What attention puts out, likewise, float32 or bfloat16. */
+struct attention_output {
+    void *data;
+    int64_t ld;
+    lora_dtype dtype;
+    bool aligned;
+};
+
 struct attention_problem {
     const int32_t *cu; /* (n + 1), on the device */
     int64_t n;         /* segments */
@@ -46,6 +54,10 @@ struct attention_place {
 
 inline attention_matrix attention_matrix_of(const void *data, int64_t ld, int64_t D) {
     return {(float *)data, ld, (uintptr_t)data % 16 == 0 && ld % 4 == 0 && D % 4 == 0};
+}
+
+inline attention_output attention_output_of(lora_mat o, int64_t D) {
+    return {o.data, o.ld, o.dtype, (uintptr_t)o.data % 16 == 0 && o.ld * (int64_t)lora_dtype_bytes(o.dtype) % 16 == 0 && D % 4 == 0};
 }
 
 inline attention_problem attention_problem_of(const lora_attention_shape *shape, const lora_segments *segments) {
@@ -104,6 +116,12 @@ template <int ROWS> __device__ inline attention_place attention_place_of(const a
 /* Where lse and delta of a row of the segment lie. */
 __device__ __forceinline__ int64_t attention_sums_at(const attention_problem &p, const attention_place &at, int64_t row) {
     return (at.first + row / p.group) * p.H + at.kv_head * p.group + row % p.group;
+}
+
+/* The first element of a row of the segment in an output. */
+__device__ __forceinline__ int64_t attention_output_at(const attention_problem &p, const attention_place &at, const attention_output &o,
+                                                       int64_t row) {
+    return (at.first + row / p.group) * o.ld + (at.kv_head * p.group + row % p.group) * p.D;
 }
 
 /* Rows of a tile in memory: row r is the (rem + r)'th of (query, head) pairs counted from data. Of keys: group 1. */

@@ -10,7 +10,8 @@ enum { ROWS = 64 };
 
 struct backward_args {
     attention_problem p;
-    attention_matrix q, k, v, o, dout, dq, dk, dv;
+    attention_matrix q, k, v, dout, dq, dk, dv;
+    lora_mat o; /* float32 or bfloat16 */
     const float *lse;
     float *delta;
     int64_t first, rows; /* of delta: tokens */
@@ -22,9 +23,11 @@ __global__ void __launch_bounds__(EXACT_THREADS) attention_delta(backward_args a
     int64_t i = (int64_t)blockIdx.x * (EXACT_THREADS / LORA_CUDA_WARP) + threadIdx.x / LORA_CUDA_WARP;
     if (i >= a.rows * a.p.H) return;
     int64_t row = a.first + i / a.p.H, head = i % a.p.H;
-    const float *dout = a.dout.data + row * a.dout.ld + head * a.p.D, *o = a.o.data + row * a.o.ld + head * a.p.D;
+    const float *dout = a.dout.data + row * a.dout.ld + head * a.p.D;
+    const int64_t o = row * a.o.ld + head * a.p.D;
     float sum = 0;
-    for (int64_t d = threadIdx.x % LORA_CUDA_WARP; d < a.p.D; d += LORA_CUDA_WARP) sum = fmaf(dout[d], o[d], sum);
+    for (int64_t d = threadIdx.x % LORA_CUDA_WARP; d < a.p.D; d += LORA_CUDA_WARP)
+        sum = fmaf(dout[d], lora_load(a.o.data, o + d, a.o.dtype), sum);
     sum = lora_warp_sum(sum);
     if (threadIdx.x % LORA_CUDA_WARP == 0) a.delta[row * a.p.H + head] = sum;
 }
@@ -153,9 +156,10 @@ lora_status lora_cuda_attention_backward(lora_ctx *ctx, const lora_attention_sha
     int64_t D = shape->head_dim;
     backward_args a = {};
     a.p = attention_problem_of(shape, segments);
-    const lora_mat from[] = {g->q, g->k, g->v, g->o, g->dout, g->dq, g->dk, g->dv};
-    attention_matrix *const to[] = {&a.q, &a.k, &a.v, &a.o, &a.dout, &a.dq, &a.dk, &a.dv};
-    for (int i = 0; i < 8; i++) *to[i] = attention_matrix_of(from[i].data, from[i].ld, D);
+    const lora_mat from[] = {g->q, g->k, g->v, g->dout, g->dq, g->dk, g->dv};
+    attention_matrix *const to[] = {&a.q, &a.k, &a.v, &a.dout, &a.dq, &a.dk, &a.dv};
+    a.o = g->o;
+    for (int i = 0; i < 7; i++) *to[i] = attention_matrix_of(from[i].data, from[i].ld, D);
     a.lse = g->lse;
     a.first = cu[0];
     a.rows = (int64_t)cu[segments->n] - cu[0];

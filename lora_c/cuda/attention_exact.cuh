@@ -106,7 +106,16 @@ __device__ __forceinline__ float exact_row_max(float v) {
     return v;
 }
 
-/* A thread's columns of one row of outputs, from col on. */
+/* A thread's columns of one row of outputs, from col on: of an array whose element at is the row's first. */
+template <int CC>
+__device__ inline void exact_store_at(const attention_output &o, int64_t first, const float (&out)[4 * CC], int64_t col, int64_t n_cols,
+                                      float factor) {
+    int x = threadIdx.x % EXACT_SIDE;
+    for (int c = 0; c < 4 * CC; c++) {
+        int64_t at = col + 4 * x + EXACT_COLS * (c / 4) + c % 4;
+        if (at < n_cols) lora_store(o.data, first + at, o.dtype, factor * out[c]);
+    }
+}
 template <int CC> __device__ inline void exact_store(float *row, const float (&out)[4 * CC], int64_t col, int64_t n_cols, float factor) {
     int x = threadIdx.x % EXACT_SIDE;
     for (int c = 0; c < 4 * CC; c++) {

@@ -11,7 +11,8 @@ template <int D> __host__ __device__ constexpr int forward_blocks() { return D <
 
 struct forward_args {
     attention_problem p;
-    attention_matrix q, o;
+    attention_matrix q;
+    attention_output o;
     packed_matrix k;
     int64_t values;        /* elements from k to v, which is packed alike */
     int64_t first, tokens; /* of the packed matrices */
@@ -98,17 +99,41 @@ __device__ __forceinline__ void meet_keys(const forward_args &a, const uint16_t 
     lora_ptx_copy_wait<0>();
 }
 
+/* Two neighbours from element i on, at an address of both. */
+__device__ __forceinline__ void store_pair(const attention_output &o, int64_t i, float x, float y) {
+    if (o.dtype == LORA_F32)
+        *(float2 *)((float *)o.data + i) = make_float2(x, y);
+    else
+        *(uint32_t *)((uint16_t *)o.data + i) = lora_ptx_bf16x2(x, y);
+}
+
+/* A thread's elements of row `half` of its two, which begins at element `first`, times a factor. */
+template <int D>
+__device__ __forceinline__ void store_row(const attention_output &o, int64_t first, const float (&out)[D / 8][4], int half, int64_t n_cols,
+                                          float factor) {
+    LORA_UNROLL
+    for (int c = 0; c < D / 8; c++) {
+        int64_t at = 8 * c + 2 * (mma_lane() % 4);
+        float x = factor * out[c][2 * half], y = factor * out[c][2 * half + 1];
+        if (o.aligned && at < n_cols) {
+            store_pair(o, first + at, x, y);
+            continue;
+        }
+        if (at < n_cols) lora_store(o.data, first + at, o.dtype, x);
+        if (at + 1 < n_cols) lora_store(o.data, first + at + 1, o.dtype, y);
+    }
+}
+
 /* Outputs and lse of a tile. */
 template <int D> __device__ __forceinline__ void store_tile(const forward_args &a, const attention_place &at, const forward_state<D> &st) {
-    int64_t row = at.tile * MMA_ROWS;
-    attention_rows o = attention_query_rows(a.p, at, a.o, row, MMA_ROWS);
     LORA_UNROLL
     for (int h = 0; h < 2; h++) {
         float sum = mma_row_sum(st.sum[h]);
-        mma_store<D / 8>(o, st.out, h, 0, a.p.D, 1 / sum);
-        int r = mma_first_row() + mma_lane() / 4 + 8 * h;
-        if (!a.lse || r >= o.n || mma_lane() % 4) continue;
-        a.lse[attention_sums_at(a.p, at, row + r)] = fmaf(st.top[h], LN_2, logf(sum));
+        int64_t row = at.tile * MMA_ROWS + mma_first_row() + mma_lane() / 4 + 8 * h;
+        if (row >= at.n * a.p.group) continue;
+        store_row<D>(a.o, attention_output_at(a.p, at, a.o, row), st.out, h, a.p.D, 1 / sum);
+        if (!a.lse || mma_lane() % 4) continue;
+        a.lse[attention_sums_at(a.p, at, row)] = fmaf(st.top[h], LN_2, logf(sum));
     }
 }
 
@@ -159,7 +184,7 @@ lora_status lora_cuda_attention_forward_fast(lora_ctx *ctx, const lora_attention
     forward_args a = {};
     a.p = attention_problem_of(shape, segments);
     a.q = attention_matrix_of(q.data, q.ld, D);
-    a.o = attention_matrix_of(o.data, o.ld, D);
+    a.o = attention_output_of(o, D);
     a.k.data = packed[0];
     a.values = elements;
     a.first = cu[0];

@@ -57,10 +57,10 @@ __global__ void __launch_bounds__(EXACT_THREADS) attention_merge(few_args f) {
     attention_place at = few_place_of(f, f.item + blockIdx.x);
     if (at.n == 0) return;
     forward_range r = range_of(a, at, FEW_ROWS);
-    attention_rows o = attention_query_rows(a.p, at, a.o, r.row, FEW_ROWS);
+    int rows = (int)lora_min_i64(FEW_ROWS, at.n * a.p.group - r.row);
     int splits = (int)lora_div_up(r.end - r.begin, split_keys(r));
-    for (int row = 0; row < o.n; row++) {
-        const int64_t first = (int64_t)blockIdx.x * SPLITS * FEW_ROWS + row;
+    for (int row = 0; row < rows; row++) {
+        const int64_t to = attention_output_at(a.p, at, a.o, r.row + row), first = (int64_t)blockIdx.x * SPLITS * FEW_ROWS + row;
         float top = -INFINITY, sum = 0;
         for (int z = 0; z < splits; z++) top = fmaxf(top, f.sums[2 * (first + z * FEW_ROWS)]);
         for (int z = 0; z < splits; z++) {
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(EXACT_THREADS) attention_merge(few_args f) {
             float out = 0;
             for (int z = 0; z < splits; z++)
                 out = fmaf(f.partial[(first + z * FEW_ROWS) * a.p.D + d], expf(f.sums[2 * (first + z * FEW_ROWS)] - top), out);
-            ((float *)o.data)[attention_row_at(o, row) + d] = out / sum;
+            lora_store(a.o.data, to + d, a.o.dtype, out / sum);
         }
         if (a.lse && threadIdx.x == 0) a.lse[attention_sums_at(a.p, at, r.row + row)] = top + logf(sum);
     }

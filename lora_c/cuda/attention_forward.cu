@@ -21,14 +21,12 @@ template <int CC> __global__ void __launch_bounds__(EXACT_THREADS, 1) attention_
     forward_state<4, CC> st;
     int64_t col = (int64_t)blockIdx.y * EXACT_COLS * CC;
     meet_keys<4, CC>(a, at, r, col, st);
-    attention_rows o = attention_query_rows(a.p, at, a.o, r.row, ROWS);
     LORA_UNROLL
     for (int i = 0; i < 4; i++) {
-        int row = threadIdx.x / EXACT_SIDE + EXACT_SIDE * i;
-        if (row >= o.n) continue;
-        exact_store<CC>((float *)o.data + attention_row_at(o, row), st.out[i], col, a.p.D, 1 / st.sum[i]);
-        if (a.lse && col == 0 && threadIdx.x % EXACT_SIDE == 0)
-            a.lse[attention_sums_at(a.p, at, r.row + row)] = st.top[i] + logf(st.sum[i]);
+        int64_t row = r.row + threadIdx.x / EXACT_SIDE + EXACT_SIDE * i;
+        if (row >= at.n * a.p.group) continue;
+        exact_store_at<CC>(a.o, attention_output_at(a.p, at, a.o, row), st.out[i], col, a.p.D, 1 / st.sum[i]);
+        if (a.lse && col == 0 && threadIdx.x % EXACT_SIDE == 0) a.lse[attention_sums_at(a.p, at, row)] = st.top[i] + logf(st.sum[i]);
     }
 }
 

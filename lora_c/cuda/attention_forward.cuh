@@ -8,7 +8,8 @@ namespace {
 
 struct forward_args {
     attention_problem p;
-    attention_matrix q, k, v, o;
+    attention_matrix q, k, v;
+    attention_output o;
     const int64_t *start, *length;
     float *lse;
 };
@@ -21,7 +22,7 @@ inline forward_args forward_args_of(const lora_attention_shape *shape, const lor
     a.q = attention_matrix_of(q.data, q.ld, D);
     a.k = attention_matrix_of(kv->k, kv->ldk, D);
     a.v = attention_matrix_of(kv->v, kv->ldv, D);
-    a.o = attention_matrix_of(o.data, o.ld, D);
+    a.o = attention_output_of(o, D);
     a.start = kv->start;
     a.length = kv->length;
     a.lse = lse;

@@ -138,6 +138,7 @@ static lora_backend table = {
     .devices = devices,
     .create = create,
     .destroy = destroy,
+    OPERATION(linear_operand),
     .ops =
         {
             OPERATION(norm_forward),

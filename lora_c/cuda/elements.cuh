@@ -39,6 +39,31 @@ template <int W> __device__ __forceinline__ void lora_put(float *p, const lora_f
         for (int i = 0; i + 3 < W; i += 4) *(float4 *)(p + i) = make_float4(x.v[i], x.v[i + 1], x.v[i + 2], x.v[i + 3]);
     }
 }
+/* W numbers from element i of an array of any type on, and back, rounded; of W = 4 that element is at 16 bytes, of 16 bits at 8. */
+template <int W> __device__ __forceinline__ lora_floats<W> lora_get_at(const void *data, int64_t i, lora_dtype dtype) {
+    if (dtype == LORA_F32) return lora_get<W>((const float *)data + i);
+    lora_floats<W> x;
+    if (W == 4 && dtype == LORA_BF16) {
+        uint2 words = *(const uint2 *)((const uint16_t *)data + i);
+        const uint32_t pairs[2] = {words.x, words.y};
+        for (int k = 0; k < W; k++) x.v[k] = lora_bf16_to_f32((uint16_t)(pairs[k / 2 % 2] >> k % 2 * 16));
+    } else {
+        for (int k = 0; k < W; k++) x.v[k] = lora_load(data, i + k, dtype);
+    }
+    return x;
+}
+template <int W> __device__ __forceinline__ void lora_put_at(void *data, int64_t i, lora_dtype dtype, const lora_floats<W> &x) {
+    if (dtype == LORA_F32) {
+        lora_put<W>((float *)data + i, x);
+    } else if (W == 4 && dtype == LORA_BF16) {
+        uint32_t pairs[2];
+        for (int k = 0; k < 2; k++)
+            pairs[k] = (uint32_t)lora_f32_to_bf16(x.v[2 * k % W]) | (uint32_t)lora_f32_to_bf16(x.v[(2 * k + 1) % W]) << 16;
+        *(uint2 *)((uint16_t *)data + i) = make_uint2(pairs[0], pairs[1]);
+    } else {
+        for (int k = 0; k < W; k++) lora_store(data, i + k, dtype, x.v[k]);
+    }
+}
 /* W numbers of bfloat16 or float16 from p on; where they are eight, p is 16-byte aligned. */
 template <int DTYPE, int W> __device__ __forceinline__ void lora_get_16bit(const uint16_t *p, lora_floats<W> &x) {
     if (W == 8) {
@@ -53,7 +78,14 @@ template <int DTYPE, int W> __device__ __forceinline__ void lora_get_16bit(const
     }
 }
 
+/* Of float32. */
 __device__ __forceinline__ float *lora_at(const lora_mat &m, int64_t row, int64_t col) { return (float *)m.data + row * m.ld + col; }
+template <int W> __device__ __forceinline__ lora_floats<W> lora_get_at(const lora_mat &m, int64_t row, int64_t col) {
+    return lora_get_at<W>(m.data, row * m.ld + col, m.dtype);
+}
+template <int W> __device__ __forceinline__ void lora_put_at(const lora_mat &m, int64_t row, int64_t col, const lora_floats<W> &x) {
+    lora_put_at<W>(m.data, row * m.ld + col, m.dtype, x);
+}
 /* True where 16 bytes at a time can be read from any column that is a multiple of them. */
 static inline bool lora_aligned(const void *data) { return (uintptr_t)data % 16 == 0; }
 static inline bool lora_wide(lora_mat m) {

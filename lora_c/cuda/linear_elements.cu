@@ -20,15 +20,16 @@ struct drop_elements {
         uint64_t index = (uint64_t)(row * cols + col);
         uint32_t words[4];
         lora_philox4x32(mask.seed, mask.stream, index / 4, words);
+        lora_floats<W> value = lora_get_at<W>(m[1], row, col), before = {};
+        if (accumulate) before = lora_get_at<W>(m[0], row, col);
         for (int i = 0; i < W; i++) {
             uint32_t word = words[i];
             if (W == 1) word = index % 4 == 0 ? words[0] : index % 4 == 1 ? words[1] : index % 4 == 2 ? words[2] : words[3];
             float scale = lora_philox_to_uniform(word) < mask.rate ? 0.0f : keep_scale;
-            float value = *lora_at(m[1], row, col + i) * scale;
-            int64_t to = row * m[0].ld + col + i;
-            if (accumulate) value = lora_load(m[0].data, to, m[0].dtype) + value;
-            lora_store(m[0].data, to, m[0].dtype, value);
+            value.v[i] = value.v[i] * scale;
+            if (accumulate) value.v[i] = before.v[i] + value.v[i];
         }
+        lora_put_at<W>(m[0], row, col, value);
     }
 };
 
@@ -40,7 +41,7 @@ struct affine_elements {
     bool accumulate;
 
     template <int W> __device__ __forceinline__ void at(const lora_mat *m, int64_t row, int64_t col) const {
-        lora_floats<W> in = lora_get<W>(lora_at(m[1], row, col)), out = {};
+        lora_floats<W> in = lora_get_at<W>(m[1], row, col), out = {};
         if (accumulate) out = lora_get<W>(lora_at(m[0], row, col));
         for (int i = 0; i < W; i++) {
             float value = in.v[i];
@@ -62,7 +63,7 @@ struct difference_elements {
     bool accumulate;
 
     template <int W> __device__ __forceinline__ void at(const lora_mat *m, int64_t row, int64_t col) const {
-        lora_floats<W> value = lora_get<W>(lora_at(m[1], row, col));
+        lora_floats<W> value = lora_get_at<W>(m[1], row, col);
         if (m[2].data) {
             lora_floats<W> minus = lora_get<W>(lora_at(m[2], row, col));
             for (int i = 0; i < W; i++) value.v[i] = value.v[i] - minus.v[i];
@@ -79,7 +80,7 @@ struct difference_elements {
 
 struct bias_terms {
     lora_mat dy;
-    __device__ __forceinline__ lora_floats<1> at(int64_t row, int64_t col) const { return {{*lora_at(dy, row, col)}}; }
+    __device__ __forceinline__ lora_floats<1> at(int64_t row, int64_t col) const { return lora_get_at<1>(dy, row, col); }
 };
 
 enum { SUM_COLUMNS = 32, SUM_LANES = 8, SUM_THREADS = SUM_COLUMNS * SUM_LANES };
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(SUM_THREADS) sum_magnitudes(magnitude_args a) 
     double sum = 0;
     if (col < a.dy.cols)
         for (int64_t row = lane; row < a.dy.rows; row += SUM_LANES)
-            sum += (double)*lora_at(a.dy, row, col) * (double)*lora_at(a.z, row, col);
+            sum += (double)lora_load(a.dy.data, row * a.dy.ld + col, a.dy.dtype) * (double)*lora_at(a.z, row, col);
     s.lane[lane][column] = sum;
     __syncthreads();
     if (lane > 0 || col >= a.dy.cols || !(a.norm[col] > 0)) return;

@@ -19,6 +19,8 @@ typedef struct lora_cuda_columns {
     const float *magnitude, *norm, *bias;
 } lora_cuda_columns;
 
+/* What is read of x and dy, in and dy here, is of any type; all else float32 where nothing is said. */
+
 /** out (any type) (+)= in * mask / (1 - rate); in may be out. */
 lora_status lora_cuda_drop(lora_ctx *ctx, lora_cuda_mask mask, lora_mat in, lora_mat out, bool accumulate, lora_error *err) LORA_MUST_CHECK;
 /** out (+)= gain in + bias, by columns; in may be out. */

@@ -9,7 +9,7 @@ typedef struct work {
     lora_ctx *ctx;
     lora_cuda *c;
     lora_dtype type; /* of operands */
-    lora_mat x;      /* float32; absent where nothing needs it */
+    lora_mat x;      /* float32 or bfloat16; absent where nothing needs it */
     lora_mat in;     /* the same as an operand */
 } work;
 
@@ -68,7 +68,10 @@ static lora_status forward_layer(const work *wk, const lora_linear_layer *l, lor
 }
 
 lora_status lora_cuda_plain_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) {
-    if (x.rows <= LORA_DECODE_BATCH) return lora_cuda_few_forward(ctx, x, n, layers, err);
+    if (x.rows <= LORA_DECODE_BATCH) {
+        LORA_TRY(lora_cuda_operand(lora_cuda_of(ctx), x, LORA_F32, LORA_CUDA_SCRATCH_LEFT, &x, err));
+        return lora_cuda_few_forward(ctx, x, n, layers, err);
+    }
     work wk = {.ctx = ctx, .c = lora_cuda_of(ctx), .type = lora_cuda_operands(ctx), .x = x};
     LORA_TRY(operand(&wk, x, LORA_CUDA_SCRATCH_RIGHT, &wk.in, err));
     for (int64_t i = 0; i < n; i++) LORA_TRY(forward_layer(&wk, layers + i, err));

@@ -33,7 +33,7 @@ template <int KIND> __device__ __forceinline__ activated activation_at(float g, 
     return a;
 }
 
-/* m: gate, up, h */
+/* m: gate, up, h of any type */
 template <int KIND> struct forward {
     enum { WIDTH = 4 };
     template <int W> __device__ __forceinline__ void at(const lora_mat *m, int64_t row, int64_t col) const {
@@ -43,11 +43,11 @@ template <int KIND> struct forward {
             lora_floats<W> u = lora_get<W>(lora_at(m[1], row, col));
             for (int i = 0; i < W; i++) g.v[i] = u.v[i] * g.v[i];
         }
-        lora_put<W>(lora_at(m[2], row, col), g);
+        lora_put_at<W>(m[2], row, col, g);
     }
 };
 
-/* m: dh, gate, up, dgate, dup. All is read before anything is written: outputs may be inputs. */
+/* m: dh, gate, up, dgate and dup of any type. All is read before anything is written: outputs may be inputs. */
 template <int KIND> struct backward {
     enum { WIDTH = 4 };
     template <int W> __device__ __forceinline__ void at(const lora_mat *m, int64_t row, int64_t col) const {
@@ -59,8 +59,8 @@ template <int KIND> struct backward {
             dgate.v[i] = KIND == LORA_RELU ? (g.v[i] > 0.0f ? du : 0.0f) : du * a.slope;
             d.v[i] = d.v[i] * a.value; /* dup */
         }
-        lora_put<W>(lora_at(m[3], row, col), dgate);
-        if (m[4].data) lora_put<W>(lora_at(m[4], row, col), d);
+        lora_put_at<W>(m[3], row, col, dgate);
+        if (m[4].data) lora_put_at<W>(m[4], row, col, d);
     }
 };
 

@@ -7,8 +7,8 @@ namespace {
 
 struct norm_args {
     lora_norm norm;
-    lora_mat x, y;
-    float *stats; /* (rows, groups, 2), or NULL */
+    lora_mat x, y; /* y of any type */
+    float *stats;  /* (rows, groups, 2), or NULL */
 };
 
 /* 1 / sqrt(mean((x - mean)^2) + eps); the mean is 0 for RMS. */
@@ -41,13 +41,13 @@ template <int KIND, int W, bool BLOCK> __global__ void __launch_bounds__(LORA_NO
     for (int64_t row = team.first; row < a.x.rows * groups; row += team.step) {
         int64_t m = row / groups, begin = (row - m * groups) * H;
         const float *x = lora_at(a.x, m, begin);
-        float *y = lora_at(a.y, m, begin), mean, r = inverse_deviation<KIND, W, BLOCK>(a, team, x, &mean);
+        float mean, r = inverse_deviation<KIND, W, BLOCK>(a, team, x, &mean);
         for (int64_t i = team.rank * W; i < H; i += team.size * W) { /* y may be x: a thread reads what it writes */
             lora_floats<W> v = lora_get<W>(x + i), w = lora_get<W>(a.norm.weight + i), b;
             if (KIND == LORA_NORM_LAYER) b = lora_get<W>(a.norm.bias + i);
             for (int k = 0; k < W; k++)
                 v.v[k] = KIND == LORA_NORM_RMS ? v.v[k] * r * (a.norm.weight_offset + w.v[k]) : (v.v[k] - mean) * r * w.v[k] + b.v[k];
-            lora_put<W>(y + i, v);
+            lora_put_at<W>(a.y, m, begin + i, v);
         }
         if (!a.stats || team.rank != 0) continue;
         a.stats[2 * row] = r;

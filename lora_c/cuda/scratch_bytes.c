@@ -14,8 +14,9 @@ int64_t lora_cuda_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *s
     lora_cuda_head_sizes head = lora_cuda_head_sizes_of(M, V, H, operands);
     double rows = (double)head.rows, operand = (double)lora_dtype_bytes(operands), width = (double)H;
     double weight = larger((double)shape->widest * width, (double)lora_min_i64(head.slice, V) * width) * operand;
-    double x = operands == LORA_F32 ? 0 : (double)M * (double)shape->widest * operand; /* float32 is used where it is */
-    double left = larger(x, 2 * rows * width * operand);
+    double x = operands == LORA_F32 ? 0 : (double)M * (double)shape->rounded * operand; /* float32 is used where it is */
+    double attention = operands == LORA_BF16 ? (double)M * (double)shape->attention * operand : 0;
+    double left = larger(larger(x, attention), 2 * rows * width * operand);
     double logits = rows * (double)head.ld * (double)sizeof(float), result = rows * width * (double)sizeof(float);
     double all = workspace + weight + left + x /* beside dy, backward */ + logits + result + (double)lora_cuda_head_lay_rows(M, NULL, NULL);
     return (int64_t)(all < most ? all : most);

@@ -41,6 +41,7 @@ lora_status lora_cuda_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const
 lora_status lora_cuda_linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx,
                                       bool accumulate_dx, lora_error *err);
 bool lora_cuda_linear_keeps_low(const lora_ctx *ctx, int64_t M, const lora_adapter *adapter);
+lora_dtype lora_cuda_linear_operand(const lora_ctx *ctx, int64_t M);
 lora_status lora_cuda_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, float *norm, lora_error *err);
 lora_status lora_cuda_linear_merge(lora_ctx *ctx, const lora_weight *w, const lora_adapter *adapter, const float *norm, float sign,
                                    float *merged, lora_error *err);

@@ -5,6 +5,7 @@
 #include "lora_c/cuda/eights.cuh"
 #include "lora_c/cuda/elements.cuh"
 #include "lora_c/cuda/nf4_scales.cuh"
+#include "lora_c/cuda/table.h"
 
 namespace {
 
@@ -182,7 +183,7 @@ lora_status lora_cuda_weight(lora_cuda *c, const lora_weight *w, int64_t first, 
 
 lora_status lora_cuda_operand(lora_cuda *c, lora_mat x, lora_dtype dtype, int slot, lora_mat *out, lora_error *err) {
     *out = x;
-    if (x.dtype == dtype) return LORA_OK;
+    if (x.dtype == dtype && (dtype == LORA_F32 || lora_cuda_is_aligned(x.data, x.ld, dtype))) return LORA_OK;
     LORA_TRY(lora_cuda_scratch_mat(c, slot, x.rows, x.cols, dtype, out, err));
     return convert(c, x, *out, err);
 }
@@ -191,4 +192,9 @@ lora_dtype lora_cuda_operands(const lora_ctx *ctx) {
     enum { AMPERE = 8 }; /* the first whose tensor cores take bfloat16 */
     if (lora_backend_of(ctx)->precision == LORA_PRECISION_EXACT) return LORA_F32;
     return lora_cuda_of(ctx)->properties.major >= AMPERE ? LORA_BF16 : LORA_F16;
+}
+
+/* Float16 is nothing to keep activations and gradients in: its exponents are too few for them. */
+lora_dtype lora_cuda_linear_operand(const lora_ctx *ctx, int64_t M) {
+    return M > LORA_DECODE_BATCH && lora_cuda_operands(ctx) == LORA_BF16 ? LORA_BF16 : LORA_F32;
 }

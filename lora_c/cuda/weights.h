@@ -15,7 +15,8 @@ lora_status lora_cuda_weight(lora_cuda *c, const lora_weight *w, int64_t first, 
                              lora_error *err) LORA_MUST_CHECK;
 /** The same rows into out (rows, w.cols) of any type. */
 lora_status lora_cuda_decode(lora_cuda *c, const lora_weight *w, int64_t first, lora_mat out, lora_error *err) LORA_MUST_CHECK;
-/** A matrix of float32 as one of dtype, rounded, in the scratch slot; itself where that is float32. */
+/** A matrix of any type as one of dtype, rounded, in the scratch slot; itself where it is that already (and, of 16 bits, has its rows at 16
+ * bytes). */
 lora_status lora_cuda_operand(lora_cuda *c, lora_mat x, lora_dtype dtype, int slot, lora_mat *out, lora_error *err) LORA_MUST_CHECK;
 /** A matrix (rows, cols) in the scratch slot, with undefined content, whose rows are at 16 bytes. */
 lora_status lora_cuda_scratch_mat(lora_cuda *c, int slot, int64_t rows, int64_t cols, lora_dtype dtype, lora_mat *out,

@@ -6,11 +6,17 @@
 /* cols < 2^33 (the widest row is Q + 2 KV), so cols * 4 fits */
 static float *carve_floats(lora_carver *at, int64_t rows, int64_t cols) { return lora_carve(at, rows, (size_t)cols * sizeof(float)); }
 
+/* Of the rows that lora_run_typed makes. */
+static size_t typed_bytes(int64_t cols, lora_dtype dtype) { return (size_t)lora_operand_ld(cols, dtype) * lora_dtype_bytes(dtype); }
+static void *carve_typed(lora_carver *at, int64_t rows, int64_t cols, lora_dtype dtype) {
+    return lora_carve(at, rows, typed_bytes(cols, dtype));
+}
+
 /* The part of a state that every layer needs while it runs; branch: the memory of its branches, or NULL. */
-static lora_layer_state carve_working_state(lora_carver *at, const lora_decoder_config *c, int64_t M, float *branch) {
+static lora_layer_state carve_working_state(lora_carver *at, const lora_decoder_config *c, int64_t M, lora_dtype att, float *branch) {
     lora_layer_state s = {.att_branch = branch, .mlp_branch = branch};
     s.qkv = carve_floats(at, M, lora_qkv_width(c));
-    s.att = carve_floats(at, M, lora_q_width(c));
+    s.att = carve_typed(at, M, lora_q_width(c), att);
     s.up = carve_floats(at, M, c->intermediate_size);
     s.gate = c->gated_mlp ? carve_floats(at, M, c->intermediate_size) : s.up;
     return s;
@@ -28,9 +34,9 @@ static void carve_statistics(lora_carver *at, const lora_decoder_config *c, int6
 }
 
 /* The state that layer (-1: every layer, in turn) leaves for its backward pass. */
-static lora_layer_state carve_state(lora_carver *at, const lora_decoder *d, int64_t layer, int64_t M, float *branch) {
+static lora_layer_state carve_state(lora_carver *at, const lora_decoder *d, int64_t layer, int64_t M, lora_dtype att, float *branch) {
     const lora_decoder_config *c = &d->config;
-    lora_layer_state s = carve_working_state(at, c, M, branch);
+    lora_layer_state s = carve_working_state(at, c, M, att, branch);
     carve_statistics(at, c, M, &s);
     s.x2 = carve_floats(at, M, c->hidden_size);
     if (c->qk_norm != LORA_QK_NORM_NONE) s.qk = carve_floats(at, M, lora_q_width(c) + lora_kv_width(c));
@@ -56,15 +62,18 @@ static void lay_streams(lora_carver *at, const lora_decoder_config *c, int64_t M
     }
 }
 
-/* One state that every layer runs in, statistics and copies apart. */
+/* One state that every layer runs in, statistics and copies apart; the output of attention needs no copy where it has 16 bits already. */
 static void lay_copies(lora_carver *at, const lora_decoder *d, int64_t M, lora_buffers *b) {
     const lora_decoder_config *c = &d->config;
     int64_t L = c->num_hidden_layers;
     for (int64_t i = b->lowest; i < L; i++) {
         lora_layer_state statistics = {0};
         carve_statistics(at, c, M, &statistics);
-        uint16_t *copy = i < L - 1 ? lora_carve(at, M, (size_t)lora_kept_width(d, i) * sizeof *copy) : NULL;
+        uint16_t *copy = i < L - 1 ? lora_carve(at, M, (size_t)lora_kept_width(d, b, i) * sizeof *copy) : NULL;
+        lora_dtype type = b->types.attention_output;
+        void *att = type != LORA_F32 ? carve_typed(at, M, lora_q_width(c), type) : NULL;
         if (!at->base) continue;
+        if (att) b->states[i].att = att;
         b->kept[i] = copy;
         b->states[i].lse = statistics.lse;
         for (int n = 0; n < LORA_LAYER_NORMS; n++) b->states[i].stats[n] = statistics.stats[n];
@@ -84,9 +93,11 @@ static void lay_states(lora_carver *at, const lora_decoder *d, int64_t M, bool o
     const lora_decoder_config *c = &d->config;
     int64_t L = c->num_hidden_layers;
     float *branch = lora_has_branches(d) ? carve_floats(at, M, c->hidden_size) : NULL;
-    lora_layer_state kept = b->lowest < L ? carve_state(at, d, own ? b->lowest : -1, M, branch) : carve_working_state(at, c, M, branch);
+    lora_dtype att = b->types.attention_output;
+    lora_layer_state kept =
+        b->lowest < L ? carve_state(at, d, own ? b->lowest : -1, M, att, branch) : carve_working_state(at, c, M, att, branch);
     for (int64_t i = 0; i < L; i++) {
-        if (i > b->lowest && own) kept = carve_state(at, d, i, M, branch);
+        if (i > b->lowest && own) kept = carve_state(at, d, i, M, att, branch);
         if (i >= b->lowest && own) lay_low(at, d, i, M, &kept);
         if (!at->base) continue;
         b->states[i] = kept;
@@ -140,10 +151,17 @@ static void lay_methods(lora_carver *at, const lora_decoder *d, int64_t M, lora_
     for (int i = 0; widths.bottleneck && i < (backward ? 3 : 1); i++) b->bottleneck[i] = carve_floats(at, M, widths.bottleneck);
 }
 
+/* h, and what takes its place in backward. */
+static void *carve_h(lora_carver *at, const lora_decoder_config *c, int64_t M, const lora_buffers *b) {
+    size_t h = typed_bytes(c->intermediate_size, b->types.mlp_inner), gradients = 0;
+    if (b->types.mlp_gradient != LORA_F32) gradients = (c->gated_mlp ? 2 : 1) * typed_bytes(c->intermediate_size, b->types.mlp_gradient);
+    return lora_carve(at, M, h > gradients ? h : gradients);
+}
+
 /* h and dh serve the MLP, datt and dqkv the attention that follows it in backward: the same memory twice. */
 static void lay_inner(lora_carver *at, const lora_decoder_config *c, int64_t M, lora_buffers *b) {
     size_t begin = at->used;
-    b->h = carve_floats(at, M, c->intermediate_size);
+    b->h = carve_h(at, c, M, b);
     b->dh = carve_floats(at, M, c->intermediate_size);
     size_t mlp_end = at->used;
     if (begin != SIZE_MAX) at->used = begin;
@@ -158,6 +176,7 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     lora_carver at = {.base = base};
     int64_t L = c->num_hidden_layers;
     *b = (lora_buffers){.lowest = training ? lora_lowest_trainable_layer(d) : L, .x = d->streams, .states = d->states};
+    b->types = lora_operand_types_of(d, M);
     b->tables = lora_lay_tables(&at, d, M);
     b->loss_sum = lora_carve(&at, 1, sizeof *b->loss_sum);
     if (lora_has_values(c)) b->labels = carve_floats(&at, M, c->num_labels);
@@ -171,6 +190,8 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     if (training) lay_gradients(&at, d, M, b);
     if (b->lowest < L)
         lay_inner(&at, c, M, b);
+    else if (b->types.mlp_inner != LORA_F32)
+        b->h = carve_typed(&at, M, c->intermediate_size, b->types.mlp_inner);
     else if (base)
         b->h = b->states[0].gate;
     return at.used;
@@ -252,5 +273,9 @@ int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens) {
     const lora_decoder_config *c = &d->config;
     int64_t widest = lora_max_i64((c->gated_mlp ? 2 : 1) * c->intermediate_size, lora_max_i64(lora_qkv_width(c), c->hidden_size));
     lora_scratch_shape shape = {.n_tokens = n_tokens, .widest = widest, .vocab_size = lora_head_rows(c), .hidden_size = c->hidden_size};
+    lora_operand_types types = lora_operand_types_of(d, n_tokens);
+    bool wide = types.mlp_inner == LORA_F32 || types.mlp_gradient == LORA_F32;
+    shape.rounded = lora_max_i64(wide ? c->intermediate_size : 0, lora_max_i64(lora_q_width(c), c->hidden_size));
+    shape.attention = 2 * (lora_q_width(c) + lora_kv_width(c));
     return lora_scratch_bytes(d->ctx, &shape) + lora_adapted_globals_bytes(d) + lora_prefix_encoder_bytes(d);
 }

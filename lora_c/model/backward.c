@@ -45,8 +45,8 @@ static input_gradient input_gradient_of(const lora_decoder *d, const lora_buffer
 
 /* The input of the block again, from the stream and the same kernel as in forward: the same bits. */
 static lora_status input_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x, bool read,
-                               const float **out, lora_error *err) {
-    *out = x; /* not read */
+                               lora_mat *out, lora_error *err) {
+    *out = lora_run_mat(run, x, d->config.hidden_size); /* not read */
     return read ? lora_block_input(d, run, b, layer, slot, x, NULL, out, err) : LORA_OK;
 }
 
@@ -56,22 +56,21 @@ static lora_status mlp_backward(lora_decoder *d, const lora_run *run, lora_buffe
     const lora_layer *l = &d->layers[layer];
     int64_t H = d->config.hidden_size, I = d->config.intermediate_size;
     bool inner = below || lora_gate_up_trains(l), gated = d->config.gated_mlp;
+    lora_mat h = lora_mlp_inner(d, run, b), x, dgate, dup;
     input_gradient in = input_gradient_of(d, b, &l->norms[LORA_POST_ATTENTION_LAYERNORM], below);
-    const float *x, *dy;
+    const float *dy;
     LORA_TRY(branch_backward(d, run, b, layer, LORA_DOWN_PROJ, inner, &dy, err));
-    if (lora_reads_input(&l->matrices[LORA_DOWN_PROJ])) LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
+    if (lora_reads_input(&l->matrices[LORA_DOWN_PROJ])) LORA_TRY(lora_layer_activation(d, run, b, layer, err));
     const lora_projected down = {.slot = LORA_DOWN_PROJ, .dy = lora_run_mat(run, dy, H)};
-    LORA_TRY(lora_project_backward(d, run, b, layer, 1, &down, lora_run_mat(run, b->h, I), lora_run_mat(run, inner ? b->dh : NULL, I),
-                                   false, err));
+    LORA_TRY(lora_project_backward(d, run, b, layer, 1, &down, h, lora_run_mat(run, inner ? b->dh : NULL, I), false, err));
     if (!inner) return LORA_OK;
-    /* gate and up are not needed again: their gradients take their place */
+    lora_mlp_gradients(d, run, b, layer, &dgate, &dup);
     lora_mat gate = lora_run_mat(run, s->gate, I), up = lora_run_mat(run, gated ? s->up : NULL, I);
-    LORA_TRY(lora_mlp_backward(d->ctx, d->config.activation, lora_run_mat(run, b->dh, I), gate, up, gate, up, err));
+    LORA_TRY(lora_mlp_backward(d->ctx, d->config.activation, lora_run_mat(run, b->dh, I), gate, up, dgate, dup, err));
     bool read = lora_reads_input(&l->matrices[LORA_GATE_PROJ]) || lora_reads_input(&l->matrices[LORA_UP_PROJ]);
     LORA_TRY(input_again(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, read, &x, err));
-    const lora_projected parts[] = {{.slot = LORA_UP_PROJ, .dy = lora_run_mat(run, s->up, I)}, {.slot = LORA_GATE_PROJ, .dy = gate}};
-    LORA_TRY(
-        lora_project_backward(d, run, b, layer, gated ? 2 : 1, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
+    const lora_projected parts[] = {{.slot = LORA_UP_PROJ, .dy = gated ? dup : dgate}, {.slot = LORA_GATE_PROJ, .dy = dgate}};
+    LORA_TRY(lora_project_backward(d, run, b, layer, gated ? 2 : 1, parts, x, lora_run_mat(run, in.dx, H), in.added, err));
     if (!d->config.pre_norm || !in.dx) return LORA_OK;
     return norm_backward(d, b, layer, LORA_POST_ATTENTION_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, s->x2, H),
                          lora_run_mat(run, b->dx, H), true, err);
@@ -88,7 +87,7 @@ static lora_status core_backward(lora_decoder *d, const lora_run *run, lora_buff
         .q = lora_run_cols(run, s->qkv, Q, ld),
         .k = lora_run_cols(run, s->qkv + Q, KV, ld),
         .v = lora_run_cols(run, s->qkv + Q + KV, KV, ld),
-        .o = lora_run_mat(run, s->att, Q),
+        .o = lora_attention_output(d, run, b, layer),
         .dout = lora_run_mat(run, b->datt, Q),
         .lse = s->lse,
         .dq = lora_run_cols(run, b->dqkv, Q, ld),
@@ -111,23 +110,23 @@ static bool qkv_reads_input(const lora_layer *l) {
 /* b->dx holds the gradient of x2 and, after this, of the layer's input. below: something under the layer wants it. */
 static lora_status attention_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, bool below, lora_error *err) {
     const lora_decoder_config *c = &d->config;
-    const lora_layer_state *s = &b->states[layer];
     const lora_layer *l = &d->layers[layer];
     int64_t H = c->hidden_size, Q = lora_q_width(c), KV = lora_kv_width(c), ld = lora_qkv_width(c);
     bool inner = below || lora_qkv_trains(l);
     input_gradient in = input_gradient_of(d, b, &l->norms[LORA_INPUT_LAYERNORM], below);
-    const float *x, *dy;
+    const float *dy;
+    lora_mat x;
     LORA_TRY(branch_backward(d, run, b, layer, LORA_O_PROJ, inner, &dy, err));
     const lora_projected o = {.slot = LORA_O_PROJ, .dy = lora_run_mat(run, dy, H)};
-    LORA_TRY(lora_project_backward(d, run, b, layer, 1, &o, lora_run_mat(run, s->att, Q), lora_run_mat(run, inner ? b->datt : NULL, Q),
-                                   false, err));
+    LORA_TRY(lora_project_backward(d, run, b, layer, 1, &o, lora_attention_output(d, run, b, layer),
+                                   lora_run_mat(run, inner ? b->datt : NULL, Q), false, err));
     if (!inner) return LORA_OK;
     LORA_TRY(core_backward(d, run, b, layer, err));
     LORA_TRY(input_again(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], qkv_reads_input(l), &x, err));
     const lora_projected parts[] = {{.slot = LORA_Q_PROJ, .dy = lora_run_cols(run, b->dqkv, Q, ld)},
                                     {.slot = LORA_K_PROJ, .dy = lora_run_cols(run, b->dqkv + Q, KV, ld)},
                                     {.slot = LORA_V_PROJ, .dy = lora_run_cols(run, b->dqkv + Q + KV, KV, ld)}};
-    LORA_TRY(lora_project_backward(d, run, b, layer, 3, parts, lora_run_mat(run, x, H), lora_run_mat(run, in.dx, H), in.added, err));
+    LORA_TRY(lora_project_backward(d, run, b, layer, 3, parts, x, lora_run_mat(run, in.dx, H), in.added, err));
     if (!c->pre_norm || !in.dx) return LORA_OK;
     return norm_backward(d, b, layer, LORA_INPUT_LAYERNORM, lora_run_mat(run, in.dx, H), lora_run_mat(run, b->x[layer], H),
                          lora_run_mat(run, b->dx, H), true, err);

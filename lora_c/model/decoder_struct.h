@@ -44,7 +44,7 @@ typedef struct lora_layer_state {
     float *stats[LORA_LAYER_NORMS];        /* (M, groups, 2) of each norm, or NULL: not kept */
     float *qkv;                            /* (M, Q + 2 KV), q and k after norm and RoPE */
     float *qk;                             /* (M, Q + KV): q and k before their norms; NULL: not kept, or no such norms */
-    float *att;                            /* (M, Q) */
+    void *att;                             /* (M, Q) */
     float *lse;                            /* (M, heads), or NULL: not kept */
     float *att_branch;                     /* (M, H): output of o_proj, where it is not added to the stream as it is; else NULL */
     float *mlp_branch;                     /* (M, H): output of down_proj, likewise; in evaluation the memory of att_branch */
@@ -77,21 +77,28 @@ typedef struct lora_batch_tables {
     int32_t *virtual_ids;          /* (M): which of them each is */
 } lora_batch_tables;
 
+/* Types of what only products read, float32 or that of their operands, the same in all layers. */
+typedef struct lora_operand_types {
+    lora_dtype attention_input, attention_output, mlp_input; /* normed streams, and what attention puts out */
+    lora_dtype mlp_inner, mlp_gradient;                      /* h; the gradients of gate and up */
+} lora_operand_types;
+
 /* Every buffer of a pass. */
 typedef struct lora_buffers {
     int64_t lowest;           /* layers below keep nothing and run in place; L in evaluation */
     float **x;                /* L + 1 residual streams (M, H); those up to lowest - 1 are one buffer */
-    lora_layer_state *states; /* L; with kept, one memory but for stats and lse */
+    lora_layer_state *states; /* L; with kept, one memory but for stats, lse and an att of 16 bits */
     uint16_t **kept;          /* L: bfloat16 copies of what backward reads, or NULL: each layer's state is its own */
-    float *xn;                /* (M, H): a normed input */
-    float *h;                 /* (M, I): input of down_proj; gate's own memory in evaluation */
-    float *stats_final;       /* (M, 2), or NULL */
-    float *dx, *dxn;          /* (M, H): gradient of the residual stream; of a normed input */
-    float *dbranch;           /* (M, H): gradient of a branch; NULL where branches are the stream */
-    float *dh;                /* (M, I) */
-    float *datt, *dqkv;       /* (M, Q), (M, Q + 2 KV): in the memory of h and dh, which attention does not need */
-    float *scaled, *dscaled;  /* (M, widest input of a matrix with a scaling of its input) or NULL: that input times l; its gradient */
-    float *unscaled;          /* (M, widest output with a trained scaling) or NULL: that output without l, computed again */
+    lora_operand_types types;
+    float *xn;               /* (M, H): a normed input, of 16 bits in a part of it */
+    void *h;                 /* (M, I): input of down_proj; in float32 gate's own memory in evaluation. Later dgate, dup of 16 bits */
+    float *stats_final;      /* (M, 2), or NULL */
+    float *dx, *dxn;         /* (M, H): gradient of the residual stream; of a normed input */
+    float *dbranch;          /* (M, H): gradient of a branch; NULL where branches are the stream */
+    float *dh;               /* (M, I) */
+    float *datt, *dqkv;      /* (M, Q), (M, Q + 2 KV): in the memory of h and dh, which attention does not need */
+    float *scaled, *dscaled; /* (M, widest input of a matrix with a scaling of its input) or NULL: that input times l; its gradient */
+    float *unscaled;         /* (M, widest output with a trained scaling) or NULL: that output without l, computed again */
     float
         *bottleneck[3]; /* (M, widest bottleneck) or NULL: its inside before and after the activation, a gradient; evaluation: the first */
     double *loss_sum;   /* (1) */

@@ -12,10 +12,12 @@ static lora_status norm(lora_decoder *d, int64_t layer, int slot, lora_mat x, lo
 
 /* *out: what attention or the MLP reads of the stream x, its norm in b->xn or x itself. */
 lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x, float *stats,
-                             const float **out, lora_error *err) {
+                             lora_mat *out, lora_error *err) {
     int64_t H = d->config.hidden_size;
-    *out = d->config.pre_norm ? b->xn : x;
-    return d->config.pre_norm ? norm(d, layer, slot, lora_run_mat(run, x, H), lora_run_mat(run, b->xn, H), stats, err) : LORA_OK;
+    *out = lora_run_mat(run, x, H);
+    if (!d->config.pre_norm) return LORA_OK;
+    *out = lora_run_typed(run, b->xn, H, slot == LORA_INPUT_LAYERNORM ? b->types.attention_input : b->types.mlp_input);
+    return norm(d, layer, slot, lora_run_mat(run, x, H), *out, stats, err);
 }
 
 /* The projection of x and the bottleneck behind it into branch. */
@@ -51,10 +53,10 @@ static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *
              v = lora_run_cols(run, s->qkv + Q + KV, KV, ld);
     /* before the norms; the same place where it is not kept */
     lora_mat raw_q = s->qk ? lora_run_cols(run, s->qk, Q, Q + KV) : q, raw_k = s->qk ? lora_run_cols(run, s->qk + Q, KV, Q + KV) : k;
-    const float *x;
+    lora_mat x;
     LORA_TRY(lora_block_input(d, run, b, layer, LORA_INPUT_LAYERNORM, b->x[layer], s->stats[LORA_INPUT_LAYERNORM], &x, err));
     const lora_mat out[] = {raw_q, raw_k, v};
-    LORA_TRY(lora_project(d, run, b, layer, LORA_Q_PROJ, 3, lora_run_mat(run, x, c->hidden_size), out, false, err));
+    LORA_TRY(lora_project(d, run, b, layer, LORA_Q_PROJ, 3, x, out, false, err));
     if (c->qk_norm != LORA_QK_NORM_NONE) {
         LORA_TRY(norm(d, layer, LORA_Q_NORM, raw_q, q, s->stats[LORA_Q_NORM], err));
         LORA_TRY(norm(d, layer, LORA_K_NORM, raw_k, k, s->stats[LORA_K_NORM], err));
@@ -94,43 +96,42 @@ static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_bu
     lora_kv kv = lora_layer_kv(d, run, b, layer, s->qkv);
     LORA_TRY(make_qkv(d, run, b, layer, err));
     if (run->cache) LORA_TRY(lora_kv_append(d, run, b, layer, s->qkv + Q, s->qkv + Q + KV, ld, err));
-    LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, lora_run_cols(run, s->qkv, Q, ld), &kv, lora_run_mat(run, s->att, Q), s->lse,
-                                    err));
-    return add_block(d, run, b, layer, LORA_O_PROJ, lora_run_mat(run, s->att, Q), s->att_branch, b->x[layer], s->x2, err);
+    lora_mat o = lora_attention_output(d, run, b, layer);
+    LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, lora_run_cols(run, s->qkv, Q, ld), &kv, o, s->lse, err));
+    return add_block(d, run, b, layer, LORA_O_PROJ, o, s->att_branch, b->x[layer], s->x2, err);
 }
 
 static lora_status mlp_inputs(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
     int64_t I = d->config.intermediate_size;
-    const float *x;
+    lora_mat x;
     LORA_TRY(lora_block_input(d, run, b, layer, LORA_POST_ATTENTION_LAYERNORM, s->x2, s->stats[LORA_POST_ATTENTION_LAYERNORM], &x, err));
     const lora_mat gate_up[] = {lora_run_mat(run, s->gate, I), lora_run_mat(run, s->up, I)};
     int without_gate = d->config.gated_mlp ? 0 : 1;
-    lora_mat in = lora_run_mat(run, x, d->config.hidden_size);
-    return lora_project(d, run, b, layer, LORA_GATE_PROJ + without_gate, 2 - without_gate, in, gate_up + without_gate, false, err);
+    return lora_project(d, run, b, layer, LORA_GATE_PROJ + without_gate, 2 - without_gate, x, gate_up + without_gate, false, err);
 }
 
 static lora_status mlp_output(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
-    int64_t I = d->config.intermediate_size;
-    LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
-    return add_block(d, run, b, layer, LORA_DOWN_PROJ, lora_run_mat(run, b->h, I), s->mlp_branch, s->x2, b->x[layer + 1], err);
+    LORA_TRY(lora_layer_activation(d, run, b, layer, err));
+    return add_block(d, run, b, layer, LORA_DOWN_PROJ, lora_mlp_inner(d, run, b), s->mlp_branch, s->x2, b->x[layer + 1], err);
 }
 
-lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_layer_state *s, float *h, lora_error *err) {
+lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_error *err) {
+    const lora_layer_state *s = &b->states[layer];
     int64_t I = d->config.intermediate_size;
     lora_mat up = d->config.gated_mlp ? lora_run_mat(run, s->up, I) : lora_mat_none();
-    return lora_mlp_forward(d->ctx, d->config.activation, lora_run_mat(run, s->gate, I), up, lora_run_mat(run, h, I), err);
+    return lora_mlp_forward(d->ctx, d->config.activation, lora_run_mat(run, s->gate, I), up, lora_mlp_inner(d, run, b), err);
 }
 
 /* The output of down_proj again, for the norm or the bottleneck behind it; the last thing in b->h. */
 static lora_status mlp_branch_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
-    int64_t H = d->config.hidden_size, I = d->config.intermediate_size;
+    int64_t H = d->config.hidden_size;
     if (!d->config.post_norm && !lora_has_bottleneck(d, layer, LORA_AFTER_MLP)) return LORA_OK;
-    LORA_TRY(lora_layer_activation(d, run, s, b->h, err));
+    LORA_TRY(lora_layer_activation(d, run, b, layer, err));
     lora_mat branch = lora_run_mat(run, s->mlp_branch, H);
-    LORA_TRY(make_branch(d, run, b, layer, LORA_DOWN_PROJ, lora_run_mat(run, b->h, I), branch, err));
+    LORA_TRY(make_branch(d, run, b, layer, LORA_DOWN_PROJ, lora_mlp_inner(d, run, b), branch, err));
     if (!d->config.post_norm) return LORA_OK;
     return norm(d, layer, LORA_MLP_OUTPUT_NORM, branch, lora_run_mat(run, b->xn, H), s->stats[LORA_MLP_OUTPUT_NORM], err);
 }

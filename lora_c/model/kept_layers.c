@@ -17,7 +17,7 @@ static int parts_of(const lora_decoder *d, const lora_buffers *b, int64_t layer,
     int n = 0;
     out[n++] = (part){.data = b->x[layer], .width = c->hidden_size};
     out[n++] = (part){.data = s->qkv, .width = lora_qkv_width(c)};
-    out[n++] = (part){.data = s->att, .width = lora_q_width(c)};
+    if (b->types.attention_output == LORA_F32) out[n++] = (part){.data = s->att, .width = lora_q_width(c)};
     out[n++] = (part){.data = s->x2, .width = c->hidden_size};
     out[n++] = (part){.data = s->up, .width = c->intermediate_size};
     if (c->gated_mlp) out[n++] = (part){.data = s->gate, .width = c->intermediate_size};
@@ -59,10 +59,11 @@ lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffer
     return has_copy(d, b, layer) ? copy_layer(d, run, b, layer, true, err) : LORA_OK;
 }
 
-int64_t lora_kept_width(const lora_decoder *d, int64_t layer) {
+int64_t lora_kept_width(const lora_decoder *d, const lora_buffers *b, int64_t layer) {
     const lora_decoder_config *c = &d->config;
     int64_t H = c->hidden_size, norms = c->qk_norm != LORA_QK_NORM_NONE ? lora_q_width(c) + lora_kv_width(c) : 0;
     int64_t bottlenecks = lora_has_bottleneck(d, layer, LORA_AFTER_ATTENTION) + lora_has_bottleneck(d, layer, LORA_AFTER_MLP);
-    return (2 + bottlenecks) * H + lora_qkv_width(c) + lora_q_width(c) + (c->gated_mlp ? 2 : 1) * c->intermediate_size + norms +
+    int64_t att = b->types.attention_output == LORA_F32 ? lora_q_width(c) : 0; /* else it has memory of its own */
+    return (2 + bottlenecks) * H + lora_qkv_width(c) + att + (c->gated_mlp ? 2 : 1) * c->intermediate_size + norms +
            (c->post_norm ? 2 * H : 0);
 }

@@ -2,6 +2,7 @@
 #ifndef LORA_MODEL_PASS_H
 #define LORA_MODEL_PASS_H
 
+#include "lora_c/base/util.h"
 #include "lora_c/model/decoder_struct.h"
 
 /* Tokens that have the same adapters. */
@@ -129,13 +130,13 @@ lora_status lora_bottleneck_backward(lora_decoder *d, const lora_run *run, lora_
 /* forward.c */
 /** What attention or the MLP reads of the stream x: its norm of slot, or x itself. */
 lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, int slot, const float *x, float *stats,
-                             const float **out, lora_error *err) LORA_MUST_CHECK;
+                             lora_mat *out, lora_error *err) LORA_MUST_CHECK;
 lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer);
 /** RoPE on q and k of qkv as the layer has it; backward: the other way. */
 lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward,
                         lora_error *err) LORA_MUST_CHECK;
-/** h = activation(gate) * up of a state, or activation(up). */
-lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_layer_state *s, float *h,
+/** b->h = activation(gate) * up of a layer, or activation(up). */
+lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer,
                                   lora_error *err) LORA_MUST_CHECK;
 /** From token ids to the normed input of the head in b->xn. */
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
@@ -145,7 +146,7 @@ lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buff
 /* kept_layers.c: with activations in bfloat16, the copy of a layer that has run, and its state from the copy */
 lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
-int64_t lora_kept_width(const lora_decoder *d, int64_t layer); /* elements of a copy, per token */
+int64_t lora_kept_width(const lora_decoder *d, const lora_buffers *b, int64_t layer); /* elements of a copy, per token */
 
 /* passes.c */
 /** logits (M, V), on the host, of M normed rows; V: rows of the head. */
@@ -161,6 +162,20 @@ static inline lora_mat lora_run_cols(const lora_run *run, const float *data, int
     return data ? lora_mat_f32(data, run->n_tokens, cols, ld) : lora_mat_none();
 }
 static inline lora_mat lora_run_mat(const lora_run *run, const float *data, int64_t cols) { return lora_run_cols(run, data, cols, cols); }
+
+/* The same in a type: rows of 16 bits are at 16 bytes, where products read them as they are. */
+static inline int64_t lora_operand_ld(int64_t cols, lora_dtype dtype) { return dtype == LORA_F32 ? cols : lora_round_up(cols, 8); }
+static inline lora_mat lora_run_typed(const lora_run *run, const void *data, int64_t cols, lora_dtype dtype) {
+    if (!data) return lora_mat_none();
+    return (lora_mat){.data = (void *)data, .rows = run->n_tokens, .cols = cols, .ld = lora_operand_ld(cols, dtype), .dtype = dtype};
+}
+
+/* operands.c */
+lora_operand_types lora_operand_types_of(const lora_decoder *d, int64_t n_tokens);
+lora_mat lora_attention_output(const lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer);
+lora_mat lora_mlp_inner(const lora_decoder *d, const lora_run *run, const lora_buffers *b);
+/** Where the gradients of gate and up of a layer go; without a gate the first is that of up. */
+void lora_mlp_gradients(const lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_mat *dgate, lora_mat *dup);
 
 /* The segment table of a run. */
 static inline lora_segments lora_run_segments(const lora_run *run, const lora_buffers *b) {

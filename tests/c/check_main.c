@@ -42,6 +42,7 @@ void check_device_head(void);
 void check_device_linear(void);
 void check_device_adapters(void);
 void check_device_rows(void);
+void check_device_narrow(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_mixed_adapters(void);
@@ -85,6 +86,7 @@ static const struct {
                 {"device_memory", check_device_memory},
                 {"device_mistakes", check_device_mistakes},
                 {"device_rows", check_device_rows},
+                {"device_narrow", check_device_narrow},
                 {"device_steps", check_device_steps},
                 {"device_optim", check_device_optim},
                 {"device_head", check_device_head},

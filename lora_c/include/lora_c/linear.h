@@ -42,20 +42,18 @@ typedef struct lora_linear_layer {
 } lora_linear_layer;
 
 /** y_i[M,N_i] = x[M,K] · W_i[N_i,K]^T + bias_i + s_i · (drop_i(x) · A_i^T) · B_i^T  for each of n <= LORA_LINEAR_LAYERS layers
- *  Types    float32 activations; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32 accumulation
- *  Alias    no y may overlap x, W, A, B or a bias (EINVAL for x); column blocks of one buffer, side by side, are apart
- *  Numerics |err| <= (2 K + R + 16) 2^-24 S + e (S + T), T = |s| |drop(x)| |A|^T |B|^T, S = |x| |W|^T + T + |bias|. e is 0 with float32
- *           operands, 2^-7 + 2^-14 with bfloat16, 2^-12 with int16 (where the largest of 64 values stands for each in S and T).
- *           The order of sums is fixed by the shape: the same bits for any thread count and whichever layers share the call. x
- *           is packed once for all; with few tokens (decoding) the layers and their adapters share one parallel region, so
- *           that small matrices cost no waiting
- *  Errors   ESHAPE, EDTYPE, EINVAL, ENOMEM (scratch)
- *  Source   LoRA arXiv:2106.09685 eq. 3; QLoRA arXiv:2305.14314 eq. 5 */
+ *  Types    float32 activations, x or bfloat16 as in nn.h; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32
+ * accumulation Alias    no y may overlap x, W, A, B or a bias (EINVAL for x); column blocks of one buffer, side by side, are apart Numerics
+ * |err| <= (2 K + R + 16) 2^-24 S + e (S + T), T = |s| |drop(x)| |A|^T |B|^T, S = |x| |W|^T + T + |bias|. e is 0 with float32 operands,
+ * 2^-7 + 2^-14 with bfloat16, 2^-12 with int16 (where the largest of 64 values stands for each in S and T). The order of sums is fixed by
+ * the shape: the same bits for any thread count and whichever layers share the call. x is packed once for all; with few tokens (decoding)
+ * the layers and their adapters share one parallel region, so that small matrices cost no waiting Errors   ESHAPE, EDTYPE, EINVAL, ENOMEM
+ * (scratch) Source   LoRA arXiv:2106.09685 eq. 3; QLoRA arXiv:2305.14314 eq. 5 */
 lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) LORA_MUST_CHECK;
 
 /* One of the layers that read the same x, in the backward pass. */
 typedef struct lora_linear_gradient {
-    lora_mat dy; /* (M, N) */
+    lora_mat dy; /* (M, N), or bfloat16 */
     const lora_weight *w;
     const lora_adapter *adapter; /* or NULL */
     lora_adapter_pass pass;      /* as in forward */
@@ -65,13 +63,18 @@ typedef struct lora_linear_gradient {
 /** dx[M,K] = sum over i of dy_i[M,N_i] · W_i[N_i,K] + s_i · drop_i'((dy_i · B_i) · A_i)     (added to dx when accumulate_dx)
  *  dA += s · (dy · B)^T · drop(x)      dB += s · dy^T · (drop(x) · A^T)      dW += dy^T · x      dbias += sum over M of dy
  *  dx may be absent: not wanted; x may be absent where nothing above needs it. No activation is kept between forward and
- *  backward: x is given again and x · A^T is computed again, unless pass.low has it.
+ *  backward: x, float32 or bfloat16, is given again and x · A^T is computed again, unless pass.low has it.
  *  Alias    dx may not overlap x or a dy (EINVAL)      Errors  as lora_linear_forward */
 lora_status lora_linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_gradient *gradients, lora_mat dx,
                                  bool accumulate_dx, lora_error *err) LORA_MUST_CHECK;
 
 /** Whether lora_linear_forward of M tokens leaves drop(x) A^T of an adapter in pass.low, and the backward pass has use for it. */
 bool lora_linear_keeps_low(const lora_ctx *ctx, int64_t M, const lora_adapter *adapter);
+
+/** What x and dy of linear layers of M tokens are rounded to in the precision of ctx, where a caller may round them himself: bfloat16, and
+ *  with it in x and dy the products have the same bits. Float32 elsewhere: the CPU's kernels round as they pack, and few tokens are read
+ *  as they are. */
+lora_dtype lora_linear_operand(const lora_ctx *ctx, int64_t M);
 
 /** norm[n] = ||W_n + s B_n A||, the row lengths that DoRA divides by. Costs N · K · R; no (N, K) matrix is stored.
  *  Numerics |err| <= (R + 3) 2^-24 || |W_n| + |s| |B_n| |A| || (rows in float32, the sum of squares in float64).

@@ -1,4 +1,5 @@
-/* The operations around the linear layers, each with its gradient. Matrices are float32 unless a line says otherwise.
+/* The operations around the linear layers, each with its gradient. Matrices are float32 unless a line says otherwise: "or bfloat16" is a
+ * choice of the caller on devices that have it (EDTYPE elsewhere, as on the CPU); a result is rounded to it once, to nearest, ties to even.
  * Letters  M tokens, H hidden size, D head_dim, V vocabulary. d<name> is the gradient of <name>.
  * Common   every array is at an address of the device. Outputs may not overlap inputs unless a line says so: "y may be x" means the
  *          same pointer and stride. Sums run in an order fixed by the shape; errors ESHAPE, EINVAL, EDTYPE, ENOMEM. */
@@ -27,7 +28,7 @@ typedef struct lora_norm {
 } lora_norm;
 
 /** RMS: y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight). LAYER: y = (x - mean) / sqrt(var + eps) * weight + bias.
- *  x, y (M, groups * H); y may be x. stats (M, groups, 2) receives 1/sqrt(...) and the mean (0 for RMS), or is NULL.
+ *  x, y (M, groups * H), y or bfloat16; y may be x. stats (M, groups, 2) receives 1/sqrt(...) and the mean (0 for RMS), or is NULL.
  *  Source   RMSNorm, arXiv:1910.07467, eq. 4; LayerNorm, arXiv:1607.06450, eq. 4 */
 lora_status lora_norm_forward(lora_ctx *ctx, const lora_norm *norm, lora_mat x, lora_mat y, float *stats, lora_error *err) LORA_MUST_CHECK;
 /** dx like x (added to when accumulate_dx, else it may be dy; may be absent), dweight and dbias (H, added to; may be NULL). */
@@ -114,7 +115,7 @@ typedef struct lora_kv {
 } lora_kv;
 
 /** Causal grouped-query attention over packed segments of queries.
- *  q, o (M, n_heads * D); lse (M, n_heads), the log of the softmax denominator with the maximum inside, or NULL.
+ *  q, o (M, n_heads * D), o or bfloat16; lse (M, n_heads), the log of the softmax denominator with the maximum inside, or NULL.
  *  Tiled: no T×T matrix exists for more than one tile. Same bits for any thread count and any packing of segments.
  *  Numerics  the products have float32 operands; in precision FAST bfloat16 where the matrix product has (not int16), for
  *            segments without past keys and heads up to 1024 wide. Sums and the softmax are float32. With n keys, u = 2^-24 and the
@@ -128,7 +129,7 @@ lora_status lora_attention_forward(lora_ctx *ctx, const lora_attention_shape *sh
 /* The training case: keys and values are the segment's own rows of k and v. */
 typedef struct lora_attention_gradient {
     lora_mat q, k, v;    /* (M, n_heads * D), then (M, n_kv_heads * D) twice */
-    lora_mat o, dout;    /* (M, n_heads * D) */
+    lora_mat o, dout;    /* (M, n_heads * D), o or bfloat16 */
     const float *lse;    /* (M, n_heads), of the forward pass as o is */
     lora_mat dq, dk, dv; /* overwritten */
 } lora_attention_gradient;
@@ -141,11 +142,11 @@ lora_status lora_attention_backward(lora_ctx *ctx, const lora_attention_shape *s
 
 typedef enum lora_activation { LORA_SILU, LORA_GELU_TANH, LORA_RELU, LORA_ACTIVATIONS } lora_activation;
 
-/** h = activation(gate) * up, (M, inner); up absent: h = activation(gate). h may be gate or up.
+/** h = activation(gate) * up, (M, inner), h or bfloat16; up absent: h = activation(gate). h may be gate or up.
  *  Source  GLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2 */
 lora_status lora_mlp_forward(lora_ctx *ctx, lora_activation activation, lora_mat gate, lora_mat up, lora_mat h,
                              lora_error *err) LORA_MUST_CHECK;
-/** dgate, dup from dh (up and dup absent together); dgate may be gate, dup may be up or dh. */
+/** dgate, dup, either or bfloat16, from dh (up and dup absent together); dgate may be gate, dup may be up or dh. */
 lora_status lora_mlp_backward(lora_ctx *ctx, lora_activation activation, lora_mat dh, lora_mat gate, lora_mat up, lora_mat dgate,
                               lora_mat dup, lora_error *err) LORA_MUST_CHECK;
 
@@ -203,6 +204,8 @@ lora_status lora_values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss,
 /* The largest products of a training step. */
 typedef struct lora_scratch_shape {
     int64_t n_tokens, widest;        /* widest: columns of the widest input of linear layers that share it */
+    int64_t rounded;                 /* columns of the widest x or dy of a linear layer that is float32 */
+    int64_t attention;               /* columns of q, k, v and the gradient of o together */
     int64_t vocab_size, hidden_size; /* vocab_size: rows of the head */
 } lora_scratch_shape;
 /** Bytes that the operations of such a step work in. */
