@@ -36,11 +36,19 @@ static lora_status drop(const work *wk, const lora_adapter *a, const lora_adapte
     return lora_cuda_drop(wk->ctx, lora_cuda_mask_of(a, pass), wk->x, *d, false, err);
 }
 
-/* t = s d A^T */
-static lora_status form_low(const work *wk, const lora_adapter *a, lora_mat d, lora_mat t, lora_error *err) {
-    lora_mat A;
+/* Memory for (rows, rank) sums of the low rank: an operand at once, or float32 where that is kept. */
+static lora_status low_memory(const work *wk, int64_t rows, int64_t rank, float *kept, lora_mat *low, lora_error *err) {
+    *low = lora_mat_f32(kept, rows, rank, rank);
+    return kept ? LORA_OK : lora_cuda_scratch_mat(wk->c, LORA_CUDA_SCRATCH_LOW, rows, rank, wk->type, low, err);
+}
+
+/* t = s d A^T as an operand, in float32 in kept, too, where that is not NULL. */
+static lora_status form_low(const work *wk, const lora_adapter *a, lora_mat d, float *kept, lora_mat *t, lora_error *err) {
+    lora_mat A, sums;
+    LORA_TRY(low_memory(wk, d.rows, a->rank, kept, &sums, err));
     LORA_TRY(operand(wk, A_of(a, d.cols), LORA_CUDA_SCRATCH_WEIGHT, &A, err));
-    return multiply(wk, d, false, A, true, t, a->scale, false, err);
+    LORA_TRY(multiply(wk, d, false, A, true, sums, a->scale, false, err));
+    return operand(wk, sums, LORA_CUDA_SCRATCH_NARROW, t, err);
 }
 
 /* --- forward --- */
@@ -48,15 +56,11 @@ static lora_status form_low(const work *wk, const lora_adapter *a, lora_mat d, l
 /* y += t B^T */
 static lora_status add_update(const work *wk, const lora_linear_layer *l, lora_error *err) {
     const lora_adapter *a = l->adapter;
-    lora_mat d, B, low;
-    void *p = l->pass.low;
-    if (!p) LORA_TRY(lora_cuda_scratch(wk->c, LORA_CUDA_SCRATCH_LOW, (size_t)(wk->x.rows * a->rank) * sizeof(float), &p, err));
-    lora_mat t = lora_mat_f32(p, wk->x.rows, a->rank, a->rank);
+    lora_mat d, B, t;
     LORA_TRY(drop(wk, a, &l->pass, &d, err));
-    LORA_TRY(form_low(wk, a, d, t, err));
-    LORA_TRY(operand(wk, t, LORA_CUDA_SCRATCH_NARROW, &low, err));
+    LORA_TRY(form_low(wk, a, d, l->pass.low, &t, err));
     LORA_TRY(operand(wk, B_of(a, l->w->rows), LORA_CUDA_SCRATCH_WEIGHT, &B, err));
-    return multiply(wk, low, false, B, true, l->y, 1, true, err);
+    return multiply(wk, t, false, B, true, l->y, 1, true, err);
 }
 
 static lora_status forward_layer(const work *wk, const lora_linear_layer *l, lora_error *err) {
@@ -92,31 +96,27 @@ static lora_status add_input_gradient(const work *wk, const lora_linear_gradient
     return lora_cuda_drop(wk->ctx, lora_cuda_mask_of(g->adapter, &g->pass), whole, dx, true, err);
 }
 
-/* dB += dy^T t, with t of the forward pass or formed again in memory. */
-static lora_status add_dB(const work *wk, const lora_linear_gradient *g, lora_mat dy, lora_mat d, float *memory, lora_error *err) {
+/* dB += dy^T t, with t of the forward pass or formed again. */
+static lora_status add_dB(const work *wk, const lora_linear_gradient *g, lora_mat dy, lora_mat d, lora_error *err) {
     const lora_adapter *a = g->adapter;
-    lora_mat t = lora_mat_f32(g->pass.low ? g->pass.low : memory, dy.rows, a->rank, a->rank), low;
-    if (!g->pass.low) LORA_TRY(form_low(wk, a, d, t, err));
-    LORA_TRY(operand(wk, t, LORA_CUDA_SCRATCH_NARROW, &low, err));
-    return multiply(wk, dy, true, low, false, lora_mat_f32(a->dB, g->w->rows, a->rank, a->rank), 1, true, err);
+    lora_mat kept = lora_mat_f32(g->pass.low, dy.rows, a->rank, a->rank), t;
+    LORA_TRY(g->pass.low ? operand(wk, kept, LORA_CUDA_SCRATCH_NARROW, &t, err) : form_low(wk, a, d, NULL, &t, err));
+    return multiply(wk, dy, true, t, false, lora_mat_f32(a->dB, g->w->rows, a->rank, a->rank), 1, true, err);
 }
 
 /* What comes through B and A: u = s dy B, then its parts of dx and dA, and dB. */
 static lora_status adapter_backward(const work *wk, const lora_linear_gradient *g, lora_mat dy, lora_mat dx, lora_error *err) {
     const lora_adapter *a = g->adapter;
     lora_mat B, u, d = lora_mat_none();
-    void *memory;
-    LORA_TRY(lora_cuda_scratch(wk->c, LORA_CUDA_SCRATCH_LOW, (size_t)(dy.rows * a->rank) * sizeof(float), &memory, err));
     if (a->dA || (a->dB && !g->pass.low)) LORA_TRY(drop(wk, a, &g->pass, &d, err));
     if (a->dA || dx.data) {
-        lora_mat sums = lora_mat_f32(memory, dy.rows, a->rank, a->rank);
+        LORA_TRY(low_memory(wk, dy.rows, a->rank, NULL, &u, err));
         LORA_TRY(operand(wk, B_of(a, g->w->rows), LORA_CUDA_SCRATCH_WEIGHT, &B, err));
-        LORA_TRY(multiply(wk, dy, false, B, false, sums, a->scale, false, err));
-        LORA_TRY(operand(wk, sums, LORA_CUDA_SCRATCH_NARROW, &u, err));
+        LORA_TRY(multiply(wk, dy, false, B, false, u, a->scale, false, err));
         if (a->dA) LORA_TRY(multiply(wk, u, true, d, false, lora_mat_f32(a->dA, a->rank, d.cols, d.cols), 1, true, err));
         if (dx.data) LORA_TRY(add_input_gradient(wk, g, u, dx, err));
     }
-    return a->dB ? add_dB(wk, g, dy, d, memory, err) : LORA_OK;
+    return a->dB ? add_dB(wk, g, dy, d, err) : LORA_OK;
 }
 
 static lora_status backward_layer(const work *wk, const lora_linear_gradient *g, lora_mat dx, bool accumulate_dx, lora_error *err) {
