@@ -82,7 +82,17 @@ PyDoc_STRVAR(
     "arena_bytes($self, n_tokens, /, *, training=True)\n--\n\nReturn the bytes of activations for a batch of n_tokens, before it runs.\n\n"
     "Parameters\n----------\n"
     "n_tokens : int\n    Tokens of the batch, all segments together, virtual ones included.\n"
-    "training : bool\n    With what the backward pass needs.");
+    "training : bool\n    With what the backward pass needs.\n\n"
+    "Raises\n------\nRuntimeError\n    Another thread is using this decoder.");
+
+/* In the decoder's own precision, whichever the last pass had. */
+static int bytes_of(decoder *self, int64_t (*count)(const lora_decoder *d, int64_t n_tokens, bool training), int64_t n, bool training,
+                    int64_t *bytes) {
+    if (lora_py_enter_decoder(self) < 0) return -1;
+    LORA_PY_CALL(self->base.ctx, *bytes, count(self->decoder, n, training)); /* of scratch it asks the threads */
+    lora_py_leave(&self->base);
+    return 0;
+}
 
 static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "training", NULL};
@@ -90,17 +100,23 @@ static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwar
     int training = 1;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$p:arena_bytes", names, lora_py_whole, &n, &training) || !is_token_count(n))
         return NULL;
-    LORA_PY_CALL(((decoder *)o)->base.ctx, bytes, lora_decoder_arena_bytes(((decoder *)o)->decoder, n, training));
+    if (bytes_of((decoder *)o, lora_decoder_arena_bytes, n, training, &bytes) < 0) return NULL;
     return PyLong_FromLongLong(bytes);
 }
 
 PyDoc_STRVAR(scratch_bytes_doc,
-             "scratch_bytes($self, n_tokens, /)\n--\n\nReturn the bytes that the operations of a training step of n_tokens work in.");
+             "scratch_bytes($self, n_tokens, /)\n--\n\nReturn the bytes that the operations of a training step of n_tokens work in.\n\n"
+             "Raises\n------\nRuntimeError\n    Another thread is using this decoder.");
+
+static int64_t scratch_bytes(const lora_decoder *d, int64_t n_tokens, bool training) {
+    (void)training;
+    return lora_decoder_scratch_bytes(d, n_tokens);
+}
 
 static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *given) {
     int64_t n, bytes;
     if (!lora_py_whole(given, &n) || !is_token_count(n)) return NULL;
-    LORA_PY_CALL(((decoder *)o)->base.ctx, bytes, lora_decoder_scratch_bytes(((decoder *)o)->decoder, n)); /* asks the threads */
+    if (bytes_of((decoder *)o, scratch_bytes, n, true, &bytes) < 0) return NULL;
     return PyLong_FromLongLong(bytes);
 }
 

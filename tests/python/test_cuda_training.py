@@ -12,9 +12,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bits.cases import ADAPTERS, batch, fill
+from bits.cases import ADAPTERS, batch, family_folders, fill, uniform
 
 import lora_c as lc
+from lora_c import _core
 from lora_c.data import Dataset, Sample
 from lora_c.model.model import Model
 from lora_c.training.trainer import Trainer
@@ -84,6 +85,86 @@ def test_gradients(pair: Callable[..., tuple[Model, Model]], adapter: str, base:
     assert got_loss == pytest.approx(loss, rel=LOSS[precision]) and cosine(got, wanted) > COSINE[precision]
     again = gradients(gpu)
     assert again[0] == got_loss and np.array_equal(again[1], got)  # the same bits twice
+
+
+KINDS: dict[str, Any] = {
+    "ia3": lc.IA3Config(), "ia3_everywhere": lc.IA3Config(target_modules=["q_proj", "o_proj", "up_proj", "down_proj"]),
+    "bottleneck": lc.BottleneckConfig(), "prefix": lc.PrefixTuningConfig(num_virtual_tokens=3),
+    "prompt": lc.PromptTuningConfig(num_virtual_tokens=3),
+}  # fmt: skip
+
+
+def add_kind(model: Model, config: Any) -> None:
+    """An adapter none of whose gradients is zero."""
+    model.add_adapter(config)
+    for i, parameter in enumerate(model.trainable_parameters()):
+        parameter.write(parameter.data + uniform(3000 + i, *parameter.shape, scale=0.1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_other_kinds(pair: Callable[..., tuple[Model, Model]], kind: str) -> None:
+    """Whichever of their activations are bfloat16, and the same bits where they are computed again."""
+    models = pair(precision="fast")
+    for model in models:
+        add_kind(model, KINDS[kind])
+    (loss, wanted), (got_loss, got) = (gradients(model) for model in models)
+    assert got_loss == pytest.approx(loss, rel=LOSS["fast"]) and cosine(got, wanted) > COSINE["fast"]
+    models[1].decoder.recompute = "layer"
+    again = gradients(models[1])
+    assert again[0] == got_loss and np.array_equal(again[1], got)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "olmo2", "phi3", "qwen3"])
+def test_gradients_of_families(tmp_path: Path, shim: str, family: str) -> None:
+    """Norms at other places, biases, an MLP without gate, soft caps and windows, in bfloat16."""
+    folder = dict(family_folders(tmp_path))[f"{family}/float32"]
+    found = []
+    for device, precision in (("cpu", "exact"), (shim, "fast")):
+        model = lc.load_model(folder, progress=False, device=device)
+        model.add_adapter(**ADAPTERS["lora"])
+        fill(model)
+        model.decoder.precision = precision  # type: ignore[assignment]
+        found.append(gradients(model))
+    assert found[1][0] == pytest.approx(found[0][0], rel=LOSS["fast"]) and cosine(found[1][1], found[0][1]) > COSINE["fast"]
+    for recompute, kept in (("layer", "float32"), ("none", "bfloat16")):
+        model.decoder.recompute, model.decoder.activation_dtype = recompute, kept  # type: ignore[assignment]
+        loss, again = gradients(model)
+        assert loss == found[1][0]
+        assert np.array_equal(again, found[1][1]) if recompute == "layer" else cosine(again, found[1][1]) > COSINE["fast"]
+
+
+def test_what_only_products_read_has_16_bits(pair: Callable[..., tuple[Model, Model]]) -> None:
+    """The arena is smaller by the half of each layer's attention output, and is what was forecast; few tokens stay as they were."""
+    _, gpu = pair(ADAPTERS["lora"], "fast")
+    config, sizes = gpu.decoder.config, {}
+    for precision in ("exact", "fast"):
+        gpu.decoder.precision = precision  # type: ignore[assignment]
+        sizes[precision] = [gpu.decoder.arena_bytes(n, training=True) for n in (16, 2048)]
+        before = _core.memory_report(gpu.device)["activations"]["live"]
+        gradients(gpu)
+        held = _core.memory_report(gpu.device)["activations"]["live"] - before
+        assert held == gpu.decoder.arena_bytes(TOKENS, training=True)
+        gpu.decoder.free_activations()
+    width = config["num_attention_heads"] * config["head_dim"]
+    assert sizes["exact"][0] == sizes["fast"][0]
+    assert sizes["exact"][1] - sizes["fast"][1] == 2048 * 2 * width * config["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_values_that_are_not_finite_are_found(make_model: Callable[..., Path], shim: str, precision: str) -> None:
+    model = lc.load_model(make_model(), progress=False, device=shim, trainable="full")
+    model.decoder.precision = precision  # type: ignore[assignment]
+    plain = gradients(model)[0]
+    model.decoder.watching = True
+    assert gradients(model)[0] == plain and model.decoder.first_nonfinite is None
+    norm = next(p for p in model.trainable_parameters() if "layers.1.post_attention_layernorm" in p.name)
+    weight = norm.data.copy()
+    weight[5] = np.inf
+    norm.write(weight)
+    gradients(model)
+    found = model.decoder.first_nonfinite
+    assert found is not None and (found["operation"], found["result"], found["layer"]) == ("norm_forward", "y", 1)
+    assert (found["weight"], found["row"], found["column"]) == ("post_attention_layernorm", 0, 5)
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
