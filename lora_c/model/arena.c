@@ -170,6 +170,13 @@ static void lay_inner(lora_carver *at, const lora_decoder_config *c, int64_t M, 
     if (at->used < mlp_end) at->used = mlp_end;
 }
 
+/* Streams of float32, and what is normed; of fewer than four columns rows of 16 bits are the longer ones. */
+static float *carve_xn(lora_carver *at, const lora_decoder_config *c, int64_t M, const lora_buffers *b) {
+    size_t stream = typed_bytes(c->hidden_size, LORA_F32), attention = typed_bytes(c->hidden_size, b->types.attention_input),
+           mlp = typed_bytes(c->hidden_size, b->types.mlp_input), normed = attention > mlp ? attention : mlp;
+    return lora_carve(at, M, stream > normed ? stream : normed);
+}
+
 /* base: of the device, or NULL to count. The tables by layer are the decoder's own. */
 static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base, lora_buffers *b) {
     const lora_decoder_config *c = &d->config;
@@ -185,7 +192,7 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     lay_streams(&at, c, M, copies, b);
     lay_states(&at, d, M, keeps_all && !copies, b);
     if (copies) lay_copies(&at, d, M, b);
-    b->xn = carve_floats(&at, M, c->hidden_size);
+    b->xn = carve_xn(&at, c, M, b);
     lay_methods(&at, d, M, b);
     if (training) lay_gradients(&at, d, M, b);
     if (b->lowest < L)

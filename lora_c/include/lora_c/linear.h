@@ -42,13 +42,16 @@ typedef struct lora_linear_layer {
 } lora_linear_layer;
 
 /** y_i[M,N_i] = x[M,K] · W_i[N_i,K]^T + bias_i + s_i · (drop_i(x) · A_i^T) · B_i^T  for each of n <= LORA_LINEAR_LAYERS layers
- *  Types    float32 activations, x or bfloat16 as in nn.h; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32
- * accumulation Alias    no y may overlap x, W, A, B or a bias (EINVAL for x); column blocks of one buffer, side by side, are apart Numerics
- * |err| <= (2 K + R + 16) 2^-24 S + e (S + T), T = |s| |drop(x)| |A|^T |B|^T, S = |x| |W|^T + T + |bias|. e is 0 with float32 operands,
- * 2^-7 + 2^-14 with bfloat16, 2^-12 with int16 (where the largest of 64 values stands for each in S and T). The order of sums is fixed by
- * the shape: the same bits for any thread count and whichever layers share the call. x is packed once for all; with few tokens (decoding)
- * the layers and their adapters share one parallel region, so that small matrices cost no waiting Errors   ESHAPE, EDTYPE, EINVAL, ENOMEM
- * (scratch) Source   LoRA arXiv:2106.09685 eq. 3; QLoRA arXiv:2305.14314 eq. 5 */
+ *  Types    x float32 or bfloat16 (as in nn.h), y float32; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32
+ *           accumulation
+ *  Alias    no y may overlap x, W, A, B or a bias (EINVAL for x); column blocks of one buffer, side by side, are apart
+ *  Numerics |err| <= (2 K + R + 16) 2^-24 S + e (S + T), T = |s| |drop(x)| |A|^T |B|^T, S = |x| |W|^T + T + |bias|. e is 0 with float32
+ *           operands, 2^-7 + 2^-14 with bfloat16, 2^-12 with int16 (where the largest of 64 values stands for each in S and T).
+ *           The order of sums is fixed by the shape: the same bits for any thread count and whichever layers share the call. x
+ *           is packed once for all; with few tokens (decoding) the layers and their adapters share one parallel region, so
+ *           that small matrices cost no waiting
+ *  Errors   ESHAPE, EDTYPE, EINVAL, ENOMEM (scratch)
+ *  Source   LoRA arXiv:2106.09685 eq. 3; QLoRA arXiv:2305.14314 eq. 5 */
 lora_status lora_linear_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lora_linear_layer *layers, lora_error *err) LORA_MUST_CHECK;
 
 /* One of the layers that read the same x, in the backward pass. */
