@@ -314,7 +314,7 @@ static void check_refusals(lora_ctx *ctx) {
     REFUSED(LORA_ESHAPE, "x: expected a row stride >= 8, got 7", lora_norm_forward(ctx, &norm, lora_mat_f32(x, 4, 8, 7), Y, NULL, ERR));
     REFUSED(LORA_ESHAPE, "x: expected (4, 8), got (4, 7)", lora_norm_forward(ctx, &norm, lora_mat_f32(x, 4, 7, 8), Y, NULL, ERR));
     REFUSED(LORA_ESHAPE, "y: expected (4, 8), got (3, 8)", lora_norm_forward(ctx, &norm, X, lora_mat_f32(y, 3, 8, 8), NULL, ERR));
-    REFUSED(LORA_EDTYPE, "y: expected float32, got bfloat16", lora_norm_forward(ctx, &norm, X, half, NULL, ERR));
+    REFUSED(LORA_EDTYPE, "y: expected float32 on cpu, got bfloat16", lora_norm_forward(ctx, &norm, X, half, NULL, ERR));
     REFUSED(LORA_EINVAL, "y: expected", lora_norm_forward(ctx, &norm, X, lora_mat_f32(x + 4, 4, 8, 8), NULL, ERR));
     REFUSED(LORA_EINVAL, "weight: expected", lora_norm_forward(ctx, &no_weight, X, Y, NULL, ERR));
     REFUSED(LORA_EINVAL, "bias: expected", lora_norm_forward(ctx, &no_bias, X, Y, NULL, ERR));

@@ -25,7 +25,8 @@ BARRIER = re.compile(r"__sync(?:threads|warp)\([^)]*\);")
 LEAVES = re.compile(r"\bif \((?P<guard>[^;{]*[<>][^;{]*)\) (?P<then>return|continue|break)\b")
 GUARDS = re.compile(r"\bif \((?P<guard>(?:[^()]|\([^()]*\))*[<>](?:[^()]|\([^()]*\))*)\)(?! (?:return|continue|break))")
 TIMEOUT_S = 300
-FAMILIES = ["backend", "device_narrow", "device_steps", "optim", "nn", "values", "attention", "head", "linear", "dora", "decoder"]
+FAMILIES = ["backend", "device_steps", "optim", "nn", "values", "attention", "head", "linear", "dora", "decoder"]
+FAMILIES += ["device_narrow"]
 
 
 @dataclass(frozen=True)
