@@ -13,8 +13,9 @@ int64_t lora_cuda_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *s
     int64_t M = shape->n_tokens, V = shape->vocab_size, H = shape->hidden_size;
     lora_cuda_head_sizes head = lora_cuda_head_sizes_of(M, V, H, operands);
     double rows = (double)head.rows, operand = (double)lora_dtype_bytes(operands), width = (double)H;
-    double weight = larger((double)shape->widest * width, (double)lora_min_i64(head.slice, V) * width) * operand;
-    double x = operands == LORA_F32 ? 0 : (double)M * (double)shape->rounded * operand; /* float32 is used where it is */
+    double adapter = (double)shape->rank; /* its columns beside those of x and W, its rows below those of W */
+    double weight = larger((double)shape->widest * (width + adapter), (double)lora_min_i64(head.slice, V) * width) * operand;
+    double x = operands == LORA_F32 ? 0 : (double)M * ((double)shape->rounded + adapter) * operand; /* float32 is used where it is */
     double attention = operands == LORA_BF16 ? (double)M * (double)shape->attention * operand : 0;
     double left = larger(larger(x, attention), 2 * rows * width * operand);
     double logits = rows * (double)head.ld * (double)sizeof(float), result = rows * width * (double)sizeof(float);

@@ -170,11 +170,15 @@ lora_status lora_cuda_scratch_mat(lora_cuda *c, int slot, int64_t rows, int64_t 
     return lora_cuda_scratch(c, slot, (size_t)(rows * ld) * lora_dtype_bytes(dtype), &out->data, err);
 }
 
+bool lora_cuda_is_operand(const lora_weight *w, lora_dtype dtype) {
+    lora_mat dense = dense_of(w);
+    return dense.data && dense.dtype == dtype && (dtype == LORA_F32 || lora_cuda_is_aligned(dense.data, dense.ld, dtype));
+}
+
 lora_status lora_cuda_weight(lora_cuda *c, const lora_weight *w, int64_t first, int64_t rows, lora_dtype dtype, int slot, lora_mat *out,
                              lora_error *err) {
-    lora_mat dense = dense_of(w);
-    if (dense.data && dense.dtype == dtype && (dtype == LORA_F32 || lora_cuda_is_aligned(dense.data, dense.ld, dtype))) {
-        *out = lora_mat_rows(dense, first, rows);
+    if (lora_cuda_is_operand(w, dtype)) {
+        *out = lora_mat_rows(dense_of(w), first, rows);
         return LORA_OK;
     }
     LORA_TRY(lora_cuda_scratch_mat(c, slot, rows, w->cols, dtype, out, err));
@@ -183,10 +187,20 @@ lora_status lora_cuda_weight(lora_cuda *c, const lora_weight *w, int64_t first, 
 
 lora_status lora_cuda_operand(lora_cuda *c, lora_mat x, lora_dtype dtype, int slot, lora_mat *out, lora_error *err) {
     *out = x;
-    if (x.dtype == dtype && (dtype == LORA_F32 || lora_cuda_is_aligned(x.data, x.ld, dtype))) return LORA_OK;
-    LORA_TRY(lora_cuda_scratch_mat(c, slot, x.rows, x.cols, dtype, out, err));
+    if (x.dtype == dtype && dtype == LORA_F32) return LORA_OK;
+    return lora_cuda_operand_with_room(c, x, dtype, 0, slot, out, err);
+}
+
+lora_status lora_cuda_operand_with_room(lora_cuda *c, lora_mat x, lora_dtype dtype, int64_t lent, int slot, lora_mat *out,
+                                        lora_error *err) {
+    *out = x;
+    if (x.dtype == dtype && lora_cuda_is_aligned(x.data, x.ld, dtype) && x.ld - x.cols >= lent) return LORA_OK;
+    LORA_TRY(lora_cuda_scratch_mat(c, slot, x.rows, x.cols + lent, dtype, out, err));
+    out->cols = x.cols;
     return convert(c, x, *out, err);
 }
+
+lora_status lora_cuda_convert(lora_cuda *c, lora_mat from, lora_mat to, lora_error *err) { return convert(c, from, to, err); }
 
 lora_dtype lora_cuda_operands(const lora_ctx *ctx) {
     enum { AMPERE = 8 }; /* the first whose tensor cores take bfloat16 */

@@ -18,6 +18,13 @@ lora_status lora_cuda_decode(lora_cuda *c, const lora_weight *w, int64_t first, 
 /** A matrix of any type as one of dtype, rounded, in the scratch slot; itself where it is that already (and, of 16 bits, has its rows at 16
  * bytes). */
 lora_status lora_cuda_operand(lora_cuda *c, lora_mat x, lora_dtype dtype, int slot, lora_mat *out, lora_error *err) LORA_MUST_CHECK;
+/** The same where lent columns behind those of x may be written to: x itself where its rows have them, of 16 bits. */
+lora_status lora_cuda_operand_with_room(lora_cuda *c, lora_mat x, lora_dtype dtype, int64_t lent, int slot, lora_mat *out,
+                                        lora_error *err) LORA_MUST_CHECK;
+/** to = from, of any two types. */
+lora_status lora_cuda_convert(lora_cuda *c, lora_mat from, lora_mat to, lora_error *err) LORA_MUST_CHECK;
+/** Whether a product reads w as it is stored, without decoding it first. */
+bool lora_cuda_is_operand(const lora_weight *w, lora_dtype dtype);
 /** A matrix (rows, cols) in the scratch slot, with undefined content, whose rows are at 16 bytes. */
 lora_status lora_cuda_scratch_mat(lora_cuda *c, int slot, int64_t rows, int64_t cols, lora_dtype dtype, lora_mat *out,
                                   lora_error *err) LORA_MUST_CHECK;

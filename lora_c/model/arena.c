@@ -7,16 +7,19 @@
 static float *carve_floats(lora_carver *at, int64_t rows, int64_t cols) { return lora_carve(at, rows, (size_t)cols * sizeof(float)); }
 
 /* Of the rows that lora_run_typed makes. */
-static size_t typed_bytes(int64_t cols, lora_dtype dtype) { return (size_t)lora_operand_ld(cols, dtype) * lora_dtype_bytes(dtype); }
-static void *carve_typed(lora_carver *at, int64_t rows, int64_t cols, lora_dtype dtype) {
-    return lora_carve(at, rows, typed_bytes(cols, dtype));
+static size_t typed_bytes(int64_t cols, lora_dtype dtype, int64_t lent) {
+    return (size_t)lora_operand_ld(cols, dtype, lent) * lora_dtype_bytes(dtype);
+}
+static void *carve_typed(lora_carver *at, int64_t rows, int64_t cols, lora_dtype dtype, int64_t lent) {
+    return lora_carve(at, rows, typed_bytes(cols, dtype, lent));
 }
 
 /* The part of a state that every layer needs while it runs; branch: the memory of its branches, or NULL. */
-static lora_layer_state carve_working_state(lora_carver *at, const lora_decoder_config *c, int64_t M, lora_dtype att, float *branch) {
+static lora_layer_state carve_working_state(lora_carver *at, const lora_decoder_config *c, int64_t M, const lora_operand_types *types,
+                                            float *branch) {
     lora_layer_state s = {.att_branch = branch, .mlp_branch = branch};
     s.qkv = carve_floats(at, M, lora_qkv_width(c));
-    s.att = carve_typed(at, M, lora_q_width(c), att);
+    s.att = carve_typed(at, M, lora_q_width(c), types->attention_output, types->lent);
     s.up = carve_floats(at, M, c->intermediate_size);
     s.gate = c->gated_mlp ? carve_floats(at, M, c->intermediate_size) : s.up;
     return s;
@@ -34,9 +37,10 @@ static void carve_statistics(lora_carver *at, const lora_decoder_config *c, int6
 }
 
 /* The state that layer (-1: every layer, in turn) leaves for its backward pass. */
-static lora_layer_state carve_state(lora_carver *at, const lora_decoder *d, int64_t layer, int64_t M, lora_dtype att, float *branch) {
+static lora_layer_state carve_state(lora_carver *at, const lora_decoder *d, int64_t layer, int64_t M, const lora_operand_types *types,
+                                    float *branch) {
     const lora_decoder_config *c = &d->config;
-    lora_layer_state s = carve_working_state(at, c, M, att, branch);
+    lora_layer_state s = carve_working_state(at, c, M, types, branch);
     carve_statistics(at, c, M, &s);
     s.x2 = carve_floats(at, M, c->hidden_size);
     if (c->qk_norm != LORA_QK_NORM_NONE) s.qk = carve_floats(at, M, lora_q_width(c) + lora_kv_width(c));
@@ -71,7 +75,7 @@ static void lay_copies(lora_carver *at, const lora_decoder *d, int64_t M, lora_b
         carve_statistics(at, c, M, &statistics);
         uint16_t *copy = i < L - 1 ? lora_carve(at, M, (size_t)lora_kept_width(d, b, i) * sizeof *copy) : NULL;
         lora_dtype type = b->types.attention_output;
-        void *att = type != LORA_F32 ? carve_typed(at, M, lora_q_width(c), type) : NULL;
+        void *att = type != LORA_F32 ? carve_typed(at, M, lora_q_width(c), type, b->types.lent) : NULL;
         if (!at->base) continue;
         if (att) b->states[i].att = att;
         b->kept[i] = copy;
@@ -93,11 +97,11 @@ static void lay_states(lora_carver *at, const lora_decoder *d, int64_t M, bool o
     const lora_decoder_config *c = &d->config;
     int64_t L = c->num_hidden_layers;
     float *branch = lora_has_branches(d) ? carve_floats(at, M, c->hidden_size) : NULL;
-    lora_dtype att = b->types.attention_output;
+    const lora_operand_types *types = &b->types;
     lora_layer_state kept =
-        b->lowest < L ? carve_state(at, d, own ? b->lowest : -1, M, att, branch) : carve_working_state(at, c, M, att, branch);
+        b->lowest < L ? carve_state(at, d, own ? b->lowest : -1, M, types, branch) : carve_working_state(at, c, M, types, branch);
     for (int64_t i = 0; i < L; i++) {
-        if (i > b->lowest && own) kept = carve_state(at, d, i, M, att, branch);
+        if (i > b->lowest && own) kept = carve_state(at, d, i, M, types, branch);
         if (i >= b->lowest && own) lay_low(at, d, i, M, &kept);
         if (!at->base) continue;
         b->states[i] = kept;
@@ -152,16 +156,17 @@ static void lay_methods(lora_carver *at, const lora_decoder *d, int64_t M, lora_
 }
 
 /* h, and what takes its place in backward. */
-static void *carve_h(lora_carver *at, const lora_decoder_config *c, int64_t M, const lora_buffers *b) {
-    size_t h = typed_bytes(c->intermediate_size, b->types.mlp_inner), gradients = 0;
-    if (b->types.mlp_gradient != LORA_F32) gradients = (c->gated_mlp ? 2 : 1) * typed_bytes(c->intermediate_size, b->types.mlp_gradient);
+static void *carve_h(lora_carver *at, const lora_decoder_config *c, int64_t M, const lora_operand_types *types) {
+    size_t h = typed_bytes(c->intermediate_size, types->mlp_inner, types->lent), gradients = 0;
+    if (types->mlp_gradient != LORA_F32)
+        gradients = (c->gated_mlp ? 2 : 1) * typed_bytes(c->intermediate_size, types->mlp_gradient, types->lent);
     return lora_carve(at, M, h > gradients ? h : gradients);
 }
 
 /* h and dh serve the MLP, datt and dqkv the attention that follows it in backward: the same memory twice. */
 static void lay_inner(lora_carver *at, const lora_decoder_config *c, int64_t M, lora_buffers *b) {
     size_t begin = at->used;
-    b->h = carve_h(at, c, M, b);
+    b->h = carve_h(at, c, M, &b->types);
     b->dh = carve_floats(at, M, c->intermediate_size);
     size_t mlp_end = at->used;
     if (begin != SIZE_MAX) at->used = begin;
@@ -170,10 +175,10 @@ static void lay_inner(lora_carver *at, const lora_decoder_config *c, int64_t M, 
     if (at->used < mlp_end) at->used = mlp_end;
 }
 
-/* Streams of float32, and what is normed; of fewer than four columns rows of 16 bits are the longer ones. */
-static float *carve_xn(lora_carver *at, const lora_decoder_config *c, int64_t M, const lora_buffers *b) {
-    size_t stream = typed_bytes(c->hidden_size, LORA_F32), attention = typed_bytes(c->hidden_size, b->types.attention_input),
-           mlp = typed_bytes(c->hidden_size, b->types.mlp_input), normed = attention > mlp ? attention : mlp;
+/* Streams of float32, and what is normed; of few columns rows of 16 bits are the longer ones, with what is lent. */
+static float *carve_xn(lora_carver *at, const lora_decoder_config *c, int64_t M, const lora_operand_types *types) {
+    size_t stream = typed_bytes(c->hidden_size, LORA_F32, 0), attention = typed_bytes(c->hidden_size, types->attention_input, types->lent),
+           mlp = typed_bytes(c->hidden_size, types->mlp_input, types->lent), normed = attention > mlp ? attention : mlp;
     return lora_carve(at, M, stream > normed ? stream : normed);
 }
 
@@ -192,13 +197,13 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     lay_streams(&at, c, M, copies, b);
     lay_states(&at, d, M, keeps_all && !copies, b);
     if (copies) lay_copies(&at, d, M, b);
-    b->xn = carve_xn(&at, c, M, b);
+    b->xn = carve_xn(&at, c, M, &b->types);
     lay_methods(&at, d, M, b);
     if (training) lay_gradients(&at, d, M, b);
     if (b->lowest < L)
         lay_inner(&at, c, M, b);
     else if (b->types.mlp_inner != LORA_F32)
-        b->h = carve_typed(&at, M, c->intermediate_size, b->types.mlp_inner);
+        b->h = carve_typed(&at, M, c->intermediate_size, b->types.mlp_inner, b->types.lent);
     else if (base)
         b->h = b->states[0].gate;
     return at.used;
@@ -283,6 +288,7 @@ int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens) {
     lora_operand_types types = lora_operand_types_of(d, n_tokens);
     bool wide = types.mlp_inner == LORA_F32 || types.mlp_gradient == LORA_F32;
     shape.rounded = lora_max_i64(wide ? c->intermediate_size : 0, lora_max_i64(lora_q_width(c), c->hidden_size));
+    shape.rank = types.lent;
     shape.attention = 2 * (lora_q_width(c) + lora_kv_width(c));
     return lora_scratch_bytes(d->ctx, &shape) + lora_adapted_globals_bytes(d) + lora_prefix_encoder_bytes(d);
 }

@@ -81,6 +81,7 @@ typedef struct lora_batch_tables {
 typedef struct lora_operand_types {
     lora_dtype attention_input, attention_output, mlp_input; /* normed streams, and what attention puts out */
     lora_dtype mlp_inner, mlp_gradient;                      /* h; the gradients of gate and up */
+    int64_t lent;                                            /* columns behind each row of 16 bits: the largest rank, in eights */
 } lora_operand_types;
 
 /* Every buffer of a pass. */

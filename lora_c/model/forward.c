@@ -16,7 +16,7 @@ lora_status lora_block_input(lora_decoder *d, const lora_run *run, lora_buffers 
     int64_t H = d->config.hidden_size;
     *out = lora_run_mat(run, x, H);
     if (!d->config.pre_norm) return LORA_OK;
-    *out = lora_run_typed(run, b->xn, H, slot == LORA_INPUT_LAYERNORM ? b->types.attention_input : b->types.mlp_input);
+    *out = lora_run_typed(run, b->xn, H, slot == LORA_INPUT_LAYERNORM ? b->types.attention_input : b->types.mlp_input, b->types.lent);
     return norm(d, layer, slot, lora_run_mat(run, x, H), *out, stats, err);
 }
 

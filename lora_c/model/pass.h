@@ -163,11 +163,13 @@ static inline lora_mat lora_run_cols(const lora_run *run, const float *data, int
 }
 static inline lora_mat lora_run_mat(const lora_run *run, const float *data, int64_t cols) { return lora_run_cols(run, data, cols, cols); }
 
-/* The same in a type: rows of 16 bits are at 16 bytes, where products read them as they are. */
-static inline int64_t lora_operand_ld(int64_t cols, lora_dtype dtype) { return dtype == LORA_F32 ? cols : lora_round_up(cols, 8); }
-static inline lora_mat lora_run_typed(const lora_run *run, const void *data, int64_t cols, lora_dtype dtype) {
+/* The same in a type: rows of 16 bits are at 16 bytes, where products read them as they are, and end with what is lent to linear layers. */
+static inline int64_t lora_operand_ld(int64_t cols, lora_dtype dtype, int64_t lent) {
+    return dtype == LORA_F32 ? cols : lora_round_up(cols, 8) + lent;
+}
+static inline lora_mat lora_run_typed(const lora_run *run, const void *data, int64_t cols, lora_dtype dtype, int64_t lent) {
     if (!data) return lora_mat_none();
-    return (lora_mat){.data = (void *)data, .rows = run->n_tokens, .cols = cols, .ld = lora_operand_ld(cols, dtype), .dtype = dtype};
+    return (lora_mat){.data = (void *)data, .rows = run->n_tokens, .cols = cols, .ld = lora_operand_ld(cols, dtype, lent), .dtype = dtype};
 }
 
 /* operands.c */

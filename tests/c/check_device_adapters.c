@@ -1,5 +1,5 @@
-/* Adapters of many tokens on every device where the cases of check_backend.c do not reach: low-rank products that forward keeps, and
- * dropout under DoRA. */
+/* Adapters of many tokens on every device where the cases of check_backend.c do not reach: low-rank products that forward keeps,
+ * updates that are part of the product with W, and dropout under DoRA. */
 #include "tests/c/check_backend.h"
 
 enum { K = BACKEND_COLS, N = 21, R = 5 };
@@ -50,6 +50,51 @@ static void kept_low(op_run *r) {
     backend_free_weight(&host);
 }
 
+/* --- updates in the product with W --- */
+
+/* Three layers that share x, two of them with adapters whose ranks the product takes in. */
+static void run_joined(op_run *r, int kind, float dropout, bool keeps, bool accumulate) {
+    enum { TOKENS = 26, ROWS = 24, LAYERS = 3 };
+    static const int64_t ranks[LAYERS] = {8, 0, 16};
+    backend_weight host[LAYERS];
+    lora_weight w[LAYERS];
+    lora_adapter a[LAYERS];
+    lora_linear_layer layers[LAYERS];
+    lora_linear_gradient gradients[LAYERS];
+    lora_mat x = op_mat(r, TOKENS, K, 1), dx = op_mat(r, TOKENS, K, 1);
+    for (int i = 0; i < LAYERS; i++) {
+        host[i] = backend_make_weight(r, kind, ROWS);
+        w[i] = op_weight(r, &host[i].w);
+        a[i] = make_adapter(r, ROWS, K, ranks[i] + 1);
+        a[i].rank = ranks[i];
+        lora_adapter_pass pass = {.dropout = dropout, .dropout_stream = 3 + (uint64_t)i};
+        if (keeps && ranks[i]) pass.low = op_floats(r, TOKENS * ranks[i], 1);
+        const lora_adapter *adapter = ranks[i] ? &a[i] : NULL;
+        layers[i] = (lora_linear_layer){.w = &w[i],
+                                        .adapter = adapter,
+                                        .pass = pass,
+                                        .y = op_mat(r, TOKENS, ROWS, 1),
+                                        .bias = op_floats(r, ROWS, 1),
+                                        .accumulate = accumulate};
+        gradients[i] = (lora_linear_gradient){.dy = op_mat(r, TOKENS, ROWS, 1), .w = &w[i], .adapter = adapter, .pass = pass};
+    }
+    OK(lora_linear_forward(r->ctx, x, LAYERS, layers, ERR));
+    OK(lora_linear_backward(r->ctx, x, LAYERS, gradients, dx, accumulate, ERR));
+    op_keep_mat(r, "dx", dx);
+    for (int i = 0; i < LAYERS; i++) {
+        op_keep_mat(r, "y", layers[i].y);
+        if (ranks[i]) op_keep(r, "dA", a[i].dA, ranks[i] * K, VALUES_F32);
+        if (ranks[i]) op_keep(r, "dB", a[i].dB, ROWS * ranks[i], VALUES_F32);
+        backend_free_weight(&host[i]);
+    }
+}
+
+static void joined_updates(op_run *r) {
+    for (int kind = 0; kind < 5; kind++) run_joined(r, kind, 0, kind % 2, kind % 3 == 0);
+    run_joined(r, 3, 0.3f, false, true);
+    run_joined(r, 3, 0.3f, true, false);
+}
+
 /* --- DoRA under dropout --- */
 
 static void run_dora(op_run *r, int64_t tokens, bool accumulate) {
@@ -83,6 +128,6 @@ static void dora_dropout(op_run *r) {
 }
 
 void check_device_adapters(void) {
-    static const op_case cases[] = {{"kept low", kept_low}, {"DoRA with dropout", dora_dropout}};
+    static const op_case cases[] = {{"kept low", kept_low}, {"joined updates", joined_updates}, {"DoRA with dropout", dora_dropout}};
     op_check_cases(cases, sizeof cases / sizeof *cases);
 }

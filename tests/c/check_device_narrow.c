@@ -162,12 +162,10 @@ static void attentions(op_run *r) {
 /* --- linear layers --- */
 
 typedef struct linear_case {
-    int64_t tokens, K, N, padding;
+    int64_t tokens, K, N, padding, rank;
     float dropout;
     bool dora;
 } linear_case;
-
-enum { RANK = 3 };
 
 /* What one run of both directions leaves. */
 typedef struct linear_results {
@@ -181,12 +179,12 @@ static linear_results run_linear(op_run *r, const linear_case *c, lora_mat x, lo
     lora_weight w = lora_weight_f32(op_floats(r, c->N * c->K, 0.3f), c->N, c->K, c->K);
     linear_results out = {.y = mat(r, c->tokens, c->N, 0),
                           .dx = mat(r, c->tokens, c->K, 0),
-                          .dA = op_floats(r, RANK * c->K, 1),
-                          .dB = op_floats(r, c->N * RANK, 1),
+                          .dA = op_floats(r, c->rank * c->K, 1),
+                          .dB = op_floats(r, c->N * c->rank, 1),
                           .dW = op_floats(r, c->N * c->K, 1),
                           .dbias = op_floats(r, c->N, 1),
                           .dmagnitude = op_floats(r, c->N, 1)};
-    lora_adapter a = {.rank = RANK, .A = op_floats(r, RANK * c->K, 0.3f), .B = op_floats(r, c->N * RANK, 0.3f), .scale = 0.7f};
+    lora_adapter a = {.rank = c->rank, .A = op_floats(r, c->rank * c->K, 0.3f), .B = op_floats(r, c->N * c->rank, 0.3f), .scale = 0.7f};
     a.dA = out.dA, a.dB = out.dB, a.dropout_seed = 9;
     lora_adapter_pass pass = {.dropout = c->dropout, .dropout_stream = 4, .norm = op_floats(r, c->N, 1)};
     if (c->dora) a.magnitude = op_floats(r, c->N, 1), a.dmagnitude = out.dmagnitude;
@@ -202,19 +200,25 @@ static linear_results run_linear(op_run *r, const linear_case *c, lora_mat x, lo
 static void same_linear(op_run *r, const char *what, const linear_case *c, const linear_results *a, const linear_results *b) {
     same_floats(r, what, a->y.data, b->y.data, c->tokens * c->N);
     same_floats(r, what, a->dx.data, b->dx.data, c->tokens * c->K);
-    same_floats(r, what, a->dA, b->dA, RANK * c->K);
-    same_floats(r, what, a->dB, b->dB, c->N * RANK);
+    same_floats(r, what, a->dA, b->dA, c->rank * c->K);
+    same_floats(r, what, a->dB, b->dB, c->N * c->rank);
     same_floats(r, what, a->dW, b->dW, c->N * c->K);
 }
 
 static void linears(op_run *r) {
-    static const linear_case of[] = {{.tokens = 19, .K = 64, .N = 24},
-                                     {.tokens = 20, .K = 37, .N = 11, .padding = 2},
-                                     {.tokens = 33, .K = 45, .N = 13, .padding = 3, .dropout = 0.3f},
-                                     {.tokens = 18, .K = 40, .N = 16, .dora = true},
-                                     {.tokens = 21, .K = 44, .N = 9, .padding = 1, .dropout = 0.3f, .dora = true},
-                                     {.tokens = 5, .K = 37, .N = 11, .padding = 1},
-                                     {.tokens = 6, .K = 48, .N = 16, .dora = true}};
+    static const linear_case of[] = {{.tokens = 19, .K = 64, .N = 24, .rank = 3},
+                                     {.tokens = 20, .K = 37, .N = 11, .rank = 3, .padding = 2},
+                                     {.tokens = 33, .K = 45, .N = 13, .rank = 3, .padding = 3, .dropout = 0.3f},
+                                     {.tokens = 18, .K = 40, .N = 16, .rank = 3, .dora = true},
+                                     {.tokens = 21, .K = 44, .N = 9, .rank = 3, .padding = 1, .dropout = 0.3f, .dora = true},
+                                     {.tokens = 5, .K = 37, .N = 11, .rank = 3, .padding = 1},
+                                     {.tokens = 6, .K = 48, .N = 16, .rank = 3, .dora = true},
+                                     /* the update is part of the product: rows lend no columns, some, more than are needed */
+                                     {.tokens = 19, .K = 64, .N = 24, .rank = 8},
+                                     {.tokens = 23, .K = 48, .N = 40, .rank = 16, .padding = 16},
+                                     {.tokens = 33, .K = 56, .N = 32, .rank = 8, .padding = 24, .dropout = 0.3f},
+                                     {.tokens = 26, .K = 72, .N = 16, .rank = 8, .padding = 8, .dora = true},
+                                     {.tokens = 20, .K = 40, .N = 13, .rank = 8, .padding = 3}};
     for (int i = 0; i < (int)(sizeof of / sizeof *of); i++) {
         const linear_case *c = &of[i];
         both x = inputs(r, c->tokens, c->K, c->padding, true), dy = inputs(r, c->tokens, c->N, c->padding, true);
@@ -227,13 +231,17 @@ static void linears(op_run *r) {
 
 /* Whoever rounds: what lora_linear_operand promises. */
 static void rounded_by_the_caller(op_run *r) {
-    static const linear_case c = {.tokens = 19, .K = 37, .N = 11, .padding = 2};
+    static const linear_case of[] = {{.tokens = 19, .K = 37, .N = 11, .rank = 3, .padding = 2},
+                                     {.tokens = 19, .K = 40, .N = 16, .rank = 8, .padding = 8}};
     bool fast = lora_ctx_precision(r->ctx) == LORA_PRECISION_FAST;
-    CHECK(lora_linear_operand(r->ctx, c.tokens) == (fast ? LORA_BF16 : LORA_F32), "operands of many tokens");
+    CHECK(lora_linear_operand(r->ctx, of->tokens) == (fast ? LORA_BF16 : LORA_F32), "operands of many tokens");
     CHECK(lora_linear_operand(r->ctx, LORA_DECODE_BATCH) == LORA_F32, "few tokens are read as they are");
-    both x = inputs(r, c.tokens, c.K, c.padding, false), dy = inputs(r, c.tokens, c.N, c.padding, false);
-    linear_results wide = run_linear(r, &c, x.f32, dy.f32), narrow = run_linear(r, &c, x.bf16, dy.bf16);
-    if (fast) same_linear(r, "a linear layer whose operands the caller rounds", &c, &narrow, &wide);
+    for (int i = 0; i < 2; i++) {
+        const linear_case *c = &of[i];
+        both x = inputs(r, c->tokens, c->K, c->padding, false), dy = inputs(r, c->tokens, c->N, c->padding, false);
+        linear_results wide = run_linear(r, c, x.f32, dy.f32), narrow = run_linear(r, c, x.bf16, dy.bf16);
+        if (fast) same_linear(r, "a linear layer whose operands the caller rounds", c, &narrow, &wide);
+    }
 }
 
 /* --- what is refused --- */

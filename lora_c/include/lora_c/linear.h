@@ -44,6 +44,7 @@ typedef struct lora_linear_layer {
 /** y_i[M,N_i] = x[M,K] · W_i[N_i,K]^T + bias_i + s_i · (drop_i(x) · A_i^T) · B_i^T  for each of n <= LORA_LINEAR_LAYERS layers
  *  Types    x float32 or bfloat16 (as in nn.h), y float32; W float32, bfloat16, NF4 or GGUF blocks (decoded while packing); float32
  *           accumulation
+ *  Lent     of an x or dy of 16 bits the rest of each row, from its last column to ld: a device may write there
  *  Alias    no y may overlap x, W, A, B or a bias (EINVAL for x); column blocks of one buffer, side by side, are apart
  *  Numerics |err| <= (2 K + R + 16) 2^-24 S + e (S + T), T = |s| |drop(x)| |A|^T |B|^T, S = |x| |W|^T + T + |bias|. e is 0 with float32
  *           operands, 2^-7 + 2^-14 with bfloat16, 2^-12 with int16 (where the largest of 64 values stands for each in S and T).

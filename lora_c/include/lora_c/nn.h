@@ -206,6 +206,7 @@ typedef struct lora_scratch_shape {
     int64_t n_tokens, widest;        /* widest: columns of the widest input of linear layers that share it */
     int64_t rounded;                 /* columns of the widest x or dy of a linear layer that is float32 */
     int64_t attention;               /* columns of q, k, v and the gradient of o together */
+    int64_t rank;                    /* the largest of adapters */
     int64_t vocab_size, hidden_size; /* vocab_size: rows of the head */
 } lora_scratch_shape;
 /** Bytes that the operations of such a step work in. */
