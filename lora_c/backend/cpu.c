@@ -58,6 +58,16 @@ static lora_status cpu_memory_info(void *state, lora_memory_info *out, lora_erro
     return LORA_OK;
 }
 
+static void *cpu_stream(const void *state) {
+    (void)state;
+    return NULL;
+}
+
+static lora_status cpu_stream_follows(void *state, void *stream, void *before, lora_error *err) {
+    (void)state, (void)stream, (void)before, (void)err;
+    return LORA_OK;
+}
+
 const lora_backend lora_cpu_backend = {
     .abi = LORA_BACKEND_ABI,
     .name = "cpu",
@@ -75,7 +85,9 @@ const lora_backend lora_cpu_backend = {
                .paged_advise = cpu_paged_advise,
                .usage = cpu_usage,
                .reset_peak = cpu_reset_peak,
-               .memory_info = cpu_memory_info},
+               .memory_info = cpu_memory_info,
+               .stream = cpu_stream,
+               .stream_follows = cpu_stream_follows},
     .ops =
         {
             .norm_forward = lora_cpu_norm_forward,

@@ -78,6 +78,13 @@ lora_status lora_sync(lora_ctx *ctx, lora_error *err) {
     return memory_of(ctx)->sync(ctx->view.state, err);
 }
 
+void *lora_ctx_stream(const lora_ctx *ctx) { return is_usable(ctx) ? memory_of(ctx)->stream(ctx->view.state) : NULL; }
+
+lora_status lora_stream_follows(lora_ctx *ctx, void *stream, void *before, lora_error *err) {
+    LORA_TRY(lora_device_check(ctx, err));
+    return memory_of(ctx)->stream_follows(ctx->view.state, stream, before, err);
+}
+
 lora_transfers lora_ctx_transfers(const lora_ctx *ctx) { return ctx->device->transfers; }
 
 /* --- outputs --- */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_devicearray.h"
 
 int lora_py_import_numpy(void) { return PyArray_ImportNumPyAPI(); }
 
@@ -15,6 +16,9 @@ static int type_number(lora_py_kind kind) {
     case LORA_PY_F32: return NPY_FLOAT32;
     case LORA_PY_F16: return NPY_FLOAT16;
     case LORA_PY_U8: return NPY_UINT8;
+    case LORA_PY_I32: return NPY_INT32;
+    case LORA_PY_I64: return NPY_INT64;
+    case LORA_PY_F64: return NPY_FLOAT64;
     default: return NPY_UINT16; /* bfloat16 bits */
     }
 }
@@ -22,19 +26,29 @@ static int type_number(lora_py_kind kind) {
 /* The memory of any array as a plain array of another element type: no method of a subclass takes part. Steals type. */
 static PyObject *plain_view(PyArrayObject *array, PyArray_Descr *type) { return PyArray_View(array, type, &PyArray_Type); }
 
-static PyObject *as_bfloat16(PyObject *bits) {
+static PyArray_Descr *bfloat16(void) {
     PyObject *module = PyImport_ImportModule("ml_dtypes"), *type = module ? PyObject_GetAttrString(module, "bfloat16") : NULL;
     PyArray_Descr *descr = NULL;
-    PyObject *array = type && PyArray_DescrConverter(type, &descr) ? plain_view((PyArrayObject *)bits, descr) : NULL;
+    if (type && !PyArray_DescrConverter(type, &descr)) descr = NULL;
     Py_XDECREF(type);
     Py_XDECREF(module);
+    return descr;
+}
+
+static PyObject *as_bfloat16(PyObject *bits) {
+    PyArray_Descr *descr = bfloat16();
+    PyObject *array = descr ? plain_view((PyArrayObject *)bits, descr) : NULL;
     Py_DECREF(bits);
     return array;
 }
 
+PyObject *lora_py_numpy_dtype(lora_py_kind kind) {
+    return (PyObject *)(kind == LORA_PY_BF16 ? bfloat16() : PyArray_DescrFromType(type_number(kind)));
+}
+
 /* NumPy allocates without asking whether the machine has the memory. */
 static int fits_memory(lora_py_kind kind, int ndim, const int64_t *shape) {
-    size_t bytes = kind == LORA_PY_F32 ? 4 : kind == LORA_PY_U8 ? 1 : 2;
+    size_t bytes = (size_t)lora_py_itemsize(kind);
     for (int i = 0; i < ndim; i++)
         if (__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes)) bytes = SIZE_MAX;
     if (bytes < SIZE_MAX && lora_memory_fits(bytes)) return 1;

@@ -1,5 +1,6 @@
 #include "lora_c/bindings/py_buffer.h"
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_devicearray.h"
 
 #include <string.h>
 
@@ -32,6 +33,7 @@ static const char *kinds_text(int kinds) {
     case LORA_PY_F16: return "float16";
     case LORA_PY_U8: return "uint8";
     case LORA_PY_F64: return "float64";
+    case LORA_PY_ANY: return LORA_PY_ANY_TEXT;
     default: return "int32 or int64";
     }
 }
@@ -157,13 +159,23 @@ static int check_layout(lora_py_array *a, int flags) {
 static int fail_export(PyObject *o, const char *name, int kinds) {
     if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_BufferError))
         return -1;
-    const char *device = lora_py_elsewhere(o);
-    if (device)
+    if (lora_py_is_parameter(o))
         PyErr_Format(PyExc_TypeError, "%s: expected a %s array in the memory of the CPU, got a Parameter on device %s; use its read()",
-                     name, kinds_text(kinds), device);
+                     name, kinds_text(kinds), lora_ctx_device(lora_py_device_of(o).ctx));
     else
         PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s that cannot be read as plain numbers; use x.%s", name,
                      kinds_text(kinds), Py_TYPE(o)->tp_name, way_out(kinds));
+    return -1;
+}
+
+/* What is no array of the host's. */
+static int fail_type(PyObject *o, const char *name, int kinds) {
+    if (lora_py_is_devicearray(o))
+        PyErr_Format(PyExc_TypeError, "%s: expected a %s array in the memory of the CPU, got a DeviceArray on device %s; use its to('cpu')",
+                     name, kinds_text(kinds), lora_ctx_device(lora_py_device_of(o).ctx));
+    else
+        PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s; use numpy.asarray(x, ...)", name, kinds_text(kinds),
+                     Py_TYPE(o)->tp_name);
     return -1;
 }
 
@@ -173,10 +185,8 @@ int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_arr
     PyObject *exporter = lora_py_exporter(o, &is_bf16);
     if (!exporter) return -1;
     if (!PyObject_CheckBuffer(exporter)) {
-        const char *shown = kinds_text(kinds);
-        PyErr_Format(PyExc_TypeError, "%s: expected a %s array, got %s; use numpy.asarray(x, ...)", name, shown, Py_TYPE(o)->tp_name);
         Py_DECREF(exporter);
-        return -1;
+        return fail_type(o, name, kinds);
     }
     int status = PyObject_GetBuffer(exporter, &out->view, PyBUF_FORMAT | PyBUF_STRIDES);
     Py_DECREF(exporter);
@@ -185,6 +195,51 @@ int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_arr
     if (lora_py_pin(out->view.obj, &out->pin) == 0 && check_format(out, kinds, is_bf16) == 0 && check_layout(out, flags) == 0) return 0;
     lora_py_release(out);
     return -1;
+}
+
+static int fail_place(const lora_ctx *ctx, PyObject *o, const char *name) {
+    const char *expected = lora_ctx_device(ctx), *type = Py_TYPE(o)->tp_name, *dot = strrchr(type, '.');
+    if (lora_py_extent_of(o, NULL) && !lora_py_is_host(lora_py_device_of(o).ctx))
+        PyErr_Format(PyExc_ValueError, "%s: expected an array on device %s, got one on %s; use lora_c.to_device(x.to('cpu'), '%s')", name,
+                     expected, lora_ctx_device(lora_py_device_of(o).ctx), expected);
+    else
+        PyErr_Format(PyExc_TypeError, "%s: expected an array on device %s, got %s in the memory of the CPU; use lora_c.to_device(x, '%s')",
+                     name, expected, dot ? dot + 1 : type, expected);
+    return -1;
+}
+
+int lora_py_get_on(const lora_ctx *ctx, PyObject *o, const char *name, int kinds, int flags, lora_py_array *out) {
+    if (lora_py_is_host(ctx)) return lora_py_get(o, name, kinds, flags, out);
+    lora_py_extent e;
+    *out = (lora_py_array){.name = name};
+    if (!lora_py_extent_of(o, &e) || strcmp(lora_ctx_device(lora_py_device_of(o).ctx), lora_ctx_device(ctx)) != 0)
+        return fail_place(ctx, o, name);
+    lora_error err = {0};
+    if (lora_device_check(ctx, &err) != LORA_OK) { /* in a child of the process that opened it */
+        lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
+        return -1;
+    }
+    if (!(e.kind & kinds)) {
+        PyErr_Format(PyExc_TypeError, "%s: expected %s, got %s; convert it before it goes to the device", name, kinds_text(kinds),
+                     lora_py_kind_name(e.kind));
+        return -1;
+    }
+    if ((flags & LORA_PY_WRITABLE) && e.readonly) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a writable array, got a read-only one", name);
+        return -1;
+    }
+    *out = (lora_py_array){.device = Py_NewRef(o),
+                           .itemsize = lora_py_itemsize(e.kind),
+                           .name = name,
+                           .kind = e.kind,
+                           .ndim = e.ndim,
+                           .n = e.n,
+                           .cols = e.shape[e.ndim - 1],
+                           .ld = e.shape[e.ndim - 1],
+                           .data = e.data};
+    out->rows = out->n / out->cols;
+    memcpy(out->shape, e.shape, sizeof out->shape);
+    return 0;
 }
 
 void lora_py_unpin(lora_py_pinned *pin) {
@@ -201,6 +256,7 @@ void lora_py_release(lora_py_array *a) {
     release_export(a);
     PyMem_RawFree(a->own);
     a->own = NULL;
+    Py_CLEAR(a->device);
 }
 
 int lora_py_detach(lora_py_array *a) {

@@ -15,7 +15,11 @@ typedef enum lora_py_kind {
     LORA_PY_OTHER = 0,
 } lora_py_kind;
 
-enum { LORA_PY_FLOATS = LORA_PY_F32 | LORA_PY_BF16 | LORA_PY_F16 };
+enum {
+    LORA_PY_FLOATS = LORA_PY_F32 | LORA_PY_BF16 | LORA_PY_F16,
+    LORA_PY_ANY = LORA_PY_FLOATS | LORA_PY_U8 | LORA_PY_I32 | LORA_PY_I64 | LORA_PY_F64,
+};
+#define LORA_PY_ANY_TEXT "float32, bfloat16, float16, float64, uint8, int32 or int64"
 
 /* How an argument may look. */
 enum {
@@ -32,7 +36,8 @@ typedef struct lora_py_pinned {
 typedef struct lora_py_array {
     Py_buffer view; /* held until released or detached; view.obj == NULL when empty */
     lora_py_pinned pin;
-    void *own; /* after lora_py_detach() */
+    void *own;        /* after lora_py_detach() */
+    PyObject *device; /* the DeviceArray or Parameter that has the memory, where that is not the host's */
     Py_ssize_t itemsize;
     const char *name;
     lora_py_kind kind;
@@ -47,6 +52,9 @@ typedef struct lora_py_array {
 /** Checks, in this order: format and byte order, number of dimensions, size, strides, alignment, writability.
  *  kinds is a set. name must outlive the array. -1 with an exception that says what was expected and given. */
 int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_array *out);
+/** The same of an array that lies on the device of ctx: on the CPU lora_py_get, elsewhere a DeviceArray or a Parameter there. What lies
+ *  on another device is refused with the way out, and never copied. */
+int lora_py_get_on(const lora_ctx *ctx, PyObject *o, const char *name, int kinds, int flags, lora_py_array *out);
 void lora_py_release(lora_py_array *a); /* empty allowed */
 void lora_py_unpin(lora_py_pinned *pin);
 /** Copies a contiguous array and lets go of the given one: for values that are checked and must still be so when they are used. */
@@ -85,13 +93,15 @@ int lora_py_get_doubles(PyObject *o, const char *name, double **data, int64_t *n
 
 /* py_weight.c */
 
-/* A matrix operand: NF4Tensor, GGMLTensor, Parameter, or a float32 or bfloat16 array. keep owns its memory. */
+/* A matrix operand: NF4Tensor, GGMLTensor, DeviceWeight, Parameter, or a float32 or bfloat16 array. keep owns its memory. */
 typedef struct lora_py_weight {
     lora_weight w;
     float *grad; /* of a trained Parameter */
     PyObject *keep;
+    int there; /* on the device of ctx; else it lies in the memory of the host, and is to be placed */
 } lora_py_weight;
 
+/** What lies on another device than ctx's and the CPU is refused. */
 int lora_py_get_weight(lora_py_state *state, const lora_ctx *ctx, PyObject *o, const char *name, lora_py_weight *out);
 
 typedef struct lora_py_vector {
@@ -99,6 +109,7 @@ typedef struct lora_py_vector {
     int64_t n;
     float *grad; /* of a trained Parameter */
     PyObject *keep;
+    int there; /* as of a weight */
 } lora_py_vector;
 
 /** A float32 vector (Parameter or array; bfloat16 is converted). */
@@ -115,8 +126,9 @@ typedef struct lora_py_part {
     lora_py_array start; /* the values of a given array, held until they are copied */
 } lora_py_part;
 
-/** Fills the places. Parts that are not shared lie behind each other in one block, in their order. */
-int lora_py_set_parts(lora_py_state *state, lora_py_part *parts, int n_parts);
+/** Fills the places, on a device: Parameters lie there, arrays in the memory of the host. Parts that are not shared lie behind each other
+ * in one block, in their order. */
+int lora_py_set_parts(lora_py_state *state, lora_py_device device, lora_py_part *parts, int n_parts);
 
 PyObject *lora_py_shape(int ndim, const int64_t *shape); /* a tuple */
 /** Converter for O&: a float32, float16 or bfloat16 dtype by name, NumPy type or dtype. */

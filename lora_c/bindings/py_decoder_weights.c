@@ -159,14 +159,14 @@ static int cut_rows(const decoder *self, const weight_place *place, int64_t row,
     return 0;
 }
 
-/* Frozen weights of the host go to the device; Parameters are there. What owns the memory there takes the place of keep. */
+/* Frozen weights of the host go to the device, where they are not there. What owns the memory there takes the place of keep. */
 static int place_on_device(const decoder *self, const weight_place *place, given_weight *g) {
     lora_ctx *ctx = self->base.ctx;
     lora_status status;
     lora_error err = {0};
     void *memory = NULL;
     lora_weight host = g->matrix.w;
-    if (lora_py_is_host(ctx) || Py_IS_TYPE(g->keep, lora_py_state_of(Py_TYPE((PyObject *)self))->parameter_type)) return 0;
+    if (place->is_vector ? g->vector.there : g->matrix.there) return 0;
     LORA_PY_CALL(ctx, status,
                  place->is_vector ? lora_vector_place(ctx, g->vector.data, g->vector.n, &g->vector.data, &memory, &err)
                                   : lora_weight_place(ctx, &host, &g->matrix.w, &memory, &err));

@@ -1,56 +1,18 @@
-/* A Parameter for other libraries, without a copy: DLPack.
- * Source   github.com/dmlc/dlpack, include/dlpack/dlpack.h (version 1.0); data-apis.org/array-api, __dlpack__ and __dlpack_device__ */
+/* A Parameter or a DeviceArray for other libraries, without a copy. */
 #include "lora_c/bindings/py_dlpack.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "lora_c/bindings/py_devices.h"
+#include "lora_c/bindings/py_devicearray.h"
 
-typedef lora_py_parameter parameter;
-
-/* The structs as DLPack lays them out. */
-enum { DL_CPU = 1, DL_CUDA = 2, DL_FLOAT = 2, DL_MAJOR = 1, DL_MINOR = 0 };
-
-typedef struct dl_device {
-    int32_t type, id;
-} dl_device;
-
-typedef struct dl_tensor {
-    void *data;
-    dl_device device;
-    int32_t ndim;
-    struct {
-        uint8_t code, bits;
-        uint16_t lanes;
-    } dtype;
-    int64_t *shape, *strides; /* in elements */
-    uint64_t byte_offset;
-} dl_tensor;
-
-typedef struct dl_managed {
-    dl_tensor tensor;
-    void *holder;
-    void (*deleter)(struct dl_managed *self);
-} dl_managed;
-
-typedef struct dl_managed_versioned {
-    struct {
-        uint32_t major, minor;
-    } version;
-    void *holder;
-    void (*deleter)(struct dl_managed_versioned *self);
-    uint64_t flags;
-    dl_tensor tensor;
-} dl_managed_versioned;
-
-/* What a capsule gives away: it holds the Parameter, and with it its memory. */
+/* What a capsule gives away: it holds the object, and with it its memory. */
 typedef struct exported {
     union {
-        dl_managed plain;
-        dl_managed_versioned versioned;
+        lora_dl_managed plain;
+        lora_dl_managed_versioned versioned;
     } as;
-    PyObject *parameter;
+    PyObject *of;
     int64_t shape[LORA_PY_MAX_DIMS], strides[LORA_PY_MAX_DIMS];
 } exported;
 
@@ -58,15 +20,15 @@ typedef struct exported {
 static void end_export(exported *e) {
     if (!Py_IsInitialized()) return;
     PyGILState_STATE gil = PyGILState_Ensure();
-    Py_DECREF(e->parameter);
+    Py_DECREF(e->of);
     PyMem_RawFree(e);
     PyGILState_Release(gil);
 }
-static void end_plain(dl_managed *self) { end_export(self->holder); }
-static void end_versioned(dl_managed_versioned *self) { end_export(self->holder); }
+static void end_plain(lora_dl_managed *self) { end_export(self->holder); }
+static void end_versioned(lora_dl_managed_versioned *self) { end_export(self->holder); }
 
 /* A capsule under its first name was taken by nobody; consumers rename it. */
-static const char PLAIN[] = "dltensor", VERSIONED[] = "dltensor_versioned";
+static const char PLAIN[] = LORA_PY_DLTENSOR, VERSIONED[] = LORA_PY_DLTENSOR_VERSIONED;
 static void end_capsule(PyObject *capsule) {
     if (PyCapsule_IsValid(capsule, PLAIN)) end_plain(PyCapsule_GetPointer(capsule, PLAIN));
     if (PyCapsule_IsValid(capsule, VERSIONED)) end_versioned(PyCapsule_GetPointer(capsule, VERSIONED));
@@ -74,57 +36,71 @@ static void end_capsule(PyObject *capsule) {
 
 /* --- devices --- */
 
-static int device_of(const parameter *self, dl_device *out) {
-    const char *name = lora_ctx_device(self->base.ctx);
-    if (lora_py_is_host(self->base.ctx)) {
-        *out = (dl_device){.type = DL_CPU};
-        return 0;
-    }
-    if (strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':')) {
-        *out = (dl_device){.type = DL_CUDA, .id = name[4] ? (int32_t)strtol(name + 5, NULL, 10) : 0};
-        return 0;
-    }
-    PyErr_Format(PyExc_BufferError, "Parameter: expected one on the CPU or on an NVIDIA GPU, got one on device %s; use its read()", name);
+int lora_py_cuda_number(const char *device) {
+    if (strncmp(device, "cuda", 4) != 0 || (device[4] != '\0' && device[4] != ':')) return -1;
+    return device[4] ? (int)strtol(device + 5, NULL, 10) : 0;
+}
+
+static lora_ctx *context_of(PyObject *o) { return ((lora_py_object *)o)->ctx; }
+
+static int device_of(PyObject *o, lora_dl_device *out) {
+    const char *name = lora_ctx_device(context_of(o));
+    int number = lora_py_cuda_number(name), is_array = lora_py_is_devicearray(o);
+    *out = (lora_dl_device){.type = DL_CPU};
+    if (lora_py_is_host(context_of(o))) return 0;
+    *out = (lora_dl_device){.type = DL_CUDA, .id = number};
+    if (number >= 0) return 0;
+    PyErr_Format(PyExc_BufferError, "%s: expected one on the CPU or on an NVIDIA GPU, got one on device %s; use its %s",
+                 is_array ? "DeviceArray" : "Parameter", name, is_array ? "to('cpu')" : "read()");
     return -1;
 }
 
 PyObject *lora_py_dlpack_device(PyObject *o, PyObject *unused) {
     (void)unused;
-    dl_device device;
-    return device_of((parameter *)o, &device) < 0 ? NULL : Py_BuildValue("(ii)", (int)device.type, (int)device.id);
+    lora_dl_device device;
+    return device_of(o, &device) < 0 ? NULL : Py_BuildValue("(ii)", (int)device.type, (int)device.id);
 }
 
 /* --- capsules --- */
 
-static void describe(parameter *self, dl_device device, exported *e, dl_tensor *t) {
+static int code_of(lora_py_kind kind) {
+    if (kind == LORA_PY_BF16) return DL_BFLOAT;
+    if (kind == LORA_PY_U8) return DL_UINT;
+    return kind == LORA_PY_I32 || kind == LORA_PY_I64 ? DL_INT : DL_FLOAT;
+}
+
+static void describe(const lora_py_extent *memory, lora_dl_device device, exported *e, lora_dl_tensor *t) {
     int64_t stride = 1;
-    for (int i = self->ndim - 1; i >= 0; i--) {
-        e->shape[i] = self->shape[i];
+    for (int i = memory->ndim - 1; i >= 0; i--) {
+        e->shape[i] = memory->shape[i];
         e->strides[i] = stride;
         stride *= e->shape[i];
     }
-    *t = (dl_tensor){.data = self->data, .device = device, .ndim = self->ndim, .shape = e->shape, .strides = e->strides};
-    t->dtype.code = DL_FLOAT;
-    t->dtype.bits = 32;
+    *t = (lora_dl_tensor){.data = memory->data, .device = device, .ndim = memory->ndim, .shape = e->shape, .strides = e->strides};
+    t->dtype.code = (uint8_t)code_of(memory->kind);
+    t->dtype.bits = (uint8_t)(8 * lora_py_itemsize(memory->kind));
     t->dtype.lanes = 1;
 }
 
-static PyObject *make_capsule(parameter *self, dl_device device, int versioned) {
+static PyObject *make_capsule(PyObject *o, lora_dl_device device, int versioned) {
+    lora_py_extent memory;
     exported *e = PyMem_RawCalloc(1, sizeof *e);
     if (!e) return PyErr_NoMemory();
-    describe(self, device, e, versioned ? &e->as.versioned.tensor : &e->as.plain.tensor);
+    (void)lora_py_extent_of(o, &memory);
+    describe(&memory, device, e, versioned ? &e->as.versioned.tensor : &e->as.plain.tensor);
     if (versioned) {
         e->as.versioned.version.major = DL_MAJOR;
         e->as.versioned.version.minor = DL_MINOR;
         e->as.versioned.holder = e;
         e->as.versioned.deleter = end_versioned;
+        e->as.versioned.flags = memory.readonly ? DL_READ_ONLY : 0;
     } else {
         e->as.plain.holder = e;
         e->as.plain.deleter = end_plain;
     }
     PyObject *capsule = PyCapsule_New(e, versioned ? VERSIONED : PLAIN, end_capsule);
     if (capsule)
-        e->parameter = Py_NewRef((PyObject *)self);
+        e->of = Py_NewRef(o);
     else
         PyMem_RawFree(e);
     return capsule;
@@ -147,8 +123,8 @@ static int knows_versions(PyObject *max_version) {
     return major >= DL_MAJOR;
 }
 
-/* Whether the host's memory is wanted of a Parameter that lies elsewhere; -1 with an exception. */
-static int wants_host(PyObject *wanted, dl_device own) {
+/* Whether the host's memory is wanted of what lies elsewhere; -1 with an exception. */
+static int wants_host(PyObject *wanted, lora_dl_device own) {
     int type, id;
     if (wanted == Py_None) return 0;
     if (!PyTuple_Check(wanted) || !PyArg_ParseTuple(wanted, "ii", &type, &id)) {
@@ -162,26 +138,37 @@ static int wants_host(PyObject *wanted, dl_device own) {
     return -1;
 }
 
-static int check_stream(PyObject *stream, dl_device own) {
+static int check_stream(PyObject *stream, lora_dl_device own) {
     if (stream == Py_None) return 0;
     if (own.type == DL_CUDA && PyLong_Check(stream)) return 0;
     return lora_py_refuse(PyExc_BufferError, own.type == DL_CPU ? "stream: expected None on the CPU" : "stream: expected an int or None",
                           stream);
 }
 
-/* What the device was asked for has ended, whichever stream the consumer reads on. -1 with an exception. */
-static int settle(parameter *self) {
+/* What the device was asked for comes before what the consumer asks for on its stream. Its library's default streams (1, 2, and None,
+ * which is 1) are not asked to wait: the host does. -1: the consumer takes care itself. */
+static lora_status settle(lora_ctx *ctx, long long stream, lora_error *err) {
+    enum { NO_ORDER = -1, LAST_DEFAULT = 2 };
+    if (stream == NO_ORDER) return lora_device_check(ctx, err);
+    if (stream <= LAST_DEFAULT) return lora_sync(ctx, err);
+    return lora_stream_follows(ctx, (void *)(uintptr_t)stream, lora_ctx_stream(ctx), err);
+}
+
+static int order(PyObject *o, PyObject *stream) {
+    lora_ctx *ctx = context_of(o);
+    long long number = stream == Py_None ? 1 : PyLong_AsLongLong(stream);
+    if (PyErr_Occurred()) return -1;
     lora_status status;
     lora_error err = {0};
-    LORA_PY_CALL(self->base.ctx, status, lora_sync(self->base.ctx, &err));
+    LORA_PY_CALL(ctx, status, settle(ctx, number, &err));
     if (status == LORA_OK) return 0;
-    lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), &err);
+    lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
     return -1;
 }
 
 /* A copy is an array of NumPy's, which exports itself. */
 static PyObject *export_copy(PyObject *o, PyObject *max_version) {
-    PyObject *copy = PyObject_CallMethod(o, "read", NULL), *capsule = NULL;
+    PyObject *copy = PyObject_CallMethod(o, "to", "s", "cpu"), *capsule = NULL;
     PyObject *method = copy ? PyObject_GetAttrString(copy, "__dlpack__") : NULL, *none = method ? PyTuple_New(0) : NULL;
     PyObject *options = !none ? NULL : max_version == Py_None ? PyDict_New() : Py_BuildValue("{s:O}", "max_version", max_version);
     if (options) capsule = PyObject_Call(method, none, options);
@@ -194,11 +181,10 @@ static PyObject *export_copy(PyObject *o, PyObject *max_version) {
 
 PyObject *lora_py_dlpack(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
-    parameter *self = (parameter *)o;
     dlpack_request r = {.stream = Py_None, .max_version = Py_None, .device = Py_None, .copy = Py_None};
-    dl_device own;
+    lora_dl_device own;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &r.stream, &r.max_version, &r.device, &r.copy)) return NULL;
-    if (device_of(self, &own) < 0) return NULL;
+    if (device_of(o, &own) < 0) return NULL;
     int versioned = knows_versions(r.max_version), host = versioned < 0 ? -1 : wants_host(r.device, own);
     int copy = host < 0 || r.copy == Py_None ? -1 : PyObject_IsTrue(r.copy);
     if (host < 0 || PyErr_Occurred() || check_stream(r.stream, own) < 0) return NULL;
@@ -211,5 +197,20 @@ PyObject *lora_py_dlpack(PyObject *o, PyObject *args, PyObject *kwargs) {
         return NULL;
     }
     if (host || copy == 1) return export_copy(o, r.max_version);
-    return settle(self) < 0 ? NULL : make_capsule(self, own, versioned);
+    if (!versioned && lora_py_is_devicearray(o) && ((lora_py_devicearray *)o)->readonly) {
+        PyErr_SetString(PyExc_BufferError, "max_version: expected (1, 0) or later for read-only memory, which older capsules cannot say");
+        return NULL;
+    }
+    return order(o, r.stream) < 0 ? NULL : make_capsule(o, own, versioned);
 }
+
+const char lora_py_dlpack_doc[] =
+    "__dlpack__($self, /, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
+    "Return a DLPack capsule of the values, without a copy: of the CPU's memory or of an NVIDIA GPU's.\n\n"
+    "What was asked for before comes first for whoever reads on stream, the number of a CUDA stream; for the default streams the host\n"
+    "waits, with -1 nobody does. What a consumer writes, or reads, must have ended before the next use here, or before the end of the\n"
+    "memory. dl_device=(1, 0) of a GPU's memory is a copy on the CPU.\n\n"
+    "Raises\n------\nBufferError\n    What is asked for cannot be had.";
+const char lora_py_dlpack_device_doc[] = "__dlpack_device__($self, /)\n--\n\n"
+                                         "Return DLPack's (type, number) of the device: (1, 0) the CPU, (2, n) cuda:n.\n\n"
+                                         "Raises\n------\nBufferError\n    It is another device.";

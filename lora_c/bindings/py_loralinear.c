@@ -1,8 +1,10 @@
 /* LoRALinear: y = W x + b + s B A x with a frozen W. No state is kept between forward and backward. */
-#include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_devicearray.h"
 
 #include <math.h>
 #include <string.h>
+
+#include "lora_c/place.h"
 
 typedef struct loralinear {
     lora_py_object base;
@@ -43,10 +45,40 @@ static void linear_dealloc(PyObject *o) {
 
 /* --- construction ------------------------------------------------------------------------------------------------- */
 
+/* What the layer reads on its device: what is there already, or a copy of what the host has. *keep becomes what owns it. */
+static int keep_placed(const loralinear *self, lora_py_state *state, lora_status status, void *memory, const lora_error *err,
+                       PyObject **keep) {
+    PyObject *placed = status == LORA_OK ? lora_py_hold(&self->base, memory) : lora_py_raise(state, err);
+    Py_SETREF(*keep, placed);
+    return placed ? 0 : -1;
+}
+
+static int set_base(loralinear *self, lora_py_state *state) {
+    lora_ctx *ctx = self->base.ctx;
+    if (lora_py_get_weight(state, ctx, self->given, "base", &self->weight) < 0) return -1;
+    if (self->weight.there) return 0;
+    lora_status status;
+    lora_error err = {0};
+    lora_weight host = self->weight.w;
+    void *memory = NULL;
+    LORA_PY_CALL(ctx, status, lora_weight_place(ctx, &host, &self->weight.w, &memory, &err));
+    return keep_placed(self, state, status, memory, &err, &self->weight.keep);
+}
+
+static int place_bias(const loralinear *self, lora_py_state *state, lora_py_vector *bias) {
+    lora_ctx *ctx = self->base.ctx;
+    if (bias->there) return 0;
+    lora_status status;
+    lora_error err = {0};
+    void *memory = NULL;
+    LORA_PY_CALL(ctx, status, lora_vector_place(ctx, bias->data, bias->n, &bias->data, &memory, &err));
+    return keep_placed(self, state, status, memory, &err, &bias->keep);
+}
+
 static int set_bias(loralinear *self, lora_py_state *state, PyObject *bias) {
     if (bias == Py_None) return 0;
     lora_py_vector given;
-    if (lora_py_get_vector(state, state->ctx, bias, "bias", &given) < 0) return -1;
+    if (lora_py_get_vector(state, self->base.ctx, bias, "bias", &given) < 0 || place_bias(self, state, &given) < 0) return -1;
     self->bias = given.data;
     self->dbias = given.grad;
     self->bias_keep = given.keep;
@@ -70,6 +102,32 @@ static int refresh_norm(loralinear *self) {
     return -1;
 }
 
+/* A's start, drawn by the host wherever the layer lies: the same everywhere. */
+static int draw_A(const loralinear *self) {
+    size_t bytes = (size_t)self->A->size * sizeof(float);
+    float *drawn = lora_py_is_host(self->base.ctx) ? self->A->data : PyMem_RawMalloc(bytes);
+    if (!drawn) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    lora_adapter_init(self->rank, self->weight.w.cols, self->seed, drawn);
+    if (drawn == self->A->data) return 0;
+    int status = lora_py_upload(&self->base, self->A->data, drawn, bytes);
+    PyMem_RawFree(drawn);
+    return status;
+}
+
+/* The magnitude that changes nothing. */
+static int copy_norm(const loralinear *self, lora_py_state *state) {
+    int64_t N = self->weight.w.rows;
+    lora_mat from = lora_mat_f32(self->norm, 1, N, N), to = lora_mat_f32(self->magnitude->data, 1, N, N);
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(self->base.ctx, status, lora_copy_rows(self->base.ctx, from, NULL, to, NULL, false, &err));
+    if (status != LORA_OK) lora_py_raise(state, &err);
+    return status == LORA_OK ? 0 : -1;
+}
+
 /* A, B, and DoRA's magnitude, which starts from the lengths that the rows have. */
 static int set_adapter(loralinear *self, lora_py_state *state, PyObject *A, PyObject *B, PyObject *magnitude, int use_dora) {
     int64_t K = self->weight.w.cols, N = self->weight.w.rows;
@@ -83,14 +141,13 @@ static int set_adapter(loralinear *self, lora_py_state *state, PyObject *A, PyOb
         PyErr_SetString(PyExc_ValueError, "B: expected a Parameter of its own, got the one of A");
         return -1;
     }
-    if (lora_py_set_parts(state, parts, n_parts) < 0) return -1;
-    if (A == Py_None) lora_adapter_init(self->rank, K, self->seed, self->A->data);
+    if (lora_py_set_parts(state, lora_py_device_of(self), parts, n_parts) < 0) return -1;
+    if (A == Py_None && draw_A(self) < 0) return -1;
     if (!has_magnitude) return 0;
     size_t bytes = (size_t)N * sizeof(float);
-    self->norm = lora_py_alloc(state->ctx, LORA_MEM_SCRATCH, bytes, "norm");
+    self->norm = lora_py_alloc(self->base.ctx, LORA_MEM_SCRATCH, bytes, "norm");
     if (!self->norm || refresh_norm(self) < 0) return -1;
-    if (magnitude == Py_None) memcpy(self->magnitude->data, self->norm, bytes);
-    return 0;
+    return magnitude == Py_None ? copy_norm(self, state) : 0;
 }
 
 /* The buffer ends where a part lies elsewhere; a bias belongs to it only where it follows. */
@@ -138,20 +195,24 @@ static int check_numbers(const loralinear *self) {
 }
 
 static PyObject *make_linear(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"base", "r",    "lora_alpha", "lora_dropout", "bias",      "A",
-                            "B",    "seed", "use_rslora", "use_dora",     "magnitude", NULL};
+    static char *names[] = {"base", "r",          "lora_alpha", "lora_dropout", "bias",   "A", "B",
+                            "seed", "use_rslora", "use_dora",   "magnitude",    "device", NULL};
     PyObject *given, *bias = Py_None, *A = Py_None, *B = Py_None, *magnitude = Py_None;
     int64_t rank = 8;
     double dropout = 0.0;
     uint64_t seed = 0;
     int rslora = 0, dora = 0;
     double alpha = 8;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&$ddOOOO&ppO:LoRALinear", names, &given, lora_py_whole, &rank, &alpha, &dropout,
-                                     &bias, &A, &B, seed_converter, &seed, &rslora, &dora, &magnitude))
+    const char *name = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&$ddOOOO&ppOz:LoRALinear", names, &given, lora_py_whole, &rank, &alpha, &dropout,
+                                     &bias, &A, &B, seed_converter, &seed, &rslora, &dora, &magnitude, &name))
         return NULL;
     lora_py_state *state = lora_py_state_of(type);
+    lora_py_device device = lora_py_device_given(state, given);
+    if (name && lora_py_find_device(state, name, &device) < 0) return NULL;
     loralinear *self = lora_py_new(type);
     if (!self) return NULL;
+    lora_py_put_on(self, device);
     self->rank = rank;
     self->dropout = dropout;
     self->seed = seed;
@@ -159,7 +220,7 @@ static PyObject *make_linear(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (check_numbers(self) < 0) goto fail;
     self->scaling = self->lora_alpha / (rslora ? sqrt((double)rank) : (double)rank);
     self->given = Py_NewRef(given);
-    if (lora_py_get_weight(state, state->ctx, given, "base", &self->weight) < 0) goto fail;
+    if (set_base(self, state) < 0) goto fail;
     if (set_bias(self, state, bias) < 0 || set_adapter(self, state, A, B, magnitude, dora) < 0) goto fail;
     find_flat_size(self, state);
     return lora_py_publish(self);
@@ -203,17 +264,23 @@ static int read_step(const loralinear *self, PyObject *given, int training, uint
     return -1;
 }
 
+static PyObject *new_result(const loralinear *self, int ndim, const int64_t *shape, float **data) {
+    lora_py_state *state = lora_py_state_of(Py_TYPE((PyObject *)self));
+    return lora_py_new_on(state, lora_py_device_of(self), LORA_PY_F32, ndim, shape, 0, (void **)data);
+}
+
 /* The output for the leading dimensions of like and a last one of cols: out itself, checked, or a new array. */
-static PyObject *output(PyObject *out, const lora_py_array *like, int64_t cols, lora_py_array *held, float **data, int64_t *ld) {
+static PyObject *output(const loralinear *self, PyObject *out, const lora_py_array *like, int64_t cols, lora_py_array *held, float **data,
+                        int64_t *ld) {
     *held = (lora_py_array){0};
     if (out == Py_None) {
         int64_t shape[LORA_PY_MAX_DIMS];
         memcpy(shape, like->shape, sizeof shape);
         shape[like->ndim - 1] = cols;
         *ld = cols;
-        return lora_py_new_array(LORA_PY_F32, like->ndim, shape, 0, (void **)data);
+        return new_result(self, like->ndim, shape, data);
     }
-    if (lora_py_get(out, "out", LORA_PY_F32, LORA_PY_WRITABLE | LORA_PY_ROWS, held) < 0) return NULL;
+    if (lora_py_get_on(self->base.ctx, out, "out", LORA_PY_F32, LORA_PY_WRITABLE | LORA_PY_ROWS, held) < 0) return NULL;
     *data = held->data;
     *ld = held->ld;
     return lora_py_expect_last(held, cols, like) == 0 ? Py_NewRef(out) : NULL;
@@ -260,20 +327,22 @@ static PyObject *finish(loralinear *self, PyObject *result, lora_status status, 
     return lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), err);
 }
 
-PyDoc_STRVAR(forward_doc,
-             "forward($self, x, /, *, out=None, training=False, step=None)\n--\n\n"
-             "Compute y = x W^T + bias + s (drop(x) A^T) B^T.\n\n"
-             "Shapes\n------\nx (..., in_features); result (..., out_features).\n\n"
-             "Parameters\n----------\n"
-             "x : array\n    float32; rows may lie apart, elements of a row may not.\n"
-             "out : array, optional\n    float32, writable, apart from x and the weights.\n"
-             "training : bool\n    Apply lora_dropout.\n"
-             "step : int, optional\n    Chooses the dropout mask; give backward() the same. Needed where training with lora_dropout.\n\n"
-             "Returns\n-------\nndarray\n    out, or a new array.\n\n"
-             "Raises\n------\nValueError\n    A shape or stride does not fit, or out overlaps an input.\n"
-             "TypeError\n    Another element type.\nRuntimeError\n    Another thread is using this layer.\n\n"
-             "Notes\n-----\nError bound (2 K + R + 16) 2^-24 (|x||W| + s |x||A||B| + |bias|); the same bits for any number of threads.\n\n"
-             "Source\n------\nLoRA, arXiv:2106.09685, eq. 3; QLoRA, arXiv:2305.14314, eq. 5.");
+PyDoc_STRVAR(
+    forward_doc,
+    "forward($self, x, /, *, out=None, training=False, step=None)\n--\n\n"
+    "Compute y = x W^T + bias + s (drop(x) A^T) B^T.\n\n"
+    "Shapes\n------\nx (..., in_features); result (..., out_features).\n\n"
+    "Parameters\n----------\n"
+    "x : array\n    float32; rows may lie apart, elements of a row may not.\n"
+    "out : array, optional\n    float32, writable, apart from x and the weights.\n"
+    "training : bool\n    Apply lora_dropout.\n"
+    "step : int, optional\n    Chooses the dropout mask; give backward() the same. Needed where training with lora_dropout.\n\n"
+    "Returns\n-------\nndarray or DeviceArray\n    out, or a new array.\n\n"
+    "Raises\n------\nValueError\n    A shape or stride does not fit, or out overlaps an input.\n"
+    "TypeError\n    Another element type, or an array that lies elsewhere than the layer.\nRuntimeError\n    Another thread is using this "
+    "layer.\n\n"
+    "Notes\n-----\nError bound (2 K + R + 16) 2^-24 (|x||W| + s |x||A||B| + |bias|); the same bits for any number of threads.\n\n"
+    "Source\n------\nLoRA, arXiv:2106.09685, eq. 3; QLoRA, arXiv:2305.14314, eq. 5.");
 
 static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "out", "training", "step", NULL};
@@ -286,10 +355,10 @@ static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
         return NULL;
     lora_weight w = self->weight.w;
     lora_py_array x, held = {0};
-    if (lora_py_get(x_given, "x", LORA_PY_F32, LORA_PY_ROWS, &x) < 0) return NULL;
+    if (lora_py_get_on(self->base.ctx, x_given, "x", LORA_PY_F32, LORA_PY_ROWS, &x) < 0) return NULL;
     float *y;
     int64_t ldy;
-    PyObject *result = lora_py_expect_last(&x, w.cols, NULL) < 0 ? NULL : output(out, &x, w.rows, &held, &y, &ldy);
+    PyObject *result = lora_py_expect_last(&x, w.cols, NULL) < 0 ? NULL : output(self, out, &x, w.rows, &held, &y, &ldy);
     if (result && (lora_py_apart(&held, &x) < 0 || apart_from_weights(self, &held) < 0 || lora_py_enter(&self->base) < 0)) Py_CLEAR(result);
     if (result && refresh_norm(self) < 0) {
         lora_py_leave(&self->base);
@@ -314,17 +383,18 @@ static PyObject *linear_forward(PyObject *o, PyObject *args, PyObject *kwargs) {
     return result;
 }
 
-PyDoc_STRVAR(backward_doc, "backward($self, dy, x, /, *, out=None, training=False, step=None)\n--\n\n"
-                           "Compute dx = dy W + s drop\'((dy B) A) and add to A.grad and B.grad.\n\n"
-                           "Shapes\n------\ndy (..., out_features); x (..., in_features) as given to forward(); result like x.\n\n"
-                           "Parameters\n----------\n"
-                           "dy, x : array\n    float32; rows may lie apart.\n"
-                           "out : array, optional\n    float32, writable, apart from dy, x and the weights.\n"
-                           "training, step\n    As given to forward().\n\n"
-                           "Returns\n-------\nndarray\n    dx: out, or a new array. Overwritten, while the gradients are added to.\n\n"
-                           "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward().\n\n"
-                           "Notes\n-----\nx A^T is computed again, so that the layer keeps no activation.\n\n"
-                           "Source\n------\nLoRA, arXiv:2106.09685, eq. 3.");
+PyDoc_STRVAR(backward_doc,
+             "backward($self, dy, x, /, *, out=None, training=False, step=None)\n--\n\n"
+             "Compute dx = dy W + s drop\'((dy B) A) and add to A.grad and B.grad.\n\n"
+             "Shapes\n------\ndy (..., out_features); x (..., in_features) as given to forward(); result like x.\n\n"
+             "Parameters\n----------\n"
+             "dy, x : array\n    float32; rows may lie apart.\n"
+             "out : array, optional\n    float32, writable, apart from dy, x and the weights.\n"
+             "training, step\n    As given to forward().\n\n"
+             "Returns\n-------\nndarray or DeviceArray\n    dx: out, or a new array. Overwritten, while the gradients are added to.\n\n"
+             "Raises\n------\nValueError, TypeError, RuntimeError\n    As forward().\n\n"
+             "Notes\n-----\nx A^T is computed again, so that the layer keeps no activation.\n\n"
+             "Source\n------\nLoRA, arXiv:2106.09685, eq. 3.");
 
 static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "out", "training", "step", NULL};
@@ -340,10 +410,10 @@ static PyObject *linear_backward(PyObject *o, PyObject *args, PyObject *kwargs) 
     PyObject *result = NULL;
     float *dx;
     int64_t lddx;
-    if (lora_py_get(dy_given, "dy", LORA_PY_F32, LORA_PY_ROWS, &dy) < 0) return NULL;
-    if (lora_py_get(x_given, "x", LORA_PY_F32, LORA_PY_ROWS, &x) < 0) goto done;
+    if (lora_py_get_on(self->base.ctx, dy_given, "dy", LORA_PY_F32, LORA_PY_ROWS, &dy) < 0) return NULL;
+    if (lora_py_get_on(self->base.ctx, x_given, "x", LORA_PY_F32, LORA_PY_ROWS, &x) < 0) goto done;
     if (lora_py_expect_last(&x, w.cols, NULL) < 0 || lora_py_expect_last(&dy, w.rows, &x) < 0) goto done;
-    result = output(out, &x, w.cols, &held, &dx, &lddx);
+    result = output(self, out, &x, w.cols, &held, &dx, &lddx);
     if (!result) goto done;
     if (lora_py_apart(&held, &x) < 0 || lora_py_apart(&held, &dy) < 0 || apart_from_weights(self, &held) < 0 ||
         apart_from_gradients(self, &x) < 0 || apart_from_gradients(self, &dy) < 0 || lora_py_enter(&self->base) < 0) {
@@ -380,7 +450,7 @@ PyDoc_STRVAR(merge_doc,
              "merge($self, /, *, sign=1.0)\n--\n\n"
              "Return W + sign s B A; with DoRA g (W + s B A).\n\n"
              "Parameters\n----------\nsign : float\n    1 to merge, -1 to take a merged adapter out (not with DoRA: keep the base).\n\n"
-             "Returns\n-------\nndarray\n    float32, (out_features, in_features); each element is rounded once.\n\n"
+             "Returns\n-------\nndarray or DeviceArray\n    float32, (out_features, in_features); each element is rounded once.\n\n"
              "Source\n------\nLoRA, arXiv:2106.09685, section 4.1.");
 
 static PyObject *linear_merge(PyObject *o, PyObject *args, PyObject *kwargs) {
@@ -390,8 +460,8 @@ static PyObject *linear_merge(PyObject *o, PyObject *args, PyObject *kwargs) {
     loralinear *self = (loralinear *)o;
     lora_weight w = self->weight.w;
     const int64_t shape[] = {w.rows, w.cols};
-    void *merged;
-    PyObject *result = lora_py_new_array(LORA_PY_F32, 2, shape, 0, &merged);
+    float *merged;
+    PyObject *result = new_result(self, 2, shape, &merged);
     if (!result || lora_py_enter(&self->base) < 0) {
         Py_XDECREF(result);
         return NULL;
@@ -433,6 +503,13 @@ static PyObject *linear_parameters(PyObject *o, PyObject *unused) {
 
 static int linear_getbuffer(PyObject *o, Py_buffer *view, int flags) {
     loralinear *self = (loralinear *)o;
+    if (!lora_py_is_host(self->base.ctx)) {
+        view->obj = NULL;
+        PyErr_Format(PyExc_BufferError,
+                     "LoRALinear: expected one on the CPU, got one on device %s; use read() and write() of its parameters()",
+                     lora_ctx_device(self->base.ctx));
+        return -1;
+    }
     if (self->apart) {
         view->obj = NULL;
         PyErr_Format(PyExc_BufferError,
@@ -478,9 +555,11 @@ static PyObject *linear_repr(PyObject *o) {
     loralinear *self = (loralinear *)o;
     static const char *const kinds[] = {"float32", "bfloat16", "NF4", "GGML"};
     PyObject *alpha = PyFloat_FromDouble(self->lora_alpha);
-    PyObject *text = alpha ? PyUnicode_FromFormat("LoRALinear(in_features=%lld, out_features=%lld, r=%lld, lora_alpha=%R, base=%s)",
+    int is_host = lora_py_is_host(self->base.ctx);
+    PyObject *text = alpha ? PyUnicode_FromFormat("LoRALinear(in_features=%lld, out_features=%lld, r=%lld, lora_alpha=%R, base=%s%s%s%s)",
                                                   (long long)self->weight.w.cols, (long long)self->weight.w.rows, (long long)self->rank,
-                                                  alpha, kinds[self->weight.w.kind])
+                                                  alpha, kinds[self->weight.w.kind], is_host ? "" : ", device='",
+                                                  is_host ? "" : lora_ctx_device(self->base.ctx), is_host ? "" : "'")
                            : NULL;
     Py_XDECREF(alpha);
     return text;
@@ -498,6 +577,7 @@ static PyGetSetDef linear_getset[] = {
     GETTER("lora_alpha", ALPHA, "Numerator of the scale."),
     GETTER("scaling", SCALING, "s = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora."),
     GETTER("lora_dropout", DROPOUT, "Probability of zeroing an element of x on its way to A in training."),
+    {"device", lora_py_get_device, NULL, "The name of the device that it lies and computes on.", NULL},
     {0},
 };
 
@@ -524,13 +604,14 @@ static PyMethodDef linear_methods[] = {
 PyDoc_STRVAR(
     linear_doc,
     "LoRALinear(base, r=8, *, lora_alpha=8.0, lora_dropout=0.0, bias=None, A=None, B=None, seed=0, use_rslora=False, "
-    "use_dora=False, magnitude=None)\n--\n\n"
+    "use_dora=False, magnitude=None, device=None)\n--\n\n"
     "A linear layer with a LoRA adapter: y = W x + bias + s B A x.\n\n"
     "Shapes\n------\nbase (out_features, in_features); bias (out_features,); A (r, in_features); B (out_features, r).\n\n"
     "Parameters\n----------\n"
     "base : NF4Tensor, GGMLTensor, array or Parameter\n    Frozen as NF4Tensor, GGMLTensor or as a float32 or bfloat16 array, which is "
     "borrowed, not copied;\n"
-    "    trained as Parameter.\n"
+    "    trained as Parameter. On another device than the CPU also DeviceWeight and DeviceArray, which are borrowed; what the host\n"
+    "    has is copied there.\n"
     "r : int\n    Rank.\n"
     "lora_alpha : float\n    s = lora_alpha / r.\n"
     "lora_dropout : float\n    Dropout on the input of A while training.\n"
@@ -540,7 +621,10 @@ PyDoc_STRVAR(
     "seed : int\n    For A and for the dropout masks.\n"
     "use_rslora : bool\n    s = lora_alpha / sqrt(r).\n"
     "use_dora : bool\n    DoRA: y = g (W x + s B A x) + bias with g = magnitude / ||W + s B A|| by rows.\n"
-    "magnitude : array or Parameter, optional\n    (out_features,), implies use_dora; by default the row lengths of W + s B A.\n\n"
+    "magnitude : array or Parameter, optional\n    (out_features,), implies use_dora; by default the row lengths of W + s B A.\n"
+    "device : str, optional\n    Where it lies and computes, a name of devices(); by default where base lies. forward() and backward() "
+    "take "
+    "and give arrays\n    there.\n\n"
     "Raises\n------\nValueError\n    A shape or a number does not fit.\nTypeError\n    Another element type.\n\n"
     "Notes\n-----\nOne thread at a time per layer; a second one gets RuntimeError.\n\n"
     "The buffer protocol gives the parameters as one flat float32 array, writable: A, B, the magnitude where there is one, and a\n"

@@ -1,4 +1,4 @@
-/* Operations with a weight matrix, and attention, on NumPy arrays. */
+/* Operations with a weight matrix, and attention, on arrays of any device. */
 #include "lora_c/bindings/py_ops.h"
 
 #include <math.h>
@@ -15,6 +15,12 @@ static float *give_last(lora_py_call *c, const lora_py_array *like, int64_t cols
 static float *give_matrix(lora_py_call *c, int64_t rows, int64_t cols) {
     const int64_t shape[] = {rows, cols};
     return lora_py_give(c, 2, shape, 1);
+}
+
+/* The ids of a call, for the device; weight NULL: each of them is looked at. NULL with an exception. */
+static const int32_t *send_ids(lora_py_call *c, const char *name, int64_t end, const float *weight) {
+    if (lora_py_check_ids(c, name, end, weight) < 0) return NULL;
+    return lora_py_send(c, c->ids.data, (size_t)c->ids.n * sizeof *c->ids.data, name);
 }
 
 /* --- linear ------------------------------------------------------------------------------------------------------- */
@@ -37,7 +43,7 @@ static PyObject *op_linear(PyObject *module, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:linear", names, &x_given, &w_given, &bias_given)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     lora_py_array *x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS), *bias = NULL;
-    if (!x || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    if (!x || lora_py_take_weight(&c, w_given, "w") < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     if (lora_py_expect_last(x, w->cols, NULL) < 0) return lora_py_abandon(&c);
     if (bias_given != Py_None && (!(bias = lora_py_take(&c, bias_given, "bias", 0)) || lora_py_expect(bias, 1, &w->rows) < 0))
@@ -46,8 +52,7 @@ static PyObject *op_linear(PyObject *module, PyObject *args, PyObject *kwargs) {
     if (!y) return lora_py_abandon(&c);
     lora_status status;
     lora_linear_layer layer = {.w = w, .bias = bias ? bias->data : NULL, .y = lora_mat_f32(y, x->rows, w->rows, w->rows)};
-    LORA_PY_CALL(c.state->ctx, status,
-                 lora_linear_forward(c.state->ctx, lora_mat_f32(x->data, x->rows, w->cols, x->ld), 1, &layer, &c.err));
+    LORA_PY_RUN(c, status, lora_linear_forward(c.at.ctx, lora_mat_f32(x->data, x->rows, w->cols, x->ld), 1, &layer, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -69,7 +74,7 @@ static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:linear_backward", names, &dy_given, &w_given, &x_given)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     lora_py_array *dy = lora_py_take(&c, dy_given, "dy", LORA_PY_ROWS), *x = NULL;
-    if (!dy || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    if (!dy || lora_py_take_weight(&c, w_given, "w") < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     if (lora_py_expect_last(dy, w->rows, NULL) < 0) return lora_py_abandon(&c);
     if (x_given != Py_None && (!(x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS)) || lora_py_expect_last(x, w->cols, dy) < 0))
@@ -80,8 +85,8 @@ static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *
     lora_status status;
     lora_linear_gradient gradient = {.dy = lora_mat_f32(dy->data, dy->rows, w->rows, dy->ld), .w = w, .dW = dw, .dbias = dbias};
     lora_mat input = x ? lora_mat_f32(x->data, x->rows, w->cols, x->ld) : lora_mat_none();
-    LORA_PY_CALL(c.state->ctx, status,
-                 lora_linear_backward(c.state->ctx, input, 1, &gradient, lora_mat_f32(dx, dy->rows, w->cols, w->cols), false, &c.err));
+    LORA_PY_RUN(c, status,
+                lora_linear_backward(c.at.ctx, input, 1, &gradient, lora_mat_f32(dx, dy->rows, w->cols, w->cols), false, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -99,13 +104,13 @@ static PyObject *op_embedding(PyObject *module, PyObject *args) {
     PyObject *ids_given, *w_given;
     if (!PyArg_ParseTuple(args, "OO:embedding", &ids_given, &w_given)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
-    if (lora_py_get_ids(ids_given, "ids", &c.ids) < 0 || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0)
-        return lora_py_abandon(&c);
+    if (lora_py_get_ids(ids_given, "ids", &c.ids) < 0 || lora_py_take_weight(&c, w_given, "w") < 0) return lora_py_abandon(&c);
     int64_t M = c.ids.n, H = c.weight.w.cols;
-    float *y = give_matrix(&c, M, H);
+    const int32_t *ids = send_ids(&c, "ids", c.weight.w.rows, NULL);
+    float *y = ids ? give_matrix(&c, M, H) : NULL;
     if (!y) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_embedding_forward(c.state->ctx, c.ids.data, &c.weight.w, lora_mat_f32(y, M, H, H), &c.err));
+    LORA_PY_RUN(c, status, lora_embedding_forward(c.at.ctx, ids, &c.weight.w, lora_mat_f32(y, M, H, H), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -131,11 +136,11 @@ static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
     lora_py_array *dy = lora_py_take(&c, dy_given, "dy", 0);
     const int64_t shape[] = {c.ids.n, -1};
     if (!dy || lora_py_expect(dy, 2, shape) < 0) return lora_py_abandon(&c);
-    float *dw = give_matrix(&c, V, dy->cols);
+    const int32_t *ids = send_ids(&c, "ids", V, NULL);
+    float *dw = ids ? give_matrix(&c, V, dy->cols) : NULL;
     if (!dw) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status,
-                 lora_embedding_backward(c.state->ctx, c.ids.data, lora_py_mat(dy), lora_mat_f32(dw, V, dy->cols, dy->cols), &c.err));
+    LORA_PY_RUN(c, status, lora_embedding_backward(c.at.ctx, ids, lora_py_mat(dy), lora_mat_f32(dw, V, dy->cols, dy->cols), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -158,6 +163,18 @@ PyDoc_STRVAR(
     "dw like w.\n\n"
     "Raises\n------\nValueError\n    A target is not in 0 ... V - 1 where loss_weight is not 0, or a shape does not fit.");
 
+/* loss->loss_sum is an address of the host. */
+static lora_status run_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, lora_loss *loss, lora_mat dx, float *dw,
+                                     lora_error *err) {
+    double *sum = loss->loss_sum;
+    void *there;
+    LORA_TRY(lora_output_open(ctx, sum, sizeof *sum, &there, err));
+    loss->loss_sum = there;
+    lora_status status = lora_linear_cross_entropy(ctx, x, w, loss, dx, dw, err);
+    LORA_TRY(lora_output_close(ctx, sum, sizeof *sum, there, status, err));
+    return lora_sync(ctx, err);
+}
+
 static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "", "gradients", "grad_scale", "logit_scale", "logit_softcap", NULL};
     PyObject *x_given, *w_given, *targets_given, *weight_given;
@@ -169,22 +186,21 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
         return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
     lora_py_array *x = lora_py_take(&c, x_given, "x", 0);
-    if (!x || lora_py_get_weight(c.state, c.state->ctx, w_given, "w", &c.weight) < 0) return lora_py_abandon(&c);
+    if (!x || lora_py_take_weight(&c, w_given, "w") < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
     const int64_t x_shape[] = {-1, w->cols};
     if (lora_py_expect(x, 2, x_shape) < 0 || lora_py_get_ids(targets_given, "targets", &c.ids) < 0 ||
         lora_py_expect(&c.ids.array, 1, &x->rows) < 0)
         return lora_py_abandon(&c);
-    lora_py_array *weight = lora_py_take(&c, weight_given, "loss_weight", 0);
-    if (!weight || lora_py_expect(weight, 1, &x->rows) < 0 || lora_py_detach(weight) < 0)
-        return lora_py_abandon(&c); /* says which targets are read */
+    lora_py_array *weight = lora_py_take_host(&c, weight_given, "loss_weight", x->rows); /* says which targets are read */
+    const int32_t *targets = weight ? send_ids(&c, "targets", w->rows, weight->data) : NULL;
+    const float *loss_weight = targets ? lora_py_send(&c, weight->data, (size_t)x->rows * sizeof(float), "loss_weight") : NULL;
+    if (!loss_weight) return lora_py_abandon(&c);
     float *dx = NULL, *dw = NULL;
     if (gradients && (!(dx = lora_py_give_like(&c, x)) || !(dw = give_matrix(&c, w->rows, w->cols)))) return lora_py_abandon(&c);
-    lora_loss loss = {
-        .targets = c.ids.data, .loss_weight = weight->data, .grad_scale = (float)grad_scale, .loss_sum = &loss_sum, .map = map};
+    lora_loss loss = {.targets = targets, .loss_weight = loss_weight, .grad_scale = (float)grad_scale, .loss_sum = &loss_sum, .map = map};
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status,
-                 lora_linear_cross_entropy(c.state->ctx, lora_py_mat(x), w, &loss, lora_py_mat_like(dx, x), dw, &c.err));
+    LORA_PY_RUN(c, status, run_cross_entropy(c.at.ctx, lora_py_mat(x), w, &loss, lora_py_mat_like(dx, x), dw, &c.err));
     PyObject *result = lora_py_end(&c, status);
     if (!result || !gradients) {
         Py_XDECREF(result);
@@ -210,6 +226,15 @@ PyDoc_STRVAR(
     "Returns\n-------\nfloat, or (float, dy)\n    Sum of loss_weight times the mean of a row; dy like y.\n\n"
     "Raises\n------\nValueError\n    There is no such kind, or a shape does not fit.");
 
+static lora_status run_values_loss(lora_ctx *ctx, lora_mat y, lora_values *loss, lora_mat dy, lora_error *err) {
+    double *sum = loss->loss_sum;
+    void *there;
+    LORA_TRY(lora_output_open(ctx, sum, sizeof *sum, &there, err));
+    loss->loss_sum = there;
+    LORA_TRY(lora_output_close(ctx, sum, sizeof *sum, there, lora_values_loss(ctx, y, loss, dy, err), err));
+    return lora_sync(ctx, err);
+}
+
 static PyObject *op_values_loss(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "kind", "gradients", "grad_scale", NULL};
     PyObject *y_given, *values_given, *weight_given;
@@ -227,17 +252,18 @@ static PyObject *op_values_loss(PyObject *module, PyObject *args, PyObject *kwar
     const int64_t shape[] = {-1, -1};
     if (!y || lora_py_expect(y, 2, shape) < 0) return lora_py_abandon(&c);
     lora_py_array *values = lora_py_take_like(&c, values_given, "values", y), *weight = NULL;
-    if (!values || !(weight = lora_py_take(&c, weight_given, "loss_weight", 0)) || lora_py_expect(weight, 1, &y->rows) < 0)
-        return lora_py_abandon(&c);
+    if (!values || !(weight = lora_py_take_host(&c, weight_given, "loss_weight", y->rows))) return lora_py_abandon(&c);
+    const float *loss_weight = lora_py_send(&c, weight->data, (size_t)y->rows * sizeof(float), "loss_weight");
+    if (!loss_weight) return lora_py_abandon(&c);
     float *dy = NULL;
     if (gradients && !(dy = lora_py_give_like(&c, y))) return lora_py_abandon(&c);
     lora_values loss = {.kind = squared ? LORA_VALUES_SQUARED_ERROR : LORA_VALUES_BINARY_ENTROPY,
                         .values = values->data,
-                        .loss_weight = weight->data,
+                        .loss_weight = loss_weight,
                         .grad_scale = (float)grad_scale,
                         .loss_sum = &loss_sum};
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_values_loss(c.state->ctx, lora_py_mat(y), &loss, lora_py_mat_like(dy, y), &c.err));
+    LORA_PY_RUN(c, status, run_values_loss(c.at.ctx, lora_py_mat(y), &loss, lora_py_mat_like(dy, y), &c.err));
     PyObject *result = lora_py_end(&c, status);
     if (!result || !gradients) {
         Py_XDECREF(result);
@@ -253,10 +279,11 @@ static PyObject *op_values_loss(PyObject *module, PyObject *args, PyObject *kwar
 typedef struct attention_args {
     lora_attention_shape shape;
     int64_t M, n_segments;
-    const int32_t *cu;
+    const int32_t *cu, *cu_there; /* of the host, and for the device */
     const float *q, *k, *v, *dout;
     float *o, *lse, *dq, *dk, *dv;
-    int64_t *start, *length; /* (n_segments) each, one allocation */
+    int64_t *table;                /* start and length, (n_segments) each, of the host */
+    const int64_t *start, *length; /* for the device */
 } attention_args;
 
 /* Shapes of q, k, v and the segments; what the segments must satisfy the library checks. */
@@ -300,11 +327,7 @@ static int attention_inputs(lora_py_call *c, PyObject *const given[4], double sc
 
 static lora_status run_attention(lora_ctx *ctx, attention_args *a, lora_error *err) {
     int64_t M = a->M, D = a->shape.head_dim, width = a->shape.n_heads * D, kv_width = a->shape.n_kv_heads * D;
-    for (int64_t s = 0; s < a->n_segments; s++) {
-        a->start[s] = a->cu[s];
-        a->length[s] = a->cu[s + 1] - a->cu[s];
-    }
-    lora_segments segments = {.n = a->n_segments, .cu_seqlens = a->cu, .on_device = a->cu};
+    lora_segments segments = {.n = a->n_segments, .cu_seqlens = a->cu, .on_device = a->cu_there};
     lora_kv kv = {.k = a->k, .v = a->v, .ldk = kv_width, .ldv = kv_width, .start = a->start, .length = a->length};
     lora_mat q = lora_mat_f32(a->q, M, width, width), o = lora_mat_f32(a->o, M, width, width);
     LORA_TRY(lora_attention_forward(ctx, &a->shape, &segments, q, &kv, o, a->lse, err));
@@ -321,11 +344,36 @@ static lora_status run_attention(lora_ctx *ctx, attention_args *a, lora_error *e
     return lora_attention_backward(ctx, &a->shape, &segments, &gradient, err);
 }
 
-/* Memory for the tables of the segments; -1 with an exception. */
-static int attention_tables(lora_ctx *ctx, attention_args *a) {
-    a->start = lora_py_alloc(ctx, LORA_MEM_SCRATCH, 2 * (size_t)a->n_segments * sizeof *a->start, "cu_seqlens");
-    a->length = a->start ? a->start + a->n_segments : NULL;
-    return a->start ? 0 : -1;
+/* The tables of the segments; -1 with an exception. */
+static int attention_tables(lora_py_call *c, attention_args *a) {
+    size_t n = (size_t)a->n_segments;
+    a->table = PyMem_RawMalloc(2 * n * sizeof *a->table);
+    if (!a->table) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t s = 0; s < n; s++) {
+        a->table[s] = a->cu[s];
+        a->table[n + s] = a->cu[s + 1] - a->cu[s];
+    }
+    a->start = lora_py_send(c, a->table, 2 * n * sizeof *a->table, "cu_seqlens");
+    a->length = a->start ? a->start + n : NULL;
+    a->cu_there = a->start ? lora_py_send(c, a->cu, (n + 1) * sizeof *a->cu, "cu_seqlens") : NULL;
+    return a->cu_there ? 0 : -1;
+}
+
+/* The end of a call that could compute, or not: with an exception then. */
+static PyObject *end_attention(lora_py_call *c, attention_args *a, int ready) {
+    PyObject *result = NULL;
+    if (ready) {
+        lora_status status;
+        LORA_PY_RUN(*c, status, run_attention(c->at.ctx, a, &c->err));
+        result = lora_py_end(c, status);
+    } else {
+        (void)lora_py_abandon(c);
+    }
+    PyMem_RawFree(a->table);
+    return result;
 }
 
 PyDoc_STRVAR(attention_doc, "attention($module, q, k, v, cu_seqlens, /, *, scale=None, sliding_window=0, softcap=0.0)\n--\n\n"
@@ -364,14 +412,10 @@ static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs
                                      scale_converter, &scale, lora_py_whole, &window, &softcap))
         return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
-    attention_args a;
-    if (attention_inputs(&c, given, scale, window, softcap, &a) < 0 || !(a.o = lora_py_give_like(&c, &c.in[0])) ||
-        attention_tables(c.state->ctx, &a) < 0)
-        return lora_py_abandon(&c);
-    lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, run_attention(c.state->ctx, &a, &c.err));
-    lora_ctx_free(c.state->ctx, a.start);
-    return lora_py_end(&c, status);
+    attention_args a = {0};
+    int ready = attention_inputs(&c, given, scale, window, softcap, &a) == 0 && (a.o = lora_py_give_like(&c, &c.in[0])) != NULL &&
+                attention_tables(&c, &a) == 0;
+    return end_attention(&c, &a, ready);
 }
 
 PyDoc_STRVAR(attention_backward_doc,
@@ -388,6 +432,17 @@ PyDoc_STRVAR(attention_backward_doc,
              "Raises\n------\nValueError, TypeError\n    As attention().\n\n"
              "Source\n------\nFlashAttention-2, arXiv:2307.08691, algorithm 2.");
 
+/* dout, what its gradients are written to, and what the forward pass makes again. */
+static int take_gradient(lora_py_call *c, PyObject *dout_given, attention_args *a) {
+    lora_py_array *dout = lora_py_take_like(c, dout_given, "dout", &c->in[0]);
+    if (!dout || !(a->dq = lora_py_give_like(c, &c->in[0])) || !(a->dk = lora_py_give_like(c, &c->in[1])) ||
+        !(a->dv = lora_py_give_like(c, &c->in[1])) || !(a->o = lora_py_work(c, (size_t)dout->n * sizeof(float), "o")))
+        return -1;
+    a->dout = dout->data;
+    a->lse = lora_py_work(c, (size_t)(a->M * a->shape.n_heads) * sizeof(float), "lse");
+    return a->lse ? 0 : -1;
+}
+
 static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "", "", "", "scale", "sliding_window", "softcap", NULL};
     PyObject *given[4], *dout_given;
@@ -398,23 +453,10 @@ static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObjec
                                      &given[3], scale_converter, &scale, lora_py_whole, &window, &softcap))
         return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
-    attention_args a;
-    if (attention_inputs(&c, given, scale, window, softcap, &a) < 0) return lora_py_abandon(&c);
-    lora_py_array *dout = lora_py_take_like(&c, dout_given, "dout", &c.in[0]);
-    if (!dout || !(a.dq = lora_py_give_like(&c, &c.in[0])) || !(a.dk = lora_py_give_like(&c, &c.in[1])) ||
-        !(a.dv = lora_py_give_like(&c, &c.in[1])))
-        return lora_py_abandon(&c);
-    a.dout = dout->data;
-    lora_ctx *ctx = c.state->ctx;
-    if (attention_tables(ctx, &a) == 0) a.o = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)dout->n * sizeof(float), "o");
-    if (a.o) a.lse = lora_py_alloc(ctx, LORA_MEM_SCRATCH, (size_t)(a.M * a.shape.n_heads) * sizeof(float), "lse");
-    lora_status status = LORA_OK;
-    int ready = a.lse != NULL;
-    if (ready) LORA_PY_CALL(ctx, status, run_attention(ctx, &a, &c.err));
-    lora_ctx_free(ctx, a.start);
-    lora_ctx_free(ctx, a.o);
-    lora_ctx_free(ctx, a.lse);
-    return ready ? lora_py_end(&c, status) : lora_py_abandon(&c);
+    attention_args a = {0};
+    int ready = attention_inputs(&c, given, scale, window, softcap, &a) == 0 && take_gradient(&c, dout_given, &a) == 0 &&
+                attention_tables(&c, &a) == 0;
+    return end_attention(&c, &a, ready);
 }
 
 LORA_PY_KEEP(op_linear)

@@ -1,5 +1,6 @@
 /* The module: one context, its settings, and the types. */
 #include "lora_c/bindings/py_array.h"
+#include "lora_c/bindings/py_devicearray.h"
 #include "lora_c/bindings/py_devices.h"
 #include "lora_c/bindings/py_precision.h"
 
@@ -279,6 +280,8 @@ static int add_types(PyObject *module, lora_py_state *state) {
         {&lora_py_muon_spec, &state->muon_type},
         {&lora_py_kvcache_spec, &state->kv_cache_type},
         {&lora_py_decoder_adapters_spec, &state->decoder_adapters_type},
+        {&lora_py_devicearray_spec, &state->devicearray_type},
+        {&lora_py_deviceweight_spec, &state->deviceweight_type},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         *all[i].type = (PyTypeObject *)PyType_FromModuleAndSpec(module, all[i].spec, NULL);
@@ -303,6 +306,7 @@ static int module_exec(PyObject *module) {
     if (PyModule_AddIntConstant(module, "DECODE_BATCH", LORA_DECODE_BATCH) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_precision_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_device_functions) < 0) return -1;
+    if (PyModule_AddFunctions(module, lora_py_device_array_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_row_ops) < 0) return -1;
     return PyModule_AddFunctions(module, lora_py_matrix_ops);
 }
@@ -324,6 +328,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->decoder_type);
     Py_VISIT(state->kv_cache_type);
     Py_VISIT(state->decoder_adapters_type);
+    Py_VISIT(state->devicearray_type);
+    Py_VISIT(state->deviceweight_type);
     Py_VISIT(state->export_type);
     return lora_py_traverse_devices(state, visit, arg);
 }
@@ -345,6 +351,8 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->decoder_type);
     Py_CLEAR(state->kv_cache_type);
     Py_CLEAR(state->decoder_adapters_type);
+    Py_CLEAR(state->devicearray_type);
+    Py_CLEAR(state->deviceweight_type);
     Py_CLEAR(state->export_type);
     lora_py_clear_devices(state);
     Py_CLEAR(state->owner); /* the context goes when the last object goes */

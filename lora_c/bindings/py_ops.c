@@ -1,51 +1,8 @@
-/* Operations that work row by row or element by element, on NumPy arrays. */
+/* Operations that work row by row or element by element, on arrays of any device. */
 #include "lora_c/bindings/py_ops.h"
 
 #include <math.h>
 #include <string.h>
-
-/* --- calls -------------------------------------------------------------------------------------------------------- */
-
-lora_py_array *lora_py_take(lora_py_call *c, PyObject *o, const char *name, int flags) {
-    lora_py_array *a = &c->in[c->n_in++];
-    return lora_py_get(o, name, LORA_PY_F32, flags, a) < 0 ? NULL : a;
-}
-
-lora_py_array *lora_py_take_like(lora_py_call *c, PyObject *o, const char *name, const lora_py_array *like) {
-    lora_py_array *a = lora_py_take(c, o, name, 0);
-    return a && lora_py_expect(a, like->ndim, like->shape) == 0 ? a : NULL;
-}
-
-float *lora_py_give(lora_py_call *c, int ndim, const int64_t *shape, int clear) {
-    void *data;
-    c->out[c->n_out] = lora_py_new_array(LORA_PY_F32, ndim, shape, clear, &data);
-    return c->out[c->n_out] ? c->n_out++, data : NULL;
-}
-
-float *lora_py_give_like(lora_py_call *c, const lora_py_array *like) { return lora_py_give(c, like->ndim, like->shape, 0); }
-
-static void release_call(lora_py_call *c) {
-    for (int i = 0; i < c->n_in; i++) lora_py_release(&c->in[i]);
-    lora_py_release_ids(&c->ids);
-    Py_CLEAR(c->weight.keep);
-}
-
-PyObject *lora_py_abandon(lora_py_call *c) {
-    release_call(c);
-    for (int i = 0; i < c->n_out; i++) Py_CLEAR(c->out[i]);
-    return NULL;
-}
-
-PyObject *lora_py_end(lora_py_call *c, lora_status status) {
-    if (status != LORA_OK) {
-        lora_py_abandon(c);
-        return lora_py_raise(c->state, &c->err);
-    }
-    release_call(c);
-    if (c->n_out == 0) Py_RETURN_NONE;
-    if (c->n_out == 1) return c->out[0];
-    return c->n_out == 2 ? Py_BuildValue("(NN)", c->out[0], c->out[1]) : Py_BuildValue("(NNN)", c->out[0], c->out[1], c->out[2]);
-}
 
 /* --- norms -------------------------------------------------------------------------------------------------------- */
 
@@ -68,7 +25,7 @@ static PyObject *norm_forward(PyObject *module, lora_norm *norm, PyObject *x_giv
     float *y = x ? lora_py_give_like(&c, x) : NULL;
     if (!y) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_norm_forward(c.state->ctx, norm, lora_py_mat(x), lora_py_mat_like(y, x), NULL, &c.err));
+    LORA_PY_RUN(c, status, lora_norm_forward(c.at.ctx, norm, lora_py_mat(x), lora_py_mat_like(y, x), NULL, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -86,11 +43,10 @@ static PyObject *norm_backward(PyObject *module, lora_norm *norm, PyObject *dy_g
     float *dx = dy ? lora_py_give_like(&c, x) : NULL, *dw = dx ? lora_py_give(&c, 1, &x->cols, 1) : NULL, *db = NULL;
     int has_bias = norm->kind == LORA_NORM_LAYER;
     if (!dw || (has_bias && !(db = lora_py_give(&c, 1, &x->cols, 1)))) return lora_py_abandon(&c);
-    float *stats = lora_py_alloc(c.state->ctx, LORA_MEM_SCRATCH, (size_t)x->rows * 2 * sizeof(float), "stats");
+    float *stats = lora_py_work(&c, (size_t)x->rows * 2 * sizeof(float), "stats");
     if (!stats) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, norm_gradients(c.state->ctx, norm, dy, x, stats, dx, dw, db, &c.err));
-    lora_ctx_free(c.state->ctx, stats);
+    LORA_PY_RUN(c, status, norm_gradients(c.at.ctx, norm, dy, x, stats, dx, dw, db, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -172,77 +128,82 @@ static PyObject *op_layernorm_backward(PyObject *module, PyObject *args, PyObjec
 
 typedef struct rope_args {
     int64_t M, n_heads, D, rotary;
-    const int32_t *positions;
-    int32_t *rows; /* of the tables: that of token m is m */
+    const int32_t *positions, *rows; /* rows of the tables: that of token m is m */
     double *inv_freq;
     double scale;
     float *table, *x;
+    const float *given;
     bool backward;
 } rope_args;
 
 static lora_status run_rope(lora_ctx *ctx, const rope_args *r, lora_error *err) {
-    int64_t half = r->rotary / 2;
+    int64_t half = r->rotary / 2, width = r->n_heads * r->D;
     float *cosine = r->table, *sine = r->table + r->M * half;
+    lora_mat x = lora_mat_f32(r->x, r->M, width, width);
     LORA_TRY(lora_rope_table(ctx, r->M, r->positions, half, r->inv_freq, r->scale, cosine, sine, err));
-    for (int64_t m = 0; m < r->M; m++) r->rows[m] = (int32_t)m;
+    LORA_TRY(lora_copy_rows(ctx, lora_mat_f32(r->given, r->M, width, width), NULL, x, NULL, false, err));
     lora_rotations rotations = {.cos = cosine, .sin = sine, .n_positions = r->M, .half = half};
-    int64_t width = r->n_heads * r->D;
-    return lora_rope(ctx, &rotations, r->n_heads, r->D, r->rows, lora_mat_f32(r->x, r->M, width, width), r->backward, err);
+    return lora_rope(ctx, &rotations, r->n_heads, r->D, r->rows, x, r->backward, err);
 }
 
-static int rope_positions(const lora_py_ids *positions, rope_args *r) {
+static int check_positions(const lora_py_ids *positions) {
     for (int64_t i = 0; i < positions->n; i++) {
-        if (positions->data[i] < 0) {
-            PyErr_Format(PyExc_ValueError, "positions: expected numbers >= 0, got %d at index %lld", (int)positions->data[i], (long long)i);
-            return -1;
-        }
+        if (positions->data[i] >= 0) continue;
+        PyErr_Format(PyExc_ValueError, "positions: expected numbers >= 0, got %d at index %lld", (int)positions->data[i], (long long)i);
+        return -1;
     }
-    r->positions = positions->data;
     return 0;
 }
 
-/* Tables with a row for each token, not for each position up to the highest: memory is of the size of x. */
-static int rope_memory(lora_ctx *ctx, rope_args *r) {
-    size_t floats = (size_t)(r->M * r->rotary), rows = (size_t)r->M;
-    r->table = lora_py_alloc(ctx, LORA_MEM_SCRATCH, floats * sizeof *r->table + rows * sizeof *r->rows, "positions");
-    r->rows = r->table ? (int32_t *)(r->table + floats) : NULL;
-    return r->table ? 0 : -1;
+/* Tables with a row for each token, not for each position up to the highest: memory is of the size of x. rows: (M). */
+static int rope_tables(lora_py_call *c, rope_args *r, int32_t *rows) {
+    size_t bytes = (size_t)r->M * sizeof *rows;
+    for (int64_t m = 0; m < r->M; m++) rows[m] = (int32_t)m;
+    r->table = lora_py_work(c, (size_t)(r->M * r->rotary) * sizeof *r->table, "positions");
+    r->rows = r->table ? lora_py_send(c, rows, bytes, "positions") : NULL;
+    r->positions = r->rows ? lora_py_send(c, c->ids.data, bytes, "positions") : NULL;
+    return r->positions ? 0 : -1;
 }
 
-static PyObject *end_rope(lora_py_call *c, rope_args *r, int ready, lora_status status) {
-    lora_ctx_free(c->state->ctx, r->table);
-    PyMem_RawFree(r->inv_freq);
-    return ready ? lora_py_end(c, status) : lora_py_abandon(c);
+/* x, positions, inv_freq; what the numbers of the struct are. */
+static int take_rope(lora_py_call *c, rope_args *r, PyObject *const given[3], const char *name) {
+    const int64_t any[] = {-1, -1, -1};
+    int64_t n_freq;
+    lora_py_array *x = lora_py_take(c, given[0], name, 0);
+    if (!x || lora_py_expect(x, 3, any) < 0 || lora_py_get_ids(given[1], "positions", &c->ids) < 0 ||
+        lora_py_expect(&c->ids.array, 1, &x->shape[0]) < 0 || check_positions(&c->ids) < 0 ||
+        lora_py_get_doubles(given[2], "inv_freq", &r->inv_freq, &n_freq) < 0)
+        return -1;
+    r->given = x->data;
+    r->M = x->shape[0];
+    r->n_heads = x->shape[1];
+    r->D = x->shape[2];
+    r->rotary = 2 * n_freq;
+    if (r->rotary <= r->D && isfinite(r->scale)) return 0;
+    PyErr_Format(PyExc_ValueError, "inv_freq: expected at most D / 2 numbers for D = %lld and a finite scale, got %lld numbers",
+                 (long long)r->D, (long long)n_freq);
+    return -1;
 }
 
 static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const char *format, const char *name, bool backward) {
     static char *names[] = {"", "", "", "scale", NULL};
-    PyObject *x_given, *positions_given, *inv_freq_given;
+    PyObject *given[3], *result = NULL;
     rope_args r = {.scale = 1.0, .backward = backward};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &x_given, &positions_given, &inv_freq_given, &r.scale)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &given[0], &given[1], &given[2], &r.scale)) return NULL;
     lora_py_call c = {.state = PyModule_GetState(module)};
-    int64_t n_freq;
-    lora_py_array *x = lora_py_take(&c, x_given, name, 0);
-    const int64_t any[] = {-1, -1, -1};
-    if (!x || lora_py_expect(x, 3, any) < 0 || lora_py_get_ids(positions_given, "positions", &c.ids) < 0 ||
-        lora_py_expect(&c.ids.array, 1, &x->shape[0]) < 0 || rope_positions(&c.ids, &r) < 0 ||
-        lora_py_get_doubles(inv_freq_given, "inv_freq", &r.inv_freq, &n_freq) < 0)
-        return lora_py_abandon(&c);
-    r.M = x->shape[0];
-    r.n_heads = x->shape[1];
-    r.D = x->shape[2];
-    r.rotary = 2 * n_freq;
-    if (r.rotary > r.D || !isfinite(r.scale)) {
-        PyErr_Format(PyExc_ValueError, "inv_freq: expected at most D / 2 numbers for D = %lld and a finite scale, got %lld numbers",
-                     (long long)r.D, (long long)n_freq);
-        return end_rope(&c, &r, 0, LORA_OK);
+    int32_t *rows = NULL;
+    int ready = take_rope(&c, &r, given, name) == 0 && (r.x = lora_py_give_like(&c, &c.in[0])) != NULL;
+    if (ready && !(rows = PyMem_RawMalloc((size_t)r.M * sizeof *rows))) PyErr_NoMemory();
+    if (ready && rows && rope_tables(&c, &r, rows) == 0) {
+        lora_status status;
+        LORA_PY_RUN(c, status, run_rope(c.at.ctx, &r, &c.err));
+        result = lora_py_end(&c, status);
+    } else {
+        (void)lora_py_abandon(&c);
     }
-    r.x = lora_py_give_like(&c, x);
-    if (!r.x || rope_memory(c.state->ctx, &r) < 0) return end_rope(&c, &r, 0, LORA_OK);
-    memcpy(r.x, x->data, (size_t)x->n * sizeof(float));
-    lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, run_rope(c.state->ctx, &r, &c.err));
-    return end_rope(&c, &r, 1, status);
+    PyMem_RawFree(rows);
+    PyMem_RawFree(r.inv_freq);
+    return result;
 }
 
 PyDoc_STRVAR(rope_doc,
@@ -296,9 +257,9 @@ static PyObject *mlp_forward(PyObject *module, lora_activation activation, PyObj
     float *h = lora_py_give_like(&c, gate);
     if (!h) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status,
-                 lora_mlp_forward(c.state->ctx, activation, lora_py_mat(gate), up ? lora_py_mat(up) : lora_mat_none(),
-                                  lora_py_mat_like(h, gate), &c.err));
+    LORA_PY_RUN(c, status,
+                lora_mlp_forward(c.at.ctx, activation, lora_py_mat(gate), up ? lora_py_mat(up) : lora_mat_none(), lora_py_mat_like(h, gate),
+                                 &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -310,9 +271,9 @@ static PyObject *mlp_backward(PyObject *module, lora_activation activation, PyOb
     float *dgate = dh ? lora_py_give_like(&c, gate) : NULL, *dup = NULL;
     if (!dgate || (up && !(dup = lora_py_give_like(&c, gate)))) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status,
-                 lora_mlp_backward(c.state->ctx, activation, lora_py_mat(dh), lora_py_mat(gate), up ? lora_py_mat(up) : lora_mat_none(),
-                                   lora_py_mat_like(dgate, gate), up ? lora_py_mat_like(dup, gate) : lora_mat_none(), &c.err));
+    LORA_PY_RUN(c, status,
+                lora_mlp_backward(c.at.ctx, activation, lora_py_mat(dh), lora_py_mat(gate), up ? lora_py_mat(up) : lora_mat_none(),
+                                  lora_py_mat_like(dgate, gate), up ? lora_py_mat_like(dup, gate) : lora_mat_none(), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -411,7 +372,7 @@ static PyObject *op_scale_columns(PyObject *module, PyObject *args) {
     float *y = l && lora_py_expect(l, 1, &x->cols) == 0 ? lora_py_give_like(&c, x) : NULL;
     if (!y) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(c.state->ctx, status, lora_scale_columns(c.state->ctx, l->data, lora_py_mat(x), lora_py_mat_like(y, x), &c.err));
+    LORA_PY_RUN(c, status, lora_scale_columns(c.at.ctx, l->data, lora_py_mat(x), lora_py_mat_like(y, x), &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -433,9 +394,9 @@ static PyObject *op_scale_columns_backward(PyObject *module, PyObject *args) {
     float *dx = l && lora_py_expect(l, 1, &x->cols) == 0 ? lora_py_give_like(&c, x) : NULL, *dl = NULL;
     if (!dx || !(dl = lora_py_give(&c, 1, &x->cols, 1))) return lora_py_abandon(&c);
     lora_status status;
-    LORA_PY_CALL(
-        c.state->ctx, status,
-        lora_scale_columns_backward(c.state->ctx, l->data, lora_py_mat(dy), lora_py_mat(x), lora_py_mat_like(dx, x), false, dl, &c.err));
+    LORA_PY_RUN(
+        c, status,
+        lora_scale_columns_backward(c.at.ctx, l->data, lora_py_mat(dy), lora_py_mat(x), lora_py_mat_like(dx, x), false, dl, &c.err));
     return lora_py_end(&c, status);
 }
 
@@ -483,12 +444,20 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
     }
     lora_status status;
     lora_param param = {.data = a[0]->data, .grad = a[1]->data, .n = a[0]->n, .decay = true, .lr_ratio = 1.0};
-    LORA_PY_CALL(c.state->ctx, status, lora_adamw_step(c.state->ctx, 1, &param, a[2]->data, a[3]->data, &h, &c.err));
+    LORA_PY_RUN(c, status, lora_adamw_step(c.at.ctx, 1, &param, a[2]->data, a[3]->data, &h, &c.err));
     return lora_py_end(&c, status);
 }
 
-PyDoc_STRVAR(sum_of_squares_doc, "sum_of_squares($module, g, /)\n--\n\n"
-                                 "The sum of the squares of a float32 array, in float64 and in an order that does not depend on threads.");
+PyDoc_STRVAR(sum_of_squares_doc,
+             "sum_of_squares($module, g, /)\n--\n\n"
+             "The sum of the squares of a float32 array of any device, in float64 and in an order that does not depend on threads.");
+
+static lora_status sum_to_host(lora_ctx *ctx, const lora_param *param, double *sum, lora_error *err) {
+    void *there;
+    LORA_TRY(lora_output_open(ctx, sum, sizeof *sum, &there, err));
+    LORA_TRY(lora_output_close(ctx, sum, sizeof *sum, there, lora_sum_of_squares(ctx, 1, param, there, err), err));
+    return lora_sync(ctx, err);
+}
 
 static PyObject *op_sum_of_squares(PyObject *module, PyObject *given) {
     lora_py_call c = {.state = PyModule_GetState(module)};
@@ -497,7 +466,7 @@ static PyObject *op_sum_of_squares(PyObject *module, PyObject *given) {
     double sum = 0.0;
     lora_status status;
     lora_param param = {.grad = g->data, .n = g->n};
-    LORA_PY_CALL(c.state->ctx, status, lora_sum_of_squares(c.state->ctx, 1, &param, &sum, &c.err));
+    LORA_PY_RUN(c, status, sum_to_host(c.at.ctx, &param, &sum, &c.err));
     PyObject *none = lora_py_end(&c, status);
     Py_XDECREF(none);
     return none ? PyFloat_FromDouble(sum) : NULL;

@@ -1,5 +1,5 @@
 /* Which memory an output must not share. */
-#include "lora_c/bindings/py_buffer.h"
+#include "lora_c/bindings/py_devicearray.h"
 
 static uintptr_t end_of(const lora_py_array *a) {
     return (uintptr_t)a->data + (uintptr_t)(((a->rows - 1) * a->ld + a->cols) * a->itemsize);
@@ -44,6 +44,10 @@ int lora_py_apart_from_owner(lora_py_state *state, const lora_py_array *out, con
     if (Py_IS_TYPE(owner, state->ggml_type)) {
         lora_py_ggmltensor *t = (lora_py_ggmltensor *)owner;
         return apart_from_bytes(out, name, t->ggml.blocks, t->bytes);
+    }
+    if (Py_IS_TYPE(owner, state->devicearray_type)) {
+        const lora_py_devicearray *a = (const lora_py_devicearray *)owner;
+        return apart_from_bytes(out, name, a->data, (Py_ssize_t)a->n * lora_py_itemsize(a->kind));
     }
     if (!Py_IS_TYPE(owner, state->parameter_type)) return 0;
     lora_py_parameter *p = (lora_py_parameter *)owner;

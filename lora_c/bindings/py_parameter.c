@@ -307,11 +307,7 @@ static int parameter_getbuffer(PyObject *o, Py_buffer *view, int flags) {
     return 0;
 }
 
-const char *lora_py_elsewhere(PyObject *o) {
-    const PyBufferProcs *procs = Py_TYPE(o)->tp_as_buffer;
-    if (!procs || procs->bf_getbuffer != parameter_getbuffer || lora_py_is_host(((parameter *)o)->base.ctx)) return NULL;
-    return lora_ctx_device(((parameter *)o)->base.ctx);
-}
+int lora_py_is_parameter(PyObject *o) { return Py_TYPE(o)->tp_dealloc == parameter_dealloc; }
 
 static PyObject *parameter_repr(PyObject *o) {
     parameter *self = (parameter *)o;
@@ -349,16 +345,6 @@ PyDoc_STRVAR(write_doc, "write($self, data, /)\n--\n\n"
 PyDoc_STRVAR(to_doc, "to($self, device, /)\n--\n\n"
                      "Return a copy of the values as a NumPy array: to('cpu'), which is read().\n\n"
                      "Raises\n------\nValueError\n    Another device.");
-PyDoc_STRVAR(dlpack_doc,
-             "__dlpack__($self, /, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
-             "Return a DLPack capsule of the values, without a copy: of the CPU's memory or of an NVIDIA GPU's.\n\n"
-             "What was asked for before has ended when it returns. What a consumer writes must have ended before the next use here.\n"
-             "dl_device=(1, 0) of a GPU's memory is a copy on the CPU.\n\n"
-             "Raises\n------\nBufferError\n    What is asked for cannot be had.");
-PyDoc_STRVAR(dlpack_device_doc, "__dlpack_device__($self, /)\n--\n\n"
-                                "Return DLPack's (type, number) of the device: (1, 0) the CPU, (2, n) cuda:n.\n\n"
-                                "Raises\n------\nBufferError\n    It is another device.");
-
 LORA_PY_KEEP(parameter_block)
 LORA_PY_KEEP(lora_py_dlpack)
 
@@ -369,8 +355,8 @@ static PyMethodDef parameter_methods[] = {
     {"read_grad", parameter_read_grad, METH_NOARGS, read_grad_doc},
     {"write", parameter_write, METH_O, write_doc},
     {"to", parameter_to, METH_VARARGS, to_doc},
-    {"__dlpack__", LORA_PY_KEYWORDS lora_py_dlpack_kept, METH_VARARGS | METH_KEYWORDS, dlpack_doc},
-    {"__dlpack_device__", lora_py_dlpack_device, METH_NOARGS, dlpack_device_doc},
+    {"__dlpack__", LORA_PY_KEYWORDS lora_py_dlpack_kept, METH_VARARGS | METH_KEYWORDS, lora_py_dlpack_doc},
+    {"__dlpack_device__", lora_py_dlpack_device, METH_NOARGS, lora_py_dlpack_device_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

@@ -26,6 +26,7 @@ typedef struct lora_py_state {
     PyObject *device_error, *stopped_error;
     PyTypeObject *nf4_type, *ggml_type, *parameter_type, *linear_type, *decoder_type, *kv_cache_type, *decoder_adapters_type;
     PyTypeObject *adamw_type, *adamw8bit_type, *sgd_type, *lion_type, *adafactor_type, *muon_type;
+    PyTypeObject *devicearray_type, *deviceweight_type;
     PyTypeObject *export_type; /* not a name of the module */
 } lora_py_state;
 
@@ -79,7 +80,7 @@ typedef struct lora_py_parameter {
 extern PyModuleDef lora_py_module;
 extern PyType_Spec lora_py_nf4tensor_spec, lora_py_ggmltensor_spec, lora_py_parameter_spec, lora_py_loralinear_spec, lora_py_adamw_spec,
     lora_py_adamw8bit_spec, lora_py_sgd_spec, lora_py_lion_spec, lora_py_adafactor_spec, lora_py_muon_spec, lora_py_decoder_spec,
-    lora_py_kvcache_spec, lora_py_decoder_adapters_spec, lora_py_export_spec;
+    lora_py_kvcache_spec, lora_py_decoder_adapters_spec, lora_py_devicearray_spec, lora_py_deviceweight_spec, lora_py_export_spec;
 extern PyMethodDef lora_py_row_ops[], lora_py_matrix_ops[];
 
 /* Types are final, so the type of an object is the one that the module made. */
@@ -138,8 +139,7 @@ lora_py_parameter *lora_py_parameter_at(lora_py_state *state, lora_py_block *blo
 /** A Parameter with a block of its own. */
 lora_py_parameter *lora_py_parameter_new(lora_py_state *state, lora_py_device device, int ndim, const int64_t *shape, const char *name,
                                          int requires_grad);
-/** The device of a Parameter that does not lie in the host's memory; NULL for all other objects (py_parameter.c). */
-const char *lora_py_elsewhere(PyObject *o);
+int lora_py_is_parameter(PyObject *o); /* py_parameter.c */
 /** Whether the memory of the second begins where that of the first ends, in one block. */
 int lora_py_lies_behind(const lora_py_parameter *first, const lora_py_parameter *next);
 

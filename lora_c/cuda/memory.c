@@ -214,6 +214,25 @@ static lora_status memory_info(void *state, lora_memory_info *out, lora_error *e
     return lora_cuda_check(c, c->api->memory_info(&out->free_bytes, &out->total_bytes), "cudaMemGetInfo", err);
 }
 
+/* --- streams of others --- */
+
+static void *stream(const void *state) { return ((const lora_cuda *)state)->stream; }
+
+static lora_status follow(lora_cuda *c, void *then, void *before, void *event, lora_error *err) {
+    LORA_TRY(lora_cuda_check(c, c->api->event_record(event, before), "cudaEventRecord", err));
+    return lora_cuda_check(c, c->api->event_wait(event, then), "cudaStreamWaitEvent", err);
+}
+
+static lora_status stream_follows(void *state, void *then, void *before, lora_error *err) {
+    lora_cuda *c = state;
+    void *event;
+    LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
+    LORA_TRY(lora_cuda_check(c, c->api->event_create(&event), "cudaEventCreateWithFlags", err));
+    lora_status status = follow(c, then, before, event, err);
+    (void)c->api->event_destroy(event); /* when it has happened */
+    return status;
+}
+
 const lora_backend_memory lora_cuda_memory_table = {
     .alloc = alloc,
     .free = release,
@@ -229,6 +248,8 @@ const lora_backend_memory lora_cuda_memory_table = {
     .usage = usage,
     .reset_peak = reset_peak,
     .memory_info = memory_info,
+    .stream = stream,
+    .stream_follows = stream_follows,
 };
 
 /* --- what operations work in --- */

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         AdamW8bit,
         Decoder,
         DecoderAdapters,
+        DeviceArray,
         DeviceError,
+        DeviceWeight,
         GGMLTensor,
         KVCache,
         Lion,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         Muon,
         NF4Tensor,
         Parameter,
+        from_dlpack,
         get_isa,
         get_num_threads,
         get_precision,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
         set_num_threads,
         set_precision,
         supported_isas,
+        to_device,
     )
     from .configs import (
         BottleneckConfig,
@@ -84,7 +88,9 @@ _LAZY = {
             "AdamW8bit",
             "Decoder",
             "DecoderAdapters",
+            "DeviceArray",
             "DeviceError",
+            "DeviceWeight",
             "GGMLTensor",
             "KVCache",
             "Lion",
@@ -92,6 +98,7 @@ _LAZY = {
             "Muon",
             "NF4Tensor",
             "Parameter",
+            "from_dlpack",
             "get_isa",
             "get_num_threads",
             "get_precision",
@@ -102,6 +109,7 @@ _LAZY = {
             "set_num_threads",
             "set_precision",
             "supported_isas",
+            "to_device",
         ),
         "_core",
     ),  # fmt: skip
@@ -155,7 +163,9 @@ __all__ = [
     "Decoder",
     "DecoderAdapters",
     "Device",
+    "DeviceArray",
     "DeviceError",
+    "DeviceWeight",
     "DivergenceError",
     "GGMLTensor",
     "GenerationConfig",
@@ -182,6 +192,7 @@ __all__ = [
     "__version__",
     "devices",
     "find_labels",
+    "from_dlpack",
     "get_isa",
     "get_num_threads",
     "get_precision",
@@ -197,6 +208,7 @@ __all__ = [
     "set_num_threads",
     "set_precision",
     "supported_isas",
+    "to_device",
 ]
 
 

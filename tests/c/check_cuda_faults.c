@@ -43,6 +43,7 @@ static lora_status whole_life(lora_ctx *engine, double *loss, lora_error *err) {
     lora_ctx *ctx;
     LORA_TRY(lora_ctx_create_on(engine, "shim", backend_paths(), &ctx, err));
     lora_status status = train(ctx, loss, err);
+    if (status == LORA_OK) status = lora_stream_follows(ctx, lora_ctx_stream(ctx), lora_ctx_stream(ctx), err);
     mirror_forget(ctx);
     lora_ctx_destroy(ctx);
     return status;

@@ -122,6 +122,27 @@ static void check_counts(lora_ctx *ctx) {
     lora_ctx_free(ctx, p);
 }
 
+/* --- streams --- */
+
+/* The stream of another context of the device waits, and not the host: what was asked of the first has happened when the second ends. */
+static void check_streams(lora_ctx *ctx) {
+    lora_ctx *other = device_ctx(LORA_ISA_AUTO, 1);
+    float in[N], out[N];
+    check_normal(in, N, 4, 1);
+    float *p = lora_ctx_alloc(ctx, LORA_MEM_PARAM, sizeof in);
+    OK(lora_sync(ctx, ERR));
+    lora_transfers before = lora_ctx_transfers(ctx);
+    OK(lora_upload(ctx, p, in, sizeof in, ERR));
+    OK(lora_download(ctx, out, p, sizeof out, ERR));
+    OK(lora_stream_follows(ctx, lora_ctx_stream(other), lora_ctx_stream(ctx), ERR));
+    CHECK(lora_ctx_transfers(ctx).syncs == before.syncs, "nobody waits");
+    OK(lora_sync(other, ERR));
+    CHECK(memcmp(out, in, sizeof out) == 0, "the stream of another context goes on after this one's");
+    CHECK(!on_host(ctx) || !lora_ctx_stream(ctx), "the CPU has no stream");
+    lora_ctx_free(ctx, p);
+    device_ctx_free(other);
+}
+
 /* --- threads --- */
 
 enum { THREADS = 4, ROUNDS = 12000, HELD = 8 };
@@ -241,6 +262,7 @@ static void check_on_device(void) {
     check_info(ctx);
     check_outputs(ctx);
     check_counts(ctx);
+    check_streams(ctx);
     check_threads(ctx);
     device_ctx_free(ctx);
 }

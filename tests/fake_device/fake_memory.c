@@ -254,6 +254,16 @@ static lora_status fake_sync(void *state, lora_error *err) {
     return status;
 }
 
+static void *fake_stream(const void *state) {
+    (void)state;
+    return NULL;
+}
+
+static lora_status fake_stream_follows(void *state, void *stream, void *before, lora_error *err) {
+    (void)stream, (void)before;
+    return fake_sync(state, err);
+}
+
 /* --- paged memory: this device has all of it --- */
 
 static lora_status fake_paged_alloc(void *state, const char *folder, size_t bytes, void **out, lora_error *err) {
@@ -290,4 +300,6 @@ const lora_backend_memory fake_memory = {
     .usage = fake_usage,
     .reset_peak = fake_reset_peak,
     .memory_info = fake_memory_info,
+    .stream = fake_stream,
+    .stream_follows = fake_stream_follows,
 };

@@ -95,13 +95,14 @@ def test_arrays_are_expected_from_the_memory_of_the_cpu(fake: str) -> None:
         "A": lambda: LoRALinear(w, r=2, A=a),
         "B": lambda: LoRALinear(w, r=2, B=b),
         "magnitude": lambda: LoRALinear(w, r=2, magnitude=Parameter(random(4), device=fake)),
-        "x": lambda: ops.linear(a, w),
         "data": lambda: Parameter(a),
     }.items():
         with pytest.raises(TypeError, match=f"{name}: {message}"):
             call()
+    with pytest.raises(TypeError, match=r"w: expected a weight on device fake, got ndarray .*; use lora_c.to_device\(x, 'fake'\)"):
+        ops.linear(a, w)
     with pytest.raises(ValueError, match="expected a Parameter on device cpu, got one on fake; make it with device='cpu'"):
-        LoRALinear(Parameter(w, device=fake), r=2)
+        LoRALinear(Parameter(w, device=fake), r=2, device="cpu")
     with pytest.raises(ValueError, match="w: expected a Parameter on device cpu, got one on fake"):
         ops.linear(random(3, 8), Parameter(w, device=fake))
 

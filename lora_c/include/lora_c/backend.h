@@ -40,6 +40,8 @@ typedef struct lora_backend_memory {
     lora_mem_usage (*usage)(const void *state, lora_mem_tag tag); /* LORA_MEM_TAGS: all together */
     void (*reset_peak)(void *state);
     lora_status (*memory_info)(void *state, lora_memory_info *out, lora_error *err); /* may wait; see lora_ctx_memory_info */
+    void *(*stream)(const void *state);                                              /* see lora_ctx_stream */
+    lora_status (*stream_follows)(void *state, void *stream, void *before, lora_error *err);
 } lora_backend_memory;
 
 /* Operations by the name of their public function without lora_. */

@@ -89,6 +89,14 @@ lora_status lora_clear(struct lora_ctx *ctx, void *p, size_t bytes, lora_error *
 /** Waits for everything that was asked for. Errors: those of operations that were still under way. */
 lora_status lora_sync(struct lora_ctx *ctx, lora_error *err) LORA_MUST_CHECK;
 
+/** What a device works on, as its library names it to other users of the device: a cudaStream_t on an NVIDIA GPU. NULL where there is
+ *  no such thing. */
+void *lora_ctx_stream(const struct lora_ctx *ctx);
+/** What is asked for on stream from now on happens after what was asked for on before until now; both are streams of the device's
+ *  library, one of them lora_ctx_stream(ctx), the other one somebody else's. The host does not wait where the device has streams.
+ *  Errors  EDEVICE */
+lora_status lora_stream_follows(struct lora_ctx *ctx, void *stream, void *before, lora_error *err) LORA_MUST_CHECK;
+
 /** Where an operation writes what a caller wants at host: host itself where that is an address of the device, else memory of
  *  the device. lora_output_close asks for the download where status is OK (host is filled by the next lora_sync) and frees it in
  *  any case; it returns the first status that is not OK. */
