@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Layers, tensors, optimizers": (
         "NF4Tensor", "GGMLTensor", "Parameter", "LoRALinear", "AdamW", "AdamW8bit", "SGD", "Lion", "Adafactor",
         "Muon", "Decoder", "KVCache",
-        "DecoderAdapters",
+        "DecoderAdapters", "DeviceArray", "DeviceWeight", "to_device", "from_dlpack",
     ),
     "This machine": (
         "devices", "Device", "get_num_threads", "set_num_threads", "get_precision", "set_precision", "get_isa", "set_isa",
@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 MODULES = ("ops", "reference")
 # The stub's short names of types, as a reader knows them.
 _TYPES = {
-    "_F32": "ndarray", "_Array": "array", "_Weight": "weight", "_Ids": "ids", "_DType": "dtype", "NDArray[Any]": "ndarray",
+    "_F32": "ndarray", "_Result": "array", "_Array": "array", "_Weight": "weight", "_Ids": "ids", "_DType": "dtype", "NDArray[Any]": "ndarray",
     "NDArray[np.uint8]": "ndarray",
 }  # fmt: skip
 
