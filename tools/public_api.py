@@ -37,7 +37,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 MODULES = ("ops", "reference")
 # The stub's short names of types, as a reader knows them.
 _TYPES = {
-    "_F32": "ndarray", "_Result": "array", "_Array": "array", "_Weight": "weight", "_Ids": "ids", "_DType": "dtype", "NDArray[Any]": "ndarray",
+    "_F32": "ndarray", "_Result": "array",
+    "_Array": "array", "_Weight": "weight", "_Ids": "ids", "_DType": "dtype", "NDArray[Any]": "ndarray",
     "NDArray[np.uint8]": "ndarray",
 }  # fmt: skip
 

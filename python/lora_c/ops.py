@@ -1,4 +1,4 @@
-"""Every operation of the library and its gradient, one by one, on NumPy arrays.
+"""Every operation of the library and its gradient, one by one, on NumPy arrays or, on other devices, on DeviceArrays.
 
 The formulas are written out in `lora_c.reference`, in float64 NumPy under the same names.
 """

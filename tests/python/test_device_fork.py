@@ -32,7 +32,12 @@ def step():
     opt.zero_grad()
     loss = d.forward_backward(ids, cu, ids, ones(8))
     return loss, opt.step(lr=1e-2)
+x, layer = lc.to_device(ones(2, 8), "fake"), lc.LoRALinear(ones(8, 8), r=2, device="fake")
 CALLS = {
+    "array": lambda: x.to("cpu"), "to_device": lambda: lc.to_device(ones(2), "fake"), "op": lambda: lc.ops.swiglu(x),
+    "in place": lambda: lc.ops.adamw_step(x, x, x, x, step=1, lr=0.1), "layer": lambda: layer.forward(x),
+    "new layer": lambda: lc.LoRALinear(ones(8, 8), r=2, device="fake"),
+    "placed weight": lambda: lc.to_device(lc.NF4Tensor.quantize(ones(2, 2)), "fake"),
     "read": p.read, "data": lambda: p.data, "read_grad": p.read_grad, "write": lambda: p.write(ones(8, 8)),
     "zero": p.zero_grad,
     "Parameter": lambda: Parameter(ones(3), device="fake"), "block": lambda: Parameter.block([(3,)], device="fake"),

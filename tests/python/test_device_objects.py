@@ -99,7 +99,9 @@ def test_arrays_are_expected_from_the_memory_of_the_cpu(fake: str) -> None:
     }.items():
         with pytest.raises(TypeError, match=f"{name}: {message}"):
             call()
-    with pytest.raises(TypeError, match=r"w: expected a weight on device fake, got ndarray .*; use lora_c.to_device\(x, 'fake'\)"):
+    with pytest.raises(
+        TypeError, match=r"w: expected a weight on device fake, got ndarray .*; use lora_c.to_device\(x, 'fake'\)"
+    ):
         ops.linear(a, w)
     with pytest.raises(ValueError, match="expected a Parameter on device cpu, got one on fake; make it with device='cpu'"):
         LoRALinear(Parameter(w, device=fake), r=2, device="cpu")
