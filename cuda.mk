@@ -5,7 +5,7 @@ CUDA_SOURCES := $(wildcard lora_c/cuda/*.cu)
 CUDA_HOST_SOURCES := $(wildcard lora_c/cuda/*.c)
 SHIM_SOURCES := $(wildcard tests/cuda/shim/*.cpp)
 CXX ?= c++
-SHIM_FLAGS := -std=c++17 -O2 -g -fvisibility=hidden -fPIC -ffp-contract=off -Wall -Wextra -Werror -Wno-unknown-pragmas -Itests/cuda/shim -I. -Ilora_c/include \
+SHIM_FLAGS := -std=c++17 $(if $(SANITIZE),-O1,-O3 -march=native) -g -fvisibility=hidden -fPIC -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-uninitialized -Wno-maybe-uninitialized -Itests/cuda/shim -I. -Ilora_c/include \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BUILD)/shim/%.o) \
 	$(patsubst %.c,$(BUILD)/%.o,$(filter-out lora_c/cuda/cudart.c,$(CUDA_HOST_SOURCES)))
@@ -30,7 +30,7 @@ cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
 	@$(PYTHON) tools/build_cuda.py $(BUILD)/liblora_c_cuda.so --archs $(CUDA_ARCHS)
 
 $(BUILD)/liblora_c_shim.so: $(SHIM_OBJECTS) $(BUILD)/liblora_c.a
-	@$(CXX) $(SHIM_FLAGS) -shared -Wl,-z,defs $^ -lm -ldl -pthread -o $@
+	@$(CXX) $(SHIM_FLAGS) -shared -Wl,-z,defs,-z,nodelete $^ -lm -ldl -pthread -o $@
 
 $(BUILD)/shim/%.o: %.cu
 	@mkdir -p $(dir $@)

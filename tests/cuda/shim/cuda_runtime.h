@@ -1,8 +1,8 @@
-/* A GPU for tests: kernel sources compiled by the C++ compiler find this header in the place of NVIDIA's. Every CUDA thread is a fiber;
- * warps run one after another in random order from barrier to barrier, lanes of a warp in random order from one warp operation to the
- * next. What it catches, with a message and an abort: barriers and warp operations that a named lane does not reach, misaligned
- * vector accesses, grids and shared memory beyond the limits, reads of memory never written (0xFF: NaN, in shared memory of every block
- * anew, and in every allocation). */
+/* A GPU for tests: kernel sources compiled by the C++ compiler find this header in the place of NVIDIA's. Blocks of a large grid run on
+ * several threads of the host, in random order; warps of a block one after another in random order from barrier to barrier, lanes of a
+ * warp in random order from one warp operation to the next. What it catches, with a message and an abort: barriers and warp operations
+ * that a named lane does not reach, misaligned vector accesses, grids and shared memory beyond the limits, reads of memory never written
+ * (0xFF: NaN, in shared memory of every block anew, and in every allocation). */
 #ifndef SHIM_CUDA_RUNTIME_H
 #define SHIM_CUDA_RUNTIME_H
 
@@ -30,66 +30,86 @@ struct dim3 {
 
 /* --- the thread that runs --- */
 
+struct shim_stack;
 struct shim_thread {
-    void *stack_pointer;
-    int waits; /* what for: SHIM_RUNS, ... */
-    uint32_t mask;
-    unsigned char given[64], shown[64]; /* by a warp operation; what the others see of it until the next one */
     shim_uint3 index;
     int lane, warp;
 };
-enum { SHIM_UNBORN, SHIM_RUNS, SHIM_AT_WARP, SHIM_AT_BARRIER, SHIM_DONE };
 
-extern thread_local shim_thread *shim_self;
-extern thread_local shim_thread *shim_threads;
-extern thread_local shim_uint3 shim_block, shim_grid_dim;
-extern thread_local uint32_t shim_block_threads;
-void *shim_shared(void);
-void shim_wait(int what, uint32_t mask);
+/* Bits stand for lanes. */
+struct shim_warp {
+    uint32_t lanes, begun, ended, at_barrier;
+    uint32_t at_warp, at_whole; /* those that wait at a warp operation; whose mask names the whole warp */
+    uint32_t shown;             /* which of the two values of a lane the others see: that of the last operation that was complete */
+    const unsigned char *order; /* of this round */
+    int next;
+    uint32_t masks[32];
+    shim_stack *stacks[32];
+    alignas(64) unsigned char values[2][32][64];
+};
+
+/* What a thread of the host knows of the block that it runs. */
+struct shim_copies;
+struct shim_block_state {
+    shim_thread *self;
+    shim_warp *warps, *warp; /* all; the one that runs */
+    shim_uint3 block, grid;
+    uint32_t threads;
+    unsigned char *shared;
+    shim_copies *copies; /* by thread */
+};
+
+extern thread_local shim_block_state *shim_now __attribute__((tls_model("initial-exec")));
+enum shim_wait_kind { SHIM_AT_WARP, SHIM_AT_BARRIER };
+void shim_wait(shim_wait_kind what, uint32_t mask);
 [[noreturn]] void shim_die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static inline void *shim_shared() { return shim_now->shared; }
 
-#define threadIdx (shim_self->index)
-#define blockIdx shim_block
-#define gridDim shim_grid_dim
-#define blockDim (dim3(shim_block_threads))
+#define threadIdx (shim_now->self->index)
+#define blockIdx (shim_now->block)
+#define gridDim (shim_now->grid)
+#define blockDim (dim3(shim_now->threads))
 
 /* --- barriers and warp operations --- */
 
 static inline void __syncthreads() { shim_wait(SHIM_AT_BARRIER, 0); }
 static inline void __syncwarp(uint32_t mask = 0xffffffffu) { shim_wait(SHIM_AT_WARP, mask); }
-static inline void __threadfence() {}
+static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 /* What a lane gives is shown when all lanes of the mask have given. All of them have looked before one of them can go past another wait. */
 template <class T> static inline void shim_give(uint32_t mask, const T &v) {
-    static_assert(sizeof(T) <= sizeof shim_self->given, "64 bytes");
-    memcpy(shim_self->given, (const void *)&v, sizeof v);
+    static_assert(sizeof(T) <= sizeof shim_now->warp->values[0][0], "64 bytes");
+    shim_warp *warp = shim_now->warp;
+    int lane = shim_now->self->lane;
+    memcpy(warp->values[~warp->shown >> lane & 1][lane], (const void *)&v, sizeof v);
     shim_wait(SHIM_AT_WARP, mask);
 }
 template <class T> static inline T shim_take(int from) {
+    const shim_warp *warp = shim_now->warp;
     T v;
-    memcpy((void *)&v, shim_threads[shim_self->warp * 32 + from].shown, sizeof v);
+    memcpy((void *)&v, warp->values[warp->shown >> from & 1][from], sizeof v);
     return v;
 }
 template <class T> static inline T shim_exchange(uint32_t mask, T v, int from) {
     shim_give(mask, v);
     if (from < 0 || from > 31 || !(mask >> from & 1))
-        shim_die("shuffle: lane %d asks for lane %d, which the mask %08x has not", shim_self->lane, from, mask);
+        shim_die("shuffle: lane %d asks for lane %d, which the mask %08x has not", shim_now->self->lane, from, mask);
     return shim_take<T>(from);
 }
 template <class T> static inline T __shfl_sync(uint32_t mask, T v, int from, int width = 32) {
-    return shim_exchange(mask, v, (shim_self->lane & ~(width - 1)) | (from & (width - 1)));
+    return shim_exchange(mask, v, (shim_now->self->lane & ~(width - 1)) | (from & (width - 1)));
 }
 template <class T> static inline T __shfl_xor_sync(uint32_t mask, T v, int bits, int width = 32) {
     (void)width;
-    return shim_exchange(mask, v, shim_self->lane ^ bits);
+    return shim_exchange(mask, v, shim_now->self->lane ^ bits);
 }
 template <class T> static inline T __shfl_down_sync(uint32_t mask, T v, int by, int width = 32) {
-    int to = (shim_self->lane & (width - 1)) + by;
-    return shim_exchange(mask, v, to < width ? shim_self->lane + by : shim_self->lane);
+    int to = (shim_now->self->lane & (width - 1)) + by;
+    return shim_exchange(mask, v, to < width ? shim_now->self->lane + by : shim_now->self->lane);
 }
 template <class T> static inline T __shfl_up_sync(uint32_t mask, T v, int by, int width = 32) {
-    int to = (shim_self->lane & (width - 1)) - by;
-    return shim_exchange(mask, v, to >= 0 ? shim_self->lane - by : shim_self->lane);
+    int to = (shim_now->self->lane & (width - 1)) - by;
+    return shim_exchange(mask, v, to >= 0 ? shim_now->self->lane - by : shim_now->self->lane);
 }
 static inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
     shim_give(mask, predicate);

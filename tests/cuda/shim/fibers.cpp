@@ -1,199 +1,233 @@
 #include "tests/cuda/shim/fibers.h"
 
 #include <cuda_runtime.h>
+#include <shim_ptx.h>
 #include <sys/mman.h>
 
 #include <cstdarg>
 #include <cstdio>
+#include <mutex>
 
-thread_local shim_thread *shim_self;
-thread_local shim_thread *shim_threads;
-thread_local shim_uint3 shim_block, shim_grid_dim;
-thread_local uint32_t shim_block_threads;
+#include "tests/cuda/shim/limits.h"
+#include "tests/cuda/shim/random.h"
+#include "tests/cuda/shim/stacks.h"
+
+thread_local shim_block_state *shim_now;
 
 namespace {
 
-constexpr size_t STACK = 128 * 1024;
-constexpr uint32_t MOST_THREADS = 1024, MOST_SHARED = 227 * 1024;
+constexpr int WARPS = SHIM_MOST_THREADS / 32;
+constexpr size_t PAGE = 4096, SHARED_ROOM = (SHIM_MOST_SHARED + PAGE - 1) / PAGE * PAGE;
 
-thread_local const lora_cuda_launch *current;
-thread_local unsigned char *shared, *stacks;
-thread_local void *scheduler;
-thread_local uint64_t random_state = 0x9E3779B97F4A7C15u;
+/* Of a thread of the host, as long as it lives. The shared memory of a block ends at a page without permissions. */
+struct host_thread : shim_block_state {
+    const lora_cuda_launch *launch = nullptr;
+    shim_random random;
+    shim_stack scheduler = {}, *running = &scheduler, *free_stacks = nullptr;
+    int made_stacks = 0;
+    unsigned char *room, *shared_room;
+    shim_stack stacks[SHIM_MOST_THREADS];
+    shim_thread table[SHIM_MOST_THREADS];
+    shim_warp warp_table[WARPS];
+    shim_copies copy_table[SHIM_MOST_THREADS];
 
-uint32_t draw(uint32_t below) {
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((random_state >> 33) % below);
+    host_thread() : shim_block_state{} {
+        room = shim_reserve_stacks(SHIM_MOST_THREADS);
+        shared_room = static_cast<unsigned char *>(
+            mmap(nullptr, SHARED_ROOM + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (shared_room == MAP_FAILED || mprotect(shared_room + SHARED_ROOM, PAGE, PROT_NONE)) abort();
+        warps = warp_table;
+        copies = copy_table;
+        for (int i = 0; i < SHIM_MOST_THREADS; i++) table[i] = {{(uint32_t)i, 0, 0}, i % 32, i / 32};
+    }
+    ~host_thread() {
+        shim_release_stacks(room, SHIM_MOST_THREADS);
+        munmap(shared_room, SHARED_ROOM + PAGE);
+        shim_now = nullptr;
+    }
+    host_thread(const host_thread &) = delete;
+    host_thread &operator=(const host_thread &) = delete;
+};
+
+host_thread *here() { return static_cast<host_thread *>(shim_now); }
+
+/* --- what stands still and what goes on --- */
+
+/* Whether a lane that waits at a warp operation may go on: all that its mask names are there, with the same mask. */
+bool is_complete(const shim_warp *w, int lane) {
+    for (int i = 0; i < 32; i++) {
+        if (!(w->masks[lane] >> i & 1)) continue;
+        if (!(w->lanes >> i & 1)) shim_die("a warp operation names lane %d of a warp of %d", i, __builtin_popcount(w->lanes));
+        if (w->ended >> i & 1) shim_die("a warp operation of lane %d names lane %d, which has ended", lane, i);
+        if (!(w->at_warp >> i & 1) || w->masks[i] != w->masks[lane]) return false;
+    }
+    return true;
 }
 
-void shuffle(int *order, int n) {
-    for (int i = n - 1; i > 0; i--) {
-        int j = (int)draw((uint32_t)i + 1), kept = order[i];
-        order[i] = order[j];
-        order[j] = kept;
+[[noreturn]] void die_of_masks(const shim_warp *w) {
+    if (w->at_barrier) shim_die("some lanes of a warp stand at __syncthreads, others at a warp operation");
+    shim_die("lanes of a warp wait at operations with different masks");
+}
+
+/* All lanes stand. Lets those go on whose warp operation is complete; false: none waits at one. */
+bool release(shim_warp *w, shim_thread *first) {
+    if (!w->at_warp) return false;
+    uint32_t released = w->lanes;
+    if (w->at_whole != w->lanes) {
+        released = 0;
+        for (int i = 0; i < 32; i++) {
+            if (!(w->at_warp >> i & 1)) continue;
+            shim_now->self = first + i;
+            released |= (uint32_t)is_complete(w, i) << i;
+        }
+        if (!released) die_of_masks(w);
+    }
+    w->shown ^= released;
+    w->at_warp &= ~released;
+    w->at_whole &= ~released;
+    return true;
+}
+
+[[noreturn]] void run_lanes();
+
+shim_stack *take_stack(host_thread *h) {
+    shim_stack *s = h->free_stacks;
+    if (s) {
+        h->free_stacks = s->next;
+        return s;
+    }
+    s = &h->stacks[h->made_stacks];
+    shim_make_stack(s, h->room, h->made_stacks++, run_lanes);
+    return s;
+}
+
+/* The stack of the lane of the warp that runs next; the scheduler's, where all have ended or stand at the barrier. */
+shim_stack *choose_next(host_thread *h) {
+    shim_warp *w = h->warp;
+    shim_thread *first = h->table + 32 * (w - h->warps);
+    for (;;) {
+        while (w->next < 32) {
+            int lane = w->order[w->next++];
+            if ((w->ended | w->at_warp | w->at_barrier) >> lane & 1) continue;
+            h->self = first + lane;
+            if (!(w->begun >> lane & 1)) {
+                w->begun |= 1u << lane;
+                w->stacks[lane] = take_stack(h);
+            }
+            return w->stacks[lane];
+        }
+        if (!release(w, first)) return &h->scheduler;
+        w->order = h->random.order_of_32();
+        w->next = 0;
+    }
+}
+
+void go_on(host_thread *h, shim_stack *to) {
+    shim_stack *from = h->running;
+    if (to == from) return;
+    h->running = to;
+    shim_switch_stack(from, to);
+}
+
+/* What a stack does: a lane from its begin to its end, then another one. Lanes that never wait take turns on one stack. */
+void run_lanes() {
+    shim_begin_stack();
+    for (;;) {
+        host_thread *h = here();
+        h->launch->call(h->launch->kernel, h->launch->args);
+        h->warp->ended |= 1u << h->self->lane;
+        h->running->next = h->free_stacks;
+        h->free_stacks = h->running;
+        go_on(h, choose_next(h));
     }
 }
 
 } // namespace
 
-extern "C" void shim_switch(void **save, void *load);
-asm(R"(.text
-.globl shim_switch
-.hidden shim_switch
-shim_switch:
-  pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
-  movq %rsp,(%rdi); movq %rsi,%rsp
-  popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
-  ret
-)");
+void shim_wait(shim_wait_kind what, uint32_t mask) {
+    host_thread *h = here();
+    shim_warp *w = h->warp;
+    int lane = h->self->lane;
+    uint32_t bit = 1u << lane;
+    if (what == SHIM_AT_BARRIER) {
+        w->at_barrier |= bit;
+    } else {
+        if (!(mask & bit)) shim_die("a warp operation of lane %d with the mask %08x, which has not its own lane", lane, mask);
+        w->masks[lane] = mask;
+        w->at_warp |= bit;
+        if (mask == w->lanes) w->at_whole |= bit;
+    }
+    go_on(h, choose_next(h));
+}
 
+/* One report, whoever else has one. */
 void shim_die(const char *format, ...) {
+    static std::mutex once;
+    once.lock();
+    const host_thread *h = here();
+    char text[512], *at = text, *end = text + sizeof text - 1;
+    at += snprintf(at, (size_t)(end - at), "shim: %s", h && h->launch ? h->launch->name : "no kernel");
+    if (h && h->self)
+        at += snprintf(at, (size_t)(end - at), ", block %u,%u,%u, thread %u", h->block.x, h->block.y, h->block.z, h->self->index.x);
+    at += snprintf(at, (size_t)(end - at), ": ");
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "shim: %s, block %u,%u,%u, thread %u: ", current ? current->name : "no kernel", shim_block.x, shim_block.y,
-            shim_block.z, shim_self ? shim_self->index.x : 0);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    vsnprintf(at, (size_t)(end - at), format, args);
     va_end(args);
+    fprintf(stderr, "%s\n", text);
     abort();
 }
 
-void *shim_shared() { return shared; }
-
-void shim_wait(int what, uint32_t mask) {
-    shim_thread *self = shim_self;
-    self->waits = what;
-    self->mask = mask;
-    shim_switch(&self->stack_pointer, scheduler);
-}
-
-static void entry() {
-    current->call(current->kernel, current->args);
-    shim_self->waits = SHIM_DONE;
-    shim_switch(&shim_self->stack_pointer, scheduler);
-    abort();
-}
-
-/* A stack is given with the thread's first step and stays its own while it waits; one that ends at once leaves it to the next. */
-static void resume(shim_thread *t, unsigned char *stack) {
-    if (t->waits == SHIM_UNBORN) {
-        void **top = (void **)(stack + STACK) - 1;
-        *--top = (void *)entry;
-        for (int i = 0; i < 6; i++) *--top = nullptr;
-        t->stack_pointer = top;
+void shim_enter_launch(const lora_cuda_launch *l) {
+    static thread_local host_thread *mine; /* not made before a thread runs blocks */
+    struct owner {
+        ~owner() { delete mine; }
+    };
+    if (!mine) {
+        static thread_local owner at_end;
+        (void)at_end;
+        mine = new host_thread;
+        shim_now = mine;
     }
-    t->waits = SHIM_RUNS;
-    shim_self = t;
-    shim_switch(&scheduler, t->stack_pointer);
+    host_thread *h = here();
+    h->launch = l;
+    h->self = nullptr;
+    if (!l) return;
+    h->grid = {l->grid[0], l->grid[1], l->grid[2]};
+    h->threads = l->threads;
+    h->shared = h->shared_room + SHARED_ROOM - (l->shared_bytes + 127) / 128 * 128;
 }
 
-/* Whether a lane that waits at a warp operation may go on: all that its mask names are there, with the same mask. */
-static bool is_complete(const shim_thread *warp, int lanes, const shim_thread *t) {
-    for (int i = 0; i < 32; i++) {
-        if (!(t->mask >> i & 1)) continue;
-        if (i >= lanes) shim_die("a warp operation names lane %d of a warp of %d", i, lanes);
-        if (warp[i].waits == SHIM_DONE) shim_die("a warp operation of lane %d names lane %d, which has ended", t->lane, i);
-        if (warp[i].waits != SHIM_AT_WARP || warp[i].mask != t->mask) return false;
-    }
-    return true;
-}
-
-/* Runs a warp until each of its lanes has ended or stands at the barrier. */
-static void run_warp(shim_thread *warp, int lanes) {
-    int order[32];
-    for (;;) {
-        for (int i = 0; i < lanes; i++) order[i] = i;
-        shuffle(order, lanes);
-        bool moved = false;
-        for (int k = 0; k < lanes; k++) {
-            shim_thread *t = &warp[order[k]];
-            if (t->waits != SHIM_UNBORN && t->waits != SHIM_RUNS) continue;
-            resume(t, stacks + STACK * (size_t)(t - shim_threads));
-            moved = true;
-        }
-        bool released[32] = {false}, waiting = false;
-        for (int i = 0; i < lanes; i++) {
-            if (warp[i].waits != SHIM_AT_WARP) continue;
-            waiting = true;
-            shim_self = &warp[i];
-            released[i] = is_complete(warp, lanes, &warp[i]);
-        }
-        if (!waiting) return;
-        bool any = false;
-        for (int i = 0; i < lanes; i++) {
-            if (!released[i]) continue;
-            warp[i].waits = SHIM_RUNS;
-            memcpy(warp[i].shown, warp[i].given, sizeof warp[i].given);
-            any = true;
-        }
-        if (!any && !moved) shim_die("a warp operation waits for lanes that stand elsewhere");
-        if (!any) {
-            for (int i = 0; i < lanes; i++) {
-                if (warp[i].waits == SHIM_AT_BARRIER) shim_die("some lanes of a warp stand at __syncthreads, others at a warp operation");
-            }
-            shim_die("lanes of a warp wait at operations with different masks");
-        }
-    }
-}
-
-static void run_block(const lora_cuda_launch *l) {
-    int n = (int)l->threads, warps = (n + 31) / 32, order[MOST_THREADS / 32];
-    memset(shared, 0xFF, l->shared_bytes);
-    for (int i = 0; i < n; i++) {
-        shim_thread *t = &shim_threads[i];
-        t->waits = SHIM_UNBORN;
-        t->index = {(uint32_t)i, 0, 0};
-        t->lane = i % 32;
-        t->warp = i / 32;
+void shim_run_block(uint32_t x, uint32_t y, uint32_t z, uint64_t seed) {
+    host_thread *h = here();
+    h->block = {x, y, z};
+    h->random.seed(seed);
+    int n = (int)h->threads, warps = (n + 31) / 32;
+    memset(h->shared, 0xFF, h->launch->shared_bytes);
+    for (int i = 0; i < warps; i++) {
+        shim_warp *w = &h->warps[i];
+        int lanes = n - 32 * i < 32 ? n - 32 * i : 32;
+        w->lanes = 0xffffffffu >> (32 - lanes);
+        w->ended = ~w->lanes;
+        w->begun = w->at_barrier = w->at_warp = w->at_whole = w->shown = 0;
     }
     for (;;) {
-        for (int i = 0; i < warps; i++) order[i] = i;
-        shuffle(order, warps);
-        for (int k = 0; k < warps; k++) {
-            int first = order[k] * 32;
-            run_warp(shim_threads + first, n - first < 32 ? n - first : 32);
+        const unsigned char *order = h->random.order_of_32();
+        for (int k = 0; k < 32; k++) {
+            if (order[k] >= warps) continue;
+            h->warp = &h->warps[order[k]];
+            h->warp->order = h->random.order_of_32();
+            h->warp->next = 0;
+            go_on(h, choose_next(h));
         }
-        int ended = 0;
-        for (int i = 0; i < n; i++) ended += shim_threads[i].waits == SHIM_DONE;
-        if (ended == n) return;
+        int ended = 0, waiting = 0;
+        for (int i = 0; i < warps; i++) {
+            ended += __builtin_popcount(h->warps[i].ended & h->warps[i].lanes);
+            waiting += h->warps[i].at_barrier != 0;
+            h->warps[i].at_barrier = 0;
+        }
+        if (ended == n) break;
         if (ended > 0) shim_die("__syncthreads is not reached by %d of %d threads, which have ended", ended, n);
-        for (int i = 0; i < n; i++) shim_threads[i].waits = SHIM_RUNS;
     }
-}
-
-/* The shared memory of a block ends at a page without permissions. */
-static unsigned char *place_shared(size_t bytes) {
-    static thread_local unsigned char *begin;
-    const size_t room = (MOST_SHARED + 4095) / 4096 * 4096;
-    if (!begin) {
-        begin = (unsigned char *)mmap(nullptr, room + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        mprotect(begin + room, 4096, PROT_NONE);
-    }
-    return begin + room - (bytes + 127) / 128 * 128;
-}
-
-void shim_run(const lora_cuda_launch *l) {
-    current = l;
-    shim_self = nullptr;
-    if (l->threads < 1 || l->threads > MOST_THREADS) shim_die("expected 1 to %u threads, got %u", MOST_THREADS, l->threads);
-    if (l->grid[0] < 1 || l->grid[0] > 0x7fffffffu || l->grid[1] < 1 || l->grid[1] > 65535 || l->grid[2] < 1 || l->grid[2] > 65535)
-        shim_die("a grid of %u x %u x %u", l->grid[0], l->grid[1], l->grid[2]);
-    if (l->shared_bytes > MOST_SHARED) shim_die("%zu bytes of shared memory", l->shared_bytes);
-    if (l->args_bytes > 4096) shim_die("%zu bytes of arguments", l->args_bytes);
-    if (!stacks) {
-        stacks = (unsigned char *)mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                                       -1, 0);
-        shim_threads = (shim_thread *)calloc(MOST_THREADS, sizeof *shim_threads);
-    }
-    shared = place_shared(l->shared_bytes);
-    shim_grid_dim = {l->grid[0], l->grid[1], l->grid[2]};
-    shim_block_threads = l->threads;
-    for (uint32_t z = 0; z < l->grid[2]; z++)
-        for (uint32_t y = 0; y < l->grid[1]; y++)
-            for (uint32_t x = 0; x < l->grid[0]; x++) {
-                shim_block = {x, y, z};
-                run_block(l);
-            }
-    current = nullptr;
-    shim_self = nullptr;
+    shim_forget_copies(h->copies, n);
 }

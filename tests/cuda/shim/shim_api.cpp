@@ -14,8 +14,9 @@
 #include "lora_c/cuda/api.h"
 #include "lora_c/cuda/find_cublaslt.h"
 #include "tests/cuda/shim/faults.h"
-#include "tests/cuda/shim/fibers.h"
+#include "tests/cuda/shim/grids.h"
 #include "tests/cuda/shim/host_cublaslt.h"
+#include "tests/cuda/shim/limits.h"
 
 namespace {
 
@@ -59,14 +60,13 @@ int device_count(int *n) {
     return 0;
 }
 int describe(int, lora_cuda_properties *out) {
-    const char *said = getenv("SHIM_COMPUTE"); /* "9.0" */
     *out = {};
     snprintf(out->name, sizeof out->name, "threads of the host");
-    out->major = said ? atoi(said) : 9;
-    out->minor = said && strchr(said, '.') ? atoi(strchr(said, '.') + 1) : 0;
+    out->major = shim_compute_major();
+    out->minor = shim_compute_minor();
     out->multiprocessors = 4;
     out->memory_bytes = (size_t)8 << 30;
-    out->shared_bytes = 227 * 1024;
+    out->shared_bytes = shim_most_shared();
     return 0;
 }
 thread_local int current_device;

@@ -20,7 +20,7 @@ static inline double shim_half_of(uint32_t pair, int which) { return (double)lor
 static inline void lora_ptx_mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     shim_fragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
     shim_give(0xffffffffu, mine);
-    int group = shim_self->lane / 4, in_group = shim_self->lane % 4;
+    int group = shim_now->self->lane / 4, in_group = shim_now->self->lane % 4;
     double sums[4] = {(double)d[0], (double)d[1], (double)d[2], (double)d[3]};
     for (int t = 0; t < 4; t++) {
         shim_fragments rows = shim_take<shim_fragments>(4 * group + t);
@@ -41,7 +41,7 @@ static inline void shim_load_matrices(uint32_t (&m)[4], const uint16_t *row, boo
     if ((const unsigned char *)row < shared || (const unsigned char *)row >= shared + 228 * 1024)
         shim_die("ldmatrix outside shared memory");
     shim_give(0xffffffffu, row);
-    int line = shim_self->lane / 4, pair = 2 * (shim_self->lane % 4);
+    int line = shim_now->self->lane / 4, pair = 2 * (shim_now->self->lane % 4);
     for (int i = 0; i < 4; i++) {
         uint16_t first = transposed ? shim_take<const uint16_t *>(8 * i + pair)[line] : shim_take<const uint16_t *>(8 * i + line)[pair];
         uint16_t second =
@@ -63,32 +63,40 @@ struct shim_copy {
     void *to;
     const void *from; /* NULL: zeros */
 };
+/* Of a thread, in their order, and where groups end. */
 struct shim_copies {
-    std::vector<std::vector<shim_copy>> groups;
-    std::vector<shim_copy> open;
+    std::vector<shim_copy> copies;
+    std::vector<size_t> ends;
+    size_t first, done; /* group; copy */
 };
-inline thread_local shim_copies shim_copies_of[1024]; /* by thread of the block */
+static inline void shim_forget_copies(shim_copies *all, int n) {
+    for (int i = 0; i < n; i++) {
+        all[i].copies.clear();
+        all[i].ends.clear();
+        all[i].first = all[i].done = 0;
+    }
+}
+static inline shim_copies *shim_my_copies() { return &shim_now->copies[shim_now->self->index.x]; }
 
 static inline void lora_ptx_copy16(void *to, const void *from, bool valid) {
     if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16)) shim_die("cp.async to %p from %p, not aligned", to, from);
     memset(to, 0xff, 16); /* it may be written from now on */
-    shim_copies_of[shim_self->index.x].open.push_back({to, valid ? from : nullptr});
+    shim_my_copies()->copies.push_back({to, valid ? from : nullptr});
 }
 static inline void lora_ptx_copy_commit() {
-    shim_copies &c = shim_copies_of[shim_self->index.x];
-    c.groups.push_back(std::move(c.open));
-    c.open.clear();
+    shim_copies *c = shim_my_copies();
+    c->ends.push_back(c->copies.size());
 }
 template <int PENDING> static inline void lora_ptx_copy_wait() {
-    shim_copies &c = shim_copies_of[shim_self->index.x];
-    while (c.groups.size() > (size_t)PENDING) {
-        for (const shim_copy &copy : c.groups.front()) {
+    shim_copies *c = shim_my_copies();
+    for (; c->ends.size() - c->first > (size_t)PENDING; c->first++) {
+        for (; c->done < c->ends[c->first]; c->done++) {
+            const shim_copy &copy = c->copies[c->done];
             if (copy.from)
                 memcpy(copy.to, copy.from, 16);
             else
                 memset(copy.to, 0, 16);
         }
-        c.groups.erase(c.groups.begin());
     }
 }
 
