@@ -32,6 +32,11 @@ cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
 $(BUILD)/liblora_c_shim.so: $(SHIM_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CXX) $(SHIM_FLAGS) -shared -Wl,-z,defs,-z,nodelete $^ -lm -ldl -pthread -o $@
 
+# Its kernels must each be found wrong by the shim (tests/python/test_shim.py).
+WRONG_KERNELS := $(BUILD)/shim/tests/cuda/wrong_kernels.o $(filter $(BUILD)/shim/tests/%,$(SHIM_OBJECTS)) $(BUILD)/lora_c/cuda/find_cublaslt.o
+$(BUILD)/wrong_kernels: $(WRONG_KERNELS) $(BUILD)/liblora_c.a
+	@$(CXX) $(SHIM_FLAGS) $^ -lm -ldl -pthread -o $@
+
 $(BUILD)/shim/%.o: %.cu
 	@mkdir -p $(dir $@)
 	@echo "  SHIM $<"

@@ -94,7 +94,7 @@ static void check_gradients(oracle_options options) {
     double loss = oracle_loss(m, &batch, true), evaluation = oracle_loss(m, &batch, false);
     for (int i = 0; i < O_TENSORS; i++)
         for (int s = 0; s < SAMPLES && m->t[i].g; s++) want[i][s] = oracle_slope(m, i, sample_index(&m->t[i], s));
-    FOR_EACH_ISA(isa) {
+    FOR_EACH_DEVICE_ISA(isa) {
         lora_ctx *ctx = device_ctx(isa, 2);
         lora_decoder *d = oracle_decoder(m, ctx, NULL);
         lora_error err = {0};
@@ -210,7 +210,7 @@ static void check_on_device(void) {
         check_alone(OPTIONS[i]);
         check_bf16_activations(OPTIONS[i]);
     }
-    FOR_EACH_ISA(isa) for (int i = 0; i < N_OPTIONS; i++) check_bits(OPTIONS[i], isa);
+    FOR_EACH_DEVICE_ISA(isa) for (int i = 0; i < N_OPTIONS; i++) check_bits(OPTIONS[i], isa);
     check_weight_formats(OPTIONS[0]);
     check_memory();
     check_memory_of_methods();

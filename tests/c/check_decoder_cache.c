@@ -152,7 +152,7 @@ static void check_cache(oracle_options options, lora_isa isa) {
 }
 
 void check_decoder_cache(void) {
-    FOR_EACH_ISA(isa) {
+    FOR_EACH_DEVICE_ISA(isa) {
         check_cache((oracle_options){.biases = true, .adapters = true, .dropout = 0.25f}, isa);
         check_cache((oracle_options){.tied = true, .window = 3}, isa);
         check_cache((oracle_options){.post_norm = true,

@@ -20,6 +20,10 @@ const char *library_beside(const char *file);
 void on_every_device(void (*checks)(void));
 const checked_device *device_in_use(void); /* the CPU outside of on_every_device */
 
+/* Rungs of the CPU that the device in use computes with: every one, or the best alone where it has mathematics of its own. */
+lora_isa device_first_isa(void);
+#define FOR_EACH_DEVICE_ISA(isa) for (lora_isa isa = device_first_isa(); isa <= lora_cpu_best_isa(); isa = (lora_isa)(isa + 1))
+
 /* A context like that of check_ctx, on the device in use; its engine ends with it. */
 lora_ctx *device_ctx(lora_isa isa, int threads);
 lora_ctx *device_ctx_on(const char *device, const char *paths, lora_isa isa, int threads);

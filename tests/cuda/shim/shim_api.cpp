@@ -1,5 +1,5 @@
-/* The table of calls without a GPU: streams are lists of what is to be done, done when somebody waits; memory is the host's, filled with
- * 0xFF, between zones that must keep their bytes. */
+/* The table of calls without a GPU: streams are lists of what is to be done, done when somebody waits, now and then before; memory is the
+ * host's, filled with 0xFF, between zones that must keep their bytes. */
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,6 +17,7 @@
 #include "tests/cuda/shim/grids.h"
 #include "tests/cuda/shim/host_cublaslt.h"
 #include "tests/cuda/shim/limits.h"
+#include "tests/cuda/shim/random.h"
 
 namespace {
 
@@ -44,9 +45,15 @@ void run_until(stream *s, size_t position) {
     }
 }
 
-void add(void *s, std::function<void()> work) {
+/* Most work is done as late as may be, which shows what the host changes too early; some of it at once, which shows what it reads. */
+constexpr uint32_t LATE = 16;
+
+void add(void *p, std::function<void()> work) {
+    static shim_random random = shim_seeded();
     std::lock_guard<std::recursive_mutex> held(lock);
-    static_cast<stream *>(s)->work.push_back(std::move(work));
+    stream *s = static_cast<stream *>(p);
+    s->work.push_back(std::move(work));
+    if (random.draw(LATE) == 0) run_until(s, s->done + random.draw((uint32_t)(s->work.size() - s->done)) + 1);
 }
 
 int driver_version(int *version) {

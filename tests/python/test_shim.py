@@ -1,0 +1,105 @@
+"""The shim itself, that stands for a GPU: each kernel of tests/cuda/wrong_kernels.cpp has a fault that it must find."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parents[2] / "build" / "release" / "wrong_kernels"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run() -> Run:
+    if not PROGRAM.is_file():
+        pytest.skip(f"needs {PROGRAM}, which `make check-cuda` builds")
+
+    def run_one(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([PROGRAM, name], env=os.environ | environment, capture_output=True, text=True, check=False)
+
+    return run_one
+
+
+def numbers(run: Run, name: str, **environment: str) -> tuple[int, ...]:
+    done = run(name, **environment)
+    assert done.returncode == 0, done.stderr
+    return tuple(int(n) for n in re.findall(r"\d+", done.stdout))
+
+
+ENDS = {
+    "one_leaves_before_the_barrier": r"__syncthreads is not reached by 1 of 64 threads, which have ended",
+    "barrier_and_shuffle": "some lanes of a warp stand at __syncthreads, others at a warp operation",
+    "different_masks": "lanes of a warp wait at operations with different masks",
+    "one_leaves_before_the_shuffle": r"a warp operation of lane \d+ names lane 3, which has ended",
+    "lanes_that_are_not": "a warp operation names lane 8 of a warp of 8",
+    "not_in_its_own_mask": "a warp operation of lane 0 with the mask fffffffe, which has not its own lane",
+    "asks_outside_the_mask": r"shuffle: lane \d+ asks for lane 20, which the mask 0000ffff has not",
+    "misaligned": r"an access of 16 bytes at 0x\w+, which is not aligned",
+    "matrices_outside_shared": "ldmatrix outside shared memory",
+    "copies_misaligned": r"cp.async to 0x\w+ from 0x\w+, not aligned",
+    "too_many_threads": "expected 1 to 1024 threads, got 1056",
+    "no_threads": "expected 1 to 1024 threads, got 0",
+    "too_high_a_grid": "a grid of 1 x 65536 x 1",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), ENDS.items(), ids=ENDS)
+def test_a_wrong_kernel_ends_the_process(run: Run, name: str, said: str) -> None:
+    done = run(name)
+    assert done.returncode == -signal.SIGABRT
+    assert re.fullmatch(rf"shim: {name}(, block 0,0,0, thread \d+)?: {said}\n", done.stderr)
+
+
+@pytest.mark.parametrize("name", ["writes_behind", "writes_before"])
+def test_a_write_outside_a_block_of_memory(run: Run, name: str) -> None:
+    done = run(name)
+    assert done.returncode == -signal.SIGABRT and done.stderr == "shim: something was written outside a block of 256 bytes\n"
+
+
+def test_a_write_behind_shared_memory(run: Run) -> None:
+    assert run("shared_behind").returncode == -signal.SIGSEGV
+
+
+def test_a_stream_of_another_device(run: Run) -> None:
+    done = run("other_device")
+    assert done.returncode == -signal.SIGABRT and "on a stream of device 0 while device 1 is current" in done.stderr
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_a_missing_barrier_shows_in_any_order_but_the_right_one(run: Run, seed: str, threads: str) -> None:
+    chosen = {"LORA_C_SHIM_SEED": seed, "LORA_C_SHIM_THREADS": threads}
+    assert numbers(run, "right", **chosen) == (64, 0)
+    right, _ = numbers(run, "without_barrier", **chosen)
+    assert right < 48  # one of four warps is the one that must come last
+
+
+def test_memory_never_written_is_not_a_number(run: Run) -> None:
+    assert numbers(run, "reads_unwritten_shared") == (0, 64)
+
+
+def test_asynchronous_copies_are_made_by_the_wait(run: Run) -> None:
+    assert numbers(run, "copies_with_wait") == (32, 0)
+    assert numbers(run, "copies_without_wait") == (0, 32)
+
+
+@pytest.mark.parametrize("name", ["host_changes", "host_reads"])
+def test_work_of_a_stream_is_done_early_or_late(run: Run, name: str) -> None:
+    early, late = numbers(run, name)
+    assert early > 0 and late > early and early + late == 64
+
+
+MOST_KIB = {"7.5": 64, "8.0": 163, "8.6": 99, "8.9": 99, "9.0": 227, "10.0": 227, "12.0": 99}
+
+
+@pytest.mark.parametrize(("compute", "kib"), MOST_KIB.items(), ids=MOST_KIB)
+def test_shared_memory_by_compute_capability(run: Run, compute: str, kib: int) -> None:
+    done = run("much_shared", SHIM_COMPUTE=compute)
+    refused = f"shim: much_shared: 102400 bytes of shared memory, where a block has at most {kib * 1024} on {compute}\n"
+    assert (done.returncode, done.stderr) == ((-signal.SIGABRT, refused) if kib < 100 else (0, ""))
