@@ -10,20 +10,30 @@ SHIM_FLAGS := -std=c++17 $(if $(SANITIZE),-O1,-O3 -march=native) -g -fvisibility
 SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BUILD)/shim/%.o) \
 	$(patsubst %.c,$(BUILD)/%.o,$(filter-out lora_c/cuda/cudart.c,$(CUDA_HOST_SOURCES)))
 
-# Families of the C checks that run on devices and end in minutes there; `make check-cuda CHECKS=decoder` takes half an hour.
+# Families of the C checks that run on devices and end in minutes there.
 CHECKS ?= backend devices device_memory device_mistakes device_steps device_rows device_narrow device_linear device_adapters device_head \
 	device_optim attention_devices values decoder_adapters virtual_tokens adapted_globals cuda_faults
+SHIM_READY := $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so $(BUILD)/wrong_kernels
+ON_SHIM := LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so
 
-check-cuda: $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so ## the CUDA plug-in without a GPU: the C checks on its kernels, emulated
-	@LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so $(BUILD)/check $(CHECKS)
+check-cuda: $(SHIM_READY) ## the CUDA plug-in without a GPU: the C checks (CHECKS) on its kernels, emulated
+	@$(ON_SHIM) $(BUILD)/check $(CHECKS)
+
+check-cuda-asan: ## the kernels under ASan and UBSan on it
+	@$(MAKE) SANITIZE=address,undefined check-cuda CHECKS="device_rows device_linear attention_devices device_head device_optim"
+
+check-cuda-launches: $(VENV)/installed $(SHIM_READY) ## every launch of the C checks against the limits of every architecture (minutes)
+	@$(BIN)/python tests/cuda/check_launches.py
 
 check-kernels: $(VENV)/installed ## registers, spills and machine code of the kernels (CUDA_ARCHS), where nvcc is
 	@if command -v $(NVCC) >/dev/null; then $(BIN)/python tests/cuda/check_kernels.py --archs $(CUDA_ARCHS); else echo "no nvcc: the kernels are not compiled"; fi
 
-check-cuda-python: $(VENV)/installed $(BUILD)/liblora_c_fake.so $(BUILD)/liblora_c_shim.so ## the tests of Python that concern devices most, on it (tests/python/device_subset.txt)
-	@$(BIN)/python -m pytest --device shim $$(grep -v '^#' tests/python/device_subset.txt)
+check-cuda-python: $(VENV)/installed $(SHIM_READY) ## the tests of Python that concern devices most, on it (tests/python/device_subset.txt)
+	@$(BIN)/python -m pytest --device shim $$(grep -v '^#' tests/python/device_subset.txt) tests/python/test_shim.py
 
-check-cuda-all: $(VENV)/installed $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so ## every test of Python on it
+check-cuda-all: $(VENV)/installed $(SHIM_READY) ## the C family `decoder`, the limits of launches and every test of Python on it (hours)
+	@$(ON_SHIM) $(BUILD)/check decoder
+	@$(BIN)/python tests/cuda/check_launches.py
 	@$(BIN)/python -m pytest --device shim
 
 cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)

@@ -6,10 +6,15 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
+
+from check_launches import SHARED_KIB, Launch, wrong_with  # noqa: E402
 
 PROGRAM = Path(__file__).parents[2] / "build" / "release" / "wrong_kernels"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -95,11 +100,26 @@ def test_work_of_a_stream_is_done_early_or_late(run: Run, name: str) -> None:
     assert early > 0 and late > early and early + late == 64
 
 
-MOST_KIB = {"7.5": 64, "8.0": 163, "8.6": 99, "8.9": 99, "9.0": 227, "10.0": 227, "12.0": 99}
-
-
-@pytest.mark.parametrize(("compute", "kib"), MOST_KIB.items(), ids=MOST_KIB)
+@pytest.mark.parametrize(("compute", "kib"), SHARED_KIB.items(), ids=SHARED_KIB)
 def test_shared_memory_by_compute_capability(run: Run, compute: str, kib: int) -> None:
     done = run("much_shared", SHIM_COMPUTE=compute)
     refused = f"shim: much_shared: 102400 bytes of shared memory, where a block has at most {kib * 1024} on {compute}\n"
     assert (done.returncode, done.stderr) == ((-signal.SIGABRT, refused) if kib < 100 else (0, ""))
+
+
+LAUNCHES = {
+    "as many registers as there are": (Launch("k", 512, 0), 128, None),
+    "in units of 8": (Launch("k", 512, 0), 129, "expected at most 65536 registers, got 136 each"),
+    "in units of 4 warps": (Launch("k", 32 * 15, 0), 136, "expected at most 65536 registers, got 136 each"),
+    "more than a thread has": (Launch("k", 32, 0), 256, "expected at most 65536 registers, got 256 each"),
+    "most shared memory": (Launch("k", 32, 99 * 1024), 32, None),
+    "too much shared memory": (Launch("k", 32, 99 * 1024 + 1), 32, "expected at most 99 KiB"),
+    "too many threads": (Launch("k", 1025, 0), 8, "expected 1 to 1024 threads"),
+    "a kernel that is not in the table": (Launch("other", 32, 0), 8, "expected it in kernels.json, got nothing"),
+}
+
+
+@pytest.mark.parametrize(("launch", "registers", "said"), LAUNCHES.values(), ids=LAUNCHES)
+def test_limits_of_a_launch(launch: Launch, registers: int, said: str | None) -> None:
+    wrong = wrong_with(launch, "8.6", {"k": registers})
+    assert wrong is None if said is None else wrong is not None and wrong.endswith(said)
