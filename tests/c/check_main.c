@@ -36,6 +36,7 @@ void check_backend_quantize(void);
 void check_devices(void);
 void check_device_memory(void);
 void check_device_mistakes(void);
+void check_device_offsets(void);
 void check_device_steps(void);
 void check_device_optim(void);
 void check_device_head(void);
@@ -87,6 +88,7 @@ static const struct {
                 {"device_mistakes", check_device_mistakes},
                 {"device_rows", check_device_rows},
                 {"device_narrow", check_device_narrow},
+                {"device_offsets", check_device_offsets},
                 {"device_steps", check_device_steps},
                 {"device_optim", check_device_optim},
                 {"device_head", check_device_head},

@@ -102,8 +102,8 @@ void on_every_device(void (*checks)(void)) {
         recorded.at = 0;
         if (in_use == 0) recorded.n = 0;
         checks();
-        CHECK(in_use == 0 || has_own_mathematics() || recorded.at == recorded.n, "%s gave %lld results, the CPU %lld", devices[in_use].name, (long long)recorded.at,
-              (long long)recorded.n);
+        CHECK(in_use == 0 || has_own_mathematics() || recorded.at == recorded.n, "%s gave %lld results, the CPU %lld", devices[in_use].name,
+              (long long)recorded.at, (long long)recorded.n);
     }
     in_use = 0;
     free(recorded.hashes);

@@ -1,5 +1,7 @@
 /* The table of calls without a GPU: streams are lists of what is to be done, done when somebody waits, now and then before; memory is the
  * host's, filled with 0xFF, between zones that must keep their bytes. */
+#include <sys/mman.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -154,14 +156,32 @@ void allow(void *, size_t) {}
 
 size_t whole_bytes(size_t bytes) { return (bytes + 2 * ZONE + 255) / 256 * 256; }
 
+/* From here on a block takes up what is touched of it, and what is not is 0: rows may lie as far apart as on a GPU. */
+constexpr size_t SPARSE = (size_t)4 << 30;
+
+unsigned char *take(size_t all) {
+    if (all < SPARSE) return static_cast<unsigned char *>(aligned_alloc(256, all));
+    void *p = mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? nullptr : static_cast<unsigned char *>(p);
+}
+void give_back(unsigned char *begin, size_t all) {
+    if (all < SPARSE)
+        free(begin);
+    else
+        munmap(begin, all);
+}
+void make_unwritten(unsigned char *p, size_t bytes) {
+    if (whole_bytes(bytes) < SPARSE) memset(p, UNWRITTEN, bytes);
+}
+
 int alloc(void **p, size_t bytes, void *s) {
     need_device(s, "an allocation");
     size_t all = whole_bytes(bytes);
-    unsigned char *begin = static_cast<unsigned char *>(aligned_alloc(256, all));
+    unsigned char *begin = take(all);
     if (!begin) return NO_MEMORY;
     memset(begin, GUARD, ZONE);
     reinterpret_cast<block *>(begin)->bytes = bytes;
-    memset(begin + ZONE, UNWRITTEN, bytes);
+    make_unwritten(begin + ZONE, bytes);
     memset(begin + ZONE + bytes, GUARD, all - ZONE - bytes);
     *p = begin + ZONE;
     forbid(begin, ZONE);
@@ -182,8 +202,8 @@ void end_block(unsigned char *p) {
         fprintf(stderr, "shim: something was written outside a block of %zu bytes\n", bytes);
         abort();
     }
-    memset(p, UNWRITTEN, bytes);
-    free(begin);
+    make_unwritten(p, bytes);
+    give_back(begin, all);
     shim_count_live(-1);
 }
 
