@@ -52,6 +52,10 @@ typedef struct lora_cuda_api {
     int (*copy)(void *to, const void *from, size_t bytes, void *stream); /* between any two addresses */
     int (*fill)(void *p, int byte, size_t bytes, void *stream);
     int (*launch)(const lora_cuda_launch *launch, void *stream);
+    int (*graph_create)(const lora_cuda_launch *launches, size_t n, void **graph);  /* one after the other; arguments are copied */
+    int (*graph_update)(void *graph, size_t index, const lora_cuda_launch *launch); /* of the same kernel; for starts from now on */
+    int (*graph_launch)(void *graph, void *stream);
+    int (*graph_destroy)(void *graph); /* may still be under way */
     const char *(*error_text)(int code);
     /* cuBLASLt's own functions (cublaslt.h), or NULL with the reason and the way out in why. */
     const struct lora_cublaslt *(*cublaslt)(char *why, size_t why_bytes);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "lora_c/base/alloc.h"
+#include "lora_c/cuda/graphs.h"
 #include "lora_c/cuda/memory.h"
 #include "lora_c/cuda/products.h"
 #include "lora_c/cuda/table.h"
@@ -95,9 +96,10 @@ static void destroy(void *state) {
     owned_state *s = state;
     lora_cuda *c = &s->cuda;
     (void)c->api->set_device(c->device);
-    if (c->stream) (void)c->api->stream_wait(c->stream);
+    if (c->stream) (void)c->api->stream_wait(c->graphs ? lora_cuda_stream(c) : c->stream);
     lora_cuda_products_destroy(c, &s->host);
     lora_cuda_memory_destroy(c, &s->host);
+    lora_cuda_graphs_destroy(c, &s->host);
     if (c->stream) (void)c->api->stream_destroy(c->stream);
     lora_mem spare;
     lora_mem_init(&spare);
@@ -109,6 +111,7 @@ static lora_status begin(owned_state *s, lora_error *err) {
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
     LORA_TRY(lora_cuda_check(c, c->api->describe(c->device, &c->properties), "cudaGetDeviceProperties", err));
     LORA_TRY(lora_cuda_check(c, c->api->stream_create(&c->stream), "cudaStreamCreateWithFlags", err));
+    LORA_TRY(lora_cuda_graphs_create(c, &s->host, err));
     LORA_TRY(lora_cuda_memory_create(c, &s->host, err));
     return lora_cuda_products_create(c, &s->host, err);
 }

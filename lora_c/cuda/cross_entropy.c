@@ -3,6 +3,7 @@
  * The host waits once for the number of rows with weight: rows without it cost nothing, which is worth more than a device that never
  * runs dry (the wait empties its queue for some tens of microseconds; the products of masked rows are a large part of a head). */
 #include "lora_c/base/util.h"
+#include "lora_c/cuda/graphs.h"
 #include "lora_c/cuda/head.h"
 #include "lora_c/cuda/products.h"
 #include "lora_c/cuda/table.h"
@@ -143,8 +144,8 @@ static lora_status run_chunk(const head_job *job, int64_t first, int64_t n, lora
 
 static lora_status wait_for_count(const head_job *job, int64_t *n, lora_error *err) {
     const lora_cuda_api *api = job->c->api;
-    LORA_TRY(lora_cuda_check(job->c, api->copy(n, job->rows.count, sizeof *n, job->c->stream), "cudaMemcpyAsync", err));
-    return lora_cuda_check(job->c, api->stream_wait(job->c->stream), "cudaStreamSynchronize", err);
+    LORA_TRY(lora_cuda_check(job->c, api->copy(n, job->rows.count, sizeof *n, lora_cuda_stream(job->c)), "cudaMemcpyAsync", err));
+    return lora_cuda_wait(job->c, err);
 }
 
 lora_status lora_cuda_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora_weight *w, const lora_loss *loss, lora_mat dx, float *dW,

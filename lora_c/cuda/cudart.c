@@ -1,6 +1,7 @@
 /* The table of calls, filled by CUDA's run-time library, which is linked statically and finds the driver when it is first used. */
 #include <cuda_runtime_api.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "lora_c/cuda/api.h"
 #include "lora_c/cuda/find_cublaslt.h"
@@ -57,16 +58,73 @@ static int copy(void *to, const void *from, size_t bytes, void *stream) {
 }
 static int fill(void *p, int byte, size_t bytes, void *stream) { return (int)cudaMemsetAsync(p, byte, bytes, stream); }
 
+static cudaError_t allow_shared(const lora_cuda_launch *l) {
+    if (l->shared_bytes <= STATIC_LIMIT) return cudaSuccess;
+    return cudaFuncSetAttribute(l->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)l->shared_bytes);
+}
+
 static int launch(const lora_cuda_launch *l, void *stream) {
-    if (l->shared_bytes > STATIC_LIMIT) {
-        cudaError_t code = cudaFuncSetAttribute(l->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)l->shared_bytes);
-        if (code != cudaSuccess) return (int)code;
-    }
+    cudaError_t allowed = allow_shared(l);
+    if (allowed != cudaSuccess) return (int)allowed;
     const dim3 grid = {.x = l->grid[0], .y = l->grid[1], .z = l->grid[2]}, block = {.x = l->threads, .y = 1, .z = 1};
     void *args[] = {(void *)l->args};
     cudaError_t code = cudaLaunchKernel(l->kernel, grid, block, args, l->shared_bytes, stream);
     return (int)(code == cudaSuccess ? cudaPeekAtLastError() : code);
 }
+
+/* --- graphs --- */
+
+typedef struct graph {
+    cudaGraph_t nodes_of; /* nodes live as long as it does */
+    cudaGraphExec_t exec;
+    cudaGraphNode_t nodes[];
+} graph;
+
+static struct cudaKernelNodeParams params_of(const lora_cuda_launch *l, void **args) {
+    return (struct cudaKernelNodeParams){.func = (void *)l->kernel,
+                                         .gridDim = {.x = l->grid[0], .y = l->grid[1], .z = l->grid[2]},
+                                         .blockDim = {.x = l->threads, .y = 1, .z = 1},
+                                         .sharedMemBytes = (unsigned)l->shared_bytes,
+                                         .kernelParams = args};
+}
+
+static cudaError_t add_node(graph *g, size_t i, const lora_cuda_launch *l) {
+    cudaError_t code = allow_shared(l);
+    if (code != cudaSuccess) return code;
+    void *args[] = {(void *)l->args};
+    const struct cudaKernelNodeParams params = params_of(l, args);
+    return cudaGraphAddKernelNode(&g->nodes[i], g->nodes_of, i > 0 ? &g->nodes[i - 1] : NULL, i > 0, &params);
+}
+
+static int graph_destroy(void *p) {
+    graph *g = p;
+    cudaError_t code = g->exec ? cudaGraphExecDestroy(g->exec) : cudaSuccess;
+    if (g->nodes_of) (void)cudaGraphDestroy(g->nodes_of);
+    free(g);
+    return (int)code;
+}
+
+static int graph_create(const lora_cuda_launch *launches, size_t n, void **out) {
+    graph *g = calloc(1, sizeof *g + n * sizeof g->nodes[0]);
+    if (!g) return (int)cudaErrorMemoryAllocation;
+    cudaError_t code = cudaGraphCreate(&g->nodes_of, 0);
+    for (size_t i = 0; i < n && code == cudaSuccess; i++) code = add_node(g, i, &launches[i]);
+    if (code == cudaSuccess) code = cudaGraphInstantiate(&g->exec, g->nodes_of, 0);
+    if (code == cudaSuccess)
+        *out = g;
+    else
+        (void)graph_destroy(g);
+    return (int)code;
+}
+
+static int graph_update(void *p, size_t i, const lora_cuda_launch *l) {
+    graph *g = p;
+    void *args[] = {(void *)l->args};
+    const struct cudaKernelNodeParams params = params_of(l, args);
+    return (int)cudaGraphExecKernelNodeSetParams(g->exec, g->nodes[i], &params);
+}
+
+static int graph_launch(void *p, void *stream) { return (int)cudaGraphLaunch(((graph *)p)->exec, stream); }
 
 static const char *error_text(int code) { return cudaGetErrorString((cudaError_t)code); }
 
@@ -91,6 +149,10 @@ static const lora_cuda_api table = {
     .copy = copy,
     .fill = fill,
     .launch = launch,
+    .graph_create = graph_create,
+    .graph_update = graph_update,
+    .graph_launch = graph_launch,
+    .graph_destroy = graph_destroy,
     .error_text = error_text,
     .cublaslt = lora_cuda_find_cublaslt,
 };

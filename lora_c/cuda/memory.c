@@ -6,6 +6,7 @@
 
 #include "lora_c/base/alloc.h"
 #include "lora_c/base/util.h"
+#include "lora_c/cuda/graphs.h"
 
 enum { FIRST_SLOTS = 1024, READABLE = 64 /* bytes past the end */, LIST_ROOM = 1 << 16 };
 
@@ -91,7 +92,7 @@ static void *alloc(void *state, lora_mem_tag tag, size_t bytes) {
     }
     pthread_mutex_unlock(&m->lock);
     if (kept) return p;
-    (void)c->api->free(p, c->stream);
+    (void)c->api->free(p, lora_cuda_stream(c));
     return NULL;
 }
 
@@ -102,7 +103,7 @@ static void release(void *state, void *p) {
     if (found.p) account(c->memory, found.tag, found.bytes, false);
     pthread_mutex_unlock(&c->memory->lock);
     (void)c->api->set_device(c->device);
-    (void)c->api->free(p, c->stream);
+    (void)c->api->free(p, lora_cuda_stream(c));
 }
 
 /* --- memory of the host --- */
@@ -132,7 +133,7 @@ static void stage_free(void *state, void *p) {
     if (kept) m->ended[m->n_ended++] = p;
     pthread_mutex_unlock(&m->lock);
     if (kept) return;
-    (void)c->api->stream_wait(c->stream);
+    (void)c->api->stream_wait(lora_cuda_stream(c));
     (void)c->api->host_free(p);
 }
 
@@ -158,7 +159,7 @@ static void paged_advise(void *state, void *p, size_t bytes, lora_page_use use) 
 static lora_status copy(lora_cuda *c, void *to, const void *from, size_t bytes, lora_error *err) {
     if (bytes == 0) return LORA_OK;
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
-    return lora_cuda_check(c, c->api->copy(to, from, bytes, c->stream), "cudaMemcpyAsync", err);
+    return lora_cuda_check(c, c->api->copy(to, from, bytes, lora_cuda_stream(c)), "cudaMemcpyAsync", err);
 }
 
 static lora_status upload(void *state, void *to, const void *from, size_t bytes, lora_error *err) {
@@ -172,7 +173,7 @@ static lora_status clear(void *state, void *p, size_t bytes, lora_error *err) {
     lora_cuda *c = state;
     if (bytes == 0) return LORA_OK;
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
-    return lora_cuda_check(c, c->api->fill(p, 0, bytes, c->stream), "cudaMemsetAsync", err);
+    return lora_cuda_check(c, c->api->fill(p, 0, bytes, lora_cuda_stream(c)), "cudaMemsetAsync", err);
 }
 
 static lora_status sync(void *state, lora_error *err) {
@@ -182,7 +183,7 @@ static lora_status sync(void *state, lora_error *err) {
     size_t before = m->n_ended; /* what is freed while this waits may be in use by what was asked for meanwhile */
     pthread_mutex_unlock(&m->lock);
     (void)c->api->set_device(c->device);
-    lora_status status = lora_cuda_check(c, c->api->stream_wait(c->stream), "cudaStreamSynchronize", err);
+    lora_status status = lora_cuda_wait(c, err);
     pthread_mutex_lock(&m->lock);
     for (size_t i = 0; i < before; i++) (void)c->api->host_free(m->ended[i]);
     if (before > 0) memmove(m->ended, m->ended + before, (m->n_ended - before) * sizeof *m->ended);
@@ -210,13 +211,13 @@ static void reset_peak(void *state) {
 static lora_status memory_info(void *state, lora_memory_info *out, lora_error *err) {
     lora_cuda *c = state;
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
-    LORA_TRY(lora_cuda_check(c, c->api->stream_wait(c->stream), "cudaStreamSynchronize", err)); /* until here what was freed is in use */
+    LORA_TRY(lora_cuda_wait(c, err)); /* until here what was freed is in use */
     return lora_cuda_check(c, c->api->memory_info(&out->free_bytes, &out->total_bytes), "cudaMemGetInfo", err);
 }
 
 /* --- streams of others --- */
 
-static void *stream(const void *state) { return ((const lora_cuda *)state)->stream; }
+static void *stream(const void *state) { return lora_cuda_stream((lora_cuda *)state); }
 
 static lora_status follow(lora_cuda *c, void *then, void *before, void *event, lora_error *err) {
     LORA_TRY(lora_cuda_check(c, c->api->event_record(event, before), "cudaEventRecord", err));
@@ -226,6 +227,7 @@ static lora_status follow(lora_cuda *c, void *then, void *before, void *event, l
 static lora_status stream_follows(void *state, void *then, void *before, lora_error *err) {
     lora_cuda *c = state;
     void *event;
+    (void)lora_cuda_stream(c); /* either may be ours */
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
     LORA_TRY(lora_cuda_check(c, c->api->event_create(&event), "cudaEventCreateWithFlags", err));
     lora_status status = follow(c, then, before, event, err);

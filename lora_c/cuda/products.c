@@ -9,6 +9,7 @@
 
 #include "lora_c/base/alloc.h"
 #include "lora_c/base/util.h"
+#include "lora_c/cuda/graphs.h"
 #include "lora_c/cuda/cublaslt.h"
 #include "lora_c/cuda/product_edges.h"
 
@@ -170,8 +171,8 @@ lora_status lora_cuda_multiply(lora_cuda *c, const lora_cuda_product *g, lora_er
     LORA_TRY(lora_cuda_scratch(c, LORA_CUDA_SCRATCH_WORKSPACE, WORKSPACE, &workspace, err));
     LORA_TRY(find_plan(c, g, &p, err));
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err)); /* the thread may have used another */
-    int code =
-        c->products->lt->matmul(c->products->handle, p->desc, &g->alpha, g->b.data, p->layouts[0], g->a.data, p->layouts[1], &g->beta,
-                                g->c.data, p->layouts[2], g->c.data, p->layouts[2], &p->chosen.algo, workspace, WORKSPACE, c->stream);
+    int code = c->products->lt->matmul(c->products->handle, p->desc, &g->alpha, g->b.data, p->layouts[0], g->a.data, p->layouts[1],
+                                       &g->beta, g->c.data, p->layouts[2], g->c.data, p->layouts[2], &p->chosen.algo, workspace, WORKSPACE,
+                                       lora_cuda_stream_of_products(c));
     return check(c, code, "cublasLtMatmul", err);
 }

@@ -113,7 +113,7 @@ lora_status lora_cuda_quantize_4bit(lora_ctx *ctx, lora_4bit_type type, lora_mat
     args.codes = codes, args.absmax = absmax, args.first_bad = (unsigned long long *)first_bad;
     args.wide = lora_aligned(src.data), args.whole_words = (uintptr_t)codes % sizeof(uint32_t) == 0;
     dim3 grid = lora_cuda_blocks(lora_div_up(args.n, block_size), THREADS / args.lanes);
-    LORA_TRY(lora_cuda_check(c, c->api->fill(first_bad, 0xFF, sizeof *first_bad, c->stream), "cudaMemsetAsync", err));
+    LORA_TRY(lora_cuda_check(c, c->api->fill(first_bad, 0xFF, sizeof *first_bad, lora_cuda_stream(c)), "cudaMemsetAsync", err));
     if (src.dtype == LORA_F32) return LORA_CUDA_LAUNCH(c, quantize_blocks<LORA_F32>, grid, THREADS, 0, args, err);
     if (src.dtype == LORA_BF16) return LORA_CUDA_LAUNCH(c, quantize_blocks<LORA_BF16>, grid, THREADS, 0, args, err);
     return LORA_CUDA_LAUNCH(c, quantize_blocks<LORA_F16>, grid, THREADS, 0, args, err);

@@ -26,15 +26,17 @@ enum {
 
 typedef struct lora_cuda_memory lora_cuda_memory;     /* memory.c */
 typedef struct lora_cuda_products lora_cuda_products; /* products.c */
+typedef struct lora_cuda_graphs lora_cuda_graphs;     /* graphs.c */
 
 typedef struct lora_cuda {
     const lora_cuda_api *api;
     int device;
     lora_cuda_properties properties;
-    void *stream;
+    void *stream;   /* graphs.c alone may use it, see lora_cuda_stream */
     lora_ctx *host; /* the CPU's context, for what is left to it */
     lora_cuda_memory *memory;
     lora_cuda_products *products;
+    lora_cuda_graphs *graphs;
     struct {
         void *data;
         size_t bytes;

@@ -53,6 +53,7 @@ void check_profile(void);
 void check_watch(void);
 void check_alloc_fail(void);
 void check_cuda_faults(void);
+void check_cuda_graphs(void);
 
 static const struct {
     const char *name;
@@ -102,7 +103,8 @@ static const struct {
                 {"mixed_adapters", check_mixed_adapters},
                 {"adapted_globals", check_adapted_globals},
                 {"alloc_fail", check_alloc_fail},
-                {"cuda_faults", check_cuda_faults}};
+                {"cuda_faults", check_cuda_faults},
+                {"cuda_graphs", check_cuda_graphs}};
 
 static long n_passed, n_failed;
 

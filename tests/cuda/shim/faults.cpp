@@ -4,7 +4,7 @@
 
 namespace {
 
-std::atomic<int64_t> calls, fails_at, live;
+std::atomic<int64_t> calls, fails_at, live, graphs;
 const lora_cuda_api *plain;
 
 /* What ends something is not counted: there is nothing to be done about its failure. */
@@ -22,6 +22,8 @@ int64_t shim_fail_at(int64_t n) {
 
 int64_t shim_live() { return live; }
 void shim_count_live(int by) { live += by; }
+int64_t shim_graph_launches() { return graphs; }
+void shim_count_graph() { graphs++; }
 
 const lora_cuda_api *shim_with_faults(const lora_cuda_api *table) {
     static lora_cuda_api counted;
@@ -45,5 +47,8 @@ const lora_cuda_api *shim_with_faults(const lora_cuda_api *table) {
     counted.copy = COUNTED(copy);
     counted.fill = COUNTED(fill);
     counted.launch = COUNTED(launch);
+    counted.graph_create = COUNTED(graph_create);
+    counted.graph_update = COUNTED(graph_update);
+    counted.graph_launch = COUNTED(graph_launch);
     return &counted;
 }

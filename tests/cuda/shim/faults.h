@@ -10,12 +10,15 @@ const lora_cuda_api *shim_with_faults(const lora_cuda_api *table);
 extern "C" {
 /** Lets call n from now on fail (1: the next one), once; 0: none. Returns how many calls there were since the last time. */
 __attribute__((visibility("default"))) int64_t shim_fail_at(int64_t n);
-/** Streams, events and pieces of memory that exist. */
+/** Streams, events, graphs and pieces of memory that exist. */
 __attribute__((visibility("default"))) int64_t shim_live(void);
+/** Graphs that were started. */
+__attribute__((visibility("default"))) int64_t shim_graph_launches(void);
 }
 
 /* Called where something begins or ends to exist. */
 void shim_count_live(int by);
+void shim_count_graph();
 /** Whether this call is the one that fails. */
 bool shim_fails(void);
 enum { SHIM_FAULT = 719 }; /* cudaErrorLaunchFailure */

@@ -241,6 +241,50 @@ int launch(const lora_cuda_launch *l, void *s) {
     });
     return 0;
 }
+
+struct graph {
+    std::vector<lora_cuda_launch> launches;
+    std::vector<std::vector<unsigned char>> args;
+};
+
+int graph_create(const lora_cuda_launch *launches, size_t n, void **out) {
+    graph *g = new graph;
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char *args = static_cast<const unsigned char *>(launches[i].args);
+        g->launches.push_back(launches[i]);
+        g->args.emplace_back(args, args + launches[i].args_bytes);
+    }
+    *out = g;
+    shim_count_live(1);
+    return 0;
+}
+int graph_update(void *p, size_t index, const lora_cuda_launch *l) {
+    graph *g = static_cast<graph *>(p);
+    if (index >= g->launches.size() || g->launches[index].kernel != l->kernel) {
+        fprintf(stderr, "shim: node %zu of a graph is not %s\n", index, l->name);
+        abort();
+    }
+    const unsigned char *args = static_cast<const unsigned char *>(l->args);
+    g->launches[index] = *l;
+    g->args[index].assign(args, args + l->args_bytes);
+    return 0;
+}
+int graph_launch(void *p, void *s) {
+    graph *g = static_cast<graph *>(p);
+    for (size_t i = 0; i < g->launches.size(); i++) {
+        lora_cuda_launch l = g->launches[i];
+        l.args = g->args[i].data();
+        launch(&l, s);
+    }
+    shim_count_graph();
+    return 0;
+}
+int graph_destroy(void *g) {
+    delete static_cast<graph *>(g);
+    shim_count_live(-1);
+    return 0;
+}
+
 /* SHIM_CUBLASLT=search: what the plug-in finds on this machine. */
 const lora_cublaslt *cublaslt(char *why, size_t why_bytes) {
     const char *said = getenv("SHIM_CUBLASLT");
@@ -281,6 +325,10 @@ const lora_cuda_api *lora_cuda_api_table(void) {
         t.copy = copy;
         t.fill = fill;
         t.launch = launch;
+        t.graph_create = graph_create;
+        t.graph_update = graph_update;
+        t.graph_launch = graph_launch;
+        t.graph_destroy = graph_destroy;
         t.error_text = error_text;
         t.cublaslt = cublaslt;
         return t;
