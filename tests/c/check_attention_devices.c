@@ -1,6 +1,7 @@
 /* Attention on every device in both precisions: against float64 loops, with past keys against the same without, bits against packing. */
 #include <string.h>
 
+#include "lora_c/backend.h"
 #include "tests/c/attention_device.h"
 #include "tests/c/attention_errors.h"
 #include "tests/c/devices.h"
@@ -147,7 +148,10 @@ static void check_roundings(lora_ctx *ctx, const device_shape *shape) {
     device_run_batch(ctx, &b);
     OK_OR_END(lora_ctx_set_precision(ctx, LORA_PRECISION_FAST, &error));
     int64_t at = b.cu[1] * b.ld_out; /* of the longest segment */
-    CHECK(!attention_same_rows(fast + at, b.out + at, LENGTHS[1], b.ld_out, attention_q_width(&b)), "D %d: fast is exact", (int)shape->D);
+    bool rounds =
+        !lora_backend_of(ctx)->backend->linear_operand || lora_linear_operand(ctx, LENGTHS[1]) == LORA_BF16; /* a GPU before 8.0 does not */
+    CHECK(rounds != attention_same_rows(fast + at, b.out + at, LENGTHS[1], b.ld_out, attention_q_width(&b)), "D %d: fast is %s",
+          (int)shape->D, rounds ? "exact" : "not exact");
     attention_buffer_free(fast);
     attention_batch_destroy(&b);
 }
