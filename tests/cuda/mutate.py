@@ -1,10 +1,10 @@
 """Wrong versions of the kernels that the checks on the shim must notice: without one barrier or one bounds check each.
 
-Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--out build/cuda-mutants.json]
+Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--own] [--again] [--out build/cuda-mutants.json]
 
 A mutant is one line changed: `__syncthreads();` and `__syncwarp();` go, a guard (`if (i >= n) return;`, `if (k < n) ...`)
 is taken as passed, and so is the guard of an access (`i < n ? x[i] : 0`). It is killed where the shim does not compile, or the
-checks fail, die or hang: first the families of its file, then all. Those that live must stand in
+checks fail, die or hang: first the families of its file (with --own these alone), then all. --again: those that live in --out. Those that live must stand in
 tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
 """
 
@@ -128,7 +128,7 @@ def families_of(file: str) -> list[str]:
     return FAMILIES[max(names, key=len)] if names else ROWS
 
 
-def is_killed(tree: Path, mutant: Mutant) -> bool:
+def is_killed(tree: Path, mutant: Mutant, own: bool) -> bool:
     """Build and check a mutant in a copy of the tree, which is brought back afterwards."""
     path = tree / "lora_c/cuda" / mutant.file
     original = path.read_text()
@@ -137,7 +137,7 @@ def is_killed(tree: Path, mutant: Mutant) -> bool:
     path.write_text("\n".join(lines))
     try:
         first = families_of(mutant.file)
-        return fails(tree, first) or fails(tree, [name for name in REST if name not in first])
+        return fails(tree, first) or (not own and fails(tree, [name for name in REST if name not in first]))
     finally:
         path.write_text(original)
 
@@ -147,6 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", default="")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--own", action="store_true")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "build/cuda-mutants.json")
     args = parser.parse_args()
     sources = sorted((ROOT / "lora_c/cuda").glob("*.cu*"))
@@ -156,12 +158,14 @@ def main() -> None:
         print("\n".join(f"{m.file}:{m.line}: {m.after.strip()}" for m in mutants))
         return
     equal: dict[str, str] = json.loads(EQUAL.read_text()) if EQUAL.is_file() else {}
-    results: dict[str, str] = {}
+    results: dict[str, str] = json.loads(args.out.read_text()) if args.again else {}
+    if args.again:
+        mutants = [m for m in mutants if results.get(m.key) == "lives"]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         copy_of_tree(Path(folder))
         for i, mutant in enumerate(mutants, 1):
-            killed = is_killed(Path(folder), mutant)
+            killed = is_killed(Path(folder), mutant, args.own)
             results[mutant.key] = "killed" if killed else "equal" if mutant.key in equal else "lives"
             print(
                 f"{i}/{len(mutants)} {results[mutant.key]:6} {mutant.file}:{mutant.line}: {mutant.after.strip()}", flush=True
