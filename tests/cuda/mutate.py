@@ -4,8 +4,8 @@ Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--own] [--aga
 
 A mutant is one line changed: `__syncthreads();` and `__syncwarp();` go, a guard (`if (i >= n) return;`, `if (k < n) ...`)
 is taken as passed, and so is the guard of an access (`i < n ? x[i] : 0`). It is killed where the shim does not compile, or the
-checks fail, die or hang: first the families of its file (with --own these alone), then all. --again: those that live in --out. Those that live must stand in
-tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
+checks fail, die or hang: first the families of its file (with --own these alone), then all. --again takes those that live
+in --out. Those that live in the end must stand in tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
 """
 
 from __future__ import annotations
@@ -113,11 +113,11 @@ def copy_of_tree(to: Path) -> None:
     shutil.copytree(ROOT / "build/release", to / "build/release", dirs_exist_ok=True, symlinks=True)
 
 
-def fails(tree: Path, families: list[str]) -> bool:
+def fails(tree: Path, families: list[str], timeout_s: float | None = TIMEOUT_S) -> bool:
     """Build a copy of the tree and run families of its checks."""
     command = ["make", "-s", "check-cuda", f"CHECKS={' '.join(families)}"]
     try:
-        return subprocess.run(command, cwd=tree, capture_output=True, timeout=TIMEOUT_S, check=False).returncode != 0
+        return subprocess.run(command, cwd=tree, capture_output=True, timeout=timeout_s, check=False).returncode != 0
     except subprocess.TimeoutExpired:
         return True
 
@@ -164,6 +164,8 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         copy_of_tree(Path(folder))
+        if fails(Path(folder), REST, None):  # builds what is missing, too
+            sys.exit("expected checks that pass without a change, got ones that fail")
         for i, mutant in enumerate(mutants, 1):
             killed = is_killed(Path(folder), mutant, args.own)
             results[mutant.key] = "killed" if killed else "equal" if mutant.key in equal else "lives"
