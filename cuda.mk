@@ -11,8 +11,8 @@ SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BU
 	$(patsubst %.c,$(BUILD)/%.o,$(filter-out lora_c/cuda/cudart.c,$(CUDA_HOST_SOURCES)))
 
 # Families of the C checks that run on devices and end in minutes there.
-CHECKS ?= backend devices device_memory device_mistakes device_steps device_rows device_narrow device_linear device_adapters device_head \
-	device_optim attention_devices values decoder_adapters virtual_tokens adapted_globals cuda_faults cuda_graphs device_offsets
+CHECKS ?= backend devices device_memory device_mistakes device_steps device_rows device_narrow device_half device_linear device_adapters \
+	device_head device_optim attention_devices values decoder_adapters virtual_tokens adapted_globals cuda_faults cuda_graphs device_offsets
 SHIM_READY := $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so $(BUILD)/wrong_kernels
 ON_SHIM := LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so
 

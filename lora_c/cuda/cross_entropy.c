@@ -5,7 +5,7 @@
 #include "lora_c/base/util.h"
 #include "lora_c/cuda/graphs.h"
 #include "lora_c/cuda/head.h"
-#include "lora_c/cuda/products.h"
+#include "lora_c/cuda/scaled.h"
 #include "lora_c/cuda/table.h"
 #include "lora_c/cuda/weights.h"
 
@@ -20,6 +20,7 @@ typedef struct head_job {
     const lora_loss *loss;
     float *dW;
     lora_dtype operands;
+    const int32_t *x_exponent; /* of x as float16 */
     lora_cuda_head_sizes sizes;
     lora_cuda_head_rows rows;
     char *x_memory;
@@ -94,13 +95,22 @@ static lora_mat x_rows(const head_job *job, int64_t n, bool weighted) {
     return (lora_mat){.data = at, .rows = n, .cols = job->x.cols, .ld = x_ld(job->x.cols), .dtype = job->operands};
 }
 
+/* A product with rows v .. v + n - 1 of W. */
+static lora_status multiply_weight(const head_job *job, int64_t v, int64_t n, lora_cuda_product *p, lora_error *err) {
+    lora_cuda_factor W;
+    LORA_TRY(lora_cuda_weight_factor(job->c, job->w, v, n, job->operands, LORA_CUDA_SCRATCH_WEIGHT, &W, err));
+    p->b = W.mat;
+    p->b_exponent = W.exponent;
+    return lora_cuda_multiply(job->c, p, err);
+}
+
 /* Logits of all columns; slices of W in order. */
 static lora_status find_logits(const head_job *job, lora_mat x, lora_mat logits, lora_error *err) {
     for (int64_t v = 0; v < job->w->rows; v += job->sizes.slice) {
         int64_t n = lora_min_i64(job->sizes.slice, job->w->rows - v);
-        lora_cuda_product p = {.a = x, .transpose_b = true, .c = lora_mat_cols(logits, v, n), .alpha = job->loss->map.scale};
-        LORA_TRY(lora_cuda_weight(job->c, job->w, v, n, job->operands, LORA_CUDA_SCRATCH_WEIGHT, &p.b, err));
-        LORA_TRY(lora_cuda_multiply(job->c, &p, err));
+        lora_cuda_product p = {
+            .a = x, .a_exponent = job->x_exponent, .transpose_b = true, .c = lora_mat_cols(logits, v, n), .alpha = job->loss->map.scale};
+        LORA_TRY(multiply_weight(job, v, n, &p, err));
     }
     return LORA_OK;
 }
@@ -113,8 +123,7 @@ static lora_status find_dx(const head_job *job, lora_mat gradient, int64_t first
                                .c = result,
                                .alpha = job->loss->grad_scale * job->loss->map.scale,
                                .beta = v > 0 ? 1.0f : 0.0f};
-        LORA_TRY(lora_cuda_weight(job->c, job->w, v, n, job->operands, LORA_CUDA_SCRATCH_WEIGHT, &p.b, err));
-        LORA_TRY(lora_cuda_multiply(job->c, &p, err));
+        LORA_TRY(multiply_weight(job, v, n, &p, err));
     }
     return lora_cuda_head_scatter(job->c, result, job->loss, &job->rows, first, job->dx, err);
 }
@@ -134,7 +143,7 @@ static lora_status add_dW(const head_job *job, lora_mat gradient, int64_t first,
 static lora_status run_chunk(const head_job *job, int64_t first, int64_t n, lora_error *err) {
     lora_mat x = x_rows(job, n, false), logits = lora_mat_f32(job->logits_memory, n, job->w->rows, job->sizes.ld), gradient;
     bool wanted = job->dx.data || job->dW;
-    LORA_TRY(lora_cuda_head_gather(job->c, job->x, &job->rows, first, x, err));
+    LORA_TRY(lora_cuda_head_gather(job->c, job->x, job->x_exponent, &job->rows, first, x, err));
     LORA_TRY(find_logits(job, x, logits, err));
     LORA_TRY(lora_cuda_head_softmax(job->c, logits, job->loss, &job->rows, first, job->operands, wanted ? &gradient : NULL, err));
     if (job->dx.data) LORA_TRY(find_dx(job, gradient, first, err));
@@ -156,6 +165,7 @@ lora_status lora_cuda_linear_cross_entropy(lora_ctx *ctx, lora_mat x, const lora
     int64_t n = 0;
     LORA_TRY(take_scratch(&job, err));
     LORA_TRY(lora_cuda_head_select(job.c, x.rows, loss, dx, &job.rows, err));
+    if (job.operands == LORA_F16) LORA_TRY(lora_cuda_find_exponent(job.c, x, LORA_CUDA_SCRATCH_LEFT, &job.x_exponent, err));
     LORA_TRY(wait_for_count(&job, &n, err));
     for (int64_t first = 0; first < n; first += job.sizes.rows)
         LORA_TRY(run_chunk(&job, first, lora_min_i64(job.sizes.rows, n - first), err));

@@ -30,9 +30,9 @@ size_t lora_cuda_head_x_bytes(const lora_cuda_head_sizes *sizes, int64_t H, lora
 /** Fills index and count; dx and token_loss of rows without weight become 0. */
 lora_status lora_cuda_head_select(lora_cuda *c, int64_t M, const lora_loss *loss, lora_mat dx, const lora_cuda_head_rows *rows,
                                   lora_error *err) LORA_MUST_CHECK;
-/** x_rows (n, H) = rows first .. first + n - 1 of those with weight, rounded to its type. */
-lora_status lora_cuda_head_gather(lora_cuda *c, lora_mat x, const lora_cuda_head_rows *rows, int64_t first, lora_mat x_rows,
-                                  lora_error *err) LORA_MUST_CHECK;
+/** x_rows (n, H) = rows first .. first + n - 1 of those with weight, times 2^exponent (of the device; NULL: 2^0), rounded to its type. */
+lora_status lora_cuda_head_gather(lora_cuda *c, lora_mat x, const int32_t *exponent, const lora_cuda_head_rows *rows, int64_t first,
+                                  lora_mat x_rows, lora_error *err) LORA_MUST_CHECK;
 /** The same, each row times its loss_weight and unscale. */
 lora_status lora_cuda_head_gather_weighted(lora_cuda *c, lora_mat x, const lora_loss *loss, const lora_cuda_head_rows *rows, int64_t first,
                                            lora_mat x_rows, lora_error *err) LORA_MUST_CHECK;

@@ -59,11 +59,13 @@ struct move_args {
     const int64_t *index;     /* of the first row */
     const float *loss_weight; /* NULL: 1 */
     const float *unscale;     /* of the first row; NULL: 1 */
+    const int32_t *exponent;  /* of a power of two; NULL: 2^0 */
     lora_mat some, all;       /* (n, H), and the matrix that index has the rows of */
 };
 
 __device__ __forceinline__ float factor_of(const move_args &s, int64_t r) {
-    return (s.loss_weight ? s.loss_weight[s.index[r]] : 1.0f) * (s.unscale ? s.unscale[r] : 1.0f);
+    return (s.loss_weight ? s.loss_weight[s.index[r]] : 1.0f) * (s.unscale ? s.unscale[r] : 1.0f) *
+           (s.exponent ? ldexpf(1.0f, *s.exponent) : 1.0f);
 }
 
 __global__ void __launch_bounds__(THREADS) gather(move_args s) {
@@ -109,21 +111,21 @@ lora_status lora_cuda_head_select(lora_cuda *c, int64_t M, const lora_loss *loss
     return LORA_CUDA_LAUNCH(c, clear_rows, dim3((uint32_t)M), THREADS, 0, clear, err);
 }
 
-lora_status lora_cuda_head_gather(lora_cuda *c, lora_mat x, const lora_cuda_head_rows *rows, int64_t first, lora_mat x_rows,
-                                  lora_error *err) {
-    const move_args args = {rows->index + first, nullptr, nullptr, x_rows, x};
+lora_status lora_cuda_head_gather(lora_cuda *c, lora_mat x, const int32_t *exponent, const lora_cuda_head_rows *rows, int64_t first,
+                                  lora_mat x_rows, lora_error *err) {
+    const move_args args = {rows->index + first, nullptr, nullptr, exponent, x_rows, x};
     return LORA_CUDA_LAUNCH(c, gather, dim3((uint32_t)x_rows.rows), THREADS, 0, args, err);
 }
 
 lora_status lora_cuda_head_gather_weighted(lora_cuda *c, lora_mat x, const lora_loss *loss, const lora_cuda_head_rows *rows, int64_t first,
                                            lora_mat x_rows, lora_error *err) {
-    const move_args args = {rows->index + first, loss->loss_weight, rows->unscale + first, x_rows, x};
+    const move_args args = {rows->index + first, loss->loss_weight, rows->unscale + first, nullptr, x_rows, x};
     return LORA_CUDA_LAUNCH(c, gather, dim3((uint32_t)x_rows.rows), THREADS, 0, args, err);
 }
 
 lora_status lora_cuda_head_scatter(lora_cuda *c, lora_mat result, const lora_loss *loss, const lora_cuda_head_rows *rows, int64_t first,
                                    lora_mat dx, lora_error *err) {
-    const move_args args = {rows->index + first, loss->loss_weight, rows->unscale + first, result, dx};
+    const move_args args = {rows->index + first, loss->loss_weight, rows->unscale + first, nullptr, result, dx};
     return LORA_CUDA_LAUNCH(c, scatter, dim3((uint32_t)result.rows), THREADS, 0, args, err);
 }
 

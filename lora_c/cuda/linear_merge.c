@@ -1,7 +1,7 @@
 /* Adapters as matrices: row lengths for DoRA, an adapter into its matrix, and the gradient of that matrix back into the adapter. */
 #include "lora_c/base/util.h"
 #include "lora_c/cuda/adapter_rows.h"
-#include "lora_c/cuda/products.h"
+#include "lora_c/cuda/scaled.h"
 #include "lora_c/cuda/table.h"
 #include "lora_c/cuda/weights.h"
 
@@ -33,12 +33,26 @@ lora_status lora_cuda_linear_merge_backward(lora_ctx *ctx, const lora_adapter *a
     lora_cuda *c = lora_cuda_of(ctx);
     int64_t N = dmerged.rows, K = dmerged.cols, R = a->rank;
     lora_dtype type = lora_cuda_operands(ctx);
-    lora_mat G, A, B;
-    LORA_TRY(lora_cuda_operand(c, dmerged, type, LORA_CUDA_SCRATCH_LEFT, &G, err));
-    LORA_TRY(lora_cuda_operand(c, lora_mat_f32(a->A, R, K, K), type, LORA_CUDA_SCRATCH_RIGHT, &A, err));
-    LORA_TRY(lora_cuda_operand(c, lora_mat_f32(a->B, N, R, R), type, LORA_CUDA_SCRATCH_NARROW, &B, err));
-    const lora_cuda_product dB = {.a = G, .b = A, .transpose_b = true, .c = lora_mat_f32(a->dB, N, R, R), .alpha = a->scale, .beta = 1};
-    const lora_cuda_product dA = {.a = B, .transpose_a = true, .b = G, .c = lora_mat_f32(a->dA, R, K, K), .alpha = a->scale, .beta = 1};
+    lora_cuda_factor G, A, B;
+    LORA_TRY(lora_cuda_factor_of(c, dmerged, type, LORA_CUDA_SCRATCH_LEFT, &G, err));
+    LORA_TRY(lora_cuda_factor_of(c, lora_mat_f32(a->A, R, K, K), type, LORA_CUDA_SCRATCH_RIGHT, &A, err));
+    LORA_TRY(lora_cuda_factor_of(c, lora_mat_f32(a->B, N, R, R), type, LORA_CUDA_SCRATCH_NARROW, &B, err));
+    const lora_cuda_product dB = {.a = G.mat,
+                                  .b = A.mat,
+                                  .a_exponent = G.exponent,
+                                  .b_exponent = A.exponent,
+                                  .transpose_b = true,
+                                  .c = lora_mat_f32(a->dB, N, R, R),
+                                  .alpha = a->scale,
+                                  .beta = 1};
+    const lora_cuda_product dA = {.a = B.mat,
+                                  .b = G.mat,
+                                  .a_exponent = B.exponent,
+                                  .b_exponent = G.exponent,
+                                  .transpose_a = true,
+                                  .c = lora_mat_f32(a->dA, R, K, K),
+                                  .alpha = a->scale,
+                                  .beta = 1};
     if (a->dB) LORA_TRY(lora_cuda_multiply(c, &dB, err));
     return a->dA ? lora_cuda_multiply(c, &dA, err) : LORA_OK;
 }

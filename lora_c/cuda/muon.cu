@@ -98,7 +98,7 @@ lora_status product(lora_cuda *c, lora_mat a, lora_mat b, bool transpose_b, floa
         size_t bytes = (size_t)(out.rows * out.cols) * sizeof(float);
         LORA_TRY(lora_cuda_check(c, c->api->copy(out.data, added, bytes, lora_cuda_stream(c)), "cudaMemcpyAsync", err));
     }
-    const lora_cuda_product p = {a, b, false, transpose_b, out, alpha, added ? beta : 0.0f};
+    const lora_cuda_product p = {a, b, false, transpose_b, out, alpha, added ? beta : 0.0f, nullptr, nullptr};
     return lora_cuda_multiply(c, &p, err);
 }
 

@@ -12,6 +12,7 @@
 #include "lora_c/cuda/graphs.h"
 #include "lora_c/cuda/cublaslt.h"
 #include "lora_c/cuda/product_edges.h"
+#include "lora_c/cuda/scaled.h"
 
 enum {
     PLANS = 512,          /* kept; a power of two */
@@ -30,6 +31,7 @@ typedef struct plan_key {
         int32_t transpose;
         uint32_t alignment;
     } of[OPERANDS];
+    int32_t pointer_mode, reserved; /* of alpha and beta */
 } plan_key;
 
 typedef struct plan {
@@ -92,6 +94,8 @@ void lora_cuda_products_destroy(lora_cuda *c, lora_mem *host) {
 
 static int type_of(lora_dtype t) { return t == LORA_F32 ? LORA_CUDA_R_32F : t == LORA_BF16 ? LORA_CUDA_R_16BF : LORA_CUDA_R_16F; }
 
+static bool is_scaled(const lora_cuda_product *g) { return g->a_exponent || g->b_exponent; }
+
 /* Of the address only: the heuristic sees the leading dimension. */
 static uint32_t alignment_of(lora_mat m) {
     uint32_t alignment = MOST_ALIGNMENT;
@@ -104,6 +108,7 @@ static plan_key key_of(const lora_cuda_product *g) {
     const bool transposed[OPERANDS] = {g->transpose_b, g->transpose_a, false};
     plan_key key;
     memset(&key, 0, sizeof key);
+    key.pointer_mode = is_scaled(g) ? LORA_CUBLASLT_POINTER_MODE_DEVICE : LORA_CUBLASLT_POINTER_MODE_HOST;
     for (int i = 0; i < OPERANDS; i++) {
         key.of[i].rows = (uint64_t)matrices[i].cols;
         key.of[i].cols = (uint64_t)matrices[i].rows;
@@ -126,6 +131,7 @@ static lora_status describe(lora_cuda *c, plan *p, lora_error *err) {
     LORA_TRY(check(c, lt->desc_create(&p->desc, LORA_CUBLAS_COMPUTE_32F, LORA_CUDA_R_32F), "cublasLtMatmulDescCreate", err));
     int code = lt->desc_set(p->desc, LORA_CUBLASLT_MATMUL_DESC_TRANSA, &p->key.of[0].transpose, sizeof p->key.of[0].transpose);
     if (code == 0) code = lt->desc_set(p->desc, LORA_CUBLASLT_MATMUL_DESC_TRANSB, &p->key.of[1].transpose, sizeof p->key.of[1].transpose);
+    if (code == 0) code = lt->desc_set(p->desc, LORA_CUBLASLT_MATMUL_DESC_POINTER_MODE, &p->key.pointer_mode, sizeof p->key.pointer_mode);
     LORA_TRY(check(c, code, "cublasLtMatmulDescSetAttribute", err));
     for (int i = 0; i < OPERANDS; i++) {
         code = lt->layout_create(&p->layouts[i], p->key.of[i].type, p->key.of[i].rows, p->key.of[i].cols, p->key.of[i].ld);
@@ -166,13 +172,15 @@ lora_status lora_cuda_multiply(lora_cuda *c, const lora_cuda_product *g, lora_er
     int64_t k = g->transpose_a ? g->a.rows : g->a.cols;
     if (g->c.rows == 0 || g->c.cols == 0) return LORA_OK;
     if (k == 0) return lora_cuda_apply_beta(c, g->c, g->beta, err);
+    const float *alpha = &g->alpha, *beta = &g->beta;
     void *workspace;
     plan *p;
     LORA_TRY(lora_cuda_scratch(c, LORA_CUDA_SCRATCH_WORKSPACE, WORKSPACE, &workspace, err));
     LORA_TRY(find_plan(c, g, &p, err));
+    if (is_scaled(g)) LORA_TRY(lora_cuda_scalars(c, g, &alpha, &beta, err));
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err)); /* the thread may have used another */
-    int code = c->products->lt->matmul(c->products->handle, p->desc, &g->alpha, g->b.data, p->layouts[0], g->a.data, p->layouts[1],
-                                       &g->beta, g->c.data, p->layouts[2], g->c.data, p->layouts[2], &p->chosen.algo, workspace, WORKSPACE,
+    int code = c->products->lt->matmul(c->products->handle, p->desc, alpha, g->b.data, p->layouts[0], g->a.data, p->layouts[1], beta,
+                                       g->c.data, p->layouts[2], g->c.data, p->layouts[2], &p->chosen.algo, workspace, WORKSPACE,
                                        lora_cuda_stream_of_products(c));
     return check(c, code, "cublasLtMatmul", err);
 }

@@ -21,6 +21,7 @@ enum {
     LORA_CUDA_SCRATCH_RIGHT,     /* x as an operand, where LEFT has dy */
     LORA_CUDA_SCRATCH_NARROW,    /* LOW as an operand */
     LORA_CUDA_SCRATCH_DORA,      /* what DoRA adds to a linear layer */
+    LORA_CUDA_SCRATCH_SCALES,    /* exponents of float16 operands */
     LORA_CUDA_SCRATCH_SLOTS,
 };
 

@@ -44,6 +44,7 @@ void check_device_linear(void);
 void check_device_adapters(void);
 void check_device_rows(void);
 void check_device_narrow(void);
+void check_device_half(void);
 void check_decoder(void);
 void check_decoder_adapters(void);
 void check_mixed_adapters(void);
@@ -90,6 +91,7 @@ static const struct {
                 {"device_rows", check_device_rows},
                 {"device_narrow", check_device_narrow},
                 {"device_offsets", check_device_offsets},
+                {"device_half", check_device_half},
                 {"device_steps", check_device_steps},
                 {"device_optim", check_device_optim},
                 {"device_head", check_device_head},

@@ -46,6 +46,7 @@ FAMILIES: dict[str, list[str]] = {
     "eights": ["device_optim"],
     "optim": ["device_optim"],
     "product_edges": LINEAR,
+    "scaled": ["device_half"],
     "quantize": ["backend"],
     "weights": LINEAR,
 }
@@ -53,6 +54,7 @@ REST = [
     "backend",
     "device_rows",
     "device_narrow",
+    "device_half",
     "device_linear",
     "device_adapters",
     "device_head",

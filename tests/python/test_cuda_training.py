@@ -42,6 +42,14 @@ def shim(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
+def turing(shim: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A GPU whose products take float16, not bfloat16."""
+    monkeypatch.setenv("SHIM_COMPUTE", "7.5")
+    monkeypatch.setenv("SHIM_DEVICES", "3")  # of which the last is in no other test's hands
+    return f"{shim}:2"
+
+
+@pytest.fixture
 def pair(make_model: Callable[..., Path], shim: str) -> Callable[..., tuple[Model, Model]]:
     """The tiny model on the CPU and on the shim, with the same adapter."""
     folder = make_model()
@@ -60,13 +68,14 @@ def pair(make_model: Callable[..., Path], shim: str) -> Callable[..., tuple[Mode
     return load
 
 
-def gradients(model: Model) -> tuple[float, np.ndarray[Any, Any]]:
-    """The loss of a batch, and all gradients behind each other."""
+def gradients(model: Model, grad_scale: float = 1) -> tuple[float, np.ndarray[Any, Any]]:
+    """The loss of a batch, and all gradients behind each other, times grad_scale."""
     ids, cu, targets, weight = batch(model.decoder.config["vocab_size"], TOKENS)
     parameters = model.trainable_parameters()
     for parameter in parameters:
         parameter.zero_grad()
-    loss = model.decoder.forward_backward(ids, cu, targets, weight, grad_scale=1 / float(weight.sum()), dropout_step=3)
+    scale = grad_scale / float(weight.sum())
+    loss = model.decoder.forward_backward(ids, cu, targets, weight, grad_scale=scale, dropout_step=3)
     found = [np.ravel(grad) for parameter in parameters if (grad := parameter.grad) is not None]
     return loss, np.concatenate(found).astype(np.float64)
 
@@ -150,18 +159,34 @@ def test_what_only_products_read_has_16_bits(pair: Callable[..., tuple[Model, Mo
     assert sizes["exact"][1] - sizes["fast"][1] == 2048 * 2 * width * config["num_hidden_layers"]
 
 
-def test_float16_is_nothing_to_keep_activations_in(
-    make_model: Callable[..., Path], shim: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float16_is_nothing_to_keep_activations_in(make_model: Callable[..., Path], turing: str) -> None:
     """GPUs without bfloat16 products: float32 until the operands are rounded."""
-    monkeypatch.setenv("SHIM_COMPUTE", "7.5")
-    monkeypatch.setenv("SHIM_DEVICES", "3")  # of which the last is in no other test's hands
-    model = lc.load_model(make_model(), progress=False, device=f"{shim}:2")
+    model = lc.load_model(make_model(), progress=False, device=turing)
     model.add_adapter(**ADAPTERS["lora"])
     sizes = []
     for model.decoder.precision in ("exact", "fast"):
         sizes.append(model.decoder.arena_bytes(2048, training=True))
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("grad_scale", [1.0, 1e-6, 1e6])
+@pytest.mark.parametrize("kind", ["lora", "dora", "nf4", "full"])
+def test_gradients_of_any_size_pass_through_float16(
+    make_model: Callable[..., Path], turing: str, kind: str, grad_scale: float
+) -> None:
+    folder, found = make_model(), []
+    options = BASES["nf4"] if kind == "nf4" else {"trainable": "full"} if kind == "full" else {}
+    for device, precision in (("cpu", "exact"), (turing, "fast")):
+        model = lc.load_model(folder, progress=False, device=device, **options)
+        if kind != "full":
+            model.add_adapter(**ADAPTERS["dora" if kind == "dora" else "lora"])
+            fill(model)
+        model.decoder.precision = precision  # type: ignore[assignment]
+        found.append(gradients(model, grad_scale))
+    assert found[1][0] == pytest.approx(found[0][0], rel=LOSS["fast"]) and cosine(found[1][1], found[0][1]) > COSINE["fast"]
+    again = gradients(model, grad_scale)
+    assert again[0] == found[1][0] and np.array_equal(again[1], found[1][1])  # the same bits twice
+    assert not np.array_equal(found[1][1], found[0][1])
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
@@ -181,22 +206,37 @@ def test_values_that_are_not_finite_are_found(make_model: Callable[..., Path], s
     assert (found["weight"], found["row"], found["column"]) == ("post_attention_layernorm", 0, 5)
 
 
+STEPPED: dict[str, Any] = {"r": 4, "lora_dropout": 0.1}
+
+
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("method", ["lora", "qlora", "full", "recompute"])
 def test_twenty_steps(pair: Callable[..., tuple[Model, Model]], tmp_path: Path, method: str, precision: str) -> None:
+    options: dict[str, Any] = {"trainable": "full"} if method == "full" else BASES["nf4"] if method == "qlora" else {}
+    models = pair(None if method == "full" else STEPPED, precision, **options)
+    check_steps(models, precision, method, tmp_path)
+
+
+def test_twenty_steps_in_float16(make_model: Callable[..., Path], turing: str, tmp_path: Path) -> None:
+    folder, models = make_model(), []
+    for device in ("cpu", turing):
+        model = lc.load_model(folder, progress=False, device=device)
+        model.add_adapter(**STEPPED)
+        fill(model)
+        models.append(model)
+    check_steps((models[0], models[1]), "fast", "lora", tmp_path)
+
+
+def check_steps(models: tuple[Model, Model], precision: str, method: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ids = [rng.integers(3, 60, 12).astype(np.int32) for _ in range(12)]
     data = Dataset([Sample(i, np.ones(len(i), np.float32)) for i in ids])
-    adapter = None if method == "full" else {"r": 4, "lora_dropout": 0.1}
-    options: dict[str, Any] = {"trainable": "full"} if method == "full" else {}
-    if method == "qlora":
-        options = BASES["nf4"]
     losses = []
-    for model, of_model in zip(pair(adapter, precision, **options), ("exact", precision), strict=True):
+    for model, of_model in zip(models, ("exact", precision), strict=True):
         config = lc.TrainConfig(
             method="lora" if method == "recompute" else method, max_steps=STEPS, per_device_train_batch_size=2,
             learning_rate=1e-2, precision=of_model, recompute="layer" if method == "recompute" else "none", save_steps=0,
-            output_dir=str(tmp_path / model.device),
+            output_dir=str(tmp_path / model.device.replace(":", "_")),
         )  # fmt: skip
         trainer = Trainer(model, data, config)
         trainer.train()

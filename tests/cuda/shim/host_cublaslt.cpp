@@ -1,6 +1,6 @@
 /* cuBLASLt for the shim. It refuses what cuBLASLt refuses: types and shapes that do not fit each other, leading dimensions that are too
- * small, addresses less aligned than the heuristic was told, an algorithm of another product, too little workspace. Sums are float32, of
- * k from 0 up, one rounding each. */
+ * small, addresses less aligned than the heuristic was told, an algorithm of another product, too little workspace; and alpha and beta
+ * elsewhere than the pointer mode says, which cuBLASLt would read all the same. Sums are float32, of k from 0 up, one rounding each. */
 #include "tests/cuda/shim/host_cublaslt.h"
 
 #include <cstring>
@@ -15,6 +15,7 @@ enum { WORKSPACE_ALIGNMENT = 16, PREFERENCES = 9, NEEDED_WORKSPACE = 4096 };
 struct operation {
     int compute_type, scale_type;
     int32_t transpose[2] = {LORA_CUBLAS_OP_N, LORA_CUBLAS_OP_N};
+    int32_t pointer_mode = LORA_CUBLASLT_POINTER_MODE_HOST;
 };
 struct preference {
     uint64_t workspace = 0;
@@ -37,6 +38,7 @@ uint64_t mix(uint64_t hash, const layout *l) { return mix(mix(mix(mix(hash, (uin
 
 uint64_t shape_of(const operation *o, const layout *a, const layout *b, const layout *c, const layout *d) {
     uint64_t hash = mix(mix(14695981039346656037u, (uint64_t)o->transpose[0]), (uint64_t)o->transpose[1]);
+    hash = mix(hash, (uint64_t)o->pointer_mode);
     return mix(mix(mix(mix(hash, a), b), c), d);
 }
 
@@ -77,12 +79,17 @@ int desc_destroy(void *desc) {
     return SUCCESS;
 }
 int desc_set(void *desc, int attribute, const void *value, size_t bytes) {
-    if (attribute != LORA_CUBLASLT_MATMUL_DESC_TRANSA && attribute != LORA_CUBLASLT_MATMUL_DESC_TRANSB) return INVALID_VALUE;
-    int32_t transpose;
-    if (bytes != sizeof transpose) return INVALID_VALUE;
-    memcpy(&transpose, value, bytes);
-    if (transpose != LORA_CUBLAS_OP_N && transpose != LORA_CUBLAS_OP_T) return INVALID_VALUE;
-    static_cast<operation *>(desc)->transpose[attribute - LORA_CUBLASLT_MATMUL_DESC_TRANSA] = transpose;
+    operation *o = static_cast<operation *>(desc);
+    int32_t number;
+    if (bytes != sizeof number) return INVALID_VALUE;
+    memcpy(&number, value, bytes);
+    if (number != 0 && number != 1) return INVALID_VALUE; /* the first two of either enumeration are all that is used */
+    if (attribute == LORA_CUBLASLT_MATMUL_DESC_POINTER_MODE)
+        o->pointer_mode = number;
+    else if (attribute == LORA_CUBLASLT_MATMUL_DESC_TRANSA || attribute == LORA_CUBLASLT_MATMUL_DESC_TRANSB)
+        o->transpose[attribute - LORA_CUBLASLT_MATMUL_DESC_TRANSA] = number;
+    else
+        return INVALID_VALUE;
     return SUCCESS;
 }
 int layout_create(void **made, int type, uint64_t rows, uint64_t cols, int64_t ld) {
@@ -158,15 +165,20 @@ int matmul(void *handle, void *desc, const void *alpha, const void *A, void *a, 
     const void *addresses[] = {A, B, C, D};
     for (int i = 0; i < 4; i++)
         if ((uintptr_t)addresses[i] % chosen.alignment[i]) return INVALID_VALUE;
-    float by, plus;
-    memcpy(&by, alpha, sizeof by);
-    memcpy(&plus, beta, sizeof plus);
+    bool on_device = o->pointer_mode == LORA_CUBLASLT_POINTER_MODE_DEVICE;
+    if (shim_on_device(alpha) != on_device || shim_on_device(beta) != on_device) return INVALID_VALUE;
+    std::function<float(const void *)> number = [](const void *p) { return *static_cast<const float *>(p); };
+    if (!on_device) { /* now, else when the product is computed */
+        float by = number(alpha), plus = number(beta);
+        number = [=](const void *p) { return p == alpha ? by : plus; };
+    }
     operand left = {A, *la, o->transpose[0] == LORA_CUBLAS_OP_T}, right = {B, *lb, o->transpose[1] == LORA_CUBLAS_OP_T},
             before = {C, *lc, false};
-    shim_add_work(stream, [s = sizes_of(o, la, lc), by, plus, left, right, before, D, of_d = *ld, workspace, bytes = chosen.workspace] {
-        if (bytes) memset(workspace, 0xA5, bytes); /* whoever else uses it loses what is there */
-        multiply(s, by, left, right, plus, before, D, of_d);
-    });
+    shim_add_work(stream,
+                  [s = sizes_of(o, la, lc), number, alpha, beta, left, right, before, D, of_d = *ld, workspace, bytes = chosen.workspace] {
+                      if (bytes) memset(workspace, 0xA5, bytes); /* whoever else uses it loses what is there */
+                      multiply(s, number(alpha), left, right, number(beta), before, D, of_d);
+                  });
     return SUCCESS;
 }
 

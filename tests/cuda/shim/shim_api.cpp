@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <vector>
 
@@ -154,6 +155,8 @@ void forbid(void *, size_t) {}
 void allow(void *, size_t) {}
 #endif
 
+std::map<const unsigned char *, size_t> blocks; /* bytes by where they begin; with lock */
+
 size_t whole_bytes(size_t bytes) { return (bytes + 2 * ZONE + 255) / 256 * 256; }
 
 /* From here on a block takes up what is touched of it, and what is not is 0: rows may lie as far apart as on a GPU. */
@@ -184,6 +187,10 @@ int alloc(void **p, size_t bytes, void *s) {
     make_unwritten(begin + ZONE, bytes);
     memset(begin + ZONE + bytes, GUARD, all - ZONE - bytes);
     *p = begin + ZONE;
+    {
+        std::lock_guard<std::recursive_mutex> held(lock);
+        blocks[begin + ZONE] = bytes;
+    }
     forbid(begin, ZONE);
     forbid(begin + ZONE + bytes, all - ZONE - bytes);
     shim_count_live(1);
@@ -202,6 +209,7 @@ void end_block(unsigned char *p) {
         fprintf(stderr, "shim: something was written outside a block of %zu bytes\n", bytes);
         abort();
     }
+    blocks.erase(p);
     make_unwritten(p, bytes);
     give_back(begin, all);
     shim_count_live(-1);
@@ -296,6 +304,13 @@ const char *error_text(int code) {
 }
 
 } // namespace
+
+bool shim_on_device(const void *p) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    auto at = static_cast<const unsigned char *>(p);
+    auto after = blocks.upper_bound(at);
+    return after != blocks.begin() && at < std::prev(after)->first + std::prev(after)->second;
+}
 
 void shim_add_work(void *s, std::function<void()> work) {
     need_device(s, "a product");
