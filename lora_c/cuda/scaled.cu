@@ -10,8 +10,8 @@
 namespace {
 
 enum { THREADS = 256, MOST_BLOCKS = 256, STEPS = 8 /* eights of a thread before there are more blocks */ };
-/* The largest becomes less than 2^15. Two exponents together leave alpha a normal number. */
-enum { TOP = 15, MOST_EXPONENT = 60, MOST_SHIFT = 127 };
+/* The largest becomes less than 2^15. Alpha leaves the normal numbers only where results are below 1e-27. */
+enum { TOP = 15, MOST_EXPONENT = 100, MOST_SHIFT = 127 };
 
 /* What lies in SCALES. */
 struct scales {

@@ -144,6 +144,33 @@ static void run_merge(op_run *r) {
     op_keep(r, "dB", a.dB, N * R, VALUES_F32);
 }
 
+/* y of x and the unit matrix is the operand that x became, divided by its power of two. Numbers of x go from size down to 2^-40 of it. */
+static void check_bound(float size) {
+    enum { M = 20, K = 16, N = M * K };
+    float x[N], unit[K * K] = {0}, y[N], top = 0;
+    check_normal(x, N, 5, size);
+    for (int i = 0; i < N; i++) x[i] = ldexpf(x[i], -(i % 41)), top = fmaxf(top, fabsf(x[i]));
+    for (int k = 0; k < K; k++) unit[k * K + k] = 1;
+    lora_weight w = lora_weight_f32(op_send(&gpu, unit, sizeof unit), K, K, K);
+    lora_linear_layer layer = {.w = &w, .y = mat(&gpu, M, K, 1)};
+    OK(lora_linear_forward(gpu.ctx, lora_mat_f32(op_send(&gpu, x, sizeof x), M, K, K), 1, &layer, ERR));
+    OK(lora_download(gpu.ctx, y, layer.y.data, sizeof y, ERR));
+    OK(lora_sync(gpu.ctx, ERR));
+    bool rounded = false;
+    for (int i = 0; i < N; i++) {
+        double err = fabs((double)y[i] - (double)x[i]);
+        CHECK(err <= 0x1p-11 * fabs((double)x[i]) + 0x1p-39 * (double)top, "%g of at most %g: off by %g", (double)x[i], (double)top, err);
+        rounded = rounded || err > 0x1p-13 * fabs((double)x[i]);
+    }
+    CHECK(rounded, "operands of %g are not of 11 bits", (double)size);
+    forget(&gpu);
+}
+
+static void check_bounds(void) {
+    static const float sizes[] = {1e-24f, 1e-18f, 1e-12f, 1e-6f, 1, 4e3f, 1e5f, 1e20f, 1e37f};
+    for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes); i++) check_bound(sizes[i]);
+}
+
 /* --- zeros, and what is not finite --- */
 
 enum { ROWS = 20, IN = 48, OUT = 24, BAD = 3 };
@@ -248,6 +275,7 @@ static void check_on(const char *device) {
     if (takes && !has_bf16) {
         cpu = (op_run){.ctx = host, .seed = 700}, gpu = (op_run){.ctx = ctx, .seed = 700};
         check_linears();
+        check_bounds();
         check_not_finite();
         check_heads();
         run_merge(&cpu), run_merge(&gpu);
