@@ -28,11 +28,11 @@ EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_a
 WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 SOURCES := $(shell find lora_c -name '*.[ch]')
-C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.cpp tests/cuda/shim/*.h tests/cuda/shim/*.cpp tests/c/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch] examples/c/*.[ch])
+C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.h tests/cuda/*.cpp tests/cuda/shim/*.h tests/cuda/shim/*.cpp tests/c/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch] examples/c/*.[ch])
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-launches check-cuda-python check-cuda-all cuda asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers clean
+.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-python check-cuda-all cuda asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 

@@ -25,8 +25,20 @@ check-cuda-asan: ## the kernels under ASan and UBSan on it
 check-cuda-launches: $(VENV)/installed $(SHIM_READY) ## every launch of the C checks against the limits of every architecture (minutes)
 	@$(BIN)/python tests/cuda/check_launches.py
 
-check-kernels: $(VENV)/installed ## registers, spills and machine code of the kernels (CUDA_ARCHS), where nvcc is
-	@if command -v $(NVCC) >/dev/null; then $(BIN)/python tests/cuda/check_kernels.py --archs $(CUDA_ARCHS); else echo "no nvcc: the kernels are not compiled"; fi
+# The disassembler, and CuTe's headers alone: what nvidia-cutlass depends on is not used.
+$(VENV)/kernels: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-deps "nvidia-cuda-nvdisasm>=13,<14" nvidia-cutlass==4.2.0.0
+	@touch $@
+
+check-kernels: ## registers, spills and machine code of the kernels (CUDA_ARCHS), layouts of fragments, where nvcc is
+	@if command -v $(NVCC) >/dev/null; then $(MAKE) check-kernels-compiled; else echo "no nvcc: the kernels are not compiled"; fi
+
+check-kernels-compiled: $(VENV)/kernels
+	@$(BIN)/python tests/cuda/check_fragments.py
+	@$(BIN)/python tests/cuda/check_kernels.py --archs $(CUDA_ARCHS)
+
+check-kernels-all: ## the same for every architecture (4 minutes)
+	@$(MAKE) check-kernels CUDA_ARCHS=75,80,86,89,90a,100,120
 
 check-cuda-python: $(VENV)/installed $(SHIM_READY) ## the tests of Python that concern devices most, on it (tests/python/device_subset.txt)
 	@$(BIN)/python -m pytest --device shim $$(grep -v '^#' tests/python/device_subset.txt) tests/python/test_shim.py

@@ -5,8 +5,6 @@ namespace {
 
 enum { PACK_THREADS = 128 };
 static const int64_t WIDEST = 256;
-/* Shared memory of the most demanding kernel: four tiles of 64 rows, and three numbers of two stages of 32 rows. */
-static const size_t WIDEST_SHARED = 4 * 64 * (WIDEST + 8) * 2 + 2 * 32 * 3 * 4;
 
 /* A block per token. */
 __global__ void __launch_bounds__(PACK_THREADS) attention_pack(lora_cuda_pack a) {
@@ -45,7 +43,7 @@ lora_status lora_cuda_attention_pack(lora_cuda *c, const lora_cuda_pack *pack, l
 bool lora_cuda_attention_is_fast(const lora_ctx *ctx, int64_t D) {
     const lora_cuda_properties *properties = &lora_cuda_of(ctx)->properties;
     if (lora_backend_of(ctx)->precision != LORA_PRECISION_FAST || properties->major < 8) return false;
-    return D <= WIDEST / 2 || (D <= WIDEST && properties->shared_bytes >= WIDEST_SHARED);
+    return D <= WIDEST / 2 || (D <= WIDEST && properties->shared_bytes >= LORA_CUDA_ATTENTION_SHARED);
 }
 
 int64_t lora_cuda_attention_width(int64_t D) { return D <= WIDEST / 2 ? lora_round_up(D, 32) : WIDEST; }

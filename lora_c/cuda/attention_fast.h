@@ -4,6 +4,9 @@
 
 #include "lora_c/cuda/attention.cuh"
 
+/* Shared memory of the most demanding kernel, with heads of 256: four tiles of 64 rows, three numbers of two stages of 32 rows, a place. */
+enum { LORA_CUDA_ATTENTION_SHARED = 4 * 64 * (256 + 8) * 2 + 2 * 32 * 3 * 4 + sizeof(attention_place) };
+
 /** Whether a context's precision, its device and heads of D elements allow for it. */
 bool lora_cuda_attention_is_fast(const lora_ctx *ctx, int64_t D);
 /** D rounded up to 32, 64, 96, 128 or 256. */

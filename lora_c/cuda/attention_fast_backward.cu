@@ -4,6 +4,8 @@
 
 namespace {
 
+static_assert(sizeof(backward_shared<256>) == LORA_CUDA_ATTENTION_SHARED, "attention is asked for where this much memory is");
+
 template <int D> lora_status launch(lora_cuda *c, const backward_args &a, const int32_t *cu, lora_error *err) {
     dim3 queries((uint32_t)attention_blocks<MMA_ROWS>(cu, a.p.n, a.p.group, a.p.KV));
     dim3 keys((uint32_t)attention_blocks<KEYS>(cu, a.p.n, 1, a.p.KV), D / backward_columns<D>());

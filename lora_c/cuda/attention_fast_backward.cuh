@@ -22,10 +22,20 @@ template <int D> struct backward_shared {
     uint16_t own[2][MMA_ROWS * (D + 8)], met[2][2][MMA_STAGE * (D + 8)];
     float lse[2][MMA_STAGE], delta[2][MMA_STAGE];
     int query[2][MMA_STAGE];
+    attention_place at; /* of keys: kept out of registers while rows are met */
 };
 
 /* Columns of dk and dv that the registers of a block have room for. */
 template <int D> __host__ __device__ constexpr int backward_columns() { return D <= 128 ? D : 128; }
+
+/* Blocks that the shared memory of a multiprocessor has room for. 0: they are never launched (lora_cuda_attention_is_fast). */
+template <int D> __host__ __device__ constexpr int backward_room() {
+    return LORA_CUDA_SHARED_KB * 1024 / (int)(sizeof(backward_shared<D>) + LORA_CUDA_SHARED_PER_BLOCK);
+}
+/* Blocks that registers are to be shared by, at most so many. */
+template <int D> __host__ __device__ constexpr int backward_blocks(int most) {
+    return backward_room<D>() < 1 ? 1 : backward_room<D>() < most ? backward_room<D>() : most;
+}
 
 /* The probability of a product of q and k, with lse in units of ln 2, and in *gradient, which is that by the probability, the gradient by
  * scale * product; both 0 where the query does not see the key. */
@@ -54,9 +64,8 @@ template <int D> __device__ __forceinline__ void copy_own(const uint16_t *x, con
 }
 
 template <int D>
-__global__ void __launch_bounds__(MMA_THREADS, (D <= 64    ? 4
-                                                : D <= 128 ? 3
-                                                           : 1)) attention_backward_queries_mma(backward_args a) {
+__global__ void __launch_bounds__(MMA_THREADS, backward_blocks<D>(D <= 64 ? 4 : 3)) attention_backward_queries_mma(backward_args a) {
+    if (backward_room<D>() == 0) __trap();
     backward_shared<D> &shared = lora_shared<backward_shared<D>>();
     attention_place at = attention_place_of<MMA_ROWS>(a.p, blockIdx.x, a.p.group);
     if (at.n * a.p.group <= ATTENTION_FEW) return;
@@ -102,9 +111,10 @@ __global__ void __launch_bounds__(MMA_THREADS, (D <= 64    ? 4
 
 /* Begins to copy a stage of rows; a warp fetches their sums. Rows behind the end have probabilities 0. */
 template <int D>
-__device__ __forceinline__ void copy_rows(const backward_args &a, const attention_place &at, int stage, const uint16_t *q,
-                                          const uint16_t *dout, int64_t row, int64_t end) {
+__device__ __forceinline__ void copy_rows(const backward_args &a, int stage, const uint16_t *q, const uint16_t *dout, int64_t row,
+                                          int64_t end) {
     backward_shared<D> &shared = lora_shared<backward_shared<D>>();
+    const attention_place &at = shared.at;
     if (threadIdx.x < MMA_STAGE) {
         int64_t r = row + threadIdx.x;
         bool inside = r < end;
@@ -116,13 +126,14 @@ __device__ __forceinline__ void copy_rows(const backward_args &a, const attentio
 }
 
 template <int D>
-__global__ void __launch_bounds__(MMA_THREADS, (D <= 64    ? 3
-                                                : D <= 128 ? 2
-                                                           : 1)) attention_backward_keys_mma(backward_args a) {
+__global__ void __launch_bounds__(MMA_THREADS, backward_blocks<D>(D <= 64 ? 3 : 2)) attention_backward_keys_mma(backward_args a) {
+    if (backward_room<D>() == 0) __trap();
     constexpr int COLS = backward_columns<D>() / 8;
     backward_shared<D> &shared = lora_shared<backward_shared<D>>();
     attention_place at = attention_place_of<KEYS>(a.p, blockIdx.x, 1);
     if (at.n * a.p.group <= ATTENTION_FEW) return;
+    if (threadIdx.x == 0) shared.at = at;
+    __syncwarp(); /* the first warp reads it below, the others behind a barrier */
     int j0 = (int)at.tile * KEYS, n = (int)lora_min_i64(KEYS, at.n - j0), col = blockIdx.y * backward_columns<D>();
     copy_own<D>(packed_rows<D>(a.k, at, a.first, a.tokens, 1) + (int64_t)j0 * D,
                 packed_rows<D>(a.v, at, a.first, a.tokens, 1) + (int64_t)j0 * D, n);
@@ -130,7 +141,7 @@ __global__ void __launch_bounds__(MMA_THREADS, (D <= 64    ? 3
     const uint16_t *dout = packed_rows<D>(a.dout, at, a.first, a.tokens, a.p.group);
     /* key j is seen by the queries j .. j + window - 1 */
     int64_t seen = a.p.window > 0 ? lora_min_i64(at.n, j0 + n - 1 + a.p.window) : at.n, end = seen * a.p.group;
-    copy_rows<D>(a, at, 0, q, dout, j0 * a.p.group, end);
+    copy_rows<D>(a, 0, q, dout, j0 * a.p.group, end);
     float dk[COLS][4], dv[COLS][4];
     mma_clear(dk);
     mma_clear(dv);
@@ -139,7 +150,7 @@ __global__ void __launch_bounds__(MMA_THREADS, (D <= 64    ? 3
     for (int64_t row = j0 * a.p.group; row < end; row += MMA_STAGE, stage ^= 1) {
         lora_ptx_copy_wait<0>();
         __syncthreads(); /* this stage is here, and the other one is done with */
-        copy_rows<D>(a, at, stage ^ 1, q, dout, row + MMA_STAGE, end);
+        copy_rows<D>(a, stage ^ 1, q, dout, row + MMA_STAGE, end);
         float s[TILES][4], dp[TILES][4];
         mma_products<D, TILES>(s, shared.own[0] + own, shared.met[stage][0]);
         mma_products<D, TILES>(dp, shared.own[1] + own, shared.met[stage][1]);
@@ -156,8 +167,8 @@ __global__ void __launch_bounds__(MMA_THREADS, (D <= 64    ? 3
         mma_add_products<D, TILES, COLS>(dk, dp, shared.met[stage][0] + col);
     }
     lora_ptx_copy_wait<0>();
-    attention_rows out_k = attention_key_rows(a.p, a.dk, at.first + j0, at.kv_head, n);
-    attention_rows out_v = attention_key_rows(a.p, a.dv, at.first + j0, at.kv_head, n);
+    attention_rows out_k = attention_key_rows(a.p, a.dk, shared.at.first + j0, shared.at.kv_head, n);
+    attention_rows out_v = attention_key_rows(a.p, a.dv, shared.at.first + j0, shared.at.kv_head, n);
     LORA_UNROLL
     for (int h = 0; h < 2; h++) {
         mma_store<COLS>(out_k, dk, h, col, a.p.D, a.p.scale);

@@ -17,12 +17,6 @@ LORA_DECODE lora_decode_nf4_word(uint32_t word, const float *lut, float absmax, 
     for (int e = 0; e < 8; e++) out[e] = lut[word >> (8 * (e / 2) + (e % 2 ? 0 : 4)) & 15] * absmax;
 }
 
-/* Elements i .. i + 7 of the flattened matrix; i a multiple of 8. lut: w.lut, or a copy of it that is nearer. Elements past the end of
- * the matrix have some value. */
-LORA_DECODE lora_decode_nf4(const lora_nf4 &w, const float *lut, int64_t i, float out[8]) {
-    lora_decode_nf4_word(lora_ggml_u32(w.codes + i / 2), lut, lora_nf4_absmax(&w, i / w.block_size), out);
-}
-
 /* --- blocks of GGUF files --- */
 
 /* VALUES weights in BYTES; eight() decodes weights i .. i + 7 of block b, i a multiple of 8. */

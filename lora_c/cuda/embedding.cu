@@ -1,6 +1,7 @@
 /* Token embedding: rows of W, decoded on the way out. */
 #include "lora_c/cuda/decode.cuh"
 #include "lora_c/cuda/elements.cuh"
+#include "lora_c/cuda/nf4_scales.cuh"
 #include "lora_c/cuda/table.h"
 
 namespace {
@@ -33,11 +34,15 @@ lora_status dense(lora_ctx *ctx, const int32_t *ids, const void *data, const lor
 enum { THREADS = 128, EIGHT = 8 };
 
 struct nf4_source {
-    lora_nf4 w;
+    const uint8_t *codes;
+    const float *lut;
+    lora_nf4_scales scales;
+    int64_t cols;
     /* Elements past the row's are those of other rows. */
-    __device__ __forceinline__ int64_t before(int64_t row) const { return row * w.cols % EIGHT; }
+    __device__ __forceinline__ int64_t before(int64_t row) const { return row * cols & (EIGHT - 1); }
     __device__ __forceinline__ void eight(int64_t row, int64_t k, float out[EIGHT]) const {
-        lora_decode_nf4(w, w.lut, row * w.cols + k, out);
+        int64_t i = row * cols + k;
+        lora_decode_nf4_word(lora_ggml_u32(codes + (i >> 1)), lut, scales.at(i), out);
     }
 };
 template <int TYPE> struct ggml_source {
@@ -50,16 +55,15 @@ template <class Source> struct embedding_args {
     Source source;
     const int32_t *ids;
     lora_mat y;
-    int64_t tiles_per_row;
     bool wide;
 };
 
-/* Groups begin at multiples of eight of the flattened weight, so that the first one of a row may begin before it. */
+/* A block for each tile of a row. Groups begin at multiples of eight of the flattened weight, so that the first one of a row may begin
+ * before it. */
 template <class Source> __global__ void __launch_bounds__(THREADS) embedding_rows(embedding_args<Source> a) {
-    const int64_t H = a.y.cols, tiles = a.y.rows * a.tiles_per_row;
-    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        int64_t m = tile / a.tiles_per_row, id = a.ids[m];
-        int64_t k = ((tile - m * a.tiles_per_row) * THREADS + threadIdx.x) * EIGHT - a.source.before(id);
+    const int64_t H = a.y.cols;
+    for (int64_t m = blockIdx.y; m < a.y.rows; m += gridDim.y) {
+        int64_t id = a.ids[m], k = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * EIGHT - a.source.before(id);
         if (k >= H) continue;
         lora_floats<EIGHT> x;
         a.source.eight(id, k, x.v);
@@ -74,10 +78,9 @@ template <class Source> __global__ void __launch_bounds__(THREADS) embedding_row
 
 template <class Source> lora_status quantized(lora_ctx *ctx, const int32_t *ids, const Source &source, lora_mat y, lora_error *err) {
     if (y.rows == 0 || y.cols == 0) return LORA_OK;
-    int64_t tiles = lora_div_up(y.cols + EIGHT - 1, THREADS * EIGHT);
-    const embedding_args<Source> args = {.source = source, .ids = ids, .y = y, .tiles_per_row = tiles, .wide = lora_wide(y)};
-    return lora_cuda_launch_kernel(lora_cuda_of(ctx), "embedding_forward", embedding_rows<Source>, lora_cuda_grid(y.rows * tiles), THREADS,
-                                   0, args, err);
+    const embedding_args<Source> args = {.source = source, .ids = ids, .y = y, .wide = lora_wide(y)};
+    dim3 grid((uint32_t)lora_div_up(y.cols + EIGHT - 1, THREADS * EIGHT), (uint32_t)lora_min_i64(y.rows, LORA_CUDA_MOST_Y));
+    return lora_cuda_launch_kernel(lora_cuda_of(ctx), "embedding_forward", embedding_rows<Source>, grid, THREADS, 0, args, err);
 }
 
 lora_status ggml(lora_ctx *ctx, const int32_t *ids, const lora_weight *w, lora_mat y, lora_error *err) {
@@ -97,7 +100,7 @@ lora_status lora_cuda_embedding_forward(lora_ctx *ctx, const int32_t *ids, const
     switch (w->kind) {
     case LORA_WEIGHT_F32: return dense<LORA_F32>(ctx, ids, w->dense.data, w, w->dense.ld, y, err);
     case LORA_WEIGHT_BF16: return dense<LORA_BF16>(ctx, ids, w->dense.data, w, w->dense.ld, y, err);
-    case LORA_WEIGHT_NF4: return quantized(ctx, ids, nf4_source{w->nf4}, y, err);
+    case LORA_WEIGHT_NF4: return quantized(ctx, ids, nf4_source{w->nf4.codes, w->nf4.lut, lora_nf4_scales_of(w->nf4), w->nf4.cols}, y, err);
     case LORA_WEIGHT_GGML: return ggml(ctx, ids, w, y, err);
     }
     return lora_fail(err, LORA_EINVAL, "weight: expected a known kind, got %d", (int)w->kind);

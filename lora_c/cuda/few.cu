@@ -1,4 +1,5 @@
 #include "lora_c/cuda/few.cuh"
+#include "lora_c/cuda/few_mma.h"
 
 namespace {
 
@@ -61,7 +62,7 @@ lora_status lora_cuda_few_output(lora_cuda *c, const lora_cuda_few_layer *l, lor
     switch (w->kind) {
     case LORA_WEIGHT_F32: return run_dense<LORA_F32>(c, l, w->dense.data, w->dense.ld, err);
     case LORA_WEIGHT_BF16: return run_dense<LORA_BF16>(c, l, w->dense.data, w->dense.ld, err);
-    case LORA_WEIGHT_NF4: return run_nf4(c, l, err);
+    case LORA_WEIGHT_NF4: return lora_cuda_few_mma_can(c, l) ? lora_cuda_few_mma(c, l, err) : run_nf4(c, l, err);
     case LORA_WEIGHT_GGML:
         if (w->ggml.type == LORA_GGML_F16) return run_dense<LORA_F16>(c, l, w->ggml.blocks, w->cols, err);
         if (w->ggml.type == LORA_GGML_BF16) return run_dense<LORA_BF16>(c, l, w->ggml.blocks, w->cols, err);

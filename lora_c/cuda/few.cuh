@@ -5,7 +5,7 @@
 
 #include "lora_c/cuda/decode.cuh"
 #include "lora_c/cuda/eights.cuh"
-#include "lora_c/cuda/few.h"
+#include "lora_c/cuda/few_update.cuh"
 #include "lora_c/cuda/nf4_scales.cuh"
 
 enum {
@@ -107,12 +107,6 @@ template <class W> struct lora_few_args {
     lora_cuda_few_update updates[LORA_DECODE_BATCH];
 };
 
-template <class W> __device__ __forceinline__ float lora_few_update(const lora_few_args<W> &a, int m, int64_t col, float sum) {
-    const lora_cuda_few_update &u = a.updates[m];
-    for (int64_t r = threadIdx.x % LORA_CUDA_WARP; r < u.rank; r += LORA_CUDA_WARP) sum = fmaf(u.t[r], u.B[col * u.rank + r], sum);
-    return sum;
-}
-
 template <class W, int TOKENS> __global__ void __launch_bounds__(LORA_FEW_THREADS, 1) lora_few_output(lora_few_args<W> a) {
     enum { COLS = lora_few_shape<TOKENS>::COLS };
     a.w.prepare();
@@ -127,7 +121,7 @@ template <class W, int TOKENS> __global__ void __launch_bounds__(LORA_FEW_THREAD
 #pragma unroll
         for (int m = 0; m < TOKENS; m++) {
             if (m >= a.in.tokens) continue;
-            float all = lora_warp_sum(lora_few_update(a, m, col + c, sum[c][m]));
+            float all = lora_warp_sum(lora_few_update(a.updates[m], col + c, sum[c][m]));
             if (lane > 0) continue;
             if (a.bias) all = all + a.bias[col + c];
             float *y = (float *)a.y.data + m * a.y.ld + col + c;

@@ -1,5 +1,6 @@
 /* Linear layers of up to LORA_DECODE_BATCH tokens: rows of W are read once for all of them and decoded in registers. Sums are float32
- * in every precision, in an order that depends on K and R only: the result of a token has the bits that it gets alone. */
+ * in an order that depends on K, R, the weight and the precision only: the result of a token has the bits that it gets alone. Operands are
+ * float32, of 4-bit weights in precision fast bfloat16 where tensor cores take it (few_mma.cu). */
 #ifndef LORA_CUDA_FEW_H
 #define LORA_CUDA_FEW_H
 
@@ -34,6 +35,7 @@ typedef struct lora_cuda_few_layer {
     lora_weight w;
     const float *bias; /* or NULL */
     bool accumulate;
+    lora_dtype operands;                             /* what x and the values of W may be rounded to */
     lora_cuda_few_update updates[LORA_DECODE_BATCH]; /* by token */
 } lora_cuda_few_layer;
 

@@ -17,6 +17,21 @@
 
 enum { LORA_CUDA_WARP = 32, LORA_CUDA_MOST_Y = 65535 };
 
+/* Shared memory of a multiprocessor, and what of it each block takes besides its own ("Compute Capabilities" of the CUDA programming
+ * guide). */
+#if !defined(__CUDA_ARCH__)
+enum { LORA_CUDA_SHARED_KB = 228 };
+#elif __CUDA_ARCH__ < 800
+enum { LORA_CUDA_SHARED_KB = 64 };
+#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
+enum { LORA_CUDA_SHARED_KB = 164 };
+#elif __CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200
+enum { LORA_CUDA_SHARED_KB = 100 };
+#else
+enum { LORA_CUDA_SHARED_KB = 228 };
+#endif
+enum { LORA_CUDA_SHARED_PER_BLOCK = 1024 };
+
 /* Runs on the stream of c. Kernel's name stands in errors. grid.x up to 2^31 - 1, grid.y and z up to 65535. */
 #define LORA_CUDA_LAUNCH(c, kernel, grid, threads, shared_bytes, args, err)                                                                \
     lora_cuda_launch_kernel((c), #kernel, kernel, (grid), (threads), (shared_bytes), (args), (err))

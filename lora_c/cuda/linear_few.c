@@ -2,6 +2,7 @@
 #include "lora_c/base/util.h"
 #include "lora_c/cuda/few.h"
 #include "lora_c/cuda/linear_plain.h"
+#include "lora_c/cuda/weights.h"
 
 enum { ROUND = 16 /* floats: what begins at a multiple of them is aligned for loads of 16 bytes */ };
 
@@ -73,7 +74,8 @@ lora_status lora_cuda_few_forward(lora_ctx *ctx, lora_mat x, int64_t n, const lo
             dropped += x.rows * in.ld;
             LORA_TRY(lora_cuda_drop(ctx, lora_cuda_mask_of(l->adapter, &l->pass), x, in, false, err));
         }
-        outputs[i] = (lora_cuda_few_layer){.x = x, .y = l->y, .w = *l->w, .bias = l->bias, .accumulate = l->accumulate};
+        outputs[i] = (lora_cuda_few_layer){
+            .x = x, .y = l->y, .w = *l->w, .bias = l->bias, .accumulate = l->accumulate, .operands = lora_cuda_operands(ctx)};
         n_lows += add_groups(l, in, &low, lows + n_lows, outputs[i].updates);
     }
     LORA_TRY(lora_cuda_few_lows(c, x.cols, n_lows, lows, err));

@@ -1,6 +1,10 @@
 /* Linear layers on every device where the cases of check_backend.c do not reach: tokens of a decode alone and together, bit by bit; rows
  * that begin in the middle of NF4's blocks, at odd elements and addresses; weights decoded to the CPU's bytes. */
+#include <math.h>
+
 #include "lora_c/base/half.h"
+#include "lora_c/base/util.h"
+#include "lora_c/format/nf4_layout.h"
 #include "tests/c/check_backend.h"
 
 enum { K = BACKEND_COLS, N = 21, R = 5, COLS = 77, MOST = LORA_DECODE_BATCH };
@@ -39,7 +43,7 @@ static lora_linear_layer alone(const lora_linear_layer *l, int64_t m, lora_mat y
     return one;
 }
 
-static void check_alone(op_run *r, const lora_weight *w, const char *name, int64_t tokens, bool grouped) {
+static lora_mat run_alone(op_run *r, const lora_weight *w, const char *name, int64_t tokens, bool grouped) {
     lora_adapter a[] = {make_adapter(r, N, w->cols, R), make_adapter(r, N, w->cols, 70)};
     lora_mat x = op_mat(r, tokens, w->cols, 1), y = op_mat(r, tokens, N, 1), y1 = op_mat(r, 1, N, 1);
     lora_adapter_rows groups[MOST], group;
@@ -58,8 +62,12 @@ static void check_alone(op_run *r, const lora_weight *w, const char *name, int64
               lora_ctx_device(r->ctx), (int)m, (int)tokens);
         free(single);
     }
-    op_keep_mat(r, name, y);
     free(together);
+    return y;
+}
+
+static void check_alone(op_run *r, const lora_weight *w, const char *name, int64_t tokens, bool grouped) {
+    op_keep_mat(r, name, run_alone(r, w, name, tokens, grouped));
 }
 
 static void tokens_alone(op_run *r) {
@@ -112,15 +120,14 @@ static void decoded(op_run *r) {
 
 /* --- odd shapes --- */
 
-/* NF4 of 77 columns: rows begin at odd elements, in the middle of bytes and blocks. */
-static backend_weight odd_nf4(op_run *r, int64_t rows, int64_t cols) {
-    int64_t blocks = lora_nf4_blocks(rows, cols, LORA_NF4_BLOCK), bytes = lora_nf4_code_bytes(rows, cols);
-    backend_weight b = {.name = "odd NF4"};
+static backend_weight make_nf4(op_run *r, int64_t rows, int64_t cols, int64_t block_size) {
+    int64_t blocks = lora_nf4_blocks(rows, cols, block_size), bytes = lora_nf4_code_bytes(rows, cols);
+    backend_weight b = {.name = "NF4"};
     float *x = b.memory[0] = malloc((size_t)(rows * cols) * sizeof *x), *absmax = b.memory[1] = malloc((size_t)blocks * sizeof *absmax);
     uint8_t *codes = b.memory[2] = malloc((size_t)bytes + 64);
     check_normal(x, rows * cols, ++r->seed, 0.3f);
-    OK(lora_nf4_quantize(r->ctx, x, LORA_F32, rows, cols, LORA_NF4_BLOCK, codes, absmax, ERR));
-    lora_nf4 q = {.rows = rows, .cols = cols, .block_size = LORA_NF4_BLOCK, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
+    OK(lora_nf4_quantize(r->ctx, x, LORA_F32, rows, cols, block_size, codes, absmax, ERR));
+    lora_nf4 q = {.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
     b.w = lora_weight_nf4(&q);
     return b;
 }
@@ -155,7 +162,7 @@ static void run_odd(op_run *r, const lora_weight *w, int64_t tokens) {
 
 static void odd_shapes(op_run *r) {
     static const int64_t tokens[] = {1, 5, 19};
-    backend_weight host = odd_nf4(r, N, COLS);
+    backend_weight host = make_nf4(r, N, COLS, LORA_NF4_BLOCK); /* rows begin in the middle of bytes and blocks */
     lora_weight nf4 = op_weight(r, &host.w), bf16 = odd_bf16(r, N, COLS);
     for (int i = 0; i < 3; i++) {
         run_odd(r, &nf4, tokens[i]);
@@ -167,7 +174,71 @@ static void odd_shapes(op_run *r) {
     backend_free_weight(&host);
 }
 
+/* --- few tokens in precision fast --- */
+
+/* y within what operands of 8 bits allow: 2^-9 of each, and float32 sums. */
+static void check_rounded(op_run *r, const lora_nf4 *host, const char *name, int64_t tokens) {
+    const lora_weight on_host = lora_weight_nf4(host), w = op_weight(r, &on_host);
+    lora_mat x = op_mat(r, tokens, host->cols, 1), y = op_mat(r, tokens, host->rows, 1);
+    lora_linear_layer layer = {.w = &w, .y = y};
+    float *from = get(r, x);
+    OK(lora_linear_forward(r->ctx, x, 1, &layer, ERR));
+    float *got = get(r, y);
+    for (int64_t m = 0; m < tokens; m++)
+        for (int64_t n = 0; n < host->rows; n++) {
+            double sum = 0, magnitude = 0;
+            for (int64_t k = 0; k < host->cols; k++) {
+                int64_t i = n * host->cols + k;
+                double product = (double)from[m * x.ld + k] * host->lut[lora_nf4_code(host->codes, i)] *
+                                 (double)lora_nf4_absmax(host, i / host->block_size);
+                sum += product;
+                magnitude += fabs(product);
+            }
+            double bound = (2.02 * 0x1p-9 + (double)host->cols * 0x1p-24) * magnitude;
+            CHECK(fabs(got[m * y.ld + n] - sum) <= bound, "%s on %s: token %d, output %d: %g, not %g", name, lora_ctx_device(r->ctx),
+                  (int)m, (int)n, (double)got[m * y.ld + n], sum);
+        }
+    free(from), free(got);
+}
+
+/* Scales of scales of the blocks of a weight; codes, values and scales are drawn. */
+static lora_nf4 nested_of(const lora_nf4 *plain, uint8_t *codes, float *map, float *absmax) {
+    lora_nf4 q = *plain;
+    int64_t blocks = lora_nf4_blocks(q.rows, q.cols, q.block_size);
+    for (int64_t i = 0; i < blocks; i++) codes[i] = (uint8_t)(i * 37);
+    for (int i = 0; i < 256; i++) map[i] = (float)(i - 100) / 256;
+    for (int64_t i = 0; i < lora_div_up(blocks, 4); i++) absmax[i] = 0.5f + (float)(i % 7);
+    q.absmax = NULL, q.absmax_codes = codes, q.nested_map = map, q.nested_absmax = absmax;
+    q.nested_block_size = 4, q.nested_offset = 0.3f;
+    return q;
+}
+
+/* Rows of 9 and of 1 times 128 elements, in the ways that a block of weights may lie in 128; 160 is no multiple. */
+static void few_rounded(op_run *r) {
+    static const struct {
+        int64_t cols, block_size, tokens;
+        bool nested;
+    } cases[] = {{1152, 64, 1, true},   {1152, 64, 16, false}, {128, 64, 3, true}, {1152, 128, 4, true},
+                 {1024, 512, 5, false}, {1152, 32, 2, true},   {160, 32, 16, true}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        backend_weight host = make_nf4(r, N, cases[i].cols, cases[i].block_size);
+        uint8_t codes[N * 40];
+        float map[256], absmax[N * 10];
+        lora_nf4 q = cases[i].nested ? nested_of(&host.w.nf4, codes, map, absmax) : host.w.nf4;
+        const lora_weight on_host = lora_weight_nf4(&q), w = op_weight(r, &on_host);
+        OK(lora_ctx_set_precision(r->ctx, LORA_PRECISION_FAST, ERR));
+        check_rounded(r, &q, "NF4 in precision fast", cases[i].tokens);
+        (void)run_alone(r, &w, "NF4 in precision fast", cases[i].tokens, i % 2);
+        OK(lora_ctx_set_precision(r->ctx, LORA_PRECISION_EXACT, ERR));
+        check_alone(r, &w, "NF4 in precision exact", cases[i].tokens, i % 2);
+        backend_free_weight(&host);
+    }
+}
+
 void check_device_linear(void) {
-    static const op_case cases[] = {{"decoded weights", decoded}, {"tokens alone", tokens_alone}, {"odd shapes", odd_shapes}};
+    static const op_case cases[] = {{"decoded weights", decoded},
+                                    {"tokens alone", tokens_alone},
+                                    {"odd shapes", odd_shapes},
+                                    {"few tokens in precision fast", few_rounded}};
     op_check_cases(cases, sizeof cases / sizeof *cases);
 }

@@ -24,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).parent)]
 
-from expected_code import FORBIDDEN, REQUIRED  # noqa: E402
+from code_loops import Kernel  # noqa: E402
+from expected_code import BUDGETS, FORBIDDEN, REQUIRED  # noqa: E402
 
 from build_cuda import EVERY_ARCH, FLAGS, find_nvcc  # noqa: E402
 
@@ -33,7 +34,6 @@ ENTRY = re.compile(r"Compiling entry function '(\S+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
 SECTION = re.compile(r"^\s*\.section\s+\.text\.(\S+?),", re.MULTILINE)
-OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 Kernels = dict[str, dict[str, int]]
 
@@ -73,12 +73,12 @@ def compile_one(nvcc: str, source: Path, arch: str, folder: Path) -> tuple[Kerne
     return {names[mangled]: numbers for mangled, numbers in found.items()}, binary
 
 
-def opcodes(disassembler: str, binary: Path) -> dict[str, list[str]]:
-    """Return the instructions of each kernel of a binary, in order."""
+def disassembled(disassembler: str, binary: Path) -> dict[str, Kernel]:
+    """Return the machine code of each kernel of a binary."""
     text = subprocess.run([disassembler, "-c", str(binary)], capture_output=True, text=True, check=True).stdout
     parts = SECTION.split(text)[1:]
     names = names_of(parts[::2]) if parts else {}
-    return {names[mangled]: OPCODE.findall(code) for mangled, code in zip(parts[::2], parts[1::2], strict=True)}
+    return {names[mangled]: Kernel(code) for mangled, code in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def compare(found: dict[str, Kernels], recorded: dict[str, Kernels]) -> list[str]:
@@ -102,16 +102,24 @@ def _matching(patterns: dict[str, Any], name: str) -> Any:
     return next((what for pattern, what in patterns.items() if re.fullmatch(pattern, name)), ())
 
 
-def check_code(arch: str, code: dict[str, list[str]]) -> list[str]:
+def check_code(arch: str, code: dict[str, Kernel]) -> list[str]:
     """Return what the code of an architecture's kernels lacks, or has and must not have."""
     wrong = []
-    for name, instructions in sorted(code.items()):
+    for name, kernel in sorted(code.items()):
+        instructions = kernel.opcodes
         for pattern in _matching(REQUIRED.get(arch, {}), name):
             if not any(re.match(pattern, instruction) for instruction in instructions):
                 wrong.append(f"sm_{arch} {name}: expected an instruction {pattern}, got none")
         for pattern in _matching(FORBIDDEN, name):
             if bad := next((instruction for instruction in instructions if re.match(pattern, instruction)), None):
                 wrong.append(f"sm_{arch} {name}: expected no instruction {pattern}, got {bad}")
+        for budget in BUDGETS:
+            if arch not in budget.archs or not re.fullmatch(budget.kernel, name):
+                continue
+            cost = kernel.cost(budget)
+            if cost is None or cost > budget.most:
+                got = "no such loop" if cost is None else f"{cost:.2f}"
+                wrong.append(f"sm_{arch} {name}: expected at most {budget.most} instructions a {budget.unit}, got {got}")
     return wrong
 
 
@@ -140,7 +148,7 @@ def main() -> None:
         ):
             found[arch] |= {f"{source.name}: {kernel}": numbers for kernel, numbers in kernels.items()}
             if disassembler:
-                wrong += check_code(arch, {f"{source.name}: {k}": v for k, v in opcodes(disassembler, binary).items()})
+                wrong += check_code(arch, {f"{source.name}: {k}": v for k, v in disassembled(disassembler, binary).items()})
     recorded: dict[str, Kernels] = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
     if args.record:
         TABLE.write_text(json.dumps(recorded | found, indent=1, sort_keys=True) + "\n")

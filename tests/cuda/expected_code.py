@@ -1,5 +1,9 @@
 """What the machine code of kernels must hold and must not: regular expressions of "file.cu: kernel" and of instructions."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 ARCHS = ("75", "80", "86", "89", "90a", "100", "120")
 
 # By architecture: the instructions that a kernel's speed rests on. LDG.E.128 loads 16 bytes, HMMA is the tensor cores'.
@@ -11,7 +15,14 @@ _EVERYWHERE: dict[str, tuple[str, ...]] = {
     r"double_quantize\.cu: nested_blocks": ("FCHK",),
     r"dequantize\.cu: dequantize<.*": (r"STG\.E\.128",),
 }
-REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {arch: dict(_EVERYWHERE) for arch in ARCHS}
+# From compute capability 8.0 on; below it these kernels are never launched. Of head_dim 256 too, where shared memory has room.
+_TENSOR_CORES: dict[str, tuple[str, ...]] = {
+    r"few_mma\.cu: few_mma<.*": (r"LDG\.E\.128", r"LDS\.128", r"HMMA\.16816\.F32\.BF16"),
+    r"attention_fast_(forward|backward)\.cu: attention_\w+_mma<(32|64|96|128)>": (r"HMMA\.16816\.F32\.BF16", r"LDSM\.16\.M"),
+}
+REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {
+    arch: _EVERYWHERE | (_TENSOR_CORES if arch != "75" else {}) for arch in ARCHS
+}
 
 # Kernels whose bytes are promised to be the CPU's. nvcc contracts nothing under -fmad=false; the fused multiply-adds that are
 # left belong to IEEE divisions and square roots, so that kernels without those must have none. (MUFU.RCP alone is the
@@ -26,3 +37,27 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     r"quantize\.cu: .*": (r"MUFU\.(?!RCP|RSQ)", r"FMUL\.FTZ"),
     r"double_quantize\.cu: .*": (r"MUFU\.(?!RCP|RSQ)", "FMUL"),
 }
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many instructions of a lane the tightest loop with the markers may take for each unit of work.
+
+    The work of a trip is counted by its markers, each `per` units of work: that holds however far a compiler unrolls.
+    """
+
+    kernel: str
+    marker: str
+    per: float
+    unit: str
+    most: float
+    archs: tuple[str, ...] = ARCHS
+
+
+# One HMMA takes 256 weights of 4 tokens, 8 a lane. At the speed of memory an H200's multiprocessor meets 32 weights a clock with
+# 128 lanes: 4 instructions a weight is all that decoding may take.
+BUDGETS = (
+    Budget(r"few_mma\.cu: few_mma<1>", "HMMA", 8, "weight", 3.4, archs=ARCHS[1:]),
+    Budget(r"few_mma\.cu: few_mma<4>", "HMMA", 8, "weight", 4.2, archs=ARCHS[1:]),
+    Budget(r"few_mma\.cu: few_mma<16>", "HMMA", 2, "weight of 16 tokens", 8.5, archs=ARCHS[1:]),
+)

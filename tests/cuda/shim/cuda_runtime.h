@@ -64,6 +64,7 @@ enum shim_wait_kind { SHIM_AT_WARP, SHIM_AT_BARRIER };
 void shim_wait(shim_wait_kind what, uint32_t mask);
 [[noreturn]] void shim_die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static inline void *shim_shared() { return shim_now->shared; }
+[[noreturn]] static inline void __trap() { shim_die("__trap"); }
 
 #define threadIdx (shim_now->self->index)
 #define blockIdx (shim_now->block)
