@@ -89,7 +89,7 @@ PyDoc_STRVAR(
 static int bytes_of(decoder *self, int64_t (*count)(const lora_decoder *d, int64_t n_tokens, bool training), int64_t n, bool training,
                     int64_t *bytes) {
     if (lora_py_enter_decoder(self) < 0) return -1;
-    LORA_PY_CALL(self->base.ctx, *bytes, count(self->decoder, n, training)); /* of scratch it asks the threads */
+    LORA_PY_CALL(self->base.ctx, *bytes, count(self->decoder, n, training));
     lora_py_leave(&self->base);
     return 0;
 }
@@ -104,19 +104,26 @@ static PyObject *decoder_arena_bytes(PyObject *o, PyObject *args, PyObject *kwar
     return PyLong_FromLongLong(bytes);
 }
 
-PyDoc_STRVAR(scratch_bytes_doc,
-             "scratch_bytes($self, n_tokens, /)\n--\n\nReturn the bytes that the operations of a training step of n_tokens work in.\n\n"
-             "Raises\n------\nRuntimeError\n    Another thread is using this decoder.");
+PyDoc_STRVAR(scratch_bytes_doc, "scratch_bytes($self, n_tokens, /, n_segments=None)\n--\n\n"
+                                "Return the bytes that the operations of a training step of n_tokens work in.\n\n"
+                                "Parameters\n----------\n"
+                                "n_tokens : int\n    Tokens of the batch, all segments together, virtual ones included.\n"
+                                "n_segments : int, optional\n    The most sequences that they are; not given, each token may be one.\n\n"
+                                "Raises\n------\nRuntimeError\n    Another thread is using this decoder.");
 
-static int64_t scratch_bytes(const lora_decoder *d, int64_t n_tokens, bool training) {
-    (void)training;
-    return lora_decoder_scratch_bytes(d, n_tokens);
-}
-
-static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *given) {
-    int64_t n, bytes;
-    if (!lora_py_whole(given, &n) || !is_token_count(n)) return NULL;
-    if (bytes_of((decoder *)o, scratch_bytes, n, true, &bytes) < 0) return NULL;
+static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"", "n_segments", NULL};
+    decoder *self = (decoder *)o;
+    PyObject *given = Py_None;
+    int64_t n, segments, bytes;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|O:scratch_bytes", names, lora_py_whole, &n, &given) || !is_token_count(n))
+        return NULL;
+    segments = n;
+    if (given != Py_None && !lora_py_whole(given, &segments)) return NULL;
+    if (segments < 1) return PyErr_Format(PyExc_ValueError, "n_segments: expected 1 or more, got %lld", (long long)segments);
+    if (lora_py_enter_decoder(self) < 0) return NULL;
+    LORA_PY_CALL(self->base.ctx, bytes, lora_decoder_scratch_bytes(self->decoder, n, segments)); /* of scratch it asks the threads */
+    lora_py_leave(&self->base);
     return PyLong_FromLongLong(bytes);
 }
 
@@ -134,6 +141,7 @@ LORA_PY_KEEP(lora_py_decoder_set_bottleneck)
 LORA_PY_KEEP(lora_py_decoder_forward_backward)
 LORA_PY_KEEP(lora_py_decoder_loss)
 LORA_PY_KEEP(decoder_arena_bytes)
+LORA_PY_KEEP(decoder_scratch_bytes)
 LORA_PY_KEEP(lora_py_decoder_decode)
 
 static PyMethodDef decoder_methods[] = {
@@ -153,7 +161,7 @@ static PyMethodDef decoder_methods[] = {
     {"logits", lora_py_decoder_logits, METH_VARARGS, lora_py_logits_doc},
     {"last_logits", lora_py_decoder_last_logits, METH_VARARGS, lora_py_last_logits_doc},
     {"hidden_states", lora_py_decoder_hidden_states, METH_VARARGS, lora_py_hidden_states_doc},
-    {"scratch_bytes", decoder_scratch_bytes, METH_O, scratch_bytes_doc},
+    {"scratch_bytes", LORA_PY_KEYWORDS decoder_scratch_bytes_kept, METH_VARARGS | METH_KEYWORDS, scratch_bytes_doc},
     {"free_activations", decoder_free_activations, METH_NOARGS, free_activations_doc},
     {"arena_bytes", LORA_PY_KEYWORDS decoder_arena_bytes_kept, METH_VARARGS | METH_KEYWORDS, arena_bytes_doc},
     {"new_cache", lora_py_decoder_new_cache, METH_VARARGS, lora_py_new_cache_doc},

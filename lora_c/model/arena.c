@@ -280,15 +280,3 @@ int64_t lora_decoder_arena_bytes(const lora_decoder *d, int64_t n_tokens, bool t
     size_t bytes = n_tokens > 0 ? layout(d, n_tokens, training, NULL, &unused) : 0;
     return bytes > INT64_MAX ? INT64_MAX : (int64_t)bytes;
 }
-
-int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens) {
-    const lora_decoder_config *c = &d->config;
-    int64_t widest = lora_max_i64((c->gated_mlp ? 2 : 1) * c->intermediate_size, lora_max_i64(lora_qkv_width(c), c->hidden_size));
-    lora_scratch_shape shape = {.n_tokens = n_tokens, .widest = widest, .vocab_size = lora_head_rows(c), .hidden_size = c->hidden_size};
-    lora_operand_types types = lora_operand_types_of(d, n_tokens);
-    bool wide = types.mlp_inner == LORA_F32 || types.mlp_gradient == LORA_F32;
-    shape.rounded = lora_max_i64(wide ? c->intermediate_size : 0, lora_max_i64(lora_q_width(c), c->hidden_size));
-    shape.rank = types.lent;
-    shape.attention = 2 * (lora_q_width(c) + lora_kv_width(c));
-    return lora_scratch_bytes(d->ctx, &shape) + lora_adapted_globals_bytes(d) + lora_prefix_encoder_bytes(d);
-}

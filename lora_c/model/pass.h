@@ -101,6 +101,8 @@ lora_status lora_stage_batch(lora_decoder *d, const lora_run *run, const lora_bu
 lora_status lora_copy_inv_freq(lora_decoder *d, lora_error *err) LORA_MUST_CHECK;
 /** Tables for every position of a run. */
 lora_status lora_reach_positions(lora_decoder *d, const lora_run *run, lora_error *err) LORA_MUST_CHECK;
+/** Of the tables, after a pass of n_tokens. */
+int64_t lora_rope_tables_bytes(const lora_decoder *d, int64_t n_tokens);
 void lora_free_rope_tables(lora_decoder *d);
 
 /* project.c */

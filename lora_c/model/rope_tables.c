@@ -51,14 +51,26 @@ static lora_status make_tables(lora_decoder *d, int64_t n, lora_error *err) {
     return LORA_OK;
 }
 
+/* What the tables grow to where longest is more than they have. */
+static int64_t grown(const lora_decoder *d, int64_t longest) {
+    int64_t n = lora_max_i64(longest, lora_max_i64(FIRST_POSITIONS, 2 * d->rope_positions)); /* rarely again */
+    return lora_min_i64(n, d->config.max_position_embeddings);
+}
+
+int64_t lora_rope_tables_bytes(const lora_decoder *d, int64_t n_tokens) {
+    int64_t n = n_tokens > d->rope_positions ? grown(d, n_tokens) : d->rope_positions, floats = 0;
+    for (int i = 0; i < d->config.n_ropes; i++) floats += n * (d->config.ropes[i].rotary / 2);
+    return 2 * floats * (int64_t)sizeof *d->cos;
+}
+
 lora_status lora_reach_positions(lora_decoder *d, const lora_run *run, lora_error *err) {
     int64_t longest = 0;
     for (int64_t s = 0; s < run->n_segments; s++)
         longest = lora_max_i64(longest, lora_past_tokens(run, s) + run->cu_seqlens[s + 1] - run->cu_seqlens[s]);
     if (d->config.n_ropes == 0 || longest <= d->rope_positions) return LORA_OK;
-    int64_t n = lora_max_i64(longest, lora_max_i64(FIRST_POSITIONS, 2 * d->rope_positions)); /* rarely again */
+    int64_t n = grown(d, longest);
     drop_tables(d);
-    lora_status status = make_tables(d, lora_min_i64(n, d->config.max_position_embeddings), err);
+    lora_status status = make_tables(d, n, err);
     if (status != LORA_OK) drop_tables(d);
     return status;
 }

@@ -116,7 +116,7 @@ class StepBench:
         """One step that warms up, then ``steps`` timed ones; with ``profile`` the costs are those of the timed ones."""
         from .training.memory import forecast_model
 
-        plan = forecast_model(self.model, len(self.ids))
+        plan = forecast_model(self.model, len(self.ids), n_segments=len(self.cu_seqlens) - 1)
         _core.reset_peak_memory(self.model.device)
         self.step()
         seconds = []

@@ -229,7 +229,7 @@ _Static_assert(sizeof CASES / sizeof *CASES + 2 == BACKEND_LINEAR_ENTRIES, "ever
 static void check_scratch(void) {
     const checked_device *devices;
     int n = checked_devices(&devices);
-    lora_scratch_shape shape = {.n_tokens = 64, .widest = 256, .vocab_size = 1000, .hidden_size = 128};
+    lora_scratch_shape shape = {.n_tokens = 64, .widest = 256, .head = {.rows = 1000, .cols = 128}};
     for (int d = 0; d < n; d++) {
         lora_ctx *ctx = device_ctx_on(devices[d].name, backend_paths(), LORA_ISA_AUTO, 2);
         CHECK(lora_scratch_bytes(ctx, &shape) >= 0, "%s: scratch", devices[d].name);

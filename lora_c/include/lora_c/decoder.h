@@ -263,8 +263,8 @@ int64_t lora_decoder_arena_bytes(const lora_decoder *decoder, int64_t n_tokens, 
 void lora_decoder_free_activations(lora_decoder *decoder);
 /** Whether an adapter has dropout or there is noise, so that a training pass depends on its dropout_step. */
 bool lora_decoder_has_dropout(const lora_decoder *decoder);
-/** Bytes that the operations of a training step work in: the head's sums and the packed operands of the widest products. */
-int64_t lora_decoder_scratch_bytes(const lora_decoder *decoder, int64_t n_tokens);
+/** Bytes that the operations of a training step of n_tokens in up to n_segments work in: the most that each of their buffers takes. */
+int64_t lora_decoder_scratch_bytes(const lora_decoder *decoder, int64_t n_tokens, int64_t n_segments);
 
 /** Keys and values of up to n_sequences sequences of up to max_tokens each, virtual ones included. */
 lora_status lora_kv_cache_create(lora_decoder *decoder, int64_t n_sequences, int64_t max_tokens, lora_kv_cache **out,

@@ -201,13 +201,32 @@ typedef struct lora_values {
  *  Numerics   formed in float64 and rounded once: |err| <= 2^-24 |dy| + 2^-149, of row_loss alike */
 lora_status lora_values_loss(lora_ctx *ctx, lora_mat y, const lora_values *loss, lora_mat dy, lora_error *err) LORA_MUST_CHECK;
 
-/* The largest products of a training step. */
+/* Which operands of products a weight is without being decoded. */
+typedef enum lora_stored_kind {
+    LORA_STORED_FLOAT32,
+    LORA_STORED_BFLOAT16,
+    LORA_STORED_PACKED, /* none */
+    LORA_STORED_KINDS,
+} lora_stored_kind;
+
+/* The largest of what the operations of a training step work on; 0: there is none. */
 typedef struct lora_scratch_shape {
-    int64_t n_tokens, widest;        /* widest: columns of the widest input of linear layers that share it */
-    int64_t rounded;                 /* columns of the widest x or dy of a linear layer that is float32 */
-    int64_t attention;               /* columns of q, k, v and the gradient of o together */
-    int64_t rank;                    /* the largest of adapters */
-    int64_t vocab_size, hidden_size; /* vocab_size: rows of the head */
+    int64_t n_tokens, n_segments;
+    int64_t widest; /* columns of the widest input of linear layers that share it */
+    int64_t n_heads, n_kv_heads, head_dim;
+    lora_weight head; /* of a loss over its rows; the address of what it holds may be NULL */
+    bool head_trains;
+    /* linear layers */
+    int64_t weights[LORA_STORED_KINDS]; /* elements of the largest weight, with the rows or columns of its adapter */
+    int64_t factor;                     /* elements of the largest A or B */
+    int64_t rank, lent;                 /* the largest of adapters; the same where it is written behind rows of x and dy */
+    int64_t x, dy;                      /* columns of the widest that is float32 */
+    int64_t dropped;                    /* columns of the widest x with dropout */
+    bool low_kept;                      /* s drop(x) A^T comes back in backward */
+    int64_t dora;                       /* floats of a token: twice the outputs, with dropout four times the inputs */
+    int64_t normed;                     /* elements of the largest weight with DoRA that is not float32 */
+    int64_t summed;                     /* numbers of a row that are summed over the tokens */
+    int64_t merged, merged_rank;        /* rows of an embedding or head whose adapter trains, and the rank of that */
 } lora_scratch_shape;
 /** Bytes that the operations of such a step work in. */
 int64_t lora_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape);

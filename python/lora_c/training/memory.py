@@ -48,11 +48,16 @@ def largest_micro_batch(trainer: Trainer) -> int:
 
 def forecast(trainer: Trainer) -> MemoryForecast:
     with trainer.settings():
-        return forecast_model(trainer.model, largest_micro_batch(trainer), trainer.config)
+        return forecast_model(
+            trainer.model, largest_micro_batch(trainer), trainer.config, trainer.config.per_device_train_batch_size
+        )
 
 
-def forecast_model(model: Model, n_tokens: int, config: TrainConfig | None = None) -> MemoryForecast:
-    """The memory of training what is trainable in model, with micro-batches of up to n_tokens and the optimizer of config."""
+def forecast_model(
+    model: Model, n_tokens: int, config: TrainConfig | None = None, n_segments: int | None = None
+) -> MemoryForecast:
+    """The memory of training what is trainable in model, with micro-batches of up to n_tokens in n_segments sequences (not
+    given: any number) and the optimizer of config."""
     config = config or TrainConfig()
     parameters = model.trainable_parameters()
     trained = sum(p.size for p in parameters) * 4
@@ -62,7 +67,7 @@ def forecast_model(model: Model, n_tokens: int, config: TrainConfig | None = Non
         gradients=trained,
         optimizer=state_bytes(config, parameters),
         activations=model.decoder.arena_bytes(n_tokens, training=True),
-        scratch=model.decoder.scratch_bytes(n_tokens) + work_bytes(config, parameters),
+        scratch=model.decoder.scratch_bytes(n_tokens, n_segments) + work_bytes(config, parameters),
     )
 
 
@@ -77,11 +82,17 @@ def recompute_of(trainer: Trainer) -> Literal["none", "layer"]:
     config = trainer.config
     if config.recompute != "auto":
         return config.recompute
-    return choose_recompute(trainer.model, largest_micro_batch(trainer), config.memory_limit, config)
+    return choose_recompute(
+        trainer.model, largest_micro_batch(trainer), config.memory_limit, config, config.per_device_train_batch_size
+    )
 
 
 def choose_recompute(
-    model: Model, n_tokens: int, limit_gib: float | None, config: TrainConfig | None = None
+    model: Model,
+    n_tokens: int,
+    limit_gib: float | None,
+    config: TrainConfig | None = None,
+    n_segments: int | None = None,
 ) -> Literal["none", "layer"]:
     """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free
     on its device (where that is known).
@@ -91,14 +102,14 @@ def choose_recompute(
     ConfigError
         The limit was given and not even the forecast of "layer" stays within it.
     """
-    plan = _forecast_with(model, n_tokens, "none", config)
+    plan = _forecast_with(model, n_tokens, "none", config, n_segments)
     left = _core.memory_info(model.device)["free"]
     if limit_gib is None and left is None:
         return "none"
     limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * (left or 0)
     if plan.total <= limit:
         return "none"
-    least = _forecast_with(model, n_tokens, "layer", config)
+    least = _forecast_with(model, n_tokens, "layer", config, n_segments)
     if limit_gib and least.total > limit:
         raise ConfigError(
             f"memory_limit: expected at least {least.total / 2**30:.3g} GiB for micro-batches of {n_tokens:,} tokens "
@@ -109,11 +120,11 @@ def choose_recompute(
 
 
 def _forecast_with(
-    model: Model, n_tokens: int, recompute: Literal["none", "layer"], config: TrainConfig | None
+    model: Model, n_tokens: int, recompute: Literal["none", "layer"], config: TrainConfig | None, n_segments: int | None
 ) -> MemoryForecast:
     decoder, before = model.decoder, model.decoder.recompute
     decoder.recompute = recompute
     try:
-        return forecast_model(model, n_tokens, config)
+        return forecast_model(model, n_tokens, config, n_segments)
     finally:
         decoder.recompute = before

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Optimizer: TypeAlias = _core.AdamW | _core.AdamW8bit | _core.SGD | _core.Lion | _core.Adafactor | _core.Muon
 BLOCK = 256  # of 8-bit moments
+SUM = 8  # bytes of a float64
 ALIGN = 64  # elements that the work matrices of Muon are rounded up to
 PACKED_ROWS = 1036  # the most rows that a product packs at a time: LORA_GEMM_CHUNK
 WINDOW = 4 << 20  # elements of a paged state that are in memory at a time; the next ones are on their way
@@ -163,15 +164,15 @@ def checkpoint_state_bytes(config: TrainConfig, parameters: list[Parameter]) -> 
 
 
 def work_bytes(config: TrainConfig, parameters: list[Parameter]) -> int:
-    """What a step of the optimizer works in, beside its state: of Muon two copies of the largest matrix, two squares of the
-    largest short side, and the rows that its products pack."""
+    """What a step of the optimizer works in, beside its state: the sum of the squares of gradients, and of Muon two copies of
+    the largest matrix, two squares of the largest short side, and the rows that its products pack."""
     if config.optim != "muon":
-        return 0
+        return SUM
     shapes = [p.shape for p in parameters if len(p.shape) == 2 and not is_global(p.name)]
     whole = max((rows * cols for rows, cols in shapes), default=0)
     square = max((min(shape) ** 2 for shape in shapes), default=0)
     packed = max((_packed_rows(min(shape)) * max(shape) for shape in shapes), default=0)
-    return 4 * (packed + sum(2 * -(-n // ALIGN) * ALIGN for n in (whole, square)))
+    return SUM + 4 * (packed + sum(2 * -(-n // ALIGN) * ALIGN for n in (whole, square)))
 
 
 def _packed_rows(rows: int) -> int:
