@@ -36,16 +36,19 @@ typedef struct lora_cuda_api {
     int (*driver_version)(int *version); /* 13000 for CUDA 13.0; 0: no driver */
     int (*device_count)(int *n);
     int (*describe)(int device, lora_cuda_properties *out);
-    int (*set_device)(int device); /* of the calling thread */
-    int (*memory_info)(size_t *free_bytes, size_t *total_bytes);
-    int (*stream_create)(void **stream); /* apart from the legacy stream */
+    int (*set_device)(int device);                               /* of the calling thread */
+    int (*memory_info)(size_t *free_bytes, size_t *total_bytes); /* what pools keep is not free here */
+    int (*pool_create)(int device, void **pool);                 /* keeps what is freed until it is destroyed */
+    int (*pool_destroy)(void *pool);
+    int (*pool_unused)(void *pool, size_t *bytes); /* what it keeps and nobody uses */
+    int (*stream_create)(void **stream);           /* apart from the legacy stream */
     int (*stream_destroy)(void *stream);
     int (*stream_wait)(void *stream); /* the host waits */
     int (*event_create)(void **event);
     int (*event_destroy)(void *event);
     int (*event_record)(void *event, void *stream);
-    int (*event_wait)(void *event, void *stream);       /* the stream waits */
-    int (*alloc)(void **p, size_t bytes, void *stream); /* in the order of the stream, at least 256-byte aligned */
+    int (*event_wait)(void *event, void *stream);                   /* the stream waits */
+    int (*alloc)(void **p, size_t bytes, void *pool, void *stream); /* in the order of the stream, at least 256-byte aligned */
     int (*free)(void *p, void *stream);
     int (*host_alloc)(void **p, size_t bytes); /* pinned, at an address that kernels can use */
     int (*host_free)(void *p);

@@ -26,17 +26,30 @@ static int describe(int device, lora_cuda_properties *out) {
 
 static int set_device(int device) { return (int)cudaSetDevice(device); }
 
-/* What the pool of cudaMallocAsync keeps for later is free, too. */
-static int memory_info(size_t *free_bytes, size_t *total_bytes) {
-    int device = 0;
-    cudaMemPool_t pool;
+static int memory_info(size_t *free_bytes, size_t *total_bytes) { return (int)cudaMemGetInfo(free_bytes, total_bytes); }
+
+/* A pool of our own: how long memory is kept is a property of a pool, and the default one belongs to all libraries of the process, whose
+ * memory we would hold, and of whose unused memory we would say that it is ours to take. */
+static int pool_create(int device, void **pool) {
+    const struct cudaMemPoolProps props = {.allocType = cudaMemAllocationTypePinned,
+                                           .handleTypes = cudaMemHandleTypeNone,
+                                           .location = {.type = cudaMemLocationTypeDevice, .id = device}};
+    uint64_t threshold = UINT64_MAX; /* by default 0: each wait of the host would give all that is free back to the system */
+    cudaMemPool_t made;
+    cudaError_t code = cudaMemPoolCreate(&made, &props);
+    if (code != cudaSuccess) return (int)code;
+    code = cudaMemPoolSetAttribute(made, cudaMemPoolAttrReleaseThreshold, &threshold);
+    if (code != cudaSuccess) (void)cudaMemPoolDestroy(made);
+    if (code == cudaSuccess) *pool = made;
+    return (int)code;
+}
+static int pool_destroy(void *pool) { return (int)cudaMemPoolDestroy(pool); }
+
+static int pool_unused(void *pool, size_t *bytes) {
     uint64_t reserved = 0, used = 0;
-    cudaError_t code = cudaMemGetInfo(free_bytes, total_bytes);
-    if (code == cudaSuccess) code = cudaGetDevice(&device);
-    if (code == cudaSuccess) code = cudaDeviceGetMemPool(&pool, device);
-    if (code == cudaSuccess) code = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
+    cudaError_t code = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
     if (code == cudaSuccess) code = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used);
-    if (code == cudaSuccess && used < reserved) *free_bytes += (size_t)(reserved - used);
+    *bytes = used < reserved ? (size_t)(reserved - used) : 0;
     return (int)code;
 }
 
@@ -49,7 +62,7 @@ static int event_destroy(void *event) { return (int)cudaEventDestroy(event); }
 static int event_record(void *event, void *stream) { return (int)cudaEventRecord(event, stream); }
 static int event_wait(void *event, void *stream) { return (int)cudaStreamWaitEvent(stream, event, 0); }
 
-static int alloc(void **p, size_t bytes, void *stream) { return (int)cudaMallocAsync(p, bytes, stream); }
+static int alloc(void **p, size_t bytes, void *pool, void *stream) { return (int)cudaMallocFromPoolAsync(p, bytes, pool, stream); }
 static int release(void *p, void *stream) { return (int)cudaFreeAsync(p, stream); }
 static int host_alloc(void **p, size_t bytes) { return (int)cudaHostAlloc(p, bytes, cudaHostAllocPortable | cudaHostAllocMapped); }
 static int host_free(void *p) { return (int)cudaFreeHost(p); }
@@ -135,6 +148,9 @@ static const lora_cuda_api table = {
     .describe = describe,
     .set_device = set_device,
     .memory_info = memory_info,
+    .pool_create = pool_create,
+    .pool_destroy = pool_destroy,
+    .pool_unused = pool_unused,
     .stream_create = stream_create,
     .stream_destroy = stream_destroy,
     .stream_wait = stream_wait,

@@ -82,7 +82,7 @@ static void *alloc(void *state, lora_mem_tag tag, size_t bytes) {
     lora_cuda_memory *m = c->memory;
     void *p = NULL;
     if (bytes > SIZE_MAX - READABLE || c->api->set_device(c->device) != 0) return NULL;
-    if (c->api->alloc(&p, bytes + READABLE, c->stream) != 0) return NULL;
+    if (c->api->alloc(&p, bytes + READABLE, c->pool, c->stream) != 0) return NULL;
     pthread_mutex_lock(&m->lock);
     bool kept = grow(m);
     if (kept) {
@@ -212,7 +212,11 @@ static lora_status memory_info(void *state, lora_memory_info *out, lora_error *e
     lora_cuda *c = state;
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
     LORA_TRY(lora_cuda_wait(c, err)); /* until here what was freed is in use */
-    return lora_cuda_check(c, c->api->memory_info(&out->free_bytes, &out->total_bytes), "cudaMemGetInfo", err);
+    LORA_TRY(lora_cuda_check(c, c->api->memory_info(&out->free_bytes, &out->total_bytes), "cudaMemGetInfo", err));
+    size_t unused; /* taken from the system, and free for us all the same */
+    LORA_TRY(lora_cuda_check(c, c->api->pool_unused(c->pool, &unused), "cudaMemPoolGetAttribute", err));
+    out->free_bytes += unused;
+    return LORA_OK;
 }
 
 /* --- streams of others --- */
@@ -299,7 +303,7 @@ lora_status lora_cuda_memory_create(lora_cuda *c, lora_mem *host, lora_error *er
     LORA_CHECK(c->memory, err, LORA_ENOMEM, "device: expected %zu bytes, got none", sizeof *c->memory);
     pthread_mutex_init(&c->memory->lock, NULL);
     lora_mem_init(&c->memory->host);
-    return LORA_OK;
+    return lora_cuda_check(c, c->api->pool_create(c->device, &c->pool), "cudaMemPoolCreate", err);
 }
 
 void lora_cuda_memory_destroy(lora_cuda *c, lora_mem *host) {
@@ -310,6 +314,7 @@ void lora_cuda_memory_destroy(lora_cuda *c, lora_mem *host) {
     lora_status last = sync(c, NULL);
     (void)last; /* nobody asks any more */
     if (m->lists) (void)c->api->host_free(m->lists);
+    if (c->pool) (void)c->api->pool_destroy(c->pool); /* when its last piece is freed */
     lora_mem_free(&m->host, m->ended);
     lora_mem_free(&m->host, m->pieces);
     pthread_mutex_destroy(&m->lock);

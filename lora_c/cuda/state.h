@@ -34,6 +34,7 @@ typedef struct lora_cuda {
     int device;
     lora_cuda_properties properties;
     void *stream;   /* graphs.c alone may use it, see lora_cuda_stream */
+    void *pool;     /* where memory comes from */
     lora_ctx *host; /* the CPU's context, for what is left to it */
     lora_cuda_memory *memory;
     lora_cuda_products *products;

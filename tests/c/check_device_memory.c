@@ -237,9 +237,10 @@ static void check_threads(lora_ctx *ctx) {
     lora_ctx_free(ctx, p);
 }
 
-/* What a device has, and that it knows of what is taken: of the fake one to the byte, elsewhere others take and give, too. */
+/* What a device has, and that it knows of what is taken: to the byte of the tests' own, elsewhere others take and give, too. What
+ * the CUDA plug-in's pool keeps unused is free: its emulated driver gives nothing back. */
 static void check_info(lora_ctx *ctx) {
-    enum { TAKEN = 1 << 20 };
+    enum { TAKEN = 1 << 20, READABLE = 64 /* bytes past the end */ };
     lora_memory_info before, after;
     OK(lora_ctx_memory_info(ctx, &before, ERR));
     CHECK(before.total_bytes > 0 && before.free_bytes <= before.total_bytes, "%zu of %zu bytes are free", before.free_bytes,
@@ -247,8 +248,9 @@ static void check_info(lora_ctx *ctx) {
     void *p = lora_ctx_alloc(ctx, LORA_MEM_GRAD, TAKEN);
     OK(lora_ctx_memory_info(ctx, &after, ERR));
     CHECK(after.total_bytes == before.total_bytes, "the total stays");
-    bool exact = strcmp(lora_ctx_device(ctx), "fake") == 0;
-    CHECK(!exact || after.free_bytes == before.free_bytes - TAKEN, "%zu bytes are free, then %zu", before.free_bytes, after.free_bytes);
+    bool shim = strcmp(lora_ctx_device(ctx), "shim") == 0, exact = shim || strcmp(lora_ctx_device(ctx), "fake") == 0;
+    size_t taken = TAKEN + (shim ? READABLE : 0);
+    CHECK(!exact || after.free_bytes == before.free_bytes - taken, "%zu bytes are free, then %zu", before.free_bytes, after.free_bytes);
     lora_ctx_free(ctx, p);
     OK(lora_ctx_memory_info(ctx, &after, ERR));
     CHECK(!exact || after.free_bytes == before.free_bytes, "%zu bytes are free, at the end %zu", before.free_bytes, after.free_bytes);

@@ -34,6 +34,8 @@ const lora_cuda_api *shim_with_faults(const lora_cuda_api *table) {
     counted.describe = COUNTED(describe);
     counted.set_device = COUNTED(set_device);
     counted.memory_info = COUNTED(memory_info);
+    counted.pool_create = COUNTED(pool_create);
+    counted.pool_unused = COUNTED(pool_unused);
     counted.stream_create = COUNTED(stream_create);
     counted.stream_wait = [](void *stream) -> int { /* what was under way has ended, one way or the other */
                                                     int code = plain->stream_wait(stream);

@@ -2,6 +2,7 @@
  * host's, filled with 0xFF, between zones that must keep their bytes. */
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -93,8 +94,55 @@ void need_device(void *s, const char *what) {
             current_device);
     abort();
 }
+constexpr size_t ALL_MEMORY = (size_t)8 << 30;
+
+/* What a pool has of the device's memory, and what of it is in use. It lives until it is destroyed and its last piece is freed. */
+struct pool {
+    size_t reserved = 0, used = 0;
+    bool destroyed = false;
+};
+std::mutex pools; /* of what follows and of every pool */
+size_t of_pools;  /* reserved by all */
+
+void end_if_unused(pool *p) {
+    if (!p->destroyed || p->used > 0) return;
+    of_pools -= p->reserved;
+    delete p;
+    shim_count_live(-1);
+}
+void take(pool *p, size_t bytes) {
+    std::lock_guard<std::mutex> held(pools);
+    p->used += bytes;
+    if (p->used <= p->reserved) return;
+    of_pools += p->used - p->reserved;
+    p->reserved = p->used;
+}
+void give_back(pool *p, size_t bytes) {
+    std::lock_guard<std::mutex> held(pools);
+    p->used -= bytes;
+    end_if_unused(p);
+}
+
 int memory_info(size_t *free_bytes, size_t *total_bytes) {
-    *free_bytes = *total_bytes = (size_t)8 << 30;
+    std::lock_guard<std::mutex> held(pools);
+    *total_bytes = ALL_MEMORY;
+    *free_bytes = of_pools < ALL_MEMORY ? ALL_MEMORY - of_pools : 0; /* what is sparse may be more */
+    return 0;
+}
+int pool_create(int, void **made) {
+    *made = new pool;
+    shim_count_live(1);
+    return 0;
+}
+int pool_destroy(void *p) {
+    std::lock_guard<std::mutex> held(pools);
+    static_cast<pool *>(p)->destroyed = true;
+    end_if_unused(static_cast<pool *>(p));
+    return 0;
+}
+int pool_unused(void *p, size_t *bytes) {
+    std::lock_guard<std::mutex> held(pools);
+    *bytes = static_cast<pool *>(p)->reserved - static_cast<pool *>(p)->used;
     return 0;
 }
 
@@ -144,6 +192,7 @@ int event_wait(void *e, void *s) {
 
 struct block {
     size_t bytes;
+    pool *from;
 };
 
 /* Under AddressSanitizer the zones may not even be read. */
@@ -162,12 +211,12 @@ size_t whole_bytes(size_t bytes) { return (bytes + 2 * ZONE + 255) / 256 * 256; 
 /* From here on a block takes up what is touched of it, and what is not is 0: rows may lie as far apart as on a GPU. */
 constexpr size_t SPARSE = (size_t)4 << 30;
 
-unsigned char *take(size_t all) {
+unsigned char *take_block(size_t all) {
     if (all < SPARSE) return static_cast<unsigned char *>(aligned_alloc(256, all));
     void *p = mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return p == MAP_FAILED ? nullptr : static_cast<unsigned char *>(p);
 }
-void give_back(unsigned char *begin, size_t all) {
+void give_block_back(unsigned char *begin, size_t all) {
     if (all < SPARSE)
         free(begin);
     else
@@ -177,13 +226,14 @@ void make_unwritten(unsigned char *p, size_t bytes) {
     if (whole_bytes(bytes) < SPARSE) memset(p, UNWRITTEN, bytes);
 }
 
-int alloc(void **p, size_t bytes, void *s) {
+int alloc(void **p, size_t bytes, void *from, void *s) {
     need_device(s, "an allocation");
     size_t all = whole_bytes(bytes);
-    unsigned char *begin = take(all);
+    unsigned char *begin = take_block(all);
     if (!begin) return NO_MEMORY;
     memset(begin, GUARD, ZONE);
-    reinterpret_cast<block *>(begin)->bytes = bytes;
+    *reinterpret_cast<block *>(begin) = {bytes, static_cast<pool *>(from)};
+    take(static_cast<pool *>(from), bytes);
     make_unwritten(begin + ZONE, bytes);
     memset(begin + ZONE + bytes, GUARD, all - ZONE - bytes);
     *p = begin + ZONE;
@@ -200,7 +250,8 @@ int alloc(void **p, size_t bytes, void *s) {
 void end_block(unsigned char *p) {
     unsigned char *begin = p - ZONE;
     allow(begin, ZONE);
-    size_t bytes = reinterpret_cast<block *>(begin)->bytes, all = whole_bytes(bytes);
+    const block of = *reinterpret_cast<block *>(begin);
+    size_t bytes = of.bytes, all = whole_bytes(bytes);
     allow(begin + ZONE + bytes, all - ZONE - bytes);
     bool whole = true;
     for (size_t i = sizeof(block); i < ZONE; i++) whole = whole && begin[i] == GUARD;
@@ -211,7 +262,8 @@ void end_block(unsigned char *p) {
     }
     blocks.erase(p);
     make_unwritten(p, bytes);
-    give_back(begin, all);
+    give_block_back(begin, all);
+    give_back(of.from, bytes);
     shim_count_live(-1);
 }
 
@@ -326,6 +378,9 @@ const lora_cuda_api *lora_cuda_api_table(void) {
         t.describe = describe;
         t.set_device = set_device;
         t.memory_info = memory_info;
+        t.pool_create = pool_create;
+        t.pool_destroy = pool_destroy;
+        t.pool_unused = pool_unused;
         t.stream_create = stream_create;
         t.stream_destroy = stream_destroy;
         t.stream_wait = stream_wait;
