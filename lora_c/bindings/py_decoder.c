@@ -127,6 +127,23 @@ static PyObject *decoder_scratch_bytes(PyObject *o, PyObject *args, PyObject *kw
     return PyLong_FromLongLong(bytes);
 }
 
+PyDoc_STRVAR(offload_bytes_doc,
+             "offload_bytes($self, n_tokens, /)\n--\n\n"
+             "Return the bytes that a training pass of n_tokens keeps in memory of the host: 0 without activation_offload.\n\n"
+             "Raises\n------\nRuntimeError\n    Another thread is using this decoder.");
+
+static int64_t offload_bytes(const lora_decoder *d, int64_t n_tokens, bool training) {
+    (void)training;
+    return lora_decoder_offload_bytes(d, n_tokens);
+}
+
+static PyObject *decoder_offload_bytes(PyObject *o, PyObject *given) {
+    int64_t n, bytes;
+    if (!lora_py_whole(given, &n) || !is_token_count(n)) return NULL;
+    if (bytes_of((decoder *)o, offload_bytes, n, true, &bytes) < 0) return NULL;
+    return PyLong_FromLongLong(bytes);
+}
+
 static PyObject *decoder_repr(PyObject *o) {
     const lora_decoder_config *c = &((decoder *)o)->config;
     return PyUnicode_FromFormat("Decoder(hidden_size=%lld, num_hidden_layers=%lld, vocab_size=%lld)", (long long)c->hidden_size,
@@ -162,6 +179,7 @@ static PyMethodDef decoder_methods[] = {
     {"last_logits", lora_py_decoder_last_logits, METH_VARARGS, lora_py_last_logits_doc},
     {"hidden_states", lora_py_decoder_hidden_states, METH_VARARGS, lora_py_hidden_states_doc},
     {"scratch_bytes", LORA_PY_KEYWORDS decoder_scratch_bytes_kept, METH_VARARGS | METH_KEYWORDS, scratch_bytes_doc},
+    {"offload_bytes", decoder_offload_bytes, METH_O, offload_bytes_doc},
     {"free_activations", decoder_free_activations, METH_NOARGS, free_activations_doc},
     {"arena_bytes", LORA_PY_KEYWORDS decoder_arena_bytes_kept, METH_VARARGS | METH_KEYWORDS, arena_bytes_doc},
     {"new_cache", lora_py_decoder_new_cache, METH_VARARGS, lora_py_new_cache_doc},

@@ -47,6 +47,33 @@ static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
     return status == LORA_OK ? 0 : -1;
 }
 
+static PyObject *get_activation_offload(PyObject *o, void *unused) {
+    (void)unused;
+    const char *folder = lora_decoder_activation_offload(((decoder *)o)->decoder);
+    if (!folder) Py_RETURN_NONE;
+    return PyUnicode_DecodeFSDefault(folder);
+}
+
+static int set_activation_offload(PyObject *o, PyObject *value, void *unused) {
+    (void)unused;
+    decoder *self = (decoder *)o;
+    PyObject *folder = NULL;
+    lora_error err = {0};
+    lora_status status;
+    if (!value) return lora_py_refuse(PyExc_ValueError, "activation_offload: expected a folder or None", Py_None);
+    if (value != Py_None && !PyUnicode_FSConverter(value, &folder)) return -1;
+    if (lora_py_enter_decoder(self) < 0) {
+        Py_XDECREF(folder);
+        return -1;
+    }
+    LORA_PY_CALL(self->base.ctx, status,
+                 lora_decoder_set_activation_offload(self->decoder, folder ? PyBytes_AS_STRING(folder) : NULL, &err));
+    lora_py_leave(&self->base);
+    Py_XDECREF(folder);
+    if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
+    return status == LORA_OK ? 0 : -1;
+}
+
 static PyObject *get_noise(PyObject *o, void *unused) {
     (void)unused;
     return Py_BuildValue("(dK)", ((decoder *)o)->noise_alpha, (unsigned long long)((decoder *)o)->noise_seed);
@@ -93,6 +120,10 @@ PyGetSetDef lora_py_decoder_getset[] = {
     {"noise", get_noise, set_noise, "(alpha, seed) of the noise on embedded tokens in forward_backward(); alpha 0: none.", NULL},
     {"activation_dtype", get_activation_dtype, set_activation_dtype,
      "'bfloat16' keeps what backward needs of a layer in half the memory: same loss, gradients of rounded activations.", NULL},
+    {"activation_offload", get_activation_offload, set_activation_offload,
+     "A folder: what backward needs of the layers is kept in memory of the host (pinned, of a GPU; a file without a name in the folder, of "
+     "the CPU), with the same bits. None: on the device.",
+     NULL},
     {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,
      "'exact' or 'fast', for every pass; at first that of the module. See set_precision().", NULL},
     {"stopping", get_stopping, set_stopping,

@@ -142,7 +142,7 @@ static lora_status paged_alloc(void *state, const char *folder, size_t bytes, vo
     (void)folder; /* pinned memory of the host, which kernels read and write where it is */
     LORA_TRY(lora_cuda_check(c, c->api->set_device(c->device), "cudaSetDevice", err));
     LORA_CHECK(c->api->host_alloc(out, bytes ? bytes : 1) == 0, err, LORA_ENOMEM,
-               "optimizer state: expected %zu bytes of pinned memory, got none", bytes);
+               "host memory: expected %zu bytes that can be pinned, got none; use less or a machine with more", bytes);
     memset(*out, 0, bytes);
     return LORA_OK;
 }

@@ -66,19 +66,22 @@ static void lay_streams(lora_carver *at, const lora_decoder_config *c, int64_t M
     }
 }
 
-/* One state that every layer runs in, statistics and copies apart; the output of attention needs no copy where it has 16 bits already. */
-static void lay_copies(lora_carver *at, const lora_decoder *d, int64_t M, lora_buffers *b) {
+/* One state that every layer runs in, statistics and copies apart, those in memory of their own; the output of attention needs no copy
+ * where it has 16 bits already. Of layers that are computed again the input alone is copied. */
+static void lay_copies(lora_carver *at, lora_carver *of_copies, const lora_decoder *d, int64_t M, lora_buffers *b) {
     const lora_decoder_config *c = &d->config;
     int64_t L = c->num_hidden_layers;
     for (int64_t i = b->lowest; i < L; i++) {
+        size_t bytes = (size_t)lora_kept_width(d, b, i) * lora_dtype_bytes(b->kept_dtype);
+        void *copy = i < L - 1 ? lora_carve(of_copies, M, bytes) : NULL;
+        if (at->base) b->kept[i] = copy;
+        if (d->recompute == LORA_RECOMPUTE_LAYER) continue;
         lora_layer_state statistics = {0};
         carve_statistics(at, c, M, &statistics);
-        uint16_t *copy = i < L - 1 ? lora_carve(at, M, (size_t)lora_kept_width(d, b, i) * sizeof *copy) : NULL;
         lora_dtype type = b->types.attention_output;
         void *att = type != LORA_F32 ? carve_typed(at, M, lora_q_width(c), type, b->types.lent) : NULL;
         if (!at->base) continue;
         if (att) b->states[i].att = att;
-        b->kept[i] = copy;
         b->states[i].lse = statistics.lse;
         for (int n = 0; n < LORA_LAYER_NORMS; n++) b->states[i].stats[n] = statistics.stats[n];
     }
@@ -182,8 +185,16 @@ static float *carve_xn(lora_carver *at, const lora_decoder_config *c, int64_t M,
     return lora_carve(at, M, stream > normed ? stream : normed);
 }
 
-/* base: of the device, or NULL to count. The tables by layer are the decoder's own. */
-static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base, lora_buffers *b) {
+/* Whether copies of layers are kept, and in which type: what is computed again is not rounded. */
+static bool keeps_copies(const lora_decoder *d, lora_buffers *b) {
+    bool half = d->recompute == LORA_RECOMPUTE_NONE && d->activation_dtype == LORA_BF16;
+    b->kept_dtype = half ? LORA_BF16 : LORA_F32;
+    return b->lowest < d->config.num_hidden_layers && (half || d->offload_folder);
+}
+
+/* base: of the device, or NULL to count; offloaded: the same of copies in memory of the host.
+ * The tables by layer are the decoder's own. */
+static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base, lora_carver *offloaded, lora_buffers *b) {
     const lora_decoder_config *c = &d->config;
     lora_carver at = {.base = base};
     int64_t L = c->num_hidden_layers;
@@ -192,11 +203,11 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     b->tables = lora_lay_tables(&at, d, M);
     b->loss_sum = lora_carve(&at, 1, sizeof *b->loss_sum);
     if (lora_has_values(c)) b->labels = carve_floats(&at, M, c->num_labels);
-    bool keeps_all = d->recompute == LORA_RECOMPUTE_NONE, copies = keeps_all && d->activation_dtype == LORA_BF16 && b->lowest < L;
+    bool keeps_all = d->recompute == LORA_RECOMPUTE_NONE, copies = keeps_copies(d, b);
     if (copies) b->kept = d->kept;
     lay_streams(&at, c, M, copies, b);
     lay_states(&at, d, M, keeps_all && !copies, b);
-    if (copies) lay_copies(&at, d, M, b);
+    if (copies) lay_copies(&at, d->offload_folder ? offloaded : &at, d, M, b);
     b->xn = carve_xn(&at, c, M, &b->types);
     lay_methods(&at, d, M, b);
     if (training) lay_gradients(&at, d, M, b);
@@ -253,18 +264,22 @@ static size_t arena_size_for(lora_decoder *d, size_t bytes) {
 }
 
 lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *b, lora_error *err) {
-    size_t bytes = layout(d, n_tokens, training, NULL, b), size = arena_size_for(d, bytes);
+    lora_carver offloaded = {.base = NULL};
+    size_t bytes = layout(d, n_tokens, training, NULL, &offloaded, b), size = arena_size_for(d, bytes);
     if (size != d->arena_bytes)
         LORA_CHECK(resize_arena(d, size) == LORA_OK, err, LORA_ENOMEM,
                    "activations: expected %zu bytes for %lld tokens, got none; use fewer tokens or recompute=\"layer\"", size,
                    (long long)n_tokens);
     LORA_TRY(reach_stage(d, n_tokens, err));
-    layout(d, n_tokens, training, d->arena, b);
+    if (offloaded.used > 0) LORA_TRY(lora_reach_offloaded(d, offloaded.used, err));
+    offloaded = (lora_carver){.base = d->offloaded};
+    layout(d, n_tokens, training, d->arena, &offloaded, b);
     return LORA_OK;
 }
 
 void lora_decoder_free_activations(lora_decoder *d) {
     (void)resize_arena(d, 0);
+    lora_free_offloaded(d);
     void *stage = d->stage;
     d->stage_bytes = 0;
     d->stage = NULL;
@@ -277,6 +292,14 @@ void lora_decoder_free_activations(lora_decoder *d) {
 
 int64_t lora_decoder_arena_bytes(const lora_decoder *d, int64_t n_tokens, bool training) {
     lora_buffers unused;
-    size_t bytes = n_tokens > 0 ? layout(d, n_tokens, training, NULL, &unused) : 0;
+    lora_carver offloaded = {.base = NULL};
+    size_t bytes = n_tokens > 0 ? layout(d, n_tokens, training, NULL, &offloaded, &unused) : 0;
     return bytes > INT64_MAX ? INT64_MAX : (int64_t)bytes;
+}
+
+int64_t lora_decoder_offload_bytes(const lora_decoder *d, int64_t n_tokens) {
+    lora_buffers unused;
+    lora_carver offloaded = {.base = NULL};
+    if (n_tokens > 0) (void)layout(d, n_tokens, true, NULL, &offloaded, &unused);
+    return offloaded.used > INT64_MAX ? INT64_MAX : (int64_t)offloaded.used;
 }

@@ -154,8 +154,8 @@ lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buff
         LORA_TRY(lora_check_stop(d, err));
         bool below = layer > b->lowest || embeddings, attention = below || lora_attention_trains(&d->layers[layer]);
         /* the shared state still holds the last layer */
-        if (d->recompute == LORA_RECOMPUTE_LAYER && layer < L - 1) LORA_TRY(lora_layer_recompute(d, run, b, layer, err));
         LORA_TRY(lora_restore_layer(d, run, b, layer, err));
+        if (d->recompute == LORA_RECOMPUTE_LAYER && layer < L - 1) LORA_TRY(lora_layer_recompute(d, run, b, layer, err));
         LORA_TRY(mlp_backward(d, run, b, layer, attention, err));
         if (attention) LORA_TRY(attention_backward(d, run, b, layer, below, err));
     }

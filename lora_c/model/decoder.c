@@ -47,7 +47,7 @@ void lora_decoder_destroy(lora_decoder *d) {
         lora_free_token_rows(d);
         lora_free_virtual_tokens(d);
     }
-    void *const tables[] = {d->layers, d->states, d->streams, d->kept};
+    void *const tables[] = {d->layers, d->states, d->streams, d->kept, d->offload_folder};
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) lora_host_free(d->shared, tables[i]);
     lora_ctx_destroy(d->ctx);
     lora_host_free(d->shared, d);

@@ -89,7 +89,8 @@ typedef struct lora_buffers {
     int64_t lowest;           /* layers below keep nothing and run in place; L in evaluation */
     float **x;                /* L + 1 residual streams (M, H); those up to lowest - 1 are one buffer */
     lora_layer_state *states; /* L; with kept, one memory but for stats, lse and an att of 16 bits */
-    uint16_t **kept;          /* L: bfloat16 copies of what backward reads, or NULL: each layer's state is its own */
+    void **kept;              /* L: copies of what backward reads, or NULL: each layer's state is its own (or computed again) */
+    lora_dtype kept_dtype;    /* of the copies */
     lora_operand_types types;
     float *xn;               /* (M, H): a normed input, of 16 bits in a part of it */
     void *h;                 /* (M, I): input of down_proj; in float32 gate's own memory in evaluation. Later dgate, dup of 16 bits */
@@ -150,7 +151,7 @@ struct lora_decoder {
     /* of a pass */
     float **streams;          /* (L + 1) on the host: lora_buffers.x */
     lora_layer_state *states; /* (L) on the host */
-    uint16_t **kept;          /* (L) on the host */
+    void **kept;              /* (L) on the host */
     void *arena;              /* on the device */
     size_t arena_bytes;
     void *stage; /* on the host: the tables of the batch */
@@ -158,6 +159,11 @@ struct lora_decoder {
     void *with_virtual; /* on the host: the tables of the caller with virtual tokens in them */
     size_t with_virtual_bytes;
     lora_small_passes small_passes;
+    /* copies in memory of the host (offload.c) */
+    char *offload_folder; /* owned; NULL: they are in the arena */
+    void *offloaded;      /* paged memory */
+    size_t offloaded_bytes;
+    int64_t offload_process; /* that may use it: a child has its parent's */
 };
 
 struct lora_kv_cache {

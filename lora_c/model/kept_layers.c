@@ -1,6 +1,7 @@
-/* Activations kept in bfloat16: all layers run in the memory of one state, which is rounded into the layer's own half-sized
- * copy when the layer is done and widened again before its backward pass. The forward pass never reads the copy, so the loss
- * keeps its bits; gradients see activations that are rounded once. */
+/* Activations kept as copies: all layers run in the memory of one state, which is copied into the layer's own memory when the layer is
+ * done and back before its backward pass. Copies in bfloat16 are half as large; the forward pass never reads them, so the loss keeps its
+ * bits, and gradients see activations that are rounded once. Those in memory of the host have the type that is asked for, and float32
+ * keeps all bits; of a layer that is computed again the input alone is copied. */
 #include "lora_c/model/pass.h"
 
 enum { MAX_PARTS = 9 + LORA_BOTTLENECK_PLACES };
@@ -16,6 +17,7 @@ static int parts_of(const lora_decoder *d, const lora_buffers *b, int64_t layer,
     const lora_layer_state *s = &b->states[layer];
     int n = 0;
     out[n++] = (part){.data = b->x[layer], .width = c->hidden_size};
+    if (d->recompute == LORA_RECOMPUTE_LAYER) return n;
     out[n++] = (part){.data = s->qkv, .width = lora_qkv_width(c)};
     if (b->types.attention_output == LORA_F32) out[n++] = (part){.data = s->att, .width = lora_q_width(c)};
     out[n++] = (part){.data = s->x2, .width = c->hidden_size};
@@ -31,18 +33,26 @@ static int parts_of(const lora_decoder *d, const lora_buffers *b, int64_t layer,
     return n;
 }
 
+static lora_status copy_part(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) {
+    if (from.dtype == to.dtype) return lora_copy_rows(ctx, from, NULL, to, NULL, false, err);
+    return lora_convert_rows(ctx, from, to, err);
+}
+
 static lora_status copy_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, bool restore, lora_error *err) {
     part parts[MAX_PARTS];
-    uint16_t *kept = b->kept[layer];
+    unsigned char *kept = b->kept[layer];
     int64_t M = run->n_tokens;
+    size_t all = (size_t)(M * lora_kept_width(d, b, layer)) * lora_dtype_bytes(b->kept_dtype);
     int n = parts_of(d, b, layer, parts);
+    if (d->offload_folder && restore) lora_paged_advise(d->ctx, kept, all, LORA_PAGE_SOON);
     for (int i = 0; i < n; i++) {
         int64_t width = parts[i].width;
-        lora_mat wide = lora_mat_f32(parts[i].data, M, width, width);
-        lora_mat narrow = {.data = kept, .rows = M, .cols = width, .ld = width, .dtype = LORA_BF16};
-        LORA_TRY(lora_convert_rows(d->ctx, restore ? narrow : wide, restore ? wide : narrow, err));
-        kept += M * width;
+        lora_mat state = lora_mat_f32(parts[i].data, M, width, width);
+        lora_mat copy = {.data = kept, .rows = M, .cols = width, .ld = width, .dtype = b->kept_dtype};
+        LORA_TRY(copy_part(d->ctx, restore ? copy : state, restore ? state : copy, err));
+        kept += (size_t)(M * width) * lora_dtype_bytes(b->kept_dtype);
     }
+    if (d->offload_folder && !restore) lora_paged_advise(d->ctx, b->kept[layer], all, LORA_PAGE_DONE);
     return LORA_OK;
 }
 
@@ -61,6 +71,7 @@ lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffer
 
 int64_t lora_kept_width(const lora_decoder *d, const lora_buffers *b, int64_t layer) {
     const lora_decoder_config *c = &d->config;
+    if (d->recompute == LORA_RECOMPUTE_LAYER) return c->hidden_size;
     int64_t H = c->hidden_size, norms = c->qk_norm != LORA_QK_NORM_NONE ? lora_q_width(c) + lora_kv_width(c) : 0;
     int64_t bottlenecks = lora_has_bottleneck(d, layer, LORA_AFTER_ATTENTION) + lora_has_bottleneck(d, layer, LORA_AFTER_MLP);
     int64_t att = b->types.attention_output == LORA_F32 ? lora_q_width(c) : 0; /* else it has memory of its own */

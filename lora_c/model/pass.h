@@ -75,6 +75,11 @@ lora_status lora_check_stop(const lora_decoder *d, lora_error *err) LORA_MUST_CH
 /* arena.c */
 lora_status lora_arena_prepare(lora_decoder *d, int64_t n_tokens, bool training, lora_buffers *out, lora_error *err) LORA_MUST_CHECK;
 
+/* offload.c */
+/** At least so many bytes at d->offloaded. */
+lora_status lora_reach_offloaded(lora_decoder *d, size_t bytes, lora_error *err) LORA_MUST_CHECK;
+void lora_free_offloaded(lora_decoder *d);
+
 /* carver.c */
 /* Places behind each other from base on, which is never read; base NULL: only count. */
 typedef struct lora_carver {
@@ -145,7 +150,7 @@ lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffe
 /** Fills the state of a layer from its input again; its output is not needed. */
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 
-/* kept_layers.c: with activations in bfloat16, the copy of a layer that has run, and its state from the copy */
+/* kept_layers.c: with activations in bfloat16 or in memory of the host, the copy of a layer that has run, and its state from the copy */
 lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 int64_t lora_kept_width(const lora_decoder *d, const lora_buffers *b, int64_t layer); /* elements of a copy, per token */

@@ -91,9 +91,10 @@ def test_the_forecast_knows_the_work_matrices_of_muon(shape: tuple[int, int]) ->
     """In a process of its own: these buffers stay as large as they have been."""
     command = [sys.executable, "-c", ONE_STEP, *map(str, shape)]
     grown, told, of_adamw = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-    assert of_adamw == 0
+    total = 8  # bytes of the sum of squares, which an optimizer has from its beginning
+    assert of_adamw == total
     assert told >= 8 * (shape[0] * shape[1] + min(shape) ** 2)
-    assert 0 <= grown - told <= 1 << 20  # tiles of a thread, which the scratch of a pass holds, too
+    assert 0 <= grown + total - told <= 1 << 20  # tiles of a thread, which the scratch of a pass holds, too
 
 
 def test_the_forecast_of_a_run_adds_them(trainer: Callable[..., lc.Trainer]) -> None:

@@ -37,6 +37,7 @@ OTHER_TRAIN: dict[str, Any] = {
     "weight_decay": 0.1, "adam_beta1": 0.8,
     "adam_beta2": 0.99, "adam_epsilon": 1e-6, "loraplus_lr_ratio": 4.0,
     "loraplus_lr_embedding": 1e-5, "neftune_noise_alpha": 5.0, "seed": 1, "recompute": "layer", "activation_dtype": "bfloat16",
+    "activation_offload": True,
     "memory_limit": 100.0, "precision": "exact", "val_fraction": 0.1, "eval_steps": 1, "eval_batch_tokens": 16,
     "load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True, "early_stopping_patience": 9,
     "early_stopping_threshold": 0.1, "nonfinite_steps": "skip", "skip_grad_norm": 1e9, "max_skipped_steps": 3,

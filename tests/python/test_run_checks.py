@@ -52,7 +52,7 @@ REFUSED_IN_PYTHON = [
     ),
     ("lora", {"optim": "sgd", "adam_beta1": 0.8}, "adam_beta1: expected an optimizer that has them"),
     ("head", {"loraplus_lr_ratio": 4.0}, "loraplus_lr_ratio: expected an adapter of LoRA"),
-    ("lora", {"paged_dir": "somewhere"}, "paged_dir: expected optim paged_adamw_32bit or paged_adamw_8bit beside it"),
+    ("lora", {"paged_dir": "somewhere"}, "paged_dir: expected optim paged_adamw_32bit or paged_adamw_8bit, or "),
     ("lora", {"optim": "lion", "adam_epsilon": 1e-6}, "adam_epsilon: expected an optimizer that has one"),
     ("lora", {"max_skipped_steps": 3}, "max_skipped_steps: expected nonfinite_steps skip or skip_grad_norm beside it"),
     ("lora", {"method": "qlora"}, "method: expected a model that was made for it.*quantize='nf4' for qlora"),

@@ -203,6 +203,16 @@ void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute)
  *  effect where recompute keeps next to nothing anyway. Errors: EDTYPE for others than F32 (the default) and BF16. */
 lora_status lora_decoder_set_activation_dtype(lora_decoder *decoder, lora_dtype dtype, lora_error *err) LORA_MUST_CHECK;
 
+/** Keeps what backward needs of all layers but the last in memory of the host (lora_paged_alloc: pinned where the device is a GPU, on the
+ *  CPU a file without a name in folder), in the type that it has without this: same bits. With LAYER that is the residual rows. folder
+ *  (copied) must be one that a pass can write to; NULL (at first): not. Passes fail with EINVAL or ENOMEM where there is no room.
+ *  Errors    ENOMEM */
+lora_status lora_decoder_set_activation_offload(lora_decoder *decoder, const char *folder, lora_error *err) LORA_MUST_CHECK;
+/** The folder, borrowed until it is set again; NULL: activations stay on the device. */
+const char *lora_decoder_activation_offload(const lora_decoder *decoder);
+/** Bytes that a training pass of n_tokens, virtual ones included, keeps there; they are not in lora_decoder_arena_bytes. */
+int64_t lora_decoder_offload_bytes(const lora_decoder *decoder, int64_t n_tokens);
+
 /** Noise on embedded tokens in training passes, with a stream of its own for each dropout_step (lora_add_noise); alpha 0 (at first): none.
  *  Errors    EINVAL alpha is negative or not finite */
 lora_status lora_decoder_set_noise(lora_decoder *decoder, double alpha, uint64_t seed, lora_error *err) LORA_MUST_CHECK;

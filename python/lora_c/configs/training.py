@@ -49,7 +49,7 @@ class TrainConfig(Config):
     paged_dir: str | None = Field(
         None,
         min_length=1,
-        description="Folder for the state of a paged optimizer; by default the output folder.",
+        description="Folder for the state of a paged optimizer and for activation_offload; by default the output folder.",
     )
     weight_decay: float = Field(0.0, ge=0.0, description="Weight decay of matrices; decoupled but with sgd.")
     adam_beta1: Probability = Field(0.9, description="AdamW's first decay rate.")
@@ -76,6 +76,10 @@ class TrainConfig(Config):
     activation_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="bfloat16: keep activations for backward in half the memory; same loss, rounded gradients.",
+    )
+    activation_offload: bool = Field(
+        False,
+        description="Keep activations for backward in the host's memory, on the CPU in a file in paged_dir; same bits.",
     )
     memory_limit: float | None = Field(None, gt=0.0, description="GiB for recompute=auto; by default 80 % of what is free.")
     precision: Literal["exact", "fast"] = Field(

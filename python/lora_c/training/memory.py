@@ -28,6 +28,7 @@ class MemoryForecast:
     optimizer: int
     activations: int
     scratch: int
+    offloaded: int = 0  # activations in memory of the host, not of the device: not in the total
 
     @property
     def total(self) -> int:
@@ -37,7 +38,8 @@ class MemoryForecast:
         parts = [("base", self.base), ("trained", self.parameters), ("gradients", self.gradients)]
         parts += [("optimizer", self.optimizer), ("activations", self.activations), ("scratch", self.scratch)]
         listed = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in parts if size)
-        return f"{self.total / 2**20:,.1f} MiB forecast ({listed})"
+        beside = f", and {self.offloaded / 2**20:,.1f} of activations off-loaded to the host" if self.offloaded else ""
+        return f"{self.total / 2**20:,.1f} MiB forecast ({listed}){beside}"
 
 
 def largest_micro_batch(trainer: Trainer) -> int:
@@ -68,6 +70,7 @@ def forecast_model(
         optimizer=state_bytes(config, parameters),
         activations=model.decoder.arena_bytes(n_tokens, training=True),
         scratch=model.decoder.scratch_bytes(n_tokens, n_segments) + work_bytes(config, parameters),
+        offloaded=model.decoder.offload_bytes(n_tokens),
     )
 
 

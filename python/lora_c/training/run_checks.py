@@ -158,8 +158,8 @@ RULES = [
     ),
     Rule(
         ["paged_dir"],
-        lambda run: not run.config.optim.startswith("paged_"),
-        "optim paged_adamw_32bit or paged_adamw_8bit beside it, got another; leave it out",
+        lambda run: not run.config.optim.startswith("paged_") and not run.config.activation_offload,
+        "optim paged_adamw_32bit or paged_adamw_8bit, or activation_offload beside it, got neither; leave it out",
     ),
     Rule(["adam_epsilon"], lambda run: run.config.optim == "lion", "an optimizer that has one, got lion; leave it out"),
     Rule(

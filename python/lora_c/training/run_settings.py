@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..configs import TrainConfig
 from ..errors import ConfigError
+from .optimizers import paged_folder
 
 if TYPE_CHECKING:
     from .._core import Decoder, Parameter
@@ -19,14 +20,26 @@ def run_settings(decoder: Decoder, config: TrainConfig, recompute: Literal["none
     """Precision, recomputation, type of activations and noise of a run, while the block runs.
 
     Another user of the model (its `generate`, a second trainer, a notebook's next cell) finds what it set itself.
+
+    Raises
+    ------
+    ConfigError
+        Activations that are off-loaded find no room in their folder.
     """
     before = decoder.activation_dtype, decoder.recompute, decoder.precision, decoder.noise
+    offload = decoder.activation_offload
+    decoder.activation_offload = paged_folder(config) if config.activation_offload else None
     decoder.activation_dtype, decoder.recompute, decoder.precision = config.activation_dtype, recompute, config.precision
     decoder.noise = config.neftune_noise_alpha or 0.0, config.seed
     try:
         yield
+    except (ValueError, MemoryError) as error:
+        if not str(error).startswith("activation_offload: folder:"):
+            raise
+        raise ConfigError(f"{error} (paged_dir)") from None
     finally:
         decoder.activation_dtype, decoder.recompute, decoder.precision, decoder.noise = before
+        decoder.activation_offload = offload
 
 
 def check_same_parameters(model: Model, parameters: list[Parameter]) -> None:
