@@ -2,7 +2,6 @@
  * host's, filled with 0xFF, between zones that must keep their bytes. */
 #include <sys/mman.h>
 
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
