@@ -1,8 +1,8 @@
 /* The table of calls, filled by CUDA's run-time library, which is linked statically and finds the driver when it is first used. */
 #include <cuda_runtime_api.h>
 #include <stdio.h>
-#include <stdlib.h>
 
+#include "lora_c/base/alloc.h"
 #include "lora_c/cuda/api.h"
 #include "lora_c/cuda/find_cublaslt.h"
 
@@ -113,12 +113,16 @@ static int graph_destroy(void *p) {
     graph *g = p;
     cudaError_t code = g->exec ? cudaGraphExecDestroy(g->exec) : cudaSuccess;
     if (g->nodes_of) (void)cudaGraphDestroy(g->nodes_of);
-    free(g);
+    lora_mem spare;
+    lora_mem_init(&spare);
+    lora_mem_free(&spare, g);
     return (int)code;
 }
 
 static int graph_create(const lora_cuda_launch *launches, size_t n, void **out) {
-    graph *g = calloc(1, sizeof *g + n * sizeof g->nodes[0]);
+    lora_mem spare;
+    lora_mem_init(&spare);
+    graph *g = lora_mem_calloc(&spare, LORA_MEM_SCRATCH, sizeof *g + n * sizeof g->nodes[0]);
     if (!g) return (int)cudaErrorMemoryAllocation;
     cudaError_t code = cudaGraphCreate(&g->nodes_of, 0);
     for (size_t i = 0; i < n && code == cudaSuccess; i++) code = add_node(g, i, &launches[i]);

@@ -54,8 +54,8 @@ class Budget:
     archs: tuple[str, ...] = ARCHS
 
 
-# One HMMA takes 256 weights of 4 tokens, 8 a lane. At the speed of memory an H200's multiprocessor meets 32 weights a clock with
-# 128 lanes: 4 instructions a weight is all that decoding may take.
+# One HMMA takes 256 weights of 4 tokens, 8 a lane. At the speed of memory an H200's multiprocessor meets 32 weights a clock
+# with 128 lanes: 4 instructions a weight is all that decoding may take.
 BUDGETS = (
     Budget(r"few_mma\.cu: few_mma<1>", "HMMA", 8, "weight", 3.4, archs=ARCHS[1:]),
     Budget(r"few_mma\.cu: few_mma<4>", "HMMA", 8, "weight", 4.2, archs=ARCHS[1:]),

@@ -5,7 +5,8 @@ Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--own] [--aga
 A mutant is one line changed: `__syncthreads();` and `__syncwarp();` go, a guard (`if (i >= n) return;`, `if (k < n) ...`)
 is taken as passed, and so is the guard of an access (`i < n ? x[i] : 0`). It is killed where the shim does not compile, or the
 checks fail, die or hang: first the families of its file (with --own these alone), then all. --again takes those that live
-in --out. Those that live in the end must stand in tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
+in --out. Those that live in the end must stand in tests/cuda/equal_mutants.json with the reason why nothing can tell them
+apart.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ THREADS = (
     "backend/context.c",
     "ops/ctx.h",
     "cuda/memory.c",
+    "cuda/graphs.c",
     "cuda/find_cublaslt.c",
 )  # files that know threads
 # (what, the pattern in code without comments and strings, the files that may use it)
