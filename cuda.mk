@@ -43,9 +43,9 @@ check-kernels-all: ## the same for every architecture (4 minutes)
 check-cuda-python: $(VENV)/installed $(SHIM_READY) ## the tests of Python that concern devices most, on it (tests/python/device_subset.txt)
 	@$(BIN)/python -m pytest --device shim $$(grep -v '^#' tests/python/device_subset.txt) tests/python/test_shim.py
 
-check-cuda-all: $(VENV)/installed $(SHIM_READY) ## the C family `decoder`, the limits of launches and every test of Python on it (hours)
+check-cuda-all: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it (hours)
+	@$(MAKE) check-cuda check-cuda-asan check-cuda-launches check-kernels-all
 	@$(ON_SHIM) $(BUILD)/check decoder
-	@$(BIN)/python tests/cuda/check_launches.py
 	@$(BIN)/python -m pytest --device shim
 
 cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
