@@ -20,6 +20,10 @@ int lora_py_foreign_layout(lora_py_extent *e, int64_t ndim, const int64_t *shape
         PyErr_Format(PyExc_ValueError, "x: expected 1 to %d dimensions, got %lld", (int)LORA_PY_MAX_DIMS, (long long)ndim);
         return -1;
     }
+    if (!shape) {
+        PyErr_SetString(PyExc_ValueError, "x: expected the size of each dimension, got none");
+        return -1;
+    }
     e->ndim = (int)ndim;
     e->n = 1;
     for (int i = e->ndim - 1; i >= 0; i--) {
@@ -29,6 +33,11 @@ int lora_py_foreign_layout(lora_py_extent *e, int64_t ndim, const int64_t *shape
         if (shape[i] < 1 || __builtin_mul_overflow(e->n, shape[i], &e->n))
             return fail_layout("at least one element, got shape", ndim, shape);
     }
+    int64_t bytes;
+    uintptr_t end;
+    if (__builtin_mul_overflow(e->n, (int64_t)lora_py_itemsize(e->kind), &bytes) ||
+        __builtin_add_overflow((uintptr_t)e->data, (uintptr_t)bytes, &end))
+        return fail_layout("an array that fits into memory, got shape", ndim, shape);
     if ((uintptr_t)e->data % (size_t)lora_py_itemsize(e->kind) == 0 && e->data) return 0;
     PyErr_Format(PyExc_ValueError, "x: expected memory aligned to its elements of %zd bytes, got address %p", lora_py_itemsize(e->kind),
                  e->data);
@@ -57,7 +66,9 @@ static int extent_of_tensor(const lora_dl_tensor *t, lora_dl_device expected, in
                      (int)expected.type, (int)expected.id, (int)t->device.type, (int)t->device.id);
         return -1;
     }
-    *e = (lora_py_extent){.data = (char *)t->data + t->byte_offset, .readonly = readonly};
+    uintptr_t begin;
+    if (__builtin_add_overflow((uintptr_t)t->data, t->byte_offset, &begin)) begin = 0;
+    *e = (lora_py_extent){.data = t->data ? (void *)begin : NULL, .readonly = readonly};
     return kind_of(t, &e->kind) < 0 ? -1 : lora_py_foreign_layout(e, t->ndim, t->shape, t->strides);
 }
 

@@ -121,11 +121,18 @@ void launch(const lora_cuda_api *api, const kernel_case &c, float *data, void *s
     (void)api->launch(&l, stream);
 }
 
+int alloc(const lora_cuda_api *api, void **p, size_t bytes, void *stream) {
+    void *pool;
+    int code = api->pool_create(0, &pool);
+    if (code == 0) code = api->alloc(p, bytes, pool, stream);
+    return code != 0 ? code : api->pool_destroy(pool); /* it lives until p is freed */
+}
+
 /* Prints what blocks put down. */
 void run_kernel(const lora_cuda_api *api, const kernel_case &c, void *stream) {
     void *data;
     float back[NUMBERS], zeros[NUMBERS] = {};
-    (void)api->alloc(&data, sizeof back, stream);
+    (void)alloc(api, &data, sizeof back, stream);
     (void)api->copy(data, zeros, sizeof zeros, stream);
     launch(api, c, (float *)data, stream);
     (void)api->copy(back, data, sizeof back, stream);
@@ -167,7 +174,7 @@ void run_host_reads(const lora_cuda_api *api, void *stream) {
 void run_other_device(const lora_cuda_api *api, void *stream) {
     void *data;
     (void)api->set_device(1);
-    (void)api->alloc(&data, 1, stream);
+    (void)alloc(api, &data, 1, stream);
 }
 
 } // namespace

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import lora_c as lc
 from lora_c import Parameter, _core
 
 SHIM = Path(__file__).parents[2] / "build" / "release" / "liblora_c_shim.so"
@@ -135,6 +137,54 @@ class Versioned(ctypes.Structure):
     ]  # fmt: skip
 
 
+class OnGPU:
+    """An array of another library that gives this capsule."""
+
+    def __init__(self, capsule: object) -> None:
+        self.capsule = capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, **asked: object) -> object:
+        return self.capsule
+
+
+def refuse_what_says_nonsense(pointer_of: Callable[[object, bytes], int]) -> None:
+    """Capsules that no library should give: one error each, and the capsule stays the giver's."""
+    sizes = ctypes.POINTER(ctypes.c_int64)
+    nonsense: list[tuple[dict[str, object], str]] = [
+        ({"shape": sizes()}, "expected the size of each dimension, got none"),
+        ({"shape": (ctypes.c_int64 * 3)(1 << 61, 1, 1), "strides": sizes()}, "fits into memory"),
+        ({"shape": (ctypes.c_int64 * 3)(1 << 40, 1 << 40, 1), "strides": sizes()}, "at least one element"),
+        ({"shape": (ctypes.c_int64 * 3)(2, -3, 4)}, "strides|at least one element"),
+        ({"strides": (ctypes.c_int64 * 3)(-12, 4, 1)}, "C-contiguous"),
+        ({"data": None, "offset": 64}, "expected memory"),
+        ({"offset": (1 << 64) - 4}, "expected memory|fits into memory"),
+        ({"offset": 2}, "aligned"),
+        ({"ndim": 0}, "1 to"),
+        ({"ndim": 64}, "1 to"),
+        ({"lanes": 4}, "4 lanes"),
+        ({"device_id": 1}, "that __dlpack_device__ says"),
+    ]
+    for changes, said in nonsense:
+        parameter = Parameter(VALUES, device="cuda")
+        capsule = parameter.__dlpack__(stream=2, max_version=(1, 1))
+        tensor = Versioned.from_address(pointer_of(capsule, b"dltensor_versioned")).tensor
+        before = {name: getattr(tensor, name) for name in changes}
+        for name, value in changes.items():
+            setattr(tensor, name, ctypes.cast(value, sizes) if isinstance(value, ctypes.Array) else value)
+        with pytest.raises((ValueError, TypeError), match=said):
+            lc.from_dlpack(OnGPU(capsule))
+        for name, value in before.items():
+            setattr(tensor, name, value)
+    capsule = Parameter(VALUES, device="cuda").__dlpack__(stream=2, max_version=(1, 1))
+    np.testing.assert_array_equal(lc.from_dlpack(OnGPU(capsule)).to("cpu"), VALUES)
+    for given in (capsule, None, 7):  # one that was taken, and what is none
+        with pytest.raises(ValueError, match="a capsule that nobody took"):
+            lc.from_dlpack(OnGPU(given))
+
+
 def main() -> None:
     """With the CUDA plug-in on the shim, whose devices go by the name cuda: what a GPU's capsule says."""
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
@@ -158,6 +208,7 @@ def main() -> None:
         for options in ({"copy": True}, {"dl_device": (1, 0), "copy": False}, {"stream": "x"}):
             with pytest.raises(BufferError):
                 parameter.__dlpack__(**options)  # type: ignore[arg-type]
+    refuse_what_says_nonsense(pointer_of)
     print("as DLPack says")
 
 

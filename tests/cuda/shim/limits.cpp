@@ -23,10 +23,7 @@ struct compute {
         minor = said && strchr(said, '.') ? atoi(strchr(said, '.') + 1) : 0;
     }
 };
-const compute &capability() {
-    static const compute read;
-    return read;
-}
+compute capability() { return compute(); } /* a check may change it */
 
 /* Written when the process ends. */
 class record {
