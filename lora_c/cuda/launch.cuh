@@ -36,29 +36,17 @@ enum { LORA_CUDA_SHARED_PER_BLOCK = 1024 };
 #define LORA_CUDA_LAUNCH(c, kernel, grid, threads, shared_bytes, args, err)                                                                \
     lora_cuda_launch_kernel((c), #kernel, kernel, (grid), (threads), (shared_bytes), (args), (err))
 
-/* Bytes between the members are zero then: equal arguments are equal bytes (graphs.c). */
-template <class Args> static Args lora_cuda_without_padding(const Args &args) {
-    Args own = args;
-#ifdef __has_builtin
-#if __has_builtin(__builtin_clear_padding)
-    __builtin_clear_padding(&own);
-#endif
-#endif
-    return own;
-}
-
 template <class Args>
 static lora_status lora_cuda_launch_kernel(lora_cuda *c, const char *name, void (*kernel)(Args), dim3 grid, uint32_t threads,
                                            size_t shared_bytes, const Args &args, lora_error *err) {
-    const Args own = lora_cuda_without_padding(args);
     lora_cuda_launch l = {};
     l.name = name;
     l.kernel = (const void *)kernel;
 #ifndef __CUDACC__
     l.call = [](const void *k, const void *a) { ((void (*)(Args))k)(*(const Args *)a); };
 #endif
-    l.args = &own;
-    l.args_bytes = sizeof own;
+    l.args = &args;
+    l.args_bytes = sizeof args;
     l.grid[0] = grid.x;
     l.grid[1] = grid.y;
     l.grid[2] = grid.z;
