@@ -13,10 +13,11 @@ SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BU
 # Families of the C checks that run on devices and end in minutes there.
 CHECKS ?= backend devices device_memory device_mistakes device_steps device_rows device_narrow device_half device_linear device_adapters \
 	device_head device_optim attention_devices values decoder_adapters virtual_tokens adapted_globals cuda_faults cuda_graphs device_offsets
-SHIM_READY := $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so $(BUILD)/wrong_kernels
+SHIM_READY := $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so $(BUILD)/wrong_kernels $(BUILD)/wrappers
 ON_SHIM := LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so
 
 check-cuda: $(SHIM_READY) ## the CUDA plug-in without a GPU: the C checks (CHECKS) on its kernels, emulated
+	@$(BUILD)/wrappers
 	@$(ON_SHIM) $(BUILD)/check $(CHECKS)
 
 check-cuda-asan: ## the kernels under ASan and UBSan on it
@@ -59,6 +60,11 @@ WRONG_KERNELS := $(BUILD)/shim/tests/cuda/wrong_kernels.o $(filter $(BUILD)/shim
 $(BUILD)/wrong_kernels: $(WRONG_KERNELS) $(BUILD)/liblora_c.a
 	@$(CXX) $(SHIM_FLAGS) $^ -lm -ldl -pthread -o $@
 
+# Every function of ptx.cuh alone; on a GPU tools/build_cuda.py compiles the same file (benchmarks/gpu/part_wrappers.py).
+WRAPPERS := $(BUILD)/shim/tests/cuda/wrappers.o $(filter $(BUILD)/shim/tests/%,$(SHIM_OBJECTS)) $(BUILD)/lora_c/cuda/find_cublaslt.o
+$(BUILD)/wrappers: $(WRAPPERS) $(BUILD)/liblora_c.a
+	@$(CXX) $(SHIM_FLAGS) $^ -lm -ldl -pthread -o $@
+
 $(BUILD)/shim/%.o: %.cu
 	@mkdir -p $(dir $@)
 	@echo "  SHIM $<"
@@ -69,4 +75,4 @@ $(BUILD)/shim/%.o: %.cpp
 	@echo "  SHIM $<"
 	@$(CXX) $(SHIM_FLAGS) -MMD -MP -c $< -o $@
 
--include $(SHIM_OBJECTS:.o=.d)
+-include $(SHIM_OBJECTS:.o=.d) $(BUILD)/shim/tests/cuda/wrong_kernels.d $(BUILD)/shim/tests/cuda/wrappers.d

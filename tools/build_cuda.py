@@ -151,6 +151,28 @@ def build(output: Path, archs: list[str], build_dir: Path) -> None:
         raise BuildError(f"expected the plug-in to link, got\n{done.stderr or done.stdout}")
 
 
+def build_program(source: Path, output: Path, archs: list[str], build_dir: Path) -> None:
+    """Write a program of one .cu file, which may call what lora_c/cuda/api.h lists.
+
+    Raises
+    ------
+    BuildError
+        There is no nvcc, or it refuses something.
+    """
+    nvcc = find_nvcc()
+    includes = ["-I.", "-Ilora_c/include"]
+    host = [os.environ.get("CC") or "cc", *C_FLAGS, *includes, "-isystem", str(toolkit_include(nvcc))]
+    folder = build_dir / "-".join(archs)
+    core = [ROOT / "lora_c/cuda/cudart.c", ROOT / "lora_c/cuda/find_cublaslt.c", *(ROOT / "lora_c" / name for name in CORE)]
+    objects = [_compile([nvcc, *FLAGS, *includes, *_gencode(archs)], source, folder / (source.name + ".o"))]
+    objects += [_compile(host, path, folder / (path.name + ".o")) for path in core]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    link = [nvcc, "-cudart", "static", *map(str, objects), "-o", str(output), "-lm", "-ldl"]
+    done = subprocess.run(link, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"expected {output.name} to link, got\n{done.stderr or done.stdout}")
+
+
 def build_as_asked(output: Path, build_dir: Path) -> None:
     """Build what the environment variable LORA_C_CUDA asks for.
 

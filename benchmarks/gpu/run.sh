@@ -2,7 +2,7 @@
 # Builds lora-c on a GPU machine without a network and measures it, part by part: correctness first, then speed, then peers.
 #
 # Usage: benchmarks/gpu/run.sh [--again] [--tiny] [--build] [PART...]
-#   PART   devices ops sanitizer golden kernels bench-1b bench-8b bench-70b bench-175b decode-8b peers; all where none is named
+#   PART   devices wrappers ops sanitizer golden kernels bench-1b bench-8b bench-70b bench-175b decode-8b peers; all where none is named
 #   --again   also those whose result is there; --tiny   sizes that an emulated device can do; --build   nothing but building
 #
 # Environment: DEVICE (cuda; fake or shim for a trial without a GPU), PYTHON (python3, >= 3.10 with its headers), RESULTS (where results
@@ -24,7 +24,7 @@ for word in "$@"; do
     esac
 done
 RESULTS=${RESULTS:-$here/results${tiny:+/tiny}}
-[ -n "$parts" ] || parts="devices ops sanitizer golden kernels bench-1b bench-8b bench-70b bench-175b decode-8b peers"
+[ -n "$parts" ] || parts="devices wrappers ops sanitizer golden kernels bench-1b bench-8b bench-70b bench-175b decode-8b peers"
 [ -z "$tiny" ] || parts=$(echo "$parts" | sed 's/bench-1b bench-8b bench-70b bench-175b/bench-1b/')
 
 case $(command -v "$PYTHON") in "") echo "PYTHON: expected a Python >= 3.10, got none ($PYTHON)"; exit 1 ;; esac
@@ -66,7 +66,7 @@ build_package() {
 
 build_programs() {
     programs="build/release/check build/release/bench_device build/release/liblora_c_fake.so build/release/liblora_c_other_abi.so"
-    [ "$DEVICE" != shim ] || programs="$programs build/release/liblora_c_shim.so"
+    [ "$DEVICE" != shim ] || programs="$programs build/release/liblora_c_shim.so build/release/wrappers"
     # shellcheck disable=SC2086  # targets are words
     make MAKEFLAGS="-j$(nproc)" --no-print-directory $programs WERROR= >"$root/build/gpu/make.log" 2>&1 || {
         tail -20 "$root/build/gpu/make.log"
@@ -97,6 +97,8 @@ for part in $parts; do
         continue
     fi
     echo "--- $part"
-    "$PYTHON" "$here/run_part.py" "$part" --out "$out" --device "$DEVICE" --backend "$backend" ${tiny:+--tiny} || failed="$failed $part"
+    "$PYTHON" "$here/run_part.py" "$part" --out "$out" --device "$DEVICE" --backend "$backend" ${tiny:+--tiny} && continue
+    failed="$failed $part"
+    [ "$part" != wrappers ] || { echo "stopped: an instruction is not what the kernels and their tests take it for"; break; }
 done
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 # In the order in which they are worth running: first what says whether the numbers mean anything.
 PARTS = {
     "devices": ["part_devices.py"],
+    "wrappers": ["part_wrappers.py"],
     "ops": ["part_ops.py"],
     "sanitizer": ["part_sanitizer.py"],
     "golden": ["part_golden.py"],
