@@ -143,7 +143,7 @@ def test_gradients_of_families(tmp_path: Path, shim: str, family: str) -> None:
 
 
 def test_what_only_products_read_has_16_bits(pair: Callable[..., tuple[Model, Model]]) -> None:
-    """The arena is smaller by half of each attention output, and is what was forecast; few tokens stay as they were."""
+    """The arena is smaller by half of each attention output, but for what rows lend; few tokens stay as they were."""
     _, gpu = pair(ADAPTERS["lora"], "fast")
     config, sizes = gpu.decoder.config, {}
     for precision in ("exact", "fast"):
@@ -156,7 +156,10 @@ def test_what_only_products_read_has_16_bits(pair: Callable[..., tuple[Model, Mo
         gpu.decoder.free_activations()
     width = config["num_attention_heads"] * config["head_dim"]
     assert sizes["exact"][0] == sizes["fast"][0]
-    assert sizes["exact"][1] - sizes["fast"][1] == 2048 * 2 * width * config["num_hidden_layers"]
+    lent, layers = 8, config["num_hidden_layers"]  # the rank, in eights
+    most = 2 * (width - lent) * layers  # bytes a token
+    least = most - 2 * 2 * lent  # of the gradients of gate and up, which lie where h does
+    assert least <= (sizes["exact"][1] - sizes["fast"][1]) / 2048 <= most
 
 
 def test_float16_is_nothing_to_keep_activations_in(make_model: Callable[..., Path], turing: str) -> None:
