@@ -118,6 +118,12 @@ def _compile(command: list[str], source: Path, out: Path) -> Path:
     return out
 
 
+def _link(command: list[str], what: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"expected {what} to link, got\n{done.stderr or done.stdout}")
+
+
 def build(output: Path, archs: list[str], build_dir: Path) -> None:
     """Write the plug-in for these architectures.
 
@@ -146,9 +152,7 @@ def build(output: Path, archs: list[str], build_dir: Path) -> None:
         "-Xlinker",
         "--strip-all",
     ]
-    done = subprocess.run(link, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BuildError(f"expected the plug-in to link, got\n{done.stderr or done.stdout}")
+    _link(link, "the plug-in")
 
 
 def build_program(source: Path, output: Path, archs: list[str], build_dir: Path) -> None:
@@ -168,9 +172,7 @@ def build_program(source: Path, output: Path, archs: list[str], build_dir: Path)
     objects += [_compile(host, path, folder / (path.name + ".o")) for path in core]
     output.parent.mkdir(parents=True, exist_ok=True)
     link = [nvcc, "-cudart", "static", *map(str, objects), "-o", str(output), "-lm", "-ldl"]
-    done = subprocess.run(link, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BuildError(f"expected {output.name} to link, got\n{done.stderr or done.stdout}")
+    _link(link, output.name)
 
 
 def build_as_asked(output: Path, build_dir: Path) -> None:

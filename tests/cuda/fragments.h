@@ -1,6 +1,6 @@
 /* Which elements of which operand a lane of a warp has, as the PTX ISA says in the sections named here: what ptx.cuh, attention_mma.cuh,
- * few_mma.cu and the emulation in shim_ptx.h rest on. Compared with
- * CuTe's layouts by check_fragments.cpp. Two 16-bit elements share a register, the first in the low half. */
+ * few_mma.cu and the emulation in shim_ptx.h rest on. Compared with CuTe's layouts by check_fragments.cpp, with the instructions and their
+ * emulation by wrappers.cu. Two 16-bit elements share a register, the first in the low half. */
 #ifndef LORA_TESTS_FRAGMENTS_H
 #define LORA_TESTS_FRAGMENTS_H
 
