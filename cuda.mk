@@ -11,17 +11,18 @@ SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BU
 	$(patsubst %.c,$(BUILD)/%.o,$(filter-out lora_c/cuda/cudart.c,$(CUDA_HOST_SOURCES)))
 
 # Families of the C checks that run on devices and end in minutes there.
-CHECKS ?= backend devices device_memory device_mistakes device_steps device_rows device_narrow device_half device_linear device_adapters \
-	device_head device_optim attention_devices values decoder_adapters virtual_tokens adapted_globals cuda_faults cuda_graphs device_offsets
+CHECKS ?= backend backend_quantize devices device_memory device_mistakes device_steps device_rows device_narrow device_half device_linear device_adapters \
+	device_head device_optim attention_devices values decoder_adapters mixed_adapters virtual_tokens adapted_globals watch profile \
+	alloc_fail cuda_faults cuda_graphs device_offsets
 SHIM_READY := $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so $(BUILD)/wrong_kernels $(BUILD)/wrappers
 ON_SHIM := LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so
 
-check-cuda: $(SHIM_READY) ## the CUDA plug-in without a GPU: the C checks (CHECKS) on its kernels, emulated
+check-cuda-c: $(SHIM_READY) ## the CUDA plug-in without a GPU: the C checks (CHECKS) on its kernels, emulated
 	@$(BUILD)/wrappers
 	@$(ON_SHIM) $(BUILD)/check $(CHECKS)
 
 check-cuda-asan: ## the kernels under ASan and UBSan on it
-	@$(MAKE) SANITIZE=address,undefined check-cuda CHECKS="device_rows device_linear attention_devices device_head device_optim"
+	@$(MAKE) SANITIZE=address,undefined check-cuda-c CHECKS="device_rows device_linear attention_devices device_head device_optim"
 
 check-cuda-launches: $(VENV)/installed $(SHIM_READY) ## every launch of the C checks against the limits of every architecture (minutes)
 	@$(BIN)/python tests/cuda/check_launches.py
@@ -44,8 +45,11 @@ check-kernels-all: ## the same for every architecture (4 minutes)
 check-cuda-python: $(VENV)/installed $(SHIM_READY) ## the tests of Python that concern devices most, on it (tests/python/device_subset.txt)
 	@$(BIN)/python -m pytest --device shim $$(grep -v '^#' tests/python/device_subset.txt) tests/python/test_shim.py
 
-check-cuda-all: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it (hours)
-	@$(MAKE) check-cuda check-cuda-asan check-cuda-launches check-kernels-all
+check-cuda-mutants: $(VENV)/installed $(SHIM_READY) ## kernels without one barrier or bounds check each: every one must be noticed
+	@$(BIN)/python tests/cuda/mutate.py
+
+check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it (an hour)
+	@$(MAKE) check-cuda-c check-cuda-asan check-cuda-launches check-kernels-all check-cuda-mutants
 	@$(ON_SHIM) $(BUILD)/check decoder
 	@$(BIN)/python -m pytest --device shim
 

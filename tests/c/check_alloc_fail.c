@@ -19,9 +19,10 @@ static lora_status one_step(lora_ctx *ctx) {
     return status;
 }
 
-/* On the device, and on the host without scratch, which is the context's own and kept for the next call. */
+/* On the device and on the host, without scratch, which is the context's own and kept for the next call. */
 static size_t live_bytes(const lora_ctx *ctx) {
-    size_t host = atomic_load(&ctx->engine->mem.total_live), device = lora_ctx_memory_total(ctx).live_bytes;
+    size_t host = atomic_load(&ctx->engine->mem.total_live);
+    size_t device = lora_ctx_memory_total(ctx).live_bytes - lora_ctx_memory(ctx, LORA_MEM_SCRATCH).live_bytes;
     for (int slot = 0; slot < LORA_SCRATCH_SLOTS; slot++) host -= ctx->engine->scratch[slot].data ? ctx->engine->scratch[slot].bytes : 0;
     return ctx->view.backend->host_memory ? host : host + device;
 }

@@ -8,13 +8,14 @@ enum { ARRAYS = 40, STEPS = 3, GAP = 3 };
 /* Everything in one block of floats: data and gradient of each array with gaps, then the state. */
 typedef struct layout {
     int64_t n[ARRAYS], cols[ARRAYS], data[ARRAYS], grad[ARRAYS], elements, state, floats;
+    int64_t arrays; /* of them, that are stepped */
 } layout;
 
 enum { PARTS = 3 }; /* of the state, of elements + GAP floats each */
 
 static layout make_layout(bool matrices) {
-    static const int64_t rows[] = {1, 0, 33, 256, 4099, 3, 17}, cols[] = {1, 5, 7, 64, 3, 5000, 1023};
-    layout l = {0};
+    static const int64_t rows[] = {1, 0, 9, 256, 4099, 3, 17}, cols[] = {1, 5, 7, 64, 3, 5000, 1023};
+    layout l = {.arrays = ARRAYS};
     int64_t at = 1;
     for (int i = 0; i < ARRAYS; i++) {
         l.cols[i] = matrices || i % 3 ? cols[i % 7] : 0;
@@ -68,7 +69,7 @@ static lora_adamw_hyper adamw_hyper(int64_t step) {
 
 static void adamw(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
     lora_adamw_hyper h = adamw_hyper(step);
-    OK(lora_adamw_step(ctx, ARRAYS, params, part(l, block, 0), part(l, block, 1), &h, ERR));
+    OK(lora_adamw_step(ctx, l->arrays, params, part(l, block, 0), part(l, block, 1), &h, ERR));
 }
 
 static void adamw8bit(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
@@ -77,27 +78,27 @@ static void adamw8bit(lora_ctx *ctx, const layout *l, const lora_param *params, 
     for (int i = 0; i < ARRAYS; i++) blocks += (l->n[i] + LORA_ADAMW8BIT_BLOCK - 1) / LORA_ADAMW8BIT_BLOCK;
     lora_adamw8bit_state s = {.m = (uint8_t *)part(l, block, 0) + 1, .v = (uint8_t *)part(l, block, 1) + 2, .m_absmax = part(l, block, 2)};
     s.v_absmax = s.m_absmax + blocks;
-    OK(lora_adamw8bit_step(ctx, ARRAYS, params, &s, &h, ERR));
+    OK(lora_adamw8bit_step(ctx, l->arrays, params, &s, &h, ERR));
 }
 
 static void sgd(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
     lora_sgd_hyper h = {.lr = 0.1, .momentum = 0.9, .dampening = 0.3, .weight_decay = 0.1, .step = step, .grad_scale = 0.7};
-    OK(lora_sgd_step(ctx, ARRAYS, params, part(l, block, 0), &h, ERR));
+    OK(lora_sgd_step(ctx, l->arrays, params, part(l, block, 0), &h, ERR));
     h.nesterov = true;
     h.dampening = 0;
-    OK(lora_sgd_step(ctx, ARRAYS, params, part(l, block, 1), &h, ERR));
+    OK(lora_sgd_step(ctx, l->arrays, params, part(l, block, 1), &h, ERR));
 }
 
 static void plain_sgd(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
     lora_sgd_hyper h = {.lr = 0.1, .weight_decay = 0.1, .step = step, .grad_scale = 0.7};
-    (void)l, (void)block;
-    OK(lora_sgd_step(ctx, ARRAYS, params, NULL, &h, ERR));
+    (void)block;
+    OK(lora_sgd_step(ctx, l->arrays, params, NULL, &h, ERR));
 }
 
 static void lion(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
     lora_lion_hyper h = {.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.1, .grad_scale = 0.7};
     (void)step;
-    OK(lora_lion_step(ctx, ARRAYS, params, part(l, block, 0), &h, ERR));
+    OK(lora_lion_step(ctx, l->arrays, params, part(l, block, 0), &h, ERR));
 }
 
 static void adafactor_with(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, lora_adafactor_hyper h) {
@@ -108,7 +109,7 @@ static void adafactor_with(lora_ctx *ctx, const layout *l, const lora_param *par
     h.decay_rate = -0.8;
     h.weight_decay = 0.1;
     h.grad_scale = 0.7;
-    OK(lora_adafactor_step(ctx, ARRAYS, params, &s, &h, ERR));
+    OK(lora_adafactor_step(ctx, l->arrays, params, &s, &h, ERR));
 }
 
 static void adafactor(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
@@ -125,7 +126,7 @@ static void muon_with(lora_ctx *ctx, const layout *l, const lora_param *params, 
     h.nesterov = !other;
     h.match_rms_adamw = other;
     h.ns_steps = other ? 2 : 3;
-    OK(lora_muon_step(ctx, ARRAYS, params, part(l, block, 0), &h, ERR));
+    OK(lora_muon_step(ctx, l->arrays, params, part(l, block, 0), &h, ERR));
 }
 
 static void muon(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
@@ -147,12 +148,26 @@ static void compare(const char *name, const layout *l, const float *got, const f
     CHECK(worst <= tolerance, "%s on %s: off by %g", name, device_in_use()->name, worst);
 }
 
+/* No array at all, and arrays without elements: nothing is written. */
+static void check_nothing(lora_ctx *ctx, const char *name, update_fn *update, bool matrices) {
+    layout none = make_layout(matrices), empty = none;
+    none.arrays = 0;
+    for (int i = 0; i < ARRAYS; i++) empty.n[i] = 0;
+    float *got[] = {run(ctx, &none, update), run(ctx, &empty, update)};
+    float *before = malloc((size_t)none.floats * sizeof *before);
+    check_normal(before, none.state, 5, 1);
+    for (int64_t i = none.state; i < none.floats; i++) before[i] = 0;
+    for (int i = 0; i < 2; i++) compare(name, &none, got[i], before, 0), free(got[i]);
+    free(before);
+}
+
 static void check_update(lora_ctx *ctx, lora_ctx *cpu, const char *name, update_fn *update, bool matrices, double tolerance) {
     layout l = make_layout(matrices);
     float *got = run(ctx, &l, update), *again = run(ctx, &l, update), *want = run(cpu, &l, update);
     compare(name, &l, got, want, tolerance);
     compare(name, &l, again, got, 0);
     free(got), free(again), free(want);
+    check_nothing(ctx, name, update, matrices);
 }
 
 /* All arrays at once have the sum of one after another, in their order. */

@@ -122,6 +122,7 @@ void check_report(bool ok, const char *file, int line, const char *condition, co
     vprintf(fmt, args);
     printf("\n");
     va_end(args);
+    if (getenv("LORA_C_CHECK_STOP")) exit(1); /* tests/cuda/mutate.py: one is enough */
 }
 
 void check_normal(float *out, int64_t n, uint64_t seed, float scale) {

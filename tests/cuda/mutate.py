@@ -1,148 +1,114 @@
 """Wrong versions of the kernels that the checks on the shim must notice: without one barrier or one bounds check each.
 
-Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--own] [--again] [--out build/cuda-mutants.json]
+Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--workers 2] [--out build/cuda-mutants.json]
 
-A mutant is one line changed: `__syncthreads();` and `__syncwarp();` go, a guard (`if (i >= n) return;`, `if (k < n) ...`)
-is taken as passed, and so is the guard of an access (`i < n ? x[i] : 0`). It is killed where the shim does not compile, or the
-checks fail, die or hang: first the families of its file (with --own these alone), then all. --again takes those that live
-in --out. Those that live in the end must stand in tests/cuda/equal_mutants.json with the reason why nothing can tell them
-apart.
+mutants.py says what a mutant is; all are in one build, in a copy of the tree. One is killed where the checks fail, die or
+hang: the families that come by its place, the quickest first. --again takes those that live in --out. Those that live in the
+end must stand in tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from mutants import Mutant, embedded, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUAL = Path(__file__).with_name("equal_mutants.json")
-BARRIER = re.compile(r"__sync(?:threads|warp)\([^)]*\);")
-LEAVES = re.compile(r"\bif \((?P<guard>[^;{]*[<>][^;{]*)\) (?P<then>return|continue|break)\b")
-GUARDS = re.compile(r"\bif \((?P<guard>(?:[^()]|\([^()]*\))*[<>](?:[^()]|\([^()]*\))*)\)(?! (?:return|continue|break))")
-ACCESS = re.compile(r"(?<![\w.>])(?P<guard>[\w.+\- ]+ [<>]=? [\w.+\-]+) \? [^:;]*\[")
-TIMEOUT_S = 300
-ROWS, LINEAR = ["device_rows"], ["device_linear", "device_adapters", "backend"]
-# By the beginning of a file's name: the families that its kernels are in first of all.
-FAMILIES: dict[str, list[str]] = {
-    "adapter_rows": LINEAR,
-    "attention": ["attention_devices"],
-    "column_sums": ["device_rows", "device_linear"],
-    "dequantize": ["backend"],
-    "double_quantize": ["backend"],
-    "elements": [*ROWS, *LINEAR],
-    "few": LINEAR,
-    "head": ["device_head"],
-    "launch": [*ROWS, "device_head"],
-    "linear": LINEAR,
-    "muon": ["device_optim"],
-    "adafactor": ["device_optim"],
-    "eights": ["device_optim"],
-    "optim": ["device_optim"],
-    "product_edges": LINEAR,
-    "scaled": ["device_half"],
-    "quantize": ["backend"],
-    "weights": LINEAR,
-}
-REST = [
+FAMILIES = [
     "backend",
+    "backend_quantize",
     "device_rows",
     "device_narrow",
     "device_half",
     "device_linear",
     "device_adapters",
     "device_head",
+]
+FAMILIES += [
     "device_optim",
     "attention_devices",
+    "values",
+    "device_steps",
+    "device_memory",
+    "device_mistakes",
 ]
-REST += ["values", "device_steps", "virtual_tokens"]
+FAMILIES += ["decoder_adapters", "mixed_adapters", "virtual_tokens", "adapted_globals", "cuda_graphs", "device_offsets"]
+
+
+def build(tree: Path, numbered: dict[int, Mutant]) -> None:
+    """Copy what the checks are built from with what is built, put the mutants in, and build."""
+    for name in ("lora_c", "tests/c", "tests/cuda", "tests/fake_device", "tests/lint"):
+        shutil.copytree(ROOT / name, tree / name)
+    for name in ("Makefile", "cuda.mk"):
+        shutil.copy2(ROOT / name, tree / name)
+    shutil.copytree(ROOT / "build/release", tree / "build/release", symlinks=True)
+    for file in {mutant.file for mutant in numbered.values()}:
+        path = tree / "lora_c/cuda" / file
+        path.write_text(embedded(path.read_text(), {i: mutant for i, mutant in numbered.items() if mutant.file == file}))
+    products = [f"build/release/{name}" for name in ("check", "liblora_c_fake.so", "liblora_c_shim.so")]
+    command = ["make", "-s", f"-j{os.cpu_count()}", "CXX=c++ -include tests/cuda/mutant.h", *products]
+    subprocess.run(command, cwd=tree, check=True)
+
+
+def fails(tree: Path, number: int, family: str, timeout_s: float | None) -> bool:
+    """Say whether a family of checks notices a mutant (0: none is at work; what was met is then written to a file)."""
+    said = {
+        "LORA_C_MUTANTS_MET": "" if number else str(tree / f"{family}.met"),
+        "LORA_C_BACKENDS": "build/release/liblora_c_fake.so:build/release/liblora_c_shim.so",
+        "LORA_C_SHIM_THREADS": "1",
+        "LORA_C_MUTANT": str(number),
+        "LORA_C_CHECK_STOP": "1",
+    }
+    command = ["build/release/check", family]
+    try:
+        run = subprocess.run(command, cwd=tree, env=os.environ | said, capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    return run.returncode != 0
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """One line of one file, changed."""
+class Family:
+    """What a family costs, and the mutants whose places it comes by."""
 
-    file: str
-    line: int
-    before: str
-    after: str
-    nth: int  # of those of the file that change the same text to the same
-
-    @property
-    def key(self) -> str:
-        """What it is called in the list: the file and what was changed, without the line's number, which moves."""
-        return f"{self.file}: {self.before.strip()} -> {self.after.strip()}" + (f" ({self.nth})" if self.nth > 1 else "")
+    name: str
+    seconds: float
+    met: frozenset[int]
 
 
-def changes_of(line: str) -> list[str]:
-    """Return the wrong versions of a line."""
-    without = [line[: m.start()] + ";" + line[m.end() :] for m in BARRIER.finditer(line)]
-    for pattern, value in ((LEAVES, "false"), (GUARDS, "true"), (ACCESS, "true")):
-        without += [line[: m.start("guard")] + value + line[m.end("guard") :] for m in pattern.finditer(line)]
-    return without
+def measured(tree: Path, name: str) -> Family:
+    """Run a family with no mutant at work; ends the program where it fails."""
+    begin = time.monotonic()
+    if fails(tree, 0, name, None):
+        sys.exit(f"{name}: expected checks that pass without a mutant, got ones that fail")
+    seconds = time.monotonic() - begin
+    met = tree / f"{name}.met"  # absent where the family opens no plug-in
+    at = met.read_bytes() if met.is_file() else b""
+    return Family(name, seconds, frozenset(i for i, was in enumerate(at) if was))
 
 
-def mutants_of(path: Path) -> list[Mutant]:
-    """Return the mutants of a file, in its order."""
-    found: list[Mutant] = []
-    seen: Counter[tuple[str, str]] = Counter()
-    in_kernel = False
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if re.match(r"(template .*)?(__global__|__device__|static __device__)", line) or "__device__ __forceinline__" in line:
-            in_kernel = True
-        elif re.match(r"(static )?(lora_status|bool|int64_t|dim3)\b", line):
-            in_kernel = False  # code of the host
-        if not in_kernel or line.lstrip().startswith(("//", "*", "/*")):
-            continue
-        for after in changes_of(line):
-            seen[line.strip(), after.strip()] += 1
-            found.append(Mutant(path.name, number, line, after, seen[line.strip(), after.strip()]))
-    return found
-
-
-def copy_of_tree(to: Path) -> None:
-    """Copy what the checks are built from, with what is built."""
-    for name in ("lora_c", "tests/c", "tests/cuda", "tests/fake_device", "tests/lint"):
-        shutil.copytree(ROOT / name, to / name, dirs_exist_ok=True)
-    for name in ("Makefile", "cuda.mk"):
-        shutil.copy2(ROOT / name, to / name)
-    shutil.copytree(ROOT / "build/release", to / "build/release", dirs_exist_ok=True, symlinks=True)
-
-
-def fails(tree: Path, families: list[str], timeout_s: float | None = TIMEOUT_S) -> bool:
-    """Build a copy of the tree and run families of its checks."""
-    command = ["make", "-s", "check-cuda", f"CHECKS={' '.join(families)}"]
-    try:
-        return subprocess.run(command, cwd=tree, capture_output=True, timeout=timeout_s, check=False).returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
-
-
-def families_of(file: str) -> list[str]:
-    """Return the families of a file: those of the longest name that it begins with."""
-    names = [name for name in FAMILIES if file.startswith(name)]
-    return FAMILIES[max(names, key=len)] if names else ROWS
-
-
-def is_killed(tree: Path, mutant: Mutant, own: bool) -> bool:
-    """Build and check a mutant in a copy of the tree, which is brought back afterwards."""
-    path = tree / "lora_c/cuda" / mutant.file
-    original = path.read_text()
-    lines = original.split("\n")
-    lines[mutant.line - 1] = mutant.after
-    path.write_text("\n".join(lines))
-    try:
-        first = families_of(mutant.file)
-        return fails(tree, first) or (not own and fails(tree, [name for name in REST if name not in first]))
-    finally:
-        path.write_text(original)
+def verdict(tree: Path, families: list[Family], known: dict[str, str], item: tuple[int, Mutant]) -> str:
+    """Return the family that kills a mutant, else "equal", "lives", or "not met" where no family comes by its place."""
+    number, mutant = item
+    if mutant.key in known:
+        return "equal"
+    meeting = [family for family in families if number in family.met]
+    for family in meeting:
+        if fails(tree, number, family.name, 60 + 5 * family.seconds):
+            return f"killed by {family.name}"
+    return "lives" if meeting else "not met"
 
 
 def main() -> None:
@@ -150,35 +116,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", default="")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--own", action="store_true")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "build/cuda-mutants.json")
     args = parser.parse_args()
-    sources = sorted((ROOT / "lora_c/cuda").glob("*.cu*"))
     wanted = set(filter(None, args.files.split(",")))
-    mutants = [m for path in sources if not wanted or path.name in wanted for m in mutants_of(path)]
+    sources = sorted(path for path in (ROOT / "lora_c/cuda").glob("*.cu*") if not wanted or path.name in wanted)
+    numbered = dict(enumerate((m for path in sources for m in mutants_of(path)), 1))
     if args.list:
-        print("\n".join(f"{m.file}:{m.line}: {m.after.strip()}" for m in mutants))
+        print("\n".join(f"{m.file}:{m.line}: {m.changed}" for m in numbered.values()))
         return
-    equal: dict[str, str] = json.loads(EQUAL.read_text()) if EQUAL.is_file() else {}
+    known: dict[str, str] = json.loads(EQUAL.read_text()) if EQUAL.is_file() else {}
     results: dict[str, str] = json.loads(args.out.read_text()) if args.again else {}
-    if args.again:
-        mutants = [m for m in mutants if results.get(m.key) == "lives"]
+    chosen = [(i, m) for i, m in numbered.items() if not args.again or not results.get(m.key, "").startswith("killed")]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        copy_of_tree(Path(folder))
-        if fails(Path(folder), REST, None):  # builds what is missing, too
-            sys.exit("expected checks that pass without a change, got ones that fail")
-        for i, mutant in enumerate(mutants, 1):
-            killed = is_killed(Path(folder), mutant, args.own)
-            results[mutant.key] = "killed" if killed else "equal" if mutant.key in equal else "lives"
-            print(
-                f"{i}/{len(mutants)} {results[mutant.key]:6} {mutant.file}:{mutant.line}: {mutant.after.strip()}", flush=True
-            )
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
+        build(Path(folder), numbered)
+        families = sorted(pool.map(partial(measured, Path(folder)), FAMILIES), key=lambda family: family.seconds)
+        print(", ".join(f"{family.name} {family.seconds:.0f} s" for family in families), flush=True)
+        judge = partial(verdict, Path(folder), families, known)
+        for (i, mutant), result in zip(chosen, pool.map(judge, chosen), strict=True):
+            results[mutant.key] = result
+            print(f"{i}/{len(numbered)} {result}: {mutant.file}:{mutant.line}: {mutant.changed}", flush=True)
             args.out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    alive = sum(result == "lives" for result in results.values())
-    print(f"{len(results)} mutants, {alive} live that are not known to be equal")
-    sys.exit(1 if alive else 0)
+    alive = sum(result in ("lives", "not met") for result in results.values())
+    stale = sorted(set(known) - {mutant.key for mutant in numbered.values()}) if not wanted else []
+    print(
+        f"{len(results)} mutants, {alive} live that are not known to be equal",
+        *(f"no such mutant: {key}" for key in stale),
+        sep="\n",
+    )
+    sys.exit(1 if alive or stale else 0)
 
 
 if __name__ == "__main__":
