@@ -192,7 +192,8 @@ def main() -> None:
     """With the CUDA plug-in on the shim, whose devices go by the name cuda."""
     x = lc.to_device(X, "cuda")
     stream = x.__cuda_array_interface__["stream"]
-    for foreign in (Foreign(x), Foreign(x, old=True), Interface(x)):
+    default = [Interface(x, stream=number) for number in (1, 2)]  # the legacy stream, that of the calling thread
+    for foreign in (Foreign(x), Foreign(x, old=True), Interface(x), Interface(x, stream=None), *default):
         taken = lc.from_dlpack(foreign)
         assert taken.device == "cuda" and np.array_equal(taken.to("cpu"), X)
         if isinstance(foreign, Foreign):
@@ -216,6 +217,7 @@ def main() -> None:
         "C-contiguous": lambda: lc.from_dlpack(Interface(x, strides=(4, 4 * M))),
         "typestr of float32": lambda: lc.from_dlpack(Interface(x, typestr="<c8")),
         "where x lies": lambda: lc.from_dlpack(x, device="cuda:1"),
+        "stream to be None or an int other than 0": lambda: lc.from_dlpack(Interface(x, stream=0)),
         "writable": lambda: ops.adamw_step(frozen, frozen, frozen, frozen, step=1, lr=0.1),
         "got one on cuda:1": lambda: ops.scale_columns(x, other),
     }.items():
