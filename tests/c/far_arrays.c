@@ -1,4 +1,8 @@
 /* Quantizing, tables, and what is done to every element, over arrays of more than 2^31 elements. */
+#include <math.h>
+#include <string.h>
+
+#include "lora_c/base/philox.h"
 #include "tests/c/far_ends.h"
 
 enum { END = 16384 /* elements at either end */, COLS = 128 };
@@ -65,11 +69,38 @@ static lora_status elements(end_run *r, bool far, lora_error *err) {
     return LORA_OK;
 }
 
+/* Noise is drawn by the number of an element, here beyond 2^32: against the definition. */
+static lora_status noise(end_run *r, bool far, lora_error *err) {
+    enum { ROWS = 32, N = ROWS * COLS };
+    static float before[N], after[N];
+    const int64_t rows = ROWS + (far ? (int64_t)1 << 26 : 0), first = (rows - ROWS) * COLS;
+    const int32_t starts[] = {0, (int32_t)rows};
+    int32_t *on_device = far_send(r->ctx, starts, sizeof starts);
+    end_array *x = end_array_of(r, END_FLOATS, rows * COLS, 0, N, far);
+    const lora_noise how = {.alpha = 1000, .seed = 3, .stream = 5};
+    const float scale = (float)(how.alpha / sqrt((double)(rows * COLS)));
+    OK(lora_download(r->ctx, before, (float *)x->data + first, sizeof before, ERR));
+    LORA_TRY(lora_add_noise(r->ctx, &how, &(lora_segments){1, starts, on_device}, lora_mat_f32(x->data, rows, COLS, COLS), err));
+    OK(lora_download(r->ctx, after, (float *)x->data + first, sizeof after, ERR));
+    OK(lora_sync(r->ctx, ERR));
+    lora_ctx_free(r->ctx, on_device);
+    int wrong = 0;
+    for (int i = 0; i < N; i++) {
+        float drawn = scale * (2.0f * lora_philox_uniform(how.seed, how.stream, (uint64_t)(first + i)) - 1.0f);
+        wrong += after[i] != before[i] + drawn;
+    }
+    CHECK(wrong == 0, "noise: %d of %d elements from %lld on are others", wrong, (int)N, (long long)first);
+    memcpy(r->results, &wrong, sizeof wrong); /* the elements are others elsewhere */
+    r->bytes = sizeof wrong;
+    return LORA_OK;
+}
+
 static const end_case CASES[] = {
     {"quantize float32", LORA_PRECISION_EXACT, quantize_f32},
     {"quantize bfloat16", LORA_PRECISION_EXACT, quantize_bf16},
     {"rope table", LORA_PRECISION_EXACT, rope_table},
     {"elements", LORA_PRECISION_EXACT, elements},
+    {"noise", LORA_PRECISION_EXACT, noise},
 };
 
 void check_far_arrays(void) { end_check(CASES, sizeof CASES / sizeof *CASES); }
