@@ -199,9 +199,10 @@ int lora_py_get(PyObject *o, const char *name, int kinds, int flags, lora_py_arr
 
 static int fail_place(const lora_ctx *ctx, PyObject *o, const char *name) {
     const char *expected = lora_ctx_device(ctx), *type = Py_TYPE(o)->tp_name, *dot = strrchr(type, '.');
-    if (lora_py_extent_of(o, NULL) && !lora_py_is_host(lora_py_device_of(o).ctx))
-        PyErr_Format(PyExc_ValueError, "%s: expected an array on device %s, got one on %s; use lora_c.to_device(x.to('cpu'), '%s')", name,
-                     expected, lora_ctx_device(lora_py_device_of(o).ctx), expected);
+    const lora_ctx *given = lora_py_extent_of(o, NULL) ? lora_py_device_of(o).ctx : NULL;
+    if (given && !lora_py_is_host(given))
+        PyErr_Format(PyExc_ValueError, "%s: expected an array on device %s, got one on %s%s; use lora_c.to_device(x.to('cpu'), '%s')", name,
+                     expected, lora_ctx_device(given), lora_py_other_loading(ctx, given), expected);
     else
         PyErr_Format(PyExc_TypeError, "%s: expected an array on device %s, got %s in the memory of the CPU; use lora_c.to_device(x, '%s')",
                      name, expected, dot ? dot + 1 : type, expected);
@@ -212,8 +213,7 @@ int lora_py_get_on(const lora_ctx *ctx, PyObject *o, const char *name, int kinds
     if (lora_py_is_host(ctx)) return lora_py_get(o, name, kinds, flags, out);
     lora_py_extent e;
     *out = (lora_py_array){.name = name};
-    if (!lora_py_extent_of(o, &e) || strcmp(lora_ctx_device(lora_py_device_of(o).ctx), lora_ctx_device(ctx)) != 0)
-        return fail_place(ctx, o, name);
+    if (!lora_py_extent_of(o, &e) || !lora_py_same_memory(lora_py_device_of(o).ctx, ctx)) return fail_place(ctx, o, name);
     lora_error err = {0};
     if (lora_device_check(ctx, &err) != LORA_OK) { /* in a child of the process that opened it */
         lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);

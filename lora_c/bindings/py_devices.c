@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "lora_c/backend.h"
 #include "lora_c/bindings/py_backend_paths.h"
 
 static const char CAPSULE[] = "lora_c._core.device";
@@ -133,11 +134,19 @@ PyObject *lora_py_get_device(PyObject *o, void *unused) {
     return PyUnicode_FromString(lora_ctx_device(((lora_py_object *)o)->ctx));
 }
 
+int lora_py_same_memory(const lora_ctx *a, const lora_ctx *b) {
+    return (lora_py_is_host(a) && lora_py_is_host(b)) || lora_backend_of(a)->state == lora_backend_of(b)->state;
+}
+
+const char *lora_py_other_loading(const lora_ctx *expected, const lora_ctx *given) {
+    return strcmp(lora_ctx_device(expected), lora_ctx_device(given)) == 0 ? " of another loading of lora_c" : "";
+}
+
 int lora_py_same_device(const lora_ctx *ctx, const lora_py_object *o, const char *what) {
-    const char *expected = lora_ctx_device(ctx), *given = lora_ctx_device(o->ctx);
-    if (strcmp(expected, given) == 0) return 0;
-    PyErr_Format(PyExc_ValueError, "%s: expected a Parameter on device %s, got one on %s; make it with device='%s'", what, expected, given,
-                 expected);
+    const char *expected = lora_ctx_device(ctx);
+    if (lora_py_same_memory(ctx, o->ctx)) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected a Parameter on device %s, got one on %s%s; make it with device='%s'", what, expected,
+                 lora_ctx_device(o->ctx), lora_py_other_loading(ctx, o->ctx), expected);
     return -1;
 }
 

@@ -17,6 +17,12 @@ static inline lora_py_device lora_py_device_of(const void *object) {
 void lora_py_put_on(void *object, lora_py_device device);
 int lora_py_is_host(const lora_ctx *ctx); /* whether its addresses are the host's */
 
+/** Whether what is asked for on both is in one order, so that memory may be given from one to the other: not where the extension is loaded
+ *  a second time, whose devices are its own. */
+int lora_py_same_memory(const lora_ctx *a, const lora_ctx *b);
+/** What follows the name of a device in a message that it is not the expected one. */
+const char *lora_py_other_loading(const lora_ctx *expected, const lora_ctx *given);
+
 /** A capsule that frees memory of the device of an object when it ends; it takes memory over. NULL with an exception. */
 PyObject *lora_py_hold(const lora_py_object *of, void *memory);
 

@@ -177,10 +177,11 @@ PyDoc_STRVAR(
     "to_device($module, array, device, /)\n--\n\n"
     "Copy an array, or a compressed weight, to a device.\n\n"
     "Parameters\n----------\n"
-    "array : array, NF4Tensor or GGMLTensor\n    float32, bfloat16, float16, float64, uint8, int32 or int64, C-contiguous, not empty.\n"
+    "array : array, NF4Tensor, GGMLTensor or DeviceWeight\n    float32, bfloat16, float16, float64, uint8, int32 or int64, C-contiguous, "
+    "not empty.\n"
     "device : str\n    A name of devices().\n\n"
     "Returns\n-------\nDeviceArray or DeviceWeight\n    What lies there already is returned as it is. On the CPU a NumPy array, or the "
-    "tensor itself.\n\n"
+    "tensor (of a DeviceWeight a copy).\n\n"
     "Raises\n------\nTypeError, ValueError\n    The array does not fit, or lies on another device.\n"
     "DeviceError\n    The device cannot be used.\nMemoryError\n    It has no room.");
 
@@ -207,7 +208,7 @@ static PyObject *to_device(PyObject *module, PyObject *args) {
     int is_tensor = Py_IS_TYPE(given, state->nf4_type) || Py_IS_TYPE(given, state->ggml_type);
     int is_there = Py_IS_TYPE(given, state->devicearray_type) || Py_IS_TYPE(given, state->deviceweight_type);
     if (is_there && ((lora_py_object *)given)->ctx == device.ctx) return Py_NewRef(given);
-    if (Py_IS_TYPE(given, state->devicearray_type) && lora_py_is_host(device.ctx)) return PyObject_CallMethod(given, "to", "s", "cpu");
+    if (is_there && lora_py_is_host(device.ctx)) return PyObject_CallMethod(given, "to", "s", "cpu");
     if (is_tensor) return lora_py_is_host(device.ctx) ? Py_NewRef(given) : lora_py_deviceweight_new(state, device, given);
     return copy_to(state, device, given);
 }

@@ -1,6 +1,7 @@
 /* GGMLTensor: an immutable matrix in a block format of GGUF files, read where the file is mapped or quantized here. */
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_dequantize.h"
+#include "lora_c/bindings/py_deviceweight.h"
 
 #include <string.h>
 
@@ -205,6 +206,7 @@ static PyMethodDef ggml_methods[] = {
     {"from_blocks", LORA_PY_KEYWORDS ggml_from_blocks_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_blocks_doc},
     {"quantize", LORA_PY_KEYWORDS ggml_quantize_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, quantize_doc},
     {"dequantize", LORA_PY_KEYWORDS ggml_dequantize_kept, METH_VARARGS | METH_KEYWORDS, dequantize_doc},
+    {"to", lora_py_weight_to, METH_VARARGS, lora_py_weight_to_doc},
     {"_repr_html_", ggml_repr_html, METH_NOARGS, "A table for notebooks."},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},

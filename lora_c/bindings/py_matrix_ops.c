@@ -41,7 +41,8 @@ static PyObject *op_linear(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"", "", "bias", NULL};
     PyObject *x_given, *w_given, *bias_given = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:linear", names, &x_given, &w_given, &bias_given)) return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS), *bias = NULL;
     if (!x || lora_py_take_weight(&c, w_given, "w") < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
@@ -72,7 +73,8 @@ static PyObject *op_linear_backward(PyObject *module, PyObject *args, PyObject *
     static char *names[] = {"", "", "x", NULL};
     PyObject *dy_given, *w_given, *x_given = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:linear_backward", names, &dy_given, &w_given, &x_given)) return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *dy = lora_py_take(&c, dy_given, "dy", LORA_PY_ROWS), *x = NULL;
     if (!dy || lora_py_take_weight(&c, w_given, "w") < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
@@ -103,7 +105,8 @@ PyDoc_STRVAR(embedding_doc, "embedding($module, ids, w, /)\n--\n\n"
 static PyObject *op_embedding(PyObject *module, PyObject *args) {
     PyObject *ids_given, *w_given;
     if (!PyArg_ParseTuple(args, "OO:embedding", &ids_given, &w_given)) return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     if (lora_py_get_ids(ids_given, "ids", &c.ids) < 0 || lora_py_take_weight(&c, w_given, "w") < 0) return lora_py_abandon(&c);
     int64_t M = c.ids.n, H = c.weight.w.cols;
     const int32_t *ids = send_ids(&c, "ids", c.weight.w.rows, NULL);
@@ -131,7 +134,8 @@ static PyObject *op_embedding_backward(PyObject *module, PyObject *args) {
         PyErr_Format(PyExc_ValueError, "vocab_size: expected 1 to 2**31 - 1, got %lld", (long long)V);
         return NULL;
     }
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     if (lora_py_get_ids(ids_given, "ids", &c.ids) < 0) return lora_py_abandon(&c);
     lora_py_array *dy = lora_py_take(&c, dy_given, "dy", 0);
     const int64_t shape[] = {c.ids.n, -1};
@@ -184,7 +188,8 @@ static PyObject *op_cross_entropy(PyObject *module, PyObject *args, PyObject *kw
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$pdff:cross_entropy", names, &x_given, &w_given, &targets_given, &weight_given,
                                      &gradients, &grad_scale, &map.scale, &map.softcap))
         return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *x = lora_py_take(&c, x_given, "x", 0);
     if (!x || lora_py_take_weight(&c, w_given, "w") < 0) return lora_py_abandon(&c);
     const lora_weight *w = &c.weight.w;
@@ -247,7 +252,8 @@ static PyObject *op_values_loss(PyObject *module, PyObject *args, PyObject *kwar
     bool squared = kind && strcmp(kind, "squared_error") == 0;
     if (!squared && (!kind || strcmp(kind, "binary_entropy") != 0))
         return PyErr_Format(PyExc_ValueError, "kind: expected 'squared_error' or 'binary_entropy', got '%s'", kind ? kind : "");
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *y = lora_py_take(&c, y_given, "y", 0);
     const int64_t shape[] = {-1, -1};
     if (!y || lora_py_expect(y, 2, shape) < 0) return lora_py_abandon(&c);
@@ -411,7 +417,8 @@ static PyObject *op_attention(PyObject *module, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$O&O&f:attention", names, &given[0], &given[1], &given[2], &given[3],
                                      scale_converter, &scale, lora_py_whole, &window, &softcap))
         return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     attention_args a = {0};
     int ready = attention_inputs(&c, given, scale, window, softcap, &a) == 0 && (a.o = lora_py_give_like(&c, &c.in[0])) != NULL &&
                 attention_tables(&c, &a) == 0;
@@ -452,7 +459,8 @@ static PyObject *op_attention_backward(PyObject *module, PyObject *args, PyObjec
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|$O&O&f:attention_backward", names, &dout_given, &given[0], &given[1], &given[2],
                                      &given[3], scale_converter, &scale, lora_py_whole, &window, &softcap))
         return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     attention_args a = {0};
     int ready = attention_inputs(&c, given, scale, window, softcap, &a) == 0 && take_gradient(&c, dout_given, &a) == 0 &&
                 attention_tables(&c, &a) == 0;

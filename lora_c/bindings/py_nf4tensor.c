@@ -2,6 +2,7 @@
  * counter. */
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_dequantize.h"
+#include "lora_c/bindings/py_deviceweight.h"
 #include "lora_c/bindings/py_devices.h"
 #include "lora_c/bindings/py_quantize.h"
 
@@ -387,6 +388,7 @@ static PyMethodDef nf4_methods[] = {
     {"quantize", LORA_PY_KEYWORDS nf4_quantize_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, quantize_doc},
     {"from_parts", LORA_PY_KEYWORDS nf4_from_parts_kept, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_parts_doc},
     {"dequantize", LORA_PY_KEYWORDS nf4_dequantize_kept, METH_VARARGS | METH_KEYWORDS, dequantize_doc},
+    {"to", lora_py_weight_to, METH_VARARGS, lora_py_weight_to_doc},
     {"_repr_html_", nf4_repr_html, METH_NOARGS, "A table for notebooks."},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},

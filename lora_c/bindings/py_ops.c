@@ -20,7 +20,8 @@ static lora_py_array *take_norm(lora_py_call *c, lora_norm *norm, PyObject *x_gi
 }
 
 static PyObject *norm_forward(PyObject *module, lora_norm *norm, PyObject *x_given, PyObject *weight, PyObject *bias) {
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *x = take_norm(&c, norm, x_given, weight, bias, 1);
     float *y = x ? lora_py_give_like(&c, x) : NULL;
     if (!y) return lora_py_abandon(&c);
@@ -38,7 +39,8 @@ static lora_status norm_gradients(lora_ctx *ctx, const lora_norm *norm, const lo
 }
 
 static PyObject *norm_backward(PyObject *module, lora_norm *norm, PyObject *dy_given, PyObject *x_given, PyObject *weight) {
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *x = take_norm(&c, norm, x_given, weight, NULL, 0), *dy = x ? lora_py_take_like(&c, dy_given, "dy", x) : NULL;
     float *dx = dy ? lora_py_give_like(&c, x) : NULL, *dw = dx ? lora_py_give(&c, 1, &x->cols, 1) : NULL, *db = NULL;
     int has_bias = norm->kind == LORA_NORM_LAYER;
@@ -190,7 +192,8 @@ static PyObject *rope(PyObject *module, PyObject *args, PyObject *kwargs, const 
     PyObject *given[3], *result = NULL;
     rope_args r = {.scale = 1.0, .backward = backward};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &given[0], &given[1], &given[2], &r.scale)) return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     int32_t *rows = NULL;
     int ready = take_rope(&c, &r, given, name) == 0 && (r.x = lora_py_give_like(&c, &c.in[0])) != NULL;
     if (ready && !(rows = PyMem_RawMalloc((size_t)r.M * sizeof *rows))) PyErr_NoMemory();
@@ -251,7 +254,8 @@ PyDoc_STRVAR(swiglu_doc, "swiglu($module, gate, up=None, /)\n--\n\n"
 
 /* up NULL: none. */
 static PyObject *mlp_forward(PyObject *module, lora_activation activation, PyObject *gate_given, PyObject *up_given) {
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *gate = lora_py_take(&c, gate_given, "gate", 0), *up = NULL;
     if (!gate || (up_given && !(up = lora_py_take_like(&c, up_given, "up", gate)))) return lora_py_abandon(&c);
     float *h = lora_py_give_like(&c, gate);
@@ -264,7 +268,8 @@ static PyObject *mlp_forward(PyObject *module, lora_activation activation, PyObj
 }
 
 static PyObject *mlp_backward(PyObject *module, lora_activation activation, PyObject *dh_given, PyObject *gate_given, PyObject *up_given) {
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *gate = lora_py_take(&c, gate_given, "gate", 0), *up = NULL;
     if (!gate || (up_given && !(up = lora_py_take_like(&c, up_given, "up", gate)))) return lora_py_abandon(&c);
     lora_py_array *dh = lora_py_take_like(&c, dh_given, "dh", gate);
@@ -367,7 +372,8 @@ PyDoc_STRVAR(scale_columns_doc, "scale_columns($module, x, l, /)\n--\n\n"
 static PyObject *op_scale_columns(PyObject *module, PyObject *args) {
     PyObject *x_given, *l_given;
     if (!PyArg_ParseTuple(args, "OO:scale_columns", &x_given, &l_given)) return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *x = lora_py_take(&c, x_given, "x", LORA_PY_ROWS), *l = x ? lora_py_take(&c, l_given, "l", 0) : NULL;
     float *y = l && lora_py_expect(l, 1, &x->cols) == 0 ? lora_py_give_like(&c, x) : NULL;
     if (!y) return lora_py_abandon(&c);
@@ -388,7 +394,8 @@ PyDoc_STRVAR(scale_columns_backward_doc, "scale_columns_backward($module, dy, x,
 static PyObject *op_scale_columns_backward(PyObject *module, PyObject *args) {
     PyObject *dy_given, *x_given, *l_given;
     if (!PyArg_ParseTuple(args, "OOO:scale_columns_backward", &dy_given, &x_given, &l_given)) return NULL;
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *x = lora_py_take(&c, x_given, "x", 0), *dy = x ? lora_py_take_like(&c, dy_given, "dy", x) : NULL;
     lora_py_array *l = dy ? lora_py_take(&c, l_given, "l", 0) : NULL;
     float *dx = l && lora_py_expect(l, 1, &x->cols) == 0 ? lora_py_give_like(&c, x) : NULL, *dl = NULL;
@@ -434,7 +441,8 @@ static PyObject *op_adamw_step(PyObject *module, PyObject *args, PyObject *kwarg
         PyErr_SetString(PyExc_ValueError, "step, lr: expected step >= 1 and a finite lr, got others");
         return NULL;
     }
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *a[4];
     for (int i = 0; i < 4; i++) {
         a[i] = lora_py_take(&c, given[i], shown[i], i == 1 ? 0 : LORA_PY_WRITABLE);
@@ -460,7 +468,8 @@ static lora_status sum_to_host(lora_ctx *ctx, const lora_param *param, double *s
 }
 
 static PyObject *op_sum_of_squares(PyObject *module, PyObject *given) {
-    lora_py_call c = {.state = PyModule_GetState(module)};
+    lora_py_call c;
+    lora_py_begin(&c, module);
     lora_py_array *g = lora_py_take(&c, given, "g", 0);
     if (!g) return lora_py_abandon(&c);
     double sum = 0.0;

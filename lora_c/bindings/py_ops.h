@@ -19,6 +19,17 @@ typedef struct lora_py_call {
     lora_error err;
 } lora_py_call;
 
+/** Fills in what a call is before anything is taken. The rest, most of its two kilobytes, is written before it is read: clearing it takes a
+ *  twentieth of a call on small arrays. */
+static inline void lora_py_begin(lora_py_call *c, PyObject *module) {
+    c->state = PyModule_GetState(module);
+    c->at = (lora_py_device){0};
+    c->ids.data = NULL;
+    c->weight.keep = NULL;
+    c->n_in = c->n_out = c->n_memory = c->waits = 0;
+    c->err.message[0] = '\0';
+}
+
 /* Runs C calls on the context of a call, as LORA_PY_CALL does. */
 #define LORA_PY_RUN(c, status, expr) LORA_PY_CALL((c).at.ctx, status, expr)
 

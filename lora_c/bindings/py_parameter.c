@@ -1,6 +1,6 @@
 /* Parameter: a float32 array with its gradient, in the library's own aligned memory. */
 #include "lora_c/bindings/py_array.h"
-#include "lora_c/bindings/py_devices.h"
+#include "lora_c/bindings/py_devicearray.h"
 #include "lora_c/bindings/py_dlpack.h"
 
 #include <string.h>
@@ -196,6 +196,24 @@ static PyObject *parameter_read_grad(PyObject *o, PyObject *unused) {
     return copy_of(o, ((parameter *)o)->grad);
 }
 
+/* The memory itself, wherever it lies. */
+static PyObject *over(PyObject *o, float *data) {
+    parameter *self = (parameter *)o;
+    if (!data || lora_py_is_host(self->base.ctx)) return data ? view_of(o, data) : Py_NewRef(Py_None);
+    lora_py_extent e;
+    (void)lora_py_extent_of(o, &e);
+    e.data = data;
+    return lora_py_devicearray_over(lora_py_state_of(Py_TYPE(o)), lora_py_device_of(o), &e, o);
+}
+static PyObject *parameter_view(PyObject *o, PyObject *unused) {
+    (void)unused;
+    return over(o, ((parameter *)o)->data);
+}
+static PyObject *parameter_view_grad(PyObject *o, PyObject *unused) {
+    (void)unused;
+    return over(o, ((parameter *)o)->grad);
+}
+
 static PyObject *parameter_to(PyObject *o, PyObject *args) {
     const char *device;
     if (!PyArg_ParseTuple(args, "s:to", &device)) return NULL;
@@ -338,6 +356,10 @@ PyDoc_STRVAR(zero_grad_doc, "zero_grad($self, /)\n--\n\nSet the gradient to zero
 
 PyDoc_STRVAR(read_doc, "read($self, /)\n--\n\nReturn a copy of the values, from whichever device they lie on.");
 PyDoc_STRVAR(read_grad_doc, "read_grad($self, /)\n--\n\nReturn a copy of the gradient, from whichever device; None when frozen.");
+PyDoc_STRVAR(view_doc, "view($self, /)\n--\n\n"
+                       "Return the values where they lie, without a copy: a NumPy array on the CPU, else a DeviceArray. Both are "
+                       "writable\nand keep the memory.");
+PyDoc_STRVAR(view_grad_doc, "view_grad($self, /)\n--\n\nReturn the gradient where it lies, as view() does the values; None when frozen.");
 PyDoc_STRVAR(write_doc, "write($self, data, /)\n--\n\n"
                         "Set the values, on whichever device they lie.\n\n"
                         "Raises\n------\nTypeError\n    data is not float32.\nValueError\n    Another shape.");
@@ -353,6 +375,8 @@ static PyMethodDef parameter_methods[] = {
     {"zero_grad", parameter_zero_grad, METH_NOARGS, zero_grad_doc},
     {"read", parameter_read, METH_NOARGS, read_doc},
     {"read_grad", parameter_read_grad, METH_NOARGS, read_grad_doc},
+    {"view", parameter_view, METH_NOARGS, view_doc},
+    {"view_grad", parameter_view_grad, METH_NOARGS, view_grad_doc},
     {"write", parameter_write, METH_O, write_doc},
     {"to", parameter_to, METH_VARARGS, to_doc},
     {"__dlpack__", LORA_PY_KEYWORDS lora_py_dlpack_kept, METH_VARARGS | METH_KEYWORDS, lora_py_dlpack_doc},

@@ -20,16 +20,16 @@ static int weight_of_parameter(lora_py_parameter *p, const char *name, lora_py_w
 
 /* Of an object that has memory of a device other than the CPU. */
 static int same_place(const lora_ctx *ctx, PyObject *o, const char *name) {
-    const char *expected = lora_ctx_device(ctx), *given = lora_ctx_device(lora_py_device_of(o).ctx);
+    const lora_ctx *given = lora_py_device_of(o).ctx;
     lora_error err = {0};
-    if (strcmp(expected, given) == 0) {
+    if (lora_py_same_memory(ctx, given)) {
         if (lora_device_check(ctx, &err) == LORA_OK) return 0;
         lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
         return -1;
     }
-    PyErr_Format(PyExc_ValueError, "%s: expected memory of device %s, got a %s on device %s; %s", name, expected,
-                 lora_py_is_devicearray(o) ? "DeviceArray" : "DeviceWeight", given,
-                 lora_py_is_devicearray(o) ? "use its to('cpu')" : "use the tensor that it was made from");
+    PyErr_Format(PyExc_ValueError, "%s: expected memory of device %s, got a %s on device %s%s; use its to('cpu')", name,
+                 lora_ctx_device(ctx), lora_py_is_devicearray(o) ? "DeviceArray" : "DeviceWeight", lora_ctx_device(given),
+                 lora_py_other_loading(ctx, given));
     return -1;
 }
 

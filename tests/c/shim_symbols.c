@@ -29,5 +29,5 @@ static bool find(void *handle, const char *name, void *function) {
 bool find_shim_symbols(shim_symbols *out) {
     void *handle = open_shim();
     return handle && find(handle, "shim_fail_at", &out->fail_at) && find(handle, "shim_live", &out->live) &&
-           find(handle, "shim_graph_launches", &out->graph_launches);
+           find(handle, "shim_graph_launches", &out->graph_launches) && find(handle, "shim_run_ends", &out->run_ends);
 }

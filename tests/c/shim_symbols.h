@@ -9,6 +9,7 @@ typedef struct shim_symbols {
     int64_t (*fail_at)(int64_t n); /* as in tests/cuda/shim/faults.h */
     int64_t (*live)(void);
     int64_t (*graph_launches)(void);
+    int64_t (*run_ends)(int64_t blocks); /* as in tests/cuda/shim/grids.h */
 } shim_symbols;
 
 /* false where it is not loaded */

@@ -139,6 +139,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> str:
     return "fake"
 
 
+@pytest.fixture(params=("fake", "shim"))
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a device other than the CPU: that of `fake`, then the CUDA plug-in on its shim."""
+    library = BUILT / f"liblora_c_{request.param}.so"
+    if not library.is_file():
+        pytest.skip(f"needs {library}, which `make check` or `make check-cuda` builds")
+    monkeypatch.setenv("LORA_C_BACKENDS", str(library))
+    monkeypatch.delenv("LORA_C_DEVICE", raising=False)
+    return str(request.param)
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests whose subject is the CPU itself: its kernels, its threads, its memory."""

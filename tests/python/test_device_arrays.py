@@ -17,19 +17,9 @@ from device_values import is_same
 import lora_c as lc
 from lora_c import _core, ops
 
-RELEASE = Path(__file__).parents[2] / "build" / "release"
-LIBRARIES = {"fake": RELEASE / "liblora_c_fake.so", "shim": RELEASE / "liblora_c_shim.so"}
+SHIM = Path(__file__).parents[2] / "build" / "release" / "liblora_c_shim.so"
 RNG = np.random.default_rng(5)
 M, H, V = 9, 64, 17
-
-
-@pytest.fixture(params=LIBRARIES)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    library = LIBRARIES[request.param]
-    if not library.is_file():
-        pytest.skip(f"needs {library}, which `make check` or `make check-cuda` builds")
-    monkeypatch.setenv("LORA_C_BACKENDS", str(library))
-    return str(request.param)
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -192,7 +182,8 @@ def main() -> None:
     """With the CUDA plug-in on the shim, whose devices go by the name cuda."""
     x = lc.to_device(X, "cuda")
     stream = x.__cuda_array_interface__["stream"]
-    for foreign in (Foreign(x), Foreign(x, old=True), Interface(x)):
+    default = [Interface(x, stream=number) for number in (1, 2)]  # the legacy stream, that of the calling thread
+    for foreign in (Foreign(x), Foreign(x, old=True), Interface(x), Interface(x, stream=None), *default):
         taken = lc.from_dlpack(foreign)
         assert taken.device == "cuda" and np.array_equal(taken.to("cpu"), X)
         if isinstance(foreign, Foreign):
@@ -216,6 +207,7 @@ def main() -> None:
         "C-contiguous": lambda: lc.from_dlpack(Interface(x, strides=(4, 4 * M))),
         "typestr of float32": lambda: lc.from_dlpack(Interface(x, typestr="<c8")),
         "where x lies": lambda: lc.from_dlpack(x, device="cuda:1"),
+        "stream to be None or an int other than 0": lambda: lc.from_dlpack(Interface(x, stream=0)),
         "writable": lambda: ops.adamw_step(frozen, frozen, frozen, frozen, step=1, lr=0.1),
         "got one on cuda:1": lambda: ops.scale_columns(x, other),
     }.items():
@@ -229,9 +221,9 @@ def main() -> None:
 
 
 def test_memory_of_gpus_is_shared_with_others() -> None:
-    if not LIBRARIES["shim"].is_file():
-        pytest.skip(f"needs {LIBRARIES['shim']}, which `make check-cuda` builds")
-    environment = {**os.environ, "LORA_C_BACKENDS": str(LIBRARIES["shim"]), "SHIM_NAME": "cuda", "SHIM_DEVICES": "2"}
+    if not SHIM.is_file():
+        pytest.skip(f"needs {SHIM}, which `make check-cuda` builds")
+    environment = {**os.environ, "LORA_C_BACKENDS": str(SHIM), "SHIM_NAME": "cuda", "SHIM_DEVICES": "2"}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout == "as the protocols say\n", done.stderr
 

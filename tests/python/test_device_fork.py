@@ -33,10 +33,12 @@ def step():
     loss = d.forward_backward(ids, cu, ids, ones(8))
     return loss, opt.step(lr=1e-2)
 x, layer = lc.to_device(ones(2, 8), "fake"), lc.LoRALinear(ones(8, 8), r=2, device="fake")
+placed = lc.NF4Tensor.quantize(ones(2, 2)).to("fake")
 CALLS = {
     "array": lambda: x.to("cpu"), "to_device": lambda: lc.to_device(ones(2), "fake"), "op": lambda: lc.ops.swiglu(x),
     "in place": lambda: lc.ops.adamw_step(x, x, x, x, step=1, lr=0.1), "layer": lambda: layer.forward(x),
     "new layer": lambda: lc.LoRALinear(ones(8, 8), r=2, device="fake"),
+    "weight back": lambda: placed.to("cpu"), "view": lambda: p.view_grad().to("cpu"),
     "placed weight": lambda: lc.to_device(lc.NF4Tensor.quantize(ones(2, 2)), "fake"),
     "read": p.read, "data": lambda: p.data, "read_grad": p.read_grad, "write": lambda: p.write(ones(8, 8)),
     "zero": p.zero_grad,

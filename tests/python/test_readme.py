@@ -23,6 +23,18 @@ def test_notebook_example_runs(capsys):
     assert float(printed.split()[-1]) < 100.0
 
 
+def test_device_example_learns_on_a_device_as_on_the_cpu(device: str, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    here, there = (next(b for b in blocks if words in b) for words in ("NF4Tensor.quantize", 'device = "cuda"'))
+    scope: dict[str, object] = {}
+    exec(compile(here, str(README), "exec"), scope)
+    expected = float(capsys.readouterr().out.split()[-1])  # the loss behind the last step
+    exec(compile(there.replace('"cuda"', repr(device)), str(README), "exec"), scope)
+    view, loss = re.match(r"(DeviceArray\(.*?'\)) (\S+) \(4, 256\)\n", capsys.readouterr().out).groups()
+    assert view == f"DeviceArray(shape=(256, 8), dtype=float32, device='{device}')"
+    assert expected < float(loss) < 2 * expected  # before it
+
+
 def test_the_buffers_of_the_python_page_are_as_it_says():
     blocks = re.findall(r"```python\n(.*?)```", PYTHON.read_text(encoding="utf-8"), re.S)
     code = next(b for b in blocks if "memoryview" in b)

@@ -19,13 +19,19 @@ namespace {
 using wall = std::chrono::steady_clock;
 constexpr auto ALONE = std::chrono::microseconds(200); /* then the other threads are woken */
 
-/* Blocks in the order (begin + step * i) mod n, where step and n have no common divisor. */
+std::atomic<int64_t> blocks_at_ends{0};
+
+/* Blocks in the order (begin + step * i) mod n, where step and n have no common divisor; of the numbers from left_out on, the last ones. */
 struct grid {
     const lora_cuda_launch *launch;
-    uint64_t n, step, begin, seed;
+    uint64_t n, step, begin, seed, left_out, at_end;
     std::atomic<uint64_t> next{0};
 
-    grid(const lora_cuda_launch *l, shim_random *random) : launch(l), n((uint64_t)l->grid[0] * l->grid[1] * l->grid[2]) {
+    grid(const lora_cuda_launch *l, shim_random *random) : launch(l) {
+        uint64_t all = (uint64_t)l->grid[0] * l->grid[1] * l->grid[2], ends = (uint64_t)blocks_at_ends.load();
+        n = ends && all > 2 * ends ? 2 * ends : all;
+        left_out = n < all ? ends : n;
+        at_end = all - n;
         uint32_t most = (uint32_t)(n < 0x7fffffff ? n : 0x7fffffff);
         seed = (uint64_t)random->draw(0xffffffffu) << 32 | random->draw(0xffffffffu);
         begin = random->draw(most);
@@ -36,6 +42,7 @@ struct grid {
         uint64_t i = next.fetch_add(1, std::memory_order_relaxed);
         if (i >= n) return false;
         uint64_t at = (uint64_t)(((unsigned __int128)step * i + begin) % n), x = launch->grid[0], y = launch->grid[1];
+        if (at >= left_out) at += at_end;
         shim_run_block((uint32_t)(at % x), (uint32_t)(at / x % y), (uint32_t)(at / x / y), seed + at);
         return true;
     }
@@ -100,6 +107,8 @@ helpers *others() {
 }
 
 } // namespace
+
+int64_t shim_run_ends(int64_t blocks) { return blocks_at_ends.exchange(blocks); }
 
 void shim_run(const lora_cuda_launch *l) {
     static shim_random random = shim_seeded();

@@ -8,6 +8,8 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -176,14 +178,33 @@ int event_destroy(void *e) {
     shim_count_live(-1);
     return 0;
 }
-int event_record(void *e, void *s) {
+
+/* The numbers of streams that nobody makes: the legacy default stream of the current device, and that of the calling thread. */
+constexpr uintptr_t LEGACY = 1, PER_THREAD = 2;
+
+/* What a handle means. Default streams live as long as the process. */
+stream *stream_of(void *handle) {
+    static std::map<std::pair<int, std::thread::id>, stream *> made;
+    uintptr_t number = reinterpret_cast<uintptr_t>(handle);
+    if (number != LEGACY && number != PER_THREAD) return static_cast<stream *>(handle);
     std::lock_guard<std::recursive_mutex> held(lock);
-    *static_cast<event *>(e) = {static_cast<stream *>(s), static_cast<stream *>(s)->work.size()};
+    stream *&found = made[{current_device, number == LEGACY ? std::thread::id() : std::this_thread::get_id()}];
+    if (!found) {
+        found = new stream;
+        found->device = current_device;
+    }
+    return found;
+}
+
+int event_record(void *e, void *handle) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    stream *s = stream_of(handle);
+    *static_cast<event *>(e) = {s, s->work.size()};
     return 0;
 }
-int event_wait(void *e, void *s) {
+int event_wait(void *e, void *handle) {
     event at = *static_cast<event *>(e);
-    add(s, [at] {
+    add(stream_of(handle), [at] {
         if (at.of) run_until(at.of, at.position);
     });
     return 0;
