@@ -22,7 +22,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "eval": (
         "lora-c eval --model MODEL --data held_out.jsonl",
-        "lora-c eval --model MODEL --adapter out \\\n    --data held_out.jsonl --json",
+        "lora-c eval --model MODEL --adapter out --baseline \\\n    --data test.jsonl --task exact-match --json",
     ),
     "data": (
         "lora-c data --model MODEL --data chat.jsonl",
@@ -73,7 +73,7 @@ MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "generate": ("model", "adapter", "prompts", "max_new_tokens", "temperature"),
     "chat": ("model", "adapter", "system", "max_new_tokens", "temperature"),
     "classify": ("model", "adapter", "texts", "text_pair", "max_seq_length"),
-    "eval": ("model", "data", "adapter", "max_seq_length", "as_json"),
+    "eval": ("model", "data", "adapter", "task", "baseline"),
     "data": ("model", "data", "eval_data", "max_seq_length", "limit"),
     "merge": ("model", "adapters", "output_dir", "dtype", "to"),
     "bench": ("model", "shape", "batch", "length", "profile"),
