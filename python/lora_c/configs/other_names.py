@@ -117,6 +117,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         ("eval_split", "val_split", "val_set_size", "val_size", "validation_split", "test_size", "holdout"), ("val_fraction",)
     ),
     **dict.fromkeys(("steps_per_eval", "eval_every", "eval_interval", "evaluation_steps"), ("eval_steps",)),
+    **dict.fromkeys(
+        ("wandb", "tensorboard", "logger", "log_with", "use_wandb", "wandb_project", "logging_dir"), ("report_to",)
+    ),
     **dict.fromkeys(("save_every", "save_interval", "checkpoint_steps", "checkpoint_every"), ("save_steps",)),
     **dict.fromkeys(("keep", "keep_checkpoints", "max_checkpoints"), ("save_total_limit",)),
     **dict.fromkeys(("steps_per_report", "log_every", "log_steps", "log_interval", "report_every"), ("logging_steps",)),
