@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,19 @@ def test_base_and_adapter_stand_side_by_side(workplace: Path) -> None:
     assert table[1].split() == ["base", "adapter", "difference", "95", "%", "interval"] and table[2].startswith("loss ")
 
 
+def test_the_block_of_the_page_runs(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/EVALUATION.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(workplace)
+    exec(compile(block, "EVALUATION.md", "exec"), {})
+    said = capsys.readouterr().out
+    words = ["--data", "chat.jsonl", "--adapter", "run", "--baseline", "--task", "f1", "--max-new-tokens", "8", "--json"]
+    found = json.loads(evaluate(workplace, *words).stdout)
+    assert f"{found['f1']} " in said and f"low={found['difference']['f1']['low']}" in said
+
+
 def test_each_example_has_a_record(workplace: Path) -> None:
     data = write(workplace, "two.jsonl", {"prompt": "Hello", "references": ["x", "y"]}, {"prompt": "Bye", "completion": "z"})
     words = ["--data", data, "--task", "f1", "--max-new-tokens", "4", "--output", "f1.jsonl"]
@@ -158,7 +172,9 @@ def test_each_example_has_a_record(workplace: Path) -> None:
     assert "2 prompts are asked as they stand" in done.stderr and "answers   2 of 2 of the base" in done.stderr
     records = [json.loads(line) for line in (workplace / "f1.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["where"] for record in records] == ["two.jsonl:1", "two.jsonl:2"]
-    assert records[0]["references"] == ["x", "y"] and {"answer", "f1", "exact_match"} <= records[0]["baseline"].keys()
+    assert (
+        records[0]["references"] == ["x", "y"] and {"answer", "compared", "f1", "exact_match"} <= records[0]["baseline"].keys()
+    )
     again = evaluate(workplace, *words)
     assert again.returncode == 2 and "--output f1-2.jsonl or --overwrite" in again.stderr
     assert evaluate(workplace, *words, "--overwrite").returncode == 0

@@ -72,6 +72,10 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         ("max_seq_length", "length"),
     ),
     # the optimizer
+    **dict.fromkeys(
+        ("lr", "learning_rate", "lrs", "learning_rates", "rates"), ("learning_rate", "lr_max")
+    ),  # lr_max: of a sweep
+    **dict.fromkeys(("tasks", "metric", "metrics"), ("task", "metric_for_best_model")),
     **dict.fromkeys(("learningrate", "peak_lr", "max_lr", "step_size"), ("learning_rate",)),
     **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule", "schedule"), ("lr_scheduler_type",)),
     "warmup": ("warmup_ratio", "warmup_steps"),

@@ -99,8 +99,8 @@ class Bleu:
 
 def text_scores(
     task: str, answers: Sequence[str], references: Sequence[Sequence[str]], normalize: Normalizer
-) -> tuple[dict[str, Score], list[dict[str, float]]]:
-    """The scores of a task whose answers were written, and those of each example.
+) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """The scores of a task whose answers were written, and those of each example; `compared`: what of an answer counts.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def text_scores(
     pairs = list(zip(answers, references, strict=True))
     if task == "bleu":
         bleu = Bleu()
-        each = [{"bleu": bleu.of_one(*pair)} for pair in pairs]
+        each: list[dict[str, Any]] = [{"bleu": bleu.of_one(*pair)} for pair in pairs]
         return {"bleu": bleu.score([bleu.counts(*pair) for pair in pairs])}, each
     if task == "rouge-l":
         rouge = RougeL()
@@ -119,7 +119,10 @@ def text_scores(
         each = [{"f1": word_f1(*pair, normalize), "exact_match": exact_match(*pair, normalize)} for pair in pairs]
     else:
         each = [{"exact_match": exact_match(*pair, normalize)} for pair in pairs]
-    return {name: mean_score([one[name] for one in each]) for name in each[0]}, each
+    scores = {name: mean_score([one[name] for one in each]) for name in each[0]}
+    if task == "rouge-l":
+        return scores, each
+    return scores, [{"compared": normalize(answer), **one} for answer, one in zip(answers, each, strict=True)]
 
 
 def _absent(task: str, package: str) -> str:
