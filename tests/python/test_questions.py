@@ -35,6 +35,7 @@ def plain(stories: Path) -> Tokenizer:
     ({"prompt": "2+2=", "references": ["4", "four"]}, "2+2=", ("4", "four")),
     ({"prompt": "2+2=", "completion": "4", "references": {"text": ["four"], "answer_start": [1]}}, "2+2=", ("four",)),
     ({"prompt": [USER], "references": "Two."}, [USER], ("Two.",)),
+    ({"messages": [USER, SAID], "references": ["Two.", "2"]}, [USER], ("Two.", "2")),
     ({"prompt": [USER], "completion": [SAID]}, [USER], ("Two.",)),
     ({"messages": [USER, SAID, USER, SAID]}, [USER, SAID, USER], ("Two.",)),
     ({"messages": [USER, SAID], "system": "Be brief."}, [{"role": "system", "content": "Be brief."}, USER], ("Two.",)),

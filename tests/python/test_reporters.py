@@ -71,6 +71,20 @@ def test_steps_that_a_resumed_run_takes_again_are_drawn_once(make, tmp_path: Pat
     assert [step for step, _ in scalars(tmp_path / "out/tensorboard")["train/loss"]] == [1, 2, 3, 4]
 
 
+def test_a_run_that_was_stopped_and_goes_on_is_drawn_whole(make, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+
+    class Stop:
+        def on_step(self, state: Any) -> None:
+            if state.step == 2:
+                state.stop()
+
+    trainer = make(Stop(), report_to="tensorboard")
+    trainer.train()
+    trainer.train()
+    assert [step for step, _ in scalars(tmp_path / "out/tensorboard")["train/loss"]] == [1, 2, 3, 4]
+
+
 def test_logging_steps_thin_out_steps_and_no_evaluation(make, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     make(report_to=["tensorboard"], logging_steps=3).train()

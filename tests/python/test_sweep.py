@@ -115,6 +115,18 @@ def test_a_measurement_that_is_lost_is_made_again_of_the_checkpoint(make, tmp_pa
     assert file.read_bytes() == written and (tmp_path / "s" / trial["folder"] / "metrics.jsonl").read_bytes() == before
 
 
+def test_each_measurement_is_kept_at_once(make, tmp_path: Path) -> None:
+    def broken(rate: float, folder: Path, *callbacks: Any) -> Trainer:
+        if rate == RATES[2]:
+            raise OSError("the power is gone")
+        return make(rate, folder, *callbacks)
+
+    with pytest.raises(OSError, match="power"):
+        sweep(broken, RATES, tmp_path / "s")
+    kept = SweepRecord.read(tmp_path / "s")
+    assert kept is not None and [len(losses) for losses in kept.losses.values()] == [1, 1, 0, 0]
+
+
 def test_another_search_in_the_folder_is_refused_by_name(make, tmp_path: Path) -> None:
     sweep(make, RATES, tmp_path / "s")
     make.options = {"seed": 3}

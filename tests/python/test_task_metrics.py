@@ -91,7 +91,11 @@ def test_bleu_of_a_set_is_that_of_sacrebleu_and_is_computed_of_sums() -> None:
     again = scores["bleu"].of_sums(np.bincount(drawn, minlength=4).astype(float) @ scores["bleu"].sums)
     picked = [ANSWERS[i] for i in drawn], [[stream[i] for i in drawn] for stream in streams]
     assert again == pytest.approx(sacrebleu.corpus_bleu(*picked).score, rel=1e-12)
-    assert each[1]["bleu"] == pytest.approx(sacrebleu.sentence_bleu(ANSWERS[1], REFERENCES[1]).score)
+    for i in range(4):  # "hello" is too short for four orders
+        assert each[i]["bleu"] == pytest.approx(sacrebleu.sentence_bleu(ANSWERS[i], REFERENCES[i]).score)
+    few = ["a cat sat down"], [["a cat ran off"]]  # no three words in a row agree: smoothed
+    smoothed = text_scores("bleu", *few, normalizer("none"))[0]["bleu"].value
+    assert smoothed == pytest.approx(sacrebleu.corpus_bleu(few[0], few[1]).score) and smoothed > 1
     identical = ["one two three four five"]
     assert text_scores("bleu", identical, [identical], normalizer("none"))[0]["bleu"].value == pytest.approx(100.0)
 
@@ -133,6 +137,7 @@ def test_of_many_values_it_is_the_normal_one() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
     assert (found.high + found.low) / 2 == pytest.approx(found.value, abs=0.1 * half)
     assert found.is_clear and half < 0.01  # paired: each alone is known to 0.06
+    assert paired_difference(mean_score(second), mean_score(first)).is_clear
 
 
 def test_two_that_agree_differ_by_nothing() -> None:

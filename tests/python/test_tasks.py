@@ -18,7 +18,7 @@ from lora_c.data.questions import Question
 from lora_c.errors import DataError
 from lora_c.model.model import Model
 from lora_c.tasks import TaskOptions, run_task
-from lora_c.tasks.likelihoods import choice_scores, continued_sample, sample_losses
+from lora_c.tasks.likelihoods import _chosen, choice_scores, continued_sample, sample_losses
 from lora_c.tasks.prompts import choice_ids
 from lora_c.training.evaluation import evaluate_loss
 
@@ -62,6 +62,9 @@ def test_choices_are_chosen_by_likelihood_and_by_likelihood_per_byte(story_model
     question = Question("x:1", "Lily wanted to play in the", choices=choices, right=0, between=" ")
     pairs = choice_ids(story_model, question, as_chat=False)
     assert all(before == pairs[0][0] for before, _ in pairs)
+    assert [story_model.tokenizer.decode([*before, *after]) for before, after in pairs] == [
+        f"{question.prompt} {choice}" for choice in choices
+    ]
     scores, (found,) = choice_scores(story_model, [question], [pairs], 4096)
     expected = []
     for before, after in pairs:
@@ -72,6 +75,12 @@ def test_choices_are_chosen_by_likelihood_and_by_likelihood_per_byte(story_model
     per_byte = np.array(expected) / [4, 30, 6]  # é is two bytes
     assert found["chosen"] == int(np.argmax(expected)) == 0 and found["chosen_norm"] == int(np.argmax(per_byte))
     assert scores["accuracy"].value == 1.0 and scores["accuracy_norm"].value == float(found["chosen_norm"] == 0)
+
+
+def test_bytes_are_those_of_utf_8() -> None:
+    question = Question("x:1", "x", choices=("\u00e9\u00e9\u00e9", "abcd"), right=0)  # six bytes, four bytes
+    found = _chosen(question, np.array([-6.0, -5.0]))  # by the byte -1 and -1.25, by the character -2 and -1.25
+    assert (found["chosen"], found["chosen_norm"]) == (1, 0) and (found["accuracy"], found["accuracy_norm"]) == (0.0, 1.0)
 
 
 def test_a_long_choice_loses_by_its_sum_and_wins_by_its_bytes(story_model: Model) -> None:
@@ -121,6 +130,18 @@ def test_answers_are_the_greedy_text_of_transformers(story_model: Model, stories
     assert outcome.examples[0]["answer"] == sentences[1].removesuffix(".")
 
 
+def test_what_counts_by_itself_is_another_thing_for_each_task(story_model: Model) -> None:
+    options = TaskOptions(generation=GenerationConfig(max_new_tokens=60, stop_strings=["."]))
+    prompt = "Once upon a time, there was a little girl named Lily."
+    for reference, expected in (
+        ("  She loved to play outside  in the park", 1.0),
+        ("she loved to play outside in the park!", 0.0),
+    ):
+        question = Question("x:1", prompt, (reference,))
+        assert run_task(story_model, "exact-match", [question], options).scores["exact_match"].value == expected
+        assert run_task(story_model, "f1", [question], options).scores["exact_match"].value == 1.0  # as SQuAD's
+
+
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +168,11 @@ def test_base_and_adapter_stand_side_by_side(workplace: Path) -> None:
     difference = found["difference"]["loss"]
     assert difference["value"] == pytest.approx(adapter["loss"] - alone["loss"], rel=1e-4)
     assert difference["low"] < difference["value"] < difference["high"] < 0 and difference["level"] == 0.95
-    table = evaluate(workplace, *words).stdout.splitlines()
+    table = evaluate(workplace, *words, "--output", "side.jsonl").stdout.splitlines()
+    records = [json.loads(line) for line in (workplace / "side.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokens = sum(record["tokens"] for record in records)
+    for of_all, of_each in ((alone, [record["baseline"] for record in records]), (adapter, records)):
+        assert sum(one["loss"] * one["tokens"] for one in of_each) / tokens == pytest.approx(of_all["loss"], rel=1e-6)
     assert table[1].split() == ["base", "adapter", "difference", "95", "%", "interval"] and table[2].startswith("loss ")
 
 
@@ -233,6 +258,7 @@ def test_what_cannot_be_is_said_in_one_line(workplace: Path, words: str, code: i
     done = evaluate(workplace, "--data", "chat.jsonl", *words.split())
     assert done.returncode == code, done.stderr
     assert said in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+    assert "answers   " not in done.stderr  # before the work
 
 
 def test_a_classifier_and_a_model_without_a_template_are_refused(workplace: Path, stories: Path) -> None:
@@ -244,7 +270,7 @@ def test_a_classifier_and_a_model_without_a_template_are_refused(workplace: Path
 
 
 def test_what_does_not_fit_is_named_by_its_line_and_can_be_left_out(workplace: Path) -> None:
-    long = CHOICES | {"choices": ["word " * 3000, "no"]}
+    long = CHOICES | {"choices": ["word " * 600, "no"]}
     data = write(workplace, "long.jsonl", CHOICES, long)
     done = evaluate(workplace, "--data", data, "--task", "multiple-choice")
     assert done.returncode == 1 and "long.jsonl:2: expected at most the" in done.stderr
