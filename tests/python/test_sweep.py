@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,6 +217,20 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     lines = whole.stdout.splitlines()
     assert lines[-1] == f"chosen    {chosen:g}: lora-c train ... --learning-rate {chosen:g}"
     assert [line.endswith("chosen") for line in lines].count(True) == 1
+
+
+def test_a_signal_says_how_to_go_on(workplace: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "lora_c", *WORDS, "--output-dir", "stopped", "--max-steps", "9000"], cwd=workplace,
+        env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert program.stderr is not None
+    while not program.stderr.readline().startswith("step "):
+        assert program.poll() is None
+    program.send_signal(signal.SIGINT)
+    said = program.stderr.read()
+    assert program.wait() == 130 and "go on     by the same command" in said
+    program.stderr.close()
 
 
 def test_settings_of_a_run_are_settings_of_a_sweep(workplace: Path) -> None:

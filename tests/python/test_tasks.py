@@ -189,12 +189,24 @@ def test_the_block_of_the_page_runs(
     assert f"{found['f1']} " in said and f"low={found['difference']['f1']['low']}" in said
 
 
+def test_long_work_says_how_far_it_is(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_c.cli import task_report
+
+    monkeypatch.setattr(task_report, "_INTERVAL", 0.0)
+    words = ["--data", "chat.jsonl", "--adapter", "run", "--baseline"]
+    assert "scored    3 of 12 with the adapter" in evaluate(workplace, *words).stderr
+    done = evaluate(workplace, *words, "--task", "f1", "--max-new-tokens", "2")
+    assert "answers   12 of 12 of the base" in done.stderr
+    data = write(workplace, "scored.jsonl", CHOICES, CHOICES)
+    assert "scored    1 of 2\n" in evaluate(workplace, "--data", data, "--task", "multiple-choice").stderr
+
+
 def test_each_example_has_a_record(workplace: Path) -> None:
     data = write(workplace, "two.jsonl", {"prompt": "Hello", "references": ["x", "y"]}, {"prompt": "Bye", "completion": "z"})
     words = ["--data", data, "--task", "f1", "--max-new-tokens", "4", "--output", "f1.jsonl"]
     done = evaluate(workplace, *words, "--adapter", "run", "--baseline")
     assert done.returncode == 0, done.stderr
-    assert "2 prompts are asked as they stand" in done.stderr and "answers   2 of 2 of the base" in done.stderr
+    assert "2 prompts are asked as they stand" in done.stderr and "answers " not in done.stderr
     records = [json.loads(line) for line in (workplace / "f1.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["where"] for record in records] == ["two.jsonl:1", "two.jsonl:2"]
     assert (
@@ -277,5 +289,5 @@ def test_what_does_not_fit_is_named_by_its_line_and_can_be_left_out(workplace: P
     done = evaluate(workplace, "--data", data, "--task", "multiple-choice", "--skip-bad", "1")
     assert done.returncode == 0 and "skipped   long.jsonl:2" in done.stdout
     data = write(workplace, "asked.jsonl", {"prompt": "word " * 3000, "completion": "x"})
-    done = evaluate(workplace, "--data", data, "--task", "rouge-l")
+    done = evaluate(workplace, "--data", data, "--task", "f1")
     assert done.returncode == 1 and "asked.jsonl:1: prompt: expected fewer tokens than the model's context" in done.stderr

@@ -64,6 +64,7 @@ def command(**own: Any) -> None:
     from ..files.os_errors import make_folder
     from ..runs.lock import run_lock
     from ..training.halving import learning_rates
+    from ..training.reporters import reporters
     from ..training.sweep import sweep
 
     as_json: bool = own.pop("as_json")
@@ -76,12 +77,17 @@ def command(**own: Any) -> None:
             raise ConfigError(f"{key}: expected a path, got nothing; give --{key} PATH or put {key}: in the config file")
     if not own.get("eval_data") and not config.val_fraction:
         _need_held_out(own["data"])
+    reporters(config)  # a package that is absent is said before the model is loaded
     tell_missing_plot()
     folder = Path(config.output_dir)
     overwrite = bool(click.get_current_context().meta.get(OVERWRITE))
     with run_lock(make_folder(folder)):
         make = _Trials(own, given, config, adapter)
-        record = sweep(make, rates, folder, factor=own["factor"], overwrite=overwrite, report=_say)
+        try:
+            record = sweep(make, rates, folder, factor=own["factor"], overwrite=overwrite, report=_say)
+        except KeyboardInterrupt:
+            click.echo("go on     by the same command (without --overwrite)", err=True)
+            raise
         picture = _draw(record, folder)
     if as_json:
         found = {name: value for name, value in record.as_dict().items() if name not in ("format", "run")}

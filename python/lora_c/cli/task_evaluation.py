@@ -15,7 +15,7 @@ from .data_options import describe_data, describe_questions, reading
 from .generate import open_model
 from .json_output import print_json
 from .options import take
-from .task_report import answers_progress, score_lines, score_values, write_examples
+from .task_report import score_lines, score_values, task_progress, write_examples
 
 if TYPE_CHECKING:
     from ..data import FoundFiles
@@ -89,8 +89,9 @@ def _read(own: dict[str, Any], task: str, files: FoundFiles, model: Model, optio
     describe_questions(shorten(map(name_of, files.taken), 2), found, err=own["as_json"])
     plain = sum(isinstance(question.prompt, str) for question in found.asked)
     if plain and model.tokenizer.chat_template is not None and not options.as_chat:
+        asked = "1 prompt is asked as it stands" if plain == 1 else f"{plain:,} prompts are asked as they stand"
         tell(
-            f"data: {plain:,} prompts are asked as they stand, without the model's chat template, as training reads them; "
+            f"data: {asked}, without the model's chat template, as training reads them; "
             "--apply-chat-template asks them as a user's turn"
         )
     return found.asked
@@ -102,11 +103,12 @@ def _outcomes(
     """What came of it with the adapter, and of the base alone where it is asked for."""
     from ..tasks import run_task
 
+    label = "answers" if task in WRITTEN else "scored"
     if not own.get("baseline"):
-        return run_task(model, task, given, options, answers_progress("")), None
-    outcome = run_task(model, task, given, options, answers_progress(" with the adapter"))
+        return run_task(model, task, given, options, task_progress(label, "")), None
+    outcome = run_task(model, task, given, options, task_progress(label, " with the adapter"))
     with model.disable_adapter():
-        return outcome, run_task(model, task, given, options, answers_progress(" of the base"))
+        return outcome, run_task(model, task, given, options, task_progress(label, " of the base"))
 
 
 def _differences(own: dict[str, Any], outcome: Outcome, baseline: Outcome | None) -> dict[str, Difference]:

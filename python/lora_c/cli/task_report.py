@@ -18,16 +18,23 @@ _INTERVAL = 5.0  # seconds between two lines about answers
 _DIGITS = {"perplexity": 3, "bleu": 2}
 
 
-def answers_progress(who: str) -> Callable[[int, int], None]:
-    """What says now and then how many answers are written; a log that is full or gone ends nothing."""
+def task_progress(label: str, who: str) -> Callable[[int, int], None]:
+    """What says now and then how many examples are done; a log that is full or gone ends nothing.
+
+    Parameters
+    ----------
+    label, who : str
+        Before and behind the counts.
+    """
     last = time.monotonic()
+    shown = False
 
     def show(done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= _INTERVAL:
-            last = time.monotonic()
+        nonlocal last, shown
+        if time.monotonic() - last >= _INTERVAL or (shown and done == total):
+            last, shown = time.monotonic(), True
             with suppress(OSError, ValueError):
-                print(f"answers   {done:,} of {total:,}{who}", file=sys.stderr, flush=True)
+                print(f"{label:<9} {done:,} of {total:,}{who}", file=sys.stderr, flush=True)
 
     return show
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,12 @@ from .scores import Score, mean_score, ratio_score
 if TYPE_CHECKING:
     from ..data.questions import Question
     from ..model.model import Model
+
+Progress = Callable[[int, int], None]  # examples done, and of how many
+
+
+def _silent(done: int, total: int) -> None:
+    """Nobody is told."""
 
 
 def sample_losses(model: Model, samples: Iterable[Sample], max_tokens: int) -> Iterator[tuple[float, int]]:
@@ -45,10 +51,13 @@ def continued_sample(pair: Continued) -> Sample:
 
 
 def perplexity_scores(
-    model: Model, samples: Sequence[Sample], max_tokens: int
+    model: Model, samples: Sequence[Sample], max_tokens: int, progress: Progress = _silent
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
     """Loss and perplexity over all tokens that carry loss, and of each sequence."""
-    found = list(sample_losses(model, samples, max_tokens))
+    found = []
+    for one in sample_losses(model, samples, max_tokens):
+        found.append(one)
+        progress(len(found), len(samples))
     losses, tokens = zip(*found, strict=True)
     scores = {
         "loss": ratio_score(losses, np.asarray(tokens, np.float64), lambda mean: mean),
@@ -58,7 +67,11 @@ def perplexity_scores(
 
 
 def choice_scores(
-    model: Model, questions: Sequence[Question], pairs: Sequence[Sequence[Continued]], max_tokens: int
+    model: Model,
+    questions: Sequence[Question],
+    pairs: Sequence[Sequence[Continued]],
+    max_tokens: int,
+    progress: Progress = _silent,
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
     """How often the likeliest choice is the right one: by its log-likelihood, and by that divided by its bytes.
 
@@ -70,6 +83,7 @@ def choice_scores(
     for question in questions:
         likelihoods = np.array([-next(losses)[0] for _ in question.choices])
         each.append(_chosen(question, likelihoods))
+        progress(len(each), len(questions))
     return {name: mean_score([one[name] for one in each]) for name in ("accuracy", "accuracy_norm")}, each
 
 

@@ -10,7 +10,7 @@ from .._core import DECODE_BATCH
 from ..configs import GenerationConfig
 from ..configs.task_names import WRITTEN
 from ..generation.batch import Batch
-from .likelihoods import choice_scores, perplexity_scores
+from .likelihoods import Progress, choice_scores, perplexity_scores
 from .normalizing import normalizer
 from .overlap import Bleu, RougeL, text_scores
 from .prompts import choice_ids, question_ids
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NORMALIZED = {"exact-match": ("space",), "f1": ("squad",)}  # and what their texts go through where nobody says
 _LIBRARIES: dict[str, Callable[[], object]] = {"rouge-l": RougeL, "bleu": Bleu}
-Progress = Callable[[int, int], None]  # examples done, and of how many
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,11 @@ def run_task(
         A question does not fit into the context.
     """
     if task == "perplexity":
-        return Outcome(*perplexity_scores(model, list(given), options.max_tokens))  # type: ignore[arg-type]
+        return Outcome(*perplexity_scores(model, list(given), options.max_tokens, progress))  # type: ignore[arg-type]
     questions: list[Question] = list(given)  # type: ignore[arg-type]
     if task == "multiple-choice":
         pairs = [choice_ids(model, question, options.as_chat) for question in questions]
-        return Outcome(*choice_scores(model, questions, pairs, options.max_tokens))
+        return Outcome(*choice_scores(model, questions, pairs, options.max_tokens, progress))
     normalize = normalizer(options.normalize or NORMALIZED.get(task, ()))
     answers = _answers(model, [question_ids(model, question, options.as_chat) for question in questions], options, progress)
     scores, found = text_scores(task, answers, [question.references for question in questions], normalize)
