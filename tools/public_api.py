@@ -15,7 +15,9 @@ STUB = Path(lora_c.__file__).with_name("_core.pyi")
 GROUPS: dict[str, tuple[str, ...]] = {
     "Models and data": ("load_model", "Model", "load_dataset", "Dataset", "find_labels", "Labels", "Classification"),
     "Text from several prompts": ("Batch", "Answer"),
-    "Training": ("Trainer", "TrainResult", "Callback", "TrainerState", "replay", "Replay"),
+    "Training": (
+        "Trainer", "TrainResult", "Callback", "TrainerState", "TensorBoardCallback", "WandbCallback", "replay", "Replay",
+    ),
     "Settings": (
         "LoraConfig", "IA3Config", "BottleneckConfig", "PromptTuningConfig", "PrefixTuningConfig", "TrainConfig",
         "GenerationConfig",

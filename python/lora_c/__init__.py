@@ -72,8 +72,10 @@ if TYPE_CHECKING:
     from .notices import LoraCWarning
     from .training.callbacks import Callback, TrainerState
     from .training.replay import Replay, replay
+    from .training.tensorboard_callback import TensorBoardCallback
     from .training.train_result import TrainResult
     from .training.trainer import Trainer
+    from .training.wandb_callback import WandbCallback
 
 __version__ = "0.1.0"
 
@@ -134,10 +136,12 @@ _LAZY = {
     "Model": "model.model",
     "PrefixTuningConfig": "configs",
     "PromptTuningConfig": "configs",
+    "TensorBoardCallback": "training.tensorboard_callback",
     "TrainConfig": "configs",
     "TrainResult": "training.train_result",
     "Trainer": "training.trainer",
     "TrainerState": "training.callbacks",
+    "WandbCallback": "training.wandb_callback",
     "find_labels": "data",
     "load_dataset": "data",
     "load_model": "model.opening",
@@ -185,10 +189,12 @@ __all__ = [
     "PromptTuningConfig",
     "Replay",
     "SaveError",
+    "TensorBoardCallback",
     "TrainConfig",
     "TrainResult",
     "Trainer",
     "TrainerState",
+    "WandbCallback",
     "__version__",
     "devices",
     "find_labels",

@@ -18,6 +18,8 @@ from lora_c.demo.world import task
 CALLS = {
     "train": "train --model model --data chat.jsonl --output-dir t{n} --max-steps 12 --batch-size 2 --val-fraction 0.2 "
              "--eval-steps 5 --lr 1e-3",
+    "sweep": "sweep --model model --data chat.jsonl --output-dir s{n} --val-fraction 0.2 --max-steps 3 "
+             "--trials 3 --lr-max 3e-3",
     "generate": "generate --model model --adapter run --max-new-tokens 4 Hello",
     "chat": "chat --model model --max-new-tokens 4",
     "classify": "classify --model c Hello",
@@ -35,7 +37,7 @@ CALLS = {
     "completion": "completion zsh",
 }  # fmt: skip
 # Those that print one JSON object with --json.
-REPORTING = ("train", "eval", "data", "merge", "export", "inspect", "quantize", "devices", "bench", "replay", "plot",
+REPORTING = ("train", "sweep", "eval", "data", "merge", "export", "inspect", "quantize", "devices", "bench", "replay", "plot",
              "demo")  # fmt: skip
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

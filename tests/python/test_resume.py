@@ -41,7 +41,7 @@ OTHER_TRAIN: dict[str, Any] = {
     "memory_limit": 100.0, "precision": "exact", "val_fraction": 0.1, "eval_steps": 1, "eval_batch_tokens": 16,
     "load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True, "early_stopping_patience": 9,
     "early_stopping_threshold": 0.1, "nonfinite_steps": "skip", "skip_grad_norm": 1e9, "max_skipped_steps": 3,
-    "save_steps": 1, "save_total_limit": 7, "logging_steps": 2, "quant_type": "fp4",
+    "save_steps": 1, "save_total_limit": 7, "logging_steps": 2, "report_to": ["tensorboard"], "quant_type": "fp4",
     "double_quant": False, "block_size": 32,
 }  # fmt: skip
 OTHER_LORA: dict[str, Any] = {
@@ -148,6 +148,8 @@ def test_a_field_changed_once_is_refused_or_allowed_as_the_table_says(
         train = {"eval_steps": 1, "early_stopping_patience": 9} | train
     elif field == "paged_dir":
         train = train | {"optim": "paged_adamw_32bit"}  # whose state is that of adamw_torch
+    elif field == "report_to":
+        pytest.importorskip("tensorboard")
     elif field == "max_skipped_steps":
         train = train | {"nonfinite_steps": "skip"}
     elif field in ("quant_type", "double_quant", "block_size"):  # of a base that is quantized while it is loaded

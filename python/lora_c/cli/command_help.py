@@ -8,6 +8,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "lora-c train --model MODEL --data chat.jsonl \\\n    --output-dir out --epochs 3 --lr 2e-4",
         "lora-c train --config run.yaml --resume auto",
     ),
+    "sweep": (
+        "lora-c sweep --model MODEL --data chat.jsonl \\\n    --val-fraction 0.1 --output-dir sweep",
+        "lora-c sweep --config run.yaml --trials 9 --lr-max 3e-2",
+    ),
     "generate": (
         'lora-c generate --model MODEL --adapter out "Hello"',
         "lora-c generate --model MODEL --prompts questions.txt \\\n    --max-new-tokens 64 > answers.jsonl",
@@ -22,7 +26,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "eval": (
         "lora-c eval --model MODEL --data held_out.jsonl",
-        "lora-c eval --model MODEL --adapter out \\\n    --data held_out.jsonl --json",
+        "lora-c eval --model MODEL --adapter out --baseline \\\n    --data test.jsonl --task exact-match --json",
     ),
     "data": (
         "lora-c data --model MODEL --data chat.jsonl",
@@ -70,10 +74,11 @@ EXAMPLES: dict[str, tuple[str, str]] = {
 # Names of the parameters, in the order of the help.
 MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "output_dir", "num_train_epochs", "learning_rate"),
+    "sweep": ("model", "data", "val_fraction", "trials", "output_dir"),
     "generate": ("model", "adapter", "prompts", "max_new_tokens", "temperature"),
     "chat": ("model", "adapter", "system", "max_new_tokens", "temperature"),
     "classify": ("model", "adapter", "texts", "text_pair", "max_seq_length"),
-    "eval": ("model", "data", "adapter", "max_seq_length", "as_json"),
+    "eval": ("model", "data", "adapter", "task", "baseline"),
     "data": ("model", "data", "eval_data", "max_seq_length", "limit"),
     "merge": ("model", "adapters", "output_dir", "dtype", "to"),
     "bench": ("model", "shape", "batch", "length", "profile"),

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "train": ("train", "Fine-tune a model on your data (LoRA, QLoRA, full or head only)."),
+    "sweep": ("sweep", "Find the learning rate of a run, by its held-out loss."),
     "generate": ("generate", "Write text from a prompt."),
     "chat": ("chat", "Talk with a model."),
     "classify": ("classify", "Say which label a text has, with a classifier."),
-    "eval": ("evaluate", "Loss and perplexity of a model on your data."),
+    "eval": ("evaluate", "Loss, perplexity and scores of tasks on your data; base and adapter side by side."),
     "data": ("data", "Show what a model will see of your data: examples, lengths, what is cut, steps."),
     "merge": ("merge", "Fold an adapter into its base model."),
     "export": ("export", "Write an adapter or a model in another format."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,6 +15,7 @@ from .paths import InputPath, InputPaths, flatten
 if TYPE_CHECKING:
     from ..configs import TrainConfig
     from ..data import Dataset
+    from ..data.reading_questions import Questions
     from ..text.tokenizer import Tokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -131,7 +132,19 @@ def describe_data(title: str, data: Dataset, err: bool = True) -> None:
     rest = data.files.describe_rest()
     if rest:
         click.echo(f"left out  {rest}", err=err)
-    for i, line in enumerate(data.skipped[:_MOST_SKIPPED]):
+    list_skipped(data.skipped, err)
+
+
+def describe_questions(source: str, questions: Questions, err: bool = True) -> None:
+    """The same of what is asked for a task."""
+    n = len(questions.asked)
+    click.echo(f"{'data':<9} {source}: {n:,} {'example' if n == 1 else 'examples'}", err=err)
+    list_skipped(questions.skipped, err)
+
+
+def list_skipped(skipped: Sequence[str], err: bool) -> None:
+    """A line for each bad example that was left out."""
+    for i, line in enumerate(skipped[:_MOST_SKIPPED]):
         click.echo(f"{'skipped' if i == 0 else '':<9} {line}", err=err)
-    if len(data.skipped) > _MOST_SKIPPED:
-        click.echo(f"{'':<9} … and {len(data.skipped) - _MOST_SKIPPED:,} more", err=err)
+    if len(skipped) > _MOST_SKIPPED:
+        click.echo(f"{'':<9} … and {len(skipped) - _MOST_SKIPPED:,} more", err=err)

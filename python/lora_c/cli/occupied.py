@@ -71,5 +71,5 @@ def _goes_on(output: Path, resume: str) -> bool:
 
 def next_free(output: str) -> str:
     """The name with the first number behind it that nobody uses."""
-    stem, ending = os.path.splitext(output.rstrip("/")) if output.endswith(".gguf") else (output.rstrip("/"), "")
+    stem, ending = os.path.splitext(output.rstrip("/")) if output.endswith((".gguf", ".jsonl")) else (output.rstrip("/"), "")
     return next(name for i in range(2, 1 << 30) if not os.path.lexists(name := f"{stem}-{i}{ending}"))

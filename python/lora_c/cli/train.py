@@ -71,6 +71,10 @@ def command(**settings: Any) -> None:
     for key in ("model", "data"):
         if not settings.get(key):
             raise ConfigError(f"{key}: expected a path, got nothing; give --{key} PATH or put {key}: in the config file")
+    if train_config.report_to:
+        from ..training.reporters import reporters
+
+        reporters(train_config)  # a package that is absent is said before the model is loaded
     run(settings, train_config, adapter_config)
 
 

@@ -72,6 +72,10 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         ("max_seq_length", "length"),
     ),
     # the optimizer
+    **dict.fromkeys(
+        ("lr", "learning_rate", "lrs", "learning_rates", "rates"), ("learning_rate", "lr_max")
+    ),  # lr_max: of a sweep
+    **dict.fromkeys(("tasks", "metric", "metrics"), ("task", "metric_for_best_model")),
     **dict.fromkeys(("learningrate", "peak_lr", "max_lr", "step_size"), ("learning_rate",)),
     **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule", "schedule"), ("lr_scheduler_type",)),
     "warmup": ("warmup_ratio", "warmup_steps"),
@@ -117,6 +121,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         ("eval_split", "val_split", "val_set_size", "val_size", "validation_split", "test_size", "holdout"), ("val_fraction",)
     ),
     **dict.fromkeys(("steps_per_eval", "eval_every", "eval_interval", "evaluation_steps"), ("eval_steps",)),
+    **dict.fromkeys(
+        ("wandb", "tensorboard", "logger", "log_with", "use_wandb", "wandb_project", "logging_dir"), ("report_to",)
+    ),
     **dict.fromkeys(("save_every", "save_interval", "checkpoint_steps", "checkpoint_every"), ("save_steps",)),
     **dict.fromkeys(("keep", "keep_checkpoints", "max_checkpoints"), ("save_total_limit",)),
     **dict.fromkeys(("steps_per_report", "log_every", "log_steps", "log_interval", "report_every"), ("logging_steps",)),

@@ -113,6 +113,9 @@ class TrainConfig(Config):
     )
     save_total_limit: int | None = Field(2, gt=0, description="Keep only so many checkpoints, the last one among them.")
     logging_steps: int = Field(1, gt=0, description="Write metrics.jsonl every so many steps.")
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(
+        [], description="Programs that draw the run while it goes on: tensorboard, wandb; each needs its package."
+    )
     quant_type: QuantType = Field("nf4", description="qlora: type of the base's matrices; q8_0 has 8 bits, the others 4.")
     double_quant: bool = Field(True, description="qlora: quantize the block scales too.")
     block_size: int = Field(64, description="qlora: weights per block scale.")
@@ -139,6 +142,14 @@ class TrainConfig(Config):
     @classmethod
     def _optim_args(cls, value: Any) -> Any:
         return split_optim_args(value)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_program_is_a_list(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, (list, tuple)):
+            return names
+        return [] if list(names) == ["none"] else list(dict.fromkeys(names))  # transformers' word
 
     @field_validator("optim")
     @classmethod

@@ -13,11 +13,11 @@ from ..errors import ConfigError, DataError, nearest
 from .record_keys import HEEDED, KINDS, MEANT_FOR_THE_MODEL, NEEDED, keys_of
 
 _OF_CLASSIFIERS = ("text_pair", "label")
+_OF_TASKS = ("references", "question", "choices", "answer")
+_OF_TRAINING = tuple(dict.fromkeys(key for keys in NEEDED.values() for key in keys))
 TARGETS = tuple(
-    dict.fromkeys(
-        [*(key for keys in NEEDED.values() for key in keys), *sorted(set().union(*HEEDED.values())), *_OF_CLASSIFIERS]
-    )
-)
+    dict.fromkeys([*_OF_TRAINING, *sorted(set().union(*HEEDED.values())), *_OF_CLASSIFIERS, *_OF_TASKS])
+)  # fmt: skip
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -54,22 +54,20 @@ def check_columns(columns: Any) -> dict[str, str]:
     if not isinstance(columns, Mapping):
         raise ConfigError(f"columns: expected a mapping such as {{'prompt': 'question'}}, got a {type(columns).__name__}")
     for target, source in columns.items():
-        if target not in TARGETS:
+        if target not in TARGETS or (target in _OF_TASKS and source in _OF_TRAINING):
             turned = f"; write {source}={target}: the column's name stands last" if source in TARGETS else ""
             hint = turned or nearest(str(target), TARGETS)
             raise ConfigError(f"columns: expected {', '.join(TARGETS)}, got {str(target)[:60]!r}{hint}")
         if not isinstance(source, str):
             raise ConfigError(f"columns: expected the name of a column for {target!r}, got {str(source)[:60]!r}")
-    if not set(columns) & set().union(*NEEDED.values()):
-        raise ConfigError(
-            f"columns: expected one of {', '.join(dict.fromkeys(k for keys in NEEDED.values() for k in keys))} among the "
-            f"names, got {', '.join(columns) or 'none'}"
-        )
+    if not set(columns) & {*_OF_TRAINING, *_OF_TASKS}:
+        got = ", ".join(columns) or "none"
+        raise ConfigError(f"columns: expected one of {', '.join(_OF_TRAINING)} among the names, got {got}")
     return dict(columns)
 
 
-def with_label_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return a record of a classifier's data under the names that have a meaning; what else it holds says nothing.
+def with_named_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a record under the names that have a meaning, where what else it holds says nothing: of classifiers and tasks.
 
     Raises
     ------
@@ -80,8 +78,8 @@ def with_label_columns(record: Mapping[str, Any], columns: Mapping[str, str]) ->
     return {**record, **{target: record[source] for target, source in columns.items()}}
 
 
-def refuse_label_columns(columns: Mapping[str, str]) -> None:
-    """Refuse names that only a classifier's data have.
+def refuse_other_columns(columns: Mapping[str, str]) -> None:
+    """Refuse names that only the data of a classifier or of a task have.
 
     Raises
     ------
@@ -92,6 +90,12 @@ def refuse_label_columns(columns: Mapping[str, str]) -> None:
     if name is not None:
         raise ConfigError(
             f"columns: expected no {name!r} for a language model, got one; a classifier (task_type SEQ_CLS) learns labels"
+        )
+    name = next((name for name in _OF_TASKS if name in columns), None)
+    if name is not None:
+        raise ConfigError(
+            f"columns: expected names of what is learned ({', '.join(_OF_TRAINING)}), got {name!r}, which a task alone reads "
+            "(lora-c eval --task)"
         )
 
 

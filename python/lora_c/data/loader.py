@@ -24,7 +24,7 @@ from ..text.dropped_characters import DroppedCharacters
 from ..text.encoded_ahead import encoded_ahead
 from ..text.text_ids import begin_token_ids
 from . import reported
-from .columns import check_columns, refuse_label_columns, with_columns, with_label_columns
+from .columns import check_columns, refuse_other_columns, with_columns, with_named_columns
 from .fits import check_ids
 from .in_memory import Item, describe, of_split, read_in_memory
 from .labelled import labelled_sample
@@ -85,7 +85,7 @@ class Loader:
         self.labels: Labels | None = getattr(tokenizer, "model_labels", None)
         self.columns = check_columns(columns) if columns is not None else None
         if self.columns is not None and self.labels is None:
-            refuse_label_columns(self.columns)
+            refuse_other_columns(self.columns)
         self.counts: Counter[str] = Counter()
         self._characters = DroppedCharacters(tokenizer)
         self._dropped: set[str] = set()  # characters, and in how many examples there are some
@@ -158,7 +158,7 @@ class Loader:
             return record
         try:
             if self.labels is not None:
-                return with_label_columns(record, self.columns)
+                return with_named_columns(record, self.columns)
             renamed, aside = with_columns(record, self.columns)
         except DataError as error:
             return DataError(f"{where}: {error}")

@@ -142,17 +142,17 @@ def _samples(record: dict[str, Any], tokenizer: Tokenizer, lines: Counter[str]) 
 def _conversation(
     messages: Any, tokenizer: Tokenizer, record: dict[str, Any], lines: Counter[str], n_prompt: int = 0
 ) -> list[Sample]:
-    system, checked = _system(record), checked_messages(messages)
+    system, checked = system_of(record), checked_messages(messages)
     if system and checked[0]["role"] == "system":
         raise DataError("expected one system message, got 'system' beside messages that begin with one; keep one of them")
     checked = [{"role": "system", "content": system}, *checked] if system else checked
     learned = learned_turns(checked, n_prompt + bool(system))
-    found = conversation(checked, tokenizer, _tools(record), learned)
+    found = conversation(checked, tokenizer, tools_of(record), learned)
     lines.update(map(reported.left_out, found.left_out))
     return [_sample(ids, mask, found.empty) for ids, mask in found.pairs]
 
 
-def _tools(record: dict[str, Any]) -> list[Any] | None:
+def tools_of(record: dict[str, Any]) -> list[Any] | None:
     """The functions that the model may call; some data sets hold the list as JSON text, old ones bare functions."""
     tools = record.get("tools")
     if isinstance(tools, str) and tools.strip():
@@ -186,7 +186,8 @@ def _role(messages: list[Any]) -> Any:
     return messages[0].get("role") if messages and isinstance(messages[0], dict) else None
 
 
-def _system(record: dict[str, Any]) -> str:
+def system_of(record: dict[str, Any]) -> str:
+    """The text of "system" beside messages; "" where there is none."""
     system = record.get("system")
     if system is not None and not isinstance(system, str):
         raise DataError(f"expected 'system' to be a string, got {type(system).__name__}")
@@ -195,10 +196,10 @@ def _system(record: dict[str, Any]) -> str:
 
 def _alpaca(record: dict[str, Any], tokenizer: Tokenizer, lines: Counter[str]) -> list[Sample]:
     _need_strings(record, ("instruction", "output"))
-    _system(record)
+    system_of(record)
     if tokenizer.chat_template is not None:
         return _conversation(alpaca_messages(record), tokenizer, record, lines)
-    if _tools(record):
+    if tools_of(record):
         raise DataError(
             "expected a model with a chat template for 'tools', got none; remove the key or add chat_template.jinja"
         )

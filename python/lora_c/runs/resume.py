@@ -26,7 +26,7 @@ FREE_TRAIN_FIELDS = frozenset({
     "output_dir", "recompute", "memory_limit", "eval_steps", "eval_batch_tokens", "save_steps", "save_total_limit",
     "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
     "early_stopping_threshold", "nonfinite_steps", "max_skipped_steps", "paged_dir",
-    "activation_offload",
+    "activation_offload", "report_to",
 })  # fmt: skip
 # Judged together, as the number of steps: a run may be prolonged.
 LENGTH_FIELDS = frozenset({"max_steps", "num_train_epochs"})

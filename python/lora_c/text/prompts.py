@@ -62,10 +62,11 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def message_ids(model: Model, messages: list[Any]) -> list[int]:
-    """Return the token ids of chat messages, ready for the answer, of any number."""
+def message_ids(model: Model, messages: list[Any], tools: Sequence[Any] | None = None) -> list[int]:
+    """Return the token ids of chat messages, ready for the answer, of any number; `tools`: what may be called in it."""
     opened = messages[-1].get("role") == "assistant"
-    text = model.tokenizer.apply_chat_template(messages, add_generation_prompt=not opened, continue_final_message=opened)
+    options: dict[str, Any] = {"add_generation_prompt": not opened, "continue_final_message": opened, "tools": tools}
+    text = model.tokenizer.apply_chat_template(messages, **options)
     return model.tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -72,6 +72,13 @@ def prompt_and_completion_ids(tokenizer: Tokenizer, prompt: str, completion: str
     return PromptAndCompletion(opened, said + end, not said or not completion.strip(), seam)
 
 
+def continued_prompt_ids(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[list[int], list[int]]:
+    """Return the ids that generation starts from, and those of a text that goes on after them, without an end."""
+    begin, _ = _frame(tokenizer)
+    before = tokenizer.encode(prompt, add_special_tokens=False)
+    return _opened(before, begin, tokenizer), _after(tokenizer, prompt, before, text)[0]
+
+
 def _after(tokenizer: Tokenizer, prompt: str, before: list[int], completion: str) -> tuple[list[int], bool]:
     """Ids of the completion alone, and whether the prompt would have other tokens in one text with it."""
     ids, offsets = tokenizer.encode_with_offsets(prompt + completion, add_special_tokens=False)

@@ -48,6 +48,8 @@ class TrainerState:
         Of this call of `train`.
     output_dir : Path
         The folder of the run.
+    run_id : str
+        What tells this run from others; one that is resumed keeps it.
     checkpoint : Path or None
         The latest checkpoint that this run has written.
     ending : str or None
@@ -68,6 +70,7 @@ class TrainerState:
     tokens_per_second: float
     elapsed_seconds: float
     output_dir: Path
+    run_id: str
     checkpoint: Path | None
     ending: Ending | None
     model: Model = field(repr=False)
@@ -101,6 +104,7 @@ def state_of(trainer: Trainer, done: int, ending: Ending | None) -> TrainerState
         tokens_per_second=trainer.tokens_seen / max(elapsed, 1e-9),
         elapsed_seconds=elapsed,
         output_dir=trainer.output_dir,
+        run_id=trainer.run_id,
         checkpoint=checkpoint_folder(trainer.output_dir, written[0]) if written else None,
         ending=ending,
         model=trainer.model,
@@ -135,6 +139,8 @@ class Callbacks:
     ----------
     given : iterable
         Objects with some of the methods of `Callback`.
+    own : sequence
+        Of the run itself, which are called after them.
 
     Raises
     ------
@@ -142,10 +148,10 @@ class Callbacks:
         One of them has none of the methods, or others than these.
     """
 
-    def __init__(self, given: Iterable[Any] = ()) -> None:
+    def __init__(self, given: Iterable[Any] = (), own: Sequence[Callback] = ()) -> None:
         if not isinstance(given, Iterable):
             raise ConfigError(f"callbacks: expected a list of callbacks, got {_shown(given)}; put it into a list")
-        self.given = [_checked(callback) for callback in given]
+        self.given = [*(_checked(callback) for callback in given), *own]
         self.asked = False
         self.error: BaseException | None = None
 

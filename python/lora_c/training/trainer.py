@@ -36,6 +36,7 @@ from .memory import recompute_of
 from .one_call import one_call
 from .one_step import one_step
 from .optimizers import make_optimizer
+from .reporters import reporters
 from .run_checks import RunOptions, check_run
 from .run_settings import check_same_parameters, run_settings
 from .saving import Saving, check_finite
@@ -81,7 +82,7 @@ class Trainer:
             raise ConfigError(f"config: expected a TrainConfig, got a {type(config).__name__}; make one: TrainConfig(...)")
         config = (config if config is not None else TrainConfig()).frozen_copy()
         self.model, self.config = model, config
-        self.callbacks = Callbacks(callbacks)
+        self.callbacks = Callbacks(callbacks, reporters(config))
         self.parameters = model.trainable_parameters()
         if not self.parameters:
             raise ConfigError(

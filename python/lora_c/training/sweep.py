@@ -1,0 +1,149 @@
+"""A search for the learning rate: a run for each of some rates, of which the better ones go on (`halving.py`).
+
+Each trial is a run in a folder of its own, whose schedule is that of the whole length; it stops at a rung with a checkpoint,
+and goes on from there. What was measured is in sweep.json, so a search that was stopped goes on where it was, with the same
+bits.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, ConfigError, DivergenceError, SaveError, shorten
+from ..runs.digests import data_digest
+from ..runs.sweep_record import SWEEP_FILE, SweepRecord, folder_name
+from .callbacks import Callback, TrainerState
+from .halving import best_of, rungs
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+MakeTrial = Callable[[float, Path, Callback], "Trainer"]  # of a rate, in a folder, with a callback
+Report = Callable[[float, int, "float | None"], None]  # rate, steps, held-out loss
+
+
+class StopAt(Callback):
+    """Ends a run after a step, with a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, state: TrainerState) -> None:
+        """Ask the run to stop where it is due."""
+        if state.step >= self.step < state.total_steps:
+            state.stop()
+
+
+def sweep(
+    make: MakeTrial,
+    rates: Sequence[float],
+    folder: Path,
+    *,
+    factor: int = 3,
+    overwrite: bool = False,
+    report: Report = lambda rate, steps, loss: None,
+) -> SweepRecord:
+    """Search, or go on with a search in the folder, and return what was found.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the trainer of a rate, with held-out data.
+    rates : sequence of float
+        To try, each once.
+    factor : int
+        Of so many trials one goes on.
+    overwrite : bool
+        Take the place of another search in the folder.
+    report : callable
+        Told of every measurement, also of those that were made before.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds another search, the runs are too short, or there is no held-out data.
+    DivergenceError
+        Every trial diverged.
+    """
+    first = make(rates[0], folder / folder_name(rates[0]), StopAt(1))
+    if first.eval_data is None:
+        raise ConfigError(
+            "eval_data: expected held-out data, by which rates are compared, got none; give --eval-data or --val-fraction"
+        )
+    ladder = rungs(len(rates), first.total_steps, factor)
+    record = SweepRecord(_shared(first), [{"steps": rung.steps, "trials": rung.trials} for rung in ladder])
+    record.losses = {rate: {} for rate in rates}
+    record = _begun(record, folder, overwrite)
+    del first
+    left = sorted(rates)
+    for i, rung in enumerate(ladder):
+        for rate in left:
+            losses = record.losses[rate]
+            if rung.steps not in losses:
+                losses[rung.steps] = _loss_of(make, rate, folder / folder_name(rate), rung.steps)
+                record.write(folder)
+            report(rate, rung.steps, losses[rung.steps])
+        found = {rate: record.losses[rate][rung.steps] for rate in left}
+        if all(loss is None for loss in found.values()):
+            raise DivergenceError(f"sweep: expected a rate that trains, got {len(found)} runs that diverged; give lower rates")
+        left = best_of(found, ladder[i + 1].trials if i + 1 < len(ladder) else 1)
+    record.chosen = left[0]
+    record.write(folder)
+    return record
+
+
+def _begun(record: SweepRecord, folder: Path, overwrite: bool) -> SweepRecord:
+    """The record to go on with: the one in the folder where it is of the same search, else the new one."""
+    before = SweepRecord.read(folder)
+    if before is not None and not overwrite:
+        changes = _changes(before, record)
+        if changes:
+            raise ConfigError(
+                f"output_dir: expected a free folder or one of this sweep, got {str(folder / SWEEP_FILE)!r} of another one "
+                f"({shorten(changes, 4)}); choose another folder, or give --overwrite"
+            )
+        return before
+    for rate in record.losses if before is None else {*before.losses, *record.losses}:
+        trial = folder / folder_name(rate)
+        if overwrite and trial.is_dir():
+            shutil.rmtree(trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write(folder)
+    return record
+
+
+def _changes(before: SweepRecord, now: SweepRecord) -> list[str]:
+    changed = [name for name in sorted({*before.run, *now.run}) if before.run.get(name) != now.run.get(name)]
+    changed += ["rates"] if sorted(before.losses) != sorted(now.losses) else []
+    return changed + (["factor or number of steps"] if before.rungs != now.rungs else [])
+
+
+def _shared(trainer: Trainer) -> dict[str, Any]:
+    """What decides the result of all trials alike."""
+    run = trainer.run()
+    options = {name: value for name, value in run.options.items() if name != "learning_rate"}
+    held_out = "" if trainer.eval_data is None else data_digest(trainer.eval_data)
+    return {**options, "data (digest)": run.data, "held-out data (digest)": held_out, "model (digest)": run.model}
+
+
+def _loss_of(make: MakeTrial, rate: float, folder: Path, steps: int) -> float | None:
+    """The held-out loss of a trial after some steps, of which it may have done some before; None: it diverged."""
+    trainer = make(rate, folder, StopAt(steps))
+    try:
+        done = trainer.resume_from("auto")
+        if done > steps:
+            raise CheckpointError(
+                f"{folder}: expected a run of {steps} steps at most, got a checkpoint of step {done}; remove the folder"
+            )
+        if done < steps:
+            result = trainer.train()
+            if result.unsaved:
+                raise SaveError(f"{folder}: expected a checkpoint, got none: {'; '.join(map(str, result.unsaved))}")
+        loss = trainer.evaluate()
+    except DivergenceError:
+        return None
+    return loss if math.isfinite(loss) else None
