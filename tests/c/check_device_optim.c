@@ -14,7 +14,7 @@ typedef struct layout {
 enum { PARTS = 3 }; /* of the state, of elements + GAP floats each */
 
 static layout make_layout(bool matrices) {
-    static const int64_t rows[] = {1, 0, 9, 256, 4099, 3, 17}, cols[] = {1, 5, 7, 64, 3, 5000, 1023};
+    static const int64_t rows[] = {1, 0, 9, 256, 4099, 3, 17}, cols[] = {1, 5, 7, 64, 3, 5000, 1029};
     layout l = {.arrays = ARRAYS};
     int64_t at = 1;
     for (int i = 0; i < ARRAYS; i++) {
@@ -113,11 +113,11 @@ static void adafactor_with(lora_ctx *ctx, const layout *l, const lora_param *par
 }
 
 static void adafactor(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
-    adafactor_with(ctx, l, params, block, (lora_adafactor_hyper){.step = step, .relative_step = true, .scale_parameter = true});
+    adafactor_with(ctx, l, params, block, (lora_adafactor_hyper){.step = step, .relative_step = true, .scale_parameter = true, .grad_scale = (double)step});
 }
 
 static void adafactor_m(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
-    adafactor_with(ctx, l, params, block, (lora_adafactor_hyper){.step = step, .lr = 1e-2, .beta1 = 0.9});
+    adafactor_with(ctx, l, params, block, (lora_adafactor_hyper){.step = step, .lr = 1e-2, .beta1 = 0.9, .grad_scale = (double)step});
 }
 
 static void muon_with(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, bool other) {
