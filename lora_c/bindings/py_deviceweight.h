@@ -16,4 +16,6 @@ typedef struct lora_py_deviceweight {
 /** A copy of an NF4Tensor or a GGMLTensor there. NULL with an exception. */
 PyObject *lora_py_deviceweight_new(lora_py_state *state, lora_py_device device, PyObject *tensor);
 
+extern PyMethodDef lora_py_meta_functions[]; /* meta_weight */
+
 #endif

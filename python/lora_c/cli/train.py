@@ -199,32 +199,16 @@ def open_model(
     device: str | None = None, task: dict[str, Any] | None = None,
 ) -> Model:  # fmt: skip
     """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
-    from ..gguf.checkpoint import has_blocks
     from ..model.opening import load_model
     from ..model.resize_embedding import train_added_tokens
-    from ..weights.quantization import Quantization
+    from ..training.base_options import add_adapters, base_options
 
-    options: dict[str, Any] = {"resize_embedding": resize, "device": device} | (task or {})
-    if config.method == "qlora" and not has_blocks(path):
-        options |= Quantization(config.quant_type, config.block_size, config.double_quant).options()
-    elif config.method in ("head", "full"):
-        options |= {"trainable": config.method}
-    model = load_model(path, **options)
+    model = load_model(path, resize_embedding=resize, device=device, **(task or {}), **base_options(path, config))
     if adapter is not None:
         model.load_adapter(adapter)
     elif config.method in ("lora", "qlora"):
         add_adapters(model, train_added_tokens(lora, model) if isinstance(lora, LoraConfig) else lora)
     return model
-
-
-def add_adapters(model: Model, config: AdapterConfig | StackConfig) -> None:
-    """Put what is trained on the model: an adapter, or several that are used together."""
-    if not isinstance(config, StackConfig):
-        model.add_adapter(config)
-        return
-    for name, part in config.adapters.items():
-        model.add_adapter(part, name)
-    model.set_adapter(list(config.adapters))
 
 
 def describe_run(trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -44,8 +45,17 @@ class MemoryForecast:
 
 def largest_micro_batch(trainer: Trainer) -> int:
     """The most tokens that one micro-batch can hold: the longest sequences together, with the adapter's tokens before each."""
-    lengths = np.sort([len(s) for s in trainer.train_data.samples])[::-1][: trainer.config.per_device_train_batch_size]
-    return int(lengths.sum()) + len(lengths) * trainer.model.decoder.virtual_tokens
+    return most_tokens(
+        [len(s) for s in trainer.train_data.samples],
+        trainer.config.per_device_train_batch_size,
+        trainer.model.decoder.virtual_tokens,
+    )
+
+
+def most_tokens(lengths: Sequence[int], batch_size: int, n_virtual: int) -> int:
+    """The most tokens of a micro-batch of sequences with these lengths, each behind so many virtual ones."""
+    longest = np.sort(lengths)[::-1][:batch_size]
+    return int(longest.sum()) + len(longest) * n_virtual
 
 
 def forecast(trainer: Trainer) -> MemoryForecast:
@@ -109,7 +119,7 @@ def choose_recompute(
     left = _core.memory_info(model.device)["free"]
     if limit_gib is None and left is None:
         return "none"
-    limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * (left or 0)
+    limit = limit_gib * 2**30 if limit_gib else limit_of_auto(plan, left or 0)
     if plan.total <= limit:
         return "none"
     least = _forecast_with(model, n_tokens, "layer", config, n_segments)
@@ -120,6 +130,12 @@ def choose_recompute(
             "max_seq_length, or raise the limit"
         )
     return "layer"
+
+
+def limit_of_auto(plan: MemoryForecast, left: int) -> float:
+    """The bytes within which recompute=auto keeps all activations, where nobody gave a limit: what lives already, and 80 % of
+    what is left beside it."""
+    return plan.base + plan.parameters + plan.gradients + 0.8 * left
 
 
 def _forecast_with(

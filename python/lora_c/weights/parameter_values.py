@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from .._core import Parameter
 
+META = "meta"  # the device whose arrays have a shape and no values
+
 
 def set_values(parameter: Parameter, array: NDArray[Any]) -> None:
     """Set all values, rounded to float32 where they are of another type; on the CPU without a copy in between."""
+    if parameter.device == META:
+        return
     if parameter.device == "cpu":
         parameter.data[...] = array
     else:

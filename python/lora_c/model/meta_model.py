@@ -1,0 +1,189 @@
+"""Models that have shapes and no values: from a config.json, or from the headers of a folder or a GGUF file.
+
+They lie on the device "meta", count parameters and forecast memory as the model itself would on the CPU, and compute nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+from ..checkpoints.folder import Checkpoint
+from ..checkpoints.prequantized import quant_options, quant_type_of
+from ..families.architectures import WeightSpec, architecture_of
+from ..gguf.checkpoint import GGUFCheckpoint
+from ..text.tokenizer import Tokenizer
+from ..weights.kinds import Weights
+from ..weights.parameter_values import META
+from ..weights.quantization import NF4, Quantization
+from .load_checks import check_load_options
+from .loading import LoadOptions, Trainable, check_tensors, new_parameters
+from .model import Model
+from .opening import config_of_checkpoint, open_checkpoint, tokenizer_of_checkpoint
+from .wanted_task import WantedTask
+
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a matrix is kept in memory: "float32", "bfloat16", "4bit", or a block format of GGUF files."""
+
+    kind: str
+    quantization: Quantization = NF4
+
+    def weight(self, shape: tuple[int, ...]) -> Any:
+        """Return a matrix (out, in) of this form, without values."""
+        q = self.quantization
+        return _core.meta_weight(*shape, self.kind, block_size=q.block_size, double_quant=q.double_quant)
+
+    @property
+    def name(self) -> str:
+        """For people: "NF4" in the place of "4bit"."""
+        return self.quantization.quant_type.upper() if self.kind == "4bit" else self.kind
+
+    def bytes_of(self, count: int) -> int:
+        """Bytes of so many elements in whole rows of another form than the 4-bit ones."""
+        if self.kind in _BYTES:
+            return count * _BYTES[self.kind]
+        values, size = _core.ggml_block(self.kind)
+        return count // values * size
+
+
+class MetaModel(Model):
+    """A model without values.
+
+    Attributes
+    ----------
+    forms : dict
+        Decoder name of each frozen matrix to how it is kept.
+    """
+
+    forms: dict[str, Form]
+
+
+def form_of(quantization: Quantization) -> Form:
+    """The form of what is quantized while it is loaded."""
+    return Form("4bit", quantization) if quantization.is_4bit else Form(quantization.quant_type.upper())
+
+
+def meta_model(
+    config: Mapping[str, Any], options: LoadOptions, form: Callable[[WeightSpec], Form], source: Path,
+    tokenizer: Tokenizer | None = None,
+) -> MetaModel:  # fmt: skip
+    """Return a model without values.
+
+    Parameters
+    ----------
+    config : mapping
+        Its config.json.
+    options : LoadOptions
+        What is trained of it.
+    form : callable
+        How a matrix that is frozen is kept.
+    source : path
+        What it is called.
+    tokenizer : Tokenizer, optional
+        Its tokenizer.
+    """
+    architecture = architecture_of(config)
+    specs = architecture.weights()
+    values: dict[str, Any] = new_parameters([spec for spec in specs if options.trains(spec)], META)
+    forms = {spec.name: form(spec) for spec in specs if spec.name not in values and spec.kind != "vector"}
+    for spec in specs:
+        if spec.name not in values:
+            kept = forms.get(spec.name)
+            values[spec.name] = np.zeros(spec.shape, np.float32) if kept is None else kept.weight(spec.shape)
+    weights = Weights({spec.name: values[spec.name] for spec in specs})
+    quantization = options.quantization or NF4
+    model = MetaModel(dict(config), architecture, weights, source, tokenizer, quantization, device=META)
+    model.forms = forms
+    return model
+
+
+def meta_model_of_shape(
+    name: str, config: Mapping[str, Any], quantization: Quantization | None, trainable: Trainable = "none"
+) -> MetaModel:
+    """Return the model of a config.json alone, whose files are taken to be bfloat16.
+
+    Parameters
+    ----------
+    name : str
+        What it is called.
+    quantization : Quantization, optional
+        Of the projections.
+    trainable : "none", "full" or "head"
+        As `load_model` takes it.
+    """
+    options = LoadOptions(quantization, trainable=trainable)
+    config = dict(config) | ({"tie_word_embeddings": False} if trainable == "head" else {})
+
+    def form(spec: WeightSpec) -> Form:
+        return form_of(quantization) if quantization and options.quantizes(spec) else Form("bfloat16")
+
+    return meta_model(config, options, form, Path(name))
+
+
+def open_meta(
+    path: str | os.PathLike[str], quantize: Any = None, double_quant: bool = True, block_size: int = 64,
+    trainable: Trainable = "none", *, with_tokenizer: bool = True, **task: Any,
+) -> MetaModel:  # fmt: skip
+    """Return what `load_model` would, without values: only headers are read.
+
+    Parameters
+    ----------
+    path : path or str
+        A model folder or a GGUF file, by its path or its name.
+    quantize, double_quant, block_size, trainable
+        As `load_model` takes them.
+    with_tokenizer : bool
+        Whether its tokenizer is read.
+    **task
+        What `load_model` takes of classifiers.
+
+    Raises
+    ------
+    CheckpointError
+        The folder cannot be used.
+    """
+    check_load_options(quantize, double_quant, block_size, None, trainable)
+    asked = Quantization(quantize, block_size, double_quant) if quantize else None
+    options = LoadOptions(asked, trainable=trainable)
+    wanted = WantedTask(*(task.get(name) for name in ("task_type", "num_labels", "id2label", "problem_type")))
+    with open_checkpoint(path, progress=False) as checkpoint:
+        config = wanted.config_of(config_of_checkpoint(checkpoint, trainable))
+        sources = check_tensors(checkpoint, architecture_of(config))
+        form = _forms(checkpoint, sources, options)
+        tokenizer = tokenizer_of_checkpoint(checkpoint, config) if with_tokenizer else None
+        return meta_model(config, options, form, checkpoint.path, tokenizer)
+
+
+def _forms(
+    checkpoint: Checkpoint | GGUFCheckpoint, sources: Mapping[str, str], options: LoadOptions
+) -> Callable[[WeightSpec], Form]:
+    """How each matrix of a checkpoint is kept, as `load_weights` keeps it."""
+    names = checkpoint.tensors
+    is_prequantized = any(quant_type_of(source, names) for source in sources.values())
+
+    def form(spec: WeightSpec) -> Form:
+        source = sources.get(spec.name)
+        if source is None:  # a classifier's score, which no file has
+            return Form("float32")
+        if (kind := quant_type_of(source, names)) is not None:
+            block, nested = quant_options(source, names, checkpoint.read)
+            return Form("4bit", Quantization(kind, block, nested))  # type: ignore[arg-type]
+        if options.quantization is not None and options.quantizes(spec) and not is_prequantized:
+            return form_of(options.quantization)
+        dtype = names[source].dtype
+        if isinstance(checkpoint, GGUFCheckpoint) and dtype != "F32":
+            return Form(dtype)
+        return Form("bfloat16" if dtype == "BF16" else "float32")
+
+    return form

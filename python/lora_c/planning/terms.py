@@ -1,0 +1,112 @@
+"""A sum that is shown: what is counted, from which numbers, and what comes out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .._core import Parameter
+from ..families.architectures import WeightSpec
+from ..model.meta_model import Form, MetaModel
+from ..training.memory import MemoryForecast
+from .subject import Subject
+
+_LAYER = re.compile(r"(^|\.)(layers|h)\.\d+\.")
+_PREFIXES = ("base_model.model.", "model.", "transformer.")
+NESTED = 256  # scales that have one scale of their own
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a sum.
+
+    Attributes
+    ----------
+    name : str
+        What is counted.
+    formula : str
+        The numbers that it is counted from.
+    value : float
+        The product.
+    """
+
+    name: str
+    formula: str
+    value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"name": self.name, "formula": self.formula, "value": self.value}
+
+
+def parameter_terms(parameters: Iterable[Parameter]) -> list[Term]:
+    """What is trained: parameters of one name in all layers together."""
+    groups: dict[tuple[str, tuple[int, ...]], int] = {}
+    for parameter in parameters:
+        key = _without_layer(parameter.name), tuple(parameter.shape)
+        groups[key] = groups.get(key, 0) + 1
+    return [_term_of(name, shape, count) for (name, shape), count in groups.items()]
+
+
+def _term_of(name: str, shape: tuple[int, ...], count: int) -> Term:
+    sizes = " x ".join(f"{n:,}" for n in shape)
+    return Term(name, f"{count:,} x {sizes}" if count > 1 else sizes, count * math.prod(shape))
+
+
+def _without_layer(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return _LAYER.sub(r"\1", name)
+
+
+def base_terms(model: MetaModel) -> list[Term]:
+    """The bytes of the frozen weights: matrices of layers with their scales, embedding, head, and vectors."""
+    groups: dict[tuple[str, Form], int] = {}
+    n_vectors = 0
+    for spec in model.architecture.weights():
+        form = model.forms.get(spec.name)
+        if form is not None:
+            key = _kind(spec), form
+            groups[key] = groups.get(key, 0) + math.prod(spec.shape)
+        elif not isinstance(model.weights[spec.name], Parameter):
+            n_vectors += math.prod(spec.shape)
+    terms = [term for (kind, form), count in groups.items() for term in _matrix_terms(kind, form, count)]
+    return [*terms, Term("norms and biases", f"{n_vectors:,} x 4 bytes", 4 * n_vectors)] if n_vectors else terms
+
+
+def _kind(spec: WeightSpec) -> str:
+    return {"projection": "matrices of the layers", "positions": "embedding of positions"}.get(spec.kind, spec.kind)
+
+
+def _matrix_terms(kind: str, form: Form, count: int) -> list[Term]:
+    if form.kind != "4bit":
+        bits = 8 * form.bytes_of(count) / count
+        return [Term(kind, f"{count:,} x {bits:g} bits ({form.name})", form.bytes_of(count))]
+    block, blocks = form.quantization.block_size, -(-count // form.quantization.block_size)
+    codes = Term(kind, f"{count:,} x 4 bits ({form.name})", -(-count // 2))
+    if not form.quantization.double_quant:
+        return [codes, Term("scales", f"{count:,} / {block} x 4 bytes", 4 * blocks)]
+    nested = 4 * -(-blocks // NESTED)
+    return [codes, Term("scales", f"{count:,} / {block} x (1 byte + 4 bytes / {NESTED})", blocks + nested)]
+
+
+def memory_terms(subject: Subject, plan: MemoryForecast, optimizer: str) -> list[Term]:
+    """The memory of a run by kind, whose sum is the forecast."""
+    trained = plan.parameters // 4
+    n_tokens, _ = subject.micro_batch()
+    terms = base_terms(subject.model)
+    rest = plan.base - int(sum(term.value for term in terms))
+    if rest:  # each array begins at 64 bytes
+        terms.append(Term("gaps between arrays", "", rest))
+    what = "adapter" if subject.model.adapter is not None else "weights that are trained"
+    terms += [
+        Term(what, f"{trained:,} x 4 bytes", plan.parameters),
+        Term("gradients", f"{trained:,} x 4 bytes", plan.gradients),
+        Term(f"optimizer ({optimizer})", f"{trained:,} x {plan.optimizer / max(1, trained):.3g} bytes", plan.optimizer),
+        Term("activations", f"{n_tokens:,} tokens x {plan.activations / n_tokens:,.0f} bytes", plan.activations),
+        Term("scratch", "head and loss, packed operands of products", plan.scratch),
+    ]
+    return [term for term in terms if term.value]
