@@ -139,9 +139,7 @@ def read_4bit(
     return tensor, QuantRecord(quant_map, state, fields["dtype"], raw.dtype, raw.shape)
 
 
-def quant_options(
-    name: str, tensors: dict[str, TensorInfo], read: Callable[[str], NDArray[Any]]
-) -> tuple[int, bool]:
+def quant_options(name: str, tensors: dict[str, TensorInfo], read: Callable[[str], NDArray[Any]]) -> tuple[int, bool]:
     """Return how many weights have one scale in a quantized matrix, and whether its scales are quantized, too."""
     where = f"{name}{_STATE}{quant_type_of(name, tensors)}"
     try:

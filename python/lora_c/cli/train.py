@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .saved_settings import save_settings
 from .task_options import describe_labels, task_of, task_options
 
 if TYPE_CHECKING:
+    from ..data import Dataset
     from ..model.model import Model
     from ..training.train_result import TrainResult
     from ..training.trainer import Trainer
@@ -103,10 +105,11 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
     device = own.get("device")
     task = task_of(own, config.seed)
+    read = read_early(own, config, lora, task) if is_forecast_early(own) else None
     model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"), device, task)
     if own.get("chat_template"):
         use_chat_template(model, own["chat_template"])
-    train_data, eval_data, counts = open_data(own, model.tokenizer, config)
+    train_data, eval_data, counts = read or open_data(own, model.tokenizer, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
     resume_run(trainer, resume, allow_changes)
@@ -134,6 +137,36 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     if stop.requested or result.interrupted:
         raise stop.exception()
     return result
+
+
+def is_forecast_early(own: dict[str, Any]) -> bool:
+    """Whether headers alone say what a run takes: not of an adapter that it goes on from, of rows that are added, of a device."""
+    from ..model.device_list import device_name
+
+    return device_name(own.get("device")) == "cpu" and not own.get("adapter") and not own.get("resize_embedding")
+
+
+def read_early(
+    own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackConfig, task: dict[str, Any]
+) -> tuple[Dataset, Dataset | None, dict[str, int]]:
+    """Read the data before the weights, and refuse a run that cannot fit.
+
+    Raises
+    ------
+    FitError
+        It takes more memory than is free; the message names the change that makes it fit.
+    """
+    from ..planning.plan import this_machine
+    from ..planning.remedies import refuse_what_cannot_fit
+    from ..planning.subject import subject_of_path
+    from ..text.chosen_template import use_chat_template
+
+    subject = subject_of_path(own["model"], config, lora, **task)
+    if own.get("chat_template"):
+        use_chat_template(subject.model, own["chat_template"])
+    read = open_data(own, subject.model.tokenizer, config)
+    refuse_what_cannot_fit(replace(subject, lengths=[len(s) for s in read[0].samples]), this_machine().free)
+    return read
 
 
 def _report_again(trainer: Trainer, as_json: bool) -> TrainResult:

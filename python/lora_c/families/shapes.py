@@ -73,9 +73,7 @@ def _gemma2(size: str, *sizes: int, head_dim: int = 256, scalar: int = 256) -> S
     return Shape(config, _HUB.format(f"google/gemma-2-{size}"))
 
 
-def _gemma3(
-    size: str, *sizes: int, head_dim: int = 256, scalar: int = 256, vocab: int = 262208, window: int = 1024
-) -> Shape:
+def _gemma3(size: str, *sizes: int, head_dim: int = 256, scalar: int = 256, vocab: int = 262208, window: int = 1024) -> Shape:
     is_long = vocab == 262208  # the models of texts and images, of which this is the text model
     config = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh"}
     config |= _sizes(*sizes) | {"head_dim": head_dim, "query_pre_attn_scalar": scalar, "rms_norm_eps": 1e-6}

@@ -70,6 +70,11 @@ def _is_gpu(name: str) -> bool:
     return name.partition(":")[0] == "cuda"
 
 
+def device_name(name: str | None) -> str:
+    """Return the name of the device that is meant: None is what ``LORA_C_DEVICE`` names, else "cpu"."""
+    return os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
+
+
 def open_device(name: str | None) -> str:
     """Take a device into use, so that one which cannot be used is refused before anything is read; return its name.
 
@@ -85,8 +90,8 @@ def open_device(name: str | None) -> str:
     DeviceError
         It cannot be used; the message says why.
     """
-    name = os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
-    if not isinstance(name, str):
+    name = device_name(name)
+    if not isinstance(name, str) or name == "meta":
         raise ConfigError(f"device: expected a name of devices(), got {name!r}")
     try:
         _core.transfers(name)  # which opens it

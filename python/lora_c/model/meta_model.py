@@ -29,6 +29,7 @@ from .opening import config_of_checkpoint, open_checkpoint, tokenizer_of_checkpo
 from .wanted_task import WantedTask
 
 
+NESTED = 256  # scales of 4-bit blocks that have one scale of their own
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -50,11 +51,18 @@ class Form:
         return self.quantization.quant_type.upper() if self.kind == "4bit" else self.kind
 
     def bytes_of(self, count: int) -> int:
-        """Bytes of so many elements in whole rows of another form than the 4-bit ones."""
+        """Bytes of so many elements in whole rows, scales included."""
         if self.kind in _BYTES:
             return count * _BYTES[self.kind]
+        if self.kind == "4bit":
+            return -(-count // 2) + self.scale_bytes(count)
         values, size = _core.ggml_block(self.kind)
         return count // values * size
+
+    def scale_bytes(self, count: int) -> int:
+        """Bytes of the scales of so many elements in 4 bits."""
+        blocks = -(-count // self.quantization.block_size)
+        return blocks + 4 * -(-blocks // NESTED) if self.quantization.double_quant else 4 * blocks
 
 
 class MetaModel(Model):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _core
@@ -16,11 +17,9 @@ from .cards import Card
 from .flops import flop_terms
 from .papers import Figure, figures_for
 from .remedies import Remedy, remedy
-from .speed import Speed
+from .speed import Speed, measure_speed
 from .subject import Recompute, Subject
 from .terms import Term, memory_terms, parameter_terms
-
-_STORED = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Plan:
     memory: MemoryForecast
     speed: Speed | None = None
     tokens_to_learn: int | None = None
-    remedy: Remedy | None = field(default=None)
+    remedy: Remedy | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -137,6 +136,10 @@ class Plan:
         """What follows from the data."""
         return advice(self.subject, self.tokens_to_learn)
 
+    def measured(self, seconds: float) -> Plan:
+        """Return the plan with the time of a step, measured for so many seconds on this machine."""
+        return replace(self, speed=measure_speed(self.subject, self.recompute, seconds))
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         config, memory = self.subject.config, vars(self.memory) | {"total": self.memory.total}
@@ -171,11 +174,8 @@ def _dicts(terms: list[Term]) -> list[dict[str, Any]]:
 
 
 def _stored_bytes(subject: Subject, spec: WeightSpec) -> int:
-    count = 1
-    for n in spec.shape:
-        count *= n
     form = subject.model.forms.get(spec.name)
-    return count * 4 if form is None else count * _STORED.get(form.kind, 4)
+    return 4 * math.prod(spec.shape) if form is None else form.bytes_of(math.prod(spec.shape))
 
 
 def make_plan(subject: Subject, place: Place, tokens_to_learn: int | None = None) -> Plan:
@@ -185,7 +185,7 @@ def make_plan(subject: Subject, place: Place, tokens_to_learn: int | None = None
     plan = Plan(subject, place, recompute, memory, tokens_to_learn=tokens_to_learn)
     if plan.fits is not False or place.free is None:
         return plan
-    return Plan(subject, place, recompute, memory, None, tokens_to_learn, remedy(subject, place.free))
+    return replace(plan, remedy=remedy(subject, place.free))
 
 
 def config_within(config: TrainConfig, found: Remedy) -> TrainConfig:

@@ -8,10 +8,12 @@ from itertools import combinations
 from typing import Any
 
 from ..configs import TrainConfig
+from ..errors import FitError
 from ..training.memory import MemoryForecast
 from .subject import Subject
 
 _SHORTEST = 64  # tokens that a sequence is not cut below
+ROOM = 0.9  # of what is free, for a run with a change: buffers of files, the tokenizer, the data
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,31 @@ def _shorter(subject: Subject) -> list[Change]:
     return found
 
 
-def remedy(subject: Subject, limit: float) -> Remedy | None:
-    """The cheapest change within a limit in bytes: one alone, or two, or all that there are; None where none is enough."""
+def refuse_what_cannot_fit(subject: Subject, free: int | None) -> None:
+    """Refuse a run whose forecast is above the bytes that are free, before anything of it is loaded; None: nobody knows.
+
+    Raises
+    ------
+    FitError
+        With the cheapest change that makes it fit.
+    """
+    least = least_forecast(subject)
+    if free is None or least.total <= free:
+        return
+    found = remedy(subject, free)
+    way_out = "no change of its options makes it fit; a smaller model does"
+    if found is not None:
+        way_out = f"{found.flags} makes it {found.plan.total / 2**20:,.1f} MiB ({found.cost})"
+    raise FitError(
+        f"memory: expected a run within the {free / 2**20:,.1f} MiB that are free, got {least.describe()}; {way_out}, "
+        "`lora-c plan` shows the sums"
+    )
+
+
+def remedy(subject: Subject, free: int) -> Remedy | None:
+    """The cheapest change within what is free, with some room for what a process takes besides: one alone, or two, or all
+    that there are; None where none is enough."""
+    limit = ROOM * free
     kinds = list(possible_changes(subject))
     for count in (1, 2):
         for chosen in combinations(kinds, count):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,11 +19,12 @@ from .flops import flop_terms
 from .sample import sample_architecture, sample_model
 from .subject import Recompute, Subject
 
-SECONDS = 3.0  # that a measurement takes, its preparation aside
-_SAMPLE = 64 << 20  # parameters of a sample's layers and of its embedding
+SECONDS = 3.0  # that passes are measured, their preparation aside
+_SAMPLE = 64 << 20  # parameters of a model that is measured whole
 _WIDEST_LAYER = 256 << 20  # parameters of a layer that is not made narrower
-_RUNS = 5
-_SHARE_OF_PEAK = 0.5  # a first guess, which decides the size of the sample alone
+_TOKENS = 512, 64  # of the passes through a few layers: first choice, and least
+_FEWEST, _MOST = 3, 25  # passes
+_SHARE_OF_PEAK = 0.4  # a first guess, which decides the size of the sample alone
 
 
 @dataclass(frozen=True)
@@ -87,53 +88,50 @@ def measure_speed(subject: Subject, recompute: Recompute, seconds: float = SECON
     seconds : float
         What the passes may take, about.
     """
-    architecture = subject.model.architecture
-    layers = int(architecture.decoder_kwargs["num_hidden_layers"])
+    layers = int(subject.model.architecture.decoder_kwargs["num_hidden_layers"])
     sample = _sample_for(subject, recompute, seconds)
-    passed, updated = _measure(subject, sample, recompute)
-    how = f"{sample.tokens:,} tokens through "
-    if sample.layers == layers and sample.narrower == 1:
-        how += "the whole model"
+    is_whole = sample.layers == layers and sample.narrower == 1
+    parts = [sample] if is_whole else [replace(sample, layers=max(1, sample.layers // 2)), sample]
+    measured = _measured(subject, parts, recompute, seconds)
+    if is_whole:
+        (passed, updated), where = measured[0], "the whole model"
     else:
-        one = _Sample(max(1, sample.layers // 2), sample.narrower, sample.sequences, sample.length)
-        passed, updated = (
-            _scaled(whole, half, sample, one, layers)
-            for whole, half in zip((passed, updated), _measure(subject, one, recompute), strict=True)
-        )
+        passed, updated = (_scaled(times, parts, layers) for times in zip(*measured, strict=True))
         narrower = f", {sample.narrower} times narrower" if sample.narrower > 1 else ""
-        how += f"{one.layers} and {sample.layers} of {layers} layers{narrower}"
-    batch, length = subject.config.per_device_train_batch_size, subject.mean_length
-    tokens = round(batch * length)
-    accumulated = subject.config.gradient_accumulation_steps
-    return Speed(passed * tokens / sample.tokens, updated, accumulated, tokens, how)
+        where = f"{parts[0].layers} and {sample.layers} of {layers} layers{narrower}"
+    config = subject.config
+    tokens = round(config.per_device_train_batch_size * subject.mean_length)
+    how = f"{sample.tokens:,} tokens through {where}"
+    return Speed(passed * tokens / sample.tokens, updated, config.gradient_accumulation_steps, tokens, how)
 
 
-def _scaled(whole: float, half: float, sample: _Sample, one: _Sample, layers: int) -> float:
+def _scaled(times: tuple[float, ...], parts: list[_Sample], layers: int) -> float:
     """From the time of two depths to that of all layers; the work of a layer grows with the square of its width."""
-    of_layer = max(0.0, whole - half) / (sample.layers - one.layers)
-    rest = max(0.0, half - one.layers * of_layer)
-    return rest * sample.narrower + layers * of_layer * sample.narrower**2
+    (less, more), (few, many) = times, (part.layers for part in parts)
+    narrower = parts[0].narrower
+    of_layer = max(0.0, more - less) / (many - few)
+    rest = max(0.0, less - few * of_layer)
+    return rest * narrower + layers * of_layer * narrower**2
 
 
 def _sample_for(subject: Subject, recompute: Recompute, seconds: float) -> _Sample:
+    """The whole where it is small enough for some passes, else few layers and fewer tokens."""
     architecture = subject.model.architecture
     layers = int(architecture.decoder_kwargs["num_hidden_layers"])
-    per_layer = _layer_parameters(subject)
-    narrower = 1
+    batch, length = subject.config.per_device_train_batch_size, max(2, round(subject.mean_length))
+    rate = _SHARE_OF_PEAK * max(_core.fma_peak(), 1e9)
+    flops = sum(term.value for term in flop_terms(subject, recompute))
+    if subject.model.num_parameters() <= _SAMPLE and batch * length * flops / rate * _FEWEST <= seconds:
+        return _Sample(layers, 1, batch, length)
+    per_layer, narrower = _layer_parameters(subject), 1
     while per_layer / narrower**2 > _WIDEST_LAYER:
         narrower *= 2
-    per_layer //= narrower**2
-    rest = sum(math.prod(spec.shape) for spec in architecture.weights() if spec.kind in ("embedding", "head")) // narrower
-    chosen = layers if layers * per_layer + rest <= _SAMPLE else max(2, min(layers, _SAMPLE // max(1, per_layer)))
-    chosen = min(chosen, layers)
-    batch, length = subject.config.per_device_train_batch_size, max(2, round(subject.mean_length))
-    flops = sum(term.value for term in flop_terms(subject, recompute)) * chosen / layers / narrower**2
-    rate = _SHARE_OF_PEAK * max(_core.fma_peak(), 1e9)
-    most = max(16, int(seconds / (2 * _RUNS + 2) * rate / max(flops, 1.0)))
-    if batch * length > most:
-        batch = max(1, most // length)
-        length = min(length, most)
-    return _Sample(chosen, narrower, batch, length)
+    chosen = min(2, layers)
+    of_sample = flops * chosen / layers / narrower**2
+    fit = int(seconds / 2 / _FEWEST * rate / max(of_sample, 1.0))
+    tokens = min(batch * length, max(_TOKENS[1], min(_TOKENS[0], fit)))
+    sequences = max(1, tokens // length)
+    return _Sample(chosen, narrower, sequences, min(length, tokens))
 
 
 def _layer_parameters(subject: Subject) -> int:
@@ -141,24 +139,44 @@ def _layer_parameters(subject: Subject) -> int:
     return sum(math.prod(spec.shape) for spec in one.weights() if spec.kind == "projection")
 
 
-def _measure(subject: Subject, sample: _Sample, recompute: Recompute) -> tuple[float, float]:
-    """Seconds of a pass and of an update."""
-    model = sample_model(subject, sample.layers, sample.narrower)
-    arrays = _batch(int(model.architecture.decoder_kwargs["vocab_size"]), sample, subject)
+class _Runner:
+    """Training steps of a sample."""
+
+    def __init__(self, subject: Subject, sample: _Sample, recompute: Recompute, folder: str) -> None:
+        self.model = sample_model(subject, sample.layers, sample.narrower)
+        self.arrays = _batch(int(self.model.architecture.decoder_kwargs["vocab_size"]), sample, subject)
+        self.config = subject.config.model_copy(update={"output_dir": folder, "paged_dir": None})
+        self.optimizer = make_optimizer(self.config, self.model.trainable_parameters())
+        self.recompute, self.scale = recompute, 1 / sample.tokens
+        self.passes: list[float] = []
+        self.updates: list[float] = []
+
+    def step(self) -> None:
+        """One more."""
+        with run_settings(self.model.decoder, self.config, self.recompute):
+            begin = time.perf_counter()
+            self.optimizer.zero_grad()
+            self.model.decoder.forward_backward(*self.arrays, grad_scale=self.scale, dropout_step=len(self.passes))
+            between = time.perf_counter()
+            self.optimizer.step(max_grad_norm=self.config.max_grad_norm)
+        self.passes.append(between - begin)
+        self.updates.append(time.perf_counter() - between)
+
+
+def _measured(
+    subject: Subject, parts: list[_Sample], recompute: Recompute, seconds: float
+) -> list[tuple[float, float]]:
+    """Seconds of a pass and of an update of each sample; they take turns, so that what else runs here hits all of them."""
     with TemporaryDirectory() as folder:
-        config = subject.config.model_copy(update={"output_dir": folder, "paged_dir": None})
-        optimizer = make_optimizer(config, model.trainable_parameters())
-        passes, updates = [], []
-        with run_settings(model.decoder, config, recompute):
-            for number in range(1 + _RUNS):
-                begin = time.perf_counter()
-                optimizer.zero_grad()
-                model.decoder.forward_backward(*arrays, grad_scale=1 / sample.tokens, dropout_step=number)
-                between = time.perf_counter()
-                optimizer.step(max_grad_norm=config.max_grad_norm)
-                passes.append(between - begin)
-                updates.append(time.perf_counter() - between)
-    return statistics.median(passes[1:]), statistics.median(updates[1:])  # the first one warms up
+        runners = [_Runner(subject, part, recompute, folder) for part in parts]
+        for runner in runners:
+            runner.step()  # warms up
+            runner.passes.clear(), runner.updates.clear()
+        end = time.perf_counter() + seconds
+        while len(runners[0].passes) < _FEWEST or (len(runners[0].passes) < _MOST and time.perf_counter() < end):
+            for runner in runners:
+                runner.step()
+        return [(statistics.median(runner.passes), statistics.median(runner.updates)) for runner in runners]
 
 
 def _batch(vocab: int, sample: _Sample, subject: Subject) -> tuple[NDArray[Any], ...]:

@@ -10,13 +10,12 @@ from typing import Any
 
 from .._core import Parameter
 from ..families.architectures import WeightSpec
-from ..model.meta_model import Form, MetaModel
+from ..model.meta_model import NESTED, Form, MetaModel
 from ..training.memory import MemoryForecast
 from .subject import Subject
 
 _LAYER = re.compile(r"(^|\.)(layers|h)\.\d+\.")
 _PREFIXES = ("base_model.model.", "model.", "transformer.")
-NESTED = 256  # scales that have one scale of their own
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,9 @@ def _matrix_terms(kind: str, form: Form, count: int) -> list[Term]:
     if form.kind != "4bit":
         bits = 8 * form.bytes_of(count) / count
         return [Term(kind, f"{count:,} x {bits:g} bits ({form.name})", form.bytes_of(count))]
-    block, blocks = form.quantization.block_size, -(-count // form.quantization.block_size)
+    each = f"(1 byte + 4 bytes / {NESTED})" if form.quantization.double_quant else "4 bytes"
     codes = Term(kind, f"{count:,} x 4 bits ({form.name})", -(-count // 2))
-    if not form.quantization.double_quant:
-        return [codes, Term("scales", f"{count:,} / {block} x 4 bytes", 4 * blocks)]
-    nested = 4 * -(-blocks // NESTED)
-    return [codes, Term("scales", f"{count:,} / {block} x (1 byte + 4 bytes / {NESTED})", blocks + nested)]
+    return [codes, Term("scales", f"{count:,} / {form.quantization.block_size} x {each}", form.scale_bytes(count))]
 
 
 def memory_terms(subject: Subject, plan: MemoryForecast, optimizer: str) -> list[Term]:
