@@ -7,6 +7,6 @@
 enum { PER_THREAD = 1 << 20 }; /* packed weights and tiles, in a cache */
 
 int64_t lora_cpu_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape) {
-    return lora_head_scratch(ctx, shape->n_tokens, &shape->head) + lora_gemm_scratch(ctx, shape->n_tokens, shape->widest) +
-           lora_pool_threads(ctx->engine->pool) * PER_THREAD;
+    return lora_head_scratch(ctx, shape->n_tokens, &shape->head, shape->head_trains) +
+           lora_gemm_scratch(ctx, shape->n_tokens, shape->widest) + lora_pool_threads(ctx->engine->pool) * PER_THREAD;
 }

@@ -31,8 +31,8 @@ _CHUNK = 1 << 22  # elements with a key of the generator of their own: drawn sid
 
 # Of tests, beside those that are published.
 _TINY: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "hidden_size": 128,
-    "num_hidden_layers": 3, "intermediate_size": 384, "rope_theta": 10000.0, "num_attention_heads": 4,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
+    "hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 384, "rope_theta": 10000.0, "num_attention_heads": 4,
     "num_key_value_heads": 2, "tie_word_embeddings": False, "vocab_size": 512, "max_position_embeddings": 1024,
 }  # fmt: skip
 SHAPES: dict[str, Shape] = {"tiny": Shape(_TINY, "lora-c", head="quantized"), **PUBLISHED}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..configs import AdapterConfig, BottleneckConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from ..errors import AdapterError
 from ..families.architectures import Architecture
+from ..weights.forms import MetaWeights
 from .data import F32, AdapterArrays, MatrixArrays, TokenRows
+from .initialize import changes_base
 from .peft_tensors import tensor_shapes
 from .targets import find_saved, find_targets, find_token_ids
 from .trained_weights import refuse_trained_targets
@@ -66,7 +70,17 @@ def _shapes_of_lora(config: LoraConfig, base_weights: BaseWeights) -> tuple[Adap
     ids = find_token_ids(config, architecture)
     embedding = next(empty(spec.shape) for spec in architecture.weights() if spec.kind == "embedding") if ids else None
     tokens = TokenRows(ids, empty((len(ids), embedding.shape[1]))) if ids and embedding is not None else None
-    return AdapterArrays(config, matrices, saved, tokens), embedding
+    return AdapterArrays(config, matrices, saved, tokens, _own_base(config, base_weights, matrices)), embedding
+
+
+def _own_base(
+    config: LoraConfig, base_weights: BaseWeights, matrices: Mapping[str, MatrixArrays]
+) -> dict[str, Callable[[], Any]]:
+    """Of PiSSA, OLoRA and LoftQ: a base of the adapter's own beside the model's, in the same form."""
+    weights = base_weights.weights
+    if not changes_base(config) or not isinstance(weights, MetaWeights):
+        return {}
+    return {name: partial(weights.forms[name].weight, (m.B.shape[0], m.A.shape[1])) for name, m in matrices.items()}
 
 
 def shapes_of_prefix(config: PrefixTuningConfig, architecture: Architecture) -> dict[str, F32]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ..errors import ConfigError, SaveError, shorten
 from ..notices import tell
 from .adapter_options import adapter_options, refuse_adapter_options, take_adapter
 from .data_options import device_option, open_data, reading_options, training_data_options
+from .early_forecast import read_and_forecast
 from .json_output import print_json
 from .options import Command, config_options, take
 from .paths import InputPath, ResumePath
@@ -24,7 +24,6 @@ from .saved_settings import save_settings
 from .task_options import describe_labels, task_of, task_options
 
 if TYPE_CHECKING:
-    from ..data import Dataset
     from ..model.model import Model
     from ..training.train_result import TrainResult
     from ..training.trainer import Trainer
@@ -103,10 +102,9 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     for paths in filter(None, (own["data"], own.get("eval_data"))):
         find_files(paths, ("train", "validation", "test"))  # a path that is wrong is said before the model is loaded
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
-    device = own.get("device")
     task = task_of(own, config.seed)
-    read = read_early(own, config, lora, task) if is_forecast_early(own) else None
-    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"), device, task)
+    read = read_and_forecast(own, config, lora, task)
+    model = open_model(own, config, lora, task)
     if own.get("chat_template"):
         use_chat_template(model, own["chat_template"])
     train_data, eval_data, counts = read or open_data(own, model.tokenizer, config)
@@ -116,9 +114,9 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     if trainer.resumed_at >= trainer.total_steps and is_reported(trainer.output_dir):
         return _report_again(trainer, bool(own.get("as_json")))
     tell_leftovers(trainer)
-    whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter"))
+    ignored = ignored_options(RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter")))
     with run_lock(make_folder(trainer.output_dir)):
-        save_settings(own, config, lora, ignored={name for name, _ in ignored_options(whole)})  # a refused run leaves it
+        save_settings(own, config, lora, ignored={name for name, _ in ignored})  # a refused run leaves it
         samples = begin_samples(trainer, own.get("samples", 0))
         record = begin_record(trainer, own["model"], counts, samples)
         with deferred_interrupt() as stop:
@@ -137,36 +135,6 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     if stop.requested or result.interrupted:
         raise stop.exception()
     return result
-
-
-def is_forecast_early(own: dict[str, Any]) -> bool:
-    """Whether headers alone say what a run takes: not of an adapter that it goes on from, of rows that are added, of a device."""
-    from ..model.device_list import device_name
-
-    return device_name(own.get("device")) == "cpu" and not own.get("adapter") and not own.get("resize_embedding")
-
-
-def read_early(
-    own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackConfig, task: dict[str, Any]
-) -> tuple[Dataset, Dataset | None, dict[str, int]]:
-    """Read the data before the weights, and refuse a run that cannot fit.
-
-    Raises
-    ------
-    FitError
-        It takes more memory than is free; the message names the change that makes it fit.
-    """
-    from ..planning.plan import this_machine
-    from ..planning.remedies import refuse_what_cannot_fit
-    from ..planning.subject import subject_of_path
-    from ..text.chosen_template import use_chat_template
-
-    subject = subject_of_path(own["model"], config, lora, **task)
-    if own.get("chat_template"):
-        use_chat_template(subject.model, own["chat_template"])
-    read = open_data(own, subject.model.tokenizer, config)
-    refuse_what_cannot_fit(replace(subject, lengths=[len(s) for s in read[0].samples]), this_machine().free)
-    return read
 
 
 def _report_again(trainer: Trainer, as_json: bool) -> TrainResult:
@@ -227,18 +195,17 @@ def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
         click.echo(f"resumed   from {folder} at step {step:,} of {trainer.total_steps:,}", err=True)
 
 
-def open_model(
-    path: str, config: TrainConfig, lora: AdapterConfig | StackConfig, resize: bool = False, adapter: str | None = None,
-    device: str | None = None, task: dict[str, Any] | None = None,
-) -> Model:  # fmt: skip
-    """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
+def open_model(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackConfig, task: dict[str, Any]) -> Model:
+    """Load the base for a method, with what is trained on it."""
     from ..model.opening import load_model
     from ..model.resize_embedding import train_added_tokens
     from ..training.base_options import add_adapters, base_options
 
-    model = load_model(path, resize_embedding=resize, device=device, **(task or {}), **base_options(path, config))
-    if adapter is not None:
-        model.load_adapter(adapter)
+    path, resize = own["model"], bool(own.get("resize_embedding"))
+    options: dict[str, Any] = task | base_options(path, config)
+    model = load_model(path, resize_embedding=resize, device=own.get("device"), **options)
+    if own.get("adapter") is not None:
+        model.load_adapter(own["adapter"])
     elif config.method in ("lora", "qlora"):
         add_adapters(model, train_added_tokens(lora, model) if isinstance(lora, LoraConfig) else lora)
     return model

@@ -5,21 +5,20 @@ They lie on the device "meta", count parameters and forecast memory as the model
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import _core
 from ..checkpoints.folder import Checkpoint
 from ..checkpoints.prequantized import quant_options, quant_type_of
 from ..families.architectures import WeightSpec, architecture_of
 from ..gguf.checkpoint import GGUFCheckpoint
 from ..text.tokenizer import Tokenizer
-from ..weights.kinds import Weights
+from ..weights.forms import TABLES, Form, MetaWeights, form_of
 from ..weights.parameter_values import META
 from ..weights.quantization import NF4, Quantization
 from .load_checks import check_load_options
@@ -27,42 +26,6 @@ from .loading import LoadOptions, Trainable, check_tensors, new_parameters
 from .model import Model
 from .opening import config_of_checkpoint, open_checkpoint, tokenizer_of_checkpoint
 from .wanted_task import WantedTask
-
-
-NESTED = 256  # scales of 4-bit blocks that have one scale of their own
-_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a matrix is kept in memory: "float32", "bfloat16", "4bit", or a block format of GGUF files."""
-
-    kind: str
-    quantization: Quantization = NF4
-
-    def weight(self, shape: tuple[int, ...]) -> Any:
-        """Return a matrix (out, in) of this form, without values."""
-        q = self.quantization
-        return _core.meta_weight(*shape, self.kind, block_size=q.block_size, double_quant=q.double_quant)
-
-    @property
-    def name(self) -> str:
-        """For people: "NF4" in the place of "4bit"."""
-        return self.quantization.quant_type.upper() if self.kind == "4bit" else self.kind
-
-    def bytes_of(self, count: int) -> int:
-        """Bytes of so many elements in whole rows, scales included."""
-        if self.kind in _BYTES:
-            return count * _BYTES[self.kind]
-        if self.kind == "4bit":
-            return -(-count // 2) + self.scale_bytes(count)
-        values, size = _core.ggml_block(self.kind)
-        return count // values * size
-
-    def scale_bytes(self, count: int) -> int:
-        """Bytes of the scales of so many elements in 4 bits."""
-        blocks = -(-count // self.quantization.block_size)
-        return blocks + 4 * -(-blocks // NESTED) if self.quantization.double_quant else 4 * blocks
 
 
 class MetaModel(Model):
@@ -76,10 +39,16 @@ class MetaModel(Model):
 
     forms: dict[str, Form]
 
+    def __repr__(self) -> str:
+        return f"MetaModel({self.architecture.name}, {self.num_parameters():,} parameters)"
 
-def form_of(quantization: Quantization) -> Form:
-    """The form of what is quantized while it is loaded."""
-    return Form("4bit", quantization) if quantization.is_4bit else Form(quantization.quant_type.upper())
+    def base_bytes(self) -> int:
+        """Bytes of the weights that are not trained, those of an adapter's own base, too."""
+        own = self.adapter.base if self.adapter is not None else {}
+        kept = [*self.forms.items(), *((name, self.forms[name]) for name in own)]
+        matrices = sum(form.bytes_of(math.prod(self.weights[name].shape)) for name, form in kept)
+        matrices += TABLES * sum(form.own_tables for _, form in kept)
+        return matrices + sum(w.nbytes for w in self.weights.values() if isinstance(w, np.ndarray))
 
 
 def meta_model(
@@ -109,7 +78,7 @@ def meta_model(
         if spec.name not in values:
             kept = forms.get(spec.name)
             values[spec.name] = np.zeros(spec.shape, np.float32) if kept is None else kept.weight(spec.shape)
-    weights = Weights({spec.name: values[spec.name] for spec in specs})
+    weights = MetaWeights({spec.name: values[spec.name] for spec in specs}, forms=forms)
     quantization = options.quantization or NF4
     model = MetaModel(dict(config), architecture, weights, source, tokenizer, quantization, device=META)
     model.forms = forms
@@ -186,7 +155,7 @@ def _forms(
             return Form("float32")
         if (kind := quant_type_of(source, names)) is not None:
             block, nested = quant_options(source, names, checkpoint.read)
-            return Form("4bit", Quantization(kind, block, nested))  # type: ignore[arg-type]
+            return Form("4bit", Quantization(kind, block, nested), own_tables=True)  # type: ignore[arg-type]
         if options.quantization is not None and options.quantizes(spec) and not is_prequantized:
             return form_of(options.quantization)
         dtype = names[source].dtype

@@ -1,8 +1,8 @@
 """What follows from a run's data for its options.
 
-Source: J. Schulman and others, LoRA Without Regret, 2025 (thinkingmachines.ai/blog/lora): LoRA learns as full fine-tuning does
-while its parameters hold what the data say, on all matrices, and with small batches; QLoRA, arXiv:2305.14314, section 4, for all
-linear layers.
+Source: J. Schulman and others, LoRA Without Regret, 2025 (thinkingmachines.ai/blog/lora): LoRA learns as full fine-tuning
+does while its parameters hold what the data say, on all matrices, and with small batches; QLoRA, arXiv:2305.14314, section 4,
+for all linear layers.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def advice(subject: Subject, tokens_to_learn: int | None) -> list[str]:
     sequences = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if subject.model.adapter is not None and sequences >= LARGEST_BATCH:
         said.append(
-            f"a step has {sequences:,} sequences: adapters lose more with large batches than full fine-tuning does; stay below "
-            f"{LARGEST_BATCH}"
+            f"a step has {sequences:,} sequences: adapters lose more with large batches than full fine-tuning does; stay "
+            f"below {LARGEST_BATCH}"
         )
     return said
 
@@ -58,6 +58,6 @@ def _targets(subject: Subject, adapter: LoraConfig) -> str | None:
     if adapted & {*MLP, "gate_up_proj", "c_fc"}:
         return None
     return (
-        f"only {', '.join(sorted(adapted))} are adapted: at the same number of parameters all linear layers learn more, those of "
-        "the MLP most of all; --target-modules all-linear with a smaller r"
+        f"only {', '.join(sorted(adapted))} are adapted: at the same number of parameters all linear layers learn more, those "
+        "of the MLP most of all; --target-modules all-linear with a smaller r"
     )

@@ -96,22 +96,24 @@ def gpt3_figures(n: int, architecture: Architecture) -> list[Figure]:
         Figure(
             "full fine-tuning with Adam", 1200, LORA, "GB",
             f"{n:,} x 16 bytes (weights, gradients, two moments in float32)", adam,
-            f"it would need {per_weight:.2f} bytes for each parameter, which no whole number of arrays has: all in float16 has 8 "
-            f"({8 * n / _GB:,.0f} GB), without gradients 6 ({6 * n / _GB:,.0f} GB); it follows from no count",
+            f"it would need {per_weight:.2f} bytes for each parameter, which no whole number of arrays has: all in float16 "
+            f"has 8 ({8 * n / _GB:,.0f} GB), without gradients 6 ({6 * n / _GB:,.0f} GB); it follows from no count",
             follows=False,
         ),
         Figure(
             "the same, as it is often quoted", 1000, "quoted of the LoRA paper", "GB",
             f"{n:,} x 6 bytes (float16 weights and two float16 moments)", 6 * n / _GB,
-            "near to weights and moments in float16 without any gradients, which no training is; the paper says 1.2 TB",
+            "it would need float16 weights and moments, no gradients and no activations; the paper says 1.2 TB",
             follows=False,
         ),
         Figure(
             "training with LoRA", 350, LORA, "GB", f"{n:,} x 2 bytes + {adapted:,} x 16 bytes",
-            whole + 16 * adapted / _GB, "the base in float16 with adapter, gradients and moments in float32; it counts no activations",
+            whole + 16 * adapted / _GB,
+            "agrees: the base in float16, adapter, gradients and moments in float32; activations are not counted",
         ),
         Figure(
-            "a checkpoint of the whole model", 350, LORA, "GB", f"{n:,} x 2 bytes (float16)", whole, "agrees: float16, rounded",
+            "a checkpoint of the whole model", 350, LORA, "GB", f"{n:,} x 2 bytes (float16)", whole,
+            "agrees: float16, rounded",
         ),
         Figure(
             "a checkpoint of LoRA, r=4 on q and v", 35, LORA, "MB", f"{count}; x 2 bytes (float16)", small,
@@ -120,8 +122,8 @@ def gpt3_figures(n: int, architecture: Architecture) -> list[Figure]:
         ),
         Figure(
             "the same, as it is often quoted", 25, "quoted of the LoRA paper", "MB", f"{count}; x 2 bytes (float16)", small,
-            f"it would need {25e6 / 2 / (adapted / 4):.2f} as the rank in float16, {25e6 / 4 / (adapted / 4):.2f} in float32; no "
-            "whole rank on q and v gives it: it follows from no count",
+            f"it would need {25e6 / 2 / (adapted / 4):.2f} as the rank in float16, {25e6 / 4 / (adapted / 4):.2f} in float32; "
+            "no whole rank on q and v gives it: it follows from no count",
             follows=False,
         ),
     ]  # fmt: skip
@@ -144,7 +146,7 @@ def llama_figures(n: int, subject: Subject) -> list[Figure]:
         Figure(
             "QLoRA", 48, f"{QLORA}, abstract", "GB",
             "r=64 on all linear layers, one sequence of 512, recompute, paged 8-bit AdamW, counted here", ours.total / _GB,
-            "the paper says less than 48 GB, the memory of one card; ours counts the CPU's own memory of the same run, adapters and "
+            "the paper says less than 48 GB, the memory of one card; ours is the CPU's memory of such a run, adapter and "
             "gradients in float32",
         ),
         Figure(

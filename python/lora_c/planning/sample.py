@@ -14,9 +14,9 @@ from .._core import Parameter
 from ..bench_shapes import normals
 from ..configs import AdapterConfig, LoraConfig, StackConfig
 from ..families.architectures import Architecture, WeightSpec
-from ..model.meta_model import Form
 from ..model.model import Model
 from ..training.base_options import add_adapters
+from ..weights.forms import Form
 from ..weights.kinds import Weights
 from ..weights.quantization import Quantization
 from .subject import Subject

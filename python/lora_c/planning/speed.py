@@ -163,9 +163,7 @@ class _Runner:
         self.updates.append(time.perf_counter() - between)
 
 
-def _measured(
-    subject: Subject, parts: list[_Sample], recompute: Recompute, seconds: float
-) -> list[tuple[float, float]]:
+def _measured(subject: Subject, parts: list[_Sample], recompute: Recompute, seconds: float) -> list[tuple[float, float]]:
     """Seconds of a pass and of an update of each sample; they take turns, so that what else runs here hits all of them."""
     with TemporaryDirectory() as folder:
         runners = [_Runner(subject, part, recompute, folder) for part in parts]

@@ -10,8 +10,9 @@ from typing import Any
 
 from .._core import Parameter
 from ..families.architectures import WeightSpec
-from ..model.meta_model import NESTED, Form, MetaModel
+from ..model.meta_model import MetaModel
 from ..training.memory import MemoryForecast
+from ..weights.forms import NESTED, TABLES, Form
 from .subject import Subject
 
 _LAYER = re.compile(r"(^|\.)(layers|h)\.\d+\.")
@@ -72,8 +73,10 @@ def base_terms(model: MetaModel) -> list[Term]:
             groups[key] = groups.get(key, 0) + math.prod(spec.shape)
         elif not isinstance(model.weights[spec.name], Parameter):
             n_vectors += math.prod(spec.shape)
+    n_tables = sum(form.own_tables for form in model.forms.values())
     terms = [term for (kind, form), count in groups.items() for term in _matrix_terms(kind, form, count)]
-    return [*terms, Term("norms and biases", f"{n_vectors:,} x 4 bytes", 4 * n_vectors)] if n_vectors else terms
+    terms.append(Term("tables of codes", f"{n_tables:,} x {TABLES:,} bytes", TABLES * n_tables))
+    return [*terms, Term("norms and biases", f"{n_vectors:,} x 4 bytes", 4 * n_vectors)]
 
 
 def _kind(spec: WeightSpec) -> str:
@@ -94,9 +97,8 @@ def memory_terms(subject: Subject, plan: MemoryForecast, optimizer: str) -> list
     trained = plan.parameters // 4
     n_tokens, _ = subject.micro_batch()
     terms = base_terms(subject.model)
-    rest = plan.base - int(sum(term.value for term in terms))
-    if rest:  # each array begins at 64 bytes
-        terms.append(Term("gaps between arrays", "", rest))
+    if (own := plan.base - int(sum(term.value for term in terms))) > 0:
+        terms.append(Term("base of the adapter's own", "beside the model's", own))
     what = "adapter" if subject.model.adapter is not None else "weights that are trained"
     terms += [
         Term(what, f"{trained:,} x 4 bytes", plan.parameters),

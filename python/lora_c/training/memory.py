@@ -11,6 +11,7 @@ import numpy as np
 from .. import _core
 from ..configs import TrainConfig
 from ..errors import ConfigError
+from ..model.meta_model import MetaModel
 from .optimizers import state_bytes, work_bytes
 
 if TYPE_CHECKING:
@@ -86,8 +87,16 @@ def forecast_model(
 
 def _base_bytes(model: Model) -> int:
     """Of the weights that are not trained; of plain arrays, too, a device other than the CPU holds copies."""
+    if isinstance(model, MetaModel):
+        return model.base_bytes()
     live = _core.memory_report(model.device)["base weights"]["live"]
     return live + model.dense_bytes() if model.device == "cpu" else live
+
+
+def peak_memory(model: Model) -> int:
+    """Return the most bytes that there were on the model's device since the last reset."""
+    peak = _core.memory_report(model.device)["total"]["peak"]
+    return peak + (model.dense_bytes() if model.device == "cpu" else 0)
 
 
 def recompute_of(trainer: Trainer) -> Literal["none", "layer"]:
