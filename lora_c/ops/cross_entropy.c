@@ -157,9 +157,9 @@ static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, lora_error *err) 
     return lora_head_pass_create(ctx, job->w, job->loss->map, job->dx.data != NULL, rows, &job->pass, err);
 }
 
-int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w, bool trains) {
+int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w, bool trains, bool gradient) {
     xent_job job = {.H = w->cols};
-    return lora_head_pass_bytes(ctx, w, true, most_rows(M)) +
+    return lora_head_pass_bytes(ctx, w, gradient, most_rows(M)) +
            lay_chunk(&job, trains, most_rows(M), lora_pool_threads(ctx->engine->pool), NULL);
 }
 

@@ -101,7 +101,7 @@ def gpt3_figures(n: int, architecture: Architecture) -> list[Figure]:
             follows=False,
         ),
         Figure(
-            "the same, as it is often quoted", 1000, "quoted of the LoRA paper", "GB",
+            "full fine-tuning, as it is often quoted", 1000, "quoted of the LoRA paper", "GB",
             f"{n:,} x 6 bytes (float16 weights and two float16 moments)", 6 * n / _GB,
             "it would need float16 weights and moments, no gradients and no activations; the paper says 1.2 TB",
             follows=False,
@@ -121,7 +121,7 @@ def gpt3_figures(n: int, architecture: Architecture) -> list[Figure]:
             f"{2 * adapted / 2**20:.1f} MiB",
         ),
         Figure(
-            "the same, as it is often quoted", 25, "quoted of the LoRA paper", "MB", f"{count}; x 2 bytes (float16)", small,
+            "a checkpoint of LoRA, as it is often quoted", 25, "quoted of the LoRA paper", "MB", f"{count}; x 2 bytes (float16)", small,
             f"it would need {25e6 / 2 / (adapted / 4):.2f} as the rank in float16, {25e6 / 4 / (adapted / 4):.2f} in float32; "
             "no whole rank on q and v gives it: it follows from no count",
             follows=False,
