@@ -1,4 +1,4 @@
-"""The device "meta": models that have shapes and no values, which forecast what the model itself takes, and compute nothing."""
+"""The device "meta": models that have shapes and no values forecast what the model itself takes, and compute nothing."""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ def gpt3_figures(n: int, architecture: Architecture) -> list[Figure]:
             f"{2 * adapted / 2**20:.1f} MiB",
         ),
         Figure(
-            "a checkpoint of LoRA, as it is often quoted", 25, "quoted of the LoRA paper", "MB", f"{count}; x 2 bytes (float16)", small,
+            "a checkpoint of LoRA, as it is often quoted", 25, "quoted of the LoRA paper", "MB",
+            f"{count}; x 2 bytes (float16)", small,
             f"it would need {25e6 / 2 / (adapted / 4):.2f} as the rank in float16, {25e6 / 4 / (adapted / 4):.2f} in float32; "
             "no whole rank on q and v gives it: it follows from no count",
             follows=False,
