@@ -1,12 +1,17 @@
 /* The device "meta": arrays with a size and a place, and no memory. A decoder on it can be asked what a training step of any size would
- * take, as the same decoder on the CPU would say, and computes nothing. PyTorch's device of this name is the same for its tensors. */
+ * take, as the same decoder on the CPU would say, and computes nothing; on "meta:8.6" as on an NVIDIA GPU of that compute capability.
+ * PyTorch's device of this name is the same for its tensors. */
+#include <string.h>
+
 #include "lora_c/backend/load.h"
 #include "lora_c/backend/meta_refusals.h"
 #include "lora_c/base/util.h"
+#include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 #include "lora_c/ops/cpu_ops.h"
 
 typedef struct meta_device {
     lora_engine *engine;
+    int capability; /* 10 times that of the GPU; 0: the CPU */
     _Atomic size_t live[LORA_MEM_TAGS], peak[LORA_MEM_TAGS], total_live, total_peak;
 } meta_device;
 
@@ -108,11 +113,56 @@ static int64_t meta_devices(int64_t most, lora_device *out) {
     return 1;
 }
 
+/* Shared memory that a block may have, by compute capability.   Source  CUDA C++ Programming Guide, table of technical specifications */
+static int64_t shared_bytes_of(int capability) {
+    static const struct {
+        int capability, kib;
+    } known[] = {{75, 64}, {80, 163}, {86, 99}, {89, 99}, {90, 227}, {100, 227}, {120, 99}};
+    int64_t kib = 64;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (capability >= known[i].capability) kib = known[i].kib;
+    return kib * 1024;
+}
+
+static bool is_gpu(const lora_ctx *ctx, lora_gpu_facts *gpu) {
+    const meta_device *device = ctx->view.state;
+    *gpu = (lora_gpu_facts){.major = device->capability / 10,
+                            .shared_bytes = shared_bytes_of(device->capability),
+                            .is_fast = ctx->view.precision == LORA_PRECISION_FAST};
+    return device->capability > 0;
+}
+
+static lora_dtype meta_linear_operand(const lora_ctx *ctx, int64_t M) {
+    lora_gpu_facts gpu;
+    return is_gpu(ctx, &gpu) ? lora_gpu_linear_operand(&gpu, M) : LORA_F32;
+}
+
+static bool meta_linear_keeps_low(const lora_ctx *ctx, int64_t M, const lora_adapter *adapter) {
+    lora_gpu_facts gpu;
+    return is_gpu(ctx, &gpu) ? lora_gpu_keeps_low(M, adapter) : lora_cpu_linear_keeps_low(ctx, M, adapter);
+}
+
+static int64_t meta_scratch_bytes(const lora_ctx *ctx, const lora_scratch_shape *shape) {
+    lora_gpu_facts gpu;
+    return is_gpu(ctx, &gpu) ? lora_gpu_scratch_bytes(shape, &gpu) : lora_cpu_scratch_bytes(ctx, shape);
+}
+
+bool lora_meta_index(const char *name, int64_t *index) {
+    *index = 0;
+    if (strncmp(name, "meta", 4) != 0 || (name[4] != '\0' && name[4] != ':')) return false;
+    const char *p = name + 4;
+    if (*p == '\0') return true;
+    for (p++; *p >= '0' && *p <= '9' && *index < 100; p++) *index = 10 * *index + (*p - '0');
+    if (*index < 1 || p[0] != '.' || p[1] < '0' || p[1] > '9' || p[2] != '\0') return false;
+    *index = 10 * *index + (p[1] - '0');
+    return true;
+}
+
 static lora_status meta_create(lora_ctx *host, int64_t index, void **state, lora_error *err) {
-    (void)index;
     meta_device *device = lora_host_alloc(host, LORA_MEM_SCRATCH, sizeof *device);
     LORA_CHECK(device, err, LORA_ENOMEM, "device meta: expected %zu bytes, got none", sizeof *device);
     device->engine = host->engine;
+    device->capability = (int)index;
     *state = device;
     return LORA_OK;
 }
@@ -125,6 +175,7 @@ const lora_backend lora_meta_backend = {
     .devices = meta_devices,
     .create = meta_create,
     .destroy = meta_destroy,
+    .linear_operand = meta_linear_operand,
     .memory = {.alloc = meta_alloc,
                .free = meta_free,
                .stage_alloc = meta_stage_alloc,
@@ -178,7 +229,7 @@ const lora_backend lora_meta_backend = {
             .quantize_4bit = meta_quantize_4bit,
             .double_quantize = meta_double_quantize,
             .dequantize = meta_dequantize,
-            .linear_keeps_low = lora_cpu_linear_keeps_low,
-            .scratch_bytes = lora_cpu_scratch_bytes,
+            .linear_keeps_low = meta_linear_keeps_low,
+            .scratch_bytes = meta_scratch_bytes,
         },
 };

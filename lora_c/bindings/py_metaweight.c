@@ -3,13 +3,14 @@
 
 #include <string.h>
 
-PyDoc_STRVAR(meta_weight_doc, "meta_weight($module, rows, cols, kind, /, block_size=64, double_quant=True)\n--\n\n"
-                              "Return a DeviceWeight on the device 'meta': it has the bytes of a matrix on the CPU, and no memory.\n\n"
-                              "Parameters\n----------\n"
-                              "rows, cols : int\n    out_features, in_features.\n"
-                              "kind : str\n    'float32', 'bfloat16', '4bit', or a block format of GGUF files such as 'Q8_0'.\n"
-                              "block_size, double_quant\n    Of '4bit': weights of a scale; whether the scales are quantized, too.\n\n"
-                              "Raises\n------\nValueError\n    There is no such kind, or no such matrix of it.");
+PyDoc_STRVAR(meta_weight_doc,
+             "meta_weight($module, rows, cols, kind, /, block_size=64, double_quant=True, device='meta')\n--\n\n"
+             "Return a DeviceWeight on the device 'meta', or on 'meta:8.6': it has the bytes of a matrix, and no memory.\n\n"
+             "Parameters\n----------\n"
+             "rows, cols : int\n    out_features, in_features.\n"
+             "kind : str\n    'float32', 'bfloat16', '4bit', or a block format of GGUF files such as 'Q8_0'.\n"
+             "block_size, double_quant\n    Of '4bit': weights of a scale; whether the scales are quantized, too.\n\n"
+             "Raises\n------\nValueError\n    There is no such kind, or no such matrix of it.");
 
 /* bytes: of all that the pointers of a weight stand for, which are filled later. */
 static int describe_4bit(int64_t block_size, int double_quant, lora_weight *w, int64_t *bytes) {
@@ -79,16 +80,16 @@ static void point(lora_weight *w, int double_quant, const void *at) {
 }
 
 static PyObject *meta_weight(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"", "", "", "block_size", "double_quant", NULL};
+    static char *names[] = {"", "", "", "block_size", "double_quant", "device", NULL};
     lora_py_state *state = PyModule_GetState(module);
     lora_weight w = {0};
     int64_t block_size = LORA_NF4_BLOCK, bytes = 0;
     int double_quant = 1;
-    const char *kind;
+    const char *kind, *name = "meta";
     lora_py_device device;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&s|O&p:meta_weight", names, lora_py_whole, &w.rows, lora_py_whole, &w.cols, &kind,
-                                     lora_py_whole, &block_size, &double_quant) ||
-        describe(kind, block_size, double_quant, &w, &bytes) < 0 || lora_py_find_device(state, "meta", &device) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&s|O&ps:meta_weight", names, lora_py_whole, &w.rows, lora_py_whole, &w.cols, &kind,
+                                     lora_py_whole, &block_size, &double_quant, &name) ||
+        describe(kind, block_size, double_quant, &w, &bytes) < 0 || lora_py_find_device(state, name, &device) < 0)
         return NULL;
     lora_py_deviceweight *self = lora_py_new(state->deviceweight_type);
     if (!self) return NULL;

@@ -63,7 +63,10 @@ def assert_same_forecast(real: lc.Model, meta: lc.Model, n_tokens: int = 40) -> 
             assert found == expected
 
 
-@pytest.mark.parametrize("load", [{}, NF4, {"quantize": "nf4", "double_quant": False}], ids=["dense", "nf4", "single"])
+LOADS = {"dense": {}, "bfloat16": {"dtype": "bfloat16"}, "nf4": NF4, "single": {"quantize": "nf4", "double_quant": False}}
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=list(LOADS))
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_takes_what_it_takes_with_values(
     tiny_model_dir: Path, name: str, load: dict[str, Any], on_cpu: None
@@ -84,7 +87,7 @@ def test_a_model_that_is_trained_itself(make_model: Callable[..., Path], trainab
 
 def test_a_prequantized_folder(tiny_model_dir: Path, tmp_path: Path, on_cpu: None) -> None:
     lc.load_model(tiny_model_dir, progress=False, **NF4).save(tmp_path / "nf4")
-    for load in ({}, {"quantize": "nf4"}):
+    for load in ({}, {"quantize": "nf4"}, {"dtype": "bfloat16"}):
         real, meta = lc.load_model(tmp_path / "nf4", progress=False, **load), open_meta(tmp_path / "nf4", **load)
         real.add_adapter(r=2), meta.add_adapter(r=2)
         assert_same_forecast(real, meta)
@@ -93,7 +96,7 @@ def test_a_prequantized_folder(tiny_model_dir: Path, tmp_path: Path, on_cpu: Non
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", None])
 def test_a_gguf_file(llama_file: Callable[..., Path], kind: str | None, on_cpu: None) -> None:
     path = llama_file(kind)
-    for load in ({}, NF4):
+    for load in ({}, NF4, {"dtype": "bfloat16"}):
         real, meta = lc.load_model(path, progress=False, **load), open_meta(path, **load)
         real.add_adapter(r=2), meta.add_adapter(r=2)
         assert_same_forecast(real, meta)
@@ -155,8 +158,27 @@ def test_nothing_is_computed_there() -> None:
 
 def test_it_is_no_device_of_models(tiny_model_dir: Path) -> None:
     assert "meta" not in [device.name for device in lc.devices()]
-    with pytest.raises(ConfigError, match="expected a name of devices"):
-        lc.load_model(tiny_model_dir, device="meta")
+    for name in ("meta", "meta:8.0"):
+        with pytest.raises(ConfigError, match="expected a name of devices"):
+            lc.load_model(tiny_model_dir, device=name)
+    for name in ("meta:", "meta:8", "meta:8.", "meta:.5", "meta:8.0x", "meta:1000.0", "metal"):
+        with pytest.raises(ValueError, match="device: expected one of cpu"):
+            _core.memory_info(name)
+
+
+def test_a_gpu_is_forecast_by_its_compute_capability() -> None:
+    found = {}
+    for name in ("meta", "meta:7.5", "meta:8.6", "meta:9.0"):
+        model = meta_model_of_shape("gemma-3-1b", SHAPES["gemma-3-1b"].config, Quantization(), device=name)
+        model.add_adapter(r=8)
+        model.decoder.precision = "fast"
+        found[name] = forecast_model(model, 1024, n_segments=2)
+        model.decoder.precision = "exact"
+        assert forecast_model(model, 1024, n_segments=2).activations == found["meta"].activations  # float32 everywhere
+    turing, ampere, hopper = found["meta:7.5"], found["meta:8.6"], found["meta:9.0"]
+    assert ampere.activations < turing.activations == found["meta"].activations  # kept in bfloat16
+    assert hopper.scratch > ampere.scratch  # heads of 256 find room in shared memory, and are packed
+    assert turing.scratch > (32 << 20) + found["meta"].scratch  # the workspace of products
 
 
 @pytest.mark.parametrize(

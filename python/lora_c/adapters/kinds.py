@@ -19,7 +19,7 @@ from ..configs import (
 )
 from ..errors import ConfigError
 from ..families.architectures import Architecture
-from ..weights.parameter_values import META
+from ..weights.parameter_values import is_meta
 from .adapter import Adapter
 from .bottleneck import fresh_bottleneck, load_bottleneck
 from .data import F32, AdapterArrays
@@ -61,13 +61,13 @@ def fresh_adapter(base_weights: BaseWeights, config: AdapterConfig, device: str 
     device : str
         Where its parameters lie.
     """
-    if device == META:
-        return shaped_adapter(base_weights, config)
+    if is_meta(device):
+        return shaped_adapter(base_weights, config, device)
     return _MAKERS[type(config)](base_weights, config, device)
 
 
-def shaped_adapter(base_weights: BaseWeights, config: AdapterConfig) -> Adapter:
-    """Return a new adapter that has shapes and no values, on the device of such arrays.
+def shaped_adapter(base_weights: BaseWeights, config: AdapterConfig, device: str) -> Adapter:
+    """Return a new adapter that has shapes and no values, on a device of such arrays.
 
     Parameters
     ----------
@@ -78,9 +78,9 @@ def shaped_adapter(base_weights: BaseWeights, config: AdapterConfig) -> Adapter:
     """
     architecture = base_weights.architecture
     if isinstance(config, PrefixTuningConfig):
-        return prefix_of_arrays(shapes_of_prefix(config, architecture), config, True, META)
+        return prefix_of_arrays(shapes_of_prefix(config, architecture), config, True, device)
     arrays, embedding = shapes_of(config, base_weights)
-    return loaded_adapter(arrays, architecture, embedding, True, META)
+    return loaded_adapter(arrays, architecture, embedding, True, device)
 
 
 def loaded_adapter(

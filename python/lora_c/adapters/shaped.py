@@ -80,7 +80,9 @@ def _own_base(
     weights = base_weights.weights
     if not changes_base(config) or not isinstance(weights, MetaWeights):
         return {}
-    return {name: partial(weights.forms[name].weight, (m.B.shape[0], m.A.shape[1])) for name, m in matrices.items()}
+    return {
+        name: partial(weights.forms[name].weight, (m.B.shape[0], m.A.shape[1]), weights.device) for name, m in matrices.items()
+    }
 
 
 def shapes_of_prefix(config: PrefixTuningConfig, architecture: Architecture) -> dict[str, F32]:

@@ -64,7 +64,7 @@ def command(**own: Any) -> None:
     config = TrainConfig(**take(own, TrainConfig))
     adapter = take_adapter(own, config.seed)
     place, seconds = _place(own.get("device")), own.pop("seconds")
-    subject, data = _subject(own, config, adapter if config.method in ("lora", "qlora") else None)
+    subject, data = _subject(own, config, adapter if config.method in ("lora", "qlora") else None, place.device)
     plan = make_plan(subject, place, None if data is None else data.n_predicted)
     if seconds > 0 and place.card is None:
         plan = plan.measured(seconds)
@@ -84,7 +84,7 @@ def _place(device: str | None) -> Place:
     return Place(card.name, card.usable_bytes, card)
 
 
-def _subject(own: dict[str, Any], config: TrainConfig, adapter: Any) -> tuple[Subject, Dataset | None]:
+def _subject(own: dict[str, Any], config: TrainConfig, adapter: Any, device: str) -> tuple[Subject, Dataset | None]:
     """What is planned, and its training data where they are given.
 
     Raises
@@ -103,8 +103,8 @@ def _subject(own: dict[str, Any], config: TrainConfig, adapter: Any) -> tuple[Su
     if shape is not None:
         if own.get("data"):
             raise ConfigError("data: expected --model beside it, whose tokenizer reads them, got --shape; leave it out")
-        return subject_of_shape(shape, config, adapter), None
-    subject = subject_of_path(model, config, adapter, **task_of(own | {"model": model}, config.seed))
+        return subject_of_shape(shape, config, adapter, device), None
+    subject = subject_of_path(model, config, adapter, device, **task_of(own, config.seed))
     if not own.get("data"):
         return subject, None
     if own.get("chat_template"):

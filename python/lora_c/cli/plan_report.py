@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -35,7 +36,8 @@ def show_plan(plan: Plan) -> None:
     if plan.figures:
         _show_figures(console, plan.figures)
     for line in plan.advice:
-        console.print(Text.assemble(("\nadvice  ", "bold"), line))
+        console.print()
+        console.print(Text.assemble(("advice  ", "bold"), line))
 
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:
@@ -45,7 +47,10 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     rows = [
         ("model", f"{subject.name}: {plan.total - _adapted(plan):,} parameters ({subject.source})"),
         ("method", f"{config.method}: {plan.trained:,} trained of {plan.total:,} parameters ({share:.3g} %)"),
-        ("batch", f"{sequences} sequences, {tokens:,} tokens at most, {config.gradient_accumulation_steps} of them in a step"),
+        (
+            "batch",
+            f"{sequences:,} sequences, together {tokens:,} tokens at most; {_passes(config.gradient_accumulation_steps)}",
+        ),
         ("memory", f"{size_text_of(plan.memory.total)} with {config.optim}, {config.activation_dtype} activations"),
         ("saved", f"{size_text_of(plan.saved_bytes)}; a checkpoint to go on from {size_text_of(plan.checkpoint_bytes)}"),
     ]
@@ -53,6 +58,10 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("", f"and {size_text_of(plan.memory.offloaded)} of activations off-loaded to a file"))
     rows += _time(plan)
     return rows + _fit(plan)
+
+
+def _passes(count: int) -> str:
+    return "a step has one such pass" if count == 1 else f"a step has {count:,} such passes"
 
 
 def _adapted(plan: Plan) -> int:
@@ -101,16 +110,13 @@ def _show_terms(console: TextConsole, title: str, terms: Sequence[Term], total: 
 
 
 def _show_figures(console: TextConsole, figures: Sequence[Figure]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("the papers", overflow="fold")
-    table.add_column("theirs", justify="right", no_wrap=True)
-    table.add_column("counted", justify="right", no_wrap=True)
-    table.add_column("from, and why they differ", overflow="fold")
+    console.print(Text("\nthe papers", style="bold"))
     for figure in figures:
-        why = f"{figure.formula}; {figure.reason} [{figure.source}]"
-        table.add_row(figure.what, f"{figure.figure:g} {figure.unit}", f"{figure.count:,.4g} {figure.unit}", Text(why))
-    console.print()
-    console.print(table)
+        both = f"{figure.figure:,g} {figure.unit} said, {figure.count:,.4g} {figure.unit} counted"
+        said = f"{both} ({100 * figure.difference:+.1f} %)"
+        console.print(Text(f"{figure.what}: {said}"))
+        why = f"counted from {figure.formula}; {figure.reason} ({figure.source})"
+        console.print(Padding(Text(why, style="dim"), (0, 0, 0, 2)))
 
 
 def size_text_of(n: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import _core
 from ..errors import ConfigError
+from ..weights.parameter_values import is_meta
 
 _GPU = Path("/dev/nvidiactl")  # made by NVIDIA's driver
 _NOT_BUILT = (
@@ -91,7 +92,7 @@ def open_device(name: str | None) -> str:
         It cannot be used; the message says why.
     """
     name = device_name(name)
-    if not isinstance(name, str) or name == "meta":
+    if not isinstance(name, str) or is_meta(name):
         raise ConfigError(f"device: expected a name of devices(), got {name!r}")
     try:
         _core.transfers(name)  # which opens it

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from ..weights.forms import TABLES, Form, MetaWeights, form_of
 from ..weights.parameter_values import META
 from ..weights.quantization import NF4, Quantization
 from .load_checks import check_load_options
-from .loading import LoadOptions, Trainable, check_tensors, new_parameters
+from .loading import DENSE_DTYPES, LoadOptions, Trainable, check_tensors, new_parameters
 from .model import Model
 from .opening import config_of_checkpoint, open_checkpoint, tokenizer_of_checkpoint
-from .wanted_task import WantedTask
+from .wanted_task import WantedTask, check_seed
 
 
 class MetaModel(Model):
@@ -53,7 +53,7 @@ class MetaModel(Model):
 
 def meta_model(
     config: Mapping[str, Any], options: LoadOptions, form: Callable[[WeightSpec], Form], source: Path,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | None = None, device: str = META,
 ) -> MetaModel:  # fmt: skip
     """Return a model without values.
 
@@ -69,24 +69,30 @@ def meta_model(
         What it is called.
     tokenizer : Tokenizer, optional
         Its tokenizer.
+    device : str
+        "meta", which forecasts the CPU, or "meta:8.6" for a GPU by its compute capability.
     """
     architecture = architecture_of(config)
     specs = architecture.weights()
-    values: dict[str, Any] = new_parameters([spec for spec in specs if options.trains(spec)], META)
+    values: dict[str, Any] = new_parameters([spec for spec in specs if options.trains(spec)], device)
     forms = {spec.name: form(spec) for spec in specs if spec.name not in values and spec.kind != "vector"}
     for spec in specs:
         if spec.name not in values:
             kept = forms.get(spec.name)
-            values[spec.name] = np.zeros(spec.shape, np.float32) if kept is None else kept.weight(spec.shape)
-    weights = MetaWeights({spec.name: values[spec.name] for spec in specs}, forms=forms)
+            values[spec.name] = np.zeros(spec.shape, np.float32) if kept is None else kept.weight(spec.shape, device)
+    weights = MetaWeights({spec.name: values[spec.name] for spec in specs}, forms=forms, device=device)
     quantization = options.quantization or NF4
-    model = MetaModel(dict(config), architecture, weights, source, tokenizer, quantization, device=META)
+    model = MetaModel(dict(config), architecture, weights, source, tokenizer, quantization, device=device)
     model.forms = forms
     return model
 
 
 def meta_model_of_shape(
-    name: str, config: Mapping[str, Any], quantization: Quantization | None, trainable: Trainable = "none"
+    name: str,
+    config: Mapping[str, Any],
+    quantization: Quantization | None,
+    trainable: Trainable = "none",
+    device: str = META,
 ) -> MetaModel:
     """Return the model of a config.json alone, whose files are taken to be bfloat16.
 
@@ -98,6 +104,8 @@ def meta_model_of_shape(
         Of the projections.
     trainable : "none", "full" or "head"
         As `load_model` takes it.
+    device : str
+        As `meta_model` takes it.
     """
     options = LoadOptions(quantization, trainable=trainable)
     config = dict(config) | ({"tie_word_embeddings": False} if trainable == "head" else {})
@@ -105,12 +113,13 @@ def meta_model_of_shape(
     def form(spec: WeightSpec) -> Form:
         return form_of(quantization) if quantization and options.quantizes(spec) else Form("bfloat16")
 
-    return meta_model(config, options, form, Path(name))
+    return meta_model(config, options, form, Path(name), device=device)
 
 
 def open_meta(
     path: str | os.PathLike[str], quantize: Any = None, double_quant: bool = True, block_size: int = 64,
-    trainable: Trainable = "none", *, with_tokenizer: bool = True, **task: Any,
+    dtype: Literal["float32", "bfloat16"] | None = None, trainable: Trainable = "none", *, device: str = META, seed: int = 0,
+    **task: Any,
 ) -> MetaModel:  # fmt: skip
     """Return what `load_model` would, without values: only headers are read.
 
@@ -118,10 +127,10 @@ def open_meta(
     ----------
     path : path or str
         A model folder or a GGUF file, by its path or its name.
-    quantize, double_quant, block_size, trainable
+    quantize, double_quant, block_size, dtype, trainable, seed
         As `load_model` takes them.
-    with_tokenizer : bool
-        Whether its tokenizer is read.
+    device : str
+        As `meta_model` takes it.
     **task
         What `load_model` takes of classifiers.
 
@@ -130,16 +139,15 @@ def open_meta(
     CheckpointError
         The folder cannot be used.
     """
-    check_load_options(quantize, double_quant, block_size, None, trainable)
+    check_load_options(quantize, double_quant, block_size, dtype, trainable)
     asked = Quantization(quantize, block_size, double_quant) if quantize else None
-    options = LoadOptions(asked, trainable=trainable)
-    wanted = WantedTask(*(task.get(name) for name in ("task_type", "num_labels", "id2label", "problem_type")))
-    with open_checkpoint(path, progress=False) as checkpoint:
+    options = LoadOptions(asked, DENSE_DTYPES.get(dtype or ""), trainable, seed=check_seed(seed))
+    wanted = WantedTask(**task)
+    with open_checkpoint(path) as checkpoint:
         config = wanted.config_of(config_of_checkpoint(checkpoint, trainable))
         sources = check_tensors(checkpoint, architecture_of(config))
         form = _forms(checkpoint, sources, options)
-        tokenizer = tokenizer_of_checkpoint(checkpoint, config) if with_tokenizer else None
-        return meta_model(config, options, form, checkpoint.path, tokenizer)
+        return meta_model(config, options, form, checkpoint.path, tokenizer_of_checkpoint(checkpoint, config), device)
 
 
 def _forms(
@@ -153,7 +161,11 @@ def _forms(
         source = sources.get(spec.name)
         if source is None:  # a classifier's score, which no file has
             return Form("float32")
-        if (kind := quant_type_of(source, names)) is not None:
+        kind = quant_type_of(source, names)
+        stays = kind is not None and (options.dtype is None or options.quantization is not None)
+        if options.dtype is not None and not stays and (is_prequantized or not options.quantizes(spec)):
+            return Form(str(options.dtype))
+        if kind is not None:
             block, nested = quant_options(source, names, checkpoint.read)
             return Form("4bit", Quantization(kind, block, nested), own_tables=True)  # type: ignore[arg-type]
         if options.quantization is not None and options.quantizes(spec) and not is_prequantized:

@@ -43,7 +43,8 @@ def flop_terms(subject: Subject, recompute: Recompute) -> list[Term]:
         terms.append(Term("backward, gradient of the head", f"2 x {vocab:,} x {hidden:,}", 2 * vocab * hidden))
     if recompute == "layer" and above:
         again = 2 * backward + 4 * above * context * width + 2 * adapted
-        terms.append(Term("forward again (recompute)", f"{above} layers", again))
+        formula = f"2 x {backward:,} + 4 x {above} x {context:,.1f} x {width:,} + 2 x {adapted:,}"
+        terms.append(Term("forward again (recompute)", formula, again))
     return [term for term in terms if term.value]
 
 

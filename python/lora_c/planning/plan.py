@@ -12,6 +12,7 @@ from ..data.batching import total_steps
 from ..families.architectures import WeightSpec
 from ..training.memory import MemoryForecast
 from ..training.optimizers import checkpoint_state_bytes
+from ..weights.parameter_values import META
 from .advice import advice
 from .cards import Card
 from .flops import flop_terms
@@ -39,6 +40,11 @@ class Place:
     name: str
     free: int | None
     card: Card | None = None
+
+    @property
+    def device(self) -> str:
+        """Where a model without values forecasts what a run takes there."""
+        return META if self.card is None else f"{META}:{self.card.capability:.1f}"
 
 
 def this_machine() -> Place:

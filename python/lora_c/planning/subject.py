@@ -16,6 +16,7 @@ from ..families.shapes import SHAPES
 from ..model.meta_model import MetaModel, meta_model_of_shape, open_meta
 from ..training.base_options import add_adapters, base_options, quantization_for
 from ..training.memory import MemoryForecast, forecast_model, limit_of_auto, most_tokens
+from ..weights.parameter_values import META
 
 Recompute = Literal["none", "layer"]
 
@@ -81,7 +82,7 @@ class Subject:
         return most_tokens(lengths, batch, self.model.decoder.virtual_tokens), min(batch, len(lengths))
 
     def forecast(self, config: TrainConfig | None = None, recompute: Recompute | None = None) -> MemoryForecast:
-        """What a run takes of the CPU's memory: with other options, where they are given."""
+        """What a run takes of the memory of its device: with other options, where they are given."""
         config = config or self.config
         recompute = recompute or ("layer" if config.recompute == "layer" else "none")
         with _settings(self.model, config, recompute):
@@ -115,8 +116,15 @@ def _settings(model: MetaModel, config: TrainConfig, recompute: Recompute) -> It
         decoder.activation_dtype, decoder.recompute, decoder.precision, decoder.activation_offload = before
 
 
-def subject_of_shape(name: str, config: TrainConfig, adapter: AdapterConfig | StackConfig | None) -> Subject:
+def subject_of_shape(
+    name: str, config: TrainConfig, adapter: AdapterConfig | StackConfig | None, device: str = META
+) -> Subject:
     """Plan a run of a model of a well-known shape, whose files are taken to be bfloat16.
+
+    Parameters
+    ----------
+    device : str
+        "meta" for the CPU, "meta:8.6" for a GPU by its compute capability.
 
     Raises
     ------
@@ -128,18 +136,21 @@ def subject_of_shape(name: str, config: TrainConfig, adapter: AdapterConfig | St
         raise ConfigError(f"shape: expected one of {', '.join(SHAPES)}, got {name!r}{nearest(name, SHAPES)}")
     quantization = quantization_for(config) if config.method == "qlora" else None
     trainable: Any = config.method if config.method in ("head", "full") else "none"
-    model = meta_model_of_shape(name, shape.config, quantization, trainable)
-    remake = partial(subject_of_shape, name, adapter=adapter)
+    model = meta_model_of_shape(name, shape.config, quantization, trainable, device)
+    remake = partial(subject_of_shape, name, adapter=adapter, device=device)
     return _with_adapters(Subject(name, shape.source, model, config, adapter, remake=remake))
 
 
 def subject_of_path(
-    path: str | os.PathLike[str], config: TrainConfig, adapter: AdapterConfig | StackConfig | None, **task: Any
-) -> Subject:
+    path: str | os.PathLike[str], config: TrainConfig, adapter: AdapterConfig | StackConfig | None, device: str = META,
+    **task: Any,
+) -> Subject:  # fmt: skip
     """Plan a run of a model folder or a GGUF file, of which only the headers are read.
 
     Parameters
     ----------
+    device : str
+        As `subject_of_shape` takes it.
     **task
         What `load_model` takes of classifiers.
 
@@ -148,8 +159,8 @@ def subject_of_path(
     CheckpointError
         It cannot be used.
     """
-    model = open_meta(path, **base_options(path, config), **task)
-    remake = partial(subject_of_path, path, adapter=adapter, **task)
+    model = open_meta(path, device=device, **base_options(path, config), **task)
+    remake = partial(subject_of_path, path, adapter=adapter, device=device, **task)
     return _with_adapters(Subject(os.fspath(path), str(model.source), model, config, adapter, remake=remake))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import _core
 from .kinds import Weights
+from .parameter_values import META
 from .quantization import NF4, Quantization
 
 TABLES = (16 + 256) * 4  # bytes of the tables that a prequantized matrix brings
@@ -22,10 +23,10 @@ class Form:
     quantization: Quantization = NF4
     own_tables: bool = False  # of a prequantized file: what its codes mean
 
-    def weight(self, shape: tuple[int, ...]) -> Any:
+    def weight(self, shape: tuple[int, ...], device: str = META) -> Any:
         """Return a matrix (out, in) of this form, without values."""
         q = self.quantization
-        return _core.meta_weight(*shape, self.kind, block_size=q.block_size, double_quant=q.double_quant)
+        return _core.meta_weight(*shape, self.kind, block_size=q.block_size, double_quant=q.double_quant, device=device)
 
     @property
     def name(self) -> str:
@@ -57,3 +58,4 @@ class MetaWeights(Weights):
     """Weights without values; forms: of the matrices that are frozen, by decoder name."""
 
     forms: dict[str, Form] = field(default_factory=dict)
+    device: str = META
