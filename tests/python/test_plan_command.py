@@ -107,7 +107,9 @@ def test_the_table_of_cards() -> None:
     assert all(card_named(card.name) is card for card in CARDS)
     t4 = card_named("t4")
     assert (t4.memory_gib, t4.bandwidth, t4.capability) == (16, 320, 7.5) and 14 * GIB < t4.usable_bytes < 16 * GIB
-    with pytest.raises(ConfigError, match="device: expected cpu or a card: T4, .*; got 'RTX 4091', did you mean 'RTX 4090'"):
+    with pytest.raises(
+        ConfigError, match="device: expected a name that .*, or a card: T4, .*; got 'RTX 4091', did you mean 'RTX 4090'"
+    ):
         card_named("RTX 4091")
 
 
@@ -169,8 +171,8 @@ def test_advice_follows_from_the_data() -> None:
     [
         ([], "expected --model PATH or --shape NAME, got neither"),
         (["--model", "demo", "--shape", "gpt2"], "got both"),
-        (["--shape", "gpt5"], "'gpt5' is not one of"),
-        (["--shape", "gpt2", "--device", "Voodoo 2"], "--device: expected cpu or a card"),
+        (["--shape", "gpt5"], "got 'gpt5', did you mean 'gpt2'?"),
+        (["--shape", "gpt2", "--device", "Voodoo 2"], "--device: expected a name that `lora-c devices` lists, or a card"),
         (["--shape", "gpt2", "--data", "x.jsonl"], "--data: expected --model beside it"),
         (["--shape", "gpt2", "--target-modules", "q_proj"], "target_modules: expected names among c_attn"),
         (["--shape", "gpt2", "--rank", "0"], "r: "),

@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..families.shapes import SHAPES
 from .adapter_options import adapter_options, take_adapter
 from .data_options import open_data, reading_options, training_data_options
+from .flag_types import Known
 from .json_output import json_option, print_json
 from .options import Command, config_options, take
 from .paths import InputPath
@@ -18,7 +19,6 @@ from .task_options import task_of, task_options
 
 if TYPE_CHECKING:
     from ..data import Dataset
-    from ..planning.plan import Place
     from ..planning.subject import Subject
 
 
@@ -35,12 +35,13 @@ class PlanCommand(Command):
 @click.command("plan", cls=PlanCommand, short_help="What a training run would take, before any of it.")
 @click.option("--model", type=InputPath(), help="Model folder or GGUF file; only its headers are read.")
 @click.option(
-    "--shape", type=click.Choice(list(SHAPES)), metavar="NAME",
+    "--shape", type=Known(SHAPES), metavar="NAME",
     help=f"In place of a model: a well-known shape, without weights ({', '.join(SHAPES)}).",
 )  # fmt: skip
 @click.option(
     "--device", type=str, metavar="NAME", default=None,
-    help="What it is to fit into: cpu, or an NVIDIA card by its name, such as T4, 'RTX 4090', A100, H100.  [default: cpu]",
+    help="What it is to fit into: a name that `lora-c devices` lists, or an NVIDIA card by its name, such as T4, 'RTX 4090', "
+    "A100, H100.  [default: LORA_C_DEVICE of the environment, else cpu]",
 )  # fmt: skip
 @click.option(
     "--seconds", type=click.FloatRange(0, 600), default=3.0, show_default=True,
@@ -58,30 +59,21 @@ def command(**own: Any) -> None:
     Flags are those of train, and --config takes the file of a training run. With --data also the steps, and what follows from
     the data for the adapter. Nothing is written.
     """
-    from ..planning.plan import make_plan
+    from ..model.device_list import device_name
+    from ..planning.plan import make_plan, place_named
     from .plan_report import show_plan
 
     config = TrainConfig(**take(own, TrainConfig))
     adapter = take_adapter(own, config.seed)
-    place, seconds = _place(own.get("device")), own.pop("seconds")
+    place, seconds = place_named(device_name(own.get("device"))), own.pop("seconds")
     subject, data = _subject(own, config, adapter if config.method in ("lora", "qlora") else None, place.device)
     plan = make_plan(subject, place, None if data is None else data.n_predicted)
-    if seconds > 0 and place.card is None:
+    if seconds > 0 and place.capability is None:
         plan = plan.measured(seconds)
     if own["as_json"]:
         print_json(plan.as_dict())
     else:
         show_plan(plan)
-
-
-def _place(device: str | None) -> Place:
-    from ..planning.cards import card_named
-    from ..planning.plan import Place, this_machine
-
-    if device is None or device == "cpu":
-        return this_machine()
-    card = card_named(device)
-    return Place(card.name, card.usable_bytes, card)
 
 
 def _subject(own: dict[str, Any], config: TrainConfig, adapter: Any, device: str) -> tuple[Subject, Dataset | None]:

@@ -101,4 +101,6 @@ def card_named(name: str) -> Card:
         return found
     names = [card.name for card in CARDS]
     close = nearest(name.upper(), names)
-    raise ConfigError(f"device: expected cpu or a card: {', '.join(names)}; got {name!r}{close}")
+    raise ConfigError(
+        f"device: expected a name that `lora-c devices` lists, or a card: {', '.join(names)}; got {name!r}{close}"
+    )

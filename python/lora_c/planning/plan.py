@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,17 +11,20 @@ from .. import _core
 from ..configs import TrainConfig
 from ..data.batching import total_steps
 from ..families.architectures import WeightSpec
+from ..model.device_list import devices, open_device
 from ..training.memory import MemoryForecast
 from ..training.optimizers import checkpoint_state_bytes
 from ..weights.parameter_values import META
 from .advice import advice
-from .cards import Card
+from .cards import Card, card_named
 from .flops import flop_terms
 from .papers import Figure, figures_for
 from .remedies import Remedy, remedy
 from .speed import Speed, measure_speed
 from .subject import Recompute, Subject
 from .terms import Term, memory_terms, parameter_terms
+
+_CAPABILITY = re.compile(r"compute capability (\d+\.\d)")
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,45 @@ class Place:
         Bytes that it can have; None: nobody knows.
     card : Card or None
         Of the table.
+    capability : float or None
+        The compute capability of a GPU.
     """
 
     name: str
     free: int | None
     card: Card | None = None
+    capability: float | None = None
 
     @property
     def device(self) -> str:
         """Where a model without values forecasts what a run takes there."""
-        return META if self.card is None else f"{META}:{self.card.capability:.1f}"
+        return META if self.capability is None else f"{META}:{self.capability:.1f}"
 
 
 def this_machine() -> Place:
     """What this process could still take, within the limits of the process and its control groups."""
     return Place("this machine", _core.memory_info("cpu")["free"])
+
+
+def place_named(name: str) -> Place:
+    """Return a place by the name of a device of this machine, or of a card.
+
+    Raises
+    ------
+    ConfigError
+        There is none of this name.
+    DeviceError
+        The device cannot be used.
+    """
+    if name == "cpu":
+        return this_machine()
+    found = next((device for device in devices() if device.name == name), None)
+    if found is None:
+        card = card_named(name)
+        return Place(card.name, card.usable_bytes, card, card.capability)
+    free = _core.memory_info(open_device(name))["free"]
+    capability = _CAPABILITY.search(found.description)
+    return Place(f"{name} ({found.description})", free, None, float(capability[1]) if capability else None)
 
 
 @dataclass(frozen=True)
