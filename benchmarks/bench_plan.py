@@ -1,6 +1,6 @@
 """What `lora-c plan` says against what `lora-c train` takes: 16 runs of the model that ships, each in processes of its own.
 
-    python benchmarks/bench_plan.py [--rounds 3] [--json FILE]
+    python benchmarks/bench_plan.py [--rounds 3] [--method head] [--json FILE]
 
 Each method with and without recompute and with both types of activations; optimizers and lengths take turns. Memory is the
 library's own account of the peak; the time of a step is the median over the run. Prints one line a run, and exits with 1 where
@@ -87,6 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--method", choices=METHODS, help="of one method alone")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows = []
@@ -94,6 +95,8 @@ def main() -> int:
         folder = Path(name)
         write_data(folder / "data.jsonl")
         for flags in configurations():
+            if given.method not in (None, flags["--method"]):
+                continue
             row = compared(flags, [measured(flags, folder, i, given.steps) for i in range(given.rounds)])
             rows.append(row)
             memory = f"{row['plan_bytes'] / 2**20:7.1f} {row['bytes'] / 2**20:7.1f} MiB {100 * row['memory_off']:+5.1f} %"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,18 @@ def test_a_change_is_the_cheapest_one_that_fits() -> None:
     assert {"per_device_train_batch_size", "gradient_accumulation_steps"} <= set().union(*seen)
     with pytest.raises(FitError, match="no change of its options"):
         refuse_what_cannot_fit(subject, 1 << 20)
+
+
+def test_a_mapped_file_need_not_fit(llama_file: Callable[..., Path]) -> None:
+    from lora_c.configs import LoraConfig, TrainConfig
+    from lora_c.planning import subject_of_path
+    from lora_c.planning.remedies import least_forecast, refuse_what_cannot_fit
+
+    subject = subject_of_path(llama_file("Q8_0"), TrainConfig(method="qlora"), LoraConfig(r=2))
+    least, mapped = least_forecast(subject).total, subject.model.mapped_bytes()
+    assert 0 < mapped < subject.model.base_bytes()
+    refuse_what_cannot_fit(subject, least - mapped)
+    with pytest.raises(FitError):
+        refuse_what_cannot_fit(subject, least - mapped - 1)
+    dense = subject_of_path(llama_file(None), TrainConfig(method="lora"), LoraConfig(r=2))
+    assert dense.model.mapped_bytes() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .. import _core
 from ..configs import AdapterConfig, StackConfig, TrainConfig
 from .data_options import open_data
 
@@ -23,7 +24,6 @@ def read_and_forecast(
         It takes more memory than is free; the message names the change that makes it fit.
     """
     from ..planning import subject_of_path
-    from ..planning.plan import this_machine
     from ..planning.remedies import refuse_what_cannot_fit
     from ..text.chosen_template import use_chat_template
 
@@ -33,7 +33,8 @@ def read_and_forecast(
     if own.get("chat_template"):
         use_chat_template(subject.model, own["chat_template"])
     read = open_data(own, subject.model.tokenizer, config)
-    refuse_what_cannot_fit(replace(subject, lengths=[len(s) for s in read[0].samples]), this_machine().free)
+    left = _core.memory_left("", True)  # with swap: slow is not impossible
+    refuse_what_cannot_fit(replace(subject, lengths=[len(s) for s in read[0].samples]), left)
     return read
 
 

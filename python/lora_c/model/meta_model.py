@@ -42,6 +42,11 @@ class MetaModel(Model):
     def __repr__(self) -> str:
         return f"MetaModel({self.architecture.name}, {self.num_parameters():,} parameters)"
 
+    def mapped_bytes(self) -> int:
+        """Bytes of the weights that lie in a mapped file."""
+        mapped = (name for name, form in self.forms.items() if form.is_mapped)
+        return sum(self.forms[name].bytes_of(math.prod(self.weights[name].shape)) for name in mapped)
+
     def base_bytes(self) -> int:
         """Bytes of the weights that are not trained, those of an adapter's own base, too."""
         own = self.adapter.base if self.adapter is not None else {}
@@ -172,7 +177,7 @@ def _forms(
             return form_of(options.quantization)
         dtype = names[source].dtype
         if isinstance(checkpoint, GGUFCheckpoint) and dtype != "F32":
-            return Form(dtype)
+            return Form(dtype, is_mapped=True)
         return Form("bfloat16" if dtype == "BF16" else "float32")
 
     return form

@@ -10,8 +10,10 @@ from typing import Any
 from .. import _core
 from ..configs import TrainConfig
 from ..data.batching import total_steps
+from ..errors import AdapterError
 from ..families.architectures import WeightSpec
 from ..model.device_list import devices, open_device
+from ..notices import tell
 from ..training.memory import MemoryForecast
 from ..training.optimizers import checkpoint_state_bytes
 from ..weights.parameter_values import META
@@ -171,8 +173,13 @@ class Plan:
         return advice(self.subject, self.tokens_to_learn)
 
     def measured(self, seconds: float) -> Plan:
-        """Return the plan with the time of a step, measured for so many seconds on this machine."""
-        return replace(self, speed=measure_speed(self.subject, self.recompute, seconds))
+        """Return the plan with the time of a step, measured for so many seconds on this machine; without it where there is no
+        memory for that, or no adapter in the layers that are measured."""
+        try:
+            return replace(self, speed=measure_speed(self.subject, self.recompute, seconds))
+        except (MemoryError, AdapterError) as error:
+            tell(f"no time of a step: a few layers could not be measured ({error or 'no memory left'})")
+            return self
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

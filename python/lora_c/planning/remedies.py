@@ -100,15 +100,17 @@ def _shorter(subject: Subject) -> list[Change]:
 def refuse_what_cannot_fit(subject: Subject, free: int | None) -> None:
     """Refuse a run whose forecast is above the bytes that are free, before anything of it is loaded; None: nobody knows.
 
+    Weights that lie in a mapped file need not be in memory all at once.
+
     Raises
     ------
     FitError
         With the cheapest change that makes it fit.
     """
-    least = least_forecast(subject)
-    if free is None or least.total <= free:
+    least, mapped = least_forecast(subject), subject.model.mapped_bytes()
+    if free is None or least.total - mapped <= free:
         return
-    found = remedy(subject, free)
+    found = remedy(subject, free + mapped)
     way_out = "no change of its options makes it fit; a smaller model does"
     if found is not None:
         way_out = f"{found.flags} makes it {found.plan.total / 2**20:,.1f} MiB ({found.cost})"

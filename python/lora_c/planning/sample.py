@@ -61,8 +61,10 @@ def _plain(adapter: AdapterConfig | StackConfig) -> AdapterConfig | StackConfig:
     """The same size and speed, begun without reading the base."""
     if isinstance(adapter, StackConfig):
         return adapter.model_copy(update={"adapters": {name: _plain(part) for name, part in adapter.adapters.items()}})
-    changes = {"init_lora_weights": True, "loftq_config": {}} if isinstance(adapter, LoraConfig) else {}
-    return adapter.model_copy(update=changes)
+    if not isinstance(adapter, LoraConfig):
+        return adapter
+    everywhere = {"layers_to_transform": None, "layers_pattern": None}  # which layers there are not all of
+    return adapter.model_copy(update={"init_lora_weights": True, "loftq_config": {}} | everywhere)
 
 
 def _weight(spec: WeightSpec, subject: Subject) -> Any:
@@ -71,12 +73,12 @@ def _weight(spec: WeightSpec, subject: Subject) -> Any:
     if spec.kind == "vector":
         return np.zeros(spec.shape, np.float32) if spec.name.endswith(".bias") else np.ones(spec.shape, np.float32)
     form = subject.model.forms[spec.name]
-    values = _values(spec)
     if form.kind == "float32":
-        return values
+        return _values(spec)
     quantization = _quantization(form)
-    is_fit = quantization is not None and quantization.fits(spec.shape)
-    return quantization.quantize(values) if quantization and is_fit else values.astype(ml_dtypes.bfloat16)
+    if quantization is not None and quantization.fits(spec.shape):
+        return quantization.quantize(_values(spec))
+    return _values(spec, ml_dtypes.bfloat16)
 
 
 def _quantization(form: Form) -> Quantization | None:
@@ -86,9 +88,9 @@ def _quantization(form: Form) -> Quantization | None:
     return None if form.kind in ("bfloat16", "BF16", "F16") else Quantization("q8_0")
 
 
-def _values(spec: WeightSpec) -> NDArray[np.float32]:
+def _values(spec: WeightSpec, dtype: Any = np.float32) -> NDArray[Any]:
     if spec.kind == "vector":
         return np.zeros(spec.shape, np.float32) if spec.name.endswith(".bias") else np.ones(spec.shape, np.float32)
     scale = float(spec.shape[1]) ** -0.5 if spec.kind == "projection" else 0.02
     count = int(np.prod(spec.shape))
-    return np.resize(normals(0, (min(count, _DRAWN),), scale), spec.shape)
+    return np.resize(normals(0, (min(count, _DRAWN),), scale).astype(dtype), spec.shape)

@@ -100,7 +100,7 @@ def measure_speed(subject: Subject, recompute: Recompute, seconds: float = SECON
         narrower = f", {sample.narrower} times narrower" if sample.narrower > 1 else ""
         where = f"{parts[0].layers} and {sample.layers} of {layers} layers{narrower}"
     config = subject.config
-    tokens = round(config.per_device_train_batch_size * subject.mean_length)
+    tokens = round(config.per_device_train_batch_size * _length(subject))
     how = f"{sample.tokens:,} tokens through {where}"
     return Speed(passed * tokens / sample.tokens, updated, config.gradient_accumulation_steps, tokens, how)
 
@@ -109,7 +109,7 @@ def _scaled(times: tuple[float, ...], parts: list[_Sample], layers: int) -> floa
     """From the time of two depths to that of all layers; the work of a layer grows with the square of its width."""
     (less, more), (few, many) = times, (part.layers for part in parts)
     narrower = parts[0].narrower
-    of_layer = max(0.0, more - less) / (many - few)
+    of_layer = max(0.0, more - less) / max(1, many - few)
     rest = max(0.0, less - few * of_layer)
     return rest * narrower + layers * of_layer * narrower**2
 
@@ -118,7 +118,7 @@ def _sample_for(subject: Subject, recompute: Recompute, seconds: float) -> _Samp
     """The whole where it is small enough for some passes, else few layers and fewer tokens."""
     architecture = subject.model.architecture
     layers = int(architecture.decoder_kwargs["num_hidden_layers"])
-    batch, length = subject.config.per_device_train_batch_size, max(2, round(subject.mean_length))
+    batch, length = subject.config.per_device_train_batch_size, round(_length(subject))
     rate = _SHARE_OF_PEAK * max(_core.fma_peak(), 1e9)
     flops = sum(term.value for term in flop_terms(subject, recompute))
     if subject.model.num_parameters() <= _SAMPLE and batch * length * flops / rate * _FEWEST <= seconds:
@@ -132,6 +132,11 @@ def _sample_for(subject: Subject, recompute: Recompute, seconds: float) -> _Samp
     tokens = min(batch * length, max(_TOKENS[1], min(_TOKENS[0], fit)))
     sequences = max(1, tokens // length)
     return _Sample(chosen, narrower, sequences, min(length, tokens))
+
+
+def _length(subject: Subject) -> float:
+    """Tokens of a sequence in the mean, without virtual ones, which each pass puts before it."""
+    return max(2.0, subject.mean_length - subject.model.decoder.virtual_tokens)
 
 
 def _layer_parameters(subject: Subject) -> int:

@@ -22,6 +22,7 @@ class Form:
     kind: str
     quantization: Quantization = NF4
     own_tables: bool = False  # of a prequantized file: what its codes mean
+    is_mapped: bool = False  # used where the file is mapped: the system may drop it and read it again
 
     def weight(self, shape: tuple[int, ...], device: str = META) -> Any:
         """Return a matrix (out, in) of this form, without values."""
