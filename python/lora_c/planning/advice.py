@@ -41,8 +41,8 @@ def advice(subject: Subject, tokens_to_learn: int | None) -> list[str]:
 
 def _capacity(trained: int, tokens: int, r: int) -> str:
     holds = trained * BITS_PER_PARAMETER
-    what = f"{trained:,} trained parameters hold about {holds / 1e6:,.1f} Mbit, {tokens:,} tokens to learn say about "
-    what += f"{tokens / 1e6:,.1f} Mbit (one bit each)"
+    what = f"{trained:,} trained parameters hold about {holds:,.0f} bits, {tokens:,} tokens to learn say about "
+    what += f"{tokens:,} bits (one each)"
     if tokens <= holds:
         return f"{what}: rank {r} is enough"
     wanted = r
