@@ -7,8 +7,9 @@
 #include "lora_c/base/alloc.h"
 #include "lora_c/base/util.h"
 #include "lora_c/cuda/graphs.h"
+#include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 
-enum { FIRST_SLOTS = 1024, READABLE = 64 /* bytes past the end */, LIST_ROOM = 1 << 16 };
+enum { FIRST_SLOTS = 1024, READABLE = 64 /* bytes past the end */, LIST_ROOM = LORA_GPU_LIST };
 
 /* One piece of memory; p NULL: the slot is free. */
 typedef struct piece {

@@ -13,13 +13,14 @@
 #include "lora_c/cuda/cublaslt.h"
 #include "lora_c/cuda/product_edges.h"
 #include "lora_c/cuda/scaled.h"
+#include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 
 enum {
-    PLANS = 512,          /* kept; a power of two */
-    WORKSPACE = 32 << 20, /* bytes: what NVIDIA advises for Hopper */
-    MOST_ALIGNMENT = 16,  /* bytes: what the loads of kernels need at most */
-    NO_ALGORITHM = 15,    /* CUBLAS_STATUS_NOT_SUPPORTED */
-    OPERANDS = 3,         /* A, B, C of cuBLASLt */
+    PLANS = 512,                    /* kept; a power of two */
+    WORKSPACE = LORA_GPU_WORKSPACE, /* bytes: what NVIDIA advises for Hopper */
+    MOST_ALIGNMENT = 16,            /* bytes: what the loads of kernels need at most */
+    NO_ALGORITHM = 15,              /* CUBLAS_STATUS_NOT_SUPPORTED */
+    OPERANDS = 3,                   /* A, B, C of cuBLASLt */
 };
 
 /* What an algorithm is chosen by. Cleared before it is filled: compared as bytes. */

@@ -124,7 +124,8 @@ static void check_cache(lora_ctx *ctx, const device_shape *shape) {
     run_cached(ctx, &b, &all, 0, o, lse);
     for (int64_t s = 0; s < all.n; s++) {
         cached alone = {.n = 1, .lengths = {all.lengths[s]}, .queries = {all.queries[s]}};
-        attention_oracle a = attention_batch_oracle(&b, s, 0, false); /* past keys meet float32 operands in every precision */
+        double operand = all.queries[s] < all.lengths[s] ? 0 : operand_of(ctx); /* past keys meet float32 ones in every precision */
+        attention_oracle a = attention_batch_oracle(&b, s, operand, false);
         compare_cached(&a, all.queries[s], o + row * Q, lse + row * H, device_rung(ctx));
         attention_oracle_destroy(&a);
         run_cached(ctx, &b, &alone, s, one, one_lse);
