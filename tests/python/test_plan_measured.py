@@ -142,3 +142,11 @@ def test_a_mapped_file_need_not_fit(llama_file: Callable[..., Path]) -> None:
         refuse_what_cannot_fit(subject, least - mapped - 1)
     dense = subject_of_path(llama_file(None), TrainConfig(method="lora"), LoraConfig(r=2))
     assert dense.model.mapped_bytes() == 0
+
+
+def test_a_search_that_cannot_fit_is_refused_too(data: Path, tmp_path: Path, on_cpu: None) -> None:
+    out = tmp_path / "out"
+    words = ["sweep", "--model", "demo", "--data", str(data), "--val-fraction", "0.2", "--output-dir", str(out)]
+    refused = limited(420 * MIB, [*words, "--max-steps", "81", "--batch-size", "64"])
+    assert refused.returncode == 1 and refused.stderr.splitlines()[-1].startswith("lora-c: memory: expected a run within the ")
+    assert not out.exists()

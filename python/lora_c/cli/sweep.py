@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..notices import tell
 from .adapter_options import adapter_options, take_adapter
 from .data_options import device_option, open_data, reading_options, training_data_options
+from .early_forecast import read_and_forecast
 from .json_output import json_option, print_json
 from .options import Command, config_options, take
 from .paths import OVERWRITE, InputPath, output_of_a_run
@@ -79,10 +80,11 @@ def command(**own: Any) -> None:
         _need_held_out(own["data"])
     reporters(config)  # a package that is absent is said before the model is loaded
     tell_missing_plot()
+    data = read_and_forecast(own, config, adapter, {})
     folder = Path(config.output_dir)
     overwrite = bool(click.get_current_context().meta.get(OVERWRITE))
     with run_lock(make_folder(folder)):
-        make = _Trials(own, given, config, adapter)
+        make = _Trials(own, given, config, adapter, data)
         try:
             record = sweep(make, rates, folder, factor=own["factor"], overwrite=overwrite, report=_say)
         except KeyboardInterrupt:
@@ -112,10 +114,10 @@ class _Trials:
     """Makes the trainer of a rate; the data are read once."""
 
     def __init__(
-        self, own: dict[str, Any], given: dict[str, Any], config: TrainConfig, adapter: AdapterConfig | StackConfig
+        self, own: dict[str, Any], given: dict[str, Any], config: TrainConfig, adapter: AdapterConfig | StackConfig, data: Any
     ) -> None:
         self.own, self.given, self.config, self.adapter = own, given, config, adapter
-        self._data: Any = None
+        self._data = data  # None: not read yet
 
     def __call__(self, rate: float, folder: Path, callback: Callback) -> Trainer:
         from ..text.chosen_template import use_chat_template
@@ -123,7 +125,7 @@ class _Trials:
         from ..training.trainer import Trainer
 
         check_run(RunOptions(self.config, self.adapter))
-        model = open_model(self.own["model"], self.config, self.adapter, device=self.own.get("device"))
+        model = open_model(self.own, self.config, self.adapter, {})
         if self.own.get("chat_template"):
             use_chat_template(model, self.own["chat_template"])
         if self._data is None:
