@@ -113,7 +113,8 @@ static void adafactor_with(lora_ctx *ctx, const layout *l, const lora_param *par
 }
 
 static void adafactor(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
-    adafactor_with(ctx, l, params, block, (lora_adafactor_hyper){.step = step, .relative_step = true, .scale_parameter = true, .grad_scale = (double)step});
+    adafactor_with(ctx, l, params, block,
+                   (lora_adafactor_hyper){.step = step, .relative_step = true, .scale_parameter = true, .grad_scale = (double)step});
 }
 
 static void adafactor_m(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {

@@ -1,6 +1,6 @@
 """Wrong versions of the kernels that the checks on the shim must notice: without one barrier or one bounds check each.
 
-Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--asan] [--workers 2] [--out build/cuda-mutants.json]
+Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--asan] [--workers 2] [--out FILE]
 
 mutants.py says what a mutant is; all are in one build, in a copy of the tree. One is killed where the checks fail, die or
 hang: the families that come by its place, the quickest first. --asan builds them under AddressSanitizer, which notices what

@@ -38,8 +38,8 @@ CALLS = {
     "completion": "completion zsh",
 }  # fmt: skip
 # Those that print one JSON object with --json.
-REPORTING = ("train", "sweep", "eval", "data", "plan", "merge", "export", "inspect", "quantize", "devices", "bench", "replay", "plot",
-             "demo")  # fmt: skip
+REPORTING = ("train", "sweep", "eval", "data", "plan", "merge", "export", "inspect", "quantize", "devices", "bench", "replay",
+             "plot", "demo")  # fmt: skip
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _count = 0
