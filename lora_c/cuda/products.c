@@ -11,7 +11,6 @@
 #include "lora_c/base/util.h"
 #include "lora_c/cuda/graphs.h"
 #include "lora_c/cuda/cublaslt.h"
-#include "lora_c/cuda/product_edges.h"
 #include "lora_c/cuda/scaled.h"
 #include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 
@@ -170,9 +169,7 @@ static lora_status find_plan(lora_cuda *c, const lora_cuda_product *g, plan **ou
 }
 
 lora_status lora_cuda_multiply(lora_cuda *c, const lora_cuda_product *g, lora_error *err) {
-    int64_t k = g->transpose_a ? g->a.rows : g->a.cols;
     if (g->c.rows == 0 || g->c.cols == 0) return LORA_OK;
-    if (k == 0) return lora_cuda_apply_beta(c, g->c, g->beta, err);
     const float *alpha = &g->alpha, *beta = &g->beta;
     void *workspace;
     plan *p;

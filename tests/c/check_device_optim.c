@@ -112,13 +112,22 @@ static void adafactor_with(lora_ctx *ctx, const layout *l, const lora_param *par
     OK(lora_adafactor_step(ctx, l->arrays, params, &s, &h, ERR));
 }
 
+static lora_adafactor_hyper adafactor_hyper(int64_t step) {
+    return (lora_adafactor_hyper){
+        .step = step, .decay_rate = -0.8, .eps1 = 1e-30, .eps2 = 1e-3, .clip_threshold = 1, .grad_scale = (double)step};
+}
+
 static void adafactor(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
-    adafactor_with(ctx, l, params, block,
-                   (lora_adafactor_hyper){.step = step, .relative_step = true, .scale_parameter = true, .grad_scale = (double)step});
+    lora_adafactor_hyper h = adafactor_hyper(step);
+    h.relative_step = h.scale_parameter = true;
+    adafactor_with(ctx, l, params, block, h);
 }
 
 static void adafactor_m(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
-    adafactor_with(ctx, l, params, block, (lora_adafactor_hyper){.step = step, .lr = 1e-2, .beta1 = 0.9, .grad_scale = (double)step});
+    lora_adafactor_hyper h = adafactor_hyper(step);
+    h.lr = 1e-2;
+    h.beta1 = 0.9;
+    adafactor_with(ctx, l, params, block, h);
 }
 
 static void muon_with(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, bool other) {
