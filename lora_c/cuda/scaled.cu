@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(LORA_CUDA_WARP) divide_alpha(scalars_args s) {
     if (threadIdx.x > 0) return;
     int shift = -((s.a ? *s.a : 0) + (s.b ? *s.b : 0));
     float alpha = s.alpha * ldexpf(1.0f, shift > MOST_SHIFT ? MOST_SHIFT : shift);
-    if (fabsf(alpha) == INFINITY) alpha = copysignf(FLT_MAX, s.alpha); /* sums of zeros stay 0 */
+    if (fabsf(alpha) == INFINITY && fabsf(s.alpha) < INFINITY) alpha = copysignf(FLT_MAX, s.alpha); /* sums of zeros stay 0 */
     s.of->alpha = alpha;
     s.of->beta = s.beta;
 }
