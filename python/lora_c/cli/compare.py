@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import TrainConfig
-from ..display.plot import tell_missing_plot
+from ..display.plot import can_plot, tell_missing_plot
 from .adapter_options import adapter_fields, take_adapter_values
 from .compare_flags import compare_flags, job_of, rows_of, seeds_of, take_quick
 from .data_options import device_option, reading_options, training_data_options
@@ -108,7 +109,37 @@ def _say(name: str, seed: int, found: dict[str, Any], seconds: float) -> None:
 
 
 def _write(record: CompareRecord, folder: Path) -> list[str]:
-    """Pictures and the report; what cannot be written is told."""
+    """Write pictures and the report, and return the names of what there is; what cannot be written is told."""
+    from ..comparison.pictures import draw_pictures
     from ..comparison.record import COMPARE_FILE
+    from ..comparison.report import REPORT, report_html
+    from ..files.atomic import write_text
+    from .run_report import reporting
 
-    return [COMPARE_FILE]
+    pictures: dict[str, str] = {}
+    written = [COMPARE_FILE]
+    if can_plot():
+        with reporting(folder / "losses.png"):
+            pictures = draw_pictures(record, folder)
+            written += pictures
+    with reporting(folder / REPORT):
+        write_text(folder / REPORT, report_html(record, pictures, folder, _facts(record)))
+        written.append(REPORT)
+    return written
+
+
+def _facts(record: CompareRecord) -> dict[str, str]:
+    """How it was measured."""
+    from datetime import datetime, timezone
+
+    from .. import __version__
+    from .._core import get_isa
+    from ..runs.record import cpu_name
+
+    threads = record.base.get("costs", {}).get("threads")
+    return {
+        "command": shlex.join(["lora-c", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{cpu_name()}, {threads} threads, kernels {get_isa()}",
+        "version": f"lora-c {__version__}",
+    }

@@ -56,10 +56,12 @@ def _is_as_good(row: RowRecord, best: RowRecord) -> bool:
 def _saved(record: CompareRecord, chosen: str, best: str) -> str:
     """What it takes, beside what the best takes where that is another row."""
     memory, size = (_cost(record.rows[chosen]), _size(record.rows[chosen]))
-    words = f", with {memory / 2**20:,.0f} MiB of memory" if memory < float("inf") else ""
-    other = _cost(record.rows[best])
-    words += f" in place of {other / 2**20:,.0f}" if words and best != chosen and other < float("inf") else ""
-    return words + (f" and {int(size):,} trained parameters" if size < float("inf") else "")
+    parts = [f"{int(size):,} trained parameters"] if size < float("inf") else []
+    if memory < float("inf"):
+        other = _cost(record.rows[best])
+        beside = f" in place of {other / 2**20:,.0f}" if best != chosen and other < float("inf") else ""
+        parts.insert(0, f"{memory / 2**20:,.0f} MiB of memory{beside}")
+    return f", with {' and '.join(parts)}" if parts else ""
 
 
 def _shown(mean: Mean) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .._core import get_num_threads
 from ..data import Dataset, Sample
 from ..errors import DivergenceError
+from ..files.atomic import write_json
+from ..files.json_files import read_json_object
 from ..runs.checkpoints import checkpoint_folders
 from ..training.evaluation import evaluate_loss
 from ..training.trials import train_to
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ..training.trainer import Trainer
 
 ADAPTER = "adapter"  # folder of what a run leaves, in the run's
+_PEAK_FILE = "peak.json"
 _BASE_TEXT_TOKENS = 32_768
 
 
@@ -63,7 +66,7 @@ def measure_row(trainer: Trainer, folder: Path, by: Yardsticks) -> dict[str, Any
     results: dict[str, Any] = {"trained_parameters": sum(parameter.size for parameter in trainer.parameters), "steps": total}
     try:
         done = train_to(trainer, folder, total)
-        trained, peak = done < total, peak_rss_bytes()
+        peak = _peak_of_training(folder, trained=done < total)
         results |= _losses(trainer)
     except DivergenceError as error:
         return {"results": results | {"diverged": str(error)}, "costs": {}}
@@ -72,7 +75,7 @@ def measure_row(trainer: Trainer, folder: Path, by: Yardsticks) -> dict[str, Any
         results |= _others(model, by, batch_tokens)
     saved = _save(model, folder / ADAPTER)
     results["checkpoint_bytes"] = saved
-    costs: dict[str, Any] = {"peak_rss_bytes": peak if trained else None, "threads": get_num_threads()}
+    costs: dict[str, Any] = {"peak_rss_bytes": peak, "threads": get_num_threads()}
     costs["accounted_peak_bytes"] = max((record.get("peak_memory_bytes", 0) for record in trainer.history), default=0)
     rates = steps_per_second(trainer.history)
     if rates is not None:
@@ -82,6 +85,14 @@ def measure_row(trainer: Trainer, folder: Path, by: Yardsticks) -> dict[str, Any
         costs["token_seconds"] = latency_of(model)
         costs["swap_seconds"] = swap_seconds(model, folder / ADAPTER)
     return {"results": results, "costs": costs}
+
+
+def _peak_of_training(folder: Path, trained: bool) -> int | None:
+    """The memory of this process, kept for one that finds the run trained; None where nobody kept it."""
+    path = folder / _PEAK_FILE
+    if trained:
+        write_json(path, {"peak_rss_bytes": peak_rss_bytes()})
+    return read_json_object(path).get("peak_rss_bytes") if path.exists() else None
 
 
 def _losses(trainer: Trainer) -> dict[str, Any]:
