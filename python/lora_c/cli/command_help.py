@@ -79,7 +79,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
 MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "output_dir", "num_train_epochs", "learning_rate"),
     "sweep": ("model", "data", "val_fraction", "trials", "output_dir"),
-    "compare": ("model", "data", "val_fraction", "rows", "seeds", "quick", "output_dir"),
+    "compare": ("model", "data", "rows", "quick", "output_dir"),
     "generate": ("model", "adapter", "prompts", "max_new_tokens", "temperature"),
     "chat": ("model", "adapter", "system", "max_new_tokens", "temperature"),
     "classify": ("model", "adapter", "texts", "text_pair", "max_seq_length"),

@@ -57,6 +57,7 @@ def command(**own: Any) -> None:
     not run again. Writes compare.json, compare.html and pictures to the output folder.
     """
     from ..comparison.compare import compare
+    from ..display.rows_progress import open_rows
     from ..files.os_errors import make_folder
     from ..runs.lock import run_lock
 
@@ -76,9 +77,12 @@ def command(**own: Any) -> None:
     tell_missing_plot()
     with run_lock(make_folder(folder)):
         try:
-            record = compare(
-                PROCESS, job, rows, seeds, folder, with_loading=not own["no_loading"], overwrite=overwrite, report=_say
-            )
+            with open_rows(len(rows) * len(seeds)) as progress:
+                record = compare(
+                    PROCESS, job, rows, seeds, folder, with_loading=not own["no_loading"], overwrite=overwrite,
+                    begin=lambda name, seed: progress.begin(f"{name}, seed {seed}"),
+                    report=lambda *found: progress.end(_line(*found)),
+                )  # fmt: skip
         except KeyboardInterrupt:
             click.echo("go on     by the same command (without --overwrite)", err=True)
             raise
@@ -90,12 +94,12 @@ def command(**own: Any) -> None:
     from ..comparison.table import table_lines
 
     click.echo("\n".join(table_lines(record, columns_of(sys.stdout))))
-    click.echo(f"\nadvice    {record.advice}")
+    click.echo(f"advice    {record.advice}")
     click.echo(f"saved     {folder}: {', '.join(written)}")
 
 
-def _say(name: str, seed: int, found: dict[str, Any], seconds: float) -> None:
-    """A line for each run."""
+def _line(name: str, seed: int, found: dict[str, Any], seconds: float) -> str:
+    """What is said of a run."""
     results = found.get("results", {})
     if not found:
         said = "failed, see its log.txt; it is tried again by the same command"
@@ -105,7 +109,7 @@ def _say(name: str, seed: int, found: dict[str, Any], seconds: float) -> None:
         said = "diverged"
     else:
         said = f"held-out loss {results['eval_loss']:.4f}"
-    click.echo(f"row       {name}, seed {seed}: {said} ({duration(seconds) if seconds > 0.5 else 'it had run'})", err=True)
+    return f"row       {name}, seed {seed}: {said} ({duration(seconds) if seconds > 0.5 else 'it had run'})"
 
 
 def _write(record: CompareRecord, folder: Path) -> list[str]:

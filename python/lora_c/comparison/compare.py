@@ -19,6 +19,7 @@ from .record import COMPARE_FILE, CompareRecord, RowRecord
 from .rows import Row
 
 Report = Callable[[str, int, "dict[str, Any]", float], None]  # row, seed, what was found, seconds
+Begin = Callable[[str, int], None]
 SHARED = "shared.json"  # what the process of the base says of all rows
 _ROWS, _BASE, _LOADING = "rows", "base", "loading"  # folders
 
@@ -32,6 +33,7 @@ def compare(
     *,
     with_loading: bool = True,
     overwrite: bool = False,
+    begin: Begin = lambda name, seed: None,
     report: Report = lambda name, seed, found, seconds: None,
 ) -> CompareRecord:
     """Compare, or go on with a comparison in the folder, and return what was found.
@@ -50,6 +52,8 @@ def compare(
         Measure the seconds to load the base, too.
     overwrite : bool
         Take the place of another comparison in the folder.
+    begin : callable
+        Told of each row and seed before it runs.
     report : callable
         Told of every run, also of those that were there before, with the seconds that it took now.
 
@@ -68,9 +72,10 @@ def compare(
     record.write(folder)
     for seed in seeds:  # a seed of all rows before the next one: a comparison that is stopped has all rows sooner
         for name, row in rows.items():
-            begin = time.perf_counter()
+            begin(name, seed)
+            started = time.perf_counter()
             record.rows[name].runs |= _run(module, job, name, row, seed, folder, record.rows[name])
-            report(name, seed, record.rows[name].runs.get(seed, {}), time.perf_counter() - begin)
+            report(name, seed, record.rows[name].runs.get(seed, {}), time.perf_counter() - started)
             record.write(folder)
     if with_loading:
         record.loading = _loading(module, job, folder)

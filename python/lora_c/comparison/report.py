@@ -57,8 +57,12 @@ def report_html(record: CompareRecord, pictures: Mapping[str, str], folder: Path
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>lora-c compare</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{len(record.rows)} ways to train one base</h1>\n{''.join(parts)}</main>\n</body>\n</html>\n"
+        f"<h1>{_title(len(record.rows))}</h1>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
+
+
+def _title(n: int) -> str:
+    return "One way to train a base" if n == 1 else f"{n} ways to train one base"
 
 
 def _section(title: str, body: str) -> str:
