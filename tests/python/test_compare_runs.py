@@ -172,7 +172,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     assert full["learning_rate"] == pytest.approx(1e-4) and full["checkpoint_bytes"] > 10 * lora["checkpoint_bytes"]
     assert lora["gap"] == lora["eval_loss"] - lora["train_loss"] and lora["curve"][-1]["eval_loss"] == lora["eval_loss"]
     assert lora["base_text_loss"] != found[1]["base_text_loss"]
-    assert not list((workplace / "killed").glob("rows/*/*/checkpoint-*"))
+    assert not list((workplace / "killed").glob("compare-runs/*/*/checkpoint-*"))
     assert {"compare.html", "losses.png", "curves.png", "costs.png"} <= {file.name for file in (workplace / "whole").iterdir()}
     assert "advice    " in whole.stdout and "row       full, seed 0: held-out loss" in whole.stderr
 
@@ -195,6 +195,38 @@ def test_a_row_that_cannot_be_says_why_and_the_others_go_on(workplace: Path) -> 
     assert "Take head" in done.stdout
 
 
+def test_a_row_that_diverges_has_no_numbers_and_is_not_run_again(workplace: Path) -> None:
+    words = (
+        "compare --model model --data chat.jsonl --val-fraction 0.2 --max-steps 6 --lr 1e30 --rows lora-r1 --seeds 1".split()
+    )
+    for said in ("diverged (", "diverged (it had run)"):
+        done = called(workplace, [*words, "--no-loading", "--output-dir", "d"])
+        assert done.returncode == 0 and f"row       lora-r1, seed 0: {said}" in done.stderr, done.stderr
+        assert "lora-r1: training: expected a finite" in done.stdout and "No row has a held-out loss" in done.stdout
+
+
+def test_quick_on_own_data_holds_some_of_it_out(workplace: Path) -> None:
+    words = "compare --quick --model model --data chat.jsonl --rows lora-r1 --max-steps 1 --no-loading --output-dir q".split()
+    done = called(workplace, words)
+    assert done.returncode == 0, done.stderr
+    values = json.loads((workplace / "q/compare.json").read_text())
+    assert values["run"]["val_fraction"] == 0.1 and len(values["rows"][0]["runs"]) == 1
+
+
+def test_quick_alone_takes_the_model_that_ships_and_its_task(workplace: Path) -> None:
+    words = "compare --quick --rows lora-r1,head --max-steps 1 --no-loading --output-dir q2".split()
+    done = called(workplace, words)
+    assert done.returncode == 0, done.stderr
+    values = json.loads((workplace / "q2/compare.json").read_text())
+    assert all("exact_match" in row["runs"][0]["results"]["scores"] for row in values["rows"])
+    assert values["base"]["results"]["base_text_loss"] < 3 and "exact match" in done.stdout
+    data = workplace / "q2/compare-data/held_out.jsonl"
+    data.write_text(data.read_text().replace("?", "!"))
+    words += ["--model", "demo", "--data", "q2/compare-data/train.jsonl", "--eval-data", "q2/compare-data/held_out.jsonl"]
+    done = called(workplace, words)
+    assert done.returncode == 2 and "of another one (" in done.stderr and "held-out data (digest)" in done.stderr
+
+
 def test_a_budget_of_tokens_or_seconds_is_a_number_of_steps(workplace: Path) -> None:
     words = "compare --model model --data chat.jsonl --val-fraction 0.2 --rows lora-r1 --seeds 1 --no-loading".split()
     for budget, folder in ((["--budget-tokens", "2500"], "b1"), (["--budget-seconds", "0.2"], "b2")):
@@ -204,7 +236,8 @@ def test_a_budget_of_tokens_or_seconds_is_a_number_of_steps(workplace: Path) -> 
         json.loads((workplace / f / "compare.json").read_text())["rows"][0]["runs"][0]["results"]["steps"]
         for f in ("b1", "b2")
     )
-    assert tokens > 1 and json.loads((workplace / "b2/rows/lora-r1/seed-0/steps.json").read_text()) == {"steps": seconds}
+    kept = workplace / "b2/compare-runs/lora-r1/seed-0/steps.json"
+    assert tokens > 1 and json.loads(kept.read_text()) == {"steps": seconds}
 
 
 def test_a_signal_says_how_to_go_on(workplace: Path) -> None:
@@ -232,6 +265,7 @@ def test_a_signal_says_how_to_go_on(workplace: Path) -> None:
     ("--data chat.jsonl --val-fraction 0.2 --task exact-match", 2, "--task-data: expected the questions"),
     ("--data chat.jsonl --val-fraction 0.2 --base-text nowhere.txt --max-steps 1", 1, "nowhere.txt"),
     ("--data nowhere --val-fraction 0.2", 1, "nowhere"),
+    ("--data - --val-fraction 0.2", 2, "--data: expected files, which every row reads, got standard input"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_in_one_line(workplace: Path, words: str, code: int, said: str) -> None:
     done = called(workplace, ["compare", "--model", "model", "--output-dir", "wrong", *words.split()])

@@ -25,16 +25,21 @@ TEXTS = {
     "generate": {"prompt", "device"}, "chat": {"system", "device"},
     "classify": {"text", "text_pair", "device"}, "eval": {"split", "device"}, "merge": {"combination"},
     "plot": {"title"}, "bench": {"device"},
-    "train": {
+    **dict.fromkeys(("train", "sweep", "compare"), {
         "device", "layers_pattern", "init_lora_weights", "target_modules", "exclude_modules", "modules_to_save",
         "metric_for_best_model", "init_weights", "prompt_tuning_init_text", "tokenizer_name_or_path",
         "paged_dir",  # of a file that has no name
-    },
+    }),
 }  # fmt: skip
 # How each command is called, {name}: the path of an input of that name.
 CALLS = {
     "train": "train --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --adapter {adapter} "
     "--output-dir OUT --max-steps 1 --method lora",
+    "sweep": "sweep --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --output-dir OUT "
+    "--max-steps 3 --trials 2 --method lora",
+    "compare": "compare --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} "
+    "--output-dir OUT --base-text {base_text} --task perplexity --task-data {task_data} --max-steps 1 --rows head --seeds 1 --no-loading",
+    "eval": "eval --model {model} --data {data} --chat-template {chat_template} --adapter {adapter} --output OUT",
     "data": "data --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --plot OUT",
     "merge": "merge --model {model} --adapter {adapters} --output-dir OUT --data {data}",
     "export": "export {source} OUT --to peft --model {model}",
@@ -42,7 +47,7 @@ CALLS = {
 }
 
 
-TEXT_FILES = ("data", "eval_data", "chat_template")
+TEXT_FILES = ("data", "eval_data", "chat_template", "base_text", "task_data")
 
 
 def command_of(name: str) -> click.Command:

@@ -16,7 +16,7 @@ from .compare_flags import compare_flags, job_of, rows_of, seeds_of, take_quick
 from .data_options import device_option, reading_options, training_data_options
 from .json_output import json_option, print_json
 from .options import Command, config_options, take
-from .paths import OVERWRITE, InputPath, output_of_a_run
+from .paths import OVERWRITE, InputPath, output_of_a_comparison
 from .run_table import duration
 from .streams import columns_of
 from .trials import need_held_out, need_inputs
@@ -42,7 +42,7 @@ class _Compare(Command):
 
 @click.command("compare", cls=_Compare, short_help="Compare methods on your data, each in a process of its own.")
 @click.option("--model", type=InputPath(), help="Hugging Face folder of the base model.")
-@click.option("--output-dir", type=output_of_a_run(FOLDER), help=f"Folder of the comparison.  [default: {FOLDER}]")
+@click.option("--output-dir", type=output_of_a_comparison(FOLDER), help=f"Folder of the comparison.  [default: {FOLDER}]")
 @compare_flags
 @device_option
 @training_data_options

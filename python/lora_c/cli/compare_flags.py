@@ -18,13 +18,14 @@ from .paths import InputPath, InputPaths
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SEEDS = 3
+DATA = "compare-data"  # folder of what --quick takes where nobody gives data
 # Of --quick: with the model that ships and its task, and with somebody's own.
 _QUICK: dict[str, Any] = {
     "max_steps": 200, "per_device_train_batch_size": 16, "learning_rate": 4e-3, "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.05,
 }  # fmt: skip
-_QUICK_STEPS = 60
-_QUICK_TRAIN, _QUICK_HELD_OUT, _QUICK_STORIES = 1600, 100, 60
+_QUICK_STEPS, _QUICK_SHARE = 60, 0.1
+_QUICK_TRAIN, _QUICK_HELD_OUT, _QUICK_STORIES, _QUICK_ANSWER = 1600, 100, 60, 16  # examples, and tokens of an answer
 
 
 class _Names(TextList):
@@ -80,9 +81,17 @@ def take_quick(own: dict[str, Any], given: dict[str, Any], folder: Path) -> dict
     length = "num_train_epochs" in given or own.get("budget_tokens") or own.get("budget_seconds")
     steps = {} if length else {"max_steps": _QUICK_STEPS}
     if own.get("model") or own.get("data"):
-        return steps | given
+        return steps | _held_out_share(own, given) | given
     own |= _demonstration(folder) | {name: own[name] for name in ("base_text", "task", "task_data") if own.get(name)}
     return {name: value for name, value in _QUICK.items() if name != "max_steps" or not length} | given
+
+
+def _held_out_share(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The share of the data that is held out where there is nothing else to compare by."""
+    from ..data import find_files
+
+    has_own = own.get("eval_data") or "val_fraction" in given or not own.get("data")
+    return {} if has_own or "validation" in find_files(own["data"]).others else {"val_fraction": _QUICK_SHARE}
 
 
 def _demonstration(folder: Path) -> dict[str, Any]:
@@ -92,7 +101,7 @@ def _demonstration(folder: Path) -> dict[str, Any]:
     from ..files.atomic import write_text
     from ..files.os_errors import make_folder
 
-    place = make_folder(folder / "data")
+    place = make_folder(folder / DATA)
     train, held_out = task(0, _QUICK_TRAIN, _QUICK_HELD_OUT)
     for name, examples in (("train", train), ("held_out", held_out)):
         write_text(place / f"{name}.jsonl", "".join(json.dumps(example) + "\n" for example in examples))
@@ -100,13 +109,8 @@ def _demonstration(folder: Path) -> dict[str, Any]:
     held = str(place / "held_out.jsonl")
     return {
         "model": str(BASE_MODEL), "data": [str(place / "train.jsonl")], "eval_data": [held], "task": "exact-match",
-        "task_data": held, "base_text": [str(place / "stories.txt")], "max_new_tokens": own_length(),
+        "task_data": held, "base_text": [str(place / "stories.txt")], "max_new_tokens": _QUICK_ANSWER,
     }  # fmt: skip
-
-
-def own_length() -> int:
-    """The longest answer of the demonstration's task, in tokens."""
-    return 16
 
 
 def job_of(own: Mapping[str, Any], given: dict[str, Any], adapter: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
@@ -115,18 +119,26 @@ def job_of(own: Mapping[str, Any], given: dict[str, Any], adapter: dict[str, Any
     Raises
     ------
     ConfigError
-        Budgets or options of the task contradict each other.
+        Budgets or options of the task contradict each other, or something can be read only once.
     """
     budget = {"tokens": own.get("budget_tokens"), "seconds": own.get("budget_seconds")}
     lengths = [f"budget_{name}" for name, value in budget.items() if value]
     lengths += [name for name in ("max_steps", "num_train_epochs") if name in given]
     if len(lengths) > 1 and any(budget.values()):
         raise ConfigError(f"{lengths[0]}: expected one budget, got {' and '.join(lengths)}; leave the others out")
+    _refuse_standard_input(own)
     inputs = ("model", "data", "eval_data", "limit", "columns", "skip_bad", "chat_template", "device")
     return {
         "own": {name: own.get(name) for name in inputs}, "training": given, "adapter": adapter, "seeds": seeds,
         "budget": budget, "base_text": own.get("base_text"), "task": _task_of(own),
     }  # fmt: skip
+
+
+def _refuse_standard_input(own: Mapping[str, Any]) -> None:
+    for name in ("data", "eval_data", "base_text", "task_data"):
+        paths = own.get(name) or []
+        if "-" in ([paths] if isinstance(paths, str) else paths):
+            raise ConfigError(f"{name}: expected files, which every row reads, got standard input; write it to a file first")
 
 
 def _task_of(own: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..model.model import Model
 
 _OF_A_RUN = ("seed", "output_dir")
+QUESTIONS = ("test", "validation", "train")  # the split of a folder that is asked
 _SEEN = 8  # evaluations over a run, where nobody says how many
 
 
@@ -68,12 +69,27 @@ def _base(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         options = {name: v for name, v in config.model_dump(mode="json").items() if name not in _OF_A_RUN}
         shared = options | {f"adapter {name}": value for name, value in job["adapter"].items()} | job["budget"]
         shared |= {"data (digest)": data_digest(train_data), "held-out data (digest)": data_digest(eval_data)}
-        shared |= {"model (digest)": model_digest(model), "task": job["task"]}
+        shared |= {"model (digest)": model_digest(model), **_shared_task(job)}
         shared |= {"text of the base (digest)": None if by.base_text is None else data_digest(by.base_text)}
         write_json(folder / SHARED, shared)
         if (folder / RESULT).exists():
             return None
         return measure_base(model, eval_data, by, config.eval_batch_tokens)
+
+
+def _shared_task(job: dict[str, Any]) -> dict[str, Any]:
+    """The task, and what its files hold."""
+    from hashlib import blake2b
+
+    from ..data import find_files
+
+    if not job["task"]:
+        return {"task": None}
+    digest = blake2b(digest_size=16)
+    for file in find_files(job["task"]["task_data"], QUESTIONS).taken:
+        digest.update(Path(file).read_bytes())
+    own = {name: value for name, value in job["task"].items() if name != "task_data"}
+    return {"task": own, "questions (digest)": digest.hexdigest()}
 
 
 def _row(job: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -143,7 +159,7 @@ def _score(job: dict[str, Any], model: Model) -> Callable[[Model], dict[str, flo
 
     own = {**job["task"], **{key: job["own"].get(key) for key in ("columns", "skip_bad")}}
     options, task = task_options_of(own), str(own["task"])
-    given: Any = read_task(own, task, find_files(own["task_data"], ("test", "validation", "train")), model, options)
+    given: Any = read_task(own, task, find_files(own["task_data"], QUESTIONS), model, options)
 
     def score(model: Model) -> dict[str, float]:
         return {name: found.value for name, found in run_task(model, task, given, options).scores.items()}

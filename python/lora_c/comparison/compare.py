@@ -21,7 +21,8 @@ from .rows import Row
 Report = Callable[[str, int, "dict[str, Any]", float], None]  # row, seed, what was found, seconds
 Begin = Callable[[str, int], None]
 SHARED = "shared.json"  # what the process of the base says of all rows
-_ROWS, _BASE, _LOADING = "rows", "base", "loading"  # folders
+RUNS = "compare-runs"  # the one folder of the processes; a row's is below its name
+_BASE, _LOADING = "base", "loading"
 
 
 def compare(
@@ -88,22 +89,21 @@ def _begun(module: str, job: Mapping[str, Any], folder: Path, overwrite: bool) -
     """The record to go on with: the base measured, and the rows of calls before."""
     before = CompareRecord.read(folder)
     if overwrite and before is not None:
-        for name in (_ROWS, _BASE, _LOADING):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder / RUNS, ignore_errors=True)
         before = None
-    shared = run_job(module, folder / _BASE, {**job, "kind": "base"}, SHARED)
+    shared = run_job(module, folder / RUNS / _BASE, {**job, "kind": "base"}, SHARED)
     if "refused" in shared:
         raise getattr(errors, shared["error"])(shared["refused"])
     if before is not None:
         refuse_others("comparison", folder / COMPARE_FILE, changed(before.run, shared))
     rows, loading = ({}, {}) if before is None else (before.rows, before.loading)
-    return CompareRecord(shared, _kept(folder / _BASE) or {}, rows, loading)
+    return CompareRecord(shared, _kept(folder / RUNS / _BASE) or {}, rows, loading)
 
 
 def _run(
     module: str, job: Mapping[str, Any], name: str, row: Row, seed: int, folder: Path, into: RowRecord
 ) -> dict[int, dict[str, Any]]:
-    place = folder / _ROWS / name / f"seed-{seed}"
+    place = folder / RUNS / name / f"seed-{seed}"
     kept = _kept(place)
     own = {"row": asdict(row), "seed": seed}
     if kept is None:
@@ -122,7 +122,7 @@ def _run(
 
 def _loading(module: str, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     try:
-        return dict(_kept(folder / _LOADING) or run_job(module, folder / _LOADING, {**job, "kind": "loading"}))
+        return dict(_kept(folder / RUNS / _LOADING) or run_job(module, folder / RUNS / _LOADING, {**job, "kind": "loading"}))
     except JobFailedError as error:
         return {"failed": str(error)}
 

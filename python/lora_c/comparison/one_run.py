@@ -69,7 +69,7 @@ def measure_row(trainer: Trainer, folder: Path, by: Yardsticks) -> dict[str, Any
         peak = _peak_of_training(folder, trained=done < total)
         results |= _losses(trainer)
     except DivergenceError as error:
-        return {"results": results | {"diverged": str(error)}, "costs": {}}
+        return {"results": results | {"diverged": str(error).partition(";")[0]}, "costs": {}}
     batch_tokens = trainer.config.eval_batch_tokens
     with trainer.settings():
         results |= _others(model, by, batch_tokens)

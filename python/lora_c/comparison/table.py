@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .intervals import Mean
-
-if TYPE_CHECKING:
-    from .record import CompareRecord, RowRecord
+from .record import CompareRecord, RowRecord
 
 Show = Callable[[Mean], str]
 
@@ -66,7 +63,8 @@ def columns_of(record: CompareRecord) -> list[Column]:
         for name in names
     ]
     columns = [*COLUMNS[:4], *scores, *COLUMNS[4:]]
-    return [c for c in columns if any(row.mean(*c.path) is not None for row in record.rows.values())]
+    rows = [_base_of(record), *record.rows.values()]
+    return [c for c in columns if c.rank < 2 or any(row.mean(*c.path) is not None for row in rows)]
 
 
 def cells_of(row: RowRecord, columns: list[Column]) -> list[str]:
@@ -76,12 +74,11 @@ def cells_of(row: RowRecord, columns: list[Column]) -> list[str]:
 
 def base_cells(record: CompareRecord, columns: list[Column]) -> list[str]:
     """The row of the base as it was before."""
-    from .record import RowRecord
+    return cells_of(_base_of(record), columns)
 
-    costs = dict(record.base.get("costs", {}))
-    costs["token_seconds"] = {"base": costs.get("token_seconds", {}).get("base")}
-    base = {"results": record.base.get("results", {}), "costs": costs}
-    return cells_of(RowRecord("", {}, {0: base}), columns)
+
+def _base_of(record: CompareRecord) -> RowRecord:
+    return RowRecord("", {}, {0: record.base} if record.base else {})
 
 
 def table_lines(record: CompareRecord, width: int | None) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from .plot import picture
 
-_ROW_HEIGHT, _MARGIN, _WIDTH = 0.26, 1.0, 6.0  # inches; narrow, so that a phone's width can be read
+_ROW_HEIGHT, _MARGIN, _WIDTH = 0.26, 1.0, 5.0  # inches; narrow, so that a phone's width can be read
+_WIDE_RANGE = 4.0  # of the largest loss by the smallest: beyond it the axis is logarithmic
 _COLOUR, _SECOND, _BASE = "#2171b5", "#d94801", "#525252"
 
 
@@ -68,7 +69,7 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -
     columns = min(3, max(1, len(curves)))
     lines = -(-len(curves) // columns)
     with picture(path, (_WIDTH, 0.6 + 1.4 * lines)) as figure:
-        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for i, axes in enumerate(panels):
             if i >= len(curves):
                 axes.set_axis_off()
@@ -82,6 +83,9 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -
             axes.grid(True, linewidth=0.3)
             if i == 0:
                 axes.legend(frameon=False, fontsize="x-small")
+        values = [record["eval_loss"] for records in curves.values() for record in records]
+        if values and max(values) > _WIDE_RANGE * min(values) > 0:
+            panels[0].set_yscale("log")
         figure.supxlabel("step", fontsize="small")
         figure.supylabel("loss, nats per token", fontsize="small")
 
