@@ -135,9 +135,7 @@ def refuse_repeated(given: Sequence[click.Parameter]) -> None:
 
 _OF_A_RUN = ("metrics.jsonl", "loss.png", "config.yaml", "run.json", "README.md", "demo.json")
 
-_OF_A_COMPARISON = (
-    "compare.json", "compare.html", "losses.png", "curves.png", "costs.png", "compare-runs/", "compare-data/",
-)  # fmt: skip
+_OF_A_COMPARISON = ("compare.json", "compare.html", "losses.png", "curves.png", "costs.png", "compare-runs/")
 
 
 def _file_of_a_run(name: str) -> bool:
