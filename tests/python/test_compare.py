@@ -15,7 +15,7 @@ from lora_c.comparison.intervals import mean_of
 from lora_c.comparison.record import CompareRecord, RowRecord
 from lora_c.comparison.rows import QUICK, ROWS, chosen_rows
 from lora_c.comparison.settings import adapter_of, run_values
-from lora_c.comparison.table import table_lines
+from lora_c.comparison.table import loading_line, table_lines
 from lora_c.configs import BottleneckConfig, PrefixTuningConfig, PromptTuningConfig, StackConfig, TrainConfig
 from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, ConfigError
@@ -167,6 +167,13 @@ def test_the_table_has_means_intervals_and_what_was_refused() -> None:
     assert lines[3].split() == ["a", "1,234,567", "2.0000", "±12.7060", "+0.500", "±0.000", "12"]
     assert lines[4].split() == ["long-name", "1,234,567", "2.5000", "+0.500", "100"] and lines[5] == "x"
     assert lines[6] == "x: target_modules: expected another"
+
+
+def test_seconds_to_load_are_a_line() -> None:
+    record = record_of({"a": [1.0]})
+    assert loading_line(record) == ""
+    record.loading = {"float32": {"bytes": 1, "seconds": 0.5, "quantize_seconds": 0.25}, "failed": "memory"}
+    assert loading_line(record) == "float32 0.500 s (0.250 s into NF4)"
 
 
 @pytest.mark.parametrize(("width", "heads"), [

@@ -16,6 +16,7 @@ from command_lines import called, environment, make_workplace
 from lora_c.comparison import compare as module
 from lora_c.comparison.compare import compare
 from lora_c.comparison.costs import latency_of, swap_seconds
+from lora_c.comparison.load_times import measure_loading
 from lora_c.comparison.processes import JobFailedError, run_job
 from lora_c.comparison.rows import ROWS, Row
 from lora_c.errors import ConfigError, DataError
@@ -125,6 +126,15 @@ def test_latency_of_a_model_without_and_with_an_adapter(tiny_model_dir: Path, tm
     other.add_adapter(PrefixTuningConfig(num_virtual_tokens=7))
     found = latency_of(other)
     assert "virtual tokens" in found["not_merged"] and "merged" not in found and found["unmerged"] > 0
+
+
+def test_a_base_is_loaded_from_files_of_each_type(tiny_model_dir: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    found = measure_loading(str(tiny_model_dir), copies)
+    assert list(found) == ["float32", "float16", "bfloat16"] and not list(copies.iterdir())
+    assert all(one["seconds"] > 0 and one["quantize_seconds"] > 0 for one in found.values())
+    assert found["float32"]["bytes"] > 1.5 * found["float16"]["bytes"] > found["bfloat16"]["bytes"]
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------

@@ -91,9 +91,11 @@ def command(**own: Any) -> None:
         found = {name: value for name, value in record.as_dict().items() if name not in ("format", "run")}
         print_json({**found, "output_dir": str(folder), "written": written})
         return
-    from ..comparison.table import table_lines
+    from ..comparison.table import loading_line, table_lines
 
     click.echo("\n".join(table_lines(record, columns_of(sys.stdout))))
+    if loading := loading_line(record):
+        click.echo(f"loading   {loading}")
     click.echo(f"advice    {record.advice}")
     click.echo(f"saved     {folder}: {', '.join(written)}")
 

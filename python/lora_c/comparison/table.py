@@ -44,12 +44,15 @@ COLUMNS = (
            "Loss on the base's own text: what it still knows.", 3),
     Column("memory", "MiB", ("costs", "peak_rss_bytes"), _whole(2.0**-20), "Most memory of the process while it trained.", 2),
     Column("speed", "tokens/s", ("costs", "tokens_per_second"), _whole(), "Tokens trained in a second of the usual step.", 3),
+    Column("own", "MiB", ("costs", "accounted_peak_bytes"), _whole(2.0**-20, 1),
+           "Of that what training holds: what is trained, gradients, moments, activations, a quantized base.", 5),
     Column("saved", "KiB", ("results", "checkpoint_bytes"), _whole(2.0**-10, 1), "What is saved of a run.", 5),
     Column("token", "ms", ("costs", "token_seconds", "unmerged"), _whole(1e3, 2),
            "One token decoded with what was trained beside the base.", 6),
     Column("merged", "ms", ("costs", "token_seconds", "merged"), _whole(1e3, 2), "The same after merging into the base.", 7),
     Column("base", "ms", ("costs", "token_seconds", "base"), _whole(1e3, 2), "The same without what was trained.", 8),
     Column("swap", "µs", ("costs", "swap_seconds"), _whole(1e6), "A change to another adapter in memory.", 9),
+    Column("rate", "", ("results", "learning_rate"), lambda mean: f"{mean.value:g}", "The peak learning rate.", 10),
 )  # fmt: skip
 
 
@@ -111,3 +114,13 @@ def _lines(record: CompareRecord, columns: list[Column]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def loading_line(record: CompareRecord) -> str:
+    """Seconds to load the base by the type of its file, as it is and quantized; empty where that was not measured."""
+    found = [
+        f"{dtype} {one['seconds']:.3f} s ({one['quantize_seconds']:.3f} s into NF4)"
+        for dtype, one in record.loading.items()
+        if isinstance(one, dict)
+    ]
+    return ", ".join(found)
