@@ -20,6 +20,7 @@ from lora_c.comparison.load_times import measure_loading
 from lora_c.comparison.processes import JobFailedError, run_job
 from lora_c.comparison.rows import ROWS, Row
 from lora_c.errors import ConfigError, DataError
+from lora_c.runs.lock import run_lock
 
 # --- the loop, with jobs that are done at once ---------------------------------------------------------------------------
 
@@ -104,6 +105,23 @@ def test_what_the_base_refuses_is_raised_as_what_it_is(jobs: Jobs, tmp_path: Pat
 def test_a_process_without_a_result_says_how_it_ended(tmp_path: Path) -> None:
     with pytest.raises(JobFailedError, match=r"ended with code 1; its last words: KeyError: 'nothing' \(all in .*log.txt"):
         run_job("lora_c.cli.compare_process", tmp_path, {"kind": "nothing"})
+
+
+def test_a_lock_waits_for_a_run_that_ends(tmp_path: Path) -> None:
+    import fcntl
+    import os
+    import threading
+
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(ConfigError, match="no other run writes into"), run_lock(tmp_path, patience=0.1):
+        pass
+    threading.Timer(0.2, lambda: os.close(handle)).start()
+    with run_lock(tmp_path, patience=30.0):
+        other = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(OSError, match="temporarily unavailable"):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
 
 
 # --- what is measured of a model -----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ..configs import LoraConfig, TrainConfig
 from ..errors import AdapterError, ConfigError, LoraCError
 from ..files.atomic import write_json
 from ..files.json_files import read_json_object
+from ..runs.lock import run_lock
 from .trials import Trials
 
 if TYPE_CHECKING:
@@ -26,14 +27,21 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..model.model import Model
 
+_PATIENCE = 20.0  # seconds
 _OF_A_RUN = ("seed", "output_dir")
 QUESTIONS = ("test", "validation", "train")  # the split of a folder that is asked
 _SEEN = 8  # evaluations over a run, where nobody says how many
 
 
 def main(folder: Path) -> None:
-    """Do the job of a folder; what is refused is a result."""
+    """Do the job of a folder, when the one before it that was ended is gone."""
     end_with_parent()
+    with run_lock(folder, patience=_PATIENCE):
+        _work(folder)
+
+
+def _work(folder: Path) -> None:
+    """Do the job; what is refused is a result."""
     from ..comparison.one_run import remove_checkpoints
 
     job = read_json_object(folder / JOB)
