@@ -19,7 +19,7 @@ from lora_c.comparison.table import loading_line, table_lines
 from lora_c.configs import BottleneckConfig, PrefixTuningConfig, PromptTuningConfig, StackConfig, TrainConfig
 from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, ConfigError
-from lora_c.families.architectures import Architecture
+from lora_c.families.architectures import Architecture, architecture_of
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,16 @@ def test_matrices_are_compared_at_one_budget(architecture: Architecture) -> None
         assert isinstance(found, LoraConfig) and found.r == max(1, round(3584 / one)), name
     found = adapter_of(ROWS["lora-mlp"], {"r": 1}, 0, architecture)
     assert isinstance(found, LoraConfig) and found.r == 1  # never 0
+
+
+def test_rows_of_a_family_with_matrices_in_one() -> None:
+    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64}
+    gpt2 = architecture_of({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **shape})
+    # (in + out) of a layer: c_attn 64 + 192, c_proj 128, the MLP's 320 twice; attention with rank 8 has 8 * 384 = 3072.
+    found = {name: adapter_of(ROWS[f"lora-{name}"], {}, 0, gpt2) for name in ("qkvo", "mlp", "all")}
+    assert [config.r for config in found.values()] == [8, round(3072 / 640), round(3072 / 1024)]  # type: ignore[union-attr]
+    with pytest.raises(AdapterError, match="target_modules: expected names among .*, got 'q_proj'"):
+        adapter_of(ROWS["lora-q"], {}, 0, gpt2)
 
 
 def test_matrices_that_a_model_has_not_are_refused_by_name(architecture: Architecture) -> None:

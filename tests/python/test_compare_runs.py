@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from command_lines import called, environment, make_workplace
 
+from lora_c.cli.own_rows import own_rows
 from lora_c.comparison import compare as module
 from lora_c.comparison.compare import compare
 from lora_c.comparison.costs import latency_of, swap_seconds
@@ -213,6 +214,30 @@ def test_a_row_is_the_run_that_train_makes(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     run = json.loads((workplace / "k/compare.json").read_text())["rows"][0]["runs"][0]["results"]
     assert run["eval_loss"] == json.loads(done.stdout)["eval_loss"]
+
+
+def test_rows_of_ones_own_change_what_their_file_says(workplace: Path) -> None:
+    (workplace / "rows.yaml").write_text("wide:\n  r: 3\n  lr: 1e-3\n  title: three\nfew:\n  peft-type: prompt_tuning\n")
+    words = "compare --model model --data chat.jsonl --val-fraction 0.2 --max-steps 1 --seeds 1 --no-loading".split()
+    done = called(workplace, [*words, "--row-file", "rows.yaml", "--rows", "wide,few", "--output-dir", "o"])
+    assert done.returncode == 0, done.stderr
+    wide, few = json.loads((workplace / "o/compare.json").read_text())["rows"]
+    assert wide["title"] == "three" and wide["runs"][0]["results"]["ranks"] == [3]
+    assert wide["runs"][0]["results"]["learning_rate"] == 1e-3
+    assert few["runs"][0]["results"]["trained_parameters"] == 20 * 128
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("head:\n  r: 3", "1: expected a name of letters, digits and _ that no row has, got 'head'"),
+    ("a/b:\n  r: 3", "got 'a/b'"), ("\nx: 3", "2: x: expected options below it"),
+    ("x:\n  max_steps: 3", "x: expected options of lora-c train that rows may change, got 'max_steps'"),
+    ("x:\n  r: many", "x: r: expected"), ("x:\n  peft_type: lorra", "did you mean 'LORA'"),
+])  # fmt: skip
+def test_a_file_of_rows_that_is_wrong_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rows.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        own_rows(str(tmp_path / "rows.yaml"))
+    assert said in str(caught.value)
 
 
 def test_a_row_that_cannot_be_says_why_and_the_others_go_on(workplace: Path) -> None:

@@ -39,7 +39,7 @@ CALLS = {
     "--max-steps 3 --trials 2 --method lora",
     "compare": "compare --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} "
     "--output-dir OUT --base-text {base_text} "
-    "--task perplexity --task-data {task_data} --max-steps 1 --rows head --seeds 1 --no-loading",
+    "--task perplexity --task-data {task_data} --row-file {row_file} --max-steps 1 --rows head --seeds 1 --no-loading",
     "eval": "eval --model {model} --data {data} --chat-template {chat_template} --adapter {adapter} --output OUT",
     "data": "data --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --plot OUT",
     "merge": "merge --model {model} --adapter {adapters} --output-dir OUT --data {data}",
@@ -48,7 +48,7 @@ CALLS = {
 }
 
 
-TEXT_FILES = ("data", "eval_data", "chat_template", "base_text", "task_data")
+TEXT_FILES = ("data", "eval_data", "chat_template", "base_text", "task_data", "row_file")
 
 
 def command_of(name: str) -> click.Command:
@@ -90,6 +90,7 @@ def place(tiny_model_dir: Path, tmp_path: Path) -> Path:
         (tmp_path / f"{name}.txt").write_text("w3 w4 w5 w6 w7 w8 " * 20)
         (tmp_path / name).mkdir()
         shutil.copy(tmp_path / f"{name}.txt", tmp_path / name / "a.txt")
+    (tmp_path / "row_file.txt").write_text("mine:\n  r: 1\n")
     return tmp_path
 
 

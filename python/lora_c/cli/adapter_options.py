@@ -72,7 +72,7 @@ def take_adapter(settings: dict[str, Any], seed: int) -> AdapterConfig | StackCo
     ConfigError
         There is no such kind, an option is another kind's, or its value does not fit.
     """
-    kinds = _kinds(settings.pop("peft_type", None) or [_DEFAULT])
+    kinds = kinds_named(settings.pop("peft_type", None) or [_DEFAULT])
     given = take_adapter_values(settings)
     other = next((name for name in given if not any(name in ADAPTER_KINDS[kind].model_fields for kind in kinds)), None)
     if other is not None:
@@ -95,7 +95,7 @@ def refuse_adapter_options(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"{given[0]}: expected no adapter to go on from, whose own options hold, got one; leave it out")
 
 
-def _kinds(given: str | list[str]) -> list[str]:
+def kinds_named(given: str | list[str]) -> list[str]:
     """The names of kinds, each once."""
     names = [str(name).strip().upper().replace("-", "_") for name in ([given] if isinstance(given, str) else given)]
     wrong = next((name for name in names if name not in ADAPTER_KINDS), None)

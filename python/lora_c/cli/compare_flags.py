@@ -14,7 +14,8 @@ from ..configs import GenerationConfig, TrainConfig
 from ..configs.task_names import TASKS, WRITTEN
 from ..errors import ConfigError
 from .flag_types import TextList
-from .paths import InputPath, InputPaths
+from .own_rows import own_rows
+from .paths import InputPath, InputPaths, flatten
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SEEDS = 3
@@ -40,6 +41,10 @@ def compare_flags(function: F) -> F:
     """Add what the other commands that train have not."""
     options = (
         click.option("--rows", type=_Names(), help=f"What is compared, of {', '.join(ROWS)}.  [default: all]"),
+        click.option(
+            "--row-file", type=InputPath(), metavar="FILE",
+            help="Rows of your own: a YAML file of names, each with options of lora-c train that it changes.",
+        ),
         click.option("--seeds", type=click.IntRange(1, 100), help=f"Runs of each row.  [default: {_SEEDS}; with --quick: 1]"),
         click.option(
             "--quick", is_flag=True,
@@ -47,10 +52,13 @@ def compare_flags(function: F) -> F:
         ),
         click.option("--budget-tokens", type=click.IntRange(1), help="Train each row for so many tokens."),
         click.option("--budget-seconds", type=click.FloatRange(0, min_open=True), help="Train each row for so long."),
-        click.option("--base-text", type=InputPaths(), help="Text of the base's own, to see what it still knows of it."),
+        click.option(
+            "--base-text", type=InputPaths(), multiple=True, callback=flatten,
+            help="Text of the base's own, to see what it still knows of it.",
+        ),
         click.option("--task", type=click.Choice(TASKS), metavar="NAME", help=f"Also score: one of {', '.join(TASKS)}."),
         click.option("--task-data", type=InputPath(), help="Questions of the task.  [default: --eval-data]"),
-        click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer of the task.  [default: 64]"),
+        click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer of the task.  [default: 256]"),
         click.option("--no-loading", is_flag=True, help="Do not time how the base is loaded and quantized."),
     )  # fmt: skip
     for option in reversed(options):
@@ -64,9 +72,11 @@ def rows_of(own: Mapping[str, Any]) -> dict[str, Row]:
     Raises
     ------
     ConfigError
-        There is no such row.
+        There is no such row, or one of the user's own is not as it must be.
     """
-    return chosen_rows(own["rows"] if own.get("rows") is not None else QUICK if own["quick"] else None)
+    mine = own_rows(own["row_file"]) if own.get("row_file") else {}
+    named = own["rows"] if own.get("rows") is not None else [*(QUICK if own["quick"] else ROWS), *mine]
+    return chosen_rows(named, {**ROWS, **mine})
 
 
 def seeds_of(own: Mapping[str, Any], first: int) -> list[int]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..errors import ConfigError, nearest
 
-QV, ATTENTION = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
-MLP = ["gate_proj", "up_proj", "down_proj"]
+QV = ["q_proj", "v_proj"]
+# Of every family, also of those that store several matrices as one.
+ATTENTION, MLP = r".*attn\.\w+", r".*\.mlp\.\w+"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.targets import find_targets
 from ..configs import ADAPTER_KINDS, AdapterConfig, LoraConfig, StackConfig, TrainConfig
 from ..configs.adapters import MOST_RANK
+from ..errors import AdapterError
+from .rows import ATTENTION, QV, Row
 
 if TYPE_CHECKING:
     from ..families.architectures import Architecture
-    from .rows import Row
 
 _OF_QUANTIZED = ("quant_type", "block_size", "double_quant")
 _OF_ADAPTERS = ("loraplus_lr_ratio", "loraplus_lr_embedding")
@@ -78,12 +79,18 @@ def _ranked(config: LoraConfig, row: Row, base: LoraConfig, architecture: Archit
 def rank_of_budget(config: LoraConfig, base: LoraConfig, architecture: Architecture) -> int:
     """The rank with which the adapter trains about as many parameters as q and v do with the rank of `base`, 1 or more.
 
+    Where a model stores them in one matrix with others, that and the others of attention stand for them.
+
     Raises
     ------
     AdapterError
         The model has no matrices of these names.
     """
-    budget = base.r * _parameters_by_rank(["q_proj", "v_proj"], architecture)
+    try:
+        shared = _parameters_by_rank(QV, architecture)
+    except AdapterError:
+        shared = _parameters_by_rank(ATTENTION, architecture)
+    budget = base.r * shared
     per_rank = _parameters_by_rank(config.target_modules, architecture)
     return min(MOST_RANK, max(1, round(budget / per_rank)))
 
