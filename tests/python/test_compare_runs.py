@@ -307,6 +307,18 @@ def test_a_signal_says_how_to_go_on(workplace: Path) -> None:
     program.stderr.close()
 
 
+def test_settings_of_a_run_are_settings_of_a_comparison(workplace: Path) -> None:
+    (workplace / "more.yaml").write_text("rows: [lora-r2, head]\nseeds: 1\nno_loading: true\nmodel: model\ndata: chat.jsonl\n"
+                                         "val_fraction: 0.2\nmax_steps: 1\nlora_alpha: 32\n")  # fmt: skip
+    done = called(workplace, ["compare", "--config", "more.yaml", "--output-dir", "f1"])
+    assert done.returncode == 0, done.stderr
+    values = json.loads((workplace / "f1/compare.json").read_text())
+    assert [row["name"] for row in values["rows"]] == ["lora-r2", "head"] and values["run"]["adapter lora_alpha"] == 32
+    words = "--config run/config.yaml --val-fraction 0.2 --rows head --seeds 1 --no-loading --output-dir f2".split()
+    done = called(workplace, ["compare", *words])
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(("words", "code", "said"), [
     ("--data chat.jsonl", 2, "--eval-data: expected held-out data, by which rows are compared"),
     ("--val-fraction 0.2", 2, "--data: expected a path"), ("--data chat.jsonl --method lora", 2, "--method"),

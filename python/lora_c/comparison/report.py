@@ -30,7 +30,7 @@ th[scope=row] { text-align: left; position: sticky; left: 0; background: var(--b
 thead th { background: var(--soft); } thead th:first-child { text-align: left; }
 .unit { display: block; font-weight: normal; }
 img { display: block; width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line); border-radius: 4px; }
-figure { margin: 1rem 0; max-width: 48rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
+figure { margin: 1rem 0; max-width: 36rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
 """.strip()
 
 
