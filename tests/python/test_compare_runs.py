@@ -147,6 +147,15 @@ def test_latency_of_a_model_without_and_with_an_adapter(tiny_model_dir: Path, tm
     assert "virtual tokens" in found["not_merged"] and "merged" not in found and found["unmerged"] > 0
 
 
+def test_the_memory_of_a_process_is_its_own() -> None:
+    import numpy as np
+
+    held = np.ones(300 << 20, np.uint8)  # of this process, which starts the other
+    words = "from lora_c.comparison.costs import peak_rss_bytes; print(peak_rss_bytes())"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, env=environment(), check=True)
+    assert 10 << 20 < int(done.stdout) < 250 << 20 and held.any()
+
+
 def test_a_base_is_loaded_from_files_of_each_type(tiny_model_dir: Path, tmp_path: Path) -> None:
     copies = tmp_path / "copies"
     copies.mkdir()
