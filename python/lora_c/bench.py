@@ -165,7 +165,8 @@ class DecodeBench:
         """Read the prompt, then decode."""
         self.model.free_activations()
         _core.reset_peak_memory(self.model.device)
-        cache = self.model.decoder.new_cache(len(self.ids) + self.tokens)
+        virtual = self.model.context_with(None) - self.model.context_length
+        cache = self.model.decoder.new_cache(virtual + len(self.ids) + self.tokens)
         ids: Any = self.ids
         seconds = []
         for _ in range(1 + self.tokens):

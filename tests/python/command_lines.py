@@ -20,6 +20,8 @@ CALLS = {
              "--eval-steps 5 --lr 1e-3",
     "sweep": "sweep --model model --data chat.jsonl --output-dir s{n} --val-fraction 0.2 --max-steps 3 "
              "--trials 3 --lr-max 3e-3",
+    "compare": "compare --model model --data chat.jsonl --output-dir k{n} --val-fraction 0.2 --max-steps 3 --rows lora-r1 "
+               "--seeds 1 --no-loading",
     "generate": "generate --model model --adapter run --max-new-tokens 4 Hello",
     "chat": "chat --model model --max-new-tokens 4",
     "classify": "classify --model c Hello",
@@ -38,8 +40,8 @@ CALLS = {
     "completion": "completion zsh",
 }  # fmt: skip
 # Those that print one JSON object with --json.
-REPORTING = ("train", "sweep", "eval", "data", "plan", "merge", "export", "inspect", "quantize", "devices", "bench", "replay",
-             "plot", "demo")  # fmt: skip
+REPORTING = ("train", "sweep", "compare", "eval", "data", "plan", "merge", "export", "inspect", "quantize", "devices", "bench",
+             "replay", "plot", "demo")  # fmt: skip
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _count = 0

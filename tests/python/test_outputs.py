@@ -25,16 +25,22 @@ TEXTS = {
     "generate": {"prompt", "device"}, "chat": {"system", "device"},
     "classify": {"text", "text_pair", "device"}, "eval": {"split", "device"}, "merge": {"combination"},
     "plot": {"title"}, "bench": {"device"},
-    "train": {
+    **dict.fromkeys(("train", "sweep", "compare"), {
         "device", "layers_pattern", "init_lora_weights", "target_modules", "exclude_modules", "modules_to_save",
         "metric_for_best_model", "init_weights", "prompt_tuning_init_text", "tokenizer_name_or_path",
         "paged_dir",  # of a file that has no name
-    },
+    }),
 }  # fmt: skip
 # How each command is called, {name}: the path of an input of that name.
 CALLS = {
     "train": "train --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --adapter {adapter} "
     "--output-dir OUT --max-steps 1 --method lora",
+    "sweep": "sweep --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --output-dir OUT "
+    "--max-steps 3 --trials 2 --method lora",
+    "compare": "compare --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} "
+    "--output-dir OUT --base-text {base_text} "
+    "--task perplexity --task-data {task_data} --row-file {row_file} --max-steps 1 --rows head --seeds 1 --no-loading",
+    "eval": "eval --model {model} --data {data} --chat-template {chat_template} --adapter {adapter} --output OUT",
     "data": "data --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --plot OUT",
     "merge": "merge --model {model} --adapter {adapters} --output-dir OUT --data {data}",
     "export": "export {source} OUT --to peft --model {model}",
@@ -42,7 +48,7 @@ CALLS = {
 }
 
 
-TEXT_FILES = ("data", "eval_data", "chat_template")
+TEXT_FILES = ("data", "eval_data", "chat_template", "base_text", "task_data", "row_file")
 
 
 def command_of(name: str) -> click.Command:
@@ -84,6 +90,7 @@ def place(tiny_model_dir: Path, tmp_path: Path) -> Path:
         (tmp_path / f"{name}.txt").write_text("w3 w4 w5 w6 w7 w8 " * 20)
         (tmp_path / name).mkdir()
         shutil.copy(tmp_path / f"{name}.txt", tmp_path / name / "a.txt")
+    (tmp_path / "row_file.txt").write_text("mine:\n  r: 1\n")
     return tmp_path
 
 
@@ -140,6 +147,7 @@ def test_an_output_that_is_an_input_is_refused(
         assert "--overwrite" in str(result.exception) and contents(place) == before
 
 
+@pytest.mark.filterwarnings("ignore:sweep")  # of two rates one is always the last on its side
 @pytest.mark.parametrize("name", list(CALLS))
 def test_another_place_is_fine(place: Path, name: str) -> None:
     before = contents(place)

@@ -53,6 +53,7 @@ def own_keys(value: Any) -> Iterator[str]:
 
 KEYS = {
     "train": {"steps", "train_loss", "eval_loss", "tokens_per_second", "elapsed_seconds", "peak_memory_bytes", "output_dir"},
+    "compare": {"advice", "base", "rows", "loading", "output_dir", "written"},
     "sweep": {"learning_rate", "rungs", "trials", "output_dir", "picture"},
     "eval": {"loss", "perplexity", "tokens", "sequences"}, "merge": {"output", "dtype", "bytes", "report"},
     "export": {"source", "output", "format", "bytes"}, "inspect": {"kind", "facts", "tensors", "problems", "usable"},

@@ -34,16 +34,27 @@ def _is_ambiguous(name: str) -> bool:
     return len(types) > 1
 
 
-def adapter_options(function: F) -> F:
-    """Add --peft-type and one flag for each option of an adapter of any kind."""
+def adapter_fields(function: F) -> F:
+    """Add one flag for each option of an adapter of any kind."""
     for name, (kind, info) in reversed(_fields().items()):
         section = "Adapter" if kind == _DEFAULT else f"Adapter of peft_type {kind}"
         as_text = _is_ambiguous(name) and kind != _DEFAULT
         function = field_option(name, info, section, as_text=as_text)(function)
+    return function
+
+
+def adapter_options(function: F) -> F:
+    """Add --peft-type and the options of adapters."""
     return click.option(
         "--peft-type", type=TextList(), default=None, metavar="KIND,...",
         help=f"The kind of adapter: {', '.join(ADAPTER_KINDS)}; several are trained together.  [default: {_DEFAULT}]",
-    )(function)  # fmt: skip
+    )(adapter_fields(function))  # fmt: skip
+
+
+def take_adapter_values(settings: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of adapters from the settings and return those that were given."""
+    taken = {name: settings.pop(name) for name in _fields() if name in settings}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in taken.items() if v is not None and v != ()}
 
 
 def take_adapter(settings: dict[str, Any], seed: int) -> AdapterConfig | StackConfig:
@@ -61,9 +72,8 @@ def take_adapter(settings: dict[str, Any], seed: int) -> AdapterConfig | StackCo
     ConfigError
         There is no such kind, an option is another kind's, or its value does not fit.
     """
-    kinds = _kinds(settings.pop("peft_type", None) or [_DEFAULT])
-    taken = {name: settings.pop(name) for name in _fields() if name in settings}
-    given = {name: list(v) if isinstance(v, tuple) else v for name, v in taken.items() if v is not None and v != ()}
+    kinds = kinds_named(settings.pop("peft_type", None) or [_DEFAULT])
+    given = take_adapter_values(settings)
     other = next((name for name in given if not any(name in ADAPTER_KINDS[kind].model_fields for kind in kinds)), None)
     if other is not None:
         have = " or ".join(name for name, known in ADAPTER_KINDS.items() if other in known.model_fields)
@@ -85,7 +95,7 @@ def refuse_adapter_options(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"{given[0]}: expected no adapter to go on from, whose own options hold, got one; leave it out")
 
 
-def _kinds(given: str | list[str]) -> list[str]:
+def kinds_named(given: str | list[str]) -> list[str]:
     """The names of kinds, each once."""
     names = [str(name).strip().upper().replace("-", "_") for name in ([given] if isinstance(given, str) else given)]
     wrong = next((name for name in names if name not in ADAPTER_KINDS), None)

@@ -12,6 +12,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "lora-c sweep --model MODEL --data chat.jsonl \\\n    --val-fraction 0.1 --output-dir sweep",
         "lora-c sweep --config run.yaml --trials 9 --lr-max 3e-2",
     ),
+    "compare": (
+        "lora-c compare --quick",
+        "lora-c compare --model MODEL --data chat.jsonl \\\n    --val-fraction 0.1 --rows head,lora-r8,qlora --seeds 3",
+    ),
     "generate": (
         'lora-c generate --model MODEL --adapter out "Hello"',
         "lora-c generate --model MODEL --prompts questions.txt \\\n    --max-new-tokens 64 > answers.jsonl",
@@ -79,6 +83,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
 MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "output_dir", "num_train_epochs", "learning_rate"),
     "sweep": ("model", "data", "val_fraction", "trials", "output_dir"),
+    "compare": ("model", "data", "rows", "quick", "output_dir"),
     "generate": ("model", "adapter", "prompts", "max_new_tokens", "temperature"),
     "chat": ("model", "adapter", "system", "max_new_tokens", "temperature"),
     "classify": ("model", "adapter", "texts", "text_pair", "max_seq_length"),

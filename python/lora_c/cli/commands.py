@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": ("train", "Fine-tune a model on your data (LoRA, QLoRA, full or head only)."),
     "sweep": ("sweep", "Find the learning rate of a run, by its held-out loss."),
+    "compare": ("compare", "Compare methods on your data: full, head, LoRA, QLoRA and others, each in its own process."),
     "generate": ("generate", "Write text from a prompt."),
     "chat": ("chat", "Talk with a model."),
     "classify": ("classify", "Say which label a text has, with a classifier."),

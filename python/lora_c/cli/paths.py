@@ -135,6 +135,8 @@ def refuse_repeated(given: Sequence[click.Parameter]) -> None:
 
 _OF_A_RUN = ("metrics.jsonl", "loss.png", "config.yaml", "run.json", "README.md", "demo.json")
 
+_OF_A_COMPARISON = ("compare.json", "compare.html", "losses.png", "curves.png", "costs.png", "compare-runs/")
+
 
 def _file_of_a_run(name: str) -> bool:
     own = name in _OF_A_RUN or re.match(r"checkpoint-\d+/", name) is not None
@@ -173,6 +175,11 @@ class OutputPath(PathType):
 def output_of_a_run(default: str) -> OutputPath:
     """The folder of a training run."""
     return OutputPath(_file_of_a_run, default, held_by_an_output)
+
+
+def output_of_a_comparison(default: str) -> OutputPath:
+    """The folder of a comparison."""
+    return OutputPath(lambda name: name.startswith(_OF_A_COMPARISON), default, held_by_an_output)
 
 
 def output_of_a_demo(default: str) -> OutputPath:

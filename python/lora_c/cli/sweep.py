@@ -9,15 +9,14 @@ import click
 
 from ..configs import AdapterConfig, StackConfig, TrainConfig
 from ..display.plot import can_plot, tell_missing_plot
-from ..errors import ConfigError
 from ..notices import tell
 from .adapter_options import adapter_options, take_adapter
-from .data_options import device_option, open_data, reading_options, training_data_options
+from .data_options import device_option, reading_options, training_data_options
 from .early_forecast import read_and_forecast
 from .json_output import json_option, print_json
 from .options import Command, config_options, take
 from .paths import OVERWRITE, InputPath, output_of_a_run
-from .train import open_model
+from .trials import Trials, need_held_out, need_inputs
 
 if TYPE_CHECKING:
     from ..runs.sweep_record import SweepRecord
@@ -73,11 +72,8 @@ def command(**own: Any) -> None:
     config = TrainConfig(**given)
     adapter = take_adapter(own, config.seed)
     rates = learning_rates(own["lr_min"], own["lr_max"], own["trials"])
-    for key in ("model", "data"):
-        if not own.get(key):
-            raise ConfigError(f"{key}: expected a path, got nothing; give --{key} PATH or put {key}: in the config file")
-    if not own.get("eval_data") and not config.val_fraction:
-        _need_held_out(own["data"])
+    need_inputs(own)
+    need_held_out(own, config, "rates")
     reporters(config)  # a package that is absent is said before the model is loaded
     tell_missing_plot()
     data = read_and_forecast(own, config, adapter, {})
@@ -100,37 +96,20 @@ def command(**own: Any) -> None:
     _tell_edge(record)
 
 
-def _need_held_out(data: Any) -> None:
-    """Refuse a search that has nothing to compare rates by, before the model is loaded."""
-    from ..data import find_files
-
-    if "validation" not in find_files(data).others:
-        raise ConfigError(
-            "eval_data: expected held-out data, by which rates are compared, got none; give --eval-data or --val-fraction"
-        )
-
-
-class _Trials:
-    """Makes the trainer of a rate; the data are read once."""
+class _Trials(Trials):
+    """Makes the trainer of a rate."""
 
     def __init__(
         self, own: dict[str, Any], given: dict[str, Any], config: TrainConfig, adapter: AdapterConfig | StackConfig, data: Any
     ) -> None:
-        self.own, self.given, self.config, self.adapter = own, given, config, adapter
-        self._data = data  # None: not read yet
+        super().__init__(own, config, data)
+        self.given, self.adapter = given, adapter
 
     def __call__(self, rate: float, folder: Path, callback: Callback) -> Trainer:
-        from ..text.chosen_template import use_chat_template
-        from ..training.run_checks import RunOptions, check_run
         from ..training.trainer import Trainer
 
-        check_run(RunOptions(self.config, self.adapter))
-        model = open_model(self.own, self.config, self.adapter, {})
-        if self.own.get("chat_template"):
-            use_chat_template(model, self.own["chat_template"])
-        if self._data is None:
-            self._data = open_data(self.own, model.tokenizer, self.config)
-        train_data, eval_data, _ = self._data
+        model = self.model(self.config, self.adapter)
+        train_data, eval_data = self.data(model)
         config = TrainConfig(**self.given | {"learning_rate": rate, "output_dir": str(folder)})
         return Trainer(model, train_data, config, eval_data, callbacks=[callback])
 

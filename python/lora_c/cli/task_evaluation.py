@@ -36,7 +36,7 @@ def evaluate_task(own: dict[str, Any], task: str, files: FoundFiles) -> None:
     from ..tasks import check_task
     from ..text.prompts import need_language_model
 
-    options = _options(own)
+    options = task_options_of(own)
     check_task(task, options)
     if own.get("output"):
         make_folder(Path(own["output"]).parent)  # a place that cannot be is said before the work
@@ -46,7 +46,7 @@ def evaluate_task(own: dict[str, Any], task: str, files: FoundFiles) -> None:
         raise ConfigError(
             "apply_chat_template: expected a model with a chat template, got none; leave it out, or give --chat-template"
         )
-    given = _read(own, task, files, model, options)
+    given = read_task(own, task, files, model, options)
     outcome, baseline = _outcomes(own, task, given, model, options)
     differences = _differences(own, outcome, baseline)
     if own.get("output"):
@@ -62,14 +62,14 @@ def evaluate_task(own: dict[str, Any], task: str, files: FoundFiles) -> None:
     print_json(values | {"precision": precision, "output": own.get("output")})
 
 
-def _options(own: dict[str, Any]) -> TaskOptions:
+def task_options_of(own: dict[str, Any]) -> TaskOptions:
     from ..tasks import TaskOptions
 
     generation = GenerationConfig(**take(dict(own), GenerationConfig, skip=("seed",)))
     return TaskOptions(own.get("normalize") or (), bool(own.get("apply_chat_template")), generation, own["batch_tokens"])
 
 
-def _read(own: dict[str, Any], task: str, files: FoundFiles, model: Model, options: TaskOptions) -> Any:
+def read_task(own: dict[str, Any], task: str, files: FoundFiles, model: Model, options: TaskOptions) -> Any:
     """A data set for perplexity, questions for the other tasks."""
     from ..data import load_files
     from ..data.fits import fit_to_model

@@ -61,7 +61,7 @@ def describe_run(trainer: Trainer, base: str, command: str | None = None) -> dic
         "total_steps": trainer.total_steps,
         "seeds": {"training": config.seed, "adapter": model.adapter_config.seed if model.adapter_config else None},
         "machine": {
-            "device": model.device, "cpu": _cpu(), "cores": os.cpu_count(), "threads": _core.get_num_threads(),
+            "device": model.device, "cpu": cpu_name(), "cores": os.cpu_count(), "threads": _core.get_num_threads(),
             "kernels": _core.get_isa(), "system": platform.platform(), "python": platform.python_version(),
         },
     }  # fmt: skip
@@ -158,7 +158,7 @@ def _data(data: Dataset, digest: str | None = None) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -11,13 +11,13 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, ConfigError, DivergenceError, SaveError, shorten
-from ..runs.digests import data_digest
+from ..errors import ConfigError, DivergenceError
 from ..runs.sweep_record import SWEEP_FILE, SweepRecord, folder_name
 from .callbacks import Callback, TrainerState
 from .halving import best_of, rungs
+from .trials import changed, refuse_others, shared_by_trials, train_to
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -75,7 +75,9 @@ def sweep(
             "eval_data: expected held-out data, by which rates are compared, got none; give --eval-data or --val-fraction"
         )
     ladder = rungs(len(rates), first.total_steps, factor)
-    record = SweepRecord(_shared(first), [{"steps": rung.steps, "trials": rung.trials} for rung in ladder])
+    record = SweepRecord(
+        shared_by_trials(first, ("learning_rate",)), [{"steps": rung.steps, "trials": rung.trials} for rung in ladder]
+    )
     record.losses = {rate: {} for rate in rates}
     record = _begun(record, folder, overwrite)
     del first
@@ -100,12 +102,7 @@ def _begun(record: SweepRecord, folder: Path, overwrite: bool) -> SweepRecord:
     """The record to go on with: the one in the folder where it is of the same search, else the new one."""
     before = SweepRecord.read(folder)
     if before is not None and not overwrite:
-        changes = _changes(before, record)
-        if changes:
-            raise ConfigError(
-                f"output_dir: expected a free folder or one of this sweep, got {str(folder / SWEEP_FILE)!r} of another one "
-                f"({shorten(changes, 4)}); choose another folder, or give --overwrite"
-            )
+        refuse_others("sweep", folder / SWEEP_FILE, _changes(before, record))
         return before
     for rate in record.losses if before is None else {*before.losses, *record.losses}:
         trial = folder / folder_name(rate)
@@ -117,32 +114,15 @@ def _begun(record: SweepRecord, folder: Path, overwrite: bool) -> SweepRecord:
 
 
 def _changes(before: SweepRecord, now: SweepRecord) -> list[str]:
-    changed = [name for name in sorted({*before.run, *now.run}) if before.run.get(name) != now.run.get(name)]
-    changed += ["rates"] if sorted(before.losses) != sorted(now.losses) else []
-    return changed + (["factor or number of steps"] if before.rungs != now.rungs else [])
-
-
-def _shared(trainer: Trainer) -> dict[str, Any]:
-    """What decides the result of all trials alike."""
-    run = trainer.run()
-    options = {name: value for name, value in run.options.items() if name != "learning_rate"}
-    held_out = "" if trainer.eval_data is None else data_digest(trainer.eval_data)
-    return {**options, "data (digest)": run.data, "held-out data (digest)": held_out, "model (digest)": run.model}
+    names = changed(before.run, now.run) + (["rates"] if sorted(before.losses) != sorted(now.losses) else [])
+    return names + (["factor or number of steps"] if before.rungs != now.rungs else [])
 
 
 def _loss_of(make: MakeTrial, rate: float, folder: Path, steps: int) -> float | None:
     """The held-out loss of a trial after some steps, of which it may have done some before; None: it diverged."""
     trainer = make(rate, folder, StopAt(steps))
     try:
-        done = trainer.resume_from("auto")
-        if done > steps:
-            raise CheckpointError(
-                f"{folder}: expected a run of {steps} steps at most, got a checkpoint of step {done}; remove the folder"
-            )
-        if done < steps:
-            result = trainer.train()
-            if result.unsaved:
-                raise SaveError(f"{folder}: expected a checkpoint, got none: {'; '.join(map(str, result.unsaved))}")
+        train_to(trainer, folder, steps)
         loss = trainer.evaluate()
     except DivergenceError:
         return None

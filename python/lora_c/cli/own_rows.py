@@ -1,0 +1,75 @@
+"""Rows of the user's own: a YAML file of names, each with options of `lora-c train` that it changes.
+
+wide:
+  r: 32
+  learning_rate: 1e-3
+  title: a wide adapter
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..comparison.rows import ROWS, Row
+from ..configs import ADAPTER_KINDS, TrainConfig
+from ..errors import ConfigError, nearest
+from .adapter_options import kinds_named
+from .settings_file import keys_of, value_of
+from .yaml_file import read_settings
+
+_DECIDED = ("seed", "output_dir", "max_steps", "num_train_epochs", "val_fraction", "eval_steps")  # alike in all rows
+
+
+def own_rows(path: str) -> dict[str, Row]:
+    """The rows of a file, in its order.
+
+    Raises
+    ------
+    ConfigError
+        With file and line: a name that is taken or no name, an option that is none or that all rows share, a wrong value.
+    """
+    params = _params()
+    found: dict[str, Row] = {}
+    for setting in read_settings(Path(path)):
+        where = f"{path}:{setting.line}"
+        if not re.fullmatch(r"\w[\w.+]*", setting.key) or setting.key in ROWS or setting.key.startswith("base"):
+            raise ConfigError(f"{where}: expected a name of letters, digits and _ that no row has, got {setting.key!r}")
+        if not isinstance(setting.value, Mapping):
+            raise ConfigError(f"{where}: {setting.key}: expected options below it, got {setting.value!r}")
+        found[setting.key] = _row(dict(setting.value), params, f"{where}: {setting.key}")
+    return found
+
+
+def _params() -> dict[str, click.Parameter]:
+    """Options of `lora-c train` that a row may change, by every name that they have."""
+    from .train import command
+
+    known = {name for cls in (TrainConfig, *ADAPTER_KINDS.values()) for name in cls.model_fields} | {"peft_type"}
+    own = (param for param in command.params if param.name in known and param.name not in _DECIDED)
+    return {key: param for param in own for key in (str(param.name), *keys_of(param))}
+
+
+def _row(values: dict[str, Any], params: Mapping[str, click.Parameter], where: str) -> Row:
+    from .train import command
+
+    title, settings = str(values.pop("title", "") or "own row"), {}
+    ctx = click.Context(command)
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in params:
+            raise ConfigError(
+                f"{where}: expected options of lora-c train that rows may change, got {key!r}{nearest(name, params)}"
+            )
+        try:
+            settings[str(params[name].name)] = value_of(params[name], value, ctx)
+        except (ValueError, click.UsageError) as error:
+            said = error.message if isinstance(error, click.UsageError) else str(error)
+            raise ConfigError(f"{where}: {key}: {said}") from None
+    if "peft_type" in settings:
+        settings["peft_type"] = kinds_named(settings["peft_type"])
+    return Row(title, {"method": "lora", **settings})
