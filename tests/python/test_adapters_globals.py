@@ -249,4 +249,8 @@ def test_a_forecast_knows_the_whole_matrices(name: str, modules: int, is_trainab
     model.load_adapter(GOLDEN / "global_adapters" / name, is_trainable=is_trainable)
     wanted = modules * (1 + is_trainable) * 4 * model.config["vocab_size"] * model.config["hidden_size"]
     grown = model.decoder.scratch_bytes(8) - before
-    assert grown == wanted or (model.device != "cpu" and wanted < grown < 1.1 * wanted)
+    if is_trainable and model.device == "cpu":  # and a slice of logits for each token and thread: the head's gradient is formed
+        wanted += 4 * 4096 * (8 + lc.get_num_threads())
+        assert wanted <= grown < 1.02 * wanted
+    else:
+        assert grown == wanted or (model.device != "cpu" and wanted < grown < 1.1 * wanted)
