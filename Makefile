@@ -32,7 +32,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers clean
+.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -144,6 +144,9 @@ bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, attention, trainin
 
 bench-peers: $(VENV)/installed $(PEERS)/ready ## speed and memory beside transformers, PEFT and bitsandbytes
 	$(BIN)/python benchmarks/bench_peers.py --peers $(PEERS)/bin/python
+
+bench-plan: $(VENV)/installed ## what lora-c plan says of 16 runs against what they take (10 minutes)
+	$(BIN)/python benchmarks/bench_plan.py
 
 clean: ## remove everything that was built
 	rm -rf build $(VENV) python/lora_c/*.so python/*.egg-info demo-output

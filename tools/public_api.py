@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Errors and warnings": (
         "LoraCError", "AdapterError", "CheckpointError", "ConfigError", "DataError", "DeviceError", "DivergenceError",
-        "SaveError", "LoraCWarning",
+        "FitError", "SaveError", "LoraCWarning",
     ),
 }  # fmt: skip
 MODULES = ("ops", "reference")

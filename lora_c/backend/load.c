@@ -138,7 +138,8 @@ lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths,
     *out = &ctx->engine->cpu;
     if (strcmp(name, "cpu") == 0) return LORA_OK;
     device_search search = {.name = name, .known = "cpu"};
-    bool found = lora_visit_libraries(ctx->engine, paths, find_device, &search);
+    if (lora_meta_index(name, &search.index)) search.backend = &lora_meta_backend;
+    bool found = search.backend || lora_visit_libraries(ctx->engine, paths, find_device, &search);
     LORA_CHECK(found, err, LORA_EINVAL, "device: expected one of %s, got %.40s; %s", search.known, name,
                search.unusable ? search.unusable : "`lora-c devices` lists them");
     LORA_CHECK(search.backend && !search.reason[0], err, LORA_EDEVICE, "%s", search.reason);

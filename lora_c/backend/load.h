@@ -6,6 +6,10 @@
 
 /** The CPU's table. */
 extern const lora_backend lora_cpu_backend;
+/** That of the device "meta", which has shapes and no memory, and forecasts what the CPU would take. No list of devices names it. */
+extern const lora_backend lora_meta_backend;
+/** Whether a device of that backend has this name: "meta", or "meta:8.6" for an NVIDIA GPU by its compute capability. */
+bool lora_meta_index(const char *name, int64_t *index);
 
 /** The device of this name, made by its backend; for "cpu" the engine's own.   Errors  as lora_ctx_create_on */
 lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths, lora_device_use **out, lora_error *err) LORA_MUST_CHECK;

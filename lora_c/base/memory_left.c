@@ -1,11 +1,13 @@
 /* How much memory this process could still take, and whether a large block can be had at all. Linux grants more than it has
  * and ends the process, or another one, when the memory is written to: whoever asks for gigabytes is told before.
  *
- * Two bounds: what the machine has, and what the control groups allow (a container, a batch job). A group's use counts file
- * pages that Linux drops when memory is short (inactive_file); these are left. */
+ * Three bounds: what the machine has, what the control groups allow (a container, a batch job), and the limits of the process
+ * (ulimit). A group's use counts file pages that Linux drops when memory is short (inactive_file); these are left. */
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "lora_c/memory.h"
 
@@ -95,15 +97,40 @@ static size_t least_of_own_groups(const char *root, of_group *of) {
     return least;
 }
 
+/* What the process may have of a resource; SIZE_MAX where nothing bounds it. */
+static size_t limit_of_process(int resource) {
+    struct rlimit limit;
+    if (getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return SIZE_MAX;
+    return (size_t)limit.rlim_cur;
+}
+
+/* What the limits on addresses and on data leave: statm counts the pages of both (its first and sixth number). */
+static size_t left_of_process(const char *root) {
+    const size_t addresses = limit_of_process(RLIMIT_AS), data = limit_of_process(RLIMIT_DATA);
+    char path[PATH];
+    size_t mapped = 0, written = 0;
+    if (addresses == SIZE_MAX && data == SIZE_MAX) return SIZE_MAX;
+    const int length = snprintf(path, sizeof path, "%s/proc/self/statm", root);
+    FILE *file = length > 0 && length < (int)sizeof path ? fopen(path, "r") : NULL;
+    const bool known = file && fscanf(file, "%zu %*u %*u %*u %*u %zu", &mapped, &written) == 2;
+    if (file) (void)fclose(file);
+    if (!known) return SIZE_MAX;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t of_addresses = addresses == SIZE_MAX ? SIZE_MAX : addresses - less(addresses, mapped * page);
+    return less(of_addresses, data == SIZE_MAX ? SIZE_MAX : data - less(data, written * page));
+}
+
 size_t lora_memory_left(const char *root, bool with_swap) {
-    return less(left_on_machine(root, with_swap), least_of_own_groups(root, left_in_group));
+    const size_t of_system = less(left_on_machine(root, with_swap), least_of_own_groups(root, left_in_group));
+    return less(of_system, left_of_process(root));
 }
 
 size_t lora_memory_total(const char *root) {
     char folder[PATH];
     (void)snprintf(folder, sizeof folder, "%s/proc", root);
     const size_t total = number_in(folder, "meminfo", "MemTotal");
-    return less(total == SIZE_MAX ? SIZE_MAX : total * 1024, least_of_own_groups(root, limit_of_group));
+    const size_t of_system = less(total == SIZE_MAX ? SIZE_MAX : total * 1024, least_of_own_groups(root, limit_of_group));
+    return less(of_system, less(limit_of_process(RLIMIT_AS), limit_of_process(RLIMIT_DATA)));
 }
 
 bool lora_memory_fits(size_t bytes) { return bytes < LARGE || bytes <= lora_memory_left("", true); }

@@ -21,4 +21,6 @@ PyObject *lora_py_deviceweight_new(lora_py_state *state, lora_py_device device, 
 PyObject *lora_py_weight_to(PyObject *tensor, PyObject *args);
 extern const char lora_py_weight_to_doc[];
 
+extern PyMethodDef lora_py_meta_functions[]; /* meta_weight */
+
 #endif

@@ -2,6 +2,7 @@
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_devicearray.h"
 #include "lora_c/bindings/py_devices.h"
+#include "lora_c/bindings/py_deviceweight.h"
 #include "lora_c/bindings/py_precision.h"
 
 #include <errno.h>
@@ -183,7 +184,7 @@ static PyObject *reset_peak_memory(PyObject *module, PyObject *args) {
 PyDoc_STRVAR(memory_left_doc,
              "memory_left($module, root='', with_swap=False, /)\n--\n\n"
              "Return the bytes that this process could still take, None where the system does not say.\n\n"
-             "What the machine has available, and swap where asked for, within the limits of the process's control groups.\n"
+             "What the machine has available, and swap where asked for, within the limits of the process and its control groups.\n"
              "root is the folder that stands for '/'.");
 
 static PyObject *memory_left(PyObject *module, PyObject *args) {
@@ -307,6 +308,7 @@ static int module_exec(PyObject *module) {
     if (PyModule_AddFunctions(module, lora_py_precision_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_device_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_device_array_functions) < 0) return -1;
+    if (PyModule_AddFunctions(module, lora_py_meta_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_row_ops) < 0) return -1;
     return PyModule_AddFunctions(module, lora_py_matrix_ops);
 }

@@ -31,6 +31,9 @@ typedef struct lora_cuda_launch {
     size_t shared_bytes; /* dynamic: all that a kernel has */
 } lora_cuda_launch;
 
+/* Every array is asked for with so many bytes more, which may be read but never written (lora_ctx_alloc's promise). */
+enum { LORA_CUDA_READABLE = 64 };
+
 typedef struct lora_cuda_api {
     const char *name;                    /* of its devices: "cuda" */
     int (*driver_version)(int *version); /* 13000 for CUDA 13.0; 0: no driver */

@@ -9,6 +9,8 @@
 #include "lora_c/cuda/launch.cuh"
 #include "lora_c/nn.h"
 
+#include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
+
 #ifdef __CUDACC__ /* another compiler does not know the pragma */
 #define LORA_PRAGMA(text) _Pragma(#text)
 #define LORA_UNROLL _Pragma("unroll")
@@ -21,7 +23,7 @@
 namespace {
 
 /* Segments of up to so many rows, as in decoding, have float32 operands in every precision, and kernels of their own forward. */
-enum { ATTENTION_FEW = 64 };
+enum { ATTENTION_FEW = LORA_GPU_FEW };
 
 /* A matrix (tokens, heads * D). */
 struct attention_matrix {

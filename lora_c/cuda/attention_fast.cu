@@ -1,10 +1,10 @@
 /* When attention has bfloat16 operands, and how they are made. */
 #include "lora_c/cuda/attention_fast.h"
+#include "lora_c/cuda/weights.h"
 
 namespace {
 
 enum { PACK_THREADS = 128 };
-static const int64_t WIDEST = 256;
 
 /* A block per token. */
 __global__ void __launch_bounds__(PACK_THREADS) attention_pack(lora_cuda_pack a) {
@@ -41,9 +41,8 @@ lora_status lora_cuda_attention_pack(lora_cuda *c, const lora_cuda_pack *pack, l
 }
 
 bool lora_cuda_attention_is_fast(const lora_ctx *ctx, int64_t D) {
-    const lora_cuda_properties *properties = &lora_cuda_of(ctx)->properties;
-    if (lora_backend_of(ctx)->precision != LORA_PRECISION_FAST || properties->major < 8) return false;
-    return D <= WIDEST / 2 || (D <= WIDEST && properties->shared_bytes >= LORA_CUDA_ATTENTION_SHARED);
+    const lora_gpu_facts gpu = lora_cuda_facts(ctx);
+    return lora_gpu_attention_is_fast(&gpu, D);
 }
 
-int64_t lora_cuda_attention_width(int64_t D) { return D <= WIDEST / 2 ? lora_round_up(D, 32) : WIDEST; }
+int64_t lora_cuda_attention_width(int64_t D) { return lora_gpu_attention_width(D); }

@@ -2,11 +2,11 @@
  * then merged. How the keys are shared follows from their number alone. */
 #include "lora_c/cuda/attention_few.h"
 #include "lora_c/cuda/attention_forward.cuh"
+#include "lora_c/cuda/weights.h"
 
 namespace {
 
-enum { SPLITS = 32, SPLIT_KEYS = 256, FEW_ROWS = 16 };
-static const int64_t PARTIAL_BYTES = 64 << 20; /* of memory for what is to be merged, unless one item needs more */
+enum { SPLITS = LORA_GPU_FEW_SPLITS, SPLIT_KEYS = 256, FEW_ROWS = LORA_GPU_FEW_ROWS };
 
 struct few_args {
     forward_args forward;
@@ -83,23 +83,19 @@ template <int CC> lora_status launch(lora_cuda *c, const few_args &f, int64_t it
     return LORA_CUDA_LAUNCH(c, attention_merge, dim3(grid.x), EXACT_THREADS, 0, f, err);
 }
 
-int64_t floats_of_item(int64_t D) { return SPLITS * FEW_ROWS * (D + 2); }
-int64_t items_at_a_time(int64_t items, int64_t D) {
-    return lora_min_i64(items, lora_max_i64(1, PARTIAL_BYTES / (int64_t)sizeof(float) / floats_of_item(D)));
-}
+int64_t items_at_a_time(int64_t items, int64_t D) { return lora_gpu_few_items(items, D); }
 
 } // namespace
 
 size_t lora_cuda_attention_few_bytes(int64_t n_segments, int64_t n_kv_heads, int64_t head_dim) {
-    int64_t items = n_segments * lora_div_up(ATTENTION_FEW, FEW_ROWS) * n_kv_heads;
-    return (size_t)(items_at_a_time(items, head_dim) * floats_of_item(head_dim)) * sizeof(float);
+    return (size_t)lora_gpu_few_bytes(n_segments, n_kv_heads, head_dim);
 }
 
 lora_status lora_cuda_attention_few(lora_ctx *ctx, const lora_attention_shape *shape, const lora_segments *segments, lora_mat q,
                                     const lora_kv *kv, lora_mat o, float *lse, int64_t rows, lora_error *err) {
     lora_cuda *c = lora_cuda_of(ctx);
     int64_t D = shape->head_dim, tiles = lora_div_up(rows, FEW_ROWS), items = segments->n * tiles * shape->n_kv_heads;
-    int64_t item_floats = floats_of_item(D), batch = items_at_a_time(items, D);
+    int64_t item_floats = lora_gpu_few_floats(D), batch = items_at_a_time(items, D);
     void *memory = NULL;
     LORA_TRY(lora_cuda_scratch(c, LORA_CUDA_SCRATCH_SUMS, (size_t)(batch * item_floats) * sizeof(float), &memory, err));
     few_args f = {forward_args_of(shape, segments, q, kv, o, lse), (float *)memory, (float *)memory + batch * SPLITS * FEW_ROWS * D, 0,

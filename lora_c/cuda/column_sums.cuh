@@ -5,12 +5,13 @@
 #define LORA_CUDA_COLUMN_SUMS_CUH
 
 #include "lora_c/cuda/elements.cuh"
+#include "lora_c/cuda/weights.h"
 
 enum {
     LORA_SUM_COLUMNS = 32, /* of a block: one warp reads them side by side */
     LORA_SUM_LANES = 8,    /* warps of a block, which take the rows in turn */
-    LORA_SUM_ROWS = 64,    /* of a block at least */
-    LORA_SUM_CHUNKS = 512, /* of the rows at most */
+    LORA_SUM_ROWS = LORA_GPU_SUM_ROWS,
+    LORA_SUM_CHUNKS = LORA_GPU_SUM_CHUNKS,
     LORA_SUM_THREADS = LORA_SUM_COLUMNS * LORA_SUM_LANES,
 };
 

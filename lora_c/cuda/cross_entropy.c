@@ -8,10 +8,7 @@
 #include "lora_c/cuda/scaled.h"
 #include "lora_c/cuda/table.h"
 #include "lora_c/cuda/weights.h"
-
-/* Each weight that is read is used for as many rows as a chunk has: 512 for a vocabulary of 128k, at which bfloat16 products are not bound
- * by memory (H200: 989 TFLOP/s over 4.8 TB/s are 206 FLOP per byte, 2 bytes per weight). */
-enum { LOGIT_BYTES = 256 << 20, MOST_ROWS = 1024, LEAST_ROWS = 64, SLICE_BYTES = 64 << 20, MOST_SLICE = 16384, LEAST_SLICE = 256 };
+#include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 
 typedef struct head_job {
     lora_cuda *c;
@@ -29,14 +26,9 @@ typedef struct head_job {
 
 /* --- sizes --- */
 
-static int64_t clamp(int64_t n, int64_t least, int64_t most) { return lora_max_i64(least, lora_min_i64(n, most)); }
-
 lora_cuda_head_sizes lora_cuda_head_sizes_of(int64_t M, int64_t V, int64_t H, lora_dtype operands) {
-    lora_cuda_head_sizes s = {.ld = lora_round_up(V, 8)};
-    int64_t row = lora_max_i64(1, s.ld * (int64_t)sizeof(float)), weight = lora_max_i64(1, H * (int64_t)lora_dtype_bytes(operands));
-    s.rows = lora_min_i64(M, clamp(LOGIT_BYTES / row / LEAST_ROWS * LEAST_ROWS, LEAST_ROWS, MOST_ROWS));
-    s.slice = clamp(SLICE_BYTES / weight / LEAST_SLICE * LEAST_SLICE, LEAST_SLICE, MOST_SLICE);
-    return s;
+    const lora_gpu_head_sizes s = lora_gpu_head_sizes_of(M, V, H, operands);
+    return (lora_cuda_head_sizes){.rows = s.rows, .slice = s.slice, .ld = s.ld};
 }
 
 size_t lora_cuda_head_lay_rows(int64_t M, void *base, lora_cuda_head_rows *rows) {
@@ -47,17 +39,13 @@ size_t lora_cuda_head_lay_rows(int64_t M, void *base, lora_cuda_head_rows *rows)
         rows->loss = (double *)(void *)(rows->index + n);
         rows->unscale = (float *)(void *)(rows->loss + n);
     }
-    return sizeof(int64_t) + n * (sizeof(int64_t) + sizeof(double) + sizeof(float));
+    return (size_t)lora_gpu_head_row_bytes(M);
 }
 
 static int64_t x_ld(int64_t H) { return lora_round_up(H, 8); } /* rows at 16 bytes */
 
-static size_t one_x_bytes(const lora_cuda_head_sizes *s, int64_t H, lora_dtype operands) {
-    return (size_t)lora_round_up(s->rows * x_ld(H) * (int64_t)lora_dtype_bytes(operands), 256);
-}
-
 size_t lora_cuda_head_x_bytes(const lora_cuda_head_sizes *s, int64_t H, lora_dtype operands, bool with_weight) {
-    return one_x_bytes(s, H, operands) * (with_weight ? 2 : 1);
+    return (size_t)lora_gpu_head_x_bytes(s->rows, H, operands, with_weight);
 }
 
 /* Float16 has too few exponents for the small gradients of a trained head. */
@@ -91,7 +79,7 @@ static lora_status take_scratch(head_job *job, lora_error *err) {
 /* --- a chunk --- */
 
 static lora_mat x_rows(const head_job *job, int64_t n, bool weighted) {
-    char *at = job->x_memory + (weighted ? one_x_bytes(&job->sizes, job->x.cols, job->operands) : 0);
+    char *at = job->x_memory + (weighted ? lora_cuda_head_x_bytes(&job->sizes, job->x.cols, job->operands, false) : 0);
     return (lora_mat){.data = at, .rows = n, .cols = job->x.cols, .ld = x_ld(job->x.cols), .dtype = job->operands};
 }
 

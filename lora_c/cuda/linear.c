@@ -3,6 +3,7 @@
 
 #include "lora_c/cuda/linear_plain.h"
 #include "lora_c/cuda/table.h"
+#include "lora_c/cuda/weights.h"
 
 static bool is_dora(const lora_adapter *a) { return a && a->magnitude; }
 
@@ -35,5 +36,5 @@ lora_status lora_cuda_linear_backward(lora_ctx *ctx, lora_mat x, int64_t n, cons
 
 bool lora_cuda_linear_keeps_low(const lora_ctx *ctx, int64_t M, const lora_adapter *adapter) {
     (void)ctx;
-    return adapter->dB && !adapter->magnitude && M > LORA_DECODE_BATCH;
+    return lora_gpu_keeps_low(M, adapter);
 }

@@ -5,7 +5,7 @@
 #include "lora_c/cuda/table.h"
 #include "lora_c/cuda/weights.h"
 
-enum { NORM_FLOATS = 16 << 20 /* of W decoded at a time */ };
+enum { NORM_FLOATS = LORA_GPU_NORMED / 4 /* of W decoded at a time */ };
 
 lora_status lora_cuda_dora_norm(lora_ctx *ctx, const lora_weight *w, const lora_adapter *a, float *norm, lora_error *err) {
     lora_cuda *c = lora_cuda_of(ctx);

@@ -7,8 +7,9 @@
 #include "lora_c/base/alloc.h"
 #include "lora_c/base/util.h"
 #include "lora_c/cuda/graphs.h"
+#include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 
-enum { FIRST_SLOTS = 1024, READABLE = 64 /* bytes past the end */, LIST_ROOM = 1 << 16 };
+enum { FIRST_SLOTS = 1024, LIST_ROOM = LORA_GPU_LIST };
 
 /* One piece of memory; p NULL: the slot is free. */
 typedef struct piece {
@@ -81,8 +82,8 @@ static void *alloc(void *state, lora_mem_tag tag, size_t bytes) {
     lora_cuda *c = state;
     lora_cuda_memory *m = c->memory;
     void *p = NULL;
-    if (bytes > SIZE_MAX - READABLE || c->api->set_device(c->device) != 0) return NULL;
-    if (c->api->alloc(&p, bytes + READABLE, c->pool, c->stream) != 0) return NULL;
+    if (bytes > SIZE_MAX - LORA_CUDA_READABLE || c->api->set_device(c->device) != 0) return NULL;
+    if (c->api->alloc(&p, bytes + LORA_CUDA_READABLE, c->pool, c->stream) != 0) return NULL;
     pthread_mutex_lock(&m->lock);
     bool kept = grow(m);
     if (kept) {

@@ -11,15 +11,15 @@
 #include "lora_c/base/util.h"
 #include "lora_c/cuda/graphs.h"
 #include "lora_c/cuda/cublaslt.h"
-#include "lora_c/cuda/product_edges.h"
 #include "lora_c/cuda/scaled.h"
+#include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 
 enum {
-    PLANS = 512,          /* kept; a power of two */
-    WORKSPACE = 32 << 20, /* bytes: what NVIDIA advises for Hopper */
-    MOST_ALIGNMENT = 16,  /* bytes: what the loads of kernels need at most */
-    NO_ALGORITHM = 15,    /* CUBLAS_STATUS_NOT_SUPPORTED */
-    OPERANDS = 3,         /* A, B, C of cuBLASLt */
+    PLANS = 512,                    /* kept; a power of two */
+    WORKSPACE = LORA_GPU_WORKSPACE, /* bytes: what NVIDIA advises for Hopper */
+    MOST_ALIGNMENT = 16,            /* bytes: what the loads of kernels need at most */
+    NO_ALGORITHM = 15,              /* CUBLAS_STATUS_NOT_SUPPORTED */
+    OPERANDS = 3,                   /* A, B, C of cuBLASLt */
 };
 
 /* What an algorithm is chosen by. Cleared before it is filled: compared as bytes. */
@@ -169,9 +169,7 @@ static lora_status find_plan(lora_cuda *c, const lora_cuda_product *g, plan **ou
 }
 
 lora_status lora_cuda_multiply(lora_cuda *c, const lora_cuda_product *g, lora_error *err) {
-    int64_t k = g->transpose_a ? g->a.rows : g->a.cols;
     if (g->c.rows == 0 || g->c.cols == 0) return LORA_OK;
-    if (k == 0) return lora_cuda_apply_beta(c, g->c, g->beta, err);
     const float *alpha = &g->alpha, *beta = &g->beta;
     void *workspace;
     plan *p;

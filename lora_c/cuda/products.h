@@ -25,7 +25,8 @@ typedef struct lora_cuda_product {
     const int32_t *a_exponent, *b_exponent; /* as a factor has them */
 } lora_cuda_product;
 
-/** The same shapes, strides and types give the same bits each time.   Errors  ENOMEM, EDEVICE */
+/** What is summed over has one element or more. The same shapes, strides and types give the same bits each time.
+ *  Errors  ENOMEM, EDEVICE */
 lora_status lora_cuda_multiply(lora_cuda *c, const lora_cuda_product *product, lora_error *err) LORA_MUST_CHECK;
 
 struct lora_mem;

@@ -149,12 +149,7 @@ lora_status decode_blocks(lora_cuda *c, const lora_ggml *w, int64_t first, lora_
     }
 }
 
-/* A dense weight as a matrix; absent where it is another. */
-lora_mat dense_of(const lora_weight *w) {
-    if (w->kind == LORA_WEIGHT_GGML && (w->ggml.type == LORA_GGML_F16 || w->ggml.type == LORA_GGML_BF16)) return halves(&w->ggml);
-    if (w->kind != LORA_WEIGHT_F32 && w->kind != LORA_WEIGHT_BF16) return lora_mat_none();
-    return {(void *)w->dense.data, w->rows, w->cols, w->dense.ld, w->kind == LORA_WEIGHT_F32 ? LORA_F32 : LORA_BF16};
-}
+lora_mat dense_of(const lora_weight *w) { return lora_gpu_dense(w); }
 
 } // namespace
 
@@ -170,10 +165,7 @@ lora_status lora_cuda_scratch_mat(lora_cuda *c, int slot, int64_t rows, int64_t 
     return lora_cuda_scratch(c, slot, (size_t)(rows * ld) * lora_dtype_bytes(dtype), &out->data, err);
 }
 
-bool lora_cuda_is_operand(const lora_weight *w, lora_dtype dtype) {
-    lora_mat dense = dense_of(w);
-    return dense.data && dense.dtype == dtype && (dtype == LORA_F32 || lora_cuda_is_aligned(dense.data, dense.ld, dtype));
-}
+bool lora_cuda_is_operand(const lora_weight *w, lora_dtype dtype) { return lora_gpu_is_operand(w, dtype); }
 
 lora_status lora_cuda_weight(lora_cuda *c, const lora_weight *w, int64_t first, int64_t rows, lora_dtype dtype, int slot, lora_mat *out,
                              lora_error *err) {
@@ -202,13 +194,17 @@ lora_status lora_cuda_operand_with_room(lora_cuda *c, lora_mat x, lora_dtype dty
 
 lora_status lora_cuda_convert(lora_cuda *c, lora_mat from, lora_mat to, lora_error *err) { return convert(c, from, to, err); }
 
-lora_dtype lora_cuda_operands(const lora_ctx *ctx) {
-    enum { AMPERE = 8 }; /* the first whose tensor cores take bfloat16 */
-    if (lora_backend_of(ctx)->precision == LORA_PRECISION_EXACT) return LORA_F32;
-    return lora_cuda_of(ctx)->properties.major >= AMPERE ? LORA_BF16 : LORA_F16;
+lora_gpu_facts lora_cuda_facts(const lora_ctx *ctx) {
+    const lora_cuda_properties *properties = &lora_cuda_of(ctx)->properties;
+    return {properties->major, (int64_t)properties->shared_bytes, lora_backend_of(ctx)->precision == LORA_PRECISION_FAST};
 }
 
-/* Float16 is nothing to keep activations and gradients in: its exponents are too few for them. */
+lora_dtype lora_cuda_operands(const lora_ctx *ctx) {
+    const lora_gpu_facts gpu = lora_cuda_facts(ctx);
+    return lora_gpu_operands(&gpu);
+}
+
 lora_dtype lora_cuda_linear_operand(const lora_ctx *ctx, int64_t M) {
-    return M > LORA_DECODE_BATCH && lora_cuda_operands(ctx) == LORA_BF16 ? LORA_BF16 : LORA_F32;
+    const lora_gpu_facts gpu = lora_cuda_facts(ctx);
+    return lora_gpu_linear_operand(&gpu, M);
 }

@@ -3,6 +3,7 @@
 #define LORA_CUDA_WEIGHTS_H
 
 #include "lora_c/cuda/state.h"
+#include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,6 +29,8 @@ bool lora_cuda_is_operand(const lora_weight *w, lora_dtype dtype);
 /** A matrix (rows, cols) in the scratch slot, with undefined content, whose rows are at 16 bytes. */
 lora_status lora_cuda_scratch_mat(lora_cuda *c, int slot, int64_t rows, int64_t cols, lora_dtype dtype, lora_mat *out,
                                   lora_error *err) LORA_MUST_CHECK;
+/** What the sizes of buffers depend on: the GPU of a context, and its precision. */
+lora_gpu_facts lora_cuda_facts(const lora_ctx *ctx);
 /** What the operands of products are in the precision of a context: float32, or the 16-bit type that the GPU's tensor cores have. */
 lora_dtype lora_cuda_operands(const lora_ctx *ctx);
 

@@ -117,7 +117,9 @@ int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens, int6
                             .n_kv_heads = c->num_key_value_heads,
                             .head_dim = c->head_dim,
                             .lent = types.lent};
-    s.widest = lora_max_i64((c->gated_mlp ? 2 : 1) * c->intermediate_size, lora_max_i64(lora_qkv_width(c), c->hidden_size));
+    bool backward = lora_lowest_trainable_layer(d) < c->num_hidden_layers; /* there gate and up, and q, k and v, are one product */
+    s.widest = lora_max_i64((backward && c->gated_mlp ? 2 : 1) * c->intermediate_size,
+                            lora_max_i64(backward ? lora_qkv_width(c) : lora_q_width(c), c->hidden_size));
     add_activations(c, &types, &s);
     for (int64_t layer = 0; layer < c->num_hidden_layers; layer++) add_layer(d, n_tokens, &d->layers[layer], &s);
     add_norm(&d->final_norm, c->hidden_size, &s);

@@ -128,15 +128,15 @@ static lora_status weight_gradient(lora_ctx *ctx, xent_job *job, lora_error *err
     return LORA_OK;
 }
 
-/* Points the chunk buffers of job behind each other from base on, NULL: none. Returns their bytes. */
-static int64_t lay_chunk(xent_job *job, int64_t rows, int64_t threads, char *base) {
+/* Points the chunk buffers of job behind each other from base on, NULL: none. trains: its head. Returns their bytes. */
+static int64_t lay_chunk(xent_job *job, bool trains, int64_t rows, int64_t threads, char *base) {
     int64_t bytes[] = {rows * (int64_t)sizeof(int64_t),
                        rows * (int64_t)sizeof(lora_head_row),
                        rows * (int64_t)sizeof(int32_t),
                        rows * job->H * 4,
                        threads * job->H * 4,
-                       job->dW ? rows * SLICE * 4 : 0,
-                       job->dW ? threads * SLICE * 4 : 0};
+                       trains ? rows * SLICE * 4 : 0,
+                       trains ? threads * SLICE * 4 : 0};
     void **to[] = {(void **)&job->index,   (void **)&job->sums,  (void **)&job->chunk_targets, (void **)&job->x_rows,
                    (void **)&job->buffers, (void **)&job->slice, (void **)&job->capped};
     int64_t at = 0;
@@ -152,14 +152,15 @@ static int64_t most_rows(int64_t M) { return lora_max_i64(1, lora_min_i64(M, LOR
 static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, lora_error *err) {
     int64_t rows = most_rows(job->M), threads = lora_pool_threads(ctx->engine->pool);
     void *scratch;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, (size_t)lay_chunk(job, rows, threads, NULL), &scratch, err));
-    lay_chunk(job, rows, threads, scratch);
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, (size_t)lay_chunk(job, job->dW != NULL, rows, threads, NULL), &scratch, err));
+    lay_chunk(job, job->dW != NULL, rows, threads, scratch);
     return lora_head_pass_create(ctx, job->w, job->loss->map, job->dx.data != NULL, rows, &job->pass, err);
 }
 
-int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w) {
+int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w, bool trains, bool gradient) {
     xent_job job = {.H = w->cols};
-    return lora_head_pass_bytes(ctx, w, true, most_rows(M)) + lay_chunk(&job, most_rows(M), lora_pool_threads(ctx->engine->pool), NULL);
+    return lora_head_pass_bytes(ctx, w, gradient, most_rows(M)) +
+           lay_chunk(&job, trains, most_rows(M), lora_pool_threads(ctx->engine->pool), NULL);
 }
 
 static void report_cost(lora_ctx *ctx, const xent_job *job, int64_t began, double rows) {

@@ -59,7 +59,7 @@ lora_head_row lora_head_pass_row(const lora_head_pass *pass, int64_t row);
 /** dx (H) = factor * d loss / dx of one row with these sums; buffer holds H floats. */
 void lora_head_pass_gradient(const lora_head_pass *pass, int64_t row, const lora_head_row *sums, float factor, float *dx, float *buffer);
 /* cross_entropy.c */
-/** Bytes of scratch that a frozen head needs for M rows with loss. */
-int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w);
+/** Bytes of scratch that a head needs for M rows with loss; trains: it has a gradient, gradient: so have the rows. */
+int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w, bool trains, bool gradient);
 
 #endif

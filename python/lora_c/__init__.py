@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         ConfigError,
         DataError,
         DivergenceError,
+        FitError,
         LoraCError,
         SaveError,
     )
@@ -116,7 +117,17 @@ _LAZY = {
         "_core",
     ),  # fmt: skip
     **dict.fromkeys(
-        ("AdapterError", "CheckpointError", "ConfigError", "DataError", "DivergenceError", "LoraCError", "SaveError"), "errors"
+        (
+            "AdapterError",
+            "CheckpointError",
+            "ConfigError",
+            "DataError",
+            "DivergenceError",
+            "FitError",
+            "LoraCError",
+            "SaveError",
+        ),
+        "errors",
     ),
     "Answer": "generation.answer",
     "Batch": "generation.batch",
@@ -171,6 +182,7 @@ __all__ = [
     "DeviceError",
     "DeviceWeight",
     "DivergenceError",
+    "FitError",
     "GGMLTensor",
     "GenerationConfig",
     "IA3Config",

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _core
 from .errors import ConfigError
+from .training.memory import peak_memory
 
 if TYPE_CHECKING:
     from .model.model import Model
@@ -129,12 +130,6 @@ class StepBench:
         costs = _core.profile_report() if profile else {}
         _core.set_profiling(False)
         return StepMeasurement(len(self.ids), seconds, plan.total, peak_memory(self.model), faults, costs)
-
-
-def peak_memory(model: Model) -> int:
-    """Return the most bytes that there were on the model's device since the last reset."""
-    peak = _core.memory_report(model.device)["total"]["peak"]
-    return peak + (model.dense_bytes() if model.device == "cpu" else 0)
 
 
 class DecodeBench:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError
+from .families.shapes import SHAPES as PUBLISHED
+from .families.shapes import Shape
 
 if TYPE_CHECKING:
     from .families.architectures import Architecture, WeightSpec
@@ -28,49 +29,13 @@ _LAYER = re.compile(r"^layers\.\d+\.")
 _CHUNK = 1 << 22  # elements with a key of the generator of their own: drawn side by side
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A model by its config.json.
-
-    Attributes
-    ----------
-    config : dict
-        What the published config.json says of sizes.
-    head : "bfloat16" or "quantized"
-        How a head of its own is kept: as the embedding is, or as the projections are. One that is the embedding is bfloat16.
-    """
-
-    config: dict[str, Any]
-    head: Literal["bfloat16", "quantized"] = "bfloat16"
-
-
-def _llama(hidden: int, layers: int, heads: int, kv_heads: int, mid: int, **more: Any) -> dict[str, Any]:
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
-    config |= {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": mid, "rope_theta": 500000.0}
-    config |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "tie_word_embeddings": False}
-    return config | {"vocab_size": 128256, "max_position_embeddings": 131072} | more
-
-
-def _llama3_rope(factor: float) -> dict[str, Any]:
-    rope = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    return {"rope_scaling": rope | {"original_max_position_embeddings": 8192}}
-
-
-# GPT-3 (arXiv:2005.14165, table 2.1) in GPT-2's family, which it follows but for the sparse attention of every other layer.
-_GPT3 = {
-    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 12288, "n_layer": 96, "n_head": 96,
-    "n_positions": 2048, "vocab_size": 50257, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+# Of tests, beside those that are published.
+_TINY: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
+    "hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 384, "rope_theta": 10000.0, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "tie_word_embeddings": False, "vocab_size": 512, "max_position_embeddings": 1024,
 }  # fmt: skip
-
-SHAPES: dict[str, Shape] = {
-    "tiny": Shape(
-        _llama(128, 3, 4, 2, 384, vocab_size=512, max_position_embeddings=1024, rope_theta=10000.0), head="quantized"
-    ),
-    "llama-3.2-1b": Shape(_llama(2048, 16, 32, 8, 8192, tie_word_embeddings=True) | _llama3_rope(32.0)),
-    "llama-3.1-8b": Shape(_llama(4096, 32, 32, 8, 14336) | _llama3_rope(8.0)),
-    "llama-3.1-70b": Shape(_llama(8192, 80, 64, 8, 28672) | _llama3_rope(8.0)),
-    "gpt3-175b": Shape(_GPT3),
-}
+SHAPES: dict[str, Shape] = {"tiny": Shape(_TINY, "lora-c", head="quantized"), **PUBLISHED}
 
 
 def synthetic_model(

@@ -42,6 +42,10 @@ class ConfigError(LoraCError):
         self.problems = tuple(problems)
 
 
+class FitError(LoraCError):
+    """A run would take more memory than there is; the message names what it takes, and the change that makes it fit."""
+
+
 class SaveError(LoraCError):
     """A file could not be written; what was there before is unchanged."""
 

@@ -112,18 +112,20 @@ static void compare_cached(const attention_oracle *a, int64_t queries, const flo
           (int)queries, (int)skipped, (int)a->D, (int)a->window, worst_o, worst_lse);
 }
 
-/* Single queries, few and many behind past keys, enough of them to be shared among blocks; each alone has the same bits. */
+/* Single queries, a prompt without past keys, few and many queries behind some, enough of them to be shared among blocks; each alone has
+ * the same bits. */
 static void check_cache(lora_ctx *ctx, const device_shape *shape) {
-    static const cached all = {.n = 4, .lengths = {700, 90, 270, 40}, .queries = {1, 70, 5, 1}};
+    enum { M = 1 + 96 + 70 + 5 + 1 };
+    static const cached all = {.n = 5, .lengths = {700, 96, 90, 270, 40}, .queries = {1, 96, 70, 5, 1}};
     attention_batch b = attention_batch_create(shape->D, shape->H, shape->KV, shape->window, all.n, all.lengths, shape->size);
     b.shape.softcap = shape->softcap;
     int64_t Q = attention_q_width(&b), H = shape->H, row = 0;
-    float *o = attention_buffer(77 * Q), *one = attention_buffer(77 * Q), *lse = attention_buffer(77 * H),
-          *one_lse = attention_buffer(77 * H);
+    float *o = attention_buffer(M * Q), *one = attention_buffer(M * Q), *lse = attention_buffer(M * H), *one_lse = attention_buffer(M * H);
     run_cached(ctx, &b, &all, 0, o, lse);
     for (int64_t s = 0; s < all.n; s++) {
         cached alone = {.n = 1, .lengths = {all.lengths[s]}, .queries = {all.queries[s]}};
-        attention_oracle a = attention_batch_oracle(&b, s, 0, false); /* past keys meet float32 operands in every precision */
+        double operand = all.queries[s] < all.lengths[s] ? 0 : operand_of(ctx); /* past keys meet float32 ones in every precision */
+        attention_oracle a = attention_batch_oracle(&b, s, operand, false);
         compare_cached(&a, all.queries[s], o + row * Q, lse + row * H, device_rung(ctx));
         attention_oracle_destroy(&a);
         run_cached(ctx, &b, &alone, s, one, one_lse);

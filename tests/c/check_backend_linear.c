@@ -90,6 +90,8 @@ static void run_merges(op_run *r, bool merge) {
         lora_adapter a = make_adapter(r, N, kind % 2, 0);
         float *norm = op_floats(r, N, 1), *merged = op_floats(r, N * K, 1);
         OK(lora_dora_norm(r->ctx, &w, &a, norm, ERR));
+        static const float none = 0; /* what has no direction becomes zeros */
+        OK(lora_upload(r->ctx, norm + 3, &none, sizeof none, ERR));
         if (merge) OK(lora_linear_merge(r->ctx, &w, kind == 2 ? NULL : &a, a.magnitude ? norm : NULL, kind == 4 ? -1 : 1, merged, ERR));
         op_keep(r, host.name, merge ? merged : norm, merge ? N * K : N, VALUES_F32);
         backend_free_weight(&host);

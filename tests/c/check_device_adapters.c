@@ -97,12 +97,21 @@ static void joined_updates(op_run *r) {
 
 /* --- DoRA under dropout --- */
 
+/* Row ROW of W + s B A is nothing but zeros: it has no direction. */
+static void clear_row(op_run *r, const lora_weight *w, const lora_adapter *a) {
+    enum { ROW = 2 };
+    static const float zeros[K + R] = {0};
+    OK(lora_upload(r->ctx, (float *)(uintptr_t)w->dense.data + ROW * w->dense.ld, zeros, K * sizeof *zeros, ERR));
+    OK(lora_upload(r->ctx, (float *)(uintptr_t)a->B + ROW * R, zeros, R * sizeof *zeros, ERR));
+}
+
 static void run_dora(op_run *r, int64_t tokens, bool accumulate) {
     backend_weight host = backend_make_weight(r, 0, N);
     lora_weight w = op_weight(r, &host.w);
     lora_adapter a = make_adapter(r, N, K, R);
     a.magnitude = op_floats(r, N, 1);
     a.dmagnitude = op_floats(r, N, 1);
+    clear_row(r, &w, &a);
     lora_mat x = op_mat(r, tokens, K, 1), y = op_mat(r, tokens, N, 1), dx = op_mat(r, tokens, K, 1);
     float *norm = op_floats(r, N, 1), *dW = op_floats(r, N * K, 1), *dbias = op_floats(r, N, 1);
     OK(lora_dora_norm(r->ctx, &w, &a, norm, ERR));

@@ -173,7 +173,7 @@ static void check_bounds(void) {
 
 /* --- zeros, and what is not finite --- */
 
-enum { ROWS = 20, IN = 48, OUT = 24, BAD = 3 };
+enum { ROWS = 20, IN = 48, OUT = 24, BAD = 17 /* of another warp than the first */ };
 
 /* y and dx of x and dy that are as they were made but for one element of row BAD; scale 0: all zeros. */
 static void run_bad(op_run *r, float scale, float in_x, float in_dy) {
@@ -204,6 +204,8 @@ static void take_row(int result, int64_t cols, bool bad) {
 
 static void check_not_finite(void) {
     static const float bad[] = {NAN, INFINITY, -INFINITY};
+    run_bad(&cpu, 1, 1e6f, 1e3f), run_bad(&gpu, 1, 1e6f, 1e3f);
+    compare("one number far larger than the others");
     for (int i = 0; i < 3; i++) {
         run_bad(&cpu, 1, bad[i], 0), run_bad(&gpu, 1, bad[i], 0);
         take_row(0, OUT, true), take_row(1, IN, false);

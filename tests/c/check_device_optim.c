@@ -14,7 +14,7 @@ typedef struct layout {
 enum { PARTS = 3 }; /* of the state, of elements + GAP floats each */
 
 static layout make_layout(bool matrices) {
-    static const int64_t rows[] = {1, 0, 9, 256, 4099, 3, 17}, cols[] = {1, 5, 7, 64, 3, 5000, 1023};
+    static const int64_t rows[] = {1, 0, 9, 256, 4099, 3, 17}, cols[] = {1, 5, 7, 64, 3, 5000, 1029};
     layout l = {.arrays = ARRAYS};
     int64_t at = 1;
     for (int i = 0; i < ARRAYS; i++) {
@@ -112,12 +112,22 @@ static void adafactor_with(lora_ctx *ctx, const layout *l, const lora_param *par
     OK(lora_adafactor_step(ctx, l->arrays, params, &s, &h, ERR));
 }
 
+static lora_adafactor_hyper adafactor_hyper(int64_t step) {
+    return (lora_adafactor_hyper){
+        .step = step, .decay_rate = -0.8, .eps1 = 1e-30, .eps2 = 1e-3, .clip_threshold = 1, .grad_scale = (double)step};
+}
+
 static void adafactor(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
-    adafactor_with(ctx, l, params, block, (lora_adafactor_hyper){.step = step, .relative_step = true, .scale_parameter = true});
+    lora_adafactor_hyper h = adafactor_hyper(step);
+    h.relative_step = h.scale_parameter = true;
+    adafactor_with(ctx, l, params, block, h);
 }
 
 static void adafactor_m(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {
-    adafactor_with(ctx, l, params, block, (lora_adafactor_hyper){.step = step, .lr = 1e-2, .beta1 = 0.9});
+    lora_adafactor_hyper h = adafactor_hyper(step);
+    h.lr = 1e-2;
+    h.beta1 = 0.9;
+    adafactor_with(ctx, l, params, block, h);
 }
 
 static void muon_with(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, bool other) {

@@ -1,9 +1,10 @@
 """Wrong versions of the kernels that the checks on the shim must notice: without one barrier or one bounds check each.
 
-Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--workers 2] [--out build/cuda-mutants.json]
+Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--asan] [--workers 2] [--out FILE]
 
 mutants.py says what a mutant is; all are in one build, in a copy of the tree. One is killed where the checks fail, die or
-hang: the families that come by its place, the quickest first. --again takes those that live in --out. Those that live in the
+hang: the families that come by its place, the quickest first. --asan builds them under AddressSanitizer, which notices what
+reads outside arrays; --again takes those that live in --out. Those that live in the
 end must stand in tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
 """
 
@@ -26,6 +27,8 @@ from mutants import Mutant, embedded, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUAL = Path(__file__).with_name("equal_mutants.json")
+# How the Makefile builds into build/<mode>.
+MODES = {"release": [], "sanitize": ["SANITIZE=address,undefined"]}
 FAMILIES = [
     "backend",
     "backend_quantize",
@@ -47,31 +50,32 @@ FAMILIES += [
 FAMILIES += ["decoder_adapters", "mixed_adapters", "virtual_tokens", "adapted_globals", "cuda_graphs", "device_offsets"]
 
 
-def build(tree: Path, numbered: dict[int, Mutant]) -> None:
+def build(tree: Path, numbered: dict[int, Mutant], mode: str) -> None:
     """Copy what the checks are built from with what is built, put the mutants in, and build."""
     for name in ("lora_c", "tests/c", "tests/cuda", "tests/fake_device", "tests/lint"):
         shutil.copytree(ROOT / name, tree / name)
     for name in ("Makefile", "cuda.mk"):
         shutil.copy2(ROOT / name, tree / name)
-    shutil.copytree(ROOT / "build/release", tree / "build/release", symlinks=True)
+    if (ROOT / "build" / mode).is_dir():
+        shutil.copytree(ROOT / "build" / mode, tree / "build" / mode, symlinks=True)
     for file in {mutant.file for mutant in numbered.values()}:
         path = tree / "lora_c/cuda" / file
         path.write_text(embedded(path.read_text(), {i: mutant for i, mutant in numbered.items() if mutant.file == file}))
-    products = [f"build/release/{name}" for name in ("check", "liblora_c_fake.so", "liblora_c_shim.so")]
-    command = ["make", "-s", f"-j{os.cpu_count()}", "CXX=c++ -include tests/cuda/mutant.h", *products]
+    products = [f"build/{mode}/{name}" for name in ("check", "liblora_c_fake.so", "liblora_c_shim.so")]
+    command = ["make", "-s", f"-j{os.cpu_count()}", "CXX=c++ -include tests/cuda/mutant.h", *products, *MODES[mode]]
     subprocess.run(command, cwd=tree, check=True)
 
 
-def fails(tree: Path, number: int, family: str, timeout_s: float | None) -> bool:
+def fails(tree: Path, mode: str, number: int, family: str, timeout_s: float | None) -> bool:
     """Say whether a family of checks notices a mutant (0: none is at work; what was met is then written to a file)."""
     said = {
         "LORA_C_MUTANTS_MET": "" if number else str(tree / f"{family}.met"),
-        "LORA_C_BACKENDS": "build/release/liblora_c_fake.so:build/release/liblora_c_shim.so",
+        "LORA_C_BACKENDS": f"build/{mode}/liblora_c_fake.so:build/{mode}/liblora_c_shim.so",
         "LORA_C_SHIM_THREADS": "1",
         "LORA_C_MUTANT": str(number),
         "LORA_C_CHECK_STOP": "1",
     }
-    command = ["build/release/check", family]
+    command = [f"build/{mode}/check", family]
     try:
         run = subprocess.run(command, cwd=tree, env=os.environ | said, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
@@ -88,10 +92,10 @@ class Family:
     met: frozenset[int]
 
 
-def measured(tree: Path, name: str) -> Family:
+def measured(tree: Path, mode: str, name: str) -> Family:
     """Run a family with no mutant at work; ends the program where it fails."""
     begin = time.monotonic()
-    if fails(tree, 0, name, None):
+    if fails(tree, mode, 0, name, None):
         sys.exit(f"{name}: expected checks that pass without a mutant, got ones that fail")
     seconds = time.monotonic() - begin
     met = tree / f"{name}.met"  # absent where the family opens no plug-in
@@ -99,14 +103,14 @@ def measured(tree: Path, name: str) -> Family:
     return Family(name, seconds, frozenset(i for i, was in enumerate(at) if was))
 
 
-def verdict(tree: Path, families: list[Family], known: dict[str, str], item: tuple[int, Mutant]) -> str:
+def verdict(tree: Path, mode: str, families: list[Family], known: dict[str, str], item: tuple[int, Mutant]) -> str:
     """Return the family that kills a mutant, else "equal", "lives", or "not met" where no family comes by its place."""
     number, mutant = item
     if mutant.key in known:
         return "equal"
     meeting = [family for family in families if number in family.met]
     for family in meeting:
-        if fails(tree, number, family.name, 60 + 5 * family.seconds):
+        if fails(tree, mode, number, family.name, 60 + 5 * family.seconds):
             return f"killed by {family.name}"
     return "lives" if meeting else "not met"
 
@@ -117,9 +121,11 @@ def main() -> None:
     parser.add_argument("--files", default="")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--asan", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "build/cuda-mutants.json")
     args = parser.parse_args()
+    mode = "sanitize" if args.asan else "release"
     wanted = set(filter(None, args.files.split(",")))
     sources = sorted(path for path in (ROOT / "lora_c/cuda").glob("*.cu*") if not wanted or path.name in wanted)
     numbered = dict(enumerate((m for path in sources for m in mutants_of(path)), 1))
@@ -131,10 +137,10 @@ def main() -> None:
     chosen = [(i, m) for i, m in numbered.items() if not args.again or not results.get(m.key, "").startswith("killed")]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
-        build(Path(folder), numbered)
-        families = sorted(pool.map(partial(measured, Path(folder)), FAMILIES), key=lambda family: family.seconds)
+        build(Path(folder), numbered, mode)
+        families = sorted(pool.map(partial(measured, Path(folder), mode), FAMILIES), key=lambda family: family.seconds)
         print(", ".join(f"{family.name} {family.seconds:.0f} s" for family in families), flush=True)
-        judge = partial(verdict, Path(folder), families, known)
+        judge = partial(verdict, Path(folder), mode, families, known)
         for (i, mutant), result in zip(chosen, pool.map(judge, chosen), strict=True):
             results[mutant.key] = result
             print(f"{i}/{len(numbered)} {result}: {mutant.file}:{mutant.line}: {mutant.changed}", flush=True)

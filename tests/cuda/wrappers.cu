@@ -90,8 +90,8 @@ struct machine {
     std::vector<uint32_t> run(const char *name, void (*kernel)(pass), size_t shared_bytes, const std::vector<uint32_t> &in, size_t n_out) {
         std::vector<uint32_t> out(n_out);
         void *from = nullptr, *to = nullptr;
-        did(api->alloc(&from, in.size() * sizeof in[0], pool, stream));
-        did(api->alloc(&to, n_out * sizeof out[0], pool, stream));
+        did(api->alloc(&from, in.size() * sizeof in[0] + LORA_CUDA_READABLE, pool, stream));
+        did(api->alloc(&to, n_out * sizeof out[0] + LORA_CUDA_READABLE, pool, stream));
         if (code != 0) return out;
         const pass p = {(const uint32_t *)from, (uint32_t *)to};
         lora_cuda_launch l = {};

@@ -124,7 +124,7 @@ void launch(const lora_cuda_api *api, const kernel_case &c, float *data, void *s
 int alloc(const lora_cuda_api *api, void **p, size_t bytes, void *stream) {
     void *pool;
     int code = api->pool_create(0, &pool);
-    if (code == 0) code = api->alloc(p, bytes, pool, stream);
+    if (code == 0) code = api->alloc(p, bytes + LORA_CUDA_READABLE, pool, stream);
     return code != 0 ? code : api->pool_destroy(pool); /* it lives until p is freed */
 }
 

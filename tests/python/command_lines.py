@@ -27,6 +27,7 @@ CALLS = {
     "classify": "classify --model c Hello",
     "eval": "eval --model model --data chat.jsonl --adapter run",
     "data": "data --model model --data chat.jsonl",
+    "plan": "plan --model model --data chat.jsonl --r 4 --seconds 0.1",
     "merge": "merge --model model --adapter run --output-dir m{n}",
     "export": "export run e{n} --to mlx --model model",
     "inspect": "inspect model",
@@ -39,7 +40,7 @@ CALLS = {
     "completion": "completion zsh",
 }  # fmt: skip
 # Those that print one JSON object with --json.
-REPORTING = ("train", "sweep", "compare", "eval", "data", "merge", "export", "inspect", "quantize", "devices", "bench",
+REPORTING = ("train", "sweep", "compare", "eval", "data", "plan", "merge", "export", "inspect", "quantize", "devices", "bench",
              "replay", "plot", "demo")  # fmt: skip
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

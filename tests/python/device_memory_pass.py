@@ -6,6 +6,7 @@ Buffers of a device stay as large as they once were, so what one pass takes show
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import lora_c as lc
 from lora_c import _core
 from lora_c.configs import TrainConfig
+from lora_c.model.meta_model import open_meta
 from lora_c.training.memory import forecast_model
 
 KINDS: dict[str, Any] = {
@@ -47,12 +49,25 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
     optimizer.step()
     after = _core.memory_report(device)
     return {
+        "without_values": without_values(case, config, n_tokens, model.device),
         "plan": {name: getattr(plan, name) for name in MEASURED},
         "took": {name: report[tag]["peak"] for name, tag in MEASURED.items()},
         "live": {name: report[tag]["live"] for name, tag in MEASURED.items()},
         "optimizer": after["optimizer"]["live"], "scratch_before": scratch_before,
         "scratch_after": after["scratch"]["peak"],
     }  # fmt: skip
+
+
+def without_values(case: dict[str, Any], config: TrainConfig, n_tokens: int, device: str) -> dict[str, int]:
+    """The same of a model without values, on the device that stands for this one."""
+    stands = f"meta:{os.environ.get('SHIM_COMPUTE', '9.0')}" if device == "shim" else "meta"
+    model = open_meta(case["folder"], device=stands, **case.get("load", {}))
+    if "adapter" in case:
+        model.add_adapter(KINDS[case.get("kind", "lora")](**case["adapter"]))
+    for name, value in case.get("decoder", {}).items():
+        setattr(model.decoder, name, value)
+    plan = forecast_model(model, n_tokens, config, len(case["lengths"]))
+    return {name: getattr(plan, name) for name in MEASURED}
 
 
 MEASURED = {

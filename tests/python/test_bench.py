@@ -13,6 +13,7 @@ from lora_c.bench import DecodeBench, StepBench, StepMeasurement, profile_table
 from lora_c.bench_shapes import SHAPES, normals, synthetic_model
 from lora_c.errors import ConfigError
 from lora_c.families.architectures import architecture_of
+from lora_c.families.shapes import SHAPES as PUBLISHED
 from lora_c.weights.quantization import NF4, Quantization
 
 STEP_OPERATIONS = {
@@ -99,19 +100,12 @@ def test_the_command(stories):
     assert "tokens/s" in done.stdout and "attention backward" in done.stdout
 
 
-# Llama's: the sums over the published checkpoints. GPT-3's: arXiv:2005.14165, table D.1, in millions.
-PUBLISHED = {"llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496}
-GPT3_MILLIONS = 174_600
-
-
 def parameters_of(shape):
     return sum(int(np.prod(spec.shape)) for spec in architecture_of(SHAPES[shape].config).weights())
 
 
-def test_shapes_have_the_published_numbers_of_parameters():
-    assert {name: parameters_of(name) for name in PUBLISHED} == PUBLISHED
-    assert round(parameters_of("gpt3-175b") / 1e8) == GPT3_MILLIONS // 100
-    assert set(SHAPES) == {"tiny", "gpt3-175b", *PUBLISHED}
+def test_shapes_are_those_that_are_published_and_one_for_tests():
+    assert set(SHAPES) == {"tiny", *PUBLISHED}
 
 
 def test_synthetic_numbers_are_normal_and_those_of_their_array_alone():

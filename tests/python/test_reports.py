@@ -60,6 +60,7 @@ KEYS = {
     "quantize": {"model", "output", "bytes", "block_size"}, "plot": {"picture", "runs"},
     "replay": {"step", "problem", "loss", "same_loss", "same_gradients", "first_nonfinite", "gradient_norms"},
     "bench": {"tokens_per_second", "step_seconds", "peak_memory_bytes", "profile"},
+    "plan": {"parameters", "memory", "flops_per_token", "speed", "fits", "change", "papers", "advice", "checkpoint_bytes"},
     "demo": {"exact_match_before", "exact_match_after"}, "data": {"steps_per_epoch"}, "devices": {"devices"},
 }  # fmt: skip
 

@@ -32,9 +32,9 @@ typedef struct lora_mem_usage {
 const char *lora_mem_tag_name(lora_mem_tag tag); /* "base weights", … */
 
 /** Bytes that this process could still take: what the machine has available (with_swap: and in swap), within the limits of its
- *  control groups; SIZE_MAX where nothing says. root: folder that stands for "/", "" for the system's own. */
+ *  control groups and its own (ulimit -v, -d); SIZE_MAX where nothing says. root: folder that stands for "/", "" for the system's own. */
 size_t lora_memory_left(const char *root, bool with_swap);
-/** Bytes of the machine's memory, or of what the control groups of this process may have of it; SIZE_MAX where nothing says. */
+/** Bytes of the machine's memory, or of what this process and its control groups may have of it; SIZE_MAX where nothing says. */
 size_t lora_memory_total(const char *root);
 /** Whether the machine has memory for one more block of this size. Asks the system for blocks from 1 GiB on; smaller ones fit. */
 bool lora_memory_fits(size_t bytes);

@@ -23,7 +23,7 @@ from .virtual_tokens import (
     prompt_of_arrays,
     prompt_scale,
 )
-from .virtual_tokens_config import TENSOR, prefix_width
+from .virtual_tokens_config import TENSOR, encoder_widths, prefix_width
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -83,15 +83,13 @@ def fresh_prefix(base_weights: BaseWeights, config: PrefixTuningConfig, device: 
         They leave the model no context, or something of the base is trained, which no file of it could hold.
     """
     _check_room(base_weights, config)
-    sizes, n = base_weights.architecture.decoder_kwargs, config.num_virtual_tokens
-    width = prefix_width(base_weights.architecture)
+    n, width = config.num_virtual_tokens, prefix_width(base_weights.architecture)
     draws = generator_of(config.seed, "prompt_encoder.embedding")
     is_zero = config.init_weights == "zero"
     if not config.prefix_projection:
         named = {TENSOR: np.zeros((n, width), np.float32) if is_zero else draws.standard_normal((n, width), np.float32)}
         return prefix_of_arrays(named, config, True, device)
-    inner = int(sizes["num_key_value_heads"]) * int(sizes["head_dim"])
-    hidden = config.encoder_hidden_size or inner
+    inner, hidden = encoder_widths(config, base_weights.architecture)
     transform = generator_of(config.seed, "prompt_encoder.transform")
     arrays = [draws.standard_normal((n, inner), np.float32)]
     for out, fan_in in ((hidden, inner), (width, hidden)):

@@ -19,6 +19,7 @@ from ..configs import (
 )
 from ..errors import ConfigError
 from ..families.architectures import Architecture
+from ..weights.parameter_values import is_meta
 from .adapter import Adapter
 from .bottleneck import fresh_bottleneck, load_bottleneck
 from .data import F32, AdapterArrays
@@ -26,7 +27,8 @@ from .fresh import fresh_lora
 from .fresh_virtual_tokens import fresh_prefix, fresh_prompt
 from .ia3 import fresh_ia3, load_ia3
 from .loaded import load_arrays
-from .virtual_tokens import load_prefix, load_prompt
+from .shaped import shapes_of, shapes_of_prefix
+from .virtual_tokens import load_prefix, load_prompt, prefix_of_arrays
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -59,7 +61,26 @@ def fresh_adapter(base_weights: BaseWeights, config: AdapterConfig, device: str 
     device : str
         Where its parameters lie.
     """
+    if is_meta(device):
+        return shaped_adapter(base_weights, config, device)
     return _MAKERS[type(config)](base_weights, config, device)
+
+
+def shaped_adapter(base_weights: BaseWeights, config: AdapterConfig, device: str) -> Adapter:
+    """Return a new adapter that has shapes and no values, on a device of such arrays.
+
+    Parameters
+    ----------
+    base_weights : BaseWeights
+        Of the model that it is for, which has no values either.
+    config : AdapterConfig
+        Of one of the kinds.
+    """
+    architecture = base_weights.architecture
+    if isinstance(config, PrefixTuningConfig):
+        return prefix_of_arrays(shapes_of_prefix(config, architecture), config, True, device)
+    arrays, embedding = shapes_of(config, base_weights)
+    return loaded_adapter(arrays, architecture, embedding, True, device)
 
 
 def loaded_adapter(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from .._core import Parameter
 from ..families.architectures import Architecture, WeightSpec
-from ..weights.parameter_values import set_values
+from ..weights.parameter_values import is_meta, set_values
 from .adapter import Adapter, LoadedAdapter, TrainedTokens
 from .data import F32, AdapterArrays, specs_by_name
 from .peft_format import PREFIX
@@ -37,9 +37,10 @@ def load_arrays(
     saved = {name: made[PREFIX + specs[name].file_name] for name in arrays.saved}
     tokens = None
     if arrays.tokens is not None and embedding is not None:
-        whole = Parameter(embedding, name="embed_tokens", requires_grad=trainable, device=device)
+        whole = in_one_block({"embed_tokens": embedding}, trainable, device)["embed_tokens"]
         tokens = TrainedTokens(arrays.tokens.ids, made[_key_of_rows(specs)], whole)
-        tokens.whole()
+        if not is_meta(device):
+            tokens.whole()
     base = {name: read() for name, read in arrays.residual_base.items()}
     return Adapter(arrays.config, layers, saved, tokens, base)
 

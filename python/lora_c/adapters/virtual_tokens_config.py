@@ -83,6 +83,13 @@ def prefix_width(architecture: Architecture) -> int:
     return int(sizes["num_hidden_layers"]) * 2 * int(sizes["num_key_value_heads"]) * int(sizes["head_dim"])
 
 
+def encoder_widths(config: PrefixTuningConfig, architecture: Architecture) -> tuple[int, int]:
+    """The width of the embedding of a prefix's encoder, and of what its tanh puts out."""
+    sizes = architecture.decoder_kwargs
+    inner = int(sizes["num_key_value_heads"]) * int(sizes["head_dim"])
+    return inner, config.encoder_hidden_size or inner
+
+
 def tensor_shapes(config: PromptTuningConfig | PrefixTuningConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Return what the file of such an adapter holds."""
     is_prompt = isinstance(config, PromptTuningConfig)

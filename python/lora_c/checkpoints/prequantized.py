@@ -139,6 +139,18 @@ def read_4bit(
     return tensor, QuantRecord(quant_map, state, fields["dtype"], raw.dtype, raw.shape)
 
 
+def quant_options(name: str, tensors: dict[str, TensorInfo], read: Callable[[str], NDArray[Any]]) -> tuple[int, bool]:
+    """Return how many weights have one scale in a quantized matrix, and whether its scales are quantized, too."""
+    where = f"{name}{_STATE}{quant_type_of(name, tensors)}"
+    try:
+        block = json.loads(np.array(read(where)).tobytes().decode("utf-8"))["blocksize"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        block = 0
+    if type(block) is not int or block not in NF4_BLOCK_SIZES:
+        raise CheckpointError(f"{where}: blocksize: expected one of {NF4_BLOCK_SIZES}, got {str(block)[:60]}")
+    return block, f"{name}.nested_absmax" in tensors
+
+
 def _check_range(name: str, tensor: NF4Tensor) -> None:
     """Tables and scales are finite each; so must be every product of them."""
     with np.errstate(over="ignore", invalid="ignore"):

@@ -10,6 +10,7 @@ import click
 from ..bench_shapes import SHAPES
 from ..configs import QUANT_TYPES
 from .data_options import device_option
+from .flag_types import Known
 from .json_output import json_option, print_json
 from .options import Command
 from .paths import InputPath
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.command("bench", cls=Command, short_help="Speed and memory of a training step on this machine.")
 @click.option("--model", type=InputPath(), help="Model folder.  [default: the model that ships]")
 @click.option(
-    "--shape", type=click.Choice(sorted(SHAPES)), metavar="NAME",
+    "--shape", type=Known(SHAPES), metavar="NAME",
     help=f"In place of a model: synthetic weights of a well-known shape ({', '.join(SHAPES)}).",
 )  # fmt: skip
 @click.option("--batch", "--batch-size", "batch", type=int, default=4, show_default=True, help="Sequences of a step.")

@@ -36,6 +36,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "lora-c data --model MODEL --data chat.jsonl",
         "lora-c data --model MODEL --data table.csv --limit 100",
     ),
+    "plan": (
+        "lora-c plan --model MODEL --data chat.jsonl --r 16",
+        "lora-c plan --shape llama-3.1-8b --method qlora \\\n    --device 'RTX 4090'",
+    ),
     "merge": (
         "lora-c merge --model MODEL --adapter out \\\n    --output-dir merged",
         "lora-c merge --model MODEL --adapter out \\\n    --output-dir merged.gguf --dtype q8_0",
@@ -85,6 +89,7 @@ MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "classify": ("model", "adapter", "texts", "text_pair", "max_seq_length"),
     "eval": ("model", "data", "adapter", "task", "baseline"),
     "data": ("model", "data", "eval_data", "max_seq_length", "limit"),
+    "plan": ("model", "shape", "method", "data", "device"),
     "merge": ("model", "adapters", "output_dir", "dtype", "to"),
     "bench": ("model", "shape", "batch", "length", "profile"),
 }

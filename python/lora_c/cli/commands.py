@@ -25,6 +25,7 @@ COMMANDS = {
     "classify": ("classify", "Say which label a text has, with a classifier."),
     "eval": ("evaluate", "Loss, perplexity and scores of tasks on your data; base and adapter side by side."),
     "data": ("data", "Show what a model will see of your data: examples, lengths, what is cut, steps."),
+    "plan": ("plan", "Say what a run would take before it starts: parameters, memory, work, time, what fits."),
     "merge": ("merge", "Fold an adapter into its base model."),
     "export": ("export", "Write an adapter or a model in another format."),
     "inspect": ("inspect", "Say what a file or folder is, and what is unsupported in it."),

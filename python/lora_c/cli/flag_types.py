@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
+from ..errors import nearest
 from .yaml_file import Plain, plain_value, real_number
 
 
@@ -18,6 +20,20 @@ class FreeText(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             self.fail(f"expected a text, got {value!r}; put it in quotes", param, ctx)
+        return value
+
+
+class Known(click.Choice):  # type: ignore[type-arg]
+    """One of many names; a wrong one is answered with the nearest, and a long list with --help."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(list(names))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in self.choices:
+            self.fail(
+                f"expected one of the names that --help lists, got {value!r}{nearest(str(value), self.choices)}", param, ctx
+            )
         return value
 
 

@@ -12,6 +12,7 @@ from ..display.plot import can_plot, tell_missing_plot
 from ..notices import tell
 from .adapter_options import adapter_options, take_adapter
 from .data_options import device_option, reading_options, training_data_options
+from .early_forecast import read_and_forecast
 from .json_output import json_option, print_json
 from .options import Command, config_options, take
 from .paths import OVERWRITE, InputPath, output_of_a_run
@@ -75,10 +76,11 @@ def command(**own: Any) -> None:
     need_held_out(own, config, "rates")
     reporters(config)  # a package that is absent is said before the model is loaded
     tell_missing_plot()
+    data = read_and_forecast(own, config, adapter, {})
     folder = Path(config.output_dir)
     overwrite = bool(click.get_current_context().meta.get(OVERWRITE))
     with run_lock(make_folder(folder)):
-        make = _Trials(own, given, config, adapter)
+        make = _Trials(own, given, config, adapter, data)
         try:
             record = sweep(make, rates, folder, factor=own["factor"], overwrite=overwrite, report=_say)
         except KeyboardInterrupt:
@@ -98,9 +100,9 @@ class _Trials(Trials):
     """Makes the trainer of a rate."""
 
     def __init__(
-        self, own: dict[str, Any], given: dict[str, Any], config: TrainConfig, adapter: AdapterConfig | StackConfig
+        self, own: dict[str, Any], given: dict[str, Any], config: TrainConfig, adapter: AdapterConfig | StackConfig, data: Any
     ) -> None:
-        super().__init__(own, config)
+        super().__init__(own, config, data)
         self.given, self.adapter = given, adapter
 
     def __call__(self, rate: float, folder: Path, callback: Callback) -> Trainer:

@@ -13,6 +13,7 @@ from ..errors import ConfigError, SaveError, shorten
 from ..notices import tell
 from .adapter_options import adapter_options, refuse_adapter_options, take_adapter
 from .data_options import device_option, open_data, reading_options, training_data_options
+from .early_forecast import read_and_forecast
 from .json_output import print_json
 from .options import Command, config_options, take
 from .paths import InputPath, ResumePath
@@ -105,21 +106,21 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     for paths in filter(None, (own["data"], own.get("eval_data"))):
         find_files(paths, ("train", "validation", "test"))  # a path that is wrong is said before the model is loaded
     refuse_resume_early(resume, config, lora if made else None, allow_changes)
-    device = own.get("device")
     task = task_of(own, config.seed)
-    model = open_model(own["model"], config, lora, bool(own.get("resize_embedding")), own.get("adapter"), device, task)
+    read = read_and_forecast(own, config, lora, task)
+    model = open_model(own, config, lora, task)
     if own.get("chat_template"):
         use_chat_template(model, own["chat_template"])
-    train_data, eval_data, counts = open_data(own, model.tokenizer, config)
+    train_data, eval_data, counts = read or open_data(own, model.tokenizer, config)
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
     resume_run(trainer, resume, allow_changes)
     if trainer.resumed_at >= trainer.total_steps and is_reported(trainer.output_dir):
         return _report_again(trainer, bool(own.get("as_json")))
     tell_leftovers(trainer)
-    whole = RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter"))
+    ignored = ignored_options(RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter")))
     with run_lock(make_folder(trainer.output_dir)):
-        save_settings(own, config, lora, ignored={name for name, _ in ignored_options(whole)})  # a refused run leaves it
+        save_settings(own, config, lora, ignored={name for name, _ in ignored})  # a refused run leaves it
         samples = begin_samples(trainer, own.get("samples", 0))
         record = begin_record(trainer, own["model"], counts, samples)
         with deferred_interrupt() as stop:
@@ -198,37 +199,20 @@ def resume_run(trainer: Trainer, resume: Any, allow_changes: bool) -> None:
         click.echo(f"resumed   from {folder} at step {step:,} of {trainer.total_steps:,}", err=True)
 
 
-def open_model(
-    path: str, config: TrainConfig, lora: AdapterConfig | StackConfig, resize: bool = False, adapter: str | None = None,
-    device: str | None = None, task: dict[str, Any] | None = None,
-) -> Model:  # fmt: skip
-    """Load the base for a method. What is quantized already (a prequantized folder, blocks of a GGUF file) stays as it is."""
-    from ..gguf.checkpoint import has_blocks
+def open_model(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackConfig, task: dict[str, Any]) -> Model:
+    """Load the base for a method, with what is trained on it."""
     from ..model.opening import load_model
     from ..model.resize_embedding import train_added_tokens
-    from ..weights.quantization import Quantization
+    from ..training.base_options import add_adapters, base_options
 
-    options: dict[str, Any] = {"resize_embedding": resize, "device": device} | (task or {})
-    if config.method == "qlora" and not has_blocks(path):
-        options |= Quantization(config.quant_type, config.block_size, config.double_quant).options()
-    elif config.method in ("head", "full"):
-        options |= {"trainable": config.method}
-    model = load_model(path, **options)
-    if adapter is not None:
-        model.load_adapter(adapter)
+    path, resize = own["model"], bool(own.get("resize_embedding"))
+    options: dict[str, Any] = task | base_options(path, config)
+    model = load_model(path, resize_embedding=resize, device=own.get("device"), **options)
+    if own.get("adapter") is not None:
+        model.load_adapter(own["adapter"])
     elif config.method in ("lora", "qlora"):
         add_adapters(model, train_added_tokens(lora, model) if isinstance(lora, LoraConfig) else lora)
     return model
-
-
-def add_adapters(model: Model, config: AdapterConfig | StackConfig) -> None:
-    """Put what is trained on the model: an adapter, or several that are used together."""
-    if not isinstance(config, StackConfig):
-        model.add_adapter(config)
-        return
-    for name, part in config.adapters.items():
-        model.add_adapter(part, name)
-    model.set_adapter(list(config.adapters))
 
 
 def describe_run(trainer: Trainer) -> None:

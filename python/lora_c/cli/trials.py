@@ -23,11 +23,14 @@ class Trials:
         The options that are in no config class: model, data and how they are read.
     config : TrainConfig
         What the runs share; its seed splits the data.
+    data : tuple, optional
+        What `open_data` returns, where that was read already.
     """
 
-    def __init__(self, own: dict[str, Any], config: TrainConfig) -> None:
-        self.own, self.config = own, config
-        self._data: tuple[Dataset, Dataset | None] | None = None
+    def __init__(
+        self, own: dict[str, Any], config: TrainConfig, data: tuple[Dataset, Dataset | None, Any] | None = None
+    ) -> None:
+        self.own, self.config, self._data = own, config, data
 
     def model(self, config: TrainConfig, adapter: AdapterConfig | StackConfig) -> Model:
         """The base of a run, with the adapter that its method has."""
@@ -35,7 +38,7 @@ class Trials:
         from ..training.run_checks import RunOptions, check_run
 
         check_run(RunOptions(config, adapter))
-        model = open_model(self.own["model"], config, adapter, device=self.own.get("device"))
+        model = open_model(self.own, config, adapter, {})
         if self.own.get("chat_template"):
             use_chat_template(model, self.own["chat_template"])
         return model
@@ -43,9 +46,8 @@ class Trials:
     def data(self, model: Model) -> tuple[Dataset, Dataset | None]:
         """Training data and held-out data."""
         if self._data is None:
-            train_data, eval_data, _ = open_data(self.own, model.tokenizer, self.config)
-            self._data = train_data, eval_data
-        return self._data
+            self._data = open_data(self.own, model.tokenizer, self.config)
+        return self._data[:2]
 
 
 def need_inputs(own: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import _core
 from ..errors import ConfigError
+from ..weights.parameter_values import is_meta
 
 _GPU = Path("/dev/nvidiactl")  # made by NVIDIA's driver
 _NOT_BUILT = (
@@ -70,6 +71,11 @@ def _is_gpu(name: str) -> bool:
     return name.partition(":")[0] == "cuda"
 
 
+def device_name(name: str | None) -> str:
+    """Return the name of the device that is meant: None is what ``LORA_C_DEVICE`` names, else "cpu"."""
+    return os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
+
+
 def open_device(name: str | None) -> str:
     """Take a device into use, so that one which cannot be used is refused before anything is read; return its name.
 
@@ -85,8 +91,8 @@ def open_device(name: str | None) -> str:
     DeviceError
         It cannot be used; the message says why.
     """
-    name = os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
-    if not isinstance(name, str):
+    name = device_name(name)
+    if not isinstance(name, str) or is_meta(name):
         raise ConfigError(f"device: expected a name of devices(), got {name!r}")
     try:
         _core.transfers(name)  # which opens it

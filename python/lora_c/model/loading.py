@@ -73,7 +73,7 @@ def load_weights(
     """
     sources = check_tensors(checkpoint, architecture)
     specs, every = specs_of(checkpoint, architecture), architecture.weights()
-    weights = Weights(_parameters([spec for spec in every if options.trains(spec)], options.device))
+    weights = Weights(new_parameters([spec for spec in every if options.trains(spec)], options.device))
     prequantized = {quant_type_of(source, checkpoint.tensors) for source in sources.values()} - {None}
     _tell_of_other_type(checkpoint, prequantized, options)
     # What a prequantized folder left dense was left so on purpose: it stays as it is.
@@ -309,7 +309,7 @@ def _draw_score(spec: WeightSpec, config: Mapping[str, Any], seed: int, weights:
     weights.drawn.add(spec.name)
 
 
-def _parameters(specs: list[WeightSpec], device: str) -> dict[str, Any]:
+def new_parameters(specs: list[WeightSpec], device: str) -> dict[str, Any]:
     """Parameters of zeros for the tensors that are trained, all in one block of memory."""
     if not specs:
         return {}

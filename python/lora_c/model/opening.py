@@ -95,7 +95,7 @@ def _load(
     resize: bool,
 ) -> Model:  # fmt: skip
     with open_checkpoint(path, revision, progress) as checkpoint:
-        model = _model_of(checkpoint, task.config_of(_config_of(checkpoint, options.trainable)), options, progress)
+        model = _model_of(checkpoint, task.config_of(config_of_checkpoint(checkpoint, options.trainable)), options, progress)
         tell_adapter_beside(checkpoint.path)
         if progress is not False:
             _report(model, path)
@@ -109,18 +109,18 @@ def _model_of(
 ) -> Model:
     architecture = architecture_of(config)
     weights = load_weights(checkpoint, architecture, options, progress)
-    tokenizer, form = _tokenizer_of(checkpoint, config), _quantization(weights, options.quantization)
+    tokenizer, form = tokenizer_of_checkpoint(checkpoint, config), _quantization(weights, options.quantization)
     return Model(config, architecture, weights, checkpoint.path, tokenizer, form, device=options.device)
 
 
-def _config_of(checkpoint: Checkpoint | GGUFCheckpoint, trainable: Trainable) -> dict[str, Any]:
+def config_of_checkpoint(checkpoint: Checkpoint | GGUFCheckpoint, trainable: Trainable) -> dict[str, Any]:
     """A copy of the model's config.json, as its files bear it out; a head that is trained alone is tied to nothing."""
     if isinstance(checkpoint, Checkpoint):
         checkpoint.config = config_of_files(checkpoint)
     return dict(checkpoint.config) | ({"tie_word_embeddings": False} if trainable == "head" else {})
 
 
-def _tokenizer_of(checkpoint: Checkpoint | GGUFCheckpoint, config: dict[str, Any]) -> Tokenizer | None:
+def tokenizer_of_checkpoint(checkpoint: Checkpoint | GGUFCheckpoint, config: dict[str, Any]) -> Tokenizer | None:
     """None where the folder has none: a model that is only trained on token ids needs none."""
     if isinstance(checkpoint, GGUFCheckpoint):
         return checkpoint.tokenizer()

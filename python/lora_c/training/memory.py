@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from .. import _core
 from ..configs import TrainConfig
 from ..errors import ConfigError
+from ..model.meta_model import MetaModel
 from .optimizers import state_bytes, work_bytes
 
 if TYPE_CHECKING:
@@ -44,8 +46,17 @@ class MemoryForecast:
 
 def largest_micro_batch(trainer: Trainer) -> int:
     """The most tokens that one micro-batch can hold: the longest sequences together, with the adapter's tokens before each."""
-    lengths = np.sort([len(s) for s in trainer.train_data.samples])[::-1][: trainer.config.per_device_train_batch_size]
-    return int(lengths.sum()) + len(lengths) * trainer.model.decoder.virtual_tokens
+    return most_tokens(
+        [len(s) for s in trainer.train_data.samples],
+        trainer.config.per_device_train_batch_size,
+        trainer.model.decoder.virtual_tokens,
+    )
+
+
+def most_tokens(lengths: Sequence[int], batch_size: int, n_virtual: int) -> int:
+    """The most tokens of a micro-batch of sequences with these lengths, each behind so many virtual ones."""
+    longest = np.sort(lengths)[::-1][:batch_size]
+    return int(longest.sum()) + len(longest) * n_virtual
 
 
 def forecast(trainer: Trainer) -> MemoryForecast:
@@ -76,8 +87,16 @@ def forecast_model(
 
 def _base_bytes(model: Model) -> int:
     """Of the weights that are not trained; of plain arrays, too, a device other than the CPU holds copies."""
+    if isinstance(model, MetaModel):
+        return model.base_bytes()
     live = _core.memory_report(model.device)["base weights"]["live"]
     return live + model.dense_bytes() if model.device == "cpu" else live
+
+
+def peak_memory(model: Model) -> int:
+    """Return the most bytes that there were on the model's device since the last reset."""
+    peak = _core.memory_report(model.device)["total"]["peak"]
+    return peak + (model.dense_bytes() if model.device == "cpu" else 0)
 
 
 def recompute_of(trainer: Trainer) -> Literal["none", "layer"]:
@@ -109,7 +128,7 @@ def choose_recompute(
     left = _core.memory_info(model.device)["free"]
     if limit_gib is None and left is None:
         return "none"
-    limit = limit_gib * 2**30 if limit_gib else plan.base + plan.parameters + plan.gradients + 0.8 * (left or 0)
+    limit = limit_gib * 2**30 if limit_gib else limit_of_auto(plan, left or 0)
     if plan.total <= limit:
         return "none"
     least = _forecast_with(model, n_tokens, "layer", config, n_segments)
@@ -120,6 +139,12 @@ def choose_recompute(
             "max_seq_length, or raise the limit"
         )
     return "layer"
+
+
+def limit_of_auto(plan: MemoryForecast, left: int) -> float:
+    """The bytes within which recompute=auto keeps all activations, where nobody gave a limit: what lives already, and 80 % of
+    what is left beside it."""
+    return plan.base + plan.parameters + plan.gradients + 0.8 * left
 
 
 def _forecast_with(

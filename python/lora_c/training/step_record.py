@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from .. import _core
+from .memory import peak_memory
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -40,5 +40,5 @@ def step_record(trainer: Trainer, step: int, epoch: int, loss: float, rate: floa
 
 
 def peak_bytes(trainer: Trainer) -> int:
-    """The most memory that the library has held since the run began."""
-    return _core.memory_report(trainer.model.device)["total"]["peak"]
+    """The most memory that the model and the library have held since the run began."""
+    return peak_memory(trainer.model)

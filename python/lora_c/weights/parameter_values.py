@@ -13,9 +13,18 @@ from numpy.typing import NDArray
 
 from .._core import Parameter
 
+META = "meta"  # the device whose arrays have a shape and no values; "meta:8.6": one that forecasts a GPU
+
+
+def is_meta(device: str) -> bool:
+    """Whether arrays there have no values."""
+    return device.partition(":")[0] == META
+
 
 def set_values(parameter: Parameter, array: NDArray[Any]) -> None:
     """Set all values, rounded to float32 where they are of another type; on the CPU without a copy in between."""
+    if is_meta(parameter.device):
+        return
     if parameter.device == "cpu":
         parameter.data[...] = array
     else:

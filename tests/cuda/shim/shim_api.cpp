@@ -226,9 +226,8 @@ void allow(void *, size_t) {}
 
 std::map<const unsigned char *, size_t> blocks; /* bytes by where they begin; with lock */
 
-/* The plug-in asks for so much more than it uses (memory.c): it may be read, as codes of 4 bits are, but not written. Under
- * AddressSanitizer the kernels show that they do without. */
-size_t tail_of(size_t bytes) { return bytes < 64 ? 0 : 64; }
+/* Under AddressSanitizer kernels show that they do without what lies behind arrays, but for sparse blocks. */
+size_t tail_of(size_t bytes) { return bytes < LORA_CUDA_READABLE ? 0 : LORA_CUDA_READABLE; }
 
 size_t whole_bytes(size_t bytes) { return (bytes + 2 * ZONE + 255) / 256 * 256; }
 
@@ -284,7 +283,7 @@ void end_block(unsigned char *p) {
     for (size_t i = ZONE + bytes; i < all; i++) whole = whole && begin[i] == GUARD;
     for (size_t i = used; i < bytes && all < SPARSE; i++) whole = whole && p[i] == UNWRITTEN;
     if (!whole) {
-        fprintf(stderr, "shim: something was written outside a block of %zu bytes\n", bytes);
+        fprintf(stderr, "shim: something was written outside a block of %zu bytes\n", used);
         abort();
     }
     blocks.erase(p);

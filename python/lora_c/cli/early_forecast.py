@@ -1,0 +1,45 @@
+"""What `lora-c train`, `sweep` and `compare` do before they load a model: they read data, and refuse a run that cannot fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .. import _core
+from ..configs import AdapterConfig, StackConfig, TrainConfig
+from .data_options import open_data
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+
+
+def read_and_forecast(
+    own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackConfig, task: dict[str, Any]
+) -> tuple[Dataset, Dataset | None, dict[str, int]] | None:
+    """Return the data of a run that fits, as `open_data` does; None where headers alone do not say what it takes.
+
+    Raises
+    ------
+    FitError
+        It takes more memory than is free; the message names the change that makes it fit.
+    """
+    from ..planning import subject_of_path
+    from ..planning.remedies import refuse_what_cannot_fit
+    from ..text.chosen_template import use_chat_template
+
+    if not _is_known(own):
+        return None
+    subject = subject_of_path(own["model"], config, lora, **task)
+    if own.get("chat_template"):
+        use_chat_template(subject.model, own["chat_template"])
+    read = open_data(own, subject.model.tokenizer, config)
+    left = _core.memory_left("", True)  # with swap: slow is not impossible
+    refuse_what_cannot_fit(replace(subject, lengths=[len(s) for s in read[0].samples]), left)
+    return read
+
+
+def _is_known(own: dict[str, Any]) -> bool:
+    """Not of an adapter that the run goes on from, of rows that are added, of another device than the CPU."""
+    from ..model.device_list import device_name
+
+    return device_name(own.get("device")) == "cpu" and not own.get("adapter") and not own.get("resize_embedding")

@@ -1,0 +1,153 @@
+"""What fits: the memory that there is, and the cheapest change of a run that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from ..configs import TrainConfig
+from ..errors import FitError
+from ..training.memory import MemoryForecast
+from .subject import Subject
+
+_SHORTEST = 64  # tokens that a sequence is not cut below
+ROOM = 0.9  # of what is free, for a run with a change: buffers of files, the tokenizer, the data
+
+
+@dataclass(frozen=True)
+class Change:
+    """Other values for some options of a run, and what they cost."""
+
+    options: dict[str, Any]
+    cost: str
+
+    @property
+    def flags(self) -> str:
+        """As they are typed."""
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.options.items())
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Changes that make a run fit together, and its forecast then."""
+
+    changes: tuple[Change, ...]
+    plan: MemoryForecast
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All of them."""
+        return {name: value for change in self.changes for name, value in change.options.items()}
+
+    @property
+    def flags(self) -> str:
+        """As they are typed."""
+        return Change(self.options, "").flags
+
+    @property
+    def cost(self) -> str:
+        """What they cost, in words."""
+        return "; ".join(dict.fromkeys(change.cost for change in self.changes))
+
+
+def least_forecast(subject: Subject) -> MemoryForecast:
+    """What a run takes at least, where recompute=auto takes what is less."""
+    return subject.forecast(recompute="none" if subject.config.recompute == "none" else "layer")
+
+
+def possible_changes(subject: Subject) -> Iterator[list[Change]]:
+    """The kinds of changes, the cheapest first, each with its values from mild to strong."""
+    config = subject.config
+    if config.recompute == "none":
+        yield [Change({"recompute": "layer"}, "same bits, a third slower")]
+    if (smaller := _smaller_batches(config)) != []:
+        yield smaller
+    if config.optim == "adamw_torch":
+        yield [Change({"optim": "adamw_8bit"}, "moments rounded to 8 bits")]
+    if config.activation_dtype == "float32" and config.recompute == "none":  # what is computed again is not kept
+        yield [Change({"activation_dtype": "bfloat16"}, "same loss, rounded gradients")]
+    if config.optim in ("adamw_torch", "adamw_8bit"):
+        paged = {"adamw_torch": "paged_adamw_32bit", "adamw_8bit": "paged_adamw_8bit"}[config.optim]
+        yield [Change({"optim": paged}, "moments in a file, read and written in each step")]
+    if (shorter := _shorter(subject)) != []:
+        yield shorter
+    if config.method == "lora":
+        yield [Change({"method": "qlora"}, "a base in 4 bits")]
+
+
+def _smaller_batches(config: TrainConfig) -> list[Change]:
+    batch, found = config.per_device_train_batch_size, []
+    for part in (2, 4, 8, 16, 32, 64):
+        if batch % part == 0:
+            options = {
+                "per_device_train_batch_size": batch // part,
+                "gradient_accumulation_steps": part * config.gradient_accumulation_steps,
+            }
+            found.append(Change(options, "the same steps in more and smaller passes"))
+    return found
+
+
+def _shorter(subject: Subject) -> list[Change]:
+    found, length = [], subject.longest // 2
+    while length >= _SHORTEST:
+        found.append(Change({"max_seq_length": length}, "longer sequences are cut"))
+        length //= 2
+    return found
+
+
+def refuse_what_cannot_fit(subject: Subject, free: int | None) -> None:
+    """Refuse a run whose forecast is above the bytes that are free, before anything of it is loaded; None: nobody knows.
+
+    Weights that lie in a mapped file need not be in memory all at once.
+
+    Raises
+    ------
+    FitError
+        With the cheapest change that makes it fit.
+    """
+    least, mapped = least_forecast(subject), subject.model.mapped_bytes()
+    if free is None or least.total - mapped <= free:
+        return
+    found = remedy(subject, free + mapped)
+    way_out = "no change of its options makes it fit; a smaller model does"
+    if found is not None:
+        way_out = f"{found.flags} makes it {found.plan.total / 2**20:,.1f} MiB ({found.cost})"
+    raise FitError(
+        f"memory: expected a run within the {free / 2**20:,.1f} MiB that are free, got {least.describe()}; {way_out}, "
+        "`lora-c plan` shows the sums"
+    )
+
+
+def remedy(subject: Subject, free: int) -> Remedy | None:
+    """The cheapest change within what is free, with some room for what a process takes besides: one alone, or two, or all
+    that there are; None where none is enough."""
+    limit = ROOM * free
+    kinds = list(possible_changes(subject))
+    for count in (1, 2):
+        for chosen in combinations(kinds, count):
+            if (found := _mildest(subject, chosen, limit)) is not None:
+                return found
+    for count in range(3, len(kinds) + 1):
+        if (found := _mildest(subject, tuple(kinds[:count]), limit)) is not None:
+            return found
+    return None
+
+
+def _mildest(subject: Subject, kinds: tuple[list[Change], ...], limit: float) -> Remedy | None:
+    """The mildest values of these kinds of changes that fit."""
+    for strength in range(max(map(len, kinds))):
+        changes = tuple(values[min(strength, len(values) - 1)] for values in kinds)
+        found = _applied(subject, changes)
+        if found is not None and found.plan.total <= limit:
+            return found
+    return None
+
+
+def _applied(subject: Subject, changes: tuple[Change, ...]) -> Remedy | None:
+    options = {name: value for change in changes for name, value in change.options.items()}
+    if sum(len(change.options) for change in changes) > len(options):  # two of one option
+        return None
+    config = subject.config.model_copy(update=options)
+    return Remedy(changes, least_forecast(subject.with_config(config)))
