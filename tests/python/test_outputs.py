@@ -25,7 +25,7 @@ TEXTS = {
     "generate": {"prompt", "device"}, "chat": {"system", "device"},
     "classify": {"text", "text_pair", "device"}, "eval": {"split", "device"}, "merge": {"combination"},
     "plot": {"title"}, "bench": {"device"},
-    **dict.fromkeys(("train", "sweep", "compare"), {
+    **dict.fromkeys(("train", "sweep", "compare", "plan"), {
         "device", "layers_pattern", "init_lora_weights", "target_modules", "exclude_modules", "modules_to_save",
         "metric_for_best_model", "init_weights", "prompt_tuning_init_text", "tokenizer_name_or_path",
         "paged_dir",  # of a file that has no name
