@@ -25,7 +25,7 @@ TEXTS = {
     "generate": {"prompt", "device"}, "chat": {"system", "device"},
     "classify": {"text", "text_pair", "device"}, "eval": {"split", "device"}, "merge": {"combination"},
     "plot": {"title"}, "bench": {"device"},
-    **dict.fromkeys(("train", "plan", "sweep", "compare"), {
+    **dict.fromkeys(("train", "sweep", "compare", "plan"), {
         "device", "layers_pattern", "init_lora_weights", "target_modules", "exclude_modules", "modules_to_save",
         "metric_for_best_model", "init_weights", "prompt_tuning_init_text", "tokenizer_name_or_path",
         "paged_dir",  # of a file that has no name
@@ -70,7 +70,7 @@ def test_every_option_that_takes_a_text_is_placed() -> None:
             elif isinstance(param.type, click.types.StringParamType):
                 assert param.name in known, f"{name} {param.name}: an InputPath, an OutputPath, or a text?"
     with_output = {name for name in COMMANDS if paths_of(name, OutputPath)}
-    assert with_output == {*CALLS, "demo", "plan"}  # no inputs but the model that ships; a run's flags, and nothing is written
+    assert with_output == {*CALLS, "demo", "plan"}  # demo has no inputs but the model that ships; plan writes nothing
     for name, call in CALLS.items():
         assert all(f"{{{param}}}" in call for param in paths_of(name, InputPath)), name
 

@@ -20,6 +20,7 @@ from ..errors import AdapterError, ConfigError, LoraCError
 from ..files.atomic import write_json
 from ..files.json_files import read_json_object
 from ..runs.lock import run_lock
+from .early_forecast import read_and_forecast
 from .trials import Trials
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ def _work(folder: Path) -> None:
     kind = str(job["kind"])
     try:
         done = _JOBS[kind](job, folder)
-    except LoraCError as error:
-        if kind == "base":
+    except ValueError as error:  # of the package, and of the extension, whose refusals are plain ones
+        if kind == "base" and isinstance(error, LoraCError):
             write_json(folder / SHARED, {"refused": str(error), "error": type(error).__name__})
             return
-        if not isinstance(error, (AdapterError, ConfigError)):
+        if kind != "row" or not (isinstance(error, (AdapterError, ConfigError)) or type(error) is ValueError):
             raise
         done = {"refused": str(error)}
     own = {key: job[key] for key in ("row", "seed") if key in job}
@@ -113,6 +114,9 @@ def _row(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     with open_checkpoint(find(job["own"]["model"], "model")) as checkpoint:
         adapter = adapter_of(row, job["adapter"], seed, architecture_of(checkpoint.config))
     values = run_values(row, job["training"], seed, str(folder))
+    split = {"seed": trials.config.seed}  # one for all seeds
+    read = read_and_forecast(job["own"], TrainConfig(**values | split), adapter or LoraConfig(), {})
+    trials = Trials(job["own"], trials.config, read)
     model = trials.model(TrainConfig(**values), adapter or LoraConfig())
     train_data, eval_data = trials.data(model)
     values |= _length(job, values, model, train_data, folder)

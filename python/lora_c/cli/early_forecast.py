@@ -1,4 +1,4 @@
-"""What `lora-c train` and `lora-c sweep` do before they load a model: data are read, and a run that cannot fit is refused."""
+"""What `lora-c train`, `sweep` and `compare` do before they load a model: they read data, and refuse a run that cannot fit."""
 
 from __future__ import annotations
 

@@ -23,15 +23,14 @@ class Trials:
         The options that are in no config class: model, data and how they are read.
     config : TrainConfig
         What the runs share; its seed splits the data.
-    read : tuple, optional
-        The data, where they are read already (`read_and_forecast`).
+    data : tuple, optional
+        What `open_data` returns, where that was read already.
     """
 
     def __init__(
-        self, own: dict[str, Any], config: TrainConfig, read: tuple[Dataset, Dataset | None, dict[str, int]] | None = None
+        self, own: dict[str, Any], config: TrainConfig, data: tuple[Dataset, Dataset | None, Any] | None = None
     ) -> None:
-        self.own, self.config = own, config
-        self._data = read
+        self.own, self.config, self._data = own, config, data
 
     def model(self, config: TrainConfig, adapter: AdapterConfig | StackConfig) -> Model:
         """The base of a run, with the adapter that its method has."""
