@@ -125,5 +125,6 @@ int64_t lora_decoder_scratch_bytes(const lora_decoder *d, int64_t n_tokens, int6
     add_norm(&d->final_norm, c->hidden_size, &s);
     add_head(d, &s);
     if (d->virtual.tokens.encoder) reach(&s.summed, c->num_hidden_layers * 2 * lora_kv_width(c));
+    s.head_alone = s.head_trains && !backward && s.summed == 0; /* not the norm before it either */
     return lora_scratch_bytes(d->ctx, &s) + own_bytes(d, n_tokens);
 }

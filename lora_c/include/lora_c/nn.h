@@ -214,7 +214,7 @@ typedef struct lora_scratch_shape {
     int64_t n_tokens, n_segments;
     int64_t widest; /* columns of the widest input of linear layers that share it */
     int64_t n_heads, n_kv_heads, head_dim;
-    lora_weight head; /* of a loss over its rows; the address of what it holds may be NULL */
+    lora_weight head;             /* of a loss over its rows; the address of what it holds may be NULL */
     bool head_trains, head_alone; /* alone: nothing below it trains, so that its rows need no gradient */
     /* linear layers */
     int64_t weights[LORA_STORED_KINDS]; /* elements of the largest weight, with the rows or columns of its adapter */

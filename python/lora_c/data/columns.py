@@ -56,7 +56,7 @@ def check_columns(columns: Any) -> dict[str, str]:
     for target, source in columns.items():
         if target not in TARGETS or (target in _OF_TASKS and source in _OF_TRAINING):
             turned = f"; write {source}={target}: the column's name stands last" if source in TARGETS else ""
-            hint = turned or nearest(str(target), TARGETS)
+            hint = ("" if target in TARGETS else nearest(str(target), TARGETS)) or turned
             raise ConfigError(f"columns: expected {', '.join(TARGETS)}, got {str(target)[:60]!r}{hint}")
         if not isinstance(source, str):
             raise ConfigError(f"columns: expected the name of a column for {target!r}, got {str(source)[:60]!r}")
