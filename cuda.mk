@@ -48,7 +48,7 @@ check-cuda-python: $(VENV)/installed $(SHIM_READY) ## the tests of Python that c
 check-cuda-mutants: $(VENV)/installed $(SHIM_READY) ## kernels without one barrier or bounds check each: every one must be noticed
 	@$(BIN)/python tests/cuda/mutate.py
 
-check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it (an hour)
+check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it
 	@$(MAKE) check-cuda-c check-cuda-asan check-cuda-launches check-kernels-all check-cuda-mutants
 	@$(ON_SHIM) $(BUILD)/check decoder
 	@$(BIN)/python -m pytest --device shim

@@ -86,6 +86,21 @@ def call(folder: Path, words: list[str], **variables: str) -> subprocess.Complet
     )  # fmt: skip
 
 
+def killed_and_called(folder: Path, words: list[str], moments: list[float]) -> subprocess.CompletedProcess[str]:
+    """The command in processes of its own that are killed after so many seconds each, then once more to its end."""
+    for seconds in moments:
+        program = subprocess.Popen(
+            [sys.executable, "-m", "lora_c", *words], cwd=folder, env=environment(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            program.wait(seconds)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
+    return called(folder, words)
+
+
 def called(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     """The same in this process, which saves the time to start: files in the place of the streams, no signals."""
     from lora_c.cli.commands import run

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from built import BUILT, backend_library
 
 import lora_c
 
@@ -19,7 +20,6 @@ if lora_c.__file__ is None:
     pytest.exit("lora_c is the C source folder, not the package: install it first (make test)", returncode=2)
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILT = ROOT / "build" / "release"
 BACKENDS = ("fake", "shim", "cuda")
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     found = {device.name: device for device in lora_c.devices()}
     if name not in found or not found[name].usable:
         reason = found[name].reason if name in found else f"--device: expected one of {', '.join(found)}, got {name}"
-        pytest.exit(f"{reason}; `make check-cuda` builds fake and shim", returncode=2)
+        pytest.exit(f"{reason}; `make check-cuda-c` builds fake and shim", returncode=2)
 
 
 @pytest.fixture(scope="session")
@@ -131,23 +131,27 @@ def tiny_model_dir(make_model: Callable[..., Path]) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the device that tests/fake_device builds: the CPU's mathematics in memory that the host may not touch."""
-    library = BUILT / "liblora_c_fake.so"
-    if not library.is_file():
-        pytest.skip(f"needs {library}, which `make check` builds")
-    monkeypatch.setenv("LORA_C_BACKENDS", str(library))
-    monkeypatch.delenv("LORA_C_DEVICE", raising=False)
+    _take_backend("fake", monkeypatch)
     return "fake"
+
+
+@pytest.fixture
+def shim(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the device whose driver is tests/cuda/shim."""
+    _take_backend("shim", monkeypatch)
+    return "shim"
 
 
 @pytest.fixture(params=("fake", "shim"))
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a device other than the CPU: that of `fake`, then the CUDA plug-in on its shim."""
-    library = BUILT / f"liblora_c_{request.param}.so"
-    if not library.is_file():
-        pytest.skip(f"needs {library}, which `make check` or `make check-cuda` builds")
-    monkeypatch.setenv("LORA_C_BACKENDS", str(library))
-    monkeypatch.delenv("LORA_C_DEVICE", raising=False)
+    _take_backend(request.param, monkeypatch)
     return str(request.param)
+
+
+def _take_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_C_BACKENDS", str(backend_library(name)))
+    monkeypatch.delenv("LORA_C_DEVICE", raising=False)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from built import backend_library
 
 import lora_c as lc
 from lora_c import _core
@@ -17,7 +18,6 @@ from lora_c.errors import ConfigError
 from lora_c.training.memory import forecast_model
 from lora_c.training.trainer import Trainer
 
-BUILT = Path(__file__).parents[2] / "build" / "release"
 LAYERS, HIDDEN, TOKENS = 5, 32, 40
 ADAPTER: dict[str, Any] = {"r": 4, "lora_dropout": 0.1}
 Open = Callable[..., lc.Model]
@@ -27,10 +27,7 @@ Open = Callable[..., lc.Model]
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name = request.param
     if name != "cpu":
-        library = BUILT / f"liblora_c_{name}.so"
-        if not library.is_file():
-            pytest.skip(f"needs {library}, which `make check-cuda` builds")
-        monkeypatch.setenv("LORA_C_BACKENDS", str(library))
+        monkeypatch.setenv("LORA_C_BACKENDS", str(backend_library(name)))
     return name
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import called, environment, make_workplace
+from command_lines import called, environment, killed_and_called, make_workplace
 
 from lora_c.cli.own_rows import own_rows
 from lora_c.comparison import compare as module
@@ -191,17 +191,8 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     whole = called(workplace, [*WORDS, "--output-dir", "whole"])
     assert whole.returncode == 0, whole.stderr
     moments = random.Random(7)
-    for _ in range(3):
-        program = subprocess.Popen(
-            [sys.executable, "-m", "lora_c", *WORDS, "--output-dir", "killed"], cwd=workplace, env=environment(),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            program.wait(moments.uniform(1.5, 5.0))
-        except subprocess.TimeoutExpired:
-            program.kill()
-            program.wait()
-    done = called(workplace, [*WORDS, "--output-dir", "killed"])
+    times = [moments.uniform(1.5, 5.0) for _ in range(3)]
+    done = killed_and_called(workplace, [*WORDS, "--output-dir", "killed"], times)
     assert done.returncode == 0, done.stderr
     found = results(workplace / "killed")
     assert found == results(workplace / "whole") and [len(row) for row in found[2]] == [1, 1]

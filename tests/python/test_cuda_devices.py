@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from built import backend_library
 
 import lora_c as lc
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def shim_devices() -> Callable[..., list[dict[str, Any]]]:
     """What `lora-c devices` lists with the plug-in on the shim, by what its driver says."""
-    library = ROOT / "build" / "release" / "liblora_c_shim.so"
-    if not library.is_file():
-        pytest.skip(f"needs {library}, which `make check-cuda` builds")
+    library = backend_library("shim")
 
     def listed(**said: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "lora_c", "devices", "--json"]

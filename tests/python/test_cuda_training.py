@@ -20,7 +20,6 @@ from lora_c.data import Dataset, Sample
 from lora_c.model.model import Model
 from lora_c.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[2]
 TOKENS, STEPS = 40, 20
 # Bounds of docs/NUMERICS.md: of a loss relative to it, and of the cosine of gradients.
 LOSS = {"exact": 1e-5, "fast": 1e-2}
@@ -29,16 +28,6 @@ BASES: dict[str, dict[str, Any]] = {
     "float32": {}, "bfloat16": {"dtype": "bfloat16"}, "nf4": {"quantize": "nf4", "block_size": 32},
     "q8_0": {"quantize": "q8_0"},
 }  # fmt: skip
-
-
-@pytest.fixture
-def shim(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of the device whose driver is tests/cuda/shim."""
-    library = ROOT / "build" / "release" / "liblora_c_shim.so"
-    if not library.is_file():
-        pytest.skip(f"needs {library}, which `make check-cuda` builds")
-    monkeypatch.setenv("LORA_C_BACKENDS", str(library))
-    return "shim"
 
 
 @pytest.fixture

@@ -6,18 +6,17 @@ import gc
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from built import backend_library
 from device_values import is_same
 
 import lora_c as lc
 from lora_c import _core, ops
 
-SHIM = Path(__file__).parents[2] / "build" / "release" / "liblora_c_shim.so"
 RNG = np.random.default_rng(5)
 M, H, V = 9, 64, 17
 
@@ -221,9 +220,7 @@ def main() -> None:
 
 
 def test_memory_of_gpus_is_shared_with_others() -> None:
-    if not SHIM.is_file():
-        pytest.skip(f"needs {SHIM}, which `make check-cuda` builds")
-    environment = {**os.environ, "LORA_C_BACKENDS": str(SHIM), "SHIM_NAME": "cuda", "SHIM_DEVICES": "2"}
+    environment = {**os.environ, "LORA_C_BACKENDS": str(backend_library("shim")), "SHIM_NAME": "cuda", "SHIM_DEVICES": "2"}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout == "as the protocols say\n", done.stderr
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-
-SHIM = Path(__file__).parents[2] / "build" / "release" / "liblora_c_shim.so"
+from built import backend_library
 
 BEGIN = """
 import atexit, ctypes, gc, sys, threading, time
@@ -156,12 +154,11 @@ assert ended == [24]
 }
 
 
-@pytest.mark.skipif(not SHIM.is_file(), reason="needs the shim, which `make check-cuda` builds")
 @pytest.mark.parametrize("name", CONSUMERS)
 def test_memory_that_is_shared_ends_with_its_last_user(
     name: str, alone: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in {"LORA_C_BACKENDS": os.fspath(SHIM), "SHIM_NAME": "cuda"}.items():
+    for key, value in {"LORA_C_BACKENDS": os.fspath(backend_library("shim")), "SHIM_NAME": "cuda"}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("LORA_C_DEVICE", raising=False)
     alone(BEGIN.format(device="cuda") + MANAGED + CONSUMERS[name], gib=64)

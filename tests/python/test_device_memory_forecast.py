@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from built import backend_library
 
-ROOT = Path(__file__).parents[2]
 WORKSPACE = 32 << 20  # cuBLASLt's, of every product, which would hide all else of a small model
 SHARE = 0.9  # of the forecast that is taken, that aside. Less where a case says so: the memory of attention of short sequences
 # depends on their lengths, of which only the number is known.
@@ -77,10 +77,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def measure(make_model: Callable[..., Path]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    library = ROOT / "build" / "release" / "liblora_c_shim.so"
-    if not library.is_file():
-        pytest.skip(f"needs {library}, which `make check-cuda` builds")
-    environment = os.environ | {"LORA_C_BACKENDS": str(library)}
+    environment = os.environ | {"LORA_C_BACKENDS": str(backend_library("shim"))}
     environment.pop("LORA_C_DEVICE", None)
 
     def run(case: dict[str, Any]) -> dict[str, Any]:

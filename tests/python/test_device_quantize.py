@@ -21,20 +21,8 @@ from lora_c.model.device_list import memory_of
 from lora_c.training.memory import choose_recompute
 from lora_c.weights.quantization import Quantization
 
-RELEASE = Path(__file__).parents[2] / "build" / "release"
-LIBRARIES = {"fake": RELEASE / "liblora_c_fake.so", "shim": RELEASE / "liblora_c_shim.so"}
 PARTS = ("codes", "absmax", "absmax_codes", "nested_absmax", "nested_offset", "nested_map")
 GIB = 2**30
-
-
-@pytest.fixture(params=LIBRARIES)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A device other than the CPU."""
-    library = LIBRARIES[request.param]
-    if not library.is_file():
-        pytest.skip(f"needs {library}, which `make check` or `make check-cuda` builds")
-    monkeypatch.setenv("LORA_C_BACKENDS", str(library))
-    return str(request.param)
 
 
 def assert_same(got: Any, expected: Any) -> None:

@@ -9,16 +9,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from built import backend_library
 
 import lora_c as lc
 from lora_c import Parameter, _core
 
-SHIM = Path(__file__).parents[2] / "build" / "release" / "liblora_c_shim.so"
 VALUES = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
 
@@ -213,9 +212,7 @@ def main() -> None:
 
 
 def test_a_gpu_is_exported_as_one() -> None:
-    if not SHIM.is_file():
-        pytest.skip(f"needs {SHIM}, which `make check-cuda` builds")
-    environment = {**os.environ, "LORA_C_BACKENDS": str(SHIM), "SHIM_NAME": "cuda", "SHIM_DEVICES": "2"}
+    environment = {**os.environ, "LORA_C_BACKENDS": str(backend_library("shim")), "SHIM_NAME": "cuda", "SHIM_DEVICES": "2"}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout == "as DLPack says\n", done.stderr
 

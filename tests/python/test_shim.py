@@ -11,22 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from built import built
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
 
 from check_launches import SHARED_KIB, Launch, wrong_with  # noqa: E402
 
-PROGRAM = Path(__file__).parents[2] / "build" / "release" / "wrong_kernels"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def run() -> Run:
-    if not PROGRAM.is_file():
-        pytest.skip(f"needs {PROGRAM}, which `make check-cuda` builds")
+    program = built("wrong_kernels")
 
     def run_one(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([PROGRAM, name], env=os.environ | environment, capture_output=True, text=True, check=False)
+        return subprocess.run([program, name], env=os.environ | environment, capture_output=True, text=True, check=False)
 
     return run_one
 

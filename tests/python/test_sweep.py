@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_lines import called, environment, make_workplace
+from command_lines import called, environment, killed_and_called, make_workplace
 
 from lora_c import TrainConfig, Trainer, load_model
 from lora_c.cli.sweep import table_lines
@@ -198,17 +198,8 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     whole = called(workplace, [*WORDS, "--output-dir", "whole"])
     assert whole.returncode == 0, whole.stderr
     moments = random.Random(5)
-    for _ in range(4):
-        program = subprocess.Popen(
-            [sys.executable, "-m", "lora_c", *WORDS, "--output-dir", "killed"], cwd=workplace, env=environment(),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            program.wait(moments.uniform(0.6, 2.0))
-        except subprocess.TimeoutExpired:
-            program.kill()
-            program.wait()
-    done = called(workplace, [*WORDS, "--output-dir", "killed"])
+    times = [moments.uniform(0.6, 2.0) for _ in range(4)]
+    done = killed_and_called(workplace, [*WORDS, "--output-dir", "killed"], times)
     assert done.returncode == 0, done.stderr
     assert (workplace / "killed/sweep.json").read_bytes() == (workplace / "whole/sweep.json").read_bytes()
     assert parameters(workplace / "killed") == parameters(workplace / "whole") and len(parameters(workplace / "whole")) == 4

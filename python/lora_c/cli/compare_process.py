@@ -110,13 +110,13 @@ def _row(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from ..training.trainer import Trainer
 
     row, seed = Row(**job["row"]), int(job["seed"])
-    trials = Trials(job["own"], TrainConfig(**job["training"]))
+    config = TrainConfig(**job["training"])
     with open_checkpoint(find(job["own"]["model"], "model")) as checkpoint:
         adapter = adapter_of(row, job["adapter"], seed, architecture_of(checkpoint.config))
     values = run_values(row, job["training"], seed, str(folder))
-    split = {"seed": trials.config.seed}  # one for all seeds
+    split = {"seed": config.seed}  # one for all seeds
     read = read_and_forecast(job["own"], TrainConfig(**values | split), adapter or LoraConfig(), {})
-    trials = Trials(job["own"], trials.config, read)
+    trials = Trials(job["own"], config, read)
     model = trials.model(TrainConfig(**values), adapter or LoraConfig())
     train_data, eval_data = trials.data(model)
     values |= _length(job, values, model, train_data, folder)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
 from ..files.atomic import write_json
-from ..files.json_files import read_json_object
+from ..runs.kept_record import read_kept
 from .intervals import Mean, mean_of
 
 COMPARE_FILE = "compare.json"
@@ -117,18 +116,12 @@ class CompareRecord:
         CheckpointError
             The file is damaged.
         """
-        path = folder / COMPARE_FILE
-        if not path.exists():
-            return None
-        values = read_json_object(path, "remove it to begin anew")
-        try:
-            if values["format"] != _FORMAT:
-                raise ValueError(values["format"])
-            rows = {str(row["name"]): RowRecord.of(row) for row in values["rows"]}
-            return cls(dict(values["run"]), dict(values["base"]), rows, dict(values["loading"]), str(values["advice"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            got = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{path}: expected what a comparison wrote, got {got}; remove it to begin anew") from None
+        return read_kept(folder / COMPARE_FILE, "a comparison", _FORMAT, cls._of)
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> CompareRecord:
+        rows = {str(row["name"]): RowRecord.of(row) for row in values["rows"]}
+        return cls(dict(values["run"]), dict(values["base"]), rows, dict(values["loading"]), str(values["advice"]))
 
 
 def _at(values: Mapping[str, Any], path: tuple[str, ...]) -> float | None:

@@ -1,4 +1,4 @@
-"""NVIDIA cards by name: memory, bandwidth and compute capability, from NVIDIA's data sheets."""
+"""NVIDIA cards by name: memory, bandwidth and compute capability, written down by hand; `source` is where to look them up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Card:
     capability : float
         Compute capability.
     source : str
-        Where the first two stand.
+        Where NVIDIA says the first two.
     """
 
     name: str

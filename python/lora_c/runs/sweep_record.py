@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
 from ..files.atomic import write_json
-from ..files.json_files import read_json_object
+from .kept_record import read_kept
 
 SWEEP_FILE = "sweep.json"
 _FORMAT = 1
@@ -66,23 +66,17 @@ class SweepRecord:
         CheckpointError
             The file is damaged.
         """
-        path = folder / SWEEP_FILE
-        if not path.exists():
-            return None
-        values = read_json_object(path, "remove it to begin anew")
-        try:
-            if values["format"] != _FORMAT:
-                raise ValueError(values["format"])
-            losses = {
-                float(trial["learning_rate"]): {
-                    int(one["steps"]): None if one["eval_loss"] is None else float(one["eval_loss"]) for one in trial["losses"]
-                }
-                for trial in values["trials"]
+        return read_kept(folder / SWEEP_FILE, "a sweep", _FORMAT, cls._of)
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> SweepRecord:
+        losses = {
+            float(trial["learning_rate"]): {
+                int(one["steps"]): None if one["eval_loss"] is None else float(one["eval_loss"]) for one in trial["losses"]
             }
-            return cls(dict(values["run"]), list(values["rungs"]), losses, values["learning_rate"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            got = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{path}: expected what a sweep wrote, got {got}; remove it to begin anew") from None
+            for trial in values["trials"]
+        }
+        return cls(dict(values["run"]), list(values["rungs"]), losses, values["learning_rate"])
 
 
 def folder_name(rate: float) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,8 @@ class RougeL:
     """
 
     def __init__(self) -> None:
-        try:
-            from rouge_score.rouge_scorer import RougeScorer
-        except ImportError:
-            raise ConfigError(_absent("rouge-l", "rouge-score")) from None
-        self._scorer = RougeScorer(["rougeL"], use_stemmer=False)
+        scorer = _module("rouge_score.rouge_scorer", "rouge-l", "rouge-score")
+        self._scorer = scorer.RougeScorer(["rougeL"], use_stemmer=False)
 
     def __call__(self, answer: str, references: Sequence[str]) -> float:
         return max(float(self._scorer.score(reference, answer)["rougeL"].fmeasure) for reference in references)
@@ -69,12 +67,9 @@ class Bleu:
     """
 
     def __init__(self) -> None:
-        try:
-            from sacrebleu.metrics.bleu import BLEU
-        except ImportError:
-            raise ConfigError(_absent("bleu", "sacrebleu")) from None
-        self._bleu: Any = BLEU()
-        self._sentence: Any = BLEU(effective_order=True)
+        bleu = _module("sacrebleu.metrics.bleu", "bleu", "sacrebleu")
+        self._bleu = bleu.BLEU()
+        self._sentence = bleu.BLEU(effective_order=True)
 
     def counts(self, answer: str, references: Sequence[str]) -> list[float]:
         """Matches and n-grams of four orders, words of the answer and of the reference of the nearest length."""
@@ -125,5 +120,10 @@ def text_scores(
     return scores, [{"compared": normalize(answer), **one} for answer, one in zip(answers, each, strict=True)]
 
 
-def _absent(task: str, package: str) -> str:
-    return f"task: expected the package {package} for {task}, got an installation without it; {EXTRA}"
+def _module(name: str, task: str, package: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ConfigError(
+            f"task: expected the package {package} for {task}, got an installation without it; {EXTRA}"
+        ) from None
