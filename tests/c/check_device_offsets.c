@@ -97,6 +97,7 @@ static void check_on_device(void) {
     check_far_layers();
     check_far_weights();
     check_far_arrays();
+    check_far_dropout();
     check_far_optim();
 }
 

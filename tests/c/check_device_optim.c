@@ -103,18 +103,20 @@ static void lion(lora_ctx *ctx, const layout *l, const lora_param *params, float
 
 static void adafactor_with(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, lora_adafactor_hyper h) {
     lora_adafactor_state s = {.row = part(l, block, 0), .col = part(l, block, 1), .m = h.beta1 > 0 ? part(l, block, 2) : NULL};
-    h.eps1 = 1e-30;
-    h.eps2 = 1e-3;
-    h.clip_threshold = 1;
-    h.decay_rate = -0.8;
-    h.weight_decay = 0.1;
-    h.grad_scale = 0.7;
     OK(lora_adafactor_step(ctx, l->arrays, params, &s, &h, ERR));
 }
 
+/* Gradients that grow: with the same ones in each step a mean that is taken in twice would be the same mean. */
 static lora_adafactor_hyper adafactor_hyper(int64_t step) {
     return (lora_adafactor_hyper){
-        .step = step, .decay_rate = -0.8, .eps1 = 1e-30, .eps2 = 1e-3, .clip_threshold = 1, .grad_scale = (double)step};
+        .step = step,
+        .decay_rate = -0.8,
+        .eps1 = 1e-30,
+        .eps2 = 1e-3,
+        .clip_threshold = 1,
+        .weight_decay = 0.1,
+        .grad_scale = 0.7 * (double)step,
+    };
 }
 
 static void adafactor(lora_ctx *ctx, const layout *l, const lora_param *params, float *block, int64_t step) {

@@ -38,6 +38,7 @@ void *far_send(lora_ctx *ctx, const void *host, size_t bytes);
 
 void check_far_layers(void);
 void check_far_arrays(void);
+void check_far_dropout(void);
 void check_far_optim(void);
 void check_far_weights(void);
 
