@@ -1,11 +1,11 @@
 """Wrong versions of the kernels that the checks on the shim must notice: without one barrier or one bounds check each.
 
-Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--asan] [--workers 2] [--out FILE]
+Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--workers 2] [--out FILE]
 
 mutants.py says what a mutant is; all are in one build, in a copy of the tree. One is killed where the checks fail, die or
-hang: the families that come by its place, the quickest first. --asan builds them under AddressSanitizer, which notices what
-reads outside arrays; --again takes those that live in --out. Those that live in the
-end must stand in tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
+hang: the families that come by its place, the quickest first. Those that live are built again under AddressSanitizer, which
+notices what reads outside arrays; --again takes those that live in --out. Those that live in the end must stand in
+tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -115,38 +116,45 @@ def verdict(tree: Path, mode: str, families: list[Family], known: dict[str, str]
     return "lives" if meeting else "not met"
 
 
+def judged(
+    mode: str, numbered: dict[int, Mutant], chosen: list[tuple[int, Mutant]], workers: int
+) -> Iterator[tuple[int, Mutant, str]]:
+    """Build the mutants in a mode and yield the verdict on each of the chosen ones."""
+    known = json.loads(EQUAL.read_text()) if EQUAL.is_file() else {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+        build(Path(folder), numbered, mode)
+        families = sorted(pool.map(partial(measured, Path(folder), mode), FAMILIES), key=lambda family: family.seconds)
+        print(f"{mode}: " + ", ".join(f"{family.name} {family.seconds:.0f} s" for family in families), flush=True)
+        verdicts = pool.map(partial(verdict, Path(folder), mode, families, known), chosen)
+        yield from ((i, mutant, result) for (i, mutant), result in zip(chosen, verdicts, strict=True))
+
+
 def main() -> None:
     """Run the mutants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", default="")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--asan", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "build/cuda-mutants.json")
     args = parser.parse_args()
-    mode = "sanitize" if args.asan else "release"
     wanted = set(filter(None, args.files.split(",")))
     sources = sorted(path for path in (ROOT / "lora_c/cuda").glob("*.cu*") if not wanted or path.name in wanted)
     numbered = dict(enumerate((m for path in sources for m in mutants_of(path)), 1))
     if args.list:
         print("\n".join(f"{m.file}:{m.line}: {m.changed}" for m in numbered.values()))
         return
-    known: dict[str, str] = json.loads(EQUAL.read_text()) if EQUAL.is_file() else {}
     results: dict[str, str] = json.loads(args.out.read_text()) if args.again else {}
-    chosen = [(i, m) for i, m in numbered.items() if not args.again or not results.get(m.key, "").startswith("killed")]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
-        build(Path(folder), numbered, mode)
-        families = sorted(pool.map(partial(measured, Path(folder), mode), FAMILIES), key=lambda family: family.seconds)
-        print(", ".join(f"{family.name} {family.seconds:.0f} s" for family in families), flush=True)
-        judge = partial(verdict, Path(folder), mode, families, known)
-        for (i, mutant), result in zip(chosen, pool.map(judge, chosen), strict=True):
+    for mode, done in (("release", ("killed",)), ("sanitize", ("killed", "equal"))):
+        chosen = [(i, m) for i, m in numbered.items() if not results.get(m.key, "").startswith(done)]
+        for i, mutant, result in judged(mode, numbered, chosen, args.workers) if chosen else ():
             results[mutant.key] = result
             print(f"{i}/{len(numbered)} {result}: {mutant.file}:{mutant.line}: {mutant.changed}", flush=True)
             args.out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     alive = sum(result in ("lives", "not met") for result in results.values())
-    stale = sorted(set(known) - {mutant.key for mutant in numbered.values()}) if not wanted else []
+    known = set(json.loads(EQUAL.read_text())) if EQUAL.is_file() else set()
+    stale = sorted(known - {mutant.key for mutant in numbered.values()}) if not wanted else []
     print(
         f"{len(results)} mutants, {alive} live that are not known to be equal",
         *(f"no such mutant: {key}" for key in stale),

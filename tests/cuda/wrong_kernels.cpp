@@ -70,6 +70,7 @@ __global__ void writes_before(numbers x) {
     if (threadIdx.x == 0) x.data[-1] = 0;
 }
 __global__ void shared_behind(numbers) { (&lora_shared<float>())[32 + threadIdx.x] = 0; }
+__global__ void shared_before(numbers) { (&lora_shared<float>())[-1 - (int)threadIdx.x % 4] = 0; }
 __global__ void reads_unwritten_shared(numbers x) {
     if (threadIdx.x == 0) x.data[blockIdx.x] = (&lora_shared<float>())[1];
 }
@@ -99,6 +100,7 @@ const kernel_case CASES[] = {
     {"writes_behind", writes_behind, {1, 1, 1}, 32, 0},
     {"writes_before", writes_before, {1, 1, 1}, 32, 0},
     {"shared_behind", shared_behind, {1, 1, 1}, 32, 128},
+    {"shared_before", shared_before, {1, 1, 1}, 32, 128},
     {"reads_unwritten_shared", reads_unwritten_shared, {64, 1, 1}, 32, 128},
     {"too_many_threads", does_nothing, {1, 1, 1}, 1056, 0},
     {"no_threads", does_nothing, {1, 1, 1}, 0, 0},

@@ -46,6 +46,7 @@ ENDS = {
     "asks_outside_the_mask": r"shuffle: lane \d+ asks for lane 20, which the mask 0000ffff has not",
     "misaligned": r"an access of 16 bytes at 0x\w+, which is not aligned",
     "matrices_outside_shared": "ldmatrix outside shared memory",
+    "shared_before": "a write 1 bytes before its shared memory",
     "copies_misaligned": r"cp.async to 0x\w+ from 0x\w+, not aligned",
     "too_many_threads": "expected 1 to 1024 threads, got 1056",
     "no_threads": "expected 1 to 1024 threads, got 0",

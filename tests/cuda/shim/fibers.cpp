@@ -17,9 +17,10 @@ thread_local shim_block_state *shim_now;
 namespace {
 
 constexpr int WARPS = SHIM_MOST_THREADS / 32;
-constexpr size_t PAGE = 4096, SHARED_ROOM = (SHIM_MOST_SHARED + PAGE - 1) / PAGE * PAGE;
+constexpr size_t PAGE = 4096, BEFORE = 128, SHARED_ROOM = (SHIM_MOST_SHARED + BEFORE + PAGE - 1) / PAGE * PAGE;
 
-/* Of a thread of the host, as long as it lives. The shared memory of a block ends at a page without permissions. */
+/* Of a thread of the host, as long as it lives. The shared memory of a block ends at a page without permissions; BEFORE bytes in front of
+ * it must stay as they are. */
 struct host_thread : shim_block_state {
     const lora_cuda_launch *launch = nullptr;
     shim_random random;
@@ -203,7 +204,7 @@ void shim_run_block(uint32_t x, uint32_t y, uint32_t z, uint64_t seed) {
     h->block = {x, y, z};
     h->random.seed(seed);
     int n = (int)h->threads, warps = (n + 31) / 32;
-    memset(h->shared, 0xFF, h->launch->shared_bytes);
+    memset(h->shared - BEFORE, 0xFF, BEFORE + h->launch->shared_bytes);
     for (int i = 0; i < warps; i++) {
         shim_warp *w = &h->warps[i];
         int lanes = n - 32 * i < 32 ? n - 32 * i : 32;
@@ -229,5 +230,7 @@ void shim_run_block(uint32_t x, uint32_t y, uint32_t z, uint64_t seed) {
         if (ended == n) break;
         if (ended > 0) shim_die("__syncthreads is not reached by %d of %d threads, which have ended", ended, n);
     }
+    for (size_t i = 1; i <= BEFORE; i++)
+        if (h->shared[-(ptrdiff_t)i] != 0xFF) shim_die("a write %zu bytes before its shared memory", i);
     shim_forget_copies(h->copies, n);
 }
