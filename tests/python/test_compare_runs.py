@@ -244,7 +244,7 @@ def test_a_row_that_cannot_be_says_why_and_the_others_go_on(workplace: Path) -> 
     words = "--num-virtual-tokens 600 --max-steps 1 --rows prefix,head --seeds 1 --no-loading --output-dir r".split()
     done = called(workplace, ["compare", "--model", "model", "--data", "chat.jsonl", "--val-fraction", "0.2", *words])
     assert done.returncode == 0, done.stderr
-    assert "row       prefix, seed 0: refused: virtual tokens: expected 1 to 511" in done.stderr
+    assert "row       prefix, seed 0: refused: num_virtual_tokens: expected fewer than the model's context of 512 tokens" in done.stderr
     assert "Take head" in done.stdout
 
 

@@ -84,6 +84,7 @@ def test_the_best_are_the_least_and_the_lower_of_two_that_agree() -> None:
 def test_a_trial_has_the_losses_of_a_run_that_was_never_stopped(make, tmp_path: Path) -> None:
     said: list[tuple[float, int, float | None]] = []
     record = sweep(make, RATES, tmp_path / "s", report=lambda *one: said.append(one))
+    assert len(make.made) == 7  # a base for each measurement and no more
     assert record.rungs == [{"steps": 1, "trials": 4}, {"steps": 3, "trials": 2}, {"steps": 9, "trials": 1}]
     whole = make(record.chosen, tmp_path / "whole", eval_steps=1)
     whole.train()

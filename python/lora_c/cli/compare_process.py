@@ -20,6 +20,7 @@ from ..errors import AdapterError, ConfigError, LoraCError
 from ..files.atomic import write_json
 from ..files.json_files import read_json_object
 from ..runs.lock import run_lock
+from .addresses import keep_addresses
 from .early_forecast import read_and_forecast
 from .trials import Trials
 
@@ -37,6 +38,7 @@ _SEEN = 8  # evaluations over a run, where nobody says how many
 def main(folder: Path) -> None:
     """Do the job of a folder, when the one before it that was ended is gone."""
     end_with_parent()
+    keep_addresses()
     with run_lock(folder, patience=_PATIENCE):
         _work(folder)
 

@@ -69,7 +69,9 @@ def sweep(
     DivergenceError
         Every trial diverged.
     """
-    first = make(rates[0], folder / folder_name(rates[0]), StopAt(1))
+    left, stop = sorted(rates), StopAt(1)
+    first: Trainer | None = make(left[0], folder / folder_name(left[0]), stop)
+    assert first is not None
     if first.eval_data is None:
         raise ConfigError(
             "eval_data: expected held-out data, by which rates are compared, got none; give --eval-data or --val-fraction"
@@ -80,14 +82,17 @@ def sweep(
     )
     record.losses = {rate: {} for rate in rates}
     record = _begun(record, folder, overwrite)
-    del first
-    left = sorted(rates)
+    stop.step = ladder[0].steps
     for i, rung in enumerate(ladder):
         for rate in left:
             losses = record.losses[rate]
+            trial, first = first, None  # it is the first trial's; nothing else may hold its base while another one is loaded
             if rung.steps not in losses:
-                losses[rung.steps] = _loss_of(make, rate, folder / folder_name(rate), rung.steps)
+                place = folder / folder_name(rate)
+                trial = trial or make(rate, place, StopAt(rung.steps))
+                losses[rung.steps] = _loss_of(trial, place, rung.steps)
                 record.write(folder)
+            del trial
             report(rate, rung.steps, losses[rung.steps])
         found = {rate: record.losses[rate][rung.steps] for rate in left}
         if all(loss is None for loss in found.values()):
@@ -118,9 +123,8 @@ def _changes(before: SweepRecord, now: SweepRecord) -> list[str]:
     return names + (["factor or number of steps"] if before.rungs != now.rungs else [])
 
 
-def _loss_of(make: MakeTrial, rate: float, folder: Path, steps: int) -> float | None:
+def _loss_of(trainer: Trainer, folder: Path, steps: int) -> float | None:
     """The held-out loss of a trial after some steps, of which it may have done some before; None: it diverged."""
-    trainer = make(rate, folder, StopAt(steps))
     try:
         train_to(trainer, folder, steps)
         loss = trainer.evaluate()
