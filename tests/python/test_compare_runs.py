@@ -240,11 +240,33 @@ def test_a_file_of_rows_that_is_wrong_is_refused(tmp_path: Path, text: str, said
     assert said in str(caught.value)
 
 
+def test_classifiers_are_compared_by_their_answers(workplace: Path) -> None:
+    colours = ("red", "green", "blue")
+    records = [{"text": f"The box was {colours[i % 3]}.", "label": colours[i % 3]} for i in range(24)]
+    (workplace / "labels.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    words = (
+        "compare --model model --data labels.jsonl --val-fraction 0.25 --task-type SEQ_CLS --max-steps 30 --lr 5e-3 --seeds 1"
+    )
+    done = called(workplace, [*words.split(), "--rows", "head,lora-r8,full,prompt", "--no-loading", "--output-dir", "c1"])
+    assert done.returncode == 0, done.stderr
+    values = json.loads((workplace / "c1/compare.json").read_text())
+    head, lora, full, prompt = (row["runs"][0] for row in values["rows"])
+    assert values["run"]["id2label"] == ["blue", "green", "red"]
+    assert "expected a classifier whose score is trained" in prompt["refused"]
+    trained = [run["results"]["trained_parameters"] for run in (head, lora, full)]
+    assert trained == [3 * 128, 97_280 + 3 * 128, 1_049_984 + 3 * 128]  # the head of a language model is tied, a score is not
+    assert all(0 <= run["results"]["scores"]["accuracy"] <= 1 for run in (values["base"], head, lora, full))
+    assert lora["results"]["scores"]["accuracy"] == 1 and "token_seconds" not in lora["costs"]
+    assert "accuracy" in done.stdout and "nats/text" in done.stdout and "nats/token" not in done.stdout
+    done = called(workplace, [*words.split(), "--task", "f1", "--task-data", "labels.jsonl", "--output-dir", "c2"])
+    assert done.returncode == 2 and "--task: expected none beside --task-type SEQ_CLS" in done.stderr
+
+
 def test_a_row_that_cannot_be_says_why_and_the_others_go_on(workplace: Path) -> None:
     words = "--num-virtual-tokens 600 --max-steps 1 --rows prefix,head --seeds 1 --no-loading --output-dir r".split()
     done = called(workplace, ["compare", "--model", "model", "--data", "chat.jsonl", "--val-fraction", "0.2", *words])
     assert done.returncode == 0, done.stderr
-    assert "row       prefix, seed 0: refused: num_virtual_tokens: expected fewer than the model's context of 512 tokens" in done.stderr
+    assert "row       prefix, seed 0: refused: num_virtual_tokens: expected fewer than the model's context" in done.stderr
     assert "Take head" in done.stdout
 
 

@@ -71,7 +71,7 @@ def _base(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     from ..runs.digests import data_digest, model_digest
 
     config = TrainConfig(**job["training"])
-    trials = Trials(job["own"], config)
+    trials = Trials(job["own"], config, task=_task(job, config.seed))
     model = trials.model(TrainConfig(method="lora"), LoraConfig(r=1))
     train_data, eval_data = trials.data(model)
     by = _yardsticks(job, model)
@@ -80,12 +80,17 @@ def _base(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         options = {name: v for name, v in config.model_dump(mode="json").items() if name not in _OF_A_RUN}
         shared = options | {f"adapter {name}": value for name, value in job["adapter"].items()} | job["budget"]
         shared |= {"data (digest)": data_digest(train_data), "held-out data (digest)": data_digest(eval_data)}
-        shared |= {"model (digest)": model_digest(model), **_shared_task(job)}
+        shared |= {"model (digest)": model_digest(model), **_shared_task(job), **job["classifier"]}
         shared |= {"text of the base (digest)": None if by.base_text is None else data_digest(by.base_text)}
         write_json(folder / SHARED, shared)
         if (folder / RESULT).exists():
             return None
         return measure_base(model, eval_data, by, config.eval_batch_tokens)
+
+
+def _task(job: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What `load_model` is told: the labels of a classifier, and the seed of its score."""
+    return job["classifier"] | ({"seed": seed} if job["classifier"].get("task_type") == "SEQ_CLS" else {})
 
 
 def _shared_task(job: dict[str, Any]) -> dict[str, Any]:
@@ -117,8 +122,9 @@ def _row(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         adapter = adapter_of(row, job["adapter"], seed, architecture_of(checkpoint.config))
     values = run_values(row, job["training"], seed, str(folder))
     split = {"seed": config.seed}  # one for all seeds
-    read = read_and_forecast(job["own"], TrainConfig(**values | split), adapter or LoraConfig(), {})
-    trials = Trials(job["own"], config, read)
+    task = _task(job, seed)
+    read = read_and_forecast(job["own"], TrainConfig(**values | split), adapter or LoraConfig(), task)
+    trials = Trials(job["own"], config, read, task)
     model = trials.model(TrainConfig(**values), adapter or LoraConfig())
     train_data, eval_data = trials.data(model)
     values |= _length(job, values, model, train_data, folder)

@@ -85,22 +85,25 @@ def sweep(
     stop.step = ladder[0].steps
     for i, rung in enumerate(ladder):
         for rate in left:
-            losses = record.losses[rate]
             trial, first = first, None  # it is the first trial's; nothing else may hold its base while another one is loaded
-            if rung.steps not in losses:
+            if rung.steps not in record.losses[rate]:
                 place = folder / folder_name(rate)
                 trial = trial or make(rate, place, StopAt(rung.steps))
-                losses[rung.steps] = _loss_of(trial, place, rung.steps)
+                record.losses[rate][rung.steps] = _loss_of(trial, place, rung.steps)
                 record.write(folder)
             del trial
-            report(rate, rung.steps, losses[rung.steps])
-        found = {rate: record.losses[rate][rung.steps] for rate in left}
-        if all(loss is None for loss in found.values()):
-            raise DivergenceError(f"sweep: expected a rate that trains, got {len(found)} runs that diverged; give lower rates")
-        left = best_of(found, ladder[i + 1].trials if i + 1 < len(ladder) else 1)
+            report(rate, rung.steps, record.losses[rate][rung.steps])
+        left = _best(record, left, rung.steps, ladder[i + 1].trials if i + 1 < len(ladder) else 1)
     record.chosen = left[0]
     record.write(folder)
     return record
+
+
+def _best(record: SweepRecord, rates: list[float], steps: int, n: int) -> list[float]:
+    found = {rate: record.losses[rate][steps] for rate in rates}
+    if all(loss is None for loss in found.values()):
+        raise DivergenceError(f"sweep: expected a rate that trains, got {len(found)} runs that diverged; give lower rates")
+    return best_of(found, n)
 
 
 def _begun(record: SweepRecord, folder: Path, overwrite: bool) -> SweepRecord:
