@@ -188,12 +188,13 @@ def results(folder: Path) -> Any:
 
 
 def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> None:
-    whole = called(workplace, [*WORDS, "--output-dir", "whole"])
+    count, moments = kills(3), random.Random(7)
+    words = [*WORDS, "--max-steps", str(9 if count < 10 else 20 * count)]
+    whole = called(workplace, [*words, "--output-dir", "whole"])
     assert whole.returncode == 0, whole.stderr
-    moments = random.Random(7)
-    times = [moments.uniform(1.5, 5.0) for _ in range(3)]
-    done = killed_and_called(workplace, [*WORDS, "--output-dir", "killed"], times)
-    assert done.returncode == 0, done.stderr
+    times = [moments.uniform(1.5, 5.0 if count < 10 else 8.0) for _ in range(count)]
+    done = killed_and_called(workplace, [*words, "--output-dir", "killed"], times)
+    assert done.returncode == 0 and done.hits > 0.6 * count, done.stderr
     found = results(workplace / "killed")
     assert found == results(workplace / "whole") and [len(row) for row in found[2]] == [1, 1]
     lora, full = found[2][0][0], found[2][1][0]
