@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import called, environment, killed_and_called, make_workplace
+from command_lines import called, environment, killed_and_called, kills, make_workplace
 
 from lora_c.cli.own_rows import own_rows
 from lora_c.comparison import compare as module

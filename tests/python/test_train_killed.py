@@ -1,4 +1,4 @@
-"""`lora-c train` killed at any moment: the same command goes on, and what comes of it has the bits of a run that nothing met."""
+"""`lora-c train` killed at any moment: the same command goes on, with the bits of a run that nothing met."""
 
 from __future__ import annotations
 
