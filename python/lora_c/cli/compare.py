@@ -158,6 +158,6 @@ def _facts(record: CompareRecord) -> dict[str, str]:
     return {
         "command": shlex.join(["lora-c", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{cpu_name()}, {threads} threads, kernels {get_isa()}",
+        "machine": f"{cpu_name()}, {threads} thread{'' if threads == 1 else 's'}, kernels {get_isa()}",
         "version": f"lora-c {__version__}",
     }

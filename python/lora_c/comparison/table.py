@@ -62,7 +62,14 @@ def columns_of(record: CompareRecord) -> list[Column]:
         name for row in record.rows.values() for run in row.runs.values() for name in run.get("results", {}).get("scores", {})
     )
     scores = [
-        Column(name.replace("_", " "), "score", ("results", "scores", name), _with_half(3), f"The task's {name}.", 2)
+        Column(
+            name.replace("_", " "),
+            "score",
+            ("results", "scores", name),
+            _with_half(3),
+            f"The task's {name.replace('_', ' ')}.",
+            2,
+        )
         for name in names
     ]
     unit = "nats/text" if record.run.get("task_type") == "SEQ_CLS" else "nats/token"
