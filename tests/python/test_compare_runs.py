@@ -194,6 +194,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     assert whole.returncode == 0, whole.stderr
     times = [moments.uniform(1.5, 5.0 if count < 10 else 8.0) for _ in range(count)]
     done = killed_and_called(workplace, [*words, "--output-dir", "killed"], times)
+    print(f"{done.hits} of {count} processes were killed at work")
     assert done.returncode == 0 and done.hits > 0.6 * count, done.stderr
     found = results(workplace / "killed")
     assert found == results(workplace / "whole") and [len(row) for row in found[2]] == [1, 1]

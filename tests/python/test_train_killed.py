@@ -50,6 +50,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     assert called(workplace, [*words, "--output-dir", "whole"]).returncode == 0
     times = [moments.uniform(0.8, 3.0) for _ in range(count)]
     done = killed_and_called(workplace, [*words, "--output-dir", "killed"], times)
+    print(f"{done.hits} of {count} processes were killed at work")
     assert done.returncode == 0 and done.hits > 0.6 * count, done.stderr
     whole, killed = outcome(workplace / "whole"), outcome(workplace / "killed")
     assert len([one for one in whole["measured"] if "loss" in one]) == 30 * count

@@ -90,7 +90,8 @@ def _base(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
 
 def _task(job: dict[str, Any], seed: int) -> dict[str, Any]:
     """What `load_model` is told: the labels of a classifier, and the seed of its score."""
-    return job["classifier"] | ({"seed": seed} if job["classifier"].get("task_type") == "SEQ_CLS" else {})
+    found: dict[str, Any] = job["classifier"]
+    return found | ({"seed": seed} if found.get("task_type") == "SEQ_CLS" else {})
 
 
 def _shared_task(job: dict[str, Any]) -> dict[str, Any]:
