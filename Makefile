@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 FUZZ_CASES ?= 10000
+KILLS ?= 30
 MUTANTS_SEED ?= 1
 C_MUTANTS ?= 60
 PYTHON_MUTANTS ?= 100
@@ -32,7 +33,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-kills check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -92,6 +93,9 @@ stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 
 bits: $(VENV)/installed ## compare every recorded digest of results, on all rungs with 1 to 4 threads (20 minutes)
 	$(BIN)/python tests/bits/record.py --threads 1,2,3,4
+
+check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (minutes)
+	LORA_C_KILLS=$(KILLS) $(BIN)/python -m pytest tests/python/test_train_killed.py tests/python/test_sweep.py tests/python/test_compare_runs.py -k test_killed_at_any_moment
 
 fuzz: $(VENV)/installed ## read FUZZ_CASES damaged files per format
 	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES)

@@ -86,8 +86,17 @@ def call(folder: Path, words: list[str], **variables: str) -> subprocess.Complet
     )  # fmt: skip
 
 
+def kills(few: int) -> int:
+    """At how many moments a test kills a command; `make check-kills` asks for 30."""
+    return int(os.environ.get("LORA_C_KILLS") or few)
+
+
 def killed_and_called(folder: Path, words: list[str], moments: list[float]) -> subprocess.CompletedProcess[str]:
-    """The command in processes of its own that are killed after so many seconds each, then once more to its end."""
+    """The command in processes of its own that are killed after so many seconds each, then once more to its end.
+
+    `hits` of what is returned says how many of them had not ended by themselves.
+    """
+    hits = 0
     for seconds in moments:
         program = subprocess.Popen(
             [sys.executable, "-m", "lora_c", *words], cwd=folder, env=environment(),
@@ -96,9 +105,12 @@ def killed_and_called(folder: Path, words: list[str], moments: list[float]) -> s
         try:
             program.wait(seconds)
         except subprocess.TimeoutExpired:
+            hits += 1
             program.kill()
             program.wait()
-    return called(folder, words)
+    done = called(folder, words)
+    done.hits = hits  # type: ignore[attr-defined]
+    return done
 
 
 def called(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:

@@ -93,3 +93,25 @@ def test_it_can_be_read_on_a_phone_by_night_and_aloud(record: CompareRecord, tmp
 def test_without_a_row_that_ran_there_is_nothing_to_draw(tmp_path: Path) -> None:
     assert draw_pictures(CompareRecord({}, rows={"no": RowRecord("", {}, {0: {"refused": "x"}})}), tmp_path) == {}
     assert "1 ways" not in report_html(CompareRecord({}, rows={"no": RowRecord("", {})}), {}, tmp_path, {})
+
+
+def test_pictures_stand_in_one_grid_under_one_title(record: CompareRecord, tmp_path: Path) -> None:
+    text = report_html(record, draw_pictures(record, tmp_path), tmp_path, {})
+    page = Page(text)
+    assert text.count("<h2>Pictures</h2>") == 1 and text.count('<div class="figures">') == 1
+    grid = text[text.index('<div class="figures">') : text.index("What is measured")]
+    assert grid.count("<figure>") == len([tag for tag, _ in page.tags if tag == "figure"]) > 1
+
+
+def test_a_logarithmic_axis_has_plain_numbers() -> None:
+    from matplotlib.figure import Figure
+
+    from lora_c.display.compare_picture import _plain_numbers
+
+    axes = Figure().add_subplot()
+    axes.plot([1, 2], [1.5, 9.0])
+    axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
+    labels = [axes.yaxis.get_major_formatter()(value, None) for value in axes.yaxis.get_major_locator().tick_values(1.5, 9.0)]
+    assert {"2", "5"} <= set(labels) and not any("10^" in label or "e" in label for label in labels)
+    assert axes.yaxis.get_minor_formatter()(3.0, None) == ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import called, environment, killed_and_called, make_workplace
+from command_lines import called, environment, killed_and_called, kills, make_workplace
 
 from lora_c.cli.own_rows import own_rows
 from lora_c.comparison import compare as module
@@ -188,12 +188,14 @@ def results(folder: Path) -> Any:
 
 
 def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> None:
-    whole = called(workplace, [*WORDS, "--output-dir", "whole"])
+    count, moments = kills(3), random.Random(7)
+    words = [*WORDS, "--max-steps", str(9 if count < 10 else 20 * count)]
+    whole = called(workplace, [*words, "--output-dir", "whole"])
     assert whole.returncode == 0, whole.stderr
-    moments = random.Random(7)
-    times = [moments.uniform(1.5, 5.0) for _ in range(3)]
-    done = killed_and_called(workplace, [*WORDS, "--output-dir", "killed"], times)
-    assert done.returncode == 0, done.stderr
+    times = [moments.uniform(1.5, 5.0 if count < 10 else 8.0) for _ in range(count)]
+    done = killed_and_called(workplace, [*words, "--output-dir", "killed"], times)
+    print(f"{done.hits} of {count} processes were killed at work")
+    assert done.returncode == 0 and done.hits > 0.6 * count, done.stderr
     found = results(workplace / "killed")
     assert found == results(workplace / "whole") and [len(row) for row in found[2]] == [1, 1]
     lora, full = found[2][0][0], found[2][1][0]
@@ -240,11 +242,33 @@ def test_a_file_of_rows_that_is_wrong_is_refused(tmp_path: Path, text: str, said
     assert said in str(caught.value)
 
 
+def test_classifiers_are_compared_by_their_answers(workplace: Path) -> None:
+    colours = ("red", "green", "blue")
+    records = [{"text": f"The box was {colours[i % 3]}.", "label": colours[i % 3]} for i in range(24)]
+    (workplace / "labels.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    words = (
+        "compare --model model --data labels.jsonl --val-fraction 0.25 --task-type SEQ_CLS --max-steps 30 --lr 5e-3 --seeds 1"
+    )
+    done = called(workplace, [*words.split(), "--rows", "head,lora-r8,full,prompt", "--no-loading", "--output-dir", "c1"])
+    assert done.returncode == 0, done.stderr
+    values = json.loads((workplace / "c1/compare.json").read_text())
+    head, lora, full, prompt = (row["runs"][0] for row in values["rows"])
+    assert values["run"]["id2label"] == ["blue", "green", "red"]
+    assert "expected a classifier whose score is trained" in prompt["refused"]
+    trained = [run["results"]["trained_parameters"] for run in (head, lora, full)]
+    assert trained == [3 * 128, 97_280 + 3 * 128, 1_049_984 + 3 * 128]  # the head of a language model is tied, a score is not
+    assert all(0 <= run["results"]["scores"]["accuracy"] <= 1 for run in (values["base"], head, lora, full))
+    assert lora["results"]["scores"]["accuracy"] == 1 and "token_seconds" not in lora["costs"]
+    assert "accuracy" in done.stdout and "nats/text" in done.stdout and "nats/token" not in done.stdout
+    done = called(workplace, [*words.split(), "--task", "f1", "--task-data", "labels.jsonl", "--output-dir", "c2"])
+    assert done.returncode == 2 and "--task: expected none beside --task-type SEQ_CLS" in done.stderr
+
+
 def test_a_row_that_cannot_be_says_why_and_the_others_go_on(workplace: Path) -> None:
     words = "--num-virtual-tokens 600 --max-steps 1 --rows prefix,head --seeds 1 --no-loading --output-dir r".split()
     done = called(workplace, ["compare", "--model", "model", "--data", "chat.jsonl", "--val-fraction", "0.2", *words])
     assert done.returncode == 0, done.stderr
-    assert "row       prefix, seed 0: refused: virtual tokens: expected 1 to 511" in done.stderr
+    assert "row       prefix, seed 0: refused: num_virtual_tokens: expected fewer than the model's context" in done.stderr
     assert "Take head" in done.stdout
 
 

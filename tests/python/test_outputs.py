@@ -40,7 +40,8 @@ CALLS = {
     "compare": "compare --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} "
     "--output-dir OUT --base-text {base_text} "
     "--task perplexity --task-data {task_data} --row-file {row_file} --max-steps 1 --rows head --seeds 1 --no-loading",
-    "eval": "eval --model {model} --data {data} --chat-template {chat_template} --adapter {adapter} --output OUT",
+    "eval": "eval --model {model} --data {data} --chat-template {chat_template} --adapter {adapter} "
+    "--baseline {baseline} --output OUT",
     "data": "data --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} --plot OUT",
     "merge": "merge --model {model} --adapter {adapters} --output-dir OUT --data {data}",
     "export": "export {source} OUT --to peft --model {model}",
@@ -83,7 +84,7 @@ def place(tiny_model_dir: Path, tmp_path: Path) -> Path:
     write_model(tmp_path / "model.gguf", load_model(bare), "F32")
     shutil.rmtree(bare)
     model.add_adapter(r=2, target_modules="all-linear")
-    for name in ("adapter", "adapters", "source"):
+    for name in ("adapter", "adapters", "baseline", "source"):
         model.save_adapter(tmp_path / name)
         model.save_adapter(tmp_path / f"{name}.gguf", format="gguf")
     for name in TEXT_FILES:
@@ -122,7 +123,7 @@ def test_an_output_that_is_an_input_is_refused(
     folder, output = place / param, place / param
     given: Path | str = folder
     if form in ("file", "hard link"):
-        adapters = dict.fromkeys(("adapter", "adapters", "source"), "adapter_config.json")
+        adapters = dict.fromkeys(("adapter", "adapters", "baseline", "source"), "adapter_config.json")
         inside = ({"model": "config.json"} | adapters).get(param)
         given = folder if inside else place / f"{param}.txt"
         output = folder / inside if inside else Path(given)

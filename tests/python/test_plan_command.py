@@ -194,3 +194,14 @@ def test_it_takes_the_settings_of_a_run_and_writes_nothing(tmp_path: Path, chat:
     )
     assert found["parameters"]["trained"] == 36_480 and found["memory"]["offloaded"] > 0
     assert {path.name for path in tmp_path.iterdir()} == {"run.yaml", "chat.jsonl"}
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "LORA,PREFIX_TUNING"])
+def test_virtual_tokens_beyond_the_context_are_one_line(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "It was warm."}\n')
+    words = ["--model", "demo", "--peft-type", kind, "--num-virtual-tokens", "512"]
+    for command in (["plan"], ["train", "--data", "data.jsonl", "--output-dir", "out"]):
+        done = called(tmp_path, [*command, *words])
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+        said = done.stderr.splitlines()[-1]
+        assert "expected fewer than the model's context of 512 tokens, towards which they count, got 512" in said, done.stderr

@@ -150,3 +150,12 @@ def test_a_search_that_cannot_fit_is_refused_too(data: Path, tmp_path: Path, on_
     refused = limited(520 * MIB, [*words, "--max-steps", "81", "--batch-size", "51", "--recompute", "none"])
     assert refused.returncode == 1 and refused.stderr.splitlines()[-1].startswith("lora-c: memory: expected a run within the ")
     assert not out.exists()
+
+
+def test_a_search_takes_no_more_addresses_than_a_run(data: Path, tmp_path: Path, on_cpu: None) -> None:
+    """Of 400 MiB the forecast has 277: threads, and of a search the trials before, must not take the rest away."""
+    words = ["--model", "demo", "--data", str(data), "--val-fraction", "0.2", "--max-steps", "3", "--batch-size", "16"]
+    words += ["--recompute", "none"]
+    for command in (["train", "--samples", "0"], ["sweep", "--trials", "3"]):
+        done = limited(400 * MIB, [*command, *words, "--output-dir", str(tmp_path / command[0])])
+        assert done.returncode == 0, done.stderr

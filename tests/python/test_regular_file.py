@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_c.errors import CheckpointError, DataError, LoraCError
-from lora_c.files.regular_file import check_regular, open_regular
+from lora_c.files.regular_file import check_regular, open_regular, read_regular
 from lora_c.model.opening import load_model
 
 
@@ -79,3 +81,21 @@ def test_a_file_that_claims_gigabytes_or_is_a_pipe_is_refused(tiny_model_dir: Pa
     os.mkfifo(file)
     with pytest.raises(LoraCError, match=f"{name}: expected a regular file, got a named pipe"):
         load_model(tiny_model_dir, progress=False)
+
+
+def test_a_file_is_read_whole_in_pieces_without_room_for_its_limit(tmp_path: Path) -> None:
+    content = bytes(range(256)) * (3 << 12) + b"end"  # 3 MiB and 3 bytes
+    (tmp_path / "file").write_bytes(content)
+    assert read_regular(tmp_path / "file", DataError, len(content)) == content
+    with pytest.raises(DataError, match="expected at most"):
+        read_regular(tmp_path / "file", DataError, len(content) - 1)
+    program = (
+        "import resource, sys\n"
+        "from lora_c.errors import DataError\n"
+        "from lora_c.files.regular_file import read_regular\n"
+        "pages = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (pages + (64 << 20),) * 2)\n"
+        "print(len(read_regular(sys.argv[1], DataError, 256 << 20)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "file")], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{len(content)}\n", done.stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_lines import called, environment, killed_and_called, make_workplace
+from command_lines import called, environment, killed_and_called, kills, make_workplace
 
 from lora_c import TrainConfig, Trainer, load_model
 from lora_c.cli.sweep import table_lines
@@ -84,6 +84,7 @@ def test_the_best_are_the_least_and_the_lower_of_two_that_agree() -> None:
 def test_a_trial_has_the_losses_of_a_run_that_was_never_stopped(make, tmp_path: Path) -> None:
     said: list[tuple[float, int, float | None]] = []
     record = sweep(make, RATES, tmp_path / "s", report=lambda *one: said.append(one))
+    assert len(make.made) == 7  # a base for each measurement and no more
     assert record.rungs == [{"steps": 1, "trials": 4}, {"steps": 3, "trials": 2}, {"steps": 9, "trials": 1}]
     whole = make(record.chosen, tmp_path / "whole", eval_steps=1)
     whole.train()
@@ -195,12 +196,14 @@ def parameters(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> None:
-    whole = called(workplace, [*WORDS, "--output-dir", "whole"])
+    count, moments = kills(4), random.Random(5)
+    words = [*WORDS, "--max-steps", str(9 if count < 10 else 20 * count)]
+    whole = called(workplace, [*words, "--output-dir", "whole"])
     assert whole.returncode == 0, whole.stderr
-    moments = random.Random(5)
-    times = [moments.uniform(0.6, 2.0) for _ in range(4)]
-    done = killed_and_called(workplace, [*WORDS, "--output-dir", "killed"], times)
-    assert done.returncode == 0, done.stderr
+    times = [moments.uniform(0.6, 2.0 if count < 10 else 4.0) for _ in range(count)]
+    done = killed_and_called(workplace, [*words, "--output-dir", "killed"], times)
+    print(f"{done.hits} of {count} processes were killed at work")
+    assert done.returncode == 0 and done.hits > 0.8 * count, done.stderr
     assert (workplace / "killed/sweep.json").read_bytes() == (workplace / "whole/sweep.json").read_bytes()
     assert parameters(workplace / "killed") == parameters(workplace / "whole") and len(parameters(workplace / "whole")) == 4
     assert (workplace / "whole/sweep.png").read_bytes()[:4] == b"\x89PNG"

@@ -176,6 +176,29 @@ def test_base_and_adapter_stand_side_by_side(workplace: Path) -> None:
     assert table[1].split() == ["base", "adapter", "difference", "95", "%", "interval"] and table[2].startswith("loss ")
 
 
+def test_two_adapters_stand_side_by_side(workplace: Path) -> None:
+    words = ["--model", "model", "--data", "chat.jsonl", "--max-steps", "6", "--lr", "1e-2", "--output-dir", "other"]
+    assert called(workplace, ["train", *words, "--peft-type", "LORA,IA3"]).returncode == 0
+    words = ["--data", "chat.jsonl", "--adapter", "run", "--baseline", "other"]
+    done = evaluate(workplace, *words, "--json", "--resamples", "50")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    alone = {name: json.loads(evaluate(workplace, "--data", "chat.jsonl", "--adapter", name, "--json").stdout)
+             for name in ("run", "other")}  # fmt: skip
+    assert found["loss"] == pytest.approx(alone["run"]["loss"], rel=1e-6) and found["baseline_adapter"] == "other"
+    assert found["baseline"]["loss"] == pytest.approx(alone["other"]["loss"], rel=1e-6)
+    difference = found["difference"]["loss"]
+    assert difference["value"] == pytest.approx(alone["run"]["loss"] - alone["other"]["loss"], rel=1e-4)
+    assert 0 < difference["low"] < difference["value"] < difference["high"]
+    table = evaluate(workplace, *words, "--task", "f1", "--max-new-tokens", "4").stdout.splitlines()
+    assert table[1].split() == ["other", "run", "difference", "95", "%", "interval"], table
+    (workplace / "file.yaml").write_text("model: model\ndata: chat.jsonl\nadapter: run\nbaseline: true\n")
+    of_base = json.loads(called(workplace, ["eval", "--config", "file.yaml", "--json"]).stdout)
+    assert of_base["baseline_adapter"] is None and of_base["baseline"]["loss"] > found["loss"]
+    done = evaluate(workplace, *words[:-1], "nowhere")
+    assert done.returncode == 1 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_block_of_the_page_runs(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from .virtual_tokens import (
     prompt_of_arrays,
     prompt_scale,
 )
-from .virtual_tokens_config import TENSOR, encoder_widths, prefix_width
+from .virtual_tokens_config import TENSOR, check_room, encoder_widths, prefix_width
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -104,12 +104,7 @@ def _uniform(generator: np.random.Generator, shape: tuple[int, ...], bound: floa
 
 
 def _check_room(base_weights: BaseWeights, config: VirtualTokensConfig) -> None:
-    context = int(base_weights.architecture.decoder_kwargs["max_position_embeddings"])
-    if config.num_virtual_tokens >= context:
-        raise AdapterError(
-            f"num_virtual_tokens: expected fewer than the model's context of {context:,} tokens, towards which they count, "
-            f"got {config.num_virtual_tokens:,}"
-        )
+    check_room(config, base_weights.architecture)
     weights = base_weights.weights.values
     trained = next((name for name, w in weights.items() if isinstance(w, Parameter) and w.requires_grad), None)
     if trained is not None:

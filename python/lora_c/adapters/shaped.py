@@ -18,7 +18,7 @@ from .peft_tensors import tensor_shapes
 from .targets import find_saved, find_targets, find_token_ids
 from .trained_weights import refuse_trained_targets
 from .virtual_tokens import ENCODER
-from .virtual_tokens_config import TENSOR, encoder_widths, prefix_width
+from .virtual_tokens_config import TENSOR, check_room, encoder_widths, prefix_width
 
 if TYPE_CHECKING:
     from ..model.base_weights import BaseWeights
@@ -44,12 +44,14 @@ def shapes_of(config: AdapterConfig, base_weights: BaseWeights) -> tuple[Adapter
     Raises
     ------
     AdapterError
-        The configuration matches no module.
+        The configuration matches no module, or has more virtual tokens than the model has room for.
     """
     if isinstance(config, LoraConfig):
         return _shapes_of_lora(config, base_weights)
     assert isinstance(config, (IA3Config, BottleneckConfig, PromptTuningConfig))
     architecture = base_weights.architecture
+    if isinstance(config, PromptTuningConfig):
+        check_room(config, architecture)
     tensors = {name: empty(shape) for name, shape in tensor_shapes(config, architecture).items()}
     specs = [] if isinstance(config, PromptTuningConfig) else find_saved(config, architecture, ())
     return AdapterArrays(config, saved={spec.name: empty(spec.shape) for spec in specs}, tensors=tensors), None
@@ -87,6 +89,7 @@ def _own_base(
 
 def shapes_of_prefix(config: PrefixTuningConfig, architecture: Architecture) -> dict[str, F32]:
     """Return the prefix, or what its encoder consists of."""
+    check_room(config, architecture)
     n, width = config.num_virtual_tokens, prefix_width(architecture)
     if not config.prefix_projection:
         return {TENSOR: empty((n, width))}

@@ -50,6 +50,22 @@ def _read(kind: type[Any], fields: tuple[str, ...], values: Mapping[str, Any], w
         raise AdapterError(f"{where}: {error}") from None
 
 
+def check_room(config: VirtualTokensConfig, architecture: Architecture) -> None:
+    """Refuse what leaves the model no context.
+
+    Raises
+    ------
+    AdapterError
+        There are as many as its positions, or more.
+    """
+    context = int(architecture.decoder_kwargs["max_position_embeddings"])
+    if config.num_virtual_tokens >= context:
+        raise AdapterError(
+            f"num_virtual_tokens: expected fewer than the model's context of {context:,} tokens, towards which they count, "
+            f"got {config.num_virtual_tokens:,}"
+        )
+
+
 def virtual_tokens_file(config: VirtualTokensConfig, modules: Iterable[str], base_model: str | None) -> dict[str, Any]:
     """Return adapter_config.json; where no tokenizer of a text is named it is the base model's, as PEFT wants it said."""
     values = config.model_dump(exclude={"seed"})

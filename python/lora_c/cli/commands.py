@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
+from .addresses import keep_addresses
 from .errors import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, USAGE, closed_pipes_pass, flush_output, friendly_errors
 from .notices import plain_notices
 from .streams import fit_streams
@@ -101,6 +102,7 @@ def cli() -> None:
 def run() -> None:
     """Run the command line and exit: one line for every expected error, and its exit code."""
     fit_streams()
+    keep_addresses()
     with friendly_errors():
         with plain_notices():
             status = _run()

@@ -11,6 +11,7 @@ import click
 
 from ..configs import TrainConfig
 from ..display.plot import can_plot, tell_missing_plot
+from ..errors import ConfigError
 from .adapter_options import adapter_fields, take_adapter_values
 from .compare_flags import compare_flags, job_of, rows_of, seeds_of, take_quick
 from .data_options import device_option, reading_options, training_data_options
@@ -19,6 +20,7 @@ from .options import Command, config_options, take
 from .paths import OVERWRITE, InputPath, output_of_a_comparison
 from .run_table import duration
 from .streams import columns_of
+from .task_options import task_of, task_options
 from .trials import need_held_out, need_inputs
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class _Compare(Command):
 @click.option("--output-dir", type=output_of_a_comparison(FOLDER), help=f"Folder of the comparison.  [default: {FOLDER}]")
 @compare_flags
 @device_option
+@task_options
 @training_data_options
 @reading_options
 @json_option
@@ -73,7 +76,7 @@ def command(**own: Any) -> None:
     need_inputs(own)
     need_held_out(own, config, "rows")
     seeds = seeds_of(own, config.seed)
-    job = job_of(own, given, adapter, seeds)
+    job = job_of(own, given, adapter, seeds) | {"classifier": _classifier(own, config)}
     tell_missing_plot()
     with run_lock(make_folder(folder)):
         try:
@@ -98,6 +101,15 @@ def command(**own: Any) -> None:
         click.echo(f"loading   {loading}")
     click.echo(f"advice    {record.advice}")
     click.echo(f"saved     {folder}: {', '.join(written)}")
+
+
+def _classifier(own: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """What every process is told of a classifier: its labels, found once; nothing where the rows are language models."""
+    task = task_of(own, config.seed)
+    given = next((name for name in ("task", "base_text") if own.get(name)), None)
+    if given and task.get("task_type") == "SEQ_CLS":
+        raise ConfigError(f"{given}: expected none beside --task-type SEQ_CLS, got one; a classifier writes no text")
+    return {name: value for name, value in task.items() if name != "seed"}
 
 
 def _line(name: str, seed: int, found: dict[str, Any], seconds: float) -> str:
@@ -146,6 +158,6 @@ def _facts(record: CompareRecord) -> dict[str, str]:
     return {
         "command": shlex.join(["lora-c", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{cpu_name()}, {threads} threads, kernels {get_isa()}",
+        "machine": f"{cpu_name()}, {threads} thread{'' if threads == 1 else 's'}, kernels {get_isa()}",
         "version": f"lora-c {__version__}",
     }

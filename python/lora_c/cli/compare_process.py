@@ -20,6 +20,7 @@ from ..errors import AdapterError, ConfigError, LoraCError
 from ..files.atomic import write_json
 from ..files.json_files import read_json_object
 from ..runs.lock import run_lock
+from .addresses import keep_addresses
 from .early_forecast import read_and_forecast
 from .trials import Trials
 
@@ -37,6 +38,7 @@ _SEEN = 8  # evaluations over a run, where nobody says how many
 def main(folder: Path) -> None:
     """Do the job of a folder, when the one before it that was ended is gone."""
     end_with_parent()
+    keep_addresses()
     with run_lock(folder, patience=_PATIENCE):
         _work(folder)
 
@@ -69,7 +71,7 @@ def _base(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     from ..runs.digests import data_digest, model_digest
 
     config = TrainConfig(**job["training"])
-    trials = Trials(job["own"], config)
+    trials = Trials(job["own"], config, task=_task(job, config.seed))
     model = trials.model(TrainConfig(method="lora"), LoraConfig(r=1))
     train_data, eval_data = trials.data(model)
     by = _yardsticks(job, model)
@@ -78,12 +80,18 @@ def _base(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         options = {name: v for name, v in config.model_dump(mode="json").items() if name not in _OF_A_RUN}
         shared = options | {f"adapter {name}": value for name, value in job["adapter"].items()} | job["budget"]
         shared |= {"data (digest)": data_digest(train_data), "held-out data (digest)": data_digest(eval_data)}
-        shared |= {"model (digest)": model_digest(model), **_shared_task(job)}
+        shared |= {"model (digest)": model_digest(model), **_shared_task(job), **job["classifier"]}
         shared |= {"text of the base (digest)": None if by.base_text is None else data_digest(by.base_text)}
         write_json(folder / SHARED, shared)
         if (folder / RESULT).exists():
             return None
         return measure_base(model, eval_data, by, config.eval_batch_tokens)
+
+
+def _task(job: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What `load_model` is told: the labels of a classifier, and the seed of its score."""
+    found: dict[str, Any] = job["classifier"]
+    return found | ({"seed": seed} if found.get("task_type") == "SEQ_CLS" else {})
 
 
 def _shared_task(job: dict[str, Any]) -> dict[str, Any]:
@@ -115,8 +123,9 @@ def _row(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         adapter = adapter_of(row, job["adapter"], seed, architecture_of(checkpoint.config))
     values = run_values(row, job["training"], seed, str(folder))
     split = {"seed": config.seed}  # one for all seeds
-    read = read_and_forecast(job["own"], TrainConfig(**values | split), adapter or LoraConfig(), {})
-    trials = Trials(job["own"], config, read)
+    task = _task(job, seed)
+    read = read_and_forecast(job["own"], TrainConfig(**values | split), adapter or LoraConfig(), task)
+    trials = Trials(job["own"], config, read, task)
     model = trials.model(TrainConfig(**values), adapter or LoraConfig())
     train_data, eval_data = trials.data(model)
     values |= _length(job, values, model, train_data, folder)

@@ -42,7 +42,8 @@ def command(**own: Any) -> None:
     Of a classifier on texts with labels: mean loss, accuracy, F1 and Matthews correlation; with regression, correlations.
 
     Tasks whose answers are written (greedily): exact-match, f1, rouge-l, bleu, on prompts with completions or "references", or
-    messages. multiple-choice: the likeliest of "choices". With --baseline the base stands beside the adapter.
+    messages. multiple-choice: the likeliest of "choices". With --baseline the base, or another adapter,
+    stands beside the adapter.
     """
     if own["batch_tokens"] < 1:
         raise ConfigError(f"batch_tokens: expected 1 or more, got {own['batch_tokens']}")

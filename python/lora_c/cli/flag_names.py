@@ -7,7 +7,7 @@ from itertools import islice
 
 import click
 
-from .paths import ResumePath
+from .paths import needs_no_value
 
 
 def flag_name(field: str) -> str:
@@ -50,7 +50,7 @@ def _walk(command: click.Command, args: list[str]) -> Iterator[tuple[str, click.
         name = name if name in options else name.replace("_", "-")
         param = options.get(name)
         yield (arg if param is None else name + equals + value), param, name
-        has_value = param is not None and not (param.is_flag or param.count or isinstance(param.type, ResumePath))
+        has_value = param is not None and not (param.is_flag or param.count or needs_no_value(param))
         if arg == "--":
             yield from ((each, None, "") for each in rest)
         elif has_value and not equals:

@@ -92,6 +92,16 @@ class ResumePath(PathType):
         return known.get(os.fspath(value), expand(value))
 
 
+class BaselinePath(InputPath):
+    """An adapter folder; True for "base", the model without one. A file of settings may say true and false, too."""
+
+    name = "[base|ADAPTER]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        known = {True: True, "base": True, "true": True, "yes": True, "false": None, "no": None}
+        return known[value] if value in known else super().convert(value, param, ctx)
+
+
 def with_repeated_flags(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
     """Arguments in which "--data a b" is "--data a --data b": what a shell makes of a pattern that is not in quotes.
 
@@ -114,6 +124,11 @@ def with_repeated_flags(args: Sequence[str], params: Sequence[click.Parameter]) 
             has_path = bool(flag)
         spread.append(arg)
     return spread
+
+
+def needs_no_value(param: click.Parameter) -> bool:
+    """Whether it may stand alone, and a word behind it is its value where it is none of a flag's."""
+    return isinstance(param.type, (ResumePath, BaselinePath))
 
 
 def flatten(_ctx: click.Context, _param: click.Parameter, values: Any) -> list[str] | None:
@@ -205,7 +220,7 @@ def check_outputs(ctx: click.Context, overwrite: bool) -> None:
     inputs: list[tuple[str, str]] = []
     for param in ctx.command.params:
         value = ctx.params.get(param.name or "")
-        if isinstance(param.type, InputPath) and value:
+        if isinstance(param.type, InputPath) and value and value is not True:
             values = [value] if isinstance(value, (str, os.PathLike)) else value
             inputs += [
                 (_label(param), place(os.fspath(path)) if param.name == "model" else os.fspath(path)) for path in values

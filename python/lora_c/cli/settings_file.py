@@ -12,7 +12,7 @@ from ..configs.other_names import meant
 from ..errors import ConfigError
 from ..files.paths import expand
 from .flag_types import Pairs, TextList
-from .paths import CONFIG_FILE, InputPath, InputPaths, OutputPath, ResumePath
+from .paths import CONFIG_FILE, InputPath, InputPaths, OutputPath, ResumePath, needs_no_value
 from .saved_settings import resolve_paths
 from .yaml_file import Plain, Setting, plain_value, read_settings, real_number, truth_value, whole_number
 
@@ -83,7 +83,7 @@ def _read_value(param: click.Parameter, setting: Setting, ctx: click.Context, wh
     except (ValueError, click.UsageError) as error:
         said = error.message if isinstance(error, click.UsageError) else str(error)
         raise ConfigError(f"{where}: {said}") from None
-    return None if isinstance(param.type, ResumePath) and not value else value  # resume: false
+    return None if needs_no_value(param) and not value else value  # resume: false
 
 
 def value_of(param: click.Parameter, value: Any, ctx: click.Context) -> Any:

@@ -46,19 +46,24 @@ def evaluate_task(own: dict[str, Any], task: str, files: FoundFiles) -> None:
         raise ConfigError(
             "apply_chat_template: expected a model with a chat template, got none; leave it out, or give --chat-template"
         )
+    if own.get("baseline") not in (None, True):  # an adapter that cannot be used is said before the work
+        _take(model, own["baseline"])
+        _take(model, own["adapter"])
     given = read_task(own, task, files, model, options)
     outcome, baseline = _outcomes(own, task, given, model, options)
     differences = _differences(own, outcome, baseline)
     if own.get("output"):
         write_examples(Path(own["output"]), list(given), outcome, baseline)
     if not own["as_json"]:
-        click.echo("\n".join(score_lines(outcome, baseline, differences)))
+        click.echo("\n".join(score_lines(outcome, baseline, differences, _names(own))))
         return
     from ..generation.choosing import precision_of
 
     precision = precision_of(options.generation) if task in WRITTEN else model.decoder.precision
     values = {"task": task, "examples": len(outcome.examples), **score_values(outcome, baseline, differences)}
-    values |= {"resamples": own["resamples"], "seed": own["seed"]} if baseline is not None else {}
+    if baseline is not None:
+        values |= {"resamples": own["resamples"], "seed": own["seed"]}
+        values["baseline_adapter"] = None if own["baseline"] is True else own["baseline"]
     print_json(values | {"precision": precision, "output": own.get("output")})
 
 
@@ -107,8 +112,27 @@ def _outcomes(
     if not own.get("baseline"):
         return run_task(model, task, given, options, task_progress(label, "")), None
     outcome = run_task(model, task, given, options, task_progress(label, " with the adapter"))
+    if own["baseline"] is not True:
+        _take(model, own["baseline"])
+        return outcome, run_task(model, task, given, options, task_progress(label, " with the other adapter"))
     with model.disable_adapter():
         return outcome, run_task(model, task, given, options, task_progress(label, " of the base"))
+
+
+def _take(model: Model, adapter: str) -> None:
+    """Use another adapter in the place of all that the model has; prompts stay as the first one's template has them."""
+    for name in reversed(model.adapter_names):
+        if name in model.adapter_names:  # not one that went with its stack
+            model.delete_adapter(name)
+    model.load_adapter(adapter)
+
+
+def _names(own: dict[str, Any]) -> tuple[str, str]:
+    """What the two sides are called: of two adapters their folders, as short as tells them apart."""
+    if own.get("baseline") in (None, True):
+        return "base", "adapter"
+    first, second = Path(own["baseline"]), Path(own["adapter"])
+    return (str(first), str(second)) if first.name == second.name else (first.name, second.name)
 
 
 def _differences(own: dict[str, Any], outcome: Outcome, baseline: Outcome | None) -> dict[str, Difference]:

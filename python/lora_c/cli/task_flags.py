@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .flag_types import TextList
 from .flags import config_options
 from .occupied import held_by_an_output
-from .paths import OutputPath
+from .paths import BaselinePath, OutputPath
 
 F = TypeVar("F", bound=Callable[..., Any])
 _GENERATION = ("max_new_tokens", "stop_strings")
@@ -42,7 +42,10 @@ def task_flags(function: F) -> F:
         click.option(
             "--task", type=click.Choice(TASKS), metavar="NAME", help=f"What is measured: one of {', '.join(TASKS)}."
         ),
-        click.option("--baseline", is_flag=True, help="Measure the base without the adapter, too, and their difference."),
+        click.option(
+            "--baseline", type=BaselinePath(), is_flag=False, flag_value="base", default=None,
+            help="Measure the base without the adapter, or another adapter, too, and their difference.  [alone: base]",
+        ),
         click.option(
             "--normalize", type=_Steps(),
             help="What does not count in exact-match and f1: case, punctuation, articles, space; number: only the last "

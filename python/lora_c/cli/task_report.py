@@ -39,11 +39,13 @@ def task_progress(label: str, who: str) -> Callable[[int, int], None]:
     return show
 
 
-def score_lines(outcome: Outcome, baseline: Outcome | None, differences: Mapping[str, Difference]) -> list[str]:
-    """The scores for people: in one line, or beside those of the base."""
+def score_lines(
+    outcome: Outcome, baseline: Outcome | None, differences: Mapping[str, Difference], names: tuple[str, str]
+) -> list[str]:
+    """The scores for people: in one line, or beside those of the base or of another adapter; names: of the two sides."""
     if baseline is None:
         return ["  ".join(f"{name} {_number(name, score.value)}" for name, score in outcome.scores.items())]
-    rows = [("", "base", "adapter", "difference", "95 % interval")]
+    rows = [("", *names, "difference", "95 % interval")]
     for name, score in outcome.scores.items():
         found = differences[name]
         low, high = (_number(name, value, "+") for value in (found.low, found.high))

@@ -25,12 +25,15 @@ class Trials:
         What the runs share; its seed splits the data.
     data : tuple, optional
         What `open_data` returns, where that was read already.
+    task : dict, optional
+        What `load_model` is told of a classifier.
     """
 
     def __init__(
-        self, own: dict[str, Any], config: TrainConfig, data: tuple[Dataset, Dataset | None, Any] | None = None
-    ) -> None:
-        self.own, self.config, self._data = own, config, data
+        self, own: dict[str, Any], config: TrainConfig, data: tuple[Dataset, Dataset | None, Any] | None = None,
+        task: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.own, self.config, self._data, self.task = own, config, data, task or {}
 
     def model(self, config: TrainConfig, adapter: AdapterConfig | StackConfig) -> Model:
         """The base of a run, with the adapter that its method has."""
@@ -38,7 +41,7 @@ class Trials:
         from ..training.run_checks import RunOptions, check_run
 
         check_run(RunOptions(config, adapter))
-        model = open_model(self.own, config, adapter, {})
+        model = open_model(self.own, config, adapter, self.task)
         if self.own.get("chat_template"):
             use_chat_template(model, self.own["chat_template"])
         return model

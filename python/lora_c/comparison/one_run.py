@@ -15,7 +15,7 @@ from ..errors import DivergenceError
 from ..files.atomic import write_json
 from ..files.json_files import read_json_object
 from ..runs.checkpoints import checkpoint_folders
-from ..training.evaluation import evaluate_loss
+from ..training.evaluation import evaluate_loss, evaluate_measures
 from ..training.trials import train_to
 from .costs import latency_of, peak_rss_bytes, steps_per_second, swap_seconds, token_seconds
 
@@ -49,10 +49,10 @@ class Yardsticks:
 
 def measure_base(model: Model, eval_data: Dataset, by: Yardsticks, batch_tokens: int) -> dict[str, Any]:
     """What the base is worth before anything is trained, and what it costs."""
-    results = {"parameters": model.num_parameters(), "eval_loss": evaluate_loss(model, eval_data, max_tokens=batch_tokens)}
+    results = {"parameters": model.num_parameters()} | _held_out(evaluate_measures(model, eval_data, max_tokens=batch_tokens))
     results |= _others(model, by, batch_tokens)
     costs: dict[str, Any] = {"peak_rss_bytes": peak_rss_bytes(), "threads": get_num_threads()}
-    if by.with_latency:
+    if by.with_latency and model.labels is None:
         costs["token_seconds"] = {"base": token_seconds({"base": (model, False)})["base"]}
     return {"results": results, "costs": costs}
 
@@ -80,7 +80,7 @@ def measure_row(trainer: Trainer, folder: Path, by: Yardsticks) -> dict[str, Any
     rates = steps_per_second(trainer.history)
     if rates is not None:
         costs |= {"step_seconds": 1 / rates[0], "tokens_per_second": rates[1]}
-    if by.with_latency:
+    if by.with_latency and model.labels is None:
         model.free_activations()
         costs["token_seconds"] = latency_of(model)
         costs["swap_seconds"] = swap_seconds(model, folder / ADAPTER)
@@ -100,10 +100,17 @@ def _losses(trainer: Trainer) -> dict[str, Any]:
     assert trainer.eval_data is not None
     count = min(len(trainer.eval_data), len(trainer.train_data))
     seen = Dataset(trainer.train_data.samples[:count], n_examples=count)
-    held_out, trained_on = trainer.evaluate(), trainer.evaluate(seen)
+    found, trained_on = _held_out(trainer.measure()), trainer.evaluate(seen)
+    held_out = found["eval_loss"]
     if not (math.isfinite(held_out) and math.isfinite(trained_on)):
         raise DivergenceError(f"expected a finite loss, got {held_out} held out and {trained_on} on training data")
-    return {"eval_loss": held_out, "train_loss": trained_on, "gap": held_out - trained_on, "curve": _curve(trainer.history)}
+    return {**found, "train_loss": trained_on, "gap": held_out - trained_on, "curve": _curve(trainer.history)}
+
+
+def _held_out(measures: dict[str, float]) -> dict[str, Any]:
+    """The loss, and of a classifier its scores."""
+    scores = {name: value for name, value in measures.items() if name != "loss"}
+    return {"eval_loss": measures["loss"]} | ({"scores": scores} if scores else {})
 
 
 def _curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:

@@ -30,7 +30,9 @@ th[scope=row] { text-align: left; position: sticky; left: 0; background: var(--b
 thead th { background: var(--soft); } thead th:first-child { text-align: left; }
 .unit { display: block; font-weight: normal; }
 img { display: block; width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line); border-radius: 4px; }
-figure { margin: 1rem 0; max-width: 36rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem;
+  align-items: start; }
+figure { margin: 0; max-width: 36rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
 """.strip()
 
 
@@ -47,8 +49,7 @@ def report_html(record: CompareRecord, pictures: Mapping[str, str], folder: Path
     parts = [
         f'<p class="advice"><strong>Advice.</strong> {escape(record.advice)}</p>',
         _section("Rows", _rows(record)),
-        "".join(_section("Pictures" if i == 0 else "", _figure(folder / name, text)) for i, (name, text) in
-                enumerate(pictures.items())),
+        _section("Pictures", _figures({folder / name: text for name, text in pictures.items()})),
         _section("Loading", _loading(record.loading)),
         _section("What is measured", _meanings(record)),
         _section("How it was measured", _terms(facts.items())),
@@ -121,6 +122,12 @@ def _meanings(record: CompareRecord) -> str:
 def _terms(pairs: Iterable[tuple[str, str]]) -> str:
     lines = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>\n" for term, text in pairs)
     return f"<dl>\n{lines}</dl>\n" if lines else ""
+
+
+def _figures(pictures: Mapping[Path, str]) -> str:
+    """Side by side where there is room."""
+    found = "".join(_figure(path, text) for path, text in pictures.items())
+    return f'<div class="figures">\n{found}</div>\n' if found else ""
 
 
 def _figure(path: Path, text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .intervals import Mean
 from .record import CompareRecord, RowRecord
@@ -62,10 +62,19 @@ def columns_of(record: CompareRecord) -> list[Column]:
         name for row in record.rows.values() for run in row.runs.values() for name in run.get("results", {}).get("scores", {})
     )
     scores = [
-        Column(name.replace("_", " "), "score", ("results", "scores", name), _with_half(3), f"The task's {name}.", 2)
+        Column(
+            name.replace("_", " "),
+            "score",
+            ("results", "scores", name),
+            _with_half(3),
+            f"The task's {name.replace('_', ' ')}.",
+            2,
+        )
         for name in names
     ]
-    columns = [*COLUMNS[:4], *scores, *COLUMNS[4:]]
+    unit = "nats/text" if record.run.get("task_type") == "SEQ_CLS" else "nats/token"
+    losses = [replace(column, unit=unit) if column.unit == "nats/token" else column for column in COLUMNS[:4]]
+    columns = [*losses, *scores, *COLUMNS[4:]]
     rows = [_base_of(record), *record.rows.values()]
     return [c for c in columns if c.rank < 2 or any(row.mean(*c.path) is not None for row in rows)]
 

@@ -36,7 +36,7 @@ def draw_losses(rows: Mapping[str, Bar], base: float | None, path: Path) -> None
         if base is not None and rows and base < 2 * max(bar.value for bar in rows.values()):
             axes.axvline(base, color=_BASE, linestyle="--", linewidth=1.0, label=f"base: {base:.4f}")
             axes.legend(frameon=False, fontsize="small")
-        axes.set_xlabel("held-out loss, nats per token")
+        axes.set_xlabel("held-out loss, nats")
 
 
 def draw_costs(costs: Mapping[str, Mapping[str, Bar]], path: Path) -> None:
@@ -86,8 +86,19 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -
         values = [record["eval_loss"] for records in curves.values() for record in records]
         if values and max(values) > _WIDE_RANGE * min(values) > 0:
             panels[0].set_yscale("log")
+            for axes in panels:
+                _plain_numbers(axes.yaxis)
         figure.supxlabel("step", fontsize="small")
-        figure.supylabel("loss, nats per token", fontsize="small")
+        figure.supylabel("loss, nats", fontsize="small")
+
+
+def _plain_numbers(axis: Any) -> None:
+    """2 and 5 on a logarithmic axis, which would say 2 x 10^0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _points(axes: Any, rows: Mapping[str, Bar]) -> None:

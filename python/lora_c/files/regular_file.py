@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from ..errors import LoraCError
@@ -16,6 +17,7 @@ _KINDS = {
     stat.S_IFBLK: "a block device",
     stat.S_IFDIR: "a folder",
 }
+_PIECE = 1 << 20
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -50,7 +52,15 @@ def read_regular(path: str | os.PathLike[str], error: type[LoraCError], most: in
     """
     with open_regular(path, error) as file:
         check_regular(path, error, most)
-        return file.read(most + 1)
+        return b"".join(_pieces(file, most))
+
+
+def _pieces(file: BinaryIO, most: int) -> Iterator[bytes]:
+    """Not the limit at once, for which the room would be asked of the system however small the file is."""
+    left = most
+    while left > 0 and (piece := file.read(min(left, _PIECE))):
+        left -= len(piece)
+        yield piece
 
 
 def check_regular(path: str | os.PathLike[str], error: type[LoraCError], most: int | None = None) -> None:

@@ -12,6 +12,10 @@ _NOISE = re.compile(r"nvidia|geforce|tesla|[^a-z0-9]")
 _SHEET = "NVIDIA's data sheet of the {}"
 _RTX = "NVIDIA's specifications of the GeForce RTX {} series"
 _CAPABILITY = "compute capabilities: developer.nvidia.com/cuda-gpus"
+# All rows were checked on 2026-11-28. Compute capabilities: against the page above (RTX 20: tables of PCI ids). Memory and
+# bandwidth of RTX 30, 40, 50: a public table of NVIDIA's specifications; RTX 20, T4, RTX A6000, RTX 6000 Ada, H100 PCIe and
+# H100 NVL: three public tables or more that agree (T4: some have 300 GB/s, NVIDIA's page "320+"); the others: the figures of
+# the data sheets that such tables link to (B200: an eighth of the DGX B200's 1,440 GB and 64 TB/s).
 # Of the memory that a card is sold with: what the driver and the context of a process keep.
 RESERVED = 0.06
 

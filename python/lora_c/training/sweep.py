@@ -69,7 +69,9 @@ def sweep(
     DivergenceError
         Every trial diverged.
     """
-    first = make(rates[0], folder / folder_name(rates[0]), StopAt(1))
+    left, stop = sorted(rates), StopAt(1)
+    first: Trainer | None = make(left[0], folder / folder_name(left[0]), stop)
+    assert first is not None
     if first.eval_data is None:
         raise ConfigError(
             "eval_data: expected held-out data, by which rates are compared, got none; give --eval-data or --val-fraction"
@@ -80,22 +82,28 @@ def sweep(
     )
     record.losses = {rate: {} for rate in rates}
     record = _begun(record, folder, overwrite)
-    del first
-    left = sorted(rates)
+    stop.step = ladder[0].steps
     for i, rung in enumerate(ladder):
         for rate in left:
-            losses = record.losses[rate]
-            if rung.steps not in losses:
-                losses[rung.steps] = _loss_of(make, rate, folder / folder_name(rate), rung.steps)
+            trial, first = first, None  # it is the first trial's; nothing else may hold its base while another one is loaded
+            if rung.steps not in record.losses[rate]:
+                place = folder / folder_name(rate)
+                trial = trial or make(rate, place, StopAt(rung.steps))
+                record.losses[rate][rung.steps] = _loss_of(trial, place, rung.steps)
                 record.write(folder)
-            report(rate, rung.steps, losses[rung.steps])
-        found = {rate: record.losses[rate][rung.steps] for rate in left}
-        if all(loss is None for loss in found.values()):
-            raise DivergenceError(f"sweep: expected a rate that trains, got {len(found)} runs that diverged; give lower rates")
-        left = best_of(found, ladder[i + 1].trials if i + 1 < len(ladder) else 1)
+            del trial
+            report(rate, rung.steps, record.losses[rate][rung.steps])
+        left = _best(record, left, rung.steps, ladder[i + 1].trials if i + 1 < len(ladder) else 1)
     record.chosen = left[0]
     record.write(folder)
     return record
+
+
+def _best(record: SweepRecord, rates: list[float], steps: int, n: int) -> list[float]:
+    found = {rate: record.losses[rate][steps] for rate in rates}
+    if all(loss is None for loss in found.values()):
+        raise DivergenceError(f"sweep: expected a rate that trains, got {len(found)} runs that diverged; give lower rates")
+    return best_of(found, n)
 
 
 def _begun(record: SweepRecord, folder: Path, overwrite: bool) -> SweepRecord:
@@ -118,9 +126,8 @@ def _changes(before: SweepRecord, now: SweepRecord) -> list[str]:
     return names + (["factor or number of steps"] if before.rungs != now.rungs else [])
 
 
-def _loss_of(make: MakeTrial, rate: float, folder: Path, steps: int) -> float | None:
+def _loss_of(trainer: Trainer, folder: Path, steps: int) -> float | None:
     """The held-out loss of a trial after some steps, of which it may have done some before; None: it diverged."""
-    trainer = make(rate, folder, StopAt(steps))
     try:
         train_to(trainer, folder, steps)
         loss = trainer.evaluate()
