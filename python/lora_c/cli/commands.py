@@ -11,6 +11,7 @@ import click
 from .. import __version__
 from .errors import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, USAGE, closed_pipes_pass, flush_output, friendly_errors
 from .notices import plain_notices
+from .ranks import as_a_rank
 from .streams import fit_streams
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def run() -> None:
     """Run the command line and exit: one line for every expected error, and its exit code."""
     fit_streams()
     with friendly_errors():
-        with plain_notices():
+        with plain_notices(), as_a_rank():
             status = _run()
         flush_output()
     sys.exit(status)
