@@ -46,7 +46,8 @@ typedef struct lora_py_device {
 
 typedef struct lora_py_nf4tensor {
     lora_py_object base;
-    lora_nf4 nf4; /* points into the blocks below or into the library's tables */
+    lora_nf4 nf4;       /* points into the blocks below or into the library's tables */
+    PyObject *borrowed; /* the export of codes that lie elsewhere; NULL when owned */
     uint8_t *codes, *absmax_codes;
     float *absmax, *nested_absmax, *tables; /* tables: own lut and nested map, where they came from a file */
     Py_ssize_t code_bytes;

@@ -6,10 +6,13 @@ Called with an event, the rank that it meets, at which of its passes, and the ar
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lora_c.training.state
@@ -31,11 +34,19 @@ def fill_disk() -> None:
     lora_c.training.state.write_safetensors = refuse
 
 
+def say_pages() -> None:
+    """What of the base this rank holds alone (Pss) and with others (Rss), in KiB."""
+    text = Path("/proc/self/smaps").read_text().partition("lora-c base")[2]
+    found = {name: int(value) for name, value in re.findall(r"(Rss|Pss): +(\d+) kB", text)[:2]}
+    os.write(2, f"pages {json.dumps(found)}\n".encode())
+
+
 EVENTS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "raise": fail,
     "full disk": fill_disk,
+    "pages": say_pages,
 }
 
 

@@ -1,4 +1,4 @@
-"""Training as several ranks of MPI: the bits of one process for any number of ranks, and an end in words whatever meets one."""
+"""Training as several ranks of MPI: the bits of one process for any number of them, and an end in words whatever meets one."""
 
 from __future__ import annotations
 
@@ -44,16 +44,18 @@ def place(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and data."""
     folder = tmp_path_factory.mktemp("ranks")
     tiny.write(folder / "model", tiny.config, tiny.tensors(tiny.config))
-    records = [{"prompt": f"w{3 + i} w{4 + i} ", "completion": " ".join(f"w{5 + i + j}" for j in range(1 + i % 7))} for i in range(40)]
+    answers = [" ".join(f"w{5 + i + j}" for j in range(1 + i % 7)) for i in range(40)]
+    records = [{"prompt": f"w{3 + i} w{4 + i} ", "completion": answer} for i, answer in enumerate(answers)]
     (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
 
 
-def arguments(place: Path, out: Path, *more: str, steps: int = STEPS) -> list[str]:
+def arguments(place: Path, out: Path, *more: str, steps: int = STEPS, save: int = 25) -> list[str]:
     common = (
         "--model", place / "model", "--data", place / "data.jsonl", "--output", out, "--max-steps", steps, "--method", "lora",
-        "--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 5, "--lora-dropout", 0.1, "--learning-rate", "1e-2",
-        "--val-fraction", 0.2, "--eval-steps", 10, "--eval-batch-tokens", 16, "--save-steps", 4, "--samples", 0,
+        "--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 5, "--lora-dropout", 0.1,
+        "--learning-rate", "1e-2", "--val-fraction", 0.2, "--eval-steps", 10, "--eval-batch-tokens", 16, "--save-steps", save,
+        "--samples", 0,
     )  # fmt: skip
     return ["train", *map(str, common), *more]
 
@@ -130,14 +132,14 @@ def test_launch_calls_mpirun(place: Path, tmp_path: Path, alone: Callable[[str],
         ("stop", 1, "lora-c: rank 1 of 3 on "),
         ("stop", 0, "lora-c: rank 0 of 3 on "),
         ("raise", 2, "RuntimeError: this rank has failed"),
-        ("full disk", 0, "no checkpoint of step 8: "),
+        ("full disk", 0, "no checkpoint of step 16: "),
     ],
 )
 def test_what_meets_one_rank_ends_all_of_them_in_words(
     place: Path, tmp_path: Path, alone: Callable[[str], Any], event: str, rank: int, said: str
 ) -> None:
     began = time.monotonic()
-    done = run(3, arguments(place, tmp_path), event, rank, at=11 if event == "full disk" else 17)
+    done = run(3, arguments(place, tmp_path, save=4), event, rank, at=11 if event == "full disk" else 17)
     assert time.monotonic() - began < 60
     assert done.returncode != 0 and said in done.stderr, done.stderr
     if event in ("raise", "full disk"):
@@ -145,6 +147,15 @@ def test_what_meets_one_rank_ends_all_of_them_in_words(
     again = run(2, arguments(place, tmp_path, "--resume"))
     assert again.returncode == 0 and "resumed   from" in again.stderr, again.stderr
     assert digest(tmp_path) == alone("fast")[0]
+
+
+@needs_mpi
+def test_ranks_of_a_node_hold_one_base(place: Path, tmp_path: Path) -> None:
+    done = run(2, arguments(place, tmp_path, steps=4), "pages", rank=1, at=5)
+    assert done.returncode == 0, done.stderr
+    pages = json.loads(done.stderr.partition("pages ")[2].splitlines()[0])
+    assert pages["Rss"] >= 16 and pages["Pss"] <= 0.6 * pages["Rss"], pages  # the other half is rank 0's
+    assert "its own copy" not in done.stderr
 
 
 @needs_mpi

@@ -31,7 +31,10 @@ def launch(value: str) -> None:
     line, reasons = mpirun_command(size, [sys.executable, "-m", "lora_c", *arguments])
     env = launch_environment(size)
     because = f" ({'; '.join(reasons)})" if reasons else ""
-    click.echo(f"launch    {size} ranks of {env['LORA_C_NUM_THREADS']} threads: {shlex.join(line[:-len(arguments)])}{because}", err=True)
+    click.echo(
+        f"launch    {size} ranks of {env['LORA_C_NUM_THREADS']} threads: {shlex.join(line[: -len(arguments)])}{because}",
+        err=True,
+    )
     sys.stdout.flush()
     os.execvpe(line[0], line, env)
 

@@ -96,11 +96,8 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     from ..comm import start_world
     from ..data import find_files
     from ..display.plot import tell_missing_plot
-    from ..files.os_errors import make_folder
-    from ..runs.lock import run_lock
     from ..text.chosen_template import use_chat_template
-    from ..training.interrupt import deferred_interrupt
-    from ..training.run_checks import RunOptions, check_run, ignored_options
+    from ..training.run_checks import RunOptions, check_run
     from ..training.trainer import Trainer
 
     comm = start_world()
@@ -127,8 +124,21 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
         return _report_again(trainer, bool(own.get("as_json")))
     if comm.rank > 0:
         return train_along(trainer)
+    return train_and_report(trainer, own, lora, counts)
+
+
+def train_and_report(
+    trainer: Trainer, own: dict[str, Any], lora: AdapterConfig | StackConfig, counts: dict[str, int]
+) -> TrainResult:
+    """The part of the process that writes and prints: alone, or rank 0."""
+    from ..files.os_errors import make_folder
+    from ..runs.lock import run_lock
+    from ..training.interrupt import deferred_interrupt
+    from ..training.run_checks import RunOptions, ignored_options
+
+    model, config, has_eval_data = trainer.model, trainer.config, trainer.eval_data is not None
     tell_leftovers(trainer)
-    ignored = ignored_options(RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter")))
+    ignored = ignored_options(RunOptions(config, lora, model, has_eval_data, trainer.total_steps, own.get("adapter")))
     with run_lock(make_folder(trainer.output_dir)):
         save_settings(own, config, lora, ignored={name for name, _ in ignored})  # a refused run leaves it
         samples = begin_samples(trainer, own.get("samples", 0))
@@ -139,9 +149,9 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
             saved = save_result(trainer, result)
             if not stop.requested:
                 end_samples(trainer, samples, lambda: stop.requested)
-            title = f"{Path(own['model']).name} on {Path(train_data.source).name}"
+            title = f"{Path(own['model']).name} on {Path(trainer.train_data.source).name}"
             report_result(trainer, result, saved, record, samples, title, as_json=bool(own.get("as_json")))
-    comm.close()
+    trainer.comm.close()
     if result.unsaved:
         missing = "; ".join(result.unsaved)
         raise SaveError(f"checkpoints: expected one of the last state, got none at {missing}")

@@ -1,5 +1,5 @@
-"""A sign of life from each rank to the next one, in a circle: a rank that is stopped, or whose machine is gone, is noticed by the
-one behind it, which ends the job. MPI alone would wait for it for ever."""
+"""A sign of life from each rank to the next one, in a circle: a rank that is stopped, or whose machine is gone, is noticed by
+the one behind it, which ends the job. MPI alone would wait for it for ever."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Heartbeat:
             last = now
             if PATIENCE and silence > PATIENCE:
                 self._alarm(
-                    f"{self._name}: expected a sign of life every second, got none for {silence:.0f} s: it was stopped, or its "
-                    "machine is out of reach; the job ends, go on from the last checkpoint with --resume"
+                    f"{self._name}: expected a sign of life every second, got none for {silence:.0f} s: it was stopped, or "
+                    "its machine is out of reach; the job ends, go on from the last checkpoint with --resume"
                 )
                 return

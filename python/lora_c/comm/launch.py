@@ -53,7 +53,9 @@ def mpirun_command(size: int, command: Sequence[str]) -> tuple[list[str], list[s
     flags, reasons = [mpirun, "-n", str(size)], []
     cpus = len(os.sched_getaffinity(0))
     if "Open MPI" in _version_of(mpirun):
-        flags += ["--bind-to", "none", "--prtemca", "odls_base_sigkill_timeout", str(_SECONDS_TO_SAVE)]
+        # Ranks use several CPUs each, and wait without keeping one busy that another process could use.
+        flags += ["--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+        flags += ["--prtemca", "odls_base_sigkill_timeout", str(_SECONDS_TO_SAVE)]
         if os.geteuid() == 0:
             flags.append("--allow-run-as-root")
             reasons.append("--allow-run-as-root, because this is root")

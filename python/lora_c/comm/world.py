@@ -70,8 +70,8 @@ def _joined(found: Launched) -> Communicator:
             comm = MPICommunicator()
     except ImportError as error:
         raise ConfigError(
-            f"mpi: expected mpi4py beside {found.launcher}, which has started {found.size} processes, got {error}; pip install "
-            "'lora-c[mpi]'"
+            f"mpi: expected mpi4py beside {found.launcher}, which has started {found.size} processes, got {error}; pip "
+            "install 'lora-c[mpi]'"
         ) from None
     except RuntimeError as error:  # mpi4py has found no libmpi
         raise ConfigError(
@@ -80,7 +80,7 @@ def _joined(found: Launched) -> Communicator:
         ) from None
     if comm.size != found.size:
         raise ConfigError(
-            f"mpi: expected the {found.size} processes of {found.launcher}, got {comm.size} in mpi4py, whose MPI is another one "
-            f"({comm.library}); start it with the mpirun of that one, or reinstall mpi4py with the MPI of the launcher"
+            f"mpi: expected the {found.size} processes of {found.launcher}, got {comm.size} in mpi4py, whose MPI is another "
+            f"one ({comm.library}); start it with the mpirun of that one, or reinstall mpi4py with the MPI of the launcher"
         )
     return comm

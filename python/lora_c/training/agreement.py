@@ -13,9 +13,23 @@ from .. import __version__, _core
 from ..errors import ConfigError, shorten
 from ..runs.bad_steps import kernels
 from ..runs.digests import bytes_of
+from .distributed import tell_idle
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+
+def begin_together(trainer: Trainer) -> None:
+    """What all ranks do before the first step.
+
+    Raises
+    ------
+    ConfigError
+        They are not about to do the same.
+    """
+    agree(trainer)
+    tell_idle(trainer)
+    trainer.share.begin()
 
 
 def agree(trainer: Trainer) -> None:
@@ -37,8 +51,8 @@ def agree(trainer: Trainer) -> None:
         if different:
             listed = shorten([f"{name} {_shown(other.get(name))} instead of {_shown(first.get(name))}" for name in different])
             raise ConfigError(
-                f"rank {rank} on {host}: expected what rank 0 on {first_host} has, got {listed}; start every rank with the same "
-                "command, files and installation"
+                f"rank {rank} on {host}: expected what rank 0 on {first_host} has, got {listed}; start every rank with the "
+                "same command, files and installation"
             )
 
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from .. import _core
 from .._core import GradientTree, PassStopped
 from ..comm import Communicator
-from ..comm.communicator import is_main
+from ..comm.communicator import any_rank, is_main
 from ..data.batching import pack_group
 from ..notices import tell
 
 if TYPE_CHECKING:
+    from .interrupt import StopRequest
     from .trainer import Trainer
 
 _PIECE = 1 << 21  # elements that are exchanged at a time: what bounds the memory that it takes
@@ -47,6 +48,11 @@ def tell_idle(trainer: Trainer) -> None:
             f"{size - micro} of {size} ranks have nothing to do: a step has {micro} micro-batches "
             f"(gradient_accumulation_steps); more of them, of fewer sequences each, are divided among all"
         )
+
+
+def is_left(trainer: Trainer, stop: StopRequest) -> bool:
+    """Whether somebody has asked a run to end before its last step; every rank has the same answer."""
+    return any_rank(trainer.comm, stop.requested or trainer.callbacks.stopping)
 
 
 class Share:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 F64 = NDArray[np.float64]
 
 
-def label_measures(
-    model: Model, dataset: Dataset, max_tokens: int, comm: Communicator | None = None
-) -> dict[str, float]:
+def label_measures(model: Model, dataset: Dataset, max_tokens: int, comm: Communicator | None = None) -> dict[str, float]:
     """Return the measures of a classifier by name, `loss` first; a correlation with what is the same throughout is 0.
 
     The loss is the mean over the sequences, as in training. With one label of several: accuracy, f1_macro,
@@ -30,9 +28,7 @@ def label_measures(
     f1_macro. With values: mse, and of one value for each text pearson and spearmanr.
     """
     assert model.labels is not None
-    parts = each_batch(
-        dataset, max_tokens, lambda batch: model.decoder.last_logits(batch.input_ids, batch.cu_seqlens), comm
-    )
+    parts = each_batch(dataset, max_tokens, lambda batch: model.decoder.last_logits(batch.input_ids, batch.cu_seqlens), comm)
     logits = np.concatenate(list(parts)).astype(np.float64)
     labels = np.asarray([sample.label for sample in dataset.samples])
     found = {"loss": _loss(model.labels, logits, labels)} | _agreement(model.labels, logits, labels)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import _core
 from .._core import PassStopped
 from ..comm import world
-from ..comm.communicator import any_rank, is_main
+from ..comm.communicator import is_main
 from ..configs import TrainConfig
 from ..data.batching import PackedBatch, steps_per_epoch, total_steps
 from ..data.fits import fit_to_model
@@ -28,10 +28,10 @@ from ..runs.lock import run_lock
 from ..runs.metrics import MetricsFile
 from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
-from .agreement import agree
+from .agreement import begin_together
 from .best import begin_best, check_metric, is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
-from .distributed import Share, tell_idle
+from .distributed import Share, is_left
 from .evaluation import check_score, evaluate_and_log, evaluate_if_due, measure
 from .held_out import held_out
 from .interrupt import deferred_interrupt, is_deferred
@@ -52,7 +52,6 @@ from .train_result import TrainResult
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..model.model import Model
-    from .interrupt import StopRequest
 
 
 class Trainer:
@@ -200,9 +199,7 @@ class Trainer:
 
     def _train(self, resume: bool | str | Path, allow_changes: bool) -> TrainResult:
         first = self.resume_from(resume, allow_changes) if resume else self.resumed_at
-        agree(self)
-        tell_idle(self)
-        self.share.begin()
+        begin_together(self)
         self.metrics.start(self.history)
         _core.reset_peak_memory(self.model.device)
         self.tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)
@@ -219,7 +216,7 @@ class Trainer:
             try:
                 evaluate_if_due(self, done, progress)  # at the start, or where a run was stopped in the middle of it
                 begin_best(self, done)
-                while done < self.total_steps and not self._is_left(stop) and not is_early_end(self, done):
+                while done < self.total_steps and not is_left(self, stop) and not is_early_end(self, done):
                     try:
                         self._one_step(done, progress)
                     except PassStopped:  # the state is the one after the last whole step
@@ -230,7 +227,7 @@ class Trainer:
                     evaluate_if_due(self, done, progress)
                     self.saving.save_if_due(self, done)
                     keep_if_best(self, done)
-                left = self._is_left(stop)
+                left = is_left(self, stop)
                 interrupted = done < self.total_steps and (left or not is_early_end(self, done))
                 if not interrupted:
                     evaluate_and_log(self, done, progress)
@@ -259,10 +256,6 @@ class Trainer:
         if stop.requested and not collected:
             raise stop.exception(self.result.stopped_line(self.output_dir))
         return self.result
-
-    def _is_left(self, stop: StopRequest) -> bool:
-        """Whether somebody has asked the run to end before its last step; every rank has the same answer."""
-        return any_rank(self.comm, stop.requested or self.callbacks.stopping)
 
     def run(self) -> Run:
         """What decides the result of this run, as it is written to checkpoints."""
