@@ -32,7 +32,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python check-ranks cuda asan install-c uninstall-c headers layers lint format stubtest bits check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -92,6 +92,9 @@ stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 
 bits: $(VENV)/installed ## compare every recorded digest of results, on all rungs with 1 to 4 threads (20 minutes)
 	$(BIN)/python tests/bits/record.py --threads 1,2,3,4
+
+check-ranks: $(VENV)/installed ## 20 ranks of MPI that fail at random moments, and what is left of their runs (10 minutes)
+	LORA_C_RANK_FAILURES=20 $(BIN)/python -m pytest -rA tests/python/test_distributed.py -k at_any_moment
 
 fuzz: $(VENV)/installed ## read FUZZ_CASES damaged files per format
 	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES)

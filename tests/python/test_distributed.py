@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -166,6 +167,28 @@ def test_ranks_that_are_not_alike_are_refused_before_the_first_step(place: Path,
     assert done.returncode == 2 and "expected what rank 0 on" in done.stderr and name in done.stderr, done.stderr
     assert "lora-c: rank 0 of 2" in done.stderr and "rank 1 on " in done.stderr
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+RANDOM = int(os.environ.get("LORA_C_RANK_FAILURES") or 0)
+
+
+@needs_mpi
+@pytest.mark.skipif(RANDOM == 0, reason="make check-ranks")
+@pytest.mark.parametrize("seed", range(RANDOM))
+def test_at_any_moment(place: Path, tmp_path: Path, alone: Callable[[str], Any], seed: int) -> None:
+    draw = random.Random(seed)
+    event = ("kill", "stop", "raise", "full disk", "--learning-rate 0.5")[seed % 5]
+    size, again = draw.sample((2, 3, 4), 2)
+    rank = 0 if event == "full disk" else draw.randrange(1 if event.startswith("--") else 0, size)
+    at = draw.randrange(1, 40 * 4 // size)
+    began = time.monotonic()
+    done = run(size, arguments(place, tmp_path, save=3), event, rank, at)
+    took = time.monotonic() - began
+    print(f"{event}: rank {rank} of {size}, pass {at}: {took:.1f} s; resumed with {again}")
+    assert done.returncode != 0 and took < 60 and ("lora-c: rank " in done.stderr or event == "kill"), done.stderr
+    resumed = run(again, arguments(place, tmp_path, "--resume", "auto"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert digest(tmp_path) == alone("fast")[0]
 
 
 # --- without MPI ---

@@ -46,7 +46,8 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        sign, got, sent, silence, last = np.zeros(1, np.int8), np.zeros(1, np.int8), [], 0.0, time.monotonic()
+        sign, got, silence, last = np.zeros(1, np.int8), np.zeros(1, np.int8), 0.0, time.monotonic()
+        sent: list[Any] = []
         while not self._ended.wait(INTERVAL):
             sent = [request for request in sent if not request.Test()]
             if len(sent) < 4 * PATIENCE:  # one that is stopped takes none

@@ -28,8 +28,8 @@ if not select.select([0], [], [], seconds)[0]:
 def joined_in_time(found: Launched, seconds: float = SECONDS) -> Iterator[None]:
     """End this process, and so the job, when the block takes longer."""
     text = (
-        f"lora-c: rank {found.rank} of {found.size} on {socket.gethostname()}: expected all ranks to join within {seconds:.0f} "
-        "s, got fewer: one was stopped or hangs; the job ends (LORA_C_JOIN_SECONDS gives slow starts more time)\n"
+        f"lora-c: rank {found.rank} of {found.size} on {socket.gethostname()}: expected all ranks to join within "
+        f"{seconds:.0f} s, got fewer: one was stopped or hangs; the job ends (LORA_C_JOIN_SECONDS: more time)\n"
     )
     command = [sys.executable, "-I", "-S", "-c", _WATCH, str(seconds), str(os.getpid()), text]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)

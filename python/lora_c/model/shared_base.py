@@ -109,6 +109,5 @@ def _put_together(options: dict[str, Any] | None, arrays: dict[str, NDArray[Any]
         return arrays["array"]
     if "type" in options:
         return GGMLTensor.from_blocks(arrays["blocks"], options["shape"], options["type"])
-    parts = {name: array for name, array in arrays.items() if name != "codes"}
-    rest = {name: value for name, value in options.items() if name != "shape"}
-    return NF4Tensor.from_parts(arrays["codes"], options["shape"], **parts, **rest, borrow_codes=True)
+    rest: dict[str, Any] = {**arrays, **options}
+    return NF4Tensor.from_parts(rest.pop("codes"), rest.pop("shape"), **rest, borrow_codes=True)
