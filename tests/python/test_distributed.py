@@ -51,9 +51,9 @@ def place(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(place: Path, out: Path, *more: str, steps: int = STEPS, save: int = 25) -> list[str]:
+def arguments(place: Path, out: Path, *more: str, steps: int = STEPS, save: int = 25, method: str = "lora") -> list[str]:
     common = (
-        "--model", place / "model", "--data", place / "data.jsonl", "--output", out, "--max-steps", steps, "--method", "lora",
+        "--model", place / "model", "--data", place / "data.jsonl", "--output", out, "--max-steps", steps, "--method", method,
         "--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 5, "--lora-dropout", 0.1,
         "--learning-rate", "1e-2", "--val-fraction", 0.2, "--eval-steps", 10, "--eval-batch-tokens", 16, "--save-steps", save,
         "--samples", 0,
@@ -75,17 +75,18 @@ def digest(out: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone(place: Path) -> Callable[[str], tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+def alone(place: Path) -> Callable[..., tuple[str, dict[str, Any], list[dict[str, Any]]]]:
     """Return what one process makes with a precision: digest of the adapter, run.json's result, lines of metrics."""
     known: dict[str, Any] = {}
 
-    def of(precision: str) -> Any:
-        if precision not in known:
-            out = place / f"alone-{precision}"
-            done = run(0, arguments(place, out, "--precision", precision))
+    def of(precision: str, method: str = "lora") -> Any:
+        key = precision, method
+        if key not in known:
+            out = place / f"alone-{precision}-{method}"
+            done = run(0, arguments(place, out, "--precision", precision, method=method))
             assert done.returncode == 0, done.stderr
-            known[precision] = digest(out), json.loads((out / "run.json").read_text())["result"], losses(out)
-        return known[precision]
+            known[key] = digest(out), json.loads((out / "run.json").read_text())["result"], losses(out)
+        return known[key]
 
     return of
 
@@ -98,12 +99,15 @@ def losses(out: Path) -> list[dict[str, Any]]:
 
 
 @needs_mpi
-@pytest.mark.parametrize(("size", "precision"), [(2, "fast"), (3, "exact"), (4, "fast"), (8, "exact")])
+@pytest.mark.parametrize(
+    ("size", "precision", "method"),
+    [(2, "fast", "qlora"), (3, "exact", "lora"), (4, "fast", "lora"), (8, "exact", "qlora")],
+)
 def test_any_number_of_ranks_gives_the_bits_of_one(
-    place: Path, tmp_path: Path, alone: Callable[[str], Any], size: int, precision: str
+    place: Path, tmp_path: Path, alone: Callable[..., Any], size: int, precision: str, method: str
 ) -> None:
-    expected, one, lines = alone(precision)
-    done = run(size, arguments(place, tmp_path, "--precision", precision))
+    expected, one, lines = alone(precision, method)
+    done = run(size, arguments(place, tmp_path, "--precision", precision, method=method))
     assert done.returncode == 0, done.stderr
     assert digest(tmp_path) == expected and losses(tmp_path) == lines
     result = json.loads((tmp_path / "run.json").read_text())["result"]
@@ -118,7 +122,7 @@ def test_any_number_of_ranks_gives_the_bits_of_one(
 
 
 @needs_mpi
-def test_launch_calls_mpirun(place: Path, tmp_path: Path, alone: Callable[[str], Any]) -> None:
+def test_launch_calls_mpirun(place: Path, tmp_path: Path, alone: Callable[..., Any]) -> None:
     command = [sys.executable, "-m", "lora_c", *arguments(place, tmp_path), "--launch", "mpi:2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0 and done.stderr.startswith("launch    2 ranks of "), done.stderr
@@ -137,7 +141,7 @@ def test_launch_calls_mpirun(place: Path, tmp_path: Path, alone: Callable[[str],
     ],
 )
 def test_what_meets_one_rank_ends_all_of_them_in_words(
-    place: Path, tmp_path: Path, alone: Callable[[str], Any], event: str, rank: int, said: str
+    place: Path, tmp_path: Path, alone: Callable[..., Any], event: str, rank: int, said: str
 ) -> None:
     began = time.monotonic()
     done = run(3, arguments(place, tmp_path, save=4), event, rank, at=11 if event == "full disk" else 17)
@@ -175,7 +179,7 @@ RANDOM = int(os.environ.get("LORA_C_RANK_FAILURES") or 0)
 @needs_mpi
 @pytest.mark.skipif(RANDOM == 0, reason="make check-ranks")
 @pytest.mark.parametrize("seed", range(RANDOM))
-def test_at_any_moment(place: Path, tmp_path: Path, alone: Callable[[str], Any], seed: int) -> None:
+def test_at_any_moment(place: Path, tmp_path: Path, alone: Callable[..., Any], seed: int) -> None:
     draw = random.Random(seed)
     event = ("kill", "stop", "raise", "full disk", "--learning-rate 0.5")[seed % 5]
     size, again = draw.sample((2, 3, 4), 2)
