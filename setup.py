@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 LAYERS = ("base", "format", "kernels", "kernels/ref", "kernels/portable", "kernels/x86", "ops", "backend")
-LAYERS += ("model", "optim", "bindings")
+LAYERS += ("model", "optim", "comm", "bindings")
 SOURCES = [str(path) for layer in LAYERS for path in sorted(Path("lora_c", layer).glob("*.c"))]
 HEADERS = [str(path) for path in sorted(Path("lora_c").rglob("*.h"))]
 # No -ffast-math: linking with it would turn on flush-to-zero in the whole Python process. -ffp-contract=off: the same

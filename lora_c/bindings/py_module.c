@@ -279,6 +279,7 @@ static int add_types(PyObject *module, lora_py_state *state) {
         {&lora_py_lion_spec, &state->lion_type},
         {&lora_py_adafactor_spec, &state->adafactor_type},
         {&lora_py_muon_spec, &state->muon_type},
+        {&lora_py_gradient_tree_spec, &state->gradient_tree_type},
         {&lora_py_kvcache_spec, &state->kv_cache_type},
         {&lora_py_decoder_adapters_spec, &state->decoder_adapters_type},
         {&lora_py_devicearray_spec, &state->devicearray_type},
@@ -309,6 +310,7 @@ static int module_exec(PyObject *module) {
     if (PyModule_AddFunctions(module, lora_py_device_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_device_array_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_meta_functions) < 0) return -1;
+    if (PyModule_AddFunctions(module, lora_py_tree_functions) < 0) return -1;
     if (PyModule_AddFunctions(module, lora_py_row_ops) < 0) return -1;
     return PyModule_AddFunctions(module, lora_py_matrix_ops);
 }
@@ -327,6 +329,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->lion_type);
     Py_VISIT(state->adafactor_type);
     Py_VISIT(state->muon_type);
+    Py_VISIT(state->gradient_tree_type);
     Py_VISIT(state->decoder_type);
     Py_VISIT(state->kv_cache_type);
     Py_VISIT(state->decoder_adapters_type);
@@ -350,6 +353,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->lion_type);
     Py_CLEAR(state->adafactor_type);
     Py_CLEAR(state->muon_type);
+    Py_CLEAR(state->gradient_tree_type);
     Py_CLEAR(state->decoder_type);
     Py_CLEAR(state->kv_cache_type);
     Py_CLEAR(state->decoder_adapters_type);

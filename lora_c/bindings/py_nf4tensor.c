@@ -16,6 +16,7 @@ static void nf4_dealloc(PyObject *o) {
     PyObject_GC_UnTrack(o);
     nf4tensor *self = (nf4tensor *)o;
     lora_ctx_free(self->base.ctx, self->codes);
+    Py_XDECREF(self->borrowed);
     lora_ctx_free(self->base.ctx, self->absmax);
     lora_ctx_free(self->base.ctx, self->absmax_codes);
     lora_ctx_free(self->base.ctx, self->nested_absmax);
@@ -45,16 +46,48 @@ static int type_of_name(const char *name, lora_4bit_type *out) {
     return -1;
 }
 
-/* An empty tensor with room for its codes. */
-static nf4tensor *allocate(PyTypeObject *cls, lora_4bit_type type, int64_t rows, int64_t cols, int64_t block_size) {
+typedef struct nf4_parts {
+    PyObject *codes, *absmax, *absmax_codes, *nested_absmax, *nested_map, *lut;
+    int64_t rows, cols, block_size, nested_block_size;
+    double nested_offset;
+    const char *quant_type;
+    lora_4bit_type type;
+    int borrow_codes;
+} nf4_parts;
+
+/* An empty tensor whose codes are to be set. */
+static nf4tensor *without_codes(PyTypeObject *cls, lora_4bit_type type, int64_t rows, int64_t cols, int64_t block_size) {
     nf4tensor *self = lora_py_new(cls);
     if (!self) return NULL;
     self->type = type;
     self->n_blocks = lora_nf4_blocks(rows, cols, block_size);
     self->code_bytes = (Py_ssize_t)lora_nf4_code_bytes(rows, cols);
+    self->nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_4bit_lut(type)};
+    return self;
+}
+
+/* An empty tensor with room for its codes. */
+static nf4tensor *allocate(PyTypeObject *cls, lora_4bit_type type, int64_t rows, int64_t cols, int64_t block_size) {
+    nf4tensor *self = without_codes(cls, type, rows, cols, block_size);
+    if (!self) return NULL;
     self->codes = lora_py_alloc(self->base.ctx, LORA_MEM_BASE, (size_t)self->code_bytes, "codes");
-    self->nf4 = (lora_nf4){.rows = rows, .cols = cols, .block_size = block_size, .lut = lora_4bit_lut(type), .codes = self->codes};
+    self->nf4.codes = self->codes;
     if (!self->codes) Py_CLEAR(self);
+    return self;
+}
+
+/* A tensor of parts with codes that are copied, or stay where they are. */
+static nf4tensor *with_codes(PyTypeObject *cls, const nf4_parts *p, lora_py_array *codes) {
+    if (!p->borrow_codes) {
+        nf4tensor *self = allocate(cls, p->type, p->rows, p->cols, p->block_size);
+        if (self) memcpy(self->codes, codes->data, (size_t)self->code_bytes);
+        return self;
+    }
+    nf4tensor *self = without_codes(cls, p->type, p->rows, p->cols, p->block_size);
+    if (!self) return NULL;
+    self->nf4.codes = codes->data;
+    self->borrowed = lora_py_keep_export(lora_py_state_of(cls), codes);
+    if (!self->borrowed) Py_CLEAR(self);
     return self;
 }
 
@@ -171,14 +204,6 @@ static int copy_tables(nf4tensor *self, PyObject *lut, PyObject *map) {
     return 0;
 }
 
-typedef struct nf4_parts {
-    PyObject *codes, *absmax, *absmax_codes, *nested_absmax, *nested_map, *lut;
-    int64_t rows, cols, block_size, nested_block_size;
-    double nested_offset;
-    const char *quant_type;
-    lora_4bit_type type;
-} nf4_parts;
-
 static int check_parts(nf4_parts *p) {
     int64_t elements;
     if (p->rows < 1 || p->cols < 1 || __builtin_mul_overflow(p->rows, p->cols, &elements) || elements == INT64_MAX) {
@@ -228,7 +253,7 @@ static int fill_from_parts(nf4tensor *self, const nf4_parts *p) {
 
 PyDoc_STRVAR(from_parts_doc,
              "from_parts($type, codes, shape, *, block_size=64, absmax=None, absmax_codes=None, nested_absmax=None, nested_map=None, "
-             "nested_offset=0.0, nested_block_size=256, quant_type='nf4', lut=None)\n--\n\n"
+             "nested_offset=0.0, nested_block_size=256, quant_type='nf4', lut=None, borrow_codes=False)\n--\n\n"
              "Make a tensor from stored parts, as a bitsandbytes checkpoint has them. The parts are copied.\n\n"
              "Shapes\n------\n"
              "codes ((rows * cols + 1) // 2,) uint8, the even element in the high nibble; absmax (n_blocks,) float32, or absmax_codes\n"
@@ -242,14 +267,16 @@ PyDoc_STRVAR(from_parts_doc,
              "nested_block_size : int\n    Scales per nested scale.\n"
              "nested_offset : float\n    Mean of the scales, which is added to each decoded scale.\n"
              "quant_type : 'nf4', 'fp4', 'fp4_e2m1' or 'int4'\n    What the codes mean.\n"
-             "lut, nested_map : array, optional\n    Tables that differ from the built-in ones.\n\n"
+             "lut, nested_map : array, optional\n    Tables that differ from the built-in ones.\n"
+             "borrow_codes : bool\n    Use codes where they lie, which nobody changes and behind which 64 more bytes can be read.\n\n"
              "Returns\n-------\nNF4Tensor\n\n"
              "Raises\n------\nValueError\n    A size does not fit the shape, or parts contradict each other.\n"
              "TypeError\n    A part has another element type.");
 
 static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"codes",      "shape",         "block_size",        "absmax",     "absmax_codes", "nested_absmax",
-                            "nested_map", "nested_offset", "nested_block_size", "quant_type", "lut",          NULL};
+                            "nested_map", "nested_offset", "nested_block_size", "quant_type", "lut",          "borrow_codes",
+                            NULL};
     nf4_parts p = {.absmax = Py_None,
                    .absmax_codes = Py_None,
                    .nested_absmax = Py_None,
@@ -258,9 +285,10 @@ static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs)
                    .block_size = LORA_NF4_BLOCK,
                    .nested_block_size = LORA_NF4_NESTED_BLOCK,
                    .quant_type = lora_4bit_name(LORA_4BIT_NF4)};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)|$O&OOOOdO&sO:from_parts", names, &p.codes, lora_py_whole, &p.rows,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(O&O&)|$O&OOOOdO&sOp:from_parts", names, &p.codes, lora_py_whole, &p.rows,
                                      lora_py_whole, &p.cols, lora_py_whole, &p.block_size, &p.absmax, &p.absmax_codes, &p.nested_absmax,
-                                     &p.nested_map, &p.nested_offset, lora_py_whole, &p.nested_block_size, &p.quant_type, &p.lut))
+                                     &p.nested_map, &p.nested_offset, lora_py_whole, &p.nested_block_size, &p.quant_type, &p.lut,
+                                     &p.borrow_codes))
         return NULL;
     if (check_parts(&p) < 0) return NULL;
     lora_py_array codes;
@@ -270,8 +298,8 @@ static PyObject *nf4_from_parts(PyObject *cls, PyObject *args, PyObject *kwargs)
     if (codes.n != expected) /* checked before anything is allocated from the shape */
         PyErr_Format(PyExc_ValueError, "codes: expected %lld bytes for shape (%lld, %lld), got %lld", (long long)expected,
                      (long long)p.rows, (long long)p.cols, (long long)codes.n);
-    else if ((self = allocate((PyTypeObject *)cls, p.type, p.rows, p.cols, p.block_size)))
-        memcpy(self->codes, codes.data, (size_t)expected);
+    else
+        self = with_codes((PyTypeObject *)cls, &p, &codes);
     lora_py_release(&codes);
     if (self && fill_from_parts(self, &p) < 0) Py_CLEAR(self);
     return lora_py_publish(self);
@@ -311,7 +339,7 @@ static PyObject *nf4_repr(PyObject *o) {
 
 static int nf4_getbuffer(PyObject *o, Py_buffer *view, int flags) {
     nf4tensor *self = (nf4tensor *)o;
-    return PyBuffer_FillInfo(view, o, self->codes, self->code_bytes, 1, flags);
+    return PyBuffer_FillInfo(view, o, (void *)self->nf4.codes, self->code_bytes, 1, flags);
 }
 
 /* One getter for all attributes: the closure says which. */
@@ -344,7 +372,7 @@ static PyObject *nf4_get(PyObject *o, void *which) {
     case BLOCK_SIZE: return PyLong_FromLongLong(w->block_size);
     case DOUBLE_QUANT: return PyBool_FromLong(!self->absmax);
     case NBYTES: return PyLong_FromSsize_t(total_bytes(self));
-    case CODES: return part_view(o, LORA_PY_U8, self->code_bytes, self->codes);
+    case CODES: return part_view(o, LORA_PY_U8, self->code_bytes, self->nf4.codes);
     case ABSMAX: return part_view(o, LORA_PY_F32, self->n_blocks, self->absmax);
     case ABSMAX_CODES: return part_view(o, LORA_PY_U8, self->n_blocks, self->absmax_codes);
     case NESTED_ABSMAX: return part_view(o, LORA_PY_F32, self->n_nested, self->nested_absmax);

@@ -25,7 +25,7 @@ typedef struct lora_py_state {
     PyObject *devices[LORA_PY_MOST_DEVICES]; /* capsules of the contexts of other devices, NULL behind the last one */
     PyObject *device_error, *stopped_error;
     PyTypeObject *nf4_type, *ggml_type, *parameter_type, *linear_type, *decoder_type, *kv_cache_type, *decoder_adapters_type;
-    PyTypeObject *adamw_type, *adamw8bit_type, *sgd_type, *lion_type, *adafactor_type, *muon_type;
+    PyTypeObject *adamw_type, *adamw8bit_type, *sgd_type, *lion_type, *adafactor_type, *muon_type, *gradient_tree_type;
     PyTypeObject *devicearray_type, *deviceweight_type;
     PyTypeObject *export_type; /* not a name of the module */
 } lora_py_state;
@@ -46,7 +46,8 @@ typedef struct lora_py_device {
 
 typedef struct lora_py_nf4tensor {
     lora_py_object base;
-    lora_nf4 nf4; /* points into the blocks below or into the library's tables */
+    lora_nf4 nf4;       /* points into the blocks below or into the library's tables */
+    PyObject *borrowed; /* the export of codes that lie elsewhere; NULL when owned */
     uint8_t *codes, *absmax_codes;
     float *absmax, *nested_absmax, *tables; /* tables: own lut and nested map, where they came from a file */
     Py_ssize_t code_bytes;
@@ -80,8 +81,9 @@ typedef struct lora_py_parameter {
 extern PyModuleDef lora_py_module;
 extern PyType_Spec lora_py_nf4tensor_spec, lora_py_ggmltensor_spec, lora_py_parameter_spec, lora_py_loralinear_spec, lora_py_adamw_spec,
     lora_py_adamw8bit_spec, lora_py_sgd_spec, lora_py_lion_spec, lora_py_adafactor_spec, lora_py_muon_spec, lora_py_decoder_spec,
-    lora_py_kvcache_spec, lora_py_decoder_adapters_spec, lora_py_devicearray_spec, lora_py_deviceweight_spec, lora_py_export_spec;
-extern PyMethodDef lora_py_row_ops[], lora_py_matrix_ops[];
+    lora_py_kvcache_spec, lora_py_gradient_tree_spec, lora_py_decoder_adapters_spec, lora_py_devicearray_spec, lora_py_deviceweight_spec,
+    lora_py_export_spec;
+extern PyMethodDef lora_py_row_ops[], lora_py_matrix_ops[], lora_py_tree_functions[];
 
 /* Types are final, so the type of an object is the one that the module made. */
 static inline lora_py_state *lora_py_state_of(PyTypeObject *type) { return PyType_GetModuleState(type); }

@@ -25,6 +25,7 @@ void check_nn(void);
 void check_rows_copy(void);
 void check_optim(void);
 void check_optim_kernels(void);
+void check_gradient_tree(void);
 void check_head(void);
 void check_values(void);
 void check_attention(void);
@@ -79,6 +80,7 @@ static const struct {
                 {"values", check_values},
                 {"optim", check_optim},
                 {"optim_kernels", check_optim_kernels},
+                {"gradient_tree", check_gradient_tree},
                 {"attention", check_attention},
                 {"attention_fast", check_attention_fast},
                 {"attention_exp", check_attention_exp},

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 # A layer includes itself and those below it, never one above.
-LAYERS = ("base", "format", "kernels", "ops", "backend", "model", "optim")
+LAYERS = ("base", "format", "kernels", "ops", "backend", "model", "optim", "comm")
 # The layer that a public header belongs to: itself and those above may include it.
 PUBLIC_HEADERS = {
     "base": ("status.h", "types.h", "weight_formats.h", "memory.h", "isa.h"),
@@ -26,7 +26,8 @@ PUBLIC_HEADERS = {
         "quantize.h",
         "watch.h",
     ),
-    "model": ("decoder.h", "lora_c.h"),
+    "model": ("decoder.h",),
+    "comm": ("comm.h", "lora_c.h"),
 }
 LAYER_OF_HEADER = {header: layer for layer, headers in PUBLIC_HEADERS.items() for header in headers}
 PUBLIC = "lora_c/"  # "lora_c/nf4.h" is a public header, "lora_c/base/alloc.h" is not
@@ -55,7 +56,7 @@ CALLS = (
     ("OpenMP", r"#\s*pragma\s+omp\b", ()),
 )
 # Layers that know devices by their addresses only: what they do to memory is asked of the device.
-NEUTRAL = ("model", "optim")
+NEUTRAL = ("model", "optim", "comm")
 # A plug-in: a library of its own, which has copies of these layers and is reached through backend.h only.
 PLUG_IN, PLUG_IN_LAYERS = "cuda", ("base", "format", "kernels", "cuda")
 NEUTRAL_CALLS = re.compile(r"\b(?:memcpy|memmove|memset|lora_parallel_\w+|lora_pool_\w+)\s*\(")

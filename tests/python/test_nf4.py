@@ -361,3 +361,17 @@ def test_dequantize_refuses() -> None:
 def test_pickling_is_refused_with_a_message() -> None:
     with pytest.raises(TypeError, match="NF4Tensor"):
         pickle.dumps(lc.NF4Tensor.quantize(np.ones((4, 64), np.float32)))
+
+
+def test_codes_that_are_borrowed_stay_where_they_are() -> None:
+    made = lc.NF4Tensor.quantize(np.random.default_rng(0).standard_normal((8, 256), np.float32))
+    memory = np.zeros(made.codes.size + 64, np.uint8)  # 64 bytes behind them can be read
+    memory[: made.codes.size] = made.codes
+    codes = memory[: made.codes.size]
+    parts = {"absmax_codes": made.absmax_codes, "nested_absmax": made.nested_absmax, "nested_offset": made.nested_offset}
+    borrowed = lc.NF4Tensor.from_parts(codes, made.shape, **parts, borrow_codes=True)
+    assert np.shares_memory(borrowed.codes, memory) and not borrowed.codes.flags.writeable
+    del memory, codes  # the tensor holds them
+    assert np.array_equal(borrowed.dequantize(), made.dequantize())
+    copied = lc.NF4Tensor.from_parts(borrowed.codes, made.shape, **parts)
+    assert not np.shares_memory(copied.codes, borrowed.codes)

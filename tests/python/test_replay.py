@@ -18,7 +18,7 @@ from device_values import SAME_BITS
 import lora_c as lc
 from lora_c.cli.replay import command
 from lora_c.data import Dataset, Sample
-from lora_c.data.batching import step_batches
+from lora_c.data.batching import step_groups
 from lora_c.errors import CheckpointError, DivergenceError, LoraCError
 from lora_c.notices import LoraCWarning
 from lora_c.runs.bad_steps import StepRecord, kept_parameters, read_bad_step, write_bad_step
@@ -393,11 +393,11 @@ def test_what_is_done_does_not_depend_on_the_words(run: Callable[..., Trainer], 
     trainer = run()
     said: list[str] = []
     progress: Any = SimpleNamespace(message=said.append)
-    batches = step_batches(trainer.train_data, 0, batch_size=2, accumulation=1, seed=0)[1]
+    groups = step_groups(len(trainer.train_data), 0, 2, 1, seed=0)[1]
     problem = Unfit("too much", is_finite)
     if is_finite:
-        skip_or_end(trainer, 0, batches, 1.0, problem, progress)
+        skip_or_end(trainer, 0, groups, 1.0, problem, progress)
         assert [text.partition(" (kept")[0] for text in said] == ["step 1 is left out: too much"]
     else:
         with pytest.raises(DivergenceError, match=r"^too much \(kept in"):
-            skip_or_end(trainer, 0, batches, 1.0, problem, progress)
+            skip_or_end(trainer, 0, groups, 1.0, problem, progress)

@@ -2,6 +2,7 @@
 #ifndef LORA_C_H
 #define LORA_C_H
 #include "lora_c/backend.h"
+#include "lora_c/comm.h"
 #include "lora_c/context.h"
 #include "lora_c/decoder.h"
 #include "lora_c/device.h"

@@ -12,6 +12,7 @@ from .. import __version__
 from .addresses import keep_addresses
 from .errors import CLOSED_PIPE, DONE, FAILED, INTERRUPTED, USAGE, closed_pipes_pass, flush_output, friendly_errors
 from .notices import plain_notices
+from .ranks import as_a_rank
 from .streams import fit_streams
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def run() -> None:
     fit_streams()
     keep_addresses()
     with friendly_errors():
-        with plain_notices():
+        with plain_notices(), as_a_rank():
             status = _run()
         flush_output()
     sys.exit(status)

@@ -18,6 +18,7 @@ from .json_output import print_json
 from .options import Command, config_options, take
 from .paths import InputPath, ResumePath
 from .print_config import print_config_option
+from .ranks import launch
 from .run_report import begin_record, begin_samples, end_samples, report_result, resume_command, save_result
 from .run_table import result_values
 from .saved_settings import save_settings
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     "--samples", type=click.IntRange(0, 20), default=2, show_default=True,
     help="Held-out prompts that are answered before and after training; 0: none.",
 )  # fmt: skip
+@click.option(
+    "--launch", metavar="mpi:N", help="Train as N processes on this machine, started by mpirun; the result has the same bits."
+)
 @click.option("--json", "as_json", is_flag=True, default=None, help="Print what the run has brought as one JSON object.")
 @task_options
 @print_config_option
@@ -60,6 +64,8 @@ def command(**settings: Any) -> None:
     Writes adapter_model.safetensors, adapter_config.json, the tokenizer, metrics.jsonl, loss.png, config.yaml, run.json and
     README.md (a model card) to the output folder.
     """
+    if settings.get("launch"):
+        launch(settings["launch"])
     train_config = TrainConfig(**take(settings, TrainConfig))
     if settings.get("adapter"):
         refuse_adapter_options(settings)
@@ -87,15 +93,14 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     KeyboardInterrupt
         A signal stopped the run; what it has reached is saved.
     """
+    from ..comm import start_world
     from ..data import find_files
     from ..display.plot import tell_missing_plot
-    from ..files.os_errors import make_folder
-    from ..runs.lock import run_lock
     from ..text.chosen_template import use_chat_template
-    from ..training.interrupt import deferred_interrupt
-    from ..training.run_checks import RunOptions, check_run, ignored_options
+    from ..training.run_checks import RunOptions, check_run
     from ..training.trainer import Trainer
 
+    comm = start_world()
     resume: Any = {"latest": True, None: False, "": False}.get(own.get("resume"), own.get("resume"))
     allow_changes = bool(own.get("allow_changes"))
     if allow_changes and not resume:
@@ -115,10 +120,25 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     trainer = Trainer(model, train_data, config, eval_data)
     describe_run(trainer)
     resume_run(trainer, resume, allow_changes)
-    if trainer.resumed_at >= trainer.total_steps and is_reported(trainer.output_dir):
+    if comm.broadcast(trainer.resumed_at >= trainer.total_steps and is_reported(trainer.output_dir)):
         return _report_again(trainer, bool(own.get("as_json")))
+    if comm.rank > 0:
+        return train_along(trainer)
+    return train_and_report(trainer, own, lora, counts)
+
+
+def train_and_report(
+    trainer: Trainer, own: dict[str, Any], lora: AdapterConfig | StackConfig, counts: dict[str, int]
+) -> TrainResult:
+    """The part of the process that writes and prints: alone, or rank 0."""
+    from ..files.os_errors import make_folder
+    from ..runs.lock import run_lock
+    from ..training.interrupt import deferred_interrupt
+    from ..training.run_checks import RunOptions, ignored_options
+
+    model, config, has_eval_data = trainer.model, trainer.config, trainer.eval_data is not None
     tell_leftovers(trainer)
-    ignored = ignored_options(RunOptions(config, lora, model, eval_data is not None, trainer.total_steps, own.get("adapter")))
+    ignored = ignored_options(RunOptions(config, lora, model, has_eval_data, trainer.total_steps, own.get("adapter")))
     with run_lock(make_folder(trainer.output_dir)):
         save_settings(own, config, lora, ignored={name for name, _ in ignored})  # a refused run leaves it
         samples = begin_samples(trainer, own.get("samples", 0))
@@ -129,14 +149,33 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
             saved = save_result(trainer, result)
             if not stop.requested:
                 end_samples(trainer, samples, lambda: stop.requested)
-            title = f"{Path(own['model']).name} on {Path(train_data.source).name}"
+            title = f"{Path(own['model']).name} on {Path(trainer.train_data.source).name}"
             report_result(trainer, result, saved, record, samples, title, as_json=bool(own.get("as_json")))
+    trainer.comm.close()
     if result.unsaved:
         missing = "; ".join(result.unsaved)
         raise SaveError(f"checkpoints: expected one of the last state, got none at {missing}")
     if result.interrupted:
         click.echo(f"go on     {resume_command(trainer.output_dir)}", err=True)
     if stop.requested or result.interrupted:
+        raise stop.exception()
+    return result
+
+
+def train_along(trainer: Trainer) -> TrainResult:
+    """The part of a rank that writes nothing; it stays until rank 0 has written everything.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        A signal stopped the run.
+    """
+    from ..training.interrupt import deferred_interrupt
+
+    with deferred_interrupt() as stop:
+        result = trainer.train(overwrite=True)
+        trainer.comm.close()
+    if result.interrupted:
         raise stop.exception()
     return result
 

@@ -94,11 +94,23 @@ def step_batches(
     dataset: Dataset, step: int, *, batch_size: int, accumulation: int, seed: int, shuffle: bool = True
 ) -> tuple[int, list[PackedBatch]]:
     """(epoch, micro-batches) of optimizer step ``step`` (from 0). The last step of an epoch may be shorter."""
+    epoch, groups = step_groups(len(dataset), step, batch_size, accumulation, seed, shuffle)
+    return epoch, [pack_group(dataset, group) for group in groups]
+
+
+def step_groups(
+    n: int, step: int, batch_size: int, accumulation: int, seed: int, shuffle: bool = True
+) -> tuple[int, list[NDArray[np.int64]]]:
+    """(epoch, numbers of the samples of each micro-batch) of a step over n samples."""
     per_step = batch_size * accumulation
-    epoch, index = divmod(step, steps_per_epoch(len(dataset), per_step))
-    chosen = epoch_order(len(dataset), seed, epoch, shuffle)[index * per_step : (index + 1) * per_step]
-    groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    return epoch, [pack([dataset[int(i)] for i in group]) for group in groups]
+    epoch, index = divmod(step, steps_per_epoch(n, per_step))
+    chosen = epoch_order(n, seed, epoch, shuffle)[index * per_step : (index + 1) * per_step]
+    return epoch, [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+
+
+def pack_group(dataset: Dataset, group: NDArray[np.int64]) -> PackedBatch:
+    """The micro-batch of these samples."""
+    return pack([dataset[int(i)] for i in group])
 
 
 def token_groups(items: Iterable[_Sized], max_tokens: int) -> Iterator[list[_Sized]]:

@@ -40,14 +40,25 @@ class PlainProgress:
             print(text, file=sys.stderr, flush=True)
 
 
+class NoProgress:
+    """Of a process that prints nothing."""
+
+    def step(self, record: dict[str, Any]) -> None: ...
+    def evaluation(self, record: dict[str, Any]) -> None: ...
+    def message(self, text: str) -> None: ...
+
+
 def draws_bars(stream: IO[str] | None) -> bool:
     """Whether a stream is a terminal that can move its cursor."""
     return stream is not None and stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 @contextmanager
-def open_progress(total: int, done: int = 0) -> Iterator[Progress]:
+def open_progress(total: int, done: int = 0, shows: bool = True) -> Iterator[Progress]:
     """A bar when stderr is a terminal, one output in a notebook, plain lines otherwise."""
+    if not shows:
+        yield NoProgress()
+        return
     if in_notebook():
         notebook = NotebookProgress(total, done)
         try:

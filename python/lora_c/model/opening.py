@@ -10,9 +10,10 @@ from ..checkpoints.config_and_files import config_of_files
 from ..checkpoints.folder import Checkpoint
 from ..checkpoints.model_names import find
 from ..checkpoints.written import tell_adapter_beside
+from ..comm import world
 from ..configs import QuantType
 from ..errors import CheckpointError
-from ..families.architectures import architecture_of
+from ..families.architectures import Architecture, architecture_of
 from ..families.labels import ProblemType
 from ..gguf.checkpoint import GGUFCheckpoint
 from ..gguf.reader import is_gguf
@@ -25,6 +26,7 @@ from .load_checks import check_load_options
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, load_weights
 from .model import Model
 from .resize_embedding import rows_for
+from .shared_base import share_on_node
 from .wanted_task import TaskType, WantedTask, check_seed
 
 
@@ -108,9 +110,20 @@ def _model_of(
     checkpoint: Checkpoint | GGUFCheckpoint, config: dict[str, Any], options: LoadOptions, progress: bool | None
 ) -> Model:
     architecture = architecture_of(config)
-    weights = load_weights(checkpoint, architecture, options, progress)
+    weights = _weights_of(checkpoint, architecture, options, progress)
     tokenizer, form = tokenizer_of_checkpoint(checkpoint, config), _quantization(weights, options.quantization)
     return Model(config, architecture, weights, checkpoint.path, tokenizer, form, device=options.device)
+
+
+def _weights_of(
+    checkpoint: Checkpoint | GGUFCheckpoint, architecture: Architecture, options: LoadOptions, progress: bool | None
+) -> Weights:
+    """The weights, which ranks on the same node hold together where nothing of them is trained."""
+    comm = world()
+    is_mapped = isinstance(checkpoint, GGUFCheckpoint) and options.quantization is None  # its file is what is shared
+    if comm.size == 1 or options.trainable != "none" or options.device != "cpu" or is_mapped:
+        return load_weights(checkpoint, architecture, options, progress)
+    return share_on_node(comm, lambda: load_weights(checkpoint, architecture, options, progress))
 
 
 def config_of_checkpoint(checkpoint: Checkpoint | GGUFCheckpoint, trainable: Trainable) -> dict[str, Any]:

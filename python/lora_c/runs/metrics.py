@@ -14,11 +14,11 @@ from ..notices import tell
 
 
 class MetricsFile:
-    """The file in the output folder. Once a run has begun, a disk that is full does not end it."""
+    """The file in the output folder, which one rank writes. Once a run has begun, a disk that is full does not end it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, writes: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
-        self._failed = False
+        self._writes, self._failed = writes, False
 
     def start(self, history: list[dict[str, Any]]) -> None:
         """Begin with what this run builds on: nothing, or the history of the checkpoint that it resumes from.
@@ -28,10 +28,13 @@ class MetricsFile:
         SaveError
             It cannot be written.
         """
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in history))
+        if self._writes:
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in history))
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line; the first failure is told, the run and its history go on."""
+        if not self._writes:
+            return
         try:
             with open(self.path, "ab", buffering=0) as file:
                 before, line = file.tell(), (json.dumps(record) + "\n").encode()

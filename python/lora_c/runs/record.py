@@ -82,6 +82,8 @@ def describe_result(result: TrainResult) -> dict[str, Any]:
         "seconds": round(result.elapsed_seconds, 1),
         "tokens_per_second": round(result.tokens_per_second, 1),
         "peak_memory_bytes": result.peak_memory_bytes,
+        "world_size": len(result.ranks),
+        "ranks": result.ranks,
     }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..comm.communicator import is_main
 from ..configs import TrainConfig
 from ..errors import CheckpointError, ConfigError, LoraCError
 from ..files.atomic import atomic_folder
@@ -130,7 +131,8 @@ def keep_if_best(trainer: Trainer, done: int) -> None:
 
 def begin_best(trainer: Trainer, done: int) -> None:
     """Have the checkpoint of the best evaluation so far in the output folder, the one before the first step included."""
-    _bring_best(trainer, done)
+    if is_main(trainer.comm):
+        _bring_best(trainer, done)
     keep_if_best(trainer, done)
 
 
@@ -185,6 +187,7 @@ def take_best(trainer: Trainer, done: int) -> tuple[Best | None, bool]:
     best = best_of(trainer.config, trainer.history) if trainer.config.wants_best else None
     if best is None or best.step == done or not trainer.config.load_best_model_at_end:
         return best, best is not None and best.step == done
+    trainer.comm.barrier()  # rank 0 has written it
     try:
         load_parameters(trainer, _position_of(trainer, checkpoint_folder(trainer.output_dir, best.step)))
     except CheckpointError as error:

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .._core import Parameter, PassStopped
-from ..data.batching import evaluation_batches
+from ..comm import Communicator
+from ..data.batching import PackedBatch
 from ..data.fits import fit_to_model
 from ..errors import ConfigError, DivergenceError
 from ..families.labels import SCORE
 from ..runs.history import was_evaluated
 from .label_measures import label_measures
+from .shared_batches import each_batch
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -56,23 +58,32 @@ def evaluate_loss(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> 
     return evaluate_measures(model, dataset, max_tokens=max_tokens)["loss"]
 
 
-def evaluate_measures(model: Model, dataset: Dataset, *, max_tokens: int = 2048) -> dict[str, float]:
+def evaluate_measures(
+    model: Model, dataset: Dataset, *, max_tokens: int = 2048, comm: Communicator | None = None
+) -> dict[str, float]:
     """Return what is measured on held-out data, by name: the loss, and of a classifier how well its answers agree.
 
     Parameters
     ----------
     model, dataset, max_tokens
         As for `evaluate_loss`.
+    comm : Communicator, optional
+        Its ranks divide the batches; every one of them calls this and gets the same numbers.
     """
     if max_tokens < 1:
         raise ConfigError(f"max_tokens: expected 1 token or more in a batch, got {max_tokens}")
     dataset = fit_to_model(dataset, model, "dataset")
     if model.labels is not None:
-        return label_measures(model, dataset, max_tokens)
+        return label_measures(model, dataset, max_tokens, comm)
+
+    def measured(batch: PackedBatch) -> tuple[float, float]:
+        arrays = batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight
+        return model.decoder.loss(*arrays), batch.total_weight
+
     loss = weight = 0.0
-    for batch in evaluation_batches(dataset, max_tokens):
-        loss += model.decoder.loss(batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight)
-        weight += batch.total_weight
+    for of_batch, weight_of_batch in each_batch(dataset, max_tokens, measured, comm):
+        loss += of_batch
+        weight += weight_of_batch
     return {"loss": loss / weight}
 
 
@@ -91,13 +102,23 @@ def measure(trainer: Trainer, dataset: Dataset | None = None) -> dict[str, float
         return evaluate_measures(trainer.model, dataset, max_tokens=trainer.config.eval_batch_tokens)
 
 
+def measure_together(trainer: Trainer) -> dict[str, float]:
+    """What `measure` returns, by all ranks of a run."""
+    if trainer.comm.size == 1 or trainer.eval_data is None:
+        return trainer.measure()
+    with trainer.settings():
+        return evaluate_measures(
+            trainer.model, trainer.eval_data, max_tokens=trainer.config.eval_batch_tokens, comm=trainer.comm
+        )
+
+
 def evaluate_and_log(trainer: Trainer, done: int, progress: Progress) -> None:
     """Once after each step where it is asked for; a stop in the middle of it leaves no record."""
     if trainer.eval_data is None or was_evaluated(trainer.history, done):
         return
     try:
         with trainer.leaving.during("evaluation"):
-            found = trainer.measure()
+            found = measure_together(trainer)
     except PassStopped:
         return
     if not math.isfinite(found["loss"]):

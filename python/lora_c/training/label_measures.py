@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.batching import evaluation_batches
+from ..comm import Communicator
 from ..families.labels import Labels
 from . import label_metrics as metrics
+from .shared_batches import each_batch
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 F64 = NDArray[np.float64]
 
 
-def label_measures(model: Model, dataset: Dataset, max_tokens: int) -> dict[str, float]:
+def label_measures(model: Model, dataset: Dataset, max_tokens: int, comm: Communicator | None = None) -> dict[str, float]:
     """Return the measures of a classifier by name, `loss` first; a correlation with what is the same throughout is 0.
 
     The loss is the mean over the sequences, as in training. With one label of several: accuracy, f1_macro,
@@ -27,8 +28,8 @@ def label_measures(model: Model, dataset: Dataset, max_tokens: int) -> dict[str,
     f1_macro. With values: mse, and of one value for each text pearson and spearmanr.
     """
     assert model.labels is not None
-    parts = [model.decoder.last_logits(b.input_ids, b.cu_seqlens) for b in evaluation_batches(dataset, max_tokens)]
-    logits = np.concatenate(parts).astype(np.float64)
+    parts = each_batch(dataset, max_tokens, lambda batch: model.decoder.last_logits(batch.input_ids, batch.cu_seqlens), comm)
+    logits = np.concatenate(list(parts)).astype(np.float64)
     labels = np.asarray([sample.label for sample in dataset.samples])
     found = {"loss": _loss(model.labels, logits, labels)} | _agreement(model.labels, logits, labels)
     return {name: 0.0 if name != "loss" and math.isnan(value) else value for name, value in found.items()}

@@ -77,7 +77,7 @@ def forecast_model(
     return MemoryForecast(
         base=_base_bytes(model),
         parameters=trained,
-        gradients=trained,
+        gradients=trained * config.gradient_accumulation_steps.bit_length(),  # with the partial sums of micro-batches
         optimizer=state_bytes(config, parameters),
         activations=model.decoder.arena_bytes(n_tokens, training=True),
         scratch=model.decoder.scratch_bytes(n_tokens, n_segments) + work_bytes(config, parameters),

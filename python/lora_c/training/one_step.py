@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..data.batching import PackedBatch, step_batches
+from ..data.batching import step_groups
 from ..errors import DivergenceError
 from .skipped_steps import Unfit, skip_or_end
 from .step_record import step_record
@@ -27,14 +26,13 @@ def one_step(trainer: Trainer, step: int, progress: Progress) -> None:
     """
     config = trainer.config
     size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    epoch, batches = step_batches(trainer.train_data, step, batch_size=size, accumulation=accumulation, seed=config.seed)
-    total_weight = sum(batch.total_weight for batch in batches)
-    loss = gradients(trainer, batches, step)
+    epoch, groups = step_groups(len(trainer.train_data), step, size, accumulation, config.seed)
+    loss, weight, tokens = trainer.share.gradients(trainer, groups, step)
     rate, norm, problem = _updated(trainer, step, loss)
-    trainer.tokens_seen += sum(batch.n_tokens for batch in batches)
+    trainer.tokens_seen += tokens
     if problem is not None:
-        skip_or_end(trainer, step, batches, loss, problem, progress)
-    record = step_record(trainer, step, epoch, loss / total_weight, rate, norm)
+        skip_or_end(trainer, step, groups, loss, problem, progress)
+    record = step_record(trainer, step, epoch, loss / weight, rate, norm)
     if problem is not None:
         record = {name: value for name, value in record.items() if math.isfinite(value)} | {"skipped": 1}
         record.pop("loss", None)
@@ -42,17 +40,6 @@ def one_step(trainer: Trainer, step: int, progress: Progress) -> None:
     trainer.history.append(record)
     if (step + 1) % config.logging_steps == 0 or step + 1 == trainer.total_steps or problem is not None:
         trainer.metrics.append(record)
-
-
-def gradients(trainer: Trainer, batches: Sequence[PackedBatch], step: int) -> float:
-    """Return the summed loss of the micro-batches of a step; the gradients of its mean are in the parameters."""
-    total_weight = sum(batch.total_weight for batch in batches)
-    trainer.optimizer.zero_grad()
-    loss = 0.0
-    with trainer.leaving.during("step"):
-        for i, batch in enumerate(batches):
-            loss += trainer._forward_backward(batch, 1.0 / total_weight, step * trainer.config.gradient_accumulation_steps + i)
-    return loss
 
 
 def _updated(trainer: Trainer, step: int, loss: float) -> tuple[float, float, Unfit | None]:

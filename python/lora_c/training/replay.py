@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core import GradientTree
 from ..adapters.kinds import config_of, frozen_adapter
 from ..checkpoints.safetensors_file import find_non_finite
 from ..errors import AdapterError, CheckpointError, ConfigError, LoraCError
@@ -243,8 +244,8 @@ def _as_then(bad: BadStep, model: Model) -> Iterator[None]:
 
 def _computed(bad: BadStep, model: Model) -> tuple[float, dict[str, Any] | None]:
     """The loss of all micro-batches, and what was found in the first of them that had something."""
-    for parameter in model.trainable_parameters():
-        parameter.zero_grad()
+    tree, n = GradientTree(model.trainable_parameters()), len(bad.batches)
+    tree.begin(n, 0, n)
     total_weight = sum(batch.total_weight for batch in bad.batches)
     loss, found = 0.0, None
     for i, batch in enumerate(bad.batches):
@@ -252,6 +253,7 @@ def _computed(bad: BadStep, model: Model) -> tuple[float, dict[str, Any] | None]
             batch.input_ids, batch.cu_seqlens, batch.targets, batch.loss_weight, grad_scale=1.0 / total_weight,
             dropout_step=bad.record.first_dropout_step + i,
         )  # fmt: skip
+        tree.next()
         if found is None and model.decoder.first_nonfinite is not None:
             found = {"batch": i, **model.decoder.first_nonfinite}
     return loss, found

@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from ..checkpoints.safetensors_file import find_non_finite
-from ..errors import DivergenceError, LoraCError
+from ..comm.communicator import is_main
+from ..errors import DivergenceError, LoraCError, SaveError
 from ..notices import tell
 from ..runs.checkpoints import latest_checkpoint, prune_checkpoints
 from .best import best_of
@@ -46,7 +47,7 @@ class Saving:
 
     def save_if_due(self, trainer: Trainer, done: int) -> None:
         """Write the checkpoint of a step where the schedule has one; the last one is left to `save_last`."""
-        if done < trainer.total_steps and self._schedule.is_due(done):
+        if is_main(trainer.comm) and done < trainer.total_steps and self._schedule.is_due(done):
             check_finite(trainer, done)
             self._save(trainer, done)
 
@@ -70,13 +71,20 @@ class Saving:
         return DivergenceError(f"training: {error}; {state}; start again with a smaller learning rate or a longer warm-up")
 
     def _save(self, trainer: Trainer, done: int, is_last: bool = False) -> None:
-        """A checkpoint that cannot be written does not end the run: its result is still to come, and it is tried again."""
+        """A checkpoint that cannot be written does not end the run of one process: its result is still to come, and it is
+        tried again. It ends one of several: nobody keeps a cluster busy with what is lost when a rank fails."""
+        if not is_main(trainer.comm):
+            self._last = done
+            trainer.checkpoints = [*(step for step in trainer.checkpoints if step != done), done]
+            return
         try:
             trainer.run()  # the digests are made once, and do not count as its time
             started = time.perf_counter()
             with trainer.leaving.during("saving"):
                 save_checkpoint(trainer, done)
         except (LoraCError, MemoryError) as error:
+            if trainer.comm.size > 1:
+                raise SaveError(f"no checkpoint of step {done}: {error}") from None
             self._schedule.failed()
             self.unsaved.append(f"step {done}: {error}")
             tell(f"no checkpoint of step {done}: {error}")

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.batching import PackedBatch
+import numpy as np
+from numpy.typing import NDArray
+
+from ..comm.communicator import is_main
+from ..data.batching import pack_group
 from ..errors import DivergenceError, LoraCError
 from ..notices import tell
 from ..runs.bad_steps import StepRecord, bad_step_folder, kept_parameters, write_bad_step
@@ -40,7 +44,7 @@ def count_skipped(history: Iterable[Mapping[str, Any]]) -> int:
 
 
 def skip_or_end(
-    trainer: Trainer, step: int, batches: Sequence[PackedBatch], loss: float, problem: Unfit, progress: Progress
+    trainer: Trainer, step: int, groups: Sequence[NDArray[np.int64]], loss: float, problem: Unfit, progress: Progress
 ) -> None:
     """Keep what a step was made of, and end the run unless such steps are to be left out.
 
@@ -51,7 +55,7 @@ def skip_or_end(
     """
     config = trainer.config
     before = count_skipped(trainer.history)
-    kept = _keep(trainer, step, batches, loss, problem.text) if before < _KEPT else ""
+    kept = _keep(trainer, step, groups, loss, problem.text) if before < _KEPT and is_main(trainer.comm) else ""
     if config.nonfinite_steps == "stop" and not problem.is_finite:
         raise DivergenceError(problem.text + kept)
     if before >= config.max_skipped_steps:
@@ -60,11 +64,12 @@ def skip_or_end(
     progress.message(f"step {step + 1} is left out: {problem.text}{kept}")
 
 
-def _keep(trainer: Trainer, step: int, batches: Sequence[PackedBatch], loss: float, problem: str) -> str:
+def _keep(trainer: Trainer, step: int, groups: Sequence[NDArray[np.int64]], loss: float, problem: str) -> str:
     """Write the step aside, and say where; a disk that is full ends nothing."""
     folder = bad_step_folder(trainer.output_dir, step + 1)
     try:
         record = StepRecord.of(trainer, step, loss, problem)
+        batches = [pack_group(trainer.train_data, group) for group in groups]
         write_bad_step(folder, record, batches, kept_parameters(trainer.model).values())
     except (LoraCError, MemoryError) as error:
         tell(f"step {step + 1}: not kept for a replay: {error}")

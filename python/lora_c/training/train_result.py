@@ -43,6 +43,9 @@ class TrainResult:
         Whether the model has the parameters of `best`.
     history : list of dict
         A record for each step and each evaluation.
+    ranks : list of dict
+        What each of the processes that trained together has done: rank, host, threads, micro_batches, tokens, and seconds
+        in its passes and in the exchange of gradients.
     """
 
     steps: int
@@ -57,6 +60,7 @@ class TrainResult:
     best: Best | None = None
     ends_with_best: bool = False
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    ranks: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def skipped(self) -> int:

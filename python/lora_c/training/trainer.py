@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _core
 from .._core import PassStopped
+from ..comm import world
+from ..comm.communicator import is_main
 from ..configs import TrainConfig
 from ..data.batching import PackedBatch, steps_per_epoch, total_steps
 from ..data.fits import fit_to_model
@@ -26,8 +28,10 @@ from ..runs.lock import run_lock
 from ..runs.metrics import MetricsFile
 from ..runs.resume import Run
 from ..text.ends import tell_missing_ends, tell_untrained_ends
+from .agreement import begin_together
 from .best import begin_best, check_metric, is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
+from .distributed import Share, is_left
 from .evaluation import check_score, evaluate_and_log, evaluate_if_due, measure
 from .held_out import held_out
 from .interrupt import deferred_interrupt, is_deferred
@@ -82,7 +86,9 @@ class Trainer:
             raise ConfigError(f"config: expected a TrainConfig, got a {type(config).__name__}; make one: TrainConfig(...)")
         config = (config if config is not None else TrainConfig()).frozen_copy()
         self.model, self.config = model, config
-        self.callbacks = Callbacks(callbacks, reporters(config))
+        self.comm = world()
+        is_first = is_main(self.comm)  # the rank that writes, prints and calls back
+        self.callbacks = Callbacks(callbacks if is_first else (), reporters(config) if is_first else [])
         self.parameters = model.trainable_parameters()
         if not self.parameters:
             raise ConfigError(
@@ -102,6 +108,7 @@ class Trainer:
             tell_untrained_ends(model, self.train_data)
             tell_missing_ends(model, self.train_data)
         self.optimizer = make_optimizer(config, self.parameters)
+        self.share = Share(self.comm, self.parameters)
         self.recompute: Literal["none", "layer"] = "none"
         with self.settings():
             self.recompute = recompute_of(self)
@@ -109,7 +116,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.run_id = uuid.uuid4().hex
         self.checkpoints: list[int] = []  # steps of those that this run has written
-        self.metrics = MetricsFile(self.output_dir)
+        self.metrics = MetricsFile(self.output_dir, is_first)
         self.saving = Saving()
         self.resumed_at = 0  # the step that the next call of `train` goes on from
         self.came_from: Path | None = None  # the output folder that it was resumed from, where it is another one
@@ -184,12 +191,15 @@ class Trainer:
         with one_call(self, bool(resume)):
             if not (resume or self.resumed_at or overwrite):
                 refuse_other_run(self.output_dir, self.run_id)
+            if not is_main(self.comm):
+                return self._train(resume, allow_changes)
             make_folder(self.output_dir)
             with run_lock(self.output_dir):
                 return self._train(resume, allow_changes)
 
     def _train(self, resume: bool | str | Path, allow_changes: bool) -> TrainResult:
         first = self.resume_from(resume, allow_changes) if resume else self.resumed_at
+        begin_together(self)
         self.metrics.start(self.history)
         _core.reset_peak_memory(self.model.device)
         self.tokens_before = next((r["tokens"] for r in reversed(self.history) if "tokens" in r), 0)
@@ -201,14 +211,12 @@ class Trainer:
         self.callbacks.start()
         collected = is_deferred()  # by whoever calls, and answers
         self.saving.begin(self)
-        with open_progress(self.total_steps, done) as progress, deferred_interrupt() as stop:
+        with open_progress(self.total_steps, done, is_main(self.comm)) as progress, deferred_interrupt() as stop:
             self.leaving = Leaving(stop, self.model.decoder, progress.message)
             try:
                 evaluate_if_due(self, done, progress)  # at the start, or where a run was stopped in the middle of it
                 begin_best(self, done)
-                while done < self.total_steps and not stop.requested and not self.callbacks.stopping:
-                    if is_early_end(self, done):
-                        break
+                while done < self.total_steps and not is_left(self, stop) and not is_early_end(self, done):
                     try:
                         self._one_step(done, progress)
                     except PassStopped:  # the state is the one after the last whole step
@@ -219,7 +227,7 @@ class Trainer:
                     evaluate_if_due(self, done, progress)
                     self.saving.save_if_due(self, done)
                     keep_if_best(self, done)
-                left = stop.requested or self.callbacks.stopping
+                left = is_left(self, stop)
                 interrupted = done < self.total_steps and (left or not is_early_end(self, done))
                 if not interrupted:
                     evaluate_and_log(self, done, progress)
@@ -242,7 +250,7 @@ class Trainer:
         self.result = TrainResult.of(
             self.history, steps=done, tokens_per_second=self.tokens_seen / max(elapsed, 1e-9), elapsed_seconds=elapsed,
             peak_memory_bytes=peak_bytes(self), interrupted=interrupted, unsaved=list(self.saving.unsaved), signal=stop.number,
-            best=best, ends_with_best=is_best,
+            best=best, ends_with_best=is_best, ranks=self.comm.all_gather(self.share.record()),
         )  # fmt: skip
         self.callbacks.raise_error()
         if stop.requested and not collected:
@@ -257,6 +265,12 @@ class Trainer:
     def data_digest(self) -> str:
         """The digest of the training data."""
         return data_digest(self.train_data)
+
+    @cached_property
+    def eval_data_digest(self) -> str:
+        """The digest of the held-out data."""
+        assert self.eval_data is not None
+        return data_digest(self.eval_data)
 
     @cached_property
     def model_digest(self) -> str:
