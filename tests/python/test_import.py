@@ -27,3 +27,19 @@ def test_no_module_of_the_package_needs_torch():
     modules = "lora_c.model.opening, lora_c.training.trainer, "
     modules += "lora_c.cli, lora_c.data, lora_c.generation.answers, lora_c.adapters, lora_c.model.merge"
     subprocess.run([sys.executable, "-c", f"{blocked}import {modules}"], check=True)
+
+
+def test_help_and_version_need_neither_numpy_nor_the_extension():
+    code = """
+import sys
+from lora_c.cli import main
+for words in ("--help", "--version"):
+    sys.argv[1:] = [words]
+    try:
+        main()
+    except SystemExit as error:
+        assert not error.code
+heavy = {"numpy", "lora_c._core"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -10,13 +10,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from ..comm.launch import launch_environment, mpirun_command, ranks_of
-from ..comm.launched import Launched, launched
 from .errors import describe, exit_code, expected
+
+if TYPE_CHECKING:
+    from ..comm.launched import Launched
 
 _FIRST_SPEAKS = 2.0  # seconds in which rank 0 may say the same, where all ranks have the same error
 _SAVES = 30.0  # the same where it saves a state before
@@ -24,6 +25,9 @@ _SAVES = 30.0  # the same where it saves a state before
 
 def launch(value: str) -> None:
     """Become mpirun with this command line, unless it has started this process."""
+    from ..comm.launch import launch_environment, mpirun_command, ranks_of
+    from ..comm.launched import launched
+
     size = ranks_of(value)
     if launched() is not None or size == 1:
         return
@@ -31,10 +35,8 @@ def launch(value: str) -> None:
     line, reasons = mpirun_command(size, [sys.executable, "-m", "lora_c", *arguments])
     env = launch_environment(size)
     because = f" ({'; '.join(reasons)})" if reasons else ""
-    click.echo(
-        f"launch    {size} ranks of {env['LORA_C_NUM_THREADS']} threads: {shlex.join(line[: -len(arguments)])}{because}",
-        err=True,
-    )
+    threads, words = env["LORA_C_NUM_THREADS"], shlex.join(line[: -len(arguments)])
+    click.echo(f"launch    {size} ranks, threads of each: {threads}: {words}{because}", err=True)
     sys.stdout.flush()
     os.execvpe(line[0], line, env)
 
@@ -53,7 +55,7 @@ def _without_launch(arguments: list[str]) -> list[str]:
 @contextmanager
 def as_a_rank() -> Iterator[None]:
     """While `lora-c train` runs as one of several: only rank 0 prints, and an error on any rank ends all of them."""
-    found = launched() if sys.argv[1:2] == ["train"] else None
+    found = _launched() if sys.argv[1:2] == ["train"] else None
     if found is None:
         yield
         return
@@ -70,6 +72,12 @@ def as_a_rank() -> Iterator[None]:
     except BaseException as error:
         _wait_for_first(found, error)
         _end(found, _words(error), exit_code(error))
+
+
+def _launched() -> Launched | None:
+    from ..comm.launched import launched  # with it comes the library, which other commands may do without
+
+    return launched()
 
 
 def _wait_for_first(found: Launched, error: BaseException) -> None:
