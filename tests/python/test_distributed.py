@@ -125,7 +125,7 @@ def test_any_number_of_ranks_gives_the_bits_of_one(
 def test_launch_calls_mpirun(place: Path, tmp_path: Path, alone: Callable[..., Any]) -> None:
     command = [sys.executable, "-m", "lora_c", *arguments(place, tmp_path), "--launch", "mpi:2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0 and done.stderr.startswith("launch    2 ranks of "), done.stderr
+    assert done.returncode == 0 and done.stderr.startswith("launch    2 ranks, threads of each: "), done.stderr
     assert digest(tmp_path) == alone("fast")[0]
 
 
