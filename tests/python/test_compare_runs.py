@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import called, environment, killed_and_called, kills, make_workplace
+from command_lines import called, environment, killed_and_called, kills, least_hits, make_workplace
 
 from lora_c.cli.own_rows import own_rows
 from lora_c.comparison import compare as module
@@ -195,7 +195,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     times = [moments.uniform(1.5, 5.0 if count < 10 else 8.0) for _ in range(count)]
     done = killed_and_called(workplace, [*words, "--output-dir", "killed"], times)
     print(f"{done.hits} of {count} processes were killed at work")
-    assert done.returncode == 0 and done.hits > 0.6 * count, done.stderr
+    assert done.returncode == 0 and done.hits >= least_hits(count), done.stderr
     found = results(workplace / "killed")
     assert found == results(workplace / "whole") and [len(row) for row in found[2]] == [1, 1]
     lora, full = found[2][0][0], found[2][1][0]

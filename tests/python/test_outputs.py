@@ -29,6 +29,7 @@ TEXTS = {
         "device", "layers_pattern", "init_lora_weights", "target_modules", "exclude_modules", "modules_to_save",
         "metric_for_best_model", "init_weights", "prompt_tuning_init_text", "tokenizer_name_or_path",
         "paged_dir",  # of a file that has no name
+        "launch",  # of train
     }),
 }  # fmt: skip
 # How each command is called, {name}: the path of an input of that name.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_lines import called, environment, killed_and_called, kills, make_workplace
+from command_lines import called, environment, killed_and_called, kills, least_hits, make_workplace
 
 from lora_c import TrainConfig, Trainer, load_model
 from lora_c.cli.sweep import table_lines
@@ -203,7 +203,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     times = [moments.uniform(0.6, 2.0 if count < 10 else 4.0) for _ in range(count)]
     done = killed_and_called(workplace, [*words, "--output-dir", "killed"], times)
     print(f"{done.hits} of {count} processes were killed at work")
-    assert done.returncode == 0 and done.hits > 0.8 * count, done.stderr
+    assert done.returncode == 0 and done.hits >= least_hits(count), done.stderr
     assert (workplace / "killed/sweep.json").read_bytes() == (workplace / "whole/sweep.json").read_bytes()
     assert parameters(workplace / "killed") == parameters(workplace / "whole") and len(parameters(workplace / "whole")) == 4
     assert (workplace / "whole/sweep.png").read_bytes()[:4] == b"\x89PNG"

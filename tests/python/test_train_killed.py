@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import called, killed_and_called, kills, make_workplace
+from command_lines import called, killed_and_called, kills, least_hits, make_workplace
 
 WORDS = (
     "train --model model --data chat.jsonl --val-fraction 0.2 --batch-size 2 --lora-dropout 0.1 --lr 1e-3 --save-steps 2 "
@@ -51,7 +51,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     times = [moments.uniform(0.8, 3.0) for _ in range(count)]
     done = killed_and_called(workplace, [*words, "--output-dir", "killed"], times)
     print(f"{done.hits} of {count} processes were killed at work")
-    assert done.returncode == 0 and done.hits > 0.6 * count, done.stderr
+    assert done.returncode == 0 and done.hits >= least_hits(count), done.stderr
     whole, killed = outcome(workplace / "whole"), outcome(workplace / "killed")
     assert len([one for one in whole["measured"] if "loss" in one]) == 30 * count
     assert killed["measured"] == whole["measured"]
