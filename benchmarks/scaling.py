@@ -1,4 +1,4 @@
-"""What data parallel training brings on 1 to 1,024 nodes, from the costs of this machine and a model of the network.
+"""What data parallel training brings on 1 to 1,024 nodes, from assumed costs of a node and a model of the network.
 
     python benchmarks/scaling.py [--measure] [--json FILE]
 
@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_c import _core
-from lora_c.training.distributed import division
+from lora_c.training.distributed import PIECE, division
 
-PIECE = 1 << 21  # elements of an exchange
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 NETWORKS = {"1 Gbit/s": (30e-6, 1e9 / 8), "10 Gbit/s": (15e-6, 10e9 / 8), "100 Gbit/s": (3e-6, 100e9 / 8)}  # latency, bytes/s
 OFF = 0.20

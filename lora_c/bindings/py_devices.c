@@ -150,6 +150,23 @@ int lora_py_same_device(const lora_ctx *ctx, const lora_py_object *o, const char
     return -1;
 }
 
+lora_py_parameter *lora_py_trained_parameter(void *object, const lora_py_state *state, PyObject *o, Py_ssize_t i) {
+    if (!Py_IS_TYPE(o, state->parameter_type)) {
+        PyErr_Format(PyExc_TypeError, "params: expected Parameter objects, got %s at index %zd", Py_TYPE(o)->tp_name, i);
+        return NULL;
+    }
+    lora_py_parameter *p = (lora_py_parameter *)o;
+    if (!p->grad) {
+        PyErr_Format(PyExc_ValueError, "params: expected parameters with requires_grad=True, got a frozen one at index %zd", i);
+        return NULL;
+    }
+    if (i == 0)
+        lora_py_put_on(object, lora_py_device_of(p));
+    else if (lora_py_same_device(((lora_py_object *)object)->ctx, &p->base, "params") < 0)
+        return NULL;
+    return p;
+}
+
 int lora_py_traverse_devices(lora_py_state *state, visitproc visit, void *arg) {
     for (int i = 0; i < LORA_PY_MOST_DEVICES; i++) Py_VISIT(state->devices[i]);
     return 0;

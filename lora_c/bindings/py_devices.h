@@ -33,6 +33,9 @@ int lora_py_upload(const lora_py_object *of, void *to, const void *from, size_t 
 PyObject *lora_py_get_device(PyObject *o, void *unused);
 /** Refuses an object of another device than the context's; -1 with ValueError. what: the argument that it is. */
 int lora_py_same_device(const lora_ctx *ctx, const lora_py_object *o, const char *what);
+/* params[i] of an object that trains: a Parameter with a gradient. The object takes the device of the first one, which the others must
+ * share. NULL with an exception. */
+lora_py_parameter *lora_py_trained_parameter(void *object, const lora_py_state *state, PyObject *o, Py_ssize_t i);
 
 int lora_py_traverse_devices(lora_py_state *state, visitproc visit, void *arg);
 void lora_py_clear_devices(lora_py_state *state);

@@ -24,20 +24,8 @@ static int gradient_tree_traverse(PyObject *o, visitproc visit, void *arg) {
 /* --- construction ------------------------------------------------------------------------------------------------- */
 
 static int add_parameter(gradient_tree *self, lora_py_state *state, Py_ssize_t i, lora_param *param) {
-    PyObject *o = PyTuple_GET_ITEM(self->parameters, i);
-    if (!Py_IS_TYPE(o, state->parameter_type)) {
-        PyErr_Format(PyExc_TypeError, "params: expected Parameter objects, got %s at index %zd", Py_TYPE(o)->tp_name, i);
-        return -1;
-    }
-    lora_py_parameter *p = (lora_py_parameter *)o;
-    if (!p->grad) {
-        PyErr_Format(PyExc_ValueError, "params: expected parameters with requires_grad=True, got a frozen one at index %zd", i);
-        return -1;
-    }
-    if (i == 0)
-        lora_py_put_on(self, lora_py_device_of(p));
-    else if (lora_py_same_device(self->base.ctx, &p->base, "params") < 0)
-        return -1;
+    lora_py_parameter *p = lora_py_trained_parameter(self, state, PyTuple_GET_ITEM(self->parameters, i), i);
+    if (!p) return -1;
     *param = (lora_param){.grad = p->grad, .n = p->size};
     return 0;
 }

@@ -24,23 +24,12 @@ static Py_ssize_t find_parameter(const lora_py_optimizer *self, Py_ssize_t n, Py
 }
 
 static int add_parameter(lora_py_optimizer *self, lora_py_state *state, Py_ssize_t i, PyObject *o, lora_param *param) {
-    if (!Py_IS_TYPE(o, state->parameter_type)) {
-        PyErr_Format(PyExc_TypeError, "params: expected Parameter objects, got %s at index %zd", Py_TYPE(o)->tp_name, i);
-        return -1;
-    }
-    lora_py_parameter *p = (lora_py_parameter *)o;
-    if (!p->grad) {
-        PyErr_Format(PyExc_ValueError, "params: expected parameters with requires_grad=True, got a frozen one at index %zd", i);
-        return -1;
-    }
+    lora_py_parameter *p = lora_py_trained_parameter(self, state, o, i);
+    if (!p) return -1;
     if (find_parameter(self, i, o) >= 0) {
         PyErr_Format(PyExc_ValueError, "params: expected each parameter once, got the one at index %zd again", i);
         return -1;
     }
-    if (i == 0)
-        lora_py_put_on(self, lora_py_device_of(p));
-    else if (lora_py_same_device(self->base.ctx, &p->base, "params") < 0)
-        return -1;
     self->parameters[i] = (lora_py_parameter *)Py_NewRef(o);
     *param = (lora_param){
         .data = p->data, .grad = p->grad, .n = p->size, .decay = true, .cols = p->ndim == 2 ? p->shape[1] : 0, .lr_ratio = 1.0};

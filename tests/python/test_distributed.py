@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lora_c.comm.launch import find_mpirun, mpirun_command, ranks_of
-from lora_c.comm.launched import launched
+from lora_c.comm.launched import launched, seconds_of
 from lora_c.comm.world import threads_of_rank
 from lora_c.errors import ConfigError
 from lora_c.training.distributed import division
@@ -219,6 +219,16 @@ def test_threads_are_an_equal_share_of_the_cpus_of_a_node() -> None:
     assert threads_of_rank("a", [("a", {0, 1, 2, 3}), ("a", {0, 1, 2, 3}), ("b", {0})]) == 2
     assert threads_of_rank("a", [("a", {0, 1}), ("a", {2, 3})]) == 2  # bound by the launcher
     assert threads_of_rank("a", [("a", {0})] * 3) == 1
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "nan", "inf"])
+def test_waits_are_numbers_of_seconds(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    for value, seconds in (("", 30.0), ("0", 0.0), ("2.5", 2.5)):
+        monkeypatch.setenv("LORA_C_HEARTBEAT_SECONDS", value)
+        assert seconds_of("LORA_C_HEARTBEAT_SECONDS", 30.0) == seconds
+    monkeypatch.setenv("LORA_C_HEARTBEAT_SECONDS", given)
+    with pytest.raises(ConfigError, match=rf"^LORA_C_HEARTBEAT_SECONDS: expected seconds, 0 or more, got '{given}'; "):
+        seconds_of("LORA_C_HEARTBEAT_SECONDS", 30.0)
 
 
 @pytest.mark.parametrize("launch", ["2", "mpi", "mpi:0", "mpi:x", "mpi:-1", "nccl:2", "mpi:99999"])

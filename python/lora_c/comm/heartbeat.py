@@ -3,7 +3,6 @@ the one behind it, which ends the job. MPI alone would wait for it for ever."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from .launched import seconds_of
+
 INTERVAL = 1.0  # seconds between signs
-PATIENCE = float(os.environ.get("LORA_C_HEARTBEAT_SECONDS") or 30.0)  # without one; 0: nobody is watched
+_PATIENCE = 30.0  # seconds without one, where LORA_C_HEARTBEAT_SECONDS does not say it; 0: nobody is watched
+_UNTAKEN = 120  # signs that a rank which is stopped may leave untaken
 
 
 class Heartbeat:
@@ -31,6 +33,7 @@ class Heartbeat:
     def __init__(self, comm: Any, hosts: Sequence[str], alarm: Callable[[str], None]) -> None:
         rank, size = comm.Get_rank(), len(hosts)
         self._comm, self._alarm = comm, alarm
+        self._patience = seconds_of("LORA_C_HEARTBEAT_SECONDS", _PATIENCE)
         self._next, self._before = (rank + 1) % size, (rank - 1) % size
         self._name = f"rank {self._before} of {size} on {hosts[self._before]}"
         self._ended = threading.Event()
@@ -50,7 +53,7 @@ class Heartbeat:
         sent: list[Any] = []
         while not self._ended.wait(INTERVAL):
             sent = [request for request in sent if not request.Test()]
-            if len(sent) < 4 * PATIENCE:  # one that is stopped takes none
+            if len(sent) < _UNTAKEN:
                 sent.append(self._comm.Isend(sign, dest=self._next))
             heard = False
             while self._comm.Iprobe(source=self._before):
@@ -60,7 +63,7 @@ class Heartbeat:
             # What this process itself has slept through is no silence of others: the whole job may have been stopped.
             silence = 0.0 if heard else silence + min(now - last, 2 * INTERVAL)
             last = now
-            if PATIENCE and silence > PATIENCE:
+            if self._patience and silence > self._patience:
                 self._alarm(
                     f"{self._name}: expected a sign of life every second, got none for {silence:.0f} s: it was stopped, or "
                     "its machine is out of reach; the job ends, go on from the last checkpoint with --resume"

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .launched import Launched
+from .launched import Launched, seconds_of
 
-SECONDS = float(os.environ.get("LORA_C_JOIN_SECONDS") or 45.0)  # from the start of one rank to that of the last one
+_SECONDS = 45.0  # from the start of one rank to that of the last one, where LORA_C_JOIN_SECONDS does not say it
 _WATCH = """
 import os, select, sys
 seconds, rank, text = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -25,8 +25,9 @@ if not select.select([0], [], [], seconds)[0]:
 
 
 @contextmanager
-def joined_in_time(found: Launched, seconds: float = SECONDS) -> Iterator[None]:
+def joined_in_time(found: Launched) -> Iterator[None]:
     """End this process, and so the job, when the block takes longer."""
+    seconds = seconds_of("LORA_C_JOIN_SECONDS", _SECONDS)
     text = (
         f"lora-c: rank {found.rank} of {found.size} on {socket.gethostname()}: expected all ranks to join within "
         f"{seconds:.0f} s, got fewer: one was stopped or hangs; the job ends (LORA_C_JOIN_SECONDS: more time)\n"

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ..errors import ConfigError
+
 # (launcher, variable of the size, variable of the rank). Slurm's own are those of a step of srun: the
 # script of sbatch, which is one process, has SLURM_NTASKS, too.
 _LAUNCHERS = (
@@ -30,3 +32,23 @@ def launched(environment: Mapping[str, str] | None = None) -> Launched | None:
         if env.get(size, "").isdecimal() and env.get(rank, "").isdecimal():
             return Launched(launcher, int(env[rank]), int(env[size])) if int(env[size]) > 1 else None
     return None
+
+
+def seconds_of(variable: str, default: float) -> float:
+    """What an environment variable says, in seconds.
+
+    Raises
+    ------
+    ConfigError
+        It is no number of 0 or more.
+    """
+    given = os.environ.get(variable)
+    if not given:
+        return default
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{variable}: expected seconds, 0 or more, got {given!r}; the default is {default:g}")
+    return seconds

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .interrupt import StopRequest
     from .trainer import Trainer
 
-_PIECE = 1 << 21  # elements that are exchanged at a time: what bounds the memory that it takes
+PIECE = 1 << 21  # elements that are exchanged at a time: what bounds the memory that it takes
 
 
 class StepSums(NamedTuple):
@@ -119,8 +119,8 @@ class Share:
         covers = [_core.tree_cover(n, *part) for part in division(n, comm.size)]
         nodes = [node for cover in covers for node in cover]
         own = len(covers[comm.rank])
-        for begin in range(0, self.tree.elements, _PIECE):
-            count = min(_PIECE, self.tree.elements - begin)
+        for begin in range(0, self.tree.elements, PIECE):
+            count = min(PIECE, self.tree.elements - begin)
             cuts = [count * rank // comm.size for rank in range(comm.size + 1)]
             lengths = [cuts[rank + 1] - cuts[rank] for rank in range(comm.size)]
             send, place = self._buffer("send", own * count), 0
