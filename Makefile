@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
+# Files of tests run side by side; they compute on two threads and more themselves.
+PARALLEL ?= -n 2 --dist loadfile
 FUZZ_CASES ?= 10000
 KILLS ?= 30
 MUTANTS_SEED ?= 1
@@ -49,7 +51,7 @@ demo: $(VENV)/installed ## install into .venv and teach the model that ships a n
 	$(BIN)/lora-c demo --out demo-output
 
 test: $(VENV)/installed check stubtest ## install into .venv, run the C checks and pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(BUILD)/check $(TEST_BACKENDS) $(BENCHES) headers layers ## the C checks alone
 	@$(BUILD)/check
@@ -95,10 +97,10 @@ bits: $(VENV)/installed ## compare every recorded digest of results, on all rung
 	$(BIN)/python tests/bits/record.py --threads 1,2,3,4
 
 check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (minutes)
-	LORA_C_KILLS=$(KILLS) $(BIN)/python -m pytest tests/python/test_train_killed.py tests/python/test_sweep.py tests/python/test_compare_runs.py -k test_killed_at_any_moment
+	LORA_C_KILLS=$(KILLS) $(BIN)/python -m pytest --timeout 0 tests/python/test_train_killed.py tests/python/test_sweep.py tests/python/test_compare_runs.py -k test_killed_at_any_moment
 
 check-ranks: $(VENV)/installed ## 20 ranks of MPI that fail at random moments, and what is left of their runs (10 minutes)
-	LORA_C_RANK_FAILURES=20 $(BIN)/python -m pytest -rA tests/python/test_distributed.py -k at_any_moment
+	LORA_C_RANK_FAILURES=20 $(BIN)/python -m pytest --timeout 0 -rA tests/python/test_distributed.py -k at_any_moment
 
 fuzz: $(VENV)/installed ## read FUZZ_CASES damaged files per format
 	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES)
@@ -113,11 +115,11 @@ fuzz-asan: build/asan/lib/installed ## the same with the extension under ASan an
 	$(WITH_ASAN) $(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES) --memory 0
 
 test-asan: build/asan/lib/installed ## pytest of what the extension is given, under ASan and UBSan
-	$(WITH_ASAN) $(BIN)/python -m pytest $(EXTENSION_TESTS)
+	$(WITH_ASAN) $(BIN)/python -m pytest --timeout 0 $(EXTENSION_TESTS)
 
 test-debug: $(VENV)/installed ## pytest under a debug build of CPython (Debian: python3-dbg) with its checks of memory
 	PYTHONPATH="$(CURDIR)/python:$$($(BIN)/python -c 'import numpy; print(numpy.__path__[0])')/.." PYTHONMALLOC=debug \
-	$(DEBUG_PYTHON) -X dev -m pytest -p no:cacheprovider
+	$(DEBUG_PYTHON) -X dev -m pytest --timeout 0 -p no:cacheprovider
 
 $(VENV)/mutants: $(VENV)/installed
 	$(BIN)/pip install --quiet -e ".[mutants]"

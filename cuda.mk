@@ -43,7 +43,7 @@ check-kernels-all: ## the same for every architecture (4 minutes)
 	@$(MAKE) check-kernels CUDA_ARCHS=75,80,86,89,90a,100,120
 
 check-cuda-python: $(VENV)/installed $(SHIM_READY) ## the tests of Python that concern devices most, on it (tests/python/device_subset.txt)
-	@$(BIN)/python -m pytest --device shim $$(grep -v '^#' tests/python/device_subset.txt) tests/python/test_shim.py
+	@$(BIN)/python -m pytest $(PARALLEL) --device shim $$(grep -v '^#' tests/python/device_subset.txt) tests/python/test_shim.py
 
 check-cuda-mutants: $(VENV)/installed $(SHIM_READY) ## kernels without one barrier or bounds check each: every one must be noticed
 	@$(BIN)/python tests/cuda/mutate.py
@@ -51,7 +51,7 @@ check-cuda-mutants: $(VENV)/installed $(SHIM_READY) ## kernels without one barri
 check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it
 	@$(MAKE) check-cuda-c check-cuda-asan check-cuda-launches check-kernels-all check-cuda-mutants
 	@$(ON_SHIM) $(BUILD)/check decoder
-	@$(BIN)/python -m pytest --device shim
+	@$(BIN)/python -m pytest $(PARALLEL) --timeout 3000 --device shim
 
 cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
 	@$(PYTHON) tools/build_cuda.py $(BUILD)/liblora_c_cuda.so --archs $(CUDA_ARCHS)

@@ -47,6 +47,20 @@ from lora_c.cli import main
 main()
 """
 
+# A callback of the prompt's loop fails, as one does that draws just when the terminal is closed.
+DRAWS_IN_VAIN = """
+import asyncio, prompt_toolkit
+from lora_c.chat.prompt_signals import read_line
+session = prompt_toolkit.PromptSession("you  ")
+def fail():
+    raise OSError(5, "no terminal")
+session.app.after_render += lambda app: asyncio.get_running_loop().call_soon(fail)
+try:
+    read_line(session)
+except OSError as error:
+    print("ended by", error)
+"""
+
 
 class Chat:
     """A running chat: what is typed, and what is seen."""
@@ -299,7 +313,9 @@ def test_nothing_that_was_typed_reaches_the_shell(start: Callable[..., Chat], tm
     assert not (tmp_path / "typed").exists()
 
 
-@pytest.mark.parametrize(("number", "code", "moment"), [(15, 143, "prompt"), (15, 143, "answer"), (1, 129, "answer")])
+@pytest.mark.parametrize(
+    ("number", "code", "moment"), [(15, 143, "prompt"), (15, 143, "answer"), (1, 129, "prompt"), (1, 129, "answer")]
+)
 def test_a_signal_leaves_the_terminal_as_it_was(start: Callable[..., Chat], number: int, code: int, moment: str) -> None:
     chat = start("--ignore-eos", "--max-new-tokens", 400, delay=0.05, shell=True)
     if moment == "answer":
@@ -325,8 +341,18 @@ def test_a_terminal_that_is_closed_ends_the_chat(start: Callable[..., Chat], mom
         chat.see(MODEL + r".*[a-z]+ [a-z]+ ")
     chat.child.ptyproc.fileobj.close()
     chat.child.ptyproc.closed = True
-    chat.child.wait()
+    limit = time.monotonic() + 30
+    while chat.child.isalive():
+        assert time.monotonic() < limit, "the chat goes on without its terminal"
+        time.sleep(0.01)
     assert chat.child.exitstatus == 129
+
+
+def test_a_prompt_that_cannot_be_drawn_ends() -> None:
+    environment = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+    child = pexpect.spawn(sys.executable, ["-c", DRAWS_IN_VAIN], env=environment, encoding="utf-8", timeout=30)
+    child.expect(re.escape("ended by [Errno 5] no terminal"))
+    child.close(force=True)
 
 
 def test_chat_and_generate_show_a_terminal_no_control_sequences(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ from prompt_toolkit.formatted_text import FormattedText
 from ..display.printable import printable
 from ..errors import LoraCError
 from ..files.uninterrupted import throw, uninterrupted
+from ..training.interrupt import Stopped
 from .commands import Commands, Outcome
 from .completion import CommandCompleter
 from .history import PrivateHistory, open_history
 from .keys import chat_keys, without_quotes
 from .piped import forgotten_line, write_answer
+from .prompt_signals import read_line
 
 GREETING = "Enter sends, Esc-Enter begins a line, /help lists commands, Ctrl-D leaves."
 HOW_TO_LEAVE = "Ctrl-D or /bye leaves."
@@ -40,8 +42,13 @@ def talk(commands: Commands) -> int:
             chat.say(GREETING)
             while chat.turn():
                 pass
+        except OSError:
+            if not _is_closed():
+                raise
         finally:
             _forget_typed()
+    if _is_closed():  # which is seen before its signal has come, at times
+        raise Stopped(signal.SIGHUP)
     return 0
 
 
@@ -73,7 +80,7 @@ class TerminalChat:
     def turn(self) -> bool:
         """One line; False when the person leaves."""
         try:
-            line = without_quotes(self._session.prompt())
+            line = without_quotes(read_line(self._session))
         except EOFError:
             return False
         except KeyboardInterrupt as error:
@@ -175,6 +182,11 @@ def _interrupts_for(chat: TerminalChat) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _is_closed() -> bool:
+    """Whether the terminal that the chat began on is gone."""
+    return not os.isatty(sys.stdin.fileno())
 
 
 def _forget_typed() -> None:
