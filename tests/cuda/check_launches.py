@@ -16,7 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +83,7 @@ def launches_of(compute: str, families: list[str]) -> set[Launch]:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "launches"
         environment = {"LORA_C_BACKENDS": str(library), "SHIM_COMPUTE": compute, "SHIM_LAUNCHES": str(rows)}
+        environment["LORA_C_SHIM_THREADS"] = "1"  # one processor each
         done = subprocess.run(
             [BUILT / "check", *families], env=os.environ | environment, capture_output=True, text=True, check=False
         )
@@ -102,9 +105,11 @@ def main() -> None:
     parser.add_argument("families", nargs="*", metavar="FAMILY", default=FAMILIES)
     args = parser.parse_args()
     wrong, kernels, total = [], set(), 0
-    for compute in args.computes.split(","):
+    computes = args.computes.split(",")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(partial(launches_of, families=args.families), computes))
+    for compute, launches in zip(computes, found, strict=True):
         registers = registers_of(ARCHS[compute])
-        launches = launches_of(compute, args.families)
         wrong += [said for launch in launches if (said := wrong_with(launch, compute, registers))]
         kernels |= {launch.kernel for launch in launches}
         total += len(launches)
