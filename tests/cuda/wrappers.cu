@@ -250,6 +250,8 @@ int main() {
         printf("{\"wrapper\": \"%s\", \"wrong\": %d, \"ok\": %s}\n", c.name, wrong, wrong == 0 ? "true" : "false");
         faults += wrong > 0;
     }
+    if (m.stream) m.did(m.api->stream_destroy(m.stream));
+    if (m.pool) m.did(m.api->pool_destroy(m.pool));
     if (m.code != 0) printf("{\"error\": \"%s\", \"ok\": false}\n", m.api->error_text(m.code));
     return m.code != 0 || faults > 0;
 }
