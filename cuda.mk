@@ -51,7 +51,7 @@ check-cuda-mutants: $(VENV)/installed $(SHIM_READY) ## kernels without one barri
 check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it
 	@$(MAKE) check-cuda-c check-cuda-asan check-cuda-launches check-kernels-all check-cuda-mutants
 	@$(ON_SHIM) $(BUILD)/check decoder
-	@$(BIN)/python -m pytest $(PARALLEL) --timeout 3000 --device shim
+	@$(BIN)/python -m pytest $(PARALLEL) --timeout 3000 --device shim tests/python
 
 cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
 	@$(PYTHON) tools/build_cuda.py $(BUILD)/liblora_c_cuda.so --archs $(CUDA_ARCHS)
