@@ -218,6 +218,14 @@ def test_a_row_is_the_run_that_train_makes(workplace: Path) -> None:
     assert run["eval_loss"] == json.loads(done.stdout)["eval_loss"]
 
 
+def test_where_every_row_fails_the_command_fails(workplace: Path) -> None:
+    words = [*WORDS, "--rows", "full", "--max-steps", "1", "--output-dir", "small"]
+    limited = ["sh", "-c", 'ulimit -f 200; exec "$@"', "sh", sys.executable, "-m", "lora_c", *words]  # blocks: a full disk
+    done = subprocess.run(limited, cwd=workplace, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "advice    No row has a held-out loss" in done.stdout, done.stderr
+    assert called(workplace, words).returncode == 0
+
+
 def test_rows_of_ones_own_change_what_their_file_says(workplace: Path) -> None:
     (workplace / "rows.yaml").write_text("wide:\n  r: 3\n  lr: 1e-3\n  title: three\nfew:\n  peft-type: prompt_tuning\n")
     words = "compare --model model --data chat.jsonl --val-fraction 0.2 --max-steps 1 --seeds 1 --no-loading".split()
@@ -269,7 +277,7 @@ def test_a_row_that_cannot_be_says_why_and_the_others_go_on(workplace: Path) -> 
     done = called(workplace, ["compare", "--model", "model", "--data", "chat.jsonl", "--val-fraction", "0.2", *words])
     assert done.returncode == 0, done.stderr
     assert "row       prefix, seed 0: refused: num_virtual_tokens: expected fewer than the model's context" in done.stderr
-    assert "Take head" in done.stdout
+    assert "advice    head (" in done.stdout and "no other row has one to compare it with" in done.stdout
 
 
 def test_a_row_that_diverges_has_no_numbers_and_is_not_run_again(workplace: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -64,7 +65,9 @@ def test_rates_are_a_grid_of_equal_quotients() -> None:
 
 
 @pytest.mark.parametrize(("work", "name"), [
-    (lambda: learning_rates(1e-3, 1e-3, 3), "lr_max"), (lambda: learning_rates(0.0, 1e-3, 3), "lr_max"),
+    (lambda: learning_rates(1e-3, 1e-3, 3), "lr_max"), (lambda: learning_rates(0.0, 1e-3, 3), "lr_min"),
+    (lambda: learning_rates(math.nan, 1e-3, 3), "lr_min"), (lambda: learning_rates(1e-5, math.inf, 3), "lr_max"),
+    (lambda: learning_rates(1e-5, math.nan, 3), "lr_max"),
     (lambda: learning_rates(1e-3, 1.001e-3, 9), "trials"), (lambda: learning_rates(1e-3, 1e-2, 1), "trials"),
     (lambda: rungs(9, 8, 3), "max_steps: expected 9 steps or more for 9 rates"), (lambda: rungs(9, 90, 1), "factor"),
 ])  # fmt: skip

@@ -57,7 +57,8 @@ def command(**own: Any) -> None:
     """Train one method after the other on the same base, data and budget, and say which is worth it.
 
     Each row and seed is a process of its own. Given again, the command goes on where it was stopped; a row that has run is
-    not run again. Writes compare.json, compare.html and pictures to the output folder.
+    not run again. Writes compare.json, compare.html and pictures to the output folder. Where every row was refused or failed,
+    the exit code is 1.
     """
     from ..comparison.compare import compare
     from ..display.rows_progress import open_rows
@@ -93,7 +94,13 @@ def command(**own: Any) -> None:
     if as_json:
         found = {name: value for name, value in record.as_dict().items() if name not in ("format", "run")}
         print_json({**found, "output_dir": str(folder), "written": written})
-        return
+    else:
+        _show(record, folder, written)
+    if not any("results" in run for row in record.rows.values() for run in row.runs.values()):
+        raise click.exceptions.Exit(1)
+
+
+def _show(record: CompareRecord, folder: Path, written: list[str]) -> None:
     from ..comparison.table import loading_line, table_lines
 
     click.echo("\n".join(table_lines(record, columns_of(sys.stdout))))

@@ -90,7 +90,7 @@ def _fit(plan: Plan) -> list[tuple[str, str]]:
     if plan.fits:
         return rows
     if plan.remedy is None:
-        return [*rows, ("change", "no change of recompute, micro-batch, optimizer, activations or length makes it fit")]
+        return [*rows, ("change", plan.without_remedy)]
     return [
         *rows,
         ("change", f"{plan.remedy.flags}: {size_text_of(plan.remedy.plan.total)} ({plan.remedy.cost})"),

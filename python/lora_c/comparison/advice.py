@@ -27,6 +27,11 @@ def advice_of(record: CompareRecord) -> str:
             f"Train otherwise: no row came below the base's held-out loss of {base:.4f} (the best, {best}, has "
             f"{found[best].value:.4f}); give more steps, more data or another learning rate."
         )
+    if len(found) == 1:
+        return (
+            f"{best} ({record.rows[best].title}) has a held-out loss of {_shown(found[best])}, and no other row has one to "
+            "compare it with; --rows names more."
+        )
     close = [name for name in found if _is_as_good(record.rows[name], record.rows[best])]
     chosen = min(close, key=lambda name: (_cost(record.rows[name]), _size(record.rows[name]), found[name].value))
     words = f"Take {chosen} ({record.rows[chosen].title}): held-out loss {_shown(found[chosen])}"

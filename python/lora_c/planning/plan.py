@@ -21,7 +21,7 @@ from .advice import advice
 from .cards import Card, card_named
 from .flops import flop_terms
 from .papers import Figure, figures_for
-from .remedies import Remedy, remedy
+from .remedies import CARD_ROOM, ROOM, Remedy, nothing_helps, remedy
 from .speed import Speed, measure_speed
 from .subject import Recompute, Subject
 from .terms import Term, memory_terms, parameter_terms
@@ -114,6 +114,11 @@ class Plan:
     def fits(self) -> bool | None:
         """Whether the forecast is within what is free; None where nobody knows that."""
         return None if self.place.free is None else self.memory.total <= self.place.free
+
+    @property
+    def without_remedy(self) -> str:
+        """What is said where it does not fit and no change is enough."""
+        return nothing_helps(self.subject.config)
 
     @property
     def trained(self) -> int:
@@ -226,7 +231,7 @@ def make_plan(subject: Subject, place: Place, tokens_to_learn: int | None = None
     plan = Plan(subject, place, recompute, memory, tokens_to_learn=tokens_to_learn)
     if plan.fits is not False or place.free is None:
         return plan
-    return replace(plan, remedy=remedy(subject, place.free))
+    return replace(plan, remedy=remedy(subject, place.free, CARD_ROOM if place.card else ROOM))
 
 
 def config_within(config: TrainConfig, found: Remedy) -> TrainConfig:

@@ -14,6 +14,7 @@ from .subject import Subject
 
 _SHORTEST = 64  # tokens that a sequence is not cut below
 ROOM = 0.9  # of what is free, for a run with a change: buffers of files, the tokenizer, the data
+CARD_ROOM = 0.95  # of a card, which holds none of those
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ def possible_changes(subject: Subject) -> Iterator[list[Change]]:
     if config.optim in ("adamw_torch", "adamw_8bit"):
         paged = {"adamw_torch": "paged_adamw_32bit", "adamw_8bit": "paged_adamw_8bit"}[config.optim]
         yield [Change({"optim": paged}, "moments in a file, read and written in each step")]
-    if (shorter := _shorter(subject)) != []:
-        yield shorter
     if config.method == "lora":
         yield [Change({"method": "qlora"}, "a base in 4 bits")]
+    if (shorter := _shorter(subject)) != []:
+        yield shorter
 
 
 def _smaller_batches(config: TrainConfig) -> list[Change]:
@@ -111,7 +112,7 @@ def refuse_what_cannot_fit(subject: Subject, free: int | None) -> None:
     if free is None or least.total - mapped <= free:
         return
     found = remedy(subject, free + mapped)
-    way_out = "no change of its options makes it fit; a smaller model does"
+    way_out = f"{nothing_helps(subject.config)}; a smaller model does"
     if found is not None:
         way_out = f"{found.flags} makes it {found.plan.total / 2**20:,.1f} MiB ({found.cost})"
     raise FitError(
@@ -120,10 +121,16 @@ def refuse_what_cannot_fit(subject: Subject, free: int | None) -> None:
     )
 
 
-def remedy(subject: Subject, free: int) -> Remedy | None:
+def nothing_helps(config: TrainConfig) -> str:
+    """What is said where no change is enough."""
+    less = "; --method lora and qlora, which train an adapter, take less" if config.method == "full" else ""
+    return f"no change of recompute, micro-batch, optimizer, activations, base or length makes it fit{less}"
+
+
+def remedy(subject: Subject, free: int, room: float = ROOM) -> Remedy | None:
     """The cheapest change within what is free, with some room for what a process takes besides: one alone, or two, or all
     that there are; None where none is enough."""
-    limit = ROOM * free
+    limit = room * free
     kinds = list(possible_changes(subject))
     for count in (1, 2):
         for chosen in combinations(kinds, count):

@@ -59,7 +59,9 @@ def learning_rates(low: float, high: float, n: int) -> list[float]:
     ConfigError
         They are not in this order, or so close that two are one.
     """
-    if not 0.0 < low < high or not math.isfinite(high):
+    if not 0.0 < low < math.inf:
+        raise ConfigError(f"lr_min: expected a finite rate above 0, got {low:g}")
+    if not low < high or not math.isfinite(high):
         raise ConfigError(f"lr_max: expected a rate above lr_min ({low:g}), got {high:g}")
     if n < 2:
         raise ConfigError(f"trials: expected 2 rates or more, got {n}")
