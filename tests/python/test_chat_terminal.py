@@ -67,9 +67,8 @@ class Chat:
 
     def __init__(self, folder: Path, *flags: object, delay: float = 0.0, columns: int = 80, shell: bool = False) -> None:
         self.folder, self._n = folder, 0
-        inherited = {
-            name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")
-        }  # the window's own count
+        # Without what says the size of another window.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         environment = inherited | {
             "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(folder / "state"), "LORA_C_TEST_DELAY": str(delay),
             "TERM": "xterm", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(BASE.parents[1]), "PS1": "$ ",

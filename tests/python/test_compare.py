@@ -203,10 +203,8 @@ def test_advice_is_the_cheapest_of_those_that_are_as_good() -> None:
     alone = record_of({"big": [1.0], "small": [1.2]}, {"big": 200, "small": 50})
     assert advice_of(alone).startswith("Take big (title of big): held-out loss 1.0000, the best of all rows, with 200 MiB")
     only = advice_of(record_of({"big": [1.0]}, {"big": 200}))
-    assert (
-        only
-        == "big (title of big) has a held-out loss of 1.0000, and no other row has one to compare it with; --rows names more."
-    )
+    said = "big (title of big) has a held-out loss of 1.0000, and no other row has one to compare it with; --rows names more."
+    assert only == said
 
 
 def test_advice_compares_seed_by_seed() -> None:

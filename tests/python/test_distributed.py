@@ -155,7 +155,7 @@ def test_what_meets_one_rank_ends_all_of_them_in_words(
 
 
 @needs_mpi
-def test_ranks_of_a_node_hold_one_base(place: Path, tmp_path: Path) -> None:
+def test_ranks_of_a_node_hold_one_base(place: Path, tmp_path: Path, on_cpu: None) -> None:  # in memory of the host
     done = run(2, arguments(place, tmp_path, steps=4), "pages", rank=1, at=5)
     assert done.returncode == 0, done.stderr
     pages = json.loads(done.stderr.partition("pages ")[2].splitlines()[0])

@@ -121,9 +121,8 @@ def test_what_fits_into_a_card(tmp_path: Path) -> None:
     dense = plan(tmp_path, *words, "--method", "lora", "--device", "T4")
     assert dense["fits"] is False and dense["change"]["options"] == {"method": "qlora"}
     assert dense["change"]["memory_bytes"] <= dense["place"]["free_bytes"]
-    nearly = plan(
-        tmp_path, "--shape", "llama-7b", "--method", "lora", "--device", "T4"
-    )  # the same steps, before any other change
+    # The same steps in smaller passes come before any other change.
+    nearly = plan(tmp_path, "--shape", "llama-7b", "--method", "lora", "--device", "T4")
     assert nearly["change"]["options"] == {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     full = called(tmp_path, ["plan", "--shape", "llama-7b", "--method", "full", "--device", "4090", "--seconds", "0"])
     assert "makes it fit; --method lora and qlora, which train an adapter, take less" in " ".join(full.stdout.split())

@@ -15,7 +15,7 @@ from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
-from prompt_toolkit.application.current import get_app_session
+from prompt_toolkit.application.current import get_app, get_app_or_none
 
 from ..training.interrupt import Stopped
 
@@ -33,7 +33,7 @@ def _ended_by_signals() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def tell(number: int, frame: FrameType | None) -> None:
-        app = get_app_session().app
+        app = get_app_or_none()
         if first or app is None or app.loop is None:
             handlers[number](number, frame)  # type: ignore[operator, misc]
             return
@@ -55,11 +55,11 @@ def _ended_by_signals() -> Iterator[None]:
 
 def _end_by_failures() -> None:
     """Run inside of the prompt's loop: what fails in a callback fails the prompt."""
-    app = get_app_session().app
+    app = get_app()
 
     def fail(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if app is None or not _leave(app, error or RuntimeError(context["message"])):
+        if not _leave(app, error or RuntimeError(context["message"])):
             loop.default_exception_handler(context)
 
     asyncio.get_running_loop().set_exception_handler(fail)
