@@ -48,10 +48,12 @@ check-cuda-python: $(VENV)/installed $(SHIM_READY) ## the tests of Python that c
 check-cuda-mutants: $(VENV)/installed $(SHIM_READY) ## kernels without one barrier or bounds check each: every one must be noticed
 	@$(BIN)/python tests/cuda/mutate.py
 
+# They begin first: files are whole, and one that begins last would run alone.
+LONGEST := $(patsubst %,tests/python/test_%.py,notebooks compare_runs training examples quantized_bases precision terminals)
 check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it
 	@$(MAKE) check-cuda-c check-cuda-asan check-cuda-launches check-kernels-all check-cuda-mutants
 	@$(ON_SHIM) $(BUILD)/check decoder
-	@$(BIN)/python -m pytest $(PARALLEL) --timeout 3000 --device shim tests/python
+	@$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder --timeout 3000 --device shim $(LONGEST) tests/python
 
 cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
 	@$(PYTHON) tools/build_cuda.py $(BUILD)/liblora_c_cuda.so --archs $(CUDA_ARCHS)

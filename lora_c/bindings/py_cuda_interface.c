@@ -91,8 +91,10 @@ static int read_data(PyObject *interface, lora_py_extent *e) {
 static int follow(lora_py_state *state, lora_py_device device, PyObject *interface) {
     PyObject *given = entry(interface, "stream");
     if (!given) return 0;
-    void *stream = PyLong_Check(given) ? PyLong_AsVoidPtr(given) : NULL;
-    if (PyErr_Occurred() || !stream) return lora_py_refuse(PyExc_ValueError, "x: expected stream to be None or an int other than 0", given);
+    int overflow = 0;
+    long long number = PyLong_Check(given) ? PyLong_AsLongLongAndOverflow(given, &overflow) : 0;
+    if (number <= 0 || overflow) return lora_py_refuse(PyExc_ValueError, "x: expected stream to be None or an int above 0", given);
+    void *stream = (void *)(uintptr_t)number;
     lora_status status;
     lora_error err = {0};
     LORA_PY_CALL(device.ctx, status, lora_stream_follows(device.ctx, lora_ctx_stream(device.ctx), stream, &err));

@@ -70,6 +70,13 @@ int lora_py_find_device(lora_py_state *state, const char *name, lora_py_device *
     return 0;
 }
 
+int lora_py_contexts(const lora_py_state *state, lora_ctx **out) {
+    int n = 0;
+    out[n++] = state->ctx;
+    for (PyObject *const *at = state->devices; at < state->devices + LORA_PY_MOST_DEVICES && *at; at++) out[n++] = context_of(*at);
+    return n;
+}
+
 void lora_py_put_on(void *object, lora_py_device device) {
     lora_py_object *self = object;
     Py_SETREF(self->owner, Py_NewRef(device.owner));

@@ -6,6 +6,8 @@
 
 /** The device of this name, whose context and owner the state holds. -1 with an exception. */
 int lora_py_find_device(lora_py_state *state, const char *name, lora_py_device *out);
+/** The contexts of the CPU and of every device that has been opened, at most 1 + LORA_PY_MOST_DEVICES; returns how many. */
+int lora_py_contexts(const lora_py_state *state, lora_ctx **out);
 /** The device of the contexts that objects have by themselves. */
 lora_py_device lora_py_cpu(const lora_py_state *state);
 /** The device of an object. */

@@ -138,17 +138,21 @@ static int wants_host(PyObject *wanted, lora_dl_device own) {
     return -1;
 }
 
+enum { NO_ORDER = -1, LAST_DEFAULT = 2 };
+
+/* The array API's standard for __dlpack__: with CUDA 0 has no meaning. */
 static int check_stream(PyObject *stream, lora_dl_device own) {
     if (stream == Py_None) return 0;
-    if (own.type == DL_CUDA && PyLong_Check(stream)) return 0;
-    return lora_py_refuse(PyExc_BufferError, own.type == DL_CPU ? "stream: expected None on the CPU" : "stream: expected an int or None",
-                          stream);
+    int overflow = 0;
+    long long number = own.type == DL_CUDA && PyLong_Check(stream) ? PyLong_AsLongLongAndOverflow(stream, &overflow) : 0;
+    if (!overflow && (number == NO_ORDER || number > 0)) return 0;
+    return lora_py_refuse(PyExc_BufferError,
+                          own.type == DL_CPU ? "stream: expected None on the CPU" : "stream: expected None, -1 or an int above 0", stream);
 }
 
 /* What the device was asked for comes before what the consumer asks for on its stream. Its library's default streams (1, 2, and None,
  * which is 1) are not asked to wait: the host does. -1: the consumer takes care itself. */
 static lora_status settle(lora_ctx *ctx, long long stream, lora_error *err) {
-    enum { NO_ORDER = -1, LAST_DEFAULT = 2 };
     if (stream == NO_ORDER) return lora_device_check(ctx, err);
     if (stream <= LAST_DEFAULT) return lora_sync(ctx, err);
     return lora_stream_follows(ctx, (void *)(uintptr_t)stream, lora_ctx_stream(ctx), err);

@@ -8,6 +8,8 @@
 
 /* --- what others say of their memory ------------------------------------------------------------------------------ */
 
+static const char TOO_LARGE[] = "an array that fits into memory, got shape";
+
 static int fail_layout(const char *expected, int64_t ndim, const int64_t *numbers) {
     PyObject *tuple = lora_py_shape((int)ndim, numbers);
     if (tuple) PyErr_Format(PyExc_ValueError, "x: expected %s %R", expected, tuple);
@@ -30,15 +32,19 @@ int lora_py_foreign_layout(lora_py_extent *e, int64_t ndim, const int64_t *shape
         e->shape[i] = shape[i];
         if (shape[i] > 1 && strides && strides[i] != e->n)
             return fail_layout("a C-contiguous array (give x.contiguous() or its like), got strides of", ndim, strides);
-        if (shape[i] < 1 || __builtin_mul_overflow(e->n, shape[i], &e->n))
-            return fail_layout("at least one element, got shape", ndim, shape);
+        if (shape[i] < 1) return fail_layout("at least one element, got shape", ndim, shape);
+        if (__builtin_mul_overflow(e->n, shape[i], &e->n)) return fail_layout(TOO_LARGE, ndim, shape);
+    }
+    if (!e->data) {
+        PyErr_SetString(PyExc_ValueError, "x: expected memory, got a null pointer");
+        return -1;
     }
     int64_t bytes;
     uintptr_t end;
     if (__builtin_mul_overflow(e->n, (int64_t)lora_py_itemsize(e->kind), &bytes) ||
         __builtin_add_overflow((uintptr_t)e->data, (uintptr_t)bytes, &end))
-        return fail_layout("an array that fits into memory, got shape", ndim, shape);
-    if ((uintptr_t)e->data % (size_t)lora_py_itemsize(e->kind) == 0 && e->data) return 0;
+        return fail_layout(TOO_LARGE, ndim, shape);
+    if ((uintptr_t)e->data % (size_t)lora_py_itemsize(e->kind) == 0) return 0;
     PyErr_Format(PyExc_ValueError, "x: expected memory aligned to its elements of %zd bytes, got address %p", lora_py_itemsize(e->kind),
                  e->data);
     return -1;

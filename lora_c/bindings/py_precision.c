@@ -1,5 +1,6 @@
 /* exact or fast: for the module's operations and for a decoder. */
 #include "lora_c/bindings/py_decoder.h"
+#include "lora_c/bindings/py_devices.h"
 #include "lora_c/bindings/py_precision.h"
 
 #include <string.h>
@@ -15,21 +16,29 @@ static lora_py_state *state_of(PyObject *module) { return PyModule_GetState(modu
 
 PyDoc_STRVAR(set_precision_doc,
              "set_precision($module, name, /)\n--\n\n"
-             "Choose the arithmetic of matrix products: 'exact' (float32) or 'fast'.\n\n"
+             "Choose the arithmetic of matrix products on every device: 'exact' (float32) or 'fast'.\n\n"
              "'fast' rounds their operands to bfloat16 where the CPU runs that at twice the float32 rate (AMD, Zen 4 and later), to int16\n"
-             "with a scale per 64 values where it has AVX512_VNNI, and is 'exact' elsewhere. Sums stay float32. The environment\n"
+             "with a scale per 64 values where it has AVX512_VNNI, and is 'exact' on other CPUs; GPUs round to bfloat16, those of compute\n"
+             "capability 7.5 to float16. Sums stay float32. The environment\n"
              "variable LORA_C_PRECISION sets it at import; a Decoder has a precision of its own, and training and generation have theirs\n"
              "in their configurations.\n\n"
              "Raises\n------\nValueError\n    Unknown name.");
+
+static lora_status set_on(lora_ctx *const *all, int n, lora_precision precision, lora_error *err) {
+    for (int i = 0; i < n; i++) LORA_TRY(lora_ctx_set_precision(all[i], precision, err));
+    return LORA_OK;
+}
 
 static PyObject *set_precision(PyObject *module, PyObject *args) {
     const char *name;
     lora_precision precision;
     if (!PyArg_ParseTuple(args, "s:set_precision", &name) || lora_py_precision_by_name("name", name, &precision) < 0) return NULL;
     lora_py_state *state = state_of(module);
+    lora_ctx *all[1 + LORA_PY_MOST_DEVICES];
+    const int n = lora_py_contexts(state, all);
     lora_status status;
     lora_error err = {0};
-    LORA_PY_CALL(state->ctx, status, lora_ctx_set_precision(state->ctx, precision, &err));
+    LORA_PY_CALL(state->ctx, status, set_on(all, n, precision, &err));
     if (status != LORA_OK) return lora_py_raise(state, &err);
     Py_RETURN_NONE;
 }

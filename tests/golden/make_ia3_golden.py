@@ -5,11 +5,13 @@
 Writes tests/golden/ia3/: families.npz (for every family and case `<family>.<case>.config` as text, `.logits` of the first
 tokens, `.loss`, and of every vector `.value.<key>` and `.grad.<key>`), stacked.npz (the same beside the LoRA adapter of
 the record, whose gradients of layer 0 are `.grad.<key>`, too), the folders defaults, linear and saved (as PEFT saves them, for
-tests/golden/adapters/tied and biased), and golden.npz with `<folder>.logits` and `<folder>.merged.<key>`.
+tests/golden/adapters/tied and biased), and golden.npz with `<folder>.logits` in float64 and
+`<folder>.merged.<key>`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -137,14 +139,14 @@ def folders() -> dict[str, np.ndarray]:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 draw(parameter, generator)
-        out[f"{name}.logits"] = model(input_ids=IDS).logits[0].detach().numpy()
         model.peft_config["default"].base_model_name_or_path = base
         model.save_pretrained(OUT / name)
         (OUT / name / "README.md").unlink(missing_ok=True)
         assert set(get_peft_model_state_dict(model))
         if name != "saved":
-            merged = model.merge_and_unload().state_dict()
+            merged = copy.deepcopy(model).merge_and_unload().state_dict()
             out |= {f"{name}.merged.{key}": merged[key].numpy() for key in merged if ".1." in key}
+        out[f"{name}.logits"] = model.double()(input_ids=IDS).logits[0].detach().numpy()
     return out
 
 

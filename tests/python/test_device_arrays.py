@@ -206,13 +206,18 @@ def main() -> None:
         "C-contiguous": lambda: lc.from_dlpack(Interface(x, strides=(4, 4 * M))),
         "typestr of float32": lambda: lc.from_dlpack(Interface(x, typestr="<c8")),
         "where x lies": lambda: lc.from_dlpack(x, device="cuda:1"),
-        "stream to be None or an int other than 0": lambda: lc.from_dlpack(Interface(x, stream=0)),
+        "stream to be None or an int above 0": lambda: lc.from_dlpack(Interface(x, stream=0)),
+        "an int above 0, got -1": lambda: lc.from_dlpack(Interface(x, stream=-1)),
+        "-1 or an int above 0, got 0": lambda: x.__dlpack__(stream=0),
+        "-1 or an int above 0, got -2": lambda: x.__dlpack__(stream=-2),
+        "a null pointer": lambda: lc.from_dlpack(Interface(x, data=(0, False))),
+        "fits into memory": lambda: lc.from_dlpack(Interface(x, shape=(2**62, 4))),
         "writable": lambda: ops.adamw_step(frozen, frozen, frozen, frozen, step=1, lr=0.1),
         "got one on cuda:1": lambda: ops.scale_columns(x, other),
     }.items():
         try:
             call()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, BufferError) as error:
             assert any(part in str(error) for part in said.replace("\\", "").split("|")), (said, error)
         else:
             raise AssertionError(said)

@@ -299,3 +299,16 @@ def test_a_decoder_in_use_by_another_thread_is_refused(fake: str) -> None:
         thread.join()
     assert all("in use by another thread" in line for line in refused)
     assert np.isfinite(made.logits([1, 2])).all()
+
+
+def test_the_precision_of_the_module_is_that_of_every_device(device: str) -> None:
+    x, w = random(64, 128), random(64, 128)
+    there = [lc.to_device(array, device) for array in (x, w)]  # which opens it
+    want = x.astype(np.float64) @ w.T.astype(np.float64)
+    try:
+        for precision, least, most in (("fast", 1e-4, 1e-2), ("exact", 0.0, 2e-6), ("fast", 1e-4, 1e-2)):
+            lc.set_precision(precision)
+            error = np.abs(ops.linear(*there).to("cpu") - want).max() / np.abs(want).max()
+            assert least <= error < most, precision
+    finally:
+        lc.set_precision("exact")

@@ -74,6 +74,8 @@ def place_named(name: str) -> Place:
     if name == "cpu":
         return this_machine()
     found = next((device for device in devices() if device.name == name), None)
+    if name.partition(":")[0] == "cuda":  # no card, so that what is missing is said
+        open_device(name)
     if found is None:
         card = card_named(name)
         return Place(card.name, card.usable_bytes, card, card.capability)

@@ -40,6 +40,7 @@ struct shim_thread {
 struct shim_warp {
     uint32_t lanes, begun, ended, at_barrier;
     uint32_t at_warp, at_whole; /* those that wait at a warp operation; whose mask names the whole warp */
+    bool multiplied;            /* since the last operation that was complete */
     uint32_t shown;             /* which of the two values of a lane the others see: that of the last operation that was complete */
     const unsigned char *order; /* of this round */
     int next;
@@ -59,7 +60,7 @@ struct shim_block_state {
     shim_copies *copies; /* by thread */
 };
 
-extern thread_local shim_block_state *shim_now __attribute__((tls_model("initial-exec")));
+extern __thread shim_block_state *shim_now __attribute__((tls_model("initial-exec"))); /* thread_local would call for its constructor */
 enum shim_wait_kind { SHIM_AT_WARP, SHIM_AT_BARRIER };
 void shim_wait(shim_wait_kind what, uint32_t mask);
 [[noreturn]] void shim_die(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -149,6 +150,10 @@ static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fsqrt_rn(float a) { return sqrtf(a); }
 static inline float __frcp_rn(float a) { return 1.0f / a; }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+static inline float shim_maximum(float a, float b) { return a != a || b > a ? b : a; } /* not a NaN where there is another */
+static inline float shim_minimum(float a, float b) { return a != a || b < a ? b : a; }
+#define fmaxf shim_maximum /* libm's are calls */
+#define fminf shim_minimum
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }

@@ -12,7 +12,7 @@
 #include "tests/cuda/shim/random.h"
 #include "tests/cuda/shim/stacks.h"
 
-thread_local shim_block_state *shim_now;
+__thread shim_block_state *shim_now;
 
 namespace {
 
@@ -83,6 +83,7 @@ bool release(shim_warp *w, shim_thread *first) {
         }
         if (!released) die_of_masks(w);
     }
+    w->multiplied = false;
     w->shown ^= released;
     w->at_warp &= ~released;
     w->at_whole &= ~released;

@@ -9,30 +9,49 @@
 
 #include "lora_c/base/half.h"
 
+typedef float shim_floats __attribute__((vector_size(16)));
+typedef double shim_doubles __attribute__((vector_size(64)));
+/* What a lane gives: k, k + 1, k + 8 and k + 9 of the lower row, the upper row and the column; and its elements of d. */
 struct shim_fragments {
-    uint32_t a[4], b[2];
+    shim_floats a[2], b;
+    float d[4];
 };
+static inline shim_floats shim_widened(uint32_t near, uint32_t far) {
+    return shim_floats{__uint_as_float(near << 16), __uint_as_float(near & 0xffff0000u), __uint_as_float(far << 16),
+                       __uint_as_float(far & 0xffff0000u)};
+}
 
-static inline double shim_half_of(uint32_t pair, int which) { return (double)lora_bf16_to_f32((uint16_t)(pair >> (16 * which))); }
-
-/* Element (row, k) of a lies in lane 4 (row % 8) + k % 8 / 2, register row / 8 + 2 (k / 8); (k, n) of b in lane 4 n + k % 8 / 2, register
- * k / 8; (row, n) of d in lane 4 (row % 8) + n / 2, register 2 (row / 8) + n % 2. */
-static inline void lora_ptx_mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    shim_fragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
-    shim_give(0xffffffffu, mine);
-    int group = shim_now->self->lane / 4, in_group = shim_now->self->lane % 4;
-    double sums[4] = {(double)d[0], (double)d[1], (double)d[2], (double)d[3]};
-    for (int t = 0; t < 4; t++) {
-        shim_fragments rows = shim_take<shim_fragments>(4 * group + t);
-        for (int column = 0; column < 2; column++) {
-            shim_fragments columns = shim_take<shim_fragments>(4 * (2 * in_group + column) + t);
-            for (int i = 0; i < 8; i++) { /* lower and upper rows, halves of k, both of a pair */
-                int upper = i & 1, k_half = i >> 1 & 1, which = i >> 2;
-                sums[2 * upper + column] += shim_half_of(rows.a[upper + 2 * k_half], which) * shim_half_of(columns.b[k_half], which);
-            }
+/* The products of all lanes at once. Each is exact in float64, where they are summed in the order of k, as the lanes give them. */
+static inline void shim_multiply(shim_warp *warp) {
+    shim_fragments *of[32];
+    double columns[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        of[lane] = (shim_fragments *)warp->values[warp->shown >> lane & 1][lane];
+        for (int i = 0; i < 4; i++) columns[4 * (lane % 4) + i][lane / 4] = (double)of[lane]->b[i];
+    }
+    for (int row = 0; row < 16; row++) {
+        shim_doubles sums = {};
+        for (int k = 0; k < 16; k++) {
+            shim_doubles b;
+            memcpy(&b, columns[k], sizeof b);
+            sums += (double)of[4 * (row % 8) + k / 4]->a[row / 8][k % 4] * b;
+        }
+        for (int n = 0; n < 8; n++) {
+            float *d = &of[4 * (row % 8) + n / 2]->d[2 * (row / 8) + n % 2];
+            *d = (float)((double)*d + sums[n]);
         }
     }
-    for (int i = 0; i < 4; i++) d[i] = (float)sums[i];
+}
+
+/* Element (row, k) of a lies in lane 4 (row % 8) + k % 8 / 2, register row / 8 + 2 (k / 8); (k, n) of b in lane 4 n + k % 8 / 2, register
+ * k / 8; (row, n) of d in lane 4 (row % 8) + n / 2, register 2 (row / 8) + n % 2. The first lane that goes on multiplies for all. */
+static inline void lora_ptx_mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    shim_fragments mine = {{shim_widened(a[0], a[2]), shim_widened(a[1], a[3])}, shim_widened(b0, b1), {d[0], d[1], d[2], d[3]}};
+    shim_give(0xffffffffu, mine);
+    if (!shim_now->warp->multiplied) shim_multiply(shim_now->warp);
+    shim_now->warp->multiplied = true;
+    mine = shim_take<shim_fragments>(shim_now->self->lane);
+    memcpy(d, mine.d, sizeof d);
 }
 
 static inline void shim_load_matrices(uint32_t (&m)[4], const uint16_t *row, bool transposed) {
