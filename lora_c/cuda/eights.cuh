@@ -3,6 +3,7 @@
 #define LORA_CUDA_EIGHTS_CUH
 
 #include "lora_c/cuda/launch.cuh"
+#include "lora_c/cuda/ptx.cuh"
 
 enum { LORA_CUDA_EIGHT = 8, LORA_CUDA_VECTOR = 16 /* bytes */ };
 
@@ -32,20 +33,26 @@ __device__ __forceinline__ void lora_load_eight(const void *data, int64_t i, lor
     }
 }
 
+/* Both rounded to nearest even; low in bits 0-15. */
+__device__ __forceinline__ uint32_t lora_pair_of(float low, float high, lora_dtype dtype) {
+    if (dtype == LORA_F16) return lora_ptx_f16x2(low, high);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    return (uint32_t)lora_f32_to_bf16(high) << 16 | lora_f32_to_bf16(low);
+#else
+    return lora_ptx_bf16x2(low, high);
+#endif
+}
+
 __device__ __forceinline__ void lora_store_eight(void *data, int64_t i, lora_dtype dtype, bool vector, int64_t n, const float in[8]) {
     if (vector && dtype == LORA_F32) {
         float4 *p = (float4 *)((float *)data + i);
-        p[0] = make_float4(in[0], in[1], in[2], in[3]);
-        p[1] = make_float4(in[4], in[5], in[6], in[7]);
+        __stwb(p, make_float4(in[0], in[1], in[2], in[3])); /* an assignment may become four stores */
+        __stwb(p + 1, make_float4(in[4], in[5], in[6], in[7]));
     } else if (vector) {
         uint32_t pairs[4];
 #pragma unroll
-        for (int e = 0; e < 8; e += 2) {
-            uint32_t low = dtype == LORA_BF16 ? lora_f32_to_bf16(in[e]) : lora_f32_to_f16(in[e]);
-            uint32_t high = dtype == LORA_BF16 ? lora_f32_to_bf16(in[e + 1]) : lora_f32_to_f16(in[e + 1]);
-            pairs[e / 2] = low | high << 16;
-        }
-        *(uint4 *)((uint16_t *)data + i) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        for (int e = 0; e < 8; e += 2) pairs[e / 2] = lora_pair_of(in[e], in[e + 1], dtype);
+        __stwb((uint4 *)((uint16_t *)data + i), make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
     } else {
 #pragma unroll
         for (int e = 0; e < 8; e++)

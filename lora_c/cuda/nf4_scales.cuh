@@ -29,6 +29,16 @@ struct lora_nf4_scales {
         float product = nested_map[codes[block]] * nested_absmax[nested_size.block_of(block)];
         return product + offset;
     }
+
+    __host__ bool can_shift() const { return size.shift >= 0 && nested_size.shift >= 0; }
+
+    /* The same where can_shift. */
+    __device__ __forceinline__ float at_shifted(int64_t i) const {
+        int64_t block = i >> size.shift;
+        if (absmax) return absmax[block];
+        float product = nested_map[codes[block]] * nested_absmax[block >> nested_size.shift];
+        return product + offset;
+    }
 };
 
 static inline lora_nf4_scales lora_nf4_scales_of(const lora_nf4 &w) {

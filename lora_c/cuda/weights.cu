@@ -58,8 +58,9 @@ __device__ __forceinline__ void fill_lut(const nf4_args &a) {
     __syncthreads();
 }
 
-/* Rows of whole eights, aligned: a block decodes STEPS rows of a tile of columns, whose loads are under way together. */
-__global__ void __launch_bounds__(THREADS, 1) decode_nf4_rows(nf4_args a) {
+/* Rows of whole eights, aligned, whose scales are found by shifts: a block decodes STEPS rows of a tile of columns, whose loads are under
+ * way together. */
+template <int DTYPE> __global__ void __launch_bounds__(THREADS, 1) decode_nf4_rows(nf4_args a) {
     fill_lut(a);
     const nf4_shared &s = lora_shared<nf4_shared>();
     const int64_t step = blockIdx.x / a.tiles, col = ((blockIdx.x - step * a.tiles) * THREADS + threadIdx.x) * 8;
@@ -71,15 +72,21 @@ __global__ void __launch_bounds__(THREADS, 1) decode_nf4_rows(nf4_args a) {
     for (int j = 0; j < STEPS; j++) {
         int64_t i = a.begin + (first + (j < n ? j : 0)) * a.to.cols + col;
         words[j] = *(const uint32_t *)(a.codes + i / 2);
-        absmax[j] = a.scales.at(i);
+        absmax[j] = a.scales.at_shifted(i);
     }
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
         if (j >= n) continue;
         float x[8];
         lora_decode_nf4_word(words[j], s.lut, absmax[j], x);
-        lora_store_eight(a.to.data, (first + j) * a.to.ld + col, a.to.dtype, true, 8, x);
+        lora_store_eight(a.to.data, (first + j) * a.to.ld + col, (lora_dtype)DTYPE, true, 8, x);
     }
+}
+
+template <int DTYPE> lora_status launch_rows(lora_cuda *c, nf4_args a, lora_error *err) {
+    a.tiles = lora_div_up(a.to.cols, THREADS * 8);
+    const dim3 grid((uint32_t)(a.tiles * lora_div_up(a.to.rows, STEPS)));
+    return LORA_CUDA_LAUNCH(c, decode_nf4_rows<DTYPE>, grid, THREADS, sizeof(nf4_shared), a, err);
 }
 
 /* Any rows: eight elements of the flattened matrix, which may end one row and begin the next. */
@@ -104,10 +111,9 @@ lora_status decode_4bit(lora_cuda *c, const lora_nf4 *w, int64_t first, lora_mat
     nf4_args a = {w->codes, w->lut, lora_nf4_scales_of(*w), first * to.cols, (first + to.rows) * to.cols, to, (uintptr_t)w->codes % 4 == 0,
                   0};
     if (to.rows == 0) return LORA_OK;
-    if (a.words && to.cols % 8 == 0 && lora_cuda_is_aligned(to.data, to.ld, to.dtype)) {
-        a.tiles = lora_div_up(to.cols, THREADS * 8);
-        dim3 grid((uint32_t)(a.tiles * lora_div_up(to.rows, STEPS)));
-        return LORA_CUDA_LAUNCH(c, decode_nf4_rows, grid, THREADS, sizeof(nf4_shared), a, err);
+    if (a.words && a.scales.can_shift() && to.cols % 8 == 0 && lora_cuda_is_aligned(to.data, to.ld, to.dtype)) {
+        if (to.dtype == LORA_F32) return launch_rows<LORA_F32>(c, a, err);
+        return to.dtype == LORA_BF16 ? launch_rows<LORA_BF16>(c, a, err) : launch_rows<LORA_F16>(c, a, err);
     }
     int64_t runs = lora_div_up(a.end, 8) - a.begin / 8;
     return LORA_CUDA_LAUNCH(c, decode_nf4, lora_cuda_blocks(runs, THREADS), THREADS, sizeof(nf4_shared), a, err);

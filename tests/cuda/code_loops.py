@@ -1,4 +1,4 @@
-"""The loops of disassembled kernels, and how many instructions they take for a unit of work."""
+"""The loops of disassembled kernels, and how many instructions they, or kernels without, take for a unit of work."""
 
 from __future__ import annotations
 
@@ -32,10 +32,16 @@ class Kernel:
                 self.loops.append(self.opcodes[labels[branch[1]] :])
 
     def cost(self, budget: Budget) -> float | None:
-        """Return the instructions of a unit of work in the tightest loop; None where none has the markers."""
-        return min(self._costs(budget), default=None)
+        """Return the instructions of a unit of work in the tightest loop, or of all where none has the markers; None without."""
+        return min(self._costs(budget, self.loops), default=None) or min(
+            self._costs(budget, [self._until_exit()]), default=None
+        )
 
-    def _costs(self, budget: Budget) -> Iterator[float]:
-        for body in self.loops:
+    def _until_exit(self) -> Code:
+        """What can run: behind the last EXIT there is padding."""
+        return self.opcodes[: max((i + 1 for i, opcode in enumerate(self.opcodes) if opcode == "EXIT"), default=0)]
+
+    def _costs(self, budget: Budget, bodies: list[Code]) -> Iterator[float]:
+        for body in bodies:
             if markers := sum(bool(re.match(budget.marker, opcode)) for opcode in body):
                 yield len(body) / (markers * budget.per)

@@ -51,6 +51,10 @@ __global__ void round_pairs(pass p) { /* in: low, high */
     p.out[threadIdx.x] = lora_ptx_bf16x2(lora_f32_bits(p.in[2 * threadIdx.x]), lora_f32_bits(p.in[2 * threadIdx.x + 1]));
 }
 
+__global__ void round_pairs_f16(pass p) { /* in: low, high */
+    p.out[threadIdx.x] = lora_ptx_f16x2(lora_f32_bits(p.in[2 * threadIdx.x]), lora_f32_bits(p.in[2 * threadIdx.x + 1]));
+}
+
 __global__ void powers(pass p) { p.out[threadIdx.x] = lora_bits_f32(lora_ptx_exp2(lora_f32_bits(p.in[threadIdx.x]))); }
 
 struct sixteens {
@@ -180,6 +184,21 @@ int check_round(machine &m) {
     return wrong;
 }
 
+int check_round_f16(machine &m) {
+    static const uint32_t special[] = {0,           0x80000000u, 0x7f800000u, 0xff800000u, 0x477fe000u, 0x477fefffu, 0x477ff000u,
+                                       0x38800000u, 0x387fffffu, 0x33000000u, 0x33000001u, 0x3f801000u, 0x3f803000u, 0x3f801001u};
+    std::vector<uint32_t> in(2 * LANES);
+    for (size_t i = 0; i < in.size(); i++)
+        in[i] = i < sizeof special / sizeof *special ? special[i] : 0x32000000u + draw() % 0x17000000u; /* 2^-27 to 2^18 */
+    std::vector<uint32_t> out = m.run("round to float16", round_pairs_f16, 0, in, LANES);
+    int wrong = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        uint32_t low = lora_f32_to_f16(lora_f32_bits(in[2 * lane])), high = lora_f32_to_f16(lora_f32_bits(in[2 * lane + 1]));
+        wrong += out[lane] != (low | high << 16);
+    }
+    return wrong;
+}
+
 int check_powers(machine &m) {
     std::vector<uint32_t> in(LANES);
     for (int i = 0; i < LANES; i++) in[i] = lora_bits_f32(i == 0 ? -INFINITY : i == 1 ? -140.0f : -(float)(draw() % 120000) / 1000);
@@ -226,7 +245,7 @@ const struct {
     int (*check)(machine &);
     int least_major; /* compute capability */
 } CHECKS[] = {{"mma.m16n8k16", check_multiply, 8},   {"ldmatrix", check_load_rows, 7},    {"ldmatrix.trans", check_load_columns, 7},
-              {"cvt.rn.bf16x2.f32", check_round, 8}, {"ex2.approx.ftz", check_powers, 7}, {"cp.async", check_copies, 8},
+              {"cvt.rn.bf16x2.f32", check_round, 8}, {"cvt.rn.f16.f32", check_round_f16, 7}, {"ex2.approx.ftz", check_powers, 7}, {"cp.async", check_copies, 8},
               {"shfl and vote", check_exchanges, 7}};
 
 } // namespace

@@ -222,6 +222,7 @@ static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
     v.w = w;
     return v;
 }
+template <class T> static inline void __stwb(T *p, T v) { *p = v; }
 template <class T> static inline T __ldg(const T *p) { return *p; }
 
 #endif

@@ -73,6 +73,8 @@ static inline void lora_ptx_load_matrices_transposed(uint32_t (&m)[4], const uin
 
 static inline uint32_t lora_ptx_bf16x2(float low, float high) { return (uint32_t)lora_f32_to_bf16(high) << 16 | lora_f32_to_bf16(low); }
 
+static inline uint32_t lora_ptx_f16x2(float low, float high) { return (uint32_t)lora_f32_to_f16(high) << 16 | lora_f32_to_f16(low); }
+
 static inline float lora_ptx_exp2(float x) {
     float y = exp2f(x);
     return y < 0x1p-126f ? 0 : y;
