@@ -215,6 +215,10 @@ static PyObject *to_device(PyObject *module, PyObject *args) {
     int is_there = Py_IS_TYPE(given, state->devicearray_type) || Py_IS_TYPE(given, state->deviceweight_type);
     if (is_there && ((lora_py_object *)given)->ctx == device.ctx) return Py_NewRef(given);
     if (is_there && lora_py_is_host(device.ctx)) return PyObject_CallMethod(given, "to", "s", "cpu");
+    if (Py_IS_TYPE(given, state->deviceweight_type))
+        return PyErr_Format(PyExc_TypeError,
+                            "array: expected memory of the CPU or of device %s, got a DeviceWeight on device %s; use its to('cpu')", name,
+                            lora_ctx_device(((lora_py_object *)given)->ctx));
     if (is_tensor) return lora_py_is_host(device.ctx) ? Py_NewRef(given) : lora_py_deviceweight_new(state, device, given);
     return copy_to(state, device, given);
 }

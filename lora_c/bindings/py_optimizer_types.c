@@ -98,7 +98,9 @@ PyDoc_STRVAR(
     "weight_decay : float\n    The parameter is multiplied by 1 - lr * weight_decay before the update.\n"
     "no_decay : sequence of Parameter\n    Members of params without weight decay.\n"
     "lr_ratios : sequence of float, optional\n    For each of params what its learning rate is multiplied by.\n"
-    "paged_folder : str or path, optional\n    The state lies in a file without a name there, and in memory only while it is used.\n\n"
+    "paged_folder : str or path, optional\n    The state lies in a file without a name there, and in memory only while it is used; that of "
+    "Parameters on a GPU lies in\n"
+    "    pinned memory of the host, and the folder is not used.\n\n"
     "Raises\n------\nValueError, TypeError\n    A parameter is frozen, given twice, or not a Parameter; a number is out of range.\n\n"
     "Notes\n-----\nThe moments take 8 bytes per element. One thread at a time.\n\n"
     "Source\n------\nAdamW, arXiv:1711.05101, algorithm 2.");
@@ -133,7 +135,9 @@ PyDoc_STRVAR(
     "min_8bit_size : int\n    Parameters of fewer elements keep moments of 32 bits.\n"
     "no_decay : sequence of Parameter\n    Members of params without weight decay.\n"
     "lr_ratios : sequence of float, optional\n    For each of params what its learning rate is multiplied by.\n"
-    "paged_folder : str or path, optional\n    The state lies in a file without a name there, and in memory only while it is used.\n\n"
+    "paged_folder : str or path, optional\n    The state lies in a file without a name there, and in memory only while it is used; that of "
+    "Parameters on a GPU lies in\n"
+    "    pinned memory of the host, and the folder is not used.\n\n"
     "Raises\n------\nValueError, TypeError\n    A parameter is frozen, given twice, or not a Parameter; a number is out of range.\n\n"
     "Notes\n-----\nThe moments take 2.03 bytes per element: codes of the dynamic maps with a scale for each 256. One thread at a time.\n\n"
     "Source\n------\n8-bit Optimizers via Block-wise Quantization, arXiv:2110.02861, section 2.");

@@ -78,3 +78,9 @@ def test_a_key_of_a_file_and_a_step_that_is_timed(run: Run, tmp_path: Path) -> N
     found = json.loads(run("bench --config run.yaml --json").stdout)
     assert found["device"] == "fake" and found["peak_memory_bytes"] > 0
     assert "device fake" in run("bench --config run.yaml --profile").stdout
+
+
+def test_a_run_that_cannot_fit_on_a_device_is_refused_before_loading(run: Run, shim: str, tmp_path: Path) -> None:
+    said = run(f"train {TRAIN} --lora-r 100000 --output-dir out --device {shim}", 1).stderr
+    assert "memory: expected a run within the 8,192.0 MiB that are free, got" in said and "a smaller adapter (--lora-r" in said
+    assert "loading" not in said and not (tmp_path / "out").exists()

@@ -23,23 +23,19 @@ def read_and_forecast(
     FitError
         It takes more memory than is free; the message names the change that makes it fit.
     """
+    from ..model.device_list import open_device
     from ..planning import subject_of_path
+    from ..planning.plan import place_named
     from ..planning.remedies import refuse_what_cannot_fit
     from ..text.chosen_template import use_chat_template
 
-    if not _is_known(own):
+    if own.get("adapter") or own.get("resize_embedding"):  # an adapter that the run goes on from, rows that are added
         return None
-    subject = subject_of_path(own["model"], config, lora, **task)
+    place = place_named(open_device(own.get("device")))  # opened first: what cannot be used is not planned for
+    subject = subject_of_path(own["model"], config, lora, place.device, **task)
     if own.get("chat_template"):
         use_chat_template(subject.model, own["chat_template"])
     read = open_data(own, subject.model.tokenizer, config)
-    left = _core.memory_left("", True)  # with swap: slow is not impossible
-    refuse_what_cannot_fit(replace(subject, lengths=[len(s) for s in read[0].samples]), left)
+    left = place.free if place.is_device else _core.memory_left("", True)  # with swap: slow is not impossible
+    refuse_what_cannot_fit(replace(subject, lengths=[len(s) for s in read[0].samples]), left, maps_files=not place.is_device)
     return read
-
-
-def _is_known(own: dict[str, Any]) -> bool:
-    """Not of an adapter that the run goes on from, of rows that are added, of another device than the CPU."""
-    from ..model.device_list import device_name
-
-    return device_name(own.get("device")) == "cpu" and not own.get("adapter") and not own.get("resize_embedding")

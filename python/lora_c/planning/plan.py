@@ -43,12 +43,15 @@ class Place:
         Of the table.
     capability : float or None
         The compute capability of a GPU.
+    is_device : bool
+        A device of this machine beside the CPU.
     """
 
     name: str
     free: int | None
     card: Card | None = None
     capability: float | None = None
+    is_device: bool = False
 
     @property
     def device(self) -> str:
@@ -81,7 +84,7 @@ def place_named(name: str) -> Place:
         return Place(card.name, card.usable_bytes, card, card.capability)
     free = _core.memory_info(open_device(name))["free"]
     capability = _CAPABILITY.search(found.description)
-    return Place(f"{name} ({found.description})", free, None, float(capability[1]) if capability else None)
+    return Place(f"{name} ({found.description})", free, None, float(capability[1]) if capability else None, is_device=True)
 
 
 @dataclass(frozen=True)

@@ -98,27 +98,32 @@ def _shorter(subject: Subject) -> list[Change]:
     return found
 
 
-def refuse_what_cannot_fit(subject: Subject, free: int | None) -> None:
+def refuse_what_cannot_fit(subject: Subject, free: int | None, maps_files: bool = True) -> None:
     """Refuse a run whose forecast is above the bytes that are free, before anything of it is loaded; None: nobody knows.
 
-    Weights that lie in a mapped file need not be in memory all at once.
+    Weights that lie in a mapped file need not be in memory all at once; a device but the CPU maps none.
 
     Raises
     ------
     FitError
         With the cheapest change that makes it fit.
     """
-    least, mapped = least_forecast(subject), subject.model.mapped_bytes()
+    least, mapped = least_forecast(subject), subject.model.mapped_bytes() if maps_files else 0
     if free is None or least.total - mapped <= free:
         return
     found = remedy(subject, free + mapped)
-    way_out = f"{nothing_helps(subject.config)}; a smaller model does"
+    way_out = f"{nothing_helps(subject.config)}; a smaller {_largest(least)} does"
     if found is not None:
         way_out = f"{found.flags} makes it {found.plan.total / 2**20:,.1f} MiB ({found.cost})"
     raise FitError(
         f"memory: expected a run within the {free / 2**20:,.1f} MiB that are free, got {least.describe()}; {way_out}, "
         "`lora-c plan` shows the sums"
     )
+
+
+def _largest(plan: MemoryForecast) -> str:
+    """Of what a run keeps."""
+    return "model" if plan.parameters + plan.gradients + plan.optimizer <= plan.base else "adapter (--lora-r, --target-modules)"
 
 
 def nothing_helps(config: TrainConfig) -> str:
