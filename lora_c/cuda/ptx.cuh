@@ -12,10 +12,8 @@
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define LORA_PTX_80(...) __trap()
-#define LORA_PTX_80_VALUE(...) __trap()
 #else
 #define LORA_PTX_80(...) asm volatile(__VA_ARGS__)
-#define LORA_PTX_80_VALUE(...) asm(__VA_ARGS__) /* of its operands alone: volatile ones keep stores behind them apart */
 #endif
 
 __device__ __forceinline__ uint32_t lora_ptx_shared(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
@@ -45,7 +43,7 @@ __device__ __forceinline__ void lora_ptx_load_matrices_transposed(uint32_t (&m)[
 /* "Data Movement and Conversion Instructions: cvt": both to bfloat16, to nearest even; low in bits 0-15. */
 __device__ __forceinline__ uint32_t lora_ptx_bf16x2(float low, float high) {
     uint32_t both = 0;
-    LORA_PTX_80_VALUE("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    LORA_PTX_80("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
 

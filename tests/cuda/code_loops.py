@@ -32,7 +32,7 @@ class Kernel:
                 self.loops.append(self.opcodes[labels[branch[1]] :])
 
     def cost(self, budget: Budget) -> float | None:
-        """Return the instructions of a unit of work in the tightest loop, or of all where none has the markers; None without."""
+        """Return the instructions of a unit of work in the tightest loop with the markers, else of all; None without them."""
         return min(self._costs(budget, self.loops), default=None) or min(
             self._costs(budget, [self._until_exit()]), default=None
         )

@@ -55,8 +55,8 @@ class Budget:
 
 
 # One HMMA takes 256 weights of 4 tokens, 8 a lane. At the speed of memory an H200's multiprocessor meets 32 weights a clock
-# with 128 lanes: 4 instructions a weight is all that decoding may take. Written as 16 bits, 6.5 weights a clock are all that its
-# memory takes: 19 instructions a weight, of which a thread of 32 weights is counted whole, with both kinds of scales.
+# with 128 lanes: 4 instructions a weight is all that decoding may take. Written as 16 bits, 6.5 weights a clock are all that
+# its memory takes: 19 instructions a weight. A thread of 32 weights is counted whole, with both kinds of scales.
 BUDGETS = (
     Budget(r"few_mma\.cu: few_mma<1>", "HMMA", 8, "weight", 3.4, archs=ARCHS[1:]),
     Budget(r"few_mma\.cu: few_mma<4>", "HMMA", 8, "weight", 4.2, archs=ARCHS[1:]),
@@ -64,6 +64,6 @@ BUDGETS = (
     *(
         Budget(rf"{kernel}<{dtype}>", r"STG\.E\.128", per, "weight", most, archs)
         for kernel in (r"dequantize\.cu: dequantize_eights", r"weights\.cu: decode_nf4_rows")
-        for dtype, per, most, archs in ((0, 4, 15, ARCHS), (1, 8, 15, ARCHS[1:]), (2, 8, 15, ARCHS))
+        for dtype, per, most, archs in ((0, 4, 16, ARCHS), (1, 8, 16, ARCHS[1:]), (2, 8, 16, ARCHS))
     ),
 )
