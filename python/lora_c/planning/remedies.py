@@ -123,7 +123,8 @@ def refuse_what_cannot_fit(subject: Subject, free: int | None, maps_files: bool 
 
 def _largest(plan: MemoryForecast) -> str:
     """Of what a run keeps."""
-    return "model" if plan.parameters + plan.gradients + plan.optimizer <= plan.base else "adapter (--lora-r, --target-modules)"
+    trained = plan.parameters + plan.gradients + plan.optimizer
+    return "model" if trained <= plan.base else "adapter (--lora-r, --target-modules)"
 
 
 def nothing_helps(config: TrainConfig) -> str:
