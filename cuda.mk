@@ -53,7 +53,7 @@ LONGEST := $(patsubst %,tests/python/test_%.py,notebooks compare_runs training e
 check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it
 	@$(MAKE) check-cuda-c check-cuda-asan check-cuda-launches check-kernels-all check-cuda-mutants
 	@$(ON_SHIM) $(BUILD)/check decoder
-	@$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder --timeout 3000 --device shim $(LONGEST) tests/python
+	@LORA_C_SHIM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder --timeout 3000 --device shim $(LONGEST) tests/python
 
 cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)
 	@$(PYTHON) tools/build_cuda.py $(BUILD)/liblora_c_cuda.so --archs $(CUDA_ARCHS)
