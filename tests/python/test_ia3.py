@@ -105,8 +105,7 @@ def test_folders_of_peft(name: str, tmp_path: Path) -> None:
     base = json.loads((IA3 / name / "adapter_config.json").read_text())["base_model_name_or_path"]
     model = lc.load_model(HERE / "adapters" / base)
     model.load_adapter(IA3 / name)
-    expected = FOLDERS[f"{name}.logits"]  # in float64; 3 to 11 at most, as lm_head is drawn or not
-    assert np.abs(model.decoder.logits(IDS) - expected).max() < 2e-6 * np.abs(expected).max()
+    assert np.abs(model.decoder.logits(IDS) - FOLDERS[f"{name}.logits"]).max() < 1e-5
     model.save_adapter(tmp_path / "own")
     want, got = (load_file(path / "adapter_model.safetensors") for path in (IA3 / name, tmp_path / "own"))
     assert {key: value.shape for key, value in got.items()} == {key: value.shape for key, value in want.items()}
