@@ -24,6 +24,9 @@ check-cuda-c: $(SHIM_READY) ## the CUDA plug-in without a GPU: the C checks (CHE
 check-cuda-asan: ## the kernels under ASan and UBSan on it
 	@$(MAKE) SANITIZE=address,undefined check-cuda-c CHECKS="device_rows device_linear attention_devices device_head device_optim"
 
+check-cuda-decoder: $(SHIM_READY) ## the whole model on it (minutes)
+	@$(ON_SHIM) $(BUILD)/check decoder
+
 check-cuda-launches: $(VENV)/installed $(SHIM_READY) ## every launch of the C checks against the limits of every architecture (minutes)
 	@$(BIN)/python tests/cuda/check_launches.py
 
@@ -50,9 +53,9 @@ check-cuda-mutants: $(VENV)/installed $(SHIM_READY) ## kernels without one barri
 
 # They begin first: files are whole, and one that begins last would run alone.
 LONGEST := $(patsubst %,tests/python/test_%.py,notebooks compare_runs training examples quantized_bases precision terminals)
-check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above, the C family `decoder` and every test of Python on it
-	@$(MAKE) check-cuda-c check-cuda-asan check-cuda-launches check-kernels-all check-cuda-mutants
-	@$(ON_SHIM) $(BUILD)/check decoder
+check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above and every test of Python on it
+	@LORA_C_SHIM_THREADS=1 $(MAKE) -j2 --output-sync=target check-cuda-c check-cuda-asan check-cuda-decoder
+	@$(MAKE) check-cuda-launches check-kernels-all check-cuda-mutants
 	@LORA_C_SHIM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder --timeout 3000 --device shim $(LONGEST) tests/python
 
 cuda: ## the CUDA plug-in for GPUs (CUDA_ARCHS, nvcc 13)

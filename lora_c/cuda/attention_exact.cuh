@@ -97,14 +97,8 @@ __device__ inline void exact_add_products(float (&out)[RA][4 * CC], const float 
 }
 
 /* Over the 16 lanes that share the rows of a thread. */
-__device__ __forceinline__ float exact_row_sum(float v) {
-    for (int step = EXACT_SIDE / 2; step > 0; step >>= 1) v = v + __shfl_xor_sync(0xffffffffu, v, step);
-    return v;
-}
-__device__ __forceinline__ float exact_row_max(float v) {
-    for (int step = EXACT_SIDE / 2; step > 0; step >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, step));
-    return v;
-}
+template <int N> __device__ __forceinline__ void exact_row_sums(float (&v)[N]) { lora_butterflies<8, 4, 2, 1>(v, lora_sum_of()); }
+template <int N> __device__ __forceinline__ void exact_row_maxima(float (&v)[N]) { lora_butterflies<8, 4, 2, 1>(v, lora_fmaxf_of()); }
 
 /* A thread's columns of one row of outputs, from col on: of an array whose element at is the row's first. */
 template <int CC>

@@ -58,25 +58,36 @@ template <int RA, int CC>
 __device__ inline void take_scores(const forward_args &a, forward_state<RA, CC> &st, float (&s)[RA][4], const forward_range &r, int64_t j0,
                                    float *p) {
     int y = threadIdx.x / EXACT_SIDE, x = threadIdx.x % EXACT_SIDE;
+    float most[RA], sum[RA], factor[RA], slope;
     LORA_UNROLL
     for (int i = 0; i < RA; i++) {
         int64_t position = r.past + (r.row + y + EXACT_SIDE * i) / a.p.group;
-        float most = -INFINITY, sum = 0, slope;
+        most[i] = -INFINITY;
         for (int j = 0; j < 4; j++) {
             int64_t key = j0 + x + EXACT_SIDE * j;
             s[i][j] = key < r.end && attention_sees(a.p, position, key) ? attention_score(a.p, s[i][j], &slope) : -INFINITY;
-            most = fmaxf(most, s[i][j]);
+            most[i] = fmaxf(most[i], s[i][j]);
         }
-        most = fmaxf(st.top[i], exact_row_max(most));
-        float base = most == -INFINITY ? 0 : most, factor = expf(st.top[i] - base); /* no key yet: all weights are 0 */
+    }
+    exact_row_maxima(most);
+    LORA_UNROLL
+    for (int i = 0; i < RA; i++) {
+        most[i] = fmaxf(st.top[i], most[i]);
+        float base = most[i] == -INFINITY ? 0 : most[i]; /* no key yet: all weights are 0 */
+        factor[i] = expf(st.top[i] - base);
+        st.top[i] = most[i];
+        sum[i] = 0;
         for (int j = 0; j < 4; j++) {
             float weight = expf(s[i][j] - base);
-            sum = sum + weight;
+            sum[i] = sum[i] + weight;
             p[(y + EXACT_SIDE * i) * EXACT_P_PITCH + x + EXACT_SIDE * j] = weight;
         }
-        st.top[i] = most;
-        st.sum[i] = fmaf(st.sum[i], factor, exact_row_sum(sum));
-        for (int c = 0; c < 4 * CC; c++) st.out[i][c] = st.out[i][c] * factor;
+    }
+    exact_row_sums(sum);
+    LORA_UNROLL
+    for (int i = 0; i < RA; i++) {
+        st.sum[i] = fmaf(st.sum[i], factor[i], sum[i]);
+        for (int c = 0; c < 4 * CC; c++) st.out[i][c] = st.out[i][c] * factor[i];
     }
 }
 

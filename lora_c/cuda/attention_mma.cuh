@@ -105,14 +105,8 @@ __device__ __forceinline__ bool mma_sees(const attention_problem &p, int query, 
 }
 
 /* Over the 4 lanes that share a row. */
-__device__ __forceinline__ float mma_row_max(float v) {
-    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
-}
-__device__ __forceinline__ float mma_row_sum(float v) {
-    v = v + __shfl_xor_sync(0xffffffffu, v, 1);
-    return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
+__device__ __forceinline__ float mma_row_max(float v) { return lora_butterfly<1, 2>(v, lora_fmaxf_of()); }
+__device__ __forceinline__ float mma_row_sum(float v) { return lora_butterfly<1, 2>(v, lora_sum_of()); }
 
 /* A thread's elements of the warp's row `half` of its two, of columns col on, times a factor. */
 template <int COLS>

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(THREADS) mean_of_scales(mean_args m) {
         __syncthreads();
     }
     if (thread >= LORA_CUDA_WARP) return;
-    for (int step = 1; step < LANES; step *= 2) sum = sum + __shfl_xor_sync(0xffffffffu, sum, step);
+    static_assert(LANES == 8, "steps of the butterfly");
+    sum = lora_butterfly<1, 2, 4>(sum, lora_sum_of());
     if (thread == 0) *m.offset = (float)(sum / (double)m.n);
 }
 

@@ -14,8 +14,9 @@
 #include "lora_c/base/half.h"
 #include "lora_c/base/util.h"
 #include "lora_c/cuda/graphs.h"
+#include "lora_c/cuda/lanes.cuh"
 
-enum { LORA_CUDA_WARP = 32, LORA_CUDA_MOST_Y = 65535 };
+enum { LORA_CUDA_MOST_Y = 65535 };
 
 /* Shared memory of a multiprocessor, and what of it each block takes besides its own ("Compute Capabilities" of the CUDA programming
  * guide). */
@@ -65,31 +66,6 @@ template <class T> static inline T &lora_shared() { return *reinterpret_cast<T *
 
 /* Blocks for n elements, per each: at least one, so that a kernel of no elements is a launch that does nothing. */
 static inline dim3 lora_cuda_blocks(int64_t n, int64_t per) { return dim3((uint32_t)lora_max_i64(1, lora_div_up(n, per))); }
-
-/* --- sums in a fixed order --- */
-
-/* Over the 32 lanes of a warp, all of which call; every lane has the sum. */
-template <class T> __device__ __forceinline__ T lora_warp_sum(T v) {
-    for (int step = 16; step > 0; step >>= 1) v = v + __shfl_xor_sync(0xffffffffu, v, step);
-    return v;
-}
-template <class T> __device__ __forceinline__ T lora_warp_max(T v) {
-    for (int step = 16; step > 0; step >>= 1) {
-        T other = __shfl_xor_sync(0xffffffffu, v, step);
-        v = other > v ? other : v;
-    }
-    return v;
-}
-
-/* Over all threads of a block (a multiple of 32, up to 1024), all of which call; every thread has the sum. partial: 32 numbers of
- * shared memory, free again after the next __syncthreads. */
-template <class T> __device__ __forceinline__ T lora_block_sum(T v, T *partial) {
-    int warp = threadIdx.x / LORA_CUDA_WARP, lane = threadIdx.x % LORA_CUDA_WARP, warps = blockDim.x / LORA_CUDA_WARP;
-    v = lora_warp_sum(v);
-    if (lane == 0) partial[warp] = v;
-    __syncthreads();
-    return lora_warp_sum(lane < warps ? partial[lane] : T(0));
-}
 
 /* --- elements --- */
 

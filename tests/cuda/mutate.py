@@ -1,10 +1,11 @@
 """Wrong versions of the kernels that the checks on the shim must notice: without one barrier or one bounds check each.
 
-Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--workers 2] [--out FILE]
+Usage: python tests/cuda/mutate.py [--files norm.cu,...] [--list] [--again] [--record] [--workers 2] [--out FILE]
 
 mutants.py says what a mutant is; all are in one build, in a copy of the tree. One is killed where the checks fail, die or
-hang: the families that come by its place, the quickest first. Those that live are built again under AddressSanitizer, which
-notices what reads outside arrays; --again takes those that live in --out. Those that live in the end must stand in
+hang: first the family that tests/cuda/killers.json names, then those that come by its place, the quickest first. Those that
+live are built again under AddressSanitizer, which notices what reads outside arrays, as are those whose killer is there;
+--again takes those that live in --out, --record writes killers.json. Those that live in the end must stand in
 tests/cuda/equal_mutants.json with the reason why nothing can tell them apart.
 """
 
@@ -28,6 +29,8 @@ from mutants import Mutant, embedded, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUAL = Path(__file__).with_name("equal_mutants.json")
+# By mutant, who noticed it last: "<mode> <family>". Where to look first, and no more.
+KILLERS = Path(__file__).with_name("killers.json")
 # How the Makefile builds into build/<mode>.
 MODES = {"release": [], "sanitize": ["SANITIZE=address,undefined"]}
 FAMILIES = [
@@ -104,29 +107,48 @@ def measured(tree: Path, mode: str, name: str) -> Family:
     return Family(name, seconds, frozenset(i for i, was in enumerate(at) if was))
 
 
-def verdict(tree: Path, mode: str, families: list[Family], known: dict[str, str], item: tuple[int, Mutant]) -> str:
-    """Return the family that kills a mutant, else "equal", "lives", or "not met" where no family comes by its place."""
+Item = tuple[int, Mutant]
+
+
+def said_in(path: Path) -> dict[str, str]:
+    """Return what a file of this folder says of mutants."""
+    said: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    return said
+
+
+def killer_in(mode: str, mutant: Mutant) -> str | None:
+    """Return the family of a mode that noticed a mutant last."""
+    killed_in, _, family = said_in(KILLERS).get(mutant.key, "").partition(" ")
+    return family if killed_in == mode else None
+
+
+def searched(tree: Path, mode: str, families: list[Family], item: Item) -> str:
+    """Return the family that kills a mutant, else "lives", or "not met" where no family comes by its place."""
     number, mutant = item
-    if mutant.key in known:
-        return "equal"
+    first = killer_in(mode, mutant)
     meeting = [family for family in families if number in family.met]
-    for family in meeting:
+    for family in sorted(meeting, key=lambda family: family.name != first):
         if fails(tree, mode, number, family.name, 60 + 5 * family.seconds):
-            return f"killed by {family.name}"
+            return f"killed by {mode} {family.name}"
     return "lives" if meeting else "not met"
 
 
-def judged(
-    mode: str, numbered: dict[int, Mutant], chosen: list[tuple[int, Mutant]], workers: int
-) -> Iterator[tuple[int, Mutant, str]]:
+def judged(mode: str, numbered: dict[int, Mutant], chosen: list[Item], workers: int) -> Iterator[tuple[int, Mutant, str]]:
     """Build the mutants in a mode and yield the verdict on each of the chosen ones."""
-    known = json.loads(EQUAL.read_text()) if EQUAL.is_file() else {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         build(Path(folder), numbered, mode)
         families = sorted(pool.map(partial(measured, Path(folder), mode), FAMILIES), key=lambda family: family.seconds)
         print(f"{mode}: " + ", ".join(f"{family.name} {family.seconds:.0f} s" for family in families), flush=True)
-        verdicts = pool.map(partial(verdict, Path(folder), mode, families, known), chosen)
+        verdicts = pool.map(partial(searched, Path(folder), mode, families), chosen)
         yield from ((i, mutant, result) for (i, mutant), result in zip(chosen, verdicts, strict=True))
+
+
+def record(results: dict[str, str], others: dict[str, str]) -> None:
+    """Write who killed what, beside what is known of others."""
+    killers = others | {
+        key: result.removeprefix("killed by ") for key, result in results.items() if result.startswith("killed")
+    }
+    KILLERS.write_text(json.dumps(killers, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:
@@ -135,6 +157,7 @@ def main() -> None:
     parser.add_argument("--files", default="")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--record", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "build/cuda-mutants.json")
     args = parser.parse_args()
@@ -144,17 +167,23 @@ def main() -> None:
     if args.list:
         print("\n".join(f"{m.file}:{m.line}: {m.changed}" for m in numbered.values()))
         return
-    results: dict[str, str] = json.loads(args.out.read_text()) if args.again else {}
+    known = said_in(EQUAL)
+    results: dict[str, str] = said_in(args.out) if args.again else {}
+    results |= {mutant.key: "equal" for mutant in numbered.values() if mutant.key in known}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for mode, done in (("release", ("killed",)), ("sanitize", ("killed", "equal"))):
-        chosen = [(i, m) for i, m in numbered.items() if not results.get(m.key, "").startswith(done)]
+    open_ones = [(i, m) for i, m in numbered.items() if not results.get(m.key, "").startswith(("killed", "equal"))]
+    for mode in MODES:
+        chosen = [(i, m) for i, m in open_ones if not results.get(m.key, "").startswith("killed")]
+        if mode == "release":  # others wait
+            chosen = [(i, m) for i, m in chosen if killer_in("sanitize", m) is None]
         for i, mutant, result in judged(mode, numbered, chosen, args.workers) if chosen else ():
             results[mutant.key] = result
             print(f"{i}/{len(numbered)} {result}: {mutant.file}:{mutant.line}: {mutant.changed}", flush=True)
             args.out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    if args.record:
+        record(results, said_in(KILLERS) if wanted else {})
     alive = sum(result in ("lives", "not met") for result in results.values())
-    known = set(json.loads(EQUAL.read_text())) if EQUAL.is_file() else set()
-    stale = sorted(known - {mutant.key for mutant in numbered.values()}) if not wanted else []
+    stale = sorted(set(known) - {mutant.key for mutant in numbered.values()}) if not wanted else []
     print(
         f"{len(results)} mutants, {alive} live that are not known to be equal",
         *(f"no such mutant: {key}" for key in stale),

@@ -1,8 +1,10 @@
-/* Every function of ptx.cuh alone, one warp each, against plain loops over the tables of fragments.h: on a GPU it says whether the wrapper
- * is what the tables say, on the shim whether the emulation is. Prints a line of JSON for each and ends with 1 where one is not. */
+/* Every function of ptx.cuh and the butterflies of lanes.cuh alone, one warp each, against plain loops over the tables of fragments.h: on a
+ * GPU it says whether the wrapper is what the tables say, on the shim whether the emulation is. Prints a line of JSON for each and ends
+ * with 1 where one is not. */
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "lora_c/base/half.h"
@@ -79,6 +81,15 @@ __global__ void exchanges(pass p) { /* in: one number; out: of the lane before i
     p.out[3 * threadIdx.x] = __shfl_sync(0xffffffffu, x, (threadIdx.x + LANES - 1) % LANES);
     p.out[3 * threadIdx.x + 1] = __shfl_xor_sync(0xffffffffu, x, 5);
     p.out[3 * threadIdx.x + 2] = __ballot_sync(0xffffffffu, x % 2);
+}
+
+__global__ void butterflies(pass p) { /* in: two floats; out: what the steps of `by` make of the first, of both joined as an array */
+    float x[2] = {lora_f32_bits(p.in[2 * threadIdx.x]), lora_f32_bits(p.in[2 * threadIdx.x + 1])};
+    p.out[4 * threadIdx.x] = lora_bits_f32(lora_butterfly<16, 8, 4, 2, 1>(x[0], lora_sum_of()));
+    p.out[4 * threadIdx.x + 1] = lora_bits_f32(lora_butterfly<1, 2>(x[0], lora_larger_of()));
+    lora_butterflies<2, 8>(x, lora_sum_of());
+    p.out[4 * threadIdx.x + 2] = lora_bits_f32(x[0]);
+    p.out[4 * threadIdx.x + 3] = lora_bits_f32(x[1]);
 }
 
 /* --- running --- */
@@ -240,13 +251,41 @@ int check_exchanges(machine &m) {
     return wrong;
 }
 
+/* v of every lane after the steps, one after the other. */
+std::vector<float> joined(std::vector<float> v, std::initializer_list<int> steps, float (*join)(float, float)) {
+    for (int step : steps) {
+        std::vector<float> next(LANES);
+        for (int i = 0; i < LANES; i++) next[i] = join(v[i], v[i ^ step]);
+        v = next;
+    }
+    return v;
+}
+
+int check_butterflies(machine &m) { /* sums of numbers of any size, which differ with their order */
+    std::vector<uint32_t> in(2 * LANES);
+    std::vector<float> first(LANES), second(LANES);
+    for (int i = 0; i < LANES; i++) {
+        first[i] = ldexpf(draw_small(), (int)(draw() % 40)), second[i] = ldexpf(draw_small() + 0.3f, (int)(draw() % 40));
+        in[2 * i] = lora_bits_f32(first[i]), in[2 * i + 1] = lora_bits_f32(second[i]);
+    }
+    auto add = [](float a, float b) { return a + b; };
+    auto larger = [](float a, float b) { return b > a ? b : a; };
+    const std::vector<float> right[4] = {joined(first, {16, 8, 4, 2, 1}, add), joined(first, {1, 2}, larger), joined(first, {2, 8}, add),
+                                         joined(second, {2, 8}, add)};
+    std::vector<uint32_t> out = m.run("butterflies", butterflies, 0, in, 4 * LANES);
+    int wrong = 0;
+    for (int i = 0; i < LANES; i++)
+        for (int k = 0; k < 4; k++) wrong += out[4 * i + k] != lora_bits_f32(right[k][i]);
+    return wrong;
+}
+
 const struct {
     const char *name;
     int (*check)(machine &);
     int least_major; /* compute capability */
-} CHECKS[] = {{"mma.m16n8k16", check_multiply, 8},   {"ldmatrix", check_load_rows, 7},    {"ldmatrix.trans", check_load_columns, 7},
-              {"cvt.rn.bf16x2.f32", check_round, 8}, {"cvt.rn.f16.f32", check_round_f16, 7}, {"ex2.approx.ftz", check_powers, 7}, {"cp.async", check_copies, 8},
-              {"shfl and vote", check_exchanges, 7}};
+} CHECKS[] = {{"mma.m16n8k16", check_multiply, 8},   {"ldmatrix", check_load_rows, 7},       {"ldmatrix.trans", check_load_columns, 7},
+              {"cvt.rn.bf16x2.f32", check_round, 8}, {"cvt.rn.f16.f32", check_round_f16, 7}, {"ex2.approx.ftz", check_powers, 7},
+              {"cp.async", check_copies, 8},         {"shfl and vote", check_exchanges, 7},  {"butterflies", check_butterflies, 7}};
 
 } // namespace
 

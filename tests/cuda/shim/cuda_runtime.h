@@ -40,7 +40,7 @@ struct shim_thread {
 struct shim_warp {
     uint32_t lanes, begun, ended, at_barrier;
     uint32_t at_warp, at_whole; /* those that wait at a warp operation; whose mask names the whole warp */
-    bool multiplied;            /* since the last operation that was complete */
+    bool computed;              /* for all lanes, since the last operation that was complete */
     uint32_t shown;             /* which of the two values of a lane the others see: that of the last operation that was complete */
     const unsigned char *order; /* of this round */
     int next;
@@ -97,6 +97,34 @@ template <class T> static inline T shim_exchange(uint32_t mask, T v, int from) {
     if (from < 0 || from > 31 || !(mask >> from & 1))
         shim_die("shuffle: lane %d asks for lane %d, which the mask %08x has not", shim_now->self->lane, from, mask);
     return shim_take<T>(from);
+}
+/* Each v of every lane joined with that of lane ^ step, one step after the other; the first lane that goes on computes for all. */
+template <int... STEPS, int N, class T, class Join> static inline void shim_butterfly(T (&v)[N], Join join) {
+    struct given {
+        T v[N];
+    } mine;
+    memcpy((void *)mine.v, (const void *)v, sizeof v);
+    shim_give(0xffffffffu, mine);
+    shim_warp *warp = shim_now->warp;
+    if (!warp->computed) {
+        T of[N][32], next[32];
+        for (int lane = 0; lane < 32; lane++) {
+            given its = shim_take<given>(lane);
+            for (int i = 0; i < N; i++) of[i][lane] = its.v[i];
+        }
+        auto add = [&](T *x, int step) {
+            for (int lane = 0; lane < 32; lane++) next[lane] = join(x[lane], x[lane ^ step]);
+            memcpy((void *)x, (const void *)next, sizeof next);
+        };
+        for (auto &x : of) (add(x, STEPS), ...);
+        for (int lane = 0; lane < 32; lane++) {
+            for (int i = 0; i < N; i++) mine.v[i] = of[i][lane];
+            memcpy(warp->values[warp->shown >> lane & 1][lane], (const void *)&mine, sizeof mine);
+        }
+        warp->computed = true;
+    }
+    mine = shim_take<given>(shim_now->self->lane);
+    memcpy((void *)v, (const void *)mine.v, sizeof v);
 }
 template <class T> static inline T __shfl_sync(uint32_t mask, T v, int from, int width = 32) {
     return shim_exchange(mask, v, (shim_now->self->lane & ~(width - 1)) | (from & (width - 1)));

@@ -83,7 +83,7 @@ bool release(shim_warp *w, shim_thread *first) {
         }
         if (!released) die_of_masks(w);
     }
-    w->multiplied = false;
+    w->computed = false;
     w->shown ^= released;
     w->at_warp &= ~released;
     w->at_whole &= ~released;

@@ -48,8 +48,8 @@ static inline void shim_multiply(shim_warp *warp) {
 static inline void lora_ptx_mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     shim_fragments mine = {{shim_widened(a[0], a[2]), shim_widened(a[1], a[3])}, shim_widened(b0, b1), {d[0], d[1], d[2], d[3]}};
     shim_give(0xffffffffu, mine);
-    if (!shim_now->warp->multiplied) shim_multiply(shim_now->warp);
-    shim_now->warp->multiplied = true;
+    if (!shim_now->warp->computed) shim_multiply(shim_now->warp);
+    shim_now->warp->computed = true;
     mine = shim_take<shim_fragments>(shim_now->self->lane);
     memcpy(d, mine.d, sizeof d);
 }
