@@ -73,6 +73,31 @@ static PyObject *kvcache_truncate(PyObject *o, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(
+    copy_doc,
+    "copy($self, source, target, length, /)\n--\n\n"
+    "Make the first tokens of one sequence the content of another, which forgets its own.\n\n"
+    "Parameters\n----------\n"
+    "source, target : int\n    Which ones.\n"
+    "length : int\n    How many tokens of the source.\n\n"
+    "Raises\n------\nValueError\n    length is larger than that of the source.\nRuntimeError\n    Another thread is using this cache.");
+
+static PyObject *kvcache_copy(PyObject *o, PyObject *args) {
+    int64_t source, target, length;
+    kvcache *self = (kvcache *)o;
+    if (!PyArg_ParseTuple(args, "O&O&O&:copy", lora_py_whole, &source, lora_py_whole, &target, lora_py_whole, &length) ||
+        check_sequence(self, source) < 0 || check_sequence(self, target) < 0)
+        return NULL;
+    if (lora_py_enter(&self->base) < 0) return NULL;
+    lora_py_state *state = lora_py_state_of(Py_TYPE(o));
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(state->ctx, status, lora_kv_cache_copy(self->cache, source, target, length, &err));
+    lora_py_leave(&self->base);
+    if (status != LORA_OK) return lora_py_raise(state, &err);
+    Py_RETURN_NONE;
+}
+
 static PyObject *get_sequences(PyObject *o, void *unused) {
     (void)unused;
     return PyLong_FromLongLong(lora_kv_cache_sequences(((kvcache *)o)->cache));
@@ -98,6 +123,7 @@ static PyGetSetDef kvcache_getset[] = {
 static PyMethodDef kvcache_methods[] = {
     {"length", kvcache_length, METH_VARARGS, length_doc},
     {"truncate", kvcache_truncate, METH_VARARGS, truncate_doc},
+    {"copy", kvcache_copy, METH_VARARGS, copy_doc},
     {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
     {0},
 };

@@ -72,6 +72,33 @@ static lora_mat part_of(const lora_kv_cache *c, int64_t layer, int64_t part) {
     return lora_mat_f32(c->data + (layer * 2 + part) * rows * c->width, rows, c->width, c->width);
 }
 
+/* The first rows of them of one sequence. */
+static lora_mat rows_of(const lora_kv_cache *c, int64_t layer, int64_t part, int64_t sequence, int64_t rows) {
+    int64_t first = ((layer * 2 + part) * c->n_sequences + sequence) * c->max_tokens;
+    return lora_mat_f32(c->data + first * c->width, rows, c->width, c->width);
+}
+
+lora_status lora_kv_cache_copy(lora_kv_cache *c, int64_t from, int64_t to, int64_t length, lora_error *err) {
+    LORA_CHECK(to >= 0 && to < c->n_sequences, err, LORA_EINVAL, "to: expected 0 to %lld, got %lld", (long long)c->n_sequences - 1,
+               (long long)to);
+    LORA_CHECK(from >= 0 && from < c->n_sequences, err, LORA_EINVAL, "from: expected 0 to %lld, got %lld", (long long)c->n_sequences - 1,
+               (long long)from);
+    int64_t present = lora_kv_cache_length(c, from);
+    LORA_CHECK(length >= 0 && length <= present, err, LORA_EINVAL, "length: expected 0 to %lld, got %lld", (long long)present,
+               (long long)length);
+    if (from == to || length == 0) return lora_kv_cache_truncate(c, to, length, err);
+    LORA_TRY(lora_device_check(c->ctx, err));
+    int64_t rows = length + c->virtual[from];
+    c->lengths[to] = c->virtual[to] = 0; /* until all of it is there */
+    for (int64_t layer = 0; layer < c->decoder->config.num_hidden_layers; layer++)
+        for (int64_t part = 0; part < 2; part++)
+            LORA_TRY(
+                lora_copy_rows(c->ctx, rows_of(c, layer, part, from, rows), NULL, rows_of(c, layer, part, to, rows), NULL, false, err));
+    c->virtual[to] = c->virtual[from];
+    c->lengths[to] = rows;
+    return LORA_OK;
+}
+
 lora_status lora_kv_append(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, const float *k, const float *v,
                            int64_t ld, lora_error *err) {
     const lora_kv_cache *c = run->cache;

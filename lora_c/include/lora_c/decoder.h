@@ -286,6 +286,9 @@ int64_t lora_kv_cache_sequences(const lora_kv_cache *cache);
 int64_t lora_kv_cache_max_tokens(const lora_kv_cache *cache);
 /** Cuts a sequence to length (0: forget all, virtual tokens, too); larger than the present length is refused. */
 lora_status lora_kv_cache_truncate(lora_kv_cache *cache, int64_t sequence, int64_t length, lora_error *err) LORA_MUST_CHECK;
+/** Makes the first length tokens of sequence from (and its virtual tokens) the content of sequence to, which forgets its own: both go on
+ *  with the same bits. From and to may be the same: a truncate. Errors EINVAL, what backends report. */
+lora_status lora_kv_cache_copy(lora_kv_cache *cache, int64_t from, int64_t to, int64_t length, lora_error *err) LORA_MUST_CHECK;
 
 /** The longest sequence that the RoPE table of a sequence of length tokens serves: rope_switch until a sequence grows
  *  beyond it, max_position_embeddings otherwise; less the virtual tokens. Growing past it in the cache is refused: truncate to 0 and

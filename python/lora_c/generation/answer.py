@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from ..configs import GenerationConfig
 from ..errors import LoraCError
 from .answer_text import TextPieces
 from .choosing import TokenChooser, precision_of
+from .token_logprobs import TokenLogprob, token_logprob
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -34,6 +35,13 @@ class Answer:
         Whether nothing more will come.
     error : LoraCError or None
         Why it ended before its time.
+    finish_reason : "stop", "length" or None
+        Why it ended: by an end token or a stop text, or because no more tokens were allowed; None while it is under way, where
+        it was removed, and where it failed.
+    logprobs : list of TokenLogprob or None
+        Of every token, where they were asked for.
+    n_reused : int
+        Tokens of the prompt that were not read because another sequence had them.
     """
 
     def __init__(self, prompt: Sequence[int], adapter: str | None) -> None:
@@ -42,6 +50,9 @@ class Answer:
         self.text = ""
         self.finished = False
         self.error: LoraCError | None = None
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self.logprobs: list[TokenLogprob] | None = None
+        self.n_reused = 0
         self._taken = 0
 
     def take(self) -> str:
@@ -57,12 +68,19 @@ class Answer:
 class Writer:
     """Writes an answer, token by token, and knows what it is written with."""
 
-    def __init__(self, model: Model, answer: Answer, config: GenerationConfig, repetition: int = 0) -> None:
+    def __init__(
+        self, model: Model, answer: Answer, config: GenerationConfig, repetition: int = 0, top_logprobs: int | None = None,
+        skip_special_tokens: bool = True,
+    ) -> None:  # fmt: skip
         self.answer, self.precision = answer, precision_of(config)
         self.weights = weights_of(model, answer.adapter)
         self._chooser = TokenChooser(model, answer.prompt, config, repetition, answer.adapter)
         self.n_virtual = model.context_with(None) - model.context_with(answer.adapter)
-        self._pieces = TextPieces(model.tokenizer, answer.prompt, config) if model.has_tokenizer else None
+        self._pieces = None
+        if model.has_tokenizer:
+            self._pieces = TextPieces(model.tokenizer, answer.prompt, config, skip_special_tokens)
+        self._n_top = top_logprobs
+        answer.logprobs = None if top_logprobs is None else []
 
     @property
     def n_tokens(self) -> int:
@@ -93,13 +111,21 @@ class Writer:
         answer = self.answer
         token = self._chooser.choose(logits)
         if token is None:
-            self.end()
+            self._finish("stop")
             return
         answer.ids.append(token)
+        if answer.logprobs is not None:
+            answer.logprobs.append(token_logprob(logits, token, self._n_top or 0))
         if self._pieces is not None:
             answer.text += self._pieces.push(token)
-        if self._chooser.budget <= 0 or (self._pieces is not None and self._pieces.stopped):
-            self.end()
+        if self._pieces is not None and self._pieces.stopped:
+            self._finish("stop")
+        elif self._chooser.budget <= 0:
+            self._finish("length")
+
+    def _finish(self, reason: Literal["stop", "length"]) -> None:
+        self.answer.finish_reason = reason
+        self.end()
 
     def end(self, error: LoraCError | None = None) -> None:
         """Write no more."""

@@ -19,9 +19,11 @@ class TextPieces:
     "<|end|>" and a sentence that a special token interrupts are found. The pieces joined are the decoded tokens, cut there.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], config: GenerationConfig) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], config: GenerationConfig, skip_special_tokens: bool = True
+    ) -> None:
         self._stops = sorted({text for text in config.stop_strings if text})
-        self._shown = tokenizer.stream_decoder(prompt)
+        self._shown = tokenizer.stream_decoder(prompt, skip_special_tokens)
         self._whole = tokenizer.stream_decoder(prompt, skip_special_tokens=False) if self._stops else None
         self._text = self._with_special = ""
         self._marks: list[tuple[int, int]] = [(0, 0)]  # after each token: lengths of both texts
