@@ -24,6 +24,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "lora-c chat --model MODEL --adapter out",
         'lora-c chat --model MODEL --system "Answer in verse."',
     ),
+    "serve": (
+        "lora-c serve --model MODEL --adapters adapters/",
+        "lora-c serve --model MODEL --host 0.0.0.0 \\\n    --api-key-file keys.txt --port 8080",
+    ),
     "classify": (
         'lora-c classify --model MODEL --adapter out "How many?"',
         "lora-c classify --model MODEL --adapter out \\\n    --texts questions.txt > labels.jsonl",
@@ -86,6 +90,7 @@ MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "compare": ("model", "data", "rows", "quick", "output_dir"),
     "generate": ("model", "adapter", "prompts", "max_new_tokens", "temperature"),
     "chat": ("model", "adapter", "system", "max_new_tokens", "temperature"),
+    "serve": ("model", "adapters", "host", "port", "api_key_file"),
     "classify": ("model", "adapter", "texts", "text_pair", "max_seq_length"),
     "eval": ("model", "data", "adapter", "task", "baseline"),
     "data": ("model", "data", "eval_data", "max_seq_length", "limit"),

@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": ("compare", "Compare methods on your data: full, head, LoRA, QLoRA and others, each in its own process."),
     "generate": ("generate", "Write text from a prompt."),
     "chat": ("chat", "Talk with a model."),
+    "serve": ("serve", "Answer over HTTP as OpenAI does: one base, many adapters in one batch, and a page."),
     "classify": ("classify", "Say which label a text has, with a classifier."),
     "eval": ("evaluate", "Loss, perplexity and scores of tasks on your data; base and adapter side by side."),
     "data": ("data", "Show what a model will see of your data: examples, lengths, what is cut, steps."),

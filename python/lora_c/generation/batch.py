@@ -84,6 +84,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._sequences.live)
 
+    @property
+    def n_running(self) -> int:
+        """Answers that are under way; the others wait."""
+        return len(self._sequences.live)
+
     def add(
         self,
         prompt: Any,

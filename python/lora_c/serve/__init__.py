@@ -1,0 +1,1 @@
+"""A model and many adapters behind OpenAI's HTTP interface."""

@@ -1,0 +1,161 @@
+"""From a request to the pieces of its answers: what all handlers share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..configs import GenerationConfig
+from ..errors import LoraCError
+from .engine import Order, Progress, Stream
+from .problems import ApiProblem
+from .requests import body_of
+from .schema import Body, Sampling, parse
+from .token_texts import TokenTexts
+from .tool_calls import form_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from ..configs.serving import ServeConfig
+    from ..model.model import Model
+    from .adapters import Adapters
+    from .engine import Engine
+    from .metrics import Metrics
+
+T = TypeVar("T")
+B = TypeVar("B", bound=Body)
+
+
+class Service:
+    """A model, its engine and its adapters.
+
+    Attributes
+    ----------
+    draining : bool
+        Whether the server is about to end.
+    """
+
+    def __init__(self, model: Model, engine: Engine, adapters: Adapters, config: ServeConfig, metrics: Metrics) -> None:
+        self.model, self.engine, self.adapters, self.config, self.metrics = model, engine, adapters, config, metrics
+        self.name, self.created, self.draining = adapters.base, int(time.time()), False
+        self.token_texts = TokenTexts(model.tokenizer)
+        self.tool_form = form_of(model.tokenizer.tool_template or model.tokenizer.chat_template)
+        self._texts = ThreadPoolExecutor(1, "lora-c texts")  # a long template or text does not hold up the loop
+
+    async def read(self, request: Request, cls: type[B]) -> B:
+        """The fields of a request."""
+        data = await body_of(request, self.config.max_body << 10, self.config.read_timeout)
+        return await self.in_text_thread(lambda: parse(cls, data))
+
+    async def in_text_thread(self, work: Callable[[], T]) -> T:
+        """Templates, tokenizing, JSON.
+
+        Raises
+        ------
+        ApiProblem
+            In place of an error of the library.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._texts, work)
+        except LoraCError as error:
+            raise ApiProblem(400, str(error)) from None
+        except UnicodeError:
+            raise ApiProblem(400, "body: expected texts of Unicode characters, got half of a surrogate pair") from None
+
+    @asynccontextmanager
+    async def answering(
+        self, model: str | None, orders_with: Callable[[str | None], Sequence[Order]]
+    ) -> AsyncIterator[AsyncGenerator[Progress, None]]:
+        """Begin the answers that `orders_with` makes for an adapter; they leave the batch where the block ends.
+
+        Raises
+        ------
+        ApiProblem
+            There is no such model, or too many wait.
+        """
+        if self.draining:
+            raise ApiProblem(503, "server: expected no request while it ends, got one", headers={"Retry-After": "5"})
+        async with self.adapters.used(model) as adapter:
+            stream = self.engine.open(orders_with(adapter))
+            began = time.monotonic()
+            try:
+                yield self._progress(stream, began)
+            finally:
+                self.engine.close(stream)
+                self.metrics.duration.observe(time.monotonic() - began)
+
+    async def _progress(self, stream: Stream, began: float) -> AsyncGenerator[Progress, None]:
+        left, begun = stream.n, set()
+        while left:
+            try:
+                seconds = self.config.request_timeout - (time.monotonic() - began)
+                news = await asyncio.wait_for(stream.events.get(), max(seconds, 0.0))
+            except asyncio.TimeoutError:
+                limit = self.config.request_timeout
+                raise ApiProblem(
+                    504, f"request: expected an answer within {limit:g} seconds, got a part", code="timeout"
+                ) from None
+            if news.error is not None:
+                raise problem_of(news.error)
+            if news.index not in begun:
+                begun.add(news.index)
+                self.metrics.first_token.observe(time.monotonic() - began)
+                self.metrics.reused_tokens.inc(news.n_reused)
+            left -= news.finished
+            yield news
+
+    def limit(self, adapter: str | None) -> int:
+        """The most tokens that prompt and answer have together."""
+        return min(self.engine.max_tokens, self.model.context_with(adapter))
+
+    def config_of(self, body: Sampling, n_prompt: int, wanted: int | None, adapter: str | None) -> GenerationConfig:
+        """How an answer is written: as the request says, else as the model's generation_config.json, else by plain draws.
+
+        Raises
+        ------
+        ApiProblem
+            The prompt leaves no room, or the settings cannot be.
+        """
+        room = self.limit(adapter) - n_prompt
+        if room < 1:
+            raise ApiProblem(
+                400, f"messages: expected fewer than {self.limit(adapter)} tokens, got {n_prompt}; shorten them", "messages",
+                "context_length_exceeded",
+            )  # fmt: skip
+        options: dict[str, Any] = self.model.generation_config.model_dump(exclude_unset=True)
+        for name in ("num_return_sequences", "seed"):
+            options.pop(name, None)
+        given = {
+            "temperature": body.temperature, "top_p": body.top_p, "min_p": body.min_p, "seed": body.seed,
+            "top_k": None if body.top_k is None else max(body.top_k, 0), "repetition_penalty": body.repetition_penalty,
+            "min_new_tokens": body.min_tokens,
+        }  # fmt: skip
+        options |= {name: value for name, value in given.items() if value is not None}
+        if body.temperature is not None:
+            options.pop("do_sample", None)
+        elif "temperature" not in options and options.get("do_sample", True) is not False:
+            options["temperature"] = 1.0
+        if body.seed is not None:
+            options["seed"] = body.seed % 2**63
+        options["max_new_tokens"] = min(wanted or room, room)
+        options["min_new_tokens"] = min(options.get("min_new_tokens", 0), options["max_new_tokens"])
+        try:
+            return GenerationConfig(**options, stop_strings=body.stops, ignore_eos=body.ignore_eos)
+        except LoraCError as error:
+            raise ApiProblem(400, str(error)) from None
+
+
+def problem_of(error: Exception) -> ApiProblem:
+    """What a client is told of an error in the engine."""
+    if isinstance(error, ApiProblem):
+        return error
+    if isinstance(error, LoraCError):
+        return ApiProblem(400, str(error))
+    if isinstance(error, MemoryError):
+        return ApiProblem(503, "server: expected memory for this request, got none", headers={"Retry-After": "10"})
+    return ApiProblem(500, f"server: {type(error).__name__}; see its log")

@@ -1,0 +1,165 @@
+"""The server from its beginning to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from ..errors import ConfigError
+from ..files.regular_file import read_regular
+from .adapters import Adapters
+from .answering import Service
+from .app import make_app
+from .engine import Engine
+from .metrics import Metrics
+from .protocol import LimitedProtocol
+
+if TYPE_CHECKING:
+    from ..configs.serving import ServeConfig
+    from ..model.model import Model
+
+KEY_VARIABLE = "LORA_C_API_KEY"
+_MOST_KEYS_FILE = 1 << 20
+
+
+def serve(model: Model, adapters: Path | None, config: ServeConfig, told: Callable[[str, Service], None]) -> int | None:
+    """Answer requests until a signal ends it; return the signal.
+
+    Parameters
+    ----------
+    adapters : Path, optional
+        Each folder in it is an adapter.
+    told : callable
+        Is given the address when the server listens.
+
+    Raises
+    ------
+    ConfigError
+        It cannot listen there, or the keys cannot be read.
+    """
+    keys = keys_of(config)
+    listening = _listening(config)
+    metrics = Metrics()
+    engine = Engine(model, config.max_num_seqs, config.max_queue, config.max_seq_length, config.prompt_block, metrics)
+    name = config.served_model_name or Path(model.source).resolve().name
+    service = Service(model, engine, Adapters(engine, name, adapters, config.adapter_memory << 20), config, metrics)
+    model.adapter_set.activate(None)
+    engine.start()
+    protocol = type("Protocol", (LimitedProtocol,), {
+        "read_timeout": config.read_timeout, "max_connections": config.max_connections,
+    })  # fmt: skip
+    server = _Server(service, uvicorn.Config(
+        make_app(service, keys), http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=_whole_seconds(config.drain_timeout),
+        proxy_headers=False, backlog=1024,
+    ))  # fmt: skip
+    server.when_started = partial(told, _address(listening), service)
+    try:
+        server.run([listening])
+    finally:
+        engine.stop()
+    return server.ended_by
+
+
+def keys_of(config: ServeConfig) -> list[str]:
+    """The keys of the file, or the one in the environment; none: everybody may ask.
+
+    Raises
+    ------
+    ConfigError
+        The file holds none, or one has characters that no header has.
+    """
+    if config.api_key_file is None:
+        keys = [os.environ[KEY_VARIABLE]] if os.environ.get(KEY_VARIABLE) else []
+    else:
+        text = read_regular(config.api_key_file, ConfigError, _MOST_KEYS_FILE).decode("utf-8", "replace")
+        keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        if not keys:
+            raise ConfigError(f"api_key_file: expected keys in {config.api_key_file!r}, one a line, got none")
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise ConfigError("api_key: expected keys of letters, digits and signs without spaces, got others")
+    return keys
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server; a signal ends it when what is under way is answered, a second one at once."""
+
+    when_started: Callable[[], None]
+
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
+        self.ended_by: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.when_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = self._service.draining = True
+        self.ended_by = sig
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    """The socket, bound before the engine takes its memory."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        opened = socket.socket(family, kind, number)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        return opened
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"port: expected to listen on {config.host}:{config.port}, got: {reason}; give another --port"
+        ) from None
+
+
+def _address(opened: socket.socket) -> str:
+    host, port = opened.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _whole_seconds(seconds: float) -> int:
+    return max(1, round(seconds))
+
+
+def log_to_stderr() -> None:
+    """Faults of the server, one line of time before each, and nothing of what is asked."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for name, level in (("lora_c.serve", logging.INFO), ("uvicorn.error", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers[:], logger.propagate = [handler], False
+        logger.setLevel(level)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    with suppress(OSError, ValueError):
+        found: Any = socket.getaddrinfo(host, None)
+        return all(str(entry[4][0]).startswith("127.") or entry[4][0] == "::1" for entry in found)
+    return False
