@@ -270,7 +270,8 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "chat.jsonl").write_text(json.dumps(record) + "\n")
     from command_lines import called
 
-    words = "train --model model --data chat.jsonl --output-dir adapters/caller --max-steps 60 --lr 1e-2 --r 16 --batch-size 1"
+    words = "train --model model --data chat.jsonl --output-dir adapters/caller --max-steps 200 --lr 3e-3 --batch-size 1"
+    words += " --r 16 --lora-alpha 32"
     (folder / "model").symlink_to(BASE_MODEL)
     done = called(folder, [*words.split(), "--chat-template", "template.jinja", "--target-modules", "all-linear"])
     assert done.returncode == 0, done.stderr

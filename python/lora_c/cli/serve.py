@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,5 +61,4 @@ def command(**own: Any) -> None:
             click.echo(f"adapters  {', '.join(names[1:9]) or 'none yet'}{more}")
         click.echo(f"listening {address} (page) and {address}/v1 (OpenAI); Ctrl-C ends it")
 
-    if serve(model, folder, config, told) == signal.SIGINT:
-        raise click.exceptions.Exit(0)
+    serve(model, folder, config, told)

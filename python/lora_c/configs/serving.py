@@ -24,7 +24,9 @@ class ServeConfig(Config):
     adapter_memory: int = Field(1024, gt=0, description="MiB that adapters may take; the least recently used ones leave.")
     max_body: int = Field(2048, gt=0, description="KiB that the body of a request may have.")
     request_timeout: float = Field(600.0, gt=0, description="Seconds after which an answer is broken off.")
-    read_timeout: float = Field(20.0, gt=0, description="Seconds in which a client must have sent its request.")
+    read_timeout: float = Field(
+        20.0, gt=0, description="Seconds in which a client must send its request, and take what it is sent."
+    )
     drain_timeout: float = Field(60.0, ge=0, description="Seconds that answers under way have after SIGTERM.")
     max_connections: int = Field(512, gt=0, description="Connections at a time.")
     api_key_file: str | None = Field(

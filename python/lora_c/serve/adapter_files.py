@@ -84,7 +84,10 @@ def _copied(folder: Path, most_bytes: int) -> Iterator[tuple[Path, Fingerprint]]
     copy = Path(tempfile.mkdtemp(prefix="lora-c-adapter-"))
     try:
         for _ in range(_TRIES):
-            seen = _copy(folder, copy, most_bytes)
+            try:
+                seen = _copy(folder, copy, most_bytes)
+            except OSError as error:  # no right to read it, no space for the copy
+                raise AdapterError(f"{folder.name}: expected an adapter that can be copied, got: {error.strerror}") from None
             if seen is not None and _is_settled(seen) and seen == fingerprint(folder):
                 yield copy, seen
                 return

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import LoraCError
+from ..errors import AdapterError, LoraCError
 from .adapter_files import Fingerprint, fingerprint, is_adapter, read_from
 from .engine import Engine, result_of
 from .problems import ApiProblem, too_busy
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+
+_LOG = logging.getLogger("lora_c.serve")
 
 
 @dataclass(eq=False)
@@ -37,6 +41,8 @@ class _Served:
 
     folder: str
     loaded: _Loaded | None = None
+    gone: bool = False  # unloaded, or its name has another folder
+    unreadable: Fingerprint | None = None  # a newer version that is not tried again
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -55,18 +61,20 @@ class Adapters:
         self.base, self._engine, self._folder, self._memory = base, engine, folder, memory
         self._served: dict[str, _Served] = {}  # the least recently used first
         self._unloaded: set[str] = set()
-        self._old: set[_Loaded] = set()  # replaced, with answers under way
+        self._loaded: set[_Loaded] = set()  # all that take memory, also those that are replaced and have answers under way
         self._versions = itertools.count()
 
     def names(self) -> list[str]:
         """What requests may give as model: the base, and every adapter."""
-        found = [name for name in self._folders() if name not in self._unloaded] + list(self._served)
+        folders = self._folders()
+        found = [name for name in folders if name not in self._unloaded]
+        found += [name for name, served in self._served.items() if served.loaded is not None or served.folder in folders]
         return [self.base, *sorted(dict.fromkeys(name for name in found if name != self.base))]
 
     @property
     def bytes(self) -> int:
         """What those in memory take."""
-        return sum(loaded.bytes for loaded in self._all_loaded())
+        return sum(loaded.bytes for loaded in self._loaded)
 
     @asynccontextmanager
     async def used(self, name: str | None) -> AsyncIterator[str | None]:
@@ -80,17 +88,11 @@ class Adapters:
         if name is None or name == self.base:
             yield None
             return
-        served = self._find(name)
-        async with served.loading:
-            loaded = await self._current(name, served)
-            loaded.users += 1
+        loaded = await self._taken(name, self._find(name))
         try:
             yield loaded.key
         finally:
-            loaded.users -= 1
-            if loaded.replaced and not loaded.users:
-                self._old.discard(loaded)
-                self._leave(loaded)
+            self._give_back(loaded)
 
     async def load(self, name: str, folder: str) -> None:
         """Serve a folder below that of the adapters under a name, and read it now.
@@ -108,12 +110,19 @@ class Adapters:
             raise ApiProblem(400, f"lora_name: expected a name that the base has not, got {name[:80]!r}", "lora_name")
         before = self._served.get(name)
         served = before if before is not None and before.folder == folder else _Served(folder)
-        async with served.loading:
-            await self._current(name, served)
-        if before is not None and before is not served:
-            self._replace(before)
-        self._served[name] = served
-        self._unloaded.discard(name)
+        loaded = await self._taken(name, served, must_be_newest=True)
+        try:
+            if served.gone:
+                raise ApiProblem(
+                    409, f"lora_name: expected {name[:80]!r} to stay meanwhile, got it unloaded; try again", "lora_name"
+                )
+            now = self._served.get(name)
+            if now is not None and now is not served:
+                self._replace(now)
+            self._served[name] = served
+            self._unloaded.discard(name)
+        finally:
+            self._give_back(loaded)
 
     def unload(self, name: str) -> None:
         """Serve a name no more; answers under way end as they began.
@@ -141,45 +150,91 @@ class Adapters:
         return sorted(name for name in names if not name.startswith(".") and is_adapter(self._folder / name))
 
     def _find(self, name: str) -> _Served:
-        if name not in self._served:
-            if name in self._unloaded or name not in self._folders():
-                known = ", ".join(self.names()[:20])
-                raise ApiProblem(404, f"model: expected one of {known}, got {name[:80]!r}", "model", "model_not_found")
-            self._served[name] = _Served(name)
+        served = self._served.get(name)
+        if served is not None and (served.loaded is not None or served.loading.locked() or self._is_there(served.folder)):
+            return served
+        if served is not None or name in self._unloaded or name not in self._folders():
+            known = ", ".join(self.names()[:20])
+            raise ApiProblem(404, f"model: expected one of {known}, got {name[:80]!r}", "model", "model_not_found")
+        self._served[name] = _Served(name)
         return self._served[name]
 
-    # -- memory -------------------------------------------------------------------------------------------------------
+    def _is_there(self, folder: str) -> bool:
+        return self._folder is not None and is_adapter(self._folder / folder)
 
-    async def _current(self, name: str, served: _Served) -> _Loaded:
-        """The newest version; where it cannot be read any more, the one in memory stays in use."""
-        assert self._folder is not None
-        path = self._folder / served.folder
-        seen = fingerprint(path)
-        if served.loaded is None or (seen is not None and seen != served.loaded.seen):
-            try:
-                adapter, read = await asyncio.get_running_loop().run_in_executor(
-                    None, read_from, path, self._engine.model, self._memory
-                )
-                await self._put(name, served, adapter, read)
-            except LoraCError as error:
-                if served.loaded is None:
-                    raise ApiProblem(400, str(error), "model", "adapter_unreadable") from None
-        assert served.loaded is not None
+    # -- versions -----------------------------------------------------------------------------------------------------
+
+    async def _taken(self, name: str, served: _Served, must_be_newest: bool = False) -> _Loaded:
+        """The newest version, with one user more. Reading it goes on where the client leaves: nothing stays half done."""
+        task = asyncio.create_task(self._take(name, served, must_be_newest))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._not_wanted)
+            raise
+
+    async def _take(self, name: str, served: _Served, must_be_newest: bool) -> _Loaded:
+        async with served.loading:
+            loaded = await self._newest(name, served, must_be_newest)
+            loaded.users += 1
+            if served.gone:  # meanwhile
+                served.loaded, loaded.replaced = None, True
         if name in self._served:
             self._served[name] = self._served.pop(name)  # the most recently used
-        return served.loaded
+        return loaded
 
-    async def _put(self, name: str, served: _Served, adapter: Adapter, seen: Fingerprint) -> None:
+    def _not_wanted(self, task: asyncio.Task[_Loaded]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._give_back(task.result())
+
+    def _give_back(self, loaded: _Loaded) -> None:
+        loaded.users -= 1
+        if loaded.replaced and not loaded.users:
+            self._leave(loaded)
+
+    async def _newest(self, name: str, served: _Served, must_be_newest: bool) -> _Loaded:
+        """The version on disk; where that cannot be read, the one in memory stays in use."""
+        assert self._folder is not None
+        path, loaded = self._folder / served.folder, served.loaded
+        seen = fingerprint(path)
+        if loaded is not None and not must_be_newest and seen in (None, loaded.seen, served.unreadable):
+            return loaded
+        if loaded is not None and seen == loaded.seen:
+            return loaded
+        try:
+            read = partial(read_from, path, self._engine.model, self._memory)
+            adapter, read_seen = await asyncio.get_running_loop().run_in_executor(None, read)
+            return await self._put(name, served, adapter, read_seen)
+        except LoraCError as error:
+            if loaded is None or must_be_newest:
+                raise ApiProblem(400, str(error), "model", "adapter_unreadable") from None
+            served.unreadable = seen
+            _LOG.warning("adapter %r: the version of before stays in use: %s", name, error)
+            return loaded
+
+    async def _put(self, name: str, served: _Served, adapter: Adapter, seen: Fingerprint) -> _Loaded:
         loaded = _Loaded(f"{name}#{next(self._versions)}", seen, sum(p.data.nbytes for p in adapter.parameters()))
         self._make_room(loaded.bytes, served)
-        before, served.loaded = served.loaded, loaded
-        await result_of(self._engine.add_adapter(loaded.key, adapter))
+        self._loaded.add(loaded)
+        try:
+            await result_of(self._engine.add_adapter(loaded.key, adapter))
+        except BaseException:
+            self._loaded.discard(loaded)
+            raise
+        before, served.loaded, served.unreadable = served.loaded, loaded, None
         self._retire(before)
         self._engine.metrics.loads.inc()
         self._tell()
+        return loaded
+
+    # -- memory -------------------------------------------------------------------------------------------------------
 
     def _make_room(self, needed: int, for_: _Served) -> None:
         """Let the least recently used ones leave that no answer has."""
+        if needed > self._memory:
+            raise AdapterError(
+                f"adapter: expected one that takes at most {self._memory >> 20} MiB (--adapter-memory), got {needed >> 20}"
+            )
         for served in list(self._served.values()):
             if self.bytes + needed <= self._memory:
                 return
@@ -195,27 +250,21 @@ class Adapters:
             )
 
     def _replace(self, served: _Served) -> None:
-        loaded, served.loaded = served.loaded, None
+        loaded, served.loaded, served.gone = served.loaded, None, True
         self._retire(loaded)
-        self._tell()
 
     def _retire(self, loaded: _Loaded | None) -> None:
         if loaded is None:
             return
         loaded.replaced = True
-        if loaded.users:
-            self._old.add(loaded)
-        else:
+        if not loaded.users:
             self._leave(loaded)
 
     def _leave(self, loaded: _Loaded) -> None:
+        self._loaded.discard(loaded)
         self._engine.remove_adapter(loaded.key)
         self._tell()
 
-    def _all_loaded(self) -> list[_Loaded]:
-        return [served.loaded for served in self._served.values() if served.loaded is not None] + list(self._old)
-
     def _tell(self) -> None:
-        found = self._all_loaded()
-        self._engine.metrics.adapters.set(len(found))
-        self._engine.metrics.adapter_bytes.set(sum(loaded.bytes for loaded in found))
+        self._engine.metrics.adapters.set(len(self._loaded))
+        self._engine.metrics.adapter_bytes.set(self.bytes)

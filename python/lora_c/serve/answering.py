@@ -68,10 +68,8 @@ class Service:
             raise ApiProblem(400, "body: expected texts of Unicode characters, got half of a surrogate pair") from None
 
     @asynccontextmanager
-    async def answering(
-        self, model: str | None, orders_with: Callable[[str | None], Sequence[Order]]
-    ) -> AsyncIterator[AsyncGenerator[Progress, None]]:
-        """Begin the answers that `orders_with` makes for an adapter; they leave the batch where the block ends.
+    async def used(self, model: str | None, n: int) -> AsyncIterator[str | None]:
+        """A place for so many answers, and the name of a model's adapter on the base, while a block runs.
 
         Raises
         ------
@@ -80,7 +78,22 @@ class Service:
         """
         if self.draining:
             raise ApiProblem(503, "server: expected no request while it ends, got one", headers={"Retry-After": "5"})
-        async with self.adapters.used(model) as adapter:
+        with self.engine.place(n):
+            async with self.adapters.used(model) as adapter:
+                yield adapter
+
+    @asynccontextmanager
+    async def answering(
+        self, model: str | None, n: int, orders_with: Callable[[str | None], Sequence[Order]]
+    ) -> AsyncIterator[AsyncGenerator[Progress, None]]:
+        """Begin the n answers that `orders_with` makes for an adapter; they leave the batch where the block ends.
+
+        Raises
+        ------
+        ApiProblem
+            There is no such model, or too many wait.
+        """
+        async with self.used(model, n) as adapter:
             stream = self.engine.open(orders_with(adapter))
             began = time.monotonic()
             try:
@@ -96,10 +109,7 @@ class Service:
                 seconds = self.config.request_timeout - (time.monotonic() - began)
                 news = await asyncio.wait_for(stream.events.get(), max(seconds, 0.0))
             except asyncio.TimeoutError:
-                limit = self.config.request_timeout
-                raise ApiProblem(
-                    504, f"request: expected an answer within {limit:g} seconds, got a part", code="timeout"
-                ) from None
+                raise self.too_late() from None
             if news.error is not None:
                 raise problem_of(news.error)
             if news.index not in begun:
@@ -108,6 +118,11 @@ class Service:
                 self.metrics.reused_tokens.inc(news.n_reused)
             left -= news.finished
             yield news
+
+    def too_late(self) -> ApiProblem:
+        """What a request is told that takes longer than it may."""
+        seconds = self.config.request_timeout
+        return ApiProblem(504, f"request: expected an answer within {seconds:g} seconds, got a part", code="timeout")
 
     def limit(self, adapter: str | None) -> int:
         """The most tokens that prompt and answer have together."""

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from . import others
-from .answering import Service
+from .answering import Service, problem_of
 from .chat import chat
 from .completions import completions
 from .problems import ApiProblem
@@ -43,7 +43,8 @@ def make_app(service: Service, keys: Sequence[str]) -> ASGIApp:
     routes += [Route(path, _file(name, kind), methods=["GET"]) for path, (name, kind) in _PAGE.items()]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_found})
     app.router.redirect_slashes = False
-    return Guard(app, keys, service.config.allowed_hosts, service.config.cors)
+    hosts = [service.config.host, *service.config.allowed_hosts]
+    return Guard(app, keys, hosts, service.config.cors)
 
 
 def _answered(handler: Handler, path: str, service: Service) -> Callable[[Request], Awaitable[Response]]:
@@ -62,9 +63,11 @@ async def _safely(handler: Handler, request: Request, service: Service) -> Respo
         return problem.response()
     except ClientLeft:
         return Response(status_code=499)
-    except Exception:
-        _LOG.exception("%s", request.url.path)
-        return ApiProblem(500, "server: expected to answer, got a fault; see its log").response()
+    except Exception as error:
+        told = problem_of(error)
+        if told.status == 500:
+            _LOG.exception("%s", request.url.path)
+        return told.response()
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

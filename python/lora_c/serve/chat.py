@@ -31,7 +31,7 @@ async def chat(request: Request, service: Service) -> Response:
     ids = await service.in_text_thread(lambda: message_ids(service.model, messages_of(body.messages), tools))
     answer = ChatAnswer(service, body, ids, parses=tools is not None and service.tool_form is not None)
     if body.stream:
-        return await streamed(request, answer.chunks(), service)
+        return await streamed(request, answer.chunks())
     return JSONResponse(await answer.whole(request))
 
 
@@ -94,7 +94,7 @@ class ChatAnswer:
         """The response in one piece."""
 
         async def collect() -> None:
-            async with self._service.answering(self._body.model, self._orders) as news:
+            async with self._service.answering(self._body.model, len(self._choices), self._orders) as news:
                 async for progress in news:
                     self._take(progress)
 
@@ -113,7 +113,7 @@ class ChatAnswer:
         """The response piece by piece, as JSON."""
         options = self._body.stream_options
         usage = {"usage": None} if options is not None and options.include_usage else {}
-        async with self._service.answering(self._body.model, self._orders) as news:
+        async with self._service.answering(self._body.model, len(self._choices), self._orders) as news:
             begun: set[int] = set()
             async for progress in news:
                 index, choice = progress.index, self._choices[progress.index]

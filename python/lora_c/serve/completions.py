@@ -6,6 +6,8 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
@@ -32,14 +34,11 @@ async def completions(request: Request, service: Service) -> Response:
     if len(prompts) > _MOST_PROMPTS:
         raise ApiProblem(400, f"prompt: expected at most {_MOST_PROMPTS} texts, got {len(prompts)}", "prompt")
     ids = await service.in_text_thread(lambda: [prompt_ids(service.model, prompt, limit=2**31) for prompt in prompts])
-    texts = (
-        [prompt if isinstance(prompt, str) else service.model.tokenizer.decode(prompt) for prompt in prompts]
-        if body.echo
-        else []
-    )
+    decode = service.model.tokenizer.decode
+    texts = [p if isinstance(p, str) else await service.in_text_thread(partial(decode, p)) for p in prompts if body.echo]
     answer = CompletionAnswer(service, body, ids, texts)
     if body.stream:
-        return await streamed(request, answer.chunks(), service)
+        return await streamed(request, answer.chunks())
     return JSONResponse(await answer.whole(request))
 
 
@@ -87,7 +86,7 @@ class CompletionAnswer:
         """The response in one piece."""
 
         async def collect() -> None:
-            async with self._service.answering(self._body.model, self._orders) as news:
+            async with self._service.answering(self._body.model, len(self._choices), self._orders) as news:
                 async for progress in news:
                     self._take(progress)
 
@@ -100,7 +99,7 @@ class CompletionAnswer:
         options = self._body.stream_options
         usage = {"usage": None} if options is not None and options.include_usage else {}
         begun: set[int] = set()
-        async with self._service.answering(self._body.model, self._orders) as news:
+        async with self._service.answering(self._body.model, len(self._choices), self._orders) as news:
             async for progress in news:
                 index = progress.index
                 before = self._choices[index].text
@@ -138,7 +137,7 @@ class CompletionAnswer:
     def _logprobs(self, found: list[TokenLogprob], offset: int) -> dict[str, Any]:
         texts = self._service.token_texts
         tokens = [texts.text_of(token.id) for token in found]
-        offsets = [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        offsets = list(accumulate(map(len, tokens[:-1]), initial=offset)) if tokens else []
         top = [{texts.text_of(i): max(value, -9999.0) for i, value in token.top} for token in found]
         return {
             "tokens": tokens, "token_logprobs": [max(token.logprob, -9999.0) for token in found], "top_logprobs": top,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..configs import GenerationConfig
 from ..errors import ConfigError, LoraCError
 from ..generation.batch import Batch
-from .problems import too_busy
+from .problems import ApiProblem, too_busy
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .metrics import Metrics
 
 T = TypeVar("T")
+_LOG = logging.getLogger("lora_c.serve")
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Engine:
         self._make_batch: Callable[[], Batch] = partial(Batch, model, n_sequences, max_tokens, prompt_block)
         self._batch = self._make_batch()
         self.max_tokens = self._batch.max_tokens
-        self.n_open = 0  # answers of requests that are not closed; only the server's loop changes it
+        self.n_open = 0  # answers of requests that are not closed; only the server's loop changes it (`place`)
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._watched: dict[Answer, tuple[Stream, int, int]] = {}  # index in its stream, tokens that were told
         self._thread = threading.Thread(target=self._run, name="lora-c engine", daemon=True)
@@ -142,20 +144,32 @@ class Engine:
         self._jobs.put(job)
         return future
 
-    def open(self, orders: Sequence[Order]) -> Stream:
-        """Begin to answer.
+    @contextmanager
+    def place(self, n: int) -> Iterator[None]:
+        """Room for so many answers, while a block runs; taken before anything is done for a request.
 
         Raises
         ------
         ApiProblem
-            Too many wait already.
+            Too many wait already, or there is never room for so many.
         """
-        if self.n_open + len(orders) > self.n_sequences + self.n_waiting:
-            most = self.n_sequences + self.n_waiting
+        most = self.n_sequences + self.n_waiting
+        if n > most:
+            raise ApiProblem(
+                400, f"n: expected at most {most} answers to a request (--max-num-seqs, --max-queue), got {n}", "n"
+            )
+        if self.n_open + n > most:
             seconds = 1 + self.n_open / self.n_sequences
             raise too_busy(f"requests: expected at most {most} answers at a time, got more; try again later", seconds)
+        self.n_open += n
+        try:
+            yield
+        finally:
+            self.n_open -= n
+
+    def open(self, orders: Sequence[Order]) -> Stream:
+        """Begin to answer, in a place."""
         stream = Stream(asyncio.get_running_loop(), n=len(orders))
-        self.n_open += len(orders)
         self._jobs.put(lambda: self._add(stream, orders))
         return stream
 
@@ -163,7 +177,6 @@ class Engine:
         """The request is done, or its client has left: what of it is under way leaves the batch."""
         if not stream.gone:
             stream.gone = True
-            self.n_open -= stream.n
             self._jobs.put(lambda: self._remove(stream))
 
     # -- the thread ---------------------------------------------------------------------------------------------------
@@ -172,13 +185,15 @@ class Engine:
         while True:
             try:
                 job = self._jobs.get(block=not self._batch)
+            except queue.Empty:  # all that waits comes before the next step
+                self._step()
+            else:
                 if job is None:
                     return
-                job()
-                continue  # all that waits, before the next step
-            except queue.Empty:
-                pass
-            self._step()
+                try:
+                    job()
+                except Exception:  # whatever it was, the others are answered
+                    _LOG.exception("engine")
             self.metrics.engine(self._batch)
 
     def _step(self) -> None:
@@ -187,6 +202,7 @@ class Engine:
             self._batch.step()
         except Exception as error:  # memory, or a fault of the engine: nobody waits for ever, and the next ones are answered
             failed = error
+            _LOG.exception("engine")
             self._batch = self._make_batch()
         self._send([news for answer in list(self._watched) if (news := self._news(answer, failed or answer.error))])
 
@@ -200,6 +216,8 @@ class Engine:
                     top_logprobs=order.top_logprobs, skip_special_tokens=order.skip_special_tokens,
                 )  # fmt: skip
             except Exception as error:
+                if not isinstance(error, LoraCError):
+                    _LOG.exception("engine")
                 self._send([(stream, Progress(index, "", 0, (), True, None, error, 0))])
                 continue
             stream.answers.append(answer)

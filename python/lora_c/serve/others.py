@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from ..text.prompts import message_ids, prompt_ids
-from .answering import Service, problem_of
+from .answering import Service
 from .chat import messages_of
 from .completions import prompts_of
 from .engine import result_of
@@ -53,8 +55,15 @@ async def embeddings(request: Request, service: Service) -> Response:
     if not 1 <= len(texts) <= _MOST_INPUTS:
         raise ApiProblem(400, f"input: expected 1 to {_MOST_INPUTS} texts, got {len(texts)}", "input")
     all_ids = await service.in_text_thread(lambda: [prompt_ids(service.model, t, 0, service.limit(None)) for t in texts])
-    async with service.adapters.used(body.model) as adapter:
-        vectors = await while_connected(request.receive, _vectors(service, all_ids, adapter))
+
+    async def work() -> list[Any]:
+        async with service.used(body.model, 1) as adapter:
+            try:
+                return await asyncio.wait_for(_vectors(service, all_ids, adapter), service.config.request_timeout)
+            except asyncio.TimeoutError:
+                raise service.too_late() from None
+
+    vectors = await while_connected(request.receive, work())
     n = sum(map(len, all_ids))
     service.metrics.prompt_tokens.inc(n)
     data = [
@@ -76,10 +85,7 @@ async def _vectors(service: Service, all_ids: list[list[int]], adapter: str | No
         finally:
             adapters.activate(before)
 
-    try:
-        return [await result_of(service.engine.between_steps(lambda ids=ids: vector(ids))) for ids in all_ids]  # type: ignore[misc]
-    except Exception as error:
-        raise problem_of(error) from error
+    return [await result_of(service.engine.between_steps(partial(vector, ids))) for ids in all_ids]
 
 
 def _written(vector: Any, as_base64: bool) -> Any:
@@ -94,13 +100,14 @@ async def tokenize(request: Request, service: Service) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise ApiProblem(400, "prompt: expected one of prompt and messages, got both or none", "prompt")
 
-    def work() -> list[int]:
+    def work() -> tuple[list[int], list[str] | None]:
         if body.messages is not None:
-            return message_ids(service.model, messages_of(body.messages), body.tools)
-        return tokenizer.encode(body.prompt or "", body.add_special_tokens)
+            ids = message_ids(service.model, messages_of(body.messages), body.tools)
+        else:
+            ids = tokenizer.encode(body.prompt or "", body.add_special_tokens)
+        return ids, [service.token_texts.text_of(i) for i in ids] if body.return_token_strs else None
 
-    ids = await service.in_text_thread(work)
-    strings = [service.token_texts.text_of(i) for i in ids] if body.return_token_strs else None
+    ids, strings = await service.in_text_thread(work)
     found = {"count": len(ids), "max_model_len": service.engine.max_tokens, "tokens": ids, "token_strs": strings}
     return JSONResponse(found)
 

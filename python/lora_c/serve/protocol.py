@@ -1,4 +1,4 @@
-"""Connections that send too slowly, or are too many: closed before they are requests."""
+"""Connections that send too slowly, take too slowly what they are sent, or are too many: closed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class LimitedProtocol(H11Protocol):
-    """uvicorn's protocol with a time in which the head of a request must be there, and a most of connections."""
+    """uvicorn's protocol with a most of connections, and a time for two things: until the head of a request is there, and until
+    what is sent is taken (a client that does not read would keep its place in the batch)."""
 
     read_timeout = 20.0
     max_connections = 512
@@ -17,6 +18,7 @@ class LimitedProtocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -40,8 +42,17 @@ class LimitedProtocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:  # the next request was there already
             self._forget()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking = self.loop.call_later(self.read_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_taken()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._is_taken()
         super().connection_lost(exc)
 
     def _wait_for_head(self) -> None:
@@ -58,3 +69,8 @@ class LimitedProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _is_taken(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None

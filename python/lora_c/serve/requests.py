@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from .problems import ApiProblem
@@ -25,6 +26,8 @@ async def body_of(request: Request, most_bytes: int, seconds: float) -> bytes:
     ------
     ApiProblem
         It is too large, or did not come in time.
+    ClientLeft
+        Before all of it came.
     """
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > 18 or int(declared) > most_bytes:
@@ -43,6 +46,8 @@ async def body_of(request: Request, most_bytes: int, seconds: float) -> bytes:
         await asyncio.wait_for(read(), seconds)
     except asyncio.TimeoutError:
         raise ApiProblem(408, f"body: expected all of it within {seconds:g} seconds, got a part", headers=_CLOSE) from None
+    except ClientDisconnect:
+        raise ClientLeft from None
     return b"".join(pieces)
 
 
@@ -84,20 +89,27 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response):
-    """Server-sent events."""
+    """Server-sent events.
+
+    Parameters
+    ----------
+    source : async generator
+        What the events are made of; it is closed with the response.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+    def __init__(self, events: AsyncGenerator[str, None], source: AsyncGenerator[str, None]) -> None:
         super().__init__()
-        self._events = events
+        self._events, self._source = events, source
         del self.headers["content-length"]
         self.headers["Cache-Control"] = "no-store"
         self.headers["X-Accel-Buffering"] = "no"  # of nginx
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientLeft, OSError):
-            await while_connected(receive, self._send(send))
+        async with aclosing(self._source):  # also where the client has left before the events have begun
+            with suppress(ClientLeft, OSError):
+                await while_connected(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

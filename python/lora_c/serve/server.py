@@ -33,8 +33,8 @@ KEY_VARIABLE = "LORA_C_API_KEY"
 _MOST_KEYS_FILE = 1 << 20
 
 
-def serve(model: Model, adapters: Path | None, config: ServeConfig, told: Callable[[str, Service], None]) -> int | None:
-    """Answer requests until a signal ends it; return the signal.
+def serve(model: Model, adapters: Path | None, config: ServeConfig, told: Callable[[str, Service], None]) -> None:
+    """Answer requests until a signal ends it.
 
     Parameters
     ----------
@@ -69,7 +69,6 @@ def serve(model: Model, adapters: Path | None, config: ServeConfig, told: Callab
         server.run([listening])
     finally:
         engine.stop()
-    return server.ended_by
 
 
 def keys_of(config: ServeConfig) -> list[str]:
@@ -100,7 +99,6 @@ class _Server(uvicorn.Server):
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._service = service
-        self.ended_by: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -109,7 +107,6 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
         self.should_exit = self._service.draining = True
-        self.ended_by = sig
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .answering import Service, problem_of
-from .problems import ApiProblem
+from .answering import problem_of
 from .requests import EventStream, while_connected
 
+_LOG = logging.getLogger("lora_c.serve")
 
-async def streamed(request: Request, chunks: AsyncGenerator[str, None], service: Service) -> Response:
+
+async def streamed(request: Request, chunks: AsyncGenerator[str, None]) -> Response:
     """A response of chunks. The first one is there before the headers are sent: what fails at once has a status of its own."""
     first = await while_connected(request.receive, chunks.__anext__())
-    return EventStream(_events(first, chunks))
+    return EventStream(_events(first, chunks), chunks)
 
 
 async def _events(first: str, chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    async with aclosing(chunks):
-        yield first
-        try:
-            async for chunk in chunks:
-                yield chunk
-        except ApiProblem as problem:
-            yield json.dumps(problem.as_json())
-            return
-        except Exception as error:
-            yield json.dumps(problem_of(error).as_json())
-            raise
-        yield "[DONE]"
+    yield first
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except Exception as error:
+        problem = problem_of(error)
+        if problem.status == 500:
+            _LOG.exception("stream")
+        yield json.dumps(problem.as_json())
+        return
+    yield "[DONE]"
 
 
 def usage_of(n_prompt: int, n_written: int, n_reused: int) -> dict[str, Any]:
