@@ -9,8 +9,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class LimitedProtocol(H11Protocol):
-    """uvicorn's protocol with a most of connections, and a time for two things: until the head of a request is there, and until
-    what is sent is taken (a client that does not read would keep its place in the batch)."""
+    """uvicorn's protocol with a most of connections, and a time for two things: until the head of a request is there, and
+    until what is sent is taken (a client that does not read would keep its place in the batch)."""
 
     read_timeout = 20.0
     max_connections = 512
