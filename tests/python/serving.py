@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,30 @@ def write_adapter(folder: Path, seed: int, **options: Any) -> Path:
     model.add_adapter(lc.LoraConfig(**(given | {"seed": seed} | options)))
     model.save_adapter(folder)
     return folder
+
+
+def write_long_model(folder: Path) -> Path:
+    """The model that ships, with room for answers that take seconds."""
+    shutil.copytree(BASE_MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16_384}))
+    return folder
+
+
+def metrics_of(server: Server) -> dict[str, float]:
+    """Numbers of /metrics by name and labels."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line and line[0] != "#")}
+
+
+def within(seconds: float, is_so: Callable[[], bool]) -> bool:
+    """Whether something comes true in some seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if is_so():
+            return True
+        time.sleep(0.02)
+    return is_so()
 
 
 class Server:
