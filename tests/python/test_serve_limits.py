@@ -1,0 +1,172 @@
+"""What a server refuses: too many, too large, too slow, without a key, from elsewhere; and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("openai")
+pytest.importorskip("uvicorn")
+
+import httpx  # noqa: E402
+from serving import HELLO, Server, metrics_of, serving, within, write_long_model  # noqa: E402
+
+from lora_c.serve import security  # noqa: E402
+
+CHAT = "/v1/chat/completions"
+LONG: Any = {"messages": HELLO, "temperature": 0, "max_tokens": 14_000, "ignore_eos": True}
+KEYS = ("first-key", "second-key")
+SHORT: Any = {"messages": HELLO, "temperature": 0, "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_long_model(tmp_path_factory.mktemp("models") / "long")
+
+
+@pytest.fixture(scope="module")
+def small(long_model: Path) -> Iterator[Server]:
+    """A server with little of everything."""
+    words = "--max-seq-length 16000 --max-num-seqs 1 --max-queue 1 --max-body 4 --read-timeout 0.7 --request-timeout 2"
+    with serving(*words.split(), model=long_model) as started:
+        yield started
+
+
+def is_idle(server: Server) -> bool:
+    found = metrics_of(server)
+    return found["lora_c_answers_running"] == found["lora_c_answers_waiting"] == 0
+
+
+def sent(server: Server, data: bytes, seconds: float = 10.0) -> bytes:
+    """What a connection answers to some bytes until it is closed, or for some seconds."""
+    with closing(socket.create_connection(("127.0.0.1", server.port), seconds)) as connection:
+        connection.sendall(data)
+        found = b""
+        while piece := connection.recv(65536):
+            found += piece
+        return found
+
+
+def test_more_answers_than_there_are_places_are_no_matter_of_time(small: Server) -> None:
+    response = small.post(CHAT, SHORT | {"n": 3})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "n"
+
+
+def test_bodies_have_a_limit(small: Server) -> None:
+    text = json.dumps(SHORT | {"user": "x" * 5000}).encode()
+    for content in (text, iter([text])):  # with a length, and in chunks
+        response = httpx.post(small.url + CHAT, content=content)
+        assert response.status_code == 413 and "4,096 bytes" in response.json()["error"]["message"]
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n" % CHAT.encode()
+    began = time.monotonic()
+    assert sent(small, head).startswith(b"HTTP/1.1 413 ") and time.monotonic() - began < 0.6  # before any of it is there
+
+
+def test_heads_and_bodies_have_a_time(small: Server) -> None:
+    began = time.monotonic()
+    assert sent(small, b"POST /v1/chat/completions HTTP/1.1\r\nHost: loc").startswith(b"HTTP/1.1 408 ")
+    assert sent(small, b"").startswith(b"HTTP/1.1 408 ")
+    half = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{" % CHAT.encode()
+    assert sent(small, half).startswith(b"HTTP/1.1 408 ")
+    assert 3 * 0.6 < time.monotonic() - began < 3 * 3
+
+
+def test_answers_have_a_time(small: Server) -> None:
+    response = small.post(CHAT, LONG)
+    assert response.status_code == 504 and response.json()["error"]["code"] == "timeout"
+    lines = [line for line in small.post(CHAT, LONG | {"stream": True}).text.splitlines() if line]
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "timeout" and len(lines) > 5
+    assert within(2, lambda: is_idle(small))
+
+
+def test_prompts_and_answers_have_the_tokens_that_fit(small: Server) -> None:
+    ids = [5] * 16_000
+    with serving("--max-seq-length", 100) as server:
+        response = server.post("/v1/completions", {"prompt": ids[:100]})
+        assert response.status_code == 400 and response.json()["error"]["code"] == "context_length_exceeded"
+        found = server.post("/v1/completions", {"prompt": ids[:90], "max_tokens": 50, "ignore_eos": True}).json()
+        assert found["usage"]["completion_tokens"] == 10 and found["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_client_that_does_not_read_loses_its_place(long_model: Path) -> None:
+    words = "--max-seq-length 16000 --max-num-seqs 1 --max-queue 0 --read-timeout 1"
+    with serving(*words.split(), model=long_model) as server, closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        body = json.dumps(LONG | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
+        head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+        connection.sendall(head + body)
+        assert within(5, lambda: not is_idle(server))
+        assert server.post(CHAT, SHORT).status_code == 429
+        assert within(30, lambda: server.post(CHAT, SHORT).status_code == 200)
+
+
+def models(
+    server: Server, key: str | None = KEYS[0], method: str = "GET", path: str = "/v1/models", **headers: str
+) -> httpx.Response:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    given |= {} if key is None else {"Authorization": f"Bearer {key}"}
+    return httpx.request(method, server.url + path, headers=given, json=SHORT if method == "POST" else None)
+
+
+def test_the_key_of_the_environment() -> None:
+    with serving(LORA_C_API_KEY="mine") as server:
+        assert [models(server, key).status_code for key in ("mine", "other", None)] == [200, 401, 401]
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def compare(known: bytes, given: bytes) -> bool:
+        compared.append(known)
+        return known == given
+
+    monkeypatch.setattr(security.hmac, "compare_digest", compare)
+    guard = security.Guard(None, KEYS, (), ())  # type: ignore[arg-type]
+    for key in (*KEYS, "neither"):
+        compared.clear()
+        scope = {"type": "http", "method": "GET", "path": "/v1/models", "http_version": "1.1",
+                 "headers": [(b"host", b"localhost"), (b"authorization", f"Bearer {key}".encode())]}  # fmt: skip
+        passed: list[int] = []
+
+        async def app(*given: Any, passed: list[int] = passed) -> None:
+            passed.append(1)
+
+        async def send(message: Any) -> None:
+            pass
+
+        guard._app = app
+        asyncio.run(guard(scope, None, send))  # type: ignore[arg-type]
+        assert compared == [name.encode() for name in KEYS] and bool(passed) == (key in KEYS)
+
+
+# -- the end --------------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_lets_answers_end_and_takes_no_more(long_model: Path) -> None:
+    with serving("--max-seq-length", 16_000, model=long_model) as server:
+        chunks = 0
+        with httpx.stream("POST", server.url + CHAT, json=LONG | {"stream": True, "max_tokens": 3000}, timeout=60) as answer:
+            lines = (line for line in answer.iter_lines() if line)
+            next(lines)
+            server.process.terminate()
+            assert within(2, lambda: refuses(server))
+            for line in lines:
+                chunks, last = chunks + 1, line
+        assert last == "data: [DONE]" and chunks > 2000
+        assert server.process.wait(10) == 0
+
+
+def refuses(server: Server) -> bool:
+    try:
+        return httpx.post(server.url + CHAT, json=SHORT, timeout=5).status_code == 503
+    except httpx.TransportError:
+        return True
