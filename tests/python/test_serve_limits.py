@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from lora_c.serve import security  # noqa: E402
 
 CHAT = "/v1/chat/completions"
 LONG: Any = {"messages": HELLO, "temperature": 0, "max_tokens": 14_000, "ignore_eos": True}
-KEYS = ("first-key", "second-key")
 SHORT: Any = {"messages": HELLO, "temperature": 0, "max_tokens": 2}
 
 
@@ -53,6 +53,25 @@ def sent(server: Server, data: bytes, seconds: float = 10.0) -> bytes:
         while piece := connection.recv(65536):
             found += piece
         return found
+
+
+def test_beyond_the_queue_is_429_and_a_client_that_leaves_makes_room(small: Server) -> None:
+    assert within(5, lambda: is_idle(small))
+    with (
+        httpx.stream("POST", small.url + CHAT, json=LONG | {"stream": True}, timeout=30) as first,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        lines = first.iter_lines()  # which closes the answer where nobody has it
+        next(lines)
+        waits = pool.submit(small.post, CHAT, SHORT)
+        assert within(1, lambda: metrics_of(small)["lora_c_answers_waiting"] == 1)
+        refused = small.post(CHAT, SHORT)
+        assert refused.status_code == 429 and int(refused.headers["Retry-After"]) >= 1
+        assert refused.json()["error"]["type"] == "rate_limit_error" and not waits.done()
+        first.close()
+        left = time.monotonic()
+        assert waits.result(5).status_code == 200 and time.monotonic() - left < 1
+    assert small.post(CHAT, SHORT).status_code == 200
 
 
 def test_more_answers_than_there_are_places_are_no_matter_of_time(small: Server) -> None:
@@ -109,12 +128,55 @@ def test_a_client_that_does_not_read_loses_its_place(long_model: Path) -> None:
         assert within(30, lambda: server.post(CHAT, SHORT).status_code == 200)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_is_not_answered_on(long_model: Path, small: Server, stream: bool) -> None:
+    assert within(5, lambda: is_idle(small))
+    body = json.dumps(LONG | {"stream": stream}).encode()
+    with closing(socket.create_connection(("127.0.0.1", small.port))) as connection:
+        connection.sendall(
+            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
+        )
+        assert within(5, lambda: metrics_of(small)["lora_c_answers_running"] == 1)
+        left = time.monotonic()
+    assert within(1, lambda: is_idle(small)) and time.monotonic() - left < 1  # long before --request-timeout
+
+
+# -- who may ask ----------------------------------------------------------------------------------------------------------
+
+KEYS = ("first-key", "second-key")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(f"# of two people\n{KEYS[0]}\n\n  {KEYS[1]}\n")
+    words = ("--api-key-file", file, "--allowed-hosts", "box.example", "--cors", "https://a.example")
+    with serving(*words, LORA_C_API_KEY="of-the-environment") as started:
+        yield started
+
+
 def models(
     server: Server, key: str | None = KEYS[0], method: str = "GET", path: str = "/v1/models", **headers: str
 ) -> httpx.Response:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     given |= {} if key is None else {"Authorization": f"Bearer {key}"}
     return httpx.request(method, server.url + path, headers=given, json=SHORT if method == "POST" else None)
+
+
+def test_keys_of_a_file(guarded: Server) -> None:
+    assert [models(guarded, key).status_code for key in KEYS] == [200, 200]
+    for key in (None, "first-ke", "first-key2", "# of two people", "of-the-environment"):
+        response = models(guarded, key)
+        assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert models(guarded, None, Authorization=f"Basic {KEYS[0]}").status_code == 401
+    assert [models(guarded, None, path=path).status_code for path in ("/", "/page.js", "/health", "/metrics")] == [
+        200,
+        200,
+        200,
+        401,
+    ]
+    assert models(guarded, None, "POST", CHAT).status_code == 401
 
 
 def test_the_key_of_the_environment() -> None:
@@ -148,6 +210,31 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         assert compared == [name.encode() for name in KEYS] and bool(passed) == (key in KEYS)
 
 
+def test_names_in_host(guarded: Server) -> None:
+    for host in ("localhost", "localhost:1", "127.0.0.1:8000", "[::1]:8000", "box.example", "BOX.example:80", "192.168.7.7"):
+        assert models(guarded, Host=host).status_code == 200, host
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "box.example.", "", "a@localhost"):
+        assert models(guarded, Host=host).status_code in (400, 403), host
+    for head in (b"", b"Host: localhost\r\nHost: evil.example\r\n"):
+        data = b"GET /health HTTP/1.1\r\n" + head + b"Connection: close\r\n\r\n"
+        assert sent(guarded, data).split(b" ")[1] in (b"400", b"403")
+
+
+def test_pages_of_other_sites(guarded: Server) -> None:
+    assert models(guarded, method="POST", path=CHAT, Origin=guarded.url).status_code == 200
+    for origin in ("https://evil.example", "null", "https://a.example.evil.example", "http://a.example", "http://localhost:1"):
+        response = models(guarded, method="POST", path=CHAT, Origin=origin)
+        assert response.status_code == 403 and "access-control-allow-origin" not in response.headers
+        assert "access-control-allow-origin" not in models(guarded, Origin=origin).headers  # what is read stays unread there
+        asked = models(guarded, None, "OPTIONS", CHAT, Origin=origin, Access_Control_Request_Method="POST")
+        assert asked.status_code == 403
+    allowed = models(guarded, method="POST", path=CHAT, Origin="https://a.example")
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == "https://a.example"
+    asked = models(guarded, None, "OPTIONS", CHAT, Origin="https://a.example", Access_Control_Request_Method="POST")
+    assert asked.status_code == 204 and "Authorization" in asked.headers["access-control-allow-headers"]
+    assert models(guarded, "wrong", Origin="https://a.example").headers["access-control-allow-origin"] == "https://a.example"
+
+
 # -- the end --------------------------------------------------------------------------------------------------------------
 
 
@@ -170,3 +257,12 @@ def refuses(server: Server) -> bool:
         return httpx.post(server.url + CHAT, json=SHORT, timeout=5).status_code == 503
     except httpx.TransportError:
         return True
+
+
+def test_an_answer_that_takes_longer_than_the_drain_is_broken_off(long_model: Path) -> None:
+    with serving("--max-seq-length", 16_000, "--drain-timeout", 1, model=long_model) as server:
+        with httpx.stream("POST", server.url + CHAT, json=LONG | {"stream": True}, timeout=60) as answer:
+            next(answer.iter_lines())
+            server.process.terminate()
+            began = time.monotonic()
+            assert server.process.wait(20) == 0 and time.monotonic() - began < 5

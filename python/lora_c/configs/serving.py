@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from .base import Config
 
@@ -34,3 +36,8 @@ class ServeConfig(Config):
     )
     allowed_hosts: list[str] = Field([], description="Names beside localhost and plain addresses that Host may have.")
     cors: list[str] = Field([], description="Origins of other pages that may send requests, as https://a.example; *: all.")
+
+    @field_validator("allowed_hosts", "cors", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value

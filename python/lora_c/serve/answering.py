@@ -104,20 +104,24 @@ class Service:
 
     async def _progress(self, stream: Stream, began: float) -> AsyncGenerator[Progress, None]:
         left, begun = stream.n, set()
-        while left:
-            try:
-                seconds = self.config.request_timeout - (time.monotonic() - began)
-                news = await asyncio.wait_for(stream.events.get(), max(seconds, 0.0))
-            except asyncio.TimeoutError:
-                raise self.too_late() from None
-            if news.error is not None:
-                raise problem_of(news.error)
-            if news.index not in begun:
-                begun.add(news.index)
-                self.metrics.first_token.observe(time.monotonic() - began)
-                self.metrics.reused_tokens.inc(news.n_reused)
-            left -= news.finished
-            yield news
+        # No wait_for: until Python 3.12 it drops a cancellation that comes with an event, and with it that the client has left.
+        seconds = max(self.config.request_timeout - (time.monotonic() - began), 0.0)
+        clock = stream.loop.call_later(seconds, stream.events.put_nowait, None)
+        try:
+            while left:
+                news = await stream.events.get()
+                if news is None:
+                    raise self.too_late()
+                if news.error is not None:
+                    raise problem_of(news.error)
+                if news.index not in begun:
+                    begun.add(news.index)
+                    self.metrics.first_token.observe(time.monotonic() - began)
+                    self.metrics.reused_tokens.inc(news.n_reused)
+                left -= news.finished
+                yield news
+        finally:
+            clock.cancel()
 
     def too_late(self) -> ApiProblem:
         """What a request is told that takes longer than it may."""
