@@ -104,7 +104,7 @@ class Service:
 
     async def _progress(self, stream: Stream, began: float) -> AsyncGenerator[Progress, None]:
         left, begun = stream.n, set()
-        # No wait_for: until Python 3.12 it drops a cancellation that comes with an event, and with it that the client has left.
+        # No wait_for: until Python 3.12 it drops a cancellation that comes with an event: that of a client that has left.
         seconds = max(self.config.request_timeout - (time.monotonic() - began), 0.0)
         clock = stream.loop.call_later(seconds, stream.events.put_nowait, None)
         try:

@@ -57,8 +57,8 @@ class Order:
 
 @dataclass(eq=False)
 class Stream:
-    """Answers to one request, as they come. `events` is filled by the engine, and read in the loop of the server; None: the time
-    of the request is over."""
+    """Answers to one request, as they come. `events` is filled by the engine, and read in the loop of the server; None: the
+    time of the request is over."""
 
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Progress | None] = field(default_factory=asyncio.Queue)
