@@ -25,6 +25,7 @@ CALLS = {
     "generate": "generate --model model --adapter run --max-new-tokens 4 Hello",
     "chat": "chat --model model --max-new-tokens 4",
     "classify": "classify --model c Hello",
+    "serve": "serve --model model --port 0 --max-seq-length 64",
     "eval": "eval --model model --data chat.jsonl --adapter run",
     "data": "data --model model --data chat.jsonl",
     "plan": "plan --model model --data chat.jsonl --r 4 --seconds 0.1",
@@ -86,6 +87,22 @@ def call(folder: Path, words: list[str], **variables: str) -> subprocess.Complet
     )  # fmt: skip
 
 
+def served(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """A server with its output in pipes, ended by SIGTERM when it listens."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "lora_c", *words], cwd=folder, env=environment(), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert program.stdout is not None
+    lines = []
+    for line in program.stdout:
+        lines.append(line)
+        if line.startswith("listening"):
+            program.terminate()
+    _, err = program.communicate(timeout=60)
+    return subprocess.CompletedProcess(words, program.returncode, "".join(lines), err)
+
+
 def kills(few: int) -> int:
     """At how many moments a test kills a command; `make check-kills` asks for 30."""
     return int(os.environ.get("LORA_C_KILLS") or few)
@@ -145,7 +162,12 @@ def on_terminal(folder: Path, words: list[str], columns: int, **variables: str) 
         timeout=300, encoding="utf-8",
     )  # fmt: skip
     child.sendeof()  # what reads standard input has nothing to read
-    seen = child.read()
+    seen = ""
+    if words[0] == "serve":  # which ends by Ctrl-C alone
+        child.expect("ends it|Error")
+        seen = child.before + child.after
+        child.sendintr()
+    seen += child.read()
     child.close()
     return seen, int(child.exitstatus if child.exitstatus is not None else 128 + child.signalstatus)
 

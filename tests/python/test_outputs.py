@@ -22,7 +22,7 @@ from lora_c.model.opening import load_model
 IDS = np.arange(3, 20, dtype=np.int32)
 # Options that take a text which is no path.
 TEXTS = {
-    "generate": {"prompt", "device"}, "chat": {"system", "device"},
+    "generate": {"prompt", "device"}, "chat": {"system", "device"}, "serve": {"host", "served_model_name", "device"},
     "classify": {"text", "text_pair", "device"}, "eval": {"split", "device"}, "merge": {"combination"},
     "plot": {"title"}, "bench": {"device"},
     **dict.fromkeys(("train", "sweep", "compare", "plan"), {

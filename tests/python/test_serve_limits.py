@@ -259,10 +259,28 @@ def refuses(server: Server) -> bool:
         return True
 
 
-def test_an_answer_that_takes_longer_than_the_drain_is_broken_off(long_model: Path) -> None:
-    with serving("--max-seq-length", 16_000, "--drain-timeout", 1, model=long_model) as server:
-        with httpx.stream("POST", server.url + CHAT, json=LONG | {"stream": True}, timeout=60) as answer:
-            next(answer.iter_lines())
-            server.process.terminate()
+@pytest.mark.parametrize("kind", ["streamed", "whole", "not read"])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_an_answer_that_takes_longer_than_the_drain_is_broken_off(long_model: Path, kind: str, signals: int) -> None:
+    """With a word to its client, and without a traceback, which `serving` looks for."""
+    drain = 1 if signals == 1 else 100
+    with serving("--max-seq-length", 16_000, "--drain-timeout", drain, model=long_model) as server:
+        given = {"json": LONG | {"stream": kind != "whole"}, "timeout": 60}
+        with ThreadPoolExecutor(1) as pool, httpx.Client() as client:
+            if kind == "not read":
+                pieces = client.send(client.build_request("POST", server.url + CHAT, **given), stream=True).iter_raw()
+                next(pieces)  # an iterator that nobody has would close the connection
+            else:
+                told = pool.submit(client.post, server.url + CHAT, **given)
+            assert within(5, lambda: not is_idle(server))
             began = time.monotonic()
+            for _ in range(signals):
+                server.process.terminate()
+                assert within(2, lambda: refuses(server))
             assert server.process.wait(20) == 0 and time.monotonic() - began < 5
+            if kind == "streamed":
+                assert told.result().status_code == 200
+                last = json.loads(told.result().text.split("data: ")[-1])
+                assert last["error"]["code"] == "server_ends" and "data: [DONE]" not in told.result().text
+            elif kind == "whole":
+                assert told.result().status_code == 503 and f"{drain} seconds" in told.result().json()["error"]["message"]

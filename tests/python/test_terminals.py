@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from command_lines import CALLS, call, called, environment, lines_of, make_workplace, on_terminal, words_of
+from command_lines import CALLS, call, called, environment, lines_of, make_workplace, on_terminal, served, words_of
 
 from lora_c.cli.commands import COMMANDS
 from lora_c.cli.streams import fitted
@@ -49,7 +49,8 @@ def test_no_line_is_wider_than_the_terminal(workplace: Path, name: str, columns:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_files_have_no_escape_codes_and_only_reports_are_on_standard_output(workplace: Path, name: str) -> None:
-    done = (call if name in ("train", "inspect") else called)(workplace, words_of(name))
+    how = served if name == "serve" else call if name in ("train", "inspect") else called
+    done = how(workplace, words_of(name))
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -16,6 +16,7 @@ from .data_options import chat_template_option, device_option
 from .generate import open_model
 from .options import Command, config_options, take
 from .paths import InputPath
+from .streams import fitting_output
 
 if TYPE_CHECKING:
     from ..serve.answering import Service
@@ -27,9 +28,10 @@ _NEEDED = ("starlette", "uvicorn", "prometheus_client")
 @click.option("--model", type=InputPath(), help="Model folder.")
 @click.option("--adapters", type=InputPath(), metavar="DIR", help="Folder whose folders are adapters; their names are models.")
 @click.option("--quantize", type=click.Choice(QUANT_TYPES), help="Quantize the base while loading.")
+@click.option("--api-key-file", type=InputPath(), metavar="FILE", help=ServeConfig.model_fields["api_key_file"].description)
 @device_option
 @chat_template_option
-@config_options(ServeConfig, "Server")
+@config_options(ServeConfig, "Server", skip=("api_key_file",))
 def command(**own: Any) -> None:
     """Answer over HTTP as OpenAI does, with one base and many adapters, which share the steps of one batch.
 
@@ -55,10 +57,11 @@ def command(**own: Any) -> None:
 
     def told(address: str, service: Service) -> None:
         names = service.adapters.names()
-        click.echo(f"model     {names[0]}")
-        if folder is not None:
-            more = f" and {len(names) - 9} more" if len(names) > 9 else ""
-            click.echo(f"adapters  {', '.join(names[1:9]) or 'none yet'}{more}")
-        click.echo(f"listening {address} (page) and {address}/v1 (OpenAI); Ctrl-C ends it")
+        with fitting_output():
+            click.echo(f"model     {names[0]}")
+            if folder is not None:
+                more = f" and {len(names) - 9} more" if len(names) > 9 else ""
+                click.echo(f"adapters  {', '.join(names[1:9]) or 'none yet'}{more}")
+            click.echo(f"listening {address} (page) and {address}/v1 (OpenAI); Ctrl-C ends it")
 
     serve(model, folder, config, told)

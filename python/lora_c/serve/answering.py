@@ -43,6 +43,8 @@ class Service:
     def __init__(self, model: Model, engine: Engine, adapters: Adapters, config: ServeConfig, metrics: Metrics) -> None:
         self.model, self.engine, self.adapters, self.config, self.metrics = model, engine, adapters, config, metrics
         self.name, self.created, self.draining = adapters.base, int(time.time()), False
+        self._streams: set[Stream] = set()
+        self._broken_off = False
         self.token_texts = TokenTexts(model.tokenizer)
         self.tool_form = form_of(model.tokenizer.tool_template or model.tokenizer.chat_template)
         self._texts = ThreadPoolExecutor(1, "lora-c texts")  # a long template or text does not hold up the loop
@@ -95,10 +97,12 @@ class Service:
         """
         async with self.used(model, n) as adapter:
             stream = self.engine.open(orders_with(adapter))
+            self._streams.add(stream)
             began = time.monotonic()
             try:
                 yield self._progress(stream, began)
             finally:
+                self._streams.discard(stream)
                 self.engine.close(stream)
                 self.metrics.duration.observe(time.monotonic() - began)
 
@@ -106,12 +110,12 @@ class Service:
         left, begun = stream.n, set()
         # No wait_for: until Python 3.12 it drops a cancellation that comes with an event: that of a client that has left.
         seconds = max(self.config.request_timeout - (time.monotonic() - began), 0.0)
-        clock = stream.loop.call_later(seconds, stream.events.put_nowait, None)
+        clock = stream.loop.call_later(0 if self._broken_off else seconds, stream.events.put_nowait, None)
         try:
             while left:
                 news = await stream.events.get()
                 if news is None:
-                    raise self.too_late()
+                    raise self._ending() if self._broken_off else self.too_late()
                 if news.error is not None:
                     raise problem_of(news.error)
                 if news.index not in begun:
@@ -122,6 +126,17 @@ class Service:
                 yield news
         finally:
             clock.cancel()
+
+    def break_off(self) -> int:
+        """End every answer: the server ends. Return how many requests had one."""
+        self._broken_off = True
+        for stream in self._streams:
+            stream.events.put_nowait(None)
+        return len(self._streams)
+
+    def _ending(self) -> ApiProblem:
+        message = f"server: expected answers to end within {self.config.drain_timeout:g} seconds of its end, got a part"
+        return ApiProblem(503, message, code="server_ends", headers={"Retry-After": "5"})
 
     def too_late(self) -> ApiProblem:
         """What a request is told that takes longer than it may."""

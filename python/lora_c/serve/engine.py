@@ -58,7 +58,7 @@ class Order:
 @dataclass(eq=False)
 class Stream:
     """Answers to one request, as they come. `events` is filled by the engine, and read in the loop of the server; None: the
-    time of the request is over."""
+    time of the request is over, or the server ends."""
 
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Progress | None] = field(default_factory=asyncio.Queue)

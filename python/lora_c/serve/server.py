@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "LORA_C_API_KEY"
 _MOST_KEYS_FILE = 1 << 20
+_LAST_SECONDS = 10  # after the drain: what does not end by then is a fault, and is cancelled with a traceback
+_TO_TAKE = 1.0  # seconds that a client has to take the word that its answer is broken off
+_LOG = logging.getLogger("lora_c.serve")
 
 
 def serve(model: Model, adapters: Path | None, config: ServeConfig, told: Callable[[str, Service], None]) -> None:
@@ -61,7 +67,7 @@ def serve(model: Model, adapters: Path | None, config: ServeConfig, told: Callab
     })  # fmt: skip
     server = _Server(service, uvicorn.Config(
         make_app(service, keys), http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
-        server_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=_whole_seconds(config.drain_timeout),
+        server_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=math.ceil(config.drain_timeout) + _LAST_SECONDS,
         proxy_headers=False, backlog=1024,
     ))  # fmt: skip
     server.when_started = partial(told, _address(listening), service)
@@ -92,9 +98,14 @@ def keys_of(config: ServeConfig) -> list[str]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server; a signal ends it when what is under way is answered, a second one at once."""
+    """uvicorn's server; a signal ends it when what is under way is answered, a second one at once.
+
+    uvicorn itself cancels what takes longer than the drain: a traceback for each, and no word to its client. So answers are
+    broken off before, and connections whose clients do not take that are cut: every handler ends as if its client had left.
+    """
 
     when_started: Callable[[], None]
+    _at_once = False
 
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -104,8 +115,26 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.when_started()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        breaking = asyncio.create_task(self._break_off())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            breaking.cancel()
+
+    async def _break_off(self) -> None:
+        """When the drain is over, or with the second signal."""
+        end = time.monotonic() + self._service.config.drain_timeout
+        while not self._at_once and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        if n := self._service.break_off():
+            _LOG.info("broken off: %d requests that were not answered by the end", n)
+        await asyncio.sleep(_TO_TAKE)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        self._at_once = self.should_exit
         self.should_exit = self._service.draining = True
 
     @contextmanager
@@ -138,10 +167,6 @@ def _listening(config: ServeConfig) -> socket.socket:
 def _address(opened: socket.socket) -> str:
     host, port = opened.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _whole_seconds(seconds: float) -> int:
-    return max(1, round(seconds))
 
 
 def log_to_stderr() -> None:
