@@ -7,6 +7,7 @@ PEERS ?= .venv-peers
 PARALLEL ?= -n 2 --dist loadfile
 FUZZ_CASES ?= 10000
 KILLS ?= 30
+SERVE_SECONDS ?= 180
 MUTANTS_SEED ?= 1
 C_MUTANTS ?= 60
 PYTHON_MUTANTS ?= 100
@@ -35,7 +36,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-kills check-ranks check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -101,6 +102,9 @@ check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS rando
 
 check-ranks: $(VENV)/installed ## 20 ranks of MPI that fail at random moments, and what is left of their runs (10 minutes)
 	LORA_C_RANK_FAILURES=20 $(BIN)/python -m pytest --timeout 0 -rA tests/python/test_distributed.py -k at_any_moment
+
+check-serve: $(VENV)/installed ## a server for SERVE_SECONDS of 64 clients and 16 adapters, 10,000 mutated requests, slow clients (8 minutes)
+	LORA_C_SERVE_SECONDS=$(SERVE_SECONDS) LORA_C_SERVE_REQUESTS=10000 $(BIN)/python -m pytest --timeout 0 -rP tests/python/test_serve_load.py
 
 fuzz: $(VENV)/installed ## read FUZZ_CASES damaged files per format
 	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES)

@@ -12,7 +12,7 @@ SHIM_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/shim/%.o) $(SHIM_SOURCES:%.cpp=$(BU
 
 # Families of the C checks that run on devices and end in minutes there.
 CHECKS ?= backend backend_quantize devices device_memory device_mistakes device_steps device_rows device_narrow device_half device_linear device_adapters \
-	device_head device_optim attention_devices values decoder_adapters mixed_adapters virtual_tokens adapted_globals watch profile \
+	device_head device_optim attention_devices values decoder_adapters mixed_adapters virtual_tokens cache_copy adapted_globals watch profile \
 	alloc_fail cuda_faults cuda_graphs device_offsets
 SHIM_READY := $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so $(BUILD)/wrong_kernels $(BUILD)/wrappers
 ON_SHIM := LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so

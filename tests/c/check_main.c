@@ -50,6 +50,7 @@ void check_decoder(void);
 void check_decoder_adapters(void);
 void check_mixed_adapters(void);
 void check_virtual_tokens(void);
+void check_cache_copy(void);
 void check_adapted_globals(void);
 void check_profile(void);
 void check_watch(void);
@@ -104,6 +105,7 @@ static const struct {
                 {"watch", check_watch},
                 {"decoder_adapters", check_decoder_adapters},
                 {"virtual_tokens", check_virtual_tokens},
+                {"cache_copy", check_cache_copy},
                 {"mixed_adapters", check_mixed_adapters},
                 {"adapted_globals", check_adapted_globals},
                 {"alloc_fail", check_alloc_fail},
