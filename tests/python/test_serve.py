@@ -178,6 +178,8 @@ def test_tokens_there_and_back(server: Server, model: lc.Model) -> None:
     assert "".join(found["token_strs"]).endswith("Hello there")
     chat = server.post("/tokenize", {"messages": HELLO}).json()["tokens"]
     assert chat == alone(model, HELLO, None, max_new_tokens=1).prompt
+    for wrong in ({}, {"messages": []}, {"prompt": "x", "messages": HELLO}):
+        assert server.post("/tokenize", wrong).status_code == 400
     text = server.post("/detokenize", {"tokens": found["tokens"]}).json()["prompt"]
     assert text.endswith("Hello there")
 

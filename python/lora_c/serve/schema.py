@@ -134,7 +134,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
     tools: list[dict[str, Any]] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
