@@ -4,8 +4,8 @@
 
 Random models in NF4 with double quantization, LoRA on all linear layers; 16 prompts of the same length, answers of the same
 length without an end, greedy, by the loop that the server runs (`lora_c.Batch` with blocks of 128 tokens). The kinds take
-turns within a round; a ratio is that of one round, and their median is reported. Beside them the bare base, for the cost of
-adapters. Prints one JSON object and exits with 1 where the mixed batch is slower than BAR times the batch of one adapter.
+turns step by step; of a round the median step of each counts, of the rounds the median ratio. Beside them the bare base, for
+the cost of adapters. Prints one JSON object; exits with 1 where the mixed batch is slower than BAR times that of one adapter.
 """
 
 from __future__ import annotations
@@ -26,22 +26,26 @@ import lora_c as lc
 BATCH, BAR = 16, 0.75
 
 
-def seconds_of(model: lc.Model, adapters: list[str | None], prompts: list[list[int]], n_tokens: int) -> tuple[float, float]:
-    """Seconds until all prompts are read, and from there to the end."""
-    batch = lc.Batch(model, BATCH, len(prompts[0]) + n_tokens, prompt_block=128)
-    answers = [
-        batch.add(prompt, adapter=adapter, max_new_tokens=n_tokens, ignore_eos=True)
-        for prompt, adapter in zip(prompts, adapters, strict=True)
-    ]
-    began = time.perf_counter()
-    while not all(answer.ids for answer in answers):
-        batch.step()
-    read, before = time.perf_counter(), sum(len(answer.ids) for answer in answers)
-    batch.run()
-    ended = time.perf_counter()
-    written = sum(len(answer.ids) for answer in answers)
-    assert written == BATCH * n_tokens
-    return read - began, (ended - read) / (written - before) * BATCH
+class Asked:
+    """A full batch whose prompts are read."""
+
+    def __init__(self, model: lc.Model, adapters: list[str | None], prompts: list[list[int]], n_tokens: int) -> None:
+        self._batch = lc.Batch(model, BATCH, len(prompts[0]) + n_tokens, prompt_block=128)
+        self.answers = [
+            self._batch.add(prompt, adapter=adapter, max_new_tokens=n_tokens, ignore_eos=True)
+            for prompt, adapter in zip(prompts, adapters, strict=True)
+        ]
+        while not all(answer.ids for answer in self.answers):
+            self._batch.step()
+
+    def step(self) -> float:
+        """Seconds of a step, which writes a token of every answer."""
+        before = sum(len(answer.ids) for answer in self.answers)
+        began = time.perf_counter()
+        self._batch.step()
+        seconds = time.perf_counter() - began
+        assert sum(len(answer.ids) for answer in self.answers) == before + BATCH
+        return seconds
 
 
 def measured(options: argparse.Namespace) -> dict[str, object]:
@@ -54,18 +58,21 @@ def measured(options: argparse.Namespace) -> dict[str, object]:
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, SHAPES[options.shape]["vocab_size"], (BATCH, options.prompt)).tolist()
     kinds: dict[str, list[str | None]] = {"one": [names[0]] * BATCH, "mixed": list(names), "base": [None] * BATCH}
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for number in range(options.rounds + 1):  # the first one warms up
-        for kind in list(kinds)[:: 1 if number % 2 else -1]:
-            prompt, step = seconds_of(model, kinds[kind], prompts, options.tokens)
-            print(f"{options.shape} {kind}: prompts {prompt:.2f} s, {BATCH / step:.1f} tokens/s", file=sys.stderr)
-            if number:
-                times[kind].append(step)
-    ratios = [one / mixed for one, mixed in zip(times["one"], times["mixed"], strict=True)]
+    medians: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(options.rounds):
+        asked = {kind: Asked(model, adapters, prompts, options.tokens + BATCH) for kind, adapters in kinds.items()}
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for number in range(options.tokens):
+            for kind in list(kinds)[:: 1 if number % 2 else -1]:
+                times[kind].append(asked[kind].step())
+        for kind, found in times.items():
+            medians[kind].append(statistics.median(found))
+        print(options.shape, *(f"{kind} {BATCH / found[-1]:.1f} tokens/s" for kind, found in medians.items()), file=sys.stderr)
+    ratios = [one / mixed for one, mixed in zip(medians["one"], medians["mixed"], strict=True)]
     return {
         "shape": options.shape, "batch": BATCH, "rank": options.rank, "prompt": options.prompt, "tokens": options.tokens,
         "rounds": options.rounds, "threads": lc.get_num_threads(),
-        "tokens_per_second": {kind: round(BATCH / statistics.median(found), 1) for kind, found in times.items()},
+        "tokens_per_second": {kind: round(BATCH / statistics.median(found), 1) for kind, found in medians.items()},
         "ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios], "bar": BAR,
         "peak_mib": peak_resident_bytes() >> 20,
     }  # fmt: skip
