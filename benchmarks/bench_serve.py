@@ -82,7 +82,7 @@ def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="135m", choices=SHAPES)
-    for name, default in (("rounds", 5), ("rank", 16), ("prompt", 32), ("tokens", 48)):
+    for name, default in (("rounds", 5), ("rank", 8), ("prompt", 32), ("tokens", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", type=Path, help="Write the figures to this file, too.")
     options = parser.parse_args()
