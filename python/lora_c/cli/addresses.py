@@ -1,4 +1,4 @@
-"""Addresses that threads would take of a limit (RLIMIT_AS) without a use for them."""
+"""What threads would take of the C library's malloc without a use for it: addresses, and memory that others gave back."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def keep_addresses() -> bool:
     import resource
 
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return False
+    return share_one_arena()
+
+
+def share_one_arena() -> bool:
+    """Let all threads allocate from one arena; return whether that was done.
+
+    With one for each thread, what one thread has given back is no use to the others, and a process of many threads that runs
+    for days grows to the most that each of them ever had.
+    """
+    if not sys.platform.startswith("linux"):
         return False
     with suppress(OSError, AttributeError):  # another C library
         return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1))

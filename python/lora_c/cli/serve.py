@@ -12,6 +12,7 @@ from ..configs import QUANT_TYPES
 from ..configs.serving import ServeConfig
 from ..errors import ConfigError
 from ..notices import tell
+from .addresses import share_one_arena
 from .data_options import chat_template_option, device_option
 from .generate import open_model
 from .options import Command, config_options, take
@@ -45,6 +46,7 @@ def command(**own: Any) -> None:
             f"serve: expected the extra [serve] (starlette, uvicorn, prometheus-client), got no {missing[0]}; "
             "pip install 'lora-c[serve]'"
         )
+    share_one_arena()
     from ..serve.server import is_loopback, keys_of, log_to_stderr, serve
 
     folder = Path(own["adapters"]) if own.get("adapters") else None

@@ -20,6 +20,7 @@ from .uninterrupted import uninterrupted
 
 _MARK = "lora-c-"
 _LONGEST = 160  # bytes of a name that is repeated in the name aside; a file system holds 255
+_NUMBER = re.compile("[0-9a-f]{8}")
 _ASIDE = re.compile(rf"\.(?P<name>.+)\.{_MARK}[0-9a-f]{{8}}\.(part|swap|previous|ready)")
 _open: set[Path] = set()  # what this process writes now
 IN_PLACE = "in-place"  # the name of what is written inside the folder that it belongs to
@@ -63,9 +64,13 @@ def name_aside(target: Path, ending: str) -> Path:
 
 def names_aside(target: Path, ending: str) -> list[Path]:
     """What is there beside `target` under such names."""
-    name = re.compile(rf"\.{re.escape(_stem(target.name))}\.{_MARK}[0-9a-f]{{8}}\.{ending}")
+    begin, end = f".{_stem(target.name)}.{_MARK}", f".{ending}"
+
+    def is_one(name: str) -> bool:  # no expression of its own for each target, all of which `re` would keep
+        return name.startswith(begin) and name.endswith(end) and bool(_NUMBER.fullmatch(name[len(begin) : -len(end)]))
+
     with os.scandir(target.parent) as entries:
-        return sorted(Path(entry.path) for entry in entries if name.fullmatch(entry.name))
+        return sorted(Path(entry.path) for entry in entries if is_one(entry.name))
 
 
 def is_aside(path: Path) -> bool:
