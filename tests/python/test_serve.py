@@ -234,6 +234,27 @@ def test_errors_are_in_the_form_of_openai(client: Any, options: dict[str, Any], 
     assert caught.value.type in ("invalid_request_error", "not_found_error")
 
 
+@pytest.mark.parametrize(("body", "message"), [
+    ({}, "messages: expected a value, got none"),
+    ({"messages": "Hello"}, 'messages: expected a valid list, got "Hello"'),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content: expected a valid string, got 5"),
+    ({"messages": [{"role": "user", "content": {}}]}, "messages.0.content: expected a valid string, got an object of 0"),
+    ({"messages": HELLO, "temperature": -1}, "temperature: expected greater than or equal to 0, got -1"),
+    ({"messages": HELLO, "seed": "x" * 99}, 'seed: expected a valid integer, got "' + "x" * 79 + "..."),
+    ({"messages": HELLO, "stop": ["x"] * 17}, "stop: expected at most 16 texts, got 17"),
+])  # fmt: skip
+def test_a_wrong_field_is_said_with_what_it_got(server: Server, body: dict[str, Any], message: str) -> None:
+    response = server.post("/v1/chat/completions", body)
+    assert response.status_code == 400 and response.json()["error"]["message"] == message
+
+
+def test_a_prompt_that_is_too_long_is_called_as_its_field(server: Server) -> None:
+    for path, field, given in (("chat/completions", "messages", [{"role": "user", "content": LONG_TEXT * 9}]),
+                               ("completions", "prompt", LONG_TEXT * 9)):  # fmt: skip
+        error = server.post(f"/v1/{path}", {field: given}).json()["error"]
+        assert error["param"] == field and error["message"].startswith(f"{field}: expected fewer than")
+
+
 def test_what_fails_as_http_has_the_form_too(server: Server) -> None:
     import httpx
 

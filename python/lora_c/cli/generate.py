@@ -21,7 +21,7 @@ from .data_options import chat_template_option, device_option
 from .flag_names import flag_name
 from .options import Command, config_options, take
 from .paths import InputPath
-from .run_folder import check_base_of_run, quantization_of_run, run_option
+from .run_folder import check_base_of_run, has_run_option, quantization_of_run, run_option
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -130,7 +130,8 @@ def open_model(own: dict[str, Any]) -> Model:
     from ..text.chosen_template import use_chat_template, use_template_of_adapter
 
     if not own.get("model"):
-        raise ConfigError("model: expected a model folder, got nothing; give --model PATH or --run DIR")
+        or_run = " or --run DIR" if has_run_option() else ""
+        raise ConfigError(f"model: expected a model folder, got nothing; give --model PATH{or_run}")
     check_base_of_run(own["model"])
     options: dict[str, Any] = {"quantize": own.get("quantize")}
     if (trained := quantization_of_run()).get("quantize") == options["quantize"]:

@@ -24,6 +24,12 @@ def run_option(function: F) -> F:
     return click.option("--run", type=RunPath(), is_eager=True, expose_value=False, callback=_take_run, help=help)(function)
 
 
+def has_run_option() -> bool:
+    """Whether the command that runs takes --run."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and any(param.name == "run" for param in ctx.command.params)
+
+
 def quantization_of_run() -> dict[str, Any]:
     """How the base of --run was quantized, for `load_model`."""
     ctx = click.get_current_context(silent=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,23 +48,25 @@ def command(**own: Any) -> None:
             "pip install 'lora-c[serve]'"
         )
     share_one_arena()
-    from ..serve.server import is_loopback, keys_of, log_to_stderr, serve
+    from ..serve.server import bound, is_loopback, keys_of, log_to_stderr, serve
 
     folder = Path(own["adapters"]) if own.get("adapters") else None
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"adapters: expected a folder with a folder for each adapter, got {str(folder)!r}, which is none")
-    if not is_loopback(config.host) and not keys_of(config):
-        tell(f"host: {config.host} is reached by other machines, and no key is asked for; --api-key-file names some")
-    model = open_model(own)
-    log_to_stderr()
+    keys = keys_of(config)
+    with bound(config) as door:
+        if not is_loopback(config.host) and not keys:
+            tell(f"host: {config.host} is reached by other machines, and no key is asked for; --api-key-file names some")
+        model = open_model(own)
+        log_to_stderr()
+        serve(model, folder, config, door, keys, partial(_tell, folder))
 
-    def told(address: str, service: Service) -> None:
-        names = service.adapters.names()
-        with fitting_output():
-            click.echo(f"model     {names[0]}")
-            if folder is not None:
-                more = f" and {len(names) - 9} more" if len(names) > 9 else ""
-                click.echo(f"adapters  {', '.join(names[1:9]) or 'none yet'}{more}")
-            click.echo(f"listening {address} (page) and {address}/v1 (OpenAI); Ctrl-C ends it")
 
-    serve(model, folder, config, told)
+def _tell(folder: Path | None, address: str, service: Service) -> None:
+    names = service.adapters.names()
+    with fitting_output():
+        click.echo(f"model     {names[0]}")
+        if folder is not None:
+            more = f" and {len(names) - 9} more" if len(names) > 9 else ""
+            click.echo(f"adapters  {', '.join(names[1:9]) or 'none yet'}{more}")
+        click.echo(f"listening {address} (page) and {address}/v1 (OpenAI); Ctrl-C ends it")

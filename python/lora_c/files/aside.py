@@ -21,7 +21,7 @@ from .uninterrupted import uninterrupted
 _MARK = "lora-c-"
 _LONGEST = 160  # bytes of a name that is repeated in the name aside; a file system holds 255
 _NUMBER = re.compile("[0-9a-f]{8}")
-_ASIDE = re.compile(rf"\.(?P<name>.+)\.{_MARK}[0-9a-f]{{8}}\.(part|swap|previous|ready)")
+_ASIDE = re.compile(rf"\.(?P<name>.+)\.{_MARK}{_NUMBER.pattern}\.(part|swap|previous|ready)")
 _open: set[Path] = set()  # what this process writes now
 IN_PLACE = "in-place"  # the name of what is written inside the folder that it belongs to
 

@@ -107,7 +107,8 @@ class Adapters:
                 404, f"lora_path: expected the name of a folder below --adapters, got {folder[:80]!r}", "lora_path"
             )
         if name == self.base or not name.strip() or len(name) > 200:
-            raise ApiProblem(400, f"lora_name: expected a name that the base has not, got {name[:80]!r}", "lora_name")
+            wanted = f"1 to 200 characters other than the base's name {self.base!r}"
+            raise ApiProblem(400, f"lora_name: expected {wanted}, got {name[:80]!r}", "lora_name")
         before = self._served.get(name)
         served = before if before is not None and before.folder == folder else _Served(folder)
         loaded = await self._taken(name, served, must_be_newest=True)
@@ -132,7 +133,8 @@ class Adapters:
         ApiProblem
             There is none.
         """
-        self._find(name)
+        if name == self.base or self._known(name) is None:
+            raise self._unknown("lora_name", name, self.names()[1:])
         self._replace(self._served.pop(name))
         if name in self._folders():
             self._unloaded.add(name)
@@ -150,12 +152,20 @@ class Adapters:
         return sorted(name for name in names if not name.startswith(".") and is_adapter(self._folder / name))
 
     def _find(self, name: str) -> _Served:
+        if (served := self._known(name)) is None:
+            raise self._unknown("model", name, self.names())
+        return served
+
+    def _unknown(self, field: str, name: str, known: list[str]) -> ApiProblem:
+        one_of = ", ".join(known[:20]) or "an adapter, of which there is none"
+        return ApiProblem(404, f"{field}: expected one of {one_of}, got {name[:80]!r}", field, "model_not_found")
+
+    def _known(self, name: str) -> _Served | None:
         served = self._served.get(name)
         if served is not None and (served.loaded is not None or served.loading.locked() or self._is_there(served.folder)):
             return served
         if served is not None or name in self._unloaded or name not in self._folders():
-            known = ", ".join(self.names()[:20])
-            raise ApiProblem(404, f"model: expected one of {known}, got {name[:80]!r}", "model", "model_not_found")
+            return None
         self._served[name] = _Served(name)
         return self._served[name]
 

@@ -147,8 +147,12 @@ class Service:
         """The most tokens that prompt and answer have together."""
         return min(self.engine.max_tokens, self.model.context_with(adapter))
 
-    def config_of(self, body: Sampling, n_prompt: int, wanted: int | None, adapter: str | None) -> GenerationConfig:
+    def config_of(
+        self, body: Sampling, n_prompt: int, field: str, wanted: int | None, adapter: str | None
+    ) -> GenerationConfig:
         """How an answer is written: as the request says, else as the model's generation_config.json, else by plain draws.
+
+        `n_prompt` is the number of tokens of the prompt, which stands in `field` of the request.
 
         Raises
         ------
@@ -158,7 +162,7 @@ class Service:
         room = self.limit(adapter) - n_prompt
         if room < 1:
             raise ApiProblem(
-                400, f"messages: expected fewer than {self.limit(adapter)} tokens, got {n_prompt}; shorten them", "messages",
+                400, f"{field}: expected fewer than {self.limit(adapter)} tokens, got {n_prompt}; shorten it", field,
                 "context_length_exceeded",
             )  # fmt: skip
         options: dict[str, Any] = self.model.generation_config.model_dump(exclude_unset=True)

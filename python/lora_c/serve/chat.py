@@ -82,7 +82,7 @@ class ChatAnswer:
         if body.top_logprobs and not body.logprobs:
             raise ApiProblem(400, "top_logprobs: expected logprobs to be true with it, got false", "top_logprobs")
         wanted = body.max_completion_tokens or body.max_tokens
-        config = self._service.config_of(body, len(self._ids), wanted, adapter)
+        config = self._service.config_of(body, len(self._ids), "messages", wanted, adapter)
         n_top = (body.top_logprobs or 0) if body.logprobs else None
         self._service.metrics.prompt_tokens.inc(len(self._ids))
         return [

@@ -75,7 +75,7 @@ class CompletionAnswer:
     def _orders(self, adapter: str | None) -> list[Order]:
         body = self._body
         wanted = body.max_tokens or _DEFAULT_TOKENS
-        configs = [self._service.config_of(body, len(ids), wanted, adapter) for ids in self._ids]
+        configs = [self._service.config_of(body, len(ids), "prompt", wanted, adapter) for ids in self._ids]
         self._service.metrics.prompt_tokens.inc(sum(map(len, self._ids)))
         return [
             Order(ids, config, adapter, i, body.logprobs)

@@ -74,11 +74,23 @@ class Engine:
     ----------
     n_waiting : int
         Answers that may wait for a sequence.
+    max_tokens : int, optional
+        As `Batch` has it.
+
+    Raises
+    ------
+    ConfigError
+        The model's context is shorter.
     """
 
     def __init__(
         self, model: Model, n_sequences: int, n_waiting: int, max_tokens: int | None, prompt_block: int, metrics: Metrics
     ) -> None:
+        context = model.context_with(None)
+        if max_tokens is not None and max_tokens > context:
+            raise ConfigError(
+                f"max_seq_length: expected at most the model's context of {context:,} tokens, got {max_tokens:,}"
+            )
         self.model, self.n_sequences, self.n_waiting, self.metrics = model, n_sequences, n_waiting, metrics
         self._make_batch: Callable[[], Batch] = partial(Batch, model, n_sequences, max_tokens, prompt_block)
         self._batch = self._make_batch()

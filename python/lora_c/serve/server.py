@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -10,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -36,26 +37,36 @@ KEY_VARIABLE = "LORA_C_API_KEY"
 _MOST_KEYS_FILE = 1 << 20
 _LAST_SECONDS = 10  # after the drain: what does not end by then is a fault, and is cancelled with a traceback
 _TO_TAKE = 1.0  # seconds that a client has to take the word that its answer is broken off
+_BACKLOG = 1024  # connections that the system keeps until they are accepted
 _LOG = logging.getLogger("lora_c.serve")
 
 
-def serve(model: Model, adapters: Path | None, config: ServeConfig, told: Callable[[str, Service], None]) -> None:
+def serve(
+    model: Model, adapters: Path | None, config: ServeConfig, door: socket.socket, keys: Sequence[str],
+    told: Callable[[str, Service], None],
+) -> None:  # fmt: skip
     """Answer requests until a signal ends it.
 
     Parameters
     ----------
     adapters : Path, optional
         Each folder in it is an adapter.
+    door : socket
+        From `bound`.
+    keys : sequence of str
+        From `keys_of`.
     told : callable
         Is given the address when the server listens.
 
     Raises
     ------
     ConfigError
-        It cannot listen there, or the keys cannot be read.
+        Another server listens there since, or there is no memory for the cache.
     """
-    keys = keys_of(config)
-    listening = _listening(config)
+    try:
+        door.listen(_BACKLOG)
+    except OSError as error:
+        raise _no_address(config, error) from None
     metrics = Metrics()
     engine = Engine(model, config.max_num_seqs, config.max_queue, config.max_seq_length, config.prompt_block, metrics)
     name = config.served_model_name or Path(model.source).resolve().name
@@ -68,11 +79,11 @@ def serve(model: Model, adapters: Path | None, config: ServeConfig, told: Callab
     server = _Server(service, uvicorn.Config(
         make_app(service, keys), http=protocol, ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=math.ceil(config.drain_timeout) + _LAST_SECONDS,
-        proxy_headers=False, backlog=1024,
+        proxy_headers=False, backlog=_BACKLOG,
     ))  # fmt: skip
-    server.when_started = partial(told, _address(listening), service)
+    server.when_started = partial(told, _address(door), service)
     try:
-        server.run([listening])
+        server.run([door])
     finally:
         engine.stop()
 
@@ -147,8 +158,15 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def _listening(config: ServeConfig) -> socket.socket:
-    """The socket, bound before the engine takes its memory."""
+def bound(config: ServeConfig) -> socket.socket:
+    """The socket of the server's address. It is made before the model is read, which may take minutes for nothing.
+
+    Raises
+    ------
+    ConfigError
+        Another program has the address, or this machine has none such.
+    """
+    opened = None
     try:
         family, kind, number, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -156,12 +174,17 @@ def _listening(config: ServeConfig) -> socket.socket:
         opened = socket.socket(family, kind, number)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
-        return opened
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"port: expected to listen on {config.host}:{config.port}, got: {reason}; give another --port"
-        ) from None
+        if opened is not None:
+            opened.close()
+        raise _no_address(config, error) from None
+    return opened
+
+
+def _no_address(config: ServeConfig, error: OSError | UnicodeError) -> ConfigError:
+    option = "port" if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES) else "host"
+    reason = getattr(error, "strerror", None) or "no name of a host"
+    return ConfigError(f"{option}: expected to listen on {config.host}:{config.port}, got: {reason}; give another --{option}")
 
 
 def _address(opened: socket.socket) -> str:
