@@ -16,7 +16,8 @@ from command_lines import called  # noqa: E402
 import lora_c as lc  # noqa: E402
 from lora_c.configs.serving import ServeConfig  # noqa: E402
 from lora_c.demo.run import BASE_MODEL  # noqa: E402
-from lora_c.serve.server import bound, serve  # noqa: E402
+from lora_c.serve.listening import bound  # noqa: E402
+from lora_c.serve.server import serve  # noqa: E402
 
 
 def refusal(folder: Path, *words: str) -> str:

@@ -48,7 +48,8 @@ def command(**own: Any) -> None:
             "pip install 'lora-c[serve]'"
         )
     share_one_arena()
-    from ..serve.server import bound, is_loopback, keys_of, log_to_stderr, serve
+    from ..serve.listening import bound, is_loopback
+    from ..serve.server import keys_of, log_to_stderr, serve
 
     folder = Path(own["adapters"]) if own.get("adapters") else None
     if folder is not None and not folder.is_dir():

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..configs import GenerationConfig
 from ..errors import LoraCError
-from .engine import Order, Progress, Stream
+from .orders import Order, Progress, Stream
+from .parsing import parse
 from .problems import ApiProblem
 from .requests import body_of
-from .schema import Body, Sampling, parse
+from .schema import Body, Sampling
 from .token_texts import TokenTexts
 from .tool_calls import form_of
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from ..generation.token_logprobs import TokenLogprob
 from ..text.prompts import prompt_ids
 from .answering import Service
-from .engine import Order, Progress
+from .orders import Order, Progress
 from .problems import ApiProblem
 from .requests import while_connected
 from .schema import CompletionBody

@@ -9,62 +9,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..configs import GenerationConfig
 from ..errors import ConfigError, LoraCError
 from ..generation.batch import Batch
+from .orders import Order, Progress, Stream
 from .problems import ApiProblem, too_busy
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
     from ..generation.answer import Answer
-    from ..generation.token_logprobs import TokenLogprob
     from ..model.model import Model
     from .metrics import Metrics
 
 T = TypeVar("T")
 _LOG = logging.getLogger("lora_c.serve")
-
-
-@dataclass
-class Progress:
-    """What has come of one answer."""
-
-    index: int
-    text: str
-    n_tokens: int
-    logprobs: Sequence[TokenLogprob]
-    finished: bool
-    finish_reason: str | None
-    error: Exception | None
-    n_reused: int
-
-
-@dataclass
-class Order:
-    """An answer that is wanted."""
-
-    prompt: list[int]
-    config: GenerationConfig
-    adapter: str | None
-    repetition: int = 0
-    top_logprobs: int | None = None
-    skip_special_tokens: bool = True
-
-
-@dataclass(eq=False)
-class Stream:
-    """Answers to one request, as they come. `events` is filled by the engine, and read in the loop of the server; None: the
-    time of the request is over, or the server ends."""
-
-    loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Progress | None] = field(default_factory=asyncio.Queue)
-    answers: list[Answer] = field(default_factory=list)
-    n: int = 0
-    gone: bool = False
 
 
 class Engine:

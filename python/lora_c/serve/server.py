@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import math
 import os
@@ -12,11 +11,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -26,6 +25,7 @@ from .adapters import Adapters
 from .answering import Service
 from .app import make_app
 from .engine import Engine
+from .listening import address_of, no_address
 from .metrics import Metrics
 from .protocol import LimitedProtocol
 
@@ -52,7 +52,7 @@ def serve(
     adapters : Path, optional
         Each folder in it is an adapter.
     door : socket
-        From `bound`.
+        From `listening.bound`.
     keys : sequence of str
         From `keys_of`.
     told : callable
@@ -66,7 +66,7 @@ def serve(
     try:
         door.listen(_BACKLOG)
     except OSError as error:
-        raise _no_address(config, error) from None
+        raise no_address(config, error) from None
     metrics = Metrics()
     engine = Engine(model, config.max_num_seqs, config.max_queue, config.max_seq_length, config.prompt_block, metrics)
     name = config.served_model_name or Path(model.source).resolve().name
@@ -81,7 +81,7 @@ def serve(
         server_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=math.ceil(config.drain_timeout) + _LAST_SECONDS,
         proxy_headers=False, backlog=_BACKLOG,
     ))  # fmt: skip
-    server.when_started = partial(told, _address(door), service)
+    server.when_started = partial(told, address_of(door), service)
     try:
         server.run([door])
     finally:
@@ -158,40 +158,6 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def bound(config: ServeConfig) -> socket.socket:
-    """The socket of the server's address. It is made before the model is read, which may take minutes for nothing.
-
-    Raises
-    ------
-    ConfigError
-        Another program has the address, or this machine has none such.
-    """
-    opened = None
-    try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        opened = socket.socket(family, kind, number)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-    except (OSError, UnicodeError) as error:
-        if opened is not None:
-            opened.close()
-        raise _no_address(config, error) from None
-    return opened
-
-
-def _no_address(config: ServeConfig, error: OSError | UnicodeError) -> ConfigError:
-    option = "port" if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES) else "host"
-    reason = getattr(error, "strerror", None) or "no name of a host"
-    return ConfigError(f"{option}: expected to listen on {config.host}:{config.port}, got: {reason}; give another --{option}")
-
-
-def _address(opened: socket.socket) -> str:
-    host, port = opened.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def log_to_stderr() -> None:
     """Faults of the server, one line of time before each, and nothing of what is asked."""
     handler = logging.StreamHandler(sys.stderr)
@@ -200,11 +166,3 @@ def log_to_stderr() -> None:
         logger = logging.getLogger(name)
         logger.handlers[:], logger.propagate = [handler], False
         logger.setLevel(level)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    with suppress(OSError, ValueError):
-        found: Any = socket.getaddrinfo(host, None)
-        return all(str(entry[4][0]).startswith("127.") or entry[4][0] == "::1" for entry in found)
-    return False
