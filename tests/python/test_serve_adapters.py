@@ -98,7 +98,7 @@ def test_the_least_recently_used_leaves_for_another(model: lc.Model, folder: Pat
             async with adapters.used(name):
                 pass
         await done(engine)
-        assert on_model(model) == ["a", "c"] and adapters.bytes == 2 * one_takes
+        assert on_model(model) == ["a", "c"] and adapters.memory.bytes == 2 * one_takes
         assert adapters.names() == ["base", "a", "b", "c"]
         async with adapters.used("a"), adapters.used("c"):
             with pytest.raises(ApiProblem) as caught:
@@ -119,7 +119,7 @@ def test_one_that_is_larger_than_the_memory_is_refused_for_good(model: lc.Model,
         with pytest.raises(ApiProblem, match="adapter-memory") as caught:
             async with adapters.used("a"):
                 pass
-        assert caught.value.status == 400 and adapters.bytes == 0
+        assert caught.value.status == 400 and adapters.memory.bytes == 0
 
     with_engine(model, folder, work, one_takes // 2)
     import ml_dtypes
@@ -162,7 +162,7 @@ def test_a_client_that_leaves_meanwhile_leaves_an_adapter_that_is_whole(
             assert model.adapter_names == [key]
         adapters.unload("a")
         await done(engine)
-        assert model.adapter_names == [] and adapters.bytes == 0
+        assert model.adapter_names == [] and adapters.memory.bytes == 0
 
     with_engine(model, folder, work)
 
@@ -190,7 +190,7 @@ def test_what_is_unloaded_while_it_is_read_leaves_with_its_users(
         goes_on.set()
         await task
         await done(engine)
-        assert model.adapter_names == [] and adapters.bytes == 0 and adapters.names() == ["base", "b", "c"]
+        assert model.adapter_names == [] and adapters.memory.bytes == 0 and adapters.names() == ["base", "b", "c"]
 
     with_engine(model, folder, work)
 
@@ -202,7 +202,7 @@ def test_a_name_that_is_given_twice_at_once_has_one_adapter(model: lc.Model, fol
         assert on_model(model) == ["x"] and adapters.names() == ["base", "a", "b", "c", "x"]
         adapters.unload("x")
         await done(engine)
-        assert model.adapter_names == [] and adapters.bytes == 0
+        assert model.adapter_names == [] and adapters.memory.bytes == 0
 
     with_engine(model, folder, work)
 

@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..errors import AdapterError, LoraCError
-from .adapter_files import Fingerprint, fingerprint, is_adapter, read_from
-from .engine import Engine, result_of
-from .problems import ApiProblem, too_busy
-
-if TYPE_CHECKING:
-    from ..adapters.adapter import Adapter
+from ..errors import LoraCError
+from .adapter_files import fingerprint, is_adapter, read_from
+from .adapter_memory import AdapterMemory, Loaded, Served
+from .engine import Engine
+from .problems import ApiProblem
 
 _LOG = logging.getLogger("lora_c.serve")
-
-
-@dataclass(eq=False)
-class _Loaded:
-    """A version of an adapter that is on the model."""
-
-    key: str  # its name there
-    seen: Fingerprint
-    bytes: int
-    users: int = 0
-    replaced: bool = False  # by a newer one, or unloaded: it leaves when its last answer has ended
-
-
-@dataclass(eq=False)
-class _Served:
-    """A name that requests may give."""
-
-    folder: str
-    loaded: _Loaded | None = None
-    gone: bool = False  # unloaded, or its name has another folder
-    unreadable: Fingerprint | None = None  # a newer version that is not tried again
-    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Adapters:
@@ -58,11 +31,10 @@ class Adapters:
     """
 
     def __init__(self, engine: Engine, base: str, folder: Path | None, memory: int) -> None:
-        self.base, self._engine, self._folder, self._memory = base, engine, folder, memory
-        self._served: dict[str, _Served] = {}  # the least recently used first
+        self.base, self._engine, self._folder = base, engine, folder
+        self._served: dict[str, Served] = {}  # the least recently used first
         self._unloaded: set[str] = set()
-        self._loaded: set[_Loaded] = set()  # all that take memory, also those that are replaced and have answers under way
-        self._versions = itertools.count()
+        self.memory = AdapterMemory(engine, memory)
 
     def names(self) -> list[str]:
         """What requests may give as model: the base, and every adapter."""
@@ -70,11 +42,6 @@ class Adapters:
         found = [name for name in folders if name not in self._unloaded]
         found += [name for name, served in self._served.items() if served.loaded is not None or served.folder in folders]
         return [self.base, *sorted(dict.fromkeys(name for name in found if name != self.base))]
-
-    @property
-    def bytes(self) -> int:
-        """What those in memory take."""
-        return sum(loaded.bytes for loaded in self._loaded)
 
     @asynccontextmanager
     async def used(self, name: str | None) -> AsyncIterator[str | None]:
@@ -92,7 +59,7 @@ class Adapters:
         try:
             yield loaded.key
         finally:
-            self._give_back(loaded)
+            self.memory.give_back(loaded)
 
     async def load(self, name: str, folder: str) -> None:
         """Serve a folder below that of the adapters under a name, and read it now.
@@ -110,7 +77,7 @@ class Adapters:
             wanted = f"1 to 200 characters other than the base's name {self.base!r}"
             raise ApiProblem(400, f"lora_name: expected {wanted}, got {name[:80]!r}", "lora_name")
         before = self._served.get(name)
-        served = before if before is not None and before.folder == folder else _Served(folder)
+        served = before if before is not None and before.folder == folder else Served(folder)
         loaded = await self._taken(name, served, must_be_newest=True)
         try:
             if served.gone:
@@ -123,7 +90,7 @@ class Adapters:
             self._served[name] = served
             self._unloaded.discard(name)
         finally:
-            self._give_back(loaded)
+            self.memory.give_back(loaded)
 
     def unload(self, name: str) -> None:
         """Serve a name no more; answers under way end as they began.
@@ -151,7 +118,7 @@ class Adapters:
             return []
         return sorted(name for name in names if not name.startswith(".") and is_adapter(self._folder / name))
 
-    def _find(self, name: str) -> _Served:
+    def _find(self, name: str) -> Served:
         if (served := self._known(name)) is None:
             raise self._unknown("model", name, self.names())
         return served
@@ -160,13 +127,13 @@ class Adapters:
         one_of = ", ".join(known[:20]) or "an adapter, of which there is none"
         return ApiProblem(404, f"{field}: expected one of {one_of}, got {name[:80]!r}", field, "model_not_found")
 
-    def _known(self, name: str) -> _Served | None:
+    def _known(self, name: str) -> Served | None:
         served = self._served.get(name)
         if served is not None and (served.loaded is not None or served.loading.locked() or self._is_there(served.folder)):
             return served
         if served is not None or name in self._unloaded or name not in self._folders():
             return None
-        self._served[name] = _Served(name)
+        self._served[name] = Served(name)
         return self._served[name]
 
     def _is_there(self, folder: str) -> bool:
@@ -174,7 +141,7 @@ class Adapters:
 
     # -- versions -----------------------------------------------------------------------------------------------------
 
-    async def _taken(self, name: str, served: _Served, must_be_newest: bool = False) -> _Loaded:
+    async def _taken(self, name: str, served: Served, must_be_newest: bool = False) -> Loaded:
         """The newest version, with one user more. Reading it goes on where the client leaves: nothing stays half done."""
         task = asyncio.create_task(self._take(name, served, must_be_newest))
         try:
@@ -183,7 +150,7 @@ class Adapters:
             task.add_done_callback(self._not_wanted)
             raise
 
-    async def _take(self, name: str, served: _Served, must_be_newest: bool) -> _Loaded:
+    async def _take(self, name: str, served: Served, must_be_newest: bool) -> Loaded:
         async with served.loading:
             loaded = await self._newest(name, served, must_be_newest)
             loaded.users += 1
@@ -193,16 +160,11 @@ class Adapters:
             self._served[name] = self._served.pop(name)  # the most recently used
         return loaded
 
-    def _not_wanted(self, task: asyncio.Task[_Loaded]) -> None:
+    def _not_wanted(self, task: asyncio.Task[Loaded]) -> None:
         if not task.cancelled() and task.exception() is None:
-            self._give_back(task.result())
+            self.memory.give_back(task.result())
 
-    def _give_back(self, loaded: _Loaded) -> None:
-        loaded.users -= 1
-        if loaded.replaced and not loaded.users:
-            self._leave(loaded)
-
-    async def _newest(self, name: str, served: _Served, must_be_newest: bool) -> _Loaded:
+    async def _newest(self, name: str, served: Served, must_be_newest: bool) -> Loaded:
         """The version on disk; where that cannot be read, the one in memory stays in use."""
         assert self._folder is not None
         path, loaded = self._folder / served.folder, served.loaded
@@ -212,9 +174,9 @@ class Adapters:
         if loaded is not None and seen == loaded.seen:
             return loaded
         try:
-            read = partial(read_from, path, self._engine.model, self._memory)
+            read = partial(read_from, path, self._engine.model, self.memory.most)
             adapter, read_seen = await asyncio.get_running_loop().run_in_executor(None, read)
-            return await self._put(name, served, adapter, read_seen)
+            return await self.memory.put(name, served, adapter, read_seen, self._served.values())
         except LoraCError as error:
             if loaded is None or must_be_newest:
                 raise ApiProblem(400, str(error), "model", "adapter_unreadable") from None
@@ -222,59 +184,6 @@ class Adapters:
             _LOG.warning("adapter %r: the version of before stays in use: %s", name, error)
             return loaded
 
-    async def _put(self, name: str, served: _Served, adapter: Adapter, seen: Fingerprint) -> _Loaded:
-        loaded = _Loaded(f"{name}#{next(self._versions)}", seen, sum(p.data.nbytes for p in adapter.parameters()))
-        self._make_room(loaded.bytes, served)
-        self._loaded.add(loaded)
-        try:
-            await result_of(self._engine.add_adapter(loaded.key, adapter))
-        except BaseException:
-            self._loaded.discard(loaded)
-            raise
-        before, served.loaded, served.unreadable = served.loaded, loaded, None
-        self._retire(before)
-        self._engine.metrics.loads.inc()
-        self._tell()
-        return loaded
-
-    # -- memory -------------------------------------------------------------------------------------------------------
-
-    def _make_room(self, needed: int, for_: _Served) -> None:
-        """Let the least recently used ones leave that no answer has."""
-        if needed > self._memory:
-            raise AdapterError(
-                f"adapter: expected one that takes at most {self._memory >> 20} MiB (--adapter-memory), got {needed >> 20}"
-            )
-        for served in list(self._served.values()):
-            if self.bytes + needed <= self._memory:
-                return
-            if served is not for_ and served.loaded is not None and not served.loaded.users and not served.loading.locked():
-                loaded, served.loaded = served.loaded, None
-                self._engine.metrics.evictions.inc()
-                self._leave(loaded)
-        idle = for_.loaded.bytes if for_.loaded is not None and not for_.loaded.users else 0
-        if self.bytes - idle + needed > self._memory:
-            raise too_busy(
-                f"model: expected memory for one more adapter within --adapter-memory ({self._memory >> 20} MiB), got other "
-                "adapters that are all in use; try again later"
-            )
-
-    def _replace(self, served: _Served) -> None:
+    def _replace(self, served: Served) -> None:
         loaded, served.loaded, served.gone = served.loaded, None, True
-        self._retire(loaded)
-
-    def _retire(self, loaded: _Loaded | None) -> None:
-        if loaded is None:
-            return
-        loaded.replaced = True
-        if not loaded.users:
-            self._leave(loaded)
-
-    def _leave(self, loaded: _Loaded) -> None:
-        self._loaded.discard(loaded)
-        self._engine.remove_adapter(loaded.key)
-        self._tell()
-
-    def _tell(self) -> None:
-        self._engine.metrics.adapters.set(len(self._loaded))
-        self._engine.metrics.adapter_bytes.set(self.bytes)
+        self.memory.retire(loaded)

@@ -139,7 +139,7 @@ class _Server(uvicorn.Server):
         while not self._at_once and time.monotonic() < end:
             await asyncio.sleep(0.05)
         if n := self._service.break_off():
-            _LOG.info("broken off: %d requests that were not answered by the end", n)
+            _LOG.info("broken off, not answered by the end: %d request%s", n, "" if n == 1 else "s")
         await asyncio.sleep(_TO_TAKE)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
