@@ -17,6 +17,14 @@ LORA_DECODE lora_decode_nf4_word(uint32_t word, const float *lut, float absmax, 
     for (int e = 0; e < 8; e++) out[e] = lut[word >> (8 * (e / 2) + (e % 2 ? 0 : 4)) & 15] * absmax;
 }
 
+/* The bytes of elements i .. i + 7, i a multiple of eight, as far as there are elements: end is behind the last one. */
+static __device__ __forceinline__ uint32_t lora_nf4_word(const uint8_t *codes, int64_t i, int64_t end) {
+    if (i + 8 <= end) return lora_ggml_u32(codes + i / 2);
+    uint32_t word = 0;
+    for (int k = 0; i + 2 * k < end; k++) word |= (uint32_t)codes[i / 2 + k] << (8 * k);
+    return word;
+}
+
 /* --- blocks of GGUF files --- */
 
 /* VALUES weights in BYTES; eight() decodes weights i .. i + 7 of block b, i a multiple of 8. */

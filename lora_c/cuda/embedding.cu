@@ -37,12 +37,12 @@ struct nf4_source {
     const uint8_t *codes;
     const float *lut;
     lora_nf4_scales scales;
-    int64_t cols;
+    int64_t cols, end; /* of a row; of all elements */
     /* Elements past the row's are those of other rows. */
     __device__ __forceinline__ int64_t before(int64_t row) const { return row * cols & (EIGHT - 1); }
     __device__ __forceinline__ void eight(int64_t row, int64_t k, float out[EIGHT]) const {
         int64_t i = row * cols + k;
-        lora_decode_nf4_word(lora_ggml_u32(codes + (i >> 1)), lut, scales.at(i), out);
+        lora_decode_nf4_word(lora_nf4_word(codes, i, end), lut, scales.at(i), out);
     }
 };
 template <int TYPE> struct ggml_source {
@@ -100,7 +100,10 @@ lora_status lora_cuda_embedding_forward(lora_ctx *ctx, const int32_t *ids, const
     switch (w->kind) {
     case LORA_WEIGHT_F32: return dense<LORA_F32>(ctx, ids, w->dense.data, w, w->dense.ld, y, err);
     case LORA_WEIGHT_BF16: return dense<LORA_BF16>(ctx, ids, w->dense.data, w, w->dense.ld, y, err);
-    case LORA_WEIGHT_NF4: return quantized(ctx, ids, nf4_source{w->nf4.codes, w->nf4.lut, lora_nf4_scales_of(w->nf4), w->nf4.cols}, y, err);
+    case LORA_WEIGHT_NF4: {
+        const lora_nf4 &q = w->nf4;
+        return quantized(ctx, ids, nf4_source{q.codes, q.lut, lora_nf4_scales_of(q), q.cols, q.rows * q.cols}, y, err);
+    }
     case LORA_WEIGHT_GGML: return ggml(ctx, ids, w, y, err);
     }
     return lora_fail(err, LORA_EINVAL, "weight: expected a known kind, got %d", (int)w->kind);

@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(THREADS, 1) decode_nf4(nf4_args a) {
     const int64_t i = a.begin / 8 * 8 + ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8;
     if (i >= a.end) return;
     float x[8];
-    const uint8_t *codes = a.codes + i / 2;
-    lora_decode_nf4_word(a.words ? *(const uint32_t *)codes : lora_ggml_u32(codes), lora_shared<nf4_shared>().lut, a.scales.at(i), x);
+    const uint32_t word = a.words && i + 8 <= a.end ? *(const uint32_t *)(a.codes + i / 2) : lora_nf4_word(a.codes, i, a.end);
+    lora_decode_nf4_word(word, lora_shared<nf4_shared>().lut, a.scales.at(i), x);
     int64_t row = (lora_max_i64(i, a.begin) - a.begin) / a.to.cols, col = lora_max_i64(i, a.begin) - a.begin - row * a.to.cols;
     for (int e = 0; e < 8; e++) {
         if (i + e < a.begin || i + e >= a.end) continue;

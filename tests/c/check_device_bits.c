@@ -81,15 +81,17 @@ static void embeddings(op_run *r) {
     }
 }
 
-/* Rows that begin anywhere in a block, and in a byte. */
+/* Rows that begin anywhere in a block, and in a byte; the last one ends in the middle of one. */
 static void odd_4bit_rows(op_run *r) {
-    enum { K = 205, BLOCKS = (V * K + 63) / 64 };
-    static float x[V * K], absmax[BLOCKS];
-    static uint8_t codes[(V * K + 1) / 2 + 64];
-    const int32_t *ids = some_ids(r);
-    check_normal(x, V * K, ++r->seed, 1);
-    lora_nf4 q = {.rows = V, .cols = K, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
-    OK(lora_nf4_quantize(r->ctx, x, LORA_F32, V, K, 64, codes, absmax, ERR));
+    enum { ROWS = 39, K = 205, BLOCKS = (ROWS * K + 63) / 64 };
+    static float x[ROWS * K], absmax[BLOCKS];
+    static uint8_t codes[(ROWS * K + 1) / 2 + 64];
+    int32_t each[60];
+    for (int32_t i = 0; i < 60; i++) each[i] = i % ROWS;
+    const int32_t *ids = op_send(r, each, sizeof each);
+    check_normal(x, ROWS * K, ++r->seed, 1);
+    lora_nf4 q = {.rows = ROWS, .cols = K, .block_size = 64, .lut = lora_nf4_lut(), .codes = codes, .absmax = absmax};
+    OK(lora_nf4_quantize(r->ctx, x, LORA_F32, ROWS, K, 64, codes, absmax, ERR));
     lora_weight host = lora_weight_nf4(&q), w = op_weight(r, &host);
     for (int64_t padding = 0; padding < 4; padding += 3) {
         lora_mat y = mat(r, 60, K, padding);
