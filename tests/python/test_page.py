@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(NAMES):
         write_adapter(folder / name, seed)
-    with serving("--adapters", folder) as started:
+    with serving("--adapters", folder, LORA_C_DEVICE="cpu") as started:  # a reader waits
         yield started
 
 

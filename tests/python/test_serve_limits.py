@@ -115,6 +115,7 @@ def test_prompts_and_answers_have_the_tokens_that_fit(small: Server) -> None:
         assert found["usage"]["completion_tokens"] == 10 and found["choices"][0]["finish_reason"] == "length"
 
 
+@pytest.mark.usefixtures("on_cpu")  # how fast it answers
 def test_a_client_that_does_not_read_loses_its_place(long_model: Path) -> None:
     words = "--max-seq-length 16000 --max-num-seqs 1 --max-queue 0 --read-timeout 1"
     with serving(*words.split(), model=long_model) as server, closing(socket.socket()) as connection:
@@ -238,6 +239,7 @@ def test_pages_of_other_sites(guarded: Server) -> None:
 # -- the end --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_cpu")  # how fast it answers
 def test_sigterm_lets_answers_end_and_takes_no_more(long_model: Path) -> None:
     with serving("--max-seq-length", 16_000, model=long_model) as server:
         chunks = 0
@@ -259,6 +261,7 @@ def refuses(server: Server) -> bool:
         return True
 
 
+@pytest.mark.usefixtures("on_cpu")  # how fast it answers
 @pytest.mark.parametrize("kind", ["streamed", "whole", "not read"])
 @pytest.mark.parametrize("signals", [1, 2])
 def test_an_answer_that_takes_longer_than_the_drain_is_broken_off(long_model: Path, kind: str, signals: int) -> None:

@@ -73,6 +73,7 @@ def copies_of_adapters() -> int:
     return len(list(Path(tempfile.gettempdir()).glob("lora-c-adapter-*")))
 
 
+@pytest.mark.usefixtures("on_cpu")  # how much it answers
 def test_many_clients_and_adapters_while_adapters_are_replaced(sources: dict[str, list[Path]], tmp_path: Path) -> None:
     versions, copies = Versions(tmp_path / "adapters", sources), copies_of_adapters()
     words = "--max-seq-length 512 --max-queue 32 --adapter-memory 3".split()  # too little for all adapters
