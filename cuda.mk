@@ -54,7 +54,7 @@ check-cuda-mutants: $(VENV)/installed $(SHIM_READY) ## kernels without one barri
 # They begin first: files are whole, and one that begins last would run alone.
 LONGEST := $(patsubst %,tests/python/test_%.py,notebooks compare_runs training examples quantized_bases precision terminals)
 check-cuda: $(VENV)/installed $(SHIM_READY) ## every proof without a GPU: all of the above and every test of Python on it
-	@LORA_C_SHIM_THREADS=1 $(MAKE) -j2 --output-sync=target check-cuda-c check-cuda-asan check-cuda-decoder
+	@LORA_C_SHIM_THREADS=1 $(MAKE) --output-sync=target check-cuda-c check-cuda-asan check-cuda-decoder
 	@$(MAKE) check-cuda-launches check-kernels-all check-cuda-mutants
 	@LORA_C_SHIM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder --timeout 3000 --device shim $(LONGEST) tests/python
 

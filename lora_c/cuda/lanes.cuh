@@ -30,7 +30,7 @@ template <int... STEPS, class T, int N, class Join> static inline void lora_butt
 struct lora_sum_of {
     template <class T> __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
 };
-struct lora_larger_of { /* a where b is a NaN */
+struct lora_larger_of { /* a where one of them is a NaN */
     template <class T> __device__ __forceinline__ T operator()(T a, T b) const { return b > a ? b : a; }
 };
 struct lora_fmaxf_of { /* a NaN only of two */

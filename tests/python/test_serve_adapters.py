@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +133,17 @@ def test_one_that_is_larger_than_the_memory_is_refused_for_good(model: lc.Model,
     with_engine(model, folder, work, int(0.8 * one_takes))  # its file is within it, what it takes is not
 
 
+def read_after(event: threading.Event, *given: Any) -> Any:
+    """An adapter's file, not before somebody says so."""
+    assert event.wait(10)
+    return adapter_files.read_from(*given)
+
+
 @pytest.mark.parametrize("moment", ["reading", "adding"])
 def test_a_client_that_leaves_meanwhile_leaves_an_adapter_that_is_whole(
     model: lc.Model, folder: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on, read = threading.Event(), adapter_files.read_from
-
-    def reading(*given: Any) -> Any:
-        assert goes_on.wait(10)
-        return read(*given)
+    goes_on = threading.Event()
 
     async def work(adapters: Adapters, engine: Engine) -> None:
         async def use() -> None:
@@ -148,7 +151,7 @@ def test_a_client_that_leaves_meanwhile_leaves_an_adapter_that_is_whole(
                 pytest.fail("it has left")
 
         if moment == "reading":
-            monkeypatch.setattr(adapters_module, "read_from", reading)
+            monkeypatch.setattr(adapters_module, "read_from", partial(read_after, goes_on))
         else:
             engine.between_steps(lambda: goes_on.wait(10))
         task = asyncio.create_task(use())
@@ -170,14 +173,10 @@ def test_a_client_that_leaves_meanwhile_leaves_an_adapter_that_is_whole(
 def test_what_is_unloaded_while_it_is_read_leaves_with_its_users(
     model: lc.Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on, read = threading.Event(), adapter_files.read_from
-
-    def reading(*given: Any) -> Any:
-        assert goes_on.wait(10)
-        return read(*given)
+    goes_on = threading.Event()
 
     async def work(adapters: Adapters, engine: Engine) -> None:
-        monkeypatch.setattr(adapters_module, "read_from", reading)
+        monkeypatch.setattr(adapters_module, "read_from", partial(read_after, goes_on))
 
         async def use() -> None:
             async with adapters.used("a"):

@@ -14,7 +14,7 @@ from ..errors import LoraCError
 from .orders import Order, Progress, Stream
 from .parsing import parse
 from .problems import ApiProblem
-from .requests import body_of
+from .requests import body_of, while_connected
 from .schema import Body, Sampling
 from .token_texts import TokenTexts
 from .tool_calls import form_of
@@ -106,6 +106,19 @@ class Service:
                 self._streams.discard(stream)
                 self.engine.close(stream)
                 self.metrics.duration.observe(time.monotonic() - began)
+
+    async def whole(
+        self, request: Request, model: str | None, n: int, orders_with: Callable[[str | None], Sequence[Order]],
+        take: Callable[[Progress], Any],
+    ) -> None:  # fmt: skip
+        """Give `take` all pieces of the answers, as long as the client is there."""
+
+        async def collect() -> None:
+            async with self.answering(model, n, orders_with) as news:
+                async for progress in news:
+                    take(progress)
+
+        await while_connected(request.receive, collect())
 
     async def _progress(self, stream: Stream, began: float) -> AsyncGenerator[Progress, None]:
         left, begun = stream.n, set()

@@ -17,7 +17,6 @@ from ..text.prompts import message_ids
 from .answering import Service
 from .orders import Order, Progress
 from .problems import ApiProblem
-from .requests import while_connected
 from .schema import ChatBody, Message
 from .streaming import streamed, usage_of
 from .token_texts import TokenTexts
@@ -92,13 +91,7 @@ class ChatAnswer:
 
     async def whole(self, request: Request) -> dict[str, Any]:
         """The response in one piece."""
-
-        async def collect() -> None:
-            async with self._service.answering(self._body.model, len(self._choices), self._orders) as news:
-                async for progress in news:
-                    self._take(progress)
-
-        await while_connected(request.receive, collect())
+        await self._service.whole(request, self._body.model, len(self._choices), self._orders, self._take)
         choices = [self._choice(index, choice) for index, choice in enumerate(self._choices)]
         return self._head("chat.completion") | {"choices": choices, "usage": self._usage()}
 

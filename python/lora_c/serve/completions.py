@@ -19,7 +19,6 @@ from ..text.prompts import prompt_ids
 from .answering import Service
 from .orders import Order, Progress
 from .problems import ApiProblem
-from .requests import while_connected
 from .schema import CompletionBody
 from .streaming import streamed, usage_of
 
@@ -84,13 +83,7 @@ class CompletionAnswer:
 
     async def whole(self, request: Request) -> dict[str, Any]:
         """The response in one piece."""
-
-        async def collect() -> None:
-            async with self._service.answering(self._body.model, len(self._choices), self._orders) as news:
-                async for progress in news:
-                    self._take(progress)
-
-        await while_connected(request.receive, collect())
+        await self._service.whole(request, self._body.model, len(self._choices), self._orders, self._take)
         choices = [self._choice(i, c.text, c.logprobs, 0, c.finish_reason or "stop") for i, c in enumerate(self._choices)]
         return self._head() | {"choices": choices, "usage": self._usage()}
 
