@@ -80,7 +80,10 @@ void lora_unload_backends(lora_engine *engine) {
 /* --- devices --- */
 
 int64_t lora_list_library(const lora_backend_library *library, int64_t most, lora_device *out) {
-    if (library->backend) return library->backend->devices(most, out);
+    if (library->backend) {
+        int64_t n = library->backend->devices(most, out);
+        return n > 0 ? n : 0;
+    }
     if (most < 1) return 1;
     const char *name = strrchr(library->path, '/');
     *out = (lora_device){.description = "a library that is no backend"};
@@ -113,7 +116,11 @@ typedef struct device_search {
     char known[LORA_ERROR_BYTES / 4]; /* "cpu, fake" */
     char reason[LORA_ERROR_BYTES];    /* why the device cannot be used */
     const char *unusable;             /* why the first library that is none cannot be */
+    bool sees_gpus;                   /* one of those known is an NVIDIA GPU */
 } device_search;
+
+/* "cuda", "cuda:1" */
+static bool is_gpu(const char *name) { return strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':'); }
 
 static bool find_device(const lora_backend_library *library, void *arg) {
     device_search *search = arg;
@@ -125,6 +132,7 @@ static bool find_device(const lora_backend_library *library, void *arg) {
             snprintf(search->known + used, sizeof search->known - used, ", %s", found[i].name);
         else if (!search->unusable)
             search->unusable = library->reason;
+        search->sees_gpus |= library->backend && is_gpu(found[i].name);
         if (strcmp(found[i].name, search->name) != 0) continue;
         search->backend = library->backend;
         search->index = i;
@@ -140,6 +148,9 @@ lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths,
     device_search search = {.name = name, .known = "cpu"};
     if (lora_meta_index(name, &search.index)) search.backend = &lora_meta_backend;
     bool found = search.backend || lora_visit_libraries(ctx->engine, paths, find_device, &search);
+    LORA_CHECK(found || search.sees_gpus || search.unusable || !is_gpu(name), err, LORA_EDEVICE,
+               "cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install again with LORA_C_CUDA=1 in the "
+               "environment and CUDA 13's nvcc at hand");
     LORA_CHECK(found, err, LORA_EINVAL, "device: expected one of %s, got %.40s; %s", search.known, name,
                search.unusable ? search.unusable : "`lora-c devices` lists them");
     LORA_CHECK(search.backend && !search.reason[0], err, LORA_EDEVICE, "%s", search.reason);

@@ -77,7 +77,7 @@ static int64_t devices(int64_t most, lora_device *out) {
     if (api->driver_version(&driver) != 0) driver = 0;
     if (driver < LEAST_DRIVER) return without_driver(api, driver, most, out);
     int code = api->device_count(&n);
-    if (code != 0 || n == 0) {
+    if (code != 0 || n <= 0) {
         if (most < 1) return 1;
         memset(out, 0, sizeof *out);
         name_device(api, 0, out);

@@ -57,6 +57,7 @@ def test_what_a_row_changes_is_what_its_name_says(architecture: Architecture) ->
     stack = of("lora+prefix", num_virtual_tokens=5, r=4)
     assert isinstance(stack, StackConfig) and stack.adapters["prefix_tuning"].num_virtual_tokens == 5
     assert stack.adapters["lora"].r == 4
+    assert set(of("lora+prompt").adapters) == {"lora", "prompt_tuning"}
     kinds = {name: run_values(ROWS[name], {}, 0, "x") for name in ROWS if name.startswith("qlora")}
     assert [(v["quant_type"], v.get("double_quant")) for v in kinds.values()] == [
         ("nf4", True), ("nf4", False), ("fp4", True), ("int4", True), ("q8_0", None),

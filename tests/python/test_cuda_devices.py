@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from built import backend_library
 
@@ -42,6 +43,7 @@ WITHOUT = {
     "no driver": ({"SHIM_DRIVER": "0"}, "expected NVIDIA's driver 580 or later, got none; install it where there is a GPU"),
     "an old driver": ({"SHIM_DRIVER": "12080"}, "expected NVIDIA's driver 580 or later (CUDA 13.0), got one for CUDA 12.8"),
     "no GPU": ({"SHIM_DEVICES": "0"}, "expected a GPU, got none; nvidia-smi and CUDA_VISIBLE_DEVICES say which there are"),
+    "fewer than none": ({"SHIM_DEVICES": "-1"}, "expected a GPU, got none; nvidia-smi and CUDA_VISIBLE_DEVICES say which"),
     "Volta": ({"SHIM_COMPUTE": "7.0"}, "expected compute capability 7.5 or later (Turing), got 7.0; use device cpu"),
     "Maxwell": ({"SHIM_COMPUTE": "5.2"}, "expected compute capability 7.5 or later (Turing), got 5.2; use device cpu"),
     "no cuBLASLt": ({"SHIM_CUBLASLT": "search"}, "expected libcublasLt.so.13, got none"),
@@ -54,13 +56,23 @@ def test_devices_that_cannot(shim_devices: Callable[..., list[dict[str, Any]]], 
     assert not device["usable"] and device["reason"].startswith(f"shim: {reason}")
 
 
-def test_an_installation_without_the_plug_in() -> None:
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: lc.load_model("demo", device="cuda"),
+        lambda: lc.NF4Tensor.quantize(np.ones((64, 64), np.float32), device="cuda"),
+        lambda: lc.to_device(np.ones(3, np.float32), "cuda:1"),
+        lambda: lc.memory_info("cuda"),
+    ],
+    ids=["load_model", "quantize", "to_device", "memory_info"],
+)
+def test_an_installation_without_the_plug_in(use: Callable[[], object]) -> None:
     if any(device.name == "cuda" for device in lc.devices()):
         pytest.skip("this installation has the plug-in")
     with pytest.raises(
         lc.DeviceError, match="cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install"
     ):
-        lc.load_model("demo", device="cuda")
+        use()
 
 
 def test_the_device_of_the_environment(tiny_model_dir: Path, fake: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ ROWS: dict[str, Row] = {
     "lora-k": _same_budget("LoRA on k", ["k_proj"]),
     "lora-v": _same_budget("LoRA on v", ["v_proj"]),
     "lora-o": _same_budget("LoRA on o", ["o_proj"]),
+    "lora-qk": _same_budget("LoRA on q, k", ["q_proj", "k_proj"]),
     "lora-qv": _same_budget("LoRA on q, v", QV),
     "lora-qkvo": _same_budget("LoRA on q, k, v, o", ATTENTION),
     "lora-mlp": _same_budget("LoRA on the MLP", MLP),
@@ -74,6 +75,7 @@ ROWS: dict[str, Row] = {
     "prefix": _other("prefix tuning", "PREFIX_TUNING", rate=10.0),
     "prompt": _other("prompt tuning", "PROMPT_TUNING", rate=10.0),
     "lora+prefix": _other("LoRA + prefix", "LORA,PREFIX_TUNING"),
+    "lora+prompt": _other("LoRA + trained embeddings", "LORA,PROMPT_TUNING"),
     "lora+bottleneck": _other("LoRA + bottleneck", "LORA,BOTTLENECK"),
 }
 QUICK = (

@@ -11,10 +11,6 @@ from ..errors import ConfigError
 from ..weights.parameter_values import is_meta
 
 _GPU = Path("/dev/nvidiactl")  # made by NVIDIA's driver
-_NOT_BUILT = (
-    "cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install again with LORA_C_CUDA=1 in the "
-    "environment and CUDA 13's nvcc at hand"
-)
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def devices() -> list[Device]:
     """
     found = [Device(**device) for device in _core.devices()]
     if _GPU.exists() and not any(_is_gpu(device.name) for device in found):
-        found.append(Device("cuda", "NVIDIA GPUs", _NOT_BUILT))
+        found.append(Device("cuda", "NVIDIA GPUs", _why_none_opens()))
     return found
 
 
@@ -65,6 +61,14 @@ def memory_of(device: Device) -> dict[str, int | None] | None:
         return _core.memory_info(device.name) if device.usable else None
     except (ValueError, RuntimeError):  # listed, and yet it does not open
         return None
+
+
+def _why_none_opens() -> str:
+    try:
+        _core.memory_info("cuda")
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return ""
 
 
 def _is_gpu(name: str) -> bool:
@@ -97,7 +101,5 @@ def open_device(name: str | None) -> str:
     try:
         _core.transfers(name)  # which opens it
     except ValueError as error:
-        if _is_gpu(name) and not any(_is_gpu(device["name"]) for device in _core.devices()):
-            raise _core.DeviceError(_NOT_BUILT) from None
         raise ConfigError(str(error)) from None
     return name
