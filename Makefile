@@ -36,7 +36,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 

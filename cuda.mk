@@ -17,6 +17,9 @@ CHECKS ?= backend backend_quantize devices device_memory device_mistakes device_
 SHIM_READY := $(BUILD)/check $(TEST_BACKENDS) $(BUILD)/liblora_c_shim.so $(BUILD)/wrong_kernels $(BUILD)/wrappers
 ON_SHIM := LORA_C_BACKENDS=$(BUILD)/liblora_c_fake.so:$(BUILD)/liblora_c_shim.so
 
+list-checks:
+	@echo $(CHECKS)
+
 check-cuda-c: $(SHIM_READY) ## the CUDA plug-in without a GPU: the C checks (CHECKS) on its kernels, emulated
 	@$(BUILD)/wrappers
 	@$(ON_SHIM) $(BUILD)/check $(CHECKS)

@@ -175,26 +175,41 @@ def build_program(source: Path, output: Path, archs: list[str], build_dir: Path)
     _link(link, output.name)
 
 
-def build_as_asked(output: Path, build_dir: Path) -> None:
-    """Build what the environment variable LORA_C_CUDA asks for.
-
-    "auto" (the default): for the GPUs that are seen, nothing where there is none; "1": for every architecture; "0": nothing.
+def asked_archs(asked: str) -> list[str]:
+    """Return the architectures that a value of LORA_C_CUDA means.
 
     Raises
     ------
     BuildError
-        It has another value, or what was asked for with "1" cannot be built.
+        It means none.
+    """
+    if asked in ("auto", "0", "1"):
+        return {"auto": present_archs, "0": list, "1": lambda: list(EVERY_ARCH)}[asked]()
+    archs = [arch.strip() for arch in asked.split(",")]
+    if not set(archs) <= set(EVERY_ARCH):
+        raise BuildError(f"LORA_C_CUDA: expected auto, 0, 1, or some of {','.join(EVERY_ARCH)}, got {asked!r}")
+    return [arch for arch in EVERY_ARCH if arch in archs]
+
+
+def build_as_asked(output: Path, build_dir: Path) -> None:
+    """Build what the environment variable LORA_C_CUDA asks for.
+
+    "auto" (the default): for the GPUs that are seen, nothing where there is none; "1": for every architecture; "86,89": for
+    these; "0": nothing.
+
+    Raises
+    ------
+    BuildError
+        It has another value, or what was asked for by "1" or by name cannot be built.
     """
     asked = os.environ.get("LORA_C_CUDA") or "auto"
-    if asked not in ("auto", "0", "1"):
-        raise BuildError(f"LORA_C_CUDA: expected auto, 0 or 1, got {asked!r}")
-    archs = list(EVERY_ARCH) if asked == "1" else present_archs() if asked == "auto" else []
+    archs = asked_archs(asked)
     if not archs:
         return
     try:
         build(output, archs, build_dir)
     except BuildError as error:
-        if asked == "1":
+        if asked != "auto":
             raise
         print(f"lora-c: the CUDA plug-in is not built: {error}", file=sys.stderr)
 

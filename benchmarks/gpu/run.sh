@@ -53,7 +53,7 @@ build_package() {
     fi
     echo "building for $DEVICE with $("$PYTHON" --version), into $site"
     mkdir -p "$site"
-    [ "$DEVICE" = cuda ] || export LORA_C_CUDA=0
+    case $DEVICE in cuda*) ;; *) export LORA_C_CUDA=0 ;; esac
     export PYTHONPATH="$site"
     if ls "$WHEELS"/*.whl >/dev/null 2>&1; then
         install --find-links "$WHEELS" setuptools wheel numpy
@@ -61,6 +61,7 @@ build_package() {
     else # what this Python has itself
         install --no-deps --no-build-isolation .
     fi
+    case $DEVICE in cuda*) [ -f "$backend" ] || return 0 ;; esac # the next run tries again
     touch "$stamp"
 }
 
@@ -76,13 +77,13 @@ build_programs() {
 
 begin=$(date +%s)
 mkdir -p build/gpu
-build_package
-build_programs
-echo "built in $(($(date +%s) - begin)) s"
 case $DEVICE in
 cuda*) backend=$site/lora_c/liblora_c_cuda.so ;;
 *) backend=$root/build/release/liblora_c_${DEVICE%%:*}.so && export LORA_C_BACKENDS="$backend" ;;
 esac
+build_package
+build_programs
+echo "built in $(($(date +%s) - begin)) s"
 [ -f "$backend" ] || { echo "expected the plug-in $backend, got none: does nvidia-smi list a GPU, is CUDA 13's nvcc on the PATH?"; exit 1; }
 [ -z "$build" ] || exit 0
 

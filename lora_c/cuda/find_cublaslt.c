@@ -94,7 +94,7 @@ const lora_cublaslt *lora_cuda_find_cublaslt(char *why, size_t why_bytes) {
         if (!library)
             snprintf(why, why_bytes, "expected " SONAME ", got none; pip install \"lora-c[cuda13]\"");
         else if (missing)
-            snprintf(why, why_bytes, "expected %s in " SONAME ", got none; pip install --upgrade \"lora-c[cuda13]\"", missing);
+            snprintf(why, why_bytes, "expected %s in " SONAME ", got none; pip install --upgrade \"nvidia-cublas<14\"", missing);
     }
     const lora_cublaslt *result = is_found ? &found : NULL;
     pthread_mutex_unlock(&lock);

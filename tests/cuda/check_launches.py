@@ -24,8 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build" / "release"
 TABLE = Path(__file__).with_name("kernels.json")
-FAMILIES = ["backend", "device_steps", "device_rows", "device_optim", "device_linear", "device_adapters", "device_head"]
-FAMILIES += ["attention_devices", "values", "decoder_adapters", "virtual_tokens", "adapted_globals"]
+FAMILIES = ["backend", "backend_quantize", "device_steps", "device_rows", "device_narrow", "device_half", "device_optim"]
+FAMILIES += ["device_linear", "device_adapters", "device_head", "attention_devices", "values", "decoder_adapters"]
+FAMILIES += ["mixed_adapters", "virtual_tokens", "adapted_globals"]
 REGISTERS, REGISTERS_OF_A_THREAD, REGISTER_UNIT, WARP_UNIT, THREADS = 65536, 255, 8, 4, 1024
 SHARED_KIB = {"7.5": 64, "8.0": 163, "8.6": 99, "8.9": 99, "9.0": 227, "10.0": 227, "12.0": 99}
 ARCHS = {"7.5": "75", "8.0": "80", "8.6": "86", "8.9": "89", "9.0": "90a", "10.0": "100", "12.0": "120"}  # in the table
