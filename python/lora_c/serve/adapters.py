@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ class Adapters:
         self._served: dict[str, Served] = {}  # the least recently used first
         self._unloaded: set[str] = set()
         self.memory = AdapterMemory(engine, memory)
+        # few threads, for each keeps memory of its own of what it has read; two, so that a slow folder holds up no other
+        self._files = ThreadPoolExecutor(2, "lora-c adapters")
 
     def names(self) -> list[str]:
         """What requests may give as model: the base, and every adapter."""
@@ -175,7 +178,7 @@ class Adapters:
             return loaded
         try:
             read = partial(read_from, path, self._engine.model, self.memory.most)
-            adapter, read_seen = await asyncio.get_running_loop().run_in_executor(None, read)
+            adapter, read_seen = await asyncio.get_running_loop().run_in_executor(self._files, read)
             return await self.memory.put(name, served, adapter, read_seen, self._served.values())
         except LoraCError as error:
             if loaded is None or must_be_newest:
