@@ -21,13 +21,17 @@ FLAGS += ["-falign-functions=64", "-falign-loops=64"]
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
-from build_cuda import NAME, BuildError, build_as_asked  # noqa: E402
+from build_cuda import NAME, BuildError, build_as_asked, check_as_asked  # noqa: E402
 
 
 class BuildExt(build_ext):
     """Compiles the sources side by side and says what to install when there is no compiler."""
 
     def run(self):
+        try:
+            check_as_asked()  # before minutes of compiling
+        except BuildError as error:
+            raise SystemExit(f"lora-c: {error}") from None
         super().run()
         beside = Path(self.get_ext_fullpath("lora_c._core")).resolve()
         try:

@@ -2,8 +2,8 @@
 
 Usage: python tools/build_cuda.py OUTPUT [--archs 80,90a] [--build-dir build/cuda]
 
-Needs nvcc of CUDA 13 (NVCC, CUDA_HOME or the PATH say where) and a C compiler; no GPU, no driver, no library of NVIDIA's
-beside the run-time library, which is linked statically.
+Needs nvcc of CUDA 13 (NVCC, CUDA_HOME or the PATH say where) and the C++ compiler that it calls; no GPU, no driver, no
+library of NVIDIA's beside the run-time library, which is linked statically, as are those of C++ where they can be.
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ def build(output: Path, archs: list[str], build_dir: Path) -> None:
         "-Xlinker",
         "--strip-all",
     ]
-    _link(link, "the plug-in")
+    try:
+        _link([*link, "-Xcompiler", "-static-libstdc++,-static-libgcc"], "the plug-in")
+    except BuildError:  # where the compiler came without them; machines that run it need them then
+        _link(link, "the plug-in")
 
 
 def build_program(source: Path, output: Path, archs: list[str], build_dir: Path) -> None:
@@ -189,6 +192,19 @@ def asked_archs(asked: str) -> list[str]:
     if not set(archs) <= set(EVERY_ARCH):
         raise BuildError(f"LORA_C_CUDA: expected auto, 0, 1, or some of {','.join(EVERY_ARCH)}, got {asked!r}")
     return [arch for arch in EVERY_ARCH if arch in archs]
+
+
+def check_as_asked() -> None:
+    """Look whether build_as_asked can begin.
+
+    Raises
+    ------
+    BuildError
+        As from build_as_asked, as far as that is known before anything is compiled.
+    """
+    asked = os.environ.get("LORA_C_CUDA") or "auto"
+    if asked != "auto" and asked_archs(asked):
+        find_nvcc()
 
 
 def build_as_asked(output: Path, build_dir: Path) -> None:

@@ -59,7 +59,11 @@ build_package() {
         install --find-links "$WHEELS" setuptools wheel numpy
         install --find-links "$WHEELS" --no-build-isolation .
     else # what this Python has itself
-        install --no-deps --no-build-isolation .
+        install --no-deps --no-build-isolation . >build/gpu/pip.log 2>&1 || {
+            tail -5 build/gpu/pip.log
+            echo "PYTHON: expected one with setuptools >= 77 and what lora-c imports, or wheels of those in $WHEELS (benchmarks/gpu/collect.sh)"
+            exit 1
+        }
     fi
     case $DEVICE in cuda*) [ -f "$backend" ] || return 0 ;; esac # the next run tries again
     touch "$stamp"

@@ -1,7 +1,16 @@
 /* What a process can compute on. */
 #include <stdio.h>
+#include <string.h>
 
 #include "lora_c/backend/load.h"
+#include "lora_c/base/util.h"
+
+void lora_device_name(const char *name, char out[LORA_DEVICE_NAME_BYTES]) {
+    static const char first[] = ":0";
+    size_t length = strlen(name), end = sizeof first - 1;
+    if (length > end && strcmp(name + length - end, first) == 0) length -= end;
+    snprintf(out, LORA_DEVICE_NAME_BYTES, "%.*s", (int)lora_min_i64((int64_t)length, LORA_DEVICE_NAME_BYTES - 1), name);
+}
 
 typedef struct device_list {
     int64_t most, n;

@@ -122,6 +122,12 @@ typedef struct device_search {
 /* "cuda", "cuda:1" */
 static bool is_gpu(const char *name) { return strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':'); }
 
+/* Whether a device is the one of this name, or stands for all of a kind ("cuda" for "cuda:1") that cannot be used. */
+static bool is_meant(const lora_device *device, const char *name) {
+    size_t length = strlen(device->name);
+    return strcmp(device->name, name) == 0 || (device->reason[0] && strncmp(device->name, name, length) == 0 && name[length] == ':');
+}
+
 static bool find_device(const lora_backend_library *library, void *arg) {
     device_search *search = arg;
     lora_device found[MOST_DEVICES];
@@ -133,7 +139,7 @@ static bool find_device(const lora_backend_library *library, void *arg) {
         else if (!search->unusable)
             search->unusable = library->reason;
         search->sees_gpus |= library->backend && is_gpu(found[i].name);
-        if (strcmp(found[i].name, search->name) != 0) continue;
+        if (!is_meant(&found[i], search->name)) continue;
         search->backend = library->backend;
         search->index = i;
         snprintf(search->reason, sizeof search->reason, "%s", found[i].reason);
@@ -142,7 +148,9 @@ static bool find_device(const lora_backend_library *library, void *arg) {
     return false;
 }
 
-lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths, lora_device_use **out, lora_error *err) {
+lora_status lora_device_open(lora_ctx *ctx, const char *given, const char *paths, lora_device_use **out, lora_error *err) {
+    char name[LORA_DEVICE_NAME_BYTES];
+    lora_device_name(given, name);
     *out = &ctx->engine->cpu;
     if (strcmp(name, "cpu") == 0) return LORA_OK;
     device_search search = {.name = name, .known = "cpu"};
@@ -151,7 +159,7 @@ lora_status lora_device_open(lora_ctx *ctx, const char *name, const char *paths,
     LORA_CHECK(found || search.sees_gpus || search.unusable || !is_gpu(name), err, LORA_EDEVICE,
                "cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install again with LORA_C_CUDA=1 in the "
                "environment and CUDA 13's nvcc at hand");
-    LORA_CHECK(found, err, LORA_EINVAL, "device: expected one of %s, got %.40s; %s", search.known, name,
+    LORA_CHECK(found, err, LORA_EINVAL, "device: expected one of %s, got %.40s; %s", search.known, given,
                search.unusable ? search.unusable : "`lora-c devices` lists them");
     LORA_CHECK(search.backend && !search.reason[0], err, LORA_EDEVICE, "%s", search.reason);
     lora_device_use *use = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *use);

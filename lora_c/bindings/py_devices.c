@@ -56,7 +56,9 @@ static PyObject *capsule_of(lora_py_state *state, const char *name) {
 
 lora_py_device lora_py_cpu(const lora_py_state *state) { return (lora_py_device){.owner = state->owner, .ctx = state->ctx}; }
 
-int lora_py_find_device(lora_py_state *state, const char *name, lora_py_device *out) {
+int lora_py_find_device(lora_py_state *state, const char *given, lora_py_device *out) {
+    char name[LORA_DEVICE_NAME_BYTES];
+    lora_device_name(given, name);
     *out = lora_py_cpu(state);
     if (strcmp(name, "cpu") == 0) return 0;
     PyObject *capsule = capsule_of(state, name);

@@ -1,7 +1,8 @@
-#define _GNU_SOURCE /* dladdr, RTLD_NOLOAD */
+#define _GNU_SOURCE /* dl_iterate_phdr, RTLD_NOLOAD */
 #include "lora_c/cuda/find_cublaslt.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -9,7 +10,7 @@
 #include <string.h>
 
 #define SONAME "libcublasLt.so.13"
-enum { PATH_BYTES = 4096, MOST_PARENTS = 4 /* from the plug-in's folder up to site-packages */ };
+enum { PATH_BYTES = 1024, MOST_FOLDERS = 8 };
 
 /* --- places --- */
 
@@ -19,28 +20,43 @@ static void *open_in(const char *folder, const char *below) {
     return n > 0 && n < PATH_BYTES ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
 }
 
-/* nvidia-cublas lies beside the package that this file is in. */
+typedef struct folders {
+    char paths[MOST_FOLDERS][PATH_BYTES];
+    int n;
+} folders;
+
+/* Adds the site-packages or dist-packages that a loaded library lies below. */
+static int add_packages(struct dl_phdr_info *library, size_t size, void *arg) {
+    (void)size;
+    static const char packages[] = "-packages/";
+    folders *f = arg;
+    const char *end = NULL;
+    for (const char *p = library->dlpi_name; (p = strstr(p, packages)); p++) end = p;
+    if (!end) return 0;
+    size_t length = (size_t)(end - library->dlpi_name) + sizeof packages - 2;
+    for (int i = 0; i < f->n; i++)
+        if (strlen(f->paths[i]) == length && memcmp(f->paths[i], library->dlpi_name, length) == 0) return 0;
+    if (length < PATH_BYTES && f->n < MOST_FOLDERS) memcpy(f->paths[f->n++], library->dlpi_name, length);
+    return 0;
+}
+
+/* nvidia-cublas lies beside the packages of this process: NumPy, and the one that this file is in, unless that is used from its
+ * sources. */
 static void *open_beside_packages(void) {
-    static const char here;
-    char folder[PATH_BYTES];
-    Dl_info info;
-    if (!dladdr(&here, &info) || !info.dli_fname || !realpath(info.dli_fname, folder)) return NULL;
+    folders f = {0};
+    (void)dl_iterate_phdr(add_packages, &f);
     void *found = NULL;
-    for (int i = 0; i < MOST_PARENTS && !found; i++) {
-        char *slash = strrchr(folder, '/');
-        if (!slash) break;
-        *slash = 0;
-        found = open_in(folder, "nvidia/cu13/lib");
-    }
+    for (int i = 0; i < f.n && !found; i++) found = open_in(f.paths[i], "nvidia/cu13/lib");
     return found;
 }
 
 static void *open_in_toolkit(void) {
-    static const char *const names[] = {"CUDA_HOME", "CUDA_PATH"};
+    const char *const homes[] = {getenv("CUDA_HOME"), getenv("CUDA_PATH"), "/usr/local/cuda"};
     void *found = NULL;
-    for (int i = 0; i < 2 && !found; i++) {
-        const char *folder = getenv(names[i]);
-        if (folder && *folder) found = open_in(folder, "lib64");
+    for (int i = 0; i < 3 && !found; i++) {
+        if (!homes[i] || !*homes[i]) continue;
+        found = open_in(homes[i], "lib64");
+        if (!found) found = open_in(homes[i], "lib"); /* conda's */
     }
     return found;
 }

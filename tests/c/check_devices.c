@@ -41,10 +41,12 @@ static void check_separators(lora_ctx *ctx, const char *fake) {
 static void check_names(lora_ctx *ctx, const char *fake) {
     OK(open_device(ctx, "cpu", NULL, ERR));
     OK(open_device(ctx, "cpu", "/nowhere/lib.so", ERR)); /* needs none of them */
-    REFUSED(LORA_EINVAL, "device: expected one of cpu, fake, fake:broken, got cuda; `lora-c devices` lists them",
-            open_device(ctx, "cuda", fake, ERR));
+    REFUSED(LORA_EINVAL, "device: expected one of cpu, fake, fake:broken, got tpu; `lora-c devices` lists them",
+            open_device(ctx, "tpu", fake, ERR));
     REFUSED(LORA_EINVAL, "device: expected one of cpu, fake, fake:broken, got ;", open_device(ctx, "", fake, ERR));
-    REFUSED(LORA_EINVAL, "device: expected one of cpu, got cuda; `lora-c devices` lists them", open_device(ctx, "cuda", NULL, ERR));
+    REFUSED(LORA_EINVAL, "device: expected one of cpu, got tpu; `lora-c devices` lists them", open_device(ctx, "tpu", NULL, ERR));
+    REFUSED(LORA_EDEVICE, "cuda: expected the plug-in for NVIDIA GPUs, got an installation without it",
+            open_device(ctx, "cuda:1", fake, ERR));
     REFUSED(LORA_EDEVICE, "fake:broken: expected a device that works, got none; use fake", open_device(ctx, "fake:broken", fake, ERR));
 }
 

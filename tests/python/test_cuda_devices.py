@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +74,42 @@ def test_an_installation_without_the_plug_in(use: Callable[[], object]) -> None:
         lc.DeviceError, match="cuda: expected the plug-in for NVIDIA GPUs, got an installation without it; install"
     ):
         use()
+
+
+# What the plug-in calls of cuBLASLt, in a library that has nothing else.
+CUBLASLT = (
+    "Create Destroy GetVersion MatmulDescCreate MatmulDescDestroy MatmulDescSetAttribute MatrixLayoutCreate "
+    "MatrixLayoutDestroy MatmulPreferenceCreate MatmulPreferenceDestroy MatmulPreferenceSetAttribute "
+    "MatmulAlgoGetHeuristic Matmul"
+).split()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_cublaslt_lies_beside_the_packages_of_the_process(tmp_path: Path) -> None:
+    """As in an installation from its sources, where the plug-in itself does not lie there."""
+    packages = tmp_path / "a-packages" / "site-packages"
+    (packages / "nvidia/cu13/lib").mkdir(parents=True)
+    (tmp_path / "x.c").write_text("".join(f"void cublasLt{name}(void) {{}}\n" for name in CUBLASLT))
+    make = ["cc", "-shared", "-fPIC", str(tmp_path / "x.c"), "-o"]
+    subprocess.run([*make, str(packages / "nvidia/cu13/lib/libcublasLt.so.13")], check=True)
+    subprocess.run([*make, str(packages / "some.so")], check=True)
+    environment = os.environ | {"LORA_C_BACKENDS": str(backend_library("shim")), "SHIM_CUBLASLT": "search"}
+    program = f"import ctypes, lora_c; ctypes.CDLL({str(packages / 'some.so')!r}); print([d.reason for d in lora_c.devices()])"
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "['', '']"
+
+
+def test_the_first_of_several_goes_by_its_number_too(shim: str, tiny_model_dir: Path) -> None:
+    parameter = lc.Parameter(np.ones((2, 2), np.float32), device="shim:0")
+    assert parameter.device == shim and lc.load_model(tiny_model_dir, progress=False, device="shim:0").device == shim
+    assert lc.memory_report("shim:0") == lc.memory_report(shim)
+
+
+def test_one_that_cannot_be_used_stands_for_all() -> None:
+    environment = os.environ | {"LORA_C_BACKENDS": str(backend_library("shim")), "SHIM_DRIVER": "0"}
+    command = [sys.executable, "-m", "lora_c", "generate", "--model", "demo", "x", "--device", "shim:1"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 1 and "shim: expected NVIDIA's driver 580 or later, got none" in said.stderr, said
 
 
 def test_the_device_of_the_environment(tiny_model_dir: Path, fake: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,12 @@
 extern "C" {
 #endif
 
+enum { LORA_DEVICE_NAME_BYTES = 32 };
+
 typedef struct lora_device {
-    char name[32];                 /* "cpu", "fake": what lora_ctx_create_on is given */
-    char description[128];         /* in words, for people */
-    char reason[LORA_ERROR_BYTES]; /* why it cannot be used and the way out; "" where it can */
+    char name[LORA_DEVICE_NAME_BYTES]; /* "cpu", "fake": what lora_ctx_create_on is given */
+    char description[128];             /* in words, for people */
+    char reason[LORA_ERROR_BYTES];     /* why it cannot be used and the way out; "" where it can */
 } lora_device;
 
 /** The devices of the CPU and of the backends in paths (files, separated by ':'; NULL: none), the CPU first: a file that cannot be
@@ -21,6 +23,9 @@ int64_t lora_devices(lora_ctx *ctx, const char *paths, int64_t most, lora_device
 /** A view of ctx (lora_ctx_create_view) whose objects live and compute on the device of this name. Loads its backend and keeps it
  *  loaded until ctx is destroyed.   Errors  EINVAL: no such device, the message lists them; EDEVICE: it cannot be used, with the reason */
 lora_status lora_ctx_create_on(lora_ctx *ctx, const char *device, const char *paths, lora_ctx **out, lora_error *err) LORA_MUST_CHECK;
+
+/** Writes the name by which lora_ctx_create_on knows a device: "cuda" for "cuda:0". */
+void lora_device_name(const char *name, char out[LORA_DEVICE_NAME_BYTES]);
 
 /** The name of the device of a context. */
 const char *lora_ctx_device(const lora_ctx *ctx);

@@ -63,6 +63,7 @@ def command(**own: Any) -> None:
     from ..comparison.compare import compare
     from ..display.rows_progress import open_rows
     from ..files.os_errors import make_folder
+    from ..model.device_list import open_device
     from ..runs.lock import run_lock
 
     as_json: bool = own.pop("as_json")
@@ -78,6 +79,7 @@ def command(**own: Any) -> None:
     need_held_out(own, config, "rows")
     seeds = seeds_of(own, config.seed)
     job = job_of(own, given, adapter, seeds) | {"classifier": _classifier(own, config)}
+    open_device(own.get("device"))  # what cannot be used is said before there is a folder
     tell_missing_plot()
     with run_lock(make_folder(folder)):
         try:

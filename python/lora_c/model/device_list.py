@@ -76,8 +76,9 @@ def _is_gpu(name: str) -> bool:
 
 
 def device_name(name: str | None) -> str:
-    """Return the name of the device that is meant: None is what ``LORA_C_DEVICE`` names, else "cpu"."""
-    return os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
+    """Return the name of the device that is meant: None is what ``LORA_C_DEVICE`` names, else "cpu"; "cuda:0" is "cuda"."""
+    name = os.environ.get("LORA_C_DEVICE") or "cpu" if name is None else name
+    return name.removesuffix(":0") if isinstance(name, str) else name
 
 
 def open_device(name: str | None) -> str:
