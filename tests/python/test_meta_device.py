@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from lora_c.families.shapes import SHAPES
 from lora_c.model.meta_model import meta_model_of_shape, open_meta
 from lora_c.training.memory import forecast_model
 from lora_c.weights.quantization import Quantization
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bits.cases import family_folders
 
 NF4: dict[str, Any] = {"quantize": "nf4", "block_size": 32}
 # Sums over the tensors of the published checkpoints; of GPT-3 arXiv:2005.14165, table D.1, in millions.
@@ -214,3 +219,26 @@ def test_the_bytes_of_a_form(rows: int, cols: int, kind: str, options: dict[str,
 def test_what_is_no_matrix_is_refused(arguments: tuple[Any, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         _core.meta_weight(*arguments)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+def test_rows_of_one_tensor_that_begin_within_a_block_of_scales(tmp_path: Path, family: str, on_cpu: None) -> None:
+    """As in GPT-2 XL with double quantization: the decoder reads float32 beside the codes, and that counts."""
+    folder = dict(family_folders(tmp_path))[f"{family}/float32"]
+    found = {}
+    for name, load in {"nested": NF4, "single": NF4 | {"double_quant": False}}.items():
+        real, meta = lc.load_model(folder, progress=False, **load), open_meta(folder, **load)
+        real.add_adapter(r=2), meta.add_adapter(r=2)
+        assert_same_forecast(real, meta)
+        found[name] = real.parts.dequantized_bytes
+        assert found[name] == 4 * sum(real.weights[tensor].shape[0] * real.weights[tensor].shape[1] for tensor in meta.dequantized)
+        del real, meta
+    assert found["single"] == 0 < found["nested"]
+
+
+def test_gpt2_xl_is_planned_in_4_bits() -> None:
+    nested, single = (
+        meta_model_of_shape("gpt2-xl", SHAPES["gpt2-xl"].config, Quantization(double_quant=double)) for double in (True, False)
+    )
+    count = 48 * 4800 * 1600  # of c_attn, in which 1,600 x 1,600 weights are no whole number of 64 x 256
+    assert nested.base_bytes() > 4 * count and nested.base_bytes() - single.base_bytes() < 4 * count

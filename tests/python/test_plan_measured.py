@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+import lora_c as lc
 from lora_c.demo.world import task
-from lora_c.errors import FitError
+from lora_c.errors import ConfigError, FitError
+from lora_c.gguf import write_model
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -159,3 +161,75 @@ def test_a_search_takes_no_more_addresses_than_a_run(data: Path, tmp_path: Path,
     for command in (["train", "--samples", "0"], ["sweep", "--trials", "3"]):
         done = limited(400 * MIB, [*command, *words, "--output-dir", str(tmp_path / command[0])])
         assert done.returncode == 0, done.stderr
+
+
+def test_the_base_of_a_change_is_not_the_mapped_file(tmp_path: Path, llama_file: Callable[..., Path]) -> None:
+    """A file in float16 is mapped, what qlora makes of it is not: such a change is named only where it fits itself."""
+    from lora_c.configs import LoraConfig, TrainConfig
+    from lora_c.planning import subject_of_path
+    from lora_c.planning.remedies import ROOM, least_forecast, refuse_what_cannot_fit, remedy
+
+    write_model(tmp_path / "half.gguf", lc.load_model(llama_file(None), progress=False), "F16")
+    config = TrainConfig(method="lora", per_device_train_batch_size=1, max_seq_length=16, optim="sgd", recompute="layer")
+    subject = subject_of_path(tmp_path / "half.gguf", config, LoraConfig(r=1))
+    needed = least_forecast(subject).total - subject.model.mapped_bytes()
+    quantized = subject.with_config(config.model_copy(update={"method": "qlora"}))
+    assert needed < least_forecast(quantized).total - quantized.model.mapped_bytes()
+    free = needed - 1  # too little for either
+    assert ROOM * (free + subject.model.mapped_bytes()) > least_forecast(quantized).total
+    assert remedy(subject, free, maps_files=True) is None
+    with pytest.raises(FitError, match="no change of .* makes it fit"):
+        refuse_what_cannot_fit(subject, free)
+
+
+@pytest.mark.parametrize(("batch", "least"), [(3, 1), (6, 1), (7, 1), (96, 1)])
+def test_every_micro_batch_that_makes_the_same_steps_is_tried(batch: int, least: int) -> None:
+    from lora_c.configs import LoraConfig, TrainConfig
+    from lora_c.planning import subject_of_shape
+    from lora_c.planning.remedies import ROOM, remedy
+
+    config = TrainConfig(method="lora", per_device_train_batch_size=batch, gradient_accumulation_steps=2, max_seq_length=512)
+    subject = subject_of_shape("smollm2-135m", config, LoraConfig(r=8))
+    one = {"per_device_train_batch_size": least, "gradient_accumulation_steps": 2 * batch}
+    needed = subject.with_config(config.model_copy(update=one)).forecast(recompute="layer").total
+    found = remedy(subject, int(needed / ROOM) + 1)
+    assert found is not None and found.options == one
+    assert found.options["per_device_train_batch_size"] * found.options["gradient_accumulation_steps"] == 2 * batch
+
+
+def test_a_base_of_8_bits_is_told_of_4() -> None:
+    from lora_c.configs import LoraConfig, TrainConfig
+    from lora_c.planning import subject_of_shape
+    from lora_c.planning.remedies import remedy
+
+    config = TrainConfig(method="qlora", quant_type="q8_0", per_device_train_batch_size=1, optim="sgd")
+    subject = subject_of_shape("llama-7b", config, LoraConfig(r=8))
+    found = remedy(subject, 7 << 30)
+    assert found is not None and found.options == {"quant_type": "nf4"} and found.plan.total < 5 << 30
+
+
+def test_any_number_of_sequences_is_counted_without_a_list_of_them() -> None:
+    from lora_c.configs import TrainConfig
+    from lora_c.planning import subject_of_shape
+
+    config = TrainConfig(method="head", per_device_train_batch_size=10**7, max_seq_length=64)
+    subject = subject_of_shape("gpt2", config, None)
+    assert subject.micro_batch() == (64 * 10**7, 10**7)
+    huge = subject.with_config(subject.config.model_copy(update={"per_device_train_batch_size": 10**9}))
+    with pytest.raises(ConfigError, match=r"at most 2\*\*31 - 1 tokens, got 1,000,000,000 sequences of 64; --gradient"):
+        huge.forecast()
+
+
+def test_data_are_cut_only_where_two_other_changes_do_not_do() -> None:
+    from lora_c.configs import LoraConfig, TrainConfig
+    from lora_c.planning import subject_of_shape
+    from lora_c.planning.remedies import ROOM, remedy
+
+    config = TrainConfig(method="lora", recompute="none", per_device_train_batch_size=6)
+    subject = subject_of_shape("smollm2-135m", config, LoraConfig(r=8))
+    milder = {"recompute": "layer", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 6}
+    needed = subject.with_config(config.model_copy(update=milder)).forecast(recompute="layer").total
+    found = remedy(subject, int(needed / ROOM) + 1)
+    assert found is not None and found.options == milder
+    less = remedy(subject, int(0.9 * needed / ROOM))
+    assert less is not None and "max_seq_length" in less.options

@@ -20,6 +20,7 @@ from ..gguf.checkpoint import GGUFCheckpoint
 from ..text.tokenizer import Tokenizer
 from ..weights.forms import TABLES, Form, MetaWeights, form_of
 from ..weights.parameter_values import META
+from ..weights.parts import is_dequantized
 from ..weights.quantization import NF4, Quantization
 from .load_checks import check_load_options
 from .loading import DENSE_DTYPES, LoadOptions, Trainable, check_tensors, new_parameters
@@ -35,9 +36,12 @@ class MetaModel(Model):
     ----------
     forms : dict
         Decoder name of each frozen matrix to how it is kept.
+    dequantized : set of str
+        Those of which the decoder reads float32 (`weights.parts`).
     """
 
     forms: dict[str, Form]
+    dequantized: set[str]
 
     def __repr__(self) -> str:
         return f"MetaModel({self.architecture.name}, {self.num_parameters():,} parameters)"
@@ -53,6 +57,7 @@ class MetaModel(Model):
         kept = [*self.forms.items(), *((name, self.forms[name]) for name in own)]
         matrices = sum(form.bytes_of(math.prod(self.weights[name].shape)) for name, form in kept)
         matrices += TABLES * sum(form.own_tables for _, form in kept)
+        matrices += 4 * sum(math.prod(self.weights[name].shape) for name in self.dequantized)
         return matrices + sum(w.nbytes for w in self.weights.values() if isinstance(w, np.ndarray))
 
 
@@ -81,15 +86,20 @@ def meta_model(
     specs = architecture.weights()
     values: dict[str, Any] = new_parameters([spec for spec in specs if options.trains(spec)], device)
     forms = {spec.name: form(spec) for spec in specs if spec.name not in values and spec.kind != "vector"}
+    dequantized = {spec.name for spec in specs if spec.name in forms and _is_dequantized(spec, forms[spec.name])}
     for spec in specs:
         if spec.name not in values:
-            kept = forms.get(spec.name)
+            kept = Form("float32") if spec.name in dequantized else forms.get(spec.name)
             values[spec.name] = np.zeros(spec.shape, np.float32) if kept is None else kept.weight(spec.shape, device)
     weights = MetaWeights({spec.name: values[spec.name] for spec in specs}, forms=forms, device=device)
     quantization = options.quantization or NF4
     model = MetaModel(dict(config), architecture, weights, source, tokenizer, quantization, device=device)
-    model.forms = forms
+    model.forms, model.dequantized = forms, dequantized
     return model
+
+
+def _is_dequantized(spec: WeightSpec, form: Form) -> bool:
+    return form.kind == "4bit" and is_dequantized(spec.parts, spec.shape, form.quantization)
 
 
 def meta_model_of_shape(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from math import isqrt
 from typing import Any
 
 from ..configs import TrainConfig
@@ -32,10 +33,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Remedy:
-    """Changes that make a run fit together, and its forecast then."""
+    """Changes that make a run fit together, its forecast then, and how much of that lies in a mapped file."""
 
     changes: tuple[Change, ...]
     plan: MemoryForecast
+    mapped: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def least_forecast(subject: Subject) -> MemoryForecast:
 
 
 def possible_changes(subject: Subject) -> Iterator[list[Change]]:
-    """The kinds of changes, the cheapest first, each with its values from mild to strong."""
+    """The kinds of changes that leave the data as they are, the cheapest first, each with its values from mild to strong."""
     config = subject.config
     if config.recompute == "none":
         yield [Change({"recompute": "layer"}, "same bits, a third slower")]
@@ -72,22 +74,33 @@ def possible_changes(subject: Subject) -> Iterator[list[Change]]:
     if config.optim in ("adamw_torch", "adamw_8bit"):
         paged = {"adamw_torch": "paged_adamw_32bit", "adamw_8bit": "paged_adamw_8bit"}[config.optim]
         yield [Change({"optim": paged}, "moments in a file, read and written in each step")]
-    if config.method == "lora":
+    if config.method == "lora" and not _has_codes(subject):
         yield [Change({"method": "qlora"}, "a base in 4 bits")]
-    if (shorter := _shorter(subject)) != []:
-        yield shorter
+    if config.method == "qlora" and config.quant_type == "q8_0" and not _has_codes(subject):
+        yield [Change({"quant_type": "nf4"}, "a base in 4 bits")]
+
+
+def _has_codes(subject: Subject) -> bool:
+    """Whether the base's file is quantized, so that every method takes it as it is."""
+    forms = subject.model.forms.values()
+    return any(form.own_tables or (form.is_mapped and form.kind not in ("F16", "BF16")) for form in forms)
 
 
 def _smaller_batches(config: TrainConfig) -> list[Change]:
     batch, found = config.per_device_train_batch_size, []
-    for part in (2, 4, 8, 16, 32, 64):
-        if batch % part == 0:
-            options = {
-                "per_device_train_batch_size": batch // part,
-                "gradient_accumulation_steps": part * config.gradient_accumulation_steps,
-            }
-            found.append(Change(options, "the same steps in more and smaller passes"))
+    for part in _divisors(batch):
+        options = {
+            "per_device_train_batch_size": batch // part,
+            "gradient_accumulation_steps": part * config.gradient_accumulation_steps,
+        }
+        found.append(Change(options, "the same steps in more and smaller passes"))
     return found
+
+
+def _divisors(n: int) -> list[int]:
+    """Those above 1, in order."""
+    low = [part for part in range(1, isqrt(n) + 1) if n % part == 0]
+    return sorted({*low, *(n // part for part in low)} - {1})
 
 
 def _shorter(subject: Subject) -> list[Change]:
@@ -111,7 +124,7 @@ def refuse_what_cannot_fit(subject: Subject, free: int | None, maps_files: bool 
     least, mapped = least_forecast(subject), subject.model.mapped_bytes() if maps_files else 0
     if free is None or least.total - mapped <= free:
         return
-    found = remedy(subject, free + mapped)
+    found = remedy(subject, free, maps_files=maps_files)
     way_out = f"{nothing_helps(subject.config)}; a smaller {_largest(least)} does"
     if found is not None:
         way_out = f"{found.flags} makes it {found.plan.total / 2**20:,.1f} MiB ({found.cost})"
@@ -133,27 +146,32 @@ def nothing_helps(config: TrainConfig) -> str:
     return f"no change of recompute, micro-batch, optimizer, activations, base or length makes it fit{less}"
 
 
-def remedy(subject: Subject, free: int, room: float = ROOM) -> Remedy | None:
+def remedy(subject: Subject, free: int, room: float = ROOM, maps_files: bool = False) -> Remedy | None:
     """The cheapest change within what is free, with some room for what a process takes besides: one alone, or two, or all
-    that there are; None where none is enough."""
+    that there are; None where none is enough. Data are cut only where one or two others do not do.
+
+    Parameters
+    ----------
+    maps_files : bool
+        Whether what is mapped of a file need not fit.
+    """
     limit = room * free
-    kinds = list(possible_changes(subject))
-    for count in (1, 2):
-        for chosen in combinations(kinds, count):
-            if (found := _mildest(subject, chosen, limit)) is not None:
-                return found
-    for count in range(3, len(kinds) + 1):
-        if (found := _mildest(subject, tuple(kinds[:count]), limit)) is not None:
-            return found
-    return None
+    kinds, cut = list(possible_changes(subject)), _shorter(subject)
+    chosen = [chosen for count in (1, 2) for chosen in combinations(kinds, count)]
+    if cut:
+        chosen += [(cut,), *((kind, cut) for kind in kinds)]
+        kinds.append(cut)
+    chosen += [tuple(kinds[:count]) for count in range(3, len(kinds) + 1)]
+    found = (_mildest(subject, each, limit, maps_files) for each in chosen)
+    return next((each for each in found if each is not None), None)
 
 
-def _mildest(subject: Subject, kinds: tuple[list[Change], ...], limit: float) -> Remedy | None:
+def _mildest(subject: Subject, kinds: tuple[list[Change], ...], limit: float, maps_files: bool) -> Remedy | None:
     """The mildest values of these kinds of changes that fit."""
     for strength in range(max(map(len, kinds))):
         changes = tuple(values[min(strength, len(values) - 1)] for values in kinds)
         found = _applied(subject, changes)
-        if found is not None and found.plan.total <= limit:
+        if found is not None and found.plan.total - (found.mapped if maps_files else 0) <= limit:
             return found
     return None
 
@@ -162,5 +180,5 @@ def _applied(subject: Subject, changes: tuple[Change, ...]) -> Remedy | None:
     options = {name: value for change in changes for name, value in change.options.items()}
     if sum(len(change.options) for change in changes) > len(options):  # two of one option
         return None
-    config = subject.config.model_copy(update=options)
-    return Remedy(changes, least_forecast(subject.with_config(config)))
+    changed = subject.with_config(subject.config.model_copy(update=options))
+    return Remedy(changes, least_forecast(changed), changed.model.mapped_bytes())

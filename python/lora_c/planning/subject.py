@@ -19,6 +19,7 @@ from ..training.memory import MemoryForecast, forecast_model, limit_of_auto, mos
 from ..weights.parameter_values import META
 
 Recompute = Literal["none", "layer"]
+_MOST_TOKENS = 2**31 - 1  # of a pass
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,30 @@ class Subject:
 
     def with_config(self, config: TrainConfig) -> Subject:
         """The same with other options of the run."""
-        if config.method == self.config.method or self.remake is None:
+        if _of_base(config) == _of_base(self.config) or self.remake is None:
             return replace(self, config=config)
         return replace(self.remake(config), lengths=self.lengths)
 
     def micro_batch(self, config: TrainConfig | None = None) -> tuple[int, int]:
-        """The most tokens of a micro-batch, virtual ones included, and how many sequences it has."""
+        """The most tokens of a micro-batch, virtual ones included, and how many sequences it has.
+
+        Raises
+        ------
+        ConfigError
+            They are more than a pass can have.
+        """
         config = config or self.config
         limit, batch = self.longest_of(config), config.per_device_train_batch_size
-        lengths = [min(n, limit) for n in self.lengths] or [limit] * batch
-        return most_tokens(lengths, batch, self.model.decoder.virtual_tokens), min(batch, len(lengths))
+        virtual = self.model.decoder.virtual_tokens
+        if not self.lengths:
+            tokens = batch * (limit + virtual)
+            if tokens > _MOST_TOKENS:
+                raise ConfigError(
+                    f"per_device_train_batch_size: expected micro-batches of at most 2**31 - 1 tokens, got {batch:,} sequences "
+                    f"of {limit + virtual:,}; --gradient-accumulation-steps has them one after the other"
+                )
+            return tokens, batch
+        return most_tokens([min(n, limit) for n in self.lengths], batch, virtual), min(batch, len(self.lengths))
 
     def forecast(self, config: TrainConfig | None = None, recompute: Recompute | None = None) -> MemoryForecast:
         """What a run takes of the memory of its device: with other options, where they are given."""
@@ -101,6 +116,11 @@ class Subject:
             return "none"
         left = max(0, free - plan.base - plan.parameters - plan.gradients)
         return "none" if plan.total <= limit_of_auto(plan, left) else "layer"
+
+
+def _of_base(config: TrainConfig) -> tuple[Any, ...]:
+    """What decides how the base is kept."""
+    return config.method, config.quant_type, config.block_size, config.double_quant
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from .._core import Parameter
 from ..families.architectures import WeightSpec
 from ..model.meta_model import MetaModel
 from ..training.memory import MemoryForecast
-from ..weights.forms import NESTED, TABLES, Form
+from ..weights.forms import TABLES, Form
+from ..weights.quantization import NESTED
 from .subject import Subject
 
 _LAYER = re.compile(r"(^|\.)(layers|h)\.\d+\.")
@@ -76,6 +77,8 @@ def base_terms(model: MetaModel) -> list[Term]:
     n_tables = sum(form.own_tables for form in model.forms.values())
     terms = [term for (kind, form), count in groups.items() for term in _matrix_terms(kind, form, count)]
     terms.append(Term("tables of codes", f"{n_tables:,} x {TABLES:,} bytes", TABLES * n_tables))
+    dense = sum(math.prod(model.weights[name].shape) for name in model.dequantized)
+    terms.append(Term("the same in float32, where rows of blocks cannot be borrowed", f"{dense:,} x 4 bytes", 4 * dense))
     return [*terms, Term("norms and biases", f"{n_vectors:,} x 4 bytes", 4 * n_vectors)]
 
 

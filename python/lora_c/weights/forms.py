@@ -8,10 +8,9 @@ from typing import Any
 from .. import _core
 from .kinds import Weights
 from .parameter_values import META
-from .quantization import NF4, Quantization
+from .quantization import NESTED, NF4, Quantization
 
 TABLES = (16 + 256) * 4  # bytes of the tables that a prequantized matrix brings
-NESTED = 256  # scales of 4-bit blocks that have one scale of their own
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 

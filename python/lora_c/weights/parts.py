@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core import Decoder, NF4Tensor, Parameter
 from ..families.architectures import WeightSpec
+from .quantization import NESTED, Quantization, quantization_of
 
 if TYPE_CHECKING:
     from .._core import DecoderAdapters
@@ -22,15 +23,23 @@ class Parts:
     def __init__(self, decoder: Decoder, specs: Iterable[WeightSpec]) -> None:
         self._decoder = decoder
         self._parts = {spec.name: spec.parts for spec in specs if spec.parts}
+        self._dequantized: dict[str, int] = {}
+
+    @property
+    def dequantized_bytes(self) -> int:
+        """Bytes of the float32 arrays that the decoder reads in the place of quantized tensors, which the model keeps, too."""
+        return sum(self._dequantized.values())
 
     def set_weight(self, name: str, weight: Any) -> None:
         """As `Decoder.set_weight`."""
         if name not in self._parts:
             self._decoder.set_weight(name, weight)
             return
-        firsts = [first for _, first in self._parts[name]]
-        if isinstance(weight, NF4Tensor) and not _begin_at_scales(weight, firsts):
+        self._dequantized.pop(name, None)
+        options = quantization_of(weight)
+        if isinstance(weight, NF4Tensor) and options and is_dequantized(self._parts[name], weight.shape, options):
             weight = weight.dequantize()
+            self._dequantized[name] = weight.nbytes
         for part, first in self._parts[name]:
             self._decoder.set_weight(part, weight, row=first)
 
@@ -87,7 +96,15 @@ class Parts:
         self._decoder.set_virtual_tokens(kind, values, scale=scale)
 
 
-def _begin_at_scales(weight: NF4Tensor, rows: list[int]) -> bool:
-    """Whether each of the rows begins at a block of scales, as it does for the widths of real models."""
-    unit = weight.block_size * (256 if weight.double_quant else 1)
-    return all(row * weight.shape[1] % unit == 0 for row in rows)
+def is_dequantized(parts: Iterable[tuple[str, int]], shape: Sequence[int], quantization: Quantization) -> bool:
+    """Whether a decoder cannot borrow the rows of a tensor in 4 bits, as one of its matrices begins within a block of scales.
+
+    Parameters
+    ----------
+    parts : iterable of (str, int)
+        The matrices, and the first row of each (`WeightSpec.parts`).
+    shape : (int, int)
+        Rows and columns of the whole.
+    """
+    unit = quantization.block_size * (NESTED if quantization.double_quant else 1)
+    return any(first * shape[1] % unit for _, first in parts)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from .._core import GGMLTensor, NF4Tensor
 from ..configs.quantization import FOUR_BIT, Q8_0_BLOCK, QuantType
 
+NESTED = 256  # scales of 4-bit blocks that have one scale of their own
+
 
 class Quantization(NamedTuple):
     """A type with its options.
