@@ -227,9 +227,9 @@ def test_where_every_row_fails_the_command_fails(workplace: Path) -> None:
 
 
 def test_rows_of_ones_own_change_what_their_file_says(workplace: Path) -> None:
-    (workplace / "rows.yaml").write_text("wide:\n  r: 3\n  lr: 1e-3\n  title: three\nfew:\n  peft-type: prompt_tuning\n")
+    (workplace / "rows.yaml").write_text("wide:\n  r: 3\n  lr: 1e-3\n  title: three\nfew-tokens:\n  peft-type: prompt_tuning\n")
     words = "compare --model model --data chat.jsonl --val-fraction 0.2 --max-steps 1 --seeds 1 --no-loading".split()
-    done = called(workplace, [*words, "--row-file", "rows.yaml", "--rows", "wide,few", "--output-dir", "o"])
+    done = called(workplace, [*words, "--row-file", "rows.yaml", "--rows", "wide,few-tokens", "--output-dir", "o"])
     assert done.returncode == 0, done.stderr
     wide, few = json.loads((workplace / "o/compare.json").read_text())["rows"]
     assert wide["title"] == "three" and wide["runs"][0]["results"]["ranks"] == [3]
@@ -238,9 +238,13 @@ def test_rows_of_ones_own_change_what_their_file_says(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("head:\n  r: 3", "1: expected a name of letters, digits and _ that no row has, got 'head'"),
+    ("head:\n  r: 3", "1: expected a name of letters, digits, - and _ that no row has, got 'head'"),
+    ("lora-r8:\n  r: 3", "that no row has, got 'lora-r8'"), ("x: [", "row_file: expected YAML in"),
+    ("x:\n  seed: 3", "expected options that rows may change, got 'seed', which is alike in all of them"),
+    ("x:\n  max-length: 30", "got 'max-length', which is alike"), ("x:\n  early_stopping_patience: 1", "is alike in all"),
     ("a/b:\n  r: 3", "got 'a/b'"), ("\nx: 3", "2: x: expected options below it"),
-    ("x:\n  max_steps: 3", "x: expected options of lora-c train that rows may change, got 'max_steps'"),
+    ("x:\n  max_steps: 3", "x: expected options that rows may change, got 'max_steps'"),
+    ("x:\n  ranc: 3", "x: expected options of lora-c train that rows may change, got 'ranc', did you mean 'rank'?"),
     ("x:\n  r: many", "x: r: expected"), ("x:\n  peft_type: lorra", "did you mean 'LORA'"),
 ])  # fmt: skip
 def test_a_file_of_rows_that_is_wrong_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -357,6 +361,9 @@ def test_settings_of_a_run_are_settings_of_a_comparison(workplace: Path) -> None
     ("--data chat.jsonl --val-fraction 0.2 --rows lora-r5", 2, "--rows: expected names among"),
     ("--data chat.jsonl --val-fraction 0.2 --rows head,head", 2, "each once"),
     ("--data chat.jsonl --val-fraction 0.2 --seeds 0", 2, "--seeds"),
+    ("--data chat.jsonl --val-fraction 0.2 --budget-seconds nan", 2, "expected a finite number, got nan"),
+    ("--data chat.jsonl --val-fraction 0.2 --budget-seconds inf", 2, "expected a finite number, got inf"),
+    ("--data chat.jsonl --val-fraction 0.2 --seed 9223372036854775807", 2, "--seed: expected one with 2 seeds above it"),
     ("--data chat.jsonl --val-fraction 0.2 --max-steps 2 --budget-tokens 9", 2, "--budget-tokens: expected one budget"),
     ("--data chat.jsonl --val-fraction 0.2 --max-new-tokens 9", 2, "--max-new-tokens: expected --task beside it"),
     ("--data chat.jsonl --val-fraction 0.2 --task exact-match", 2, "--task-data: expected the questions"),

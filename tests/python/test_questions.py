@@ -13,6 +13,7 @@ from lora_c.data import find_files
 from lora_c.data.questions import choice_question, written_question
 from lora_c.data.reading_questions import Questions, load_questions
 from lora_c.errors import ConfigError, DataError
+from lora_c.tasks.prompts import choice_ids
 from lora_c.text.tokenizer import Tokenizer
 
 USER = {"role": "user", "content": "How many?"}
@@ -151,3 +152,16 @@ def test_a_text_file_asks_nothing(tmp_path: Path, chat: Tokenizer) -> None:
     (tmp_path / "a.txt").write_text("A story.", encoding="utf-8")
     with pytest.raises(DataError, match="a.txt, a text; perplexity is the task for texts"):
         load_questions(find_files(tmp_path / "a.txt"), chat, with_choices=False)
+
+
+def test_a_choice_that_is_no_unicode_is_a_bad_example_with_its_line(tmp_path: Path) -> None:
+    model = lc.load_model("demo", progress=False)
+    records = [{"prompt": "one two", "choices": ["x", text], "answer": 0} for text in ("y", "\ud800")]
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = find_files(str(tmp_path / "choices.jsonl"))
+    for as_chat in (False, True):
+        how: dict[str, Any] = {"with_choices": True, "check": lambda q, chat=as_chat: choice_ids(model, q, chat)}
+        with pytest.raises(DataError, match=r"choices.jsonl:2: text: expected valid Unicode"):
+            load_questions(files, model.tokenizer, **how)
+        found = load_questions(files, model.tokenizer, skip_bad=1, **how)
+        assert len(found.asked) == len(found.skipped) == 1

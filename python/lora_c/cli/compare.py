@@ -17,6 +17,7 @@ from .compare_flags import compare_flags, job_of, rows_of, seeds_of, take_quick
 from .data_options import device_option, reading_options, training_data_options
 from .json_output import json_option, print_json
 from .options import Command, config_options, take
+from .own_rows import OF_ONE_RUN
 from .paths import OVERWRITE, InputPath, output_of_a_comparison
 from .run_table import duration
 from .streams import columns_of
@@ -28,11 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = "lora-c-compare"  # where nobody names one
 PROCESS = "lora_c.cli.compare_process"
-# What the rows decide, and what would end rows at different steps.
-_DECIDED = (
-    "method", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
-    "early_stopping_threshold", "report_to",
-)  # fmt: skip
+_DECIDED = ("method", *OF_ONE_RUN)  # what the rows decide, and what would end them at different steps
 
 
 class _Compare(Command):

@@ -13,7 +13,7 @@ from ..comparison.rows import QUICK, ROWS, Row, chosen_rows
 from ..configs import GenerationConfig, TrainConfig
 from ..configs.task_names import TASKS, WRITTEN
 from ..errors import ConfigError
-from .flag_types import TextList
+from .flag_types import FiniteRange, TextList
 from .own_rows import own_rows
 from .paths import InputPath, InputPaths, flatten
 
@@ -51,7 +51,7 @@ def compare_flags(function: F) -> F:
             help=f"{len(QUICK)} rows, one seed, a few steps; without --model and --data the model that ships and its task.",
         ),
         click.option("--budget-tokens", type=click.IntRange(1), help="Train each row for so many tokens."),
-        click.option("--budget-seconds", type=click.FloatRange(0, min_open=True), help="Train each row for so long."),
+        click.option("--budget-seconds", type=FiniteRange(0, min_open=True), help="Train each row for so long."),
         click.option(
             "--base-text", type=InputPaths(), multiple=True, callback=flatten,
             help="Text of the base's own, to see what it still knows of it.",
@@ -80,8 +80,17 @@ def rows_of(own: Mapping[str, Any]) -> dict[str, Row]:
 
 
 def seeds_of(own: Mapping[str, Any], first: int) -> list[int]:
-    """The seeds of each row, from that of the run on."""
-    return list(range(first, first + (own.get("seeds") or (1 if own["quick"] else _SEEDS))))
+    """The seeds of each row, from that of the run on.
+
+    Raises
+    ------
+    ConfigError
+        The last one is beyond what a seed may be.
+    """
+    count = own.get("seeds") or (1 if own["quick"] else _SEEDS)
+    if first + count > 2**63:
+        raise ConfigError(f"seed: expected one with {count - 1} seeds above it, the last at most 2**63 - 1, got {first}")
+    return list(range(first, first + count))
 
 
 def take_quick(own: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:

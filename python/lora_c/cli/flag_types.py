@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +22,16 @@ class FreeText(click.ParamType):  # type: ignore[type-arg]
         if not isinstance(value, str):
             self.fail(f"expected a text, got {value!r}; put it in quotes", param, ctx)
         return value
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; nan, which no bound stops, and inf are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"expected a finite number, got {found}", param, ctx)
+        return found
 
 
 class Known(click.Choice):  # type: ignore[type-arg]

@@ -22,7 +22,15 @@ from .adapter_options import kinds_named
 from .settings_file import keys_of, value_of
 from .yaml_file import read_settings
 
-_DECIDED = ("seed", "output_dir", "max_steps", "num_train_epochs", "val_fraction", "eval_steps")  # alike in all rows
+# What would end rows at different steps, and what draws one run alone: options that a comparison has not.
+OF_ONE_RUN = (
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
+    "early_stopping_threshold", "report_to",
+)  # fmt: skip
+# Alike in all rows: what is trained on and held out, and how long.
+_SHARED = (
+    "seed", "output_dir", "max_steps", "num_train_epochs", "val_fraction", "eval_steps", "max_seq_length", *OF_ONE_RUN
+)  # fmt: skip
 
 
 def own_rows(path: str) -> dict[str, Row]:
@@ -33,34 +41,38 @@ def own_rows(path: str) -> dict[str, Row]:
     ConfigError
         With file and line: a name that is taken or no name, an option that is none or that all rows share, a wrong value.
     """
-    params = _params()
+    known, shared = _params()
     found: dict[str, Row] = {}
-    for setting in read_settings(Path(path)):
+    for setting in read_settings(Path(path), "row_file"):
         where = f"{path}:{setting.line}"
-        if not re.fullmatch(r"\w[\w.+]*", setting.key) or setting.key in ROWS or setting.key.startswith("base"):
-            raise ConfigError(f"{where}: expected a name of letters, digits and _ that no row has, got {setting.key!r}")
+        name = setting.written
+        if not re.fullmatch(r"\w[\w.+-]*", name) or name in ROWS or name.startswith("base"):
+            raise ConfigError(f"{where}: expected a name of letters, digits, - and _ that no row has, got {name!r}")
         if not isinstance(setting.value, Mapping):
-            raise ConfigError(f"{where}: {setting.key}: expected options below it, got {setting.value!r}")
-        found[setting.key] = _row(dict(setting.value), params, f"{where}: {setting.key}")
+            raise ConfigError(f"{where}: {name}: expected options below it, got {setting.value!r}")
+        found[name] = _row(dict(setting.value), known, shared, f"{where}: {name}")
     return found
 
 
-def _params() -> dict[str, click.Parameter]:
-    """Options of `lora-c train` that a row may change, by every name that they have."""
+def _params() -> tuple[dict[str, click.Parameter], set[str]]:
+    """Options of `lora-c train` that a row may change, by every name that they have; and the names of those that rows share."""
     from .train import command
 
     known = {name for cls in (TrainConfig, *ADAPTER_KINDS.values()) for name in cls.model_fields} | {"peft_type"}
-    own = (param for param in command.params if param.name in known and param.name not in _DECIDED)
-    return {key: param for param in own for key in (str(param.name), *keys_of(param))}
+    named = {key: param for param in command.params if param.name in known for key in (str(param.name), *keys_of(param))}
+    shared = {key for key, param in named.items() if param.name in _SHARED}
+    return {key: param for key, param in named.items() if key not in shared}, shared
 
 
-def _row(values: dict[str, Any], params: Mapping[str, click.Parameter], where: str) -> Row:
+def _row(values: dict[str, Any], params: Mapping[str, click.Parameter], shared: set[str], where: str) -> Row:
     from .train import command
 
     title, settings = str(values.pop("title", "") or "own row"), {}
     ctx = click.Context(command)
     for key, value in values.items():
         name = key.replace("-", "_")
+        if name in shared:
+            raise ConfigError(f"{where}: expected options that rows may change, got {key!r}, which is alike in all of them")
         if name not in params:
             raise ConfigError(
                 f"{where}: expected options of lora-c train that rows may change, got {key!r}{nearest(name, params)}"

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..families.shapes import SHAPES
 from .adapter_options import adapter_options, take_adapter
 from .data_options import open_data, reading_options, training_data_options
-from .flag_types import Known
+from .flag_types import FiniteRange, Known
 from .json_output import json_option, print_json
 from .options import Command, config_options, take
 from .paths import InputPath
@@ -44,7 +44,7 @@ class PlanCommand(Command):
     "A100, H100.  [default: LORA_C_DEVICE of the environment, else cpu]",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=click.FloatRange(0, 600), default=3.0, show_default=True,
+    "--seconds", type=FiniteRange(0, 600), default=3.0, show_default=True,
     help="How long passes are measured for the time of a step; 0: not at all.",
 )  # fmt: skip
 @training_data_options

@@ -32,10 +32,16 @@ class Setting:
     key: str
     value: Any
     line: int
+    written: str = ""  # the key as the file has it
 
 
-def read_settings(path: Path) -> list[Setting]:
+def read_settings(path: Path, option: str = "config") -> list[Setting]:
     """Read the keys of a file in their order.
+
+    Parameters
+    ----------
+    option : str
+        What the file was given to, as errors name it.
 
     Raises
     ------
@@ -44,19 +50,19 @@ def read_settings(path: Path) -> list[Setting]:
     """
     import yaml
 
-    text = _read_text(path)
+    text = _read_text(path, option)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"config: expected YAML in {str(path)!r}, got: {_problem(error)}") from None
+        raise ConfigError(f"{option}: expected YAML in {str(path)!r}, got: {_problem(error)}") from None
     except (RecursionError, ValueError) as error:
         got = "nesting without end" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"config: expected YAML in {str(path)!r}, got: {got}") from None
+        raise ConfigError(f"{option}: expected YAML in {str(path)!r}, got: {got}") from None
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
         kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
-        raise ConfigError(f"config: expected keys and values in {str(path)!r}, got {kind}")
+        raise ConfigError(f"{option}: expected keys and values in {str(path)!r}, got {kind}")
     reader = _Reader(path)
     reader.refuse_tag(root)
     lines: dict[str, int] = {}
@@ -67,25 +73,25 @@ def read_settings(path: Path) -> list[Setting]:
         if name in lines:
             raise ConfigError(f"{path}:{line}: {key}: expected each key once, got it in line {lines[name]} too; remove one")
         lines[name] = line
-        settings.append(Setting(name, reader.value(value_node, 0), line))
+        settings.append(Setting(name, reader.value(value_node, 0), line, key))
     return settings
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, option: str) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(f"config: expected a readable YAML file, got {str(path)!r}: not a regular file")
+            raise ConfigError(f"{option}: expected a readable YAML file, got {str(path)!r}: not a regular file")
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"config: expected a readable YAML file, got {str(path)!r}: {reason(error)}") from None
+        raise ConfigError(f"{option}: expected a readable YAML file, got {str(path)!r}: {reason(error)}") from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"config: expected a YAML file of at most {MAX_BYTES >> 10} KiB, got {str(path)!r}, which is larger")
+        raise ConfigError(f"{option}: expected a YAML file of at most {MAX_BYTES >> 10} KiB, got {str(path)!r}, which is larger")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"config: expected YAML in {str(path)!r}, got byte 0x{data[error.start]:02x}, which is not UTF-8"
+            f"{option}: expected YAML in {str(path)!r}, got byte 0x{data[error.start]:02x}, which is not UTF-8"
         ) from None
 
 

@@ -19,7 +19,7 @@ def advice_of(record: CompareRecord) -> str:
     """
     found = {name: mean for name, row in record.rows.items() if (mean := _loss(row)) is not None}
     if not found:
-        return "No row has a held-out loss; see why each was refused or failed."
+        return "No row has a held-out loss; see why each was refused, failed or diverged."
     best = min(found, key=lambda name: found[name].value)
     base = record.base.get("results", {}).get("eval_loss")
     if base is not None and found[best].value >= base:

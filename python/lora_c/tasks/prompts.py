@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DataError
 from ..text.continuation import continuation_ids
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ..data.questions import Question
     from ..model.model import Model
 
+T = TypeVar("T")
 Continued = tuple[list[int], list[int]]  # ids of a prompt, and of what follows it
 
 
@@ -44,12 +46,7 @@ def choice_ids(model: Model, question: Question, as_chat: bool) -> list[Continue
     DataError
         A choice has no token, or both are longer than the context; the message begins with the question's place.
     """
-    if isinstance(question.prompt, str) and not as_chat:
-        prompt, between = question.prompt, question.between
-        pairs = [continued_prompt_ids(model.tokenizer, prompt, between + choice) for choice in question.choices]
-    else:
-        ids = question_ids(model, question, as_chat)
-        pairs = [(ids, continuation_ids(model.tokenizer, choice)) for choice in question.choices]
+    pairs = _continued(model, question, as_chat)
     for i, (before, choice) in enumerate(pairs):
         if not before or not choice:
             raise DataError(f"{question.where}: expected a token or more in the prompt and in choice {i}, got none")
@@ -60,6 +57,22 @@ def choice_ids(model: Model, question: Question, as_chat: bool) -> list[Continue
                 f"prompt with choice {i}; shorten it, or leave such examples out (--skip-bad)"
             )
     return pairs
+
+
+def _continued(model: Model, question: Question, as_chat: bool) -> list[Continued]:
+    if not isinstance(question.prompt, str) or as_chat:
+        ids = question_ids(model, question, as_chat)
+        return [(ids, _at(question, continuation_ids, model.tokenizer, choice)) for choice in question.choices]
+    words = [question.between + choice for choice in question.choices]
+    return [_at(question, continued_prompt_ids, model.tokenizer, question.prompt, text) for text in words]
+
+
+def _at(question: Question, encode: Callable[..., T], *given: Any) -> T:
+    """Call a function whose refusals do not know the question."""
+    try:
+        return encode(*given)
+    except DataError as error:
+        raise DataError(f"{question.where}: {error}") from None
 
 
 def _ids(model: Model, question: Question, as_chat: bool) -> list[int]:

@@ -10,16 +10,23 @@ import json
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from .tokenizer import Tokenizer, check_text
+
 if TYPE_CHECKING:
     import tokenizers
-
-    from .tokenizer import Tokenizer
 
 _copies: WeakKeyDictionary[Tokenizer, tokenizers.Tokenizer] = WeakKeyDictionary()
 
 
 def continuation_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text that goes on after another, without special tokens and a space of the tokenizer's own."""
+    """Return the ids of a text that goes on after another, without special tokens and a space of the tokenizer's own.
+
+    Raises
+    ------
+    DataError
+        It is no valid Unicode.
+    """
+    check_text(text)
     backend = _copies.get(tokenizer)
     if backend is None:
         backend = _copies[tokenizer] = continuing(tokenizer.backend)

@@ -163,14 +163,14 @@ class Tokenizer:
     def encoding_of(self, text: str, pair: str | None = None) -> tokenizers.Encoding:
         """Return what the tokenizer makes of a text, or of two together, with the tokens that it adds by itself."""
         for part in (text,) if pair is None else (text, pair):
-            _check_text(part)
+            check_text(part)
         with library_errors(DataError, "text: expected a text that the tokenizer can read", "is its tokenizer.json damaged?"):
             return self.backend.encode(text, pair)
 
     def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
         if self.ready and not add_special_tokens and type(text) is str and (known := self.ready.get(text)) is not None:
             return known
-        _check_text(text)
+        check_text(text)
         with library_errors(DataError, "text: expected a text that the tokenizer can read", "is its tokenizer.json damaged?"):
             return self.backend.encode(text, add_special_tokens=add_special_tokens)
 
@@ -302,7 +302,14 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _check_text(text: Any) -> None:
+def check_text(text: Any) -> None:
+    """Refuse what is no text that a tokenizer reads.
+
+    Raises
+    ------
+    DataError
+        It is no string, or has a lone surrogate.
+    """
     if not isinstance(text, str):
         raise DataError(f"text: expected a string, got {type(text).__name__}")
     try:
