@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,17 +11,20 @@ import pytest
 from lora_c import AdapterError, LoraConfig, load_model
 from lora_c.checkpoints.model_names import BASE_MODEL
 from lora_c.comparison.advice import advice_of
+from lora_c.comparison import compare as comparison
 from lora_c.comparison.budget import steps_for_tokens
 from lora_c.comparison.costs import steps_per_second
 from lora_c.comparison.intervals import mean_of
+from lora_c.comparison.processes import JOB, RESULT, JobFailedError
 from lora_c.comparison.record import CompareRecord, RowRecord
-from lora_c.comparison.rows import QUICK, ROWS, chosen_rows
+from lora_c.comparison.rows import QUICK, ROWS, Row, chosen_rows
 from lora_c.comparison.settings import adapter_of, run_values
 from lora_c.comparison.table import loading_line, table_lines
 from lora_c.configs import BottleneckConfig, PrefixTuningConfig, PromptTuningConfig, StackConfig, TrainConfig
 from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, ConfigError
 from lora_c.families.architectures import Architecture, architecture_of
+from lora_c.files.atomic import write_json
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +103,6 @@ def test_rows_of_a_family_with_matrices_in_one() -> None:
 
 
 def test_matrices_that_a_model_has_not_are_refused_by_name(architecture: Architecture) -> None:
-    from lora_c.comparison.rows import Row
-
     with pytest.raises(AdapterError, match="target_modules: expected names among .*, got 'c_attn'"):
         adapter_of(Row("x", {"method": "lora", "target_modules": ["c_attn"]}, is_budgeted=True), {}, 0, architecture)
 
@@ -184,7 +187,9 @@ def test_seconds_to_load_are_a_line() -> None:
     record = record_of({"a": [1.0]})
     assert loading_line(record) == ""
     record.loading = {"float32": {"bytes": 1, "seconds": 0.5, "quantize_seconds": 0.25}, "failed": "memory"}
-    assert loading_line(record) == "float32 0.500 s (0.250 s into NF4)"
+    assert loading_line(record) == "float32 0.500 s (0.250 s into NF4), memory"
+    record.loading = {"failed": "ended with code 1"}
+    assert loading_line(record) == "ended with code 1"
 
 
 @pytest.mark.parametrize(("width", "heads"), [
@@ -206,6 +211,9 @@ def test_advice_is_the_cheapest_of_those_that_are_as_good() -> None:
     only = advice_of(record_of({"big": [1.0]}, {"big": 200}))
     said = "big (title of big) has a held-out loss of 1.0000, and no other row has one to compare it with; --rows names more."
     assert only == said
+    failed = record_of({"big": [1.0]})
+    failed.rows["small"] = RowRecord("title of small", {}, {}, "ended with code 1")
+    assert advice_of(failed).endswith("to compare it with; see why each was refused, failed or diverged.")
 
 
 def test_advice_compares_seed_by_seed() -> None:
@@ -237,3 +245,37 @@ def test_a_damaged_record_is_one_clear_error(tmp_path: Any, damage: str) -> None
     (tmp_path / "compare.json").write_text(damage)
     with pytest.raises(CheckpointError, match=r"compare.json: expected .*; remove it to begin anew"):
         CompareRecord.read(tmp_path)
+
+
+def test_a_row_that_did_not_end_may_become_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it left is removed where its settings changed, and kept where only its title did; the record says what ran."""
+    ends = False
+
+    def run(module: str, folder: Path, job: dict[str, Any], result: str = RESULT) -> dict[str, Any]:
+        if job["kind"] == "base":
+            return {"task_type": None}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / JOB, job)
+        (folder / f"checkpoint-of-{job['row']['settings']['r']}").touch()
+        if not ends:
+            raise JobFailedError("ended by signal 9")
+        return {"row": job["row"], "seed": job["seed"], "results": {"eval_loss": 1.0}}
+
+    monkeypatch.setattr(comparison, "run_job", run)
+
+    def compared(title: str, r: int) -> tuple[RowRecord, list[str]]:
+        rows = {"wide": Row(title, {"method": "lora", "r": r})}
+        record = comparison.compare("module", {}, rows, [0], tmp_path, with_loading=False)
+        assert CompareRecord.read(tmp_path) == record or record.rows["wide"].failed
+        left = tmp_path / comparison.RUNS / "wide" / "seed-0"
+        return record.rows["wide"], sorted(file.name for file in left.glob("checkpoint-of-*"))
+
+    assert compared("four", 4)[1] == ["checkpoint-of-4"]
+    (tmp_path / comparison.RUNS / "wide/seed-0/checkpoint-of-3").touch()
+    found, left = compared("another title", 4)
+    assert found.title == "another title" and left == ["checkpoint-of-3", "checkpoint-of-4"]
+    assert compared("six", 6)[1] == ["checkpoint-of-6"]
+    ends = True
+    found, left = compared("eight", 8)
+    assert left == ["checkpoint-of-8"] and found.settings == asdict(Row("eight", {"method": "lora", "r": 8}))
+    assert (found.title, found.runs) == ("eight", {0: {"results": {"eval_loss": 1.0}}})

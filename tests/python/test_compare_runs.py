@@ -108,6 +108,15 @@ def test_a_process_without_a_result_says_how_it_ended(tmp_path: Path) -> None:
         run_job("lora_c.cli.compare_process", tmp_path, {"kind": "nothing"})
 
 
+def test_the_last_words_of_a_process_keep_their_way_out(tmp_path: Path) -> None:
+    script = "from lora_c.errors import FitError; raise FitError('memory: ' + 'x' * 400 + '; --recompute layer makes it 1 MiB')"
+    (tmp_path / "refusing.py").write_text(script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(JobFailedError, match="last words: memory: x{400}; --recompute layer makes it 1 MiB"):
+            run_job("refusing", tmp_path / "job", {})
+
+
 def test_a_lock_waits_for_a_run_that_ends(tmp_path: Path) -> None:
     import fcntl
     import os

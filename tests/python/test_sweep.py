@@ -241,7 +241,8 @@ def test_settings_of_a_run_are_settings_of_a_sweep(workplace: Path) -> None:
 
 @pytest.mark.parametrize(("words", "code", "said"), [
     ("--data chat.jsonl", 2, "--eval-data: expected held-out data"), ("--data chat.jsonl --lr 1e-3", 2, "--lr"),
-    ("--data chat.jsonl --val-fraction 0.2 --lr-min 1 --lr-max 0.1", 2, "--lr-max: expected a rate above"),
+    ("--data chat.jsonl --val-fraction 0.2 --lr-min 1 --lr-max 0.1", 2, "--lr-max: expected a finite rate above"),
+    ("--data chat.jsonl --val-fraction 0.2 --lr-min 1e-320 --lr-max 1e300", 2, "--lr-max: expected a finite rate above"),
     ("--data chat.jsonl --val-fraction 0.2 --trials 1", 2, "--trials"),
     ("--data chat.jsonl --val-fraction 0.2 --trials 90 --max-steps 3", 2, "--max-steps: expected 243 steps or more"),
     ("--data nowhere --val-fraction 0.2", 1, "nowhere"),

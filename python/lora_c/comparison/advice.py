@@ -28,9 +28,10 @@ def advice_of(record: CompareRecord) -> str:
             f"{found[best].value:.4f}); give more steps, more data or another learning rate."
         )
     if len(found) == 1:
+        more = "--rows names more" if len(record.rows) == 1 else "see why each was refused, failed or diverged"
         return (
             f"{best} ({record.rows[best].title}) has a held-out loss of {_shown(found[best])}, and no other row has one to "
-            "compare it with; --rows names more."
+            f"compare it with; {more}."
         )
     close = [name for name in found if _is_as_good(record.rows[name], record.rows[best])]
     chosen = min(close, key=lambda name: (_cost(record.rows[name]), _size(record.rows[name]), found[name].value))

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files.json_files import read_json_object
 from ..training.trials import changed, refuse_others
 from .advice import advice_of
-from .processes import RESULT, JobFailedError, run_job
+from .processes import JOB, RESULT, JobFailedError, run_job
 from .record import COMPARE_FILE, CompareRecord, RowRecord
 from .rows import Row
 
@@ -69,7 +69,8 @@ def compare(
     """
     record = _begun(module, job, folder, overwrite)
     for name, row in rows.items():
-        record.rows.setdefault(name, RowRecord(row.title, asdict(row)))
+        if name not in record.rows or not record.rows[name].runs:  # one that has not run may be another now
+            record.rows[name] = RowRecord(row.title, asdict(row))
     record.write(folder)
     for seed in seeds:  # a seed of all rows before the next one: a comparison that is stopped has all rows sooner
         for name, row in rows.items():
@@ -107,6 +108,7 @@ def _run(
     kept = _kept(place)
     own = {"row": asdict(row), "seed": seed}
     if kept is None:
+        _remove_another(place, own)
         try:
             kept = run_job(module, place, {**job, **own, "kind": "row"})
         except JobFailedError as error:
@@ -118,6 +120,16 @@ def _run(
             "--overwrite"
         )
     return {seed: {key: value for key, value in kept.items() if key not in own}}
+
+
+def _remove_another(place: Path, own: Mapping[str, Any]) -> None:
+    """Remove what a row of this name has left that had other settings and did not end: its checkpoints are no one's."""
+    if not (place / JOB).exists():
+        return
+    before = read_json_object(place / JOB, f"remove {place} to run it again")
+    left, now = ({**dict(job.get("row", {})), "title": "", "seed": job.get("seed")} for job in (before, own))
+    if left != now:
+        shutil.rmtree(place)
 
 
 def _loading(module: str, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:

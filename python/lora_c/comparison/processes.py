@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ..files.os_errors import make_folder
 
 JOB, RESULT, LOG = "job.json", "result.json", "log.txt"
 _PATIENCE = 30.0  # seconds in which a job that is stopped saves what it has
+_MOST_WORDS = 800  # characters of a job's last line: an error with its way out
 
 
 class JobFailedError(LoraCError):
@@ -83,4 +85,5 @@ def _how(code: int) -> str:
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "none")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "none")
+    return re.sub(r"^lora_c\.errors\.\w+: ", "", last)[:_MOST_WORDS]

@@ -126,10 +126,10 @@ def _lines(record: CompareRecord, columns: list[Column]) -> list[str]:
 
 
 def loading_line(record: CompareRecord) -> str:
-    """Seconds to load the base by the type of its file, as it is and quantized; empty where that was not measured."""
+    """Seconds to load the base by the type of its file, as it is and quantized, or why not; empty where nobody measured."""
     found = [
         f"{dtype} {one['seconds']:.3f} s ({one['quantize_seconds']:.3f} s into NF4)"
         for dtype, one in record.loading.items()
         if isinstance(one, dict)
     ]
-    return ", ".join(found)
+    return ", ".join([*found, *([str(record.loading["failed"])] if "failed" in record.loading else [])])

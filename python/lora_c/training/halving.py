@@ -61,8 +61,8 @@ def learning_rates(low: float, high: float, n: int) -> list[float]:
     """
     if not 0.0 < low < math.inf:
         raise ConfigError(f"lr_min: expected a finite rate above 0, got {low:g}")
-    if not low < high or not math.isfinite(high):
-        raise ConfigError(f"lr_max: expected a rate above lr_min ({low:g}), got {high:g}")
+    if not low < high or not math.isfinite(high / low):
+        raise ConfigError(f"lr_max: expected a finite rate above lr_min ({low:g}), got {high:g}")
     if n < 2:
         raise ConfigError(f"trials: expected 2 rates or more, got {n}")
     found = [float(f"{low * (high / low) ** (i / (n - 1)):.2e}") for i in range(n)]
