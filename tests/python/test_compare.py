@@ -10,8 +10,8 @@ import pytest
 
 from lora_c import AdapterError, LoraConfig, load_model
 from lora_c.checkpoints.model_names import BASE_MODEL
-from lora_c.comparison.advice import advice_of
 from lora_c.comparison import compare as comparison
+from lora_c.comparison.advice import advice_of
 from lora_c.comparison.budget import steps_for_tokens
 from lora_c.comparison.costs import steps_per_second
 from lora_c.comparison.intervals import mean_of

@@ -109,11 +109,13 @@ def test_a_process_without_a_result_says_how_it_ended(tmp_path: Path) -> None:
 
 
 def test_the_last_words_of_a_process_keep_their_way_out(tmp_path: Path) -> None:
-    script = "from lora_c.errors import FitError; raise FitError('memory: ' + 'x' * 400 + '; --recompute layer makes it 1 MiB')"
+    script = (
+        "from lora_c.errors import FitError\nraise FitError('memory: ' + 'x' * 400 + '; --recompute layer')"
+    )
     (tmp_path / "refusing.py").write_text(script)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
-        with pytest.raises(JobFailedError, match="last words: memory: x{400}; --recompute layer makes it 1 MiB"):
+        with pytest.raises(JobFailedError, match="last words: memory: x{400}; --recompute layer "):
             run_job("refusing", tmp_path / "job", {})
 
 
@@ -236,7 +238,8 @@ def test_where_every_row_fails_the_command_fails(workplace: Path) -> None:
 
 
 def test_rows_of_ones_own_change_what_their_file_says(workplace: Path) -> None:
-    (workplace / "rows.yaml").write_text("wide:\n  r: 3\n  lr: 1e-3\n  title: three\nfew-tokens:\n  peft-type: prompt_tuning\n")
+    text = "wide:\n  r: 3\n  lr: 1e-3\n  title: three\nfew-tokens:\n  peft-type: prompt_tuning\n"
+    (workplace / "rows.yaml").write_text(text)
     words = "compare --model model --data chat.jsonl --val-fraction 0.2 --max-steps 1 --seeds 1 --no-loading".split()
     done = called(workplace, [*words, "--row-file", "rows.yaml", "--rows", "wide,few-tokens", "--output-dir", "o"])
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -231,7 +232,7 @@ def test_rows_of_one_tensor_that_begin_within_a_block_of_scales(tmp_path: Path, 
         real.add_adapter(r=2), meta.add_adapter(r=2)
         assert_same_forecast(real, meta)
         found[name] = real.parts.dequantized_bytes
-        assert found[name] == 4 * sum(real.weights[tensor].shape[0] * real.weights[tensor].shape[1] for tensor in meta.dequantized)
+        assert found[name] == 4 * sum(math.prod(real.weights[tensor].shape) for tensor in meta.dequantized)
         del real, meta
     assert found["single"] == 0 < found["nested"]
 

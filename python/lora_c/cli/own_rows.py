@@ -55,7 +55,7 @@ def own_rows(path: str) -> dict[str, Row]:
 
 
 def _params() -> tuple[dict[str, click.Parameter], set[str]]:
-    """Options of `lora-c train` that a row may change, by every name that they have; and the names of those that rows share."""
+    """Options of `lora-c train` that a row may change, by every name that they have; and those that rows share."""
     from .train import command
 
     known = {name for cls in (TrainConfig, *ADAPTER_KINDS.values()) for name in cls.model_fields} | {"peft_type"}

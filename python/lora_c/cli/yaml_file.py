@@ -86,7 +86,8 @@ def _read_text(path: Path, option: str) -> str:
     except OSError as error:
         raise ConfigError(f"{option}: expected a readable YAML file, got {str(path)!r}: {reason(error)}") from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{option}: expected a YAML file of at most {MAX_BYTES >> 10} KiB, got {str(path)!r}, which is larger")
+        most = f"at most {MAX_BYTES >> 10} KiB"
+        raise ConfigError(f"{option}: expected a YAML file of {most}, got {str(path)!r}, which is larger")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -50,8 +50,8 @@ def num_parameters(model: Model, only_trainable: bool = False) -> int:
 
 
 def dense_bytes(model: Model) -> int:
-    """Return the bytes of the weights that are plain arrays or mapped blocks: neither quantized here nor parameters; and of arrays
-    that the decoder reads in the place of quantized tensors."""
+    """Return the bytes of the weights that are plain arrays or mapped blocks: neither quantized here nor parameters; and of
+    the arrays that the decoder reads in the place of quantized tensors."""
     own = model.adapter_set.active.base if model.adapter_set.active else {}
     plain = sum(w.nbytes for w in (*model.weights.values(), *own.values()) if _is_uncounted(w))
     return plain + model.parts.dequantized_bytes

@@ -90,8 +90,8 @@ class Subject:
             tokens = batch * (limit + virtual)
             if tokens > _MOST_TOKENS:
                 raise ConfigError(
-                    f"per_device_train_batch_size: expected micro-batches of at most 2**31 - 1 tokens, got {batch:,} sequences "
-                    f"of {limit + virtual:,}; --gradient-accumulation-steps has them one after the other"
+                    f"per_device_train_batch_size: expected micro-batches of at most 2**31 - 1 tokens, got {batch:,} "
+                    f"sequences of {limit + virtual:,}; --gradient-accumulation-steps has them one after the other"
                 )
             return tokens, batch
         return most_tokens([min(n, limit) for n in self.lengths], batch, virtual), min(batch, len(self.lengths))
