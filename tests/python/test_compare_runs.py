@@ -109,9 +109,7 @@ def test_a_process_without_a_result_says_how_it_ended(tmp_path: Path) -> None:
 
 
 def test_the_last_words_of_a_process_keep_their_way_out(tmp_path: Path) -> None:
-    script = (
-        "from lora_c.errors import FitError\nraise FitError('memory: ' + 'x' * 400 + '; --recompute layer')"
-    )
+    script = "from lora_c.errors import FitError\nraise FitError('memory: ' + 'x' * 400 + '; --recompute layer')"
     (tmp_path / "refusing.py").write_text(script)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
