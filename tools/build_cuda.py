@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,10 @@ def _gencode(archs: list[str]) -> list[str]:
     return flags + ([f"-gencode=arch=compute_{PTX_ARCH},code=compute_{PTX_ARCH}"] if PTX_ARCH in archs else [])
 
 
+def _c_compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC") or "cc")  # "zig cc" is two words
+
+
 def _newest(*suffixes: str) -> float:
     return max(path.stat().st_mtime for path in (ROOT / "lora_c").rglob("*") if path.suffix in suffixes)
 
@@ -135,7 +140,7 @@ def build(output: Path, archs: list[str], build_dir: Path) -> None:
     nvcc = find_nvcc()
     includes = ["-I.", "-Ilora_c/include"]
     device = [nvcc, *FLAGS, *includes, *_gencode(archs)]
-    host = [os.environ.get("CC") or "cc", *C_FLAGS, *includes, "-isystem", str(toolkit_include(nvcc))]
+    host = [*_c_compiler(), *C_FLAGS, *includes, "-isystem", str(toolkit_include(nvcc))]
     folder = build_dir / "-".join(archs)
     sources = [(device, path) for path in sorted((ROOT / "lora_c/cuda").glob("*.cu"))]
     sources += [(host, path) for path in sorted((ROOT / "lora_c/cuda").glob("*.c"))]
@@ -168,7 +173,7 @@ def build_program(source: Path, output: Path, archs: list[str], build_dir: Path)
     """
     nvcc = find_nvcc()
     includes = ["-I.", "-Ilora_c/include"]
-    host = [os.environ.get("CC") or "cc", *C_FLAGS, *includes, "-isystem", str(toolkit_include(nvcc))]
+    host = [*_c_compiler(), *C_FLAGS, *includes, "-isystem", str(toolkit_include(nvcc))]
     folder = build_dir / "-".join(archs)
     core = [ROOT / "lora_c/cuda/cudart.c", ROOT / "lora_c/cuda/find_cublaslt.c", *(ROOT / "lora_c" / name for name in CORE)]
     objects = [_compile([nvcc, *FLAGS, *includes, *_gencode(archs)], source, folder / (source.name + ".o"))]

@@ -14,6 +14,27 @@
 #endif
 /* Puts one function on an ISA rung without per-file compiler flags: LORA_TARGET("avx2,fma") */
 #define LORA_TARGET(isa) __attribute__((target(isa)))
+/* LORA_TARGET_BEGIN(isa) … LORA_TARGET_END: the same for every function between them, where all of a file is for one rung. Headers that
+ * others share come before; a LORA_TARGET within repeats what it needs, which is all that Clang then gives the function.
+ * LORA_UNROLL_BY(n) for (…): as many steps at once, so that arrays of a few vectors become registers.
+ * LORA_WIDE_VECTORS at the end of a list with avx512f: loops become 512 bits wide, as Clang's do unasked. */
+#define LORA_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define LORA_TARGET_BEGIN(isa) LORA_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define LORA_TARGET_END LORA_PRAGMA(clang attribute pop)
+#define LORA_WIDE_VECTORS ""
+#else
+#define LORA_TARGET_BEGIN(isa) LORA_PRAGMA(GCC push_options) LORA_PRAGMA(GCC target(isa))
+#define LORA_TARGET_END LORA_PRAGMA(GCC pop_options)
+#define LORA_WIDE_VECTORS ",prefer-vector-width=512"
+#endif
+#if defined(__CUDACC__)
+#define LORA_UNROLL_BY(n) LORA_PRAGMA(unroll n)
+#elif defined(__clang__)
+#define LORA_UNROLL_BY(n) LORA_PRAGMA(clang loop unroll_count(n))
+#else
+#define LORA_UNROLL_BY(n) LORA_PRAGMA(GCC unroll n)
+#endif
 
 #ifdef __cplusplus /* of C++, for headers of kernels that are read in both languages */
 #define _Static_assert static_assert

@@ -12,12 +12,9 @@
 #include "lora_c/kernels/tmpl/gpu_scratch_tmpl.h"
 
 #ifdef __CUDACC__ /* another compiler does not know the pragma */
-#define LORA_PRAGMA(text) _Pragma(#text)
-#define LORA_UNROLL _Pragma("unroll")
-#define LORA_UNROLL_BY(n) LORA_PRAGMA(unroll n)
+#define LORA_UNROLL LORA_PRAGMA(unroll)
 #else
 #define LORA_UNROLL
-#define LORA_UNROLL_BY(n)
 #endif
 
 namespace {

@@ -84,7 +84,7 @@ static void check_xent(lora_ctx *ctx, xent_case c) {
 /* The loss of a token that is all but certain, and its gradient, keep their digits: 1 - p is not a difference. */
 static void check_certain(lora_ctx *ctx) {
     enum { V = 300 };
-    float w[V] = {0}, x = 1, dx, weight = 1;
+    float w[V] = {0}, x = 1, dx = 0, weight = 1;
     w[7] = 30;
     lora_weight base = lora_weight_f32(w, V, 1, 1);
     int32_t target = 7;

@@ -54,6 +54,7 @@ CALLS = (
     ("ending the process", r"\b(?:_?exit|abort|assert)\s*\(", ()),
     ("errno", r"\berrno\b", ()),
     ("OpenMP", r"#\s*pragma\s+omp\b", ()),
+    ("what one compiler knows", r"#\s*pragma\s+GCC\s+(?!diagnostic)\w+|\b_Pragma\b", ("base/util.h",)),
 )
 # Layers that know devices by their addresses only: what they do to memory is asked of the device.
 NEUTRAL = ("model", "optim", "comm")

@@ -11,8 +11,7 @@ enum { FEW = 4, FEW_ACCUMULATORS = 8 };
 /* x[i][lane] = keys[lane][i] for i < n <= VLEN */
 ATTN_INLINE void load_transposed(const float *const *keys, int64_t d, int n, V *x) {
     if (n == VLEN) {
-#pragma GCC unroll 16
-        for (int i = 0; i < VLEN; i++) x[i] = v_load(keys[i] + d);
+        LORA_UNROLL_BY(16) for (int i = 0; i < VLEN; i++) x[i] = v_load(keys[i] + d);
         v_transpose(x);
         return;
     }
@@ -35,24 +34,20 @@ ATTN_INLINE void few_scores(const int rows, int64_t D, int64_t n, const float *k
             prefetch_row(k + lora_min_i64(row + 2 * VLEN, n - 1) * ldk, D);
         }
         V acc[FEW], x[VLEN];
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) acc[r] = v_set1(0.0f);
+        LORA_UNROLL_BY(4) for (int r = 0; r < rows; r++) acc[r] = v_set1(0.0f);
         for (int64_t d = 0; d < D; d += VLEN) {
             int width = (int)lora_min_i64(VLEN, D - d);
             load_transposed(keys, d, width, x);
             if (width == VLEN) {
-#pragma GCC unroll 16
-                for (int i = 0; i < VLEN; i++)
-#pragma GCC unroll 4
-                    for (int r = 0; r < rows; r++) acc[r] = v_fma(x[i], v_set1(q[r * D + d + i]), acc[r]);
+                LORA_UNROLL_BY(16) for (int i = 0; i < VLEN; i++) {
+                    LORA_UNROLL_BY(4) for (int r = 0; r < rows; r++) acc[r] = v_fma(x[i], v_set1(q[r * D + d + i]), acc[r]);
+                }
             } else {
                 for (int i = 0; i < width; i++)
-#pragma GCC unroll 4
-                    for (int r = 0; r < rows; r++) acc[r] = v_fma(x[i], v_set1(q[r * D + d + i]), acc[r]);
+                    LORA_UNROLL_BY(4) for (int r = 0; r < rows; r++) acc[r] = v_fma(x[i], v_set1(q[r * D + d + i]), acc[r]);
             }
         }
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
+        LORA_UNROLL_BY(4) for (int r = 0; r < rows; r++) {
             float lanes[VLEN];
             v_store(lanes, acc[r]);
             for (int i = 0; i < VLEN && j + i < n; i++) s[(j + i) * NR + r] = lanes[i];
@@ -66,8 +61,7 @@ ATTN_INLINE void few_values_at(const int rows, const int nv, int width, int64_t 
     V acc[FEW][FEW_ACCUMULATORS];
     float part[VLEN] = {0};
     for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 8
-        for (int x = 0; x < nv; x++) {
+        LORA_UNROLL_BY(8) for (int x = 0; x < nv; x++) {
             const float *from = o + r * ldo + x * VLEN;
             if (width < VLEN) {
                 for (int i = 0; i < width; i++) part[i] = from[i];
@@ -77,21 +71,18 @@ ATTN_INLINE void few_values_at(const int rows, const int nv, int width, int64_t 
         }
     }
     for (int64_t j = 0; j < n; j++) {
-#pragma GCC unroll 8
-        for (int x = 0; x < nv; x++) {
+        LORA_UNROLL_BY(8) for (int x = 0; x < nv; x++) {
             const float *from = v + j * ldv + x * VLEN;
             if (width < VLEN) {
                 for (int i = 0; i < width; i++) part[i] = from[i];
                 from = part;
             }
             V y = v_load(from);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) acc[r][x] = v_fma(v_set1(s[j * NR + r]), y, acc[r][x]);
+            LORA_UNROLL_BY(4) for (int r = 0; r < rows; r++) acc[r][x] = v_fma(v_set1(s[j * NR + r]), y, acc[r][x]);
         }
     }
     for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 8
-        for (int x = 0; x < nv; x++) {
+        LORA_UNROLL_BY(8) for (int x = 0; x < nv; x++) {
             v_store(part, acc[r][x]);
             for (int i = 0; i < (width < VLEN ? width : VLEN); i++) o[r * ldo + x * VLEN + i] = part[i];
         }

@@ -51,11 +51,9 @@ ATTN_NOINLINE void pack_lanes(const float *const *rows, int64_t D, float scale, 
     V x[VLEN], s = v_set1(scale);
     int64_t d = 0;
     for (; d + VLEN <= D; d += VLEN) {
-#pragma GCC unroll 16
-        for (int i = 0; i < VLEN; i++) x[i] = v_load(rows[i] + d);
+        LORA_UNROLL_BY(16) for (int i = 0; i < VLEN; i++) x[i] = v_load(rows[i] + d);
         v_transpose(x);
-#pragma GCC unroll 16
-        for (int i = 0; i < VLEN; i++) v_store(dst + (d + i) * NR, v_mul(x[i], s));
+        LORA_UNROLL_BY(16) for (int i = 0; i < VLEN; i++) v_store(dst + (d + i) * NR, v_mul(x[i], s));
     }
     for (; d < D; d++)
         for (int i = 0; i < VLEN; i++) dst[d * NR + i] = rows[i][d] * scale;
@@ -66,12 +64,11 @@ ATTN_NOINLINE void unpack_lanes(const float *src, const float *factor, int64_t D
     V x[VLEN], f = v_load(factor);
     int64_t d = 0;
     for (; d + VLEN <= D; d += VLEN) {
-#pragma GCC unroll 16
-        for (int i = 0; i < VLEN; i++) x[i] = v_mul(v_load(src + (d + i) * NR), f);
+        LORA_UNROLL_BY(16) for (int i = 0; i < VLEN; i++) x[i] = v_mul(v_load(src + (d + i) * NR), f);
         v_transpose(x);
-#pragma GCC unroll 16
-        for (int i = 0; i < VLEN; i++)
+        LORA_UNROLL_BY(16) for (int i = 0; i < VLEN; i++) {
             if (i < n_lanes) v_store(rows[i] + d, x[i]);
+        }
     }
     for (; d < D; d++)
         for (int i = 0; i < n_lanes; i++) rows[i][d] = src[d * NR + i] * factor[i];

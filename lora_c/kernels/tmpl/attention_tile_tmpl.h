@@ -14,10 +14,8 @@ typedef enum tile_start { START_ZERO, START_ADD, START_SCALE } tile_start;
 ATTN_INLINE void tile_mm(const int mr, const int nv, const tile_start start, int64_t k, const float *a, int64_t rs, int64_t ks,
                          const float *b, int64_t ldb, const float *scale, float *c, int64_t ldc) {
     V acc[MR][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < mr; r++) {
-#pragma GCC unroll 2
-        for (int x = 0; x < nv; x++) {
+    LORA_UNROLL_BY(16) for (int r = 0; r < mr; r++) {
+        LORA_UNROLL_BY(2) for (int x = 0; x < nv; x++) {
             if (start == START_ZERO)
                 acc[r][x] = v_set1(0.0f);
             else
@@ -28,17 +26,15 @@ ATTN_INLINE void tile_mm(const int mr, const int nv, const tile_start start, int
     for (int64_t p = 0; p < k; p++) {
         V b0 = v_load(b + p * ldb);
         V b1 = nv > 1 ? v_load(b + p * ldb + VLEN) : b0;
-#pragma GCC unroll 16
-        for (int r = 0; r < mr; r++) {
+        LORA_UNROLL_BY(16) for (int r = 0; r < mr; r++) {
             V x = v_set1(a[r * rs + p * ks]);
             acc[r][0] = v_fma(x, b0, acc[r][0]);
             if (nv > 1) acc[r][1] = v_fma(x, b1, acc[r][1]);
         }
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < mr; r++)
-#pragma GCC unroll 2
-        for (int x = 0; x < nv; x++) v_store(c + r * ldc + x * VLEN, acc[r][x]);
+    LORA_UNROLL_BY(16) for (int r = 0; r < mr; r++) {
+        LORA_UNROLL_BY(2) for (int x = 0; x < nv; x++) v_store(c + r * ldc + x * VLEN, acc[r][x]);
+    }
 }
 
 /* The remainder of m by MR, one literal instance for each count (MR <= 8). */

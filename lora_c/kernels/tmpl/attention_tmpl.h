@@ -97,28 +97,24 @@ static ATTN_TARGET void forward_softcap(int nv, int64_t from, int64_t to, float 
 /* s = exp2(s - max) in place for keys from .. to - 1; correction = exp2(old max - new max). */
 ATTN_INLINE void forward_softmax(const int nv, int64_t from, int64_t to, float *s, float *max, float *sum, float *correction) {
     V old[2], top[2], total[2];
-#pragma GCC unroll 2
-    for (int x = 0; x < nv; x++) old[x] = top[x] = v_load(max + x * VLEN);
-    for (int64_t j = from; j < to; j++)
-#pragma GCC unroll 2
-        for (int x = 0; x < nv; x++) top[x] = v_max(top[x], v_load(s + j * NR + x * VLEN));
-#pragma GCC unroll 2
-    for (int x = 0; x < nv; x++) {
+    LORA_UNROLL_BY(2) for (int x = 0; x < nv; x++) old[x] = top[x] = v_load(max + x * VLEN);
+    for (int64_t j = from; j < to; j++) {
+        LORA_UNROLL_BY(2) for (int x = 0; x < nv; x++) top[x] = v_max(top[x], v_load(s + j * NR + x * VLEN));
+    }
+    LORA_UNROLL_BY(2) for (int x = 0; x < nv; x++) {
         V c = exp2_lanes(v_sub(old[x], top[x]));
         v_store(correction + x * VLEN, c);
         v_store(max + x * VLEN, top[x]);
         total[x] = v_mul(v_load(sum + x * VLEN), c);
     }
     for (int64_t j = from; j < to; j++) {
-#pragma GCC unroll 2
-        for (int x = 0; x < nv; x++) {
+        LORA_UNROLL_BY(2) for (int x = 0; x < nv; x++) {
             V p = exp2_lanes(v_sub(v_load(s + j * NR + x * VLEN), top[x]));
             v_store(s + j * NR + x * VLEN, p);
             total[x] = v_add(total[x], p);
         }
     }
-#pragma GCC unroll 2
-    for (int x = 0; x < nv; x++) v_store(sum + x * VLEN, total[x]);
+    LORA_UNROLL_BY(2) for (int x = 0; x < nv; x++) v_store(sum + x * VLEN, total[x]);
 }
 
 /* One panel against keys key0 .. key0 + n - 1, whose rows start at k and v. */

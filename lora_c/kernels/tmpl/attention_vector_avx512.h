@@ -30,20 +30,17 @@ V_OP V v_where_between(V j, V lo, V hi, V x, V other) {
 
 V_OP void v_transpose(V x[VLEN]) {
     V t[16], u[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
+    LORA_UNROLL_BY(8) for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
         t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) { /* u[i + c], 128-bit part b: column 4 b + c of rows i .. i + 3 */
+    LORA_UNROLL_BY(4) for (int i = 0; i < 16; i += 4) { /* u[i + c], 128-bit part b: column 4 b + c of rows i .. i + 3 */
         u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
         u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
         u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) { /* a 4 x 4 transpose of 128-bit parts */
+    LORA_UNROLL_BY(4) for (int c = 0; c < 4; c++) { /* a 4 x 4 transpose of 128-bit parts */
         V a = _mm512_shuffle_f32x4(u[c], u[c + 4], 0x44), b = _mm512_shuffle_f32x4(u[c], u[c + 4], 0xee);
         V d = _mm512_shuffle_f32x4(u[c + 8], u[c + 12], 0x44), e = _mm512_shuffle_f32x4(u[c + 8], u[c + 12], 0xee);
         x[c] = _mm512_shuffle_f32x4(a, d, 0x88);

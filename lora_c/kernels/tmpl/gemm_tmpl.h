@@ -11,7 +11,7 @@
 #define LORA_CAT2(a, b) a##b
 #define LORA_CAT(a, b) LORA_CAT2(a, b)
 #define NAME(x) LORA_CAT(x, SUFFIX)
-#define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL LORA_UNROLL_BY(32)
 #ifndef FINISH
 #define STEPS_PER_CALL 0
 #define FINISH(c, i, j, tile, accumulate) STORE(tile, accumulate ? ADD(c, LOAD(tile)) : c)

@@ -21,7 +21,7 @@
 #include "lora_c/kernels/gemv_kernels.h"
 #include "lora_c/kernels/tmpl/reduce_avx512.h"
 
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL LORA_UNROLL_BY(8)
 
 enum {
     GROUP = 128,

@@ -9,7 +9,7 @@
  * The group is eight vectors. Bits: per token one accumulator; in a group the eight products in order, then the scale. */
 #define GEMV_FN static LORA_TARGET(TARGET)
 #define GEMV_INLINE static inline __attribute__((always_inline)) LORA_TARGET(TARGET)
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL LORA_UNROLL_BY(8)
 
 enum {
     TOKENS = 4, /* eight vectors of decoded values and four accumulators fill 16 registers */

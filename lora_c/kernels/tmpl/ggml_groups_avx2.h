@@ -1,5 +1,5 @@
-/* Groups of 32 codes in a 256-bit register, for tmpl/ggml_tmpl.h; the rung brings put and put_sum. Include it between target
- * pragmas that have AVX2 and F16C. */
+/* Groups of 32 codes in a 256-bit register, for tmpl/ggml_tmpl.h; the rung brings put and put_sum. Include it where the
+ * target has AVX2 and F16C. */
 typedef __m256i group;
 
 LORA_INLINE float half(const uint8_t *p) { return _cvtsh_ss(lora_ggml_u16(p)); }

@@ -32,20 +32,17 @@ V_OP V v_where_between(V j, V lo, V hi, V x, V other) {
 
 V_OP void v_transpose(V x[VLEN]) {
     V t[8], u[8];
-#pragma GCC unroll 4
-    for (int i = 0; i < 8; i += 2) {
+    LORA_UNROLL_BY(4) for (int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
     }
-#pragma GCC unroll 2
-    for (int i = 0; i < 8; i += 4) {
+    LORA_UNROLL_BY(2) for (int i = 0; i < 8; i += 4) {
         u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
         u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
         u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
+    LORA_UNROLL_BY(4) for (int i = 0; i < 4; i++) {
         x[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
         x[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
     }

@@ -9,8 +9,14 @@
  * panel are skipped everywhere, so that a diagonal block costs little more than its half. Q and dO are packed once for all
  * the blocks of keys. */
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#include <float.h>
+#include <immintrin.h>
+#include <math.h>
+
+#include "lora_c/kernels/attention_kernels.h"
+#include "lora_c/kernels/tmpl/exp_tmpl.h"
+
+LORA_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 
 #include "lora_c/kernels/x86/attention_bf16.h"
 
@@ -159,18 +165,16 @@ ATTN_INLINE void tile_words(const bool capped, const lora_attention_backward_til
     __m512i by_keys[VLEN];
     for (int64_t i = 0; i < n; i += 2) {
         cells c[2][2];
-#pragma GCC unroll 2
-        for (int64_t y = 0; y < 2; y++) {
+        LORA_UNROLL_BY(2) for (int64_t y = 0; y < 2; y++) {
             int64_t row = lora_min_i64(r + i + y, r + n - 1);
             uint32_t seen = i + y < n ? seen_keys(w, row, key0) : 0;
-#pragma GCC unroll 2
-            for (int x = 0; x < 2; x++)
+            LORA_UNROLL_BY(2) for (int x = 0; x < 2; x++) {
                 c[y][x] = softmax_gradient(capped, t, (__mmask16)(seen >> VLEN * x), v_load(w->s + row * NR + x * VLEN),
                                            v_load(w->dp + row * NR + x * VLEN), w->lse[row], w->delta[row]);
+            }
             by_keys[i + y] = narrow_32(c[y][0].ds, c[y][1].ds);
         }
-#pragma GCC unroll 2
-        for (int x = 0; x < 2; x++) {
+        LORA_UNROLL_BY(2) for (int x = 0; x < 2; x++) {
             _mm512_store_si512(w->pw + (r + i) / 2 * NR + x * VLEN, pair(c[0][x].p, c[1][x].p));
             _mm512_store_si512(w->dsw + (r + i) / 2 * NR + x * VLEN, pair(c[0][x].ds, c[1][x].ds));
         }
@@ -178,7 +182,7 @@ ATTN_INLINE void tile_words(const bool capped, const lora_attention_backward_til
     for (int64_t i = n; i < VLEN; i++) by_keys[i] = _mm512_setzero_si512();
     lora_transpose_16x16(by_keys);
     uint32_t *out = w->ds + r / TALL * DS_TILE + key0 / 2 * n;
-#pragma GCC unroll 16
+    LORA_UNROLL_BY(16)
     for (int64_t i = 0; i < VLEN; i++) _mm512_storeu_si512(out + i * n, by_keys[i]); /* what is too much the next one overwrites */
 }
 
@@ -281,5 +285,5 @@ void lora_attention_init_bf16_backward(lora_attention_kernels *k) {
     k->backward = attention_backward;
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

@@ -4,8 +4,14 @@
  * the keys, two keys of a lane make one word of P, and O^T += V^T P^T needs no transpose. K and V are packed once per key
  * block for all the rows of the tile. */
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#include <float.h>
+#include <immintrin.h>
+#include <math.h>
+
+#include "lora_c/kernels/attention_kernels.h"
+#include "lora_c/kernels/tmpl/exp_tmpl.h"
+
+LORA_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 
 #include "lora_c/kernels/x86/attention_bf16.h"
 
@@ -112,12 +118,11 @@ static void cap_scores(float softcap, int64_t from, int64_t to, float *s) {
 /* The new maxima; O and the sums move to them. */
 static void raise_maxima(const panel *p, int64_t D, int64_t from, int64_t to, const float *s) {
     V top[4] = {v_set1(-INFINITY), v_set1(-INFINITY), v_set1(-INFINITY), v_set1(-INFINITY)}, correction[2];
-    for (int64_t j = from; j < to; j += 2)
-#pragma GCC unroll 4
-        for (int x = 0; x < 4; x++) top[x] = v_max(top[x], v_load(s + j * NR + x * VLEN));
+    for (int64_t j = from; j < to; j += 2) {
+        LORA_UNROLL_BY(4) for (int x = 0; x < 4; x++) top[x] = v_max(top[x], v_load(s + j * NR + x * VLEN));
+    }
     __mmask16 raised[2];
-#pragma GCC unroll 2
-    for (int x = 0; x < 2; x++) {
+    LORA_UNROLL_BY(2) for (int x = 0; x < 2; x++) {
         V old = v_load(p->max + x * VLEN), t = v_max(top[x], top[x + 2]);
         raised[x] = _mm512_cmp_ps_mask(t, v_add(old, v_set1(LAZY_MAXIMUM)), _CMP_NLE_UQ); /* NaN too: it shall show */
         V next = _mm512_mask_mov_ps(old, raised[x], t);
@@ -126,22 +131,22 @@ static void raise_maxima(const panel *p, int64_t D, int64_t from, int64_t to, co
         v_store(p->sum + x * VLEN, v_mul(v_load(p->sum + x * VLEN), correction[x]));
     }
     if (!(raised[0] | raised[1])) return;
-    for (int64_t i = 0; i < D * NR; i += NR)
-#pragma GCC unroll 2
-        for (int x = 0; x < 2; x++) v_store(p->o + i + x * VLEN, v_mul(v_load(p->o + i + x * VLEN), correction[x]));
+    for (int64_t i = 0; i < D * NR; i += NR) {
+        LORA_UNROLL_BY(2) for (int x = 0; x < 2; x++) v_store(p->o + i + x * VLEN, v_mul(v_load(p->o + i + x * VLEN), correction[x]));
+    }
 }
 
 /* words = exp2(s - max) by pairs of keys; adds to the sums. from and to are even. */
 static void exponentials(const panel *p, int64_t from, int64_t to, const float *s, uint32_t *words) {
     V top[2] = {v_load(p->max), v_load(p->max + VLEN)}, total[2] = {v_load(p->sum), v_load(p->sum + VLEN)};
-    for (int64_t j = from; j < to; j += 2)
-#pragma GCC unroll 2
-        for (int x = 0; x < 2; x++) {
+    for (int64_t j = from; j < to; j += 2) {
+        LORA_UNROLL_BY(2) for (int x = 0; x < 2; x++) {
             V even = exp2_short(v_sub(v_load(s + j * NR + x * VLEN), top[x]));
             V odd = exp2_short(v_sub(v_load(s + (j + 1) * NR + x * VLEN), top[x]));
             total[x] = v_add(total[x], v_add(even, odd));
             _mm512_store_si512(words + j / 2 * NR + x * VLEN, pair(even, odd));
         }
+    }
     v_store(p->sum, total[0]);
     v_store(p->sum + VLEN, total[1]);
 }
@@ -209,5 +214,5 @@ void lora_attention_init_bf16_forward(lora_attention_kernels *k) {
     k->forward = attention_forward;
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

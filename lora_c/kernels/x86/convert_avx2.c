@@ -6,8 +6,7 @@
 #include "lora_c/base/util.h"
 #include "lora_c/kernels/convert_kernels.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+LORA_TARGET_BEGIN("avx2,fma,f16c")
 
 static void bf16_to_f32(int64_t n, const uint16_t *src, float *dst) {
     int64_t i = 0;
@@ -57,5 +56,5 @@ void lora_convert_fill_avx2(lora_convert_kernels *k) {
     *k = (lora_convert_kernels){.bf16_to_f32 = bf16_to_f32, .f16_to_f32 = f16_to_f32, .f32_to_bf16 = f32_to_bf16, .f32_to_f16 = f32_to_f16};
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

@@ -1,15 +1,19 @@
 /* bfloat16 products (AVX512_BF16): 14 x 32 tiles as in float32, two k per step. Operands are rounded to nearest even on
  * their way into the panel. */
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#include <immintrin.h>
+
+#include "lora_c/format/nf4_layout.h"
+#include "lora_c/kernels/gemm_kernels.h"
+
+#define TARGET "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
+LORA_TARGET_BEGIN(TARGET)
 
 #include "lora_c/kernels/tmpl/gemm_pairs_avx512.h"
 
 enum { LANES = 16 };
 
 #define SUFFIX _bf16
-#define TARGET "avx512f,avx512bf16"
 #define VEC __m512
 #define VL 16
 #define MR 14
@@ -88,7 +92,7 @@ static void pack_bf16_columns(const uint16_t *source, int64_t ld, int64_t n_cols
 }
 
 LORA_INLINE void store_4_steps(__m512i word, __m512 scale, __m512 lut, uint32_t *out, int64_t width) {
-    _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) { /* the permute reads the low four bits only */
+    LORA_UNROLL_BY(4) for (int j = 0; j < 4; j++) { /* the permute reads the low four bits only */
         __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, LORA_NF4_SHIFTS[2 * j]), lut), scale);
         __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, LORA_NF4_SHIFTS[2 * j + 1]), lut), scale);
         _mm512_store_si512(out + j * width, pair(even, odd));
@@ -138,5 +142,5 @@ void lora_gemm_fill_bf16(lora_gemm_path *p) {
                           .pack_nf4_columns = pack_nf4_columns};
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

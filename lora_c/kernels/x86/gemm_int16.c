@@ -3,10 +3,14 @@
  * backward direction the scale changes from row to row: 64 x 64 weights are brought to the largest scale among them.
  * A block with a value that is not finite gets the scale NaN. */
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
-
+#include <immintrin.h>
 #include <math.h>
+
+#include "lora_c/format/nf4_layout.h"
+#include "lora_c/kernels/gemm_kernels.h"
+
+#define TARGET "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+LORA_TARGET_BEGIN(TARGET)
 
 #include "lora_c/kernels/tmpl/gemm_pairs_avx512.h"
 
@@ -22,7 +26,6 @@ LORA_INLINE __m512i multiply_add(__m512i a, __m512i b, __m512i c) {
 
 /* After the steps a and b point to the scales of the block. */
 #define SUFFIX _int16
-#define TARGET "avx512f,avx512vnni"
 #define VEC __m512i
 #define VL 16
 #define MR 14
@@ -60,7 +63,7 @@ LORA_INLINE __m512i quantize_32(__m512 first, __m512 second, __m512 inverse) {
 LORA_INLINE float quantize_row(const float *row, int64_t n, __m512i *low, __m512i *high) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     __m512i v[4], top = _mm512_setzero_si512();
-    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {
+    LORA_UNROLL_BY(4) for (int i = 0; i < 4; i++) {
         v[i] = _mm512_maskz_loadu_epi32(lora_first_lanes(n - 16 * i), row + 16 * i);
         top = _mm512_max_epu32(top, _mm512_and_si512(v[i], magnitude)); /* as integers NaN is above Inf */
     }
@@ -137,7 +140,8 @@ LORA_INLINE float largest_entry(const float *lut) { return _mm512_reduce_max_ps(
 LORA_INLINE void store_4_steps(__m512i word, __m512i table, uint32_t *out, int64_t width) {
     __m512i even[4] = {_mm512_srli_epi32(word, 4), _mm512_srli_epi32(word, 12), _mm512_srli_epi32(word, 20), _mm512_srli_epi32(word, 28)};
     __m512i odd[4] = {_mm512_slli_epi32(word, 16), _mm512_slli_epi32(word, 8), word, _mm512_srli_epi32(word, 8)};
-    _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)
+    LORA_UNROLL_BY(4)
+    for (int j = 0; j < 4; j++)
         _mm512_store_si512(out + j * width, _mm512_permutexvar_epi16(_mm512_mask_blend_epi16(0xaaaaaaaau, even[j], odd[j]), table));
 }
 
@@ -225,5 +229,5 @@ void lora_gemm_fill_int16(lora_gemm_path *p) {
                           .pack_nf4_columns = pack_nf4_columns};
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

@@ -1,8 +1,11 @@
 #include "lora_c/kernels/x86/gemm_pack_avx512.h"
 
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#include <immintrin.h>
+
+#include "lora_c/format/nf4_layout.h"
+
+LORA_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
 
 #include "lora_c/kernels/tmpl/gemm_nf4_avx512.h"
 
@@ -35,7 +38,8 @@ void lora_pack_columns_avx512(const float *source, int64_t ld, int64_t n_cols, i
 }
 
 LORA_INLINE void store_8_columns(__m512i word, __m512 scale, __m512 lut, uint32_t *out, int64_t width) {
-    _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) /* the permute reads the low four bits only */
+    LORA_UNROLL_BY(8)
+    for (int j = 0; j < 8; j++) /* the permute reads the low four bits only */
         _mm512_store_ps((float *)out + j * width,
                         _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(word, LORA_NF4_SHIFTS[j]), lut), scale));
 }
@@ -73,5 +77,5 @@ void lora_pack_nf4_columns_avx512(const lora_nf4 *w, int64_t row, int64_t n, int
     }
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

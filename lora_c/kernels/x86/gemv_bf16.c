@@ -1,11 +1,12 @@
 /* bfloat16 products of a few tokens (AVX512_BF16). */
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
-
 #include <immintrin.h>
+#include <string.h>
 
 #include "lora_c/base/util.h"
+#include "lora_c/kernels/gemv_kernels.h"
+
+LORA_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 
 typedef struct levels {
     __m512i table;
@@ -121,5 +122,5 @@ void lora_gemv_fill_bf16(lora_gemv_path *p) {
     p->bf16 = gemv_bf16_bf16;
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

@@ -1,13 +1,14 @@
 /* int16 products of a few tokens with 4-bit rows (AVX512_VNNI): 64 elements of a token share one scale, max |value| / 16383. A
  * lane sums eight products exactly: 8 * 16383^2 < 2^31. Dense rows keep their float32 products. */
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
-
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #include "lora_c/base/util.h"
+#include "lora_c/kernels/gemv_kernels.h"
+
+LORA_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 
 static const float LEVELS = 16383.0f, TINY = 1e-30f; /* blocks below TINY are zero: LEVELS / TINY must be finite */
 
@@ -78,5 +79,5 @@ void lora_gemv_fill_int16(lora_gemv_path *p) {
     p->nf4 = gemv_nf4_int16;
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

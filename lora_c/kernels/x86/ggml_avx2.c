@@ -5,8 +5,7 @@
 #include "lora_c/format/ggml_blocks.h"
 #include "lora_c/kernels/ggml_kernels.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+LORA_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "lora_c/kernels/tmpl/ggml_groups_avx2.h"
 
@@ -34,5 +33,5 @@ LORA_INLINE void put_sum(group g, float d, float m, float *dst) {
 
 void lora_ggml_fill_avx2(lora_ggml_kernels *k) { lora_ggml_fill_decoders(k); }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

@@ -7,8 +7,7 @@
 #include "lora_c/kernels/nf4_kernels.h"
 #include "lora_c/kernels/tmpl/nf4_source.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+LORA_TARGET_BEGIN("avx2,fma,f16c")
 
 /* Byte tables for pshufb, each 16 bytes in both halves: cells 0 .. 15 and cells -16 .. -1, and the codes of the intervals. */
 typedef struct code_tables {
@@ -185,5 +184,5 @@ void lora_nf4_fill_avx2(lora_nf4_kernels *k) {
     *k = (lora_nf4_kernels){.quantize = quantize, .dequantize = dequantize, .decode_absmax = decode_absmax};
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

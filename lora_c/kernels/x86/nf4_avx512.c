@@ -7,8 +7,7 @@
 #include "lora_c/kernels/nf4_kernels.h"
 #include "lora_c/kernels/tmpl/nf4_source.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+LORA_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 
 LORA_INLINE __m512 load_16(const void *x, lora_dtype dtype) {
     if (dtype == LORA_F32) return _mm512_loadu_ps(x);
@@ -114,5 +113,5 @@ void lora_nf4_fill_avx512(lora_nf4_kernels *k) {
     k->dequantize = dequantize;
 }
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #endif

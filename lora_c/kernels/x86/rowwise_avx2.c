@@ -6,8 +6,7 @@
 #include "lora_c/kernels/rowwise_kernels.h"
 #include "lora_c/kernels/tmpl/exp_tmpl.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+LORA_TARGET_BEGIN("avx2,fma")
 
 enum { W = 8 };
 typedef __m256 vec;
@@ -72,7 +71,7 @@ LORA_INLINE double squares_total(const squares_state *s) {
 #define ROWWISE_FILL lora_rowwise_fill_avx2
 #include "lora_c/kernels/tmpl/rowwise_tmpl.h"
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #else
 typedef int lora_rowwise_avx2_empty;
 #endif

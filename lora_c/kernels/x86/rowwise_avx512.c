@@ -6,8 +6,7 @@
 #include "lora_c/kernels/rowwise_kernels.h"
 #include "lora_c/kernels/tmpl/exp_tmpl.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+LORA_TARGET_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
 
 enum { W = 16 };
 typedef __m512 vec;
@@ -61,7 +60,7 @@ LORA_INLINE double squares_total(const squares_state *s) {
 #define ROWWISE_FILL lora_rowwise_fill_avx512
 #include "lora_c/kernels/tmpl/rowwise_tmpl.h"
 
-#pragma GCC pop_options
+LORA_TARGET_END
 #else
 typedef int lora_rowwise_avx512_empty;
 #endif
