@@ -12,6 +12,7 @@ MUTANTS_SEED ?= 1
 C_MUTANTS ?= 60
 PYTHON_MUTANTS ?= 100
 DEBUG_PYTHON ?= python3-dbg
+COMPILERS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
 SANITIZE ?=
@@ -19,6 +20,7 @@ WERROR ?= -Werror
 MODE := $(if $(SANITIZE),sanitize,release)
 BUILD := build/$(MODE)
 CC ?= cc
+AR ?= ar
 CFLAGS := -std=c11 -O3 -g -fvisibility=hidden -fPIC -falign-functions=64 -falign-loops=64 -ffp-contract=off -fno-math-errno -Wall -Wextra $(WERROR) -pthread -I. -Ilora_c/include \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 LIB_SOURCES := $(filter-out lora_c/bindings/% lora_c/cuda/%,$(wildcard lora_c/*/*.c lora_c/*/*/*.c))
@@ -36,7 +38,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -96,6 +98,9 @@ stubtest: $(VENV)/installed ## does _core.pyi say what the extension has
 
 bits: $(VENV)/installed ## compare every recorded digest of results, on all rungs with 1 to 4 threads (20 minutes)
 	$(BIN)/python tests/bits/record.py --threads 1,2,3,4
+
+check-compilers: $(VENV)/installed ## the C checks with every compiler here, which must give the same bits (minutes each)
+	@$(BIN)/python tests/compilers/check_compilers.py $(COMPILERS)
 
 check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (minutes)
 	LORA_C_KILLS=$(KILLS) $(BIN)/python -m pytest --timeout 0 tests/python/test_train_killed.py tests/python/test_sweep.py tests/python/test_compare_runs.py -k test_killed_at_any_moment
@@ -181,7 +186,7 @@ $(BENCHES): $(BUILD)/%: $(BUILD)/benchmarks/%.o $(BUILD)/liblora_c.a
 
 $(BUILD)/liblora_c.a: $(OBJECTS)
 	@rm -f $@
-	@ar rcs $@ $^
+	@$(AR) rcs $@ $^
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(dir $@)

@@ -1,5 +1,7 @@
 #include "tests/c/check_ops.h"
 
+#include <stdio.h>
+
 static const uint64_t SEED = 88172645463325252u;
 static uint64_t state, hash;
 
@@ -50,6 +52,14 @@ void mix(const void *p, size_t bytes) {
 
 uint64_t hash_of_run(void) { return hash; }
 
+bool hashes_are_told(void) { return getenv("LORA_C_CHECK_HASHES") != NULL; }
+
+void tell_hash(const char *what, const lora_ctx *ctx, uint64_t of_run) {
+    if (!hashes_are_told()) return;
+    const char *isa = lora_isa_name(lora_ctx_isa(ctx));
+    printf("bits %s %s %s: %016llx\n", isa, lora_ctx_operands(ctx), what, (unsigned long long)of_run);
+}
+
 void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_arithmetic path)) {
     FOR_EACH_ISA(isa)
     for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
@@ -60,7 +70,10 @@ void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_arithmetic path))
             ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
             if (ctx->engine->kernels.gemm.paths[path].micro) {
                 uint64_t got = run(ctx, (lora_gemm_arithmetic)path);
-                if (threads == 1) first = got;
+                if (threads == 1) {
+                    first = got;
+                    tell_hash("run", ctx, got);
+                }
                 CHECK(got == first, "%s, operands %s: %d threads give other bits than 1", lora_isa_name(isa), lora_ctx_operands(ctx),
                       threads);
             }

@@ -45,6 +45,10 @@ void begin_run(void);
 void mix(const void *p, size_t bytes);
 uint64_t hash_of_run(void);
 
+/* With LORA_C_CHECK_HASHES in the environment hashes are told: every compiler must make the same (tests/compilers). */
+bool hashes_are_told(void);
+void tell_hash(const char *what, const lora_ctx *ctx, uint64_t of_run);
+
 /* run gives a hash of its results: the same for any number of threads, on every rung and with every arithmetic it has. */
 void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_arithmetic path));
 

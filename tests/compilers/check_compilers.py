@@ -1,0 +1,153 @@
+"""Builds the C library and its checks with every compiler that is here, warnings being errors, and compares what they compute.
+
+Usage: python tests/compilers/check_compilers.py [--list] [NAME ...]     (make check-compilers)
+
+GCC from 10 on, Clang from 14 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC and zig's again,
+whose checks run under qemu-aarch64-static where that is. A compiler builds below build/compilers/NAME. Each must pass the C
+checks FAMILIES, and compilers of one architecture must give the same bits in them, on each rung and with all operands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = ["base", "convert", "nf4", "ggml", "gemm", "gemv", "linear_bound", "merge_bound", "low_rank_sums", "rowwise", "nn"]
+FAMILIES += ["optim", "optim_kernels", "head", "values", "attention", "attention_exp", "backend", "device_rows"]
+FAMILIES += ["device_linear", "device_head", "decoder"]
+GCC = ["gcc", *(f"gcc-{version}" for version in range(10, 20))]
+CLANG = ["clang", *(f"clang-{version}" for version in range(14, 30))]
+ARM = "aarch64"
+ARM_LIBRARIES = "/usr/aarch64-linux-gnu"  # Debian's libc6-arm64-cross
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C compiler, and how to run what it makes."""
+
+    name: str
+    command: str
+    machine: str
+    archiver: str = "ar"
+    runner: tuple[str, ...] = ()
+
+    @property
+    def build(self) -> str:
+        return f"build/compilers/{self.name}"
+
+    def version(self) -> str:
+        """The first line that it says of itself."""
+        said = subprocess.run([*self.command.split(), "--version"], capture_output=True, text=True, check=False).stdout
+        return said.partition("\n")[0]
+
+
+def zig() -> str | None:
+    """The command of zig, or None."""
+    if shutil.which("zig"):
+        return "zig"
+    return f"{sys.executable} -m ziglang" if find_spec("ziglang") else None
+
+
+def compilers() -> list[Compiler]:
+    """Every compiler of this machine, once where it has several names."""
+    machine, found, seen = platform.machine(), [], set()
+    for name in GCC + CLANG:
+        path = shutil.which(name)
+        if path and os.path.realpath(path) not in seen:
+            seen.add(os.path.realpath(path))
+            found.append(Compiler(name, name, machine))
+    emulator = (str(shutil.which("qemu-aarch64-static")), "-L", ARM_LIBRARIES)
+    if zig():
+        found.append(Compiler("zig", f"{zig()} cc -target {machine}-linux-gnu.2.28", machine, f"{zig()} ar"))
+        if machine != ARM:
+            command = f"{zig()} cc -target {ARM}-linux-gnu.2.28"
+            found.append(Compiler(f"zig-{ARM}", command, ARM, f"{zig()} ar", emulator))
+    if machine != ARM and shutil.which(f"{ARM}-linux-gnu-gcc"):
+        found.append(Compiler(f"gcc-{ARM}", f"{ARM}-linux-gnu-gcc", ARM, f"{ARM}-linux-gnu-ar", emulator))
+    return found
+
+
+def runs(compiler: Compiler) -> bool:
+    """Whether this machine can run what the compiler makes."""
+    return not compiler.runner or (Path(compiler.runner[0]).is_file() and Path(ARM_LIBRARIES).is_dir())
+
+
+def build(compiler: Compiler) -> str | None:
+    """Compile and link the checks; what was said where that fails."""
+    targets = [f"{compiler.build}/{name}" for name in ("check", "liblora_c_fake.so", "liblora_c_other_abi.so")]
+    command = ["make", "-s", f"CC={compiler.command}", f"AR={compiler.archiver}", f"BUILD={compiler.build}", *targets]
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.stdout if done.returncode else None
+
+
+def check(compiler: Compiler) -> tuple[str | None, dict[str, str]]:
+    """Run the families: what was said where one fails, and a hash by what was computed."""
+    command = [*compiler.runner, f"{compiler.build}/check", *FAMILIES]
+    environment = {**os.environ, "LORA_C_CHECK_HASHES": "1"}
+    environment.pop("LORA_C_BACKENDS", None)  # the fake device beside the program is the only other one
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    hashes, family = {}, []
+    for line in done.stdout.splitlines():
+        if line.startswith("bits "):
+            family.append(line)
+            continue
+        for number, said in enumerate(family):
+            what, _, value = said.removeprefix("bits ").rpartition(": ")
+            hashes[f"{line.split()[0]} {number} {what}"] = value
+        family = []
+    return (done.stdout + done.stderr if done.returncode else None), hashes
+
+
+def differences(hashes: dict[str, str], like: dict[str, str]) -> list[str]:
+    """What was computed with other bits, or by one of the two alone."""
+    return sorted(name for name in {*hashes, *like} if hashes.get(name) != like.get(name))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="compilers, by the names of --list")
+    parser.add_argument("--list", action="store_true", help="say which compilers are here")
+    args = parser.parse_args()
+    chosen = [compiler for compiler in compilers() if compiler.name in args.names or not args.names]
+    if unknown := sorted({*args.names} - {compiler.name for compiler in chosen}):
+        parser.error(f"{unknown[0]}: expected one of {', '.join(c.name for c in compilers())}, got no such compiler")
+    first: dict[str, tuple[str, dict[str, str]]] = {}
+    wrong = 0
+    for compiler in chosen:
+        print(f"{compiler.name:12} {compiler.version()}", flush=True)
+        if args.list:
+            continue
+        start = time.perf_counter()
+        failure = build(compiler)
+        if failure is None and not runs(compiler):
+            print(f"{'':12} builds; its checks are not run: no qemu-aarch64-static, or nothing in {ARM_LIBRARIES}")
+            continue
+        hashes: dict[str, str] = {}
+        if failure is None:
+            failure, hashes = check(compiler)
+        if failure is not None:
+            wrong += 1
+            print(failure)
+            continue
+        name, like = first.setdefault(compiler.machine, (compiler.name, hashes))
+        other = differences(hashes, like)
+        wrong += bool(other)
+        same = f"{len(hashes) - len(other)} of {len(hashes)} results have the bits of {name}" if name != compiler.name else ""
+        print("\n".join([f"{'':12} builds, checks pass ({time.perf_counter() - start:.0f} s) {same}", *other]), flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
