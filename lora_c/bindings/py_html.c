@@ -1,7 +1,7 @@
 /* _repr_html_: a small table of attributes for notebooks. Labels and values are numbers, names and types: nothing to escape. */
-#include <string.h>
-
 #include "lora_c/bindings/py_state.h"
+
+#include <string.h>
 
 static const char *last_name(const char *path) {
     const char *dot = strrchr(path, '.');

@@ -1,9 +1,9 @@
 /* Decoder.set_virtual_tokens: trained tokens before every sequence. The library borrows; the decoder keeps their Parameters. */
-#include <math.h>
-#include <string.h>
-
 #include "lora_c/bindings/py_decoder.h"
 #include "lora_c/bindings/py_devices.h"
+
+#include <math.h>
+#include <string.h>
 
 typedef lora_py_decoder decoder;
 

@@ -214,9 +214,12 @@ void lora_head_pass_run(lora_ctx *ctx, lora_head_pass *p, int64_t n, const float
     lora_parallel_for(ctx->engine->pool, p->n_ranges, range_task, p);
 }
 
+/* fmax, whose loops end GCC 12 for aarch64 with an internal error (vect_transform_reduction). */
+static double larger(double a, double b) { return b > a || isnan(a) ? b : a; }
+
 static double row_max(const lora_head_pass *p, int64_t row) {
     double max = (double)p->at_target[row];
-    for (int64_t r = 0; r < p->n_ranges; r++) max = fmax(max, (double)p->max[r * p->x.m + row]);
+    for (int64_t r = 0; r < p->n_ranges; r++) max = larger(max, (double)p->max[r * p->x.m + row]);
     return max;
 }
 

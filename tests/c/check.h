@@ -20,6 +20,9 @@ void check_report(bool ok, const char *file, int line, const char *condition, co
 /* The larger of two differences. A NaN is the largest and stays, where fmax would leave it out. */
 static inline double worse(double worst, double off) { return isnan(off) || off > worst ? off : worst; }
 
+/* fmax, whose loops end GCC 12 for aarch64 with an internal error (vect_transform_reduction). */
+static inline double larger(double a, double b) { return b > a || isnan(a) ? b : a; }
+
 /* n floats from N(0, scale), a function of seed and index. */
 void check_normal(float *out, int64_t n, uint64_t seed, float scale);
 

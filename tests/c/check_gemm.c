@@ -17,7 +17,7 @@ static double right_top(const weight_case *c, bool transposed, int64_t k, int64_
             j1 = square ? (j0 + 64 < n ? j0 + 64 : n) : j + 1;
     double top = 0;
     for (int64_t q = p0; q < p1; q++)
-        for (int64_t l = j0; l < j1; l++) top = fmax(top, fabs(right(c, transposed, q, l)));
+        for (int64_t l = j0; l < j1; l++) top = larger(top, fabs(right(c, transposed, q, l)));
     return top;
 }
 
@@ -52,7 +52,7 @@ static long count_wrong(const product *t) {
     for (int64_t i = 0; i < g->m; i++)
         for (int64_t p = 0; p < g->k; p++) {
             double *top = tops + i * lora_div_up(g->k, 64) + p / 64;
-            *top = fmax(*top, fabs((double)g->a[i * g->a_row_stride + p * g->a_col_stride]));
+            *top = larger(*top, fabs((double)g->a[i * g->a_row_stride + p * g->a_col_stride]));
         }
     for (int64_t j = 0; j < g->n; j++) {
         double *y = malloc((size_t)g->k * sizeof *y), *y_top = calloc((size_t)g->k, sizeof *y_top);

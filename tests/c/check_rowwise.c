@@ -53,7 +53,7 @@ static void check_layernorm(const lora_rowwise_kernels *k, const lora_rowwise_ke
     float mean, want_mean, eps = 1e-3f, rstd = k->layernorm_forward(n, x.p, w.p, b.p, eps, y.p, &mean);
     float want_rstd = ref->layernorm_forward(n, x.p, w.p, b.p, eps, want.p, &want_mean);
     double f = sum_factor(n) * U, r = want_rstd, top = 0;
-    for (int64_t i = 0; i < n; i++) top = fmax(top, fabs((double)x.p[i]));
+    for (int64_t i = 0; i < n; i++) top = larger(top, fabs((double)x.p[i]));
     CHECK(fabs((double)mean - want_mean) <= f * 4, "mean n=%lld", (long long)n);
     CHECK(fabs((double)rstd - r) <= f * r * (1 + 4 * r), "rstd n=%lld: %.9g, expected %.9g", (long long)n, (double)rstd, r);
     /* the error of the mean, at most f max|x|, is divided by the spread */

@@ -390,6 +390,6 @@ double oracle_slope(oracle_model *m, int tensor, int64_t i) {
 
 double oracle_largest(const float *g, int64_t n) {
     double top = 0;
-    for (int64_t i = 0; i < n; i++) top = fmax(top, fabs((double)g[i]));
+    for (int64_t i = 0; i < n; i++) top = larger(top, fabs((double)g[i]));
     return top;
 }

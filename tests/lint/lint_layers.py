@@ -132,6 +132,9 @@ def include_error(path, target):
 
 def errors_of(path, text):
     """(line number, message) for each violation in one file."""
+    first = INCLUDE.search(text)
+    if layer_of(path) == "bindings" and first and first[1] == "<" and first[2] != "Python.h":
+        yield text.count("\n", 0, first.start(2)) + 1, f"{first[2]}: Python.h comes first, it says what system headers declare"
     for match in INCLUDE.finditer(text):
         line, (bracket, target) = text.count("\n", 0, match.start(2)) + 1, match.groups()
         if bracket == '"' and (message := include_error(path, target)):
