@@ -172,7 +172,7 @@ clean: ## remove everything that was built
 include cuda.mk
 
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
-	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@
+	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lm -ldl -o $@
 
 # A device for tests: a backend with its own copy of the library, as that of another device would be.
 $(BUILD)/liblora_c_fake.so: $(FAKE_OBJECTS) $(BUILD)/liblora_c.a

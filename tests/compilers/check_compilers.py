@@ -39,6 +39,7 @@ class Compiler:
     machine: str
     archiver: str = "ar"
     runner: tuple[str, ...] = ()
+    libraries: str = ""
 
     @property
     def build(self) -> str:
@@ -57,6 +58,14 @@ def zig() -> str | None:
     return f"{sys.executable} -m ziglang" if find_spec("ziglang") else None
 
 
+def libgcc() -> str:
+    """GCC's library for aarch64, where it is: zig's own, which a check with long double needs, has another exp and log."""
+    if not shutil.which(f"{ARM}-linux-gnu-gcc"):
+        return ""
+    command = [f"{ARM}-linux-gnu-gcc", "-print-libgcc-file-name"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def compilers() -> list[Compiler]:
     """Every compiler of this machine, once where it has several names."""
     machine, found, seen = platform.machine(), [], set()
@@ -70,7 +79,7 @@ def compilers() -> list[Compiler]:
         found.append(Compiler("zig", f"{zig()} cc -target {machine}-linux-gnu.2.28", machine, f"{zig()} ar"))
         if machine != ARM:
             command = f"{zig()} cc -target {ARM}-linux-gnu.2.28"
-            found.append(Compiler(f"zig-{ARM}", command, ARM, f"{zig()} ar", emulator))
+            found.append(Compiler(f"zig-{ARM}", command, ARM, f"{zig()} ar", emulator, libgcc()))
     if machine != ARM and shutil.which(f"{ARM}-linux-gnu-gcc"):
         found.append(Compiler(f"gcc-{ARM}", f"{ARM}-linux-gnu-gcc", ARM, f"{ARM}-linux-gnu-ar", emulator))
     return found
@@ -84,7 +93,8 @@ def runs(compiler: Compiler) -> bool:
 def build(compiler: Compiler) -> str | None:
     """Compile and link the checks; what was said where that fails."""
     targets = [f"{compiler.build}/{name}" for name in ("check", "liblora_c_fake.so", "liblora_c_other_abi.so")]
-    command = ["make", "-s", f"CC={compiler.command}", f"AR={compiler.archiver}", f"BUILD={compiler.build}", *targets]
+    command = ["make", "-s", f"CC={compiler.command}", f"AR={compiler.archiver}", f"BUILD={compiler.build}"]
+    command += [f"LDLIBS={compiler.libraries}", *targets]
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
