@@ -102,8 +102,8 @@ bits: $(VENV)/installed ## compare every recorded digest of results, on all rung
 check-compilers: $(VENV)/installed ## the C checks with every compiler here, which must give the same bits (minutes each)
 	@$(BIN)/python tests/compilers/check_compilers.py $(COMPILERS)
 
-check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (minutes)
-	LORA_C_KILLS=$(KILLS) $(BIN)/python -m pytest --timeout 0 tests/python/test_train_killed.py tests/python/test_sweep.py tests/python/test_compare_runs.py -k test_killed_at_any_moment
+check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (10 minutes)
+	LORA_C_KILLS=$(KILLS) $(BIN)/python -m pytest --timeout 0 -rP tests/python/test_train_killed.py tests/python/test_sweep.py tests/python/test_compare_runs.py -k test_killed_at_any_moment
 
 check-ranks: $(VENV)/installed ## 20 ranks of MPI that fail at random moments, and what is left of their runs (10 minutes)
 	LORA_C_RANK_FAILURES=20 $(BIN)/python -m pytest --timeout 0 -rA tests/python/test_distributed.py -k at_any_moment

@@ -94,7 +94,7 @@ static void check_rows(lora_ctx *alone, const problem *p, const int *sets, int i
         expected_row(p, i, m, sets[m], want);
         for (int64_t n = 0; n < N[i]; n++) {
             top = larger(top, fabs(want[n]));
-            worst = larger(worst, fabs((double)row[n] - want[n]));
+            worst = worse(worst, fabs((double)row[n] - want[n]));
         }
     }
     CHECK(worst <= tolerance * top, "%s, %s, %s: off by %g of %g", lora_isa_name(lora_ctx_isa(alone)), lora_ctx_operands(alone),

@@ -48,7 +48,7 @@ static void check_quotients(const lora_attention_kernels *k, const char *rung, i
         run(k, n, &r);
         for (int64_t i = 0; i < n; i++) {
             double p = exp2((double)r.q[i]), want = p / (1 + p);
-            worst = fmax(worst, fabs((double)r.o[i] - want) / want);
+            worst = worse(worst, fabs((double)r.o[i] - want) / want);
         }
     }
     CHECK(worst <= 3e-7 + 3 * U, "%s, %d rows: 2^x is off by %.3g", rung, (int)n, worst);
@@ -64,7 +64,7 @@ static void check_sums(const lora_attention_kernels *k, const char *rung, double
         run(k, ROWS, &r);
         for (int i = 0; i < ROWS; i++) {
             double p = exp2((double)r.q[i]), want = log1p(p);
-            worst = fmax(worst, fabs((double)r.lse[i] - want) - p / (1 + p) * error - 4 * U * (1 + want));
+            worst = worse(worst, fabs((double)r.lse[i] - want) - p / (1 + p) * error - 4 * U * (1 + want));
         }
     }
     CHECK(worst <= 0, "%s: a sum of 2^x is off by %.3g beyond %.1g", rung, worst, error);

@@ -200,7 +200,7 @@ def parameters(folder: Path) -> dict[str, bytes]:
 
 def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> None:
     count, moments = kills(4), random.Random(5)
-    words = [*WORDS, "--max-steps", str(9 if count < 10 else 20 * count)]
+    words = [*WORDS, "--max-steps", str(9 if count < 10 else 90 * count)]
     whole = called(workplace, [*words, "--output-dir", "whole"])
     assert whole.returncode == 0, whole.stderr
     times = [moments.uniform(0.6, 2.0 if count < 10 else 4.0) for _ in range(count)]
