@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py [--measure] [--json FILE]
 
-A step of N nodes takes the largest share of micro-batches, the update, and the exchange of gradients: each rank sends the
-nodes of the tree that it has summed to the ranks that add them up, and gets the sums of all others. --measure runs lora-c with
+A step of N nodes takes the largest share of micro-batches, the update, and what of the exchange of gradients is not hidden by
+the backward pass of the last micro-batch: each rank sends the nodes of the tree that it has summed to the ranks that add them
+up, and gets the sums of all others, layer by layer as they are complete. --measure runs lora-c with
 1 and 2 ranks on this machine, and exits with 1 where the model is more than 20 % off the second run; it needs mpi4py and
 mpirun, and a machine that is otherwise idle.
 """
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_c import _core
-from lora_c.training.distributed import PIECE, division
+from lora_c.training.distributed import division
+from lora_c.training.exchange import piece_size
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 NETWORKS = {"1 Gbit/s": (30e-6, 1e9 / 8), "10 Gbit/s": (15e-6, 10e9 / 8), "100 Gbit/s": (3e-6, 100e9 / 8)}  # latency, bytes/s
 OFF = 0.20
+BACKWARD = 0.5  # of a micro-batch, about: the base has no gradients
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,21 @@ class Costs:
 
 
 def exchange_seconds(costs: Costs, micro_batches: int, size: int, latency: float, bandwidth: float) -> float:
-    """Of the all-to-all and the all-gather of a step, and the additions between them."""
+    """Of the all-to-all and the all-gather of a step, and the additions between them, beyond the backward pass.
+
+    The first piece is complete when its part of the backward pass is done, and the last one goes out when all of it is.
+    """
     if size == 1:
         return 0.0
     covers = [len(_core.tree_cover(micro_batches, *part)) for part in division(micro_batches, size)]
-    pieces = -(-costs.elements // PIECE)
+    pieces = -(-costs.elements // piece_size(costs.elements))
     bytes_of_all = 4 * costs.elements
     sent = max(covers) * bytes_of_all * (size - 1) / size + bytes_of_all * (size - 1) / size
     messages = 2 * (size - 1) * pieces
     added = sum(covers) * bytes_of_all / size
     small = 3 * latency * max(1, (size - 1).bit_length())  # stop, tokens, losses
-    return sent / bandwidth + messages * latency + added / costs.add_bytes + small
+    exchange = sent / bandwidth + messages * latency + added / costs.add_bytes
+    return max(exchange / pieces, exchange - BACKWARD * costs.micro_batch * (1 - 1 / pieces)) + small
 
 
 def step_seconds(costs: Costs, micro_batches: int, size: int, latency: float, bandwidth: float) -> float:

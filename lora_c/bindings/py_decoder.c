@@ -26,6 +26,11 @@ static PyObject *raise_from(const decoder *self, const lora_error *err) {
 
 /* --- construction ------------------------------------------------------------------------------------------------- */
 
+/* In the thread of a pass, without the GIL. */
+static void layer_done(void *self, int64_t layer) {
+    atomic_store_explicit(&((decoder *)self)->complete_layer, layer, memory_order_release);
+}
+
 static PyObject *make_decoder(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     lora_decoder_config config = {0};
     lora_py_decoder_memory memory = {0};
@@ -37,6 +42,8 @@ static PyObject *make_decoder(PyTypeObject *type, PyObject *args, PyObject *kwar
         lora_status status;
         lora_error err = {0};
         LORA_PY_CALL(self->base.ctx, status, lora_decoder_create(self->base.ctx, &config, &self->decoder, &err));
+        if (status == LORA_OK) lora_decoder_on_layer_done(self->decoder, layer_done, self);
+        atomic_store(&self->complete_layer, config.num_hidden_layers);
         self->config = config;
         self->config.sliding_window = NULL;
         self->config.layer_rope = NULL;

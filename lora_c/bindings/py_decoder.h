@@ -17,6 +17,7 @@ typedef struct lora_py_decoder {
     uint64_t noise_seed;
     lora_dtype activation_dtype;
     bool watching;
+    _Atomic int64_t complete_layer; /* of the training pass that goes on; num_hidden_layers: none is */
 } lora_py_decoder;
 
 typedef struct lora_py_kvcache {

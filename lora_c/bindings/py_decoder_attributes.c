@@ -109,6 +109,12 @@ static int set_stopping(PyObject *o, PyObject *value, void *unused) {
     return 0;
 }
 
+/* Not exclusive either. */
+static PyObject *get_complete_layer(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(atomic_load_explicit(&((decoder *)o)->complete_layer, memory_order_acquire));
+}
+
 static PyObject *get_config(PyObject *o, void *unused) {
     (void)unused;
     return PyDict_Copy(((decoder *)o)->options);
@@ -126,6 +132,10 @@ PyGetSetDef lora_py_decoder_getset[] = {
      NULL},
     {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,
      "'exact' or 'fast', for every pass; at first that of the module. See set_precision().", NULL},
+    {"complete_layer", get_complete_layer, NULL,
+     "The lowest layer whose gradients are complete in the training pass that another thread is in, as are those of the layers above\n"
+     "it; num_hidden_layers where there is none. On other devices they are only asked for.",
+     NULL},
     {"stopping", get_stopping, set_stopping,
      "While True, passes end between two layers with PassStopped, the running one too; may be set by any thread.", NULL},
     {"virtual_tokens", lora_py_decoder_get_virtual_tokens, NULL, "How many set_virtual_tokens() has put before every sequence.", NULL},

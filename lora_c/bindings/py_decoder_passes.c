@@ -123,7 +123,9 @@ PyObject *lora_py_decoder_forward_backward(PyObject *o, PyObject *args, PyObject
     lora_error err = {0};
     if (ready) {
         x.b.dropout_step = dropout_step;
+        atomic_store(&self->complete_layer, self->config.num_hidden_layers); /* a parent that forked in a pass has left another */
         LORA_PY_CALL(self->base.ctx, status, lora_decoder_forward_backward(self->decoder, &x.b, (float)grad_scale, &loss, &err));
+        atomic_store(&self->complete_layer, self->config.num_hidden_layers);
         lora_py_leave(&self->base);
     }
     release_batch(&x);

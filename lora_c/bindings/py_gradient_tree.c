@@ -1,17 +1,21 @@
-/* GradientTree: the sum of a step's micro-batches, as lora_c/comm has it, and the functions of its nodes. */
+/* GradientTree: the sum of a step's micro-batches, as lora_c/comm has it. */
 #include "lora_c/bindings/py_array.h"
 #include "lora_c/bindings/py_devices.h"
+#include "lora_c/bindings/py_tree_nodes.h"
 
 typedef struct gradient_tree {
     lora_py_object base;
     PyObject *parameters; /* a tuple: they hold the gradients */
     lora_gradient_tree *tree;
+    lora_ctx *beside; /* of the CPU, with an engine and the caller's thread: computes while another thread is in a pass, which holds its
+                       * engine to its end */
 } gradient_tree;
 
 static void gradient_tree_dealloc(PyObject *o) {
     PyObject_GC_UnTrack(o);
     gradient_tree *self = (gradient_tree *)o;
     lora_gradient_tree_destroy(self->tree);
+    lora_ctx_destroy(self->beside);
     Py_XDECREF(self->parameters);
     lora_py_delete(o);
 }
@@ -45,7 +49,8 @@ static PyObject *make_gradient_tree(PyTypeObject *type, PyObject *args, PyObject
     int status = params ? 0 : -1;
     for (Py_ssize_t i = 0; status == 0 && i < n; i++) status = add_parameter(self, state, i, &params[i]);
     lora_error err = {0};
-    if (status == 0 && lora_gradient_tree_create(self->base.ctx, params, n, &self->tree, &err) != LORA_OK) {
+    if (status == 0 && (lora_ctx_create(&(lora_ctx_options){.n_threads = 1}, &self->beside, &err) != LORA_OK ||
+                        lora_gradient_tree_create(self->base.ctx, params, n, &self->tree, &err) != LORA_OK)) {
         lora_py_raise(state, &err);
         status = -1;
     }
@@ -101,9 +106,45 @@ static PyObject *gradient_tree_next(PyObject *o, PyObject *unused) {
     return end(self, status, &err);
 }
 
-static lora_status read_node(gradient_tree *self, int64_t index, int64_t begin, const lora_py_array *out, lora_error *err) {
-    LORA_TRY(lora_gradient_tree_read(self->tree, index, begin, out->n, out->data, err));
-    return lora_sync(self->base.ctx, err);
+PyDoc_STRVAR(begin_last_doc,
+             "begin_last($self, /)\n--\n\n"
+             "In the place of next for the last micro-batch of this process, before its pass: then join parts of its gradients as they are "
+             "complete.\n\n"
+             "Raises\n------\nValueError\n    More than one is to come, or none.\nRuntimeError\n    Another thread is using this tree.");
+
+static PyObject *gradient_tree_begin_last(PyObject *o, PyObject *unused) {
+    (void)unused;
+    gradient_tree *self = (gradient_tree *)o;
+    lora_error err = {0};
+    if (lora_py_enter(&self->base) < 0) return NULL;
+    return end(self, lora_gradient_tree_begin_last(self->tree, &err), &err);
+}
+
+/* Where parts of gradients are computed. */
+static lora_ctx *ctx_of_parts(const gradient_tree *self) { return lora_py_is_host(self->base.ctx) ? self->beside : self->base.ctx; }
+
+PyDoc_STRVAR(join_doc,
+             "join($self, begin, count, /)\n--\n\n"
+             "Add to gradients of the last micro-batch what earlier ones have summed: once for every element.\n\n"
+             "Parameters\n----------\n"
+             "begin, count : int\n    Elements, counted through all parameters. They are complete; another thread may be in the pass "
+             "that\n    computes others.\n\n"
+             "Raises\n------\nValueError\n    A number is out of range.\nRuntimeError\n    Another thread is using this tree.");
+
+static PyObject *gradient_tree_join(PyObject *o, PyObject *args) {
+    int64_t begin, count;
+    gradient_tree *self = (gradient_tree *)o;
+    lora_ctx *ctx = ctx_of_parts(self);
+    if (!PyArg_ParseTuple(args, "O&O&:join", lora_py_whole, &begin, lora_py_whole, &count) || lora_py_enter(&self->base) < 0) return NULL;
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(ctx, status, lora_gradient_tree_join(self->tree, ctx, begin, count, &err));
+    return end(self, status, &err);
+}
+
+static lora_status read_node(gradient_tree *self, lora_ctx *ctx, int64_t index, int64_t begin, const lora_py_array *out, lora_error *err) {
+    LORA_TRY(lora_gradient_tree_read(self->tree, ctx, index, begin, out->n, out->data, err));
+    return lora_sync(ctx, err);
 }
 
 PyDoc_STRVAR(read_doc, "read($self, index, begin, out, /)\n--\n\n"
@@ -119,6 +160,7 @@ static PyObject *gradient_tree_read(PyObject *o, PyObject *args) {
     PyObject *given;
     gradient_tree *self = (gradient_tree *)o;
     lora_py_array out;
+    lora_ctx *ctx = ctx_of_parts(self);
     if (!PyArg_ParseTuple(args, "O&O&O:read", lora_py_whole, &index, lora_py_whole, &begin, &given) ||
         lora_py_get(given, "out", LORA_PY_F32, LORA_PY_WRITABLE, &out) < 0)
         return NULL;
@@ -126,16 +168,16 @@ static PyObject *gradient_tree_read(PyObject *o, PyObject *args) {
     if (lora_py_enter(&self->base) >= 0) {
         lora_status status;
         lora_error err = {0};
-        LORA_PY_CALL(self->base.ctx, status, read_node(self, index, begin, &out, &err));
+        LORA_PY_CALL(ctx, status, read_node(self, ctx, index, begin, &out, &err));
         none = end(self, status, &err);
     }
     lora_py_release(&out);
     return none;
 }
 
-static lora_status write_gradients(gradient_tree *self, int64_t begin, const lora_py_array *from, lora_error *err) {
-    LORA_TRY(lora_gradient_tree_write(self->tree, begin, from->n, from->data, err));
-    return lora_sync(self->base.ctx, err);
+static lora_status write_gradients(gradient_tree *self, lora_ctx *ctx, int64_t begin, const lora_py_array *from, lora_error *err) {
+    LORA_TRY(lora_gradient_tree_write(self->tree, ctx, begin, from->n, from->data, err));
+    return lora_sync(ctx, err);
 }
 
 PyDoc_STRVAR(write_doc, "write($self, begin, values, /)\n--\n\n"
@@ -150,30 +192,52 @@ static PyObject *gradient_tree_write(PyObject *o, PyObject *args) {
     PyObject *given;
     gradient_tree *self = (gradient_tree *)o;
     lora_py_array values;
+    lora_ctx *ctx = ctx_of_parts(self);
     if (!PyArg_ParseTuple(args, "O&O:write", lora_py_whole, &begin, &given) || lora_py_get(given, "values", LORA_PY_F32, 0, &values) < 0)
         return NULL;
     PyObject *none = NULL;
     if (lora_py_enter(&self->base) >= 0) {
         lora_status status;
         lora_error err = {0};
-        LORA_PY_CALL(self->base.ctx, status, write_gradients(self, begin, &values, &err));
+        LORA_PY_CALL(ctx, status, write_gradients(self, ctx, begin, &values, &err));
         none = end(self, status, &err);
     }
     lora_py_release(&values);
     return none;
 }
 
-/* --- nodes -------------------------------------------------------------------------------------------------------- */
+PyDoc_STRVAR(combine_doc, "combine($self, nodes, parts, /)\n--\n\n"
+                          "Add nodes of all processes up to the root, the sum of the step, which is left in row 0.\n\n"
+                          "Parameters\n----------\n"
+                          "nodes : sequence of tuple of int\n    (first leaf, level) of each row; all leaves in their order.\n"
+                          "parts : array (nodes, n)\n    float32; changed.\n\n"
+                          "Raises\n------\nValueError\n    The nodes are not all leaves in their order.\n"
+                          "RuntimeError\n    Another thread is using this tree.");
 
-static PyObject *list_of(const lora_tree_node *nodes, int64_t n) {
-    PyObject *list = PyList_New(0);
-    for (int64_t i = 0; list && i < n; i++) {
-        PyObject *pair = Py_BuildValue("(LL)", (long long)nodes[i].first, (long long)nodes[i].level);
-        if (!pair || PyList_Append(list, pair) < 0) Py_CLEAR(list);
-        Py_XDECREF(pair);
+static PyObject *gradient_tree_combine(PyObject *o, PyObject *args) {
+    int64_t n = 0;
+    PyObject *given, *given_parts, *none = NULL;
+    gradient_tree *self = (gradient_tree *)o;
+    lora_py_array parts;
+    if (!PyArg_ParseTuple(args, "OO:combine", &given, &given_parts)) return NULL;
+    lora_tree_node *nodes = lora_py_nodes_of(given, &n);
+    if (!nodes) return NULL;
+    if (lora_py_get(given_parts, "parts", LORA_PY_F32, LORA_PY_WRITABLE, &parts) == 0) {
+        if (lora_py_expect(&parts, 2, (int64_t[]){-1, -1}) == 0 && lora_py_enter(&self->base) >= 0) {
+            lora_mat rows = lora_mat_f32(parts.data, parts.shape[0], parts.shape[1], parts.shape[1]);
+            lora_status status;
+            lora_error err = {0};
+            LORA_PY_CALL(self->beside, status,
+                         lora_tree_combine(self->beside, lora_gradient_tree_leaves(self->tree), n, nodes, rows, &err));
+            none = end(self, status, &err);
+        }
+        lora_py_release(&parts);
     }
-    return list;
+    PyMem_Free(nodes);
+    return none;
 }
+
+/* --- type --------------------------------------------------------------------------------------------------------- */
 
 static PyObject *get_nodes(PyObject *o, void *unused) {
     (void)unused;
@@ -184,86 +248,13 @@ static PyObject *get_nodes(PyObject *o, void *unused) {
     int64_t n = lora_gradient_tree_nodes(self->tree, &own);
     for (int64_t i = 0; i < n; i++) nodes[i] = own[i];
     lora_py_leave(&self->base);
-    return list_of(nodes, n);
+    return lora_py_list_of_nodes(nodes, n);
 }
 
 static PyObject *get_elements(PyObject *o, void *unused) {
     (void)unused;
     return PyLong_FromLongLong(lora_gradient_tree_elements(((gradient_tree *)o)->tree));
 }
-
-PyDoc_STRVAR(cover_doc, "tree_cover($module, leaves, first, last, /)\n--\n\n"
-                        "Return the fewest nodes (first leaf, level) of the tree over micro-batches that are first to last - 1.\n\n"
-                        "Raises\n------\nValueError\n    They are out of range.");
-
-static PyObject *tree_cover(PyObject *module, PyObject *args) {
-    (void)module;
-    int64_t leaves, first, last;
-    lora_tree_node nodes[LORA_TREE_NODES];
-    if (!PyArg_ParseTuple(args, "O&O&O&:tree_cover", lora_py_whole, &leaves, lora_py_whole, &first, lora_py_whole, &last)) return NULL;
-    if (first < 0 || first > last || last > leaves || leaves > LORA_PY_MOST_ITEMS) {
-        PyErr_Format(PyExc_ValueError, "first, last: expected 0 <= first <= last <= leaves <= %d, got %lld, %lld and %lld",
-                     (int)LORA_PY_MOST_ITEMS, (long long)first, (long long)last, (long long)leaves);
-        return NULL;
-    }
-    return list_of(nodes, lora_tree_cover(leaves, first, last, nodes));
-}
-
-/* Free them with PyMem_Free; NULL with an exception. */
-static lora_tree_node *nodes_of(PyObject *given, int64_t *n) {
-    PyObject *items = lora_py_items(given, "nodes: expected a list of pairs of int");
-    if (!items) return NULL;
-    *n = PyTuple_GET_SIZE(items);
-    lora_tree_node *nodes = PyMem_Calloc((size_t)*n + 1, sizeof *nodes);
-    if (!nodes) PyErr_NoMemory();
-    for (int64_t i = 0; nodes && i < *n; i++) {
-        PyObject *pair = PyTuple_GET_ITEM(items, i);
-        if (!PyTuple_Check(pair)) lora_py_refuse(PyExc_TypeError, "nodes: expected a list of pairs of int", pair);
-        if (PyTuple_Check(pair) && PyArg_ParseTuple(pair, "O&O&", lora_py_whole, &nodes[i].first, lora_py_whole, &nodes[i].level)) continue;
-        PyMem_Free(nodes);
-        nodes = NULL;
-    }
-    Py_DECREF(items);
-    return nodes;
-}
-
-PyDoc_STRVAR(combine_doc, "tree_combine($module, leaves, nodes, parts, /)\n--\n\n"
-                          "Add nodes of the tree over micro-batches up to its root, the sum of them all, which is left in row 0.\n\n"
-                          "Parameters\n----------\n"
-                          "leaves : int\n    The micro-batches.\n"
-                          "nodes : sequence of tuple of int\n    (first leaf, level) of each row; all leaves in their order.\n"
-                          "parts : array (nodes, n)\n    float32; changed.\n\n"
-                          "Raises\n------\nValueError\n    The nodes are not all leaves in their order.");
-
-static PyObject *tree_combine(PyObject *module, PyObject *args) {
-    lora_py_state *state = PyModule_GetState(module);
-    int64_t leaves, n = 0;
-    PyObject *given, *given_parts, *none = NULL;
-    lora_py_array parts;
-    if (!PyArg_ParseTuple(args, "O&OO:tree_combine", lora_py_whole, &leaves, &given, &given_parts)) return NULL;
-    lora_tree_node *nodes = nodes_of(given, &n);
-    if (!nodes) return NULL;
-    if (lora_py_get(given_parts, "parts", LORA_PY_F32, LORA_PY_WRITABLE, &parts) == 0) {
-        if (lora_py_expect(&parts, 2, (int64_t[]){-1, -1}) == 0) {
-            lora_mat rows = lora_mat_f32(parts.data, parts.shape[0], parts.shape[1], parts.shape[1]);
-            lora_status status;
-            lora_error err = {0};
-            LORA_PY_CALL(state->ctx, status, lora_tree_combine(state->ctx, leaves, n, nodes, rows, &err));
-            none = status == LORA_OK ? Py_NewRef(Py_None) : lora_py_raise(state, &err);
-        }
-        lora_py_release(&parts);
-    }
-    PyMem_Free(nodes);
-    return none;
-}
-
-PyMethodDef lora_py_tree_functions[] = {
-    {"tree_cover", tree_cover, METH_VARARGS, cover_doc},
-    {"tree_combine", tree_combine, METH_VARARGS, combine_doc},
-    {0},
-};
-
-/* --- type --------------------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(gradient_tree_doc,
              "GradientTree(params)\n--\n\n"
@@ -273,9 +264,15 @@ PyDoc_STRVAR(gradient_tree_doc,
              "Notes\n-----\nA process with n of them keeps log2(n) partial sums beside the gradients. One thread at a time.");
 
 static PyMethodDef methods[] = {
-    {"begin", gradient_tree_begin, METH_VARARGS, begin_doc}, {"next", gradient_tree_next, METH_NOARGS, next_doc},
-    {"read", gradient_tree_read, METH_VARARGS, read_doc},    {"write", gradient_tree_write, METH_VARARGS, write_doc},
-    {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},       {0},
+    {"begin", gradient_tree_begin, METH_VARARGS, begin_doc},
+    {"next", gradient_tree_next, METH_NOARGS, next_doc},
+    {"begin_last", gradient_tree_begin_last, METH_NOARGS, begin_last_doc},
+    {"join", gradient_tree_join, METH_VARARGS, join_doc},
+    {"combine", gradient_tree_combine, METH_VARARGS, combine_doc},
+    {"read", gradient_tree_read, METH_VARARGS, read_doc},
+    {"write", gradient_tree_write, METH_VARARGS, write_doc},
+    {"__reduce__", lora_py_reduce, METH_NOARGS, NULL},
+    {0},
 };
 
 static PyGetSetDef attributes[] = {

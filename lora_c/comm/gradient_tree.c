@@ -21,6 +21,7 @@ struct lora_gradient_tree {
     run *runs;
     lora_node_stack stack;
     float *aside[LORA_TREE_NODES]; /* (elements) each: the nodes before the last one */
+    int64_t joined, lowest;        /* the leaf that came last is the sum of itself and of aside[joined - 1] .. aside[lowest] */
 };
 
 /* to += from, or to = from. */
@@ -77,6 +78,7 @@ void lora_gradient_tree_destroy(lora_gradient_tree *tree) {
 }
 
 int64_t lora_gradient_tree_elements(const lora_gradient_tree *tree) { return tree->elements; }
+int64_t lora_gradient_tree_leaves(const lora_gradient_tree *tree) { return tree->stack.leaves; }
 
 /* --- a step --- */
 
@@ -86,12 +88,26 @@ static lora_status clear(lora_gradient_tree *tree, lora_error *err) {
     return LORA_OK;
 }
 
-/* Between the gradients and what lies aside of a node; into the gradients it is added. */
-static lora_status move(lora_gradient_tree *tree, float *aside, bool into_gradients, lora_error *err) {
-    for (int64_t i = 0; i < tree->n_runs; i++) {
+/* What of the gradients from element begin on lies behind each other, count elements at most. */
+static run part_of(const lora_gradient_tree *tree, int64_t begin, int64_t count) {
+    for (int64_t i = 0, start = 0; i < tree->n_runs; start += tree->runs[i++].n) {
         run r = tree->runs[i];
-        LORA_TRY(into_gradients ? take(tree->ctx, aside, r.data, r.n, true, err) : take(tree->ctx, r.data, aside, r.n, false, err));
-        aside += r.n;
+        if (begin < start + r.n) return (run){.data = r.data + (begin - start), .n = lora_min_i64(count, start + r.n - begin)};
+    }
+    return (run){.n = count}; /* not reached: ranges are checked */
+}
+
+static lora_status keep_aside(lora_gradient_tree *tree, float *aside, lora_error *err) {
+    for (int64_t i = 0; i < tree->n_runs; aside += tree->runs[i++].n)
+        LORA_TRY(take(tree->ctx, tree->runs[i].data, aside, tree->runs[i].n, false, err));
+    return LORA_OK;
+}
+
+static lora_status add_aside(const lora_gradient_tree *tree, lora_ctx *ctx, const float *aside, int64_t begin, int64_t count,
+                             lora_error *err) {
+    for (run r; count > 0; begin += r.n, count -= r.n) {
+        r = part_of(tree, begin, count);
+        LORA_TRY(take(ctx, aside + begin, r.data, r.n, true, err));
     }
     return LORA_OK;
 }
@@ -107,17 +123,37 @@ lora_status lora_gradient_tree_begin(lora_gradient_tree *tree, int64_t leaves, i
     return clear(tree, err);
 }
 
-lora_status lora_gradient_tree_next(lora_gradient_tree *tree, lora_error *err) {
-    LORA_CHECK(tree->next < tree->last, err, LORA_EINVAL, "next: expected a leaf of those that were announced, got one more");
+/* The leaf that comes is a node; those of which it is the last part are sums of what lies aside and of it. */
+static void enter_leaf(lora_gradient_tree *tree) {
     lora_node_stack *stack = &tree->stack;
     stack->nodes[stack->n++] = (lora_tree_node){.first = tree->next++, .level = 0};
-    while (lora_nodes_join(stack)) LORA_TRY(move(tree, tree->aside[stack->n - 1], true, err));
+    tree->joined = stack->n - 1;
+    while (lora_nodes_join(stack)) continue;
+    tree->lowest = stack->n - 1;
+}
+
+static lora_status join(lora_gradient_tree *tree, lora_ctx *ctx, int64_t begin, int64_t count, lora_error *err) {
+    for (int64_t i = tree->joined - 1; i >= tree->lowest; i--) LORA_TRY(add_aside(tree, ctx, tree->aside[i], begin, count, err));
+    return LORA_OK;
+}
+
+lora_status lora_gradient_tree_next(lora_gradient_tree *tree, lora_error *err) {
+    LORA_CHECK(tree->next < tree->last, err, LORA_EINVAL, "next: expected a leaf of those that were announced, got one more");
+    enter_leaf(tree);
+    LORA_TRY(join(tree, tree->ctx, 0, tree->elements, err));
     if (tree->next == tree->last) return LORA_OK;
-    float **aside = &tree->aside[stack->n - 1];
+    float **aside = &tree->aside[tree->stack.n - 1];
     if (!*aside) *aside = lora_ctx_alloc_uncleared(tree->ctx, LORA_MEM_GRAD, (size_t)tree->elements * sizeof(float));
     LORA_CHECK(*aside, err, LORA_ENOMEM, "gradients: expected memory for a partial sum of %" PRId64 " elements, got none", tree->elements);
-    LORA_TRY(move(tree, *aside, false, err));
+    LORA_TRY(keep_aside(tree, *aside, err));
     return clear(tree, err);
+}
+
+lora_status lora_gradient_tree_begin_last(lora_gradient_tree *tree, lora_error *err) {
+    LORA_CHECK(tree->next == tree->last - 1, err, LORA_EINVAL,
+               "begin_last: expected one leaf of those that were announced to be left, got %" PRId64, tree->last - tree->next);
+    enter_leaf(tree);
+    return LORA_OK;
 }
 
 int64_t lora_gradient_tree_nodes(const lora_gradient_tree *tree, const lora_tree_node **nodes) {
@@ -133,40 +169,35 @@ static lora_status check_range(const lora_gradient_tree *tree, int64_t begin, in
     return LORA_OK;
 }
 
-/* Elements of the gradients from begin on, to or from memory of the host. */
-static lora_status exchange(lora_gradient_tree *tree, int64_t begin, int64_t count, float *to, const float *from, lora_error *err) {
-    for (int64_t i = 0, start = 0; i < tree->n_runs && count > 0; start += tree->runs[i++].n) {
-        run r = tree->runs[i];
-        if (begin >= start + r.n) continue;
-        int64_t n = lora_min_i64(count, start + r.n - begin);
-        float *here = r.data + (begin - start);
-        if (to)
-            LORA_TRY(lora_download(tree->ctx, to, here, (size_t)n * sizeof(float), err));
-        else
-            LORA_TRY(lora_upload(tree->ctx, here, from, (size_t)n * sizeof(float), err));
-        if (to)
-            to += n;
-        else
-            from += n;
-        begin += n;
-        count -= n;
-    }
-    return LORA_OK;
+lora_status lora_gradient_tree_join(lora_gradient_tree *tree, lora_ctx *ctx, int64_t begin, int64_t count, lora_error *err) {
+    LORA_TRY(check_range(tree, begin, count, err));
+    return join(tree, ctx, begin, count, err);
 }
 
-lora_status lora_gradient_tree_read(lora_gradient_tree *tree, int64_t index, int64_t begin, int64_t count, float *to, lora_error *err) {
+lora_status lora_gradient_tree_read(lora_gradient_tree *tree, lora_ctx *ctx, int64_t index, int64_t begin, int64_t count, float *to,
+                                    lora_error *err) {
     LORA_CHECK(index >= 0 && index < tree->stack.n, err, LORA_EINVAL, "index: expected a node of %" PRId64 ", got %" PRId64, tree->stack.n,
                index);
     LORA_CHECK(to || count == 0, err, LORA_EINVAL, "to: expected a pointer, got NULL");
     LORA_TRY(check_range(tree, begin, count, err));
-    if (index == tree->stack.n - 1) return exchange(tree, begin, count, to, NULL, err);
-    return count == 0 ? LORA_OK : lora_download(tree->ctx, to, tree->aside[index] + begin, (size_t)count * sizeof(float), err);
+    if (index < tree->stack.n - 1)
+        return count == 0 ? LORA_OK : lora_download(ctx, to, tree->aside[index] + begin, (size_t)count * sizeof(float), err);
+    for (run r; count > 0; begin += r.n, count -= r.n, to += r.n) {
+        r = part_of(tree, begin, count);
+        LORA_TRY(lora_download(ctx, to, r.data, (size_t)r.n * sizeof(float), err));
+    }
+    return LORA_OK;
 }
 
-lora_status lora_gradient_tree_write(lora_gradient_tree *tree, int64_t begin, int64_t count, const float *from, lora_error *err) {
+lora_status lora_gradient_tree_write(lora_gradient_tree *tree, lora_ctx *ctx, int64_t begin, int64_t count, const float *from,
+                                     lora_error *err) {
     LORA_CHECK(from || count == 0, err, LORA_EINVAL, "from: expected a pointer, got NULL");
     LORA_TRY(check_range(tree, begin, count, err));
-    return exchange(tree, begin, count, NULL, from, err);
+    for (run r; count > 0; begin += r.n, count -= r.n, from += r.n) {
+        r = part_of(tree, begin, count);
+        LORA_TRY(lora_upload(ctx, r.data, from, (size_t)r.n * sizeof(float), err));
+    }
+    return LORA_OK;
 }
 
 /* --- the nodes of all processes --- */

@@ -158,6 +158,7 @@ lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buff
         if (d->recompute == LORA_RECOMPUTE_LAYER && layer < L - 1) LORA_TRY(lora_layer_recompute(d, run, b, layer, err));
         LORA_TRY(mlp_backward(d, run, b, layer, attention, err));
         if (attention) LORA_TRY(attention_backward(d, run, b, layer, below, err));
+        if (d->layer_done) d->layer_done(d->layer_done_arg, layer);
     }
     lora_ctx_watch_at(d->ctx, -1, true);
     return embeddings ? embeddings_backward(d, run, b, err) : LORA_OK;

@@ -80,6 +80,11 @@ lora_precision lora_decoder_precision(const lora_decoder *d) { return lora_ctx_p
 void lora_decoder_set_stopping(lora_decoder *d, bool on) { atomic_store(&d->stopping, on); }
 bool lora_decoder_stopping(const lora_decoder *d) { return atomic_load(&d->stopping); }
 
+void lora_decoder_on_layer_done(lora_decoder *d, lora_layer_done *done, void *arg) {
+    d->layer_done = done;
+    d->layer_done_arg = arg;
+}
+
 /* What a pass keeps from one call to the next and had begun to write. */
 void lora_decoder_after_fork(lora_decoder *d) {
     lora_forget_adapter_norms(d);

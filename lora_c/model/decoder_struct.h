@@ -148,6 +148,8 @@ struct lora_decoder {
     float noise_alpha;
     uint64_t noise_seed;
     atomic_bool stopping; /* set by another thread than that of the pass */
+    lora_layer_done *layer_done;
+    void *layer_done_arg;
     /* of a pass */
     float **streams;          /* (L + 1) on the host: lora_buffers.x */
     lora_layer_state *states; /* (L) on the host */

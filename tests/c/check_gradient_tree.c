@@ -53,14 +53,27 @@ static void free_process(lora_ctx *ctx, process *p) {
     lora_ctx_free(ctx, p->apart);
 }
 
+/* The last leaf in parts, the later ones first, as a backward pass completes them; beside may be another context of the device. */
+static void last_in_parts(lora_ctx *beside, lora_gradient_tree *tree) {
+    static const int64_t cuts[] = {0, 3, 5 + 17, 4101, 5 + 4096 + 1, ELEMENTS};
+    for (int i = 4; i >= 0; i--) OK(lora_gradient_tree_join(tree, beside, cuts[i], cuts[i + 1] - cuts[i], ERR));
+    OK(lora_sync(beside, ERR));
+}
+
 /* Sums the leaves first to last - 1, and writes its nodes below each other. Returns how many. */
-static int64_t sum_range(lora_ctx *ctx, float *const *leaves, int64_t n, int64_t first, int64_t last, lora_tree_node *nodes, float *parts) {
+static int64_t sum_range(lora_ctx *ctx, lora_ctx *beside, float *const *leaves, int64_t n, int64_t first, int64_t last,
+                         lora_tree_node *nodes, float *parts) {
     process p = make_process(ctx);
     OK(lora_gradient_tree_begin(p.tree, n, first, last, ERR));
     for (int64_t leaf = first; leaf < last; leaf++) {
-        OK(lora_gradient_tree_write(p.tree, 0, ELEMENTS, leaves[leaf], ERR));
+        OK(lora_gradient_tree_write(p.tree, ctx, 0, ELEMENTS, leaves[leaf], ERR));
         OK(lora_sync(ctx, ERR));
-        OK(lora_gradient_tree_next(p.tree, ERR));
+        bool in_parts = leaf == last - 1 && n % 2;
+        if (in_parts) OK(lora_gradient_tree_begin_last(p.tree, ERR));
+        if (in_parts)
+            last_in_parts(beside, p.tree);
+        else
+            OK(lora_gradient_tree_next(p.tree, ERR));
     }
     const lora_tree_node *own;
     lora_tree_node expected[LORA_TREE_NODES];
@@ -70,8 +83,8 @@ static int64_t sum_range(lora_ctx *ctx, float *const *leaves, int64_t n, int64_t
     for (int64_t i = 0; i < count; i++) {
         CHECK(own[i].first == expected[i].first && own[i].level == expected[i].level, "node %lld", (long long)i);
         nodes[i] = own[i];
-        OK(lora_gradient_tree_read(p.tree, i, 0, 7, parts + i * ELEMENTS, ERR));
-        OK(lora_gradient_tree_read(p.tree, i, 7, ELEMENTS - 7, parts + i * ELEMENTS + 7, ERR));
+        OK(lora_gradient_tree_read(p.tree, ctx, i, 0, 7, parts + i * ELEMENTS, ERR));
+        OK(lora_gradient_tree_read(p.tree, ctx, i, 7, ELEMENTS - 7, parts + i * ELEMENTS + 7, ERR));
     }
     OK(lora_sync(ctx, ERR));
     free_process(ctx, &p);
@@ -81,11 +94,12 @@ static int64_t sum_range(lora_ctx *ctx, float *const *leaves, int64_t n, int64_t
 static void check_division(lora_ctx *cpu, lora_ctx *ctx, float *const *leaves, int64_t n, int64_t ranks, const float *expected) {
     lora_tree_node nodes[MOST_LEAVES];
     float *parts = random_floats(MOST_LEAVES * ELEMENTS, 0, 0);
+    lora_ctx *beside = strcmp(lora_ctx_device(ctx), "cpu") == 0 ? cpu : ctx;
     int64_t count = 0, first = 0;
     for (int64_t rank = 0; rank < ranks; rank++) {
         int64_t even = n * (rank + 1) / ranks, last = even > first ? even : first;
         if (rank == 1 && last < n) last++; /* not only the even division */
-        count += sum_range(ctx, leaves, n, first, last, nodes + count, parts + count * ELEMENTS);
+        count += sum_range(ctx, beside, leaves, n, first, last, nodes + count, parts + count * ELEMENTS);
         first = last;
     }
     OK(lora_tree_combine(cpu, n, count, nodes, lora_mat_f32(parts, count, ELEMENTS, ELEMENTS), ERR));
@@ -102,10 +116,12 @@ static void check_memory(lora_ctx *ctx) {
     size_t kept = lora_ctx_memory(ctx, LORA_MEM_GRAD).live_bytes - before;
     CHECK(kept >= 6 * ELEMENTS * sizeof(float) && kept < 7 * ELEMENTS * sizeof(float), "%zu bytes", kept); /* log2 64 */
     REFUSED(LORA_EINVAL, "next: expected a leaf", lora_gradient_tree_next(p.tree, ERR));
+    REFUSED(LORA_EINVAL, "begin_last: expected one leaf", lora_gradient_tree_begin_last(p.tree, ERR));
+    REFUSED(LORA_EINVAL, "begin, count: expected", lora_gradient_tree_join(p.tree, ctx, 1, ELEMENTS, ERR));
     REFUSED(LORA_EINVAL, "first, last: expected", lora_gradient_tree_begin(p.tree, 4, 3, 5, ERR));
     REFUSED(LORA_EINVAL, "leaves: expected 1", lora_gradient_tree_begin(p.tree, 0, 0, 0, ERR));
-    REFUSED(LORA_EINVAL, "index: expected", lora_gradient_tree_read(p.tree, 1, 0, 0, NULL, ERR));
-    REFUSED(LORA_EINVAL, "begin, count: expected", lora_gradient_tree_write(p.tree, ELEMENTS, 1, p.together, ERR));
+    REFUSED(LORA_EINVAL, "index: expected", lora_gradient_tree_read(p.tree, ctx, 1, 0, 0, NULL, ERR));
+    REFUSED(LORA_EINVAL, "begin, count: expected", lora_gradient_tree_write(p.tree, ctx, ELEMENTS, 1, p.together, ERR));
     free_process(ctx, &p);
 }
 

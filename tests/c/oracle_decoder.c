@@ -194,12 +194,49 @@ lora_batch oracle_batch(void) {
                         .dropout_step = 5};
 }
 
+/* What the gradients of layers were when a pass said that they are complete. */
+typedef struct done_layers {
+    const oracle_model *m;
+    int64_t next; /* layers are done from the last one down */
+    uint64_t sums[O_LAYERS];
+} done_layers;
+
+static uint64_t sum_of_layer(const oracle_model *m, int64_t layer) {
+    uint64_t sum = 0;
+    for (int64_t i = layer * O_PER_LAYER; i < (layer + 1) * O_PER_LAYER; i++) {
+        const uint32_t *bits = (const uint32_t *)m->t[i].g;
+        for (int64_t k = 0; bits && k < m->t[i].n; k++) sum = sum * 31 + bits[k];
+    }
+    return sum;
+}
+
+static void keep_done(void *arg, int64_t layer) {
+    done_layers *done = arg;
+    CHECK(layer == done->next, "layer %lld is done before layer %lld", (long long)layer, (long long)done->next);
+    done->sums[layer] = sum_of_layer(done->m, layer);
+    done->next = layer - 1;
+}
+
+/* A layer that was done is not written to again; below the last one that was, nothing trains. Copies on a device are not seen here. */
+static void check_done(const done_layers *done) {
+    for (int64_t layer = 0; layer < O_LAYERS; layer++) {
+        uint64_t before = layer > done->next ? done->sums[layer] : sum_of_layer(done->m, layer);
+        CHECK(layer > done->next ? before == sum_of_layer(done->m, layer) : before == 0, "layer %lld changes after it was done",
+              (long long)layer);
+    }
+}
+
 double oracle_step(oracle_model *m, lora_decoder *d) {
     lora_batch batch = oracle_batch();
     lora_error err = {0};
     double loss = NAN;
+    done_layers done = {.m = m, .next = O_LAYERS - 1};
+    bool is_cpu = strcmp(device_in_use()->name, "cpu") == 0;
     oracle_zero_grad(m);
+    if (is_cpu) lora_decoder_on_layer_done(d, keep_done, &done);
     CHECK(MIRRORED(lora_decoder_forward_backward(d, &batch, 0.5f, &loss, &err)) == LORA_OK, "%s", err.message);
+    lora_decoder_on_layer_done(d, NULL, NULL);
+    if (is_cpu) check_done(&done);
     same_on_every_device("loss", &loss, sizeof loss);
     for (int i = 0; i < O_TENSORS; i++)
         if (m->t[i].g) same_on_every_device(oracle_name(i), m->t[i].g, (size_t)m->t[i].n * sizeof(float));

@@ -38,6 +38,7 @@ lora_status lora_gradient_tree_create(lora_ctx *ctx, const lora_param *params, i
                                       lora_error *err) LORA_MUST_CHECK;
 void lora_gradient_tree_destroy(lora_gradient_tree *tree); /* NULL allowed */
 int64_t lora_gradient_tree_elements(const lora_gradient_tree *tree);
+int64_t lora_gradient_tree_leaves(const lora_gradient_tree *tree); /* of the step that was begun last; 0 before the first one */
 
 /** Begins a step: gradients are cleared, and the leaves first .. last-1 of so many are to come.
  *  Memory   log2(last - first) gradients at most, which the tree keeps until it is destroyed
@@ -46,13 +47,21 @@ lora_status lora_gradient_tree_begin(lora_gradient_tree *tree, int64_t leaves, i
                                      lora_error *err) LORA_MUST_CHECK;
 /** The gradients are the next leaf. Where another one follows, they are cleared for it; after the last leaf of all they are the root. */
 lora_status lora_gradient_tree_next(lora_gradient_tree *tree, lora_error *err) LORA_MUST_CHECK;
+/** In the place of lora_gradient_tree_next for the last leaf, before its gradients are computed: parts of them that are complete may be
+ *  joined, read and written while others are not, by another thread with a context of its own. A process without leaves needs neither.
+ *  Errors   EINVAL where not exactly one leaf is to come */
+lora_status lora_gradient_tree_begin_last(lora_gradient_tree *tree, lora_error *err) LORA_MUST_CHECK;
+/** Adds to count elements of the last leaf, from element begin on, what lies aside of the sums that it ends: once for every element.
+ *  ctx: of the tree's device; another context than the tree's where another thread is in a pass of that. */
+lora_status lora_gradient_tree_join(lora_gradient_tree *tree, lora_ctx *ctx, int64_t begin, int64_t count, lora_error *err) LORA_MUST_CHECK;
 /** The nodes that the process has after its last leaf: those of lora_tree_cover. Returns how many. */
 int64_t lora_gradient_tree_nodes(const lora_gradient_tree *tree, const lora_tree_node **nodes);
-/** to (host) = count elements of node index from element begin on, to be there after the next lora_sync. */
-lora_status lora_gradient_tree_read(lora_gradient_tree *tree, int64_t index, int64_t begin, int64_t count, float *to,
+/** to (host) = count elements of node index from element begin on, to be there after the next lora_sync of ctx, which is one as for
+ *  lora_gradient_tree_join. */
+lora_status lora_gradient_tree_read(lora_gradient_tree *tree, lora_ctx *ctx, int64_t index, int64_t begin, int64_t count, float *to,
                                     lora_error *err) LORA_MUST_CHECK;
-/** count elements of the gradients from element begin on = from (host), which stays until the next lora_sync. */
-lora_status lora_gradient_tree_write(lora_gradient_tree *tree, int64_t begin, int64_t count, const float *from,
+/** count elements of the gradients from element begin on = from (host), which stays until the next lora_sync of ctx. */
+lora_status lora_gradient_tree_write(lora_gradient_tree *tree, lora_ctx *ctx, int64_t begin, int64_t count, const float *from,
                                      lora_error *err) LORA_MUST_CHECK;
 
 #ifdef __cplusplus

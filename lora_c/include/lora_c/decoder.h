@@ -227,6 +227,13 @@ lora_precision lora_decoder_precision(const lora_decoder *decoder);
 void lora_decoder_set_stopping(lora_decoder *decoder, bool on);
 bool lora_decoder_stopping(const lora_decoder *decoder);
 
+/* What a training pass calls when the gradients of a layer's parameters are complete, after those of the layers above it. Those of
+ * parameters of no layer (embeddings, head, last norm, virtual tokens) are complete when the pass has ended. On a device that runs behind
+ * they are asked for by then, and there after the next lora_sync. */
+typedef void lora_layer_done(void *arg, int64_t layer);
+/** done: in the thread of the pass, and must use neither decoder nor context; NULL (at first): none. */
+void lora_decoder_on_layer_done(lora_decoder *decoder, lora_layer_done *done, void *arg);
+
 /* A packed batch: no padding; segment s is tokens cu_seqlens[s] .. cu_seqlens[s+1]-1 and attends only to itself. */
 typedef struct lora_batch {
     int64_t n_tokens, n_segments;

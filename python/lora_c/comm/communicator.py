@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 
 
-class Communicator(Protocol):
+class Exchanger(Protocol):
+    """What sends gradients; every rank calls the same methods in the same order."""
+
+    def all_to_all(self, send: F32, to: Sequence[int], receive: F32, of: Sequence[int]) -> None:
+        """Send `to[r]` numbers to each rank r, one rank behind the other, and receive `of[r]` from it."""
+
+    def all_gather_floats(self, own: F32, receive: F32, of: Sequence[int]) -> None:
+        """Receive the `of[r]` numbers of each rank r, one rank behind the other."""
+
+
+class Communicator(Exchanger, Protocol):
     """Every rank calls the same methods in the same order.
 
     Attributes
@@ -24,6 +34,9 @@ class Communicator(Protocol):
         The same among those of this node.
     host : str
         The node.
+    beside : Exchanger or None
+        For one other thread, which computes on the side: it leaves the CPU to others while it waits. None where there can be
+        no second thread.
     """
 
     rank: int
@@ -31,18 +44,13 @@ class Communicator(Protocol):
     local_rank: int
     local_size: int
     host: str
+    beside: Exchanger | None
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, which may be small objects, in the order of the ranks."""
 
     def broadcast(self, value: Any, local: bool = False) -> Any:
         """Return the value of rank 0, or of local rank 0 of this node."""
-
-    def all_to_all(self, send: F32, to: Sequence[int], receive: F32, of: Sequence[int]) -> None:
-        """Send `to[r]` numbers to each rank r, one rank behind the other, and receive `of[r]` from it."""
-
-    def all_gather_floats(self, own: F32, receive: F32, of: Sequence[int]) -> None:
-        """Receive the `of[r]` numbers of each rank r, one rank behind the other."""
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -59,6 +67,7 @@ class SelfCommunicator:
 
     rank = local_rank = 0
     size = local_size = 1
+    beside: Exchanger | None = None
 
     def __init__(self) -> None:
         self.host = socket.gethostname()

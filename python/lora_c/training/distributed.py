@@ -7,7 +7,7 @@ Every rank has a range of the step's micro-batches. What it has summed are nodes
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,12 +19,11 @@ from ..comm import Communicator
 from ..comm.communicator import any_rank, is_main
 from ..data.batching import pack_group
 from ..notices import tell
+from .exchange import Beside, Exchange, layer_of, pieces_of
 
 if TYPE_CHECKING:
     from .interrupt import StopRequest
     from .trainer import Trainer
-
-PIECE = 1 << 21  # elements that are exchanged at a time: what bounds the memory that it takes
 
 
 class StepSums(NamedTuple):
@@ -65,17 +64,20 @@ class Share:
     micro_batches, tokens : int
         That this rank has computed.
     seconds, reduce_seconds : float
-        Of its passes, and of the exchange of gradients, the wait for slower ranks included.
+        Of its passes, and of what of the exchange of gradients came after them, the wait for slower ranks included.
+    ahead : int
+        Pieces of gradients whose exchange began before a pass had ended.
     """
 
-    def __init__(self, comm: Communicator, parameters: Sequence[Any]) -> None:
+    def __init__(self, comm: Communicator, parameters: Sequence[Any], layers: str) -> None:
         self.comm, self.tree = comm, GradientTree(parameters)
-        self._buffers: dict[str, NDArray[np.float32]] = {}
+        pieces = pieces_of([p.size for p in parameters], [layer_of(p.name, layers) for p in parameters])
+        self._exchange = Exchange(comm, self.tree, pieces)
         self.begin()
 
     def begin(self) -> None:
         """Count anew, for a call of `train`."""
-        self.micro_batches = self.tokens = 0
+        self.micro_batches = self.tokens = self.ahead = 0
         self.seconds = self.reduce_seconds = 0.0
 
     def gradients(self, trainer: Trainer, groups: Sequence[NDArray[np.int64]], step: int) -> StepSums:
@@ -91,63 +93,59 @@ class Share:
         batches = [pack_group(trainer.train_data, group) for group in groups[first:last]]
         counts = _in_order(comm.all_gather([(batch.total_weight, batch.n_tokens) for batch in batches]))
         weight = sum(weight for weight, _ in counts)
-        losses: list[float] = []
         with trainer.leaving.during("step"):
             self.tree.begin(n, first, last)
-            stopped = None
+            exchange: Beside | None = None
+            losses: list[float] = []
+            stopped: PassStopped | None = None
             try:
-                for i, batch in enumerate(batches, step * trainer.config.gradient_accumulation_steps + first):
-                    losses.append(trainer._forward_backward(batch, 1.0 / weight, i))
-                    self.tree.next()
+                for i, batch in enumerate(batches):
+                    is_last = comm.size > 1 and i == len(batches) - 1
+                    if is_last:
+                        self.tree.begin_last()
+                        exchange = self._exchange_beside(trainer, n)
+                    place = step * trainer.config.gradient_accumulation_steps + first + i
+                    losses.append(trainer._forward_backward(batch, 1.0 / weight, place))
+                    if not is_last:
+                        self.tree.next()
             except PassStopped as error:
                 stopped = error
+            except BaseException:
+                if exchange is not None:
+                    exchange.leave()
+                raise
             passed = time.perf_counter()
+            if comm.size > 1:
+                exchange = exchange or self._exchange_beside(trainer, n, is_whole=not batches)
+                exchange.end()
+                self.ahead += exchange.ahead
             of_ranks = comm.all_gather(None if stopped else losses)
             if None in of_ranks:
                 raise stopped or PassStopped("another rank was stopped")
-            if comm.size > 1:
-                self._all_reduce(n)
         self.micro_batches += len(batches)
         self.tokens += sum(batch.n_tokens for batch in batches)
         self.seconds += passed - began
         self.reduce_seconds += time.perf_counter() - passed
         return StepSums(_in_turn(_in_order(of_ranks)), weight, sum(tokens for _, tokens in counts))
 
-    def _all_reduce(self, n: int) -> None:
-        """Each rank adds up one part of every piece of the gradients, and all get all parts."""
-        comm = self.comm
+    def _exchange_beside(self, trainer: Trainer, n: int, is_whole: bool = True) -> Beside:
+        """Begin the exchange of a step, beside the pass that follows where that can be."""
+        comm, decoder = self.comm, trainer.model.decoder
         covers = [_core.tree_cover(n, *part) for part in division(n, comm.size)]
-        nodes = [node for cover in covers for node in cover]
-        own = len(covers[comm.rank])
-        for begin in range(0, self.tree.elements, PIECE):
-            count = min(PIECE, self.tree.elements - begin)
-            cuts = [count * rank // comm.size for rank in range(comm.size + 1)]
-            lengths = [cuts[rank + 1] - cuts[rank] for rank in range(comm.size)]
-            send, place = self._buffer("send", own * count), 0
-            for cut, length in zip(cuts, lengths, strict=False):
-                for node in range(own):
-                    self.tree.read(node, begin + cut, send[place : place + length])
-                    place += length
-            mine = lengths[comm.rank]
-            parts = self._buffer("parts", len(nodes) * mine)
-            comm.all_to_all(send, [own * length for length in lengths], parts, [len(cover) * mine for cover in covers])
-            if mine:
-                _core.tree_combine(n, nodes, parts.reshape(len(nodes), mine))
-            whole = self._buffer("whole", count)
-            comm.all_gather_floats(parts[:mine], whole, lengths)
-            self.tree.write(begin, whole)
 
-    def _buffer(self, name: str, size: int) -> NDArray[np.float32]:
-        if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = np.empty(size, np.float32)
-        return self._buffers[name][:size]
+        def work(wait: Callable[[int], None]) -> None:
+            self._exchange.all_reduce(comm.beside or comm, covers, is_whole, wait)
+
+        # A device has no gradients before it has ended the pass that was asked for.
+        can_overlap = comm.beside is not None and trainer.model.device == "cpu"
+        return Beside(work, lambda: decoder.complete_layer, can_overlap)
 
     def record(self) -> dict[str, Any]:
         """What run.json says of this rank."""
         return {
             "rank": self.comm.rank, "host": self.comm.host, "threads": _core.get_num_threads(),
             "micro_batches": self.micro_batches, "tokens": self.tokens, "seconds": round(self.seconds, 3),
-            "reduce_seconds": round(self.reduce_seconds, 3),
+            "reduce_seconds": round(self.reduce_seconds, 3), "pieces_ahead": self.ahead,
         }  # fmt: skip
 
 

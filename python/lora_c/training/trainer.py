@@ -108,7 +108,7 @@ class Trainer:
             tell_untrained_ends(model, self.train_data)
             tell_missing_ends(model, self.train_data)
         self.optimizer = make_optimizer(config, self.parameters)
-        self.share = Share(self.comm, self.parameters)
+        self.share = Share(self.comm, self.parameters, model.architecture.family.layers)
         self.recompute: Literal["none", "layer"] = "none"
         with self.settings():
             self.recompute = recompute_of(self)
