@@ -1,6 +1,6 @@
 """What `lora-c plan` says against what `lora-c train` takes: 16 runs of the model that ships, each in processes of its own.
 
-    python benchmarks/bench_plan.py [--rounds 3] [--method head] [--json FILE]
+    python benchmarks/bench_plan.py [--rounds 5] [--method head] [--json FILE]
 
 Each method with and without recompute and with both types of activations; optimizers and lengths take turns. Memory is the
 library's own account of the peak; the time of a step is the median over the run. Prints one line a run, and exits with 1 where
@@ -85,8 +85,8 @@ def _took(pair: tuple[dict, dict]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--method", choices=METHODS, help="of one method alone")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

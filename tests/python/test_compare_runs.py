@@ -249,6 +249,7 @@ def test_rows_of_ones_own_change_what_their_file_says(workplace: Path) -> None:
 
 @pytest.mark.parametrize(("text", "said"), [
     ("head:\n  r: 3", "1: expected a name of letters, digits, - and _ that no row has, got 'head'"),
+    ("wide:\n  r: 0", "wide: r: expected greater than 0"),
     ("lora-r8:\n  r: 3", "that no row has, got 'lora-r8'"), ("x: [", "row_file: expected YAML in"),
     ("x:\n  seed: 3", "expected options that rows may change, got 'seed', which is alike in all of them"),
     ("x:\n  max-length: 30", "got 'max-length', which is alike"), ("x:\n  early_stopping_patience: 1", "is alike in all"),

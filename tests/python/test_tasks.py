@@ -286,6 +286,7 @@ def test_multiple_choice_on_the_command_line(workplace: Path) -> None:
     ("--task f1 --resamples 1 --adapter run --baseline", 2, "resamples"),
     ("--task f1 --max-new-tokens 0", 2, "max-new-tokens"),
     ("--task f1 --output /proc/nowhere/x", 1, "/proc/nowhere"),
+    ("--task f1 --output /proc/x", 1, "/proc/x"),
     ("--task f1 --output chat.jsonl", 2, "another place than data"),
     ("--task f1 --limit 0", 2, "limit"),
 ])  # fmt: skip

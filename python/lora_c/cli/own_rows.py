@@ -84,4 +84,14 @@ def _row(values: dict[str, Any], params: Mapping[str, click.Parameter], shared: 
             raise ConfigError(f"{where}: {key}: {said}") from None
     if "peft_type" in settings:
         settings["peft_type"] = kinds_named(settings["peft_type"])
+    _check(settings, where)
     return Row(title, {"method": "lora", **settings})
+
+
+def _check(settings: Mapping[str, Any], where: str) -> None:
+    """Whether each configuration takes what a row gives it; what does not go together with the model is seen in the run."""
+    for cls in (TrainConfig, *(ADAPTER_KINDS[name] for name in settings.get("peft_type", ["LORA"]))):
+        try:
+            cls(**{name: value for name, value in settings.items() if name in cls.model_fields and value is not None})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {str(error).partition(': ')[2]}") from None

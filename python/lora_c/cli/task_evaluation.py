@@ -15,7 +15,7 @@ from .data_options import describe_data, describe_questions, reading
 from .generate import open_model
 from .json_output import print_json
 from .options import take
-from .task_report import score_lines, score_values, task_progress, write_examples
+from .task_report import examples_file, score_lines, score_values, task_progress
 
 if TYPE_CHECKING:
     from ..data import FoundFiles
@@ -39,7 +39,7 @@ def evaluate_task(own: dict[str, Any], task: str, files: FoundFiles) -> None:
     options = task_options_of(own)
     check_task(task, options)
     if own.get("output"):
-        make_folder(Path(own["output"]).parent)  # a place that cannot be is said before the work
+        make_folder(Path(own["output"]).parent)
     model = open_model(own)
     need_language_model(model, f"task {task}")
     if options.as_chat and model.tokenizer.chat_template is None:
@@ -49,11 +49,11 @@ def evaluate_task(own: dict[str, Any], task: str, files: FoundFiles) -> None:
     if own.get("baseline") not in (None, True):  # an adapter that cannot be used is said before the work
         _take(model, own["baseline"])
         _take(model, own["adapter"])
-    given = read_task(own, task, files, model, options)
-    outcome, baseline = _outcomes(own, task, given, model, options)
-    differences = _differences(own, outcome, baseline)
-    if own.get("output"):
-        write_examples(Path(own["output"]), list(given), outcome, baseline)
+    with examples_file(own.get("output")) as write:  # a place that cannot be written to is said before the work
+        given = read_task(own, task, files, model, options)
+        outcome, baseline = _outcomes(own, task, given, model, options)
+        differences = _differences(own, outcome, baseline)
+        write(list(given), outcome, baseline)
     if not own["as_json"]:
         click.echo("\n".join(score_lines(outcome, baseline, differences, _names(own))))
         return

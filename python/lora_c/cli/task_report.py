@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..tasks import Outcome
     from ..tasks.scores import Difference
+
+    Writer = Callable[[Sequence[Any], Outcome, Outcome | None], None]
 
 _INTERVAL = 5.0  # seconds between two lines about answers
 _DIGITS = {"perplexity": 3, "bleu": 2}
@@ -74,8 +76,9 @@ def score_values(outcome: Outcome, baseline: Outcome | None, differences: Mappin
     return values
 
 
-def write_examples(path: Path, given: Sequence[Any], outcome: Outcome, baseline: Outcome | None) -> None:
-    """Write a line for each example; the file appears when it is whole.
+@contextmanager
+def examples_file(path: str | None) -> Iterator[Writer]:
+    """Begin a file that gets a line for each example, before the work; it appears when it is whole. None: there is none.
 
     Raises
     ------
@@ -84,10 +87,17 @@ def write_examples(path: Path, given: Sequence[Any], outcome: Outcome, baseline:
     """
     from ..files.atomic import atomic_file
 
+    if path is None:
+        yield lambda given, outcome, baseline: None
+        return
     with atomic_file(path) as file:
-        for i, (item, found) in enumerate(zip(given, outcome.examples, strict=True)):
-            record = {**_asked(item), **found} | ({} if baseline is None else {"baseline": baseline.examples[i]})
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        yield partial(_write_examples, file)
+
+
+def _write_examples(file: IO[bytes], given: Sequence[Any], outcome: Outcome, baseline: Outcome | None) -> None:
+    for i, (item, found) in enumerate(zip(given, outcome.examples, strict=True)):
+        record = {**_asked(item), **found} | ({} if baseline is None else {"baseline": baseline.examples[i]})
+        file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
 def _asked(item: Any) -> dict[str, Any]:
