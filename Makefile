@@ -13,6 +13,7 @@ C_MUTANTS ?= 60
 PYTHON_MUTANTS ?= 100
 DEBUG_PYTHON ?= python3-dbg
 COMPILERS ?=
+WHEELS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
 SANITIZE ?=
@@ -38,7 +39,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug wheels mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -129,6 +130,14 @@ test-asan: build/asan/lib/installed ## pytest of what the extension is given, un
 test-debug: $(VENV)/installed ## pytest under a debug build of CPython (Debian: python3-dbg) with its checks of memory
 	PYTHONPATH="$(CURDIR)/python:$$($(BIN)/python -c 'import numpy; print(numpy.__path__[0])')/.." PYTHONMALLOC=debug \
 	$(DEBUG_PYTHON) -X dev -m pytest --timeout 0 -p no:cacheprovider
+
+$(VENV)/wheels: $(VENV)/installed
+	$(BIN)/pip install --quiet -e ".[wheels]"
+	@touch $@
+
+wheels: $(VENV)/wheels ## wheels for Linux by zig's compiler, for every Python here, into dist (20 minutes), and this Python's one tried
+	$(BIN)/python tools/make_wheels.py $(WHEELS)
+	sh tools/try_wheel.sh $(PYTHON) dist
 
 $(VENV)/mutants: $(VENV)/installed
 	$(BIN)/pip install --quiet -e ".[mutants]"

@@ -18,6 +18,7 @@ HEADERS = [str(path) for path in sorted(Path("lora_c").rglob("*.h"))]
 # Functions and loops begin at cache lines: where the loop of a product happened to lie cost decoding 7 % (1.1B shape, Zen 4).
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-pthread"]
 FLAGS += ["-falign-functions=64", "-falign-loops=64"]
+STRIPPED = {"linux": ["-Wl,-s"], "darwin": ["-Wl,-x"]}
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
@@ -44,6 +45,9 @@ class BuildExt(build_ext):
         if sanitize:
             ext.extra_compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]
             ext.extra_link_args += [f"-fsanitize={sanitize}"]
+        elif not (self.inplace or getattr(self, "editable_mode", False)):  # a wheel: six times the size with symbols
+            ext.extra_compile_args += ["-g0"]
+            ext.extra_link_args += STRIPPED.get(sys.platform, [])
         compile_one = self.compiler.compile
 
         def compile_all(sources, *args, **kwargs):

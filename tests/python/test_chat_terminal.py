@@ -62,6 +62,18 @@ except OSError as error:
 """
 
 
+# The command line where prompt_toolkit is not installed.
+WITHOUT_EDITOR = """
+import sys
+from importlib import util
+found = util.find_spec
+util.find_spec = lambda name, *rest: None if name == "prompt_toolkit" else found(name, *rest)
+sys.modules["prompt_toolkit"] = None
+from lora_c.cli import main
+main()
+"""
+
+
 class Chat:
     """A running chat: what is typed, and what is seen."""
 
@@ -377,5 +389,18 @@ def test_a_terminal_that_can_do_nothing_gets_no_codes(tmp_path: Path) -> None:
     child.send("Hello\n/help\n" + CTRL_D)
     child.expect(pexpect.EOF)
     assert "/retry" in child.before and "\x1b" not in child.before
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_without_its_editor_a_terminal_has_plain_lines_and_hears_what_brings_it(tmp_path: Path) -> None:
+    command = ["-c", WITHOUT_EDITOR, "chat", "--model", str(BASE), "--max-new-tokens", "4", "--temperature", "0"]
+    child = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=30, cwd=str(tmp_path))
+    child.expect("note      lines have no editing and no history: prompt_toolkit is not installed")
+    child.expect(re.escape("(pip install 'lora-c[chat]')"))
+    child.sendline("/help")
+    child.expect("/retry")
+    child.sendeof()
+    child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0

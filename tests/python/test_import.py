@@ -3,6 +3,10 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
 
 CODE = """
 import json, sys
@@ -29,17 +33,38 @@ def test_no_module_of_the_package_needs_torch():
     subprocess.run([sys.executable, "-c", f"{blocked}import {modules}"], check=True)
 
 
-def test_help_and_version_need_neither_numpy_nor_the_extension():
-    code = """
-import sys
+# What each command line loads of others than Python itself: all of it, so that what comes to it is seen here.
+LOADED = {
+    "--version": {"click"},
+    "--help": {"click"},
+    "train --help": {"click", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"},
+}
+
+
+@pytest.mark.parametrize("words", LOADED)
+def test_a_command_line_loads_what_it_needs_and_no_more(words: str) -> None:
+    code = f"""
+import json, sys
 from lora_c.cli import main
-for words in ("--help", "--version"):
-    sys.argv[1:] = [words]
-    try:
-        main()
-    except SystemExit as error:
-        assert not error.code
-heavy = {"numpy", "lora_c._core"} & set(sys.modules)
-assert not heavy, heavy
+sys.argv[1:] = {words.split()!r}
+before = set(sys.modules)
+try:
+    main()
+except SystemExit as error:
+    assert not error.code
+loaded = set(sys.modules) - before
+print(json.dumps(sorted({{name.partition(".")[0] for name in loaded}} - set(sys.stdlib_module_names))), file=sys.stderr)
+assert "lora_c._core" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    found = {name for name in json.loads(done.stderr.splitlines()[-1]) if not name.startswith("_")}
+    assert found - {"lora_c"} == LOADED[words]
+
+
+def test_what_is_needed_for_some_things_only_is_no_requirement() -> None:
+    """What a plain `pip install` brings; test_chat.py and others run without the rest."""
+    brought = {Requirement(text).name for text in metadata.requires("lora-c") or () if "extra ==" not in text}
+    assert brought == {
+        "numpy", "safetensors", "ml_dtypes", "tokenizers", "huggingface_hub", "jinja2", "rich", "click", "pyyaml", "pydantic",
+        "regex",
+    }  # fmt: skip

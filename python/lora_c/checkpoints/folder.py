@@ -13,7 +13,8 @@ from ..families.multimodal import text_config
 from ..files.atomic import recover_folder
 from ..files.json_files import read_json_object
 from .read_ahead import Extent
-from .safetensors_file import INDEX_FILE, MODEL_FILE, SafetensorsFile, TensorInfo
+from .safetensors_file import SafetensorsFile, TensorInfo
+from .written import INDEX_FILE, MODEL_FILE
 
 
 class Checkpoint:

@@ -17,8 +17,7 @@ from typing import Literal
 from ..errors import AdapterError, CheckpointError, LoraCError
 from ..text.template_files import TEMPLATE_FILE, TEMPLATE_FOLDER
 from .folder import shards_of
-from .safetensors_file import INDEX_FILE, MODEL_FILE
-from .written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, MLX_FILE
+from .written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, INDEX_FILE, MLX_FILE, MODEL_FILE
 
 Kind = Literal["model", "adapter"]
 _TOKENIZER = [

@@ -24,7 +24,6 @@ from ..files.json_files import unique_names
 from ..files.os_errors import reason
 from ..files.regular_file import open_regular
 
-MODEL_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from .safetensors_file import DTYPE_NAMES, INDEX_FILE, MODEL_FILE
+from .safetensors_file import DTYPE_NAMES
+from .written import INDEX_FILE, MODEL_FILE
 
 MAX_SHARD_BYTES = 5_000_000_000
 

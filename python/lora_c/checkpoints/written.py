@@ -18,9 +18,9 @@ from ..files.json_files import read_json_object
 from ..notices import tell
 from ..text.template_files import is_template
 from ..text.tokenizer import TOKENIZER_FILES
-from .safetensors_file import INDEX_FILE, MODEL_FILE, SafetensorsFile
 
 FILES_KEY = "lora_c.files"
+MODEL_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_FILE, MLX_FILE, BASE_FOLDER, STACK_FILE = (
     "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors", "base_model", "adapter_stack.json",
 )  # fmt: skip
@@ -119,6 +119,8 @@ def has_own_base(folder: Path, named: object) -> bool:
 
 
 def _listed(file: Path) -> list[str]:
+    from .safetensors_file import SafetensorsFile  # with NumPy, which the names above do without
+
     if not os.path.isfile(file):
         return []
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .. import _core
 from ..configs import AdapterConfig, StackConfig, TrainConfig
 from .data_options import open_data
 
@@ -23,6 +22,7 @@ def read_and_forecast(
     FitError
         It takes more memory than is free; the message names the change that makes it fit.
     """
+    from .. import _core
     from ..model.device_list import open_device
     from ..planning import subject_of_path
     from ..planning.plan import place_named

@@ -75,7 +75,7 @@ def as_a_rank() -> Iterator[None]:
 
 
 def _launched() -> Launched | None:
-    from ..comm.launched import launched  # with it comes the library, which other commands may do without
+    from ..comm.launched import launched
 
     return launched()
 
@@ -94,7 +94,7 @@ def _words(error: BaseException) -> str:
 
 def _end(found: Launched, text: str, code: int) -> NoReturn:
     """Say on which rank what has happened, and end them all."""
-    from ..comm import world
+    from ..comm.world import world
 
     line = f"lora-c: rank {found.rank} of {found.size} on {socket.gethostname()}: {text}\n"
     try:

@@ -93,7 +93,7 @@ def run(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | StackCon
     KeyboardInterrupt
         A signal stopped the run; what it has reached is saved.
     """
-    from ..comm import start_world
+    from ..comm.world import start_world
     from ..data import find_files
     from ..display.plot import tell_missing_plot
     from ..text.chosen_template import use_chat_template

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, nearest
@@ -49,7 +49,9 @@ def _refusal(model: type[BaseModel], error: ValidationError) -> ConfigError:
 
 def _plain(value: Any) -> Any:
     """NumPy's scalars, tuples and paths as what they stand for; nothing else is converted: 8.9 is no rank, True no number."""
-    if isinstance(value, np.generic):
+    if (numpy := sys.modules.get("numpy")) is not None and isinstance(
+        value, numpy.generic
+    ):  # there is none before it is loaded
         return value.item()
     if isinstance(value, os.PathLike):
         return os.fspath(value)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-
-import regex
 
 _LONGEST = 200  # characters of an operating system command; a longer one is text behind two odd characters
 
@@ -15,8 +14,8 @@ _SEQUENCE = (
     r"|\x1b[ -/]*[0-~]"
 )
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-_UNWANTED = regex.compile(f"{_SEQUENCE}|{_CONTROL}")
-_BEGUN = regex.compile(
+_UNWANTED = re.compile(f"{_SEQUENCE}|{_CONTROL}")
+_BEGUN = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}\Z"
     rf"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]{{0,{_LONGEST}}}\x1b?\Z"
     r"|\x1b[ -/]{0,8}\Z"
@@ -25,7 +24,7 @@ _BEGUN = regex.compile(
 
 def printable(text: str) -> str:
     """Return a whole text without what a terminal would obey."""
-    return str(_UNWANTED.sub("", text))
+    return _UNWANTED.sub("", text)
 
 
 def printable_pieces(pieces: Iterable[str]) -> Iterator[str]:

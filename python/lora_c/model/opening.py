@@ -10,7 +10,7 @@ from ..checkpoints.config_and_files import config_of_files
 from ..checkpoints.folder import Checkpoint
 from ..checkpoints.model_names import find
 from ..checkpoints.written import tell_adapter_beside
-from ..comm import world
+from ..comm.world import world
 from ..configs import QuantType
 from ..errors import CheckpointError
 from ..families.architectures import Architecture, architecture_of

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import GGMLTensor, NF4Tensor
-from ..comm import Communicator
+from ..comm.communicator import Communicator
 from ..notices import tell
 from ..weights.kinds import Weights
 

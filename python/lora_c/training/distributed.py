@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import GradientTree, PassStopped
-from ..comm import Communicator
-from ..comm.communicator import any_rank, is_main
+from ..comm.communicator import Communicator, any_rank, is_main
 from ..data.batching import pack_group
 from ..notices import tell
 from .exchange import Beside, Exchange, layer_of, pieces_of

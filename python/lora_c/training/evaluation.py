@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .._core import Parameter, PassStopped
-from ..comm import Communicator
+from ..comm.communicator import Communicator
 from ..data.batching import PackedBatch
 from ..data.fits import fit_to_model
 from ..errors import ConfigError, DivergenceError

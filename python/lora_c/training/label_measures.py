@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..comm import Communicator
+from ..comm.communicator import Communicator
 from ..families.labels import Labels
 from . import label_metrics as metrics
 from .shared_batches import each_batch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from .._core import PassStopped
-from ..comm import Communicator
+from ..comm.communicator import Communicator
 from ..data.batching import PackedBatch, pack, token_groups
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _core
 from .._core import PassStopped
-from ..comm import world
 from ..comm.communicator import is_main
+from ..comm.world import world
 from ..configs import TrainConfig
 from ..data.batching import PackedBatch, steps_per_epoch, total_steps
 from ..data.fits import fit_to_model

@@ -1,0 +1,179 @@
+"""Builds the source distribution and, from it alone, wheels for Linux, and looks at what is in them.
+
+Usage: python tools/make_wheels.py [--out dist] [--python PATH ...] [--target NAME ...]     (make wheels)
+
+What is built runs on every Linux of its kind, whatever this machine has: zig's compiler (PyPI's ziglang) brings the C library
+of each target. The interpreters give the headers, those of Linux on 64 bits being alike. A wheel is moved into --out when
+auditwheel has found nothing in it that the platform of its name does not promise, it holds no more than MOST_BYTES and
+check-wheel-contents and twine have no objection. Which machine has to do the rest: .github/workflows/wheels.yml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "wheels"
+VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.13t", "3.14", "3.14t")
+MOST_BYTES = 3_500_000
+# check-wheel-contents: W004, a module's name that cannot be imported, is what the extension's type stubs look like.
+OBJECTIONS_LEFT_OUT = "W004"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of Linux: what zig calls it, what wheels call it, and the end of the names of its extensions."""
+
+    zig: str
+    platform: str
+
+    @property
+    def machine(self) -> str:
+        return self.zig.partition("-")[0]
+
+    @property
+    def libc(self) -> str:
+        return "musl" if "musl" in self.zig else "gnu"
+
+
+TARGETS = {
+    target.platform: target
+    for target in (
+        Target("x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64"),
+        Target("aarch64-linux-gnu.2.28", "manylinux_2_28_aarch64"),
+        Target("x86_64-linux-musl", "musllinux_1_2_x86_64"),
+        Target("aarch64-linux-musl", "musllinux_1_2_aarch64"),
+    )
+}
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **more: str) -> None:
+    """Run a program with these variables more in its environment, quietly; what it said where it fails."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env={**os.environ, **more}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: ended with code {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+
+
+def pythons(given: list[str]) -> list[str]:
+    """The interpreters that are named, or every one of VERSIONS on the PATH and in pyenv's folder."""
+    if given:
+        return given
+    found = []
+    for version in VERSIONS:
+        of_pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
+        path = str(of_pyenv[-1]) if of_pyenv else shutil.which(f"python{version}")
+        found += [path] if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0 else []
+    return found
+
+
+def builder(python: str) -> Path:
+    """A virtual environment of the interpreter with what a build needs; its own interpreter."""
+    name = subprocess.run(
+        [python, "-c", "import sys, sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX').split('-')[1])"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    folder = WORK / f"python-{name}"
+    if not (folder / "ready").exists():
+        run(python, "-m", "venv", "--without-pip", "--clear", folder)
+        run(sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--only-binary", ":all:",
+            "setuptools>=77", "numpy>=2.0", "wheel")  # fmt: skip
+        (folder / "ready").touch()
+    return folder / "bin/python"
+
+
+def compiler(target: Target) -> Path:
+    """A script that is zig's compiler for the target, through ccache where that is: versions of Python share most objects."""
+    script = WORK / f"zig-{target.zig}"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m ziglang cc -target {target.zig} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return script
+
+
+def build(python: Path, target: Target, source: Path, folder: Path) -> Path:
+    """Compile the wheel in a copy of the source distribution."""
+    script = compiler(target)
+    cc = f"ccache {script}" if shutil.which("ccache") else str(script)
+    abi = python.parents[1].name.removeprefix("python-")
+    for old in (source / "build", folder):
+        shutil.rmtree(old, ignore_errors=True)
+    run(
+        python, "setup.py", "-q", "bdist_wheel", "--dist-dir", folder,
+        cwd=source,
+        CC=cc, LDSHARED=f"{script} -shared", _PYTHON_HOST_PLATFORM=f"linux-{target.machine}",
+        SETUPTOOLS_EXT_SUFFIX=f".cpython-{abi}-{target.machine}-linux-{target.libc}.so",
+    )  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def consistent_with(wheel: Path) -> str:
+    """The oldest platform that has all which the extension asks of it, by auditwheel: "manylinux_2_17_x86_64"."""
+    said = subprocess.run([sys.executable, "-m", "auditwheel", "show", wheel], capture_output=True, text=True, check=False)
+    found = re.search(r"following\s+platform\s+tag:\s+\"(\w+)\"", said.stdout)
+    return found[1] if found and "requires no external shared libraries" in said.stdout else "none"
+
+
+def keeps(promise: str, platform: str) -> bool:
+    """Whether what runs on one platform runs on another: the same C library, as old or older."""
+    kinds = [re.fullmatch(r"(manylinux|musllinux)_(\d+)_(\d+)_(\w+)", name) for name in (promise, platform)]
+    if not all(kinds):
+        return False
+    (libc, *version, machine), (of, *least, on) = (kind.groups() for kind in kinds if kind)
+    return (libc, machine) == (of, on) and [int(n) for n in version] <= [int(n) for n in least]
+
+
+def audited(wheel: Path, target: Target, out: Path) -> Path:
+    """Give the wheel the name of its platform when it keeps what that promises, and move it to the others."""
+    if not keeps(oldest := consistent_with(wheel), target.platform):
+        raise SystemExit(f"{wheel.name}: expected what {target.platform} has, got a wheel for {oldest}")
+    if wheel.stat().st_size > MOST_BYTES:
+        raise SystemExit(f"{wheel.name}: expected at most {MOST_BYTES:,} bytes, got {wheel.stat().st_size:,}")
+    run(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", target.platform, wheel)
+    (named,) = wheel.parent.glob("*.whl")
+    run(sys.executable, "-m", "check_wheel_contents", "--ignore", OBJECTIONS_LEFT_OUT, named)
+    run(sys.executable, "-m", "twine", "check", "--strict", named)
+    return Path(shutil.move(named, out / named.name))
+
+
+def source_distribution(out: Path) -> Path:
+    """Write the source distribution and unpack it; the folder, which has nothing that it does not bring."""
+    for old in out.glob("lora_c-*.tar.gz"):
+        old.unlink()
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", out)
+    (archive,) = out.glob("lora_c-*.tar.gz")
+    run(sys.executable, "-m", "twine", "check", "--strict", archive)
+    shutil.rmtree(WORK / "source", ignore_errors=True)
+    with tarfile.open(archive) as files:
+        files.extractall(WORK / "source", filter="data")
+    print(f"{archive.stat().st_size:>10,}  {archive.name}", flush=True)
+    return WORK / "source" / archive.name.removesuffix(".tar.gz")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of what is made")
+    parser.add_argument("--python", action="append", default=[], help="interpreter to build for; else every one here")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="platform to build for; else all four")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+    source = source_distribution(out)
+    for python in pythons(args.python):
+        environment = builder(python)
+        for name in args.target or TARGETS:
+            wheel = audited(build(environment, TARGETS[name], source, WORK / "raw"), TARGETS[name], out)
+            print(f"{wheel.stat().st_size:>10,}  {wheel.name}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
