@@ -36,6 +36,10 @@ lora_cpu_extras lora_cpu_avx512_extras(void) {
     return cpu;
 }
 #else
+#if defined(__aarch64__)
+lora_isa lora_cpu_best_isa(void) { return LORA_ISA_NEON; } /* a part of armv8-a */
+#else
 lora_isa lora_cpu_best_isa(void) { return LORA_ISA_PORTABLE; }
+#endif
 lora_cpu_extras lora_cpu_avx512_extras(void) { return (lora_cpu_extras){0}; }
 #endif

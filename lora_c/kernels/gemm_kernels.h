@@ -83,6 +83,7 @@ void lora_gemm_fill_ref(lora_gemm_path *p);
 void lora_gemm_fill_portable(lora_gemm_path *p);
 void lora_gemm_fill_avx2(lora_gemm_path *p);
 void lora_gemm_fill_avx512(lora_gemm_path *p);
+void lora_gemm_fill_neon(lora_gemm_path *p);
 void lora_gemm_fill_bf16(lora_gemm_path *p);
 void lora_gemm_fill_int16(lora_gemm_path *p);
 

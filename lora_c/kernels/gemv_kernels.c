@@ -20,5 +20,7 @@ void lora_gemv_kernels_init(lora_gemv_kernels *k, lora_isa isa) {
         k->paths[LORA_GEMM_INT16] = *exact;
         lora_gemv_fill_int16(&k->paths[LORA_GEMM_INT16]);
     }
+#elif defined(__aarch64__)
+    if (isa >= LORA_ISA_NEON) lora_gemv_fill_neon(exact);
 #endif
 }

@@ -1,5 +1,5 @@
 /* The products of a few tokens for any vector width. The includer defines
- *     TARGET                      target attribute string
+ *     RUNG                        what stands before each function: LORA_TARGET(…), or nothing where the compiler has the rung unasked
  *     VEC, VL, LOADU, ZERO, MUL, ADD, FMA, SUM
  *     LOAD_PART(p, n)             the first n < VL floats, zeros behind them
  *     LOAD_BF16(p), LOAD_BF16_PART(p, n)     the same for bfloat16, widened
@@ -7,8 +7,8 @@
  *     decode(t, codes, bytes, w)  WIDTH = 8 vectors of values without their scales; codes beyond bytes are anything
  *     scales(t, p, k)             the scales of a group as a vector; lanes beyond element k are zero
  * The group is eight vectors. Bits: per token one accumulator; in a group the eight products in order, then the scale. */
-#define GEMV_FN static LORA_TARGET(TARGET)
-#define GEMV_INLINE static inline __attribute__((always_inline)) LORA_TARGET(TARGET)
+#define GEMV_FN static RUNG
+#define GEMV_INLINE static inline __attribute__((always_inline)) RUNG
 #define UNROLL LORA_UNROLL_BY(8)
 
 enum {
