@@ -19,4 +19,7 @@ typedef struct lora_cpu_extras {
 /** Only for CPUs whose best rung is AVX-512; all false elsewhere. */
 lora_cpu_extras lora_cpu_avx512_extras(void);
 
+/** FEAT_BF16 of an aarch64 CPU: bfmmla, bfdot, bfcvtn; as the operating system says. False elsewhere. */
+bool lora_cpu_arm_bf16(void);
+
 #endif

@@ -42,6 +42,6 @@ void lora_attention_fast_kernels_init(lora_attention_kernels *k, lora_isa isa, l
         lora_attention_init_bf16_backward(k);
     }
 #else
-    (void)fast; /* no rung has others */
+    (void)fast; /* no other architecture has others */
 #endif
 }
