@@ -37,21 +37,14 @@ lora_cpu_extras lora_cpu_avx512_extras(void) {
 }
 #else
 #if defined(__aarch64__)
-lora_isa lora_cpu_best_isa(void) { return LORA_ISA_NEON; } /* a part of armv8-a */
-#else
-lora_isa lora_cpu_best_isa(void) { return LORA_ISA_PORTABLE; }
-#endif
-lora_cpu_extras lora_cpu_avx512_extras(void) { return (lora_cpu_extras){0}; }
-#endif
-
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__linux__)
 #include <sys/auxv.h>
 
 bool lora_cpu_arm_bf16(void) {
     const unsigned long bf16 = 1ul << 14; /* HWCAP2_BF16, which older headers lack */
     return getauxval(AT_HWCAP2) & bf16;
 }
-#elif defined(__aarch64__) && defined(__APPLE__)
+#elif defined(__APPLE__)
 #include <sys/sysctl.h>
 
 bool lora_cpu_arm_bf16(void) {
@@ -61,4 +54,11 @@ bool lora_cpu_arm_bf16(void) {
 }
 #else
 bool lora_cpu_arm_bf16(void) { return false; }
+#endif
+
+lora_isa lora_cpu_best_isa(void) { return LORA_ISA_NEON; } /* a part of armv8-a */
+#else
+lora_isa lora_cpu_best_isa(void) { return LORA_ISA_PORTABLE; }
+#endif
+lora_cpu_extras lora_cpu_avx512_extras(void) { return (lora_cpu_extras){0}; }
 #endif
