@@ -48,7 +48,7 @@ LORA_INLINE lora_levels lora_load_levels(const float *lut, float scale) {
     uint8x16_t first = vreinterpretq_u8_u16(lora_narrow_8(vmulq_n_f32(vld1q_f32(lut), scale), vmulq_n_f32(vld1q_f32(lut + 4), scale)));
     uint8x16_t second =
         vreinterpretq_u8_u16(lora_narrow_8(vmulq_n_f32(vld1q_f32(lut + 8), scale), vmulq_n_f32(vld1q_f32(lut + 12), scale)));
-    return (lora_levels){vuzp1q_u8(first, second), vuzp2q_u8(first, second)};
+    return (lora_levels){.low = vuzp1q_u8(first, second), .high = vuzp2q_u8(first, second)};
 }
 
 /* 16 codes, a byte each, to 16 values in order. */
