@@ -8,7 +8,7 @@
 #include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/gemm_kernels.h"
 
-LORA_TARGET_BEGIN("+bf16")
+LORA_TARGET_BEGIN(LORA_ARM_BF16)
 
 #include "lora_c/kernels/tmpl/bf16_neon.h"
 

@@ -6,7 +6,7 @@
 #include "lora_c/base/half.h"
 #include "lora_c/kernels/gemv_kernels.h"
 
-LORA_TARGET_BEGIN("+bf16")
+LORA_TARGET_BEGIN(LORA_ARM_BF16)
 
 #include "lora_c/kernels/tmpl/bf16_neon.h"
 

@@ -1,5 +1,5 @@
 /* The instructions of FEAT_BF16 as assembly: intrinsics want a target with all of armv8.2-a, which functions compiled for a CPU
- * (-mcpu) could then not be inlined into. Include it between LORA_TARGET_BEGIN("+bf16") and LORA_TARGET_END.
+ * (-mcpu) could then not be inlined into. Include it between LORA_TARGET_BEGIN(LORA_ARM_BF16) and LORA_TARGET_END.
  *
  * Numerics  Products of a pair are summed first, that sum is added to the accumulator; a bfmmla is two such steps in order. Both
  *           additions round to odd, an error below 2^-23 where rounding to nearest has 2^-24: k products take k / 2 steps of two
