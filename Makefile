@@ -39,7 +39,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug wheels mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-arm check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug wheels mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -102,6 +102,10 @@ bits: $(VENV)/installed ## compare every recorded digest of results, on all rung
 
 check-compilers: $(VENV)/installed ## the C checks with every compiler here, which must give the same bits (minutes each)
 	@$(BIN)/python tests/compilers/check_compilers.py $(COMPILERS)
+
+check-arm: $(VENV)/installed ## the C checks of aarch64 under qemu, as three CPUs, and how many instructions its loops have (an hour)
+	@$(BIN)/python tests/compilers/check_compilers.py --arm $(COMPILERS)
+	@$(BIN)/python tests/lint/lint_arm_loops.py build/compilers/*-aarch64/liblora_c.a
 
 check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (10 minutes)
 	LORA_C_KILLS=$(KILLS) $(BIN)/python -m pytest --timeout 0 -rP tests/python/test_train_killed.py tests/python/test_sweep.py tests/python/test_compare_runs.py -k test_killed_at_any_moment

@@ -9,7 +9,7 @@ import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-LAYERS = ("base", "format", "kernels", "kernels/ref", "kernels/portable", "kernels/x86", "ops", "backend")
+LAYERS = ("base", "format", "kernels", "kernels/ref", "kernels/portable", "kernels/x86", "kernels/arm", "ops", "backend")
 LAYERS += ("model", "optim", "comm", "bindings")
 SOURCES = [str(path) for layer in LAYERS for path in sorted(Path("lora_c", layer).glob("*.c"))]
 HEADERS = [str(path) for path in sorted(Path("lora_c").rglob("*.h"))]

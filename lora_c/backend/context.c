@@ -9,9 +9,17 @@
 #include "lora_c/ops/ctx.h"
 #include "lora_c/watch.h"
 
+#if defined(__aarch64__)
+#define ISA_NAMES {"ref", "portable", "neon"}
+#define ISA_CHOICE "ref, portable or neon"
+#else
+#define ISA_NAMES {"ref", "portable", "avx2", "avx512"}
+#define ISA_CHOICE "ref, portable, avx2 or avx512"
+#endif
+
 const char *lora_isa_name(lora_isa isa) {
-    static const char *const names[] = {"ref", "portable", "avx2", "avx512"};
-    return isa >= LORA_ISA_REF && isa <= LORA_ISA_AVX512 ? names[isa] : "auto";
+    static const char *const names[] = ISA_NAMES;
+    return isa >= LORA_ISA_REF && isa <= LORA_ISA_LAST ? names[isa] : "auto";
 }
 
 /* The block of the engine is not counted: the accounts lie inside it. */
@@ -141,8 +149,7 @@ int lora_ctx_threads(const lora_ctx *ctx) { return lora_pool_threads(ctx->engine
 lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
     lora_isa best = lora_cpu_best_isa();
     if (isa == LORA_ISA_AUTO) isa = best;
-    LORA_CHECK(isa >= LORA_ISA_REF && isa <= LORA_ISA_AVX512, err, LORA_EINVAL, "isa: expected ref, portable, avx2 or avx512, got %d",
-               (int)isa);
+    LORA_CHECK(isa >= LORA_ISA_REF && isa <= LORA_ISA_LAST, err, LORA_EINVAL, "isa: expected " ISA_CHOICE ", got %d", (int)isa);
     LORA_CHECK(isa <= best, err, LORA_EUNSUPPORTED, "isa: expected at most %s on this CPU, got %s", lora_isa_name(best),
                lora_isa_name(isa));
     lora_kernels_init(&ctx->engine->kernels, isa);

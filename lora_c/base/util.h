@@ -17,16 +17,19 @@
 /* LORA_TARGET_BEGIN(isa) … LORA_TARGET_END: the same for every function between them, where all of a file is for one rung. Headers that
  * others share come before; a LORA_TARGET within repeats what it needs, which is all that Clang then gives the function.
  * LORA_UNROLL_BY(n) for (…): as many steps at once, so that arrays of a few vectors become registers.
- * LORA_WIDE_VECTORS at the end of a list with avx512f: loops become 512 bits wide, as Clang's do unasked. */
+ * LORA_WIDE_VECTORS at the end of a list with avx512f: loops become 512 bits wide, as Clang's do unasked.
+ * LORA_ARM_BF16: FEAT_BF16 beside whatever the compiler was told of an aarch64 CPU. */
 #define LORA_PRAGMA(text) _Pragma(#text)
 #ifdef __clang__
 #define LORA_TARGET_BEGIN(isa) LORA_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define LORA_TARGET_END LORA_PRAGMA(clang attribute pop)
 #define LORA_WIDE_VECTORS ""
+#define LORA_ARM_BF16 "bf16"
 #else
 #define LORA_TARGET_BEGIN(isa) LORA_PRAGMA(GCC push_options) LORA_PRAGMA(GCC target(isa))
 #define LORA_TARGET_END LORA_PRAGMA(GCC pop_options)
 #define LORA_WIDE_VECTORS ",prefer-vector-width=512"
+#define LORA_ARM_BF16 "+bf16"
 #endif
 #if defined(__CUDACC__)
 #define LORA_UNROLL_BY(n) LORA_PRAGMA(unroll n)

@@ -20,13 +20,18 @@ static lora_py_state *state_of(PyObject *module) { return PyModule_GetState(modu
 /* -2 when name is none of them. */
 static int isa_by_name(const char *name) {
     if (strcmp(name, "auto") == 0) return LORA_ISA_AUTO;
-    for (int isa = LORA_ISA_REF; isa <= LORA_ISA_AVX512; isa++)
+    for (int isa = LORA_ISA_REF; isa <= LORA_ISA_LAST; isa++)
         if (strcmp(name, lora_isa_name((lora_isa)isa)) == 0) return isa;
     return -2;
 }
 
 static int fail_isa(const char *argument, const char *name) {
-    PyErr_Format(PyExc_ValueError, "%s: expected 'auto', 'ref', 'portable', 'avx2' or 'avx512', got '%s'", argument, name);
+#if defined(__aarch64__)
+#define CHOICE "'auto', 'ref', 'portable' or 'neon'"
+#else
+#define CHOICE "'auto', 'ref', 'portable', 'avx2' or 'avx512'"
+#endif
+    PyErr_Format(PyExc_ValueError, "%s: expected " CHOICE ", got '%s'", argument, name);
     return -1;
 }
 
@@ -129,7 +134,7 @@ PyDoc_STRVAR(supported_isas_doc, "supported_isas($module, /)\n--\n\nReturn the n
 static PyObject *supported_isas(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     PyObject *list = PyList_New(0);
-    for (int isa = LORA_ISA_REF; list && isa <= LORA_ISA_AVX512; isa++) {
+    for (int isa = LORA_ISA_REF; list && isa <= LORA_ISA_LAST; isa++) {
         lora_ctx *probe;
         if (lora_ctx_create(&(lora_ctx_options){.n_threads = 1, .isa = (lora_isa)isa}, &probe, NULL) != LORA_OK) continue;
         lora_ctx_destroy(probe);

@@ -17,10 +17,10 @@ static lora_py_state *state_of(PyObject *module) { return PyModule_GetState(modu
 PyDoc_STRVAR(set_precision_doc,
              "set_precision($module, name, /)\n--\n\n"
              "Choose the arithmetic of matrix products on every device: 'exact' (float32) or 'fast'.\n\n"
-             "'fast' rounds their operands to bfloat16 where the CPU runs that at twice the float32 rate (AMD, Zen 4 and later), to int16\n"
-             "with a scale per 64 values where it has AVX512_VNNI, and is 'exact' on other CPUs; GPUs round to bfloat16, those of compute\n"
-             "capability 7.5 to float16. Sums stay float32. The environment\n"
-             "variable LORA_C_PRECISION sets it at import; a Decoder has a precision of its own, and training and generation have theirs\n"
+             "'fast' rounds their operands to bfloat16 where the CPU runs that at twice the float32 rate (AMD, Zen 4 and later; aarch64\n"
+             "with FEAT_BF16), to int16 with a scale per 64 values where it has AVX512_VNNI, and is 'exact' on other CPUs; GPUs round to\n"
+             "bfloat16, those of compute capability 7.5 to float16. Sums stay float32. The environment variable\n"
+             "LORA_C_PRECISION sets it at import; a Decoder has a precision of its own, and training and generation have theirs\n"
              "in their configurations.\n\n"
              "Raises\n------\nValueError\n    Unknown name.");
 

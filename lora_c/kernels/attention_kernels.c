@@ -29,6 +29,8 @@ void lora_attention_kernels_init(lora_attention_kernels *k, lora_isa isa) {
 #if defined(__x86_64__)
     if (isa >= LORA_ISA_AVX2) lora_attention_init_avx2(k);
     if (isa >= LORA_ISA_AVX512) lora_attention_init_avx512(k);
+#elif defined(__aarch64__)
+    if (isa >= LORA_ISA_NEON) lora_attention_init_neon(k);
 #endif
 }
 
@@ -40,6 +42,6 @@ void lora_attention_fast_kernels_init(lora_attention_kernels *k, lora_isa isa, l
         lora_attention_init_bf16_backward(k);
     }
 #else
-    (void)fast; /* no rung has others */
+    (void)fast; /* no other architecture has others */
 #endif
 }

@@ -89,6 +89,7 @@ void lora_attention_init_ref(lora_attention_kernels *k);
 void lora_attention_init_portable(lora_attention_kernels *k);
 void lora_attention_init_avx2(lora_attention_kernels *k);
 void lora_attention_init_avx512(lora_attention_kernels *k);
+void lora_attention_init_neon(lora_attention_kernels *k);
 void lora_attention_init_bf16_forward(lora_attention_kernels *k);
 void lora_attention_init_bf16_backward(lora_attention_kernels *k);
 

@@ -18,9 +18,10 @@ typedef struct lora_convert_kernels {
 /** Fills every slot for the rung. */
 void lora_convert_kernels_init(lora_convert_kernels *k, lora_isa isa);
 
-/* Each rung fills what it has; implemented in ref/ and x86/. The loops of the reference are plain C that a compiler vectorises
+/* Each rung fills what it has; implemented in ref/, x86/ and arm/. The loops of the reference are plain C that a compiler vectorises
  * on any machine. */
 void lora_convert_fill_ref(lora_convert_kernels *k);
 void lora_convert_fill_avx2(lora_convert_kernels *k);
+void lora_convert_fill_neon(lora_convert_kernels *k);
 
 #endif

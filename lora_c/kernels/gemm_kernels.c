@@ -18,5 +18,12 @@ void lora_gemm_kernels_init(lora_gemm_kernels *k, lora_isa isa) {
         k->fast = LORA_GEMM_BF16;
     else if (cpu.vnni)
         k->fast = LORA_GEMM_INT16;
+#elif defined(__aarch64__)
+    if (isa < LORA_ISA_NEON) return;
+    lora_gemm_fill_neon(exact);
+    if (lora_cpu_arm_bf16()) {
+        lora_gemm_fill_bf16_neon(&k->paths[LORA_GEMM_BF16]);
+        k->fast = LORA_GEMM_BF16;
+    }
 #endif
 }

@@ -4,6 +4,7 @@
  * [step][w].
  *     float32          a step is one k
  *     bfloat16, int16  a step is two k, the even one in the low half; a missing last k is zero
+ *                      (bfloat16 of aarch64: two steps lie together, gemm_bf16_neon.c)
  * Only int16: 64 values of k (32 steps) of a row or column share one scale. The scales of a block follow its steps, as
  * [w rounded up to 16] floats; the last block of a panel may be shorter. */
 #ifndef LORA_GEMM_KERNELS_H
@@ -73,7 +74,8 @@ LORA_INLINE int64_t lora_gemm_panel_words(const lora_gemm_path *p, int64_t width
 }
 
 /** Fills the paths of the rung. The fast path is
- *      bfloat16   where the CPU has AVX512_BF16 at twice the float32 rate: AMD (Zen 4 and later);
+ *      bfloat16   where the CPU has AVX512_BF16 at twice the float32 rate: AMD (Zen 4 and later); on aarch64 where it has
+ *                 FEAT_BF16, whose bfmmla does four times the products of an fmla (its rate was not measured);
  *      int16      elsewhere, where it has AVX512_VNNI: on Intel's CPUs vdpbf16ps runs at half the float32 rate;
  *      float32    otherwise. */
 void lora_gemm_kernels_init(lora_gemm_kernels *k, lora_isa isa);
@@ -83,7 +85,9 @@ void lora_gemm_fill_ref(lora_gemm_path *p);
 void lora_gemm_fill_portable(lora_gemm_path *p);
 void lora_gemm_fill_avx2(lora_gemm_path *p);
 void lora_gemm_fill_avx512(lora_gemm_path *p);
+void lora_gemm_fill_neon(lora_gemm_path *p);
 void lora_gemm_fill_bf16(lora_gemm_path *p);
 void lora_gemm_fill_int16(lora_gemm_path *p);
+void lora_gemm_fill_bf16_neon(lora_gemm_path *p);
 
 #endif

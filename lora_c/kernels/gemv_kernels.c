@@ -20,5 +20,12 @@ void lora_gemv_kernels_init(lora_gemv_kernels *k, lora_isa isa) {
         k->paths[LORA_GEMM_INT16] = *exact;
         lora_gemv_fill_int16(&k->paths[LORA_GEMM_INT16]);
     }
+#elif defined(__aarch64__)
+    if (isa < LORA_ISA_NEON) return;
+    lora_gemv_fill_neon(exact);
+    if (lora_cpu_arm_bf16()) {
+        k->paths[LORA_GEMM_BF16] = *exact;
+        lora_gemv_fill_bf16_neon(&k->paths[LORA_GEMM_BF16]);
+    }
 #endif
 }

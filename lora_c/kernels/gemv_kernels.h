@@ -51,8 +51,10 @@ void lora_gemv_fill_ref(lora_gemv_path *p);
 void lora_gemv_fill_portable(lora_gemv_path *p);
 void lora_gemv_fill_avx2(lora_gemv_path *p);
 void lora_gemv_fill_avx512(lora_gemv_path *p);
-/* Over a path that lora_gemv_fill_avx512 has filled: they replace the products that gain. */
+void lora_gemv_fill_neon(lora_gemv_path *p);
+/* Over a path that the architecture's best float32 rung has filled: they replace the products that gain. */
 void lora_gemv_fill_bf16(lora_gemv_path *p);
 void lora_gemv_fill_int16(lora_gemv_path *p);
+void lora_gemv_fill_bf16_neon(lora_gemv_path *p);
 
 #endif

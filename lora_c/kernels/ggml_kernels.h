@@ -23,10 +23,11 @@ typedef struct lora_ggml_kernels {
 /** Fills every slot for the rung. */
 void lora_ggml_kernels_init(lora_ggml_kernels *k, lora_isa isa);
 
-/* Each rung fills what it has; implemented in ref/, portable/ and x86/. */
+/* Each rung fills what it has; implemented in ref/, portable/, x86/ and arm/. */
 void lora_ggml_fill_ref(lora_ggml_kernels *k);
 void lora_ggml_fill_portable(lora_ggml_kernels *k);
 void lora_ggml_fill_avx2(lora_ggml_kernels *k);
 void lora_ggml_fill_avx512(lora_ggml_kernels *k);
+void lora_ggml_fill_neon(lora_ggml_kernels *k);
 
 #endif

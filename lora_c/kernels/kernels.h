@@ -1,5 +1,5 @@
 /* The kernel table: leaves behind slots. Leaves never allocate, never start threads and never fail; the operations
- * above check first. A family fills its slots in the order ref, portable, x86 rungs, each rung replacing what it does
+ * above check first. A family fills its slots in the order ref, portable, rungs of the architecture, each rung replacing what it does
  * better, up to the rung asked for (LORA_ISA_REF leaves the float64 oracle in every slot). */
 #ifndef LORA_KERNELS_H
 #define LORA_KERNELS_H

@@ -6,5 +6,7 @@ void lora_nf4_kernels_init(lora_nf4_kernels *k, lora_isa isa) {
 #if defined(__x86_64__)
     if (isa >= LORA_ISA_AVX2) lora_nf4_fill_avx2(k);
     if (isa >= LORA_ISA_AVX512) lora_nf4_fill_avx512(k);
+#elif defined(__aarch64__)
+    if (isa >= LORA_ISA_NEON) lora_nf4_fill_neon(k);
 #endif
 }

@@ -29,10 +29,11 @@ typedef struct lora_nf4_kernels {
 /** Fills every slot for the rung. */
 void lora_nf4_kernels_init(lora_nf4_kernels *k, lora_isa isa);
 
-/* Each rung fills what it has; implemented in ref/, portable/ and x86/. */
+/* Each rung fills what it has; implemented in ref/, portable/, x86/ and arm/. */
 void lora_nf4_fill_ref(lora_nf4_kernels *k);
 void lora_nf4_fill_portable(lora_nf4_kernels *k);
 void lora_nf4_fill_avx2(lora_nf4_kernels *k);
 void lora_nf4_fill_avx512(lora_nf4_kernels *k);
+void lora_nf4_fill_neon(lora_nf4_kernels *k);
 
 #endif

@@ -150,10 +150,11 @@ _Static_assert(sizeof(lora_rowwise_kernels) == (LORA_ROWWISE_SLOTS(LORA_ROWWISE_
 /** Fills every slot for the rung. */
 void lora_rowwise_kernels_init(lora_rowwise_kernels *k, lora_isa isa);
 
-/* Each rung fills what it has; implemented in ref/, portable/ and x86/. */
+/* Each rung fills what it has; implemented in ref/, portable/, x86/ and arm/. */
 void lora_rowwise_fill_ref(lora_rowwise_kernels *k);
 void lora_rowwise_fill_portable(lora_rowwise_kernels *k);
 void lora_rowwise_fill_avx2(lora_rowwise_kernels *k);
 void lora_rowwise_fill_avx512(lora_rowwise_kernels *k);
+void lora_rowwise_fill_neon(lora_rowwise_kernels *k);
 
 #endif

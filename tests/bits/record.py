@@ -38,7 +38,7 @@ def missing(kernels: str) -> str | None:
     try:
         with chosen(kernels):
             return None
-    except NotImplementedError as error:
+    except (NotImplementedError, ValueError) as error:  # this CPU, this architecture
         return str(error)
 
 

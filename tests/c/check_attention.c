@@ -8,7 +8,7 @@
 
 /* The contexts of the rungs by number, and behind the best one that of precision fast. */
 typedef struct rungs {
-    lora_ctx *ctx[LORA_ISA_AVX512 + 2];
+    lora_ctx *ctx[LORA_ISA_LAST + 2];
     int n;
 } rungs;
 

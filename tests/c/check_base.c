@@ -167,7 +167,7 @@ static void check_context(void) {
     CHECK(lora_ctx_create(&(lora_ctx_options){.n_threads = 1, .isa = (lora_isa)9}, &none, &err) == LORA_EINVAL && !none, "rung 9");
     lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 1);
     CHECK(lora_ctx_isa(ctx) == lora_cpu_best_isa(), "AUTO is the best rung, got %s", lora_isa_name(lora_ctx_isa(ctx)));
-    for (int isa = lora_cpu_best_isa() + 1; isa <= LORA_ISA_AVX512; isa++)
+    for (int isa = lora_cpu_best_isa() + 1; isa <= LORA_ISA_LAST; isa++)
         CHECK(lora_ctx_set_isa(ctx, (lora_isa)isa, &err) == LORA_EUNSUPPORTED, "%s is above this CPU", lora_isa_name((lora_isa)isa));
     CHECK(lora_ctx_set_threads(ctx, -1, &err) == LORA_EINVAL && lora_ctx_threads(ctx) == 1, "a refused number changes nothing");
     lora_ctx_destroy(ctx);

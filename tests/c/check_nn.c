@@ -357,7 +357,7 @@ static uint64_t run_all(lora_ctx *ctx) {
 }
 
 void check_nn(void) {
-    for (int isa = LORA_ISA_REF; isa <= LORA_ISA_AVX512; isa++) {
+    for (int isa = LORA_ISA_REF; isa <= LORA_ISA_LAST; isa++) {
         uint64_t first = 0;
         for (int n = 0; n < 4; n++) {
             static const int threads[] = {1, 2, 3, 8};

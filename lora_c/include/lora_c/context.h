@@ -22,6 +22,7 @@ typedef struct lora_ctx lora_ctx;
 /* Arithmetic of the matrix products. Sums are float32 in both, and results never depend on threads.
  * FAST rounds the operands of each product to
  *     bfloat16                            on AMD CPUs with AVX512_BF16 (Zen 4 and later), which run it at twice the float32 rate
+ *                                         and on aarch64 CPUs with FEAT_BF16 (their rate was not measured)
  *     int16, one scale per 64 values of k on other CPUs with AVX512_VNNI (Intel: bfloat16 runs at half the float32 rate there)
  * and is the same as EXACT on all others. With up to 24 rows (decoding) weights of float32 and GGUF blocks, and with int16
  * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as

@@ -1,4 +1,4 @@
-/* exp of a float32 vector for the x86 rungs: lora_exp_avx2(__m256) and lora_exp_avx512(__m512).
+/* exp of a float32 vector: lora_exp_avx2(__m256), lora_exp_avx512(__m512) and lora_exp_neon(float32x4_t).
  * Method    n = round(x / ln 2), r = x - n ln 2 in two steps (ln 2 split so that n * hi is exact), a polynomial of
  *           degree 6 on |r| <= ln 2 / 2 (Cephes expf coefficients), then n is added to the exponent field.
  * Range     0 below -87.3 (no denormals), +Inf above 88.72, exactly 1 at 0, NaN kept.
@@ -70,6 +70,25 @@ LORA_TARGET("avx512f") LORA_INLINE __m512 lora_exp_avx512(__m512 x) {
     __mmask16 keep = _mm512_cmp_ps_mask(x, _mm512_set1_ps(LORA_EXP_LOWEST), _CMP_NLT_UQ);
     y = _mm512_mask_blend_ps(high, y, _mm512_set1_ps(__builtin_inff()));
     return _mm512_maskz_mov_ps(keep, y);
+}
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+
+LORA_INLINE float32x4_t lora_exp_neon(float32x4_t x) {
+    int32x4_t n = vcvtnq_s32_f32(vmulq_f32(x, vdupq_n_f32(LORA_EXP_LOG2E))); /* 0 for NaN, saturated out of range */
+    float32x4_t nf = vcvtq_f32_s32(n);
+    float32x4_t r = vfmsq_f32(x, nf, vdupq_n_f32(LORA_EXP_LN2_HI));
+    r = vfmsq_f32(r, nf, vdupq_n_f32(LORA_EXP_LN2_LO));
+    float32x4_t p = vfmaq_f32(vdupq_n_f32(LORA_EXP_C5), vdupq_n_f32(LORA_EXP_C6), r);
+    p = vfmaq_f32(vdupq_n_f32(LORA_EXP_C4), p, r);
+    p = vfmaq_f32(vdupq_n_f32(LORA_EXP_C3), p, r);
+    p = vfmaq_f32(vdupq_n_f32(LORA_EXP_C2), p, r);
+    p = vfmaq_f32(vdupq_n_f32(LORA_EXP_C1), p, r);
+    p = vfmaq_f32(r, p, vmulq_f32(r, r));
+    p = vaddq_f32(p, vdupq_n_f32(1.0f));
+    float32x4_t y = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(n, 23)));
+    y = vbslq_f32(vcgtq_f32(x, vdupq_n_f32(LORA_EXP_HIGHEST)), vdupq_n_f32(__builtin_inff()), y);
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(y), vcltq_f32(x, vdupq_n_f32(LORA_EXP_LOWEST))));
 }
 #endif
 

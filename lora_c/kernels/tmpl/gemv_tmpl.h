@@ -1,5 +1,5 @@
 /* The products of a few tokens for any vector width. The includer defines
- *     TARGET                      target attribute string
+ *     RUNG                        what stands before each function: LORA_TARGET(…), or nothing where the compiler has the rung unasked
  *     VEC, VL, LOADU, ZERO, MUL, ADD, FMA, SUM
  *     LOAD_PART(p, n)             the first n < VL floats, zeros behind them
  *     LOAD_BF16(p), LOAD_BF16_PART(p, n)     the same for bfloat16, widened
@@ -7,9 +7,11 @@
  *     decode(t, codes, bytes, w)  WIDTH = 8 vectors of values without their scales; codes beyond bytes are anything
  *     scales(t, p, k)             the scales of a group as a vector; lanes beyond element k are zero
  * The group is eight vectors. Bits: per token one accumulator; in a group the eight products in order, then the scale. */
-#define GEMV_FN static LORA_TARGET(TARGET)
-#define GEMV_INLINE static inline __attribute__((always_inline)) LORA_TARGET(TARGET)
+#define GEMV_FN static RUNG
+#define GEMV_INLINE static inline __attribute__((always_inline)) RUNG
 #define UNROLL LORA_UNROLL_BY(8)
+
+#include "lora_c/kernels/tmpl/nf4_row_scales.h"
 
 enum {
     TOKENS = 4, /* eight vectors of decoded values and four accumulators fill 16 registers */
@@ -25,25 +27,6 @@ GEMV_INLINE void add_group(const VEC *w, VEC scale, const int m, const float *x,
         VEC s = MUL(w[0], LOADU(from));
         UNROLL for (int j = 1; j < WIDTH; j++) s = FMA(w[j], LOADU(from + j * VL), s);
         acc[i] = FMA(scale, s, acc[i]);
-    }
-}
-
-/* The scales of n blocks. Scalar look-ups run beside the vector work of the row before; a gather would compete with it. */
-GEMV_INLINE void row_scales(const lora_nf4 *w, int64_t first, int64_t n, float *out) {
-    if (w->absmax) {
-        memcpy(out, w->absmax + first, (size_t)n * sizeof *out);
-        return;
-    }
-    const float *map = w->nested_map;
-    const uint8_t *codes = w->absmax_codes + first;
-    for (int64_t b = 0; b < n; b++) {
-        out[b] = map[codes[b]];
-        __asm__ volatile("" : "+r"(codes)); /* no gather from an optimiser either */
-    }
-    for (int64_t b = 0; b < n;) {
-        int64_t nested = (first + b) / w->nested_block_size, end = lora_min_i64(n, (nested + 1) * w->nested_block_size - first);
-        float factor = w->nested_absmax[nested];
-        for (; b < end; b++) out[b] = out[b] * factor + w->nested_offset; /* two roundings: no contraction in this project */
     }
 }
 

@@ -1,7 +1,8 @@
 /* The frame of quantizing to a 4-bit type. The including file defines
  *   code_tables, load_tables(book) what finds codes
  *   top_magnitude(x, dtype, n)     the largest magnitude as float32 bits
- *   packed_codes(x, dtype, inverse, fits, tables)   GROUP elements as 16 bytes; fits: whether cells may be used (codebook.h) */
+ *   packed_codes(x, dtype, inverse, fits, tables)   GROUP elements as 16 bytes; fits: whether cells may be used (codebook.h)
+ *   PUT_CODES(p, v)                those 16 bytes to p */
 
 /* Below this absmax the scaled reciprocal would leave float32; such blocks take the comparisons. */
 #define LORA_CELL_MIN_ABSMAX 1e-30f
@@ -23,9 +24,9 @@ LORA_INLINE int64_t quantize_of(const lora_codebook *book, const void *x, lora_d
         for (int64_t b = 0; b < n; b++) {
             bool fits = book->has_cells && absmax[b] >= LORA_CELL_MIN_ABSMAX;
             for (int64_t i = 0; i < block_size; i += GROUP, x = at(x, dtype, GROUP), codes += GROUP / 2) {
-                _mm_prefetch((const char *)x + PREFETCH, _MM_HINT_T0);
-                if (dtype == LORA_F32) _mm_prefetch((const char *)x + PREFETCH + 64, _MM_HINT_T0);
-                _mm_storeu_si128((__m128i *)codes, packed_codes(x, dtype, inverse[b], fits, &tables));
+                __builtin_prefetch((const char *)x + PREFETCH, 0, 3);
+                if (dtype == LORA_F32) __builtin_prefetch((const char *)x + PREFETCH + 64, 0, 3);
+                PUT_CODES(codes, packed_codes(x, dtype, inverse[b], fits, &tables));
             }
         }
     }

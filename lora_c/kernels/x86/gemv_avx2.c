@@ -8,6 +8,7 @@
 #include "lora_c/kernels/gemv_kernels.h"
 
 #define TARGET "avx2,fma"
+#define RUNG LORA_TARGET(TARGET)
 #define VEC __m256
 #define VL 8
 #define LOADU _mm256_loadu_ps

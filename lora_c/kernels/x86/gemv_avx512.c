@@ -8,6 +8,7 @@
 #include "lora_c/kernels/gemv_kernels.h"
 
 #define TARGET "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"
+#define RUNG LORA_TARGET(TARGET)
 #define VEC __m512
 #define VL 16
 #define LOADU _mm512_loadu_ps

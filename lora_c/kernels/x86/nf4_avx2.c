@@ -121,6 +121,7 @@ LORA_INLINE __m128i packed_codes(const void *x, lora_dtype dtype, float inverse,
     return pack_nibbles(_mm256_shuffle_epi8(t->code, interval));
 }
 
+#define PUT_CODES(p, v) _mm_storeu_si128((__m128i *)(p), v)
 #include "lora_c/kernels/tmpl/nf4_quantize_tmpl.h"
 
 /* The table as four byte planes, so that one pshufb looks up 32 codes. */

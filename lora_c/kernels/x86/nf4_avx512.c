@@ -85,6 +85,7 @@ LORA_INLINE __m128i packed_codes(const void *x, lora_dtype dtype, float inverse,
     return pack_nibbles(_mm512_permutexvar_epi16(interval, t->code));
 }
 
+#define PUT_CODES(p, v) _mm_storeu_si128((__m128i *)(p), v)
 #include "lora_c/kernels/tmpl/nf4_quantize_tmpl.h"
 
 /* 16 elements from 8 bytes: each byte doubled, the even copy shifted down; the permute reads four bits only. */
