@@ -18,11 +18,13 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 SANITIZE ?=
 WERROR ?= -Werror
+PIC ?= -fPIC
+SYSTEM_LIBS ?= -lm -ldl
 MODE := $(if $(SANITIZE),sanitize,release)
 BUILD := build/$(MODE)
 CC ?= cc
 AR ?= ar
-CFLAGS := -std=c11 -O3 -g -fvisibility=hidden -fPIC -falign-functions=64 -falign-loops=64 -ffp-contract=off -fno-math-errno -Wall -Wextra $(WERROR) -pthread -I. -Ilora_c/include \
+CFLAGS := -std=c11 -O3 -g -fvisibility=hidden $(PIC) -falign-functions=64 -falign-loops=64 -ffp-contract=off -fno-math-errno -Wall -Wextra $(WERROR) -pthread -I. -Ilora_c/include \
 	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 LIB_SOURCES := $(filter-out lora_c/bindings/% lora_c/cuda/%,$(wildcard lora_c/*/*.c lora_c/*/*/*.c))
 CHECK_SOURCES := $(wildcard tests/c/*.c)
@@ -185,17 +187,17 @@ clean: ## remove everything that was built
 include cuda.mk
 
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
-	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lm -ldl -o $@
+	@$(CC) $(CFLAGS) $^ $(LDLIBS) $(SYSTEM_LIBS) -o $@
 
 # A device for tests: a backend with its own copy of the library, as that of another device would be.
 $(BUILD)/liblora_c_fake.so: $(FAKE_OBJECTS) $(BUILD)/liblora_c.a
-	@$(CC) $(CFLAGS) -shared -Wl,-z,defs $^ -lm -ldl -o $@
+	@$(CC) $(CFLAGS) -shared -Wl,-z,defs $^ $(SYSTEM_LIBS) -o $@
 
 $(BUILD)/liblora_c_other_abi.so: $(BUILD)/tests/fake_device/other_abi.o
 	@$(CC) $(CFLAGS) -shared $^ -o $@
 
 $(BENCHES): $(BUILD)/%: $(BUILD)/benchmarks/%.o $(BUILD)/liblora_c.a
-	@$(CC) $(CFLAGS) $^ -lm -ldl -o $@
+	@$(CC) $(CFLAGS) $^ $(SYSTEM_LIBS) -o $@
 
 $(BUILD)/liblora_c.a: $(OBJECTS)
 	@rm -f $@

@@ -39,6 +39,7 @@ C_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off
 CORE = (
     "base/alloc.c",
     "base/memory_left.c",
+    "base/os_posix_memory.c",
     "base/status.c",
     "format/dynamic_map.c",
     "format/ggml.c",

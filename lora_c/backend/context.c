@@ -1,7 +1,5 @@
 /* Contexts: views of an engine on a device. */
-#include <pthread.h>
 #include <stdatomic.h>
-#include <unistd.h>
 
 #include "lora_c/backend/load.h"
 #include "lora_c/base/cpuinfo.h"
@@ -32,8 +30,8 @@ static lora_engine *make_engine(lora_error *err) {
         return NULL;
     }
     lora_mem_init(&engine->mem);
-    pthread_mutex_init(&engine->lock, NULL);
-    atomic_store(&engine->owner, (int)getpid());
+    lora_mutex_init(&engine->lock);
+    atomic_store(&engine->owner, lora_process_id());
     engine->cpu = (lora_device_use){.backend = &lora_cpu_backend, .state = engine, .name = "cpu"};
     return engine;
 }
@@ -42,7 +40,7 @@ static void free_engine(lora_engine *engine) {
     lora_pool_destroy(engine->pool);
     lora_unload_backends(engine); /* after the threads, which may stand in code of a library that computed with them */
     for (int i = 0; i < LORA_SCRATCH_SLOTS; i++) lora_mem_free(&engine->mem, engine->scratch[i].data);
-    pthread_mutex_destroy(&engine->lock);
+    lora_mutex_destroy(&engine->lock);
     lora_mem spare;
     lora_mem_init(&spare);
     lora_mem_free(&spare, engine);
@@ -118,10 +116,10 @@ void lora_ctx_destroy(lora_ctx *ctx) {
  * brings in order what that thread had begun to change. Whoever does it stands in owner as -pid, so that a child that is
  * forked meanwhile does not wait for it. */
 static void own_lock(lora_ctx *ctx) {
-    int self = (int)getpid(), owner = atomic_load(&ctx->engine->owner);
+    int self = lora_process_id(), owner = atomic_load(&ctx->engine->owner);
     while (owner != self) {
         if (owner != -self && atomic_compare_exchange_strong(&ctx->engine->owner, &owner, -self)) {
-            pthread_mutex_init(&ctx->engine->lock, NULL);
+            lora_mutex_init(&ctx->engine->lock);
             lora_kernels_init(&ctx->engine->kernels, ctx->engine->kernels.isa);
             atomic_store(&ctx->engine->owner, self);
         }
@@ -131,10 +129,10 @@ static void own_lock(lora_ctx *ctx) {
 
 void lora_ctx_lock(lora_ctx *ctx) {
     own_lock(ctx);
-    pthread_mutex_lock(&ctx->engine->lock);
+    lora_mutex_lock(&ctx->engine->lock);
 }
 
-void lora_ctx_unlock(lora_ctx *ctx) { pthread_mutex_unlock(&ctx->engine->lock); }
+void lora_ctx_unlock(lora_ctx *ctx) { lora_mutex_unlock(&ctx->engine->lock); }
 
 lora_status lora_ctx_set_threads(lora_ctx *ctx, int n_threads, lora_error *err) {
     lora_pool *pool, *old = ctx->engine->pool;

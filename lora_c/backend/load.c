@@ -1,10 +1,8 @@
 /* Backends from shared libraries: what can be used, and in words why the rest cannot. */
 #include "lora_c/backend/load.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { PATH_BYTES = 1024, MOST_DEVICES = 32 };
 
@@ -25,17 +23,13 @@ static const lora_backend *open_library(lora_backend_library *library) {
                  wrong, library->path);
         return NULL;
     }
-    char path[PATH_BYTES + 2]; /* a bare name is a file here before it is one of the system's libraries */
-    bool here = !strchr(library->path, '/') && access(library->path, F_OK) == 0;
-    snprintf(path, sizeof path, "%s%s", here ? "./" : "", library->path);
-    library->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    char why[LORA_ERROR_BYTES];
+    library->handle = lora_library_open(library->path, why, sizeof why);
     if (!library->handle) {
-        const char *why = dlerror();
-        snprintf(library->reason, sizeof library->reason, "backend: expected a library that loads, got %.180s; check LORA_C_BACKENDS",
-                 why ? why : "no reason");
+        snprintf(library->reason, sizeof library->reason, "backend: expected a library that loads, got %.180s; check LORA_C_BACKENDS", why);
         return NULL;
     }
-    void *symbol = dlsym(library->handle, "lora_backend_entry");
+    void *symbol = lora_library_symbol(library->handle, "lora_backend_entry");
     lora_backend_entry_fn entry;
     memcpy(&entry, &symbol, sizeof entry); /* C has no conversion from an object pointer to a function pointer */
     const lora_backend *backend = symbol ? entry(LORA_BACKEND_ABI) : NULL;
@@ -72,7 +66,7 @@ void lora_unload_backends(lora_engine *engine) {
     while (engine->libraries) {
         lora_backend_library *library = engine->libraries;
         engine->libraries = library->next;
-        if (library->handle) dlclose(library->handle);
+        if (library->handle) lora_library_close(library->handle);
         lora_mem_free(&engine->mem, library);
     }
 }
@@ -85,26 +79,31 @@ int64_t lora_list_library(const lora_backend_library *library, int64_t most, lor
         return n > 0 ? n : 0;
     }
     if (most < 1) return 1;
-    const char *name = strrchr(library->path, '/');
     *out = (lora_device){.description = "a library that is no backend"};
-    snprintf(out->name, sizeof out->name, "%.31s", name ? name + 1 : library->path);
+    snprintf(out->name, sizeof out->name, "%.31s", lora_file_name(library->path));
     snprintf(out->reason, sizeof out->reason, "%s", library->reason);
     return 1;
 }
 
+/* Bytes of the first of paths. */
+static size_t first_of(const char *paths) {
+    const char parts[] = {lora_path_separator(), '\0'};
+    return strcspn(paths, parts);
+}
+
 /* Whether the path of this length at p stands in paths before it. */
 static bool stands_before(const char *paths, const char *p, size_t length) {
-    for (const char *q = paths; q < p; q += strcspn(q, ":") + 1)
-        if (strcspn(q, ":") == length && memcmp(q, p, length) == 0) return true;
+    for (const char *q = paths; q < p; q += first_of(q) + 1)
+        if (first_of(q) == length && memcmp(q, p, length) == 0) return true;
     return false;
 }
 
 bool lora_visit_libraries(lora_engine *engine, const char *paths, lora_visit_library_fn *visit, void *arg) {
     for (const char *p = paths ? paths : ""; *p;) {
-        size_t length = strcspn(p, ":");
+        size_t length = first_of(p);
         lora_backend_library *library = length > 0 && !stands_before(paths, p, length) ? library_of(engine, p, length) : NULL;
         if (library && visit(library, arg)) return true;
-        p += length + (p[length] == ':');
+        p += length + (p[length] != '\0');
     }
     return false;
 }
@@ -165,7 +164,7 @@ lora_status lora_device_open(lora_ctx *ctx, const char *given, const char *paths
     lora_device_use *use = lora_host_alloc(ctx, LORA_MEM_SCRATCH, sizeof *use);
     LORA_CHECK(use, err, LORA_ENOMEM, "device: expected %zu bytes, got none", sizeof *use);
     use->backend = search.backend;
-    use->process = (int)getpid();
+    use->process = lora_process_id();
     snprintf(use->name, sizeof use->name, "%.31s", name);
     lora_status status = search.backend->create(ctx, search.index, &use->state, err);
     if (status == LORA_OK)

@@ -28,10 +28,6 @@ bool lora_visit_libraries(lora_engine *engine, const char *paths, lora_visit_lib
 /** Its devices, as lora_backend.devices; of one that cannot be used a single one with the reason. */
 int64_t lora_list_library(const lora_backend_library *library, int64_t most, lora_device *out);
 
-/* library_file.c */
-/** What is wrong with a file, in words, before the loader sees it; NULL: nothing, or what the loader explains itself. */
-const char *lora_library_fault(const char *path);
-
 /** At the end of an engine, when none of their devices is in use. */
 void lora_unload_backends(lora_engine *engine);
 

@@ -1,10 +1,8 @@
 /* A device belongs to the process that opened it: what a child shares with it after a fork is of no use to the child. */
-#include <unistd.h>
-
 #include "lora_c/backend/load.h"
 #include "lora_c/device.h"
 
-bool lora_device_is_own(const lora_device_use *use) { return use->process == (int)getpid(); }
+bool lora_device_is_own(const lora_device_use *use) { return use->process == lora_process_id(); }
 
 static bool is_usable(const lora_ctx *ctx) { return ctx->view.backend->host_memory || lora_device_is_own(ctx->device); }
 

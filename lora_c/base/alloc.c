@@ -1,12 +1,8 @@
-#define _DEFAULT_SOURCE
 #include "lora_c/base/alloc.h"
 
-#include <stdlib.h>
 #include <string.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
+#include "lora_c/base/os.h"
 #include "lora_c/base/util.h"
 
 /* In front of every block, padded to the alignment so that the block itself stays aligned. */
@@ -33,26 +29,12 @@ static bool must_fail(lora_mem *mem) {
     return atomic_fetch_sub(&mem->fail_after, 1) == 0;
 }
 
-/* Frozen weights are written once, whole, and then read from end to end for every token: in huge pages where the system has
- * them for those who ask, a core reads a fifth faster. Other memory may be touched in part only and stays in small ones. */
-static unsigned char *allocate(lora_mem_tag tag, size_t padded) {
-#if defined(MADV_HUGEPAGE)
-    enum { HUGE_PAGE = 1 << 21 };
-    if (tag == LORA_MEM_BASE && padded >= HUGE_PAGE) {
-        void *p = NULL;
-        if (posix_memalign(&p, HUGE_PAGE, padded) != 0) return NULL;
-        (void)madvise(p, padded & ~(size_t)4095, MADV_HUGEPAGE); /* a wish */
-        return p;
-    }
-#endif
-    (void)tag;
-    return aligned_alloc(LORA_ALIGN, padded);
-}
-
 void *lora_mem_alloc(lora_mem *mem, lora_mem_tag tag, size_t bytes) {
     if (must_fail(mem) || bytes > SIZE_MAX / 2 || !lora_memory_fits(bytes)) return NULL;
     size_t padded = ((bytes + LORA_ALIGN - 1) & ~(size_t)(LORA_ALIGN - 1)) + HEADER_BYTES + TAIL_BYTES;
-    unsigned char *raw = allocate(tag, padded);
+    /* Frozen weights are written once, whole, and then read from end to end for every token; of other memory a part may never be touched.
+     */
+    unsigned char *raw = lora_os_alloc(LORA_ALIGN, padded, tag == LORA_MEM_BASE);
     if (!raw) return NULL;
     block_header *header = (block_header *)raw;
     header->bytes = bytes;
@@ -75,5 +57,5 @@ void lora_mem_free(lora_mem *mem, void *p) {
     const block_header *header = (const block_header *)raw;
     atomic_fetch_sub(&mem->live[header->tag], header->bytes);
     atomic_fetch_sub(&mem->total_live, header->bytes);
-    free(raw);
+    lora_os_free(raw);
 }

@@ -1,4 +1,4 @@
-/* Aligned, tagged memory: the only caller of malloc and free. Accounts live in a lora_mem, never in globals. */
+/* Aligned, tagged memory: all blocks of the library come from here. Accounts live in a lora_mem, never in globals. */
 #ifndef LORA_BASE_ALLOC_H
 #define LORA_BASE_ALLOC_H
 

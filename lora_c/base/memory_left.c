@@ -6,9 +6,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
+#include "lora_c/base/os.h"
 #include "lora_c/memory.h"
 
 enum { LARGE = 1 << 30, PATH = 1024, LINE = 1024 };
@@ -97,40 +96,34 @@ static size_t least_of_own_groups(const char *root, of_group *of) {
     return least;
 }
 
-/* What the process may have of a resource; SIZE_MAX where nothing bounds it. */
-static size_t limit_of_process(int resource) {
-    struct rlimit limit;
-    if (getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return SIZE_MAX;
-    return (size_t)limit.rlim_cur;
-}
+static size_t left_of(size_t limit, size_t used) { return limit == SIZE_MAX ? SIZE_MAX : limit - less(limit, used); }
 
 /* What the limits on addresses and on data leave: statm counts the pages of both (its first and sixth number). */
 static size_t left_of_process(const char *root) {
-    const size_t addresses = limit_of_process(RLIMIT_AS), data = limit_of_process(RLIMIT_DATA);
+    const lora_process_limits limits = lora_os_limits();
     char path[PATH];
     size_t mapped = 0, written = 0;
-    if (addresses == SIZE_MAX && data == SIZE_MAX) return SIZE_MAX;
+    if (limits.addresses == SIZE_MAX && limits.data == SIZE_MAX) return SIZE_MAX;
     const int length = snprintf(path, sizeof path, "%s/proc/self/statm", root);
     FILE *file = length > 0 && length < (int)sizeof path ? fopen(path, "r") : NULL;
     const bool known = file && fscanf(file, "%zu %*u %*u %*u %*u %zu", &mapped, &written) == 2;
     if (file) (void)fclose(file);
     if (!known) return SIZE_MAX;
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t of_addresses = addresses == SIZE_MAX ? SIZE_MAX : addresses - less(addresses, mapped * page);
-    return less(of_addresses, data == SIZE_MAX ? SIZE_MAX : data - less(data, written * page));
+    return less(left_of(limits.addresses, mapped * limits.page), left_of(limits.data, written * limits.page));
 }
 
 size_t lora_memory_left(const char *root, bool with_swap) {
-    const size_t of_system = less(left_on_machine(root, with_swap), least_of_own_groups(root, left_in_group));
-    return less(of_system, left_of_process(root));
+    const size_t of_machine = less(left_on_machine(root, with_swap), lora_os_memory_left(with_swap));
+    return less(less(of_machine, least_of_own_groups(root, left_in_group)), left_of_process(root));
 }
 
 size_t lora_memory_total(const char *root) {
     char folder[PATH];
     (void)snprintf(folder, sizeof folder, "%s/proc", root);
     const size_t total = number_in(folder, "meminfo", "MemTotal");
-    const size_t of_system = less(total == SIZE_MAX ? SIZE_MAX : total * 1024, least_of_own_groups(root, limit_of_group));
-    return less(of_system, less(limit_of_process(RLIMIT_AS), limit_of_process(RLIMIT_DATA)));
+    const size_t of_machine = less(total == SIZE_MAX ? SIZE_MAX : total * 1024, lora_os_memory_total());
+    const lora_process_limits limits = lora_os_limits();
+    return less(less(of_machine, least_of_own_groups(root, limit_of_group)), less(limits.addresses, limits.data));
 }
 
 bool lora_memory_fits(size_t bytes) { return bytes < LARGE || bytes <= lora_memory_left("", true); }

@@ -1,12 +1,8 @@
-#define _GNU_SOURCE
 #include "lora_c/base/parallel.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <unistd.h>
 
+#include "lora_c/base/os.h"
 #include "lora_c/base/util.h"
 
 /* SPIN_ROUNDS by bench_decode, 135M, two threads on an AMD EPYC (Zen 4): 100 give 0.84 of the tokens a second, 10000
@@ -24,16 +20,16 @@ typedef struct range {
 
 typedef struct worker {
     lora_pool *pool;
-    pthread_t thread;
+    lora_thread thread;
     int id;
 } worker;
 
 struct lora_pool {
     lora_mem *mem;
     int n_threads, n_started; /* workers started: n_threads - 1, or 0 while they are not needed or after fork */
-    pid_t owner;
-    pthread_mutex_t lock;
-    pthread_cond_t wake, finished;
+    int owner;                /* process of the threads */
+    lora_mutex lock;
+    lora_condition wake, finished;
     lora_task_fn fn; /* fn, arg and the ranges are written while the gate is closed, read by workers inside it */
     void *arg;
     int n_ranges;
@@ -46,13 +42,8 @@ struct lora_pool {
 };
 
 int lora_default_threads(void) {
-#if defined(__linux__)
-    cpu_set_t set;
-    long n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
-#else
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-#endif
-    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
+    int n = lora_cpu_count();
+    return n > MAX_THREADS ? MAX_THREADS : n;
 }
 
 static inline void pause_cpu(void) {
@@ -79,7 +70,7 @@ void lora_wait_for_count(const _Atomic int64_t *count, int64_t n) {
         if (i < SPIN_ROUNDS)
             pause_cpu();
         else
-            sched_yield(); /* whoever it is may need this CPU */
+            lora_thread_yield(); /* whoever it is may need this CPU */
 }
 
 /* A worker that wakes up late finds the gate closed and goes back to waiting, so that nobody waits for it. */
@@ -87,9 +78,9 @@ static bool enter_gate(lora_pool *pool) { return !(atomic_fetch_add(&pool->gate,
 
 static void leave_gate(lora_pool *pool) {
     if (atomic_fetch_sub(&pool->gate, 1) != (GATE_CLOSED | 1)) return;
-    pthread_mutex_lock(&pool->lock);
-    pthread_cond_signal(&pool->finished);
-    pthread_mutex_unlock(&pool->lock);
+    lora_mutex_lock(&pool->lock);
+    lora_condition_signal(&pool->finished);
+    lora_mutex_unlock(&pool->lock);
 }
 
 /* Waits for a job other than seen: spins a little because the next one usually follows at once, then sleeps. n_asleep
@@ -100,20 +91,20 @@ static uint64_t wait_for_job(lora_pool *pool, uint64_t seen) {
         if ((job = atomic_load_explicit(&pool->job, memory_order_acquire)) != seen) return job;
         pause_cpu();
     }
-    pthread_mutex_lock(&pool->lock);
+    lora_mutex_lock(&pool->lock);
     atomic_fetch_add(&pool->n_asleep, 1);
-    while ((job = atomic_load(&pool->job)) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+    while ((job = atomic_load(&pool->job)) == seen) lora_condition_wait(&pool->wake, &pool->lock);
     atomic_fetch_sub(&pool->n_asleep, 1);
-    pthread_mutex_unlock(&pool->lock);
+    lora_mutex_unlock(&pool->lock);
     return job;
 }
 
-static void *worker_main(void *argument) {
+static void worker_main(void *argument) {
     worker *self = argument;
     lora_pool *pool = self->pool;
     for (uint64_t job = 0;;) {
         job = wait_for_job(pool, job);
-        if (atomic_load(&pool->stop)) return NULL;
+        if (atomic_load(&pool->stop)) return;
         if (enter_gate(pool)) run_tasks(pool, self->id);
         leave_gate(pool);
     }
@@ -123,54 +114,41 @@ static void *worker_main(void *argument) {
 static void wake_workers(lora_pool *pool) {
     atomic_fetch_add(&pool->job, 1);
     if (atomic_load(&pool->n_asleep) == 0) return;
-    pthread_mutex_lock(&pool->lock);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
+    lora_mutex_lock(&pool->lock);
+    lora_condition_broadcast(&pool->wake);
+    lora_mutex_unlock(&pool->lock);
 }
 
 static void stop_workers(lora_pool *pool) {
     atomic_store(&pool->stop, true);
     wake_workers(pool);
-    for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].thread, NULL);
+    for (int i = 0; i < pool->n_started; i++) lora_thread_join(&pool->workers[i].thread);
     pool->n_started = 0;
 }
 
 static void reset_sync(lora_pool *pool) {
-    pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->wake, NULL);
-    pthread_cond_init(&pool->finished, NULL);
+    lora_mutex_init(&pool->lock);
+    lora_condition_init(&pool->wake);
+    lora_condition_init(&pool->finished);
     atomic_store(&pool->job, 0);
     atomic_store(&pool->gate, GATE_CLOSED);
     atomic_store(&pool->n_asleep, 0);
     atomic_store(&pool->stop, false);
     pool->n_started = 0;
-    pool->owner = getpid();
-}
-
-/* Signals belong to the caller's threads, Ctrl-C above all; faults stay with the thread that made them. Threads inherit
- * the mask, which the caller then gets back. */
-static sigset_t block_signals(void) {
-    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP};
-    sigset_t blocked, before;
-    sigfillset(&blocked);
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&blocked, faults[i]);
-    pthread_sigmask(SIG_BLOCK, &blocked, &before);
-    return before;
+    pool->owner = lora_process_id();
 }
 
 /* Starts the workers on first use, and again in a child after fork (threads do not survive it). Where the system gives
  * fewer threads than asked for, the others do their tasks: the bits stay the same. */
 static void start_workers(lora_pool *pool) {
-    if (pool->owner != getpid()) reset_sync(pool);
+    if (pool->owner != lora_process_id()) reset_sync(pool);
     if (pool->n_started || pool->n_threads == 1) return;
-    sigset_t before = block_signals();
     for (int i = 0; i < pool->n_threads - 1; i++) {
         worker *w = &pool->workers[i];
         *w = (worker){.pool = pool, .id = i + 1};
-        if (pthread_create(&w->thread, NULL, worker_main, w) != 0) break;
+        if (!lora_thread_start(&w->thread, worker_main, w)) break;
         pool->n_started = i + 1;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 lora_status lora_pool_create(lora_mem *mem, int n_threads, lora_pool **out, lora_error *err) {
@@ -190,11 +168,11 @@ lora_status lora_pool_create(lora_mem *mem, int n_threads, lora_pool **out, lora
 /* In a child after fork the lock may have been held by a thread that no longer exists: it is left alone. */
 void lora_pool_destroy(lora_pool *pool) {
     if (!pool) return;
-    if (pool->owner == getpid()) {
+    if (pool->owner == lora_process_id()) {
         if (pool->n_started) stop_workers(pool);
-        pthread_mutex_destroy(&pool->lock);
-        pthread_cond_destroy(&pool->wake);
-        pthread_cond_destroy(&pool->finished);
+        lora_mutex_destroy(&pool->lock);
+        lora_condition_destroy(&pool->wake);
+        lora_condition_destroy(&pool->finished);
     }
     lora_mem_free(pool->mem, pool);
 }
@@ -208,9 +186,9 @@ static void close_gate(lora_pool *pool) {
         if (atomic_load_explicit(&pool->gate, memory_order_acquire) == GATE_CLOSED) return;
         pause_cpu();
     }
-    pthread_mutex_lock(&pool->lock);
-    while (atomic_load(&pool->gate) != GATE_CLOSED) pthread_cond_wait(&pool->finished, &pool->lock);
-    pthread_mutex_unlock(&pool->lock);
+    lora_mutex_lock(&pool->lock);
+    while (atomic_load(&pool->gate) != GATE_CLOSED) lora_condition_wait(&pool->finished, &pool->lock);
+    lora_mutex_unlock(&pool->lock);
 }
 
 static void run_job(lora_pool *pool, int64_t n_tasks, int n_ranges, lora_task_fn fn, void *arg) {

@@ -2,7 +2,6 @@
 #include "lora_c/bindings/py_state.h"
 
 #include <string.h>
-#include <unistd.h>
 
 PyObject *lora_py_text(const char *text) { return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace"); }
 
@@ -79,7 +78,7 @@ PyObject *lora_py_reduce(PyObject *self, PyObject *unused) {
 }
 
 int lora_py_enter(lora_py_object *self) {
-    int me = (int)getpid(), inside = 0;
+    int me = lora_process_id(), inside = 0;
     lora_error err = {0};
     if (lora_device_check(self->ctx, &err) != LORA_OK) {
         lora_py_raise(lora_py_state_of(Py_TYPE((PyObject *)self)), &err);

@@ -1,8 +1,8 @@
 /* Memory of the host for the copies of layers. */
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "lora_c/base/os.h"
 #include "lora_c/model/pass.h"
 
 lora_status lora_decoder_set_activation_offload(lora_decoder *d, const char *folder, lora_error *err) {
@@ -31,7 +31,7 @@ void lora_free_offloaded(lora_decoder *d) {
 
 /* Grows only. A child of a fork takes memory of its own: its parent's is shared with it. */
 lora_status lora_reach_offloaded(lora_decoder *d, size_t bytes, lora_error *err) {
-    int64_t process = (int64_t)getpid();
+    int64_t process = lora_process_id();
     if (bytes <= d->offloaded_bytes && d->offload_process == process) return LORA_OK;
     lora_error cause = {0};
     lora_free_offloaded(d);

@@ -2,10 +2,10 @@
 #ifndef LORA_OPS_CTX_H
 #define LORA_OPS_CTX_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "lora_c/base/alloc.h"
+#include "lora_c/base/os.h"
 #include "lora_c/base/parallel.h"
 #include "lora_c/backend.h"
 #include "lora_c/context.h"
@@ -41,7 +41,7 @@ typedef struct lora_engine {
     lora_mem mem;
     lora_kernels kernels;
     lora_pool *pool;
-    pthread_mutex_t lock;
+    lora_mutex lock;
     _Atomic int owner; /* process of the lock; -pid while a child after fork makes its own */
     struct {
         void *data;

@@ -1,8 +1,6 @@
 /* The accounts of lora_c/profile.h. */
 #include "lora_c/ops/profile.h"
 
-#include <time.h>
-
 #include "lora_c/kernels/fma_burst.h"
 #include "lora_c/ggml.h"
 #include "lora_c/nf4.h"
@@ -17,11 +15,7 @@ const char *lora_op_name(lora_op op) {
     return (unsigned)op < LORA_OPS ? names[op] : "unknown";
 }
 
-int64_t lora_profile_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec + 1;
-}
+int64_t lora_profile_now(void) { return lora_clock_ns() + 1; }
 
 void lora_ctx_set_profiling(lora_ctx *ctx, bool on) {
     ctx->engine->profile.on = on;

@@ -1,7 +1,7 @@
 /* The state of an optimizer: which array has which moments, and where they lie. */
 #include <inttypes.h>
-#include <unistd.h>
 
+#include "lora_c/base/os.h"
 #include "lora_c/base/util.h"
 #include "lora_c/optim/optimizer.h"
 
@@ -82,7 +82,7 @@ lora_status lora_optim_state_create(lora_optimizer *opt, lora_error *err) {
         opt->sizes[which] = opt->starts[which] + opt->n_params;
     }
     sort_params(opt);
-    opt->process = (int)getpid();
+    opt->process = lora_process_id();
     if (opt->paged) {
         opt->window = lora_host_alloc(opt->ctx, LORA_MEM_SCRATCH, (size_t)opt->n_params * sizeof *opt->window);
         LORA_CHECK(opt->window, err, LORA_ENOMEM, "params: expected memory for a list of %" PRId64 ", got none", opt->n_params);
@@ -113,7 +113,7 @@ void lora_optim_state_destroy(lora_optimizer *opt) {
 }
 
 lora_status lora_optim_check_process(const lora_optimizer *opt, lora_error *err) {
-    LORA_CHECK(!opt->paged || opt->process == (int)getpid(), err, LORA_EDEVICE,
+    LORA_CHECK(!opt->paged || opt->process == lora_process_id(), err, LORA_EDEVICE,
                "optimizer: expected the process that made its paged state, got a child of it; make another optimizer there");
     return LORA_OK;
 }

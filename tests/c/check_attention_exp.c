@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lora_c/base/os.h"
 #include "lora_c/base/half.h"
 #include "lora_c/kernels/kernels.h"
 #include "tests/c/check.h"
@@ -34,9 +35,9 @@ static void run(const lora_attention_kernels *k, int64_t n, rows *r) {
                                         .lse = r->lse,
                                         .ld_lse = n};
     int64_t floats = k->forward_scratch(n, 1);
-    tile.scratch = aligned_alloc(64, (size_t)lora_round_up(floats * 4, 64));
+    tile.scratch = lora_os_alloc(64, (size_t)lora_round_up(floats * 4, 64), false);
     k->forward(&tile);
-    free(tile.scratch);
+    lora_os_free(tile.scratch);
 }
 
 /* o is a quotient of three rounded numbers. */

@@ -1,14 +1,13 @@
 /* Status, memory accounts, halves, random numbers, and the thread pool. */
 #include <stdio.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "lora_c/base/alloc.h"
 #include "lora_c/base/half.h"
 #include "lora_c/base/parallel.h"
 #include "lora_c/base/philox.h"
 #include "tests/c/check.h"
+#include "tests/c/children.h"
 
 static void check_status(void) {
     lora_error err;
@@ -118,6 +117,8 @@ static void check_workers_are_distinct(lora_pool *pool) {
     CHECK(users[256] == 0, "a worker number was used twice at a time");
 }
 
+static int runs_tasks(void *pool) { return every_task_ran_once(pool) ? 0 : 1; }
+
 static void check_pool(void) {
     static const int sizes[] = {1, 2, 3, 8, 64};
     lora_error err;
@@ -128,12 +129,8 @@ static void check_pool(void) {
         CHECK(lora_pool_create(&mem, sizes[i], &pool, &err) == LORA_OK, "%s", err.message);
         CHECK(every_task_ran_once(pool), "%d threads", sizes[i]);
         check_workers_are_distinct(pool);
-        fflush(stdout);
-        pid_t child = fork(); /* threads do not survive fork: the child makes its own */
-        if (child == 0) _exit(every_task_ran_once(pool) ? 0 : 1);
-        int status = 1;
-        waitpid(child, &status, 0);
-        CHECK(status == 0, "%d threads after fork", sizes[i]);
+        /* threads do not survive fork: the child makes its own */
+        CHECK(!has_children() || end_of_child(runs_tasks, pool) == 0, "%d threads after fork", sizes[i]);
         lora_pool_destroy(pool);
     }
     lora_pool *none;
@@ -142,20 +139,18 @@ static void check_pool(void) {
 }
 
 /* A child may be forked while another thread of its parent holds the context: its own first call must not wait for ever. */
+static int takes_the_lock(void *ctx) {
+    lora_ctx_lock(ctx);
+    lora_ctx_unlock(ctx);
+    lora_ctx_destroy(ctx);
+    return 0;
+}
+
 static void check_lock_after_fork(void) {
     lora_ctx *ctx = check_ctx(LORA_ISA_AUTO, 2);
     lora_ctx_lock(ctx);
-    pid_t child = fork();
-    if (child == 0) {
-        alarm(10);
-        lora_ctx_lock(ctx);
-        lora_ctx_unlock(ctx);
-        lora_ctx_destroy(ctx);
-        _exit(0);
-    }
-    int status = 1;
-    waitpid(child, &status, 0);
-    CHECK(status == 0, "child ended with %d", status);
+    int end = has_children() ? end_of_child(takes_the_lock, ctx) : 0;
+    CHECK(end == 0, "child ended with %d", end);
     lora_ctx_unlock(ctx);
     lora_ctx_destroy(ctx);
 }

@@ -1,10 +1,10 @@
 /* Decoding on the shim of the CUDA plug-in: from the third token of a kind on, its launches are one graph, and the bits are those that
  * single launches have. */
-#define _POSIX_C_SOURCE 200112L /* setenv */
 #include <stdlib.h>
 #include <string.h>
 
 #include "tests/c/check_ops.h"
+#include "tests/c/children.h"
 #include "tests/c/device_mirror.h"
 #include "tests/c/devices.h"
 #include "tests/c/shim_symbols.h"
@@ -49,9 +49,9 @@ void check_cuda_graphs(void) {
     int64_t graphs[STEPS], none[STEPS], before = shim.live();
     for (int precision = LORA_PRECISION_EXACT; precision <= LORA_PRECISION_FAST; precision++) {
         run(engine, (lora_precision)precision, shim.graph_launches, graphs, logits);
-        setenv("LORA_C_CUDA_GRAPHS", "0", 1);
+        set_variable("LORA_C_CUDA_GRAPHS", "0");
         run(engine, (lora_precision)precision, shim.graph_launches, none, alone);
-        unsetenv("LORA_C_CUDA_GRAPHS");
+        set_variable("LORA_C_CUDA_GRAPHS", NULL);
         /* The first token of a kind goes out as it is, and so does one whose scratch has just grown. Logits are somewhere else each time.
          */
         for (int step = 0; step < STEPS; step++) {

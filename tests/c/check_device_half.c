@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "lora_c/base/half.h"
+#include "tests/c/children.h"
 #include "tests/c/op_run.h"
 
 /* Of arrays, by length: three roundings to 11 bits in a row. Bfloat16's 8 bits are not in it, nor float16 below its normal numbers. */
@@ -291,12 +292,9 @@ void check_device_half(void) {
     const char *said = getenv("SHIM_COMPUTE");
     char *before = said ? strdup(said) : NULL;
     const checked_device *devices;
-    setenv("SHIM_COMPUTE", "7.5", 1);
+    set_variable("SHIM_COMPUTE", "7.5");
     int n = checked_devices(&devices);
     for (int d = 1; d < n; d++) check_on(devices[d].name);
-    if (before)
-        setenv("SHIM_COMPUTE", before, 1);
-    else
-        unsetenv("SHIM_COMPUTE");
+    set_variable("SHIM_COMPUTE", before);
     free(before);
 }

@@ -1,7 +1,7 @@
 /* Memory of devices: its contents, its accounts, transfers, outputs, and many threads that take and give back. */
-#include <pthread.h>
 #include <stdatomic.h>
 
+#include "lora_c/base/os.h"
 #include "tests/c/check_ops.h"
 #include "tests/c/devices.h"
 
@@ -160,7 +160,7 @@ typedef struct taker {
     atomic_bool done;
 } taker;
 
-static void *take_and_give(void *arg) {
+static void take_and_give(void *arg) {
     taker *t = arg;
     for (int i = 0; i < ROUNDS; i++) {
         t->random = t->random * 6364136223846793005u + 1442695040888963407u;
@@ -171,7 +171,6 @@ static void *take_and_give(void *arg) {
         if (!b->begin) t->refused++;
     }
     atomic_store(&t->done, true);
-    return NULL;
 }
 
 static bool apart(const taker *takers) {
@@ -205,14 +204,14 @@ static bool doubled(lora_ctx *ctx, float *p, const float *in) {
 static void check_threads(lora_ctx *ctx) {
     size_t before = lora_ctx_memory(ctx, LORA_MEM_GRAD).live_bytes;
     static taker takers[THREADS];
-    pthread_t threads[THREADS];
+    static lora_thread threads[THREADS];
     float in[N];
     check_normal(in, N, 2, 1);
     float *p = lora_ctx_alloc(ctx, LORA_MEM_PARAM, sizeof in);
     void *place = place_of_large_block(ctx);
     for (int t = 0; t < THREADS; t++) {
         takers[t] = (taker){.ctx = ctx, .random = (uint64_t)t};
-        CHECK(pthread_create(&threads[t], NULL, take_and_give, &takers[t]) == 0, "a thread");
+        CHECK(lora_thread_start(&threads[t], take_and_give, &takers[t]), "a thread");
     }
     bool right = true;
     for (int running = THREADS; running > 0;) {
@@ -223,7 +222,7 @@ static void check_threads(lora_ctx *ctx) {
     CHECK(right, "an operation beside other threads");
     size_t held = 0;
     for (int t = 0; t < THREADS; t++) {
-        pthread_join(threads[t], NULL);
+        lora_thread_join(&threads[t]);
         CHECK(takers[t].refused == 0, "thread %d was refused memory", t);
         for (int i = 0; i < HELD; i++) held += takers[t].held[i].bytes;
     }

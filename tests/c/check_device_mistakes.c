@@ -1,11 +1,9 @@
 /* Mistakes that a device must not forgive, made on purpose in processes of their own: each ends as the fake device promises. */
 #include <signal.h>
 #include <stdio.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "tests/c/check_ops.h"
+#include "tests/c/children.h"
 #include "tests/c/devices.h"
 
 enum { N = 64 };
@@ -20,7 +18,7 @@ typedef struct device_arrays {
 typedef int mistake(device_arrays *a);
 
 static void need(lora_status status) {
-    if (status != LORA_OK) _exit(FAILED);
+    if (status != LORA_OK) end_process(FAILED);
 }
 
 static int bits_of(const float *got, const float *want) { return memcmp(got, want, N * sizeof *got) == 0 ? RIGHT : WRONG; }
@@ -30,24 +28,15 @@ static void fetch(device_arrays *a, const float *from) {
     need(lora_sync(a->ctx, NULL));
 }
 
-/* How a child ends that makes the mistake: its exit code, or -signal. */
-static int end_of(mistake *make) {
-    fflush(NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        (void)setrlimit(RLIMIT_CORE, &(struct rlimit){0});
-        (void)signal(SIGSEGV, SIG_DFL); /* sanitizers have a handler */
-        static device_arrays a;
-        a.ctx = device_ctx_on("fake", library_beside("liblora_c_fake.so"), LORA_ISA_AUTO, 1);
-        check_normal(a.in, N, 1, 1);
-        a.there = lora_ctx_alloc(a.ctx, LORA_MEM_PARAM, sizeof a.in);
-        need(lora_upload(a.ctx, a.there, a.in, sizeof a.in, NULL));
-        need(lora_sync(a.ctx, NULL));
-        _exit(make(&a));
-    }
-    int status = 0;
-    CHECK(child > 0 && waitpid(child, &status, 0) == child, "a child process");
-    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+/* In a child: makes the mistake with an array on a device of its own. */
+static int make(void *argument) {
+    static device_arrays a;
+    a.ctx = device_ctx_on("fake", library_beside("liblora_c_fake.so"), LORA_ISA_AUTO, 1);
+    check_normal(a.in, N, 1, 1);
+    a.there = lora_ctx_alloc(a.ctx, LORA_MEM_PARAM, sizeof a.in);
+    need(lora_upload(a.ctx, a.there, a.in, sizeof a.in, NULL));
+    need(lora_sync(a.ctx, NULL));
+    return (*(mistake *const *)argument)(&a);
 }
 
 /* --- none, and those that end a process --- */
@@ -123,8 +112,8 @@ static void check_ends(void) {
         {"memory is used after its end", uses_memory_after_its_end, WRONG},
         {"memory is used before it is written", uses_memory_before_it_is_written, WRONG},
     };
-    for (size_t i = 0; i < sizeof mistakes / sizeof *mistakes; i++) {
-        int end = end_of(mistakes[i].make);
+    for (size_t i = 0; has_children() && i < sizeof mistakes / sizeof *mistakes; i++) {
+        int end = end_of_child(make, (void *)&mistakes[i].make);
         CHECK(end == mistakes[i].end, "%s: ended with %d, expected %d", mistakes[i].what, end, mistakes[i].end);
     }
 }

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lora_c/base/os.h"
 #include "lora_c/base/half.h"
 #include "lora_c/base/philox.h"
 #include "lora_c/format/nf4_layout.h"
@@ -97,7 +98,7 @@ static void check_nf4_slot(const lora_kernels *rung, lora_gemm_arithmetic path, 
     int64_t rows = w->rows, k = w->cols, stride = lora_round_up(lora_div_up(k, p->group) * p->group_bytes, 64);
     int64_t n_scratch = rows * (k / w->block_size) + LORA_GEMV_SCALES_PAST_END;
     float *scratch = malloc((size_t)n_scratch * sizeof *scratch), *x = malloc((size_t)(m * k) * sizeof *x);
-    char *arranged = aligned_alloc(64, (size_t)(m * stride));
+    char *arranged = lora_os_alloc(64, (size_t)(m * stride), false);
     for (int64_t i = 0; i < n_scratch; i++) scratch[i] = NAN; /* what is read past the scales must not matter */
     check_normal(x, m * k, 3, 1);
     for (int64_t i = 0; i < m; i++) p->arrange(k, x + i * k, arranged + i * stride);
@@ -123,7 +124,7 @@ static void check_nf4_slot(const lora_kernels *rung, lora_gemm_arithmetic path, 
               "%s %s k %lld: expected no more error than of bfloat16 operands, got %g of it", lora_isa_name(rung->isa), PATHS[path],
               (long long)k, sqrt(error / bf16_error));
     guarded_free(&sums);
-    free(scratch), free(x), free(arranged);
+    free(scratch), free(x), lora_os_free(arranged);
 }
 
 static void check_nf4_slots(const lora_kernels *rung, lora_gemm_arithmetic path, int64_t rows, int64_t k, int64_t block, int64_t m) {
@@ -142,7 +143,7 @@ static void check_dense_slots(const lora_kernels *rung, const lora_kernels *ref,
             stride = p->round_bf16 ? lora_round_up(2 * k, 64) : x_bytes;
     size_t n = (size_t)((rows - 1) * ldw + k), nx = (size_t)((m - 1) * ldx + k);
     float *w = malloc(n * sizeof *w), *x = malloc(nx * sizeof *x), want[LORA_GEMV_ROWS * LORA_GEMV_TOKENS];
-    uint16_t *h = malloc(n * sizeof *h), *rounded = aligned_alloc(64, (size_t)(m * lora_round_up(2 * k, 64)));
+    uint16_t *h = malloc(n * sizeof *h), *rounded = lora_os_alloc(64, (size_t)(m * lora_round_up(2 * k, 64)), false);
     check_normal(w, (int64_t)n, 4, 1);
     check_normal(x, (int64_t)nx, 5, 1);
     for (size_t i = 0; i < n; i++) w[i] = lora_bf16_to_f32(h[i] = lora_f32_to_bf16(w[i]));
@@ -169,7 +170,7 @@ static void check_dense_slots(const lora_kernels *rung, const lora_kernels *ref,
     CHECK(bad == 0 && guarded_ok(&sums[0]) && guarded_ok(&sums[1]), "%s %s dense rows %lld k %lld m %lld: %ld wrong",
           lora_isa_name(rung->isa), PATHS[path], (long long)rows, (long long)k, (long long)m, bad);
     guarded_free(&sums[0]), guarded_free(&sums[1]);
-    free(w), free(x), free(h), free(rounded);
+    free(w), free(x), free(h), lora_os_free(rounded);
 }
 
 static void slots(lora_isa isa, lora_gemm_arithmetic path) {

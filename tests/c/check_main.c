@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lora_c/base/os.h"
 #include "lora_c/base/philox.h"
 #include "tests/c/check_ops.h"
 
@@ -141,7 +142,7 @@ void check_normal(float *out, int64_t n, uint64_t seed, float scale) {
 enum { BAND = 32 };
 
 guarded guarded_new(int64_t n, int offset) {
-    guarded g = {.n = n, .memory = aligned_alloc(64, ((size_t)(n + 2 * BAND + 16) * sizeof(float) + 63) & ~(size_t)63)};
+    guarded g = {.n = n, .memory = lora_os_alloc(64, ((size_t)(n + 2 * BAND + 16) * sizeof(float) + 63) & ~(size_t)63, false)};
     float *p = g.memory;
     for (int64_t i = 0; i < n + 2 * BAND + 16; i++) p[i] = NAN;
     g.data = p + BAND + offset;
@@ -154,7 +155,7 @@ bool guarded_ok(const guarded *g) {
     return true;
 }
 
-void guarded_free(guarded *g) { free(g->memory); }
+void guarded_free(guarded *g) { lora_os_free(g->memory); }
 
 lora_ctx *check_ctx(lora_isa isa, int threads) {
     lora_ctx *ctx;

@@ -1,11 +1,10 @@
-#define _GNU_SOURCE
 #include "tests/c/devices.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "lora_c/process.h"
 #include "tests/c/device_mirror.h"
 
 enum { MOST_DEVICES = 8, MOST_CONTEXTS = 16, PATH_BYTES = 1024, MOST_LIBRARIES = 4 };
@@ -15,13 +14,8 @@ enum { MOST_DEVICES = 8, MOST_CONTEXTS = 16, PATH_BYTES = 1024, MOST_LIBRARIES =
 const char *library_beside(const char *file) {
     static char paths[MOST_LIBRARIES][PATH_BYTES];
     static int n;
-    char program[PATH_BYTES / 2];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = 0;
-    char *slash = strrchr(program, '/');
-    if (slash) *slash = 0;
     char *path = paths[n++ % MOST_LIBRARIES];
-    snprintf(path, PATH_BYTES, "%s/%s", program, file);
+    (void)lora_file_beside(paths, file, path, PATH_BYTES); /* who opens it says that it is not there */
     return path;
 }
 

@@ -1,8 +1,6 @@
-/* For dlopen. */
-#define _GNU_SOURCE
+#include "lora_c/base/os.h"
 #include "tests/c/check.h"
 #include "tests/c/devices.h"
-#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -14,14 +12,15 @@ static void *open_shim(void) {
     const char *at = strstr(backend_paths(), "liblora_c_shim.so");
     if (!at) return NULL;
     const char *begin = at;
-    while (begin > backend_paths() && begin[-1] != ':') begin--;
+    while (begin > backend_paths() && begin[-1] != lora_path_separator()) begin--;
     char path[PATH_BYTES];
     snprintf(path, sizeof path, "%.*s", (int)(at - begin + (int)strlen("liblora_c_shim.so")), begin);
-    return dlopen(path, RTLD_NOW | RTLD_LOCAL); /* stays */
+    char why[PATH_BYTES];
+    return lora_library_open(path, why, sizeof why); /* stays */
 }
 
 static bool find(void *handle, const char *name, void *function) {
-    void *symbol = dlsym(handle, name);
+    void *symbol = lora_library_symbol(handle, name);
     memcpy(function, &symbol, sizeof symbol);
     return symbol != NULL;
 }

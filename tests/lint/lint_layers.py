@@ -12,7 +12,7 @@ from pathlib import Path
 LAYERS = ("base", "format", "kernels", "ops", "backend", "model", "optim", "comm")
 # The layer that a public header belongs to: itself and those above may include it.
 PUBLIC_HEADERS = {
-    "base": ("status.h", "types.h", "weight_formats.h", "memory.h", "isa.h"),
+    "base": ("status.h", "process.h", "types.h", "weight_formats.h", "memory.h", "isa.h"),
     "format": ("nf4.h", "ggml.h", "weight_rows.h"),
     "ops": (
         "context.h",
@@ -35,24 +35,27 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
 COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 
 THREADS = (
-    "base/parallel.c",
-    "backend/context.c",
-    "ops/ctx.h",
+    "base/os_posix.c",
+    "base/os_windows.c",
     "cuda/memory.c",
     "cuda/graphs.c",
     "cuda/find_cublaslt.c",
 )  # files that know threads
+# files of one system each, and no others ask which it is
+SYSTEMS = tuple(f"base/os_{name}.c" for name in ("posix", "posix_memory", "posix_library", "macos"))
+SYSTEMS += tuple(f"base/os_{name}.c" for name in ("windows", "windows_memory", "windows_library"))
 # (what, the pattern in code without comments and strings, the files that may use it)
 CALLS = (
     (
         "memory from libc",
         r"(?<!->)\b(?:malloc|calloc|realloc|aligned_alloc|posix_memalign|strdup|free)\s*\(",
-        ("base/alloc.c",),
+        ("base/os_posix_memory.c", "base/os_windows_memory.c"),
     ),
     ("threads", r"\bpthread_\w+", THREADS),
     ("printing", r"\b(?:f?printf|puts|fputs|putchar|perror)\s*\(", ()),
     ("ending the process", r"\b(?:_?exit|abort|assert)\s*\(", ()),
     ("errno", r"\berrno\b", ()),
+    ("which system it is", r"\b(?:_WIN32|__APPLE__|__linux__|__ELF__|__unix__|MADV_\w+)\b", SYSTEMS),
     ("OpenMP", r"#\s*pragma\s+omp\b", ()),
     ("what one compiler knows", r"#\s*pragma\s+GCC\s+(?!diagnostic)\w+|\b_Pragma\b", ("base/util.h",)),
 )

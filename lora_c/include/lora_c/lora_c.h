@@ -14,6 +14,7 @@
 #include "lora_c/nn.h"
 #include "lora_c/optim.h"
 #include "lora_c/place.h"
+#include "lora_c/process.h"
 #include "lora_c/profile.h"
 #include "lora_c/quantize.h"
 #include "lora_c/status.h"
