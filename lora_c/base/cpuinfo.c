@@ -37,24 +37,9 @@ lora_cpu_extras lora_cpu_avx512_extras(void) {
 }
 #else
 #if defined(__aarch64__)
-#if defined(__linux__)
-#include <sys/auxv.h>
+#include "lora_c/base/os.h"
 
-bool lora_cpu_arm_bf16(void) {
-    const unsigned long bf16 = 1ul << 14; /* HWCAP2_BF16, which older headers lack */
-    return getauxval(AT_HWCAP2) & bf16;
-}
-#elif defined(__APPLE__)
-#include <sys/sysctl.h>
-
-bool lora_cpu_arm_bf16(void) {
-    int has = 0;
-    size_t size = sizeof has;
-    return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, NULL, 0) == 0 && has;
-}
-#else
-bool lora_cpu_arm_bf16(void) { return false; }
-#endif
+bool lora_cpu_arm_bf16(void) { return lora_os_arm_bf16(); }
 
 lora_isa lora_cpu_best_isa(void) { return LORA_ISA_NEON; } /* a part of armv8-a */
 #else

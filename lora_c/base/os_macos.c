@@ -20,6 +20,8 @@ int lora_cpu_count(void) {
     return n < 1 ? 1 : (int)n;
 }
 
+bool lora_os_arm_bf16(void) { return number_of("hw.optional.arm.FEAT_BF16") != 0; }
+
 /* Inactive pages and those of files are given back when memory is asked for. Swap grows with the disk: it is not counted. */
 size_t lora_os_memory_left(bool with_swap) {
     (void)with_swap;

@@ -62,6 +62,8 @@ int lora_cpu_count(void) {
     return about.dwNumberOfProcessors < 1 ? 1 : (int)about.dwNumberOfProcessors;
 }
 
+bool lora_os_arm_bf16(void) { return false; } /* not asked: there is no build for Windows on ARM */
+
 int64_t lora_clock_ns(void) {
     LARGE_INTEGER ticks, rate;
     (void)QueryPerformanceCounter(&ticks);
