@@ -19,4 +19,7 @@ typedef struct lora_cpu_extras {
 /** Only for CPUs whose best rung is AVX-512; all false elsewhere. */
 lora_cpu_extras lora_cpu_avx512_extras(void);
 
+/** AVX-VNNI: vpdpbusd without AVX-512. For CPUs whose best rung is AVX2 or AVX-512. */
+bool lora_cpu_has_avx_vnni(void);
+
 #endif

@@ -125,7 +125,7 @@ PyGetSetDef lora_py_decoder_getset[] = {
      "the CPU), with the same bits. None: on the device.",
      NULL},
     {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,
-     "'exact' or 'fast', for every pass; at first that of the module. See set_precision().", NULL},
+     "'exact', 'fast' or 'int8', for every pass; at first that of the module. See set_precision().", NULL},
     {"stopping", get_stopping, set_stopping,
      "While True, passes end between two layers with PassStopped, the running one too; may be set by any thread.", NULL},
     {"virtual_tokens", lora_py_decoder_get_virtual_tokens, NULL, "How many set_virtual_tokens() has put before every sequence.", NULL},
