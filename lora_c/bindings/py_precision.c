@@ -113,5 +113,5 @@ int lora_py_decoder_set_precision(PyObject *o, PyObject *value, void *unused) {
     LORA_PY_CALL(self->base.ctx, status, lora_decoder_set_precision(self->decoder, precision, &err));
     if (status == LORA_OK) self->precision = precision;
     lora_py_leave(&self->base);
-    return status == LORA_OK ? 0 : (lora_py_raise(self->base.state, &err), -1);
+    return status == LORA_OK ? 0 : (lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err), -1);
 }

@@ -69,7 +69,7 @@ static void check_libraries(lora_ctx *ctx) {
     check_library(ctx, "/proc/self", "self", "backend: expected a library that loads, got a folder: /proc/self; check LORA_C_BACKENDS");
     check_library(ctx, "/proc/self/exe", "exe", "backend: expected a library that loads, got /proc/self/exe: ");
     check_library(ctx, library_beside("liblora_c_other_abi.so"), "liblora_c_other_abi.so",
-                  "backend: expected interface 5, got another in ");
+                  "backend: expected interface 6, got another in ");
     char long_path[2000];
     memset(long_path, 'x', sizeof long_path - 1);
     long_path[0] = '/';

@@ -26,14 +26,14 @@ typedef struct lora_ctx lora_ctx;
  * and is the same as EXACT on all others. With up to 24 rows (decoding) weights of float32 and GGUF blocks, and with int16
  * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as
  * mixed-precision training has.
- * INT8 is FAST but for the products of linear layers with their own weights, x W^T and dy W, of more than 24 rows: both operands are
- * rounded to within +-127 with a scale for 64 values of k. Products of such a block are summed exactly, blocks in order by float32 FMAs,
- * so these products have the same bits on every CPU. The scale of a block is
+ * INT8 is FAST but for the products of linear layers with their own weights, dy W and, with more than 24 rows or dropout, x W^T: both
+ * operands are rounded to within +-127 with a scale for 64 values of k. Products of such a block are summed exactly, blocks in order by
+ * float32 FMAs, so these products have the same bits on every CPU. The scale of a block is
  *     x, dy            its largest magnitude / 127
  *     4-bit weights    what its code of the largest magnitude stands for / 127 in x W^T; in dy W the largest of those of 64 x 64
  *     other weights    its largest magnitude / 127 in both directions
- * Numerics  |err| <= sum over the blocks of sum |x| e_w + |w| e_x + e_x e_w, e = scale (1/2 + 127 2^-22), and 2^-24 (blocks + 4) of the
- *           sum of the |products|. A block below 1e-36 is zero; one with a value that is not finite makes its results NaN. */
+ * |err| <= sum over the blocks of sum |x| e_w + |w| e_x + e_x e_w, e = scale (1/2 + 127 2^-22), and 2^-24 (blocks + 4) of the sum of
+ * the |products|. A block below 1e-36 is zero; one with a value that is not finite makes its results NaN. */
 typedef enum lora_precision { LORA_PRECISION_EXACT, LORA_PRECISION_FAST, LORA_PRECISION_INT8 } lora_precision;
 
 /* What the operands of FAST products are rounded to: with them chosen, CPUs of different makers give the same bits. */

@@ -72,7 +72,8 @@ LORA_INLINE void multiply_rows(const int rows, const int vectors, int64_t width,
 #define ENTRY(rows) {micro_##rows##x1_int8, micro_##rows##x2_int8}
 EACH(1)
 EACH(2)
-EACH(3) EACH(4) EACH(5) EACH(6) EACH(7)
+EACH(3)
+EACH(4) EACH(5) EACH(6) EACH(7)
 
     static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, int64_t ld,
                       bool accumulate) {
