@@ -68,17 +68,15 @@ LORA_INLINE void multiply_rows(const int rows, const int vectors, int64_t width,
         else                                                                                                                               \
             multiply_rows(rows, vectors, width, blocks, a, b, tile, ld, false);                                                            \
     }
+#define ALL_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #define EACH(rows) INSTANCE(rows, 1) INSTANCE(rows, 2)
-#define ENTRY(rows) {micro_##rows##x1_int8, micro_##rows##x2_int8}
-EACH(1)
-EACH(2)
-EACH(3)
-EACH(4) EACH(5) EACH(6) EACH(7)
+#define ENTRY(rows) {micro_##rows##x1_int8, micro_##rows##x2_int8},
+ALL_ROWS(EACH)
 
-    static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, int64_t ld,
-                      bool accumulate) {
+static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, const void *b_panel, float *tile, int64_t ld,
+                  bool accumulate) {
     static void (*const instances[ROWS][2])(int64_t, int64_t, const uint32_t *, const uint32_t *, float *, int64_t,
-                                            bool) = {ENTRY(1), ENTRY(2), ENTRY(3), ENTRY(4), ENTRY(5), ENTRY(6), ENTRY(7)};
+                                            bool) = {ALL_ROWS(ENTRY)};
     const int64_t first = mr <= ROWS ? mr : (mr + 1) / 2, blocks = steps / STEPS;
     const uint32_t *a = a_panel;
     for (int64_t i = 0, n = first; i < mr; i += n, n = mr - i)
