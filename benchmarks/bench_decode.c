@@ -47,7 +47,7 @@ static void step_time(model *m, const shape *s, int64_t batch, step *best) {
     for (int32_t i = 0; i <= batch; i++) cu[i] = i;
     for (int p = 0; p < PRECISIONS; p++) {
         must(lora_kv_cache_create(m->decoder, batch, CONTEXT, &caches[p], &err), &err);
-        lora_decoder_set_precision(m->decoder, (lora_precision)p);
+        must(lora_decoder_set_precision(m->decoder, (lora_precision)p, &err), &err);
         best[p] = (step){.prefill = 1e9, .decode = 1e9};
         for (int32_t i = 0; i < batch; i++) {
             sequences[i] = i;
@@ -59,7 +59,7 @@ static void step_time(model *m, const shape *s, int64_t batch, step *best) {
     }
     for (int i = 0; i < TOKENS; i++)
         for (int p = 0; p < PRECISIONS; p++) {
-            lora_decoder_set_precision(m->decoder, (lora_precision)p);
+            must(lora_decoder_set_precision(m->decoder, (lora_precision)p, &err), &err);
             double start = now();
             must(lora_decoder_decode(m->decoder, caches[p], batch, cu, sequences, ids, NULL, logits, &err), &err);
             best[p].decode = fmin(best[p].decode, now() - start);

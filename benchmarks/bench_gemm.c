@@ -8,7 +8,7 @@
 #include "benchmarks/bench.h"
 #include "lora_c/ops/ctx.h"
 
-enum { REPETITIONS = 9, LAYER_BUFFERS = 12 };
+enum { REPETITIONS = 9, LAYER_BUFFERS = 12, CONTESTANTS = 6 };
 
 typedef struct layer {
     int64_t M, N, K;
@@ -102,20 +102,19 @@ static void bench(lora_ctx *ctx, const char *what, layer *l) {
         free_layer(l);
         return;
     }
-    contestant all[4] = {{.precision = LORA_PRECISION_EXACT},
-                         {.precision = LORA_PRECISION_EXACT, .backward = true},
-                         {.precision = LORA_PRECISION_FAST},
-                         {.precision = LORA_PRECISION_FAST, .backward = true}};
+    contestant all[CONTESTANTS] = {{.precision = LORA_PRECISION_EXACT}, {.precision = LORA_PRECISION_EXACT, .backward = true},
+                                   {.precision = LORA_PRECISION_FAST},  {.precision = LORA_PRECISION_FAST, .backward = true},
+                                   {.precision = LORA_PRECISION_INT8},  {.precision = LORA_PRECISION_INT8, .backward = true}};
     double peaks[REPETITIONS];
-    for (int c = 0; c < 4; c++) run(ctx, l, all + c); /* memory of the first touch */
+    for (int c = 0; c < CONTESTANTS; c++) run(ctx, l, all + c); /* memory of the first touch */
     for (int r = 0; r < REPETITIONS; r++) {
         peaks[r] = lora_ctx_fma_peak(ctx);
-        for (int c = 0; c < 4; c++) all[c].share[r] = run(ctx, l, all + c) / peaks[r];
+        for (int c = 0; c < CONTESTANTS; c++) all[c].share[r] = run(ctx, l, all + c) / peaks[r];
     }
     qsort(peaks, REPETITIONS, sizeof *peaks, rising);
     printf("%-12s %7d %5lld %5lld %5lld %7.0f", what, lora_ctx_threads(ctx), (long long)l->M, (long long)l->N, (long long)l->K,
            peaks[REPETITIONS / 2] / 1e9);
-    for (int c = 0; c < 4; c++) {
+    for (int c = 0; c < CONTESTANTS; c++) {
         qsort(all[c].share, REPETITIONS, sizeof(double), rising);
         printf("   %4.0f %4.0f", 100 * all[c].share[REPETITIONS / 2], 100 * all[c].share[REPETITIONS - 1]);
     }
@@ -132,10 +131,11 @@ int main(int argc, char **argv) {
         must(lora_ctx_create(&(lora_ctx_options){.n_threads = threads, .isa = LORA_ISA_AUTO}, &ctx, &err), &err);
         must(lora_ctx_set_precision(ctx, LORA_PRECISION_FAST, &err), &err);
         if (threads == 1)
-            printf("%% of the float32 FMA peak, median and best of %d. Rung %s, fast operands %s\n"
-                   "                                         peak     exact       exact        fast        fast\n"
-                   "weight       threads     M     N     K GFLOP/s    forward    backward     forward    backward\n",
-                   REPETITIONS, lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx));
+            printf(
+                "%% of the float32 FMA peak, median and best of %d. Rung %s, fast operands %s\n"
+                "                                         peak     exact       exact        fast        fast        int8        int8\n"
+                "weight       threads     M     N     K GFLOP/s    forward    backward     forward    backward     forward    backward\n",
+                REPETITIONS, lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx));
         for (int64_t M = 512; M <= 2048; M *= 4)
             for (int64_t N = 2048; N <= 4096; N *= 2) bench(ctx, "NF4", make_layer(ctx, LORA_WEIGHT_NF4, false, M, N, N, 0));
         bench(ctx, "NF4 double", make_layer(ctx, LORA_WEIGHT_NF4, true, 512, 2048, 2048, 0));

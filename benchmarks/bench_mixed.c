@@ -46,7 +46,7 @@ static void bench(lora_ctx *ctx, model *m, const shape *s, const lora_decoder_ad
     const lora_decoder_adapters *const *adapters[KINDS] = {NULL, mixed, none};
     must(lora_kv_cache_create(m->decoder, BATCH, CONTEXT, &cache, &err), &err);
     for (int precision = LORA_PRECISION_EXACT; precision <= LORA_PRECISION_FAST; precision++) {
-        lora_decoder_set_precision(m->decoder, (lora_precision)precision);
+        must(lora_decoder_set_precision(m->decoder, (lora_precision)precision, &err), &err);
         for (int i = 0; i < PAIRS; i++) {
             for (int k = 0; k < KINDS; k++) {
                 int turn = i % 2 ? KINDS - 1 - k : k;

@@ -94,9 +94,12 @@ lora_status lora_ctx_create_on(lora_ctx *ctx, const char *device, const char *pa
         lora_device_close(ctx->engine, use);
         return status;
     }
-    (*out)->view.precision = ctx->view.precision;
     (*out)->owns_device = use != &ctx->engine->cpu;
-    return LORA_OK;
+    status = lora_ctx_set_precision(*out, ctx->view.precision, err);
+    if (status == LORA_OK) return LORA_OK;
+    lora_ctx_destroy(*out);
+    *out = NULL;
+    return status;
 }
 
 const char *lora_ctx_device(const lora_ctx *ctx) { return ctx->device->name; }
@@ -154,16 +157,25 @@ lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
     return LORA_OK;
 }
 
+static bool has_precision(const lora_ctx *ctx, lora_precision precision) {
+    const lora_backend *backend = ctx->view.backend;
+    return backend->has_precision ? backend->has_precision(ctx, precision) : precision != LORA_PRECISION_INT8;
+}
+
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) {
-    LORA_CHECK(precision == LORA_PRECISION_EXACT || precision == LORA_PRECISION_FAST, err, LORA_EINVAL,
-               "precision: expected exact or fast, got %d", (int)precision);
+    LORA_CHECK(precision >= LORA_PRECISION_EXACT && precision <= LORA_PRECISION_INT8, err, LORA_EINVAL,
+               "precision: expected exact, fast or int8, got %d", (int)precision);
+    LORA_CHECK(has_precision(ctx, precision), err, LORA_EUNSUPPORTED, "precision: expected exact or fast on device %s, got %s",
+               ctx->device->name, lora_precision_name(precision));
     ctx->view.precision = precision;
     return LORA_OK;
 }
 
 lora_precision lora_ctx_precision(const lora_ctx *ctx) { return ctx->view.precision; }
 
-const char *lora_precision_name(lora_precision precision) { return precision == LORA_PRECISION_FAST ? "fast" : "exact"; }
+const char *lora_precision_name(lora_precision precision) {
+    return precision == LORA_PRECISION_INT8 ? "int8" : precision == LORA_PRECISION_FAST ? "fast" : "exact";
+}
 
 _Static_assert((int)LORA_OPERANDS_FLOAT32 == (int)LORA_GEMM_EXACT && (int)LORA_OPERANDS_BFLOAT16 == (int)LORA_GEMM_BF16 &&
                    (int)LORA_OPERANDS_INT16 == (int)LORA_GEMM_INT16,
@@ -187,6 +199,7 @@ const char *lora_operands_name(lora_operands operands) {
 }
 
 const char *lora_ctx_operands(const lora_ctx *ctx) {
+    if (ctx->view.precision == LORA_PRECISION_INT8) return "int8";
     return lora_operands_name(ctx->view.precision == LORA_PRECISION_FAST ? lora_ctx_fast_operands(ctx) : LORA_OPERANDS_FLOAT32);
 }
 

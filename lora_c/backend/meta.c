@@ -128,8 +128,13 @@ static bool is_gpu(const lora_ctx *ctx, lora_gpu_facts *gpu) {
     const meta_device *device = ctx->view.state;
     *gpu = (lora_gpu_facts){.major = device->capability / 10,
                             .shared_bytes = shared_bytes_of(device->capability),
-                            .is_fast = ctx->view.precision == LORA_PRECISION_FAST};
+                            .is_fast = ctx->view.precision != LORA_PRECISION_EXACT};
     return device->capability > 0;
+}
+
+static bool meta_has_precision(const lora_ctx *ctx, lora_precision precision) {
+    lora_gpu_facts gpu;
+    return precision != LORA_PRECISION_INT8 || !is_gpu(ctx, &gpu);
 }
 
 static lora_dtype meta_linear_operand(const lora_ctx *ctx, int64_t M) {
@@ -175,6 +180,7 @@ const lora_backend lora_meta_backend = {
     .devices = meta_devices,
     .create = meta_create,
     .destroy = meta_destroy,
+    .has_precision = meta_has_precision,
     .linear_operand = meta_linear_operand,
     .memory = {.alloc = meta_alloc,
                .free = meta_free,

@@ -35,6 +35,11 @@ lora_cpu_extras lora_cpu_avx512_extras(void) {
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.bf16 = a >> 5 & 1;
     return cpu;
 }
+
+bool lora_cpu_has_avx_vnni(void) {
+    uint32_t a, b, c, d;
+    return lora_cpu_best_isa() >= LORA_ISA_AVX2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
 #else
 #if defined(__aarch64__)
 #include "lora_c/base/os.h"
@@ -46,4 +51,5 @@ lora_isa lora_cpu_best_isa(void) { return LORA_ISA_NEON; } /* a part of armv8-a 
 lora_isa lora_cpu_best_isa(void) { return LORA_ISA_PORTABLE; }
 #endif
 lora_cpu_extras lora_cpu_avx512_extras(void) { return (lora_cpu_extras){0}; }
+bool lora_cpu_has_avx_vnni(void) { return false; }
 #endif

@@ -24,4 +24,7 @@ lora_cpu_extras lora_cpu_avx512_extras(void);
 bool lora_cpu_arm_bf16(void);
 #endif
 
+/** AVX-VNNI: vpdpbusd without AVX-512. For CPUs whose best rung is AVX2 or AVX-512. */
+bool lora_cpu_has_avx_vnni(void);
+
 #endif

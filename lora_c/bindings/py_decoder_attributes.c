@@ -131,7 +131,7 @@ PyGetSetDef lora_py_decoder_getset[] = {
      "the CPU), with the same bits. None: on the device.",
      NULL},
     {"precision", lora_py_decoder_precision, lora_py_decoder_set_precision,
-     "'exact' or 'fast', for every pass; at first that of the module. See set_precision().", NULL},
+     "'exact', 'fast' or 'int8', for every pass; at first that of the module. See set_precision().", NULL},
     {"complete_layer", get_complete_layer, NULL,
      "The lowest layer whose gradients are complete in the training pass that another thread is in, as are those of the layers above\n"
      "it; num_hidden_layers where there is none. On other devices they are only asked for.",

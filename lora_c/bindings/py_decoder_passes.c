@@ -296,7 +296,7 @@ const char lora_py_decode_doc[] =
     "input_ids : int32 or int64 array, or list of int\n    New tokens of all segments.\n"
     "cu_seqlens : optional\n    By default all tokens are one segment.\n"
     "sequences : optional\n    The sequence of each segment, distinct; by default 0, 1, ...\n"
-    "precision : optional\n    'exact' or 'fast' for this call; by default the decoder's.\n"
+    "precision : optional\n    'exact', 'fast' or 'int8' for this call; by default the decoder's.\n"
     "adapters : list of DecoderAdapters or None, optional\n    What each segment has instead of the decoder's own adapters; None "
     "in it: the bare\n    weights. Where they differ, a call takes up to DECODE_BATCH tokens, and each gets the bits that it "
     "gets alone.\n    Not with adapters of embed_tokens or lm_head, nor with token rows.\n\n"
@@ -342,12 +342,13 @@ PyObject *lora_py_decoder_decode(PyObject *o, PyObject *args, PyObject *kwargs) 
     }
     if (result && enter_decode(self, cache, &chosen) < 0) Py_CLEAR(result);
     if (result) {
-        lora_status status;
+        lora_status status = LORA_OK;
         lora_error err = {0};
-        if (precision_name) lora_decoder_set_precision(self->decoder, precision);
-        LORA_PY_CALL(state->ctx, status,
-                     lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens, sequences.data, x.b.input_ids,
-                                         chosen.of, logits, &err));
+        if (precision_name) status = lora_decoder_set_precision(self->decoder, precision, &err);
+        if (status == LORA_OK)
+            LORA_PY_CALL(state->ctx, status,
+                         lora_decoder_decode(self->decoder, cache->cache, x.b.n_segments, x.b.cu_seqlens, sequences.data, x.b.input_ids,
+                                             chosen.of, logits, &err));
         lora_py_leave_chosen(&chosen);
         lora_py_leave(&cache->base);
         lora_py_leave(&self->base);

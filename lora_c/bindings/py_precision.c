@@ -1,4 +1,4 @@
-/* exact or fast: for the module's operations and for a decoder. */
+/* exact, fast or int8: for the module's operations and for a decoder. */
 #include "lora_c/bindings/py_decoder.h"
 #include "lora_c/bindings/py_devices.h"
 #include "lora_c/bindings/py_precision.h"
@@ -6,9 +6,9 @@
 #include <string.h>
 
 int lora_py_precision_by_name(const char *argument, const char *name, lora_precision *out) {
-    for (int p = LORA_PRECISION_EXACT; p <= LORA_PRECISION_FAST; p++)
+    for (int p = LORA_PRECISION_EXACT; p <= LORA_PRECISION_INT8; p++)
         if (name && strcmp(name, lora_precision_name((lora_precision)p)) == 0) return *out = (lora_precision)p, 0;
-    PyErr_Format(PyExc_ValueError, "%s: expected 'exact' or 'fast', got '%s'", argument, name ? name : "");
+    PyErr_Format(PyExc_ValueError, "%s: expected 'exact', 'fast' or 'int8', got '%s'", argument, name ? name : "");
     return -1;
 }
 
@@ -16,16 +16,20 @@ static lora_py_state *state_of(PyObject *module) { return PyModule_GetState(modu
 
 PyDoc_STRVAR(set_precision_doc,
              "set_precision($module, name, /)\n--\n\n"
-             "Choose the arithmetic of matrix products on every device: 'exact' (float32) or 'fast'.\n\n"
+             "Choose the arithmetic of matrix products on every device: 'exact' (float32), 'fast' or 'int8'.\n\n"
              "'fast' rounds their operands to bfloat16 where the CPU runs that at twice the float32 rate (AMD, Zen 4 and later; aarch64\n"
              "with FEAT_BF16), to int16 with a scale per 64 values where it has AVX512_VNNI, and is 'exact' on other CPUs; GPUs round to\n"
              "bfloat16, those of compute capability 7.5 to float16. Sums stay float32. The environment variable\n"
              "LORA_C_PRECISION sets it at import; a Decoder has a precision of its own, and training and generation have theirs\n"
              "in their configurations.\n\n"
-             "Raises\n------\nValueError\n    Unknown name.");
+             "'int8', on CPUs, is 'fast' but for the products of linear layers with their base weights, forward and backward, of more\n"
+             "than 24 tokens: their operands are rounded to 8 bits, within +-127 with a scale per 64 values. CPUs with VNNI run that at\n"
+             "four times the float32 rate, and all CPUs give these products the same bits.\n\n"
+             "Raises\n------\nValueError\n    Unknown name.\nNotImplementedError\n    A device in use lacks 'int8'.");
 
+/* The CPU last, which has all of them: where a device refuses, nothing has changed. */
 static lora_status set_on(lora_ctx *const *all, int n, lora_precision precision, lora_error *err) {
-    for (int i = 0; i < n; i++) LORA_TRY(lora_ctx_set_precision(all[i], precision, err));
+    for (int i = n - 1; i >= 0; i--) LORA_TRY(lora_ctx_set_precision(all[i], precision, err));
     return LORA_OK;
 }
 
@@ -43,7 +47,7 @@ static PyObject *set_precision(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(get_precision_doc, "get_precision($module, /)\n--\n\nReturn 'exact' or 'fast'.");
+PyDoc_STRVAR(get_precision_doc, "get_precision($module, /)\n--\n\nReturn 'exact', 'fast' or 'int8'.");
 
 static PyObject *get_precision(PyObject *module, PyObject *unused) {
     (void)unused;
@@ -104,7 +108,10 @@ int lora_py_decoder_set_precision(PyObject *o, PyObject *value, void *unused) {
     lora_precision precision;
     const char *name = value && PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
     if (PyErr_Occurred() || lora_py_precision_by_name("precision", name, &precision) < 0 || lora_py_enter_decoder(self) < 0) return -1;
-    self->precision = precision;
+    lora_status status;
+    lora_error err = {0};
+    LORA_PY_CALL(self->base.ctx, status, lora_decoder_set_precision(self->decoder, precision, &err));
+    if (status == LORA_OK) self->precision = precision;
     lora_py_leave(&self->base);
-    return 0;
+    return status == LORA_OK ? 0 : (lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err), -1);
 }

@@ -69,10 +69,8 @@ lora_status lora_decoder_set_activation_dtype(lora_decoder *d, lora_dtype dtype,
     return LORA_OK;
 }
 
-void lora_decoder_set_precision(lora_decoder *d, lora_precision precision) {
-    lora_status always =
-        lora_ctx_set_precision(d->ctx, precision == LORA_PRECISION_FAST ? LORA_PRECISION_FAST : LORA_PRECISION_EXACT, NULL);
-    (void)always; /* both are precisions */
+lora_status lora_decoder_set_precision(lora_decoder *d, lora_precision precision, lora_error *err) {
+    return lora_ctx_set_precision(d->ctx, precision, err);
 }
 
 lora_precision lora_decoder_precision(const lora_decoder *d) { return lora_ctx_precision(d->ctx); }

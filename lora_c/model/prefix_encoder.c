@@ -82,9 +82,9 @@ static lora_status forward(lora_decoder *d, lora_error *err) {
 /* In float32 whatever the passes have: what they see is the prefix that will be saved. */
 static lora_status exactly(lora_decoder *d, lora_status (*work)(lora_decoder *d, lora_error *err), lora_error *err) {
     lora_precision precision = lora_decoder_precision(d);
-    lora_decoder_set_precision(d, LORA_PRECISION_EXACT);
-    lora_status status = work(d, err);
-    lora_decoder_set_precision(d, precision);
+    LORA_TRY(lora_decoder_set_precision(d, LORA_PRECISION_EXACT, err));
+    lora_status status = work(d, err), back = lora_decoder_set_precision(d, precision, NULL);
+    (void)back; /* it was in force */
     return status;
 }
 

@@ -33,7 +33,7 @@ static lora_status check_kv(const lora_segments *segments, const lora_kv *kv, lo
 }
 
 const lora_attention_kernels *lora_attention_kernels_of(const lora_ctx *ctx, int64_t D) {
-    bool fast = ctx->view.precision == LORA_PRECISION_FAST && D <= LORA_ATTENTION_MAX_FAST_D;
+    bool fast = ctx->view.precision != LORA_PRECISION_EXACT && D <= LORA_ATTENTION_MAX_FAST_D;
     return fast ? &ctx->engine->kernels.attention_fast : &ctx->engine->kernels.attention;
 }
 

@@ -31,6 +31,7 @@ typedef struct output_plan {
     const lora_gemm_output *o;
     int64_t n_strips, strip_words, n_blocks; /* strip_words: all k blocks of one strip */
     bool narrow;
+    bool in_place;               /* tiles are parts of C */
     int64_t per_task;            /* strips, or panels of a narrow output */
     int64_t first_task, n_tasks; /* within a group */
     float *shared_b;             /* [strip][k block], narrow only */
@@ -38,7 +39,7 @@ typedef struct output_plan {
 
 typedef struct gemm_job {
     const lora_kernels *kernels;
-    const lora_gemm_path *path;
+    const lora_gemm_path *path;    /* of the first term: what all have in common, tiles and their panels */
     int64_t n_panels, block_words; /* of one strip and k block */
     int64_t n_groups, group_tasks; /* Groups of rows, all their tasks one behind the other: so a thread that works through a
                                     * part of the tasks reads and writes its own rows, here and in the operations around. */
@@ -55,11 +56,14 @@ typedef struct block_cursor {
     bool first, last;
 } block_cursor;
 
-static block_cursor block_at(const output_plan *p, const lora_gemm_path *path, int64_t index) {
+static int64_t n_blocks(const lora_gemm_left *left) { return lora_div_up(left->k, left->path->kc); }
+
+static block_cursor block_at(const output_plan *p, int64_t index) {
     block_cursor c = {.first = index == 0, .last = index == p->n_blocks - 1};
-    for (int64_t blocks; index >= (blocks = lora_div_up(p->o->terms[c.term].left->k, path->kc)); index -= blocks) c.term++;
-    c.k0 = index * path->kc;
-    c.n = lora_min_i64(path->kc, p->o->terms[c.term].left->k - c.k0);
+    for (int64_t blocks; index >= (blocks = n_blocks(p->o->terms[c.term].left)); index -= blocks) c.term++;
+    const lora_gemm_left *left = p->o->terms[c.term].left;
+    c.k0 = index * left->path->kc;
+    c.n = lora_min_i64(left->path->kc, left->k - c.k0);
     return c;
 }
 
@@ -68,7 +72,7 @@ static void pack_strips(const gemm_job *job, const output_plan *p, block_cursor 
     int64_t first = strip * job->path->nr, end = lora_min_i64((strip + n_strips) * job->path->nr, p->o->n);
     const lora_gemm_term *t = &p->o->terms[c.term];
     lora_gemm_right right = {.b = t->b, .b_transposed = t->b_transposed, .first_col = first, .n_cols = end - first, .k0 = c.k0, .n = c.n};
-    lora_gemm_pack_right(job->kernels, job->path, &right, to, job->block_words, scratch);
+    lora_gemm_pack_right(job->kernels, t->left->path, &right, to, job->block_words, scratch);
 }
 
 /* Where a tile is not a part of C: alpha, bias and accumulation happen once, when the finished tile leaves the cache. */
@@ -87,17 +91,17 @@ static void write_tile(const lora_gemm_output *o, const float *tile, int64_t ld_
     }
 }
 
-static void multiply(const gemm_job *job, const output_plan *p, block_cursor c, int64_t panel, int64_t strip, const float *b, float *tile) {
+static void multiply(const output_plan *p, block_cursor c, int64_t panel, int64_t strip, const float *b, float *tile) {
     const lora_gemm_left *left = p->o->terms[c.term].left;
+    const lora_gemm_path *path = left->path;
     int64_t row = lora_gemm_panel_row(left, panel), height = lora_gemm_panel_row(left, panel + 1) - row;
-    int64_t col = strip * job->path->nr, width = lora_gemm_strip_width(job->path, p->o->n - col), steps = lora_gemm_steps(job->path, c.n);
+    int64_t col = strip * path->nr, width = lora_gemm_strip_width(path, p->o->n - col), steps = lora_gemm_steps(path, c.n);
     const float *a = lora_gemm_left_panel(left, c.k0, panel);
-    /* scaled blocks are added up one by one: in rows that lie far apart each would miss the cache */
-    if (p->o->alpha == 1 && !p->o->bias && p->o->n - col >= width && !job->path->block_steps) {
-        job->path->micro(height, width, steps, a, b, p->o->c + row * p->o->ldc + col, p->o->ldc, p->o->accumulate || !c.first);
+    if (p->in_place && p->o->n - col >= width) {
+        path->micro(height, width, steps, a, b, p->o->c + row * p->o->ldc + col, p->o->ldc, p->o->accumulate || !c.first);
         return;
     }
-    job->path->micro(height, width, steps, a, b, tile, width, !c.first);
+    path->micro(height, width, steps, a, b, tile, width, !c.first);
     if (c.last) write_tile(p->o, tile, width, row, height, col, lora_min_i64(width, p->o->n - col));
 }
 
@@ -107,12 +111,12 @@ static void wide_task(const gemm_job *job, const output_plan *p, int64_t group, 
     int64_t begin = group_panel(job, group), end = group_panel(job, group + 1);
     int64_t first = task * p->per_task, n = lora_min_i64(p->per_task, p->n_strips - first), size = job->path->mr * job->path->nr;
     for (int64_t index = 0; index < p->n_blocks; index++) {
-        block_cursor c = block_at(p, job->path, index);
+        block_cursor c = block_at(p, index);
         pack_strips(job, p, c, first, n, b, scratch);
         for (int64_t panel = begin; panel < end; panel++)
             for (int64_t s = 0; s < n; s++) {
                 float *tile = tiles + (p->n_blocks > 1 ? (panel - begin) * n + s : 0) * size;
-                multiply(job, p, c, panel, first + s, b + s * job->block_words, tile);
+                multiply(p, c, panel, first + s, b + s * job->block_words, tile);
             }
     }
 }
@@ -124,7 +128,7 @@ static void narrow_task(const gemm_job *job, const output_plan *p, int64_t group
         for (int64_t strip = 0; strip < p->n_strips; strip++)
             for (int64_t index = 0; index < p->n_blocks; index++) {
                 const float *b = p->shared_b + strip * p->strip_words + index * job->block_words;
-                multiply(job, p, block_at(p, job->path, index), panel, strip, b, tile);
+                multiply(p, block_at(p, index), panel, strip, b, tile);
             }
 }
 
@@ -148,8 +152,7 @@ static void shared_task(void *arg, int64_t task, int worker) {
     for (; !p->narrow || task >= p->n_strips; p++) task -= p->narrow ? p->n_strips : 0;
     float *scratch = job->workers + worker * job->worker_words + job->b_words + job->tile_words;
     for (int64_t index = 0; index < p->n_blocks; index++)
-        pack_strips(job, p, block_at(p, job->path, index), task, 1, p->shared_b + task * p->strip_words + index * job->block_words,
-                    scratch);
+        pack_strips(job, p, block_at(p, index), task, 1, p->shared_b + task * p->strip_words + index * job->block_words, scratch);
 }
 
 /* A block of a GGUF format, up to 256 columns, is decoded once where it lies across the strips. */
@@ -160,8 +163,12 @@ static int64_t strips_per_task(const lora_gemm_output *o, int64_t n_strips) {
 }
 
 static output_plan make_plan(const gemm_job *job, const lora_gemm_output *o) {
-    output_plan p = {.o = o, .n_strips = lora_div_up(o->n, job->path->nr)};
-    for (int t = 0; t < o->n_terms; t++) p.n_blocks += lora_div_up(o->terms[t].left->k, job->path->kc);
+    output_plan p = {.o = o, .n_strips = lora_div_up(o->n, job->path->nr), .in_place = o->alpha == 1 && !o->bias};
+    for (int t = 0; t < o->n_terms; t++) {
+        p.n_blocks += n_blocks(o->terms[t].left);
+        /* scaled blocks are added up one by one: in rows that lie far apart each would miss the cache */
+        if (o->terms[t].left->path->block_steps) p.in_place = false;
+    }
     p.strip_words = p.n_blocks * job->block_words;
     p.narrow = p.n_strips <= NARROW_STRIPS && p.n_strips * p.strip_words <= SHARED_WORDS;
     int64_t panels = lora_div_up(job->n_panels, job->n_groups);
@@ -174,7 +181,13 @@ lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_
     const lora_gemm_left *left = outputs[0].terms[0].left;
     const lora_gemm_path *path = left->path;
     gemm_job job = {.kernels = &ctx->engine->kernels, .path = path, .n_panels = left->n_panels, .n_plans = n_outputs};
-    job.block_words = lora_round_up(lora_gemm_panel_words(path, path->nr, path->kc), 16);
+    int64_t scratch_words = 0;
+    for (int i = 0; i < n_outputs; i++)
+        for (int t = 0; t < outputs[i].n_terms; t++) {
+            const lora_gemm_path *of_term = outputs[i].terms[t].left->path;
+            job.block_words = lora_max_i64(job.block_words, lora_round_up(lora_gemm_panel_words(of_term, of_term->nr, of_term->kc), 16));
+            scratch_words = lora_max_i64(scratch_words, lora_gemm_right_scratch(of_term));
+        }
     bool wide = left->k >= GROUPED_WIDTH && outputs[0].n >= GROUPED_WIDTH;
     job.n_groups = wide ? 1 : lora_max_i64(1, lora_min_i64(job.n_panels / GROUP_PANELS, MOST_GROUPS));
     int64_t tile = path->mr * path->nr, panels = lora_div_up(job.n_panels, job.n_groups), shared_words = 0, shared_strips = 0;
@@ -192,7 +205,7 @@ lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_
         }
         job.plans[i] = p;
     }
-    job.worker_words = job.b_words + job.tile_words + lora_gemm_right_scratch(path);
+    job.worker_words = job.b_words + job.tile_words + scratch_words;
     void *memory;
     size_t words = (size_t)(lora_pool_threads(ctx->engine->pool) * job.worker_words + shared_words);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, words * sizeof(float), &memory, err));

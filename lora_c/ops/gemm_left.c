@@ -6,11 +6,16 @@
 
 const lora_gemm_path *lora_gemm_path_of(const lora_ctx *ctx, lora_precision precision) {
     const lora_gemm_kernels *u = &ctx->engine->kernels.gemm;
-    return &u->paths[precision == LORA_PRECISION_FAST ? u->fast : LORA_GEMM_EXACT];
+    return &u->paths[precision == LORA_PRECISION_EXACT ? LORA_GEMM_EXACT : u->fast];
+}
+
+const lora_gemm_path *lora_gemm_base_path_of(const lora_ctx *ctx) {
+    const lora_precision precision = ctx->view.precision;
+    return precision == LORA_PRECISION_INT8 ? &ctx->engine->kernels.gemm.int8 : lora_gemm_path_of(ctx, precision);
 }
 
 static int64_t left_words(const lora_gemm_path *path, int64_t m, int64_t n_panels, int64_t n) {
-    return lora_gemm_steps(path, n) * m + n_panels * lora_gemm_scale_words(path, path->mr, n);
+    return lora_gemm_steps(path, n) * m + n_panels * lora_gemm_left_scale_words(path, path->mr, n);
 }
 
 int64_t lora_gemm_left_words(const lora_gemm_path *path, int64_t m, int64_t k) {
@@ -20,7 +25,9 @@ int64_t lora_gemm_left_words(const lora_gemm_path *path, int64_t m, int64_t k) {
 }
 
 int64_t lora_gemm_scratch(const lora_ctx *ctx, int64_t m, int64_t k) {
-    return lora_gemm_left_words(lora_gemm_path_of(ctx, ctx->view.precision), lora_min_i64(m, LORA_GEMM_CHUNK), k) * (int64_t)sizeof(float);
+    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->view.precision), *base = lora_gemm_base_path_of(ctx);
+    int64_t rows = lora_min_i64(m, LORA_GEMM_CHUNK), words = lora_gemm_left_words(path, rows, k);
+    return (words + (base == path ? 0 : lora_gemm_left_words(base, rows, k))) * (int64_t)sizeof(float);
 }
 
 int64_t lora_gemm_panel_row(const lora_gemm_left *left, int64_t panel) { return left->m * panel / left->n_panels; }
@@ -47,7 +54,7 @@ static void pack_panel(const left_job *job, int64_t k0, int64_t panel) {
     const float *a = job->a + row * job->row_stride + k0 * job->col_stride;
     float *out = lora_gemm_left_panel(left, k0, panel);
     if (job->col_stride == 1)
-        path->pack_rows(a, job->row_stride, height, n, height, out);
+        path->pack_left_rows(a, job->row_stride, height, n, height, out);
     else
         path->pack_columns(a, job->col_stride, height, n, height, out);
 }

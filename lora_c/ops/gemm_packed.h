@@ -33,7 +33,7 @@ typedef struct lora_gemm_term {
     bool b_transposed;
 } lora_gemm_term;
 
-/* c[m,n] (+)= alpha * (sum of the terms) + bias.  All lefts have the same path and m. */
+/* c[m,n] (+)= alpha * (sum of the terms) + bias.  All lefts have the same m; their paths are of one context. */
 typedef struct lora_gemm_output {
     int64_t n;
     float alpha;
@@ -45,8 +45,11 @@ typedef struct lora_gemm_output {
     const float *bias; /* (n) or NULL */
 } lora_gemm_output;
 
-/** The path of a precision. */
+/** The path of a precision; of INT8 the one of FAST. */
 const lora_gemm_path *lora_gemm_path_of(const lora_ctx *ctx, lora_precision precision);
+
+/** That of products with the weights of linear layers, in the precision of the context. Not for pack_columns of a left operand. */
+const lora_gemm_path *lora_gemm_base_path_of(const lora_ctx *ctx);
 
 /** Words of memory for a left operand, a multiple of 16. */
 int64_t lora_gemm_left_words(const lora_gemm_path *path, int64_t m, int64_t k);

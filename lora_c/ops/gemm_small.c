@@ -146,7 +146,7 @@ static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm
 
 static const lora_gemv_path *path_of(const lora_ctx *ctx, bool exact) {
     const lora_gemm_arithmetic fast = ctx->engine->kernels.gemm.fast;
-    return &ctx->engine->kernels.gemv.paths[!exact && ctx->view.precision == LORA_PRECISION_FAST ? fast : LORA_GEMM_EXACT];
+    return &ctx->engine->kernels.gemv.paths[!exact && ctx->view.precision != LORA_PRECISION_EXACT ? fast : LORA_GEMM_EXACT];
 }
 
 lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, int64_t n, int64_t n_leading, lora_error *err) {

@@ -18,6 +18,7 @@ typedef struct low_rank {
     lora_weight A, B;
     lora_mat t, u; /* (M, R): s drop(x) A^T, s dy B */
     float *packed; /* a chunk of t or u */
+    float *wide;   /* a chunk of what the adapter multiplies, x or dy, where that has another path than W: int8 */
 } low_rank;
 
 typedef struct work {
@@ -25,9 +26,9 @@ typedef struct work {
     int64_t M, K;
     int n;
     low_rank low[LORA_LINEAR_LAYERS];
-    lora_mat dropped; /* (M, K): what dropout leaves of the input, or takes from a gradient */
-    const lora_gemm_path *path;
-    float *wide[LORA_LINEAR_LAYERS]; /* a chunk of x, or of every dy */
+    lora_mat dropped;                  /* (M, K): what dropout leaves of the input, or takes from a gradient */
+    const lora_gemm_path *path, *base; /* of products with A and B, and with W */
+    float *wide[LORA_LINEAR_LAYERS];   /* a chunk of x, or of every dy */
 } work;
 
 static bool drops(const low_rank *r) { return r->a && r->pass->dropout > 0; }
@@ -70,26 +71,38 @@ static int64_t chunk_row(int64_t M, int64_t chunk) { return M * chunk / n_chunks
 /* Packing memory of a chunk: n_wide operands of length wide_k[i], and with low a low-rank one of each adapter. */
 static lora_status get_packed(work *wk, int n_wide, const int64_t *wide_k, bool low, lora_error *err) {
     wk->path = lora_gemm_path_of(wk->ctx, wk->ctx->view.precision);
-    int64_t rows = lora_div_up(wk->M, n_chunks(wk->M)), words = 0, at[2][LORA_LINEAR_LAYERS];
+    wk->base = low ? lora_gemm_base_path_of(wk->ctx) : wk->path;
+    const bool twice = wk->base != wk->path;
+    int64_t rows = lora_div_up(wk->M, n_chunks(wk->M)), words = 0, at[3][LORA_LINEAR_LAYERS];
+    bool any = false;
+    for (int i = 0; i < wk->n; i++) any |= wk->low[i].a != NULL;
     for (int i = 0; i < wk->n; i++) {
         at[0][i] = words;
-        words += i < n_wide ? lora_gemm_left_words(wk->path, rows, wide_k[i]) : 0;
+        words += i < n_wide ? lora_gemm_left_words(wk->base, rows, wide_k[i]) : 0;
         at[1][i] = words;
         words += low && wk->low[i].a ? lora_gemm_left_words(wk->path, rows, wk->low[i].a->rank) : 0;
+        at[2][i] = words;
+        words += twice && any && i < n_wide ? lora_gemm_left_words(wk->path, rows, wide_k[i]) : 0;
     }
     void *memory;
     LORA_TRY(lora_ctx_scratch(wk->ctx, LORA_SCRATCH_GEMM_A, (size_t)words * sizeof(float), &memory, err));
     for (int i = 0; i < wk->n; i++) {
         wk->wide[i] = (float *)memory + at[0][i];
         wk->low[i].packed = (float *)memory + at[1][i];
+        wk->low[i].wide = twice ? (float *)memory + at[2][i] : NULL;
     }
     return LORA_OK;
 }
 
-static lora_gemm_left pack(const work *wk, lora_mat rows, float *words) {
+static lora_gemm_left pack(const work *wk, const lora_gemm_path *path, lora_mat rows, float *words) {
     lora_gemm_left left;
-    lora_gemm_pack_left(wk->ctx, wk->path, rows.rows, rows.cols, rows.data, rows.ld, 1, words, &left);
+    lora_gemm_pack_left(wk->ctx, path, rows.rows, rows.cols, rows.data, rows.ld, 1, words, &left);
     return left;
+}
+
+/* The operand of the products with A or B: that of W, or packed for them. */
+static lora_gemm_left pack_wide(const work *wk, const lora_gemm_left *base, lora_mat rows, float *words) {
+    return wk->base == wk->path ? *base : pack(wk, wk->path, rows, words);
 }
 
 /* --- forward --- */
@@ -116,6 +129,12 @@ static lora_status dropped_low(const work *wk, lora_mat x, lora_error *err) {
     return LORA_OK;
 }
 
+static bool any_plain_low(const work *wk) {
+    for (int i = 0; i < wk->n; i++)
+        if (wk->low[i].a && !drops(&wk->low[i])) return true;
+    return false;
+}
+
 /* The same for the others, rows of one chunk, from packed x. */
 static lora_status plain_low(const work *wk, const lora_gemm_left *x, int64_t row, lora_error *err) {
     lora_gemm_output low[LORA_LINEAR_LAYERS];
@@ -130,13 +149,16 @@ static lora_status plain_low(const work *wk, const lora_gemm_left *x, int64_t ro
                                           .c = lora_mat_rows(r->t, row, x->m).data,
                                           .ldc = r->t.ld};
     }
-    return n_low ? lora_gemm_run(wk->ctx, low, n_low, err) : LORA_OK;
+    return lora_gemm_run(wk->ctx, low, n_low, err);
 }
 
 static lora_status forward_chunk(const work *wk, lora_mat x, const lora_linear_layer *layers, int64_t row, lora_error *err) {
-    lora_gemm_left left = pack(wk, x, wk->wide[0]), low[LORA_LINEAR_LAYERS];
+    lora_gemm_left left = pack(wk, wk->base, x, wk->wide[0]), low[LORA_LINEAR_LAYERS];
     lora_gemm_output sums[LORA_LINEAR_LAYERS];
-    LORA_TRY(plain_low(wk, &left, row, err));
+    if (any_plain_low(wk)) {
+        lora_gemm_left wide = pack_wide(wk, &left, x, wk->low[0].wide);
+        LORA_TRY(plain_low(wk, &wide, row, err));
+    }
     for (int i = 0; i < wk->n; i++) {
         const lora_linear_layer *l = layers + i;
         const low_rank *r = &wk->low[i];
@@ -149,7 +171,7 @@ static lora_status forward_chunk(const work *wk, lora_mat x, const lora_linear_l
                                      .accumulate = l->accumulate,
                                      .bias = l->bias};
         if (!r->a) continue;
-        low[i] = pack(wk, lora_mat_rows(r->t, row, x.rows), r->packed);
+        low[i] = pack(wk, wk->path, lora_mat_rows(r->t, row, x.rows), r->packed);
         sums[i].terms[sums[i].n_terms++] = (lora_gemm_term){.left = &low[i], .b = &r->B, .b_transposed = true};
     }
     return lora_gemm_run(wk->ctx, sums, wk->n, err);
@@ -173,20 +195,22 @@ lora_status lora_linear_packed_forward(lora_ctx *ctx, lora_mat x, int n, const l
 /* u_i = s_i dy_i B_i, and dx of one chunk. */
 static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g, int64_t row, lora_mat dx, bool accumulate,
                                   lora_error *err) {
-    lora_gemm_left wide[LORA_LINEAR_LAYERS], low[LORA_LINEAR_LAYERS];
+    lora_gemm_left wide[LORA_LINEAR_LAYERS], wide_low[LORA_LINEAR_LAYERS], low[LORA_LINEAR_LAYERS];
     lora_gemm_output low_outputs[LORA_LINEAR_LAYERS];
     lora_gemm_output sum = {.n = wk->K, .alpha = 1, .c = dx.data, .ldc = dx.ld, .accumulate = accumulate};
     int n_low = 0;
     for (int i = 0; i < wk->n; i++) {
         const low_rank *r = &wk->low[i];
         if (!dx.data && !r->a) continue;
-        wide[i] = pack(wk, lora_mat_rows(g[i].dy, row, dx.rows), wk->wide[i]);
+        lora_mat dy = lora_mat_rows(g[i].dy, row, dx.rows);
+        if (dx.data || wk->base == wk->path) wide[i] = pack(wk, wk->base, dy, wk->wide[i]);
         sum.terms[sum.n_terms++] = (lora_gemm_term){.left = &wide[i], .b = g[i].w};
         if (!r->a) continue;
+        wide_low[i] = pack_wide(wk, &wide[i], dy, r->wide);
         low_outputs[n_low++] = (lora_gemm_output){.n = r->a->rank,
                                                   .alpha = r->a->scale,
                                                   .n_terms = 1,
-                                                  .terms = {{.left = &wide[i], .b = &r->B}},
+                                                  .terms = {{.left = &wide_low[i], .b = &r->B}},
                                                   .c = lora_mat_rows(r->u, row, dx.rows).data,
                                                   .ldc = r->u.ld};
     }
@@ -195,7 +219,7 @@ static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g,
     for (int i = 0; i < wk->n; i++) {
         const low_rank *r = &wk->low[i];
         if (!r->a || drops(r)) continue;
-        low[i] = pack(wk, lora_mat_rows(r->u, row, dx.rows), r->packed);
+        low[i] = pack(wk, wk->path, lora_mat_rows(r->u, row, dx.rows), r->packed);
         sum.terms[sum.n_terms++] = (lora_gemm_term){.left = &low[i], .b = &r->A};
     }
     return lora_gemm_run(wk->ctx, &sum, 1, err);
@@ -228,7 +252,7 @@ static lora_status low_again(const work *wk, lora_mat x, lora_error *err) {
     LORA_TRY(get_packed(&again, 1, &again.K, false, err));
     for (int64_t c = 0; c < n_chunks(wk->M); c++) {
         int64_t row = chunk_row(wk->M, c);
-        lora_gemm_left left = pack(&again, lora_mat_rows(x, row, chunk_row(wk->M, c + 1) - row), again.wide[0]);
+        lora_gemm_left left = pack(&again, again.path, lora_mat_rows(x, row, chunk_row(wk->M, c + 1) - row), again.wide[0]);
         LORA_TRY(plain_low(&again, &left, row, err));
     }
     return LORA_OK;

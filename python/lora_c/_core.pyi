@@ -554,7 +554,7 @@ class Decoder:
     def activation_offload(self) -> str | None: ...
     @activation_offload.setter
     def activation_offload(self, folder: str | os.PathLike[str] | None) -> None: ...
-    precision: Literal["exact", "fast"]
+    precision: Literal["exact", "fast", "int8"]
     noise: tuple[float, int]  # (alpha, seed) of the noise on embedded tokens in forward_backward(); alpha 0: none
     @property
     def complete_layer(self) -> int: ...
@@ -685,7 +685,7 @@ class Decoder:
         *,
         cu_seqlens: _Ids | None = None,
         sequences: _Ids | None = None,
-        precision: Literal["exact", "fast"] | None = None,
+        precision: Literal["exact", "fast", "int8"] | None = None,
         adapters: Iterable[DecoderAdapters | None] | None = None,
     ) -> _F32: ...
 

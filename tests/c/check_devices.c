@@ -69,7 +69,7 @@ static void check_libraries(lora_ctx *ctx) {
     check_library(ctx, "/proc/self", "self", "backend: expected a library that loads, got a folder: /proc/self; check LORA_C_BACKENDS");
     check_library(ctx, "/proc/self/exe", "exe", "backend: expected a library that loads, got /proc/self/exe: ");
     check_library(ctx, library_beside("liblora_c_other_abi.so"), "liblora_c_other_abi.so",
-                  "backend: expected interface 5, got another in ");
+                  "backend: expected interface 6, got another in ");
     char long_path[2000];
     memset(long_path, 'x', sizeof long_path - 1);
     long_path[0] = '/';
@@ -104,12 +104,18 @@ static void check_views(lora_ctx *ctx, const char *fake) {
     OK(lora_ctx_create_view(on, &view, ERR));
     CHECK(strcmp(lora_ctx_device(view), "fake") == 0 && view->view.state == on->view.state, "a view of a context on a device");
     CHECK(lora_ctx_precision(view) == LORA_PRECISION_FAST && lora_ctx_threads(view) == 2, "what a view has of the context");
+    REFUSED(LORA_EUNSUPPORTED, "precision: expected exact or fast on device fake, got int8",
+            lora_ctx_set_precision(view, LORA_PRECISION_INT8, ERR));
+    CHECK(lora_ctx_precision(view) == LORA_PRECISION_FAST, "a precision that is refused changes nothing");
     float *p = lora_ctx_alloc(view, LORA_MEM_PARAM, 64);
     CHECK(p && lora_ctx_memory(on, LORA_MEM_PARAM).live_bytes == 64 && lora_ctx_memory(ctx, LORA_MEM_PARAM).live_bytes == 0,
           "memory is the device's");
     lora_ctx_free(on, p);
     lora_ctx_destroy(view);
     lora_ctx_destroy(on);
+    OK(lora_ctx_set_precision(ctx, LORA_PRECISION_INT8, ERR));
+    REFUSED(LORA_EUNSUPPORTED, "on device fake, got int8", lora_ctx_create_on(ctx, "fake", fake, &on, ERR));
+    REFUSED(LORA_EINVAL, "precision: expected exact, fast or int8, got 3", lora_ctx_set_precision(ctx, (lora_precision)3, ERR));
     OK(lora_ctx_set_precision(ctx, LORA_PRECISION_EXACT, ERR));
 }
 

@@ -21,15 +21,19 @@ static double right_top(const weight_case *c, bool transposed, int64_t k, int64_
     return top;
 }
 
+/* What operands are rounded to: an arithmetic of the products, or */
+enum { INT8 = LORA_GEMM_PATHS };
+
 typedef struct bound {
     double error, magnitude;
 } bound;
 
-/* What rounding the operands may change in one product of x and y: to 8 significant bits, or to steps of top / 5792. */
-static double operand_error(lora_gemm_arithmetic path, double x, double y, double x_top, double y_top) {
+/* What rounding the operands may change in one product of x and y: to 8 significant bits, or to steps of top / 5792 or top / 127. */
+static double operand_error(int path, double x, double y, double x_top, double y_top) {
     if (path == LORA_GEMM_EXACT) return 0;
-    double ex = path == LORA_GEMM_BF16 ? fabs(x) * 0x1p-8 : x_top * (0.5 / 5792 + 0x1p-22);
-    double ey = path == LORA_GEMM_BF16 ? fabs(y) * 0x1p-8 : y_top * (0.5 / 5792 + 0x1p-22);
+    const double step = 0.5 / (path == INT8 ? 127 : 5792) + 0x1p-22;
+    double ex = path == LORA_GEMM_BF16 ? fabs(x) * 0x1p-8 : x_top * step;
+    double ey = path == LORA_GEMM_BF16 ? fabs(y) * 0x1p-8 : y_top * step;
     return fabs(x) * ey + fabs(y) * ex + ex * ey;
 }
 
@@ -39,7 +43,7 @@ static bool within(double got, double want, bound b, int64_t k) {
 }
 
 typedef struct product {
-    lora_gemm_arithmetic path;
+    int path;
     lora_gemm_args g;
     weight_case *c;
     float before; /* content of C */
@@ -58,7 +62,7 @@ static long count_wrong(const product *t) {
         double *y = malloc((size_t)g->k * sizeof *y), *y_top = calloc((size_t)g->k, sizeof *y_top);
         for (int64_t p = 0; p < g->k; p++) {
             y[p] = right(t->c, g->b_transposed, p, j);
-            if (t->path == LORA_GEMM_INT16) y_top[p] = p % 64 ? y_top[p - 1] : right_top(t->c, g->b_transposed, g->k, p, g->n, j);
+            if (t->path >= LORA_GEMM_INT16) y_top[p] = p % 64 ? y_top[p - 1] : right_top(t->c, g->b_transposed, g->k, p, g->n, j);
         }
         for (int64_t i = 0; i < g->m; i++) {
             double sum = 0;
@@ -81,10 +85,28 @@ static long count_wrong(const product *t) {
     return wrong;
 }
 
-/* As lora_gemm, but packed however few the rows are. */
+static int arithmetic_of(const lora_ctx *ctx) {
+    if (ctx->view.precision == LORA_PRECISION_INT8) return INT8;
+    return ctx->view.precision == LORA_PRECISION_FAST ? (int)ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT;
+}
+
+static void set_arithmetic(lora_ctx *ctx, int path) {
+    ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : path == INT8 ? LORA_PRECISION_INT8 : LORA_PRECISION_FAST;
+    if (path != INT8) ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
+}
+
+/* As lora_gemm with a weight of a layer, but packed however few the rows are. */
 static lora_status packed_gemm(lora_ctx *ctx, const lora_gemm_args *g, lora_error *err) {
-    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->view.precision);
-    if (g->m > LORA_GEMM_CHUNK) return lora_gemm(ctx, g, err);
+    const lora_gemm_path *path = lora_gemm_base_path_of(ctx);
+    if (g->m > LORA_GEMM_CHUNK) {
+        lora_gemm_args first = *g, rest = *g;
+        first.m = LORA_GEMM_CHUNK;
+        rest.m -= first.m;
+        rest.a += first.m * g->a_row_stride;
+        rest.c += first.m * g->ldc;
+        LORA_TRY(packed_gemm(ctx, &first, err));
+        return packed_gemm(ctx, &rest, err);
+    }
     void *words;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)lora_gemm_left_words(path, g->m, g->k) * sizeof(float), &words, err));
     lora_gemm_left left;
@@ -100,7 +122,10 @@ static lora_status packed_gemm(lora_ctx *ctx, const lora_gemm_args *g, lora_erro
     return lora_gemm_run(ctx, &o, 1, err);
 }
 
+static bool always_packed(const lora_ctx *ctx, int variant) { return variant & ACCUMULATE || ctx->view.precision == LORA_PRECISION_INT8; }
+
 static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t rows, int64_t cols, bool transposed, int variant) {
+    if (ctx->view.precision == LORA_PRECISION_INT8) variant &= ~A_TRANSPOSED; /* layers have none */
     weight_case *c = make_weight(ctx, kind, rows, cols, variant);
     int64_t n = transposed ? rows : cols, k = transposed ? cols : rows, lda = (variant & A_TRANSPOSED ? m : k) + 3, ldc = n + 5;
     int64_t a_floats = (variant & A_TRANSPOSED ? k : m) * lda;
@@ -109,7 +134,7 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
     check_normal(bias, n, 6, 1);
     if (variant & ROUGH) roughen(a, a_floats);
     guarded out = guarded_new(m * ldc, variant & SHORT_BLOCKS);
-    product t = {.path = ctx->view.precision == LORA_PRECISION_FAST ? ctx->engine->kernels.gemm.fast : LORA_GEMM_EXACT,
+    product t = {.path = arithmetic_of(ctx),
                  .g = {.m = m,
                        .n = n,
                        .k = k,
@@ -127,7 +152,7 @@ static void compare(lora_ctx *ctx, lora_weight_kind kind, int64_t m, int64_t row
                  .before = 0.25f};
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) out.data[i * ldc + j] = t.before;
-    OK((variant & ACCUMULATE ? packed_gemm : lora_gemm)(ctx, &t.g, ERR));
+    OK((always_packed(ctx, variant) ? packed_gemm : lora_gemm)(ctx, &t.g, ERR));
     long wrong = count_wrong(&t);
     CHECK(wrong == 0 && guarded_ok(&out), "%s, operands %s, kind %d m %lld rows %lld cols %lld transposed %d variant %d: %ld wrong",
           lora_isa_name(lora_ctx_isa(ctx)), lora_ctx_operands(ctx), kind, (long long)m, (long long)rows, (long long)cols, transposed,
@@ -170,22 +195,22 @@ static void big(lora_ctx *ctx) {
     compare(ctx, LORA_WEIGHT_F32, 16, 900, 131, false, A_TRANSPOSED); /* the shape of dA: k long, m small */
 }
 
-/* Two products summed into two outputs at once: y and z = x W^T + t B^T, and twice that. */
+/* Two products summed into two outputs at once: y and z = x W^T + t B^T, and twice that. With int8 t is that of an adapter. */
 static void sums_of_products(lora_ctx *ctx) {
     enum { M = 45, N = 130, K = 192, R = 5 };
-    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->view.precision);
+    const lora_gemm_path *path = lora_gemm_path_of(ctx, ctx->view.precision), *base = lora_gemm_base_path_of(ctx);
     weight_case *w = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 0), *b = make_weight(ctx, LORA_WEIGHT_F32, N, R, 0);
     float *x = malloc(M * K * sizeof *x), *t = malloc(M * R * sizeof *t);
     check_normal(x, M * K, 1, 1);
     check_normal(t, M * R, 2, 1);
     guarded y = guarded_new(M * N, 0), z = guarded_new(M * N, 1);
-    int64_t x_words = lora_gemm_left_words(path, M, K);
+    int64_t x_words = lora_gemm_left_words(base, M, K);
     lora_error err;
     void *words;
     CHECK(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(x_words + lora_gemm_left_words(path, M, R)) * 4, &words, &err) == LORA_OK,
           "%s", err.message);
     lora_gemm_left left_x, left_t;
-    lora_gemm_pack_left(ctx, path, M, K, x, K, 1, words, &left_x);
+    lora_gemm_pack_left(ctx, base, M, K, x, K, 1, words, &left_x);
     lora_gemm_pack_left(ctx, path, M, R, t, R, 1, (float *)words + x_words, &left_t);
     lora_gemm_output outputs[2];
     for (int i = 0; i < 2; i++)
@@ -197,7 +222,8 @@ static void sums_of_products(lora_ctx *ctx) {
             .ldc = N,
             .terms = {{.left = &left_x, .b = &w->w, .b_transposed = true}, {.left = &left_t, .b = &b->w, .b_transposed = true}}};
     OK(lora_gemm_run(ctx, outputs, 2, ERR));
-    const double tolerance = ctx->view.precision == LORA_PRECISION_FAST ? 0x1p-7 : (K + R) * 0x1p-24; /* two operands of 8 bits */
+    const double tolerances[] = {(K + R) * 0x1p-24, 0x1p-7, 0x1p-6}; /* of two operands of 8 bits, relative and absolute ones */
+    const double tolerance = tolerances[ctx->view.precision];
     long wrong = 0;
     for (int64_t i = 0; i < M; i++)
         for (int64_t j = 0; j < N; j++) {
@@ -228,7 +254,7 @@ static void not_finite(lora_ctx *ctx) {
         check_normal(a, M * K, 1, 1);
         a[3 * K + 70] = i ? NAN : INFINITY;
         lora_gemm_args g = product_of(M, a, &c->w, true, out);
-        OK(lora_gemm(ctx, &g, ERR));
+        OK(packed_gemm(ctx, &g, ERR));
         long wrong = 0;
         for (int64_t j = 0; j < M * N; j++) wrong += (bool)isfinite(out[j]) == (j / N == 3);
         CHECK(wrong == 0, "operands %s, not finite: %ld wrong", lora_ctx_operands(ctx), wrong);
@@ -238,20 +264,19 @@ static void not_finite(lora_ctx *ctx) {
     }
 }
 
-static void same_bits_for_any_threads(lora_isa isa, lora_gemm_arithmetic path) {
+static void same_bits_for_any_threads(lora_isa isa, int path) {
     float *first = NULL;
     enum { M = 37, N = 200, K = 320 };
     for (int threads = 1; threads <= 8; threads = threads == 3 ? 8 : threads + 1) {
         lora_ctx *ctx = check_ctx(isa, threads);
-        ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
-        ctx->engine->kernels.gemm.fast = path;
+        set_arithmetic(ctx, path);
         weight_case *c = make_weight(ctx, LORA_WEIGHT_NF4, N, K, 0);
         float *a = malloc(M * K * sizeof *a), *out = malloc(M * (N + K) * sizeof *out);
         check_normal(a, M * K, 1, 1);
         lora_gemm_args forward = product_of(M, a, &c->w, true, out);
         lora_gemm_args backward = product_of(M, out, &c->w, false, out + M * N);
         lora_error err;
-        CHECK(lora_gemm(ctx, &forward, &err) == LORA_OK && lora_gemm(ctx, &backward, &err) == LORA_OK, "%s", err.message);
+        CHECK(packed_gemm(ctx, &forward, &err) == LORA_OK && packed_gemm(ctx, &backward, &err) == LORA_OK, "%s", err.message);
         if (first) CHECK(memcmp(first, out, M * (N + K) * sizeof *out) == 0, "%s: %d threads change bits", lora_isa_name(isa), threads);
         if (first)
             free(out);
@@ -267,16 +292,15 @@ static void same_bits_for_any_threads(lora_isa isa, lora_gemm_arithmetic path) {
 void check_gemm(void) {
     FOR_EACH_ISA(isa) {
         lora_ctx *ctx = check_ctx(isa, 2);
-        for (int path = LORA_GEMM_EXACT; path < LORA_GEMM_PATHS; path++) {
-            if (!ctx->engine->kernels.gemm.paths[path].micro) continue;
-            ctx->view.precision = path == LORA_GEMM_EXACT ? LORA_PRECISION_EXACT : LORA_PRECISION_FAST;
-            ctx->engine->kernels.gemm.fast = (lora_gemm_arithmetic)path;
+        for (int path = LORA_GEMM_EXACT; path <= INT8; path++) {
+            if (path < INT8 && !ctx->engine->kernels.gemm.paths[path].micro) continue;
+            set_arithmetic(ctx, path);
             sizes(ctx);
             four_bits(ctx);
             big(ctx);
             sums_of_products(ctx);
             not_finite(ctx);
-            same_bits_for_any_threads(isa, (lora_gemm_arithmetic)path);
+            same_bits_for_any_threads(isa, path);
         }
         lora_ctx_destroy(ctx);
     }

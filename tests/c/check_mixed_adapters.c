@@ -132,7 +132,7 @@ static void check_bits(lora_isa isa, int threads) {
     mixed m;
     OK(make(ctx, &m, ERR));
     for (int precision = LORA_PRECISION_EXACT; precision <= LORA_PRECISION_FAST; precision++) {
-        lora_decoder_set_precision(m.t.decoder, (lora_precision)precision);
+        OK(lora_decoder_set_precision(m.t.decoder, (lora_precision)precision, ERR));
         decode_alone(&m, want);
         CHECK(memcmp(want[0][0], want[4][0], sizeof want[0][0]) != 0, "sequences that differ");
         decode_mixed(&m, want);

@@ -14,10 +14,16 @@ import sys
 
 FUNCTION = re.compile(r"^[0-9a-f]+ <(micro_\d+x[12]_\w+|gemv_\w+_(?:bf16|int16))>:$")
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
-PRODUCT = ("vfmadd", "vdpbf16ps", "vpdpwssd")
+PRODUCT = ("vfmadd", "vdpbf16ps", "vpdpwssd", "vpdpbusd")
 STACK = re.compile(r"\(%r[sb]p[,)]")
 VECTOR = re.compile(r"%[xyz]mm")
-EXPECTED = {"avx2": 12, "avx512": 28, "bf16": 28 + 2, "int16": 28 + 1}  # one per tile height and width; gemv_<weight>_<path>
+EXPECTED = {
+    "avx2": 12,
+    "avx512": 28,
+    "bf16": 28 + 2,
+    "int16": 28 + 1,
+    "int8": 14,
+}  # one per tile height and width; gemv_<weight>_<path>
 
 
 def functions(listing):

@@ -22,6 +22,7 @@ RUNS = {
     "qlora": "--method qlora --max-seq-length 256",
     "lora_recompute": "--method lora --recompute layer --optim adamw_8bit",
     "full_bfloat16": "--method full --recompute none --activation-dtype bfloat16 --max-seq-length 384",
+    "int8": "--method qlora --max-seq-length 384 --precision int8 --batch-size 4 --recompute none",
     "head": "--method head --optim sgd --batch-size 8",
 }
 # Sets a limit on the addresses of the process, then runs a command.

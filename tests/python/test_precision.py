@@ -34,7 +34,7 @@ def demo_trainer(out, precision, steps):
 
 def test_settings():
     assert lc.get_precision() == "exact"
-    with pytest.raises(ValueError, match="name: expected 'exact' or 'fast', got 'half'"):
+    with pytest.raises(ValueError, match="name: expected 'exact', 'fast' or 'int8', got 'half'"):
         lc.set_precision("half")
     with pytest.raises(ConfigError, match="precision"):
         lc.TrainConfig(precision="half")
@@ -43,7 +43,7 @@ def test_settings():
     assert decoder.precision == "exact"
     decoder.precision = "fast"
     assert decoder.precision == "fast" and lc.get_precision() == "exact"
-    with pytest.raises(ValueError, match="precision: expected 'exact' or 'fast'"):
+    with pytest.raises(ValueError, match="precision: expected 'exact', 'fast' or 'int8'"):
         decoder.precision = 3
 
 
@@ -122,7 +122,7 @@ def test_decode_in_a_precision_of_its_own():
     np.testing.assert_array_equal(rows[None], rows["exact"])
     scale = np.abs(rows["exact"]).max()
     assert np.abs(rows["fast"] - rows["exact"]).max() <= 0.05 * scale
-    with pytest.raises(ValueError, match="precision: expected 'exact' or 'fast', got 'half'"):
+    with pytest.raises(ValueError, match="precision: expected 'exact', 'fast' or 'int8', got 'half'"):
         decoder.decode(cache, [8], precision="half")
 
 

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-enum { LORA_BACKEND_ABI = 5 }; /* changes with this file, and with the structs that it passes */
+enum { LORA_BACKEND_ABI = 6 }; /* changes with this file, and with the structs that it passes */
 
 /* Memory of the device. Tags are for the accounts (lora_ctx_memory). */
 typedef struct lora_backend_memory {
@@ -113,6 +113,8 @@ typedef struct lora_backend {
     /** The state of device index; host: a context of the CPU that stays while the state does, for what a backend leaves to it. */
     lora_status (*create)(lora_ctx *host, int64_t index, void **state, lora_error *err);
     void (*destroy)(void *state); /* waits for what is under way */
+    /** Whether a context may have the precision. NULL: EXACT and FAST. */
+    bool (*has_precision)(const lora_ctx *ctx, lora_precision precision);
     /** What lora_linear_operand says. NULL: float32, and no operation is given bfloat16. */
     lora_dtype (*linear_operand)(const lora_ctx *ctx, int64_t M);
     lora_backend_memory memory;

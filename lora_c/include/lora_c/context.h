@@ -19,15 +19,23 @@ extern "C" {
 
 typedef struct lora_ctx lora_ctx;
 
-/* Arithmetic of the matrix products. Sums are float32 in both, and results never depend on threads.
+/* Arithmetic of the matrix products. Sums are float32 in all, and results never depend on threads.
  * FAST rounds the operands of each product to
  *     bfloat16                            on AMD CPUs with AVX512_BF16 (Zen 4 and later), which run it at twice the float32 rate
  *                                         and on aarch64 CPUs with FEAT_BF16 (their rate was not measured)
  *     int16, one scale per 64 values of k on other CPUs with AVX512_VNNI (Intel: bfloat16 runs at half the float32 rate there)
  * and is the same as EXACT on all others. With up to 24 rows (decoding) weights of float32 and GGUF blocks, and with int16
  * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as
- * mixed-precision training has. */
-typedef enum lora_precision { LORA_PRECISION_EXACT, LORA_PRECISION_FAST } lora_precision;
+ * mixed-precision training has.
+ * INT8 is FAST but for the products of linear layers with their own weights, dy W and, with more than 24 rows or dropout, x W^T: both
+ * operands are rounded to within +-127 with a scale for 64 values of k. Products of such a block are summed exactly, blocks in order by
+ * float32 FMAs, so these products have the same bits on every CPU. The scale of a block is
+ *     x, dy            its largest magnitude / 127
+ *     4-bit weights    what its code of the largest magnitude stands for / 127 in x W^T; in dy W the largest of those of 64 x 64
+ *     other weights    its largest magnitude / 127 in both directions
+ * |err| <= sum over the blocks of sum |x| e_w + |w| e_x + e_x e_w, e = scale (1/2 + 127 2^-22), and 2^-24 (blocks + 4) of the sum of
+ * the |products|. A block below 1e-36 is zero; one with a value that is not finite makes its results NaN. */
+typedef enum lora_precision { LORA_PRECISION_EXACT, LORA_PRECISION_FAST, LORA_PRECISION_INT8 } lora_precision;
 
 /* What the operands of FAST products are rounded to: with them chosen, CPUs of different makers give the same bits. */
 typedef enum lora_operands {
@@ -59,15 +67,15 @@ int lora_ctx_threads(const lora_ctx *ctx);
 /** Chooses the kernel rung, and the operands of FAST products by the rule above; EUNSUPPORTED when the CPU lacks it. */
 lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) LORA_MUST_CHECK;
 lora_isa lora_ctx_isa(const lora_ctx *ctx);
-/** Precision of the calls that follow. EINVAL for another value. */
+/** Precision of the calls that follow. EINVAL for another value, EUNSUPPORTED for INT8 on a device that lacks it. */
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) LORA_MUST_CHECK;
 lora_precision lora_ctx_precision(const lora_ctx *ctx);
-const char *lora_precision_name(lora_precision precision); /* "exact", "fast" */
+const char *lora_precision_name(lora_precision precision); /* "exact", "fast", "int8" */
 /** Chooses the operands of FAST products, until the rung is chosen again; EUNSUPPORTED when the rung or the CPU lacks them. */
 lora_status lora_ctx_set_fast_operands(lora_ctx *ctx, lora_operands operands, lora_error *err) LORA_MUST_CHECK;
 lora_operands lora_ctx_fast_operands(const lora_ctx *ctx);
 const char *lora_operands_name(lora_operands operands); /* "float32", "bfloat16", "int16" */
-/** The name of what the operands of a product are rounded to in the precision in force. */
+/** The name of what the operands of a product are rounded to in the precision in force: with INT8 "int8". */
 const char *lora_ctx_operands(const lora_ctx *ctx);
 
 lora_mem_usage lora_ctx_memory(const lora_ctx *ctx, lora_mem_tag tag);

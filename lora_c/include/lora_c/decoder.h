@@ -218,7 +218,7 @@ int64_t lora_decoder_offload_bytes(const lora_decoder *decoder, int64_t n_tokens
 lora_status lora_decoder_set_noise(lora_decoder *decoder, double alpha, uint64_t seed, lora_error *err) LORA_MUST_CHECK;
 
 /** Precision of every pass of this decoder; at first that of the context when it was created. */
-void lora_decoder_set_precision(lora_decoder *decoder, lora_precision precision);
+lora_status lora_decoder_set_precision(lora_decoder *decoder, lora_precision precision, lora_error *err) LORA_MUST_CHECK;
 lora_precision lora_decoder_precision(const lora_decoder *decoder);
 
 /** While on, passes end between two layers with ESTOPPED, the running one too: may be called while another thread is in a

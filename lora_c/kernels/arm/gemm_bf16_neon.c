@@ -187,6 +187,7 @@ void lora_gemm_fill_bf16_neon(lora_gemm_path *p) {
                           .k_per_step = 2,
                           .micro = micro_bf16_neon,
                           .pack_rows = pack_rows,
+                          .pack_left_rows = pack_rows,
                           .pack_columns = pack_columns,
                           .pack_bf16_rows = pack_bf16_rows,
                           .pack_bf16_columns = pack_bf16_columns,

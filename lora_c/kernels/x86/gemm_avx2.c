@@ -76,7 +76,7 @@ void lora_gemm_fill_avx2(lora_gemm_path *p) {
     p->nr = 2 * VL;
     p->kc = 256;
     p->micro = micro_avx2;
-    p->pack_rows = pack_rows;
+    p->pack_rows = p->pack_left_rows = pack_rows;
     p->pack_columns = pack_columns;
 }
 #endif

@@ -27,7 +27,7 @@ void lora_gemm_fill_avx512(lora_gemm_path *p) {
     p->nr = 2 * VL;
     p->kc = 512;
     p->micro = micro_avx512;
-    p->pack_rows = lora_pack_rows_avx512;
+    p->pack_rows = p->pack_left_rows = lora_pack_rows_avx512;
     p->pack_columns = lora_pack_columns_avx512;
     p->pack_nf4_rows = lora_pack_nf4_rows_avx512;
     p->pack_nf4_columns = lora_pack_nf4_columns_avx512;

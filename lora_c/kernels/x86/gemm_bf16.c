@@ -135,6 +135,7 @@ void lora_gemm_fill_bf16(lora_gemm_path *p) {
                           .k_per_step = 2,
                           .micro = micro_bf16,
                           .pack_rows = pack_rows,
+                          .pack_left_rows = pack_rows,
                           .pack_columns = pack_columns,
                           .pack_bf16_rows = pack_bf16_rows,
                           .pack_bf16_columns = pack_bf16_columns,

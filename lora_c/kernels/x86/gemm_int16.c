@@ -224,6 +224,7 @@ void lora_gemm_fill_int16(lora_gemm_path *p) {
                           .block_steps = BLOCK_STEPS,
                           .micro = micro_int16,
                           .pack_rows = pack_rows,
+                          .pack_left_rows = pack_rows,
                           .pack_columns = pack_columns,
                           .pack_nf4_rows = pack_nf4_rows,
                           .pack_nf4_columns = pack_nf4_columns};

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Timed steps, after one that warms up.")
 @click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
-@click.option("--precision", type=click.Choice(["exact", "fast"]), default="fast", show_default=True, help="As in train.")
+@click.option(
+    "--precision", type=click.Choice(["exact", "fast", "int8"]), default="fast", show_default=True, help="As in train."
+)
 @click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
 @click.option(
     "--decode", type=click.IntRange(1), metavar="N", help="Decode N tokens, too, one sequence behind --length tokens."

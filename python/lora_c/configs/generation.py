@@ -44,9 +44,10 @@ class GenerationConfig(Config):
     forced_eos_token_id: int | list[int] | None = Field(None, description="Token that is written last where no end comes.")
     stop_strings: FreeTexts = Field([], description="Stop when this text appears; special tokens count as their text.")
     ignore_eos: bool = Field(False, description="Go on after the end token.")
-    precision: Literal["exact", "fast"] | None = Field(
+    precision: Literal["exact", "fast", "int8"] | None = Field(
         None,
-        description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them. "
+        description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them; "
+        "int8: as fast, the base weights' products on 8 bits (CPUs). "
         "Default: what the environment variable LORA_C_PRECISION says, else fast.",
     )
 

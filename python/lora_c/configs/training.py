@@ -82,9 +82,10 @@ class TrainConfig(Config):
         description="Keep activations for backward in the host's memory, on the CPU in a file in paged_dir; same bits.",
     )
     memory_limit: float | None = Field(None, gt=0.0, description="GiB for recompute=auto; by default 80 % of what is free.")
-    precision: Literal["exact", "fast"] = Field(
+    precision: Literal["exact", "fast", "int8"] = Field(
         "fast",
-        description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them.",
+        description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them; "
+        "int8: as fast, the base weights' products on 8 bits (CPUs).",
     )
     val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")

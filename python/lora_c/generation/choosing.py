@@ -46,7 +46,7 @@ class TokenChooser:
         return None if token in self._ends else token
 
 
-def precision_of(config: GenerationConfig) -> Literal["exact", "fast"]:
+def precision_of(config: GenerationConfig) -> Literal["exact", "fast", "int8"]:
     """The precision of the products; a value that import would refuse cannot stand in the environment."""
     named = config.precision or os.environ.get("LORA_C_PRECISION")
-    return "exact" if named == "exact" else "fast"
+    return named if named == "exact" or named == "int8" else "fast"

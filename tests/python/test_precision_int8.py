@@ -1,0 +1,180 @@
+"""precision=int8: how near to exact it trains, that its bits stay, and where it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_families import CASES, TRAINED, adapt, folder, golden, loss_and_gradients
+
+import lora_c as lc
+from lora_c import _core
+from lora_c.checkpoints.model_names import BASE_MODEL
+from lora_c.demo.run import dataset
+from lora_c.demo.world import task
+from lora_c.model.model import Model
+from lora_c.training.trainer import Trainer
+
+PRECISIONS = ("exact", "fast", "int8")
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    isa, threads = _core.get_isa(), _core.get_num_threads()
+    yield
+    _core.set_isa(isa)
+    _core.set_num_threads(threads)
+    lc.set_precision("exact")
+
+
+def base_with_adapter(**options: Any) -> Model:
+    model = lc.load_model(BASE_MODEL, quantize="nf4", progress=False)
+    model.add_adapter(lc.LoraConfig(**{"r": 16, "lora_alpha": 32} | options))
+    return model
+
+
+def demo_trainer(out: Path, steps: int, **options: Any) -> Trainer:
+    model = base_with_adapter()
+    train, _ = task(0, 64, 1)
+    given = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "precision": "int8"} | options
+    return Trainer(model, dataset(model, train), lc.TrainConfig(output_dir=str(out), max_steps=steps, **given))
+
+
+def trained(trainer: Trainer) -> list[bytes]:
+    return [parameter.data.tobytes() for parameter in trainer.model.trainable_parameters()]
+
+
+def losses(trainer: Trainer) -> np.ndarray:
+    return np.array([record["loss"] for record in trainer.history if "loss" in record])
+
+
+def batch_of_demo(model: Model) -> tuple[np.ndarray, ...]:
+    ids = np.concatenate([sample.input_ids for sample in dataset(model, task(0, 64, 1)[0]).samples[:8]])[:400].astype(np.int32)
+    return ids, np.array([0, len(ids)], np.int32), np.roll(ids, -1), np.ones(len(ids), np.float32)
+
+
+def cosines(model: Model, step: Any) -> list[float]:
+    """Of every parameter's gradient in int8 with the exact one."""
+    found = []
+    for model.decoder.precision in ("exact", "int8"):
+        step()
+        found.append([np.ravel(parameter.grad).astype(np.float64) for parameter in model.trainable_parameters()])
+    return [float(a @ b / np.sqrt((a @ a) * (b @ b))) for a, b in zip(*found, strict=True) if a.any()]
+
+
+def test_settings(monkeypatch):
+    lc.set_precision("int8")
+    assert lc.get_precision() == "int8"
+    decoder = lc.load_model(BASE_MODEL, progress=False).decoder
+    assert decoder.precision == "int8"
+    assert lc.TrainConfig(precision="int8").precision == "int8"
+    monkeypatch.setenv("LORA_C_PRECISION", "int8")
+    from lora_c.generation.choosing import precision_of
+
+    assert precision_of(lc.GenerationConfig()) == "int8"
+
+
+def test_a_layer_is_within_the_error_of_8_bits_and_not_of_16():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 256), np.float32)
+    base = lc.NF4Tensor.quantize(rng.standard_normal((96, 256), np.float32))
+    layer = lc.LoRALinear(base, r=8, lora_alpha=16)  # B is zero: the base alone
+    w = base.dequantize().astype(np.float64)
+    lc.set_precision("int8")
+
+    def step(values: np.ndarray) -> np.ndarray:
+        tops = np.abs(values).reshape(len(values), -1, 64).max(axis=2, keepdims=True)
+        return np.broadcast_to(tops / 254 * (1 + 1e-4), (len(values), values.shape[1] // 64, 64)).reshape(values.shape)
+
+    e_x, e_w = step(x.astype(np.float64)), step(w)
+    bound = e_x @ np.abs(w).T + np.abs(x) @ e_w.T + e_x @ e_w.T + 1e-5 * (np.abs(x) @ np.abs(w).T)
+    error = np.abs(layer.forward(x) - x.astype(np.float64) @ w.T)
+    assert np.all(error <= bound)
+    assert error.mean() > 1e-3  # it is int8 that computed
+
+
+def test_bits_do_not_depend_on_rung_threads_and_recomputation():
+    _core.set_isa("portable")  # attention and norms are the rung's own, so of one layer
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((40, 192), np.float32)
+    base = lc.NF4Tensor.quantize(rng.standard_normal((80, 192), np.float32))
+    lc.set_precision("int8")
+    want = lc.LoRALinear(base, r=4).forward(x)
+    for isa in ("avx2", "avx512"):
+        try:
+            _core.set_isa(isa)
+        except NotImplementedError:
+            continue
+        np.testing.assert_array_equal(lc.LoRALinear(base, r=4).forward(x), want)
+    _core.set_isa("auto")
+    runs = []
+    for threads in (1, 2, 3):
+        _core.set_num_threads(threads)
+        model = base_with_adapter(lora_dropout=0.1)
+        batch = batch_of_demo(model)
+        for model.decoder.recompute in ("none", "layer"):
+            for parameter in model.trainable_parameters():
+                parameter.zero_grad()
+            loss = model.decoder.forward_backward(*batch, dropout_step=5)
+            runs.append((loss, [parameter.grad.tobytes() for parameter in model.trainable_parameters()]))
+    assert all(run == runs[0] for run in runs[1:])
+
+
+def test_gradients_on_the_base_that_ships():
+    model = base_with_adapter()
+    for i, parameter in enumerate(model.trainable_parameters()):
+        rng = np.random.default_rng(i)
+        parameter.write(parameter.data + 0.02 * rng.standard_normal(parameter.shape, np.float32))
+    batch = batch_of_demo(model)
+
+    def step() -> None:
+        for parameter in model.trainable_parameters():
+            parameter.zero_grad()
+        model.decoder.forward_backward(*batch, grad_scale=1 / len(batch[0]))
+
+    found = cosines(model, step)
+    assert len(found) == len(model.trainable_parameters())
+    assert np.mean(found) >= 0.99 and min(found) >= 0.97
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name in TRAINED])
+def test_gradients_of_families(name: str, tmp_path: Path):
+    record = golden(name)
+    model = lc.load_model(folder(record, tmp_path / "model"), progress=False)
+    adapt(model, record)
+    assert len(record["ids"]) > 24  # fewer tokens are multiplied as in fast
+    found = cosines(model, lambda: loss_and_gradients(model, record["ids"]))
+    assert np.mean(found) >= 0.99 and min(found) >= 0.97
+
+
+def test_training_curves_agree(tmp_path: Path):
+    curves = {}
+    for precision in PRECISIONS:
+        trainer = demo_trainer(tmp_path / precision, 200, precision=precision)
+        trainer.train()
+        curves[precision] = losses(trainer).reshape(10, 20).mean(axis=1)
+    assert curves["exact"][-1] < 0.8 * curves["exact"][0]  # it learns
+    np.testing.assert_allclose(curves["int8"], curves["exact"], rtol=0.01)
+    assert not np.array_equal(curves["int8"], curves["fast"])
+
+
+def test_a_run_is_resumed_with_the_same_bits_and_in_its_precision_alone(tmp_path: Path):
+    whole = demo_trainer(tmp_path / "whole", 6, save_steps=3)
+    whole.train()
+    start = tmp_path / "whole/checkpoint-3"
+    again = demo_trainer(tmp_path / "again", 6, save_steps=3)
+    again.train(resume=start)
+    assert trained(again) == trained(whole)
+    with pytest.raises(lc.LoraCError, match="precision"):
+        demo_trainer(tmp_path / "other", 6, save_steps=3, precision="fast").train(resume=start)
+
+
+def test_values_that_are_not_finite_are_not_hidden():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((30, 128), np.float32)
+    x[3, 70], x[7, 1] = np.nan, np.inf
+    lc.set_precision("int8")
+    y = lc.LoRALinear(rng.standard_normal((48, 128), np.float32), r=4).forward(x)
+    assert not np.isfinite(y[[3, 7]]).any() and np.isfinite(np.delete(y, [3, 7], axis=0)).all()
