@@ -85,7 +85,9 @@ class Server:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60, **options)
+        """Send JSON, or bytes as they are."""
+        given = {"content": body} if isinstance(body, bytes) else {"json": body}
+        return httpx.post(self.url + path, **given, timeout=60, **options)
 
     def said(self, model: str | None = None, text: str = "Hello, who are you?", **options: Any) -> str:
         """A greedy answer."""

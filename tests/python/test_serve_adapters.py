@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 import time
@@ -369,3 +370,19 @@ def test_load_unload_and_reload_while_serving(folder: Path) -> None:
         base = server.post("/v1/unload_lora_adapter", {"lora_name": "base_model"})
         assert base.status_code == 404 and base.json()["error"]["param"] == "lora_name"
         assert base.json()["error"]["message"] == "lora_name: expected one of a, again, b, c, got 'base_model'"
+
+
+def test_a_name_that_no_answer_can_have_is_none(folder: Path) -> None:
+    """Half a surrogate pair, bytes that are no UTF-8, a line end: with one of them a list of all names could not be written."""
+    shutil.copytree(folder / "a", folder / os.fsdecode(b"bad\xff"))
+    with serving("--adapters", folder) as server:
+        for name in (r"\ud800", r"x\ny", r"\u001b[2J"):
+            body = b'{"lora_name": "%s", "lora_path": "a"}' % name.encode()
+            refused = server.post("/v1/load_lora_adapter", body)
+            assert refused.status_code == 400 and "printable" in refused.json()["error"]["message"], refused.text
+        assert [m.id for m in server.client().models.list()] == ["base_model", *NAMES]
+        unknown = server.post("/v1/chat/completions", {"model": "none", "messages": HELLO})
+        assert unknown.status_code == 404 and "base_model, a, b, c" in unknown.json()["error"]["message"]
+        odd = server.post("/v1/unload_lora_adapter", rb'{"lora_name": "\ud800"}')
+        assert odd.status_code == 404 and "ud800" in odd.json()["error"]["message"]
+        assert load(server, "tales of 1001 nights", "a") == 200

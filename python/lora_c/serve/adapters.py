@@ -20,6 +20,11 @@ from .problems import ApiProblem
 _LOG = logging.getLogger("lora_c.serve")
 
 
+def _is_name(name: str) -> bool:
+    """Whether JSON, a line of the log and a label can have it: no control characters, no bytes that are no UTF-8."""
+    return name.isprintable() and bool(name.strip())
+
+
 class Adapters:
     """The adapters below a folder, by name. Used in the server's loop alone.
 
@@ -35,6 +40,7 @@ class Adapters:
         self.base, self._engine, self._folder = base, engine, folder
         self._served: dict[str, Served] = {}  # the least recently used first
         self._unloaded: set[str] = set()
+        self._left_out: set[str] = set()  # folders that were said to be
         self.memory = AdapterMemory(engine, memory)
         # few threads, for each keeps memory of its own of what it has read; two, so that a slow folder holds up no other
         self._files = ThreadPoolExecutor(2, "lora-c adapters")
@@ -76,8 +82,8 @@ class Adapters:
             raise ApiProblem(
                 404, f"lora_path: expected the name of a folder below --adapters, got {folder[:80]!r}", "lora_path"
             )
-        if name == self.base or not name.strip() or len(name) > 200:
-            wanted = f"1 to 200 characters other than the base's name {self.base!r}"
+        if name == self.base or not _is_name(name) or len(name) > 200:
+            wanted = f"1 to 200 printable characters other than the base's name {self.base!r}"
             raise ApiProblem(400, f"lora_name: expected {wanted}, got {name[:80]!r}", "lora_name")
         before = self._served.get(name)
         served = before if before is not None and before.folder == folder else Served(folder)
@@ -119,7 +125,11 @@ class Adapters:
             names = os.listdir(self._folder)
         except OSError:
             return []
-        return sorted(name for name in names if not name.startswith(".") and is_adapter(self._folder / name))
+        found = sorted(name for name in names if not name.startswith(".") and is_adapter(self._folder / name))
+        for name in (name for name in found if not _is_name(name) and name not in self._left_out):
+            self._left_out.add(name)
+            _LOG.warning("adapters  %s left out: expected a name of printable characters", ascii(name))
+        return [name for name in found if _is_name(name)]
 
     def _find(self, name: str) -> Served:
         if (served := self._known(name)) is None:

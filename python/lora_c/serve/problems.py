@@ -31,7 +31,7 @@ class ApiProblem(Exception):
         self, status: int, message: str, param: str | None = None, code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(message)
+        super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))  # it may name what was given
         self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
 
     def as_json(self) -> dict[str, Any]:
