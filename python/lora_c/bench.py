@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy as np
 
 from . import _core
 from .errors import ConfigError
+from .files.system import page_faults
 from .training.memory import peak_memory
 
 if TYPE_CHECKING:
@@ -123,10 +123,10 @@ class StepBench:
         seconds = []
         if profile:
             _core.set_profiling(True)
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        faults = page_faults()
         for _ in range(max(1, steps)):
             seconds.append(self.measure_one())
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        faults = page_faults() - faults
         costs = _core.profile_report() if profile else {}
         _core.set_profiling(False)
         return StepMeasurement(len(self.ids), seconds, plan.total, peak_memory(self.model), faults, costs)

@@ -164,6 +164,7 @@ static void check_refused(void) {
 }
 
 void check_device_mistakes(void) {
+    if (!*backend_paths()) return; /* there is no fake device */
     check_ends();
     check_refused();
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = "lora_c"
 # A room imports itself and those above it in this list, never one below; what stands directly in the package is free to all.
 ROOMS = (
-    "comm", "reference", "files", "display", "configs", "families", "weights", "text", "checkpoints", "gguf", "adapters",
+    "files", "comm", "reference", "display", "configs", "families", "weights", "text", "checkpoints", "gguf", "adapters",
     "data", "runs", "generation", "model", "training", "planning", "tasks", "comparison", "inspection", "chat", "serve",
     "demo", "cli",
 )  # fmt: skip

@@ -17,6 +17,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
 from prompt_toolkit.application.current import get_app, get_app_or_none
 
+from ..files.system import STOPPING
 from ..training.interrupt import Stopped
 
 
@@ -30,7 +31,7 @@ def read_line(session: PromptSession[str]) -> str:
 def _ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the prompt from its loop; a second one, and one outside of it, is answered as everywhere."""
     first: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in STOPPING if number != signal.SIGINT}
 
     def tell(number: int, frame: FrameType | None) -> None:
         app = get_app_or_none()

@@ -86,7 +86,7 @@ class _Reader:
         if path not in self._handles:
             self._handles[path] = os.open(path, os.O_RDONLY)
         handle = self._handles[path]
-        if not all(_is_cached(handle, at, probe) for at in (start, (start + end) // 2, end - 1)):
+        if hasattr(os, "preadv") and not all(_is_cached(handle, at, probe) for at in (start, (start + end) // 2, end - 1)):
             os.preadv(handle, [memoryview(buffer)[: end - start]], start)
 
 

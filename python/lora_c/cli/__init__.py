@@ -26,7 +26,7 @@ __all__ = ["cli", "main"]
 def main() -> None:
     """Entry point of the ``lora-c`` script."""
     _prepare_streams()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # before anything is imported
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):  # what is ignored stays so: nohup
             signal.signal(number, _end_at_once)
     from ..display.steady_stream import make_stderr_steady

@@ -15,11 +15,13 @@ def keep_addresses() -> bool:
     glibc reserves 64 MiB of addresses for each thread that allocates, and keeps them when it ends: a search with several
     runs would end with fewer than its first run had, and than its forecast counts on.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    import resource
+    from ..files.system import resource
 
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+    if (
+        resource is None
+        or not sys.platform.startswith("linux")
+        or resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    ):
         return False
     return share_one_arena()
 

@@ -55,7 +55,7 @@ def _talk() -> Callable[[Commands], int]:
 
     if not (sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"):
         return piped.talk
-    if find_spec("prompt_toolkit") is None:
+    if find_spec("prompt_toolkit") is None or find_spec("termios") is None:
         tell(f"lines have no editing and no history: prompt_toolkit is not installed ({EXTRA})")
         return piped.talk
     from ..chat import terminal

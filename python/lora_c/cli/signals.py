@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 
+from ..files.system import STOPPING
 from ..files.uninterrupted import throw
 from ..training.interrupt import Stopped
 
@@ -26,7 +27,7 @@ _since: float | None = None  # when the first one came
 
 def install_handlers(early: Callable[[int, FrameType | None], None] | None = None) -> None:
     """Answer the signals that nobody else answers, but `early`; what is ignored stays so: nohup, jobs in the background."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, early):
             signal.signal(number, _answer)
     usual_hook = sys.unraisablehook

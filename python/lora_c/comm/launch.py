@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..files.system import cpus
 
 _MOST = 4096
 _SECONDS_TO_SAVE = 10  # that a rank has between the signal that ends the job and the one that kills it
@@ -51,7 +52,7 @@ def mpirun_command(size: int, command: Sequence[str]) -> tuple[list[str], list[s
     """Return the command line, and what of it was needed on this machine, with the reason."""
     mpirun = find_mpirun()
     flags, reasons = [mpirun, "-n", str(size)], []
-    cpus = len(os.sched_getaffinity(0))
+    n_cpus = len(cpus())
     if "Open MPI" in _version_of(mpirun):
         # Ranks use several CPUs each, and wait without keeping one busy that another process could use.
         flags += ["--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
@@ -59,15 +60,15 @@ def mpirun_command(size: int, command: Sequence[str]) -> tuple[list[str], list[s
         if os.geteuid() == 0:
             flags.append("--allow-run-as-root")
             reasons.append("--allow-run-as-root, because this is root")
-        if size > cpus:
+        if size > n_cpus:
             flags.append("--oversubscribe")
-            reasons.append(f"--oversubscribe, because {size} ranks are more than {cpus} CPUs")
+            reasons.append(f"--oversubscribe, because {size} ranks are more than {n_cpus} CPUs")
     return [*flags, *command], reasons
 
 
 def launch_environment(size: int) -> dict[str, str]:
     """Each rank has its share of the CPUs as threads, where nobody has said how many."""
-    threads = max(1, len(os.sched_getaffinity(0)) // size)
+    threads = max(1, len(cpus()) // size)
     return {"LORA_C_NUM_THREADS": str(threads)} | dict(os.environ)
 
 

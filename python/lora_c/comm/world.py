@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .. import _core
 from ..errors import ConfigError
+from ..files.system import cpus
 from .communicator import Communicator, SelfCommunicator
 from .joining import joined_in_time
 from .launched import Launched, launched
@@ -43,7 +44,7 @@ def start_world() -> Communicator:
         return world()
     _world = _joined(found)
     if not os.environ.get("LORA_C_NUM_THREADS"):
-        places = _world.all_gather((_world.host, os.sched_getaffinity(0)))
+        places = _world.all_gather((_world.host, cpus()))
         _core.set_num_threads(threads_of_rank(_world.host, places))
     return _world
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -15,6 +13,7 @@ import numpy as np
 
 from ..bench import DecodeBench
 from ..errors import LoraCError
+from ..files.system import peak_bytes
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -31,8 +30,7 @@ def peak_rss_bytes() -> int:
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(most) if sys.platform == "darwin" else 1024 * int(most)
+    return peak_bytes()
 
 
 def steps_per_second(history: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:

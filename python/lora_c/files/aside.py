@@ -6,7 +6,6 @@ so one that nobody holds was left by a process that is gone. Other names are nev
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .system import FOLDERS_OPEN, NO_LINK, NO_WAIT, RENAMES_OPEN, has_locks, lock
 from .uninterrupted import uninterrupted
 
 _MARK = "lora-c-"
@@ -27,14 +27,16 @@ IN_PLACE = "in-place"  # the name of what is written inside the folder that it b
 
 
 @contextmanager
-def aside_of(target: Path, folder: bool) -> Iterator[tuple[Path, int]]:
+def aside_of(target: Path, folder: bool) -> Iterator[tuple[Path, int | None]]:
     """Create a locked file or folder beside `target` after removing what killed saves left; yield its path and handle.
+
+    None stands for the handle where what is open could not be renamed (Windows).
 
     The handle is closed at the end; whoever uses it moves the path away or leaves it to be removed here.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target)
-    created: tuple[Path, int] | None = None
+    created: tuple[Path, int | None] | None = None
     try:
         with uninterrupted():
             created = _create(target, folder)
@@ -47,7 +49,8 @@ def aside_of(target: Path, folder: bool) -> Iterator[tuple[Path, int]]:
         raise
     finally:
         if created is not None:
-            os.close(created[1])
+            if created[1] is not None:
+                os.close(created[1])
             _open.discard(created[0])
 
 
@@ -98,7 +101,12 @@ def _stem(name: str) -> str:
 
 
 def remove_stale(target: Path) -> None:
-    """Remove what unfinished saves of `target` left, unless a process still writes it. Never fails."""
+    """Remove what unfinished saves of `target` left, unless a process still writes it. Never fails.
+
+    Without locks nobody can say whether it does, and all of it stays.
+    """
+    if not has_locks():
+        return
     with suppress(OSError):
         for path in names_aside(target, "part"):
             with suppress(OSError):  # held by its writer, not ours to remove, or no locks on this file system: it stays
@@ -106,9 +114,9 @@ def remove_stale(target: Path) -> None:
 
 
 def _remove_unlocked(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe of that name is not waited for
+    handle = os.open(path, os.O_RDONLY | NO_LINK | NO_WAIT)  # a pipe of that name is not waited for
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(handle, wait=False)
         _remove(path)
     finally:
         os.close(handle)
@@ -121,12 +129,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _create(target: Path, folder: bool) -> tuple[Path, int]:
+def _create(target: Path, folder: bool) -> tuple[Path, int | None]:
     """Between its creation and its lock another process may take it for a stale one: then there is a next name."""
     while True:
         aside = name_aside(target, "part")
         if folder:
             aside.mkdir()
+            if not FOLDERS_OPEN:
+                return aside, None
         try:
             handle = os.open(aside, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileNotFoundError:
@@ -137,8 +147,11 @@ def _create(target: Path, folder: bool) -> tuple[Path, int]:
             if folder:
                 aside.rmdir()
             raise
+        if not RENAMES_OPEN:
+            os.close(handle)
+            return aside, None
         with suppress(OSError):  # no locks here: nobody can take it for a stale one either
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(aside), os.fstat(handle)):
                 return aside, handle

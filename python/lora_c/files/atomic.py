@@ -6,7 +6,6 @@ A crash, a full disk or a kill at any moment leaves either the old file (folder)
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import shutil
@@ -21,20 +20,10 @@ from ..errors import SaveError
 from .aside import IN_PLACE, aside_of, is_aside, name_aside, name_for_people, names_aside, remove_stale
 from .in_place import finish, move_in, must_stay
 from .os_errors import saving
+from .system import sync, sync_file, sync_folder
 from .uninterrupted import uninterrupted
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -50,12 +39,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         target = Path(os.path.realpath(path))
         _refuse_other_kinds(path, target, stat.S_ISREG, "a file or a free name")
         with aside_of(target, folder=False) as (aside, handle):
-            with open(handle, "wb", closefd=False) as file:
+            with open(aside if handle is None else handle, "wb", closefd=handle is None) as file:
                 yield file
                 file.flush()
-                os.fsync(handle)
+                sync(file.fileno())
             os.replace(aside, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
 
 
 def _refuse_other_kinds(path: str | os.PathLike[str], target: Path, wanted: Callable[[int], bool], expected: str) -> None:
@@ -119,24 +108,20 @@ def _put_in_place(target: Path, aside: Path, owned: Callable[[str], bool], stays
     if stays:
         _kept(target, aside, owned)  # refuses a folder in the place of a file
         move_in(target, aside, owned)
-        _sync_folder(target)
+        sync_folder(target)
         return
     if target.exists():
         _swap(target, aside, owned)
     else:
         os.rename(aside, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder):
         for name in names:
-            handle = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        _sync_folder(Path(root))
+            sync_file(os.path.join(root, name))
+        sync_folder(Path(root))
 
 
 def _swap(target: Path, aside: Path, owned: Callable[[str], bool]) -> None:

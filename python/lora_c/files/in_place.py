@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .aside import IN_PLACE, name_aside, names_aside
+from .system import sync
 
 _DROPPED = ".dropped.json"  # in the hidden folder: the files of the save before that go away
 
@@ -36,7 +37,7 @@ def move_in(target: Path, aside: Path, owned: Callable[[str], bool]) -> None:
     with open(aside / _DROPPED, "w", encoding="utf-8") as file:
         json.dump(dropped, file)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     aside.rename(name_aside(target / IN_PLACE, "ready"))
     finish(target)
 

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from ..errors import LoraCError
 from .os_errors import reason as reason_of
+from .system import BINARY, NO_WAIT
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -18,7 +19,7 @@ _KINDS = {
     stat.S_IFDIR: "a folder",
 }
 _PIECE = 1 << 20
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = os.O_RDONLY | NO_WAIT | getattr(os, "O_CLOEXEC", 0) | BINARY
 
 
 def open_regular(path: str | os.PathLike[str], error: type[LoraCError]) -> BinaryIO:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import GGMLTensor, NF4Tensor, Parameter
+from ..files.system import BINARY, read_at
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -84,10 +85,10 @@ def base_digest(path: str | os.PathLike[str]) -> str:
 
 
 def _pieces(path: os.PathLike[str], start: int, end: int) -> bytes:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | BINARY)
     try:
         places = sorted({start, max(start, (start + end - _PIECE) // 2), max(start, end - _PIECE)})
-        return b"".join(os.pread(handle, min(_PIECE, end - place), place) for place in places)
+        return b"".join(read_at(handle, min(_PIECE, end - place), place) for place in places)
     finally:
         os.close(handle)
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import ConfigError
+from ..files.system import has_locks, lock
 
 _PAUSE = 0.05  # seconds between two looks
 _held: set[str] = set()  # folders that this process has locked
@@ -35,19 +35,14 @@ def run_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
     ConfigError
         Another process trains into it.
     """
-    try:
-        import fcntl
-    except ImportError:  # no POSIX
-        yield
-        return
     real = os.path.realpath(folder)
-    if real in _held:
+    if real in _held or not has_locks():
         yield
         return
     handle = os.open(real, os.O_RDONLY)
     try:
         end = time.monotonic() + patience
-        while not _take(fcntl, handle):
+        while not _take(handle):
             if time.monotonic() >= end:
                 raise ConfigError(
                     f"output_dir: expected a folder that no other run writes into, got {str(folder)!r}, where one is under "
@@ -61,10 +56,10 @@ def run_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(fcntl: Any, handle: int) -> bool:
+def _take(handle: int) -> bool:
     """Whether the lock is ours now, or there are none."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(handle, wait=False)
     except OSError as error:
         return error.errno not in (errno.EAGAIN, errno.EACCES)
     return True

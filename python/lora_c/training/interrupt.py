@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from ..files.system import STOPPING
 from ..files.uninterrupted import throw
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END_AT_ONCE = 3  # the signal that ends the program wherever it is
 
 
@@ -81,7 +81,7 @@ def deferred_interrupt() -> Iterator[StopRequest]:
     """
     global _current
     request = _current or StopRequest()
-    taken = [number for number in SIGNALS if _may_take(number)]
+    taken = [number for number in STOPPING if _may_take(number)]
     if _current is not None or threading.current_thread() is not threading.main_thread() or not taken:
         yield request
         return
