@@ -373,7 +373,7 @@ def test_load_unload_and_reload_while_serving(folder: Path) -> None:
 
 
 def test_a_name_that_no_answer_can_have_is_none(folder: Path) -> None:
-    """Half a surrogate pair, bytes that are no UTF-8, a line end: with one of them a list of all names could not be written."""
+    """Half a surrogate pair, bytes that are no UTF-8, a line end: no list of all names could be written with one of them."""
     shutil.copytree(folder / "a", folder / os.fsdecode(b"bad\xff"))
     with serving("--adapters", folder) as server:
         for name in (r"\ud800", r"x\ny", r"\u001b[2J"):
@@ -386,3 +386,8 @@ def test_a_name_that_no_answer_can_have_is_none(folder: Path) -> None:
         odd = server.post("/v1/unload_lora_adapter", rb'{"lora_name": "\ud800"}')
         assert odd.status_code == 404 and "ud800" in odd.json()["error"]["message"]
         assert load(server, "tales of 1001 nights", "a") == 200
+        (folder / "empty").mkdir()
+        missing = server.post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "empty"})
+        assert missing.status_code == 404 and "adapter_config.json" in missing.json()["error"]["message"]
+        nothing = server.post("/v1/embeddings", {"model": "a", "input": ""}).json()["error"]
+        assert nothing["param"] == "input" and nothing["message"].startswith("input: expected at least one token")

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE
 from ..errors import LoraCError
 from .adapter_files import fingerprint, is_adapter, read_from
 from .adapter_memory import AdapterMemory, Loaded, Served
@@ -79,8 +80,9 @@ class Adapters:
             There is no such folder, or it cannot be read.
         """
         if folder not in self._folders():
+            files = f", which has {ADAPTER_CONFIG} and {ADAPTER_FILE}"
             raise ApiProblem(
-                404, f"lora_path: expected the name of a folder below --adapters, got {folder[:80]!r}", "lora_path"
+                404, f"lora_path: expected the name of a folder below --adapters{files}, got {folder[:80]!r}", "lora_path"
             )
         if name == self.base or not _is_name(name) or len(name) > 200:
             wanted = f"1 to 200 printable characters other than the base's name {self.base!r}"

@@ -55,8 +55,8 @@ class Service:
         data = await body_of(request, self.config.max_body << 10, self.config.read_timeout)
         return await self.in_text_thread(lambda: parse(cls, data))
 
-    async def in_text_thread(self, work: Callable[[], T]) -> T:
-        """Templates, tokenizing, JSON.
+    async def in_text_thread(self, work: Callable[[], T], field: str | None = None) -> T:
+        """Templates, tokenizing, JSON; of a field of the request, which errors then name.
 
         Raises
         ------
@@ -66,7 +66,10 @@ class Service:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._texts, work)
         except LoraCError as error:
-            raise ApiProblem(400, str(error)) from None
+            said = str(error)
+            for name in ("prompt: ", "text: ") if field else ():
+                said = f"{field}: {said[len(name) :]}" if said.startswith(name) else said
+            raise ApiProblem(400, said, field) from None
         except UnicodeError:
             raise ApiProblem(400, "body: expected texts of Unicode characters, got half of a surrogate pair") from None
 

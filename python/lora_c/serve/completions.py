@@ -32,7 +32,7 @@ async def completions(request: Request, service: Service) -> Response:
     prompts = prompts_of(body.prompt)
     if len(prompts) > _MOST_PROMPTS:
         raise ApiProblem(400, f"prompt: expected at most {_MOST_PROMPTS} texts, got {len(prompts)}", "prompt")
-    ids = await service.in_text_thread(lambda: [prompt_ids(service.model, prompt, limit=2**31) for prompt in prompts])
+    ids = await service.in_text_thread(lambda: [prompt_ids(service.model, text, limit=2**31) for text in prompts], "prompt")
     decode = service.model.tokenizer.decode
     texts = [p if isinstance(p, str) else await service.in_text_thread(partial(decode, p)) for p in prompts if body.echo]
     answer = CompletionAnswer(service, body, ids, texts)

@@ -54,7 +54,8 @@ async def embeddings(request: Request, service: Service) -> Response:
     texts = prompts_of(body.input)
     if not 1 <= len(texts) <= _MOST_INPUTS:
         raise ApiProblem(400, f"input: expected 1 to {_MOST_INPUTS} texts, got {len(texts)}", "input")
-    all_ids = await service.in_text_thread(lambda: [prompt_ids(service.model, t, 0, service.limit(None)) for t in texts])
+    limit = service.limit(None)
+    all_ids = await service.in_text_thread(lambda: [prompt_ids(service.model, text, 0, limit) for text in texts], "input")
 
     async def work() -> list[Any]:
         async with service.used(body.model, 1) as adapter:
