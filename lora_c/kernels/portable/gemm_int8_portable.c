@@ -148,7 +148,7 @@ static void put_square(const lora_nf4 *w, float lut_top, int64_t row, int64_t n,
         int64_t at = (row + lora_min_i64(k, n - 1)) * w->cols;
         float scale = k < n ? lora_nf4_absmax(w, (at + col) / w->block_size) : 0.0f;
         int table[16];
-        for (int i = 0; i < 16; i++) table[i] = to_int8(w->lut[i] * scale * q.inverse) + LORA_INT8_OFFSET;
+        for (int i = 0; i < 16; i++) table[i] = to_int8(w->lut[i] * (scale * q.inverse)) + LORA_INT8_OFFSET;
         for (int64_t c = col; c < end; c++) put((uint8_t *)block, width, j + c - col, k, table[lora_nf4_code(w->codes, at + c)]);
     }
     for (int64_t c = col; c < end; c++) ((float *)(void *)(block + 4 * STEPS * width))[j + c - col] = q.scale;
@@ -174,7 +174,7 @@ static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t 
 }
 
 void lora_gemm_fill_int8_portable(lora_gemm_path *p) {
-    p->kc = LORA_GEMM_MAX_KC;
+    p->kc = 512; /* with 32 columns half of an L1 cache; no bit depends on it */
     p->k_per_step = 4;
     p->block_steps = STEPS;
     p->whole_blocks = true;

@@ -33,7 +33,11 @@ LORA_INLINE void lora_nf4_chunk_scales(const lora_nf4 *w, int64_t begin, int64_t
 LORA_INLINE void lora_nf4_load_16_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t col, int64_t n, __m512i words[16]) {
     __mmask16 mask = n >= 2 * LORA_NF4_CHUNK ? 0xffff : 0x00ff;
     const uint8_t *codes = w->codes + (row * w->cols + col) / 2;
-    for (int i = 0; i < 16; i++) words[i] = i < n_rows ? _mm512_maskz_loadu_epi32(mask, codes + i * (w->cols / 2)) : _mm512_setzero_si512();
+    for (int i = 0; i < 16; i++, codes += w->cols / 2) {
+        /* the next 16 rows: runs in rows far apart are too short to be foreseen; into L2, as many rows share few sets of L1 */
+        __builtin_prefetch(codes + 16 * (w->cols / 2), 0, 2);
+        words[i] = i < n_rows ? _mm512_maskz_loadu_epi32(mask, codes) : _mm512_setzero_si512();
+    }
     lora_transpose_16x16(words);
 }
 
