@@ -171,6 +171,25 @@ def test_what_a_callback_of_rank_0_raises_is_said_by_the_others() -> None:
     raise_together(SimpleNamespace(comm=SelfCommunicator(), callbacks=Callbacks()))  # type: ignore[arg-type]
 
 
+SCRIPT = """
+from lora_c.comm import start_world
+comm = start_world()
+if comm.rank == 1:
+    raise MemoryError("no room")
+comm.barrier()
+"""
+
+
+@needs_mpi
+def test_an_error_that_a_script_does_not_catch_ends_all_ranks() -> None:
+    began = time.monotonic()
+    command = mpirun_command(2, [sys.executable, "-c", SCRIPT])[0]
+    env = os.environ | {"LORA_C_NUM_THREADS": "1", "LORA_C_HEARTBEAT_SECONDS": "60"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=env)
+    assert done.returncode != 0 and "lora-c: rank 1 of 2 on " in done.stderr and "MemoryError: no room" in done.stderr
+    assert "Traceback" in done.stderr and time.monotonic() - began < 40  # not the heartbeat
+
+
 @needs_mpi
 def test_ranks_of_a_node_hold_one_base(place: Path, tmp_path: Path, on_cpu: None) -> None:  # in memory of the host
     done = run(2, arguments(place, tmp_path, steps=4), "pages", rank=1, at=5)
