@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,10 +92,12 @@ def builder(python: str) -> Path:
 
 
 def script(name: str, text: str) -> Path:
-    """A program of the shell in the folder of the build."""
+    """A program of the shell in the folder of the build. One that is there already keeps its time: ccache knows it by that."""
     path = WORK / name
-    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
-    path.chmod(0o755)
+    whole = f"#!/bin/sh\n# zig of ziglang {metadata.version('ziglang')}\n{text}\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != whole:
+        path.write_text(whole, encoding="utf-8")
+        path.chmod(0o755)
     return path
 
 
