@@ -6,6 +6,9 @@ import pytest
 import lora_c as lc
 from lora_c import _core
 from lora_c.checkpoints.model_names import BASE_MODEL
+from lora_c.errors import ConfigError
+from lora_c.families.shapes import SHAPES
+from lora_c.planning.subject import subject_of_shape
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +73,12 @@ def test_values_that_are_not_finite_are_not_hidden():
     lc.set_precision("int8")
     y = lc.LoRALinear(rng.standard_normal((48, 128), np.float32), r=4).forward(x)
     assert not np.isfinite(y[[3, 7]]).any() and np.isfinite(np.delete(y, [3, 7], axis=0)).all()
+
+
+def test_a_plan_for_a_gpu_refuses_it_and_leaves_the_process_free_to_use_it():
+    config, shape = lc.TrainConfig(precision="int8"), next(iter(SHAPES))
+    with pytest.raises(ConfigError, match="precision: expected exact or fast on a GPU, got int8"):
+        subject_of_shape(shape, config, lc.LoraConfig(), "meta:8.9").forecast()
+    assert subject_of_shape(shape, config, lc.LoraConfig()).forecast().total > 0
+    lc.set_precision("int8")
+    assert lc.get_precision() == "int8"

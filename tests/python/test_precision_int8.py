@@ -135,4 +135,4 @@ def test_the_precision_of_the_module() -> None:
     file = Path(__file__).with_name("int8_of_the_module.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stdout.startswith(".... "), done.stdout
+    assert done.returncode == 0 and done.stdout.startswith("..... "), done.stdout
