@@ -132,9 +132,10 @@ static bool is_gpu(const lora_ctx *ctx, lora_gpu_facts *gpu) {
     return device->capability > 0;
 }
 
+/* As a GPU, too, though these lack INT8: a process that has planned for one goes on in any precision. */
 static bool meta_has_precision(const lora_ctx *ctx, lora_precision precision) {
-    lora_gpu_facts gpu;
-    return precision != LORA_PRECISION_INT8 || !is_gpu(ctx, &gpu);
+    (void)ctx, (void)precision;
+    return true;
 }
 
 static lora_dtype meta_linear_operand(const lora_ctx *ctx, int64_t M) {

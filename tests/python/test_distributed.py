@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lora_c.comm.communicator import SelfCommunicator
 from lora_c.comm.launch import find_mpirun, mpirun_command, ranks_of
 from lora_c.comm.launched import launched, seconds_of
 from lora_c.comm.world import threads_of_rank
-from lora_c.errors import ConfigError
-from lora_c.training.distributed import division
+from lora_c.errors import ConfigError, LoraCError
+from lora_c.training.callbacks import Callbacks
+from lora_c.training.distributed import division, raise_together
 
 RANKS = Path(__file__).with_name("rank_moments.py")
 STEPS = 50
@@ -154,6 +157,37 @@ def test_what_meets_one_rank_ends_all_of_them_in_words(
     again = run(2, arguments(place, tmp_path, "--resume"))
     assert again.returncode == 0 and "resumed   from" in again.stderr, again.stderr
     assert digest(tmp_path) == alone("fast")[0]
+
+
+def test_what_a_callback_of_rank_0_raises_is_said_by_the_others() -> None:
+    error = ValueError("not good")
+    for rank, raised in ((0, ValueError), (1, LoraCError)):
+        callbacks = Callbacks()
+        callbacks.error = error if rank == 0 else None
+        others = SimpleNamespace(all_gather=lambda own: [own or "ValueError: not good", None])
+        with pytest.raises(raised, match="not good") as caught:
+            raise_together(SimpleNamespace(comm=others, callbacks=callbacks))  # type: ignore[arg-type]
+        assert (caught.value is error) == (rank == 0)
+    raise_together(SimpleNamespace(comm=SelfCommunicator(), callbacks=Callbacks()))  # type: ignore[arg-type]
+
+
+SCRIPT = """
+from lora_c.comm import start_world
+comm = start_world()
+if comm.rank == 1:
+    raise MemoryError("no room")
+comm.barrier()
+"""
+
+
+@needs_mpi
+def test_an_error_that_a_script_does_not_catch_ends_all_ranks() -> None:
+    began = time.monotonic()
+    command = mpirun_command(2, [sys.executable, "-c", SCRIPT])[0]
+    env = os.environ | {"LORA_C_NUM_THREADS": "1", "LORA_C_HEARTBEAT_SECONDS": "60"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=env)
+    assert done.returncode != 0 and "lora-c: rank 1 of 2 on " in done.stderr and "MemoryError: no room" in done.stderr
+    assert "Traceback" in done.stderr and time.monotonic() - began < 40  # not the heartbeat
 
 
 @needs_mpi

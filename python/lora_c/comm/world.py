@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+from types import TracebackType
 
 from .. import _core
 from ..errors import ConfigError
@@ -25,8 +27,8 @@ def world() -> Communicator:
 def start_world() -> Communicator:
     """Join the processes that `mpirun -n N`, `mpiexec` or `srun` have started beside this one.
 
-    Each gets its share of the node's CPUs as threads, unless LORA_C_NUM_THREADS says how many. Where the process is alone
-    nothing is loaded.
+    Each gets its share of the node's CPUs as threads, unless LORA_C_NUM_THREADS says how many. An error that nobody catches
+    on one of them ends them all. Where the process is alone nothing is loaded.
 
     Returns
     -------
@@ -43,10 +45,25 @@ def start_world() -> Communicator:
     if found is None or (_world is not None and _world.size > 1):
         return world()
     _world = _joined(found)
+    _end_all_where_one_fails(_world)
     if not os.environ.get("LORA_C_NUM_THREADS"):
         places = _world.all_gather((_world.host, cpus()))
         _core.set_num_threads(threads_of_rank(_world.host, places))
     return _world
+
+
+def _end_all_where_one_fails(comm: Communicator) -> None:
+    """A rank that ends by an error which nobody catches says so and ends the job; the others would wait for it."""
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        shown(kind, error, trace)
+        if issubclass(kind, Exception):  # Ctrl-C has reached every rank
+            sys.stderr.write(f"lora-c: rank {comm.rank} of {comm.size} on {comm.host}: {kind.__name__}: {error}\n")
+            sys.stderr.flush()
+            comm.abort(1)
+
+    sys.excepthook = hook
 
 
 def threads_of_rank(host: str, places: Sequence[tuple[str, set[int]]]) -> int:

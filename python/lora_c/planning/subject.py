@@ -126,6 +126,8 @@ def _of_base(config: TrainConfig) -> tuple[Any, ...]:
 @contextmanager
 def _settings(model: MetaModel, config: TrainConfig, recompute: Recompute) -> Iterator[None]:
     """What a run would set on the decoder; nothing is made on a disk."""
+    if config.precision == "int8" and model.device != META:
+        raise ConfigError("precision: expected exact or fast on a GPU, got int8, which is of CPUs; leave it out")
     decoder = model.decoder
     before = decoder.activation_dtype, decoder.recompute, decoder.precision, decoder.activation_offload
     decoder.activation_dtype, decoder.recompute, decoder.precision = config.activation_dtype, recompute, config.precision

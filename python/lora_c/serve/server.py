@@ -166,3 +166,4 @@ def log_to_stderr() -> None:
         logger = logging.getLogger(name)
         logger.handlers[:], logger.propagate = [handler], False
         logger.setLevel(level)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # warns of every piece that is written to a client that has left

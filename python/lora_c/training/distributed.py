@@ -17,6 +17,7 @@ from .. import _core
 from .._core import GradientTree, PassStopped
 from ..comm.communicator import Communicator, any_rank, is_main
 from ..data.batching import pack_group
+from ..errors import LoraCError
 from ..notices import tell
 from .exchange import Beside, Exchange, layer_of, pieces_of
 
@@ -51,6 +52,21 @@ def tell_idle(trainer: Trainer) -> None:
 def is_left(trainer: Trainer, stop: StopRequest) -> bool:
     """Whether somebody has asked a run to end before its last step; every rank has the same answer."""
     return any_rank(trainer.comm, stop.requested or trainer.callbacks.stopping)
+
+
+def raise_together(trainer: Trainer) -> None:
+    """Raise what a callback has raised on rank 0; the other ranks, which call none, say so.
+
+    Raises
+    ------
+    LoraCError
+        On the other ranks.
+    """
+    error = trainer.callbacks.error
+    of_ranks = trainer.comm.all_gather(error and f"{type(error).__name__}: {error}")
+    trainer.callbacks.raise_error()
+    if (said := next(filter(None, of_ranks), None)) is not None:
+        raise LoraCError(f"callbacks: expected those of rank 0 to end without an error, got {said}; a checkpoint was saved")
 
 
 class Share:

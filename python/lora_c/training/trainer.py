@@ -31,7 +31,7 @@ from ..text.ends import tell_missing_ends, tell_untrained_ends
 from .agreement import begin_together
 from .best import begin_best, check_metric, is_early_end, keep_if_best, take_best, tell_end
 from .callbacks import Callbacks, Ending
-from .distributed import Share, is_left
+from .distributed import Share, is_left, raise_together
 from .evaluation import check_score, evaluate_and_log, evaluate_if_due, measure
 from .held_out import held_out
 from .interrupt import deferred_interrupt, is_deferred
@@ -252,7 +252,7 @@ class Trainer:
             peak_memory_bytes=peak_bytes(self), interrupted=interrupted, unsaved=list(self.saving.unsaved), signal=stop.number,
             best=best, ends_with_best=is_best, ranks=self.comm.all_gather(self.share.record()),
         )  # fmt: skip
-        self.callbacks.raise_error()
+        raise_together(self)
         if stop.requested and not collected:
             raise stop.exception(self.result.stopped_line(self.output_dir))
         return self.result
