@@ -157,16 +157,11 @@ lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
     return LORA_OK;
 }
 
-static bool has_precision(const lora_ctx *ctx, lora_precision precision) {
-    const lora_backend *backend = ctx->view.backend;
-    return backend->has_precision ? backend->has_precision(ctx, precision) : precision != LORA_PRECISION_INT8;
-}
-
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) {
     LORA_CHECK(precision >= LORA_PRECISION_EXACT && precision <= LORA_PRECISION_INT8, err, LORA_EINVAL,
                "precision: expected exact, fast or int8, got %d", (int)precision);
-    LORA_CHECK(has_precision(ctx, precision), err, LORA_EUNSUPPORTED, "precision: expected exact or fast on device %s, got %s",
-               ctx->device->name, lora_precision_name(precision));
+    LORA_CHECK(precision != LORA_PRECISION_INT8 || ctx->view.backend->has_int8, err, LORA_EUNSUPPORTED,
+               "precision: expected exact or fast on device %s, got int8", ctx->device->name);
     ctx->view.precision = precision;
     return LORA_OK;
 }

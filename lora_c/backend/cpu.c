@@ -68,16 +68,11 @@ static lora_status cpu_stream_follows(void *state, void *stream, void *before, l
     return LORA_OK;
 }
 
-static bool cpu_has_precision(const lora_ctx *ctx, lora_precision precision) {
-    (void)ctx, (void)precision;
-    return true;
-}
-
 const lora_backend lora_cpu_backend = {
     .abi = LORA_BACKEND_ABI,
     .name = "cpu",
+    .has_int8 = true,
     .host_memory = true,
-    .has_precision = cpu_has_precision,
     .memory = {.alloc = cpu_alloc,
                .free = cpu_free,
                .stage_alloc = cpu_stage_alloc,

@@ -132,12 +132,6 @@ static bool is_gpu(const lora_ctx *ctx, lora_gpu_facts *gpu) {
     return device->capability > 0;
 }
 
-/* As a GPU, too, though these lack INT8: a process that has planned for one goes on in any precision. */
-static bool meta_has_precision(const lora_ctx *ctx, lora_precision precision) {
-    (void)ctx, (void)precision;
-    return true;
-}
-
 static lora_dtype meta_linear_operand(const lora_ctx *ctx, int64_t M) {
     lora_gpu_facts gpu;
     return is_gpu(ctx, &gpu) ? lora_gpu_linear_operand(&gpu, M) : LORA_F32;
@@ -181,7 +175,7 @@ const lora_backend lora_meta_backend = {
     .devices = meta_devices,
     .create = meta_create,
     .destroy = meta_destroy,
-    .has_precision = meta_has_precision,
+    .has_int8 = true, /* as a GPU, too, though these lack it: a process that has planned for one goes on in any precision */
     .linear_operand = meta_linear_operand,
     .memory = {.alloc = meta_alloc,
                .free = meta_free,

@@ -42,10 +42,6 @@ bool lora_cpu_has_avx_vnni(void) {
 }
 #else
 #if defined(__aarch64__)
-#include "lora_c/base/os.h"
-
-bool lora_cpu_arm_bf16(void) { return lora_os_arm_bf16(); }
-
 lora_isa lora_cpu_best_isa(void) { return LORA_ISA_NEON; } /* a part of armv8-a */
 #else
 lora_isa lora_cpu_best_isa(void) { return LORA_ISA_PORTABLE; }

@@ -19,11 +19,6 @@ typedef struct lora_cpu_extras {
 /** Only for CPUs whose best rung is AVX-512; all false elsewhere. */
 lora_cpu_extras lora_cpu_avx512_extras(void);
 
-/** FEAT_BF16 of an aarch64 CPU: bfmmla, bfdot, bfcvtn; as the operating system says. Only on aarch64. */
-#if defined(__aarch64__)
-bool lora_cpu_arm_bf16(void);
-#endif
-
 /** AVX-VNNI: vpdpbusd without AVX-512. For CPUs whose best rung is AVX2 or AVX-512. */
 bool lora_cpu_has_avx_vnni(void);
 

@@ -47,7 +47,7 @@ int lora_cpu_count(void);
 /* --- time and memory --- */
 
 int64_t lora_clock_ns(void); /* since some moment; only rises */
-/** Whether the system says that an aarch64 CPU has FEAT_BF16. */
+/** Whether the system says that an aarch64 CPU has FEAT_BF16: bfmmla, bfdot, bfcvtn. False on others. */
 bool lora_os_arm_bf16(void);
 
 /** bytes, a multiple of the alignment, which is a power of two; NULL when refused. streamed: written once and read from end to end

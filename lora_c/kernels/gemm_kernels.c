@@ -1,6 +1,7 @@
 #include "lora_c/kernels/gemm_kernels.h"
 
 #include "lora_c/base/cpuinfo.h"
+#include "lora_c/base/os.h"
 
 static void fill_int8(lora_gemm_path *p, const lora_gemm_path *exact, lora_isa isa) {
     *p = (lora_gemm_path){.mr = exact->mr, .nr = exact->nr};
@@ -35,7 +36,7 @@ void lora_gemm_kernels_init(lora_gemm_kernels *k, lora_isa isa) {
     else if (cpu.vnni)
         k->fast = LORA_GEMM_INT16;
 #elif defined(__aarch64__)
-    if (isa >= LORA_ISA_NEON && lora_cpu_arm_bf16()) {
+    if (isa >= LORA_ISA_NEON && lora_os_arm_bf16()) {
         lora_gemm_fill_bf16_neon(&k->paths[LORA_GEMM_BF16]);
         k->fast = LORA_GEMM_BF16;
     }

@@ -1,6 +1,7 @@
 #include "lora_c/kernels/gemv_kernels.h"
 
 #include "lora_c/base/cpuinfo.h"
+#include "lora_c/base/os.h"
 
 void lora_gemv_kernels_init(lora_gemv_kernels *k, lora_isa isa) {
     *k = (lora_gemv_kernels){0};
@@ -23,7 +24,7 @@ void lora_gemv_kernels_init(lora_gemv_kernels *k, lora_isa isa) {
 #elif defined(__aarch64__)
     if (isa < LORA_ISA_NEON) return;
     lora_gemv_fill_neon(exact);
-    if (lora_cpu_arm_bf16()) {
+    if (lora_os_arm_bf16()) {
         k->paths[LORA_GEMM_BF16] = *exact;
         lora_gemv_fill_bf16_neon(&k->paths[LORA_GEMM_BF16]);
     }

@@ -107,14 +107,13 @@ typedef struct lora_backend_ops {
 typedef struct lora_backend {
     uint32_t abi;     /* LORA_BACKEND_ABI when it was compiled */
     const char *name; /* of its devices: "cpu", "cuda" */
+    bool has_int8;    /* contexts may have LORA_PRECISION_INT8 */
     bool host_memory; /* its addresses are the host's, and nothing happens later than its call */
     /** Devices of this kind in *out, up to most; those that cannot be used with the reason. Returns their number. */
     int64_t (*devices)(int64_t most, lora_device *out);
     /** The state of device index; host: a context of the CPU that stays while the state does, for what a backend leaves to it. */
     lora_status (*create)(lora_ctx *host, int64_t index, void **state, lora_error *err);
     void (*destroy)(void *state); /* waits for what is under way */
-    /** Whether a context may have the precision. NULL: EXACT and FAST. */
-    bool (*has_precision)(const lora_ctx *ctx, lora_precision precision);
     /** What lora_linear_operand says. NULL: float32, and no operation is given bfloat16. */
     lora_dtype (*linear_operand)(const lora_ctx *ctx, int64_t M);
     lora_backend_memory memory;
