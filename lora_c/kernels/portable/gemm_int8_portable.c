@@ -174,7 +174,7 @@ static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t 
 }
 
 void lora_gemm_fill_int8_portable(lora_gemm_path *p) {
-    p->kc = 512; /* with 32 columns half of an L1 cache; no bit depends on it */
+    p->kc = 1024; /* with 32 columns half of an L1 cache; no bit depends on it */
     p->k_per_step = 4;
     p->block_steps = STEPS;
     p->whole_blocks = true;
