@@ -16,7 +16,7 @@ from lora_c.data.batching import PackedBatch, pack
 def adapted(task: dict[str, Any]) -> lc.Model:
     model = lc.load_model(task["folder"], quantize="nf4", progress=False)
     model.add_adapter(lc.LoraConfig(r=task["rank"], lora_alpha=2 * task["rank"], target_modules="all-linear"))
-    model.decoder.precision = "fast"  # as in training
+    model.decoder.precision = task.get("precision", "fast")  # as in training
     model.decoder.recompute = task.get("recompute", "none")
     model.decoder.activation_dtype = task.get("activation_dtype", "float32")
     return model
