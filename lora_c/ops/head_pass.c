@@ -57,7 +57,8 @@ static void choose_blocks(lora_head_pass *p) {
 
 /* Sizes of a pass; returns the words of all its memory. */
 static int64_t plan(const lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *p) {
-    *p = (lora_head_pass){.kernels = &ctx->engine->kernels, .path = lora_gemm_base_path_of(ctx), .w = w, .map = map, .gradient = gradient};
+    *p = (lora_head_pass){
+        .kernels = &ctx->engine->kernels, .path = lora_gemm_path_of(ctx, ctx->view.precision), .w = w, .map = map, .gradient = gradient};
     choose_blocks(p);
     int64_t H = w->cols, n_panels = lora_div_up(rows, p->path->mr);
     for (int64_t k = 0; k < H; k += p->path->kc) p->panel_words += k_block_words(p, lora_min_i64(p->path->kc, H - k));
