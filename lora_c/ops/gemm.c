@@ -8,10 +8,9 @@
  *       for each panel, for each strip, for each k block  micro-kernel into one tile */
 #include "lora_c/ops/gemm.h"
 
-#include <string.h>
-
 #include "lora_c/base/util.h"
 #include "lora_c/ops/gemm_packed.h"
+#include "lora_c/ops/gemm_pass.h"
 #include "lora_c/ops/gemm_right.h"
 #include "lora_c/ops/gemm_small.h"
 
@@ -27,15 +26,13 @@ enum {
     WIDE_STRIPS = 4,      /* per task at most: 128 columns, a k block of B and the C tiles fit L2 */
     NARROW_STRIPS = 4,    /* outputs up to here share B */
     SHARED_WORDS = 4 * 1024 * 1024,
-    PASS_BLOCKS = 8,
 };
 
 typedef struct output_plan {
     const lora_gemm_output *o;
     int64_t n_strips, strip_words, n_blocks; /* strip_words: all k blocks of one strip */
     bool narrow;
-    bool in_place;               /* tiles are parts of C */
-    bool begins_with_c;          /* so do those at its edge, which are no parts of it: bits do not depend on a tile's width */
+    lora_gemm_place place;
     bool one_pass;               /* a finished tile is written at once */
     int64_t per_task;            /* strips, or panels of a narrow output */
     int64_t first_task, n_tasks; /* within a group */
@@ -55,148 +52,27 @@ typedef struct gemm_job {
     int64_t b_words, tile_words, worker_words;
 } gemm_job;
 
-/* One k block of one term. */
-typedef struct block_cursor {
-    const lora_gemm_term *term;
-    int64_t k0, n, steps;
-} block_cursor;
-
-/* k blocks whose panels of B are packed together, so that a tile passes by once for all of them: a long one with the short ones that
- * follow, such as the low-rank term of an adapter. */
-typedef struct block_pass {
-    int n;
-    bool first, last; /* of the sum */
-    block_cursor blocks[PASS_BLOCKS];
-    const float *b[PASS_BLOCKS]; /* of the first strip */
-    int64_t words[PASS_BLOCKS];  /* from one strip to the next */
-} block_pass;
-
-/* The panels of A of a pass. */
-typedef struct left_panels {
-    int64_t row, height;
-    const float *a[PASS_BLOCKS];
-} left_panels;
-
-static int64_t n_blocks(const lora_gemm_left *left) { return lora_div_up(left->k, left->path->kc); }
-
-static block_cursor block_at(const output_plan *p, int64_t index) {
-    block_cursor c = {.term = p->o->terms};
-    for (int64_t blocks; index >= (blocks = n_blocks(c.term->left)); index -= blocks) c.term++;
-    const lora_gemm_left *left = c.term->left;
-    c.k0 = index * left->path->kc;
-    c.n = lora_min_i64(left->path->kc, left->k - c.k0);
-    c.steps = lora_gemm_steps(left->path, c.n);
-    return c;
-}
-
-static int64_t panel_words(const block_cursor *c) {
-    const lora_gemm_path *path = c->term->left->path;
-    return lora_round_up(lora_gemm_panel_words(path, path->nr, c->n), 16);
-}
-
-/* The blocks of the pass that begins with block index. */
-static int64_t choose_blocks(const gemm_job *job, const output_plan *p, int64_t index, block_pass *q) {
-    q->n = 0;
-    q->first = index == 0;
-    for (int64_t words = 0; index < p->n_blocks && q->n < PASS_BLOCKS; index++, q->n++) {
-        q->blocks[q->n] = block_at(p, index);
-        q->words[q->n] = panel_words(&q->blocks[q->n]);
-        words += q->words[q->n];
-        if (q->n && words > job->pass_words) break;
-    }
-    q->last = index == p->n_blocks;
-    return index;
-}
-
-static void pack_strips(const gemm_job *job, const output_plan *p, const block_cursor *c, int64_t strip, int64_t n_strips, float *to,
-                        int64_t words, float *scratch) {
-    int64_t first = strip * job->path->nr, end = lora_min_i64((strip + n_strips) * job->path->nr, p->o->n);
-    const lora_gemm_term *t = c->term;
-    lora_gemm_right right = {.b = t->b, .b_transposed = t->b_transposed, .first_col = first, .n_cols = end - first, .k0 = c->k0, .n = c->n};
-    lora_gemm_pack_right(job->kernels, t->left->path, &right, to, words, scratch);
-}
-
-/* The next pass, packed. Returns the block behind it. */
-static int64_t pack_pass(const gemm_job *job, const output_plan *p, int64_t index, int64_t strip, int64_t n_strips, float *to,
-                         float *scratch, block_pass *q) {
-    index = choose_blocks(job, p, index, q);
-    for (int i = 0; i < q->n; i++) {
-        pack_strips(job, p, &q->blocks[i], strip, n_strips, to, q->words[i], scratch);
-        q->b[i] = to;
-        to += n_strips * q->words[i];
-    }
-    return index;
-}
-
-/* Where a tile is not a part of C: alpha, bias and accumulation happen once, when the finished tile leaves the cache. */
-static void write_tile(const lora_gemm_output *o, bool accumulate, const float *tile, int64_t ld_tile, int64_t i0, int64_t rows, int64_t j0,
-                       int64_t cols) {
-    for (int64_t i = 0; i < rows; i++, tile += ld_tile) {
-        float *c = o->c + (i0 + i) * o->ldc + j0;
-        const float *bias = o->bias ? o->bias + j0 : NULL;
-        if (accumulate && bias)
-            for (int64_t j = 0; j < cols; j++) c[j] += o->alpha * tile[j] + bias[j];
-        else if (accumulate)
-            for (int64_t j = 0; j < cols; j++) c[j] += o->alpha * tile[j];
-        else if (bias)
-            for (int64_t j = 0; j < cols; j++) c[j] = o->alpha * tile[j] + bias[j];
-        else
-            for (int64_t j = 0; j < cols; j++) c[j] = o->alpha * tile[j];
-    }
-}
-
-static void read_tile(const lora_gemm_output *o, float *tile, int64_t ld_tile, int64_t i0, int64_t rows, int64_t j0, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++) memcpy(tile + i * ld_tile, o->c + (i0 + i) * o->ldc + j0, (size_t)cols * sizeof(float));
-}
-
-static left_panels panels_of(const block_pass *q, int64_t panel) {
-    const lora_gemm_left *left = q->blocks[0].term->left;
-    left_panels l = {.row = lora_gemm_panel_row(left, panel)};
-    l.height = lora_gemm_panel_row(left, panel + 1) - l.row;
-    for (int i = 0; i < q->n; i++) l.a[i] = lora_gemm_left_panel(q->blocks[i].term->left, q->blocks[i].k0, panel);
-    return l;
-}
-
-/* A tile of C that is read or written soon. */
-static void fetch_tile(const lora_gemm_output *o, int64_t row, int64_t height, int64_t col, int64_t cols) {
-    for (int64_t i = 0; i < height; i++)
-        for (int64_t j = 0; j < cols; j += 16) __builtin_prefetch(o->c + (row + i) * o->ldc + col + j, 1, 3);
-}
-
-/* A pass over one tile: the strip, s behind the first one of the pass. */
-static void multiply(const output_plan *p, const block_pass *q, const left_panels *l, int64_t strip, int64_t s, float *tile) {
-    const lora_gemm_output *o = p->o;
-    const lora_gemm_path *path = q->blocks[0].term->left->path;
-    const int64_t col = strip * path->nr, width = lora_gemm_strip_width(path, o->n - col), cols = lora_min_i64(width, o->n - col);
-    const bool direct = p->in_place && cols == width, from_c = o->accumulate && (direct || p->begins_with_c);
-    if (from_c && !direct && q->first) read_tile(o, tile, width, l->row, l->height, col, cols);
-    float *to = direct ? o->c + l->row * o->ldc + col : tile;
-    for (int i = 0; i < q->n; i++)
-        q->blocks[i].term->left->path->micro(l->height, width, q->blocks[i].steps, l->a[i], q->b[i] + s * q->words[i], to,
-                                             direct ? o->ldc : width, from_c || !q->first || i > 0);
-    if (q->last && !direct) write_tile(o, o->accumulate && !from_c, tile, width, l->row, l->height, col, cols);
-}
-
 static int64_t group_panel(const gemm_job *job, int64_t group) { return job->n_panels * group / job->n_groups; }
 
 /* Of the tile behind strip s of the panels l: of the next panel, whose height may differ by one, behind the last strip. */
-static void fetch_next(const gemm_job *job, const output_plan *p, const left_panels *l, int64_t first, int64_t n, int64_t s) {
+static void fetch_next(const gemm_job *job, const output_plan *p, const lora_gemm_left_panels *l, int64_t first, int64_t n, int64_t s) {
     const int64_t next = s + 1 < n ? s + 1 : 0, row = next ? l->row : l->row + l->height, col = (first + next) * job->path->nr;
     const int64_t m = p->o->terms[0].left->m;
-    fetch_tile(p->o, row, lora_min_i64(l->height, m - row), col, lora_min_i64(job->path->nr, p->o->n - col));
+    lora_gemm_fetch_tile(p->o, row, lora_min_i64(l->height, m - row), col, lora_min_i64(job->path->nr, p->o->n - col));
 }
 
 static void wide_task(const gemm_job *job, const output_plan *p, int64_t group, int64_t task, float *b, float *tiles, float *scratch) {
     int64_t begin = group_panel(job, group), end = group_panel(job, group + 1);
     int64_t first = task * p->per_task, n = lora_min_i64(p->per_task, p->n_strips - first), size = job->path->mr * job->path->nr;
-    block_pass q;
+    lora_gemm_pass q;
     for (int64_t index = 0; index < p->n_blocks;) {
-        index = pack_pass(job, p, index, first, n, b, scratch, &q);
+        index = lora_gemm_choose_blocks(p->o, index, job->pass_words, &q);
+        lora_gemm_pack_pass(job->kernels, p->o, first, n, b, scratch, &q);
         for (int64_t panel = begin; panel < end; panel++) {
-            const left_panels l = panels_of(&q, panel);
+            const lora_gemm_left_panels l = lora_gemm_panels_of(&q, panel);
             for (int64_t s = 0; s < n; s++) {
-                if (q.last || p->in_place) fetch_next(job, p, &l, first, n, s);
-                multiply(p, &q, &l, first + s, s, tiles + (p->one_pass ? 0 : (panel - begin) * n + s) * size);
+                if (q.last || p->place.in_c) fetch_next(job, p, &l, first, n, s);
+                lora_gemm_multiply(p->o, p->place, &q, &l, first + s, s, tiles + (p->one_pass ? 0 : (panel - begin) * n + s) * size);
             }
         }
     }
@@ -205,14 +81,14 @@ static void wide_task(const gemm_job *job, const output_plan *p, int64_t group, 
 static void narrow_task(const gemm_job *job, const output_plan *p, int64_t group, int64_t task, float *tile) {
     int64_t begin = group_panel(job, group) + task * p->per_task;
     int64_t end = lora_min_i64(begin + p->per_task, group_panel(job, group + 1));
-    block_pass q;
+    lora_gemm_pass q;
     for (int64_t panel = begin; panel < end; panel++)
         for (int64_t strip = 0; strip < p->n_strips; strip++)
             for (int64_t index = 0, before = 0; index < p->n_blocks; before = index) {
-                index = choose_blocks(job, p, index, &q);
+                index = lora_gemm_choose_blocks(p->o, index, job->pass_words, &q);
                 for (int i = 0; i < q.n; i++) q.b[i] = p->shared_b + strip * p->strip_words + (before + i) * job->block_words;
-                const left_panels l = panels_of(&q, panel);
-                multiply(p, &q, &l, strip, 0, tile);
+                const lora_gemm_left_panels l = lora_gemm_panels_of(&q, panel);
+                lora_gemm_multiply(p->o, p->place, &q, &l, strip, 0, tile);
             }
 }
 
@@ -236,8 +112,9 @@ static void shared_task(void *arg, int64_t task, int worker) {
     for (; !p->narrow || task >= p->n_strips; p++) task -= p->narrow ? p->n_strips : 0;
     float *scratch = job->workers + worker * job->worker_words + job->b_words + job->tile_words;
     for (int64_t index = 0; index < p->n_blocks; index++) {
-        const block_cursor c = block_at(p, index);
-        pack_strips(job, p, &c, task, 1, p->shared_b + task * p->strip_words + index * job->block_words, job->block_words, scratch);
+        const lora_gemm_block c = lora_gemm_block_at(p->o, index);
+        lora_gemm_pack_block(job->kernels, p->o, &c, task, 1, p->shared_b + task * p->strip_words + index * job->block_words,
+                             job->block_words, scratch);
     }
 }
 
@@ -249,15 +126,15 @@ static int64_t strips_per_task(const lora_gemm_output *o, int64_t n_strips) {
 }
 
 static output_plan make_plan(const gemm_job *job, const lora_gemm_output *o) {
-    output_plan p = {.o = o, .n_strips = lora_div_up(o->n, job->path->nr), .in_place = o->alpha == 1 && !o->bias};
+    output_plan p = {.o = o, .n_strips = lora_div_up(o->n, job->path->nr), .place.in_c = o->alpha == 1 && !o->bias};
     for (int t = 0; t < o->n_terms; t++) {
-        p.n_blocks += n_blocks(o->terms[t].left);
+        p.n_blocks += lora_gemm_blocks(o->terms[t].left);
         /* int16 adds its blocks to the tile one by one: in rows that lie far apart each would miss the cache */
-        if (o->terms[t].left->path->block_steps && !o->terms[t].left->path->whole_blocks) p.in_place = false;
+        if (o->terms[t].left->path->block_steps && !o->terms[t].left->path->whole_blocks) p.place.in_c = false;
     }
-    p.begins_with_c = p.in_place && job->path->whole_blocks;
-    block_pass first;
-    p.one_pass = choose_blocks(job, &p, 0, &first) == p.n_blocks;
+    p.place.begins_with_c = p.place.in_c && job->path->whole_blocks;
+    lora_gemm_pass first;
+    p.one_pass = lora_gemm_choose_blocks(o, 0, job->pass_words, &first) == p.n_blocks;
     p.strip_words = p.n_blocks * job->block_words;
     p.narrow = p.n_strips <= NARROW_STRIPS && p.n_strips * p.strip_words <= SHARED_WORDS;
     int64_t panels = lora_div_up(job->n_panels, job->n_groups);
