@@ -184,9 +184,11 @@ static float *carve_xn(lora_carver *at, const lora_decoder_config *c, int64_t M,
     return lora_carve(at, M, stream > normed ? stream : normed);
 }
 
-/* Whether copies of layers are kept, and in which type: what is computed again is not rounded. */
+/* Whether copies of layers are kept, and in which type: what is computed again is not rounded, and in bfloat16 neither are the inputs that
+ * it is made from. */
 static bool keeps_copies(const lora_decoder *d, lora_buffers *b) {
-    b->kept_dtype = d->recompute == LORA_RECOMPUTE_NONE ? d->activation_dtype : LORA_F32;
+    bool rounds = d->recompute == LORA_RECOMPUTE_NONE || d->activation_dtype == LORA_INT8;
+    b->kept_dtype = rounds ? d->activation_dtype : LORA_F32;
     return b->lowest < d->config.num_hidden_layers && (b->kept_dtype != LORA_F32 || d->offload_folder);
 }
 
