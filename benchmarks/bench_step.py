@@ -51,12 +51,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=["exact", "fast", "int8"], default="fast")
     parser.add_argument("--recompute", choices=["none", "layer"], default="none")
+    parser.add_argument("--activation-dtype", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--profile", action="store_true", help="list where the time of a step goes")
     args = parser.parse_args()
     model = random_model(args.shape)
     model.add_adapter(lc.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"))
     model.decoder.precision = args.precision
     model.decoder.recompute = args.recompute
+    model.decoder.activation_dtype = args.activation_dtype
     machine = f"{lc.get_isa()}, {lc.get_num_threads()} threads"
     print(f"{args.shape}: {model.num_parameters():,} parameters, rank {args.rank}, {machine}")
     print(bench_step(model, args.batch, args.length, args.steps, args.profile))

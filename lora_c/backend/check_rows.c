@@ -137,9 +137,13 @@ lora_status lora_check_convert_rows(lora_mat from, lora_mat to, lora_error *err)
     lora_arg in = lora_named("from", from), out = lora_named("to", to);
     LORA_TRY(lora_mat_check(in, err));
     LORA_TRY(lora_mat_check(out, err));
-    bool narrows = from.dtype == LORA_F32 && to.dtype == LORA_BF16, widens = from.dtype == LORA_BF16 && to.dtype == LORA_F32;
-    LORA_CHECK(narrows || widens, err, LORA_EDTYPE, "to: expected float32 from bfloat16 or the other way, got %s from %s",
-               lora_dtype_name(to.dtype), lora_dtype_name(from.dtype));
+    bool wide = from.dtype == LORA_F32;
+    lora_arg narrow = wide ? out : in, other = wide ? in : out;
+    LORA_CHECK(other.mat.dtype == LORA_F32 && (narrow.mat.dtype == LORA_BF16 || narrow.mat.dtype == LORA_INT8), err, LORA_EDTYPE,
+               "to: expected float32 from bfloat16 or int8, or the other way, got %s from %s", lora_dtype_name(to.dtype),
+               lora_dtype_name(from.dtype));
+    LORA_CHECK(narrow.mat.dtype != LORA_INT8 || ((uintptr_t)narrow.mat.data | (uintptr_t)narrow.mat.ld) % 4 == 0, err, LORA_EINVAL,
+               "%s: expected rows of int8 at multiples of 4 bytes, got others", narrow.name);
     LORA_CHECK(from.rows == to.rows && from.cols == to.cols, err, LORA_ESHAPE,
                "to: expected (%" PRId64 ", %" PRId64 "), got (%" PRId64 ", %" PRId64 ")", from.rows, from.cols, to.rows, to.cols);
     return lora_mat_disjoint(out, in, err);

@@ -157,10 +157,12 @@ lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) {
     return LORA_OK;
 }
 
+bool lora_ctx_has_int8(const lora_ctx *ctx) { return ctx->view.backend->has_int8; }
+
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) {
     LORA_CHECK(precision >= LORA_PRECISION_EXACT && precision <= LORA_PRECISION_INT8, err, LORA_EINVAL,
                "precision: expected exact, fast or int8, got %d", (int)precision);
-    LORA_CHECK(precision != LORA_PRECISION_INT8 || ctx->view.backend->has_int8, err, LORA_EUNSUPPORTED,
+    LORA_CHECK(precision != LORA_PRECISION_INT8 || lora_ctx_has_int8(ctx), err, LORA_EUNSUPPORTED,
                "precision: expected exact or fast on device %s, got int8", ctx->device->name);
     ctx->view.precision = precision;
     return LORA_OK;

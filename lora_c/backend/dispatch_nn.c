@@ -77,6 +77,9 @@ lora_status lora_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_row
 
 lora_status lora_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) {
     LORA_TRY(lora_check_convert_rows(from, to, err));
+    bool int8 = from.dtype == LORA_INT8 || to.dtype == LORA_INT8;
+    LORA_CHECK(!int8 || lora_ctx_has_int8(ctx), err, LORA_EUNSUPPORTED, "to: expected float32 or bfloat16 on device %s, got int8",
+               lora_ctx_device(ctx));
     return lora_ops_of(ctx)->convert_rows(ctx, from, to, err);
 }
 

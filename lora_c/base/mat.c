@@ -6,7 +6,8 @@ lora_status lora_mat_check(lora_arg a, lora_error *err) {
     lora_mat m = a.mat;
     LORA_CHECK(m.rows >= 0 && m.cols >= 0, err, LORA_ESHAPE, "%s: expected a shape >= 0, got (%" PRId64 ", %" PRId64 ")", a.name, m.rows,
                m.cols);
-    LORA_CHECK(m.ld >= m.cols, err, LORA_ESHAPE, "%s: expected a row stride >= %" PRId64 ", got %" PRId64, a.name, m.cols, m.ld);
+    int64_t width = lora_dtype_width(m.dtype, m.cols);
+    LORA_CHECK(m.ld >= width, err, LORA_ESHAPE, "%s: expected a row stride >= %" PRId64 ", got %" PRId64, a.name, width, m.ld);
     LORA_CHECK(m.data || m.rows == 0 || m.cols == 0, err, LORA_EINVAL, "%s: expected a pointer, got NULL", a.name);
     return LORA_OK;
 }
@@ -33,6 +34,8 @@ lora_status lora_mat_check_narrow(lora_arg a, int64_t rows, int64_t cols, lora_e
 
 bool lora_mat_overlap(lora_mat a, lora_mat b) {
     if (!a.data || !b.data || a.rows == 0 || b.rows == 0 || a.cols == 0 || b.cols == 0) return false;
+    a.cols = lora_dtype_width(a.dtype, a.cols);
+    b.cols = lora_dtype_width(b.dtype, b.cols);
     if ((uintptr_t)b.data < (uintptr_t)a.data) {
         lora_mat t = a;
         a = b;

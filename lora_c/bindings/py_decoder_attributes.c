@@ -33,15 +33,17 @@ static PyObject *get_activation_dtype(PyObject *o, void *unused) {
 static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
     (void)unused;
     decoder *self = (decoder *)o;
-    int half = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "bfloat16") == 0;
-    int single = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "float32") == 0;
+    static const lora_dtype choices[] = {LORA_F32, LORA_BF16, LORA_INT8};
+    size_t chosen = 0, n = sizeof choices / sizeof *choices;
+    while (value && PyUnicode_Check(value) && chosen < n && PyUnicode_CompareWithASCIIString(value, lora_dtype_name(choices[chosen])) != 0)
+        chosen++;
     lora_error err = {0};
-    if (!half && !single) {
-        return lora_py_refuse(PyExc_ValueError, "activation_dtype: expected 'float32' or 'bfloat16'", value ? value : Py_None);
+    if (!value || !PyUnicode_Check(value) || chosen == n) {
+        return lora_py_refuse(PyExc_ValueError, "activation_dtype: expected 'float32', 'bfloat16' or 'int8'", value ? value : Py_None);
     }
     if (lora_py_enter_decoder(self) < 0) return -1;
-    self->activation_dtype = half ? LORA_BF16 : LORA_F32;
-    lora_status status = lora_decoder_set_activation_dtype(self->decoder, self->activation_dtype, &err);
+    lora_status status = lora_decoder_set_activation_dtype(self->decoder, choices[chosen], &err);
+    if (status == LORA_OK) self->activation_dtype = choices[chosen];
     lora_py_leave(&self->base);
     if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
     return status == LORA_OK ? 0 : -1;
@@ -125,7 +127,9 @@ PyGetSetDef lora_py_decoder_getset[] = {
      NULL},
     {"noise", get_noise, set_noise, "(alpha, seed) of the noise on embedded tokens in forward_backward(); alpha 0: none.", NULL},
     {"activation_dtype", get_activation_dtype, set_activation_dtype,
-     "'bfloat16' keeps what backward needs of a layer in half the memory: same loss, gradients of rounded activations.", NULL},
+     "'bfloat16' keeps what backward needs of a layer in half the memory, 'int8', on CPUs, in a third: same loss, gradients of rounded\n"
+     "activations.",
+     NULL},
     {"activation_offload", get_activation_offload, set_activation_offload,
      "A folder: what backward needs of the layers is kept in memory of the host (pinned, of a GPU; a file without a name in the folder, of "
      "the CPU), with the same bits. None: on the device.",

@@ -1,5 +1,5 @@
-/* Conversion of rows to and from 16 bits. No slot needs more alignment than the element type; each reads and writes its n
- * elements only. All slots are exact: every rung gives the same bits. */
+/* Conversion of rows to and from 16 and 8 bits. No slot needs more alignment than the element type; each reads and writes its n
+ * elements, and their scales, only. Every rung gives the same bits. */
 #ifndef LORA_CONVERT_KERNELS_H
 #define LORA_CONVERT_KERNELS_H
 
@@ -13,6 +13,12 @@ typedef struct lora_convert_kernels {
     void (*f16_to_f32)(int64_t n, const uint16_t *src, float *dst);
     void (*f32_to_bf16)(int64_t n, const float *src, uint16_t *dst);
     void (*f32_to_f16)(int64_t n, const float *src, uint16_t *dst);
+
+    /* Blocks of 64 (the last one may be shorter) with a scale each, by int8_rounding_tmpl.h: scale = largest magnitude / 127, rounded to
+     * nearest; dst = src * scale the other way. A block below 1e-36 is zero; one with a value that is not finite has zeros and the scale
+     * NaN. Buffers may not overlap. */
+    void (*f32_to_int8)(int64_t n, const float *src, int8_t *dst, float *scales);
+    void (*int8_to_f32)(int64_t n, const int8_t *src, const float *scales, float *dst);
 } lora_convert_kernels;
 
 /** Fills every slot for the rung. */

@@ -72,8 +72,7 @@ static void lay_copies(lora_carver *at, lora_carver *of_copies, const lora_decod
     const lora_decoder_config *c = &d->config;
     int64_t L = c->num_hidden_layers;
     for (int64_t i = b->lowest; i < L; i++) {
-        size_t bytes = (size_t)lora_kept_width(d, b, i) * lora_dtype_bytes(b->kept_dtype);
-        void *copy = i < L - 1 ? lora_carve(of_copies, M, bytes) : NULL;
+        void *copy = i < L - 1 ? lora_carve_kept(of_copies, d, b, i, M) : NULL;
         if (at->base) b->kept[i] = copy;
         if (d->recompute == LORA_RECOMPUTE_LAYER) continue;
         lora_layer_state statistics = {0};
@@ -185,11 +184,12 @@ static float *carve_xn(lora_carver *at, const lora_decoder_config *c, int64_t M,
     return lora_carve(at, M, stream > normed ? stream : normed);
 }
 
-/* Whether copies of layers are kept, and in which type: what is computed again is not rounded. */
+/* Whether copies of layers are kept, and in which type: what is computed again is not rounded, and in bfloat16 neither are the inputs that
+ * it is made from. */
 static bool keeps_copies(const lora_decoder *d, lora_buffers *b) {
-    bool half = d->recompute == LORA_RECOMPUTE_NONE && d->activation_dtype == LORA_BF16;
-    b->kept_dtype = half ? LORA_BF16 : LORA_F32;
-    return b->lowest < d->config.num_hidden_layers && (half || d->offload_folder);
+    bool rounds = d->recompute == LORA_RECOMPUTE_NONE || d->activation_dtype == LORA_INT8;
+    b->kept_dtype = rounds ? d->activation_dtype : LORA_F32;
+    return b->lowest < d->config.num_hidden_layers && (b->kept_dtype != LORA_F32 || d->offload_folder);
 }
 
 /* base: of the device, or NULL to count; offloaded: the same of copies in memory of the host.

@@ -1,5 +1,6 @@
 /* Creation, and what is set on a decoder as a whole. */
 #include <math.h>
+#include "lora_c/device.h"
 #include "lora_c/model/extras.h"
 
 static lora_status make_parts(lora_decoder *d, lora_error *err) {
@@ -63,8 +64,10 @@ lora_status lora_decoder_set_noise(lora_decoder *d, double alpha, uint64_t seed,
 void lora_decoder_set_recompute(lora_decoder *d, lora_recompute recompute) { d->recompute = recompute; }
 
 lora_status lora_decoder_set_activation_dtype(lora_decoder *d, lora_dtype dtype, lora_error *err) {
-    LORA_CHECK(dtype == LORA_F32 || dtype == LORA_BF16, err, LORA_EDTYPE, "activation_dtype: expected float32 or bfloat16, got %s",
-               lora_dtype_name(dtype));
+    LORA_CHECK(dtype == LORA_F32 || dtype == LORA_BF16 || dtype == LORA_INT8, err, LORA_EDTYPE,
+               "activation_dtype: expected float32, bfloat16 or int8, got %s", lora_dtype_name(dtype));
+    LORA_CHECK(dtype != LORA_INT8 || lora_ctx_has_int8(d->ctx), err, LORA_EUNSUPPORTED,
+               "activation_dtype: expected float32 or bfloat16 on device %s, got int8", lora_ctx_device(d->ctx));
     d->activation_dtype = dtype;
     return LORA_OK;
 }

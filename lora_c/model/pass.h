@@ -150,10 +150,12 @@ lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffe
 /** Fills the state of a layer from its input again; its output is not needed. */
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 
-/* kept_layers.c: with activations in bfloat16 or in memory of the host, the copy of a layer that has run, and its state from the copy */
+/* kept_layers.c: with activations in bfloat16, in int8 or in memory of the host, the copy of a layer that has run, and its state from the
+ * copy */
 lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
-int64_t lora_kept_width(const lora_decoder *d, const lora_buffers *b, int64_t layer); /* elements of a copy, per token */
+/** The memory of the copy of a layer at the next place. */
+void *lora_carve_kept(lora_carver *at, const lora_decoder *d, const lora_buffers *b, int64_t layer, int64_t M);
 
 /* passes.c */
 /** logits (M, V), on the host, of M normed rows; V: rows of the head. */

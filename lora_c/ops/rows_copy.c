@@ -69,21 +69,25 @@ typedef struct convert_job {
     int64_t rows_per_task;
 } convert_job;
 
+static float *scales_of(lora_mat m) { return (float *)(void *)((int8_t *)m.data + lora_int8_scales_at(m.cols)); }
+
+static void convert(const lora_convert_kernels *k, int64_t n, lora_mat from, lora_mat to) {
+    if (to.dtype == LORA_BF16) k->f32_to_bf16(n, from.data, to.data);
+    if (from.dtype == LORA_BF16) k->bf16_to_f32(n, from.data, to.data);
+    if (to.dtype == LORA_INT8) k->f32_to_int8(n, from.data, to.data, scales_of(to));
+    if (from.dtype == LORA_INT8) k->int8_to_f32(n, from.data, scales_of(from), to.data);
+}
+
 static void convert_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const convert_job *job = arg;
     int64_t begin = task * job->rows_per_task, end = lora_min_i64(job->to.rows, begin + job->rows_per_task), n = job->to.cols, step = 1;
-    if (whole_rows(job->from) && whole_rows(job->to)) {
+    if (whole_rows(job->from) && whole_rows(job->to)) { /* never those of int8, which end with scales */
         step = end - begin;
         n *= step;
     }
-    for (int64_t i = begin; i < end; i += step) {
-        lora_mat from = lora_mat_rows(job->from, i, step), to = lora_mat_rows(job->to, i, step);
-        if (to.dtype == LORA_BF16)
-            job->kernels->f32_to_bf16(n, from.data, to.data);
-        else
-            job->kernels->bf16_to_f32(n, from.data, to.data);
-    }
+    for (int64_t i = begin; i < end; i += step)
+        convert(job->kernels, n, lora_mat_rows(job->from, i, step), lora_mat_rows(job->to, i, step));
 }
 
 lora_status lora_cpu_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) {

@@ -549,7 +549,7 @@ class _NonFinite(TypedDict):
 @final
 class Decoder:
     recompute: Literal["none", "layer"]
-    activation_dtype: Literal["float32", "bfloat16"]
+    activation_dtype: Literal["float32", "bfloat16", "int8"]
     @property
     def activation_offload(self) -> str | None: ...
     @activation_offload.setter

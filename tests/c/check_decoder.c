@@ -211,6 +211,7 @@ static void check_on_device(void) {
         check_bf16_activations(OPTIONS[i]);
     }
     FOR_EACH_DEVICE_ISA(isa) for (int i = 0; i < N_OPTIONS; i++) check_bits(OPTIONS[i], isa);
+    check_int8_activations_refused(OPTIONS[0]);
     check_weight_formats(OPTIONS[0]);
     check_memory();
     check_memory_of_methods();
@@ -218,4 +219,7 @@ static void check_on_device(void) {
     check_decoder_refusals();
 }
 
-void check_decoder(void) { on_every_device(check_on_device); }
+void check_decoder(void) {
+    for (int i = 0; i < N_OPTIONS; i++) check_int8_activations(OPTIONS[i]);
+    on_every_device(check_on_device);
+}

@@ -1,4 +1,4 @@
-/* A decoder whose activations are kept in bfloat16, or whose frozen weights are compressed, against the float64 oracle. */
+/* A decoder whose activations are kept in bfloat16 or int8, or whose frozen weights are compressed, against the float64 oracle. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,22 +6,29 @@
 #include "tests/c/device_mirror.h"
 #include "tests/c/devices.h"
 
-/* --- activations in bfloat16 --- */
+/* --- activations in bfloat16 and int8 --- */
+
+/* A type, and how far from float32 a gradient may be, and all of them together, squared. */
+typedef struct kept_type {
+    lora_dtype dtype;
+    double each, all;
+} kept_type;
 
 /* The loss keeps its bits; a gradient moves by what rounding its activations once can do, on any number of threads alike. */
-void check_bf16_activations(oracle_options options) {
+static void check_kept(oracle_options options, kept_type kept) {
+    const char *name = lora_dtype_name(kept.dtype);
     oracle_model *want = oracle_new(options), *got = oracle_new(options), *again = oracle_new(options);
     lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 2), *one = device_ctx(LORA_ISA_AUTO, 1);
     lora_decoder *exact = oracle_decoder(want, ctx, NULL), *d = oracle_decoder(got, ctx, NULL), *e = oracle_decoder(again, one, NULL);
     lora_error err;
-    CHECK(lora_decoder_set_activation_dtype(d, LORA_BF16, &err) == LORA_OK, "%s", err.message);
-    CHECK(lora_decoder_set_activation_dtype(e, LORA_BF16, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_set_activation_dtype(d, kept.dtype, &err) == LORA_OK, "%s", err.message);
+    CHECK(lora_decoder_set_activation_dtype(e, kept.dtype, &err) == LORA_OK, "%s", err.message);
     CHECK(lora_decoder_set_activation_dtype(d, LORA_F16, &err) == LORA_EDTYPE, "float16 activations are refused");
-    CHECK(lora_decoder_arena_bytes(d, 64, true) < lora_decoder_arena_bytes(exact, 64, true), "bfloat16 activations take less memory");
+    CHECK(lora_decoder_arena_bytes(d, 64, true) < lora_decoder_arena_bytes(exact, 64, true), "%s activations take less memory", name);
     double loss = oracle_step(want, exact);
-    CHECK(oracle_step(got, d) == loss, "bfloat16 activations: other loss");
-    CHECK(oracle_step(again, e) == loss, "bfloat16 activations: other loss on one thread");
-    oracle_same_gradients(again, got, "bfloat16 activations, threads");
+    CHECK(oracle_step(got, d) == loss, "%s activations: other loss", name);
+    CHECK(oracle_step(again, e) == loss, "%s activations: other loss on one thread", name);
+    oracle_same_gradients(again, got, "rounded activations, threads");
     double all_distance = 0, all_length = 0;
     for (int i = 0; i < O_TENSORS; i++) {
         if (!got->t[i].g) continue;
@@ -34,11 +41,11 @@ void check_bf16_activations(oracle_options options) {
         all_distance += distance;
         all_length += length;
         /* loose for the bias of k, whose terms all but cancel: the softmax does not see a common shift */
-        CHECK(distance <= 0x1p-8 * length, "bfloat16 activations: gradient of %s off by %.3g", oracle_name(i), sqrt(distance / length));
+        CHECK(distance <= kept.each * length, "%s activations: gradient of %s off by %.3g", name, oracle_name(i), sqrt(distance / length));
     }
-    CHECK(all_distance > 0, "bfloat16 activations: no gradient changed, so nothing was rounded");
-    CHECK(all_distance <= 0x1p-14 * all_length, "bfloat16 activations: gradients together off by %.3g, expected 4 units of bfloat16",
-          sqrt(all_distance / all_length));
+    CHECK(all_distance > 0, "%s activations: no gradient changed, so nothing was rounded", name);
+    CHECK(all_distance <= kept.all * all_length, "%s activations: gradients together off by %.3g, expected at most %.3g", name,
+          sqrt(all_distance / all_length), sqrt(kept.all));
     lora_decoder_destroy(exact);
     lora_decoder_destroy(d);
     lora_decoder_destroy(e);
@@ -47,6 +54,26 @@ void check_bf16_activations(oracle_options options) {
     oracle_free(want);
     oracle_free(got);
     oracle_free(again);
+}
+
+void check_bf16_activations(oracle_options options) {
+    check_kept(options, (kept_type){.dtype = LORA_BF16, .each = 0x1p-8, .all = 0x1p-14}); /* 4 units of bfloat16 */
+}
+
+void check_int8_activations(oracle_options options) { check_kept(options, (kept_type){.dtype = LORA_INT8, .each = 0x1p-8, .all = 0x1p-12}); }
+
+void check_int8_activations_refused(oracle_options options) {
+    oracle_model *m = oracle_new(options);
+    lora_ctx *ctx = device_ctx(LORA_ISA_AUTO, 1);
+    lora_decoder *d = oracle_decoder(m, ctx, NULL);
+    lora_error err;
+    if (!lora_ctx_has_int8(ctx)) {
+        CHECK(lora_decoder_set_activation_dtype(d, LORA_INT8, &err) == LORA_EUNSUPPORTED, "int8 on a device without it");
+        CHECK(strstr(err.message, "activation_dtype: expected float32 or bfloat16 on device "), "%s", err.message);
+    }
+    lora_decoder_destroy(d);
+    device_ctx_free(ctx);
+    oracle_free(m);
 }
 
 /* --- other weight formats --- */

@@ -4,6 +4,7 @@
 #include "lora_c/kernels/tmpl/gemm_int8_tmpl.h"
 #include "lora_c/linear.h"
 #include "tests/c/gemm_weight.h"
+#include "tests/c/hard_values.h"
 
 enum { MOST_K = 200, LD = 70 };
 
@@ -36,21 +37,6 @@ static void panels_compare(panels *p, const char *what, lora_isa isa, int64_t n,
 }
 
 static int64_t blocks_of(int64_t n) { return lora_div_up(n, 64); }
-
-/* Ordinary values, blocks of zeros, huge and tiny ones, halves between two integers, one alone in its block. */
-static float *hard_values(int64_t n) {
-    float *x = random_floats(n, -2, 2);
-    for (int64_t i = 0; i < n; i++) {
-        int64_t kind = i / 64 % 7;
-        if (kind == 1) x[i] = 0;
-        if (kind == 2) x[i] *= 1e38f;
-        if (kind == 3) x[i] *= 1e-33f;
-        if (kind == 4) x[i] *= 1e-38f; /* below what is told from zero */
-        if (kind == 5) x[i] = (float)(i % 128 - 63) + 0.5f;
-        if (kind == 6) x[i] = i % 64 == 17 ? -127.0f : 0.0f;
-    }
-    return x;
-}
 
 /* --- packing --- */
 

@@ -55,9 +55,40 @@ static void check_convert(lora_ctx *ctx, int64_t rows, int64_t cols, int64_t gap
         CHECK(half[i] == (inside ? lora_f32_to_bf16(x[i]) : 0), "bfloat16 of %g: %04x", (double)x[i], half[i]);
         CHECK(back[i] == (inside ? lora_bf16_to_f32(half[i]) : back0[i]), "float32 of %04x: %g", half[i], (double)back[i]);
     }
-    REFUSED(LORA_EDTYPE, "to: expected float32 from bfloat16 or the other way, got float32 from float32",
+    REFUSED(LORA_EDTYPE, "to: expected float32 from bfloat16 or int8, or the other way, got float32 from float32",
             lora_convert_rows(ctx, wide, again, ERR));
     free(x), free(back), free(back0), free(half);
+}
+
+/* Rows of blocks with their scales, at any stride; what lies between rows stays. */
+static void check_int8(lora_ctx *ctx, int64_t rows, int64_t cols, int64_t gap) {
+    const lora_convert_kernels *k = &ctx->engine->kernels.convert;
+    int64_t width = lora_dtype_width(LORA_INT8, cols), ld = width + 4 * gap, blocks = lora_div_up(cols, LORA_INT8_BLOCK);
+    float *x = random_floats(rows * (cols + gap), -3, 3), *back = random_floats(rows * (cols + gap), 7, 8),
+          *back0 = copy_floats(back, rows * (cols + gap)), *row = random_floats(cols, 0, 1), *scales = random_floats(blocks, 0, 1);
+    int8_t *kept = calloc((size_t)(rows * ld), 1), *values = calloc((size_t)cols, 1);
+    memset(kept, 77, (size_t)(rows * ld));
+    lora_mat wide = lora_mat_f32(x, rows, cols, cols + gap), again = lora_mat_f32(back, rows, cols, cols + gap),
+             narrow = {.data = kept, .rows = rows, .cols = cols, .ld = ld, .dtype = LORA_INT8};
+    OK(lora_convert_rows(ctx, wide, narrow, ERR));
+    OK(lora_convert_rows(ctx, narrow, again, ERR));
+    for (int64_t i = 0; i < rows; i++) {
+        const int8_t *got = kept + i * ld;
+        int64_t at = lora_int8_scales_at(cols);
+        k->f32_to_int8(cols, x + i * (cols + gap), values, scales);
+        k->int8_to_f32(cols, values, scales, row);
+        CHECK(memcmp(got, values, (size_t)cols) == 0 && memcmp(got + at, scales, (size_t)blocks * sizeof *scales) == 0, "row %d in int8",
+              (int)i);
+        CHECK(memcmp(back + i * (cols + gap), row, (size_t)cols * sizeof *row) == 0, "row %d from int8", (int)i);
+        CHECK(memcmp(back + i * (cols + gap) + cols, back0 + i * (cols + gap) + cols, (size_t)gap * sizeof *back) == 0, "behind row %d",
+              (int)i);
+        for (int64_t j = cols; j < ld; j++) CHECK((j >= at && j < width) || got[j] == 77, "behind row %d in int8", (int)i);
+    }
+    narrow.ld = width + 2;
+    REFUSED(LORA_EINVAL, "to: expected rows of int8 at multiples of 4 bytes", lora_convert_rows(ctx, wide, narrow, ERR));
+    narrow.ld = width - 4;
+    REFUSED(LORA_ESHAPE, "to: expected a row stride >= ", lora_convert_rows(ctx, wide, narrow, ERR));
+    free(x), free(back), free(back0), free(row), free(scales), free(kept), free(values);
 }
 
 static void check_refusals(lora_ctx *ctx) {
@@ -92,6 +123,7 @@ void check_rows_copy(void) {
                     check_copy(ctx, rows[r], widths[w], gap, false);
                     check_copy(ctx, rows[r], widths[w], gap, true);
                     check_convert(ctx, rows[r], widths[w], gap);
+                    check_int8(ctx, rows[r], widths[w], gap);
                 }
         check_refusals(ctx);
         lora_ctx_destroy(ctx);

@@ -100,6 +100,8 @@ void oracle_same_gradients(const oracle_model *got, const oracle_model *want, co
 
 /* Parts of the family "decoder" in files of their own. */
 void check_bf16_activations(oracle_options options);
+void check_int8_activations(oracle_options options); /* of the CPU */
+void check_int8_activations_refused(oracle_options options);
 void check_weight_formats(oracle_options options);
 void check_decoder_cache(void);
 void check_decoder_refusals(void);

@@ -62,7 +62,7 @@ def assert_same_forecast(real: lc.Model, meta: lc.Model, n_tokens: int = 40) -> 
     gc.collect()  # what lives of the base is all that the library has
     assert trained(meta) == trained(real) and meta.num_parameters() == real.num_parameters()
     for recompute in ("none", "layer"):
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32", "bfloat16", "int8"):
             for model in (real, meta):
                 model.decoder.recompute, model.decoder.activation_dtype = recompute, dtype
             expected, found = forecast_model(real, n_tokens, n_segments=2), forecast_model(meta, n_tokens, n_segments=2)

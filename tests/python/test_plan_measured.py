@@ -23,6 +23,7 @@ RUNS = {
     "lora_recompute": "--method lora --recompute layer --optim adamw_8bit",
     "full_bfloat16": "--method full --recompute none --activation-dtype bfloat16 --max-seq-length 384",
     "int8": "--method qlora --max-seq-length 384 --precision int8 --batch-size 4 --recompute none",
+    "int8_activations": "--method qlora --max-seq-length 384 --precision int8 --activation-dtype int8 --batch-size 4",
     "head": "--method head --optim sgd --batch-size 8",
 }
 # Sets a limit on the addresses of the process, then runs a command.

@@ -120,13 +120,14 @@ def test_accumulated_like_one_batch(make: Callable[..., lc.Trainer], tmp_path: P
         np.testing.assert_allclose(one, other, atol=3e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_activations_in_bfloat16_keep_the_loss(make: Callable[..., lc.Trainer], kind: str) -> None:
+def test_rounded_activations_keep_the_loss(make: Callable[..., lc.Trainer], kind: str, dtype: Any) -> None:
     decoder = make(KINDS[kind]).model.decoder
     ids = samples(1).samples[0].input_ids
     batch = (ids, [0, len(ids)], np.roll(ids, -1), np.ones(len(ids), np.float32))
     loss = decoder.forward_backward(*batch)
-    decoder.activation_dtype = "bfloat16"
+    decoder.activation_dtype = dtype
     assert decoder.forward_backward(*batch) == loss
 
 

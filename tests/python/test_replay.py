@@ -83,6 +83,7 @@ def test_a_step_that_is_not_finite_ends_the_run_and_is_kept(run: Callable[..., T
 
 @pytest.mark.parametrize("options", [
     {"precision": "exact"}, {"recompute": "layer"}, {"activation_dtype": "bfloat16"},
+    {"activation_dtype": "int8"},
     {"method": "qlora", "load": {"quantize": "nf4", "double_quant": False}, "double_quant": False},
 ], ids=str)  # fmt: skip
 def test_the_same_bits_whatever_the_run_had(run: Callable[..., Trainer], tmp_path: Path, options: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ typedef struct lora_backend_ops {
 typedef struct lora_backend {
     uint32_t abi;     /* LORA_BACKEND_ABI when it was compiled */
     const char *name; /* of its devices: "cpu", "cuda" */
-    bool has_int8;    /* contexts may have LORA_PRECISION_INT8 */
+    bool has_int8;    /* contexts may have LORA_PRECISION_INT8, convert_rows takes LORA_INT8 */
     bool host_memory; /* its addresses are the host's, and nothing happens later than its call */
     /** Devices of this kind in *out, up to most; those that cannot be used with the reason. Returns their number. */
     int64_t (*devices)(int64_t most, lora_device *out);

@@ -69,6 +69,8 @@ lora_status lora_ctx_set_isa(lora_ctx *ctx, lora_isa isa, lora_error *err) LORA_
 lora_isa lora_ctx_isa(const lora_ctx *ctx);
 /** Precision of the calls that follow. EINVAL for another value, EUNSUPPORTED for INT8 on a device that lacks it. */
 lora_status lora_ctx_set_precision(lora_ctx *ctx, lora_precision precision, lora_error *err) LORA_MUST_CHECK;
+/** Whether the device has 8 bits: LORA_PRECISION_INT8, and rows of LORA_INT8. */
+bool lora_ctx_has_int8(const lora_ctx *ctx);
 lora_precision lora_ctx_precision(const lora_ctx *ctx);
 const char *lora_precision_name(lora_precision precision); /* "exact", "fast", "int8" */
 /** Chooses the operands of FAST products, until the rung is chosen again; EUNSUPPORTED when the rung or the CPU lacks them. */

@@ -199,8 +199,11 @@ int64_t lora_decoder_virtual_tokens(const lora_decoder *decoder);
 typedef enum lora_recompute { LORA_RECOMPUTE_NONE, LORA_RECOMPUTE_LAYER } lora_recompute;
 /** LAYER keeps one residual row per layer and computes the rest of a layer again in backward: same bits, less memory. */
 void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute);
-/** BF16 keeps what backward needs of a layer in half the memory: same loss, gradients of activations rounded once. Without
- *  effect where recompute keeps next to nothing anyway. Errors: EDTYPE for others than F32 (the default) and BF16. */
+/** BF16 keeps what backward needs of a layer in half the memory: same loss, gradients of activations rounded once. INT8 keeps a third:
+ *  the output of attention, gate and up in 8 bits as LORA_PRECISION_INT8 rounds x, so that a product in 8 bits has read the same
+ *  integers, and the rest in bfloat16. With LAYER, which keeps next to nothing anyway, BF16 has no effect, and INT8 keeps the inputs of
+ *  layers in bfloat16. Errors: EDTYPE for others than F32 (the default), BF16 and INT8; EUNSUPPORTED for INT8 on a device that lacks it.
+ */
 lora_status lora_decoder_set_activation_dtype(lora_decoder *decoder, lora_dtype dtype, lora_error *err) LORA_MUST_CHECK;
 
 /** Keeps what backward needs of all layers but the last in memory of the host (lora_paged_alloc: pinned where the device is a GPU, on the

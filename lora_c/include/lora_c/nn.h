@@ -58,7 +58,10 @@ lora_status lora_softcap_backward(lora_ctx *ctx, float softcap, lora_mat y, lora
  *  Errors   EINVAL with a row number outside its matrix, too */
 lora_status lora_copy_rows(lora_ctx *ctx, lora_mat from, const int64_t *from_rows, lora_mat to, const int64_t *to_rows, bool accumulate,
                            lora_error *err) LORA_MUST_CHECK;
-/** to = from, of the same shape, one of them float32 and the other bfloat16, to which is rounded to nearest, ties to even. */
+/** to = from, of the same shape, one of them float32 and the other bfloat16, to which is rounded to nearest, ties to even, or int8, to
+ *  which is rounded as LORA_PRECISION_INT8 rounds x. Rounded again, a row of int8 has the same integers.
+ *  Numerics  int8: |err| <= scale (1/2 + 127 * 2^-22); a block below 1e-36 is zero, one with a value that is not finite NaN
+ *  Errors    EUNSUPPORTED int8 on a device that lacks it, too */
 lora_status lora_convert_rows(lora_ctx *ctx, lora_mat from, lora_mat to, lora_error *err) LORA_MUST_CHECK;
 
 /** cos[p][i] = scale * cos(positions[p] * inv_freq[i]), sin likewise, for p < n_positions, i < half; computed in float64,

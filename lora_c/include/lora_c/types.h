@@ -11,10 +11,20 @@
 extern "C" {
 #endif
 
-typedef enum lora_dtype { LORA_F32, LORA_BF16, LORA_F16 } lora_dtype;
+/* INT8: a row is cols integers within +-127 and, from the next multiple of 4 bytes on, a float32 scale for each 64 of them, the last of
+ * which may be fewer. Only lora_convert_rows takes it; rows begin at multiples of 4 bytes. */
+typedef enum lora_dtype { LORA_F32, LORA_BF16, LORA_F16, LORA_INT8 } lora_dtype;
+enum { LORA_INT8_BLOCK = 64 };
 
-static inline size_t lora_dtype_bytes(lora_dtype t) { return t == LORA_F32 ? 4 : 2; }
-static inline const char *lora_dtype_name(lora_dtype t) { return t == LORA_F32 ? "float32" : t == LORA_BF16 ? "bfloat16" : "float16"; }
+static inline size_t lora_dtype_bytes(lora_dtype t) { return t == LORA_F32 ? 4 : t == LORA_INT8 ? 1 : 2; }
+static inline const char *lora_dtype_name(lora_dtype t) {
+    return t == LORA_F32 ? "float32" : t == LORA_BF16 ? "bfloat16" : t == LORA_F16 ? "float16" : "int8";
+}
+/* Where the scales of a row of INT8 begin, and elements that a row of a type takes: the least ld. */
+static inline int64_t lora_int8_scales_at(int64_t cols) { return (cols + 3) / 4 * 4; }
+static inline int64_t lora_dtype_width(lora_dtype t, int64_t cols) {
+    return t == LORA_INT8 ? lora_int8_scales_at(cols) + 4 * ((cols + LORA_INT8_BLOCK - 1) / LORA_INT8_BLOCK) : cols;
+}
 
 /* A borrowed row-major matrix at an address of the device: rows * cols elements of dtype, ld elements between rows. Inputs
  * and outputs alike: what is written is said by the operation. data NULL: absent, where an operation allows it. */

@@ -32,33 +32,17 @@ static void micro(int64_t mr, int64_t nr, int64_t steps, const void *a_panel, co
 
 /* --- packing --- */
 
-static int to_int8(float value) { return value == value ? (int)lrintf(value) : 0; } /* NaN: its block has the scale NaN */
-
 /* Value k of column j of a block. */
 static void put(uint8_t *steps, int64_t width, int64_t j, int64_t k, int value) {
     steps[4 * (lora_int8_step(k) * width + j) + lora_int8_byte(k)] = (uint8_t)value;
 }
 
-/* Bits without the sign order as magnitudes do, NaN above Inf. */
-static float largest(const float *values, int64_t stride, int64_t n) {
-    uint32_t top = 0;
-    for (int64_t k = 0; k < n; k++) {
-        uint32_t bits;
-        memcpy(&bits, values + k * stride, sizeof bits);
-        bits &= 0x7fffffff;
-        if (bits > top) top = bits;
-    }
-    float value;
-    memcpy(&value, &top, sizeof value);
-    return value;
-}
-
 /* Column j of a block from n values; what is missing is zero. Returns the sum of the integers. */
 static int put_column(uint8_t *steps, int64_t width, int64_t j, const float *values, int64_t stride, int64_t n, int offset, float *scale) {
-    lora_int8_scale q = lora_int8_scale_for(largest(values, stride, n));
+    lora_int8_scale q = lora_int8_scale_for(lora_int8_largest(values, stride, n));
     int sum = 0;
     for (int64_t k = 0; k < BLOCK; k++) {
-        int value = k < n ? to_int8(values[k * stride] * q.inverse) : 0;
+        int value = k < n ? lora_to_int8(values[k * stride] * q.inverse) : 0;
         sum += value;
         put(steps, width, j, k, value + offset);
     }
@@ -116,7 +100,7 @@ static float largest_entry(const float *lut) {
 static void pack_nf4_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width, void *panel) {
     const float top = largest_entry(w->lut), unit = top / LORA_INT8_LEVELS, inverse = LORA_INT8_LEVELS / top;
     int table[16];
-    for (int i = 0; i < 16; i++) table[i] = to_int8(w->lut[i] * inverse) + LORA_INT8_OFFSET;
+    for (int i = 0; i < 16; i++) table[i] = lora_to_int8(w->lut[i] * inverse) + LORA_INT8_OFFSET;
     char *block = panel;
     for (int64_t k = 0; k < n; k += BLOCK, block += 4 * lora_int8_right_words(width)) {
         float *scales = (float *)(void *)(block + 4 * STEPS * width);
@@ -148,7 +132,7 @@ static void put_square(const lora_nf4 *w, float lut_top, int64_t row, int64_t n,
         int64_t at = (row + lora_min_i64(k, n - 1)) * w->cols;
         float scale = k < n ? lora_nf4_absmax(w, (at + col) / w->block_size) : 0.0f;
         int table[16];
-        for (int i = 0; i < 16; i++) table[i] = to_int8(w->lut[i] * (scale * q.inverse)) + LORA_INT8_OFFSET;
+        for (int i = 0; i < 16; i++) table[i] = lora_to_int8(w->lut[i] * (scale * q.inverse)) + LORA_INT8_OFFSET;
         for (int64_t c = col; c < end; c++) put((uint8_t *)block, width, j + c - col, k, table[lora_nf4_code(w->codes, at + c)]);
     }
     for (int64_t c = col; c < end; c++) ((float *)(void *)(block + 4 * STEPS * width))[j + c - col] = q.scale;

@@ -1,19 +1,15 @@
-/* What the rungs of the int8 products share: the layout of a block, and how values are rounded (gemm_kernels.h). */
+/* What the rungs of the int8 products share: the layout of a block (gemm_kernels.h). */
 #ifndef LORA_GEMM_INT8_TMPL_H
 #define LORA_GEMM_INT8_TMPL_H
 
-#include <math.h>
-
 #include "lora_c/kernels/gemm_kernels.h"
+#include "lora_c/kernels/tmpl/int8_rounding_tmpl.h"
 
 enum {
-    LORA_INT8_LEVELS = 127,
     LORA_INT8_OFFSET = 128, /* of the right operand, which instructions take without a sign */
     LORA_INT8_STEPS = LORA_GEMM_SCALE_BLOCK / 4,
     LORA_INT8_TERMS = LORA_GEMM_MAX_MR, /* words of scales, and of corrections, that follow a block of the left operand */
 };
-
-static const float LORA_INT8_TINY = 1e-36f; /* blocks below it are zero: 127 / TINY must be finite */
 
 /* Where value k of a block lies: step 2 (k / 8) has the even ones of eight, the next step the odd ones. So do the nibbles of 4-bit
  * weights, which then need no interleaving. */
@@ -23,17 +19,6 @@ LORA_INLINE int64_t lora_int8_byte(int64_t k) { return k % 8 / 2; }
 /* Words of a block of a panel: steps, and scales (of the left operand: and corrections). */
 LORA_INLINE int64_t lora_int8_left_words(int64_t width) { return LORA_INT8_STEPS * width + 2 * LORA_INT8_TERMS; }
 LORA_INLINE int64_t lora_int8_right_words(int64_t width) { return LORA_INT8_STEPS * width + lora_round_up(width, 16); }
-
-typedef struct lora_int8_scale {
-    float scale, inverse; /* of a block, and what its values are multiplied with */
-} lora_int8_scale;
-
-/* Of a block with max |value| top; NaN and Inf alike are not finite. */
-LORA_INLINE lora_int8_scale lora_int8_scale_for(float top) {
-    if (!(top <= 3.402823466e38f)) return (lora_int8_scale){.scale = NAN};
-    return top < LORA_INT8_TINY ? (lora_int8_scale){0}
-                                : (lora_int8_scale){.scale = top / LORA_INT8_LEVELS, .inverse = LORA_INT8_LEVELS / top};
-}
 
 /* pack_nf4_columns of a path whose panels are nr wide. */
 void lora_int8_pack_nf4_columns_portable(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, int64_t nr,

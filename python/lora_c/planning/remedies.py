@@ -11,6 +11,7 @@ from typing import Any
 from ..configs import TrainConfig
 from ..errors import FitError
 from ..training.memory import MemoryForecast
+from ..weights.parameter_values import META
 from .subject import Subject
 
 _SHORTEST = 64  # tokens that a sequence is not cut below
@@ -70,7 +71,8 @@ def possible_changes(subject: Subject) -> Iterator[list[Change]]:
     if config.optim == "adamw_torch":
         yield [Change({"optim": "adamw_8bit"}, "moments rounded to 8 bits")]
     if config.activation_dtype == "float32" and config.recompute == "none":  # what is computed again is not kept
-        yield [Change({"activation_dtype": "bfloat16"}, "same loss, rounded gradients")]
+        dtypes = ("bfloat16", "int8") if subject.model.device == META else ("bfloat16",)
+        yield [Change({"activation_dtype": dtype}, "same loss, rounded gradients") for dtype in dtypes]
     if config.optim in ("adamw_torch", "adamw_8bit"):
         paged = {"adamw_torch": "paged_adamw_32bit", "adamw_8bit": "paged_adamw_8bit"}[config.optim]
         yield [Change({"optim": paged}, "moments in a file, read and written in each step")]

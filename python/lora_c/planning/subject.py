@@ -128,6 +128,8 @@ def _settings(model: MetaModel, config: TrainConfig, recompute: Recompute) -> It
     """What a run would set on the decoder; nothing is made on a disk."""
     if config.precision == "int8" and model.device != META:
         raise ConfigError("precision: expected exact or fast on a GPU, got int8, which is of CPUs; leave it out")
+    if config.activation_dtype == "int8" and model.device != META:
+        raise ConfigError("activation_dtype: expected float32 or bfloat16 on a GPU, got int8, which is of CPUs")
     decoder = model.decoder
     before = decoder.activation_dtype, decoder.recompute, decoder.precision, decoder.activation_offload
     decoder.activation_dtype, decoder.recompute, decoder.precision = config.activation_dtype, recompute, config.precision

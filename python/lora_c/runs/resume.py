@@ -48,8 +48,8 @@ class Run:
         """Of a trainer, whose parameters need not be what they were at its start."""
         options = _options(trainer.config, trainer.model.adapter_config)
         options["trained parameters"] = len(trainer.parameters)
-        if trainer.config.activation_dtype == "bfloat16":  # what is computed again is not rounded
-            options[_RECOMPUTED] = trainer.recompute
+        if trainer.config.activation_dtype != "float32":  # what is computed again is not rounded
+            options[_RECOMPUTED + trainer.config.activation_dtype] = trainer.recompute
         return cls(options, trainer.total_steps, trainer.data_digest, trainer.model_digest)
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _options(config: TrainConfig, adapter: AdapterConfig | StackConfig | None) -
 
 
 # Whether layers are computed again, where that changes bits; older checkpoints do not say it.
-_RECOMPUTED = "recompute with activation_dtype=bfloat16"
+_RECOMPUTED = "recompute with activation_dtype="
 
 
 def check_same_run(now: Run, position: Position, allow_changes: bool) -> None:
@@ -127,7 +127,7 @@ def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Of the options that `now` has. One that is younger than the checkpoint had its default then."""
     changed = []
     for name, value in now.items():
-        if name == _RECOMPUTED and (name not in before or value is None):
+        if name.startswith(_RECOMPUTED) and (name not in before or value is None):
             continue
         old = before[name] if name in before else _default_of(name)
         if name not in LENGTH_FIELDS and not _is_same(name, old, value):
