@@ -77,31 +77,22 @@ static void arrange(int64_t k, const float *x, void *arranged) {
 
 /* --- scales --- */
 
-/* Of 16 rows; those that are missing are the last one again. Blocks are counted in runs of 64 columns: run of row i is i * per_row. */
+/* Of 16 rows, per_row runs of 64 columns apart, or of one row 16 times. A run of the matrix is one block, or a part of one. */
 typedef struct scale_source {
     const lora_nf4 *w;
-    int64_t first, per_row, last_row; /* the run where the first row begins, runs of a row, rows - 1 */
-    int shift, nested_shift;          /* from runs to blocks, to blocks of scales */
+    int64_t first, per_row, step; /* the run where the first row begins, runs of a row, runs from a row to the next: per_row or 0 */
+    int shift, nested_shift;      /* from runs to blocks, to blocks of scales */
     float unit;
     int64_t until; /* run of the rows up to which factor holds */
     __m512 factor; /* of nested scales */
 } scale_source;
-
-LORA_INLINE int64_t run_of(const scale_source *s, int64_t i, int64_t run) {
-    return s->first + lora_min_i64(i, s->last_row) * s->per_row + run;
-}
-
-LORA_INLINE float raw_scale(const scale_source *s, int64_t run_of_matrix, const bool nested) {
-    int64_t block = run_of_matrix >> s->shift;
-    return nested ? s->w->nested_map[s->w->absmax_codes[block]] : s->w->absmax[block];
-}
 
 /* Moves to the run of the rows. */
 static void move_to(scale_source *s, int64_t run) {
     float factors[ROWS];
     s->until = s->per_row;
     for (int64_t i = 0; i < ROWS; i++) {
-        int64_t at = run_of(s, i, run), nested = at >> s->nested_shift;
+        int64_t at = s->first + i * s->step + run, nested = at >> s->nested_shift;
         factors[i] = s->w->nested_absmax[nested];
         s->until = lora_min_i64(s->until, run + (((nested + 1) << s->nested_shift) - at));
     }
@@ -109,13 +100,20 @@ static void move_to(scale_source *s, int64_t run) {
 }
 
 /* As lora_nf4_absmax rounds them, times unit. */
-LORA_INLINE __m512 scales_of(scale_source *s, int64_t run, const float *raw, const bool nested) {
+LORA_INLINE __m512 scales_of(scale_source *s, int64_t run, const float *raw) {
     __m512 v = _mm512_load_ps(raw);
-    if (nested) {
+    if (!s->w->absmax) {
         if (run >= s->until) move_to(s, run);
         v = _mm512_add_ps(_mm512_mul_ps(v, s->factor), _mm512_set1_ps(s->w->nested_offset));
     }
     return _mm512_mul_ps(v, _mm512_set1_ps(s->unit));
+}
+
+/* What is looked up in memory of a scale. bytes: of double quantization whose blocks are runs. */
+LORA_INLINE float raw_scale(const scale_source *s, int64_t run_of_matrix, const bool bytes) {
+    if (bytes) return s->w->nested_map[s->w->absmax_codes[run_of_matrix]];
+    const int64_t block = run_of_matrix >> s->shift;
+    return s->w->absmax ? s->w->absmax[block] : s->w->nested_map[s->w->absmax_codes[block]];
 }
 
 /* --- products --- */
@@ -141,13 +139,14 @@ typedef float raw_scales[2][ROWS];
 /* Two runs, from run on, of the rows of source with m tokens; beside that the scales of the next two are looked up, so that they have
  * left for memory when they are read as a vector. */
 LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_source *source, int64_t run, const raw_scales *raw,
-                                raw_scales *next, const bool nested, const int m, const char *x, int64_t stride, __m512 *acc) {
+                                raw_scales *next, const bool bytes, const int m, const char *x, int64_t stride, __m512 *acc) {
     const __m512i nibble = _mm512_set1_epi8(15);
     const int64_t row_bytes = source->per_row * (BLOCK / 2), last = source->per_row - 1;
     /* as far in the rows of this group, or of the next one */
     const int64_t ahead = run * (BLOCK / 2) + PREFETCH_BYTES < row_bytes ? PREFETCH_BYTES : PREFETCH_BYTES + (ROWS - 1) * row_bytes;
     const __mmask16 mask = run == last ? 0x00ff : 0xffff;
-    int64_t of_next = source->first + lora_min_i64(run + 2, last), and_next = source->first + lora_min_i64(run + 3, last);
+    const int64_t step = source->step, and_next = run + 3 <= last;
+    int64_t of_next = source->first + lora_min_i64(run + 2, last);
     __m512i fours[MOST_TOKENS][4];
     UNROLL for (int f = 0; f < 4; f++) {
         __m512i even[4], odd[4];
@@ -157,12 +156,10 @@ LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_sourc
             __m512i v = _mm512_maskz_loadu_epi32(mask, codes);
             even[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
             odd[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(v, nibble));
-            (*next)[0][i] = raw_scale(source, of_next, nested);
-            (*next)[1][i] = raw_scale(source, and_next, nested);
-            const bool more = i < source->last_row;
-            codes += more ? row_bytes : 0;
-            of_next += more ? source->per_row : 0;
-            and_next += more ? source->per_row : 0;
+            (*next)[0][i] = raw_scale(source, of_next, bytes);
+            (*next)[1][i] = raw_scale(source, of_next + and_next, bytes);
+            codes += step * (BLOCK / 2);
+            of_next += step;
         }
         UNROLL for (int i = 0; i < m; i++) {
             const group *token = (const group *)(const void *)(x + i * stride);
@@ -172,7 +169,7 @@ LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_sourc
             fours[i][f] = add_lanes_of_4(c);
         }
     }
-    const __m512 scales[2] = {scales_of(source, run, (*raw)[0], nested), scales_of(source, lora_min_i64(run + 1, last), (*raw)[1], nested)};
+    const __m512 scales[2] = {scales_of(source, run, (*raw)[0]), scales_of(source, lora_min_i64(run + 1, last), (*raw)[1])};
     UNROLL for (int i = 0; i < m; i++) {
         const group *token = (const group *)(const void *)(x + i * stride);
         __m512i sums[2];
@@ -184,43 +181,46 @@ LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_sourc
     }
 }
 
-LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const bool nested, const int m, const char *x, int64_t stride,
+LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const bool bytes, const int m, const char *x, int64_t stride,
                          float *sums) {
     const __m512 lut = _mm512_loadu_ps(w->lut);
     const float top = _mm512_reduce_max_ps(_mm512_abs_ps(lut));
-    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(lut, _mm512_set1_ps(LORA_INT8_LEVELS / top))));
-    const __m512i table = _mm512_broadcast_i32x4(_mm_xor_si128(bytes, _mm_set1_epi8(-LORA_INT8_OFFSET)));
+    const __m128i entries = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(lut, _mm512_set1_ps(LORA_INT8_LEVELS / top))));
+    const __m512i table = _mm512_broadcast_i32x4(_mm_xor_si128(entries, _mm_set1_epi8(-LORA_INT8_OFFSET)));
     scale_source source = {.w = w, .per_row = w->cols / BLOCK, .unit = top / LORA_INT8_LEVELS};
     source.shift = __builtin_ctzll((uint64_t)w->block_size) - __builtin_ctzll(BLOCK);
-    if (nested) source.nested_shift = source.shift + __builtin_ctzll((uint64_t)w->nested_block_size);
+    if (!w->absmax) source.nested_shift = source.shift + __builtin_ctzll((uint64_t)w->nested_block_size);
     _Alignas(64) raw_scales raw[2];
-    for (int64_t r0 = 0; r0 < rows; r0 += ROWS) {
-        const int64_t here = lora_min_i64(ROWS, rows - r0);
-        const uint8_t *codes = w->codes + (row + r0) * w->cols / 2;
+    for (int64_t r0 = 0, here; r0 < rows; r0 += here) {
+        /* at the end the last 16, some of them again; a matrix that has fewer, row by row */
+        const bool few = row + rows < ROWS;
+        here = few ? 1 : lora_min_i64(ROWS, rows - r0);
+        const int64_t again = few ? 0 : ROWS - here, begin = row + r0 - again;
+        const uint8_t *codes = w->codes + begin * w->cols / 2;
         const char *tokens = x;
         __m512 acc[MOST_TOKENS];
         UNROLL for (int i = 0; i < m; i++) acc[i] = _mm512_setzero_ps();
-        source.first = (row + r0) * source.per_row;
-        source.last_row = here - 1;
+        source.first = begin * source.per_row;
+        source.step = few ? 0 : source.per_row;
         source.until = 0;
         for (int64_t i = 0; i < ROWS; i++)
             for (int64_t b = 0; b < 2; b++)
-                raw[0][b][i] = raw_scale(&source, run_of(&source, i, lora_min_i64(b, source.per_row - 1)), nested);
+                raw[0][b][i] = raw_scale(&source, source.first + i * source.step + lora_min_i64(b, source.per_row - 1), bytes);
         for (int64_t run = 0; run < source.per_row; run += 2, codes += GROUP / 2, tokens += sizeof(group))
-            multiply_group(table, codes, &source, run, &raw[run / 2 % 2], &raw[(run / 2 + 1) % 2], nested, m, tokens, stride, acc);
+            multiply_group(table, codes, &source, run, &raw[run / 2 % 2], &raw[(run / 2 + 1) % 2], bytes, m, tokens, stride, acc);
         UNROLL for (int i = 0; i < m; i++) {
             float of_rows[ROWS];
             _mm512_storeu_ps(of_rows, acc[i]);
-            for (int64_t r = 0; r < here; r++) sums[(r0 + r) * m + i] = of_rows[r];
+            for (int64_t r = 0; r < here; r++) sums[(r0 + r) * m + i] = of_rows[again + r];
         }
     }
 }
 
 LORA_INLINE void tokens_of(const lora_nf4 *w, int64_t row, int64_t rows, const int m, const void *x, int64_t stride, float *sums) {
-    if (w->absmax)
-        rows_of(w, row, rows, false, m, x, stride, sums);
-    else
+    if (!w->absmax && w->block_size == BLOCK)
         rows_of(w, row, rows, true, m, x, stride, sums);
+    else
+        rows_of(w, row, rows, false, m, x, stride, sums);
 }
 
 static void gemv_nf4_int8(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales,
