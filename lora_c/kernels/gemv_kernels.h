@@ -42,6 +42,7 @@ typedef struct lora_gemv_path {
 
 typedef struct lora_gemv_kernels {
     lora_gemv_path paths[LORA_GEMM_PATHS]; /* nf4 is NULL where the CPU has no instruction for a path */
+    lora_gemv_path int8;                   /* of LORA_PRECISION_INT8: arrange and nf4 alone */
 } lora_gemv_kernels;
 
 void lora_gemv_kernels_init(lora_gemv_kernels *k, lora_isa isa);
@@ -56,5 +57,11 @@ void lora_gemv_fill_neon(lora_gemv_path *p);
 void lora_gemv_fill_bf16(lora_gemv_path *p);
 void lora_gemv_fill_int16(lora_gemv_path *p);
 void lora_gemv_fill_bf16_neon(lora_gemv_path *p);
+/* int8, over what the rung below has filled. */
+void lora_gemv_fill_int8_portable(lora_gemv_path *p);
+void lora_gemv_fill_int8_ref(lora_gemv_path *p);
+void lora_gemv_fill_int8_avx2(lora_gemv_path *p);
+void lora_gemv_fill_int8_avx_vnni(lora_gemv_path *p);
+void lora_gemv_fill_int8_vnni(lora_gemv_path *p);
 
 #endif

@@ -14,8 +14,7 @@ int64_t lora_gemm_strip_width(const lora_gemm_path *path, int64_t cols_left) { r
 
 static bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
-/* Whether 64 elements from a multiple of 64 always share one scale and lie in one row. */
-static bool packs_from_4_bits(const lora_weight *w) {
+bool lora_gemm_packs_from_4_bits(const lora_weight *w) {
     return w->kind == LORA_WEIGHT_NF4 && w->cols % 64 == 0 && w->nf4.block_size >= 64 && power_of_two(w->nf4.block_size) &&
            (w->nf4.absmax || power_of_two(w->nf4.nested_block_size));
 }
@@ -25,7 +24,7 @@ static void pack_from_rows(const lora_kernels *kernels, const lora_gemm_path *pa
                            float *scratch) {
     int64_t row = r->first_col + j, n_rows = lora_min_i64(path->nr, r->n_cols - j), width = lora_gemm_strip_width(path, n_rows);
     const lora_weight *w = r->b;
-    if (path->pack_nf4_rows && packs_from_4_bits(w)) {
+    if (path->pack_nf4_rows && lora_gemm_packs_from_4_bits(w)) {
         path->pack_nf4_rows(&w->nf4, row, n_rows, r->k0, r->n, width, panel);
     } else if (path->pack_bf16_rows && w->kind == LORA_WEIGHT_BF16) {
         path->pack_bf16_rows((const uint16_t *)w->dense.data + row * w->dense.ld + r->k0, w->dense.ld, n_rows, r->n, width, panel);
@@ -41,7 +40,7 @@ static void pack_from_rows(const lora_kernels *kernels, const lora_gemm_path *pa
 static void pack_from_columns(const lora_kernels *kernels, const lora_gemm_path *path, const lora_gemm_right *r, float *panels,
                               int64_t panel_words, float *scratch) {
     const lora_weight *w = r->b;
-    if (path->pack_nf4_columns && packs_from_4_bits(w)) {
+    if (path->pack_nf4_columns && lora_gemm_packs_from_4_bits(w)) {
         path->pack_nf4_columns(&w->nf4, r->k0, r->n, r->first_col, r->n_cols / path->nr, panels, panel_words);
         return;
     }

@@ -21,6 +21,9 @@ int64_t lora_gemm_right_scratch(const lora_gemm_path *path);
 /** Width of the panel that starts at a column: nr, or half of it where that is enough. */
 int64_t lora_gemm_strip_width(const lora_gemm_path *path, int64_t cols_left);
 
+/** Whether 64 elements of a row, from a multiple of 64 on, are 4-bit codes with one scale. */
+bool lora_gemm_packs_from_4_bits(const lora_weight *w);
+
 /** Panels of nr columns, panel_words apart; the last one of lora_gemm_strip_width. n <= kc. */
 void lora_gemm_pack_right(const lora_kernels *kernels, const lora_gemm_path *path, const lora_gemm_right *right, float *panels,
                           int64_t panel_words, float *scratch);

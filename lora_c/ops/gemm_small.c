@@ -5,6 +5,8 @@
 
 #include "lora_c/base/util.h"
 #include "lora_c/ops/ctx.h"
+#include "lora_c/ops/gemm_packed.h"
+#include "lora_c/ops/gemm_right.h"
 #include "lora_c/ops/weight.h"
 
 /* Bytes of a weight that a task reads: a few microseconds. bench_decode, 135M, two threads on an AMD EPYC (Zen 4): 8 KiB give 0.94 to
@@ -14,7 +16,7 @@ enum { TASK_BYTES = 32768 };
 _Static_assert(LORA_SMALL_M >= LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
 
 /* How the rows of a weight are read. */
-typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_DECODED } row_format;
+typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_INT8, ROWS_PANELS, ROWS_DECODED } row_format;
 
 typedef struct product {
     const lora_small_product *given;
@@ -30,17 +32,21 @@ typedef struct tokens {
 
 typedef struct small_job {
     const lora_kernels *kernels;
-    const lora_gemv_path *path;
+    const lora_gemv_path *path, *int8; /* int8: NULL in other precisions */
+    const lora_gemm_path *panels;      /* of the same products */
     const product *products;
     int64_t n_products, n_tasks, n_leading_tasks;
     _Atomic int64_t next_leading, leading_done;
-    tokens arranged, rounded; /* for NF4 and for bfloat16 rows, where the path wants them other than they are */
-    float *buffers;           /* per worker: scales of a block of rows, or one decoded row */
+    lora_gemm_left left;               /* the tokens of ROWS_PANELS */
+    tokens arranged, rounded, tokens8; /* for NF4 and for bfloat16 rows, where the path wants them other than they are */
+    float *buffers;                    /* per worker: scales of a block of rows, or one decoded row */
     int64_t buffer_floats;
 } small_job;
 
 /* NF4 blocks ignore row ends; where one would lie in two rows, the row is decoded first. */
-static row_format format_of(const lora_weight *w) {
+static row_format format_of(const small_job *job, const lora_small_product *p) {
+    const lora_weight *w = p->args.b;
+    if (job->int8 && p->base && lora_gemm_packs_from_4_bits(w)) return p->args.m <= job->int8->tokens ? ROWS_INT8 : ROWS_PANELS;
     switch (w->kind) {
     case LORA_WEIGHT_F32: return ROWS_F32;
     case LORA_WEIGHT_BF16: return ROWS_BF16;
@@ -54,7 +60,10 @@ static int64_t row_bytes(const lora_weight *w, row_format format) {
     return format == ROWS_F32 ? 4 * w->cols : format == ROWS_BF16 ? 2 * w->cols : lora_div_up(w->cols, 2);
 }
 
-static int64_t buffer_floats(const lora_weight *w, row_format format) {
+static int64_t panel_floats(const lora_gemm_path *path) { return lora_round_up(lora_gemm_panel_words(path, path->nr, path->kc), 16); }
+
+static int64_t buffer_floats(const small_job *job, const lora_weight *w, row_format format) {
+    if (format == ROWS_PANELS) return panel_floats(job->panels) + LORA_SMALL_M * job->panels->nr;
     if (format == ROWS_NF4) return LORA_GEMV_ROWS * (w->cols / w->nf4.block_size) + LORA_GEMV_SCALES_PAST_END;
     return format == ROWS_DECODED ? w->cols : 0;
 }
@@ -74,6 +83,10 @@ static void multiply(const small_job *job, const lora_gemm_args *g, row_format f
                 rounded.data ? rounded.data + i * rounded.stride : (const void *)x, rounded.data ? rounded.stride : stride, sums);
         break;
     case ROWS_NF4: u->nf4(&w->nf4, r, rows, m, arranged.data + i * arranged.stride, arranged.stride, buffer, sums); break;
+    case ROWS_INT8:
+        job->int8->nf4(&w->nf4, r, rows, m, job->tokens8.data + i * job->tokens8.stride, job->tokens8.stride, NULL, sums);
+        break;
+    case ROWS_PANELS: break; /* multiply_panels */
     case ROWS_DECODED:
         for (int64_t j = 0; j < rows; j++)
             u->f32(1, k, lora_weight_run(job->kernels, w, r + j, 0, k, buffer), k, m, x, stride, sums + j * m);
@@ -81,22 +94,47 @@ static void multiply(const small_job *job, const lora_gemm_args *g, row_format f
     }
 }
 
+static void write_sum(const lora_gemm_args *g, int64_t r, int64_t i, float sum) {
+    float *c = g->c + i * g->ldc + r, value = g->alpha * sum + (g->bias ? g->bias[r] : 0.0f);
+    *c = g->accumulate ? *c + value : value;
+}
+
 static void write_sums(const lora_gemm_args *g, int64_t r, int64_t rows, int64_t i, int64_t m, const float *sums) {
-    for (int64_t t = 0; t < m; t++) {
-        float *c = g->c + (i + t) * g->ldc + r;
-        for (int64_t j = 0; j < rows; j++) {
-            float value = g->alpha * sums[j * m + t] + (g->bias ? g->bias[r + j] : 0.0f);
-            c[j] = g->accumulate ? c[j] + value : value;
+    for (int64_t t = 0; t < m; t++)
+        for (int64_t j = 0; j < rows; j++) write_sum(g, r + j, i + t, sums[j * m + t]);
+}
+
+/* Rows begin .. end with all the tokens by the kernels of many tokens: a panel of rows is packed, for the caches, and used at once. */
+static void multiply_panels(const small_job *job, const lora_gemm_args *g, int64_t begin, int64_t end, float *buffer) {
+    const lora_gemm_path *path = job->panels;
+    float *tile = buffer + panel_floats(path);
+    for (int64_t r = begin; r < end; r += path->nr) {
+        const int64_t rows = lora_min_i64(path->nr, end - r), width = lora_gemm_strip_width(path, rows);
+        for (int64_t k = 0; k < g->k; k += path->kc) {
+            const int64_t n = lora_min_i64(path->kc, g->k - k);
+            path->pack_nf4_rows(&g->b->nf4, r, rows, k, n, width, buffer);
+            for (int64_t p = 0; p < job->left.n_panels; p++) {
+                const int64_t first = lora_gemm_panel_row(&job->left, p), height = lora_gemm_panel_row(&job->left, p + 1) - first;
+                path->micro(height, width, lora_gemm_steps(path, n), lora_gemm_left_panel(&job->left, k, p), buffer, tile + first * width,
+                            width, k > 0);
+            }
         }
+        for (int64_t i = 0; i < g->m; i++)
+            for (int64_t j = 0; j < rows; j++) write_sum(g, r + j, i, tile[i * width + j]);
     }
 }
 
 /* Rows begin .. end with all the tokens. */
 static void multiply_rows(const small_job *job, const lora_gemm_args *g, row_format format, int64_t begin, int64_t end, float *buffer) {
     float sums[LORA_GEMV_ROWS * LORA_GEMV_TOKENS];
+    if (format == ROWS_PANELS) {
+        multiply_panels(job, g, begin, end, buffer);
+        return;
+    }
     for (int64_t r = begin; r < end; r += LORA_GEMV_ROWS)
-        for (int64_t i = 0; i < g->m; i += LORA_GEMV_TOKENS) {
-            int64_t rows = lora_min_i64(LORA_GEMV_ROWS, end - r), m = lora_min_i64(LORA_GEMV_TOKENS, g->m - i);
+        for (int64_t i = 0, m; i < g->m; i += m) {
+            int64_t rows = lora_min_i64(LORA_GEMV_ROWS, end - r);
+            m = lora_min_i64(LORA_GEMV_TOKENS, g->m - i); /* all of ROWS_INT8 */
             multiply(job, g, format, r, rows, i, m, buffer, sums);
             write_sums(g, r, rows, i, m, sums);
         }
@@ -127,20 +165,31 @@ static void task_after_leading(void *arg, int64_t task, int worker) {
 
 bool lora_gemm_is_small(const lora_gemm_args *g) { return g->b_transposed && g->m <= LORA_SMALL_M && g->a_col_stride == 1; }
 
+static tokens arrange(const lora_gemv_path *path, const lora_gemm_args *g, char *to, int64_t stride) {
+    for (int64_t i = 0; i < g->m; i++) path->arrange(g->k, g->a + i * g->a_row_stride, to + i * stride);
+    return (tokens){.data = to, .stride = stride};
+}
+
+static int64_t arranged_bytes(const lora_gemv_path *path, int64_t k) {
+    return lora_round_up(lora_div_up(k, path->group) * path->group_bytes, LORA_ALIGN);
+}
+
 /* Once for all the products, which have the same tokens: those of g. */
-static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm_args *g, bool arrange, bool round, lora_error *err) {
+static lora_status prepare_tokens(lora_ctx *ctx, small_job *job, const lora_gemm_args *g, const bool *any, lora_error *err) {
     const lora_gemv_path *u = job->path;
-    round = round && u->round_bf16;
-    int64_t arranged = arrange ? lora_round_up(lora_div_up(g->k, u->group) * u->group_bytes, LORA_ALIGN) : 0;
-    int64_t rounded = round ? lora_round_up(g->k * (int64_t)sizeof(uint16_t), LORA_ALIGN) : 0;
+    int64_t arranged = any[ROWS_NF4] ? arranged_bytes(u, g->k) : 0, arranged8 = any[ROWS_INT8] ? arranged_bytes(job->int8, g->k) : 0;
+    int64_t panels = any[ROWS_PANELS] ? lora_gemm_left_words(job->panels, g->m, g->k) * (int64_t)sizeof(float) : 0;
+    int64_t rounded = any[ROWS_BF16] && u->round_bf16 ? lora_round_up(g->k * (int64_t)sizeof(uint16_t), LORA_ALIGN) : 0;
     void *memory;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(g->m * (arranged + rounded)), &memory, err));
-    char *to = memory;
-    for (int64_t i = 0; i < g->m && arrange; i++) u->arrange(g->k, g->a + i * g->a_row_stride, to + i * arranged);
-    if (arrange) job->arranged = (tokens){.data = to, .stride = arranged};
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_A, (size_t)(panels + g->m * (arranged + arranged8 + rounded)), &memory, err));
+    if (panels) lora_gemm_pack_left(ctx, job->panels, g->m, g->k, g->a, g->a_row_stride, 1, memory, &job->left);
+    char *to = (char *)memory + panels;
+    if (arranged) job->arranged = arrange(u, g, to, arranged);
     to += g->m * arranged;
-    for (int64_t i = 0; i < g->m && round; i++) u->round_bf16(g->k, g->a + i * g->a_row_stride, (uint16_t *)(void *)(to + i * rounded));
-    if (round) job->rounded = (tokens){.data = to, .stride = rounded};
+    if (arranged8) job->tokens8 = arrange(job->int8, g, to, arranged8);
+    to += g->m * arranged8;
+    for (int64_t i = 0; i < g->m && rounded; i++) u->round_bf16(g->k, g->a + i * g->a_row_stride, (uint16_t *)(void *)(to + i * rounded));
+    if (rounded) job->rounded = (tokens){.data = to, .stride = rounded};
     return LORA_OK;
 }
 
@@ -155,19 +204,21 @@ lora_status lora_gemm_small(lora_ctx *ctx, const lora_small_product *products, i
     product job_products[LORA_SMALL_PRODUCTS];
     small_job job = {
         .kernels = &ctx->engine->kernels, .path = path_of(ctx, products->args.exact), .products = job_products, .n_products = n};
-    bool any_nf4 = false, any_bf16 = false;
+    if (ctx->view.precision == LORA_PRECISION_INT8) job.int8 = &ctx->engine->kernels.gemv.int8;
+    job.panels = &ctx->engine->kernels.gemm.int8;
+    bool any[ROWS_DECODED + 1] = {false};
     for (int64_t i = 0; i < n; i++) {
         const lora_gemm_args *g = &products[i].args;
-        row_format format = format_of(g->b);
+        row_format format = format_of(&job, products + i);
         int64_t rows_per_task = lora_max_i64(1, TASK_BYTES / row_bytes(g->b, format));
+        if (format == ROWS_INT8 || format == ROWS_PANELS) rows_per_task = lora_round_up(rows_per_task, LORA_GEMM_MAX_NR);
         job_products[i] = (product){.given = products + i, .format = format, .first_task = job.n_tasks, .rows_per_task = rows_per_task};
-        job.buffer_floats = lora_max_i64(job.buffer_floats, lora_round_up(buffer_floats(g->b, format), 16));
+        job.buffer_floats = lora_max_i64(job.buffer_floats, lora_round_up(buffer_floats(&job, g->b, format), 16));
         job.n_tasks += lora_div_up(g->n, rows_per_task);
-        any_nf4 |= format == ROWS_NF4;
-        any_bf16 |= format == ROWS_BF16;
+        any[format] = true;
         if (i < n_leading) job.n_leading_tasks = job.n_tasks;
     }
-    LORA_TRY(prepare_tokens(ctx, &job, &products[n - 1].args, any_nf4, any_bf16, err));
+    LORA_TRY(prepare_tokens(ctx, &job, &products[n - 1].args, any, err));
     void *memory;
     size_t bytes = (size_t)(lora_pool_threads(ctx->engine->pool) * job.buffer_floats) * sizeof(float);
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_GEMM_B, bytes, &memory, err));

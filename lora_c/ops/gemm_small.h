@@ -13,6 +13,7 @@ enum { LORA_SMALL_UPDATES = LORA_LINEAR_LAYERS * LORA_DECODE_BATCH, LORA_SMALL_P
 
 typedef struct lora_small_product {
     lora_gemm_args args;
+    bool base; /* with the weight of a linear layer: what LORA_PRECISION_INT8 is for */
     /* (n_updates): products into rows of the same c, float32 weights; their a may be what the leading products write */
     const lora_gemm_args *updates;
     int64_t n_updates;

@@ -60,6 +60,7 @@ static void add_update(few *f, lora_mat x, const lora_linear_layer *l, const lor
     *A = lora_weight_f32(a->A, a->rank, x.cols, x.cols);
     *B = lora_weight_f32(a->B, l->w->rows, a->rank, a->rank);
     set_product(&leading->args, lora_mat_rows(x, g->first, g->rows), A, 1, t, a->rank);
+    leading->base = false;
     leading->n_updates = 0;
     set_product(update, lora_mat_f32(t, g->rows, a->rank, a->rank), B, a->scale, lora_mat_rows(l->y, g->first, g->rows).data, l->y.ld);
     update->accumulate = true;
@@ -85,6 +86,7 @@ static lora_status forward_few(lora_ctx *ctx, lora_mat x, int64_t n, const lora_
     for (int64_t i = 0; i < n; i++) {
         lora_small_product *p = &f.products[f.n_updates + i];
         set_output(&p->args, x, layers + i);
+        p->base = true;
         p->updates = updates;
         p->n_updates = n_groups[i];
         updates += n_groups[i];

@@ -16,6 +16,7 @@ void check_gemm(void);
 void check_gemv(void);
 void check_gemm_small(void);
 void check_gemm_int8(void);
+void check_few_int8(void);
 void check_linear(void);
 void check_adapter_groups(void);
 void check_linear_bound(void);
@@ -71,6 +72,7 @@ static const struct {
                 {"gemv", check_gemv},
                 {"gemm_small", check_gemm_small},
                 {"gemm_int8", check_gemm_int8},
+                {"few_int8", check_few_int8},
                 {"linear", check_linear},
                 {"adapter_groups", check_adapter_groups},
                 {"linear_bound", check_linear_bound},

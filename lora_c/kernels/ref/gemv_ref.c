@@ -3,7 +3,7 @@
 
 #include "lora_c/base/half.h"
 #include "lora_c/format/nf4_layout.h"
-#include "lora_c/kernels/gemv_kernels.h"
+#include "lora_c/kernels/tmpl/gemv_int8_tmpl.h"
 
 static void arrange(int64_t k, const float *x, void *out) { memcpy(out, x, (size_t)k * sizeof *x); }
 
@@ -47,3 +47,27 @@ static void bf16(int64_t rows, int64_t k, const uint16_t *w, int64_t ldw, int64_
 void lora_gemv_fill_ref(lora_gemv_path *p) {
     *p = (lora_gemv_path){.group = 1, .group_bytes = sizeof(float), .arrange = arrange, .nf4 = nf4, .f32 = f32, .bf16 = bf16};
 }
+
+/* Integers as the other rungs have them (their rounding is the definition of precision int8), sums of blocks in float64. */
+static void nf4_int8(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums) {
+    double top = 0;
+    (void)scales;
+    for (int i = 0; i < 16; i++) top = fmax(top, fabs((double)w->lut[i]));
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < m; i++) {
+            const lora_int8_token *token = lora_int8_token_at(x, stride, i);
+            double total = 0;
+            for (int64_t k = 0; k < w->cols; k += LORA_GEMM_SCALE_BLOCK, token++) {
+                const int64_t at = (row + r) * w->cols + k;
+                double sum = 0;
+                for (int64_t j = 0; j < LORA_GEMM_SCALE_BLOCK; j++) {
+                    double value = (double)lrintf(w->lut[lora_nf4_code(w->codes, at + j)] * (LORA_INT8_LEVELS / (float)top));
+                    sum += value * (j % 2 ? token->odd : token->even)[j / 2];
+                }
+                total += sum * (double)token->scale * (double)lora_nf4_absmax(w, at / w->block_size) * top / LORA_INT8_LEVELS;
+            }
+            sums[r * m + i] = (float)total;
+        }
+}
+
+void lora_gemv_fill_int8_ref(lora_gemv_path *p) { p->nf4 = nf4_int8; }
