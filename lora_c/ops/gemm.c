@@ -32,7 +32,7 @@ typedef struct output_plan {
     const lora_gemm_output *o;
     int64_t n_strips, strip_words, n_blocks; /* strip_words: all k blocks of one strip */
     bool narrow;
-    lora_gemm_place place;
+    bool in_c;                   /* tiles are parts of C */
     bool one_pass;               /* a finished tile is written at once */
     int64_t per_task;            /* strips, or panels of a narrow output */
     int64_t first_task, n_tasks; /* within a group */
@@ -71,8 +71,8 @@ static void wide_task(const gemm_job *job, const output_plan *p, int64_t group, 
         for (int64_t panel = begin; panel < end; panel++) {
             const lora_gemm_left_panels l = lora_gemm_panels_of(&q, panel);
             for (int64_t s = 0; s < n; s++) {
-                if (q.last || p->place.in_c) fetch_next(job, p, &l, first, n, s);
-                lora_gemm_multiply(p->o, p->place, &q, &l, first + s, s, tiles + (p->one_pass ? 0 : (panel - begin) * n + s) * size);
+                if (q.last || p->in_c) fetch_next(job, p, &l, first, n, s);
+                lora_gemm_multiply(p->o, p->in_c, &q, &l, first + s, s, tiles + (p->one_pass ? 0 : (panel - begin) * n + s) * size);
             }
         }
     }
@@ -88,7 +88,7 @@ static void narrow_task(const gemm_job *job, const output_plan *p, int64_t group
                 index = lora_gemm_choose_blocks(p->o, index, job->pass_words, &q);
                 for (int i = 0; i < q.n; i++) q.b[i] = p->shared_b + strip * p->strip_words + (before + i) * job->block_words;
                 const lora_gemm_left_panels l = lora_gemm_panels_of(&q, panel);
-                lora_gemm_multiply(p->o, p->place, &q, &l, strip, 0, tile);
+                lora_gemm_multiply(p->o, p->in_c, &q, &l, strip, 0, tile);
             }
 }
 
@@ -126,13 +126,14 @@ static int64_t strips_per_task(const lora_gemm_output *o, int64_t n_strips) {
 }
 
 static output_plan make_plan(const gemm_job *job, const lora_gemm_output *o) {
-    output_plan p = {.o = o, .n_strips = lora_div_up(o->n, job->path->nr), .place.in_c = o->alpha == 1 && !o->bias};
+    output_plan p = {.o = o, .n_strips = lora_div_up(o->n, job->path->nr), .in_c = o->alpha == 1 && !o->bias};
     for (int t = 0; t < o->n_terms; t++) {
         p.n_blocks += lora_gemm_blocks(o->terms[t].left);
         /* int16 adds its blocks to the tile one by one: in rows that lie far apart each would miss the cache */
-        if (o->terms[t].left->path->block_steps && !o->terms[t].left->path->whole_blocks) p.place.in_c = false;
+        if (o->terms[t].left->path->block_steps && !o->terms[t].left->path->whole_blocks) p.in_c = false;
     }
-    p.place.begins_with_c = p.place.in_c && job->path->whole_blocks;
+    /* sums of int8 have the same bits whatever the tile, so C is added to all of them at the end */
+    if (job->path->whole_blocks && o->accumulate) p.in_c = false;
     lora_gemm_pass first;
     p.one_pass = lora_gemm_choose_blocks(o, 0, job->pass_words, &first) == p.n_blocks;
     p.strip_words = p.n_blocks * job->block_words;

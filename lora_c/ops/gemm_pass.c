@@ -1,7 +1,5 @@
 #include "lora_c/ops/gemm_pass.h"
 
-#include <string.h>
-
 #include "lora_c/base/util.h"
 #include "lora_c/ops/gemm_right.h"
 
@@ -61,24 +59,19 @@ void lora_gemm_pack_pass(const lora_kernels *kernels, const lora_gemm_output *o,
 }
 
 /* Where a tile is not a part of C: alpha, bias and accumulation happen once, when the finished tile leaves the cache. */
-static void write_tile(const lora_gemm_output *o, bool accumulate, const float *tile, int64_t ld_tile, int64_t i0, int64_t rows, int64_t j0,
-                       int64_t cols) {
+static void write_tile(const lora_gemm_output *o, const float *tile, int64_t ld_tile, int64_t i0, int64_t rows, int64_t j0, int64_t cols) {
     for (int64_t i = 0; i < rows; i++, tile += ld_tile) {
         float *c = o->c + (i0 + i) * o->ldc + j0;
         const float *bias = o->bias ? o->bias + j0 : NULL;
-        if (accumulate && bias)
+        if (o->accumulate && bias)
             for (int64_t j = 0; j < cols; j++) c[j] += o->alpha * tile[j] + bias[j];
-        else if (accumulate)
+        else if (o->accumulate)
             for (int64_t j = 0; j < cols; j++) c[j] += o->alpha * tile[j];
         else if (bias)
             for (int64_t j = 0; j < cols; j++) c[j] = o->alpha * tile[j] + bias[j];
         else
             for (int64_t j = 0; j < cols; j++) c[j] = o->alpha * tile[j];
     }
-}
-
-static void read_tile(const lora_gemm_output *o, float *tile, int64_t ld_tile, int64_t i0, int64_t rows, int64_t j0, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++) memcpy(tile + i * ld_tile, o->c + (i0 + i) * o->ldc + j0, (size_t)cols * sizeof(float));
 }
 
 lora_gemm_left_panels lora_gemm_panels_of(const lora_gemm_pass *q, int64_t panel) {
@@ -94,15 +87,14 @@ void lora_gemm_fetch_tile(const lora_gemm_output *o, int64_t row, int64_t height
         for (int64_t j = 0; j < cols; j += 16) __builtin_prefetch(o->c + (row + i) * o->ldc + col + j, 1, 3);
 }
 
-void lora_gemm_multiply(const lora_gemm_output *o, lora_gemm_place place, const lora_gemm_pass *q, const lora_gemm_left_panels *l,
-                        int64_t strip, int64_t s, float *tile) {
+void lora_gemm_multiply(const lora_gemm_output *o, bool in_c, const lora_gemm_pass *q, const lora_gemm_left_panels *l, int64_t strip,
+                        int64_t s, float *tile) {
     const lora_gemm_path *path = q->blocks[0].term->left->path;
     const int64_t col = strip * path->nr, width = lora_gemm_strip_width(path, o->n - col), cols = lora_min_i64(width, o->n - col);
-    const bool direct = place.in_c && cols == width, from_c = o->accumulate && (direct || place.begins_with_c);
-    if (from_c && !direct && q->first) read_tile(o, tile, width, l->row, l->height, col, cols);
+    const bool direct = in_c && cols == width;
     float *to = direct ? o->c + l->row * o->ldc + col : tile;
     for (int i = 0; i < q->n; i++)
         q->blocks[i].term->left->path->micro(l->height, width, q->blocks[i].steps, l->a[i], q->b[i] + s * q->words[i], to,
-                                             direct ? o->ldc : width, from_c || !q->first || i > 0);
-    if (q->last && !direct) write_tile(o, o->accumulate && !from_c, tile, width, l->row, l->height, col, cols);
+                                             direct ? o->ldc : width, !q->first || i > 0 || (direct && o->accumulate));
+    if (q->last && !direct) write_tile(o, tile, width, l->row, l->height, col, cols);
 }

@@ -31,12 +31,6 @@ typedef struct lora_gemm_left_panels {
     const float *a[LORA_GEMM_PASS_BLOCKS];
 } lora_gemm_left_panels;
 
-/* Where sums are. */
-typedef struct lora_gemm_place {
-    bool in_c;          /* tiles are parts of C, but for those at its edge that are wider */
-    bool begins_with_c; /* these begin with C, too: then the bits of a sum do not depend on the width of tiles */
-} lora_gemm_place;
-
 /** k blocks of an operand. */
 int64_t lora_gemm_blocks(const lora_gemm_left *left);
 lora_gemm_block lora_gemm_block_at(const lora_gemm_output *o, int64_t index);
@@ -55,9 +49,9 @@ lora_gemm_left_panels lora_gemm_panels_of(const lora_gemm_pass *q, int64_t panel
 /** A tile of C will soon be read or written. */
 void lora_gemm_fetch_tile(const lora_gemm_output *o, int64_t row, int64_t height, int64_t col, int64_t cols);
 
-/** A pass over one tile: the strip, s behind the first one of the pass. tile: its place where it is not in C, mr x nr, kept from one
- *  pass to the next. */
-void lora_gemm_multiply(const lora_gemm_output *o, lora_gemm_place place, const lora_gemm_pass *q, const lora_gemm_left_panels *l,
-                        int64_t strip, int64_t s, float *tile);
+/** A pass over one tile: the strip, s behind the first one of the pass. in_c: it is a part of C, unless it is wider; else it is in tile,
+ *  mr x nr, kept from one pass to the next. */
+void lora_gemm_multiply(const lora_gemm_output *o, bool in_c, const lora_gemm_pass *q, const lora_gemm_left_panels *l, int64_t strip,
+                        int64_t s, float *tile);
 
 #endif
