@@ -60,7 +60,9 @@ void check_bf16_activations(oracle_options options) {
     check_kept(options, (kept_type){.dtype = LORA_BF16, .each = 0x1p-8, .all = 0x1p-14}); /* 4 units of bfloat16 */
 }
 
-void check_int8_activations(oracle_options options) { check_kept(options, (kept_type){.dtype = LORA_INT8, .each = 0x1p-8, .all = 0x1p-12}); }
+void check_int8_activations(oracle_options options) {
+    check_kept(options, (kept_type){.dtype = LORA_INT8, .each = 0x1p-8, .all = 0x1p-12});
+}
 
 void check_int8_activations_refused(oracle_options options) {
     oracle_model *m = oracle_new(options);

@@ -64,7 +64,9 @@ def test_the_bits_stay(open_model: Open, device: str, recompute: Any, dtype: Any
     model = open_model(device)
     decoder = model.decoder
     if dtype == "int8" and device != "cpu":
-        with pytest.raises(NotImplementedError, match=f"activation_dtype: expected float32 or bfloat16 on device {device}, got int8"):
+        with pytest.raises(
+            NotImplementedError, match=f"activation_dtype: expected float32 or bfloat16 on device {device}, got int8"
+        ):
             decoder.activation_dtype = dtype
         return
     decoder.recompute, decoder.activation_dtype, decoder.precision = recompute, dtype, precision

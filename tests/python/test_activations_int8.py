@@ -1,4 +1,4 @@
-"""activation_dtype=int8: how near to float32 its gradients are, that loss and bits stay, what it takes, and where it is refused."""
+"""activation_dtype=int8: how near to float32 gradients are, that loss and bits stay, what it takes, where it is refused."""
 
 from __future__ import annotations
 

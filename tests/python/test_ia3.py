@@ -42,7 +42,12 @@ def compare(model: Model, record: dict[str, np.ndarray], case: str, ids: np.ndar
     want = record[f"{case}.logits"]
     assert np.abs(model.decoder.logits(ids)[: len(want)] - want).max() < 1e-4
     grads = {key.split(".grad.")[1]: value for key, value in record.items() if key.startswith(f"{case}.grad.")}
-    for recompute, dtype, close in (("none", "float32", 1e-4), ("layer", "float32", 1e-4), ("none", "bfloat16", 3e-2), ("none", "int8", 6e-2)):
+    for recompute, dtype, close in (
+        ("none", "float32", 1e-4),
+        ("layer", "float32", 1e-4),
+        ("none", "bfloat16", 3e-2),
+        ("none", "int8", 6e-2),
+    ):
         model.decoder.recompute, model.decoder.activation_dtype = recompute, dtype
         assert loss_and_gradients(model, ids) == pytest.approx(float(record[f"{case}.loss"]), rel=1e-5)
         got = {parameter.name: parameter.grad for parameter in model.trainable_parameters()}
