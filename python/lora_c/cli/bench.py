@@ -9,6 +9,7 @@ import click
 
 from ..bench_shapes import SHAPES
 from ..configs import QUANT_TYPES
+from ..configs.training import PRECISIONS
 from .bench_numerics import STEPS, compare_on_data, numerics_flags, refuse_idle_flags
 from .data_options import device_option
 from .flag_types import Known
@@ -43,9 +44,7 @@ _STEPS = 5
     help=f"Timed steps, after one that warms up; or those of a run.  [default: {_STEPS}; with --numerics {STEPS}]",
 )  # fmt: skip
 @click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
-@click.option(
-    "--precision", type=click.Choice(["exact", "fast", "int8"]), default="fast", show_default=True, help="As in train."
-)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As in train.")
 @click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
 @click.option(
     "--decode", type=click.IntRange(1), metavar="N", help="Decode N tokens, too, one sequence behind --length tokens."

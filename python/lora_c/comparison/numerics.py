@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..configs import LoraConfig, TrainConfig
+from ..configs.training import PRECISIONS
 from ..data.batching import pack_group, step_groups
 from ..errors import ConfigError, DivergenceError
 from ..training.trainer import Trainer
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..model.model import Model
 
-PRECISIONS = (EXACT, "fast", "int8")
 _ADAPTER = "numerics"
 
 Report = Callable[[str, int], None]  # precision and seed of a run that begins
