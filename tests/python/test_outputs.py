@@ -47,6 +47,8 @@ CALLS = {
     "merge": "merge --model {model} --adapter {adapters} --output-dir OUT --data {data}",
     "export": "export {source} OUT --to peft --model {model}",
     "quantize": "quantize --model {model} --output-dir OUT",
+    "bench": "bench --numerics --model {model} --data {data} --eval-data {eval_data} --chat-template {chat_template} "
+    "--output-dir OUT --steps 1 --seeds 1 --batch 1 --length 16",
 }
 
 

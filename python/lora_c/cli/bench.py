@@ -9,6 +9,8 @@ import click
 
 from ..bench_shapes import SHAPES
 from ..configs import QUANT_TYPES
+from ..configs.training import PRECISIONS
+from .bench_numerics import STEPS, compare_on_data, numerics_flags, refuse_idle_flags
 from .data_options import device_option
 from .flag_types import Known
 from .json_output import json_option, print_json
@@ -18,6 +20,8 @@ from .streams import columns_of
 
 if TYPE_CHECKING:
     from ..model.model import Model
+
+_STEPS = 5
 
 
 @click.command("bench", cls=Command, short_help="Speed and memory of a training step on this machine.")
@@ -35,11 +39,12 @@ if TYPE_CHECKING:
     "--rank", "--r", "--lora-r", "rank", type=int, default=16, show_default=True,
     help="Rank of the adapter on every linear layer.",
 )  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), default=5, show_default=True, help="Timed steps, after one that warms up.")
-@click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
 @click.option(
-    "--precision", type=click.Choice(["exact", "fast", "int8"]), default="fast", show_default=True, help="As in train."
-)
+    "--steps", type=click.IntRange(1),
+    help=f"Timed steps, after one that warms up; or those of a run.  [default: {_STEPS}; with --numerics {STEPS}]",
+)  # fmt: skip
+@click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As in train.")
 @click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
 @click.option(
     "--decode", type=click.IntRange(1), metavar="N", help="Decode N tokens, too, one sequence behind --length tokens."
@@ -47,27 +52,36 @@ if TYPE_CHECKING:
 @device_option
 @json_option
 @click.option("--profile", is_flag=True, help="List where the time of a step goes, operation by operation.")
-def command(
-    model: str | None,
-    shape: str | None,
-    batch: int,
-    length: int | None,
-    rank: int,
-    steps: int,
-    quantize: str,
-    recompute: str,
-    precision: str,
-    decode: int | None,
-    device: str | None,
-    profile: bool,
-    as_json: bool,
-) -> None:
-    """Time training steps on random tokens. Nothing is written."""
+@numerics_flags
+def command(**own: Any) -> None:
+    """Time training steps on random tokens; nothing is written.
+
+    With --numerics train on data of your own in every precision, with several seeds, and say whether the precisions differ
+    by less than the seeds do.
+    """
+    from ..checkpoints.model_names import DEMO
+
+    refuse_idle_flags(click.get_current_context(), own)
+
+    def opened() -> Model:
+        return _open(own["model"], own["shape"], None if own["quantize"] == "none" else own["quantize"], own["device"])
+
+    if own["numerics"]:
+        compare_on_data(own["model"] or DEMO, opened, own)
+    else:
+        names = ("shape", "batch", "length", "rank", "recompute", "precision", "decode", "profile", "as_json")
+        _time_steps(opened(), own["steps"] or _STEPS, **{name: own[name] for name in names})
+
+
+def _time_steps(
+    loaded: Model, steps: int, *, shape: str | None, batch: int, length: int | None, rank: int, recompute: str, precision: str,
+    decode: int | None, profile: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Print the speed and the memory of steps on random tokens."""
     from .. import _core
     from ..bench import DecodeBench, StepBench, profile_table
     from ..configs import LoraConfig
 
-    loaded = _open(model, shape, None if quantize == "none" else quantize, device)
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]

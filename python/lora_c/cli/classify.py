@@ -12,7 +12,7 @@ import click
 
 from ..configs import QUANT_TYPES
 from ..errors import ConfigError
-from .data_options import device_option
+from .data_options import device_option, precision_option
 from .generate import Texts, open_model, read_piped, read_prompts
 from .options import Command
 from .paths import InputPath
@@ -33,6 +33,7 @@ _TOGETHER = 256  # texts whose answers are written as soon as they are known
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(QUANT_TYPES), help="Quantize the base while loading.")
 @device_option
+@precision_option("exact")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each text on a terminal, too.")
 @click.option("--max-seq-length", type=click.IntRange(1), help="Longest text in tokens; default: the model's context.")
 def command(**own: Any) -> None:

@@ -63,7 +63,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "devices": ("lora-c devices", "lora-c devices --json"),
     "bench": (
         "lora-c bench --model MODEL --batch 1 --length 256 \\\n    --profile",
-        "lora-c bench --shape llama-3.2-1b --batch 1 \\\n    --decode 64",
+        "lora-c bench --numerics --model MODEL --data chat.jsonl \\\n    --val-fraction 0.1 --output-dir numerics",
     ),
     "replay": (
         "lora-c replay out/bad-step-12",
@@ -96,5 +96,5 @@ MAIN_FLAGS: dict[str, tuple[str, ...]] = {
     "data": ("model", "data", "eval_data", "max_seq_length", "limit"),
     "plan": ("model", "shape", "method", "data", "device"),
     "merge": ("model", "adapters", "output_dir", "dtype", "to"),
-    "bench": ("model", "shape", "batch", "length", "profile"),
+    "bench": ("model", "shape", "length", "profile", "numerics"),
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..configs.training import PRECISIONS
 from ..errors import ConfigError, shorten
 from ..notices import tell
 from .flag_types import Pairs
@@ -77,6 +78,12 @@ def device_option(function: F) -> F:
     """Add --device."""
     text = "What to compute on: a name that `lora-c devices` lists.  [default: LORA_C_DEVICE of the environment, else cpu]"
     return click.option("--device", type=str, metavar="NAME", default=None, help=text)(function)
+
+
+def precision_option(otherwise: str) -> Callable[[F], F]:
+    """Add --precision to a command that computes without a configuration; otherwise: what holds where it is not given."""
+    text = f"exact, fast or int8, as in train.  [default: LORA_C_PRECISION of the environment, else {otherwise}]"
+    return click.option("--precision", type=click.Choice(PRECISIONS), metavar="NAME", default=None, help=text)
 
 
 def reading(own: dict[str, Any]) -> dict[str, Any]:

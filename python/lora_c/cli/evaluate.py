@@ -10,7 +10,7 @@ import click
 from ..configs import QUANT_TYPES
 from ..errors import ConfigError
 from ..notices import tell
-from .data_options import data_option, describe_data, device_option, reading, reading_options
+from .data_options import data_option, describe_data, device_option, precision_option, reading, reading_options
 from .generate import open_model
 from .json_output import json_option, print_json
 from .options import Command
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--adapter", type=InputPath(), help="PEFT adapter folder.")
 @click.option("--quantize", type=click.Choice(QUANT_TYPES), help="Quantize the base while loading.")
 @device_option
+@precision_option("exact; of answers that are written fast")
 @task_flags
 @click.option("--limit", type=int, help="Read at most this many examples.")
 @click.option("--max-seq-length", type=int, default=1024, show_default=True, help="Longest sequence in tokens.")

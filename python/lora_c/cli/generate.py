@@ -125,7 +125,7 @@ def read_prompts(path: Path, option: str = "prompts") -> list[str]:
 
 
 def open_model(own: dict[str, Any]) -> Model:
-    """The model of --model, --adapter, --quantize, --device and --chat-template."""
+    """The model of --model, --adapter, --quantize, --device, --chat-template and, of what generates nothing, --precision."""
     from ..model.opening import load_model
     from ..text.chosen_template import use_chat_template, use_template_of_adapter
 
@@ -146,4 +146,6 @@ def open_model(own: dict[str, Any]) -> Model:
         use_chat_template(model, own["chat_template"])
     elif own.get("adapter"):
         use_template_of_adapter(model, own["adapter"])
+    if own.get("precision"):
+        model.decoder.precision = own["precision"]
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -22,6 +22,9 @@ class ServeConfig(Config):
     max_queue: int = Field(128, ge=0, description="Answers that wait at most; beyond that a request gets status 429.")
     prompt_block: int = Field(
         128, ge=16, description="Tokens of a prompt that are read together; whole blocks at its begin are used again."
+    )
+    precision: Literal["exact", "fast", "int8"] | None = Field(
+        None, description="Of all products, as in generate; default: what LORA_C_PRECISION says, else fast."
     )
     adapter_memory: int = Field(1024, gt=0, description="MiB that adapters may take; the least recently used ones leave.")
     max_body: int = Field(2048, gt=0, description="KiB that the body of a request may have.")

@@ -13,6 +13,7 @@ from .quantization import NF4_BLOCK_SIZES, QuantType
 from .schedules import check_schedule
 
 MOST_STEPS = 10**12
+PRECISIONS = ("exact", "fast", "int8")  # from the most exact one on
 
 
 class TrainConfig(Config):

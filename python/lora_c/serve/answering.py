@@ -197,6 +197,8 @@ class Service:
             options["temperature"] = 1.0
         if body.seed is not None:
             options["seed"] = body.seed % 2**63
+        if self.config.precision is not None:
+            options["precision"] = self.config.precision
         options["max_new_tokens"] = min(wanted or room, room)
         options["min_new_tokens"] = min(options.get("min_new_tokens", 0), options["max_new_tokens"])
         try:

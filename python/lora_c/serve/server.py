@@ -62,11 +62,15 @@ def serve(
     ------
     ConfigError
         Another server listens there since, or there is no memory for the cache.
+    NotImplementedError
+        The device lacks the precision.
     """
     try:
         door.listen(_BACKLOG)
     except OSError as error:
         raise no_address(config, error) from None
+    if config.precision is not None:
+        model.decoder.precision = config.precision  # of embeddings; answers have it in their configuration
     metrics = Metrics()
     engine = Engine(model, config.max_num_seqs, config.max_queue, config.max_seq_length, config.prompt_block, metrics)
     name = config.served_model_name or Path(model.source).resolve().name
