@@ -4,11 +4,11 @@
 struct lora_py_block {
     lora_py_device device; /* its holders keep it */
     float *data, *grad;    /* grad: NULL when frozen */
-    Py_ssize_t holders;    /* counted with the GIL held */
+    _Atomic Py_ssize_t holders;
 };
 
 void lora_py_block_drop(lora_py_block *block) {
-    if (!block || --block->holders > 0) return;
+    if (!block || atomic_fetch_sub(&block->holders, 1) > 1) return;
     lora_ctx_free(block->device.ctx, block->data);
     lora_ctx_free(block->device.ctx, block->grad);
     PyMem_RawFree(block);
@@ -20,7 +20,8 @@ lora_py_block *lora_py_block_new(lora_py_device device, int64_t n, int requires_
         PyErr_NoMemory();
         return NULL;
     }
-    *block = (lora_py_block){.device = device, .holders = 1};
+    block->device = device;
+    atomic_init(&block->holders, 1);
     size_t bytes = (size_t)n * sizeof(float);
     block->data = lora_py_alloc(device.ctx, LORA_MEM_PARAM, bytes, "data");
     if (block->data && requires_grad) block->grad = lora_py_alloc(device.ctx, LORA_MEM_GRAD, bytes, "grad");
@@ -42,7 +43,7 @@ lora_py_parameter *lora_py_parameter_at(lora_py_state *state, lora_py_block *blo
         self->size *= shape[i];
     }
     self->block = block;
-    block->holders++;
+    atomic_fetch_add(&block->holders, 1);
     self->data = block->data + first;
     self->grad = block->grad ? block->grad + first : NULL;
     self->name = Py_NewRef(name);

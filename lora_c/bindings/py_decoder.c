@@ -17,6 +17,7 @@ static void decoder_dealloc(PyObject *o) {
     for (Py_ssize_t i = 0; i < self->n_owners; i++) Py_XDECREF(self->owners[i]);
     PyMem_Free(self->owners);
     Py_XDECREF(self->options);
+    Py_XDECREF(self->offload_folder);
     lora_py_delete(o);
 }
 

@@ -11,12 +11,13 @@ typedef struct lora_py_decoder {
     PyObject *options;          /* the configuration as a dict */
     PyObject **owners;          /* (n_owners): what owns the memory that the library borrows; not a dict, which others could empty */
     Py_ssize_t n_owners;
-    lora_precision precision; /* of passes that are not told another */
-    lora_recompute recompute;
-    double noise_alpha;
+    _Atomic lora_precision precision; /* of passes that are not told another */
+    _Atomic lora_recompute recompute;
+    double noise_alpha; /* this one, the seed and the folder: read and written in a critical section */
     uint64_t noise_seed;
-    lora_dtype activation_dtype;
-    bool watching;
+    PyObject *offload_folder; /* bytes, or NULL: none. The library's own may end while it is read */
+    _Atomic lora_dtype activation_dtype;
+    atomic_bool watching;
     _Atomic int64_t complete_layer; /* of the training pass that goes on; num_hidden_layers: none is */
 } lora_py_decoder;
 

@@ -51,9 +51,14 @@ static int set_activation_dtype(PyObject *o, PyObject *value, void *unused) {
 
 static PyObject *get_activation_offload(PyObject *o, void *unused) {
     (void)unused;
-    const char *folder = lora_decoder_activation_offload(((decoder *)o)->decoder);
+    PyObject *folder;
+    LORA_PY_BEGIN_CRITICAL(o);
+    folder = Py_XNewRef(((decoder *)o)->offload_folder);
+    LORA_PY_END_CRITICAL();
     if (!folder) Py_RETURN_NONE;
-    return PyUnicode_DecodeFSDefault(folder);
+    PyObject *text = PyUnicode_DecodeFSDefault(PyBytes_AS_STRING(folder));
+    Py_DECREF(folder);
+    return text;
 }
 
 static int set_activation_offload(PyObject *o, PyObject *value, void *unused) {
@@ -70,15 +75,28 @@ static int set_activation_offload(PyObject *o, PyObject *value, void *unused) {
     }
     LORA_PY_CALL(self->base.ctx, status,
                  lora_decoder_set_activation_offload(self->decoder, folder ? PyBytes_AS_STRING(folder) : NULL, &err));
+    PyObject *unused_folder = folder;
+    if (status == LORA_OK) {
+        LORA_PY_BEGIN_CRITICAL(o);
+        unused_folder = self->offload_folder;
+        self->offload_folder = folder;
+        LORA_PY_END_CRITICAL();
+    }
     lora_py_leave(&self->base);
-    Py_XDECREF(folder);
+    Py_XDECREF(unused_folder);
     if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
     return status == LORA_OK ? 0 : -1;
 }
 
 static PyObject *get_noise(PyObject *o, void *unused) {
     (void)unused;
-    return Py_BuildValue("(dK)", ((decoder *)o)->noise_alpha, (unsigned long long)((decoder *)o)->noise_seed);
+    double alpha;
+    uint64_t seed;
+    LORA_PY_BEGIN_CRITICAL(o);
+    alpha = ((decoder *)o)->noise_alpha;
+    seed = ((decoder *)o)->noise_seed;
+    LORA_PY_END_CRITICAL();
+    return Py_BuildValue("(dK)", alpha, (unsigned long long)seed);
 }
 
 static int set_noise(PyObject *o, PyObject *value, void *unused) {
@@ -92,7 +110,12 @@ static int set_noise(PyObject *o, PyObject *value, void *unused) {
     uint64_t number = PyLong_AsUnsignedLongLongMask(seed);
     if ((number == (uint64_t)-1 && PyErr_Occurred()) || lora_py_enter_decoder(self) < 0) return -1;
     lora_status status = lora_decoder_set_noise(self->decoder, alpha, number, &err);
-    if (status == LORA_OK) self->noise_alpha = alpha, self->noise_seed = number;
+    if (status == LORA_OK) {
+        LORA_PY_BEGIN_CRITICAL(o);
+        self->noise_alpha = alpha;
+        self->noise_seed = number;
+        LORA_PY_END_CRITICAL();
+    }
     lora_py_leave(&self->base);
     if (status != LORA_OK) lora_py_raise(lora_py_state_of(Py_TYPE(o)), &err);
     return status == LORA_OK ? 0 : -1;

@@ -34,24 +34,29 @@ static PyObject *open_device(lora_py_state *state, const char *name) {
     return capsule;
 }
 
-/* Where the capsule of a device is, or the first empty place. NULL with an exception where there is none. */
-static PyObject **place_of(lora_py_state *state, const char *name) {
-    for (PyObject **at = state->devices; at < state->devices + LORA_PY_MOST_DEVICES; at++)
-        if (!*at || strcmp(lora_ctx_device(context_of(*at)), name) == 0) return at;
+/* The place of a device's capsule, or the first empty one, with what was there. NULL with an exception where there is none. */
+static _Atomic(PyObject *) *place_of(lora_py_state *state, const char *name, PyObject **there) {
+    for (_Atomic(PyObject *) *at = state->devices; at < state->devices + LORA_PY_MOST_DEVICES; at++) {
+        *there = atomic_load(at);
+        if (!*there || strcmp(lora_ctx_device(context_of(*there)), name) == 0) return at;
+    }
     PyErr_Format(PyExc_RuntimeError, "device: expected at most %d devices in use, got %s besides", LORA_PY_MOST_DEVICES, name);
     return NULL;
 }
 
 /* The capsule of a device other than the CPU, borrowed from the state. */
 static PyObject *capsule_of(lora_py_state *state, const char *name) {
-    PyObject **at = place_of(state, name);
-    if (!at || *at) return at ? *at : NULL;
+    PyObject *there = NULL;
+    _Atomic(PyObject *) *at = place_of(state, name, &there);
+    if (!at || there) return at ? there : NULL;
     PyObject *capsule = open_device(state, name);
     if (!capsule) return NULL;
-    at = place_of(state, name); /* other threads may have run meanwhile, and opened the same one */
-    if (at && !*at) return *at = capsule;
+    do { /* other threads may have run meanwhile, and opened the same one, or another */
+        at = place_of(state, name, &there);
+    } while (at && !there && !atomic_compare_exchange_strong(at, &there, capsule));
+    if (at && !there) return capsule;
     Py_DECREF(capsule);
-    return at ? *at : NULL;
+    return at ? there : NULL;
 }
 
 lora_py_device lora_py_cpu(const lora_py_state *state) { return (lora_py_device){.owner = state->owner, .ctx = state->ctx}; }
@@ -75,7 +80,8 @@ int lora_py_find_device(lora_py_state *state, const char *given, lora_py_device 
 int lora_py_contexts(const lora_py_state *state, lora_ctx **out) {
     int n = 0;
     out[n++] = state->ctx;
-    for (PyObject *const *at = state->devices; at < state->devices + LORA_PY_MOST_DEVICES && *at; at++) out[n++] = context_of(*at);
+    PyObject *capsule;
+    for (int i = 0; i < LORA_PY_MOST_DEVICES && (capsule = atomic_load(&state->devices[i])); i++) out[n++] = context_of(capsule);
     return n;
 }
 
@@ -177,12 +183,12 @@ lora_py_parameter *lora_py_trained_parameter(void *object, const lora_py_state *
 }
 
 int lora_py_traverse_devices(lora_py_state *state, visitproc visit, void *arg) {
-    for (int i = 0; i < LORA_PY_MOST_DEVICES; i++) Py_VISIT(state->devices[i]);
+    for (int i = 0; i < LORA_PY_MOST_DEVICES; i++) Py_VISIT(atomic_load(&state->devices[i]));
     return 0;
 }
 
 void lora_py_clear_devices(lora_py_state *state) {
-    for (int i = 0; i < LORA_PY_MOST_DEVICES; i++) Py_CLEAR(state->devices[i]);
+    for (int i = 0; i < LORA_PY_MOST_DEVICES; i++) Py_XDECREF(atomic_exchange(&state->devices[i], NULL));
 }
 
 PyDoc_STRVAR(

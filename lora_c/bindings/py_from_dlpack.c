@@ -80,8 +80,7 @@ static int extent_of_tensor(const lora_dl_tensor *t, lora_dl_device expected, in
 
 /* --- capsules ------------------------------------------------------------------------------------------------------ */
 
-/* Takes a capsule over: it is renamed, and its end is ours. */
-static PyObject *take_capsule(lora_py_state *state, lora_py_device device, PyObject *capsule, lora_dl_device expected) {
+static PyObject *take_locked(lora_py_state *state, lora_py_device device, PyObject *capsule, lora_dl_device expected) {
     int versioned = PyCapsule_IsValid(capsule, LORA_PY_DLTENSOR_VERSIONED);
     lora_py_foreign foreign = {0};
     lora_py_extent e;
@@ -102,6 +101,15 @@ static PyObject *take_capsule(lora_py_state *state, lora_py_device device, PyObj
     (void)PyCapsule_SetName(capsule, versioned ? "used_" LORA_PY_DLTENSOR_VERSIONED : "used_" LORA_PY_DLTENSOR); /* it is valid */
     PyObject *array = lora_py_devicearray_over(state, device, &e, keep);
     Py_DECREF(keep);
+    return array;
+}
+
+/* Takes a capsule over: it is renamed, and its end is ours. Of two threads that are given the same one, one gets it. */
+static PyObject *take_capsule(lora_py_state *state, lora_py_device device, PyObject *capsule, lora_dl_device expected) {
+    PyObject *array;
+    LORA_PY_BEGIN_CRITICAL(capsule);
+    array = take_locked(state, device, capsule, expected);
+    LORA_PY_END_CRITICAL();
     return array;
 }
 

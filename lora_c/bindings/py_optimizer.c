@@ -219,7 +219,12 @@ PyObject *lora_py_optimizer_get_kinds(PyObject *o, void *unused) {
 
 int lora_py_optimizer_set_lr(PyObject *o, PyObject *value, void *unused) {
     (void)unused;
-    if (value && value != Py_None) return optional_number(value, "lr", 0, &((lora_py_optimizer *)o)->lr);
+    double lr;
+    if (value && value != Py_None) {
+        if (optional_number(value, "lr", 0, &lr) < 0) return -1;
+        ((lora_py_optimizer *)o)->lr = lr;
+        return 0;
+    }
     PyErr_SetString(PyExc_TypeError, "lr: expected a finite number >= 0, got none");
     return -1;
 }

@@ -11,7 +11,7 @@ typedef struct lora_py_optimizer {
     lora_optimizer *optimizer;
     lora_optimizer_kind kind;
     lora_optimizer_options options;
-    double lr;
+    _Atomic double lr; /* may be set while another thread steps */
 } lora_py_optimizer;
 
 /* Arguments that need the list of parameters; NULL where a type has none or nobody gave it. */

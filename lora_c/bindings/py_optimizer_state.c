@@ -234,7 +234,12 @@ static int take_step(PyObject *given, int64_t *step) {
 
 /* A value with a reference of our own; NULL without an exception where there is none. */
 static PyObject *find_item(PyObject *dict, const char *key) {
-    PyObject *name = PyUnicode_FromString(key), *value = name ? Py_XNewRef(PyDict_GetItemWithError(dict, name)) : NULL;
+    PyObject *name = PyUnicode_FromString(key), *value = NULL;
+#if PY_VERSION_HEX >= 0x030D0000
+    if (name) (void)PyDict_GetItemRef(dict, name, &value); /* leaves value NULL where it fails */
+#else
+    if (name) value = Py_XNewRef(PyDict_GetItemWithError(dict, name));
+#endif
     Py_XDECREF(name);
     return value;
 }

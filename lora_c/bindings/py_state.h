@@ -11,6 +11,16 @@
 
 #include "lora_c/lora_c.h"
 
+/* One thread at a time in the few lines between that look at or change several fields of an object that are read outside of exclusive
+ * use. With the GIL it is nothing: they do not release it. */
+#if PY_VERSION_HEX >= 0x030D0000
+#define LORA_PY_BEGIN_CRITICAL(o) Py_BEGIN_CRITICAL_SECTION(o)
+#define LORA_PY_END_CRITICAL() Py_END_CRITICAL_SECTION()
+#else
+#define LORA_PY_BEGIN_CRITICAL(o) {
+#define LORA_PY_END_CRITICAL() }
+#endif
+
 #define LORA_PY_KEYWORDS (PyCFunction)(void (*)(void))
 
 /* A method with keywords, as method tables take it: f##_kept, which calls f with keywords that stay. */
@@ -22,7 +32,7 @@ enum { LORA_PY_MOST_DEVICES = 16 };
 typedef struct lora_py_state {
     PyObject *owner; /* capsule that owns ctx: every object holds it, so that the context outlives the module */
     lora_ctx *ctx;
-    PyObject *devices[LORA_PY_MOST_DEVICES]; /* capsules of the contexts of other devices, NULL behind the last one */
+    _Atomic(PyObject *) devices[LORA_PY_MOST_DEVICES]; /* capsules of the contexts of other devices, NULL behind the last one */
     PyObject *device_error, *stopped_error;
     PyTypeObject *nf4_type, *ggml_type, *parameter_type, *linear_type, *decoder_type, *kv_cache_type, *decoder_adapters_type;
     PyTypeObject *adamw_type, *adamw8bit_type, *sgd_type, *lion_type, *adafactor_type, *muon_type, *gradient_tree_type;
