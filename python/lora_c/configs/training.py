@@ -76,8 +76,8 @@ class TrainConfig(Config):
     )
     activation_dtype: Literal["float32", "bfloat16", "int8"] = Field(
         "float32",
-        description="bfloat16: keep activations for backward in half the memory; int8 (CPUs): in a third; same loss, rounded "
-        "gradients.",
+        description="bfloat16: keep activations for backward in half the memory; int8 (CPUs): in a third; "
+        "same loss, rounded gradients.",
     )
     activation_offload: bool = Field(
         False,
