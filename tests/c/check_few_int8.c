@@ -20,10 +20,11 @@ static float *tokens_of(int64_t m, int64_t k, bool rough) {
 static guarded sums_of(const lora_gemv_path *p, const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const float *x) {
     const int64_t stride = lora_round_up(lora_div_up(w->cols, p->group) * p->group_bytes, 64);
     char *arranged = lora_os_alloc(64, (size_t)(m * stride), false);
+    float *scratch = lora_os_alloc(64, LORA_GEMV_INT8_SCRATCH * sizeof *scratch, false);
     guarded sums = guarded_new(rows * m, 1);
     for (int64_t i = 0; i < m; i++) p->arrange(w->cols, x + i * w->cols, arranged + i * stride);
-    p->nf4(w, row, rows, m, arranged, stride, NULL, sums.data);
-    lora_os_free(arranged);
+    p->nf4(w, row, rows, m, arranged, stride, scratch, sums.data);
+    lora_os_free(arranged), lora_os_free(scratch);
     return sums;
 }
 

@@ -66,6 +66,10 @@ static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const v
 }
 
 void lora_gemv_fill_int8_portable(lora_gemv_path *p) {
-    *p = (lora_gemv_path){
-        .tokens = LORA_GEMV_TOKENS, .group = BLOCK, .group_bytes = sizeof(lora_int8_token), .arrange = arrange, .nf4 = nf4};
+    *p = (lora_gemv_path){.tokens = LORA_GEMV_TOKENS,
+                          .most_tokens = INT64_MAX,
+                          .group = BLOCK,
+                          .group_bytes = sizeof(lora_int8_token),
+                          .arrange = arrange,
+                          .nf4 = nf4};
 }

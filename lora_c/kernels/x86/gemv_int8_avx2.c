@@ -2,7 +2,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "lora_c/format/nf4_layout.h"
 #include "lora_c/kernels/tmpl/gemv_int8_tmpl.h"
 
 enum { ROWS = 8, BLOCK = LORA_GEMM_SCALE_BLOCK, MOST_TOKENS = 4 };
@@ -24,7 +23,7 @@ enum { ROWS = 8, BLOCK = LORA_GEMM_SCALE_BLOCK, MOST_TOKENS = 4 };
 #include "lora_c/kernels/tmpl/gemv_int8_256_tmpl.h"
 
 void lora_gemv_fill_int8_avx2(lora_gemv_path *p) {
-    p->tokens = MOST_TOKENS;
+    p->tokens = MOST_TOKENS; /* portable packing costs more than any number of calls */
     p->nf4 = nf4_avx2;
 }
 
