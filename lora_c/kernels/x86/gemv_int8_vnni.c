@@ -163,7 +163,7 @@ LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_sourc
             UNROLL for (int j = 0; j < 4; j++) c[j] =
                 multiply_add(odd[j], token->odd, multiply_add(even[j], token->even, _mm512_setzero_si512()));
             __m512i four = add_lanes_of_4(c);
-            if (m > 1) __asm__("" : "+v"(four), "+v"(even[0])); /* one token behind the other, or registers would not do */
+            if (m > 1) __asm__("" : "+v"(four), "+v"(even[0]), "+v"(odd[0])); /* one token behind the other, or registers would not do */
             if (f % 2) eights[i][f / 2] = add_lanes_of_8(fours[i], four);
             fours[i] = four;
         }
