@@ -37,13 +37,14 @@ static void leaf_is_portable(lora_ctx *ctx, const lora_gemv_path *path, lora_isa
     memcpy(codes, c->codes, (size_t)((rows + 2) * cols / 2));
     c->nf4.codes = codes;
     if (rows % 2) c->nf4.lut = lora_fp4_lut();
+    if (!variant && isa > LORA_ISA_REF) c->absmax[3 * cols / 64 - 1] = INFINITY; /* the last block of a row, of an odd number for one */
     float *x = tokens_of(path->tokens, cols, variant & ROUGH);
     for (int64_t m = 1; m <= path->tokens; m++) {
         guarded want = sums_of(&portable, &c->nf4, 2, rows, m, x), got = sums_of(path, &c->nf4, 2, rows, m, x);
         long wrong = 0;
         for (int64_t i = 0; i < rows * m; i++) {
             double w = (double)want.data[i], g = (double)got.data[i];
-            wrong += isa == LORA_ISA_REF ? !(fabs(w - g) <= 1e-5 * (fabs(w) + (double)cols)) : w != g;
+            wrong += isa == LORA_ISA_REF ? !(fabs(w - g) <= 1e-5 * (fabs(w) + (double)cols)) : !(w == g || (isnan(w) && isnan(g)));
         }
         CHECK(wrong == 0 && guarded_ok(&got), "%s: %d rows of %d, %d tokens, variant %d: %ld unlike portable", lora_isa_name(isa),
               (int)rows, (int)cols, (int)m, variant, wrong);
