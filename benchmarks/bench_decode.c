@@ -12,13 +12,13 @@ enum { PROMPT = 64, TOKENS = 24, CONTEXT = 256, MAX_BATCH = 16 };
 
 /* --- calibration --- */
 
-enum { PRECISIONS = 2 }; /* exact and fast, in turn */
+enum { PRECISIONS = 3 }; /* exact, fast and int8, in turn */
 
 /* bytes/s of codes and scales when they come from the second-level caches */
 static void in_cache_speed(lora_ctx *ctx, double *speed) {
     lora_error err;
     int64_t N = 256 * lora_ctx_threads(ctx), K = 2048;
-    double bytes = 0, best[PRECISIONS] = {1e9, 1e9};
+    double bytes = 0, best[PRECISIONS] = {1e9, 1e9, 1e9};
     lora_weight w = random_nf4(N, K, &bytes);
     float *x = random_floats(K, 1, 3), *y = memory((size_t)N * sizeof *y);
     lora_linear_layer layer = {.w = &w, .y = lora_mat_f32(y, 1, N, N)};

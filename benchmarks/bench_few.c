@@ -1,16 +1,16 @@
-/* A linear layer of 1 to 64 tokens on NF4 weights with double quantization, precision fast beside int8: microseconds a call, medians of
+/* A linear layer of 1 to 64 tokens on NF4 weights with double quantization, precision fast beside int8: microseconds a call, the best of
  * interleaved runs, and their ratio. blocked: the int8 product of many tokens, whatever their number. Weights are read again and again
  * (cached, in the last-level cache), or one behind the other of more than it holds (streaming).
  * Usage   bench_few [threads ...] */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "benchmarks/bench.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/linear_packed.h"
 
-enum { REPETITIONS = 15, MOST_TOKENS = 64, BLOCK = 64, CONTESTANTS = 3, STREAMED_BYTES = 96 * 1024 * 1024 };
+enum { REPETITIONS = 21, MOST_TOKENS = 64, BLOCK = 64, CONTESTANTS = 3, STREAMED_BYTES = 96 * 1024 * 1024 };
 
 typedef struct weights {
     int64_t N, K, n;
@@ -58,19 +58,15 @@ static double run(lora_ctx *ctx, const weights *all, int64_t first, int64_t n, i
 }
 
 static void bench(lora_ctx *ctx, const weights *all, int64_t M, const char *memory) {
-    double times[CONTESTANTS][REPETITIONS], median[CONTESTANTS];
+    double best[CONTESTANTS] = {1e9, 1e9, 1e9};
     float *x = noise(M * all->K), *y = malloc((size_t)(M * all->N) * sizeof *y);
     const lora_mat tokens = lora_mat_f32(x, M, all->K, all->K);
     const int64_t calls = all->n > 1 ? lora_div_up(all->n, 3) : 4;
     for (int c = 0; c < CONTESTANTS; c++) run(ctx, all, 0, 1, c, tokens, y);
     for (int r = 0; r < REPETITIONS; r++)
-        for (int c = 0; c < CONTESTANTS; c++) times[c][r] = run(ctx, all, (r * CONTESTANTS + c) * calls, calls, c, tokens, y);
-    for (int c = 0; c < CONTESTANTS; c++) {
-        qsort(times[c], REPETITIONS, sizeof(double), rising);
-        median[c] = times[c][REPETITIONS / 2];
-    }
+        for (int c = 0; c < CONTESTANTS; c++) best[c] = fmin(best[c], run(ctx, all, (r * CONTESTANTS + c) * calls, calls, c, tokens, y));
     printf("%5lld x %4lld  %-9s %7d %4lld %9.1f %9.1f %9.1f %9.2f %9.2f\n", (long long)all->N, (long long)all->K, memory,
-           lora_ctx_threads(ctx), (long long)M, median[0], median[1], median[2], median[0] / median[1], median[0] / median[2]);
+           lora_ctx_threads(ctx), (long long)M, best[0], best[1], best[2], best[0] / best[1], best[0] / best[2]);
     fflush(stdout);
     free(x);
     free(y);
@@ -81,7 +77,7 @@ int main(int argc, char **argv) {
     lora_ctx *ctx;
     lora_error err;
     must(lora_ctx_create(NULL, &ctx, &err), &err);
-    printf("rung %s, medians of %d\n                                       microseconds a call              fast over it\n"
+    printf("rung %s, best of %d\n                                       microseconds a call              fast over it\n"
            "    N x    K  weights   threads    M      fast      int8   blocked      int8   blocked\n",
            lora_isa_name(lora_ctx_isa(ctx)), REPETITIONS);
     for (int t = 1; t <= (argc > 1 ? argc - 1 : 2); t++) {

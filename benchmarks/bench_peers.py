@@ -88,6 +88,18 @@ ROWS = {
         "tokens/s",
         peer="worker_llama.py",
     ),
+    **{
+        f"prefill-1.1b{suffix}-llama.cpp": Row(
+            f"prompt of 512 tokens 1.1b, NF4 {precision} beside llama.cpp's Q4_0",
+            {"task": "prefill", "tokens": 512, "precision": precision},
+            "1.1b",
+            512,
+            "tokens/s",
+            5,
+            peer="worker_llama.py",
+        )
+        for precision, suffix in (("int8", ""), ("fast", "-fast"))
+    },
     "quantize": Row("quantize 4096x4096 to NF4 + DQ", {"task": "quantize", "rows": 4096}, "", 1, "matrices/s"),
 }
 # llama.cpp is built from source, so its rows are asked for by name.

@@ -1,4 +1,4 @@
-"""llama.cpp's side of a comparison (llama-cpp-python): decoding of the same shape in Q4_0; see worker.serve for the protocol.
+"""llama.cpp's side of a comparison (llama-cpp-python): decoding or a prompt, the same shape in Q4_0; see worker.serve.
 
 The file is made by llama.cpp's own quantization, which keeps the head in Q6_K.
 """
@@ -90,21 +90,24 @@ def prepare(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]
     model = llama_cpp._internals.LlamaModel(path_model=str(path), params=llama_cpp.llama_model_default_params(), verbose=False)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_threads, params.n_threads_batch = task["tokens"], threads, threads
+    params.n_batch = params.n_ubatch = task["tokens"]  # a prompt in one piece; its default is 512
     context = llama_cpp._internals.LlamaContext(model=model, params=params, verbose=False)
-    batch = llama_cpp._internals.LlamaBatch(n_tokens=1, embd=0, n_seq_max=1, verbose=False)
+    batch = llama_cpp._internals.LlamaBatch(n_tokens=task["tokens"], embd=0, n_seq_max=1, verbose=False)
     vocab = model.n_vocab()
 
-    def decode(token: int, past: int) -> int:
-        batch.set_batch([token], past, logits_all=False)
+    def decode(tokens: list[int], past: int) -> int:
+        batch.set_batch(tokens, past, logits_all=False)
         context.decode(batch)
         logits = llama_cpp.llama_get_logits_ith(context.ctx, -1)
         return int(np.ctypeslib.as_array(logits, (vocab,)).argmax())
 
     def run(_index: int) -> int:
         context.kv_cache_clear()
+        if task["task"] == "prefill":
+            return decode(list(range(task["tokens"])), 0)
         token = 0
         for i in range(task["tokens"]):
-            token = decode(token, i)
+            token = decode([token], i)
         return token
 
     return run, {"versions": f"llama-cpp-python {llama_cpp.__version__}, {threads} threads"}

@@ -65,6 +65,18 @@ def decode(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]:
     return run, {}
 
 
+def prefill(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]:
+    """The logits after a prompt of `tokens` tokens."""
+    model = lc.load_model(task["folder"], quantize="nf4", progress=False)
+    model.decoder.precision = task["precision"]
+    prompt = np.arange(task["tokens"], dtype=np.int32)
+
+    def run(_index: int) -> int:
+        return int(model.decoder.decode(model.decoder.new_cache(task["tokens"]), prompt)[0].argmax())
+
+    return run, {}
+
+
 def quantize(task: dict[str, Any]) -> tuple[Callable[[int], None], dict[str, Any]]:
     values = np.random.default_rng(0).standard_normal((task["rows"], task["rows"]), np.float32)
 
@@ -75,7 +87,7 @@ def quantize(task: dict[str, Any]) -> tuple[Callable[[int], None], dict[str, Any
 
 
 def prepare(task: dict[str, Any]) -> tuple[Callable[[int], Any], dict[str, Any]]:
-    run, facts = {"train": train, "decode": decode, "quantize": quantize}[task["task"]](task)
+    run, facts = {"train": train, "decode": decode, "prefill": prefill, "quantize": quantize}[task["task"]](task)
     return run, facts | {"versions": f"lora-c {lc.__version__}, {lc.get_isa()}, {lc.get_num_threads()} threads"}
 
 

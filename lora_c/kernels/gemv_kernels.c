@@ -10,6 +10,8 @@ static void fill_int8(lora_gemv_path *p, lora_isa isa) {
     if (isa >= LORA_ISA_AVX2) lora_gemv_fill_int8_avx2(p);
     if (isa >= LORA_ISA_AVX2 && lora_cpu_has_avx_vnni()) lora_gemv_fill_int8_avx_vnni(p);
     if (isa >= LORA_ISA_AVX512 && lora_cpu_avx512_extras().vnni) lora_gemv_fill_int8_vnni(p);
+#elif defined(__aarch64__)
+    if (isa >= LORA_ISA_NEON) lora_gemv_fill_int8_neon(p);
 #endif
 }
 

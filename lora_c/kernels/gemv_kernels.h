@@ -13,10 +13,12 @@ enum {
     LORA_GEMV_TOKENS = 8,
     LORA_GEMV_ROWS = 32,
     LORA_GEMV_SCALES_PAST_END = 4,
+    LORA_GEMV_INT8_SCRATCH = 144,
 };
 
 typedef struct lora_gemv_path {
-    int64_t tokens; /* of a call, <= LORA_GEMV_TOKENS */
+    /* int8: of a call, <= LORA_GEMV_TOKENS, which is what the other paths take; of a product, beyond which packing costs less. */
+    int64_t tokens, most_tokens;
 
     /* Tokens as the nf4 slot takes them: whole groups of so many elements and so many bytes. */
     int64_t group, group_bytes;
@@ -31,9 +33,11 @@ typedef struct lora_gemv_path {
      *     bfloat16  values of the table, x and dense weights rounded to 8 bits, subnormals zero:
      *               |err| <= (2^-7 + 2^-16 + (k + 8) 2^-24) |w|.|x|
      *     int16     values of the table within 2^-15 of the largest, x within 2^-15 of the largest of 64 elements, products
-     *               exact: |err| <= |scale| top(w) sum over blocks (64 * 2^-14 top(x)) */
+     *               exact: |err| <= |scale| top(w) sum over blocks (64 * 2^-14 top(x))
+     *     int8      the bits of the int8 path of lora_gemm_kernels (ref: its integers, sums in float64) */
     /** Rows row .. row + rows - 1 of w, rows <= LORA_GEMV_ROWS, no row splits a block (block_size divides cols). x arranged.
-     *  scales: scratch of rows * (cols / block_size) + LORA_GEMV_SCALES_PAST_END floats. */
+     *  scales: scratch of rows * (cols / block_size) + LORA_GEMV_SCALES_PAST_END floats.
+     *  int8: what lora_gemm_packs_from_4_bits accepts; scratch of LORA_GEMV_INT8_SCRATCH floats, 64-byte aligned. */
     void (*nf4)(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums);
     void (*f32)(int64_t rows, int64_t k, const float *w, int64_t ldw, int64_t m, const float *x, int64_t stride, float *sums);
     /** x rounded. */
@@ -63,5 +67,6 @@ void lora_gemv_fill_int8_ref(lora_gemv_path *p);
 void lora_gemv_fill_int8_avx2(lora_gemv_path *p);
 void lora_gemv_fill_int8_avx_vnni(lora_gemv_path *p);
 void lora_gemv_fill_int8_vnni(lora_gemv_path *p);
+void lora_gemv_fill_int8_neon(lora_gemv_path *p);
 
 #endif

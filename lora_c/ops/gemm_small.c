@@ -15,7 +15,8 @@ enum { TASK_BYTES = 32768 };
 
 _Static_assert(LORA_SMALL_M >= LORA_DECODE_BATCH, "a batch of that size promises the bits of each token alone");
 
-/* How the rows of a weight are read. */
+/* How the rows of a weight are read. Precision int8 reads 4 bits as ROWS_INT8, and packs
+ * panels for the kernel of many tokens beyond most_tokens of its path; the bits are the same. */
 typedef enum row_format { ROWS_F32, ROWS_BF16, ROWS_NF4, ROWS_INT8, ROWS_PANELS, ROWS_DECODED } row_format;
 
 typedef struct product {
@@ -46,7 +47,7 @@ typedef struct small_job {
 /* NF4 blocks ignore row ends; where one would lie in two rows, the row is decoded first. */
 static row_format format_of(const small_job *job, const lora_small_product *p) {
     const lora_weight *w = p->args.b;
-    if (job->int8 && p->base && lora_gemm_packs_from_4_bits(w)) return p->args.m <= job->int8->tokens ? ROWS_INT8 : ROWS_PANELS;
+    if (job->int8 && p->base && lora_gemm_packs_from_4_bits(w)) return p->args.m <= job->int8->most_tokens ? ROWS_INT8 : ROWS_PANELS;
     switch (w->kind) {
     case LORA_WEIGHT_F32: return ROWS_F32;
     case LORA_WEIGHT_BF16: return ROWS_BF16;
@@ -65,7 +66,7 @@ static int64_t panel_floats(const lora_gemm_path *path) { return lora_round_up(l
 static int64_t buffer_floats(const small_job *job, const lora_weight *w, row_format format) {
     if (format == ROWS_PANELS) return panel_floats(job->panels) + LORA_SMALL_M * job->panels->nr;
     if (format == ROWS_NF4) return LORA_GEMV_ROWS * (w->cols / w->nf4.block_size) + LORA_GEMV_SCALES_PAST_END;
-    return format == ROWS_DECODED ? w->cols : 0;
+    return format == ROWS_INT8 ? LORA_GEMV_INT8_SCRATCH : format == ROWS_DECODED ? w->cols : 0;
 }
 
 /* sums (rows, m) of rows r .. r + rows - 1 with tokens i .. i + m - 1 */
@@ -84,7 +85,7 @@ static void multiply(const small_job *job, const lora_gemm_args *g, row_format f
         break;
     case ROWS_NF4: u->nf4(&w->nf4, r, rows, m, arranged.data + i * arranged.stride, arranged.stride, buffer, sums); break;
     case ROWS_INT8:
-        job->int8->nf4(&w->nf4, r, rows, m, job->tokens8.data + i * job->tokens8.stride, job->tokens8.stride, NULL, sums);
+        job->int8->nf4(&w->nf4, r, rows, m, job->tokens8.data + i * job->tokens8.stride, job->tokens8.stride, buffer, sums);
         break;
     case ROWS_PANELS: break; /* multiply_panels */
     case ROWS_DECODED:
@@ -134,7 +135,7 @@ static void multiply_rows(const small_job *job, const lora_gemm_args *g, row_for
     for (int64_t r = begin; r < end; r += LORA_GEMV_ROWS)
         for (int64_t i = 0, m; i < g->m; i += m) {
             int64_t rows = lora_min_i64(LORA_GEMV_ROWS, end - r);
-            m = lora_min_i64(LORA_GEMV_TOKENS, g->m - i); /* all of ROWS_INT8 */
+            m = lora_min_i64(format == ROWS_INT8 ? job->int8->tokens : LORA_GEMV_TOKENS, g->m - i);
             multiply(job, g, format, r, rows, i, m, buffer, sums);
             write_sums(g, r, rows, i, m, sums);
         }

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-FUNCTION = re.compile(r"^[0-9a-f]+ <(micro_\d+x[12]_\w+|gemv_\w+_(?:bf16|int16))>:$")
+FUNCTION = re.compile(r"^[0-9a-f]+ <(micro_\d+x[12]_\w+|gemv_\w+_(?:bf16|int16|int8))>:$")
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
 PRODUCT = ("vfmadd", "vdpbf16ps", "vpdpwssd", "vpdpbusd")
 STACK = re.compile(r"\(%r[sb]p[,)]")
@@ -22,7 +22,7 @@ EXPECTED = {
     "avx512": 28,
     "bf16": 28 + 2,
     "int16": 28 + 1,
-    "int8": 14,
+    "int8": 14 + 1,
 }  # one per tile height and width; gemv_<weight>_<path>
 
 

@@ -27,9 +27,11 @@ typedef struct lora_ctx lora_ctx;
  * and is the same as EXACT on all others. With up to 24 rows (decoding) weights of float32 and GGUF blocks, and with int16
  * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as
  * mixed-precision training has.
- * INT8 is FAST but for the products of linear layers with their own weights, dy W and, with more than 24 rows or dropout, x W^T: both
- * operands are rounded to within +-127 with a scale for 64 values of k. Products of such a block are summed exactly, blocks in order by
- * float32 FMAs, so these products have the same bits on every CPU. The scale of a block is
+ * INT8 is FAST but for the products of linear layers with their own weights, dy W and x W^T: both operands are rounded to within +-127
+ * with a scale for 64 values of k. Products of such a block are summed exactly, blocks in order by float32 FMAs, so these products have
+ * the same bits on every CPU, and a row of x W^T has the same whatever the number of rows. Up to 24 rows, without dropout, are so of
+ * 4-bit weights alone whose rows are multiples of 64 values and whose blocks have at least 64; others are as in FAST there (rounding a
+ * weight takes longer than the product of a few rows). The scale of a block is
  *     x, dy            its largest magnitude / 127
  *     4-bit weights    what its code of the largest magnitude stands for / 127 in x W^T; in dy W the largest of those of 64 x 64
  *     other weights    its largest magnitude / 127 in both directions

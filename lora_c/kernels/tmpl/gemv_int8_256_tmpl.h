@@ -28,14 +28,21 @@ TARGET_INLINE __m256i NAME(add_lanes)(const __m256i v[ROWS]) {
 TARGET_INLINE void NAME(multiply_block)(const lora_nf4 *w, __m256i table, float unit, int64_t row, int64_t n_rows, int64_t k, const int m,
                                         const char *x, int64_t stride, __m256 *acc) {
     const __m256i nibble = _mm256_set1_epi8(15);
-    float scales[ROWS];
+    float scales[ROWS]; /* divisors are powers of two */
+    const int shift = __builtin_ctzll((uint64_t)w->block_size), nested = w->absmax ? 0 : __builtin_ctzll((uint64_t)w->nested_block_size);
     __m256i c[MOST_TOKENS][ROWS];
     UNROLL for (int j = 0; j < ROWS; j++) {
         const int64_t at = (row + lora_min_i64(j, n_rows - 1)) * w->cols + k;
         __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(w->codes + at / 2));
         __m256i even = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble));
         __m256i odd = _mm256_shuffle_epi8(table, _mm256_and_si256(v, nibble));
-        scales[j] = lora_nf4_absmax(w, at / w->block_size) * unit;
+        const int64_t block = at >> shift;
+        if (w->absmax) {
+            scales[j] = w->absmax[block] * unit;
+        } else { /* the product is rounded before the sum, as in lora_nf4_absmax */
+            float product = w->nested_map[w->absmax_codes[block]] * w->nested_absmax[block >> nested];
+            scales[j] = (product + w->nested_offset) * unit;
+        }
         UNROLL for (int i = 0; i < m; i++) {
             const lora_int8_token *token = lora_int8_token_at(x, stride, i);
             __m256i xe = _mm256_load_si256((const __m256i *)(const void *)token->even);

@@ -20,7 +20,9 @@ enum {
     GROUP = 2 * BLOCK,
     ROWS = 16,
     PREFETCH_BYTES = 512, /* ahead in each of 16 rows */
-    MOST_TOKENS = 4,      /* of a call: from there on packing costs less */
+    /* Of a product: beyond it packing costs less. bench_few, NF4 of 512 x 2048 on one core of an AMD EPYC (Zen 4): 1 to 4 tokens take 19,
+     * 26, 34 and 44 us here, 44, 51, 57 and 58 packed (precision fast: 25, 41, 51, 62); 6 tokens 72 in two calls and 69 packed. */
+    MOST_TOKENS = 4,
 };
 
 /* Two blocks of a token. */
@@ -32,6 +34,7 @@ typedef struct group {
 } group;
 
 _Static_assert(sizeof(group) == 192, "vectors of a token lie on lines");
+_Static_assert((5 + MOST_TOKENS) * ROWS <= LORA_GEMV_INT8_SCRATCH, "scales and sums");
 
 /* As an instruction: see gemm_int8_vnni.c. */
 LORA_INLINE __m512i multiply_add(__m512i unsigned_w, const int8_t *x, __m512i c) {
@@ -83,20 +86,18 @@ typedef struct scale_source {
     int64_t first, per_row, step; /* the run where the first row begins, runs of a row, runs from a row to the next: per_row or 0 */
     int shift, nested_shift;      /* from runs to blocks, to blocks of scales */
     float unit;
-    int64_t until; /* run of the rows up to which factor holds */
-    __m512 factor; /* of nested scales */
+    int64_t until;  /* run of the rows up to which factors hold */
+    float *factors; /* (ROWS): of nested scales */
 } scale_source;
 
 /* Moves to the run of the rows. */
 static void move_to(scale_source *s, int64_t run) {
-    float factors[ROWS];
     s->until = s->per_row;
     for (int64_t i = 0; i < ROWS; i++) {
         int64_t at = s->first + i * s->step + run, nested = at >> s->nested_shift;
-        factors[i] = s->w->nested_absmax[nested];
+        s->factors[i] = s->w->nested_absmax[nested];
         s->until = lora_min_i64(s->until, run + (((nested + 1) << s->nested_shift) - at));
     }
-    s->factor = _mm512_loadu_ps(factors);
 }
 
 /* As lora_nf4_absmax rounds them, times unit. */
@@ -104,7 +105,7 @@ LORA_INLINE __m512 scales_of(scale_source *s, int64_t run, const float *raw) {
     __m512 v = _mm512_load_ps(raw);
     if (!s->w->absmax) {
         if (run >= s->until) move_to(s, run);
-        v = _mm512_add_ps(_mm512_mul_ps(v, s->factor), _mm512_set1_ps(s->w->nested_offset));
+        v = _mm512_add_ps(_mm512_mul_ps(v, _mm512_load_ps(s->factors)), _mm512_set1_ps(s->w->nested_offset));
     }
     return _mm512_mul_ps(v, _mm512_set1_ps(s->unit));
 }
@@ -125,12 +126,9 @@ LORA_INLINE __m512i add_lanes_of_4(const __m512i v[4]) {
     return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
-/* From four of these: the sums of the first block of 16 rows, and of the second. */
-LORA_INLINE void add_blocks(const __m512i v[4], __m512i out[2]) {
-    __m512i a = _mm512_add_epi32(_mm512_shuffle_i32x4(v[0], v[1], 0x88), _mm512_shuffle_i32x4(v[0], v[1], 0xdd));
-    __m512i b = _mm512_add_epi32(_mm512_shuffle_i32x4(v[2], v[3], 0x88), _mm512_shuffle_i32x4(v[2], v[3], 0xdd));
-    out[0] = _mm512_shuffle_i32x4(a, b, 0x88);
-    out[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+/* From two of these: of 8 rows, sums of the first block in lanes 0 and 2, of the second in 1 and 3. */
+LORA_INLINE __m512i add_lanes_of_8(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
 
 /* Two runs of 16 rows. */
@@ -139,7 +137,7 @@ typedef float raw_scales[2][ROWS];
 /* Two runs, from run on, of the rows of source with m tokens; beside that the scales of the next two are looked up, so that they have
  * left for memory when they are read as a vector. */
 LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_source *source, int64_t run, const raw_scales *raw,
-                                raw_scales *next, const bool bytes, const int m, const char *x, int64_t stride, __m512 *acc) {
+                                raw_scales *next, const bool bytes, const int m, const char *x, int64_t stride, float *acc) {
     const __m512i nibble = _mm512_set1_epi8(15);
     const int64_t row_bytes = source->per_row * (BLOCK / 2), last = source->per_row - 1;
     /* as far in the rows of this group, or of the next one */
@@ -147,7 +145,7 @@ LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_sourc
     const __mmask16 mask = run == last ? 0x00ff : 0xffff;
     const int64_t step = source->step, and_next = run + 3 <= last;
     int64_t of_next = source->first + lora_min_i64(run + 2, last);
-    __m512i fours[MOST_TOKENS][4];
+    __m512i fours[MOST_TOKENS], eights[MOST_TOKENS][2];
     UNROLL for (int f = 0; f < 4; f++) {
         __m512i even[4], odd[4];
         UNROLL for (int j = 0; j < 4; j++) {
@@ -166,23 +164,30 @@ LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_sourc
             __m512i c[4];
             UNROLL for (int j = 0; j < 4; j++) c[j] =
                 multiply_add(odd[j], token->odd, multiply_add(even[j], token->even, _mm512_setzero_si512()));
-            fours[i][f] = add_lanes_of_4(c);
+            __m512i four = add_lanes_of_4(c);
+            if (m > 1) __asm__("" : "+v"(four), "+v"(even[0]), "+v"(odd[0])); /* one token behind the other, or registers would not do */
+            if (f % 2) eights[i][f / 2] = add_lanes_of_8(fours[i], four);
+            fours[i] = four;
         }
     }
-    const __m512 scales[2] = {scales_of(source, run, (*raw)[0]), scales_of(source, lora_min_i64(run + 1, last), (*raw)[1])};
+    const __mmask16 second = run == last ? 0 : 0xffff; /* a run that is missing: not Inf times 0 */
+    const __m512 scales[2] = {scales_of(source, run, (*raw)[0]),
+                              _mm512_maskz_mov_ps(second, scales_of(source, lora_min_i64(run + 1, last), (*raw)[1]))};
     UNROLL for (int i = 0; i < m; i++) {
         const group *token = (const group *)(const void *)(x + i * stride);
-        __m512i sums[2];
-        add_blocks(fours[i], sums);
+        const __m512i sums[2] = {_mm512_shuffle_i32x4(eights[i][0], eights[i][1], 0x88),
+                                 _mm512_shuffle_i32x4(eights[i][0], eights[i][1], 0xdd)};
+        __m512 sum = _mm512_load_ps(acc + i * ROWS);
         UNROLL for (int b = 0; b < 2; b++) {
             __m512i c = _mm512_add_epi32(sums[b], _mm512_set1_epi32(token->corrections[b]));
-            acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c), _mm512_mul_ps(_mm512_set1_ps(token->scales[b]), scales[b]), acc[i]);
+            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c), _mm512_mul_ps(_mm512_set1_ps(token->scales[b]), scales[b]), sum);
         }
+        _mm512_store_ps(acc + i * ROWS, sum);
     }
 }
 
 LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const bool bytes, const int m, const char *x, int64_t stride,
-                         float *sums) {
+                         float *scratch, float *sums) {
     const __m512 lut = _mm512_loadu_ps(w->lut);
     const float top = _mm512_reduce_max_ps(_mm512_abs_ps(lut));
     const __m128i entries = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(lut, _mm512_set1_ps(LORA_INT8_LEVELS / top))));
@@ -190,7 +195,9 @@ LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const boo
     scale_source source = {.w = w, .per_row = w->cols / BLOCK, .unit = top / LORA_INT8_LEVELS};
     source.shift = __builtin_ctzll((uint64_t)w->block_size) - __builtin_ctzll(BLOCK);
     if (!w->absmax) source.nested_shift = source.shift + __builtin_ctzll((uint64_t)w->nested_block_size);
-    _Alignas(64) raw_scales raw[2];
+    raw_scales *raw = (raw_scales *)scratch; /* [2], of this step and the next; not on the stack, where spills would hide among them */
+    source.factors = scratch + 4 * ROWS;
+    float *acc = scratch + 5 * ROWS; /* (m, ROWS): a register less for each token */
     for (int64_t r0 = 0, here; r0 < rows; r0 += here) {
         /* at the end the last 16, some of them again; a matrix that has fewer, row by row */
         const bool few = row + rows < ROWS;
@@ -198,8 +205,7 @@ LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const boo
         const int64_t again = few ? 0 : ROWS - here, begin = row + r0 - again;
         const uint8_t *codes = w->codes + begin * w->cols / 2;
         const char *tokens = x;
-        __m512 acc[MOST_TOKENS];
-        UNROLL for (int i = 0; i < m; i++) acc[i] = _mm512_setzero_ps();
+        UNROLL for (int i = 0; i < m; i++) _mm512_store_ps(acc + i * ROWS, _mm512_setzero_ps());
         source.first = begin * source.per_row;
         source.step = few ? 0 : source.per_row;
         source.until = 0;
@@ -208,34 +214,31 @@ LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const boo
                 raw[0][b][i] = raw_scale(&source, source.first + i * source.step + lora_min_i64(b, source.per_row - 1), bytes);
         for (int64_t run = 0; run < source.per_row; run += 2, codes += GROUP / 2, tokens += sizeof(group))
             multiply_group(table, codes, &source, run, &raw[run / 2 % 2], &raw[(run / 2 + 1) % 2], bytes, m, tokens, stride, acc);
-        UNROLL for (int i = 0; i < m; i++) {
-            float of_rows[ROWS];
-            _mm512_storeu_ps(of_rows, acc[i]);
-            for (int64_t r = 0; r < here; r++) sums[(r0 + r) * m + i] = of_rows[again + r];
-        }
+        for (int64_t r = 0; r < here; r++)
+            for (int i = 0; i < m; i++) sums[(r0 + r) * m + i] = acc[i * ROWS + again + r];
     }
 }
 
-LORA_INLINE void tokens_of(const lora_nf4 *w, int64_t row, int64_t rows, const int m, const void *x, int64_t stride, float *sums) {
+LORA_INLINE void tokens_of(const lora_nf4 *w, int64_t row, int64_t rows, const int m, const void *x, int64_t stride, float *scratch,
+                           float *sums) {
     if (!w->absmax && w->block_size == BLOCK)
-        rows_of(w, row, rows, true, m, x, stride, sums);
+        rows_of(w, row, rows, true, m, x, stride, scratch, sums);
     else
-        rows_of(w, row, rows, false, m, x, stride, sums);
+        rows_of(w, row, rows, false, m, x, stride, scratch, sums);
 }
 
 static void gemv_nf4_int8(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales,
                           float *sums) {
-    (void)scales;
     switch (m) {
-    case 1: tokens_of(w, row, rows, 1, x, stride, sums); break;
-    case 2: tokens_of(w, row, rows, 2, x, stride, sums); break;
-    case 3: tokens_of(w, row, rows, 3, x, stride, sums); break;
-    default: tokens_of(w, row, rows, 4, x, stride, sums); break;
+    case 1: tokens_of(w, row, rows, 1, x, stride, scales, sums); break;
+    case 2: tokens_of(w, row, rows, 2, x, stride, scales, sums); break;
+    case 3: tokens_of(w, row, rows, 3, x, stride, scales, sums); break;
+    default: tokens_of(w, row, rows, 4, x, stride, scales, sums); break;
     }
 }
 
 void lora_gemv_fill_int8_vnni(lora_gemv_path *p) {
-    p->tokens = MOST_TOKENS;
+    p->tokens = p->most_tokens = MOST_TOKENS;
     p->group = GROUP;
     p->group_bytes = sizeof(group);
     p->arrange = arrange;
