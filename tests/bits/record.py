@@ -24,8 +24,12 @@ from bits.cases import Results, digests
 from lora_c import _core
 
 FOLDER = Path(__file__).parent / "digests"
-# "exact" is every rung's own float32 arithmetic; the others are operands of fast products.
-KERNELS = ("ref/exact", "portable/exact", "avx2/exact", "avx512/exact", "avx512/bfloat16", "avx512/int16")
+# "exact" is every rung's own float32 arithmetic; so is "int8" but for products with base weights, which have the same bits on
+# all of them; the others are operands of fast products.
+KERNELS = (
+    "ref/exact", "portable/exact", "avx2/exact", "avx512/exact", "avx512/bfloat16", "avx512/int16",
+    "avx2/int8", "avx512/int8",
+)  # fmt: skip
 
 
 def built_with() -> dict[str, str]:
@@ -50,8 +54,8 @@ def chosen(kernels: str, threads: int | None = None) -> Iterator[None]:
     try:
         _core.set_isa(rung)
         if operands != "exact":
-            _core.set_fast_operands(operands)
-        _core.set_precision("exact" if operands == "exact" else "fast")
+            _core.set_fast_operands("float32" if operands == "int8" else operands)
+        _core.set_precision(operands if operands in ("exact", "int8") else "fast")
         if threads is not None:
             _core.set_num_threads(threads)
         yield

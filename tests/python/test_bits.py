@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,24 @@ def test_results_have_the_recorded_bits(kernels: str, threads: int, wanted: Call
     with record.chosen(kernels, threads):
         results = digests(wanted)
     assert len(results) > 10 and record.differences(kernels, results, whole=wanted is everything) == []
+
+
+@pytest.mark.parametrize(("kernels", "threads"), [("avx2/int8", 2), ("avx512/int8", 4)])
+def test_int8_has_the_recorded_bits(kernels: str, threads: int) -> None:
+    """In a process of its own: one in which other tests have used a device that lacks int8 is refused it."""
+    if (reason := record.built_otherwise(kernels)) is not None:
+        pytest.skip(reason)
+    command = [sys.executable, record.__file__, "--threads", str(threads), kernels]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if f"{kernels}: left out" in done.stdout:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0 and ", 0 differ" in done.stdout, done.stdout + done.stderr
+
+
+def test_int8_is_another_arithmetic_in_all_but_merges() -> None:
+    exact, int8 = record.recorded("avx512/exact"), record.recorded("avx512/int8")
+    assert exact.keys() == int8.keys()
+    assert {name.rpartition("/")[2] for name in exact if exact[name] == int8[name]} == {"merge"}
 
 
 @pytest.mark.parametrize(("kernels", "threads"), [("avx2/exact", 2), ("avx512/bfloat16", 2)])

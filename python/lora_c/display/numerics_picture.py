@@ -133,6 +133,6 @@ def _draw_gradients(axes: Axes, precisions: Mapping[str, Any], others: Sequence[
     axes.invert_yaxis()
     axes.set_xlim(max(-1.0, lowest - 0.1 * (1 - lowest)), 1.0 + 0.03 * (1 - lowest))
     axes.set_xlabel("cosine with the exact ones: mean (dot), least (end of the line)", fontsize=8)
-    axes.set_title("gradients of the step behind the last one", loc="left", fontsize=9)
+    axes.set_title("gradients of the next step", loc="left", fontsize=9)
     if cosines:
-        axes.legend(frameon=False, fontsize=8, loc="best")
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.0)
