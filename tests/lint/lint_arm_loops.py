@@ -38,6 +38,10 @@ LOOPS = (
     Loop(
         "matrix product, bfloat16, 12 x 8", "gemm_bf16_neon.o", {"bfmmla": 24}, 384, "multiply-add", 40, "micro_12x2_bf16_neon"
     ),
+    Loop(
+        "matrix product, int8, sdot", "gemm_int8_dotprod.o", {"sdot": 24}, 384, "multiply-add", 38, "micro_12x2_int8_dotprod"
+    ),
+    Loop("matrix product, int8, usmmla", "gemm_int8_i8mm.o", {"usmmla": 24}, 768, "multiply-add", 56, "micro_12x2_int8_i8mm"),
     Loop("attention, float32, 8 x 8, Q K^T", "attention_neon.o", {"fmla": 16}, 64, "multiply-add", 32, "mm_dot"),
     Loop("attention, float32, 8 x 8, P V", "attention_neon.o", {"fmla": 16}, 64, "multiply-add", 32, "mm_outer_scaled"),
     Loop("decoding, NF4 x float32, 1 token", "gemv_neon.o", {"fmla": 8, "fmul": 1, "tbl": 8}, 32, "weight", 56),
@@ -47,7 +51,7 @@ LOOPS = (
         "decoding, NF4 x bfloat16, 8 tokens", "gemv_bf16_neon.o", {"bfdot": 32, "fmla": 8, "tbl": 4}, 256, "multiply-add", 112
     ),
 )
-PRODUCTS = ("fmla", "fmul", "bfdot", "bfmmla", "tbl")
+PRODUCTS = ("fmla", "fmul", "bfdot", "bfmmla", "sdot", "usmmla", "tbl")
 
 
 def functions(listing):
