@@ -41,7 +41,7 @@ C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-arm check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug wheels mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda tsan asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-arm check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug wheels mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -61,6 +61,11 @@ test: $(VENV)/installed check stubtest ## install into .venv, run the C checks a
 
 check: $(BUILD)/check $(TEST_BACKENDS) $(BENCHES) headers layers ## the C checks alone
 	@$(BUILD)/check
+
+TSAN_FAMILIES := base gemm gemm_small gemm_int8 linear attention optim gradient_tree devices watch decoder
+tsan: ## the C checks whose threads meet under ThreadSanitizer
+	@$(MAKE) SANITIZE=thread BUILD=build/tsan build/tsan/check
+	TSAN_OPTIONS=halt_on_error=1 build/tsan/check $(TSAN_FAMILIES)
 
 asan: ## the C checks under ASan and UBSan
 	@$(MAKE) SANITIZE=address,undefined check

@@ -49,6 +49,8 @@ int lora_cpu_count(void);
 int64_t lora_clock_ns(void); /* since some moment; only rises */
 /** Whether the system says that an aarch64 CPU has FEAT_BF16: bfmmla, bfdot, bfcvtn. False on others. */
 bool lora_os_arm_bf16(void);
+bool lora_os_arm_dotprod(void); /* FEAT_DotProd: sdot */
+bool lora_os_arm_i8mm(void);    /* FEAT_I8MM: smmla */
 
 /** bytes, a multiple of the alignment, which is a power of two; NULL when refused. streamed: written once and read from end to end
  *  again and again, for which the largest pages are wished. */

@@ -21,6 +21,8 @@ int lora_cpu_count(void) {
 }
 
 bool lora_os_arm_bf16(void) { return number_of("hw.optional.arm.FEAT_BF16") != 0; }
+bool lora_os_arm_dotprod(void) { return number_of("hw.optional.arm.FEAT_DotProd") != 0; }
+bool lora_os_arm_i8mm(void) { return number_of("hw.optional.arm.FEAT_I8MM") != 0; }
 
 /* Inactive pages and those of files are given back when memory is asked for. Swap grows with the disk: it is not counted. */
 size_t lora_os_memory_left(bool with_swap) {

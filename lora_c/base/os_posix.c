@@ -73,13 +73,20 @@ int lora_cpu_count(void) {
     return n < 1 ? 1 : (int)n;
 }
 
-bool lora_os_arm_bf16(void) {
+/* Bits by number: older headers lack their names. */
+static bool has_capability(unsigned long type, int bit) {
 #if defined(__aarch64__) && defined(__linux__)
-    const unsigned long bf16 = 1ul << 14; /* HWCAP2_BF16, which older headers lack */
-    return getauxval(AT_HWCAP2) & bf16;
+    return getauxval(type) >> bit & 1;
 #else
+    (void)type, (void)bit;
     return false;
 #endif
 }
+
+enum { HWCAP = 16, HWCAP2 = 26, ASIMDDP = 20, I8MM = 13, BF16 = 14 }; /* AT_HWCAP, AT_HWCAP2, HWCAP_ASIMDDP, HWCAP2_I8MM, HWCAP2_BF16 */
+
+bool lora_os_arm_bf16(void) { return has_capability(HWCAP2, BF16); }
+bool lora_os_arm_dotprod(void) { return has_capability(HWCAP, ASIMDDP); }
+bool lora_os_arm_i8mm(void) { return has_capability(HWCAP2, I8MM); }
 #endif
 #endif

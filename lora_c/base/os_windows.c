@@ -63,6 +63,8 @@ int lora_cpu_count(void) {
 }
 
 bool lora_os_arm_bf16(void) { return false; } /* not asked: there is no build for Windows on ARM */
+bool lora_os_arm_dotprod(void) { return false; }
+bool lora_os_arm_i8mm(void) { return false; }
 
 int64_t lora_clock_ns(void) {
     LARGE_INTEGER ticks, rate;

@@ -18,18 +18,33 @@
  * others share come before; a LORA_TARGET within repeats what it needs, which is all that Clang then gives the function.
  * LORA_UNROLL_BY(n) for (…): as many steps at once, so that arrays of a few vectors become registers.
  * LORA_WIDE_VECTORS at the end of a list with avx512f: loops become 512 bits wide, as Clang's do unasked.
- * LORA_ARM_BF16: FEAT_BF16 beside whatever the compiler was told of an aarch64 CPU. */
+ * LORA_ARM_BF16, LORA_ARM_DOTPROD, LORA_ARM_I8MM: such a feature beside whatever the compiler was told of an aarch64 CPU.
+ * LORA_KNOWS_AVX_VNNI: GCC 10 does not. */
 #define LORA_PRAGMA(text) _Pragma(#text)
 #ifdef __clang__
 #define LORA_TARGET_BEGIN(isa) LORA_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define LORA_TARGET_END LORA_PRAGMA(clang attribute pop)
 #define LORA_WIDE_VECTORS ""
 #define LORA_ARM_BF16 "bf16"
+#define LORA_ARM_DOTPROD "dotprod"
+#define LORA_ARM_I8MM "i8mm"
+#define LORA_KNOWS_AVX_VNNI 1
 #else
 #define LORA_TARGET_BEGIN(isa) LORA_PRAGMA(GCC push_options) LORA_PRAGMA(GCC target(isa))
 #define LORA_TARGET_END LORA_PRAGMA(GCC pop_options)
 #define LORA_WIDE_VECTORS ",prefer-vector-width=512"
 #define LORA_ARM_BF16 "+bf16"
+#ifdef __ARM_FEATURE_DOTPROD /* else also armv8.2-a, without which GNU's assembler refuses the instructions */
+#define LORA_ARM_DOTPROD "+dotprod"
+#else
+#define LORA_ARM_DOTPROD "arch=armv8.2-a+dotprod"
+#endif
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define LORA_ARM_I8MM "+i8mm"
+#else
+#define LORA_ARM_I8MM "arch=armv8.2-a+i8mm"
+#endif
+#define LORA_KNOWS_AVX_VNNI (__GNUC__ >= 11)
 #endif
 #if defined(__CUDACC__)
 #define LORA_UNROLL_BY(n) LORA_PRAGMA(unroll n)

@@ -11,6 +11,11 @@ static void fill_int8(lora_gemm_path *p, const lora_gemm_path *exact, lora_isa i
     if (isa >= LORA_ISA_AVX2) lora_gemm_fill_int8_avx2(p);
     if (isa >= LORA_ISA_AVX2 && lora_cpu_has_avx_vnni()) lora_gemm_fill_int8_avx_vnni(p);
     if (isa >= LORA_ISA_AVX512 && lora_cpu_avx512_extras().vnni) lora_gemm_fill_int8_vnni(p);
+#elif defined(__aarch64__)
+    if (isa >= LORA_ISA_NEON && lora_os_arm_dotprod()) lora_gemm_fill_int8_dotprod(p);
+#if !defined(__clang__) /* whose loop copies accumulators: more instructions than with sdot */
+    if (isa >= LORA_ISA_NEON && lora_os_arm_i8mm()) lora_gemm_fill_int8_i8mm(p);
+#endif
 #endif
 }
 

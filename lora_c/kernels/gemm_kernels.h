@@ -112,5 +112,7 @@ void lora_gemm_fill_int8_ref(lora_gemm_path *p);
 void lora_gemm_fill_int8_avx2(lora_gemm_path *p);
 void lora_gemm_fill_int8_avx_vnni(lora_gemm_path *p);
 void lora_gemm_fill_int8_vnni(lora_gemm_path *p);
+void lora_gemm_fill_int8_dotprod(lora_gemm_path *p);
+void lora_gemm_fill_int8_i8mm(lora_gemm_path *p);
 
 #endif

@@ -2,7 +2,7 @@
 
 Usage: python tests/compilers/check_compilers.py [--list] [--arm] [NAME ...]     (make check-compilers, make check-arm)
 
-GCC from 10 on, Clang from 13 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC and zig's again,
+GCC from 10 on, Clang from 14 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC and zig's again,
 whose checks run under qemu-aarch64-static where that is, as each of CPUS. A compiler builds below build/compilers/NAME.
 Each must pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them, on each rung and with
 all operands, and so must the CPUs, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is
@@ -46,7 +46,7 @@ NOT_EMULATED = {
     "profile": "it compares the speed of multiply-adds with that of real CPUs",
 }
 GCC = ["gcc", *(f"gcc-{version}" for version in range(10, 20))]
-CLANG = ["clang", *(f"clang-{version}" for version in range(13, 30))]
+CLANG = ["clang", *(f"clang-{version}" for version in range(14, 30))]  # 13 lacks -falign-loops
 ARM = "aarch64"
 ARM_LIBRARIES = "/usr/aarch64-linux-gnu"  # Debian's libc6-arm64-cross
 CPUS = ["max", "neoverse-n1", "cortex-a72"]  # of the emulator: with bfloat16, armv8.2-a without, armv8-a

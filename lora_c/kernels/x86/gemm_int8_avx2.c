@@ -18,6 +18,7 @@ enum { VL = 8, STEPS = LORA_INT8_STEPS, NR = 16, WIDE_NR = 32 };
 #define BEGIN(correction) _mm256_setzero_si256()
 #include "lora_c/kernels/tmpl/gemm_int8_256_tmpl.h"
 
+#if LORA_KNOWS_AVX_VNNI
 #define SUFFIX _avx_vnni
 #define TARGET "avx2,fma,avxvnni"
 #define ROWS 4
@@ -25,6 +26,9 @@ enum { VL = 8, STEPS = LORA_INT8_STEPS, NR = 16, WIDE_NR = 32 };
 #define MULTIPLY_ADD(b, a, c) _mm256_dpbusd_avx_epi32(c, b, a)
 #define BEGIN(correction) _mm256_set1_epi32(correction)
 #include "lora_c/kernels/tmpl/gemm_int8_256_tmpl.h"
+#else
+#define micro_avx_vnni micro_avx2 /* the same bits */
+#endif
 
 static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, void *panels,
                              int64_t panel_words) {
