@@ -113,8 +113,7 @@ static void pack_nf4_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_
     }
 }
 
-/* Scale of n rows of the 64 columns that hold col: of the largest value that their codes could stand for. */
-static lora_int8_scale square_scale(const lora_nf4 *w, float lut_top, int64_t row, int64_t n, int64_t col) {
+lora_int8_scale lora_int8_square_scale(const lora_nf4 *w, float lut_top, int64_t row, int64_t n, int64_t col) {
     float top = 0, check = 0;
     for (int64_t i = 0; i < n; i++) {
         float scale = lora_nf4_absmax(w, ((row + i) * w->cols + col) / w->block_size);
@@ -127,7 +126,7 @@ static lora_int8_scale square_scale(const lora_nf4 *w, float lut_top, int64_t ro
 /* The columns from col to end - 1, which lie in one run of 64, and a block of n rows, as columns j … of a panel. */
 static void put_square(const lora_nf4 *w, float lut_top, int64_t row, int64_t n, int64_t col, int64_t end, char *block, int64_t width,
                        int64_t j) {
-    const lora_int8_scale q = square_scale(w, lut_top, row, n, col);
+    const lora_int8_scale q = lora_int8_square_scale(w, lut_top, row, n, col);
     for (int64_t k = 0; k < BLOCK; k++) {
         int64_t at = (row + lora_min_i64(k, n - 1)) * w->cols;
         float scale = k < n ? lora_nf4_absmax(w, (at + col) / w->block_size) : 0.0f;

@@ -20,6 +20,9 @@ LORA_INLINE int64_t lora_int8_byte(int64_t k) { return k % 8 / 2; }
 LORA_INLINE int64_t lora_int8_left_words(int64_t width) { return LORA_INT8_STEPS * width + 2 * LORA_INT8_TERMS; }
 LORA_INLINE int64_t lora_int8_right_words(int64_t width) { return LORA_INT8_STEPS * width + lora_round_up(width, 16); }
 
+/* Scale of n rows of the 64 columns that hold col: of the largest value that their codes could stand for. */
+lora_int8_scale lora_int8_square_scale(const lora_nf4 *w, float lut_top, int64_t row, int64_t n, int64_t col);
+
 /* pack_nf4_columns of a path whose panels are nr wide. */
 void lora_int8_pack_nf4_columns_portable(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, int64_t nr,
                                          void *panels, int64_t panel_words);

@@ -1,9 +1,10 @@
-/* int8 products without AVX-512: with AVX-VNNI, or with AVX2 alone. Packing is the portable one. */
+/* int8 products without AVX-512: with AVX-VNNI, or with AVX2 alone. Dense weights are packed in plain C. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
 
 #include "lora_c/kernels/tmpl/gemm_int8_tmpl.h"
+#include "lora_c/kernels/x86/gemm_int8_pack_avx2.h"
 
 enum { VL = 8, STEPS = LORA_INT8_STEPS, NR = 16, WIDE_NR = 32 };
 
@@ -32,16 +33,18 @@ enum { VL = 8, STEPS = LORA_INT8_STEPS, NR = 16, WIDE_NR = 32 };
 
 static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, void *panels,
                              int64_t panel_words) {
-    lora_int8_pack_nf4_columns_portable(w, row, n, first_col, n_panels, NR, panels, panel_words);
+    lora_int8_pack_nf4_columns_avx2(w, row, n, first_col, n_panels, NR, panels, panel_words);
 }
 
 static void pack_wide_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, void *panels,
                                   int64_t panel_words) {
-    lora_int8_pack_nf4_columns_portable(w, row, n, first_col, n_panels, WIDE_NR, panels, panel_words);
+    lora_int8_pack_nf4_columns_avx2(w, row, n, first_col, n_panels, WIDE_NR, panels, panel_words);
 }
 
 void lora_gemm_fill_int8_avx2(lora_gemm_path *p) {
     p->micro = micro_avx2;
+    p->pack_left_rows = lora_int8_pack_left_rows_avx2;
+    p->pack_nf4_rows = lora_int8_pack_nf4_rows_avx2;
     p->pack_nf4_columns = p->nr == WIDE_NR ? pack_wide_nf4_columns : pack_nf4_columns;
 }
 
