@@ -176,6 +176,7 @@ bench: $(VENV)/installed $(BENCHES) ## speed: matrix product, attention, trainin
 	$(BUILD)/bench_gemm
 	$(BUILD)/bench_attention
 	$(BUILD)/bench_decode
+	$(BUILD)/bench_few
 	$(BUILD)/bench_mixed
 	$(BUILD)/bench_quantize
 	$(BIN)/python benchmarks/bench_step.py
