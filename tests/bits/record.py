@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parent / "digests"
 # all of them; the others are operands of fast products.
 KERNELS = (
     "ref/exact", "portable/exact", "avx2/exact", "avx512/exact", "avx512/bfloat16", "avx512/int16",
-    "avx2/int8", "avx512/int8",
+    "portable/int8", "avx2/int8", "avx512/int8",
 )  # fmt: skip
 
 
