@@ -1,7 +1,9 @@
 /* The matrix product against float64 loops: every rung and arithmetic, orientation and weight format. */
+#include "lora_c/kernels/tmpl/gemm_int8_tmpl.h"
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm.h"
 #include "lora_c/ops/gemm_packed.h"
+#include "lora_c/ops/gemm_right.h"
 #include "tests/c/gemm_weight.h"
 #include "tests/c/products.h"
 
@@ -58,11 +60,14 @@ static long count_wrong(const product *t) {
             double *top = tops + i * lora_div_up(g->k, 64) + p / 64;
             *top = larger(*top, fabs((double)g->a[i * g->a_row_stride + p * g->a_col_stride]));
         }
+    const bool table = g->b_transposed && lora_gemm_packs_from_4_bits(&t->c->w);
+    const double levels = table ? (double)lora_int8_table_levels(t->c->nf4.lut) : 127;
     for (int64_t j = 0; j < g->n; j++) {
         double *y = malloc((size_t)g->k * sizeof *y), *y_top = calloc((size_t)g->k, sizeof *y_top);
         for (int64_t p = 0; p < g->k; p++) {
             y[p] = right(t->c, g->b_transposed, p, j);
-            if (t->path >= LORA_GEMM_INT16) y_top[p] = p % 64 ? y_top[p - 1] : right_top(t->c, g->b_transposed, g->k, p, g->n, j);
+            if (t->path < LORA_GEMM_INT16) continue;
+            y_top[p] = p % 64 ? y_top[p - 1] : right_top(t->c, g->b_transposed, g->k, p, g->n, j) * (t->path == INT8 ? 127 / levels : 1);
         }
         for (int64_t i = 0; i < g->m; i++) {
             double sum = 0;

@@ -33,7 +33,8 @@ typedef struct lora_ctx lora_ctx;
  * 4-bit weights alone whose rows are multiples of 64 values and whose blocks have at least 64; others are as in FAST there (rounding a
  * weight takes longer than the product of a few rows). The scale of a block is
  *     x, dy            its largest magnitude / 127
- *     4-bit weights    what its code of the largest magnitude stands for / 127 in x W^T; in dy W the largest of those of 64 x 64
+ *     4-bit weights    in x W^T what its code of the largest magnitude stands for / 124.12 (NF4) or 120 (FP4), of whose multiples the other
+ *                      codes are nearest; in dy W the largest of that of 64 x 64 / 127
  *     other weights    its largest magnitude / 127 in both directions
  * |err| <= sum over the blocks of sum |x| e_w + |w| e_x + e_x e_w, e = scale (1/2 + 127 2^-22), and 2^-24 (blocks + 4) of the sum of
  * the |products|. A block below 1e-36 is zero; one with a value that is not finite makes its results NaN. */

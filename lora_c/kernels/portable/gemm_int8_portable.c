@@ -98,7 +98,7 @@ static float largest_entry(const float *lut) {
 }
 
 static void pack_nf4_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width, void *panel) {
-    const float top = largest_entry(w->lut), unit = top / LORA_INT8_LEVELS, inverse = LORA_INT8_LEVELS / top;
+    const float top = largest_entry(w->lut), levels = lora_int8_table_levels(w->lut), unit = top / levels, inverse = levels / top;
     int table[16];
     for (int i = 0; i < 16; i++) table[i] = lora_to_int8(w->lut[i] * inverse) + LORA_INT8_OFFSET;
     char *block = panel;

@@ -59,11 +59,11 @@ static void multiply_row(const lora_nf4 *w, const int8_t *table, float unit, int
 }
 
 static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums) {
-    const float top = largest_entry(w->lut);
+    const float top = largest_entry(w->lut), levels = lora_int8_table_levels(w->lut);
     int8_t table[16];
     (void)scales;
-    for (int i = 0; i < 16; i++) table[i] = to_int8(w->lut[i] * (LORA_INT8_LEVELS / top));
-    for (int64_t r = 0; r < rows; r++) multiply_row(w, table, top / LORA_INT8_LEVELS, row + r, m, x, stride, sums + r * m);
+    for (int i = 0; i < 16; i++) table[i] = to_int8(w->lut[i] * (levels / top));
+    for (int64_t r = 0; r < rows; r++) multiply_row(w, table, top / levels, row + r, m, x, stride, sums + r * m);
 }
 
 void lora_gemv_fill_int8_portable(lora_gemv_path *p) {

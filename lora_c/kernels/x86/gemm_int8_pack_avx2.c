@@ -93,9 +93,9 @@ LORA_INLINE __m128i table_of(const float *lut, float factor) {
 
 void lora_int8_pack_nf4_rows_avx2(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width,
                                   void *panel) {
-    float top = 0;
+    float top = 0, levels = lora_int8_table_levels(w->lut);
     for (int i = 0; i < 16; i++) top = fmaxf(top, fabsf(w->lut[i]));
-    const __m256i table = _mm256_broadcastsi128_si256(table_of(w->lut, LORA_INT8_LEVELS / top)), nibble = _mm256_set1_epi8(15);
+    const __m256i table = _mm256_broadcastsi128_si256(table_of(w->lut, levels / top)), nibble = _mm256_set1_epi8(15);
     uint32_t *block = panel;
     for (int64_t k = 0; k < n; k += BLOCK, block += lora_int8_right_words(width)) {
         float *scales = (float *)(void *)(block + STEPS * width);
@@ -104,7 +104,7 @@ void lora_int8_pack_nf4_rows_avx2(const lora_nf4 *w, int64_t row, int64_t n_rows
             const __m256i codes = _mm256_loadu_si256((const __m256i *)(const void *)(w->codes + at / 2));
             put_words(block + j, 2 * width, _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble)));
             put_words(block + width + j, 2 * width, _mm256_shuffle_epi8(table, _mm256_and_si256(codes, nibble)));
-            scales[j] = lora_nf4_absmax(w, at / w->block_size) * (top / LORA_INT8_LEVELS);
+            scales[j] = lora_nf4_absmax(w, at / w->block_size) * (top / levels);
         }
         for (int64_t j = n_rows; j < width; j++) {
             for (int64_t s = 0; s < STEPS; s++) block[s * width + j] = 0x80808080u; /* zeros */

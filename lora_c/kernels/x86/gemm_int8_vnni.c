@@ -222,9 +222,9 @@ LORA_INLINE __m512i byte_table(__m512 entries) {
 }
 
 static void pack_nf4_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width, void *panel) {
-    const float top = largest_entry(w->lut);
-    const __m512 unit = _mm512_set1_ps(top / LORA_INT8_LEVELS);
-    const __m512i table = byte_table(_mm512_mul_ps(_mm512_loadu_ps(w->lut), _mm512_set1_ps(LORA_INT8_LEVELS / top)));
+    const float top = largest_entry(w->lut), levels = lora_int8_table_levels(w->lut);
+    const __m512 unit = _mm512_set1_ps(top / levels);
+    const __m512i table = byte_table(_mm512_mul_ps(_mm512_loadu_ps(w->lut), _mm512_set1_ps(levels / top)));
     const __m512i nibble = _mm512_set1_epi8(15);
     float scales[MAX_CHUNKS * LANES];
     for (int64_t first = 0; first < width; first += LANES) {

@@ -189,10 +189,10 @@ LORA_INLINE void multiply_group(__m512i table, const uint8_t *codes, scale_sourc
 LORA_INLINE void rows_of(const lora_nf4 *w, int64_t row, int64_t rows, const bool bytes, const int m, const char *x, int64_t stride,
                          float *scratch, float *sums) {
     const __m512 lut = _mm512_loadu_ps(w->lut);
-    const float top = _mm512_reduce_max_ps(_mm512_abs_ps(lut));
-    const __m128i entries = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(lut, _mm512_set1_ps(LORA_INT8_LEVELS / top))));
+    const float top = _mm512_reduce_max_ps(_mm512_abs_ps(lut)), levels = lora_int8_table_levels(w->lut);
+    const __m128i entries = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(lut, _mm512_set1_ps(levels / top))));
     const __m512i table = _mm512_broadcast_i32x4(_mm_xor_si128(entries, _mm_set1_epi8(-LORA_INT8_OFFSET)));
-    scale_source source = {.w = w, .per_row = w->cols / BLOCK, .unit = top / LORA_INT8_LEVELS};
+    scale_source source = {.w = w, .per_row = w->cols / BLOCK, .unit = top / levels};
     source.shift = __builtin_ctzll((uint64_t)w->block_size) - __builtin_ctzll(BLOCK);
     if (!w->absmax) source.nested_shift = source.shift + __builtin_ctzll((uint64_t)w->nested_block_size);
     raw_scales *raw = (raw_scales *)scratch; /* [2], of this step and the next; not on the stack, where spills would hide among them */
