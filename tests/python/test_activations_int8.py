@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_families import TRAINED, adapt, folder, golden, loss_and_gradients
-from test_precision_int8 import base_with_adapter, batch_of_demo, demo_trainer, losses, settings, trained  # noqa: F401
+from test_precision_int8 import base_with_adapter, batch_of_demo, demo_trainer, held_out_losses, settings, trained  # noqa: F401
 
 import lora_c as lc
 from lora_c import _core
@@ -106,15 +106,10 @@ def test_the_forecast_is_what_is_taken_and_less_than_of_bfloat16(recompute: Any)
     assert arenas["int8"] < (0.9 if recompute == "none" else 0.95) * arenas["bfloat16"]
 
 
-def test_training_curves_agree(tmp_path: Path) -> None:
-    curves = {}
-    for dtype in ("float32", "int8"):
-        trainer = demo_trainer(tmp_path / dtype, 200, activation_dtype=dtype, recompute="none")
-        trainer.train()
-        curves[dtype] = losses(trainer).reshape(10, 20).mean(axis=1)
-    assert curves["float32"][-1] < 0.8 * curves["float32"][0]  # it learns
-    np.testing.assert_allclose(curves["int8"], curves["float32"], rtol=0.01)
-    assert not np.array_equal(curves["int8"], curves["float32"])
+def test_held_out_losses_differ_less_than_those_of_seeds(tmp_path: Path) -> None:
+    wide, kept = (held_out_losses(tmp_path / dtype, activation_dtype=dtype, recompute="none") for dtype in ("float32", "int8"))
+    assert abs((kept - wide).mean()) < wide.std(ddof=1)
+    assert not np.array_equal(kept, wide)
 
 
 def test_a_run_is_resumed_with_the_same_bits_and_with_these_activations_alone(tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from lora_c.checkpoints.model_names import BASE_MODEL
 from lora_c.demo.run import dataset
 from lora_c.demo.world import task
 from lora_c.model.model import Model
+from lora_c.training.evaluation import evaluate_loss
 from lora_c.training.trainer import Trainer
-
-PRECISIONS = ("exact", "fast", "int8")
 
 
 @pytest.fixture(autouse=True)
@@ -141,15 +140,24 @@ def test_gradients_of_families(name: str, tmp_path: Path):
     assert np.mean(found) >= 0.99 and min(found) >= 0.97
 
 
-def test_training_curves_agree(tmp_path: Path):
-    curves = {}
-    for precision in PRECISIONS:
-        trainer = demo_trainer(tmp_path / precision, 200, precision=precision)
+def held_out_losses(folder: Path, **options: Any) -> np.ndarray:
+    """After 200 steps on the demo's task, one for each of three seeds."""
+    found = []
+    for seed in range(3):
+        trainer = demo_trainer(folder / str(seed), 200, seed=seed, **options)
         trainer.train()
-        curves[precision] = losses(trainer).reshape(10, 20).mean(axis=1)
-    assert curves["exact"][-1] < 0.8 * curves["exact"][0]  # it learns
-    np.testing.assert_allclose(curves["int8"], curves["exact"], rtol=0.01)
-    assert not np.array_equal(curves["int8"], curves["fast"])
+        curve = losses(trainer)
+        assert curve[-20:].mean() < 0.8 * curve[:20].mean()  # it learns
+        trainer.model.decoder.precision = "exact"
+        found.append(evaluate_loss(trainer.model, dataset(trainer.model, task(0, 64, 100)[1])))
+    return np.array(found)
+
+
+def test_held_out_losses_differ_less_than_those_of_seeds(tmp_path: Path) -> None:
+    """Losses of single steps are no measure: in exact they move by 5 % where the first adapter is changed by 2 %."""
+    exact, int8 = (held_out_losses(tmp_path / precision, precision=precision) for precision in ("exact", "int8"))
+    assert abs((int8 - exact).mean()) < exact.std(ddof=1)
+    assert not np.array_equal(int8, exact)
 
 
 def test_a_run_is_resumed_with_the_same_bits_and_in_its_precision_alone(tmp_path: Path):
