@@ -249,11 +249,11 @@ def main() -> None:
     args = parser.parse_args()
     model, windows = open_model(args)
     net, plain = Llama(model), Products(())
-    squares = args.quantize is not None
+    fixed = {"squares": args.quantize is not None, "levels": BEST_OF_NF4 if args.quantize == "nf4" else LEVELS}
     ways: dict[str, dict[str, Any]] = {"int8": {}} | {f"only {kind}": {"kinds": (kind,)} for kind in EVERYTHING}
     ways |= {f"int8, {n} of 64 apart": {"split": n} for n in (1, 2, 4)}
     if args.quantize == "nf4":
-        ways |= {"int8, NF4 in 124ths": {"levels": BEST_OF_NF4}}
+        ways |= {"int8, NF4 in 127ths": {"levels": LEVELS}}
     found: dict[str, list[dict[str, float]]] = {f"real {name}": [] for name in ("exact", "fast", "int8")} | {
         name: [] for name in ways
     }
@@ -265,9 +265,7 @@ def main() -> None:
         for name in ("exact", "fast", "int8"):
             found[f"real {name}"].append(cosines(exact, real_gradients(model, net, batch, name)))
         for name, how in ways.items():
-            found[name].append(
-                cosines(exact, net.gradients(*batch, Products(**{"kinds": EVERYTHING, "squares": squares} | how)))
-            )
+            found[name].append(cosines(exact, net.gradients(*batch, Products(**{"kinds": EVERYTHING} | fixed | how))))
     tell_blocks(plain.seen)
     for name, of in found.items():
         print(f"{name:<22} {said(of)}")
