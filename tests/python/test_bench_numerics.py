@@ -178,8 +178,9 @@ def test_a_precision_that_diverges_is_a_result_and_exact_is_an_error(base: Model
     assert record.differences("fast") is None and record.is_below_spread("fast") is False
     draw_numerics(record.as_dict(), tmp_path / "a.png", "one diverged")
     broken.add("exact")
-    with pytest.raises(DivergenceError):
+    with pytest.raises(DivergenceError, match="got nan, in precision exact; start again with") as raised:
         compare_precisions(base, train, held_out, OPTIONS, ADAPTER, [0], tmp_path / "b")
+    assert str(tmp_path) not in str(raised.value)  # no checkpoint is named: they are gone
     assert base.adapter is None
 
 

@@ -70,7 +70,7 @@ def compare_precisions(
     Raises
     ------
     DivergenceError
-        The exact run diverged: there is nothing to compare with.
+        The exact run diverged: there is nothing to compare with, and no state of it is left.
     """
     if not len(eval_data):
         raise ConfigError("eval_data: expected held-out rows, by which precisions are compared, got none; give more data")
@@ -103,9 +103,9 @@ def _trained(trainer: Trainer, is_exact: bool) -> PrecisionRun:
         result = trainer.train()
         run.eval_loss, run.peak_memory_bytes = result.eval_loss, result.peak_memory_bytes
     except DivergenceError as error:
-        if is_exact:
-            raise
-        run.diverged = str(error).partition(";")[0]
+        run.diverged = str(error).partition("; ")[0]
+        if is_exact:  # without the checkpoint that the message names, which is removed
+            raise DivergenceError(f"{run.diverged}, in precision {EXACT}; {str(error).rpartition('; ')[2]}") from error
     run.losses = [record["loss"] for record in trainer.history if "loss" in record]
     speed = steps_per_second(trainer.history)
     run.tokens_per_second = None if speed is None else speed[1]
