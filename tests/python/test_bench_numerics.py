@@ -20,6 +20,7 @@ from lora_c.cli.numerics_report import verdict_lines
 from lora_c.comparison.numerics import compare_precisions, gradient_cosines, precisions_of
 from lora_c.comparison.numerics_record import Cosines, NumericsRecord, PrecisionRun, module_of, place_of, short_name
 from lora_c.data import Dataset
+from lora_c.data.samples import Sample
 from lora_c.demo.run import dataset
 from lora_c.demo.world import task
 from lora_c.display.numerics_picture import draw_numerics, smooth
@@ -159,6 +160,13 @@ def _second_batch(trainer: Trainer) -> Any:
 def _targets(samples: list[Any], ids: np.ndarray, cu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     weight = np.concatenate([np.append(np.asarray(s.loss_mask, np.float32)[1:], 0) for s in samples])
     return np.roll(ids, -1), weight.astype(np.float32)
+
+
+def test_gradients_that_are_rounding_alone_are_not_compared(base: Model, tmp_path: Path) -> None:
+    """Attention to one token is that token, whatever q and k are."""
+    one = Dataset([Sample(np.array([7, 9], np.int32), np.array([True, True]))] * 4)
+    record = compare_precisions(base, one, data_of(base)[1], OPTIONS, ADAPTER, [0], tmp_path)
+    assert "v_proj" in record.modules("fast") and record.modules("fast").keys().isdisjoint({"q_proj", "k_proj"})
 
 
 def test_a_precision_that_diverges_is_a_result_and_exact_is_an_error(base: Model, tmp_path: Path, monkeypatch) -> None:
