@@ -20,6 +20,7 @@ from lora_c.cli.numerics_report import verdict_lines
 from lora_c.comparison.numerics import compare_precisions, gradient_cosines, precisions_of
 from lora_c.comparison.numerics_record import Cosines, NumericsRecord, PrecisionRun, module_of, place_of, short_name
 from lora_c.data import Dataset
+from lora_c.data.samples import Sample
 from lora_c.demo.run import dataset
 from lora_c.demo.world import task
 from lora_c.display.numerics_picture import draw_numerics, smooth
@@ -161,6 +162,13 @@ def _targets(samples: list[Any], ids: np.ndarray, cu: np.ndarray) -> tuple[np.nd
     return np.roll(ids, -1), weight.astype(np.float32)
 
 
+def test_gradients_that_are_rounding_alone_are_not_compared(base: Model, tmp_path: Path) -> None:
+    """Attention to one token is that token, whatever q and k are."""
+    one = Dataset([Sample(np.array([7, 9], np.int32), np.array([True, True]))] * 4)
+    record = compare_precisions(base, one, data_of(base)[1], OPTIONS, ADAPTER, [0], tmp_path)
+    assert "v_proj" in record.modules("fast") and record.modules("fast").keys().isdisjoint({"q_proj", "k_proj"})
+
+
 def test_a_precision_that_diverges_is_a_result_and_exact_is_an_error(base: Model, tmp_path: Path, monkeypatch) -> None:
     train, held_out = data_of(base)
     real = trainer_module.one_step
@@ -178,8 +186,9 @@ def test_a_precision_that_diverges_is_a_result_and_exact_is_an_error(base: Model
     assert record.differences("fast") is None and record.is_below_spread("fast") is False
     draw_numerics(record.as_dict(), tmp_path / "a.png", "one diverged")
     broken.add("exact")
-    with pytest.raises(DivergenceError):
+    with pytest.raises(DivergenceError, match="got nan, in precision exact; start again with") as raised:
         compare_precisions(base, train, held_out, OPTIONS, ADAPTER, [0], tmp_path / "b")
+    assert str(tmp_path) not in str(raised.value)  # no checkpoint is named: they are gone
     assert base.adapter is None
 
 

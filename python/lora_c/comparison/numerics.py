@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..model.model import Model
 
 _ADAPTER = "numerics"
+_ROUNDING = 2.0**-23  # of the longest gradient: what is no longer is what rounding left of zero
 
 Report = Callable[[str, int], None]  # precision and seed of a run that begins
 
@@ -70,7 +71,7 @@ def compare_precisions(
     Raises
     ------
     DivergenceError
-        The exact run diverged: there is nothing to compare with.
+        The exact run diverged: there is nothing to compare with, and no state of it is left.
     """
     if not len(eval_data):
         raise ConfigError("eval_data: expected held-out rows, by which precisions are compared, got none; give more data")
@@ -103,9 +104,9 @@ def _trained(trainer: Trainer, is_exact: bool) -> PrecisionRun:
         result = trainer.train()
         run.eval_loss, run.peak_memory_bytes = result.eval_loss, result.peak_memory_bytes
     except DivergenceError as error:
-        if is_exact:
-            raise
-        run.diverged = str(error).partition(";")[0]
+        run.diverged = str(error).partition("; ")[0]
+        if is_exact:  # without the checkpoint that the message names, which is removed
+            raise DivergenceError(f"{run.diverged}, in precision {EXACT}; {str(error).rpartition('; ')[2]}") from error
     run.losses = [record["loss"] for record in trainer.history if "loss" in record]
     speed = steps_per_second(trainer.history)
     run.tokens_per_second = None if speed is None else speed[1]
@@ -123,14 +124,16 @@ def gradient_cosines(trainer: Trainer, precisions: Sequence[str]) -> dict[str, d
     Returns
     -------
     dict
-        Precision to name of a parameter to cosine; one whose exact gradient is zero has none.
+        Precision to name of a parameter to cosine; one whose exact gradient is zero has none, up to rounding: those of q and k
+        are where every sequence has one token.
     """
     exact = _next_gradients(trainer, EXACT)
+    least = _ROUNDING * max(map(np.linalg.norm, exact.values()))
     found = {}
     for precision in precisions:
         if precision != EXACT:
             pairs = zip(exact.items(), _next_gradients(trainer, precision).values(), strict=True)
-            found[precision] = {name: _cosine(a, b) for (name, a), b in pairs if a.any()}
+            found[precision] = {name: _cosine(a, b) for (name, a), b in pairs if np.linalg.norm(a) > least}
     return found
 
 
