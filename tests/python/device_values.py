@@ -8,11 +8,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 import lora_c as lc
 
 SAME_BITS = ("cpu", "fake")  # devices on which what is added later has the bits of what is added at once
 ROUNDING = 2e-5  # float32 sums in another order, by the largest result: as in tests/c/devices.c
+
+
+def narrow_dtypes(device: str) -> tuple[str, ...]:
+    """Of activations, besides float32."""
+    return ("bfloat16", "int8") if device == "cpu" else ("bfloat16",)
+
+
+def skip_where_lacking(device: str, activation_dtype: str) -> None:
+    if activation_dtype not in ("float32", *narrow_dtypes(device)):
+        pytest.skip(f"no activations in {activation_dtype} on device {device}")
 
 
 def write_values(parameter: lc.Parameter, values: Any, where: Any = ...) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_values import is_same, write_values
+from device_values import is_same, narrow_dtypes, write_values
 from safetensors.numpy import load_file
 from test_families import adapt, folder, from_bits, golden, loss_and_gradients, relative
 
@@ -42,11 +42,11 @@ def compare(model: Model, record: dict[str, np.ndarray], case: str, ids: np.ndar
     want = record[f"{case}.logits"]
     assert np.abs(model.decoder.logits(ids)[: len(want)] - want).max() < 1e-4
     grads = {key.split(".grad.")[1]: value for key, value in record.items() if key.startswith(f"{case}.grad.")}
+    near = {"bfloat16": 3e-2, "int8": 6e-2}
     for recompute, dtype, close in (
         ("none", "float32", 1e-4),
         ("layer", "float32", 1e-4),
-        ("none", "bfloat16", 3e-2),
-        ("none", "int8", 6e-2),
+        *(("none", dtype, near[dtype]) for dtype in narrow_dtypes(model.device)),
     ):
         model.decoder.recompute, model.decoder.activation_dtype = recompute, dtype
         assert loss_and_gradients(model, ids) == pytest.approx(float(record[f"{case}.loss"]), rel=1e-5)
