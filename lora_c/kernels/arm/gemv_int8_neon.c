@@ -56,10 +56,9 @@ LORA_INLINE void multiply_row(const lora_nf4 *w, int8x16_t table, float unit, in
 }
 
 static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums) {
-    float top = 0, levels = lora_int8_table_levels(w->lut);
+    const float top = lora_int8_largest_entry(w->lut), levels = lora_int8_table_levels(w->lut);
     int8_t bytes[16];
     (void)scales;
-    for (int i = 0; i < 16; i++) top = fmaxf(top, fabsf(w->lut[i]));
     for (int i = 0; i < 16; i++) bytes[i] = (int8_t)lrintf(w->lut[i] * (levels / top));
     const int8x16_t table = vld1q_s8(bytes);
     const float unit = top / levels;

@@ -91,14 +91,8 @@ static void pack_columns(const float *source, int64_t ld, int64_t n_cols, int64_
 
 /* --- 4 bits --- */
 
-static float largest_entry(const float *lut) {
-    float top = 0;
-    for (int i = 0; i < 16; i++) top = fmaxf(top, fabsf(lut[i]));
-    return top;
-}
-
 static void pack_nf4_rows(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width, void *panel) {
-    const float top = largest_entry(w->lut), levels = lora_int8_table_levels(w->lut), unit = top / levels, inverse = levels / top;
+    const float top = lora_int8_largest_entry(w->lut), levels = lora_int8_table_levels(w->lut), unit = top / levels, inverse = levels / top;
     int table[16];
     for (int i = 0; i < 16; i++) table[i] = lora_to_int8(w->lut[i] * inverse) + LORA_INT8_OFFSET;
     char *block = panel;
@@ -137,23 +131,19 @@ static void put_square(const lora_nf4 *w, float lut_top, int64_t row, int64_t n,
     for (int64_t c = col; c < end; c++) ((float *)(void *)(block + 4 * STEPS * width))[j + c - col] = q.scale;
 }
 
-void lora_int8_pack_nf4_columns_portable(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, int64_t nr,
-                                         void *panels, int64_t panel_words) {
-    const float top = largest_entry(w->lut);
-    for (int64_t p = 0; p < n_panels; p++) {
-        char *block = (char *)panels + 4 * p * panel_words;
-        const int64_t first = first_col + p * nr;
-        for (int64_t k = 0; k < n; k += BLOCK, block += 4 * lora_int8_right_words(nr))
-            for (int64_t col = first, end; col < first + nr; col = end) {
-                end = lora_min_i64(col / BLOCK * BLOCK + BLOCK, first + nr);
-                put_square(w, top, row + k, lora_min_i64(BLOCK, n - k), col, end, block, nr, col - first);
-            }
-    }
-}
-
 static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, void *panels,
                              int64_t panel_words) {
-    lora_int8_pack_nf4_columns_portable(w, row, n, first_col, n_panels, PORTABLE_NR, panels, panel_words);
+    enum { NR = PORTABLE_NR };
+    const float top = lora_int8_largest_entry(w->lut);
+    for (int64_t p = 0; p < n_panels; p++) {
+        char *block = (char *)panels + 4 * p * panel_words;
+        const int64_t first = first_col + p * NR;
+        for (int64_t k = 0; k < n; k += BLOCK, block += 4 * lora_int8_right_words(NR))
+            for (int64_t col = first, end; col < first + NR; col = end) {
+                end = lora_min_i64(col / BLOCK * BLOCK + BLOCK, first + NR);
+                put_square(w, top, row + k, lora_min_i64(BLOCK, n - k), col, end, block, NR, col - first);
+            }
+    }
 }
 
 void lora_gemm_fill_int8_portable(lora_gemm_path *p) {

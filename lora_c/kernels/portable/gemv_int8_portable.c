@@ -2,7 +2,6 @@
  * FMA) they take 1.6 to 2 times as long as those of precision fast; the bits are defined by it. */
 #include <string.h>
 
-#include "lora_c/base/half.h"
 #include "lora_c/kernels/tmpl/gemv_int8_tmpl.h"
 #include "lora_c/format/nf4_layout.h"
 
@@ -10,20 +9,13 @@ enum { BLOCK = LORA_GEMM_SCALE_BLOCK, PAIRS = BLOCK / 2 };
 
 /* --- tokens --- */
 
-static int8_t to_int8(float value) { return value == value ? (int8_t)lrintf(value) : 0; } /* NaN: its block has the scale NaN */
-
 static void arrange(int64_t k, const float *x, void *arranged) {
     for (lora_int8_token *out = arranged; k > 0; k -= BLOCK, x += BLOCK, out++) {
         const int64_t n = lora_min_i64(BLOCK, k);
-        uint32_t top = 0;
-        for (int64_t i = 0; i < n; i++) { /* as integers NaN is above Inf */
-            uint32_t magnitude = lora_bits_f32(x[i]) & 0x7fffffff;
-            top = magnitude > top ? magnitude : top;
-        }
-        const lora_int8_scale q = lora_int8_scale_for(lora_f32_bits(top));
+        const lora_int8_scale q = lora_int8_scale_for(lora_int8_largest(x, 1, n));
         *out = (lora_int8_token){.scale = q.scale};
         for (int64_t i = 0; i < n; i++) {
-            int8_t value = to_int8(x[i] * q.inverse);
+            int8_t value = (int8_t)lora_to_int8(x[i] * q.inverse);
             (i % 2 ? out->odd : out->even)[i / 2] = value;
             out->correction -= LORA_INT8_OFFSET * value;
         }
@@ -31,12 +23,6 @@ static void arrange(int64_t k, const float *x, void *arranged) {
 }
 
 /* --- products --- */
-
-static float largest_entry(const float *lut) {
-    float top = 0;
-    for (int i = 0; i < 16; i++) top = fmaxf(top, fabsf(lut[i]));
-    return top;
-}
 
 static void multiply_row(const lora_nf4 *w, const int8_t *table, float unit, int64_t row, int64_t m, const char *x, int64_t stride,
                          float *sums) {
@@ -59,10 +45,10 @@ static void multiply_row(const lora_nf4 *w, const int8_t *table, float unit, int
 }
 
 static void nf4(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums) {
-    const float top = largest_entry(w->lut), levels = lora_int8_table_levels(w->lut);
+    const float top = lora_int8_largest_entry(w->lut), levels = lora_int8_table_levels(w->lut);
     int8_t table[16];
     (void)scales;
-    for (int i = 0; i < 16; i++) table[i] = to_int8(w->lut[i] * (levels / top));
+    for (int i = 0; i < 16; i++) table[i] = (int8_t)lora_to_int8(w->lut[i] * (levels / top));
     for (int64_t r = 0; r < rows; r++) multiply_row(w, table, top / levels, row + r, m, x, stride, sums + r * m);
 }
 

@@ -20,6 +20,12 @@ LORA_INLINE int64_t lora_int8_byte(int64_t k) { return k % 8 / 2; }
 LORA_INLINE int64_t lora_int8_left_words(int64_t width) { return LORA_INT8_STEPS * width + 2 * LORA_INT8_TERMS; }
 LORA_INLINE int64_t lora_int8_right_words(int64_t width) { return LORA_INT8_STEPS * width + lora_round_up(width, 16); }
 
+LORA_INLINE float lora_int8_largest_entry(const float *lut) {
+    float top = 0;
+    for (int i = 0; i < 16; i++) top = fmaxf(top, fabsf(lut[i]));
+    return top;
+}
+
 /* What the largest entry of a 4-bit table becomes in x W^T: of the numbers up to 127 the one whose fractions lie nearest to the entries, as
  * often as codes of normal values have them. Rounding is wrong by 0.47 % of their root mean square, with 127 by 0.59 % (NF4); 0.33 and
  * 0.64 % (FP4, whose table begins with 0). */
@@ -27,9 +33,5 @@ LORA_INLINE float lora_int8_table_levels(const float *lut) { return lut[0] < 0 ?
 
 /* Scale of n rows of the 64 columns that hold col: of the largest value that their codes could stand for. */
 lora_int8_scale lora_int8_square_scale(const lora_nf4 *w, float lut_top, int64_t row, int64_t n, int64_t col);
-
-/* pack_nf4_columns of a path whose panels are nr wide. */
-void lora_int8_pack_nf4_columns_portable(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, int64_t nr,
-                                         void *panels, int64_t panel_words);
 
 #endif

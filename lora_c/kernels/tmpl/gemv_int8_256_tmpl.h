@@ -59,8 +59,7 @@ TARGET_INLINE void NAME(multiply_block)(const lora_nf4 *w, __m256i table, float 
 
 static LORA_TARGET(TARGET) __m256i NAME(table_of)(const float *lut, float *unit) {
     int8_t bytes[16];
-    float top = 0, levels = lora_int8_table_levels(lut);
-    for (int i = 0; i < 16; i++) top = fmaxf(top, fabsf(lut[i]));
+    const float top = lora_int8_largest_entry(lut), levels = lora_int8_table_levels(lut);
     for (int i = 0; i < 16; i++) bytes[i] = (int8_t)(_mm_cvtss_si32(_mm_set_ss(lut[i] * (levels / top))) + OFFSET);
     *unit = top / levels;
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)bytes));

@@ -93,8 +93,7 @@ LORA_INLINE __m128i table_of(const float *lut, float factor) {
 
 void lora_int8_pack_nf4_rows_avx2(const lora_nf4 *w, int64_t row, int64_t n_rows, int64_t first_col, int64_t n, int64_t width,
                                   void *panel) {
-    float top = 0, levels = lora_int8_table_levels(w->lut);
-    for (int i = 0; i < 16; i++) top = fmaxf(top, fabsf(w->lut[i]));
+    const float top = lora_int8_largest_entry(w->lut), levels = lora_int8_table_levels(w->lut);
     const __m256i table = _mm256_broadcastsi128_si256(table_of(w->lut, levels / top)), nibble = _mm256_set1_epi8(15);
     uint32_t *block = panel;
     for (int64_t k = 0; k < n; k += BLOCK, block += lora_int8_right_words(width)) {
@@ -153,8 +152,7 @@ static void put_square(const lora_nf4 *w, float lut_top, int64_t row, int64_t n,
 
 void lora_int8_pack_nf4_columns_avx2(const lora_nf4 *w, int64_t row, int64_t n, int64_t first_col, int64_t n_panels, int64_t nr,
                                      void *panels, int64_t panel_words) {
-    float top = 0;
-    for (int i = 0; i < 16; i++) top = fmaxf(top, fabsf(w->lut[i]));
+    const float top = lora_int8_largest_entry(w->lut);
     for (int64_t p = 0; p < n_panels; p++) {
         uint32_t *block = (uint32_t *)panels + p * panel_words;
         for (int64_t k = 0; k < n; k += BLOCK, block += lora_int8_right_words(nr))
