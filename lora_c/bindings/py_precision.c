@@ -22,10 +22,10 @@ PyDoc_STRVAR(set_precision_doc,
              "bfloat16, those of compute capability 7.5 to float16. Sums stay float32. The environment variable\n"
              "LORA_C_PRECISION sets it at import; a Decoder has a precision of its own, and training and generation have theirs\n"
              "in their configurations.\n\n"
-             "'int8', on CPUs, is 'fast' but for the products of linear layers with their base weights, forward and backward: their\n"
-             "operands are rounded to 8 bits, within +-127 with a scale per 64 values. CPUs with VNNI run that at four times the float32\n"
-             "rate, and all CPUs give these products the same bits, for a token alone and among others. Forward of up to 24 tokens is\n"
-             "so on 4-bit weights (blocks of 64 values or more) and as in 'fast' on others.\n\n"
+             "'int8', on CPUs, is 'fast' but for the products of linear layers, and of a frozen head in its loss, with their base\n"
+             "weights, forward and backward: their operands are rounded to 8 bits, within +-127 with a scale per 64 values. CPUs with\n"
+             "VNNI run that at four times the float32 rate, and all CPUs give these products the same bits, for a token alone and among\n"
+             "others. Forward of up to 24 tokens is so on 4-bit weights (blocks of 64 values or more) and as in 'fast' on others.\n\n"
              "Raises\n------\nValueError\n    Unknown name.\nNotImplementedError\n    A device in use lacks 'int8'.");
 
 /* The CPU last, which has all of them: where a device refuses, nothing has changed. */

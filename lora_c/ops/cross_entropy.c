@@ -154,13 +154,14 @@ static lora_status chunk_buffers(lora_ctx *ctx, xent_job *job, lora_error *err) 
     void *scratch;
     LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_XENT, (size_t)lay_chunk(job, job->dW != NULL, rows, threads, NULL), &scratch, err));
     lay_chunk(job, job->dW != NULL, rows, threads, scratch);
-    return lora_head_pass_create(ctx, job->w, job->loss->map, job->dx.data != NULL, rows, &job->pass, err);
+    const lora_loss_head head = {.w = job->w, .map = job->loss->map, .gradient = job->dx.data != NULL, .trains = job->dW != NULL};
+    return lora_head_pass_create(ctx, &head, rows, &job->pass, err);
 }
 
-int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w, bool trains, bool gradient) {
-    xent_job job = {.H = w->cols};
-    return lora_head_pass_bytes(ctx, w, gradient, most_rows(M)) +
-           lay_chunk(&job, trains, most_rows(M), lora_pool_threads(ctx->engine->pool), NULL);
+int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_loss_head *head) {
+    xent_job job = {.H = head->w->cols};
+    return lora_head_pass_bytes(ctx, head, most_rows(M)) +
+           lay_chunk(&job, head->trains, most_rows(M), lora_pool_threads(ctx->engine->pool), NULL);
 }
 
 static void report_cost(lora_ctx *ctx, const xent_job *job, int64_t began, double rows) {

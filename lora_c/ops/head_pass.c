@@ -56,14 +56,17 @@ static void choose_blocks(lora_head_pass *p) {
 }
 
 /* Sizes of a pass; returns the words of all its memory. */
-static int64_t plan(const lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *p) {
-    *p = (lora_head_pass){
-        .kernels = &ctx->engine->kernels, .path = lora_gemm_path_of(ctx, ctx->view.precision), .w = w, .map = map, .gradient = gradient};
+static int64_t plan(const lora_ctx *ctx, const lora_loss_head *head, int64_t rows, lora_head_pass *p) {
+    *p = (lora_head_pass){.kernels = &ctx->engine->kernels,
+                          .path = head->trains ? lora_gemm_path_of(ctx, ctx->view.precision) : lora_gemm_base_path_of(ctx),
+                          .w = head->w,
+                          .map = head->map,
+                          .gradient = head->gradient};
     choose_blocks(p);
-    int64_t H = w->cols, n_panels = lora_div_up(rows, p->path->mr);
+    int64_t H = p->w->cols, n_panels = lora_div_up(rows, p->path->mr);
     for (int64_t k = 0; k < H; k += p->path->kc) p->panel_words += k_block_words(p, lora_min_i64(p->path->kc, H - k));
     p->back_words = k_block_words(p, p->block);
-    p->acc_words = gradient ? n_panels * strips(p, H) * tile_words(p) : 0;
+    p->acc_words = p->gradient ? n_panels * strips(p, H) * tile_words(p) : 0;
     p->x_words = lora_gemm_left_words(p->path, rows, H);
     p->row_words = lora_round_up(rows, 16);
     head_buffers none;
@@ -72,15 +75,14 @@ static int64_t plan(const lora_ctx *ctx, const lora_weight *w, lora_logit_map ma
            lora_pool_threads(ctx->engine->pool) * p->worker_words;
 }
 
-int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_weight *w, bool gradient, int64_t rows) {
+int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_loss_head *head, int64_t rows) {
     lora_head_pass unused;
-    return plan(ctx, w, (lora_logit_map){.scale = 1}, gradient, rows, &unused) * (int64_t)sizeof(float);
+    return plan(ctx, head, rows, &unused) * (int64_t)sizeof(float);
 }
 
-lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *p,
-                                  lora_error *err) {
+lora_status lora_head_pass_create(lora_ctx *ctx, const lora_loss_head *head, int64_t rows, lora_head_pass *p, lora_error *err) {
     void *memory;
-    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_HEAD, (size_t)plan(ctx, w, map, gradient, rows, p) * sizeof(float), &memory, err));
+    LORA_TRY(lora_ctx_scratch(ctx, LORA_SCRATCH_HEAD, (size_t)plan(ctx, head, rows, p) * sizeof(float), &memory, err));
     p->x.words = memory;
     p->rest = (double *)(p->x.words + p->x_words);
     p->max = (float *)(p->rest + p->row_words * p->n_ranges);

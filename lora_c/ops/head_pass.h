@@ -12,9 +12,17 @@
 #include "lora_c/ops/ctx.h"
 #include "lora_c/ops/gemm_packed.h"
 
-/* Rows of a chunk: a multiple of the panels' heights; W is read and packed once per chunk. Measured as in
+/* Rows of a chunk, W is read and packed once for each: as many as are predicted in half a sequence of 512. Measured as in
  * head_pass.c: 126 give 0.92 of the speed; 504 give 1.03, but more memory or fewer ranges, and other bits. */
-enum { LORA_HEAD_ROWS = 252 };
+enum { LORA_HEAD_ROWS = 256 };
+
+/* What is known of a head before its rows. */
+typedef struct lora_loss_head {
+    const lora_weight *w; /* (V, H) */
+    lora_logit_map map;
+    bool gradient; /* of the rows */
+    bool trains;   /* its own: its products are then those of precision FAST where others are INT8 */
+} lora_loss_head;
 
 /* The vocabulary is cut into ranges, the tasks, and a range into blocks. */
 typedef struct lora_head_pass {
@@ -38,10 +46,10 @@ typedef struct lora_head_pass {
 } lora_head_pass;
 
 /** Bytes that a pass takes. */
-int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_weight *w, bool gradient, int64_t rows);
+int64_t lora_head_pass_bytes(const lora_ctx *ctx, const lora_loss_head *head, int64_t rows);
 
 /** Blocking and memory for chunks of up to rows; the ranges of V depend on the shape of w only.   Errors  ENOMEM */
-lora_status lora_head_pass_create(lora_ctx *ctx, const lora_weight *w, lora_logit_map map, bool gradient, int64_t rows, lora_head_pass *out,
+lora_status lora_head_pass_create(lora_ctx *ctx, const lora_loss_head *head, int64_t rows, lora_head_pass *out,
                                   lora_error *err) LORA_MUST_CHECK;
 
 /** Runs the chunk: x (n, H) with row stride ldx, n <= rows, targets (n). */
@@ -59,7 +67,7 @@ lora_head_row lora_head_pass_row(const lora_head_pass *pass, int64_t row);
 /** dx (H) = factor * d loss / dx of one row with these sums; buffer holds H floats. */
 void lora_head_pass_gradient(const lora_head_pass *pass, int64_t row, const lora_head_row *sums, float factor, float *dx, float *buffer);
 /* cross_entropy.c */
-/** Bytes of scratch that a head needs for M rows with loss; trains: it has a gradient, gradient: so have the rows. */
-int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_weight *w, bool trains, bool gradient);
+/** Bytes of scratch that a head needs for M rows with loss. */
+int64_t lora_head_scratch(const lora_ctx *ctx, int64_t M, const lora_loss_head *head);
 
 #endif

@@ -30,6 +30,7 @@ void check_optim(void);
 void check_optim_kernels(void);
 void check_gradient_tree(void);
 void check_head(void);
+void check_head_int8(void);
 void check_values(void);
 void check_attention(void);
 void check_attention_fast(void);
@@ -83,6 +84,7 @@ static const struct {
                 {"nn", check_nn},
                 {"rows_copy", check_rows_copy},
                 {"head", check_head},
+                {"head_int8", check_head_int8},
                 {"values", check_values},
                 {"optim", check_optim},
                 {"optim_kernels", check_optim_kernels},

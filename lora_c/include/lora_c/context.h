@@ -27,11 +27,12 @@ typedef struct lora_ctx lora_ctx;
  * and is the same as EXACT on all others. With up to 24 rows (decoding) weights of float32 and GGUF blocks, and with int16
  * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as
  * mixed-precision training has.
- * INT8 is FAST but for the products of linear layers with their own weights, dy W and x W^T: both operands are rounded to within +-127
- * with a scale for 64 values of k. Products of such a block are summed exactly, blocks in order by float32 FMAs, so these products have
- * the same bits on every CPU, and a row of x W^T has the same whatever the number of rows. Up to 24 rows, without dropout, are so of
- * 4-bit weights alone whose rows are multiples of 64 values and whose blocks have at least 64; others are as in FAST there (rounding a
- * weight takes longer than the product of a few rows). The scale of a block is
+ * INT8 is FAST but for the products of linear layers, and of a head that does not train in its loss, with their own weights: x W^T, dy W
+ * and exp(logits) W. Both operands are rounded to within +-127 with a scale for 64 values of k. Products of such a block are summed
+ * exactly, blocks in order by float32 FMAs, so these products have the same bits on every CPU, and a row of x W^T has the same whatever
+ * the number of rows. Layers of up to 24 rows, without dropout, are so of 4-bit weights alone whose rows are multiples of 64 values and
+ * whose blocks have at least 64; others are as in FAST there (rounding a weight takes longer than the product of a few rows). The scale
+ * of a block is
  *     x, dy            its largest magnitude / 127
  *     4-bit weights    in x W^T what its code of the largest magnitude stands for / 124.12 (NF4) or 120 (FP4), of whose multiples the other
  *                      codes are nearest; in dy W the largest of that of 64 x 64 / 127
