@@ -41,6 +41,9 @@ typedef struct lora_gemm_path {
      *            the tile, so that the bits are the same on every rung (ref: float64) and for every kc */
     void (*micro)(int64_t mr, int64_t nr, int64_t steps, const void *a, const void *b, float *tile, int64_t ld, bool accumulate);
 
+    /* As micro, of panels that pack_nf4_columns of int8 has filled, nr wide: one scale for all columns of a block. NULL: micro does it. */
+    void (*micro_squares)(int64_t mr, int64_t steps, const void *a, const void *b, float *tile, int64_t ld, bool accumulate);
+
     /** Panel column r is source[r * ld + k], r < n_rows <= width, k < n <= kc; columns from n_rows on are zero. */
     void (*pack_rows)(const float *source, int64_t ld, int64_t n_rows, int64_t n, int64_t width, void *panel);
 

@@ -12,6 +12,7 @@ lora_gemm_block lora_gemm_block_at(const lora_gemm_output *o, int64_t index) {
     c.k0 = index * left->path->kc;
     c.n = lora_min_i64(left->path->kc, left->k - c.k0);
     c.steps = lora_gemm_steps(left->path, c.n);
+    c.squares = left->path->micro_squares && !c.term->b_transposed && lora_gemm_packs_from_4_bits(c.term->b);
     return c;
 }
 
@@ -87,6 +88,15 @@ void lora_gemm_fetch_tile(const lora_gemm_output *o, int64_t row, int64_t height
         for (int64_t j = 0; j < cols; j += 16) __builtin_prefetch(o->c + (row + i) * o->ldc + col + j, 1, 3);
 }
 
+static void multiply_block(const lora_gemm_block *c, int64_t height, int64_t width, const float *a, const float *b, float *to, int64_t ld,
+                           bool accumulate) {
+    const lora_gemm_path *path = c->term->left->path;
+    if (c->squares)
+        path->micro_squares(height, c->steps, a, b, to, ld, accumulate);
+    else
+        path->micro(height, width, c->steps, a, b, to, ld, accumulate);
+}
+
 void lora_gemm_multiply(const lora_gemm_output *o, bool in_c, const lora_gemm_pass *q, const lora_gemm_left_panels *l, int64_t strip,
                         int64_t s, float *tile) {
     const lora_gemm_path *path = q->blocks[0].term->left->path;
@@ -94,7 +104,7 @@ void lora_gemm_multiply(const lora_gemm_output *o, bool in_c, const lora_gemm_pa
     const bool direct = in_c && cols == width;
     float *to = direct ? o->c + l->row * o->ldc + col : tile;
     for (int i = 0; i < q->n; i++)
-        q->blocks[i].term->left->path->micro(l->height, width, q->blocks[i].steps, l->a[i], q->b[i] + s * q->words[i], to,
-                                             direct ? o->ldc : width, !q->first || i > 0 || (direct && o->accumulate));
+        multiply_block(&q->blocks[i], l->height, width, l->a[i], q->b[i] + s * q->words[i], to, direct ? o->ldc : width,
+                       !q->first || i > 0 || (direct && o->accumulate));
     if (q->last && !direct) write_tile(o, tile, width, l->row, l->height, col, cols);
 }

@@ -13,6 +13,7 @@ enum { LORA_GEMM_PASS_BLOCKS = 8 };
 typedef struct lora_gemm_block {
     const lora_gemm_term *term;
     int64_t k0, n, steps;
+    bool squares; /* of B have one scale (gemm_kernels.h) */
 } lora_gemm_block;
 
 /* k blocks whose panels of B are packed together, so that a tile passes by once for all of them: a long one with the short ones that
