@@ -38,16 +38,17 @@ float *lora_gemm_left_panel(const lora_gemm_left *left, int64_t k0, int64_t pane
            left_words(left->path, lora_gemm_panel_row(left, panel), panel, n);
 }
 
+/* One operand, or the same rows for two paths. */
 typedef struct left_job {
-    const lora_gemm_left *left;
+    const lora_gemm_left *lefts;
+    int n_lefts;
     const float *a;
     int64_t row_stride, col_stride;
 } left_job;
 
 enum { TASK_PANELS = 4 };
 
-static void pack_panel(const left_job *job, int64_t k0, int64_t panel) {
-    const lora_gemm_left *left = job->left;
+static void pack_panel(const left_job *job, const lora_gemm_left *left, int64_t k0, int64_t panel) {
     const lora_gemm_path *path = left->path;
     int64_t n = lora_min_i64(path->kc, left->k - k0), row = lora_gemm_panel_row(left, panel);
     int64_t height = lora_gemm_panel_row(left, panel + 1) - row;
@@ -59,17 +60,36 @@ static void pack_panel(const left_job *job, int64_t k0, int64_t panel) {
         path->pack_columns(a, job->col_stride, height, n, height, out);
 }
 
+/* A long k block of some panels; of a second path those blocks that lie in it. */
 static void pack_task(void *arg, int64_t task, int worker) {
     (void)worker;
     const left_job *job = arg;
-    int64_t blocks = lora_div_up(job->left->k, job->left->path->kc), first = task / blocks * TASK_PANELS;
-    int64_t end = lora_min_i64(first + TASK_PANELS, job->left->n_panels);
-    for (int64_t panel = first; panel < end; panel++) pack_panel(job, task % blocks * job->left->path->kc, panel);
+    const int64_t kc = job->lefts->path->kc, blocks = lora_div_up(job->lefts->k, kc), first = task / blocks * TASK_PANELS;
+    const int64_t end = lora_min_i64(first + TASK_PANELS, job->lefts->n_panels), k0 = task % blocks * kc;
+    const int64_t k_end = lora_min_i64(k0 + kc, job->lefts->k);
+    for (int64_t panel = first; panel < end; panel++)
+        for (int i = 0; i < job->n_lefts; i++)
+            for (int64_t k = k0; k < k_end; k += job->lefts[i].path->kc) pack_panel(job, job->lefts + i, k, panel);
+}
+
+static lora_gemm_left left_of(const lora_gemm_path *path, int64_t m, int64_t k, float *words) {
+    return (lora_gemm_left){.path = path, .m = m, .k = k, .n_panels = lora_div_up(m, path->mr), .words = words};
+}
+
+static void run(lora_ctx *ctx, const left_job *job) {
+    const lora_gemm_left *left = job->lefts;
+    lora_parallel_near(ctx->engine->pool, lora_div_up(left->n_panels, TASK_PANELS) * lora_div_up(left->k, left->path->kc), pack_task,
+                       (void *)job);
 }
 
 void lora_gemm_pack_left(lora_ctx *ctx, const lora_gemm_path *path, int64_t m, int64_t k, const float *a, int64_t row_stride,
                          int64_t col_stride, float *words, lora_gemm_left *out) {
-    *out = (lora_gemm_left){.path = path, .m = m, .k = k, .n_panels = lora_div_up(m, path->mr), .words = words};
-    left_job job = {.left = out, .a = a, .row_stride = row_stride, .col_stride = col_stride};
-    lora_parallel_near(ctx->engine->pool, lora_div_up(out->n_panels, TASK_PANELS) * lora_div_up(k, path->kc), pack_task, &job);
+    *out = left_of(path, m, k, words);
+    run(ctx, &(left_job){.lefts = out, .n_lefts = 1, .a = a, .row_stride = row_stride, .col_stride = col_stride});
+}
+
+void lora_gemm_pack_left_twice(lora_ctx *ctx, const lora_gemm_path *const paths[2], int64_t m, int64_t k, const float *a,
+                               int64_t row_stride, float *const words[2], lora_gemm_left out[2]) {
+    for (int i = 0; i < 2; i++) out[i] = left_of(paths[i], m, k, words[i]);
+    run(ctx, &(left_job){.lefts = out, .n_lefts = 2, .a = a, .row_stride = row_stride, .col_stride = 1});
 }

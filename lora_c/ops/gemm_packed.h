@@ -58,6 +58,10 @@ int64_t lora_gemm_left_words(const lora_gemm_path *path, int64_t m, int64_t k);
 void lora_gemm_pack_left(lora_ctx *ctx, const lora_gemm_path *path, int64_t m, int64_t k, const float *a, int64_t row_stride,
                          int64_t col_stride, float *words, lora_gemm_left *out);
 
+/** The same rows for two paths, while they are in cache. k blocks of the second are parts of those of the first. */
+void lora_gemm_pack_left_twice(lora_ctx *ctx, const lora_gemm_path *const paths[2], int64_t m, int64_t k, const float *a,
+                               int64_t row_stride, float *const words[2], lora_gemm_left out[2]);
+
 /** All outputs in one go; they do not depend on each other.   Errors  ENOMEM (scratch) */
 lora_status lora_gemm_run(lora_ctx *ctx, const lora_gemm_output *outputs, int n_outputs, lora_error *err) LORA_MUST_CHECK;
 

@@ -100,9 +100,16 @@ static lora_gemm_left pack(const work *wk, const lora_gemm_path *path, lora_mat 
     return left;
 }
 
-/* The operand of the products with A or B: that of W, or packed for them. */
-static lora_gemm_left pack_wide(const work *wk, const lora_gemm_left *base, lora_mat rows, float *words) {
-    return wk->base == wk->path ? *base : pack(wk, wk->path, rows, words);
+enum { FOR_W, FOR_ADAPTER };
+
+/* The operand of the product with W and, with low, that of the products with A or B, which may be the same. */
+static void pack_wide(const work *wk, int i, lora_mat rows, bool low, lora_gemm_left out[2]) {
+    const lora_gemm_path *paths[2] = {wk->base, wk->path};
+    float *words[2] = {wk->wide[i], wk->low[i].wide};
+    if (low && wk->base != wk->path)
+        lora_gemm_pack_left_twice(wk->ctx, paths, rows.rows, rows.cols, rows.data, rows.ld, words, out);
+    else
+        out[FOR_W] = out[FOR_ADAPTER] = pack(wk, wk->base, rows, wk->wide[i]);
 }
 
 /* --- forward --- */
@@ -153,19 +160,18 @@ static lora_status plain_low(const work *wk, const lora_gemm_left *x, int64_t ro
 }
 
 static lora_status forward_chunk(const work *wk, lora_mat x, const lora_linear_layer *layers, int64_t row, lora_error *err) {
-    lora_gemm_left left = pack(wk, wk->base, x, wk->wide[0]), low[LORA_LINEAR_LAYERS];
+    lora_gemm_left left[2], low[LORA_LINEAR_LAYERS];
     lora_gemm_output sums[LORA_LINEAR_LAYERS];
-    if (any_plain_low(wk)) {
-        lora_gemm_left wide = pack_wide(wk, &left, x, wk->low[0].wide);
-        LORA_TRY(plain_low(wk, &wide, row, err));
-    }
+    const bool any_low = any_plain_low(wk);
+    pack_wide(wk, 0, x, any_low, left);
+    if (any_low) LORA_TRY(plain_low(wk, &left[FOR_ADAPTER], row, err));
     for (int i = 0; i < wk->n; i++) {
         const lora_linear_layer *l = layers + i;
         const low_rank *r = &wk->low[i];
         sums[i] = (lora_gemm_output){.n = l->w->rows,
                                      .alpha = 1,
                                      .n_terms = 1,
-                                     .terms = {{.left = &left, .b = l->w, .b_transposed = true}},
+                                     .terms = {{.left = &left[FOR_W], .b = l->w, .b_transposed = true}},
                                      .c = lora_mat_rows(l->y, row, x.rows).data,
                                      .ldc = l->y.ld,
                                      .accumulate = l->accumulate,
@@ -195,7 +201,7 @@ lora_status lora_linear_packed_forward(lora_ctx *ctx, lora_mat x, int n, const l
 /* u_i = s_i dy_i B_i, and dx of one chunk. */
 static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g, int64_t row, lora_mat dx, bool accumulate,
                                   lora_error *err) {
-    lora_gemm_left wide[LORA_LINEAR_LAYERS], wide_low[LORA_LINEAR_LAYERS], low[LORA_LINEAR_LAYERS];
+    lora_gemm_left wide[LORA_LINEAR_LAYERS][2], low[LORA_LINEAR_LAYERS];
     lora_gemm_output low_outputs[LORA_LINEAR_LAYERS];
     lora_gemm_output sum = {.n = wk->K, .alpha = 1, .c = dx.data, .ldc = dx.ld, .accumulate = accumulate};
     int n_low = 0;
@@ -203,14 +209,16 @@ static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g,
         const low_rank *r = &wk->low[i];
         if (!dx.data && !r->a) continue;
         lora_mat dy = lora_mat_rows(g[i].dy, row, dx.rows);
-        if (dx.data || wk->base == wk->path) wide[i] = pack(wk, wk->base, dy, wk->wide[i]);
-        sum.terms[sum.n_terms++] = (lora_gemm_term){.left = &wide[i], .b = g[i].w};
+        if (dx.data)
+            pack_wide(wk, i, dy, r->a != NULL, wide[i]);
+        else
+            wide[i][FOR_ADAPTER] = pack(wk, wk->path, dy, wk->base == wk->path ? wk->wide[i] : r->wide);
+        sum.terms[sum.n_terms++] = (lora_gemm_term){.left = &wide[i][FOR_W], .b = g[i].w};
         if (!r->a) continue;
-        wide_low[i] = pack_wide(wk, &wide[i], dy, r->wide);
         low_outputs[n_low++] = (lora_gemm_output){.n = r->a->rank,
                                                   .alpha = r->a->scale,
                                                   .n_terms = 1,
-                                                  .terms = {{.left = &wide_low[i], .b = &r->B}},
+                                                  .terms = {{.left = &wide[i][FOR_ADAPTER], .b = &r->B}},
                                                   .c = lora_mat_rows(r->u, row, dx.rows).data,
                                                   .ldc = r->u.ld};
     }
