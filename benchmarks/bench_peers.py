@@ -59,6 +59,9 @@ ROWS = {
     "step-135m-1x512-int8": training("135m", 1, 512, precision="int8"),
     "step-135m-4x512-int8": training("135m", 4, 512, 3, precision="int8"),
     "step-135m-4x512-int8-activations": training("135m", 4, 512, 3, precision="int8", activation_dtype="int8"),
+    "step-135m-4x512-int8-attention-again": training(
+        "135m", 4, 512, 3, precision="int8", activation_dtype="int8", recompute="attention"
+    ),
     "step-1.1b-1x256-int8": training("1.1b", 1, 256, 3, precision="int8"),
     "step-1.1b-1x256": training("1.1b", 1, 256, 3),
     "step-1.1b-1x256-recompute": training("1.1b", 1, 256, 3, recompute="layer"),

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=["exact", "fast", "int8"], default="fast")
-    parser.add_argument("--recompute", choices=["none", "layer"], default="none")
+    parser.add_argument("--recompute", choices=["none", "attention", "layer"], default="none")
     parser.add_argument("--activation-dtype", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--profile", action="store_true", help="list where the time of a step goes")
     args = parser.parse_args()

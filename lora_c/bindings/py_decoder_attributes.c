@@ -5,21 +5,23 @@
 
 typedef lora_py_decoder decoder;
 
+static const char *const RECOMPUTE_NAMES[] = {
+    [LORA_RECOMPUTE_NONE] = "none", [LORA_RECOMPUTE_LAYER] = "layer", [LORA_RECOMPUTE_ATTENTION] = "attention"};
+
 static PyObject *get_recompute(PyObject *o, void *unused) {
     (void)unused;
-    return PyUnicode_FromString(((decoder *)o)->recompute == LORA_RECOMPUTE_LAYER ? "layer" : "none");
+    return PyUnicode_FromString(RECOMPUTE_NAMES[((decoder *)o)->recompute]);
 }
 
 static int set_recompute(PyObject *o, PyObject *value, void *unused) {
     (void)unused;
     decoder *self = (decoder *)o;
-    int layer = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "layer") == 0;
-    int none = value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, "none") == 0;
-    if (!layer && !none) {
-        return lora_py_refuse(PyExc_ValueError, "recompute: expected 'none' or 'layer'", value ? value : Py_None);
-    }
+    int found = -1;
+    for (int i = 0; i < 3 && value && PyUnicode_Check(value); i++)
+        if (PyUnicode_CompareWithASCIIString(value, RECOMPUTE_NAMES[i]) == 0) found = i;
+    if (found < 0) return lora_py_refuse(PyExc_ValueError, "recompute: expected 'none', 'attention' or 'layer'", value ? value : Py_None);
     if (lora_py_enter_decoder(self) < 0) return -1;
-    self->recompute = layer ? LORA_RECOMPUTE_LAYER : LORA_RECOMPUTE_NONE;
+    self->recompute = (lora_recompute)found;
     lora_decoder_set_recompute(self->decoder, self->recompute);
     lora_py_leave(&self->base);
     return 0;
@@ -146,7 +148,9 @@ static PyObject *get_config(PyObject *o, void *unused) {
 }
 
 PyGetSetDef lora_py_decoder_getset[] = {
-    {"recompute", get_recompute, set_recompute, "'layer' keeps one row per layer and computes the rest again: same bits, less memory.",
+    {"recompute", get_recompute, set_recompute,
+     "'layer' keeps one row per layer and computes the rest again: same bits, less memory. 'attention' computes q, k, v and the stream\n"
+     "behind attention again: between the two.",
      NULL},
     {"noise", get_noise, set_noise, "(alpha, seed) of the noise on embedded tokens in forward_backward(); alpha 0: none.", NULL},
     {"activation_dtype", get_activation_dtype, set_activation_dtype,

@@ -187,9 +187,10 @@ static float *carve_xn(lora_carver *at, const lora_decoder_config *c, int64_t M,
 /* Whether copies of layers are kept, and in which type: what is computed again is not rounded, and in bfloat16 neither are the inputs that
  * it is made from. */
 static bool keeps_copies(const lora_decoder *d, lora_buffers *b) {
-    bool rounds = d->recompute == LORA_RECOMPUTE_NONE || d->activation_dtype == LORA_INT8;
+    bool rounds = d->recompute != LORA_RECOMPUTE_LAYER || d->activation_dtype == LORA_INT8;
     b->kept_dtype = rounds ? d->activation_dtype : LORA_F32;
-    return b->lowest < d->config.num_hidden_layers && (b->kept_dtype != LORA_F32 || d->offload_folder);
+    bool asked = b->kept_dtype != LORA_F32 || d->offload_folder || d->recompute == LORA_RECOMPUTE_ATTENTION;
+    return asked && b->lowest < d->config.num_hidden_layers;
 }
 
 /* base: of the device, or NULL to count; offloaded: the same of copies in memory of the host.
@@ -203,7 +204,7 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     b->tables = lora_lay_tables(&at, d, M);
     b->loss_sum = lora_carve(&at, 1, sizeof *b->loss_sum);
     if (lora_has_values(c)) b->labels = carve_floats(&at, M, c->num_labels);
-    bool keeps_all = d->recompute == LORA_RECOMPUTE_NONE, copies = keeps_copies(d, b);
+    bool keeps_all = d->recompute != LORA_RECOMPUTE_LAYER, copies = keeps_copies(d, b);
     if (copies) b->kept = d->kept;
     lay_streams(&at, c, M, copies, b);
     lay_states(&at, d, M, keeps_all && !copies, b);

@@ -31,8 +31,9 @@ lora_status lora_drop_adapted_gradients(lora_decoder *d, lora_error *err) LORA_M
 /* virtual_tokens.c: trained tokens before each sequence */
 /** Their rows of the first residual stream, before learned positions are added: embeddings, or zero where only keys and values count. */
 lora_status lora_put_virtual_embeddings(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
-/** Their keys and values of a layer into qkv, after the rotation. */
-lora_status lora_put_prefix(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
+/** Their keys and values of a layer into qkv, after the rotation. memory: (n_virtual, KV), for nothing else meanwhile. */
+lora_status lora_put_prefix(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, float *memory,
+                            lora_error *err) LORA_MUST_CHECK;
 /** The gradients at their rows go to the parameters, summed in the order of the segments, and nothing of them goes on. */
 lora_status lora_collect_embeddings(lora_decoder *d, const lora_run *run, const lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_collect_prefix(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer,

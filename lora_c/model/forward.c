@@ -44,8 +44,8 @@ static lora_status add_block(lora_decoder *d, const lora_run *run, lora_buffers 
     return lora_scale_rows(d->ctx, (float)d->config.residual_scale, d->config.post_norm ? normed : added, stream, true, err);
 }
 
-/* q, k and v of the layer: projected, q and k normed and rotated; those of a prefix as they are. */
-static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
+/* q, k and v of the layer: projected, q and k normed and rotated; those of a prefix as they are, by way of memory as wide as k. */
+static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *memory, lora_error *err) {
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
     int64_t Q = lora_q_width(c), KV = lora_kv_width(c), ld = lora_qkv_width(c);
@@ -62,7 +62,7 @@ static lora_status make_qkv(lora_decoder *d, const lora_run *run, lora_buffers *
         LORA_TRY(norm(d, layer, LORA_K_NORM, raw_k, k, s->stats[LORA_K_NORM], err));
     }
     LORA_TRY(lora_rotate(d, run, b, layer, s->qkv, false, err));
-    return lora_put_prefix(d, run, b, layer, err);
+    return lora_put_prefix(d, run, b, layer, memory, err);
 }
 
 lora_status lora_rotate(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, float *qkv, bool backward, lora_error *err) {
@@ -94,7 +94,7 @@ static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_bu
     lora_attention_shape shape = lora_layer_attention(d, layer);
     lora_segments segments = lora_run_segments(run, b);
     lora_kv kv = lora_layer_kv(d, run, b, layer, s->qkv);
-    LORA_TRY(make_qkv(d, run, b, layer, err));
+    LORA_TRY(make_qkv(d, run, b, layer, s->att, err)); /* attention's output is not there yet */
     if (run->cache) LORA_TRY(lora_kv_append(d, run, b, layer, s->qkv + Q, s->qkv + Q + KV, ld, err));
     lora_mat o = lora_attention_output(d, run, b, layer);
     LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, lora_run_cols(run, s->qkv, Q, ld), &kv, o, s->lse, err));
@@ -134,6 +134,12 @@ static lora_status mlp_branch_again(lora_decoder *d, const lora_run *run, lora_b
     LORA_TRY(make_branch(d, run, b, layer, LORA_DOWN_PROJ, lora_mlp_inner(d, run, b), branch, err));
     if (!d->config.post_norm) return LORA_OK;
     return norm(d, layer, LORA_MLP_OUTPUT_NORM, branch, lora_run_mat(run, b->xn, H), s->stats[LORA_MLP_OUTPUT_NORM], err);
+}
+
+lora_status lora_attention_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
+    const lora_layer_state *s = &b->states[layer];
+    LORA_TRY(make_qkv(d, run, b, layer, b->datt, err)); /* its gradient is not there yet */
+    return add_block(d, run, b, layer, LORA_O_PROJ, lora_attention_output(d, run, b, layer), s->att_branch, b->x[layer], s->x2, err);
 }
 
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {

@@ -1,8 +1,8 @@
 /* Activations kept as copies: all layers run in the memory of one state, which is copied into the layer's own memory when the layer is
  * done and back before its backward pass. Copies in bfloat16 are half as large, in int8 those of streams and of attention's inputs are
  * bfloat16 and the others a byte per value; the forward pass never reads them, so the loss keeps its bits, and gradients see activations
- * that are rounded once. Those in memory of the host have the type that is asked for, and float32 keeps all bits; of a layer that is
- * computed again the input alone is copied. */
+ * that are rounded once. Those in memory of the host, or of a layer whose attention is computed again, have the type that is asked for, and
+ * float32 keeps all bits; of a layer that is computed again the input alone is copied. */
 #include "lora_c/model/pass.h"
 
 enum { MAX_PARTS = 9 + LORA_BOTTLENECK_PLACES };
@@ -17,20 +17,22 @@ typedef struct part {
 static int parts_of(const lora_decoder *d, const lora_buffers *b, int64_t layer, part *out) {
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
+    const bool attention = d->recompute != LORA_RECOMPUTE_ATTENTION; /* else its block is computed again, from x and its output */
     int n = 0;
     out[n++] = (part){.data = b->x[layer], .width = c->hidden_size};
     if (d->recompute == LORA_RECOMPUTE_LAYER) return n;
-    out[n++] = (part){.data = s->qkv, .width = lora_qkv_width(c)};
+    if (attention) out[n++] = (part){.data = s->qkv, .width = lora_qkv_width(c)};
     if (b->types.attention_output == LORA_F32) /* else it has memory of its own */
         out[n++] = (part){.data = s->att, .width = lora_q_width(c), .block_scaled = true};
-    out[n++] = (part){.data = s->x2, .width = c->hidden_size};
+    if (attention) out[n++] = (part){.data = s->x2, .width = c->hidden_size};
     out[n++] = (part){.data = s->up, .width = c->intermediate_size, .block_scaled = true};
     if (c->gated_mlp) out[n++] = (part){.data = s->gate, .width = c->intermediate_size, .block_scaled = true};
-    if (c->qk_norm != LORA_QK_NORM_NONE) out[n++] = (part){.data = s->qk, .width = lora_q_width(c) + lora_kv_width(c)};
+    if (attention && c->qk_norm != LORA_QK_NORM_NONE) out[n++] = (part){.data = s->qk, .width = lora_q_width(c) + lora_kv_width(c)};
     for (int p = 0; p < LORA_BOTTLENECK_PLACES; p++)
-        if (lora_has_bottleneck(d, layer, p)) out[n++] = (part){.data = s->before[p], .width = c->hidden_size};
+        if ((attention || p != LORA_AFTER_ATTENTION) && lora_has_bottleneck(d, layer, p))
+            out[n++] = (part){.data = s->before[p], .width = c->hidden_size};
     if (c->post_norm) {
-        out[n++] = (part){.data = s->att_branch, .width = c->hidden_size};
+        if (attention) out[n++] = (part){.data = s->att_branch, .width = c->hidden_size};
         out[n++] = (part){.data = s->mlp_branch, .width = c->hidden_size};
     }
     return n;

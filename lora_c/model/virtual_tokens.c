@@ -88,14 +88,14 @@ lora_status lora_put_virtual_embeddings(lora_decoder *d, const lora_run *run, co
     return put(d, run, b, b->xn, lora_run_mat(run, b->x[0], H), err);
 }
 
-lora_status lora_put_prefix(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, lora_error *err) {
+lora_status lora_put_prefix(lora_decoder *d, const lora_run *run, const lora_buffers *b, int64_t layer, float *memory, lora_error *err) {
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
     int64_t Q = lora_q_width(c), KV = lora_kv_width(c), ld = lora_qkv_width(c);
     if (run->n_virtual == 0 || !is_prefix(d)) return LORA_OK;
-    for (int part = 0; part < 2; part++) { /* keys, values; the output of attention is not there yet, its memory free */
-        LORA_TRY(gather(d, run, b, d->virtual.tokens.values + (2 * layer + part) * KV, KV, prefix_width(c), s->att, err));
-        LORA_TRY(put(d, run, b, s->att, lora_run_cols(run, s->qkv + Q + part * KV, KV, ld), err));
+    for (int part = 0; part < 2; part++) { /* keys, values */
+        LORA_TRY(gather(d, run, b, d->virtual.tokens.values + (2 * layer + part) * KV, KV, prefix_width(c), memory, err));
+        LORA_TRY(put(d, run, b, memory, lora_run_cols(run, s->qkv + Q + part * KV, KV, ld), err));
     }
     return LORA_OK;
 }

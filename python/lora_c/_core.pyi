@@ -548,7 +548,7 @@ class _NonFinite(TypedDict):
 
 @final
 class Decoder:
-    recompute: Literal["none", "layer"]
+    recompute: Literal["none", "attention", "layer"]
     activation_dtype: Literal["float32", "bfloat16", "int8"]
     @property
     def activation_offload(self) -> str | None: ...

@@ -117,14 +117,14 @@ static void check_bits(oracle_options options, lora_isa isa) {
     static const int threads[] = {1, 2, 3, 8};
     oracle_model *want = oracle_new(options), *got = oracle_new(options);
     double first = 0;
-    for (int i = 0; i < 8; i++) {
-        lora_ctx *ctx = device_ctx(isa, threads[i / 2]);
+    for (int i = 0; i < 12; i++) {
+        lora_ctx *ctx = device_ctx(isa, threads[i / 3]);
         lora_decoder *d = oracle_decoder(i ? got : want, ctx, NULL);
-        lora_decoder_set_recompute(d, i % 2 ? LORA_RECOMPUTE_LAYER : LORA_RECOMPUTE_NONE);
+        lora_decoder_set_recompute(d, (lora_recompute)(i % 3));
         double loss = oracle_step(i ? got : want, d);
         if (i == 0) first = loss;
-        CHECK(loss == first, "%s, %d threads: loss %.17g, expected %.17g", lora_isa_name(isa), threads[i / 2], loss, first);
-        if (i) oracle_same_gradients(got, want, i % 2 ? "recompute" : "threads");
+        CHECK(loss == first, "%s, %d threads: loss %.17g, expected %.17g", lora_isa_name(isa), threads[i / 3], loss, first);
+        if (i) oracle_same_gradients(got, want, i % 3 ? "recompute" : "threads");
         lora_decoder_destroy(d);
         device_ctx_free(ctx);
     }
@@ -144,8 +144,8 @@ static void check_alone(oracle_options options) {
         bool trains[O_TENSORS] = {false};
         trains[i] = true;
         lora_decoder *d = oracle_decoder(got, ctx, trains);
-        for (int r = 0; r < 2; r++) {
-            lora_decoder_set_recompute(d, r ? LORA_RECOMPUTE_LAYER : LORA_RECOMPUTE_NONE);
+        for (int r = LORA_RECOMPUTE_NONE; r <= LORA_RECOMPUTE_ATTENTION; r++) {
+            lora_decoder_set_recompute(d, (lora_recompute)r);
             oracle_step(got, d);
             CHECK(memcmp(got->t[i].g, want->t[i].g, (size_t)got->t[i].n * sizeof(float)) == 0, "%s alone, recompute %d: other bits",
                   oracle_name(i), r);
@@ -184,6 +184,7 @@ static void check_memory_of_methods(void) {
         oracle_model *m = oracle_new(OPTIONS[i]);
         arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_NONE);
         arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_LAYER);
+        arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_ATTENTION);
         oracle_free(m);
         device_ctx_free(ctx);
     }
@@ -195,8 +196,10 @@ static void check_memory(void) {
     bool head[O_TENSORS] = {[O_HEAD] = true}, last_q[O_TENSORS] = {[2 * O_PER_LAYER + O_A] = true, [2 * O_PER_LAYER + O_B] = true};
     int64_t none = arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_NONE), layer = arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_LAYER);
     int64_t last = arena_after_step(m, ctx, last_q, LORA_RECOMPUTE_NONE), only_head = arena_after_step(m, ctx, head, LORA_RECOMPUTE_NONE);
-    CHECK(only_head < last && last < layer && layer < none, "arena bytes: head %lld, last layer %lld, recompute %lld, all %lld",
-          (long long)only_head, (long long)last, (long long)layer, (long long)none);
+    int64_t attention = arena_after_step(m, ctx, NULL, LORA_RECOMPUTE_ATTENTION);
+    CHECK(only_head < last && last < layer && layer < attention && attention < none,
+          "arena bytes: head %lld, last layer %lld, recompute %lld, of attention %lld, all %lld", (long long)only_head, (long long)last,
+          (long long)layer, (long long)attention, (long long)none);
     lora_decoder *d = oracle_decoder(m, ctx, NULL);
     CHECK(lora_decoder_arena_bytes(d, INT64_MAX / 2, true) == INT64_MAX, "a size beyond the address space is not wrapped");
     lora_decoder_destroy(d);

@@ -59,7 +59,7 @@ def gradients(model: lc.Model, n: int = TOKENS) -> tuple[float, bytes]:
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("recompute", ["none", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "attention", "layer"])
 def test_the_bits_stay(open_model: Open, device: str, recompute: Any, dtype: Any, precision: Any, tmp_path: Path) -> None:
     model = open_model(device)
     decoder = model.decoder
@@ -80,7 +80,7 @@ def test_the_bits_stay(open_model: Open, device: str, recompute: Any, dtype: Any
     assert not list(tmp_path.glob("lora-c-*"))
 
 
-@pytest.mark.parametrize("recompute", ["none", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "attention", "layer"])
 def test_the_device_keeps_what_is_forecast(open_model: Open, device: str, recompute: Any, tmp_path: Path) -> None:
     model = open_model(device)
     model.decoder.recompute = recompute

@@ -76,13 +76,19 @@ def test_logits_loss_and_gradients(name: str, placement: str, tmp_path: Path) ->
     assert np.abs(got - want).max() < 1e-4 and np.abs(got - base).max() > 1e-2
     whole = {}
     narrow = narrow_dtypes(model.device)
-    for recompute, dtype in (("none", "float32"), ("layer", "float32"), *(("none", dtype) for dtype in narrow)):
+    for recompute, dtype in (
+        ("none", "float32"),
+        ("layer", "float32"),
+        ("attention", "float32"),
+        *(("none", dtype) for dtype in narrow),
+    ):
         model.decoder.recompute, model.decoder.activation_dtype = recompute, dtype
         assert loss_and_gradients(model, ids) == pytest.approx(reference_loss(model, weights, ids), rel=1e-5)
         whole[recompute, dtype] = [parameter.grad.copy() for parameter in model.trainable_parameters()]
     model.decoder.activation_dtype = "float32"
     exact = whole["none", "float32"]
-    assert all(np.array_equal(a, b) for a, b in zip(exact, whole["layer", "float32"], strict=True))
+    for recompute in ("layer", "attention"):
+        assert all(np.array_equal(a, b) for a, b in zip(exact, whole[recompute, "float32"], strict=True))
     for dtype in narrow:
         assert all(relative(b, a) < 5e-2 for a, b in zip(exact, whole["none", dtype], strict=True))
     check_slopes(model, weights, ids, exact)

@@ -63,6 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
         "decoder": EXACT, "load": NF4, "config": {"head_dim": 128, "num_attention_heads": 2}, "lengths": [60, 50],
     },
     "recompute": {"adapter": LORA, "decoder": FAST | {"recompute": "layer"}, "load": NF4},
+    "attention_again": {"adapter": LORA, "decoder": FAST | {"recompute": "attention"}, "load": NF4},
     "bfloat16_activations": {"adapter": LORA, "decoder": FAST | {"activation_dtype": "bfloat16"}, "load": NF4},
     "few_tokens": {"adapter": LORA, "decoder": FAST, "load": NF4, "lengths": [12], "share": 0.6},
     "few_tokens_dropout": {

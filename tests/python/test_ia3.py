@@ -46,6 +46,7 @@ def compare(model: Model, record: dict[str, np.ndarray], case: str, ids: np.ndar
     for recompute, dtype, close in (
         ("none", "float32", 1e-4),
         ("layer", "float32", 1e-4),
+        ("attention", "float32", 1e-4),
         *(("none", dtype, near[dtype]) for dtype in narrow_dtypes(model.device)),
     ):
         model.decoder.recompute, model.decoder.activation_dtype = recompute, dtype

@@ -61,7 +61,7 @@ def trained(model: lc.Model) -> list[tuple[str, tuple[int, ...]]]:
 def assert_same_forecast(real: lc.Model, meta: lc.Model, n_tokens: int = 40) -> None:
     gc.collect()  # what lives of the base is all that the library has
     assert trained(meta) == trained(real) and meta.num_parameters() == real.num_parameters()
-    for recompute in ("none", "layer"):
+    for recompute in ("none", "attention", "layer"):
         for dtype in ("float32", "bfloat16", "int8"):
             for model in (real, meta):
                 model.decoder.recompute, model.decoder.activation_dtype = recompute, dtype

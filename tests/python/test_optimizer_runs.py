@@ -189,7 +189,7 @@ def test_noise_is_drawn_in_training_alone_and_again_for_the_same_step(tiny_model
     decoder.noise = 30.0, 7
     with pytest.raises(ValueError, match="dropout_step: expected the number of the training step with lora_dropout or noise"):
         decoder.forward_backward(*batch())
-    for recompute in ("none", "layer"):
+    for recompute in ("none", "attention", "layer"):
         decoder.recompute = recompute
         for threads in (1, 2):
             lc.set_num_threads(threads)
@@ -218,7 +218,7 @@ def test_noise_has_the_same_bits_with_any_number_of_threads_and_recomputed(tiny_
     ids = rng.integers(3, 60, n).astype(np.int32)
     decoder.noise = 9.0, 5
     found, threads = set(), lc.get_num_threads()
-    for recompute in ("none", "layer"):
+    for recompute in ("none", "attention", "layer"):
         decoder.recompute = recompute
         for count in (1, 2, 3, 4):
             lc.set_num_threads(count)

@@ -72,7 +72,7 @@ def test_bits_do_not_depend_on_threads_and_recomputation():
         model = base_with_adapter(lora_dropout=0.1)
         model.decoder.precision = "int8"
         batch = batch_of_demo(model)
-        for model.decoder.recompute in ("none", "layer"):
+        for model.decoder.recompute in ("none", "attention", "layer"):
             for parameter in model.trainable_parameters():
                 parameter.zero_grad()
             loss = model.decoder.forward_backward(*batch, dropout_step=5)

@@ -57,7 +57,7 @@ def test_logits_loss_and_gradients(name: str, kind: str, tmp_path: Path) -> None
     assert got.shape == (len(ids), 64) and np.abs(got[: len(want)] - want).max() < CLOSE
     assert np.abs(got[: len(want)] - record["logits"][: len(want)]).max() > 100 * CLOSE
     (parameter,) = model.trainable_parameters()
-    for recompute in ("none", "layer"):
+    for recompute in ("none", "attention", "layer"):
         model.decoder.recompute = recompute
         assert loss_of(model, ids) == pytest.approx(float(FAMILIES[f"{key}.loss"]), rel=1e-5)
         assert relative(parameter.grad, FAMILIES[f"{key}.grad"]) < 1e-4
@@ -85,7 +85,7 @@ def test_beside_a_lora_adapter(name: str, kind: str, tmp_path: Path) -> None:
     model.set_adapter(["default", "virtual"])
     want = STACKED[f"{key}.logits"]
     assert np.abs(model.decoder.logits(record["ids"])[: len(want)] - want).max() < CLOSE
-    for recompute in ("none", "layer"):
+    for recompute in ("none", "attention", "layer"):
         model.decoder.recompute = recompute
         assert loss_of(model, record["ids"]) == pytest.approx(float(STACKED[f"{key}.loss"]), rel=1e-5)
         compare_stacked_gradients(model, key)

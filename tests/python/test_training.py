@@ -76,13 +76,14 @@ def test_bits_do_not_depend_on_threads(stories, shakespeare, tmp_path, dropout):
 
 def test_recompute_gives_the_same_bits_in_less_memory(stories, shakespeare, tmp_path):
     runs = {}
-    for recompute in ("none", "layer"):
+    for recompute in ("none", "attention", "layer"):
         trainer = make_trainer(stories, shakespeare, tmp_path / recompute, recompute=recompute, dropout=0.1)
         trainer.train()
         with trainer.settings():
             runs[recompute] = (trained_arrays(trainer), trainer.model.decoder.arena_bytes(256))
-    assert all(np.array_equal(a, b) for a, b in zip(runs["none"][0], runs["layer"][0], strict=True))
-    assert runs["layer"][1] < runs["none"][1] / 2
+    for recompute in ("attention", "layer"):
+        assert all(np.array_equal(a, b) for a, b in zip(runs["none"][0], runs[recompute][0], strict=True))
+    assert runs["layer"][1] < runs["none"][1] / 2 and runs["layer"][1] < runs["attention"][1] < runs["none"][1]
 
 
 def test_interrupted_and_resumed_run_has_the_same_bits(stories, shakespeare, tmp_path):

@@ -196,8 +196,11 @@ lora_status lora_decoder_set_virtual_tokens(lora_decoder *decoder, const lora_vi
 /** How many there are. */
 int64_t lora_decoder_virtual_tokens(const lora_decoder *decoder);
 
-typedef enum lora_recompute { LORA_RECOMPUTE_NONE, LORA_RECOMPUTE_LAYER } lora_recompute;
-/** LAYER keeps one residual row per layer and computes the rest of a layer again in backward: same bits, less memory. */
+typedef enum lora_recompute { LORA_RECOMPUTE_NONE, LORA_RECOMPUTE_LAYER, LORA_RECOMPUTE_ATTENTION } lora_recompute;
+/** LAYER keeps one residual row per layer and computes the rest of a layer again in backward: same bits, less memory. ATTENTION computes
+ *  q, k, v and the stream behind attention again, from the layer's input and attention's output, which are kept like gate and up: the
+ *  same bits, between the two in memory and time. With rounded activations (below) both see what was rounded.
+ *  Source   selective recomputation, arXiv:2205.05198, section 5, of the projections and not of what lies between them */
 void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute);
 /** BF16 keeps what backward needs of a layer in half the memory: same loss, gradients of activations rounded once. INT8 keeps a third:
  *  the output of attention, gate and up in 8 bits as LORA_PRECISION_INT8 rounds x, so that a product in 8 bits has read the same

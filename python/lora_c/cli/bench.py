@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from ..bench_shapes import SHAPES
 from ..configs import QUANT_TYPES
-from ..configs.training import PRECISIONS
+from ..configs.training import PRECISIONS, Recompute
 from .bench_numerics import STEPS, compare_on_data, numerics_flags, refuse_idle_flags
 from .data_options import device_option
 from .flag_types import Known
@@ -45,7 +45,7 @@ _STEPS = 5
 )  # fmt: skip
 @click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As in train.")
-@click.option("--recompute", type=click.Choice(["none", "layer"]), default="none", show_default=True, help="As in train.")
+@click.option("--recompute", type=click.Choice(get_args(Recompute)), default="none", show_default=True, help="As in train.")
 @click.option(
     "--decode", type=click.IntRange(1), metavar="N", help="Decode N tokens, too, one sequence behind --length tokens."
 )

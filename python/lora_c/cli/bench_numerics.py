@@ -79,7 +79,8 @@ def refuse_idle_flags(ctx: click.Context, own: Mapping[str, Any]) -> None:
     for name in given:
         if own["numerics"] and name in _OF_STEPS and own[name] not in (None, False):
             why = "all of them are compared" if name == "precision" else "it trains on data, and times steps by the way"
-            raise ConfigError(f"{name}: expected none beside --numerics, got {own[name]}; {why}, leave it out")
+            got = f"--{name}" if own[name] is True else own[name]
+            raise ConfigError(f"{name}: expected none beside --numerics, got {got}; {why}, leave it out")
         if not own["numerics"] and name in _OWN and own[name] not in (None, ()):
             raise ConfigError(f"{name}: expected --numerics beside it, got none; leave it out")
 

@@ -6,8 +6,9 @@ import math
 import re
 
 from .._core import Parameter
+from ..configs.training import Recompute
 from ..families.architectures import WeightSpec
-from .subject import Recompute, Subject
+from .subject import Subject
 from .terms import Term
 
 _LAYER = re.compile(r"^layers\.(\d+)\.")
@@ -45,6 +46,10 @@ def flop_terms(subject: Subject, recompute: Recompute) -> list[Term]:
         again = 2 * backward + 4 * above * context * width + 2 * adapted
         formula = f"2 x {backward:,} + 4 x {above} x {context:,.1f} x {width:,} + 2 x {adapted:,}"
         terms.append(Term("forward again (recompute)", formula, again))
+    if recompute == "attention" and above:
+        again = sum(math.prod(spec.shape) for spec in specs if _number(spec) >= lowest and _of_attention(spec.name))
+        low = sum(layer.A.size + layer.B.size for name, layer in model.adapters.items() if _of_attention(name))
+        terms.append(Term("projections of attention again (recompute)", f"2 x {again:,} + 2 x {low:,}", 2 * again + 2 * low))
     return [term for term in terms if term.value]
 
 
@@ -61,6 +66,10 @@ def _mean_of(length: float, window: int) -> float:
     if window <= 0 or window >= length:
         return (length + 1) / 2
     return window - window * (window - 1) / (2 * length)
+
+
+def _of_attention(name: str) -> bool:
+    return name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def _number(spec: WeightSpec) -> int:

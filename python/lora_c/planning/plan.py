@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import _core
 from ..configs import TrainConfig
+from ..configs.training import Recompute
 from ..data.batching import total_steps
 from ..errors import AdapterError
 from ..families.architectures import WeightSpec
@@ -23,7 +24,7 @@ from .flops import flop_terms
 from .papers import Figure, figures_for
 from .remedies import CARD_ROOM, ROOM, Remedy, nothing_helps, remedy
 from .speed import Speed, measure_speed
-from .subject import Recompute, Subject
+from .subject import Subject
 from .terms import Term, memory_terms, parameter_terms
 
 _CAPABILITY = re.compile(r"compute capability (\d+\.\d)")
@@ -97,7 +98,7 @@ class Plan:
         The model and the options of the run.
     place : Place
         Where it is to fit.
-    recompute : "none" or "layer"
+    recompute : "none", "attention" or "layer"
         What the run would choose, or was told.
     memory : MemoryForecast
         Bytes by kind.

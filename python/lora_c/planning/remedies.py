@@ -58,19 +58,19 @@ class Remedy:
 
 def least_forecast(subject: Subject) -> MemoryForecast:
     """What a run takes at least, where recompute=auto takes what is less."""
-    return subject.forecast(recompute="none" if subject.config.recompute == "none" else "layer")
+    return subject.forecast(recompute="layer" if subject.config.recompute == "auto" else None)
 
 
 def possible_changes(subject: Subject) -> Iterator[list[Change]]:
     """The kinds of changes that leave the data as they are, the cheapest first, each with its values from mild to strong."""
     config = subject.config
-    if config.recompute == "none":
+    if config.recompute in ("none", "attention"):
         yield [Change({"recompute": "layer"}, "same bits, a third slower")]
     if (smaller := _smaller_batches(config)) != []:
         yield smaller
     if config.optim == "adamw_torch":
         yield [Change({"optim": "adamw_8bit"}, "moments rounded to 8 bits")]
-    if config.activation_dtype == "float32" and config.recompute == "none":  # what is computed again is not kept
+    if config.activation_dtype == "float32" and config.recompute != "layer":  # what is computed again is not kept
         dtypes = ("bfloat16", "int8") if subject.model.device == META else ("bfloat16",)
         yield [Change({"activation_dtype": dtype}, "same loss, rounded gradients") for dtype in dtypes]
     if config.optim in ("adamw_torch", "adamw_8bit"):

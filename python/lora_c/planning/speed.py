@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..configs.training import Recompute
 from ..training.optimizers import make_optimizer
 from ..training.run_settings import run_settings
 from .flops import flop_terms
 from .sample import sample_architecture, sample_model
-from .subject import Recompute, Subject
+from .subject import Subject
 
 SECONDS = 3.0  # that passes are measured, their preparation aside
 _SAMPLE = 64 << 20  # parameters of a model that is measured whole

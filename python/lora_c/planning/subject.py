@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from tempfile import gettempdir
-from typing import Any, Literal
+from typing import Any
 
 from ..configs import AdapterConfig, StackConfig, TrainConfig
+from ..configs.training import Recompute
 from ..errors import ConfigError, nearest
 from ..families.shapes import SHAPES
 from ..model.meta_model import MetaModel, meta_model_of_shape, open_meta
@@ -18,7 +19,6 @@ from ..training.base_options import add_adapters, base_options, quantization_for
 from ..training.memory import MemoryForecast, forecast_model, limit_of_auto, most_tokens
 from ..weights.parameter_values import META
 
-Recompute = Literal["none", "layer"]
 _MOST_TOKENS = 2**31 - 1  # of a pass
 
 
@@ -99,7 +99,7 @@ class Subject:
     def forecast(self, config: TrainConfig | None = None, recompute: Recompute | None = None) -> MemoryForecast:
         """What a run takes of the memory of its device: with other options, where they are given."""
         config = config or self.config
-        recompute = recompute or ("layer" if config.recompute == "layer" else "none")
+        recompute = recompute or ("none" if config.recompute == "auto" else config.recompute)
         with _settings(self.model, config, recompute):
             n_tokens, n_segments = self.micro_batch(config)
             return forecast_model(self.model, n_tokens, config, n_segments)

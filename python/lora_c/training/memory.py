@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import _core
 from ..configs import TrainConfig
+from ..configs.training import Recompute
 from ..errors import ConfigError
 from ..model.meta_model import MetaModel
 from .optimizers import state_bytes, work_bytes
@@ -99,7 +100,7 @@ def peak_memory(model: Model) -> int:
     return peak + (model.dense_bytes() if model.device == "cpu" else 0)
 
 
-def recompute_of(trainer: Trainer) -> Literal["none", "layer"]:
+def recompute_of(trainer: Trainer) -> Recompute:
     """What a run keeps for its backward pass, where its configuration leaves that to the memory that there is."""
     config = trainer.config
     if config.recompute != "auto":
@@ -115,7 +116,7 @@ def choose_recompute(
     limit_gib: float | None,
     config: TrainConfig | None = None,
     n_segments: int | None = None,
-) -> Literal["none", "layer"]:
+) -> Recompute:
     """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free
     on its device (where that is known).
 
@@ -148,7 +149,7 @@ def limit_of_auto(plan: MemoryForecast, left: int) -> float:
 
 
 def _forecast_with(
-    model: Model, n_tokens: int, recompute: Literal["none", "layer"], config: TrainConfig | None, n_segments: int | None
+    model: Model, n_tokens: int, recompute: Recompute, config: TrainConfig | None, n_segments: int | None
 ) -> MemoryForecast:
     decoder, before = model.decoder, model.decoder.recompute
     decoder.recompute = recompute

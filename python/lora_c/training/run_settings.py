@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..configs import TrainConfig
+from ..configs.training import Recompute
 from ..errors import ConfigError
 from .optimizers import paged_folder
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def run_settings(decoder: Decoder, config: TrainConfig, recompute: Literal["none", "layer"]) -> Iterator[None]:
+def run_settings(decoder: Decoder, config: TrainConfig, recompute: Recompute) -> Iterator[None]:
     """Precision, recomputation, type of activations and noise of a run, while the block runs.
 
     Another user of the model (its `generate`, a second trainer, a notebook's next cell) finds what it set itself.

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .. import _core
 from .._core import PassStopped
 from ..comm.communicator import is_main
 from ..comm.world import world
 from ..configs import TrainConfig
+from ..configs.training import Recompute
 from ..data.batching import PackedBatch, steps_per_epoch, total_steps
 from ..data.fits import fit_to_model
 from ..display.progress import Progress, open_progress
@@ -109,7 +110,7 @@ class Trainer:
             tell_missing_ends(model, self.train_data)
         self.optimizer = make_optimizer(config, self.parameters)
         self.share = Share(self.comm, self.parameters, model.architecture.family.layers)
-        self.recompute: Literal["none", "layer"] = "none"
+        self.recompute: Recompute = "none"
         with self.settings():
             self.recompute = recompute_of(self)
         self.output_dir = Path(config.output_dir)
