@@ -14,11 +14,16 @@ static void *carve_typed(lora_carver *at, int64_t rows, int64_t cols, lora_dtype
     return lora_carve(at, rows, typed_bytes(cols, dtype, lent));
 }
 
+/* Whether attention's block is computed again: then q, k, v and x2 have no memory of their own (lay_inner, lay_states). */
+static bool attention_again(const lora_decoder *d, const lora_buffers *b) {
+    return d->recompute == LORA_RECOMPUTE_ATTENTION && b->lowest < d->config.num_hidden_layers;
+}
+
 /* The part of a state that every layer needs while it runs; branch: the memory of its branches, or NULL. */
 static lora_layer_state carve_working_state(lora_carver *at, const lora_decoder_config *c, int64_t M, const lora_operand_types *types,
-                                            float *branch) {
+                                            float *branch, bool again) {
     lora_layer_state s = {.att_branch = branch, .mlp_branch = branch};
-    s.qkv = carve_floats(at, M, lora_qkv_width(c));
+    if (!again) s.qkv = carve_floats(at, M, lora_qkv_width(c));
     s.att = carve_typed(at, M, lora_q_width(c), types->attention_output, types->lent);
     s.up = carve_floats(at, M, c->intermediate_size);
     s.gate = c->gated_mlp ? carve_floats(at, M, c->intermediate_size) : s.up;
@@ -38,11 +43,11 @@ static void carve_statistics(lora_carver *at, const lora_decoder_config *c, int6
 
 /* The state that layer (-1: every layer, in turn) leaves for its backward pass. */
 static lora_layer_state carve_state(lora_carver *at, const lora_decoder *d, int64_t layer, int64_t M, const lora_operand_types *types,
-                                    float *branch) {
+                                    float *branch, bool again) {
     const lora_decoder_config *c = &d->config;
-    lora_layer_state s = carve_working_state(at, c, M, types, branch);
+    lora_layer_state s = carve_working_state(at, c, M, types, branch, again);
     carve_statistics(at, c, M, &s);
-    s.x2 = carve_floats(at, M, c->hidden_size);
+    if (!again) s.x2 = carve_floats(at, M, c->hidden_size);
     if (c->qk_norm != LORA_QK_NORM_NONE) s.qk = carve_floats(at, M, lora_q_width(c) + lora_kv_width(c));
     for (int p = 0; p < LORA_BOTTLENECK_PLACES; p++)
         if (lora_has_bottleneck(d, layer, p)) s.before[p] = carve_floats(at, M, c->hidden_size);
@@ -100,13 +105,15 @@ static void lay_states(lora_carver *at, const lora_decoder *d, int64_t M, bool o
     int64_t L = c->num_hidden_layers;
     float *branch = lora_has_branches(d) ? carve_floats(at, M, c->hidden_size) : NULL;
     const lora_operand_types *types = &b->types;
-    lora_layer_state kept =
-        b->lowest < L ? carve_state(at, d, own ? b->lowest : -1, M, types, branch) : carve_working_state(at, c, M, types, branch);
+    const bool again = attention_again(d, b);
+    lora_layer_state kept = b->lowest < L ? carve_state(at, d, own ? b->lowest : -1, M, types, branch, again)
+                                          : carve_working_state(at, c, M, types, branch, again);
     for (int64_t i = 0; i < L; i++) {
-        if (i > b->lowest && own) kept = carve_state(at, d, i, M, types, branch);
+        if (i > b->lowest && own) kept = carve_state(at, d, i, M, types, branch, again);
         if (i >= b->lowest && own) lay_low(at, d, i, M, &kept);
         if (!at->base) continue;
         b->states[i] = kept;
+        if (again) b->states[i].x2 = b->x[i + 1]; /* which the MLP adds to in place */
         if (i < b->lowest)
             b->states[i] = (lora_layer_state){.qkv = kept.qkv,
                                               .att = kept.att,
@@ -165,8 +172,10 @@ static void *carve_h(lora_carver *at, const lora_decoder_config *c, int64_t M, c
     return lora_carve(at, M, h > gradients ? h : gradients);
 }
 
-/* h and dh serve the MLP, datt and dqkv the attention that follows it in backward: the same memory twice. */
-static void lay_inner(lora_carver *at, const lora_decoder_config *c, int64_t M, lora_buffers *b) {
+/* h and dh serve the MLP, datt and dqkv the attention that follows it in backward: the same memory twice. So do q, k and v that are
+ * computed again between the two. */
+static void lay_inner(lora_carver *at, const lora_decoder *d, int64_t M, lora_buffers *b) {
+    const lora_decoder_config *c = &d->config;
     size_t begin = at->used;
     b->h = carve_h(at, c, M, &b->types);
     b->dh = carve_floats(at, M, c->intermediate_size);
@@ -174,6 +183,10 @@ static void lay_inner(lora_carver *at, const lora_decoder_config *c, int64_t M, 
     if (begin != SIZE_MAX) at->used = begin;
     b->datt = carve_floats(at, M, lora_q_width(c));
     b->dqkv = carve_floats(at, M, lora_qkv_width(c));
+    if (attention_again(d, b)) {
+        float *qkv = carve_floats(at, M, lora_qkv_width(c));
+        for (int64_t i = 0; i < c->num_hidden_layers && at->base; i++) b->states[i].qkv = qkv;
+    }
     if (at->used < mlp_end) at->used = mlp_end;
 }
 
@@ -213,7 +226,7 @@ static size_t layout(const lora_decoder *d, int64_t M, bool training, void *base
     lay_methods(&at, d, M, b);
     if (training) lay_gradients(&at, d, M, b);
     if (b->lowest < L)
-        lay_inner(&at, c, M, b);
+        lay_inner(&at, d, M, b);
     else if (b->types.mlp_inner != LORA_F32)
         b->h = carve_typed(&at, M, c->intermediate_size, b->types.mlp_inner, b->types.lent);
     else if (base)

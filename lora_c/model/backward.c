@@ -146,11 +146,12 @@ static lora_status embeddings_backward(lora_decoder *d, const lora_run *run, lor
     return lora_embedding_backward(d->ctx, b->tables.input_ids, dx, lora_mat_f32(tokens, c->vocab_size, H, H), err);
 }
 
-/* What a layer left for its backward pass, where it is not in place. */
+/* What a layer left for its backward pass, where it is not in place. The last layer's is, but for what has no place of its own. */
 static lora_status state_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     LORA_TRY(lora_restore_layer(d, run, b, layer, err));
-    if (d->recompute == LORA_RECOMPUTE_ATTENTION) return lora_attention_recompute(d, run, b, layer, err);
-    return d->recompute == LORA_RECOMPUTE_LAYER ? lora_layer_recompute(d, run, b, layer, err) : LORA_OK;
+    if (d->recompute == LORA_RECOMPUTE_ATTENTION) return lora_stream_again(d, run, b, layer, err);
+    bool again = d->recompute == LORA_RECOMPUTE_LAYER && layer < d->config.num_hidden_layers - 1;
+    return again ? lora_layer_recompute(d, run, b, layer, err) : LORA_OK;
 }
 
 lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) {
@@ -160,8 +161,9 @@ lora_status lora_layers_backward(lora_decoder *d, const lora_run *run, lora_buff
         lora_ctx_watch_at(d->ctx, layer, true);
         LORA_TRY(lora_check_stop(d, err));
         bool below = layer > b->lowest || embeddings, attention = below || lora_attention_trains(&d->layers[layer]);
-        if (layer < L - 1) LORA_TRY(state_again(d, run, b, layer, err)); /* the shared state still holds the last layer */
+        LORA_TRY(state_again(d, run, b, layer, err));
         LORA_TRY(mlp_backward(d, run, b, layer, attention, err));
+        if (attention && d->recompute == LORA_RECOMPUTE_ATTENTION) LORA_TRY(lora_qkv_again(d, run, b, layer, err));
         if (attention) LORA_TRY(attention_backward(d, run, b, layer, below, err));
         if (d->layer_done) d->layer_done(d->layer_done_arg, layer);
     }

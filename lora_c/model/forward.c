@@ -136,9 +136,12 @@ static lora_status mlp_branch_again(lora_decoder *d, const lora_run *run, lora_b
     return norm(d, layer, LORA_MLP_OUTPUT_NORM, branch, lora_run_mat(run, b->xn, H), s->stats[LORA_MLP_OUTPUT_NORM], err);
 }
 
-lora_status lora_attention_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
+lora_status lora_qkv_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
+    return make_qkv(d, run, b, layer, b->datt, err); /* nothing is in it yet */
+}
+
+lora_status lora_stream_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_layer_state *s = &b->states[layer];
-    LORA_TRY(make_qkv(d, run, b, layer, b->datt, err)); /* its gradient is not there yet */
     return add_block(d, run, b, layer, LORA_O_PROJ, lora_attention_output(d, run, b, layer), s->att_branch, b->x[layer], s->x2, err);
 }
 

@@ -149,8 +149,9 @@ lora_status lora_layer_activation(lora_decoder *d, const lora_run *run, const lo
 lora_status lora_layers_forward(lora_decoder *d, const lora_run *run, lora_buffers *b, lora_error *err) LORA_MUST_CHECK;
 /** Fills the state of a layer from its input again; its output is not needed. */
 lora_status lora_layer_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
-/** The part of it before the MLP, but for the output of attention, which is there: q, k, v and x2. */
-lora_status lora_attention_recompute(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
+/** In backward: x2 of a layer, from its input and the output of attention; q, k and v, from its input, when h and dh are done with. */
+lora_status lora_stream_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
+lora_status lora_qkv_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 
 /* kept_layers.c: with activations in bfloat16, in int8 or in memory of the host, the copy of a layer that has run, and its state from the
  * copy */
