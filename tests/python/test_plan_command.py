@@ -77,6 +77,9 @@ def test_the_work_of_a_token() -> None:
     assert total == 2 * 2 * (matrices + head) + 14 * width * 50.5 + 6 * adapter
     again = sum(term.value for term in flop_terms(lora, "layer")) - total
     assert again == 2 * matrices + 4 * width * 50.5 + 2 * adapter
+    everywhere = subject_of_shape("llama-7b", lora.config, LoraConfig(r=8, target_modules="all-linear"))
+    again = sum(t.value for t in flop_terms(everywhere, "attention")) - sum(t.value for t in flop_terms(everywhere, "none"))
+    assert again == 2 * 32 * 4 * 4096**2 + 2 * 32 * 4 * 8 * 2 * 4096  # q, k, v and o, and their A and B
     only = subject_of_shape("llama-7b", config.model_copy(update={"method": "head"}), None)
     assert sum(t.value for t in flop_terms(only, "none")) == 2 * matrices + 4 * width * 50.5 + 3 * 2 * head
     upper = subject_of_shape("llama-7b", config, LoraConfig(r=8, layers_to_transform=[31]))
