@@ -23,6 +23,7 @@ EXPECTED = {
     "bf16": 28 + 2,
     "int16": 28 + 1,
     "int8": 14 + 1,
+    "int8_squares": 7,
 }  # one per tile height and width; gemv_<weight>_<path>
 
 
