@@ -2,11 +2,12 @@
 
 Usage: python tests/compilers/check_compilers.py [--list] [--arm] [NAME ...]     (make check-compilers, make check-arm)
 
-GCC from 10 on, Clang from 14 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC and zig's again,
-whose checks run under qemu-aarch64-static where that is, as each of CPUS. A compiler builds below build/compilers/NAME.
-Each must pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them, on each rung and with
-all operands, and so must the CPUs, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is
-missing for them in words, and every family of checks but NOT_EMULATED.
+GCC from 10 on, Clang from 14 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC, the newest Clang
+with its libraries and zig's again, whose checks run under qemu-aarch64-static where that is. A compiler builds below
+build/compilers/NAME. Each must pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them, on
+each rung and with all operands, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is missing
+for them in words, and with the first of them every family of checks but NOT_EMULATED as each of CPUS, which must give the same
+bits, too; how long each family took there.
 """
 
 from __future__ import annotations
