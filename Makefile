@@ -110,8 +110,9 @@ bits: $(VENV)/installed ## compare every recorded digest of results, on all rung
 check-compilers: $(VENV)/installed ## the C checks with every compiler here, which must give the same bits (minutes each)
 	@$(BIN)/python tests/compilers/check_compilers.py $(COMPILERS)
 
-check-arm: $(VENV)/installed ## the C checks of aarch64 under qemu, as three CPUs, and how many instructions its loops have (an hour)
+check-arm: $(VENV)/installed ## aarch64 under qemu: C checks as three CPUs, Python tests, digests; how many instructions loops have (an hour)
 	@$(BIN)/python tests/compilers/check_compilers.py --arm $(COMPILERS)
+	@$(BIN)/python tests/compilers/check_arm_python.py $(COMPILERS)
 	@$(BIN)/python tests/lint/lint_arm_loops.py build/compilers/*-aarch64/liblora_c.a
 
 check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (10 minutes)

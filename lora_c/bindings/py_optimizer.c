@@ -219,7 +219,7 @@ PyObject *lora_py_optimizer_get_kinds(PyObject *o, void *unused) {
 
 int lora_py_optimizer_set_lr(PyObject *o, PyObject *value, void *unused) {
     (void)unused;
-    double lr;
+    double lr = 0.0;
     if (value && value != Py_None) {
         if (optional_number(value, "lr", 0, &lr) < 0) return -1;
         ((lora_py_optimizer *)o)->lr = lr;

@@ -69,7 +69,7 @@ static void check_error(const kept_row *r, const float *x) {
     for (int64_t i = 0; i < r->n; i++) {
         double largest = 0, q = values_of(r)[i], scale = scales_of(r)[i / LORA_INT8_BLOCK];
         int64_t begin = i / LORA_INT8_BLOCK * LORA_INT8_BLOCK;
-        for (int64_t j = begin; j < lora_min_i64(r->n, begin + LORA_INT8_BLOCK); j++) largest = fmax(largest, fabs((double)x[j]));
+        for (int64_t j = begin; j < lora_min_i64(r->n, begin + LORA_INT8_BLOCK); j++) largest = larger(largest, fabs((double)x[j]));
         double want = largest < (double)LORA_INT8_TINY ? 0 : largest / 127;
         CHECK(fabs(scale - want) <= 0x1p-24 * want, "scale of %g: %g", largest, scale);
         CHECK(fabs(q) <= 127 && (want == 0 ? q == 0 : fabs(q * scale - (double)x[i]) <= scale * (0.5 + 127 * 0x1p-22)), "%g: %g * %g",

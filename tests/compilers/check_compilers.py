@@ -2,11 +2,12 @@
 
 Usage: python tests/compilers/check_compilers.py [--list] [--arm] [NAME ...]     (make check-compilers, make check-arm)
 
-GCC from 10 on, Clang from 14 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC and zig's again,
-whose checks run under qemu-aarch64-static where that is, as each of CPUS. A compiler builds below build/compilers/NAME.
-Each must pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them, on each rung and with
-all operands, and so must the CPUs, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is
-missing for them in words, and every family of checks but NOT_EMULATED.
+GCC from 10 on, Clang from 14 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC, the newest
+Clang with its libraries and zig's again, whose checks run under qemu-aarch64-static where that is. A compiler builds below
+build/compilers/NAME. Each must pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them,
+on each rung and with all operands, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is
+missing for them in words, and with the first of them every family of checks but NOT_EMULATED as each of CPUS, which must give
+the same bits, too; and how long families took.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +22,10 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from compilers.checks import Family, Hashes, all_hashes, differences, every_family, run_families
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = [
@@ -41,10 +45,7 @@ FAMILIES = [
 ]
 FAMILIES += ["optim", "optim_kernels", "head", "values", "attention", "attention_exp", "backend", "device_rows"]
 FAMILIES += ["device_linear", "device_head", "decoder"]
-NOT_EMULATED = {
-    "decoder": "minutes there, and once all memory of the machine",
-    "profile": "it compares the speed of multiply-adds with that of real CPUs",
-}
+NOT_EMULATED = {"decoder": "more minutes there than all others"}
 GCC = ["gcc", *(f"gcc-{version}" for version in range(10, 20))]
 CLANG = ["clang", *(f"clang-{version}" for version in range(14, 30))]  # 13 lacks -falign-loops
 ARM = "aarch64"
@@ -97,13 +98,17 @@ def compilers() -> list[Compiler]:
             seen.add(os.path.realpath(path))
             found.append(Compiler(name, name, machine))
     emulator = (str(shutil.which("qemu-aarch64-static")), "-L", ARM_LIBRARIES)
+    if machine != ARM and shutil.which(f"{ARM}-linux-gnu-gcc"):
+        found.append(Compiler(f"gcc-{ARM}", f"{ARM}-linux-gnu-gcc", ARM, f"{ARM}-linux-gnu-ar", emulator))
+        if newest := [name for name in CLANG if shutil.which(name)][-1:]:
+            found.append(
+                Compiler(f"clang-{ARM}", f"{newest[0]} --target={ARM}-linux-gnu", ARM, f"{ARM}-linux-gnu-ar", emulator)
+            )
     if zig():
         found.append(Compiler("zig", f"{zig()} cc -target {machine}-linux-gnu.2.28", machine, f"{zig()} ar"))
         if machine != ARM:
             command = f"{zig()} cc -target {ARM}-linux-gnu.2.28"
             found.append(Compiler(f"zig-{ARM}", command, ARM, f"{zig()} ar", emulator, libgcc()))
-    if machine != ARM and shutil.which(f"{ARM}-linux-gnu-gcc"):
-        found.append(Compiler(f"gcc-{ARM}", f"{ARM}-linux-gnu-gcc", ARM, f"{ARM}-linux-gnu-ar", emulator))
     return found
 
 
@@ -124,56 +129,46 @@ def build(compiler: Compiler) -> str | None:
     return done.stdout if done.returncode else None
 
 
-def every_family() -> list[str]:
-    """The names that the checks take."""
-    text = (ROOT / "tests/c/check_main.c").read_text(encoding="utf-8")
-    return re.findall(r'\{"(\w+)", check_\w+\}', text)
+def check(compiler: Compiler, names: list[str], cpu: str | None = None) -> list[Family]:
+    """Run families of the checks of a compiler: natively one by one, else side by side as this CPU of the emulator."""
+    if cpu is None:
+        return run_families([f"{compiler.build}/check"], names, at_once=1)
+    emulator = [compiler.runner[0], "-cpu", cpu, *compiler.runner[1:]]
+    emulated = [name for name in names if name not in NOT_EMULATED]
+    return run_families([*emulator, f"{compiler.build}/check"], emulated, at_once=os.cpu_count() or 1)
 
 
-def check(compiler: Compiler, families: list[str], cpu: str | None = None) -> tuple[str | None, dict[str, str], str]:
-    """Run the families: what was said where one fails, a hash by what was computed, and the sum of the checks."""
-    families = [name for name in families if not (cpu and name in NOT_EMULATED)]
-    emulator = [compiler.runner[0], "-cpu", cpu, *compiler.runner[1:]] if cpu else []
-    command = [*emulator, f"{compiler.build}/check", *families]
-    environment = {**os.environ, "LORA_C_CHECK_HASHES": "1"}
-    environment.pop("LORA_C_BACKENDS", None)  # the fake device beside the program is the only other one
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    hashes, family, last = {}, [], ""
-    for line in done.stdout.splitlines():
-        if line.startswith("bits "):
-            family.append(line)
-            continue
-        last = line
-        for said in family:
-            what, _, value = said.removeprefix("bits ").rpartition(": ")
-            number = sum(name.startswith(f"{line.split()[0]} {what} ") for name in hashes)
-            hashes[f"{line.split()[0]} {what} {number}"] = value
-        family = []
-    return (done.stdout + done.stderr if done.returncode else None), hashes, last
+def tell(ran: list[Family], seconds: float, also: str) -> None:
+    """What the families of a compiler or a CPU came to, and how long each took where that is long."""
+    failed = [family.failure for family in ran if family.failure is not None]
+    passed = sum(family.passed for family in ran)
+    print("\n".join([f"{'':12} {passed} passed, {len(failed)} families failed ({seconds:.0f} s){also}", *failed]), flush=True)
+    slowest = sorted((family for family in ran if family.seconds >= 5), key=lambda family: -family.seconds)
+    if slowest:
+        print(f"{'':12} seconds: {', '.join(f'{family.name} {family.seconds:.0f}' for family in slowest)}", flush=True)
 
 
-def differences(hashes: dict[str, str], like: dict[str, str]) -> list[str]:
-    """What was computed with other bits, or by one of the two alone."""
-    return sorted(name for name in {*hashes, *like} if hashes.get(name) != like.get(name))
-
-
-def check_as_other_cpus(compiler: Compiler, families: list[str], hashes: dict[str, str]) -> int:
-    """The checks as every CPU but the first, which has all that the others have; how many fail or compute other bits."""
-    wrong = 0
-    for cpu in CPUS[1:]:
+def check_as_every_cpu(
+    compiler: Compiler, names: list[str], cpus: list[str | None], like: tuple[str, Hashes] | None
+) -> tuple[int, Hashes]:
+    """The families as each CPU, whose bits must be those of the first one, as far as both compute a result, and those of the
+    first one must be another compiler's. How many fail or compute other bits, and what the first one computed."""
+    wrong, first = 0, {}
+    for cpu in cpus:
         start = time.perf_counter()
-        failure, here, said = check(compiler, families, cpu)
-        if failure is not None:
-            wrong += 1
-            print(f"{'':12} as {cpu}:\n{failure}", flush=True)
-            continue
-        other = differences(here, {name: hashes[name] for name in hashes if name in here})
-        wrong += bool(other)
-        print(
-            "\n".join([f"{'':12} as {cpu}: {said} ({time.perf_counter() - start:.0f} s), {len(here)} results", *other]),
-            flush=True,
-        )
-    return wrong
+        ran = check(compiler, names, cpu)
+        here = all_hashes(ran)
+        if cpu == cpus[0]:
+            first = here
+            other = differences(here, {key: like[1][key] for key in like[1] if key.split()[0] in names}) if like else []
+            beside = f", {len(here) - len(other)} of {len(here)} results have the bits of {like[0]}" if like else ""
+        else:
+            other = differences(here, {key: first[key] for key in first if key in here})
+            beside = f", {len(here) - len(other)} of {len(here)} results have the bits of {cpus[0]}"
+        wrong += sum(family.failure is not None for family in ran) + bool(other)
+        tell(ran, time.perf_counter() - start, (f" as {cpu}" if cpu else "") + beside)
+        print(*other, sep="\n", end="\n" if other else "", flush=True)
+    return wrong, first
 
 
 def missing_for_arm() -> list[str]:
@@ -198,39 +193,31 @@ def main() -> int:
     args = parser.parse_args()
     here = [compiler for compiler in compilers() if compiler.machine == ARM or not args.arm]
     chosen = [compiler for compiler in here if compiler.name in args.names or not args.names]
-    families = every_family() if args.arm else FAMILIES
     if args.arm:
         print("\n".join([*missing_for_arm(), *(f"{name}: not run, {why}" for name, why in NOT_EMULATED.items())]), flush=True)
     if unknown := sorted({*args.names} - {compiler.name for compiler in chosen}):
         parser.error(f"{unknown[0]}: expected one of {', '.join(c.name for c in here)}, got no such compiler")
-    first: dict[str, tuple[str, dict[str, str]]] = {}
+    first: dict[str, tuple[str, Hashes]] = {}
     wrong = 0
     for compiler in chosen:
         print(f"{compiler.name:12} {compiler.version()}", flush=True)
         if args.list:
             continue
         start = time.perf_counter()
-        failure = build(compiler)
-        if failure is None and not runs(compiler):
-            print(f"{'':12} builds; its checks are not run: no qemu-aarch64-static, or nothing in {ARM_LIBRARIES}")
-            continue
-        hashes: dict[str, str] = {}
-        said = ""
-        if failure is None:
-            failure, hashes, said = check(compiler, families, CPUS[0] if compiler.runner else None)
-        if failure is not None:
+        if (failure := build(compiler)) is not None:
             wrong += 1
-            print(failure)
+            print(failure, flush=True)
             continue
-        name, like = first.setdefault(compiler.machine, (compiler.name, hashes))
-        other = differences(hashes, like)
-        wrong += bool(other)
-        same = (
-            f", {len(hashes) - len(other)} of {len(hashes)} results have the bits of {name}" if name != compiler.name else ""
-        )
-        print("\n".join([f"{'':12} builds; {said} ({time.perf_counter() - start:.0f} s){same}", *other]), flush=True)
-        if compiler.runner:
-            wrong += check_as_other_cpus(compiler, families, hashes)
+        print(f"{'':12} builds ({time.perf_counter() - start:.0f} s)", flush=True)
+        if not runs(compiler):
+            print(f"{'':12} its checks are not run: no qemu-aarch64-static, or nothing in {ARM_LIBRARIES}")
+            continue
+        whole = args.arm and compiler.machine not in first
+        cpus = (CPUS if whole else CPUS[:1]) if compiler.runner else [None]
+        names = every_family() if whole else FAMILIES
+        failed, hashes = check_as_every_cpu(compiler, names, cpus, first.get(compiler.machine))
+        wrong += failed
+        first.setdefault(compiler.machine, (compiler.name, hashes))
     return 1 if wrong else 0
 
 

@@ -19,6 +19,10 @@ def everything(name: str) -> bool:
     return True
 
 
+def emulated(name: str) -> bool:
+    return record.belongs("neon/exact", name)
+
+
 def families(name: str) -> bool:
     return name.endswith("/float32") and not name.startswith("wide") and "_" not in name
 
@@ -29,6 +33,7 @@ def families(name: str) -> bool:
     [
         ("ref/exact", 2, families), ("portable/exact", 3, families), ("avx2/exact", 4, everything),
         ("avx512/exact", 1, everything), ("avx512/bfloat16", 3, everything), ("avx512/int16", 2, everything),
+        ("neon/exact", 2, emulated), ("neon/bfloat16", 3, emulated),
     ],
 )  # fmt: skip
 def test_results_have_the_recorded_bits(kernels: str, threads: int, wanted: Callable[[str], bool]) -> None:
@@ -40,7 +45,7 @@ def test_results_have_the_recorded_bits(kernels: str, threads: int, wanted: Call
     assert len(results) > 10 and record.differences(kernels, results, whole=wanted is everything) == []
 
 
-@pytest.mark.parametrize(("kernels", "threads"), [("avx2/int8", 2), ("avx512/int8", 4)])
+@pytest.mark.parametrize(("kernels", "threads"), [("avx2/int8", 2), ("avx512/int8", 4), ("neon/int8", 3)])
 def test_int8_has_the_recorded_bits(kernels: str, threads: int) -> None:
     """In a process of its own: one in which other tests have used a device that lacks int8 is refused it."""
     if (reason := record.built_otherwise(kernels)) is not None:

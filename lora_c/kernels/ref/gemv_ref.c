@@ -50,10 +50,8 @@ void lora_gemv_fill_ref(lora_gemv_path *p) {
 
 /* Integers as the other rungs have them (their rounding is the definition of precision int8), sums of blocks in float64. */
 static void nf4_int8(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, const void *x, int64_t stride, float *scales, float *sums) {
-    const float levels = lora_int8_table_levels(w->lut);
-    double top = 0;
+    const float top = lora_int8_largest_entry(w->lut), levels = lora_int8_table_levels(w->lut);
     (void)scales;
-    for (int i = 0; i < 16; i++) top = fmax(top, fabs((double)w->lut[i]));
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < m; i++) {
             const lora_int8_token *token = lora_int8_token_at(x, stride, i);
@@ -62,10 +60,10 @@ static void nf4_int8(const lora_nf4 *w, int64_t row, int64_t rows, int64_t m, co
                 const int64_t at = (row + r) * w->cols + k;
                 double sum = 0;
                 for (int64_t j = 0; j < LORA_GEMM_SCALE_BLOCK; j++) {
-                    double value = (double)lrintf(w->lut[lora_nf4_code(w->codes, at + j)] * (levels / (float)top));
+                    double value = (double)lrintf(w->lut[lora_nf4_code(w->codes, at + j)] * (levels / top));
                     sum += value * (j % 2 ? token->odd : token->even)[j / 2];
                 }
-                total += sum * (double)token->scale * (double)lora_nf4_absmax(w, at / w->block_size) * top / (double)levels;
+                total += sum * (double)token->scale * (double)lora_nf4_absmax(w, at / w->block_size) * (double)top / (double)levels;
             }
             sums[r * m + i] = (float)total;
         }
