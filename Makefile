@@ -147,7 +147,7 @@ $(VENV)/wheels: $(VENV)/installed
 	$(BIN)/pip install --quiet -e ".[wheels]"
 	@touch $@
 
-wheels: $(VENV)/wheels ## wheels for Linux by zig's compiler, for every Python here, into dist (20 minutes), and this Python's one tried
+wheels: $(VENV)/wheels ## wheels for Linux and Windows by zig's compiler, for every Python here, into dist (20 minutes), and this Python's one tried
 	$(BIN)/python tools/make_wheels.py $(WHEELS)
 	sh tools/try_wheel.sh $(PYTHON) dist
 

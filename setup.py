@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,8 +17,10 @@ HEADERS = [str(path) for path in sorted(Path("lora_c").rglob("*.h"))]
 # No -ffast-math: linking with it would turn on flush-to-zero in the whole Python process. -ffp-contract=off: the same
 # source must give the same bits from every compiler; fused multiply-adds are asked for by name.
 # Functions and loops begin at cache lines: where the loop of a product happened to lie cost decoding 7 % (1.1B shape, Zen 4).
-FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-pthread"]
+FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
 FLAGS += ["-falign-functions=64", "-falign-loops=64"]
+FOR_WINDOWS = sysconfig.get_platform().startswith("win")  # also from elsewhere: tools/make_wheels.py
+THREADS = [] if FOR_WINDOWS else ["-pthread"]
 STRIPPED = {"linux": ["-Wl,-s"], "darwin": ["-Wl,-x"]}
 
 
@@ -41,6 +44,11 @@ class BuildExt(build_ext):
             raise SystemExit(f"lora-c: {error}") from None
 
     def build_extension(self, ext):
+        if self.compiler.compiler_type == "msvc":
+            raise SystemExit(
+                "lora-c: expected a compiler that puts functions on instruction sets by attributes, got Microsoft's; install "
+                "the wheel for Windows, which tools/make_wheels.py --target win_amd64 makes on Linux"
+            )
         sanitize = os.environ.get("LORA_C_SANITIZE")
         if sanitize:
             ext.extra_compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]
@@ -80,9 +88,9 @@ setup(
             sources=SOURCES,
             depends=HEADERS,
             include_dirs=[".", "lora_c/include", numpy.get_include()],
-            extra_compile_args=FLAGS,
-            extra_link_args=["-pthread"],
-            libraries=["m", "dl"],
+            extra_compile_args=FLAGS + THREADS,
+            extra_link_args=THREADS,
+            libraries=[] if FOR_WINDOWS else ["m", "dl"],
         )
     ],
     cmdclass={"build_ext": BuildExt},

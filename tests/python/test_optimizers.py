@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,8 +305,7 @@ def test_what_cannot_be_is_refused(cls: type, options: dict[str, Any], message: 
 
 
 def test_a_disk_without_room_is_refused_at_once(tmp_path: Path) -> None:
-    import resource
-
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
@@ -363,9 +363,8 @@ def spoil(state: dict[str, Any], rng: np.random.Generator) -> None:
         state[name][i].flat[int(rng.integers(0, array.size))] = np.nan
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_does_not_step_its_parents_file(tmp_path: Path) -> None:
-    import os
-
     params = parameters()
     optimizer = lc.AdamW(params, paged_folder=tmp_path)
     put_gradients(params, 1)

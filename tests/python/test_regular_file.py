@@ -12,6 +12,8 @@ from lora_c.errors import CheckpointError, DataError, LoraCError
 from lora_c.files.regular_file import check_regular, open_regular, read_regular
 from lora_c.model.opening import load_model
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes, devices and links")
+
 
 def test_a_regular_file_is_read_through_links(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")

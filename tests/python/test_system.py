@@ -21,7 +21,8 @@ LIKE_WINDOWS = """
 import os, signal, sys
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
-del signal.SIGHUP, os.sched_getaffinity, os.pread, os.preadv, os.O_NOFOLLOW, os.O_NONBLOCK
+del signal.SIGHUP, signal.SIGKILL, os.sched_getaffinity, os.pread, os.preadv, os.memfd_create
+del os.O_NOFOLLOW, os.O_NONBLOCK, os.O_DIRECTORY
 from lora_c.files import system
 system.FOLDERS_OPEN = system.RENAMES_OPEN = False
 opened = os.open

@@ -86,6 +86,15 @@ def read_at(handle: int, size: int, place: int) -> bytes:
     return os.read(handle, size)
 
 
+def signal_pipe() -> tuple[int, int]:
+    """The ends of a pipe for `signal.set_wakeup_fd`, which wants one that never waits, but on Windows, where it is none before
+    Python 3.12."""
+    reader, writer = os.pipe()
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(writer, False)
+    return reader, writer
+
+
 def cpus() -> set[int]:
     """The CPUs that this process may use, by their numbers."""
     if hasattr(os, "sched_getaffinity"):

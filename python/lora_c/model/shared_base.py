@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,11 +30,10 @@ def share_on_node(comm: Communicator, load: Callable[[], Weights]) -> Weights:
     is_alone, leads = comm.local_size == 1, comm.local_rank == 0
     own, plan, path, handle = load() if leads else None, None, "", -1
     if own is not None and not is_alone:
-        try:
-            handle = os.memfd_create("lora-c base")
-            plan, path = _written(own, handle), f"/proc/{os.getpid()}/fd/{handle}"
-        except OSError:
-            pass
+        if hasattr(os, "memfd_create"):  # Linux
+            with suppress(OSError):
+                handle = os.memfd_create("lora-c base")
+                plan, path = _written(own, handle), f"/proc/{os.getpid()}/fd/{handle}"
         own = None  # what is written was let go of
     plan, path = comm.broadcast((plan, path), local=True)
     mapped = _mapped(plan, path) if plan is not None else None

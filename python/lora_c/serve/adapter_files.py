@@ -1,8 +1,8 @@
 """An adapter of a folder that somebody may be replacing: it is read whole, or not at all.
 
 Its files are copied by one open folder: one that is exchanged by a rename, as saves of lora-c do, is the old one to its end.
-Where files change while they are copied, it is tried again. What is parsed is the copy, which nobody else writes: a file that
-is cut while it is mapped would end the process.
+Windows opens no folder; there they are copied by their names. Where files change while they are copied, it is tried again.
+What is parsed is the copy, which nobody else writes: a file that is cut while it is mapped would end the process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..adapters.classifiers import labels_of_adapter
 from ..adapters.kinds import loaded_adapter
 from ..checkpoints.written import ADAPTER_CONFIG, ADAPTER_FILE, BASE_FOLDER, MLX_FILE
 from ..errors import AdapterError
+from ..files.system import BINARY, FOLDERS_OPEN, NO_WAIT
 from ..model.loading import weights_of_folder
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _is_settled(seen: Fingerprint) -> bool:
 def _copy(folder: Path, copy: Path, most_bytes: int) -> Fingerprint | None:
     """Copy the files; None where they changed meanwhile."""
     try:
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY) if FOLDERS_OPEN else None
     except OSError:
         return None
     try:
@@ -118,16 +119,17 @@ def _copy(folder: Path, copy: Path, most_bytes: int) -> Fingerprint | None:
         for name in os.listdir(copy):
             os.unlink(copy / name)
         for name, _, size, *_ in before:
-            _copy_file(opened, name, copy / name, size)
+            _copy_file(folder, opened, name, copy / name, size)
         return before if before == _fingerprint(folder, opened) else None
     except FileNotFoundError:
         return None
     finally:
-        os.close(opened)
+        if opened is not None:
+            os.close(opened)
 
 
-def _copy_file(folder: int, name: str, to: Path, size: int) -> None:
-    source = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder)
+def _copy_file(folder: Path, opened: int | None, name: str, to: Path, size: int) -> None:
+    source = os.open(name if opened is not None else folder / name, os.O_RDONLY | NO_WAIT | BINARY, dir_fd=opened)
     with os.fdopen(source, "rb") as file, open(to, "wb") as out:
         while size > 0 and (piece := file.read(min(size, _PIECE))):
             out.write(piece)

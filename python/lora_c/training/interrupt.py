@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from ..files.system import STOPPING
+from ..files.system import STOPPING, signal_pipe
 from ..files.uninterrupted import throw
 
 _END_AT_ONCE = 3  # the signal that ends the program wherever it is
@@ -107,8 +107,7 @@ def _may_take(number: signal.Signals) -> bool:
 @contextmanager
 def _told_at_once(request: StopRequest, taken: list[signal.Signals]) -> Iterator[None]:
     """A thread that hears of signals while the main thread is in C; those of others go on to whoever listened before."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    reader, writer = signal_pipe()
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def listen() -> None:
