@@ -2,7 +2,7 @@
 
 Usage: python tools/check_wheel.py [--only import,demo,generate,tests]
 
-Of the Python suite runs what tests/python/wheel_subset.txt names (it needs pytest, pytest-timeout and packaging).
+Of the Python suite runs what tests/python/wheel_subset.txt names (it needs pytest, pytest-timeout, packaging and safetensors).
 """
 
 from __future__ import annotations

@@ -8,5 +8,5 @@ own=$(mktemp -d)
 trap 'rm -rf "$own"' EXIT
 "$python" -m venv --without-pip "$own/venv"
 $pip --python "$own/venv/bin/python" install --quiet --only-binary lora-c --no-index --find-links "$folder" --no-deps lora-c
-$pip --python "$own/venv/bin/python" install --quiet lora-c pytest pytest-timeout packaging
+$pip --python "$own/venv/bin/python" install --quiet lora-c pytest pytest-timeout packaging safetensors
 "$own/venv/bin/python" "$(dirname "$0")/check_wheel.py"
