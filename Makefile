@@ -64,7 +64,7 @@ check: $(BUILD)/check $(TEST_BACKENDS) $(BENCHES) headers layers ## the C checks
 
 TSAN_FAMILIES := base gemm gemm_small gemm_int8 linear attention optim gradient_tree devices watch decoder
 tsan: ## the C checks whose threads meet under ThreadSanitizer
-	@$(MAKE) SANITIZE=thread BUILD=build/tsan build/tsan/check
+	@$(MAKE) SANITIZE=thread BUILD=build/tsan $(patsubst %,build/tsan/%,check $(notdir $(TEST_BACKENDS)))
 	TSAN_OPTIONS=halt_on_error=1 build/tsan/check $(TSAN_FAMILIES)
 
 asan: ## the C checks under ASan and UBSan
