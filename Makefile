@@ -146,9 +146,10 @@ $(VENV)/wheels: $(VENV)/installed
 	$(BIN)/pip install --quiet -e ".[wheels]"
 	@touch $@
 
-wheels: $(VENV)/wheels ## wheels for Linux by zig's compiler, for every Python here, into dist (20 minutes), and this Python's one tried
+wheels: $(VENV)/wheels ## wheels for Linux by zig's compiler, for every Python here, into dist (20 minutes), and this Python's one tried, with those without a GIL
 	$(BIN)/python tools/make_wheels.py $(WHEELS)
 	sh tools/try_wheel.sh $(PYTHON) dist
+	for python in python3.13t python3.14t; do ! command -v $$python || PIP="$(BIN)/python -m pip" sh tools/try_wheel.sh $$python dist || exit 1; done
 
 $(VENV)/mutants: $(VENV)/installed
 	$(BIN)/pip install --quiet -e ".[mutants]"
