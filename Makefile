@@ -64,7 +64,7 @@ check: $(BUILD)/check $(TEST_BACKENDS) $(BENCHES) headers layers ## the C checks
 
 TSAN_FAMILIES := base gemm gemm_small gemm_int8 linear attention optim gradient_tree devices watch decoder
 tsan: ## the C checks whose threads meet under ThreadSanitizer
-	@$(MAKE) SANITIZE=thread BUILD=build/tsan build/tsan/check
+	@$(MAKE) SANITIZE=thread BUILD=build/tsan $(patsubst %,build/tsan/%,check $(notdir $(TEST_BACKENDS)))
 	TSAN_OPTIONS=halt_on_error=1 build/tsan/check $(TSAN_FAMILIES)
 
 asan: ## the C checks under ASan and UBSan
@@ -147,9 +147,10 @@ $(VENV)/wheels: $(VENV)/installed
 	$(BIN)/pip install --quiet -e ".[wheels]"
 	@touch $@
 
-wheels: $(VENV)/wheels ## wheels for Linux and Windows by zig's compiler, for every Python here, into dist (20 minutes), and this Python's one tried
+wheels: $(VENV)/wheels ## wheels for Linux and Windows by zig's compiler, for every Python here, into dist (20 minutes), and this Python's one tried, with those without a GIL
 	$(BIN)/python tools/make_wheels.py $(WHEELS)
 	sh tools/try_wheel.sh $(PYTHON) dist
+	for python in python3.13t python3.14t; do ! command -v $$python || PIP="$(BIN)/python -m pip" sh tools/try_wheel.sh $$python dist || exit 1; done
 
 $(VENV)/mutants: $(VENV)/installed
 	$(BIN)/pip install --quiet -e ".[mutants]"

@@ -1,8 +1,9 @@
 """Tries the lora_c that is installed in this environment as a stranger would: without the sources, without a compiler.
 
-Usage: python tools/check_wheel.py [--only import,demo,generate,tests]
+Usage: python tools/check_wheel.py [--only import,demo,generate,tests]     (a free-threaded Python: import,threads)
 
-Of the Python suite runs what tests/python/wheel_subset.txt names (it needs pytest, pytest-timeout and packaging).
+Of the Python suite runs what tests/python/wheel_subset.txt names (it needs pytest, pytest-timeout, packaging and safetensors),
+without a GIL what free_threaded_subset.txt names (it needs pytest, pytest-timeout and ml_dtypes).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import argparse
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SUBSET = ROOT / "tests" / "python" / "wheel_subset.txt"
+SUBSETS = ROOT / "tests" / "python"
 IMPORT = """
 import lora_c, numpy, pathlib, sys
 where = pathlib.Path(lora_c._core.__file__).resolve()
@@ -46,11 +48,19 @@ def try_generate(folder: Path) -> None:
     python(folder, "-m", "lora_c", "generate", "--model", "demo", "--max-new-tokens", "16", "Once upon a time")
 
 
-def try_tests(folder: Path) -> None:
-    lines = SUBSET.read_text(encoding="utf-8").splitlines()
+def run_tests(folder: Path, subset: str, *options: str) -> None:
+    lines = (SUBSETS / subset).read_text(encoding="utf-8").splitlines()
     chosen = [f"{ROOT}/{line}" for line in lines if line and not line.startswith("#")]
     config = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
-    python(folder, "-m", "pytest", *config, *chosen)
+    python(folder, *options, "-m", "pytest", *config, *chosen)
+
+
+def try_tests(folder: Path) -> None:
+    run_tests(folder, "wheel_subset.txt")
+
+
+def try_threads(folder: Path) -> None:
+    run_tests(folder, "free_threaded_subset.txt", "-X", "gil=0")
 
 
 TRIES: dict[str, Callable[[Path], None]] = {
@@ -58,12 +68,14 @@ TRIES: dict[str, Callable[[Path], None]] = {
     "demo": try_demo,
     "generate": try_generate,
     "tests": try_tests,
+    "threads": try_threads,
 }
+USUAL = "import,threads" if sysconfig.get_config_var("Py_GIL_DISABLED") else "import,demo,generate,tests"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(TRIES), help="what to try, parted by commas")
+    parser.add_argument("--only", default=USUAL, help="what to try, parted by commas")
     for name in parser.parse_args().only.split(","):
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()

@@ -21,7 +21,14 @@ void set_variable(const char *name, const char *value) { (void)_putenv_s(name, v
 #include <sys/wait.h>
 #include <unistd.h>
 
-bool has_children(void) { return true; }
+/* ThreadSanitizer follows no child of a process that had threads: it lets it start none, and does not see that a lock is made anew. */
+bool has_children(void) {
+#if defined(__SANITIZE_THREAD__)
+    return false;
+#else
+    return true;
+#endif
+}
 
 int end_of_child(int (*act)(void *arg), void *arg) {
     enum { PATIENCE = 60 };

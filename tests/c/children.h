@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-/** Whether this system makes children that have what their parent has (fork; not Windows). */
+/** Whether this system makes children that have what their parent has (fork; not Windows), and the checks can follow them. */
 bool has_children(void);
 /** How a child ends that does this: its exit code, what act returns; or -signal, of which one comes after a minute. */
 int end_of_child(int (*act)(void *arg), void *arg);

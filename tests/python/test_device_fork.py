@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 FORK = """
 import gc, os, sys, threading
 import numpy as np
-import lora_c as lc
+import lora_c as lc, lora_c.model.opening  # here, or each child would import it
 from lora_c import _core
 from lora_c._core import AdamW, Decoder, Parameter
 MESSAGE = "device fake: expected the process that opened it, got a child of it; open it after the fork"

@@ -65,6 +65,5 @@ def test_what_is_needed_for_some_things_only_is_no_requirement() -> None:
     """What a plain `pip install` brings; test_chat.py and others run without the rest."""
     brought = {Requirement(text).name for text in metadata.requires("lora-c") or () if "extra ==" not in text}
     assert brought == {
-        "numpy", "safetensors", "ml_dtypes", "tokenizers", "huggingface_hub", "jinja2", "rich", "click", "pyyaml", "pydantic",
-        "regex",
+        "numpy", "ml_dtypes", "tokenizers", "huggingface_hub", "jinja2", "rich", "click", "pyyaml", "pydantic", "regex",
     }  # fmt: skip
