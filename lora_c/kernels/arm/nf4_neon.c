@@ -104,6 +104,9 @@ LORA_INLINE intervals group_intervals(const void *x, lora_dtype dtype, float inv
         int8x16_t number = vcombine_s8(vmovn_s16(vshrq_n_s16(q0, 11)), vmovn_s16(vshrq_n_s16(q1, 11)));
         uint8x16_t cell = vandq_u8(vreinterpretq_u8_s8(number), vdupq_n_u8(31));
         uint8x16_t low = vqtbl2q_u8(t->low, cell), high = vqtbl2q_u8(t->high, cell);
+#if defined(__clang__) && __clang_major__ == 19
+        __asm__("" : "+w"(low)); /* 19.1.7 ends with a segmentation fault when it selects instructions for what follows */
+#endif
         int16x8_t t0 = vreinterpretq_s16_u8(vzip1q_u8(low, high)), t1 = vreinterpretq_s16_u8(vzip2q_u8(low, high));
         equal = vorrq_u16(equal, vorrq_u16(vceqq_s16(q0, t0), vceqq_s16(q1, t1)));
         uint8x16_t above = vcombine_u8(vmovn_u16(vcgtq_s16(q0, t0)), vmovn_u16(vcgtq_s16(q1, t1)));
