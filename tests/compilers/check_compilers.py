@@ -4,7 +4,8 @@ Usage: python tests/compilers/check_compilers.py [--list] [--arm] [NAME ...]    
 
 GCC from 10 on, Clang from 14 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC and zig's again,
 whose checks run under qemu-aarch64-static where that is, as each of CPUS. A compiler builds below build/compilers/NAME.
-Each must pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them, on each rung and with
+Each must keep the accumulators of x86's products in registers (tests/lint/lint_spills.py; of aarch64: lint_arm_loops.py) and
+pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them, on each rung and with
 all operands, and so must the CPUs, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is
 missing for them in words, and every family of checks but NOT_EMULATED.
 """
@@ -126,6 +127,13 @@ def build(compiler: Compiler) -> str | None:
     return done.stdout if done.returncode else None
 
 
+def spills(compiler: Compiler) -> str | None:
+    """What is said of loops that keep on the stack what they compute with: the right product, at a third of the speed."""
+    command = [sys.executable, "tests/lint/lint_spills.py", "--tiles", f"{compiler.build}/liblora_c.a"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr if done.returncode else None
+
+
 def every_family() -> list[str]:
     """The names that the checks take."""
     text = (ROOT / "tests/c/check_main.c").read_text(encoding="utf-8")
@@ -213,6 +221,8 @@ def main() -> int:
             continue
         start = time.perf_counter()
         failure = build(compiler)
+        if failure is None and compiler.machine != ARM:
+            failure = spills(compiler)
         if failure is None and not runs(compiler):
             print(f"{'':12} builds; its checks are not run: no qemu-aarch64-static, or nothing in {ARM_LIBRARIES}")
             continue
