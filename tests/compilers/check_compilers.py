@@ -4,8 +4,9 @@ Usage: python tests/compilers/check_compilers.py [--list] [--arm] [NAME ...]    
 
 GCC from 10 on, Clang from 14 on and zig's (`zig`, or PyPI's ziglang in this Python); for aarch64 Debian's GCC, the newest
 Clang with its libraries and zig's again, whose checks run under qemu-aarch64-static where that is. A compiler builds below
-build/compilers/NAME. Each must pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them,
-on each rung and with all operands, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is
+build/compilers/NAME. Each must keep the accumulators of x86's products in registers (tests/lint/lint_spills.py; of aarch64:
+lint_arm_loops.py) and pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them, on each
+rung and with all operands, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is
 missing for them in words, and with the first of them every family of checks but NOT_EMULATED as each of CPUS, which must give
 the same bits, too; and how long families took.
 """
@@ -34,7 +35,9 @@ FAMILIES = [
     "nf4",
     "ggml",
     "gemm",
+    "gemm_small",
     "gemm_int8",
+    "few_int8",
     "gemv",
     "linear",
     "linear_bound",
@@ -129,6 +132,13 @@ def build(compiler: Compiler) -> str | None:
     return done.stdout if done.returncode else None
 
 
+def spills(compiler: Compiler) -> str | None:
+    """What is said of loops that keep on the stack what they compute with: the right product, at a third of the speed."""
+    command = [sys.executable, "tests/lint/lint_spills.py", "--tiles", f"{compiler.build}/liblora_c.a"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr if done.returncode else None
+
+
 def check(compiler: Compiler, names: list[str], cpu: str | None = None) -> list[Family]:
     """Run families of the checks of a compiler: natively one by one, else side by side as this CPU of the emulator."""
     if cpu is None:
@@ -204,7 +214,10 @@ def main() -> int:
         if args.list:
             continue
         start = time.perf_counter()
-        if (failure := build(compiler)) is not None:
+        failure = build(compiler)
+        if failure is None and compiler.machine != ARM:
+            failure = spills(compiler)
+        if failure is not None:
             wrong += 1
             print(failure, flush=True)
             continue

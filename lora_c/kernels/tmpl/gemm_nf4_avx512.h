@@ -17,11 +17,11 @@ LORA_INLINE __mmask16 lora_first_lanes(int64_t n) { return n >= 16 ? 0xffff : n 
 LORA_INLINE void lora_nf4_chunk_scales(const lora_nf4 *w, int64_t begin, int64_t n_chunks, float *scales, int64_t stride) {
     int shift = __builtin_ctzll((unsigned long long)w->block_size);
     if (w->absmax) {
-        for (int64_t c = 0; c < n_chunks; c++) scales[c * stride] = w->absmax[(begin + LORA_NF4_CHUNK * c) >> shift];
+        LORA_SCALAR_LOOP for (int64_t c = 0; c < n_chunks; c++) scales[c * stride] = w->absmax[(begin + LORA_NF4_CHUNK * c) >> shift];
         return;
     }
     int nested = __builtin_ctzll((unsigned long long)w->nested_block_size);
-    for (int64_t c = 0; c < n_chunks; c++) {
+    LORA_SCALAR_LOOP for (int64_t c = 0; c < n_chunks; c++) {
         int64_t block = (begin + LORA_NF4_CHUNK * c) >> shift;
         float product = w->nested_map[w->absmax_codes[block]] * w->nested_absmax[block >> nested];
         scales[c * stride] = product + w->nested_offset;

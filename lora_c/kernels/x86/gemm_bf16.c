@@ -13,13 +13,21 @@ LORA_TARGET_BEGIN(TARGET)
 
 enum { LANES = 16 };
 
+LORA_INLINE __m512i broadcast(const uint32_t *p) {
+    __m512i v = _mm512_set1_epi32((int)*p);
+#if defined(__clang__) && __clang_major__ == 16
+    __asm__("" : "+v"(v)); /* its VectorCombine recurses without end where a shuffle is cast to bfloat16 */
+#endif
+    return v;
+}
+
 #define SUFFIX _bf16
 #define VEC __m512
 #define VL 16
 #define MR 14
 #define WORD uint32_t
 #define LOAD_B _mm512_load_si512
-#define BROADCAST(p) _mm512_set1_epi32((int)*(p))
+#define BROADCAST broadcast
 #define MULTIPLY_ADD(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
 #define LOAD _mm512_loadu_ps
 #define STORE _mm512_storeu_ps

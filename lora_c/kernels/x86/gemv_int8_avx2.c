@@ -17,12 +17,16 @@ enum { ROWS = 8, BLOCK = LORA_GEMM_SCALE_BLOCK, MOST_TOKENS = 4 };
     _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1)))
 #include "lora_c/kernels/tmpl/gemv_int8_256_tmpl.h"
 
+#if LORA_KNOWS_AVX_VNNI
 #define SUFFIX _avx_vnni
 #define TARGET "avx2,fma,avxvnni"
 #define OFFSET LORA_INT8_OFFSET
 #define CORRECTION(token) (token)->correction
 #define MULTIPLY_ADD(w, x, c) _mm256_dpbusd_avx_epi32(c, w, x)
 #include "lora_c/kernels/tmpl/gemv_int8_256_tmpl.h"
+#else
+#define nf4_avx_vnni nf4_avx2 /* the same bits */
+#endif
 
 void lora_gemv_fill_int8_avx2(lora_gemv_path *p) {
     p->tokens = MOST_TOKENS;
