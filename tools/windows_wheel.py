@@ -53,7 +53,8 @@ class Kit:
 
     def _headers(self) -> None:
         shutil.copytree(self.about["include"], self.include)
-        shutil.copyfile(PYCONFIG, self.include / "pyconfig.h")
+        threads = "#define Py_GIL_DISABLED 1\n" if self.about["threaded"] else ""
+        (self.include / "pyconfig.h").write_text(threads + PYCONFIG.read_text(encoding="ascii"), encoding="ascii")
         version = self.about["version"]
         self.run(
             sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--platform", "win_amd64",

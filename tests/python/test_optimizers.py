@@ -215,7 +215,7 @@ def test_a_paged_state_gives_the_bits_of_one_in_memory(kind: str, tmp_path: Path
         found.append([*(np.array(p.data) for p in params), *(a for k in optimizer.moment_names for a in state[k])])
     for a, b in zip(*found, strict=True):
         assert (a is None and b is None) or np.array_equal(a, b)
-    assert list(tmp_path.iterdir()) == []  # the file has no name
+    assert os.name == "nt" or list(tmp_path.iterdir()) == []  # the file has no name; that of Windows goes with its handle
 
 
 @pytest.mark.parametrize("kind", KINDS)
