@@ -55,7 +55,7 @@ static double rounding(double top) { return top / 127 * (0.5 + 127 * 0x1p-22); }
 
 static double largest(const float *values, int64_t stride, int64_t n) {
     double top = 0;
-    for (int64_t i = 0; i < n; i++) top = fmax(top, fabs((double)values[i * stride]));
+    for (int64_t i = 0; i < n; i++) top = larger(top, fabs((double)values[i * stride]));
     return top;
 }
 
@@ -83,7 +83,7 @@ static double probabilities(const int8_head *h, int64_t m, double *p, double *of
     for (int64_t v = 0; v < h->V; v++) {
         double wrong;
         p[v] = (double)h->scale * logit_of(h, m, v, &wrong);
-        worst = fmax(worst, (double)h->scale * wrong), top = fmax(top, p[v]);
+        worst = larger(worst, (double)h->scale * wrong), top = larger(top, p[v]);
     }
     for (int64_t v = 0; v < h->V; v++) sum += p[v] = exp(p[v] - top);
     for (int64_t v = 0; v < h->V; v++) p[v] /= sum;
@@ -99,7 +99,7 @@ static double dx_error(const int8_head *h, int64_t m, int64_t i, const double *p
     for (int64_t v = 0; v < h->V; v += 64) {
         int64_t n = lora_min_i64(64, h->V - v);
         double e_w = rounding(largest(h->w + v * h->H + i, h->H, n)), top = 0;
-        for (int64_t j = v; j < v + n; j++) top = fmax(top, p[j]);
+        for (int64_t j = v; j < v + n; j++) top = larger(top, p[j]);
         for (int64_t j = v; j < v + n; j++) {
             double w = fabs((double)h->w[j * h->H + i]);
             moved += p[j] * w;
