@@ -72,9 +72,8 @@ class TrainConfig(Config):
     )
     recompute: Literal["none", "attention", "layer", "auto"] = Field(
         "auto",
-        description="layer: keep one row per layer and compute the rest again in backward; same bits, less memory, a third "
-        "slower. attention: compute only q, k, v and the stream behind attention again; some 5 % slower. auto: layer where "
-        "the forecast of none exceeds memory_limit.",
+        description="layer: keep one row per layer, compute the rest again; same bits, less memory, a third slower. "
+        "attention: q, k, v alone, 5 % slower. auto: layer where none exceeds memory_limit.",
     )
     activation_dtype: Literal["float32", "bfloat16", "int8"] = Field(
         "float32",
