@@ -17,7 +17,7 @@ static int set_recompute(PyObject *o, PyObject *value, void *unused) {
     (void)unused;
     decoder *self = (decoder *)o;
     int found = -1;
-    for (int i = 0; i < 3 && value && PyUnicode_Check(value); i++)
+    for (int i = 0; i <= LORA_RECOMPUTE_ATTENTION && value && PyUnicode_Check(value); i++)
         if (PyUnicode_CompareWithASCIIString(value, RECOMPUTE_NAMES[i]) == 0) found = i;
     if (found < 0) return lora_py_refuse(PyExc_ValueError, "recompute: expected 'none', 'attention' or 'layer'", value ? value : Py_None);
     if (lora_py_enter_decoder(self) < 0) return -1;

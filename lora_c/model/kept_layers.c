@@ -17,22 +17,22 @@ typedef struct part {
 static int parts_of(const lora_decoder *d, const lora_buffers *b, int64_t layer, part *out) {
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
-    const bool attention = d->recompute != LORA_RECOMPUTE_ATTENTION; /* else its block is computed again, from x and its output */
+    const bool keeps_attention = d->recompute != LORA_RECOMPUTE_ATTENTION; /* else its block is computed again, from x and its output */
     int n = 0;
     out[n++] = (part){.data = b->x[layer], .width = c->hidden_size};
     if (d->recompute == LORA_RECOMPUTE_LAYER) return n;
-    if (attention) out[n++] = (part){.data = s->qkv, .width = lora_qkv_width(c)};
+    if (keeps_attention) out[n++] = (part){.data = s->qkv, .width = lora_qkv_width(c)};
     if (b->types.attention_output == LORA_F32) /* else it has memory of its own */
         out[n++] = (part){.data = s->att, .width = lora_q_width(c), .block_scaled = true};
-    if (attention) out[n++] = (part){.data = s->x2, .width = c->hidden_size};
+    if (keeps_attention) out[n++] = (part){.data = s->x2, .width = c->hidden_size};
     out[n++] = (part){.data = s->up, .width = c->intermediate_size, .block_scaled = true};
     if (c->gated_mlp) out[n++] = (part){.data = s->gate, .width = c->intermediate_size, .block_scaled = true};
-    if (attention && c->qk_norm != LORA_QK_NORM_NONE) out[n++] = (part){.data = s->qk, .width = lora_q_width(c) + lora_kv_width(c)};
+    if (keeps_attention && c->qk_norm != LORA_QK_NORM_NONE) out[n++] = (part){.data = s->qk, .width = lora_q_width(c) + lora_kv_width(c)};
     for (int p = 0; p < LORA_BOTTLENECK_PLACES; p++)
-        if ((attention || p != LORA_AFTER_ATTENTION) && lora_has_bottleneck(d, layer, p))
+        if ((keeps_attention || p != LORA_AFTER_ATTENTION) && lora_has_bottleneck(d, layer, p))
             out[n++] = (part){.data = s->before[p], .width = c->hidden_size};
     if (c->post_norm) {
-        if (attention) out[n++] = (part){.data = s->att_branch, .width = c->hidden_size};
+        if (keeps_attention) out[n++] = (part){.data = s->att_branch, .width = c->hidden_size};
         out[n++] = (part){.data = s->mlp_branch, .width = c->hidden_size};
     }
     return n;

@@ -129,6 +129,37 @@ static void micro_is_portable(const lora_gemm_path *a, const lora_gemm_path *b, 
     free(y);
 }
 
+/* Columns of 4 bits, whose blocks have one scale for all columns, by the loop for such: the bits of micro, at every height. */
+static void squares_are_micro(lora_ctx *ctx, const lora_gemm_path *p, lora_isa isa) {
+    enum { ROWS = 130, COLS = 64 };
+    if (!p->micro_squares) return;
+    weight_case *c = make_weight(ctx, LORA_WEIGHT_NF4, ROWS, COLS, 0);
+    float *x = random_floats(16 * MOST_K, -3, 3);
+    const int64_t steps = lora_gemm_steps(p, ROWS);
+    panels right = panels_new(blocks_of(ROWS) * lora_int8_right_words(p->nr));
+    p->pack_nf4_columns(&c->nf4, 0, ROWS, 0, 1, right.got, right.words);
+    for (int64_t mr = 1; mr <= p->mr; mr++) {
+        panels left = panels_new(blocks_of(ROWS) * lora_int8_left_words(mr));
+        p->pack_left_rows(x, MOST_K, mr, ROWS, mr, left.got);
+        for (int accumulate = 0; accumulate < 2; accumulate++) {
+            guarded want = guarded_new(mr * LD, 1), got = guarded_new(mr * LD, 1);
+            for (int64_t i = 0; i < mr * LD; i++) want.data[i] = got.data[i] = (float)(i % 13) - 6;
+            p->micro(mr, p->nr, steps, left.got, right.got, want.data, LD, accumulate);
+            p->micro_squares(mr, steps, left.got, right.got, got.data, LD, accumulate);
+            CHECK(memcmp(want.data, got.data, (size_t)(mr * LD) * sizeof(float)) == 0 && guarded_ok(&got),
+                  "%s: squares, %d rows, accumulate %d: other bits than micro", lora_isa_name(isa), (int)mr, accumulate);
+            guarded_free(&want);
+            guarded_free(&got);
+        }
+        lora_os_free(left.want);
+        lora_os_free(left.got);
+    }
+    lora_os_free(right.want);
+    lora_os_free(right.got);
+    free(x);
+    free_weight(c);
+}
+
 static void compare_paths(lora_ctx *ctx, const lora_gemm_path *a, const lora_gemm_path *b, lora_isa isa) {
     static const int64_t lengths[] = {1, 2, 7, 63, 64, 65, 127, 128, 130, MOST_K};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -192,6 +223,7 @@ void check_gemm_int8(void) {
         lora_ctx *ctx = check_ctx(isa, 1);
         const lora_gemm_path *path = &ctx->engine->kernels.gemm.int8, portable = portable_like(path);
         compare_paths(ctx, &portable, path, isa);
+        squares_are_micro(ctx, path, isa);
 #if defined(__x86_64__)
         lora_gemm_path avx2 = *path;
         if (isa >= LORA_ISA_AVX2) lora_gemm_fill_int8_avx2(&avx2);

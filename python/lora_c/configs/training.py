@@ -73,7 +73,7 @@ class TrainConfig(Config):
     recompute: Literal["none", "attention", "layer", "auto"] = Field(
         "auto",
         description="layer: keep one row per layer, compute the rest again; same bits, less memory, a third slower. "
-        "attention: q, k, v alone, 5 % slower. auto: layer where none exceeds memory_limit.",
+        "attention: q, k, v alone, 5 to 10 %. auto: layer where none exceeds memory_limit.",
     )
     activation_dtype: Literal["float32", "bfloat16", "int8"] = Field(
         "float32",
