@@ -32,10 +32,17 @@ int64_t lora_gemm_scratch(const lora_ctx *ctx, int64_t m, int64_t k) {
 
 int64_t lora_gemm_panel_row(const lora_gemm_left *left, int64_t panel) { return left->m * panel / left->n_panels; }
 
+lora_gemm_left_block lora_gemm_left_block_at(const lora_gemm_left *left, int64_t k0) {
+    const lora_gemm_path *path = left->path;
+    const int64_t n = lora_min_i64(path->kc, left->k - k0);
+    return (lora_gemm_left_block){.words = left->words + k0 / path->kc * left_words(path, left->m, left->n_panels, path->kc),
+                                  .steps = lora_gemm_steps(path, n),
+                                  .scale_words = lora_gemm_left_scale_words(path, path->mr, n)};
+}
+
 float *lora_gemm_left_panel(const lora_gemm_left *left, int64_t k0, int64_t panel) {
-    int64_t n = lora_min_i64(left->path->kc, left->k - k0);
-    return left->words + k0 / left->path->kc * left_words(left->path, left->m, left->n_panels, left->path->kc) +
-           left_words(left->path, lora_gemm_panel_row(left, panel), panel, n);
+    const lora_gemm_left_block b = lora_gemm_left_block_at(left, k0);
+    return lora_gemm_panel_of_block(&b, panel, lora_gemm_panel_row(left, panel));
 }
 
 /* One operand, or the same rows for two paths. */

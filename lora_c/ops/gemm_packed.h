@@ -22,6 +22,18 @@ typedef struct lora_gemm_left {
     float *words;
 } lora_gemm_left;
 
+/* The panels of one k block: panel p, whose first row is r, begins at words + steps * r + scale_words * p. */
+typedef struct lora_gemm_left_block {
+    float *words;
+    int64_t steps, scale_words;
+} lora_gemm_left_block;
+
+lora_gemm_left_block lora_gemm_left_block_at(const lora_gemm_left *left, int64_t k0);
+
+LORA_INLINE float *lora_gemm_panel_of_block(const lora_gemm_left_block *b, int64_t panel, int64_t row) {
+    return b->words + b->steps * row + b->scale_words * panel;
+}
+
 /* Where a panel starts, in rows and in words. */
 int64_t lora_gemm_panel_row(const lora_gemm_left *left, int64_t panel);
 float *lora_gemm_left_panel(const lora_gemm_left *left, int64_t k0, int64_t panel);

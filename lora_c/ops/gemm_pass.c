@@ -11,7 +11,7 @@ lora_gemm_block lora_gemm_block_at(const lora_gemm_output *o, int64_t index) {
     const lora_gemm_left *left = c.term->left;
     c.k0 = index * left->path->kc;
     c.n = lora_min_i64(left->path->kc, left->k - c.k0);
-    c.steps = lora_gemm_steps(left->path, c.n);
+    c.left = lora_gemm_left_block_at(left, c.k0);
     c.squares = left->path->micro_squares && !c.term->b_transposed && lora_gemm_packs_from_4_bits(c.term->b);
     return c;
 }
@@ -79,7 +79,7 @@ lora_gemm_left_panels lora_gemm_panels_of(const lora_gemm_pass *q, int64_t panel
     const lora_gemm_left *left = q->blocks[0].term->left;
     lora_gemm_left_panels l = {.row = lora_gemm_panel_row(left, panel)};
     l.height = lora_gemm_panel_row(left, panel + 1) - l.row;
-    for (int i = 0; i < q->n; i++) l.a[i] = lora_gemm_left_panel(q->blocks[i].term->left, q->blocks[i].k0, panel);
+    for (int i = 0; i < q->n; i++) l.a[i] = lora_gemm_panel_of_block(&q->blocks[i].left, panel, l.row);
     return l;
 }
 
@@ -92,9 +92,9 @@ static void multiply_block(const lora_gemm_block *c, int64_t height, int64_t wid
                            bool accumulate) {
     const lora_gemm_path *path = c->term->left->path;
     if (c->squares)
-        path->micro_squares(height, c->steps, a, b, to, ld, accumulate);
+        path->micro_squares(height, c->left.steps, a, b, to, ld, accumulate);
     else
-        path->micro(height, width, c->steps, a, b, to, ld, accumulate);
+        path->micro(height, width, c->left.steps, a, b, to, ld, accumulate);
 }
 
 void lora_gemm_multiply(const lora_gemm_output *o, bool in_c, const lora_gemm_pass *q, const lora_gemm_left_panels *l, int64_t strip,

@@ -12,7 +12,8 @@ enum { LORA_GEMM_PASS_BLOCKS = 8 };
 /* One k block of one term. */
 typedef struct lora_gemm_block {
     const lora_gemm_term *term;
-    int64_t k0, n, steps;
+    int64_t k0, n;
+    lora_gemm_left_block left;
     bool squares; /* of B have one scale (gemm_kernels.h) */
 } lora_gemm_block;
 
