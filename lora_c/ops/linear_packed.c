@@ -29,6 +29,7 @@ typedef struct work {
     lora_mat dropped;                  /* (M, K): what dropout leaves of the input, or takes from a gradient */
     const lora_gemm_path *path, *base; /* of products with A and B, and with W */
     float *wide[LORA_LINEAR_LAYERS];   /* a chunk of x, or of every dy */
+    int64_t gradient_ns;               /* what the gradients of adapters took amid the others, where that is counted */
 } work;
 
 static bool drops(const low_rank *r) { return r->a && r->pass->dropout > 0; }
@@ -198,8 +199,40 @@ lora_status lora_linear_packed_forward(lora_ctx *ctx, lora_mat x, int n, const l
 
 /* --- backward --- */
 
-/* u_i = s_i dy_i B_i, and dx of one chunk. */
-static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g, int64_t row, lora_mat dx, bool accumulate,
+static lora_low_rank_sum sum_of_dA(const low_rank *r, lora_mat x, int64_t row) {
+    return (lora_low_rank_sum){.low = lora_mat_rows(r->u, row, x.rows).data,
+                               .rank = r->a->rank,
+                               .wide = x.data,
+                               .ld = x.ld,
+                               .cols = x.cols,
+                               .alpha = 1,
+                               .out = r->a->dA};
+}
+
+static lora_low_rank_sum sum_of_dB(const low_rank *r, lora_mat dy, int64_t row) {
+    return (lora_low_rank_sum){.low = lora_mat_rows(r->t, row, dy.rows).data,
+                               .rank = r->a->rank,
+                               .wide = dy.data,
+                               .ld = dy.ld,
+                               .cols = dy.cols,
+                               .alpha = 1,
+                               .out = r->a->dB,
+                               .transposed = true};
+}
+
+/* dA_i += u_i^T x, dB_i += dy_i^T t_i over the rows of a chunk, all at once; dA of a dropped x: dropped_gradients. */
+static lora_status plain_gradients(const work *wk, lora_mat x, const lora_linear_gradient *g, int64_t row, lora_error *err) {
+    lora_low_rank_sum sums[LORA_LOW_RANK_SUMS];
+    int n_sums = 0;
+    for (int i = 0; i < wk->n; i++)
+        if (wk->low[i].a && wk->low[i].a->dA && !drops(&wk->low[i])) sums[n_sums++] = sum_of_dA(&wk->low[i], x, row);
+    for (int i = 0; i < wk->n; i++)
+        if (wk->low[i].a && wk->low[i].a->dB) sums[n_sums++] = sum_of_dB(&wk->low[i], lora_mat_rows(g[i].dy, row, x.rows), row);
+    return lora_low_rank_sums(wk->ctx, x.rows, n_sums, sums, err);
+}
+
+/* u_i = s_i dy_i B_i, with that the gradients of the adapters while x and dy are in cache, and dx of one chunk. */
+static lora_status backward_chunk(work *wk, lora_mat x, const lora_linear_gradient *g, int64_t row, lora_mat dx, bool accumulate,
                                   lora_error *err) {
     lora_gemm_left wide[LORA_LINEAR_LAYERS][2], low[LORA_LINEAR_LAYERS];
     lora_gemm_output low_outputs[LORA_LINEAR_LAYERS];
@@ -223,6 +256,9 @@ static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g,
                                                   .ldc = r->u.ld};
     }
     if (n_low) LORA_TRY(lora_gemm_run(wk->ctx, low_outputs, n_low, err));
+    const int64_t began = lora_profile_begin(wk->ctx);
+    LORA_TRY(plain_gradients(wk, x, g, row, err));
+    wk->gradient_ns += lora_profile_begin(wk->ctx) - began;
     if (!dx.data) return LORA_OK;
     for (int i = 0; i < wk->n; i++) {
         const low_rank *r = &wk->low[i];
@@ -233,13 +269,13 @@ static lora_status backward_chunk(const work *wk, const lora_linear_gradient *g,
     return lora_gemm_run(wk->ctx, &sum, 1, err);
 }
 
-static lora_status backward_chunks(work *wk, const lora_linear_gradient *g, lora_mat dx, bool accumulate, lora_error *err) {
+static lora_status backward_chunks(work *wk, lora_mat x, const lora_linear_gradient *g, lora_mat dx, bool accumulate, lora_error *err) {
     int64_t wide_k[LORA_LINEAR_LAYERS];
     for (int i = 0; i < wk->n; i++) wide_k[i] = g[i].w->rows;
     LORA_TRY(get_packed(wk, wk->n, wide_k, true, err));
     for (int64_t c = 0; c < n_chunks(wk->M); c++) {
-        int64_t row = chunk_row(wk->M, c);
-        LORA_TRY(backward_chunk(wk, g, row, lora_mat_rows(dx, row, chunk_row(wk->M, c + 1) - row), accumulate, err));
+        int64_t row = chunk_row(wk->M, c), rows = chunk_row(wk->M, c + 1) - row;
+        LORA_TRY(backward_chunk(wk, lora_mat_rows(x, row, rows), g, row, lora_mat_rows(dx, row, rows), accumulate, err));
     }
     return LORA_OK;
 }
@@ -266,36 +302,13 @@ static lora_status low_again(const work *wk, lora_mat x, lora_error *err) {
     return LORA_OK;
 }
 
-static lora_low_rank_sum sum_of_dA(const low_rank *r, lora_mat x) {
-    return (lora_low_rank_sum){
-        .low = r->u.data, .rank = r->a->rank, .wide = x.data, .ld = x.ld, .cols = x.cols, .alpha = 1, .out = r->a->dA};
-}
-
-static lora_low_rank_sum sum_of_dB(const low_rank *r, lora_mat dy) {
-    return (lora_low_rank_sum){.low = r->t.data,
-                               .rank = r->a->rank,
-                               .wide = dy.data,
-                               .ld = dy.ld,
-                               .cols = dy.cols,
-                               .alpha = 1,
-                               .out = r->a->dB,
-                               .transposed = true};
-}
-
-/* dA_i += u_i^T drop_i(x), dB_i += dy_i^T t_i: those of whole x at once, those of a dropped x one by one. */
-static lora_status adapter_gradients(const work *wk, lora_mat x, const lora_linear_gradient *g, lora_error *err) {
-    lora_low_rank_sum sums[LORA_LOW_RANK_SUMS];
-    int n_sums = 0;
-    for (int i = 0; i < wk->n; i++)
-        if (wk->low[i].a && wk->low[i].a->dA && !drops(&wk->low[i])) sums[n_sums++] = sum_of_dA(&wk->low[i], x);
-    for (int i = 0; i < wk->n; i++)
-        if (wk->low[i].a && wk->low[i].a->dB) sums[n_sums++] = sum_of_dB(&wk->low[i], g[i].dy);
-    LORA_TRY(lora_low_rank_sums(wk->ctx, wk->M, n_sums, sums, err));
+/* dA_i += u_i^T drop_i(x) of the adapters with dropout, one by one. */
+static lora_status dropped_gradients(const work *wk, lora_mat x, lora_error *err) {
     for (int i = 0; i < wk->n; i++) {
         const low_rank *r = &wk->low[i];
         if (!drops(r) || !r->a->dA) continue;
         lora_dropout(wk->ctx, lora_mask_of(r->a, r->pass), x, wk->dropped, false);
-        lora_low_rank_sum dA = sum_of_dA(r, wk->dropped);
+        lora_low_rank_sum dA = sum_of_dA(r, wk->dropped, 0);
         LORA_TRY(lora_low_rank_sums(wk->ctx, wk->M, 1, &dA, err));
     }
     return LORA_OK;
@@ -354,13 +367,14 @@ lora_status lora_linear_packed_backward(lora_ctx *ctx, lora_mat x, int n, const 
     }
     LORA_TRY(get_products(&wk, err));
     int64_t began = lora_profile_begin(ctx);
-    if (dx.data || any_adapter) {
-        LORA_TRY(backward_chunks(&wk, g, dx, accumulate_dx, err));
-        lora_count_backward(ctx, began, wk.M, n, g, dx.data != NULL);
-    }
-    began = lora_profile_begin(ctx);
     if (any_trains) LORA_TRY(low_again(&wk, x, err));
-    LORA_TRY(adapter_gradients(&wk, x, g, err));
+    wk.gradient_ns = lora_profile_begin(ctx) - began;
+    if (dx.data || any_adapter) {
+        LORA_TRY(backward_chunks(&wk, x, g, dx, accumulate_dx, err));
+        lora_count_backward(ctx, began + wk.gradient_ns, wk.M, n, g, dx.data != NULL);
+    }
+    began = lora_profile_begin(ctx) - wk.gradient_ns;
+    LORA_TRY(dropped_gradients(&wk, x, err));
     if (dx.data) LORA_TRY(dropped_input_gradients(&wk, dx, err));
     if (any_adapter) lora_count_adapter_gradient(ctx, began, wk.M, n, g);
     for (int i = 0; i < n; i++)
