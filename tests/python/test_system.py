@@ -113,7 +113,9 @@ def test_errors_on_a_console_of_windows_keep_their_letters() -> None:
     os.close(reader)
 
 
-def test_a_terminal_without_termios_gives_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_without_termios_gives_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "termios", None)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
@@ -146,7 +148,8 @@ def test_two_servers_never_share_an_address(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", exclusive, raising=False)
     try:
         with importlib.reload(listening).bound(ServeConfig(port=0)) as door:
-            assert door.getsockopt(socket.SOL_SOCKET, exclusive) and not door.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+            options = [door.getsockopt(socket.SOL_SOCKET, option) for option in (exclusive, socket.SO_REUSEADDR)]
+            assert options == [1, 0]
     finally:
         monkeypatch.undo()
         importlib.reload(listening)

@@ -20,8 +20,8 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# What ends a run in an orderly way: Ctrl-C, a stop by another process, and a terminal that goes. On Windows, where SIGTERM ends
-# a process at once, SIGBREAK is the last two: Ctrl-Break, a console's CTRL_BREAK_EVENT, its window that is closed.
+# What ends a run in an orderly way: Ctrl-C, a stop by another process, and a terminal that goes. On Windows, where a SIGTERM
+# of others ends a process at once, SIGBREAK is the last two: Ctrl-Break, CTRL_BREAK_EVENT, a console that is closed.
 _ENDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 STOPPING = tuple(number for name in _ENDS if (number := getattr(signal, name, None)) is not None)
 NO_LINK, NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
