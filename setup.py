@@ -4,6 +4,7 @@ import os
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 
 import numpy
@@ -13,6 +14,7 @@ from setuptools.command.build_ext import build_ext
 LAYERS = ("base", "format", "kernels", "kernels/ref", "kernels/portable", "kernels/x86", "kernels/arm", "ops", "backend")
 LAYERS += ("model", "optim", "comm", "bindings")
 SOURCES = [str(path) for layer in LAYERS for path in sorted(Path("lora_c", layer).glob("*.c"))]
+INCLUDES = [".", "lora_c/include"]
 HEADERS = [str(path) for path in sorted(Path("lora_c").rglob("*.h"))]
 # No -ffast-math: linking with it would turn on flush-to-zero in the whole Python process. -ffp-contract=off: the same
 # source must give the same bits from every compiler; fused multiply-adds are asked for by name.
@@ -56,11 +58,18 @@ class BuildExt(build_ext):
         elif not (self.inplace or getattr(self, "editable_mode", False)):  # a wheel: six times the size with symbols
             ext.extra_compile_args += ["-g0"]
             ext.extra_link_args += STRIPPED.get(sys.platform, [])
-        compile_one = self.compiler.compile
+        bind, library = self.compiler.compile, copy(self.compiler)
+        library.set_include_dirs([])
 
         def compile_all(sources, *args, **kwargs):
+            def compile_one(source):
+                if Path(source).parts[1] == "bindings":
+                    return bind([source], *args, **kwargs)
+                # The library's headers alone: it is C without Python, and ccache has its objects for every interpreter.
+                return library.compile([source], *args, **(kwargs | {"include_dirs": INCLUDES}))
+
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                return [o for objects in pool.map(lambda s: compile_one([s], *args, **kwargs), sources) for o in objects]
+                return [o for objects in pool.map(compile_one, sources) for o in objects]
 
         self.compiler.compile = compile_all
         try:
@@ -87,7 +96,7 @@ setup(
             "lora_c._core",
             sources=SOURCES,
             depends=HEADERS,
-            include_dirs=[".", "lora_c/include", numpy.get_include()],
+            include_dirs=[*INCLUDES, numpy.get_include()],
             extra_compile_args=FLAGS + THREADS,
             extra_link_args=THREADS,
             libraries=[] if FOR_WINDOWS else ["m", "dl"],

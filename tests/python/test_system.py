@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import lora_c as lc
+from lora_c.chat import piped
+from lora_c.cli.chat import _talk
+from lora_c.configs.serving import ServeConfig
+from lora_c.display.steady_stream import steady
 from lora_c.files import aside, atomic, system
+from lora_c.serve import listening
 
 BASE = Path(lc.__file__).parent / "base_model"
-# Python as on Windows, as far as the package asks: no locks, no limits, no terminals, no SIGHUP, no handles of folders.
+# Python as on Windows, as far as the package asks: no locks, no limits, no terminals, no SIGHUP, no handles of folders, pipes
+# of few letters, and SIGBREAK, which is SIGUSR1 here.
 LIKE_WINDOWS = """
 import os, signal, sys
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
 del signal.SIGHUP, signal.SIGKILL, os.sched_getaffinity, os.pread, os.preadv, os.memfd_create
 del os.O_NOFOLLOW, os.O_NONBLOCK, os.O_DIRECTORY
+signal.SIGBREAK = signal.SIGUSR1
+sys.stdout.reconfigure(encoding="cp1252")
 from lora_c.files import system
 system.FOLDERS_OPEN = system.RENAMES_OPEN = False
+system.HAS_CODE_PAGES = True
 opened = os.open
 def open_file(path, *rest, **more):
     assert not os.path.isdir(path), f"{path}: a folder is opened"
@@ -35,9 +50,10 @@ main()
 """
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, typed: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", LIKE_WINDOWS, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    environment = os.environ | variables
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", input=typed, env=environment)
 
 
 def test_a_run_without_what_only_posix_has(tmp_path: Path) -> None:
@@ -51,6 +67,92 @@ def test_a_run_without_what_only_posix_has(tmp_path: Path) -> None:
     done = run(tmp_path, "generate", "--run", "out", "--max-new-tokens", "4", "Who?")
     assert done.returncode == 0, done.stderr
     assert not [name for name in os.listdir(tmp_path) if "lora-c-" in name]
+
+
+def test_a_chat_without_what_only_posix_has(tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "--model", str(BASE), "--max-new-tokens", "4", typed="/system Grüße → alle\n/system\nWho?\n")
+    assert done.returncode == 0, done.stderr
+    assert "Grüße → alle" in done.stderr and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("variables", "written"), [({}, "→ ü\n".encode()), ({"PYTHONIOENCODING": "cp1252"}, b"-> \xfc\n")])
+def test_a_pipe_gets_utf8_where_python_takes_letters_of_the_country(variables: dict[str, str], written: bytes) -> None:
+    code = (
+        "import sys; sys.stdout.reconfigure(encoding='cp1252')\n"
+        "from lora_c.files import system; system.HAS_CODE_PAGES = True\n"
+        "from lora_c.cli.streams import fit_streams; fit_streams(); print('→ ü')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | variables, check=True)
+    assert done.stdout == written
+
+
+def test_errors_on_a_console_of_windows_keep_their_letters() -> None:
+    class _WindowsConsoleIO(io.RawIOBase):
+        """Takes UTF-8; what goes past it, to its descriptor, would be shown as other letters."""
+
+        shown = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def fileno(self) -> int:
+            return writer
+
+        def write(self, data: Any) -> int:
+            self.shown += bytes(data)
+            return len(data)
+
+    reader, writer = os.pipe()
+    for buffered in (False, True):
+        console = _WindowsConsoleIO()
+        stream = io.TextIOWrapper(io.BufferedWriter(console) if buffered else console, "utf-8", write_through=True)
+        print("→ ü", file=steady(stream))
+        assert console.shown == "→ ü\n".encode()
+    os.close(writer)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+def test_a_terminal_without_termios_gives_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "termios", None)
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert _talk() is piped.talk
+    assert capsys.readouterr().err == ""  # no package is missing
+
+
+def test_a_server_without_what_only_posix_has(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("prometheus_client")
+    model = lc.load_model(BASE, progress=False)
+    model.add_adapter(lc.LoraConfig(r=2))
+    model.save_adapter(tmp_path / "adapters" / "own")
+    words = ["serve", "--model", str(BASE), "--adapters", str(tmp_path / "adapters"), "--port", "0"]
+    process = subprocess.Popen([sys.executable, "-c", LIKE_WINDOWS, *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process, process.stdout:
+        url = next(line.split()[1] for line in process.stdout if line.startswith("listening"))
+        body = json.dumps({"model": "own", "max_tokens": 2, "messages": [{"role": "user", "content": "Who?"}]}).encode()
+        request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 2
+        process.send_signal(signal.SIGUSR1)  # Ctrl-Break
+        assert process.wait(60) == 0
+
+
+def test_two_servers_never_share_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    exclusive = socket.SO_REUSEPORT  # stands for a number that Linux lacks
+    monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", exclusive, raising=False)
+    try:
+        with importlib.reload(listening).bound(ServeConfig(port=0)) as door:
+            options = [door.getsockopt(socket.SOL_SOCKET, option) for option in (exclusive, socket.SO_REUSEADDR)]
+            assert options == [1, 0]
+    finally:
+        monkeypatch.undo()
+        importlib.reload(listening)
 
 
 def test_macos_is_asked_to_empty_the_disks_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

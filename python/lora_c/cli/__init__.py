@@ -1,7 +1,7 @@
 """The command line: ``lora-c train``, ``data``, ``generate``, ``chat`` and their like, see `commands`.
 
-Nothing is imported before `main` runs, so that Ctrl-C is one line while the libraries are loaded, too. SIGTERM and SIGHUP do
-what Ctrl-C does, and end with the status that shells expect: 128 and the number of the signal.
+Nothing is imported before `main` runs, so that Ctrl-C is one line while the libraries are loaded, too. SIGTERM and SIGHUP, on
+Windows SIGBREAK, do what Ctrl-C does, and end with the status that shells expect: 128 and the number of the signal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ __all__ = ["cli", "main"]
 def main() -> None:
     """Entry point of the ``lora-c`` script."""
     _prepare_streams()
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # before anything is imported
+    from ..files.system import STOPPING  # of the standard library alone
+
+    for number in STOPPING:  # before anything else is imported
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):  # what is ignored stays so: nohup
             signal.signal(number, _end_at_once)
     from ..display.steady_stream import make_stderr_steady

@@ -37,7 +37,7 @@ def command(**own: Any) -> None:
     """Talk with a model. Enter sends, Esc-Enter begins a new line, /help lists the commands, Ctrl-D leaves.
 
     Without a terminal each line of standard input is a message, and the answers alone are written; so it is on one without
-    the package prompt_toolkit (pip install 'lora-c[chat]').
+    the package prompt_toolkit (pip install 'lora-c[chat]'), and on Windows.
     The settings of the model's generation_config.json hold where no flag says otherwise.
     """
     options = take(own, GenerationConfig)
@@ -55,7 +55,9 @@ def _talk() -> Callable[[Commands], int]:
 
     if not (sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"):
         return piped.talk
-    if find_spec("prompt_toolkit") is None or find_spec("termios") is None:
+    if find_spec("termios") is None:  # Windows, whose terminals edit a line themselves
+        return piped.talk
+    if find_spec("prompt_toolkit") is None:
         tell(f"lines have no editing and no history: prompt_toolkit is not installed ({EXTRA})")
         return piped.talk
     from ..chat import terminal

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from ..files.system import HAS_CODE_PAGES
+
 _HANDLER = "lora_c.ascii"
 # What our own messages use beyond ASCII, and bars and tables of rich. Everything else is shown by its number.
 _ASCII = {
@@ -28,7 +30,9 @@ def fit_streams() -> None:
     codecs.register_error(_HANDLER, _replace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_HANDLER)
+            is_told = bool(os.environ.get("PYTHONIOENCODING"))
+            to_file = HAS_CODE_PAGES and not is_told and not stream.isatty()
+            stream.reconfigure(encoding="utf-8" if to_file else None, errors=_HANDLER)
     sys.stdout, sys.stderr = _for_terminal(sys.stdout, breaks=False), _for_terminal(sys.stderr, breaks=True)
 
 

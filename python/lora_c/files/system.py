@@ -20,12 +20,15 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# What ends a run in an orderly way: Ctrl-C, a stop by another process, and where there are those a terminal that goes.
-STOPPING = tuple(number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None)
+# What ends a run in an orderly way: Ctrl-C, a stop by another process, and a terminal that goes. On Windows, where a SIGTERM
+# of others ends a process at once, SIGBREAK is the last two: Ctrl-Break, CTRL_BREAK_EVENT, a console that is closed.
+_ENDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOPPING = tuple(number for name in _ENDS if (number := getattr(signal, name, None)) is not None)
 NO_LINK, NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 FOLDERS_OPEN = os.name == "posix"  # a folder has a handle: it can be locked and synced
 RENAMES_OPEN = os.name == "posix"  # a file may be open while its name changes
+HAS_CODE_PAGES = os.name == "nt"  # Python writes pipes and files in letters of the country, not in UTF-8
 
 
 def sync(handle: int) -> None:

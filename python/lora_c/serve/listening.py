@@ -12,6 +12,9 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..configs.serving import ServeConfig
 
+# An address whose last server has just ended is taken, one that has a server is not: on Windows SO_REUSEADDR would share that.
+_ALONE = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+
 
 def bound(config: ServeConfig) -> socket.socket:
     """The socket of the server's address. It is made before the model is read, which may take minutes for nothing.
@@ -27,7 +30,7 @@ def bound(config: ServeConfig) -> socket.socket:
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         opened = socket.socket(family, kind, number)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, _ALONE, 1)
         opened.bind(address)
     except (OSError, UnicodeError) as error:
         if opened is not None:

@@ -21,6 +21,7 @@ import uvicorn
 
 from ..errors import ConfigError
 from ..files.regular_file import read_regular
+from ..files.system import STOPPING
 from .adapters import Adapters
 from .answering import Service
 from .app import make_app
@@ -154,7 +155,8 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        draining = [number for number in STOPPING if number.name != "SIGHUP"]  # a terminal that goes ends it at once
+        before = {number: signal.signal(number, self.handle_exit) for number in draining}
         try:
             yield
         finally:
