@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from lora_c.demo.world import task
 from lora_c.display.numerics_picture import draw_numerics, smooth
 from lora_c.errors import ConfigError, DivergenceError
 from lora_c.model.model import Model
+from lora_c.training import saving
 from lora_c.training import trainer as trainer_module
 from lora_c.training.trainer import Trainer
 
@@ -100,14 +102,18 @@ def test_parts_of_the_name_of_a_parameter() -> None:
 # --- what is run ---------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_those_of_the_trainer(base: Model, tmp_path: Path) -> None:
+def test_runs_are_those_of_the_trainer(base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, held_out = data_of(base)
+    writes: list[int] = []
+    real = saving.save_checkpoint
+    monkeypatch.setattr(saving, "save_checkpoint", lambda trainer, done: (writes.append(done), real(trainer, done)))
     told: list[tuple[str, int]] = []
     record = compare_precisions(
         base, train, held_out, OPTIONS, ADAPTER, [3, 4], tmp_path / "runs", lambda *run: told.append(run)
     )
     assert told == [(precision, seed) for seed in (3, 4) for precision in ("exact", "fast", "int8")]
     assert base.adapter is None and not list((tmp_path / "runs").iterdir())
+    assert writes == []
     for precision, runs in record.runs.items():
         model = lc.load_model(BASE_MODEL, quantize="nf4", progress=False)
         model.add_adapter(ADAPTER.model_copy(update={"seed": 4}))
@@ -273,6 +279,8 @@ def test_json_without_a_folder(place: Path) -> None:
     (f"{LINE} --precision fast", "--precision: expected none beside --numerics, got fast; all of them are compared"),
     (f"{LINE} --profile", "--profile: expected none beside --numerics"),
     (f"{LINE} --seed 9223372036854775806", "--seed: expected one with 2 seeds above it"),
+    (f"{LINE} --batch 0", "Invalid value for '--batch' / '--batch-size': 0 is not in the range x>=1."),
+    (f"{LINE} --rank 0", "Invalid value for '--rank' / '--r' / '--lora-r': 0 is not in the range x>=1."),
     ("bench --data chat.jsonl", "--data: expected --numerics beside it, got none; leave it out"),
     ("bench --seeds 3", "--seeds: expected --numerics beside it, got none; leave it out"),
 ])  # fmt: skip
@@ -280,6 +288,31 @@ def test_what_is_refused(place: Path, line: str, said: str) -> None:
     done = called(place, line.split())
     assert done.returncode == 2 and done.stdout == "", (done.returncode, done.stdout)
     assert said in " ".join(done.stderr.splitlines()[-1].split()), done.stderr
+
+
+def test_a_record_that_cannot_be_written_is_refused_before_the_runs(place: Path) -> None:
+    (place / "taken/numerics.json").mkdir(parents=True)
+    done = called(place, f"{LINE} --output-dir taken".split())
+    assert done.returncode == 1 and "numerics.json: expected a file or a free name, got a folder" in done.stderr
+    assert "run       " not in done.stderr
+
+
+def test_a_signal_speaks_of_no_checkpoint_and_leaves_nothing(place: Path) -> None:
+    line = LINE.replace("--steps 3", "--steps 9000")
+    program = subprocess.Popen(
+        [sys.executable, "-m", "lora_c", *line.split(), "--output-dir", "stopped"], cwd=place, env=environment(),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert program.stderr is not None
+    while not program.stderr.readline().startswith("step "):
+        assert program.poll() is None
+    program.send_signal(signal.SIGINT)
+    said = program.stderr.read()
+    program.stderr.close()
+    assert program.wait() == 130 and not list((place / "stopped").iterdir())
+    assert re.search(r"^stopping after this step( \(about \d+ s\))?; press again to abandon$", said, re.M), said
+    assert re.search(r"^stopped at step \d+; nothing of this run is kept$", said, re.M), said
+    assert "checkpoint" not in said and "sav" not in said
 
 
 def test_a_device_without_int8_says_so(fake: str, place: Path) -> None:

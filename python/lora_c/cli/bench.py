@@ -30,13 +30,15 @@ _STEPS = 5
     "--shape", type=Known(SHAPES), metavar="NAME",
     help=f"In place of a model: synthetic weights of a well-known shape ({', '.join(SHAPES)}).",
 )  # fmt: skip
-@click.option("--batch", "--batch-size", "batch", type=int, default=4, show_default=True, help="Sequences of a step.")
+@click.option(
+    "--batch", "--batch-size", "batch", type=click.IntRange(1), default=4, show_default=True, help="Sequences of a step."
+)
 @click.option(
     "--length", "--max-seq-length", "length", type=click.IntRange(2),
     help="Tokens of a sequence.  [default: 512, or the model's context]",
 )  # fmt: skip
 @click.option(
-    "--rank", "--r", "--lora-r", "rank", type=int, default=16, show_default=True,
+    "--rank", "--r", "--lora-r", "rank", type=click.IntRange(1), default=16, show_default=True,
     help="Rank of the adapter on every linear layer.",
 )  # fmt: skip
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,6 +89,7 @@ def refuse_idle_flags(ctx: click.Context, own: Mapping[str, Any]) -> None:
 def compare_on_data(model_name: str, open_model: Callable[[], Model], own: dict[str, Any]) -> None:
     """Train in every precision, then print what was found and write it to the output folder."""
     from ..comparison.numerics import compare_precisions
+    from ..files.atomic import atomic_file, json_bytes
     from ..files.os_errors import make_folder
 
     config, seeds = _config_of(own), _seeds_of(own)
@@ -105,14 +107,18 @@ def compare_on_data(model_name: str, open_model: Callable[[], Model], own: dict[
     names = ("max_steps", "learning_rate", "per_device_train_batch_size", "max_seq_length", "val_fraction", "recompute")
     options = {name: getattr(config, name) for name in names} | {"save_steps": 0.0}
     adapter = LoraConfig(r=own["rank"], lora_alpha=2 * own["rank"], target_modules="all-linear")
-    with tempfile.TemporaryDirectory(prefix="lora-c-numerics-") as place:
+    about = {"model": model_name, "data": train_data.source, "quantize": own["quantize"], "rank": own["rank"]}
+    about |= {name: options[name] for name in names if name not in ("val_fraction", "max_steps")} | {"steps": config.max_steps}
+    about |= _machine(model)
+    kept = nullcontext() if folder is None else atomic_file(folder / RECORD)  # refused before the runs, not behind them
+    with kept as file, tempfile.TemporaryDirectory(prefix="lora-c-numerics-") as place:
         record = compare_precisions(
             model, train_data, eval_data, options, adapter, seeds, Path(place),
             lambda precision, seed: click.echo(f"run       {precision}, seed {seed}", err=True),
         )  # fmt: skip
-    about = {"model": model_name, "data": train_data.source, "quantize": own["quantize"], "rank": own["rank"]}
-    about |= {name: options[name] for name in names if name not in ("val_fraction", "max_steps")} | {"steps": config.max_steps}
-    _report(record, about | _machine(model), folder, own["as_json"])
+        if file is not None:
+            file.write(json_bytes(about | record.as_dict()))
+    _report(record, about, folder, own["as_json"])
 
 
 def _config_of(own: dict[str, Any]) -> TrainConfig:
@@ -145,16 +151,14 @@ def _machine(model: Model) -> dict[str, Any]:
 
 
 def _report(record: NumericsRecord, about: dict[str, Any], folder: Path | None, as_json: bool) -> None:
-    """Write the record before anything else, then the picture, then what people read."""
+    """Draw the picture beside the record, which is written, then print what people read."""
     from ..display.numerics_picture import draw_numerics
-    from ..files.atomic import write_json
     from .numerics_report import show_numerics
     from .run_report import reporting
 
     found = about | record.as_dict()
     written: list[str] = []
     if folder is not None:
-        write_json(folder / RECORD, found)
         written.append(RECORD)
         if can_plot():
             with reporting(folder / PICTURE):

@@ -64,7 +64,7 @@ def compare_precisions(
     seeds : sequence of int
         Of the adapter's start and of the order of the data; what is held out is the same for all.
     folder : Path
-        Where runs leave their checkpoints, which are removed when a run has been measured.
+        Where runs have their folders, which are removed when a run has been measured.
     report : callable
         Told of every run that begins.
 
@@ -100,12 +100,13 @@ def compare_precisions(
 def _trained(trainer: Trainer, is_exact: bool) -> PrecisionRun:
     """Train to the end, and measure; of a run that diverged what it had reached."""
     run = PrecisionRun()
+    trainer.saving.keeps = False  # its folder goes when it has been measured
     try:
         result = trainer.train()
         run.eval_loss, run.peak_memory_bytes = result.eval_loss, result.peak_memory_bytes
     except DivergenceError as error:
         run.diverged = str(error).partition("; ")[0]
-        if is_exact:  # without the checkpoint that the message names, which is removed
+        if is_exact:  # without what the message says is left of it
             raise DivergenceError(f"{run.diverged}, in precision {EXACT}; {str(error).rpartition('; ')[2]}") from error
     run.losses = [record["loss"] for record in trainer.history if "loss" in record]
     speed = steps_per_second(trainer.history)

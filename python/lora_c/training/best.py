@@ -163,7 +163,8 @@ def _position_of(trainer: Trainer, folder: Path) -> Position:
 def tell_end(trainer: Trainer, done: int, interrupted: bool, progress: Progress) -> None:
     """Say why a run ends before its last step."""
     if interrupted:
-        progress.message(f"stopped at step {done}; saving a checkpoint to resume from")
+        what = "saving a checkpoint to resume from" if trainer.saving.keeps else "nothing of this run is kept"
+        progress.message(f"stopped at step {done}; {what}")
     elif done < trainer.total_steps:
         best = best_of(trainer.config, trainer.history)
         assert best is not None  # it is judged by the evaluations after it

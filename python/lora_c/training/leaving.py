@@ -27,10 +27,12 @@ class Leaving:
         Its `stopping` is set; `end` clears it.
     say : callable
         Shows a line; called by another thread.
+    saves : bool
+        Whether the state is saved, and the lines say so.
     """
 
-    def __init__(self, stop: StopRequest, decoder: Decoder, say: Callable[[str], None]) -> None:
-        self._decoder, self._say = decoder, say
+    def __init__(self, stop: StopRequest, decoder: Decoder, say: Callable[[str], None], saves: bool = True) -> None:
+        self._decoder, self._say, self._saves = decoder, say, saves
         self._phase: Phase = "between"
         self._began = 0.0
         self._step_seconds: float | None = None
@@ -63,16 +65,22 @@ class Leaving:
             self._say(self._first(phase))
         elif count == 2 and phase != "saving":
             self._decoder.stopping = True
-            self._say("leaving this step and saving the state before it; press again to end without")
+            state = (
+                " and saving the state before it; press again to end without"
+                if self._saves
+                else "; press again to end at once"
+            )
+            self._say(f"leaving this step{state}")
         elif count == 2:
             self._say("still saving; press again to end without")
 
     def _first(self, phase: Phase) -> str:
         if phase == "saving":
             return "stopping after this checkpoint is saved; press again to abandon"
+        saving = " and saving" if self._saves else ""
         if phase == "evaluation":
-            return "stopping and saving; press again to abandon"
+            return f"stopping{saving}; press again to abandon"
         left = ""
         if phase == "step" and self._step_seconds is not None:
             left = f" (about {max(1, round(self._step_seconds - (time.monotonic() - self._began)))} s)"
-        return f"stopping after this step{left} and saving; press again to abandon"
+        return f"stopping after this step{left}{saving}; press again to abandon"

@@ -31,11 +31,15 @@ class Saving:
 
     Attributes
     ----------
+    keeps : bool
+        Whether anything is written. A run whose folder goes when it ends, as those that are compared have, writes nothing, and
+        nobody is told of a checkpoint.
     unsaved : list of str
         The checkpoints that could not be written since the last one that was, each with the reason.
     """
 
     def __init__(self) -> None:
+        self.keeps = True
         self._last: int | None = None
         self.unsaved: list[str] = []
 
@@ -73,6 +77,8 @@ class Saving:
     def _save(self, trainer: Trainer, done: int, is_last: bool = False) -> None:
         """A checkpoint that cannot be written does not end the run of one process: its result is still to come, and it is
         tried again. It ends one of several: nobody keeps a cluster busy with what is lost when a rank fails."""
+        if not self.keeps:
+            return
         if not is_main(trainer.comm):
             self._last = done
             trainer.checkpoints = [*(step for step in trainer.checkpoints if step != done), done]

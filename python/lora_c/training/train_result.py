@@ -96,9 +96,14 @@ class TrainResult:
         result.eval_loss = result.evaluation.get("eval_loss")
         return result
 
-    def stopped_line(self, output_dir: Path) -> str:
-        """What somebody reads who has stopped the run: where it stands, whether that is saved, how it goes on."""
+    def stopped_line(self, output_dir: Path | None) -> str:
+        """What somebody reads who has stopped the run: where it stands, whether that is saved, how it goes on.
+
+        output_dir is None of a run of which nothing is kept.
+        """
         where = f"stopped after step {self.steps}{'' if self.interrupted else ', the last one'}"
+        if output_dir is None:
+            return f"{where}, of which nothing is kept"
         saved = f"could not be saved ({self.unsaved[-1]})" if self.unsaved else f"is saved in {output_dir}"
         return f"{where}, which {saved}" + ("; train() goes on from there" if self.interrupted else "")
 

@@ -213,7 +213,7 @@ class Trainer:
         collected = is_deferred()  # by whoever calls, and answers
         self.saving.begin(self)
         with open_progress(self.total_steps, done, is_main(self.comm)) as progress, deferred_interrupt() as stop:
-            self.leaving = Leaving(stop, self.model.decoder, progress.message)
+            self.leaving = Leaving(stop, self.model.decoder, progress.message, self.saving.keeps)
             try:
                 evaluate_if_due(self, done, progress)  # at the start, or where a run was stopped in the middle of it
                 begin_best(self, done)
@@ -255,7 +255,7 @@ class Trainer:
         )  # fmt: skip
         raise_together(self)
         if stop.requested and not collected:
-            raise stop.exception(self.result.stopped_line(self.output_dir))
+            raise stop.exception(self.result.stopped_line(self.output_dir if self.saving.keeps else None))
         return self.result
 
     def run(self) -> Run:
