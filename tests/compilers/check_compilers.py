@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from compilers.checks import Family, Hashes, all_hashes, differences, every_family, run_families
+from compilers.checks import Family, Hashes, all_hashes, beside, differences, every_family, fast_unlike_exact, run_families
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = [
@@ -164,23 +164,23 @@ def tell(ran: list[Family], seconds: float, also: str) -> None:
 def check_as_every_cpu(
     compiler: Compiler, names: list[str], cpus: list[str | None], like: tuple[str, Hashes] | None
 ) -> tuple[int, Hashes]:
-    """The families as each CPU, whose bits must be those of the first one, as far as both compute a result, and those of the
+    """The families as each CPU, whose bits must be those of the first one as far as both have the operands, and those of the
     first one must be another compiler's. How many fail or compute other bits, and what the first one computed."""
     wrong, first = 0, {}
     for cpu in cpus:
         start = time.perf_counter()
         ran = check(compiler, names, cpu)
         here = all_hashes(ran)
-        if cpu == cpus[0]:
-            first = here
-            other = differences(here, {key: like[1][key] for key in like[1] if key.split()[0] in names}) if like else []
-            beside = f", {len(here) - len(other)} of {len(here)} results have the bits of {like[0]}" if like else ""
-        else:
-            other = differences(here, {key: first[key] for key in first if key in here})
-            beside = f", {len(here) - len(other)} of {len(here)} results have the bits of {cpus[0]}"
+        other, also = fast_unlike_exact(here), f" as {cpu}" if cpu else ""
+        if like:
+            known = {key: value for key, value in like[1].items() if key.split()[0] in names}
+            other += differences(here, known)
+            also += f", {beside(here, known, like[0])}"
         wrong += sum(family.failure is not None for family in ran) + bool(other)
-        tell(ran, time.perf_counter() - start, (f" as {cpu}" if cpu else "") + beside)
+        tell(ran, time.perf_counter() - start, also)
         print(*other, sep="\n", end="\n" if other else "", flush=True)
+        if cpu == cpus[0]:
+            first, like = here, (str(cpu), here)
     return wrong, first
 
 
