@@ -33,10 +33,12 @@ def every_family() -> list[str]:
     return re.findall(r'\{"(\w+)", check_\w+\}', text)
 
 
-def run_family(command: list[str], name: str) -> Family:
-    """Run the program of the checks for one family."""
+def run_family(command: list[str], name: str, emulated: bool) -> Family:
+    """Run the program of the checks for one family; this command may emulate another machine."""
     environment = {**os.environ, "LORA_C_CHECK_HASHES": "1"}
     environment.pop("LORA_C_BACKENDS", None)  # the fake device beside the program is the only other one
+    if emulated:
+        environment["LORA_C_CHECK_EMULATED"] = "1"
     start = time.perf_counter()
     done = subprocess.run([*command, name], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     said = re.search(r"^(\d+) passed, 0 failed$", done.stdout, re.MULTILINE)
@@ -44,16 +46,14 @@ def run_family(command: list[str], name: str) -> Family:
     told = re.findall(r"^bits (.+): (\w+)$", done.stdout, re.MULTILINE)
     hashes = {f"{name} {what}": value for what, value in told}
     if failure is None and len(hashes) < len(told):
-        failure = (
-            f"{name}: {len(told)} hashes under {len(hashes)} labels, expected one each (tests/c/check_ops.h)"
-        )
+        failure = f"{name}: {len(told)} hashes under {len(hashes)} labels, expected one each (tests/c/check_ops.h)"
     return Family(name, failure, int(said[1]) if said else 0, hashes, time.perf_counter() - start)
 
 
-def run_families(command: list[str], names: Iterable[str], at_once: int) -> list[Family]:
+def run_families(command: list[str], names: Iterable[str], at_once: int, emulated: bool) -> list[Family]:
     """Run families, so many side by side; as they are named."""
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda name: run_family(command, name), names))
+        return list(pool.map(lambda name: run_family(command, name, emulated), names))
 
 
 def all_hashes(families: list[Family]) -> Hashes:
