@@ -23,6 +23,10 @@ static inline double worse(double worst, double off) { return isnan(off) || off 
 /* fmax, whose loops end GCC 12 for aarch64 with an internal error (vect_transform_reduction). */
 static inline double larger(double a, double b) { return b > a || isnan(a) ? b : a; }
 
+/* With LORA_C_CHECK_EMULATED in the environment an emulator runs the program: it asks for no speed, and families that would take
+ * many minutes take fewer samples of each kind. */
+bool is_emulated(void);
+
 /* n floats from N(0, scale), a function of seed and index. */
 void check_normal(float *out, int64_t n, uint64_t seed, float scale);
 

@@ -136,6 +136,8 @@ void check_report(bool ok, const char *file, int line, const char *condition, co
     if (getenv("LORA_C_CHECK_STOP")) exit(1); /* tests/cuda/mutate.py: one is enough */
 }
 
+bool is_emulated(void) { return getenv("LORA_C_CHECK_EMULATED") != NULL; }
+
 void check_normal(float *out, int64_t n, uint64_t seed, float scale) {
     for (int64_t i = 0; i < n; i++) {
         uint32_t w[4];

@@ -56,8 +56,10 @@ bool hashes_are_told(void) { return getenv("LORA_C_CHECK_HASHES") != NULL; }
 
 void tell_hash(const char *what, const lora_ctx *ctx, uint64_t of_run) {
     if (!hashes_are_told()) return;
-    const char *isa = lora_isa_name(lora_ctx_isa(ctx));
-    printf("bits %s %s %s: %016llx\n", isa, lora_ctx_operands(ctx), what, (unsigned long long)of_run);
+    lora_precision precision = ctx->view.precision;
+    lora_operands operands = precision == LORA_PRECISION_EXACT ? LORA_OPERANDS_FLOAT32 : lora_ctx_fast_operands(ctx);
+    printf("bits %s %s %s %s: %016llx\n", lora_isa_name(lora_ctx_isa(ctx)), lora_precision_name(precision), lora_operands_name(operands),
+           what, (unsigned long long)of_run);
 }
 
 void check_every_path(uint64_t (*run)(lora_ctx *ctx, lora_gemm_arithmetic path)) {

@@ -45,7 +45,9 @@ void begin_run(void);
 void mix(const void *p, size_t bytes);
 uint64_t hash_of_run(void);
 
-/* With LORA_C_CHECK_HASHES in the environment hashes are told: every compiler must make the same (tests/compilers). */
+/* With LORA_C_CHECK_HASHES in the environment hashes are told: every compiler must make the same (tests/compilers). Their label is
+ * that of nothing else in the family: rung, precision, operands of fast products (float32 where exact; in int8 those of the
+ * products beside them) and what. */
 bool hashes_are_told(void);
 void tell_hash(const char *what, const lora_ctx *ctx, uint64_t of_run);
 

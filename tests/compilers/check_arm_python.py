@@ -64,7 +64,8 @@ def fetch_wheels() -> None:
     needed = [name for name in metadata.requires("lora_c") or [] if "extra ==" not in name]
     target = [word for platform in PLATFORMS for word in ("--platform", platform)]
     target += ["--python-version", version(), "--only-binary", ":all:", "--target", str(WHEELS)]
-    run(sys.executable, "-m", "pip", "install", "--quiet", *target, *needed, "pytest", "pytest-timeout", "packaging")
+    needed += ["pytest", "pytest-timeout", "packaging", "safetensors"]
+    run(sys.executable, "-m", "pip", "install", "--quiet", *target, *needed)
 
 
 def interpreter(package: Path) -> Path:

@@ -7,8 +7,8 @@ Clang with its libraries and zig's again, whose checks run under qemu-aarch64-st
 build/compilers/NAME. Each must keep the accumulators of x86's products in registers (tests/lint/lint_spills.py; of aarch64:
 lint_arm_loops.py) and pass the C checks FAMILIES, and compilers of one architecture must give the same bits in them, on each
 rung and with all operands, as far as both compute a result. With --arm: the compilers for aarch64 alone, what is
-missing for them in words, and with the first of them every family of checks but NOT_EMULATED as each of CPUS, which must give
-the same bits, too; and how long families took.
+missing for them in words, and with the first of them every family of checks as each of CPUS, which must give the same bits as
+far as both have the operands; and how long families took.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from compilers.checks import Family, Hashes, all_hashes, differences, every_family, run_families
+from compilers.checks import Family, Hashes, all_hashes, beside, differences, every_family, fast_unlike_exact, run_families
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = [
@@ -48,10 +48,6 @@ FAMILIES = [
 ]
 FAMILIES += ["optim", "optim_kernels", "head", "values", "attention", "attention_exp", "backend", "device_rows"]
 FAMILIES += ["device_linear", "device_head", "decoder"]
-NOT_EMULATED = {
-    "decoder": "more minutes there than all others",
-    "profile": "asks for 1e9 operations a second, an emulator has 1e8",
-}
 GCC = ["gcc", *(f"gcc-{version}" for version in range(10, 20))]
 CLANG = ["clang", *(f"clang-{version}" for version in range(14, 30))]  # 13 lacks -falign-loops
 ARM = "aarch64"
@@ -145,10 +141,9 @@ def spills(compiler: Compiler) -> str | None:
 def check(compiler: Compiler, names: list[str], cpu: str | None = None) -> list[Family]:
     """Run families of the checks of a compiler: natively one by one, else side by side as this CPU of the emulator."""
     if cpu is None:
-        return run_families([f"{compiler.build}/check"], names, at_once=1)
+        return run_families([f"{compiler.build}/check"], names, at_once=1, emulated=False)
     emulator = [compiler.runner[0], "-cpu", cpu, *compiler.runner[1:]]
-    emulated = [name for name in names if name not in NOT_EMULATED]
-    return run_families([*emulator, f"{compiler.build}/check"], emulated, at_once=os.cpu_count() or 1)
+    return run_families([*emulator, f"{compiler.build}/check"], names, at_once=os.cpu_count() or 1, emulated=True)
 
 
 def tell(ran: list[Family], seconds: float, also: str) -> None:
@@ -164,23 +159,23 @@ def tell(ran: list[Family], seconds: float, also: str) -> None:
 def check_as_every_cpu(
     compiler: Compiler, names: list[str], cpus: list[str | None], like: tuple[str, Hashes] | None
 ) -> tuple[int, Hashes]:
-    """The families as each CPU, whose bits must be those of the first one, as far as both compute a result, and those of the
+    """The families as each CPU, whose bits must be those of the first one as far as both have the operands, and those of the
     first one must be another compiler's. How many fail or compute other bits, and what the first one computed."""
     wrong, first = 0, {}
     for cpu in cpus:
         start = time.perf_counter()
         ran = check(compiler, names, cpu)
         here = all_hashes(ran)
-        if cpu == cpus[0]:
-            first = here
-            other = differences(here, {key: like[1][key] for key in like[1] if key.split()[0] in names}) if like else []
-            beside = f", {len(here) - len(other)} of {len(here)} results have the bits of {like[0]}" if like else ""
-        else:
-            other = differences(here, {key: first[key] for key in first if key in here})
-            beside = f", {len(here) - len(other)} of {len(here)} results have the bits of {cpus[0]}"
+        other, also = fast_unlike_exact(here), f" as {cpu}" if cpu else ""
+        if like:
+            known = {key: value for key, value in like[1].items() if key.split()[0] in names}
+            other += differences(here, known)
+            also += f", {beside(here, known, like[0])}"
         wrong += sum(family.failure is not None for family in ran) + bool(other)
-        tell(ran, time.perf_counter() - start, (f" as {cpu}" if cpu else "") + beside)
+        tell(ran, time.perf_counter() - start, also)
         print(*other, sep="\n", end="\n" if other else "", flush=True)
+        if cpu == cpus[0]:
+            first, like = here, (str(cpu), here)
     return wrong, first
 
 
@@ -207,7 +202,8 @@ def main() -> int:
     here = [compiler for compiler in compilers() if compiler.machine == ARM or not args.arm]
     chosen = [compiler for compiler in here if compiler.name in args.names or not args.names]
     if args.arm:
-        print("\n".join([*missing_for_arm(), *(f"{name}: not run, {why}" for name, why in NOT_EMULATED.items())]), flush=True)
+        for line in missing_for_arm():
+            print(line, flush=True)
     if unknown := sorted({*args.names} - {compiler.name for compiler in chosen}):
         parser.error(f"{unknown[0]}: expected one of {', '.join(c.name for c in here)}, got no such compiler")
     first: dict[str, tuple[str, Hashes]] = {}
