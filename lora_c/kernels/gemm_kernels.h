@@ -23,7 +23,8 @@
 enum {
     LORA_GEMM_MAX_MR = 16,
     LORA_GEMM_MAX_NR = 32,
-    LORA_GEMM_MAX_KC = 1024,
+    LORA_GEMM_MAX_KC = 2048,
+    LORA_GEMM_PAIRS_KC = 1024,  /* of bfloat16 and int16 */
     LORA_GEMM_SCALE_BLOCK = 64, /* k */
 };
 

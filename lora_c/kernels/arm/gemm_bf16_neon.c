@@ -183,7 +183,7 @@ static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t 
 void lora_gemm_fill_bf16_neon(lora_gemm_path *p) {
     *p = (lora_gemm_path){.mr = MR,
                           .nr = NR,
-                          .kc = LORA_GEMM_MAX_KC,
+                          .kc = LORA_GEMM_PAIRS_KC,
                           .k_per_step = 2,
                           .micro = micro_bf16_neon,
                           .pack_rows = pack_rows,

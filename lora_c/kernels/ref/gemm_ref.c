@@ -29,7 +29,7 @@ static void pack_columns(const float *source, int64_t ld, int64_t n_cols, int64_
 void lora_gemm_fill_ref(lora_gemm_path *p) {
     *p = (lora_gemm_path){.mr = MR,
                           .nr = NR,
-                          .kc = LORA_GEMM_MAX_KC,
+                          .kc = 1024,
                           .k_per_step = 1,
                           .micro = micro,
                           .pack_rows = pack_rows,

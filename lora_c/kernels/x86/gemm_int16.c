@@ -219,7 +219,7 @@ static void pack_nf4_columns(const lora_nf4 *w, int64_t row, int64_t n, int64_t 
 void lora_gemm_fill_int16(lora_gemm_path *p) {
     *p = (lora_gemm_path){.mr = MR,
                           .nr = 2 * VL,
-                          .kc = LORA_GEMM_MAX_KC,
+                          .kc = LORA_GEMM_PAIRS_KC,
                           .k_per_step = 2,
                           .block_steps = BLOCK_STEPS,
                           .micro = micro_int16,
