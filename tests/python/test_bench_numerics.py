@@ -290,6 +290,12 @@ def test_what_is_refused(place: Path, line: str, said: str) -> None:
     assert said in " ".join(done.stderr.splitlines()[-1].split()), done.stderr
 
 
+def test_one_of_each_has_no_plural(place: Path) -> None:
+    line = LINE.replace("--steps 3", "--steps 1").replace("--batch 2", "--batch 1")
+    done = called(place, f"{line} --seeds 1".split())
+    assert done.returncode == 0 and "1 step of 1 sequence, rank 2, learning rate 0.001, 1 seed;" in done.stdout, done.stderr
+
+
 def test_a_record_that_cannot_be_written_is_refused_before_the_runs(place: Path) -> None:
     (place / "taken/numerics.json").mkdir(parents=True)
     done = called(place, f"{LINE} --output-dir taken".split())

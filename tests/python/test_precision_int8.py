@@ -97,6 +97,17 @@ def test_gradients_on_the_base_that_ships():
     assert np.mean(found) >= 0.99 and min(found) >= 0.97
 
 
+def test_a_head_that_trains_is_evaluated_as_a_frozen_one():
+    results = []
+    for options in ({}, {"modules_to_save": ["lm_head"]}):
+        model = base_with_adapter(**options)
+        model.decoder.precision = "int8"
+        batch = batch_of_demo(model)
+        results.append((model.decoder.forward_backward(*batch), model.decoder.loss(*batch)))
+    (frozen, evaluated), (trained_head, same) = results
+    assert evaluated == same == frozen and trained_head != frozen
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_token_has_its_bits_alone_and_in_a_batch(adapter: bool):
     model = base_with_adapter() if adapter else lc.load_model(BASE_MODEL, quantize="nf4", progress=False)

@@ -28,7 +28,9 @@ typedef struct lora_ctx lora_ctx;
  * of bfloat16 too, keep float32 products: reading them takes longer than the products. Its error is at most that of bfloat16 operands, as
  * mixed-precision training has.
  * INT8 is FAST but for the products of linear layers, and of a head that does not train in its loss, with their own weights: x W^T, dy W
- * and exp(logits) W. Both operands are rounded to within +-127 with a scale for 64 values of k. Products of such a block are summed
+ * and exp(logits) W. Evaluation asks for no gradient of a head, so each is as a frozen one there: what training measures on held-out data
+ * is what the saved model has.
+ * Both operands are rounded to within +-127 with a scale for 64 values of k. Products of such a block are summed
  * exactly, blocks in order by float32 FMAs, so these products have the same bits on every CPU, and a row of x W^T has the same whatever
  * the number of rows. Layers of up to 24 rows, without dropout, are so of 4-bit weights alone whose rows are multiples of 64 values and
  * whose blocks have at least 64; others are as in FAST there (rounding a weight takes longer than the product of a few rows). The scale

@@ -21,11 +21,11 @@ _MOST_NAMED = 5  # parameters whose gradients are worse, of each precision
 def show_numerics(record: NumericsRecord, about: Mapping[str, Any]) -> None:
     """Print the precisions beside each other, their gradients by module, and what follows."""
     console = TextConsole()
-    seeds, threads = (
-        f"{n} {what}{'' if n == 1 else 's'}" for n, what in ((len(record.seeds), "seed"), (about["threads"], "thread"))
-    )
+    size = about["per_device_train_batch_size"]
+    counts = (about["steps"], "step"), (size, "sequence"), (len(record.seeds), "seed"), (about["threads"], "thread")
+    steps, sequences, seeds, threads = (f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in counts)
     click.echo(
-        f"{about['steps']:,} steps of {about['per_device_train_batch_size']} sequences, rank {about['rank']}, "
+        f"{steps} of {sequences}, rank {about['rank']}, "
         f"learning rate {about['learning_rate']:g}, {seeds}; {about['device']}, {about['isa']}, {threads}"
     )
     console.print(_precisions(record))
