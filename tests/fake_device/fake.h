@@ -41,6 +41,7 @@ typedef struct fake_stage {
 struct fake_device {
     lora_ctx *cpu; /* computes */
     int fd;
+    size_t reserved;
     unsigned char *seen, *real; /* the same memory: without permissions, as callers see it; for the device itself */
     pthread_mutex_t lock;       /* of all that follows; no job runs inside it */
     fake_block *blocks;         /* by address */
