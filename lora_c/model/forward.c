@@ -87,18 +87,24 @@ lora_attention_shape lora_layer_attention(const lora_decoder *d, int64_t layer) 
                                   .sliding_window = d->layers[layer].sliding_window};
 }
 
+/* Of the layer's q, k and v; its output and the sums of its softmax are kept. */
+static lora_status attend(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
+    const lora_layer_state *s = &b->states[layer];
+    lora_attention_shape shape = lora_layer_attention(d, layer);
+    lora_segments segments = lora_run_segments(run, b);
+    lora_kv kv = lora_layer_kv(d, run, b, layer, s->qkv);
+    lora_mat q = lora_run_cols(run, s->qkv, lora_q_width(&d->config), lora_qkv_width(&d->config));
+    return lora_attention_forward(d->ctx, &shape, &segments, q, &kv, lora_attention_output(d, run, b, layer), s->lse, err);
+}
+
 static lora_status attention_block(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     const lora_decoder_config *c = &d->config;
     const lora_layer_state *s = &b->states[layer];
     int64_t Q = lora_q_width(c), KV = lora_kv_width(c), ld = lora_qkv_width(c);
-    lora_attention_shape shape = lora_layer_attention(d, layer);
-    lora_segments segments = lora_run_segments(run, b);
-    lora_kv kv = lora_layer_kv(d, run, b, layer, s->qkv);
     LORA_TRY(make_qkv(d, run, b, layer, s->att, err)); /* attention's output is not there yet */
     if (run->cache) LORA_TRY(lora_kv_append(d, run, b, layer, s->qkv + Q, s->qkv + Q + KV, ld, err));
-    lora_mat o = lora_attention_output(d, run, b, layer);
-    LORA_TRY(lora_attention_forward(d->ctx, &shape, &segments, lora_run_cols(run, s->qkv, Q, ld), &kv, o, s->lse, err));
-    return add_block(d, run, b, layer, LORA_O_PROJ, o, s->att_branch, b->x[layer], s->x2, err);
+    LORA_TRY(attend(d, run, b, layer, err));
+    return add_block(d, run, b, layer, LORA_O_PROJ, lora_attention_output(d, run, b, layer), s->att_branch, b->x[layer], s->x2, err);
 }
 
 static lora_status mlp_inputs(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
@@ -137,7 +143,10 @@ static lora_status mlp_branch_again(lora_decoder *d, const lora_run *run, lora_b
 }
 
 lora_status lora_qkv_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
-    return make_qkv(d, run, b, layer, b->datt, err); /* nothing is in it yet */
+    LORA_TRY(make_qkv(d, run, b, layer, b->datt, err)); /* nothing is in it yet */
+    /* From an input that was rounded: its softmax is another one, and with the old sums and output its gradient would not add up. */
+    bool rounded = b->kept_dtype != LORA_F32 && layer < d->config.num_hidden_layers - 1;
+    return rounded ? attend(d, run, b, layer, err) : LORA_OK;
 }
 
 lora_status lora_stream_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {

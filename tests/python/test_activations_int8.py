@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import tiny_tensors, write_model
 from test_families import TRAINED, adapt, folder, golden, loss_and_gradients
 from test_precision_int8 import base_with_adapter, batch_of_demo, demo_trainer, held_out_losses, settings, trained  # noqa: F401
 
@@ -74,6 +76,30 @@ def test_gradients_of_every_kind_of_adapter(options: dict[str, Any], tiny_model_
         model.decoder.recompute = recompute
         (loss, want), (same, got) = [step(model, batch) for model.decoder.activation_dtype in ("float32", "int8")]
         assert same == loss and np.mean(cosines(got, want)) >= 0.99
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kept", ["bfloat16", "int8"])
+def test_attention_of_a_rounded_input_is_whole(kept: Any, seed: int, tmp_path: Path) -> None:
+    """Where scores are large, q and k made again are no softmax with the sums of the forward pass: its gradients would be hardly
+    nearer to the float32 ones than with q, k and v rounded."""
+    record = json.loads(golden("gemma")["config"].tobytes())
+    config = record | {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+    model = lc.load_model(write_model(tmp_path / "model", config, tiny_tensors(config, seed=seed)), progress=False)
+    model.add_adapter(r=8, lora_alpha=16, target_modules="all-linear")
+    for i, parameter in enumerate(model.trainable_parameters()):
+        rng = np.random.default_rng(i)
+        parameter.write(parameter.data + 0.05 * rng.standard_normal(parameter.shape, np.float32))
+    ids = ((np.arange(60) * 7) % 60 + 3).astype(np.int32)
+    batch = (ids, np.array([0, 40, 60], np.int32), np.roll(ids, -1), np.ones(len(ids), np.float32))
+    off = {}
+    for recompute in ("none", "attention"):
+        model.decoder.recompute = recompute
+        results = []
+        for model.decoder.activation_dtype in ("float32", kept):
+            results.append(np.concatenate([np.ravel(gradient) for gradient in step(model, batch)[1]]))
+        off[recompute] = 1 - cosines(results[1:], results[:1])[0]
+    assert off["attention"] <= 0.5 * off["none"]
 
 
 def test_bits_do_not_depend_on_threads_and_instructions() -> None:

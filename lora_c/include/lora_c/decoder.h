@@ -199,7 +199,8 @@ int64_t lora_decoder_virtual_tokens(const lora_decoder *decoder);
 typedef enum lora_recompute { LORA_RECOMPUTE_NONE, LORA_RECOMPUTE_LAYER, LORA_RECOMPUTE_ATTENTION } lora_recompute;
 /** LAYER keeps one residual row per layer and computes the rest of a layer again in backward: same bits, less memory. ATTENTION computes
  *  q, k, v and the stream behind attention again, from the layer's input and attention's output, which are kept like gate and up: the
- *  same bits, between the two in memory and time. With rounded activations (below) both see what was rounded.
+ *  same bits, between the two in memory and time. With rounded activations (below) both see what was rounded, and ATTENTION makes its
+ *  output and the sums of its softmax again, too, as those of the q, k and v that its gradient reads.
  *  Source   selective recomputation, arXiv:2205.05198, section 5, of the projections and not of what lies between them */
 void lora_decoder_set_recompute(lora_decoder *decoder, lora_recompute recompute);
 /** BF16 keeps what backward needs of a layer in half the memory: same loss, gradients of activations rounded once. INT8 keeps a third:
