@@ -81,7 +81,7 @@ def test_gradients_of_every_kind_of_adapter(options: dict[str, Any], tiny_model_
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kept", ["bfloat16", "int8"])
 def test_attention_of_a_rounded_input_is_whole(kept: Any, seed: int, tmp_path: Path) -> None:
-    """Where scores are large, q and k made again are no softmax with the sums of the forward pass: its gradients would hardly be
+    """Where scores are large, q and k made again are no softmax with sums of the forward pass: its gradients would hardly be
     nearer to the float32 ones than with q, k and v rounded."""
     record = json.loads(golden("gemma")["config"].tobytes())
     config = record | {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
