@@ -21,7 +21,8 @@ PYCONFIG = Path(__file__).resolve().with_name("windows_pyconfig.h")
 ABOUT = """
 import json, os, sys, sysconfig, numpy
 of = sysconfig.get_config_var
-library = os.path.join(of("LIBDIR") or "", of("INSTSONAME") or "") if of("Py_ENABLE_SHARED") else sys.executable
+library = os.path.join(of("LIBDIR") or "", of("INSTSONAME") or "") if of("Py_ENABLE_SHARED") else ""
+library = library if os.path.isfile(library) else sys.executable  # Debian's programs hold what their libraries do
 print(json.dumps({
     "include": sysconfig.get_path("include"), "numpy": numpy.__version__, "exports": os.path.realpath(library),
     "version": "%d.%d" % sys.version_info[:2], "threaded": "t" if of("Py_GIL_DISABLED") else "",
