@@ -145,7 +145,7 @@ static lora_status mlp_branch_again(lora_decoder *d, const lora_run *run, lora_b
 lora_status lora_qkv_again(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
     LORA_TRY(make_qkv(d, run, b, layer, b->datt, err)); /* nothing is in it yet */
     /* From an input that was rounded: its softmax is another one, and with the old sums and output its gradient would not add up. */
-    bool rounded = b->kept_dtype != LORA_F32 && layer < d->config.num_hidden_layers - 1;
+    bool rounded = b->kept_dtype != LORA_F32 && lora_keeps_copy(d, b, layer);
     return rounded ? attend(d, run, b, layer, err) : LORA_OK;
 }
 

@@ -75,14 +75,14 @@ static lora_status copy_layer(lora_decoder *d, const lora_run *run, lora_buffers
 }
 
 /* The last layer is the first to be needed again and finds everything in place. */
-static bool has_copy(const lora_decoder *d, const lora_buffers *b, int64_t layer) {
+bool lora_keeps_copy(const lora_decoder *d, const lora_buffers *b, int64_t layer) {
     return b->kept && layer >= b->lowest && layer < d->config.num_hidden_layers - 1;
 }
 
 lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
-    return has_copy(d, b, layer) ? copy_layer(d, run, b, layer, false, err) : LORA_OK;
+    return lora_keeps_copy(d, b, layer) ? copy_layer(d, run, b, layer, false, err) : LORA_OK;
 }
 
 lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) {
-    return has_copy(d, b, layer) ? copy_layer(d, run, b, layer, true, err) : LORA_OK;
+    return lora_keeps_copy(d, b, layer) ? copy_layer(d, run, b, layer, true, err) : LORA_OK;
 }

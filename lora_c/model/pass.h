@@ -157,6 +157,7 @@ lora_status lora_qkv_again(lora_decoder *d, const lora_run *run, lora_buffers *b
  * copy */
 lora_status lora_keep_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
 lora_status lora_restore_layer(lora_decoder *d, const lora_run *run, lora_buffers *b, int64_t layer, lora_error *err) LORA_MUST_CHECK;
+bool lora_keeps_copy(const lora_decoder *d, const lora_buffers *b, int64_t layer);
 /** The memory of the copy of a layer at the next place. */
 void *lora_carve_kept(lora_carver *at, const lora_decoder *d, const lora_buffers *b, int64_t layer, int64_t M);
 

@@ -199,35 +199,28 @@ lora_status lora_linear_packed_forward(lora_ctx *ctx, lora_mat x, int n, const l
 
 /* --- backward --- */
 
-static lora_low_rank_sum sum_of_dA(const low_rank *r, lora_mat x, int64_t row) {
-    return (lora_low_rank_sum){.low = lora_mat_rows(r->u, row, x.rows).data,
-                               .rank = r->a->rank,
-                               .wide = x.data,
-                               .ld = x.ld,
-                               .cols = x.cols,
+/* Of the rows of wide and those of low from row on. */
+static lora_low_rank_sum sum_of(lora_mat low, int64_t row, lora_mat wide, float *out, bool transposed) {
+    return (lora_low_rank_sum){.low = lora_mat_rows(low, row, wide.rows).data,
+                               .rank = low.cols,
+                               .wide = wide.data,
+                               .ld = wide.ld,
+                               .cols = wide.cols,
                                .alpha = 1,
-                               .out = r->a->dA};
-}
-
-static lora_low_rank_sum sum_of_dB(const low_rank *r, lora_mat dy, int64_t row) {
-    return (lora_low_rank_sum){.low = lora_mat_rows(r->t, row, dy.rows).data,
-                               .rank = r->a->rank,
-                               .wide = dy.data,
-                               .ld = dy.ld,
-                               .cols = dy.cols,
-                               .alpha = 1,
-                               .out = r->a->dB,
-                               .transposed = true};
+                               .out = out,
+                               .transposed = transposed};
 }
 
 /* dA_i += u_i^T x, dB_i += dy_i^T t_i over the rows of a chunk, all at once; dA of a dropped x: dropped_gradients. */
 static lora_status plain_gradients(const work *wk, lora_mat x, const lora_linear_gradient *g, int64_t row, lora_error *err) {
     lora_low_rank_sum sums[LORA_LOW_RANK_SUMS];
     int n_sums = 0;
-    for (int i = 0; i < wk->n; i++)
-        if (wk->low[i].a && wk->low[i].a->dA && !drops(&wk->low[i])) sums[n_sums++] = sum_of_dA(&wk->low[i], x, row);
-    for (int i = 0; i < wk->n; i++)
-        if (wk->low[i].a && wk->low[i].a->dB) sums[n_sums++] = sum_of_dB(&wk->low[i], lora_mat_rows(g[i].dy, row, x.rows), row);
+    for (const low_rank *r = wk->low; r < wk->low + wk->n; r++)
+        if (r->a && r->a->dA && !drops(r)) sums[n_sums++] = sum_of(r->u, row, x, r->a->dA, false);
+    for (int i = 0; i < wk->n; i++) {
+        const low_rank *r = &wk->low[i];
+        if (r->a && r->a->dB) sums[n_sums++] = sum_of(r->t, row, lora_mat_rows(g[i].dy, row, x.rows), r->a->dB, true);
+    }
     return lora_low_rank_sums(wk->ctx, x.rows, n_sums, sums, err);
 }
 
@@ -308,7 +301,7 @@ static lora_status dropped_gradients(const work *wk, lora_mat x, lora_error *err
         const low_rank *r = &wk->low[i];
         if (!drops(r) || !r->a->dA) continue;
         lora_dropout(wk->ctx, lora_mask_of(r->a, r->pass), x, wk->dropped, false);
-        lora_low_rank_sum dA = sum_of_dA(r, wk->dropped, 0);
+        lora_low_rank_sum dA = sum_of(r->u, 0, wk->dropped, r->a->dA, false);
         LORA_TRY(lora_low_rank_sums(wk->ctx, wk->M, 1, &dA, err));
     }
     return LORA_OK;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -101,6 +102,21 @@ def served(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
             program.terminate()
     _, err = program.communicate(timeout=60)
     return subprocess.CompletedProcess(words, program.returncode, "".join(lines), err)
+
+
+def interrupted(folder: Path, words: list[str], at: str) -> subprocess.CompletedProcess[str]:
+    """A command ended by Ctrl-C when a line of its standard error begins so; what it says from there on."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "lora_c", *words], cwd=folder, env=environment(), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert program.stderr is not None
+    with program.stderr:
+        while not program.stderr.readline().startswith(at):
+            assert program.poll() is None
+        program.send_signal(signal.SIGINT)
+        said = program.stderr.read()
+    return subprocess.CompletedProcess(words, program.wait(), "", said)
 
 
 def kills(few: int) -> int:

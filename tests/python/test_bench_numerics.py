@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_lines import called, environment
+from command_lines import called, environment, interrupted
 from test_reports import own_keys
 
 import lora_c as lc
@@ -305,17 +304,9 @@ def test_a_record_that_cannot_be_written_is_refused_before_the_runs(place: Path)
 
 def test_a_signal_speaks_of_no_checkpoint_and_leaves_nothing(place: Path) -> None:
     line = LINE.replace("--steps 3", "--steps 9000")
-    program = subprocess.Popen(
-        [sys.executable, "-m", "lora_c", *line.split(), "--output-dir", "stopped"], cwd=place, env=environment(),
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert program.stderr is not None
-    while not program.stderr.readline().startswith("step "):
-        assert program.poll() is None
-    program.send_signal(signal.SIGINT)
-    said = program.stderr.read()
-    program.stderr.close()
-    assert program.wait() == 130 and not list((place / "stopped").iterdir())
+    done = interrupted(place, [*line.split(), "--output-dir", "stopped"], "step ")
+    said = done.stderr
+    assert done.returncode == 130 and not list((place / "stopped").iterdir())
     assert re.search(r"^stopping after this step( \(about \d+ s\))?; press again to abandon$", said, re.M), said
     assert re.search(r"^stopped at step \d+; nothing of this run is kept$", said, re.M), said
     assert "checkpoint" not in said and "sav" not in said

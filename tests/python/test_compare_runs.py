@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import called, environment, killed_and_called, kills, least_hits, make_workplace
+from command_lines import called, environment, interrupted, killed_and_called, kills, least_hits, make_workplace
 
 from lora_c.cli.own_rows import own_rows
 from lora_c.comparison import compare as module
@@ -341,17 +340,8 @@ def test_a_budget_of_tokens_or_seconds_is_a_number_of_steps(workplace: Path) -> 
 
 
 def test_a_signal_says_how_to_go_on(workplace: Path) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-m", "lora_c", *WORDS, "--output-dir", "stopped"], cwd=workplace, env=environment(),
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert program.stderr is not None
-    while not program.stderr.readline().startswith("row "):
-        assert program.poll() is None
-    program.send_signal(signal.SIGINT)
-    said = program.stderr.read()
-    assert program.wait() == 130 and "go on     by the same command" in said and "Traceback" not in said
-    program.stderr.close()
+    done = interrupted(workplace, [*WORDS, "--output-dir", "stopped"], "row ")
+    assert done.returncode == 130 and "go on     by the same command" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_settings_of_a_run_are_settings_of_a_comparison(workplace: Path) -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_lines import called, environment, killed_and_called, kills, least_hits, make_workplace
+from command_lines import called, interrupted, killed_and_called, kills, least_hits, make_workplace
 
 from lora_c import TrainConfig, Trainer, load_model
 from lora_c.cli.sweep import table_lines
@@ -217,17 +214,8 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
 
 
 def test_a_signal_says_how_to_go_on(workplace: Path) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-m", "lora_c", *WORDS, "--output-dir", "stopped", "--max-steps", "9000"], cwd=workplace,
-        env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert program.stderr is not None
-    while not program.stderr.readline().startswith("step "):
-        assert program.poll() is None
-    program.send_signal(signal.SIGINT)
-    said = program.stderr.read()
-    assert program.wait() == 130 and "go on     by the same command" in said
-    program.stderr.close()
+    done = interrupted(workplace, [*WORDS, "--output-dir", "stopped", "--max-steps", "9000"], "step ")
+    assert done.returncode == 130 and "go on     by the same command" in done.stderr
 
 
 def test_settings_of_a_run_are_settings_of_a_sweep(workplace: Path) -> None:
