@@ -154,7 +154,7 @@ PyGetSetDef lora_py_decoder_getset[] = {
      NULL},
     {"noise", get_noise, set_noise, "(alpha, seed) of the noise on embedded tokens in forward_backward(); alpha 0: none.", NULL},
     {"activation_dtype", get_activation_dtype, set_activation_dtype,
-     "'bfloat16' keeps what backward needs of a layer in half the memory, 'int8', on CPUs, in a third: same loss, gradients of rounded\n"
+     "'bfloat16' keeps what backward needs of a layer in half the memory, 'int8', on CPUs, in 0.4 of it: same loss, gradients of rounded\n"
      "activations.",
      NULL},
     {"activation_offload", get_activation_offload, set_activation_offload,

@@ -137,8 +137,9 @@ def test_a_plan_without_any_limit() -> None:
     subject = subject_of_shape("smollm2-135m", TrainConfig(), LoraConfig())
     found = make_plan(subject, Place("somewhere", None))
     assert found.fits is None and found.remedy is None and found.recompute == "none"
-    tight = make_plan(subject, Place("here", found.memory.total))
-    assert tight.recompute == "layer" and tight.fits  # as recompute=auto of a run chooses
+    for share, chosen in ((1.0, "attention"), (0.6, "layer")):  # as recompute=auto of a run chooses
+        tight = make_plan(subject, Place("here", int(share * found.memory.total)))
+        assert tight.recompute == chosen and tight.fits
 
 
 @pytest.fixture

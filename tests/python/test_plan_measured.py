@@ -118,8 +118,9 @@ def test_a_change_is_the_cheapest_one_that_fits() -> None:
     whole = subject.forecast().total
     refuse_what_cannot_fit(subject, whole)  # just fits
     refuse_what_cannot_fit(subject, None)  # nobody knows
-    with pytest.raises(FitError, match="--recompute layer makes it"):
-        refuse_what_cannot_fit(subject, whole - 1)
+    for share, named in ((1.0, "attention"), (0.8, "layer")):
+        with pytest.raises(FitError, match=f"--recompute {named} makes it"):
+            refuse_what_cannot_fit(subject, int(share * whole) - 1)
     seen = []
     for share in (0.9, 0.6, 0.3, 0.15, 0.1, 0.06, 0.04, 0.03):
         found = remedy(subject, int(share * whole))

@@ -61,6 +61,7 @@ def test_run_json_says_what_the_run_was(project: Path) -> None:
 
     values = json.loads((project / "run/run.json").read_text())
     assert values["lora_c"] == lc.__version__ and values["method"] == "qlora" and values["total_steps"] == 2
+    assert values["recompute"] == "none"
     base = values["base"]
     assert base["path"] == str(project / "model") and base["digest"] == base_digest(project / "model")
     assert (base["quantize"], base["block_size"], base["double_quant"]) == ("nf4", 64, True)

@@ -97,12 +97,23 @@ def in_file(folder: Path, text: str | bytes) -> Path:
     ("init_lora_weights: false", "init_lora_weights", False), ("init_lora_weights: gaussian", "init_lora_weights", "gaussian"),
     ("output_dir: 2024-01-01", "output_dir", "2024-01-01"), ("output_dir: 010", "output_dir", "010"),
     ("output_dir: on", "output_dir", "on"), ("memory_limit: 3", "memory_limit", 3.0), ("limit:", "seed", 0),
+    ("memory_limit: 2GiB", "memory_limit", 2.0), ("memory_limit: 1.5 GB", "memory_limit", 1.5e9 / 2**30),
     ("memory_limit:", "memory_limit", None), ("seed: +3", "seed", 3), ("max_grad_norm: .5", "max_grad_norm", 0.5),
 ], ids=str)  # fmt: skip
 def test_a_text_of_a_file_is_read_as_its_flag_reads_it(tmp_path: Path, line: str, field: str, value: Any) -> None:
     seen = probed("--config", in_file(tmp_path, f"# first\n{line}\n"))
     config = seen["train"] if field in TrainConfig.model_fields else seen["lora"]
     assert getattr(config, field) == value and type(getattr(config, field)) is type(value)
+
+
+def test_the_environment_stands_for_a_precision_that_nothing_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = in_file(tmp_path, "precision: exact\n")
+    for name, words, precision in (
+        ("int8", (), "int8"), ("int8", ("--precision", "fast"), "fast"), ("int8", ("--config", file), "exact"),
+        ("", (), "fast"), ("half", (), "fast"),  # import refuses the second
+    ):  # fmt: skip
+        monkeypatch.setenv("LORA_C_PRECISION", name)
+        assert probed(*words)["train"].precision == precision
 
 
 @pytest.mark.parametrize(("text", "line", "said"), [
@@ -120,7 +131,8 @@ def test_a_text_of_a_file_is_read_as_its_flag_reads_it(tmp_path: Path, line: str
     ("max_steps: 4\nmax-steps: 5", 2, "expected each key once, got it in line 1"),
     ("rank_pattern:\n  q_proj: 4\n  q_proj: 5", 3, "q_proj: expected each key once"),
     ("rank_pattern: {q_proj: 4.5}", 1, "rank_pattern"), ("\n\nlearning_rate: -1", 3, "expected greater than 0"),
-    ("memory_limit: .inf", 1, "expected a number, got '.inf'"), ("memory_limit: 1e999", 1, "finite"),
+    ("max_grad_norm: .inf", 1, "expected a number, got '.inf'"), ("memory_limit: 1e999", 1, "finite"),
+    ("memory_limit: 12 apples", 1, "such as 12GB or 900MiB, got '12 apples'"), ("memory_limit: 0GB", 1, "greater than 0"),
     ("? [a]\n: 1", 1, "expected a name before the colon"), ("r: !!python/object:os.system 4", 1, "without a tag"),
     ("r: !mine 4", 1, "without a tag"), ("output_dir: ''", 1, "expected the name of a folder"),
     ("r: 4\n\n\tbias: none", 3, "in line 3"),

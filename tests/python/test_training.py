@@ -15,6 +15,7 @@ from lora_c import _core
 from lora_c.data import Dataset, Sample
 from lora_c.errors import CheckpointError, ConfigError
 from lora_c.notices import LoraCWarning
+from lora_c.planning import subject_of_shape
 from lora_c.training.trainer import Trainer
 
 
@@ -211,11 +212,28 @@ def test_auto_recomputes_only_where_the_limit_asks_for_it(stories, shakespeare, 
     assert roomy.recompute == "none"
     plan = forecast(roomy)  # a device keeps memory for its products, which no limit on activations touches
     limit, activations = plan.total / 2**30, plan.activations / 2**30
-    fits = make_trainer(stories, shakespeare, tmp_path / "fits", recompute="auto", memory_limit=1.2 * limit)
-    tight = make_trainer(stories, shakespeare, tmp_path / "tight", recompute="auto", memory_limit=limit - 0.2 * activations)
-    assert (fits.recompute, tight.recompute) == ("none", "layer")
+    for share, chosen in ((1.2, "none"), (-0.1, "attention"), (-0.5, "layer")):
+        asked = limit * share if share > 0 else limit + share * activations
+        within = make_trainer(stories, shakespeare, tmp_path / chosen, recompute="auto", memory_limit=asked)
+        assert within.recompute == chosen
+        assert forecast(within).total / 2**30 <= asked
     with pytest.raises(ConfigError, match=r"memory_limit: expected at least .* with recompute=layer\), got"):
-        make_trainer(stories, shakespeare, tmp_path / "none", recompute="auto", memory_limit=limit - activations)
+        make_trainer(stories, shakespeare, tmp_path / "nothing", recompute="auto", memory_limit=limit - activations)
+
+
+def test_what_is_free_decides_no_result(stories, shakespeare, tmp_path, monkeypatch):
+    """What is computed again of rounded activations has other bits, and auto would compute it again on a full machine only."""
+    monkeypatch.setattr(_core, "memory_info", lambda device: {"free": 1 << 20, "total": 1 << 40})
+    chosen = {"float32": "layer", "bfloat16": "none"}
+    for dtype, recompute in chosen.items():
+        assert make_trainer(stories, shakespeare, tmp_path / dtype, activation_dtype=dtype).recompute == recompute
+    limited = make_trainer(stories, shakespeare, tmp_path / "limited", activation_dtype="bfloat16", memory_limit="10GB")
+    assert limited.recompute == "none"
+    plan = subject_of_shape("smollm2-135m", lc.TrainConfig(), lc.LoraConfig())
+    assert [plan.with_config(lc.TrainConfig(activation_dtype=dtype)).recompute_within(1 << 28) for dtype in chosen] == [
+        "layer",
+        "none",
+    ]
 
 
 @pytest.mark.parametrize(("narrow", "share"), [("bfloat16", 0.8), ("int8", 0.7)])

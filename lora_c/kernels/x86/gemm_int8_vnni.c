@@ -55,6 +55,7 @@ LORA_INLINE void multiply_rows(const int rows, const int vectors, const bool squ
             a += width;
             b += vectors * LANES;
         } while (--steps > 0);
+        __asm__("" : "+r"(a), "+r"(b)); /* as the loop left them: worked out anew, 0.92 of the speed in L1 (gcc 12, Zen 4) */
         const float *scales = (const float *)a;
         float factors[LANES];
         if (squares) _mm512_storeu_ps(factors, _mm512_mul_ps(_mm512_loadu_ps(scales), _mm512_set1_ps(*(const float *)b)));

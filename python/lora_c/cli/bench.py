@@ -9,9 +9,9 @@ import click
 
 from ..bench_shapes import SHAPES
 from ..configs import QUANT_TYPES
-from ..configs.training import PRECISIONS, Recompute
+from ..configs.training import ActivationDtype, Recompute
 from .bench_numerics import STEPS, compare_on_data, numerics_flags, refuse_idle_flags
-from .data_options import device_option
+from .data_options import device_option, precision_option
 from .flag_types import Known
 from .json_output import json_option, print_json
 from .options import Command
@@ -46,8 +46,15 @@ _STEPS = 5
     help=f"Timed steps, after one that warms up; or those of a run.  [default: {_STEPS}; with --numerics {STEPS}]",
 )  # fmt: skip
 @click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As in train.")
+@precision_option("fast")
 @click.option("--recompute", type=click.Choice(get_args(Recompute)), default="none", show_default=True, help="As in train.")
+@click.option(
+    "--activation-dtype",
+    type=click.Choice(get_args(ActivationDtype)),
+    default="float32",
+    show_default=True,
+    help="As in train.",
+)
 @click.option(
     "--decode", type=click.IntRange(1), metavar="N", help="Decode N tokens, too, one sequence behind --length tokens."
 )
@@ -68,16 +75,28 @@ def command(**own: Any) -> None:
     def opened() -> Model:
         return _open(own["model"], own["shape"], None if own["quantize"] == "none" else own["quantize"], own["device"])
 
+    own["precision"] = own["precision"] or "fast"
     if own["numerics"]:
         compare_on_data(own["model"] or DEMO, opened, own)
     else:
-        names = ("shape", "batch", "length", "rank", "recompute", "precision", "decode", "profile", "as_json")
+        names = (
+            "shape",
+            "batch",
+            "length",
+            "rank",
+            "recompute",
+            "activation_dtype",
+            "precision",
+            "decode",
+            "profile",
+            "as_json",
+        )
         _time_steps(opened(), own["steps"] or _STEPS, **{name: own[name] for name in names})
 
 
 def _time_steps(
-    loaded: Model, steps: int, *, shape: str | None, batch: int, length: int | None, rank: int, recompute: str, precision: str,
-    decode: int | None, profile: bool, as_json: bool,
+    loaded: Model, steps: int, *, shape: str | None, batch: int, length: int | None, rank: int, recompute: str,
+    activation_dtype: str, precision: str, decode: int | None, profile: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the speed and the memory of steps on random tokens."""
     from .. import _core
@@ -87,6 +106,7 @@ def _time_steps(
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     loaded.decoder.precision = precision  # type: ignore[assignment]
     loaded.decoder.recompute = recompute  # type: ignore[assignment]
+    loaded.decoder.activation_dtype = activation_dtype  # type: ignore[assignment]
     bench = StepBench(loaded, batch, length or min(512, loaded.context_length))
     decoding = DecodeBench(loaded, decode, length) if decode is not None else None
     machine: dict[str, Any] = {"device": loaded.device, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
@@ -95,12 +115,15 @@ def _time_steps(
         where = (
             f"{_core.get_isa()}, {_core.get_num_threads()} threads" if loaded.device == "cpu" else f"device {loaded.device}"
         )
-        click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {where}")
+        kept = f", activations in {activation_dtype}" if activation_dtype != "float32" else ""
+        kept += f", recompute {recompute}" if recompute != "none" else ""
+        click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {precision}{kept}; {where}")
     measured = bench.measure(steps, profile=profile)
     decoded = decoding.measure() if decoding else None
     if as_json:
         more = {"decode": decoded.as_dict()} if decoded else {}
-        print_json(about | {"precision": precision, "recompute": recompute} | measured.as_dict() | more)
+        about |= {"precision": precision, "recompute": recompute, "activation_dtype": activation_dtype}
+        print_json(about | measured.as_dict() | more)
         return
     click.echo(measured.describe())
     if decoded:

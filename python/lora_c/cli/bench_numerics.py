@@ -13,8 +13,8 @@ import click
 from click.core import ParameterSource
 
 from ..configs import LoraConfig, TrainConfig
-from ..display.plot import can_plot
-from ..errors import ConfigError
+from ..display.plot import can_plot, tell_missing_plot
+from ..errors import ConfigError, shorten
 from .data_options import open_data, reading_options, training_data_options
 from .flags import field_option, take
 from .json_output import print_json
@@ -95,6 +95,8 @@ def compare_on_data(model_name: str, open_model: Callable[[], Model], own: dict[
     config, seeds = _config_of(own), _seeds_of(own)
     need_held_out(own, config, "precisions")
     folder = make_folder(own["output_dir"]) if own["output_dir"] else None
+    if folder is not None:
+        tell_missing_plot(PICTURE)
     model = open_model()
     if own.get("chat_template"):
         from ..text.chosen_template import use_chat_template
@@ -104,7 +106,10 @@ def compare_on_data(model_name: str, open_model: Callable[[], Model], own: dict[
     train_data, eval_data, _ = open_data(own, model.tokenizer, config)
     if eval_data is None:
         raise ConfigError("eval_data: expected held-out rows, got none; give --eval-data or --val-fraction")
-    names = ("max_steps", "learning_rate", "per_device_train_batch_size", "max_seq_length", "val_fraction", "recompute")
+    names = (
+        "max_steps", "learning_rate", "per_device_train_batch_size", "max_seq_length", "val_fraction", "recompute",
+        "activation_dtype",
+    )  # fmt: skip
     options = {name: getattr(config, name) for name in names} | {"save_steps": 0.0}
     adapter = LoraConfig(r=own["rank"], lora_alpha=2 * own["rank"], target_modules="all-linear")
     about = {"model": model_name, "data": train_data.source, "quantize": own["quantize"], "rank": own["rank"]}
@@ -118,7 +123,8 @@ def compare_on_data(model_name: str, open_model: Callable[[], Model], own: dict[
         )  # fmt: skip
         if file is not None:
             file.write(json_bytes(about | record.as_dict()))
-    _report(record, about, folder, own["as_json"])
+    title = f"{Path(model_name).name} on {shorten((Path(file.name).name for file in train_data.files.taken), 2)}"
+    _report(record, about, title, folder, own["as_json"])
 
 
 def _config_of(own: dict[str, Any]) -> TrainConfig:
@@ -150,25 +156,26 @@ def _machine(model: Model) -> dict[str, Any]:
     return {"device": model.device, "isa": _core.get_isa(), "threads": _core.get_num_threads()}
 
 
-def _report(record: NumericsRecord, about: dict[str, Any], folder: Path | None, as_json: bool) -> None:
-    """Draw the picture beside the record, which is written, then print what people read."""
+def _report(record: NumericsRecord, about: dict[str, Any], title: str, folder: Path | None, as_json: bool) -> None:
+    """Print what people read, then draw the picture beside the record, which is written."""
     from ..display.numerics_picture import draw_numerics
     from .numerics_report import show_numerics
     from .run_report import reporting
 
     found = about | record.as_dict()
     written: list[str] = []
+    if not as_json:
+        show_numerics(record, about)
+        sys.stdout.flush()
     if folder is not None:
         written.append(RECORD)
         if can_plot():
             with reporting(folder / PICTURE):
-                title = f"{Path(about['model']).name} on {Path(about['data']).name}"
                 draw_numerics(found, folder / PICTURE, title)
                 written.append(PICTURE)
     if as_json:
         print_json(found | {"output_dir": None if folder is None else str(folder), "written": written})
         return
-    show_numerics(record, about)
     place = (
         f"{folder}: {', '.join(written)}" if folder is not None else "nothing; --output-dir DIR keeps the curves and a picture"
     )

@@ -10,7 +10,8 @@ import click
 from ..configs.training import PRECISIONS
 from ..errors import ConfigError, shorten
 from ..notices import tell
-from .flag_types import Pairs
+from .flag_types import Literals, Pairs
+from .flags import from_environment
 from .paths import InputPath, InputPaths, flatten
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def device_option(function: F) -> F:
 def precision_option(otherwise: str) -> Callable[[F], F]:
     """Add --precision to a command that computes without a configuration; otherwise: what holds where it is not given."""
     text = f"exact, fast or int8, as in train.  [default: LORA_C_PRECISION of the environment, else {otherwise}]"
-    return click.option("--precision", type=click.Choice(PRECISIONS), metavar="NAME", default=None, help=text)
+    default = from_environment("precision", PRECISIONS)
+    return click.option("--precision", type=Literals(PRECISIONS), metavar="NAME", default=default, help=text)
 
 
 def reading(own: dict[str, Any]) -> dict[str, Any]:

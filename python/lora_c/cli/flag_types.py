@@ -24,6 +24,12 @@ class FreeText(click.ParamType):  # type: ignore[type-arg]
         return value
 
 
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """A number, or a text with a unit; the configuration says what it is worth."""
+
+    name = "SIZE"
+
+
 class FiniteRange(click.FloatRange):
     """A number within bounds; nan, which no bound stops, and inf are none."""
 

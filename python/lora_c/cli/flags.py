@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..configs import FREE_TEXTS
+from ..configs import FREE_TEXTS, SIZE
 from .flag_names import flag_name
-from .flag_types import FreeText, Literals, Pairs, TextList
+from .flag_types import FreeText, Literals, Pairs, Size, TextList
 from .paths import output_of_a_run
 
 F = TypeVar("F", bound=Callable[..., Any])
+_ENVIRONMENT = {"precision": "LORA_C_PRECISION"}  # what stands for a flag that neither the command line nor a file gives
 _WIDEST_CHOICE = 42  # characters of a choice that stands beside its flag
 
 
@@ -49,7 +51,7 @@ def field_option(name: str, info: FieldInfo, section: str, as_text: bool = False
     kind = str if as_text else _plain_type(info.annotation)
     default = default_of(info)
     hidden_default = default in (None, "", [], {})
-    text = (info.description or "") + ("" if hidden_default else f"  [default: {default}]")
+    text = (info.description or "") + ("" if hidden_default else f"  [default: {_elsewhere(name)}{default}]")
     type_: Any
     metavar: str | None = None
     if kind is bool:
@@ -60,6 +62,8 @@ def field_option(name: str, info: FieldInfo, section: str, as_text: bool = False
             metavar, text = "NAME", f"{text} One of {', '.join(map(str, get_args(kind)))}."
     elif FREE_TEXTS in info.metadata:
         flags, type_, text = flag_name(name), FreeText(), f"{text} May be given several times."
+    elif SIZE in info.metadata:
+        flags, type_ = flag_name(name), Size()
     else:
         names = TextList(numbers=_holds(info.annotation, int))
         kinds: dict[Any, Any] = {list: names, dict: Pairs(_has_texts(info.annotation)), int: click.INT, float: click.FLOAT}
@@ -69,13 +73,31 @@ def field_option(name: str, info: FieldInfo, section: str, as_text: bool = False
     def decorate(function: F) -> F:
         several = isinstance(type_, FreeText)
         function = click.option(
-            flags, name, type=type_, default=None, help=text, cls=FieldOption, multiple=several, metavar=metavar
+            flags,
+            name,
+            type=type_,
+            default=from_environment(name, get_args(kind)),
+            help=text,
+            cls=FieldOption,
+            multiple=several,
+            metavar=metavar,
         )(function)
         option = function.__click_params__[-1]  # type: ignore[attr-defined]
         option.section, option.meaning, option.field_default = section, info.description or "", default_of(info)
         return function
 
     return decorate
+
+
+def _elsewhere(name: str) -> str:
+    return f"{_ENVIRONMENT[name]} of the environment, else " if name in _ENVIRONMENT else ""
+
+
+def from_environment(name: str, values: Collection[str]) -> Callable[[], str | None] | None:
+    """What a flag is where nothing gives it; of a value that is none, the import of the extension tells."""
+    if name not in _ENVIRONMENT:
+        return None
+    return lambda: found if (found := os.environ.get(_ENVIRONMENT[name])) in values else None
 
 
 def default_of(info: FieldInfo) -> Any:

@@ -63,8 +63,8 @@ def _precisions(record: NumericsRecord) -> Table:
 
 
 def _gradients(record: NumericsRecord, precisions: list[str]) -> Table:
-    """A row for each target module, for each precision its mean, its least and where that is."""
-    heads = [head for precision in precisions for head in (f"{precision}, mean", "least", "where")]
+    """A row for each target module, for each precision its mean, its least, and the layer and matrix of that."""
+    heads = [head for precision in precisions for head in (f"{precision}, mean", "least", "layer")]
     table = _table("cosines", *heads)
     found = {precision: record.modules(precision) for precision in precisions}
     for module in dict.fromkeys(name for modules in found.values() for name in modules):
@@ -89,9 +89,10 @@ def verdict_lines(record: NumericsRecord) -> list[str]:
 
 
 def _verdict(record: NumericsRecord, precision: str, spread: float | None) -> str:
-    stopped = [seed for seed, run in zip(record.seeds, record.runs[precision], strict=True) if run.diverged]
+    stopped = {seed: run.diverged for seed, run in zip(record.seeds, record.runs[precision], strict=True) if run.diverged}
     if stopped:
-        return f"diverged with seed {', '.join(map(str, stopped))}, where exact does not"
+        first = next(iter(stopped.values())).removeprefix("training: ")
+        return f"diverged with seed {', '.join(map(str, stopped))}, where exact does not: {first}"
     largest = record.largest_difference(precision)
     assert largest is not None  # nothing diverged
     said = f"held-out loss differs from exact by {largest:.5f} at most"

@@ -72,7 +72,8 @@ def _time(plan: Plan) -> list[tuple[str, str]]:
     speed = plan.speed
     if speed is None:
         return []
-    rows = [("time", f"{speed.step_seconds:.3g} s a step, {speed.tokens_per_second:,.0f} tokens/s (measured: {speed.how})")]
+    how = f"measured in {plan.subject.config.precision}: {speed.how}"
+    rows = [("time", f"{speed.step_seconds:.3g} s a step, {speed.tokens_per_second:,.0f} tokens/s ({how})")]
     if plan.steps is not None:
         rows.append(("", f"{plan.steps:,} steps take {duration(plan.steps * speed.step_seconds)}"))
     return rows

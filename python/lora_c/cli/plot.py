@@ -80,7 +80,8 @@ def losses_text(summary: dict[str, Any]) -> str:
         what = f"mean of the last {count:,} steps" if count > 1 else "last step"
         parts.append(f"training loss {summary['first_train_loss']:.4f} -> {summary['train_loss']:.4f} ({what})")
     if summary["eval_loss"] is not None:
-        parts.append(f"held-out loss {summary['first_eval_loss']:.4f} -> {summary['eval_loss']:.4f}")
+        first = f"{summary['first_eval_loss']:.4f} -> " if summary["evaluations"] > 1 else ""
+        parts.append(f"held-out loss {first}{summary['eval_loss']:.4f}")
     return ", ".join(parts)
 
 

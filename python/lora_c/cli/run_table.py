@@ -42,7 +42,9 @@ def _loss_rows(result: TrainResult) -> list[tuple[str, str]]:
         what = f"first step -> mean of the last {count:,} steps" if count > 1 else "first step -> last step"
         rows.append(("loss", f"{found['first_train_loss']:.4f} -> {found['train_loss']:.4f}  training, {what}"))
     if found["eval_loss"] is not None:
-        rows.append(("held-out", f"{found['first_eval_loss']:.4f} -> {found['eval_loss']:.4f}  first -> last evaluation"))
+        first = f"{found['first_eval_loss']:.4f} -> " if found["evaluations"] > 1 else ""
+        what = "first -> last evaluation" if first else "one evaluation"
+        rows.append(("held-out", f"{first}{found['eval_loss']:.4f}  {what}"))
     if result.best is not None:
         rows.append(("best", f"{result.best.metric} {result.best.value:.4f} after step {result.best.step:,}"))
     if measures := measures_of(result.evaluation):

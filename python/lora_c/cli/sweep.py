@@ -92,7 +92,7 @@ def command(**own: Any) -> None:
         print_json({**found, "output_dir": str(folder), "picture": picture})
     else:
         click.echo("\n".join(table_lines(record)))
-        click.echo(f"chosen    {record.chosen:g}: lora-c train ... --learning-rate {record.chosen:g}")
+        click.echo(f"chosen    {record.chosen:g}: the same options with lora-c train ... --learning-rate {record.chosen:g}")
     _tell_edge(record)
 
 

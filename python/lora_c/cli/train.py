@@ -204,7 +204,8 @@ def tell_leftovers(trainer: Trainer) -> None:
 
     found = [] if trainer.resumed_at else [folder.name for folder in checkpoint_folders(trainer.output_dir)]
     if found:
-        tell(f"{trainer.output_dir}: {shorten(found)} of the run before stay there; remove them when they are not needed")
+        stay, them = ("stays", "it when it is") if len(found) == 1 else ("stay", "them when they are")
+        tell(f"{trainer.output_dir}: {shorten(found)} of the run before {stay} there; remove {them} not needed")
 
 
 def say_when_saved(count: int) -> None:
@@ -263,7 +264,7 @@ def describe_run(trainer: Trainer) -> None:
     total = model.num_parameters()
     plan = forecast(trainer)
     click.echo(
-        f"method    {config.method}{_kind(model)}: {trained:,} trained of {total:,} parameters "
+        f"method    {config.method}{_kind(model)}{_precision(config)}: {trained:,} trained of {total:,} parameters "
         f"({100 * trained / total:.2f} %)",
         err=True,
     )
@@ -276,7 +277,19 @@ def describe_run(trainer: Trainer) -> None:
         click.echo(f"task      classifier: {describe_labels(model.labels)}", err=True)
     if model.device != "cpu":
         click.echo(f"device    {model.device}", err=True)
-    click.echo(f"memory    {plan.describe()}", err=True)
+    click.echo(f"memory    {plan.describe()}{_kept(trainer)}", err=True)
+
+
+def _precision(config: TrainConfig) -> str:
+    return "" if config.precision == "fast" else f" in {config.precision}"
+
+
+def _kept(trainer: Trainer) -> str:
+    """How activations are kept, where it is not all of them in float32; recompute=auto has chosen by now."""
+    dtype = trainer.config.activation_dtype
+    parts = [f"activations in {dtype}"] if dtype != "float32" else []
+    parts += [f"recompute {trainer.recompute}"] if trainer.recompute != "none" else []
+    return "".join(f", {part}" for part in parts)
 
 
 def _kind(model: Model) -> str:

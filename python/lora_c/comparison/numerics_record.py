@@ -148,7 +148,8 @@ class NumericsRecord:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         precisions = {precision: self._of_precision(precision) for precision in self.runs}
-        return {"seeds": self.seeds, "spread": self.spread, "precisions": precisions, "left_out": self.left_out}
+        found: dict[str, Any] = {"seeds": self.seeds, "spread": self.spread, "least_cosine": LEAST_COSINE}
+        return found | {"precisions": precisions, "left_out": self.left_out}
 
     def _of_precision(self, precision: str) -> dict[str, Any]:
         runs = self.runs[precision]

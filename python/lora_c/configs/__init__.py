@@ -4,7 +4,7 @@ A wrong name or value raises `ConfigError` with one line that gives the nearest 
 """
 
 from .adapters import ADAPTER_KINDS, MOST_RANK, AdapterConfig, LoraConfig
-from .base import FREE_TEXTS
+from .base import FREE_TEXTS, SIZE
 from .bottleneck import BottleneckConfig
 from .generation import SAMPLING_FIELDS, GenerationConfig
 from .ia3 import IA3Config
@@ -19,6 +19,7 @@ __all__ = [
     "BottleneckConfig",
     "FOUR_BIT",
     "FREE_TEXTS",
+    "SIZE",
     "MOST_RANK",
     "MOST_STEPS",
     "NF4_BLOCK_SIZES",

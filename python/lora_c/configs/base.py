@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import ConfigError, nearest
 from .frozen_values import frozen, thawed
@@ -21,6 +21,24 @@ FREE_TEXTS = "free texts"  # marks a list whose items are any texts, so that no 
 FreeTexts = Annotated[list[str], FREE_TEXTS]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # beyond it NumPy makes a key of floats
+
+
+def _gib(value: Any) -> Any:
+    """GiB of a text with a unit, as accelerate's max_memory takes it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return TypeAdapter(ByteSize).validate_python(value.strip()) / 2**30
+    except ValidationError:
+        raise ValueError(f"expected GiB, such as 12, or a size with its unit, such as 12GB or 900MiB, got {value!r}") from None
+
+
+SIZE = "a size"  # marks a number that may be a text with a unit
+OptionalGiB = Annotated[float | None, Field(gt=0.0), BeforeValidator(_gib), SIZE]
 
 
 def _nearest_option(model: type[BaseModel], name: str) -> str:

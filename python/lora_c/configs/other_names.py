@@ -99,6 +99,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         ("recompute",),
     ),
     **dict.fromkeys(("load_in_4bit", "bits", "quantization", "use_4bit"), ("quantize", "method")),
+    **dict.fromkeys(("load_in_8bit", "use_8bit"), ("quantize", "quant_type")),
     **dict.fromkeys(("fine_tune_type", "finetuning_type", "train_type", "mode", "use_qlora", "qlora"), ("method",)),
     **dict.fromkeys(("bf16", "fp16", "tf32", "mixed_precision"), ("precision", "dtype")),
     **dict.fromkeys(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..files.paths import expand
-from .base import Config, Probability, Seed
+from .base import Config, OptionalGiB, Probability, Seed
 from .optimizers import OTHER_OPTIM_NAMES, OptimName, check_optim, split_optim_args
 from .quantization import NF4_BLOCK_SIZES, QuantType
 from .schedules import check_schedule
@@ -15,6 +15,7 @@ from .schedules import check_schedule
 MOST_STEPS = 10**12
 PRECISIONS = ("exact", "fast", "int8")  # from the most exact one on
 Recompute = Literal["none", "attention", "layer"]  # from the most memory and least time on
+ActivationDtype = Literal["float32", "bfloat16", "int8"]
 
 
 class TrainConfig(Config):
@@ -73,22 +74,25 @@ class TrainConfig(Config):
     recompute: Literal["none", "attention", "layer", "auto"] = Field(
         "auto",
         description="layer: keep one row per layer, compute the rest again; same bits, less memory, a third slower. "
-        "attention: q, k, v alone, 5 to 10 %. auto: layer where none exceeds memory_limit.",
+        "attention: q, k, v alone, 5 to 10 %. auto: the first of none, attention, layer within memory_limit; "
+        "of rounded activations only if that is given.",
     )
-    activation_dtype: Literal["float32", "bfloat16", "int8"] = Field(
+    activation_dtype: ActivationDtype = Field(
         "float32",
-        description="bfloat16: keep activations for backward in half the memory; int8 (CPUs): in a third; "
-        "same loss, rounded gradients.",
+        description="bfloat16: keep activations for backward in half the memory; int8 (CPUs): in 0.4 of it; "
+        "same loss, rounded gradients. With recompute=layer bfloat16 saves nothing, int8 30 %.",
     )
     activation_offload: bool = Field(
         False,
         description="Keep activations for backward in the host's memory, on the CPU in a file in paged_dir; same bits.",
     )
-    memory_limit: float | None = Field(None, gt=0.0, description="GiB for recompute=auto; by default 80 % of what is free.")
+    memory_limit: OptionalGiB = Field(
+        None, description="GiB, or with a unit (12GB, 900MiB), for recompute=auto; by default 80 % of what is free."
+    )
     precision: Literal["exact", "fast", "int8"] = Field(
         "fast",
         description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them; "
-        "int8: as fast, the base weights' products on 8 bits (CPUs).",
+        "int8: like fast, but with products of the base weights on 8 bits (CPUs; the weights stay as they are stored).",
     )
     val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 _SIZE = (11.0, 7.0)  # inches
 _COLOURS = {"exact": "#525252", "fast": "#2171b5", "int8": "#d94801"}
-_BAND = "#bdbdbd"
+_BAND, _LIMIT = "#bdbdbd", "#a50f15"
 _POINTS = 25  # windows that a curve is made of, so that the noise of single batches does not hide what lies below it
-_FINE = 0.97  # the least cosine that is not named as worse
 
 
 def draw_numerics(found: Mapping[str, Any], path: Path, title: str) -> None:
@@ -45,7 +44,7 @@ def draw_numerics(found: Mapping[str, Any], path: Path, title: str) -> None:
         _draw_curves(curves, precisions)
         _draw_differences(differences, precisions, others)
         _draw_held_out(held_out, found, others)
-        _draw_gradients(gradients, precisions, others)
+        _draw_gradients(gradients, precisions, others, found["least_cosine"])
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         for axes in (curves, differences, held_out, gradients):
             axes.spines[["top", "right"]].set_visible(False)
@@ -118,17 +117,18 @@ def _draw_held_out(axes: Axes, found: Mapping[str, Any], others: Sequence[str]) 
     axes.set_title("held-out loss at the end, less that of exact", loc="left", fontsize=9)
 
 
-def _draw_gradients(axes: Axes, precisions: Mapping[str, Any], others: Sequence[str]) -> None:
+def _draw_gradients(axes: Axes, precisions: Mapping[str, Any], others: Sequence[str], fine: float) -> None:
     cosines = {name: precisions[name]["cosine"]["modules"] for name in others if "cosine" in precisions[name]}
     modules = list(dict.fromkeys(module for found in cosines.values() for module in found))
-    lowest = _FINE
+    lowest = fine
     for i, (name, found) in enumerate(cosines.items()):
         places = [modules.index(module) + 0.18 * (i - (len(cosines) - 1) / 2) for module in found]
         means, least = ([values[key] for values in found.values()] for key in ("mean", "least"))
         axes.hlines(places, least, means, color=_COLOURS[name], linewidth=2.0)
         axes.plot(means, places, "o", color=_COLOURS[name], markersize=5, label=name)
         lowest = min(lowest, *least)
-    axes.axvline(_FINE, color="#a50f15", linestyle="--", linewidth=0.9)
+    axes.axvline(fine, color=_LIMIT, linestyle="--", linewidth=0.9)
+    axes.text(fine, -0.45, f" {fine:g}: below it,\n named as worse", fontsize=7, va="top", color=_LIMIT)
     axes.set_yticks(range(len(modules)), modules)
     axes.invert_yaxis()
     axes.set_xlim(max(-1.0, lowest - 0.1 * (1 - lowest)), 1.0 + 0.03 * (1 - lowest))

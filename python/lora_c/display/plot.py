@@ -27,10 +27,10 @@ def can_plot() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def tell_missing_plot() -> None:
+def tell_missing_plot(name: str = "loss.png") -> None:
     """Say before a run what its end will be without, and what brings it."""
     if not can_plot():
-        tell(f"there will be no loss.png: matplotlib is not installed ({EXTRA})")
+        tell(f"there will be no {name}: matplotlib is not installed ({EXTRA})")
 
 
 def plot_losses(history: list[dict[str, Any]], path: Path, title: str = "") -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 
 from ..configs import TrainConfig
 from ..errors import FitError
-from ..training.memory import MemoryForecast
+from ..training.memory import MemoryForecast, chooses_recompute
 from ..weights.parameter_values import META
 from .subject import Subject
 
 _SHORTEST = 64  # tokens that a sequence is not cut below
 ROOM = 0.9  # of what is free, for a run with a change: buffers of files, the tokenizer, the data
+_RECOMPUTE_COSTS = {"attention": "same bits, 5 to 10 % slower", "layer": "same bits, a third slower"}
 CARD_ROOM = 0.95  # of a card, which holds none of those
 
 
@@ -58,14 +59,14 @@ class Remedy:
 
 def least_forecast(subject: Subject) -> MemoryForecast:
     """What a run takes at least, where recompute=auto takes what is less."""
-    return subject.forecast(recompute="layer" if subject.config.recompute == "auto" else None)
+    return subject.forecast(recompute="layer" if chooses_recompute(subject.config) else None)
 
 
 def possible_changes(subject: Subject) -> Iterator[list[Change]]:
     """The kinds of changes that leave the data as they are, the cheapest first, each with its values from mild to strong."""
     config = subject.config
-    if config.recompute in ("none", "attention"):
-        yield [Change({"recompute": "layer"}, "same bits, a third slower")]
+    if not chooses_recompute(config) and config.recompute != "layer":
+        yield [Change({"recompute": kind}, cost) for kind, cost in _RECOMPUTE_COSTS.items() if kind != config.recompute]
     if (smaller := _smaller_batches(config)) != []:
         yield smaller
     if config.optim == "adamw_torch":

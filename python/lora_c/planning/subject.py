@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from tempfile import gettempdir
-from typing import Any
+from typing import Any, cast, get_args
 
 from ..configs import AdapterConfig, StackConfig, TrainConfig
 from ..configs.training import Recompute
@@ -16,7 +16,7 @@ from ..errors import ConfigError, nearest
 from ..families.shapes import SHAPES
 from ..model.meta_model import MetaModel, meta_model_of_shape, open_meta
 from ..training.base_options import add_adapters, base_options, quantization_for
-from ..training.memory import MemoryForecast, forecast_model, limit_of_auto, most_tokens
+from ..training.memory import MemoryForecast, chooses_recompute, forecast_model, limit_of_auto, most_tokens
 from ..weights.parameter_values import META
 
 _MOST_TOKENS = 2**31 - 1  # of a pass
@@ -109,13 +109,15 @@ class Subject:
         config = config or self.config
         if config.recompute != "auto":
             return config.recompute
-        plan = self.forecast(config, "none")
-        if config.memory_limit is not None:
-            return "none" if plan.total <= config.memory_limit * 2**30 else "layer"
-        if free is None:
+        if not chooses_recompute(config) or (config.memory_limit is None and free is None):
             return "none"
-        left = max(0, free - plan.base - plan.parameters - plan.gradients)
-        return "none" if plan.total <= limit_of_auto(plan, left) else "layer"
+        if config.memory_limit is not None:
+            limit = config.memory_limit * 2**30
+        else:
+            plan = self.forecast(config, "none")
+            limit = limit_of_auto(plan, max(0, (free or 0) - plan.base - plan.parameters - plan.gradients))
+        kinds = cast(tuple[Recompute, ...], get_args(Recompute))
+        return next((recompute for recompute in kinds if self.forecast(config, recompute).total <= limit), "layer")
 
 
 def _of_base(config: TrainConfig) -> tuple[Any, ...]:

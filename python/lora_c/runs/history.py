@@ -70,6 +70,7 @@ def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
         "train_loss_steps": len(tail),
         "first_eval_loss": held_out[0] if held_out else None,
         "eval_loss": held_out[-1] if held_out else None,
+        "evaluations": len(held_out),
     }
 
 

@@ -58,6 +58,7 @@ def describe_run(trainer: Trainer, base: str, command: str | None = None) -> dic
         **_task(model),
         "trained_parameters": sum(parameter.size for parameter in trainer.parameters),
         "parameters": model.num_parameters(),
+        "recompute": trainer.recompute,  # what auto came to
         "total_steps": trainer.total_steps,
         "seeds": {"training": config.seed, "adapter": model.adapter_config.seed if model.adapter_config else None},
         "machine": {

@@ -131,7 +131,8 @@ def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             continue
         old = before[name] if name in before else _default_of(name)
         if name not in LENGTH_FIELDS and not _is_same(name, old, value):
-            changed.append(f"{name} {_shown(old)} -> {_shown(value)}")
+            way_out = f" (--recompute {old} is as it was)" if name.startswith(_RECOMPUTED) else ""
+            changed.append(f"{name} {_shown(old)} -> {_shown(value)}{way_out}")
     return changed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 
@@ -100,11 +100,17 @@ def peak_memory(model: Model) -> int:
     return peak + (model.dense_bytes() if model.device == "cpu" else 0)
 
 
+def chooses_recompute(config: TrainConfig) -> bool:
+    """Whether recompute=auto looks at the memory. What is computed again of rounded activations has other bits: then only at a
+    limit that was given, so that what happens to be free decides no result."""
+    return config.recompute == "auto" and (config.activation_dtype == "float32" or config.memory_limit is not None)
+
+
 def recompute_of(trainer: Trainer) -> Recompute:
     """What a run keeps for its backward pass, where its configuration leaves that to the memory that there is."""
     config = trainer.config
-    if config.recompute != "auto":
-        return config.recompute
+    if not chooses_recompute(config):
+        return "none" if config.recompute == "auto" else config.recompute
     return choose_recompute(
         trainer.model, largest_micro_batch(trainer), config.memory_limit, config, config.per_device_train_batch_size
     )
@@ -117,8 +123,8 @@ def choose_recompute(
     config: TrainConfig | None = None,
     n_segments: int | None = None,
 ) -> Recompute:
-    """Choose "none" where its forecast stays within the limit, by default what lives already and 80 % of what is free
-    on its device (where that is known).
+    """Choose what computes the least again of what stays within the limit, by default what lives already and 80 % of what
+    is free on its device (where that is known).
 
     Raises
     ------
@@ -130,10 +136,11 @@ def choose_recompute(
     if limit_gib is None and left is None:
         return "none"
     limit = limit_gib * 2**30 if limit_gib else limit_of_auto(plan, left or 0)
-    if plan.total <= limit:
-        return "none"
-    least = _forecast_with(model, n_tokens, "layer", config, n_segments)
-    if limit_gib and least.total > limit:
+    for recompute in cast(tuple[Recompute, ...], get_args(Recompute)):
+        least = _forecast_with(model, n_tokens, recompute, config, n_segments)
+        if least.total <= limit:
+            return recompute
+    if limit_gib:
         raise ConfigError(
             f"memory_limit: expected at least {least.total / 2**30:.3g} GiB for micro-batches of {n_tokens:,} tokens "
             f"({least.describe()} with recompute=layer), got {limit_gib:g}; lower per_device_train_batch_size or "

@@ -55,7 +55,8 @@ def skip_or_end(
     """
     config = trainer.config
     before = count_skipped(trainer.history)
-    kept = _keep(trainer, step, groups, loss, problem.text) if before < _KEPT and is_main(trainer.comm) else ""
+    keeps = trainer.saving.keeps and before < _KEPT and is_main(trainer.comm)
+    kept = _keep(trainer, step, groups, loss, problem.text) if keeps else ""
     if config.nonfinite_steps == "stop" and not problem.is_finite:
         raise DivergenceError(problem.text + kept)
     if before >= config.max_skipped_steps:
