@@ -75,7 +75,7 @@ def test_it_is_replaced_when_that_is_asked_for_and_notes_are_no_reason(inputs: P
         warnings.simplefilter("always")
         again = run(*call, "--overwrite")
     assert again.exit_code == 0, again.exception
-    assert any("checkpoint-1 of the run before stay there" in str(line.message) for line in told) is (command == "train")
+    assert any("checkpoint-1 of the run before stays there" in str(line.message) for line in told) is (command == "train")
     assert (inputs / "out/notes.txt").read_text() == "mine"
 
 
