@@ -117,7 +117,7 @@ check-arm: $(VENV)/installed ## aarch64 under qemu: C checks as three CPUs, Pyth
 	@$(BIN)/python tests/lint/lint_arm_loops.py build/compilers/*-aarch64/liblora_c.a
 
 AVX_VNNI_FAMILIES := gemm_int8 few_int8 head_int8 gemm linear linear_bound
-check-avx-vnni: $(BUILD)/check_avx_vnni ## int8 kernels for AVX-VNNI on a CPU without it, its instruction emulated (4 minutes)
+check-avx-vnni: $(BUILD)/check_avx_vnni ## int8 kernels for AVX-VNNI on a CPU without it, its instruction emulated (5 minutes)
 	@for family in $(AVX_VNNI_FAMILIES); do $(BUILD)/check_avx_vnni $$family || exit 1; done
 
 check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (10 minutes)
