@@ -30,6 +30,7 @@ LIB_SOURCES := $(filter-out lora_c/bindings/% lora_c/cuda/%,$(wildcard lora_c/*/
 CHECK_SOURCES := $(wildcard tests/c/*.c)
 OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 CHECK_OBJECTS := $(CHECK_SOURCES:%.c=$(BUILD)/%.o)
+EMULATION_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/emulate/*.c))
 FAKE_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/fake_device/fake_*.c))
 TEST_BACKENDS := $(BUILD)/liblora_c_fake.so $(BUILD)/liblora_c_other_abi.so
 BENCHES := $(patsubst benchmarks/%.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
@@ -37,11 +38,11 @@ EXTENSION_TESTS := $(patsubst %,tests/python/test_%.py,array_arguments hostile_a
 WITH_ASAN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 SOURCES := $(shell find lora_c -name '*.[ch]')
-C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.h tests/cuda/*.cpp tests/cuda/shim/*.h tests/cuda/shim/*.cpp tests/c/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch] examples/c/*.[ch])
+C_FILES = $(SOURCES) $(wildcard lora_c/cuda/*.cu lora_c/cuda/*.cuh tests/cuda/*.h tests/cuda/*.cpp tests/cuda/shim/*.h tests/cuda/shim/*.cpp tests/c/*.[ch] tests/emulate/*.[ch] tests/fake_device/*.[ch] benchmarks/*.[ch] examples/c/*.[ch])
 PYTHON_FILES := python tests examples benchmarks tools setup.py
 MAKEFLAGS += -j2 --no-print-directory
 
-.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda tsan asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-arm check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug wheels mutants mutants-c mutants-python bench bench-peers bench-plan clean
+.PHONY: help demo api test check list-checks check-cuda check-cuda-asan check-cuda-decoder check-cuda-launches check-kernels check-kernels-compiled check-kernels-all check-cuda-c check-cuda-mutants check-cuda-python cuda tsan asan install-c uninstall-c headers layers lint format stubtest bits check-compilers check-arm check-avx-vnni check-kills check-ranks check-serve check-peers fuzz fuzz-asan test-asan test-debug wheels mutants mutants-c mutants-python bench bench-peers bench-plan clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -114,6 +115,10 @@ check-arm: $(VENV)/installed ## aarch64 under qemu: C checks as three CPUs, Pyth
 	@$(BIN)/python tests/compilers/check_compilers.py --arm $(COMPILERS)
 	@$(BIN)/python tests/compilers/check_arm_python.py $(COMPILERS)
 	@$(BIN)/python tests/lint/lint_arm_loops.py build/compilers/*-aarch64/liblora_c.a
+
+AVX_VNNI_FAMILIES := gemm_int8 few_int8 head_int8 gemm linear linear_bound
+check-avx-vnni: $(BUILD)/check_avx_vnni ## int8 kernels for AVX-VNNI on a CPU without it, its instruction emulated (5 minutes)
+	@for family in $(AVX_VNNI_FAMILIES); do $(BUILD)/check_avx_vnni $$family || exit 1; done
 
 check-kills: $(VENV)/installed ## train, sweep and compare killed at KILLS random moments each: the same bits (10 minutes)
 	LORA_C_KILLS=$(KILLS) $(BIN)/python -m pytest --timeout 0 -rP tests/python/test_train_killed.py tests/python/test_sweep.py tests/python/test_compare_runs.py -k test_killed_at_any_moment
@@ -197,6 +202,10 @@ include cuda.mk
 $(BUILD)/check: $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) $(SYSTEM_LIBS) -o $@
 
+# The checks as they are, but for main and the detection, which tests/emulate has.
+$(BUILD)/check_avx_vnni: $(EMULATION_OBJECTS) $(CHECK_OBJECTS) $(BUILD)/liblora_c.a
+	@$(CC) $(CFLAGS) $^ $(LDLIBS) $(SYSTEM_LIBS) -Wl,--wrap=main,--wrap=lora_cpu_has_avx_vnni -o $@
+
 # A device for tests: a backend with its own copy of the library, as that of another device would be.
 $(BUILD)/liblora_c_fake.so: $(FAKE_OBJECTS) $(BUILD)/liblora_c.a
 	@$(CC) $(CFLAGS) -shared -Wl,-z,defs $^ $(SYSTEM_LIBS) -o $@
@@ -216,4 +225,4 @@ $(BUILD)/%.o: %.c
 	@echo "  CC  $<"
 	@$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
 
--include $(OBJECTS:.o=.d) $(FAKE_OBJECTS:.o=.d) $(BUILD)/tests/fake_device/other_abi.d $(CHECK_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))
+-include $(OBJECTS:.o=.d) $(FAKE_OBJECTS:.o=.d) $(BUILD)/tests/fake_device/other_abi.d $(CHECK_OBJECTS:.o=.d) $(EMULATION_OBJECTS:.o=.d) $(patsubst benchmarks/%.c,$(BUILD)/benchmarks/%.d,$(wildcard benchmarks/*.c))
