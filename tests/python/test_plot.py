@@ -206,5 +206,5 @@ def test_the_summary_is_of_the_last_tenth() -> None:
     records = [{"step": step, "loss": float(step)} for step in range(1, 41)]
     assert summary_of(records) == {
         "steps": 40, "first_train_loss": 1.0, "train_loss": 38.5, "train_loss_steps": 4, "first_eval_loss": None,
-        "eval_loss": None,
+        "eval_loss": None, "evaluations": 0,
     }  # fmt: skip

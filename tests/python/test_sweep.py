@@ -209,7 +209,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(workplace: Path) -> 
     assert (workplace / "whole/sweep.png").read_bytes()[:4] == b"\x89PNG"
     chosen = json.loads((workplace / "whole/sweep.json").read_text())["learning_rate"]
     lines = whole.stdout.splitlines()
-    assert lines[-1] == f"chosen    {chosen:g}: lora-c train ... --learning-rate {chosen:g}"
+    assert lines[-1] == f"chosen    {chosen:g}: the same options with lora-c train ... --learning-rate {chosen:g}"
     assert [line.endswith("chosen") for line in lines].count(True) == 1
 
 

@@ -47,7 +47,7 @@ class GenerationConfig(Config):
     precision: Literal["exact", "fast", "int8"] | None = Field(
         None,
         description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them; "
-        "int8: like fast, but with products of the base weights on 8 bits (CPUs; the weights stay as they are stored). "
+        "int8: like fast, but products of base weights on 8 bits (CPUs), whatever they are stored in. "
         "Default: what the environment variable LORA_C_PRECISION says, else fast.",
     )
 

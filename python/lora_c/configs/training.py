@@ -74,25 +74,24 @@ class TrainConfig(Config):
     recompute: Literal["none", "attention", "layer", "auto"] = Field(
         "auto",
         description="layer: keep one row per layer, compute the rest again; same bits, less memory, a third slower. "
-        "attention: q, k, v alone, 5 to 10 %. auto: the first of none, attention, layer within memory_limit; "
-        "of rounded activations only if that is given.",
+        "attention: q, k, v alone, 5 to 10 %. auto: the first one within memory_limit.",
     )
     activation_dtype: ActivationDtype = Field(
         "float32",
         description="bfloat16: keep activations for backward in half the memory; int8 (CPUs): in 0.4 of it; "
-        "same loss, rounded gradients. With recompute=layer bfloat16 saves nothing, int8 30 %.",
+        "same loss, rounded gradients; with recompute=layer bfloat16 saves nothing.",
     )
     activation_offload: bool = Field(
         False,
         description="Keep activations for backward in the host's memory, on the CPU in a file in paged_dir; same bits.",
     )
     memory_limit: OptionalGiB = Field(
-        None, description="GiB, or with a unit (12GB, 900MiB), for recompute=auto; by default 80 % of what is free."
+        None, description="GiB (or 12GB) for recompute=auto; by default 80 % of what is free, with float32 activations."
     )
     precision: Literal["exact", "fast", "int8"] = Field(
         "fast",
         description="exact: float32 products; fast: operands in bfloat16 or int16 where the CPU is faster with them; "
-        "int8: like fast, but with products of the base weights on 8 bits (CPUs; the weights stay as they are stored).",
+        "int8: like fast, but products of base weights on 8 bits (CPUs), whatever they are stored in.",
     )
     val_fraction: Probability = Field(0.0, description="Share of the data held out when no evaluation data is given.")
     eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only at the end.")
