@@ -134,6 +134,21 @@ def test_a_change_is_the_cheapest_one_that_fits() -> None:
         refuse_what_cannot_fit(subject, 1 << 20)
 
 
+def test_changes_of_rounded_activations() -> None:
+    from lora_c.configs import LoraConfig, TrainConfig
+    from lora_c.planning import subject_of_shape
+    from lora_c.planning.remedies import ROOM, least_forecast, refuse_what_cannot_fit, remedy
+
+    config = TrainConfig(method="lora", optim="sgd", per_device_train_batch_size=1, max_seq_length=512)
+    subject = subject_of_shape("smollm2-135m", config, LoraConfig(r=8))
+    least = least_forecast(subject).total  # auto computes layers again
+    found = remedy(subject, int((least - (1 << 20)) / ROOM))
+    assert found is not None and found.options == {"activation_dtype": "int8", "recompute": "layer"}
+    rounded = subject.with_config(config.model_copy(update={"activation_dtype": "int8"}))
+    with pytest.raises(FitError, match=r"--recompute attention makes it .* \(gradients rounded elsewhere, 5 to 10 % slower\)"):
+        refuse_what_cannot_fit(rounded, least_forecast(rounded).total - 1)
+
+
 def test_a_mapped_file_need_not_fit(llama_file: Callable[..., Path]) -> None:
     from lora_c.configs import LoraConfig, TrainConfig
     from lora_c.planning import subject_of_path

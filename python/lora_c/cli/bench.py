@@ -9,7 +9,7 @@ import click
 
 from ..bench_shapes import SHAPES
 from ..configs import QUANT_TYPES
-from ..configs.training import ActivationDtype, Recompute
+from ..configs.training import RECOMPUTES, ActivationDtype
 from .bench_numerics import STEPS, compare_on_data, numerics_flags, refuse_idle_flags
 from .data_options import device_option, precision_option
 from .flag_types import Known
@@ -47,7 +47,7 @@ _STEPS = 5
 )  # fmt: skip
 @click.option("--quantize", type=click.Choice([*QUANT_TYPES, "none"]), default="nf4", show_default=True, help="QLoRA or LoRA.")
 @precision_option("fast")
-@click.option("--recompute", type=click.Choice(get_args(Recompute)), default="none", show_default=True, help="As in train.")
+@click.option("--recompute", type=click.Choice(RECOMPUTES), default="none", show_default=True, help="As in train.")
 @click.option(
     "--activation-dtype",
     type=click.Choice(get_args(ActivationDtype)),
@@ -80,17 +80,8 @@ def command(**own: Any) -> None:
         compare_on_data(own["model"] or DEMO, opened, own)
     else:
         names = (
-            "shape",
-            "batch",
-            "length",
-            "rank",
-            "recompute",
-            "activation_dtype",
-            "precision",
-            "decode",
-            "profile",
-            "as_json",
-        )
+            "shape", "batch", "length", "rank", "recompute", "activation_dtype", "precision", "decode", "profile", "as_json",
+        )  # fmt: skip
         _time_steps(opened(), own["steps"] or _STEPS, **{name: own[name] for name in names})
 
 
@@ -102,6 +93,7 @@ def _time_steps(
     from .. import _core
     from ..bench import DecodeBench, StepBench, profile_table
     from ..configs import LoraConfig
+    from ..training.memory import kept_text
 
     loaded.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
     loaded.decoder.precision = precision  # type: ignore[assignment]
@@ -115,8 +107,7 @@ def _time_steps(
         where = (
             f"{_core.get_isa()}, {_core.get_num_threads()} threads" if loaded.device == "cpu" else f"device {loaded.device}"
         )
-        kept = f", activations in {activation_dtype}" if activation_dtype != "float32" else ""
-        kept += f", recompute {recompute}" if recompute != "none" else ""
+        kept = kept_text(recompute, activation_dtype)
         click.echo(f"{loaded.num_parameters():,} parameters, rank {rank}, {precision}{kept}; {where}")
     measured = bench.measure(steps, profile=profile)
     decoded = decoding.measure() if decoding else None

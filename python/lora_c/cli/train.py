@@ -257,7 +257,7 @@ def open_model(own: dict[str, Any], config: TrainConfig, lora: AdapterConfig | S
 
 def describe_run(trainer: Trainer) -> None:
     """What will happen, before it happens: parameters, steps, memory."""
-    from ..training.memory import forecast
+    from ..training.memory import forecast, kept_text
 
     model, config = trainer.model, trainer.config
     trained = sum(p.size for p in trainer.parameters)
@@ -277,19 +277,11 @@ def describe_run(trainer: Trainer) -> None:
         click.echo(f"task      classifier: {describe_labels(model.labels)}", err=True)
     if model.device != "cpu":
         click.echo(f"device    {model.device}", err=True)
-    click.echo(f"memory    {plan.describe()}{_kept(trainer)}", err=True)
+    click.echo(f"memory    {plan.describe()}{kept_text(trainer.recompute, config.activation_dtype)}", err=True)
 
 
 def _precision(config: TrainConfig) -> str:
     return "" if config.precision == "fast" else f" in {config.precision}"
-
-
-def _kept(trainer: Trainer) -> str:
-    """How activations are kept, where it is not all of them in float32; recompute=auto has chosen by now."""
-    dtype = trainer.config.activation_dtype
-    parts = [f"activations in {dtype}"] if dtype != "float32" else []
-    parts += [f"recompute {trainer.recompute}"] if trainer.recompute != "none" else []
-    return "".join(f", {part}" for part in parts)
 
 
 def _kind(model: Model) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from .schedules import check_schedule
 MOST_STEPS = 10**12
 PRECISIONS = ("exact", "fast", "int8")  # from the most exact one on
 Recompute = Literal["none", "attention", "layer"]  # from the most memory and least time on
+RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 ActivationDtype = Literal["float32", "bfloat16", "int8"]
 
 

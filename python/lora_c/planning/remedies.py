@@ -16,8 +16,8 @@ from .subject import Subject
 
 _SHORTEST = 64  # tokens that a sequence is not cut below
 ROOM = 0.9  # of what is free, for a run with a change: buffers of files, the tokenizer, the data
-_RECOMPUTE_COSTS = {"attention": "same bits, 5 to 10 % slower", "layer": "same bits, a third slower"}
 CARD_ROOM = 0.95  # of a card, which holds none of those
+_SLOWER = {"attention": "5 to 10 % slower", "layer": "a third slower"}  # recompute
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,16 @@ def possible_changes(subject: Subject) -> Iterator[list[Change]]:
     """The kinds of changes that leave the data as they are, the cheapest first, each with its values from mild to strong."""
     config = subject.config
     if not chooses_recompute(config) and config.recompute != "layer":
-        yield [Change({"recompute": kind}, cost) for kind, cost in _RECOMPUTE_COSTS.items() if kind != config.recompute]
+        bits = "same bits" if config.activation_dtype == "float32" else "gradients rounded elsewhere"
+        yield [
+            Change({"recompute": kind}, f"{bits}, {slower}") for kind, slower in _SLOWER.items() if kind != config.recompute
+        ]
     if (smaller := _smaller_batches(config)) != []:
         yield smaller
     if config.optim == "adamw_torch":
         yield [Change({"optim": "adamw_8bit"}, "moments rounded to 8 bits")]
-    if config.activation_dtype == "float32" and config.recompute != "layer":  # what is computed again is not kept
-        dtypes = ("bfloat16", "int8") if subject.model.device == META else ("bfloat16",)
-        yield [Change({"activation_dtype": dtype}, "same loss, rounded gradients") for dtype in dtypes]
+    if config.activation_dtype == "float32" and (rounded := _rounded(subject)) != []:
+        yield rounded
     if config.optim in ("adamw_torch", "adamw_8bit"):
         paged = {"adamw_torch": "paged_adamw_32bit", "adamw_8bit": "paged_adamw_8bit"}[config.optim]
         yield [Change({"optim": paged}, "moments in a file, read and written in each step")]
@@ -81,6 +83,16 @@ def possible_changes(subject: Subject) -> Iterator[list[Change]]:
         yield [Change({"method": "qlora"}, "a base in 4 bits")]
     if config.method == "qlora" and config.quant_type == "q8_0" and not _has_codes(subject):
         yield [Change({"quant_type": "nf4"}, "a base in 4 bits")]
+
+
+def _rounded(subject: Subject) -> list[Change]:
+    """Of layers that are computed again int8 rounds the inputs, bfloat16 nothing; auto computes none again of rounded ones."""
+    auto = chooses_recompute(subject.config)
+    dtypes = ["int8"] if auto or subject.config.recompute == "layer" else ["bfloat16", "int8"]
+    if subject.model.device != META:  # a GPU's
+        dtypes.remove("int8")
+    beside = {"recompute": "layer"} if auto else {}
+    return [Change({"activation_dtype": dtype, **beside}, "same loss, rounded gradients") for dtype in dtypes]
 
 
 def _has_codes(subject: Subject) -> bool:

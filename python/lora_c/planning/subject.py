@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from tempfile import gettempdir
-from typing import Any, cast, get_args
+from typing import Any
 
 from ..configs import AdapterConfig, StackConfig, TrainConfig
 from ..configs.training import Recompute
@@ -16,7 +16,7 @@ from ..errors import ConfigError, nearest
 from ..families.shapes import SHAPES
 from ..model.meta_model import MetaModel, meta_model_of_shape, open_meta
 from ..training.base_options import add_adapters, base_options, quantization_for
-from ..training.memory import MemoryForecast, chooses_recompute, forecast_model, limit_of_auto, most_tokens
+from ..training.memory import MemoryForecast, chooses_recompute, first_within, forecast_model, limit_of_auto, most_tokens
 from ..weights.parameter_values import META
 
 _MOST_TOKENS = 2**31 - 1  # of a pass
@@ -111,13 +111,13 @@ class Subject:
             return config.recompute
         if not chooses_recompute(config) or (config.memory_limit is None and free is None):
             return "none"
+        forecast_with = cache(partial(self.forecast, config))
         if config.memory_limit is not None:
             limit = config.memory_limit * 2**30
         else:
-            plan = self.forecast(config, "none")
+            plan = forecast_with("none")
             limit = limit_of_auto(plan, max(0, (free or 0) - plan.base - plan.parameters - plan.gradients))
-        kinds = cast(tuple[Recompute, ...], get_args(Recompute))
-        return next((recompute for recompute in kinds if self.forecast(config, recompute).total <= limit), "layer")
+        return first_within(limit, forecast_with)
 
 
 def _of_base(config: TrainConfig) -> tuple[Any, ...]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast, get_args
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import _core
 from ..configs import TrainConfig
-from ..configs.training import Recompute
+from ..configs.training import RECOMPUTES, Recompute
 from ..errors import ConfigError
 from ..model.meta_model import MetaModel
 from .optimizers import state_bytes, work_bytes
@@ -94,6 +95,12 @@ def _base_bytes(model: Model) -> int:
     return live + model.dense_bytes() if model.device == "cpu" else live
 
 
+def kept_text(recompute: str, activation_dtype: str) -> str:
+    """How activations are kept, as the end of a line; nothing where it is all of them in float32."""
+    dtype = "" if activation_dtype == "float32" else f", activations in {activation_dtype}"
+    return dtype + ("" if recompute == "none" else f", recompute {recompute}")
+
+
 def peak_memory(model: Model) -> int:
     """Return the most bytes that there were on the model's device since the last reset."""
     peak = _core.memory_report(model.device)["total"]["peak"]
@@ -131,22 +138,29 @@ def choose_recompute(
     ConfigError
         The limit was given and not even the forecast of "layer" stays within it.
     """
-    plan = _forecast_with(model, n_tokens, "none", config, n_segments)
     left = _core.memory_info(model.device)["free"]
     if limit_gib is None and left is None:
         return "none"
-    limit = limit_gib * 2**30 if limit_gib else limit_of_auto(plan, left or 0)
-    for recompute in cast(tuple[Recompute, ...], get_args(Recompute)):
-        least = _forecast_with(model, n_tokens, recompute, config, n_segments)
-        if least.total <= limit:
-            return recompute
-    if limit_gib:
+
+    @cache
+    def forecast_with(recompute: Recompute) -> MemoryForecast:
+        return _forecast_with(model, n_tokens, recompute, config, n_segments)
+
+    limit = limit_gib * 2**30 if limit_gib else limit_of_auto(forecast_with("none"), left or 0)
+    chosen = first_within(limit, forecast_with)
+    least = forecast_with(chosen)
+    if limit_gib and least.total > limit:
         raise ConfigError(
             f"memory_limit: expected at least {least.total / 2**30:.3g} GiB for micro-batches of {n_tokens:,} tokens "
             f"({least.describe()} with recompute=layer), got {limit_gib:g}; lower per_device_train_batch_size or "
             "max_seq_length, or raise the limit"
         )
-    return "layer"
+    return chosen
+
+
+def first_within(limit: float, forecast_with: Callable[[Recompute], MemoryForecast]) -> Recompute:
+    """What computes the least again of what stays within so many bytes; the last one where nothing does."""
+    return next((recompute for recompute in RECOMPUTES if forecast_with(recompute).total <= limit), RECOMPUTES[-1])
 
 
 def limit_of_auto(plan: MemoryForecast, left: int) -> float:
